@@ -1,0 +1,252 @@
+"""Memory as a sum of named terms, and the loader's sizes solved from it. Pure.
+
+``project`` says what given sizes cost; ``solve`` finds the most lanes, and then the most slots, that a budget allows.
+The shuffle parameters (lanes, groups) follow from layout, batch size and the stated budget alone, never from the
+machine, so that the same call gives the same order everywhere. The number of threads may follow the machine: it is
+counted at its largest when lanes are solved.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final
+
+from streamtrain.errors import BudgetError, UsageError
+from streamtrain.layout import PAGE_BYTES, Layout
+from streamtrain.order import Shuffle
+from streamtrain.schedule import largest_lead
+from streamtrain.units import format_bytes
+
+MAX_THREADS: Final = 4
+MOST_LANES: Final = 4096
+"""Lanes beyond this mix no better and cost time; what memory is left keeps blocks for the next epoch."""
+
+_INDEX_SAMPLE_BYTES: Final = 96
+_RUN_BYTES: Final = 216
+_BLOCK_FIELD_BYTES: Final = 20
+_THREAD_BYTES: Final = 256 << 10
+_OBJECTS_BYTES: Final = 1 << 20
+_MOST_GROUPS: Final = 8
+_LANES_PER_GROUP: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How large the loader's parts are.
+
+    Parameters
+    ----------
+    batch_size : int
+        Samples of a batch.
+    lanes, groups : int
+        Shuffle parameters; ``lanes`` is 1 for the sequential order.
+    slots : int
+        Blocks the pool holds.
+    read_blocks : int
+        Blocks one reader task takes, at most.
+    span_batches, spans : int
+        Batches gathered into one piece of memory, and how many such pieces there are.
+    index_samples : int
+        Samples whose places are worked out at once.
+    """
+
+    batch_size: int
+    lanes: int
+    groups: int
+    slots: int
+    read_blocks: int
+    span_batches: int
+    spans: int
+    index_samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """What the loader will own, in bytes, by name; ``str()`` prints it as a sum.
+
+    Attributes
+    ----------
+    budget_bytes : int
+        What the user allows.
+    terms : dict of str to int
+        The named terms.
+    """
+
+    budget_bytes: int
+    terms: dict[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of the terms."""
+        return sum(self.terms.values())
+
+    def __str__(self) -> str:
+        terms = " + ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in self.terms.items())
+        return f"{terms} = {format_bytes(self.total_bytes)} of {format_bytes(self.budget_bytes)}"
+
+
+def project(layout: Layout, sizes: Sizes, *, budget_bytes: int) -> Projection:
+    """What the loader owns at these sizes."""
+    span_bytes = sum(_pages(sizes.span_batches * sizes.batch_size * field.row_bytes) for field in layout.fields)
+    encoded_bytes = 0 if layout.codec == "none" else max(f.row_bytes for f in layout.fields) * layout.block_rows + 4096
+    row_index_bytes = 2 if layout.block_rows <= 1 << 16 else 4
+    row_orders = 2 * sizes.lanes * layout.block_rows * row_index_bytes if sizes.lanes > 1 else 0
+    terms = {
+        "pool": sum(_pages(sizes.slots * layout.block_rows * field.row_bytes) for field in layout.fields),
+        "batches": sizes.spans * span_bytes,
+        "decoding": MAX_THREADS * encoded_bytes,
+        "order": (layout.n_blocks + sizes.lanes) * _RUN_BYTES + row_orders,
+        "index work": max(sizes.index_samples, sizes.lanes) * _INDEX_SAMPLE_BYTES,
+        "checksums": layout.n_blocks * len(layout.fields) * _BLOCK_FIELD_BYTES,
+        "threads": MAX_THREADS * _THREAD_BYTES + _OBJECTS_BYTES,
+    }
+    return Projection(budget_bytes=budget_bytes, terms=terms)
+
+
+def solve(
+    layout: Layout,
+    *,
+    batch_size: int,
+    memory: int,
+    shuffle: bool = True,
+    lanes: int | None = None,
+    groups: int | None = None,
+) -> tuple[Sizes, Projection]:
+    """Find the sizes for a budget of ``memory`` bytes.
+
+    Parameters
+    ----------
+    layout : Layout
+        The dataset's.
+    batch_size : int
+        Samples of a batch.
+    memory : int
+        The budget in bytes.
+    shuffle : bool
+        False for the sequential order, which has one lane.
+    lanes, groups : int, optional
+        Taken as given; solved for by default.
+
+    Raises
+    ------
+    BudgetError
+        The budget is too small; the message has every term and the smallest budget that would do.
+    UsageError
+        ``lanes`` is not positive and even.
+    """
+    check_lanes(lanes)
+    least = _least(layout, batch_size, lanes if shuffle else 1)
+    if groups is not None:
+        least = replace(least, groups=groups)
+    needed = project(layout, least, budget_bytes=memory)
+    if needed.total_bytes > memory:
+        raise BudgetError(
+            f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(needed.total_bytes)}",
+            why=f"The least the loader owns: {needed}",
+            fix=f"memory={needed.total_bytes}" + ("" if lanes is None else ", or fewer lanes"),
+        )
+    comfortable = _comfortable(layout, least, memory)
+    start = comfortable if _fits(layout, comfortable, memory) else least
+    sizes = start if lanes or not shuffle else _most_lanes(layout, start, memory)
+    sizes = _most_slots(layout, sizes, memory)
+    return sizes, project(layout, sizes, budget_bytes=memory)
+
+
+def check_lanes(lanes: int | None) -> None:
+    """Refuse a number of lanes that the order cannot use."""
+    if lanes is not None and (lanes < 2 or lanes % 2):
+        raise UsageError(f"lanes is {lanes}; it must be even and at least 2", fix=f"lanes={max(2, lanes // 2 * 2)}")
+
+
+def _least(layout: Layout, batch_size: int, lanes: int | None) -> Sizes:
+    sizes = Sizes(
+        batch_size=batch_size,
+        lanes=lanes or 2,
+        groups=_groups_dividing(batch_size, lanes) if lanes and lanes > 1 else 1,
+        slots=0,
+        read_blocks=1,
+        span_batches=1,
+        spans=2,
+        index_samples=4096,
+    )
+    return replace(sizes, slots=_slots(layout, sizes, threads=1))
+
+
+def _comfortable(layout: Layout, least: Sizes, memory: int) -> Sizes:
+    """Sizes at which work goes in large pieces, about a quarter of the budget in all beside the pool."""
+    batch_bytes = least.batch_size * layout.row_bytes
+    sizes = replace(
+        least,
+        read_blocks=min(16, max(1, memory // 64 // layout.block_bytes)),
+        span_batches=max(1, min(8 << 20, memory // 24) // batch_bytes),
+        spans=4,
+        index_samples=max(4096, min(65_536, memory // 16 // _INDEX_SAMPLE_BYTES)),
+    )
+    return replace(sizes, slots=_slots(layout, sizes))
+
+
+def _slots(layout: Layout, sizes: Sizes, threads: int = MAX_THREADS) -> int:
+    """The slots these lanes need: their own, those that even demand cannot do without, those being filled."""
+    prefetch = math.isqrt(sizes.lanes) + threads * sizes.read_blocks
+    return min(layout.n_blocks, sizes.lanes + prefetch)
+
+
+def _fits(layout: Layout, sizes: Sizes, memory: int) -> bool:
+    return project(layout, sizes, budget_bytes=memory).total_bytes <= memory
+
+
+def _most_lanes(layout: Layout, start: Sizes, memory: int) -> Sizes:
+    """The most lanes that fit, then fewer where that spreads the lanes' phases."""
+
+    def at(lanes: int) -> Sizes:
+        sizes = replace(start, lanes=lanes, groups=_groups_dividing(start.batch_size, lanes))
+        return replace(sizes, slots=_slots(layout, sizes, MAX_THREADS if start.spans > 2 else 1))
+
+    most = max(1, min(MOST_LANES, layout.n_blocks // 2) // 2)
+    low, high = 1, most
+    while low < high:
+        middle = -(-(low + high) // 2)
+        low, high = (middle, high) if _fits(layout, at(2 * middle), memory) else (low, middle - 1)
+    return at(_spread_lanes(layout, start.batch_size, 2 * low))
+
+
+def _spread_lanes(layout: Layout, batch_size: int, asked: int) -> int:
+    """The lanes, at most 10 % below what was asked, that move on to their next blocks most evenly.
+
+    The largest number whose largest lead is at most its root is taken, else that of the least lead.
+    """
+    step = 2 * _groups(batch_size, asked)
+    largest = max(2, asked // step * step)
+    leads: dict[int, int] = {}
+    for lanes in range(largest, max(1, math.ceil(0.9 * asked) - 1), -step):
+        shuffle = Shuffle(n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=lanes, groups=step // 2)
+        leads[lanes] = largest_lead(shuffle)
+        if leads[lanes] <= math.isqrt(lanes):
+            return lanes
+    return min(leads, key=lambda lanes: leads[lanes], default=largest)
+
+
+def _groups(batch_size: int, lanes: int) -> int:
+    """The largest power of two up to 8 that divides the batch and leaves each group enough lanes."""
+    groups = _MOST_GROUPS
+    while groups > 1 and (batch_size % groups or lanes < _LANES_PER_GROUP * groups):
+        groups //= 2
+    return groups
+
+
+def _groups_dividing(batch_size: int, lanes: int) -> int:
+    groups = _groups(batch_size, lanes)
+    while lanes % (2 * groups):
+        groups //= 2
+    return groups
+
+
+def _most_slots(layout: Layout, sizes: Sizes, memory: int) -> Sizes:
+    spare = memory - project(layout, sizes, budget_bytes=memory).total_bytes
+    more = max(0, spare - len(layout.fields) * PAGE_BYTES) // layout.block_bytes
+    return replace(sizes, slots=min(layout.n_blocks, sizes.slots + more))
+
+
+def _pages(n_bytes: int) -> int:
+    return -(-n_bytes // PAGE_BYTES) * PAGE_BYTES

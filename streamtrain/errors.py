@@ -1,0 +1,156 @@
+"""Every error streamtrain raises on purpose, and the exit code the CLI leaves with.
+
+::
+
+    StreamtrainError                      1   a bug, or an error without a class of its own
+    ├── UsageError         (ValueError)   2   an argument is wrong
+    │   ├── UnknownName    (LookupError)  2   a name is not among the known ones
+    │   └── OutOfRange     (IndexError)   2   an index is past the end
+    ├── InputError         (ValueError)   3   the raw data is bad
+    ├── DatasetError       (OSError)      4   the dataset on disk is missing, incomplete or damaged
+    │   └── DamagedBlock                  4   a stored block does not match its checksum
+    ├── ResourceError      (OSError)      5   not enough of the machine
+    │   ├── BudgetError    (MemoryError)  5   the memory budget is too small
+    │   └── DeviceError    (RuntimeError) 5   the device is missing or too small
+    ├── CheckpointError    (ValueError)   6   a checkpoint is missing, damaged or of another run
+    ├── StallError         (TimeoutError) 7   something did not happen within its deadline
+    ├── DivergedError      (ArithmeticError) 8   a loss or gradient is not finite
+    └── LockedError        (OSError)      9   another process is writing the dataset
+
+Each class is the library's and the fitting builtin's at once, so ``except ValueError`` and
+``except StreamtrainError`` both work. A message says what failed, where, why, and the fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class StreamtrainError(Exception):
+    """The root of all errors of ours.
+
+    Parameters
+    ----------
+    what : str
+        What failed: the value against its limit.
+    where : str, optional
+        ``file:line``, member, or field + block + sample.
+    why : str, optional
+        The reason, with its terms.
+    fix : str, optional
+        The remedy, computed where it can be.
+
+    Examples
+    --------
+    >>> str(StreamtrainError("3 columns, expected 4", where="a.csv:7", fix="complete the line"))
+    'a.csv:7: 3 columns, expected 4. Fix: complete the line.'
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        why: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.why = why
+        self.fix = fix
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        parts = [head, self.why, f"Fix: {self.fix}" if self.fix else None]
+        text = ". ".join(part.rstrip(". ") for part in parts if part)
+        return text if text.endswith("?") or not (self.why or self.fix) else text + "."
+
+
+class UsageError(StreamtrainError, ValueError):
+    """An argument is wrong."""
+
+    exit_code = 2
+
+
+class UnknownName(UsageError, LookupError):
+    """A name is not among the known ones."""
+
+
+class OutOfRange(UsageError, IndexError):
+    """An index is past the end."""
+
+
+class InputError(StreamtrainError, ValueError):
+    """The raw data is bad."""
+
+    exit_code = 3
+
+
+class DatasetError(StreamtrainError, OSError):
+    """The dataset on disk is missing, incomplete or damaged."""
+
+    exit_code = 4
+
+
+class DamagedBlock(DatasetError):
+    """A stored block does not match its checksum."""
+
+
+class ResourceError(StreamtrainError, OSError):
+    """Not enough of the machine: memory, disk or device."""
+
+    exit_code = 5
+
+
+class BudgetError(ResourceError, MemoryError):
+    """The memory budget is too small for what was asked."""
+
+
+class DeviceError(ResourceError, RuntimeError):
+    """The device is missing or too small."""
+
+
+class CheckpointError(StreamtrainError, ValueError):
+    """A checkpoint is missing, damaged or of another run."""
+
+    exit_code = 6
+
+
+class StallError(StreamtrainError, TimeoutError):
+    """Something did not happen within its deadline."""
+
+    exit_code = 7
+
+
+class DivergedError(StreamtrainError, ArithmeticError):
+    """A loss or gradient is not finite."""
+
+    exit_code = 8
+
+
+class LockedError(StreamtrainError, OSError):
+    """Another process is writing the dataset."""
+
+    exit_code = 9
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
+    """Build the error for an unknown name, with the nearest known ones.
+
+    Examples
+    --------
+    >>> str(unknown_name("optimizer", "adm", ["adam", "sgd"]))
+    "unknown optimizer 'adm'. Known: adam, sgd. Fix: did you mean 'adam'?"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    return UnknownName(
+        f"unknown {kind} {name!r}",
+        why=f"Known: {', '.join(names)}",
+        fix=f"did you mean {near[0]!r}?" if near else f"use one of the known {kind} names",
+    )

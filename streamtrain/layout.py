@@ -1,0 +1,179 @@
+"""What a stored dataset looks like: frozen facts, and the arithmetic of rows, blocks and bytes.
+
+A dataset is a few *fields* over the same samples. A *block* is the same run of ``block_rows`` samples in every
+field, one Zarr inner chunk per field; a *shard* is one file of ``shard_blocks`` blocks of one field. The last
+block is stored at its full size, padded with zeros, as Zarr does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+
+from streamtrain.errors import UsageError
+
+Codec = Literal["none", "lz4", "zstd"]
+CODECS: Final[tuple[Codec, ...]] = ("none", "lz4", "zstd")
+
+PAGE_BYTES: Final = 4096
+CHECKSUM_BYTES: Final = 4
+UNKNOWN_SAMPLES: Final = 2**62
+"""The row count of a layout whose end is not known yet."""
+
+_BLOCK_BYTES: Final = 512 * 2**10
+_BLOCK_BYTES_LEAST: Final = 16 * 2**10
+_BLOCKS_WANTED: Final = 2_000
+_RESERVED = frozenset({"count", "index"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One named array; its first axis (samples) is left out of ``shape``.
+
+    Parameters
+    ----------
+    name : str
+        An identifier; not ``count`` or ``index``, which a named tuple needs, and not starting with ``_``.
+    dtype : numpy.dtype
+        A bool, integer or float type in native byte order.
+    shape : tuple of int
+        The shape of one sample; ``()`` for a scalar.
+
+    Examples
+    --------
+    >>> Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28)).row_bytes
+    784
+    """
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or self.name.startswith("_") or self.name in _RESERVED:
+            raise UsageError(
+                f"field name {self.name!r} is not usable",
+                why="A field name is a Python identifier without a leading underscore, and not 'count' or 'index'",
+                fix="rename the field",
+            )
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sample of this field."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The facts of a stored dataset that reading it depends on.
+
+    Examples
+    --------
+    >>> x = Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28))
+    >>> y = Field(name="y", dtype=np.dtype("int64"), shape=())
+    >>> layout = Layout(fields=(x, y), n_samples=1000, block_rows=64, shard_blocks=8, codec="lz4")
+    >>> layout.n_blocks, layout.n_shards, layout.block_bytes, layout.block_range(15)
+    (16, 2, 50688, (960, 1000))
+    """
+
+    fields: tuple[Field, ...]
+    n_samples: int
+    block_rows: int
+    shard_blocks: int
+    codec: Codec
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of the dataset; the last may hold fewer than ``block_rows`` samples."""
+        return -(-self.n_samples // self.block_rows)
+
+    @property
+    def n_shards(self) -> int:
+        """Shard files of each field."""
+        return -(-self.n_blocks // self.shard_blocks)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sample over all fields."""
+        return sum(field.row_bytes for field in self.fields)
+
+    @property
+    def block_bytes(self) -> int:
+        """Decoded bytes of one block over all fields."""
+        return self.row_bytes * self.block_rows
+
+    @property
+    def n_bytes(self) -> int:
+        """Decoded bytes of all samples."""
+        return self.row_bytes * self.n_samples
+
+    def block_range(self, block: int) -> tuple[int, int]:
+        """The samples of a block, as a half-open range."""
+        start = block * self.block_rows
+        return start, min(start + self.block_rows, self.n_samples)
+
+    def shard_blocks_range(self, shard: int) -> tuple[int, int]:
+        """The blocks of a shard, as a half-open range."""
+        start = shard * self.shard_blocks
+        return start, min(start + self.shard_blocks, self.n_blocks)
+
+    def field(self, name: str) -> Field:
+        """The field of that name."""
+        return next(field for field in self.fields if field.name == name)
+
+
+def plan_layout(
+    fields: tuple[Field, ...],
+    n_samples: int | None,
+    *,
+    block_bytes: int | None = None,
+    shard_bytes: int,
+    codec: Codec,
+) -> Layout:
+    """Choose the rows of a block and the blocks of a shard.
+
+    A block is 512 KiB over all fields; less for small data, so that there are about 2,000 to shuffle, down to
+    16 KiB. Where a block holds enough rows, their number is such that a block of the largest field is whole
+    pages, which direct reads need to be fast.
+
+    Parameters
+    ----------
+    fields : tuple of Field
+        The fields, of which at least one has bytes.
+    n_samples : int, optional
+        The rows; None where only the end tells, planned as if they were many.
+    block_bytes : int, optional
+        Decoded bytes of a block over all fields, instead of the default; one row where a row is larger.
+    shard_bytes : int
+        Decoded bytes of one shard file of the largest field.
+    codec : {"none", "lz4", "zstd"}
+        The compression.
+
+    Examples
+    --------
+    >>> x = Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28))
+    >>> y = Field(name="y", dtype=np.dtype("int64"), shape=())
+    >>> layout = plan_layout((x, y), 60_000, shard_bytes=64_000_000, codec="lz4")
+    >>> layout.block_rows, layout.block_bytes, layout.n_blocks, layout.n_shards
+    (30, 23760, 2000, 1)
+    >>> plan_layout((x, y), 10**9, shard_bytes=64_000_000, codec="lz4").block_rows * 784 % PAGE_BYTES
+    0
+    """
+    n_rows = UNKNOWN_SAMPLES if n_samples is None else n_samples
+    row_bytes = sum(field.row_bytes for field in fields)
+    largest = max(field.row_bytes for field in fields)
+    target = max(_BLOCK_BYTES_LEAST, min(_BLOCK_BYTES, row_bytes * n_rows // _BLOCKS_WANTED))
+    block_rows = _page_aligned(max(1, (block_bytes or target) // row_bytes), largest)
+    block_rows = max(1, min(block_rows, n_rows))
+    n_blocks = -(-n_rows // block_rows)
+    shard_blocks = max(1, min(shard_bytes // (block_rows * largest), n_blocks))
+    return Layout(fields=fields, n_samples=n_rows, block_rows=block_rows, shard_blocks=shard_blocks, codec=codec)
+
+
+def _page_aligned(block_rows: int, row_bytes: int) -> int:
+    """The nearest number of rows that fills whole pages, where there are enough rows to round."""
+    step = PAGE_BYTES // math.gcd(PAGE_BYTES, row_bytes)
+    return block_rows if block_rows < step else (block_rows + step // 2) // step * step

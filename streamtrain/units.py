@@ -1,0 +1,98 @@
+"""Sizes, rates and durations between people and numbers.
+
+A size is an int of bytes or text with a unit: decimal ``KB MB GB TB`` (powers of 1000) or binary
+``KiB MiB GiB TiB`` (powers of 1024), case-insensitive. Text without a unit is refused: ``"512"`` could mean
+anything.
+"""
+
+from __future__ import annotations
+
+import re
+
+from streamtrain.errors import UsageError
+
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
+
+
+def parse_bytes(size: int | str, *, name: str = "size") -> int:
+    """Turn a size into bytes.
+
+    Parameters
+    ----------
+    size : int or str
+        Bytes, or text with a unit.
+    name : str
+        What the size is called in the error message.
+
+    Raises
+    ------
+    UsageError
+        The text has no unit or an unknown one, or the size is not positive.
+
+    Examples
+    --------
+    >>> parse_bytes("2GB"), parse_bytes("1.5 MiB"), parse_bytes(4096)
+    (2000000000, 1572864, 4096)
+    """
+    n_bytes = size if isinstance(size, int) and not isinstance(size, bool) else _parse(size, name)
+    if n_bytes <= 0:
+        raise UsageError(f"{name} is {size!r}; it must be positive", fix=f"{name}='64MB', say")
+    return n_bytes
+
+
+def _parse(size: object, name: str) -> int:
+    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    unit = match.group(2).lower() if match else ""
+    if match is None or unit not in _UNITS:
+        known = "B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024)"
+        raise UsageError(f"{name} {size!r} is not a size", why=f"A size is a number and a unit: {known}", fix="'512MB', say")
+    return int(float(match.group(1)) * _UNITS[unit])
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Write bytes for people, in decimal units.
+
+    Examples
+    --------
+    >>> format_bytes(999), format_bytes(16_000_000), format_bytes(1_540_000_000)
+    ('999 B', '16.0 MB', '1.54 GB')
+    """
+    for unit, size, digits in (("TB", 1e12, 2), ("GB", 1e9, 2), ("MB", 1e6, 1), ("KB", 1e3, 1)):
+        if abs(n_bytes) >= size:
+            return f"{n_bytes / size:.{digits}f} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def format_rate(amount: float, seconds: float, unit: str) -> str:
+    """Write an amount per second for people.
+
+    Examples
+    --------
+    >>> format_rate(2_500_000, 2.0, "samples")
+    '1,250,000 samples/s'
+    """
+    return f"{amount / seconds if seconds > 0 else 0:,.0f} {unit}/s"
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration for people.
+
+    Examples
+    --------
+    >>> format_duration(0.0421), format_duration(4.2), format_duration(3725)
+    ('42 ms', '4.2 s', '1 h 02 min')
+    """
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

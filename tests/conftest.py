@@ -1,0 +1,66 @@
+"""What holds around every test: nothing is left running, nothing is left open, and hypothesis repeats itself."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("repeatable")
+
+_GRACE_SECONDS = 2.0
+# Threads that a library starts once and keeps for the life of the process: zarr's event loop and its pool, asyncio's
+# and dask's default pools, tqdm's monitor. Our own have names of ours, which a test of the architecture holds.
+_LASTING_THREADS = ("zarr_io", "zarr_pool", "asyncio_", "ThreadPoolExecutor-", "tqdm_monitor")
+_OPEN_FILES = Path("/proc/self/fd")
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_threads() -> Iterator[None]:
+    """Every thread a test starts has ended with it."""
+    before = set(threading.enumerate())
+    yield
+    leaked = _settled(lambda: [thread.name for thread in threading.enumerate() if _is_of_the_test(thread, before)])
+    assert not leaked, f"threads left running: {leaked}"
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_files() -> Iterator[None]:
+    """Every file a test opens is closed with it."""
+    before = _open_files()
+    yield
+    leaked = _settled(lambda: list((_open_files() - before).elements()))
+    assert not leaked, f"files left open: {leaked}"
+
+
+def _settled(find: Callable[[], list[str]]) -> list[str]:
+    """What is still found after the grace, in which ends take effect and cycles are collected."""
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while (found := find()) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.02)
+    return found
+
+
+def _is_of_the_test(thread: threading.Thread, before: set[threading.Thread]) -> bool:
+    return thread not in before and not thread.name.startswith(_LASTING_THREADS)
+
+
+def _open_files() -> Counter[str]:
+    """The regular files and folders this process holds open; none where the system does not tell."""
+    found: Counter[str] = Counter()
+    for descriptor in _OPEN_FILES.iterdir() if _OPEN_FILES.is_dir() else ():
+        try:
+            target = str(descriptor.readlink())
+        except OSError:
+            continue  # closed since it was listed, as the listing's own is
+        if target.startswith("/") and not target.startswith(("/dev/", "/proc/")):
+            found[target] += 1
+    return found
