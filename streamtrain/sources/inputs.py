@@ -1,0 +1,199 @@
+"""Input files: looked at before they are read, read in exact runs of bytes, held to have stayed the same.
+
+A file is opened anew for every run of bytes, so a source holds no file open, threads share no position, and
+nothing is mapped: a file truncated under us is an error with its name, not a signal.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import InputError, UsageError
+from streamtrain.sources.protocol import SourceOptions
+from streamtrain.units import format_bytes
+
+# zlib and zipfile keep several copies of a piece.
+_PIECE_BYTES: Final = 1 << 16
+
+
+class ByteStream(Protocol):
+    """What reading in order needs of an open file, an unpacked gzip file or a zip member."""
+
+    def read(self, n_bytes: int = ..., /) -> bytes:
+        """Up to ``n_bytes``, none at the end."""
+
+
+def check_file(path: Path) -> os.stat_result:
+    """Refuse whatever is not a readable regular file with something in it.
+
+    Raises
+    ------
+    InputError
+        The path is missing, a folder, unreadable or empty.
+    UsageError
+        The path is a pipe, a socket or a device, which cannot be read twice.
+    """
+    status = look_up(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError("is a folder; a file is expected here", where=str(path), fix="give a file in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError(
+            "is a pipe or device, not a regular file", where=str(path), fix="write the data to a file first"
+        )
+    if status.st_size == 0:
+        raise InputError("the file is empty (0 bytes)", where=str(path), fix="write it again, or leave it out")
+    if not os.access(path, os.R_OK):
+        raise InputError("the file is not readable: permission denied", where=str(path), fix=f"chmod u+r {path}")
+    return status
+
+
+def look_up(path: Path) -> os.stat_result:
+    """The status of a path; where there is none, the nearest name beside it."""
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
+        fix = f"did you mean {str(path.with_name(near[0]))!r}?" if near else "check the path"
+        raise InputError("no such file or folder", where=str(path), fix=fix) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"the path cannot be looked up: {error}", where=str(path), fix="check the path") from error
+
+
+def _siblings(path: Path) -> list[str]:
+    try:
+        return [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return []
+
+
+def provenance_of(path: Path, kind: str, **facts: object) -> tuple[dict[str, Any], ...]:
+    """What a manifest keeps of a file: its format, the path as given, its bytes and mtime_ns."""
+    status = check_file(path)
+    return ({"format": kind, "path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, **facts},)
+
+
+def changed(provenance: Iterable[Mapping[str, Any]]) -> str | None:
+    """Say which source file is no longer what it was when it was opened.
+
+    Parameters
+    ----------
+    provenance : iterable of mapping
+        A source's ``provenance``; entries without a path (arrays, iterators) are passed over.
+
+    Returns
+    -------
+    str or None
+        What changed, as text for an error; None where nothing did.
+
+    Examples
+    --------
+    >>> changed([{"format": "iterator"}]) is None
+    True
+    """
+    return next(filter(None, (_change(entry) for entry in provenance if "path" in entry)), None)
+
+
+def _change(entry: Mapping[str, Any]) -> str | None:
+    try:
+        status = Path(entry["path"]).stat()
+    except OSError as error:
+        return f"{entry['path']}: gone while it was read ({error.strerror})"
+    if status.st_size != entry["bytes"]:
+        return f"{entry['path']}: changed while it was read, from {entry['bytes']:,} to {status.st_size:,} bytes"
+    if status.st_mtime_ns != entry["mtime_ns"]:
+        return f"{entry['path']}: written to while it was read (its modification time changed)"
+    return None
+
+
+def refuse_options(path: Path, kind: str, options: SourceOptions, *names: str) -> None:
+    """Refuse options that say nothing to a format, rather than overlook them."""
+    for name in names:
+        if getattr(options, name) is not None:
+            raise UsageError(f"{name} does not apply to {kind} files", where=str(path), fix=f"leave {name} out")
+
+
+def read_range(path: Path, offset: int, out: npt.NDArray[Any]) -> None:
+    """Fill a C-contiguous array with a file's bytes from ``offset`` on.
+
+    Raises
+    ------
+    InputError
+        The file ends before the array is full: it was truncated since it was opened.
+    """
+    view = out.reshape(-1).view(np.uint8).data
+    n_done = 0
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while n_done < len(view):
+            n_read = file.readinto(view[n_done:])
+            if not n_read:
+                raise _short(str(path), offset + len(view), offset + n_done)
+            n_done += n_read
+
+
+def read_next(stream: ByteStream, out: npt.NDArray[Any], *, where: str) -> None:
+    """Fill a C-contiguous array with a stream's next bytes, in pieces, so nothing else of size is held."""
+    view = out.reshape(-1).view(np.uint8).data
+    n_done = 0
+    while n_done < len(view):
+        piece = stream.read(min(_PIECE_BYTES, len(view) - n_done))
+        if not piece:
+            raise _short(where, len(view), n_done)
+        view[n_done : n_done + len(piece)] = piece
+        n_done += len(piece)
+
+
+def skip(stream: ByteStream, n_bytes: int, *, where: str) -> None:
+    """Read over the next bytes of a stream, in pieces."""
+    scratch = np.empty(min(_PIECE_BYTES, n_bytes), np.uint8)
+    for start in range(0, n_bytes, _PIECE_BYTES):
+        read_next(stream, scratch[: min(_PIECE_BYTES, n_bytes - start)], where=where)
+
+
+def _short(where: str, expected: int, found: int) -> InputError:
+    return InputError(
+        f"the data ends at byte {found:,}; its header promised {expected:,}",
+        where=where,
+        why="It is truncated, or was changed while it was read",
+        fix="write or download it again",
+    )
+
+
+def check_size(n_found: int, n_expected: int, *, where: str, claim: str) -> None:
+    """Hold what a header claims against the bytes there are, before anything is allocated.
+
+    Parameters
+    ----------
+    n_found, n_expected : int
+        Bytes there are, and bytes the claim needs.
+    where, claim : str
+        The file, and what its header says.
+    """
+    if n_found != n_expected:
+        state = "truncated" if n_found < n_expected else "longer than its header says"
+        raise InputError(
+            f"the file is {state}: {n_found:,} bytes found, {n_expected:,} expected",
+            where=where,
+            why=f"The header claims {claim} ({format_bytes(n_expected)})",
+            fix="write or download the file again",
+        )
+
+
+def first_bytes(path: Path, n_bytes: int) -> bytes:
+    """The first bytes of a file, fewer where it is shorter."""
+    with path.open("rb") as file:
+        return file.read(n_bytes)
+
+
+def open_bytes(path: Path) -> io.BufferedReader:
+    """Open a file for reading in order."""
+    return path.open("rb")

@@ -1,0 +1,128 @@
+"""Any iterable of dicts of arrays: a generator is read once, a list or a class with ``__iter__`` any number of times.
+
+The first item tells the fields; every later one must have the same names, dtypes and shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from streamtrain.errors import InputError, UsageError
+from streamtrain.layout import Field
+from streamtrain.sources.arrays import to_array
+from streamtrain.sources.protocol import Rows
+from streamtrain.sources.rows import as_field, describe, field_of, n_rows_of, pieces, rows_within
+
+
+class IterableSource:
+    """Rows from an iterable; only its end tells how many.
+
+    Parameters
+    ----------
+    items : iterable of mapping of str to array of shape (n_rows, ...)
+        Each item a run of rows, of any length.
+
+    Raises
+    ------
+    InputError
+        There is no item, or the first is not a run of rows.
+    """
+
+    def __init__(self, items: Iterable[Mapping[str, Any]]) -> None:
+        iterator = iter(items)
+        self._again = None if iterator is items else items
+        try:
+            first = next(iterator)
+        except StopIteration:
+            raise InputError("the iterator holds no samples", fix="yield at least one dict of arrays") from None
+        self._rest: Iterator[Mapping[str, Any]] | None = chain([first], iterator)
+        self.fields = _fields_of(first)
+
+    @property
+    def n_samples(self) -> None:
+        """None: only the end tells."""
+
+    @property
+    def classes(self) -> None:
+        """None: labels in arrays are numbers."""
+
+    @property
+    def provenance(self) -> tuple[dict[str, Any], ...]:
+        """That this was an iterator; it has no path."""
+        return ({"format": "iterator"},)
+
+    def where(self, row: int) -> str:
+        """The row, counted over all items."""
+        return f"row {row} of the iterator"
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield all rows in order: items as they come, cut where they are longer than ``max_bytes``.
+
+        Raises
+        ------
+        UsageError
+            An iterator is asked a second time.
+        """
+        items = self._take_items()
+        return self._blocks(items, rows_within(max_bytes, self.fields))
+
+    def _take_items(self) -> Iterator[Mapping[str, Any]]:
+        items, self._rest = self._rest, None
+        if items is not None:
+            return items
+        if self._again is None:
+            raise UsageError("the iterator was read already", why="It runs once", fix="give a new one, or an iterable")
+        return iter(self._again)
+
+    def _blocks(self, items: Iterator[Mapping[str, Any]], n_rows: int) -> Iterator[Rows]:
+        n_samples = 0
+        for number, item in enumerate(items):
+            rows = _checked(item, self.fields, number)
+            n_samples += n_rows_of(rows)
+            yield from pieces(rows, n_rows)
+        if not n_samples:
+            raise InputError("the iterator holds no samples: every item is empty", fix="yield at least one row")
+
+
+def _fields_of(item: object) -> tuple[Field, ...]:
+    arrays = _arrays(item, 0)
+    return tuple(
+        field_of(name, array.dtype, array.shape[1:], where=f"item 0 of the iterator, {name!r}")
+        for name, array in arrays.items()
+    )
+
+
+def _arrays(item: object, number: int) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    where = f"item {number} of the iterator"
+    if not isinstance(item, Mapping) or not item:
+        what = f"a {type(item).__name__} is not a dict of arrays" if not isinstance(item, Mapping) else "an empty dict"
+        raise InputError(what, where=where, fix='yield {"x": x, "y": y}, each with its rows first')
+    arrays = {str(name): to_array(values, where) for name, values in item.items()}
+    flat = [name for name, array in arrays.items() if not array.ndim]
+    if flat:
+        fix = "yield arrays with rows first: x[None] is one row"
+        raise InputError(f"{flat[0]!r} is 0-d, without an axis of rows", where=where, fix=fix)
+    return arrays
+
+
+def _checked(item: object, fields: tuple[Field, ...], number: int) -> Rows:
+    arrays = _arrays(item, number)
+    where = f"item {number} of the iterator"
+    names = [field.name for field in fields]
+    if set(arrays) != set(names):
+        what = f"its fields are {', '.join(arrays)}; the first item's are {', '.join(names)}"
+        raise InputError(what, where=where, fix="yield the same fields every time")
+    found = tuple(field_of(name, arrays[name].dtype, arrays[name].shape[1:], where=where) for name in names)
+    for expected, field in zip(fields, found, strict=True):
+        if field != expected:
+            what = f"{field.name} is {describe(field)}; in the first item it is {describe(expected)}"
+            raise InputError(what, where=where, fix="yield one dtype and shape")
+    lengths = {name: len(arrays[name]) for name in names}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise InputError(f"the arrays differ in rows: {listed}", where=where, fix="yield arrays of one length")
+    return {field.name: as_field(arrays[field.name], field, lambda row: f"{where} row {row}") for field in fields}

@@ -1,0 +1,108 @@
+"""Parquet: typed columns in row groups, read in batches. A first pass checks every value, the second reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from streamtrain.errors import InputError
+from streamtrain.sources.arrow import arrow, columns_of, plain
+from streamtrain.sources.inputs import provenance_of, refuse_options
+from streamtrain.sources.protocol import SourceOptions
+from streamtrain.sources.survey import Column, add_typed, check_complete
+from streamtrain.sources.tables import Chosen, TableSource, choose_columns, table_source
+
+_SURVEY_BYTES: Final = 4 << 20
+_BUFFER_BYTES: Final = 1 << 20
+# A value is at most 8 bytes and, as Arrow and as NumPy, is held twice.
+_HELD_BYTES: Final = 16
+
+
+def probe(path: Path, options: SourceOptions) -> TableSource:
+    """Open a Parquet file: read through the chosen columns once, hold nothing.
+
+    Raises
+    ------
+    InputError
+        The file is damaged, a column is nested or of a foreign type, or values are missing.
+    """
+    arrow()
+    refuse_options(path, "Parquet", options, "dtype", "shape")
+    provenance = provenance_of(path, "parquet")
+    with _reading(str(path)), _open_file(path) as file:
+        chosen = choose_columns(file.schema_arrow.names, options, str(path))
+        _check_types(path, file.schema_arrow, chosen)
+        n_claimed = file.metadata.num_rows
+    columns, n_rows = _survey(path, chosen)
+    if n_rows != n_claimed:
+        what = f"the row groups hold {n_rows:,} rows, the footer claims {n_claimed:,}"
+        raise InputError(what, where=str(path), fix="write the file again")
+    facts = ({**provenance[0], "columns": list(chosen.features), "label_column": chosen.label},)
+    batches, where = partial(_batches, path, chosen), partial(_place_of, path)
+    return table_source(path, chosen, columns, n_rows, facts, batches, where)
+
+
+@contextmanager
+def _open_file(path: Path) -> Iterator[Any]:
+    parquet = arrow("pyarrow.parquet")
+    # Row groups are read through a small buffer, not held whole; page checksums are compared where there are any.
+    with parquet.ParquetFile(
+        str(path), buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+    ) as file:
+        yield file
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Name the file and row group in whatever Arrow raises."""
+    try:
+        yield
+    except (arrow().ArrowException, OSError) as error:
+        what = f"the Parquet data is damaged: {str(error).splitlines()[0]}"
+        raise InputError(what, where=where, fix="write or download the file again") from error
+
+
+def _check_types(path: Path, schema: Any, chosen: Chosen) -> None:
+    types = arrow("pyarrow.types")
+    for name in chosen.names:
+        declared = schema.field(name).type
+        kind = declared.value_type if types.is_dictionary(declared) else declared
+        is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+        is_string = types.is_string(kind) or types.is_large_string(kind)
+        if not is_number and not (is_string and name == chosen.label):
+            raise InputError(
+                f"column {name!r} is {declared}, which is not supported",
+                where=str(path),
+                why="Features are bool, integer or float columns; the label may be text",
+                fix="leave it out by naming the others: columns=..., or flatten it into number columns",
+            )
+
+
+def _survey(path: Path, chosen: Chosen) -> tuple[tuple[Column, ...], int]:
+    columns = tuple(Column(name=name, is_label=name == chosen.label) for name in chosen.names)
+    n_rows = 0
+    for batch in _batches(path, chosen, _SURVEY_BYTES, {}):
+        values = columns_of(batch)
+        for column in columns:
+            add_typed(column, plain(values[column.name]), n_rows)
+        n_rows += batch.num_rows
+    check_complete(columns, lambda rows: [_place_of(path, row) for row in rows])
+    return columns, n_rows
+
+
+def _batches(path: Path, chosen: Chosen, max_bytes: int, _: Mapping[str, np.dtype[Any]]) -> Iterator[Any]:
+    """The chosen columns, row group by row group, in record batches of about so many bytes."""
+    n_rows = max(1, max_bytes // (_HELD_BYTES * len(chosen.names)))
+    with _reading(str(path)), _open_file(path) as file:
+        for group in range(file.num_row_groups):
+            with _reading(f"{path} row group {group}"):
+                yield from file.iter_batches(n_rows, row_groups=[group], columns=list(chosen.names))
+
+
+def _place_of(path: Path, row: int) -> str:
+    return f"{path} row {row}"

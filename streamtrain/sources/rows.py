@@ -1,0 +1,166 @@
+"""Runs of rows: which dtypes are taken, how many rows fit in so many bytes, casts that lose nothing.
+
+Every family passes its arrays through `field_of` (once, when it opens) and `as_field` (on every run of rows), so
+the rules for dtypes and class labels stand here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import InputError, UsageError
+from streamtrain.layout import Field
+from streamtrain.sources.protocol import Rows, SeekableSource
+
+SUPPORTED: Final = "bool, int8-int64, uint8-uint64, float16, float32, float64"
+
+_INT64_MAX: Final = np.iinfo(np.int64).max
+_CONVERSIONS: Final = {
+    "O": ("its elements are Python objects, which only code stored in the file could rebuild", "store a numeric dtype"),
+    "V": ("it is structured", "store each of its members as an array of its own"),
+    "c": ("it is complex", "store the real and the imaginary part as two features"),
+    "M": ("it holds dates", "store numbers: x.astype('datetime64[s]').astype('int64')"),
+    "m": ("it holds durations", "store numbers: x.astype('timedelta64[s]').astype('int64')"),
+    "U": ("it holds text", "store numbers; text labels can come from a CSV or Parquet label column"),
+    "S": ("it holds text", "store numbers; text labels can come from a CSV or Parquet label column"),
+}
+
+
+def field_of(name: str, dtype: np.dtype[Any], shape: Sequence[int], *, where: str) -> Field:
+    """Describe rows as a field: native byte order, and int64 for class labels.
+
+    A field ``y`` of whole numbers or bools with one value per sample holds class labels.
+
+    Parameters
+    ----------
+    name : str
+        The field's name.
+    dtype : numpy.dtype
+        The dtype the rows are stored with, in any byte order.
+    shape : sequence of int
+        The shape of one sample.
+    where : str
+        What to name in an error: a file, a member, an array.
+
+    Raises
+    ------
+    InputError
+        The name, the dtype or the shape cannot be a field.
+
+    Examples
+    --------
+    >>> field_of("x", np.dtype(">f4"), (3,), where="x.npy").dtype
+    dtype('float32')
+    >>> field_of("y", np.dtype("uint8"), (), where="y.npy").dtype
+    dtype('int64')
+    """
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        why, fix = _CONVERSIONS.get(dtype.kind, ("it is wider than 64 bits", "store it as float64"))
+        raise InputError(f"dtype {dtype} is not supported: {why}", where=where, why=f"Supported: {SUPPORTED}", fix=fix)
+    if 0 in shape:
+        raise InputError(f"a sample of shape {tuple(shape)} holds no elements", where=where, fix="drop the empty axis")
+    is_label = name == "y" and not shape and dtype.kind in "biu"
+    try:
+        return Field(name=name, dtype=np.dtype(np.int64) if is_label else dtype.newbyteorder("="), shape=tuple(shape))
+    except UsageError as error:
+        raise InputError(error.what, where=where, why=error.why, fix=error.fix) from None
+
+
+def describe(field: Field) -> str:
+    """The dtype and sample shape of a field, for people.
+
+    Examples
+    --------
+    >>> describe(Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28)))
+    'uint8 (28, 28)'
+    """
+    return f"{field.dtype} {field.shape}"
+
+
+def as_field(values: npt.NDArray[Any], field: Field, place: Callable[[int], str]) -> npt.NDArray[Any]:
+    """Bring rows to a field's dtype, in C order; copy only where bytes change.
+
+    Parameters
+    ----------
+    values : array of shape (n_rows, *field.shape)
+        Rows as stored.
+    field : Field
+        What they shall be.
+    place : callable
+        Where the row of that index among these came from; asked only for an error.
+
+    Raises
+    ------
+    InputError
+        A uint64 label is beyond int64, or a stored bool is neither 0 nor 1.
+    """
+    if values.dtype.kind == "b":
+        _check_bools(values, place)
+    if values.dtype == np.uint64 and field.dtype == np.int64:
+        _check_labels(values, place)
+    return np.ascontiguousarray(values, dtype=field.dtype)
+
+
+def _check_bools(values: npt.NDArray[Any], place: Callable[[int], str]) -> None:
+    bad = np.asarray(values).view(np.uint8) > 1
+    if bad.any():
+        row = int(bad.reshape(len(bad), -1).any(axis=1).argmax())
+        raise InputError("a bool is stored as a byte other than 0 and 1", where=place(row), fix="declare it as uint8")
+
+
+def _check_labels(values: npt.NDArray[Any], place: Callable[[int], str]) -> None:
+    row = int(values.argmax()) if len(values) else 0
+    if len(values) and values[row] > _INT64_MAX:
+        raise InputError(
+            f"label {values[row]} is beyond {_INT64_MAX}",
+            where=place(row),
+            why="Class labels are stored as int64",
+            fix="number the classes from 0",
+        )
+
+
+def rows_within(max_bytes: int, fields: Sequence[Field]) -> int:
+    """How many rows over these fields fit in so many bytes; at least one.
+
+    Examples
+    --------
+    >>> rows_within(1000, [Field(name="x", dtype=np.dtype("float32"), shape=(3,))])
+    83
+    """
+    return max(1, max_bytes // sum(field.row_bytes for field in fields))
+
+
+def n_rows_of(rows: Rows) -> int:
+    """How many rows a run holds."""
+    return len(next(iter(rows.values())))
+
+
+def pieces(rows: Rows, n_rows: int) -> Iterator[Rows]:
+    """Cut a run of rows into views of at most ``n_rows`` rows."""
+    for start in range(0, n_rows_of(rows), n_rows):
+        yield {name: values[start : start + n_rows] for name, values in rows.items()}
+
+
+def read_in_order(source: SeekableSource, max_bytes: int) -> Iterator[Rows]:
+    """The blocks of a source that can read any range: ranges, one after another."""
+    n_rows = rows_within(max_bytes, source.fields)
+    for start in range(0, source.n_samples, n_rows):
+        yield source.read(start, min(start + n_rows, source.n_samples))
+
+
+def check_range(start: int, stop: int, n_samples: int) -> None:
+    """Refuse a range of rows that a source does not have.
+
+    Examples
+    --------
+    >>> check_range(2, 9, 5)
+    Traceback (most recent call last):
+        ...
+    streamtrain.errors.UsageError: rows [2, 9) are not among the source's 5
+    """
+    if not 0 <= start <= stop <= n_samples:
+        raise UsageError(f"rows [{start}, {stop}) are not among the source's {n_samples}")

@@ -1,0 +1,183 @@
+"""Packed rows behind a stream that only runs forward: gzip files and zip members.
+
+Several members advance in step, each holding one run of rows. A stream is read to its very end, so that its
+checksum is compared and nothing is left over, before the last run counts as read.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import InputError
+from streamtrain.layout import Field
+from streamtrain.sources.inputs import ByteStream, read_next, skip
+from streamtrain.sources.packed import Packing
+from streamtrain.sources.protocol import Rows
+from streamtrain.sources.rows import rows_within
+from streamtrain.units import format_bytes
+
+_MAX_RATIO: Final = 1000
+_SMALL_BYTES: Final = 64_000_000
+_MAX_REREAD_BYTES: Final = 32_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One field behind a stream.
+
+    Parameters
+    ----------
+    packing : Packing
+        How its rows lie in the unpacked bytes.
+    where : str
+        The file, and the member in it.
+    open : callable
+        Opens the stream at its first byte.
+    """
+
+    packing: Packing
+    where: str
+    open: Callable[[], AbstractContextManager[ByteStream]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamedSource:
+    """Fields of the same length, each behind a stream, read in step from the start."""
+
+    path: Path
+    members: tuple[Member, ...]
+    provenance: tuple[dict[str, Any], ...]
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """One field per member, in the file's order."""
+        return tuple(member.packing.field for member in self.members)
+
+    @property
+    def n_samples(self) -> int:
+        """How many rows every header claims."""
+        return self.members[0].packing.n_rows
+
+    @property
+    def classes(self) -> None:
+        """None: packed labels are numbers."""
+
+    def where(self, row: int) -> str:
+        """The file and the row in it."""
+        return f"{self.path} row {row}"
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield all rows in order."""
+        n_rows = rows_within(max_bytes, self.fields)
+        with ExitStack() as stack:
+            runs = [stack.enter_context(closing(_runs(member, n_rows))) for member in self.members]
+            for arrays in zip(*runs, strict=True):
+                yield {field.name: array for field, array in zip(self.fields, arrays, strict=True)}
+
+
+def check_ratio(n_unpacked: int, n_packed: int, *, where: str) -> None:
+    """Refuse a claim that only a decompression bomb makes.
+
+    DEFLATE cannot pack better than 1032 to 1, and comes near it only on one byte repeated. Small ones do no harm.
+
+    Examples
+    --------
+    >>> check_ratio(10**12, 10**6, where="d.npz member x.npy")
+    Traceback (most recent call last):
+        ...
+    streamtrain.errors.InputError: d.npz member x.npy: unpacks from 1.0 MB to 1.00 TB, 1,000,000 to 1; the limit ...
+    """
+    ratio = n_unpacked / max(1, n_packed)
+    if ratio > _MAX_RATIO and n_unpacked > _SMALL_BYTES:
+        sizes = f"unpacks from {format_bytes(n_packed)} to {format_bytes(n_unpacked)}"
+        raise InputError(
+            f"{sizes}, {ratio:,.0f} to 1; the limit is {_MAX_RATIO:,} to 1",
+            where=where,
+            why="Only a decompression bomb, or one value repeated, packs like that",
+            fix="store it uncompressed if it is meant",
+        )
+
+
+@contextmanager
+def unpacking(where: str) -> Iterator[None]:
+    """Name the file and member in whatever the unpacking libraries raise."""
+    try:
+        yield
+    except (EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        detail = str(error) or type(error).__name__
+        raise InputError(
+            f"the compressed data is damaged: {detail}", where=where, fix="write or download the file again"
+        ) from error
+
+
+def _runs(member: Member, n_rows: int) -> Generator[npt.NDArray[Any], None, None]:
+    return _by_column(member, n_rows) if member.packing.fortran_order else _by_row(member, n_rows)
+
+
+def _by_row(member: Member, n_rows: int) -> Generator[npt.NDArray[Any], None, None]:
+    packing = member.packing
+    with unpacking(member.where), member.open() as stream:
+        skip(stream, packing.offset, where=member.where)
+        for start in range(0, packing.n_rows, n_rows):
+            out = packing.empty(min(n_rows, packing.n_rows - start))
+            read_next(stream, out, where=member.where)
+            yield _unpacked(member, out, start)
+        _check_end(stream, member)
+
+
+def _by_column(member: Member, n_rows: int) -> Generator[npt.NDArray[Any], None, None]:
+    """Go through the whole member once for every run of rows: slow, but as bounded as any other."""
+    packing = member.packing
+    _check_reread(member, -(-packing.n_rows // n_rows))
+    for start in range(0, packing.n_rows, n_rows):
+        out = packing.empty(min(n_rows, packing.n_rows - start))
+        with unpacking(member.where), member.open() as stream:
+            skip(stream, packing.offset, where=member.where)
+            _gather_columns(stream, member, start, out)
+            _check_end(stream, member)
+        yield _unpacked(member, out, start)
+
+
+def _gather_columns(stream: ByteStream, member: Member, start: int, out: npt.NDArray[Any]) -> None:
+    item_bytes = member.packing.stored.itemsize
+    n_after = member.packing.n_rows - start - len(out)
+    column = np.empty(len(out), member.packing.stored)
+    for index in member.packing.columns():
+        skip(stream, start * item_bytes, where=member.where)
+        read_next(stream, column, where=member.where)
+        skip(stream, n_after * item_bytes, where=member.where)
+        out.T[index] = column
+
+
+def _unpacked(member: Member, out: npt.NDArray[Any], start: int) -> npt.NDArray[Any]:
+    return member.packing.unpacked(out, lambda row: f"{member.where} row {start + row}")
+
+
+def _check_end(stream: ByteStream, member: Member) -> None:
+    if stream.read(1):
+        raise InputError(
+            "holds more data than its header claims",
+            where=member.where,
+            why=f"The header claims {member.packing.n_rows:,} rows",
+            fix="write or download the file again",
+        )
+
+
+def _check_reread(member: Member, n_passes: int) -> None:
+    n_bytes = n_passes * member.packing.n_bytes
+    if n_passes > 1 and n_bytes > _MAX_REREAD_BYTES:
+        raise InputError(
+            f"stored column by column: reading rows would unpack it {n_passes:,} times, {format_bytes(n_bytes)} in all",
+            where=member.where,
+            why=f"The limit is {format_bytes(_MAX_REREAD_BYTES)}",
+            fix="save it row by row, np.ascontiguousarray(x), or as a plain .npy, or allow more memory",
+        )

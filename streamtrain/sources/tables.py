@@ -1,0 +1,261 @@
+"""Tables of columns: some become the features ``x``, one the label ``y``.
+
+CSV and Parquet differ in how batches come out of a file; what a batch becomes is the same and stands here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import InputError, UsageError
+from streamtrain.layout import Field
+from streamtrain.sources.arrow import arrow, columns_of, numbers_in, plain
+from streamtrain.sources.protocol import Rows, SourceOptions
+from streamtrain.sources.rows import as_field, field_of, pieces, rows_within
+from streamtrain.sources.survey import Column, class_names
+
+Batches = Callable[[int, Mapping[str, np.dtype[Any]]], Iterator[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The columns that are read.
+
+    Parameters
+    ----------
+    features : tuple of str
+        Those stacked into ``x``, in this order.
+    label : str or None
+        The one that becomes ``y``.
+    """
+
+    features: tuple[str, ...]
+    label: str | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.features if self.label is None else (*self.features, self.label)
+
+
+def choose_columns(header: Sequence[str], options: SourceOptions, where: str) -> Chosen:
+    """Choose feature and label columns by name.
+
+    With ``columns=()`` only the label is read; without a name for it, it is the table's only column.
+
+    Raises
+    ------
+    InputError
+        A column is absent or there twice.
+    UsageError
+        The label is among the features, or nothing would be read.
+
+    Examples
+    --------
+    >>> choose_columns(["a", "b", "kind"], SourceOptions(label_column="kind"), "t.csv")
+    Chosen(features=('a', 'b'), label='kind')
+    """
+    _check_header(header, where)
+    label = options.label_column
+    if options.columns == () and label is None:
+        label = _only_column(header, where)
+    features = tuple(name for name in header if name != label) if options.columns is None else options.columns
+    chosen = Chosen(features=features, label=label)
+    _check_chosen(chosen, header, where)
+    return chosen
+
+
+def _check_header(header: Sequence[str], where: str) -> None:
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise InputError(f"the header names column {twice[0]!r} twice", where=where, fix="rename one of them")
+    if any(not name.strip() for name in header):
+        number = next(number for number, name in enumerate(header, 1) if not name.strip())
+        raise InputError(f"column {number} has no name in the header", where=where, fix="name it")
+
+
+def _only_column(header: Sequence[str], where: str) -> str:
+    if len(header) > 1:
+        listed = ", ".join(header)
+        fix = f"label_column={header[-1]!r}, say"
+        raise UsageError("which column holds the labels is not said", where=where, why=f"It has {listed}", fix=fix)
+    return header[0]
+
+
+def _check_chosen(chosen: Chosen, header: Sequence[str], where: str) -> None:
+    known = frozenset(header)
+    for name in chosen.names:
+        if name not in known:
+            near = difflib.get_close_matches(name, header, n=1)
+            kind = "label column" if name == chosen.label else "column"
+            fix = f"did you mean {near[0]!r}?" if near else "name one of these"
+            raise InputError(f"no {kind} {name!r}", where=where, why=f"It has {', '.join(header)}", fix=fix)
+    if chosen.label in chosen.features:
+        fix = "take it out of columns"
+        raise UsageError(f"column {chosen.label!r} is both label and feature", where=where, fix=fix)
+    twice = [name for name, count in Counter(chosen.features).items() if count > 1]
+    if twice:
+        raise UsageError(f"column {twice[0]!r} is chosen twice", where=where, fix="name it once")
+    if not chosen.names:
+        raise UsageError("no column is left to read", where=where, fix="name columns or a label column")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSource:
+    """A table that was surveyed, read in order.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    chosen : Chosen
+        The columns read.
+    columns : tuple of Column
+        What the survey found in them, in the same order.
+    n_samples : int
+        Rows counted.
+    classes : tuple of str or None
+        Names of text labels.
+    provenance : tuple of dict
+        Of the file, with the columns.
+    fields : tuple of Field
+        ``x`` if there are features, ``y`` if there is a label.
+    batches : callable
+        Gives the chosen columns as Arrow record batches of about so many bytes; where the file has no types of its
+        own, number columns in the dtypes named.
+    where : callable
+        Where a row came from.
+    """
+
+    path: Path
+    chosen: Chosen
+    columns: tuple[Column, ...]
+    n_samples: int
+    classes: tuple[str, ...] | None
+    provenance: tuple[dict[str, Any], ...]
+    fields: tuple[Field, ...]
+    batches: Batches
+    where: Callable[[int], str]
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield all rows in order.
+
+        Raises
+        ------
+        InputError
+            The file is no longer what the survey found.
+        """
+        n_rows = rows_within(max_bytes, self.fields)
+        n_done = 0
+        for batch in self.batches(max_bytes, self._dtypes()):
+            columns = {name: plain(column) for name, column in columns_of(batch).items()}
+            rows = {field.name: self._field(field, columns, n_done) for field in self.fields}
+            yield from pieces(rows, n_rows)
+            n_done += batch.num_rows
+        if n_done != self.n_samples:
+            raise self._changed(f"{n_done:,} rows now, {self.n_samples:,} when it was opened")
+
+    def _dtypes(self) -> dict[str, np.dtype[Any]]:
+        of_field = {field.name: field.dtype for field in self.fields}
+        numbers = [column for column in self.columns if column.dtype is not None]
+        return {column.name: of_field["y" if column.is_label else "x"] for column in numbers}
+
+    def _field(self, field: Field, columns: Mapping[str, Any], first_row: int) -> npt.NDArray[Any]:
+        if field.name == "y":
+            return self._label(field, columns[str(self.chosen.label)], first_row)
+        out = np.empty((len(next(iter(columns.values()))), *field.shape), field.dtype)
+        for number, name in enumerate(self.chosen.features):
+            out[:, number] = self._numbers(name, columns[name])
+        return out
+
+    def _label(self, field: Field, column: Any, first_row: int) -> npt.NDArray[Any]:
+        name = str(self.chosen.label)
+        if self.classes is None:
+            values = self._numbers(name, column)
+            return as_field(values, field, lambda row: self.where(first_row + row))
+        indices = arrow("pyarrow.compute").index_in(column, value_set=arrow().array(self.classes))
+        if indices.null_count:
+            raise self._changed(f"column {name!r} has a label it did not have")
+        return numbers_in(indices).astype(np.int64)
+
+    def _numbers(self, name: str, column: Any) -> npt.NDArray[Any]:
+        if column.null_count:
+            raise self._changed(f"column {name!r} has values missing that were there")
+        return numbers_in(column)
+
+    def _changed(self, what: str) -> InputError:
+        fix = "ingest again when nothing writes to it"
+        return InputError(f"changed while it was read: {what}", where=str(self.path), fix=fix)
+
+
+def table_source(
+    path: Path,
+    chosen: Chosen,
+    columns: tuple[Column, ...],
+    n_samples: int,
+    provenance: tuple[dict[str, Any], ...],
+    batches: Batches,
+    where: Callable[[int], str],
+) -> TableSource:
+    """Make a source of a surveyed table: the features in their narrowest common dtype, text labels numbered."""
+    if not n_samples:
+        raise InputError("the table has columns but no rows", where=str(path), fix="leave the file out")
+    label = columns[-1] if chosen.label is not None else None
+    classes = class_names(label, str(path)) if label is not None and label.dtype is None else None
+    source = TableSource(
+        path=path,
+        chosen=chosen,
+        columns=columns,
+        n_samples=n_samples,
+        classes=classes,
+        provenance=provenance,
+        fields=(),
+        batches=batches,
+        where=where,
+    )
+    features = [column.dtype for column in columns[: len(chosen.features)] if column.dtype is not None]
+    dtype = np.result_type(*features) if features else None
+    return with_dtypes(source, dtype, label.dtype if label is not None else None)
+
+
+def with_dtypes(source: TableSource, x: np.dtype[Any] | None, y: np.dtype[Any] | None) -> TableSource:
+    """The same table with features and number labels in these dtypes, none narrower than its own.
+
+    Raises
+    ------
+    InputError
+        A whole number of the table would be rounded.
+    """
+    where, n_features = str(source.path), len(source.chosen.features)
+    fields = []
+    if x is not None:
+        fields.append(field_of("x", x, (n_features,), where=where))
+    if source.chosen.label is not None:
+        fields.append(field_of("y", y if y is not None else np.dtype(np.int64), (), where=where))
+    dtypes = {field.name: field.dtype for field in fields}
+    for column in source.columns:
+        if column.dtype is not None:
+            _check_fits(column, dtypes["y" if column.is_label else "x"], where)
+    return replace(source, fields=tuple(fields))
+
+
+def _check_fits(column: Column, dtype: np.dtype[Any], where: str) -> None:
+    limit = (
+        2 ** (np.finfo(dtype).nmant + 1) if dtype.kind == "f" else int(np.iinfo(dtype).max) if dtype.kind != "b" else 1
+    )
+    largest = max(column.largest, -column.smallest - (dtype.kind == "i"))
+    if largest > limit:
+        raise InputError(
+            f"column {column.name!r} holds whole numbers up to {largest}, beyond {limit}, the last exact in {dtype}",
+            where=where,
+            why=f"{dtype} is the narrowest dtype that all columns share",
+            fix="leave the column out, or store the other columns as whole numbers",
+        )

@@ -1,0 +1,153 @@
+"""Parquet: typed columns, row group by row group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamtrain.errors import InputError
+from streamtrain.sources import SourceOptions, open_source
+
+LABELLED = SourceOptions(label_column="y")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("parquet")
+
+
+def write(folder: Path, columns: dict[str, Any], **options: Any) -> Path:
+    path = folder / "t.parquet"
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+@given(n_rows=st.integers(1, 100), group=st.integers(1, 40), max_bytes=st.integers(1, 2000))
+def test_blocks_equal_the_table(
+    folder: Path, read_all: Callable[..., Any], n_rows: int, group: int, max_bytes: int
+) -> None:
+    numbers = np.random.default_rng(n_rows)
+    a, b = numbers.normal(size=n_rows).astype("f4"), numbers.integers(-9, 9, n_rows).astype("i1")
+    path = write(folder, {"a": a, "b": b, "y": np.arange(n_rows, dtype="u2")}, row_group_size=group)
+    source = open_source(path, options=LABELLED)
+    read = read_all(source, max_bytes)
+    np.testing.assert_array_equal(read["x"], np.stack([a, b.astype("f4")], axis=1), strict=True)
+    np.testing.assert_array_equal(read["y"], np.arange(n_rows), strict=True)
+    assert source.where(n_rows - 1) == f"{path} row {n_rows - 1}"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "common"),
+    [
+        (["u1", "u1"], "u1"),
+        (["u1", "i1"], "i2"),
+        (["i8", "f4"], "f8"),
+        (["i2", "f4"], "f4"),
+        (["?", "f2"], "f2"),
+        (["u8", "u4"], "u8"),
+        (["?", "?"], "?"),
+    ],
+)
+def test_features_share_the_narrowest_dtype(tmp_path: Path, kinds: list[str], common: str) -> None:
+    path = write(tmp_path, {f"c{i}": np.ones(3, kind) for i, kind in enumerate(kinds)})
+    assert open_source(path).fields[0].dtype == np.dtype(common)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array(["b", "a", "b"]),
+        pa.array(["b", "a", "b"], pa.large_string()),
+        pa.array(["b", "a", "b"]).dictionary_encode(),
+    ],
+)
+def test_text_labels(tmp_path: Path, read_all: Callable[..., Any], labels: Any) -> None:
+    source = open_source(write(tmp_path, {"a": [1, 2, 3], "y": labels}), options=LABELLED)
+    assert source.classes == ("a", "b")
+    np.testing.assert_array_equal(read_all(source)["y"], np.array([1, 0, 1]), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype"),
+    [(pa.array([0.5, 1.5, 2.5], pa.float32()), "f4"), (pa.array([True, False, True]), "i8"), ([7, 8, 9], "i8")],
+)
+def test_number_labels(tmp_path: Path, read_all: Callable[..., Any], labels: Any, dtype: str) -> None:
+    source = open_source(write(tmp_path, {"a": [1, 2, 3], "y": labels}), options=LABELLED)
+    assert (source.classes, read_all(source)["y"].dtype) == (None, np.dtype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"a": [1.0, None, 2.0], "y": [1, 2, 3]},
+            r"t\.parquet row 1: 1 values are empty, NaN or infinite in column 'a'",
+        ),
+        ({"a": [1, None, None], "y": [1, 2, 3]}, r"row 1, .* row 2: 2 values"),
+        ({"a": [1.0, np.nan, np.inf], "y": [1, 2, 3]}, "2 values"),
+        ({"a": [1, 2, 3], "y": ["p", None, "q"]}, r"row 1: 1 labels are empty"),
+        ({"a": [1, 2, 3], "y": [1.0, 2.0, np.nan]}, r"row 2: 1 labels are empty"),
+        ({"a": [[1], [2, 3], []], "y": [1, 2, 3]}, r"column 'a' is list<.*not supported"),
+        ({"a": [{"b": 1}] * 3, "y": [1, 2, 3]}, r"column 'a' is struct<"),
+        ({"a": pa.array([1, 2, 3], pa.timestamp("s")), "y": [1, 2, 3]}, r"column 'a' is timestamp"),
+        ({"a": ["1", "2", "3"], "y": [1, 2, 3]}, r"column 'a' is string"),
+        ({"a": pa.array([None] * 3), "y": [1, 2, 3]}, r"column 'a' is null"),
+        ({"a": pa.array([1, 2, 3], pa.decimal128(9, 2)), "y": [1, 2, 3]}, r"column 'a' is decimal128"),
+        ({"a": [2**53 + 1, 0, 0], "b": [0.5, 1, 1], "y": [1, 2, 3]}, "whole numbers up to 9007199254740993, beyond"),
+        ({"a": [-(2**60), 0, 0], "b": [0.5, 1, 1], "y": [1, 2, 3]}, "whole numbers up to 1152921504606846976"),
+        ({"a": [1, 2, 3], "y": pa.array([1, 2, 2**63], pa.uint64())}, "up to 9223372036854775808, beyond"),
+        ({"a": [1, 2, 3], "label": [1, 2, 3]}, "no label column 'y'. It has a, label"),
+        ({"a": pa.array([], pa.int64()), "y": pa.array([], pa.int64())}, "columns but no rows"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        open_source(write(tmp_path, columns), options=LABELLED)
+    assert caught.value.exit_code == 3
+
+
+def test_a_bad_column_can_be_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path, {"a": [1, 2], "when": ["x", "y"], "y": [0, 1]})
+    source = open_source(path, options=SourceOptions(label_column="y", columns=("a",)))
+    assert source.fields[0].shape == (1,)
+
+
+@pytest.mark.parametrize("keep", [3, 100, -1, -9])
+def test_truncated(tmp_path: Path, keep: int) -> None:
+    path = write(tmp_path, {"a": np.arange(1000.0)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match="the Parquet data is damaged") as caught:
+        open_source(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_flipped_page_byte_names_the_row_group(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=2000)
+    path = write(
+        tmp_path, {"a": values}, row_group_size=1000, write_page_checksum=True, use_dictionary=False, compression="none"
+    )
+    data = bytearray(path.read_bytes())
+    data[data.index(values[1500].tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"t\.parquet row group 1: .*(CRC|checksum)"):
+        open_source(path)
+
+
+def test_a_row_group_larger_than_the_memory(tmp_path: Path) -> None:
+    n_rows = 2_000_000
+    columns = {name: np.random.default_rng(0).normal(size=n_rows) for name in "abcd"}
+    path = write(tmp_path, columns, row_group_size=n_rows, compression="none", use_dictionary=False)
+    pool = pa.default_memory_pool()
+    before, largest = pool.bytes_allocated(), 0
+    for _ in open_source(path).iter_blocks(1_000_000):
+        largest = max(largest, pool.bytes_allocated() - before)
+    assert path.stat().st_size > 64_000_000
+    assert largest < 16_000_000
