@@ -1,0 +1,200 @@
+"""Sources that read in order only: the calling thread reads, workers encode, one thread writes.
+
+Rows are copied into one of two stages, each a wave of parts. While one wave is encoded and written in the
+background, the next is read into the other stage:
+
+1. The reader fills stage A and hands wave A over.
+2. It fills stage B. Wave A's blocks may be views of stage A that are not written yet.
+3. It waits for wave A before it hands wave B over, and only then fills stage A again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from itertools import cycle
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.ingest.memory import IngestSizes
+from streamtrain.ingest.parts import check_rows, part_ranges, part_rows
+from streamtrain.ingest.progress import ByteProgress
+from streamtrain.ingest.shards import Tallies, compute, merge
+from streamtrain.layout import Layout
+from streamtrain.sources import Rows, Source
+from streamtrain.stats import FieldTally
+from streamtrain.store.writer import DatasetWriter, OpenShard, Part, encode_part
+
+Stage = Mapping[str, npt.NDArray[Any]]
+
+
+class RowStream:
+    """The rows of a source, taken in exact amounts; its head can be looked at first.
+
+    Parameters
+    ----------
+    source : Source
+        Read once, from the start.
+    max_bytes : int
+        The most it is asked for at once.
+    """
+
+    def __init__(self, source: Source, max_bytes: int) -> None:
+        self._source = source
+        self._runs = source.iter_blocks(max_bytes)
+        self._head: deque[Rows] = deque()
+        self._n_read = 0
+        self.head_bytes = 0
+
+    def peek(self, n_bytes: int) -> bool:
+        """Hold at least so many bytes of the first rows; False where the source ended before."""
+        while self.head_bytes < n_bytes:
+            run = self._next_run()
+            if run is None:
+                return False
+            # The source may use its buffer again.
+            self._head.append({name: np.array(values) for name, values in run.items()})
+            self.head_bytes += sum(values.nbytes for values in run.values())
+        return True
+
+    @property
+    def n_read(self) -> int:
+        """Rows the source has given so far."""
+        return self._n_read
+
+    def first_rows(self, name: str, n_rows: int) -> npt.NDArray[Any]:
+        """The first of the rows that are held, up to so many."""
+        held: list[npt.NDArray[Any]] = []
+        for run in self._head:
+            held.append(run[name][: n_rows - sum(map(len, held))])
+        return np.concatenate(held)
+
+    def fill(self, stage: Stage, n_rows: int) -> int:
+        """Fill the first rows of a stage; return how many there were, fewer than asked only at the end."""
+        n_filled = 0
+        while n_filled < n_rows:
+            run = self._head.popleft() if self._head else self._next_run()
+            if run is None:
+                break
+            n_taken = min(n_rows - n_filled, len(next(iter(run.values()))))
+            for name, values in run.items():
+                stage[name][n_filled : n_filled + n_taken] = values[:n_taken]
+            rest = {name: values[n_taken:] for name, values in run.items()}
+            if len(next(iter(rest.values()))):
+                self._head.appendleft(rest)
+            n_filled += n_taken
+        return n_filled
+
+    def skip_rest(self) -> int:
+        """Read what is left and count its rows; a source may hold its data against a checksum only at the very end."""
+        n_rows = sum(len(next(iter(run.values()))) for run in self._head)
+        n_before = self._n_read
+        self._head.clear()
+        while self._next_run() is not None:
+            pass
+        return n_rows + self._n_read - n_before
+
+    def close(self) -> None:
+        """End the reading; what the source has open is closed."""
+        if isinstance(self._runs, Generator):
+            self._runs.close()
+
+    def _next_run(self) -> Rows | None:
+        run = next(self._runs, None)
+        if run is not None:
+            self._n_read += check_rows(run, self._source, self._n_read)
+        return run
+
+
+def write_stream(
+    stream: RowStream, writer: DatasetWriter, sizes: IngestSizes, *, pool: Executor, progress: ByteProgress
+) -> tuple[Tallies, int]:
+    """Write all rows; return each field's tally, merged in row order, and how many rows there were."""
+    n_rows = 0
+    with (
+        # Whatever happens, the background ends before its open shard is closed under it.
+        _ShardSequence(writer) as sequence,
+        ThreadPoolExecutor(1, thread_name_prefix="streamtrain-ingest-writer") as background,
+    ):
+        pending = None
+        for stage, start, stop in _waves(stream, writer.layout, sizes.n_wave):
+            if pending is not None:
+                pending.result()
+            pending = background.submit(_write_wave, stage, start, stop, sequence, pool, progress)
+            n_rows = stop
+        if pending is not None:
+            pending.result()
+        sequence.close()
+    return sequence.totals, n_rows + stream.skip_rest()
+
+
+def _waves(stream: RowStream, layout: Layout, n_wave: int) -> Iterator[tuple[Stage, int, int]]:
+    """Read waves of parts, each into the stage that the wave before it does not use."""
+    capacity = min(n_wave * part_rows(layout), layout.n_samples)
+    stages = [
+        {field.name: np.empty((capacity, *field.shape), field.dtype) for field in layout.fields} for _ in range(2)
+    ]
+    start = 0
+    for stage in cycle(stages):
+        ends = [end for _, (_, end) in zip(range(n_wave), part_ranges(layout, start, layout.n_samples), strict=False)]
+        n_filled = stream.fill(stage, min(ends[-1] - start, capacity)) if ends else 0
+        if not n_filled:
+            return
+        yield stage, start, start + n_filled
+        start += n_filled
+
+
+def _write_wave(
+    stage: Stage, start: int, stop: int, sequence: _ShardSequence, pool: Executor, progress: ByteProgress
+) -> None:
+    ranges = list(part_ranges(sequence.layout, start, stop))
+    views = [{name: values[a - start : b - start] for name, values in stage.items()} for a, b in ranges]
+    tasks = [partial(encode_part, rows, sequence.layout, a) for rows, (a, _) in zip(views, ranges, strict=True)]
+    for part, (first_row, _) in zip(compute(tasks, pool), ranges, strict=True):
+        sequence.append(part, first_row)
+        progress.advance(part.n_bytes)
+
+
+class _ShardSequence:
+    """Shards filled one after another with parts in row order."""
+
+    def __init__(self, writer: DatasetWriter) -> None:
+        self.layout = writer.layout
+        self.totals = self._new_tallies()
+        self._writer = writer
+        self._shard = -1
+        self._stack = ExitStack()
+        self._out: OpenShard | None = None
+        self._tallies = self._new_tallies()
+
+    def append(self, part: Part, first_row: int) -> None:
+        shard = first_row // (self.layout.block_rows * self.layout.shard_blocks)
+        if self._out is None or shard != self._shard:
+            self.close()
+            self._out, self._shard = self._stack.enter_context(self._writer.shard(shard)), shard
+        self._out.append(part)
+        merge(self._tallies, part.tallies)
+
+    def close(self) -> None:
+        """Finish the shard that is open."""
+        self._stack.close()
+        self._out = None
+        merge(self.totals, self._tallies)
+        self._tallies = self._new_tallies()
+
+    def _new_tallies(self) -> Tallies:
+        return tuple(FieldTally(field) for field in self.layout.fields)
+
+    def __enter__(self) -> _ShardSequence:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)

@@ -1,0 +1,211 @@
+"""Mergeable sums behind `streamtrain.stats`: count, mean, spread and extremes of each column of some rows.
+
+Two kinds with the same three methods, ``add`` (a cache-sized piece), ``merge`` and ``finish``: `ExactSums` for
+integers of one byte, `Moments` (Chan's update in float64) for all else. They change in place: a wide sample
+makes these arrays larger than the rows they describe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+PIECE_ELEMENTS: Final = 2**18
+"""Elements to add at once: they stay in the cache, and exact sums of their squares fit 32 bits."""
+
+_WIDTH: Final = 1024  # a reduction over shorter rows is several times slower, so they are folded to this
+_CLEAN: Final = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Many values in six numbers; NaN where nothing finite was counted.
+
+    Parameters
+    ----------
+    mean, std, min, max : float
+        Over all finite values; ``std`` divides by their number.
+    n_nan, n_inf : int
+        How many values are NaN or infinite.
+    """
+
+    mean: float
+    std: float
+    min: float
+    max: float
+    n_nan: int
+    n_inf: int
+
+
+class Moments:
+    """Count, mean, sum of squared deviations and extremes of the finite values of each column, in float64.
+
+    Parameters
+    ----------
+    n_columns : int
+        How many columns.
+    """
+
+    def __init__(self, n_columns: int) -> None:
+        # The counts are the same for all columns until a NaN or infinity is met.
+        self.count: Array = np.zeros(1, np.int64)
+        self.n_nan: Array = np.zeros(1, np.int64)
+        self.n_inf: Array = np.zeros(1, np.int64)
+        self.mean: Array = np.zeros(n_columns)
+        self.m2: Array = np.zeros(n_columns)
+        self.min: Array = np.full(n_columns, np.inf)
+        self.max: Array = np.full(n_columns, -np.inf)
+
+    def add(self, rows: Array) -> Array:
+        """Add rows of shape (n, n_columns); return the positions of those with NaN or infinity."""
+        deviations = rows.astype(np.float64)
+        total = reduce_rows(np.add, deviations)
+        if not np.isfinite(total).all():
+            return self._add_dirty(deviations)
+        piece = Moments.__new__(Moments)
+        piece.count, piece.n_nan, piece.n_inf = np.full(1, len(rows)), np.zeros(1, np.int64), np.zeros(1, np.int64)
+        piece.mean = total / len(rows)
+        np.subtract(deviations, piece.mean, out=deviations)
+        np.multiply(deviations, deviations, out=deviations)
+        piece.m2 = reduce_rows(np.add, deviations)
+        piece.min = reduce_rows(np.minimum, rows).astype(np.float64)
+        piece.max = reduce_rows(np.maximum, rows).astype(np.float64)
+        self.merge(piece)
+        return _CLEAN
+
+    def _add_dirty(self, values: Array) -> Array:
+        finite = np.isfinite(values)
+        piece = Moments(values.shape[1])
+        piece.count = finite.sum(axis=0)
+        piece.n_nan = np.isnan(values).sum(axis=0)
+        piece.n_inf = np.isinf(values).sum(axis=0)
+        piece.mean = np.where(finite, values, 0).sum(axis=0) / np.maximum(piece.count, 1)
+        piece.m2 = (np.where(finite, values - piece.mean, 0) ** 2).sum(axis=0)
+        piece.min = np.where(finite, values, np.inf).min(axis=0)
+        piece.max = np.where(finite, values, -np.inf).max(axis=0)
+        self.merge(piece)
+        return np.flatnonzero(~finite.all(axis=1))
+
+    def merge(self, other: Moments) -> None:
+        """Add the moments of later rows (Chan's update)."""
+        count = self.count + other.count
+        share = other.count / np.maximum(count, 1)
+        delta = other.mean - self.mean
+        self.mean += delta * share
+        np.multiply(delta, delta, out=delta)
+        delta *= self.count * share
+        self.m2 += delta
+        self.m2 += other.m2
+        np.minimum(self.min, other.min, out=self.min)
+        np.maximum(self.max, other.max, out=self.max)
+        self.count, self.n_nan, self.n_inf = count, self.n_nan + other.n_nan, self.n_inf + other.n_inf
+
+    def finish(self) -> Moments:
+        """These moments."""
+        return self
+
+    def features(self) -> npt.NDArray[np.float64]:
+        """Six rows of ``n_columns``: mean, std, min, max, NaN count, infinity count."""
+        known = np.broadcast_to(self.count > 0, self.mean.shape)
+        std = np.sqrt(self.m2 / np.maximum(self.count, 1))
+        finite = [np.where(known, values, np.nan) for values in (self.mean, std, self.min, self.max)]
+        return np.stack([*finite, *(np.broadcast_to(n, self.mean.shape) for n in (self.n_nan, self.n_inf))])
+
+    def over_columns(self) -> Moments:
+        """The moments of all columns together, as one."""
+        whole = Moments(1)
+        count = np.broadcast_to(self.count, self.mean.shape)
+        n_values = int(count.sum())
+        whole.count += n_values
+        for name in ("n_nan", "n_inf"):
+            setattr(whole, name, np.broadcast_to(getattr(self, name), self.mean.shape).sum(keepdims=True))
+        whole.mean += (self.mean * count).sum() / max(n_values, 1)
+        whole.m2 += self.m2.sum() + (count * (self.mean - whole.mean) ** 2).sum()
+        whole.min, whole.max = self.min.min(keepdims=True), self.max.max(keepdims=True)
+        return whole
+
+    def summary(self) -> Summary:
+        """The first column in six numbers."""
+        mean, std, least, most, n_nan, n_inf = (float(row[0]) for row in self.features())
+        return Summary(mean=mean, std=std, min=least, max=most, n_nan=int(n_nan), n_inf=int(n_inf))
+
+
+class ExactSums:
+    """Σx and Σx² of each column of one-byte integers, exact in int64 for 10¹⁴ rows.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        bool, int8 or uint8.
+    n_columns : int
+        How many columns.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], n_columns: int) -> None:
+        self.dtype: np.dtype[Any] = np.dtype(np.uint8) if dtype.kind == "b" else dtype
+        limits = np.iinfo(self.dtype)
+        self.count = 0
+        self.total: Array = np.zeros(n_columns, np.int64)
+        self.squares: Array = np.zeros(n_columns, np.int64)
+        self.min: Array = np.full(n_columns, limits.max, self.dtype)
+        self.max: Array = np.full(n_columns, limits.min, self.dtype)
+
+    def add(self, rows: Array) -> Array:
+        """Add rows of shape (n, n_columns); none of them is NaN or infinite."""
+        rows = rows.view(self.dtype)
+        squares = rows.astype(f"{self.dtype.kind}2")
+        np.multiply(squares, squares, out=squares)
+        wide = np.dtype(f"{self.dtype.kind}4")
+        self.count += len(rows)
+        self.total += reduce_rows(np.add, rows, wide).astype(np.int64)
+        self.squares += reduce_rows(np.add, squares, wide).astype(np.int64)
+        np.minimum(self.min, reduce_rows(np.minimum, rows), out=self.min)
+        np.maximum(self.max, reduce_rows(np.maximum, rows), out=self.max)
+        return _CLEAN
+
+    def merge(self, other: ExactSums) -> None:
+        """Add the sums of other rows."""
+        self.count += other.count
+        self.total += other.total
+        self.squares += other.squares
+        np.minimum(self.min, other.min, out=self.min)
+        np.maximum(self.max, other.max, out=self.max)
+
+    def finish(self) -> Moments:
+        """The moments these sums stand for."""
+        moments = Moments(len(self.total))
+        if self.count:
+            # Σx = n·whole + rest, so Σx² - (Σx)²/n = (Σx² - n·whole² - 2·whole·rest) - rest²/n: large terms stay exact.
+            whole, rest = np.divmod(self.total, self.count)
+            exact = self.squares - self.count * whole**2 - 2 * whole * rest
+            moments.count += self.count
+            moments.mean += self.total / self.count
+            moments.m2 += exact - rest.astype(np.float64) ** 2 / self.count
+            moments.min, moments.max = self.min.astype(np.float64), self.max.astype(np.float64)
+        return moments
+
+
+def reduce_rows(ufunc: np.ufunc, rows: Array, dtype: np.dtype[Any] | None = None) -> Array:
+    """``ufunc.reduce(rows, axis=0)``, with narrow rows folded side by side first.
+
+    Examples
+    --------
+    >>> reduce_rows(np.add, np.arange(6000).reshape(3000, 2)).tolist()
+    [8997000, 9000000]
+    """
+    n_rows, n_columns = rows.shape
+    fold = max(1, _WIDTH // n_columns)
+    n_folds = n_rows // fold
+    if fold == 1 or n_folds < 2:
+        return np.asarray(ufunc.reduce(rows, axis=0, dtype=dtype))
+    wide = ufunc.reduce(rows[: n_folds * fold].reshape(n_folds, fold * n_columns), axis=0, dtype=dtype)
+    # The sums of the folds need the room of 64 bits again; an extreme keeps its type.
+    room = np.dtype(f"{wide.dtype.kind}8") if ufunc is np.add and wide.dtype.kind in "iu" else None
+    result = ufunc.reduce(wide.reshape(fold, n_columns), axis=0, dtype=room)
+    tail = rows[n_folds * fold :]
+    return np.asarray(ufunc(result, ufunc.reduce(tail, axis=0, dtype=dtype)) if len(tail) else result)

@@ -1,0 +1,185 @@
+"""Statistics of a field, gathered part by part and merged: one pass, float64, the same bits on every run.
+
+A `FieldTally` counts one run of rows; tallies merge by Chan's update (Chan, Golub & LeVeque, 1983). The result
+depends on how the rows were cut and in which order the tallies merged, never on threads: who merges in row order
+gets the same bits each time. Integers of one byte are summed exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.label_stats import MOST_VALUES, Histogram, LabelTally
+from streamtrain.layout import Field
+from streamtrain.moments import PIECE_ELEMENTS, ExactSums, Moments, Summary
+
+Array = npt.NDArray[Any]
+
+MOST_FEATURES: Final = 2**18
+"""A sample of more features than this gets one figure for the whole field."""
+
+NONFINITE_ROWS: Final = 5
+"""How many rows with NaN or infinity are remembered, the first ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldStats:
+    """What is known of a field's values.
+
+    Parameters
+    ----------
+    features : ndarray of float64, shape (6, *sample)
+        Mean, std, min, max, NaN count and infinity count of each feature; ``sample`` is the shape of one sample, or
+        () where it has more than 262,144 features. By name: ``mean``, ``std``, ``min``, ``max``, ``n_nan``, ``n_inf``.
+    overall : Summary
+        The same over the whole field.
+    histogram : Histogram, optional
+        Integer scalars: how often each value occurs; None above 65,536 values.
+    rho : float, optional
+        Scalars: how alike two values of one block are, from -1 to 1; None where no block has two or all are equal.
+    """
+
+    features: npt.NDArray[np.float64]
+    overall: Summary
+    histogram: Histogram | None
+    rho: float | None
+
+    @property
+    def mean(self) -> npt.NDArray[np.float64]:
+        """The mean of each feature's finite values."""
+        return self.features[0, ...]
+
+    @property
+    def std(self) -> npt.NDArray[np.float64]:
+        """The standard deviation of each feature's finite values, divided by their number."""
+        return self.features[1, ...]
+
+    @property
+    def min(self) -> npt.NDArray[np.float64]:
+        """The smallest finite value of each feature."""
+        return self.features[2, ...]
+
+    @property
+    def max(self) -> npt.NDArray[np.float64]:
+        """The largest finite value of each feature."""
+        return self.features[3, ...]
+
+    @property
+    def n_nan(self) -> npt.NDArray[np.float64]:
+        """How many values of each feature are NaN."""
+        return self.features[4, ...]
+
+    @property
+    def n_inf(self) -> npt.NDArray[np.float64]:
+        """How many values of each feature are infinite."""
+        return self.features[5, ...]
+
+
+class FieldTally:
+    """The running statistics of one field over some rows.
+
+    Parameters
+    ----------
+    field : Field
+        The field.
+
+    Examples
+    --------
+    >>> field = Field(name="y", dtype=np.dtype("int64"), shape=())
+    >>> tally = FieldTally(field)
+    >>> tally.merge(tally_rows(np.array([1, 1, 4, 4]), field, first_row=0, block_rows=2))
+    >>> tally.merge(tally_rows(np.array([5, 5]), field, first_row=4, block_rows=2))
+    >>> stats = tally.finish()
+    >>> round(stats.overall.mean, 3), stats.overall.max, stats.histogram.counts.tolist(), stats.rho
+    (3.333, 5.0, [2, 2, 2], 1.0)
+    """
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+        self.nonfinite_rows: tuple[int, ...] = ()
+        self._moments: Any = _moments(field)
+        self._labels = LabelTally(field.dtype) if field.shape == () else None
+
+    def merge(self, other: FieldTally) -> None:
+        """Add the tally of later rows, which start at a block's edge."""
+        self._moments.merge(other._moments)
+        self.nonfinite_rows = (self.nonfinite_rows + other.nonfinite_rows)[:NONFINITE_ROWS]
+        if self._labels is not None and other._labels is not None:
+            self._labels.merge(other._labels)
+
+    def add(self, rows: Array, *, first_row: int, block_rows: int) -> None:
+        """Count rows that start at a block's edge; see `tally_rows`."""
+        flat = rows.reshape(-1, count_features(self.field))
+        step = max(1, PIECE_ELEMENTS // flat.shape[1])
+        for start in range(0, len(flat), step):
+            nonfinite = self._moments.add(flat[start : start + step])
+            self._remember(first_row + (start + nonfinite) * len(rows) // len(flat))
+        if self._labels is not None:
+            self._labels.add(rows, block_rows)
+
+    def _remember(self, rows: Array) -> None:
+        known = dict.fromkeys((*self.nonfinite_rows, *rows.tolist()))
+        self.nonfinite_rows = tuple(known)[:NONFINITE_ROWS]
+
+    def finish(self) -> FieldStats:
+        """The statistics of all rows so far."""
+        moments: Moments = self._moments.finish()
+        overall = moments.over_columns()
+        features = moments.features()
+        return FieldStats(
+            features=features.reshape(6, *stats_shape(self.field)),
+            overall=overall.summary(),
+            histogram=self._labels.histogram() if self._labels else None,
+            rho=self._labels.rho(float(overall.m2[0])) if self._labels else None,
+        )
+
+
+def tally_rows(rows: Array, field: Field, *, first_row: int, block_rows: int) -> FieldTally:
+    """Count a run of rows that starts at a block's edge.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, *field.shape)
+        The rows, C-contiguous.
+    field : Field
+        Their field.
+    first_row : int
+        Which row of the dataset ``rows[0]`` is.
+    block_rows : int
+        Rows of a block, for the correlation inside blocks.
+    """
+    tally = FieldTally(field)
+    tally.add(rows, first_row=first_row, block_rows=block_rows)
+    return tally
+
+
+def count_features(field: Field) -> int:
+    """How many figures of each kind a field gets: one per feature, or one in all where they are too many."""
+    n_features = math.prod(field.shape)
+    return n_features if n_features <= MOST_FEATURES else 1
+
+
+def stats_shape(field: Field) -> tuple[int, ...]:
+    """The shape of each of a field's per-feature arrays: that of a sample, or () where it has too many features."""
+    return field.shape if count_features(field) == math.prod(field.shape) else ()
+
+
+def tally_bytes(field: Field, n_rows: int) -> int:
+    """What a field's tally of so many rows takes, at the most."""
+    return 40 * count_features(field) + (16 * min(n_rows, 2 * MOST_VALUES) if field.shape == () else 0)
+
+
+def work_bytes(field: Field, n_rows: int) -> int:
+    """What counting so many rows of a field takes for the moment, at the most."""
+    n_elements = min(PIECE_ELEMENTS, n_rows * math.prod(field.shape))
+    return 20 * n_elements + (64 * min(n_rows, 2 * MOST_VALUES) if field.shape == () else 0)
+
+
+def _moments(field: Field) -> ExactSums | Moments:
+    small = field.dtype.kind in "biu" and field.dtype.itemsize == 1
+    return ExactSums(field.dtype, count_features(field)) if small else Moments(count_features(field))

@@ -1,0 +1,159 @@
+"""The codec chain of a stored block: little-endian bytes, blosc (or nothing), crc32c.
+
+What follows the encoded bytes in the file is their crc32c, four bytes, little-endian: Zarr's ``crc32c`` codec. The
+same number stands in the dataset's checksum table, so a block that was swapped for another valid one is caught.
+Blosc runs on the calling thread alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from crc32c import crc32c
+from numcodecs import blosc
+
+from streamtrain.errors import UsageError, unknown_name
+from streamtrain.layout import CHECKSUM_BYTES, CODECS, Codec, Layout
+
+Array = npt.NDArray[Any]
+Data = bytes | bytearray | memoryview
+CodecChoice = Literal["auto", "none", "lz4", "zstd"]
+
+LEVELS: Final[dict[Codec, int]] = {"lz4": 5, "zstd": 3}
+SHUFFLE: Final = "bitshuffle"
+MOST_ENCODABLE_BYTES: Final = 2**31 - 1 - 16
+"""Blosc takes no larger buffer."""
+
+TRIAL_BLOCKS: Final = 8
+TRIAL_BYTES: Final = 4 * 2**20
+_LZ4_WORTH: Final = 0.90  # of the raw size
+_ZSTD_WORTH: Final = 0.85  # of what lz4 leaves: it decodes three times slower
+
+
+def encode(block: Array, codec: Codec) -> bytes | memoryview:
+    """Encode one whole block, without its checksum.
+
+    Parameters
+    ----------
+    block : ndarray
+        C-contiguous; where ``codec`` is ``"none"`` the result is a view of it.
+    codec : {"none", "lz4", "zstd"}
+        The compression.
+
+    Examples
+    --------
+    >>> block = np.zeros((100, 3), np.float32)
+    >>> data = encode(block, "lz4")
+    >>> len(data) < block.nbytes, checksum(data) == checksum(encode(block, "lz4"))
+    (True, True)
+    """
+    if sys.byteorder == "big":
+        block = block.astype(block.dtype.newbyteorder("<"))
+    data = block.reshape(-1).view(np.uint8).data
+    if codec == "none":
+        return data
+    encoded: bytes = blosc.compress(data, codec.encode(), LEVELS[codec], blosc.BITSHUFFLE, 0, block.dtype.itemsize)
+    return encoded
+
+
+def decode(data: Data, out: Array, codec: Codec) -> None:
+    """Decode a block's encoded bytes, without the checksum, into a C-contiguous array of the block's full shape.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        The bytes do not decode to that many.
+    """
+    flat = out.reshape(-1).view(np.uint8)
+    if codec == "none":
+        flat[:] = np.frombuffer(data, np.uint8)
+    else:
+        blosc.decompress(data, flat)
+    if sys.byteorder == "big":
+        out.byteswap(inplace=True)
+
+
+def checksum(data: Data, start: int = 0) -> int:
+    """The crc32c of some bytes, or of those of ``start`` and these together (Castagnoli; RFC 3720).
+
+    Examples
+    --------
+    >>> hex(checksum(b"123456789"))
+    '0xe3069283'
+    """
+    return int(crc32c(data, start))
+
+
+def checksum_bytes(value: int) -> bytes:
+    """A checksum as it is stored after its bytes."""
+    return value.to_bytes(CHECKSUM_BYTES, "little")
+
+
+def parse_codec(codec: str) -> CodecChoice:
+    """Check a codec's name.
+
+    Raises
+    ------
+    UnknownName
+        It is not one of auto, none, lz4, zstd.
+    """
+    choices: tuple[CodecChoice, ...] = ("auto", *CODECS)
+    for choice in choices:
+        if choice == codec:
+            return choice
+    raise unknown_name("codec", str(codec), choices)
+
+
+def trial_rows(layout: Layout) -> int:
+    """How many of the first rows `choose_codec` looks at."""
+    rows = min(TRIAL_BLOCKS * layout.block_rows, TRIAL_BYTES // layout.row_bytes, layout.n_samples)
+    return max(1, rows)
+
+
+def choose_codec(first_rows: Sequence[Array], block_rows: int) -> Codec:
+    """Choose the compression from the sizes it gives the first blocks, never from a clock: a rerun chooses the same.
+
+    zstd where it leaves at most 85 % of what lz4 does, else lz4 where it saves at least 10 %, else none.
+
+    Parameters
+    ----------
+    first_rows : sequence of ndarray
+        The first rows of each field.
+    block_rows : int
+        Rows of a block.
+
+    Examples
+    --------
+    >>> noise = np.random.default_rng(0).integers(0, 256, 5000, np.uint8)
+    >>> choose_codec([np.arange(5000) % 7], 1000), choose_codec([noise], 1000)
+    ('zstd', 'none')
+    """
+    arrays = [np.ascontiguousarray(rows) for rows in first_rows]
+    if any(array[:block_rows].nbytes > MOST_ENCODABLE_BYTES for array in arrays):
+        return "none"
+    pieces = [array[at : at + block_rows] for array in arrays for at in range(0, len(array), block_rows)]
+    raw = sum(piece.nbytes for piece in pieces)
+    sizes = {codec: sum(len(encode(piece, codec)) for piece in pieces) for codec in LEVELS}
+    if sizes["zstd"] <= _ZSTD_WORTH * min(sizes["lz4"], raw):
+        return "zstd"
+    return "lz4" if sizes["lz4"] <= _LZ4_WORTH * raw else "none"
+
+
+def check_encodable(layout: Layout) -> None:
+    """Refuse blocks that the layout's compression cannot take.
+
+    Raises
+    ------
+    UsageError
+        A block of a field is too large for blosc.
+    """
+    largest = max(field.row_bytes for field in layout.fields) * layout.block_rows
+    if layout.codec != "none" and largest > MOST_ENCODABLE_BYTES:
+        raise UsageError(
+            f"a block of {largest} bytes cannot be compressed: blosc takes at most {MOST_ENCODABLE_BYTES}",
+            fix="codec='none', or a smaller block",
+        )

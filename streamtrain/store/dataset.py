@@ -1,0 +1,235 @@
+"""A dataset on disk, open for reading: its facts, its statistics, and the general read through zarr.
+
+The general read is for looking at data and for machines without the direct one. It is as strict: a block is held
+against the dataset's checksum table before zarr decodes it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import DamagedBlock, DatasetError, OutOfRange, UsageError, unknown_name
+from streamtrain.label_stats import MOST_VALUES, Histogram
+from streamtrain.layout import CHECKSUM_BYTES, Field, Layout
+from streamtrain.stats import FieldStats, stats_shape
+from streamtrain.store import metadata
+from streamtrain.store.manifest import Manifest
+from streamtrain.store.shard import read_index
+from streamtrain.store.stored import RESTORE, read_stored
+from streamtrain.units import format_bytes
+
+Array = npt.NDArray[Any]
+
+LABELS: Final = "y"
+"""The field whose values are the labels, where there is one of that name."""
+
+
+class Dataset:
+    """A committed dataset; made by `streamtrain.open`. Any number of threads may read it.
+
+    Parameters
+    ----------
+    path : Path
+        Its directory.
+    manifest : Manifest
+        Its facts.
+    block_checksums : ndarray of uint32, shape (n_blocks, n_fields)
+        The crc32c of every encoded block.
+
+    Examples
+    --------
+    >>> import tempfile, streamtrain as st
+    >>> source = {"x": np.arange(12, dtype=np.float32).reshape(6, 2), "y": np.array([0, 0, 1, 1, 2, 2])}
+    >>> dataset = st.ingest(source, tempfile.mkdtemp() + "/d.zarr")
+    >>> len(dataset), dataset[4:6]["x"].tolist(), dataset[-1]["y"].item(), dataset.n_classes
+    (6, [[8.0, 9.0], [10.0, 11.0]], 2, 3)
+    >>> dataset.stats("x").mean.tolist()
+    [5.0, 6.0]
+    """
+
+    def __init__(self, *, path: Path, manifest: Manifest, block_checksums: npt.NDArray[np.uint32]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.block_checksums = block_checksums
+        self._arrays: dict[str, Any] = {}
+        self._opening = threading.Lock()
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of the content, hexadecimal: the same data has the same id wherever it lies."""
+        return self.manifest.id
+
+    @property
+    def layout(self) -> Layout:
+        """Fields, rows, blocks, shards, codec."""
+        return self.manifest.layout
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The fields, in order."""
+        return self.layout.fields
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of labels 0, 1, ..., where they were strings."""
+        return self.manifest.classes
+
+    @property
+    def n_classes(self) -> int | None:
+        """How many classes field ``y`` has, counted from 0 to its largest label; None where it holds no such labels."""
+        if self.classes is not None:
+            return len(self.classes)
+        histogram = self.label_histogram
+        if histogram is None or histogram.values[0] < 0 or histogram.values[-1] >= MOST_VALUES:
+            return None
+        return int(histogram.values[-1]) + 1
+
+    @property
+    def label_histogram(self) -> Histogram | None:
+        """How often each value of field ``y`` occurs, where it holds integers."""
+        summary = self.manifest.statistics.get(LABELS)
+        return summary.histogram if summary else None
+
+    @property
+    def rho(self) -> float | None:
+        """How alike the labels (field ``y``) inside a block are: 1 in sorted data, about 0 in shuffled."""
+        summary = self.manifest.statistics.get(LABELS)
+        return summary.rho if summary else None
+
+    @property
+    def nbytes(self) -> int:
+        """Decoded bytes of all samples."""
+        return self.layout.n_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all stored files."""
+        return sum(file.n_bytes for file in self.manifest.files.values())
+
+    def stats(self, field: str) -> FieldStats:
+        """The statistics of a field, its per-feature arrays read now.
+
+        Raises
+        ------
+        UnknownName
+            There is no such field.
+        DatasetError
+            The stored statistics are damaged.
+        """
+        described = self._field(field)
+        shape = (6, *stats_shape(described))
+        key = metadata.chunk_key(f"{metadata.STATISTICS}/{field}", len(shape))
+        data = read_stored(self.path, key, self.manifest.files[key])
+        summary = self.manifest.statistics[field]
+        features = np.frombuffer(data, "<f8").astype(np.float64).reshape(shape)
+        return FieldStats(features=features, overall=summary.overall, histogram=summary.histogram, rho=summary.rho)
+
+    def shard_path(self, field: str, shard: int) -> Path:
+        """The file of a field's shard."""
+        return self.path / metadata.shard_key(self._field(field), shard)
+
+    def read_block(self, field: str, block: int) -> Array:
+        """Read one block of a field through zarr, checked.
+
+        Returns
+        -------
+        ndarray of shape (n, *field.shape)
+            Its samples; n is ``block_rows``, or less in the last block.
+
+        Raises
+        ------
+        DamagedBlock
+            The stored bytes are not those that were written.
+        DatasetError
+            A file is missing or its index is damaged.
+        """
+        start, stop = self.layout.block_range(block)
+        self._check_stored_checksum(field, block)
+        try:
+            # zarr's crc32c codec compares the bytes with the checksum that follows them, which is now known to be ours.
+            rows: Array = np.asarray(self._array(field)[start:stop])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise self.damaged(field, block, str(error)) from error
+        return rows
+
+    def damaged(self, field: str, block: int, why: str) -> DamagedBlock:
+        """Make the error for a block whose stored bytes are not those that were written."""
+        start, stop = self.layout.block_range(block)
+        where = f"{self.shard_path(field, block // self.layout.shard_blocks)}"
+        what = f"block {block} of field {field} (samples {start} to {stop - 1}) is damaged"
+        return DamagedBlock(what, where=where, why=why, fix=RESTORE)
+
+    def _check_stored_checksum(self, field: str, block: int) -> None:
+        shard, place = divmod(block, self.layout.shard_blocks)
+        first, end = self.layout.shard_blocks_range(shard)
+        path = self.shard_path(field, shard)
+        index = read_index(path, shard_blocks=self.layout.shard_blocks, n_present=end - first)
+        offset, n_bytes = (int(number) for number in index[place])
+        try:
+            with path.open("rb") as file:
+                file.seek(offset + n_bytes - CHECKSUM_BYTES)
+                found = int.from_bytes(file.read(CHECKSUM_BYTES), "little")
+        except OSError as error:
+            raise DatasetError(f"cannot be read: {error.strerror}", where=str(path), fix=RESTORE) from error
+        expected = int(self.block_checksums[block, self.fields.index(self._field(field))])
+        if found != expected:
+            raise self.damaged(field, block, f"Its checksum is {found:#010x}; {expected:#010x} was written")
+
+    def _array(self, field: str) -> Any:
+        with self._opening:
+            if field not in self._arrays:
+                import zarr
+
+                self._arrays[field] = zarr.open_array(str(self.path / field), mode="r")
+            return self._arrays[field]
+
+    def _field(self, name: str) -> Field:
+        for field in self.fields:
+            if field.name == name:
+                return field
+        raise unknown_name("field", str(name), (field.name for field in self.fields))
+
+    def __len__(self) -> int:
+        return self.layout.n_samples
+
+    def __getitem__(self, key: int | slice) -> dict[str, Array]:
+        """Read some samples: one (arrays of the fields' shapes) by an int, several by a slice of any step."""
+        if isinstance(key, slice):
+            return {field.name: self._read(field, range(*key.indices(len(self)))) for field in self.fields}
+        if isinstance(key, bool) or not isinstance(key, int | np.integer):
+            raise UsageError(f"a dataset is indexed by an int or a slice, not by {type(key).__name__}")
+        row = int(key) + (len(self) if key < 0 else 0)
+        if not 0 <= row < len(self):
+            raise OutOfRange(f"sample {key} of {len(self)}", fix=f"the last one is {len(self) - 1}")
+        return {field.name: self._read(field, range(row, row + 1))[0, ...] for field in self.fields}
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        """Each sample in order, a block read once."""
+        for block in range(self.layout.n_blocks):
+            rows = {field.name: self.read_block(field.name, block) for field in self.fields}
+            for row in range(len(rows[self.fields[0].name])):
+                yield {name: array[row, ...] for name, array in rows.items()}
+
+    def _read(self, field: Field, rows: range) -> Array:
+        if rows.step < 0:
+            return self._read(field, rows[::-1])[::-1]
+        out = np.empty((len(rows), *field.shape), field.dtype)
+        done = 0
+        while done < len(rows):
+            block = rows[done] // self.layout.block_rows
+            start, stop = self.layout.block_range(block)
+            places = range(rows[done] - start, stop - start, rows.step)[: len(rows) - done]
+            out[done : done + len(places)] = self.read_block(field.name, block)[places.start : places.stop : rows.step]
+            done += len(places)
+        return out
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{field.name} {field.dtype.name}{list(field.shape) or ''}" for field in self.fields)
+        sizes = f"{format_bytes(self.nbytes)}, {self.layout.n_blocks:,} blocks of {self.layout.block_rows:,}"
+        return f"<Dataset {str(self.path)!r}: {len(self):,} samples of {fields}; {sizes}, {self.layout.codec}>"

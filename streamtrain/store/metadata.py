@@ -1,0 +1,111 @@
+"""The files that make a dataset plain Zarr: where everything is, and the ``zarr.json`` of groups and arrays.
+
+zarr itself writes the metadata, into memory; so what describes the arrays is Zarr's own word, and nothing here
+needs to follow its format. Only this module and the general read import zarr, and only when they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from streamtrain.layout import Field, Layout
+from streamtrain.store.codec import LEVELS, SHUFFLE
+
+ROOT: Final = "zarr.json"
+PRIVATE: Final = "_streamtrain"
+MANIFEST: Final = f"{PRIVATE}/manifest.json"
+CHECKSUMS: Final = f"{PRIVATE}/crc32c"
+STATISTICS: Final = f"{PRIVATE}/stats"
+
+
+def shard_key(field: Field, shard: int) -> str:
+    """The key of a shard file: Zarr's default chunk key encoding.
+
+    Examples
+    --------
+    >>> shard_key(Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28)), 3)
+    'x/c/3/0/0'
+    """
+    return "/".join([field.name, "c", str(shard), *("0" for _ in field.shape)])
+
+
+def metadata_key(name: str) -> str:
+    """The key of an array's or group's own description."""
+    return f"{name}/zarr.json"
+
+
+def chunk_key(name: str, n_dims: int) -> str:
+    """The key of the one chunk of a small array.
+
+    Examples
+    --------
+    >>> chunk_key("_streamtrain/crc32c", 2)
+    '_streamtrain/crc32c/c/0/0'
+    """
+    return "/".join([name, "c", *("0" for _ in range(n_dims))])
+
+
+def field_array(field: Field, layout: Layout) -> dict[str, bytes]:
+    """The ``zarr.json`` of a field's sharded array, by key."""
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    compressors: list[Any] = [Crc32cCodec()]
+    if layout.codec != "none":
+        level, size = LEVELS[layout.codec], field.dtype.itemsize
+        compressors.insert(0, BloscCodec(cname=layout.codec, clevel=level, shuffle=SHUFFLE, typesize=size))
+    return _array(
+        field.name,
+        (layout.n_samples, *field.shape),
+        field.dtype,
+        chunks=(layout.block_rows, *field.shape),
+        shards=(layout.block_rows * layout.shard_blocks, *field.shape),
+        compressors=compressors,
+    )
+
+
+def small_array(name: str, values: np.ndarray[Any, np.dtype[Any]], dimensions: Iterable[str]) -> dict[str, bytes]:
+    """An array of one uncompressed chunk, description and bytes, by key: readable as raw little-endian numbers."""
+    named = (*dimensions, *(None for _ in range(values.ndim)))[: values.ndim]
+    files = _array(name, values.shape, values.dtype, chunks=values.shape, dimensions=named)
+    return files | {chunk_key(name, values.ndim): values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()}
+
+
+def group(name: str, attributes: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+    """The ``zarr.json`` of a group, by key; the root's name is empty."""
+    import zarr
+    from zarr.storage import MemoryStore
+
+    kept: dict[str, Any] = {}
+    zarr.create_group(MemoryStore(kept), attributes=dict(attributes or {}))
+    return {metadata_key(name) if name else ROOT: bytes(kept[ROOT].to_bytes())}
+
+
+def _array(
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    *,
+    chunks: tuple[int, ...],
+    shards: tuple[int, ...] | None = None,
+    compressors: list[Any] | None = None,
+    dimensions: tuple[str | None, ...] | None = None,
+) -> dict[str, bytes]:
+    import zarr
+    from zarr.storage import MemoryStore
+
+    kept: dict[str, Any] = {}
+    zarr.create_array(
+        MemoryStore(kept),
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks,
+        shards=shards,
+        filters=None,
+        compressors=compressors,
+        fill_value=0,
+        dimension_names=dimensions or ("sample", *(None for _ in shape[1:])),
+    )
+    return {metadata_key(name): bytes(kept[ROOT].to_bytes())}

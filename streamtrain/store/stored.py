@@ -1,0 +1,84 @@
+"""A stored file as the manifest knows it, and reading one against it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from streamtrain.errors import DatasetError
+from streamtrain.store.codec import checksum
+
+RESTORE: Final = "restore it from a copy, or ingest again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """What the manifest knows of a file: its length and the crc32c of its bytes."""
+
+    n_bytes: int
+    crc32c: int
+
+
+def file_of(data: bytes) -> StoredFile:
+    """Describe the file that holds these bytes.
+
+    Examples
+    --------
+    >>> file_of(b"123456789")
+    StoredFile(n_bytes=9, crc32c=3808858755)
+    """
+    return StoredFile(n_bytes=len(data), crc32c=checksum(data))
+
+
+def check_length(path: str, file: StoredFile) -> None:
+    """Hold a file's presence and length against the manifest, without reading it.
+
+    Raises
+    ------
+    DatasetError
+        It is missing, not a regular file (a link could lead anywhere), or of another length.
+    """
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        raise DatasetError(f"a stored file is missing: {error.strerror}", where=path, fix=RESTORE) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DatasetError("a link or something else where a stored file must be", where=path, fix=RESTORE)
+    if status.st_size != file.n_bytes:
+        what = f"the file has {status.st_size:,} bytes; {file.n_bytes:,} were written"
+        raise DatasetError(what, where=path, fix=RESTORE)
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """Read a small file whole.
+
+    Raises
+    ------
+    DatasetError
+        It cannot be read, or is larger than it may be.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(most_bytes + 1)
+    except OSError as error:
+        raise DatasetError(f"cannot be read: {error.strerror}", where=str(path), fix=RESTORE) from error
+    if len(data) > most_bytes:
+        raise DatasetError(f"larger than the {most_bytes:,} bytes it may have", where=str(path), fix=RESTORE)
+    return data
+
+
+def read_stored(folder: Path, key: str, file: StoredFile) -> bytes:
+    """Read a small stored file whole, and check it.
+
+    Raises
+    ------
+    DatasetError
+        Its bytes are not those that were written.
+    """
+    data = read_bounded(folder / key, file.n_bytes)
+    if file_of(data) != file:
+        raise DatasetError("the file is not the one that was written", where=str(folder / key), fix=RESTORE)
+    return data

@@ -1,0 +1,70 @@
+"""What an ingest takes, in a process of its own, stays below what it projects, and that below its budget."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+_MEASURE = """
+import sys, tempfile, threading
+import numpy as np
+import streamtrain
+from streamtrain.ingest import job
+
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+def items():
+    for start in range(220):
+        yield {"x": np.full((1000, 1000), start % 256, np.uint8), "y": np.arange(1000)}
+
+projections = []
+solve = job.solve_ingest
+def noted(*args, **kwargs):
+    sizes, projection = solve(*args, **kwargs)
+    projections.append(projection.total_bytes)
+    return sizes, projection
+job.solve_ingest = noted
+
+source, dest, budget, codec = sys.argv[1:]
+streamtrain.ingest({"x": np.arange(9.0)}, tempfile.mkdtemp(dir=dest) + "/first", codec="lz4")  # imports all there is
+peak = base = anonymous()
+done = threading.Event()
+def watch():
+    global peak
+    while not done.wait(0.001):
+        peak = max(peak, anonymous())
+watcher = threading.Thread(target=watch)
+watcher.start()
+try:
+    streamtrain.ingest(items() if source == "items" else source, dest + "/d.zarr", memory=budget, codec=codec)
+finally:
+    done.set()
+    watcher.join()
+print(peak - base, projections[-1])
+"""
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("big")
+    x = np.arange(210_000_000 // 3000 * 3000, dtype=np.uint8).reshape(-1, 3000)
+    np.save(folder / "x.npy", x)
+    np.savez(folder / "x.npz", x=x, y=np.arange(len(x)) % 10)
+    return folder
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/self/status tells the memory")
+@pytest.mark.parametrize(("kind", "codec"), [("x.npy", "lz4"), ("x.npz", "none"), ("items", "lz4")])
+def test_measured_is_below_projected_is_below_budget(big: Path, tmp_path: Path, kind: str, codec: str) -> None:
+    source = str(big / kind) if kind != "items" else kind
+    command = [sys.executable, "-c", _MEASURE, source, str(tmp_path), "48MB", codec]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    measured, projected = map(int, done.stdout.split())
+    assert measured <= projected <= 48_000_000
