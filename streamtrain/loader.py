@@ -1,0 +1,304 @@
+"""Shuffled batches from a stored dataset, in bounded memory: order, schedule and pool behind ``for x, y in loader``."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final, Self
+
+import torch
+
+from streamtrain.blocks import BlockReader
+from streamtrain.budget import MAX_THREADS, Projection, Sizes, solve
+from streamtrain.errors import UsageError
+from streamtrain.layout import Layout
+from streamtrain.order import EpochOrder, Shuffle, sequential_order, shuffled_order
+from streamtrain.pool import Pool
+from streamtrain.store import Dataset
+from streamtrain.units import parse_bytes
+
+Batch = tuple[torch.Tensor, ...]
+"""A named tuple of tensors in field order: ``batch.x``, ``batch.y``."""
+
+_STATE_VERSION: Final = 1
+
+
+class StreamLoader:
+    """Iterate over a dataset in shuffled batches without loading it.
+
+    Each ``iter()`` is the next epoch; batches are formed anew every epoch. A batch belongs to the caller: its memory is
+    never rewritten while anything refers to it. Reading goes on in a few threads until ``close()``, the end of a
+    ``with`` block, or garbage collection.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        From ``streamtrain.open``.
+    batch_size : int
+        Samples of a batch; the last of an epoch may be shorter.
+    memory : int or str
+        The budget for everything the loader owns, like ``"512MB"``.
+    seed : int
+        The order is a function of (dataset, seed, epoch, shuffle parameters) alone.
+    shuffle : bool
+        False yields the stored order.
+    drop_last : bool
+        Whether to leave out a short last batch.
+    lanes : int, optional
+        How many lanes the shuffle has, even; solved from ``memory`` by default. More lanes mix better.
+    transform : callable, optional
+        Called with each batch (the named tuple), returns what is yielded instead.
+
+    Raises
+    ------
+    UsageError
+        An argument is wrong, or ``drop_last`` leaves no batch.
+    BudgetError
+        ``memory`` is too small; the message names every term and the smallest budget that works.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile, streamtrain as st
+    >>> dataset = st.ingest({"x": np.arange(10.0), "y": np.arange(10)}, tempfile.mkdtemp() + "/d.zarr")
+    >>> with StreamLoader(dataset, batch_size=4, seed=0) as loader:
+    ...     [len(y) for x, y in loader], sorted(int(v) for x, y in loader for v in y)
+    ([4, 4, 2], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int = 256,
+        memory: int | str = "512MB",
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        lanes: int | None = None,
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        check_batch_size(batch_size, len(dataset), drop_last=drop_last)
+        if seed < 0:
+            raise UsageError(f"seed is {seed}; it must not be negative")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.memory_bytes = parse_bytes(memory, name="memory")
+        self.transform = transform
+        self.wait_seconds = 0.0
+        self._lanes = lanes
+        self._sizes, self._projection = solve(
+            dataset.layout, batch_size=batch_size, memory=self.memory_bytes, shuffle=shuffle, lanes=lanes
+        )
+        self._batch_type = _batch_type([field.name for field in dataset.layout.fields])
+        self._epoch = 0
+        self._position = 0
+        self._pool: Pool | None = None
+        self._pool_at: tuple[int, int] | None = None
+        self._entered = False
+        self._turn = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __repr__(self) -> str:
+        order = f"{self._sizes.lanes} lanes in {self._sizes.groups} groups" if self.shuffle else "stored order"
+        return f"StreamLoader({len(self)} batches of {self.batch_size}, {order}, {self._projection})"
+
+    @property
+    def projection(self) -> Projection:
+        """The planned bound of the loader's memory, as a sum of named terms."""
+        return self._projection
+
+    @property
+    def sizes(self) -> Sizes:
+        """The lanes, groups, slots and spans solved from the budget."""
+        return self._sizes
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is under way, else that of the next ``iter()``."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Name the epoch of the next ``iter()``, which then starts at its beginning."""
+        if epoch < 0:
+            raise UsageError(f"epoch is {epoch}; it must not be negative")
+        self._turn += 1
+        self._epoch, self._position, self._entered = epoch, 0, False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands, counted in batches it has yielded: a few numbers and the dataset's id."""
+        return {
+            "version": _STATE_VERSION,
+            "dataset": self.dataset.id,
+            "seed": self.seed,
+            "epoch": self._epoch,
+            "batch": -(-self._position // self.batch_size),
+            **self._parameters(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken; lanes and groups are taken from it, whatever the budget gives.
+
+        Raises
+        ------
+        UsageError
+            The state is of another dataset or of other parameters.
+        BudgetError
+            The state's lanes do not fit the budget.
+        """
+        self._check_state(state)
+        self._turn += 1
+        if state["lanes"] != self._sizes.lanes or state["groups"] != self._sizes.groups:
+            self._stop_pool()
+            self._sizes, self._projection = solve(
+                self.dataset.layout,
+                batch_size=self.batch_size,
+                memory=self.memory_bytes,
+                lanes=state["lanes"],
+                groups=state["groups"],
+            )
+        if state["seed"] != self.seed:
+            self._stop_pool()
+        self.seed, self._epoch = state["seed"], state["epoch"]
+        self._position = min(state["batch"] * self.batch_size, self._n_positions())
+        self._entered, self._pool_at = False, None
+
+    def _parameters(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+            "lanes": self._sizes.lanes,
+            "groups": self._sizes.groups,
+        }
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        mine = {"version": _STATE_VERSION, "dataset": self.dataset.id, **self._parameters()}
+        fixed = [name for name in mine if name not in ("lanes", "groups")]
+        wrong = [
+            f"{name}: {state.get(name)!r} there, {mine[name]!r} here" for name in fixed if state.get(name) != mine[name]
+        ]
+        if wrong:
+            raise UsageError("the state is of another loader", why="; ".join(wrong), fix="make the loader as it was")
+
+    def sequential(self) -> StreamLoader:
+        """A loader over the same dataset in its stored order, all samples, with the same budget."""
+        return StreamLoader(
+            self.dataset,
+            batch_size=self.batch_size,
+            memory=self.memory_bytes,
+            seed=self.seed,
+            shuffle=False,
+            transform=self.transform,
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._closed:
+            raise UsageError("the loader is closed", fix="make a new one")
+        self._turn += 1
+        if self._entered and self._position:
+            self._epoch, self._position = self._epoch + 1, 0
+        self._entered = True
+        return self._batches(self._turn)
+
+    def _batches(self, turn: int) -> Iterator[Any]:
+        pool = self._running_pool()
+        n_positions = self._n_positions()
+        while self._position < n_positions:
+            batches = self._next_batches(pool)
+            while batches:
+                self._position = min(self._position + self.batch_size, n_positions)
+                # Nothing here may keep the batch: its memory is lent until the caller lets go of it.
+                yield batches.pop() if self.transform is None else self.transform(batches.pop())
+                if self._turn != turn:
+                    raise UsageError("the loader was iterated anew meanwhile", fix="use one iterator at a time")
+        self._epoch, self._position = self._epoch + 1, 0
+        self._pool_at = (self._epoch, 0)
+
+    def _next_batches(self, pool: Pool) -> list[Batch]:
+        """The next span's batches, the first one last."""
+        started = time.perf_counter()
+        parts = [torch.split(torch.from_numpy(array), self.batch_size) for array in pool.next_span().arrays]
+        batches: list[Batch] = list(map(self._batch_type._make, zip(*parts, strict=True)))
+        batches.reverse()
+        self.wait_seconds += time.perf_counter() - started
+        return batches
+
+    def _n_positions(self) -> int:
+        return len(self) * self.batch_size if self.drop_last else len(self.dataset)
+
+    def _running_pool(self) -> Pool:
+        """The pool, standing where the next batch is; it need not seek where an epoch follows on the one before."""
+        if self._pool is None:
+            self._pool = Pool(
+                BlockReader(self.dataset),
+                self.dataset.layout,
+                self._sizes,
+                partial(_order, self.dataset.layout, self._sizes, self.seed, self.shuffle),
+                n_positions=self._n_positions(),
+                threads=n_threads(),
+            )
+            self._stop = weakref.finalize(self, self._pool.close)
+        if self._pool_at != (self._epoch, self._position):
+            self._pool.seek(self._epoch, self._position)
+        self._pool_at = None
+        return self._pool
+
+    def _stop_pool(self) -> None:
+        if self._pool is not None:
+            self._stop()
+            self._pool = self._pool_at = None
+
+    def close(self) -> None:
+        """Stop the threads, give the memory back, and close all files; the loader cannot be iterated any more."""
+        self._turn += 1
+        self._closed = True
+        self._stop_pool()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _batch_type(names: list[str]) -> Any:
+    # A field's name is an identifier without a leading underscore, which is all a named tuple asks for.
+    return namedtuple("Batch", names)
+
+
+def n_threads() -> int:
+    """How many reader threads a loader starts: one per core that this process may use, within 2 and ``MAX_THREADS``."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_THREADS, max(2, cores))
+
+
+def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> None:
+    """Refuse a batch size that is no positive integer, or with which ``drop_last`` leaves nothing."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size!r}; it must be a positive integer", fix="batch_size=256, say")
+    if drop_last and batch_size > n_samples:
+        raise UsageError(
+            f"0 batches: batch_size is {batch_size}, the dataset has {n_samples} samples, and drop_last is set",
+            fix=f"batch_size={n_samples}, or drop_last=False",
+        )
+
+
+def _order(layout: Layout, sizes: Sizes, seed: int, shuffle: bool, epoch: int) -> EpochOrder:
+    if not shuffle:
+        return sequential_order(layout.n_samples, layout.block_rows)
+    parameters = Shuffle(
+        n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=sizes.lanes, groups=sizes.groups
+    )
+    return shuffled_order(parameters, seed=seed, epoch=epoch)

@@ -1,0 +1,307 @@
+"""Slots and reader threads carrying out the schedule: from an order to gathered spans.
+
+A few threads share one list of jobs, in this order of preference: gather samples whose blocks are all here, work out
+the places of samples ahead, read blocks into free slots, set up the next epoch. What a job may take is decided
+under one lock; the work itself is done outside of it, in numpy and system calls that release the GIL. The reads go on
+into the next epoch's list, so nothing stops where an epoch ends.
+
+Order never depends on what the threads do: a span's positions fix its samples, and threads only decide when.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+
+from streamtrain.blocks import BlockReader
+from streamtrain.budget import Sizes
+from streamtrain.errors import StallError
+from streamtrain.layout import Layout
+from streamtrain.order import I64, EpochOrder
+from streamtrain.passage import Passage, enter
+from streamtrain.picks import Picks
+from streamtrain.slots import Slots, row_dtype
+from streamtrain.spans import Span, SpanMemory
+
+_JOIN_SECONDS: Final = 10.0
+Job = tuple[Callable[[], Any], Callable[[Any], object]]
+"""What to do without the lock, and what to do with its result under the lock."""
+
+
+class Pool:
+    """Turns orders into spans of gathered samples, with threads.
+
+    Parameters
+    ----------
+    reader : BlockReader
+        Where blocks come from.
+    layout : Layout
+        The dataset's.
+    sizes : Sizes
+        How large everything is.
+    order_of : callable
+        Gives the order of an epoch by its number.
+    n_positions : int
+        Positions of an epoch that are asked for; fewer than the samples where the last batch is dropped.
+    threads : int
+        How many threads.
+    """
+
+    def __init__(
+        self,
+        reader: BlockReader,
+        layout: Layout,
+        sizes: Sizes,
+        order_of: Callable[[int], EpochOrder],
+        *,
+        n_positions: int,
+        threads: int,
+    ) -> None:
+        self._reader = reader
+        self._layout = layout
+        self._sizes = sizes
+        self._order_of = order_of
+        self._n_positions = n_positions
+        self._slots = Slots(layout, sizes.slots)
+        self._memory = SpanMemory(layout.fields, sizes.span_batches * sizes.batch_size, sizes.spans)
+        self._row_dtypes = [row_dtype(f.row_bytes) for f in layout.fields]
+        self._changed = threading.Condition()
+        self._epochs: deque[Passage] = deque()
+        self._spans: deque[Span] = deque()
+        self._open: Span | None = None
+        self._assigned = 0
+        self._gathering: dict[int, None] = {}
+        self._setting_up = False
+        self._indexing = False
+        self._n_busy = 0
+        self._paused = True
+        self._closed = False
+        self._error: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._work, name=f"streamtrain-{i}", daemon=True) for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # What the consumer calls.
+
+    def seek(self, epoch: int, position: int) -> None:
+        """Go on at a position of an epoch, dropping what was under way."""
+        with self._changed:
+            self._paused = True
+            while self._n_busy:
+                self._changed.wait()
+            self._slots.release(keep=self._error is None)
+            self._error = None
+            self._setting_up = self._indexing = False
+            self._epochs.clear()
+            self._spans.clear()
+            self._open = None
+            self._gathering.clear()
+        first = self._set_up(epoch, position, sweeps_before=0)
+        with self._changed:
+            self._epochs.append(first)
+            self._assigned = position
+            self._paused = False
+            self._changed.notify_all()
+
+    def next_span(self, timeout: float | None = None) -> Span:
+        """Wait for the next span, in order.
+
+        Raises
+        ------
+        StallError
+            Nothing came within ``timeout`` seconds.
+        StreamtrainError
+            What a thread met, with its traceback.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while not self._spans or self._spans[0].stop > self._gathered(self._spans[0].epoch):
+                if self._error is not None:
+                    raise self._error
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise StallError(f"no batch came within {timeout} seconds", fix="look at the disk, or wait longer")
+                self._changed.wait(left)
+            span = self._spans.popleft()
+            self._changed.notify_all()
+            return span
+
+    def close(self) -> None:
+        """Stop the threads and close all files."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(_JOIN_SECONDS)
+        self._reader.close()
+
+    # What the threads do.
+
+    def _work(self) -> None:
+        while (job := self._wait_for_job()) is not None:
+            act, note = job
+            try:
+                result = act()
+                error: BaseException | None = None
+            except BaseException as caught:
+                result, error = None, caught
+            with self._changed:
+                self._n_busy -= 1
+                if error is None:
+                    note(result)
+                else:
+                    self._error, self._paused = error, True
+                self._changed.notify_all()
+            # An idle thread keeps nothing alive.
+            del job, act, note, result, error
+
+    def _wait_for_job(self) -> Job | None:
+        with self._changed:
+            while not self._closed:
+                job = None if self._paused else self._next_job()
+                if job is not None:
+                    self._n_busy += 1
+                    return job
+                self._changed.wait()
+        return None
+
+    def _next_job(self) -> Job | None:
+        return (
+            self._gather_job(short=False)
+            or self._index_job()
+            or self._read_job(short=False)
+            or self._set_up_job()
+            or self._gather_job(short=True)
+            or self._read_job(short=True)
+        )
+
+    def _gathered(self, epoch: int) -> int:
+        """Positions of an epoch before this one have been gathered."""
+        if self._epochs[0].number != epoch:
+            return self._n_positions
+        return next(iter(self._gathering), self._assigned)
+
+    def _now(self) -> int:
+        """The first sweep that is still needed."""
+        present = self._epochs[0]
+        return present.sweeps_before + self._gathered(present.number) // present.order.lanes
+
+    # Gathering.
+
+    def _gather_job(self, *, short: bool) -> Job | None:
+        self._pass_epoch()
+        epoch = self._epochs[0]
+        start = self._assigned
+        while epoch.pieces and epoch.pieces[0].stop <= start:
+            epoch.pieces.popleft()
+        if not epoch.pieces or start >= epoch.stop:
+            return None
+        span = self._open or self._lend(epoch, start)
+        if span is None:
+            return None
+        wanted = min(span.stop, epoch.pieces[0].stop)
+        stop = min(wanted, epoch.loaded)
+        if stop <= start or (stop < wanted and not short):
+            return None
+        self._open = None if stop == span.stop else span
+        self._assigned = stop
+        self._gathering[start] = None
+        piece = epoch.pieces[0]
+        return lambda: self._gather(epoch, piece, span, start, stop), lambda _: self._gathering.pop(start)
+
+    def _pass_epoch(self) -> None:
+        """Go on to the next epoch once all of this one has been gathered."""
+        if len(self._epochs) > 1 and not self._gathering and self._assigned >= self._epochs[0].stop:
+            self._epochs.popleft()
+            self._assigned = self._epochs[0].start
+
+    def _lend(self, epoch: Passage, start: int) -> Span | None:
+        # One span is with the consumer.
+        if len(self._spans) >= self._sizes.spans - 1:
+            return None
+        stop = min(epoch.stop, start + self._sizes.span_batches * self._sizes.batch_size)
+        self._open = self._memory.lend(epoch.number, start, stop)
+        self._spans.append(self._open)
+        return self._open
+
+    def _gather(self, epoch: Passage, piece: Picks, span: Span, start: int, stop: int) -> None:
+        some = slice(start - piece.start, stop - piece.start)
+        rows = epoch.base.take(piece.runs[some])
+        rows += piece.rows[some]
+        for source, array, dtype in zip(self._slots.rows, span.arrays, self._row_dtypes, strict=True):
+            target = array.reshape(len(array), -1).view(dtype)[start - span.start : stop - span.start, 0]
+            np.take(source, rows, axis=0, out=target, mode="clip")
+
+    # Working out places.
+
+    def _index_job(self) -> Job | None:
+        epoch = next((epoch for epoch in self._epochs if epoch.indexed < epoch.stop), None)
+        if epoch is None or self._indexing:
+            return None
+        reached = max(self._assigned, epoch.start) if epoch is self._epochs[0] else epoch.start
+        if epoch.indexed > reached and epoch.indexed - reached > self._sizes.index_samples:
+            return None
+        self._indexing = True
+
+        def note(piece: Picks) -> None:
+            self._indexing = False
+            epoch.pieces.append(piece)
+            epoch.indexed = piece.stop
+
+        return lambda: next(epoch.places), note
+
+    # Reading.
+
+    def _read_job(self, *, short: bool) -> Job | None:
+        epoch = next((epoch for epoch in self._epochs if epoch.n_asked < len(epoch.reads)), None)
+        if epoch is None:
+            return None
+        some = slice(epoch.n_asked, min(epoch.n_asked + self._sizes.read_blocks, len(epoch.reads)))
+        now = self._now()
+        if not short and self._slots.n_free(now) < some.stop - some.start:
+            return None
+        blocks, until = epoch.reads.block[some], epoch.reads.end[some] + epoch.sweeps_before
+        slots, missing = self._slots.assign(blocks, until, now)
+        if not len(slots):
+            return None
+        epoch.place(slots, self._layout.block_rows)
+        epoch.reading[some.start] = None
+        blocks = blocks[: len(slots)][missing]
+        return lambda: self._read(blocks, slots[missing]), lambda _: epoch.reading.pop(some.start)
+
+    def _read(self, blocks: I64, slots: I64) -> None:
+        for block, slot in zip(blocks.tolist(), slots.tolist(), strict=True):
+            self._reader.read(block, self._slots.buffers(slot))
+
+    # Setting up epochs.
+
+    def _set_up_job(self) -> Job | None:
+        last = self._epochs[-1]
+        if self._setting_up or len(self._epochs) > 1 or 2 * last.n_asked < len(last.reads):
+            return None
+        self._setting_up = True
+        sweeps_before = last.sweeps_before + last.order.n_sweeps
+
+        def note(epoch: Passage) -> None:
+            self._setting_up = False
+            self._epochs.append(epoch)
+
+        return lambda: self._set_up(last.number + 1, 0, sweeps_before=sweeps_before), note
+
+    def _set_up(self, number: int, start: int, *, sweeps_before: int) -> Passage:
+        return enter(
+            self._order_of(number),
+            number=number,
+            start=start,
+            stop=self._n_positions,
+            sweeps_before=sweeps_before,
+            index_samples=self._sizes.index_samples,
+        )

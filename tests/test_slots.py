@@ -1,0 +1,74 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamtrain.layout import Field, Layout
+from streamtrain.slots import Slots, aligned_bytes, row_dtype
+
+
+def slots_of(n_slots, n_blocks=20):
+    x = Field(name="x", dtype=np.dtype("float32"), shape=(3,))
+    y = Field(name="y", dtype=np.dtype("int64"), shape=())
+    layout = Layout(fields=(x, y), n_samples=n_blocks * 4, block_rows=4, shard_blocks=5, codec="none")
+    return Slots(layout, n_slots)
+
+
+def test_memory_is_page_aligned_and_zero():
+    memory = aligned_bytes(10_000)
+    assert memory.ctypes.data % 4096 == 0
+    assert memory.flags.writeable
+    assert not memory.any()
+
+
+def test_rows_reach_through_all_slots():
+    slots = slots_of(3)
+    x, y = slots.buffers(2)
+    assert (x.nbytes, y.nbytes) == (48, 32)
+    y[:] = np.arange(4, dtype=np.int64).tobytes()
+    assert slots.rows[1].view(np.int64)[8:12].tolist() == [0, 1, 2, 3]
+    assert slots.rows[0].dtype == row_dtype(12)
+    assert row_dtype(8) == np.dtype("u8")
+
+
+def test_blocks_that_are_here_keep_their_slots():
+    slots = slots_of(4)
+    given_slots, missing = slots.assign(np.array([5, 6]), np.array([10, 10]), now=0)
+    assert missing.all()
+    again, missing = slots.assign(np.array([6, 7]), np.array([20, 20]), now=0)
+    assert missing.tolist() == [False, True]
+    assert again[0] == given_slots[1]
+    assert slots.n_free(10) == 2
+    assert slots.n_free(20) == 4
+
+
+def test_only_as_many_blocks_as_there_are_free_slots():
+    slots = slots_of(3)
+    slots.assign(np.array([0, 1]), np.array([5, 9]), now=0)
+    taken, _ = slots.assign(np.array([2, 3]), np.array([9, 9]), now=0)
+    assert len(taken) == 1
+    taken, _ = slots.assign(np.array([3, 4]), np.array([9, 9]), now=5)
+    assert len(taken) == 1
+
+
+def test_released_blocks_are_found_again_unless_forgotten():
+    slots = slots_of(3)
+    slots.assign(np.array([0, 1]), np.array([5, 5]), now=0)
+    slots.release(keep=True)
+    assert not slots.assign(np.array([1]), np.array([5]), now=0)[1].any()
+    slots.release(keep=False)
+    assert slots.assign(np.array([1]), np.array([5]), now=0)[1].all()
+
+
+@given(st.integers(1, 8), st.lists(st.tuples(st.integers(0, 19), st.integers(1, 6)), max_size=60))
+def test_a_slot_in_use_is_never_given_to_another_block(n_slots, requests):
+    slots = slots_of(n_slots)
+    held = {}
+    for now, (block, duration) in enumerate(requests):
+        held = {slot: (b, until) for slot, (b, until) in held.items() if until > now}
+        got, _ = slots.assign(np.array([block]), np.array([now + duration]), now)
+        if len(got):
+            slot = int(got[0])
+            assert held.get(slot, (block, 0))[0] == block
+            held[slot] = (block, max(now + duration, held.get(slot, (0, 0))[1]))
+        else:
+            assert len(held) == n_slots
