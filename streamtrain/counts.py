@@ -1,0 +1,75 @@
+"""How far a run has come, and how far it is to go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamtrain.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Epochs ended, batches and samples taken in, optimizer steps taken."""
+
+    n_epochs: int = 0
+    n_batches: int = 0
+    n_steps: int = 0
+    n_samples: int = 0
+
+    def after_batch(self, *, n_steps: int, n_samples: int) -> Counts:
+        """One batch more; the steps are a total, since some rules take none, and some take many.
+
+        Examples
+        --------
+        >>> Counts(n_batches=1, n_steps=1, n_samples=64).after_batch(n_steps=2, n_samples=64)
+        Counts(n_epochs=0, n_batches=2, n_steps=2, n_samples=128)
+        """
+        return Counts(
+            n_epochs=self.n_epochs,
+            n_batches=self.n_batches + 1,
+            n_steps=n_steps,
+            n_samples=self.n_samples + n_samples,
+        )
+
+    def after_epoch(self, *, n_steps: int) -> Counts:
+        """One epoch more."""
+        return Counts(n_epochs=self.n_epochs + 1, n_batches=self.n_batches, n_steps=n_steps, n_samples=self.n_samples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Where a run ends: at a total of epochs or of steps, whichever comes first.
+
+    Raises
+    ------
+    UsageError
+        A total is no integer of at least 0, or neither is given.
+
+    Examples
+    --------
+    >>> Totals(max_epochs=3, max_steps=7).reached_by(Counts(n_epochs=2, n_steps=7))
+    True
+    >>> Totals(max_epochs=-1)
+    Traceback (most recent call last):
+    ...
+    streamtrain.errors.UsageError: max_epochs is -1; it must be an integer of at least 0
+    """
+
+    max_epochs: int | None = None
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, total in (("max_epochs", self.max_epochs), ("max_steps", self.max_steps)):
+            if total is not None and (isinstance(total, bool) or not isinstance(total, int) or total < 0):
+                raise UsageError(f"{name} is {total!r}; it must be an integer of at least 0")
+        if self.max_epochs is None and self.max_steps is None:
+            raise UsageError("neither max_epochs nor max_steps is given", fix="max_epochs=5, say")
+
+    def steps_reached_by(self, counts: Counts) -> bool:
+        """Whether no step is left."""
+        return self.max_steps is not None and counts.n_steps >= self.max_steps
+
+    def reached_by(self, counts: Counts) -> bool:
+        """Whether no step or no epoch is left."""
+        epochs_reached = self.max_epochs is not None and counts.n_epochs >= self.max_epochs
+        return epochs_reached or self.steps_reached_by(counts)

@@ -1,0 +1,252 @@
+"""What a run measures: loss and score as exact means over samples, and how fast the samples came.
+
+Means are over samples, never over batches, so a short last batch counts for what it holds. The score is the one that
+fits the loss: accuracy for classes and logits, rmse beside mse, mae beside l1, none for a loss of the user's own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from streamtrain.counts import Counts
+from streamtrain.losses import Loss, align
+
+_SCORES: Final = {"classes": "accuracy", "logits": "accuracy"}
+_SCORES_OF_VALUES: Final = {"mse": "rmse", "l1": "mae"}
+
+
+def score_name(loss: Loss) -> str | None:
+    """The name of the score that fits a loss.
+
+    Examples
+    --------
+    >>> from streamtrain.losses import resolve_loss
+    >>> [score_name(resolve_loss(name)) for name in ("cross_entropy", "bce_with_logits", "mse", "l1")]
+    ['accuracy', 'accuracy', 'rmse', 'mae']
+    """
+    return _SCORES.get(loss.kind) or _SCORES_OF_VALUES.get(loss.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Loss and score over some samples.
+
+    Parameters
+    ----------
+    loss : float
+        The mean loss.
+    score_name : str or None
+        ``"accuracy"``, ``"rmse"``, ``"mae"``, or None where the loss has no score.
+    score : float or None
+        Its value.
+    n_samples : int
+        The samples it is a mean over.
+    """
+
+    loss: float
+    score_name: str | None
+    score: float | None
+    n_samples: int
+
+    def named(self, prefix: str = "") -> dict[str, float]:
+        """Loss and score by name, each behind a prefix.
+
+        Examples
+        --------
+        >>> Metrics(loss=0.5, score_name="accuracy", score=0.75, n_samples=4).named("val_")
+        {'val_loss': 0.5, 'val_accuracy': 0.75}
+        """
+        score = {} if self.score_name is None or self.score is None else {f"{prefix}{self.score_name}": self.score}
+        return {f"{prefix}loss": self.loss} | score
+
+
+class RunningMetrics:
+    """Sums of loss and score over batches.
+
+    Parameters
+    ----------
+    loss : Loss
+        The loss that the sums are of; it decides the score.
+
+    Examples
+    --------
+    >>> from streamtrain.losses import resolve_loss
+    >>> running = RunningMetrics(resolve_loss("cross_entropy"))
+    >>> running.add(2.0, torch.tensor([[3.0, 1.0], [1.0, 3.0], [1.0, 3.0]]), torch.tensor([0, 1, 0]))
+    >>> running.add(6.0, torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
+    >>> running.mean()
+    Metrics(loss=3.0, score_name='accuracy', score=0.75, n_samples=4)
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        self._loss = loss
+        self._loss_sum = 0.0
+        self._n_samples = 0
+        self._hits: Tensor | int = 0
+        self._n_targets = 0
+        self._marked = (0.0, 0)
+
+    def add(self, loss: float, output: Tensor, target: Tensor) -> None:
+        """Add a batch: its mean loss, the output (B, ...) and the target (B, ...)."""
+        self._loss_sum += loss * len(target)
+        self._n_samples += len(target)
+        if self._loss.kind in _SCORES:
+            # The hits stay a tensor on the device: reading them would wait for it at every batch.
+            self._hits = self._hits + _hits(self._loss, output, target)
+            self._n_targets += target.numel()
+
+    def mean(self) -> Metrics:
+        """The means over everything added so far; NaN over nothing."""
+        loss = self._loss_sum / self._n_samples if self._n_samples else math.nan
+        return Metrics(loss=loss, score_name=score_name(self._loss), score=self._score(loss), n_samples=self._n_samples)
+
+    def _score(self, loss: float) -> float | None:
+        match score_name(self._loss):
+            case None:
+                return None
+            case "accuracy":
+                return int(self._hits) / self._n_targets if self._n_targets else math.nan
+            case "rmse":
+                return math.sqrt(loss)
+            case _:
+                return loss
+
+    def loss_since_last(self) -> float:
+        """The mean loss over the samples added since this was last asked."""
+        loss_sum, n_samples = self._marked
+        self._marked = (self._loss_sum, self._n_samples)
+        n_new = self._n_samples - n_samples
+        return (self._loss_sum - loss_sum) / n_new if n_new else math.nan
+
+
+def _hits(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+    output, target = align(loss, output, target)
+    guess = output.argmax(1) if loss.kind == "classes" else output > 0
+    truth = target if loss.kind == "classes" else target > 0.5
+    return torch.count_nonzero(guess == truth)
+
+
+class Waits(Protocol):
+    """Something that knows how long its consumer has waited for it."""
+
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds waited so far, over its whole life."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """How fast samples were taken in.
+
+    Examples
+    --------
+    >>> speed = Speed(n_samples=3000, seconds=2.0, wait_seconds=0.1)
+    >>> speed.samples_per_second, speed.stall_fraction
+    (1500.0, 0.05)
+    """
+
+    n_samples: int
+    seconds: float
+    wait_seconds: float
+
+    @property
+    def samples_per_second(self) -> float:
+        """Samples by wall time."""
+        return self.n_samples / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def stall_fraction(self) -> float:
+        """The share of the wall time spent waiting for data."""
+        return min(self.wait_seconds / self.seconds, 1.0) if self.seconds > 0 else 0.0
+
+
+class Stopwatch:
+    """Wall time and time waited for data, from the moment it is made."""
+
+    def __init__(self, stream: Waits) -> None:
+        self._stream = stream
+        self._waited_before = stream.wait_seconds
+        self._start = time.perf_counter()
+
+    def speed(self, n_samples: int) -> Speed:
+        """The speed of the samples taken in until now."""
+        seconds = time.perf_counter() - self._start
+        return Speed(n_samples=n_samples, seconds=seconds, wait_seconds=self._stream.wait_seconds - self._waited_before)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochSummary:
+    """One epoch of a run.
+
+    Parameters
+    ----------
+    counts : Counts
+        How far the run had come at its end; epochs are counted from 1.
+    train : Metrics
+        Over the epoch, each sample measured just before it changed the weights.
+    val : Metrics or None
+        On the validation data, after the epoch.
+    speed : Speed
+        Of the training pass alone.
+    """
+
+    counts: Counts
+    train: Metrics
+    val: Metrics | None
+    speed: Speed
+
+    def named(self) -> dict[str, float]:
+        """Everything by name, flat, as one line of ``metrics.jsonl``."""
+        return {
+            "epoch": self.counts.n_epochs,
+            "steps": self.counts.n_steps,
+            "samples": self.counts.n_samples,
+            **self.train.named(),
+            **(self.val.named("val_") if self.val else {}),
+            "seconds": self.speed.seconds,
+            "samples_per_second": self.speed.samples_per_second,
+            "stall_fraction": self.speed.stall_fraction,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What `Trainer.fit` did: its epochs, in order.
+
+    Parameters
+    ----------
+    epochs : tuple of EpochSummary
+        Those of this call.
+    counts : Counts
+        How far the run has come since the trainer was made.
+    """
+
+    epochs: tuple[EpochSummary, ...]
+    counts: Counts
+
+    def __iter__(self) -> Iterator[EpochSummary]:
+        return iter(self.epochs)
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    @property
+    def last(self) -> EpochSummary | None:
+        """The last epoch, if there was one."""
+        return self.epochs[-1] if self.epochs else None
+
+    @property
+    def speed(self) -> Speed:
+        """The speed over all epochs."""
+        return Speed(
+            n_samples=sum(epoch.speed.n_samples for epoch in self.epochs),
+            seconds=sum(epoch.speed.seconds for epoch in self.epochs),
+            wait_seconds=sum(epoch.speed.wait_seconds for epoch in self.epochs),
+        )

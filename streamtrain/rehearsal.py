@@ -1,0 +1,196 @@
+"""A step that leaves no trace: does the model fit the data, and what memory does a step take.
+
+Shapes and dtypes that do not fit come to light before the first epoch, in three lines: the data, the model, and what
+went wrong. Weights, gradients, buffers such as BatchNorm's averages, and torch's random state are as they were.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import Tensor, nn
+
+from streamtrain.errors import DivergedError, UsageError
+from streamtrain.losses import align
+from streamtrain.rules import Learner, Rule
+from streamtrain.seeding import borrowed_random
+
+Batch = Mapping[str, Tensor]
+"""Field name -> tensor (B, ...), on the model's device."""
+
+
+def check_fit(
+    learner: Learner, batch: Batch, *, inputs: tuple[str, ...], target: str, n_classes: int | None = None
+) -> None:
+    """Run a batch forward and backward, and say what does not fit.
+
+    Parameters
+    ----------
+    learner : Learner
+        The model, its loss and its optimizer.
+    batch : mapping of str to torch.Tensor
+        A few samples.
+    inputs, target : tuple of str, str
+        The fields the model takes, and the one the loss compares with.
+    n_classes : int, optional
+        How many classes the dataset has.
+
+    Raises
+    ------
+    UsageError
+        The model refuses the inputs, its output does not fit the target or the classes, or the loss is no scalar with
+        a gradient.
+    """
+    with untouched(learner):
+        learner.model.train()
+        learner.optimizer.zero_grad(set_to_none=True)
+        output = _forward(learner.model, batch, inputs)
+        check_width(learner, output, batch, n_classes)
+        _backward(learner, output, batch[target], batch)
+
+
+def check_width(
+    learner: Learner, output: Tensor, batch: Batch, n_classes: int | None, *, may_be_wider: bool = False
+) -> None:
+    """Hold the width of an output against the number of classes.
+
+    Raises
+    ------
+    UsageError
+        They differ; with ``may_be_wider``, there are more classes than outputs.
+    """
+    if learner.loss.kind != "classes" or n_classes is None or output.ndim < 2 or output.shape[1] == n_classes:
+        return
+    if not (may_be_wider and output.shape[1] > n_classes):
+        error = f"{output.shape[1]} outputs for {n_classes} classes"
+        raise _misfit(learner.model, batch, error, f"end the model in {n_classes} outputs")
+
+
+def _forward(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> Tensor:
+    try:
+        output = model(*(batch[name] for name in inputs))
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        raise _misfit(model, batch, _first_line(error), _input_fix(model, batch, inputs)) from error
+    if not isinstance(output, Tensor):
+        raise _misfit(model, batch, f"the model returns {type(output).__name__}", "return one tensor")
+    return output
+
+
+def _backward(learner: Learner, output: Tensor, target: Tensor, batch: Batch) -> None:
+    try:
+        align(learner.loss, output, target)
+    except UsageError as error:
+        raise _misfit(learner.model, batch, error.what, error.fix or "") from error
+    try:
+        mean = learner.loss(output, target)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        fix = f"a loss that takes an output of shape {tuple(output.shape)}, and labels in its range"
+        raise _misfit(learner.model, batch, f"{learner.loss.name}: {_first_line(error)}", fix) from error
+    if not isinstance(mean, Tensor) or mean.ndim or not mean.requires_grad:
+        what = f"shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
+        error_line = f"{learner.loss.name} returns {what}, not a scalar with a gradient"
+        raise _misfit(learner.model, batch, error_line, "return the mean over the samples")
+    mean.backward()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def working_memory(
+    rule: type[Rule], learner: Learner, batch: Batch, *, inputs: tuple[str, ...], target: str
+) -> Iterator[None]:
+    """Hold the memory that training takes, gradients and their sums and the optimizer's state, while the block runs.
+
+    A memory meter that begins inside the block counts from there, and so leaves the model's own share out.
+    """
+    with untouched(learner):
+        with _same_weights(learner):
+            learner.model.train()
+            held = _trained(rule(learner), tuple(batch[name] for name in inputs), batch[target])
+            state = learner.optimizer.state_dict()
+        yield
+        del held, state
+
+
+def _trained(rule: Rule, inputs: tuple[Tensor, ...], target: Tensor) -> Rule:
+    # A pass, and the beginning of the next: by then all that a rule ever keeps is there.
+    rule.learn(inputs, target, max_steps=rule.n_steps + 1)
+    rule.end_epoch()
+    # A first step that leads nowhere is for the training itself to report.
+    with suppress(DivergedError):
+        rule.learn(inputs, target, max_steps=rule.n_steps + 1)
+    return rule
+
+
+@contextmanager
+def _same_weights(learner: Learner) -> Iterator[None]:
+    state = copy.deepcopy(learner.optimizer.state_dict())
+    weights = [parameter.detach().clone() for parameter in learner.model.parameters()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, weight in zip(learner.model.parameters(), weights, strict=True):
+                parameter.copy_(weight)
+        learner.optimizer.load_state_dict(state)
+
+
+@contextmanager
+def untouched(learner: Learner) -> Iterator[None]:
+    """Put buffers, training mode and random state back at the end of the block; gradients are dropped."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in learner.model.buffers()]
+    device = next(learner.model.parameters()).device
+    try:
+        with borrowed_random(device), same_mode(learner.model):
+            yield
+    finally:
+        learner.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+@contextmanager
+def same_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module back in its mode, training or evaluation, at the end of the block."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _misfit(model: nn.Module, batch: Batch, error: str, fix: str) -> UsageError:
+    data = ", ".join(f"{name} {_dtype(value)} {tuple(value.shape[1:])}" for name, value in batch.items())
+    lines = [
+        "the model does not fit the data",
+        f"  data   {data}",
+        f"  model  {_describe(model)}",
+        f"  error  {error}",
+    ]
+    return UsageError("\n".join(lines), fix=fix or None)
+
+
+def _describe(model: nn.Module) -> str:
+    inner = getattr(model, "model", model)
+    dtypes = sorted({_dtype(parameter) for parameter in inner.parameters()})
+    return f"{type(inner).__name__} of {', '.join(dtypes)}"
+
+
+def _input_fix(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> str:
+    of_model = {parameter.dtype for parameter in model.parameters()}
+    misfits = [name for name in inputs if batch[name].dtype not in of_model]
+    if misfits:
+        return f"normalize='auto' (--normalize auto), or a transform that casts {', '.join(misfits)}"
+    shapes = " and ".join(str(tuple(batch[name].shape[1:])) for name in inputs)
+    return f"a model that takes samples of shape {shapes}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
