@@ -51,7 +51,9 @@ def _parse(size: object, name: str) -> int:
     unit = match.group(2).lower() if match else ""
     if match is None or unit not in _UNITS:
         known = "B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024)"
-        raise UsageError(f"{name} {size!r} is not a size", why=f"A size is a number and a unit: {known}", fix="'512MB', say")
+        raise UsageError(
+            f"{name} {size!r} is not a size", why=f"A size is a number and a unit: {known}", fix="'512MB', say"
+        )
     return int(float(match.group(1)) * _UNITS[unit])
 
 

@@ -1,0 +1,110 @@
+"""Train PyTorch models on datasets larger than memory, streamed from a sharded Zarr store within a byte budget.
+
+The smallest whole::
+
+    import streamtrain as st
+
+    st.ingest({"x": images, "y": labels}, "digits.zarr")
+    loader = st.StreamLoader(st.open("digits.zarr"), batch_size=256, memory="64MB", seed=0)
+    trainer = st.Trainer(model, loss="cross_entropy", optimizer="adam", lr=1e-3)
+    trainer.fit(loader, max_epochs=5)
+
+Importing the package imports neither torch nor zarr; a name brings what it needs when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from streamtrain.errors import (
+        BudgetError,
+        CheckpointError,
+        DamagedBlock,
+        DatasetError,
+        DeviceError,
+        DivergedError,
+        InputError,
+        LockedError,
+        OutOfRange,
+        ResourceError,
+        StallError,
+        StreamtrainError,
+        UnknownName,
+        UsageError,
+    )
+    from streamtrain.ingest import ingest
+    from streamtrain.layout import Field, Layout
+    from streamtrain.loader import StreamLoader
+    from streamtrain.store import Dataset
+    from streamtrain.store import open_dataset as open
+    from streamtrain.trainer import Trainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetError",
+    "CheckpointError",
+    "DamagedBlock",
+    "Dataset",
+    "DatasetError",
+    "DeviceError",
+    "DivergedError",
+    "Field",
+    "InputError",
+    "Layout",
+    "LockedError",
+    "OutOfRange",
+    "ResourceError",
+    "StallError",
+    "StreamLoader",
+    "StreamtrainError",
+    "Trainer",
+    "UnknownName",
+    "UsageError",
+    "__version__",
+    "ingest",
+    "open",
+]
+
+# Where a name lives; the errors, which are most of them, need no line each.
+_HOMES = {
+    "Dataset": "store",
+    "Field": "layout",
+    "Layout": "layout",
+    "StreamLoader": "loader",
+    "Trainer": "trainer",
+    "ingest": "ingest",
+    "open": "store",
+}
+_NAMES_AT_HOME = {"open": "open_dataset"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
+    value = globals()[name] = getattr(home, _NAMES_AT_HOME.get(name, name))
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """The package, where ``streamtrain.ingest`` is the function though a module has the same name.
+
+    Python sets the package's attribute ``ingest`` to the module whenever that is first imported, by whomever;
+    a name that the package exports is not overwritten so.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

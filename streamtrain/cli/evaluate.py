@@ -1,0 +1,99 @@
+"""``streamtrain evaluate``: how well a run's model does on a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from torch import nn
+
+from streamtrain.checkpoint import (
+    CONFIG,
+    MODEL,
+    load_normalize_state,
+    load_weights,
+    newest_checkpoint,
+    read_config,
+)
+from streamtrain.cli.common import emit, json_option
+from streamtrain.cli.tables import result_lines
+from streamtrain.errors import CheckpointError, UsageError
+from streamtrain.loader import StreamLoader
+from streamtrain.models import build_model, is_file_model
+from streamtrain.normalize import Normalize
+from streamtrain.store import open_dataset
+from streamtrain.trainer import Trainer
+
+_path = click.Path(path_type=Path)
+
+
+@click.command("evaluate", context_settings={"show_default": True})
+@click.argument("run", type=_path)
+@click.argument("dest", type=_path)
+@click.option("--model", help="The FILE.py:FACTORY of the run, where it lies elsewhere than when it was trained.")
+@click.option("--batch-size", type=int, default=256, help="Samples of a batch; the result does not depend on it.")
+@click.option("--memory", default="512MB", help="Budget for all that the loader owns.")
+@click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
+@json_option
+def command(run: Path, dest: Path, model: str | None, batch_size: int, memory: str, device: str, as_json: bool) -> None:
+    """Measure the model of the folder RUN on the dataset DEST: loss, and accuracy or what else fits the loss.
+
+    Inputs are rescaled as in training, by the statistics saved with the run.
+    """
+    config = read_config(run)
+    dataset = open_dataset(dest)
+    trainer = _trained(run, config, model, device)
+    trainer.check(dataset[: min(2, len(dataset))])
+    with StreamLoader(dataset, batch_size=min(batch_size, len(dataset)), memory=memory, shuffle=False) as loader:
+        metrics = trainer.evaluate(loader)
+    result = {"run": run, "dataset": dest, "samples": metrics.n_samples, "accuracy": None, **metrics.named()}
+    emit(as_json, result, result_lines(metrics))
+
+
+def _trained(run: Path, config: dict[str, Any], model: str | None, device: str) -> Trainer:
+    """The run's trainer, as it was when the run ended."""
+    checkpoint = newest_checkpoint(run)
+    try:
+        trainer = Trainer(
+            _build(run, config, model),
+            loss=config["loss"],
+            inputs=tuple(config["inputs"]),
+            target=config["target"],
+            normalize=_normalize(checkpoint, config["normalize"]),
+            device=device,
+        )
+    except (KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise CheckpointError("is not complete", where=str(run / CONFIG), why=why, fix="train again") from error
+    load_weights(trainer.model, checkpoint / MODEL)
+    return trainer
+
+
+def _build(run: Path, config: dict[str, Any], model: str | None) -> nn.Module:
+    name = model or config["model"]
+    if "n_outputs" not in config and model is None:
+        raise UsageError(f"the run does not say how its model ({name}) is built", fix="--model FILE.py:FACTORY")
+    if model is None and is_file_model(name):
+        _refuse_code_of_the_run(run, name)
+    shape = tuple(config.get("input_shape", ()))
+    return build_model(name, input_shape=shape, n_outputs=config.get("n_outputs", 1))
+
+
+def _refuse_code_of_the_run(run: Path, model: str) -> None:
+    # A run's folder is data and may come from anyone: the code it would bring along runs only when asked for by name.
+    if Path(model.rpartition(":")[0]).resolve().is_relative_to(run.resolve()):
+        raise CheckpointError(
+            "the run names code in its own folder", where=str(run / CONFIG), fix=f"--model {model}, if you trust it"
+        )
+
+
+def _normalize(checkpoint: Path, names: list[str]) -> dict[str, nn.Module]:
+    states = load_normalize_state(checkpoint)
+    modules: dict[str, nn.Module] = {}
+    for name in names:
+        state = states.get(name, {})
+        if not state.keys() >= {"mean", "std"}:
+            raise CheckpointError(f"what rescales {name} is missing", where=str(checkpoint), fix="train again")
+        modules[name] = Normalize(state["mean"], state["std"])
+    return modules

@@ -1,0 +1,95 @@
+"""``streamtrain ingest SRC... DEST``: turn raw files into a dataset."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streamtrain.cli.common import emit, json_option
+from streamtrain.errors import UsageError
+from streamtrain.units import format_bytes, format_duration
+
+if TYPE_CHECKING:
+    from streamtrain.store import Dataset
+
+
+@click.command("ingest")
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
+@click.argument("dest", metavar="DEST")
+@click.option("--labels", metavar="SRC", help="A file whose rows become field y.")
+@click.option("--label-column", metavar="C", help="Tables: the column that becomes field y.")
+@click.option("--columns", metavar="A,B", help="Tables: the columns of field x; all but the label by default.")
+@click.option("--dtype", help="Raw binary: the element type.")
+@click.option("--shape", metavar="28,28", help="Raw binary: the shape of one sample.")
+@click.option("--block", metavar="SIZE", help="Decoded bytes of a block; about 512KiB by default.")
+@click.option("--shard", metavar="SIZE", default="64MB", show_default=True, help="Decoded bytes of a shard file.")
+@click.option("--codec", default="auto", show_default=True, help="auto, none, lz4 or zstd.")
+@click.option("--memory", metavar="SIZE", default="1GB", show_default=True, help="What the ingest may own.")
+@json_option
+def command(
+    sources: tuple[str, ...],
+    dest: str,
+    as_json: bool,
+    columns: str | None,
+    shape: str | None,
+    **options: Any,
+) -> None:
+    """Turn raw files into a dataset at DEST, where nothing may be yet.
+
+    SRC are files of one kind, or a folder of them: .npy, .npz, idx, CSV, TSV, Parquet, or raw binary.
+    """
+    from streamtrain.ingest import ingest
+
+    started = time.perf_counter()
+    dataset = ingest(
+        list(sources) if len(sources) > 1 else sources[0],
+        dest,
+        columns=None if columns is None else tuple(columns.split(",")),
+        shape=None if shape is None else _parse_shape(shape),
+        **options,
+    )
+    result = _result(dataset, time.perf_counter() - started)
+    emit(as_json, result, _text(result))
+
+
+def _parse_shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in text.split(",") if n.strip())
+    except ValueError:
+        raise UsageError(f"--shape {text!r} is not a list of integers", fix="--shape 28,28, say") from None
+
+
+def _result(dataset: Dataset, seconds: float) -> dict[str, Any]:
+    layout = dataset.layout
+    return {
+        "dataset": str(dataset.path),
+        "id": dataset.id,
+        "samples": len(dataset),
+        "fields": {field.name: {"dtype": field.dtype.name, "shape": field.shape} for field in dataset.fields},
+        "bytes": dataset.nbytes,
+        "stored_bytes": dataset.stored_bytes,
+        "codec": layout.codec,
+        "block_rows": layout.block_rows,
+        "block_bytes": layout.block_bytes,
+        "blocks": layout.n_blocks,
+        "shards": layout.n_shards * len(layout.fields),
+        "seconds": round(seconds, 3),
+        "mb_per_s": round(dataset.nbytes / seconds / 1e6, 1),
+        "classes": dict(enumerate(dataset.classes)) if dataset.classes else None,
+    }
+
+
+def _text(result: dict[str, Any]) -> str:
+    fields = ", ".join(f"{name} {f['dtype']} {f['shape']}" for name, f in result["fields"].items())
+    lines = [
+        f"{result['dataset']}: {result['samples']:,} samples of {fields}",
+        f"{format_bytes(result['bytes'])} stored in {format_bytes(result['stored_bytes'])} ({result['codec']}), "
+        f"{result['blocks']:,} blocks of {result['block_rows']:,} samples ({format_bytes(result['block_bytes'])}), "
+        f"{result['shards']:,} shard files",
+        f"{format_duration(result['seconds'])}, {result['mb_per_s']:,.0f} MB/s",
+    ]
+    if result["classes"]:
+        lines.append("classes: " + ", ".join(f"{number} = {name}" for number, name in result["classes"].items()))
+    return "\n".join(lines)

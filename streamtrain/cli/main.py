@@ -1,0 +1,169 @@
+"""The frame of the command line: find the command, run it, and turn every outcome into an exit code.
+
+Results go to stdout; errors go to stderr as ``error: ...`` and leave with the code of their class (see
+`streamtrain.errors`). A command is imported only when it is called, so ``--help`` is fast and ``ingest`` never
+imports torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import shutil
+import sys
+import textwrap
+import traceback
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from streamtrain import __version__
+from streamtrain.errors import ResourceError, StreamtrainError, unknown_name
+
+COMMANDS: Final = {
+    "ingest": "Turn raw files into a dataset.",
+    "info": "Show what a dataset holds.",
+    "train": "Train a model on a dataset.",
+    "evaluate": "Measure a trained model on a dataset.",
+}
+"""Command name -> its line in ``--help``; the command is ``streamtrain.cli.NAME.command``."""
+
+EXIT_BUG: Final = 1
+EXIT_INTERRUPTED: Final = 130
+EXIT_BROKEN_PIPE: Final = 141
+
+_FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    args : sequence of str, optional
+        What follows the program's name; ``sys.argv[1:]`` by default.
+
+    Examples
+    --------
+    >>> main(["--help"])  # doctest: +ELLIPSIS
+    Usage: streamtrain [OPTIONS] COMMAND [ARGS]...
+    ...
+    0
+    """
+    words = tuple(sys.argv[1:] if args is None else args) or ("--help",)
+    try:
+        return _run(words)
+    except BrokenPipeError:
+        _close_stdout()
+        return EXIT_BROKEN_PIPE
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_debug(words):
+            traceback.print_exc()
+        message, code = _outcome(error)
+        click.echo(_wrapped(f"error: {message}"), err=True)
+        return code
+
+
+def _run(words: tuple[str, ...]) -> int:
+    try:
+        with _cli.make_context("streamtrain", list(words)) as context:
+            _cli.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    return 0
+
+
+def _is_debug(words: tuple[str, ...]) -> bool:
+    # Looked up in the words as they came: a command that cannot even be imported parses nothing.
+    ours = words[: words.index("--")] if "--" in words else words
+    return "--debug" in ours
+
+
+def _outcome(error: BaseException) -> tuple[str, int]:
+    """The message and the exit code of an error."""
+    match error:
+        case StreamtrainError():
+            return str(error), error.exit_code
+        case click.UsageError():
+            return _usage(error), error.exit_code
+        case click.ClickException():
+            return error.format_message(), error.exit_code
+        case KeyboardInterrupt() | click.Abort():
+            return "interrupted", EXIT_INTERRUPTED
+        case MemoryError():
+            what = f"out of memory: {error}" if str(error) else "out of memory"
+            return f"{what}. Fix: a smaller --memory or --batch-size.", ResourceError.exit_code
+        case OSError() if error.errno in _FULL_DISK:
+            return f"{error}. Fix: free some space.", ResourceError.exit_code
+        case _:
+            what = "".join(traceback.format_exception_only(error)).strip()
+            return f"a bug in streamtrain: {what} (--debug shows the traceback)", EXIT_BUG
+
+
+def _usage(error: click.UsageError) -> str:
+    message = error.format_message()
+    return f"{message}\nSee '{error.ctx.command_path} --help'." if error.ctx else message
+
+
+def _wrapped(message: str) -> str:
+    # A log keeps each message on its line, where a search finds it.
+    if not sys.stderr.isatty():
+        return message
+    width = min(shutil.get_terminal_size().columns, 100)
+    return "\n".join(_wrap_line(line, width) for line in message.splitlines())
+
+
+def _wrap_line(line: str, width: int) -> str:
+    # Indented lines are tables: their columns say more than their width.
+    if line.startswith(" "):
+        return line
+    return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def _close_stdout() -> None:
+    # Who reads us has left. The descriptor now leads nowhere, so that the flush at exit cannot fail either.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _debug_option() -> click.Option:
+    return click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported when they are called, each with ``--debug`` added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"streamtrain.cli.{cmd_name}").command
+        if all(parameter.name != "debug" for parameter in command.params):
+            command.params.append(_debug_option())
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not ctx.resilient_parsing and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise unknown_name("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+_cli = click.version_option(__version__, prog_name="streamtrain", message="%(prog)s %(version)s")(
+    _LazyGroup(
+        "streamtrain",
+        help="Train PyTorch models on datasets larger than memory, from a sharded Zarr store.",
+        params=[_debug_option()],
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+)

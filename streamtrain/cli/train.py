@@ -1,0 +1,298 @@
+"""``streamtrain train``: a model on a dataset, within a memory budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import numpy as np
+import torch
+
+from streamtrain.checkpoint import RunFolder, check_free, next_run
+from streamtrain.cli.common import emit, json_option
+from streamtrain.cli.tables import epoch_head, epoch_line, memory_line
+from streamtrain.errors import BudgetError, UsageError, unknown_name
+from streamtrain.layout import Field
+from streamtrain.loader import StreamLoader
+from streamtrain.losses import Loss, default_loss, resolve_loss
+from streamtrain.meter import MemoryMeter
+from streamtrain.metrics import History, score_name
+from streamtrain.models import build_model, n_parameters
+from streamtrain.store import Dataset, open_dataset
+from streamtrain.stream import normalize_fields
+from streamtrain.trainer import Trainer
+from streamtrain.units import format_bytes, format_rate, parse_bytes
+
+RUNS: Final = Path("runs")
+INPUT: Final = "x"
+TARGET: Final = "y"
+VAL_SHARE: Final = 4
+_MOST_REHEARSED_BYTES: Final = 64_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of the command, as given."""
+
+    dest: Path
+    model: str
+    val: Path | None
+    loss: str | None
+    update: str
+    optimizer: str
+    lr: float | None
+    momentum: float | None
+    betas: tuple[float, ...] | None
+    eps: float | None
+    weight_decay: float | None
+    nesterov: bool
+    epochs: int
+    max_steps: int | None
+    batch_size: int
+    memory: str
+    lanes: int | None
+    drop_last: bool
+    seed: int
+    device: str
+    normalize: str
+    threads: int | None
+    out: Path | None
+    log_every: int
+
+
+def _parse_betas(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(word) for word in value.split(","))
+    except ValueError:
+        raise UsageError(f"betas {value!r} are not numbers", fix="--betas 0.9,0.999, say") from None
+
+
+_path = click.Path(path_type=Path)
+
+
+@click.command("train", context_settings={"show_default": True})
+@click.argument("dest", type=_path)
+@click.option("--model", required=True, help="linear, mlp:256,128 (hidden widths), cnn, or FILE.py:FACTORY.")
+@click.option("--val", type=_path, help="A dataset to measure on after every epoch; its loader has 1/4 of --memory.")
+@click.option(
+    "--loss", help="cross_entropy (default for class labels), nll, bce_with_logits, mse (default for floats), l1."
+)
+@click.option("--update", default="batch", help="The update rule: one step per batch, sample or epoch.")
+@click.option("--optimizer", default="adam", help="Any of torch.optim by name: sgd, adam, adamw, rmsprop, ...")
+@click.option(
+    "--lr", type=float, help="By default torch's own (adam 0.001), for sgd 0.1, or 0.01 with --update sample."
+)
+@click.option("--momentum", type=float, help="For optimizers that have it.")
+@click.option("--betas", callback=_parse_betas, metavar="B1,B2", help="For adam and its kin.")
+@click.option("--eps", type=float, help="For adam and its kin.")
+@click.option("--weight-decay", type=float)
+@click.option("--nesterov", is_flag=True, help="For sgd with momentum.")
+@click.option("--epochs", type=int, default=5)
+@click.option("--max-steps", type=int, help="End at this many steps, if they come before the epochs do.")
+@click.option("--batch-size", type=int, default=256, help="Samples of a batch; for other update rules, of a read.")
+@click.option("--memory", default="512MB", help="Budget for all that the loaders own.")
+@click.option("--lanes", type=int, help="Lanes of the shuffle; solved from --memory by default.")
+@click.option("--drop-last", is_flag=True, help="Leave out a short last batch.")
+@click.option("--seed", type=int, default=0, help="Of the order, the initial weights, and dropout.")
+@click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
+@click.option(
+    "--normalize",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    help="auto: (x - mean) / std from the stored statistics, per column for tables; saved with the run.",
+)
+@click.option("--threads", type=int, help="Threads of torch on the CPU.")
+@click.option("--out", type=_path, help="The run's folder; by default runs/N, N being the next free number.")
+@click.option(
+    "--log-every", type=int, default=50, metavar="BATCHES", help="Batches between two lines of metrics.jsonl."
+)
+@json_option
+def command(as_json: bool, **given: Any) -> None:
+    """Train a model on the dataset DEST.
+
+    The table on stdout has a line for every epoch. The run's folder holds config.json, metrics.jsonl and the final
+    weights, for `streamtrain evaluate`.
+    """
+    options = Options(**given)
+    say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
+    trained = _train(options, say)
+    emit(as_json, trained.result(), trained.text())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trained:
+    """What came of a run."""
+
+    history: History
+    memory: dict[str, int]
+    out: Path
+
+    def result(self) -> dict[str, object]:
+        last = self.history.last
+        speed = self.history.speed
+        return {
+            "steps": self.history.counts.n_steps,
+            "samples": self.history.counts.n_samples,
+            "loss": last.train.loss if last else None,
+            "accuracy": None,
+            **(last.train.named() if last else {}),
+            "val": last.val.named() if last and last.val else None,
+            "resumed_from_batch": 0,
+            "memory": self.memory,
+            "samples_per_second": speed.samples_per_second,
+            "stall_fraction": speed.stall_fraction,
+            "epochs": [summary.named() for summary in self.history],
+            "run": self.out,
+        }
+
+    def text(self) -> str:
+        speed = self.history.speed
+        rate = format_rate(speed.n_samples, speed.seconds, "samples")
+        return "\n".join(
+            [
+                memory_line(self.memory),
+                f"speed   {rate}, stall fraction {speed.stall_fraction:.3f}",
+                f"run     {self.out}",
+            ]
+        )
+
+
+def _train(options: Options, say: Callable[[str], None]) -> _Trained:
+    if options.threads is not None:
+        if options.threads < 1:
+            raise UsageError(f"threads is {options.threads}; it must be at least 1")
+        torch.set_num_threads(options.threads)
+    memory = parse_bytes(options.memory, name="memory")
+    out = options.out or next_run(RUNS)
+    check_free(out)
+    dataset = open_dataset(options.dest)
+    val = open_dataset(options.val) if options.val else None
+    if val is not None:
+        _check_alike(dataset, val)
+    trainer, about = _make_trainer(options, dataset)
+    rows = dataset[: _n_rehearsed(dataset, options.batch_size)]
+    trainer.check(rows, n_classes=dataset.n_classes)
+    say(_heading(options, dataset, trainer))
+    with ExitStack() as stack:
+        with trainer.working_memory(rows):
+            del rows
+            meter = stack.enter_context(MemoryMeter())
+        loaders = [stack.enter_context(loader) for loader in _make_loaders(options, dataset, val, memory)]
+        run = stack.enter_context(RunFolder(out, trainer.describe(loaders[0]) | about))
+        say(epoch_head(score_name(trainer.loss), with_val=val is not None))
+        history = trainer.fit(
+            loaders[0],
+            max_epochs=options.epochs,
+            max_steps=options.max_steps,
+            val=loaders[1] if val else None,
+            out=run,
+            log_every=options.log_every,
+            on_epoch=lambda summary: say(epoch_line(summary)),
+        )
+        projected = sum(loader.projection.total_bytes for loader in loaders)
+    measured = {"budget": memory, "projected": projected, "measured": meter.peak_bytes}
+    return _Trained(history=history, memory=measured, out=out)
+
+
+def _make_trainer(options: Options, dataset: Dataset) -> tuple[Trainer, dict[str, object]]:
+    """The trainer, and what its run has to know to build the model again."""
+    x, y = _field(dataset, INPUT), _field(dataset, TARGET)
+    loss = resolve_loss(options.loss or default_loss(torch.from_numpy(np.empty(0, y.dtype)).dtype))
+    n_outputs = _n_outputs(dataset, loss, y)
+    trainer = Trainer(
+        build_model(options.model, input_shape=x.shape, n_outputs=n_outputs, seed=options.seed),
+        loss=loss,
+        optimizer=options.optimizer,
+        lr=options.lr,
+        update=options.update,
+        # Made here, not by "auto" when training begins: the rows are checked before that.
+        normalize=normalize_fields(dataset, (INPUT,)) if options.normalize == "auto" else None,
+        device=options.device,
+        momentum=options.momentum,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        nesterov=options.nesterov or None,
+    )
+    about = {"model": options.model, "input_shape": list(x.shape), "n_outputs": n_outputs}
+    return trainer, about | {"dataset": str(options.dest), "dataset_id": dataset.id, "memory": options.memory}
+
+
+def _field(dataset: Dataset, name: str) -> Field:
+    for field in dataset.fields:
+        if field.name == name:
+            return field
+    raise unknown_name("field", name, (field.name for field in dataset.fields))
+
+
+def _check_alike(dataset: Dataset, val: Dataset) -> None:
+    for name in (INPUT, TARGET):
+        ours, theirs = _field(dataset, name), _field(val, name)
+        if ours != theirs:
+            raise UsageError(
+                f"field {name} is {theirs.dtype} {theirs.shape}; in the training data {ours.dtype} {ours.shape}",
+                where=f"--val {val.path}",
+                fix="ingest both in the same way",
+            )
+
+
+def _n_outputs(dataset: Dataset, loss: Loss, y: Field) -> int:
+    if loss.kind != "classes":
+        return math.prod(y.shape)
+    if dataset.n_classes is None:
+        raise UsageError(
+            f"{loss.name} needs class labels 0, 1, ...; field {y.name} is {y.dtype.name}",
+            where=str(dataset.path),
+            fix="--loss mse, or ingest the labels as integers from 0",
+        )
+    return dataset.n_classes
+
+
+def _n_rehearsed(dataset: Dataset, batch_size: int) -> int:
+    most = max(_MOST_REHEARSED_BYTES // dataset.layout.row_bytes, 2)
+    return max(min(batch_size, most, len(dataset)), 1)
+
+
+def _make_loaders(options: Options, dataset: Dataset, val: Dataset | None, memory: int) -> Iterator[StreamLoader]:
+    """The loader to train from, and that to measure on; together they own what the budget allows."""
+    val_memory = memory // VAL_SHARE if val else 0
+    in_order = options.update == "epoch"
+    yield StreamLoader(
+        dataset,
+        batch_size=options.batch_size,
+        memory=memory - val_memory,
+        seed=options.seed,
+        shuffle=not in_order,
+        drop_last=options.drop_last,
+        lanes=None if in_order else options.lanes,
+    )
+    if val:
+        yield _make_val_loader(val, min(options.batch_size, len(val)), val_memory)
+
+
+def _make_val_loader(val: Dataset, batch_size: int, memory: int) -> StreamLoader:
+    try:
+        return StreamLoader(val, batch_size=batch_size, memory=memory, shuffle=False)
+    except BudgetError as error:
+        where = f"--val, whose loader has 1/{VAL_SHARE} of --memory"
+        raise BudgetError(
+            error.what, where=where, why=error.why, fix="a larger --memory, or a run without --val"
+        ) from error
+
+
+def _heading(options: Options, dataset: Dataset, trainer: Trainer) -> str:
+    fields = ", ".join(f"{field.name} {field.dtype.name}{list(field.shape) or ''}" for field in dataset.fields)
+    size = f"{len(dataset):,} samples of {fields}, {format_bytes(dataset.nbytes)}"
+    lr = trainer.optimizer.param_groups[0]["lr"]
+    return (
+        f"data    {options.dest}: {size}\n"
+        f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}\n"
+        f"update  {options.update}, {options.optimizer}, lr {lr:g}, on {trainer.device}"
+    )

@@ -1,0 +1,222 @@
+"""``train`` and ``evaluate`` on small stored datasets: what they print, what they keep, how they fail."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+import streamtrain as st
+from streamtrain.cli.main import main
+
+N = 600
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Datasets in one folder: images, a float64 table with a float64 target, and the like for validation."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name, n in (("images", N), ("val-images", 100)):
+        y = rng.integers(0, 3, n)
+        x = rng.integers(0, 60, (n, 8, 8)).astype(np.uint8)
+        x[np.arange(n), y] += 150
+        st.ingest({"x": x, "y": y}, folder / f"{name}.zarr")
+    table = rng.normal(size=(N, 4)) * [1, 100, 1, 0] + [0, 300, 3, 9]
+    st.ingest({"x": table, "y": table @ [1.0, 0.01, -1, 0]}, folder / "table.zarr")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_folder_with_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train_json(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
+    assert main(["train", *map(str, args), "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def weights(run: Path) -> dict[str, Any]:
+    (file,) = run.glob("checkpoints/*/model.safetensors")
+    return safetensors.numpy.load_file(file)
+
+
+def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["train", f"{stored}/images.zarr", "--model", "mlp:16", "--val", f"{stored}/val-images.zarr"]
+    assert main([*args, "--epochs", "3", "--batch-size", "32", "--memory", "64MB"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].startswith("data    ")
+    assert " ".join(lines[3].split()) == "epoch steps loss accuracy val loss val accuracy samples/s stall"
+    assert [line.split()[:2] for line in lines[4:7]] == [["1", "19"], ["2", "38"], ["3", "57"]]
+    assert lines[7].startswith("memory  budget 64.0 MB, projected ")
+    assert "samples/s, stall fraction 0." in lines[8]
+    assert lines[9] == "run     runs/1"
+    assert err == ""
+    assert main(["evaluate", "runs/1", f"{stored}/val-images.zarr"]) == 0
+    loss, accuracy = capsys.readouterr().out.splitlines()[-2:]
+    assert loss.startswith("test loss 0.")
+    assert accuracy == f"test accuracy {float(lines[6].split()[5]):.4f}"
+
+
+def test_train_json(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train_json(capsys, stored / "images.zarr", "--model", "linear", "--epochs", 2, "--batch-size", 64)
+    assert (result["steps"], result["samples"], result["resumed_from_batch"]) == (20, 2 * N, 0)
+    assert result["accuracy"] == result["epochs"][-1]["accuracy"]
+    assert 0 <= result["accuracy"] <= 1
+    assert result["memory"]["budget"] == 512_000_000
+    assert 0 < result["memory"]["projected"] <= 512_000_000
+    assert result["memory"]["measured"] >= 0
+    assert (result["run"], result["val"]) == ("runs/1", None)
+    assert main(["evaluate", "runs/1", f"{stored}/images.zarr", "--json"]) == 0
+    assert {"loss", "accuracy", "samples"} <= json.loads(capsys.readouterr().out).keys()
+
+
+@pytest.mark.parametrize(("update", "steps"), [("batch", 10), ("sample", N), ("epoch", 1)])
+def test_every_update_rule(update: str, steps: int, stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [stored / "images.zarr", "--model", "linear", "--update", update, "--optimizer", "sgd"]
+    assert train_json(capsys, *args, "--epochs", 1, "--batch-size", 64)["steps"] == steps
+
+
+def test_the_same_seed_gives_the_same_weights(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [stored / "images.zarr", "--model", "mlp:8", "--epochs", 2, "--batch-size", 50, "--threads", 1]
+    for out, seed in (("a", 4), ("b", 4), ("c", 5)):
+        train_json(capsys, *args, "--seed", seed, "--out", out)
+    a, b, c = (weights(Path(name)) for name in "abc")
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert not all(np.array_equal(a[name], c[name]) for name in a)
+
+
+def test_regression_has_its_own_score(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [stored / "table.zarr", "--model", "linear", "--lr", "0.05", "--epochs", "30", "--batch-size", "32"]
+    result = train_json(capsys, *args)
+    assert result["accuracy"] is None
+    assert result["rmse"] == pytest.approx(result["loss"] ** 0.5)
+    assert result["rmse"] < 0.1
+    assert main(["evaluate", "runs/1", f"{stored}/table.zarr"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("test rmse 0.0")
+
+
+def test_a_model_from_a_file_is_built_again_from_it(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = "from torch import nn\ndef build(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
+    Path("net.py").write_text(net)
+    train_json(capsys, stored / "images.zarr", "--model", "net.py:build", "--epochs", 1)
+    assert main(["evaluate", "runs/1", f"{stored}/images.zarr"]) == 0
+    Path("net.py").rename("moved.py")
+    assert main(["evaluate", "runs/1", f"{stored}/images.zarr"]) == 2
+    assert "model file net.py does not exist" in capsys.readouterr().err
+    assert main(["evaluate", "runs/1", f"{stored}/images.zarr", "--model", "moved.py:build"]) == 0
+
+
+def test_a_run_brings_no_code_of_its_own(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_json(capsys, stored / "images.zarr", "--model", "linear", "--epochs", 1)
+    config = json.loads(Path("runs/1/config.json").read_text())
+    Path("runs/1/net.py").write_text("from pathlib import Path\nPath('ran').touch()\ndef build(): ...\n")
+    Path("runs/1/config.json").write_text(json.dumps(config | {"model": "runs/1/net.py:build"}))
+    assert main(["evaluate", "runs/1", f"{stored}/images.zarr"]) == 6
+    assert "code in its own folder" in capsys.readouterr().err
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--model", "lineal"], 2, "did you mean 'linear'"),
+        (["--model", "linear", "--optimizer", "adma"], 2, "unknown optimizer 'adma'"),
+        (["--model", "linear", "--loss", "mze"], 2, "did you mean 'mse'"),
+        (["--model", "linear", "--update", "bach"], 2, "did you mean 'batch'"),
+        (["--model", "linear", "--lr", "nan"], 2, "lr is nan"),
+        (["--model", "linear", "--lr", "-1"], 2, "lr is -1.0"),
+        (["--model", "linear", "--betas", "0.9,1"], 2, "betas is"),
+        (["--model", "linear", "--betas", "a,b"], 2, "not numbers"),
+        (["--model", "linear", "--momentum", "0.9"], 2, "adam takes no 'momentum'"),
+        (["--model", "linear", "--epochs", "-1"], 2, "max_epochs is -1"),
+        (["--model", "linear", "--batch-size", "0"], 2, "batch_size is 0"),
+        (["--model", "linear", "--batch-size", "601", "--drop-last"], 2, "drop_last"),
+        (["--model", "linear", "--update", "epoch", "--drop-last"], 2, "update='epoch' with drop_last"),
+        (["--model", "linear", "--loss", "mse"], 2, "mse needs a float target; the target is int64"),
+        (["--model", "linear", "--normalize", "none"], 2, "--normalize auto"),
+        (["--model", "linear", "--memory", "4X"], 2, "memory '4X' is not a size"),
+        (["--model", "linear", "--memory", "10KB"], 5, "the smallest that works"),
+        (["--model", "linear", "--device", "cuda:9"], 5, "there is no device"),
+        (["--model", "linear", "--threads", "0"], 2, "threads is 0"),
+        (["--model", "linear", "--log-every", "0"], 2, "log_every is 0"),
+        (["--model", "none.py:build"], 2, "model file none.py does not exist"),
+        ([], 2, "Missing option '--model'"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(
+    args: list[str], code: int, message: str, stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", f"{stored}/images.zarr", *args]) == code
+    assert message in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_a_model_that_does_not_fit_is_reported_before_the_first_epoch(
+    stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("net.py").write_text("from torch import nn\ndef build(): return nn.Linear(7, 3)\n")
+    assert main(["train", f"{stored}/images.zarr", "--model", "net.py:build"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "error: the model does not fit the data\n  data   x uint8 (8, 8), y int64 ()\n" in err
+    assert not Path("runs").exists()
+
+
+def test_validation_data_of_another_shape_is_refused(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["train", f"{stored}/images.zarr", "--model", "linear", "--val", f"{stored}/table.zarr"]
+    assert main(args) == 2
+    assert "field x is float64 (4,); in the training data uint8 (8, 8)" in capsys.readouterr().err
+
+
+def test_a_budget_too_small_for_two_loaders_says_whose(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["train", f"{stored}/images.zarr", "--model", "linear", "--val", f"{stored}/val-images.zarr"]
+    assert main([*args, "--memory", "6MB"]) == 5
+    assert "--val, whose loader has 1/4 of --memory: memory is 1.5 MB" in capsys.readouterr().err
+
+
+def test_divergence_has_its_exit_code(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["train", f"{stored}/table.zarr", "--model", "linear", "--optimizer", "sgd", "--lr", "1e30"]
+    assert main([*args, "--batch-size", "16", "--log-every", "1"]) == 8
+    assert "epoch 1, step" in capsys.readouterr().err
+    assert main(["evaluate", "runs/1", f"{stored}/table.zarr"]) == 6
+    assert "It did not end" in capsys.readouterr().err
+
+
+def test_what_evaluate_refuses(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = f"{stored}/images.zarr"
+    assert main(["evaluate", "runs/1", images]) == 6
+    assert "no run: config.json is missing" in capsys.readouterr().err
+    train_json(capsys, images, "--model", "linear", "--epochs", 0)
+    assert main(["evaluate", "runs/1", f"{stored}/none.zarr"]) == 4
+    assert main(["evaluate", "runs/1", f"{stored}/table.zarr"]) == 2
+    (checkpoint,) = Path("runs/1/checkpoints").iterdir()
+    shutil.move(checkpoint / "normalize.safetensors", "away")
+    assert main(["evaluate", "runs/1", images]) == 6
+    shutil.move("away", checkpoint / "normalize.safetensors")
+    (checkpoint / "model.safetensors").write_bytes(b"\0" * 30)
+    assert main(["evaluate", "runs/1", images]) == 6
+    Path("runs/1/config.json").write_text("{}")
+    assert main(["evaluate", "runs/1", images]) == 6
+    assert "config.json: is not complete" in capsys.readouterr().err
+
+
+def test_a_taken_run_folder_is_refused(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [stored / "images.zarr", "--model", "linear", "--epochs", 0, "--out", "mine"]
+    train_json(capsys, *args)
+    assert main(["train", *map(str, args)]) == 2
+    assert "mine: the run folder is taken" in capsys.readouterr().err

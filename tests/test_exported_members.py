@@ -1,0 +1,88 @@
+"""What ``import streamtrain`` offers: every name, lazily, and the functions where modules share their names."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import streamtrain
+from streamtrain import errors
+
+
+def names_for_type_checkers() -> set[str]:
+    """What the package imports under ``if TYPE_CHECKING``, where a type checker looks."""
+    body = ast.parse(Path(streamtrain.__file__).read_text()).body
+    block = next(node for node in body if isinstance(node, ast.If))
+    return {
+        alias.asname or alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+
+
+def test_all_is_what_is_exported() -> None:
+    assert streamtrain.__all__ == sorted(streamtrain.__all__)
+    assert set(streamtrain.__all__) == names_for_type_checkers() | {"__version__"}
+    assert dir(streamtrain) == streamtrain.__all__
+
+
+@pytest.mark.parametrize("name", streamtrain.__all__)
+def test_every_name_leads_to_its_value(name: str) -> None:
+    value = getattr(streamtrain, name)
+    assert not inspect.ismodule(value)
+    assert name in {"open", "__version__"} or value.__name__ == name
+
+
+def test_every_error_is_exported() -> None:
+    classes = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
+    assert classes <= set(streamtrain.__all__)
+
+
+def test_every_error_is_ours_and_has_its_exit_code() -> None:
+    codes = {name: getattr(streamtrain, name).exit_code for name in streamtrain.__all__ if name.endswith("Error")}
+    assert codes == {
+        "BudgetError": 5,
+        "CheckpointError": 6,
+        "DatasetError": 4,
+        "DeviceError": 5,
+        "DivergedError": 8,
+        "InputError": 3,
+        "LockedError": 9,
+        "ResourceError": 5,
+        "StallError": 7,
+        "StreamtrainError": 1,
+        "UsageError": 2,
+    }
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'StreamLoadr'"):
+        streamtrain.StreamLoadr  # noqa: B018
+
+
+SHADOWING = {
+    "the function first": "import streamtrain as st; st.ingest; import streamtrain.ingest",
+    "the module first": "import streamtrain.ingest; import streamtrain as st",
+    "a name of the module": "from streamtrain.ingest import ingest; import streamtrain as st",
+    "by another room": "import streamtrain as st, importlib; importlib.import_module('streamtrain.ingest')",
+}
+
+
+@pytest.mark.parametrize("code", SHADOWING.values(), ids=SHADOWING)
+def test_ingest_is_the_function_whoever_imports_the_module(code: str) -> None:
+    check = "import inspect; assert inspect.isfunction(st.ingest), st.ingest"
+    subprocess.run([sys.executable, "-c", f"{code}\n{check}"], check=True)
+
+
+def test_the_module_is_still_there_for_who_asks() -> None:
+    assert inspect.ismodule(importlib.import_module("streamtrain.ingest"))
+    assert inspect.ismodule(sys.modules["streamtrain.ingest"])
+
+
+def test_a_value_can_be_set_in_place_of_an_exported_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streamtrain, "ingest", len)
+    assert streamtrain.ingest([]) == 0
