@@ -2,8 +2,8 @@
 
 ``project`` says what given sizes cost; ``solve`` finds the most lanes, and then the most slots, that a budget allows.
 The shuffle parameters (lanes, groups) follow from layout, batch size and the stated budget alone, never from the
-machine, so that the same call gives the same order everywhere. The number of threads may follow the machine: it is
-counted at its largest when lanes are solved.
+machine, so that the same call gives the same order everywhere. How many threads run may follow the machine: the budget
+counts the most that may.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ from streamtrain.order import Shuffle
 from streamtrain.schedule import largest_lead
 from streamtrain.units import format_bytes
 
-MAX_THREADS: Final = 4
+_FEW_THREADS: Final = 2
+_MOST_THREADS: Final = 4
+_MEMORY_FOR_MOST_THREADS: Final = 128_000_000
 MOST_LANES: Final = 4096
 """Lanes beyond this mix no better and cost time; what memory is left keeps blocks for the next epoch."""
 
-_INDEX_SAMPLE_BYTES: Final = 96
+_INDEX_SAMPLE_BYTES: Final = 264
 _RUN_BYTES: Final = 216
 _BLOCK_FIELD_BYTES: Final = 20
-_THREAD_BYTES: Final = 256 << 10
+_THREAD_BYTES: Final = 512 << 10
+_DECODER_BYTES: Final = 3 << 20
+_DECODER_BLOCKS: Final = 16
+"""What blosc takes and frees at each call and the allocator keeps, as measured on blocks of 20 to 512 KB."""
 _OBJECTS_BYTES: Final = 1 << 20
 _MOST_GROUPS: Final = 8
 _LANES_PER_GROUP: Final = 16
@@ -49,6 +54,8 @@ class Sizes:
         Batches gathered into one piece of memory, and how many such pieces there are.
     index_samples : int
         Samples whose places are worked out at once.
+    threads : int
+        Reader threads, at most.
     """
 
     batch_size: int
@@ -59,6 +66,11 @@ class Sizes:
     span_batches: int
     spans: int
     index_samples: int
+    threads: int
+
+    def span_samples(self, n_samples: int) -> int:
+        """The most samples a span of a dataset of that size holds."""
+        return min(n_samples, self.span_batches * self.batch_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,18 +100,20 @@ class Projection:
 
 def project(layout: Layout, sizes: Sizes, *, budget_bytes: int) -> Projection:
     """What the loader owns at these sizes."""
-    span_bytes = sum(_pages(sizes.span_batches * sizes.batch_size * field.row_bytes) for field in layout.fields)
-    encoded_bytes = 0 if layout.codec == "none" else max(f.row_bytes for f in layout.fields) * layout.block_rows + 4096
+    span_samples = sizes.span_samples(layout.n_samples)
+    span_bytes = sum(_pages(span_samples * field.row_bytes) for field in layout.fields)
+    largest_bytes = max(field.row_bytes for field in layout.fields) * layout.block_rows
+    decoder_bytes = largest_bytes + min(_DECODER_BLOCKS * largest_bytes, _DECODER_BYTES)
     row_index_bytes = 2 if layout.block_rows <= 1 << 16 else 4
     row_orders = 2 * sizes.lanes * layout.block_rows * row_index_bytes if sizes.lanes > 1 else 0
     terms = {
         "pool": sum(_pages(sizes.slots * layout.block_rows * field.row_bytes) for field in layout.fields),
         "batches": sizes.spans * span_bytes,
-        "decoding": MAX_THREADS * encoded_bytes,
+        "decoding": 0 if layout.codec == "none" else sizes.threads * decoder_bytes,
         "order": (layout.n_blocks + sizes.lanes) * _RUN_BYTES + row_orders,
         "index work": max(sizes.index_samples, sizes.lanes) * _INDEX_SAMPLE_BYTES,
         "checksums": layout.n_blocks * len(layout.fields) * _BLOCK_FIELD_BYTES,
-        "threads": MAX_THREADS * _THREAD_BYTES + _OBJECTS_BYTES,
+        "threads": sizes.threads * _THREAD_BYTES + _OBJECTS_BYTES,
     }
     return Projection(budget_bytes=budget_bytes, terms=terms)
 
@@ -169,8 +183,9 @@ def _least(layout: Layout, batch_size: int, lanes: int | None) -> Sizes:
         span_batches=1,
         spans=2,
         index_samples=4096,
+        threads=_FEW_THREADS,
     )
-    return replace(sizes, slots=_slots(layout, sizes, threads=1))
+    return replace(sizes, slots=_slots(layout, sizes))
 
 
 def _comfortable(layout: Layout, least: Sizes, memory: int) -> Sizes:
@@ -182,13 +197,14 @@ def _comfortable(layout: Layout, least: Sizes, memory: int) -> Sizes:
         span_batches=max(1, min(8 << 20, memory // 24) // batch_bytes),
         spans=4,
         index_samples=max(4096, min(65_536, memory // 16 // _INDEX_SAMPLE_BYTES)),
+        threads=_MOST_THREADS if memory >= _MEMORY_FOR_MOST_THREADS else _FEW_THREADS,
     )
     return replace(sizes, slots=_slots(layout, sizes))
 
 
-def _slots(layout: Layout, sizes: Sizes, threads: int = MAX_THREADS) -> int:
+def _slots(layout: Layout, sizes: Sizes) -> int:
     """The slots these lanes need: their own, those that even demand cannot do without, those being filled."""
-    prefetch = math.isqrt(sizes.lanes) + threads * sizes.read_blocks
+    prefetch = math.isqrt(sizes.lanes) + sizes.threads * sizes.read_blocks
     return min(layout.n_blocks, sizes.lanes + prefetch)
 
 
@@ -201,7 +217,7 @@ def _most_lanes(layout: Layout, start: Sizes, memory: int) -> Sizes:
 
     def at(lanes: int) -> Sizes:
         sizes = replace(start, lanes=lanes, groups=_groups_dividing(start.batch_size, lanes))
-        return replace(sizes, slots=_slots(layout, sizes, MAX_THREADS if start.spans > 2 else 1))
+        return replace(sizes, slots=_slots(layout, sizes))
 
     most = max(1, min(MOST_LANES, layout.n_blocks // 2) // 2)
     low, high = 1, most

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 import torch
 
 from streamtrain.blocks import BlockReader
-from streamtrain.budget import MAX_THREADS, Projection, Sizes, solve
+from streamtrain.budget import Projection, Sizes, solve
 from streamtrain.errors import UsageError
 from streamtrain.layout import Layout
 from streamtrain.order import EpochOrder, Shuffle, sequential_order, shuffled_order
@@ -247,7 +247,7 @@ class StreamLoader:
                 self._sizes,
                 partial(_order, self.dataset.layout, self._sizes, self.seed, self.shuffle),
                 n_positions=self._n_positions(),
-                threads=n_threads(),
+                threads=min(self._sizes.threads, n_cores()),
             )
             self._stop = weakref.finalize(self, self._pool.close)
         if self._pool_at != (self._epoch, self._position):
@@ -278,10 +278,10 @@ def _batch_type(names: list[str]) -> Any:
     return namedtuple("Batch", names)
 
 
-def n_threads() -> int:
-    """How many reader threads a loader starts: one per core that this process may use, within 2 and ``MAX_THREADS``."""
+def n_cores() -> int:
+    """The cores that this process may use, at least 2: one thread reads while another waits."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MAX_THREADS, max(2, cores))
+    return max(2, cores)
 
 
 def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> None:

@@ -29,7 +29,7 @@ from streamtrain.errors import UsageError
 from streamtrain.random_words import even_orders, key, word_below, words
 
 I64 = npt.NDArray[np.int64]
-_WORDS_AT_ONCE: Final = 65_536
+_WORDS_AT_ONCE: Final = 16_384
 
 
 class _Purpose(IntEnum):

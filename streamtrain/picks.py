@@ -17,7 +17,7 @@ from streamtrain.random_words import even_orders, random_orders, words
 
 INDEX_SAMPLES: Final = 65_536
 """Samples whose places are worked out at once: enough that numpy's cost per call does not count."""
-_WORDS_AT_ONCE: Final = 65_536
+_WORDS_AT_ONCE: Final = 16_384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -68,7 +68,7 @@ class Pool:
         self._order_of = order_of
         self._n_positions = n_positions
         self._slots = Slots(layout, sizes.slots)
-        self._memory = SpanMemory(layout.fields, sizes.span_batches * sizes.batch_size, sizes.spans)
+        self._memory = SpanMemory(layout.fields, sizes.span_samples(layout.n_samples), sizes.spans)
         self._row_dtypes = [row_dtype(f.row_bytes) for f in layout.fields]
         self._changed = threading.Condition()
         self._epochs: deque[Passage] = deque()
@@ -83,7 +83,8 @@ class Pool:
         self._closed = False
         self._error: BaseException | None = None
         self._threads = [
-            threading.Thread(target=self._work, name=f"streamtrain-{i}", daemon=True) for i in range(threads)
+            threading.Thread(target=self._work, args=(i == 0,), name=f"streamtrain-{i}", daemon=True)
+            for i in range(threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -145,8 +146,8 @@ class Pool:
 
     # What the threads do.
 
-    def _work(self) -> None:
-        while (job := self._wait_for_job()) is not None:
+    def _work(self, plans: bool) -> None:
+        while (job := self._wait_for_job(plans)) is not None:
             act, note = job
             try:
                 result = act()
@@ -163,22 +164,23 @@ class Pool:
             # An idle thread keeps nothing alive.
             del job, act, note, result, error
 
-    def _wait_for_job(self) -> Job | None:
+    def _wait_for_job(self, plans: bool) -> Job | None:
         with self._changed:
             while not self._closed:
-                job = None if self._paused else self._next_job()
+                job = None if self._paused else self._next_job(plans)
                 if job is not None:
                     self._n_busy += 1
                     return job
                 self._changed.wait()
         return None
 
-    def _next_job(self) -> Job | None:
+    def _next_job(self, plans: bool) -> Job | None:
+        # One thread alone plans: what numpy takes and frees meanwhile stays in the memory arena of the thread.
         return (
             self._gather_job(short=False)
-            or self._index_job()
+            or (self._index_job() if plans else None)
             or self._read_job(short=False)
-            or self._set_up_job()
+            or (self._set_up_job() if plans else None)
             or self._gather_job(short=True)
             or self._read_job(short=True)
         )

@@ -27,6 +27,7 @@ def test_the_projection_is_the_sum_of_its_terms():
         span_batches=4,
         spans=3,
         index_samples=10_000,
+        threads=2,
     )
     projection = project(layout, sizes, budget_bytes=10**9)
     assert projection.terms["pool"] == 100 * 168 * 3072 + math.ceil(100 * 168 * 8 / 4096) * 4096

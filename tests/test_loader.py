@@ -264,10 +264,10 @@ def test_wrong_arguments_are_refused(dataset, arguments, message):
 
 
 def test_the_order_does_not_depend_on_threads(dataset, monkeypatch):
-    monkeypatch.setattr("streamtrain.loader.n_threads", lambda: 1)
+    monkeypatch.setattr("streamtrain.loader.n_cores", lambda: 1)
     with StreamLoader(dataset, batch_size=64, memory="4MB") as one:
         alone = labels(one)
-    monkeypatch.setattr("streamtrain.loader.n_threads", lambda: 4)
+    monkeypatch.setattr("streamtrain.loader.n_cores", lambda: 4)
     with StreamLoader(dataset, batch_size=64, memory="4MB") as four:
         assert labels(four) == alone
 
