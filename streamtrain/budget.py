@@ -21,6 +21,7 @@ from streamtrain.units import format_bytes
 _FEW_THREADS: Final = 2
 _MOST_THREADS: Final = 4
 _MEMORY_FOR_MOST_THREADS: Final = 128_000_000
+_MOST_RESERVE_BYTES: Final = 3 << 20
 MOST_LANES: Final = 4096
 """Lanes beyond this mix no better and cost time; what memory is left keeps blocks for the next epoch."""
 
@@ -56,6 +57,8 @@ class Sizes:
         Samples whose places are worked out at once.
     threads : int
         Reader threads, at most.
+    reserve_bytes : int
+        Left free for what allocators keep beyond what they are asked for.
     """
 
     batch_size: int
@@ -67,6 +70,7 @@ class Sizes:
     spans: int
     index_samples: int
     threads: int
+    reserve_bytes: int
 
     def span_samples(self, n_samples: int) -> int:
         """The most samples a span of a dataset of that size holds."""
@@ -114,6 +118,7 @@ def project(layout: Layout, sizes: Sizes, *, budget_bytes: int) -> Projection:
         "index work": max(sizes.index_samples, sizes.lanes) * _INDEX_SAMPLE_BYTES,
         "checksums": layout.n_blocks * len(layout.fields) * _BLOCK_FIELD_BYTES,
         "threads": sizes.threads * _THREAD_BYTES + _OBJECTS_BYTES,
+        "reserve": sizes.reserve_bytes,
     }
     return Projection(budget_bytes=budget_bytes, terms=terms)
 
@@ -184,6 +189,7 @@ def _least(layout: Layout, batch_size: int, lanes: int | None) -> Sizes:
         spans=2,
         index_samples=4096,
         threads=_FEW_THREADS,
+        reserve_bytes=0,
     )
     return replace(sizes, slots=_slots(layout, sizes))
 
@@ -198,6 +204,7 @@ def _comfortable(layout: Layout, least: Sizes, memory: int) -> Sizes:
         spans=4,
         index_samples=max(4096, min(65_536, memory // 16 // _INDEX_SAMPLE_BYTES)),
         threads=_MOST_THREADS if memory >= _MEMORY_FOR_MOST_THREADS else _FEW_THREADS,
+        reserve_bytes=min(_MOST_RESERVE_BYTES, memory // 6),
     )
     return replace(sizes, slots=_slots(layout, sizes))
 

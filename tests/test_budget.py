@@ -28,6 +28,7 @@ def test_the_projection_is_the_sum_of_its_terms():
         spans=3,
         index_samples=10_000,
         threads=2,
+        reserve_bytes=0,
     )
     projection = project(layout, sizes, budget_bytes=10**9)
     assert projection.terms["pool"] == 100 * 168 * 3072 + math.ceil(100 * 168 * 8 / 4096) * 4096
