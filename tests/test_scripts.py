@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -201,3 +202,14 @@ def test_setup_says_which_python_it_wants(checkout: Path) -> None:
     assert run.returncode == 1
     assert "error: no Python 3.11 or newer" in run.stderr
     assert "Fix: PYTHON=" in run.stderr
+
+
+def test_the_loader_benchmark_runs_at_small_size_and_leaves_nothing(tmp_path: Path) -> None:
+    small = ["--size", "3MB", "--memory", "16MB", "--repeats", "1", "--folder", str(tmp_path)]
+    run = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "bench_loader.py", *small], capture_output=True, text=True, check=True
+    )
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [result["codec"] for result in results] == ["none", "lz4"]
+    assert all(result["ratio_to_floor"] > 0 for result in results)
+    assert not list(tmp_path.iterdir())
