@@ -163,7 +163,7 @@ def solve(
         raise BudgetError(
             f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(needed.total_bytes)}",
             why=f"The least the loader owns: {needed}",
-            fix=f"memory={needed.total_bytes}" + ("" if lanes is None else ", or fewer lanes"),
+            fix=f"memory='{needed.total_bytes}B'" + ("" if lanes is None else ", or fewer lanes"),
         )
     comfortable = _comfortable(layout, least, memory)
     start = comfortable if _fits(layout, comfortable, memory) else least

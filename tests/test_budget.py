@@ -53,7 +53,7 @@ def test_what_is_solved_fits_and_can_run_or_is_refused_with_what_would_do(
     try:
         sizes, projection = solve(layout, batch_size=batch_size, memory=memory, shuffle=shuffle)
     except BudgetError as refusal:
-        smallest = int(refusal.fix.removeprefix("memory="))
+        smallest = int(refusal.fix.removeprefix("memory='").removesuffix("B'"))
         assert smallest > memory
         assert solve(layout, batch_size=batch_size, memory=smallest, shuffle=shuffle)[1].total_bytes <= smallest
         return

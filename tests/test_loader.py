@@ -85,7 +85,7 @@ def test_the_pool_may_be_as_small_as_the_budget_allows(dataset):
     least = 0
     with pytest.raises(BudgetError) as caught:
         StreamLoader(dataset, batch_size=64, memory=1000)
-    least = int(caught.value.fix.removeprefix("memory="))
+    least = int(caught.value.fix.removeprefix("memory='").removesuffix("B'"))
     with StreamLoader(dataset, batch_size=64, memory=least) as loader:
         assert sorted(chain(*labels(loader))) == list(range(N))
         assert loader.sizes.slots < 10
