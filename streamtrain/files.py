@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_MOST_BUFFERS: Final = 1024  # what Linux takes in one call
 _FLUSHES_DIRECTORIES: Final = os.name == "posix"
 
 
@@ -67,13 +68,23 @@ class System:
 
 
 class FileWriter:
-    """A file being written, front to back; made by `Files.create`."""
+    """A file being written, front to back; made by `Files.begin`, which says what must become of it.
 
-    def __init__(self, fd: int, path: Path, system: System) -> None:
-        self._fd = fd
+    Parameters
+    ----------
+    path : Path
+        The name it gets when it is finished; until then it has a hidden one beside it.
+    system : System
+        The system calls.
+    """
+
+    def __init__(self, path: Path, system: System) -> None:
         self._path = path
         self._system = system
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         self.n_bytes = 0
+        with _explained("create", path):
+            self._fd: int | None = system.open(self._temporary)
 
     def write(self, *buffers: Buffer) -> None:
         """Append buffers (of any contiguous kind) without copying them.
@@ -83,12 +94,59 @@ class FileWriter:
         ResourceError
             The disk or the quota is full.
         """
+        assert self._fd is not None, "the file is finished, or was abandoned"
         views = [view for view in (memoryview(buffer).cast("B") for buffer in buffers) if view.nbytes]
         while views:
             with _explained("write", self._path):
-                n_written = self._system.writev(self._fd, views)
+                n_written = self._system.writev(self._fd, views[:_MOST_BUFFERS])
             self.n_bytes += n_written
             views = _without_first(views, n_written)
+
+    @property
+    def folder(self) -> Path:
+        """The directory it is in."""
+        return self._path.parent
+
+    def finish(self, *, flush_folder: bool = True) -> None:
+        """Make the file durable and give it its name; if that fails, nothing is left of it.
+
+        Parameters
+        ----------
+        flush_folder : bool
+            Whether the name is to be durable too; False for one who flushes the directory after many files.
+
+        Raises
+        ------
+        ResourceError
+            The disk or the quota is full, or the target cannot be written.
+        """
+        assert self._fd is not None, "the file is finished, or was abandoned"
+        try:
+            # Never retried: after a failed fsync the kernel may drop the pages and report success next time.
+            with _explained("flush", self._path):
+                self._system.fsync(self._fd)
+            self._close()
+            with _explained("rename", self._path):
+                self._system.rename(self._temporary, self._path)
+                if flush_folder:
+                    self._system.fsync_dir(self._path.parent)
+        except BaseException:
+            self._close()
+            with suppress(OSError):
+                self._system.unlink(self._temporary)
+            raise
+
+    def abandon(self) -> None:
+        """Close and remove what was written; nothing happens to a file that is finished."""
+        if self._fd is not None:
+            self._close()
+            with suppress(OSError):
+                self._system.unlink(self._temporary)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +172,16 @@ class Files:
     def __init__(self, *, system: System | None = None) -> None:
         object.__setattr__(self, "system", system or System())
 
+    def begin(self, path: Path) -> FileWriter:
+        """Begin a file, for one who finishes or abandons it later, or on another thread; see `create`.
+
+        Raises
+        ------
+        ResourceError
+            It cannot be created.
+        """
+        return FileWriter(path, self.system)
+
     @contextmanager
     def create(self, path: Path) -> Iterator[FileWriter]:
         """Write a file in pieces; it appears under its name when the ``with`` block ends without an error.
@@ -123,24 +191,18 @@ class Files:
         ResourceError
             The disk or the quota is full, or the target cannot be written.
         """
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        with _explained("create", path):
-            fd = self.system.open(temporary)
+        out = self.begin(path)
         try:
-            try:
-                yield FileWriter(fd, path, self.system)
-                # Never retried: after a failed fsync the kernel may drop the pages and report success next time.
-                with _explained("flush", path):
-                    self.system.fsync(fd)
-            finally:
-                os.close(fd)
-            with _explained("rename", path):
-                self.system.rename(temporary, path)
-                self.system.fsync_dir(path.parent)
+            yield out
         except BaseException:
-            with suppress(OSError):
-                self.system.unlink(temporary)
+            out.abandon()
             raise
+        out.finish()
+
+    def flush_dir(self, path: Path) -> None:
+        """Make the names in a directory durable."""
+        with _explained("flush", path):
+            self.system.fsync_dir(path)
 
     def write_bytes(self, path: Path, *buffers: Buffer) -> None:
         """Write a whole file at once."""

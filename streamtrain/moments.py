@@ -1,8 +1,9 @@
 """Mergeable sums behind `streamtrain.stats`: count, mean, spread and extremes of each column of some rows.
 
-Two kinds with the same three methods, ``add`` (a cache-sized piece), ``merge`` and ``finish``: `ExactSums` for
-integers of one byte, `Moments` (Chan's update in float64) for all else. They change in place: a wide sample
-makes these arrays larger than the rows they describe.
+Two kinds with the same three methods, ``add`` (a piece of at most ``PIECE_ELEMENTS``), ``merge`` and ``finish``:
+`ExactSums` for integers of one byte, `Moments` (Chan's update in float64) for all else. A piece with its intermediate
+values stays in the cache, and is large enough that threads do not hand the interpreter to and fro. They change in
+place: a wide sample makes these arrays larger than the rows they describe.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-PIECE_ELEMENTS: Final = 2**18
-"""Elements to add at once: they stay in the cache, and exact sums of their squares fit 32 bits."""
-
 _WIDTH: Final = 1024  # a reduction over shorter rows is several times slower, so they are folded to this
+_MOST_NARROW: Final = 256  # so many integers of one byte add up in two
 _CLEAN: Final = np.empty(0, np.int64)
 
 
@@ -50,6 +49,10 @@ class Moments:
     n_columns : int
         How many columns.
     """
+
+    PIECE_ELEMENTS: Final = 2**18
+    WORK_BYTES: Final = 20
+    """For each element of a piece, for the moment, at the most."""
 
     def __init__(self, n_columns: int) -> None:
         # The counts are the same for all columns until a NaN or infinity is met.
@@ -146,6 +149,10 @@ class ExactSums:
         How many columns.
     """
 
+    # So few that sums of squares fit 32 bits: at most 1,024 of them make one.
+    PIECE_ELEMENTS: Final = 2**20
+    WORK_BYTES: Final = 4
+
     def __init__(self, dtype: np.dtype[Any], n_columns: int) -> None:
         self.dtype: np.dtype[Any] = np.dtype(np.uint8) if dtype.kind == "b" else dtype
         limits = np.iinfo(self.dtype)
@@ -158,12 +165,13 @@ class ExactSums:
     def add(self, rows: Array) -> Array:
         """Add rows of shape (n, n_columns); none of them is NaN or infinite."""
         rows = rows.view(self.dtype)
-        squares = rows.astype(f"{self.dtype.kind}2")
-        np.multiply(squares, squares, out=squares)
-        wide = np.dtype(f"{self.dtype.kind}4")
+        values = rows.astype(f"{self.dtype.kind}2")
         self.count += len(rows)
-        self.total += reduce_rows(np.add, rows, wide).astype(np.int64)
-        self.squares += reduce_rows(np.add, squares, wide).astype(np.int64)
+        step = _MOST_NARROW * fold_of(rows.shape[1])
+        for start in range(0, len(rows), step):
+            self.total += reduce_rows(np.add, values[start : start + step], values.dtype)
+        np.multiply(values, values, out=values)
+        self.squares += reduce_rows(np.add, values, np.dtype(f"{self.dtype.kind}4"))
         np.minimum(self.min, reduce_rows(np.minimum, rows), out=self.min)
         np.maximum(self.max, reduce_rows(np.maximum, rows), out=self.max)
         return _CLEAN
@@ -190,8 +198,22 @@ class ExactSums:
         return moments
 
 
+def fold_of(n_columns: int) -> int:
+    """How many rows of so many columns are laid side by side before they are reduced."""
+    return -(-_WIDTH // n_columns)
+
+
 def reduce_rows(ufunc: np.ufunc, rows: Array, dtype: np.dtype[Any] | None = None) -> Array:
     """``ufunc.reduce(rows, axis=0)``, with narrow rows folded side by side first.
+
+    Parameters
+    ----------
+    ufunc : numpy.ufunc
+        An addition, or an extreme.
+    rows : ndarray of shape (n, n_columns)
+        Not empty.
+    dtype : numpy.dtype, optional
+        What sums of folded rows have room in; sums over folds have 64 bits.
 
     Examples
     --------
@@ -199,13 +221,12 @@ def reduce_rows(ufunc: np.ufunc, rows: Array, dtype: np.dtype[Any] | None = None
     [8997000, 9000000]
     """
     n_rows, n_columns = rows.shape
-    fold = max(1, _WIDTH // n_columns)
+    fold = fold_of(n_columns)
     n_folds = n_rows // fold
-    if fold == 1 or n_folds < 2:
-        return np.asarray(ufunc.reduce(rows, axis=0, dtype=dtype))
+    room = np.dtype(np.int64) if ufunc is np.add and rows.dtype.kind in "iu" else None
+    if n_folds < 2:
+        return np.asarray(ufunc.reduce(rows, axis=0, dtype=room))
     wide = ufunc.reduce(rows[: n_folds * fold].reshape(n_folds, fold * n_columns), axis=0, dtype=dtype)
-    # The sums of the folds need the room of 64 bits again; an extreme keeps its type.
-    room = np.dtype(f"{wide.dtype.kind}8") if ufunc is np.add and wide.dtype.kind in "iu" else None
     result = ufunc.reduce(wide.reshape(fold, n_columns), axis=0, dtype=room)
     tail = rows[n_folds * fold :]
-    return np.asarray(ufunc(result, ufunc.reduce(tail, axis=0, dtype=dtype)) if len(tail) else result)
+    return np.asarray(ufunc(result, ufunc.reduce(tail, axis=0, dtype=room)) if len(tail) else result)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from streamtrain.label_stats import MOST_VALUES, Histogram, LabelTally
 from streamtrain.layout import Field
-from streamtrain.moments import PIECE_ELEMENTS, ExactSums, Moments, Summary
+from streamtrain.moments import ExactSums, Moments, Summary
 
 Array = npt.NDArray[Any]
 
@@ -115,7 +115,7 @@ class FieldTally:
     def add(self, rows: Array, *, first_row: int, block_rows: int) -> None:
         """Count rows that start at a block's edge; see `tally_rows`."""
         flat = rows.reshape(-1, count_features(self.field))
-        step = max(1, PIECE_ELEMENTS // flat.shape[1])
+        step = max(1, self._moments.PIECE_ELEMENTS // flat.shape[1])
         for start in range(0, len(flat), step):
             nonfinite = self._moments.add(flat[start : start + step])
             self._remember(first_row + (start + nonfinite) * len(rows) // len(flat))
@@ -176,10 +176,15 @@ def tally_bytes(field: Field, n_rows: int) -> int:
 
 def work_bytes(field: Field, n_rows: int) -> int:
     """What counting so many rows of a field takes for the moment, at the most."""
-    n_elements = min(PIECE_ELEMENTS, n_rows * math.prod(field.shape))
-    return 20 * n_elements + (64 * min(n_rows, 2 * MOST_VALUES) if field.shape == () else 0)
+    kind = ExactSums if _is_small(field) else Moments
+    n_elements = min(kind.PIECE_ELEMENTS, n_rows * math.prod(field.shape))
+    return kind.WORK_BYTES * n_elements + (64 * min(n_rows, 2 * MOST_VALUES) if field.shape == () else 0)
 
 
 def _moments(field: Field) -> ExactSums | Moments:
-    small = field.dtype.kind in "biu" and field.dtype.itemsize == 1
-    return ExactSums(field.dtype, count_features(field)) if small else Moments(count_features(field))
+    n_columns = count_features(field)
+    return ExactSums(field.dtype, n_columns) if _is_small(field) else Moments(n_columns)
+
+
+def _is_small(field: Field) -> bool:
+    return field.dtype.kind in "biu" and field.dtype.itemsize == 1

@@ -1,6 +1,6 @@
 """Parts: the runs of whole blocks that ingest reads, encodes and counts at once.
 
-A part is about a mebibyte, so that the work per call outweighs the call, and never crosses a shard's edge. Parts
+A part is about two mebibytes, so that the work per call outweighs the call, and never crosses a shard's edge. Parts
 follow from the layout alone: the statistics depend on how rows were cut, so no budget may change it.
 """
 
@@ -13,7 +13,7 @@ from streamtrain.errors import InputError
 from streamtrain.layout import Layout
 from streamtrain.sources import Rows, Source
 
-_PART_BYTES: Final = 2**20
+_PART_BYTES: Final = 2**21
 
 
 def part_rows(layout: Layout) -> int:
@@ -24,9 +24,9 @@ def part_rows(layout: Layout) -> int:
     >>> import numpy as np
     >>> from streamtrain.layout import Field
     >>> x = Field(name="x", dtype=np.dtype("uint8"), shape=(3072,))
-    >>> layout = Layout(fields=(x,), n_samples=1000, block_rows=100, shard_blocks=4, codec="none")
+    >>> layout = Layout(fields=(x,), n_samples=1000, block_rows=100, shard_blocks=8, codec="none")
     >>> part_rows(layout), list(part_ranges(layout, 0, 1000))
-    (300, [(0, 300), (300, 400), (400, 700), (700, 800), (800, 1000)])
+    (600, [(0, 600), (600, 800), (800, 1000)])
     """
     return layout.block_rows * max(1, min(_PART_BYTES // layout.block_bytes, layout.shard_blocks))
 

@@ -7,8 +7,6 @@ checksum. A block inside the array is always present, whatever it holds: a missi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -16,17 +14,28 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import DatasetError
-from streamtrain.files import Files, FileWriter
+from streamtrain.files import FileWriter
 from streamtrain.layout import CHECKSUM_BYTES
 from streamtrain.store.codec import Data, checksum, checksum_bytes
+from streamtrain.store.joined import joined
 from streamtrain.store.stored import RESTORE, StoredFile
 
 ABSENT: Final = 2**64 - 1
 _ENTRY_BYTES: Final = 16
+_WITH_CHECKSUM: Final = checksum(checksum_bytes(0))
+"""The crc32c of any bytes followed by their own crc32c."""
 
 
 class ShardWriter:
-    """A shard file being written, block by block; made by `create_shard`."""
+    """A shard file being written, block by block, then its index; the file is its owner's to finish or abandon.
+
+    Parameters
+    ----------
+    out : FileWriter
+        The file.
+    shard_blocks : int
+        How many blocks the index has room for.
+    """
 
     def __init__(self, out: FileWriter, shard_blocks: int) -> None:
         self.checksums: list[int] = []
@@ -39,32 +48,26 @@ class ShardWriter:
         """The file so far."""
         return StoredFile(n_bytes=self._out.n_bytes, crc32c=self._crc)
 
-    def append(self, encoded: Data) -> None:
-        """Write the next block: its encoded bytes, without the checksum."""
-        view = memoryview(encoded)
-        crc = checksum(view)
-        self._index[len(self.checksums)] = self._out.n_bytes, view.nbytes + CHECKSUM_BYTES
-        self.checksums.append(crc)
-        self._write(view, checksum_bytes(crc))
+    def append(self, *encoded: Data) -> None:
+        """Write the next blocks: their encoded bytes, without the checksums."""
+        buffers: list[Data] = []
+        n_bytes = self._out.n_bytes
+        for data in encoded:
+            view = memoryview(data)
+            crc = checksum(view)
+            stored_bytes = view.nbytes + CHECKSUM_BYTES
+            self._index[len(self.checksums)] = n_bytes, stored_bytes
+            self.checksums.append(crc)
+            self._crc = joined(self._crc, _WITH_CHECKSUM, stored_bytes)
+            buffers += view, checksum_bytes(crc)
+            n_bytes += stored_bytes
+        self._out.write(*buffers)
 
     def finish(self) -> None:
         """Write the index."""
         index = self._index.tobytes()
-        self._write(index, checksum_bytes(checksum(index)))
-
-    def _write(self, *buffers: Data) -> None:
-        for buffer in buffers:
-            self._crc = checksum(buffer, self._crc)
-        self._out.write(*buffers)
-
-
-@contextmanager
-def create_shard(files: Files, path: Path, shard_blocks: int) -> Iterator[ShardWriter]:
-    """Write one shard file; it appears when the ``with`` block ends without an error."""
-    with files.create(path) as out:
-        writer = ShardWriter(out, shard_blocks)
-        yield writer
-        writer.finish()
+        self._crc = joined(self._crc, _WITH_CHECKSUM, len(index) + CHECKSUM_BYTES)
+        self._out.write(index, checksum_bytes(checksum(index)))
 
 
 def index_bytes(shard_blocks: int) -> int:

@@ -23,8 +23,9 @@ from streamtrain.layout import Layout
 from streamtrain.stats import FieldStats, FieldTally, tally_rows
 from streamtrain.store import metadata
 from streamtrain.store.codec import encode
+from streamtrain.store.flusher import Flusher
 from streamtrain.store.manifest import FORMAT, FieldSummary, Json, Manifest, dataset_id, dump_manifest
-from streamtrain.store.shard import ShardWriter, create_shard
+from streamtrain.store.shard import ShardWriter
 from streamtrain.store.stored import StoredFile, file_of
 
 Array = npt.NDArray[Any]
@@ -93,8 +94,7 @@ class OpenShard:
     def append(self, part: Part) -> None:
         """Write the next blocks of every field."""
         for writer, blocks in zip(self._writers, part.blocks, strict=True):
-            for block in blocks:
-                writer.append(block)
+            writer.append(*blocks)
 
 
 class DatasetWriter:
@@ -117,6 +117,7 @@ class DatasetWriter:
         self._stored: dict[str, StoredFile] = {}
         self._checksums: dict[int, npt.NDArray[np.uint32]] = {}
         self._is_committed = False
+        self._flusher = Flusher(files)
 
     def __enter__(self) -> DatasetWriter:
         try:
@@ -133,6 +134,8 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Nothing may be flushed into a directory that is being removed.
+        self._flusher.close()
         if not self._is_committed:
             try:
                 self._remove()
@@ -150,15 +153,27 @@ class DatasetWriter:
 
     @contextmanager
     def shard(self, shard: int) -> Iterator[OpenShard]:
-        """Write one shard of every field; its files appear when the ``with`` block ends without an error."""
+        """Write one shard of every field; after the ``with`` block its files become durable in the background.
+
+        Raises
+        ------
+        ResourceError
+            It cannot be written, or an earlier shard could not be.
+        """
         keys = [metadata.shard_key(field, shard) for field in self.layout.fields]
-        with ExitStack() as stack:
-            writers = []
+        with ExitStack() as unfinished:
+            files = []
             for key in keys:
                 path = self.path / key
                 self._files.ensure_dir(path.parent)
-                writers.append(stack.enter_context(create_shard(self._files, path, self.layout.shard_blocks)))
+                files.append(self._files.begin(path))
+                unfinished.callback(files[-1].abandon)
+            writers = [ShardWriter(file, self.layout.shard_blocks) for file in files]
             yield OpenShard(writers)
+            for writer in writers:
+                writer.finish()
+            unfinished.pop_all()
+        self._flusher.add(files)
         self._stored.update((key, writer.stored) for key, writer in zip(keys, writers, strict=True))
         self._checksums[shard] = np.array([writer.checksums for writer in writers], np.uint32).T
 
@@ -172,6 +187,7 @@ class DatasetWriter:
         statistics: Mapping[str, FieldStats],
     ) -> None:
         """Describe what was written and make it a dataset; nothing opens before the last file of this."""
+        self._flusher.wait()
         layout = self.layout = replace(self.layout, n_samples=n_samples)
         checksums = np.concatenate([self._checksums[shard] for shard in range(layout.n_shards)])
         for field in layout.fields:
