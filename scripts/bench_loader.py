@@ -4,7 +4,10 @@
 The floor is two threads that do what cannot be left out, and nothing else: read the same blocks into a pool of the
 same size, check, decode, and ``np.take`` every row once in random order into spans of the same size. It has no order
 to work out, no slots to manage and no consumer. Beside it stands the bare read: the same two threads without the
-take. Floor and loader alternate; the ratio is the median of the pairs' ratios.
+take. Floor and loader alternate; the ratio is the median of the pairs' ratios. And there is what one would write if all
+fitted in memory: ``x[perm[i:i + n]]`` over the same rows as one array.
+
+With a cold page cache the limit is one thread that reads the same files from one end to the other.
 
 Prints a table on stderr and one JSON line per result on stdout.
 """
@@ -12,22 +15,17 @@ Prints a table on stderr and one JSON line per result on stdout.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import shutil
 import statistics
-import sys
-import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import zarr
+from bench_common import drop_caches, machine, median_ratio, print_result, require_disk, timed, versions, working_folder
 
 import streamtrain as st
 from streamtrain.blocks import BlockReader
@@ -35,20 +33,17 @@ from streamtrain.slots import Slots, aligned_bytes, row_dtype
 from streamtrain.units import parse_bytes
 
 N_THREADS = 2
+NAMES = ("read", "floor", "loader", "in_memory")
 
 
 def main() -> None:
-    """Run every row size with every codec."""
+    """Run every row size with every codec, warm and cold."""
     arguments = parse_arguments()
-    folder = Path(tempfile.mkdtemp(prefix="streamtrain-bench-", dir=arguments.folder))
-    try:
+    with working_folder(arguments.folder) as folder:
         for row_bytes in arguments.row_bytes:
             for codec in arguments.codecs:
-                result = bench(folder / f"{row_bytes}-{codec}.zarr", row_bytes, codec, arguments)
-                print(json.dumps(result), flush=True)
-                print(describe(result), file=sys.stderr)
-    finally:
-        shutil.rmtree(folder)
+                for result in bench(folder / f"{row_bytes}-{codec}.zarr", row_bytes, codec, arguments):
+                    print_result(result, describe(result))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,71 +51,121 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row-bytes", type=int, nargs="+", default=[3072], help="bytes of a row (default 3072)")
     parser.add_argument("--codecs", nargs="+", default=["none", "lz4"], help="codecs (default none lz4)")
+    parser.add_argument("--caches", nargs="+", choices=["warm", "cold"], default=["warm"], help="default warm")
     parser.add_argument("--size", default="2GB", help="decoded bytes of each dataset (default 2GB)")
     parser.add_argument("--memory", default="512MB", help="the loader's budget (default 512MB)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5, help="pairs of floor and loader (default 5)")
+    parser.add_argument("--no-in-memory", dest="in_memory", action="store_false", help="leave out x[perm[i:i + n]]")
     parser.add_argument("--folder", help="where the data is made and removed again (default: the system's temp folder)")
     return parser.parse_args()
 
 
-def bench(path: Path, row_bytes: int, codec: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def bench(path: Path, row_bytes: int, codec: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measure one row size with one codec."""
-    n_samples = max(1, parse_bytes(arguments.size) // (row_bytes + 8))
-    require_disk(path.parent, 2 * parse_bytes(arguments.size))
+    size = parse_bytes(arguments.size)
+    n_samples = max(1, size // (row_bytes + 8))
+    require_disk(path.parent, 2 * size)
     dataset = st.ingest(synthetic(n_samples, row_bytes), path, codec=codec)
-    with st.StreamLoader(dataset, batch_size=arguments.batch_size, memory=arguments.memory) as loader:
-        floor = Floor(dataset, loader.sizes.slots, loader.sizes.span_batches * arguments.batch_size)
-        seconds: dict[str, list[float]] = {"read": [], "floor": [], "loader": []}
-        for repeat in range(arguments.repeats + 1):
-            measured = {
-                "read": floor.run(gather=False),
-                "floor": floor.run(gather=True),
-                "loader": timed(drain, loader),
-            }
-            for name, value in measured.items():
-                # The first of each fills caches and is left out.
-                seconds[name] += [value] if repeat else []
-    megabytes = dataset.nbytes / 1e6
-    shutil.rmtree(path)
-    return {
+    about = {
         "bench": "loader",
         "row_bytes": row_bytes,
         "codec": codec,
-        "cache": "warm",
         "decoded_bytes": dataset.nbytes,
         "stored_bytes": dataset.stored_bytes,
         "memory": arguments.memory,
         "batch_size": arguments.batch_size,
-        **{f"{name}_mb_s": round(megabytes / statistics.median(values)) for name, values in seconds.items()},
-        "samples_s": round(n_samples / statistics.median(seconds["loader"])),
-        "ratio_to_floor": ratio(seconds["floor"], seconds["loader"]),
-        "ratio_to_read": ratio(seconds["read"], seconds["loader"]),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} torch threads",
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "zarr": zarr.__version__},
+        "machine": machine(),
+        "versions": versions("torch"),
+    }
+    with st.StreamLoader(dataset, batch_size=arguments.batch_size, memory=arguments.memory) as loader:
+        about["lanes"] = loader.sizes.lanes
+        if "warm" in arguments.caches:
+            yield about | warm(dataset, loader, arguments)
+        if "cold" in arguments.caches:
+            yield about | cold(dataset, loader, arguments)
+    shutil.rmtree(path)
+
+
+def warm(dataset: st.Dataset, loader: st.StreamLoader, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Read limit, floor, loader and the loop in memory, in turn."""
+    floor = Floor(dataset, loader.sizes.slots, loader.sizes.span_batches * arguments.batch_size)
+    in_memory = [field[:] for field in dataset[:].values()] if arguments.in_memory else []
+    seconds: dict[str, list[float]] = {"read": [], "floor": [], "loader": [], "in_memory": []}
+    for repeat in range(arguments.repeats + 1):
+        measured = {
+            "read": floor.run(gather=False),
+            "floor": floor.run(gather=True),
+            "loader": timed(drain, loader),
+            "in_memory": timed(take_batches, in_memory, arguments.batch_size),
+        }
+        for name, value in measured.items():
+            # The first of each fills caches and is left out.
+            seconds[name] += [value] if repeat else []
+    if not in_memory:
+        del seconds["in_memory"]
+    return {
+        "cache": "warm",
+        **rates(dataset, seconds),
+        "ratio_to_floor": median_ratio(seconds["floor"], seconds["loader"]),
+        "ratio_to_read": median_ratio(seconds["read"], seconds["loader"]),
+        "ratio_to_in_memory": median_ratio(seconds["in_memory"], seconds["loader"]) if in_memory else None,
     }
 
 
-def ratio(limits: list[float], figures: list[float]) -> float:
-    """The median of limit time ÷ figure time, pair by pair."""
-    return round(statistics.median(a / b for a, b in zip(limits, figures, strict=True)), 3)
+def cold(dataset: st.Dataset, loader: st.StreamLoader, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The loader against one thread that reads the same files in order, both from a cold page cache."""
+    files = sorted(path for path in dataset.path.rglob("*") if path.is_file())
+    seconds: dict[str, list[float]] = {"read": [], "loader": []}
+    for _ in range(arguments.repeats):
+        how = drop_caches(files)
+        seconds["read"].append(timed(read_files, files))
+        drop_caches(files)
+        # A new loader: one that has run holds blocks of the next epoch.
+        with st.StreamLoader(dataset, batch_size=arguments.batch_size, memory=arguments.memory) as fresh:
+            seconds["loader"].append(timed(drain, fresh))
+    return {
+        "cache": "cold",
+        "emptied_by": how,
+        **rates(dataset, seconds),
+        "stored_mb_s": round(dataset.stored_bytes / 1e6 / statistics.median(seconds["loader"])),
+        "ratio_to_read": median_ratio(seconds["read"], seconds["loader"]),
+    }
+
+
+def rates(dataset: st.Dataset, seconds: dict[str, list[float]]) -> dict[str, int]:
+    """Decoded megabytes a second of each, and the loader's samples."""
+    megabytes = dataset.nbytes / 1e6
+    return {
+        **{f"{name}_mb_s": round(megabytes / statistics.median(values)) for name, values in seconds.items()},
+        "samples_s": round(len(dataset) / statistics.median(seconds["loader"])),
+    }
 
 
 def describe(result: dict[str, Any]) -> str:
     """One line for people."""
-    return (
-        f"{result['row_bytes']:>7} B rows, {result['codec']:<4}  read {result['read_mb_s']:>6} MB/s  "
-        f"floor {result['floor_mb_s']:>6} MB/s  loader {result['loader_mb_s']:>6} MB/s  "
-        f"{result['samples_s']:>11,} samples/s  loader/floor {result['ratio_to_floor']:.2f}  "
-        f"loader/read {result['ratio_to_read']:.2f}"
-    )
+    figures = " ".join(f"{name} {result[f'{name}_mb_s']:>5}" for name in NAMES if f"{name}_mb_s" in result)
+    ratios = "  ".join(f"/{name} {result[f'ratio_to_{name}']:.2f}" for name in NAMES if result.get(f"ratio_to_{name}"))
+    head = f"{result['row_bytes']:>7} B rows, {result['codec']:<4} {result['cache']}"
+    return f"{head}  MB/s: {figures}  {result['samples_s']:>11,} samples/s  loader: {ratios}"
 
 
-def require_disk(folder: Path, n_bytes: int) -> None:
-    """Stop before the disk is full."""
-    free = shutil.disk_usage(folder).free
-    if free < n_bytes + 10**9:
-        sys.exit(f"error: {folder} has {free / 1e9:.1f} GB free, the benchmark needs {n_bytes / 1e9 + 1:.1f} GB")
+def take_batches(fields: list[np.ndarray], batch_size: int) -> None:
+    """The loop one writes over arrays in memory."""
+    if fields:
+        order = np.random.default_rng(0).permutation(len(fields[0]))
+        for start in range(0, len(order), batch_size):
+            for field in fields:
+                field[order[start : start + batch_size]]
+
+
+def read_files(files: list[Path]) -> None:
+    """Read files from one end to the other, as fast as one thread can."""
+    buffer = bytearray(8 << 20)
+    for file in files:
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
 
 
 def synthetic(n_samples: int, row_bytes: int) -> Iterator[dict[str, Any]]:
@@ -137,13 +182,6 @@ def drain(loader: Any) -> None:
     """Take every batch of an epoch."""
     for _ in loader:
         pass
-
-
-def timed(act: Callable[..., object], *arguments: Any) -> float:
-    """The seconds an act takes."""
-    started = time.perf_counter()
-    act(*arguments)
-    return time.perf_counter() - started
 
 
 def take_one(blocks: deque[int]) -> int | None:

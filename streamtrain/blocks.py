@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,22 +53,27 @@ class BlockReader:
         The open dataset.
     direct : bool, optional
         Whether to read shard files directly; by default where the system can. False takes the store's general read.
+    keep_cached : bool
+        False lets go of what was read from the page cache, where it would only push out what others need: for data
+        that does not fit there.
 
     Examples
     --------
     >>> import numpy as np, tempfile, streamtrain as st
     >>> dataset = st.ingest({"x": np.arange(6)}, tempfile.mkdtemp() + "/d.zarr", block="24B", codec="none")
     >>> reader, slot = BlockReader(dataset), np.zeros(3, np.int64)
-    >>> reader.read(1, [memoryview(slot.view(np.uint8))])
+    >>> seconds = reader.read(1, [memoryview(slot.view(np.uint8))])
     >>> slot.tolist()
     [3, 4, 5]
     """
 
-    def __init__(self, dataset: Dataset, *, direct: bool | None = None) -> None:
+    def __init__(self, dataset: Dataset, *, direct: bool | None = None, keep_cached: bool = True) -> None:
         layout = dataset.layout
         self._dataset = dataset
         self._layout = layout
         self._direct = hasattr(os, "preadv") if direct is None else direct
+        self._announces = self._direct and hasattr(os, "posix_fadvise") and hasattr(os, "RWF_NOWAIT")
+        self._drops = not keep_cached and hasattr(os, "posix_fadvise")
         self._compressed = layout.codec != "none"
         self._fields = [(i, field.name, layout.block_rows * field.row_bytes) for i, field in enumerate(layout.fields)]
         self._checksums = np.ascontiguousarray(dataset.block_checksums, np.uint32).ravel().data
@@ -75,10 +81,15 @@ class BlockReader:
         self._opening = threading.Lock()
         self._scratch = threading.local()
 
-    def read(self, block: int, slots: Sequence[memoryview]) -> None:
+    def read(self, block: int, slots: Sequence[memoryview]) -> float:
         """Read a block into one buffer of ``block_rows * row_bytes`` bytes per field.
 
         Rows past the dataset's end, in its last block, are left undefined.
+
+        Returns
+        -------
+        float
+            The seconds that reading took, without checking and decoding; the general read does not tell them apart.
 
         Raises
         ------
@@ -88,43 +99,65 @@ class BlockReader:
             A file is missing, truncated or unreadable.
         """
         if not self._direct:
-            self._read_generally(block, slots)
-        elif self._compressed:
-            self._read_and_decode(block, slots)
-        else:
-            self._read_in_place(block, slots)
+            return self._read_generally(block, slots)
+        return self._read_and_decode(block, slots) if self._compressed else self._read_in_place(block, slots)
+
+    def announce(self, blocks: Sequence[int]) -> None:
+        """Have the disk fetch blocks that are about to be read, all at once, unless the first of them is in memory.
+
+        A disk serves many requests at once faster than one after another; the page cache needs no such help.
+        """
+        if not self._announces or not blocks:
+            return
+        spans = [self._stored(field, block) for block in blocks for field, _, _ in self._fields]
+        opened, offset, length = spans[0]
+        if length > 0 and not _is_cached(opened.fd, offset + length - 1):
+            for opened, offset, length in spans:
+                os.posix_fadvise(opened.fd, offset, max(0, length), os.POSIX_FADV_WILLNEED)
+
+    def _stored(self, field: int, block: int) -> tuple[_Shard, int, int]:
+        """The open shard of a block, and the offset and length of its stored bytes there, checksum left out."""
+        shard, place = divmod(block, self._layout.shard_blocks)
+        opened = self._shard(field, shard)
+        if opened.index is None:
+            n_bytes = self._fields[field][2]
+            return opened, place * (n_bytes + CHECKSUM_BYTES), n_bytes
+        return opened, opened.index[2 * place], opened.index[2 * place + 1] - CHECKSUM_BYTES
 
     def close(self) -> None:
         """Close all files."""
         self._shards.clear()
 
-    def _read_in_place(self, block: int, slots: Sequence[memoryview]) -> None:
-        shard, place = divmod(block, self._layout.shard_blocks)
-        for field, _, n_bytes in self._fields:
-            slot, opened = slots[field], self._shard(field, shard)
-            self._fill(slot, opened.fd, place * (n_bytes + CHECKSUM_BYTES), field, block)
-            self._check(crc32c(slot), field, block)
+    def _read_in_place(self, block: int, slots: Sequence[memoryview]) -> float:
+        seconds = 0.0
+        for field, _, _ in self._fields:
+            opened, offset, _ = self._stored(field, block)
+            seconds += self._fill(slots[field], opened.fd, offset, field, block)
+            self._check(crc32c(slots[field]), field, block)
+        return seconds
 
-    def _read_and_decode(self, block: int, slots: Sequence[memoryview]) -> None:
-        shard, place = divmod(block, self._layout.shard_blocks)
+    def _read_and_decode(self, block: int, slots: Sequence[memoryview]) -> float:
+        seconds = 0.0
         for field, _, n_bytes in self._fields:
-            opened = self._shard(field, shard)
-            assert opened.index is not None
-            offset, stored_bytes = opened.index[2 * place], opened.index[2 * place + 1]
-            encoded_bytes = stored_bytes - CHECKSUM_BYTES
+            opened, offset, encoded_bytes = self._stored(field, block)
             if not 0 < encoded_bytes <= n_bytes + _BLOSC_OVERHEAD_BYTES:
-                raise self._damaged(field, block, f"The index gives it {stored_bytes} bytes")
+                raise self._damaged(field, block, f"The index gives it {encoded_bytes + CHECKSUM_BYTES} bytes")
             encoded = self._buffer()[:encoded_bytes]
-            self._fill(encoded, opened.fd, offset, field, block)
+            seconds += self._fill(encoded, opened.fd, offset, field, block)
             self._check(crc32c(encoded), field, block)
             blosc.decompress(encoded, slots[field])
+        return seconds
 
-    def _read_generally(self, block: int, slots: Sequence[memoryview]) -> None:
+    def _read_generally(self, block: int, slots: Sequence[memoryview]) -> float:
+        started = time.perf_counter()
         for field, name, _ in self._fields:
             rows = self._dataset.read_block(name, block)
             slots[field][: rows.nbytes] = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+        return time.perf_counter() - started
 
-    def _fill(self, buffer: memoryview, fd: int, offset: int, field: int, block: int) -> None:
+    def _fill(self, buffer: memoryview, fd: int, offset: int, field: int, block: int) -> float:
+        """Fill a buffer from a place of a file; return the seconds that took."""
+        started = time.perf_counter()
         try:
             n_read = os.preadv(fd, [buffer], offset)
             while n_read < len(buffer):
@@ -136,6 +169,9 @@ class BlockReader:
             raise
         except OSError as error:
             raise self._damaged(field, block, f"The disk says: {error.strerror}") from error
+        if self._drops:
+            os.posix_fadvise(fd, offset, len(buffer), os.POSIX_FADV_DONTNEED)
+        return time.perf_counter() - started
 
     def _check(self, checksum: int, field: int, block: int) -> None:
         expected = self._checksums[block * len(self._fields) + field]
@@ -175,3 +211,15 @@ class BlockReader:
 
     def _damaged(self, field: int, block: int, why: str) -> DamagedBlock:
         return self._dataset.damaged(self._layout.fields[field].name, block, why)
+
+
+def _is_cached(fd: int, offset: int) -> bool:
+    """Whether a byte of a file can be read without waiting for the disk; True where the system does not tell."""
+    try:
+        os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Not every file system knows the question.
+        return True
+    return True

@@ -35,6 +35,7 @@ _DECODER_BLOCKS: Final = 16
 _OBJECTS_BYTES: Final = 1 << 20
 _MOST_GROUPS: Final = 8
 _LANES_PER_GROUP: Final = 16
+_FEWEST_USEFUL_LANES: Final = _MOST_GROUPS * _LANES_PER_GROUP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,9 @@ class Sizes:
     lanes, groups : int
         Shuffle parameters; ``lanes`` is 1 for the sequential order.
     slots : int
-        Blocks the pool holds.
+        Blocks the pool holds: those in use and read ahead, and beyond them those kept for the next epoch.
+    prefetch : int
+        Blocks that may be read ahead of the lanes.
     read_blocks : int
         Blocks one reader task takes, at most.
     span_batches, spans : int
@@ -65,12 +68,18 @@ class Sizes:
     lanes: int
     groups: int
     slots: int
+    prefetch: int
     read_blocks: int
     span_batches: int
     spans: int
     index_samples: int
     threads: int
     reserve_bytes: int
+
+    @property
+    def working_slots(self) -> int:
+        """Slots for blocks that are in use or read ahead; the others are a cache."""
+        return min(self.slots, self.lanes + self.prefetch)
 
     def span_samples(self, n_samples: int) -> int:
         """The most samples a span of a dataset of that size holds."""
@@ -97,6 +106,11 @@ class Projection:
         """The sum of the terms."""
         return sum(self.terms.values())
 
+    @property
+    def host_bytes(self) -> int:
+        """What of it is the host's: all but a device's own memory."""
+        return self.total_bytes - self.terms.get("device", 0)
+
     def __str__(self) -> str:
         terms = " + ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in self.terms.items())
         return f"{terms} = {format_bytes(self.total_bytes)} of {format_bytes(self.budget_bytes)}"
@@ -110,8 +124,13 @@ def project(layout: Layout, sizes: Sizes, *, budget_bytes: int) -> Projection:
     decoder_bytes = largest_bytes + min(_DECODER_BLOCKS * largest_bytes, _DECODER_BYTES)
     row_index_bytes = 2 if layout.block_rows <= 1 << 16 else 4
     row_orders = 2 * sizes.lanes * layout.block_rows * row_index_bytes if sizes.lanes > 1 else 0
+    pool = sum(_pages(sizes.slots * layout.block_rows * field.row_bytes) for field in layout.fields)
+    lanes = min(sizes.lanes, sizes.slots) * layout.block_bytes
+    cache = (sizes.slots - sizes.working_slots) * layout.block_bytes
     terms = {
-        "pool": sum(_pages(sizes.slots * layout.block_rows * field.row_bytes) for field in layout.fields),
+        "lanes": lanes,
+        "prefetch": pool - lanes - cache,
+        "cache": cache,
         "batches": sizes.spans * span_bytes,
         "decoding": 0 if layout.codec == "none" else sizes.threads * decoder_bytes,
         "order": (layout.n_blocks + sizes.lanes) * _RUN_BYTES + row_orders,
@@ -131,6 +150,7 @@ def solve(
     shuffle: bool = True,
     lanes: int | None = None,
     groups: int | None = None,
+    rho: float | None = None,
 ) -> tuple[Sizes, Projection]:
     """Find the sizes for a budget of ``memory`` bytes.
 
@@ -146,6 +166,9 @@ def solve(
         False for the sequential order, which has one lane.
     lanes, groups : int, optional
         Taken as given; solved for by default.
+    rho : float, optional
+        The intra-block correlation of the labels; where it is known, lanes that the batches do not need leave their
+        memory to the cache.
 
     Raises
     ------
@@ -167,9 +190,20 @@ def solve(
         )
     comfortable = _comfortable(layout, least, memory)
     start = comfortable if _fits(layout, comfortable, memory) else least
-    sizes = start if lanes or not shuffle else _most_lanes(layout, start, memory)
+    sizes = start if lanes or not shuffle else _most_lanes(layout, start, memory, rho)
     sizes = _most_slots(layout, sizes, memory)
     return sizes, project(layout, sizes, budget_bytes=memory)
+
+
+def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> None:
+    """Refuse a batch size that is no positive integer, or with which ``drop_last`` leaves nothing."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size!r}; it must be a positive integer", fix="batch_size=256, say")
+    if drop_last and batch_size > n_samples:
+        raise UsageError(
+            f"0 batches: batch_size is {batch_size}, the dataset has {n_samples} samples, and drop_last is set",
+            fix=f"batch_size={n_samples}, or drop_last=False",
+        )
 
 
 def check_lanes(lanes: int | None) -> None:
@@ -184,6 +218,7 @@ def _least(layout: Layout, batch_size: int, lanes: int | None) -> Sizes:
         lanes=lanes or 2,
         groups=_groups_dividing(batch_size, lanes) if lanes and lanes > 1 else 1,
         slots=0,
+        prefetch=0,
         read_blocks=1,
         span_batches=1,
         spans=2,
@@ -191,7 +226,7 @@ def _least(layout: Layout, batch_size: int, lanes: int | None) -> Sizes:
         threads=_FEW_THREADS,
         reserve_bytes=0,
     )
-    return replace(sizes, slots=_slots(layout, sizes))
+    return _with_slots(layout, sizes)
 
 
 def _comfortable(layout: Layout, least: Sizes, memory: int) -> Sizes:
@@ -206,32 +241,41 @@ def _comfortable(layout: Layout, least: Sizes, memory: int) -> Sizes:
         threads=_MOST_THREADS if memory >= _MEMORY_FOR_MOST_THREADS else _FEW_THREADS,
         reserve_bytes=min(_MOST_RESERVE_BYTES, memory // 6),
     )
-    return replace(sizes, slots=_slots(layout, sizes))
+    return _with_slots(layout, sizes)
 
 
-def _slots(layout: Layout, sizes: Sizes) -> int:
-    """The slots these lanes need: their own, those that even demand cannot do without, those being filled."""
+def _with_slots(layout: Layout, sizes: Sizes) -> Sizes:
+    """With the slots these lanes need: their own, those that even demand cannot do without, those being filled."""
     prefetch = math.isqrt(sizes.lanes) + sizes.threads * sizes.read_blocks
-    return min(layout.n_blocks, sizes.lanes + prefetch)
+    return replace(sizes, prefetch=prefetch, slots=min(layout.n_blocks, sizes.lanes + prefetch))
 
 
 def _fits(layout: Layout, sizes: Sizes, memory: int) -> bool:
     return project(layout, sizes, budget_bytes=memory).total_bytes <= memory
 
 
-def _most_lanes(layout: Layout, start: Sizes, memory: int) -> Sizes:
-    """The most lanes that fit, then fewer where that spreads the lanes' phases."""
+def _most_lanes(layout: Layout, start: Sizes, memory: int, rho: float | None) -> Sizes:
+    """The most lanes that fit and that are of use, then fewer where that spreads the lanes' phases."""
 
     def at(lanes: int) -> Sizes:
-        sizes = replace(start, lanes=lanes, groups=_groups_dividing(start.batch_size, lanes))
-        return replace(sizes, slots=_slots(layout, sizes))
+        return _with_slots(layout, replace(start, lanes=lanes, groups=_groups_dividing(start.batch_size, lanes)))
 
-    most = max(1, min(MOST_LANES, layout.n_blocks // 2) // 2)
+    most = max(1, min(MOST_LANES, layout.n_blocks // 2, _useful_lanes(layout, start.batch_size, rho)) // 2)
     low, high = 1, most
     while low < high:
         middle = -(-(low + high) // 2)
         low, high = (middle, high) if _fits(layout, at(2 * middle), memory) else (low, middle - 1)
     return at(_spread_lanes(layout, start.batch_size, 2 * low))
+
+
+def _useful_lanes(layout: Layout, batch_size: int, rho: float | None) -> int:
+    """Lanes beyond this give way to a cache: a tenth of the blocks, or all that the batches' variance asks for.
+
+    A batch drawn from 10·b·ρ blocks varies as one of a full reshuffle does even if nothing were stratified.
+    """
+    if rho is None:
+        return layout.n_blocks
+    return max(_FEWEST_USEFUL_LANES, layout.n_blocks // 10, math.ceil(10 * batch_size * max(0.0, rho)))
 
 
 def _spread_lanes(layout: Layout, batch_size: int, asked: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
 from collections import namedtuple
@@ -13,9 +12,13 @@ from typing import Any, Final, Self
 import torch
 
 from streamtrain.blocks import BlockReader
-from streamtrain.budget import Projection, Sizes, solve
+from streamtrain.budget import Projection, Sizes, check_batch_size, solve
+from streamtrain.device import Placement, carrier_to
 from streamtrain.errors import UsageError
+from streamtrain.events import Work
 from streamtrain.layout import Layout
+from streamtrain.limits import memory_limit, n_cores, require_memory
+from streamtrain.narrator import Narrator
 from streamtrain.order import EpochOrder, Shuffle, sequential_order, shuffled_order
 from streamtrain.pool import Pool
 from streamtrain.store import Dataset
@@ -25,6 +28,7 @@ Batch = tuple[torch.Tensor, ...]
 """A named tuple of tensors in field order: ``batch.x``, ``batch.y``."""
 
 _STATE_VERSION: Final = 1
+_named_tuple: Any = namedtuple  # Of names that only the dataset knows.
 
 
 class StreamLoader:
@@ -51,14 +55,19 @@ class StreamLoader:
     lanes : int, optional
         How many lanes the shuffle has, even; solved from ``memory`` by default. More lanes mix better.
     transform : callable, optional
-        Called with each batch (the named tuple), returns what is yielded instead.
+        Called with each batch (the named tuple) on the loader's device, returns what is yielded instead.
+    device : str, torch.device or Placement, optional
+        Where batches end; ``"auto"`` is CUDA where there is any. By default they stay on the CPU.
 
     Raises
     ------
     UsageError
         An argument is wrong, or ``drop_last`` leaves no batch.
     BudgetError
-        ``memory`` is too small; the message names every term and the smallest budget that works.
+        ``memory`` is too small; the message names every term and the smallest budget that works. Or it is more than
+        the machine, or the process's control group, has free.
+    DeviceError
+        The device is not there, or has too little memory; the message has the budget that would fit.
 
     Examples
     --------
@@ -80,10 +89,12 @@ class StreamLoader:
         drop_last: bool = False,
         lanes: int | None = None,
         transform: Callable[[Any], Any] | None = None,
+        device: str | torch.device | Placement | None = None,
     ) -> None:
         check_batch_size(batch_size, len(dataset), drop_last=drop_last)
         if seed < 0:
             raise UsageError(f"seed is {seed}; it must not be negative")
+        self._narrator = Narrator()
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
@@ -91,12 +102,13 @@ class StreamLoader:
         self.drop_last = drop_last
         self.memory_bytes = parse_bytes(memory, name="memory")
         self.transform = transform
+        self.device = device
         self.wait_seconds = 0.0
-        self._lanes = lanes
-        self._sizes, self._projection = solve(
-            dataset.layout, batch_size=batch_size, memory=self.memory_bytes, shuffle=shuffle, lanes=lanes
-        )
-        self._batch_type = _batch_type([field.name for field in dataset.layout.fields])
+        self._carrier = carrier_to(device)
+        self._sizes, self._projection = self._solve(lanes)
+        require_memory(self._projection.host_bytes)
+        # A field's name is an identifier without a leading underscore, which is all a named tuple asks for.
+        self._batch_type = _named_tuple("Batch", [field.name for field in dataset.layout.fields])
         self._epoch = 0
         self._position = 0
         self._pool: Pool | None = None
@@ -104,6 +116,8 @@ class StreamLoader:
         self._entered = False
         self._turn = 0
         self._closed = False
+        self._work_before = Work()
+        self._narrator.opened(self)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -123,6 +137,11 @@ class StreamLoader:
     def sizes(self) -> Sizes:
         """The lanes, groups, slots and spans solved from the budget."""
         return self._sizes
+
+    @property
+    def work(self) -> Work:
+        """What the threads have done so far, in seconds of theirs; ``wait_seconds`` is the consumer's own."""
+        return self._work_before + self._pool.work() if self._pool else self._work_before
 
     @property
     def epoch(self) -> int:
@@ -161,18 +180,19 @@ class StreamLoader:
         self._turn += 1
         if state["lanes"] != self._sizes.lanes or state["groups"] != self._sizes.groups:
             self._stop_pool()
-            self._sizes, self._projection = solve(
-                self.dataset.layout,
-                batch_size=self.batch_size,
-                memory=self.memory_bytes,
-                lanes=state["lanes"],
-                groups=state["groups"],
-            )
+            self._sizes, self._projection = self._solve(state["lanes"], state["groups"])
         if state["seed"] != self.seed:
             self._stop_pool()
         self.seed, self._epoch = state["seed"], state["epoch"]
         self._position = min(state["batch"] * self.batch_size, self._n_positions())
         self._entered, self._pool_at = False, None
+
+    def _solve(self, lanes: int | None, groups: int | None = None) -> tuple[Sizes, Projection]:
+        layout, memory, rho = self.dataset.layout, self.memory_bytes, self.dataset.rho
+        sizes, projection = solve(
+            layout, batch_size=self.batch_size, memory=memory, shuffle=self.shuffle, lanes=lanes, groups=groups, rho=rho
+        )
+        return self._carrier.fit(layout, sizes, budget_bytes=memory) if self._carrier else (sizes, projection)
 
     def _parameters(self) -> dict[str, Any]:
         return {
@@ -201,6 +221,7 @@ class StreamLoader:
             seed=self.seed,
             shuffle=False,
             transform=self.transform,
+            device=self.device,
         )
 
     def __iter__(self) -> Iterator[Any]:
@@ -213,26 +234,32 @@ class StreamLoader:
         return self._batches(self._turn)
 
     def _batches(self, turn: int) -> Iterator[Any]:
-        pool = self._running_pool()
-        n_positions = self._n_positions()
-        while self._position < n_positions:
-            batches = self._next_batches(pool)
-            while batches:
-                self._position = min(self._position + self.batch_size, n_positions)
-                # Nothing here may keep the batch: its memory is lent until the caller lets go of it.
-                yield batches.pop() if self.transform is None else self.transform(batches.pop())
-                if self._turn != turn:
-                    raise UsageError("the loader was iterated anew meanwhile", fix="use one iterator at a time")
+        n_positions, first = self._n_positions(), self._position
+        with self._narrator.epoch(self, self._epoch, lambda: self._position - first if self._turn == turn else 0):
+            pool = self._running_pool()
+            finish = self._carrier.finish(self.transform) if self._carrier else self.transform
+            while self._position < n_positions:
+                batches = self._next_batches(pool)
+                while batches:
+                    self._position = min(self._position + self.batch_size, n_positions)
+                    # Nothing here may keep the batch: its memory is lent until the caller lets go of it.
+                    yield batches.pop() if finish is None else finish(batches.pop())
+                    if self._turn != turn:
+                        raise UsageError("the loader was iterated anew meanwhile", fix="use one iterator at a time")
         self._epoch, self._position = self._epoch + 1, 0
         self._pool_at = (self._epoch, 0)
 
     def _next_batches(self, pool: Pool) -> list[Batch]:
         """The next span's batches, the first one last."""
         started = time.perf_counter()
-        parts = [torch.split(torch.from_numpy(array), self.batch_size) for array in pool.next_span().arrays]
+        tensors = (
+            self._carrier.take(pool.next_span) if self._carrier else map(torch.from_numpy, pool.next_span().arrays)
+        )
+        parts = [torch.split(tensor, self.batch_size) for tensor in tensors]
         batches: list[Batch] = list(map(self._batch_type._make, zip(*parts, strict=True)))
         batches.reverse()
         self.wait_seconds += time.perf_counter() - started
+        self._narrator.look()
         return batches
 
     def _n_positions(self) -> int:
@@ -240,24 +267,33 @@ class StreamLoader:
 
     def _running_pool(self) -> Pool:
         """The pool, standing where the next batch is; it need not seek where an epoch follows on the one before."""
+        started = time.perf_counter()
+        # A control group may have shrunk since; refused now, no step is lost.
+        require_memory(self._projection.host_bytes, held=True)
         if self._pool is None:
+            free_bytes = memory_limit().free_bytes - self._projection.host_bytes
             self._pool = Pool(
-                BlockReader(self.dataset),
+                BlockReader(self.dataset, keep_cached=self.dataset.stored_bytes <= free_bytes),
                 self.dataset.layout,
                 self._sizes,
                 partial(_order, self.dataset.layout, self._sizes, self.seed, self.shuffle),
                 n_positions=self._n_positions(),
                 threads=min(self._sizes.threads, n_cores()),
+                memory=self._carrier.memory(self.dataset.layout, self._sizes) if self._carrier else None,
             )
             self._stop = weakref.finalize(self, self._pool.close)
         if self._pool_at != (self._epoch, self._position):
             self._pool.seek(self._epoch, self._position)
         self._pool_at = None
+        self.wait_seconds += time.perf_counter() - started
         return self._pool
 
     def _stop_pool(self) -> None:
         if self._pool is not None:
             self._stop()
+            if self._carrier:
+                self._carrier.let_go()
+            self._work_before = self.work
             self._pool = self._pool_at = None
 
     def close(self) -> None:
@@ -265,34 +301,13 @@ class StreamLoader:
         self._turn += 1
         self._closed = True
         self._stop_pool()
+        self._narrator.closed()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _batch_type(names: list[str]) -> Any:
-    # A field's name is an identifier without a leading underscore, which is all a named tuple asks for.
-    return namedtuple("Batch", names)
-
-
-def n_cores() -> int:
-    """The cores that this process may use, at least 2: one thread reads while another waits."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(2, cores)
-
-
-def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> None:
-    """Refuse a batch size that is no positive integer, or with which ``drop_last`` leaves nothing."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size!r}; it must be a positive integer", fix="batch_size=256, say")
-    if drop_last and batch_size > n_samples:
-        raise UsageError(
-            f"0 batches: batch_size is {batch_size}, the dataset has {n_samples} samples, and drop_last is set",
-            fix=f"batch_size={n_samples}, or drop_last=False",
-        )
 
 
 def _order(layout: Layout, sizes: Sizes, seed: int, shuffle: bool, epoch: int) -> EpochOrder:

@@ -1,36 +1,29 @@
 """Slots and reader threads carrying out the schedule: from an order to gathered spans.
 
-A few threads share one list of jobs, in this order of preference: gather samples whose blocks are all here, work out
-the places of samples ahead, read blocks into free slots, set up the next epoch. What a job may take is decided
-under one lock; the work itself is done outside of it, in numpy and system calls that release the GIL. The reads go on
-into the next epoch's list, so nothing stops where an epoch ends.
+The threads share one list of jobs, in this order of preference: gather samples whose blocks are all here, work out
+the places of samples ahead, read blocks into free slots, set up the next epoch. The work itself is done in numpy and
+system calls that release the GIL. The reads go on into the next epoch's list, so nothing stops where an epoch ends.
 
 Order never depends on what the threads do: a span's positions fix its samples, and threads only decide when.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
-
-import numpy as np
 
 from streamtrain.blocks import BlockReader
 from streamtrain.budget import Sizes
 from streamtrain.errors import StallError
+from streamtrain.events import Work
 from streamtrain.layout import Layout
 from streamtrain.order import I64, EpochOrder
 from streamtrain.passage import Passage, enter
 from streamtrain.picks import Picks
-from streamtrain.slots import Slots, row_dtype
-from streamtrain.spans import Span, SpanMemory
-
-_JOIN_SECONDS: Final = 10.0
-Job = tuple[Callable[[], Any], Callable[[Any], object]]
-"""What to do without the lock, and what to do with its result under the lock."""
+from streamtrain.pool_memory import HostMemory, PoolMemory
+from streamtrain.spans import Span
+from streamtrain.workers import Job, Seconds, Workers
 
 
 class Pool:
@@ -50,6 +43,8 @@ class Pool:
         Positions of an epoch that are asked for; fewer than the samples where the last batch is dropped.
     threads : int
         How many threads.
+    memory : PoolMemory, optional
+        Where blocks lie and samples are gathered; by default on the host.
     """
 
     def __init__(
@@ -61,16 +56,15 @@ class Pool:
         *,
         n_positions: int,
         threads: int,
+        memory: PoolMemory | None = None,
     ) -> None:
         self._reader = reader
         self._layout = layout
         self._sizes = sizes
         self._order_of = order_of
         self._n_positions = n_positions
-        self._slots = Slots(layout, sizes.slots)
-        self._memory = SpanMemory(layout.fields, sizes.span_samples(layout.n_samples), sizes.spans)
-        self._row_dtypes = [row_dtype(f.row_bytes) for f in layout.fields]
-        self._changed = threading.Condition()
+        self._memory: PoolMemory = HostMemory(layout, sizes) if memory is None else memory
+        self._slots = self._memory.slots
         self._epochs: deque[Passage] = deque()
         self._spans: deque[Span] = deque()
         self._open: Span | None = None
@@ -78,27 +72,16 @@ class Pool:
         self._gathering: dict[int, None] = {}
         self._setting_up = False
         self._indexing = False
-        self._n_busy = 0
-        self._paused = True
-        self._closed = False
-        self._error: BaseException | None = None
-        self._threads = [
-            threading.Thread(target=self._work, args=(i == 0,), name=f"streamtrain-{i}", daemon=True)
-            for i in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._workers = Workers(self._next_job, threads)
+        self._changed = self._workers.changed
 
     # What the consumer calls.
 
     def seek(self, epoch: int, position: int) -> None:
         """Go on at a position of an epoch, dropping what was under way."""
         with self._changed:
-            self._paused = True
-            while self._n_busy:
-                self._changed.wait()
-            self._slots.release(keep=self._error is None)
-            self._error = None
+            self._workers.pause()
+            self._slots.release(keep=self._workers.error is None)
             self._setting_up = self._indexing = False
             self._epochs.clear()
             self._spans.clear()
@@ -106,10 +89,9 @@ class Pool:
             self._gathering.clear()
         first = self._set_up(epoch, position, sweeps_before=0)
         with self._changed:
-            self._epochs.append(first)
+            self._enter(first)
             self._assigned = position
-            self._paused = False
-            self._changed.notify_all()
+            self._workers.resume()
 
     def next_span(self, timeout: float | None = None) -> Span:
         """Wait for the next span, in order.
@@ -124,8 +106,8 @@ class Pool:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while not self._spans or self._spans[0].stop > self._gathered(self._spans[0].epoch):
-                if self._error is not None:
-                    raise self._error
+                if self._workers.error is not None:
+                    raise self._workers.error
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise StallError(f"no batch came within {timeout} seconds", fix="look at the disk, or wait longer")
@@ -134,45 +116,19 @@ class Pool:
             self._changed.notify_all()
             return span
 
+    def work(self) -> Work:
+        """What the threads have done so far."""
+        return self._workers.work()
+
     def close(self) -> None:
         """Stop the threads and close all files."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(_JOIN_SECONDS)
+        self._workers.close()
+        self._spans.clear()
+        self._open = None
         self._reader.close()
+        self._memory.close()
 
     # What the threads do.
-
-    def _work(self, plans: bool) -> None:
-        while (job := self._wait_for_job(plans)) is not None:
-            act, note = job
-            try:
-                result = act()
-                error: BaseException | None = None
-            except BaseException as caught:
-                result, error = None, caught
-            with self._changed:
-                self._n_busy -= 1
-                if error is None:
-                    note(result)
-                else:
-                    self._error, self._paused = error, True
-                self._changed.notify_all()
-            # An idle thread keeps nothing alive.
-            del job, act, note, result, error
-
-    def _wait_for_job(self, plans: bool) -> Job | None:
-        with self._changed:
-            while not self._closed:
-                job = None if self._paused else self._next_job(plans)
-                if job is not None:
-                    self._n_busy += 1
-                    return job
-                self._changed.wait()
-        return None
 
     def _next_job(self, plans: bool) -> Job | None:
         # One thread alone plans: what numpy takes and frees meanwhile stays in the memory arena of the thread.
@@ -217,7 +173,12 @@ class Pool:
         self._assigned = stop
         self._gathering[start] = None
         piece = epoch.pieces[0]
-        return lambda: self._gather(epoch, piece, span, start, stop), lambda _: self._gathering.pop(start)
+
+        def note(others: Seconds) -> Seconds:
+            self._gathering.pop(start)
+            return others
+
+        return "gather", lambda: self._gather(epoch, piece, span, start, stop), note
 
     def _pass_epoch(self) -> None:
         """Go on to the next epoch once all of this one has been gathered."""
@@ -234,13 +195,11 @@ class Pool:
         self._spans.append(self._open)
         return self._open
 
-    def _gather(self, epoch: Passage, piece: Picks, span: Span, start: int, stop: int) -> None:
+    def _gather(self, epoch: Passage, piece: Picks, span: Span, start: int, stop: int) -> Seconds:
         some = slice(start - piece.start, stop - piece.start)
         rows = epoch.base.take(piece.runs[some])
         rows += piece.rows[some]
-        for source, array, dtype in zip(self._slots.rows, span.arrays, self._row_dtypes, strict=True):
-            target = array.reshape(len(array), -1).view(dtype)[start - span.start : stop - span.start, 0]
-            np.take(source, rows, axis=0, out=target, mode="clip")
+        return self._memory.gather(rows, span, start)
 
     # Working out places.
 
@@ -258,7 +217,7 @@ class Pool:
             epoch.pieces.append(piece)
             epoch.indexed = piece.stop
 
-        return lambda: next(epoch.places), note
+        return "index", lambda: next(epoch.places), note
 
     # Reading.
 
@@ -277,26 +236,35 @@ class Pool:
         epoch.place(slots, self._layout.block_rows)
         epoch.reading[some.start] = None
         blocks = blocks[: len(slots)][missing]
-        return lambda: self._read(blocks, slots[missing]), lambda _: epoch.reading.pop(some.start)
 
-    def _read(self, blocks: I64, slots: I64) -> None:
-        for block, slot in zip(blocks.tolist(), slots.tolist(), strict=True):
-            self._reader.read(block, self._slots.buffers(slot))
+        def note(others: Seconds) -> Seconds:
+            epoch.reading.pop(some.start)
+            return others
+
+        return "decode", lambda: self._read(blocks, slots[missing]), note
+
+    def _read(self, blocks: I64, slots: I64) -> Seconds:
+        self._reader.announce(blocks.tolist())
+        return self._memory.read(self._reader.read, blocks, slots)
 
     # Setting up epochs.
 
     def _set_up_job(self) -> Job | None:
         last = self._epochs[-1]
-        if self._setting_up or len(self._epochs) > 1 or 2 * last.n_asked < len(last.reads):
+        if self._setting_up or len(self._epochs) > 1 or (len(last.reads) and not last.n_asked):
             return None
         self._setting_up = True
         sweeps_before = last.sweeps_before + last.order.n_sweeps
 
         def note(epoch: Passage) -> None:
             self._setting_up = False
-            self._epochs.append(epoch)
+            self._enter(epoch)
 
-        return lambda: self._set_up(last.number + 1, 0, sweeps_before=sweeps_before), note
+        return "index", lambda: self._set_up(last.number + 1, 0, sweeps_before=sweeps_before), note
+
+    def _enter(self, epoch: Passage) -> None:
+        self._epochs.append(epoch)
+        self._slots.foresee(epoch.reads.block, epoch.reads.first + epoch.sweeps_before)
 
     def _set_up(self, number: int, start: int, *, sweeps_before: int) -> Passage:
         return enter(

@@ -69,6 +69,10 @@ class EpochRecorder:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
+    def copied(self, seconds: float) -> None:
+        """Record the wall time that a batch's copy to the device took."""
+        self._watch.transfer_seconds += seconds
+
     def add(self, learned: Learned, counts: Counts) -> None:
         """Record a batch, and how far the run has come with it."""
         self._running.add(learned.loss, learned.output, learned.target)

@@ -27,7 +27,7 @@ class Data(Protocol):
 
 
 class Stream(Protocol):
-    """Batches, epoch after epoch: named tuples of CPU tensors (B, ...), in field order."""
+    """Batches, epoch after epoch: named tuples of tensors (B, ...), best on the trainer's device, in field order."""
 
     @property
     def dataset(self) -> Data: ...

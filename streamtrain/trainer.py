@@ -6,6 +6,7 @@ the progress bar) and inside it (what a step is) live in rooms of their own.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -19,8 +20,9 @@ from torch.optim import Optimizer
 
 from streamtrain.checkpoint import NoRun, Run, RunFolder
 from streamtrain.counts import Counts, Totals
-from streamtrain.device import resolve_device
-from streamtrain.errors import DeviceError, DivergedError, UsageError, unknown_name
+from streamtrain.device import resolve_device, room_for_a_step
+from streamtrain.errors import DivergedError, UsageError, unknown_name
+from streamtrain.events import RunBegan, RunEnded, between
 from streamtrain.losses import Loss, LossFunction, resolve_loss
 from streamtrain.metrics import EpochSummary, History, Metrics, RunningMetrics
 from streamtrain.normalize import Front
@@ -158,13 +160,13 @@ class Trainer:
         DivergedError
             A loss is not finite; epoch, step and batch are named, and no step was taken on it.
         DeviceError
-            The device is out of memory.
+            The device is out of memory; the message has the batch size that would fit.
         """
         totals = Totals(max_epochs=max_epochs, max_steps=max_steps)
         check_stream(loader, self.model, self._rule.name)
         self._prepare(loader.dataset)
         summaries: list[EpochSummary] = []
-        with self._run_at(out, loader) as run, self._ordered(loader) as stream:
+        with self._run_at(out, loader) as run, self._ordered(loader) as stream, self._told():
             while not totals.reached_by(self.counts):
                 recorder = EpochRecorder(
                     self.loss, stream, run, log_every=log_every, epoch=self.counts.n_epochs + 1, progress=progress
@@ -187,7 +189,9 @@ class Trainer:
         self._front.train()
         with seeded_random(stream.seed, epoch, device=self.device):
             for batch in stream:
+                started = time.perf_counter()
                 fields = self._on_device(batch)
+                recorder.copied(time.perf_counter() - started)
                 self._check_first(fields, stream.dataset.n_classes)
                 learned = self._rule.learn(self._inputs_of(fields), fields[self.target], totals.max_steps)
                 self.counts = self.counts.after_batch(n_steps=self._rule.n_steps, n_samples=learned.n_samples)
@@ -204,6 +208,8 @@ class Trainer:
         ------
         UsageError
             The model does not fit the data, or it awaits the statistics of its training data.
+        DeviceError
+            The device is out of memory; the message has the batch size that would fit.
         """
         if self._awaits_statistics:
             raise UsageError(
@@ -211,7 +217,7 @@ class Trainer:
                 fix="fit first, or give the modules themselves",
             )
         running = RunningMetrics(self.loss)
-        with in_stored_order(loader) as stream, same_mode(self._front):
+        with in_stored_order(loader) as stream, same_mode(self._front), self._located(stream):
             for batch in stream:
                 fields = self._on_device(batch)
                 self._check_first(fields, None)
@@ -268,6 +274,12 @@ class Trainer:
                 raise unknown_name("input", name, self.inputs)
         self._front.put({name: module.to(self.device) for name, module in modules.items()})
 
+    def _told(self) -> AbstractContextManager[None]:
+        return between(
+            RunBegan(update=self._rule.name),
+            lambda: RunEnded(n_steps=self.counts.n_steps, n_samples=self.counts.n_samples),
+        )
+
     def _run_at(self, out: str | Path | RunFolder | None, loader: Stream) -> Run:
         if out is None:
             return NoRun()
@@ -291,15 +303,10 @@ class Trainer:
 
     @contextmanager
     def _located(self, stream: Stream) -> Iterator[None]:
-        """Say where in the run an error struck."""
+        """Say where in the run an error struck, and of a device without room what would fit."""
         try:
-            yield
+            with room_for_a_step(self.device, batch_size=stream.batch_size, optimizer=self.optimizer):
+                yield
         except DivergedError as error:
             error.where = f"epoch {self.counts.n_epochs + 1}, step {self._rule.n_steps + 1}"
             raise
-        except torch.cuda.OutOfMemoryError as error:
-            raise DeviceError(
-                f"the device is out of memory at batch_size {stream.batch_size}",
-                where=str(self.device),
-                fix=f"batch_size={max(stream.batch_size // 2, 1)}",
-            ) from error

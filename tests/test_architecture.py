@@ -19,13 +19,13 @@ PACKAGE = ROOT / "streamtrain"
 # A room imports from lower floors, or from rooms before it on its own floor.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "units"),
-    ("layout", "files", "moments", "label_stats", "stats", "events", "meter"),
-    ("random_words", "counts", "order", "picks", "schedule", "budget", "quality"),
-    ("store", "blocks", "sources"),
-    ("slots", "spans", "passage", "pool", "device", "ingest"),
+    ("layout", "files", "moments", "label_stats", "stats", "events", "meter", "limits"),
+    ("random_words", "counts", "order", "picks", "schedule", "budget", "reshuffle", "quality"),
+    ("store", "blocks", "labels", "planning", "sources"),
+    ("slots", "spans", "workers", "pool_memory", "passage", "narrator", "pool", "device", "ingest"),
     ("loader",),
     ("seeding", "losses", "normalize", "models", "optim", "rules", "metrics", "checkpoint", "stream", "rehearsal"),
-    ("recorder", "trainer", "compare"),
+    ("recorder", "trainer", "headspace", "compare"),
     ("profile", "doctor", "report", "cli", "__main__"),
 )
 RANK = {room: rank for rank, room in enumerate(room for floor in FLOORS for room in floor)}

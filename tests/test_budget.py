@@ -23,6 +23,7 @@ def test_the_projection_is_the_sum_of_its_terms():
         lanes=64,
         groups=1,
         slots=100,
+        prefetch=24,
         read_blocks=8,
         span_batches=4,
         spans=3,
@@ -31,10 +32,14 @@ def test_the_projection_is_the_sum_of_its_terms():
         reserve_bytes=0,
     )
     projection = project(layout, sizes, budget_bytes=10**9)
-    assert projection.terms["pool"] == 100 * 168 * 3072 + math.ceil(100 * 168 * 8 / 4096) * 4096
+    block_bytes = 168 * (3072 + 8)
+    pool = 100 * 168 * 3072 + math.ceil(100 * 168 * 8 / 4096) * 4096
+    assert projection.terms["lanes"] == 64 * block_bytes
+    assert projection.terms["cache"] == 12 * block_bytes
+    assert projection.terms["prefetch"] == pool - 76 * block_bytes
     assert projection.terms["batches"] == 3 * (4 * 256 * 3072 + 4 * 256 * 8)
     assert projection.total_bytes == sum(projection.terms.values())
-    assert str(projection).startswith("pool 51.7 MB + batches 9.5 MB + ")
+    assert str(projection).startswith("lanes 33.1 MB + prefetch 12.4 MB + cache 6.2 MB + batches 9.5 MB + ")
     assert str(projection).endswith(" of 1.00 GB")
 
 
@@ -101,7 +106,18 @@ def test_a_budget_below_one_block_and_one_batch_says_what_would_do():
         solve(layout_of(), batch_size=256, memory=1_000_000)
     message = str(caught.value)
     assert "memory is 1.0 MB, and the smallest that works is" in message
-    for term in ("pool", "batches", "decoding", "order", "index work", "checksums", "threads"):
+    for term in ("lanes", "prefetch", "cache", "batches", "decoding", "order", "index work", "checksums", "threads"):
         assert term in message
     assert caught.value.exit_code == 5
     assert isinstance(caught.value, MemoryError)
+
+
+def test_lanes_that_the_labels_do_not_need_leave_their_memory_to_the_cache():
+    layout = layout_of(400_000, (100,), 200)
+    shuffled, _ = solve(layout, batch_size=256, memory=24_000_000, rho=0.001)
+    sorted_by_class, _ = solve(layout, batch_size=256, memory=24_000_000, rho=1.0)
+    unknown, _ = solve(layout, batch_size=256, memory=24_000_000)
+    assert 0.9 * 200 <= shuffled.lanes <= 200
+    assert sorted_by_class == unknown
+    assert sorted_by_class.lanes > 400
+    assert shuffled.slots - shuffled.working_slots > sorted_by_class.slots - sorted_by_class.working_slots

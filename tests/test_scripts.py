@@ -205,11 +205,26 @@ def test_setup_says_which_python_it_wants(checkout: Path) -> None:
 
 
 def test_the_loader_benchmark_runs_at_small_size_and_leaves_nothing(tmp_path: Path) -> None:
-    small = ["--size", "3MB", "--memory", "16MB", "--repeats", "1", "--folder", str(tmp_path)]
+    small = [
+        "--size",
+        "3MB",
+        "--memory",
+        "16MB",
+        "--repeats",
+        "1",
+        "--folder",
+        str(tmp_path),
+        "--caches",
+        "warm",
+        "cold",
+    ]
     run = subprocess.run(
         [sys.executable, ROOT / "scripts" / "bench_loader.py", *small], capture_output=True, text=True, check=True
     )
     results = [json.loads(line) for line in run.stdout.splitlines()]
-    assert [result["codec"] for result in results] == ["none", "lz4"]
-    assert all(result["ratio_to_floor"] > 0 for result in results)
+    assert [(result["codec"], result["cache"]) for result in results] == [
+        (codec, cache) for codec in ("none", "lz4") for cache in ("warm", "cold")
+    ]
+    assert all(result["ratio_to_read"] > 0 for result in results)
+    assert all(result["ratio_to_floor"] > 0 for result in results if result["cache"] == "warm")
     assert not list(tmp_path.iterdir())

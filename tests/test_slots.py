@@ -7,10 +7,14 @@ from streamtrain.slots import Slots, aligned_bytes, row_dtype
 
 
 def slots_of(n_slots, n_blocks=20):
+    return working_slots_of(n_slots, None, n_blocks)
+
+
+def working_slots_of(n_slots, n_working, n_blocks=20):
     x = Field(name="x", dtype=np.dtype("float32"), shape=(3,))
     y = Field(name="y", dtype=np.dtype("int64"), shape=())
     layout = Layout(fields=(x, y), n_samples=n_blocks * 4, block_rows=4, shard_blocks=5, codec="none")
-    return Slots(layout, n_slots)
+    return Slots(layout, n_slots, n_working)
 
 
 def test_memory_is_page_aligned_and_zero():
@@ -72,3 +76,38 @@ def test_a_slot_in_use_is_never_given_to_another_block(n_slots, requests):
             held[slot] = (block, max(now + duration, held.get(slot, (0, 0))[1]))
         else:
             assert len(held) == n_slots
+
+
+def test_of_idle_blocks_the_one_needed_furthest_in_the_future_gives_way():
+    slots = slots_of(4)
+    slots.foresee(np.arange(6), np.arange(6))
+    slots.assign(np.arange(3), np.array([3, 3, 3]), now=0)
+    slots.assign(np.array([3]), np.array([4]), now=3)  # the empty slot goes first
+    slots.foresee(np.array([2, 0, 1]), np.array([10, 11, 12]))
+    slots.assign(np.array([4]), np.array([6]), now=4)  # block 3 is not needed any more
+    assert slots.assign(np.array([2, 0, 1]), np.array([20, 20, 20]), now=4)[1].tolist() == [False, False, False]
+
+
+def test_slots_beyond_the_working_ones_only_keep_blocks():
+    slots = working_slots_of(5, 2)
+    taken, _ = slots.assign(np.array([0, 1, 2]), np.array([5, 5, 5]), now=0)
+    assert len(taken) == 2
+    slots.assign(np.array([2, 3]), np.array([9, 9]), now=5)
+    assert slots.n_free(5) == 0
+    assert not slots.assign(np.array([0, 1]), np.array([12, 12]), now=9)[1].any()
+
+
+@given(st.integers(3, 10), st.integers(0, 2**32))
+def test_a_cache_saves_as_many_reads_as_it_has_slots(n_cached, seed):
+    # Whatever the orders: blocks kept over the epoch's end are all of use, and none is given up before its use.
+    n_blocks, rng = 20, np.random.default_rng(seed)
+    slots = working_slots_of(n_cached + 1, 1)
+    n_read, orders = 0, [rng.permutation(n_blocks) for _ in range(4)]
+    slots.foresee(orders[0], np.arange(n_blocks))
+    for epoch, order in enumerate(orders):
+        if epoch + 1 < len(orders):
+            slots.foresee(orders[epoch + 1], np.arange(n_blocks) + (epoch + 1) * n_blocks)
+        for i, block in enumerate(order):
+            now = epoch * n_blocks + i
+            n_read += int(slots.assign(np.array([block]), np.array([now + 1]), now)[1].sum())
+    assert n_read <= 4 * n_blocks - 3 * n_cached

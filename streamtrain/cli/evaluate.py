@@ -45,7 +45,8 @@ def command(run: Path, dest: Path, model: str | None, batch_size: int, memory: s
     dataset = open_dataset(dest)
     trainer = _trained(run, config, model, device)
     trainer.check(dataset[: min(2, len(dataset))])
-    with StreamLoader(dataset, batch_size=min(batch_size, len(dataset)), memory=memory, shuffle=False) as loader:
+    size = min(batch_size, len(dataset))
+    with StreamLoader(dataset, batch_size=size, memory=memory, shuffle=False, device=device) as loader:
         metrics = trainer.evaluate(loader)
     result = {"run": run, "dataset": dest, "samples": metrics.n_samples, "accuracy": None, **metrics.named()}
     emit(as_json, result, result_lines(metrics))

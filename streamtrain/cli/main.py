@@ -25,8 +25,11 @@ from streamtrain.errors import ResourceError, StreamtrainError, unknown_name
 COMMANDS: Final = {
     "ingest": "Turn raw files into a dataset.",
     "info": "Show what a dataset holds.",
+    "plan": "Show what a run takes, and how well its data is shuffled.",
     "train": "Train a model on a dataset.",
     "evaluate": "Measure a trained model on a dataset.",
+    "profile": "Watch a command's memory beside its loaders' budgets.",
+    "doctor": "Check this machine: versions, memory, disk and decoding.",
 }
 """Command name -> its line in ``--help``; the command is ``streamtrain.cli.NAME.command``."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from streamtrain.metrics import EpochSummary, Metrics
-from streamtrain.units import format_bytes
+from streamtrain.headspace import Headspace
+from streamtrain.metrics import EpochSummary, Metrics, Speed
+from streamtrain.units import format_bytes, format_duration
 
 _WIDTH: Final = 12
 
@@ -49,6 +50,40 @@ def memory_line(memory: Mapping[str, int]) -> str:
     'memory  budget 16.0 MB, projected 15.2 MB, measured 12.3 MB'
     """
     return "memory  " + ", ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in memory.items())
+
+
+def time_lines(speed: Speed) -> list[str]:
+    """Where the wall time of training went, and what the loader's threads did meanwhile.
+
+    Examples
+    --------
+    >>> from streamtrain.events import Work
+    >>> work = Work(disk=0.5, decode=0.25, gather=1.0, index=0.25)
+    >>> for line in time_lines(Speed(n_samples=9, seconds=4.0, wait_seconds=0.1, work=work)):
+    ...     print(line)
+    time    4.0 s: compute 97.5%, transfer 0.0%, wait 2.5%
+    threads 2.0 s of work: disk 25%, decode 12%, gather 50%, index 12%
+    """
+    wall = ", ".join(f"{kind} {share:.1%}" for kind, share in _shares(speed.wall()).items())
+    lines = [f"time    {format_duration(speed.seconds)}: {wall}"]
+    if speed.work.total > 0:
+        work = ", ".join(f"{kind} {share:.0%}" for kind, share in _shares(speed.work.named()).items() if share > 0)
+        lines.append(f"threads {format_duration(speed.work.total)} of work: {work}")
+    return lines
+
+
+def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    total = sum(seconds.values())
+    return {kind: value / total if total else 0.0 for kind, value in seconds.items()}
+
+
+def headspace_line(found: Headspace) -> str:
+    """How much faster a perfect loader would be."""
+    perfect, real = found.perfect.samples_per_second, found.loader.samples_per_second
+    return (
+        f"headspace {found.ratio:.2f}: with a perfect loader {perfect:,.0f} samples/s, with this one {real:,.0f} "
+        f"({found.loader.stall_fraction:.1%} waiting)"
+    )
 
 
 def result_lines(metrics: Metrics) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,25 +14,26 @@ import numpy as np
 import torch
 
 from streamtrain.checkpoint import RunFolder, check_free, next_run
+from streamtrain.cli import shares
 from streamtrain.cli.common import emit, json_option
-from streamtrain.cli.tables import epoch_head, epoch_line, memory_line
-from streamtrain.errors import BudgetError, UsageError, unknown_name
+from streamtrain.cli.tables import epoch_head, epoch_line, headspace_line, memory_line, time_lines
+from streamtrain.errors import UsageError, unknown_name
+from streamtrain.events import Reserved, tell
+from streamtrain.headspace import Headspace, headspace, kept_bytes
 from streamtrain.layout import Field
 from streamtrain.loader import StreamLoader
 from streamtrain.losses import Loss, default_loss, resolve_loss
-from streamtrain.meter import MemoryMeter
+from streamtrain.meter import MemoryMeter, held_bytes
 from streamtrain.metrics import History, score_name
 from streamtrain.models import build_model, n_parameters
 from streamtrain.store import Dataset, open_dataset
 from streamtrain.stream import normalize_fields
 from streamtrain.trainer import Trainer
-from streamtrain.units import format_bytes, format_rate, parse_bytes
+from streamtrain.units import format_bytes, format_rate
 
 RUNS: Final = Path("runs")
 INPUT: Final = "x"
 TARGET: Final = "y"
-VAL_SHARE: Final = 4
-_MOST_REHEARSED_BYTES: Final = 64_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,8 @@ class Options:
     epochs: int
     max_steps: int | None
     batch_size: int
-    memory: str
+    memory: str | None
+    max_memory: str | None
     lanes: int | None
     drop_last: bool
     seed: int
@@ -63,6 +65,7 @@ class Options:
     threads: int | None
     out: Path | None
     log_every: int
+    headspace: bool
 
 
 def _parse_betas(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -97,7 +100,8 @@ _path = click.Path(path_type=Path)
 @click.option("--epochs", type=int, default=5)
 @click.option("--max-steps", type=int, help="End at this many steps, if they come before the epochs do.")
 @click.option("--batch-size", type=int, default=256, help="Samples of a batch; for other update rules, of a read.")
-@click.option("--memory", default="512MB", help="Budget for all that the loaders own.")
+@click.option("--memory", help="Budget for all that the loaders own; 512MB by default, or what --max-memory leaves.")
+@click.option("--max-memory", help="Budget for the whole process; auto is the control group's limit, or the RAM.")
 @click.option("--lanes", type=int, help="Lanes of the shuffle; solved from --memory by default.")
 @click.option("--drop-last", is_flag=True, help="Leave out a short last batch.")
 @click.option("--seed", type=int, default=0, help="Of the order, the initial weights, and dropout.")
@@ -113,6 +117,7 @@ _path = click.Path(path_type=Path)
 @click.option(
     "--log-every", type=int, default=50, metavar="BATCHES", help="Batches between two lines of metrics.jsonl."
 )
+@click.option("--headspace", is_flag=True, help="Measure at the end how much faster a perfect loader would be.")
 @json_option
 def command(as_json: bool, **given: Any) -> None:
     """Train a model on the dataset DEST.
@@ -133,6 +138,7 @@ class _Trained:
     history: History
     memory: dict[str, int]
     out: Path
+    headspace: Headspace | None
 
     def result(self) -> dict[str, object]:
         last = self.history.last
@@ -148,6 +154,8 @@ class _Trained:
             "memory": self.memory,
             "samples_per_second": speed.samples_per_second,
             "stall_fraction": speed.stall_fraction,
+            "stall": {"wall_seconds": speed.wall(), "thread_seconds": speed.work.named()},
+            "headspace": self.headspace.named() if self.headspace else None,
             "epochs": [summary.named() for summary in self.history],
             "run": self.out,
         }
@@ -159,6 +167,8 @@ class _Trained:
             [
                 memory_line(self.memory),
                 f"speed   {rate}, stall fraction {speed.stall_fraction:.3f}",
+                *time_lines(speed),
+                *([headspace_line(self.headspace)] if self.headspace else []),
                 f"run     {self.out}",
             ]
         )
@@ -169,7 +179,8 @@ def _train(options: Options, say: Callable[[str], None]) -> _Trained:
         if options.threads < 1:
             raise UsageError(f"threads is {options.threads}; it must be at least 1")
         torch.set_num_threads(options.threads)
-    memory = parse_bytes(options.memory, name="memory")
+    reserved = held_bytes()
+    shares.check_sizes(options.memory, options.max_memory)
     out = options.out or next_run(RUNS)
     check_free(out)
     dataset = open_dataset(options.dest)
@@ -177,13 +188,20 @@ def _train(options: Options, say: Callable[[str], None]) -> _Trained:
     if val is not None:
         _check_alike(dataset, val)
     trainer, about = _make_trainer(options, dataset)
-    rows = dataset[: _n_rehearsed(dataset, options.batch_size)]
+    rows = dataset[: shares.n_rehearsed(dataset, options.batch_size)]
     trainer.check(rows, n_classes=dataset.n_classes)
     say(_heading(options, dataset, trainer))
     with ExitStack() as stack:
-        with trainer.working_memory(rows):
+        with ExitStack() as rehearsal:
+            with MemoryMeter() as step:
+                rehearsal.enter_context(trainer.working_memory(rows))
             del rows
             meter = stack.enter_context(MemoryMeter())
+        tell(Reserved(held_bytes=meter.before_bytes))
+        memory = shares.loaders_bytes(options.memory, options.max_memory, shares.taken(reserved, step, meter))
+        if options.max_memory and not (options.memory or options.lanes):
+            train_memory = memory - memory // shares.VAL_SHARE if val else memory
+            options = replace(options, lanes=shares.steady_lanes(dataset, options.batch_size, train_memory))
         loaders = [stack.enter_context(loader) for loader in _make_loaders(options, dataset, val, memory)]
         run = stack.enter_context(RunFolder(out, trainer.describe(loaders[0]) | about))
         say(epoch_head(score_name(trainer.loss), with_val=val is not None))
@@ -198,7 +216,17 @@ def _train(options: Options, say: Callable[[str], None]) -> _Trained:
         )
         projected = sum(loader.projection.total_bytes for loader in loaders)
     measured = {"budget": memory, "projected": projected, "measured": meter.peak_bytes}
-    return _Trained(history=history, memory=measured, out=out)
+    if options.max_memory:
+        measured["process"] = meter.before_bytes + meter.peak_bytes
+    found = _headspace(trainer, options, dataset, memory) if options.headspace else None
+    return _Trained(history=history, memory=measured, out=out, headspace=found)
+
+
+def _headspace(trainer: Trainer, options: Options, dataset: Dataset, memory: int) -> Headspace:
+    """Only after the run, whose weights are saved and whose memory is measured: the trainer goes on training."""
+    tell(Reserved(held_bytes=held_bytes() + kept_bytes(dataset)))
+    with next(_make_loaders(options, dataset, None, memory)) as loader:
+        return headspace(trainer, loader)
 
 
 def _make_trainer(options: Options, dataset: Dataset) -> tuple[Trainer, dict[str, object]]:
@@ -222,7 +250,12 @@ def _make_trainer(options: Options, dataset: Dataset) -> tuple[Trainer, dict[str
         nesterov=options.nesterov or None,
     )
     about = {"model": options.model, "input_shape": list(x.shape), "n_outputs": n_outputs}
-    return trainer, about | {"dataset": str(options.dest), "dataset_id": dataset.id, "memory": options.memory}
+    return trainer, about | {
+        "dataset": str(options.dest),
+        "dataset_id": dataset.id,
+        "memory": options.memory or shares.DEFAULT_MEMORY,
+        "max_memory": options.max_memory,
+    }
 
 
 def _field(dataset: Dataset, name: str) -> Field:
@@ -255,14 +288,9 @@ def _n_outputs(dataset: Dataset, loss: Loss, y: Field) -> int:
     return dataset.n_classes
 
 
-def _n_rehearsed(dataset: Dataset, batch_size: int) -> int:
-    most = max(_MOST_REHEARSED_BYTES // dataset.layout.row_bytes, 2)
-    return max(min(batch_size, most, len(dataset)), 1)
-
-
 def _make_loaders(options: Options, dataset: Dataset, val: Dataset | None, memory: int) -> Iterator[StreamLoader]:
     """The loader to train from, and that to measure on; together they own what the budget allows."""
-    val_memory = memory // VAL_SHARE if val else 0
+    val_memory = memory // shares.VAL_SHARE if val else 0
     in_order = options.update == "epoch"
     yield StreamLoader(
         dataset,
@@ -272,19 +300,10 @@ def _make_loaders(options: Options, dataset: Dataset, val: Dataset | None, memor
         shuffle=not in_order,
         drop_last=options.drop_last,
         lanes=None if in_order else options.lanes,
+        device=options.device,
     )
     if val:
-        yield _make_val_loader(val, min(options.batch_size, len(val)), val_memory)
-
-
-def _make_val_loader(val: Dataset, batch_size: int, memory: int) -> StreamLoader:
-    try:
-        return StreamLoader(val, batch_size=batch_size, memory=memory, shuffle=False)
-    except BudgetError as error:
-        where = f"--val, whose loader has 1/{VAL_SHARE} of --memory"
-        raise BudgetError(
-            error.what, where=where, why=error.why, fix="a larger --memory, or a run without --val"
-        ) from error
+        yield shares.make_val_loader(val, min(options.batch_size, len(val)), val_memory, options.device)
 
 
 def _heading(options: Options, dataset: Dataset, trainer: Trainer) -> str:

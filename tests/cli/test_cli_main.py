@@ -19,7 +19,7 @@ import streamtrain
 from streamtrain import errors
 from streamtrain.cli import main as frame
 from streamtrain.cli.common import emit, json_option, plain
-from streamtrain.cli.main import main
+from streamtrain.cli.main import COMMANDS, main
 
 Raiser = Callable[[BaseException], None]
 
@@ -104,7 +104,7 @@ def test_debug_of_a_wrapped_command_is_not_ours(work: Raiser, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["trian"], "unknown command 'trian'. Known: evaluate, info, ingest, train. Fix: did you mean 'train'?"),
+        (["trian"], f"unknown command 'trian'. Known: {', '.join(sorted(COMMANDS))}. Fix: did you mean 'train'?"),
         (["xyzzy"], "Fix: use one of the known command names."),
         (["--verison"], "Did you mean '--version'?"),
         (["work", "--memroy", "1GB"], "'--memory'"),

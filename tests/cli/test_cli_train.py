@@ -64,7 +64,10 @@ def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[
     assert [line.split()[:2] for line in lines[4:7]] == [["1", "19"], ["2", "38"], ["3", "57"]]
     assert lines[7].startswith("memory  budget 64.0 MB, projected ")
     assert "samples/s, stall fraction 0." in lines[8]
-    assert lines[9] == "run     runs/1"
+    assert [line.split()[0] for line in lines[9:]] == ["time", "threads", "run"]
+    assert "compute " in lines[9]
+    assert "gather " in lines[10]
+    assert lines[11] == "run     runs/1"
     assert err == ""
     assert main(["evaluate", "runs/1", f"{stored}/val-images.zarr"]) == 0
     loss, accuracy = capsys.readouterr().out.splitlines()[-2:]
@@ -81,6 +84,9 @@ def test_train_json(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < result["memory"]["projected"] <= 512_000_000
     assert result["memory"]["measured"] >= 0
     assert (result["run"], result["val"]) == ("runs/1", None)
+    assert set(result["stall"]["thread_seconds"]) == {"disk", "decode", "gather", "index", "transfer"}
+    assert sum(result["stall"]["wall_seconds"].values()) > 0
+    assert result["headspace"] is None
     assert main(["evaluate", "runs/1", f"{stored}/images.zarr", "--json"]) == 0
     assert {"loss", "accuracy", "samples"} <= json.loads(capsys.readouterr().out).keys()
 

@@ -1,4 +1,4 @@
-"""The device that a model trains on."""
+"""Which device: from a name to one that is there."""
 
 from __future__ import annotations
 

@@ -1,0 +1,150 @@
+"""``streamtrain plan DEST``: what a training run will be, before it begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streamtrain.cli.common import emit, json_option
+from streamtrain.units import format_bytes
+
+if TYPE_CHECKING:
+    from streamtrain.planning import Plan, Reads
+    from streamtrain.quality import Quality
+    from streamtrain.store import Dataset
+
+
+@click.command("plan", context_settings={"show_default": True})
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--batch-size", type=int, default=256, help="Samples of a batch.")
+@click.option("--memory", default="512MB", help="Budget for all that the loader owns.")
+@click.option("--lanes", type=int, help="Lanes of the shuffle; solved from --memory by default.")
+@click.option("--drop-last", is_flag=True, help="Leave out a short last batch.")
+@click.option("--seed", type=int, default=0, help="Of the order.")
+@json_option
+def command(
+    dest: Path, batch_size: int, memory: str, lanes: int | None, drop_last: bool, seed: int, as_json: bool
+) -> None:
+    """Show what training on the dataset DEST will take and how well it will be shuffled.
+
+    Memory term by term, lanes, reads and steps of an epoch, the shuffle's quality on the stored labels, and the memory
+    at which batches would vary no more than those of a full random reshuffle.
+    """
+    from streamtrain.planning import plan
+    from streamtrain.store import open_dataset
+
+    dataset = open_dataset(dest)
+    found = plan(dataset, batch_size=batch_size, memory=memory, lanes=lanes, drop_last=drop_last, seed=seed)
+    emit(as_json, _result(dataset, found), _text(dataset, found))
+
+
+def _result(dataset: Dataset, plan: Plan) -> dict[str, Any]:
+    sizes, enough = plan.sizes, plan.enough
+    return {
+        "dataset": str(dataset.path),
+        "id": dataset.id,
+        "samples": len(dataset),
+        "blocks": dataset.layout.n_blocks,
+        "block_rows": dataset.layout.block_rows,
+        "memory": {
+            "budget": plan.projection.budget_bytes,
+            "projected": plan.projection.total_bytes,
+            "terms": plan.projection.terms,
+        },
+        "batch_size": sizes.batch_size,
+        "lanes": sizes.lanes,
+        "groups": sizes.groups,
+        "slots": sizes.slots,
+        "prefetch": sizes.prefetch,
+        "largest_lead": plan.lead,
+        "reads": {"first_epoch": _reads(plan.first), "later_epochs": _reads(plan.later)},
+        "steps_per_epoch": _steps(dataset, plan),
+        "rho": dataset.rho,
+        "quality": _quality(plan.quality),
+        "quality_not_measured_because": plan.why or None,
+        "as_good_as_random": {
+            "memory": enough.memory_bytes,
+            "lanes": enough.lanes,
+            "quality": _quality(enough.quality),
+        }
+        if enough
+        else None,
+        "with_most_lanes": _quality(plan.most),
+    }
+
+
+def _steps(dataset: Dataset, plan: Plan) -> dict[str, int]:
+    """Steps of an epoch under each update rule; one sweep over all samples is one step under ``epoch``."""
+    in_batches = min(len(dataset), plan.n_batches * plan.sizes.batch_size)
+    return {"batch": plan.n_batches, "sample": in_batches, "epoch": 1}
+
+
+def _reads(reads: Reads) -> dict[str, Any]:
+    return {"blocks": reads.n_blocks, "bytes": reads.stored_bytes, "ratio": round(reads.ratio, 4)}
+
+
+def _quality(quality: Quality | None) -> dict[str, Any] | None:
+    if quality is None:
+        return None
+    return {
+        "samples_measured": quality.n_samples,
+        "batch_variance_ratio": quality.variance,
+        "prefix_drift_ratio": quality.drift,
+        "block_pair_coincidence": quality.coincidence,
+        "as_good_as_random": quality.is_random,
+    }
+
+
+def _text(dataset: Dataset, plan: Plan) -> str:
+    layout, sizes = dataset.layout, plan.sizes
+    steps = _steps(dataset, plan)
+    facts = {
+        "dataset": f"{dataset.path}: {len(dataset):,} samples, {layout.n_blocks:,} blocks of {layout.block_rows:,}, "
+        f"{format_bytes(dataset.nbytes)}, stored in {format_bytes(dataset.stored_bytes)} ({layout.codec})",
+        "memory": str(plan.projection),
+        "shuffle": f"{sizes.lanes:,} lanes in {sizes.groups} group{'s' * (sizes.groups > 1)}, "
+        f"{sizes.lanes / layout.n_blocks:.2%} of the blocks at a time; "
+        f"at most {plan.lead:,} needed ahead of time, {sizes.prefetch:,} read ahead",
+        "reads": f"{_reads_text(plan.first)} in the first epoch, about {_reads_text(plan.later)} in a later one",
+        "steps": f"{steps['batch']:,} in an epoch of batches of {sizes.batch_size:,}; "
+        f"{steps['sample']:,} with --update sample, 1 with --update epoch",
+        "labels": _labels_text(dataset, plan),
+        "quality": _quality_text(plan.quality) if plan.quality else f"not measured: {plan.why}",
+        "random": _random_text(plan),
+    }
+    return "\n".join(f"{name:<8} {value}" for name, value in facts.items() if value)
+
+
+def _reads_text(reads: Reads) -> str:
+    return f"{reads.n_blocks:,} blocks ({reads.ratio:.3f} of those stored, {format_bytes(reads.stored_bytes)})"
+
+
+def _labels_text(dataset: Dataset, plan: Plan) -> str:
+    histogram = dataset.label_histogram
+    rho = "" if dataset.rho is None else f", correlation inside blocks {dataset.rho:.3f}"
+    if plan.quality is None:
+        return ""
+    return (f"{len(histogram.values):,} classes" if histogram else "numbers") + rho
+
+
+def _quality_text(quality: Quality) -> str:
+    met = "" if quality.coincidence is None else f", same pairs of blocks meet {quality.coincidence:.3g} times as often"
+    return (
+        f"batch variance {quality.variance:.3g}, drift {quality.drift:.3g}{met} "
+        f"(a full reshuffle is 1), over {quality.n_samples:,} samples of epoch 0"
+    )
+
+
+def _random_text(plan: Plan) -> str:
+    """What it takes to be as good as random."""
+    if plan.quality is None or plan.most is None:
+        return ""
+    enough = plan.enough
+    if enough is None:
+        return f"no memory makes batches vary as little as a full reshuffle's: at best {plan.most.variance:.3g} times"
+    return (
+        f"from --memory {format_bytes(enough.memory_bytes).replace(' ', '')} on, with {enough.lanes:,} lanes, batches "
+        f"vary no more than a full reshuffle's; drift is {enough.quality.drift:.3g} then"
+    )

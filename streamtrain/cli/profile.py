@@ -1,0 +1,58 @@
+"""``streamtrain profile -- COMMAND``: the memory of a command over time, beside its loaders' budgets."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from streamtrain.cli.common import emit, json_option
+from streamtrain.errors import UsageError
+
+PROFILES: Final = Path("profiles")
+
+
+@click.command("profile", context_settings={"show_default": True, "allow_interspersed_args": False})
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The profile's folder; by default profiles/N, N the next free number.",
+)
+@click.option("--interval", type=float, default=0.05, metavar="SECONDS", help="Between two samples, at least.")
+@click.option("--no-png", is_flag=True, help="Leave the PNG out, which needs matplotlib.")
+@click.argument("words", nargs=-1, required=True, metavar="-- COMMAND...", type=click.UNPROCESSED)
+@json_option
+def command(out: Path | None, interval: float, no_png: bool, words: tuple[str, ...], as_json: bool) -> None:
+    """Run COMMAND and watch its memory, and what its loaders tell.
+
+    The folder holds timeline.png, timeline.html and profile.json. The exit code is the command's own. With --json the
+    command's output goes to stderr, so that stdout has the one object.
+    """
+    from streamtrain.profile.command import watch
+    from streamtrain.profile.picture import check_can_draw
+    from streamtrain.profile.report import figures, lines, write
+    from streamtrain.profile.timeline import timeline
+
+    if not interval > 0:
+        raise UsageError(f"interval is {interval}; it must be positive", fix="--interval 0.05")
+    if not no_png:
+        check_can_draw()
+    folder = out or _next_folder()
+    _check_free(folder)
+    found = timeline(watch(words, interval_seconds=interval, stdout=sys.stderr if as_json else None))
+    files = write(found, folder, png=not no_png)
+    result = figures(found) | {"files": files}
+    emit(as_json, result, "\n".join([*lines(found), f"files   {', '.join(map(str, files))}"]))
+    raise click.exceptions.Exit(found.watched.exit_code)
+
+
+def _next_folder() -> Path:
+    names = [entry.name for entry in PROFILES.iterdir()] if PROFILES.is_dir() else []
+    return PROFILES / str(1 + max((int(name) for name in names if name.isdecimal()), default=0))
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError("the profile's folder is taken", where=str(folder), fix="another --out, or remove it")

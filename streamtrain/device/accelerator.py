@@ -1,0 +1,219 @@
+"""The few things that are asked of an accelerator, and who answers.
+
+Work is given to queues that run beside the caller, each in order; a mark in a queue is what others wait for. This is
+the seam where tests put a slow device that shows every race.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from streamtrain.errors import DeviceError
+from streamtrain.slots import aligned_bytes
+from streamtrain.units import format_bytes
+
+Bytes = npt.NDArray[np.uint8]
+
+_PORTABLE: Final = 1  # cudaHostRegisterPortable: page-locked for every device of the process
+
+
+class Mark(Protocol):
+    """A place in a queue."""
+
+    def wait(self) -> None:
+        """Hold the calling thread until all that was queued before the mark is done."""
+
+
+class Queue(Protocol):
+    """Work that a device does in order, beside the caller."""
+
+    def empty(self, n_bytes: int, /) -> Tensor:
+        """Memory of the device, (n_bytes,) uint8, to be written first by this queue."""
+
+    def run(self, act: Callable[[], object], /, *, after: Sequence[Mark] = ()) -> Mark:
+        """Queue what ``act`` does, behind marks of other queues; it may be called from any thread."""
+
+
+class Accelerator(Protocol):
+    """A device, two queues of ours on it, and the queue that the caller computes in."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def copies(self) -> Queue: ...
+    @property
+    def gathers(self) -> Queue: ...
+
+    def page_locked(self, n_bytes: int, /) -> Bytes:
+        """Host memory that the device copies from on its own."""
+
+    def current(self) -> object:
+        """The queue that the calling thread computes in."""
+
+    def admit(self, memory: Tensor, marks: Sequence[Mark], /) -> None:
+        """Let the current queue use memory: behind the marks; and it is used again only once that queue is done."""
+
+    def mark(self) -> Mark:
+        """A mark in the current queue."""
+
+    def free_bytes(self) -> int | None:
+        """Memory of the device that this process could have beyond what it uses; None where nobody tells."""
+
+    def close(self) -> None:
+        """Wait until both queues are empty."""
+
+
+class Cuda:
+    """A CUDA device, through torch: side streams, events, and memory of torch's caching allocator.
+
+    Parameters
+    ----------
+    device : torch.device
+        One that is there; without an index, the current one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        self.device = torch.device("cuda", index)
+        self.copies = _CudaQueue(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
+        # Of higher priority: a gather takes microseconds, and must not stand behind a model's long kernels.
+        self.gathers = _CudaQueue(torch.cuda.Stream(self.device, priority=-1))  # type: ignore[no-untyped-call]
+
+    def page_locked(self, n_bytes: int, /) -> Bytes:
+        memory = aligned_bytes(n_bytes)
+        address = memory.ctypes.data
+        code = int(torch.cuda.cudart().cudaHostRegister(address, memory.nbytes, _PORTABLE))  # type: ignore[no-untyped-call]
+        if code:
+            raise DeviceError(
+                f"{format_bytes(n_bytes)} of host memory could not be page-locked",
+                where=str(self.device),
+                why=f"cudaHostRegister gave error {code}",
+                fix="a smaller memory=, or device=None and copies of your own",
+            )
+        weakref.finalize(memory, _unlock, address).atexit = False
+        return memory
+
+    def current(self) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(self.device)
+
+    def admit(self, memory: Tensor, marks: Sequence[Mark], /) -> None:
+        stream = self.current()
+        for mark in marks:
+            stream.wait_event(_event(mark))
+        memory.record_stream(stream)
+
+    def mark(self) -> Mark:
+        return _CudaMark(self.current())
+
+    def free_bytes(self) -> int:
+        free, _ = torch.cuda.mem_get_info(self.device)
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return int(free) + unused
+
+    def close(self) -> None:
+        self.copies.stream.synchronize()
+        self.gathers.stream.synchronize()
+
+
+class _CudaMark:
+    __slots__ = ("event",)
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        # A thread that waits for a blocking event sleeps; for any other it spins, on a core that others need.
+        self.event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        self.event.record(stream)
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+
+class _CudaQueue:
+    __slots__ = ("stream",)
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+
+    def empty(self, n_bytes: int, /) -> Tensor:
+        with torch.cuda.stream(self.stream):
+            return torch.empty(n_bytes, dtype=torch.uint8, device=self.stream.device)
+
+    def run(self, act: Callable[[], object], /, *, after: Sequence[Mark] = ()) -> Mark:
+        # Two threads may queue at once: each one's mark stands behind its own work, and that is all it promises.
+        with torch.cuda.stream(self.stream):
+            for mark in after:
+                self.stream.wait_event(_event(mark))
+            act()
+            return _CudaMark(self.stream)
+
+
+def _event(mark: Mark) -> torch.cuda.Event:
+    assert isinstance(mark, _CudaMark)
+    return mark.event
+
+
+def _unlock(address: int) -> None:
+    torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
+
+
+class Synchronous:
+    """Any device of torch, with nothing beside the caller: each act is done when it is queued.
+
+    Examples
+    --------
+    >>> accelerator = Synchronous(torch.device("cpu"))
+    >>> memory = accelerator.copies.empty(4)
+    >>> accelerator.copies.run(lambda: memory.fill_(7)).wait()
+    >>> memory.tolist()
+    [7, 7, 7, 7]
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.copies = self.gathers = _Now(device)
+
+    def page_locked(self, n_bytes: int, /) -> Bytes:
+        return aligned_bytes(n_bytes)
+
+    def current(self) -> object:
+        return self.copies
+
+    def admit(self, memory: Tensor, marks: Sequence[Mark], /) -> None:
+        pass
+
+    def mark(self) -> Mark:
+        return self.copies
+
+    def free_bytes(self) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+class _Now:
+    __slots__ = ("device",)
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def wait(self) -> None:
+        pass
+
+    def empty(self, n_bytes: int, /) -> Tensor:
+        return torch.empty(n_bytes, dtype=torch.uint8, device=self.device)
+
+    def run(self, act: Callable[[], object], /, *, after: Sequence[Mark] = ()) -> Mark:
+        act()
+        return self
+
+
+def accelerator_of(device: torch.device) -> Accelerator:
+    """Who does the work on a device."""
+    return Cuda(device) if device.type == "cuda" else Synchronous(device)

@@ -1,0 +1,269 @@
+"""The pool's memory where batches end on a device: rows gathered on the host and copied, or a pool on the device.
+
+Everything that crosses the bus goes through a ring of page-locked buffers in large copies, beside the caller and
+beside the threads: a thread fills a buffer, queues what is to be done with it, and goes on. A buffer is filled again
+only once its last mark is reached.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamtrain.budget import Sizes
+from streamtrain.device.accelerator import Accelerator, Bytes, Mark, Queue
+from streamtrain.device.plan import (
+    Section,
+    buffer_bytes,
+    index_bytes,
+    n_buffers,
+    pool_bytes,
+    pool_sections,
+    read_sections,
+    span_sections,
+)
+from streamtrain.layout import Layout
+from streamtrain.order import I64
+from streamtrain.pool_memory import ReadBlock
+from streamtrain.slots import Slots
+from streamtrain.spans import Span
+from streamtrain.workers import Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DeviceSpan(Span):
+    """A span whose samples are on their way to the device.
+
+    Attributes
+    ----------
+    memory : torch.Tensor
+        Its memory on the device, (n_bytes,) uint8.
+    tensors : tuple of torch.Tensor
+        One per field, (stop - start, *field.shape): views of it.
+    marks : list of Mark
+        Once they are reached, what was gathered so far is there.
+    """
+
+    memory: Tensor
+    tensors: tuple[Tensor, ...]
+    marks: list[Mark] = field(default_factory=list)
+
+
+class DeviceSpans:
+    """Lends memory of the device for spans; torch's allocator knows when it may be used again."""
+
+    def __init__(self, queue: Queue, layout: Layout, sizes: Sizes) -> None:
+        self._queue = queue
+        self._fields = [(f.shape, torch.from_numpy(np.empty(0, f.dtype)).dtype) for f in layout.fields]
+        self.sections = span_sections(layout, sizes)
+
+    def lend(self, epoch: int, start: int, stop: int, /) -> DeviceSpan:
+        # Of full size also where a span is short: allocations of one size fit each other's places.
+        memory = self._queue.empty(self.sections[-1].stop)
+        n = stop - start
+        tensors = tuple(
+            memory[section.rows(0, n)].view(dtype).view(n, *shape)
+            for section, (shape, dtype) in zip(self.sections, self._fields, strict=True)
+        )
+        return DeviceSpan(epoch=epoch, start=start, stop=stop, arrays=(), memory=memory, tensors=tensors)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Buffer:
+    """A page-locked buffer, the same memory as a tensor, its twin on the device, and who is to be waited for."""
+
+    host: Bytes
+    tensor: Tensor
+    device: Tensor
+    mark: Mark | None = None
+    waited_seconds: float = 0.0
+
+
+class Ring:
+    """Page-locked buffers, each used again once what was queued with it is done.
+
+    Parameters
+    ----------
+    accelerator : Accelerator
+        Who copies from them.
+    n_buffers, n_bytes : int
+        How many, of what size; at least one more than threads that use them, or these wait for each other.
+    twins : torch.Tensor, optional
+        Memory of the device, (n_buffers * n_bytes,) uint8, of which each buffer is copied to its own part first.
+    """
+
+    def __init__(self, accelerator: Accelerator, n_buffers: int, n_bytes: int, *, twins: Tensor | None = None) -> None:
+        self._free: queue.SimpleQueue[Buffer] = queue.SimpleQueue()
+        for i in range(n_buffers):
+            host = accelerator.page_locked(n_bytes)
+            tensor = torch.from_numpy(host)
+            device = tensor[:0] if twins is None else twins[i * n_bytes : (i + 1) * n_bytes]
+            self._free.put(Buffer(host=host, tensor=tensor, device=device))
+
+    @contextmanager
+    def buffer(self) -> Iterator[Buffer]:
+        """A buffer for the block; its ``mark`` is to be set to what it is needed for."""
+        buffer = self._free.get()
+        try:
+            started = time.perf_counter()
+            if buffer.mark is not None:
+                buffer.mark.wait()
+            buffer.mark = None
+            buffer.waited_seconds = time.perf_counter() - started
+            yield buffer
+        finally:
+            self._free.put(buffer)
+
+    def close(self) -> None:
+        """Let go of all buffers; none may be in use."""
+        while not self._free.empty():
+            self._free.get()
+
+
+class PoolOnHost:
+    """Blocks on the host; their rows are gathered into page-locked memory and copied to the device from there.
+
+    Parameters
+    ----------
+    accelerator : Accelerator
+        The device.
+    layout : Layout
+        The dataset's.
+    sizes : Sizes
+        How large everything is.
+    """
+
+    def __init__(self, accelerator: Accelerator, layout: Layout, sizes: Sizes) -> None:
+        self.slots = Slots(layout, sizes.slots, sizes.working_slots)
+        self._accelerator = accelerator
+        self._spans = DeviceSpans(accelerator.copies, layout, sizes)
+        self._ring = Ring(accelerator, n_buffers(sizes), buffer_bytes(layout, sizes, pool_on_device=False))
+        self.lend = self._spans.lend
+
+    def read(self, read: ReadBlock, blocks: I64, slots: I64, /) -> Seconds:
+        pairs = zip(blocks.tolist(), slots.tolist(), strict=True)
+        return {"disk": sum(read(block, self.slots.buffers(slot)) for block, slot in pairs)}
+
+    def gather(self, rows: I64, span: Span, start: int, /) -> Seconds:
+        assert isinstance(span, DeviceSpan)
+        memory, some = span.memory, (start - span.start, len(rows))
+        with self._ring.buffer() as buffer:
+            for source, section in zip(self.slots.rows, self._spans.sections, strict=True):
+                target = buffer.host[section.rows(*some)].view(source.dtype)
+                np.take(source, rows, axis=0, out=target, mode="clip")
+            pieces = self._pieces(*some)
+            gathered = buffer.tensor
+            buffer.mark = self._accelerator.copies.run(
+                lambda: [memory[piece].copy_(gathered[piece], non_blocking=True) for piece in pieces]
+            )
+            span.marks.append(buffer.mark)
+            return {"transfer": buffer.waited_seconds}
+
+    def _pieces(self, first: int, n: int) -> list[slice]:
+        """What to copy: all at once where the rows are those of a full span."""
+        sections = self._spans.sections
+        if n == sections[0].n_rows:
+            return [slice(0, sections[-1].stop)]
+        return [section.rows(first, n) for section in sections]
+
+    def close(self) -> None:
+        self._accelerator.close()
+        self._ring.close()
+
+
+class PoolOnDevice:
+    """Blocks on the device: each crosses the bus once, in the order of the reads, and rows are gathered there.
+
+    A slot may be written again while rows of its old block are still to be gathered, in four steps:
+
+    1. A thread queues the gather of the last rows of block A; the pool notes that they are gathered.
+    2. So A's slot is free, and a read of block B is given it.
+    3. B is copied to the device, past the gather, which still waits for its turn.
+    4. Written into the slot at once, B would stand where A's rows are still wanted.
+
+    So copies go to a buffer's twin, in a queue of their own; and from there into the slots in the queue of the
+    gathers, which does one after the other.
+    """
+
+    def __init__(self, accelerator: Accelerator, layout: Layout, sizes: Sizes) -> None:
+        self.slots = Slots(layout, sizes.slots, sizes.working_slots, on_host=False)
+        self._accelerator = accelerator
+        self._layout = layout
+        self._index_dtype = np.dtype(f"i{index_bytes(layout, sizes)}")
+        self._index_tensor_dtype = torch.from_numpy(np.empty(0, self._index_dtype)).dtype
+        self._spans = DeviceSpans(accelerator.gathers, layout, sizes)
+        rows_bytes, all_bytes = pool_bytes(layout, sizes)
+        memory = accelerator.gathers.empty(all_bytes)
+        self._blocks = [memory[place.start : place.stop] for place in pool_sections(layout, sizes)]
+        n_bytes = buffer_bytes(layout, sizes, pool_on_device=True)
+        self._ring = Ring(accelerator, n_buffers(sizes), n_bytes, twins=memory[rows_bytes:])
+        # The twins are memory of the gathers' queue that the other one writes first.
+        accelerator.copies.run(lambda: None, after=[accelerator.gathers.run(lambda: None)])
+        self.lend = self._spans.lend
+
+    def read(self, read: ReadBlock, blocks: I64, slots: I64, /) -> Seconds:
+        if not len(blocks):
+            return {}
+        found = read_sections(self._layout, len(blocks))
+        with self._ring.buffer() as buffer:
+            view = buffer.host.data
+            disk = 0.0
+            for i, block in enumerate(blocks.tolist()):
+                disk += read(block, [view[section.rows(i, 1)] for section in found[:-1]])
+            buffer.host[found[-1].rows(0, len(slots))].view(np.int64)[:] = slots
+            device = buffer.device
+            buffer.mark = self._send(buffer, found[-1].stop)
+            buffer.mark = self._accelerator.gathers.run(lambda: self._put(device, found), after=[buffer.mark])
+            return {"disk": disk, "transfer": buffer.waited_seconds}
+
+    def _put(self, arrived: Tensor, found: list[Section]) -> None:
+        """Put blocks into their slots."""
+        slots = arrived[found[-1].start : found[-1].stop].view(torch.int64)
+        for blocks, section in zip(self._blocks, found[:-1], strict=True):
+            source = _in_rows(arrived[section.start : section.stop], section.row_bytes)
+            _in_rows(blocks, section.row_bytes).index_copy_(0, slots, source)
+
+    def gather(self, rows: I64, span: Span, start: int, /) -> Seconds:
+        assert isinstance(span, DeviceSpan)
+        memory, first, n = span.memory, start - span.start, len(rows)
+        n_bytes = n * self._index_dtype.itemsize
+        with self._ring.buffer() as buffer:
+            buffer.host[:n_bytes].view(self._index_dtype)[:] = rows
+            device = buffer.device[:n_bytes]
+            buffer.mark = self._send(buffer, n_bytes)
+            buffer.mark = self._accelerator.gathers.run(
+                lambda: self._take(device.view(self._index_tensor_dtype), memory, first), after=[buffer.mark]
+            )
+            span.marks.append(buffer.mark)
+            return {"transfer": buffer.waited_seconds}
+
+    def _take(self, rows: Tensor, memory: Tensor, first: int) -> None:
+        """Put rows of the pool into a span's memory."""
+        for blocks, section in zip(self._blocks, self._spans.sections, strict=True):
+            target = _in_rows(memory[section.rows(first, len(rows))], section.row_bytes)
+            torch.index_select(_in_rows(blocks, section.row_bytes), 0, rows, out=target)
+
+    def _send(self, buffer: Buffer, n_bytes: int) -> Mark:
+        """Copy the front of a buffer to its twin."""
+        source, target = buffer.tensor[:n_bytes], buffer.device[:n_bytes]
+        return self._accelerator.copies.run(lambda: target.copy_(source, non_blocking=True))
+
+    def close(self) -> None:
+        self._accelerator.close()
+        self._ring.close()
+        self._blocks.clear()
+
+
+def _in_rows(memory: Tensor, row_bytes: int) -> Tensor:
+    """Bytes as rows, in the widest elements that divide them."""
+    for dtype in (torch.int64, torch.int32, torch.int16):
+        if row_bytes % dtype.itemsize == 0:
+            return memory.view(dtype).view(-1, row_bytes // dtype.itemsize)
+    return memory.view(-1, row_bytes)

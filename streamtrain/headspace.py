@@ -1,0 +1,164 @@
+"""Headspace: how much faster a perfect loader would make a training run.
+
+A perfect loader always has the next batch ready on the device. So some batches are kept there and trained on again and
+again, which costs nothing but the training itself; in turn with that, for as long, the real loader feeds the same
+trainer. The headspace is the one speed over the other: 1.00 means that no loader could make this run any faster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from streamtrain.metrics import Speed
+from streamtrain.stream import Data, Stream
+from streamtrain.trainer import Trainer
+
+_KEPT_BYTES: Final = 64_000_000
+# What else the machine does comes and goes within seconds: both of a pair are to meet it alike.
+_ROUNDS: Final = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headspace:
+    """What a perfect loader would make of a run.
+
+    Parameters
+    ----------
+    ratio : float
+        The speed with kept batches over that with the loader's; the median of the rounds' ratios.
+    loader, perfect : Speed
+        Over all rounds.
+
+    Examples
+    --------
+    >>> slow = Speed(n_samples=100, seconds=1.0, wait_seconds=0.25)
+    >>> fast = Speed(n_samples=125, seconds=1.0, wait_seconds=0.0)
+    >>> Headspace(ratio=1.25, loader=slow, perfect=fast).named()["perfect_samples_per_second"]
+    125.0
+    """
+
+    ratio: float
+    loader: Speed
+    perfect: Speed
+
+    def named(self) -> dict[str, float]:
+        """Everything by name."""
+        return {
+            "ratio": self.ratio,
+            "samples_per_second": self.loader.samples_per_second,
+            "perfect_samples_per_second": self.perfect.samples_per_second,
+            "stall_fraction": self.loader.stall_fraction,
+        }
+
+
+def headspace(trainer: Trainer, loader: Stream, *, seconds: float = 6.0) -> Headspace:
+    """Measure it on a trainer that is done: the weights, the optimizer and the counts go on from where they are.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Trains on, and is no longer what it was.
+    loader : StreamLoader
+        Feeds it; epochs go on into the next.
+    seconds : float
+        How long that takes, about; a step is never cut short.
+
+    Raises
+    ------
+    StreamtrainError
+        What training raises.
+    """
+    each = seconds / (2 * _ROUNDS)
+    endless = itertools.chain.from_iterable(itertools.repeat(loader))
+    # The copies are made before the clock starts, and by then the loader's threads have caught up with its start.
+    kept = list(_copies(itertools.islice(endless, len(loader)), trainer.device))
+    real = _Excerpt(loader, lambda: endless, each)
+    perfect = _Excerpt(loader, lambda: itertools.cycle(kept), each)
+    _train(trainer, perfect)
+    rounds = [(_train(trainer, real), _train(trainer, perfect)) for _ in range(_ROUNDS)]
+    nothing = Speed(n_samples=0, seconds=0.0, wait_seconds=0.0)
+    return Headspace(
+        ratio=statistics.median(b.samples_per_second / a.samples_per_second for a, b in rounds),
+        loader=sum((a for a, _ in rounds), nothing),
+        perfect=sum((b for _, b in rounds), nothing),
+    )
+
+
+def kept_bytes(data: Data) -> int:
+    """The memory that the kept batches of a dataset take, about, beside the loader's own."""
+    return min(_KEPT_BYTES, len(data) * data.layout.row_bytes)
+
+
+def _train(trainer: Trainer, stream: Stream) -> Speed:
+    return trainer.fit(stream, max_epochs=trainer.counts.n_epochs + 1, progress=False).speed
+
+
+def _copies(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """Copies of the batches on the device, at least one and no more than there is room for."""
+    n_bytes = 0
+    for batch in batches:
+        yield batch._replace(**{name: _copy(tensor, device) for name, tensor in batch._asdict().items()})
+        n_bytes += sum(tensor.nbytes for tensor in batch)
+        if n_bytes >= _KEPT_BYTES:
+            return
+
+
+def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor.to(device, copy=True)
+
+
+class _Excerpt:
+    """A stream that goes on for some seconds, each time it is asked for an epoch."""
+
+    def __init__(self, loader: Stream, batches: Callable[[], Iterator[Any]], seconds: float) -> None:
+        self._loader = loader
+        self._batches = batches
+        self._seconds = seconds
+        self.shuffle = False
+        """It has one order, which the rule ``epoch`` need not change."""
+
+    @property
+    def dataset(self) -> Data:
+        return self._loader.dataset
+
+    @property
+    def batch_size(self) -> int:
+        return self._loader.batch_size
+
+    @property
+    def drop_last(self) -> bool:
+        return self._loader.drop_last
+
+    @property
+    def seed(self) -> int:
+        return self._loader.seed
+
+    @property
+    def wait_seconds(self) -> float:
+        return self._loader.wait_seconds
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        deadline = time.perf_counter() + self._seconds
+        for batch in self._batches():
+            yield batch
+            if time.perf_counter() >= deadline:
+                return
+
+    def set_epoch(self, epoch: int, /) -> None:
+        """Do nothing: an excerpt goes on where the last one ended."""
+
+    def sequential(self) -> Stream:
+        return self
+
+    def close(self) -> None:
+        """Do nothing: the loader is not its own."""

@@ -1,0 +1,112 @@
+"""What a loader tells the meters of itself, and when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Final, Protocol
+
+from streamtrain.budget import Projection
+from streamtrain.events import (
+    DeviceMemory,
+    EpochBegan,
+    EpochEnded,
+    LoaderClosed,
+    LoaderOpened,
+    Work,
+    between,
+    listening,
+    next_number,
+    tell,
+)
+from streamtrain.meter import device_bytes, held_bytes
+from streamtrain.store import Dataset
+
+_LOOK_SECONDS: Final = 0.05
+
+
+class Narrated(Protocol):
+    """What a narrator asks of a loader."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def dataset(self) -> Dataset: ...
+    @property
+    def projection(self) -> Projection: ...
+
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds its consumer has waited, over its whole life."""
+
+    @property
+    def work(self) -> Work:
+        """What its threads have done, over its whole life."""
+
+
+class Narrator:
+    """Tells what one loader does; made before the loader takes any memory.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile, streamtrain as st
+    >>> from streamtrain.events import subscribed
+    >>> dataset = st.ingest({"x": np.arange(9)}, tempfile.mkdtemp() + "/d.zarr")
+    >>> heard = []
+    >>> with subscribed(heard.append), st.StreamLoader(dataset, batch_size=4, memory="16MB") as loader:
+    ...     _ = list(loader)
+    >>> [type(event).__name__ for event in heard], heard[2].n_samples
+    (['LoaderOpened', 'EpochBegan', 'EpochEnded', 'LoaderClosed'], 9)
+    """
+
+    def __init__(self) -> None:
+        self._number = next_number()
+        self._held_bytes = held_bytes() if listening() else 0
+        self._looked = 0.0
+        self._is_open = False
+
+    def opened(self, loader: Narrated) -> None:
+        """Tell that the loader was made, and what it may take."""
+        self._is_open = True
+        tell(
+            LoaderOpened(
+                loader=self._number,
+                dataset=str(loader.dataset.path),
+                n_samples=len(loader.dataset),
+                batch_size=loader.batch_size,
+                budget_bytes=loader.projection.budget_bytes,
+                terms=dict(loader.projection.terms),
+                held_bytes=self._held_bytes,
+            )
+        )
+
+    def closed(self) -> None:
+        """Tell that the loader is closed, once."""
+        if self._is_open:
+            tell(LoaderClosed(loader=self._number))
+        self._is_open = False
+
+    def epoch(self, loader: Narrated, epoch: int, taken: Callable[[], int]) -> AbstractContextManager[None]:
+        """Tell an epoch's beginning and, however it comes, its end, when ``taken`` gives the samples that it took."""
+        started, waited, work = time.perf_counter(), loader.wait_seconds, loader.work
+
+        def ended() -> EpochEnded:
+            return EpochEnded(
+                loader=self._number,
+                epoch=epoch,
+                n_samples=taken(),
+                seconds=time.perf_counter() - started,
+                wait_seconds=loader.wait_seconds - waited,
+                work=loader.work - work,
+            )
+
+        return between(EpochBegan(loader=self._number, epoch=epoch), ended)
+
+    def look(self) -> None:
+        """Tell what torch holds of pinned and device memory, now and then, if anybody listens."""
+        if listening() and time.perf_counter() - self._looked >= _LOOK_SECONDS:
+            self._looked = time.perf_counter()
+            pinned, on_devices = device_bytes()
+            if pinned or on_devices:
+                tell(DeviceMemory(pinned_bytes=pinned, device_bytes=on_devices))

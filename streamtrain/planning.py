@@ -1,0 +1,299 @@
+"""What a run will be, before it begins: memory, lanes, reads, steps, and how good its shuffle is on the real labels.
+
+Everything follows from the same functions that the loader calls, so a plan is what a loader of the same arguments
+does. Shuffle quality is measured on the labels themselves, on the whole first epoch or its first millions of samples.
+The memory at which the shuffle would be as good as random is found by trying: the variance of a stretch in
+the middle of the epoch, memory by memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from streamtrain.budget import Projection, Sizes, solve
+from streamtrain.errors import BudgetError, UsageError
+from streamtrain.labels import StoredLabels
+from streamtrain.layout import Layout
+from streamtrain.order import EpochOrder, Shuffle, shuffled_order
+from streamtrain.quality import Quality, measure, pieces_of
+from streamtrain.schedule import ReadList, largest_lead, read_list
+from streamtrain.store import Dataset
+from streamtrain.units import parse_bytes
+
+_MEASURED_RUNS: Final = 8
+"""Blocks of every lane that a measured beginning has: an epoch begins with cut blocks, and mixes less there."""
+_LEAST_MEASURED: Final = 4_000_000
+_MOST_MEASURED: Final = 20_000_000
+_TRIED_SAMPLES: Final = 1 << 20
+_TRIED_STEP: Final = 1.03
+"""Two memories closer than this are not told apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reads:
+    """What is read in an epoch.
+
+    Attributes
+    ----------
+    n_blocks : int
+        Blocks read.
+    n_stored : int
+        Blocks of the dataset.
+    stored_bytes : int
+        Their stored bytes, as a share of all stored files.
+    """
+
+    n_blocks: int
+    n_stored: int
+    stored_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """Blocks read ÷ blocks stored."""
+        return self.n_blocks / self.n_stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enough:
+    """The smallest memory at which batches vary no more than a full reshuffle's, and what the shuffle is then.
+
+    Attributes
+    ----------
+    memory_bytes : int
+        The budget, of two digits.
+    lanes : int
+        The lanes it gives.
+    quality : Quality
+        Of the same positions as the plan's own.
+    """
+
+    memory_bytes: int
+    lanes: int
+    quality: Quality
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run will be.
+
+    Attributes
+    ----------
+    sizes, projection
+        As the loader's.
+    lead : int
+        Blocks that the lanes may need ahead of an even demand.
+    n_batches : int
+        Of an epoch.
+    first, later : Reads
+        Of the first epoch, exactly; of a later one, as expected with the cache of the pool.
+    quality : Quality, optional
+        None where there are no labels to measure it on; ``why`` then says why.
+    most : Quality, optional
+        With as many lanes as any memory gives, over the stretch that memories are tried on.
+    enough : Enough, optional
+        None where no memory makes the shuffle as good as random, or there are no labels.
+    """
+
+    sizes: Sizes
+    projection: Projection
+    lead: int
+    n_batches: int
+    first: Reads
+    later: Reads
+    quality: Quality | None
+    most: Quality | None
+    enough: Enough | None
+    why: str
+
+
+def plan(
+    dataset: Dataset,
+    *,
+    batch_size: int = 256,
+    memory: int | str = "512MB",
+    lanes: int | None = None,
+    drop_last: bool = False,
+    seed: int = 0,
+) -> Plan:
+    """Plan a shuffled run; arguments as those of `StreamLoader`.
+
+    Raises
+    ------
+    UsageError
+        An argument is wrong, or ``drop_last`` leaves no batch.
+    BudgetError
+        ``memory`` is too small.
+
+    Examples
+    --------
+    >>> import tempfile, streamtrain as st
+    >>> y = np.arange(100_000) // 10_000
+    >>> dataset = st.ingest({"y": y}, tempfile.mkdtemp() + "/d.zarr", block="400B")
+    >>> found = plan(dataset, memory="4MB", lanes=64)
+    >>> found.n_batches, found.sizes.lanes, found.quality.variance < 0.5
+    (391, 64, True)
+    """
+    layout = dataset.layout
+    _check(layout, batch_size=batch_size, drop_last=drop_last, seed=seed)
+    memory_bytes = parse_bytes(memory, name="memory")
+    sizes, projection = solve(layout, batch_size=batch_size, memory=memory_bytes, lanes=lanes, rho=dataset.rho)
+    first, second = (_order(layout, sizes, seed, epoch) for epoch in (0, 1))
+    reads = read_list(first), read_list(second)
+    quality, most, enough, why = _measured(dataset, sizes, batch_size, seed, memory_bytes)
+    whole, rest = divmod(layout.n_samples, batch_size)
+    return Plan(
+        sizes=sizes,
+        projection=projection,
+        lead=largest_lead(_shuffle(layout, sizes)),
+        n_batches=whole + (rest > 0 and not drop_last),
+        first=_reads(dataset, len(reads[0]) if sizes.slots < layout.n_blocks else layout.n_blocks),
+        later=_reads(dataset, len(reads[1]) - expected_hits(*reads, sizes, first.n_sweeps, layout.n_blocks)),
+        quality=quality,
+        most=most,
+        enough=enough,
+        why=why,
+    )
+
+
+def _check(layout: Layout, *, batch_size: int, drop_last: bool, seed: int) -> None:
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}; it must be a positive integer", fix="batch_size=256, say")
+    if seed < 0:
+        raise UsageError(f"seed is {seed}; it must not be negative")
+    if drop_last and batch_size > layout.n_samples:
+        raise UsageError(
+            f"0 batches: batch_size is {batch_size}, the dataset has {layout.n_samples} samples, and drop_last is set",
+            fix=f"batch_size={layout.n_samples}, or drop_last=False",
+        )
+
+
+def _shuffle(layout: Layout, sizes: Sizes) -> Shuffle:
+    return Shuffle(n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=sizes.lanes, groups=sizes.groups)
+
+
+def _order(layout: Layout, sizes: Sizes, seed: int, epoch: int) -> EpochOrder:
+    return shuffled_order(_shuffle(layout, sizes), seed=seed, epoch=epoch)
+
+
+def _reads(dataset: Dataset, n_blocks: int) -> Reads:
+    n_stored = dataset.layout.n_blocks
+    return Reads(n_blocks=n_blocks, n_stored=n_stored, stored_bytes=round(dataset.stored_bytes * n_blocks / n_stored))
+
+
+def expected_hits(present: ReadList, coming: ReadList, sizes: Sizes, n_sweeps: int, n_blocks: int) -> int:
+    """How many of an epoch's reads find their block still in the pool, kept since the epoch before.
+
+    A block that is kept costs a slot from its last use in one epoch to its first in the next. The cheapest are kept, as
+    many as the slots beside the working ones can pay for over an epoch: what evicting the block that is needed furthest
+    in the future comes to on average.
+    """
+    if sizes.slots >= n_blocks:
+        return len(coming)
+    released = np.zeros(n_blocks, np.int64)
+    np.maximum.at(released, present.block, present.end)
+    needed = np.full(n_blocks, n_sweeps, np.int64)
+    np.minimum.at(needed, coming.block, coming.first)
+    costs = np.cumsum(np.sort(needed + n_sweeps - released))
+    return int(np.searchsorted(costs, (sizes.slots - sizes.working_slots) * n_sweeps, side="right"))
+
+
+def _measured(
+    dataset: Dataset, sizes: Sizes, batch_size: int, seed: int, memory: int
+) -> tuple[Quality | None, Quality | None, Enough | None, str]:
+    try:
+        labels = StoredLabels(dataset)
+    except UsageError as error:
+        return None, None, None, error.what
+    with labels:
+        trial = _Trial(dataset, labels, batch_size, seed)
+        quality = trial.beginning(sizes)
+        enough = trial.enough(memory)
+        return quality, trial.most, enough, ""
+
+
+class _Trial:
+    """Shuffles of one dataset, tried on its labels; what was measured once is remembered."""
+
+    def __init__(self, dataset: Dataset, labels: StoredLabels, batch_size: int, seed: int) -> None:
+        self._dataset = dataset
+        self._labels = labels
+        self._batch_size = batch_size
+        self._seed = seed
+        self._tried: dict[tuple[int, int], Quality] = {}
+        self.most: Quality | None = None
+
+    def beginning(self, sizes: Sizes) -> Quality:
+        """The quality of the epoch's beginning, or of all of it where it has no more samples."""
+        layout = self._dataset.layout
+        wanted = max(_LEAST_MEASURED, _MEASURED_RUNS * layout.block_rows * sizes.lanes)
+        stop = min(_MOST_MEASURED, wanted) // self._batch_size * self._batch_size or self._batch_size
+        return self._measure(sizes, 0, stop, block_rows=layout.block_rows)
+
+    def _measure(self, sizes: Sizes, start: int, stop: int, block_rows: int | None = None) -> Quality:
+        order = _order(self._dataset.layout, sizes, self._seed, 0)
+        return measure(
+            pieces_of(order, start, stop),
+            self._labels.take,
+            self._labels.population,
+            batch_size=self._batch_size,
+            block_rows=block_rows,
+        )
+
+    def _middle(self, sizes: Sizes) -> Quality:
+        """The quality of a stretch about the epoch's middle, where no block is cut."""
+        at = sizes.lanes, sizes.groups
+        if at not in self._tried:
+            n_batches = self._dataset.layout.n_samples // self._batch_size
+            n_tried = max(1, _TRIED_SAMPLES // self._batch_size)
+            start = max(0, n_batches - n_tried) // 2 * self._batch_size
+            self._tried[at] = self._measure(sizes, start, start + n_tried * self._batch_size)
+        return self._tried[at]
+
+    def enough(self, memory: int) -> Enough | None:
+        """The smallest memory whose batches vary no more than a full reshuffle's; None where there is none."""
+        high = memory
+        while (sizes := self._solved(high)) is None or sizes.slots < self._dataset.layout.n_blocks:
+            high *= 2
+        self.most = self._middle(sizes)
+        if not self.most.is_random:
+            return None
+        found = _digits(_smallest(self._is_random, high), 2)
+        sizes = self._solved(found)
+        assert sizes is not None
+        return Enough(memory_bytes=found, lanes=sizes.lanes, quality=self.beginning(sizes))
+
+    def _is_random(self, memory: int) -> bool:
+        sizes = self._solved(memory)
+        return sizes is not None and self._middle(sizes).is_random
+
+    def _solved(self, memory: int) -> Sizes | None:
+        dataset = self._dataset
+        try:
+            return solve(dataset.layout, batch_size=self._batch_size, memory=memory, rho=dataset.rho)[0]
+        except BudgetError:
+            return None
+
+
+def _smallest(holds: Callable[[int], bool], high: int) -> int:
+    """About the smallest number for which something holds that holds at ``high`` and above it."""
+    low = 1
+    while high > low * _TRIED_STEP + 1:
+        middle = round((low * high) ** 0.5)
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def _digits(number: int, n_digits: int) -> int:
+    """The next number that has so many digits and then zeros.
+
+    Examples
+    --------
+    >>> _digits(123_456, 2), _digits(7, 2)
+    (130000, 7)
+    """
+    unit: int = 10 ** max(0, len(str(number)) - n_digits)
+    return -(-number // unit) * unit

@@ -1,0 +1,183 @@
+"""What a profile leaves behind: the figures by name, as lines for people, and as files in a folder."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any, Final
+
+from streamtrain.files import Files
+from streamtrain.profile.page import Table, page
+from streamtrain.profile.picture import write_png
+from streamtrain.profile.scene import kept_line, scene, short_command
+from streamtrain.profile.timeline import Kept, Timeline
+from streamtrain.units import format_bytes, format_duration, format_rate
+
+PNG: Final = "timeline.png"
+HTML: Final = "timeline.html"
+FIGURES: Final = "profile.json"
+_MOST_COLUMNS: Final = 6
+_MOST_ROWS: Final = 200
+
+
+def figures(timeline: Timeline) -> dict[str, Any]:
+    """Everything by name, in bytes and seconds."""
+    watched = timeline.watched
+    held = {kind: max(values, default=0) for kind, values in timeline.held.items()}
+    return {
+        "command": list(watched.command),
+        "exit_code": watched.exit_code,
+        "seconds": timeline.seconds,
+        "samples": len(watched.samples),
+        "peak": {
+            "held": timeline.peak_bytes,
+            **held,
+            "file": max(timeline.file, default=0),
+            "cgroup": watched.group_peak_bytes,
+        },
+        "killed_for_memory": watched.n_killed_for_memory,
+        "memory": [
+            {
+                "pid": kept.pid,
+                "budget": kept.budget_bytes,
+                "projected": kept.projected_bytes,
+                "measured": kept.measured_bytes,
+                "before": kept.held_bytes,
+                "ratio": kept.ratio,
+            }
+            for kept in timeline.kept
+        ],
+        "loaders": [
+            {
+                "pid": loader.pid,
+                "dataset": loader.opened.dataset,
+                "samples": loader.opened.n_samples,
+                "batch_size": loader.opened.batch_size,
+                "budget": loader.opened.budget_bytes,
+                "projected": loader.projected_bytes,
+                "terms": loader.opened.terms,
+                "start": loader.start,
+                "stop": loader.stop,
+            }
+            for loader in timeline.loaders
+        ],
+        "epochs": [
+            {
+                "epoch": ended.epoch,
+                "samples": ended.n_samples,
+                "seconds": ended.seconds,
+                "wait_seconds": ended.wait_seconds,
+                "thread_seconds": ended.work.named(),
+            }
+            for ended in timeline.ended_epochs()
+        ],
+    }
+
+
+def lines(timeline: Timeline) -> list[str]:
+    """The figures for people.
+
+    Budget, projection and measured peak have a line for each time that a process had loaders open.
+    """
+    watched = timeline.watched
+    code = f"exit code {watched.exit_code}"
+    found = [
+        f"command {short_command(watched.command)}",
+        f"ended   {code} after {format_duration(timeline.seconds)}, {len(watched.samples):,} samples",
+        f"peak    {_peak(timeline)}",
+        *(f"memory  {kept_line(kept)}{_when(timeline, kept)}" for kept in timeline.kept),
+        *_epochs(timeline),
+        *_deaths(timeline),
+    ]
+    if not timeline.kept:
+        found.append("memory  no loader of streamtrain told of itself, so there is no budget to compare with")
+    return found
+
+
+def _peak(timeline: Timeline) -> str:
+    kinds = {kind: max(values, default=0) for kind, values in timeline.held.items()}
+    parts = ", ".join(f"{kind} {format_bytes(n_bytes)}" for kind, n_bytes in kinds.items() if n_bytes)
+    text = f"{format_bytes(timeline.peak_bytes)} held ({parts}), {format_bytes(max(timeline.file, default=0))} of files"
+    group = timeline.watched.group_peak_bytes
+    return text if group is None else f"{text}; the cgroup {format_bytes(group)}, its page cache included"
+
+
+def _when(timeline: Timeline, kept: Kept) -> str:
+    """What tells it from the others, if there are any."""
+    if len(timeline.kept) < 2:
+        return ""
+    process = f", process {kept.pid}" if len({other.pid for other in timeline.kept}) > 1 else ""
+    return f"{process}, from {format_duration(kept.start)} to {format_duration(kept.stop)}"
+
+
+def _epochs(timeline: Timeline) -> list[str]:
+    ended = timeline.ended_epochs()
+    seconds = sum(epoch.seconds for epoch in ended)
+    if not seconds:
+        return []
+    rate = format_rate(sum(epoch.n_samples for epoch in ended), seconds, "samples")
+    wait = sum(epoch.wait_seconds for epoch in ended) / seconds
+    found = [f"epochs  {len(ended)} in {format_duration(seconds)}: {rate}, {wait:.1%} waiting for data"]
+    if total := timeline.work.total:
+        shares = ", ".join(f"{kind} {part / total:.0%}" for kind, part in timeline.work.named().items() if part)
+        found.append(f"threads {format_duration(total)} of work: {shares}")
+    return found
+
+
+def _deaths(timeline: Timeline) -> list[str]:
+    watched = timeline.watched
+    if watched.was_killed_for_memory:
+        return ["killed  by the kernel, which was out of memory. Fix: a smaller --memory, or more for the cgroup"]
+    if watched.n_killed_for_memory:
+        return [f"killed  {watched.n_killed_for_memory} processes, by the kernel, which was out of memory"]
+    return []
+
+
+def write(timeline: Timeline, folder: Path, *, png: bool = True) -> list[Path]:
+    """Leave the files in a folder.
+
+    Raises
+    ------
+    UsageError
+        The PNG is wanted, and matplotlib is not installed.
+    """
+    files = Files()
+    files.ensure_dir(folder)
+    drawn = scene(timeline)
+    facts = [f"command {shlex.join(timeline.watched.command)}", *lines(timeline)[1:]]
+    files.write_bytes(folder / FIGURES, (json.dumps(figures(timeline), indent=2) + "\n").encode())
+    files.write_bytes(folder / HTML, page(drawn, facts, _tables(timeline)).encode())
+    if png:
+        write_png(drawn, folder / PNG)
+    return [folder / name for name in ([PNG, HTML, FIGURES] if png else [HTML, FIGURES])]
+
+
+def _tables(timeline: Timeline) -> Sequence[Table]:
+    tables: list[Table] = []
+    if loaders := timeline.loaders[:_MOST_COLUMNS]:
+        names = list(dict.fromkeys(name for loader in loaders for name in loader.opened.terms))
+        terms = [
+            [name, *(format_bytes(n) if (n := loader.opened.terms.get(name)) is not None else "" for loader in loaders)]
+            for name in names
+        ]
+        head = ["term", *(PurePath(loader.opened.dataset).name for loader in loaders)]
+        total = ["projected", *(format_bytes(loader.projected_bytes) for loader in loaders)]
+        budget = ["budget", *(format_bytes(loader.opened.budget_bytes) for loader in loaders)]
+        tables.append(("Projections of the loaders, in order of their opening", [head, *terms, total, budget]))
+    rows = [
+        [
+            f"epoch {ended.epoch}",
+            f"{ended.n_samples:,}",
+            format_duration(ended.seconds),
+            f"{ended.wait_seconds / ended.seconds:.1%}" if ended.seconds else "",
+            *(f"{seconds:.2f}" for seconds in ended.work.named().values()),
+        ]
+        for ended in timeline.ended_epochs()[:_MOST_ROWS]
+    ]
+    if rows:
+        kinds = list(timeline.work.named())
+        head = ["epoch", "samples", "wall time", "waiting", *(f"{kind} [thread s]" for kind in kinds)]
+        tables.append(("Epochs", [head, *rows]))
+    return tables

@@ -1,0 +1,126 @@
+"""A few threads that carry out jobs. What a job may take is decided under one lock; the work is done outside of it.
+
+What a job raises, and what planning one raises, is kept for whoever waits for the results, and no further job begins:
+a thread that ended without a word would leave the consumer waiting for ever.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from streamtrain.events import Work
+
+_JOIN_SECONDS: Final = 10.0
+
+Seconds = dict[str, float]
+"""What kinds of work took of a job's time; the rest is the job's own kind."""
+Job = tuple[str, Callable[[], Any], Callable[[Any], Seconds | None]]
+"""Which kind of work it is, what to do without the lock, and what to do with its result under the lock."""
+
+
+class Workers:
+    """Threads that do jobs, in the order in which ``next_job`` gives them.
+
+    Parameters
+    ----------
+    next_job : callable
+        Called under the lock with whether the asking thread is the one that plans; None when there is nothing to do.
+    n_threads : int
+        How many threads.
+
+    Attributes
+    ----------
+    changed : threading.Condition
+        The one lock; notified whenever a job has ended.
+    error : BaseException or None
+        What a job or its planning raised.
+    """
+
+    def __init__(self, next_job: Callable[[bool], Job | None], n_threads: int) -> None:
+        self.changed = threading.Condition()
+        self.error: BaseException | None = None
+        self._next_job = next_job
+        self._seconds = dict.fromkeys(("disk", "decode", "gather", "index", "transfer"), 0.0)
+        self._n_busy = 0
+        self._paused = True
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, args=(i == 0,), name=f"streamtrain-{i}", daemon=True)
+            for i in range(n_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def pause(self) -> None:
+        """Let no further job begin, and wait until none is under way; the lock is held by the caller."""
+        self._paused = True
+        while self._n_busy:
+            self.changed.wait()
+
+    def resume(self) -> None:
+        """Let jobs begin, as if nothing had gone wrong; the lock is held by the caller."""
+        self.error, self._paused = None, False
+        self.changed.notify_all()
+
+    def work(self) -> Work:
+        """What the threads have done so far."""
+        with self.changed:
+            return Work(**self._seconds)
+
+    def close(self) -> None:
+        """End the threads."""
+        with self.changed:
+            self._closed = True
+            self.changed.notify_all()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(_JOIN_SECONDS)
+
+    def _work(self, plans: bool) -> None:
+        while (job := self._wait_for_job(plans)) is not None:
+            kind, act, note = job
+            started = time.perf_counter()
+            try:
+                result = act()
+                error: BaseException | None = None
+            except BaseException as caught:
+                result, error = None, caught
+            seconds = time.perf_counter() - started
+            # Once noted, a span is the consumer's: a thread that still held it would keep its memory from being lent.
+            del job, act
+            with self.changed:
+                self._n_busy -= 1
+                if error is None:
+                    self._count(kind, seconds, note(result))
+                else:
+                    self.error, self._paused = error, True
+                self.changed.notify_all()
+            # An idle thread keeps nothing alive.
+            del kind, note, result, error
+
+    def _count(self, kind: str, seconds: float, others: Seconds | None) -> None:
+        self._seconds[kind] += seconds
+        for other, part in (others or {}).items():
+            self._seconds[other] += part
+            self._seconds[kind] -= part
+
+    def _wait_for_job(self, plans: bool) -> Job | None:
+        with self.changed:
+            while not self._closed:
+                job = None if self._paused else self._plan(plans)
+                if job is not None:
+                    self._n_busy += 1
+                    return job
+                self.changed.wait()
+        return None
+
+    def _plan(self, plans: bool) -> Job | None:
+        try:
+            return self._next_job(plans)
+        except BaseException as caught:
+            self.error, self._paused = caught, True
+            self.changed.notify_all()
+            return None

@@ -1,0 +1,193 @@
+"""Events: heard while one listens, written to a file for another process, and told by loaders and trainers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as strategies
+
+import streamtrain as st
+from streamtrain.events import (
+    KINDS,
+    VARIABLE,
+    DeviceMemory,
+    EpochEnded,
+    Event,
+    LoaderClosed,
+    LoaderOpened,
+    Told,
+    Work,
+    appender,
+    listening,
+    read_events,
+    subscribed,
+    tell,
+)
+
+VALUES: dict[str, strategies.SearchStrategy[Any]] = {
+    "int": strategies.integers(0, 2**60),
+    "float": strategies.floats(0, 1e9),
+    "str": strategies.text(),
+    "dict[str, int]": strategies.dictionaries(strategies.text(), strategies.integers(0, 2**60), max_size=3),
+    "Work": strategies.builds(Work, **{field.name: strategies.floats(0, 1e6) for field in fields(Work)}),
+}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Any:
+    generator = np.random.default_rng(0)
+    source = {"x": generator.standard_normal((500, 8)).astype(np.float32), "y": generator.integers(0, 3, 500)}
+    return st.ingest(source, tmp_path / "d.zarr", codec="lz4")
+
+
+def names(events: list[Event]) -> list[str]:
+    return [type(event).__name__ for event in events]
+
+
+@given(data=strategies.data(), kind=strategies.sampled_from(sorted(KINDS)), pid=strategies.integers(1, 2**22))
+def test_every_event_survives_its_line(data: strategies.DataObject, kind: str, pid: int) -> None:
+    values = {field.name: data.draw(VALUES[str(field.type)]) for field in fields(KINDS[kind])}
+    told = Told(time=1.25, pid=pid, event=KINDS[kind](**values))
+    line = told.to_line()
+    assert "\n" not in line
+    assert Told.from_line(line) == told
+
+
+@pytest.mark.parametrize(
+    "line", ["", "{", "[]", "3", '{"event": "Unheard"}', '{"event": "LoaderClosed", "time": 1, "pid": 2}', "\x00"]
+)
+def test_what_is_no_event_is_passed_over(line: str) -> None:
+    assert Told.from_line(line) is None
+
+
+def test_an_event_of_a_later_version_may_say_more() -> None:
+    line = '{"time": 1, "pid": 2, "event": "LoaderClosed", "loader": 3, "mood": "fine"}'
+    assert Told.from_line(line) == Told(time=1.0, pid=2, event=LoaderClosed(loader=3))
+
+
+def test_listeners_come_and_go() -> None:
+    first: list[Event] = []
+    second: list[Event] = []
+    assert not listening()
+    with subscribed(first.append):
+        with subscribed(second.append):
+            assert listening()
+            tell(LoaderClosed(loader=1))
+        tell(LoaderClosed(loader=2))
+    tell(LoaderClosed(loader=3))
+    assert first == [LoaderClosed(loader=1), LoaderClosed(loader=2)]
+    assert second == [LoaderClosed(loader=1)]
+
+
+def test_a_file_takes_events_in_order_of_time_and_survives_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.touch()
+    append = appender(path)
+    append(LoaderClosed(loader=1))
+    append(LoaderClosed(loader=2))
+    with path.open("a") as file:
+        file.write('{"time": 0.5, "pid": 9, "event": "LoaderClosed", "loader": 7}\n{"time": 1.0, "pi')
+    found = read_events(path)
+    assert [told.event for told in found] == [LoaderClosed(loader=n) for n in (7, 1, 2)]
+    assert found[1].pid == os.getpid()
+
+
+def test_a_file_that_is_gone_disturbs_nobody(tmp_path: Path) -> None:
+    appender(tmp_path / "gone" / "events.jsonl")(LoaderClosed(loader=1))
+    appender(tmp_path / "events.jsonl")(LoaderClosed(loader=1))
+    assert not list(tmp_path.iterdir()), "nothing is left behind for a profiler that has gone"
+    assert read_events(tmp_path / "events.jsonl") == []
+
+
+def test_a_process_appends_to_the_file_it_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.touch()
+    code = "from streamtrain.events import *; tell(LoaderClosed(loader=5))"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, VARIABLE: str(path)})
+    subprocess.run([sys.executable, "-c", code], check=True)
+    (told,) = read_events(path)
+    assert told.event == LoaderClosed(loader=5)
+    assert told.pid != os.getpid()
+
+
+def test_a_loader_tells_its_life(dataset: Any) -> None:
+    heard: list[Any] = []
+    with subscribed(heard.append), st.StreamLoader(dataset, batch_size=64, memory="16MB") as loader:
+        for _ in range(2):
+            list(loader)
+        for _ in loader:
+            break
+        loader.close()
+        projection = loader.projection
+    began_and_ended = ["EpochBegan", "EpochEnded"]
+    assert names(heard) == ["LoaderOpened", *(3 * began_and_ended), "LoaderClosed"]
+    opened, ended = heard[0], [event for event in heard if isinstance(event, EpochEnded)]
+    assert opened.budget_bytes == 16_000_000
+    assert opened.terms == projection.terms
+    assert (opened.dataset, opened.n_samples, opened.batch_size) == (str(dataset.path), 500, 64)
+    assert opened.held_bytes > 5_000_000
+    assert [event.epoch for event in ended] == [0, 1, 2]
+    assert [event.n_samples for event in ended] == [500, 500, 64], "an epoch that is left early tells what it yielded"
+    assert all(0 <= event.wait_seconds <= event.seconds for event in ended)
+    assert ended[0].work.gather > 0
+    assert ended[0].work.disk > 0
+    assert ended[0].work.decode > 0
+    assert ended[0].work.index > 0
+    assert len({event.loader for event in heard}) == 1
+
+
+def test_two_loaders_have_two_numbers(dataset: Any) -> None:
+    heard: list[Any] = []
+    with subscribed(heard.append):
+        for _ in range(2):
+            st.StreamLoader(dataset, batch_size=64, memory="16MB").close()
+    assert names(heard) == ["LoaderOpened", "LoaderClosed"] * 2
+    assert heard[0].loader == heard[1].loader != heard[2].loader
+
+
+def test_the_work_of_a_loader_is_the_sum_of_its_epochs(dataset: Any) -> None:
+    heard: list[Event] = []
+    with subscribed(heard.append), st.StreamLoader(dataset, batch_size=50, memory="16MB") as loader:
+        before = loader.work
+        list(loader)
+        list(loader)
+    ended = [event for event in heard if isinstance(event, EpochEnded)]
+    assert before == Work()
+    total = sum((event.work for event in ended), Work())
+    # Reading goes on into the next epoch, which nobody has asked for.
+    assert 0 < total.total <= loader.work.total
+    assert all(seconds >= -1e-9 for seconds in asdict(loader.work).values())
+
+
+def test_a_run_is_told_even_if_it_fails(dataset: Any) -> None:
+    heard: list[Any] = []
+    trainer = st.Trainer(torch.nn.Linear(8, 3), loss="cross_entropy", optimizer="sgd", lr=0.1)
+    with st.StreamLoader(dataset, batch_size=64, memory="16MB") as loader, subscribed(heard.append):
+        trainer.fit(loader, max_steps=3)
+        with pytest.raises(RuntimeError, match="enough"):
+            trainer.fit(loader, max_steps=5, on_epoch=stop)
+    runs = [event for event in heard if type(event).__name__.startswith("Run")]
+    assert names(runs) == ["RunBegan", "RunEnded"] * 2
+    assert [runs[1].n_steps, runs[3].n_steps] == [3, 5]
+
+
+def stop(_: object) -> None:
+    raise RuntimeError("enough")
+
+
+def test_device_memory_is_told_now_and_then(dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamtrain.narrator.device_bytes", lambda: (3, 5))
+    heard: list[Event] = []
+    with subscribed(heard.append), st.StreamLoader(dataset, batch_size=64, memory="16MB") as loader:
+        list(loader)
+    assert DeviceMemory(pinned_bytes=3, device_bytes=5) in heard
+    assert isinstance(heard[0], LoaderOpened)

@@ -1,0 +1,82 @@
+"""Headspace: kept batches against the loader's, and a loader that is slow on purpose."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import streamtrain as st
+from streamtrain.cli.main import main
+from streamtrain.headspace import headspace
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Any:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((600, 8)).astype(np.float32)
+    return st.ingest({"x": x, "y": generator.integers(0, 3, 600)}, tmp_path / "d.zarr")
+
+
+class SlowLoader(st.StreamLoader):
+    """Waits before every batch, and says so."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            time.sleep(0.02)
+            self.wait_seconds += 0.02
+            yield batch
+
+
+@pytest.mark.parametrize("update", ["batch", "sample", "epoch"])
+def test_a_slow_loader_leaves_room(dataset: Any, update: str) -> None:
+    torch.manual_seed(0)
+    trainer = st.Trainer(nn.Linear(8, 3), loss="cross_entropy", optimizer="sgd", lr=0.01, update=update)
+    with SlowLoader(dataset, batch_size=40, memory="16MB", shuffle=update != "epoch") as loader:
+        found = headspace(trainer, loader, seconds=0.3)
+    # The waiting is several times as long as a step, and slower machines wait longer, too.
+    assert found.ratio > 1
+    assert found.perfect.samples_per_second > found.loader.samples_per_second
+    assert 0 < found.loader.stall_fraction <= 1
+    assert found.perfect.wait_seconds == 0
+    assert found.named()["ratio"] == found.ratio
+
+
+def test_batches_are_kept_once_and_belong_to_nobody_else(dataset: Any) -> None:
+    seen: list[int] = []
+
+    class Watched(st.StreamLoader):
+        def __iter__(self) -> Iterator[Any]:
+            for batch in super().__iter__():
+                seen.append(len(batch.y))
+                yield batch
+
+    trainer = st.Trainer(nn.Linear(8, 3), loss="cross_entropy")
+    with Watched(dataset, batch_size=500, memory="16MB") as loader:
+        found = headspace(trainer, loader, seconds=0.01)
+        assert len(loader) == 2
+    # Two are kept, whose first is trained on before the clock counts; each of the three rounds takes at least one.
+    assert seen[:2] == [500, 100]
+    assert len(seen) >= 5
+    assert found.loader.n_samples == sum(seen[2:])
+
+
+def test_train_tells_it_after_the_run(
+    dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamtrain.cli.train.headspace", partial(headspace, seconds=0.05))
+    args = ["train", str(dataset.path), "--model", "linear", "--epochs", "1", "--memory", "16MB", "--headspace"]
+    assert main([*args, "--out", str(tmp_path / "a"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["headspace"]["ratio"] > 0
+    assert result["steps"] == 3, "what the headspace trains is no part of the run"
+    assert main([*args, "--out", str(tmp_path / "b")]) == 0
+    assert "\nheadspace " in capsys.readouterr().out

@@ -1,0 +1,179 @@
+"""The profiler's eyes: a process tree sampled, a command run, its events heard, and nothing left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamtrain.errors import UsageError
+from streamtrain.events import (
+    LoaderClosed,
+)
+from streamtrain.profile.command import watch
+from streamtrain.profile.sampling import Held, Sample, Samples, group, sample
+from streamtrain.profile.timeline import timeline
+
+MB = 10**6
+PYTHON = sys.executable
+
+
+# Sampling.
+
+
+@given(
+    values=st.lists(st.dictionaries(st.integers(1, 3), st.integers(0, 99), max_size=3), max_size=60),
+    most=st.integers(2, 20),
+)
+def test_few_samples_keep_every_peak(values: list[dict[int, int]], most: int) -> None:
+    samples = Samples(most=most)
+    for i, value in enumerate(values):
+        kinds = {pid: Held(anonymous=n, shared=99 - n, file=n // 2) for pid, n in value.items()}
+        samples.add(Sample(time=float(i), held=kinds))
+    assert len(samples.kept) <= most
+    assert [each.time for each in samples.kept] == sorted({each.time for each in samples.kept})
+    for pid in (1, 2, 3):
+        every = [value[pid] for value in values if pid in value]
+        kept = [each.held[pid] for each in samples.kept if pid in each.held]
+        assert max((each.anonymous for each in kept), default=None) == max(every, default=None)
+        assert min((99 - each.shared for each in kept), default=None) == min(every, default=None)
+
+
+def test_a_process_alone_and_in_a_family() -> None:
+    mine = psutil.Process()
+    alone = sample([mine]).held[mine.pid]
+    assert alone.anonymous > 5 * MB
+    assert alone.file > MB
+    child = subprocess.Popen([PYTHON, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        found = sample([mine, psutil.Process(child.pid)]).held
+    finally:
+        child.communicate()
+    assert set(found) == {mine.pid, child.pid}
+    # Shared libraries count in part now, memory of one's own as before.
+    assert found[mine.pid].anonymous == pytest.approx(alone.anonymous, rel=0.2)
+    assert sample([psutil.Process(mine.pid)]).time > 0
+
+
+def test_the_cgroup_of_either_version(tmp_path: Path) -> None:
+    def put(name: str, text: str) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    assert group(tmp_path).peak_bytes is None
+    put("proc/self/cgroup", "4:memory:/job\n")
+    put("sys/fs/cgroup/memory/job/memory.max_usage_in_bytes", "500\n")
+    put("sys/fs/cgroup/memory/job/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    assert (group(tmp_path).peak_bytes, group(tmp_path).n_killed) == (500, 2)
+    put("proc/self/cgroup", "0::/job\n")
+    put("sys/fs/cgroup/job/memory.peak", "700\n")
+    put("sys/fs/cgroup/job/memory.events", "low 0\nhigh 0\nmax 4\noom 1\noom_kill 1\n")
+    assert (group(tmp_path).peak_bytes, group(tmp_path).n_killed) == (700, 1)
+    put("proc/vmstat", "nr_free_pages 7\noom_kill 3\n")
+    assert group(tmp_path).n_killed == 3, "the system's count has that of every group in it"
+
+
+# Running a command.
+
+
+def test_a_command_is_watched_with_its_children_and_its_code_is_kept() -> None:
+    grow = "import time; held = bytearray(b'x') * 40_000_000; time.sleep(0.3)"
+    found = watch(["sh", "-c", f'{PYTHON} -c "{grow}"; exit 3'], interval_seconds=0.02)
+    assert found.exit_code == 3
+    assert timeline(found).peak_bytes > 40 * MB
+    assert len({pid for each in found.samples for pid in each.held}) >= 2
+    assert found.start < found.samples[0].time < found.stop
+    assert not psutil.Process().children()
+
+
+def test_nothing_the_command_left_keeps_running() -> None:
+    found = watch(["sh", "-c", f"{PYTHON} -c 'import time; time.sleep(60)' & exit 0"], interval_seconds=0.01)
+    assert found.exit_code == 0
+    assert found.stop - found.start < 30
+    assert not [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_what_does_not_listen_to_reason_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamtrain.profile.command._GRACE_SECONDS", 0.1)
+    monkeypatch.chdir(tmp_path)
+    stubborn = "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    stubborn += "; pathlib.Path('ready').touch(); time.sleep(60)"
+    wait = "while ! [ -e ready ]; do sleep 0.02; done"
+    found = watch(["sh", "-c", f'{PYTHON} -c "{stubborn}" & {wait}; exit 4'], interval_seconds=0.01)
+    assert found.exit_code == 4
+    assert found.stop - found.start < 30
+    assert not [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def send_when_ready(number: signal.Signals, ready: Path) -> threading.Thread:
+    """Send a signal to this process once the command is ready for it."""
+
+    def send() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send, name="streamtrain-test-sender")
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_reach_the_command(number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamtrain.profile.command._in_foreground", lambda: False)
+    ready = tmp_path / "ready"
+    code = f"import pathlib, signal, time; signal.signal({number.value}, lambda *_: exit(9))"
+    code += f"; pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+    before = signal.getsignal(number)
+    sender = send_when_ready(number, ready)
+    found = watch([PYTHON, "-c", code], interval_seconds=0.02)
+    sender.join()
+    assert found.exit_code == 9
+    assert signal.getsignal(number) is before
+
+
+def test_a_terminals_own_interrupt_is_not_sent_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamtrain.profile.command._in_foreground", lambda: True)
+    ready = tmp_path / "ready"
+    sender = send_when_ready(signal.SIGINT, ready)
+    code = f"import pathlib, time; pathlib.Path({str(ready)!r}).touch(); time.sleep(0.3)"
+    found = watch([PYTHON, "-c", code], interval_seconds=0.02)
+    sender.join()
+    assert found.exit_code == 0
+
+
+def test_a_command_that_a_signal_ends_has_the_shells_code() -> None:
+    assert watch([PYTHON, "-c", "import os; os.kill(os.getpid(), 9)"]).exit_code == 137
+
+
+@pytest.mark.parametrize(
+    ("word", "message"), [("no-such-command", "there is no command 'no-such-command'"), ("/etc", "cannot be run")]
+)
+def test_a_command_that_is_none_is_a_usage_error(word: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        watch([word])
+
+
+def test_the_events_of_a_grandchild_are_heard() -> None:
+    tell = "from streamtrain.events import *; tell(LoaderClosed(loader=4))"
+    found = watch(["sh", "-c", f"{PYTHON} -c '{tell}'; true"])
+    assert [told.event for told in found.events] == [LoaderClosed(loader=4)]
+
+
+def test_sampling_that_takes_long_is_done_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(processes: list[psutil.Process]) -> Sample:
+        time.sleep(0.05)
+        return sample(processes)
+
+    monkeypatch.setattr("streamtrain.profile.command.sample", slowly)
+    found = watch([PYTHON, "-c", "import time; time.sleep(0.4)"], interval_seconds=0.001)
+    assert 1 <= len(found.samples) <= 1 + (found.stop - found.start) / 0.5
