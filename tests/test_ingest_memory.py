@@ -5,9 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
+
+import streamtrain
+from streamtrain.errors import BudgetError
 
 _MEASURE = """
 import sys, tempfile, threading
@@ -22,6 +27,12 @@ def anonymous():
 def items():
     for start in range(220):
         yield {"x": np.full((1000, 1000), start % 256, np.uint8), "y": np.arange(1000)}
+
+def chunks():
+    import dask.array as da
+    return da.arange(2000 * 50_000, chunks=2000 * 1000, dtype=np.float32).reshape(50_000, 2000)
+
+data = {"items": items, "dask": chunks}
 
 projections = []
 solve = job.solve_ingest
@@ -42,7 +53,7 @@ def watch():
 watcher = threading.Thread(target=watch)
 watcher.start()
 try:
-    streamtrain.ingest(items() if source == "items" else source, dest + "/d.zarr", memory=budget, codec=codec)
+    streamtrain.ingest(data.get(source, lambda: source)(), dest + "/d.zarr", memory=budget, codec=codec)
 finally:
     done.set()
     watcher.join()
@@ -60,11 +71,24 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/self/status tells the memory")
-@pytest.mark.parametrize(("kind", "codec"), [("x.npy", "lz4"), ("x.npz", "none"), ("items", "lz4")])
+@pytest.mark.parametrize(("kind", "codec"), [("x.npy", "lz4"), ("x.npz", "none"), ("items", "lz4"), ("dask", "none")])
 def test_measured_is_below_projected_is_below_budget(big: Path, tmp_path: Path, kind: str, codec: str) -> None:
-    source = str(big / kind) if kind != "items" else kind
-    command = [sys.executable, "-c", _MEASURE, source, str(tmp_path), "48MB", codec]
+    source = str(big / kind) if kind.startswith("x.") else kind
+    command = [sys.executable, "-c", _MEASURE, source, str(tmp_path), "64MB" if kind == "dask" else "48MB", codec]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
     measured, projected = map(int, done.stdout.split())
-    assert measured <= projected <= 48_000_000
+    assert measured <= projected <= (64_000_000 if kind == "dask" else 48_000_000)
+
+
+def test_a_chunk_that_takes_more_than_the_budget_is_refused_before_it_is_computed(tmp_path: Path) -> None:
+    def made(rows: Any) -> Any:
+        assert not rows.size, "dask asks for the type of no rows, and ingest for no row"
+        return rows
+
+    x = da.zeros((1000, 100_000), chunks=(500, 100_000)).map_blocks(made, dtype="f8")
+    message = r"source 1\.\d\d GB.*Fix: memory='.*MB', chunks of at most \d+ rows"
+    with pytest.raises(BudgetError, match=message) as caught:
+        streamtrain.ingest({"x": x}, tmp_path / "d.zarr", memory="64MB")
+    assert caught.value.exit_code == 5
+    assert not (tmp_path / "d.zarr").exists()

@@ -20,7 +20,7 @@ from streamtrain.ingest.request import Request, parse_workers, source_options
 from streamtrain.ingest.shards import Tallies, write_shards
 from streamtrain.ingest.stream import RowStream, write_stream
 from streamtrain.layout import UNKNOWN_SAMPLES, Codec, Layout, plan_layout
-from streamtrain.sources import SeekableSource, Source, changed, open_source
+from streamtrain.sources import SeekableSource, Source, changed, chunk_bytes_of, open_source
 from streamtrain.stats import FieldStats
 from streamtrain.store import Dataset, open_dataset
 from streamtrain.store.codec import TRIAL_BYTES, check_encodable, choose_codec, parse_codec, trial_rows
@@ -172,13 +172,13 @@ def _plan(source: Source, stream: RowStream | None, request: Request) -> tuple[L
     if request.codec != "auto":
         layout = replace(layout, codec=request.codec)
         check_encodable(layout)
-        return layout, _solve(layout, stream, request)
+        return layout, _solve(layout, source, stream, request)
     # Refused, if at all, before rows are read to try the codecs on: a single one may be larger than the budget.
-    sizes = _solve(replace(layout, codec="lz4"), stream, request)
+    sizes = _solve(replace(layout, codec="lz4"), source, stream, request)
     return replace(layout, codec=_choose_codec(source, stream, layout)), sizes
 
 
-def _solve(layout: Layout, stream: RowStream | None, request: Request) -> IngestSizes:
+def _solve(layout: Layout, source: Source, stream: RowStream | None, request: Request) -> IngestSizes:
     trial = TRIAL_BYTES if request.codec == "auto" else 0
     sizes, _ = solve_ingest(
         layout,
@@ -186,6 +186,7 @@ def _solve(layout: Layout, stream: RowStream | None, request: Request) -> Ingest
         n_workers=request.n_workers,
         seekable=stream is None,
         held_bytes=max(trial, stream.head_bytes if stream else 0),
+        chunk_bytes=chunk_bytes_of(source) if stream else 0,
     )
     return sizes
 

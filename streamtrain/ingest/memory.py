@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from streamtrain.budget import Projection
@@ -11,6 +13,7 @@ from streamtrain.errors import BudgetError
 from streamtrain.ingest.parts import part_rows
 from streamtrain.layout import UNKNOWN_SAMPLES, Layout
 from streamtrain.stats import tally_bytes, work_bytes
+from streamtrain.store.flusher import FLUSHERS
 from streamtrain.units import format_bytes
 
 MOST_WORKERS: Final = 16
@@ -64,7 +67,7 @@ def run_bytes(memory: int) -> int:
 
 
 def project_ingest(
-    layout: Layout, sizes: IngestSizes, *, seekable: bool, held_bytes: int, budget_bytes: int
+    layout: Layout, sizes: IngestSizes, *, seekable: bool, held_bytes: int, budget_bytes: int, chunk_bytes: int = 0
 ) -> Projection:
     """What an ingest owns at these sizes.
 
@@ -80,6 +83,8 @@ def project_ingest(
         The rows held before the plan was made.
     budget_bytes : int
         What the user allows.
+    chunk_bytes : int
+        What the source makes at once, however little it is asked for.
     """
     rows = part_rows(layout)
     part = rows * layout.row_bytes
@@ -89,7 +94,7 @@ def project_ingest(
     part_tally = sum(tally_bytes(field, rows) for field in layout.fields)
     shard_tally = sum(tally_bytes(field, shard_rows) for field in layout.fields)
     row_bytes = max(field.row_bytes for field in layout.fields)
-    run = max(run_bytes(budget_bytes), layout.row_bytes)
+    run = max(run_bytes(budget_bytes), layout.row_bytes, chunk_bytes)
     n_parts = workers if seekable else wave
     encoded = n_parts * part if layout.codec != "none" else workers * min(part, row_bytes * layout.block_rows)
     # While rows come in: a tally per part and per shard at work or waiting. At the end: the figures made of them.
@@ -104,13 +109,13 @@ def project_ingest(
         "tables": n_blocks * n_fields * 12
         + (workers if seekable else 1) * n_fields * layout.shard_blocks * 48
         + -(-n_blocks // layout.shard_blocks) * n_fields * _FILE_BYTES,
-        "threads": _PROCESS_BYTES + workers * _THREAD_BYTES,
+        "threads": _PROCESS_BYTES + (workers + FLUSHERS) * _THREAD_BYTES,
     }
     return Projection(budget_bytes=budget_bytes, terms={name: n_bytes for name, n_bytes in terms.items() if n_bytes})
 
 
 def solve_ingest(
-    layout: Layout, *, memory: int, n_workers: int, seekable: bool, held_bytes: int
+    layout: Layout, *, memory: int, n_workers: int, seekable: bool, held_bytes: int, chunk_bytes: int = 0
 ) -> tuple[IngestSizes, Projection]:
     """Find the most workers, and the longest wave for them, that a budget allows.
 
@@ -120,31 +125,35 @@ def solve_ingest(
         The budget in bytes.
     n_workers : int
         The most workers.
+    chunk_bytes : int
+        What the source makes at once, however little it is asked for.
 
     Raises
     ------
     BudgetError
         Not even one worker fits; the message has every term and the smallest budget that would do.
     """
+    project = partial(project_ingest, layout, seekable=seekable, chunk_bytes=chunk_bytes)
     for workers in range(n_workers, 0, -1):
         for wave in _WAVES:
             sizes = IngestSizes(n_workers=workers, n_wave=wave * workers)
-            projection = project_ingest(layout, sizes, seekable=seekable, held_bytes=held_bytes, budget_bytes=memory)
+            projection = project(sizes, held_bytes=held_bytes, budget_bytes=memory)
             if projection.total_bytes <= memory:
                 return sizes, projection
-    least = _smallest_budget(layout, projection, seekable=seekable, held_bytes=held_bytes)
+    least = _smallest_budget(project, projection, held_bytes if layout.n_samples < UNKNOWN_SAMPLES else None)
+    chunks = f", chunks of at most {max(1, run_bytes(memory) // layout.row_bytes):,} rows" if chunk_bytes else ""
     raise BudgetError(
         f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(least)}",
         why=f"The least an ingest of this data owns: {projection}",
-        fix=f"memory='{least / 10**6:.1f}MB', or a smaller block",
+        fix=f"memory='{least / 10**6:.1f}MB'{chunks}, or a smaller block",
     )
 
 
-def _smallest_budget(layout: Layout, projection: Projection, *, seekable: bool, held_bytes: int) -> int:
+def _smallest_budget(project: Callable[..., Projection], projection: Projection, held_bytes: int | None) -> int:
     """The budget at which one worker fits; what grows with the budget itself is projected until it does not."""
     sizes = IngestSizes(n_workers=1, n_wave=1)
     while projection.total_bytes > projection.budget_bytes:
         least = math.ceil(projection.total_bytes / _ROUND_BYTES) * _ROUND_BYTES
-        held = head_bytes(least) if layout.n_samples == UNKNOWN_SAMPLES else held_bytes
-        projection = project_ingest(layout, sizes, seekable=seekable, held_bytes=held, budget_bytes=least)
+        held = head_bytes(least) if held_bytes is None else held_bytes
+        projection = project(sizes, held_bytes=held, budget_bytes=least)
     return projection.budget_bytes

@@ -61,6 +61,7 @@ class RowStream:
             # The source may use its buffer again.
             self._head.append({name: np.array(values) for name, values in run.items()})
             self.head_bytes += sum(values.nbytes for values in run.values())
+            del run
         return True
 
     @property
@@ -89,6 +90,8 @@ class RowStream:
             if len(next(iter(rest.values()))):
                 self._head.appendleft(rest)
             n_filled += n_taken
+            # Views of the source's memory, which it may want to free before it gives the next run.
+            del run, rest, values
         return n_filled
 
     def skip_rest(self) -> int:

@@ -6,7 +6,25 @@ data to fit in memory.
 """
 
 from streamtrain.sources.inputs import changed
-from streamtrain.sources.protocol import Probe, Rows, SeekableSource, Source, SourceOptions
+from streamtrain.sources.protocol import (
+    ChunkedSource,
+    Probe,
+    Rows,
+    SeekableSource,
+    Source,
+    SourceOptions,
+    chunk_bytes_of,
+)
 from streamtrain.sources.registry import open_source
 
-__all__ = ["Probe", "Rows", "SeekableSource", "Source", "SourceOptions", "changed", "open_source"]
+__all__ = [
+    "ChunkedSource",
+    "Probe",
+    "Rows",
+    "SeekableSource",
+    "Source",
+    "SourceOptions",
+    "changed",
+    "chunk_bytes_of",
+    "open_source",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -52,10 +52,13 @@ def to_array(value: object, where: str) -> npt.NDArray[Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArraySource:
-    """Arrays of one length, by field name."""
+class NamedArrays:
+    """Arrays of one length, by field name; how they are read, a subclass says."""
 
-    arrays: Mapping[str, ArrayLike]
+    KIND: ClassVar[str]
+    NAME: ClassVar[str]
+
+    arrays: Mapping[str, Any]
     fields: tuple[Field, ...]
     n_samples: int
 
@@ -65,12 +68,20 @@ class ArraySource:
 
     @property
     def provenance(self) -> tuple[dict[str, Any], ...]:
-        """That these were arrays; they have no path."""
-        return ({"format": "array"},)
+        """Of which kind the arrays were; they have no path."""
+        return ({"format": self.KIND},)
 
     def where(self, row: int) -> str:
         """The row."""
-        return f"row {row} of the arrays"
+        return f"row {row} of the {self.NAME}"
+
+
+class ArraySource(NamedArrays):
+    """Arrays that any range of rows can be read from."""
+
+    __slots__ = ()
+    KIND = "array"
+    NAME = "arrays"
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
         """Yield all rows in order."""
@@ -105,8 +116,12 @@ def from_arrays(arrays: Mapping[str, ArrayLike]) -> ArraySource:
     >>> source.n_samples, source.read(3, 5)["y"]
     (5, array([3, 4]))
     """
-    fields = tuple(_field(name, array) for name, array in arrays.items())
-    return ArraySource(arrays=arrays, fields=fields, n_samples=common_length(arrays))
+    return ArraySource(arrays=arrays, fields=fields_of(arrays), n_samples=common_length(arrays))
+
+
+def fields_of(arrays: Mapping[str, ArrayLike]) -> tuple[Field, ...]:
+    """What arrays are as fields; refuses one without an axis of samples."""
+    return tuple(_field(name, array) for name, array in arrays.items())
 
 
 def common_length(arrays: Mapping[str, ArrayLike]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from streamtrain.errors import InputError, UsageError
 from streamtrain.layout import Field
 from streamtrain.sources.combine import name_of
-from streamtrain.sources.protocol import Rows, SeekableSource, Source
+from streamtrain.sources.protocol import Rows, SeekableSource, Source, chunk_bytes_of
 from streamtrain.sources.rows import as_field, check_range, field_of, n_rows_of, pieces, rows_within
 from streamtrain.sources.steps import in_step
 
@@ -37,6 +37,11 @@ class Labelled:
     def provenance(self) -> tuple[dict[str, Any], ...]:
         """Of the features, then of the labels."""
         return (*self.features.provenance, *({**entry, "field": "y"} for entry in self.labels.provenance))
+
+    @property
+    def chunk_bytes(self) -> int:
+        """What features and labels make at once."""
+        return chunk_bytes_of(self.features) + chunk_bytes_of(self.labels)
 
     def where(self, row: int) -> str:
         """Where the row's features came from."""

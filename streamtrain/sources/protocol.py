@@ -82,5 +82,19 @@ class SeekableSource(Source, Protocol):
         """Read rows [start, stop); memory is that of the rows alone."""
 
 
+@runtime_checkable
+class ChunkedSource(Source, Protocol):
+    """A source that has to make its rows in chunks of its own size."""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes made at once, however little is asked; 0 where what is asked is kept to."""
+
+
+def chunk_bytes_of(source: Source) -> int:
+    """Bytes that a source makes at once, however little is asked; 0 where it keeps to what is asked."""
+    return source.chunk_bytes if isinstance(source, ChunkedSource) else 0
+
+
 Probe = Callable[[Path, SourceOptions], Source]
 """Opens one file of a format: reads its header, checks it against the file's size, raises InputError."""

@@ -30,6 +30,8 @@ def in_step(streams: Sequence[Iterator[Rows]]) -> Iterator[Rows]:
         n_rows = min(map(n_rows_of, present))
         yield {name: values[:n_rows] for run in present for name, values in run.items()}
         held = [_after(run, n_rows) for run in present]
+        # A run that is used up goes before the next one is made.
+        del runs, present
 
 
 def _next_run(stream: Iterator[Rows]) -> Rows | None:
