@@ -9,8 +9,9 @@ over the whole dataset however the data is sorted, while each lane reads its blo
 2. A lane's samples fall into *runs*, cut at block edges and where the rotation wraps. Odd lanes visit their first run
    first and their last run last, even lanes the other way round, so neighbours use the block they share at
    the same time. The runs between are visited in an even random order, a run's rows in a random order.
-3. In *sweep* t every group visits its lanes in an even random order and each lane emits its t-th sample. Position p
-   is element p // G of group p mod G.
+3. In *sweep* t every group visits its lanes in an even random order, drawn anew every 16 sweeps, and each lane emits
+   its t-th sample. Position p is element p // G of group p mod G. Between two draws the lanes go round and round: any
+   stretch of positions spreads over them, and takes none again before it has taken all.
 
 Setting up an epoch takes O(lanes + blocks) time and memory; ``picks`` then finds any position without the ones before
 it.
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import UsageError
-from streamtrain.random_words import even_orders, key, word_below, words
+from streamtrain.random_words import GOLDEN_STEPS, even_orders, key, word_below, words
 
 I64 = npt.NDArray[np.int64]
 _WORDS_AT_ONCE: Final = 16_384
@@ -215,14 +216,16 @@ def _visits(run_of_lane: I64, runs_key: int) -> I64:
     first, last = run_of_lane[:-1], run_of_lane[1:] - 1
     inner = np.maximum(last - first - 1, 0)
     width = max(int(inner.max()), 1)
-    scrambles = words(runs_key, np.arange(len(first)))
+    random = words(runs_key, np.arange(len(first)))
     lanes_at_once = max(1, _WORDS_AT_ONCE // width)
     for start in range(0, len(first), lanes_at_once):
         piece = slice(start, start + lanes_at_once)
         inside = np.arange(width) < inner[piece, None]
-        places = first[piece, None] + 1 + np.arange(width)
-        order = first[piece, None] + 1 + even_orders(scrambles[piece], inner[piece], width)
-        visits[places[inside]] = order[inside]
+        runs = first[piece, None] + 1 + np.arange(width)
+        turns = first[piece, None] + 1 + even_orders(random[piece], inner[piece], width, steps=GOLDEN_STEPS)
+        # The even order says whose turn it is at each place, not where each turn goes: so the first turns, however
+        # few, are spread over the lane as the first multiples of the golden ratio are over the circle.
+        visits[turns[inside]] = runs[inside]
     swap = (np.arange(len(first)) % 2 == 0) & (last > first)
     visits[first[swap]], visits[last[swap]] = last[swap], first[swap]
     return visits

@@ -13,11 +13,13 @@ from typing import Final
 import numpy as np
 
 from streamtrain.order import I64, EpochOrder
-from streamtrain.random_words import even_orders, random_orders, words
+from streamtrain.random_words import NOBLE_STEPS, even_orders, random_orders, words
 
 INDEX_SAMPLES: Final = 65_536
 """Samples whose places are worked out at once: enough that numpy's cost per call does not count."""
 _WORDS_AT_ONCE: Final = 16_384
+_SEASON_SWEEPS: Final = 16
+"""Sweeps with one order of lanes. Longer ones mix little better, and the same lanes meet in a batch more often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -130,10 +132,13 @@ def _visited(order: EpochOrder, start: int, stop: int) -> _Visited:
 def _lane_orders(order: EpochOrder, start: int, stop: int) -> I64:
     """Where, lane after lane, the samples of sweeps [start, stop) stand that are emitted one after another."""
     groups, lanes_each = order.groups, order.lanes // order.groups
-    counters = np.arange(start * groups, stop * groups)
+    season = np.arange(start, stop) // _SEASON_SWEEPS
+    seasons = np.arange(season[0], season[-1] + 1)
     active = (order.lane_lengths > start).reshape(groups, lanes_each).sum(axis=1)
-    lanes = even_orders(words(order.lanes_key, counters), np.tile(active, stop - start), lanes_each)
-    turns = lanes.reshape(stop - start, groups, lanes_each).transpose(0, 2, 1).astype(np.int64)
+    random = words(order.lanes_key, np.arange(seasons[0] * groups, (seasons[-1] + 1) * groups))
+    lanes = even_orders(random, np.tile(active, len(seasons)), lanes_each, steps=NOBLE_STEPS)
+    drawn = lanes.reshape(len(seasons), groups, lanes_each).transpose(0, 2, 1).astype(np.int64)
+    turns = drawn[season - season[0]]
     if active.sum() == order.lanes:
         turns += np.arange(groups) * lanes_each
         turns *= stop - start

@@ -32,6 +32,8 @@ LabelsOf = Callable[[I64], Array]
 
 _FOLLOWED_BLOCKS: Final = 512
 _PIECE_SAMPLES: Final = 1 << 17
+_CLASSES_PER_SAMPLE: Final = 16
+"""Prefixes are looked at so often that this many classes are for every sample, at the most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +194,7 @@ class _Drift:
 
     def __init__(self, population: Population, batch_size: int) -> None:
         self._population = population
-        self._step = max(1, population.n_classes // batch_size) * batch_size
+        self._step = max(1, population.n_classes // (_CLASSES_PER_SAMPLE * batch_size)) * batch_size
         self._so_far = np.zeros(population.n_classes)
         self._n_samples = 0
         self._largest = 0.0

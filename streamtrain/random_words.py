@@ -5,24 +5,25 @@ from ``numpy.random.SeedSequence``, whose output numpy keeps stable; words come 
 nothing here depends on numpy's version.
 
 Sources: splitmix64's finaliser (G. Steele, D. Lea, C. Flood, *Fast splittable pseudorandom number generators*,
-OOPSLA 2014); Owen scrambling by a hash (S. Laine, T. Karras, *Stratified sampling for stochastic transparency*,
-EGSR 2011).
+OOPSLA 2014); multiples of an irrational number modulo 1, and why small partial quotients spread them best (L. Kuipers,
+H. Niederreiter, *Uniform distribution of sequences*, 1974, chapter 2.3).
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 
-_INDEX_BITS_16: Final = 16
 _MIX: Final = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_LAINE_KARRAS: Final = (0x6C50B47C, 0xB82F1E52, 0xC7AFE638, 0x8D22F6E6)
+_WORD: Final = 1 << 64
+_CONVERGENTS: Final = 100
+"""Terms of a continued fraction that fix its first 64 bits, whatever the terms."""
 
 
 def key(seed: int, *path: int) -> int:
@@ -100,53 +101,51 @@ def random_orders(random: U64, lengths: npt.NDArray[np.integer[Any]]) -> U32:
     return (random & np.uint64((1 << bits) - 1)).astype(np.uint32)
 
 
-def even_orders(scrambles: U64, lengths: npt.NDArray[np.integer[Any]], width: int) -> U32:
-    """An even random order of 0..length-1 for each scramble: every prefix of it spreads over the range.
+def even_orders(random: U64, lengths: npt.NDArray[np.integer[Any]], width: int, *, steps: U64) -> U32:
+    """An even random order of 0..length-1 for each word: every stretch of it spreads over the range.
 
-    Things are ranked by ``bitrev32(LK(i + scramble))``, their scrambled radical inverse in base 2. Of its 32 bits
-    the upper 16 count where ``width`` is at most 65,536 (a table reverses them); the index fills the rest.
+    Thing i is ranked by ``start + i * step`` modulo 1, where the word gives the start and picks the step. Things that
+    follow each other in this order, in any number and also around its end, lie on one arc of the circle, and the
+    multiples of a step with small partial quotients fall on every arc evenly. So an order may be repeated, and any
+    stretch of the repetition spreads as well.
 
     Parameters
     ----------
-    scrambles : (n,) uint64
-        Random words; the low 32 bits count.
+    random : (n,) uint64
+        Random words.
     lengths : (n,) integers
         How many things to order in each row, at most ``width``; the rest come last, in order.
+    width : int
+        Things of the longest row.
+    steps : (m,) uint64
+        The steps to pick from, in units of 2**-64: ``GOLDEN_STEPS`` or ``NOBLE_STEPS``.
 
     Returns
     -------
     (n, width) uint32
+
+    Examples
+    --------
+    >>> even_orders(words(0, np.arange(1)), np.array([8]), 8, steps=GOLDEN_STEPS).tolist()
+    [[0, 5, 2, 7, 4, 1, 6, 3]]
     """
-    index = np.arange(width, dtype=np.uint32)
-    over = index >= lengths[:, None] if bool((lengths < width).any()) else None
-    if width <= 1 << _INDEX_BITS_16:
-        hashed = _laine_karras(scrambles.astype(np.uint16)[:, None] + index.astype(np.uint16))
-        ranks = _REVERSED_16.take(hashed)
-        ranks |= index
-        if over is not None:
-            ranks |= np.where(over, np.uint32(0xFFFF0000), np.uint32(0))
-        ranks.sort(axis=1)
-        return ranks & np.uint32(0xFFFF)
-    wide = _reverse_32(_laine_karras(scrambles.astype(np.uint32)[:, None] + index)).astype(np.uint64) << np.uint64(32)
-    wide |= index.astype(np.uint64)
-    if over is not None:
-        wide |= np.where(over, np.uint64(0xFFFFFFFF00000000), np.uint64(0))
-    wide.sort(axis=1)
-    return wide.astype(np.uint32)
+    step = steps[(random % np.uint64(len(steps))).astype(np.intp)]
+    return random_orders(random[:, None] + np.arange(width, dtype=np.uint64) * step[:, None], lengths)
 
 
-def _laine_karras(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    # Each round only carries bits upwards, so the low 16 bits of the 32-bit hash are the 16-bit hash.
-    for factor in _LAINE_KARRAS:
-        x ^= x * x.dtype.type(factor & np.iinfo(x.dtype).max)
-    return x
+def _step(*terms: int) -> int:
+    """The continued fraction [0; terms, 1, 1, 1, ...] in units of 2**-64."""
+    above, below = 1, 1
+    for term in reversed((*terms, *(1,) * _CONVERGENTS)):
+        above, below = below, term * below + above
+    return (above << 64) // below
 
 
-def _reverse_32(x: U32) -> U32:
-    for shift, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF)):
-        x = ((x >> np.uint32(shift)) & np.uint32(mask)) | ((x & np.uint32(mask)) << np.uint32(shift))
-    return (x >> np.uint32(16)) | (x << np.uint32(16))
+def _both_ways(steps: list[int]) -> U64:
+    return np.array([way for step in steps for way in (step, _WORD - step)], np.uint64)
 
 
-_REVERSED_16: Final[U32] = _reverse_32(np.arange(1 << 16, dtype=np.uint32))
-"""bitrev32 of every 16-bit number: the reversed bits stand in the upper half."""
+GOLDEN_STEPS: Final[U64] = _both_ways([_step()])
+"""The golden ratio, whose multiples spread best, forwards and backwards."""
+NOBLE_STEPS: Final[U64] = _both_ways([_step(*terms) for terms in product((1, 2, 3), repeat=3)])
+"""Numbers that end like the golden ratio after three terms of at most 3: many orders, each nearly as even."""

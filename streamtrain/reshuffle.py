@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -26,9 +27,11 @@ Array = npt.NDArray[Any]
 F64 = npt.NDArray[np.float64]
 
 _STEPS: Final = 512
-_VALUES: Final = 1 << 21
+_VALUES: Final = 1 << 20
 _LEAST_BRIDGES: Final = 4
 _MOST_BRIDGES: Final = 64
+_REMEMBERED: Final = 16
+"""Simulated drifts; many orders of the same labels are held against one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -87,26 +90,30 @@ class Population:
         """The mean largest drift over the first ``n_samples`` of a reshuffle, in samples of the worst class."""
         if self.sample_variance <= 0 or not n_samples:
             return 0.0
-        n_steps = max(1, min(_STEPS, _VALUES // self.n_classes))
-        n_bridges = min(_MOST_BRIDGES, max(_LEAST_BRIDGES, _VALUES // (n_steps * self.n_classes)))
-        part = n_samples / self.n_samples
-        largest = [
-            self._largest_of_bridge(_normals(key(0, bridge), n_steps + 1, self.n_classes), part)
-            for bridge in range(n_bridges)
-        ]
-        return math.sqrt(self.n_samples) * float(np.mean(largest))
+        return math.sqrt(self.n_samples) * _mean_largest(self, n_samples / self.n_samples)
 
-    def _largest_of_bridge(self, steps: F64, part: float) -> float:
-        """The largest value of a bridge over [0, part], from normal deviates for its steps and, last, for the rest."""
-        if self.shares is not None:
-            # What is drawn of one class is not drawn of the others: the classes' steps sum to nothing.
-            steps = steps * np.sqrt(self.shares)
-            steps -= self.shares * steps.sum(axis=1, keepdims=True)
-        n_steps = len(steps) - 1
-        walk = np.cumsum(steps[:-1], axis=0) * math.sqrt(part / n_steps)
-        end = walk[-1] + steps[-1] * math.sqrt(1 - part)
-        walk -= np.linspace(part / n_steps, part, n_steps)[:, None] * end
-        return float(np.abs(walk).max())
+
+@lru_cache(maxsize=_REMEMBERED)
+def _mean_largest(population: Population, part: float) -> float:
+    """The mean largest value of simulated bridges over [0, part]."""
+    n_classes = population.n_classes
+    n_steps = max(1, min(_STEPS, _VALUES // n_classes))
+    n_bridges = min(_MOST_BRIDGES, max(_LEAST_BRIDGES, _VALUES // (n_steps * n_classes)))
+    bridges = (_normals(key(0, bridge), n_steps + 1, n_classes) for bridge in range(n_bridges))
+    return float(np.mean([_largest(normals, population.shares, part) for normals in bridges]))
+
+
+def _largest(steps: F64, shares: F64 | None, part: float) -> float:
+    """The largest value of a bridge over [0, part], from normal deviates for its steps and, last, for the rest."""
+    if shares is not None:
+        # What is drawn of one class is not drawn of the others: the classes' steps sum to nothing.
+        steps = steps * np.sqrt(shares)
+        steps -= shares * steps.sum(axis=1, keepdims=True)
+    n_steps = len(steps) - 1
+    walk = np.cumsum(steps[:-1], axis=0) * math.sqrt(part / n_steps)
+    end = walk[-1] + steps[-1] * math.sqrt(1 - part)
+    walk -= np.linspace(part / n_steps, part, n_steps)[:, None] * end
+    return float(np.abs(walk).max())
 
 
 def _normals(key: int, *shape: int) -> F64:

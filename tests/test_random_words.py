@@ -1,8 +1,10 @@
+import math
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.random_words import even_orders, key, random_orders, word_below, words
+from streamtrain.random_words import GOLDEN_STEPS, NOBLE_STEPS, even_orders, key, random_orders, word_below, words
 
 
 def test_words_are_splitmix64():
@@ -31,25 +33,54 @@ def test_orders_hold_every_thing_once(some_key, lengths, even):
     width = max(*lengths, 1)
     counters = np.arange(len(lengths) * width).reshape(len(lengths), width)
     random = words(some_key, counters)
-    orders = even_orders(random[:, 0], np.array(lengths), width) if even else random_orders(random, np.array(lengths))
+    steps = NOBLE_STEPS if len(lengths) % 2 else GOLDEN_STEPS
+    ordered = even_orders(random[:, 0], np.array(lengths), width, steps=steps)
+    orders = ordered if even else random_orders(random, np.array(lengths))
     for order, length in zip(orders.tolist(), lengths, strict=True):
         assert sorted(order[:length]) == list(range(length))
         assert order[length:] == list(range(length, width))
 
 
 def test_wide_orders_agree_with_narrow_ones_where_both_apply():
-    scrambles = words(3, np.arange(4))
-    narrow = even_orders(scrambles, np.full(4, 500), 500)
-    wide = even_orders(scrambles, np.full(4, 500), (1 << 16) + 1)[:, :500]
-    # Both rank by the same bits, and 500 things differ in the upper 16 of them.
+    random = words(3, np.arange(4))
+    narrow = even_orders(random, np.full(4, 500), 500, steps=GOLDEN_STEPS)
+    wide = even_orders(random, np.full(4, 500), 20_000, steps=GOLDEN_STEPS)[:, :500]
+    # The narrow one ranks by 23 bits, the wide one by 49, and 500 multiples differ in the upper 23 of them.
     assert np.array_equal(narrow, wide)
 
 
-def test_every_prefix_of_an_even_order_spreads_over_the_range():
-    order = even_orders(words(5, np.arange(1)), np.array([1024]), 1024)[0].astype(int)
+def test_the_golden_steps_are_the_golden_ratio_both_ways():
+    ratio = (math.isqrt(5 << 128) - (1 << 64)) // 2
+    assert GOLDEN_STEPS.tolist() == [ratio, 2**64 - ratio] == [0x9E3779B97F4A7C15, 0x61C8864680B583EB]
+
+
+def test_noble_steps_have_small_partial_quotients():
+    for step in NOBLE_STEPS.tolist():
+        quotients, above, below = [], step, 1 << 64
+        while above and len(quotients) < 30:  # within what 64 bits fix
+            quotients.append(below // above)
+            above, below = below % above, above
+        # 1 - [0; a, ...] is [0; 1, a - 1, ...], or [0; b + 1, ...] where a is 1.
+        assert max(quotients) <= 4
+    assert len(set(NOBLE_STEPS.tolist())) == 54
+
+
+@given(st.integers(0, 2**40), st.integers(16, 1100), st.integers(0, 5000), st.integers(1, 5000))
+def test_every_stretch_of_a_repeated_even_order_spreads_over_the_range(some_key, n, start, length):
+    order = even_orders(words(some_key, np.arange(1)), np.array([n]), n, steps=NOBLE_STEPS)[0].astype(int)
+    stretch = np.resize(np.roll(order, -(start % n)), length % n + 1)
+    found = np.cumsum(np.bincount(stretch, minlength=n))
+    expected = np.arange(1, n + 1) * len(stretch) / n
+    # The discrepancy of such sequences grows with the logarithm; a random order's is about sqrt(n).
+    assert abs(found - expected).max() < 2 + 0.7 * np.log2(n)
+
+
+def test_every_prefix_of_turns_spreads_over_the_range():
+    turns = even_orders(words(5, np.arange(1)), np.array([1024]), 1024, steps=GOLDEN_STEPS)[0].astype(int)
+    places = np.argsort(turns)
     for n in (16, 64, 256):
-        per_cell = np.bincount(order[:n] * 16 // 1024, minlength=16)
-        assert per_cell.max() - per_cell.min() <= 1
+        per_cell = np.bincount(places[:n] * 16 // 1024, minlength=16)
+        assert per_cell.max() - per_cell.min() <= 2
 
 
 def test_random_orders_are_uniform():

@@ -1,0 +1,100 @@
+"""``plan`` from the command line: one text, one object, and exit codes; torch stays out."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import streamtrain as st
+from streamtrain.cli.main import main
+from streamtrain.units import parse_bytes
+
+
+@pytest.fixture(scope="module")
+def sorted_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plan") / "d.zarr"
+    n = 20_000
+    st.ingest({"x": np.zeros((n, 3), np.float32), "y": np.arange(n) * 10 // n}, path, block=20 * 40, codec="lz4")
+    return path
+
+
+def test_json(sorted_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", str(sorted_data), "--memory", "8MB", "--batch-size", "64", "--drop-last", "--seed", "2", "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    memory = found["memory"]
+    assert memory["projected"] == sum(memory["terms"].values()) <= memory["budget"] == 8_000_000
+    assert found["steps_per_epoch"] == {"batch": 312, "sample": 312 * 64, "epoch": 1}
+    assert found["reads"]["first_epoch"]["ratio"] == 1.0
+    assert 0 <= found["reads"]["later_epochs"]["ratio"] <= 1.01
+    assert found["largest_lead"] <= found["lanes"]
+    assert found["rho"] == pytest.approx(1, abs=0.05)
+    assert found["quality"]["samples_measured"] == 20_000
+    assert found["quality"]["batch_variance_ratio"] < 0.3
+    assert found["quality"]["block_pair_coincidence"] > 1
+    assert found["quality"]["as_good_as_random"] is True
+    assert found["as_good_as_random"]["memory"] <= 8_000_000
+    assert found["as_good_as_random"]["lanes"] <= found["lanes"]
+
+
+def test_text(sorted_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(sorted_data), "--memory", "8MB", "--batch-size", "64", "--lanes", "10"]) == 0
+    out = capsys.readouterr().out
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert list(lines) == ["dataset", "memory", "shuffle", "reads", "steps", "labels", "quality", "random"]
+    assert lines["memory"].endswith("of 8.0 MB")
+    assert lines["shuffle"].startswith("10 lanes in 1 group, 2.00% of the blocks")
+    assert "500 blocks (1.000 of those stored" in lines["reads"]
+    assert lines["steps"].startswith("313 in an epoch")
+    assert lines["labels"].startswith("10 classes, correlation inside blocks ")
+    assert "over 20,000 samples of epoch 0" in lines["quality"]
+    # The memory it names can be typed as it stands.
+    named = re.search(r"from --memory (\S+) on", lines["random"])
+    assert named is not None
+    assert main(["plan", str(sorted_data), "--memory", named[1], "--batch-size", "64"]) == 0
+    assert parse_bytes(named[1]) <= 8_000_000
+
+
+def test_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    st.ingest({"x": np.arange(100.0)}, tmp_path / "d.zarr")
+    assert main(["plan", str(tmp_path / "d.zarr"), "--memory", "8MB"]) == 0
+    assert "not measured: there is no field y" in capsys.readouterr().out
+    assert main(["plan", str(tmp_path / "d.zarr"), "--memory", "8MB", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["quality"] is None
+    assert found["quality_not_measured_because"] == "there is no field y"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--memory", "100KB"], 5, "the smallest that works is"),
+        (["--memory", "512"], 2, "not a size"),
+        (["--lanes", "7"], 2, "must be even"),
+        (["--batch-size", "30000", "--drop-last"], 2, "0 batches"),
+        (["--batch-size", "0"], 2, "batch_size is 0"),
+    ],
+)
+def test_errors(sorted_data: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, says: str) -> None:
+    assert main(["plan", str(sorted_data), *words]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err
+
+
+def test_a_missing_dataset(tmp_path: Path) -> None:
+    assert main(["plan", str(tmp_path / "no.zarr")]) == 4
+
+
+def test_torch_stays_out(sorted_data: Path) -> None:
+    code = (
+        "import sys; from streamtrain.cli.main import main; "
+        f"assert main(['plan', {str(sorted_data)!r}, '--memory', '8MB']) == 0; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

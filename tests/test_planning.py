@@ -1,0 +1,123 @@
+"""A plan is what the loader then does: sizes, reads, quality; and the memory it names is enough, and less is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import streamtrain as st
+import streamtrain.loader
+from streamtrain.blocks import BlockReader
+from streamtrain.planning import plan
+from streamtrain.quality import measure
+from streamtrain.reshuffle import populate
+
+N = 60_000
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> st.Dataset:
+    """Sixty classes sorted, in six hundred blocks; the last one is short."""
+    path = tmp_path_factory.mktemp("planning") / "d.zarr"
+    n = N - 37
+    x = np.repeat(np.arange(n, dtype=np.int64)[:, None], 49, axis=1)
+    return st.ingest({"x": x, "y": x[:, 0] * 60 // n}, path, block=400 * 100, codec="none")
+
+
+@pytest.fixture
+def reads() -> Iterator[list[int]]:
+    """Every block that a loader reads."""
+    blocks: list[int] = []
+
+    class Counted(BlockReader):
+        def read(self, block: int, slots: Sequence[memoryview]) -> float:
+            blocks.append(block)
+            return super().read(block, slots)
+
+    with mock.patch.object(streamtrain.loader, "BlockReader", Counted):
+        yield blocks
+
+
+@pytest.mark.parametrize(("memory", "lanes"), [("12MB", 62), ("12MB", None), ("64MB", None)])
+def test_a_plan_is_what_the_loader_does(dataset: st.Dataset, reads: list[int], memory: str, lanes: int | None) -> None:
+    found = plan(dataset, batch_size=96, memory=memory, lanes=lanes, seed=3)
+    order, n_reads = [], []
+    with st.StreamLoader(dataset, batch_size=96, memory=memory, lanes=lanes, seed=3) as loader:
+        assert found.sizes == loader.sizes
+        assert found.projection == loader.projection
+        assert found.n_batches == len(loader)
+        for _ in range(6):
+            order.append(np.concatenate([batch.x[:, 0].numpy() for batch in loader]))
+            n_reads.append(len(reads))
+    population, classes = populate(np.arange(len(dataset)) * 60 // len(dataset))
+    assert found.quality == measure([order[0]], classes.take, population, batch_size=96, block_rows=100)
+    # What is read ahead of the next epoch is counted with the epoch before.
+    ahead = found.sizes.working_slots
+    assert abs(n_reads[0] - found.first.n_blocks) <= ahead
+    later = (n_reads[5] - n_reads[1]) / 4
+    assert later == pytest.approx(found.later.n_blocks, rel=0.1, abs=2)
+    assert found.first.ratio <= 1.1
+
+
+def test_the_memory_it_names_is_enough_and_less_is_not(dataset: st.Dataset) -> None:
+    found = plan(dataset, batch_size=96, memory="64MB")
+    assert found.enough is not None
+    assert found.quality is not None
+    assert found.quality.is_random
+    enough = plan(dataset, batch_size=96, memory=found.enough.memory_bytes)
+    assert enough.sizes.lanes == found.enough.lanes
+    assert enough.quality == found.enough.quality
+    assert enough.quality.is_random
+    less = plan(dataset, batch_size=96, memory=found.enough.memory_bytes * 8 // 10)
+    assert less.quality is not None
+    assert not less.quality.is_random
+    assert less.enough is not None
+    # The search starts from what is given, and ends within its step.
+    assert less.enough.memory_bytes == pytest.approx(found.enough.memory_bytes, rel=0.05)
+
+
+def test_no_memory_is_enough_where_blocks_are_few(tmp_path: Path) -> None:
+    y = np.arange(6000) // 600
+    found = plan(st.ingest({"y": y}, tmp_path / "d.zarr", block=8 * 600, codec="none"), batch_size=100, memory="8MB")
+    assert found.sizes.lanes == found.sizes.slots // 2 == 6
+    assert found.enough is None
+    assert found.most is not None
+    assert found.most.variance > 2
+
+
+def test_shuffled_data_is_as_good_as_random_at_once(tmp_path: Path) -> None:
+    y = np.random.default_rng(0).integers(0, 10, 50_000)
+    found = plan(st.ingest({"y": y}, tmp_path / "d.zarr", block=800, codec="none"), memory="64MB")
+    assert found.quality is not None
+    assert found.quality.variance == pytest.approx(1, abs=0.1)
+    assert found.enough is not None
+    with pytest.raises(st.BudgetError):
+        plan(st.open(tmp_path / "d.zarr"), memory=found.enough.memory_bytes * 9 // 10)
+
+
+@pytest.mark.parametrize("fields", [{"x": np.arange(100)}, {"y": np.zeros((100, 2))}])
+def test_without_labels_there_is_no_quality(tmp_path: Path, fields: dict[str, np.ndarray]) -> None:
+    found = plan(st.ingest(fields, tmp_path / "d.zarr"), batch_size=10, memory="8MB")
+    assert (found.quality, found.most, found.enough) == (None, None, None)
+    assert "field y" in found.why
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"batch_size": 0}, st.UsageError, "batch_size is 0"),
+        ({"batch_size": 10**6, "drop_last": True}, st.UsageError, "0 batches"),
+        ({"seed": -1}, st.UsageError, "seed is -1"),
+        ({"lanes": 3}, st.UsageError, "lanes is 3"),
+        ({"memory": "1MB"}, st.BudgetError, "the smallest that works is"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    dataset: st.Dataset, wrong: dict[str, int], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        plan(dataset, **wrong)
