@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import psutil
 
@@ -41,15 +41,17 @@ def device_bytes() -> tuple[int, int]:
 
     Examples
     --------
-    >>> device_bytes()
-    (0, 0)
+    >>> pinned, on_devices = device_bytes()
+    >>> pinned >= 0, on_devices >= 0
+    (True, True)
     """
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
+    # Another thread may be amid its import of torch, which then has no such part yet.
+    cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
+    if not getattr(cuda, "is_initialized", bool)():
         return 0, 0
     # Of the host allocator's figures older versions of torch tell none.
-    host: dict[str, int] = getattr(torch.cuda, "host_memory_stats", dict)()
-    on_devices = sum(torch.cuda.memory_allocated(i) for i in range(torch.cuda.device_count()))
+    host: dict[str, int] = getattr(cuda, "host_memory_stats", dict)()
+    on_devices = sum(cuda.memory_allocated(i) for i in range(cuda.device_count()))
     return host.get("allocated_bytes.current", 0), on_devices
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
 
+from streamtrain.device import room_for_a_step
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.losses import align
 from streamtrain.rules import Learner, Rule
@@ -43,8 +44,10 @@ def check_fit(
     UsageError
         The model refuses the inputs, its output does not fit the target or the classes, or the loss is no scalar with
         a gradient.
+    DeviceError
+        The device is out of memory.
     """
-    with untouched(learner):
+    with untouched(learner), _room(learner, batch[target]):
         learner.model.train()
         learner.optimizer.zero_grad(set_to_none=True)
         output = _forward(learner.model, batch, inputs)
@@ -72,6 +75,8 @@ def check_width(
 def _forward(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> Tensor:
     try:
         output = model(*(batch[name] for name in inputs))
+    except torch.cuda.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
         raise _misfit(model, batch, _first_line(error), _input_fix(model, batch, inputs)) from error
     if not isinstance(output, Tensor):
@@ -86,6 +91,8 @@ def _backward(learner: Learner, output: Tensor, target: Tensor, batch: Batch) ->
         raise _misfit(learner.model, batch, error.what, error.fix or "") from error
     try:
         mean = learner.loss(output, target)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         fix = f"a loss that takes an output of shape {tuple(output.shape)}, and labels in its range"
         raise _misfit(learner.model, batch, f"{learner.loss.name}: {_first_line(error)}", fix) from error
@@ -107,10 +114,15 @@ def working_memory(
     with untouched(learner):
         with _same_weights(learner):
             learner.model.train()
-            held = _trained(rule(learner), tuple(batch[name] for name in inputs), batch[target])
+            with _room(learner, batch[target]):
+                held = _trained(rule(learner), tuple(batch[name] for name in inputs), batch[target])
             state = learner.optimizer.state_dict()
         yield
         del held, state
+
+
+def _room(learner: Learner, target: Tensor) -> AbstractContextManager[None]:
+    return room_for_a_step(target.device, batch_size=len(target), optimizer=learner.optimizer)
 
 
 def _trained(rule: Rule, inputs: tuple[Tensor, ...], target: Tensor) -> Rule:

@@ -19,6 +19,8 @@ _GRACE_SECONDS = 2.0
 # Threads that a library starts once and keeps for the life of the process: zarr's event loop and its pool, asyncio's
 # and dask's default pools, tqdm's monitor. Our own have names of ours, which a test of the architecture holds.
 _LASTING_THREADS = ("zarr_io", "zarr_pool", "asyncio_", "ThreadPoolExecutor-", "tqdm_monitor")
+# Files likewise: the fonts that matplotlib has drawn with.
+_LASTING_FILES = (".ttf", ".otf", ".ttc")
 _OPEN_FILES = Path("/proc/self/fd")
 
 
@@ -61,6 +63,6 @@ def _open_files() -> Counter[str]:
             target = str(descriptor.readlink())
         except OSError:
             continue  # closed since it was listed, as the listing's own is
-        if target.startswith("/") and not target.startswith(("/dev/", "/proc/")):
+        if target.startswith("/") and not (target.startswith(("/dev/", "/proc/")) or target.endswith(_LASTING_FILES)):
             found[target] += 1
     return found

@@ -31,8 +31,8 @@ class SlowLoader(st.StreamLoader):
 
     def __iter__(self) -> Iterator[Any]:
         for batch in super().__iter__():
-            time.sleep(0.02)
-            self.wait_seconds += 0.02
+            time.sleep(0.01)
+            self.wait_seconds += 0.01
             yield batch
 
 
@@ -41,7 +41,7 @@ def test_a_slow_loader_leaves_room(dataset: Any, update: str) -> None:
     torch.manual_seed(0)
     trainer = st.Trainer(nn.Linear(8, 3), loss="cross_entropy", optimizer="sgd", lr=0.01, update=update)
     with SlowLoader(dataset, batch_size=40, memory="16MB", shuffle=update != "epoch") as loader:
-        found = headspace(trainer, loader, seconds=0.3)
+        found = headspace(trainer, loader, seconds=0.1)
     # The waiting is several times as long as a step, and slower machines wait longer, too.
     assert found.ratio > 1
     assert found.perfect.samples_per_second > found.loader.samples_per_second

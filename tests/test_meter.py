@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import mmap
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from streamtrain.meter import MemoryMeter, anonymous_bytes
+from streamtrain.meter import MemoryMeter, anonymous_bytes, device_bytes, held_bytes
 
 N_BYTES = 32_000_000
 
@@ -46,3 +48,32 @@ def test_the_last_value_is_seen_however_short_the_block() -> None:
 
 def test_memory_is_read_in_bytes() -> None:
     assert anonymous_bytes() > 5_000_000
+
+
+def test_what_torch_holds_on_devices_and_pinned_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True,
+        device_count=lambda: 2,
+        memory_allocated=lambda i: [1_000_000_000, 500_000_000][i],
+        host_memory_stats=lambda: {"allocated_bytes.current": 250_000_000},
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert device_bytes() == (250_000_000, 1_500_000_000)
+    assert held_bytes() > 1_750_000_000
+    with MemoryMeter() as meter:
+        cuda.host_memory_stats = lambda: {"allocated_bytes.current": 350_000_000}
+    assert 100_000_000 <= meter.peak_bytes < 150_000_000
+
+
+def test_an_older_torch_tells_nothing_of_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = SimpleNamespace(is_initialized=lambda: True, device_count=lambda: 1, memory_allocated=lambda i: 7)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert device_bytes() == (0, 7)
+
+
+@pytest.mark.parametrize(
+    "torch", [None, SimpleNamespace(), SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: False))]
+)
+def test_without_cuda_nothing_is_held_there(torch: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert device_bytes() == (0, 0)

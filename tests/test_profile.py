@@ -48,20 +48,27 @@ def test_few_samples_keep_every_peak(values: list[dict[int, int]], most: int) ->
         assert min((99 - each.shared for each in kept), default=None) == min(every, default=None)
 
 
-def test_a_process_alone_and_in_a_family() -> None:
-    mine = psutil.Process()
-    alone = sample([mine]).held[mine.pid]
-    assert alone.anonymous > 5 * MB
-    assert alone.file > MB
-    child = subprocess.Popen([PYTHON, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+def test_memory_that_processes_share_counts_once() -> None:
+    fork = "import os, sys; held = bytearray(b'x') * 50_000_000; os.write(1, b'%d\\n' % os.fork()); sys.stdin.read()"
+    parent = subprocess.Popen([PYTHON, "-c", fork], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        found = sample([mine, psutil.Process(child.pid)]).held
+        assert parent.stdout is not None
+        pids = [parent.pid, max(int(parent.stdout.readline()) for _ in range(2))]
+        alone = [sample([psutil.Process(pid)]).held[pid].anonymous for pid in pids]
+        found = sample([psutil.Process(pid) for pid in pids]).held
     finally:
-        child.communicate()
-    assert set(found) == {mine.pid, child.pid}
-    # Shared libraries count in part now, memory of one's own as before.
-    assert found[mine.pid].anonymous == pytest.approx(alone.anonymous, rel=0.2)
-    assert sample([psutil.Process(mine.pid)]).time > 0
+        parent.communicate()
+    assert min(alone) > 50_000_000
+    assert set(found) == set(pids)
+    assert 50_000_000 < sum(each.anonymous for each in found.values()) < 75_000_000
+
+
+def test_a_process_that_has_ended_holds_nothing() -> None:
+    child = subprocess.Popen([PYTHON, "-c", ""])
+    process = psutil.Process(child.pid)
+    child.wait()
+    assert sample([process]).held == {}
+    assert sample([psutil.Process()]).held[os.getpid()].file > 1_000_000
 
 
 def test_the_cgroup_of_either_version(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +89,7 @@ class Cuda:
     def page_locked(self, n_bytes: int, /) -> Bytes:
         memory = aligned_bytes(n_bytes)
         address = memory.ctypes.data
-        code = int(torch.cuda.cudart().cudaHostRegister(address, memory.nbytes, _PORTABLE))  # type: ignore[no-untyped-call]
+        code = int(_runtime().cudaHostRegister(address, memory.nbytes, _PORTABLE))
         if code:
             raise DeviceError(
                 f"{format_bytes(n_bytes)} of host memory could not be page-locked",
@@ -159,7 +159,11 @@ def _event(mark: Mark) -> torch.cuda.Event:
 
 
 def _unlock(address: int) -> None:
-    torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
+    _runtime().cudaHostUnregister(address)
+
+
+def _runtime() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
 class Synchronous:

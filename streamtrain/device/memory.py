@@ -158,8 +158,7 @@ class PoolOnHost:
             for source, section in zip(self.slots.rows, self._spans.sections, strict=True):
                 target = buffer.host[section.rows(*some)].view(source.dtype)
                 np.take(source, rows, axis=0, out=target, mode="clip")
-            pieces = self._pieces(*some)
-            gathered = buffer.tensor
+            pieces, gathered = self._pieces(*some), buffer.tensor
             buffer.mark = self._accelerator.copies.run(
                 lambda: [memory[piece].copy_(gathered[piece], non_blocking=True) for piece in pieces]
             )

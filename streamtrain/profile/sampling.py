@@ -1,9 +1,9 @@
 """The memory of a tree of processes, sampled: what each holds for itself, shares, and has mapped from files.
 
-On Linux the kernel tells the kinds apart. Of a tree of several processes it is asked for the proportional figures
-(``smaps_rollup``), in which a page that n processes share counts an nth for each, so that the sum is right after a
-fork, too; one process alone is asked for its counters (``status``), which cost far less. Elsewhere there is one figure
-for each process, its resident set.
+On Linux the kernel tells the kinds apart (``status``), at next to no cost. Where several processes are large, they may
+share much of what they hold, as after a fork; then those are asked for proportional figures (``smaps_rollup``), where
+a page that n processes share counts an nth for each, so that the sum is right. That takes the kernel some milliseconds.
+Elsewhere there is one figure for each process, its resident set.
 
 Source: the kernel's ``Documentation/filesystems/proc.rst``.
 """
@@ -25,6 +25,7 @@ from streamtrain.limits import memory_groups
 _PROC: Final = Path("/proc")
 _COUNTED: Final = re.compile(rb"^Rss(Anon|Shmem|File):\s+(\d+) kB", re.MULTILINE)
 _PROPORTIONAL: Final = re.compile(rb"^Pss_(Anon|Shmem|File):\s+(\d+) kB", re.MULTILINE)
+_LARGE_BYTES: Final = 32_000_000
 _MOST_SAMPLES: Final = 10_000
 
 
@@ -94,30 +95,29 @@ class Samples:
 
 def sample(processes: Iterable[psutil.Process]) -> Sample:
     """What some processes hold now; those that have ended hold nothing."""
-    present = list(processes)
     now = time.monotonic()
-    held = {process.pid: found for process in present if (found := _held(process, fairly=len(present) > 1))}
+    held = {process.pid: found for process in processes if (found := _counted(process))}
+    large = [pid for pid, each in held.items() if each.anonymous + each.shared >= _LARGE_BYTES]
+    if len(large) > 1:
+        held |= {pid: found for pid in large if (found := _told(_PROC / str(pid) / "smaps_rollup", _PROPORTIONAL))}
     return Sample(time=now, held=held)
 
 
-def _held(process: psutil.Process, *, fairly: bool) -> Held | None:
-    folder = _PROC / str(process.pid)
-    kinds = _kinds(folder / "smaps_rollup", _PROPORTIONAL) if fairly else {}
-    # The proportional figures of another user's process are not for us, nor any where the kernel is old.
-    kinds = kinds or _kinds(folder / "status", _COUNTED)
-    if kinds:
-        return Held(anonymous=kinds[b"Anon"], shared=kinds[b"Shmem"], file=kinds[b"File"])
+def _counted(process: psutil.Process) -> Held | None:
+    held = _told(_PROC / str(process.pid) / "status", _COUNTED)
     with suppress(psutil.Error):
-        rss = int(process.memory_info().rss)
-        return Held(anonymous=rss, shared=0, file=0) if rss else None
-    return None
+        if held is None and (rss := int(process.memory_info().rss)):
+            return Held(anonymous=rss, shared=0, file=0)
+    return held
 
 
-def _kinds(path: Path, pattern: re.Pattern[bytes]) -> dict[bytes, int]:
+def _told(path: Path, pattern: re.Pattern[bytes]) -> Held | None:
+    """What a file of the kernel's tells; None where it is not there, or not for us, or the process has ended."""
     try:
-        return {kind: int(kibibytes) * 1024 for kind, kibibytes in pattern.findall(path.read_bytes())}
-    except OSError:
-        return {}
+        kinds = {kind: int(kibibytes) * 1024 for kind, kibibytes in pattern.findall(path.read_bytes())}
+        return Held(anonymous=kinds[b"Anon"], shared=kinds[b"Shmem"], file=kinds[b"File"])
+    except (OSError, KeyError):
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

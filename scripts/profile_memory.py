@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""What the loader really takes of its budget: measured ÷ budget, over budgets, dataset sizes and codecs.
+
+*Measured* is the peak of the process's anonymous, pinned and device memory while a loader is made, two epochs are read
+and every batch is taken, less the value just before the loader was made. Each case runs in a process of its own, after
+all imports. The budgets are smaller than, near, and larger than the datasets. A case whose loader is refused by its
+budget is told as refused; one that takes more than its budget makes the script end with exit code 1.
+
+Prints a table on stderr and one JSON line per case on stdout; ``--png FILE`` draws them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from bench_common import machine, print_result, require_disk, versions, working_folder
+from make_synthetic import LABEL_BYTES, Recipe, write_dataset
+
+import streamtrain as st
+from streamtrain.meter import MemoryMeter
+from streamtrain.units import format_bytes, parse_bytes
+
+BAR: Final = 1.0
+SAMPLING_SECONDS: Final = 0.002
+
+
+def main() -> None:
+    """Run every case, or the one that this process was started for."""
+    arguments = parse_arguments()
+    if arguments.case:
+        print(json.dumps(measure(arguments)))
+        return
+    results = []
+    with working_folder(arguments.folder) as folder:
+        for row_bytes in arguments.row_bytes:
+            for size in arguments.sizes:
+                for codec in arguments.codecs:
+                    results += list(cases(folder / "d.zarr", row_bytes, size, codec, arguments))
+        if arguments.png:
+            draw(results, arguments.png)
+    over = [result for result in results if result["ratio"] is not None and result["ratio"] > BAR]
+    for result in over:
+        print(f"over the budget: {describe(result)}", file=sys.stderr)
+    raise SystemExit(1 if over else 0)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budgets", nargs="+", default=["64MB", "256MB", "1GB"], help="(default 64MB 256MB 1GB)")
+    parser.add_argument("--sizes", nargs="+", default=["200MB", "1GB", "4GB"], help="decoded bytes of the datasets")
+    parser.add_argument("--codecs", nargs="+", default=["none", "lz4"], help="(default none lz4)")
+    parser.add_argument("--row-bytes", type=int, nargs="+", default=[3072], help="bytes of a row (default 3072)")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--epochs", type=int, default=2, help="epochs to read in each case (default 2)")
+    parser.add_argument("--sequential", action="store_true", help="read in stored order instead")
+    parser.add_argument("--png", type=Path, help="draw the cases into this file")
+    parser.add_argument("--folder", help="where the data is made and removed again (default: the system's temp folder)")
+    parser.add_argument("--case", nargs=2, metavar=("DATASET", "BUDGET"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def cases(path: Path, row_bytes: int, size: str, codec: str, arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    """Make a dataset, measure it with every budget, and remove it."""
+    n_samples = max(1, parse_bytes(size, name="--sizes") // (row_bytes + LABEL_BYTES))
+    recipe = Recipe(n_samples=n_samples, shape=(row_bytes,), n_classes=min(10, n_samples))
+    require_disk(path.parent, recipe.n_bytes)
+    stored_bytes = write_dataset(recipe, path, codec=codec, progress=False)
+    for budget in arguments.budgets:
+        result = {
+            "bench": "memory",
+            "row_bytes": row_bytes,
+            "size": size,
+            "decoded_bytes": recipe.n_bytes,
+            "stored_bytes": stored_bytes,
+            "codec": codec,
+            "batch_size": arguments.batch_size,
+            "order": "sequential" if arguments.sequential else "shuffled",
+            "budget": budget,
+            **in_a_fresh_process(path, budget, arguments),
+            "machine": machine(),
+            "versions": versions("torch"),
+        }
+        print_result(result, describe(result))
+        yield result
+    shutil.rmtree(path)
+
+
+def in_a_fresh_process(path: Path, budget: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure one case in a process that has done nothing else."""
+    words = [sys.executable, __file__, "--case", str(path), budget]
+    words += ["--batch-size", str(arguments.batch_size), "--epochs", str(arguments.epochs)]
+    words += ["--sequential"] if arguments.sequential else []
+    run = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, Any] = json.loads(run.stdout)
+    return result
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Make the loader, read its epochs, and compare."""
+    path, budget = arguments.case
+    dataset = st.open(path)
+    budget_bytes = parse_bytes(budget)
+    loader_class = st.StreamLoader  # Naming it imports torch, which is none of the loader's memory.
+    with MemoryMeter(SAMPLING_SECONDS) as meter:
+        started = time.perf_counter()
+        try:
+            loader = loader_class(
+                dataset, batch_size=arguments.batch_size, memory=budget_bytes, shuffle=not arguments.sequential
+            )
+        except st.BudgetError as error:
+            return {"budget_bytes": budget_bytes, "measured_bytes": None, "ratio": None, "refused": error.what}
+        with loader:
+            for _ in range(arguments.epochs):
+                for _ in loader:
+                    pass
+            projection = loader.projection
+    seconds = time.perf_counter() - started
+    return {
+        "budget_bytes": budget_bytes,
+        "projected_bytes": projection.total_bytes,
+        "terms": projection.terms,
+        "before_bytes": meter.before_bytes,
+        "measured_bytes": meter.peak_bytes,
+        "ratio": round(meter.peak_bytes / budget_bytes, 4),
+        "ratio_to_projected": round(meter.peak_bytes / projection.total_bytes, 4),
+        "mb_s": round(arguments.epochs * dataset.nbytes / 1e6 / seconds),
+    }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """One line for people."""
+    head = f"{result['row_bytes']:>7} B rows, {result['size']:>6} {result['codec']:<4}  budget {result['budget']:>6}"
+    if result["ratio"] is None:
+        return f"{head}  refused: {result['refused']}"
+    return (
+        f"{head}  projected {format_bytes(result['projected_bytes']):>9}  "
+        f"measured {format_bytes(result['measured_bytes']):>9}  measured/budget {result['ratio']:.3f}  "
+        f"measured/projected {result['ratio_to_projected']:.3f}"
+    )
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Draw measured ÷ budget of every case as bars, a panel for each budget."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    budgets = list(dict.fromkeys(result["budget"] for result in results))
+    kinds = list(dict.fromkeys((result["codec"], result["row_bytes"]) for result in results))
+    sizes = list(dict.fromkeys(result["size"] for result in results))
+    figure = Figure(figsize=(3.6 * len(budgets) + 1, 4.2), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
+    colours = ["#4c78a8", "#a0cbe8", "#59a14f", "#8cd17d", "#f2a93b", "#ffbe7d"]
+    width = 0.8 / len(kinds)
+    for panel, budget in zip(panels, budgets, strict=True):
+        for i, (codec, row_bytes) in enumerate(kinds):
+            case = (budget, codec, row_bytes)
+            found = {r["size"]: r["ratio"] for r in results if (r["budget"], r["codec"], r["row_bytes"]) == case}
+            heights = [found.get(size) or 0.0 for size in sizes]
+            places = [place + (i - (len(kinds) - 1) / 2) * width for place in range(len(sizes))]
+            label = f"{codec}, {row_bytes} B rows"
+            bars = panel.bar(places, heights, width, color=colours[i % len(colours)], label=label)
+            panel.bar_label(bars, [f"{height:.2f}" if height else "refused" for height in heights], padding=-12)
+        panel.axhline(BAR, color="#c1272d", linewidth=1.4)
+        panel.set_title(f"budget {budget}", fontsize=10)
+        panel.set_xticks(range(len(sizes)), sizes)
+        panel.set_xlabel("decoded size of the dataset")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylim(0, max([1.1, *(1.1 * (result["ratio"] or 0) for result in results)]))
+    panels[0].set_ylabel("measured ÷ budget")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(kinds), frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

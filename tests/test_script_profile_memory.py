@@ -1,0 +1,58 @@
+"""The memory script at a small size: a process for each case, lines, a picture, and nothing left."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "profile_memory.py"
+
+
+def test_it_measures_each_case_and_leaves_nothing(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    small = ["--sizes", "3MB", "--budgets", "16MB", "1KB", "--codecs", "lz4", "--folder", str(data)]
+    run = subprocess.run(
+        [sys.executable, SCRIPT, *small, "--png", str(tmp_path / "memory.png")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    fits, refused = (json.loads(line) for line in run.stdout.splitlines())
+    assert fits["measured_bytes"] > 1_000_000, "a loader takes something"
+    assert fits["measured_bytes"] <= fits["budget_bytes"] == 16_000_000
+    assert fits["ratio"] == round(fits["measured_bytes"] / 16_000_000, 4)
+    assert sum(fits["terms"].values()) == fits["projected_bytes"]
+    assert refused["ratio"] is None
+    assert "memory is 1.0 KB" in refused["refused"]
+    assert "measured/budget" in run.stderr
+    assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(data.iterdir())
+
+
+def test_a_case_over_its_budget_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    script = importlib.import_module("profile_memory")
+    over = {
+        "budget_bytes": 100,
+        "projected_bytes": 99,
+        "measured_bytes": 101,
+        "ratio": 1.01,
+        "ratio_to_projected": 1.02,
+    }
+    monkeypatch.setattr(script, "in_a_fresh_process", lambda *_: over)
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--sizes", "1MB", "--budgets", "16MB", "--codecs", "none", "--folder", str(tmp_path)]
+    )
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    assert ended.value.code == 1
+    assert "over the budget: " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
