@@ -5,7 +5,8 @@ The floor is two threads that do what cannot be left out, and nothing else: read
 same size, check, decode, and ``np.take`` every row once in random order into spans of the same size. It has no order
 to work out, no slots to manage and no consumer. Beside it stands the bare read: the same two threads without the
 take. Floor and loader alternate; the ratio is the median of the pairs' ratios. And there is what one would write if all
-fitted in memory: ``x[perm[i:i + n]]`` over the same rows as one array.
+fitted in memory, ``x[perm[i:i + n]]`` over the same rows as one tensor and as one numpy array, each for a part of an
+epoch; of the tensor's, with one thread and with torch's default, the faster counts.
 
 With a cold page cache the limit is one thread that reads the same files from one end to the other.
 
@@ -15,25 +16,25 @@ Prints a table on stderr and one JSON line per result on stdout.
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import statistics
-import threading
-import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from bench_common import drop_caches, machine, median_ratio, print_result, require_disk, timed, versions, working_folder
+from loader_floor import Floor
 
 import streamtrain as st
-from streamtrain.blocks import BlockReader
-from streamtrain.slots import Slots, aligned_bytes, row_dtype
 from streamtrain.units import parse_bytes
 
-N_THREADS = 2
-NAMES = ("read", "floor", "loader", "in_memory")
+NAMES: Final = ("read", "floor", "loader", "tensor", "array")
+LOOP_BYTES: Final = 500_000_000
+"""Decoded bytes that the loops in memory take, at the most, from all over the rows."""
 
 
 def main() -> None:
@@ -90,26 +91,24 @@ def bench(path: Path, row_bytes: int, codec: str, arguments: argparse.Namespace)
 def warm(dataset: st.Dataset, loader: st.StreamLoader, arguments: argparse.Namespace) -> dict[str, Any]:
     """Read limit, floor, loader and the loop in memory, in turn."""
     floor = Floor(dataset, loader.sizes.slots, loader.sizes.span_batches * arguments.batch_size)
-    in_memory = [field[:] for field in dataset[:].values()] if arguments.in_memory else []
-    seconds: dict[str, list[float]] = {"read": [], "floor": [], "loader": [], "in_memory": []}
+    loops = Loops(dataset, arguments.batch_size) if arguments.in_memory else None
+    seconds: dict[str, list[float]] = {name: [] for name in NAMES if loops or name not in ("tensor", "array")}
     for repeat in range(arguments.repeats + 1):
         measured = {
             "read": floor.run(gather=False),
             "floor": floor.run(gather=True),
             "loader": timed(drain, loader),
-            "in_memory": timed(take_batches, in_memory, arguments.batch_size),
         }
+        if loops:
+            measured |= {"tensor": loops.tensors(), "array": loops.arrays()}
         for name, value in measured.items():
             # The first of each fills caches and is left out.
             seconds[name] += [value] if repeat else []
-    if not in_memory:
-        del seconds["in_memory"]
+    others = [name for name in seconds if name != "loader"]
     return {
         "cache": "warm",
         **rates(dataset, seconds),
-        "ratio_to_floor": median_ratio(seconds["floor"], seconds["loader"]),
-        "ratio_to_read": median_ratio(seconds["read"], seconds["loader"]),
-        "ratio_to_in_memory": median_ratio(seconds["in_memory"], seconds["loader"]) if in_memory else None,
+        **{f"ratio_to_{name}": median_ratio(seconds[name], seconds["loader"]) for name in others},
     }
 
 
@@ -150,13 +149,35 @@ def describe(result: dict[str, Any]) -> str:
     return f"{head}  MB/s: {figures}  {result['samples_s']:>11,} samples/s  loader: {ratios}"
 
 
-def take_batches(fields: list[np.ndarray], batch_size: int) -> None:
-    """The loop one writes over arrays in memory."""
-    if fields:
-        order = np.random.default_rng(0).permutation(len(fields[0]))
-        for start in range(0, len(order), batch_size):
+class Loops:
+    """The loop one writes over rows in memory: seconds for an epoch, told from a part of one."""
+
+    def __init__(self, dataset: st.Dataset, batch_size: int) -> None:
+        self._arrays = [field[:] for field in dataset[:].values()]
+        self._tensors = [torch.from_numpy(array) for array in self._arrays]
+        self._batch_size = batch_size
+        n_taken = min(len(dataset), math.ceil(LOOP_BYTES / dataset.layout.row_bytes))
+        self._order = np.random.default_rng(0).permutation(len(dataset))[:n_taken]
+        self._epochs = n_taken / len(dataset)
+
+    def arrays(self) -> float:
+        """With numpy."""
+        return timed(self._take, self._arrays, self._order) / self._epochs
+
+    def tensors(self) -> float:
+        """With torch, by one thread or by as many as it takes by itself."""
+        default = torch.get_num_threads()
+        seconds = []
+        for n_threads in {1, default}:
+            torch.set_num_threads(n_threads)
+            seconds.append(timed(self._take, self._tensors, torch.from_numpy(self._order)))
+        torch.set_num_threads(default)
+        return min(seconds) / self._epochs
+
+    def _take(self, fields: list[Any], order: torch.Tensor | npt.NDArray[np.int64]) -> None:
+        for start in range(0, len(order), self._batch_size):
             for field in fields:
-                field[order[start : start + batch_size]]
+                field[order[start : start + self._batch_size]]
 
 
 def read_files(files: list[Path]) -> None:
@@ -182,68 +203,6 @@ def drain(loader: Any) -> None:
     """Take every batch of an epoch."""
     for _ in loader:
         pass
-
-
-def take_one(blocks: deque[int]) -> int | None:
-    """The next block that no thread has taken."""
-    try:
-        return blocks.popleft()
-    except IndexError:
-        return None
-
-
-class Floor:
-    """Two threads, each with half of the pool; they take blocks from one list, so neither waits for the other."""
-
-    def __init__(self, dataset: Any, n_slots: int, span_samples: int) -> None:
-        self.reader = BlockReader(dataset)
-        self.blocks = np.random.default_rng(1).permutation(dataset.layout.n_blocks).tolist()
-        self.halves = [Half(dataset.layout, max(1, n_slots // N_THREADS), span_samples) for _ in range(N_THREADS)]
-
-    def run(self, *, gather: bool) -> float:
-        """The seconds for all blocks."""
-        blocks = deque(self.blocks)
-        threads = [threading.Thread(target=half.run, args=(self.reader, blocks, gather)) for half in self.halves]
-        started = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return time.perf_counter() - started
-
-
-class Half:
-    """What one thread of the floor owns: slots, two spans, and the random order of its rows."""
-
-    def __init__(self, layout: st.Layout, n_slots: int, span_samples: int) -> None:
-        self.slots = Slots(layout, n_slots)
-        self.buffers = [self.slots.buffers(slot) for slot in range(n_slots)]
-        self.block_rows = layout.block_rows
-        self.rows = np.random.default_rng(2).permutation(n_slots * layout.block_rows)
-        self.spans = [
-            [aligned_bytes(span_samples * f.row_bytes).view(row_dtype(f.row_bytes)) for f in layout.fields]
-            for _ in range(2)
-        ]
-
-    def run(self, reader: BlockReader, blocks: deque[int], gather: bool) -> None:
-        """Fill the slots, take all their rows, and so on until no block is left."""
-        n_read = 0
-        while (block := take_one(blocks)) is not None:
-            reader.read(block, self.buffers[n_read])
-            n_read += 1
-            if n_read == len(self.buffers):
-                self.take(n_read if gather else 0)
-                n_read = 0
-        self.take(n_read if gather else 0)
-
-    def take(self, n_blocks: int) -> None:
-        """Take the rows of the first blocks in random order."""
-        rows_read = self.rows if n_blocks == len(self.buffers) else self.rows[self.rows < n_blocks * self.block_rows]
-        width = len(self.spans[0][0])
-        for turn, start in enumerate(range(0, len(rows_read), width)):
-            rows = rows_read[start : start + width]
-            for source, target in zip(self.slots.rows, self.spans[turn % 2], strict=True):
-                np.take(source, rows, axis=0, out=target[: len(rows)], mode="clip")
 
 
 if __name__ == "__main__":
