@@ -6,6 +6,10 @@ and every batch is taken, less the value just before the loader was made. Each c
 all imports. The budgets are smaller than, near, and larger than the datasets. A case whose loader is refused by its
 budget is told as refused; one that takes more than its budget makes the script end with exit code 1.
 
+``--rules sample batch epoch`` adds runs of ``streamtrain train`` on the smallest datasets. There *measured* is the
+peak above what the process held with model, gradients and optimizer state but without the loader, so that what a step
+takes and gives back is in it.
+
 Prints a table on stderr and one JSON line per case on stdout; ``--png FILE`` draws them.
 """
 
@@ -30,6 +34,7 @@ from streamtrain.units import format_bytes, parse_bytes
 
 BAR: Final = 1.0
 SAMPLING_SECONDS: Final = 0.002
+RULES: Final = ("sample", "batch", "epoch")
 
 
 def main() -> None:
@@ -45,7 +50,7 @@ def main() -> None:
                 for codec in arguments.codecs:
                     results += list(cases(folder / "d.zarr", row_bytes, size, codec, arguments))
         if arguments.png:
-            draw(results, arguments.png)
+            draw([result for result in results if "rule" not in result], arguments.png)
     over = [result for result in results if result["ratio"] is not None and result["ratio"] > BAR]
     for result in over:
         print(f"over the budget: {describe(result)}", file=sys.stderr)
@@ -57,8 +62,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", nargs="+", default=["64MB", "256MB", "1GB"], help="(default 64MB 256MB 1GB)")
     parser.add_argument("--sizes", nargs="+", default=["200MB", "1GB", "4GB"], help="decoded bytes of the datasets")
-    parser.add_argument("--codecs", nargs="+", default=["none", "lz4"], help="(default none lz4)")
-    parser.add_argument("--row-bytes", type=int, nargs="+", default=[3072], help="bytes of a row (default 3072)")
+    parser.add_argument("--codecs", nargs="+", default=["none", "lz4", "zstd"], help="(default none lz4 zstd)")
+    rows = [64, 3072, 150528]
+    parser.add_argument(
+        "--row-bytes", type=int, nargs="+", default=rows, help="bytes of a row (default 64 3072 150528)"
+    )
+    parser.add_argument("--rules", nargs="+", default=[], choices=RULES, help="also train by these update rules")
+    parser.add_argument("--model", default="mlp:128", help="what --rules train (default mlp:128)")
+    parser.add_argument("--max-steps", type=int, default=2000, help="steps of a training at most (default 2000)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=2, help="epochs to read in each case (default 2)")
     parser.add_argument("--sequential", action="store_true", help="read in stored order instead")
@@ -91,7 +102,55 @@ def cases(path: Path, row_bytes: int, size: str, codec: str, arguments: argparse
         }
         print_result(result, describe(result))
         yield result
+    if size == arguments.sizes[0]:
+        yield from trainings(path, row_bytes, size, codec, arguments)
     shutil.rmtree(path)
+
+
+def trainings(
+    path: Path, row_bytes: int, size: str, codec: str, arguments: argparse.Namespace
+) -> Iterable[dict[str, Any]]:
+    """Train on the dataset by each rule with every budget, each in a process of its own."""
+    for rule in arguments.rules:
+        for budget in arguments.budgets:
+            result = {
+                "bench": "memory of train",
+                "row_bytes": row_bytes,
+                "size": size,
+                "codec": codec,
+                "batch_size": arguments.batch_size,
+                "rule": rule,
+                "model": arguments.model,
+                "budget": budget,
+                **train(path, rule, budget, arguments),
+                "machine": machine(),
+                "versions": versions("torch"),
+            }
+            print_result(result, describe(result))
+            yield result
+
+
+def train(path: Path, rule: str, budget: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run ``streamtrain train``, and take the memory from what it prints."""
+    run = path.with_name("run")
+    words = [sys.executable, "-m", "streamtrain", "train", str(path), "--model", arguments.model, "--update", rule]
+    words += ["--memory", budget, "--batch-size", str(arguments.batch_size), "--epochs", "1", "--out", str(run)]
+    words += ["--max-steps", str(arguments.max_steps), "--json"]
+    ended = subprocess.run(words, capture_output=True, text=True)
+    shutil.rmtree(run, ignore_errors=True)
+    if ended.returncode == st.BudgetError.exit_code:
+        refused = ended.stderr.strip().removeprefix("error: ")
+        return {"budget_bytes": parse_bytes(budget), "measured_bytes": None, "ratio": None, "refused": refused}
+    if ended.returncode:
+        raise SystemExit(f"{' '.join(words)}\n{ended.stderr}")
+    memory = json.loads(ended.stdout)["memory"]
+    return {
+        "budget_bytes": memory["budget"],
+        "projected_bytes": memory["projected"],
+        "measured_bytes": memory["measured"],
+        "ratio": round(memory["measured"] / memory["budget"], 4),
+        "ratio_to_projected": round(memory["measured"] / memory["projected"], 4),
+    }
 
 
 def in_a_fresh_process(path: Path, budget: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -139,6 +198,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def describe(result: dict[str, Any]) -> str:
     """One line for people."""
     head = f"{result['row_bytes']:>7} B rows, {result['size']:>6} {result['codec']:<4}  budget {result['budget']:>6}"
+    head += f"  {result['model']} by {result['rule']}" if "rule" in result else ""
     if result["ratio"] is None:
         return f"{head}  refused: {result['refused']}"
     return (
@@ -156,10 +216,12 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     budgets = list(dict.fromkeys(result["budget"] for result in results))
     kinds = list(dict.fromkeys((result["codec"], result["row_bytes"]) for result in results))
     sizes = list(dict.fromkeys(result["size"] for result in results))
-    figure = Figure(figsize=(3.6 * len(budgets) + 1, 4.2), facecolor="white", layout="constrained")
+    figure = Figure(
+        figsize=(max(5.0, 1.1 * len(kinds) + 1), 2.6 * len(budgets) + 1), facecolor="white", layout="constrained"
+    )
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
-    colours = ["#4c78a8", "#a0cbe8", "#59a14f", "#8cd17d", "#f2a93b", "#ffbe7d"]
+    panels = figure.subplots(len(budgets), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    colours = ["#4c78a8", "#7ba6d0", "#a0cbe8", "#3f8a3a", "#66b35c", "#a5d99a", "#c98212", "#f2a93b", "#ffd49a"]
     width = 0.8 / len(kinds)
     for panel, budget in zip(panels, budgets, strict=True):
         for i, (codec, row_bytes) in enumerate(kinds):
@@ -169,15 +231,19 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             places = [place + (i - (len(kinds) - 1) / 2) * width for place in range(len(sizes))]
             label = f"{codec}, {row_bytes} B rows"
             bars = panel.bar(places, heights, width, color=colours[i % len(colours)], label=label)
-            panel.bar_label(bars, [f"{height:.2f}" if height else "refused" for height in heights], padding=-12)
+            words = [f"{height:.2f}" if height else "" for height in heights]
+            panel.bar_label(bars, words, padding=-24, rotation=90, fontsize=8)
+            for place, size in zip(places, sizes, strict=True):
+                if size in found and found[size] is None:
+                    panel.text(place, 0.02, "refused", rotation=90, ha="center", va="bottom", fontsize=8)
         panel.axhline(BAR, color="#c1272d", linewidth=1.4)
         panel.set_title(f"budget {budget}", fontsize=10)
         panel.set_xticks(range(len(sizes)), sizes)
-        panel.set_xlabel("decoded size of the dataset")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylim(0, max([1.1, *(1.1 * (result["ratio"] or 0) for result in results)]))
-    panels[0].set_ylabel("measured ÷ budget")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(kinds), frameon=False)
+    panels[0].set_ylim(0, max([1.2, *(1.2 * (result["ratio"] or 0) for result in results)]))
+    panels[len(panels) // 2].set_ylabel("measured ÷ budget")
+    panels[-1].set_xlabel("decoded size of the dataset")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
 
 

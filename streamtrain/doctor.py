@@ -28,6 +28,7 @@ from streamtrain.layout import CODECS, Codec
 from streamtrain.limits import MemoryLimit, memory_limit, n_cores
 from streamtrain.slots import aligned_bytes
 from streamtrain.store.codec import checksum, decode, encode
+from streamtrain.units import format_bytes
 
 PACKAGES: Final = ("numpy", "zarr", "torch", "numcodecs", "crc32c", "dask", "pyarrow", "matplotlib")
 _BLOCK_BYTES: Final = 512 << 10
@@ -143,7 +144,8 @@ def check_up(folder: Path, *, seconds: float = 3.0) -> Checkup:
     """
     place = folder.resolve()
     if not place.is_dir():
-        raise UsageError("there is no such folder", where=str(folder), fix="the folder where the data lies or will lie")
+        what = "this is not a folder" if place.exists() else "there is no such folder"
+        raise UsageError(what, where=str(folder), fix="give the folder where the data lies or will lie")
     if (place / _DATASET_FILE).exists():
         place = place.parent
     devices, problem = _devices()
@@ -204,7 +206,8 @@ def _disk(folder: Path, seconds: float) -> Disk:
     usage = shutil.disk_usage(folder)
     room = Disk(folder=folder, free_bytes=usage.free, total_bytes=usage.total)
     if usage.free < _FILE_BYTES + _SPARE_BYTES:
-        return _without_rates(room, "hardly any room is left")
+        needed = format_bytes(_FILE_BYTES + _SPARE_BYTES)
+        return _without_rates(room, f"{format_bytes(usage.free)} are free, and it takes {needed}")
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             return _rates(room, file.fileno(), seconds)

@@ -68,6 +68,9 @@ def test_a_dataset_is_not_written_into(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         check_up(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="not a folder"):
+        check_up(tmp_path / "file")
 
 
 def test_a_full_disk_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

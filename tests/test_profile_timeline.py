@@ -186,6 +186,31 @@ def test_a_command_without_loaders_has_no_budget() -> None:
     found = timeline(watched([(0.0, {7: held(5)})], []))
     assert figures(found)["memory"] == []
     assert "no loader" in lines(found)[-1]
+    assert "waiting" not in page(scene(found), [], []), "what is not drawn has no key"
+
+
+def test_a_command_too_short_to_be_read_has_no_peak() -> None:
+    found = timeline(watched([(0.0, {})], []))
+    assert lines(found)[2] == "peak    unknown: it ended before its memory could be read"
+    assert scene(found).subtitle == "it ended before its memory could be read"
+
+
+def test_a_command_of_several_lines_is_told_in_one() -> None:
+    found = timeline(watched([], [], command=("python", "-c", "a = 1\nb = 2")))
+    assert scene(found).title == lines(found)[0].removeprefix("command ") == "python -c 'a = 1 b = 2'"
+
+
+def test_a_long_command_stays_inside_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[float, float]] = []
+
+    def look(figure: Any, *_: object) -> None:
+        figure.draw_without_rendering()
+        drawn.append((figure._suptitle.get_window_extent().x1, figure.bbox.width))
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", look)
+    picture.write_png(scene(timeline(watched([], [], command=("w" * 300,)))), tmp_path / "wide.png")
+    ((end, width),) = drawn
+    assert end <= width
 
 
 # Drawings.

@@ -16,7 +16,8 @@ SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "profile_memory.py
 def test_it_measures_each_case_and_leaves_nothing(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    small = ["--sizes", "3MB", "--budgets", "16MB", "1KB", "--codecs", "lz4", "--folder", str(data)]
+    small = ["--sizes", "3MB", "--budgets", "16MB", "1KB", "--codecs", "lz4", "--row-bytes", "3072"]
+    small += ["--folder", str(data)]
     run = subprocess.run(
         [sys.executable, SCRIPT, *small, "--png", str(tmp_path / "memory.png")],
         capture_output=True,
@@ -49,10 +50,43 @@ def test_a_case_over_its_budget_is_an_error(
     }
     monkeypatch.setattr(script, "in_a_fresh_process", lambda *_: over)
     monkeypatch.setattr(
-        sys, "argv", ["x", "--sizes", "1MB", "--budgets", "16MB", "--codecs", "none", "--folder", str(tmp_path)]
+        sys,
+        "argv",
+        [
+            "x",
+            "--sizes",
+            "1MB",
+            "--budgets",
+            "16MB",
+            "--codecs",
+            "none",
+            "--row-bytes",
+            "64",
+            "--folder",
+            str(tmp_path),
+        ],
     )
     with pytest.raises(SystemExit) as ended:
         script.main()
     assert ended.value.code == 1
     assert "over the budget: " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_is_measured_by_each_rule_and_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    script = importlib.import_module("profile_memory")
+    monkeypatch.setattr(script, "in_a_fresh_process", lambda *_: {"ratio": None, "refused": "not this time"})
+    words = ["--sizes", "1MB", "--budgets", "32MB", "--codecs", "zstd", "--row-bytes", "784", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["x", *words, "--rules", "sample", "--model", "linear", "--max-steps", "20"])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    assert ended.value.code == 0
+    out, err = capsys.readouterr()
+    trained = json.loads(out.splitlines()[1])
+    assert (trained["bench"], trained["rule"], trained["model"]) == ("memory of train", "sample", "linear")
+    assert 0 < trained["measured_bytes"] <= trained["budget_bytes"] == 32_000_000
+    assert "linear by sample" in err
     assert not list(tmp_path.iterdir())

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def command(path: Path, as_json: bool) -> None:
     """Check this machine, and the disk of the folder PATH, within a few seconds.
 
-    The rates are limits measured just now: of reading one file in a row and of decoding made-up blocks. Nothing is left
-    on the disk.
+    PATH is where the data lies or will lie, by default the current folder; for a dataset it is the folder that holds
+    it. The rates are limits measured just now: of reading one file in a row and of decoding made-up blocks. Nothing is
+    left on the disk.
     """
     from streamtrain.doctor import check_up
 
@@ -65,11 +66,15 @@ def _result(found: Checkup) -> dict[str, Any]:
 
 def _text(found: Checkup) -> str:
     facts = [
-        ("system", f"{found.system}, {found.cores} cores"),
+        ("system", f"{found.system}, {found.cores} core{'s' * (found.cores != 1)}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in found.versions.items() if version)),
         ("absent", ", ".join(name for name, version in found.versions.items() if version is None)),
         ("memory", _memory(found)),
-        ("disk", f"{found.disk.folder}: {format_bytes(found.disk.free_bytes)} free"),
+        (
+            "disk",
+            f"{found.disk.folder}: {format_bytes(found.disk.free_bytes)} free of "
+            f"{format_bytes(found.disk.total_bytes)}",
+        ),
         ("", _disk_rates(found)),
         *_decoding(found),
         *_fast_path(found.fast_path, found.n_threads),
@@ -100,7 +105,7 @@ def _decoding(found: Checkup) -> list[tuple[str, str]]:
     """A line for each codec, the first with the heading."""
     lines = [
         f"{each.codec:<5} {_rate(each.one_thread):>10} with one thread, {_rate(each.all_threads):>10} "
-        f"with {found.n_threads}{', which is checking alone' if each.codec == 'none' else ''}"
+        f"with {_threads(found.n_threads)}{', which is checking alone' if each.codec == 'none' else ''}"
         for each in found.decoding
     ]
     return [("" if i else "decoding", line) for i, line in enumerate(lines)]
@@ -110,7 +115,7 @@ def _fast_path(path: FastPath, n_threads: int) -> list[tuple[str, str]]:
     return [
         (
             "reading",
-            f"straight from the shards' files (preadv), up to {n_threads} threads at a time"
+            f"straight from the shards' files (preadv), up to {_threads(n_threads)} at a time"
             if path.direct_reads
             else "through zarr: this system has no preadv, so it is slower",
         ),
@@ -129,6 +134,10 @@ def _devices(found: Checkup) -> str:
         return f"torch does not work: {found.devices_problem}"
     named = [f"cuda:{i} {each.name}, {format_bytes(each.total_bytes)}" for i, each in enumerate(found.devices)]
     return "; ".join(named) or "no CUDA device, training is on the CPU"
+
+
+def _threads(n_threads: int) -> str:
+    return f"{n_threads} thread{'s' * (n_threads != 1)}"
 
 
 def _rate(bytes_per_second: float) -> str:

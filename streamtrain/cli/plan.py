@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command("plan", context_settings={"show_default": True})
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--batch-size", type=int, default=256, help="Samples of a batch.")
-@click.option("--memory", default="512MB", help="Budget for all that the loader owns.")
+@click.option("--memory", default="512MB", help="Budget for all that the loader owns, with a unit.")
 @click.option("--lanes", type=int, help="Lanes of the shuffle; solved from --memory by default.")
 @click.option("--drop-last", is_flag=True, help="Leave out a short last batch.")
 @click.option("--seed", type=int, default=0, help="Of the order.")
@@ -30,7 +30,8 @@ def command(
     """Show what training on the dataset DEST will take and how well it will be shuffled.
 
     Memory term by term, lanes, reads and steps of an epoch, the shuffle's quality on the stored labels, and the memory
-    at which batches would vary no more than those of a full random reshuffle.
+    at which batches would vary no more than those of a full random reshuffle. Batch variance is how much the labels of
+    a batch vary from batch to batch, drift how far an epoch's beginning strays from the whole; less is better.
     """
     from streamtrain.planning import plan
     from streamtrain.store import open_dataset
@@ -101,13 +102,13 @@ def _text(dataset: Dataset, plan: Plan) -> str:
     layout, sizes = dataset.layout, plan.sizes
     steps = _steps(dataset, plan)
     facts = {
-        "dataset": f"{dataset.path}: {len(dataset):,} samples, {layout.n_blocks:,} blocks of {layout.block_rows:,}, "
+        "dataset": f"{dataset.path}: {len(dataset):,} samples in {_blocks(layout.n_blocks)} of {layout.block_rows:,}, "
         f"{format_bytes(dataset.nbytes)}, stored in {format_bytes(dataset.stored_bytes)} ({layout.codec})",
         "memory": str(plan.projection),
         "shuffle": f"{sizes.lanes:,} lanes in {sizes.groups} group{'s' * (sizes.groups > 1)}, "
-        f"{sizes.lanes / layout.n_blocks:.2%} of the blocks at a time; "
-        f"at most {plan.lead:,} needed ahead of time, {sizes.prefetch:,} read ahead",
-        "reads": f"{_reads_text(plan.first)} in the first epoch, about {_reads_text(plan.later)} in a later one",
+        f"{min(sizes.lanes / layout.n_blocks, 1):.2%} of the blocks at a time; "
+        f"at most {_blocks(plan.lead)} needed ahead of time, room for {sizes.prefetch:,}",
+        "reads": f"{_reads_text(plan.first)} in the first epoch, {_later_text(plan.later)} in a later one",
         "steps": f"{steps['batch']:,} in an epoch of batches of {sizes.batch_size:,}; "
         f"{steps['sample']:,} with --update sample, 1 with --update epoch",
         "labels": _labels_text(dataset, plan),
@@ -117,23 +118,35 @@ def _text(dataset: Dataset, plan: Plan) -> str:
     return "\n".join(f"{name:<8} {value}" for name, value in facts.items() if value)
 
 
+def _blocks(n_blocks: int) -> str:
+    return f"{n_blocks:,} block{'s' * (n_blocks != 1)}"
+
+
 def _reads_text(reads: Reads) -> str:
-    return f"{reads.n_blocks:,} blocks ({reads.ratio:.3f} of those stored, {format_bytes(reads.stored_bytes)})"
+    return f"{_blocks(reads.n_blocks)} ({reads.ratio:.3f} of those stored, {format_bytes(reads.stored_bytes)})"
+
+
+def _later_text(reads: Reads) -> str:
+    return f"about {_reads_text(reads)}" if reads.n_blocks else "none (all of it stays in memory)"
 
 
 def _labels_text(dataset: Dataset, plan: Plan) -> str:
     histogram = dataset.label_histogram
-    rho = "" if dataset.rho is None else f", correlation inside blocks {dataset.rho:.3f}"
+    rho = "" if dataset.rho is None else f", correlation inside blocks {round(dataset.rho, 3) + 0.0:.3f}"
     if plan.quality is None:
         return ""
     return (f"{len(histogram.values):,} classes" if histogram else "numbers") + rho
 
 
 def _quality_text(quality: Quality) -> str:
-    met = "" if quality.coincidence is None else f", same pairs of blocks meet {quality.coincidence:.3g} times as often"
+    met = (
+        ""
+        if quality.coincidence is None
+        else f", the same blocks meet in a batch {quality.coincidence:.3g} times as often"
+    )
     return (
-        f"batch variance {quality.variance:.3g}, drift {quality.drift:.3g}{met} "
-        f"(a full reshuffle is 1), over {quality.n_samples:,} samples of epoch 0"
+        f"batch variance {quality.variance:.3g} times a full reshuffle's, drift {quality.drift:.3g} times{met}; "
+        f"over {quality.n_samples:,} samples of epoch 0"
     )
 
 
@@ -146,5 +159,5 @@ def _random_text(plan: Plan) -> str:
         return f"no memory makes batches vary as little as a full reshuffle's: at best {plan.most.variance:.3g} times"
     return (
         f"from --memory {format_bytes(enough.memory_bytes).replace(' ', '')} on, with {enough.lanes:,} lanes, batches "
-        f"vary no more than a full reshuffle's; drift is {enough.quality.drift:.3g} then"
+        f"vary no more than a full reshuffle's; drift is {enough.quality.drift:.3g} times then"
     )

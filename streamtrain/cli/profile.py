@@ -20,15 +20,17 @@ PROFILES: Final = Path("profiles")
     type=click.Path(path_type=Path),
     help="The profile's folder; by default profiles/N, N the next free number.",
 )
-@click.option("--interval", type=float, default=0.05, metavar="SECONDS", help="Between two samples, at least.")
+@click.option("--interval", type=float, default=0.05, metavar="SECONDS", help="Between two readings, at least.")
 @click.option("--no-png", is_flag=True, help="Leave the PNG out, which needs matplotlib.")
 @click.argument("words", nargs=-1, required=True, metavar="-- COMMAND...", type=click.UNPROCESSED)
 @json_option
 def command(out: Path | None, interval: float, no_png: bool, words: tuple[str, ...], as_json: bool) -> None:
-    """Run COMMAND and watch its memory, and what its loaders tell.
+    """Run COMMAND, and draw its memory over time beside the budgets of its loaders.
 
-    The folder holds timeline.png, timeline.html and profile.json. The exit code is the command's own. With --json the
-    command's output goes to stderr, so that stdout has the one object.
+    All its processes are counted: what they hold for themselves (anonymous, shared, pinned and device memory), and
+    apart from that what is mapped from files. The folder holds timeline.png, timeline.html and profile.json (bytes and
+    seconds). The exit code is the command's own. With --json the command's output goes to stderr, so that stdout has
+    the one object.
     """
     from streamtrain.profile.command import watch
     from streamtrain.profile.picture import check_can_draw
@@ -36,7 +38,7 @@ def command(out: Path | None, interval: float, no_png: bool, words: tuple[str, .
     from streamtrain.profile.timeline import timeline
 
     if not interval > 0:
-        raise UsageError(f"interval is {interval}; it must be positive", fix="--interval 0.05")
+        raise UsageError(f"interval is {interval} s; it must be positive", fix="--interval 0.05")
     if not no_png:
         check_can_draw()
     folder = out or _next_folder()
@@ -55,4 +57,6 @@ def _next_folder() -> Path:
 
 def _check_free(folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError("the profile's folder is taken", where=str(folder), fix="another --out, or remove it")
+        raise UsageError(
+            "the profile's folder is taken", where=str(folder), fix="an --out that does not exist, or is empty"
+        )

@@ -36,6 +36,7 @@ _SHARE: Final = 0.1
 _SEARCH_SECONDS: Final = 0.2
 _SET_CHILD_SUBREAPER: Final = 36
 _NOT_FOUND: Final = "is it on the PATH, and spelled like that?"
+_NOT_A_PROGRAM: Final = "name a program first; for a script that may not be one: python SCRIPT"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,7 @@ def _start(command: Sequence[str], environment: dict[str, str], stdout: IO[str] 
     except FileNotFoundError:
         raise UsageError(f"there is no command {command[0]!r}", fix=_NOT_FOUND) from None
     except OSError as error:
-        raise UsageError(f"{command[0]!r} cannot be run: {error.strerror}", fix="a program or script") from error
+        raise UsageError(f"{command[0]!r} cannot be run: {error.strerror}", fix=_NOT_A_PROGRAM) from error
 
 
 def _sample_until_end(process: subprocess.Popen[bytes], orphans: _Orphans, interval_seconds: float) -> Samples:

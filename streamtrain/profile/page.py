@@ -26,7 +26,7 @@ from streamtrain.profile.timeline import Level
 
 _WIDTH: Final = 1100
 _LEFT: Final = 190
-_RIGHT: Final = 20
+_RIGHT: Final = 40
 _MEMORY_HEIGHT: Final = 380
 _ROW_HEIGHT: Final = 40
 _GAP: Final = 18
@@ -48,7 +48,7 @@ body {{ font: 14px/1.45 system-ui, sans-serif; color: #222; background: #fff; ma
 h1 {{ font-size: 17px; margin: 0 0 2px; overflow-wrap: anywhere; }}
 h2 {{ font-size: 15px; margin: 24px 0 6px; }}
 p {{ margin: 2px 0 10px; }}
-pre {{ font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; }}
+pre {{ font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }}
 svg {{ width: 100%; height: auto; }}
 svg text {{ font: 12px system-ui, sans-serif; fill: #333; }}
 table {{ border-collapse: collapse; }}
@@ -88,7 +88,8 @@ def _keys(scene: Scene) -> Iterator[str]:
     lines |= {name: (LEVEL_COLOURS[name], _STYLES[name]) for name, levels in scene.levels.items() if levels}
     for name, (colour, style) in lines.items():
         yield f'<span class="key"><i class="line" style="border-top:2px {style} {colour}"></i>{LABELS[name]}</span>'
-    yield f'<span class="key"><i style="background:{WAIT_COLOUR};height:4px"></i>{LABELS["wait"]}</span>'
+    if scene.rows:
+        yield f'<span class="key"><i style="background:{WAIT_COLOUR};height:4px"></i>{LABELS["wait"]}</span>'
 
 
 def _table(heading: str, rows: Sequence[Sequence[str]]) -> str:
@@ -107,7 +108,7 @@ class _Axes:
         self.scene = scene
         self.right = _WIDTH - _RIGHT
         self.bottom = _TOP + _MEMORY_HEIGHT
-        self.rows_bottom = self.bottom + _GAP + max(len(scene.rows), 1) * _ROW_HEIGHT
+        self.rows_bottom = self.bottom + (_GAP + len(scene.rows) * _ROW_HEIGHT if scene.rows else 0)
         self.height = self.rows_bottom + _BOTTOM
 
     def x(self, seconds: float) -> float:
@@ -146,10 +147,12 @@ def _frame(axes: _Axes) -> Iterator[str]:
     for y in (axes.bottom, axes.rows_bottom):
         yield f'<line x1="{_LEFT}" x2="{axes.right}" y1="{y}" y2="{y}" stroke="#888"/>'
     middle = (_LEFT + axes.right) / 2
-    words = "since the command began"
+    words = "time since the command began" + "; above, the epochs of its loaders by number, from 0" * bool(
+        axes.scene.rows
+    )
     yield f'<text x="{middle}" y="{axes.rows_bottom + 40}" text-anchor="middle">{words}</text>'
     y = _TOP + _MEMORY_HEIGHT / 2
-    yield f'<text transform="translate(20 {y}) rotate(-90)" text-anchor="middle">held by all processes</text>'
+    yield f'<text transform="translate({_LEFT - 80} {y}) rotate(-90)" text-anchor="middle">held by all processes</text>'
 
 
 def _areas(axes: _Axes) -> Iterator[str]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _INCHES: Final = (11.0, 5.2)
 _ROW_INCHES: Final = 0.45
+_TITLE_POINTS: Final = 11.0
+_DPI: Final = 120
+_ROWS_WORDS: Final = "; above, the epochs of its loaders by number, from 0"
 _LINES: Final = {"budget": "-", "projected": "--", "before": ":"}
 _LABELLED_SHARE: Final = 0.025
 """An epoch narrower than this share of the axis has no number on it."""
@@ -50,14 +53,23 @@ def write_png(scene: Scene, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    below = max(len(scene.rows), 1) * _ROW_INCHES + 0.2
-    figure = Figure(figsize=(_INCHES[0], _INCHES[1] + below), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    memory, loaders = figure.subplots(2, 1, sharex=True, height_ratios=[_INCHES[1], below])
-    figure.suptitle(_plain(scene.title), x=0.01, ha="left", fontsize=11, fontweight="bold")
-    _draw_memory(memory, scene)
-    _draw_rows(loaders, scene)
-    figure.savefig(path, dpi=120)
+    below = len(scene.rows) * _ROW_INCHES + 0.2
+    heights = [_INCHES[1], below] if scene.rows else [_INCHES[1]]
+    figure = Figure(figsize=(_INCHES[0], sum(heights)), dpi=_DPI, facecolor="white", layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    title = figure.suptitle(_plain(scene.title), x=0.01, ha="left", fontsize=_TITLE_POINTS, fontweight="bold")
+    # A command of wide letters would run out of the picture; hinting keeps its width from following the size exactly.
+    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
+    points = _TITLE_POINTS
+    while title.get_window_extent(renderer).x1 > figure.bbox.width and points > 1:
+        points -= 0.5
+        title.set_fontsize(points)
+    _draw_memory(panels[0], scene)
+    if scene.rows:
+        _draw_rows(panels[1], scene)
+    panels[-1].set_xlabel("seconds since the command began" + _ROWS_WORDS * bool(scene.rows))
+    figure.savefig(path)
 
 
 def _plain(text: str) -> str:
@@ -90,9 +102,10 @@ def _draw_memory(axes: Axes, scene: Scene) -> None:
                 label=label,
             )
             lines += drawn if i == 0 else []
+    waits = [Patch(color=WAIT_COLOUR, label=LABELS["wait"])] if scene.rows else []
     axes.set_title(_plain(scene.subtitle), loc="left", fontsize=10, color="#333333", pad=30)
     axes.legend(
-        handles=[*stacks, *lines, Patch(color=WAIT_COLOUR, label=LABELS["wait"])],
+        handles=[*stacks, *lines, *waits],
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
         ncols=8,
@@ -114,8 +127,7 @@ def _draw_rows(axes: Axes, scene: Scene) -> None:
     for i, row in enumerate(scene.rows):
         _draw_row(axes, scene, row, float(i))
     axes.set_yticks(range(len(scene.rows)), [_plain(row.label) for row in scene.rows])
-    axes.set_ylim(max(len(scene.rows), 1) - 0.5, -0.5)
-    axes.set_xlabel("seconds since the command began; above, the epochs of its loaders by number")
+    axes.set_ylim(len(scene.rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0, labelsize=8.5)
     axes.spines[["top", "right", "left"]].set_visible(False)
 

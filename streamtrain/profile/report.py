@@ -11,7 +11,7 @@ from typing import Any, Final
 from streamtrain.files import Files
 from streamtrain.profile.page import Table, page
 from streamtrain.profile.picture import write_png
-from streamtrain.profile.scene import kept_line, scene, short_command
+from streamtrain.profile.scene import NOT_SEEN, kept_line, scene, short_command
 from streamtrain.profile.timeline import Kept, Timeline
 from streamtrain.units import format_bytes, format_duration, format_rate
 
@@ -30,7 +30,7 @@ def figures(timeline: Timeline) -> dict[str, Any]:
         "command": list(watched.command),
         "exit_code": watched.exit_code,
         "seconds": timeline.seconds,
-        "samples": len(watched.samples),
+        "readings": len(watched.samples),
         "peak": {
             "held": timeline.peak_bytes,
             **held,
@@ -85,7 +85,7 @@ def lines(timeline: Timeline) -> list[str]:
     code = f"exit code {watched.exit_code}"
     found = [
         f"command {short_command(watched.command)}",
-        f"ended   {code} after {format_duration(timeline.seconds)}, {len(watched.samples):,} samples",
+        f"ended   {code} after {format_duration(timeline.seconds)}",
         f"peak    {_peak(timeline)}",
         *(f"memory  {kept_line(kept)}{_when(timeline, kept)}" for kept in timeline.kept),
         *_epochs(timeline),
@@ -97,11 +97,15 @@ def lines(timeline: Timeline) -> list[str]:
 
 
 def _peak(timeline: Timeline) -> str:
+    if not timeline.was_seen:
+        return f"unknown: {NOT_SEEN}"
     kinds = {kind: max(values, default=0) for kind, values in timeline.held.items()}
     parts = ", ".join(f"{kind} {format_bytes(n_bytes)}" for kind, n_bytes in kinds.items() if n_bytes)
-    text = f"{format_bytes(timeline.peak_bytes)} held ({parts}), {format_bytes(max(timeline.file, default=0))} of files"
+    files = f"{format_bytes(max(timeline.file, default=0))} mapped from files"
+    n_read = len(timeline.watched.samples)
+    text = f"{format_bytes(timeline.peak_bytes)} held ({parts}), {files}, read {n_read:,} time{'s' * (n_read != 1)}"
     group = timeline.watched.group_peak_bytes
-    return text if group is None else f"{text}; the cgroup {format_bytes(group)}, its page cache included"
+    return text if group is None else f"{text}; the whole cgroup {format_bytes(group)}, its page cache included"
 
 
 def _when(timeline: Timeline, kept: Kept) -> str:
@@ -166,18 +170,21 @@ def _tables(timeline: Timeline) -> Sequence[Table]:
         total = ["projected", *(format_bytes(loader.projected_bytes) for loader in loaders)]
         budget = ["budget", *(format_bytes(loader.opened.budget_bytes) for loader in loaders)]
         tables.append(("Projections of the loaders, in order of their opening", [head, *terms, total, budget]))
+    told = [(loader, span.ended) for loader in timeline.loaders for span in loader.epochs if span.ended]
     rows = [
         [
-            f"epoch {ended.epoch}",
+            PurePath(loader.opened.dataset).name,
+            f"{ended.epoch}",
             f"{ended.n_samples:,}",
             format_duration(ended.seconds),
             f"{ended.wait_seconds / ended.seconds:.1%}" if ended.seconds else "",
             *(f"{seconds:.2f}" for seconds in ended.work.named().values()),
         ]
-        for ended in timeline.ended_epochs()[:_MOST_ROWS]
+        for loader, ended in told[:_MOST_ROWS]
     ]
     if rows:
         kinds = list(timeline.work.named())
-        head = ["epoch", "samples", "wall time", "waiting", *(f"{kind} [thread s]" for kind in kinds)]
-        tables.append(("Epochs", [head, *rows]))
+        head = ["dataset", "epoch", "samples", "wall time", "waiting", *(f"{kind} [thread s]" for kind in kinds)]
+        heading = "Epochs" if len(told) <= _MOST_ROWS else f"Epochs: the first {_MOST_ROWS} of {len(told):,}"
+        tables.append((heading, [head, *rows]))
     return tables

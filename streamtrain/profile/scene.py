@@ -33,6 +33,7 @@ LABELS: Final = {
     "before": "held before the loader",
     "wait": "share of an epoch spent waiting",
 }
+NOT_SEEN: Final = "it ended before its memory could be read"
 _MOST_ROWS: Final = 6
 _MOST_WORDS: Final = 100
 _LEAST_SHOWN: Final = 0.002
@@ -112,7 +113,7 @@ def scene(timeline: Timeline) -> Scene:
     shown = [kind for kind in KINDS if kind == "anonymous" or peaks[kind] > _LEAST_SHOWN * highest]
     return Scene(
         title=short_command(timeline.watched.command),
-        subtitle=_subtitle(timeline.kept),
+        subtitle=_subtitle(timeline),
         unit=unit,
         unit_bytes=unit_bytes,
         top=1.08 * highest / unit_bytes or 1.0,
@@ -125,9 +126,12 @@ def scene(timeline: Timeline) -> Scene:
     )
 
 
-def _subtitle(kept: list[Kept]) -> str:
+def _subtitle(timeline: Timeline) -> str:
+    kept = timeline.kept
+    if not timeline.was_seen:
+        return NOT_SEEN
     if not kept:
-        return "no loader of streamtrain told of itself"
+        return f"peak {format_bytes(timeline.peak_bytes)}; no loader of streamtrain told of itself"
     worst = kept_line(max(kept, key=lambda one: one.ratio))
     return worst if len(kept) == 1 else f"{worst}, the most of {len(kept)} times"
 
@@ -148,14 +152,14 @@ def kept_line(kept: Kept) -> str:
 
 
 def short_command(words: Iterable[str], most: int = _MOST_WORDS) -> str:
-    """A command as it is typed, its middle left out where it is long.
+    """A command as it is typed, in one line, its middle left out where it is long.
 
     Examples
     --------
     >>> short_command(["python", "-c", "import time; time.sleep(3)"], most=24)
     "python -c '…ime.sleep(3)'"
     """
-    text = shlex.join(words)
+    text = " ".join(shlex.join(words).split())
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2 + 1) :]}"
 
 

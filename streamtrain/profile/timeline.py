@@ -140,6 +140,11 @@ class Timeline:
         return max(self.totals, default=0)
 
     @property
+    def was_seen(self) -> bool:
+        """Whether there was a process whose memory could be read, at any time."""
+        return any(sample.held for sample in self.watched.samples)
+
+    @property
     def work(self) -> Work:
         """What the loaders' threads did in all epochs."""
         return sum((ended.work for ended in self.ended_epochs()), Work())

@@ -98,3 +98,12 @@ def test_torch_stays_out(sorted_data: Path) -> None:
         f"assert main(['plan', {str(sorted_data)!r}, '--memory', '8MB']) == 0; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_what_fits_in_memory_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    st.ingest({"x": np.zeros((5, 3), np.float32), "y": np.arange(5)}, tmp_path / "d.zarr")
+    assert main(["plan", str(tmp_path / "d.zarr")]) == 0
+    out = capsys.readouterr().out
+    assert "5 samples in 1 block of 5" in out
+    assert "100.00% of the blocks at a time" in out
+    assert "none (all of it stays in memory) in a later one" in out

@@ -67,7 +67,7 @@ def test_the_exit_code_is_the_commands(capfd: pytest.CaptureFixture[str]) -> Non
     ("args", "message"),
     [
         (["--", "no-such-command"], "there is no command 'no-such-command'"),
-        (["--interval", "0", "--", "true"], "interval is 0.0; it must be positive"),
+        (["--interval", "0", "--", "true"], "interval is 0.0 s; it must be positive"),
         (["--out", "taken", "--", "true"], "the profile's folder is taken"),
         ([], "Missing argument"),
     ],
