@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -19,6 +20,8 @@ from types import FrameType
 from typing import Any, Final
 
 import psutil
+
+from streamtrain.errors import StreamtrainError
 
 SPARE_BYTES: Final = 10**9
 """What a benchmark leaves free on the disk."""
@@ -48,6 +51,21 @@ def working_folder(parent: str | os.PathLike[str] | None) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder)
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End with a message and its exit code, not with a traceback, where a disk fills up or an argument is wrong."""
+    try:
+        yield
+    except StreamtrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}\nFix: a smaller --size, or another --folder", file=sys.stderr)
+        raise SystemExit(5) from None
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

@@ -2,9 +2,9 @@
 """Make a dataset of any size: rows of bytes with labels, of a stated compressibility, class-sorted or shuffled.
 
 A row is the pattern of its class with noise over its first bytes: a stated number of bits are random, the others
-compress to almost nothing. So no two rows are alike, and the class can be learned from the bits that noise leaves. A
-row follows from the seed and its number alone: any range is made when it is asked for, by any thread, and nothing is
-held.
+compress to almost nothing. So rows differ, and the class can be learned from the highest bits, which noise leaves alone
+unless rows are to be random bytes. A row follows from the seed and its number alone: any range is made when it is
+asked for, by any thread, and nothing is held.
 
 Prints what was made as one JSON line on stdout, and for people on stderr.
 """
@@ -31,6 +31,7 @@ LABEL_BYTES: Final = 8
 Order = Literal["sorted", "shuffled"]
 
 _CHUNK_BYTES: Final = 8_000_000
+_CLASS_BITS: Final = 16
 _NOISE, _CLASS = range(2)
 
 
@@ -56,7 +57,7 @@ class Recipe:
 
     n_samples: int
     shape: tuple[int, ...] = (3072,)
-    compressibility: float = 1.33
+    compressibility: float = 4 / 3
     n_classes: int = 10
     order: Order = "sorted"
     seed: int = 0
@@ -91,17 +92,17 @@ class Recipe:
         return (self.words(_CLASS, start, stop) % np.uint64(self.n_classes)).astype(np.int64)
 
     def patterns(self) -> npt.NDArray[np.uint8]:
-        """The pattern of each class: its number in hexadecimal, a quarter row for each digit, in the high bits."""
+        """The pattern of each class: the binary digits of its number, again and again, as the highest bits of bytes."""
         classes = np.arange(self.n_classes)[:, None]
-        digits = classes >> 4 * (np.arange(self.row_bytes) * 4 // self.row_bytes) & 15
-        return (digits * 16).astype(np.uint8)
+        digits = classes >> np.arange(self.row_bytes) % _CLASS_BITS & 1
+        return (digits * 128).astype(np.uint8)
 
     def rows(self, start: int, stop: int, patterns: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Rows [start, stop), shape (stop - start, *shape)."""
         n_noisy, depth = self.noise
         n_words = -(-n_noisy // 8)
         rows = np.take(patterns, self.labels(start, stop), axis=0)
-        noise = self.words(_NOISE, start * n_words, stop * n_words).view(np.uint8).reshape(stop - start, -1)
+        noise = self.words(_NOISE, start * n_words, stop * n_words).view(np.uint8).reshape(stop - start, 8 * n_words)
         rows[:, :n_noisy] ^= noise[:, :n_noisy] & np.uint8(2**depth - 1)
         return rows.reshape(stop - start, *self.shape)
 
@@ -250,7 +251,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", default="1GB", help="decoded bytes, labels included (default 1GB)")
     parser.add_argument("--row-bytes", type=positive, default=3072, help="bytes of a row (default 3072)")
     parser.add_argument(
-        "--compressibility", type=ratio, default=1.33, metavar="RATIO", help="decoded ÷ encoded bytes to aim at (1.33)"
+        "--compressibility", type=ratio, default=4 / 3, metavar="RATIO", help="decoded ÷ encoded bytes to aim at (4/3)"
     )
     parser.add_argument("--classes", type=positive, default=10, help="number of classes (default 10)")
     orders = parser.add_mutually_exclusive_group()
