@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from streamtrain.ingest import ingest
     from streamtrain.layout import Field, Layout
     from streamtrain.loader import StreamLoader
+    from streamtrain.sample_random import normal, uniform
     from streamtrain.store import Dataset
     from streamtrain.store import open_dataset as open
     from streamtrain.trainer import Trainer
@@ -67,7 +68,9 @@ __all__ = [
     "UsageError",
     "__version__",
     "ingest",
+    "normal",
     "open",
+    "uniform",
 ]
 
 # Where a name lives; the errors, which are most of them, need no line each.
@@ -78,7 +81,9 @@ _HOMES = {
     "StreamLoader": "loader",
     "Trainer": "trainer",
     "ingest": "ingest",
+    "normal": "sample_random",
     "open": "store",
+    "uniform": "sample_random",
 }
 _NAMES_AT_HOME = {"open": "open_dataset"}
 

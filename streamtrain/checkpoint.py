@@ -1,24 +1,26 @@
-"""The folder of a run: what it was (``config.json``), how it went (``metrics.jsonl``), and its weights.
+"""Checkpoints: the whole state of a run at a batch, durable and checked, and never executed.
 
 ::
 
-    runs/1/
-        config.json
-        metrics.jsonl                          a line every few batches, and one every epoch
-        checkpoints/00001175/                  named by the batches taken in
-            model.safetensors                  the model's own state_dict
-            normalize.safetensors              what stands before it, if anything does
+    runs/1/checkpoints/00001175/       named by the batches taken in
+        model.safetensors              the model's own state_dict
+        normalize.safetensors          what stands before it, if anything does
+        optimizer.safetensors          and more tensors: random states, sums of gradients
+        state.json                     counts, the loader's place, what is no tensor
+        manifest.json                  bytes and SHA-256 of each of these; written last
 
-Nothing in it is ever executed: weights are safetensors, the rest is JSON.
+A folder without its manifest is none. When a new one is durable, the one before it is kept, and older ones go.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self, TextIO
+from typing import Any, Final
 
 import safetensors
 import safetensors.torch
@@ -27,202 +29,200 @@ from torch import Tensor, nn
 from streamtrain.errors import CheckpointError, UsageError
 from streamtrain.files import Files
 
-CONFIG: Final = "config.json"
-METRICS: Final = "metrics.jsonl"
 CHECKPOINTS: Final = "checkpoints"
-MODEL: Final = "model.safetensors"
-NORMALIZE: Final = "normalize.safetensors"
+MODEL: Final = "model"
+NORMALIZE: Final = "normalize"
+VERSION: Final = 1
 
+_STATE: Final = "state.json"
+_MANIFEST: Final = "manifest.json"
+_SUFFIX: Final = ".safetensors"
+_KEPT: Final = 2
 _BATCH_DIGITS: Final = 8
+_MANIFEST_BYTES: Final = 1 << 20
 
 
-class RunFolder:
-    """A run being written. The folder appears with the first thing put in it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that was found whole.
 
     Parameters
     ----------
     path : pathlib.Path
-        Where; nothing may be there yet, or an empty folder.
-    config : mapping
-        What ``config.json`` is to hold.
+        Its folder.
+    state : dict
+        What is no tensor.
+    """
+
+    path: Path
+    state: dict[str, Any]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Read the tensors saved under a name; none where there were none."""
+        file = self.path / f"{name}{_SUFFIX}"
+        return read_tensors(file) if file.exists() else {}
+
+
+def write_checkpoint(
+    files: Files,
+    run: Path,
+    n_batches: int,
+    state: Mapping[str, object],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+) -> Path:
+    """Write a checkpoint of a run, and remove those that are older than the one before it.
 
     Raises
     ------
+    ResourceError
+        The disk is full or cannot be written; then the earlier checkpoints are as they were.
     UsageError
-        Something is there already.
+        Something under ``tensors`` is no tensor.
     """
-
-    def __init__(self, path: Path, config: Mapping[str, object]) -> None:
-        check_free(path)
-        self.path = path
-        self._config = config
-        self._files = Files()
-        self._metrics: TextIO | None = None
-
-    def log(self, **values: float | str) -> None:
-        """Append a line to ``metrics.jsonl``; what is not finite becomes null."""
-        self._opened().write(json.dumps({name: _finite(value) for name, value in values.items()}) + "\n")
-
-    def save(self, n_batches: int, model: nn.Module, normalize: Mapping[str, nn.Module]) -> None:
-        """Save the weights as they are after some number of batches.
-
-        Raises
-        ------
-        ResourceError
-            The disk is full or cannot be written.
-        UsageError
-            The model's state holds something that is no tensor.
-        """
-        self._opened()
-        folder = self.path / CHECKPOINTS / f"{n_batches:0{_BATCH_DIGITS}d}"
-        self._files.ensure_dir(folder)
-        if normalize:
-            self._files.write_bytes(folder / NORMALIZE, tensor_bytes(_normalize_state(normalize)))
-        # The model last: who finds it finds what it needs.
-        self._files.write_bytes(folder / MODEL, tensor_bytes(model.state_dict()))
-
-    def _opened(self) -> TextIO:
-        if self._metrics is None:
-            self._files.ensure_dir(self.path)
-            self._files.write_bytes(self.path / CONFIG, (json.dumps(self._config, indent=2) + "\n").encode())
-            # Line buffered: whoever watches the file sees whole lines, as they come.
-            self._metrics = (self.path / METRICS).open("a", buffering=1, encoding="utf-8")
-        return self._metrics
-
-    def close(self) -> None:
-        """Close ``metrics.jsonl``."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    contents = {f"{name}{_SUFFIX}": tensor_bytes(some) for name, some in tensors.items() if some}
+    contents[_STATE] = json.dumps({"version": VERSION, **state}).encode()
+    folder = run / CHECKPOINTS / f"{n_batches:0{_BATCH_DIGITS}d}"
+    if folder.exists():
+        _remove(files, folder)
+    files.ensure_dir(folder)
+    for name, content in contents.items():
+        files.write_bytes(folder / name, content)
+    listed = {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in contents.items()}
+    files.write_bytes(folder / _MANIFEST, json.dumps({"version": VERSION, "files": listed}).encode())
+    for old in _folders(run)[_KEPT:]:
+        # One that cannot be removed takes some space, and harms nothing.
+        with suppress(OSError):
+            _remove(files, old)
+    return folder
 
 
-class NoRun:
-    """A run that leaves nothing behind, in place of a `RunFolder`."""
-
-    def log(self, **values: float | str) -> None:
-        """Do nothing."""
-
-    def save(self, n_batches: int, model: nn.Module, normalize: Mapping[str, nn.Module]) -> None:
-        """Do nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
+def _remove(files: Files, folder: Path) -> None:
+    # The manifest first: what is left of a folder, should the rest not go, is no checkpoint.
+    if (folder / _MANIFEST).exists():
+        files.system.unlink(folder / _MANIFEST)
+    files.remove_tree(folder)
 
 
-Run = RunFolder | NoRun
-"""Where a trainer puts what is to be kept."""
-
-
-def check_free(path: Path) -> None:
-    """Refuse a place for a run where something is already.
-
-    Raises
-    ------
-    UsageError
-        It is a file, or a folder with something in it.
-    """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UsageError("the run folder is taken", where=str(path), fix="another --out, or remove it")
-
-
-def next_run(parent: Path) -> Path:
-    """The folder of the next run: one more than the highest number in use.
+def find_checkpoint(run: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """Find the newest whole checkpoint of a run, and say what is wrong with each newer one.
 
     Examples
     --------
-    >>> import tempfile
-    >>> parent = Path(tempfile.mkdtemp())
-    >>> (parent / "7").mkdir()
-    >>> next_run(parent).name, next_run(parent / "none").name
-    ('8', '1')
+    >>> find_checkpoint(Path("no/such/run"))
+    (None, ())
     """
-    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    return parent / str(1 + max((int(name) for name in names if name.isdecimal()), default=0))
+    skipped: list[str] = []
+    for folder in _folders(run):
+        try:
+            return read_checkpoint(folder), tuple(skipped)
+        except CheckpointError as error:
+            skipped.append(f"{error.where}: {error.what}")
+    return None, tuple(skipped)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a run's ``config.json``.
+def newest_checkpoint(run: Path) -> Checkpoint:
+    """The newest whole checkpoint of a run.
 
     Raises
     ------
     CheckpointError
-        There is no such run, or its configuration is damaged.
+        The run has none; what is wrong with those it has is in the message.
     """
-    file = path / CONFIG
-    try:
-        config = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"no run: {CONFIG} is missing", where=str(path), fix=_nearby_runs(path)) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError("is no JSON object", where=str(file), fix="train again")
-    return config
+    found, skipped = find_checkpoint(run)
+    if found is None:
+        why = "; ".join(skipped) or "It was stopped before its first"
+        raise CheckpointError("the run has no whole checkpoint", where=str(run), why=why, fix="train again")
+    return found
 
 
-def _nearby_runs(path: Path) -> str:
-    parent = path.parent
-    runs = sorted(str(config.parent) for config in parent.glob(f"*/{CONFIG}")) if parent.is_dir() else []
-    return f"one of {', '.join(runs[:8])}" if runs else "name the folder that train --out wrote"
-
-
-def newest_checkpoint(path: Path) -> Path:
-    """The folder of a run's newest complete checkpoint.
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Check every byte of a checkpoint against its manifest, and read its state.
 
     Raises
     ------
     CheckpointError
-        The run has none.
+        A file is missing, or not as it was written.
     """
-    saved = sorted(file.parent for file in (path / CHECKPOINTS).glob(f"*/{MODEL}") if file.parent.name.isdecimal())
-    if not saved:
+    listed = _read_manifest(folder)
+    for name, entry in listed.items():
+        file = folder / name
+        if file.is_symlink() or not file.is_file():
+            raise CheckpointError("is missing", where=str(file), fix="train again")
+        have = file.stat().st_size
+        if have != entry["bytes"]:
+            raise CheckpointError(f"has {have} of {entry['bytes']} bytes", where=str(file), fix="train again")
+        with file.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
+                raise CheckpointError("is not as it was written (SHA-256)", where=str(file), fix="train again")
+    state = json.loads((folder / _STATE).read_bytes())
+    if state.get("version") != VERSION:
         raise CheckpointError(
-            f"the run has no {CHECKPOINTS}/*/{MODEL}", where=str(path), why="It did not end", fix="train again"
+            f"is of version {state.get('version')}, this is {VERSION}", where=str(folder), fix="the matching release"
         )
-    return saved[-1]
+    return Checkpoint(path=folder, state=state)
 
 
-def load_weights(model: nn.Module, file: Path) -> None:
-    """Load a model's weights from a file.
+def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    file = folder / _MANIFEST
+    try:
+        if file.stat().st_size > _MANIFEST_BYTES:
+            raise ValueError("it is too long")
+        listed = json.loads(file.read_bytes())["files"]
+        if _STATE not in listed or not all(_is_entry(name, entry) for name, entry in listed.items()):
+            raise ValueError("it does not list the files")
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"is not complete: {_MANIFEST} is missing", where=str(folder), fix="train again"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"is damaged: {error}", where=str(file), fix="train again") from error
+    return dict(listed)
+
+
+def _is_entry(name: str, entry: object) -> bool:
+    match entry:
+        case {"bytes": int(), "sha256": str()}:
+            return name == _STATE or (name.endswith(_SUFFIX) and Path(name).name == name)
+    return False
+
+
+def _folders(run: Path) -> list[Path]:
+    """The folders of checkpoints, whole or not, the newest first."""
+    parent = run / CHECKPOINTS
+    found = [path for path in parent.iterdir() if path.name.isdecimal()] if parent.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Load a model's weights.
 
     Raises
     ------
     CheckpointError
-        The file is missing, damaged, or of another model.
+        They are those of another model.
     """
     try:
-        model.load_state_dict(read_tensors(file))
+        model.load_state_dict(checkpoint.tensors(MODEL))
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise CheckpointError(
             f"the weights are of another model: {' '.join(lines[1:4] or lines)}",
-            where=str(file),
+            where=str(checkpoint.path / f"{MODEL}{_SUFFIX}"),
             fix="the model that the run was trained with",
         ) from error
 
 
-def load_normalize_state(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Read what a checkpoint holds of the modules before the model: input name -> their state.
+def normalize_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """The state of the modules before the model, by input, as a checkpoint holds it."""
+    return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
 
-    Raises
-    ------
-    CheckpointError
-        The file is damaged.
-    """
+
+def normalize_states(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint holds of the modules before the model: input name -> their state."""
     states: dict[str, dict[str, Tensor]] = {}
-    if (folder / NORMALIZE).exists():
-        for name, tensor in read_tensors(folder / NORMALIZE).items():
-            field, _, key = name.partition(".")
-            states.setdefault(field, {})[key] = tensor
+    for name, tensor in checkpoint.tensors(NORMALIZE).items():
+        field, _, key = name.partition(".")
+        states.setdefault(field, {})[key] = tensor
     return states
 
 
@@ -277,9 +277,5 @@ def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return alone
 
 
-def _normalize_state(normalize: Mapping[str, nn.Module]) -> dict[str, Any]:
-    return {f"{name}.{key}": value for name, module in normalize.items() for key, value in module.state_dict().items()}
-
-
-def _finite(value: float | str) -> float | str | None:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -24,7 +24,7 @@ Each class is the library's and the fitting builtin's at once, so ``except Value
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 
@@ -137,6 +137,19 @@ class LockedError(StreamtrainError, OSError):
     """Another process is writing the dataset."""
 
     exit_code = 9
+
+
+def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
+    """Name what two descriptions of the same names differ in, in words for an error.
+
+    Examples
+    --------
+    >>> differences({"seed": 0, "batch_size": 128}, {"seed": 0, "batch_size": 256})
+    ['batch_size: 128 there, 256 here']
+    """
+    return [
+        f"{name}: {there.get(name)!r} there, {value!r} here" for name, value in here.items() if there.get(name) != value
+    ]
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:

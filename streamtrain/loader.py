@@ -6,7 +6,6 @@ import time
 import weakref
 from collections import namedtuple
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, Final, Self
 
 import torch
@@ -14,14 +13,14 @@ import torch
 from streamtrain.blocks import BlockReader
 from streamtrain.budget import Projection, Sizes, check_batch_size, solve
 from streamtrain.device import Placement, carrier_to
-from streamtrain.errors import UsageError
+from streamtrain.errors import UsageError, differences
 from streamtrain.events import Work
-from streamtrain.layout import Layout
 from streamtrain.limits import memory_limit, n_cores, require_memory
 from streamtrain.narrator import Narrator
 from streamtrain.order import EpochOrder, Shuffle, sequential_order, shuffled_order
 from streamtrain.pool import Pool
 from streamtrain.store import Dataset
+from streamtrain.transforms import Transform, takes_keys, with_keys
 from streamtrain.units import parse_bytes
 
 Batch = tuple[torch.Tensor, ...]
@@ -55,7 +54,8 @@ class StreamLoader:
     lanes : int, optional
         How many lanes the shuffle has, even; solved from ``memory`` by default. More lanes mix better.
     transform : callable, optional
-        Called with each batch (the named tuple) on the loader's device, returns what is yielded instead.
+        Called with each batch (the named tuple) on the loader's device, returns what is yielded instead. One that
+        takes two arguments is given a key for each sample too, for `streamtrain.uniform` and `streamtrain.normal`.
     device : str, torch.device or Placement, optional
         Where batches end; ``"auto"`` is CUDA where there is any. By default they stay on the CPU.
 
@@ -88,7 +88,7 @@ class StreamLoader:
         shuffle: bool = True,
         drop_last: bool = False,
         lanes: int | None = None,
-        transform: Callable[[Any], Any] | None = None,
+        transform: Transform | None = None,
         device: str | torch.device | Placement | None = None,
     ) -> None:
         check_batch_size(batch_size, len(dataset), drop_last=drop_last)
@@ -163,7 +163,11 @@ class StreamLoader:
             "seed": self.seed,
             "epoch": self._epoch,
             "batch": -(-self._position // self.batch_size),
-            **self._parameters(),
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+            "lanes": self._sizes.lanes,
+            "groups": self._sizes.groups,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -194,22 +198,10 @@ class StreamLoader:
         )
         return self._carrier.fit(layout, sizes, budget_bytes=memory) if self._carrier else (sizes, projection)
 
-    def _parameters(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "shuffle": self.shuffle,
-            "drop_last": self.drop_last,
-            "lanes": self._sizes.lanes,
-            "groups": self._sizes.groups,
-        }
-
     def _check_state(self, state: dict[str, Any]) -> None:
-        mine = {"version": _STATE_VERSION, "dataset": self.dataset.id, **self._parameters()}
-        fixed = [name for name in mine if name not in ("lanes", "groups")]
-        wrong = [
-            f"{name}: {state.get(name)!r} there, {mine[name]!r} here" for name in fixed if state.get(name) != mine[name]
-        ]
-        if wrong:
+        free = ("seed", "epoch", "batch", "lanes", "groups")
+        mine = {name: value for name, value in self.state_dict().items() if name not in free}
+        if wrong := differences(state, mine):
             raise UsageError("the state is of another loader", why="; ".join(wrong), fix="make the loader as it was")
 
     def sequential(self) -> StreamLoader:
@@ -237,7 +229,7 @@ class StreamLoader:
         n_positions, first = self._n_positions(), self._position
         with self._narrator.epoch(self, self._epoch, lambda: self._position - first if self._turn == turn else 0):
             pool = self._running_pool()
-            finish = self._carrier.finish(self.transform) if self._carrier else self.transform
+            finish = self._carrier.finish(self._transform()) if self._carrier else self._transform()
             while self._position < n_positions:
                 batches = self._next_batches(pool)
                 while batches:
@@ -262,6 +254,24 @@ class StreamLoader:
         self._narrator.look()
         return batches
 
+    def _transform(self) -> Callable[[Any], Any] | None:
+        """What is called with each batch from here on, the keys of its samples with it where it takes them."""
+        if self.transform is None or not takes_keys(self.transform):
+            return self.transform
+        epoch, start, stop = self._epoch, self._position, self._n_positions()
+        place = {"seed": self.seed, "epoch": epoch, "start": start, "stop": stop, "batch_size": self.batch_size}
+        return with_keys(self.transform, self._orders()(epoch), **place)
+
+    def _orders(self) -> Callable[[int], EpochOrder]:
+        """The order of any epoch; the pool that asks for it must not hold the loader, which would never be collected."""
+        layout, sizes, seed = self.dataset.layout, self._sizes, self.seed
+        if not self.shuffle:
+            return lambda epoch: sequential_order(layout.n_samples, layout.block_rows)
+        shuffle = Shuffle(
+            n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=sizes.lanes, groups=sizes.groups
+        )
+        return lambda epoch: shuffled_order(shuffle, seed=seed, epoch=epoch)
+
     def _n_positions(self) -> int:
         return len(self) * self.batch_size if self.drop_last else len(self.dataset)
 
@@ -276,7 +286,7 @@ class StreamLoader:
                 BlockReader(self.dataset, keep_cached=self.dataset.stored_bytes <= free_bytes),
                 self.dataset.layout,
                 self._sizes,
-                partial(_order, self.dataset.layout, self._sizes, self.seed, self.shuffle),
+                self._orders(),
                 n_positions=self._n_positions(),
                 threads=min(self._sizes.threads, n_cores()),
                 memory=self._carrier.memory(self.dataset.layout, self._sizes) if self._carrier else None,
@@ -308,12 +318,3 @@ class StreamLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _order(layout: Layout, sizes: Sizes, seed: int, shuffle: bool, epoch: int) -> EpochOrder:
-    if not shuffle:
-        return sequential_order(layout.n_samples, layout.block_rows)
-    parameters = Shuffle(
-        n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=sizes.lanes, groups=sizes.groups
-    )
-    return shuffled_order(parameters, seed=seed, epoch=epoch)

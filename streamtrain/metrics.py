@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from streamtrain.losses import Loss, align
 
 _SCORES: Final = {"classes": "accuracy", "logits": "accuracy"}
 _SCORES_OF_VALUES: Final = {"mse": "rmse", "l1": "mae"}
+METRIC_NAMES: Final = ("loss", *dict.fromkeys((*_SCORES.values(), *_SCORES_OF_VALUES.values())))
+"""What a line of metrics may name."""
 
 
 def score_name(loss: Loss) -> str | None:
@@ -118,6 +120,22 @@ class RunningMetrics:
                 return math.sqrt(loss)
             case _:
                 return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums, as numbers; reading them waits for the device."""
+        return {
+            "loss_sum": self._loss_sum,
+            "n_samples": self._n_samples,
+            "hits": int(self._hits),
+            "n_targets": self._n_targets,
+            "marked": list(self._marked),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from sums that ``state_dict`` gave."""
+        self._loss_sum, self._n_samples = state["loss_sum"], state["n_samples"]
+        self._hits, self._n_targets = state["hits"], state["n_targets"]
+        self._marked = (state["marked"][0], state["marked"][1])
 
     def loss_since_last(self) -> float:
         """The mean loss over the samples added since this was last asked."""
@@ -283,11 +301,14 @@ class History:
     epochs : tuple of EpochSummary
         Those of this call.
     counts : Counts
-        How far the run has come since the trainer was made.
+        How far the run has come since the trainer was made, or since it first began.
+    resumed_from_batch : int
+        Batches that a run that went on had taken in before; else 0.
     """
 
     epochs: tuple[EpochSummary, ...]
     counts: Counts
+    resumed_from_batch: int = 0
 
     def __iter__(self) -> Iterator[EpochSummary]:
         return iter(self.epochs)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 
-_MIX: Final = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+MIX: Final = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _WORD: Final = 1 << 64
 _CONVERGENTS: Final = 100
 """Terms of a continued fraction that fix its first 64 bits, whatever the terms."""
@@ -48,9 +48,9 @@ def words(key: int, counters: npt.NDArray[np.integer[Any]]) -> U64:
     z = counters.astype(np.uint64)
     z += np.uint64(key)
     z ^= z >> np.uint64(30)
-    z *= np.uint64(_MIX[0])
+    z *= np.uint64(MIX[0])
     z ^= z >> np.uint64(27)
-    z *= np.uint64(_MIX[1])
+    z *= np.uint64(MIX[1])
     z ^= z >> np.uint64(31)
     return z
 

@@ -7,19 +7,19 @@ from typing import Final, Self
 
 from tqdm import tqdm
 
-from streamtrain.checkpoint import Run
 from streamtrain.counts import Counts
 from streamtrain.errors import UsageError
 from streamtrain.losses import Loss
 from streamtrain.metrics import EpochSummary, RunningMetrics, Stopwatch
 from streamtrain.rules import Learned
+from streamtrain.runs import Run
 from streamtrain.stream import Stream, samples_per_epoch
 
 _REFRESH_SECONDS: Final = 0.2
 
 
 class EpochRecorder:
-    """Record one epoch; the ``with`` block is the epoch.
+    """Record one epoch; the ``with`` block is the epoch, or what is left of it for a run that goes on inside one.
 
     Parameters
     ----------
@@ -36,6 +36,11 @@ class EpochRecorder:
     progress : bool, optional
         Whether to show the bar; by default where stderr is a terminal.
 
+    Attributes
+    ----------
+    running : RunningMetrics
+        Over the epoch so far.
+
     Raises
     ------
     UsageError
@@ -47,7 +52,8 @@ class EpochRecorder:
     ) -> None:
         if log_every < 1:
             raise UsageError(f"log_every is {log_every!r}; it must be at least 1")
-        self._running = RunningMetrics(loss)
+        self.running = RunningMetrics(loss)
+        self._n_timed = 0
         self._watch = Stopwatch(stream)
         self._run = run
         self._log_every = log_every
@@ -75,7 +81,8 @@ class EpochRecorder:
 
     def add(self, learned: Learned, counts: Counts) -> None:
         """Record a batch, and how far the run has come with it."""
-        self._running.add(learned.loss, learned.output, learned.target)
+        self.running.add(learned.loss, learned.output, learned.target)
+        self._n_timed += learned.n_samples
         # True when the bar has just been drawn: the means are worked out no more often than they are seen.
         if self._bar.update(learned.n_samples):
             self._show()
@@ -83,8 +90,8 @@ class EpochRecorder:
             self._log(counts)
 
     def _show(self) -> None:
-        train = self._running.mean()
-        stall = self._watch.speed(train.n_samples).stall_fraction
+        train = self.running.mean()
+        stall = self._watch.speed(self._n_timed).stall_fraction
         self._bar.set_postfix_str(f"loss {train.loss:.4f}, stall {stall:.1%}", refresh=False)
 
     def _log(self, counts: Counts) -> None:
@@ -94,10 +101,10 @@ class EpochRecorder:
             batches=counts.n_batches,
             steps=counts.n_steps,
             samples=counts.n_samples,
-            loss=self._running.loss_since_last(),
+            loss=self.running.loss_since_last(),
         )
 
     def summary(self, counts: Counts) -> EpochSummary:
         """The epoch as it stands."""
-        train = self._running.mean()
-        return EpochSummary(counts=counts, train=train, val=None, speed=self._watch.speed(train.n_samples))
+        train = self.running.mean()
+        return EpochSummary(counts=counts, train=train, val=None, speed=self._watch.speed(self._n_timed))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,14 @@ class Rule(ABC):
         """Learn that the pass is complete; only a rule that waits for it has anything to do."""
         return
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the rule has to remember from one batch to the next: numbers and tensors."""
+        return {"name": self.name, "n_steps": self.n_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self.n_steps = state["n_steps"]
+
     def _step(self) -> None:
         self.learner.optimizer.step()
         self.n_steps += 1
@@ -153,6 +161,13 @@ class EpochRule(Rule):
         super().__init__(learner)
         parameters = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
         self._sum = GradientSum(parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"sum": self._sum.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._sum.load_state_dict(state["sum"])
 
     def learn(self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None) -> Learned:
         loss, output = gradient(self.learner, inputs, target)
@@ -203,6 +218,15 @@ class GradientSum:
             if i not in self._sums:
                 self._sums[i] = torch.zeros_like(parameter, dtype=torch.float64, requires_grad=False)
             self._sums[i].add_(parameter.grad, alpha=weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, by the parameter's number, and their weight."""
+        return {"weight": self._weight, "sums": dict(self._sums)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from sums that ``state_dict`` gave, each on its parameter's device."""
+        self._weight = state["weight"]
+        self._sums = {i: total.to(self._parameters[i].device) for i, total in state["sums"].items()}
 
     def put_mean(self) -> None:
         """Put the weighted mean in place of each parameter's gradient, and begin anew."""

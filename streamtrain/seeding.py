@@ -6,12 +6,13 @@ a state that depends on the seed and on what it is drawn for, and nobody outside
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 _CPU: Final = torch.device("cpu")
 
@@ -54,3 +55,18 @@ def seeded_random(seed: int, *key: int, device: torch.device = _CPU) -> Iterator
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(word)
         yield
+
+
+def random_state(device: torch.device = _CPU) -> dict[str, Tensor]:
+    """The state of torch's random generators: the CPU's, and the device's where it is a GPU."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_state(states: Mapping[str, Tensor], device: torch.device = _CPU) -> None:
+    """Put the generators back; a state of a device that is not in use is left out."""
+    torch.set_rng_state(states["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)

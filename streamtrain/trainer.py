@@ -6,37 +6,38 @@ the progress bar) and inside it (what a step is) live in rooms of their own.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from streamtrain.checkpoint import NoRun, Run, RunFolder
 from streamtrain.counts import Counts, Totals
-from streamtrain.device import resolve_device, room_for_a_step
-from streamtrain.errors import DivergedError, UsageError, unknown_name
+from streamtrain.device import resolve_device
+from streamtrain.errors import UsageError, unknown_name
 from streamtrain.events import RunBegan, RunEnded, between
+from streamtrain.interrupts import Interrupts, held_back
+from streamtrain.keeper import Keeper, Resumed
 from streamtrain.losses import Loss, LossFunction, resolve_loss
-from streamtrain.metrics import EpochSummary, History, Metrics, RunningMetrics
+from streamtrain.metrics import EpochSummary, History, Metrics
+from streamtrain.models import n_parameters
 from streamtrain.normalize import Front
 from streamtrain.optim import OptimizerFactory, build_optimizer
+from streamtrain.passes import Passes
 from streamtrain.recorder import EpochRecorder
-from streamtrain.rehearsal import Batch, check_fit, check_width, same_mode, working_memory
+from streamtrain.rehearsal import working_memory
 from streamtrain.rules import RULES, Learner, check_rule
-from streamtrain.seeding import seeded_random
-from streamtrain.stream import Data, Stream, check_stream, fields_on, in_stored_order, normalize_fields
+from streamtrain.runs import NoRun, Run, RunFolder
+from streamtrain.stream import Data, Stream, check_stream, in_stored_order, normalize_fields
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """Field name -> array (n_rows, ...), as ``dataset[0:n_rows]`` gives them."""
 
-_CHECKED_ROWS: Final = 8
 _JSON: Final = (bool, int, float, str, tuple, list)
 
 
@@ -66,11 +67,6 @@ class Trainer:
         ``"auto"`` is CUDA where there is any, else the CPU.
     **options
         What the named optimizer takes: ``momentum``, ``betas``, ``eps``, ``weight_decay``, ``nesterov``, ...
-
-    Attributes
-    ----------
-    counts : Counts
-        Epochs, batches, steps and samples so far.
 
     Raises
     ------
@@ -110,7 +106,6 @@ class Trainer:
         self.model = model.to(self.device)
         self.loss = resolve_loss(loss)
         self.optimizer = build_optimizer(optimizer, model.parameters(), lr=lr, update=update, **options)
-        self.counts = Counts()
         self._front = Front(model, self.inputs)
         self._learner = Learner(model=self._front, loss=self.loss, optimizer=self.optimizer)
         self._rule = RULES[update](self._learner)
@@ -119,7 +114,12 @@ class Trainer:
             self._put_before(normalize)
         elif normalize not in (None, "auto"):
             raise UsageError(f"normalize is {normalize!r}", fix="None, 'auto', or a mapping of input to module")
-        self._is_checked = False
+        self._passes = Passes(self._learner, self._rule, device=self.device, inputs=self.inputs, target=target)
+
+    @property
+    def counts(self) -> Counts:
+        """Epochs, batches, steps and samples so far."""
+        return self._passes.counts
 
     def fit(
         self,
@@ -128,10 +128,13 @@ class Trainer:
         max_epochs: int | None = None,
         max_steps: int | None = None,
         val: Stream | None = None,
-        out: str | Path | RunFolder | None = None,
+        checkpoint: str | Path | RunFolder | None = None,
+        checkpoint_every: int | None = None,
+        resume: Literal["auto"] | None = None,
         log_every: int = 50,
         progress: bool | None = None,
         on_epoch: Callable[[EpochSummary], None] | None = None,
+        on_resume: Callable[[Resumed], None] | None = None,
     ) -> History:
         """Train until a total of epochs or steps is reached, whichever comes first.
 
@@ -144,14 +147,22 @@ class Trainer:
             ``max_steps`` cuts short counts as one.
         val : StreamLoader, optional
             Measured after every epoch.
-        out : path, optional
-            The run's folder: ``config.json``, ``metrics.jsonl`` and the final weights; nothing may be there yet.
+        checkpoint : path, optional
+            The run's folder: ``config.json``, ``metrics.jsonl`` and checkpoints, one after every epoch. Ctrl-C and
+            SIGTERM then end the run after the step they meet, saved; a second one at once.
+        checkpoint_every : int, optional
+            Batches between checkpoints besides those.
+        resume : {None, "auto"}
+            None asks for a folder with nothing in it; ``"auto"`` goes on from the newest whole checkpoint there, bit
+            for bit, or starts afresh where there is none.
         log_every : int
             Batches between two lines of ``metrics.jsonl``.
         progress : bool, optional
             Whether to show a bar on stderr; by default where that is a terminal.
         on_epoch : callable, optional
             Called with every epoch's summary.
+        on_resume : callable, optional
+            Called under ``resume`` with where the run goes on, before it does.
 
         Raises
         ------
@@ -161,18 +172,33 @@ class Trainer:
             A loss is not finite; epoch, step and batch are named, and no step was taken on it.
         DeviceError
             The device is out of memory; the message has the batch size that would fit.
+        CheckpointError
+            The checkpoint is of another run; every difference is named.
+        Interrupted
+            A `KeyboardInterrupt`: a signal came, and the run is saved.
         """
         totals = Totals(max_epochs=max_epochs, max_steps=max_steps)
         check_stream(loader, self.model, self._rule.name)
         self._prepare(loader.dataset)
         summaries: list[EpochSummary] = []
-        with self._run_at(out, loader) as run, self._ordered(loader) as stream, self._told():
+        with (
+            self._run_at(checkpoint, loader, goes_on=resume is not None) as run,
+            self._ordered(loader) as stream,
+            self._told(),
+            nullcontext(Interrupts()) if isinstance(run, NoRun) else held_back() as interrupts,
+        ):
+            keeper = self._keeper(run, stream, loader, checkpoint_every)
+            self._passes.counts, inside = keeper.restore(on_resume) if resume else (self.counts, None)
+            resumed_from_batch = self.counts.n_batches if resume else 0
             while not totals.reached_by(self.counts):
                 recorder = EpochRecorder(
                     self.loss, stream, run, log_every=log_every, epoch=self.counts.n_epochs + 1, progress=progress
                 )
-                with recorder, self._located(stream):
-                    self._fit_epoch(stream, recorder, totals)
+                with recorder, closing(self._passes.train(stream, recorder, totals, inside)) as batches:
+                    for _ in batches:
+                        if keeper.is_due(self.counts) or interrupts.number is not None:
+                            interrupts.stop_if_asked(keeper.save(self.counts, recorder.running))
+                inside = None
                 summary = recorder.summary(self.counts)
                 if val is not None:
                     summary = replace(summary, val=self.evaluate(val))
@@ -180,26 +206,10 @@ class Trainer:
                 summaries.append(summary)
                 if on_epoch is not None:
                     on_epoch(summary)
-            run.save(self.counts.n_batches, self.model, self._front.modules_by_input())
-        return History(epochs=tuple(summaries), counts=self.counts)
-
-    def _fit_epoch(self, stream: Stream, recorder: EpochRecorder, totals: Totals) -> None:
-        epoch = self.counts.n_epochs
-        stream.set_epoch(epoch)
-        self._front.train()
-        with seeded_random(stream.seed, epoch, device=self.device):
-            for batch in stream:
-                started = time.perf_counter()
-                fields = self._on_device(batch)
-                recorder.copied(time.perf_counter() - started)
-                self._check_first(fields, stream.dataset.n_classes)
-                learned = self._rule.learn(self._inputs_of(fields), fields[self.target], totals.max_steps)
-                self.counts = self.counts.after_batch(n_steps=self._rule.n_steps, n_samples=learned.n_samples)
-                recorder.add(learned, self.counts)
-                if totals.steps_reached_by(self.counts):
-                    break
-            self._rule.end_epoch()
-        self.counts = self.counts.after_epoch(n_steps=self._rule.n_steps)
+                interrupts.stop_if_asked(keeper.save(self.counts))
+            if self.counts == Counts():
+                keeper.save(self.counts)
+        return History(epochs=tuple(summaries), counts=self.counts, resumed_from_batch=resumed_from_batch)
 
     def evaluate(self, loader: Stream) -> Metrics:
         """Measure loss and score over a stream, each sample once, in stored order; nothing is changed.
@@ -216,17 +226,8 @@ class Trainer:
                 "normalize='auto' takes the statistics of the training data, and there was none yet",
                 fix="fit first, or give the modules themselves",
             )
-        running = RunningMetrics(self.loss)
-        with in_stored_order(loader) as stream, same_mode(self._front), self._located(stream):
-            for batch in stream:
-                fields = self._on_device(batch)
-                self._check_first(fields, None)
-                self._front.eval()
-                with torch.no_grad():
-                    output = self._front(*self._inputs_of(fields))
-                    check_width(self._learner, output, fields, loader.dataset.n_classes, may_be_wider=True)
-                    running.add(self.loss(output, fields[self.target]).item(), output, fields[self.target])
-        return running.mean()
+        with in_stored_order(loader) as stream:
+            return self._passes.measure(stream)
 
     def check(self, rows: Rows, *, n_classes: int | None = None) -> None:
         """Run a few rows forward and backward, and say in a few lines what does not fit; nothing is changed.
@@ -236,14 +237,14 @@ class Trainer:
         UsageError
             The model does not fit the data.
         """
-        self._check_first(self._on_device(rows), n_classes)
+        self._passes.check(self._passes.on_device(rows), n_classes)
 
     def working_memory(self, rows: Rows) -> AbstractContextManager[None]:
         """Hold the memory that a step on these rows takes while the block runs; nothing is changed.
 
         A `MemoryMeter` begun inside the block then measures what comes on top of the model.
         """
-        batch = self._on_device(rows)
+        batch = self._passes.on_device(rows)
         return working_memory(type(self._rule), self._learner, batch, inputs=self.inputs, target=self.target)
 
     def describe(self, loader: Stream) -> dict[str, object]:
@@ -251,6 +252,7 @@ class Trainer:
         defaults = {name: value for name, value in self.optimizer.defaults.items() if isinstance(value, _JSON)}
         return {
             "model": type(self.model).__name__,
+            "n_parameters": n_parameters(self.model),
             "loss": self.loss.name,
             "update": self._rule.name,
             "optimizer": {"name": type(self.optimizer).__name__, **defaults},
@@ -261,6 +263,7 @@ class Trainer:
             "drop_last": loader.drop_last,
             "seed": loader.seed,
             "n_samples": len(loader.dataset),
+            "dataset_id": getattr(loader.dataset, "id", None),
         }
 
     def _prepare(self, data: Data) -> None:
@@ -280,33 +283,25 @@ class Trainer:
             lambda: RunEnded(n_steps=self.counts.n_steps, n_samples=self.counts.n_samples),
         )
 
-    def _run_at(self, out: str | Path | RunFolder | None, loader: Stream) -> Run:
-        if out is None:
-            return NoRun()
-        return out if isinstance(out, RunFolder) else RunFolder(Path(out), self.describe(loader))
+    def _run_at(self, checkpoint: str | Path | RunFolder | None, loader: Stream, *, goes_on: bool) -> Run:
+        if isinstance(checkpoint, RunFolder):
+            return checkpoint
+        if checkpoint is not None:
+            return RunFolder(Path(checkpoint), self.describe(loader), goes_on=goes_on)
+        if goes_on:
+            raise UsageError("resume without checkpoint", fix="checkpoint='runs/a', the folder of the run")
+        return NoRun()
+
+    def _keeper(self, run: Run, stream: Stream, loader: Stream, every: int | None) -> Keeper:
+        return Keeper(
+            run,
+            rule=self._rule,
+            front=self._front,
+            device=self.device,
+            stream=stream,
+            identity=self.describe(loader),
+            every=every,
+        )
 
     def _ordered(self, loader: Stream) -> AbstractContextManager[Stream]:
         return in_stored_order(loader) if self._rule.in_stored_order else nullcontext(loader)
-
-    def _on_device(self, batch: Any) -> dict[str, Tensor]:
-        return fields_on(self.device, batch, (*self.inputs, self.target))
-
-    def _inputs_of(self, fields: Batch) -> tuple[Tensor, ...]:
-        return tuple(fields[name] for name in self.inputs)
-
-    def _check_first(self, fields: Batch, n_classes: int | None) -> None:
-        if not self._is_checked:
-            n_rows = 1 if self._rule.name == "sample" else _CHECKED_ROWS
-            few = {name: tensor[:n_rows] for name, tensor in fields.items()}
-            check_fit(self._learner, few, inputs=self.inputs, target=self.target, n_classes=n_classes)
-            self._is_checked = True
-
-    @contextmanager
-    def _located(self, stream: Stream) -> Iterator[None]:
-        """Say where in the run an error struck, and of a device without room what would fit."""
-        try:
-            with room_for_a_step(self.device, batch_size=stream.batch_size, optimizer=self.optimizer):
-                yield
-        except DivergedError as error:
-            error.where = f"epoch {self.counts.n_epochs + 1}, step {self._rule.n_steps + 1}"
-            raise

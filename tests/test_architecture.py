@@ -23,9 +23,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("random_words", "counts", "order", "picks", "schedule", "budget", "reshuffle", "quality"),
     ("store", "blocks", "labels", "planning", "sources"),
     ("slots", "spans", "workers", "pool_memory", "passage", "narrator", "pool", "device", "ingest"),
-    ("loader",),
-    ("seeding", "losses", "normalize", "models", "optim", "rules", "metrics", "checkpoint", "stream", "rehearsal"),
-    ("recorder", "trainer", "headspace", "compare"),
+    ("sample_random", "transforms", "loader"),
+    ("seeding", "losses", "normalize", "models", "optim", "rules", "metrics", "stream", "rehearsal"),
+    ("packing", "checkpoint", "runs", "keeper", "interrupts", "recorder", "passes", "trainer", "headspace", "compare"),
     ("profile", "doctor", "report", "cli", "__main__"),
 )
 RANK = {room: rank for rank, room in enumerate(room for floor in FLOORS for room in floor)}

@@ -10,17 +10,20 @@ import torch
 from torch import nn
 
 from streamtrain.checkpoint import (
-    MODEL,
-    RunFolder,
-    load_normalize_state,
+    Checkpoint,
+    find_checkpoint,
     load_weights,
     newest_checkpoint,
-    next_run,
-    read_config,
+    normalize_states,
+    normalize_tensors,
+    read_checkpoint,
     tensor_bytes,
+    write_checkpoint,
 )
-from streamtrain.errors import CheckpointError, UsageError
+from streamtrain.errors import CheckpointError, ResourceError, UsageError
+from streamtrain.files import Files, System
 from streamtrain.normalize import Normalize
+from streamtrain.runs import RunFolder, last_epoch, newest_run, next_run, read_config
 
 
 @pytest.fixture
@@ -33,7 +36,8 @@ def run(tmp_path: Path) -> Path:
         folder.log(kind="epoch", loss=float("nan"))
         for n_batches, value in ((9, 1.0), (10, 2.0)):
             nn.init.constant_(model.weight, value)
-            folder.save(n_batches, model, {"x": Normalize(torch.tensor(3.0), torch.tensor(0.0))})
+            normalize = normalize_tensors({"x": Normalize(torch.tensor(3.0), torch.tensor(0.0))})
+            folder.save(n_batches, {"counts": n_batches}, {"model": model.state_dict(), "normalize": normalize})
     return path
 
 
@@ -42,11 +46,12 @@ def test_a_run_holds_config_metrics_and_weights(run: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"kind": "batch", "loss": 0.5}, {"kind": "epoch", "loss": None}]
     checkpoint = newest_checkpoint(run)
-    assert checkpoint.name == "00000010"
+    assert checkpoint.path.name == "00000010"
+    assert checkpoint.state == {"version": 1, "counts": 10, "metrics_bytes": (run / "metrics.jsonl").stat().st_size}
     model = nn.Linear(2, 1)
-    load_weights(model, checkpoint / MODEL)
+    load_weights(model, checkpoint)
     assert model.weight.tolist() == [[2.0, 2.0]]
-    assert load_normalize_state(checkpoint) == {"x": {"mean": torch.tensor(3.0), "std": torch.tensor(1.0)}}
+    assert normalize_states(checkpoint) == {"x": {"mean": torch.tensor(3.0), "std": torch.tensor(1.0)}}
 
 
 def test_nothing_appears_before_there_is_something_to_keep(tmp_path: Path) -> None:
@@ -82,35 +87,127 @@ def test_a_damaged_config_is_refused(run: Path, text: str) -> None:
         read_config(run)
 
 
-def test_a_run_without_weights_says_so(run: Path) -> None:
-    for file in run.glob(f"checkpoints/*/{MODEL}"):
+def test_a_run_without_a_checkpoint_says_so(run: Path) -> None:
+    for file in run.glob("checkpoints/*/manifest.json"):
         file.unlink()
-    with pytest.raises(CheckpointError, match="It did not end") as caught:
+    with pytest.raises(CheckpointError, match=r"00000010: is not complete.*00000009: is not complete") as caught:
         newest_checkpoint(run)
     assert caught.value.exit_code == 6
+    with pytest.raises(CheckpointError, match="stopped before its first"):
+        newest_checkpoint(run / "none")
 
 
-@pytest.mark.parametrize("keep", [0, 7, 60, 90])
-def test_truncated_weights_are_refused(run: Path, keep: int) -> None:
-    file = newest_checkpoint(run) / MODEL
-    file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match="the checkpoint is damaged"):
-        load_weights(nn.Linear(2, 1), file)
+FILES = ("manifest.json", "model.safetensors", "normalize.safetensors", "state.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_flipped_bit_and_every_truncation_is_found(run: Path, name: str) -> None:
+    file = newest_checkpoint(run).path / name
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        found, skipped = find_checkpoint(run)
+        # A digit of the manifest's version, or the case of a hexadecimal digit, changes nothing it says of the files.
+        assert found is not None
+        assert found.path.name == "00000009" or name == "manifest.json", f"byte {place}"
+        assert len(skipped) == (found.path.name == "00000009")
+        assert found.state["counts"] == int(found.path.name)
+    for n_bytes in range(len(whole)):
+        file.write_bytes(whole[:n_bytes])
+        assert find_checkpoint(run)[0].path.name == "00000009", f"{n_bytes} bytes"
+    file.write_bytes(whole)
+    assert find_checkpoint(run)[0].path.name == "00000010"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_and_a_link_are_refused(run: Path, name: str) -> None:
+    folder = newest_checkpoint(run).path
+    (folder / name).rename(run / "elsewhere")
+    with pytest.raises(CheckpointError, match="missing"):
+        read_checkpoint(folder)
+    (folder / name).symlink_to(run / "elsewhere")
+    if name != "manifest.json":
+        with pytest.raises(CheckpointError, match="missing"):
+            read_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"[]",
+        b'{"files": []}',
+        b'{"files": {"state.json": {"bytes": 1}}}',
+        b'{"files": {"state.json": {"bytes": 1, "sha256": ""}, "../../config.json": {"bytes": 1, "sha256": ""}}}',
+        b" " * (1 << 21),
+    ],
+)
+def test_a_manifest_that_lists_something_else_is_refused(run: Path, manifest: bytes) -> None:
+    folder = newest_checkpoint(run).path
+    (folder / "manifest.json").write_bytes(manifest)
+    with pytest.raises(CheckpointError, match=r"manifest.json: is damaged"):
+        read_checkpoint(folder)
+
+
+def test_a_failed_save_leaves_the_earlier_ones(run: Path) -> None:
+    class Failing(System):
+        left = 0
+
+        def fsync(self, fd: int) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(28, "No space left on device")
+            super().fsync(fd)
+
+    for n_calls in range(2):
+        system = Failing()
+        system.left = n_calls
+        with pytest.raises(ResourceError, match="No space left"):
+            write_checkpoint(Files(system=system), run, 11, {}, {"model": {"w": torch.ones(3)}})
+        assert newest_checkpoint(run).path.name == "00000010"
+
+
+def test_only_the_newest_and_the_one_before_are_kept(run: Path) -> None:
+    for n_batches in (11, 12):
+        write_checkpoint(Files(), run, n_batches, {}, {})
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["00000011", "00000012"]
+    write_checkpoint(Files(), run, 12, {"counts": 7}, {})
+    assert newest_checkpoint(run).state["counts"] == 7
 
 
 def test_weights_of_another_model_are_refused(run: Path) -> None:
     with pytest.raises(CheckpointError, match="another model: size mismatch for weight") as caught:
-        load_weights(nn.Linear(3, 1), newest_checkpoint(run) / MODEL)
+        load_weights(nn.Linear(3, 1), newest_checkpoint(run))
     assert caught.value.exit_code == 6
-    with pytest.raises(CheckpointError, match="is missing"):
-        load_weights(nn.Linear(2, 1), run / "none")
 
 
-def test_a_pickle_is_not_weights(run: Path) -> None:
-    file = newest_checkpoint(run) / MODEL
-    file.write_bytes(b"\x80\x04\x95\x1a\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94.")
+def test_a_pickle_is_no_checkpoint(run: Path) -> None:
+    ran = run / "ran"
+    folder = newest_checkpoint(run).path
+    payload = b"cposix\nsystem\n(S'touch " + str(ran).encode() + b"'\ntR."
+    for name in FILES:
+        (folder / name).write_bytes(payload)
     with pytest.raises(CheckpointError, match="damaged"):
-        load_weights(nn.Linear(2, 1), file)
+        read_checkpoint(folder)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_weights(nn.Linear(2, 1), Checkpoint(path=folder, state={}))
+    assert not ran.exists()
+
+
+def test_metrics_written_after_a_checkpoint_are_forgotten(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_bytes()
+    with RunFolder(run, {"model": "other"}, goes_on=True) as folder:
+        folder.log(kind="epoch", loss=7.0)
+        assert last_epoch(run) == {"kind": "epoch", "loss": 7.0}
+        folder.rewind(len(lines))
+        folder.log(kind="batch", loss=1.0)
+    assert (run / "metrics.jsonl").read_bytes() == lines + b'{"kind": "batch", "loss": 1.0}\n'
+    assert read_config(run) == {"model": "linear"}, "a run that goes on is what it was"
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl: \d+ bytes; the checkpoint was made after 999999"):
+        folder.rewind(999999)
+    assert newest_run(run.parent) == run
+    assert newest_run(run) is None
 
 
 def test_tied_and_transposed_weights_are_kept(tmp_path: Path) -> None:
@@ -122,9 +219,8 @@ def test_tied_and_transposed_weights_are_kept(tmp_path: Path) -> None:
             self.register_buffer("view", torch.arange(6.0).reshape(2, 3).T)
 
     saved, loaded = Tied(), Tied()
-    file = tmp_path / "tied"
-    file.write_bytes(tensor_bytes(saved.state_dict()))
-    load_weights(loaded, file)
+    folder = write_checkpoint(Files(), tmp_path, 1, {}, {"model": saved.state_dict()})
+    load_weights(loaded, read_checkpoint(folder))
     assert torch.equal(loaded.out.weight, saved.into.weight)
     assert loaded.out.weight is loaded.into.weight
 

@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_said_before_the_first_step(tmp_path: Path) -> None
     trainer = Trainer(nn.Linear(N_FEATURES, 2), loss="cross_entropy")
     before = weights(trainer.model)
     with pytest.raises(UsageError, match="2 outputs for 3 classes"):
-        trainer.fit(Batches(make_data()), max_epochs=1, out=tmp_path / "run")
+        trainer.fit(Batches(make_data()), max_epochs=1, checkpoint=tmp_path / "run")
     assert torch.equal(weights(trainer.model), before)
     assert not (tmp_path / "run").exists()
 
@@ -219,18 +219,18 @@ def test_training_after_a_rehearsal_is_the_same(optimizer: str, update: str) -> 
 def test_divergence_names_epoch_and_step_and_keeps_what_was_written(tmp_path: Path) -> None:
     data = make_data()
     trainer = Trainer(make_model(), loss="cross_entropy", optimizer="sgd")
-    trainer.fit(Batches(data), max_epochs=1, out=tmp_path / "good")
+    trainer.fit(Batches(data), max_epochs=1, checkpoint=tmp_path / "good")
     data.arrays["x"][:] = np.inf
     with pytest.raises(DivergedError, match="epoch 2, step 8: the loss is nan") as caught:
-        trainer.fit(Batches(data), max_epochs=2, out=tmp_path / "bad")
+        trainer.fit(Batches(data), max_epochs=2, checkpoint=tmp_path / "bad")
     assert caught.value.exit_code == 8
     assert torch.isfinite(weights(trainer.model)).all()
-    assert newest_checkpoint(tmp_path / "good").name == "00000007"
+    assert newest_checkpoint(tmp_path / "good").path.name == "00000007"
 
 
 def test_a_run_has_a_line_every_few_batches_and_every_epoch(tmp_path: Path) -> None:
     trainer = Trainer(make_model(), loss="cross_entropy", optimizer="sgd", momentum=0.9)
-    trainer.fit(Batches(make_data(), seed=3), max_epochs=2, out=tmp_path / "run", log_every=5)
+    trainer.fit(Batches(make_data(), seed=3), max_epochs=2, checkpoint=tmp_path / "run", log_every=5)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["kind"], line["epoch"], line.get("batches")) for line in lines] == [
         ("batch", 1, 5),

@@ -8,20 +8,14 @@ from typing import Any
 import click
 from torch import nn
 
-from streamtrain.checkpoint import (
-    CONFIG,
-    MODEL,
-    load_normalize_state,
-    load_weights,
-    newest_checkpoint,
-    read_config,
-)
+from streamtrain.checkpoint import Checkpoint, load_weights, newest_checkpoint, normalize_states
 from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.tables import result_lines
 from streamtrain.errors import CheckpointError, UsageError
 from streamtrain.loader import StreamLoader
 from streamtrain.models import build_model, is_file_model
 from streamtrain.normalize import Normalize
+from streamtrain.runs import CONFIG, read_config
 from streamtrain.store import open_dataset
 from streamtrain.trainer import Trainer
 
@@ -67,7 +61,7 @@ def _trained(run: Path, config: dict[str, Any], model: str | None, device: str) 
     except (KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise CheckpointError("is not complete", where=str(run / CONFIG), why=why, fix="train again") from error
-    load_weights(trainer.model, checkpoint / MODEL)
+    load_weights(trainer.model, checkpoint)
     return trainer
 
 
@@ -89,12 +83,12 @@ def _refuse_code_of_the_run(run: Path, model: str) -> None:
         )
 
 
-def _normalize(checkpoint: Path, names: list[str]) -> dict[str, nn.Module]:
-    states = load_normalize_state(checkpoint)
+def _normalize(checkpoint: Checkpoint, names: list[str]) -> dict[str, nn.Module]:
+    states = normalize_states(checkpoint)
     modules: dict[str, nn.Module] = {}
     for name in names:
         state = states.get(name, {})
         if not state.keys() >= {"mean", "std"}:
-            raise CheckpointError(f"what rescales {name} is missing", where=str(checkpoint), fix="train again")
+            raise CheckpointError(f"what rescales {name} is missing", where=str(checkpoint.path), fix="train again")
         modules[name] = Normalize(state["mean"], state["std"])
     return modules

@@ -93,6 +93,8 @@ def _outcome(error: BaseException) -> tuple[str, int]:
             return _usage(error), error.exit_code
         case click.ClickException():
             return error.format_message(), error.exit_code
+        case KeyboardInterrupt() if hasattr(error, "exit_code"):
+            return str(error), error.exit_code
         case KeyboardInterrupt() | click.Abort():
             return "interrupted", EXIT_INTERRUPTED
         case MemoryError():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,23 +14,25 @@ import click
 import numpy as np
 import torch
 
-from streamtrain.checkpoint import RunFolder, check_free, next_run
 from streamtrain.cli import shares
 from streamtrain.cli.common import emit, json_option
-from streamtrain.cli.tables import epoch_head, epoch_line, headspace_line, memory_line, time_lines
+from streamtrain.cli.tables import epoch_head, epoch_line
+from streamtrain.cli.trained import Trained
 from streamtrain.errors import UsageError, unknown_name
 from streamtrain.events import Reserved, tell
 from streamtrain.headspace import Headspace, headspace, kept_bytes
+from streamtrain.keeper import Resumed
 from streamtrain.layout import Field
 from streamtrain.loader import StreamLoader
 from streamtrain.losses import Loss, default_loss, resolve_loss
 from streamtrain.meter import MemoryMeter, held_bytes
-from streamtrain.metrics import History, score_name
+from streamtrain.metrics import score_name
 from streamtrain.models import build_model, n_parameters
+from streamtrain.runs import RunFolder, check_free, is_run, newest_run, next_run
 from streamtrain.store import Dataset, open_dataset
 from streamtrain.stream import normalize_fields
 from streamtrain.trainer import Trainer
-from streamtrain.units import format_bytes, format_rate
+from streamtrain.units import format_bytes
 
 RUNS: Final = Path("runs")
 INPUT: Final = "x"
@@ -64,6 +67,8 @@ class Options:
     normalize: str
     threads: int | None
     out: Path | None
+    checkpoint_every: int | None
+    resume: bool
     log_every: int
     headspace: bool
 
@@ -114,6 +119,8 @@ _path = click.Path(path_type=Path)
 )
 @click.option("--threads", type=int, help="Threads of torch on the CPU.")
 @click.option("--out", type=_path, help="The run's folder; by default runs/N, N being the next free number.")
+@click.option("--checkpoint-every", type=int, metavar="BATCHES", help="Save between epochs, and every so many batches.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out from its newest checkpoint, if it has one.")
 @click.option(
     "--log-every", type=int, default=50, metavar="BATCHES", help="Batches between two lines of metrics.jsonl."
 )
@@ -122,8 +129,8 @@ _path = click.Path(path_type=Path)
 def command(as_json: bool, **given: Any) -> None:
     """Train a model on the dataset DEST.
 
-    The table on stdout has a line for every epoch. The run's folder holds config.json, metrics.jsonl and the final
-    weights, for `streamtrain evaluate`.
+    The table on stdout has a line for every epoch. The run's folder holds config.json, metrics.jsonl and checkpoints,
+    for `streamtrain evaluate` and --resume. Ctrl-C saves the run before it ends; a second one ends it at once.
     """
     options = Options(**given)
     say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
@@ -131,58 +138,14 @@ def command(as_json: bool, **given: Any) -> None:
     emit(as_json, trained.result(), trained.text())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Trained:
-    """What came of a run."""
-
-    history: History
-    memory: dict[str, int]
-    out: Path
-    headspace: Headspace | None
-
-    def result(self) -> dict[str, object]:
-        last = self.history.last
-        speed = self.history.speed
-        return {
-            "steps": self.history.counts.n_steps,
-            "samples": self.history.counts.n_samples,
-            "loss": last.train.loss if last else None,
-            "accuracy": None,
-            **(last.train.named() if last else {}),
-            "val": last.val.named() if last and last.val else None,
-            "resumed_from_batch": 0,
-            "memory": self.memory,
-            "samples_per_second": speed.samples_per_second,
-            "stall_fraction": speed.stall_fraction,
-            "stall": {"wall_seconds": speed.wall(), "thread_seconds": speed.work.named()},
-            "headspace": self.headspace.named() if self.headspace else None,
-            "epochs": [summary.named() for summary in self.history],
-            "run": self.out,
-        }
-
-    def text(self) -> str:
-        speed = self.history.speed
-        rate = format_rate(speed.n_samples, speed.seconds, "samples")
-        return "\n".join(
-            [
-                memory_line(self.memory),
-                f"speed   {rate}, stall fraction {speed.stall_fraction:.3f}",
-                *time_lines(speed),
-                *([headspace_line(self.headspace)] if self.headspace else []),
-                f"run     {self.out}",
-            ]
-        )
-
-
-def _train(options: Options, say: Callable[[str], None]) -> _Trained:
+def _train(options: Options, say: Callable[[str], None]) -> Trained:
     if options.threads is not None:
         if options.threads < 1:
             raise UsageError(f"threads is {options.threads}; it must be at least 1")
         torch.set_num_threads(options.threads)
     reserved = held_bytes()
     shares.check_sizes(options.memory, options.max_memory)
-    out = options.out or next_run(RUNS)
-    check_free(out)
+    out = _out(options)
     dataset = open_dataset(options.dest)
     val = open_dataset(options.val) if options.val else None
     if val is not None:
@@ -203,23 +166,47 @@ def _train(options: Options, say: Callable[[str], None]) -> _Trained:
             train_memory = memory - memory // shares.VAL_SHARE if val else memory
             options = replace(options, lanes=shares.steady_lanes(dataset, options.batch_size, train_memory))
         loaders = [stack.enter_context(loader) for loader in _make_loaders(options, dataset, val, memory)]
-        run = stack.enter_context(RunFolder(out, trainer.describe(loaders[0]) | about))
+        run = stack.enter_context(RunFolder(out, trainer.describe(loaders[0]) | about, goes_on=options.resume))
         say(epoch_head(score_name(trainer.loss), with_val=val is not None))
         history = trainer.fit(
             loaders[0],
             max_epochs=options.epochs,
             max_steps=options.max_steps,
             val=loaders[1] if val else None,
-            out=run,
+            checkpoint=run,
+            checkpoint_every=options.checkpoint_every,
+            resume="auto" if options.resume else None,
             log_every=options.log_every,
             on_epoch=lambda summary: say(epoch_line(summary)),
+            on_resume=partial(_say_resumed, out),
         )
         projected = sum(loader.projection.total_bytes for loader in loaders)
     measured = {"budget": memory, "projected": projected, "measured": meter.peak_bytes}
     if options.max_memory:
         measured["process"] = meter.before_bytes + meter.peak_bytes
     found = _headspace(trainer, options, dataset, memory) if options.headspace else None
-    return _Trained(history=history, memory=measured, out=out, headspace=found)
+    return Trained(history=history, memory=measured, out=out, headspace=found)
+
+
+def _out(options: Options) -> Path:
+    """The folder of the run, which may be there already only if the run goes on."""
+    if options.resume and options.out is None:
+        raise UsageError("--resume without --out", fix=f"--out {newest_run(RUNS) or 'RUN'}")
+    out = options.out or next_run(RUNS)
+    if not (options.resume and is_run(out)):
+        check_free(out)
+    return out
+
+
+def _say_resumed(out: Path, resumed: Resumed) -> None:
+    for skipped in resumed.skipped:
+        click.echo(f"warning: skipped a damaged checkpoint, {skipped}", err=True)
+    click.echo(
+        f"{out}: goes on after batch {resumed.n_batches:,}"
+        if resumed.n_batches
+        else f"{out}: no checkpoint; starts afresh",
+        err=True,
+    )
 
 
 def _headspace(trainer: Trainer, options: Options, dataset: Dataset, memory: int) -> Headspace:

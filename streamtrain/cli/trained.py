@@ -1,0 +1,64 @@
+"""What came of a training run, as ``train`` prints it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamtrain.cli.tables import headspace_line, memory_line, time_lines
+from streamtrain.headspace import Headspace
+from streamtrain.metrics import METRIC_NAMES, History
+from streamtrain.runs import last_epoch
+from streamtrain.units import format_rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What came of a run."""
+
+    history: History
+    memory: dict[str, int]
+    out: Path
+    headspace: Headspace | None
+
+    def result(self) -> dict[str, object]:
+        """Everything by name, for ``--json``."""
+        speed = self.history.speed
+        return {
+            "steps": self.history.counts.n_steps,
+            "samples": self.history.counts.n_samples,
+            "loss": None,
+            "accuracy": None,
+            **self._last(),
+            "resumed_from_batch": self.history.resumed_from_batch,
+            "memory": self.memory,
+            "samples_per_second": speed.samples_per_second,
+            "stall_fraction": speed.stall_fraction,
+            "stall": {"wall_seconds": speed.wall(), "thread_seconds": speed.work.named()},
+            "headspace": self.headspace.named() if self.headspace else None,
+            "epochs": [summary.named() for summary in self.history],
+            "run": self.out,
+        }
+
+    def _last(self) -> dict[str, object]:
+        """The last epoch's metrics; of a run that was complete already, from its file."""
+        last = self.history.last
+        if last is not None:
+            return last.train.named() | {"val": last.val.named() if last.val else None}
+        line = last_epoch(self.out) or {}
+        val = {name.removeprefix("val_"): value for name, value in line.items() if name.startswith("val_")}
+        return {name: line[name] for name in METRIC_NAMES if name in line} | {"val": val or None}
+
+    def text(self) -> str:
+        """The lines below the table of epochs."""
+        speed = self.history.speed
+        rate = format_rate(speed.n_samples, speed.seconds, "samples")
+        return "\n".join(
+            [
+                memory_line(self.memory),
+                f"speed   {rate}, stall fraction {speed.stall_fraction:.3f}",
+                *time_lines(speed),
+                *([headspace_line(self.headspace)] if self.headspace else []),
+                f"run     {self.out}",
+            ]
+        )

@@ -1,0 +1,231 @@
+"""The whole state of a training run, taken apart for a checkpoint and put together again.
+
+With it a run goes on bit for bit: the weights and the optimizer's state, the loader's place counted in consumed
+batches, a pass's part of a gradient sum, the random state that dropout draws from, the sums behind the metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol, runtime_checkable
+
+import torch
+
+from streamtrain.checkpoint import (
+    MODEL,
+    NORMALIZE,
+    Checkpoint,
+    find_checkpoint,
+    load_weights,
+    normalize_states,
+    normalize_tensors,
+)
+from streamtrain.counts import Counts
+from streamtrain.errors import CheckpointError, UsageError, differences
+from streamtrain.metrics import RunningMetrics
+from streamtrain.normalize import Front
+from streamtrain.packing import pack, unpack
+from streamtrain.rules import Rule
+from streamtrain.runs import Run, RunFolder
+from streamtrain.seeding import random_state, set_random_state
+
+_TRAINING: Final = "training"
+_FREE: Final = "Free to change are max_epochs, max_steps, memory, threads, device, val, log_every and checkpoint_every"
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A stream that can say where it stands, and go on from there."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """Where a run goes on.
+
+    Parameters
+    ----------
+    n_batches : int
+        The batches already taken in; 0 where it starts afresh.
+    skipped : tuple of str
+        Newer checkpoints that are damaged, and how.
+    """
+
+    n_batches: int = 0
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inside:
+    """What a run that goes on inside an epoch needs besides its weights.
+
+    Parameters
+    ----------
+    n_batches : int
+        The batches of the epoch that are taken in.
+    metrics : dict
+        Of `RunningMetrics`.
+    random : dict of str to torch.Tensor
+        Of torch's generators.
+    """
+
+    n_batches: int
+    metrics: dict[str, Any]
+    random: Mapping[str, torch.Tensor]
+
+    def enter(self, running: RunningMetrics, device: torch.device) -> None:
+        """Put both back; call it where the epoch's own random state has been set."""
+        running.load_state_dict(self.metrics)
+        set_random_state(self.random, device)
+
+
+class Keeper:
+    """Save a run, and bring it back.
+
+    Parameters
+    ----------
+    run : Run
+        Where.
+    rule : Rule
+        The update rule at work; its learner is what is saved.
+    front : Front
+        The model behind what rescales its inputs.
+    device : torch.device
+        Where it trains.
+    stream : object
+        The training data.
+    identity : mapping
+        What a run must be to go on from the checkpoint: JSON values by name.
+    every : int, optional
+        Batches between two checkpoints; by default they are made between epochs only.
+
+    Raises
+    ------
+    UsageError
+        ``every`` is no positive integer, or the stream cannot say where it stands.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        rule: Rule,
+        front: Front,
+        device: torch.device,
+        stream: object,
+        identity: Mapping[str, object],
+        every: int | None,
+    ) -> None:
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise UsageError(f"checkpoint_every is {every!r}; it must be an integer of at least 1")
+        self._run = run
+        self._rule = rule
+        self._front = front
+        self._device = device
+        self._stream = stream
+        self._identity = _flat(json.loads(json.dumps(identity)))
+        self._every = every
+
+    def is_due(self, counts: Counts) -> bool:
+        """Whether a checkpoint is due after so many batches."""
+        return self._every is not None and counts.n_batches % self._every == 0
+
+    def save(self, counts: Counts, running: RunningMetrics | None = None) -> Path | None:
+        """Save the run as it stands, between epochs or, with its running metrics, inside one; return where.
+
+        Raises
+        ------
+        ResourceError
+            The disk is full or cannot be written.
+        UsageError
+            The model's or the optimizer's state holds something that no checkpoint can.
+        """
+        if not isinstance(self._run, RunFolder):
+            return None
+        training = {
+            "rule": self._rule.state_dict(),
+            "optimizer": self._rule.learner.optimizer.state_dict(),
+            "random": random_state(self._device) if running else None,
+            "metrics": running.state_dict() if running else None,
+        }
+        tree, tensors = pack(training, _TRAINING)
+        state = {
+            "identity": self._identity,
+            "counts": asdict(counts),
+            "stream": self._stream.state_dict() if isinstance(self._stream, Resumable) else None,
+            _TRAINING: tree,
+        }
+        modules = normalize_tensors(self._front.modules_by_input())
+        contents = {MODEL: self._front.model.state_dict(), NORMALIZE: modules, _TRAINING: tensors}
+        return self._run.save(counts.n_batches, state, contents)
+
+    def restore(self, tell: Callable[[Resumed], None] | None) -> tuple[Counts, Inside | None]:
+        """Bring the run back from its newest whole checkpoint; without one it begins afresh.
+
+        Parameters
+        ----------
+        tell : callable, optional
+            Told where the run goes on; by default a warning names what was skipped.
+
+        Raises
+        ------
+        CheckpointError
+            The checkpoint is of another run: every difference is named, and what may differ.
+        """
+        assert isinstance(self._run, RunFolder)
+        found, skipped = find_checkpoint(self._run.path)
+        resumed = Resumed(n_batches=found.state["counts"]["n_batches"] if found else 0, skipped=skipped)
+        if tell is not None:
+            tell(resumed)
+        elif skipped:
+            warnings.warn(f"damaged checkpoints were skipped: {'; '.join(skipped)}", stacklevel=3)
+        if found is None:
+            self._run.rewind(0)
+            return Counts(), None
+        self._check_identity(found)
+        return self._put_back(found)
+
+    def _check_identity(self, found: Checkpoint) -> None:
+        wrong = differences(found.state["identity"], self._identity)
+        if wrong:
+            raise CheckpointError(
+                "the checkpoint is of another run",
+                where=str(found.path),
+                why="\n".join(["It differs in", *(f"  {line}" for line in wrong), _FREE]),
+                fix="train as it was trained, or another --out",
+            )
+
+    def _put_back(self, found: Checkpoint) -> tuple[Counts, Inside | None]:
+        load_weights(self._front.model, found)
+        for name, state in normalize_states(found).items():
+            self._front.modules_by_input()[name].load_state_dict(state)
+        training = unpack(found.state[_TRAINING], found.tensors(_TRAINING))
+        try:
+            self._rule.learner.optimizer.load_state_dict(training["optimizer"])
+            self._rule.load_state_dict(training["rule"])
+            if not isinstance(self._stream, Resumable):
+                raise UsageError("the stream has no load_state_dict, so it cannot go on", fix="a StreamLoader")
+            self._stream.load_state_dict(found.state["stream"])
+            counts = Counts(**found.state["counts"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"cannot go on: {error}", where=str(found.path), fix="another --out") from error
+        assert isinstance(self._run, RunFolder)
+        self._run.rewind(found.state["metrics_bytes"])
+        if training["metrics"] is None:
+            return counts, None
+        n_batches = found.state["stream"]["batch"]
+        return counts, Inside(n_batches=n_batches, metrics=training["metrics"], random=training["random"])
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is nested in a mapping, by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= {f"{name}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

@@ -1,0 +1,150 @@
+"""Passes over a stream: one that trains, batch after batch, and one that measures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from streamtrain.counts import Counts, Totals
+from streamtrain.device import room_for_a_step
+from streamtrain.errors import DivergedError
+from streamtrain.keeper import Inside
+from streamtrain.metrics import Metrics, RunningMetrics
+from streamtrain.recorder import EpochRecorder
+from streamtrain.rehearsal import Batch, check_fit, check_width, same_mode
+from streamtrain.rules import Learner, Rule
+from streamtrain.seeding import seeded_random
+from streamtrain.stream import Stream, fields_on
+
+_CHECKED_ROWS: Final = 8
+
+
+class Passes:
+    """What goes over a stream with a model.
+
+    Parameters
+    ----------
+    learner : Learner
+        The model behind what rescales its inputs, the loss and the optimizer.
+    rule : Rule
+        The update rule over them.
+    device : torch.device
+        Where.
+    inputs : tuple of str
+        The fields that the model takes, in order.
+    target : str
+        The field that the loss compares with.
+
+    Attributes
+    ----------
+    counts : Counts
+        Epochs, batches, steps and samples so far.
+    """
+
+    def __init__(
+        self, learner: Learner, rule: Rule, *, device: torch.device, inputs: tuple[str, ...], target: str
+    ) -> None:
+        self.counts = Counts()
+        self._learner = learner
+        self._rule = rule
+        self._device = device
+        self._inputs = inputs
+        self._target = target
+        self._is_checked = False
+
+    def train(
+        self, stream: Stream, recorder: EpochRecorder, totals: Totals, inside: Inside | None
+    ) -> Generator[None, None, None]:
+        """Take in an epoch, or what is left of it where a run goes on; pause after every batch but the last.
+
+        Raises
+        ------
+        UsageError
+            The model does not fit the data.
+        DivergedError
+            A loss is not finite; epoch and step are named.
+        DeviceError
+            The device is out of memory.
+        """
+        epoch = self.counts.n_epochs
+        if inside is None:
+            stream.set_epoch(epoch)
+        self._learner.model.train()
+        with seeded_random(stream.seed, epoch, device=self._device), self._located(stream):
+            if inside is not None:
+                inside.enter(recorder.running, self._device)
+            left = len(stream) - (inside.n_batches if inside is not None else 0)
+            for batch in stream:
+                started = time.perf_counter()
+                fields = self.on_device(batch)
+                recorder.copied(time.perf_counter() - started)
+                self.check(fields, stream.dataset.n_classes)
+                learned = self._rule.learn(self._inputs_of(fields), fields[self._target], totals.max_steps)
+                self.counts = self.counts.after_batch(n_steps=self._rule.n_steps, n_samples=learned.n_samples)
+                recorder.add(learned, self.counts)
+                left -= 1
+                if totals.steps_reached_by(self.counts):
+                    break
+                if left:
+                    yield
+            self._rule.end_epoch()
+        self.counts = self.counts.after_epoch(n_steps=self._rule.n_steps)
+
+    def measure(self, stream: Stream) -> Metrics:
+        """Loss and score over a pass; nothing is changed.
+
+        Raises
+        ------
+        UsageError
+            The model does not fit the data.
+        DeviceError
+            The device is out of memory.
+        """
+        loss, model = self._learner.loss, self._learner.model
+        running = RunningMetrics(loss)
+        with same_mode(model), self._located(stream):
+            for batch in stream:
+                fields = self.on_device(batch)
+                self.check(fields, None)
+                model.eval()
+                with torch.no_grad():
+                    output = model(*self._inputs_of(fields))
+                    check_width(self._learner, output, fields, stream.dataset.n_classes, may_be_wider=True)
+                    running.add(loss(output, fields[self._target]).item(), output, fields[self._target])
+        return running.mean()
+
+    def on_device(self, batch: Any) -> dict[str, Tensor]:
+        """The fields of a batch that the model and the loss take, on the device."""
+        return fields_on(self._device, batch, (*self._inputs, self._target))
+
+    def check(self, fields: Batch, n_classes: int | None) -> None:
+        """See, once, that the model fits the data; nothing is changed.
+
+        Raises
+        ------
+        UsageError
+            It does not.
+        """
+        if not self._is_checked:
+            n_rows = 1 if self._rule.name == "sample" else _CHECKED_ROWS
+            few = {name: tensor[:n_rows] for name, tensor in fields.items()}
+            check_fit(self._learner, few, inputs=self._inputs, target=self._target, n_classes=n_classes)
+            self._is_checked = True
+
+    def _inputs_of(self, fields: Batch) -> tuple[Tensor, ...]:
+        return tuple(fields[name] for name in self._inputs)
+
+    @contextmanager
+    def _located(self, stream: Stream) -> Iterator[None]:
+        """Say where in the run an error struck, and of a device without room what would fit."""
+        try:
+            with room_for_a_step(self._device, batch_size=stream.batch_size, optimizer=self._learner.optimizer):
+                yield
+        except DivergedError as error:
+            error.where = f"epoch {self.counts.n_epochs + 1}, step {self._rule.n_steps + 1}"
+            raise

@@ -1,0 +1,214 @@
+"""The folder of a run: what it was (``config.json``), how it went (``metrics.jsonl``), and its checkpoints.
+
+::
+
+    runs/1/
+        config.json
+        metrics.jsonl              a line every few batches, and one every epoch
+        checkpoints/00001175/      see `streamtrain.checkpoint`
+        report.html
+
+Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Self, TextIO
+
+from torch import Tensor
+
+from streamtrain.checkpoint import write_checkpoint
+from streamtrain.errors import CheckpointError, UsageError
+from streamtrain.files import Files
+
+CONFIG: Final = "config.json"
+METRICS: Final = "metrics.jsonl"
+
+
+class RunFolder:
+    """A run being written. The folder appears with the first thing put in it.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Where; nothing may be there yet, or an empty folder, or a run that goes on.
+    config : mapping
+        What ``config.json`` is to hold; a run that goes on keeps its own.
+    goes_on : bool
+        Whether a run may be there.
+
+    Raises
+    ------
+    UsageError
+        Something is there already, and is no run that goes on.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, object], *, goes_on: bool = False) -> None:
+        if not (goes_on and is_run(path)):
+            check_free(path)
+        self.path = path
+        self._config = config
+        self._files = Files()
+        self._metrics: TextIO | None = None
+
+    def log(self, **values: float | str) -> None:
+        """Append a line to ``metrics.jsonl``; what is not finite becomes null."""
+        self._opened().write(json.dumps({name: _finite(value) for name, value in values.items()}) + "\n")
+
+    def rewind(self, n_bytes: int) -> None:
+        """Forget the lines written after a checkpoint, before which there were so many bytes.
+
+        Raises
+        ------
+        CheckpointError
+            There are fewer: the file was cut short by someone else.
+        """
+        file = self.path / METRICS
+        have = file.stat().st_size if file.exists() else 0
+        if have < n_bytes:
+            raise CheckpointError(
+                f"{have} bytes; the checkpoint was made after {n_bytes}", where=str(file), fix="another --out"
+            )
+        if have > n_bytes:
+            os.truncate(file, n_bytes)
+
+    def save(self, n_batches: int, state: Mapping[str, object], tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
+        """Save a checkpoint, and the place in ``metrics.jsonl`` it belongs to; the last but one is kept beside it.
+
+        Raises
+        ------
+        ResourceError
+            The disk is full or cannot be written.
+        UsageError
+            The state holds something that no checkpoint can.
+        """
+        metrics = self._opened()
+        metrics.flush()
+        os.fsync(metrics.fileno())
+        n_bytes = os.fstat(metrics.fileno()).st_size
+        return write_checkpoint(self._files, self.path, n_batches, {**state, "metrics_bytes": n_bytes}, tensors)
+
+    def _opened(self) -> TextIO:
+        if self._metrics is None:
+            self._files.ensure_dir(self.path)
+            if not (self.path / CONFIG).exists():
+                self._files.write_bytes(self.path / CONFIG, (json.dumps(self._config, indent=2) + "\n").encode())
+            # Line buffered: whoever watches the file sees whole lines, as they come.
+            self._metrics = (self.path / METRICS).open("a", buffering=1, encoding="utf-8")
+        return self._metrics
+
+    def close(self) -> None:
+        """Close ``metrics.jsonl``."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class NoRun:
+    """A run that leaves nothing behind, in place of a `RunFolder`."""
+
+    def log(self, **values: float | str) -> None:
+        """Do nothing."""
+
+    def save(self, n_batches: int, state: Mapping[str, object], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+Run = RunFolder | NoRun
+"""Where a trainer puts what is to be kept."""
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return (path / CONFIG).is_file()
+
+
+def check_free(path: Path) -> None:
+    """Refuse a place for a run where something is already.
+
+    Raises
+    ------
+    UsageError
+        It is a file, or a folder with something in it.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        fix = "another --out, --resume to go on with it, or remove it" if is_run(path) else "another --out"
+        raise UsageError("the run folder is taken", where=str(path), fix=fix)
+
+
+def next_run(parent: Path) -> Path:
+    """The folder of the next run: one more than the highest number in use.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> parent = Path(tempfile.mkdtemp())
+    >>> (parent / "7").mkdir()
+    >>> next_run(parent).name, next_run(parent / "none").name
+    ('8', '1')
+    """
+    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    return parent / str(1 + max((int(name) for name in names if name.isdecimal()), default=0))
+
+
+def newest_run(parent: Path) -> Path | None:
+    """The run that was written to last, if there is any."""
+    runs = [config.parent for config in parent.glob(f"*/{CONFIG}")]
+    return max(runs, key=lambda run: run.stat().st_mtime) if runs else None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a run's ``config.json``.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such run, or its configuration is damaged.
+    """
+    file = path / CONFIG
+    try:
+        config = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"no run: {CONFIG} is missing", where=str(path), fix=_nearby_runs(path)) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError("is no JSON object", where=str(file), fix="train again")
+    return config
+
+
+def last_epoch(path: Path) -> dict[str, Any] | None:
+    """The last line of ``metrics.jsonl`` that sums up an epoch; None where there is none."""
+    try:
+        lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
+        values = map(json.loads, reversed(lines))
+        return next((line for line in values if line.get("kind") == "epoch"), None)
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _nearby_runs(path: Path) -> str:
+    parent = path.parent
+    runs = sorted(str(config.parent) for config in parent.glob(f"*/{CONFIG}")) if parent.is_dir() else []
+    return f"one of {', '.join(runs[:8])}" if runs else "name the folder that train --out wrote"
+
+
+def _finite(value: float | str) -> float | str | None:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,118 @@
+"""Random numbers that belong to a sample: drawn from its key, whatever batch, order, thread or resumed run it is in.
+
+A key is a function of the seed, the epoch and the sample, so that every epoch augments anew. The numbers are words of
+`streamtrain.random_words` over ``key + counter``, worked out with torch's integers where the keys are, and the same on
+every device. `normal` puts them through logarithm and cosine, whose last bit may differ from device to device.
+
+Source: G. E. P. Box, M. E. Muller, *A note on the generation of random normal deviates*, 1958.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamtrain.errors import UsageError
+from streamtrain.order import I64
+from streamtrain.random_words import MIX, key, words
+
+_SAMPLE_KEYS: Final = 4
+"""The purpose of these words; the order of an epoch uses 0 to 3."""
+_GAMMA: Final = 0x9E3779B97F4A7C15
+_BITS: Final = {torch.float32: 24, torch.float64: 53}
+
+
+def sample_keys(seed: int, epoch: int, samples: I64) -> Tensor:
+    """The key of each sample in an epoch: shape (n,), int64, all 64 bits random.
+
+    Examples
+    --------
+    >>> first, again = (sample_keys(0, 3, np.array([7, 8])) for _ in range(2))
+    >>> torch.equal(first, again), bool(first[0] == sample_keys(0, 4, np.array([7])))
+    (True, False)
+    """
+    return torch.from_numpy(words(key(seed, epoch, _SAMPLE_KEYS), samples).view(np.int64))
+
+
+def uniform(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Draw numbers in [0, 1) for each sample.
+
+    Parameters
+    ----------
+    keys : (n,) int64 tensor
+        What a loader hands to ``transform(batch, keys)``.
+    shape : sequence of int
+        Numbers of one sample.
+    draw : int
+        Which draw this is: the same draw of the same keys is the same numbers.
+    dtype : torch.dtype
+        float32 (multiples of 2**-24) or float64 (of 2**-53).
+
+    Returns
+    -------
+    (n, *shape) tensor on the keys' device
+
+    Raises
+    ------
+    UsageError
+        The keys are no int64 vector, or the dtype is neither.
+
+    Examples
+    --------
+    >>> keys = sample_keys(0, 0, np.arange(1000))
+    >>> numbers = uniform(keys, (3,))
+    >>> numbers.shape, bool((numbers >= 0).all() and (numbers < 1).all()), round(numbers.mean().item(), 1)
+    (torch.Size([1000, 3]), True, 0.5)
+    """
+    if dtype not in _BITS:
+        raise UsageError(f"dtype is {dtype}", fix="torch.float32 or torch.float64")
+    bits = _BITS[dtype]
+    return _shifted(_words(keys, shape, draw), 64 - bits).to(dtype) * 2.0**-bits
+
+
+def normal(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Draw normal deviates, of mean 0 and variance 1, for each sample; parameters and errors are `uniform`'s.
+
+    ``uniform`` of the same keys and draw is what these are made of: give one of them another ``draw``.
+
+    Examples
+    --------
+    >>> numbers = normal(sample_keys(0, 0, np.arange(1000)), (100,))
+    >>> round(numbers.mean().item(), 1), round(numbers.std().item(), 1)
+    (-0.0, 1.0)
+    """
+    pairs = uniform(keys, (2, *shape), draw=draw, dtype=dtype)
+    # 1 - u lies in (0, 1], where the logarithm is finite.
+    return torch.sqrt(-2 * torch.log1p(-pairs[:, 0])) * torch.cos(2 * math.pi * pairs[:, 1])
+
+
+def _words(keys: Tensor, shape: Sequence[int], draw: int) -> Tensor:
+    if keys.dtype != torch.int64 or keys.ndim != 1:
+        raise UsageError(
+            f"keys are {keys.dtype} of shape {tuple(keys.shape)}", fix="the keys given to transform(batch, keys)"
+        )
+    starts = _mixed(keys + _signed((draw + 1) * _GAMMA))
+    counters = torch.arange(math.prod(shape), dtype=torch.int64, device=keys.device)
+    return _mixed(starts[:, None] + counters).view(len(keys), *shape)
+
+
+def _mixed(z: Tensor) -> Tensor:
+    """``mix64`` of `streamtrain.random_words`; torch's int64 wraps as uint64 does."""
+    z = (z ^ _shifted(z, 30)) * _signed(MIX[0])
+    z = (z ^ _shifted(z, 27)) * _signed(MIX[1])
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, by: int) -> Tensor:
+    """Shifted right, zeros coming in: torch's own shift copies the sign."""
+    return (z >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(word: int) -> int:
+    word &= (1 << 64) - 1
+    return word - (1 << 64) if word >> 63 else word

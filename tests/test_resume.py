@@ -1,0 +1,187 @@
+"""A run that is stopped and goes on is the run that was never stopped, bit for bit: weights and metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import streamtrain as st
+from streamtrain.checkpoint import newest_checkpoint
+from streamtrain.errors import CheckpointError, UsageError
+from streamtrain.interrupts import Interrupted
+from streamtrain.keeper import Resumed
+
+N, N_FEATURES, BATCH_SIZE = 230, 6, 20
+EPOCH_BATCHES = 12
+OPTIMIZERS: dict[str, dict[str, Any]] = {"momentum": {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9}, "adam": {}}
+TIMES = ("seconds", "samples_per_second", "stall_fraction")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> st.Dataset:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(N, N_FEATURES)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64) + (x[:, 1] > 1)
+    return st.ingest({"x": x, "y": y}, tmp_path_factory.mktemp("data") / "d.zarr", block=6 * N_FEATURES * 4)
+
+
+class Killed(Exception):
+    """In place of a process that ends without warning."""
+
+
+class Doomed(st.StreamLoader):
+    """A loader whose consumer dies after so many batches."""
+
+    left = 0
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if not self.left:
+                raise Killed
+            self.left -= 1
+            yield batch
+
+
+def make_trainer(update: str, optimizer: str) -> st.Trainer:
+    torch.manual_seed(3)
+    norm = nn.BatchNorm1d(8) if update != "sample" else nn.Identity()
+    model = nn.Sequential(nn.Linear(N_FEATURES, 8), norm, nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+    return st.Trainer(model, loss="cross_entropy", update=update, normalize="auto", **OPTIMIZERS[optimizer])
+
+
+def make_loader(dataset: st.Dataset, update: str, memory: str = "16MB") -> st.StreamLoader:
+    return st.StreamLoader(dataset, batch_size=BATCH_SIZE, memory=memory, seed=5, shuffle=update != "epoch")
+
+
+def weights(trainer: st.Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: v for name, v in line.items() if not name.endswith(TIMES)} for line in lines]
+
+
+def fit(trainer: st.Trainer, loader: st.StreamLoader, run: Path, every: int = 4, **how: Any) -> Any:
+    return trainer.fit(
+        loader, max_epochs=3, checkpoint=run, checkpoint_every=every, resume="auto", log_every=3, progress=False, **how
+    )
+
+
+@pytest.mark.filterwarnings("ignore:BatchNorm")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("update", ["batch", "sample", "epoch"])
+def test_a_killed_run_goes_on_bit_for_bit(dataset: st.Dataset, tmp_path: Path, update: str, optimizer: str) -> None:
+    whole = make_trainer(update, optimizer)
+    with make_loader(dataset, update) as loader:
+        fit(whole, loader, tmp_path / "whole")
+    for kill_after in (2, 7, 12, 13, 24, 33):
+        run = tmp_path / str(kill_after)
+        doomed = Doomed(dataset, batch_size=BATCH_SIZE, memory="16MB", seed=5, shuffle=update != "epoch")
+        doomed.left = kill_after
+        with doomed, pytest.raises(Killed):
+            fit(make_trainer(update, optimizer), doomed, run)
+        resumed = make_trainer(update, optimizer)
+        told: list[Resumed] = []
+        # Another budget, of the same lanes.
+        with make_loader(dataset, update, "17MB") as loader:
+            history = fit(resumed, loader, run, on_resume=told.append)
+        expected = max(kill_after // 4 * 4, kill_after // EPOCH_BATCHES * EPOCH_BATCHES)
+        assert history.resumed_from_batch == told[0].n_batches == expected
+        assert metrics(run) == metrics(tmp_path / "whole")
+        for name, tensor in weights(whole).items():
+            assert torch.equal(weights(resumed)[name], tensor), f"{name} after a kill at {kill_after}"
+        assert len(list((run / "checkpoints").iterdir())) == 2, "the newest, and the one before it"
+
+
+def test_a_signal_ends_the_run_after_its_step_saved(dataset: st.Dataset, tmp_path: Path) -> None:
+    whole = make_trainer("batch", "adam")
+    with make_loader(dataset, "batch") as loader:
+        fit(whole, loader, tmp_path / "whole")
+
+    class Signalled(st.StreamLoader):
+        def __iter__(self) -> Any:
+            for i, batch in enumerate(super().__iter__()):
+                if i == 5:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+    run = tmp_path / "run"
+    with (
+        Signalled(dataset, batch_size=BATCH_SIZE, memory="16MB", seed=5) as loader,
+        pytest.raises(Interrupted, match=r"SIGTERM; saved .*00000006") as caught,
+    ):
+        fit(make_trainer("batch", "adam"), loader, run, every=1000)
+    assert caught.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    resumed = make_trainer("batch", "adam")
+    with make_loader(dataset, "batch") as loader:
+        fit(resumed, loader, run)
+    assert metrics(run) == metrics(tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
+
+
+def test_what_differs_is_named_and_what_may_differ_too(dataset: st.Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with make_loader(dataset, "batch") as loader:
+        fit(make_trainer("batch", "adam"), loader, run)
+        other = st.Trainer(make_trainer("batch", "adam").model, loss="cross_entropy", optimizer="sgd", normalize="auto")
+        with pytest.raises(CheckpointError, match="another run") as caught:
+            fit(other, loader, run)
+    assert caught.value.exit_code == 6
+    message = str(caught.value)
+    for words in ("optimizer.name: 'Adam' there, 'SGD' here", "optimizer.lr: 0.001 there, 0.1 here", "Free to change"):
+        assert words in message
+    with (
+        st.StreamLoader(dataset, batch_size=BATCH_SIZE + 1, memory="16MB", seed=6) as loader,
+        pytest.raises(CheckpointError, match=r"batch_size: 20 there, 21 here\n(.*\n)?  seed: 5 there, 6 here"),
+    ):
+        fit(make_trainer("batch", "adam"), loader, run)
+
+
+def test_damaged_checkpoints_are_skipped_and_named(dataset: st.Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with make_loader(dataset, "batch") as loader:
+        fit(make_trainer("batch", "adam"), loader, run)
+        whole = metrics(run)
+        newest = newest_checkpoint(run).path
+        content = bytearray((newest / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (newest / "model.safetensors").write_bytes(content)
+        told: list[Resumed] = []
+        fit(make_trainer("batch", "adam"), loader, run, on_resume=told.append)
+        assert told[0].n_batches == 32
+        assert "model.safetensors: is not as it was written" in told[0].skipped[0]
+        assert metrics(run) == whole
+        for checkpoint in (run / "checkpoints").iterdir():
+            (checkpoint / "manifest.json").unlink()
+        with pytest.warns(UserWarning, match="manifest.json is missing"):
+            history = fit(make_trainer("batch", "adam"), loader, run)
+        assert history.resumed_from_batch == 0
+        assert metrics(run) == whole, "afresh"
+
+
+def test_a_complete_run_has_nothing_left(dataset: st.Dataset, tmp_path: Path) -> None:
+    with make_loader(dataset, "batch") as loader:
+        fit(make_trainer("batch", "adam"), loader, tmp_path / "run")
+        history = fit(make_trainer("batch", "adam"), loader, tmp_path / "run")
+    assert (len(history), history.resumed_from_batch, history.counts.n_epochs) == (0, 36, 3)
+
+
+def test_resume_needs_a_folder(dataset: st.Dataset) -> None:
+    with make_loader(dataset, "batch") as loader, pytest.raises(UsageError, match="resume without checkpoint"):
+        make_trainer("batch", "adam").fit(loader, max_epochs=1, resume="auto")
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, True])
+def test_checkpoint_every_counts_batches(dataset: st.Dataset, tmp_path: Path, every: Any) -> None:
+    with make_loader(dataset, "batch") as loader, pytest.raises(UsageError, match="at least 1"):
+        fit(make_trainer("batch", "adam"), loader, tmp_path / "run", every=every)
