@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 
-from streamtrain.metrics import Speed
+from streamtrain.speed import Speed
 from streamtrain.stream import Data, Stream
 from streamtrain.trainer import Trainer
 

@@ -263,7 +263,7 @@ class StreamLoader:
         return with_keys(self.transform, self._orders()(epoch), **place)
 
     def _orders(self) -> Callable[[int], EpochOrder]:
-        """The order of any epoch; the pool that asks for it must not hold the loader, which would never be collected."""
+        """The order of any epoch; not a method, by which the pool would hold the loader and it never be collected."""
         layout, sizes, seed = self.dataset.layout, self._sizes, self.seed
         if not self.shuffle:
             return lambda epoch: sequential_order(layout.n_samples, layout.block_rows)

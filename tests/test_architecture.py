@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("store", "blocks", "labels", "planning", "sources"),
     ("slots", "spans", "workers", "pool_memory", "passage", "narrator", "pool", "device", "ingest"),
     ("sample_random", "transforms", "loader"),
-    ("seeding", "losses", "normalize", "models", "optim", "rules", "metrics", "stream", "rehearsal"),
+    ("seeding", "losses", "normalize", "models", "optim", "rules", "speed", "metrics", "stream", "rehearsal"),
     ("packing", "checkpoint", "runs", "keeper", "interrupts", "recorder", "passes", "trainer", "headspace", "compare"),
     ("profile", "doctor", "report", "cli", "__main__"),
 )

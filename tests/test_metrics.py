@@ -12,7 +12,8 @@ from streamtrain.counts import Counts, Totals
 from streamtrain.errors import UsageError
 from streamtrain.events import Work
 from streamtrain.losses import resolve_loss
-from streamtrain.metrics import EpochSummary, History, Metrics, RunningMetrics, Speed, Stopwatch
+from streamtrain.metrics import EpochSummary, History, Metrics, RunningMetrics
+from streamtrain.speed import Speed, Stopwatch
 
 
 def running(loss_name: str, sizes: list[int]) -> tuple[Metrics, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from streamtrain.headspace import Headspace
-from streamtrain.metrics import EpochSummary, Metrics, Speed
+from streamtrain.metrics import EpochSummary, Metrics
+from streamtrain.speed import Speed
 from streamtrain.units import format_bytes, format_duration
 
 _WIDTH: Final = 12

@@ -50,8 +50,7 @@ def train_json(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, A
 
 
 def weights(run: Path) -> dict[str, Any]:
-    (file,) = run.glob("checkpoints/*/model.safetensors")
-    return safetensors.numpy.load_file(file)
+    return safetensors.numpy.load_file(max(run.glob("checkpoints/*/model.safetensors")))
 
 
 def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +199,7 @@ def test_divergence_has_its_exit_code(stored: Path, capsys: pytest.CaptureFixtur
     assert main([*args, "--batch-size", "16", "--log-every", "1"]) == 8
     assert "epoch 1, step" in capsys.readouterr().err
     assert main(["evaluate", "runs/1", f"{stored}/table.zarr"]) == 6
-    assert "It did not end" in capsys.readouterr().err
+    assert "stopped before its first" in capsys.readouterr().err
 
 
 def test_what_evaluate_refuses(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,8 +213,10 @@ def test_what_evaluate_refuses(stored: Path, capsys: pytest.CaptureFixture[str])
     shutil.move(checkpoint / "normalize.safetensors", "away")
     assert main(["evaluate", "runs/1", images]) == 6
     shutil.move("away", checkpoint / "normalize.safetensors")
+    whole = (checkpoint / "model.safetensors").read_bytes()
     (checkpoint / "model.safetensors").write_bytes(b"\0" * 30)
     assert main(["evaluate", "runs/1", images]) == 6
+    (checkpoint / "model.safetensors").write_bytes(whole)
     Path("runs/1/config.json").write_text("{}")
     assert main(["evaluate", "runs/1", images]) == 6
     assert "config.json: is not complete" in capsys.readouterr().err
@@ -226,3 +227,34 @@ def test_a_taken_run_folder_is_refused(stored: Path, capsys: pytest.CaptureFixtu
     train_json(capsys, *args)
     assert main(["train", *map(str, args)]) == 2
     assert "mine: the run folder is taken" in capsys.readouterr().err
+
+
+def test_a_stopped_run_goes_on_and_says_where(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [stored / "images.zarr", "--model", "mlp:8", "--batch-size", 50, "--threads", 1, "--resume"]
+    whole = train_json(capsys, *args, "--epochs", 3, "--out", "whole")
+    assert whole["resumed_from_batch"] == 0
+    first = train_json(capsys, *args, "--epochs", 1, "--out", "parts", "--checkpoint-every", 2)
+    again = train_json(capsys, *args, "--epochs", 3, "--out", "parts", "--memory", "300MB")
+    assert again["resumed_from_batch"] * 50 >= first["samples"]
+    assert {name: again[name] for name in ("steps", "samples", "loss", "accuracy")} == {
+        name: whole[name] for name in ("steps", "samples", "loss", "accuracy")
+    }
+    a, b = weights(Path("whole")), weights(Path("parts"))
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    done = train_json(capsys, *args, "--epochs", 3, "--out", "parts")
+    assert (done["loss"], done["accuracy"], done["epochs"]) == (whole["loss"], whole["accuracy"], [])
+    assert main(["train", *map(str, args), "--epochs", "3", "--out", "parts"]) == 0
+    assert "parts: goes on after batch" in capsys.readouterr().err
+
+
+def test_what_resume_refuses(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["train", f"{stored}/images.zarr", "--model", "mlp:8", "--epochs", "1", "--resume"]
+    assert main(args) == 2
+    assert "--resume without --out. Fix: --out RUN" in capsys.readouterr().err
+    assert main([*args, "--out", "a"]) == 0
+    assert "a: no checkpoint; starts afresh" in capsys.readouterr().err
+    for other in (["--batch-size", "32"], ["--seed", "1"], ["--optimizer", "sgd"], ["--model", "mlp:9"]):
+        assert main([*args, "--out", "a", *other]) == 6
+        assert " there, " in capsys.readouterr().err
+    assert main([*args, "--out", str(stored)]) == 2
+    assert "the run folder is taken" in capsys.readouterr().err
