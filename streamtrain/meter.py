@@ -71,8 +71,8 @@ class MemoryMeter:
     Examples
     --------
     >>> with MemoryMeter() as meter:
-    ...     held = bytearray(b"x") * 20_000_000
-    >>> 19_000_000 < meter.peak_bytes < 60_000_000
+    ...     held = bytearray(b"x") * 50_000_000
+    >>> 49_000_000 < meter.peak_bytes < 90_000_000
     True
     """
 
