@@ -11,7 +11,8 @@ import numpy as np
 
 import streamtrain as st
 from streamtrain.blocks import BlockReader
-from streamtrain.slots import Slots, aligned_bytes, row_dtype
+from streamtrain.mapped import aligned_bytes
+from streamtrain.slots import Slots, row_dtype
 
 N_THREADS: Final = 2
 

@@ -12,7 +12,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
-from streamtrain.errors import BudgetError, UsageError
+from streamtrain.arguments import check_lanes
+from streamtrain.errors import BudgetError
 from streamtrain.layout import PAGE_BYTES, Layout
 from streamtrain.order import Shuffle
 from streamtrain.schedule import largest_lead
@@ -55,7 +56,8 @@ class Sizes:
     read_blocks : int
         Blocks one reader task takes, at most.
     span_batches, spans : int
-        Batches gathered into one piece of memory, and how many such pieces there are.
+        Batches gathered into one piece of memory, and how many such pieces there are: two of them the consumer's, who
+        takes one while it holds the one before.
     index_samples : int
         Samples whose places are worked out at once.
     threads : int
@@ -195,23 +197,6 @@ def solve(
     return sizes, project(layout, sizes, budget_bytes=memory)
 
 
-def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> None:
-    """Refuse a batch size that is no positive integer, or with which ``drop_last`` leaves nothing."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size!r}; it must be a positive integer", fix="batch_size=256, say")
-    if drop_last and batch_size > n_samples:
-        raise UsageError(
-            f"0 batches: batch_size is {batch_size}, the dataset has {n_samples} samples, and drop_last is set",
-            fix=f"batch_size={n_samples}, or drop_last=False",
-        )
-
-
-def check_lanes(lanes: int | None) -> None:
-    """Refuse a number of lanes that the order cannot use."""
-    if lanes is not None and (lanes < 2 or lanes % 2):
-        raise UsageError(f"lanes is {lanes}; it must be even and at least 2", fix=f"lanes={max(2, lanes // 2 * 2)}")
-
-
 def _least(layout: Layout, batch_size: int, lanes: int | None) -> Sizes:
     sizes = Sizes(
         batch_size=batch_size,
@@ -221,7 +206,7 @@ def _least(layout: Layout, batch_size: int, lanes: int | None) -> Sizes:
         prefetch=0,
         read_blocks=1,
         span_batches=1,
-        spans=2,
+        spans=3,
         index_samples=4096,
         threads=_FEW_THREADS,
         reserve_bytes=0,
@@ -236,7 +221,7 @@ def _comfortable(layout: Layout, least: Sizes, memory: int) -> Sizes:
         least,
         read_blocks=min(16, max(1, memory // 64 // layout.block_bytes)),
         span_batches=max(1, min(8 << 20, memory // 24) // batch_bytes),
-        spans=4,
+        spans=5,
         index_samples=max(4096, min(65_536, memory // 16 // _INDEX_SAMPLE_BYTES)),
         threads=_MOST_THREADS if memory >= _MEMORY_FOR_MOST_THREADS else _FEW_THREADS,
         reserve_bytes=min(_MOST_RESERVE_BYTES, memory // 6),

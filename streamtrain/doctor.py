@@ -26,7 +26,7 @@ from streamtrain import __version__
 from streamtrain.errors import UsageError
 from streamtrain.layout import CODECS, Codec
 from streamtrain.limits import MemoryLimit, memory_limit, n_cores
-from streamtrain.slots import aligned_bytes
+from streamtrain.mapped import aligned_bytes
 from streamtrain.store.codec import checksum, decode, encode
 from streamtrain.units import format_bytes
 

@@ -6,16 +6,19 @@ import time
 import weakref
 from collections import namedtuple
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import torch
 
+from streamtrain.arguments import check_batch_size, check_seed
+from streamtrain.batches import Group, batches_of, groups_of
 from streamtrain.blocks import BlockReader
-from streamtrain.budget import Projection, Sizes, check_batch_size, solve
+from streamtrain.budget import Projection, Sizes, solve
 from streamtrain.device import Placement, carrier_to
-from streamtrain.errors import UsageError, differences
+from streamtrain.errors import UsageError
 from streamtrain.events import Work
 from streamtrain.limits import memory_limit, n_cores, require_memory
+from streamtrain.loader_state import VERSION, check_state
 from streamtrain.narrator import Narrator
 from streamtrain.order import EpochOrder, Shuffle, sequential_order, shuffled_order
 from streamtrain.pool import Pool
@@ -23,10 +26,6 @@ from streamtrain.store import Dataset
 from streamtrain.transforms import Transform, takes_keys, with_keys
 from streamtrain.units import parse_bytes
 
-Batch = tuple[torch.Tensor, ...]
-"""A named tuple of tensors in field order: ``batch.x``, ``batch.y``."""
-
-_STATE_VERSION: Final = 1
 _named_tuple: Any = namedtuple  # Of names that only the dataset knows.
 
 
@@ -92,8 +91,7 @@ class StreamLoader:
         device: str | torch.device | Placement | None = None,
     ) -> None:
         check_batch_size(batch_size, len(dataset), drop_last=drop_last)
-        if seed < 0:
-            raise UsageError(f"seed is {seed}; it must not be negative")
+        check_seed(seed)
         self._narrator = Narrator()
         self.dataset = dataset
         self.batch_size = batch_size
@@ -118,6 +116,7 @@ class StreamLoader:
         self._closed = False
         self._work_before = Work()
         self._narrator.opened(self)
+        weakref.finalize(self, self._narrator.closed)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -158,7 +157,7 @@ class StreamLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, counted in batches it has yielded: a few numbers and the dataset's id."""
         return {
-            "version": _STATE_VERSION,
+            "version": VERSION,
             "dataset": self.dataset.id,
             "seed": self.seed,
             "epoch": self._epoch,
@@ -176,11 +175,11 @@ class StreamLoader:
         Raises
         ------
         UsageError
-            The state is of another dataset or of other parameters.
+            The state is of another dataset or of other parameters, or is none.
         BudgetError
             The state's lanes do not fit the budget.
         """
-        self._check_state(state)
+        check_state(state, self.state_dict())
         self._turn += 1
         if state["lanes"] != self._sizes.lanes or state["groups"] != self._sizes.groups:
             self._stop_pool()
@@ -197,12 +196,6 @@ class StreamLoader:
             layout, batch_size=self.batch_size, memory=memory, shuffle=self.shuffle, lanes=lanes, groups=groups, rho=rho
         )
         return self._carrier.fit(layout, sizes, budget_bytes=memory) if self._carrier else (sizes, projection)
-
-    def _check_state(self, state: dict[str, Any]) -> None:
-        free = ("seed", "epoch", "batch", "lanes", "groups")
-        mine = {name: value for name, value in self.state_dict().items() if name not in free}
-        if wrong := differences(state, mine):
-            raise UsageError("the state is of another loader", why="; ".join(wrong), fix="make the loader as it was")
 
     def sequential(self) -> StreamLoader:
         """A loader over the same dataset in its stored order, all samples, with the same budget."""
@@ -226,33 +219,39 @@ class StreamLoader:
         return self._batches(self._turn)
 
     def _batches(self, turn: int) -> Iterator[Any]:
+        self._check_turn(turn)
         n_positions, first = self._n_positions(), self._position
         with self._narrator.epoch(self, self._epoch, lambda: self._position - first if self._turn == turn else 0):
             pool = self._running_pool()
             finish = self._carrier.finish(self._transform()) if self._carrier else self._transform()
+            groups: list[Group] = []
             while self._position < n_positions:
-                batches = self._next_batches(pool)
+                groups = groups or self._next_groups(pool)
+                batches = batches_of(groups.pop(), self.batch_size, self._batch_type._make)
                 while batches:
                     self._position = min(self._position + self.batch_size, n_positions)
                     # Nothing here may keep the batch: its memory is lent until the caller lets go of it.
                     yield batches.pop() if finish is None else finish(batches.pop())
-                    if self._turn != turn:
-                        raise UsageError("the loader was iterated anew meanwhile", fix="use one iterator at a time")
+                    self._check_turn(turn)
         self._epoch, self._position = self._epoch + 1, 0
         self._pool_at = (self._epoch, 0)
 
-    def _next_batches(self, pool: Pool) -> list[Batch]:
-        """The next span's batches, the first one last."""
+    def _check_turn(self, turn: int) -> None:
+        if self._closed:
+            raise UsageError("the loader was closed meanwhile", fix="close it when no one iterates it")
+        if self._turn != turn:
+            raise UsageError("the loader was iterated anew meanwhile", fix="use one iterator at a time")
+
+    def _next_groups(self, pool: Pool) -> list[Group]:
+        """The next span's batches in groups, the first one last."""
         started = time.perf_counter()
         tensors = (
             self._carrier.take(pool.next_span) if self._carrier else map(torch.from_numpy, pool.next_span().arrays)
         )
-        parts = [torch.split(tensor, self.batch_size) for tensor in tensors]
-        batches: list[Batch] = list(map(self._batch_type._make, zip(*parts, strict=True)))
-        batches.reverse()
+        groups = groups_of(tensors, self.batch_size)
         self.wait_seconds += time.perf_counter() - started
         self._narrator.look()
-        return batches
+        return groups
 
     def _transform(self) -> Callable[[Any], Any] | None:
         """What is called with each batch from here on, the keys of its samples with it where it takes them."""

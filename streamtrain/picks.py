@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
+from streamtrain.mapped import aligned_bytes
 from streamtrain.order import I64, EpochOrder
 from streamtrain.random_words import NOBLE_STEPS, even_orders, random_orders, words
 
@@ -151,13 +153,22 @@ def _lane_orders(order: EpochOrder, start: int, stop: int) -> I64:
 
 
 class _RowOrders:
-    """The random order of the rows of each lane's present run, carried from piece to piece."""
+    """The random order of the rows of each lane's present run, carried from piece to piece.
+
+    The table has a row for each lane, and below them one for each run that begins in the present piece: at most one a
+    lane where runs are not shorter than pieces. Its memory is the system's own, so that all of it goes back.
+    """
 
     def __init__(self, order: EpochOrder) -> None:
         self._order = order
-        dtype = np.uint16 if order.block_rows <= 1 << 16 else np.uint32
-        self._table = np.empty((order.lanes, order.block_rows), dtype)
+        self._runs_at_once = max(1, _WORDS_AT_ONCE // order.block_rows)
+        self._table = self._new_table(2 * order.lanes)
         self._next_sweep = -1
+
+    def _new_table(self, n_rows: int) -> npt.NDArray[np.unsignedinteger[Any]]:
+        dtype = np.dtype(np.uint16 if self._order.block_rows <= 1 << 16 else np.uint32)
+        n_bytes = n_rows * self._order.block_rows * dtype.itemsize
+        return aligned_bytes(n_bytes).view(dtype).reshape(n_rows, self._order.block_rows)
 
     def take(self, visited: _Visited, start: int, stop: int) -> I64:
         """The rows of all stretches laid end to end, those of sweeps [start, stop)."""
@@ -171,7 +182,7 @@ class _RowOrders:
         places = np.arange(visited.n_samples) + np.repeat(shift, visited.length)
         rows = self._table.ravel().take(places).astype(np.int64)
         stays = np.append(visited.lane[1:] != visited.lane[:-1], True)
-        self._table[visited.lane[new & stays]] = self._table[fresh[stays[new]]]
+        self._move(fresh[stays[new]], visited.lane[new & stays])
         self._next_sweep = stop
         return rows
 
@@ -179,11 +190,17 @@ class _RowOrders:
         """Fill the table below the lanes' own rows with the row orders of these runs."""
         order, lanes = self._order, self._order.lanes
         if lanes + len(runs) > len(self._table):
-            spare = np.empty((len(runs), order.block_rows), self._table.dtype)
-            self._table = np.concatenate([self._table[:lanes], spare])
-        runs_at_once = max(1, _WORDS_AT_ONCE // order.block_rows)
-        for start in range(0, len(runs), runs_at_once):
-            piece = runs[start : start + runs_at_once]
+            larger = self._new_table(lanes + len(runs))
+            larger[:lanes] = self._table[:lanes]
+            self._table = larger
+        for start in range(0, len(runs), self._runs_at_once):
+            piece = runs[start : start + self._runs_at_once]
             counters = order.run_first[piece, None] + np.arange(order.block_rows)
             rows = random_orders(words(order.rows_key, counters), order.run_length[piece])
             self._table[lanes + start : lanes + start + len(piece)] = rows
+
+    def _move(self, sources: I64, targets: I64) -> None:
+        """Copy rows of the table, a few at once, since NumPy makes a copy of its own first."""
+        for start in range(0, len(sources), self._runs_at_once):
+            some = slice(start, start + self._runs_at_once)
+            self._table[targets[some]] = self._table[sources[some]]

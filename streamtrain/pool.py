@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from streamtrain.blocks import BlockReader
 from streamtrain.budget import Sizes
-from streamtrain.errors import StallError
+from streamtrain.errors import StallError, UsageError
 from streamtrain.events import Work
 from streamtrain.layout import Layout
 from streamtrain.order import I64, EpochOrder
@@ -78,7 +78,14 @@ class Pool:
     # What the consumer calls.
 
     def seek(self, epoch: int, position: int) -> None:
-        """Go on at a position of an epoch, dropping what was under way."""
+        """Go on at a position of an epoch, dropping what was under way.
+
+        Raises
+        ------
+        UsageError
+            The pool was made by a process of which this is a fork.
+        """
+        self._workers.check_process()
         with self._changed:
             self._workers.pause()
             self._slots.release(keep=self._workers.error is None)
@@ -100,14 +107,19 @@ class Pool:
         ------
         StallError
             Nothing came within ``timeout`` seconds.
+        UsageError
+            The pool was closed meanwhile, or made by a process of which this is a fork.
         StreamtrainError
             What a thread met, with its traceback.
         """
+        self._workers.check_process()
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while not self._spans or self._spans[0].stop > self._gathered(self._spans[0].epoch):
                 if self._workers.error is not None:
                     raise self._workers.error
+                if self._workers.closed:
+                    raise UsageError("the loader was closed meanwhile", fix="close it when no one iterates it")
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise StallError(f"no batch came within {timeout} seconds", fix="look at the disk, or wait longer")
@@ -187,8 +199,8 @@ class Pool:
             self._assigned = self._epochs[0].start
 
     def _lend(self, epoch: Passage, start: int) -> Span | None:
-        # One span is with the consumer.
-        if len(self._spans) >= self._sizes.spans - 1:
+        # While the consumer takes one span, it still holds the one before.
+        if len(self._spans) >= self._sizes.spans - 2:
             return None
         stop = min(epoch.stop, start + self._sizes.span_batches * self._sizes.batch_size)
         self._open = self._memory.lend(epoch.number, start, stop)
@@ -216,6 +228,9 @@ class Pool:
             self._indexing = False
             epoch.pieces.append(piece)
             epoch.indexed = piece.stop
+            if epoch.indexed >= epoch.stop:
+                # The next epoch makes tables of its own.
+                epoch.places = iter(())
 
         return "index", lambda: next(epoch.places), note
 

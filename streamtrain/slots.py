@@ -11,27 +11,16 @@ Only the pool's lock holder calls the methods that change anything.
 
 from __future__ import annotations
 
-import mmap
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from streamtrain.layout import Layout
+from streamtrain.mapped import aligned_bytes
 from streamtrain.order import I64
 
-_HUGE_BYTES: Final = 8 << 20
 _NEVER: Final = np.iinfo(np.int64).max
-
-
-def aligned_bytes(n_bytes: int) -> npt.NDArray[np.uint8]:
-    """Page-aligned memory, given back to the system when nothing refers to it."""
-    # Python's default is shared memory, which takes no huge pages and counts as a file's.
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    mapping = mmap.mmap(-1, max(1, n_bytes), **private)
-    if n_bytes >= _HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(mapping, np.uint8, n_bytes)
 
 
 def row_dtype(row_bytes: int) -> np.dtype[Any]:

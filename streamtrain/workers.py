@@ -6,11 +6,13 @@ a thread that ended without a word would leave the consumer waiting for ever.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from streamtrain.errors import UsageError
 from streamtrain.events import Work
 
 _JOIN_SECONDS: Final = 10.0
@@ -37,6 +39,8 @@ class Workers:
         The one lock; notified whenever a job has ended.
     error : BaseException or None
         What a job or its planning raised.
+    closed : bool
+        Whether the threads are ended.
     """
 
     def __init__(self, next_job: Callable[[bool], Job | None], n_threads: int) -> None:
@@ -46,7 +50,8 @@ class Workers:
         self._seconds = dict.fromkeys(("disk", "decode", "gather", "index", "transfer"), 0.0)
         self._n_busy = 0
         self._paused = True
-        self._closed = False
+        self.closed = False
+        self._process = os.getpid()
         self._threads = [
             threading.Thread(target=self._work, args=(i == 0,), name=f"streamtrain-{i}", daemon=True)
             for i in range(n_threads)
@@ -67,13 +72,27 @@ class Workers:
 
     def work(self) -> Work:
         """What the threads have done so far."""
+        self.check_process()
         with self.changed:
             return Work(**self._seconds)
 
+    def check_process(self) -> None:
+        """Refuse to wait in a process that was forked: threads stay behind in the one that made them.
+
+        Raises
+        ------
+        UsageError
+            This is another process.
+        """
+        if os.getpid() != self._process:
+            raise UsageError("a loader does not survive a fork", fix="make one in the child, or spawn it")
+
     def close(self) -> None:
-        """End the threads."""
+        """End the threads; in a forked process there are none, and its copy of the lock may never be free."""
+        if os.getpid() != self._process:
+            return
         with self.changed:
-            self._closed = True
+            self.closed = True
             self.changed.notify_all()
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -94,12 +113,21 @@ class Workers:
             with self.changed:
                 self._n_busy -= 1
                 if error is None:
-                    self._count(kind, seconds, note(result))
-                else:
+                    error = self._note(kind, seconds, note, result)
+                if error is not None:
                     self.error, self._paused = error, True
                 self.changed.notify_all()
             # An idle thread keeps nothing alive.
             del kind, note, result, error
+
+    def _note(
+        self, kind: str, seconds: float, note: Callable[[Any], Seconds | None], result: Any
+    ) -> BaseException | None:
+        try:
+            self._count(kind, seconds, note(result))
+        except BaseException as caught:
+            return caught
+        return None
 
     def _count(self, kind: str, seconds: float, others: Seconds | None) -> None:
         self._seconds[kind] += seconds
@@ -109,7 +137,7 @@ class Workers:
 
     def _wait_for_job(self, plans: bool) -> Job | None:
         with self.changed:
-            while not self._closed:
+            while not self.closed:
                 job = None if self._paused else self._plan(plans)
                 if job is not None:
                     self._n_busy += 1

@@ -19,13 +19,13 @@ PACKAGE = ROOT / "streamtrain"
 # A room imports from lower floors, or from rooms before it on its own floor.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "units"),
-    ("layout", "files", "moments", "label_stats", "stats", "events", "meter", "limits"),
-    ("random_words", "counts", "order", "picks", "schedule", "budget", "reshuffle", "quality"),
-    ("store", "blocks", "labels", "planning", "sources"),
+    ("layout", "system", "files", "moments", "label_stats", "stats", "events", "meter", "mapped", "limits", "allocator"),
+    ("arguments", "random_words", "counts", "order", "picks", "schedule", "budget", "reshuffle", "quality"),
+    ("store", "verify", "blocks", "labels", "planning", "sources"),
     ("slots", "spans", "workers", "pool_memory", "passage", "narrator", "pool", "device", "ingest"),
-    ("sample_random", "transforms", "loader"),
+    ("sample_random", "transforms", "batches", "loader_state", "loader"),
     ("seeding", "losses", "normalize", "models", "optim", "rules", "speed", "metrics", "stream", "rehearsal"),
-    ("packing", "checkpoint", "runs", "keeper", "interrupts", "recorder", "passes", "trainer", "headspace", "compare"),
+    ("packing", "tensor_file", "checkpoint", "runs", "keeper", "interrupts", "recorder", "passes", "trainer", "headspace", "compare"),
     ("profile", "doctor", "report", "cli", "__main__"),
 )
 RANK = {room: rank for rank, room in enumerate(room for floor in FLOORS for room in floor)}

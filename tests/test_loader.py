@@ -255,6 +255,10 @@ def test_a_dataset_that_fits_is_read_once(dataset, monkeypatch):
         ({"memory": "512"}, "'512' is not a size"),
         ({"lanes": 3}, "lanes is 3"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 1.5}, r"seed is 1\.5"),
+        ({"seed": "a"}, "seed is 'a'"),
+        ({"lanes": "4"}, "lanes is '4'"),
+        ({"lanes": 4.0}, r"lanes is 4\.0"),
     ],
 )
 def test_wrong_arguments_are_refused(dataset, arguments, message):
@@ -284,16 +288,20 @@ MEMORY_SCRIPT = """
     with MemoryMeter() as meter:
         with st.StreamLoader(dataset, batch_size=64, memory=budget) as loader:
             for _ in range(2):
-                for x, y in loader:
+                for batch in loader:
                     pass
     print(meter.peak_bytes, loader.projection.total_bytes)
 """
 
 
-@pytest.mark.parametrize("budget", [8_000_000, 32_000_000])
-def test_memory_measured_stays_under_the_budget(tmp_path, budget):
-    x = np.random.default_rng(0).integers(0, 30, (40_000, 1000), dtype=np.uint8)
-    streamtrain.ingest({"x": x, "y": np.arange(40_000)}, tmp_path / "d.zarr", memory="100MB")
+@pytest.mark.parametrize(
+    ("n", "row_bytes", "budget"),
+    [(40_000, 1000, 8_000_000), (40_000, 1000, 32_000_000), (8_000_000, 1, 24_000_000), (150_000, 300, 200_000_000)],
+)
+def test_memory_measured_stays_under_the_budget(tmp_path, n, row_bytes, budget):
+    x = np.random.default_rng(0).integers(0, 30, (n, row_bytes), dtype=np.uint8)
+    y = {"y": np.arange(n)} if row_bytes > 1 else {}
+    streamtrain.ingest({"x": x, **y}, tmp_path / "d.zarr", memory="100MB", block="64KB")
     script = [sys.executable, "-c", textwrap.dedent(MEMORY_SCRIPT), str(tmp_path / "d.zarr"), str(budget)]
     output = subprocess.run(script, capture_output=True, text=True, check=True).stdout
     measured, projected = map(int, output.split())

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.layout import Field, Layout
-from streamtrain.slots import Slots, aligned_bytes, row_dtype
+from streamtrain.mapped import aligned_bytes
+from streamtrain.slots import Slots, row_dtype
 
 
 def slots_of(n_slots, n_blocks=20):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import DeviceError
-from streamtrain.slots import aligned_bytes
+from streamtrain.mapped import aligned_bytes
 from streamtrain.units import format_bytes
 
 Bytes = npt.NDArray[np.uint8]

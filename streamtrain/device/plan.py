@@ -19,7 +19,7 @@ _DEVICE_ALIGNMENT: Final = 256
 _POOL_TERMS: Final = ("lanes", "prefetch", "cache")
 _SPANS_OUTSIDE: Final = 3
 """Spans beside those that wait in the pool: the caller's present one, the one the device still computes on, and the one
-that the caller's last variable refers to; the pool counts one of them."""
+that the caller's last variable refers to; the pool counts two of them."""
 
 _SMALL_BYTES: Final = 1 << 20
 _SMALL_SEGMENT: Final = 2 << 20
@@ -123,7 +123,7 @@ def project_on_device(layout: Layout, sizes: Sizes, *, budget_bytes: int, pool_o
     terms = dict(project(layout, sizes, budget_bytes=budget_bytes).terms)
     del terms["batches"]
     buffer = buffer_bytes(layout, sizes, pool_on_device=pool_on_device)
-    device = allocated_bytes(span_sections(layout, sizes)[-1].stop, sizes.spans - 1 + _SPANS_OUTSIDE)
+    device = allocated_bytes(span_sections(layout, sizes)[-1].stop, sizes.spans - 2 + _SPANS_OUTSIDE)
     if pool_on_device:
         for name in _POOL_TERMS:
             del terms[name]
@@ -188,7 +188,7 @@ def _smaller_and_smaller(sizes: Sizes) -> Iterator[Sizes]:
         sizes = _reading(sizes, max(1, sizes.read_blocks // 2), sizes.threads)
         sizes = replace(sizes, span_batches=max(1, sizes.span_batches // 2))
     least = _reading(sizes, 1, min(2, sizes.threads))
-    least = replace(least, spans=2, index_samples=min(4096, sizes.index_samples), reserve_bytes=0)
+    least = replace(least, spans=3, index_samples=min(4096, sizes.index_samples), reserve_bytes=0)
     yield replace(least, slots=least.working_slots)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamtrain.slots import aligned_bytes
+from streamtrain.mapped import aligned_bytes
 
 
 class LateMark:

@@ -1,0 +1,30 @@
+"""What a loader is asked for, refused where it can mean nothing."""
+
+from __future__ import annotations
+
+from streamtrain.errors import UsageError
+
+
+def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> None:
+    """Refuse a batch size that is no positive integer, or with which ``drop_last`` leaves nothing."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size!r}; it must be a positive integer", fix="batch_size=256, say")
+    if drop_last and batch_size > n_samples:
+        raise UsageError(
+            f"0 batches: batch_size is {batch_size}, the dataset has {n_samples} samples, and drop_last is set",
+            fix=f"batch_size={n_samples}, or drop_last=False",
+        )
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that is no integer of at least 0."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UsageError(f"seed is {seed!r}; it must be an integer of at least 0")
+
+
+def check_lanes(lanes: int | None) -> None:
+    """Refuse a number of lanes that the order cannot use."""
+    if lanes is not None and (isinstance(lanes, bool) or not isinstance(lanes, int)):
+        raise UsageError(f"lanes is {lanes!r}; it must be an even integer", fix="lanes=64, say")
+    if lanes is not None and (lanes < 2 or lanes % 2):
+        raise UsageError(f"lanes is {lanes}; it must be even and at least 2", fix=f"lanes={max(2, lanes // 2 * 2)}")

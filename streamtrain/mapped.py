@@ -1,0 +1,28 @@
+"""Memory straight from the system, page-aligned: reads run several times faster into it, and all of it goes back."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+_HUGE_BYTES: Final = 8 << 20
+
+
+def aligned_bytes(n_bytes: int) -> npt.NDArray[np.uint8]:
+    """Page-aligned zeros, which take memory once they are written, and give it back when nothing refers to them.
+
+    Examples
+    --------
+    >>> memory = aligned_bytes(10_000)
+    >>> memory.ctypes.data % 4096, memory.nbytes
+    (0, 10000)
+    """
+    # Python's default is shared memory, which takes no huge pages and counts as a file's.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    mapping = mmap.mmap(-1, max(1, n_bytes), **private)
+    if n_bytes >= _HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(mapping, np.uint8, n_bytes)
