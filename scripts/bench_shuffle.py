@@ -152,13 +152,13 @@ class counted_reads:  # noqa: N801 - a context, used as a function
 
     def __enter__(self) -> deque[int]:
         blocks: deque[int] = deque()
+        read = BlockReader.read
 
-        class Counted(BlockReader):
-            def read(self, block: int, slots: Sequence[memoryview]) -> float:
-                blocks.append(block)
-                return super().read(block, slots)
+        def counted(reader: BlockReader, block: int, slots: Sequence[memoryview]) -> float:
+            blocks.append(block)
+            return read(reader, block, slots)
 
-        self._patch = mock.patch.object(streamtrain.loader, "BlockReader", Counted)
+        self._patch = mock.patch.object(BlockReader, "read", counted)
         self._patch.start()
         return blocks
 

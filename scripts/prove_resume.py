@@ -78,7 +78,7 @@ def make(folder: Path) -> None:
     y = np.repeat(np.arange(4), 500)
     x = (np.eye(4, 16)[y] + rng.normal(0, 0.5, (2000, 16))).astype(np.float32)
     # In a child: what it starts, threads too, ends with it.
-    run(folder, lambda: st.ingest({"x": x, "y": y}, folder / "d.zarr", block="4KB") and 0)
+    run(folder, lambda: int(st.ingest({"x": x, "y": y}, folder / "d.zarr", block="4KB") is None))
     (folder / "model.py").write_text(MODEL)
 
 
@@ -92,7 +92,8 @@ def prove(folder: Path, rule: str, optimizer: str, n_kills: int) -> dict[str, An
     train(folder, words, whole)
     lasts = time.monotonic() - started
     expected = traces(whole)
-    places, different = [], 0
+    places: list[int] = []
+    different = 0
     rng = random.Random(f"{rule} {optimizer}")
     while len(places) < n_kills:
         out = folder / "killed"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from streamtrain.errors import UsageError
+from typing import Final
+
+from streamtrain.errors import UsageError, unknown_name
+
+ON_BAD_BLOCK: Final = ("error", "quarantine")
 
 
 def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> None:
@@ -28,3 +32,11 @@ def check_lanes(lanes: int | None) -> None:
         raise UsageError(f"lanes is {lanes!r}; it must be an even integer", fix="lanes=64, say")
     if lanes is not None and (lanes < 2 or lanes % 2):
         raise UsageError(f"lanes is {lanes}; it must be even and at least 2", fix=f"lanes={max(2, lanes // 2 * 2)}")
+
+
+def check_reading(on_bad_block: str, timeout: float | None) -> None:
+    """Refuse what is no way to take a damaged block, and a deadline that is no positive number."""
+    if on_bad_block not in ON_BAD_BLOCK:
+        raise unknown_name("on_bad_block", str(on_bad_block), ON_BAD_BLOCK)
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
+        raise UsageError(f"timeout is {timeout!r}; it must be a positive number of seconds", fix="300, say, or None")

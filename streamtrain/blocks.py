@@ -23,11 +23,11 @@ from numcodecs import blosc
 from streamtrain.errors import DamagedBlock, DatasetError
 from streamtrain.layout import CHECKSUM_BYTES, Layout
 from streamtrain.store import Dataset
-from streamtrain.store.shard import read_index
-from streamtrain.store.stored import RESTORE
+from streamtrain.store.codec import HEADER_BYTES, misfit
+from streamtrain.store.shard import index_of
+from streamtrain.store.stored import open_regular
 
 _MOST_OPEN_FILES: Final = 512
-_BLOSC_OVERHEAD_BYTES: Final = 16
 
 
 class _Shard:
@@ -37,11 +37,16 @@ class _Shard:
 
     def __init__(self, path: Path, layout: Layout, shard: int) -> None:
         self.index: memoryview | None = None
+        self.fd = open_regular(path)
+        weakref.finalize(self, os.close, self.fd).atexit = False
         if layout.codec != "none":
             first, end = layout.shard_blocks_range(shard)
-            self.index = read_index(path, shard_blocks=layout.shard_blocks, n_present=end - first).ravel().data
-        self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        weakref.finalize(self, os.close, self.fd).atexit = False
+            with open(self.fd, "rb", closefd=False) as file:
+                index = index_of(file, path, shard_blocks=layout.shard_blocks, n_present=end - first)
+            self.index = index.ravel().data
+        if hasattr(os, "posix_fadvise"):
+            # Blocks are announced; what the system would read ahead of one belongs to another time.
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)
 
 
 class BlockReader:
@@ -78,6 +83,7 @@ class BlockReader:
         self._fields = [(i, field.name, layout.block_rows * field.row_bytes) for i, field in enumerate(layout.fields)]
         self._checksums = np.ascontiguousarray(dataset.block_checksums, np.uint32).ravel().data
         self._shards: dict[tuple[int, int], _Shard] = {}
+        self._under_way: dict[int, tuple[int, float]] = {}
         self._opening = threading.Lock()
         self._scratch = threading.local()
 
@@ -94,13 +100,26 @@ class BlockReader:
         Raises
         ------
         DamagedBlock
-            The stored bytes do not match the checksum table.
-        DatasetError
-            A file is missing, truncated or unreadable.
+            The stored bytes do not match the checksum table, or cannot be read.
         """
-        if not self._direct:
-            return self._read_generally(block, slots)
-        return self._read_and_decode(block, slots) if self._compressed else self._read_in_place(block, slots)
+        me = threading.get_ident()
+        self._under_way[me] = block, time.monotonic()
+        try:
+            if not self._direct:
+                return self._read_generally(block, slots)
+            return self._read_and_decode(block, slots) if self._compressed else self._read_in_place(block, slots)
+        finally:
+            del self._under_way[me]
+
+    @property
+    def path(self) -> Path:
+        """Of the dataset."""
+        return self._dataset.path
+
+    def under_way(self) -> list[tuple[int, float]]:
+        """The blocks that are being read now, and for how many seconds, the longest first."""
+        now = time.monotonic()
+        return sorted(((block, now - since) for block, since in self._under_way.copy().values()), key=lambda x: -x[1])
 
     def announce(self, blocks: Sequence[int]) -> None:
         """Have the disk fetch blocks that are about to be read, all at once, unless the first of them is in memory.
@@ -109,16 +128,20 @@ class BlockReader:
         """
         if not self._announces or not blocks:
             return
-        spans = [self._stored(field, block) for block in blocks for field, _, _ in self._fields]
+        try:
+            spans = [self._stored(field, block) for block in blocks for field, _, _ in self._fields]
+        except DamagedBlock:
+            return  # which the read itself will tell
         opened, offset, length = spans[0]
-        if length > 0 and not _is_cached(opened.fd, offset + length - 1):
+        # Its middle: a neighbour's read may have brought its ends.
+        if length > 0 and not _is_cached(opened.fd, offset + length // 2):
             for opened, offset, length in spans:
                 os.posix_fadvise(opened.fd, offset, max(0, length), os.POSIX_FADV_WILLNEED)
 
     def _stored(self, field: int, block: int) -> tuple[_Shard, int, int]:
         """The open shard of a block, and the offset and length of its stored bytes there, checksum left out."""
-        shard, place = divmod(block, self._layout.shard_blocks)
-        opened = self._shard(field, shard)
+        place = block % self._layout.shard_blocks
+        opened = self._shard(field, block)
         if opened.index is None:
             n_bytes = self._fields[field][2]
             return opened, place * (n_bytes + CHECKSUM_BYTES), n_bytes
@@ -140,13 +163,23 @@ class BlockReader:
         seconds = 0.0
         for field, _, n_bytes in self._fields:
             opened, offset, encoded_bytes = self._stored(field, block)
-            if not 0 < encoded_bytes <= n_bytes + _BLOSC_OVERHEAD_BYTES:
+            if not 0 < encoded_bytes <= n_bytes + HEADER_BYTES:
                 raise self._damaged(field, block, f"The index gives it {encoded_bytes + CHECKSUM_BYTES} bytes")
             encoded = self._buffer()[:encoded_bytes]
             seconds += self._fill(encoded, opened.fd, offset, field, block)
             self._check(crc32c(encoded), field, block)
-            blosc.decompress(encoded, slots[field])
+            self._decode(encoded, slots[field], field, block)
         return seconds
+
+    def _decode(self, encoded: memoryview, slot: memoryview, field: int, block: int) -> None:
+        # The checksum says that these are the bytes that were written, not that they are a block.
+        why = misfit(encoded, encoded_bytes=len(encoded), n_bytes=self._fields[field][2])
+        if why:
+            raise self._damaged(field, block, why)
+        try:
+            blosc.decompress(encoded, slot)
+        except (RuntimeError, ValueError) as error:
+            raise self._damaged(field, block, f"It does not decode: {error}") from error
 
     def _read_generally(self, block: int, slots: Sequence[memoryview]) -> float:
         started = time.perf_counter()
@@ -178,21 +211,22 @@ class BlockReader:
         if checksum != expected:
             raise self._damaged(field, block, f"crc32c is {checksum:08x}, the dataset's table says {expected:08x}")
 
-    def _shard(self, field: int, shard: int) -> _Shard:
+    def _shard(self, field: int, block: int) -> _Shard:
+        shard = block // self._layout.shard_blocks
         opened = self._shards.get((field, shard))
-        return opened if opened is not None else self._open(field, shard)
+        return opened if opened is not None else self._open(field, shard, block)
 
-    def _open(self, field: int, shard: int) -> _Shard:
+    def _open(self, field: int, shard: int, block: int) -> _Shard:
         path = self._dataset.shard_path(self._fields[field][1], shard)
         with self._opening:
             if (field, shard) in self._shards:
                 return self._shards[field, shard]
             try:
                 opened = _Shard(path, self._layout, shard)
-            except DatasetError:
-                raise
+            except DatasetError as error:
+                raise self._damaged(field, block, error.what) from error
             except OSError as error:
-                raise DatasetError(f"cannot be opened: {error.strerror}", where=str(path), fix=RESTORE) from error
+                raise self._damaged(field, block, f"The file cannot be opened: {error.strerror}") from error
             # 1. Thread A looks a shard up and is about to read it. 2. Thread B opens one more and evicts that shard.
             # 3. The system gives its descriptor to the next file opened. 4. A would read that file: so a reading
             # thread holds the shard itself, whose descriptor closes only when nothing refers to it.
@@ -205,7 +239,7 @@ class BlockReader:
         """Scratch memory of this thread, large enough for any encoded chunk."""
         buffer: memoryview | None = getattr(self._scratch, "buffer", None)
         if buffer is None:
-            largest = max(n_bytes for _, _, n_bytes in self._fields) + _BLOSC_OVERHEAD_BYTES
+            largest = max(n_bytes for _, _, n_bytes in self._fields) + HEADER_BYTES
             buffer = self._scratch.buffer = memoryview(bytearray(largest))
         return buffer
 

@@ -26,8 +26,9 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from streamtrain.errors import CheckpointError, UsageError
+from streamtrain.errors import CheckpointError
 from streamtrain.files import Files
+from streamtrain.tensor_file import check_tensors, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"
 MODEL: Final = "model"
@@ -79,15 +80,21 @@ def write_checkpoint(
     UsageError
         Something under ``tensors`` is no tensor.
     """
-    contents = {f"{name}{_SUFFIX}": tensor_bytes(some) for name, some in tensors.items() if some}
-    contents[_STATE] = json.dumps({"version": VERSION, **state}).encode()
+    files_of = {f"{name}{_SUFFIX}": some for name, some in tensors.items() if some}
+    for some in files_of.values():
+        check_tensors(some)
     folder = run / CHECKPOINTS / f"{n_batches:0{_BATCH_DIGITS}d}"
     if folder.exists():
         _remove(files, folder)
     files.ensure_dir(folder)
-    for name, content in contents.items():
-        files.write_bytes(folder / name, content)
-    listed = {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in contents.items()}
+    listed: dict[str, dict[str, object]] = {}
+    for name, some in files_of.items():
+        with files.create(folder / name) as out:
+            digest = write_tensors(out, some)
+        listed[name] = {"bytes": out.n_bytes, "sha256": digest}
+    text = json.dumps({"version": VERSION, **state}).encode()
+    files.write_bytes(folder / _STATE, text)
+    listed[_STATE] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
     files.write_bytes(folder / _MANIFEST, json.dumps({"version": VERSION, "files": listed}).encode())
     for old in _folders(run)[_KEPT:]:
         # One that cannot be removed takes some space, and harms nothing.
@@ -240,42 +247,3 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError("the checkpoint is missing", where=str(file), fix="train again") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"the checkpoint is damaged: {error}", where=str(file), fix="train again") from error
-
-
-def tensor_bytes(state: Mapping[str, Any]) -> bytes:
-    """Write a ``state_dict`` as safetensors.
-
-    Raises
-    ------
-    UsageError
-        It holds something that is no tensor.
-
-    Examples
-    --------
-    >>> import torch
-    >>> safetensors.torch.load(tensor_bytes({"weight": torch.ones(2)}))
-    {'weight': tensor([1., 1.])}
-    """
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise UsageError(
-                f"the model's state {name!r} is {type(value).__name__}, not a tensor", fix="a buffer of it"
-            )
-    return safetensors.torch.save(_unshared(state))
-
-
-def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors refuses tensors that share memory. Tied weights are saved once for each name, and loading each into
-    # the tied tensor again is harmless.
-    seen: set[int] = set()
-    alone: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        on_cpu = tensor.detach().cpu().contiguous()
-        memory = on_cpu.untyped_storage().data_ptr()
-        alone[name] = on_cpu.clone() if memory in seen else on_cpu
-        seen.add(memory)
-    return alone
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

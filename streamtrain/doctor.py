@@ -35,6 +35,8 @@ _BLOCK_BYTES: Final = 512 << 10
 _PIECE_BYTES: Final = 4 << 20
 _FILE_BYTES: Final = 256 << 20
 _SPARE_BYTES: Final = 1 << 30
+_MOST_THREADS: Final = 4
+"""A loader starts no more, however many cores there are."""
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _DATASET_FILE: Final = "zarr.json"
 
@@ -112,7 +114,7 @@ class FastPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkup:
-    """All of it."""
+    """All of it; ``n_threads`` is how many reader threads a loader has, at most."""
 
     versions: dict[str, str | None]
     system: str
@@ -149,15 +151,16 @@ def check_up(folder: Path, *, seconds: float = 3.0) -> Checkup:
     if (place / _DATASET_FILE).exists():
         place = place.parent
     devices, problem = _devices()
+    n_threads = min(_MOST_THREADS, n_cores())
     return Checkup(
         versions=_versions(),
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         cores=os.cpu_count() or 1,
-        n_threads=n_cores(),
+        n_threads=n_threads,
         ram_bytes=psutil.virtual_memory().total,
         limit=memory_limit(),
         disk=_disk(place, seconds / 2),
-        decoding=tuple(_decoding(codec, n_cores(), seconds / 2 / len(CODECS)) for codec in CODECS),
+        decoding=tuple(_decoding(codec, n_threads, seconds / 2 / len(CODECS)) for codec in CODECS),
         fast_path=_fast_path(),
         devices=devices,
         devices_problem=problem,

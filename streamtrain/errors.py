@@ -98,7 +98,35 @@ class DatasetError(StreamtrainError, OSError):
 
 
 class DamagedBlock(DatasetError):
-    """A stored block does not match its checksum."""
+    """A stored block is not what was written, or cannot be read.
+
+    Parameters
+    ----------
+    what, where, why, fix
+        As in `StreamtrainError`; ``where`` is the file.
+    field : str
+        The field.
+    block : int
+        Its number in the field.
+    samples : tuple of int
+        The half-open range of samples in it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        why: str | None = None,
+        fix: str | None = None,
+        field: str = "",
+        block: int = 0,
+        samples: tuple[int, int] = (0, 0),
+    ) -> None:
+        super().__init__(what, where=where, why=why, fix=fix)
+        self.field = field
+        self.block = block
+        self.samples = samples
 
 
 class ResourceError(StreamtrainError, OSError):

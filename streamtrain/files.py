@@ -2,69 +2,33 @@
 
 Every file is written under a hidden temporary name beside its target, flushed to the disk, renamed, and the
 directory flushed; so a crash at any instant leaves the old file or the new one. Whoever writes takes a `Files`;
-a test hands in one with another `System` to make any call fail or stop.
+a test hands in one with another `System` to make any call fail or stop. A failed flush is never tried again.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from streamtrain.errors import ResourceError, StreamtrainError
+from streamtrain.system import System as System
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MOST_BUFFERS: Final = 1024  # what Linux takes in one call
-_FLUSHES_DIRECTORIES: Final = os.name == "posix"
-
-
-class System:
-    """The system calls that change the disk, one method each: the seam where tests inject faults."""
-
-    def open(self, path: Path) -> int:
-        """Create a file that must not exist yet, for writing."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-
-    def writev(self, fd: int, buffers: Sequence[Buffer]) -> int:
-        """Write some of the buffers' bytes, in order; return how many."""
-        return os.writev(fd, buffers) if hasattr(os, "writev") else os.write(fd, buffers[0])
-
-    def fsync(self, fd: int) -> None:
-        """Flush a file to the disk."""
-        os.fsync(fd)
-
-    def fsync_dir(self, path: Path) -> None:
-        """Flush a directory's entries to the disk, where the platform can."""
-        if _FLUSHES_DIRECTORIES:
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-
-    def rename(self, old: Path, new: Path) -> None:
-        """Rename a file over another one or over nothing."""
-        os.replace(old, new)  # noqa: PTH105 - the system call itself, as every method here
-
-    def unlink(self, path: Path) -> None:
-        """Remove a file."""
-        os.unlink(path)  # noqa: PTH108
-
-    def mkdir(self, path: Path) -> None:
-        """Create a directory that must not exist yet."""
-        os.mkdir(path)  # noqa: PTH102
-
-    def rmdir(self, path: Path) -> None:
-        """Remove an empty directory."""
-        os.rmdir(path)  # noqa: PTH106
+_NO_EXCHANGE: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM})
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+_COPIED_BYTES: Final = 2**22
+_TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 class FileWriter:
@@ -81,9 +45,9 @@ class FileWriter:
     def __init__(self, path: Path, system: System) -> None:
         self._path = path
         self._system = system
-        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        self._temporary = temporary_beside(path)
         self.n_bytes = 0
-        with _explained("create", path):
+        with explained("create", path):
             self._fd: int | None = system.open(self._temporary)
 
     def write(self, *buffers: Buffer) -> None:
@@ -97,7 +61,7 @@ class FileWriter:
         assert self._fd is not None, "the file is finished, or was abandoned"
         views = [view for view in (memoryview(buffer).cast("B") for buffer in buffers) if view.nbytes]
         while views:
-            with _explained("write", self._path):
+            with explained("write", self._path):
                 n_written = self._system.writev(self._fd, views[:_MOST_BUFFERS])
             self.n_bytes += n_written
             views = _without_first(views, n_written)
@@ -123,10 +87,10 @@ class FileWriter:
         assert self._fd is not None, "the file is finished, or was abandoned"
         try:
             # Never retried: after a failed fsync the kernel may drop the pages and report success next time.
-            with _explained("flush", self._path):
+            with explained("flush", self._path):
                 self._system.fsync(self._fd)
             self._close()
-            with _explained("rename", self._path):
+            with explained("rename", self._path):
                 self._system.rename(self._temporary, self._path)
                 if flush_folder:
                     self._system.fsync_dir(self._path.parent)
@@ -201,7 +165,7 @@ class Files:
 
     def flush_dir(self, path: Path) -> None:
         """Make the names in a directory durable."""
-        with _explained("flush", path):
+        with explained("flush", path):
             self.system.fsync_dir(path)
 
     def write_bytes(self, path: Path, *buffers: Buffer) -> None:
@@ -209,8 +173,13 @@ class Files:
         with self.create(path) as out:
             out.write(*buffers)
 
-    def make_dir(self, path: Path) -> None:
-        """Create a directory that must not exist yet, durably; its missing parents too.
+    def make_dir(self, path: Path, *, flush_folder: bool = True) -> None:
+        """Create a directory that must not exist yet; its missing parents too.
+
+        Parameters
+        ----------
+        flush_folder : bool
+            Whether their names are to be durable; False for one who flushes the directories they are in after many.
 
         Raises
         ------
@@ -222,21 +191,61 @@ class Files:
         if not path.parent.exists():
             # Another thread or process may have just made the same parent.
             with suppress(FileExistsError):
-                self.make_dir(path.parent)
-        with _explained("create directory", path):
+                self.make_dir(path.parent, flush_folder=flush_folder)
+        with explained("create directory", path):
             self.system.mkdir(path)
             try:
-                self.system.fsync_dir(path.parent)
+                if flush_folder:
+                    self.system.fsync_dir(path.parent)
             except BaseException:
                 with suppress(OSError):
                     self.system.rmdir(path)
                 raise
 
-    def ensure_dir(self, path: Path) -> None:
-        """Create a directory and its missing parents, unless it is there already."""
+    def ensure_dir(self, path: Path, *, flush_folder: bool = True) -> None:
+        """Create a directory and its missing parents, unless it is there already; see `make_dir`."""
         if not path.is_dir():
             with suppress(FileExistsError):
-                self.make_dir(path)
+                self.make_dir(path, flush_folder=flush_folder)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Rename a file or a directory inside its directory, durably."""
+        with explained("rename", new):
+            self.system.rename(old, new)
+            self.system.fsync_dir(new.parent)
+
+    def exchange(self, one: Path, other: Path) -> bool:
+        """Exchange two names of one directory in one step, durably; False, and nothing happened, where none can."""
+        with explained("exchange", other):
+            try:
+                self.system.exchange(one, other)
+            except OSError as error:
+                if error.errno in _NO_EXCHANGE:
+                    return False
+                raise
+            self.system.fsync_dir(other.parent)
+        return True
+
+    def link(self, old: Path, new: Path) -> None:
+        """Give a file that never changes a second name; where the file system has no links, copy it.
+
+        The name is durable when its directory has been flushed.
+        """
+        with explained("link", new):
+            try:
+                return self.system.link(old, new)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+        with old.open("rb") as file, self.create(new) as out:
+            while data := file.read(_COPIED_BYTES):
+                out.write(data)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, durably."""
+        with explained("remove", path):
+            self.system.unlink(path)
+            self.system.fsync_dir(path.parent)
 
     def remove_tree(self, path: Path) -> None:
         """Remove a directory and all in it; links are removed, never followed."""
@@ -248,8 +257,24 @@ class Files:
         self.system.rmdir(path)
 
 
+def temporary_beside(path: Path) -> Path:
+    """A hidden name that nothing has yet, in the same directory."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one that a killed writer left.
+
+    Examples
+    --------
+    >>> is_temporary(temporary_beside(Path("a/zarr.json")).name), is_temporary("zarr.json")
+    (True, False)
+    """
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 @contextmanager
-def _explained(doing: str, path: Path) -> Iterator[None]:
+def explained(doing: str, path: Path) -> Iterator[None]:
     """Turn what the system says into an error that names the file; what already exists stays the caller's affair."""
     try:
         yield

@@ -22,16 +22,22 @@ class Interrupted(KeyboardInterrupt):
         The signal's.
     saved : str, optional
         Where the run was saved before it stopped.
+    go_on : str, optional
+        The command that goes on with it.
 
     Attributes
     ----------
+    number, saved
+        As given.
     exit_code : int
         What a shell expects: 128 + number.
     """
 
-    def __init__(self, number: int, saved: str | None = None) -> None:
-        super().__init__(f"interrupted by {signal.Signals(number).name}" + (f"; saved {saved}" if saved else ""))
+    def __init__(self, number: int, saved: str | None = None, *, go_on: str | None = None) -> None:
+        parts = [f"interrupted by {signal.Signals(number).name}", saved and f"saved {saved}"]
+        super().__init__("; ".join(filter(None, [*parts, go_on and f"go on with: {go_on}"])))
         self.number = number
+        self.saved = saved
         self.exit_code = 128 + number
 
 
@@ -62,6 +68,36 @@ class Interrupts:
         if self.number is not None:
             raise Interrupted(number)
         self.number = number
+
+
+@contextmanager
+def terminated_cleanly() -> Iterator[None]:
+    """Inside the block SIGTERM raises `Interrupted` at once, so that what is open is closed.
+
+    Where SIGTERM is dealt with already, and outside the main thread, nothing changes.
+
+    Examples
+    --------
+    >>> try:
+    ...     with terminated_cleanly():
+    ...         signal.raise_signal(signal.SIGTERM)
+    ... except Interrupted as interrupted:
+    ...     print(interrupted)
+    interrupted by SIGTERM
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    raise Interrupted(number)
 
 
 @contextmanager

@@ -6,27 +6,30 @@ import time
 import weakref
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Self
 
 import torch
 
-from streamtrain.arguments import check_batch_size, check_seed
+from streamtrain.arguments import check_batch_size, check_reading, check_seed
 from streamtrain.batches import Group, batches_of, groups_of
-from streamtrain.blocks import BlockReader
 from streamtrain.budget import Projection, Sizes, solve
 from streamtrain.device import Placement, carrier_to
 from streamtrain.errors import UsageError
 from streamtrain.events import Work
-from streamtrain.limits import memory_limit, n_cores, require_memory
+from streamtrain.limits import n_cores, require_memory
+from streamtrain.loader_order import orders_of
 from streamtrain.loader_state import VERSION, check_state
 from streamtrain.narrator import Narrator
-from streamtrain.order import EpochOrder, Shuffle, sequential_order, shuffled_order
+from streamtrain.order import EpochOrder
 from streamtrain.pool import Pool
+from streamtrain.quarantine import NOTHING, LeftOut, Quarantine, last_of, reader_of
 from streamtrain.store import Dataset
-from streamtrain.transforms import Transform, takes_keys, with_keys
+from streamtrain.transforms import Transform
 from streamtrain.units import parse_bytes
 
 _named_tuple: Any = namedtuple  # Of names that only the dataset knows.
+_SAME = ("batch_size", "seed", "transform", "device", "on_bad_block", "timeout")
 
 
 class StreamLoader:
@@ -57,6 +60,11 @@ class StreamLoader:
         takes two arguments is given a key for each sample too, for `streamtrain.uniform` and `streamtrain.normal`.
     device : str, torch.device or Placement, optional
         Where batches end; ``"auto"`` is CUDA where there is any. By default they stay on the CPU.
+    on_bad_block : {"error", "quarantine"}
+        Whether a damaged block is an error, before a batch with a sample of it, or left out, with a warning and in
+        ``quarantined``: batches are then shorter by its samples, and one that lost all is not yielded.
+    timeout : float, optional
+        Seconds to wait for a batch before a `StallError` says where every thread stands; None waits for ever.
 
     Raises
     ------
@@ -89,9 +97,12 @@ class StreamLoader:
         lanes: int | None = None,
         transform: Transform | None = None,
         device: str | torch.device | Placement | None = None,
+        on_bad_block: str = "error",
+        timeout: float | None = 300.0,
     ) -> None:
         check_batch_size(batch_size, len(dataset), drop_last=drop_last)
         check_seed(seed)
+        check_reading(on_bad_block, timeout)
         self._narrator = Narrator()
         self.dataset = dataset
         self.batch_size = batch_size
@@ -101,14 +112,16 @@ class StreamLoader:
         self.memory_bytes = parse_bytes(memory, name="memory")
         self.transform = transform
         self.device = device
+        self.on_bad_block = on_bad_block
+        self.timeout = timeout
         self.wait_seconds = 0.0
+        self._quarantine = Quarantine(dataset.layout) if on_bad_block == "quarantine" else None
         self._carrier = carrier_to(device)
         self._sizes, self._projection = self._solve(lanes)
         require_memory(self._projection.host_bytes)
         # A field's name is an identifier without a leading underscore, which is all a named tuple asks for.
         self._batch_type = _named_tuple("Batch", [field.name for field in dataset.layout.fields])
-        self._epoch = 0
-        self._position = 0
+        self._epoch = self._position = 0
         self._pool: Pool | None = None
         self._pool_at: tuple[int, int] | None = None
         self._entered = False
@@ -143,6 +156,11 @@ class StreamLoader:
         return self._work_before + self._pool.work() if self._pool else self._work_before
 
     @property
+    def quarantined(self) -> tuple[LeftOut, ...]:
+        """The blocks that are left out: field, block, file, samples, and why."""
+        return self._quarantine.found if self._quarantine else ()
+
+    @property
     def epoch(self) -> int:
         """The epoch that is under way, else that of the next ``iter()``."""
         return self._epoch
@@ -159,14 +177,11 @@ class StreamLoader:
         return {
             "version": VERSION,
             "dataset": self.dataset.id,
-            "seed": self.seed,
             "epoch": self._epoch,
             "batch": -(-self._position // self.batch_size),
-            "batch_size": self.batch_size,
-            "shuffle": self.shuffle,
-            "drop_last": self.drop_last,
             "lanes": self._sizes.lanes,
             "groups": self._sizes.groups,
+            **{name: getattr(self, name) for name in ("seed", "batch_size", "shuffle", "drop_last")},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -199,15 +214,10 @@ class StreamLoader:
 
     def sequential(self) -> StreamLoader:
         """A loader over the same dataset in its stored order, all samples, with the same budget."""
-        return StreamLoader(
-            self.dataset,
-            batch_size=self.batch_size,
-            memory=self.memory_bytes,
-            seed=self.seed,
-            shuffle=False,
-            transform=self.transform,
-            device=self.device,
-        )
+        same = {name: getattr(self, name) for name in _SAME}
+        ordered = StreamLoader(self.dataset, memory=self.memory_bytes, shuffle=False, **same)
+        ordered._quarantine = self._quarantine
+        return ordered
 
     def __iter__(self) -> Iterator[Any]:
         if self._closed:
@@ -223,7 +233,7 @@ class StreamLoader:
         n_positions, first = self._n_positions(), self._position
         with self._narrator.epoch(self, self._epoch, lambda: self._position - first if self._turn == turn else 0):
             pool = self._running_pool()
-            finish = self._carrier.finish(self._transform()) if self._carrier else self._transform()
+            finish = self._carrier.finish(self._last()) if self._carrier else self._last()
             groups: list[Group] = []
             while self._position < n_positions:
                 groups = groups or self._next_groups(pool)
@@ -231,8 +241,10 @@ class StreamLoader:
                 while batches:
                     self._position = min(self._position + self.batch_size, n_positions)
                     # Nothing here may keep the batch: its memory is lent until the caller lets go of it.
-                    yield batches.pop() if finish is None else finish(batches.pop())
-                    self._check_turn(turn)
+                    done = [batches.pop() if finish is None else finish(batches.pop())]
+                    if done[0] is not NOTHING:
+                        yield done.pop()
+                        self._check_turn(turn)
         self._epoch, self._position = self._epoch + 1, 0
         self._pool_at = (self._epoch, 0)
 
@@ -244,32 +256,21 @@ class StreamLoader:
 
     def _next_groups(self, pool: Pool) -> list[Group]:
         """The next span's batches in groups, the first one last."""
-        started = time.perf_counter()
-        tensors = (
-            self._carrier.take(pool.next_span) if self._carrier else map(torch.from_numpy, pool.next_span().arrays)
-        )
+        started, next_span = time.perf_counter(), partial(pool.next_span, self.timeout)
+        tensors = self._carrier.take(next_span) if self._carrier else map(torch.from_numpy, next_span().arrays)
         groups = groups_of(tensors, self.batch_size)
         self.wait_seconds += time.perf_counter() - started
         self._narrator.look()
         return groups
 
-    def _transform(self) -> Callable[[Any], Any] | None:
-        """What is called with each batch from here on, the keys of its samples with it where it takes them."""
-        if self.transform is None or not takes_keys(self.transform):
-            return self.transform
-        epoch, start, stop = self._epoch, self._position, self._n_positions()
-        place = {"seed": self.seed, "epoch": epoch, "start": start, "stop": stop, "batch_size": self.batch_size}
-        return with_keys(self.transform, self._orders()(epoch), **place)
+    def _last(self) -> Callable[[Any], Any] | None:
+        """What every batch from here on goes through before it is the caller's."""
+        place = {"seed": self.seed, "epoch": self._epoch, "start": self._position, "stop": self._n_positions()}
+        order = partial(self._orders(), self._epoch)
+        return last_of(self._quarantine, self.transform, order, batch_size=self.batch_size, **place)
 
     def _orders(self) -> Callable[[int], EpochOrder]:
-        """The order of any epoch; not a method, by which the pool would hold the loader and it never be collected."""
-        layout, sizes, seed = self.dataset.layout, self._sizes, self.seed
-        if not self.shuffle:
-            return lambda epoch: sequential_order(layout.n_samples, layout.block_rows)
-        shuffle = Shuffle(
-            n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=sizes.lanes, groups=sizes.groups
-        )
-        return lambda epoch: shuffled_order(shuffle, seed=seed, epoch=epoch)
+        return orders_of(self.dataset.layout, self._sizes, seed=self.seed, shuffle=self.shuffle)
 
     def _n_positions(self) -> int:
         return len(self) * self.batch_size if self.drop_last else len(self.dataset)
@@ -280,9 +281,8 @@ class StreamLoader:
         # A control group may have shrunk since; refused now, no step is lost.
         require_memory(self._projection.host_bytes, held=True)
         if self._pool is None:
-            free_bytes = memory_limit().free_bytes - self._projection.host_bytes
-            self._pool = Pool(
-                BlockReader(self.dataset, keep_cached=self.dataset.stored_bytes <= free_bytes),
+            pool = Pool(
+                reader_of(self.dataset, self._quarantine, besides=self._projection.host_bytes),
                 self.dataset.layout,
                 self._sizes,
                 self._orders(),
@@ -290,16 +290,17 @@ class StreamLoader:
                 threads=min(self._sizes.threads, n_cores()),
                 memory=self._carrier.memory(self.dataset.layout, self._sizes) if self._carrier else None,
             )
-            self._stop = weakref.finalize(self, self._pool.close)
+            self._stop, self._pool = weakref.finalize(self, pool.close), pool
         if self._pool_at != (self._epoch, self._position):
-            self._pool.seek(self._epoch, self._position)
+            self._pool.seek(self._epoch, self._position, self.timeout)
         self._pool_at = None
         self.wait_seconds += time.perf_counter() - started
         return self._pool
 
     def _stop_pool(self) -> None:
         if self._pool is not None:
-            self._stop()
+            self._pool.close()
+            self._stop.detach()
             if self._carrier:
                 self._carrier.let_go()
             self._work_before = self.work

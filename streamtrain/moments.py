@@ -18,6 +18,7 @@ Array = npt.NDArray[Any]
 
 _WIDTH: Final = 1024  # a reduction over shorter rows is several times slower, so they are folded to this
 _MOST_NARROW: Final = 256  # so many integers of one byte add up in two
+_MOST_CANCELLED: Final = 2**8  # eight of float64's 53 bits
 _CLEAN: Final = np.empty(0, np.int64)
 
 
@@ -66,16 +67,15 @@ class Moments:
 
     def add(self, rows: Array) -> Array:
         """Add rows of shape (n, n_columns); return the positions of those with NaN or infinity."""
-        deviations = rows.astype(np.float64)
-        total = reduce_rows(np.add, deviations)
+        # Float32 is widened inside the sums: a copy of twice its size would go through memory once more.
+        values = rows if rows.dtype.char in "fd" else rows.astype(np.float64)
+        total = reduce_rows(np.add, values, np.dtype(np.float64))
         if not np.isfinite(total).all():
-            return self._add_dirty(deviations)
+            return self._add_dirty(rows.astype(np.float64))
         piece = Moments.__new__(Moments)
         piece.count, piece.n_nan, piece.n_inf = np.full(1, len(rows)), np.zeros(1, np.int64), np.zeros(1, np.int64)
         piece.mean = total / len(rows)
-        np.subtract(deviations, piece.mean, out=deviations)
-        np.multiply(deviations, deviations, out=deviations)
-        piece.m2 = reduce_rows(np.add, deviations)
+        piece.m2 = _squared_deviations(values, total)
         piece.min = reduce_rows(np.minimum, rows).astype(np.float64)
         piece.max = reduce_rows(np.maximum, rows).astype(np.float64)
         self.merge(piece)
@@ -213,7 +213,7 @@ def reduce_rows(ufunc: np.ufunc, rows: Array, dtype: np.dtype[Any] | None = None
     rows : ndarray of shape (n, n_columns)
         Not empty.
     dtype : numpy.dtype, optional
-        What sums of folded rows have room in; sums over folds have 64 bits.
+        What sums are made in; for integers those of folded rows only, and sums over folds have 64 bits.
 
     Examples
     --------
@@ -223,10 +223,35 @@ def reduce_rows(ufunc: np.ufunc, rows: Array, dtype: np.dtype[Any] | None = None
     n_rows, n_columns = rows.shape
     fold = fold_of(n_columns)
     n_folds = n_rows // fold
-    room = np.dtype(np.int64) if ufunc is np.add and rows.dtype.kind in "iu" else None
+    room = np.dtype(np.int64) if ufunc is np.add and rows.dtype.kind in "iu" else dtype
     if n_folds < 2:
         return np.asarray(ufunc.reduce(rows, axis=0, dtype=room))
     wide = ufunc.reduce(rows[: n_folds * fold].reshape(n_folds, fold * n_columns), axis=0, dtype=dtype)
     result = ufunc.reduce(wide.reshape(fold, n_columns), axis=0, dtype=room)
     tail = rows[n_folds * fold :]
     return np.asarray(ufunc(result, ufunc.reduce(tail, axis=0, dtype=room)) if len(tail) else result)
+
+
+def _squared_deviations(rows: Array, total: Array) -> Array:
+    """Each column's sum of squared deviations from its mean, in float64, from floats and their sums.
+
+    Σx² - (Σx)²/n needs one pass and no room; where that would cancel too many bits, the deviations are made.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        around_zero = _sum_squares(rows)
+        around_mean = around_zero - total * (total / len(rows))
+        if (around_zero <= _MOST_CANCELLED * around_mean).all():
+            return around_mean
+    deviations = rows.astype(np.float64)
+    np.subtract(deviations, total / len(rows), out=deviations)
+    np.multiply(deviations, deviations, out=deviations)
+    return reduce_rows(np.add, deviations)
+
+
+def _sum_squares(rows: Array) -> Array:
+    n_rows, n_columns = rows.shape
+    fold = min(fold_of(n_columns), n_rows)
+    n_folds = n_rows // fold
+    wide, tail = rows[: n_folds * fold].reshape(n_folds, fold * n_columns), rows[n_folds * fold :]
+    squares = np.einsum("ij,ij->j", wide, wide, dtype=np.float64).reshape(fold, n_columns).sum(axis=0)
+    return np.asarray(squares + np.einsum("ij,ij->j", tail, tail, dtype=np.float64))

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from streamtrain.arguments import check_batch_size, check_seed
 from streamtrain.budget import Projection, Sizes, solve
 from streamtrain.errors import BudgetError, UsageError
 from streamtrain.labels import StoredLabels
@@ -29,8 +30,13 @@ _MEASURED_RUNS: Final = 8
 _LEAST_MEASURED: Final = 4_000_000
 _MOST_MEASURED: Final = 20_000_000
 _TRIED_SAMPLES: Final = 1 << 20
+_FIRST_TRIED: Final = 1 << 20
+"""Whatever the plan's own memory is: what would be enough does not depend on it."""
 _TRIED_STEP: Final = 1.03
 """Two memories closer than this are not told apart."""
+
+
+ONE_BATCH: Final = "one batch: nothing to mix"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,12 +144,13 @@ def plan(
     (391, 64, True)
     """
     layout = dataset.layout
-    _check(layout, batch_size=batch_size, drop_last=drop_last, seed=seed)
+    check_batch_size(batch_size, layout.n_samples, drop_last=drop_last)
+    check_seed(seed)
     memory_bytes = parse_bytes(memory, name="memory")
     sizes, projection = solve(layout, batch_size=batch_size, memory=memory_bytes, lanes=lanes, rho=dataset.rho)
     first, second = (_order(layout, sizes, seed, epoch) for epoch in (0, 1))
     reads = read_list(first), read_list(second)
-    quality, most, enough, why = _measured(dataset, sizes, batch_size, seed, memory_bytes)
+    quality, most, enough, why = _measured(dataset, sizes, batch_size, seed)
     whole, rest = divmod(layout.n_samples, batch_size)
     return Plan(
         sizes=sizes,
@@ -157,18 +164,6 @@ def plan(
         enough=enough,
         why=why,
     )
-
-
-def _check(layout: Layout, *, batch_size: int, drop_last: bool, seed: int) -> None:
-    if batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size}; it must be a positive integer", fix="batch_size=256, say")
-    if seed < 0:
-        raise UsageError(f"seed is {seed}; it must not be negative")
-    if drop_last and batch_size > layout.n_samples:
-        raise UsageError(
-            f"0 batches: batch_size is {batch_size}, the dataset has {layout.n_samples} samples, and drop_last is set",
-            fix=f"batch_size={layout.n_samples}, or drop_last=False",
-        )
 
 
 def _shuffle(layout: Layout, sizes: Sizes) -> Shuffle:
@@ -202,16 +197,18 @@ def expected_hits(present: ReadList, coming: ReadList, sizes: Sizes, n_sweeps: i
 
 
 def _measured(
-    dataset: Dataset, sizes: Sizes, batch_size: int, seed: int, memory: int
+    dataset: Dataset, sizes: Sizes, batch_size: int, seed: int
 ) -> tuple[Quality | None, Quality | None, Enough | None, str]:
     try:
         labels = StoredLabels(dataset)
     except UsageError as error:
         return None, None, None, error.what
     with labels:
+        if batch_size >= len(dataset):
+            return None, None, None, ONE_BATCH
         trial = _Trial(dataset, labels, batch_size, seed)
         quality = trial.beginning(sizes)
-        enough = trial.enough(memory)
+        enough = trial.enough()
         return quality, trial.most, enough, ""
 
 
@@ -253,9 +250,9 @@ class _Trial:
             self._tried[at] = self._measure(sizes, start, start + n_tried * self._batch_size)
         return self._tried[at]
 
-    def enough(self, memory: int) -> Enough | None:
+    def enough(self) -> Enough | None:
         """The smallest memory whose batches vary no more than a full reshuffle's; None where there is none."""
-        high = memory
+        high = _FIRST_TRIED
         while (sizes := self._solved(high)) is None or sizes.slots < self._dataset.layout.n_blocks:
             high *= 2
         self.most = self._middle(sizes)

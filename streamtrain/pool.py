@@ -23,6 +23,7 @@ from streamtrain.passage import Passage, enter
 from streamtrain.picks import Picks
 from streamtrain.pool_memory import HostMemory, PoolMemory
 from streamtrain.spans import Span
+from streamtrain.stacks import stacks
 from streamtrain.workers import Job, Seconds, Workers
 
 
@@ -72,22 +73,26 @@ class Pool:
         self._gathering: dict[int, None] = {}
         self._setting_up = False
         self._indexing = False
+        self._memory_closed = False
         self._workers = Workers(self._next_job, threads)
-        self._changed = self._workers.changed
+        self._lock, self._changed = self._workers.lock, self._workers.changed
 
     # What the consumer calls.
 
-    def seek(self, epoch: int, position: int) -> None:
+    def seek(self, epoch: int, position: int, timeout: float | None = None) -> None:
         """Go on at a position of an epoch, dropping what was under way.
 
         Raises
         ------
+        StallError
+            What was under way did not end within ``timeout`` seconds.
         UsageError
             The pool was made by a process of which this is a fork.
         """
         self._workers.check_process()
-        with self._changed:
-            self._workers.pause()
+        with self._lock:
+            if not self._workers.pause(timeout):
+                raise self._stalled("a read did not end", timeout)
             self._slots.release(keep=self._workers.error is None)
             self._setting_up = self._indexing = False
             self._epochs.clear()
@@ -95,7 +100,7 @@ class Pool:
             self._open = None
             self._gathering.clear()
         first = self._set_up(epoch, position, sweeps_before=0)
-        with self._changed:
+        with self._lock:
             self._enter(first)
             self._assigned = position
             self._workers.resume()
@@ -114,7 +119,7 @@ class Pool:
         """
         self._workers.check_process()
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
+        with self._lock:
             while not self._spans or self._spans[0].stop > self._gathered(self._spans[0].epoch):
                 if self._workers.error is not None:
                     raise self._workers.error
@@ -122,8 +127,8 @@ class Pool:
                     raise UsageError("the loader was closed meanwhile", fix="close it when no one iterates it")
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise StallError(f"no batch came within {timeout} seconds", fix="look at the disk, or wait longer")
-                self._changed.wait(left)
+                    raise self._stalled("no batch came", timeout)
+                self._workers.wait(left)
             span = self._spans.popleft()
             self._changed.notify_all()
             return span
@@ -132,13 +137,28 @@ class Pool:
         """What the threads have done so far."""
         return self._workers.work()
 
+    def _stalled(self, what: str, timeout: float | None) -> StallError:
+        """Say what the threads are at, and wait for them no more."""
+        self._workers.give_up()
+        reads = ", ".join(f"block {block} for {seconds:,.1f} s" for block, seconds in self._reader.under_way())
+        return StallError(
+            f"{what} within {timeout:g} seconds",
+            where=str(self._reader.path),
+            why=f"Where every thread stands:\n{stacks()}\nBeing read: {reads or 'nothing'}",
+            fix="look at the disk, or wait longer with timeout=",
+        )
+
     def close(self) -> None:
         """Stop the threads and close all files."""
-        self._workers.close()
+        ended = self._workers.close()
         self._spans.clear()
         self._open = None
         self._reader.close()
-        self._memory.close()
+        # A thread that does not come back may still write there.
+        if ended and not self._memory_closed:
+            # Not asked again, even if it fails.
+            self._memory_closed = True
+            self._memory.close()
 
     # What the threads do.
 

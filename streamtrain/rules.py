@@ -142,8 +142,17 @@ class SampleRule(Rule):
 
     def learn(self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None) -> Learned:
         n_samples = len(target) if max_steps is None else min(len(target), max_steps - self.n_steps)
-        losses, outputs = zip(*(self._learn_one(inputs, target, i) for i in range(n_samples)), strict=True)
-        return Learned(loss=math.fsum(losses) / n_samples, output=torch.cat(outputs), target=target[:n_samples])
+        loss, output = self._learn_one(inputs, target, 0)
+        losses = [loss]
+        # All outputs in one piece of memory. Kept one by one, each would lie where a freed gradient was, and the
+        # allocator would need a new place for the next gradient: memory would grow by a gradient a sample.
+        outputs = output.new_empty((n_samples, *output.shape[1:]))
+        outputs[:1] = output
+        del output
+        for i in range(1, n_samples):
+            loss, outputs[i : i + 1] = self._learn_one(inputs, target, i)
+            losses.append(loss)
+        return Learned(loss=math.fsum(losses) / n_samples, output=outputs, target=target[:n_samples])
 
     def _learn_one(self, inputs: tuple[Tensor, ...], target: Tensor, i: int) -> tuple[float, Tensor]:
         seen = gradient(self.learner, tuple(x[i : i + 1] for x in inputs), target[i : i + 1])

@@ -10,7 +10,6 @@ import numpy as np
 
 from streamtrain.order import I64, EpochOrder
 from streamtrain.picks import picks
-from streamtrain.sample_random import sample_keys
 
 Transform = Callable[..., Any]
 """``transform(batch)`` or ``transform(batch, keys)``: what is yielded in place of a batch."""
@@ -38,15 +37,8 @@ def takes_keys(transform: Transform | None) -> bool:
     return len(needed) > 1
 
 
-def with_keys(
-    transform: Transform, order: EpochOrder, *, seed: int, epoch: int, start: int, stop: int, batch_size: int
-) -> Callable[[Any], Any]:
-    """A function of the batch alone, for the batches at positions [start, stop) of an epoch, one after the other."""
-    batches = _batch_samples(order, start, stop, batch_size)
-    return lambda batch: transform(batch, sample_keys(seed, epoch, next(batches)).to(batch[0].device))
-
-
-def _batch_samples(order: EpochOrder, start: int, stop: int, batch_size: int) -> Iterator[I64]:
+def batch_samples(order: EpochOrder, start: int, stop: int, batch_size: int) -> Iterator[I64]:
+    """The samples of each batch at positions [start, stop) of an epoch, one after the other."""
     rest = np.empty(0, np.int64)
     for piece in picks(order, start, index_samples=max(batch_size, _INDEX_SAMPLES)):
         samples = order.run_first[piece.runs] + piece.rows

@@ -15,7 +15,8 @@ from typing import Any, Final
 from streamtrain.errors import UsageError
 from streamtrain.events import Work
 
-_JOIN_SECONDS: Final = 10.0
+_JOIN_SECONDS: Final = 3.0
+_STALLED_JOIN_SECONDS: Final = 0.5
 
 Seconds = dict[str, float]
 """What kinds of work took of a job's time; the rest is the job's own kind."""
@@ -35,8 +36,10 @@ class Workers:
 
     Attributes
     ----------
+    lock : threading.RLock
+        The one lock.
     changed : threading.Condition
-        The one lock; notified whenever a job has ended.
+        Of that lock; notified whenever a job has ended.
     error : BaseException or None
         What a job or its planning raised.
     closed : bool
@@ -44,7 +47,11 @@ class Workers:
     """
 
     def __init__(self, next_job: Callable[[bool], Job | None], n_threads: int) -> None:
-        self.changed = threading.Condition()
+        # 1. Condition.__enter__, which is Python, takes the lock. 2. A Ctrl-C is raised before it returns. 3. No one
+        # ever gives the lock back. The lock itself is taken in C, where nothing comes in between: so it is what stands
+        # in every with.
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self.error: BaseException | None = None
         self._next_job = next_job
         self._seconds = dict.fromkeys(("disk", "decode", "gather", "index", "transfer"), 0.0)
@@ -52,28 +59,56 @@ class Workers:
         self._paused = True
         self.closed = False
         self._process = os.getpid()
+        self._join_seconds = _JOIN_SECONDS
         self._threads = [
             threading.Thread(target=self._work, args=(i == 0,), name=f"streamtrain-{i}", daemon=True)
             for i in range(n_threads)
         ]
-        for thread in self._threads:
-            thread.start()
 
-    def pause(self) -> None:
-        """Let no further job begin, and wait until none is under way; the lock is held by the caller."""
+    def pause(self, timeout: float | None = None) -> bool:
+        """Let no further job begin, and wait until none is under way; the lock is held by the caller.
+
+        Returns
+        -------
+        bool
+            Whether that came within so many seconds.
+        """
         self._paused = True
+        deadline = None if timeout is None else time.monotonic() + timeout
         while self._n_busy:
-            self.changed.wait()
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            self.wait(left)
+        return True
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait for a change; the lock is held by the caller, and still is when a Ctrl-C ends the waiting."""
+        try:
+            self.changed.wait(timeout)
+        except BaseException:
+            # Just after the lock was given back for the waiting, nothing in there takes it again.
+            if not self.lock._is_owned():  # type: ignore[attr-defined]
+                self.lock.acquire()
+            raise
+
+    def give_up(self) -> None:
+        """Wait no longer for jobs under way than a moment when the threads are ended: one of them does not return."""
+        self._join_seconds = _STALLED_JOIN_SECONDS
 
     def resume(self) -> None:
         """Let jobs begin, as if nothing had gone wrong; the lock is held by the caller."""
         self.error, self._paused = None, False
+        # Not before somebody can close them: of a Ctrl-C while they are made nobody would know.
+        for thread in self._threads:
+            if thread.ident is None:
+                thread.start()
         self.changed.notify_all()
 
     def work(self) -> Work:
         """What the threads have done so far."""
         self.check_process()
-        with self.changed:
+        with self.lock:
             return Work(**self._seconds)
 
     def check_process(self) -> None:
@@ -87,16 +122,21 @@ class Workers:
         if os.getpid() != self._process:
             raise UsageError("a loader does not survive a fork", fix="make one in the child, or spawn it")
 
-    def close(self) -> None:
-        """End the threads; in a forked process there are none, and its copy of the lock may never be free."""
+    def close(self) -> bool:
+        """End the threads, and say whether they have ended; one that is in a call for good is left behind.
+
+        In a forked process there are none, and its copy of the lock may never be free.
+        """
         if os.getpid() != self._process:
-            return
-        with self.changed:
+            return True
+        with self.lock:
             self.closed = True
             self.changed.notify_all()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(_JOIN_SECONDS)
+        deadline = time.monotonic() + self._join_seconds
+        others = [thread for thread in self._threads if thread.is_alive() and thread is not threading.current_thread()]
+        for thread in others:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in others)
 
     def _work(self, plans: bool) -> None:
         while (job := self._wait_for_job(plans)) is not None:
@@ -110,7 +150,7 @@ class Workers:
             seconds = time.perf_counter() - started
             # Once noted, a span is the consumer's: a thread that still held it would keep its memory from being lent.
             del job, act
-            with self.changed:
+            with self.lock:
                 self._n_busy -= 1
                 if error is None:
                     error = self._note(kind, seconds, note, result)
@@ -136,7 +176,7 @@ class Workers:
             self._seconds[kind] -= part
 
     def _wait_for_job(self, plans: bool) -> Job | None:
-        with self.changed:
+        with self.lock:
             while not self.closed:
                 job = None if self._paused else self._plan(plans)
                 if job is not None:

@@ -18,14 +18,14 @@ PACKAGE = ROOT / "streamtrain"
 
 # A room imports from lower floors, or from rooms before it on its own floor.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units"),
-    ("layout", "system", "files", "moments", "label_stats", "stats", "events", "meter", "mapped", "limits", "allocator"),
-    ("arguments", "random_words", "counts", "order", "picks", "schedule", "budget", "reshuffle", "quality"),
+    ("errors", "units", "allocator", "interrupts"),
+    ("layout", "system", "files", "moments", "label_stats", "stats", "events", "meter", "mapped", "limits"),
+    ("arguments", "stacks", "random_words", "counts", "order", "picks", "schedule", "budget", "reshuffle", "quality"),
     ("store", "verify", "blocks", "labels", "planning", "sources"),
     ("slots", "spans", "workers", "pool_memory", "passage", "narrator", "pool", "device", "ingest"),
-    ("sample_random", "transforms", "batches", "loader_state", "loader"),
+    ("sample_random", "transforms", "batches", "quarantine", "loader_order", "loader_state", "loader"),
     ("seeding", "losses", "normalize", "models", "optim", "rules", "speed", "metrics", "stream", "rehearsal"),
-    ("packing", "tensor_file", "checkpoint", "runs", "keeper", "interrupts", "recorder", "passes", "trainer", "headspace", "compare"),
+    ("packing", "tensor_file", "checkpoint", "runs", "keeper", "recorder", "passes", "trainer", "headspace", "compare"),
     ("profile", "doctor", "report", "cli", "__main__"),
 )
 RANK = {room: rank for rank, room in enumerate(room for floor in FLOORS for room in floor)}

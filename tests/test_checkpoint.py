@@ -17,7 +17,6 @@ from streamtrain.checkpoint import (
     normalize_states,
     normalize_tensors,
     read_checkpoint,
-    tensor_bytes,
     write_checkpoint,
 )
 from streamtrain.errors import CheckpointError, ResourceError, UsageError
@@ -225,6 +224,7 @@ def test_tied_and_transposed_weights_are_kept(tmp_path: Path) -> None:
     assert loaded.out.weight is loaded.into.weight
 
 
-def test_state_that_is_no_tensor_is_refused() -> None:
+def test_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'extra' is dict, not a tensor"):
-        tensor_bytes({"extra": {}})
+        write_checkpoint(Files(), tmp_path, 1, {}, {"model": {"extra": {}}})
+    assert not list(tmp_path.iterdir())

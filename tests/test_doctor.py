@@ -20,10 +20,11 @@ import pytest
 
 import streamtrain
 from streamtrain import doctor
+from streamtrain.budget import solve
 from streamtrain.cli.main import main
 from streamtrain.doctor import check_up
 from streamtrain.errors import UsageError
-from streamtrain.layout import CODECS
+from streamtrain.layout import CODECS, Field, Layout
 
 QUICK = 0.05
 
@@ -49,6 +50,15 @@ def test_it_finds_what_is_here(tmp_path: Path) -> None:
     rates = [found.disk.write_rate, found.disk.warm_rate, *(each.one_thread for each in found.decoding)]
     assert all(rate is not None and rate > 1e5 for rate in rates)
     assert not list(tmp_path.iterdir()), "nothing is left on the disk"
+
+
+def test_threads_are_those_that_a_loader_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = Field(name="x", dtype=np.dtype("float32"), shape=(16,))
+    layout = Layout(fields=(x,), n_samples=10**6, block_rows=100, shard_blocks=10, codec="none")
+    most, _ = solve(layout, batch_size=256, memory=10**10)
+    for cores, threads in ((2, 2), (3, 3), (64, most.threads)):
+        monkeypatch.setattr(doctor, "n_cores", lambda cores=cores: cores)
+        assert check_up(tmp_path, seconds=QUICK).n_threads == threads
 
 
 def test_what_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -143,6 +144,16 @@ def test_a_loader_tells_its_life(dataset: Any) -> None:
     assert ended[0].work.decode > 0
     assert ended[0].work.index > 0
     assert len({event.loader for event in heard}) == 1
+
+
+def test_a_forgotten_loader_is_closed_too(dataset: Any) -> None:
+    heard: list[Any] = []
+    with subscribed(heard.append):
+        for _ in range(2):
+            next(iter(st.StreamLoader(dataset, batch_size=10, memory="16MB")))
+            gc.collect()
+        kinds = [type(event).__name__ for event in heard if type(event).__name__.startswith("Loader")]
+    assert kinds == ["LoaderOpened", "LoaderClosed"] * 2, "budgets of loaders that are gone do not add up"
 
 
 def test_two_loaders_have_two_numbers(dataset: Any) -> None:

@@ -81,3 +81,26 @@ def test_train_tells_it_after_the_run(
     assert result["steps"] == 3, "what the headspace trains is no part of the run"
     assert main([*args, "--out", str(tmp_path / "b")]) == 0
     assert "\nheadspace " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [st.errors.DivergedError("the loss is nan"), KeyboardInterrupt()])
+def test_whatever_ends_it_the_runs_result_is_told(
+    error: BaseException,
+    dataset: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("streamtrain.cli.train.headspace", fail)
+    args = ["train", str(dataset.path), "--model", "linear", "--epochs", "1", "--memory", "16MB", "--headspace"]
+    code = main([*args, "--out", str(tmp_path / "a"), "--json"])
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert (result["steps"], result["headspace"]) == (3, None)
+    if isinstance(error, KeyboardInterrupt):
+        assert (code, err) == (130, "error: interrupted\n")
+    else:
+        assert (code, err) == (0, "warning: the headspace was not measured: the loss is nan\n")

@@ -16,6 +16,7 @@ import pytest
 import streamtrain
 from streamtrain.errors import (
     BudgetError,
+    DatasetError,
     InputError,
     StreamtrainError,
     UnknownName,
@@ -225,13 +226,15 @@ def test_a_destination_where_something_is(tmp_path: Path) -> None:
     cases = {
         "d.zarr": "a dataset exists there already",
         "dir": "something that is not a dataset",
-        "half": "did not finish",
         "link": "something that is not a dataset",
     }
     for name, match in cases.items():
         with pytest.raises(UsageError, match=match) as caught:
             streamtrain.ingest({"x": X}, tmp_path / name)
         assert caught.value.exit_code == 2
+    with pytest.raises(DatasetError, match=r"an incomplete dataset.*--resume, or streamtrain repair") as incomplete:
+        streamtrain.ingest({"x": X}, tmp_path / "half")
+    assert incomplete.value.exit_code == 4
     assert _tree(tmp_path) == before
 
 

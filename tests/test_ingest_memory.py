@@ -18,7 +18,7 @@ _MEASURE = """
 import sys, tempfile, threading
 import numpy as np
 import streamtrain
-from streamtrain.ingest import job
+from streamtrain.ingest import plans
 
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
@@ -35,12 +35,12 @@ def chunks():
 data = {"items": items, "dask": chunks}
 
 projections = []
-solve = job.solve_ingest
+solve = plans.solve_ingest
 def noted(*args, **kwargs):
     sizes, projection = solve(*args, **kwargs)
     projections.append(projection.total_bytes)
     return sizes, projection
-job.solve_ingest = noted
+plans.solve_ingest = noted
 
 source, dest, budget, codec = sys.argv[1:]
 streamtrain.ingest({"x": np.arange(9.0)}, tempfile.mkdtemp(dir=dest) + "/first", codec="lz4")  # imports all there is

@@ -228,7 +228,7 @@ def test_a_forgotten_loader_stops_its_threads(dataset):
 def test_the_next_epoch_needs_no_restart(dataset, monkeypatch):
     seeks = []
     seek = streamtrain.pool.Pool.seek
-    monkeypatch.setattr(streamtrain.pool.Pool, "seek", lambda *a: seeks.append(a[1:]) or seek(*a))
+    monkeypatch.setattr(streamtrain.pool.Pool, "seek", lambda *a: seeks.append(a[1:3]) or seek(*a))
     with StreamLoader(dataset, batch_size=64, memory="4MB") as loader:
         for _ in range(3):
             list(loader)

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 import streamtrain
-from streamtrain import StreamLoader, blocks, limits
-from streamtrain import loader as loader_module
+from streamtrain import StreamLoader, blocks, limits, quarantine
 from streamtrain.errors import BudgetError
 from streamtrain.limits import MemoryLimit
 
@@ -40,7 +39,7 @@ def test_data_larger_than_the_free_memory_is_not_kept_in_the_page_cache(dataset,
     monkeypatch.setattr(blocks.os, "posix_fadvise", lambda fd, offset, length, advice: asked.append(advice))
     roomy = MemoryLimit(limit_bytes=10**9, free_bytes=10**9, source="RAM")
     for free_bytes, dropped in ((10**9, False), (dataset.stored_bytes, True)):
-        monkeypatch.setattr(loader_module, "memory_limit", lambda free=free_bytes: replace(roomy, free_bytes=free))
+        monkeypatch.setattr(quarantine, "memory_limit", lambda free=free_bytes: replace(roomy, free_bytes=free))
         with StreamLoader(dataset, batch_size=8, memory="64MB") as loader:
             assert len(list(loader)) == len(loader)
         assert (os.POSIX_FADV_DONTNEED in asked) == dropped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from streamtrain.errors import DivergedError, UnknownName
 from streamtrain.losses import LOSSES, resolve_loss
 from streamtrain.optim import build_optimizer
-from streamtrain.rules import RULES, GradientSum, Learner, check_rule
+from streamtrain.rules import RULES, GradientSum, Learner, SampleRule, check_rule
 
 
 @pytest.fixture(autouse=True)
@@ -142,3 +143,22 @@ def test_an_unknown_rule_says_which_was_meant() -> None:
     with pytest.raises(UnknownName, match="did you mean 'sample'") as caught:
         check_rule("sampel")
     assert caught.value.exit_code == 2
+
+
+def test_the_sample_rule_keeps_no_sample_s_output_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Small memory that stays, where a gradient's large memory was, makes the allocator's heap grow by every sample.
+    seen: list[weakref.ref[Tensor]] = []
+    n_alive: list[int] = []
+    learn_one = SampleRule._learn_one
+
+    def watched(self: SampleRule, inputs: tuple[Tensor, ...], target: Tensor, i: int) -> tuple[float, Tensor]:
+        n_alive.append(sum(ref() is not None for ref in seen))
+        loss, output = learn_one(self, inputs, target, i)
+        seen.append(weakref.ref(output))
+        return loss, output
+
+    monkeypatch.setattr(SampleRule, "_learn_one", watched)
+    x, y = make_data(20)
+    learned = SampleRule(make_learner(make_net())).learn((x,), y)
+    assert learned.output.shape == (20, 3)
+    assert max(n_alive) == 0

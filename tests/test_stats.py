@@ -59,6 +59,15 @@ def test_a_large_offset_does_not_cancel() -> None:
     np.testing.assert_allclose(found.std, (rows - 1e9).std(axis=0), rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n_columns", [1, 700])
+@pytest.mark.parametrize("mean", [0, 1, 15, 15.9, 16.1, 40, 1e5])
+def test_spread_is_as_exact_in_one_pass_as_in_two(dtype: str, n_columns: int, mean: float) -> None:
+    rows = (mean + np.random.default_rng(0).normal(0, 1, (3000, n_columns))).astype(dtype)
+    _, found = _counted(rows)
+    np.testing.assert_allclose(found.std, rows.astype(np.float64).std(axis=0), rtol=1e-11)
+
+
 def test_nan_and_infinity_are_counted_and_left_out() -> None:
     rows = np.ones((40, 3), np.float32)
     rows[7, 1], rows[21, 1], rows[30, 2], rows[:, 0] = np.nan, np.nan, -np.inf, 5

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from streamtrain.cli.common import emit, json_option
+from streamtrain.cli.facts import stored_facts
 from streamtrain.units import format_bytes
 
 if TYPE_CHECKING:
@@ -28,21 +29,10 @@ def command(dest: str, as_json: bool) -> None:
 
 
 def _result(dataset: Dataset) -> dict[str, Any]:
-    layout = dataset.layout
     return {
-        "dataset": str(dataset.path),
-        "id": dataset.id,
-        "samples": len(dataset),
+        **stored_facts(dataset),
         "fields": {field.name: _field(dataset, field.name) for field in dataset.fields},
-        "bytes": dataset.nbytes,
-        "stored_bytes": dataset.stored_bytes,
-        "codec": layout.codec,
-        "block_rows": layout.block_rows,
-        "block_bytes": layout.block_bytes,
-        "blocks": layout.n_blocks,
-        "shards": layout.n_shards * len(layout.fields),
         "n_classes": dataset.n_classes,
-        "classes": dict(enumerate(dataset.classes)) if dataset.classes else None,
         "histogram": _counts(dataset.label_histogram),
         "rho": dataset.rho,
         "sources": dataset.manifest.sources,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamtrain.cli.common import emit, json_option
+from streamtrain.cli.facts import stored_facts
 from streamtrain.errors import UsageError
 from streamtrain.units import format_bytes, format_duration
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 @click.option("--shard", metavar="SIZE", default="64MB", show_default=True, help="Decoded bytes of a shard file.")
 @click.option("--codec", default="auto", show_default=True, help="auto, none, lz4 or zstd.")
 @click.option("--memory", metavar="SIZE", default="1GB", show_default=True, help="What the ingest may own.")
+@click.option("--overwrite", is_flag=True, help="Replace the dataset at DEST when the new one is finished.")
+@click.option("--append", is_flag=True, help="Add the rows behind those of the dataset at DEST.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted ingest; begin where there is none.")
 @json_option
 def command(
     sources: tuple[str, ...],
@@ -36,7 +40,7 @@ def command(
     shape: str | None,
     **options: Any,
 ) -> None:
-    """Turn raw files into a dataset at DEST, where nothing may be yet.
+    """Turn raw files into a dataset at DEST, where nothing may be unless one of three options says otherwise.
 
     SRC are files of one kind, or a folder of them: .npy, .npz, idx, CSV, TSV, Parquet, or raw binary.
     """
@@ -48,6 +52,7 @@ def command(
         dest,
         columns=None if columns is None else tuple(columns.split(",")),
         shape=None if shape is None else _parse_shape(shape),
+        say=lambda text: click.echo(text, err=True),
         **options,
     )
     result = _result(dataset, time.perf_counter() - started)
@@ -62,22 +67,11 @@ def _parse_shape(text: str) -> tuple[int, ...]:
 
 
 def _result(dataset: Dataset, seconds: float) -> dict[str, Any]:
-    layout = dataset.layout
     return {
-        "dataset": str(dataset.path),
-        "id": dataset.id,
-        "samples": len(dataset),
+        **stored_facts(dataset),
         "fields": {field.name: {"dtype": field.dtype.name, "shape": field.shape} for field in dataset.fields},
-        "bytes": dataset.nbytes,
-        "stored_bytes": dataset.stored_bytes,
-        "codec": layout.codec,
-        "block_rows": layout.block_rows,
-        "block_bytes": layout.block_bytes,
-        "blocks": layout.n_blocks,
-        "shards": layout.n_shards * len(layout.fields),
         "seconds": round(seconds, 3),
         "mb_per_s": round(dataset.nbytes / seconds / 1e6, 1),
-        "classes": dict(enumerate(dataset.classes)) if dataset.classes else None,
     }
 
 

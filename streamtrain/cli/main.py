@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -20,11 +21,16 @@ from typing import Final
 import click
 
 from streamtrain import __version__
+from streamtrain.cli.remedies import typed
 from streamtrain.errors import ResourceError, StreamtrainError, unknown_name
+from streamtrain.interrupts import terminated_cleanly
+from streamtrain.units import format_bytes
 
 COMMANDS: Final = {
     "ingest": "Turn raw files into a dataset.",
     "info": "Show what a dataset holds.",
+    "repair": "List, and remove, what interrupted ingests left.",
+    "verify": "Hold a dataset against its manifest; list all damage.",
     "plan": "Show what a run takes, and how well its data is shuffled.",
     "train": "Train a model on a dataset.",
     "evaluate": "Measure a trained model on a dataset.",
@@ -37,6 +43,8 @@ EXIT_BUG: Final = 1
 EXIT_INTERRUPTED: Final = 130
 EXIT_BROKEN_PIPE: Final = 141
 
+_ALLOCATION: Final = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
+"""As torch's allocator for the CPU puts it."""
 _FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -57,7 +65,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     words = tuple(sys.argv[1:] if args is None else args) or ("--help",)
     try:
-        return _run(words)
+        with terminated_cleanly():
+            return _run(words)
     except BrokenPipeError:
         _close_stdout()
         return EXIT_BROKEN_PIPE
@@ -71,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(words: tuple[str, ...]) -> int:
     try:
-        with _cli.make_context("streamtrain", list(words)) as context:
+        with _cli.make_context("streamtrain", list(words), obj=words) as context:
             _cli.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code
@@ -88,6 +97,7 @@ def _outcome(error: BaseException) -> tuple[str, int]:
     """The message and the exit code of an error."""
     match error:
         case StreamtrainError():
+            error.fix = typed(error.fix) if error.fix else None
             return str(error), error.exit_code
         case click.UsageError():
             return _usage(error), error.exit_code
@@ -100,6 +110,9 @@ def _outcome(error: BaseException) -> tuple[str, int]:
         case MemoryError():
             what = f"out of memory: {error}" if str(error) else "out of memory"
             return f"{what}. Fix: a smaller --memory or --batch-size.", ResourceError.exit_code
+        case RuntimeError() if found := _ALLOCATION.search(str(error)):
+            what = f"out of memory: {format_bytes(int(found[1]))} could not be had"
+            return f"{what}. Fix: a smaller --model or --batch-size.", ResourceError.exit_code
         case OSError() if error.errno in _FULL_DISK:
             return f"{error}. Fix: free some space.", ResourceError.exit_code
         case _:

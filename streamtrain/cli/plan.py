@@ -112,7 +112,7 @@ def _text(dataset: Dataset, plan: Plan) -> str:
         "steps": f"{steps['batch']:,} in an epoch of batches of {sizes.batch_size:,}; "
         f"{steps['sample']:,} with --update sample, 1 with --update epoch",
         "labels": _labels_text(dataset, plan),
-        "quality": _quality_text(plan.quality) if plan.quality else f"not measured: {plan.why}",
+        "quality": _quality_text(plan.quality) if plan.quality else _unmeasured_text(plan.why),
         "random": _random_text(plan),
     }
     return "\n".join(f"{name:<8} {value}" for name, value in facts.items() if value)
@@ -148,6 +148,12 @@ def _quality_text(quality: Quality) -> str:
         f"batch variance {quality.variance:.3g} times a full reshuffle's, drift {quality.drift:.3g} times{met}; "
         f"over {quality.n_samples:,} samples of epoch 0"
     )
+
+
+def _unmeasured_text(why: str) -> str:
+    from streamtrain.planning import ONE_BATCH
+
+    return why if why == ONE_BATCH else f"not measured: {why}"
 
 
 def _random_text(plan: Plan) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -42,8 +44,13 @@ def command(out: Path | None, interval: float, no_png: bool, words: tuple[str, .
     if not no_png:
         check_can_draw()
     folder = out or _next_folder()
-    _check_free(folder)
-    found = timeline(watch(words, interval_seconds=interval, stdout=sys.stderr if as_json else None))
+    _make(folder)
+    try:
+        watched = watch(words, interval_seconds=interval, stdout=sys.stderr if as_json else None)
+    except BaseException:
+        _remove_empty(folder)
+        raise
+    found = timeline(watched)
     files = write(found, folder, png=not no_png)
     result = figures(found) | {"files": files}
     emit(as_json, result, "\n".join([*lines(found), f"files   {', '.join(map(str, files))}"]))
@@ -55,8 +62,27 @@ def _next_folder() -> Path:
     return PROFILES / str(1 + max((int(name) for name in names if name.isdecimal()), default=0))
 
 
-def _check_free(folder: Path) -> None:
+def _make(folder: Path) -> None:
+    """Make the profile's folder before the command runs, so that nothing is run whose profile has no place."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(
             "the profile's folder is taken", where=str(folder), fix="an --out that does not exist, or is empty"
         )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        usable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise _unusable(folder, error.strerror or str(error)) from error
+    if not usable:
+        raise _unusable(folder, "Permission denied")
+
+
+def _unusable(folder: Path, why: str) -> UsageError:
+    return UsageError("the profile's folder cannot be made", where=str(folder), why=why, fix="another --out")
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+        if folder.parent == PROFILES:
+            PROFILES.rmdir()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
 from streamtrain.budget import solve
+from streamtrain.cli.remedies import megabytes
 from streamtrain.errors import BudgetError
 from streamtrain.limits import memory_limit
 from streamtrain.loader import StreamLoader
@@ -17,7 +19,13 @@ DEFAULT_MEMORY: Final = "512MB"
 VAL_SHARE: Final = 4
 """The loader of ``--val`` has one of so many parts."""
 _MOST_REHEARSED_BYTES: Final = 64_000_000
-_LEAST_STATED_BYTES: Final = 1_000_000
+_SPARE_SHARE: Final = 12
+_LEAST_SPARE_BYTES: Final = 4_000_000
+_MEASURED_ANEW: Final = 1.08
+"""What a process holds is measured, and varies from run to run; a remedy has to do for the next one too."""
+_SIZE: Final = re.compile(r"memory='(\w+)'( or (?:less|more))?")
+_LEFT_FREE: Final = 0.95
+"""The share of the free memory that ``auto`` takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +47,20 @@ class Taken:
     step_bytes: int
 
     @property
+    def spare_bytes(self) -> int:
+        """What allocators may keep over many steps, which the few that were measured do not show."""
+        return max(_LEAST_SPARE_BYTES, (self.training_bytes + self.step_bytes) // _SPARE_SHARE)
+
+    @property
     def total_bytes(self) -> int:
         """The sum."""
-        return self.reserved_bytes + self.training_bytes + self.step_bytes
+        return self.reserved_bytes + self.training_bytes + self.step_bytes + self.spare_bytes
 
     def __str__(self) -> str:
         return (
             f"reserved {format_bytes(self.reserved_bytes)} + model, gradients and optimizer state "
-            f"{format_bytes(self.training_bytes)} + a step {format_bytes(self.step_bytes)}"
+            f"{format_bytes(self.training_bytes)} + a step {format_bytes(self.step_bytes)} + what allocators keep "
+            f"{format_bytes(self.spare_bytes)}"
         )
 
 
@@ -66,46 +80,96 @@ def taken(reserved_bytes: int, step: MemoryMeter, after: MemoryMeter) -> Taken:
 
 
 def check_sizes(memory: str | None, max_memory: str | None) -> None:
-    """Refuse what is no size, before anything is begun."""
-    if memory is not None:
-        parse_bytes(memory, name="memory")
-    if max_memory not in (None, "auto"):
-        parse_bytes(str(max_memory), name="max_memory")
+    """Refuse what is no size, or more than the machine allows, before anything is begun.
+
+    Raises
+    ------
+    UsageError
+        It is no size.
+    BudgetError
+        It is more than this process may ever take.
+    """
+    for name, value in (("memory", memory), ("max-memory", max_memory)):
+        if value is None or (name == "max-memory" and value == "auto"):
+            continue
+        n_bytes = parse_bytes(value, name=name.replace("-", "_"))
+        limit = memory_limit()
+        if n_bytes > limit.limit_bytes:
+            raise BudgetError(
+                f"--{name} is {format_bytes(n_bytes)}; {limit.source} allows {format_bytes(limit.limit_bytes)}, "
+                f"of which {format_bytes(limit.free_bytes)} are free",
+                fix=f"--{name} {limit.free_bytes * 9 // 10 // 10**6}MB or less",
+            )
 
 
-def loaders_bytes(memory: str | None, max_memory: str | None, taken: Taken) -> int:
+def loaders_bytes(memory: str | None, max_memory: str | None, taken: Taken, *, least_bytes: int = 1) -> int:
     """What the loaders may own.
 
     Parameters
     ----------
     memory, max_memory : str, optional
-        The options as given: the loaders' budget, and the whole process's; ``"auto"`` is the machine's limit.
+        The options as given: the loaders' budget, and the whole process's; ``"auto"`` is the machine's limit, or what
+        is free where that is less.
     taken : Taken
         What the process holds without loaders.
+    least_bytes : int
+        What the loaders need at the least.
 
     Raises
     ------
     BudgetError
-        The process's budget leaves less than asked for, or nothing.
+        The process's budget leaves less than asked for, or too little.
 
     Examples
     --------
     >>> taken = Taken(reserved_bytes=300_000_000, training_bytes=90_000_000, step_bytes=10_000_000)
     >>> loaders_bytes(None, None, taken), loaders_bytes(None, "1GB", taken), loaders_bytes("64MB", "1GB", taken)
-    (512000000, 600000000, 64000000)
+    (512000000, 591666667, 64000000)
     """
     if max_memory is None:
         return parse_bytes(memory or DEFAULT_MEMORY, name="memory")
-    limit = memory_limit().limit_bytes if max_memory == "auto" else parse_bytes(max_memory, name="max_memory")
-    left = limit - taken.total_bytes
-    wanted = parse_bytes(memory, name="memory") if memory else _LEAST_STATED_BYTES
+    wanted = parse_bytes(memory, name="memory") if memory else least_bytes
+    limit, left, why = _left(max_memory, taken)
     if left < wanted:
+        needed = megabytes(round((taken.total_bytes + wanted) * _MEASURED_ANEW))
         raise BudgetError(
             f"max_memory is {format_bytes(limit)}, and the loaders would need {format_bytes(wanted)} of it",
-            why=f"The process holds without them: {taken} = {format_bytes(taken.total_bytes)}",
-            fix=f"--max-memory {-(-(taken.total_bytes + wanted) // 10**6) + 1}MB or more",
+            why=why,
+            fix=f"--max-memory {needed} or more" if max_memory != "auto" else f"free memory; {needed} in all would do",
         )
     return wanted if memory else left
+
+
+def _left(max_memory: str, taken: Taken) -> tuple[int, int, str]:
+    """The process's budget, what of it the loaders may have, and why it is no more."""
+    holds = f"The process holds without them: {taken} = {format_bytes(taken.total_bytes)}"
+    if max_memory != "auto":
+        limit_bytes = parse_bytes(max_memory, name="max_memory")
+        return limit_bytes, limit_bytes - taken.total_bytes, holds
+    limit = memory_limit()
+    allowed = limit.limit_bytes - taken.total_bytes
+    # What was reserved is held already; the model's share may be, or may have been given back since it was measured.
+    free = int(limit.free_bytes * _LEFT_FREE) - taken.training_bytes - taken.step_bytes - taken.spare_bytes
+    return limit.limit_bytes, min(allowed, free), f"{holds}; {format_bytes(limit.free_bytes)} are free on the machine"
+
+
+def least_bytes(dataset: Dataset, batch_size: int, *, lanes: int | None = None, shuffle: bool = True) -> int:
+    """The smallest budget that a loader of this dataset works with."""
+
+    def works(n_bytes: int) -> bool:
+        try:
+            solve(dataset.layout, batch_size=batch_size, memory=n_bytes, lanes=lanes, shuffle=shuffle)
+        except BudgetError:
+            return False
+        return True
+
+    low, high = 0, 1 << 20
+    while not works(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if works(middle) else (middle, high)
+    return high
 
 
 def steady_lanes(dataset: Dataset, batch_size: int, n_bytes: int) -> int:
@@ -118,10 +182,20 @@ def steady_lanes(dataset: Dataset, batch_size: int, n_bytes: int) -> int:
     BudgetError
         Not even the smallest such budget works.
     """
+    least = least_bytes(dataset, batch_size)
     stated = parse_bytes(DEFAULT_MEMORY)
-    while stated > n_bytes and stated > _LEAST_STATED_BYTES:
+    while stated > n_bytes and stated > least:
         stated //= 2
-    return solve(dataset.layout, batch_size=batch_size, memory=stated, rho=dataset.rho)[0].lanes
+    return solve(dataset.layout, batch_size=batch_size, memory=max(stated, least), rho=dataset.rho)[0].lanes
+
+
+def of_the_process(error: BudgetError, taken: Taken) -> BudgetError:
+    """What a loader refuses, where its budget was what a budget for the whole process left."""
+    found = _SIZE.search(error.fix or "")
+    rest = found[2] if found and found[2] else ""
+    needed = taken.total_bytes + parse_bytes(found[1]) if found else 0
+    fix = f"--max-memory {megabytes(needed)}{rest}" if found else error.fix
+    return BudgetError(error.what, where=error.where, why=error.why, fix=fix)
 
 
 def make_val_loader(val: Dataset, batch_size: int, memory: int, device: str) -> StreamLoader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,20 +13,23 @@ import click
 import numpy as np
 import torch
 
+from streamtrain.allocator import keep_little
+from streamtrain.arguments import ON_BAD_BLOCK, check_seed
 from streamtrain.cli import shares
 from streamtrain.cli.common import emit, json_option
+from streamtrain.cli.data import INPUT, TARGET, check_alike, field_of, n_outputs
+from streamtrain.cli.resuming import how_to_go_on, say_resumed
 from streamtrain.cli.tables import epoch_head, epoch_line
 from streamtrain.cli.trained import Trained
-from streamtrain.errors import UsageError, unknown_name
+from streamtrain.errors import BudgetError, StreamtrainError, UsageError
 from streamtrain.events import Reserved, tell
-from streamtrain.headspace import Headspace, headspace, kept_bytes
-from streamtrain.keeper import Resumed
-from streamtrain.layout import Field
+from streamtrain.headspace import headspace, kept_bytes
 from streamtrain.loader import StreamLoader
-from streamtrain.losses import Loss, default_loss, resolve_loss
+from streamtrain.losses import default_loss, resolve_loss
 from streamtrain.meter import MemoryMeter, held_bytes
 from streamtrain.metrics import score_name
 from streamtrain.models import build_model, n_parameters
+from streamtrain.quarantine import first_rows
 from streamtrain.runs import RunFolder, check_free, is_run, newest_run, next_run
 from streamtrain.store import Dataset, open_dataset
 from streamtrain.stream import normalize_fields
@@ -35,8 +37,6 @@ from streamtrain.trainer import Trainer
 from streamtrain.units import format_bytes
 
 RUNS: Final = Path("runs")
-INPUT: Final = "x"
-TARGET: Final = "y"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,7 @@ class Options:
     max_memory: str | None
     lanes: int | None
     drop_last: bool
+    on_bad_block: str
     seed: int
     device: str
     normalize: str
@@ -109,6 +110,7 @@ _path = click.Path(path_type=Path)
 @click.option("--max-memory", help="Budget for the whole process; auto is the control group's limit, or the RAM.")
 @click.option("--lanes", type=int, help="Lanes of the shuffle; solved from --memory by default.")
 @click.option("--drop-last", is_flag=True, help="Leave out a short last batch.")
+@click.option("--on-bad-block", type=click.Choice(ON_BAD_BLOCK), default="error", help="End, or leave its samples out.")
 @click.option("--seed", type=int, default=0, help="Of the order, the initial weights, and dropout.")
 @click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
 @click.option(
@@ -136,6 +138,8 @@ def command(as_json: bool, **given: Any) -> None:
     say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
     trained = _train(options, say)
     emit(as_json, trained.result(), trained.text())
+    if trained.interrupt is not None:
+        raise trained.interrupt
 
 
 def _train(options: Options, say: Callable[[str], None]) -> Trained:
@@ -143,49 +147,83 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
         if options.threads < 1:
             raise UsageError(f"threads is {options.threads}; it must be at least 1")
         torch.set_num_threads(options.threads)
+    keep_little()
     reserved = held_bytes()
+    check_seed(options.seed)
     shares.check_sizes(options.memory, options.max_memory)
     out = _out(options)
     dataset = open_dataset(options.dest)
     val = open_dataset(options.val) if options.val else None
     if val is not None:
-        _check_alike(dataset, val)
+        check_alike(dataset, val)
     trainer, about = _make_trainer(options, dataset)
-    rows = dataset[: shares.n_rehearsed(dataset, options.batch_size)]
+    n_rows = shares.n_rehearsed(dataset, options.batch_size)
+    rows = first_rows(dataset, n_rows, forgiving=options.on_bad_block != "error")
     trainer.check(rows, n_classes=dataset.n_classes)
     say(_heading(options, dataset, trainer))
     with ExitStack() as stack:
         with ExitStack() as rehearsal:
-            with MemoryMeter() as step:
+            # What a step takes is there for milliseconds.
+            with MemoryMeter(interval_seconds=0.001) as step:
                 rehearsal.enter_context(trainer.working_memory(rows))
             del rows
             meter = stack.enter_context(MemoryMeter())
         tell(Reserved(held_bytes=meter.before_bytes))
-        memory = shares.loaders_bytes(options.memory, options.max_memory, shares.taken(reserved, step, meter))
-        if options.max_memory and not (options.memory or options.lanes):
-            train_memory = memory - memory // shares.VAL_SHARE if val else memory
-            options = replace(options, lanes=shares.steady_lanes(dataset, options.batch_size, train_memory))
-        loaders = [stack.enter_context(loader) for loader in _make_loaders(options, dataset, val, memory)]
-        run = stack.enter_context(RunFolder(out, trainer.describe(loaders[0]) | about, goes_on=options.resume))
+        taken = shares.taken(reserved, step, meter)
+        options, memory = _shared_out(options, dataset, val, taken)
+        loaders = [stack.enter_context(loader) for loader in _make_loaders(options, dataset, val, memory, taken)]
+        config = trainer.describe(loaders[0]) | about | _solved(loaders[0], memory)
+        run = stack.enter_context(RunFolder(out, config, goes_on=options.resume))
         say(epoch_head(score_name(trainer.loss), with_val=val is not None))
-        history = trainer.fit(
-            loaders[0],
-            max_epochs=options.epochs,
-            max_steps=options.max_steps,
-            val=loaders[1] if val else None,
-            checkpoint=run,
-            checkpoint_every=options.checkpoint_every,
-            resume="auto" if options.resume else None,
-            log_every=options.log_every,
-            on_epoch=lambda summary: say(epoch_line(summary)),
-            on_resume=partial(_say_resumed, out),
-        )
+        with how_to_go_on(out):
+            history = trainer.fit(
+                loaders[0],
+                max_epochs=options.epochs,
+                max_steps=options.max_steps,
+                val=loaders[1] if val else None,
+                checkpoint=run,
+                checkpoint_every=options.checkpoint_every,
+                resume="auto" if options.resume else None,
+                log_every=options.log_every,
+                on_epoch=lambda summary: say(epoch_line(summary)),
+                on_resume=partial(say_resumed, out),
+            )
         projected = sum(loader.projection.total_bytes for loader in loaders)
-    measured = {"budget": memory, "projected": projected, "measured": meter.peak_bytes}
+    trained = Trained(
+        history=history,
+        memory={
+            "budget": memory,
+            "projected": projected,
+            "measured": max(0, meter.peak_bytes - taken.step_bytes),
+            "step": taken.step_bytes,
+            "process": meter.before_bytes + meter.peak_bytes,
+        },
+        out=out,
+        headspace=None,
+        quarantined=loaders[0].quarantined,
+    )
+    return _with_headspace(trained, trainer, options, dataset, memory) if options.headspace else trained
+
+
+def _shared_out(options: Options, dataset: Dataset, val: Dataset | None, taken: shares.Taken) -> tuple[Options, int]:
+    """What the loaders may own, and the options with the lanes that follow from it."""
+    least = 1
     if options.max_memory:
-        measured["process"] = meter.before_bytes + meter.peak_bytes
-    found = _headspace(trainer, options, dataset, memory) if options.headspace else None
-    return Trained(history=history, memory=measured, out=out, headspace=found)
+        in_order = options.update == "epoch"
+        least = shares.least_bytes(dataset, options.batch_size, lanes=options.lanes, shuffle=not in_order)
+        if val is not None:
+            # The loader that measures has a part of what there is, and the other has the rest.
+            least_val = shares.least_bytes(val, min(options.batch_size, len(val)), shuffle=False)
+            least = max(-(-least * shares.VAL_SHARE // (shares.VAL_SHARE - 1)), least_val * shares.VAL_SHARE)
+    memory = shares.loaders_bytes(options.memory, options.max_memory, taken, least_bytes=least)
+    if options.max_memory and not (options.memory or options.lanes):
+        of_training = memory - memory // shares.VAL_SHARE if val else memory
+        return replace(options, lanes=shares.steady_lanes(dataset, options.batch_size, of_training)), memory
+    return options, memory
+
+
+def _solved(loader: StreamLoader, memory: int) -> dict[str, object]:
+    return {"memory": memory, "lanes": loader.sizes.lanes, "groups": loader.sizes.groups}
 
 
 def _out(options: Options) -> Path:
@@ -198,31 +236,27 @@ def _out(options: Options) -> Path:
     return out
 
 
-def _say_resumed(out: Path, resumed: Resumed) -> None:
-    for skipped in resumed.skipped:
-        click.echo(f"warning: skipped a damaged checkpoint, {skipped}", err=True)
-    click.echo(
-        f"{out}: goes on after batch {resumed.n_batches:,}"
-        if resumed.n_batches
-        else f"{out}: no checkpoint; starts afresh",
-        err=True,
-    )
-
-
-def _headspace(trainer: Trainer, options: Options, dataset: Dataset, memory: int) -> Headspace:
+def _with_headspace(trained: Trained, trainer: Trainer, options: Options, dataset: Dataset, memory: int) -> Trained:
     """Only after the run, whose weights are saved and whose memory is measured: the trainer goes on training."""
     tell(Reserved(held_bytes=held_bytes() + kept_bytes(dataset)))
-    with next(_make_loaders(options, dataset, None, memory)) as loader:
-        return headspace(trainer, loader)
+    try:
+        with next(_make_loaders(options, dataset, None, memory)) as loader:
+            return replace(trained, headspace=headspace(trainer, loader))
+    except StreamtrainError as error:
+        # The run itself is done, and its result is not to be lost.
+        click.echo(f"warning: the headspace was not measured: {error}", err=True)
+        return trained
+    except KeyboardInterrupt as interrupt:
+        return replace(trained, interrupt=interrupt)
 
 
 def _make_trainer(options: Options, dataset: Dataset) -> tuple[Trainer, dict[str, object]]:
     """The trainer, and what its run has to know to build the model again."""
-    x, y = _field(dataset, INPUT), _field(dataset, TARGET)
+    x, y = field_of(dataset, INPUT), field_of(dataset, TARGET)
     loss = resolve_loss(options.loss or default_loss(torch.from_numpy(np.empty(0, y.dtype)).dtype))
-    n_outputs = _n_outputs(dataset, loss, y)
+    width = n_outputs(dataset, loss, y)
     trainer = Trainer(
-        build_model(options.model, input_shape=x.shape, n_outputs=n_outputs, seed=options.seed),
+        build_model(options.model, input_shape=x.shape, n_outputs=width, seed=options.seed),
         loss=loss,
         optimizer=options.optimizer,
         lr=options.lr,
@@ -236,47 +270,27 @@ def _make_trainer(options: Options, dataset: Dataset) -> tuple[Trainer, dict[str
         weight_decay=options.weight_decay,
         nesterov=options.nesterov or None,
     )
-    about = {"model": options.model, "input_shape": list(x.shape), "n_outputs": n_outputs}
+    about = {"model": options.model, "input_shape": list(x.shape), "n_outputs": width}
     return trainer, about | {
         "dataset": str(options.dest),
         "dataset_id": dataset.id,
-        "memory": options.memory or shares.DEFAULT_MEMORY,
         "max_memory": options.max_memory,
     }
 
 
-def _field(dataset: Dataset, name: str) -> Field:
-    for field in dataset.fields:
-        if field.name == name:
-            return field
-    raise unknown_name("field", name, (field.name for field in dataset.fields))
-
-
-def _check_alike(dataset: Dataset, val: Dataset) -> None:
-    for name in (INPUT, TARGET):
-        ours, theirs = _field(dataset, name), _field(val, name)
-        if ours != theirs:
-            raise UsageError(
-                f"field {name} is {theirs.dtype} {theirs.shape}; in the training data {ours.dtype} {ours.shape}",
-                where=f"--val {val.path}",
-                fix="ingest both in the same way",
-            )
-
-
-def _n_outputs(dataset: Dataset, loss: Loss, y: Field) -> int:
-    if loss.kind != "classes":
-        return math.prod(y.shape)
-    if dataset.n_classes is None:
-        raise UsageError(
-            f"{loss.name} needs class labels 0, 1, ...; field {y.name} is {y.dtype.name}",
-            where=str(dataset.path),
-            fix="--loss mse, or ingest the labels as integers from 0",
-        )
-    return dataset.n_classes
-
-
-def _make_loaders(options: Options, dataset: Dataset, val: Dataset | None, memory: int) -> Iterator[StreamLoader]:
+def _make_loaders(
+    options: Options, dataset: Dataset, val: Dataset | None, memory: int, taken: shares.Taken | None = None
+) -> Iterator[StreamLoader]:
     """The loader to train from, and that to measure on; together they own what the budget allows."""
+    try:
+        yield from _loaders(options, dataset, val, memory)
+    except BudgetError as error:
+        if taken is None or options.memory or not options.max_memory:
+            raise
+        raise shares.of_the_process(error, taken) from error
+
+
+def _loaders(options: Options, dataset: Dataset, val: Dataset | None, memory: int) -> Iterator[StreamLoader]:
     val_memory = memory // shares.VAL_SHARE if val else 0
     in_order = options.update == "epoch"
     yield StreamLoader(
@@ -288,6 +302,7 @@ def _make_loaders(options: Options, dataset: Dataset, val: Dataset | None, memor
         drop_last=options.drop_last,
         lanes=None if in_order else options.lanes,
         device=options.device,
+        on_bad_block=options.on_bad_block,
     )
     if val:
         yield shares.make_val_loader(val, min(options.batch_size, len(val)), val_memory, options.device)

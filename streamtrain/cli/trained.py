@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from streamtrain.cli.tables import headspace_line, memory_line, time_lines
 from streamtrain.headspace import Headspace
 from streamtrain.metrics import METRIC_NAMES, History
+from streamtrain.quarantine import LeftOut
 from streamtrain.runs import last_epoch
 from streamtrain.units import format_rate
 
@@ -20,6 +21,9 @@ class Trained:
     memory: dict[str, int]
     out: Path
     headspace: Headspace | None
+    quarantined: tuple[LeftOut, ...] = ()
+    interrupt: KeyboardInterrupt | None = None
+    """What came while the headspace was measured."""
 
     def result(self) -> dict[str, object]:
         """Everything by name, for ``--json``."""
@@ -36,6 +40,7 @@ class Trained:
             "stall_fraction": speed.stall_fraction,
             "stall": {"wall_seconds": speed.wall(), "thread_seconds": speed.work.named()},
             "headspace": self.headspace.named() if self.headspace else None,
+            "quarantined": [asdict(out) for out in self.quarantined],
             "epochs": [summary.named() for summary in self.history],
             "run": self.out,
         }
@@ -59,6 +64,7 @@ class Trained:
                 f"speed   {rate}, stall fraction {speed.stall_fraction:.3f}",
                 *time_lines(speed),
                 *([headspace_line(self.headspace)] if self.headspace else []),
+                *(f"left out {out}" for out in self.quarantined),
                 f"run     {self.out}",
             ]
         )

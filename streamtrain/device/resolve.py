@@ -13,7 +13,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     Raises
     ------
     UsageError
-        The text names no kind of device.
+        The text names no kind of device, or one that holds no data.
     DeviceError
         The machine has no such device.
 
@@ -32,4 +32,17 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if resolved.type == "cuda" and (resolved.index or 0) >= n_cuda:
         found = ", ".join(["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(n_cuda))])
         raise DeviceError(f"there is no device {str(device)!r}", why=f"Found: {found}", fix="device='auto'")
+    if resolved.type == "meta":
+        raise UsageError("device 'meta' holds no data, so nothing can be trained there", fix="device='auto'")
+    if resolved.type not in ("cpu", "cuda"):
+        _probe(resolved)
     return resolved
+
+
+def _probe(device: torch.device) -> None:
+    """Ask a device for a little memory: torch knows names of devices that are not there, or not built in."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DeviceError(f"there is no device {str(device)!r}", why=why[:200], fix="device='auto'") from error

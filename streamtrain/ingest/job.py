@@ -1,33 +1,44 @@
-"""`ingest`: arguments, plan, write, check, commit."""
+"""`ingest`: arguments, lock, plan, write, check, commit."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
 
-import numpy.typing as npt
-
-from streamtrain.errors import InputError, UsageError
+from streamtrain import __version__
+from streamtrain.errors import StreamtrainError, UsageError
 from streamtrain.files import Files
-from streamtrain.ingest.memory import IngestSizes, head_bytes, run_bytes, solve_ingest
+from streamtrain.ingest.append import Appended, appended, n_full_shards
+from streamtrain.ingest.checks import checked_statistics
+from streamtrain.ingest.destination import (
+    check_complete,
+    check_destination,
+    check_outside,
+    check_rereadable,
+    check_same,
+    is_fingerprinted,
+)
+from streamtrain.ingest.memory import IngestSizes, run_bytes
+from streamtrain.ingest.plans import check_room, plan, solve
 from streamtrain.ingest.progress import ByteProgress
 from streamtrain.ingest.request import Request, parse_workers, source_options
-from streamtrain.ingest.shards import Tallies, write_shards
+from streamtrain.ingest.shards import write_shards
 from streamtrain.ingest.stream import RowStream, write_stream
-from streamtrain.layout import UNKNOWN_SAMPLES, Codec, Layout, plan_layout
-from streamtrain.sources import SeekableSource, Source, changed, chunk_bytes_of, open_source
-from streamtrain.stats import FieldStats
+from streamtrain.ingest.work import Interrupted, Say, Work, discard, find_interrupted, leave, prepare, settle
+from streamtrain.layout import UNKNOWN_SAMPLES, Layout
+from streamtrain.sources import SeekableSource, Source, open_source
 from streamtrain.store import Dataset, open_dataset
-from streamtrain.store.codec import TRIAL_BYTES, check_encodable, choose_codec, parse_codec, trial_rows
+from streamtrain.store.codec import parse_codec
+from streamtrain.store.journal import Header, Mode
+from streamtrain.store.lock import check_free, held
+from streamtrain.store.reread import is_there
+from streamtrain.store.target import actual, begin, mend, state_of, successor, tidy
 from streamtrain.store.writer import DatasetWriter
 from streamtrain.units import parse_bytes
-
-_ROWS_SHOWN: Final = 3
 
 
 def ingest(
@@ -41,6 +52,10 @@ def ingest(
     codec: str = "auto",
     progress: bool | None = None,
     n_workers: int | None = None,
+    overwrite: bool = False,
+    append: bool = False,
+    resume: bool = False,
+    say: Say | None = None,
     **options: object,
 ) -> Dataset:
     """Store raw data as a dataset: read once, in bounded memory; committed whole or not at all.
@@ -50,7 +65,7 @@ def ingest(
     source : path, list of paths, array, dict of arrays, or iterable of dicts of arrays
         See `streamtrain.sources.open_source`.
     dest : path-like
-        The directory to make; nothing may be there.
+        The directory to make; nothing may be there, unless one of the three below says otherwise.
     labels : same as source, optional
         What becomes field ``y``.
     memory : int or str
@@ -65,6 +80,15 @@ def ingest(
         Whether to show a bar on stderr; by default where that is a terminal.
     n_workers : int, optional
         The most threads; by default one per core. The result does not depend on it.
+    overwrite : bool
+        Replace the dataset at ``dest``, in one step when the new one is finished. Other folders are refused.
+    append : bool
+        Add the rows behind those of the dataset at ``dest``, which keeps its block, shard and codec. Full shards are
+        shared with the old one by hard links, and the result takes its place in one step.
+    resume : bool
+        Go on with an interrupted ingest of the same sources and options; where there is none, begin. Iterators cannot.
+    say : callable, optional
+        Is told in a sentence what was found of an earlier ingest.
     **options
         How to read files: ``label_column``, ``columns``, ``dtype``, ``shape``; see `SourceOptions`.
 
@@ -78,11 +102,15 @@ def ingest(
     UsageError
         An argument is wrong, or something is at ``dest``.
     InputError
-        The raw data is bad: nothing readable is left at ``dest``.
+        The raw data is bad, or what is appended does not fit: nothing readable is left of it.
+    DatasetError
+        An interrupted ingest is at ``dest``, or the one to resume was of other sources or options.
     BudgetError
         ``memory`` is too small; the message has the smallest that works.
     ResourceError
-        The disk is full or cannot be written.
+        The disk is full or cannot be written; what was done stays for ``resume``.
+    LockedError
+        Another process is writing ``dest``.
 
     Examples
     --------
@@ -91,6 +119,8 @@ def ingest(
     >>> dataset = ingest(rows, tempfile.mkdtemp() + "/d.zarr", codec="none")
     >>> len(dataset), dataset[3]["x"].tolist(), dataset.label_histogram.counts.tolist()
     (10, [6.0, 7.0], [5, 5])
+    >>> len(ingest(rows, dataset.path, append=True))
+    20
     """
     request = Request(
         memory=parse_bytes(memory, name="memory"),
@@ -101,133 +131,164 @@ def ingest(
         progress=progress,
         options=source_options(**options),
     )
-    path = Path(dest)
-    check_destination(path)
-    run(open_source(source, labels=labels, options=request.options), path, request)
-    return open_dataset(path)
+    if overwrite and append:
+        raise UsageError("overwrite and append exclude each other", fix="choose one of them")
+    mode: Mode = "overwrite" if overwrite else "append" if append else "create"
+    path = actual(Path(dest))
+    check_free(path)
+    mend(path, Files())
+    check_destination(path, mode, resume=resume)
+    opened = open_source(source, labels=labels, options=request.options)
+    run(opened, path, request, mode=mode, resume=resume, say=say)
+    return open_dataset(dest)
 
 
-def check_destination(path: Path) -> None:
-    """Refuse a destination where something is.
+def run(
+    source: Source,
+    path: Path,
+    request: Request,
+    *,
+    files: Files | None = None,
+    mode: Mode = "create",
+    resume: bool = False,
+    say: Say | None = None,
+) -> None:
+    """Write a source as a dataset, as its only writer; see `ingest`."""
+    files, say = files or Files(), say or (lambda _: None)
+    if resume:
+        check_rereadable(source)
+    check_outside(path, source)
+    with held(path, files):
+        tidy(path, files)
+        check_destination(path, mode, resume=resume)
+        interrupted = find_interrupted(path, mode) if resume else None
+        if interrupted is not None:
+            _go_on(source, interrupted, path, request, files, say)
+        elif not (resume and _is_complete(source, path, request, mode, say)):
+            _begin(source, path, request, mode, files, say)
 
-    Raises
-    ------
-    UsageError
-        A dataset, an interrupted ingest, or something else.
-    """
-    if not os.path.lexists(path):
+
+def _is_complete(source: Source, path: Path, request: Request, mode: Mode, say: Say) -> bool:
+    """Whether the work to be resumed is done; what is to be done otherwise is told."""
+    if state_of(path) == "absent":
+        say(f"{path}: nothing to resume; starts afresh")
+        return False
+    manifest = open_dataset(path).manifest
+    try:
+        check_complete(manifest, source, request.as_json(), path, mode)
+    except StreamtrainError:
+        if mode == "create":
+            raise
+        say(f"{path}: no interrupted {mode}; starts afresh")
+        return False
+    say(f"{path}: already complete; nothing was done")
+    return True
+
+
+def _begin(source: Source, path: Path, request: Request, mode: Mode, files: Files, say: Say) -> None:
+    base = open_dataset(path) if mode == "append" else None
+    whole = source if base is None else appended(base, source)
+    discard(path, mode, files)
+    folder = path if state_of(path) == "absent" else successor(path)
+    with _stream(whole, request) as stream:
+        layout, sizes = plan(whole, stream, request)
+        header = _header(mode if folder != path else "create", base, layout, whole, request)
+        check_room(path.parent, layout, files)
+        begin(folder, path, header, files)
+        work = Work(path=path, folder=folder, header=header, source=whole, own=source, base=base, shards={})
+        _write(work, sizes, stream, request, files, say)
+
+
+def _go_on(source: Source, interrupted: Interrupted, path: Path, request: Request, files: Files, say: Say) -> None:
+    """Finish an interrupted ingest: the shards of its journal stay, if they are what was written."""
+    header, folder = interrupted.header, interrupted.folder
+    base = open_dataset(path) if header.mode == "append" else None
+    whole = source if base is None else appended(base, source)
+    n_samples = UNKNOWN_SAMPLES if whole.n_samples is None else whole.n_samples
+    layout = replace(header.layout, fields=whole.fields, n_samples=n_samples)
+    check_same(header, _header(header.mode, base, layout, whole, request), path)
+    if interrupted.is_finished:
+        say(f"{path}: its {header.mode} was finished, and takes its place")
+        settle(folder, path, files, say)
         return
-    if (path / "zarr.json").exists() and (path / "_streamtrain").is_dir():
-        raise UsageError("a dataset exists there already", where=str(path), fix="choose another path, or delete it")
-    if (path / "_streamtrain").is_dir():
-        what = "an ingest that did not finish is there"
-        raise UsageError(what, where=str(path), fix="delete it, or choose another path")
-    what = "something that is not a dataset exists there; ingest writes only where nothing is"
-    raise UsageError(what, where=str(path), fix="choose another path")
+    shards = {shard: stored for shard, stored in interrupted.shards.items() if is_there(folder, layout, shard, stored)}
+    n_linked = 0 if base is None else n_full_shards(base)
+    say(f"{path}: goes on; {len(shards):,} of {layout.n_shards - n_linked:,} shards are done")
+    with _stream(whole, request) as stream:
+        sizes = solve(layout, whole, stream, request)
+        check_room(path.parent, layout, files, n_kept=n_linked + len(shards))
+        work = Work(path=path, folder=folder, header=header, source=whole, own=source, base=base, shards=shards)
+        _write(work, sizes, stream, request, files, say, is_begun=True)
 
 
-def run(source: Source, path: Path, request: Request, *, files: Files | None = None) -> None:
-    """Write a source as a dataset; see `ingest`."""
-    if isinstance(source, SeekableSource):
-        _run(source, None, path, request, files or Files())
-    else:
-        with closing(RowStream(source, run_bytes(request.memory))) as stream:
-            _run(source, stream, path, request, files or Files())
-
-
-def _run(source: Source, stream: RowStream | None, path: Path, request: Request, files: Files) -> None:
-    layout, sizes = _plan(source, stream, request)
-    shown = layout.n_bytes if layout.n_samples < UNKNOWN_SAMPLES else None
-    with DatasetWriter(path, layout, files=files) as writer:
+def _write(
+    work: Work,
+    sizes: IngestSizes,
+    stream: RowStream | None,
+    request: Request,
+    files: Files,
+    say: Say,
+    *,
+    is_begun: bool = False,
+) -> None:
+    """Write what is missing, commit it, and put it in its place."""
+    layout, whole = work.header.layout, work.source
+    journal = None
+    try:
+        journal = prepare(work, files)
+        shown = layout.n_bytes if layout.n_samples < UNKNOWN_SAMPLES else None
         with (
-            ByteProgress(shown, show=request.progress) as progress,
-            # The pool ends before the writer does: no task may write into a directory that is being removed.
-            ThreadPoolExecutor(sizes.n_workers, thread_name_prefix="streamtrain-ingest") as pool,
+            closing(journal),
+            DatasetWriter(
+                work.folder, layout, files=files, journal=journal, kept=work.kept, n_linked=work.n_linked
+            ) as writer,
         ):
-            if stream is None:
-                assert isinstance(source, SeekableSource)
-                tallies, n_samples = write_shards(source, writer, sizes, pool=pool, progress=progress), layout.n_samples
-            else:
-                tallies, n_samples = write_stream(stream, writer, sizes, pool=pool, progress=progress)
-        statistics = _checked(source, tallies, n_samples)
-        writer.commit(
-            n_samples=n_samples,
-            classes=source.classes,
-            sources=source.provenance,
-            options=request.as_json(),
-            statistics=statistics,
-        )
+            with (
+                ByteProgress(shown, show=request.progress) as progress,
+                # The pool ends before the writer does: no task may write into a directory that is being removed.
+                ThreadPoolExecutor(sizes.n_workers, thread_name_prefix="streamtrain-ingest") as pool,
+            ):
+                compare = is_begun and not is_fingerprinted(work.own)
+                if stream is None:
+                    assert isinstance(whole, SeekableSource)
+                    tallies = write_shards(whole, writer, sizes, pool=pool, progress=progress, compare=compare)
+                    n_samples = layout.n_samples
+                else:
+                    tallies, n_samples = write_stream(
+                        stream, writer, sizes, pool=pool, progress=progress, compare=compare
+                    )
+            statistics = checked_statistics(whole, work.own.provenance, tallies, n_samples)
+            writer.commit(
+                n_samples=n_samples,
+                classes=whole.classes,
+                sources=whole.provenance,
+                options=work.header.options,
+                statistics=statistics,
+            )
+    except BaseException as error:
+        leave(work, error, 0 if journal is None else journal.n_shards, files, say, is_begun=is_begun)
+        raise
+    settle(work.folder, work.path, files, say)
 
 
-def _plan(source: Source, stream: RowStream | None, request: Request) -> tuple[Layout, IngestSizes]:
-    """Layout, codec and sizes; only headers, and the head of a source that reads in order, have been read."""
-    n_samples = source.n_samples
-    if stream is not None and n_samples is None and not stream.peek(head_bytes(request.memory)):
-        n_samples = stream.n_read
-    if n_samples == 0:
-        raise InputError("there are no samples", fix="give at least one row")
-    layout = plan_layout(
-        source.fields, n_samples, block_bytes=request.block_bytes, shard_bytes=request.shard_bytes, codec="none"
+def _header(mode: Mode, base: Dataset | None, layout: Layout, source: Source, request: Request) -> Header:
+    return Header(
+        mode=mode,
+        base=None if base is None else base.id,
+        version=__version__,
+        layout=layout,
+        classes=source.classes,
+        sources=source.provenance,
+        options=request.as_json() if base is None else base.manifest.options,
     )
-    if request.codec != "auto":
-        layout = replace(layout, codec=request.codec)
-        check_encodable(layout)
-        return layout, _solve(layout, source, stream, request)
-    # Refused, if at all, before rows are read to try the codecs on: a single one may be larger than the budget.
-    sizes = _solve(replace(layout, codec="lz4"), source, stream, request)
-    return replace(layout, codec=_choose_codec(source, stream, layout)), sizes
 
 
-def _solve(layout: Layout, source: Source, stream: RowStream | None, request: Request) -> IngestSizes:
-    trial = TRIAL_BYTES if request.codec == "auto" else 0
-    sizes, _ = solve_ingest(
-        layout,
-        memory=request.memory,
-        n_workers=request.n_workers,
-        seekable=stream is None,
-        held_bytes=max(trial, stream.head_bytes if stream else 0),
-        chunk_bytes=chunk_bytes_of(source) if stream else 0,
-    )
-    return sizes
-
-
-def _choose_codec(source: Source, stream: RowStream | None, layout: Layout) -> Codec:
-    n_rows = trial_rows(layout)
-    first: list[npt.NDArray[Any]]
-    if stream is None:
-        assert isinstance(source, SeekableSource)
-        rows = source.read(0, n_rows)
-        first = [rows[field.name] for field in layout.fields]
+@contextmanager
+def _stream(source: Source, request: Request) -> Iterator[RowStream | None]:
+    """The rows of a source that reads in order only; None for one that reads any range."""
+    if isinstance(source, SeekableSource):
+        yield None
     else:
-        stream.peek(n_rows * layout.row_bytes)
-        first = [stream.first_rows(field.name, n_rows) for field in layout.fields]
-    # On a thread of its own: on the main thread blosc may start others.
-    with ThreadPoolExecutor(1, thread_name_prefix="streamtrain-ingest") as one:
-        return one.submit(choose_codec, first, layout.block_rows).result()
-
-
-def _checked(source: Source, tallies: Tallies, n_samples: int) -> Mapping[str, FieldStats]:
-    """The statistics, if what was read can be trusted and trained on."""
-    change = changed(source.provenance)
-    if change:
-        raise InputError(change, fix="ingest again when nothing writes to it")
-    if n_samples == 0:
-        raise InputError("there are no samples", fix="give at least one row")
-    if source.n_samples is not None and source.n_samples != n_samples:
-        raise InputError(f"the source promised {source.n_samples} rows and gave {n_samples}", fix="check the source")
-    statistics = {tally.field.name: tally.finish() for tally in tallies}
-    for tally in tallies:
-        _check_finite(source, tally.field.name, statistics[tally.field.name], tally.nonfinite_rows)
-    return statistics
-
-
-def _check_finite(source: Source, name: str, stats: FieldStats, rows: tuple[int, ...]) -> None:
-    n_nan, n_inf = stats.overall.n_nan, stats.overall.n_inf
-    if n_nan or n_inf:
-        counts = [f"{n:,} {kind}" for n, kind in ((n_nan, "NaN"), (n_inf, "infinite")) if n]
-        raise InputError(
-            f"field {name} holds {' and '.join(counts)} value{'s' * (n_nan + n_inf > 1)}",
-            where=source.where(rows[0]),
-            why=f"The first are at {', '.join(source.where(row) for row in rows[:_ROWS_SHOWN])}",
-            fix="remove those rows, or fill them in; they are never replaced silently",
-        )
+        first_row = source.first_row if isinstance(source, Appended) else 0
+        with closing(RowStream(source, run_bytes(request.memory), first_row=first_row)) as stream:
+            yield stream

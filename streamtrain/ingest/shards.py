@@ -5,31 +5,47 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from concurrent.futures import CancelledError, Executor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import dask
 
+from streamtrain.ingest.kept import check_kept, shard_rows, tally_kept
 from streamtrain.ingest.memory import IngestSizes
 from streamtrain.ingest.parts import check_rows, part_ranges
 from streamtrain.ingest.progress import ByteProgress
 from streamtrain.sources import SeekableSource
 from streamtrain.stats import FieldTally
+from streamtrain.store.reread import DamagedShard
 from streamtrain.store.writer import DatasetWriter, encode_part
 
 Tallies = tuple[FieldTally, ...]
 
 
 def write_shards(
-    source: SeekableSource, writer: DatasetWriter, sizes: IngestSizes, *, pool: Executor, progress: ByteProgress
+    source: SeekableSource,
+    writer: DatasetWriter,
+    sizes: IngestSizes,
+    *,
+    pool: Executor,
+    progress: ByteProgress,
+    compare: bool = False,
 ) -> Tallies:
-    """Write every shard, a wave of them at a time; return each field's tally, merged in row order.
+    """Write every shard that is not kept, a wave of them at a time; return each field's tally, merged in row order.
 
-    An error in one task stops the others at their next part.
+    Where ``compare``, kept shards are held against the source's rows. An error in one task stops the others at their
+    next part.
     """
     layout = writer.layout
+    if compare:
+        # All of them before the first is written: no shard of another source may come among them.
+        for shard in sorted(writer.kept):
+            if shard >= writer.n_linked:
+                with suppress(DamagedShard):  # it is made again
+                    check_kept(writer, shard, source.read)
     stop = threading.Event()
-    task = partial(_write_shard, source, writer, stop, progress)
+    task = partial(_keep_or_write, source, writer, stop, progress)
     totals = tuple(FieldTally(field) for field in layout.fields)
     try:
         for first in range(0, layout.n_shards, sizes.n_wave):
@@ -55,12 +71,25 @@ def merge(totals: Tallies, tallies: Tallies) -> None:
         total.merge(tally)
 
 
+def _keep_or_write(
+    source: SeekableSource,
+    writer: DatasetWriter,
+    stop: threading.Event,
+    progress: ByteProgress,
+    shard: int,
+) -> Tallies:
+    if shard in writer.kept:
+        tallies = tally_kept(writer, shard, progress)
+        if tallies is not None:
+            return tallies
+    return _write_shard(source, writer, stop, progress, shard)
+
+
 def _write_shard(
     source: SeekableSource, writer: DatasetWriter, stop: threading.Event, progress: ByteProgress, shard: int
 ) -> Tallies:
     layout = writer.layout
-    first_block, end_block = layout.shard_blocks_range(shard)
-    start, end = layout.block_range(first_block)[0], layout.block_range(end_block - 1)[1]
+    start, end = shard_rows(layout, shard)
     totals = tuple(FieldTally(field) for field in layout.fields)
     with writer.shard(shard) as out:
         for first_row, end_row in part_ranges(layout, start, end):

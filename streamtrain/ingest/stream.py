@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamtrain.ingest.kept import check_kept, shard_rows, tally_kept
 from streamtrain.ingest.memory import IngestSizes
 from streamtrain.ingest.parts import check_rows, part_ranges, part_rows
 from streamtrain.ingest.progress import ByteProgress
@@ -43,13 +44,16 @@ class RowStream:
         Read once, from the start.
     max_bytes : int
         The most it is asked for at once.
+    first_row : int
+        The number of the source's first row.
     """
 
-    def __init__(self, source: Source, max_bytes: int) -> None:
+    def __init__(self, source: Source, max_bytes: int, *, first_row: int = 0) -> None:
+        self.first_row = first_row
         self._source = source
         self._runs = source.iter_blocks(max_bytes)
         self._head: deque[Rows] = deque()
-        self._n_read = 0
+        self._n_read = first_row
         self.head_bytes = 0
 
     def peek(self, n_bytes: int) -> bool:
@@ -66,7 +70,7 @@ class RowStream:
 
     @property
     def n_read(self) -> int:
-        """Rows the source has given so far."""
+        """Rows up to the last that the source has given so far."""
         return self._n_read
 
     def first_rows(self, name: str, n_rows: int) -> npt.NDArray[Any]:
@@ -94,6 +98,12 @@ class RowStream:
             del run, rest, values
         return n_filled
 
+    def take(self, n_rows: int) -> Rows:
+        """The next rows, in arrays of their own; fewer than asked only at the end."""
+        stage = {field.name: np.empty((n_rows, *field.shape), field.dtype) for field in self._source.fields}
+        n_filled = self.fill(stage, n_rows)
+        return {name: values[:n_filled] for name, values in stage.items()}
+
     def skip_rest(self) -> int:
         """Read what is left and count its rows; a source may hold its data against a checksum only at the very end."""
         n_rows = sum(len(next(iter(run.values()))) for run in self._head)
@@ -116,36 +126,100 @@ class RowStream:
 
 
 def write_stream(
-    stream: RowStream, writer: DatasetWriter, sizes: IngestSizes, *, pool: Executor, progress: ByteProgress
+    stream: RowStream,
+    writer: DatasetWriter,
+    sizes: IngestSizes,
+    *,
+    pool: Executor,
+    progress: ByteProgress,
+    compare: bool = False,
 ) -> tuple[Tallies, int]:
-    """Write all rows; return each field's tally, merged in row order, and how many rows there were."""
-    n_rows = 0
+    """Write all rows but those of shards that are kept; return each field's tally, in row order, and the row count.
+
+    Parameters
+    ----------
+    compare : bool
+        Whether to hold kept shards against the source's rows, rather than read over those.
+    """
+    layout = writer.layout
+    totals = tuple(FieldTally(field) for field in layout.fields)
+    for shard in range(writer.n_linked):
+        merge(totals, tally_kept(writer, shard, progress) or ())
+    n_rows = stream.first_row
+    for start, stop, kept in _spans(writer, n_rows):
+        tallies = None if kept is None else tally_kept(writer, kept, progress)
+        if kept is not None and tallies is not None:
+            n_rows = _pass_over(stream, writer, kept, start, stop, compare=compare)
+            merge(totals, tallies)
+        else:
+            # A shard at a time into the same totals: sums of sums would be others in their last bits.
+            sequence = _ShardSequence(writer, totals)
+            n_rows = _write_span(stream, sequence, sizes, start, stop, pool=pool, progress=progress)
+    return totals, n_rows + stream.skip_rest()
+
+
+def _spans(writer: DatasetWriter, start: int) -> Iterator[tuple[int, int, int | None]]:
+    """The rows from ``start`` on: runs to be written, and between them shards that are kept."""
+    layout = writer.layout
+    for shard in sorted(shard for shard in writer.kept if shard >= writer.n_linked):
+        first, end = shard_rows(layout, shard)
+        if start < first:
+            yield start, first, None
+        yield first, end, shard
+        start = end
+    if start < layout.n_samples:
+        yield start, layout.n_samples, None
+
+
+def _pass_over(stream: RowStream, writer: DatasetWriter, shard: int, start: int, stop: int, *, compare: bool) -> int:
+    """Read over the rows of a shard that is kept; return the number of the row after the last there was."""
+    if compare:
+        check_kept(writer, shard, lambda first, end: stream.take(end - first))
+        return stop
+    while start < stop:
+        n_taken = len(next(iter(stream.take(min(part_rows(writer.layout), stop - start)).values())))
+        if not n_taken:
+            break
+        start += n_taken
+    return start
+
+
+def _write_span(
+    stream: RowStream,
+    sequence: _ShardSequence,
+    sizes: IngestSizes,
+    start: int,
+    stop: int,
+    *,
+    pool: Executor,
+    progress: ByteProgress,
+) -> int:
+    n_rows = start
     with (
         # Whatever happens, the background ends before its open shard is closed under it.
-        _ShardSequence(writer) as sequence,
+        sequence,
         ThreadPoolExecutor(1, thread_name_prefix="streamtrain-ingest-writer") as background,
     ):
         pending = None
-        for stage, start, stop in _waves(stream, writer.layout, sizes.n_wave):
+        for stage, first, end in _waves(stream, sequence.layout, sizes.n_wave, start, stop):
             if pending is not None:
                 pending.result()
-            pending = background.submit(_write_wave, stage, start, stop, sequence, pool, progress)
-            n_rows = stop
+            pending = background.submit(_write_wave, stage, first, end, sequence, pool, progress)
+            n_rows = end
         if pending is not None:
             pending.result()
         sequence.close()
-    return sequence.totals, n_rows + stream.skip_rest()
+    return n_rows
 
 
-def _waves(stream: RowStream, layout: Layout, n_wave: int) -> Iterator[tuple[Stage, int, int]]:
-    """Read waves of parts, each into the stage that the wave before it does not use."""
-    capacity = min(n_wave * part_rows(layout), layout.n_samples)
+def _waves(stream: RowStream, layout: Layout, n_wave: int, start: int, stop: int) -> Iterator[tuple[Stage, int, int]]:
+    """Read rows [start, stop) in waves of parts, each into the stage that the wave before it does not use."""
+    capacity = min(n_wave * part_rows(layout), stop - start)
     stages = [
         {field.name: np.empty((capacity, *field.shape), field.dtype) for field in layout.fields} for _ in range(2)
     ]
-    start = 0
     for stage in cycle(stages):
-        ends = [end for _, (_, end) in zip(range(n_wave), part_ranges(layout, start, layout.n_samples), strict=False)]
+        ends = [end for _, (_, end) in zip(range(n_wave), part_ranges(layout, start, stop), strict=False)]
         n_filled = stream.fill(stage, min(ends[-1] - start, capacity)) if ends else 0
         if not n_filled:
             return
@@ -165,11 +239,11 @@ def _write_wave(
 
 
 class _ShardSequence:
-    """Shards filled one after another with parts in row order."""
+    """Shards filled one after another with parts in row order; each is counted into the totals when it is full."""
 
-    def __init__(self, writer: DatasetWriter) -> None:
+    def __init__(self, writer: DatasetWriter, totals: Tallies) -> None:
         self.layout = writer.layout
-        self.totals = self._new_tallies()
+        self._totals = totals
         self._writer = writer
         self._shard = -1
         self._stack = ExitStack()
@@ -188,7 +262,7 @@ class _ShardSequence:
         """Finish the shard that is open."""
         self._stack.close()
         self._out = None
-        merge(self.totals, self._tallies)
+        merge(self._totals, self._tallies)
         self._tallies = self._new_tallies()
 
     def _new_tallies(self) -> Tallies:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from tokenize import TokenError
+from typing import IO, Any, Final, cast
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from streamtrain.errors import InputError
 from streamtrain.sources.inputs import ByteStream, check_size, open_bytes, provenance_of, refuse_options
 from streamtrain.sources.packed import PackedSource, Packing, packing_of
 from streamtrain.sources.protocol import SourceOptions
+
+_PIECE_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,8 @@ class _Counting:
         self.n_bytes = 0
 
     def read(self, n_bytes: int = -1) -> bytes:
-        piece = self._stream.read(n_bytes)
+        # A stream sets aside as much as is asked for, which is what a header claims; numpy asks again for the rest.
+        piece = self._stream.read(min(n_bytes, _PIECE_BYTES) if n_bytes >= 0 else n_bytes)
         self.n_bytes += len(piece)
         return piece
 
@@ -67,7 +71,7 @@ def read_header(stream: ByteStream, *, where: str) -> Header:
     counting = _Counting(stream)
     try:
         shape, fortran_order, dtype = _parse(cast("IO[bytes]", counting))
-    except (ValueError, TypeError, EOFError, SyntaxError) as error:
+    except (ValueError, TypeError, EOFError, SyntaxError, OverflowError, RecursionError, TokenError) as error:
         # numpy's own words advise to allow pickle: they stay in the chain and out of the message.
         raise InputError(
             "the .npy header is not valid", where=where, fix="write the file again with np.save"

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from streamtrain.layout import Field
 from streamtrain.sources.inputs import read_range
 from streamtrain.sources.protocol import Rows
 from streamtrain.sources.rows import as_field, check_range, field_of, read_in_order
+
+_MOST_AXES: Final = 32  # what every NumPy can hold
+_MOST_BYTES: Final = 2**96  # of less, a message can give the size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +81,16 @@ def packing_of(
     Raises
     ------
     InputError
-        The array has no axis of samples, no samples, or a dtype that is not supported.
+        The array has no axis of samples, no samples, a dtype that is not supported, or a size that cannot be.
     """
     if not shape:
         raise InputError("a 0-d array has no axis of samples", where=where, fix="store an array of at least one axis")
+    if len(shape) > _MOST_AXES or math.prod(max(1, length) for length in shape) * stored.itemsize >= _MOST_BYTES:
+        raise InputError(
+            f"the header claims {len(shape)} axes of more bytes than any file has",
+            where=where,
+            fix="check that the file is what its name says",
+        )
     field = field_of(name, stored, shape[1:], where=where)
     if shape[0] == 0:
         raise InputError(f"shape {shape} holds no samples", where=where, fix="leave the file out")

@@ -62,8 +62,8 @@ def _reading(where: str) -> Iterator[None]:
     """Name the file and row group in whatever Arrow raises."""
     try:
         yield
-    except (arrow().ArrowException, OSError) as error:
-        what = f"the Parquet data is damaged: {str(error).splitlines()[0]}"
+    except (arrow().ArrowException, OSError, UnicodeDecodeError) as error:
+        what = f"the Parquet data is damaged: {(str(error) or type(error).__name__).splitlines()[0]}"
         raise InputError(what, where=where, fix="write or download the file again") from error
 
 

@@ -7,6 +7,7 @@ Blosc runs on the calling thread alone.
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Sequence
 from typing import Any, Final, Literal
@@ -27,6 +28,9 @@ LEVELS: Final[dict[Codec, int]] = {"lz4": 5, "zstd": 3}
 SHUFFLE: Final = "bitshuffle"
 MOST_ENCODABLE_BYTES: Final = 2**31 - 1 - 16
 """Blosc takes no larger buffer."""
+
+HEADER_BYTES: Final = 16
+"""Of what blosc writes; also the most by which encoding makes a block longer."""
 
 TRIAL_BLOCKS: Final = 8
 TRIAL_BYTES: Final = 4 * 2**20
@@ -75,6 +79,32 @@ def decode(data: Data, out: Array, codec: Codec) -> None:
         blosc.decompress(data, flat)
     if sys.byteorder == "big":
         out.byteswap(inplace=True)
+
+
+def misfit(header: Data, *, encoded_bytes: int, n_bytes: int) -> str | None:
+    """What does not fit in what an encoded block says of itself: nothing is decoded past its place, or short of it.
+
+    Parameters
+    ----------
+    header : buffer
+        The first `HEADER_BYTES` of the encoded bytes, or more (c-blosc, README_CHUNK_FORMAT: sizes at bytes 4 and 12).
+    encoded_bytes, n_bytes : int
+        How long the encoded bytes are, and the decoded ones must be.
+
+    Examples
+    --------
+    >>> data = encode(np.zeros(1000, np.uint8), "lz4")
+    >>> misfit(data, encoded_bytes=len(data), n_bytes=1000) is None
+    True
+    >>> misfit(data, encoded_bytes=len(data), n_bytes=24)
+    'It would decode to 1,000 bytes; a block has 24'
+    """
+    if encoded_bytes < HEADER_BYTES:
+        return f"It has {encoded_bytes} encoded bytes, less than their header of {HEADER_BYTES}"
+    decoded, _, encoded = struct.unpack_from("<III", header, 4)
+    if encoded != encoded_bytes:
+        return f"It says it has {encoded:,} encoded bytes; {encoded_bytes:,} are stored"
+    return None if decoded == n_bytes else f"It would decode to {decoded:,} bytes; a block has {n_bytes:,}"
 
 
 def checksum(data: Data, start: int = 0) -> int:

@@ -6,6 +6,7 @@ against the dataset's checksum table before zarr decodes it.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +20,10 @@ from streamtrain.label_stats import MOST_VALUES, Histogram
 from streamtrain.layout import CHECKSUM_BYTES, Field, Layout
 from streamtrain.stats import FieldStats, stats_shape
 from streamtrain.store import metadata
+from streamtrain.store.codec import HEADER_BYTES, misfit
 from streamtrain.store.manifest import Manifest
-from streamtrain.store.shard import read_index
-from streamtrain.store.stored import RESTORE, read_stored
+from streamtrain.store.shard import index_of
+from streamtrain.store.stored import RESTORE, open_regular, read_stored
 from streamtrain.units import format_bytes
 
 Array = npt.NDArray[Any]
@@ -150,11 +152,14 @@ class Dataset:
             A file is missing or its index is damaged.
         """
         start, stop = self.layout.block_range(block)
-        self._check_stored_checksum(field, block)
+        self._check_stored(field, block)
         try:
             # zarr's crc32c codec compares the bytes with the checksum that follows them, which is now known to be ours.
             rows: Array = np.asarray(self._array(field)[start:stop])
-        except (ValueError, RuntimeError, OSError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:
+            # zarr has no class of its own for descriptions that make no sense to it: many come up as TypeError.
             raise self.damaged(field, block, str(error)) from error
         return rows
 
@@ -163,23 +168,34 @@ class Dataset:
         start, stop = self.layout.block_range(block)
         where = f"{self.shard_path(field, block // self.layout.shard_blocks)}"
         what = f"block {block} of field {field} (samples {start} to {stop - 1}) is damaged"
-        return DamagedBlock(what, where=where, why=why, fix=RESTORE)
+        return DamagedBlock(what, where=where, why=why, fix=RESTORE, field=field, block=block, samples=(start, stop))
 
-    def _check_stored_checksum(self, field: str, block: int) -> None:
-        shard, place = divmod(block, self.layout.shard_blocks)
-        first, end = self.layout.shard_blocks_range(shard)
-        path = self.shard_path(field, shard)
-        index = read_index(path, shard_blocks=self.layout.shard_blocks, n_present=end - first)
-        offset, n_bytes = (int(number) for number in index[place])
+    def _check_stored(self, name: str, block: int) -> None:
+        """Hold the checksum that follows a block against the table, and what zarr would decode against the layout."""
+        layout, field = self.layout, self._field(name)
+        shard, place = divmod(block, layout.shard_blocks)
+        first, end = layout.shard_blocks_range(shard)
+        path = self.shard_path(name, shard)
         try:
-            with path.open("rb") as file:
+            with os.fdopen(open_regular(path), "rb") as file:
+                index = index_of(file, path, shard_blocks=layout.shard_blocks, n_present=end - first)
+                offset, n_bytes = (int(number) for number in index[place])
+                file.seek(offset)
+                header = file.read(min(HEADER_BYTES, n_bytes))
                 file.seek(offset + n_bytes - CHECKSUM_BYTES)
                 found = int.from_bytes(file.read(CHECKSUM_BYTES), "little")
+        except DatasetError as error:
+            raise self.damaged(name, block, error.what) from error
         except OSError as error:
-            raise DatasetError(f"cannot be read: {error.strerror}", where=str(path), fix=RESTORE) from error
-        expected = int(self.block_checksums[block, self.fields.index(self._field(field))])
+            raise self.damaged(name, block, f"The file cannot be read: {error.strerror}") from error
+        expected = int(self.block_checksums[block, self.fields.index(field)])
         if found != expected:
-            raise self.damaged(field, block, f"Its checksum is {found:#010x}; {expected:#010x} was written")
+            raise self.damaged(name, block, f"Its checksum is {found:#010x}; {expected:#010x} was written")
+        if layout.codec != "none":
+            encoded_bytes, decoded_bytes = n_bytes - CHECKSUM_BYTES, layout.block_rows * field.row_bytes
+            why = misfit(header, encoded_bytes=encoded_bytes, n_bytes=decoded_bytes)
+            if why:
+                raise self.damaged(name, block, why)
 
     def _array(self, field: str) -> Any:
         with self._opening:

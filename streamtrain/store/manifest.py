@@ -86,7 +86,7 @@ def dataset_id(layout: Layout, classes: tuple[str, ...] | None, checksums: npt.N
     >>> dataset_id(layout, None, np.zeros((2, 1), np.uint32))[:16]
     '40850e081a3771d8'
     """
-    digest = hashlib.sha256(dump_json({"layout": _layout_json(layout), "classes": classes}))
+    digest = hashlib.sha256(dump_json({"layout": layout_json(layout), "classes": classes}))
     digest.update(checksums.astype("<u4").tobytes())
     return digest.hexdigest()
 
@@ -105,7 +105,7 @@ def load_json(data: bytes, *, where: str) -> Json:
         Not JSON, not an object, a key twice, or NaN or infinity as a number.
     """
     try:
-        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
         if not isinstance(value, dict):
             raise ValueError("it is not a JSON object")
     except (ValueError, RecursionError) as error:
@@ -120,6 +120,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> Json:
     return found
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_constant(text)
+
+
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
@@ -130,7 +135,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
         {
             "format": FORMAT,
             "id": manifest.id,
-            "layout": _layout_json(manifest.layout),
+            "layout": layout_json(manifest.layout),
             "classes": manifest.classes,
             "sources": manifest.sources,
             "options": manifest.options,
@@ -150,7 +155,7 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
     """
     found = load_json(data, where=where)
     try:
-        layout = _parse_layout(found["layout"])
+        layout = parse_layout(found["layout"])
         classes = found["classes"]
         return Manifest(
             id=str(found["id"]),
@@ -163,14 +168,15 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
             },
             files={key: StoredFile(n_bytes=int(n), crc32c=int(crc)) for key, (n, crc) in found["files"].items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, SyntaxError) as error:
         if isinstance(error, DatasetError):
             raise
         why = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise DatasetError(f"the manifest does not make sense: {why}", where=where, fix=RESTORE) from error
 
 
-def _layout_json(layout: Layout) -> Json:
+def layout_json(layout: Layout) -> Json:
+    """A layout as it is stored; `parse_layout` reads it back."""
     return {
         "fields": [{"name": f.name, "dtype": f.dtype.name, "shape": list(f.shape)} for f in layout.fields],
         "n_samples": layout.n_samples,
@@ -180,7 +186,14 @@ def _layout_json(layout: Layout) -> Json:
     }
 
 
-def _parse_layout(found: Json) -> Layout:
+def parse_layout(found: Json) -> Layout:
+    """Read a layout back.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        It is not one.
+    """
     fields = tuple(
         Field(name=field["name"], dtype=np.dtype(field["dtype"]), shape=tuple(_positive(n) for n in field["shape"]))
         for field in found["fields"]

@@ -8,7 +8,7 @@ checksum. A block inside the array is always present, whatever it holds: a missi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -119,22 +119,18 @@ def parse_index(data: Data, *, n_bytes: int, n_present: int, where: str) -> npt.
     return index
 
 
-def read_index(path: Path, *, shard_blocks: int, n_present: int) -> npt.NDArray[np.uint64]:
-    """Read and check the index of a shard file; see `parse_index`.
+def index_of(file: BinaryIO, path: Path, *, shard_blocks: int, n_present: int) -> npt.NDArray[np.uint64]:
+    """Read and check the index of an open shard file; see `parse_index`.
 
     Raises
     ------
     DatasetError
-        The file is missing or too short, or its index is damaged.
+        The file is too short, or its index is damaged.
     """
     size = index_bytes(shard_blocks)
-    try:
-        with path.open("rb") as file:
-            n_bytes = file.seek(0, 2)
-            file.seek(max(0, n_bytes - size))
-            data = file.read(size)
-    except OSError as error:
-        raise DatasetError(f"cannot read the shard: {error.strerror or error}", where=str(path), fix=RESTORE) from error
+    n_bytes = file.seek(0, 2)
+    file.seek(max(0, n_bytes - size))
+    data = file.read(size)
     if len(data) < size:
         raise DatasetError(
             f"the shard has {n_bytes} bytes, less than its index of {size}", where=str(path), fix=RESTORE

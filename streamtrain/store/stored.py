@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from streamtrain.errors import DatasetError
 from streamtrain.store.codec import checksum
 
 RESTORE: Final = "restore it from a copy, or ingest again"
+_CAREFULLY: Final = ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +54,36 @@ def check_length(path: str, file: StoredFile) -> None:
         raise DatasetError(what, where=path, fix=RESTORE)
 
 
+def open_regular(path: str | os.PathLike[str]) -> int:
+    """Open a file for reading, by a path that must not end in a link; a pipe there does not wait for its writer.
+
+    Raises
+    ------
+    OSError
+        It cannot be opened, or is no regular file.
+    """
+    fd = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in _CAREFULLY))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "a link, a pipe or something else where a stored file must be")
+    return fd
+
+
 def read_bounded(path: Path, most_bytes: int) -> bytes:
     """Read a small file whole.
 
     Raises
     ------
     DatasetError
-        It cannot be read, or is larger than it may be.
+        It cannot be read, is no regular file, or is larger than it may be.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(most_bytes + 1)
+        with os.fdopen(open_regular(path), "rb") as file:
+            # Python sets aside as much as is asked for, whatever the file has.
+            data = file.read(min(os.fstat(file.fileno()).st_size, most_bytes) + 1)
     except OSError as error:
-        raise DatasetError(f"cannot be read: {error.strerror}", where=str(path), fix=RESTORE) from error
+        why = "a link where a stored file must be" if error.errno == errno.ELOOP else error.strerror
+        raise DatasetError(f"cannot be read: {why}", where=str(path), fix=RESTORE) from error
     if len(data) > most_bytes:
         raise DatasetError(f"larger than the {most_bytes:,} bytes it may have", where=str(path), fix=RESTORE)
     return data

@@ -1,7 +1,8 @@
 """Writing a dataset: shards in any order and from any thread, then one commit.
 
 The private group's folder comes first and the root ``zarr.json`` last, so that a killed run leaves a directory that
-is recognised as incomplete, and nothing that opens. Every file is durable before the root names it.
+is recognised as incomplete, and nothing that opens. Every file is durable before the root names it, and each shard
+before the journal does, from which a later run goes on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,13 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import UsageError
-from streamtrain.files import Files
+from streamtrain.files import Files, FileWriter
 from streamtrain.layout import Layout
 from streamtrain.stats import FieldStats, FieldTally, tally_rows
 from streamtrain.store import metadata
 from streamtrain.store.codec import encode
 from streamtrain.store.flusher import Flusher
+from streamtrain.store.journal import Journal, Shards
 from streamtrain.store.manifest import FORMAT, FieldSummary, Json, Manifest, dataset_id, dump_manifest
 from streamtrain.store.shard import ShardWriter
 from streamtrain.store.stored import StoredFile, file_of
@@ -98,37 +100,38 @@ class OpenShard:
 
 
 class DatasetWriter:
-    """A dataset being written; leaving its ``with`` block without a commit removes all of it.
+    """A dataset being written; leaving its ``with`` block without a commit leaves what the journal names.
 
     Parameters
     ----------
     path : Path
-        A directory that does not exist yet.
+        The directory that `streamtrain.store.target.begin` made.
     layout : Layout
         The plan; ``n_samples`` counts only at the commit.
     files : Files
         Who writes.
+    journal : Journal
+        Where each shard is noted when it is durable.
+    kept : mapping
+        Shards that are there already, with what is known of their files; each is to be adopted, or dropped and written.
+    n_linked : int
+        The first of them, which are those of another dataset.
     """
 
-    def __init__(self, path: Path, layout: Layout, *, files: Files) -> None:
+    def __init__(
+        self, path: Path, layout: Layout, *, files: Files, journal: Journal, kept: Shards, n_linked: int = 0
+    ) -> None:
         self.path = path
         self.layout = layout
+        self.kept = dict(kept)
+        self.n_linked = n_linked
         self._files = files
+        self._journal = journal
         self._stored: dict[str, StoredFile] = {}
         self._checksums: dict[int, npt.NDArray[np.uint32]] = {}
-        self._is_committed = False
-        self._flusher = Flusher(files)
+        self._flusher = Flusher(files, path)
 
     def __enter__(self) -> DatasetWriter:
-        try:
-            self._files.make_dir(self.path)
-        except FileExistsError:
-            raise UsageError("already exists", where=str(self.path), fix="choose another destination") from None
-        try:
-            self._files.make_dir(self.path / metadata.PRIVATE)
-        except BaseException:
-            self._remove()
-            raise
         return self
 
     def __exit__(
@@ -136,20 +139,24 @@ class DatasetWriter:
     ) -> None:
         # Nothing may be flushed into a directory that is being removed.
         self._flusher.close()
-        if not self._is_committed:
-            try:
-                self._remove()
-            except OSError as failure:
-                if error is None:
-                    raise
-                error.add_note(f"and {self.path} could not be removed: {failure}")
 
-    def _remove(self) -> None:
-        # The root goes first: whatever stops us after that leaves nothing that opens.
-        root = self.path / metadata.ROOT
-        if root.exists():
-            self._files.system.unlink(root)
-        self._files.remove_tree(self.path)
+    def adopt(self, shard: int, checksums: npt.NDArray[np.uint32]) -> None:
+        """Take over a shard that was read back and found to be what was written.
+
+        Parameters
+        ----------
+        checksums : ndarray of uint32, shape (n_blocks, n_fields)
+            The crc32c of its blocks.
+        """
+        for field, file in zip(self.layout.fields, self.kept[shard], strict=True):
+            key = metadata.shard_key(field, shard)
+            self._stored[key] = file
+            self._flusher.cover((self.path / key).parent)
+        self._checksums[shard] = checksums
+
+    def drop(self, shard: int) -> None:
+        """Make a shard anew that is not what was written; its files are replaced when it is finished."""
+        del self.kept[shard]
 
     @contextmanager
     def shard(self, shard: int) -> Iterator[OpenShard]:
@@ -164,17 +171,16 @@ class DatasetWriter:
         with ExitStack() as unfinished:
             files = []
             for key in keys:
-                path = self.path / key
-                self._files.ensure_dir(path.parent)
-                files.append(self._files.begin(path))
+                files.append(self._begin(key))
                 unfinished.callback(files[-1].abandon)
             writers = [ShardWriter(file, self.layout.shard_blocks) for file in files]
             yield OpenShard(writers)
             for writer in writers:
                 writer.finish()
             unfinished.pop_all()
-        self._flusher.add(files)
-        self._stored.update((key, writer.stored) for key, writer in zip(keys, writers, strict=True))
+        stored = tuple(writer.stored for writer in writers)
+        self._flusher.add(files, then=partial(self._journal.add, shard, stored))
+        self._stored.update(zip(keys, stored, strict=True))
         self._checksums[shard] = np.array([writer.checksums for writer in writers], np.uint32).T
 
     def commit(
@@ -187,7 +193,6 @@ class DatasetWriter:
         statistics: Mapping[str, FieldStats],
     ) -> None:
         """Describe what was written and make it a dataset; nothing opens before the last file of this."""
-        self._flusher.wait()
         layout = self.layout = replace(self.layout, n_samples=n_samples)
         checksums = np.concatenate([self._checksums[shard] for shard in range(layout.n_shards)])
         for field in layout.fields:
@@ -212,15 +217,26 @@ class DatasetWriter:
         self._write_root(manifest.id, dump_manifest(manifest))
 
     def _write_root(self, identity: str, manifest: bytes) -> None:
+        # All that the manifest describes is durable before it is, and that before the root.
+        self._flusher.wait()
         self._files.write_bytes(self.path / metadata.MANIFEST, manifest)
         ours = {"format": FORMAT, "id": identity, "manifest_sha256": hashlib.sha256(manifest).hexdigest()}
         (root,) = metadata.group("", {"streamtrain": ours}).values()
         self._files.write_bytes(self.path / metadata.ROOT, root)
-        self._is_committed = True
+
+    def _begin(self, key: str) -> FileWriter:
+        """A file that the flusher is to finish, and with it the directories above it."""
+        path = self.path / key
+        self._files.ensure_dir(path.parent, flush_folder=False)
+        return self._files.begin(path)
 
     def _write(self, contents: Mapping[str, bytes]) -> None:
         for key, data in contents.items():
-            path = self.path / key
-            self._files.ensure_dir(path.parent)
-            self._files.write_bytes(path, data)
+            file = self._begin(key)
+            try:
+                file.write(data)
+            except BaseException:
+                file.abandon()
+                raise
+            self._flusher.add([file])
             self._stored[key] = file_of(data)

@@ -105,5 +105,7 @@ def test_what_fits_in_memory_is_told_in_words(tmp_path: Path, capsys: pytest.Cap
     assert main(["plan", str(tmp_path / "d.zarr")]) == 0
     out = capsys.readouterr().out
     assert "5 samples in 1 block of 5" in out
+    assert "quality  one batch: nothing to mix\n" in out
+    assert "full reshuffle" not in out
     assert "100.00% of the blocks at a time" in out
     assert "none (all of it stays in memory) in a later one" in out

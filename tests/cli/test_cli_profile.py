@@ -82,6 +82,24 @@ def test_wrong_words(args: list[str], message: str, capfd: pytest.CaptureFixture
     assert not Path("profiles").exists()
 
 
+@pytest.mark.parametrize("out", ["taken/file/p", "taken", "taken/file"])
+def test_a_folder_that_cannot_be_made_is_told_before_the_command_runs(
+    out: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("taken").mkdir()
+    Path("taken/file").touch()
+    assert main(["profile", "--no-png", "--out", out, "--", "touch", "ran"]) == 2
+    assert f"{out}: the profile's folder " in capfd.readouterr().err
+    assert not Path("ran").exists()
+
+
+def test_the_folder_is_there_when_the_command_runs(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "--no-png", "--out", "a/b", "--", "test", "-d", "a/b"]) == 0
+    assert main(["profile", "--no-png", "--out", "c", "--", "no-such-command"]) == 2
+    assert "no-such-command" in capfd.readouterr().err
+    assert not Path("c").exists(), "what was not run leaves nothing"
+
+
 def test_without_matplotlib_nothing_is_run_in_vain(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 import streamtrain
-from streamtrain.cli.shares import Taken, loaders_bytes, steady_lanes
+from streamtrain.cli import shares
+from streamtrain.cli.shares import Taken, check_sizes, least_bytes, loaders_bytes, steady_lanes
 from streamtrain.errors import BudgetError, UsageError
+from streamtrain.limits import MemoryLimit
+from streamtrain.loader import StreamLoader
+from streamtrain.units import parse_bytes
 
 TAKEN = Taken(reserved_bytes=300_000_000, training_bytes=90_000_000, step_bytes=10_000_000)
 
@@ -18,15 +22,56 @@ def test_what_does_not_fit_is_refused_with_every_term_and_what_would_do():
     with pytest.raises(BudgetError) as e:
         loaders_bytes("200MB", "500MB", TAKEN)
     assert "max_memory is 500.0 MB, and the loaders would need 200.0 MB of it" in str(e.value)
-    assert "reserved 300.0 MB + model, gradients and optimizer state 90.0 MB + a step 10.0 MB = 400.0 MB" in str(
-        e.value
-    )
+    assert (
+        "reserved 300.0 MB + model, gradients and optimizer state 90.0 MB + a step 10.0 MB + what allocators "
+        "keep 8.3 MB = 408.3 MB"
+    ) in str(e.value)
     assert e.value.exit_code == 5
     assert loaders_bytes("200MB", e.value.fix.split()[1], TAKEN) == 200_000_000
 
 
-def test_the_machines_limit_is_taken_where_asked_for():
-    assert loaders_bytes(None, "auto", TAKEN) > 0
+def machine(monkeypatch, limit_bytes, free_bytes):
+    limit = MemoryLimit(limit_bytes=limit_bytes, free_bytes=free_bytes, source="memory.max")
+    monkeypatch.setattr(shares, "memory_limit", lambda: limit)
+
+
+def test_the_machines_limit_is_taken_where_asked_for_and_no_more_than_is_free(monkeypatch):
+    machine(monkeypatch, 2 * 10**9, 10**10)
+    assert loaders_bytes(None, "auto", TAKEN) == 2 * 10**9 - TAKEN.total_bytes
+    machine(monkeypatch, 20 * 10**9, 10**9)
+    left = loaders_bytes(None, "auto", TAKEN)
+    assert 0 < left < 10**9 - TAKEN.training_bytes - TAKEN.step_bytes
+    machine(monkeypatch, 20 * 10**9, 10**8)
+    with pytest.raises(BudgetError, match=r"100\.0 MB are free on the machine\. Fix: free memory"):
+        loaders_bytes(None, "auto", TAKEN)
+
+
+@pytest.mark.parametrize(("option", "sizes"), [("memory", ("900GB", None)), ("max-memory", (None, "900GB"))])
+def test_more_than_the_machine_has_is_refused_however_little_is_needed(monkeypatch, option, sizes):
+    machine(monkeypatch, 25 * 10**9, 10**10)
+    with pytest.raises(
+        BudgetError, match=f"--{option} is 900.00 GB; memory.max allows 25.00 GB, of which 10.00 GB"
+    ) as e:
+        check_sizes(*sizes)
+    assert e.value.fix == f"--{option} 9000MB or less"
+    check_sizes(None, "auto")
+    check_sizes(None, None)
+
+
+def test_the_least_that_a_loader_needs_is_found_to_the_byte(dataset):
+    for lanes, shuffle in ((None, True), (64, True), (None, False)):
+        least = least_bytes(dataset, 256, lanes=lanes, shuffle=shuffle)
+        StreamLoader(dataset, batch_size=256, memory=least, lanes=lanes, shuffle=shuffle).close()
+        with pytest.raises(BudgetError):
+            StreamLoader(dataset, batch_size=256, memory=least - 1, lanes=lanes, shuffle=shuffle)
+    assert steady_lanes(dataset, 256, least_bytes(dataset, 256)) >= 2
+
+
+def test_a_loaders_refusal_names_the_option_that_was_given():
+    refused = BudgetError("x", fix="memory='1000000B'")
+    assert shares.of_the_process(refused, TAKEN).fix == "--max-memory 410MB"
+    refused = BudgetError("x", fix="memory='5MB' or less")
+    assert shares.of_the_process(refused, TAKEN).fix == "--max-memory 414MB or less"
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +99,23 @@ def test_a_run_stays_within_the_budget_of_its_process(dataset, tmp_path):
     memory = json.loads(done.stdout)["memory"]
     assert memory["process"] <= 2_000_000_000
     assert memory["projected"] <= memory["budget"] < 2_000_000_000
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["memory"] == memory["budget"]
+    assert config["max_memory"] == "2GB"
+    assert config["lanes"] >= 2
+    assert config["lanes"] % config["groups"] == 0
 
 
 def test_a_process_that_is_larger_than_its_budget_is_refused_before_it_begins(dataset, tmp_path):
-    done = run(dataset, tmp_path, "--max-memory", "20MB")
+    done = run(dataset, tmp_path, "--max-memory", "1KB")
     assert done.returncode == 5
     assert "The process holds without them: reserved" in done.stderr
     assert not (tmp_path / "run").exists()
+    # The remedy can be typed as it stands, and the run then stays within it.
+    advised = done.stderr.split("Fix: --max-memory ")[1].split()[0]
+    done = run(dataset, tmp_path, "--max-memory", advised)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["memory"]["process"] <= parse_bytes(advised)
 
 
 def test_a_size_without_a_unit_is_no_size(dataset, tmp_path):

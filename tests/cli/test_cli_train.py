@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,8 @@ def test_train_json(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 <= result["accuracy"] <= 1
     assert result["memory"]["budget"] == 512_000_000
     assert 0 < result["memory"]["projected"] <= 512_000_000
-    assert result["memory"]["measured"] >= 0
+    assert set(result["memory"]) == {"budget", "projected", "measured", "step", "process"}
+    assert 0 <= result["memory"]["measured"] < result["memory"]["process"]
     assert (result["run"], result["val"]) == ("runs/1", None)
     assert set(result["stall"]["thread_seconds"]) == {"disk", "decode", "gather", "index", "transfer"}
     assert sum(result["stall"]["wall_seconds"].values()) > 0
@@ -157,6 +159,13 @@ def test_a_run_brings_no_code_of_its_own(stored: Path, capsys: pytest.CaptureFix
         (["--model", "linear", "--memory", "4X"], 2, "memory '4X' is not a size"),
         (["--model", "linear", "--memory", "10KB"], 5, "the smallest that works"),
         (["--model", "linear", "--device", "cuda:9"], 5, "there is no device"),
+        (["--model", "linear", "--device", "mps"], 5, "there is no device 'mps'"),
+        (["--model", "linear", "--device", "xpu"], 5, "there is no device 'xpu'"),
+        (["--model", "linear", "--device", "meta"], 2, "device 'meta' holds no data"),
+        (["--model", "linear", "--seed", "-1"], 2, "seed is -1"),
+        (["--model", "mlp:100000000000"], 5, "Fix: a smaller --model or --batch-size"),
+        (["--model", "linear", "--memory", "900TB"], 5, "--memory is 900.00 TB; "),
+        (["--model", "linear", "--max-memory", "900TB"], 5, "--max-memory is 900.00 TB; "),
         (["--model", "linear", "--threads", "0"], 2, "threads is 0"),
         (["--model", "linear", "--log-every", "0"], 2, "log_every is 0"),
         (["--model", "none.py:build"], 2, "model file none.py does not exist"),
@@ -169,6 +178,20 @@ def test_what_is_refused_leaves_nothing(
     assert main(["train", f"{stored}/images.zarr", *args]) == code
     assert message in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_a_remedy_is_spelled_as_it_is_typed(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["train", f"{stored}/images.zarr", "--model", "linear", "--epochs", "1"]
+    assert main([*args, "--memory", "100KB"]) == 5
+    found = re.search(r"Fix: --memory (\d+MB)\.$", capsys.readouterr().err.strip())
+    assert found is not None
+    assert main([*args, "--memory", found[1]]) == 0
+
+
+def test_the_runs_configuration_has_what_was_solved(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_json(capsys, stored / "images.zarr", "--model", "linear", "--epochs", 0, "--memory", "8MB", "--lanes", 6)
+    config = json.loads(Path("runs/1/config.json").read_text())
+    assert (config["memory"], config["lanes"], config["groups"], config["max_memory"]) == (8_000_000, 6, 1, None)
 
 
 def test_a_model_that_does_not_fit_is_reported_before_the_first_epoch(

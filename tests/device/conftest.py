@@ -46,9 +46,12 @@ class LateQueue:
                 act, after = self.ops.popleft()
                 for mark in after:
                     mark.queue.reach(mark.number)
-                act()
-                del act, after  # a thread that is held up here keeps nothing alive
-                self.n_done += 1
+                try:
+                    act()
+                finally:
+                    # A thread that is held up here keeps nothing alive.
+                    del act, after
+                    self.n_done += 1
 
     def empty(self, n_bytes, /):
         return self.device_.allocate(self, n_bytes)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import zarr
 
 import streamtrain
 from streamtrain.errors import DamagedBlock, DatasetError, StreamtrainError
+from streamtrain.store.codec import checksum, checksum_bytes
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,8 @@ def test_opens_without_importing_zarr_or_torch(original: Path) -> None:
 
 def test_missing(original: Path, tmp_path: Path) -> None:
     _refused(tmp_path / "nothing.zarr", "no such dataset")
-    _refused(original.with_name("e.zarr"), r"did you mean '.*d\.zarr'")
+    _refused(original.with_name("dd.zarr"), r"did you mean '.*/d\.zarr'")
+    _refused(original.with_name("missing.zarr"), "check the path")
 
 
 def test_not_a_directory(tmp_path: Path) -> None:
@@ -162,12 +166,99 @@ def test_file_missing_cut_or_linked(copy: Path, key: str) -> None:
     _refused(copy, "a link or something else")
 
 
+@pytest.mark.parametrize("folder", ["x", "x/c", "x/c/1", "_streamtrain", "_streamtrain/stats/y/c"])
+def test_a_folder_that_is_a_link_leads_elsewhere(copy: Path, tmp_path: Path, folder: str) -> None:
+    (copy / folder).rename(tmp_path / "elsewhere")
+    (copy / folder).symlink_to(tmp_path / "elsewhere")
+    assert f"{copy}/{folder}" in str(_refused(copy, "a link or something else where a folder must be"))
+
+
+@pytest.mark.parametrize("key", ["zarr.json", "_streamtrain/manifest.json"])
+def test_root_and_manifest_are_files(copy: Path, tmp_path: Path, key: str) -> None:
+    (copy / key).rename(tmp_path / "elsewhere")
+    (copy / key).symlink_to(tmp_path / "elsewhere")
+    assert key in str(_refused(copy, "a link where a stored file must be"))
+    (copy / key).unlink()
+    os.mkfifo(copy / key)  # opening one to read waits for a writer
+    assert key in str(_refused(copy, "a link, a pipe or something else"))
+
+
+def test_a_manifest_larger_than_any(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamtrain.store.opening.MOST_MANIFEST_BYTES", 100)
+    assert "manifest.json" in str(_refused(copy, "larger than the 100 bytes it may have"))
+    with (copy / "zarr.json").open("r+b") as root:
+        root.truncate(10**12)  # a hole: no disk is used, and no memory may be
+    assert "zarr.json" in str(_refused(copy, "larger than the 16,777,216 bytes it may have"))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda root: root.update(zarr_format=2),
+        lambda root: root.update(node_type="array"),
+        lambda root: root["attributes"].update(more=1),
+        lambda root: root.pop("zarr_format"),
+    ],
+)
+def test_the_root_is_all_ours(copy: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    root = json.loads((copy / "zarr.json").read_bytes())
+    edit(root)
+    (copy / "zarr.json").write_text(json.dumps(root))
+    _refused(copy, "the root is not the one that was committed")
+
+
 def test_checksum_table_changed(copy: Path) -> None:
     table = copy / "_streamtrain/crc32c/c/0/0"
     data = bytearray(table.read_bytes())
     data[3] ^= 1
     table.write_bytes(data)
     _refused(copy, "the file is not the one that was written")
+
+
+def _resealed(path: Path, key: str, edit: Callable[[bytes], bytes], **layout: Any) -> None:
+    """Change a stored file and make manifest and root agree with it."""
+    data = edit((path / key).read_bytes())
+    (path / key).write_bytes(data)
+    stored = [len(data), checksum(data)]
+    _edit_manifest(path, lambda manifest: (manifest["files"].update({key: stored}), manifest["layout"].update(layout)))
+
+
+def test_a_small_file_that_claims_a_huge_array(copy: Path) -> None:
+    # One block of 10^12 rows in one shard: the number of files is right, and the names of all are.
+    huge = {"n_samples": 10**12, "block_rows": 10**12, "shard_blocks": 1}
+
+    def shrink(manifest: dict[str, Any]) -> None:
+        manifest["layout"].update(huge)
+        kept = {key for key in manifest["files"] if "/c/" not in key or key.startswith("_") or "/c/0" in key}
+        manifest["files"] = {key: file for key, file in manifest["files"].items() if key in kept}
+        manifest["files"]["_streamtrain/crc32c/c/0/0"] = [8, 0]
+
+    _edit_manifest(copy, shrink)
+    tracemalloc.start()
+    message = str(_refused(copy, "the layout claims more or less than x/c/0/0 holds"))
+    assert "Its shape needs 16,000,000,000,0" in message
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_a_compressed_block_that_decodes_to_less_or_more_than_it_must(tmp_path: Path) -> None:
+    n_zeros = 1 << 17
+    streamtrain.ingest({"x": np.zeros(n_zeros, np.uint8)}, tmp_path / "d", block=n_zeros, codec="zstd")
+    shard = tmp_path / "d/x/c/0"
+    encoded = shard.read_bytes()[:-24]
+    for lie in (n_zeros // 2, 2**31 - 17):
+        forged = encoded[:4] + lie.to_bytes(4, "little") + encoded[8:]
+        body = forged + checksum_bytes(checksum(forged))
+        index = (0).to_bytes(8, "little") + len(body).to_bytes(8, "little")
+        shard.write_bytes(body + index + checksum_bytes(checksum(index)))
+        _resealed(tmp_path / "d", "x/c/0", bytes)
+        message = str(_refused(tmp_path / "d", "block 0 of field x is not of the shape that the layout claims"))
+        assert f"It would decode to {lie:,} bytes; a block has 131,072" in message
+
+
+def test_statistics_of_another_length(copy: Path) -> None:
+    _resealed(copy, "_streamtrain/stats/x/c/0/0", lambda data: data[:-8])
+    _refused(copy, "the layout claims more or less than _streamtrain/stats/x/c/0/0 holds")
 
 
 def test_flipped_bit_is_found_when_read(copy: Path) -> None:
@@ -212,5 +303,5 @@ def test_shard_gone_or_cut_after_opening(copy: Path) -> None:
     with pytest.raises(DatasetError, match="less than its index"):
         dataset.read_block("x", 0)
     shard.unlink()
-    with pytest.raises(StreamtrainError, match="cannot read the shard"):
+    with pytest.raises(StreamtrainError, match=r"block 0 of field x .* cannot be read: No such file"):
         dataset.read_block("x", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import streamtrain
 from streamtrain.errors import OutOfRange, UnknownName, UsageError
 from streamtrain.layout import CHECKSUM_BYTES, CODECS, Codec
 from streamtrain.store.codec import checksum, decode
-from streamtrain.store.shard import read_index
+from streamtrain.store.shard import index_of
 
 DTYPES = [
     "bool",
@@ -83,7 +84,8 @@ def test_table_holds_the_checksums_in_the_files(tmp_path: Path, codec: Codec) ->
         shard, place = divmod(block, layout.shard_blocks)
         first, end = layout.shard_blocks_range(shard)
         path = dataset.shard_path("x", shard)
-        index = read_index(path, shard_blocks=layout.shard_blocks, n_present=end - first)
+        with path.open("rb") as file:
+            index = index_of(file, path, shard_blocks=layout.shard_blocks, n_present=end - first)
         offset, size = map(int, index[place])
         stored = path.read_bytes()[offset : offset + size]
         expected = int(dataset.block_checksums[block, 0])
@@ -111,7 +113,8 @@ def test_shards_written_by_zarr_read_through_our_index(tmp_path: Path, codec: Co
     for shard, n_present in ((0, 4), (1, 4)):
         path = tmp_path / "z" / "c" / str(shard) / "0"
         data = path.read_bytes()
-        for offset, size in read_index(path, shard_blocks=4, n_present=n_present).tolist():
+        index = index_of(io.BytesIO(data), path, shard_blocks=4, n_present=n_present)
+        for offset, size in index.tolist():
             block = np.empty((3, 5), np.int32)
             decode(data[offset : offset + size - CHECKSUM_BYTES], block, codec)
             found.append(block)

@@ -1,0 +1,190 @@
+"""More rows for a dataset: its full shards are linked, what its last one holds is read again, and new rows follow.
+
+The dataset's layout stays: fields, rows of a block, blocks of a shard, codec. So the result has the bytes that one
+ingest of all the rows in this layout gives; only its manifest tells of several sources.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import InputError
+from streamtrain.files import Files
+from streamtrain.layout import UNKNOWN_SAMPLES, Field, Layout
+from streamtrain.sources import Rows, SeekableSource, Source, chunk_bytes_of
+from streamtrain.store import Dataset, metadata
+from streamtrain.store.journal import Shards
+from streamtrain.store.reread import is_there
+from streamtrain.store.stored import StoredFile
+
+_LABELS = "y"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appended:
+    """The rows of a dataset from its last, partial shard on, then those of a source; numbered as in the result."""
+
+    base: Dataset
+    more: Source
+    codes: npt.NDArray[np.int64] | None
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """Those of the dataset."""
+        return self.base.fields
+
+    @property
+    def n_samples(self) -> int | None:
+        """Rows of both together, where the source knows its own."""
+        return None if self.more.n_samples is None else len(self.base) + self.more.n_samples
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Those of the dataset."""
+        return self.base.classes
+
+    @property
+    def provenance(self) -> tuple[dict[str, Any], ...]:
+        """Of the dataset, then of the source."""
+        return (*self.base.manifest.sources, *self.more.provenance)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """What the source makes at once."""
+        return chunk_bytes_of(self.more)
+
+    @property
+    def first_row(self) -> int:
+        """The first row that is not in a full shard."""
+        return n_full_shards(self.base) * self.base.layout.block_rows * self.base.layout.shard_blocks
+
+    def where(self, row: int) -> str:
+        """The sample of the dataset, or where the source says."""
+        n_before = len(self.base)
+        return f"{self.base.path} sample {row}" if row < n_before else self.more.where(row - n_before)
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield the rows from ``first_row`` on, in order."""
+        step = max(1, max_bytes // self.base.layout.row_bytes)
+        for start in range(self.first_row, len(self.base), step):
+            yield self.base[start : start + step]
+        for rows in self.more.iter_blocks(max_bytes):
+            yield self._coded(rows)
+
+    def _coded(self, rows: Rows) -> Rows:
+        return rows if self.codes is None else {**rows, _LABELS: self.codes[rows[_LABELS]]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeekableAppended(Appended):
+    """The same, of a source that reads any range."""
+
+    more: SeekableSource
+
+    @property
+    def n_samples(self) -> int:
+        """Rows of both together."""
+        return len(self.base) + self.more.n_samples
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Read rows [start, stop), across the two where need be."""
+        n_before = len(self.base)
+        if start >= n_before:
+            return self._coded(self.more.read(start - n_before, stop - n_before))
+        if stop <= n_before:
+            return self.base[start:stop]
+        before, after = self.base[start:n_before], self._coded(self.more.read(0, stop - n_before))
+        return {name: np.concatenate([before[name], after[name]]) for name in before}
+
+
+def n_full_shards(base: Dataset) -> int:
+    """The shards of a dataset that have no room for more rows."""
+    return len(base) // (base.layout.block_rows * base.layout.shard_blocks)
+
+
+def appended(base: Dataset, more: Source) -> Appended:
+    """A dataset's last rows with those of a source behind them.
+
+    Raises
+    ------
+    InputError
+        The source has other fields, dtypes, shapes or classes.
+    """
+    _check_fields(base, more)
+    codes = _codes(base, more)
+    if isinstance(more, SeekableSource):
+        return SeekableAppended(base=base, more=more, codes=codes)
+    return Appended(base=base, more=more, codes=codes)
+
+
+def appended_layout(source: Appended) -> Layout:
+    """The dataset's layout, with as many rows as there will be."""
+    n_samples = UNKNOWN_SAMPLES if source.n_samples is None else source.n_samples
+    return replace(source.base.layout, n_samples=n_samples)
+
+
+def full_shards(base: Dataset) -> Shards:
+    """The files of a dataset's full shards, as its manifest knows them."""
+    return {shard: _stored(base, shard) for shard in range(n_full_shards(base))}
+
+
+def link_shards(base: Dataset, folder: Path, files: Files) -> None:
+    """Give the full shards of a dataset a second name in the folder of its successor, unless they have it.
+
+    Raises
+    ------
+    ResourceError
+        That cannot be written.
+    """
+    for shard, stored in full_shards(base).items():
+        if is_there(folder, base.layout, shard, stored):
+            continue
+        for field in base.fields:
+            path = folder / metadata.shard_key(field, shard)
+            files.ensure_dir(path.parent, flush_folder=False)
+            if os.path.lexists(path):
+                files.system.unlink(path)
+            files.link(base.shard_path(field.name, shard), path)
+
+
+def _stored(base: Dataset, shard: int) -> tuple[StoredFile, ...]:
+    return tuple(base.manifest.files[metadata.shard_key(field, shard)] for field in base.fields)
+
+
+def _check_fields(base: Dataset, more: Source) -> None:
+    there, here = ({field.name: field for field in fields} for fields in (base.fields, more.fields))
+    if there != here:
+        raise InputError(
+            f"the source has {_listed(here)}; the dataset has {_listed(there)}",
+            where=str(base.path),
+            why="What is appended has the dataset's fields, dtypes and shapes",
+            fix="convert the source, or ingest it as a dataset of its own",
+        )
+
+
+def _codes(base: Dataset, more: Source) -> npt.NDArray[np.int64] | None:
+    """The dataset's number of each class of the source; None where they have the same."""
+    if more.classes == base.classes:
+        return None
+    unknown = sorted(set(more.classes or ()) - set(base.classes or ()))
+    if more.classes is None or base.classes is None or unknown:
+        kinds = "numbers" if more.classes is None else ", ".join(map(repr, unknown[:5])) or "text"
+        known = "numbers" if base.classes is None else ", ".join(map(repr, base.classes[:5]))
+        raise InputError(
+            f"the source has other classes than the dataset: {kinds}",
+            where=str(base.path),
+            why=f"The dataset's labels are {known}",
+            fix="correct the labels, or ingest all sources anew",
+        )
+    return np.array([base.classes.index(name) for name in more.classes], np.int64)
+
+
+def _listed(fields: dict[str, Field]) -> str:
+    return ", ".join(f"{name} {field.dtype.name} {field.shape}" for name, field in sorted(fields.items()))

@@ -1,0 +1,195 @@
+"""The work of one ingest on the disk: found again after an interruption, got ready, left behind or removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamtrain.errors import BudgetError, DatasetError, InputError, ResourceError, StreamtrainError, UsageError
+from streamtrain.files import Files
+from streamtrain.ingest.append import full_shards, link_shards, n_full_shards
+from streamtrain.ingest.destination import check_rereadable
+from streamtrain.sources import Source
+from streamtrain.store import Dataset, metadata, open_dataset
+from streamtrain.store.journal import Header, Journal, Mode, Shards, continue_journal, read_journal
+from streamtrain.store.reread import DamagedShard
+from streamtrain.store.target import has_journal, incomplete, publish, remove, state_of, successor, sweep, tidy
+
+Say = Callable[[str], None]
+"""Is told in a sentence what was found of an earlier ingest, and what stays of this one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interrupted:
+    """What an interrupted ingest left.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it was writing.
+    header : Header
+        What.
+    shards : mapping
+        Those its journal names.
+    is_finished : bool
+        Whether it had only to take its place.
+    """
+
+    folder: Path
+    header: Header
+    shards: Shards
+    is_finished: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What is written where.
+
+    Parameters
+    ----------
+    path, folder : Path
+        The destination, and where it is made: the same place if nothing was there.
+    header : Header
+        What is made.
+    source : Source
+        All that is read; for an append, the dataset's last rows too.
+    own : Source
+        What the user gave.
+    base : Dataset, optional
+        What is appended to.
+    shards : mapping
+        Those that the ingest made before it was interrupted.
+    """
+
+    path: Path
+    folder: Path
+    header: Header
+    source: Source
+    own: Source
+    base: Dataset | None
+    shards: Shards
+
+    @property
+    def kept(self) -> Shards:
+        """All shards that are there already."""
+        return self.shards if self.base is None else {**self.shards, **full_shards(self.base)}
+
+    @property
+    def n_linked(self) -> int:
+        """The first shards, which are those of the dataset that is appended to."""
+        return 0 if self.base is None else n_full_shards(self.base)
+
+
+def find_interrupted(path: Path, mode: Mode) -> Interrupted | None:
+    """Find what an interrupted ingest to a destination left; whatever else was left has been tidied up.
+
+    Raises
+    ------
+    DatasetError
+        There is something, but it cannot be gone on with, or not in this way.
+    """
+    folder = path if state_of(path) == "incomplete" else successor(path)
+    if not has_journal(folder):
+        if folder == path:
+            raise incomplete_for_good(path)
+        return None
+    found = read_journal(folder)
+    assert found is not None, "which was looked for"
+    header, shards = found
+    if (mode == "append") != (header.mode == "append") and mode != "create":
+        raise DatasetError(
+            f"the interrupted ingest is another one: {header.mode} there, {mode} here",
+            where=str(path),
+            fix="give what it was begun with; or leave resume out, to begin again",
+        )
+    return Interrupted(folder=folder, header=header, shards=shards, is_finished=_is_finished(folder))
+
+
+def incomplete_for_good(path: Path) -> DatasetError:
+    """The error for what is left of an ingest whose journal is missing."""
+    error = incomplete(path)
+    error.why = "It has no journal, so nobody can tell what was done"
+    error.fix = f"streamtrain repair {path} --remove, and ingest again"
+    return error
+
+
+def _is_finished(folder: Path) -> bool:
+    if state_of(folder) != "committed":
+        return False
+    try:
+        open_dataset(folder)
+    except DatasetError:
+        return False
+    return True
+
+
+def discard(path: Path, mode: Mode, files: Files) -> None:
+    """Remove what an earlier, interrupted ingest left where this one is to write."""
+    remove(successor(path), files)
+    if mode == "overwrite" and state_of(path) == "incomplete":
+        remove(path, files)
+
+
+def prepare(work: Work, files: Files) -> Journal:
+    """Leave nothing in the folder but the shards that stay, link those of the dataset appended to, open the journal."""
+    fields = work.header.layout.fields
+    kept = frozenset(metadata.shard_key(field, shard) for shard in work.kept for field in fields)
+    sweep(work.folder, kept, files)
+    if work.base is not None:
+        link_shards(work.base, work.folder, files)
+    return continue_journal(work.folder, work.header, work.shards, files)
+
+
+def leave(work: Work, error: BaseException, n_done: int, files: Files, say: Say, *, is_begun: bool) -> None:
+    """After an error, keep what can be gone on with, else remove it; either way nothing opens that did not before.
+
+    Parameters
+    ----------
+    n_done : int
+        Shards in the journal.
+    is_begun : bool
+        Whether an earlier ingest made some of them, which an error of this one is no reason to remove.
+    """
+    # A damaged shard is one of the dataset that is appended to: going on would meet it again.
+    wrong = isinstance(error, InputError | UsageError | BudgetError | DamagedShard)
+    if wrong or not (n_done or is_begun) or not _is_rereadable(work.own):
+        try:
+            remove(work.folder, files)
+        except (OSError, StreamtrainError) as failure:
+            error.add_note(f"and {work.folder} could not be removed: {failure}")
+        return
+    with suppress(OSError):
+        # Written but perhaps not durable, so it is not to count.
+        files.system.unlink(work.folder / metadata.ROOT)
+    say(f"{work.path}: {n_done:,} shards are done; the same ingest with --resume goes on from there")
+    if isinstance(error, ResourceError):
+        error.fix = f"{error.fix or 'see to the disk'}, then the same ingest with --resume: {n_done:,} shards are done"
+
+
+def settle(folder: Path, path: Path, files: Files, say: Say) -> None:
+    """Put what is finished in its place, and tidy up; that the latter fails takes nothing from the dataset.
+
+    Raises
+    ------
+    ResourceError
+        It could not be put in its place, where the old dataset stays.
+    """
+    try:
+        publish(folder, path, files)
+    except ResourceError as error:
+        error.fix = f"{error.fix or 'see to the disk'}, then the same ingest with --resume: it is finished"
+        raise
+    try:
+        tidy(path, files)
+    except (ResourceError, UsageError) as error:
+        say(f"{path}: complete, but something was left: {error.what}; streamtrain repair {path} --remove removes it")
+
+
+def _is_rereadable(source: Source) -> bool:
+    try:
+        check_rereadable(source)
+    except UsageError:
+        return False
+    return True

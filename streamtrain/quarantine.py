@@ -1,0 +1,208 @@
+"""Going on without the blocks that are damaged, when that was asked for: what they hold is left out, and named.
+
+A block that cannot be read, or is not what was written, loses its samples over all fields; nothing takes their place.
+The order of the others stays, and so do the bounds of the batches: a batch is shorter by the samples it lost, and one
+that lost all is not yielded. So batch k has the same samples whatever else is damaged, and a run resumes where it
+stood. A block is out from when a read first failed, for the loader's life: of an epoch that is under way then, samples
+of it that waited in a finished batch are left out too.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from streamtrain.blocks import BlockReader
+from streamtrain.errors import DamagedBlock
+from streamtrain.layout import Layout
+from streamtrain.limits import memory_limit
+from streamtrain.order import I64, EpochOrder
+from streamtrain.sample_random import sample_keys
+from streamtrain.store import Dataset
+from streamtrain.transforms import Transform, batch_samples, takes_keys
+
+NOTHING: Final = object()
+"""What is left of a batch all of whose samples are left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A block that is left out.
+
+    Parameters
+    ----------
+    field : str
+        The field in which damage was found.
+    block : int
+        Its number; the samples of it are left out of every field.
+    file : str
+        Where it is stored.
+    samples : tuple of int
+        The half-open range of samples in it.
+    why : str
+        What is wrong.
+    """
+
+    field: str
+    block: int
+    file: str
+    samples: tuple[int, int]
+    why: str
+
+    def __str__(self) -> str:
+        start, stop = self.samples
+        return f"block {self.block} of field {self.field} (samples {start} to {stop - 1}), {self.file}: {self.why}"
+
+
+class Quarantine:
+    """The blocks of a dataset that are left out; any thread may add to them.
+
+    Parameters
+    ----------
+    layout : Layout
+        The dataset's.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._block_rows = layout.block_rows
+        self._is_out = np.zeros(layout.n_blocks, np.bool_)
+        self._found: dict[int, LeftOut] = {}
+        self._n_told = 0
+        self._adding = threading.Lock()
+
+    @property
+    def found(self) -> tuple[LeftOut, ...]:
+        """What is left out so far, in the order of its finding."""
+        with self._adding:
+            return tuple(self._found.values())
+
+    def add(self, error: DamagedBlock) -> None:
+        """Leave a block out from now on."""
+        out = LeftOut(
+            field=error.field,
+            block=error.block,
+            file=error.where or "",
+            samples=error.samples,
+            why=(error.why or error.what).rstrip("."),
+        )
+        with self._adding:
+            self._found.setdefault(error.block, out)
+            self._is_out[error.block] = True
+
+    def kept(self, samples: I64) -> I64 | None:
+        """Which of a batch's samples stay, by their places in it; None where all do."""
+        is_out = self._is_out[samples // self._block_rows]
+        return np.flatnonzero(~is_out) if is_out.any() else None
+
+    def tell(self) -> bool:
+        """Warn of what was found since the last time; say whether anything ever was."""
+        if len(self._found) > self._n_told:
+            for out in self.found[self._n_told :]:
+                self._n_told += 1
+                warnings.warn(f"left out: {out}", stacklevel=4)
+        return self._n_told > 0
+
+
+class ForgivingReader(BlockReader):
+    """Reads blocks, and hands the damaged ones to a quarantine; what is in their slots then must not be used.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The open dataset.
+    quarantine : Quarantine
+        Where they go.
+    keep_cached : bool
+        As of `BlockReader`.
+    """
+
+    def __init__(self, dataset: Dataset, quarantine: Quarantine, *, keep_cached: bool) -> None:
+        super().__init__(dataset, keep_cached=keep_cached)
+        self._quarantine = quarantine
+
+    def read(self, block: int, slots: Sequence[memoryview]) -> float:
+        """Read a block, or leave it out; see `BlockReader.read`."""
+        try:
+            return super().read(block, slots)
+        except DamagedBlock as error:
+            self._quarantine.add(error)
+            return 0.0
+
+
+def reader_of(dataset: Dataset, quarantine: Quarantine | None, *, besides: int) -> BlockReader:
+    """What reads blocks, strictly or into a quarantine, on a machine where so many bytes will be taken besides."""
+    keep_cached = dataset.stored_bytes <= memory_limit().free_bytes - besides
+    if quarantine is None:
+        return BlockReader(dataset, keep_cached=keep_cached)
+    return ForgivingReader(dataset, quarantine, keep_cached=keep_cached)
+
+
+def first_rows(dataset: Dataset, n_rows: int, *, forgiving: bool) -> dict[str, npt.NDArray[Any]]:
+    """The first rows of a dataset, up to so many; where damage is forgiven, those after it.
+
+    Raises
+    ------
+    DamagedBlock
+        A block is damaged, and not forgiven, or none after it is whole.
+    """
+    start = 0
+    while True:
+        try:
+            return dataset[start : start + n_rows]
+        except DamagedBlock as error:
+            if not forgiving or error.samples[1] >= len(dataset):
+                raise
+            start = error.samples[1]
+
+
+def last_of(
+    quarantine: Quarantine | None,
+    transform: Transform | None,
+    order: Callable[[], EpochOrder],
+    *,
+    seed: int,
+    epoch: int,
+    start: int,
+    stop: int,
+    batch_size: int,
+) -> Callable[[Any], Any] | None:
+    """What the batches at positions [start, stop) of an epoch go through one after the other, as a function of each.
+
+    It gives the batch without the samples that are left out, transformed, or `NOTHING`. The order is asked for only
+    when it matters: where the transform takes keys, and from the first damage on.
+    """
+    with_keys = takes_keys(transform)
+    if quarantine is None and not with_keys:
+        return transform
+    at, samples_of = start, None
+
+    def finish(batch: Any) -> Any:
+        nonlocal at, samples_of
+        harmed = quarantine if quarantine is not None and quarantine.tell() else None
+        if samples_of is None and (with_keys or harmed):
+            samples_of = batch_samples(order(), at, stop, batch_size)
+        at += batch_size
+        samples = None if samples_of is None else next(samples_of)
+        if harmed and samples is not None and (kept := harmed.kept(samples)) is not None:
+            if not len(kept):
+                return NOTHING
+            batch, samples = _rows(batch, kept), samples[kept]
+        if transform is None:
+            return batch
+        if not with_keys or samples is None:
+            return transform(batch)
+        return transform(batch, sample_keys(seed, epoch, samples).to(batch[0].device))
+
+    return finish
+
+
+def _rows(batch: Any, kept: I64) -> Any:
+    places = torch.from_numpy(kept)
+    return batch._make(field[places.to(field.device)] for field in batch)

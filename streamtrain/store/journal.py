@@ -1,0 +1,205 @@
+"""The journal of an ingest: what it is making, and which shards are durable. It goes when the dataset is committed.
+
+Each line is a JSON object behind its own crc32c, and is flushed before the next; so whatever a crash leaves of the
+last line is told from an entry, and an entry from what merely looks like one. The first line says what is being made:
+whoever resumes must be making the same.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from streamtrain.errors import DatasetError, ResourceError
+from streamtrain.files import Files, explained
+from streamtrain.layout import Layout
+from streamtrain.store import metadata
+from streamtrain.store.codec import checksum
+from streamtrain.store.manifest import Json, dump_json, layout_json, load_json, parse_layout
+from streamtrain.store.stored import StoredFile, read_bounded
+
+JOURNAL: Final = f"{metadata.PRIVATE}/journal"
+MOST_JOURNAL_BYTES: Final = 2**28
+
+Mode = Literal["create", "overwrite", "append"]
+Shards = Mapping[int, tuple[StoredFile, ...]]
+"""Shard number -> its file of each field."""
+
+_CHECKSUM_DIGITS: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What an ingest is making.
+
+    Parameters
+    ----------
+    mode : {"create", "overwrite", "append"}
+        What becomes of a dataset that is there.
+    base : str, optional
+        The id of the dataset that is appended to.
+    version : str
+        Of streamtrain.
+    layout : Layout
+        The plan, codec included: chosen once, before the first shard.
+    classes : tuple of str, optional
+        The names of labels 0, 1, ..., where they were strings.
+    sources : tuple of dict
+        What is read, as the manifest will say.
+    options : dict
+        How it was asked for.
+    """
+
+    mode: Mode
+    base: str | None
+    version: str
+    layout: Layout
+    classes: tuple[str, ...] | None
+    sources: tuple[Json, ...]
+    options: Json
+
+    def as_json(self) -> Json:
+        """As it stands in the journal."""
+        return {
+            "mode": self.mode,
+            "base": self.base,
+            "version": self.version,
+            "layout": layout_json(self.layout),
+            "classes": None if self.classes is None else list(self.classes),
+            "sources": list(self.sources),
+            "options": self.options,
+        }
+
+
+class Journal:
+    """A journal being written, from any thread; made by `begin_journal`, `continue_journal`.
+
+    Parameters
+    ----------
+    path : Path
+        The file, which has its header.
+    files : Files
+        Who writes.
+    n_shards : int
+        Entries it has already.
+    """
+
+    def __init__(self, path: Path, files: Files, *, n_shards: int = 0) -> None:
+        self.n_shards = n_shards
+        self._path = path
+        self._system = files.system
+        self._adding = threading.Lock()
+        with explained("open", path):
+            self._fd: int | None = files.system.append(path)
+
+    def add(self, shard: int, stored: tuple[StoredFile, ...]) -> None:
+        """Note a shard whose files are durable; once that failed, nothing more is taken.
+
+        Raises
+        ------
+        ResourceError
+            The entry cannot be flushed, or an earlier one could not be.
+        """
+        line = memoryview(_line({"shard": shard, "files": [[file.n_bytes, file.crc32c] for file in stored]}))
+        with self._adding:
+            if self._fd is None:
+                raise ResourceError("an earlier entry could not be written", where=str(self._path))
+            try:
+                with explained("write", self._path):
+                    while line:
+                        line = line[self._system.writev(self._fd, [line]) :]
+                    self._system.fsync(self._fd)
+            except BaseException:
+                self._close()
+                raise
+            self.n_shards += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._adding:
+            self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+def begin_journal(folder: Path, header: Header, files: Files) -> None:
+    """Write the journal of a directory whose private one exists, with its header alone."""
+    files.write_bytes(folder / JOURNAL, _line(header.as_json()))
+
+
+def continue_journal(folder: Path, header: Header, shards: Shards, files: Files) -> Journal:
+    """Write a journal anew, with the entries that still hold and no torn one, and open it for more."""
+    entries = [
+        {"shard": shard, "files": [[file.n_bytes, file.crc32c] for file in stored]}
+        for shard, stored in sorted(shards.items())
+    ]
+    files.write_bytes(folder / JOURNAL, _line(header.as_json()), *map(_line, entries))
+    return Journal(folder / JOURNAL, files, n_shards=len(entries))
+
+
+def read_journal(folder: Path) -> tuple[Header, dict[int, tuple[StoredFile, ...]]] | None:
+    """Read what an ingest was making, and the shards it finished; None where there is no journal.
+
+    Raises
+    ------
+    DatasetError
+        The header is damaged. An entry that is damaged is left out: its shard is made again.
+    """
+    path = folder / JOURNAL
+    if not path.exists():
+        return None
+    first, *rest = read_bounded(path, MOST_JOURNAL_BYTES).split(b"\n")
+    found = _parsed(first, str(path))
+    if found is None:
+        raise _damaged(path, "its first line does not match its checksum")
+    try:
+        header = _header(found)
+        entries = [entry for entry in (_parsed(line, str(path)) for line in rest) if entry is not None]
+        shards = {int(entry["shard"]): tuple(_file(pair) for pair in entry["files"]) for entry in entries}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, str(error)) from error
+    return header, shards
+
+
+def _header(found: Json) -> Header:
+    if found["mode"] not in ("create", "overwrite", "append"):
+        raise ValueError(f"its mode is {found['mode']!r}")
+    return Header(
+        mode=found["mode"],
+        base=found["base"],
+        version=str(found["version"]),
+        layout=parse_layout(found["layout"]),
+        classes=None if found["classes"] is None else tuple(map(str, found["classes"])),
+        sources=tuple(dict(source) for source in found["sources"]),
+        options=dict(found["options"]),
+    )
+
+
+def _file(pair: list[int]) -> StoredFile:
+    n_bytes, crc = pair
+    return StoredFile(n_bytes=int(n_bytes), crc32c=int(crc))
+
+
+def _damaged(path: Path, why: str) -> DatasetError:
+    fix = "streamtrain repair --remove, and ingest again"
+    return DatasetError(f"the journal of an ingest is damaged: {why}", where=str(path), fix=fix)
+
+
+def _line(value: Json) -> bytes:
+    data = dump_json(value)
+    return b"%0*x %s\n" % (_CHECKSUM_DIGITS, checksum(data), data)
+
+
+def _parsed(line: bytes, where: str) -> Json | None:
+    """The object on a line; None where the line was cut, or is anything but what was written."""
+    digits, _, data = line.partition(b" ")
+    if len(digits) != _CHECKSUM_DIGITS or digits != b"%0*x" % (_CHECKSUM_DIGITS, checksum(data)):
+        return None
+    return load_json(data, where=where)

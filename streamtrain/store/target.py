@@ -1,0 +1,237 @@
+"""Where a dataset is made, and how a finished one takes its place.
+
+::
+
+    d.zarr         the dataset; or one being made where nothing was, until its root stands
+    .d.zarr.new    its successor being made by an overwrite or append; afterwards, for a moment, what it replaced
+    .d.zarr.old    what was replaced, until it is removed
+    .d.zarr.lock   who writes
+
+The journal tells these apart: it goes with what is being made, and is removed last. So a folder with root and journal
+is finished and has only to take its place, or to be tidied up after.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Literal
+
+from streamtrain.errors import DatasetError, LockedError, ResourceError, UsageError
+from streamtrain.files import Files, explained, is_temporary
+from streamtrain.store import metadata
+from streamtrain.store.journal import JOURNAL, Header, begin_journal
+from streamtrain.store.lock import dead_temporaries, held
+
+State = Literal["absent", "committed", "incomplete", "foreign"]
+
+_OURS: Final = re.compile(
+    rf"{metadata.ROOT}|{metadata.PRIVATE}/(journal|manifest\.json|zarr\.json|(crc32c|stats)(/[^/]+)*/(zarr\.json|\d+))"
+)
+_OF_FIELD: Final = re.compile(r"([^/]+)/(zarr\.json|c/\d+(/0)*)")
+_N_SHOWN: Final = 3
+_POLLS: Final = 50
+_POLL_SECONDS: Final = 0.02
+
+
+def successor(path: Path) -> Path:
+    """Where what will replace a dataset is made."""
+    return path.with_name(f".{path.name}.new")
+
+
+def predecessor(path: Path) -> Path:
+    """Where what was replaced is, until it is removed."""
+    return path.with_name(f".{path.name}.old")
+
+
+def actual(path: Path) -> Path:
+    """Where a destination really is: a link stands for the folder it leads to, and ``.`` has a name."""
+    if path.is_symlink() and path.exists():
+        return path.resolve()
+    return path if path.name not in ("", "..") else path.resolve()
+
+
+def state_of(path: Path) -> State:
+    """What is at a destination: nothing, a dataset, one that is not finished, or something else."""
+    if not os.path.lexists(path):
+        return "absent"
+    if not (path / metadata.PRIVATE).is_dir():
+        return "foreign"
+    return "committed" if (path / metadata.ROOT).exists() else "incomplete"
+
+
+def has_journal(path: Path) -> bool:
+    """Whether a folder is being made, or has not been tidied up after."""
+    return (path / JOURNAL).is_file()
+
+
+def strangers(folder: Path) -> Iterator[str]:
+    """The files in a folder that no ingest can have written there, by their path inside it."""
+    for parent, folders, names in os.walk(folder):
+        inside = Path(parent).relative_to(folder)
+        for name in names + [name for name in folders if (Path(parent) / name).is_symlink()]:
+            key = (inside / name).as_posix()
+            path = Path(parent) / name
+            if path.is_symlink() or not path.is_file() or not (_is_ours(key) or is_temporary(name)):
+                yield key
+
+
+def _is_ours(key: str) -> bool:
+    field = _OF_FIELD.fullmatch(key)
+    return _OURS.fullmatch(key) is not None or (field is not None and field[1].isidentifier())
+
+
+def incomplete(path: Path) -> DatasetError:
+    """The error for a dataset whose ingest was interrupted."""
+    return DatasetError(
+        "an incomplete dataset: its ingest did not finish",
+        where=str(path),
+        fix=f"the same ingest with --resume, or streamtrain repair {path} --remove",
+    )
+
+
+def check_ours(folder: Path) -> None:
+    """Refuse to remove a folder that holds anything but a dataset's files.
+
+    Raises
+    ------
+    UsageError
+        It holds something else.
+    """
+    found = [key for key, _ in zip(strangers(folder), range(_N_SHOWN + 1), strict=False)]
+    if found:
+        listed = ", ".join(sorted(found)[:_N_SHOWN]) + (", ..." if len(found) > _N_SHOWN else "")
+        what = f"the folder holds files that no ingest wrote, and is not removed: {listed}"
+        raise UsageError(what, where=str(folder), fix="move them away, or choose another path")
+
+
+def begin(folder: Path, path: Path, header: Header, files: Files) -> None:
+    """Make the folder that an ingest writes to; it appears with its journal.
+
+    Parameters
+    ----------
+    folder : Path
+        ``path`` where nothing is there, else `successor` of it.
+    """
+    fresh = successor(path)
+    files.make_dir(fresh)
+    files.make_dir(fresh / metadata.PRIVATE)
+    begin_journal(fresh, header, files)
+    if folder != fresh:
+        files.rename(fresh, folder)
+
+
+def publish(folder: Path, path: Path, files: Files) -> None:
+    """Put a finished successor in its place; what it replaced, and the journal, are left to `tidy`.
+
+    Where the system can exchange two names in one step there is always a dataset under the name; where not, there is
+    none between two renames, which `mend` repairs should it come to that.
+    """
+    if folder != path:
+        if files.exchange(folder, path):
+            files.rename(folder, predecessor(path))
+        else:
+            files.rename(path, predecessor(path))
+            files.rename(folder, path)
+
+
+def tidy(path: Path, files: Files) -> None:
+    """Finish what a writer that ended left half done, short of its work; whoever calls this holds the lock.
+
+    What is still being made is left: only a resumed ingest can finish it.
+    """
+    _close_gap(path, files)
+    for temporary in dead_temporaries(path):
+        files.remove(temporary)
+    if not os.path.lexists(path) or (state_of(path) == "committed" and has_journal(path)):
+        # Neither of the two can be the work of an ingest that is to be resumed.
+        remove(successor(path), files)
+    elif os.path.lexists(successor(path)) and not has_journal(successor(path)):
+        remove(successor(path), files)
+    if state_of(path) == "committed":
+        remove(predecessor(path), files)
+        if has_journal(path):
+            files.remove(path / JOURNAL)
+
+
+def remove(folder: Path, files: Files) -> None:
+    """Remove a dataset's folder, whole or not; nothing happens where there is none.
+
+    Raises
+    ------
+    UsageError
+        It holds files that no ingest wrote.
+    ResourceError
+        It cannot be removed.
+    """
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise UsageError("not a folder that an ingest made", where=str(folder), fix="move it away")
+    check_ours(folder)
+    with explained("remove", folder):
+        # The root goes first: whatever stops us after that leaves nothing that opens.
+        if (folder / metadata.ROOT).exists():
+            files.system.unlink(folder / metadata.ROOT)
+        files.remove_tree(folder)
+
+
+def mend(path: Path, files: Files) -> bool:
+    """Bring back a dataset whose name is missing because a writer ended between two renames.
+
+    Returns
+    -------
+    bool
+        Whether there is something under the name now.
+
+    Raises
+    ------
+    LockedError
+        A living writer is at it, and does not get done.
+    DatasetError
+        It cannot be brought back.
+    """
+    for _ in range(_POLLS):
+        if os.path.lexists(path) or state_of(predecessor(path)) != "committed":
+            return os.path.lexists(path)
+        try:
+            with held(path, files):
+                _close_gap(path, files)
+        except LockedError:
+            # It is between its two renames, and needs no longer than they do.
+            time.sleep(_POLL_SECONDS)
+        except ResourceError as error:
+            what = f"the dataset was being replaced when its writer ended, and cannot be put back: {error.what}"
+            fix = f"streamtrain repair {path} --remove, by somebody who may write there"
+            raise DatasetError(what, where=str(path), fix=fix) from error
+    with held(path, files):
+        _close_gap(path, files)
+    return os.path.lexists(path)
+
+
+def _close_gap(path: Path, files: Files) -> None:
+    new, old = successor(path), predecessor(path)
+    if os.path.lexists(path) or state_of(old) != "committed":
+        return
+    # The first of the two renames is only made when the successor is finished.
+    finished = state_of(new) == "committed" and has_journal(new)
+    files.rename(new if finished else old, path)
+
+
+def sweep(folder: Path, kept: frozenset[str], files: Files) -> None:
+    """Remove what a killed ingest left of files it did not finish, and all that is not to be kept, root first."""
+    for parent, _, names in os.walk(folder):
+        for name in sorted(names, key=lambda name: name != metadata.ROOT):
+            key = (Path(parent).relative_to(folder) / name).as_posix()
+            if key not in kept and key != JOURNAL:
+                with explained("remove", folder / key):
+                    files.system.unlink(folder / key)
+
+
+def temporaries(folder: Path) -> Iterator[Path]:
+    """The temporary files inside a folder, which killed writers left."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent) / name for name in sorted(names) if is_temporary(name))

@@ -1,0 +1,107 @@
+"""The system calls that change the disk, one method each: the seam where tests inject faults.
+
+All that streamtrain writes goes through one `System`. A stand-in can make any call fail, end the process in front of
+it, or note what was flushed and what was not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+_FLUSHES_DIRECTORIES: Final = os.name == "posix"
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
+
+
+class System:
+    """The system calls themselves."""
+
+    def open(self, path: Path) -> int:
+        """Create a file that must not exist yet, for writing."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+
+    def append(self, path: Path) -> int:
+        """Open a file that exists, for writing at its end."""
+        return os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+
+    def writev(self, fd: int, buffers: Sequence[Buffer]) -> int:
+        """Write some of the buffers' bytes, in order; return how many."""
+        return os.writev(fd, buffers) if hasattr(os, "writev") else os.write(fd, buffers[0])
+
+    def fsync(self, fd: int) -> None:
+        """Flush a file to the disk."""
+        os.fsync(fd)
+
+    def fsync_dir(self, path: Path) -> None:
+        """Flush a directory's entries to the disk, where the platform can."""
+        if _FLUSHES_DIRECTORIES:
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Rename a file over another one or over nothing."""
+        os.replace(old, new)  # noqa: PTH105 - the system call itself, as every method here
+
+    def exchange(self, one: Path, other: Path) -> None:
+        """Exchange what two names stand for, in one step.
+
+        Raises
+        ------
+        OSError
+            With ``ENOSYS`` or ``EINVAL`` where the system or the file system has no such call.
+        """
+        call = _renameat2()
+        if call is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(one))
+        if call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(one))
+
+    def link(self, old: Path, new: Path) -> None:
+        """Give a file a second name, where nothing may be yet."""
+        os.link(old, new)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file."""
+        os.unlink(path)  # noqa: PTH108
+
+    def mkdir(self, path: Path) -> None:
+        """Create a directory that must not exist yet."""
+        os.mkdir(path)  # noqa: PTH102
+
+    def rmdir(self, path: Path) -> None:
+        """Remove an empty directory."""
+        os.rmdir(path)  # noqa: PTH106
+
+    def free(self, path: Path) -> tuple[int, int | None]:
+        """Bytes, and files where there is a limit to them, that may still be written below a directory."""
+        if not hasattr(os, "statvfs"):
+            import shutil
+
+            return shutil.disk_usage(path).free, None
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None
+
+
+@cache
+def _renameat2() -> Any:
+    """The C library's function (Linux, renameat2(2)); None where there is none."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return None
+    call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    call.restype = ctypes.c_int
+    return call

@@ -1,0 +1,218 @@
+"""Holding all of a dataset against its manifest: every file, and every block if asked; all damage is told.
+
+The quick look reads the metadata and compares lengths. The full one reads every stored byte once: each block against
+the checksum table and the size it has to decode to, and what lies between the blocks against the shard's index.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import DatasetError
+from streamtrain.layout import CHECKSUM_BYTES, Field, Layout
+from streamtrain.store import Dataset, Manifest
+from streamtrain.store.codec import checksum, misfit
+from streamtrain.store.inspection import file_damage
+from streamtrain.store.metadata import PRIVATE, shard_key
+from streamtrain.store.opening import checked_dataset, read_facts
+from streamtrain.store.shard import index_bytes, index_of
+from streamtrain.store.stored import RESTORE, StoredFile, open_regular
+
+_PIECE_BYTES: Final = 1 << 20
+
+Tell = Callable[[int, int], object]
+"""Called with the bytes that were read since the last call, and those there are to read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What a dataset was found to be.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        What it must be.
+    full : bool
+        Whether the blocks were read.
+    damage : tuple of DatasetError
+        Everything that is wrong; empty where it is whole.
+    n_bytes : int
+        Bytes of blocks that were read.
+    seconds : float
+        How long all of it took.
+    """
+
+    manifest: Manifest
+    full: bool
+    damage: tuple[DatasetError, ...]
+    n_bytes: int
+    seconds: float
+
+    @property
+    def bytes_per_second(self) -> float:
+        """The rate at which blocks were read and checked."""
+        return self.n_bytes / self.seconds if self.seconds else 0.0
+
+
+def verify(path: str | os.PathLike[str], *, full: bool = False, tell: Tell = lambda done, total: None) -> Verified:
+    """Look for damage in a dataset.
+
+    Parameters
+    ----------
+    path : path-like
+        Its directory.
+    full : bool
+        Whether to read every block, too.
+    tell : callable, optional
+        Told of the progress of a full look, in stored bytes.
+
+    Raises
+    ------
+    DatasetError
+        Root or manifest do not tell what the dataset must be.
+
+    Examples
+    --------
+    >>> import tempfile, streamtrain as st
+    >>> path = tempfile.mkdtemp() + "/d.zarr"
+    >>> dataset = st.ingest({"x": np.arange(600)}, path, block="240B", codec="none")
+    >>> verify(path, full=True).damage
+    ()
+    >>> shard = dataset.shard_path("x", 0)
+    >>> _ = shard.write_bytes(bytes([shard.read_bytes()[0] ^ 1]) + shard.read_bytes()[1:])
+    >>> [(error.field, error.block, error.samples) for error in verify(path, full=True).damage]
+    [('x', 0, (0, 30))]
+    """
+    started, folder = time.perf_counter(), Path(path)
+    manifest = read_facts(folder)
+    damage = [*file_damage(folder, manifest), *_foreign(folder, manifest)]
+    dataset = _collected(lambda: checked_dataset(folder, manifest), damage)
+    n_bytes = 0
+    if dataset is not None:
+        for field in dataset.fields:
+            _collected(lambda name=field.name: dataset.stats(name), damage)  # type: ignore[misc]
+    if full:
+        known = {error.where for error in damage}
+        total = sum(
+            file.n_bytes for key, file in manifest.files.items() if not key.startswith(PRIVATE) and "/c/" in key
+        )
+        for found, n_read in _shards(folder, manifest, dataset, known):
+            damage += found
+            n_bytes += n_read
+            tell(n_read, total)
+    seconds = time.perf_counter() - started
+    return Verified(manifest=manifest, full=full, damage=tuple(damage), n_bytes=n_bytes, seconds=seconds)
+
+
+def _collected(look: Callable[[], Any], damage: list[DatasetError]) -> Any:
+    """What a look gives; None where it meets damage, which is noted once for every file."""
+    try:
+        return look()
+    except DatasetError as error:
+        if error.where not in {other.where for other in damage}:
+            damage.append(error)
+        return None
+
+
+def _foreign(folder: Path, manifest: Manifest) -> Iterator[DatasetError]:
+    """Files among those of the fields that the manifest does not know: stock zarr might read them."""
+    for field in manifest.layout.fields:
+        for place, folders, files in os.walk(folder / field.name):
+            folders.sort()
+            for name in sorted(files):
+                path = Path(place, name)
+                if path.relative_to(folder).as_posix() not in manifest.files:
+                    yield DatasetError("a file that the manifest does not know", where=str(path), fix="remove it")
+
+
+def _shards(
+    folder: Path, manifest: Manifest, dataset: Dataset | None, known: set[str | None]
+) -> Iterator[tuple[list[DatasetError], int]]:
+    """Each shard's damage and length, but of those whose lengths have told already."""
+    for column, field in enumerate(manifest.layout.fields):
+        for shard in range(manifest.layout.n_shards):
+            key = shard_key(field, shard)
+            if f"{folder}/{key}" in known:
+                continue
+            file = manifest.files[key]
+            # Without the table of checksums a shard is held against the manifest as one.
+            found = _shard_damage(dataset, field, column, shard) if dataset else _whole_damage(folder / key, file)
+            yield found, file.n_bytes
+
+
+def _whole_damage(path: Path, file: StoredFile) -> list[DatasetError]:
+    crc = 0
+    try:
+        with os.fdopen(open_regular(path), "rb", buffering=0) as opened:
+            while piece := opened.read(_PIECE_BYTES):
+                crc = checksum(piece, crc)
+    except OSError as error:
+        return [DatasetError(f"cannot be read: {error.strerror}", where=str(path), fix=RESTORE)]
+    what = f"crc32c is {crc:08x}, the manifest says {file.crc32c:08x}"
+    return [] if crc == file.crc32c else [DatasetError(what, where=str(path), fix=RESTORE)]
+
+
+def _shard_damage(dataset: Dataset, field: Field, column: int, shard: int) -> list[DatasetError]:
+    layout, path = dataset.layout, dataset.shard_path(field.name, shard)
+    first, end = layout.shard_blocks_range(shard)
+    try:
+        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+            index = index_of(file, path, shard_blocks=layout.shard_blocks, n_present=end - first)
+            places = index.astype(np.int64).tolist()
+            found: list[DatasetError] = list(_block_damage(dataset, field, column, first, places, file))
+            if not _is_gapless(index, layout, field, file.seek(0, 2)):
+                found.append(_not_as_written(path))
+            return found
+    except DatasetError as error:
+        return [error]
+    except OSError as error:
+        return [DatasetError(f"cannot be read: {error.strerror}", where=str(path), fix=RESTORE)]
+
+
+def _block_damage(
+    dataset: Dataset, field: Field, column: int, first: int, places: list[list[int]], file: Any
+) -> Iterator[DatasetError]:
+    layout = dataset.layout
+    decoded_bytes = layout.block_rows * field.row_bytes
+    for block, (offset, n_bytes) in enumerate(places, first):
+        file.seek(offset)
+        data = memoryview(_read(file, n_bytes))
+        encoded, stored = data[:-CHECKSUM_BYTES], int.from_bytes(data[-CHECKSUM_BYTES:], "little")
+        crc, expected = checksum(encoded), int(dataset.block_checksums[block, column])
+        if crc != expected:
+            why = f"crc32c is {crc:08x}, the dataset's table says {expected:08x}"
+        elif stored != expected:
+            why = f"The checksum that follows it is {stored:08x}, not {expected:08x}"
+        elif layout.codec == "none":
+            why = "" if len(encoded) == decoded_bytes else f"It has {len(encoded):,} bytes, not {decoded_bytes:,}"
+        else:
+            why = misfit(encoded, encoded_bytes=len(encoded), n_bytes=decoded_bytes) or ""
+        if why:
+            yield dataset.damaged(field.name, block, why)
+
+
+def _read(file: Any, n_bytes: int) -> bytes:
+    """So many bytes, fewer where the file ends; the system may give them in pieces."""
+    data: bytes = file.read(n_bytes)
+    while len(data) < n_bytes and (more := file.read(n_bytes - len(data))):
+        data += more
+    return data
+
+
+def _is_gapless(index: npt.NDArray[np.uint64], layout: Layout, field: Field, n_bytes: int) -> bool:
+    """Whether the blocks fill a shard up to its index, in order, as the writer leaves them."""
+    ends = np.cumsum(index[:, 1], dtype=np.uint64)
+    in_order = bool((index[1:, 0] == ends[:-1]).all()) and index[0, 0] == 0
+    return in_order and int(ends[-1]) == n_bytes - index_bytes(layout.shard_blocks)
+
+
+def _not_as_written(path: Path) -> DatasetError:
+    return DatasetError("the shard's blocks do not lie as they were written", where=str(path), fix=RESTORE)

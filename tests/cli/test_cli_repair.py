@@ -1,0 +1,105 @@
+"""``repair``: lists what interrupted ingests left, removes it when told, and leaves every dataset alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import streamtrain
+from streamtrain.cli.main import main
+from streamtrain.files import Files
+from streamtrain.store.journal import JOURNAL
+from streamtrain.store.lock import held
+
+
+def _tree(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return streamtrain.ingest({"x": np.arange(600).reshape(100, 6)}, tmp_path / "d.zarr", block="1KB").path
+
+
+def _repair(capsys: pytest.CaptureFixture[str], path: Path, *words: str) -> dict[str, Any]:
+    assert main(["repair", str(path), "--json", *words]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_whole_dataset_has_nothing_to_repair(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = _tree(dataset.parent)
+    assert _repair(capsys, dataset, "--remove") == {
+        "dest": str(dataset), "removed": True, "leftovers": [], "dataset": True,
+    }  # fmt: skip
+    assert main(["repair", str(dataset)]) == 0
+    assert "nothing is left of any ingest" in capsys.readouterr().out
+    assert _tree(dataset.parent) == before
+
+
+def test_every_kind_is_listed_and_goes_while_the_dataset_stays(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = _tree(dataset.parent)
+    folder = dataset.parent
+    (folder / ".d.zarr.lock").write_text("{}")
+    (folder / "..d.zarr.lock.01234567.tmp").write_text("{}")
+    (dataset / "x" / ".zarr.json.89abcdef.tmp").write_text("half")
+    (dataset / JOURNAL).write_text("")
+    for name in ("new", "old"):
+        (folder / f".d.zarr.{name}" / "_streamtrain").mkdir(parents=True)
+        (folder / f".d.zarr.{name}" / "zarr.json").write_text("{}")
+    result = _repair(capsys, dataset)
+    listed = {Path(item["path"]).name: item["what"] for item in result["leftovers"]}
+    assert listed == {
+        ".d.zarr.lock": "the lock of a writer that is dead",
+        "..d.zarr.lock.01234567.tmp": "a file that was not finished",
+        ".zarr.json.89abcdef.tmp": "a file that was not finished",
+        "journal": "the journal of an ingest that was committed",
+        ".d.zarr.new": "what was replaced",
+        ".d.zarr.old": "what was replaced",
+    }
+    assert not result["removed"]
+    assert len(_tree(folder)) == len(before) + 6
+    assert _repair(capsys, dataset, "--remove")["removed"]
+    assert _tree(folder) == before
+    assert len(streamtrain.open(dataset)) == 100
+
+
+def test_an_interrupted_ingest_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "half" / "_streamtrain").mkdir(parents=True)
+    (tmp_path / "half" / "zarr.json").unlink(missing_ok=True)
+    assert main(["repair", str(tmp_path / "half")]) == 0
+    out = capsys.readouterr().out
+    assert "an ingest that did not finish" in out
+    assert "repair" in out
+    assert (tmp_path / "half").exists()
+    assert not _repair(capsys, tmp_path / "half", "--remove")["dataset"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_others_are_never_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "half" / "_streamtrain").mkdir(parents=True)
+    (tmp_path / "half" / "thesis.tex").write_text("years of work")
+    assert main(["repair", str(tmp_path / "half"), "--remove"]) == 2
+    assert "thesis.tex" in capsys.readouterr().err
+    assert (tmp_path / "half" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_dataset_between_two_names_is_put_back(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = _tree(dataset)
+    dataset.rename(dataset.with_name(".d.zarr.old"))
+    (item,) = _repair(capsys, dataset)["leftovers"]
+    assert "the dataset itself, to be put back" in item["what"]
+    assert _repair(capsys, dataset, "--remove")["dataset"]
+    assert _tree(dataset) == before
+
+
+def test_a_living_ingest_is_left_alone(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held(dataset, Files()):
+        assert main(["repair", str(dataset), "--remove"]) == 9
+        assert "another process is writing it" in capsys.readouterr().err

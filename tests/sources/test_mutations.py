@@ -1,0 +1,315 @@
+"""Mutated files through every parser: an error of ours or success; no crash, no hang, no allocation without measure.
+
+A mutation is a few random edits of a valid file: bits, bytes of the extremes, stretches cut, doubled or moved, numbers
+made large. ``python tests/sources/test_mutations.py 10000 [FORMAT ...]`` tries so many of each format, and prints what
+came of them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import streamtrain
+from streamtrain.errors import DatasetError, InputError, StreamtrainError
+from streamtrain.sources import SourceOptions, open_source
+from streamtrain.store.codec import checksum
+
+BUDGET_BYTES = 32_000_000
+"""What a parser may take for a file of a few KB: a hundredth of what a lie in one could ask for."""
+SECONDS = 10
+N_FAST = 150
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """Files to start from, and what is done with a mutated one."""
+
+    files: tuple[tuple[str, bytes], ...]
+    parse: Callable[[Path, bytes], None]
+    refusal: type[StreamtrainError] = InputError
+
+
+def parse_source(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    source = open_source(path, options=SourceOptions(label_column="y" if path.suffix in (".csv", ".parquet") else None))
+    n_bytes = 0
+    for rows in source.iter_blocks(1 << 16):
+        n_bytes += sum(values.nbytes for values in rows.values())
+        if n_bytes > BUDGET_BYTES:
+            break  # it may unpack to so much; that it comes in pieces is what counts
+
+
+def saved(save: Callable[..., object], *args: Any, **kwargs: Any) -> bytes:
+    file = io.BytesIO()
+    save(file, *args, **kwargs)
+    return file.getvalue()
+
+
+def idx(values: np.ndarray[Any, Any], code: int) -> bytes:
+    head = bytes([0, 0, code, values.ndim]) + b"".join(n.to_bytes(4, "big") for n in values.shape)
+    return head + values.astype(values.dtype.newbyteorder(">")).tobytes()
+
+
+def parquet_files() -> tuple[tuple[str, bytes], ...]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rng = np.random.default_rng(3)
+    names = pa.array(["a", "b", "c"] * 30)
+    table = pa.table({"a": rng.normal(size=90), "b": rng.integers(0, 9, 90), "y": names})
+    plain, packed = io.BytesIO(), io.BytesIO()
+    parquet.write_table(table, plain, compression="none", row_group_size=40)
+    parquet.write_table(table, packed, compression="zstd", use_dictionary=True, data_page_version="2.0")
+    return (("plain.parquet", plain.getvalue()), ("packed.parquet", packed.getvalue()))
+
+
+def csv_text() -> bytes:
+    lines = [f'{i},{i / 7:.4f},"{"abc"[i % 3]}"' for i in range(60)]
+    return "\n".join(["a,b,y", *lines, ""]).encode()
+
+
+def source_formats() -> dict[str, Format]:
+    rng = np.random.default_rng(2)
+    images, numbers = rng.integers(0, 256, (20, 6, 6), np.uint8), rng.normal(size=(30, 4))
+    raw = idx(images, 0x08)
+    npy = (
+        ("a.npy", saved(np.save, numbers)),
+        ("b.npy", saved(np.save, np.asfortranarray(numbers))),
+        ("c.npy", saved(np.save, images.astype(">i2"))),
+    )
+    npz = (
+        ("a.npz", saved(np.savez, x=images, y=rng.integers(0, 3, 20))),
+        ("b.npz", saved(np.savez_compressed, x=numbers)),
+    )
+    return {
+        "idx": Format(
+            files=(("images-idx3-ubyte", raw), ("images-idx3-ubyte.gz", gzip.compress(raw, mtime=0))),
+            parse=parse_source,
+        ),
+        "npy": Format(files=npy, parse=parse_source),
+        "npz": Format(files=npz, parse=parse_source),
+        "csv": Format(files=(("t.csv", csv_text()),), parse=parse_source),
+        "parquet": Format(files=parquet_files(), parse=parse_source),
+    }
+
+
+def store_formats(whole: Path) -> dict[str, Format]:
+    """The JSON of a dataset, each mutated under digests that agree with it again, so that the parser is reached."""
+
+    def parse(path: Path, data: bytes) -> None:
+        key = path.name.replace("!", "/")
+        copy = Path(shutil.copytree(whole, path.with_name("d.zarr")))
+        try:
+            (copy / key).write_bytes(data)
+            _reseal(copy, key, data)
+            dataset = streamtrain.open(copy)
+            np.testing.assert_array_equal(dataset[3:9]["x"], np.arange(3, 9)[:, None] * np.ones(3))
+            dataset.stats("y")
+        finally:
+            shutil.rmtree(copy)
+
+    def of(*keys: str) -> Format:
+        files = tuple((key.replace("/", "!"), (whole / key).read_bytes()) for key in keys)
+        return Format(files=files, parse=parse, refusal=DatasetError)
+
+    return {"manifest": of("_streamtrain/manifest.json"), "zarr.json": of("zarr.json", "x/zarr.json", "y/zarr.json")}
+
+
+def _reseal(path: Path, key: str, data: bytes) -> None:
+    manifest = path / "_streamtrain/manifest.json"
+    if key.endswith("/zarr.json"):
+        found = json.loads(manifest.read_bytes())
+        found["files"][key] = [len(data), checksum(data)]
+        manifest.write_text(json.dumps(found))
+    if key != "zarr.json":
+        root = json.loads((path / "zarr.json").read_bytes())
+        root["attributes"]["streamtrain"]["manifest_sha256"] = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        (path / "zarr.json").write_text(json.dumps(root))
+
+
+EXTREMES = (
+    b"\x00",
+    b"\xff",
+    b"\x7f",
+    b"\x80",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"\x00\x00\x00\x80",
+    b"\xff" * 8,
+)
+WORDS = (
+    b"-1",
+    b"0",
+    b"1e400",
+    b"99999999999999999999",
+    b"NaN",
+    b"null",
+    b"[]",
+    b'"',
+    b"\n",
+    b",",
+    b"{",
+    b"\xc3\x28",
+    b"object",
+)
+
+
+def mutated(data: bytes, rng: Rng) -> bytes:
+    for _ in range(int(rng.integers(1, 4))):
+        data = MUTATIONS[int(rng.integers(len(MUTATIONS)))](data, rng)
+    return data
+
+
+def _at(data: bytes, rng: Rng) -> int:
+    """A place; half of the time near an end, where headers and footers are."""
+    n = len(data) + 1
+    near = int(rng.integers(min(n, 80)))
+    return (near if rng.integers(2) else max(0, n - 1 - near)) if rng.integers(2) else int(rng.integers(n))
+
+
+def _flip(data: bytes, rng: Rng) -> bytes:
+    at = min(_at(data, rng), len(data) - 1)
+    return data[:at] + bytes([data[at] ^ (1 << int(rng.integers(8)))]) + data[at + 1 :] if data else data
+
+
+def _extreme(data: bytes, rng: Rng) -> bytes:
+    at, value = _at(data, rng), EXTREMES[int(rng.integers(len(EXTREMES)))]
+    return data[:at] + value + data[at + len(value) :]
+
+
+def _word(data: bytes, rng: Rng) -> bytes:
+    at, word = _at(data, rng), WORDS[int(rng.integers(len(WORDS)))]
+    return data[:at] + word + data[at + int(rng.integers(2)) * len(word) :]
+
+
+def _cut(data: bytes, rng: Rng) -> bytes:
+    start, n = _at(data, rng), int(rng.integers(1, 64))
+    return data[:start] if not rng.integers(3) else data[:start] + data[start + n :]
+
+
+def _double(data: bytes, rng: Rng) -> bytes:
+    start, n, at = _at(data, rng), int(rng.integers(1, 64)), _at(data, rng)
+    return data[:at] + data[start : start + n] + data[at:]
+
+
+def _number(data: bytes, rng: Rng) -> bytes:
+    found = list(re.finditer(rb"\d+", data))
+    if not found:
+        return data
+    start, stop = found[int(rng.integers(len(found)))].span()
+    return data[:start] + str(int(rng.choice([0, 2, 255, 2**31, 2**40, 2**62]))).encode() + data[stop:]
+
+
+MUTATIONS: tuple[Callable[[bytes, Rng], bytes], ...] = (_flip, _extreme, _word, _cut, _double, _number)
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """No more than so many seconds, where the system has alarms, and so many bytes of Python's and NumPy's."""
+
+    def late(*_: object) -> None:
+        raise AssertionError(f"more than {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    tracemalloc.reset_peak()
+    held = tracemalloc.get_traced_memory()[0]
+    try:
+        yield
+        taken = tracemalloc.get_traced_memory()[1] - held
+        assert taken <= BUDGET_BYTES, f"took {taken:,} bytes"
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def attempt(form: Format, folder: Path, seed: int) -> str:
+    """Parse one mutated file; say what came of it. Anything but success or an error of ours fails, with its seed."""
+    rng = np.random.default_rng(seed)
+    name, data = form.files[seed % len(form.files)]
+    changed = mutated(data, rng)
+    try:
+        with watched():
+            try:
+                form.parse(folder / name, changed)
+            except form.refusal as error:
+                return "refused" if str(folder) in str(error) else f"refused without a name: {error}"
+    except Exception as error:
+        raise AssertionError(f"seed {seed} of {name}: {type(error).__name__}: {error}") from error
+    return "unchanged" if changed == data else "taken"
+
+
+def attempts(form: Format, folder: Path, seeds: range) -> Counter[str]:
+    tracemalloc.start()
+    try:
+        return Counter(attempt(form, folder, seed) for seed in seeds)
+    finally:
+        tracemalloc.stop()
+
+
+def make_whole(path: Path) -> Path:
+    x = np.arange(30, dtype=np.float32)[:, None] * np.ones(3, np.float32)
+    streamtrain.ingest({"x": x, "y": np.arange(30) % 3}, path, block=20 * 4, shard=12 * 8, codec="lz4")
+    return path
+
+
+@pytest.mark.parametrize("name", ["idx", "npy", "npz", "csv", "parquet"])
+def test_a_mutated_source_is_refused_or_read(name: str, tmp_path: Path) -> None:
+    found = attempts(source_formats()[name], tmp_path, range(N_FAST))
+    assert found["refused"] > N_FAST / 3
+    assert found.total() == N_FAST
+
+
+@pytest.mark.parametrize("name", ["manifest", "zarr.json"])
+def test_mutated_json_of_a_dataset_is_refused_or_right(name: str, tmp_path: Path) -> None:
+    form = store_formats(make_whole(tmp_path / "whole.zarr"))[name]
+    found = attempts(form, tmp_path, range(N_FAST))
+    assert found["refused"] > N_FAST / 3
+    assert found.total() == N_FAST
+
+
+def main() -> None:
+    """Try so many mutations of each format, or of the named ones, and print what came of them."""
+    first, _, n = sys.argv[1].rpartition(":")
+    seeds = range(int(first or 0), int(first or 0) + int(n))
+    with tempfile.TemporaryDirectory() as folder:
+        forms = source_formats() | store_formats(make_whole(Path(folder, "whole.zarr")))
+        for name in sys.argv[2:] or forms:
+            started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            try:
+                found = attempts(forms[name], Path(folder), seeds)
+            except AssertionError as error:
+                print(f"{name}: FAILED: {error}", flush=True)
+                continue
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+            counts = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(found.items()))
+            seconds = time.perf_counter() - started
+            print(
+                f"{name}: {found.total():,} mutations: {counts}; RSS grew {grown:.0f} MiB, {seconds:.0f} s", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()

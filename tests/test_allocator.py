@@ -1,0 +1,40 @@
+"""The allocator's limits: a process of its own takes them, and gives large memory back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from streamtrain.allocator import keep_little
+
+FREED = """
+from streamtrain.allocator import keep_little
+from streamtrain.meter import anonymous_bytes
+import ctypes, os
+assert keep_little() and os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def take():
+    held = libc.malloc(16 << 20)
+    ctypes.memset(ctypes.c_void_p(held), 1, 16 << 20)
+    return held
+libc.free(take())
+# By now glibc's own limit would be 16 MiB, and a small piece above a large one would keep it.
+before = anonymous_bytes()
+large, small = take(), libc.malloc(100)
+libc.free(large)
+print(anonymous_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its limits are glibc's")
+def test_large_memory_is_given_back_though_small_memory_lies_above_it() -> None:
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 4 << 20
+
+
+def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_little() is False
