@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ingest_cases import SIZES, F, X, Y, interrupt, tree, write_files
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, LockedError, ResourceError, StreamtrainError, UsageError
@@ -22,56 +23,11 @@ from streamtrain.sources import SourceOptions, open_source
 from streamtrain.store.lock import held
 from streamtrain.store.metadata import shard_key
 
-X = np.random.default_rng(0).integers(0, 50, (2000, 24), np.uint8)
-F = np.random.default_rng(1).normal(size=(2000, 5)).astype(np.float32)
-Y = np.repeat(np.arange(10), 200)
-SIZES: dict[str, Any] = {"block": "1KB", "shard": "4KB", "codec": "lz4", "progress": False}
-
-
-def _tree(path: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
-
-
-def _identities(path: Path, field: str) -> dict[str, tuple[int, int]]:
-    files = sorted((path / field / "c").rglob("0")) if field == "x" else sorted((path / field / "c").iterdir())
-    return {str(p.relative_to(path)): (p.stat().st_ino, p.stat().st_mtime_ns) for p in files if p.is_file()}
-
-
-class Full(System):
-    """A disk that takes so many files and is full then."""
-
-    def __init__(self, n_files: int) -> None:
-        self.n_left = n_files
-
-    def open(self, path: Path) -> int:
-        self.n_left -= 1
-        if self.n_left < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().open(path)
-
-
-def _interrupt(source: object, path: Path, n_files: int, *, labels: object = None, **given: Any) -> None:
-    """Ingest with a disk that becomes full."""
-    request = Request(
-        memory=10**8, block_bytes=1000, shard_bytes=4000, codec="lz4", n_workers=2, progress=False,
-        options=SourceOptions(),
-    )  # fmt: skip
-    with pytest.raises(
-        ResourceError, match=r"free some space, then the same ingest with --resume: \d+ shards are done"
-    ):
-        run(open_source(source, labels=labels), path, request, files=Files(system=Full(n_files)), **given)
-
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     """The same rows in every kind of file."""
-    np.save(tmp_path / "x.npy", X)
-    np.save(tmp_path / "y.npy", Y)
-    np.savez_compressed(tmp_path / "d.npz", x=X, y=Y)
-    names = [f"f{number}" for number in range(24)]
-    rows = [",".join([*names, "label"])] + [",".join(map(str, [*row, label])) for row, label in zip(X, Y, strict=True)]
-    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
-    return tmp_path
+    return write_files(tmp_path)
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
@@ -85,16 +41,16 @@ def test_overwrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: b
     new = streamtrain.ingest({"z": F}, path, overwrite=True, **SIZES)
     whole = streamtrain.ingest({"z": F}, tmp_path / "whole.zarr", **SIZES)
     assert new.id == whole.id
-    assert _tree(path) == _tree(whole.path)
+    assert tree(path) == tree(whole.path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["d.zarr", "whole.zarr"]
 
 
 def test_overwrite_of_nothing_and_of_an_interrupted_ingest(files: Path) -> None:
     path = files / "d.zarr"
-    _interrupt(str(files / "x.npy"), path, 12)
+    interrupt(str(files / "x.npy"), path, 12)
     streamtrain.ingest({"z": F}, path, overwrite=True, **SIZES)
     streamtrain.ingest({"z": F}, files / "e.zarr", overwrite=True, **SIZES)
-    assert _tree(path) == _tree(files / "e.zarr")
+    assert tree(path) == tree(files / "e.zarr")
 
 
 def test_overwrite_refuses_what_is_not_ours(tmp_path: Path) -> None:
@@ -106,7 +62,7 @@ def test_overwrite_refuses_what_is_not_ours(tmp_path: Path) -> None:
     (ours / "notes.txt").write_text("mine")
     (tmp_path / "plain").mkdir()
     (tmp_path / "file").write_text("")
-    before = _tree(tmp_path)
+    before = tree(tmp_path)
     for name, match in (
         ("home", "letters"),
         ("ours", r"notes\.txt"),
@@ -116,18 +72,18 @@ def test_overwrite_refuses_what_is_not_ours(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=match) as caught:
             streamtrain.ingest({"x": X}, tmp_path / name, overwrite=True)
         assert caught.value.exit_code == 2
-    assert _tree(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 def test_an_overwrite_that_fails_leaves_the_old_dataset_and_can_be_resumed(files: Path) -> None:
     path = streamtrain.ingest({"z": F}, files / "d.zarr", **SIZES).path
-    before = _tree(path)
-    _interrupt(str(files / "x.npy"), path, 12, mode="overwrite")
-    assert _tree(path) == before
+    before = tree(path)
+    interrupt(str(files / "x.npy"), path, 12, mode="overwrite")
+    assert tree(path) == before
     assert len(streamtrain.open(path)) == 2000
     streamtrain.ingest(str(files / "x.npy"), path, resume=True, **SIZES)
     whole = streamtrain.ingest(str(files / "x.npy"), files / "whole.zarr", **SIZES)
-    assert _tree(path) == _tree(whole.path)
+    assert tree(path) == tree(whole.path)
     assert not [entry.name for entry in files.iterdir() if entry.name.startswith(".")]
 
 
@@ -151,9 +107,9 @@ def test_append_makes_what_one_ingest_of_all_rows_makes(tmp_path: Path, n_before
         whole = streamtrain.ingest(rows(0, 2000), tmp_path / "whole.zarr", **SIZES)
         assert new.id == whole.id
         same = {
-            key: data for key, data in _tree(whole.path).items() if key.startswith(("x/", "y/", "_streamtrain/stats"))
+            key: data for key, data in tree(whole.path).items() if key.startswith(("x/", "y/", "_streamtrain/stats"))
         }
-        assert {key: data for key, data in _tree(path).items() if key in same} == same
+        assert {key: data for key, data in tree(path).items() if key in same} == same
         assert new.manifest.statistics["y"].rho == whole.manifest.statistics["y"].rho
         assert new.label_histogram is not None
         assert new.label_histogram.counts.tolist() == [200] * 10
@@ -163,7 +119,7 @@ def test_append_makes_what_one_ingest_of_all_rows_makes(tmp_path: Path, n_before
 
 def test_append_refuses_what_does_not_fit(tmp_path: Path) -> None:
     path = streamtrain.ingest({"x": F, "y": Y}, tmp_path / "d.zarr", **SIZES).path
-    before = _tree(tmp_path)
+    before = tree(tmp_path)
     for source, match in (
         ({"x": F.astype(float), "y": Y}, r"the source has x float64 \(5,\), y int64.*the dataset has x float32"),
         ({"x": F[:, :4], "y": Y}, r"x float32 \(4,\)"),
@@ -172,7 +128,7 @@ def test_append_refuses_what_does_not_fit(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=match) as caught:
             streamtrain.ingest(source, path, append=True)
         assert caught.value.exit_code == 3
-    assert _tree(tmp_path) == before
+    assert tree(tmp_path) == before
     with pytest.raises(DatasetError, match="no such dataset to append to"):
         streamtrain.ingest({"x": F}, tmp_path / "none.zarr", append=True)
     with pytest.raises(UsageError, match="exclude each other"):
@@ -206,7 +162,7 @@ def test_append_never_carries_damage_over(tmp_path: Path) -> None:
 
 def test_an_append_that_was_resumed_twice_is_not_made_twice(files: Path) -> None:
     path = streamtrain.ingest(str(files / "d.npz"), files / "d.zarr", **SIZES).path
-    _interrupt(str(files / "x.npy"), path, 25, labels=str(files / "y.npy"), mode="append")
+    interrupt(str(files / "x.npy"), path, 25, labels=str(files / "y.npy"), mode="append")
     with pytest.raises(DatasetError, match="another one: append there, overwrite here"):
         streamtrain.ingest(
             str(files / "x.npy"), path, labels=str(files / "y.npy"), overwrite=True, resume=True, **SIZES
@@ -290,7 +246,7 @@ def test_errors_of_every_kind_release_the_lock(tmp_path: Path) -> None:
 
     for act in (
         lambda: streamtrain.ingest(items(), tmp_path / "d.zarr"),
-        lambda: _interrupt({"x": X}, tmp_path / "e", 12),
+        lambda: interrupt({"x": X}, tmp_path / "e", 12),
     ):
         with contextlib.suppress(KeyError, StreamtrainError):
             act()

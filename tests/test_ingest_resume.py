@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,64 +10,20 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
+from ingest_cases import SIZES, F, Full, X, Y, identities, interrupt, tree, write_files
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, ResourceError, UsageError
-from streamtrain.files import Files, System
+from streamtrain.files import Files
 from streamtrain.ingest.job import run
 from streamtrain.ingest.request import Request
 from streamtrain.sources import SourceOptions, open_source
-
-X = np.random.default_rng(0).integers(0, 50, (2000, 24), np.uint8)
-F = np.random.default_rng(1).normal(size=(2000, 5)).astype(np.float32)
-Y = np.repeat(np.arange(10), 200)
-SIZES: dict[str, Any] = {"block": "1KB", "shard": "4KB", "codec": "lz4", "progress": False}
-
-
-def _tree(path: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
-
-
-def _identities(path: Path, field: str) -> dict[str, tuple[int, int]]:
-    files = sorted((path / field / "c").rglob("0")) if field == "x" else sorted((path / field / "c").iterdir())
-    return {str(p.relative_to(path)): (p.stat().st_ino, p.stat().st_mtime_ns) for p in files if p.is_file()}
-
-
-class Full(System):
-    """A disk that takes so many files and is full then."""
-
-    def __init__(self, n_files: int) -> None:
-        self.n_left = n_files
-
-    def open(self, path: Path) -> int:
-        self.n_left -= 1
-        if self.n_left < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().open(path)
-
-
-def _interrupt(source: object, path: Path, n_files: int, *, labels: object = None, **given: Any) -> None:
-    """Ingest with a disk that becomes full."""
-    request = Request(
-        memory=10**8, block_bytes=1000, shard_bytes=4000, codec="lz4", n_workers=2, progress=False,
-        options=SourceOptions(),
-    )  # fmt: skip
-    with pytest.raises(
-        ResourceError, match=r"free some space, then the same ingest with --resume: \d+ shards are done"
-    ):
-        run(open_source(source, labels=labels), path, request, files=Files(system=Full(n_files)), **given)
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     """The same rows in every kind of file."""
-    np.save(tmp_path / "x.npy", X)
-    np.save(tmp_path / "y.npy", Y)
-    np.savez_compressed(tmp_path / "d.npz", x=X, y=Y)
-    names = [f"f{number}" for number in range(24)]
-    rows = [",".join([*names, "label"])] + [",".join(map(str, [*row, label])) for row, label in zip(X, Y, strict=True)]
-    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
-    return tmp_path
+    return write_files(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "csv", "arrays", "dask"])
@@ -83,14 +38,14 @@ def test_what_is_resumed_is_the_same_to_the_last_byte(files: Path, kind: str) ->
     source, labels = sources[kind]
     path, said = files / "d.zarr", list[str]()
     whole = streamtrain.ingest(source, files / "whole.zarr", labels=labels, **SIZES)
-    _interrupt(source, path, 40, labels=labels)
+    interrupt(source, path, 40, labels=labels)
     with pytest.raises(DatasetError, match=r"an incomplete dataset.*--resume"):
         streamtrain.open(path)
-    before = _identities(path, "x")
+    before = identities(path, "x")
     done = streamtrain.ingest(source, path, labels=labels, resume=True, say=said.append, **SIZES)
-    assert _tree(path) == _tree(whole.path)
+    assert tree(path) == tree(whole.path)
     assert done.id == whole.id
-    after = _identities(path, "x")
+    after = identities(path, "x")
     (text,) = said
     n_kept = int(text.split("; ")[1].split()[0])
     assert n_kept > 5
@@ -101,20 +56,20 @@ def test_what_is_resumed_is_the_same_to_the_last_byte(files: Path, kind: str) ->
 def test_a_shard_that_was_damaged_meanwhile_is_made_again(files: Path) -> None:
     path = files / "d.zarr"
     whole = streamtrain.ingest(str(files / "x.npy"), files / "whole.zarr", **SIZES)
-    _interrupt(str(files / "x.npy"), path, 12)
+    interrupt(str(files / "x.npy"), path, 12)
     kept = sorted(path.glob("x/c/*/0"))
     data = bytearray(kept[2].read_bytes())
     data[100] ^= 1
     kept[2].write_bytes(data)
     kept[4].unlink()
     streamtrain.ingest(str(files / "x.npy"), path, resume=True, **SIZES)
-    assert _tree(path) == _tree(whole.path)
+    assert tree(path) == tree(whole.path)
 
 
 def test_resuming_something_else_is_refused_with_the_differences(files: Path) -> None:
     path, source = files / "d.zarr", str(files / "x.npy")
-    _interrupt(source, path, 12)
-    before = _tree(path)
+    interrupt(source, path, 12)
+    before = tree(path)
     other = SIZES | {"shard": "8KB", "codec": "zstd"}
     with pytest.raises(
         DatasetError, match=r"options\.codec: 'lz4' there, 'zstd' here.*shard: 4000 there, 8000"
@@ -127,20 +82,20 @@ def test_resuming_something_else_is_refused_with_the_differences(files: Path) ->
     np.save(files / "x.npy", X[:1500])
     with pytest.raises(DatasetError, match=r"samples: 2000 there, 1500 here.*bytes"):
         streamtrain.ingest(source, path, resume=True, **SIZES)
-    assert _tree(path) == before
+    assert tree(path) == before
 
 
 def test_arrays_have_no_fingerprint_so_their_rows_are_compared(tmp_path: Path) -> None:
     for source in ({"x": X}, {"x": da.from_array(X, chunks=(300, 24))}):
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.zarr"
-        _interrupt(source, path, 12)
-        before = _tree(path)
+        interrupt(source, path, 12)
+        before = tree(path)
         changed = X.copy()
         changed[:, 5] += 1
         other = {"x": changed if source["x"] is X else da.from_array(changed, chunks=(300, 24))}
         with pytest.raises(DatasetError, match="not the one that was being ingested: field x differs in its samples"):
             streamtrain.ingest(other, path, resume=True, **SIZES)
-        assert _tree(path).keys() >= {key for key in before if key.startswith("x/")}
+        assert tree(path).keys() >= {key for key in before if key.startswith("x/")}
         streamtrain.ingest(source, path, resume=True, **SIZES)
         np.testing.assert_array_equal(streamtrain.open(path)[:]["x"], X)
 
