@@ -17,7 +17,7 @@ from streamtrain.allocator import keep_little
 from streamtrain.arguments import ON_BAD_BLOCK, check_seed
 from streamtrain.cli import shares
 from streamtrain.cli.common import emit, json_option
-from streamtrain.cli.data import INPUT, TARGET, check_alike, field_of, n_outputs
+from streamtrain.cli.data import INPUT, TARGET, check_alike, doubts, field_of, n_outputs
 from streamtrain.cli.resuming import how_to_go_on, say_resumed
 from streamtrain.cli.tables import epoch_head, epoch_line
 from streamtrain.cli.train_options import Options, parse_betas
@@ -124,6 +124,8 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
     rows = first_rows(dataset, n_rows, forgiving=options.on_bad_block != "error")
     trainer.check(rows, n_classes=dataset.n_classes)
     say(_heading(options, dataset, trainer))
+    for doubt in doubts(dataset, options.batch_size):
+        click.echo(f"warning: {doubt}", err=True)
     with ExitStack() as stack:
         with ExitStack() as rehearsal:
             # What a step takes is there for milliseconds.
