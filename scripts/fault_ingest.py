@@ -207,12 +207,15 @@ def powerless(stage: Stage, found: Before, folder: Path, every: int, first: int)
             shutil.rmtree(here)
 
 
-def try_fault(stage: Stage, found: Before, n_calls: int, fault: str, folder: Path, every: int) -> dict[str, Any]:
+def try_fault(
+    stage: Stage, found: Before, n_calls: int, fault: str, folder: Path, every: int, first: int | None
+) -> dict[str, Any]:
     """Try a fault at every call of a stage, or at one of so many; in processes of its own, so that none has threads."""
     started = time.perf_counter()
     here = folder / "case"
-    # Each pair of stage and fault starts elsewhere, so that together a few cases see many calls.
-    first = crc32(f"{stage.name} {fault}".encode()) % every
+    if first is None:
+        # Each pair of stage and fault starts elsewhere, so that together a few cases see many calls.
+        first = crc32(f"{stage.name} {fault}".encode()) % every
     numbers = range(1 + first, n_calls + 1, every)
     log = folder / "log"
 
@@ -239,7 +242,9 @@ def try_fault(stage: Stage, found: Before, n_calls: int, fault: str, folder: Pat
     }
 
 
-def results(stages: Sequence[str], faults: Sequence[str], every: int, parent: Path | None) -> Iterator[dict[str, Any]]:
+def results(
+    stages: Sequence[str], faults: Sequence[str], every: int, first: int | None, parent: Path | None
+) -> Iterator[dict[str, Any]]:
     """Try faults at stages, one after another; everything is written below a directory that goes again."""
     with working_folder(parent) as folder:
         known = make_stages(folder)
@@ -247,7 +252,7 @@ def results(stages: Sequence[str], faults: Sequence[str], every: int, parent: Pa
         for stage in map(known.__getitem__, stages):
             found, n_calls = reference(stage, folder / "case"), count_calls(stage, folder / "case")
             for fault in faults:
-                yield try_fault(stage, found, n_calls, fault, folder, every)
+                yield try_fault(stage, found, n_calls, fault, folder, every, first)
 
 
 def main() -> None:
@@ -256,12 +261,19 @@ def main() -> None:
     parser.add_argument("--stage", action="append", choices=STAGES, help="only these; all by default")
     parser.add_argument("--fault", action="append", choices=FAULTS, help="only these; all by default")
     parser.add_argument("--every", type=int, default=1, help="try one call of so many")
+    parser.add_argument(
+        "--first", type=int, help="of each run of so many calls, which: 0, 1, ... (by the stage's name)"
+    )
     parser.add_argument("--folder", type=Path, help="where to write; memory by default, which kill -9 does not empty")
     arguments = parser.parse_args()
+    if arguments.every < 1 or not 0 <= (arguments.first or 0) < arguments.every:
+        parser.error("--every is at least 1, and --first less than that")
     parent = arguments.folder or (Path("/dev/shm") if Path("/dev/shm").is_dir() else None)
     n_wrong = 0
     print(f"{'stage':<26}{'fault':<20}{'calls':>6}{'cases':>7}{'wrong':>7}{'seconds':>9}", file=sys.stderr)
-    for result in results(arguments.stage or STAGES, arguments.fault or FAULTS, arguments.every, parent):
+    for result in results(
+        arguments.stage or STAGES, arguments.fault or FAULTS, arguments.every, arguments.first, parent
+    ):
         n_wrong += result["wrong"]
         line = "{stage:<26}{fault:<20}{calls:>6}{cases:>7}{wrong:>7}{seconds:>9}".format(**result)
         print_result(result, line if not result["first_wrong"] else f"{line}\n  {result['first_wrong']}")

@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,31 @@ from streamtrain.store.shard import index_of
 from streamtrain.store.stored import open_regular
 
 _MOST_OPEN_FILES: Final = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnderWay:
+    """A read that has not come back yet.
+
+    Parameters
+    ----------
+    field : str
+        Of this field.
+    block : int
+        Its number.
+    samples : tuple of int
+        The half-open range of samples in it.
+    file : pathlib.Path
+        Where it is stored.
+    since : float
+        When it began, on the monotonic clock.
+    """
+
+    field: str
+    block: int
+    samples: tuple[int, int]
+    file: Path
+    since: float
 
 
 class _Shard:
@@ -83,7 +109,7 @@ class BlockReader:
         self._fields = [(i, field.name, layout.block_rows * field.row_bytes) for i, field in enumerate(layout.fields)]
         self._checksums = np.ascontiguousarray(dataset.block_checksums, np.uint32).ravel().data
         self._shards: dict[tuple[int, int], _Shard] = {}
-        self._under_way: dict[int, tuple[int, float]] = {}
+        self._under_way: dict[int, tuple[int, int, float]] = {}
         self._opening = threading.Lock()
         self._scratch = threading.local()
 
@@ -102,24 +128,36 @@ class BlockReader:
         DamagedBlock
             The stored bytes do not match the checksum table, or cannot be read.
         """
-        me = threading.get_ident()
-        self._under_way[me] = block, time.monotonic()
         try:
             if not self._direct:
                 return self._read_generally(block, slots)
             return self._read_and_decode(block, slots) if self._compressed else self._read_in_place(block, slots)
         finally:
-            del self._under_way[me]
+            self._under_way.pop(threading.get_ident(), None)
 
     @property
     def path(self) -> Path:
         """Of the dataset."""
         return self._dataset.path
 
-    def under_way(self) -> list[tuple[int, float]]:
-        """The blocks that are being read now, and for how many seconds, the longest first."""
-        now = time.monotonic()
-        return sorted(((block, now - since) for block, since in self._under_way.copy().values()), key=lambda x: -x[1])
+    def oldest(self) -> float | None:
+        """When the longest of the reads that are under way began, on the monotonic clock; None where there is none."""
+        # Copied in one step: threads come and go meanwhile.
+        return min((since for _, _, since in self._under_way.copy().values()), default=None)
+
+    def under_way(self) -> list[UnderWay]:
+        """What is being read now, a field of a block by each thread, the longest first."""
+        found = sorted(self._under_way.copy().values(), key=lambda place: place[2])
+        return [
+            UnderWay(
+                field=self._fields[field][1],
+                block=block,
+                samples=self._layout.block_range(block),
+                file=self._dataset.shard_path(self._fields[field][1], block // self._layout.shard_blocks),
+                since=since,
+            )
+            for block, field, since in found
+        ]
 
     def announce(self, blocks: Sequence[int]) -> None:
         """Have the disk fetch blocks that are about to be read, all at once, unless the first of them is in memory.
@@ -130,16 +168,22 @@ class BlockReader:
             return
         try:
             spans = [self._stored(field, block) for block in blocks for field, _, _ in self._fields]
+            opened, offset, length = spans[0]
+            # Its middle: a neighbour's read may have brought its ends.
+            if length > 0 and not _is_cached(opened.fd, offset + length // 2):
+                for opened, offset, length in spans:
+                    os.posix_fadvise(opened.fd, offset, max(0, length), os.POSIX_FADV_WILLNEED)
         except DamagedBlock:
             return  # which the read itself will tell
-        opened, offset, length = spans[0]
-        # Its middle: a neighbour's read may have brought its ends.
-        if length > 0 and not _is_cached(opened.fd, offset + length // 2):
-            for opened, offset, length in spans:
-                os.posix_fadvise(opened.fd, offset, max(0, length), os.POSIX_FADV_WILLNEED)
+        finally:
+            self._under_way.pop(threading.get_ident(), None)
 
     def _stored(self, field: int, block: int) -> tuple[_Shard, int, int]:
-        """The open shard of a block, and the offset and length of its stored bytes there, checksum left out."""
+        """The open shard of a block, and the offset and length of its stored bytes there, checksum left out.
+
+        From here on the thread is known to read it: opening the shard and reading its index may hang as well.
+        """
+        self._under_way[threading.get_ident()] = block, field, time.monotonic()
         place = block % self._layout.shard_blocks
         opened = self._shard(field, block)
         if opened.index is None:
@@ -184,6 +228,7 @@ class BlockReader:
     def _read_generally(self, block: int, slots: Sequence[memoryview]) -> float:
         started = time.perf_counter()
         for field, name, _ in self._fields:
+            self._under_way[threading.get_ident()] = block, field, time.monotonic()
             rows = self._dataset.read_block(name, block)
             slots[field][: rows.nbytes] = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
         return time.perf_counter() - started

@@ -9,7 +9,8 @@
         state.json                     counts, the loader's place, what is no tensor
         manifest.json                  bytes and SHA-256 of each of these; written last
 
-A folder without its manifest is none. When a new one is durable, the one before it is kept, and older ones go.
+A folder without its manifest is none. When a new one is durable, the one before it is kept, and older ones go. One that
+takes the place of another, of the same batch, is written beside it, as ``00001175.new``, and the two change names.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from streamtrain.errors import CheckpointError
-from streamtrain.files import Files
+from streamtrain.errors import CheckpointError, remedy
+from streamtrain.files import Files, explained
 from streamtrain.tensor_file import check_tensors, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"
@@ -39,6 +40,7 @@ _STATE: Final = "state.json"
 _MANIFEST: Final = "manifest.json"
 _SUFFIX: Final = ".safetensors"
 _KEPT: Final = 2
+_NEW: Final = ".new"
 _BATCH_DIGITS: Final = 8
 _MANIFEST_BYTES: Final = 1 << 20
 
@@ -84,11 +86,30 @@ def write_checkpoint(
     for some in files_of.values():
         check_tensors(some)
     folder = run / CHECKPOINTS / f"{n_batches:0{_BATCH_DIGITS}d}"
-    if folder.exists():
-        _remove(files, folder)
-    files.ensure_dir(folder)
+    begun = folder.with_name(f"{folder.name}{_NEW}") if folder.exists() else folder
+    with explained("remove", begun):
+        if begun.exists():
+            _remove(files, begun)
+    try:
+        files.ensure_dir(begun)
+        _fill(files, begun, state, files_of)
+        if begun != folder:
+            _replace(files, folder, begun)
+    except BaseException:
+        # What is there of it takes space, of which there may be none left.
+        with suppress(OSError):
+            _remove(files, begun)
+        raise
+    # What cannot be removed takes some space, and harms nothing.
+    with suppress(OSError):
+        for old in _outlived(run, n_batches):
+            _remove(files, old)
+    return folder
+
+
+def _fill(files: Files, folder: Path, state: Mapping[str, object], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     listed: dict[str, dict[str, object]] = {}
-    for name, some in files_of.items():
+    for name, some in tensors.items():
         with files.create(folder / name) as out:
             digest = write_tensors(out, some)
         listed[name] = {"bytes": out.n_bytes, "sha256": digest}
@@ -96,11 +117,21 @@ def write_checkpoint(
     files.write_bytes(folder / _STATE, text)
     listed[_STATE] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
     files.write_bytes(folder / _MANIFEST, json.dumps({"version": VERSION, "files": listed}).encode())
-    for old in _folders(run)[_KEPT:]:
-        # One that cannot be removed takes some space, and harms nothing.
-        with suppress(OSError):
-            _remove(files, old)
-    return folder
+
+
+def _replace(files: Files, folder: Path, begun: Path) -> None:
+    """Put a finished checkpoint in the place of another, which then has its name, or is gone."""
+    if not files.exchange(begun, folder):
+        with explained("remove", folder):
+            _remove(files, folder)
+        files.rename(begun, folder)
+
+
+def _outlived(run: Path, n_batches: int) -> list[Path]:
+    """What a checkpoint leaves behind: all but it and the one before, whatever else there is."""
+    whole = [folder for folder in _folders(run) if (folder / _MANIFEST).is_file() and int(folder.name) <= n_batches]
+    begun = [path for path in (run / CHECKPOINTS).iterdir() if path.name.removesuffix(_NEW).isdecimal()]
+    return [path for path in begun if path not in whole[:_KEPT]]
 
 
 def _remove(files: Files, folder: Path) -> None:
@@ -113,6 +144,11 @@ def _remove(files: Files, folder: Path) -> None:
 def find_checkpoint(run: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
     """Find the newest whole checkpoint of a run, and say what is wrong with each newer one.
 
+    Raises
+    ------
+    CheckpointError
+        Nobody may look where they are, or read one.
+
     Examples
     --------
     >>> find_checkpoint(Path("no/such/run"))
@@ -123,6 +159,9 @@ def find_checkpoint(run: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
         try:
             return read_checkpoint(folder), tuple(skipped)
         except CheckpointError as error:
+            # Not damaged, perhaps: to start afresh would in time remove it.
+            if isinstance(error.__cause__, PermissionError):
+                raise
             skipped.append(f"{error.where}: {error.what}")
     return None, tuple(skipped)
 
@@ -148,8 +187,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        A file is missing, or not as it was written.
+        A file is missing, cannot be read, or is not as it was written.
     """
+    try:
+        return _checked(folder)
+    except OSError as error:
+        raise _unreadable(Path(error.filename or folder), error) from error
+
+
+def _checked(folder: Path) -> Checkpoint:
     listed = _read_manifest(folder)
     for name, entry in listed.items():
         file = folder / name
@@ -181,9 +227,14 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         raise CheckpointError(
             f"is not complete: {_MANIFEST} is missing", where=str(folder), fix="train again"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"is damaged: {error}", where=str(file), fix="train again") from error
     return dict(listed)
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    what = f"cannot be read: {error.strerror or error}"
+    return CheckpointError(what, where=str(path), fix=remedy(error, "train again"))
 
 
 def _is_entry(name: str, entry: object) -> bool:
@@ -194,9 +245,18 @@ def _is_entry(name: str, entry: object) -> bool:
 
 
 def _folders(run: Path) -> list[Path]:
-    """The folders of checkpoints, whole or not, the newest first."""
+    """The folders of checkpoints, whole or not, the newest first.
+
+    Raises
+    ------
+    CheckpointError
+        Nobody may look there, which is not to have none.
+    """
     parent = run / CHECKPOINTS
-    found = [path for path in parent.iterdir() if path.name.isdecimal()] if parent.is_dir() else []
+    try:
+        found = [path for path in parent.iterdir() if path.name.isdecimal()] if parent.is_dir() else []
+    except OSError as error:
+        raise _unreadable(parent, error) from error
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
@@ -245,5 +305,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(file)
     except FileNotFoundError:
         raise CheckpointError("the checkpoint is missing", where=str(file), fix="train again") from None
-    except (safetensors.SafetensorError, OSError) as error:
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    except safetensors.SafetensorError as error:
         raise CheckpointError(f"the checkpoint is damaged: {error}", where=str(file), fix="train again") from error

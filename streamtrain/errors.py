@@ -167,6 +167,17 @@ class LockedError(StreamtrainError, OSError):
     exit_code = 9
 
 
+def remedy(error: OSError, otherwise: str) -> str:
+    """The fix for what the system refused: the permission where that is missing, else what is given.
+
+    Examples
+    --------
+    >>> remedy(PermissionError(13, "Permission denied"), "restore it")
+    'give this user the permission (chmod, chown)'
+    """
+    return "give this user the permission (chmod, chown)" if isinstance(error, PermissionError) else otherwise
+
+
 def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
     """Name what two descriptions of the same names differ in, in words for an error.
 

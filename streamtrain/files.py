@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from streamtrain.errors import ResourceError, StreamtrainError
+from streamtrain.errors import ResourceError, StreamtrainError, remedy
 from streamtrain.system import System as System
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ class FileWriter:
         return self._path.parent
 
     def finish(self, *, flush_folder: bool = True) -> None:
-        """Make the file durable and give it its name; if that fails, nothing is left of it.
+        """Make the file durable and give it its name; if that fails, no half of it is left.
+
+        Whole it may stay, under its name, where only the directory could not be flushed.
 
         Parameters
         ----------
@@ -188,10 +190,7 @@ class Files:
         ResourceError
             It cannot be created.
         """
-        if not path.parent.exists():
-            # Another thread or process may have just made the same parent.
-            with suppress(FileExistsError):
-                self.make_dir(path.parent, flush_folder=flush_folder)
+        self.ensure_dir(path.parent, flush_folder=flush_folder)
         with explained("create directory", path):
             self.system.mkdir(path)
             try:
@@ -203,10 +202,22 @@ class Files:
                 raise
 
     def ensure_dir(self, path: Path, *, flush_folder: bool = True) -> None:
-        """Create a directory and its missing parents, unless it is there already; see `make_dir`."""
-        if not path.is_dir():
-            with suppress(FileExistsError):
-                self.make_dir(path, flush_folder=flush_folder)
+        """Create a directory and its missing parents, unless it is there already; see `make_dir`.
+
+        Raises
+        ------
+        ResourceError
+            It cannot be created, or something else is in its place.
+        """
+        if path.is_dir():
+            return
+        try:
+            self.make_dir(path, flush_folder=flush_folder)
+        except FileExistsError:
+            # Another thread or process may have just made it.
+            if not path.is_dir():
+                what = "cannot create directory: something else is in its place"
+                raise ResourceError(what, where=str(path), fix="choose another path") from None
 
     def rename(self, old: Path, new: Path) -> None:
         """Rename a file or a directory inside its directory, durably."""
@@ -237,7 +248,7 @@ class Files:
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
-        with old.open("rb") as file, self.create(new) as out:
+        with explained("copy", old), old.open("rb") as file, self.create(new) as out:
             while data := file.read(_COPIED_BYTES):
                 out.write(data)
 
@@ -281,7 +292,7 @@ def explained(doing: str, path: Path) -> Iterator[None]:
     except (FileExistsError, StreamtrainError):
         raise
     except OSError as error:
-        fix = "free some space" if error.errno in _FULL else None
+        fix = remedy(error, "free some space" if error.errno in _FULL else "see to the disk, or choose another")
         raise ResourceError(f"cannot {doing}: {error.strerror or error}", where=str(path), fix=fix) from error
 
 

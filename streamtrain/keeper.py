@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
@@ -25,7 +26,7 @@ from streamtrain.checkpoint import (
     normalize_tensors,
 )
 from streamtrain.counts import Counts
-from streamtrain.errors import CheckpointError, UsageError, differences
+from streamtrain.errors import CheckpointError, ResourceError, UsageError, differences, unknown_name
 from streamtrain.metrics import RunningMetrics
 from streamtrain.normalize import Front
 from streamtrain.packing import pack, unpack
@@ -33,8 +34,14 @@ from streamtrain.rules import Rule
 from streamtrain.runs import Run, RunFolder
 from streamtrain.seeding import random_state, set_random_state
 
+ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
+"""What a checkpoint that cannot be written may do."""
+
 _TRAINING: Final = "training"
-_FREE: Final = "Free to change are max_epochs, max_steps, memory, threads, device, val, log_every and checkpoint_every"
+_FREE: Final = (
+    "Free to change are max_epochs, max_steps, memory, threads, device, val, log_every, checkpoint_every and "
+    "on_checkpoint_failure"
+)
 
 
 @runtime_checkable
@@ -104,11 +111,20 @@ class Keeper:
         What a run must be to go on from the checkpoint: JSON values by name.
     every : int, optional
         Batches between two checkpoints; by default they are made between epochs only.
+    on_failure : {"error", "warn"}
+        Whether a checkpoint that cannot be written ends the run, or is warned of, and the next one tried.
+
+    Attributes
+    ----------
+    n_failed : int
+        Checkpoints that could not be written.
+    unsaved : ResourceError or None
+        Why the last one could not.
 
     Raises
     ------
     UsageError
-        ``every`` is no positive integer, or the stream cannot say where it stands.
+        ``every`` is no positive integer, ``on_failure`` is no policy, or the stream cannot say where it stands.
     """
 
     def __init__(
@@ -121,7 +137,10 @@ class Keeper:
         stream: object,
         identity: Mapping[str, object],
         every: int | None,
+        on_failure: str = "error",
     ) -> None:
+        if on_failure not in ON_CHECKPOINT_FAILURE:
+            raise unknown_name("on_checkpoint_failure", on_failure, ON_CHECKPOINT_FAILURE)
         if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise UsageError(f"checkpoint_every is {every!r}; it must be an integer of at least 1")
         self._run = run
@@ -131,18 +150,21 @@ class Keeper:
         self._stream = stream
         self._identity = _flat(json.loads(json.dumps(identity)))
         self._every = every
+        self._warns = on_failure == "warn"
+        self.n_failed = 0
+        self.unsaved: ResourceError | None = None
 
     def is_due(self, counts: Counts) -> bool:
         """Whether a checkpoint is due after so many batches."""
         return self._every is not None and counts.n_batches % self._every == 0
 
     def save(self, counts: Counts, running: RunningMetrics | None = None) -> Path | None:
-        """Save the run as it stands, between epochs or, with its running metrics, inside one; return where.
+        """Save the run as it stands, between epochs or, with its running metrics, inside one; return where, if it is.
 
         Raises
         ------
         ResourceError
-            The disk is full or cannot be written.
+            The disk is full or cannot be written, and that ends the run; the newest checkpoint is in the message.
         UsageError
             The model's or the optimizer's state holds something that no checkpoint can.
         """
@@ -163,7 +185,17 @@ class Keeper:
         }
         modules = normalize_tensors(self._front.modules_by_input())
         contents = {MODEL: self._front.model.state_dict(), NORMALIZE: modules, _TRAINING: tensors}
-        return self._run.save(counts.n_batches, state, contents)
+        try:
+            saved = self._run.save(counts.n_batches, state, contents)
+        except ResourceError as error:
+            self.n_failed += 1
+            self.unsaved = _unsaved(self._run.path, counts, error)
+            if not self._warns:
+                raise self.unsaved from error
+            warnings.warn(str(self.unsaved), stacklevel=3)
+            return None
+        self.unsaved = None
+        return saved
 
     def restore(self, tell: Callable[[Resumed], None] | None) -> tuple[Counts, Inside | None]:
         """Bring the run back from its newest whole checkpoint; without one it begins afresh.
@@ -221,6 +253,20 @@ class Keeper:
             return counts, None
         n_batches = found.state["stream"]["batch"]
         return counts, Inside(n_batches=n_batches, metrics=training["metrics"], random=training["random"])
+
+
+def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
+    # A disk that does not write may not read either.
+    with suppress(OSError):
+        found, _ = find_checkpoint(run)
+        kept = f"The newest whole one is {found.path}" if found else "There is none before it"
+        error.why = f"{error.why}. {kept}" if error.why else kept
+    return ResourceError(
+        f"the checkpoint after batch {counts.n_batches:,} was not saved: {error.what}",
+        where=error.where,
+        why=error.why,
+        fix=f"{error.fix or 'see to the disk'}, then the same with --resume",
+    )
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

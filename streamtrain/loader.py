@@ -64,7 +64,7 @@ class StreamLoader:
         Whether a damaged block is an error, before a batch with a sample of it, or left out, with a warning and in
         ``quarantined``: batches are then shorter by its samples, and one that lost all is not yielded.
     timeout : float, optional
-        Seconds to wait for a batch before a `StallError` says where every thread stands; None waits for ever.
+        Seconds that a read may take, or that nothing may happen, before a `StallError`; None waits for ever.
 
     Raises
     ------

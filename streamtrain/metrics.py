@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from streamtrain.counts import Counts
+from streamtrain.errors import ResourceError
 from streamtrain.losses import Loss, align
 from streamtrain.speed import Speed
 
@@ -200,11 +201,17 @@ class History:
         How far the run has come since the trainer was made, or since it first began.
     resumed_from_batch : int
         Batches that a run that went on had taken in before; else 0.
+    checkpoint_failures : int
+        Checkpoints that could not be written, under ``on_checkpoint_failure="warn"``.
+    unsaved : ResourceError, optional
+        Why the last of them could not, where no later one could: what the run came to is not on the disk.
     """
 
     epochs: tuple[EpochSummary, ...]
     counts: Counts
     resumed_from_batch: int = 0
+    checkpoint_failures: int = 0
+    unsaved: ResourceError | None = None
 
     def __iter__(self) -> Iterator[EpochSummary]:
         return iter(self.epochs)

@@ -52,6 +52,9 @@ def pack(state: object, name: str) -> tuple[Any, dict[str, Tensor]]:
     def packed(value: object, path: str) -> Any:
         match value:
             case Tensor():
+                # The keys "a.b" and, inside "a", "b" give the same path.
+                while path in tensors:
+                    path += "'"
                 tensors[path] = value
                 return {"tensor": path}
             case None | bool() | int() | str():

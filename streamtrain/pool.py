@@ -9,13 +9,13 @@ Order never depends on what the threads do: a span's positions fix its samples, 
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 
 from streamtrain.blocks import BlockReader
 from streamtrain.budget import Sizes
-from streamtrain.errors import StallError, UsageError
+from streamtrain.deadline import Deadline
+from streamtrain.errors import UsageError
 from streamtrain.events import Work
 from streamtrain.layout import Layout
 from streamtrain.order import I64, EpochOrder
@@ -23,7 +23,6 @@ from streamtrain.passage import Passage, enter
 from streamtrain.picks import Picks
 from streamtrain.pool_memory import HostMemory, PoolMemory
 from streamtrain.spans import Span
-from streamtrain.stacks import stacks
 from streamtrain.workers import Job, Seconds, Workers
 
 
@@ -85,14 +84,13 @@ class Pool:
         Raises
         ------
         StallError
-            What was under way did not end within ``timeout`` seconds.
+            A read that was under way did not end within ``timeout`` seconds.
         UsageError
             The pool was made by a process of which this is a fork.
         """
         self._workers.check_process()
         with self._lock:
-            if not self._workers.pause(timeout):
-                raise self._stalled("a read did not end", timeout)
+            self._workers.pause(Deadline(self._reader, self._workers, timeout, "what was under way did not end").left)
             self._slots.release(keep=self._workers.error is None)
             self._setting_up = self._indexing = False
             self._epochs.clear()
@@ -111,24 +109,21 @@ class Pool:
         Raises
         ------
         StallError
-            Nothing came within ``timeout`` seconds.
+            A read did not come back within ``timeout`` seconds, or nothing happened for as long.
         UsageError
             The pool was closed meanwhile, or made by a process of which this is a fork.
         StreamtrainError
             What a thread met, with its traceback.
         """
         self._workers.check_process()
-        deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
-            while not self._spans or self._spans[0].stop > self._gathered(self._spans[0].epoch):
+            deadline = Deadline(self._reader, self._workers, timeout, "no batch came")
+            while not self._is_ready() or deadline.hangs():
                 if self._workers.error is not None:
                     raise self._workers.error
                 if self._workers.closed:
                     raise UsageError("the loader was closed meanwhile", fix="close it when no one iterates it")
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise self._stalled("no batch came", timeout)
-                self._workers.wait(left)
+                self._workers.wait(deadline.left())
             span = self._spans.popleft()
             self._changed.notify_all()
             return span
@@ -137,16 +132,9 @@ class Pool:
         """What the threads have done so far."""
         return self._workers.work()
 
-    def _stalled(self, what: str, timeout: float | None) -> StallError:
-        """Say what the threads are at, and wait for them no more."""
-        self._workers.give_up()
-        reads = ", ".join(f"block {block} for {seconds:,.1f} s" for block, seconds in self._reader.under_way())
-        return StallError(
-            f"{what} within {timeout:g} seconds",
-            where=str(self._reader.path),
-            why=f"Where every thread stands:\n{stacks()}\nBeing read: {reads or 'nothing'}",
-            fix="look at the disk, or wait longer with timeout=",
-        )
+    def _is_ready(self) -> bool:
+        """Whether all samples of the first span are in it."""
+        return bool(self._spans) and self._spans[0].stop <= self._gathered(self._spans[0].epoch)
 
     def close(self) -> None:
         """Stop the threads and close all files."""

@@ -17,14 +17,15 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Self, TextIO
+from typing import Any, Final, Self
 
 from torch import Tensor
 
 from streamtrain.checkpoint import write_checkpoint
-from streamtrain.errors import CheckpointError, UsageError
-from streamtrain.files import Files
+from streamtrain.errors import CheckpointError, ResourceError, UsageError, remedy
+from streamtrain.files import Files, explained
 
 CONFIG: Final = "config.json"
 METRICS: Final = "metrics.jsonl"
@@ -41,6 +42,8 @@ class RunFolder:
         What ``config.json`` is to hold; a run that goes on keeps its own.
     goes_on : bool
         Whether a run may be there.
+    files : Files, optional
+        What writes.
 
     Raises
     ------
@@ -48,17 +51,26 @@ class RunFolder:
         Something is there already, and is no run that goes on.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, object], *, goes_on: bool = False) -> None:
+    def __init__(
+        self, path: Path, config: Mapping[str, object], *, goes_on: bool = False, files: Files | None = None
+    ) -> None:
         if not (goes_on and is_run(path)):
             check_free(path)
         self.path = path
         self._config = config
-        self._files = Files()
-        self._metrics: TextIO | None = None
+        self._files = files or Files()
+        self._metrics: int | None = None
+        self._unwritten = bytearray()
 
     def log(self, **values: float | str) -> None:
-        """Append a line to ``metrics.jsonl``; what is not finite becomes null."""
-        self._opened().write(json.dumps({name: _finite(value) for name, value in values.items()}) + "\n")
+        """Append a line to ``metrics.jsonl``; what is not finite becomes null.
+
+        A line that cannot be written now is written with a later one; no checkpoint is saved without it.
+        """
+        line = json.dumps({name: _finite(value) for name, value in values.items()}) + "\n"
+        self._unwritten += line.encode()
+        with suppress(ResourceError):
+            self._write_metrics()
 
     def rewind(self, n_bytes: int) -> None:
         """Forget the lines written after a checkpoint, before which there were so many bytes.
@@ -87,25 +99,36 @@ class RunFolder:
         UsageError
             The state holds something that no checkpoint can.
         """
-        metrics = self._opened()
-        metrics.flush()
-        os.fsync(metrics.fileno())
-        n_bytes = os.fstat(metrics.fileno()).st_size
+        metrics = self._write_metrics()
+        with explained("flush", self.path / METRICS):
+            self._files.system.fsync(metrics)
+        n_bytes = os.fstat(metrics).st_size
         return write_checkpoint(self._files, self.path, n_batches, {**state, "metrics_bytes": n_bytes}, tensors)
 
-    def _opened(self) -> TextIO:
+    def _write_metrics(self) -> int:
+        """Write the lines that wait; whoever watches the file sees them as they come."""
+        metrics = self._opened()
+        with explained("write", self.path / METRICS):
+            while self._unwritten:
+                # Copied: what has a view of it cannot shrink.
+                n_written = self._files.system.writev(metrics, [bytes(self._unwritten)])
+                del self._unwritten[:n_written]
+        return metrics
+
+    def _opened(self) -> int:
         if self._metrics is None:
             self._files.ensure_dir(self.path)
             if not (self.path / CONFIG).exists():
                 self._files.write_bytes(self.path / CONFIG, (json.dumps(self._config, indent=2) + "\n").encode())
-            # Line buffered: whoever watches the file sees whole lines, as they come.
-            self._metrics = (self.path / METRICS).open("a", buffering=1, encoding="utf-8")
+            with explained("open", self.path / METRICS):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+                self._metrics = os.open(self.path / METRICS, flags, 0o666)
         return self._metrics
 
     def close(self) -> None:
         """Close ``metrics.jsonl``."""
         if self._metrics is not None:
-            self._metrics.close()
+            os.close(self._metrics)
             self._metrics = None
 
     def __enter__(self) -> Self:
@@ -136,8 +159,18 @@ Run = RunFolder | NoRun
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is that of a run."""
-    return (path / CONFIG).is_file()
+    """Whether a folder is that of a run.
+
+    Raises
+    ------
+    CheckpointError
+        Nobody may look there.
+    """
+    try:
+        return (path / CONFIG).is_file()
+    except OSError as error:
+        fix = remedy(error, "another --out")
+        raise CheckpointError(f"cannot be looked at: {error.strerror}", where=str(path), fix=fix) from error
 
 
 def check_free(path: Path) -> None:
@@ -187,7 +220,10 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads(file.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"no run: {CONFIG} is missing", where=str(path), fix=_nearby_runs(path)) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        fix = remedy(error, "train again")
+        raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), fix=fix) from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
     if not isinstance(config, dict):
         raise CheckpointError("is no JSON object", where=str(file), fix="train again")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 _FLUSHES_DIRECTORIES: Final = os.name == "posix"
+_NOT_FLUSHED: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 
@@ -42,11 +43,15 @@ class System:
         os.fsync(fd)
 
     def fsync_dir(self, path: Path) -> None:
-        """Flush a directory's entries to the disk, where the platform can."""
+        """Flush a directory's entries to the disk, where the platform and the file system can."""
         if _FLUSHES_DIRECTORIES:
             fd = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(fd)
+            except OSError as error:
+                # Some network and user-space file systems have no such call; a disk that fails says something else.
+                if error.errno not in _NOT_FLUSHED:
+                    raise
             finally:
                 os.close(fd)
 

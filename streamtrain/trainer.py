@@ -130,6 +130,7 @@ class Trainer:
         val: Stream | None = None,
         checkpoint: str | Path | RunFolder | None = None,
         checkpoint_every: int | None = None,
+        on_checkpoint_failure: str = "error",
         resume: Literal["auto"] | None = None,
         log_every: int = 50,
         progress: bool | None = None,
@@ -152,6 +153,8 @@ class Trainer:
             SIGTERM then end the run after the step they meet, saved; a second one at once.
         checkpoint_every : int, optional
             Batches between checkpoints besides those.
+        on_checkpoint_failure : {"error", "warn"}
+            Whether one that cannot be written ends the run, or is warned of and counted, and the next one tried.
         resume : {None, "auto"}
             None asks for a folder with nothing in it; ``"auto"`` goes on from the newest whole checkpoint there, bit
             for bit, or starts afresh where there is none.
@@ -174,6 +177,8 @@ class Trainer:
             The device is out of memory; the message has the batch size that would fit.
         CheckpointError
             The checkpoint is of another run; every difference is named.
+        ResourceError
+            A checkpoint could not be written; the newest whole one is named.
         Interrupted
             A `KeyboardInterrupt`: a signal came, and the run is saved.
         """
@@ -187,7 +192,7 @@ class Trainer:
             self._told(),
             nullcontext(Interrupts()) if isinstance(run, NoRun) else held_back() as interrupts,
         ):
-            keeper = self._keeper(run, stream, loader, checkpoint_every)
+            keeper = self._keeper(run, stream, loader, checkpoint_every, on_checkpoint_failure)
             self._passes.counts, inside = keeper.restore(on_resume) if resume else (self.counts, None)
             resumed_from_batch = self.counts.n_batches if resume else 0
             while not totals.reached_by(self.counts):
@@ -209,7 +214,13 @@ class Trainer:
                 interrupts.stop_if_asked(keeper.save(self.counts))
             if self.counts == Counts():
                 keeper.save(self.counts)
-        return History(epochs=tuple(summaries), counts=self.counts, resumed_from_batch=resumed_from_batch)
+        return History(
+            epochs=tuple(summaries),
+            counts=self.counts,
+            resumed_from_batch=resumed_from_batch,
+            checkpoint_failures=keeper.n_failed,
+            unsaved=keeper.unsaved,
+        )
 
     def evaluate(self, loader: Stream) -> Metrics:
         """Measure loss and score over a stream, each sample once, in stored order; nothing is changed.
@@ -292,7 +303,7 @@ class Trainer:
             raise UsageError("resume without checkpoint", fix="checkpoint='runs/a', the folder of the run")
         return NoRun()
 
-    def _keeper(self, run: Run, stream: Stream, loader: Stream, every: int | None) -> Keeper:
+    def _keeper(self, run: Run, stream: Stream, loader: Stream, every: int | None, on_failure: str) -> Keeper:
         return Keeper(
             run,
             rule=self._rule,
@@ -301,6 +312,7 @@ class Trainer:
             stream=stream,
             identity=self.describe(loader),
             every=every,
+            on_failure=on_failure,
         )
 
     def _ordered(self, loader: Stream) -> AbstractContextManager[Stream]:

@@ -24,7 +24,7 @@ from streamtrain.store.inspection import file_damage
 from streamtrain.store.metadata import PRIVATE, shard_key
 from streamtrain.store.opening import checked_dataset, read_facts
 from streamtrain.store.shard import index_bytes, index_of
-from streamtrain.store.stored import RESTORE, StoredFile, open_regular
+from streamtrain.store.stored import RESTORE, StoredFile, open_regular, unreadable
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -155,7 +155,7 @@ def _whole_damage(path: Path, file: StoredFile) -> list[DatasetError]:
             while piece := opened.read(_PIECE_BYTES):
                 crc = checksum(piece, crc)
     except OSError as error:
-        return [DatasetError(f"cannot be read: {error.strerror}", where=str(path), fix=RESTORE)]
+        return [unreadable(path, error)]
     what = f"crc32c is {crc:08x}, the manifest says {file.crc32c:08x}"
     return [] if crc == file.crc32c else [DatasetError(what, where=str(path), fix=RESTORE)]
 
@@ -174,7 +174,7 @@ def _shard_damage(dataset: Dataset, field: Field, column: int, shard: int) -> li
     except DatasetError as error:
         return [error]
     except OSError as error:
-        return [DatasetError(f"cannot be read: {error.strerror}", where=str(path), fix=RESTORE)]
+        return [unreadable(path, error)]
 
 
 def _block_damage(

@@ -44,6 +44,8 @@ class Workers:
         What a job or its planning raised.
     closed : bool
         Whether the threads are ended.
+    ended : float
+        When the last job ended, on the monotonic clock.
     """
 
     def __init__(self, next_job: Callable[[bool], Job | None], n_threads: int) -> None:
@@ -58,6 +60,7 @@ class Workers:
         self._n_busy = 0
         self._paused = True
         self.closed = False
+        self.ended = time.monotonic()
         self._process = os.getpid()
         self._join_seconds = _JOIN_SECONDS
         self._threads = [
@@ -65,22 +68,17 @@ class Workers:
             for i in range(n_threads)
         ]
 
-    def pause(self, timeout: float | None = None) -> bool:
+    def pause(self, left: Callable[[], float | None]) -> None:
         """Let no further job begin, and wait until none is under way; the lock is held by the caller.
 
-        Returns
-        -------
-        bool
-            Whether that came within so many seconds.
+        Parameters
+        ----------
+        left : callable
+            Gives the seconds to wait before it is asked again, None for ever, or raises what ends the waiting.
         """
         self._paused = True
-        deadline = None if timeout is None else time.monotonic() + timeout
         while self._n_busy:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return False
-            self.wait(left)
-        return True
+            self.wait(left())
 
     def wait(self, timeout: float | None) -> None:
         """Wait for a change; the lock is held by the caller, and still is when a Ctrl-C ends the waiting."""
@@ -152,6 +150,7 @@ class Workers:
             del job, act
             with self.lock:
                 self._n_busy -= 1
+                self.ended = time.monotonic()
                 if error is None:
                     error = self._note(kind, seconds, note, result)
                 if error is not None:

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("repeatable")
+
+X = np.repeat(np.arange(60, dtype=np.float32).reshape(20, 3), 5, axis=0)
+
+
+@pytest.fixture(scope="session")
+def whole_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a dataset of 100 samples in 10 blocks is that no test may change."""
+    import streamtrain
+
+    path = tmp_path_factory.mktemp("whole") / "d.zarr"
+    streamtrain.ingest({"x": X, "y": np.arange(100) % 3}, path, block=20 * 10, codec="lz4")
+    return path
+
+
+@pytest.fixture
+def dataset_to_harm(whole_dataset: Path, tmp_path: Path) -> Path:
+    """A copy of it that is the test's own."""
+    return Path(shutil.copytree(whole_dataset, tmp_path / "d.zarr"))
+
 
 _GRACE_SECONDS = 2.0
 # Threads that a library starts once and keeps for the life of the process: zarr's event loop and its pool, asyncio's

@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("layout", "system", "files", "moments", "label_stats", "stats", "events", "meter", "mapped", "limits"),
     ("arguments", "stacks", "random_words", "counts", "order", "picks", "schedule", "budget", "reshuffle", "quality"),
     ("store", "verify", "blocks", "labels", "planning", "sources"),
-    ("slots", "spans", "workers", "pool_memory", "passage", "narrator", "pool", "device", "ingest"),
+    ("slots", "spans", "workers", "pool_memory", "deadline", "passage", "narrator", "pool", "device", "ingest"),
     ("sample_random", "transforms", "batches", "quarantine", "loader_order", "loader_state", "loader"),
     ("seeding", "losses", "normalize", "models", "optim", "rules", "speed", "metrics", "stream", "rehearsal"),
     ("packing", "tensor_file", "checkpoint", "runs", "keeper", "recorder", "passes", "trainer", "headspace", "compare"),

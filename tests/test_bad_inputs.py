@@ -181,18 +181,6 @@ def _is_an_error(captured: Any, match: str) -> None:
     assert "a bug in streamtrain" not in captured.err
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("original") / "d.zarr"
-    streamtrain.ingest({"x": np.repeat(X, 5, axis=0), "y": np.arange(100) % 3}, path, block=20 * 10, codec="lz4")
-    return path
-
-
-@pytest.fixture
-def dataset(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "d.zarr"))
-
-
 TRAIN: dict[str, tuple[list[str], int, str]] = {
     "76 model": (["--model", "lineer"], 2, "did you mean 'linear'|linear"),
     "76 optimizer": (["--optimizer", "adm"], 2, "did you mean 'adam'"),
@@ -217,14 +205,14 @@ TRAIN: dict[str, tuple[list[str], int, str]] = {
 
 
 @pytest.mark.parametrize("name", TRAIN)
-def test_train(name: str, original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train(name: str, whole_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words, code, match = TRAIN[name]
     (tmp_path / "broken.py").write_text("nothing\n")
     (tmp_path / "three.py").write_text("def make(*args, **names): return 3\n")
     words = [word.replace("{tmp}", str(tmp_path)) for word in words]
     model = [] if "--model" in words else ["--model", "linear"]
     memory = [] if "--memory" in words else ["--memory", "16MB"]
-    assert main(["train", str(original), *model, *memory, *words, "--json", "--out", str(tmp_path / "a")]) == code
+    assert main(["train", str(whole_dataset), *model, *memory, *words, "--json", "--out", str(tmp_path / "a")]) == code
     _is_an_error(capsys.readouterr(), match)
 
 
@@ -242,19 +230,19 @@ def test_train(name: str, original: Path, tmp_path: Path, capsys: pytest.Capture
     ids=["gone", "56 incomplete", "66 manifest", "69 zarr.json"],
 )
 def test_a_dataset_that_is_none(
-    dataset: Path, command: list[str], harm: Make, match: str, capsys: pytest.CaptureFixture[str]
+    dataset_to_harm: Path, command: list[str], harm: Make, match: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    harm(dataset)
-    assert main([command[0], str(dataset), *command[1:]]) == 4
+    harm(dataset_to_harm)
+    assert main([command[0], str(dataset_to_harm), *command[1:]]) == 4
     out, err = capsys.readouterr()
     assert re.search(match, out + err)
     assert "Traceback" not in err
 
 
-def test_95_a_dataset_replaced_while_it_is_trained_on(dataset: Path) -> None:
-    opened = streamtrain.open(dataset)
+def test_95_a_dataset_replaced_while_it_is_trained_on(dataset_to_harm: Path) -> None:
+    opened = streamtrain.open(dataset_to_harm)
     with streamtrain.StreamLoader(opened, batch_size=10, memory="16MB", timeout=20) as loader:
-        for shard in (dataset / "x/c").rglob("0"):
+        for shard in (dataset_to_harm / "x/c").rglob("0"):
             if shard.is_file():
                 shard.write_bytes(bytes(reversed(shard.read_bytes())))
         with pytest.raises(streamtrain.DatasetError, match=r"block \d+ of field x \(samples") as caught:

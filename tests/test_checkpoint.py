@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -165,6 +166,93 @@ def test_a_failed_save_leaves_the_earlier_ones(run: Path) -> None:
         with pytest.raises(ResourceError, match="No space left"):
             write_checkpoint(Files(system=system), run, 11, {}, {"model": {"w": torch.ones(3)}})
         assert newest_checkpoint(run).path.name == "00000010"
+
+
+class Full(System):
+    """A disk that is full from a call of one kind on, after so many of them."""
+
+    def __init__(self, kind: str, left: int) -> None:
+        self.kind, self.left = kind, left
+
+    def _use(self, kind: str) -> None:
+        if kind == self.kind:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(28, "No space left on device")
+
+    def writev(self, fd: int, buffers: Any) -> int:
+        self._use("writev")
+        return super().writev(fd, buffers)
+
+    def mkdir(self, path: Path) -> None:
+        self._use("mkdir")
+        super().mkdir(path)
+
+    def rename(self, old: Path, new: Path) -> None:
+        self._use("rename")
+        super().rename(old, new)
+
+    def exchange(self, one: Path, other: Path) -> None:
+        self._use("exchange")
+        super().exchange(one, other)
+
+
+def folders(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("n_batches", [10, 11])
+@pytest.mark.parametrize("kind", ["writev", "mkdir", "rename", "exchange"])
+def test_what_was_begun_of_a_failed_save_gives_its_space_back(run: Path, kind: str, n_batches: int) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for left in range(20):
+        files = Files(system=Full(kind, left))
+        try:
+            write_checkpoint(files, run, n_batches, {}, {"model": {"w": torch.ones(3)}})
+            break
+        except ResourceError as error:
+            said = str(error)
+        assert "No space left" in said
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+        assert folders(run) == ["00000009", "00000010"]
+    # A new one has no other's place to take.
+    assert left > 0 or (kind, n_batches) == ("exchange", 11)
+    assert newest_checkpoint(run).path.name == f"{n_batches:08d}"
+
+
+def test_one_of_the_same_batch_takes_the_others_place_where_names_cannot_be_exchanged(run: Path) -> None:
+    class Without(System):
+        def exchange(self, one: Path, other: Path) -> None:
+            raise OSError(38, "Function not implemented")
+
+    write_checkpoint(Files(system=Without()), run, 10, {"counts": 7}, {})
+    assert newest_checkpoint(run).state["counts"] == 7
+    assert folders(run) == ["00000009", "00000010"]
+
+
+def test_the_one_before_is_kept_whatever_else_lies_there(run: Path) -> None:
+    parent = run / "checkpoints"
+    (parent / "00000010" / "manifest.json").unlink()  # one that was not finished
+    (parent / "00000010.new").mkdir()
+    (parent / "00000099").mkdir()
+    (parent / "00000099" / "manifest.json").write_bytes(b"{}")  # one that was skipped as damaged
+    (parent / "notes").mkdir()
+    write_checkpoint(Files(), run, 11, {}, {})
+    assert folders(run) == ["00000009", "00000011", "notes"]
+
+
+def test_metrics_that_cannot_be_written_wait(tmp_path: Path) -> None:
+    path, system = tmp_path / "run", Full("writev", 1)  # config.json, and nothing more
+    with RunFolder(path, {}, files=Files(system=system)) as folder:
+        for batch in range(3):
+            folder.log(batch=batch)
+        assert (path / "metrics.jsonl").read_bytes() == b""
+        with pytest.raises(ResourceError, match=r"metrics.jsonl: cannot write: No space left.*free some space"):
+            folder.save(3, {}, {})
+        system.left = 1000
+        folder.save(4, {}, {})
+    assert (path / "metrics.jsonl").read_text() == "".join(f'{{"batch": {batch}}}\n' for batch in range(3))
+    assert newest_checkpoint(path).state["metrics_bytes"] == (path / "metrics.jsonl").stat().st_size
 
 
 def test_only_the_newest_and_the_one_before_are_kept(run: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,6 @@ import streamtrain
 from streamtrain.cli.main import main
 
 X = np.arange(60, dtype=np.float32).reshape(20, 3)
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("original") / "d.zarr"
-    streamtrain.ingest({"x": np.repeat(X, 5, axis=0), "y": np.arange(100) % 3}, path, block=20 * 10, codec="lz4")
-    return path
-
-
-@pytest.fixture
-def dataset(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "d.zarr"))
 
 
 class Payload:
@@ -103,17 +90,17 @@ def test_code_in_a_source_does_not_run(
     ],
 )
 def test_code_in_a_dataset_does_not_run(
-    dataset: Path, key: str, marker: Path, capsys: pytest.CaptureFixture[str]
+    dataset_to_harm: Path, key: str, marker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    size = (dataset / key).stat().st_size
+    size = (dataset_to_harm / key).stat().st_size
     data = pickle.dumps(Payload(marker))
-    (dataset / key).write_bytes((data + b"." * size)[: max(size, len(data))])
-    codes = {main([*words, str(dataset)]) for words in (["verify", "--full"], ["info"])}
+    (dataset_to_harm / key).write_bytes((data + b"." * size)[: max(size, len(data))])
+    codes = {main([*words, str(dataset_to_harm)]) for words in (["verify", "--full"], ["info"])}
     assert 4 in codes
     main(
         [
             "train",
-            str(dataset),
+            str(dataset_to_harm),
             "--model",
             "linear",
             "--memory",
@@ -121,19 +108,19 @@ def test_code_in_a_dataset_does_not_run(
             "--epochs",
             "1",
             "--out",
-            str(dataset.parent / "a"),
+            str(dataset_to_harm.parent / "a"),
         ]
     )
     capsys.readouterr()
     assert not marker.exists()
 
 
-def test_48_a_codec_that_unpickles_is_no_codec_of_ours(dataset: Path, marker: Path) -> None:
+def test_48_a_codec_that_unpickles_is_no_codec_of_ours(dataset_to_harm: Path, marker: Path) -> None:
     """Everything agrees with everything: manifest, root, lengths; but the array says its blocks are pickles."""
-    described = json.loads((dataset / "x/zarr.json").read_bytes())
+    described = json.loads((dataset_to_harm / "x/zarr.json").read_bytes())
     described["codecs"][0]["configuration"]["codecs"].append({"name": "numcodecs.pickle", "configuration": {}})
-    _reseal(dataset, "x/zarr.json", json.dumps(described).encode())
-    opened = streamtrain.open(dataset)
+    _reseal(dataset_to_harm, "x/zarr.json", json.dumps(described).encode())
+    opened = streamtrain.open(dataset_to_harm)
     with pytest.raises(streamtrain.DatasetError, match="block 0 of field x"):
         opened[0]
     assert not marker.exists()
@@ -153,18 +140,18 @@ def _reseal(path: Path, key: str, data: bytes) -> None:
 
 
 def test_72_a_key_that_leads_out_reads_nothing_there(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset_to_harm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_text("nobody's business")
     secret.chmod(0o600)
     before = secret.stat().st_atime_ns
-    manifest = json.loads((dataset / "_streamtrain/manifest.json").read_bytes())
+    manifest = json.loads((dataset_to_harm / "_streamtrain/manifest.json").read_bytes())
     manifest["files"]["../secret"] = [17, 0]
     del manifest["files"]["_streamtrain/zarr.json"]
-    (dataset / "_streamtrain/manifest.json").write_text(json.dumps(manifest))
-    _reseal(dataset, "x/zarr.json", (dataset / "x/zarr.json").read_bytes())
-    assert main(["verify", str(dataset), "--full"]) == 4
+    (dataset_to_harm / "_streamtrain/manifest.json").write_text(json.dumps(manifest))
+    _reseal(dataset_to_harm, "x/zarr.json", (dataset_to_harm / "x/zarr.json").read_bytes())
+    assert main(["verify", str(dataset_to_harm), "--full"]) == 4
     err = capsys.readouterr().err
     assert "the manifest's files are not those of its layout" in err
     assert "nobody" not in err
@@ -172,14 +159,14 @@ def test_72_a_key_that_leads_out_reads_nothing_there(
 
 
 def test_92_code_in_a_checkpoint_does_not_run(
-    original: Path, tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str]
+    whole_dataset: Path, tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
 
     run = tmp_path / "run"
     words = [
         "train",
-        str(original),
+        str(whole_dataset),
         "--model",
         "linear",
         "--memory",
@@ -196,7 +183,7 @@ def test_92_code_in_a_checkpoint_does_not_run(
     for path in weights:
         torch.save({"model": Payload(marker)}, path)
     capsys.readouterr()
-    assert main(["evaluate", str(run), str(original)]) == 6
+    assert main(["evaluate", str(run), str(whole_dataset)]) == 6
     assert "checkpoint" in capsys.readouterr().err
     assert main([*words[:-1], "--resume", "--epochs", "2"]) in (0, 6)
     assert "checkpoint" in capsys.readouterr().err

@@ -36,6 +36,18 @@ def test_whatever_is_packed_comes_back(state: Any) -> None:
     assert repr(back) == repr(state), "types too"
 
 
+def test_names_that_read_alike_are_told_apart() -> None:
+    state = {
+        "a.b": torch.tensor(1),
+        "a": {"b": torch.tensor(2), "b'": torch.tensor(3)},
+        "1": torch.tensor(4),
+        1: torch.tensor(5),
+    }
+    tree, tensors = pack(state, "state")
+    assert len(tensors) == 5
+    assert repr(unpack(json.loads(json.dumps(tree)), tensors)) == repr(state)
+
+
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "LBFGS"])
 def test_optimizers_come_back(name: str) -> None:
     model = nn.Linear(3, 2)

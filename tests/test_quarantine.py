@@ -182,3 +182,31 @@ def test_train_says_what_it_left_out(harmed: Dataset, tmp_path: Path, capsys: py
     with pytest.warns(UserWarning, match="left out"):
         assert main([*words, "--out", str(tmp_path / "c"), "--update", "epoch"]) == 0
     assert "left out block 10 of field y (samples 200 to 219), " in capsys.readouterr().out
+
+
+def test_what_is_measured_on_leaves_its_damage_out_too(
+    harmed: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    n_val = 300
+    source = {"x": np.arange(n_val) * 3, "y": np.arange(n_val) % 5}
+    val = streamtrain.ingest(source, tmp_path / "v.zarr", block=16 * 20, shard=8 * 100, codec="none")
+    harm(val, "x", 1)
+    words = ["train", str(harmed.path), "--val", str(val.path), "--model", "linear", "--epochs", "2"]
+    words += ["--memory", "32MB", "--batch-size", str(BATCH)]
+    quarantine = ["--on-bad-block", "quarantine"]
+    with pytest.warns(UserWarning, match="left out"):
+        assert main([*words, *quarantine, "--out", str(tmp_path / "a"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["val"].keys() >= {"loss", "accuracy"}
+    assert {(out["field"], out["block"]) for out in result["quarantined"]} == {("x", 0), ("y", 10)}
+    (out,) = result["val_quarantined"]
+    assert (out["field"], out["block"], out["samples"]) == ("x", 5, [100, 120])
+    assert out["file"] == str(val.shard_path("x", 1))
+    with pytest.warns(UserWarning, match="left out"):
+        assert main([*words, *quarantine, "--out", str(tmp_path / "b")]) == 0
+    assert "left out of --val block 5 of field x (samples 100 to 119), " in capsys.readouterr().out
+    # Without being told to, it ends at the first damage there, though the training data is whole.
+    whole = tmp_path / "w.zarr"
+    streamtrain.ingest(source, whole)
+    assert main(["train", str(whole), *words[2:], "--out", str(tmp_path / "c")]) == 4
+    assert "v.zarr" in capsys.readouterr().err

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Final
 
-from streamtrain.errors import UsageError, unknown_name
+import numpy as np
+
+from streamtrain.errors import InputError, UsageError, unknown_name
 from streamtrain.layout import Field
 from streamtrain.losses import Loss
 from streamtrain.store import Dataset
 
 INPUT: Final = "x"
 TARGET: Final = "y"
+_N_SHOWN: Final = 5
 
 
 def field_of(dataset: Dataset, name: str) -> Field:
@@ -29,12 +33,14 @@ def field_of(dataset: Dataset, name: str) -> Field:
 
 
 def check_alike(dataset: Dataset, val: Dataset) -> None:
-    """Refuse validation data whose fields are not those of the training data.
+    """Refuse validation data whose fields or classes are not those of the training data.
 
     Raises
     ------
     UsageError
-        A dtype or a shape differs.
+        A dtype or a shape differs, or a label's number stands for another name.
+    InputError
+        It has labels that the training data lacks.
     """
     for name in (INPUT, TARGET):
         ours, theirs = field_of(dataset, name), field_of(val, name)
@@ -44,6 +50,40 @@ def check_alike(dataset: Dataset, val: Dataset) -> None:
                 where=f"--val {val.path}",
                 fix="ingest both in the same way",
             )
+    if dataset.classes != val.classes:
+        raise UsageError(
+            f"its labels 0, 1, ... are {_listed(val)}; in the training data they are {_listed(dataset)}",
+            where=f"--val {val.path}",
+            fix="ingest both with the same classes",
+        )
+    _check_labels(dataset, val)
+
+
+def _listed(dataset: Dataset) -> str:
+    return ", ".join(map(repr, dataset.classes[:_N_SHOWN])) if dataset.classes else "numbers"
+
+
+def _check_labels(dataset: Dataset, val: Dataset) -> None:
+    ours, theirs = dataset.label_histogram, val.label_histogram
+    if ours is None or theirs is None or dataset.n_classes is None:
+        return
+    is_new = ~np.isin(theirs.values, ours.values)
+    if is_new.any():
+        listed = ", ".join(map(str, theirs.values[is_new][:_N_SHOWN].tolist()))
+        raise InputError(
+            f"{int(theirs.counts[is_new].sum()):,} samples have labels that the training data lacks: {listed}",
+            where=f"--val {val.path}",
+            fix="divide the samples so that every class is in both, or leave those out",
+        )
+
+
+def doubts(dataset: Dataset, batch_size: int) -> Iterator[str]:
+    """What is no error, and still no training that anyone wants, in sentences."""
+    labels = dataset.label_histogram
+    if labels is not None and len(labels.values) == 1:
+        yield f"every label is {labels.values[0]}: of one class nothing can be learnt"
+    if batch_size > len(dataset):
+        yield f"batch_size is {batch_size:,}, and there are {len(dataset):,} samples: each epoch is one batch"
 
 
 def n_outputs(dataset: Dataset, loss: Loss, y: Field) -> int:

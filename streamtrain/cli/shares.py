@@ -198,7 +198,7 @@ def of_the_process(error: BudgetError, taken: Taken) -> BudgetError:
     return BudgetError(error.what, where=error.where, why=error.why, fix=fix)
 
 
-def make_val_loader(val: Dataset, batch_size: int, memory: int, device: str) -> StreamLoader:
+def make_val_loader(val: Dataset, batch_size: int, memory: int, device: str, on_bad_block: str) -> StreamLoader:
     """The loader that measures, in stored order.
 
     Raises
@@ -207,7 +207,9 @@ def make_val_loader(val: Dataset, batch_size: int, memory: int, device: str) -> 
         Its share is too small.
     """
     try:
-        return StreamLoader(val, batch_size=batch_size, memory=memory, shuffle=False, device=device)
+        return StreamLoader(
+            val, batch_size=batch_size, memory=memory, shuffle=False, device=device, on_bad_block=on_bad_block
+        )
     except BudgetError as error:
         where = f"--val, whose loader has 1/{VAL_SHARE} of --memory"
         raise BudgetError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,13 +17,15 @@ from streamtrain.allocator import keep_little
 from streamtrain.arguments import ON_BAD_BLOCK, check_seed
 from streamtrain.cli import shares
 from streamtrain.cli.common import emit, json_option
-from streamtrain.cli.data import INPUT, TARGET, check_alike, field_of, n_outputs
+from streamtrain.cli.data import INPUT, TARGET, check_alike, doubts, field_of, n_outputs
 from streamtrain.cli.resuming import how_to_go_on, say_resumed
 from streamtrain.cli.tables import epoch_head, epoch_line
+from streamtrain.cli.train_options import Options, parse_betas
 from streamtrain.cli.trained import Trained
 from streamtrain.errors import BudgetError, StreamtrainError, UsageError
 from streamtrain.events import Reserved, tell
 from streamtrain.headspace import headspace, kept_bytes
+from streamtrain.keeper import ON_CHECKPOINT_FAILURE
 from streamtrain.loader import StreamLoader
 from streamtrain.losses import default_loss, resolve_loss
 from streamtrain.meter import MemoryMeter, held_bytes
@@ -37,50 +39,6 @@ from streamtrain.trainer import Trainer
 from streamtrain.units import format_bytes
 
 RUNS: Final = Path("runs")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """The options of the command, as given."""
-
-    dest: Path
-    model: str
-    val: Path | None
-    loss: str | None
-    update: str
-    optimizer: str
-    lr: float | None
-    momentum: float | None
-    betas: tuple[float, ...] | None
-    eps: float | None
-    weight_decay: float | None
-    nesterov: bool
-    epochs: int
-    max_steps: int | None
-    batch_size: int
-    memory: str | None
-    max_memory: str | None
-    lanes: int | None
-    drop_last: bool
-    on_bad_block: str
-    seed: int
-    device: str
-    normalize: str
-    threads: int | None
-    out: Path | None
-    checkpoint_every: int | None
-    resume: bool
-    log_every: int
-    headspace: bool
-
-
-def _parse_betas(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(float(word) for word in value.split(","))
-    except ValueError:
-        raise UsageError(f"betas {value!r} are not numbers", fix="--betas 0.9,0.999, say") from None
 
 
 _path = click.Path(path_type=Path)
@@ -99,7 +57,7 @@ _path = click.Path(path_type=Path)
     "--lr", type=float, help="By default torch's own (adam 0.001), for sgd 0.1, or 0.01 with --update sample."
 )
 @click.option("--momentum", type=float, help="For optimizers that have it.")
-@click.option("--betas", callback=_parse_betas, metavar="B1,B2", help="For adam and its kin.")
+@click.option("--betas", callback=parse_betas, metavar="B1,B2", help="For adam and its kin.")
 @click.option("--eps", type=float, help="For adam and its kin.")
 @click.option("--weight-decay", type=float)
 @click.option("--nesterov", is_flag=True, help="For sgd with momentum.")
@@ -122,6 +80,12 @@ _path = click.Path(path_type=Path)
 @click.option("--threads", type=int, help="Threads of torch on the CPU.")
 @click.option("--out", type=_path, help="The run's folder; by default runs/N, N being the next free number.")
 @click.option("--checkpoint-every", type=int, metavar="BATCHES", help="Save between epochs, and every so many batches.")
+@click.option(
+    "--on-checkpoint-failure",
+    type=click.Choice(ON_CHECKPOINT_FAILURE),
+    default="error",
+    help="End where a checkpoint cannot be written, or say so and try at the next; exit code 5 if the last one failed.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its newest checkpoint, if it has one.")
 @click.option(
     "--log-every", type=int, default=50, metavar="BATCHES", help="Batches between two lines of metrics.jsonl."
@@ -138,8 +102,7 @@ def command(as_json: bool, **given: Any) -> None:
     say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
     trained = _train(options, say)
     emit(as_json, trained.result(), trained.text())
-    if trained.interrupt is not None:
-        raise trained.interrupt
+    trained.raise_rest()
 
 
 def _train(options: Options, say: Callable[[str], None]) -> Trained:
@@ -161,6 +124,8 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
     rows = first_rows(dataset, n_rows, forgiving=options.on_bad_block != "error")
     trainer.check(rows, n_classes=dataset.n_classes)
     say(_heading(options, dataset, trainer))
+    for doubt in doubts(dataset, options.batch_size):
+        click.echo(f"warning: {doubt}", err=True)
     with ExitStack() as stack:
         with ExitStack() as rehearsal:
             # What a step takes is there for milliseconds.
@@ -183,6 +148,7 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
                 val=loaders[1] if val else None,
                 checkpoint=run,
                 checkpoint_every=options.checkpoint_every,
+                on_checkpoint_failure=options.on_checkpoint_failure,
                 resume="auto" if options.resume else None,
                 log_every=options.log_every,
                 on_epoch=lambda summary: say(epoch_line(summary)),
@@ -201,6 +167,7 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
         out=out,
         headspace=None,
         quarantined=loaders[0].quarantined,
+        val_quarantined=loaders[1].quarantined if val else (),
     )
     return _with_headspace(trained, trainer, options, dataset, memory) if options.headspace else trained
 
@@ -305,7 +272,8 @@ def _loaders(options: Options, dataset: Dataset, val: Dataset | None, memory: in
         on_bad_block=options.on_bad_block,
     )
     if val:
-        yield shares.make_val_loader(val, min(options.batch_size, len(val)), val_memory, options.device)
+        size, on_bad_block = min(options.batch_size, len(val)), options.on_bad_block
+        yield shares.make_val_loader(val, size, val_memory, options.device, on_bad_block)
 
 
 def _heading(options: Options, dataset: Dataset, trainer: Trainer) -> str:

@@ -22,6 +22,7 @@ class Trained:
     out: Path
     headspace: Headspace | None
     quarantined: tuple[LeftOut, ...] = ()
+    val_quarantined: tuple[LeftOut, ...] = ()
     interrupt: KeyboardInterrupt | None = None
     """What came while the headspace was measured."""
 
@@ -41,6 +42,8 @@ class Trained:
             "stall": {"wall_seconds": speed.wall(), "thread_seconds": speed.work.named()},
             "headspace": self.headspace.named() if self.headspace else None,
             "quarantined": [asdict(out) for out in self.quarantined],
+            "val_quarantined": [asdict(out) for out in self.val_quarantined],
+            "checkpoint_failures": self.history.checkpoint_failures,
             "epochs": [summary.named() for summary in self.history],
             "run": self.out,
         }
@@ -56,7 +59,7 @@ class Trained:
 
     def text(self) -> str:
         """The lines below the table of epochs."""
-        speed = self.history.speed
+        speed, n_failed = self.history.speed, self.history.checkpoint_failures
         rate = format_rate(speed.n_samples, speed.seconds, "samples")
         return "\n".join(
             [
@@ -65,6 +68,23 @@ class Trained:
                 *time_lines(speed),
                 *([headspace_line(self.headspace)] if self.headspace else []),
                 *(f"left out {out}" for out in self.quarantined),
+                *(f"left out of --val {out}" for out in self.val_quarantined),
+                *([f"checkpoints that could not be saved: {n_failed}"] if n_failed else []),
                 f"run     {self.out}",
             ]
         )
+
+    def raise_rest(self) -> None:
+        """Raise what ends the command though its result has been told.
+
+        Raises
+        ------
+        ResourceError
+            What the run came to could not be saved.
+        KeyboardInterrupt
+            Ctrl-C came after the run.
+        """
+        if self.interrupt is not None:
+            raise self.interrupt
+        if self.history.unsaved is not None:
+            raise self.history.unsaved

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError, UsageError
+from streamtrain.errors import InputError, UsageError, remedy
 from streamtrain.sources.protocol import SourceOptions
 from streamtrain.units import format_bytes
 
@@ -51,8 +51,12 @@ def check_file(path: Path) -> os.stat_result:
         )
     if status.st_size == 0:
         raise InputError("the file is empty (0 bytes)", where=str(path), fix="write it again, or leave it out")
-    if not os.access(path, os.R_OK):
-        raise InputError("the file is not readable: permission denied", where=str(path), fix=f"chmod u+r {path}")
+    try:
+        # Tried, not asked for: access(2) answers for another user under set-uid, and on a network it guesses.
+        os.close(os.open(path, os.O_RDONLY))
+    except OSError as error:
+        fix = remedy(error, "copy it to another disk")
+        raise InputError(f"the file is not readable: {error.strerror}", where=str(path), fix=fix) from error
     return status
 
 
@@ -65,7 +69,9 @@ def look_up(path: Path) -> os.stat_result:
         fix = f"did you mean {str(path.with_name(near[0]))!r}?" if near else "check the path"
         raise InputError("no such file or folder", where=str(path), fix=fix) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"the path cannot be looked up: {error}", where=str(path), fix="check the path") from error
+        fix = remedy(error, "check the path") if isinstance(error, OSError) else "check the path"
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(f"the path cannot be looked up: {why}", where=str(path), fix=fix) from error
 
 
 def _siblings(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, Final
 
-from streamtrain.errors import InputError, UsageError
+from streamtrain.errors import InputError, UsageError, remedy
 from streamtrain.sources.arrays import from_arrays, is_array, to_array
 from streamtrain.sources.combine import concatenate
 from streamtrain.sources.dask_arrays import from_dask, is_dask
@@ -141,7 +141,7 @@ def _listed(folder: Path) -> list[Path]:
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "_")))
     except OSError as error:
-        fix = f"chmod u+rx {folder}"
+        fix = remedy(error, "copy it to another disk")
         raise InputError(f"the folder is not readable: {error.strerror}", where=str(folder), fix=fix) from error
     if not entries:
         raise InputError("no files in the folder", where=str(folder), fix="give the folder that holds the data files")

@@ -23,7 +23,7 @@ from streamtrain.store import metadata
 from streamtrain.store.codec import HEADER_BYTES, MOST_ENCODABLE_BYTES, misfit
 from streamtrain.store.manifest import Json, Manifest, load_json
 from streamtrain.store.shard import index_bytes, index_of
-from streamtrain.store.stored import RESTORE, StoredFile, check_length, open_regular, read_stored
+from streamtrain.store.stored import RESTORE, StoredFile, check_length, open_regular, read_stored, unreadable
 
 _FIGURES: Final = 6
 """Statistics of each feature, as float64."""
@@ -178,7 +178,7 @@ def _check_claim(path: Path, field: Field, layout: Layout, file: StoredFile) -> 
     except DatasetError:
         raise
     except OSError as error:
-        raise DatasetError(f"cannot be read: {error.strerror}", where=str(path), fix=RESTORE) from error
+        raise unreadable(path, error) from error
     why = misfit(header, encoded_bytes=n_bytes - CHECKSUM_BYTES, n_bytes=decoded)
     if why:
         what = f"block 0 of field {field.name} is not of the shape that the layout claims"

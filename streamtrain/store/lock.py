@@ -101,7 +101,8 @@ def dead_temporaries(path: Path) -> Iterator[Path]:
         fd = _open(entry)
         if fd is not None:
             with _closing(fd):
-                is_dead = _flock(fd)
+                # One that lives makes its file anew, should this be its own.
+                is_dead = _flock(fd) is not False
             if is_dead:
                 yield entry
 
@@ -161,17 +162,20 @@ def _link(temporary: Path, lock: Path, files: Files) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise ResourceError(f"cannot lock: {error.strerror}", where=str(lock)) from error
-    if lock.exists():
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(lock))
+    # An empty file of the lock's name is a dead writer's, unless somebody holds it: we hold it until ours is there.
     with explained("lock", lock):
+        claim = files.system.open(lock)
+    with _closing(claim), explained("lock", lock):
+        if _flock(claim) is False or not _is_same(lock, claim):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(lock))
         files.system.rename(temporary, lock)
 
 
 def _check_dead(lock: Path, fd: int) -> None:
-    """Refuse a lock whose writer lives, or may; afterwards we hold the advisory lock on it."""
+    """Refuse a lock whose writer lives, or may; afterwards we hold the advisory lock on it, where there are such."""
     is_ours_now = _flock(fd)
     owner = _read(fd)
-    if is_ours_now and _is_dead(owner):
+    if is_ours_now is not False and _is_dead(owner, is_let_go=is_ours_now is True):
         return
     pid, host = owner.get("pid", "?"), owner.get("host", "?")
     raise LockedError(
@@ -181,7 +185,8 @@ def _check_dead(lock: Path, fd: int) -> None:
     )
 
 
-def _is_dead(owner: Json) -> bool:
+def _is_dead(owner: Json, *, is_let_go: bool) -> bool:
+    """Whether the writer of a lock is; ``is_let_go`` says that nobody holds the advisory lock on it."""
     # A lock is written before it gets its name: one that says nothing is what a crash of the machine left of it.
     if not owner:
         return True
@@ -194,8 +199,8 @@ def _is_dead(owner: Json) -> bool:
     if not isinstance(pid, int) or pid <= 0:
         return True
     if pid == us["pid"]:
-        # We could not have got the advisory lock on one that we hold; where there are none, it may be another thread's.
-        return fcntl is not None
+        # Where nothing tells whether it is held, it may be another thread's.
+        return is_let_go
     return not _lives(pid) or _started(pid) != owner.get("started")
 
 
@@ -229,7 +234,7 @@ def _lives(pid: int) -> bool:
 def _open(lock: Path) -> int | None:
     try:
         return os.open(lock, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         what = f"the lock file cannot be opened: {error.strerror}"
@@ -244,16 +249,17 @@ def _read(fd: int) -> Json:
     return found if isinstance(found, dict) else {}
 
 
-def _flock(fd: int) -> bool:
-    """Get the advisory lock on a file, or know that somebody else has it; where there are none, nobody has."""
+def _flock(fd: int) -> bool | None:
+    """Get the advisory lock on a file; False where somebody else has it, None where system or disk have no such."""
     if fcntl is not None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
             return False
         except OSError:
             pass
-    return True
+    return None
 
 
 def _is_same(lock: Path, fd: int) -> bool:

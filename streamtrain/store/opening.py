@@ -27,8 +27,8 @@ from streamtrain.store.manifest import (
     load_json,
     parse_manifest,
 )
-from streamtrain.store.stored import RESTORE, read_bounded
-from streamtrain.store.target import actual, incomplete, mend
+from streamtrain.store.stored import RESTORE, read_bounded, unreadable
+from streamtrain.store.target import actual, incomplete, mend, state_of
 
 _MOST_ROOT_BYTES: Final = 2**24
 
@@ -52,6 +52,25 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         It is not a dataset, is incomplete, of a newer format, or some file is missing or not what was written.
     """
     folder = Path(path)
+    while True:
+        before = _identity(folder)
+        try:
+            return _opened(folder)
+        except DatasetError:
+            # An ingest may have put another dataset under the name between two of the reads.
+            if _identity(folder) == before:
+                raise
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _opened(folder: Path) -> Dataset:
     manifest = read_facts(folder)
     for damage in file_damage(folder, manifest):
         raise damage
@@ -96,8 +115,12 @@ def _read_root(folder: Path) -> Json:
     """What the root says of us: format, id and the manifest's digest."""
     _check_folder(folder)
     root = folder / metadata.ROOT
-    if not root.exists():
-        raise _not_a_dataset(folder)
+    state = state_of(folder)
+    if state == "incomplete":
+        raise incomplete(folder)
+    if not os.path.lexists(root):
+        what = "not a streamtrain dataset: there is no zarr.json"
+        raise DatasetError(what, where=str(folder), fix="give the directory ingest wrote")
     found = load_json(read_bounded(root, _MOST_ROOT_BYTES), where=str(root))
     attributes = found.get("attributes")
     ours = attributes.get("streamtrain") if isinstance(attributes, dict) else None
@@ -123,27 +146,27 @@ def _check_folder(folder: Path) -> None:
         mend(actual(folder), Files())
     try:
         mode = folder.stat().st_mode
-    except OSError as error:
-        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        near = _near(folder.name, siblings)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        near = _near(folder.name, _names_beside(folder))
         fix = f"did you mean {str(folder.with_name(near[0]))!r}?" if near else "check the path"
         raise DatasetError(f"no such dataset: {error.strerror}", where=str(folder), fix=fix) from None
+    except OSError as error:
+        raise unreadable(folder, error) from None
     if not stat.S_ISDIR(mode):
         raise DatasetError("a file, not a dataset", where=str(folder), fix="ingest it first, and open the result")
+
+
+def _names_beside(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder.parent)  # noqa: PTH208 - names are enough
+    except OSError:
+        return []
 
 
 def _near(name: str, names: list[str]) -> list[str]:
     """The name that is most like one, in what it does not share with all datasets: the part before the suffix."""
     stems = {Path(each).stem: each for each in names}
     return [stems[stem] for stem in difflib.get_close_matches(Path(name).stem, stems, n=1, cutoff=0.6)]
-
-
-def _not_a_dataset(folder: Path) -> DatasetError:
-    if (folder / metadata.PRIVATE).is_dir():
-        return incomplete(folder)
-    return DatasetError(
-        "not a streamtrain dataset: there is no zarr.json", where=str(folder), fix="give the directory ingest wrote"
-    )
 
 
 def _read_manifest(folder: Path, ours: Json) -> Manifest:

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from streamtrain.errors import UsageError
 from streamtrain.files import Files, explained
 from streamtrain.store.journal import JOURNAL
 from streamtrain.store.lock import check_free, dead_temporaries, held, lock_path
 from streamtrain.store.target import (
+    State,
     check_ours,
     has_journal,
     predecessor,
@@ -63,7 +65,7 @@ def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:
     LockedError
         An ingest is at work there.
     UsageError
-        What would be removed holds files that no ingest wrote.
+        What would be removed holds files that no ingest wrote, or is the dataset itself, whose name is taken.
     ResourceError
         Something cannot be removed.
     """
@@ -72,6 +74,9 @@ def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:
         return ()
     with held(path, files):
         tidy(path, files)
+        if _is_displaced(path):
+            what = "something that is not a dataset stands where one was being replaced when its writer ended"
+            raise UsageError(what, where=str(path), fix=f"move it away, then streamtrain repair {path} --remove")
         for folder in (successor(path), predecessor(path)):
             remove(folder, files)
         if state_of(path) == "incomplete":
@@ -97,15 +102,22 @@ def _found(path: Path) -> Iterator[tuple[Path, str]]:
             yield path / JOURNAL, "the journal of an ingest that was committed"
         yield from ((temporary, "a file that was not finished") for temporary in temporaries(path))
     if os.path.lexists(successor(path)):
-        is_open = has_journal(successor(path)) and state == "committed" and not has_journal(path)
-        yield successor(path), _of_successor(is_open)
+        yield successor(path), _of_successor(path, state)
     if os.path.lexists(predecessor(path)):
-        gap = state == "absent"
+        gap = state == "absent" or _is_displaced(path)
         yield predecessor(path), "the dataset itself, to be put back under its name" if gap else "what was replaced"
 
 
-def _of_successor(is_open: bool) -> str:
-    return "an overwrite or append that did not finish; --resume goes on with it" if is_open else "what was replaced"
+def _of_successor(path: Path, state: State) -> str:
+    if not has_journal(successor(path)) or has_journal(path):
+        return "what was replaced"
+    what = "an overwrite or append that did not finish"
+    return f"{what}; --resume goes on with it" if state == "committed" else what
+
+
+def _is_displaced(path: Path) -> bool:
+    """Whether a dataset waits to be put back under a name that something else has meanwhile."""
+    return state_of(path) == "foreign" and state_of(predecessor(path)) == "committed"
 
 
 def _size(path: Path) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from streamtrain.errors import DatasetError
+from streamtrain.errors import DatasetError, remedy
 from streamtrain.store.codec import checksum
 
 RESTORE: Final = "restore it from a copy, or ingest again"
@@ -45,13 +45,21 @@ def check_length(path: str, file: StoredFile) -> None:
     """
     try:
         status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetError("a stored file is missing", where=path, fix=RESTORE) from None
     except OSError as error:
-        raise DatasetError(f"a stored file is missing: {error.strerror}", where=path, fix=RESTORE) from None
+        raise unreadable(path, error) from None
     if not stat.S_ISREG(status.st_mode):
         raise DatasetError("a link or something else where a stored file must be", where=path, fix=RESTORE)
     if status.st_size != file.n_bytes:
         what = f"the file has {status.st_size:,} bytes; {file.n_bytes:,} were written"
         raise DatasetError(what, where=path, fix=RESTORE)
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError) -> DatasetError:
+    """The error for what is there, as far as anyone can tell, and cannot be looked at."""
+    what = f"cannot be read: {error.strerror or error}"
+    return DatasetError(what, where=os.fspath(path), fix=remedy(error, RESTORE))
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
@@ -82,8 +90,10 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
             # Python sets aside as much as is asked for, whatever the file has.
             data = file.read(min(os.fstat(file.fileno()).st_size, most_bytes) + 1)
     except OSError as error:
-        why = "a link where a stored file must be" if error.errno == errno.ELOOP else error.strerror
-        raise DatasetError(f"cannot be read: {why}", where=str(path), fix=RESTORE) from error
+        if error.errno == errno.ELOOP:
+            what = "cannot be read: a link where a stored file must be"
+            raise DatasetError(what, where=str(path), fix=RESTORE) from error
+        raise unreadable(path, error) from error
     if len(data) > most_bytes:
         raise DatasetError(f"larger than the {most_bytes:,} bytes it may have", where=str(path), fix=RESTORE)
     return data

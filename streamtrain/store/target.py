@@ -17,14 +17,16 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
 
-from streamtrain.errors import DatasetError, LockedError, ResourceError, UsageError
+from streamtrain.errors import DatasetError, LockedError, ResourceError, StreamtrainError, UsageError
 from streamtrain.files import Files, explained, is_temporary
 from streamtrain.store import metadata
 from streamtrain.store.journal import JOURNAL, Header, begin_journal
 from streamtrain.store.lock import dead_temporaries, held
+from streamtrain.store.stored import unreadable
 
 State = Literal["absent", "committed", "incomplete", "foreign"]
 
@@ -49,23 +51,47 @@ def predecessor(path: Path) -> Path:
 
 def actual(path: Path) -> Path:
     """Where a destination really is: a link stands for the folder it leads to, and ``.`` has a name."""
-    if path.is_symlink() and path.exists():
-        return path.resolve()
-    return path if path.name not in ("", "..") else path.resolve()
+    with _looking_at(path):
+        if path.is_symlink() and path.exists():
+            return path.resolve()
+        return path if path.name not in ("", "..") else path.resolve()
 
 
 def state_of(path: Path) -> State:
-    """What is at a destination: nothing, a dataset, one that is not finished, or something else."""
-    if not os.path.lexists(path):
-        return "absent"
-    if not (path / metadata.PRIVATE).is_dir():
-        return "foreign"
-    return "committed" if (path / metadata.ROOT).exists() else "incomplete"
+    """What is at a destination: nothing, a dataset, one that is not finished, or something else.
+
+    Raises
+    ------
+    DatasetError
+        Nobody may look there.
+    """
+    with _looking_at(path):
+        if not os.path.lexists(path):
+            return "absent"
+        if not (path / metadata.PRIVATE).is_dir():
+            return "foreign"
+        return "committed" if (path / metadata.ROOT).exists() else "incomplete"
 
 
 def has_journal(path: Path) -> bool:
-    """Whether a folder is being made, or has not been tidied up after."""
-    return (path / JOURNAL).is_file()
+    """Whether a folder is being made, or has not been tidied up after.
+
+    Raises
+    ------
+    DatasetError
+        Nobody may look there.
+    """
+    with _looking_at(path):
+        return (path / JOURNAL).is_file()
+
+
+@contextmanager
+def _looking_at(path: Path) -> Iterator[None]:
+    # What may not be looked at is not absent: pathlib raises for a folder without permission.
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def strangers(folder: Path) -> Iterator[str]:
@@ -118,10 +144,17 @@ def begin(folder: Path, path: Path, header: Header, files: Files) -> None:
     """
     fresh = successor(path)
     files.make_dir(fresh)
-    files.make_dir(fresh / metadata.PRIVATE)
-    begin_journal(fresh, header, files)
-    if folder != fresh:
-        files.rename(fresh, folder)
+    try:
+        files.make_dir(fresh / metadata.PRIVATE)
+        begin_journal(fresh, header, files)
+        if folder != fresh:
+            files.rename(fresh, folder)
+    except BaseException:
+        # Whoever comes next would tidy it up, but nobody may come.
+        for made in {fresh, folder}:
+            with suppress(OSError, StreamtrainError):
+                remove(made, files)
+        raise
 
 
 def publish(folder: Path, path: Path, files: Files) -> None:
@@ -222,7 +255,16 @@ def _close_gap(path: Path, files: Files) -> None:
 
 
 def sweep(folder: Path, kept: frozenset[str], files: Files) -> None:
-    """Remove what a killed ingest left of files it did not finish, and all that is not to be kept, root first."""
+    """Remove what a killed ingest left of files it did not finish, and all that is not to be kept, root first.
+
+    Raises
+    ------
+    UsageError
+        There are files that no ingest wrote.
+    ResourceError
+        Something cannot be removed.
+    """
+    check_ours(folder)
     for parent, _, names in os.walk(folder):
         for name in sorted(names, key=lambda name: name != metadata.ROOT):
             key = (Path(parent).relative_to(folder) / name).as_posix()

@@ -99,6 +99,33 @@ def test_a_dataset_between_two_names_is_put_back(dataset: Path, capsys: pytest.C
     assert _tree(dataset) == before
 
 
+def test_a_dataset_whose_name_is_taken_is_not_removed(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its writer ended between two renames, and then somebody made a folder of its name."""
+    before = _tree(dataset)
+    dataset.rename(dataset.with_name(".d.zarr.old"))
+    dataset.mkdir()
+    (item,) = _repair(capsys, dataset)["leftovers"]
+    assert "the dataset itself, to be put back" in item["what"]
+    assert main(["repair", str(dataset), "--remove"]) == 2
+    assert "stands where one was being replaced" in capsys.readouterr().err
+    dataset.rmdir()
+    assert _repair(capsys, dataset, "--remove")["dataset"]
+    assert _tree(dataset) == before
+
+
+def test_an_interrupted_overwrite_of_what_is_no_dataset_any_more(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset.rename(dataset.with_name(".d.zarr.new"))
+    (dataset.with_name(".d.zarr.new") / JOURNAL).write_text("")
+    dataset.write_text("a file")
+    (item,) = _repair(capsys, dataset)["leftovers"]
+    assert item["what"] == "an overwrite or append that did not finish"
+    _repair(capsys, dataset, "--remove")
+    assert [path.name for path in dataset.parent.iterdir()] == ["d.zarr"]
+    assert dataset.read_text() == "a file"
+
+
 def test_a_living_ingest_is_left_alone(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with held(dataset, Files()):
         assert main(["repair", str(dataset), "--remove"]) == 9

@@ -1,8 +1,7 @@
 """Mutated files through every parser: an error of ours or success; no crash, no hang, no allocation without measure.
 
 A mutation is a few random edits of a valid file: bits, bytes of the extremes, stretches cut, doubled or moved, numbers
-made large. ``python tests/sources/test_mutations.py 10000 [FORMAT ...]`` tries so many of each format, and prints what
-came of them.
+made large. ``scripts/faults parsing 10000 [FORMAT ...]`` tries so many of each format and prints what came of them.
 """
 
 from __future__ import annotations
@@ -255,18 +254,27 @@ def attempt(form: Format, folder: Path, seed: int) -> str:
             try:
                 form.parse(folder / name, changed)
             except form.refusal as error:
-                return "refused" if str(folder) in str(error) else f"refused without a name: {error}"
+                if str(folder) in str(error):
+                    return "refused"
+                raise
     except Exception as error:
         raise AssertionError(f"seed {seed} of {name}: {type(error).__name__}: {error}") from error
     return "unchanged" if changed == data else "taken"
 
 
-def attempts(form: Format, folder: Path, seeds: range) -> Counter[str]:
+def attempts(form: Format, folder: Path, seeds: range) -> tuple[Counter[str], list[str]]:
+    """Parse many; what came of them, and what failed."""
+    found, failed = Counter[str](), list[str]()
     tracemalloc.start()
     try:
-        return Counter(attempt(form, folder, seed) for seed in seeds)
+        for seed in seeds:
+            try:
+                found[attempt(form, folder, seed)] += 1
+            except AssertionError as error:
+                failed.append(str(error))
     finally:
         tracemalloc.stop()
+    return found, failed
 
 
 def make_whole(path: Path) -> Path:
@@ -277,38 +285,35 @@ def make_whole(path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["idx", "npy", "npz", "csv", "parquet"])
 def test_a_mutated_source_is_refused_or_read(name: str, tmp_path: Path) -> None:
-    found = attempts(source_formats()[name], tmp_path, range(N_FAST))
+    found, failed = attempts(source_formats()[name], tmp_path, range(N_FAST))
     assert found["refused"] > N_FAST / 3
-    assert found.total() == N_FAST
+    assert (found.total(), failed) == (N_FAST, [])
 
 
 @pytest.mark.parametrize("name", ["manifest", "zarr.json"])
 def test_mutated_json_of_a_dataset_is_refused_or_right(name: str, tmp_path: Path) -> None:
     form = store_formats(make_whole(tmp_path / "whole.zarr"))[name]
-    found = attempts(form, tmp_path, range(N_FAST))
+    found, failed = attempts(form, tmp_path, range(N_FAST))
     assert found["refused"] > N_FAST / 3
-    assert found.total() == N_FAST
+    assert (found.total(), failed) == (N_FAST, [])
 
 
 def main() -> None:
-    """Try so many mutations of each format, or of the named ones, and print what came of them."""
+    """Try so many mutations of each format, or of the named ones; print what came of them, in JSON and for people."""
     first, _, n = sys.argv[1].rpartition(":")
-    seeds = range(int(first or 0), int(first or 0) + int(n))
+    seeds, n_wrong = range(int(first or 0), int(first or 0) + int(n)), 0
     with tempfile.TemporaryDirectory() as folder:
         forms = source_formats() | store_formats(make_whole(Path(folder, "whole.zarr")))
         for name in sys.argv[2:] or forms:
             started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            try:
-                found = attempts(forms[name], Path(folder), seeds)
-            except AssertionError as error:
-                print(f"{name}: FAILED: {error}", flush=True)
-                continue
+            found, failed = attempts(forms[name], Path(folder), seeds)
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-            counts = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(found.items()))
-            seconds = time.perf_counter() - started
-            print(
-                f"{name}: {found.total():,} mutations: {counts}; RSS grew {grown:.0f} MiB, {seconds:.0f} s", flush=True
-            )
+            seconds, n_wrong = time.perf_counter() - started, n_wrong + len(failed)
+            result = {"stage": f"parsing {name}", "fault": "mutated file", "cases": len(seeds), "wrong": len(failed)}
+            print(json.dumps({**result, "first_wrong": next(iter(failed), None), **found}), flush=True)
+            line = f"{name}: {len(seeds):,} mutations: {dict(found)}, {len(failed)} wrong; RSS grew {grown:.0f} MiB"
+            print(f"{line}, {seconds:.0f} s", *failed[:1], sep="\n  ", file=sys.stderr, flush=True)
+    raise SystemExit(n_wrong > 0)
 
 
 if __name__ == "__main__":

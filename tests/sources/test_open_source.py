@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from privileges import without_privileges
 
 from streamtrain.errors import InputError, UsageError
 from streamtrain.sources import Source, SourceOptions, changed, formats, open_source
@@ -104,10 +105,10 @@ def test_a_pipe(tmp_path: Path) -> None:
         open_source("-")
 
 
-def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file(tmp_path: Path) -> None:
     save(tmp_path, "x.npy")
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(InputError, match="not readable: permission denied"):
+    (tmp_path / "x.npy").chmod(0)
+    with without_privileges(), pytest.raises(InputError, match=r"x\.npy: the file is not readable: Permission denied"):
         open_source(tmp_path / "x.npy")
 
 

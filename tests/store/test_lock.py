@@ -101,9 +101,17 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "other").read_text() == "kept"
 
 
-def test_of_many_that_take_over_a_dead_one_each_is_alone(tmp_path: Path) -> None:
+class WithoutLinks(System):
+    def link(self, old: Path, new: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["none", "a dead one"])
+@pytest.mark.parametrize("system", [System(), WithoutLinks()], ids=["links", "no links"])
+def test_of_many_that_find_one_each_is_alone(tmp_path: Path, system: System, dead: bool) -> None:
     path = tmp_path / "d"
-    _write(path, boot="an earlier one")
+    if dead:
+        _write(path, boot="an earlier one")
     inside, most, n_got, counting = 0, 0, 0, threading.Lock()
     start = threading.Barrier(8)
 
@@ -112,7 +120,7 @@ def test_of_many_that_take_over_a_dead_one_each_is_alone(tmp_path: Path) -> None
         start.wait()
         for _ in range(10):
             try:
-                with held(path, Files()):
+                with held(path, Files(system=system)):
                     with counting:
                         inside, n_got = inside + 1, n_got + 1
                         most = max(most, inside)
@@ -131,14 +139,27 @@ def test_of_many_that_take_over_a_dead_one_each_is_alone(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-class WithoutLinks(System):
-    def link(self, old: Path, new: Path) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-
 def test_a_file_system_without_links(tmp_path: Path) -> None:
     files = Files(system=WithoutLinks())
     with held(tmp_path / "d", files), pytest.raises(LockedError), held(tmp_path / "d", files):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_does_not_tell_who_holds_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_flock(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", no_flock)
+    path = tmp_path / "d"
+    with held(path, Files()):
+        # This process lives, and it is this process that writes: another thread of it would be one too many.
+        for attempt in (lambda: check_free(path), held(path, Files()).__enter__):
+            with pytest.raises(LockedError, match=f"pid {os.getpid()} on host"):
+                attempt()
+    _write(path, pid=2**22 + 1)
+    with held(path, Files()):
         pass
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,63 @@
+"""Labels that are no use for training, though nothing is wrong with the data: rows 16, 81 and 99 of the bad inputs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import streamtrain
+from streamtrain.cli.main import main
+
+X = np.arange(60, dtype=np.float32).reshape(20, 3)
+
+
+def make(path: Path, labels: Any) -> str:
+    streamtrain.ingest({"x": X, "y": labels}, path, codec="none")
+    return str(path)
+
+
+def write_table(path: Path, names: list[str]) -> Path:
+    rows = [f"{number},{number % 3},{names[number % len(names)]}" for number in range(12)]
+    path.write_text("\n".join(["a,b,kind", *rows]) + "\n")
+    return path
+
+
+def train(folder: Path, *words: str) -> int:
+    return main(["train", *words, "--model", "linear", "--epochs", "1", "--memory", "16MB", "--out", f"{folder}/run"])
+
+
+def test_99_a_class_that_only_the_validation_data_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make(tmp_path / "d.zarr", np.arange(20) % 2 * 2)
+    for labels, listed in ((np.arange(20) % 3, "7 samples .* lacks: 1"), (np.arange(20) % 5, "12 samples .*: 1, 3, 4")):
+        val = make(tmp_path / f"{labels.max()}.zarr", labels)
+        assert train(tmp_path, data, "--val", val) == 3
+        err = capsys.readouterr().err
+        assert re.search(rf"--val {val}: {listed}. Fix: divide the samples", err), err
+    assert not (tmp_path / "run").exists()
+    assert train(tmp_path, make(tmp_path / "three.zarr", np.arange(20) % 3), "--val", data) == 0
+    assert main(["train", data, "--val", str(tmp_path / "no.zarr"), "--model", "linear"]) == 4
+    assert "no.zarr: no such dataset" in capsys.readouterr().err
+
+
+def test_99_the_same_number_for_another_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, kinds in (("d", ["cat", "dog"]), ("val", ["ant", "cat"])):
+        source = write_table(tmp_path / f"{name}.csv", kinds)
+        streamtrain.ingest(source, tmp_path / f"{name}.zarr", label_column="kind")
+    assert train(tmp_path, f"{tmp_path}/d.zarr", "--val", f"{tmp_path}/val.zarr") == 2
+    err = capsys.readouterr().err
+    assert "its labels 0, 1, ... are 'ant', 'cat'; in the training data they are 'cat', 'dog'" in err
+
+
+def test_16_a_single_class_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path, make(tmp_path / "d.zarr", np.full(20, 1)), "--batch-size", "10") == 0
+    assert capsys.readouterr().err == "warning: every label is 1: of one class nothing can be learnt\n"
+
+
+def test_81_a_batch_of_all_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make(tmp_path / "d.zarr", np.arange(20) % 3)
+    assert train(tmp_path, data, "--batch-size", "21") == 0
+    assert "warning: batch_size is 21, and there are 20 samples: each epoch is one batch\n" in capsys.readouterr().err

@@ -1,0 +1,158 @@
+"""Training on a disk that stops writing: what is kept, what is said, and how the run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import streamtrain as st
+from streamtrain.checkpoint import newest_checkpoint, read_checkpoint
+from streamtrain.cli.main import main
+from streamtrain.errors import ResourceError, UnknownName
+from streamtrain.files import Files, System
+from streamtrain.runs import RunFolder
+
+EPOCH_BATCHES = 10
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> st.Dataset:
+    rng = np.random.default_rng(0)
+    source = {"x": rng.normal(size=(200, 4)).astype(np.float32), "y": np.arange(200) % 3}
+    return st.ingest(source, tmp_path_factory.mktemp("data") / "d.zarr")
+
+
+class Disk(System):
+    """One that refuses to flush files of some checkpoints."""
+
+    def __init__(self, number: int, *full: int) -> None:
+        self.number, self.full = number, full
+
+    def open(self, path: Path) -> int:
+        if any(f"{n_batches:08d}" in path.parent.name for n_batches in self.full):
+            raise OSError(self.number, {28: "No space left on device", 5: "Input/output error"}[self.number])
+        return super().open(path)
+
+
+def fit(dataset: st.Dataset, run: Path, system: System, **how: Any) -> tuple[st.Trainer, Any]:
+    torch.manual_seed(3)
+    trainer = st.Trainer(nn.Linear(4, 3), loss="cross_entropy")
+    goes_on = how.get("resume") is not None
+    with (
+        st.StreamLoader(dataset, batch_size=20, memory="16MB") as loader,
+        RunFolder(run, {}, files=Files(system=system), goes_on=goes_on) as folder,
+    ):
+        options = {"max_epochs": 2, "checkpoint_every": 4, "log_every": 3, "progress": False} | how
+        return trainer, trainer.fit(loader, checkpoint=folder, **options)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if "second" not in name and "stall" not in name} for line in lines
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(28, "No space left on device.*Fix: free some space"), (5, "Input/output")]
+)
+def test_it_ends_the_run_and_names_the_one_before(dataset: st.Dataset, tmp_path: Path, number: int, said: str) -> None:
+    with pytest.raises(ResourceError, match=said) as caught:
+        fit(dataset, tmp_path / "a", Disk(number, 12))
+    message = str(caught.value)
+    assert caught.value.exit_code == 5
+    kept = tmp_path / "a" / "checkpoints" / "00000010"
+    assert "the checkpoint after batch 12 was not saved: cannot create" in message
+    assert f"The newest whole one is {kept}" in message
+    assert "--resume" in message
+    assert newest_checkpoint(tmp_path / "a").path == kept
+    # And from there it is the run that met no full disk.
+    trainer, history = fit(dataset, tmp_path / "a", System(), resume="auto")
+    assert history.resumed_from_batch == 10
+    whole, _ = fit(dataset, tmp_path / "b", System())
+    assert torch.equal(trainer.model.weight, whole.model.weight)
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+
+
+def test_the_first_one_has_none_before_it(dataset: st.Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"after batch 4 was not saved.*There is none before it"):
+        fit(dataset, tmp_path / "a", Disk(28, 4))
+
+
+def test_warned_of_it_goes_on_and_tries_the_next(dataset: st.Dataset, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"the checkpoint after batch \d+ was not saved") as told:
+        trainer, history = fit(dataset, tmp_path / "a", Disk(28, 8, 10, 16), on_checkpoint_failure="warn")
+    assert [str(warning.message).split(" was ")[0].split()[-1] for warning in told] == ["8", "10", "16"]
+    assert "The newest whole one is" in str(told[2].message)
+    assert (history.checkpoint_failures, history.unsaved) == (3, None)
+    whole, without = fit(dataset, tmp_path / "b", System())
+    assert (without.checkpoint_failures, without.unsaved) == (0, None)
+    assert torch.equal(trainer.model.weight, whole.model.weight)
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    run = tmp_path / "a" / "checkpoints"
+    assert sorted(path.name for path in run.iterdir()) == ["00000012", "00000020"]
+    assert all(read_checkpoint(path).state["counts"] for path in run.iterdir())
+
+
+def test_what_is_not_saved_at_the_end_is_told(dataset: st.Dataset, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="was not saved"):
+        _, history = fit(dataset, tmp_path / "a", Disk(5, 20), on_checkpoint_failure="warn")
+    assert isinstance(history.unsaved, ResourceError)
+    assert "after batch 20 was not saved" in str(history.unsaved)
+    assert history.checkpoint_failures == 1
+
+
+def test_an_unknown_policy_is_refused(dataset: st.Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="did you mean 'warn'"):
+        fit(dataset, tmp_path / "a", System(), on_checkpoint_failure="warm")
+
+
+@pytest.fixture
+def full_from(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Make the disk full for the checkpoints after so many batches, as the command sees it."""
+    opened = System.open
+
+    def begin(*full: int) -> None:
+        def refusing(self: System, path: Path) -> int:
+            if any(f"{n_batches:08d}" in path.parent.name for n_batches in full):
+                raise OSError(28, "No space left on device")
+            return opened(self, path)
+
+        monkeypatch.setattr(System, "open", refusing)
+
+    return begin
+
+
+def test_on_the_command_line(
+    dataset: st.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], full_from: Any
+) -> None:
+    words = ["train", str(dataset.path), "--model", "linear", "--batch-size", "20", "--memory", "16MB", "--epochs", "2"]
+    words += ["--checkpoint-every", "6", "--json"]
+    full_from(6)
+    assert main([*words, "--out", str(tmp_path / "a")]) == 5
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "error: " in err
+    assert "the checkpoint after batch 6 was not saved: cannot create: No space left on device" in err
+    words += ["--on-checkpoint-failure", "warn"]
+    with pytest.warns(UserWarning, match="after batch 6 was not saved"):
+        assert main([*words, "--out", str(tmp_path / "b")]) == 0
+    assert json.loads(capsys.readouterr().out)["checkpoint_failures"] == 1
+    full_from(12, 18, 20)
+    with pytest.warns(UserWarning, match="was not saved"):
+        assert main([*words, "--out", str(tmp_path / "c")]) == 5, "what it came to is not there"
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert (result["checkpoint_failures"], result["steps"]) == (3, 20)
+    newest = tmp_path / "c" / "checkpoints" / "00000010"
+    assert "the checkpoint after batch 20 was not saved" in err
+    assert f"The newest whole one is {newest}" in err
+    with pytest.warns(UserWarning, match="was not saved"):
+        assert main([*words[:-3], "--on-checkpoint-failure", "warn", "--out", str(tmp_path / "d")]) == 5
+    assert "checkpoints that could not be saved: 3" in capsys.readouterr().out
