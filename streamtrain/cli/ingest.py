@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--labels", metavar="SRC", help="A file whose rows become field y.")
 @click.option("--label-column", metavar="C", help="Tables: the column that becomes field y.")
 @click.option("--columns", metavar="A,B", help="Tables: the columns of field x; all but the label by default.")
+@click.option("--classes", metavar="N|A,B", help="How many classes y holds, or their names; others are refused.")
 @click.option("--dtype", help="Raw binary: the element type.")
 @click.option("--shape", metavar="28,28", help="Raw binary: the shape of one sample.")
 @click.option("--block", metavar="SIZE", help="Decoded bytes of a block; about 512KiB by default.")
@@ -37,6 +38,7 @@ def command(
     dest: str,
     as_json: bool,
     columns: str | None,
+    classes: str | None,
     shape: str | None,
     **options: Any,
 ) -> None:
@@ -51,6 +53,7 @@ def command(
         list(sources) if len(sources) > 1 else sources[0],
         dest,
         columns=None if columns is None else tuple(columns.split(",")),
+        classes=None if classes is None else _parse_classes(classes),
         shape=None if shape is None else _parse_shape(shape),
         say=lambda text: click.echo(text, err=True),
         **options,
@@ -64,6 +67,10 @@ def _parse_shape(text: str) -> tuple[int, ...]:
         return tuple(int(n) for n in text.split(",") if n.strip())
     except ValueError:
         raise UsageError(f"--shape {text!r} is not a list of integers", fix="--shape 28,28, say") from None
+
+
+def _parse_classes(text: str) -> int | list[str]:
+    return int(text) if text.removeprefix("-").isdecimal() else text.split(",")
 
 
 def _result(dataset: Dataset, seconds: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from streamtrain.errors import InputError
 from streamtrain.files import Files
 from streamtrain.layout import UNKNOWN_SAMPLES, Field, Layout
-from streamtrain.sources import Rows, SeekableSource, Source, chunk_bytes_of
+from streamtrain.sources import Rows, SeekableSource, Source, chunk_bytes_of, with_classes
 from streamtrain.store import Dataset, metadata
 from streamtrain.store.journal import Shards
 from streamtrain.store.reread import is_there
@@ -117,6 +117,9 @@ def appended(base: Dataset, more: Source) -> Appended:
     InputError
         The source has other fields, dtypes, shapes or classes.
     """
+    declared = base.manifest.options.get("classes")
+    if declared is not None and any(field.name == _LABELS for field in more.fields):
+        more = with_classes(more, declared if isinstance(declared, int) else tuple(declared))
     _check_fields(base, more)
     codes = _codes(base, more)
     if isinstance(more, SeekableSource):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -25,12 +25,12 @@ from streamtrain.ingest.destination import (
 from streamtrain.ingest.memory import IngestSizes, run_bytes
 from streamtrain.ingest.plans import check_room, plan, solve
 from streamtrain.ingest.progress import ByteProgress
-from streamtrain.ingest.request import Request, parse_workers, source_options
+from streamtrain.ingest.request import Request, parse_classes, parse_workers, source_options
 from streamtrain.ingest.shards import write_shards
 from streamtrain.ingest.stream import RowStream, write_stream
 from streamtrain.ingest.work import Interrupted, Say, Work, discard, find_interrupted, leave, prepare, settle
 from streamtrain.layout import UNKNOWN_SAMPLES, Layout
-from streamtrain.sources import SeekableSource, Source, open_source
+from streamtrain.sources import SeekableSource, Source, open_source, with_classes
 from streamtrain.store import Dataset, open_dataset
 from streamtrain.store.codec import parse_codec
 from streamtrain.store.journal import Header, Mode
@@ -46,6 +46,7 @@ def ingest(
     dest: str | os.PathLike[str],
     *,
     labels: object = None,
+    classes: int | Sequence[str] | None = None,
     memory: int | str = "1GB",
     block: int | str | None = None,
     shard: int | str = "64MB",
@@ -68,6 +69,9 @@ def ingest(
         The directory to make; nothing may be there, unless one of the three below says otherwise.
     labels : same as source, optional
         What becomes field ``y``.
+    classes : int or sequence of str, optional
+        How many classes field ``y`` holds, numbered from 0, or their names; other labels are refused. By default whole
+        numbers are classes as they come, text is sorted and numbered, and floats are values to be predicted.
     memory : int or str
         What the ingest may own, in bytes or as text with a unit.
     block : int or str, optional
@@ -130,6 +134,7 @@ def ingest(
         n_workers=parse_workers(n_workers),
         progress=progress,
         options=source_options(**options),
+        classes=parse_classes(classes),
     )
     if overwrite and append:
         raise UsageError("overwrite and append exclude each other", fix="choose one of them")
@@ -139,6 +144,8 @@ def ingest(
     mend(path, Files())
     check_destination(path, mode, resume=resume)
     opened = open_source(source, labels=labels, options=request.options)
+    if request.classes is not None:
+        opened = with_classes(opened, request.classes)
     run(opened, path, request, mode=mode, resume=resume, say=say)
     return open_dataset(dest)
 

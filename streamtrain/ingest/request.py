@@ -11,7 +11,8 @@ import numpy as np
 
 from streamtrain.errors import UsageError, unknown_name
 from streamtrain.ingest.memory import MOST_WORKERS
-from streamtrain.sources import SourceOptions
+from streamtrain.label_stats import MOST_VALUES
+from streamtrain.sources import Classes, SourceOptions
 from streamtrain.store.codec import CodecChoice
 
 
@@ -33,6 +34,8 @@ class Request:
         Whether to show a bar; by default on a terminal.
     options : SourceOptions
         How to read files.
+    classes : int or tuple of str, optional
+        What labels there may be.
     """
 
     memory: int
@@ -42,6 +45,7 @@ class Request:
     n_workers: int
     progress: bool | None
     options: SourceOptions
+    classes: Classes | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What shapes the dataset, for its manifest; budget and workers do not."""
@@ -51,7 +55,7 @@ class Request:
             "block": self.block_bytes,
             "shard": self.shard_bytes,
             "codec": self.codec,
-            **{name: value for name, value in given.items() if value is not None},
+            **{name: value for name, value in (given | {"classes": self.classes}).items() if value is not None},
         }
 
 
@@ -85,6 +89,37 @@ def source_options(**options: object) -> SourceOptions:
     except (TypeError, ValueError) as error:
         raise UsageError(f"an option is not of its kind: {error}", fix="dtype='float32', shape=(28, 28), say") from None
     return SourceOptions(**parsed)
+
+
+def parse_classes(classes: int | Sequence[str] | None) -> Classes | None:
+    """Check a number of classes, or their names.
+
+    Raises
+    ------
+    UsageError
+        It is neither, there are none or too many, or two have one name.
+
+    Examples
+    --------
+    >>> parse_classes(10), parse_classes(["cat", "dog"])
+    (10, ('cat', 'dog'))
+    """
+    fix = 'classes=10, or classes=["cat", "dog"], say'
+    if classes is None:
+        return None
+    if isinstance(classes, int) and not isinstance(classes, bool):
+        return _counted(classes, classes, fix)
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) and name for name in classes):
+        raise UsageError(f"classes is {classes!r}; it is their number, or a list of their names", fix=fix)
+    if len(set(classes)) < len(classes):
+        raise UsageError("two classes have the same name", fix=fix)
+    return _counted(tuple(classes), len(classes), fix)
+
+
+def _counted(classes: Classes, n_classes: int, fix: str) -> Classes:
+    if not 1 <= n_classes <= MOST_VALUES:
+        raise UsageError(f"classes are {n_classes:,}; they can be 1 to {MOST_VALUES:,}", fix=fix)
+    return classes
 
 
 def parse_workers(n_workers: int | None) -> int:

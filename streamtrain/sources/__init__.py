@@ -5,6 +5,7 @@ fields, a row count, and bounded runs of rows in order. No file format here can 
 data to fit in memory.
 """
 
+from streamtrain.sources.classified import Classes, with_classes
 from streamtrain.sources.inputs import changed
 from streamtrain.sources.protocol import (
     ChunkedSource,
@@ -19,6 +20,7 @@ from streamtrain.sources.registry import open_source
 
 __all__ = [
     "ChunkedSource",
+    "Classes",
     "Probe",
     "Rows",
     "SeekableSource",
@@ -27,4 +29,5 @@ __all__ = [
     "changed",
     "chunk_bytes_of",
     "open_source",
+    "with_classes",
 ]

@@ -16,6 +16,9 @@ from streamtrain.errors import InputError, UsageError
 from streamtrain.layout import Field
 from streamtrain.sources.protocol import Rows, SeekableSource
 
+LABELS: Final = "y"
+"""The field whose whole numbers, one per sample, are classes."""
+
 SUPPORTED: Final = "bool, int8-int64, uint8-uint64, float16, float32, float64"
 
 _INT64_MAX: Final = np.iinfo(np.int64).max
@@ -63,7 +66,7 @@ def field_of(name: str, dtype: np.dtype[Any], shape: Sequence[int], *, where: st
         raise InputError(f"dtype {dtype} is not supported: {why}", where=where, why=f"Supported: {SUPPORTED}", fix=fix)
     if 0 in shape:
         raise InputError(f"a sample of shape {tuple(shape)} holds no elements", where=where, fix="drop the empty axis")
-    is_label = name == "y" and not shape and dtype.kind in "biu"
+    is_label = name == LABELS and not shape and dtype.kind in "biu"
     try:
         return Field(name=name, dtype=np.dtype(np.int64) if is_label else dtype.newbyteorder("="), shape=tuple(shape))
     except UsageError as error:
@@ -96,11 +99,11 @@ def as_field(values: npt.NDArray[Any], field: Field, place: Callable[[int], str]
     Raises
     ------
     InputError
-        A uint64 label is beyond int64, or a stored bool is neither 0 nor 1.
+        A label is negative or beyond int64, or a stored bool is neither 0 nor 1.
     """
     if values.dtype.kind == "b":
         _check_bools(values, place)
-    if values.dtype == np.uint64 and field.dtype == np.int64:
+    if field.name == LABELS and not field.shape and field.dtype == np.int64 and len(values):
         _check_labels(values, place)
     return np.ascontiguousarray(values, dtype=field.dtype)
 
@@ -113,8 +116,16 @@ def _check_bools(values: npt.NDArray[Any], place: Callable[[int], str]) -> None:
 
 
 def _check_labels(values: npt.NDArray[Any], place: Callable[[int], str]) -> None:
-    row = int(values.argmax()) if len(values) else 0
-    if len(values) and values[row] > _INT64_MAX:
+    row = int(values.argmin())
+    if values[row] < 0:
+        raise InputError(
+            f"label {values[row]} is negative",
+            where=place(row),
+            why="Whole numbers in field y are classes, numbered from 0",
+            fix="number the classes from 0; store values to be predicted as floats, or under another name than y",
+        )
+    row = int(values.argmax())
+    if values[row] > _INT64_MAX:
         raise InputError(
             f"label {values[row]} is beyond {_INT64_MAX}",
             where=place(row),

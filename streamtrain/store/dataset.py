@@ -84,9 +84,12 @@ class Dataset:
 
     @property
     def n_classes(self) -> int | None:
-        """How many classes field ``y`` has, counted from 0 to its largest label; None where it holds no such labels."""
+        """How many classes field ``y`` has: what the ingest was told, else 0 to its largest label; else None."""
         if self.classes is not None:
             return len(self.classes)
+        told = self.manifest.options.get("classes")
+        if isinstance(told, int):
+            return told
         histogram = self.label_histogram
         if histogram is None or histogram.values[0] < 0 or histogram.values[-1] >= MOST_VALUES:
             return None
