@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import UsageError
+from streamtrain.errors import UsageError, unknown_name
 from streamtrain.layout import Field
 
 _EXACT_IN_FLOAT32: Final = ("bool", "int8", "uint8", "int16", "uint16", "float16", "float32")
@@ -118,10 +118,18 @@ class Front(nn.Module):
         self._rescale = nn.ModuleList(nn.Identity() for _ in inputs)
         self.model = model
 
-    def put(self, modules: Mapping[str, nn.Module]) -> None:
-        """Put modules before the inputs of those names."""
+    def put(self, modules: Mapping[str, nn.Module], device: torch.device) -> None:
+        """Put modules before the inputs of those names, on a device.
+
+        Raises
+        ------
+        UnknownName
+            There is no such input.
+        """
         for name, module in modules.items():
-            self._rescale[self._inputs.index(name)] = module
+            if name not in self._inputs:
+                raise unknown_name("input", name, self._inputs)
+            self._rescale[self._inputs.index(name)] = module.to(device)
 
     def modules_by_input(self) -> dict[str, nn.Module]:
         """What stands before the inputs, by their names; those that pass as they are left out."""

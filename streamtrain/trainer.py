@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy.typing as npt
 import torch
@@ -18,14 +18,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from streamtrain.counts import Counts, Totals
+from streamtrain.described import describe, run_at
 from streamtrain.device import resolve_device
-from streamtrain.errors import UsageError, unknown_name
+from streamtrain.errors import UsageError
 from streamtrain.events import RunBegan, RunEnded, between
 from streamtrain.interrupts import Interrupts, held_back
 from streamtrain.keeper import Keeper, Resumed
 from streamtrain.losses import Loss, LossFunction, resolve_loss
 from streamtrain.metrics import EpochSummary, History, Metrics
-from streamtrain.models import n_parameters
 from streamtrain.normalize import Front
 from streamtrain.optim import OptimizerFactory, build_optimizer
 from streamtrain.passes import Passes
@@ -37,8 +37,6 @@ from streamtrain.stream import Data, Stream, check_stream, in_stored_order, norm
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """Field name -> array (n_rows, ...), as ``dataset[0:n_rows]`` gives them."""
-
-_JSON: Final = (bool, int, float, str, tuple, list)
 
 
 class Trainer:
@@ -111,7 +109,7 @@ class Trainer:
         self._rule = RULES[update](self._learner)
         self._awaits_statistics = normalize == "auto"
         if isinstance(normalize, Mapping):
-            self._put_before(normalize)
+            self._front.put(normalize, self.device)
         elif normalize not in (None, "auto"):
             raise UsageError(f"normalize is {normalize!r}", fix="None, 'auto', or a mapping of input to module")
         self._passes = Passes(self._learner, self._rule, device=self.device, inputs=self.inputs, target=target)
@@ -182,7 +180,7 @@ class Trainer:
         self._prepare(loader.dataset)
         summaries: list[EpochSummary] = []
         with (
-            self._run_at(checkpoint, loader, goes_on=resume is not None) as run,
+            run_at(checkpoint, self.describe(loader), goes_on=resume is not None) as run,
             self._ordered(loader) as stream,
             self._told(),
             nullcontext(Interrupts()) if isinstance(run, NoRun) else held_back() as interrupts,
@@ -249,48 +247,18 @@ class Trainer:
 
     def describe(self, loader: Stream) -> dict[str, object]:
         """What this trainer does with a stream, as ``config.json`` holds it."""
-        defaults = {name: value for name, value in self.optimizer.defaults.items() if isinstance(value, _JSON)}
-        return {
-            "model": type(self.model).__name__,
-            "n_parameters": n_parameters(self.model),
-            "loss": self.loss.name,
-            "update": self._rule.name,
-            "optimizer": {"name": type(self.optimizer).__name__, **defaults},
-            "inputs": list(self.inputs),
-            "target": self.target,
-            "normalize": sorted(self._front.modules_by_input()),
-            "batch_size": loader.batch_size,
-            "drop_last": loader.drop_last,
-            "seed": loader.seed,
-            "n_samples": len(loader.dataset),
-            "dataset_id": getattr(loader.dataset, "id", None),
-        }
+        return describe(self._rule, self._front, loader, inputs=self.inputs, target=self.target)
 
     def _prepare(self, data: Data) -> None:
         if self._awaits_statistics:
-            self._put_before(normalize_fields(data, self.inputs))
+            self._front.put(normalize_fields(data, self.inputs), self.device)
             self._awaits_statistics = False
-
-    def _put_before(self, modules: Mapping[str, nn.Module]) -> None:
-        for name in modules:
-            if name not in self.inputs:
-                raise unknown_name("input", name, self.inputs)
-        self._front.put({name: module.to(self.device) for name, module in modules.items()})
 
     def _told(self) -> AbstractContextManager[None]:
         return between(
             RunBegan(update=self._rule.name),
             lambda: RunEnded(n_steps=self.counts.n_steps, n_samples=self.counts.n_samples),
         )
-
-    def _run_at(self, checkpoint: str | Path | RunFolder | None, loader: Stream, *, goes_on: bool) -> Run:
-        if isinstance(checkpoint, RunFolder):
-            return checkpoint
-        if checkpoint is not None:
-            return RunFolder(Path(checkpoint), self.describe(loader), goes_on=goes_on)
-        if goes_on:
-            raise UsageError("resume without checkpoint", fix="checkpoint='runs/a', the folder of the run")
-        return NoRun()
 
     def _keeper(self, run: Run, stream: Stream, loader: Stream, every: int | None) -> Keeper:
         return Keeper(

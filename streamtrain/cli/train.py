@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from streamtrain.allocator import keep_little
-from streamtrain.arguments import ON_BAD_BLOCK, check_seed
+from streamtrain.arguments import check_seed
 from streamtrain.cli import shares
 from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.data import INPUT, TARGET, check_alike, field_of, n_outputs
 from streamtrain.cli.resuming import how_to_go_on, say_resumed
 from streamtrain.cli.tables import epoch_head, epoch_line
+from streamtrain.cli.train_options import Options, train_options
 from streamtrain.cli.trained import Trained
 from streamtrain.errors import BudgetError, StreamtrainError, UsageError
 from streamtrain.events import Reserved, tell
@@ -39,94 +40,8 @@ from streamtrain.units import format_bytes
 RUNS: Final = Path("runs")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """The options of the command, as given."""
-
-    dest: Path
-    model: str
-    val: Path | None
-    loss: str | None
-    update: str
-    optimizer: str
-    lr: float | None
-    momentum: float | None
-    betas: tuple[float, ...] | None
-    eps: float | None
-    weight_decay: float | None
-    nesterov: bool
-    epochs: int
-    max_steps: int | None
-    batch_size: int
-    memory: str | None
-    max_memory: str | None
-    lanes: int | None
-    drop_last: bool
-    on_bad_block: str
-    seed: int
-    device: str
-    normalize: str
-    threads: int | None
-    out: Path | None
-    checkpoint_every: int | None
-    resume: bool
-    log_every: int
-    headspace: bool
-
-
-def _parse_betas(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(float(word) for word in value.split(","))
-    except ValueError:
-        raise UsageError(f"betas {value!r} are not numbers", fix="--betas 0.9,0.999, say") from None
-
-
-_path = click.Path(path_type=Path)
-
-
 @click.command("train", context_settings={"show_default": True})
-@click.argument("dest", type=_path)
-@click.option("--model", required=True, help="linear, mlp:256,128 (hidden widths), cnn, or FILE.py:FACTORY.")
-@click.option("--val", type=_path, help="A dataset to measure on after every epoch; its loader has 1/4 of --memory.")
-@click.option(
-    "--loss", help="cross_entropy (default for class labels), nll, bce_with_logits, mse (default for floats), l1."
-)
-@click.option("--update", default="batch", help="The update rule: one step per batch, sample or epoch.")
-@click.option("--optimizer", default="adam", help="Any of torch.optim by name: sgd, adam, adamw, rmsprop, ...")
-@click.option(
-    "--lr", type=float, help="By default torch's own (adam 0.001), for sgd 0.1, or 0.01 with --update sample."
-)
-@click.option("--momentum", type=float, help="For optimizers that have it.")
-@click.option("--betas", callback=_parse_betas, metavar="B1,B2", help="For adam and its kin.")
-@click.option("--eps", type=float, help="For adam and its kin.")
-@click.option("--weight-decay", type=float)
-@click.option("--nesterov", is_flag=True, help="For sgd with momentum.")
-@click.option("--epochs", type=int, default=5)
-@click.option("--max-steps", type=int, help="End at this many steps, if they come before the epochs do.")
-@click.option("--batch-size", type=int, default=256, help="Samples of a batch; for other update rules, of a read.")
-@click.option("--memory", help="Budget for all that the loaders own; 512MB by default, or what --max-memory leaves.")
-@click.option("--max-memory", help="Budget for the whole process; auto is the control group's limit, or the RAM.")
-@click.option("--lanes", type=int, help="Lanes of the shuffle; solved from --memory by default.")
-@click.option("--drop-last", is_flag=True, help="Leave out a short last batch.")
-@click.option("--on-bad-block", type=click.Choice(ON_BAD_BLOCK), default="error", help="End, or leave its samples out.")
-@click.option("--seed", type=int, default=0, help="Of the order, the initial weights, and dropout.")
-@click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
-@click.option(
-    "--normalize",
-    type=click.Choice(["auto", "none"]),
-    default="auto",
-    help="auto: (x - mean) / std from the stored statistics, per column for tables; saved with the run.",
-)
-@click.option("--threads", type=int, help="Threads of torch on the CPU.")
-@click.option("--out", type=_path, help="The run's folder; by default runs/N, N being the next free number.")
-@click.option("--checkpoint-every", type=int, metavar="BATCHES", help="Save between epochs, and every so many batches.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out from its newest checkpoint, if it has one.")
-@click.option(
-    "--log-every", type=int, default=50, metavar="BATCHES", help="Batches between two lines of metrics.jsonl."
-)
-@click.option("--headspace", is_flag=True, help="Measure at the end how much faster a perfect loader would be.")
+@train_options
 @json_option
 def command(as_json: bool, **given: Any) -> None:
     """Train a model on the dataset DEST.
