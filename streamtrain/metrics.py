@@ -14,8 +14,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from streamtrain.alignment import align
 from streamtrain.counts import Counts
-from streamtrain.losses import Loss, align
+from streamtrain.losses import Loss
 from streamtrain.speed import Speed
 
 _SCORES: Final = {"classes": "accuracy", "logits": "accuracy"}

@@ -13,11 +13,12 @@ from torch import Tensor
 from streamtrain.counts import Counts, Totals
 from streamtrain.device import room_for_a_step
 from streamtrain.errors import DivergedError
+from streamtrain.gradients import Learner
 from streamtrain.keeper import Inside
 from streamtrain.metrics import Metrics, RunningMetrics
 from streamtrain.recorder import EpochRecorder
 from streamtrain.rehearsal import Batch, check_fit, check_width, same_mode
-from streamtrain.rules import Learner, Rule
+from streamtrain.rules import Rule
 from streamtrain.seeding import seeded_random
 from streamtrain.stream import Stream, fields_on
 

@@ -13,10 +13,11 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 import torch
 from torch import Tensor, nn
 
+from streamtrain.alignment import align
 from streamtrain.device import room_for_a_step
 from streamtrain.errors import DivergedError, UsageError
-from streamtrain.losses import align
-from streamtrain.rules import Learner, Rule
+from streamtrain.gradients import Learner
+from streamtrain.rules import Rule
 from streamtrain.seeding import borrowed_random
 
 Batch = Mapping[str, Tensor]
@@ -99,7 +100,7 @@ def _backward(learner: Learner, output: Tensor, target: Tensor, batch: Batch) ->
     if not isinstance(mean, Tensor) or mean.ndim or not mean.requires_grad:
         what = f"shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
         error_line = f"{learner.loss.name} returns {what}, not a scalar with a gradient"
-        raise _misfit(learner.model, batch, error_line, "return the mean over the samples")
+        raise _misfit(learner.model, batch, error_line, "return the mean over the samples, or each one's loss")
     mean.backward()  # type: ignore[no-untyped-call]
 
 

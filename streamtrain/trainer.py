@@ -22,6 +22,7 @@ from streamtrain.described import describe, run_at
 from streamtrain.device import resolve_device
 from streamtrain.errors import UsageError
 from streamtrain.events import RunBegan, RunEnded, between
+from streamtrain.gradients import Learner
 from streamtrain.interrupts import Interrupts, held_back
 from streamtrain.keeper import Keeper, Resumed
 from streamtrain.losses import Loss, LossFunction, resolve_loss
@@ -31,7 +32,7 @@ from streamtrain.optim import OptimizerFactory, build_optimizer
 from streamtrain.passes import Passes
 from streamtrain.recorder import EpochRecorder
 from streamtrain.rehearsal import working_memory
-from streamtrain.rules import RULES, Learner, check_rule
+from streamtrain.rules import RULES, check_rule
 from streamtrain.runs import NoRun, Run, RunFolder
 from streamtrain.stream import Data, Stream, check_stream, in_stored_order, normalize_fields
 

@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("store", "verify", "blocks", "labels", "planning", "sources"),
     ("slots", "spans", "workers", "pool_memory", "passage", "narrator", "pool", "device", "ingest"),
     ("sample_random", "transforms", "batches", "quarantine", "loader_order", "loader_state", "loader"),
-    ("seeding", "losses", "normalize", "models", "optim", "rules"),
+    ("seeding", "alignment", "losses", "normalize", "models", "optim", "gradient_sum", "gradients", "rules", "update"),
     ("speed", "metrics", "stream", "rehearsal"),
     ("packing", "tensor_file", "checkpoint", "runs", "described", "keeper", "recorder"),
     ("passes", "trainer", "headspace", "compare"),
@@ -34,7 +34,8 @@ RANK = {room: rank for rank, room in enumerate(room for floor in FLOORS for room
 
 # Below the loader nothing needs torch but the device, and neither do the commands that train nothing.
 WITHOUT_TORCH = {room for floor in FLOORS[:5] for room in floor} - {"device"} | {
-    *("charts", "pages", "report", "cli.main", "cli.common", "cli.tables", "cli.ingest", "cli.info", "cli.verify", "cli.plan"),
+    *("charts", "pages", "report"),
+    *("cli.main", "cli.common", "cli.tables", "cli.ingest", "cli.info", "cli.verify", "cli.plan"),
 }
 # Everything here draws from a seed it is given; what draws from a state of the process is left out.
 SEEDED = {"SeedSequence", "Generator", "BitGenerator", "PCG64", "PCG64DXSM", "Philox", "SFC64", "default_rng"}

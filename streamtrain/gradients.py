@@ -1,0 +1,113 @@
+"""The gradient of J over a batch: what every update rule steps on, or adds up before it steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from streamtrain.errors import DivergedError
+from streamtrain.losses import Loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """What a step needs: the model, its loss, and the optimizer over its parameters."""
+
+    model: nn.Module
+    loss: Loss
+    optimizer: Optimizer
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer trains, in its order."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradient:
+    """What `gradient` found beside the gradient itself.
+
+    Parameters
+    ----------
+    loss : float
+        The weighted mean loss over the batch; 0 where nothing in it has a weight.
+    output : torch.Tensor
+        Of shape (B, ...), without its graph.
+    weight : float
+        The sum of the weights in that mean: the samples', and their classes'; without any, the number of samples (of a
+        target of several elements a sample, of elements).
+    """
+
+    loss: float
+    output: Tensor
+    weight: float
+
+
+def gradient(
+    learner: Learner,
+    inputs: tuple[Tensor, ...],
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    summed: bool = False,
+    scale: float | None = None,
+) -> Gradient:
+    """Leave the gradient of J over a batch in the parameters.
+
+    Parameters
+    ----------
+    learner : Learner
+        Its optimizer's gradients are dropped first.
+    inputs, target : tuple of torch.Tensor, torch.Tensor
+        Of shapes (B, ...).
+    weight : torch.Tensor, optional
+        The samples' weights, (B,), not negative.
+    summed : bool
+        Leave the gradient of the weighted sum of the losses instead, which no division has rounded: over several
+        batches these add up, and J's gradient is their sum over the sum of the weights, or over 1 where the loss itself
+        is ``summed``.
+    scale : float, optional
+        A factor of the gradient.
+
+    Raises
+    ------
+    DivergedError
+        The loss is not finite. No step has been taken on it, so the weights are the last good ones.
+    """
+    learner.optimizer.zero_grad(set_to_none=True)
+    output: Tensor = learner.model(*inputs)
+    measured, weights = (learner.loss.total if summed else learner.loss.objective)(output, target, weight)
+    factor = None if scale is None else torch.full_like(measured, scale)
+    measured.backward(factor)  # type: ignore[no-untyped-call]
+    value, total_weight = _numbers(measured, weights)
+    if not total_weight:
+        return Gradient(loss=0.0, output=output.detach(), weight=0.0)
+    if not math.isfinite(value):
+        raise DivergedError(
+            f"the loss is {value}",
+            why="The weights, or a sample, have left the range of the numbers",
+            fix="a smaller learning rate, or normalized inputs",
+        )
+    mean = value / total_weight if summed or learner.loss.summed else value
+    return Gradient(loss=mean, output=output.detach(), weight=total_weight)
+
+
+def _numbers(loss: Tensor, weight: Tensor | float) -> tuple[float, float]:
+    if not isinstance(weight, Tensor):
+        return loss.item(), float(weight)
+    if loss.device.type == "cpu":
+        return loss.item(), float(weight.item())
+    # At once, since each would wait for the device.
+    loss_value, weight_value = torch.stack([loss.detach().to(weight.dtype), weight]).tolist()
+    return loss_value, weight_value
+
+
+def grad_norm(parameters: list[nn.Parameter]) -> float:
+    """The Euclidean norm of all the gradients together."""
+    wide = torch.float32 if parameters[0].device.type == "mps" else torch.float64
+    norms = [torch.linalg.vector_norm(p.grad, dtype=wide) for p in parameters if p.grad is not None]
+    return math.hypot(*torch.stack(norms).tolist()) if norms else 0.0
