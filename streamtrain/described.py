@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +16,8 @@ from streamtrain.stream import Stream
 _JSON: Final = (bool, int, float, str, tuple, list)
 
 
-def describe(rule: Rule, front: Front, stream: Stream, *, inputs: tuple[str, ...], target: str) -> dict[str, object]:
-    """What a rule and its learner do with a stream: JSON values by name."""
+def describe(rule: Rule, front: Front, stream: Stream, fields: Mapping[str, object]) -> dict[str, object]:
+    """What a rule and its learner do with some fields of a stream: JSON values by name."""
     learner = rule.learner
     defaults = {name: value for name, value in learner.optimizer.defaults.items() if isinstance(value, _JSON)}
     return {
@@ -24,9 +25,9 @@ def describe(rule: Rule, front: Front, stream: Stream, *, inputs: tuple[str, ...
         "n_parameters": n_parameters(front.model),
         "loss": learner.loss.name,
         "update": rule.name,
+        **rule.options(),
         "optimizer": {"name": type(learner.optimizer).__name__, **defaults},
-        "inputs": list(inputs),
-        "target": target,
+        **fields,
         "normalize": sorted(front.modules_by_input()),
         "batch_size": stream.batch_size,
         "drop_last": stream.drop_last,

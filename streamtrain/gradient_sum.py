@@ -75,6 +75,10 @@ class GradientSum:
         """The weight of what was added."""
         return self._weight
 
+    def options(self) -> dict[str, object]:
+        """How it was made, as ``config.json`` holds it."""
+        return {"grad_sum_dtype": self._dtype}
+
     def clear(self) -> None:
         """Begin anew."""
         self._sums: dict[int, Tensor] = {}

@@ -15,11 +15,12 @@ from streamtrain.losses import Loss
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
-    """What a step needs: the model, its loss, and the optimizer over its parameters."""
+    """What a step needs: the model, its loss, the optimizer over its parameters, and the penalty's factor."""
 
     model: nn.Module
     loss: Loss
     optimizer: Optimizer
+    l2: float = 0.0
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -83,7 +84,7 @@ def gradient(
     measured, weights = (learner.loss.total if summed else learner.loss.objective)(output, target, weight)
     factor = None if scale is None else torch.full_like(measured, scale)
     measured.backward(factor)  # type: ignore[no-untyped-call]
-    value, total_weight = _numbers(measured, weights)
+    value, total_weight = numbers(measured, weights)
     if not total_weight:
         return Gradient(loss=0.0, output=output.detach(), weight=0.0)
     if not math.isfinite(value):
@@ -96,12 +97,12 @@ def gradient(
     return Gradient(loss=mean, output=output.detach(), weight=total_weight)
 
 
-def _numbers(loss: Tensor, weight: Tensor | float) -> tuple[float, float]:
+def numbers(loss: Tensor, weight: Tensor | float) -> tuple[float, float]:
+    """Read a loss and its weight, both scalars, waiting once for the device."""
     if not isinstance(weight, Tensor):
         return loss.item(), float(weight)
     if loss.device.type == "cpu":
         return loss.item(), float(weight.item())
-    # At once, since each would wait for the device.
     loss_value, weight_value = torch.stack([loss.detach().to(weight.dtype), weight]).tolist()
     return loss_value, weight_value
 

@@ -147,7 +147,7 @@ class Loss:
         """Of the target's elements; None where each is 1."""
         if self.kind != "classes":
             return None
-        kept = torch.ne(target, _IGNORED if self.ignored is None else self.ignored)
+        kept = torch.ne(target, IGNORED if self.ignored is None else self.ignored)
         if self.class_weights is None:
             return kept
         # A class to be ignored need not be one that has a weight.
@@ -186,7 +186,7 @@ _NAMED: Final[dict[str, tuple[Kind, LossFunction, type[nn.Module]]]] = {
 LOSSES: Final = tuple(_NAMED)
 """The names `resolve_loss` knows."""
 
-_IGNORED: Final = -100
+IGNORED: Final = -100
 """The class that torch ignores unless told otherwise."""
 
 
@@ -238,7 +238,7 @@ def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
 def _of_function(name: str) -> Loss:
     kind, function, _ = _NAMED[name]
     each: LossFunction = partial(function, reduction="none")  # type: ignore[call-arg]
-    return Loss(name=name, kind=kind, mean=function, each=each, ignored=_IGNORED if kind == "classes" else None)
+    return Loss(name=name, kind=kind, mean=function, each=each, ignored=IGNORED if kind == "classes" else None)
 
 
 def _of_module(module: torch_losses._Loss) -> Loss:

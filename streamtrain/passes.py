@@ -13,14 +13,15 @@ from torch import Tensor
 from streamtrain.counts import Counts, Totals
 from streamtrain.device import room_for_a_step
 from streamtrain.errors import DivergedError
-from streamtrain.gradients import Learner
+from streamtrain.gradients import Learner, numbers
 from streamtrain.keeper import Inside
 from streamtrain.metrics import Metrics, RunningMetrics
 from streamtrain.recorder import EpochRecorder
 from streamtrain.rehearsal import Batch, check_fit, check_width, same_mode
 from streamtrain.rules import Rule
+from streamtrain.sample_weights import check_weight_field, check_weights, no_weight
 from streamtrain.seeding import seeded_random
-from streamtrain.stream import Stream, fields_on
+from streamtrain.stream import Stream, fields_on, last_samples
 
 _CHECKED_ROWS: Final = 8
 
@@ -40,6 +41,8 @@ class Passes:
         The fields that the model takes, in order.
     target : str
         The field that the loss compares with.
+    weight : str, optional
+        The field of the samples' weights.
 
     Attributes
     ----------
@@ -48,7 +51,14 @@ class Passes:
     """
 
     def __init__(
-        self, learner: Learner, rule: Rule, *, device: torch.device, inputs: tuple[str, ...], target: str
+        self,
+        learner: Learner,
+        rule: Rule,
+        *,
+        device: torch.device,
+        inputs: tuple[str, ...],
+        target: str,
+        weight: str | None = None,
     ) -> None:
         self.counts = Counts()
         self._learner = learner
@@ -56,6 +66,7 @@ class Passes:
         self._device = device
         self._inputs = inputs
         self._target = target
+        self._weight = weight
         self._is_checked = False
 
     def train(
@@ -67,6 +78,8 @@ class Passes:
         ------
         UsageError
             The model does not fit the data.
+        InputError
+            A sample's weight is negative or not finite, or all weights of the epoch are 0.
         DivergedError
             A loss is not finite; epoch and step are named.
         DeviceError
@@ -85,7 +98,8 @@ class Passes:
                 fields = self.on_device(batch)
                 recorder.copied(time.perf_counter() - started)
                 self.check(fields, stream.dataset.n_classes)
-                learned = self._rule.learn(self._inputs_of(fields), fields[self._target], totals.max_steps)
+                weight = self._weight_of(fields, stream)
+                learned = self._rule.learn(self._inputs_of(fields), fields[self._target], totals.max_steps, weight)
                 self.counts = self.counts.after_batch(n_steps=self._rule.n_steps, n_samples=learned.n_samples)
                 recorder.add(learned, self.counts)
                 left -= 1
@@ -93,7 +107,10 @@ class Passes:
                     break
                 if left:
                     yield
+            if not recorder.running.weight:
+                raise no_weight(self._weight)
             self._rule.end_epoch()
+            recorder.grad_norm = self._rule.grad_norm
         self.counts = self.counts.after_epoch(n_steps=self._rule.n_steps)
 
     def measure(self, stream: Stream) -> Metrics:
@@ -116,12 +133,16 @@ class Passes:
                 with torch.no_grad():
                     output = model(*self._inputs_of(fields))
                     check_width(self._learner, output, fields, stream.dataset.n_classes, may_be_wider=True)
-                    running.add(loss(output, fields[self._target]).item(), output, fields[self._target])
+                    target, weight = fields[self._target], self._weight_of(fields, stream)
+                    total, weights = numbers(*loss.total(output, target, weight))
+                    mean = total / weights if weights else 0.0
+                    running.add(mean, output, target, weight=weights, sample_weights=weight)
         return running.mean()
 
     def on_device(self, batch: Any) -> dict[str, Tensor]:
         """The fields of a batch that the model and the loss take, on the device."""
-        return fields_on(self._device, batch, (*self._inputs, self._target))
+        names = (*self._inputs, self._target, *([self._weight] if self._weight else []))
+        return fields_on(self._device, batch, names)
 
     def check(self, fields: Batch, n_classes: int | None) -> None:
         """See, once, that the model fits the data; nothing is changed.
@@ -134,11 +155,27 @@ class Passes:
         if not self._is_checked:
             n_rows = 1 if self._rule.name == "sample" else _CHECKED_ROWS
             few = {name: tensor[:n_rows] for name, tensor in fields.items()}
-            check_fit(self._learner, few, inputs=self._inputs, target=self._target, n_classes=n_classes)
+            if self._weight:
+                check_weight_field(self._weight, few[self._weight])
+            check_fit(
+                self._learner,
+                few,
+                inputs=self._inputs,
+                target=self._target,
+                weight=self._weight,
+                n_classes=n_classes,
+                spans=self._rule.spans,
+            )
             self._is_checked = True
 
     def _inputs_of(self, fields: Batch) -> tuple[Tensor, ...]:
         return tuple(fields[name] for name in self._inputs)
+
+    def _weight_of(self, fields: Batch, stream: Stream) -> Tensor | None:
+        if self._weight is None:
+            return None
+        check_weights(self._weight, fields[self._weight], lambda: last_samples(stream))
+        return fields[self._weight]
 
     @contextmanager
     def _located(self, stream: Stream) -> Iterator[None]:

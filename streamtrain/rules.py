@@ -33,6 +33,7 @@ from torch import Tensor
 from streamtrain.errors import unknown_name
 from streamtrain.gradient_sum import GradientSum
 from streamtrain.gradients import Gradient, Learner, grad_norm, gradient
+from streamtrain.penalty import add_penalty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,15 @@ class Rule(ABC):
     ) -> Learned:
         """Take in one batch, its samples weighted by ``weight``, (B,); stop once ``n_steps`` is ``max_steps``."""
 
+    @property
+    def spans(self) -> str | None:
+        """By what option a step comes to be on several batches; None where none is."""
+        return None
+
+    def options(self) -> dict[str, object]:
+        """How it was made, as ``config.json`` holds it."""
+        return {}
+
     def end_epoch(self) -> None:
         """Learn that the pass is complete; only a rule that waits for it has anything to do."""
         return
@@ -112,6 +122,12 @@ class Rule(ABC):
         self.n_steps = state["n_steps"]
 
     def _step(self) -> None:
+        """Step on the mean gradient, the penalty's put to it."""
+        if self.learner.l2:
+            add_penalty(self.learner.parameters, self.learner.l2)
+        self._step_on_whole()
+
+    def _step_on_whole(self) -> None:
         self.learner.optimizer.step()
         self.n_steps += 1
 
@@ -127,6 +143,9 @@ class BatchRule(Rule):
         self._sum = GradientSum(learner.parameters, grad_sum_dtype)
         self._n_waiting = 0
 
+    def options(self) -> dict[str, object]:
+        return {"accumulate_grad_batches": self._accumulate} | self._sum.options() if self._accumulate > 1 else {}
+
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"sum": self._sum.state_dict(), "n_waiting": self._n_waiting}
 
@@ -134,6 +153,10 @@ class BatchRule(Rule):
         super().load_state_dict(state)
         self._sum.load_state_dict(state["sum"])
         self._n_waiting = state["n_waiting"]
+
+    @property
+    def spans(self) -> str | None:
+        return f"accumulate_grad_batches={self._accumulate}" if self._accumulate > 1 else None
 
     def learn(
         self,
@@ -210,10 +233,14 @@ class EpochRule(Rule):
 
     name = "epoch"
     in_stored_order = True
+    spans = "update='epoch'"
 
     def __init__(self, learner: Learner, *, grad_sum_dtype: str = "float64") -> None:
         super().__init__(learner)
         self._sum = GradientSum(learner.parameters, grad_sum_dtype)
+
+    def options(self) -> dict[str, object]:
+        return self._sum.options()
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"sum": self._sum.state_dict()}
@@ -235,8 +262,9 @@ class EpochRule(Rule):
 
     def end_epoch(self) -> None:
         self._sum.put(1.0 if self.learner.loss.summed else self._sum.weight)
+        add_penalty(self.learner.parameters, self.learner.l2)
         self.grad_norm = grad_norm(self.learner.parameters)
-        self._step()
+        self._step_on_whole()
 
 
 def _learned(seen: Gradient, target: Tensor, weight: Tensor | None) -> Learned:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,15 +27,17 @@ from streamtrain.gradients import Learner
 from streamtrain.interrupts import Interrupts, held_back
 from streamtrain.keeper import Keeper, Resumed
 from streamtrain.losses import Loss, LossFunction, resolve_loss
+from streamtrain.meaning import warn_of_modules
 from streamtrain.metrics import EpochSummary, History, Metrics
 from streamtrain.normalize import Front
 from streamtrain.optim import OptimizerFactory, build_optimizer
 from streamtrain.passes import Passes
 from streamtrain.recorder import EpochRecorder
 from streamtrain.rehearsal import working_memory
-from streamtrain.rules import RULES, check_rule
+from streamtrain.rules import check_rule
 from streamtrain.runs import NoRun, Run, RunFolder
 from streamtrain.stream import Data, Stream, check_stream, in_stored_order, normalize_fields
+from streamtrain.update import make_rule
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """Field name -> array (n_rows, ...), as ``dataset[0:n_rows]`` gives them."""
@@ -48,7 +51,8 @@ class Trainer:
     model : torch.nn.Module
         Takes the inputs, (B, ...) each, and returns one tensor (B, ...). It is moved to the device.
     loss : str or callable
-        ``cross_entropy``, ``nll``, ``bce_with_logits``, ``mse``, ``l1``, or (output, target) -> mean over the samples.
+        ``cross_entropy``, ``nll``, ``bce_with_logits``, ``mse``, ``l1``, or (output, target) -> mean over the samples,
+        or each sample's loss (B,); see `streamtrain.losses.resolve_loss`.
     optimizer : str, torch.optim.Optimizer or callable
         A name of ``torch.optim``, a finished optimizer, or a factory; see `streamtrain.optim.build_optimizer`.
     lr : float, optional
@@ -59,6 +63,14 @@ class Trainer:
         The fields that the model takes, in order.
     target : str
         The field that the loss compares with.
+    weight : str, optional
+        The field of the samples' weights, one number of at least 0 a sample: J and what is reported are weighted means;
+        `streamtrain.rules` says what they do to a step on one sample.
+    accumulate_grad_batches : int
+        How many batches a step of the rule ``batch`` is on; what is left of them at an epoch's end has its own step.
+    grad_sum_dtype : {"float64", "compensated", "float32"}
+        What gradients are summed in, by the rule ``epoch`` and over accumulated batches; see
+        `streamtrain.gradient_sum`.
     normalize : None, "auto", or mapping of str to torch.nn.Module
         What stands before the model: nothing, so that nothing is rescaled or cast; the training data's stored
         statistics; or a module for an input of that name.
@@ -91,6 +103,9 @@ class Trainer:
         update: str = "batch",
         inputs: tuple[str, ...] | str = ("x",),
         target: str = "y",
+        weight: str | None = None,
+        accumulate_grad_batches: int = 1,
+        grad_sum_dtype: str = "float64",
         normalize: Literal["auto"] | Mapping[str, nn.Module] | None = None,
         device: str | torch.device = "auto",
         **options: object,
@@ -101,19 +116,25 @@ class Trainer:
         # A lone name in place of a tuple is a tuple of letters to Python.
         self.inputs = tuple([inputs] if isinstance(inputs, str) else inputs)
         self.target = target
+        self.weight = weight
         self.device = resolve_device(device)
         self.model = model.to(self.device)
         self.loss = resolve_loss(loss)
         self.optimizer = build_optimizer(optimizer, model.parameters(), lr=lr, update=update, **options)
         self._front = Front(model, self.inputs)
         self._learner = Learner(model=self._front, loss=self.loss, optimizer=self.optimizer)
-        self._rule = RULES[update](self._learner)
+        self._make_rule = partial(
+            make_rule, update, grad_sum_dtype=grad_sum_dtype, accumulate_grad_batches=accumulate_grad_batches
+        )
+        self._rule = self._make_rule(self._learner)
         self._awaits_statistics = normalize == "auto"
         if isinstance(normalize, Mapping):
             self._front.put(normalize, self.device)
         elif normalize not in (None, "auto"):
             raise UsageError(f"normalize is {normalize!r}", fix="None, 'auto', or a mapping of input to module")
-        self._passes = Passes(self._learner, self._rule, device=self.device, inputs=self.inputs, target=target)
+        self._passes = Passes(
+            self._learner, self._rule, device=self.device, inputs=self.inputs, target=target, weight=weight
+        )
 
     @property
     def counts(self) -> Counts:
@@ -167,6 +188,8 @@ class Trainer:
         ------
         UsageError
             The model does not fit the data, or an argument is wrong.
+        InputError
+            A sample's weight is negative or not finite, or all of them are 0.
         DivergedError
             A loss is not finite; epoch, step and batch are named, and no step was taken on it.
         DeviceError
@@ -178,6 +201,7 @@ class Trainer:
         """
         totals = Totals(max_epochs=max_epochs, max_steps=max_steps)
         check_stream(loader, self.model, self._rule.name)
+        warn_of_modules(self.model, self._rule.spans)
         self._prepare(loader.dataset)
         summaries: list[EpochSummary] = []
         with (
@@ -244,11 +268,14 @@ class Trainer:
         A `MemoryMeter` begun inside the block then measures what comes on top of the model.
         """
         batch = self._passes.on_device(rows)
-        return working_memory(type(self._rule), self._learner, batch, inputs=self.inputs, target=self.target)
+        return working_memory(
+            self._make_rule, self._learner, batch, inputs=self.inputs, target=self.target, weight=self.weight
+        )
 
     def describe(self, loader: Stream) -> dict[str, object]:
         """What this trainer does with a stream, as ``config.json`` holds it."""
-        return describe(self._rule, self._front, loader, inputs=self.inputs, target=self.target)
+        fields = {"inputs": list(self.inputs), "target": self.target, "weight": self.weight}
+        return describe(self._rule, self._front, loader, fields)
 
     def _prepare(self, data: Data) -> None:
         if self._awaits_statistics:
