@@ -29,10 +29,11 @@ svg text.title {{ font-size: 13px; font-weight: 600; fill: #222; }}
 svg text.quiet {{ fill: #555; font-size: 11px; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 td, th {{ padding: 3px 14px 3px 0; text-align: right; border-bottom: 1px solid #eee; vertical-align: bottom; }}
-td:first-child, th:first-child {{ text-align: left; overflow-wrap: anywhere; }}
+td:first-child, th:first-child {{ text-align: left; overflow-wrap: anywhere; min-width: 7em; }}
 table.facts td {{ text-align: left; vertical-align: top; overflow-wrap: anywhere; }}
+table.facts td:first-child {{ color: #555; }}
 .wide {{ overflow-x: auto; }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(460px, 100%), 1fr)); gap: 8px 24px; }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(460px, 100%), 1fr)); gap: 8px 24px; }}
 .key {{ display: inline-block; margin: 0 16px 4px 0; white-space: nowrap; }}
 .key i {{ display: inline-block; width: 18px; height: 10px; margin-right: 6px; }}
 .key i.line {{ height: 0; border-top: 2px; vertical-align: middle; }}

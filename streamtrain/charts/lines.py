@@ -130,9 +130,9 @@ def _breaks(x: Scale, y: Scale, bottom: float) -> Iterator[str]:
         yield f'<path d="M{at} {bottom}h8" stroke="#fff" stroke-width="3"/>'
         yield f'<path d="M{at - 2} {bottom + 5}l4 -10m4 10l4 -10" stroke="{AXIS}" fill="none"/>'
     if y.has_zero:
-        at = bottom - 13
-        yield f'<path d="M{_LEFT} {at}v-6" stroke="#fff" stroke-width="3"/>'
-        yield f'<path d="M{_LEFT - 5} {at + 2}l10 -4m-10 -2l10 -4" stroke="{AXIS}" fill="none"/>'
+        up = bottom - 13
+        yield f'<path d="M{_LEFT} {up}v-6" stroke="#fff" stroke-width="3"/>'
+        yield f'<path d="M{_LEFT - 5} {up + 2}l10 -4m-10 -2l10 -4" stroke="{AXIS}" fill="none"/>'
 
 
 def _level(y: Scale, level: Level) -> Iterator[str]:

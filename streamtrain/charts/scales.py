@@ -71,11 +71,14 @@ class Axis:
         Whether equal ratios are equal distances; zero, where it occurs, has a place of its own at the low end.
     from_zero : bool
         Whether an even axis begins at 0, however far from it the values are.
+    is_tight : bool
+        Whether an even axis ends at its outermost values.
     """
 
     label: str
     is_log: bool = False
     from_zero: bool = False
+    is_tight: bool = False
 
 
 class Scale:
@@ -114,7 +117,7 @@ class Scale:
         if self._is_log:
             self._low, self._high = _widened(math.log10(min(positive)), math.log10(max(positive)), 0.0)
         else:
-            self._low, self._high = _even_ends(finite, from_zero=axis.from_zero)
+            self._low, self._high = _even_ends(finite, axis)
 
     def place(self, value: float) -> float:
         """Where a value stands; zero on a logarithmic axis at its own place."""
@@ -144,13 +147,13 @@ class Scale:
         return fitting if len(fitting) >= 2 else ticks(10.0**self._high, _MOST_TICKS, low=10.0**self._low)
 
 
-def _even_ends(values: Sequence[float], *, from_zero: bool) -> tuple[float, float]:
+def _even_ends(values: Sequence[float], axis: Axis) -> tuple[float, float]:
     if not values:
         return 0.0, 1.0
     low, high = min(values), max(values)
-    if from_zero:
+    if axis.from_zero:
         return min(low, 0.0), high if high > 0 else 1.0
-    return _widened(low, high, _MARGIN)
+    return _widened(low, high, 0.0 if axis.is_tight else _MARGIN)
 
 
 def _widened(low: float, high: float, margin: float) -> tuple[float, float]:
