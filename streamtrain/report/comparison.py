@@ -54,6 +54,7 @@ def comparison_page(comparison: Comparison) -> str:
         "<h2>Curves</h2>",
         f"<p>{key([looks.line(run, []) for run in comparison])}</p>",
         charts(_charts(comparison, looks)),
+        charts(_amounts(comparison)),
         note(f"{_EXACT} {_VARIANCE}"),
         *_surface(comparison.surface, looks, comparison),
         table("Epochs", epoch_rows(comparison)),
@@ -165,6 +166,9 @@ def _charts(comparison: Comparison, looks: _Looks) -> Iterator[str]:
         yield chart("Validation loss against epochs", epochs, label, val)
     label = Axis(label="relative variance", is_log=True)
     yield chart("Variance of the updates", epochs, label, lines(lambda p: p.epochs, lambda p: p.variance))
+
+
+def _amounts(comparison: Comparison) -> Iterator[str]:
     yield draw_bars(_bars("Training time of an epoch", comparison, lambda r: r.seconds_per_epoch, format_duration))
     process = _bars("Most that the process held", comparison, lambda r: r.memory.get("process"), format_bytes)
     yield draw_bars(process)
