@@ -77,7 +77,7 @@ def bench(name: str, dtype: str, dataset: st.Dataset, arguments: argparse.Namesp
     """Measure one model with one dtype of the sums."""
     trainers = {way: new_trainer(name, dtype) for way in ("store", "ready")}
     bare = BareLoop(name, dataset)
-    ready = ReadyBatches(dataset, arguments, range(1), shuffle=False)
+    ready = StoredOrder(dataset, arguments, range(1), shuffle=False)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for repeat in range(arguments.repeats + 1):
         last = (repeat + 1) * arguments.passes
@@ -134,6 +134,13 @@ def new_trainer(name: str, dtype: str) -> st.Trainer:
         normalize="auto",
         device="cpu",
     )
+
+
+class StoredOrder(ReadyBatches):
+    """Batches in memory that are the same in every epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: there is one order."""
 
 
 class BareLoop:
@@ -219,8 +226,9 @@ def exactness(kind: str, n: int) -> dict[str, Any]:
         sums[dtype] = parameter, GradientSum([parameter], dtype)
     total, magnitudes = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for gradient in GRADIENTS[kind](n):
-        total = total + gradient
-        magnitudes = magnitudes + gradient.abs()
+        # Widened first: a scalar of float64 and a vector of float32 make a vector of float32.
+        total = total + gradient.double()
+        magnitudes = magnitudes + gradient.double().abs()
         for parameter, found in sums.values():
             parameter.data = torch.empty_like(gradient) if parameter.shape != gradient.shape else parameter.data
             parameter.grad = gradient

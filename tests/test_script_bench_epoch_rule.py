@@ -11,8 +11,9 @@ SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "bench_epoch_rule.
 
 
 def test_it_runs_at_small_size_and_leaves_nothing(tmp_path: Path) -> None:
-    small = "--models mlp --samples 150 --batch-size 64 --repeats 1 --passes 1 --gradients 300 --threads 1".split()
-    done = subprocess.run([sys.executable, SCRIPT, *small, "--folder", tmp_path], capture_output=True, text=True)
+    data = ["--models", "mlp", "--samples", "150", "--batch-size", "64", "--folder", str(tmp_path)]
+    small = ["--repeats", "1", "--passes", "1", "--gradients", "300", "--threads", "1"]
+    done = subprocess.run([sys.executable, SCRIPT, *data, *small], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
     costs, sums = results[:3], results[3:]
