@@ -13,6 +13,7 @@ the weights that the last whole step came to, and never those of a trial.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -49,6 +50,10 @@ _SCALE: Final = 2.0**20
 learns nothing of a curvature below an absolute 1e-10, which a gradient of 1e-5 can have."""
 
 
+_TRIALS_HELD: Final = 3
+"""The gradients of a line search that are held at once; few have more trials."""
+
+
 class _Unknown(Exception):
     """The optimizer asks for J at weights that no pass has measured."""
 
@@ -62,26 +67,38 @@ class FullBatchRule(EpochRule):
         What it trains; its optimizer takes a closure and makes one iteration a step.
     grad_sum_dtype : {"float64", "compensated", "float32"}
         What sums of gradients are held in.
+    grad_tolerance : float, optional
+        Converged where the Euclidean norm of J's gradient is at most this.
+    loss_tolerance : float, optional
+        Converged where a step has lowered J by at most this, relative to J where that is above 1.
 
     Attributes
     ----------
-    objective : float or None
-        J at the weights that the last pass measured.
-    settled : bool
-        Whether the model has these weights, as it has not where a line search goes on.
     stuck : bool
         Whether no step is left that would lower J: the gradient is zero, or the numbers have no digits for less.
 
     Raises
     ------
     UsageError
-        The optimizer makes several iterations a step, or leaves its line search no trial.
+        The optimizer makes several iterations a step, or leaves its line search no trial. Or a tolerance is not
+        positive.
     """
 
-    def __init__(self, learner: Learner, *, grad_sum_dtype: str = "float64") -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        *,
+        grad_sum_dtype: str = "float64",
+        grad_tolerance: float | None = None,
+        loss_tolerance: float | None = None,
+    ) -> None:
         _check_one_iteration(learner.optimizer)
         super().__init__(learner, grad_sum_dtype=grad_sum_dtype)
-        self.objective: float | None = None
+        self._tolerances = {"grad_tolerance": grad_tolerance, "loss_tolerance": loss_tolerance}
+        for name, value in self._tolerances.items():
+            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise UsageError(f"{name} is {value!r}; it must be positive and finite")
+        self._values: list[float] = []
         self.settled = False
         self.stuck = False
         self._known: dict[str, Measured] = {}
@@ -119,6 +136,25 @@ class FullBatchRule(EpochRule):
         self._before_trial = None
         self._take_steps()
         self.settled = digest(parameters) == at
+        if self.settled:
+            self._values = [*self._values[-1:], self.objective]
+
+    @property
+    def converged(self) -> str | None:
+        grad_tolerance, loss_tolerance = self._tolerances.values()
+        if self.settled and self.grad_norm is not None and self.grad_norm <= (grad_tolerance or -1.0):
+            return "grad_tolerance"
+        if self.settled and loss_tolerance is not None and len(self._values) == 2:
+            before, now = self._values
+            if abs(before - now) <= loss_tolerance * max(abs(before), abs(now), 1.0):
+                return "loss_tolerance"
+        return "stuck" if self.stuck else None
+
+    def to_come(self) -> list[Tensor]:
+        """L-BFGS's history, which grows by two vectors a step, and what is known of a line search's trials."""
+        n_pairs = self.learner.optimizer.param_groups[0].get("history_size", 0)
+        n_vectors = 2 * n_pairs + _TRIALS_HELD
+        return [torch.ones_like(p).detach() for p in self.learner.parameters for _ in range(n_vectors)]
 
     def _take_steps(self) -> None:
         """Take the step that is now possible, if one is, and see whether another one can begin."""
@@ -172,6 +208,9 @@ class FullBatchRule(EpochRule):
             "first_batch": self._first_batch,
             "begins_anew": self._begins_anew,
             "stuck": self.stuck,
+            "settled": self.settled,
+            "grad_norm": self.grad_norm,
+            "values": self._values,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -186,6 +225,9 @@ class FullBatchRule(EpochRule):
         self._first_batch = state["first_batch"]
         self._begins_anew = state["begins_anew"]
         self.stuck = state["stuck"]
+        self.settled = state["settled"]
+        self.grad_norm = state["grad_norm"]
+        self._values = state["values"]
 
     def _placed(self, tensors: list[Tensor]) -> list[Tensor]:
         pairs = zip(tensors, self.learner.parameters, strict=True)
