@@ -31,6 +31,7 @@ def describe(rule: Rule, front: Front, stream: Stream, fields: Mapping[str, obje
         "normalize": sorted(front.modules_by_input()),
         "batch_size": stream.batch_size,
         "drop_last": stream.drop_last,
+        "reshuffle": getattr(stream, "reshuffle", "epoch"),
         "seed": stream.seed,
         "n_samples": len(stream.dataset),
         "dataset_id": getattr(stream.dataset, "id", None),

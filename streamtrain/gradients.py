@@ -9,18 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from streamtrain.errors import DivergedError
 from streamtrain.losses import Loss
+from streamtrain.schedules import Schedules
+from streamtrain.stepping import NO_CLIPPING, Clipping, check_finite, gradient_sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
-    """What a step needs: the model, its loss, the optimizer over its parameters, and the penalty's factor."""
+    """What a step needs: the model, its loss, the optimizer over its parameters, and what belongs to every step."""
 
     model: nn.Module
     loss: Loss
     optimizer: Optimizer
     l2: float = 0.0
+    clipping: Clipping = NO_CLIPPING
+    schedules: Schedules | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -77,34 +80,31 @@ def gradient(
     Raises
     ------
     DivergedError
-        The loss is not finite. No step has been taken on it, so the weights are the last good ones.
+        The loss, or its gradient, is not finite. No step has been taken on it: the weights are the last good ones.
     """
     learner.optimizer.zero_grad(set_to_none=True)
     output: Tensor = learner.model(*inputs)
     measured, weights = (learner.loss.total if summed else learner.loss.objective)(output, target, weight)
     factor = None if scale is None else torch.full_like(measured, scale)
     measured.backward(factor)  # type: ignore[no-untyped-call]
-    value, total_weight = numbers(measured, weights)
+    value, total_weight, *sizes = numbers(measured, weights, *gradient_sizes(learner.parameters))
     if not total_weight:
         return Gradient(loss=0.0, output=output.detach(), weight=0.0)
-    if not math.isfinite(value):
-        raise DivergedError(
-            f"the loss is {value}",
-            why="The weights, or a sample, have left the range of the numbers",
-            fix="a smaller learning rate, or normalized inputs",
-        )
+    check_finite(value, sizes, learner.parameters)
     mean = value / total_weight if summed or learner.loss.summed else value
     return Gradient(loss=mean, output=output.detach(), weight=total_weight)
 
 
-def numbers(loss: Tensor, weight: Tensor | float) -> tuple[float, float]:
-    """Read a loss and its weight, both scalars, waiting once for the device."""
-    if not isinstance(weight, Tensor):
-        return loss.item(), float(weight)
+def numbers(loss: Tensor, *others: Tensor | float) -> list[float]:
+    """Read a loss and other scalars, waiting once for the device."""
+    scalars = (loss, *others)
+    # On the CPU there is nothing to wait for, and reading one costs less than putting them together.
     if loss.device.type == "cpu":
-        return loss.item(), float(weight.item())
-    loss_value, weight_value = torch.stack([loss.detach().to(weight.dtype), weight]).tolist()
-    return loss_value, weight_value
+        return [float(x.item()) if isinstance(x, Tensor) else float(x) for x in scalars]
+    wide = torch.float32 if loss.device.type == "mps" else torch.float64
+    found = torch.stack([x.detach().to(loss.device, wide) for x in scalars if isinstance(x, Tensor)]).tolist()
+    read = iter(found)
+    return [next(read) if isinstance(x, Tensor) else float(x) for x in scalars]
 
 
 def grad_norm(parameters: list[nn.Parameter]) -> float:

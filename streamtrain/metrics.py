@@ -242,6 +242,8 @@ class EpochSummary:
         Of the training pass alone.
     grad_norm : float, optional
         The norm of the gradient of the whole dataset, where a step was taken on that.
+    objective : float, optional
+        J over the whole dataset, the penalty included, where a line search compares it.
     """
 
     counts: Counts
@@ -249,6 +251,7 @@ class EpochSummary:
     val: Metrics | None
     speed: Speed
     grad_norm: float | None = None
+    objective: float | None = None
 
     def named(self) -> dict[str, float]:
         """Everything by name, flat, as one line of ``metrics.jsonl``."""
@@ -257,6 +260,7 @@ class EpochSummary:
             "steps": self.counts.n_steps,
             "samples": self.counts.n_samples,
             **self.train.named(),
+            **({} if self.objective is None else {"objective": self.objective}),
             **({} if self.grad_norm is None else {"grad_norm": self.grad_norm}),
             **(self.val.named("val_") if self.val else {}),
             "seconds": self.speed.seconds,
@@ -279,11 +283,18 @@ class History:
         How far the run has come since the trainer was made, or since it first began.
     resumed_from_batch : int
         Batches that a run that went on had taken in before; else 0.
+    reached : bool or None
+        Whether the loss came down to ``until_loss``; None where there was none.
+    stopped_by : str
+        What ended the run: ``"epochs"``, ``"steps"``, ``"until_loss"`` or ``"patience"``; with a line search also
+        ``"grad_tolerance"``, ``"loss_tolerance"``, or ``"stuck"`` where no step lowers J any more.
     """
 
     epochs: tuple[EpochSummary, ...]
     counts: Counts
     resumed_from_batch: int = 0
+    reached: bool | None = None
+    stopped_by: str = "epochs"
 
     def __iter__(self) -> Iterator[EpochSummary]:
         return iter(self.epochs)

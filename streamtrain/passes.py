@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from streamtrain.counts import Counts, Totals
+from streamtrain.culprits import name_culprits
 from streamtrain.device import room_for_a_step
 from streamtrain.errors import DivergedError
 from streamtrain.gradients import Learner, numbers
 from streamtrain.keeper import Inside
+from streamtrain.lr_schedule import horizon
 from streamtrain.metrics import Metrics, RunningMetrics
 from streamtrain.recorder import EpochRecorder
 from streamtrain.rehearsal import Batch, check_fit, check_width, same_mode
-from streamtrain.rules import Rule
+from streamtrain.rules import Learned, Rule
 from streamtrain.sample_weights import check_weight_field, check_weights, no_weight
 from streamtrain.seeding import seeded_random
-from streamtrain.stream import Stream, fields_on, last_samples
+from streamtrain.stream import Stream, fields_on, last_samples, samples_per_epoch
 
 _CHECKED_ROWS: Final = 8
 
@@ -69,6 +71,18 @@ class Passes:
         self._weight = weight
         self._is_checked = False
 
+    def begin(self, stream: Stream, totals: Totals) -> None:
+        """Set the schedules up for a run over a stream.
+
+        Raises
+        ------
+        UsageError
+            They were set up for another end of the run, or cannot be.
+        """
+        if self._learner.schedules is not None:
+            of_epoch = self._rule.steps_per_epoch(len(stream), samples_per_epoch(stream))
+            self._learner.schedules.begin(horizon(totals, of_epoch))
+
     def train(
         self, stream: Stream, recorder: EpochRecorder, totals: Totals, inside: Inside | None
     ) -> Generator[None, None, None]:
@@ -81,7 +95,7 @@ class Passes:
         InputError
             A sample's weight is negative or not finite, or all weights of the epoch are 0.
         DivergedError
-            A loss is not finite; epoch and step are named.
+            A loss or a gradient is not finite; epoch, step and samples are named.
         DeviceError
             The device is out of memory.
         """
@@ -99,7 +113,7 @@ class Passes:
                 recorder.copied(time.perf_counter() - started)
                 self.check(fields, stream.dataset.n_classes)
                 weight = self._weight_of(fields, stream)
-                learned = self._rule.learn(self._inputs_of(fields), fields[self._target], totals.max_steps, weight)
+                learned = self._learn(fields, totals.max_steps, weight, stream)
                 self.counts = self.counts.after_batch(n_steps=self._rule.n_steps, n_samples=learned.n_samples)
                 recorder.add(learned, self.counts)
                 left -= 1
@@ -111,7 +125,16 @@ class Passes:
                 raise no_weight(self._weight)
             self._rule.end_epoch()
             recorder.grad_norm = self._rule.grad_norm
+            recorder.objective = self._rule.objective
         self.counts = self.counts.after_epoch(n_steps=self._rule.n_steps)
+
+    def _learn(self, fields: Batch, max_steps: int | None, weight: Tensor | None, stream: Stream) -> Learned:
+        inputs, target = self._inputs_of(fields), fields[self._target]
+        try:
+            return self._rule.learn(inputs, target, max_steps, weight)
+        except DivergedError as error:
+            name_culprits(error, self._learner, inputs, target, last_samples(stream))
+            raise
 
     def measure(self, stream: Stream) -> Metrics:
         """Loss and score over a pass; nothing is changed.

@@ -43,6 +43,8 @@ class EpochRecorder:
         Over the epoch so far.
     grad_norm : float or None
         Of the whole dataset's gradient, once it is known.
+    objective : float or None
+        J over the whole dataset, once it is known, where a line search compares it.
 
     Raises
     ------
@@ -57,6 +59,7 @@ class EpochRecorder:
             raise UsageError(f"log_every is {log_every!r}; it must be at least 1")
         self.running = RunningMetrics(loss)
         self.grad_norm: float | None = None
+        self.objective: float | None = None
         self._n_timed = 0
         self._watch = Stopwatch(stream)
         self._run = run
@@ -118,4 +121,5 @@ class EpochRecorder:
         """The epoch as it stands."""
         train = self.running.mean()
         speed = self._watch.speed(self._n_timed)
-        return EpochSummary(counts=counts, train=train, val=None, speed=speed, grad_norm=self.grad_norm)
+        of_pass = {"grad_norm": self.grad_norm, "objective": self.objective}
+        return EpochSummary(counts=counts, train=train, val=None, speed=speed, **of_pass)

@@ -139,9 +139,10 @@ def working_memory(
             with _room(learner, batch[target]):
                 weights = batch[weight] if weight else None
                 held = _trained(make(learner), tuple(batch[name] for name in inputs), batch[target], weights)
+                to_come = held.to_come()
             state = learner.optimizer.state_dict()
         yield
-        del held, state
+        del held, to_come, state
 
 
 def _room(learner: Learner, target: Tensor) -> AbstractContextManager[None]:

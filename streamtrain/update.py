@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from streamtrain.errors import UsageError
+from streamtrain.full_batch import FullBatchRule
 from streamtrain.gradient_sum import check_grad_sum_dtype
 from streamtrain.gradients import Learner
-from streamtrain.rules import RULES, BatchRule, EpochRule, Rule, check_rule
+from streamtrain.optim import takes_closure
+from streamtrain.rules import BatchRule, EpochRule, Rule, SampleRule, check_rule
+from streamtrain.sample_path import check_sample_path
 
 
 def make_rule(
-    update: str, learner: Learner, *, grad_sum_dtype: str = "float64", accumulate_grad_batches: int = 1
+    update: str,
+    learner: Learner,
+    *,
+    grad_sum_dtype: str = "float64",
+    accumulate_grad_batches: int = 1,
+    sample_path: str = "auto",
+    grad_tolerance: float | None = None,
+    loss_tolerance: float | None = None,
 ) -> Rule:
     """Put an update rule to work on a learner.
 
@@ -23,13 +33,19 @@ def make_rule(
         What sums of gradients are held in; see `streamtrain.gradient_sum`.
     accumulate_grad_batches : int
         How many batches the rule ``batch`` takes in for a step.
+    sample_path : {"auto", "plain", "fast"}
+        How the rule ``sample`` goes about it; see `streamtrain.sample_path`.
+
+    grad_tolerance, loss_tolerance : float, optional
+        Where an optimizer with a line search has converged; see `streamtrain.full_batch`.
 
     Raises
     ------
     UnknownName
-        No rule, or no dtype of a sum, has that name.
+        No rule, no path, or no dtype of a sum, has that name.
     UsageError
-        Batches are to be accumulated under another rule, or their number is no integer of at least 1.
+        Batches are to be accumulated under another rule, or their number is no integer of at least 1. Or an optimizer
+        with a line search is to work under another rule than ``epoch``.
 
     Examples
     --------
@@ -46,6 +62,7 @@ def make_rule(
     """
     check_rule(update)
     check_grad_sum_dtype(grad_sum_dtype)
+    check_sample_path(sample_path)
     k = accumulate_grad_batches
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise UsageError(f"accumulate_grad_batches is {k!r}; it must be an integer of at least 1")
@@ -55,10 +72,30 @@ def make_rule(
             why="Only the rule 'batch' steps on some batches",
             fix="update='batch'",
         )
+    if update != "epoch" and takes_closure(learner.optimizer):
+        raise UsageError(
+            f"{type(learner.optimizer).__name__} with update={update!r}",
+            why="Its line search compares J over the whole dataset, one pass for each value",
+            fix="update='epoch'",
+        )
+    if (grad_tolerance, loss_tolerance) != (None, None) and not takes_closure(learner.optimizer):
+        name = "loss_tolerance" if grad_tolerance is None else "grad_tolerance"
+        raise UsageError(
+            f"{name} with {type(learner.optimizer).__name__}",
+            why="Only a line search knows J and its gradient at the weights that a step came to",
+            fix="optimizer='lbfgs' or 'cg', or until_loss",
+        )
     match update:
         case "batch":
             return BatchRule(learner, accumulate=k, grad_sum_dtype=grad_sum_dtype)
+        case "epoch" if takes_closure(learner.optimizer):
+            return FullBatchRule(
+                learner,
+                grad_sum_dtype=grad_sum_dtype,
+                grad_tolerance=grad_tolerance,
+                loss_tolerance=loss_tolerance,
+            )
         case "epoch":
             return EpochRule(learner, grad_sum_dtype=grad_sum_dtype)
         case _:
-            return RULES[update](learner)
+            return SampleRule(learner, path=sample_path)

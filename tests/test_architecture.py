@@ -25,10 +25,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("slots", "spans", "workers", "pool_memory", "passage", "narrator", "pool", "device", "ingest"),
     ("sample_random", "transforms", "batches", "quarantine", "loader_order", "loader_state", "loader"),
     ("seeding", "same_forward", "alignment", "losses", "meaning", "sample_weights", "penalty", "normalize", "models"),
-    ("line_search", "conjugate_gradient", "optim", "gradient_sum", "gradients", "rules", "full_batch", "update"),
+    ("line_search", "conjugate_gradient", "optim", "beta1", "lr_schedule", "schedules", "stepping", "forward"),
+    ("gradient_sum", "gradients", "sample_path", "rule", "sample_rule", "rules", "full_batch", "update", "setting"),
     ("speed", "metrics", "stream", "rehearsal"),
-    ("packing", "tensor_file", "checkpoint", "runs", "described", "keeper", "recorder"),
-    ("passes", "trainer", "headspace", "compare"),
+    ("packing", "tensor_file", "checkpoint", "runs", "described", "stopping", "keeper", "recorder"),
+    ("culprits", "passes", "trainer", "headspace", "compare"),
     ("charts", "pages", "profile", "doctor", "report", "cli", "__main__"),
 )
 RANK = {room: rank for rank, room in enumerate(room for floor in FLOORS for room in floor)}

@@ -31,7 +31,7 @@ from streamtrain.meter import MemoryMeter, held_bytes
 from streamtrain.metrics import score_name
 from streamtrain.models import build_model, n_parameters
 from streamtrain.quarantine import first_rows
-from streamtrain.runs import RunFolder, check_free, is_run, newest_run, next_run
+from streamtrain.runs import RunFolder, check_free, is_run, newest_run, next_run, write_memory
 from streamtrain.store import Dataset, open_dataset
 from streamtrain.stream import normalize_fields
 from streamtrain.trainer import Trainer
@@ -70,7 +70,7 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
     dataset = open_dataset(options.dest)
     val = open_dataset(options.val) if options.val else None
     if val is not None:
-        check_alike(dataset, val)
+        check_alike(dataset, val, options.weight)
     trainer, about = _make_trainer(options, dataset)
     n_rows = shares.n_rehearsed(dataset, options.batch_size)
     rows = first_rows(dataset, n_rows, forgiving=options.on_bad_block != "error")
@@ -95,6 +95,8 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
                 loaders[0],
                 max_epochs=options.epochs,
                 max_steps=options.max_steps,
+                until_loss=options.until_loss,
+                patience=options.patience,
                 val=loaders[1] if val else None,
                 checkpoint=run,
                 checkpoint_every=options.checkpoint_every,
@@ -104,6 +106,8 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
                 on_resume=partial(say_resumed, out),
             )
         projected = sum(loader.projection.total_bytes for loader in loaders)
+        names = ("training", "validation")
+        terms = {name: loader.projection.terms for name, loader in zip(names, loaders, strict=False)}
     trained = Trained(
         history=history,
         memory={
@@ -117,6 +121,7 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
         headspace=None,
         quarantined=loaders[0].quarantined,
     )
+    write_memory(out, {**trained.memory, "terms": terms})
     return _with_headspace(trained, trainer, options, dataset, memory) if options.headspace else trained
 
 
@@ -184,6 +189,19 @@ def _make_trainer(options: Options, dataset: Dataset) -> tuple[Trainer, dict[str
         eps=options.eps,
         weight_decay=options.weight_decay,
         nesterov=options.nesterov or None,
+        weight=options.weight,
+        accumulate_grad_batches=options.accumulate_grad_batches,
+        grad_sum_dtype=options.grad_sum_dtype,
+        l2=options.l2,
+        grad_tolerance=options.grad_tolerance,
+        loss_tolerance=options.loss_tolerance,
+        clip_grad_norm=options.clip_grad_norm,
+        clip_grad_value=options.clip_grad_value,
+        schedule=options.resolved_schedule(),
+        beta1=options.beta1,
+        autocast=options.autocast,
+        compile=options.compile,
+        sample_path=options.sample_path,
     )
     about = {"model": options.model, "input_shape": list(x.shape), "n_outputs": width}
     return trainer, about | {
@@ -214,6 +232,7 @@ def _loaders(options: Options, dataset: Dataset, val: Dataset | None, memory: in
         memory=memory - val_memory,
         seed=options.seed,
         shuffle=not in_order,
+        reshuffle=options.reshuffle,
         drop_last=options.drop_last,
         lanes=None if in_order else options.lanes,
         device=options.device,
@@ -230,5 +249,5 @@ def _heading(options: Options, dataset: Dataset, trainer: Trainer) -> str:
     return (
         f"data    {options.dest}: {size}\n"
         f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}\n"
-        f"update  {options.update}, {options.optimizer}, lr {lr:g}, on {trainer.device}"
+        f"update  {trainer.way}, {options.optimizer}, lr {lr:g}, on {trainer.device}"
     )
