@@ -123,9 +123,9 @@ def new_model(name: str) -> nn.Module:
     return build_model(MODELS[name], input_shape=SHAPE, n_outputs=N_CLASSES, seed=0)
 
 
-def new_loader(dataset: st.Dataset, arguments: argparse.Namespace) -> st.StreamLoader:
+def new_loader(dataset: st.Dataset, arguments: argparse.Namespace, *, shuffle: bool = True) -> st.StreamLoader:
     """A loader that has read nothing yet."""
-    return st.StreamLoader(dataset, batch_size=arguments.batch_size, memory=arguments.memory)
+    return st.StreamLoader(dataset, batch_size=arguments.batch_size, memory=arguments.memory, shuffle=shuffle)
 
 
 def fit(trainer: st.Trainer, stream: Any, max_epochs: int) -> None:
@@ -161,18 +161,22 @@ class ReadyBatches:
         ``batch_size`` and ``memory`` of the loader.
     epochs : range
         Which epochs are held.
+    shuffle : bool
+        Whether the loader shuffles; else they are in stored order.
     """
 
     drop_last = False
-    shuffle = True
     wait_seconds = 0.0
 
-    def __init__(self, dataset: st.Dataset, arguments: argparse.Namespace, epochs: range) -> None:
+    def __init__(
+        self, dataset: st.Dataset, arguments: argparse.Namespace, epochs: range, *, shuffle: bool = True
+    ) -> None:
         self.dataset = dataset
+        self.shuffle = shuffle
         self.batch_size: int = arguments.batch_size
         self._batches: dict[int, list[Any]] = {}
         self._epoch = epochs.start
-        with new_loader(dataset, arguments) as loader:
+        with new_loader(dataset, arguments, shuffle=shuffle) as loader:
             self.seed = loader.seed
             for epoch in epochs:
                 loader.set_epoch(epoch)

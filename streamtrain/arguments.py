@@ -7,6 +7,7 @@ from typing import Final
 from streamtrain.errors import UsageError, unknown_name
 
 ON_BAD_BLOCK: Final = ("error", "quarantine")
+RESHUFFLE: Final = ("epoch", "never")
 
 
 def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> None:
@@ -34,8 +35,10 @@ def check_lanes(lanes: int | None) -> None:
         raise UsageError(f"lanes is {lanes}; it must be even and at least 2", fix=f"lanes={max(2, lanes // 2 * 2)}")
 
 
-def check_reading(on_bad_block: str, timeout: float | None) -> None:
-    """Refuse what is no way to take a damaged block, and a deadline that is no positive number."""
+def check_reading(on_bad_block: str, timeout: float | None, reshuffle: str) -> None:
+    """Refuse what is no way to take a damaged block, no positive number of seconds, and no time to reshuffle."""
+    if reshuffle not in RESHUFFLE:
+        raise unknown_name("reshuffle", str(reshuffle), RESHUFFLE)
     if on_bad_block not in ON_BAD_BLOCK:
         raise unknown_name("on_bad_block", str(on_bad_block), ON_BAD_BLOCK)
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):

@@ -69,6 +69,10 @@ class Totals:
         """Whether no step is left."""
         return self.max_steps is not None and counts.n_steps >= self.max_steps
 
+    def name_reached_by(self, counts: Counts) -> str:
+        """Which of the two ends a run that has come to its end: ``"steps"`` or ``"epochs"``."""
+        return "steps" if self.steps_reached_by(counts) else "epochs"
+
     def reached_by(self, counts: Counts) -> bool:
         """Whether no step or no epoch is left."""
         epochs_reached = self.max_epochs is not None and counts.n_epochs >= self.max_epochs

@@ -156,9 +156,16 @@ class StallError(StreamtrainError, TimeoutError):
 
 
 class DivergedError(StreamtrainError, ArithmeticError):
-    """A loss or gradient is not finite."""
+    """A loss or gradient is not finite.
+
+    Attributes
+    ----------
+    samples : tuple of int
+        The samples behind it, or those of the batch; empty where they are not known.
+    """
 
     exit_code = 8
+    samples: tuple[int, ...] = ()
 
 
 class LockedError(StreamtrainError, OSError):

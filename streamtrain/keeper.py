@@ -1,15 +1,16 @@
 """The whole state of a training run, taken apart for a checkpoint and put together again.
 
 With it a run goes on bit for bit: the weights and the optimizer's state, the loader's place counted in consumed
-batches, a pass's part of a gradient sum, the random state that dropout draws from, the sums behind the metrics.
+batches, a pass's part of a gradient sum, the schedules, the random state that dropout draws from, the sums behind the
+metrics.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
@@ -26,22 +27,32 @@ from streamtrain.checkpoint import (
     normalize_tensors,
 )
 from streamtrain.counts import Counts
-from streamtrain.errors import CheckpointError, ResourceError, UsageError, differences, unknown_name
+from streamtrain.errors import (
+    CheckpointError,
+    DivergedError,
+    ResourceError,
+    UsageError,
+    differences,
+    unknown_name,
+)
 from streamtrain.metrics import RunningMetrics
 from streamtrain.normalize import Front
 from streamtrain.packing import pack, unpack
 from streamtrain.rules import Rule
 from streamtrain.runs import Run, RunFolder
 from streamtrain.seeding import random_state, set_random_state
+from streamtrain.stopping import Stopping
 
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
 """What a checkpoint that cannot be written may do."""
 
 _TRAINING: Final = "training"
 _FREE: Final = (
-    "Free to change are max_epochs, max_steps, memory, threads, device, val, log_every, checkpoint_every and "
-    "on_checkpoint_failure"
+    "Free to change are max_epochs, max_steps, until_loss, patience, memory, threads, device, val, log_every, "
+    "checkpoint_every and on_checkpoint_failure"
 )
+_SINCE: Final = {"reshuffle": "epoch", "compile": False, "l2": 0.0}
+"""What a checkpoint of before these were there stands for, where that is not None."""
 
 
 @runtime_checkable
@@ -120,6 +131,8 @@ class Keeper:
         Checkpoints that could not be written.
     unsaved : ResourceError or None
         Why the last one could not.
+    stopping : Stopping
+        When the run ends early.
 
     Raises
     ------
@@ -138,6 +151,7 @@ class Keeper:
         identity: Mapping[str, object],
         every: int | None,
         on_failure: str = "error",
+        stopping: Stopping,
     ) -> None:
         if on_failure not in ON_CHECKPOINT_FAILURE:
             raise unknown_name("on_checkpoint_failure", on_failure, ON_CHECKPOINT_FAILURE)
@@ -148,11 +162,14 @@ class Keeper:
         self._front = front
         self._device = device
         self._stream = stream
-        self._identity = _flat(json.loads(json.dumps(identity)))
+        # The path of the sample rule is settled by the rule's own state.
+        self._identity = _flat(json.loads(json.dumps({**identity, "sample_path": None})))
         self._every = every
         self._warns = on_failure == "warn"
         self.n_failed = 0
         self.unsaved: ResourceError | None = None
+        self._stopping = stopping
+        self._last_saved: Path | None = None
 
     def is_due(self, counts: Counts) -> bool:
         """Whether a checkpoint is due after so many batches."""
@@ -170,9 +187,12 @@ class Keeper:
         """
         if not isinstance(self._run, RunFolder):
             return None
+        schedules = self._rule.learner.schedules
         training = {
             "rule": self._rule.state_dict(),
             "optimizer": self._rule.learner.optimizer.state_dict(),
+            "schedules": schedules.state_dict() if schedules else None,
+            "stopping": self._stopping.state_dict(),
             "random": random_state(self._device) if running else None,
             "metrics": running.state_dict() if running else None,
         }
@@ -194,8 +214,18 @@ class Keeper:
                 raise self.unsaved from error
             warnings.warn(str(self.unsaved), stacklevel=3)
             return None
-        self.unsaved = None
+        self.unsaved, self._last_saved = None, saved
         return saved
+
+    @contextmanager
+    def named_where_it_diverges(self) -> Iterator[None]:
+        """Add to an error of divergence inside the block the last checkpoint, which is kept."""
+        try:
+            yield
+        except DivergedError as error:
+            if self._last_saved is not None:
+                error.fix = f"{error.fix}. The last checkpoint is {self._last_saved}"
+            raise
 
     def restore(self, tell: Callable[[Resumed], None] | None) -> tuple[Counts, Inside | None]:
         """Bring the run back from its newest whole checkpoint; without one it begins afresh.
@@ -224,7 +254,7 @@ class Keeper:
         return self._put_back(found)
 
     def _check_identity(self, found: Checkpoint) -> None:
-        wrong = differences(found.state["identity"], self._identity)
+        wrong = differences({**_SINCE, **found.state["identity"]}, self._identity)
         if wrong:
             raise CheckpointError(
                 "the checkpoint is of another run",
@@ -241,14 +271,22 @@ class Keeper:
         try:
             self._rule.learner.optimizer.load_state_dict(training["optimizer"])
             self._rule.load_state_dict(training["rule"])
+            if self._rule.learner.schedules and training.get("schedules"):
+                self._rule.learner.schedules.load_state_dict(training["schedules"])
+            if "stopping" in training:
+                self._stopping.load_state_dict(training["stopping"])
             if not isinstance(self._stream, Resumable):
                 raise UsageError("the stream has no load_state_dict, so it cannot go on", fix="a StreamLoader")
             self._stream.load_state_dict(found.state["stream"])
             counts = Counts(**found.state["counts"])
+        except CheckpointError as error:
+            error.where = str(found.path)
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"cannot go on: {error}", where=str(found.path), fix="another --out") from error
         assert isinstance(self._run, RunFolder)
         self._run.rewind(found.state["metrics_bytes"])
+        self._last_saved = found.path
         if training["metrics"] is None:
             return counts, None
         n_batches = found.state["stream"]["batch"]

@@ -18,24 +18,25 @@ from streamtrain.device import Placement, carrier_to
 from streamtrain.errors import UsageError
 from streamtrain.events import Work
 from streamtrain.limits import n_cores, require_memory
-from streamtrain.loader_order import orders_of
+from streamtrain.loader_order import last_samples, orders_of
 from streamtrain.loader_state import VERSION, check_state
 from streamtrain.narrator import Narrator
-from streamtrain.order import EpochOrder
+from streamtrain.order import I64, EpochOrder
 from streamtrain.pool import Pool
 from streamtrain.quarantine import NOTHING, LeftOut, Quarantine, last_of, reader_of
 from streamtrain.store import Dataset
 from streamtrain.transforms import Transform
 from streamtrain.units import parse_bytes
 
-_named_tuple: Any = namedtuple  # Of names that only the dataset knows.
+_named_tuple: Any = namedtuple  # Of names that only the dataset knows: identifiers without a leading underscore.
+_ORDER = ("seed", "batch_size", "shuffle", "reshuffle", "drop_last")
 _SAME = ("batch_size", "seed", "transform", "device", "on_bad_block", "timeout")
 
 
 class StreamLoader:
     """Iterate over a dataset in shuffled batches without loading it.
 
-    Each ``iter()`` is the next epoch; batches are formed anew every epoch. A batch belongs to the caller: its memory is
+    Each ``iter()`` is the next epoch. A batch belongs to the caller: its memory is
     never rewritten while anything refers to it. Reading goes on in a few threads until ``close()``, the end of a
     ``with`` block, or garbage collection.
 
@@ -51,6 +52,8 @@ class StreamLoader:
         The order is a function of (dataset, seed, epoch, shuffle parameters) alone.
     shuffle : bool
         False yields the stored order.
+    reshuffle : {"epoch", "never"}
+        Whether batches are formed anew every epoch, or every epoch has the order, and so the batches, of epoch 0.
     drop_last : bool
         Whether to leave out a short last batch.
     lanes : int, optional
@@ -93,6 +96,7 @@ class StreamLoader:
         memory: int | str = "512MB",
         seed: int = 0,
         shuffle: bool = True,
+        reshuffle: str = "epoch",
         drop_last: bool = False,
         lanes: int | None = None,
         transform: Transform | None = None,
@@ -102,12 +106,13 @@ class StreamLoader:
     ) -> None:
         check_batch_size(batch_size, len(dataset), drop_last=drop_last)
         check_seed(seed)
-        check_reading(on_bad_block, timeout)
+        check_reading(on_bad_block, timeout, reshuffle)
         self._narrator = Narrator()
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
+        self.reshuffle = reshuffle
         self.drop_last = drop_last
         self.memory_bytes = parse_bytes(memory, name="memory")
         self.transform = transform
@@ -119,22 +124,18 @@ class StreamLoader:
         self._carrier = carrier_to(device)
         self._sizes, self._projection = self._solve(lanes)
         require_memory(self._projection.host_bytes)
-        # A field's name is an identifier without a leading underscore, which is all a named tuple asks for.
         self._batch_type = _named_tuple("Batch", [field.name for field in dataset.layout.fields])
-        self._epoch = self._position = 0
+        self._epoch = self._position = self._turn = 0
         self._pool: Pool | None = None
         self._pool_at: tuple[int, int] | None = None
-        self._entered = False
-        self._turn = 0
-        self._closed = False
+        self._entered = self._closed = False
         self._work_before = Work()
         self._narrator.opened(self)
         weakref.finalize(self, self._narrator.closed)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        whole, rest = divmod(len(self.dataset), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        return (len(self.dataset) if self.drop_last else len(self.dataset) + self.batch_size - 1) // self.batch_size
 
     def __repr__(self) -> str:
         order = f"{self._sizes.lanes} lanes in {self._sizes.groups} groups" if self.shuffle else "stored order"
@@ -172,17 +173,16 @@ class StreamLoader:
         self._turn += 1
         self._epoch, self._position, self._entered = epoch, 0, False
 
+    def last_samples(self) -> I64:
+        """The samples of the batch that was yielded last, in its order: their rows in the dataset, (B,) int64."""
+        return last_samples(self._orders()(self._epoch), self._position, self.batch_size, self._quarantine)
+
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, counted in batches it has yielded: a few numbers and the dataset's id."""
-        return {
-            "version": VERSION,
-            "dataset": self.dataset.id,
-            "epoch": self._epoch,
-            "batch": -(-self._position // self.batch_size),
-            "lanes": self._sizes.lanes,
-            "groups": self._sizes.groups,
-            **{name: getattr(self, name) for name in ("seed", "batch_size", "shuffle", "drop_last")},
-        }
+        place = {"epoch": self._epoch, "batch": -(-self._position // self.batch_size)}
+        lanes = {"lanes": self._sizes.lanes, "groups": self._sizes.groups}
+        order = {name: getattr(self, name) for name in _ORDER}
+        return {"version": VERSION, "dataset": self.dataset.id, **place, **lanes, **order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken; lanes and groups are taken from it, whatever the budget gives.
@@ -270,7 +270,7 @@ class StreamLoader:
         return last_of(self._quarantine, self.transform, order, batch_size=self.batch_size, **place)
 
     def _orders(self) -> Callable[[int], EpochOrder]:
-        return orders_of(self.dataset.layout, self._sizes, seed=self.seed, shuffle=self.shuffle)
+        return orders_of(self.dataset.layout, self._sizes, self.seed, shuffle=self.shuffle, reshuffle=self.reshuffle)
 
     def _n_positions(self) -> int:
         return len(self) * self.batch_size if self.drop_last else len(self.dataset)

@@ -6,12 +6,31 @@ from collections.abc import Callable
 
 from streamtrain.budget import Sizes
 from streamtrain.layout import Layout
-from streamtrain.order import EpochOrder, Shuffle, sequential_order, shuffled_order
+from streamtrain.order import I64, EpochOrder, Shuffle, sequential_order, shuffled_order
+from streamtrain.picks import samples
+from streamtrain.quarantine import Quarantine
 
 
-def orders_of(layout: Layout, sizes: Sizes, *, seed: int, shuffle: bool) -> Callable[[int], EpochOrder]:
-    """What gives an epoch's order by its number; it keeps nothing but its arguments alive."""
+def orders_of(layout: Layout, sizes: Sizes, seed: int, *, shuffle: bool, reshuffle: str) -> Callable[[int], EpochOrder]:
+    """What gives an epoch's order by its number; it keeps nothing but its arguments alive.
+
+    Where ``reshuffle`` is ``"never"`` every epoch has the order of epoch 0, and so the same batches.
+    """
     if not shuffle:
         return lambda epoch: sequential_order(layout.n_samples, layout.block_rows)
     shape = Shuffle(n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=sizes.lanes, groups=sizes.groups)
-    return lambda epoch: shuffled_order(shape, seed=seed, epoch=epoch)
+    anew = reshuffle == "epoch"
+    return lambda epoch: shuffled_order(shape, seed=seed, epoch=epoch if anew else 0)
+
+
+def last_samples(order: EpochOrder, position: int, batch_size: int, quarantine: Quarantine | None) -> I64:
+    """The samples of the batch that ends at a position, without those that are left out.
+
+    Examples
+    --------
+    >>> last_samples(sequential_order(10, 4), 10, 4, None).tolist()
+    [8, 9]
+    """
+    found = samples(order, max(position - 1, 0) // batch_size * batch_size, position)
+    kept = quarantine.kept(found) if quarantine else None
+    return found if kept is None else found[kept]

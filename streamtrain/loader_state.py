@@ -10,6 +10,8 @@ from streamtrain.errors import UsageError, differences
 VERSION: Final = 1
 _LEAST: Final = {"seed": 0, "epoch": 0, "batch": 0, "lanes": 1, "groups": 1}
 """What a state may hold besides what the loader has, and the least of each."""
+_SINCE: Final = {"reshuffle": "epoch"}
+"""What a state of before these were there stands for."""
 
 
 def check_state(state: object, mine: Mapping[str, Any]) -> None:
@@ -38,7 +40,7 @@ def check_state(state: object, mine: Mapping[str, Any]) -> None:
     """
     if not isinstance(state, Mapping):
         raise UsageError(f"the state is {type(state).__name__}", fix="what state_dict() returned")
-    if wrong := differences(state, {name: value for name, value in mine.items() if name not in _LEAST}):
+    if wrong := differences({**_SINCE, **state}, {name: value for name, value in mine.items() if name not in _LEAST}):
         raise UsageError("the state is of another loader", why="; ".join(wrong), fix="make the loader as it was")
     for name, least in _LEAST.items():
         value = state.get(name)

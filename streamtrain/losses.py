@@ -1,34 +1,39 @@
-"""Losses by name: the mean over the samples of a batch, and what each asks of its target.
+"""Losses by name: the mean over the samples of a batch, what it weighs, and what each asks of its target.
 
 A `Loss` lines the model's output up with the target before it measures, so that the classic silent mistake, an output
 of shape (B, 1) broadcast against a target of shape (B,) to a (B, B) table of differences, cannot happen: the one
 axis too many is dropped where that has a single meaning, and everything else is refused.
+
+Every loss here is a weighted mean, J = sum of weight * loss / sum of weight, over the elements of the targets: all of
+weight 1, times the class weight of its class, 0 where its class is ignored, times its sample's weight. So the mean over
+several batches is the sum of their `total` over the sum of their weights, which the mean of their means is not.
 
 Floats of different widths meet in the wider one, as everywhere in torch; no other dtype is converted.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
+from torch.nn.modules import loss as torch_losses
 
+from streamtrain.alignment import Kind, align, plain
 from streamtrain.errors import UsageError, unknown_name
 
-Kind = Literal["classes", "logits", "values", "custom"]
-"""What a loss compares: scores of classes with a class, one logit with 0 or 1, numbers with numbers, or unknown."""
-
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""Output (B, ...) and target (B, ...) -> the mean over the B samples, a scalar tensor."""
+"""Output (B, ...) and target (B, ...) -> the mean over the B samples, a scalar tensor, or each sample's loss (B,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """A named mean loss.
+    """A named loss.
 
     Parameters
     ----------
@@ -37,7 +42,18 @@ class Loss:
     kind : {"classes", "logits", "values", "custom"}
         What the target has to be; of a ``"custom"`` loss nothing is known and nothing is checked.
     mean : callable
-        The function itself.
+        The function itself: the mean, or of a callable of the user's own each sample's loss (B,).
+    each : callable, optional
+        Output and target -> the losses of the target's elements, each times its class weight; of a callable of the
+        user's own there is none.
+    summed : bool
+        Whether J is the sum and not the mean. What is reported is the mean all the same.
+    class_weights : torch.Tensor, optional
+        The weight of every class, shape (C,).
+    ignored : int, optional
+        The class whose targets have no loss and no weight; torch's own default where none is given.
+    of_samples : bool
+        Whether the mean is that of the samples' sums, not of the elements.
 
     Examples
     --------
@@ -50,6 +66,11 @@ class Loss:
     name: str
     kind: Kind
     mean: LossFunction
+    each: LossFunction | None = None
+    summed: bool = False
+    class_weights: Tensor | None = None
+    ignored: int | None = None
+    of_samples: bool = False
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar tensor.
@@ -57,9 +78,101 @@ class Loss:
         Raises
         ------
         UsageError
-            The shapes or dtypes do not fit each other; see `align`.
+            The shapes or dtypes do not fit each other; see `streamtrain.alignment.align`.
         """
-        return self.mean(*align(self, output, target))
+        mean = self.mean(*align(self, output, target))
+        return mean.mean() if self.each is None and _is_per_sample(mean, target) else mean
+
+    def total(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor | int]:
+        """Return the weighted sum of a batch's losses, a scalar tensor, and the sum of the weights.
+
+        Parameters
+        ----------
+        output, target : torch.Tensor
+            Of shapes (B, ...).
+        weight : torch.Tensor, optional
+            The samples' weights, (B,).
+
+        Raises
+        ------
+        UsageError
+            The shapes or dtypes do not fit each other; or ``weight`` is given, and the loss is a callable of the user's
+            own that returns a mean, in which no sample can be weighed any more.
+
+        Examples
+        --------
+        >>> import torch
+        >>> loss = resolve_loss(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])))
+        >>> total, weight = loss.total(torch.zeros(2, 2), torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
+        >>> float(total / weight), float(weight)
+        (0.6931471824645996, 7.0)
+        """
+        output, target = align(self, output, target)
+        if self.each is None:
+            return self._own_total(output, target, weight)
+        losses = self.each(output, target)
+        if self.of_samples:
+            losses = losses.flatten(1).sum(1) if losses.ndim > 1 else losses
+        weights = self._weights(target, losses)
+        if weight is None:
+            return losses.sum(), losses.numel() if weights is None else weights.sum()
+        of_sample = weight.to(losses.dtype).view(-1, *(1,) * (losses.ndim - 1))
+        of_each = of_sample.expand_as(losses) if weights is None else of_sample * weights
+        return (losses * of_sample).sum(), of_each.sum(dtype=_wide(losses))
+
+    def objective(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor | int]:
+        """Return J over a batch, the scalar tensor that a step lowers, and the sum of the weights in it.
+
+        J is the weighted mean, or the weighted sum where the loss is ``summed``. Without weights the mean is what torch
+        makes of it, bit for bit.
+
+        Raises
+        ------
+        UsageError
+            As `total` does.
+        """
+        if weight is None and not self.summed:
+            return self(output, target), self.weigh(*align(self, output, target))
+        total, weights = self.total(output, target, weight)
+        return (total if self.summed else total / weights), weights
+
+    def weigh(self, output: Tensor, target: Tensor) -> Tensor | int:
+        """Return the sum of the weights in the mean over an aligned batch whose samples weigh the same."""
+        if self.kind == "custom":
+            return len(target)
+        weights = self._weights(target, None)
+        return target.numel() if weights is None else weights.sum()
+
+    def _weights(self, target: Tensor, losses: Tensor | None) -> Tensor | None:
+        """Of the target's elements; None where each is 1."""
+        if self.kind != "classes":
+            return None
+        kept = torch.ne(target, IGNORED if self.ignored is None else self.ignored)
+        if self.class_weights is None:
+            return kept
+        # A class to be ignored need not be one that has a weight.
+        return self.class_weights.to(target.device)[target.where(kept, 0)] * kept
+
+    def _own_total(self, output: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | int]:
+        losses = self.mean(output, target)
+        if not _is_per_sample(losses, target):
+            if weight is not None:
+                raise UsageError(
+                    f"{self.name} returns {_described(losses)} for {len(target)} samples, so none can be weighed",
+                    fix="return the loss of each sample, (B,)",
+                )
+            return losses * len(target), len(target)
+        if weight is None:
+            return losses.sum(), len(target)
+        return (losses * weight.to(losses.dtype)).sum(), weight.sum(dtype=_wide(losses))
+
+
+def _is_per_sample(losses: Tensor, target: Tensor) -> bool:
+    return isinstance(losses, Tensor) and losses.shape == (len(target),)
+
+
+def _wide(losses: Tensor) -> torch.dtype:
+    return torch.float32 if losses.device.type == "mps" else torch.float64
 
 
 _NAMED: Final[dict[str, tuple[Kind, LossFunction, type[nn.Module]]]] = {
@@ -73,54 +186,85 @@ _NAMED: Final[dict[str, tuple[Kind, LossFunction, type[nn.Module]]]] = {
 LOSSES: Final = tuple(_NAMED)
 """The names `resolve_loss` knows."""
 
+IGNORED: Final = -100
+"""The class that torch ignores unless told otherwise."""
+
 
 def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
     """Turn a name or a callable into a `Loss`.
 
     torch's own functions and modules behind the names (``F.mse_loss``, ``nn.CrossEntropyLoss(...)``) are recognised and
-    checked like them. Any other callable must return the mean over the samples of its batch.
+    checked like them. Of every loss module of torch's the reduction is understood: with ``"sum"`` J is the sum, over a
+    batch, a window or the dataset; ``"none"`` is taken as ``"mean"``. Class weights count in the mean as in torch's.
+    Any other callable must return the mean over the samples of its batch or, so that samples can be weighed, the loss
+    of each, (B,).
 
     Raises
     ------
     UnknownName
         No loss has that name.
     UsageError
-        A loss module that sums or returns one value per sample, or something that cannot be called.
+        A loss module of the user's own that sums, or something that cannot be called.
 
     Examples
     --------
     >>> resolve_loss("cross_entropy").kind, resolve_loss(torch.nn.MSELoss()).kind, resolve_loss(max).kind
     ('classes', 'values', 'custom')
+    >>> resolve_loss(torch.nn.MSELoss(reduction="sum")).summed
+    True
     """
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, str):
         if loss not in _NAMED:
             raise unknown_name("loss", loss, _NAMED)
-        kind, mean, _ = _NAMED[loss]
-        return Loss(name=loss, kind=kind, mean=mean)
+        return _of_function(loss)
     if not callable(loss):
         raise UsageError(f"loss is {loss!r}", fix=f"one of {', '.join(_NAMED)}, or a function (output, target) -> mean")
-    _check_reduction(loss)
-    name, recognised = _recognise(loss)
-    return Loss(name=name, kind=recognised, mean=loss)
-
-
-def _recognise(loss: LossFunction) -> tuple[str, Kind]:
-    for name, (kind, function, module) in _NAMED.items():
-        if loss is function or type(loss) is module:
-            return name, kind
-    return getattr(loss, "__name__", type(loss).__name__), "custom"
-
-
-def _check_reduction(loss: object) -> None:
-    reduction = getattr(loss, "reduction", "mean")
-    if isinstance(loss, nn.Module) and reduction != "mean":
+    for name, (_, function, _) in _NAMED.items():
+        if loss is function:
+            return _of_function(name)
+    if isinstance(loss, torch_losses._Loss) and type(loss).__module__ == torch_losses.__name__:
+        return _of_module(loss)
+    if isinstance(loss, nn.Module) and getattr(loss, "reduction", "mean") == "sum":
         raise UsageError(
-            f"{type(loss).__name__} has reduction={reduction!r}",
-            why="Every update rule steps on the mean over the samples",
-            fix="reduction='mean'",
+            f"{type(loss).__name__} has reduction='sum'",
+            why="Of a sum, unlike one of torch's own modules, the mean is not known",
+            fix="reduction='mean' or 'none'",
         )
+    return Loss(name=getattr(loss, "__name__", type(loss).__name__), kind="custom", mean=loss)
+
+
+def _of_function(name: str) -> Loss:
+    kind, function, _ = _NAMED[name]
+    each: LossFunction = partial(function, reduction="none")  # type: ignore[call-arg]
+    return Loss(name=name, kind=kind, mean=function, each=each, ignored=IGNORED if kind == "classes" else None)
+
+
+def _of_module(module: torch_losses._Loss) -> Loss:
+    named = {kind: (name, what) for name, (what, _, kind) in _NAMED.items()}
+    name, kind = named.get(type(module), (type(module).__name__, "custom"))
+    mean = _reduced(module, "batchmean" if module.reduction == "batchmean" else "mean")
+    has_classes = kind == "classes"
+    return Loss(
+        name=name,
+        kind=kind,
+        mean=mean,
+        each=_reduced(module, "none"),
+        summed=module.reduction == "sum",
+        class_weights=module.get_buffer("weight") if has_classes and module.weight is not None else None,
+        ignored=getattr(module, "ignore_index", None),
+        of_samples=module.reduction == "batchmean",
+    )
+
+
+def _reduced(module: torch_losses._Loss, reduction: str) -> torch_losses._Loss:
+    """The same module with another reduction; its weights are shared."""
+    if module.reduction == reduction:
+        return module
+    other = copy.copy(module)
+    other.reduction = reduction
+    return other
 
 
 def default_loss(target_dtype: torch.dtype) -> str:
@@ -140,79 +284,8 @@ def default_loss(target_dtype: torch.dtype) -> str:
         return "cross_entropy"
     if target_dtype.is_floating_point:
         return "mse"
-    raise UsageError(
-        f"no loss fits a {_plain(target_dtype)} target by default", fix="name one, or store int64 or float"
-    )
+    raise UsageError(f"no loss fits a {plain(target_dtype)} target by default", fix="name one, or store int64 or float")
 
 
-def align(loss: Loss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Line output and target up for a loss, or say why they do not fit.
-
-    ======= ============================ ======================================================
-    kind    target                       shapes
-    ======= ============================ ======================================================
-    classes int64                        output (B, C, ...), target (B, ...) or (B, 1)
-    logits  float                        equal, or one of them with one last axis of length 1 more
-    values  float                        equal, or one of them with one last axis of length 1 more
-    custom  anything                     anything
-    ======= ============================ ======================================================
-
-    Raises
-    ------
-    UsageError
-        The target's dtype is of another kind, or the shapes could only meet by broadcasting.
-
-    Examples
-    --------
-    >>> import torch
-    >>> output, target = align(resolve_loss("l1"), torch.zeros(8, 1), torch.zeros(8))
-    >>> output.shape, target.shape
-    (torch.Size([8]), torch.Size([8]))
-    """
-    match loss.kind:
-        case "custom":
-            return output, target
-        case "classes":
-            return _align_classes(loss, output, target)
-        case _:
-            return _align_values(loss, output, target)
-
-
-def _align_classes(loss: Loss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    if target.dtype != torch.int64:
-        raise _wrong_dtype(loss, target, "int64 class labels", "mse or l1, or store the labels as int64")
-    if output.ndim == 2 and target.ndim == 2 and target.shape[1] == 1:
-        target = target[:, 0]
-    if output.ndim < 2 or output.shape[:1] + output.shape[2:] != target.shape:
-        raise _wrong_shape(loss, output, target, "an output of shape (B, classes)")
-    return output, target
-
-
-def _align_values(loss: Loss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    if not target.dtype.is_floating_point:
-        fix = "cross_entropy for class labels, or store the target as a float"
-        raise _wrong_dtype(loss, target, "a float target", fix)
-    if output.ndim == target.ndim + 1 and output.shape[-1] == 1:
-        output = output[..., 0]
-    elif target.ndim == output.ndim + 1 and target.shape[-1] == 1:
-        target = target[..., 0]
-    if output.shape != target.shape:
-        raise _wrong_shape(loss, output, target, "an output of the target's shape")
-    wider = torch.promote_types(output.dtype, target.dtype)
-    return output.to(wider), target.to(wider)
-
-
-def _wrong_dtype(loss: Loss, target: Tensor, wanted: str, fix: str) -> UsageError:
-    return UsageError(f"{loss.name} needs {wanted}; the target is {_plain(target.dtype)}", fix=fix)
-
-
-def _wrong_shape(loss: Loss, output: Tensor, target: Tensor, wanted: str) -> UsageError:
-    return UsageError(
-        f"{loss.name} cannot compare an output of shape {tuple(output.shape)} with a target of {tuple(target.shape)}",
-        why="Broadcasting one against the other would train on a wrong loss",
-        fix=f"give the model {wanted}",
-    )
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _described(value: object) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

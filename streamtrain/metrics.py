@@ -1,6 +1,7 @@
 """What a run measures: loss and score as exact means over samples, epoch by epoch.
 
-Means are over samples, never over batches, so a short last batch counts for what it holds. The score is the one that
+Means are over samples, never over batches, so a short last batch counts for what it holds; where samples have weights,
+loss and score are weighted means, and where classes have, the loss is. The score is the one that
 fits the loss: accuracy for classes and logits, rmse beside mse, mae beside l1, none for a loss of the user's own.
 """
 
@@ -14,9 +15,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from streamtrain.alignment import align
 from streamtrain.counts import Counts
 from streamtrain.errors import ResourceError
-from streamtrain.losses import Loss, align
+from streamtrain.losses import IGNORED, Loss
 from streamtrain.speed import Speed
 
 _SCORES: Final = {"classes": "accuracy", "logits": "accuracy"}
@@ -90,24 +92,52 @@ class RunningMetrics:
 
     def __init__(self, loss: Loss) -> None:
         self._loss = loss
-        self._loss_sum = 0.0
+        self._loss_sum = ExactSum()
+        self._weight = ExactSum()
         self._n_samples = 0
-        self._hits: Tensor | int = 0
-        self._n_targets = 0
-        self._marked = (0.0, 0)
+        self._hits: Tensor | float = 0
+        self._of: Tensor | float = 0
+        self._marked = (0.0, 0.0)
 
-    def add(self, loss: float, output: Tensor, target: Tensor) -> None:
-        """Add a batch: its mean loss, the output (B, ...) and the target (B, ...)."""
-        self._loss_sum += loss * len(target)
+    @property
+    def weight(self) -> float:
+        """What the mean loss is over."""
+        return self._weight.value
+
+    def add(
+        self,
+        loss: float,
+        output: Tensor,
+        target: Tensor,
+        *,
+        weight: float | None = None,
+        sample_weights: Tensor | None = None,
+    ) -> None:
+        """Add a batch.
+
+        Parameters
+        ----------
+        loss : float
+            Its mean loss.
+        output, target : torch.Tensor
+            Of shapes (B, ...).
+        weight : float, optional
+            The sum of the weights in that mean; by default B.
+        sample_weights : torch.Tensor, optional
+            Of shape (B,), where samples have weights: they count in the score too.
+        """
+        weight = float(len(target)) if weight is None else weight
+        self._loss_sum.add(loss * weight)
+        self._weight.add(weight)
         self._n_samples += len(target)
         if self._loss.kind in _SCORES:
-            # The hits stay a tensor on the device: reading them would wait for it at every batch.
-            self._hits = self._hits + _hits(self._loss, output, target)
-            self._n_targets += target.numel()
+            # These stay tensors on the device: reading them would wait for it at every batch.
+            hits, of = _hits(self._loss, output, target, sample_weights)
+            self._hits, self._of = self._hits + hits, self._of + of
 
     def mean(self) -> Metrics:
         """The means over everything added so far; NaN over nothing."""
-        loss = self._loss_sum / self._n_samples if self._n_samples else math.nan
+        loss = self._loss_sum.value / self._weight.value if self._weight.value else math.nan
         return Metrics(loss=loss, score_name=score_name(self._loss), score=self._score(loss), n_samples=self._n_samples)
 
     def _score(self, loss: float) -> float | None:
@@ -115,7 +145,7 @@ class RunningMetrics:
             case None:
                 return None
             case "accuracy":
-                return int(self._hits) / self._n_targets if self._n_targets else math.nan
+                return float(self._hits) / float(self._of) if self._of else math.nan
             case "rmse":
                 return math.sqrt(loss)
             case _:
@@ -124,32 +154,77 @@ class RunningMetrics:
     def state_dict(self) -> dict[str, Any]:
         """The sums, as numbers; reading them waits for the device."""
         return {
-            "loss_sum": self._loss_sum,
+            "loss_sum": self._loss_sum.state(),
+            "weight": self._weight.state(),
             "n_samples": self._n_samples,
-            "hits": int(self._hits),
-            "n_targets": self._n_targets,
+            "hits": float(self._hits),
+            "of": float(self._of),
             "marked": list(self._marked),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from sums that ``state_dict`` gave."""
-        self._loss_sum, self._n_samples = state["loss_sum"], state["n_samples"]
-        self._hits, self._n_targets = state["hits"], state["n_targets"]
+        self._loss_sum, self._weight = ExactSum(*state["loss_sum"]), ExactSum(*state["weight"])
+        self._n_samples, self._hits, self._of = state["n_samples"], state["hits"], state["of"]
         self._marked = (state["marked"][0], state["marked"][1])
 
     def loss_since_last(self) -> float:
         """The mean loss over the samples added since this was last asked."""
-        loss_sum, n_samples = self._marked
-        self._marked = (self._loss_sum, self._n_samples)
-        n_new = self._n_samples - n_samples
-        return (self._loss_sum - loss_sum) / n_new if n_new else math.nan
+        loss_sum, weight = self._marked
+        self._marked = (self._loss_sum.value, self._weight.value)
+        new = self._weight.value - weight
+        return (self._loss_sum.value - loss_sum) / new if new else math.nan
 
 
-def _hits(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+class ExactSum:
+    """A float64 sum that carries what its roundings left out, so that it is as good after a billion terms as after one.
+
+    The method is A. Neumaier's, Zeitschrift fuer Angewandte Mathematik und Mechanik 54 (1974).
+
+    Examples
+    --------
+    >>> total = ExactSum()
+    >>> for term in (1e16, 1.0, 1.0, -1e16):
+    ...     total.add(term)
+    >>> total.value
+    2.0
+    """
+
+    __slots__ = ("_lost", "_total")
+
+    def __init__(self, total: float = 0.0, lost: float = 0.0) -> None:
+        self._total = total
+        self._lost = lost
+
+    @property
+    def value(self) -> float:
+        """The sum."""
+        return self._total + self._lost
+
+    def add(self, term: float) -> None:
+        """Add a term."""
+        total = self._total + term
+        larger, smaller = (self._total, term) if abs(self._total) >= abs(term) else (term, self._total)
+        self._lost += (larger - total) + smaller
+        self._total = total
+
+    def state(self) -> list[float]:
+        """What makes the same sum again."""
+        return [self._total, self._lost]
+
+
+def _hits(loss: Loss, output: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | int]:
+    """The targets that were met, and the targets there were; weighted, where samples are."""
     output, target = align(loss, output, target)
-    guess = output.argmax(1) if loss.kind == "classes" else output > 0
-    truth = target if loss.kind == "classes" else target > 0.5
-    return torch.count_nonzero(guess == truth)
+    if loss.kind == "classes":
+        met, counted = output.argmax(1) == target, torch.ne(target, IGNORED if loss.ignored is None else loss.ignored)
+    else:
+        met, counted = (output > 0) == (target > 0.5), None
+    if weights is None:
+        return torch.count_nonzero(met), target.numel() if counted is None else torch.count_nonzero(counted)
+    of_sample = weights.double().view(-1, *(1,) * (target.ndim - 1)).expand(target.shape)
+    of = of_sample if counted is None else of_sample * counted
+    return (of * met).sum(), of.sum()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,12 +241,18 @@ class EpochSummary:
         On the validation data, after the epoch.
     speed : Speed
         Of the training pass alone.
+    grad_norm : float, optional
+        The norm of the gradient of the whole dataset, where a step was taken on that.
+    objective : float, optional
+        J over the whole dataset, the penalty included, where a line search compares it.
     """
 
     counts: Counts
     train: Metrics
     val: Metrics | None
     speed: Speed
+    grad_norm: float | None = None
+    objective: float | None = None
 
     def named(self) -> dict[str, float]:
         """Everything by name, flat, as one line of ``metrics.jsonl``."""
@@ -180,6 +261,8 @@ class EpochSummary:
             "steps": self.counts.n_steps,
             "samples": self.counts.n_samples,
             **self.train.named(),
+            **({} if self.objective is None else {"objective": self.objective}),
+            **({} if self.grad_norm is None else {"grad_norm": self.grad_norm}),
             **(self.val.named("val_") if self.val else {}),
             "seconds": self.speed.seconds,
             "samples_per_second": self.speed.samples_per_second,
@@ -205,6 +288,11 @@ class History:
         Checkpoints that could not be written, under ``on_checkpoint_failure="warn"``.
     unsaved : ResourceError, optional
         Why the last of them could not, where no later one could: what the run came to is not on the disk.
+    reached : bool or None
+        Whether the loss came down to ``until_loss``; None where there was none.
+    stopped_by : str
+        What ended the run: ``"epochs"``, ``"steps"``, ``"until_loss"`` or ``"patience"``; with a line search also
+        ``"grad_tolerance"``, ``"loss_tolerance"``, or ``"stuck"`` where no step lowers J any more.
     """
 
     epochs: tuple[EpochSummary, ...]
@@ -212,6 +300,8 @@ class History:
     resumed_from_batch: int = 0
     checkpoint_failures: int = 0
     unsaved: ResourceError | None = None
+    reached: bool | None = None
+    stopped_by: str = "epochs"
 
     def __iter__(self) -> Iterator[EpochSummary]:
         return iter(self.epochs)

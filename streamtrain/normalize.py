@@ -6,7 +6,7 @@ rescales its inputs in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import UsageError
+from streamtrain.errors import UsageError, unknown_name
 from streamtrain.layout import Field
 
 _EXACT_IN_FLOAT32: Final = ("bool", "int8", "uint8", "int16", "uint16", "float16", "float32")
@@ -109,26 +109,44 @@ class Front(nn.Module):
         Takes the inputs in order.
     inputs : tuple of str
         Their names.
+    forward : callable, optional
+        What runs the model; by default it is called.
     """
 
-    def __init__(self, model: nn.Module, inputs: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module, inputs: tuple[str, ...], forward: Callable[..., Tensor] | None = None) -> None:
         super().__init__()
-        self._inputs = inputs
+        self.inputs = inputs
         # A list, not torch's dict of modules: that refuses names such as "values", which a field may have.
         self._rescale = nn.ModuleList(nn.Identity() for _ in inputs)
         self.model = model
+        # In a tuple, since torch would take a module for a second one of this one's.
+        self._run = (forward or model,)
 
-    def put(self, modules: Mapping[str, nn.Module]) -> None:
-        """Put modules before the inputs of those names."""
+    def put(self, modules: Mapping[str, nn.Module], device: torch.device) -> None:
+        """Put modules before the inputs of those names, on a device.
+
+        Raises
+        ------
+        UnknownName
+            There is no such input.
+        """
         for name, module in modules.items():
-            self._rescale[self._inputs.index(name)] = module
+            if name not in self.inputs:
+                raise unknown_name("input", name, self.inputs)
+            self._rescale[self.inputs.index(name)] = module.to(device)
+
+    @property
+    def calls_model(self) -> bool:
+        """Whether the model is simply called, and nothing runs it in a way of its own."""
+        return self._run[0] is self.model
 
     def modules_by_input(self) -> dict[str, nn.Module]:
         """What stands before the inputs, by their names; those that pass as they are left out."""
-        pairs = zip(self._inputs, self._rescale, strict=True)
+        pairs = zip(self.inputs, self._rescale, strict=True)
         return {name: module for name, module in pairs if not isinstance(module, nn.Identity)}
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the model's output on the rescaled inputs."""
-        output: Tensor = self.model(*(rescale(x) for rescale, x in zip(self._rescale, inputs, strict=True)))
+        (run,) = self._run
+        output: Tensor = run(*(rescale(x) for rescale, x in zip(self._rescale, inputs, strict=True)))
         return output

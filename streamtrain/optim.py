@@ -1,7 +1,7 @@
 """Optimizers by name: whatever ``torch.optim`` has, its arguments checked before a step is taken.
 
-Left out are the two that need more than a gradient per step: ``LBFGS`` asks for the loss again and again, and
-``SparseAdam`` takes sparse gradients alone.
+Two more need the whole dataset for a step, and so the rule ``epoch``: ``lbfgs`` is torch's, with its strong-Wolfe line
+search, and ``cg`` is `streamtrain.conjugate_gradient`. Left out is ``SparseAdam``, which takes sparse gradients alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final, TypeGuard
 import torch
 from torch.optim import Optimizer
 
+from streamtrain.conjugate_gradient import ConjugateGradient
 from streamtrain.errors import UsageError, unknown_name
 
 Parameters = Iterable[torch.nn.Parameter]
@@ -21,6 +22,19 @@ OptimizerFactory = Callable[[Parameters], Optimizer]
 """Parameters -> optimizer; the classes of ``torch.optim`` are such factories."""
 
 _NOT_BY_GRADIENT_ALONE: Final = frozenset({"lbfgs", "sparseadam"})
+
+FULL_BATCH: Final[Mapping[str, type[Optimizer]]] = {"cg": ConjugateGradient, "lbfgs": torch.optim.LBFGS}
+"""Lower-case name -> class, of those that ask for J over the whole dataset by a closure."""
+
+_LBFGS: Final[Mapping[str, object]] = {
+    # A step is one iteration, and where to stop is the trainer's to say: torch's own tolerances are absolute.
+    "max_iter": 1,
+    "max_eval": 26,
+    "tolerance_grad": 0.0,
+    "tolerance_change": 0.0,
+    "line_search_fn": "strong_wolfe",
+    "history_size": 50,
+}
 
 OPTIMIZERS: Final[Mapping[str, type[Optimizer]]] = {
     name.lower(): item
@@ -30,7 +44,9 @@ OPTIMIZERS: Final[Mapping[str, type[Optimizer]]] = {
     and item is not Optimizer
     and name.lower() not in _NOT_BY_GRADIENT_ALONE
 }
-"""Lower-case name -> class."""
+"""Lower-case name -> class, of those that step by a gradient."""
+
+_KNOWN: Final[Mapping[str, type[Optimizer]]] = {**OPTIMIZERS, **FULL_BATCH}
 
 SGD_LR: Final = 0.1
 SGD_SAMPLE_LR: Final = 0.01
@@ -50,18 +66,19 @@ def build_optimizer(
     Parameters
     ----------
     optimizer : str, torch.optim.Optimizer or callable
-        A name of ``torch.optim`` in any case (``"sgd"``, ``"adam"``, ``"adamw"``, ``"rmsprop"``, ...); a finished
-        optimizer over these parameters; or a factory of one.
+        A name of ``torch.optim`` in any case (``"sgd"``, ``"adam"``, ``"adamw"``, ``"rmsprop"``, ..., ``"lbfgs"``),
+        or ``"cg"``; a finished optimizer over these parameters; or a factory of one.
     parameters : iterable of torch.nn.Parameter
         What to train; those that need no gradient are left out.
     lr : float, optional
         The learning rate, positive. By default torch's own (Adam 0.001), but for SGD 0.1, or 0.01 under the rule
-        ``sample``.
+        ``sample``. For ``"lbfgs"`` and ``"cg"`` it is the length that a line search begins at, by default 1.
     update : {"batch", "sample", "epoch"}
         The update rule, which only the default of ``lr`` depends on.
     **options
-        ``momentum``, ``betas``, ``eps``, ``weight_decay``, ``nesterov``, or anything else the named class takes; None
-        means not given.
+        ``momentum``, ``betas``, ``eps``, ``weight_decay``, ``nesterov``, or anything else the named class takes; of
+        ``"lbfgs"`` only ``history_size``, by default 50: two vectors of the size of the weights for each. None means
+        not given.
 
     Raises
     ------
@@ -87,11 +104,23 @@ def build_optimizer(
     if not isinstance(optimizer, str):
         return _given_optimizer(optimizer, trained, given)
     name = optimizer.lower()
-    if name not in OPTIMIZERS:
-        raise unknown_name("optimizer", optimizer, OPTIMIZERS)
+    if name not in _KNOWN:
+        raise unknown_name("optimizer", optimizer, _KNOWN)
     _check_taken(name, given)
     _check_values(given)
-    return _make(name, trained, _default_lr(name, update) | given)
+    return _make(name, trained, _defaults(name, update) | given)
+
+
+def takes_closure(optimizer: Optimizer) -> bool:
+    """Whether an optimizer asks for J itself, again and again, and so needs the whole dataset for every step.
+
+    Examples
+    --------
+    >>> weight = torch.nn.Parameter(torch.zeros(1))
+    >>> takes_closure(torch.optim.LBFGS([weight])), takes_closure(torch.optim.Adam([weight]))
+    (True, False)
+    """
+    return isinstance(optimizer, tuple(FULL_BATCH.values()))
 
 
 def _given_optimizer(
@@ -125,7 +154,9 @@ def _check_same_parameters(optimizer: Optimizer, trained: list[torch.nn.Paramete
 
 
 def _accepted(name: str) -> tuple[str, ...]:
-    return tuple(inspect.signature(OPTIMIZERS[name]).parameters)[1:]
+    if name == "lbfgs":
+        return ("lr", "history_size")
+    return tuple(inspect.signature(_KNOWN[name]).parameters)[1:]
 
 
 def _check_taken(name: str, given: Mapping[str, object]) -> None:
@@ -135,14 +166,16 @@ def _check_taken(name: str, given: Mapping[str, object]) -> None:
             raise UsageError(f"{name} takes no {argument!r}", why=f"It takes {', '.join(accepted)}", fix="leave it out")
 
 
-def _default_lr(name: str, update: str) -> dict[str, object]:
+def _defaults(name: str, update: str) -> dict[str, object]:
+    if name == "lbfgs":
+        return dict(_LBFGS)
     if name != "sgd":
         return {}
     return {"lr": SGD_SAMPLE_LR if update == "sample" else SGD_LR}
 
 
 def _make(name: str, trained: list[torch.nn.Parameter], options: Mapping[str, object]) -> Optimizer:
-    make: Callable[..., Optimizer] = OPTIMIZERS[name]
+    make: Callable[..., Optimizer] = _KNOWN[name]
     try:
         return make(trained, **options)
     except (ValueError, TypeError) as error:
@@ -165,6 +198,10 @@ def _is_positive(value: object) -> bool:
     return _is_number(value) and value > 0
 
 
+def _is_a_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def _is_not_negative(value: object) -> bool:
     return _is_number(value) and value >= 0
 
@@ -179,6 +216,7 @@ def _are_betas(value: object) -> bool:
 
 _RANGES: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "lr": (_is_positive, "positive and finite"),
+    "history_size": (_is_a_count, "an integer of at least 1"),
     "momentum": (_is_fraction, "in [0, 1)"),
     "betas": (_are_betas, "two numbers in [0, 1)"),
     "weight_decay": (_is_not_negative, "0 or positive, and finite"),

@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 from streamtrain.counts import Counts, Totals
+from streamtrain.culprits import name_culprits
 from streamtrain.device import room_for_a_step
 from streamtrain.errors import DivergedError
+from streamtrain.gradients import Learner, numbers
 from streamtrain.keeper import Inside
+from streamtrain.lr_schedule import horizon
 from streamtrain.metrics import Metrics, RunningMetrics
 from streamtrain.recorder import EpochRecorder
 from streamtrain.rehearsal import Batch, check_fit, check_width, same_mode
-from streamtrain.rules import Learner, Rule
+from streamtrain.rules import Learned, Rule
+from streamtrain.sample_weights import check_weight_field, check_weights, no_weight
 from streamtrain.seeding import seeded_random
-from streamtrain.stream import Stream, fields_on
+from streamtrain.stream import Stream, fields_on, last_samples, samples_per_epoch
 
 _CHECKED_ROWS: Final = 8
 
@@ -39,6 +43,8 @@ class Passes:
         The fields that the model takes, in order.
     target : str
         The field that the loss compares with.
+    weight : str, optional
+        The field of the samples' weights.
 
     Attributes
     ----------
@@ -47,7 +53,14 @@ class Passes:
     """
 
     def __init__(
-        self, learner: Learner, rule: Rule, *, device: torch.device, inputs: tuple[str, ...], target: str
+        self,
+        learner: Learner,
+        rule: Rule,
+        *,
+        device: torch.device,
+        inputs: tuple[str, ...],
+        target: str,
+        weight: str | None = None,
     ) -> None:
         self.counts = Counts()
         self._learner = learner
@@ -55,7 +68,20 @@ class Passes:
         self._device = device
         self._inputs = inputs
         self._target = target
+        self._weight = weight
         self._is_checked = False
+
+    def begin(self, stream: Stream, totals: Totals) -> None:
+        """Set the schedules up for a run over a stream.
+
+        Raises
+        ------
+        UsageError
+            They were set up for another end of the run, or cannot be.
+        """
+        if self._learner.schedules is not None:
+            of_epoch = self._rule.steps_per_epoch(len(stream), samples_per_epoch(stream))
+            self._learner.schedules.begin(horizon(totals, of_epoch))
 
     def train(
         self, stream: Stream, recorder: EpochRecorder, totals: Totals, inside: Inside | None
@@ -66,8 +92,10 @@ class Passes:
         ------
         UsageError
             The model does not fit the data.
+        InputError
+            A sample's weight is negative or not finite, or all weights of the epoch are 0.
         DivergedError
-            A loss is not finite; epoch and step are named.
+            A loss or a gradient is not finite; epoch, step and samples are named.
         DeviceError
             The device is out of memory.
         """
@@ -84,7 +112,8 @@ class Passes:
                 fields = self.on_device(batch)
                 recorder.copied(time.perf_counter() - started)
                 self.check(fields, stream.dataset.n_classes)
-                learned = self._rule.learn(self._inputs_of(fields), fields[self._target], totals.max_steps)
+                weight = self._weight_of(fields, stream)
+                learned = self._learn(fields, totals.max_steps, weight, stream)
                 self.counts = self.counts.after_batch(n_steps=self._rule.n_steps, n_samples=learned.n_samples)
                 recorder.add(learned, self.counts)
                 left -= 1
@@ -92,8 +121,20 @@ class Passes:
                     break
                 if left:
                     yield
+            if not recorder.running.weight:
+                raise no_weight(self._weight)
             self._rule.end_epoch()
+            recorder.grad_norm = self._rule.grad_norm
+            recorder.objective = self._rule.objective
         self.counts = self.counts.after_epoch(n_steps=self._rule.n_steps)
+
+    def _learn(self, fields: Batch, max_steps: int | None, weight: Tensor | None, stream: Stream) -> Learned:
+        inputs, target = self._inputs_of(fields), fields[self._target]
+        try:
+            return self._rule.learn(inputs, target, max_steps, weight)
+        except DivergedError as error:
+            name_culprits(error, self._learner, inputs, target, last_samples(stream))
+            raise
 
     def measure(self, stream: Stream) -> Metrics:
         """Loss and score over a pass; nothing is changed.
@@ -115,12 +156,16 @@ class Passes:
                 with torch.no_grad():
                     output = model(*self._inputs_of(fields))
                     check_width(self._learner, output, fields, stream.dataset.n_classes, may_be_wider=True)
-                    running.add(loss(output, fields[self._target]).item(), output, fields[self._target])
+                    target, weight = fields[self._target], self._weight_of(fields, stream)
+                    total, weights = numbers(*loss.total(output, target, weight))
+                    mean = total / weights if weights else 0.0
+                    running.add(mean, output, target, weight=weights, sample_weights=weight)
         return running.mean()
 
     def on_device(self, batch: Any) -> dict[str, Tensor]:
         """The fields of a batch that the model and the loss take, on the device."""
-        return fields_on(self._device, batch, (*self._inputs, self._target))
+        names = (*self._inputs, self._target, *([self._weight] if self._weight else []))
+        return fields_on(self._device, batch, names)
 
     def check(self, fields: Batch, n_classes: int | None) -> None:
         """See, once, that the model fits the data; nothing is changed.
@@ -133,11 +178,27 @@ class Passes:
         if not self._is_checked:
             n_rows = 1 if self._rule.name == "sample" else _CHECKED_ROWS
             few = {name: tensor[:n_rows] for name, tensor in fields.items()}
-            check_fit(self._learner, few, inputs=self._inputs, target=self._target, n_classes=n_classes)
+            if self._weight:
+                check_weight_field(self._weight, few[self._weight])
+            check_fit(
+                self._learner,
+                few,
+                inputs=self._inputs,
+                target=self._target,
+                weight=self._weight,
+                n_classes=n_classes,
+                spans=self._rule.spans,
+            )
             self._is_checked = True
 
     def _inputs_of(self, fields: Batch) -> tuple[Tensor, ...]:
         return tuple(fields[name] for name in self._inputs)
+
+    def _weight_of(self, fields: Batch, stream: Stream) -> Tensor | None:
+        if self._weight is None:
+            return None
+        check_weights(self._weight, fields[self._weight], lambda: last_samples(stream))
+        return fields[self._weight]
 
     @contextmanager
     def _located(self, stream: Stream) -> Iterator[None]:

@@ -41,6 +41,10 @@ class EpochRecorder:
     ----------
     running : RunningMetrics
         Over the epoch so far.
+    grad_norm : float or None
+        Of the whole dataset's gradient, once it is known.
+    objective : float or None
+        J over the whole dataset, once it is known, where a line search compares it.
 
     Raises
     ------
@@ -54,6 +58,8 @@ class EpochRecorder:
         if log_every < 1:
             raise UsageError(f"log_every is {log_every!r}; it must be at least 1")
         self.running = RunningMetrics(loss)
+        self.grad_norm: float | None = None
+        self.objective: float | None = None
         self._n_timed = 0
         self._watch = Stopwatch(stream)
         self._run = run
@@ -82,7 +88,13 @@ class EpochRecorder:
 
     def add(self, learned: Learned, counts: Counts) -> None:
         """Record a batch, and how far the run has come with it."""
-        self.running.add(learned.loss, learned.output, learned.target)
+        self.running.add(
+            learned.loss,
+            learned.output,
+            learned.target,
+            weight=learned.weight,
+            sample_weights=learned.sample_weights,
+        )
         self._n_timed += learned.n_samples
         # True when the bar has just been drawn: the means are worked out no more often than they are seen.
         if self._bar.update(learned.n_samples):
@@ -108,4 +120,6 @@ class EpochRecorder:
     def summary(self, counts: Counts) -> EpochSummary:
         """The epoch as it stands."""
         train = self.running.mean()
-        return EpochSummary(counts=counts, train=train, val=None, speed=self._watch.speed(self._n_timed))
+        speed = self._watch.speed(self._n_timed)
+        of_pass = {"grad_norm": self.grad_norm, "objective": self.objective}
+        return EpochSummary(counts=counts, train=train, val=None, speed=speed, **of_pass)

@@ -7,16 +7,18 @@ went wrong. Weights, gradients, buffers such as BatchNorm's averages, and torch'
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
 
+from streamtrain.alignment import align
 from streamtrain.device import room_for_a_step
 from streamtrain.errors import DivergedError, UsageError
-from streamtrain.losses import align
-from streamtrain.rules import Learner, Rule
+from streamtrain.gradients import Learner
+from streamtrain.meaning import warn_of_loss
+from streamtrain.rules import Rule
 from streamtrain.seeding import borrowed_random
 
 Batch = Mapping[str, Tensor]
@@ -24,7 +26,14 @@ Batch = Mapping[str, Tensor]
 
 
 def check_fit(
-    learner: Learner, batch: Batch, *, inputs: tuple[str, ...], target: str, n_classes: int | None = None
+    learner: Learner,
+    batch: Batch,
+    *,
+    inputs: tuple[str, ...],
+    target: str,
+    weight: str | None = None,
+    n_classes: int | None = None,
+    spans: str | None = None,
 ) -> None:
     """Run a batch forward and backward, and say what does not fit.
 
@@ -36,8 +45,12 @@ def check_fit(
         A few samples.
     inputs, target : tuple of str, str
         The fields the model takes, and the one the loss compares with.
+    weight : str, optional
+        The field of the samples' weights.
     n_classes : int, optional
         How many classes the dataset has.
+    spans : str, optional
+        By what a step comes to span batches, if it does; a loss that changes its meaning then is warned of.
 
     Raises
     ------
@@ -52,7 +65,8 @@ def check_fit(
         learner.optimizer.zero_grad(set_to_none=True)
         output = _forward(learner.model, batch, inputs)
         check_width(learner, output, batch, n_classes)
-        _backward(learner, output, batch[target], batch)
+        _backward(learner, output, batch[target], batch, batch[weight] if weight else None)
+        warn_of_loss(learner.loss, output.detach(), batch[target], spans)
 
 
 def check_width(
@@ -84,28 +98,36 @@ def _forward(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> Tensor:
     return output
 
 
-def _backward(learner: Learner, output: Tensor, target: Tensor, batch: Batch) -> None:
+def _backward(learner: Learner, output: Tensor, target: Tensor, batch: Batch, weight: Tensor | None) -> None:
     try:
         align(learner.loss, output, target)
     except UsageError as error:
         raise _misfit(learner.model, batch, error.what, error.fix or "") from error
     try:
-        mean = learner.loss(output, target)
+        mean, _ = learner.loss.objective(output, target, weight)
     except torch.cuda.OutOfMemoryError:
         raise
+    except UsageError as error:
+        raise _misfit(learner.model, batch, error.what, error.fix or "") from error
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         fix = f"a loss that takes an output of shape {tuple(output.shape)}, and labels in its range"
         raise _misfit(learner.model, batch, f"{learner.loss.name}: {_first_line(error)}", fix) from error
     if not isinstance(mean, Tensor) or mean.ndim or not mean.requires_grad:
         what = f"shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
         error_line = f"{learner.loss.name} returns {what}, not a scalar with a gradient"
-        raise _misfit(learner.model, batch, error_line, "return the mean over the samples")
+        raise _misfit(learner.model, batch, error_line, "return the mean over the samples, or each one's loss")
     mean.backward()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def working_memory(
-    rule: type[Rule], learner: Learner, batch: Batch, *, inputs: tuple[str, ...], target: str
+    make: Callable[[Learner], Rule],
+    learner: Learner,
+    batch: Batch,
+    *,
+    inputs: tuple[str, ...],
+    target: str,
+    weight: str | None = None,
 ) -> Iterator[None]:
     """Hold the memory that training takes, gradients and their sums and the optimizer's state, while the block runs.
 
@@ -115,23 +137,25 @@ def working_memory(
         with _same_weights(learner):
             learner.model.train()
             with _room(learner, batch[target]):
-                held = _trained(rule(learner), tuple(batch[name] for name in inputs), batch[target])
+                weights = batch[weight] if weight else None
+                held = _trained(make(learner), tuple(batch[name] for name in inputs), batch[target], weights)
+                to_come = held.to_come()
             state = learner.optimizer.state_dict()
         yield
-        del held, state
+        del held, to_come, state
 
 
 def _room(learner: Learner, target: Tensor) -> AbstractContextManager[None]:
     return room_for_a_step(target.device, batch_size=len(target), optimizer=learner.optimizer)
 
 
-def _trained(rule: Rule, inputs: tuple[Tensor, ...], target: Tensor) -> Rule:
+def _trained(rule: Rule, inputs: tuple[Tensor, ...], target: Tensor, weight: Tensor | None) -> Rule:
     # A pass, and the beginning of the next: by then all that a rule ever keeps is there.
-    rule.learn(inputs, target, max_steps=rule.n_steps + 1)
+    rule.learn(inputs, target, max_steps=rule.n_steps + 1, weight=weight)
     rule.end_epoch()
     # A first step that leads nowhere is for the training itself to report.
     with suppress(DivergedError):
-        rule.learn(inputs, target, max_steps=rule.n_steps + 1)
+        rule.learn(inputs, target, max_steps=rule.n_steps + 1, weight=weight)
     return rule
 
 

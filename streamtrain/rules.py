@@ -4,160 +4,92 @@
 rule     one step on the mean over   how
 ======== =========================== ==========================================================================
 batch    a batch                     a short last batch is a mean over its own size
-sample   one sample                  the plain loop; a batch is only the unit of reading
+sample   one sample                  a loop over samples; a batch is only the unit of reading
 epoch    the whole dataset           one pass in stored order sums the gradients; one step at its end
 ======== =========================== ==========================================================================
 
 A rule is handed the batches of a pass, one after the other, and told when the pass ends. It counts its own steps, so
-that a total can stop the sample rule in the middle of a batch. A rule takes gradients through `gradient` alone and adds
-them up in a `GradientSum` by weight, here the number of samples; those two are where other weights come in.
+that a total can stop the sample rule in the middle of a batch. A rule takes gradients through `gradient` alone, and
+adds them up in a `GradientSum`.
+
+Where samples have weights w, a rule steps on the weighted mean, and the batch rule takes no step where the weights sum
+to 0. The sample rule is the exception: in a mean over one sample the weight cancels. There w scales the sample's loss,
+and so the step of plain gradient descent, and 0 skips the sample; weights whose mean is 1 keep the meaning of the
+learning rate. Class weights are torch's own and cancel there, as in torch; with ``reduction="sum"`` they do not.
+
+With ``accumulate`` k the batch rule steps on the mean over k batches, exact in the same way as the epoch's. What is
+left of them at the end of a pass has a step of its own.
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from streamtrain.errors import DivergedError, unknown_name
-from streamtrain.losses import Loss
+from streamtrain.errors import unknown_name
+from streamtrain.gradient_sum import GradientSum
+from streamtrain.gradients import Gradient, Learner, grad_norm, gradient
+from streamtrain.penalty import add_penalty
+from streamtrain.rule import Learned, Rule
+from streamtrain.sample_rule import SampleRule
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learner:
-    """What a step needs: the model, its loss, and the optimizer over its parameters."""
-
-    model: nn.Module
-    loss: Loss
-    optimizer: Optimizer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learned:
-    """What a rule saw while it took in a batch.
-
-    Parameters
-    ----------
-    loss : float
-        The mean loss over the samples, each measured just before it changed the weights.
-    output, target : torch.Tensor
-        Of shapes (n_samples, ...); the output without its graph.
-    """
-
-    loss: float
-    output: Tensor
-    target: Tensor
-
-    @property
-    def n_samples(self) -> int:
-        """Samples taken in; fewer than the batch holds where the last step was reached inside it."""
-        return len(self.target)
-
-
-def gradient(learner: Learner, inputs: tuple[Tensor, ...], target: Tensor) -> tuple[float, Tensor]:
-    """Leave the gradient of the mean loss over a batch in the parameters; return that loss and the output.
-
-    Raises
-    ------
-    DivergedError
-        The loss is not finite. No step has been taken on it, so the weights are the last good ones.
-    """
-    learner.optimizer.zero_grad(set_to_none=True)
-    output: Tensor = learner.model(*inputs)
-    mean = learner.loss(output, target)
-    mean.backward()  # type: ignore[no-untyped-call]
-    value = mean.item()
-    if not math.isfinite(value):
-        raise DivergedError(
-            f"the loss is {value}",
-            why="The weights, or a sample, have left the range of the numbers",
-            fix="a smaller learning rate, or normalized inputs",
-        )
-    return value, output.detach()
-
-
-class Rule(ABC):
-    """One of the update rules, at work on a learner.
-
-    Parameters
-    ----------
-    learner : Learner
-        What it trains.
-
-    Attributes
-    ----------
-    n_steps : int
-        Optimizer steps taken so far.
-    """
-
-    name: ClassVar[str]
-    in_stored_order: ClassVar[bool] = False
-    """Whether passes read in stored order, since no order makes a difference."""
-
-    def __init__(self, learner: Learner) -> None:
-        self.learner = learner
-        self.n_steps = 0
-
-    @abstractmethod
-    def learn(self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None) -> Learned:
-        """Take in one batch; stop once ``n_steps`` is ``max_steps``."""
-
-    def end_epoch(self) -> None:
-        """Learn that the pass is complete; only a rule that waits for it has anything to do."""
-        return
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the rule has to remember from one batch to the next: numbers and tensors."""
-        return {"name": self.name, "n_steps": self.n_steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave."""
-        self.n_steps = state["n_steps"]
-
-    def _step(self) -> None:
-        self.learner.optimizer.step()
-        self.n_steps += 1
+__all__ = ["RULES", "BatchRule", "EpochRule", "Learned", "Rule", "SampleRule", "check_rule"]
 
 
 class BatchRule(Rule):
-    """One step per batch."""
+    """One step per batch, or per window of ``accumulate`` batches."""
 
     name = "batch"
 
-    def learn(self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None) -> Learned:
-        loss, output = gradient(self.learner, inputs, target)
-        self._step()
-        return Learned(loss=loss, output=output, target=target)
+    def __init__(self, learner: Learner, *, accumulate: int = 1, grad_sum_dtype: str = "float64") -> None:
+        super().__init__(learner)
+        self._accumulate = accumulate
+        self._sum = GradientSum(learner.parameters, grad_sum_dtype)
+        self._n_waiting = 0
 
+    def options(self) -> dict[str, object]:
+        return {"accumulate_grad_batches": self._accumulate} | self._sum.options() if self._accumulate > 1 else {}
 
-class SampleRule(Rule):
-    """One step per sample: bit for bit the plain loop over single samples."""
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"sum": self._sum.state_dict(), "n_waiting": self._n_waiting}
 
-    name = "sample"
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._sum.load_state_dict(state["sum"])
+        self._n_waiting = state["n_waiting"]
 
-    def learn(self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None) -> Learned:
-        n_samples = len(target) if max_steps is None else min(len(target), max_steps - self.n_steps)
-        loss, output = self._learn_one(inputs, target, 0)
-        losses = [loss]
-        # All outputs in one piece of memory. Kept one by one, each would lie where a freed gradient was, and the
-        # allocator would need a new place for the next gradient: memory would grow by a gradient a sample.
-        outputs = output.new_empty((n_samples, *output.shape[1:]))
-        outputs[:1] = output
-        del output
-        for i in range(1, n_samples):
-            loss, outputs[i : i + 1] = self._learn_one(inputs, target, i)
-            losses.append(loss)
-        return Learned(loss=math.fsum(losses) / n_samples, output=outputs, target=target[:n_samples])
+    @property
+    def spans(self) -> str | None:
+        return f"accumulate_grad_batches={self._accumulate}" if self._accumulate > 1 else None
 
-    def _learn_one(self, inputs: tuple[Tensor, ...], target: Tensor, i: int) -> tuple[float, Tensor]:
-        seen = gradient(self.learner, tuple(x[i : i + 1] for x in inputs), target[i : i + 1])
-        self._step()
-        return seen
+    def steps_per_epoch(self, n_batches: int, n_samples: int) -> int:
+        return -(-n_batches // self._accumulate)
+
+    def learn(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: Tensor,
+        max_steps: int | None = None,
+        weight: Tensor | None = None,
+    ) -> Learned:
+        seen = gradient(self.learner, inputs, target, weight, summed=self._accumulate > 1)
+        if self._accumulate == 1:
+            if seen.weight:
+                self._step()
+        else:
+            self._sum.add(seen.weight)
+            self._n_waiting += 1
+            if self._n_waiting == self._accumulate:
+                self.end_epoch()
+        return _learned(seen, target, weight)
+
+    def end_epoch(self) -> None:
+        if self._n_waiting and self._sum.weight:
+            self._sum.put(1.0 if self.learner.loss.summed else self._sum.weight)
+            self._step()
+        self._sum.clear()
+        self._n_waiting = 0
 
 
 class EpochRule(Rule):
@@ -165,11 +97,14 @@ class EpochRule(Rule):
 
     name = "epoch"
     in_stored_order = True
+    spans = "update='epoch'"
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learner, *, grad_sum_dtype: str = "float64") -> None:
         super().__init__(learner)
-        parameters = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
-        self._sum = GradientSum(parameters)
+        self._sum = GradientSum(learner.parameters, grad_sum_dtype)
+
+    def options(self) -> dict[str, object]:
+        return self._sum.options()
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"sum": self._sum.state_dict()}
@@ -178,70 +113,26 @@ class EpochRule(Rule):
         super().load_state_dict(state)
         self._sum.load_state_dict(state["sum"])
 
-    def learn(self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None) -> Learned:
-        loss, output = gradient(self.learner, inputs, target)
-        self._sum.add(len(target))
-        return Learned(loss=loss, output=output, target=target)
+    def learn(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: Tensor,
+        max_steps: int | None = None,
+        weight: Tensor | None = None,
+    ) -> Learned:
+        seen = gradient(self.learner, inputs, target, weight, summed=True)
+        self._sum.add(seen.weight)
+        return _learned(seen, target, weight)
 
     def end_epoch(self) -> None:
-        self._sum.put_mean()
-        self._step()
+        self._sum.put(1.0 if self.learner.loss.summed else self._sum.weight)
+        add_penalty(self.learner.parameters, self.learner.l2)
+        self.grad_norm = grad_norm(self.learner.parameters)
+        self._step_on_whole()
 
 
-class GradientSum:
-    """The weighted sum of the gradients that pass through some parameters, in float64.
-
-    Summing in float64 makes the sum as good as each gradient in it, however many there are.
-
-    Parameters
-    ----------
-    parameters : list of torch.nn.Parameter
-        Whose ``grad`` is summed; one that never has any stays without.
-
-    Examples
-    --------
-    >>> weight = nn.Parameter(torch.zeros(1))
-    >>> total = GradientSum([weight])
-    >>> for value, n_samples in ((1.0, 3), (5.0, 1)):
-    ...     weight.grad = torch.tensor([value])
-    ...     total.add(n_samples)
-    >>> total.put_mean()
-    >>> weight.grad
-    tensor([2.])
-    """
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self._parameters = parameters
-        self._clear()
-
-    def _clear(self) -> None:
-        self._sums: dict[int, Tensor] = {}
-        self._weight = 0.0
-
-    def add(self, weight: float) -> None:
-        """Add each parameter's gradient, a mean over samples of this total weight."""
-        self._weight += weight
-        for i, parameter in enumerate(self._parameters):
-            if parameter.grad is None:
-                continue
-            if i not in self._sums:
-                self._sums[i] = torch.zeros_like(parameter, dtype=torch.float64, requires_grad=False)
-            self._sums[i].add_(parameter.grad, alpha=weight)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The sums so far, by the parameter's number, and their weight."""
-        return {"weight": self._weight, "sums": dict(self._sums)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from sums that ``state_dict`` gave, each on its parameter's device."""
-        self._weight = state["weight"]
-        self._sums = {i: total.to(self._parameters[i].device) for i, total in state["sums"].items()}
-
-    def put_mean(self) -> None:
-        """Put the weighted mean in place of each parameter's gradient, and begin anew."""
-        for i, parameter in enumerate(self._parameters):
-            parameter.grad = (self._sums[i] / self._weight).to(parameter.dtype) if i in self._sums else None
-        self._clear()
+def _learned(seen: Gradient, target: Tensor, weight: Tensor | None) -> Learned:
+    return Learned(loss=seen.loss, output=seen.output, target=target, weight=seen.weight, sample_weights=weight)
 
 
 RULES: Final[dict[str, type[Rule]]] = {rule.name: rule for rule in (BatchRule, SampleRule, EpochRule)}

@@ -5,6 +5,7 @@
     runs/1/
         config.json
         metrics.jsonl              a line every few batches, and one every epoch
+        memory.json                what it took, once it has ended
         checkpoints/00001175/      see `streamtrain.checkpoint`
         report.html
 
@@ -29,6 +30,7 @@ from streamtrain.files import Files, explained
 
 CONFIG: Final = "config.json"
 METRICS: Final = "metrics.jsonl"
+MEMORY: Final = "memory.json"
 
 
 class RunFolder:
@@ -230,6 +232,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def write_memory(path: Path, memory: Mapping[str, object]) -> None:
+    """Keep what a run took, in bytes by name, beside its metrics."""
+    Files().write_bytes(path / MEMORY, (json.dumps(memory, indent=2) + "\n").encode())
+
+
 def last_epoch(path: Path) -> dict[str, Any] | None:
     """The last line of ``metrics.jsonl`` that sums up an epoch; None where there is none."""
     try:
@@ -241,8 +248,8 @@ def last_epoch(path: Path) -> dict[str, Any] | None:
 
 
 def _nearby_runs(path: Path) -> str:
-    parent = path.parent
-    runs = sorted(str(config.parent) for config in parent.glob(f"*/{CONFIG}")) if parent.is_dir() else []
+    found = (sorted(parent.glob(f"*/{CONFIG}")) for parent in (path, path.parent) if parent.is_dir())
+    runs = [str(config.parent) for config in next(filter(None, found), [])]
     return f"one of {', '.join(runs[:8])}" if runs else "name the folder that train --out wrote"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from streamtrain.errors import UsageError, unknown_name
 from streamtrain.layout import Layout
 from streamtrain.normalize import Normalize, Statistics, normalize_field
+from streamtrain.order import I64
 
 
 class Data(Protocol):
@@ -81,6 +82,12 @@ def normalize_fields(data: Data, names: tuple[str, ...]) -> dict[str, Normalize]
         if name not in known:
             raise unknown_name("field", name, known)
     return {name: normalize_field(known[name], data.stats(name)) for name in names}
+
+
+def last_samples(stream: Stream) -> I64 | None:
+    """The samples of the batch that a stream yielded last, (B,); None where it cannot say."""
+    ask = getattr(stream, "last_samples", None)
+    return None if ask is None else ask()
 
 
 def samples_per_epoch(stream: Stream) -> int:

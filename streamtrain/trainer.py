@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy.typing as npt
 import torch
@@ -18,27 +19,27 @@ from torch import nn
 from torch.optim import Optimizer
 
 from streamtrain.counts import Counts, Totals
+from streamtrain.described import describe, run_at
 from streamtrain.device import resolve_device
-from streamtrain.errors import UsageError, unknown_name
+from streamtrain.errors import UsageError
 from streamtrain.events import RunBegan, RunEnded, between
 from streamtrain.interrupts import Interrupts, held_back
 from streamtrain.keeper import Keeper, Resumed
 from streamtrain.losses import Loss, LossFunction, resolve_loss
+from streamtrain.meaning import warn_of_modules
 from streamtrain.metrics import EpochSummary, History, Metrics
-from streamtrain.models import n_parameters
-from streamtrain.normalize import Front
 from streamtrain.optim import OptimizerFactory, build_optimizer
 from streamtrain.passes import Passes
 from streamtrain.recorder import EpochRecorder
 from streamtrain.rehearsal import working_memory
-from streamtrain.rules import RULES, Learner, check_rule
+from streamtrain.rules import check_rule
 from streamtrain.runs import NoRun, Run, RunFolder
+from streamtrain.setting import Setting
+from streamtrain.stopping import Stopping
 from streamtrain.stream import Data, Stream, check_stream, in_stored_order, normalize_fields
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """Field name -> array (n_rows, ...), as ``dataset[0:n_rows]`` gives them."""
-
-_JSON: Final = (bool, int, float, str, tuple, list)
 
 
 class Trainer:
@@ -49,7 +50,8 @@ class Trainer:
     model : torch.nn.Module
         Takes the inputs, (B, ...) each, and returns one tensor (B, ...). It is moved to the device.
     loss : str or callable
-        ``cross_entropy``, ``nll``, ``bce_with_logits``, ``mse``, ``l1``, or (output, target) -> mean over the samples.
+        ``cross_entropy``, ``nll``, ``bce_with_logits``, ``mse``, ``l1``, or (output, target) -> mean over the samples,
+        or each sample's loss (B,); see `streamtrain.losses.resolve_loss`.
     optimizer : str, torch.optim.Optimizer or callable
         A name of ``torch.optim``, a finished optimizer, or a factory; see `streamtrain.optim.build_optimizer`.
     lr : float, optional
@@ -60,13 +62,17 @@ class Trainer:
         The fields that the model takes, in order.
     target : str
         The field that the loss compares with.
+    weight : str, optional
+        The field of the samples' weights, one number of at least 0 a sample: J and what is reported are weighted means;
+        `streamtrain.rules` says what they do to a step on one sample.
     normalize : None, "auto", or mapping of str to torch.nn.Module
         What stands before the model: nothing, so that nothing is rescaled or cast; the training data's stored
         statistics; or a module for an input of that name.
     device : str or torch.device
         ``"auto"`` is CUDA where there is any, else the CPU.
     **options
-        What the named optimizer takes: ``momentum``, ``betas``, ``eps``, ``weight_decay``, ``nesterov``, ...
+        What `streamtrain.setting.Setting` takes: ``clip_grad_norm``, ``schedule``, ``autocast``, ``l2``, ...; and what
+        the named optimizer takes: ``momentum``, ``betas``, ``eps``, ``weight_decay``, ``nesterov``, ...
 
     Raises
     ------
@@ -92,6 +98,7 @@ class Trainer:
         update: str = "batch",
         inputs: tuple[str, ...] | str = ("x",),
         target: str = "y",
+        weight: str | None = None,
         normalize: Literal["auto"] | Mapping[str, nn.Module] | None = None,
         device: str | torch.device = "auto",
         **options: object,
@@ -102,19 +109,28 @@ class Trainer:
         # A lone name in place of a tuple is a tuple of letters to Python.
         self.inputs = tuple([inputs] if isinstance(inputs, str) else inputs)
         self.target = target
+        self.weight = weight
         self.device = resolve_device(device)
         self.model = model.to(self.device)
         self.loss = resolve_loss(loss)
-        self.optimizer = build_optimizer(optimizer, model.parameters(), lr=lr, update=update, **options)
-        self._front = Front(model, self.inputs)
-        self._learner = Learner(model=self._front, loss=self.loss, optimizer=self.optimizer)
-        self._rule = RULES[update](self._learner)
+        self._setting, others = Setting.split(options)
+        self.optimizer = build_optimizer(optimizer, model.parameters(), lr=lr, update=update, **others)
+        self._front = self._setting.front(model, self.inputs, self.device)
+        self._learner = self._setting.learner(self._front, self.loss, self.optimizer)
+        self._rule = self._setting.rule(update, self._learner)
         self._awaits_statistics = normalize == "auto"
         if isinstance(normalize, Mapping):
-            self._put_before(normalize)
+            self._front.put(normalize, self.device)
         elif normalize not in (None, "auto"):
             raise UsageError(f"normalize is {normalize!r}", fix="None, 'auto', or a mapping of input to module")
-        self._passes = Passes(self._learner, self._rule, device=self.device, inputs=self.inputs, target=target)
+        self._passes = Passes(
+            self._learner, self._rule, device=self.device, inputs=self.inputs, target=target, weight=weight
+        )
+
+    @property
+    def way(self) -> str:
+        """The update rule, and how it goes about it."""
+        return self._rule.way
 
     @property
     def counts(self) -> Counts:
@@ -127,6 +143,8 @@ class Trainer:
         *,
         max_epochs: int | None = None,
         max_steps: int | None = None,
+        until_loss: float | None = None,
+        patience: int | None = None,
         val: Stream | None = None,
         checkpoint: str | Path | RunFolder | None = None,
         checkpoint_every: int | None = None,
@@ -146,6 +164,11 @@ class Trainer:
         max_epochs, max_steps : int, optional
             Totals since the trainer was made, so that a second call goes on; at least one must be given. An epoch that
             ``max_steps`` cuts short counts as one.
+        until_loss : float, optional
+            End after the epoch whose loss, on ``val`` where there is one, is at most this; the history tells whether it
+            was ``reached``.
+        patience : int, optional
+            End after so many epochs in a row without a loss below the lowest so far.
         val : StreamLoader, optional
             Measured after every epoch.
         checkpoint : path, optional
@@ -171,8 +194,11 @@ class Trainer:
         ------
         UsageError
             The model does not fit the data, or an argument is wrong.
+        InputError
+            A sample's weight is negative or not finite, or all of them are 0.
         DivergedError
-            A loss is not finite; epoch, step and batch are named, and no step was taken on it.
+            A loss or a gradient is not finite. Epoch, step, samples and the last checkpoint are named; no step was
+            taken on it.
         DeviceError
             The device is out of memory; the message has the batch size that would fit.
         CheckpointError
@@ -183,23 +209,28 @@ class Trainer:
             A `KeyboardInterrupt`: a signal came, and the run is saved.
         """
         totals = Totals(max_epochs=max_epochs, max_steps=max_steps)
+        stopping = Stopping(until_loss=until_loss, patience=patience)
         check_stream(loader, self.model, self._rule.name)
+        warn_of_modules(self.model, self._rule.spans)
         self._prepare(loader.dataset)
+        self._passes.begin(loader, totals)
         summaries: list[EpochSummary] = []
         with (
-            self._run_at(checkpoint, loader, goes_on=resume is not None) as run,
-            self._ordered(loader) as stream,
+            run_at(checkpoint, self.describe(loader), goes_on=resume is not None) as run,
+            in_stored_order(loader) if self._rule.in_stored_order else nullcontext(loader) as stream,
             self._told(),
             nullcontext(Interrupts()) if isinstance(run, NoRun) else held_back() as interrupts,
         ):
-            keeper = self._keeper(run, stream, loader, checkpoint_every, on_checkpoint_failure)
+            when = {"every": checkpoint_every, "on_failure": on_checkpoint_failure}
+            keeper = self._keeper(run, stream, loader, stopping, **when)
             self._passes.counts, inside = keeper.restore(on_resume) if resume else (self.counts, None)
             resumed_from_batch = self.counts.n_batches if resume else 0
-            while not totals.reached_by(self.counts):
+            while not (totals.reached_by(self.counts) or stopping.reason or self._rule.converged):
                 recorder = EpochRecorder(
                     self.loss, stream, run, log_every=log_every, epoch=self.counts.n_epochs + 1, progress=progress
                 )
-                with recorder, closing(self._passes.train(stream, recorder, totals, inside)) as batches:
+                batches = self._passes.train(stream, recorder, totals, inside)
+                with recorder, closing(batches), keeper.named_where_it_diverges():
                     for _ in batches:
                         if keeper.is_due(self.counts) or interrupts.number is not None:
                             interrupts.stop_if_asked(keeper.save(self.counts, recorder.running))
@@ -207,6 +238,7 @@ class Trainer:
                 summary = recorder.summary(self.counts)
                 if val is not None:
                     summary = replace(summary, val=self.evaluate(val))
+                self._after_epoch((summary.val or summary.train).loss, stopping)
                 run.log(kind="epoch", **summary.named())
                 summaries.append(summary)
                 if on_epoch is not None:
@@ -220,6 +252,8 @@ class Trainer:
             resumed_from_batch=resumed_from_batch,
             checkpoint_failures=keeper.n_failed,
             unsaved=keeper.unsaved,
+            reached=stopping.reached,
+            stopped_by=stopping.reason or self._rule.converged or totals.name_reached_by(self.counts),
         )
 
     def evaluate(self, loader: Stream) -> Metrics:
@@ -256,64 +290,31 @@ class Trainer:
         A `MemoryMeter` begun inside the block then measures what comes on top of the model.
         """
         batch = self._passes.on_device(rows)
-        return working_memory(type(self._rule), self._learner, batch, inputs=self.inputs, target=self.target)
+        make = partial(self._setting.rule, self._rule.name)
+        # Nothing that a schedule counts has happened.
+        learner = replace(self._learner, schedules=None)
+        return working_memory(make, learner, batch, inputs=self.inputs, target=self.target, weight=self.weight)
 
     def describe(self, loader: Stream) -> dict[str, object]:
         """What this trainer does with a stream, as ``config.json`` holds it."""
-        defaults = {name: value for name, value in self.optimizer.defaults.items() if isinstance(value, _JSON)}
-        return {
-            "model": type(self.model).__name__,
-            "n_parameters": n_parameters(self.model),
-            "loss": self.loss.name,
-            "update": self._rule.name,
-            "optimizer": {"name": type(self.optimizer).__name__, **defaults},
-            "inputs": list(self.inputs),
-            "target": self.target,
-            "normalize": sorted(self._front.modules_by_input()),
-            "batch_size": loader.batch_size,
-            "drop_last": loader.drop_last,
-            "seed": loader.seed,
-            "n_samples": len(loader.dataset),
-            "dataset_id": getattr(loader.dataset, "id", None),
-        }
+        fields = {"inputs": list(self.inputs), "target": self.target, "weight": self.weight}
+        return describe(self._rule, self._front, loader, fields | self._setting.describe(self._learner))
 
     def _prepare(self, data: Data) -> None:
         if self._awaits_statistics:
-            self._put_before(normalize_fields(data, self.inputs))
+            self._front.put(normalize_fields(data, self.inputs), self.device)
             self._awaits_statistics = False
 
-    def _put_before(self, modules: Mapping[str, nn.Module]) -> None:
-        for name in modules:
-            if name not in self.inputs:
-                raise unknown_name("input", name, self.inputs)
-        self._front.put({name: module.to(self.device) for name, module in modules.items()})
+    def _after_epoch(self, loss: float, stopping: Stopping) -> None:
+        if self._rule.settled:
+            stopping.look(loss)
+        if self._learner.schedules is not None:
+            self._learner.schedules.after_epoch(loss)
 
     def _told(self) -> AbstractContextManager[None]:
-        return between(
-            RunBegan(update=self._rule.name),
-            lambda: RunEnded(n_steps=self.counts.n_steps, n_samples=self.counts.n_samples),
-        )
+        began = RunBegan(update=self._rule.name)
+        return between(began, lambda: RunEnded(n_steps=self.counts.n_steps, n_samples=self.counts.n_samples))
 
-    def _run_at(self, checkpoint: str | Path | RunFolder | None, loader: Stream, *, goes_on: bool) -> Run:
-        if isinstance(checkpoint, RunFolder):
-            return checkpoint
-        if checkpoint is not None:
-            return RunFolder(Path(checkpoint), self.describe(loader), goes_on=goes_on)
-        if goes_on:
-            raise UsageError("resume without checkpoint", fix="checkpoint='runs/a', the folder of the run")
-        return NoRun()
-
-    def _keeper(self, run: Run, stream: Stream, loader: Stream, every: int | None, on_failure: str) -> Keeper:
-        return Keeper(
-            run,
-            rule=self._rule,
-            front=self._front,
-            device=self.device,
-            stream=stream,
-            identity=self.describe(loader),
-            every=every,
-            on_failure=on_failure,
-        )
-
-    def _ordered(self, loader: Stream) -> AbstractContextManager[Stream]:
-        return in_stored_order(loader) if self._rule.in_stored_order else nullcontext(loader)
+    def _keeper(self, run: Run, stream: Stream, loader: Stream, stopping: Stopping, **when: Any) -> Keeper:
+        parts: dict[str, Any] = {"rule": self._rule, "front": self._front, "device": self.device, "stopping": stopping}
+        return Keeper(run, stream=stream, identity=self.describe(loader), **parts, **when)

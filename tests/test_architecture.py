@@ -24,15 +24,20 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("store", "verify", "blocks", "labels", "planning", "sources"),
     ("slots", "spans", "workers", "pool_memory", "deadline", "passage", "narrator", "pool", "device", "ingest"),
     ("sample_random", "transforms", "batches", "quarantine", "loader_order", "loader_state", "loader"),
-    ("seeding", "losses", "normalize", "models", "optim", "rules", "speed", "metrics", "stream", "rehearsal"),
-    ("packing", "tensor_file", "checkpoint", "runs", "keeper", "recorder", "passes", "trainer", "headspace", "compare"),
-    ("profile", "doctor", "report", "cli", "__main__"),
+    ("seeding", "same_forward", "alignment", "losses", "meaning", "sample_weights", "penalty", "normalize", "models"),
+    ("line_search", "conjugate_gradient", "optim", "beta1", "lr_schedule", "schedules", "stepping", "forward"),
+    ("gradient_sum", "gradients", "sample_path", "rule", "sample_rule", "rules", "full_batch", "update", "setting"),
+    ("speed", "metrics", "stream", "rehearsal"),
+    ("packing", "tensor_file", "checkpoint", "runs", "described", "stopping", "keeper", "recorder"),
+    ("culprits", "passes", "trainer", "headspace", "compare"),
+    ("charts", "pages", "profile", "doctor", "report", "cli", "__main__"),
 )
 RANK = {room: rank for rank, room in enumerate(room for floor in FLOORS for room in floor)}
 
 # Below the loader nothing needs torch but the device, and neither do the commands that train nothing.
 WITHOUT_TORCH = {room for floor in FLOORS[:5] for room in floor} - {"device"} | {
-    *("report", "cli.main", "cli.common", "cli.tables", "cli.ingest", "cli.info", "cli.verify", "cli.plan"),
+    *("charts", "pages", "report"),
+    *("cli.main", "cli.common", "cli.tables", "cli.ingest", "cli.info", "cli.verify", "cli.plan"),
 }
 # Everything here draws from a seed it is given; what draws from a state of the process is left out.
 SEEDED = {"SeedSequence", "Generator", "BitGenerator", "PCG64", "PCG64DXSM", "Philox", "SFC64", "default_rng"}

@@ -64,6 +64,6 @@ def test_front_rescales_the_inputs_it_is_told_to_and_no_other() -> None:
             return a + values
 
     front = Front(Sum(), ("a", "values"))
-    front.put({"values": Normalize(torch.tensor(10.0), torch.tensor(0.0))})
+    front.put({"values": Normalize(torch.tensor(10.0), torch.tensor(0.0))}, torch.device("cpu"))
     assert front(torch.ones(1), torch.tensor([12.0])).item() == 3
     assert list(front.modules_by_input()) == ["values"]

@@ -29,7 +29,7 @@ from streamtrain.profile.command import Watched
 from streamtrain.profile.page import page
 from streamtrain.profile.report import figures, lines, write
 from streamtrain.profile.sampling import Held, Sample
-from streamtrain.profile.scene import scene, ticks
+from streamtrain.profile.scene import scene
 from streamtrain.profile.timeline import timeline
 
 MB = 10**6
@@ -214,16 +214,6 @@ def test_a_long_command_stays_inside_the_picture(tmp_path: Path, monkeypatch: py
 
 
 # Drawings.
-
-
-@given(top=st.floats(1e-3, 1e13), n_most=st.integers(2, 12))
-def test_ticks_are_few_round_and_even(top: float, n_most: int) -> None:
-    found = ticks(top, n_most)
-    assert 1 <= len(found) <= n_most + 1
-    assert found[0] == 0
-    assert found[-1] <= top * (1 + 1e-6)
-    steps = {round((b - a) / (found[1] - found[0]), 3) for a, b in pairwise(found)} if len(found) > 1 else {1.0}
-    assert steps == {1.0}
 
 
 class Reader(HTMLParser):

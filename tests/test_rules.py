@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from streamtrain.errors import DivergedError, UnknownName
+from streamtrain.gradient_sum import GradientSum
+from streamtrain.gradients import Gradient, Learner
 from streamtrain.losses import LOSSES, resolve_loss
 from streamtrain.optim import build_optimizer
-from streamtrain.rules import RULES, GradientSum, Learner, SampleRule, check_rule
+from streamtrain.rules import RULES, SampleRule, check_rule
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +73,7 @@ def test_epoch_sums_float32_gradients_in_float64() -> None:
     for value in [1e8, *[1.0] * 100, -1e8]:
         parameter.grad = torch.tensor([value])
         total.add(1)
-    total.put_mean()
+    total.put(total.weight)
     assert parameter.grad is not None
     assert parameter.grad.item() == pytest.approx(100 / 102)
     assert parameter.grad.dtype == torch.float32
@@ -82,7 +84,7 @@ def test_a_parameter_without_gradient_stays_without() -> None:
     total = GradientSum([used, unused])
     used.grad = torch.ones(1)
     total.add(2)
-    total.put_mean()
+    total.put(total.weight)
     assert unused.grad is None
 
 
@@ -151,11 +153,11 @@ def test_the_sample_rule_keeps_no_sample_s_output_by_itself(monkeypatch: pytest.
     n_alive: list[int] = []
     learn_one = SampleRule._learn_one
 
-    def watched(self: SampleRule, inputs: tuple[Tensor, ...], target: Tensor, i: int) -> tuple[float, Tensor]:
+    def watched(self: SampleRule, *arguments: Any) -> Gradient:
         n_alive.append(sum(ref() is not None for ref in seen))
-        loss, output = learn_one(self, inputs, target, i)
-        seen.append(weakref.ref(output))
-        return loss, output
+        found = learn_one(self, *arguments)
+        seen.append(weakref.ref(found.output))
+        return found
 
     monkeypatch.setattr(SampleRule, "_learn_one", watched)
     x, y = make_data(20)

@@ -32,8 +32,8 @@ def field_of(dataset: Dataset, name: str) -> Field:
     raise unknown_name("field", name, (field.name for field in dataset.fields))
 
 
-def check_alike(dataset: Dataset, val: Dataset) -> None:
-    """Refuse validation data whose fields or classes are not those of the training data.
+def check_alike(dataset: Dataset, val: Dataset, weight: str | None = None) -> None:
+    """Refuse validation data whose fields, that of the samples' weights among them, or classes are not the training's.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def check_alike(dataset: Dataset, val: Dataset) -> None:
     InputError
         It has labels that the training data lacks.
     """
-    for name in (INPUT, TARGET):
+    for name in (INPUT, TARGET, *([weight] if weight else [])):
         ours, theirs = field_of(dataset, name), field_of(val, name)
         if ours != theirs:
             raise UsageError(

@@ -20,24 +20,37 @@ from streamtrain.store import open_dataset
 from streamtrain.trainer import Trainer
 
 _path = click.Path(path_type=Path)
+_NONE = "none"
 
 
 @click.command("evaluate", context_settings={"show_default": True})
 @click.argument("run", type=_path)
 @click.argument("dest", type=_path)
 @click.option("--model", help="The FILE.py:FACTORY of the run, where it lies elsewhere than when it was trained.")
+@click.option(
+    "--weight", metavar="FIELD", help="The field of the samples' weights, or none; by default as in training."
+)
 @click.option("--batch-size", type=int, default=256, help="Samples of a batch; the result does not depend on it.")
 @click.option("--memory", default="512MB", help="Budget for all that the loader owns.")
 @click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
 @json_option
-def command(run: Path, dest: Path, model: str | None, batch_size: int, memory: str, device: str, as_json: bool) -> None:
+def command(
+    run: Path,
+    dest: Path,
+    model: str | None,
+    weight: str | None,
+    batch_size: int,
+    memory: str,
+    device: str,
+    as_json: bool,
+) -> None:
     """Measure the model of the folder RUN on the dataset DEST: loss, and accuracy or what else fits the loss.
 
     Inputs are rescaled as in training, by the statistics saved with the run.
     """
     config = read_config(run)
     dataset = open_dataset(dest)
-    trainer = _trained(run, config, model, device)
+    trainer = _trained(run, config, model, weight, device)
     trainer.check(dataset[: min(2, len(dataset))])
     size = min(batch_size, len(dataset))
     with StreamLoader(dataset, batch_size=size, memory=memory, shuffle=False, device=device) as loader:
@@ -46,7 +59,7 @@ def command(run: Path, dest: Path, model: str | None, batch_size: int, memory: s
     emit(as_json, result, result_lines(metrics))
 
 
-def _trained(run: Path, config: dict[str, Any], model: str | None, device: str) -> Trainer:
+def _trained(run: Path, config: dict[str, Any], model: str | None, weight: str | None, device: str) -> Trainer:
     """The run's trainer, as it was when the run ended."""
     checkpoint = newest_checkpoint(run)
     try:
@@ -55,6 +68,7 @@ def _trained(run: Path, config: dict[str, Any], model: str | None, device: str) 
             loss=config["loss"],
             inputs=tuple(config["inputs"]),
             target=config["target"],
+            weight=config.get("weight") if weight is None else (None if weight == _NONE else weight),
             normalize=_normalize(checkpoint, config["normalize"]),
             device=device,
         )

@@ -34,6 +34,8 @@ COMMANDS: Final = {
     "plan": "Show what a run takes, and how well its data is shuffled.",
     "train": "Train a model on a dataset.",
     "evaluate": "Measure a trained model on a dataset.",
+    "compare": "Train by several update rules and optimizers, side by side.",
+    "report": "Write a run's report: one HTML file.",
     "profile": "Watch a command's memory beside its loaders' budgets.",
     "doctor": "Check this machine: versions, memory, disk and decoding.",
 }

@@ -14,25 +14,24 @@ import numpy as np
 import torch
 
 from streamtrain.allocator import keep_little
-from streamtrain.arguments import ON_BAD_BLOCK, check_seed
+from streamtrain.arguments import check_seed
 from streamtrain.cli import shares
 from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.data import INPUT, TARGET, check_alike, doubts, field_of, n_outputs
 from streamtrain.cli.resuming import how_to_go_on, say_resumed
 from streamtrain.cli.tables import epoch_head, epoch_line
-from streamtrain.cli.train_options import Options, parse_betas
+from streamtrain.cli.train_options import Options, train_options
 from streamtrain.cli.trained import Trained
 from streamtrain.errors import BudgetError, StreamtrainError, UsageError
 from streamtrain.events import Reserved, tell
 from streamtrain.headspace import headspace, kept_bytes
-from streamtrain.keeper import ON_CHECKPOINT_FAILURE
 from streamtrain.loader import StreamLoader
 from streamtrain.losses import default_loss, resolve_loss
 from streamtrain.meter import MemoryMeter, held_bytes
 from streamtrain.metrics import score_name
 from streamtrain.models import build_model, n_parameters
 from streamtrain.quarantine import first_rows
-from streamtrain.runs import RunFolder, check_free, is_run, newest_run, next_run
+from streamtrain.runs import RunFolder, check_free, is_run, newest_run, next_run, write_memory
 from streamtrain.store import Dataset, open_dataset
 from streamtrain.stream import normalize_fields
 from streamtrain.trainer import Trainer
@@ -41,56 +40,8 @@ from streamtrain.units import format_bytes
 RUNS: Final = Path("runs")
 
 
-_path = click.Path(path_type=Path)
-
-
 @click.command("train", context_settings={"show_default": True})
-@click.argument("dest", type=_path)
-@click.option("--model", required=True, help="linear, mlp:256,128 (hidden widths), cnn, or FILE.py:FACTORY.")
-@click.option("--val", type=_path, help="A dataset to measure on after every epoch; its loader has 1/4 of --memory.")
-@click.option(
-    "--loss", help="cross_entropy (default for class labels), nll, bce_with_logits, mse (default for floats), l1."
-)
-@click.option("--update", default="batch", help="The update rule: one step per batch, sample or epoch.")
-@click.option("--optimizer", default="adam", help="Any of torch.optim by name: sgd, adam, adamw, rmsprop, ...")
-@click.option(
-    "--lr", type=float, help="By default torch's own (adam 0.001), for sgd 0.1, or 0.01 with --update sample."
-)
-@click.option("--momentum", type=float, help="For optimizers that have it.")
-@click.option("--betas", callback=parse_betas, metavar="B1,B2", help="For adam and its kin.")
-@click.option("--eps", type=float, help="For adam and its kin.")
-@click.option("--weight-decay", type=float)
-@click.option("--nesterov", is_flag=True, help="For sgd with momentum.")
-@click.option("--epochs", type=int, default=5)
-@click.option("--max-steps", type=int, help="End at this many steps, if they come before the epochs do.")
-@click.option("--batch-size", type=int, default=256, help="Samples of a batch; for other update rules, of a read.")
-@click.option("--memory", help="Budget for all that the loaders own; 512MB by default, or what --max-memory leaves.")
-@click.option("--max-memory", help="Budget for the whole process; auto is the control group's limit, or the RAM.")
-@click.option("--lanes", type=int, help="Lanes of the shuffle; solved from --memory by default.")
-@click.option("--drop-last", is_flag=True, help="Leave out a short last batch.")
-@click.option("--on-bad-block", type=click.Choice(ON_BAD_BLOCK), default="error", help="End, or leave its samples out.")
-@click.option("--seed", type=int, default=0, help="Of the order, the initial weights, and dropout.")
-@click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
-@click.option(
-    "--normalize",
-    type=click.Choice(["auto", "none"]),
-    default="auto",
-    help="auto: (x - mean) / std from the stored statistics, per column for tables; saved with the run.",
-)
-@click.option("--threads", type=int, help="Threads of torch on the CPU.")
-@click.option("--out", type=_path, help="The run's folder; by default runs/N, N being the next free number.")
-@click.option("--checkpoint-every", type=int, metavar="BATCHES", help="Save between epochs, and every so many batches.")
-@click.option(
-    "--on-checkpoint-failure",
-    type=click.Choice(ON_CHECKPOINT_FAILURE),
-    default="error",
-    help="End where a checkpoint cannot be written, or say so and try at the next; exit code 5 if the last one failed.",
-)
-@click.option("--resume", is_flag=True, help="Go on with the run in --out from its newest checkpoint, if it has one.")
-@click.option(
-    "--log-every", type=int, default=50, metavar="BATCHES", help="Batches between two lines of metrics.jsonl."
-)
-@click.option("--headspace", is_flag=True, help="Measure at the end how much faster a perfect loader would be.")
+@train_options
 @json_option
 def command(as_json: bool, **given: Any) -> None:
     """Train a model on the dataset DEST.
@@ -118,7 +69,7 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
     dataset = open_dataset(options.dest)
     val = open_dataset(options.val) if options.val else None
     if val is not None:
-        check_alike(dataset, val)
+        check_alike(dataset, val, options.weight)
     trainer, about = _make_trainer(options, dataset)
     n_rows = shares.n_rehearsed(dataset, options.batch_size)
     rows = first_rows(dataset, n_rows, forgiving=options.on_bad_block != "error")
@@ -145,6 +96,8 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
                 loaders[0],
                 max_epochs=options.epochs,
                 max_steps=options.max_steps,
+                until_loss=options.until_loss,
+                patience=options.patience,
                 val=loaders[1] if val else None,
                 checkpoint=run,
                 checkpoint_every=options.checkpoint_every,
@@ -155,6 +108,8 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
                 on_resume=partial(say_resumed, out),
             )
         projected = sum(loader.projection.total_bytes for loader in loaders)
+        names = ("training", "validation")
+        terms = {name: loader.projection.terms for name, loader in zip(names, loaders, strict=False)}
     trained = Trained(
         history=history,
         memory={
@@ -169,6 +124,7 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
         quarantined=loaders[0].quarantined,
         val_quarantined=loaders[1].quarantined if val else (),
     )
+    write_memory(out, {**trained.memory, "terms": terms})
     return _with_headspace(trained, trainer, options, dataset, memory) if options.headspace else trained
 
 
@@ -236,6 +192,19 @@ def _make_trainer(options: Options, dataset: Dataset) -> tuple[Trainer, dict[str
         eps=options.eps,
         weight_decay=options.weight_decay,
         nesterov=options.nesterov or None,
+        weight=options.weight,
+        accumulate_grad_batches=options.accumulate_grad_batches,
+        grad_sum_dtype=options.grad_sum_dtype,
+        l2=options.l2,
+        grad_tolerance=options.grad_tolerance,
+        loss_tolerance=options.loss_tolerance,
+        clip_grad_norm=options.clip_grad_norm,
+        clip_grad_value=options.clip_grad_value,
+        schedule=options.resolved_schedule(),
+        beta1=options.beta1,
+        autocast=options.autocast,
+        compile=options.compile,
+        sample_path=options.sample_path,
     )
     about = {"model": options.model, "input_shape": list(x.shape), "n_outputs": width}
     return trainer, about | {
@@ -266,6 +235,7 @@ def _loaders(options: Options, dataset: Dataset, val: Dataset | None, memory: in
         memory=memory - val_memory,
         seed=options.seed,
         shuffle=not in_order,
+        reshuffle=options.reshuffle,
         drop_last=options.drop_last,
         lanes=None if in_order else options.lanes,
         device=options.device,
@@ -283,5 +253,5 @@ def _heading(options: Options, dataset: Dataset, trainer: Trainer) -> str:
     return (
         f"data    {options.dest}: {size}\n"
         f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}\n"
-        f"update  {options.update}, {options.optimizer}, lr {lr:g}, on {trainer.device}"
+        f"update  {trainer.way}, {options.optimizer}, lr {lr:g}, on {trainer.device}"
     )

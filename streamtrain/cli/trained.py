@@ -35,6 +35,8 @@ class Trained:
             "loss": None,
             "accuracy": None,
             **self._last(),
+            "reached": self.history.reached,
+            "stopped_by": self.history.stopped_by,
             "resumed_from_batch": self.history.resumed_from_batch,
             "memory": self.memory,
             "samples_per_second": speed.samples_per_second,
@@ -57,12 +59,22 @@ class Trained:
         val = {name.removeprefix("val_"): value for name, value in line.items() if name.startswith("val_")}
         return {name: line[name] for name in METRIC_NAMES if name in line} | {"val": val or None}
 
+    def _ended(self) -> list[str]:
+        """What ended the run, where it was not told for how long to go on."""
+        by = self.history.stopped_by
+        if by == "patience":
+            return ["ended   by --patience: the loss has no longer fallen"]
+        if self.history.reached is None:
+            return []
+        return ["ended   by --until-loss" if by == "until_loss" else f"ended   by {by}; --until-loss was not reached"]
+
     def text(self) -> str:
         """The lines below the table of epochs."""
         speed, n_failed = self.history.speed, self.history.checkpoint_failures
         rate = format_rate(speed.n_samples, speed.seconds, "samples")
         return "\n".join(
             [
+                *self._ended(),
                 memory_line(self.memory),
                 f"speed   {rate}, stall fraction {speed.stall_fraction:.3f}",
                 *time_lines(speed),

@@ -1,8 +1,4 @@
-"""The timeline as one HTML file that needs nothing else: the drawing is inline SVG, and there is no script.
-
-Whatever comes from outside, such as the command's words and the datasets' names, is escaped, and a policy in the page
-forbids the browser to load anything.
-"""
+"""The timeline as one HTML file that needs nothing else; the command's words and the datasets' names are escaped."""
 
 from __future__ import annotations
 
@@ -10,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Final
 
+from streamtrain.charts.scales import ticks
+from streamtrain.pages import Table, table
+from streamtrain.pages import page as whole
 from streamtrain.profile.scene import (
     BAR_COLOURS,
     COLOURS,
@@ -20,7 +19,6 @@ from streamtrain.profile.scene import (
     Bar,
     Row,
     Scene,
-    ticks,
 )
 from streamtrain.profile.timeline import Level
 
@@ -36,49 +34,18 @@ _DASHES: Final = {"budget": "none", "projected": "7 5", "before": "2 3"}
 _STYLES: Final = {"budget": "solid", "projected": "dashed", "before": "dotted"}
 _LETTER_WIDTH: Final = 8
 
-_HEAD: Final = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 14px/1.45 system-ui, sans-serif; color: #222; background: #fff; margin: 24px auto; max-width: 1140px; }}
-h1 {{ font-size: 17px; margin: 0 0 2px; overflow-wrap: anywhere; }}
-h2 {{ font-size: 15px; margin: 24px 0 6px; }}
-p {{ margin: 2px 0 10px; }}
-pre {{ font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }}
-svg {{ width: 100%; height: auto; }}
-svg text {{ font: 12px system-ui, sans-serif; fill: #333; }}
-table {{ border-collapse: collapse; }}
-td, th {{ padding: 3px 14px 3px 0; text-align: right; border-bottom: 1px solid #eee; }}
-td:first-child, th:first-child {{ text-align: left; overflow-wrap: anywhere; }}
-.key {{ display: inline-block; margin: 0 16px 4px 0; white-space: nowrap; }}
-.key i {{ display: inline-block; width: 18px; height: 10px; margin-right: 6px; }}
-.key i.line {{ height: 0; border-top: 2px; vertical-align: middle; }}
-</style>
-</head>
-<body>
-"""
-
-Table = tuple[str, Sequence[Sequence[str]]]
-"""A heading, and rows of cells; the first row is the head."""
-
 
 def page(scene: Scene, facts: Sequence[str], tables: Sequence[Table]) -> str:
     """Write the page: the drawing, then some facts and tables about it."""
     parts = [
-        _HEAD.format(title=escape(f"Memory of {scene.title}")),
         f"<h1>{escape(scene.title)}</h1>",
         f"<p>{escape(scene.subtitle)}</p>",
         f"<p>{''.join(_keys(scene))}</p>",
         _drawing(scene),
         "<pre>" + "\n".join(map(escape, facts)) + "</pre>",
-        *(_table(heading, rows) for heading, rows in tables),
-        "</body>\n</html>\n",
+        *(table(heading, rows) for heading, rows in tables),
     ]
-    return "\n".join(parts)
+    return whole(f"Memory of {scene.title}", parts)
 
 
 def _keys(scene: Scene) -> Iterator[str]:
@@ -90,15 +57,6 @@ def _keys(scene: Scene) -> Iterator[str]:
         yield f'<span class="key"><i class="line" style="border-top:2px {style} {colour}"></i>{LABELS[name]}</span>'
     if scene.rows:
         yield f'<span class="key"><i style="background:{WAIT_COLOUR};height:4px"></i>{LABELS["wait"]}</span>'
-
-
-def _table(heading: str, rows: Sequence[Sequence[str]]) -> str:
-    head, *body = (f"<tr>{_cells(row, 'td' if i else 'th')}</tr>" for i, row in enumerate(rows))
-    return f"<h2>{escape(heading)}</h2>\n<table>\n{head}\n" + "\n".join(body) + "\n</table>"
-
-
-def _cells(row: Sequence[str], tag: str) -> str:
-    return "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
 
 
 class _Axes:

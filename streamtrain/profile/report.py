@@ -9,7 +9,8 @@ from pathlib import Path, PurePath
 from typing import Any, Final
 
 from streamtrain.files import Files
-from streamtrain.profile.page import Table, page
+from streamtrain.pages import Table
+from streamtrain.profile.page import page
 from streamtrain.profile.picture import write_png
 from streamtrain.profile.scene import NOT_SEEN, kept_line, scene, short_command
 from streamtrain.profile.timeline import Kept, Timeline

@@ -7,7 +7,6 @@ same time have rows of their own.
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -161,20 +160,6 @@ def short_command(words: Iterable[str], most: int = _MOST_WORDS) -> str:
     """
     text = " ".join(shlex.join(words).split())
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2 + 1) :]}"
-
-
-def ticks(top: float, n_most: int = 8) -> list[float]:
-    """Round numbers from 0 up to a value, at most so many steps of 1, 2 or 5 times a power of ten.
-
-    Examples
-    --------
-    >>> ticks(537.0), ticks(0.9, 5)
-    ([0.0, 100.0, 200.0, 300.0, 400.0, 500.0], [0.0, 0.2, 0.4, 0.6, 0.8])
-    """
-    least = top / n_most
-    power = 10.0 ** math.floor(math.log10(least))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= least * (1 - 1e-9))
-    return [float(f"{i * step:.6g}") for i in range(int(top / step + 1e-9) + 1)]
 
 
 def _rows(loaders: list[LoaderSpan]) -> list[Row]:

@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch import nn
 
+from streamtrain.gradients import Learner
 from streamtrain.losses import resolve_loss
 from streamtrain.optim import build_optimizer
-from streamtrain.rules import RULES, Learner
+from streamtrain.rules import RULES
 
 Array = npt.NDArray[np.float64]
 Weights = list[Array]
@@ -26,7 +27,7 @@ Gradient = Callable[[Weights, Array, npt.NDArray[np.int64]], Weights]
 Update = Callable[[Weights], Weights]
 
 N_SAMPLES, N_FEATURES, N_HIDDEN, N_CLASSES, BATCH = 23, 5, 7, 3, 4
-N_STEPS = 60
+N_STEPS = 200
 LR = 0.05
 
 

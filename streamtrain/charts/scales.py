@@ -1,0 +1,164 @@
+"""Where a number stands on an axis, and which round numbers stand beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+WIDE: Final = 20.0
+"""Positive numbers whose largest is so many times the smallest ask for a logarithmic axis."""
+_MOST_TICKS: Final = 6
+_ZERO_SHARE: Final = 0.09
+"""What of a logarithmic axis is set apart for zero, where there is one."""
+_MARGIN: Final = 0.04
+
+
+def ticks(top: float, n_most: int = 8, *, low: float = 0.0) -> list[float]:
+    """Round numbers from a low value up to a top one, at most so many steps of 1, 2 or 5 times a power of ten.
+
+    Examples
+    --------
+    >>> ticks(537.0), ticks(0.9, 5), ticks(2.32, 4, low=2.29)
+    ([0.0, 100.0, 200.0, 300.0, 400.0, 500.0], [0.0, 0.2, 0.4, 0.6, 0.8], [2.29, 2.3, 2.31, 2.32])
+    """
+    least = (top - low) / n_most
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= least * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [float(f"{i * step:.12g}") for i in range(first, math.floor(top / step + 1e-9) + 1)]
+
+
+def format_tick(value: float) -> str:
+    """A round number in few letters.
+
+    Examples
+    --------
+    >>> [format_tick(value) for value in (0.0, 0.25, 20.0, 1500.0, 60_000.0, 2e6, 1e-5)]
+    ['0', '0.25', '20', '1.5k', '60k', '2M', '1e-5']
+    """
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    if value and abs(value) < 1e-3:
+        digits, _, power = f"{value:e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
+    return f"{value:g}"
+
+
+def is_wide(values: Iterable[float]) -> bool:
+    """Whether positive numbers lie so far apart that a logarithmic axis shows more of them.
+
+    Examples
+    --------
+    >>> is_wide([0.0, 1.0, 100.0]), is_wide([1.0, 10.0]), is_wide([0.0])
+    (True, False, False)
+    """
+    positive = [value for value in values if value > 0 and math.isfinite(value)]
+    return bool(positive) and max(positive) > WIDE * min(positive)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One direction of a chart.
+
+    Parameters
+    ----------
+    label : str
+        What is measured, and its unit.
+    is_log : bool
+        Whether equal ratios are equal distances; zero, where it occurs, has a place of its own at the low end.
+    from_zero : bool
+        Whether an even axis begins at 0, however far from it the values are.
+    is_tight : bool
+        Whether an even axis ends at its outermost values.
+    """
+
+    label: str
+    is_log: bool = False
+    from_zero: bool = False
+    is_tight: bool = False
+
+
+class Scale:
+    """Places between two ends for the values of an axis.
+
+    Parameters
+    ----------
+    axis : Axis
+        How.
+    values : iterable of float
+        All that are to have a place; what is not finite has none.
+    start, stop : float
+        Where the low and the high end are in the drawing; ``stop`` may be the smaller one.
+
+    Attributes
+    ----------
+    has_zero : bool
+        Whether a logarithmic axis has a place for zero.
+
+    Examples
+    --------
+    >>> even = Scale(Axis(label="epochs", from_zero=True), [0.0, 4.0], 0.0, 100.0)
+    >>> even.place(0.0), even.ticks()[-1]
+    (0.0, (100.0, '4'))
+    >>> steps = Scale(Axis(label="updates", is_log=True), [0.0, 1.0, 100.0, 10000.0], 0.0, 100.0)
+    >>> [text for _, text in steps.ticks()]
+    ['0', '1', '10', '100', '1k', '10k']
+    """
+
+    def __init__(self, axis: Axis, values: Iterable[float], start: float, stop: float) -> None:
+        self._start, self._stop = start, stop
+        finite = [value for value in values if math.isfinite(value)]
+        positive = [value for value in finite if value > 0]
+        self._is_log = axis.is_log and bool(positive)
+        self.has_zero = self._is_log and any(value <= 0 for value in finite)
+        if self._is_log:
+            self._low, self._high = _widened(math.log10(min(positive)), math.log10(max(positive)), 0.0)
+        else:
+            self._low, self._high = _even_ends(finite, axis)
+
+    def place(self, value: float) -> float:
+        """Where a value stands; zero on a logarithmic axis at its own place."""
+        if self._is_log and value <= 0:
+            return round(self._start, 2)
+        share = ((math.log10(value) if self._is_log else value) - self._low) / (self._high - self._low)
+        if self.has_zero:
+            share = _ZERO_SHARE + (1 - _ZERO_SHARE) * share
+        return round(self._start + share * (self._stop - self._start), 2)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Places and texts of round numbers."""
+        zero = [0.0] if self.has_zero else []
+        return [(self.place(value), format_tick(value)) for value in [*zero, *self._rounds()]]
+
+    def _rounds(self) -> Sequence[float]:
+        if not self._is_log:
+            return ticks(self._high, _MOST_TICKS, low=self._low)
+        low, high = self._low - 1e-9, self._high + 1e-9
+        n_decades = math.floor(high) - math.ceil(low) + 1
+        if n_decades >= 3:
+            every = -(-n_decades // _MOST_TICKS)
+            return [10.0**power for power in range(math.ceil(low), math.floor(high) + 1, every)]
+        powers = range(math.floor(low), math.floor(high) + 1)
+        some = [m * 10.0**power for power in powers for m in (1, 2, 5)]
+        fitting = [value for value in some if low <= math.log10(value) <= high]
+        return fitting if len(fitting) >= 2 else ticks(10.0**self._high, _MOST_TICKS, low=10.0**self._low)
+
+
+def _even_ends(values: Sequence[float], axis: Axis) -> tuple[float, float]:
+    if not values:
+        return 0.0, 1.0
+    low, high = min(values), max(values)
+    if axis.from_zero:
+        return min(low, 0.0), high if high > 0 else 1.0
+    return _widened(low, high, 0.0 if axis.is_tight else _MARGIN)
+
+
+def _widened(low: float, high: float, margin: float) -> tuple[float, float]:
+    """The ends of an axis, with a margin; what is a single value gets some room on both sides."""
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300):
+        room = abs(low) * 0.1 or 0.5
+        return low - room, high + room
+    return low - margin * (high - low), high + margin * (high - low)

@@ -1,0 +1,179 @@
+"""``streamtrain compare DEST``: several update rules and optimizers, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import numpy as np
+import torch
+
+from streamtrain.allocator import keep_little
+from streamtrain.arguments import check_seed
+from streamtrain.cli.common import emit, json_option
+from streamtrain.cli.data import INPUT, TARGET, check_alike, field_of, n_outputs
+from streamtrain.compare import Comparison, Setting, compare
+from streamtrain.compare.results import Compared, Point
+from streamtrain.compare.setting import EVERY
+from streamtrain.errors import UsageError
+from streamtrain.losses import default_loss, resolve_loss
+from streamtrain.models import build_model, n_parameters
+from streamtrain.report.comparison import summary_rows, write_comparison
+from streamtrain.runs import check_free, next_run
+from streamtrain.store import open_dataset
+
+COMPARISONS: Final = Path("comparisons")
+
+_path = click.Path(path_type=Path)
+
+
+def _parse_names(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in value.split(",") if word.strip())
+
+
+def _parse_rates(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, float]:
+    rates: dict[str, float] = {}
+    for word in (value or "").split(","):
+        name, _, number = word.rpartition("=")
+        if not word.strip():
+            continue
+        try:
+            rates[name.strip() or EVERY] = float(number)
+        except ValueError:
+            raise UsageError(f"learning rate {word!r} is none", fix="--lr sgd=0.1,adam=0.001, say") from None
+    return rates
+
+
+@click.command("compare", context_settings={"show_default": True})
+@click.argument("dest", type=_path)
+@click.option("--model", default="mlp:128", help="linear, mlp:256,128 (hidden widths), cnn, or FILE.py:FACTORY.")
+@click.option("--rules", default="sample,batch,epoch", callback=_parse_names, help="Update rules.")
+@click.option("--optimizers", default="sgd,adam", callback=_parse_names, help="Optimizers; each runs by every rule.")
+@click.option("--epochs", type=int, help="Epochs of each run; 3, unless --seconds is given.")
+@click.option("--seconds", type=float, help="Training time of each run; the epoch rule ends the pass it is in.")
+@click.option("--val", type=_path, help="A dataset to measure on after every epoch as well.")
+@click.option("--loss", help="cross_entropy (default for class labels), mse (default for floats), ...; as for train.")
+@click.option(
+    "--lr",
+    callback=_parse_rates,
+    metavar="LR|NAME=LR,...",
+    help="One for all, or by optimizer, sgd=0.1,adam=0.001, or by both, sample:sgd=0.01; else as for train.",
+)
+@click.option("--batch-size", type=int, default=256, help="Samples of a batch; for other update rules, of a read.")
+@click.option("--memory", default="512MB", help="Budget for all that the loaders own.")
+@click.option("--seed", type=int, default=0, help="Of the order and of the initial weights, the same for every run.")
+@click.option("--target-loss", type=float, help="Training loss to time each run to; by default half of the first.")
+@click.option("--surface", is_flag=True, help="Measure the error surface around the paths of the weights.")
+@click.option("--grid", type=int, default=15, help="With --surface: so many by so many passes over the data.")
+@click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
+@click.option("--normalize", type=click.Choice(["auto", "none"]), default="auto", help="As for train.")
+@click.option("--threads", type=int, help="Threads of torch on the CPU.")
+@click.option("--out", type=_path, help="The comparison's folder; by default comparisons/N, N the next free number.")
+@json_option
+def command(as_json: bool, **given: Any) -> None:
+    """Train a model on the dataset DEST by several update rules and optimizers, and put the runs side by side.
+
+    Every run begins with the same weights and takes the data in the order of the same seed. After every epoch the loss
+    of the weights is measured over the whole training data; that pass counts as no training time. The folder holds
+    comparison.html with the table and the curves, comparison.json, and a run's folder for each run.
+    """
+    say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
+    found, out = _compare(say, **given)
+    files = write_comparison(found, out)
+    text = "\n".join(["", *_columns(summary_rows(found)), *_diverged(found), f"report  {files[0]}"])
+    emit(as_json, {**found.named(), "out": out, "report": files[0]}, text)
+
+
+def _compare(
+    say: Callable[[str], None],
+    *,
+    dest: Path,
+    model: str,
+    val: Path | None,
+    loss: str | None,
+    normalize: str,
+    threads: int | None,
+    out: Path | None,
+    surface: bool,
+    grid: int,
+    epochs: int | None,
+    seconds: float | None,
+    **given: Any,
+) -> tuple[Comparison, Path]:
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads is {threads}; it must be at least 1")
+        torch.set_num_threads(threads)
+    if surface and grid < 1:
+        raise UsageError(f"the grid is {grid}; it must be positive")
+    keep_little()
+    check_seed(given["seed"])
+    setting = Setting(
+        max_epochs=3 if epochs is None and seconds is None else epochs,
+        seconds=seconds,
+        grid=grid if surface else 0,
+        **given,
+    )
+    folder = out or next_run(COMPARISONS)
+    check_free(folder)
+    dataset = open_dataset(dest)
+    val_dataset = open_dataset(val) if val else None
+    if val_dataset is not None:
+        check_alike(dataset, val_dataset)
+    x, y = field_of(dataset, INPUT), field_of(dataset, TARGET)
+    named = resolve_loss(loss or default_loss(torch.from_numpy(np.empty(0, y.dtype)).dtype))
+    width = n_outputs(dataset, named, y)
+    first = build_model(model, input_shape=x.shape, n_outputs=width, seed=setting.seed)
+    say(f"data    {dest}: {len(dataset):,} samples")
+    say(f"model   {model}, {n_parameters(first):,} weights, {named.name}")
+    say(_line(_HEAD))
+    found = compare(
+        first,
+        dataset,
+        setting,
+        loss=named,
+        val=val_dataset,
+        normalize="auto" if normalize == "auto" else None,
+        out=folder,
+        about={"model": model, "input_shape": list(x.shape), "n_outputs": width, "dataset": str(dest)},
+        on_point=lambda run, point: say(_line(_point(run, point))),
+        say=lambda text: click.echo(text, err=True),
+    )
+    return found, folder
+
+
+_HEAD: Final = (
+    *("rule", "optimizer", "epoch", "updates", "seconds", "loss", "score"),
+    *("val loss", "val score", "variance"),
+)
+_WIDTHS: Final = (-7, -10, 6, 11, 9, 9, 9, 9, 10, 10)
+
+
+def _point(run: Compared, point: Point) -> tuple[str, ...]:
+    val = point.val
+    values = (point.train.loss, point.train.score, val.loss if val else None, val.score if val else None)
+    return (
+        run.rule,
+        run.optimizer,
+        f"{point.epochs:.3g}",
+        f"{point.n_steps:,}",
+        f"{point.seconds:.2f}",
+        *("" if value is None else f"{value:.4f}" for value in values),
+        "" if point.variance is None else f"{point.variance:.3g}",
+    )
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    pairs = zip(cells, _WIDTHS, strict=True)
+    return "".join(cell.ljust(-width) if width < 0 else cell.rjust(width) for cell, width in pairs).rstrip()
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _diverged(found: Comparison) -> list[str]:
+    return [f"diverged {run.label}: {run.diverged}" for run in found if run.diverged]

@@ -1,0 +1,150 @@
+"""Run update rules and optimizers one after the other, from the same weights over the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+from tqdm import tqdm
+
+from streamtrain.compare.common import Contest
+from streamtrain.compare.race import race
+from streamtrain.compare.results import Compared, Comparison, Point
+from streamtrain.compare.setting import Setting
+from streamtrain.compare.surface import Surface, measure_surface
+from streamtrain.compare.trajectory import Snapshot
+from streamtrain.loader import StreamLoader
+from streamtrain.losses import Loss, LossFunction, resolve_loss
+from streamtrain.models import n_parameters
+from streamtrain.runs import check_free
+from streamtrain.store import Dataset
+from streamtrain.units import format_duration
+
+Say = Callable[[str], None]
+
+
+def compare(
+    model: nn.Module,
+    dataset: Dataset,
+    setting: Setting,
+    *,
+    loss: str | LossFunction | Loss = "cross_entropy",
+    val: Dataset | None = None,
+    inputs: tuple[str, ...] = ("x",),
+    target: str = "y",
+    normalize: Literal["auto"] | None = None,
+    out: Path | None = None,
+    about: Mapping[str, object] | None = None,
+    on_point: Callable[[Compared, Point], None] = lambda run, point: None,
+    say: Say = lambda text: None,
+) -> Comparison:
+    """Train copies of a model by every rule with every optimizer, and measure them alike.
+
+    Each run has the same initial weights, and its data in the order of the same seed. After every epoch loss and score
+    of the weights are measured by a pass over the whole training data, which counts as no training time.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its weights are where every run begins; it is not changed.
+    dataset : Dataset
+        The training data.
+    setting : Setting
+        What is compared: rules, optimizers, learning rates, and how long.
+    loss : str or callable
+        As the trainer's.
+    val : Dataset, optional
+        Measured after every epoch as well.
+    inputs, target : tuple of str, str
+        The fields that the model takes, and the one that the loss compares with.
+    normalize : None or "auto"
+        As the trainer's: ``"auto"`` rescales the inputs by the training data's statistics.
+    out : pathlib.Path, optional
+        Holds a run's folder for each run, by name.
+    about : mapping, optional
+        More for each run's ``config.json``: ``model``, ``input_shape`` and ``n_outputs`` as `build_model` takes them.
+    on_point : callable, optional
+        Called with every run so far, and its newest point.
+    say : callable, optional
+        Told what is about to take long.
+
+    Raises
+    ------
+    UsageError
+        An argument is wrong, or a rule does not work with an optimizer: before anything is trained.
+    BudgetError
+        The memory is too small.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, torch, streamtrain as st
+    >>> x = np.random.default_rng(0).normal(size=(64, 2))
+    >>> data = st.ingest({"x": x, "y": x @ [1.0, -1.0]}, tempfile.mkdtemp() + "/d.zarr")
+    >>> line = nn.Linear(2, 1, dtype=torch.float64)
+    >>> found = compare(line, data, Setting(optimizers=("sgd",), max_epochs=2, batch_size=16), loss="mse")
+    >>> [(run.rule, run.last.n_steps) for run in found]
+    [('sample', 128), ('batch', 8), ('epoch', 2)]
+    """
+    if out is not None:
+        check_free(out)
+    contest = Contest(
+        model=model,
+        dataset=dataset,
+        setting=setting,
+        loss=resolve_loss(loss),
+        inputs=inputs,
+        target=target,
+        is_normalized=normalize == "auto",
+        out=out,
+        about={"dataset": str(dataset.path), **(about or {})},
+    )
+    contest.check(val)
+    with ExitStack() as stack:
+        passes = [stack.enter_context(contest.ordered(data)) for data in ([dataset, val] if val else [dataset])]
+        first = contest.first(passes)
+        runs: list[Compared] = []
+        paths: list[tuple[str, list[Snapshot]]] = []
+        for pair in setting.pairs():
+            run, path = race(contest, pair, passes, first, on_point)
+            runs.append(run)
+            paths.append((run.label, path))
+        return Comparison(
+            runs=tuple(runs),
+            target_loss=setting.target_loss or first.train.loss / 2,
+            n_samples=len(dataset),
+            n_weights=n_parameters(model),
+            about=_about(contest),
+            surface=_surface(contest, passes[0], paths, say) if setting.grid else None,
+        )
+
+
+def _about(contest: Contest) -> dict[str, str]:
+    setting = contest.setting
+    ends = {"epochs": setting.max_epochs, "seconds each": setting.seconds}
+    found = {
+        "dataset": contest.about["dataset"],
+        "model": contest.about.get("model", type(contest.model).__name__),
+        "loss": contest.loss.name,
+        **{name: end for name, end in ends.items() if end is not None},
+        "batch size": setting.batch_size,
+        "memory": setting.memory,
+        "seed": setting.seed,
+    }
+    return {name: str(value) for name, value in found.items()}
+
+
+def _surface(
+    contest: Contest, ordered: StreamLoader, paths: Sequence[tuple[str, Sequence[Snapshot]]], say: Say
+) -> Surface:
+    grid = contest.setting.grid
+    seconds = grid**2 * contest.pass_seconds
+    say(f"surface: {grid**2:,} passes over {len(contest.dataset):,} samples, about {format_duration(seconds)}")
+    # Which rule and which optimizer makes no difference to a loss.
+    trainer = contest.trainer(*next(contest.setting.pairs()))
+    with tqdm(total=grid**2, desc="surface", unit=" passes", leave=False, disable=None) as bar:
+        done = partial(bar.update, 1)
+        return measure_surface(trainer.model, lambda: trainer.evaluate(ordered).loss, paths, grid=grid, done=done)

@@ -1,0 +1,115 @@
+"""What is to be compared, and how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from streamtrain.counts import Totals
+from streamtrain.errors import UsageError, unknown_name
+from streamtrain.rules import check_rule
+
+_LEAST_GRID: Final = 2
+_MOST_GRID: Final = 201
+_SEPARATOR: Final = ":"
+EVERY: Final = "every"
+"""In place of an optimizer's name: the learning rate of those that have none of their own."""
+_FOREVER: Final = 2**31
+"""Epochs, where seconds are what ends a run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What is to be compared, and how.
+
+    Parameters
+    ----------
+    rules, optimizers : tuple of str
+        Every rule runs with every optimizer.
+    lr : mapping of str to float
+        Learning rates by rule and optimizer (``"sample:sgd"``), by optimizer (``"sgd"``), or ``"every"``, of which the
+        first goes first; else the trainer's own default.
+    max_epochs : int, optional
+        Epochs of each run.
+    seconds : float, optional
+        Training time of each run. An epoch is cut short when it is up, but under the rule ``epoch``, whose step is on a
+        whole pass. At least one of the two must be given; the first that is reached ends a run.
+    batch_size : int
+        Samples of a batch, and of a read under the other rules.
+    memory : str or int
+        The budget of all loaders together.
+    seed : int
+        Of the order of the data, which is the same for every run.
+    device : str
+        As the trainer's.
+    target_loss : float, optional
+        The mean loss over the training data that each run is timed to; by default half of what it is at the beginning.
+    grid : int
+        If not 0, the loss is measured on a grid of so many by so many weights around the paths.
+
+    Raises
+    ------
+    UsageError
+        A value is out of its range, or named twice.
+
+    Examples
+    --------
+    >>> rates = {"sgd": 0.1, "sample:sgd": 0.01}
+    >>> setting = Setting(rules=("sample", "batch"), optimizers=("sgd",), lr=rates, seconds=5)
+    >>> [(pair, setting.lr_of(*pair)) for pair in setting.pairs()]
+    [(('sample', 'sgd'), 0.01), (('batch', 'sgd'), 0.1)]
+    """
+
+    rules: tuple[str, ...] = ("sample", "batch", "epoch")
+    optimizers: tuple[str, ...] = ("sgd", "adam")
+    lr: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    max_epochs: int | None = None
+    seconds: float | None = None
+    batch_size: int = 256
+    memory: str | int = "512MB"
+    seed: int = 0
+    device: str = "auto"
+    target_loss: float | None = None
+    grid: int = 0
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            check_rule(rule)
+        for kind, names in (("rules", self.rules), ("optimizers", self.optimizers)):
+            if not names or len(set(names)) < len(names):
+                raise UsageError(f"{kind} are {', '.join(names) or 'none'}", fix="each one once")
+        self._check_lr()
+        if self.max_epochs is None and self.seconds is None:
+            raise UsageError("neither epochs nor seconds are given", fix="3 epochs, say")
+        if self.max_epochs is not None:
+            Totals(max_epochs=self.max_epochs)
+        for name, value in (("seconds", self.seconds), ("target_loss", self.target_loss)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} is {value!r}; it must be positive and finite")
+        if self.grid and not _LEAST_GRID <= self.grid <= _MOST_GRID:
+            raise UsageError(f"the grid is {self.grid}; it must be from {_LEAST_GRID} to {_MOST_GRID}, or 0")
+
+    def _check_lr(self) -> None:
+        known = {EVERY, *self.optimizers, *(_SEPARATOR.join(pair) for pair in self.pairs())}
+        for name, lr in self.lr.items():
+            if name not in known:
+                raise unknown_name("optimizer to give a learning rate", name, known)
+            if not (math.isfinite(lr) and lr > 0):
+                raise UsageError(f"lr of {name} is {lr!r}; it must be positive and finite")
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Rule and optimizer of each run, in order."""
+        return ((rule, optimizer) for optimizer in self.optimizers for rule in self.rules)
+
+    def lr_of(self, rule: str, optimizer: str) -> float | None:
+        """The learning rate of a run; None where it is the trainer's to choose."""
+        names = (f"{rule}{_SEPARATOR}{optimizer}", optimizer, EVERY)
+        return next((self.lr[name] for name in names if name in self.lr), None)
+
+    @property
+    def most_epochs(self) -> int:
+        """Epochs after which a run ends, if its time has not ended it before."""
+        return _FOREVER if self.max_epochs is None else self.max_epochs

@@ -1,0 +1,228 @@
+"""The path of the weights: a bounded number of snapshots, and the plane that holds most of them.
+
+However many steps a run takes, no more than so many snapshots are kept, evenly over its batches: when there are too
+many, every second one goes, and from then on every second place is kept.
+
+The plane is that of principal component analysis, as in H. Li, Z. Xu, G. Taylor, C. Studer, T. Goldstein, "Visualizing
+the loss landscape of neural nets" (NeurIPS 2018), section 7: through the mean of the snapshots, along the two
+directions in which they spread the most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from streamtrain.errors import BudgetError
+from streamtrain.units import format_bytes
+
+PATH_BYTES: Final = 256_000_000
+"""All snapshots of a comparison together."""
+_MOST_KEPT: Final = 200
+_LEAST_KEPT: Final = 4
+_COLUMNS: Final = 1 << 16
+
+
+def n_kept(n_runs: int, weights_bytes: int) -> int:
+    """How many snapshots each run of a comparison may keep.
+
+    Raises
+    ------
+    BudgetError
+        The weights are too large to keep a path of them.
+
+    Examples
+    --------
+    >>> n_kept(6, 235_146 * 4), n_kept(6, 8)
+    (45, 200)
+    """
+    n_fitting = PATH_BYTES // max(n_runs * weights_bytes, 1)
+    if n_fitting < _LEAST_KEPT:
+        needed = n_runs * weights_bytes * _LEAST_KEPT
+        raise BudgetError(
+            f"{_LEAST_KEPT} snapshots of {n_runs} runs take {format_bytes(needed)}; the path of the weights has "
+            f"{format_bytes(PATH_BYTES)}",
+            fix="fewer rules and optimizers, a smaller model, or no surface",
+        )
+    return min(n_fitting, _MOST_KEPT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The trained weights of a model after so many steps: one vector, on the CPU."""
+
+    n_steps: int
+    weights: Tensor
+
+
+class Trajectory:
+    """Snapshots of some parameters, at most so many, evenly over the times they are offered.
+
+    Parameters
+    ----------
+    parameters : sequence of torch.nn.Parameter
+        What is kept, as one vector.
+    most : int
+        Snapshots to keep at the most, an even number.
+
+    Examples
+    --------
+    >>> weight = nn.Parameter(torch.zeros(1))
+    >>> path = Trajectory([weight], most=4)
+    >>> for step in range(100):
+    ...     path.offer(step)
+    >>> path.end(99)
+    >>> [snapshot.n_steps for snapshot in path.kept]
+    [0, 32, 64, 96, 99]
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], most: int) -> None:
+        self._parameters = parameters
+        self._most = most
+        self._every = 1
+        self._n_offered = 0
+        self.kept: list[Snapshot] = []
+
+    def offer(self, n_steps: int) -> None:
+        """Keep the weights as they are, after so many steps, if it is their turn."""
+        if self._n_offered % self._every == 0:
+            if len(self.kept) == self._most:
+                self.kept = self.kept[::2]
+                self._every *= 2
+            if self._n_offered % self._every == 0:
+                self._keep(n_steps)
+        self._n_offered += 1
+
+    def end(self, n_steps: int) -> None:
+        """Keep the last weights, whosever turn it is."""
+        if not self.kept or self.kept[-1].n_steps != n_steps:
+            self._keep(n_steps)
+
+    def _keep(self, n_steps: int) -> None:
+        self.kept.append(Snapshot(n_steps=n_steps, weights=flat(self._parameters)))
+
+
+def flat(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """A copy of some parameters as one vector on the CPU, in the widest of their dtypes."""
+    return torch.cat([parameter.detach().reshape(-1).cpu() for parameter in parameters])
+
+
+def put(parameters: Sequence[nn.Parameter], weights: Tensor) -> None:
+    """Put a vector in place of some parameters' values."""
+    at = 0
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(weights[at : at + parameter.numel()].view_as(parameter))
+            at += parameter.numel()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plane:
+    """A plane in the space of the weights.
+
+    Parameters
+    ----------
+    origin : torch.Tensor
+        float64, (n,).
+    directions : tuple of two torch.Tensor
+        float64, (n,) each: of length 1, and at right angles.
+    labels : tuple of two str
+        What they are called.
+    shares : tuple of two float, optional
+        Of the snapshots' variance, what lies along each; None where the plane is all there is.
+    """
+
+    origin: Tensor
+    directions: tuple[Tensor, Tensor]
+    labels: tuple[str, str]
+    shares: tuple[float, float] | None
+
+    def at(self, a: float, b: float) -> Tensor:
+        """The weights at a place of the plane, float64, (n,)."""
+        return self.origin + a * self.directions[0] + b * self.directions[1]
+
+    def place(self, weights: Tensor) -> tuple[float, float]:
+        """The place of the plane that is nearest to some weights."""
+        away = weights.double() - self.origin
+        return float(away @ self.directions[0]), float(away @ self.directions[1])
+
+
+def plane_of(names: Sequence[str], snapshots: Sequence[Snapshot]) -> Plane:
+    """The plane of some snapshots: for two weights that of the weights themselves, else their principal one.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of two weights, or any others, which are not used.
+    snapshots : sequence of Snapshot
+        At least one.
+
+    Examples
+    --------
+    >>> line = [Snapshot(n_steps=t, weights=torch.tensor([0.0, 3.0 * t, 4.0 * t])) for t in range(3)]
+    >>> found = plane_of((), line)
+    >>> [round(abs(value), 2) for value in found.directions[0].tolist()], found.shares
+    ([0.0, 0.6, 0.8], (1.0, 0.0))
+    """
+    n_weights = len(snapshots[0].weights)
+    if n_weights == 2:
+        axes = torch.eye(2, dtype=torch.float64)
+        return Plane(
+            origin=torch.zeros(2, dtype=torch.float64),
+            directions=(axes[0], axes[1]),
+            labels=(names[0], names[1]),
+            shares=None,
+        )
+    origin = torch.zeros(n_weights, dtype=torch.float64)
+    for snapshot in snapshots:
+        origin += snapshot.weights / len(snapshots)
+    gram = torch.zeros(len(snapshots), len(snapshots), dtype=torch.float64)
+    for _, piece in _pieces(snapshots, origin):
+        gram += piece @ piece.T
+    values, vectors = torch.linalg.eigh(gram)
+    total = float(values.clamp_min(0).sum())
+    directions = [torch.zeros(n_weights, dtype=torch.float64) for _ in range(2)]
+    for columns, piece in _pieces(snapshots, origin):
+        for i, direction in enumerate(directions):
+            if len(values) > i:
+                direction[columns] = vectors[:, -1 - i] @ piece
+    way = snapshots[-1].weights.double() - snapshots[0].weights.double()
+    first = _along(_unit(directions[0], []), way)
+    second = _along(_unit(directions[1], [first]), way)
+    shares = tuple(float(values[-1 - i].clamp_min(0)) / total if total > 0 and len(values) > i else 0.0 for i in (0, 1))
+    labels = tuple(f"direction {i + 1} of the paths ({share:.0%} of their spread)" for i, share in enumerate(shares))
+    return Plane(
+        origin=origin,
+        directions=(first, second),
+        labels=(labels[0], labels[1]),
+        shares=(round(shares[0], 6), round(shares[1], 6)),
+    )
+
+
+def _pieces(snapshots: Sequence[Snapshot], origin: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The snapshots from the origin, (n_snapshots, columns) at a time in float64."""
+    for start in range(0, len(origin), _COLUMNS):
+        columns = slice(start, min(start + _COLUMNS, len(origin)))
+        yield columns, torch.stack([snapshot.weights[columns].double() - origin[columns] for snapshot in snapshots])
+
+
+def _unit(direction: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """A direction of length 1 at right angles to others; any such one where it has no length to speak of."""
+    for other in others:
+        direction = direction - (direction @ other) * other
+    length = float(direction.norm())
+    if length > 1e-9:
+        return direction / length
+    along = torch.zeros_like(direction)
+    nearly = sum((other.abs() for other in others), torch.zeros_like(direction))
+    along[int(nearly.argmin())] = 1.0
+    return _unit(along, others) if others else along
+
+
+def _along(direction: Tensor, way: Tensor) -> Tensor:
+    """Of a direction and its opposite the one that leads the given way, so that a drawing is always the same."""
+    return -direction if float(direction @ way) < 0 else direction

@@ -1,0 +1,129 @@
+r"""How much the updates of an update rule vary: streamed, with two copies of the weights and one number.
+
+The update of step t is u_t = w_t − w_{t−1}, all trained weights in one vector. Over a window of n consecutive steps
+with the mean ū = (u_1 + … + u_n) / n the *relative variance of the updates* is
+
+.. math:: V = \frac{\frac1n \sum_{t=1}^{n} |u_t - \bar u|^2}{|\bar u|^2}
+            = \frac{n \sum_{t=1}^{n} |u_t|^2}{|w_n - w_0|^2} - 1
+
+where the second form, which is what is computed, needs the weights at the window's beginning, the weights before the
+step, and the sum of |u_t|²; the sum of the updates telescopes. V is 0 where all updates are equal. A rule whose updates
+are the same mean and independent noise of relative variance σ² has V near σ² while σ² is much less than n, and near n
+where noise is all there is. SGD's updates under the rule ``batch`` have 1/b of the variance of those of ``sample``.
+
+A window is the first steps of an epoch, so that rules are compared over the same number of steps, over which the
+weights move little. A rule of one step an epoch has a window over its epochs.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+WINDOW: Final = 100
+"""Steps of a window, at the most."""
+
+
+class UpdateVariance:
+    """Follow an optimizer through windows of its steps.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        Whose parameters' updates are measured.
+    n_steps : int
+        Steps of a window, at the most.
+
+    Attributes
+    ----------
+    n_seen : int
+        Steps of the window so far.
+    seconds : float
+        Time spent here, since it was made.
+
+    Examples
+    --------
+    >>> weight = nn.Parameter(torch.zeros(1))
+    >>> optimizer = torch.optim.SGD([weight], lr=1.0)
+    >>> with UpdateVariance(optimizer) as variance:
+    ...     variance.begin()
+    ...     for gradient in (1.0, 3.0):
+    ...         weight.grad = torch.tensor([gradient])
+    ...         optimizer.step()
+    >>> variance.value()
+    0.25
+    """
+
+    def __init__(self, optimizer: Optimizer, n_steps: int = WINDOW) -> None:
+        self._optimizer = optimizer
+        self._parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+        self._n_steps = n_steps
+        self._hook: Any = None
+        self._first: list[Tensor] = []
+        self._before: list[Tensor] = []
+        self._squares: Tensor | float = 0.0
+        self.n_seen = 0
+        self.seconds = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the window has all its steps."""
+        return self.n_seen >= self._n_steps
+
+    def begin(self) -> None:
+        """Begin a window at the weights as they are."""
+        started = time.perf_counter()
+        self._first = [parameter.detach().clone() for parameter in self._parameters]
+        self._before = [weight.clone() for weight in self._first]
+        self._squares = 0.0
+        self.n_seen = 0
+        if self._hook is None:
+            self._hook = self._optimizer.register_step_post_hook(self._stepped)
+        self.seconds += time.perf_counter() - started
+
+    def rest(self) -> None:
+        """Let go of the optimizer if the window is full, so that its further steps cost nothing."""
+        if self.is_full:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def _stepped(self, *_: object) -> None:
+        if self.is_full:
+            return
+        started = time.perf_counter()
+        with torch.no_grad():
+            for before, parameter in zip(self._before, self._parameters, strict=True):
+                # On the device until the value is asked for: reading it would wait for every step.
+                self._squares = self._squares + _square(parameter, before)
+                before.copy_(parameter)
+        self.n_seen += 1
+        self.seconds += time.perf_counter() - started
+
+    def value(self) -> float | None:
+        """The relative variance over the window so far; None before its first step, and where nothing moved."""
+        if not self.n_seen:
+            return None
+        with torch.no_grad():
+            pairs = zip(self._before, self._first, strict=True)
+            moved = float(sum(_square(last, first) for last, first in pairs))
+        return max(self.n_seen * float(self._squares) / moved - 1.0, 0.0) if moved > 0 else None
+
+    def __enter__(self) -> UpdateVariance:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._let_go()
+
+
+def _square(one: Tensor, other: Tensor) -> Tensor:
+    """|one − other|² in float64; the difference of two weights is as exact as they are."""
+    norm: Tensor = torch.linalg.vector_norm(one.detach() - other, dtype=torch.float64)
+    return norm.square()

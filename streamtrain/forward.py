@@ -1,0 +1,121 @@
+"""How a model is run forward: as it is, in a narrower precision, compiled.
+
+Neither changes the model: its weights keep their dtype, and its ``state_dict`` its names, so that a checkpoint does not
+know of them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from streamtrain.errors import ResourceError, UsageError, unknown_name
+
+Forward = Callable[..., Tensor]
+"""Inputs (B, ...) -> output (B, ...)."""
+
+AUTOCAST: Final = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
+"""Name -> dtype."""
+
+
+def check_autocast(autocast: str | torch.dtype | None) -> torch.dtype | None:
+    """The dtype that a name stands for.
+
+    Raises
+    ------
+    UsageError
+        It is another one; of float16 the gradients would need to be scaled.
+
+    Examples
+    --------
+    >>> check_autocast("bf16")
+    torch.bfloat16
+    """
+    if autocast is None or autocast is torch.bfloat16:
+        return autocast
+    if str(autocast).removeprefix("torch.") in ("float16", "fp16", "half"):
+        raise UsageError(
+            "autocast to float16",
+            why="Small gradients vanish in it unless the loss is scaled; bfloat16 has the range of float32",
+            fix="autocast='bfloat16'",
+        )
+    if not isinstance(autocast, str) or autocast not in AUTOCAST:
+        raise unknown_name("autocast", str(autocast).removeprefix("torch."), AUTOCAST)
+    return AUTOCAST[autocast]
+
+
+def forward_of(
+    model: nn.Module, *, device: torch.device, autocast: torch.dtype | None = None, compiled: bool = False
+) -> Forward:
+    """What runs a model forward.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Which.
+    device : torch.device
+        Where it is.
+    autocast : torch.dtype, optional
+        What `torch.autocast` computes in where that is as good; the output is then float32, so that the loss is
+        measured in it. Weights and their gradients keep their dtype.
+    compiled : bool
+        Whether `torch.compile` compiles it, once for batches of any size: what a batch comes to does not depend on the
+        sizes that came before it.
+    """
+    run: Forward = _compiled(model) if compiled else model
+    return _narrowed(run, device, autocast) if autocast is not None else run
+
+
+def _narrowed(run: Forward, device: torch.device, dtype: torch.dtype) -> Forward:
+    def forward(*inputs: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=dtype):
+            output = run(*inputs)
+        return output.float() if isinstance(output, Tensor) and output.dtype is dtype else output
+
+    return forward
+
+
+def _compiled(model: nn.Module) -> Forward:
+    with warnings.catch_warnings():
+        # torch's compiler uses what torch itself deprecates.
+        warnings.simplefilter("ignore")
+        run = torch.compile(model)
+    n_warned = 0
+
+    def forward(*inputs: Tensor) -> Tensor:
+        nonlocal n_warned
+        for x in inputs:
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+        try:
+            if n_warned == 0:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    output: Tensor = run(*inputs)
+                n_warned = 1
+                return output
+            output = run(*inputs)
+        except Exception as error:
+            if not _is_of_compiler(error):
+                raise
+            raise ResourceError(
+                f"the model cannot be compiled: {_first_line(error)}",
+                why="torch.compile needs a C++ compiler on the CPU (the variable CXX may name one), and Triton on CUDA",
+                fix="install one, or train without compile",
+            ) from error
+        return output
+
+    return forward
+
+
+def _is_of_compiler(error: Exception) -> bool:
+    module = type(error).__module__
+    return module.startswith(("torch._dynamo", "torch._inductor")) or "triton" in module
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,292 @@
+"""L-BFGS and conjugate gradients over a stream: J and its gradient over the whole dataset, one pass for each.
+
+Such an optimizer asks for J again and again inside one step, at weights of its own choice. Here the stream cannot wait
+on it: passes are what the trainer makes, counts, saves and can be stopped in. So a step is taken as far as the answers
+go. What is known of J, by the weights it was measured at, is handed out; at weights that nothing is known of, the step
+is abandoned, the optimizer's state is put back, and these weights are what the next pass measures. Then the step is
+taken again from its beginning, as far as the new answers go. All but the last time it costs a few operations on vectors
+of the size of the weights; a pass costs one on every sample.
+
+A run can so be saved at any batch of any pass of a line search, and goes on from there. Between passes the model has
+the weights that the last whole step came to, and never those of a trial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from streamtrain.errors import UsageError
+from streamtrain.gradients import Learner, grad_norm
+from streamtrain.penalty import add_penalty, penalty
+from streamtrain.rules import EpochRule, Learned
+from streamtrain.same_forward import check_same_forward, digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a pass found at some weights.
+
+    Parameters
+    ----------
+    objective : float
+        J, the penalty included.
+    gradients : list of torch.Tensor
+        Its gradient, one tensor for each parameter.
+    """
+
+    objective: float
+    gradients: list[Tensor]
+
+
+_SCALE: Final = 2.0**20
+"""What J is multiplied by before the optimizer has it, exactly. Its steps do not depend on that, but torch's L-BFGS
+learns nothing of a curvature below an absolute 1e-10, which a gradient of 1e-5 can have."""
+
+
+_TRIALS_HELD: Final = 3
+"""The gradients of a line search that are held at once; few have more trials."""
+
+
+class _Unknown(Exception):
+    """The optimizer asks for J at weights that no pass has measured."""
+
+
+class FullBatchRule(EpochRule):
+    """One pass for each time that an optimizer with a closure asks for J; a step where a line search has ended.
+
+    Parameters
+    ----------
+    learner : Learner
+        What it trains; its optimizer takes a closure and makes one iteration a step.
+    grad_sum_dtype : {"float64", "compensated", "float32"}
+        What sums of gradients are held in.
+    grad_tolerance : float, optional
+        Converged where the Euclidean norm of J's gradient is at most this.
+    loss_tolerance : float, optional
+        Converged where a step has lowered J by at most this, relative to J where that is above 1.
+
+    Attributes
+    ----------
+    stuck : bool
+        Whether no step is left that would lower J: the gradient is zero, or the numbers have no digits for less.
+
+    Raises
+    ------
+    UsageError
+        The optimizer makes several iterations a step, or leaves its line search no trial. Or a tolerance is not
+        positive.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        *,
+        grad_sum_dtype: str = "float64",
+        grad_tolerance: float | None = None,
+        loss_tolerance: float | None = None,
+    ) -> None:
+        _check_one_iteration(learner.optimizer)
+        super().__init__(learner, grad_sum_dtype=grad_sum_dtype)
+        self._tolerances = {"grad_tolerance": grad_tolerance, "loss_tolerance": loss_tolerance}
+        for name, value in self._tolerances.items():
+            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise UsageError(f"{name} is {value!r}; it must be positive and finite")
+        self._values: list[float] = []
+        self.settled = False
+        self.stuck = False
+        self._known: dict[str, Measured] = {}
+        self._before_trial: list[Tensor] | None = None
+        self._loss = _Total()
+        self._first_batch: str | None = None
+        self._begins_anew = True
+
+    def learn(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: Tensor,
+        max_steps: int | None = None,
+        weight: Tensor | None = None,
+    ) -> Learned:
+        if self._before_trial is None:
+            self._first_batch = check_same_forward(self.learner.model, inputs, target, self._first_batch)
+            self._before_trial = self._advance() or _copies(self.learner.parameters)
+        learned = super().learn(inputs, target, max_steps, weight)
+        self._loss.add(learned.loss * (learned.n_samples if learned.weight is None else learned.weight))
+        return learned
+
+    def end_epoch(self) -> None:
+        """Note what the pass has found, and take the step that it makes possible."""
+        divisor = 1.0 if self.learner.loss.summed else self._sum.weight
+        self._sum.put(divisor)
+        parameters = self.learner.parameters
+        add_penalty(parameters, self.learner.l2)
+        self.objective = self._loss.value / divisor + penalty(parameters, self.learner.l2)
+        self.grad_norm = grad_norm(parameters)
+        at = digest(parameters)
+        self._known[at] = Measured(objective=self.objective, gradients=[_gradient_of(p) for p in parameters])
+        self._loss = _Total()
+        _put(parameters, self._before_trial or ())
+        self._before_trial = None
+        self._take_steps()
+        self.settled = digest(parameters) == at
+        if self.settled:
+            self._values = [*self._values[-1:], self.objective]
+
+    @property
+    def converged(self) -> str | None:
+        grad_tolerance, loss_tolerance = self._tolerances.values()
+        if self.settled and self.grad_norm is not None and self.grad_norm <= (grad_tolerance or -1.0):
+            return "grad_tolerance"
+        if self.settled and loss_tolerance is not None and len(self._values) == 2:
+            before, now = self._values
+            if abs(before - now) <= loss_tolerance * max(abs(before), abs(now), 1.0):
+                return "loss_tolerance"
+        return "stuck" if self.stuck else None
+
+    def to_come(self) -> list[Tensor]:
+        """L-BFGS's history, which grows by two vectors a step, and what is known of a line search's trials."""
+        n_pairs = self.learner.optimizer.param_groups[0].get("history_size", 0)
+        n_vectors = 2 * n_pairs + _TRIALS_HELD
+        return [torch.ones_like(p).detach() for p in self.learner.parameters for _ in range(n_vectors)]
+
+    def _take_steps(self) -> None:
+        """Take the step that is now possible, if one is, and see whether another one can begin."""
+        while True:
+            start = digest(self.learner.parameters)
+            before = self._advance()
+            if before is not None:
+                _put(self.learner.parameters, before)
+                return
+            end = digest(self.learner.parameters)
+            if end != start:
+                self.n_steps += 1
+                self._known = {at: found for at, found in self._known.items() if at == end}
+                self._begins_anew = False
+            elif self._begins_anew:
+                self.stuck = True
+                return
+            else:
+                # What the optimizer has learnt of the curvature leads nowhere: the steepest descent may.
+                self.learner.optimizer.state.clear()
+                self._begins_anew = True
+
+    def _advance(self) -> list[Tensor] | None:
+        """Take a step as far as J is known; None at its end, else the weights it began at, those to measure put."""
+        optimizer, parameters = self.learner.optimizer, self.learner.parameters
+        weights = _copies(parameters)
+        state = {parameter: _kept(values) for parameter, values in optimizer.state.items()}
+        try:
+            optimizer.step(self._look_up)
+        except _Unknown:
+            optimizer.state.clear()
+            optimizer.state.update(state)
+            return weights
+        return None
+
+    def _look_up(self) -> float:
+        parameters = self.learner.parameters
+        found = self._known.get(digest(parameters))
+        if found is None:
+            raise _Unknown
+        for parameter, gradient in zip(parameters, found.gradients, strict=True):
+            parameter.grad = gradient * _SCALE
+        return found.objective * _SCALE
+
+    def state_dict(self) -> dict[str, Any]:
+        known = {at: {"objective": m.objective, "gradients": m.gradients} for at, m in self._known.items()}
+        return super().state_dict() | {
+            "known": known,
+            "before_trial": self._before_trial,
+            "loss": [self._loss.sum, self._loss.rest],
+            "first_batch": self._first_batch,
+            "begins_anew": self._begins_anew,
+            "stuck": self.stuck,
+            "settled": self.settled,
+            "grad_norm": self.grad_norm,
+            "values": self._values,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._known = {
+            at: Measured(objective=found["objective"], gradients=self._placed(found["gradients"]))
+            for at, found in state["known"].items()
+        }
+        before = state["before_trial"]
+        self._before_trial = None if before is None else self._placed(before)
+        self._loss = _Total(*state["loss"])
+        self._first_batch = state["first_batch"]
+        self._begins_anew = state["begins_anew"]
+        self.stuck = state["stuck"]
+        self.settled = state["settled"]
+        self.grad_norm = state["grad_norm"]
+        self._values = state["values"]
+
+    def _placed(self, tensors: list[Tensor]) -> list[Tensor]:
+        pairs = zip(tensors, self.learner.parameters, strict=True)
+        return [tensor.to(parameter.device, copy=True) for tensor, parameter in pairs]
+
+
+def _check_one_iteration(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        max_iter, max_eval = group.get("max_iter", 1), group.get("max_eval", 2)
+        if max_iter != 1 or max_eval < 2:
+            raise UsageError(
+                f"{type(optimizer).__name__} has max_iter={max_iter} and max_eval={max_eval}",
+                why="A step is one iteration here, with a line search of at least one trial",
+                fix="max_iter=1, max_eval=26, or optimizer='lbfgs'",
+            )
+
+
+class _Total:
+    """A sum of numbers and what its roundings left out, so that their number does not matter."""
+
+    def __init__(self, sum: float = 0.0, rest: float = 0.0) -> None:
+        self.sum = sum
+        self.rest = rest
+
+    def add(self, value: float) -> None:
+        whole = self.sum + value
+        part = whole - self.sum
+        self.rest += (self.sum - (whole - part)) + (value - part)
+        self.sum = whole
+
+    @property
+    def value(self) -> float:
+        return self.sum + self.rest
+
+
+def _copies(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def _gradient_of(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter).detach() if parameter.grad is None else parameter.grad.detach().clone()
+
+
+def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def _kept(values: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state as it is now, whatever becomes of it.
+
+    Tensors are copied, as L-BFGS writes the gradient of the step before over. Those in lists are not: they are its
+    history, as large as all else together, to which it adds and from which it removes.
+    """
+    return {name: _kept_value(value) for name, value in values.items()}
+
+
+def _kept_value(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    return list(value) if isinstance(value, list) else value

@@ -1,0 +1,155 @@
+"""The sum of the gradients of many batches, exact enough that their number does not matter.
+
+=============== ============================================ ================= ===============================
+`dtype`         each sum is                                  bytes a weight    error of a sum of n gradients
+=============== ============================================ ================= ===============================
+``float64``     a float64 number                             8                 n / 2**53 of the magnitudes
+``compensated`` two float32 numbers, the sum and what the    8                 1 / 2**24 of the sum, and
+                roundings so far left out of it                                n / 2**48 of the magnitudes
+``float32``     a float32 number                             4                 n / 2**24 of the magnitudes
+=============== ============================================ ================= ===============================
+
+The magnitudes are the sum of the gradients' absolute values: what cancels is lost from a plain sum. The pair is summed
+by an error-free transformation (D. E. Knuth, The Art of Computer Programming, volume 2, section 4.2.2, theorem B) and
+brought back to a rounded sum and its remainder after every addition (T. J. Dekker, Numerische Mathematik 18, 1971).
+It serves devices that have no float64, or a slow one.
+
+A float64 gradient is summed as it is with ``float64``, and is rounded to float32 first with the other two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from streamtrain.errors import UsageError, unknown_name
+
+GRAD_SUM_DTYPES: Final = ("float64", "compensated", "float32")
+"""What a sum may be held in."""
+
+
+class GradientSum:
+    """The sum of the gradients that pass through some parameters, and of their weights.
+
+    Parameters
+    ----------
+    parameters : iterable of torch.nn.Parameter
+        Whose ``grad`` is summed, on its device; one that never has any stays without.
+    dtype : {"float64", "compensated", "float32"}
+        What a sum is held in.
+
+    Raises
+    ------
+    UnknownName
+        No sum is held in that.
+    UsageError
+        The device has no float64.
+
+    Examples
+    --------
+    >>> weight = nn.Parameter(torch.zeros(1))
+    >>> total = GradientSum([weight])
+    >>> for gradient, n_samples in ((3.0, 3), (5.0, 1)):
+    ...     weight.grad = torch.tensor([gradient])
+    ...     total.add(n_samples)
+    >>> total.weight
+    4.0
+    >>> total.put(total.weight)
+    >>> weight.grad
+    tensor([2.])
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], dtype: str = "float64") -> None:
+        check_grad_sum_dtype(dtype)
+        self._parameters = list(parameters)
+        self._dtype = dtype
+        if dtype == "float64" and any(parameter.device.type == "mps" for parameter in self._parameters):
+            raise UsageError("the device has no float64 to sum gradients in", fix="grad_sum_dtype='compensated'")
+        self.clear()
+
+    @property
+    def weight(self) -> float:
+        """The weight of what was added."""
+        return self._weight
+
+    def options(self) -> dict[str, object]:
+        """How it was made, as ``config.json`` holds it."""
+        return {"grad_sum_dtype": self._dtype}
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._sums: dict[int, Tensor] = {}
+        self._remainders: dict[int, Tensor] = {}
+        self._weight = 0.0
+
+    def add(self, weight: float) -> None:
+        """Add each parameter's gradient, that of a weighted sum of losses, whose weights sum to this."""
+        self._weight += weight
+        with torch.no_grad():
+            for i, parameter in enumerate(self._parameters):
+                if parameter.grad is not None:
+                    self._add(i, parameter.grad)
+
+    def _add(self, i: int, gradient: Tensor) -> None:
+        if i not in self._sums:
+            kind = torch.float64 if self._dtype == "float64" else torch.float32
+            self._sums[i] = torch.zeros_like(gradient, dtype=kind)
+            if self._dtype == "compensated":
+                self._remainders[i] = torch.zeros_like(gradient, dtype=kind)
+        if self._dtype == "compensated":
+            _add_exactly(self._sums[i], self._remainders[i], gradient.float())
+        else:
+            self._sums[i].add_(gradient)
+
+    def put(self, divisor: float = 1.0) -> None:
+        """Put each sum, divided once, in place of its parameter's gradient, and begin anew."""
+        for i, parameter in enumerate(self._parameters):
+            parameter.grad = self._total(i).div_(divisor).to(parameter.dtype) if i in self._sums else None
+        self.clear()
+
+    def _total(self, i: int) -> Tensor:
+        return self._sums[i] + self._remainders[i] if i in self._remainders else self._sums[i]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far and what their roundings left out, by the parameter's number, and their weight."""
+        return {"weight": self._weight, "sums": dict(self._sums), "remainders": dict(self._remainders)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from sums that ``state_dict`` gave, each on its parameter's device."""
+        self._weight = state["weight"]
+        self._sums = self._placed(state["sums"])
+        self._remainders = self._placed(state["remainders"])
+
+    def _placed(self, tensors: dict[int, Tensor]) -> dict[int, Tensor]:
+        return {i: tensor.to(self._parameters[i].device, copy=True) for i, tensor in tensors.items()}
+
+
+def _add_exactly(total: Tensor, remainder: Tensor, term: Tensor) -> None:
+    """Add a term to a sum and its remainder, in place: only what is smaller than the remainder's own ulp is lost."""
+    rounded = total + term
+    of_term = rounded - total
+    lost = (total - (rounded - of_term)).add_(term - of_term).add_(remainder)
+    torch.add(rounded, lost, out=total)
+    torch.sub(lost, total - rounded, out=remainder)
+
+
+def check_grad_sum_dtype(dtype: str) -> None:
+    """Refuse a name that is no dtype of a gradient sum.
+
+    Raises
+    ------
+    UnknownName
+        No sum is held in that.
+
+    Examples
+    --------
+    >>> check_grad_sum_dtype("float46")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    streamtrain.errors.UnknownName: unknown grad_sum_dtype 'float46'. Known: ... Fix: did you mean 'float64'?
+    """
+    if dtype not in GRAD_SUM_DTYPES:
+        raise unknown_name("grad_sum_dtype", dtype, GRAD_SUM_DTYPES)

@@ -1,0 +1,228 @@
+"""A comparison as one HTML file, and as one JSON file beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+from streamtrain.charts.bars import Bar, Bars, draw_bars
+from streamtrain.charts.colours import COLOURS, DASHES, MARKERS
+from streamtrain.charts.lines import Chart, Level, Line, draw, key
+from streamtrain.charts.relief import Relief, draw_relief
+from streamtrain.charts.scales import Axis, is_wide
+from streamtrain.compare.results import Compared, Comparison, Point
+from streamtrain.compare.surface import Surface
+from streamtrain.files import Files
+from streamtrain.pages import charts, facts, note, page, table
+from streamtrain.units import format_bytes, format_duration
+
+HTML: Final = "comparison.html"
+FIGURES: Final = "comparison.json"
+_VARIANCE: Final = (
+    "Variance of the updates: over a window of n steps u (the first of each epoch, at most 100), the mean of "
+    "|u − mean u|² ÷ |mean u|². 0: all updates are the same; near n or above: they are all noise."
+)
+_EXACT: Final = "The loss is that of the weights after each epoch, over the whole training data, by a pass of its own."
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """Leave both files in a folder, and return where."""
+    files = Files()
+    files.ensure_dir(folder)
+    text = json.dumps(_plain(comparison.named()), indent=2) + "\n"
+    files.write_bytes(folder / FIGURES, text.encode())
+    files.write_bytes(folder / HTML, comparison_page(comparison).encode())
+    return [folder / HTML, folder / FIGURES]
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """Write the page."""
+    rules = ", ".join(dict.fromkeys(run.rule for run in comparison))
+    optimizers = ", ".join(dict.fromkeys(run.optimizer for run in comparison))
+    title = f"{rules} with {optimizers}"
+    looks = _Looks(comparison)
+    parts = [
+        f"<h1>Update rules side by side: {escape(title)}</h1>",
+        note(f"{comparison.n_samples:,} samples; {comparison.n_weights:,} weights, with which each run begins."),
+        facts(comparison.about.items()),
+        table("Results", summary_rows(comparison)),
+        *(note(f"{run.label} diverged: {run.diverged}") for run in comparison if run.diverged),
+        "<h2>Curves</h2>",
+        f"<p>{key([looks.line(run, []) for run in comparison])}</p>",
+        charts(_charts(comparison, looks)),
+        charts(_amounts(comparison)),
+        note(f"{_EXACT} {_VARIANCE}"),
+        *_surface(comparison.surface, looks, comparison),
+        table("Epochs", epoch_rows(comparison)),
+    ]
+    return page(f"Comparison: {title}", parts)
+
+
+def summary_rows(comparison: Comparison) -> list[list[str]]:
+    """The head, and a row for each run."""
+    score = comparison.runs[0].last.train.score_name
+    target = f"loss {comparison.target_loss:.4g}"
+    has_val = comparison.runs[0].last.val is not None
+    head = ["run", "lr", "updates", "s per epoch", "loss", *([score] if score else [])]
+    head += [f"val {name}" for name in ("loss", score) if name and has_val]
+    head += [f"epochs to {target}", f"seconds to {target}", "process peak"]
+    return [head, *(_summary(comparison, run) for run in comparison)]
+
+
+def _summary(comparison: Comparison, run: Compared) -> list[str]:
+    last, reached = run.last, run.first_at(comparison.target_loss)
+    measured = [last.train.named(), last.val.named() if last.val else {}]
+    return [
+        run.label,
+        f"{run.lr:g}",
+        f"{last.n_steps:,}",
+        _number(run.seconds_per_epoch, ".3g"),
+        *(f"{value:.4f}" for values in measured for value in values.values()),
+        _number(reached.epochs if reached else None, ".3g"),
+        _number(reached.seconds if reached else None, ".3g"),
+        format_bytes(run.memory.get("process", 0)),
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def epoch_rows(comparison: Comparison) -> list[list[str]]:
+    """The head, and a row for each epoch of each run."""
+    names = list(comparison.runs[0].last.train.named())
+    has_val = comparison.runs[0].last.val is not None
+    head = ["run", "epoch", "updates", "seconds", *names, *(f"val {name}" for name in names if has_val)]
+    return [
+        [*head, "variance of updates", "over steps"],
+        *(_epoch(run, point) for run in comparison for point in run.points),
+    ]
+
+
+def _epoch(run: Compared, point: Point) -> list[str]:
+    values = [*point.train.named().values(), *(point.val.named().values() if point.val else ())]
+    return [
+        run.label,
+        f"{point.epochs:.3g}",
+        f"{point.n_steps:,}",
+        f"{point.seconds:.2f}",
+        *(f"{value:.4f}" for value in values),
+        _number(point.variance, ".3g"),
+        f"{point.n_window}" if point.n_window else "",
+    ]
+
+
+class _Looks:
+    """How a run's curve looks: its colour and marker are its rule's, its dashes its optimizer's."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._rules = list(dict.fromkeys(run.rule for run in comparison))
+        self._optimizers = list(dict.fromkeys(run.optimizer for run in comparison))
+
+    def line(self, run: Compared, points: list[tuple[float, float]]) -> Line:
+        """The curve of a run."""
+        rule, optimizer = self._rules.index(run.rule), self._optimizers.index(run.optimizer)
+        return Line(
+            label=run.label,
+            points=points,
+            colour=COLOURS[rule % len(COLOURS)],
+            marker=MARKERS[rule % len(MARKERS)],
+            dash=DASHES[optimizer % len(DASHES)],
+        )
+
+
+def _charts(comparison: Comparison, looks: _Looks) -> Iterator[str]:
+    def lines(x: Callable[[Point], float], y: Callable[[Point], float | None]) -> list[Line]:
+        found = []
+        for run in comparison:
+            points = [(x(point), math.nan if (value := y(point)) is None else value) for point in run.points]
+            found.append(looks.line(run, points))
+        return found
+
+    def chart(title: str, x: Axis, y: Axis, some: list[Line], levels: tuple[Level, ...] = ()) -> str:
+        return draw(Chart(title=title, x=x, y=y, lines=some, levels=levels))
+
+    ends = [run.last for run in comparison]
+    epochs = Axis(label="epochs", from_zero=True)
+    steps = Axis(label="updates", from_zero=True, is_log=is_wide(point.n_steps for point in ends))
+    seconds = Axis(label="seconds of training", from_zero=True, is_log=is_wide(point.seconds for point in ends))
+    losses = [point.train.loss for run in comparison for point in run.points]
+    loss = Axis(label="training loss J", is_log=is_wide(losses))
+    target = (Level(label=f"target {comparison.target_loss:.4g}", value=comparison.target_loss),)
+    yield chart("Loss against epochs", epochs, loss, lines(lambda p: p.epochs, lambda p: p.train.loss), target)
+    yield chart("Loss against updates", steps, loss, lines(lambda p: p.n_steps, lambda p: p.train.loss), target)
+    yield chart("Loss against time", seconds, loss, lines(lambda p: p.seconds, lambda p: p.train.loss), target)
+    score = ends[0].train.score_name
+    if score:
+        scores = lines(lambda p: p.epochs, lambda p: p.train.score)
+        yield chart(f"{score.capitalize()} against epochs", epochs, Axis(label=score), scores)
+    if ends[0].val:
+        val = lines(lambda p: p.epochs, lambda p: p.val.loss if p.val else None)
+        label = Axis(label="validation loss", is_log=is_wide(y for line in val for _, y in line.points))
+        yield chart("Validation loss against epochs", epochs, label, val)
+    label = Axis(label="relative variance", is_log=True)
+    yield chart("Variance of the updates", epochs, label, lines(lambda p: p.epochs, lambda p: p.variance))
+
+
+def _amounts(comparison: Comparison) -> Iterator[str]:
+    yield draw_bars(_bars("Training time of an epoch", comparison, lambda r: r.seconds_per_epoch, format_duration))
+    process = _bars("Most that the process held", comparison, lambda r: r.memory.get("process"), format_bytes)
+    yield draw_bars(process)
+
+
+def _bars(
+    title: str, comparison: Comparison, of: Callable[[Compared], float | None], form: Callable[[float], str]
+) -> Bars:
+    bars = []
+    for run in comparison:
+        value = of(run)
+        bars.append(Bar(label=run.label, pieces={title: value or 0.0}, text=form(value) if value else "–"))
+    return Bars(title=title, bars=bars, format=form)
+
+
+def _surface(surface: Surface | None, looks: _Looks, comparison: Comparison) -> Iterator[str]:
+    if surface is None:
+        return
+    by_label = {run.label: run for run in comparison}
+    paths = [looks.line(by_label[path.label], list(path.places)) for path in surface.paths]
+    yield "<h2>The error surface, and the paths of the weights</h2>"
+    yield f"<p>{key(paths)}</p>"
+    yield draw_relief(
+        Relief(
+            title="Training loss J",
+            x_label=surface.labels[0],
+            y_label=surface.labels[1],
+            height_label="J",
+            xs=surface.xs.tolist(),
+            ys=surface.ys.tolist(),
+            heights=surface.loss.tolist(),
+            paths=paths,
+        )
+    )
+    exact = "Both weights of the model are drawn: the surface is J itself."
+    plane = (
+        "The plane lies through the mean of the weights that the runs went through, along the two directions in which "
+        f"they spread the most ({sum(surface.shares or ()):.0%} of it). Paths are seen from above: they need not lie "
+        "in the plane, so J on it is not J on them."
+    )
+    cells = f"{surface.loss.size:,} values of J, each a pass over the training data. A black point is the beginning."
+    yield note(f"{exact if surface.shares is None else plane} {cells}")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: what is not finite becomes null, a path its text."""
+    match value:
+        case dict():
+            return {str(name): _plain(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case float() if not math.isfinite(value):
+            return None
+        case Path():
+            return str(value)
+        case _:
+            return value

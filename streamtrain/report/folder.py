@@ -1,0 +1,130 @@
+"""What a run's folder tells, read with suspicion."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from streamtrain.errors import CheckpointError
+from streamtrain.runs import MEMORY, METRICS, read_config
+
+_KINDS: Final = ("batch", "epoch", "measured")
+_TEXTS: Final = frozenset({"kind"})
+
+Line = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a run's folder tells.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The folder.
+    config : dict
+        What the run was.
+    batches, epochs, measured : tuple of dict of str to float
+        The lines of ``metrics.jsonl`` by their kind; a number that was not finite is NaN.
+    memory : dict of str to object
+        Bytes by name; empty where the run did not come to its end.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    batches: tuple[Line, ...]
+    epochs: tuple[Line, ...]
+    measured: tuple[Line, ...]
+    memory: dict[str, Any]
+
+
+def read_run(path: Path) -> Told:
+    """Read a run's folder.
+
+    Raises
+    ------
+    CheckpointError
+        It is none, or its configuration, its metrics or its memory is damaged, empty or missing.
+    """
+    config = read_config(path)
+    lines = _read_metrics(path / METRICS)
+    of = {kind: tuple(line for name, line in lines if name == kind) for kind in _KINDS}
+    return Told(
+        path=path,
+        config=config,
+        batches=of["batch"],
+        epochs=of["epoch"],
+        measured=of["measured"],
+        memory=_read_memory(path / MEMORY),
+    )
+
+
+def _read_metrics(file: Path) -> list[tuple[str, Line]]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CheckpointError("is missing", where=str(file), fix="train again") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
+    found = [_parse(line, f"{file}:{number}") for number, line in enumerate(text.splitlines(), 1)]
+    if not found:
+        raise CheckpointError(
+            "is empty", where=str(file), why="The run ended before its first line", fix="train again, with --resume"
+        )
+    return found
+
+
+def _parse(text: str, where: str) -> tuple[str, Line]:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"is damaged: {error}", where=where, fix="train again") from error
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        raise CheckpointError("is damaged: no line of metrics", where=where, fix="train again")
+    values: Line = {}
+    for name, value in line.items():
+        if name in _TEXTS:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise CheckpointError(f"is damaged: {name} is {value!r:.60}", where=where, fix="train again")
+        values[name] = math.nan if value is None else float(value)
+    return line["kind"], values
+
+
+def _read_memory(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
+    if not isinstance(found, dict) or not all(_is_bytes(value) for value in _leaves(found)):
+        raise CheckpointError("is damaged: no bytes by name", where=str(file), fix="train again")
+    return found
+
+
+def _leaves(found: dict[str, Any]) -> Iterator[Any]:
+    for value in found.values():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _is_bytes(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def column(lines: Iterable[Line], x: str, y: str) -> list[tuple[float, float]]:
+    """Points of two named values, of the lines that have both.
+
+    Examples
+    --------
+    >>> column([{"steps": 1.0, "loss": 2.0}, {"steps": 2.0}], "steps", "loss")
+    [(1.0, 2.0)]
+    """
+    return [(line[x], line[y]) for line in lines if x in line and y in line]

@@ -1,0 +1,247 @@
+"""The report of a run: its configuration, curves, memory, stalls, shuffle and data, as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+from streamtrain.charts.bars import Bar, Bars, bars_key, draw_bars
+from streamtrain.charts.colours import COLOURS
+from streamtrain.charts.lines import Chart, Line, draw, key
+from streamtrain.charts.scales import Axis, is_wide
+from streamtrain.events import Work
+from streamtrain.files import Files
+from streamtrain.metrics import METRIC_NAMES
+from streamtrain.pages import charts, facts, note, page, table
+from streamtrain.report.data import data_parts
+from streamtrain.report.folder import Told, column, read_run
+from streamtrain.units import format_bytes, format_duration
+
+REPORT: Final = "report.html"
+_WALL: Final = {"compute": COLOURS[5], "transfer": COLOURS[2], "wait": COLOURS[1]}
+_MOST_POINTS: Final = 1000
+_MOST_BARS: Final = 40
+_MOST_LETTERS: Final = 400
+_OTHERS: Final = {
+    "grad_norm": "Norm of the gradient",
+    "gradient_norm": "Norm of the gradient",
+    "lr": "Learning rate",
+    "update_variance": "Variance of the updates",
+}
+"""What more a line of metrics may tell, and what it is called."""
+
+
+def write_report(path: Path, *, dataset: Path | None = None, out: Path | None = None) -> tuple[Path, Told]:
+    """Write the report of a run's folder.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The run's folder.
+    dataset : pathlib.Path, optional
+        Its training data, where it lies elsewhere than it did.
+    out : pathlib.Path, optional
+        The file; by default ``report.html`` in the run's folder.
+
+    Raises
+    ------
+    CheckpointError
+        The folder is no run, or is damaged.
+    """
+    told = read_run(path)
+    files, file = Files(), out or path / REPORT
+    files.ensure_dir(file.parent)
+    files.write_bytes(file, run_page(told, dataset=dataset).encode())
+    return file, told
+
+
+def run_page(told: Told, *, dataset: Path | None = None) -> str:
+    """Write the page."""
+    config = told.config
+    title = f"{_text(config.get('model'))}, {_text(config.get('update'))} rule, {_optimizer(config)}"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        note(str(told.path)),
+        facts(_headline(told)),
+        *_curves(told),
+        *_memory(told.memory),
+        *_stalls(told),
+        *data_parts(told, dataset),
+        "<h2>Configuration</h2>",
+        facts((name, _text(value)) for name, value in sorted(_flat(config))),
+        *_epochs(told),
+    ]
+    return page(f"Run {told.path.name}: {title}", parts)
+
+
+def _text(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…"
+
+
+def _optimizer(config: Mapping[str, Any]) -> str:
+    optimizer = config.get("optimizer")
+    return _text(optimizer.get("name") if isinstance(optimizer, dict) else optimizer)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _headline(told: Told) -> Iterator[tuple[str, str]]:
+    last = told.epochs[-1] if told.epochs else None
+    if last is None:
+        yield "epochs", "none came to its end"
+        return
+    yield "epochs", f"{len(told.epochs):,}, {last.get('steps', 0):,.0f} updates, {last.get('samples', 0):,.0f} samples"
+    for name in METRIC_NAMES:
+        if name in last:
+            val = f"; on the validation data {last[f'val_{name}']:.4f}" if f"val_{name}" in last else ""
+            yield name, f"{last[name]:.4f} over the last epoch{val}"
+    seconds = sum(epoch.get("seconds", 0.0) for epoch in told.epochs)
+    rate = sum(_samples(told)) / seconds if seconds > 0 else 0.0
+    yield "time", f"{format_duration(seconds)}: {rate:,.0f} samples/s"
+
+
+def _samples(told: Told) -> Iterator[float]:
+    before = 0.0
+    for epoch in told.epochs:
+        yield max(epoch.get("samples", 0.0) - before, 0.0)
+        before = epoch.get("samples", 0.0)
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    every = -(-len(points) // _MOST_POINTS)
+    return points[::every] if every > 1 else points
+
+
+def _curves(told: Told) -> Iterator[str]:
+    looks = {
+        "between two lines of the log": {"colour": COLOURS[0], "is_faint": True},
+        "training, over an epoch": {"colour": COLOURS[0], "marker": "circle"},
+        "training, after an epoch": {"colour": COLOURS[2], "marker": "triangle", "dash": "7 4"},
+        "validation": {"colour": COLOURS[1], "marker": "square"},
+    }
+    sources = {"between two lines of the log": told.batches, "training, after an epoch": told.measured}
+    drawn, used = [], []
+    for name in METRIC_NAMES:
+        lines = []
+        for label, look in looks.items():
+            field = f"val_{name}" if label == "validation" else name
+            points = _thinned(column(sources.get(label, told.epochs), "steps", field))
+            if points:
+                lines.append(Line(label=label, points=points, **look))  # type: ignore[arg-type]
+        if lines:
+            values = [y for line in lines for _, y in line.points]
+            y_axis = Axis(label=name, is_log=name == "loss" and is_wide(values))
+            title = f"{name.capitalize()} against updates"
+            drawn.append(draw(Chart(title=title, x=Axis(label="updates", from_zero=True), y=y_axis, lines=lines)))
+            used += lines
+    drawn += list(_others(told))
+    speed = column(told.epochs, "epoch", "samples_per_second")
+    if speed:
+        line = Line(label="samples/s", points=speed, colour=COLOURS[4], marker="diamond")
+        y_axis = Axis(label="samples/s", from_zero=True)
+        drawn.append(draw(Chart(title="Speed", x=Axis(label="epoch"), y=y_axis, lines=[line])))
+    yield "<h2>Curves</h2>"
+    yield f"<p>{key(used)}</p>"
+    yield charts(drawn)
+
+
+def _others(told: Told) -> Iterator[str]:
+    """Curves of what else the lines tell."""
+    for name, title in _OTHERS.items():
+        points = _thinned(column([*told.batches, *told.epochs, *told.measured], "steps", name))
+        if points:
+            points.sort()
+            y = Axis(label=title.lower(), is_log=is_wide(value for _, value in points))
+            line = Line(label=title, points=points, colour=COLOURS[3], marker="diamond")
+            yield draw(Chart(title=title, x=Axis(label="updates", from_zero=True), y=y, lines=[line]))
+
+
+def _memory(memory: Mapping[str, Any]) -> Iterator[str]:
+    yield "<h2>Memory against budget</h2>"
+    names = {"budget": "budget", "projected": "projected", "measured": "measured"}
+    bars = [
+        Bar(label=label, pieces={label: float(memory[name])}, text=format_bytes(memory[name]))
+        for name, label in names.items()
+        if name in memory
+    ]
+    if not bars:
+        yield note("Not known: the run did not come to its end, or was not made by a command.")
+        return
+    colours = {"budget": "#999999", "projected": COLOURS[3], "measured": COLOURS[0]}
+    loaders = Bars(title="The loaders' memory", bars=bars, format=format_bytes, colours=colours)
+    yield charts([draw_bars(loaders), _terms(memory)])
+    if "process" in memory:
+        process = format_bytes(memory["process"])
+        yield note(f"The whole process held {process} at the most, model and libraries included.")
+
+
+def _terms(memory: Mapping[str, Any]) -> str:
+    terms = memory.get("terms")
+    if not isinstance(terms, dict) or not terms:
+        return ""
+    loaders = [name for name, of in terms.items() if isinstance(of, dict)]
+    names = list(dict.fromkeys(name for loader in loaders for name in terms[loader]))
+    rows = [["projected", *loaders]]
+    rows += [[name, *(format_bytes(terms[loader].get(name, 0)) for loader in loaders)] for name in names]
+    return table("", rows)
+
+
+def _stalls(told: Told) -> Iterator[str]:
+    yield "<h2>Where the time went</h2>"
+    epochs = [epoch for epoch in told.epochs if all(f"{kind}_seconds" in epoch for kind in _WALL)]
+    if not epochs:
+        yield note("No epoch came to its end.")
+        return
+    bars = [
+        Bar(
+            label=f"epoch {epoch.get('epoch', 0):.0f}",
+            pieces={kind: epoch[f"{kind}_seconds"] for kind in _WALL},
+            text=f"{epoch.get('stall_fraction', 0.0):.1%} waiting",
+        )
+        for epoch in epochs[:_MOST_BARS]
+    ]
+    wall = Bars(title="Wall time of each epoch", bars=bars, format=format_duration, colours=_WALL)
+    kinds = list(Work().named())
+    work = {kind: sum(epoch.get(f"{kind}_thread_seconds", 0.0) for epoch in epochs) for kind in kinds}
+    total = sum(work.values())
+    threads = [
+        Bar(label=kind, pieces={"threads": value}, text=f"{format_duration(value)}, {value / total:.0%}")
+        for kind, value in work.items()
+        if total > 0
+    ]
+    drawn = [wall]
+    if threads:
+        drawn.append(Bars(title="What the loader's threads did", bars=threads, format=format_duration))
+    yield f"<p>{bars_key(wall)}</p>"
+    yield charts(map(draw_bars, drawn))
+    if len(epochs) > _MOST_BARS:
+        yield note(f"The first {_MOST_BARS} of {len(epochs):,} epochs.")
+
+
+def _epochs(told: Told) -> Iterator[str]:
+    if not told.epochs:
+        return
+    names = [name for name in told.epochs[0] if not name.endswith("_seconds") and name != "epoch"]
+    rows = [["epoch", *(name.replace("_", " ") for name in names)]]
+    rows += [[f"{line.get('epoch', 0):.0f}", *(_cell(line.get(name)) for name in names)] for line in _ends(told.epochs)]
+    yield f'<div class="wide">{table("Epochs", rows)}</div>'
+
+
+def _ends(lines: tuple[Mapping[str, float], ...]) -> Iterable[Mapping[str, float]]:
+    half = _MOST_BARS // 2
+    return lines if len(lines) <= _MOST_BARS else (*lines[:half], *lines[-half:])
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1 else f"{value:.4g}"

@@ -1,0 +1,104 @@
+"""Whether a model gives the same outputs twice: what a line search compares would otherwise be two functions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from streamtrain.errors import UsageError
+from streamtrain.seeding import borrowed_random
+
+_CHECKED_ROWS = 64
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """A name for the values of some tensors: equal values have equal ones, and 0 and -0 are equal.
+
+    Examples
+    --------
+    >>> digest([torch.zeros(2)]) == digest([-torch.zeros(2)]), digest([torch.ones(2)]) == digest([torch.zeros(2)])
+    (True, False)
+    """
+    found = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        values = tensor.detach()
+        # Adding zero makes a negative zero positive, and leaves all else.
+        values = values + 0.0 if values.dtype.is_floating_point else values
+        found.update(values.reshape(-1).contiguous().cpu().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def check_same_forward(model: nn.Module, inputs: tuple[Tensor, ...], target: Tensor, before: str | None) -> str:
+    """Refuse a model whose outputs are not a function of weights and samples, or samples that are not the same again.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In training mode. Its buffers and torch's random state are as they were afterwards.
+    inputs, target : tuple of torch.Tensor, torch.Tensor
+        The first batch of a pass.
+    before : str, optional
+        What this returned for the pass before.
+
+    Returns
+    -------
+    str
+        A digest of the batch.
+
+    Raises
+    ------
+    UsageError
+        The model's outputs differ between two calls, or a call changes its buffers, or the batch is another one than in
+        the pass before.
+    """
+    now = digest((*inputs, target))
+    if before is None:
+        _check_model(model, tuple(x[:_CHECKED_ROWS] for x in inputs))
+    elif now != before:
+        raise UsageError(
+            "the data changes between the calls of a line search: the first batch is not that of the pass before",
+            why="L-BFGS and conjugate gradients compare J at several weights, over the same samples",
+            fix="a transform that takes no keys and draws nothing, or another optimizer",
+        )
+    return now
+
+
+def _check_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    device = next(model.parameters()).device
+    with torch.no_grad(), borrowed_random(device):
+        try:
+            outputs = [model(*inputs) for _ in range(3)]
+            changed = any(not torch.equal(buffer, old) for buffer, old in buffers)
+        finally:
+            for buffer, old in buffers:
+                buffer.copy_(old)
+    if changed or not all(_equal(output, outputs[0]) for output in outputs[1:]):
+        raise UsageError(
+            f"the model's forward changes between the calls of a line search{_culprits(model)}",
+            why="L-BFGS and conjugate gradients compare J at several weights, so J must depend on nothing else",
+            fix="Dropout with p=0, LayerNorm or GroupNorm in place of BatchNorm, or another optimizer",
+        )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two outputs are the same function's; kernels of some devices do not round alike twice."""
+    return bool(torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True))
+
+
+def _culprits(model: nn.Module) -> str:
+    """What is known to draw random numbers or to keep statistics, by name."""
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    found = [
+        f"{name.removeprefix('model.')} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if module.training and (isinstance(module, batch_norm) or _draws(module))
+    ]
+    return f": {', '.join(found)}" if found else ""
+
+
+def _draws(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0

@@ -1,0 +1,133 @@
+"""Which way the sample rule goes, fast or plain: chosen once, told, and kept for as long as the run goes on.
+
+Both give the same weights to rounding, but not bit for bit. So a run that goes on from a checkpoint takes the path that
+it took before, whatever is asked for now, or says that it cannot.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from torch import Tensor
+
+from streamtrain.errors import CheckpointError, UsageError, unknown_name
+from streamtrain.gradients import Learner
+from streamtrain.sample_path.loop import FastLoop
+from streamtrain.sample_path.recognise import why_plain
+
+SAMPLE_PATHS: Final = ("auto", "plain", "fast")
+
+
+def check_sample_path(name: str) -> None:
+    """Refuse a name that is no path.
+
+    Raises
+    ------
+    UnknownName
+        It is none.
+
+    Examples
+    --------
+    >>> check_sample_path("quick")
+    Traceback (most recent call last):
+    ...
+    streamtrain.errors.UnknownName: unknown sample path 'quick'. Known: auto, fast, plain. Fix: ...
+    """
+    if name not in SAMPLE_PATHS:
+        raise unknown_name("sample path", name, SAMPLE_PATHS)
+
+
+class Choice:
+    """A choice between the paths for a learner, final with the first batch.
+
+    Parameters
+    ----------
+    learner : Learner
+        What is trained.
+    asked : {"auto", "plain", "fast"}
+        ``"auto"`` is fast where that is known how, else plain.
+
+    Raises
+    ------
+    UnknownName
+        ``asked`` is no path.
+    """
+
+    def __init__(self, learner: Learner, asked: str) -> None:
+        check_sample_path(asked)
+        self._learner = learner
+        self._asked = asked
+        self._taken: str | None = None
+        self._goes_on = False
+        self._why: str | None = None
+        self._loop: FastLoop | None = None
+
+    @property
+    def path(self) -> str:
+        """The path taken, ``"fast"`` or ``"plain"``; before the first batch, as far as it can be told."""
+        if self._taken is None and self._asked != "plain":
+            return "plain" if why_plain(self._learner) else "fast"
+        return self._taken or "plain"
+
+    @property
+    def why(self) -> str | None:
+        """Why the path is plain where fast was possible to ask for; None where it is fast, or plain was asked for."""
+        if self.path == "fast" or self._asked == "plain":
+            return None
+        return self._why or why_plain(self._learner)
+
+    def resume(self, path: str) -> None:
+        """Go on along the path a run took before.
+
+        Raises
+        ------
+        CheckpointError
+            Another one is asked for, or the run's own cannot be taken here.
+        """
+        if self._asked not in ("auto", path):
+            raise CheckpointError(
+                f"the run took the {path} sample path; {self._asked} is asked for",
+                why="The two round differently",
+                fix=f"sample_path={path!r} (--sample-path {path}), or leave it out",
+            )
+        self._taken, self._goes_on = path, True
+        if path == "fast" and (reason := why_plain(self._learner)):
+            raise self._cannot_go_on(reason)
+
+    def loop_for(self, inputs: tuple[Tensor, ...]) -> FastLoop | None:
+        """The fast path for a batch of inputs; None where the plain one is to be taken.
+
+        Raises
+        ------
+        UsageError
+            The fast one was asked for, and it is not known how.
+        CheckpointError
+            The run took the fast one before, and now it is not known how.
+        """
+        if self._taken == "plain" or self._asked == "plain":
+            self._taken = "plain"
+            return None
+        reason = why_plain(self._learner)
+        if reason is None:
+            if self._loop is None or not self._loop.is_current():
+                self._loop = FastLoop(self._learner)
+            reason = self._loop.why_not(inputs[0])
+        if reason is None:
+            self._taken = "fast"
+            return self._loop
+        if self._goes_on:
+            raise self._cannot_go_on(reason)
+        if self._asked == "fast":
+            raise UsageError(
+                f"sample_path is 'fast', and {reason}",
+                fix="sample_path='auto' (--sample-path auto), which takes the plain loop where it has to",
+            )
+        self._taken, self._why, self._loop = "plain", reason, None
+        return None
+
+    def _cannot_go_on(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            "the run took the fast sample path, which cannot be taken here",
+            why=f"{reason[0].upper()}{reason[1:]}",
+            fix="train as it was trained, or another --out",
+        )

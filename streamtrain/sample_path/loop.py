@@ -1,0 +1,236 @@
+"""The sample rule's fast path: the plain loop's steps without autograd, chunk by chunk.
+
+A chunk is run without looking: no number is read until its last sample. Then losses and gradients are looked at all at
+once, and where one is not finite the chunk is taken back and run again up to the sample before it. So what holds of the
+plain loop holds here: no step is taken on a loss that is not finite, and the weights are the last good ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from streamtrain.errors import DivergedError
+from streamtrain.gradients import Learner
+from streamtrain.sample_path.aims import Aim, aim_at
+from streamtrain.sample_path.network import Network
+from streamtrain.sample_path.recognise import chain
+from streamtrain.sample_path.steps import Steps
+
+CHUNK: Final = 128
+"""Samples between two looks."""
+
+_SHARED_FROM: Final = 1 << 20
+"""Weights of a layer from which on threads share the work on one sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What came of a batch.
+
+    Parameters
+    ----------
+    losses, weights : list of float
+        Of each sample, just before its step: its loss, and its weight in the batch's mean.
+    output : torch.Tensor
+        Of shape (n_samples, width).
+    n_steps : int
+        Steps taken; a sample that weighs nothing has none.
+    bad : int or None
+        The sample whose loss or gradient is not finite; no step was taken on it, and it is in none of the above.
+    bad_loss : float
+        Its loss.
+    """
+
+    losses: list[float]
+    weights: list[float]
+    output: Tensor
+    n_steps: int
+    bad: int | None = None
+    bad_loss: float = 0.0
+
+    def check(self) -> None:
+        """Refuse a sample that is bad.
+
+        Raises
+        ------
+        DivergedError
+            There is one.
+        """
+        if self.bad is None:
+            return
+        bad = f"the gradient is not finite, at a loss of {self.bad_loss:g}"
+        raise DivergedError(
+            bad if math.isfinite(self.bad_loss) else f"the loss is {self.bad_loss}",
+            why="The weights, or a sample, have left the range of the numbers",
+            fix="a smaller learning rate, or normalized inputs",
+        )
+
+
+class FastLoop:
+    """The fast path over a learner that `streamtrain.sample_path.why_plain` has nothing against.
+
+    Parameters
+    ----------
+    learner : Learner
+        What it trains.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self._before, self._rest = chain(learner.model)
+        self._net = Network(self._rest, CHUNK)
+        self._steps = Steps(learner.optimizer, self._net.dense)
+        is_small = all(layer.weight.numel() < _SHARED_FROM for layer in self._net.dense)
+        self._n_threads = 1 if is_small else None
+
+    def is_current(self) -> bool:
+        """Whether the model is made of the same modules, and its weights lie where they lay."""
+        before, rest = chain(self._learner.model)
+        return before == self._before and rest == self._rest and self._net.is_current()
+
+    def why_not(self, x: Tensor) -> str | None:
+        """Say what of a batch's inputs does not fit; None where they do."""
+        x = self._prepared(x[:1])
+        if x.ndim != 2 or x.shape[1] != self._net.x.all.shape[1]:
+            return f"the first Linear is given samples of shape {tuple(x.shape[1:])}"
+        if x.dtype != self._net.x.all.dtype:
+            return f"the first Linear is given {str(x.dtype).removeprefix('torch.')}"
+        return None
+
+    def learn(self, x: Tensor, target: Tensor, factors: Sequence[float | None], max_steps: int | None) -> Taken:
+        """Take in a batch, a step a sample.
+
+        Parameters
+        ----------
+        x, target : torch.Tensor
+            Of shapes (B, ...).
+        factors : sequence of float or None
+            For each sample what its loss is scaled by; a factor of 0 measures it and takes no step.
+        max_steps : int, optional
+            How many steps may be taken.
+
+        Raises
+        ------
+        UsageError
+            The target does not fit the output.
+        """
+        self._learner.optimizer.zero_grad(set_to_none=True)
+        x = self._prepared(x)
+        output = x.new_empty(len(x), self._net.output.all.shape[1])
+        chunks: list[Taken] = []
+        with _threads(self._n_threads):
+            for first in range(0, len(x), CHUNK):
+                left = None if max_steps is None else max_steps - sum(taken.n_steps for taken in chunks)
+                some = slice(first, min(first + CHUNK, len(x)))
+                taken = self._chunk(x[some], target[some], factors[some], left)
+                output[first : first + len(taken.losses)] = taken.output
+                chunks.append(taken)
+                if len(taken.losses) < some.stop - some.start:
+                    break
+        return _joined(chunks, output)
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            for module in self._before:
+                x = module(x)
+        return x
+
+    def _chunk(self, x: Tensor, target: Tensor, factors: Sequence[float | None], max_steps: int | None) -> Taken:
+        net, n = self._net, len(x)
+        aim = aim_at(self._learner.loss, net, target)
+        net.x.all[:n] = x
+        # A factor of None takes the gradient as it is, and what weighs nothing has no step.
+        scales = [0.0 if weighs == 0 else factor for weighs, factor in zip(aim.weights, factors, strict=True)]
+        scales = scales[: _n_within(scales, max_steps)]
+        self._steps.begin()
+        with torch.inference_mode():
+            self._run(aim.write, scales)
+        losses, bad = self._look(aim, scales)
+        if bad is not None:
+            self._steps.undo()
+            scales = scales[:bad]
+            with torch.inference_mode():
+                self._run(aim.write, scales)
+        n_steps = sum(scale != 0 for scale in scales)
+        self._steps.end(n_steps)
+        weights = [weighs * (1.0 if f is None else f) for weighs, f in zip(aim.weights, factors, strict=True)]
+        return Taken(
+            losses=losses[: len(scales)],
+            weights=weights[: len(scales)],
+            output=net.output.all[: len(scales)],
+            n_steps=n_steps,
+            bad=bad,
+            bad_loss=0.0 if bad is None else losses[bad],
+        )
+
+    def _run(self, write: Callable[[int], object], scales: Sequence[float | None]) -> None:
+        forward, backward, step = self._net.forward, self._net.backward, self._steps.step
+        deltas = self._net.d_output.vectors
+        for i, scale in enumerate(scales):
+            forward(i)
+            if scale == 0:
+                continue
+            write(i)
+            if scale is not None:
+                deltas[i].mul_(scale)
+            backward(i)
+            step(i)
+
+    def _look(self, aim: Aim, scales: Sequence[float | None]) -> tuple[list[float], int | None]:
+        """The samples' losses, and the first of them that is bad."""
+        n = len(scales)
+        losses = aim.losses(n)
+        weighs = torch.tensor(aim.weights[:n]) != 0
+        steps = torch.tensor([scale != 0 for scale in scales], dtype=torch.bool)
+        good = (losses.isfinite() | ~weighs) & (self._net.are_finite()[:n] | ~steps)
+        return losses.tolist(), None if good.all() else int(good.int().argmin())
+
+
+@contextmanager
+def _threads(n_threads: int | None) -> Iterator[None]:
+    """Compute in so many threads inside the block.
+
+    torch's fused functions share even a vector of ten numbers among all threads, and a step then waits for each of them
+    several times. Where another program has a core, that takes a hundred times as long as the step.
+    """
+    before = torch.get_num_threads()
+    if n_threads is None or n_threads == before:
+        yield
+        return
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _n_within(scales: Sequence[float | None], max_steps: int | None) -> int:
+    """How many samples come before the one whose step would be too many."""
+    if max_steps is None:
+        return len(scales)
+    n_steps = 0
+    for i, scale in enumerate(scales):
+        if n_steps >= max_steps:
+            return i
+        n_steps += scale != 0
+    return len(scales)
+
+
+def _joined(chunks: Sequence[Taken], output: Tensor) -> Taken:
+    losses = [loss for taken in chunks for loss in taken.losses]
+    bad = chunks[-1].bad
+    return Taken(
+        losses=losses,
+        weights=[weight for taken in chunks for weight in taken.weights],
+        output=output[: len(losses)],
+        n_steps=sum(taken.n_steps for taken in chunks),
+        bad=None if bad is None else len(losses),
+        bad_loss=chunks[-1].bad_loss,
+    )

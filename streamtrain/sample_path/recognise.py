@@ -1,0 +1,179 @@
+"""Whether the fast path knows a model, a loss and an optimizer; and if not, what it is that it does not know.
+
+What is recognised is recognised by its exact type and without anything hung on it, so that nothing of the user's own
+can be passed over. Everything else is for the plain loop, which asks nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
+from torch.nn.modules.module import _has_any_global_hook
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from streamtrain.gradients import Learner
+from streamtrain.losses import Loss
+from streamtrain.models import ToVector
+from streamtrain.normalize import Front, Normalize
+from streamtrain.sample_path.network import ACTIVATIONS
+from streamtrain.sample_path.steps import FUSED, are_new, step_count
+from streamtrain.stepping import Clipping
+
+_RESHAPES: Final = (nn.Identity, nn.Flatten, ToVector)
+_LOSSES: Final[dict[str, tuple[object, type[nn.Module]]]] = {
+    "cross_entropy": (F.cross_entropy, nn.CrossEntropyLoss),
+    "nll": (F.nll_loss, nn.NLLLoss),
+    "bce_with_logits": (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss),
+    "mse": (F.mse_loss, nn.MSELoss),
+    "l1": (F.l1_loss, nn.L1Loss),
+}
+_HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_DTYPES: Final = (torch.float32, torch.float64)
+
+
+def chain(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """What a model does, module after module: what comes before its first linear layer, and the rest.
+
+    Examples
+    --------
+    >>> before, rest = chain(nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 3), nn.ReLU()), nn.Linear(3, 2)))
+    >>> before, [type(module).__name__ for module in rest]
+    ([Flatten(start_dim=1, end_dim=-1)], ['Linear', 'ReLU', 'Linear'])
+    """
+    parts = list(_parts(model))
+    at = next((i for i, part in enumerate(parts) if isinstance(part, nn.Linear)), len(parts))
+    return parts[:at], [part for part in parts[at:] if type(part) not in _RESHAPES]
+
+
+def _parts(model: nn.Module) -> Iterator[nn.Module]:
+    if type(model) is Front:
+        yield from model.modules_by_input().values()
+        yield from _parts(model.model)
+    elif type(model) is nn.Sequential:
+        for part in model:
+            yield from _parts(part)
+    else:
+        yield model
+
+
+def why_plain(learner: Learner) -> str | None:
+    """Say what of a learner the fast path does not know; None where it knows all of it.
+
+    Examples
+    --------
+    >>> from streamtrain.losses import resolve_loss
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.Linear(3, 2))
+    >>> why_plain(Learner(model=net, loss=resolve_loss("mse"), optimizer=torch.optim.SGD(net.parameters())))
+    'the model has a Dropout'
+    """
+    return (
+        _why_not_model(learner.model)
+        or _why_not_parameters(learner)
+        or _why_not_loss(learner.loss)
+        or _why_not_optimizer(learner.optimizer)
+        or _why_not_step(learner)
+        or _why_not_here()
+    )
+
+
+def _why_not_model(model: nn.Module) -> str | None:
+    for module in model.modules():
+        if any(getattr(module, hooks) for hooks in _HOOKS) or "forward" in vars(module):
+            return f"a {type(module).__name__} has hooks, or a forward of its own"
+    before, rest = chain(model)
+    for module in before:
+        if type(module) not in (*_RESHAPES, Normalize, *ACTIVATIONS) or type(module) is nn.LogSoftmax:
+            return f"the model has a {type(module).__name__}"
+    for module in rest:
+        if type(module) is not nn.Linear and type(module) not in ACTIVATIONS:
+            return f"the model has a {type(module).__name__}"
+    if not rest:
+        return "the model has no Linear"
+    for module in model.modules():
+        if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
+            return "a Flatten leaves axes as they are"
+        if isinstance(module, nn.LogSoftmax) and module.dim not in (1, -1):
+            return f"a LogSoftmax goes along axis {module.dim}"
+    if type(model) is Front and not model.calls_model:
+        return "the model is compiled, or runs under autocast"
+    if type(model) is Front and len(model.inputs) != 1:
+        return f"the model takes {len(model.inputs)} inputs"
+    return None
+
+
+def _why_not_parameters(learner: Learner) -> str | None:
+    _, rest = chain(learner.model)
+    used = [parameter for module in rest for parameter in module.parameters()]
+    if len({id(parameter) for parameter in used}) < len(used):
+        return "layers share their weights"
+    trained = {id(parameter) for parameter in learner.parameters}
+    if trained != {id(parameter) for parameter in used} or not all(parameter.requires_grad for parameter in used):
+        return "some of the weights are not trained"
+    if len({parameter.dtype for parameter in used}) > 1 or used[0].dtype not in _DTYPES:
+        return "the weights are not all float32, or all float64"
+    if any(parameter.device.type != "cpu" for parameter in used):
+        return f"the model is on {used[0].device}"
+    if not all(parameter.is_contiguous() and type(parameter) is nn.Parameter for parameter in used):
+        return "the weights do not lie in rows"
+    if any(parameter._backward_hooks or parameter._post_accumulate_grad_hooks for parameter in used):
+        return "a weight has hooks"
+    return None
+
+
+def _why_not_loss(loss: Loss) -> str | None:
+    function, module = _LOSSES.get(loss.name, (None, None))
+    if loss.mean is not function and type(loss.mean) is not module:
+        return f"the loss is {loss.name}"
+    if loss.summed or loss.class_weights is not None or getattr(loss.mean, "label_smoothing", None):
+        return "the loss sums, smooths labels or weighs classes"
+    if getattr(loss.mean, "weight", None) is not None or getattr(loss.mean, "pos_weight", None) is not None:
+        return "the loss weighs elements"
+    return None
+
+
+def _why_not_optimizer(optimizer: Optimizer) -> str | None:
+    name = type(optimizer).__name__
+    if type(optimizer) not in (SGD, Adam, AdamW):
+        return f"the optimizer is {name}"
+    if missing := [function for function in FUSED if not hasattr(torch, function)]:
+        return f"this torch has no {missing[0]}"
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return f"{name} has hooks"
+    if "step" in vars(optimizer) and not hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        return f"the step of {name} was replaced"
+    for group in optimizer.param_groups:
+        if group["differentiable"] or group.get("capturable"):
+            return f"{name} is differentiable or capturable"
+        if isinstance(optimizer, SGD) and group["momentum"] and not _is_all_or_none(optimizer, group):
+            return "some of the weights have a momentum and some have none"
+        if not isinstance(optimizer, SGD) and len({float(step_count(optimizer, p)) for p in group["params"]}) > 1:
+            return "the weights are not all at the same step"
+    return None
+
+
+def _is_all_or_none(optimizer: Optimizer, group: dict[str, object]) -> bool:
+    parameters = group["params"]
+    assert isinstance(parameters, list)
+    return are_new(optimizer, group) or not any(are_new(optimizer, {"params": [p]}) for p in parameters)
+
+
+def _why_not_step(learner: Learner) -> str | None:
+    if learner.l2:
+        return "there is a penalty l2"
+    if learner.clipping != Clipping():
+        return "gradients are clipped"
+    if learner.schedules is not None and learner.schedules.by_step:
+        return "a schedule goes on after every step"
+    return None
+
+
+def _why_not_here() -> str | None:
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return "there are hooks on every module"
+    return None

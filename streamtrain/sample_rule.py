@@ -1,0 +1,100 @@
+"""The rule ``sample``: one step per sample."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from operator import mul
+from typing import Any, cast
+
+from torch import Tensor
+
+from streamtrain.gradients import Gradient, Learner, gradient
+from streamtrain.rule import Learned, Rule
+from streamtrain.sample_path import Choice, Taken
+
+
+class SampleRule(Rule):
+    """One step per sample: the plain loop over single samples bit for bit, or its fast path.
+
+    Parameters
+    ----------
+    learner : Learner
+        What it trains.
+    path : {"plain", "fast", "auto"}
+        Which; see `streamtrain.sample_path`. The one taken is part of the state.
+    """
+
+    name = "sample"
+
+    def __init__(self, learner: Learner, *, path: str = "plain") -> None:
+        super().__init__(learner)
+        self.choice = Choice(learner, path)
+
+    @property
+    def way(self) -> str:
+        path, why = self.choice.path, self.choice.why
+        return f"{self.name} ({path} path)" if why is None else f"{self.name} ({path} path: {why})"
+
+    def steps_per_epoch(self, n_batches: int, n_samples: int) -> int:
+        return n_samples
+
+    def options(self) -> dict[str, object]:
+        return {"sample_path": self.choice.path}
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"path": self.choice.path}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.choice.resume(state.get("path", "plain"))
+
+    def learn(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: Tensor,
+        max_steps: int | None = None,
+        weight: Tensor | None = None,
+    ) -> Learned:
+        factors = [None] * len(target) if weight is None else weight.tolist()
+        loop = self.choice.loop_for(inputs)
+        if loop is None:
+            taken = self._learn_plainly(inputs, target, factors, max_steps)
+        else:
+            taken = loop.learn(inputs[0], target, factors, None if max_steps is None else max_steps - self.n_steps)
+            self.n_steps += taken.n_steps
+            taken.check()
+        n, total = len(taken.losses), math.fsum(taken.weights)
+        return Learned(
+            loss=math.fsum(map(mul, taken.losses, taken.weights)) / total if total else 0.0,
+            output=taken.output,
+            target=target[:n],
+            weight=total,
+            sample_weights=None if weight is None else weight[:n],
+        )
+
+    def _learn_plainly(
+        self, inputs: tuple[Tensor, ...], target: Tensor, factors: list[float | None], max_steps: int | None
+    ) -> Taken:
+        before, losses, weights = self.n_steps, [], []
+        outputs: Tensor | None = None
+        for i, factor in enumerate(factors):
+            if max_steps is not None and self.n_steps >= max_steps:
+                break
+            seen = self._learn_one(inputs, target, i, factor)
+            # All outputs in one piece of memory. Kept one by one, each would lie where a freed gradient was, and the
+            # allocator would need a new place for the next gradient: memory would grow by a gradient a sample.
+            outputs = seen.output.new_empty((len(target), *seen.output.shape[1:])) if outputs is None else outputs
+            outputs[i : i + 1] = seen.output
+            losses.append(seen.loss)
+            weights.append(seen.weight)
+            del seen
+        output = cast(Tensor, outputs)[: len(losses)]
+        return Taken(losses=losses, weights=weights, output=output, n_steps=self.n_steps - before)
+
+    def _learn_one(self, inputs: tuple[Tensor, ...], target: Tensor, i: int, factor: float | None) -> Gradient:
+        """Take in sample ``i``, its loss times a factor; a factor of 0 measures it and takes no step."""
+        seen = gradient(self.learner, tuple(x[i : i + 1] for x in inputs), target[i : i + 1], scale=factor)
+        if seen.weight and factor != 0:
+            self._step()
+        return seen if factor is None else replace(seen, weight=seen.weight * factor)

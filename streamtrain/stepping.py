@@ -1,0 +1,112 @@
+"""What belongs to every step, whatever the rule: a gradient that is finite, and clipped where that is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+from streamtrain.errors import DivergedError, UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clipping:
+    """How far a gradient may go, on the mean that the step is taken on; by value first, then by norm.
+
+    Parameters
+    ----------
+    value : float, optional
+        No component is larger than this; by `torch.nn.utils.clip_grad_value_`.
+    norm : float, optional
+        The Euclidean norm over all parameters is at most this; by `torch.nn.utils.clip_grad_norm_`.
+
+    Raises
+    ------
+    UsageError
+        A limit is not positive and finite.
+
+    Examples
+    --------
+    >>> weight = nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.tensor([3.0, 40.0])
+    >>> Clipping(value=4.0, norm=1.0).clip([weight])
+    >>> weight.grad
+    tensor([0.6000, 0.8000])
+    """
+
+    value: float | None = None
+    norm: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in (("clip_grad_value", self.value), ("clip_grad_norm", self.norm)):
+            if limit is not None and not (_is_number(limit) and limit > 0):
+                raise UsageError(f"{name} is {limit!r}; it must be positive and finite")
+
+    def clip(self, parameters: list[nn.Parameter]) -> None:
+        """Clip the gradients of some parameters where they are."""
+        if self.value is not None:
+            clip_grad_value_(parameters, self.value)
+        if self.norm is not None:
+            clip_grad_norm_(parameters, self.norm)
+
+
+NO_CLIPPING: Final = Clipping()
+
+
+def gradient_sizes(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The norm of each gradient: scalars that are not read yet, and not finite where any component is not.
+
+    They cost about what reading the gradients once does.
+    """
+    dense = [_dense(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    return list(torch._foreach_norm(dense)) if dense else []
+
+
+def check_finite(loss: float, sizes: Iterable[float], parameters: Iterable[nn.Parameter]) -> None:
+    """Refuse a loss, or a gradient with `gradient_sizes`, that is not finite, before a step is taken on it.
+
+    Raises
+    ------
+    DivergedError
+        One is not. The weights are the last good ones.
+
+    Examples
+    --------
+    >>> weight = nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.tensor([1.0, float("inf")])
+    >>> check_finite(0.5, [size.item() for size in gradient_sizes([weight])], [weight])
+    Traceback (most recent call last):
+    ...
+    streamtrain.errors.DivergedError: the gradient is not finite, at a loss of 0.5. ...
+    """
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss is {loss}",
+            why="The weights, or a sample, have left the range of the numbers",
+            fix="a smaller learning rate, or normalized inputs",
+        )
+    # A norm may overflow where every component is finite; that is looked at more closely.
+    if not math.isfinite(sum(sizes)) and not _are_finite(parameters):
+        raise DivergedError(
+            f"the gradient is not finite, at a loss of {loss:g}",
+            why="The weights, or a sample, have left the range of the numbers",
+            fix="a smaller learning rate, or normalized inputs",
+        )
+
+
+def _are_finite(parameters: Iterable[nn.Parameter]) -> bool:
+    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return all(bool(torch.isfinite(_dense(gradient)).all()) for gradient in found)
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,101 @@
+"""An update rule by its name, with what it has to know."""
+
+from __future__ import annotations
+
+from streamtrain.errors import UsageError
+from streamtrain.full_batch import FullBatchRule
+from streamtrain.gradient_sum import check_grad_sum_dtype
+from streamtrain.gradients import Learner
+from streamtrain.optim import takes_closure
+from streamtrain.rules import BatchRule, EpochRule, Rule, SampleRule, check_rule
+from streamtrain.sample_path import check_sample_path
+
+
+def make_rule(
+    update: str,
+    learner: Learner,
+    *,
+    grad_sum_dtype: str = "float64",
+    accumulate_grad_batches: int = 1,
+    sample_path: str = "auto",
+    grad_tolerance: float | None = None,
+    loss_tolerance: float | None = None,
+) -> Rule:
+    """Put an update rule to work on a learner.
+
+    Parameters
+    ----------
+    update : {"batch", "sample", "epoch"}
+        Which.
+    learner : Learner
+        What it trains.
+    grad_sum_dtype : {"float64", "compensated", "float32"}
+        What sums of gradients are held in; see `streamtrain.gradient_sum`.
+    accumulate_grad_batches : int
+        How many batches the rule ``batch`` takes in for a step.
+    sample_path : {"auto", "plain", "fast"}
+        How the rule ``sample`` goes about it; see `streamtrain.sample_path`.
+
+    grad_tolerance, loss_tolerance : float, optional
+        Where an optimizer with a line search has converged; see `streamtrain.full_batch`.
+
+    Raises
+    ------
+    UnknownName
+        No rule, no path, or no dtype of a sum, has that name.
+    UsageError
+        Batches are to be accumulated under another rule, or their number is no integer of at least 1. Or an optimizer
+        with a line search is to work under another rule than ``epoch``.
+
+    Examples
+    --------
+    >>> from streamtrain.losses import resolve_loss
+    >>> import torch
+    >>> net = torch.nn.Linear(2, 1)
+    >>> learner = Learner(model=net, loss=resolve_loss("mse"), optimizer=torch.optim.SGD(net.parameters()))
+    >>> make_rule("epoch", learner, grad_sum_dtype="compensated").name
+    'epoch'
+    >>> make_rule("batch", learner, accumulate_grad_batches=0)
+    Traceback (most recent call last):
+    ...
+    streamtrain.errors.UsageError: accumulate_grad_batches is 0; it must be an integer of at least 1
+    """
+    check_rule(update)
+    check_grad_sum_dtype(grad_sum_dtype)
+    check_sample_path(sample_path)
+    k = accumulate_grad_batches
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise UsageError(f"accumulate_grad_batches is {k!r}; it must be an integer of at least 1")
+    if k > 1 and update != "batch":
+        raise UsageError(
+            f"accumulate_grad_batches is {k} with update={update!r}",
+            why="Only the rule 'batch' steps on some batches",
+            fix="update='batch'",
+        )
+    if update != "epoch" and takes_closure(learner.optimizer):
+        raise UsageError(
+            f"{type(learner.optimizer).__name__} with update={update!r}",
+            why="Its line search compares J over the whole dataset, one pass for each value",
+            fix="update='epoch'",
+        )
+    if (grad_tolerance, loss_tolerance) != (None, None) and not takes_closure(learner.optimizer):
+        name = "loss_tolerance" if grad_tolerance is None else "grad_tolerance"
+        raise UsageError(
+            f"{name} with {type(learner.optimizer).__name__}",
+            why="Only a line search knows J and its gradient at the weights that a step came to",
+            fix="optimizer='lbfgs' or 'cg', or until_loss",
+        )
+    match update:
+        case "batch":
+            return BatchRule(learner, accumulate=k, grad_sum_dtype=grad_sum_dtype)
+        case "epoch" if takes_closure(learner.optimizer):
+            return FullBatchRule(
+                learner,
+                grad_sum_dtype=grad_sum_dtype,
+                grad_tolerance=grad_tolerance,
+                loss_tolerance=loss_tolerance,
+            )
+        case "epoch":
+            return EpochRule(learner, grad_sum_dtype=grad_sum_dtype)
+        case _:
+            return SampleRule(learner, path=sample_path)

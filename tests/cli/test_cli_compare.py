@@ -1,0 +1,105 @@
+"""``streamtrain compare``: what it prints, what it leaves, how it fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import streamtrain as st
+from streamtrain.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 120)
+    x = rng.normal(size=(120, 4)).astype(np.float32)
+    x[np.arange(120), y] += 2
+    path = tmp_path_factory.mktemp("data") / "d.zarr"
+    st.ingest({"x": x, "y": y}, path, progress=False)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def in_folder_with_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+SMALL = ["--model", "linear", "--batch-size", "30", "--memory", "16MB", "--epochs", "1"]
+
+
+def test_compare_in_text(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(stored), *SMALL, "--val", str(stored), "--out", "c"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[1] == "model   linear, 15 weights, cross_entropy"
+    assert lines[2].split()[:4] == ["rule", "optimizer", "epoch", "updates"]
+    ends = [line.split()[:4] for line in lines[3:15] if line.split()[2] == "1"]
+    assert ends[:3] == [["sample", "sgd", "1", "120"], ["batch", "sgd", "1", "4"], ["epoch", "sgd", "1", "1"]]
+    assert [line.split()[0] for line in lines[16:23]] == ["run", *2 * ["sample,", "batch,", "epoch,"]]
+    assert lines[-1] == "report  c/comparison.html"
+    assert err == ""
+    names = sorted(entry.name for entry in Path("c").iterdir())
+    runs = [f"{rule}-{optimizer}" for rule in ("batch", "epoch", "sample") for optimizer in ("adam", "sgd")]
+    assert names == sorted([*runs, "comparison.html", "comparison.json"])
+    for name in runs:
+        assert main(["report", f"c/{name}"]) == 0, "each is a run like any other"
+        assert main(["evaluate", f"c/{name}", str(stored), "--memory", "16MB"]) == 0
+
+
+def test_compare_json_with_a_surface(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--rules", "batch,epoch", "--optimizers", "sgd", "--lr", "0.5,epoch:sgd=1", "--surface", "--grid", "3"]
+    assert main(["compare", str(stored), *SMALL, *args, "--json"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert err.startswith("surface: 9 passes over 120 samples, about ")
+    assert [(run["rule"], run["lr"], run["updates"]) for run in result["runs"]] == [
+        ("batch", 0.5, 4),
+        ("epoch", 1.0, 1),
+    ]
+    assert {"loss", "accuracy", "seconds_per_epoch", "epochs_to_target", "seconds_to_target"} <= result["runs"][
+        0
+    ].keys()
+    assert len(result["runs"][0]["epochs"]) == 2
+    assert np.shape(result["surface"]["loss"]) == (3, 3)
+    assert result["out"] == "comparisons/1"
+    assert Path(result["report"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--rules", "bach"], 2, "unknown update rule 'bach'"),
+        (["--optimizers", "adm"], 2, "unknown optimizer 'adm'"),
+        (["--rules", "batch", "--optimizers", "lbfgs"], 2, "LBFGS with update='batch'"),
+        (["--lr", "sgd=fast"], 2, "learning rate 'sgd=fast' is none"),
+        (["--lr", "rmsprop=1"], 2, "unknown optimizer to give a learning rate 'rmsprop'"),
+        (["--epochs", "-1"], 2, "max_epochs is -1"),
+        (["--seconds", "0"], 2, "seconds is 0.0; it must be positive"),
+        (["--surface", "--grid", "0"], 2, "the grid is 0"),
+        (["--threads", "0"], 2, "threads is 0"),
+        (["--memory", "10KB"], 5, "memory"),
+    ],
+)
+def test_compare_refuses_before_it_trains(
+    stored: Path, args: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(stored), *SMALL, *args, "--out", "c"]) == code
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not Path("c").exists()
+
+
+def test_compare_has_its_dataset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "none.zarr"]) == 4
+    assert "none.zarr" in capsys.readouterr().err

@@ -1,0 +1,195 @@
+"""The report of a run: whole, escaped, looked at in a browser, and refused where the folder is damaged."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import streamtrain as st
+from streamtrain.cli.main import main
+from streamtrain.errors import CheckpointError
+from streamtrain.report.folder import read_run
+from streamtrain.report.run import run_page, write_report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PAYLOAD = "</title><script>document.title='owned'</script><img src=x onerror=document.title='owned'>"
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labels with hostile names."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 300)
+    x = rng.normal(size=(300, 4))
+    x[np.arange(300), y] += 2
+    names = ["shirt", PAYLOAD, "shoe & sock"]
+    with (folder / "d.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["a", "b", "c", "d", "label"], *([*row, names[i]] for row, i in zip(x, y, strict=True))]
+        )
+    st.ingest(folder / "d.csv", folder / "d.zarr", label_column="label", progress=False)
+    return folder / "d.zarr"
+
+
+@pytest.fixture(scope="module")
+def trained(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs by the command, with validation."""
+    run = tmp_path_factory.mktemp("runs") / "a"
+    before = torch.get_num_threads()
+    args = ["train", stored, "--model", "linear", "--epochs", "2", "--batch-size", "20", "--memory", "16MB"]
+    args += ["--val", stored, "--log-every", "4", "--threads", "1", "--json", "--out", run]
+    try:
+        assert main(list(map(str, args))) == 0
+    finally:
+        torch.set_num_threads(before)
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be changed at will."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_the_report_has_all_its_parts(run: Path) -> None:
+    file, told = write_report(run)
+    text = file.read_text()
+    assert file == run / "report.html"
+    assert (len(told.epochs), len(told.batches)) == (2, 7)
+    for part in ("Curves", "Memory against budget", "Where the time went", "Shuffle", "Dataset", "Configuration"):
+        assert f"<h2>{part}</h2>" in text, part
+    for fact in ("validation", "16.0 MB", "waiting", "times a full reshuffle", "Samples by label", "optimizer.lr"):
+        assert fact in text, fact
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in text
+
+
+def test_what_a_run_took_is_kept_beside_it(run: Path) -> None:
+    memory = read_run(run).memory
+    assert memory["budget"] == 16_000_000
+    assert 0 < memory["projected"] <= memory["budget"]
+    assert (
+        sum(memory["terms"]["training"].values()) + sum(memory["terms"]["validation"].values()) == memory["projected"]
+    )
+
+
+def test_names_from_data_and_configuration_are_escaped(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config |= {"model": PAYLOAD, PAYLOAD: PAYLOAD, "optimizer": {"name": PAYLOAD, PAYLOAD: 1}, "update": PAYLOAD}
+    (run / "config.json").write_text(json.dumps(config))
+    file, _ = write_report(run)
+    text = file.read_text()
+    assert "<script" not in text
+    assert "<img" not in text
+    assert text.count("&lt;script&gt;") > 6
+    (run / "config.json").write_text(json.dumps(config | {"dataset": PAYLOAD, "batch_size": [PAYLOAD], "seed": "x"}))
+    assert "<script" not in run_page(read_run(run))
+
+
+def test_a_report_does_without_the_dataset(run: Path, stored: Path, tmp_path: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"dataset": str(tmp_path / "gone.zarr")}))
+    told = read_run(run)
+    assert "Not known: " in run_page(told)
+    assert "Samples by label" in run_page(told, dataset=stored), "it may lie elsewhere"
+    (run / "config.json").write_text(json.dumps(config | {"dataset_id": "other"}))
+    assert "another one than the run was trained on" in run_page(read_run(run))
+
+
+def test_a_run_that_was_stopped_early_has_a_report(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text(lines[0])
+    (run / "memory.json").unlink()
+    page = run_page(read_run(run))
+    assert "none came to its end" in page
+    assert "the run did not come to its end" in page
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (None, "metrics.jsonl: is missing"),
+        (b"", "metrics.jsonl: is empty"),
+        (b'{"kind": "epoch"', "metrics.jsonl:1: is damaged"),
+        (b'{"kind": "epoch", "loss": "<b>"}\n', "metrics.jsonl:1: is damaged: loss is '<b>'"),
+        (b"[1]\n", "metrics.jsonl:1: is damaged: no line of metrics"),
+        (b'{"kind": "epoch", "loss": 1}\n\x00\n', "metrics.jsonl:2: is damaged"),
+        (b"\xff\xfe", "metrics.jsonl: cannot be read"),
+        (b"[" * 100_000, "metrics.jsonl:1: is damaged"),
+    ],
+    ids=["missing", "empty", "cut", "text", "list", "zeros", "bytes", "deep"],
+)
+def test_damaged_metrics_are_refused(
+    run: Path, damage: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "metrics.jsonl").unlink()
+    if damage is not None:
+        (run / "metrics.jsonl").write_bytes(damage)
+    assert main(["report", str(run)]) == CheckpointError.exit_code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", '{"budget": "<b>"}', '{"terms": {"a": {"b": -1}}}', "{"])
+def test_damaged_memory_is_refused(run: Path, text: str) -> None:
+    (run / "memory.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"memory\.json"):
+        read_run(run)
+
+
+def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run), "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert result["report"] == str(run / "report.html")
+    assert (result["epochs"], result["last"]["epoch"]) == (2, 2)
+    assert main(["report", str(run), "--out", str(tmp_path / "elsewhere" / "r.html")]) == 0
+    assert (tmp_path / "elsewhere" / "r.html").exists()
+    capsys.readouterr()
+    assert main(["report", str(tmp_path)]) == 6
+    assert f"no run: config.json is missing. Fix: one of {run}" in capsys.readouterr().err
+
+
+def pixels(png: bytes) -> tuple[int, int, bytes]:
+    """Width, height and decompressed rows of a PNG."""
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    at, data = 8, b""
+    while at < len(png):
+        n = int.from_bytes(png[at : at + 4])
+        if png[at + 4 : at + 8] == b"IDAT":
+            data += png[at + 8 : at + 8 + n]
+        at += 12 + n
+    return int.from_bytes(png[16:20]), int.from_bytes(png[20:24]), zlib.decompress(data)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the pages were NOT looked at in a browser")
+def test_in_a_browser_the_report_is_seen_and_runs_nothing(run: Path, tmp_path: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"model": PAYLOAD, PAYLOAD: PAYLOAD}))
+    file, _ = write_report(run)
+    assert CHROMIUM is not None
+    shot = tmp_path / "report.png"
+    common = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+    common += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,1600"]
+    for more in (["--dump-dom"], [f"--screenshot={shot}"]):
+        done = subprocess.run([*common, *more, file.as_uri()], capture_output=True, text=True, timeout=60, check=True)
+        if "--dump-dom" in more:
+            assert "<h2>Curves</h2>" in done.stdout
+            title = done.stdout.split("<title>")[1].split("</title>")[0]
+            assert "owned" not in title.replace("document.title='owned'", "")
+            assert "<script" not in done.stdout
+    width, height, rows = pixels(shot.read_bytes())
+    assert (width, height) == (1200, 1600)
+    assert len(set(rows)) > 100, "the picture has many colours: something was drawn"
