@@ -22,6 +22,7 @@ from streamtrain.ingest.request import Request
 from streamtrain.sources import SourceOptions, open_source
 from streamtrain.store.lock import held
 from streamtrain.store.metadata import shard_key
+from streamtrain.verify import verify
 
 
 @pytest.fixture
@@ -115,6 +116,31 @@ def test_append_makes_what_one_ingest_of_all_rows_makes(tmp_path: Path, n_before
         assert new.label_histogram.counts.tolist() == [200] * 10
     assert len(new.manifest.sources) == 2
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("codec", ["none", "lz4"])
+@pytest.mark.parametrize("seekable", [True, False])
+@pytest.mark.parametrize("last", ["a row", "a block", "a block and a row", "all but a row"])
+def test_append_to_a_last_shard_of_little(tmp_path: Path, last: str, seekable: bool, codec: str) -> None:
+    def rows(start: int, stop: int) -> Any:
+        part = {"x": F[start:stop], "y": Y[start:stop]}
+        return part if seekable else iter([part])
+
+    sizes = SIZES | {"codec": codec}
+    whole = streamtrain.ingest(rows(0, 2000), tmp_path / "whole.zarr", **sizes)
+    block_rows = whole.layout.block_rows
+    full = block_rows * whole.layout.shard_blocks
+    n_last = {"a row": 1, "a block": block_rows, "a block and a row": block_rows + 1, "all but a row": full - 1}[last]
+    n_before = (2000 // full - 2) * full + n_last
+    old = streamtrain.ingest(rows(0, n_before), tmp_path / "d.zarr", **sizes)
+    assert old.layout.block_rows == block_rows
+    assert len(old) % full == n_last
+    new = streamtrain.ingest(rows(n_before, 2000), old.path, append=True)
+    assert (new.id, new.manifest.files) == (whole.id, whole.manifest.files)
+    told = {"zarr.json", "_streamtrain/manifest.json"}  # these tell of two sources
+    ours, theirs = tree(new.path), tree(whole.path)
+    assert {key: ours[key] for key in ours.keys() - told} == {key: theirs[key] for key in theirs.keys() - told}
+    assert verify(new.path, full=True).damage == ()
 
 
 def test_append_refuses_what_does_not_fit(tmp_path: Path) -> None:

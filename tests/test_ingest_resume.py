@@ -100,6 +100,30 @@ def test_arrays_have_no_fingerprint_so_their_rows_are_compared(tmp_path: Path) -
         np.testing.assert_array_equal(streamtrain.open(path)[:]["x"], X)
 
 
+def test_other_dask_arrays_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    def source(rows: Any) -> dict[str, Any]:
+        return {"x": da.from_array(rows, chunks=(300, 24))}
+
+    whole = streamtrain.ingest(source(X), tmp_path / "whole.zarr", **SIZES)
+    path = tmp_path / "d.zarr"
+    interrupt(source(X), path, 20)
+    kept = sorted(path.glob("x/c/*/0"), key=lambda file: int(file.parent.name))
+    n_rows = whole.layout.block_rows * whole.layout.shard_blocks
+    # One is gone and is to be made again, one is damaged, and only in the last the sources differ.
+    kept[1].unlink()
+    data = bytearray(kept[3].read_bytes())
+    data[100] ^= 1
+    kept[3].write_bytes(data)
+    changed = X.copy()
+    changed[(len(kept) - 2) * n_rows] += 1
+    before = tree(path / "x" / "c")
+    with pytest.raises(DatasetError, match="not the one that was being ingested: field x differs in its samples"):
+        streamtrain.ingest(source(changed), path, resume=True, **SIZES)
+    assert tree(path / "x" / "c") == before, "no shard of another source may come among them"
+    streamtrain.ingest(source(X), path, resume=True, **SIZES)
+    assert tree(path) == tree(whole.path)
+
+
 def test_an_iterator_cannot_be_resumed_and_leaves_nothing(tmp_path: Path) -> None:
     def items() -> Iterator[dict[str, Any]]:
         return ({"x": X[a : a + 100]} for a in range(0, 2000, 100))

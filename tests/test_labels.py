@@ -22,7 +22,7 @@ def stored(folder: Path, y: np.ndarray, codec: str = "lz4") -> st.Dataset:
 @pytest.mark.parametrize("codec", ["none", "lz4"])
 @pytest.mark.parametrize(
     "y",
-    [np.arange(N) % 7 * 3 - 4, np.arange(N) % 2 == 0, np.arange(N) % 300, np.random.default_rng(0).normal(3, 2, N)],
+    [np.arange(N) % 7 * 3 + 4, np.arange(N) % 2 == 0, np.arange(N) % 300, np.random.default_rng(0).normal(3, 2, N)],
     ids=["gaps", "bool", "two bytes", "numbers"],
 )
 def test_labels_are_what_they_would_be_in_memory(tmp_path: Path, y: np.ndarray, codec: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from itertools import cycle
 from types import TracebackType
@@ -30,6 +30,7 @@ from streamtrain.ingest.shards import Tallies, compute, merge
 from streamtrain.layout import Layout
 from streamtrain.sources import Rows, Source
 from streamtrain.stats import FieldTally
+from streamtrain.store.reread import DamagedShard
 from streamtrain.store.writer import DatasetWriter, OpenShard, Part, encode_part
 
 Stage = Mapping[str, npt.NDArray[Any]]
@@ -51,6 +52,7 @@ class RowStream:
     def __init__(self, source: Source, max_bytes: int, *, first_row: int = 0) -> None:
         self.first_row = first_row
         self._source = source
+        self._max_bytes = max_bytes
         self._runs = source.iter_blocks(max_bytes)
         self._head: deque[Rows] = deque()
         self._n_read = first_row
@@ -67,6 +69,15 @@ class RowStream:
             self.head_bytes += sum(values.nbytes for values in run.values())
             del run
         return True
+
+    def again(self) -> RowStream:
+        """The same rows from their first, read a second time."""
+        return RowStream(self._source, self._max_bytes, first_row=self.first_row)
+
+    @property
+    def row(self) -> int:
+        """The number of the next row."""
+        return self._n_read - sum(len(next(iter(run.values()))) for run in self._head)
 
     @property
     def n_read(self) -> int:
@@ -139,9 +150,13 @@ def write_stream(
     Parameters
     ----------
     compare : bool
-        Whether to hold kept shards against the source's rows, rather than read over those.
+        Whether to hold kept shards against the source's rows, which are read a second time for that.
     """
     layout = writer.layout
+    if compare:
+        # All of them before the first is written: no shard of another source may come among them.
+        with closing(stream.again()) as rows:
+            _compare_kept(rows, writer)
     totals = tuple(FieldTally(field) for field in layout.fields)
     for shard in range(writer.n_linked):
         merge(totals, tally_kept(writer, shard, progress) or ())
@@ -149,7 +164,7 @@ def write_stream(
     for start, stop, kept in _spans(writer, n_rows):
         tallies = None if kept is None else tally_kept(writer, kept, progress)
         if kept is not None and tallies is not None:
-            n_rows = _pass_over(stream, writer, kept, start, stop, compare=compare)
+            n_rows = _pass_over(stream, layout, stop)
             merge(totals, tallies)
         else:
             # A shard at a time into the same totals: sums of sums would be others in their last bits.
@@ -171,17 +186,18 @@ def _spans(writer: DatasetWriter, start: int) -> Iterator[tuple[int, int, int | 
         yield start, layout.n_samples, None
 
 
-def _pass_over(stream: RowStream, writer: DatasetWriter, shard: int, start: int, stop: int, *, compare: bool) -> int:
-    """Read over the rows of a shard that is kept; return the number of the row after the last there was."""
-    if compare:
-        check_kept(writer, shard, lambda first, end: stream.take(end - first))
-        return stop
-    while start < stop:
-        n_taken = len(next(iter(stream.take(min(part_rows(writer.layout), stop - start)).values())))
-        if not n_taken:
-            break
-        start += n_taken
-    return start
+def _compare_kept(stream: RowStream, writer: DatasetWriter) -> None:
+    for shard in sorted(shard for shard in writer.kept if shard >= writer.n_linked):
+        _pass_over(stream, writer.layout, shard_rows(writer.layout, shard)[0])
+        with suppress(DamagedShard):  # it is made again
+            check_kept(writer, shard, lambda first, end: stream.take(end - first))
+
+
+def _pass_over(stream: RowStream, layout: Layout, stop: int) -> int:
+    """Read on to a row, or to the end; return the number of the row after the last that was read."""
+    while stream.row < stop and len(next(iter(stream.take(min(part_rows(layout), stop - stream.row)).values()))):
+        pass
+    return stream.row
 
 
 def _write_span(
