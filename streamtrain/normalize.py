@@ -113,9 +113,7 @@ class Front(nn.Module):
         What runs the model; by default it is called.
     """
 
-    def __init__(
-        self, model: nn.Module, inputs: tuple[str, ...], forward: Callable[..., Tensor] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, inputs: tuple[str, ...], forward: Callable[..., Tensor] | None = None) -> None:
         super().__init__()
         self.inputs = inputs
         # A list, not torch's dict of modules: that refuses names such as "values", which a field may have.
