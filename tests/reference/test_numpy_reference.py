@@ -8,6 +8,7 @@ rule gives ``∇W = xᵀ ∇net`` and ``∇b = Σ ∇net``, and ``∇h = ∇net 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ import pytest
 import torch
 from torch import nn
 
+from streamtrain import StreamLoader, Trainer, ingest
 from streamtrain.gradients import Learner
 from streamtrain.losses import resolve_loss
 from streamtrain.optim import build_optimizer
 from streamtrain.rules import RULES
+from streamtrain.store import Dataset
 
 Array = npt.NDArray[np.float64]
 Weights = list[Array]
@@ -168,3 +171,59 @@ def test_each_step_is_that_of_the_equations(
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-10, err_msg=f"step {step}")
         if step == N_STEPS:
             break
+
+
+def steps_of(loader: StreamLoader, rule: str) -> Iterator[npt.NDArray[np.int64]]:
+    """The samples of each step, epoch after epoch."""
+    if rule == "epoch":
+        while True:
+            yield np.arange(N_SAMPLES)
+    while True:
+        for _ in loader:
+            samples = loader.last_samples()
+            yield from [samples] if rule == "batch" else samples[:, None]
+
+
+def expected_weights(
+    gradient: Gradient, update: Update, weights: Weights, x: Array, y: Any, steps: Iterator[npt.NDArray[np.int64]]
+) -> Iterator[Weights]:
+    for samples in steps:
+        change = update(gradient(weights, x[samples], y[samples]))
+        weights = [w + d for w, d in zip(weights, change, strict=True)]
+        yield weights
+
+
+@pytest.fixture(scope="module")
+def stored(data: tuple[Array, npt.NDArray[np.int64]], tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    x, y = data
+    return ingest({"x": x, "y": y}, tmp_path_factory.mktemp("reference") / "d.zarr", block=3 * 48, codec="none")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_each_step_on_a_stored_dataset_is_that_of_the_equations(
+    network: str, rule: str, optimizer: str, data: tuple[Array, npt.NDArray[np.int64]], stored: Dataset
+) -> None:
+    gradient, make_network = NETWORKS[network]
+    make_update, name, options = OPTIMIZERS[optimizer]
+    models = []
+    for _ in range(2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            models.append(make_network().double())
+    whole = {"loss": "cross_entropy", "optimizer": name, "lr": LR, "update": rule, "device": "cpu", **options}
+    trainer, unwatched = (Trainer(model, **whole) for model in models)
+    with StreamLoader(stored, batch_size=BATCH, memory="8MB", seed=2) as loader:
+        steps = list(islice(steps_of(loader, rule), N_STEPS))
+    expected = list(expected_weights(gradient, make_update(), weights_of(models[0]), *data, iter(steps)))
+    found: list[Weights] = []
+    trainer.optimizer.register_step_post_hook(lambda *_: found.append(weights_of(models[0])))
+    for each in (trainer, unwatched):
+        with StreamLoader(stored, batch_size=BATCH, memory="8MB", seed=2) as loader:
+            each.fit(loader, max_steps=N_STEPS, progress=False)
+    assert len(found) == N_STEPS
+    # Without a hook on its optimizer the rule "sample" takes its fast path, of which the last step is seen.
+    for step, (ours, theirs) in enumerate(zip([*found, weights_of(models[1])], [*expected, expected[-1]], strict=True)):
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-10, err_msg=f"step {step + 1}")

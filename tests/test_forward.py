@@ -1,0 +1,94 @@
+"""How a model is run forward: in a narrower precision, and compiled, its names and weights as they were."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from streamtrain import Trainer
+from streamtrain.errors import ResourceError
+from streamtrain.forward import forward_of
+
+CPU = torch.device("cpu")
+
+
+def test_autocast_gives_float32_and_float32_gradients():
+    model = nn.Linear(4, 2)
+    x = torch.ones(3, 4)
+    output = forward_of(model, device=CPU, autocast=torch.bfloat16)(x)
+    assert output.dtype is torch.float32
+    assert torch.equal(output, output.bfloat16().float())
+    assert not torch.equal(output, model(x))
+    output.sum().backward()
+    assert model.weight.grad is not None
+    assert model.weight.grad.dtype is torch.float32
+
+
+def test_a_compiled_model_has_the_names_it_had(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    trainer = Trainer(nn.Linear(4, 2), loss="mse", compile=True, device="cpu")
+    assert list(trainer.model.state_dict()) == ["weight", "bias"]
+    assert trainer.model is trainer._front.model
+    assert len(list(trainer._front.parameters())) == 2
+
+
+def test_no_compiler_is_said_plainly(monkeypatch):
+    class Broken(Exception):
+        pass
+
+    Broken.__module__ = "torch._inductor.exc"
+
+    def fails(*inputs):
+        raise Broken("No working C++ compiler found in\nhere")
+
+    monkeypatch.setattr(torch, "compile", lambda model: fails)
+    run = forward_of(nn.Linear(4, 2), device=CPU, compiled=True)
+    with pytest.raises(ResourceError, match="the model cannot be compiled: No working C") as caught:
+        run(torch.ones(1, 4))
+    assert "or train without compile" in str(caught.value)
+
+
+def test_an_error_of_the_models_own_stays_its_own(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    run = forward_of(nn.Linear(4, 2), device=CPU, compiled=True)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        run(torch.ones(1, 3))
+
+
+def test_a_compiled_run_is_the_plain_one_to_rounding():
+    # In a process of its own: the compiler leaves threads behind, and files in a cache of its own.
+    code = """
+    import numpy as np, tempfile, torch, streamtrain as st
+    from torch import nn
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        x = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+        data = st.ingest({"x": x, "y": (x[:, 0] > 0).astype(np.int64)}, folder + "/d.zarr")
+        found = []
+        for compiled in (False, True):
+            torch.manual_seed(0)
+            trainer = st.Trainer(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), loss="cross_entropy",
+                                 optimizer="sgd", compile=compiled, device="cpu")
+            with st.StreamLoader(data, batch_size=32, memory="8MB") as loader:
+                trainer.fit(loader, max_epochs=2, checkpoint=f"{folder}/{compiled}")
+                goes_on = st.Trainer(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), loss="cross_entropy",
+                                     optimizer="sgd", compile=compiled, device="cpu")
+                goes_on.fit(loader, max_epochs=3, checkpoint=f"{folder}/{compiled}", resume="auto")
+                trainer.fit(loader, max_epochs=3)
+            for name, weight in trainer.model.state_dict().items():
+                assert torch.equal(weight, goes_on.model.state_dict()[name]), name
+            found.append(trainer.model.state_dict())
+        for name, weight in found[0].items():
+            assert torch.allclose(weight, found[1][name], rtol=1e-5, atol=1e-6), name
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        assert "the model cannot be compiled" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr

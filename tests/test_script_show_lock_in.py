@@ -1,0 +1,23 @@
+"""Local lock-in at small size: the loss stays where batches stay, and falls where they are formed anew."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "show_lock_in.py"
+
+
+def test_fixed_batches_stay_and_batches_formed_anew_fall(tmp_path: Path) -> None:
+    small = ["--pairs", "128", "--epochs", "4", "--folder", str(tmp_path)]
+    done = subprocess.run([sys.executable, SCRIPT, *small], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    fixed, anew = (json.loads(line) for line in done.stdout.splitlines())
+    assert (fixed["reshuffle"], anew["reshuffle"]) == ("never", "epoch")
+    assert fixed["losses"] == [1.0] * 5
+    assert anew["losses"][:2] == [1.0, 1.0], "epoch 0 has the same batches"
+    assert anew["losses"][-1] < 0.2
+    assert "batches formed anew: loss" in done.stderr
+    assert not list(tmp_path.iterdir())
