@@ -84,19 +84,18 @@ def check_finite(loss: float, sizes: Iterable[float], parameters: Iterable[nn.Pa
     ...
     streamtrain.errors.DivergedError: the gradient is not finite, at a loss of 0.5. ...
     """
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"the loss is {loss}",
-            why="The weights, or a sample, have left the range of the numbers",
-            fix="a smaller learning rate, or normalized inputs",
-        )
     # A norm may overflow where every component is finite; that is looked at more closely.
-    if not math.isfinite(sum(sizes)) and not _are_finite(parameters):
-        raise DivergedError(
-            f"the gradient is not finite, at a loss of {loss:g}",
-            why="The weights, or a sample, have left the range of the numbers",
-            fix="a smaller learning rate, or normalized inputs",
-        )
+    if not math.isfinite(loss) or (not math.isfinite(sum(sizes)) and not _are_finite(parameters)):
+        raise not_finite(loss)
+
+
+def not_finite(loss: float) -> DivergedError:
+    """Build the error for a loss that is not finite, or that is and has a gradient that is not."""
+    return DivergedError(
+        f"the gradient is not finite, at a loss of {loss:g}" if math.isfinite(loss) else f"the loss is {loss}",
+        why="The weights, or a sample, have left the range of the numbers",
+        fix="a smaller learning rate, or normalized inputs",
+    )
 
 
 def _are_finite(parameters: Iterable[nn.Parameter]) -> bool:

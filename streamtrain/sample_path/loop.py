@@ -7,7 +7,6 @@ plain loop holds here: no step is taken on a loss that is not finite, and the we
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from streamtrain.errors import DivergedError
 from streamtrain.gradients import Learner
 from streamtrain.sample_path.aims import Aim, aim_at
 from streamtrain.sample_path.network import Network
 from streamtrain.sample_path.recognise import chain
 from streamtrain.sample_path.steps import Steps
+from streamtrain.stepping import not_finite
 
 CHUNK: Final = 128
 """Samples between two looks."""
@@ -63,14 +62,8 @@ class Taken:
         DivergedError
             There is one.
         """
-        if self.bad is None:
-            return
-        bad = f"the gradient is not finite, at a loss of {self.bad_loss:g}"
-        raise DivergedError(
-            bad if math.isfinite(self.bad_loss) else f"the loss is {self.bad_loss}",
-            why="The weights, or a sample, have left the range of the numbers",
-            fix="a smaller learning rate, or normalized inputs",
-        )
+        if self.bad is not None:
+            raise not_finite(self.bad_loss)
 
 
 class FastLoop:
