@@ -138,7 +138,8 @@ class LateDevice:
 
     def compute(self, tensor, into):
         """Queue a kernel that reads a tensor; as a real one it keeps nothing alive."""
-        start, piece = max((at, piece) for at, piece in self.pieces.items() if at <= tensor.data_ptr())
+        # Copied in one step: the loader's thread adds pieces meanwhile.
+        start, piece = max((at, piece) for at, piece in self.pieces.copy().items() if at <= tensor.data_ptr())
         at, n_bytes, dtype, shape = tensor.data_ptr() - start, tensor.nbytes, tensor.numpy().dtype, tensor.shape
         read = lambda: into.append(piece.memory[at : at + n_bytes].view(dtype).reshape(shape).copy())  # noqa: E731
         self.caller.run(read)
