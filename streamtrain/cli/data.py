@@ -16,6 +16,8 @@ from streamtrain.store import Dataset
 INPUT: Final = "x"
 TARGET: Final = "y"
 _N_SHOWN: Final = 5
+_FEW_LANES: Final = 16
+_POOR_EFFECT: Final = 2.0
 
 
 def field_of(dataset: Dataset, name: str) -> Field:
@@ -84,6 +86,21 @@ def doubts(dataset: Dataset, batch_size: int) -> Iterator[str]:
         yield f"every label is {labels.values[0]}: of one class nothing can be learnt"
     if batch_size > len(dataset):
         yield f"batch_size is {batch_size:,}, and there are {len(dataset):,} samples: each epoch is one batch"
+
+
+def poor_shuffle(dataset: Dataset, batch_size: int, lanes: int) -> str | None:
+    """What so few lanes make of the batches, in a sentence; None where they are not few, or shuffle well all the same.
+
+    The figure is the design effect 1 + (m - 1)ρ of m samples of a block in a batch (L. Kish, Survey Sampling, 1965,
+    section 5.4). That lanes lie evenly over the dataset makes it less.
+    """
+    effect = 1 + (batch_size / lanes - 1) * max(0.0, dataset.rho or 0.0)
+    if lanes >= _FEW_LANES or effect < _POOR_EFFECT:
+        return None
+    return (
+        f"with {lanes} lanes the labels of a batch vary up to {effect:.1f} times as much as if drawn at random: "
+        "more --memory or --lanes shuffle better, and `streamtrain plan` measures how well"
+    )
 
 
 def n_outputs(dataset: Dataset, loss: Loss, y: Field) -> int:

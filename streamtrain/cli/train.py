@@ -17,7 +17,7 @@ from streamtrain.allocator import keep_little
 from streamtrain.arguments import check_seed
 from streamtrain.cli import shares
 from streamtrain.cli.common import emit, json_option
-from streamtrain.cli.data import INPUT, TARGET, check_alike, doubts, field_of, n_outputs
+from streamtrain.cli.data import INPUT, TARGET, check_alike, doubts, field_of, n_outputs, poor_shuffle
 from streamtrain.cli.resuming import how_to_go_on, say_resumed
 from streamtrain.cli.tables import epoch_head, epoch_line
 from streamtrain.cli.train_options import Options, train_options
@@ -89,6 +89,8 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
         options, memory = _shared_out(options, dataset, val, taken)
         loaders = [stack.enter_context(loader) for loader in _make_loaders(options, dataset, val, memory, taken)]
         config = trainer.describe(loaders[0]) | about | _solved(loaders[0], memory)
+        if loaders[0].shuffle and (doubt := poor_shuffle(dataset, options.batch_size, loaders[0].sizes.lanes)):
+            click.echo(f"warning: {doubt}", err=True)
         run = stack.enter_context(RunFolder(out, config, goes_on=options.resume))
         say(epoch_head(score_name(trainer.loss), with_val=val is not None))
         with how_to_go_on(out):

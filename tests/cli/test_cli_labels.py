@@ -1,4 +1,4 @@
-"""Labels that are no use for training, though nothing is wrong with the data: rows 16, 81 and 99 of the bad inputs."""
+"""Labels and orders that are no use for training, though nothing is wrong with the data: rows 16, 81, 85 and 99."""
 
 from __future__ import annotations
 
@@ -61,3 +61,15 @@ def test_81_a_batch_of_all_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFi
     data = make(tmp_path / "d.zarr", np.arange(20) % 3)
     assert train(tmp_path, data, "--batch-size", "21") == 0
     assert "warning: batch_size is 21, and there are 20 samples: each epoch is one batch\n" in capsys.readouterr().err
+
+
+def test_85_so_few_lanes_that_batches_are_of_few_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "sorted.zarr")
+    samples = {"x": np.zeros((400, 3), np.float32), "y": np.repeat(np.arange(10), 40)}
+    streamtrain.ingest(samples, path, codec="none", block=20 * 5)
+    assert train(tmp_path, path, "--batch-size", "40", "--lanes", "2") == 0
+    # 20 samples of a block in a batch, all of one class: 1 + 19 * 1.
+    assert "warning: with 2 lanes the labels of a batch vary up to 20.0 times" in capsys.readouterr().err
+    words = ["train", path, "--model", "linear", "--batch-size", "40", "--lanes", "20"]
+    assert main([*words, "--out", f"{tmp_path}/many"]) == 0
+    assert "lanes" not in capsys.readouterr().err
