@@ -89,8 +89,8 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
         options, memory = _shared_out(options, dataset, val, taken)
         loaders = [stack.enter_context(loader) for loader in _make_loaders(options, dataset, val, memory, taken)]
         config = trainer.describe(loaders[0]) | about | _solved(loaders[0], memory)
-        if loaders[0].shuffle and (doubt := poor_shuffle(dataset, options.batch_size, loaders[0].sizes.lanes)):
-            click.echo(f"warning: {doubt}", err=True)
+        if loaders[0].shuffle and (poor := poor_shuffle(dataset, options.batch_size, loaders[0].sizes.lanes)):
+            click.echo(f"warning: {poor}", err=True)
         run = stack.enter_context(RunFolder(out, config, goes_on=options.resume))
         say(epoch_head(score_name(trainer.loss), with_val=val is not None))
         with how_to_go_on(out):
