@@ -36,6 +36,8 @@ _DECODER_BLOCKS: Final = 16
 _OBJECTS_BYTES: Final = 1 << 20
 _MOST_GROUPS: Final = 8
 _LANES_PER_GROUP: Final = 16
+_LARGE_PARTS: Final = (8, 16, 32)
+_LARGEST_PIECE_BYTES: Final = 16 << 20
 _FEWEST_USEFUL_LANES: Final = _MOST_GROUPS * _LANES_PER_GROUP
 
 
@@ -191,7 +193,8 @@ def solve(
             fix=f"memory='{needed.total_bytes}B'" + ("" if lanes is None else ", or fewer lanes"),
         )
     comfortable = _comfortable(layout, least, memory)
-    start = comfortable if _fits(layout, comfortable, memory) else least
+    larger = [] if shuffle else [_in_pieces(layout, comfortable, memory // parts) for parts in _LARGE_PARTS]
+    start = next((sizes for sizes in (*larger, comfortable) if _fits(layout, sizes, memory)), least)
     sizes = start if lanes or not shuffle else _most_lanes(layout, start, memory, rho)
     sizes = _most_slots(layout, sizes, memory)
     return sizes, project(layout, sizes, budget_bytes=memory)
@@ -227,6 +230,17 @@ def _comfortable(layout: Layout, least: Sizes, memory: int) -> Sizes:
         reserve_bytes=min(_MOST_RESERVE_BYTES, memory // 6),
     )
     return _with_slots(layout, sizes)
+
+
+def _in_pieces(layout: Layout, sizes: Sizes, piece_bytes: int) -> Sizes:
+    """Sizes for the sequential order, whose memory no other lane has a use for: each job costs a thread some waking."""
+    piece_bytes = min(_LARGEST_PIECE_BYTES, piece_bytes)
+    larger = replace(
+        sizes,
+        read_blocks=min(256, max(sizes.read_blocks, piece_bytes // layout.block_bytes)),
+        span_batches=max(sizes.span_batches, piece_bytes // 2 // (sizes.batch_size * layout.row_bytes)),
+    )
+    return _with_slots(layout, larger)
 
 
 def _with_slots(layout: Layout, sizes: Sizes) -> Sizes:

@@ -73,6 +73,15 @@ def test_what_is_solved_fits_and_can_run_or_is_refused_with_what_would_do(
         assert sizes.lanes == 1
 
 
+@pytest.mark.parametrize("memory", [16 << 20, 64 << 20, 1 << 30])
+def test_the_sequential_order_reads_larger_pieces_since_no_lane_needs_the_memory(memory):
+    layout = layout_of(row_shape=(784,), block_rows=100)
+    in_order, shuffled = (solve(layout, batch_size=256, memory=memory, shuffle=shuffle)[0] for shuffle in (False, True))
+    assert in_order.read_blocks >= 2 * shuffled.read_blocks
+    assert in_order.span_batches >= shuffled.span_batches
+    assert in_order.slots >= in_order.threads * in_order.read_blocks
+
+
 def test_more_memory_never_gives_fewer_slots():
     slots = [solve(layout_of(), batch_size=256, memory=m * 10**6)[0].slots for m in (32, 64, 128, 512, 2000)]
     assert slots == sorted(slots)
