@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from streamtrain.errors import UsageError
+from streamtrain.exact_sum import ExactSum
 from streamtrain.gradients import Learner, grad_norm
 from streamtrain.penalty import add_penalty, penalty
 from streamtrain.rules import EpochRule, Learned
@@ -103,7 +104,7 @@ class FullBatchRule(EpochRule):
         self.stuck = False
         self._known: dict[str, Measured] = {}
         self._before_trial: list[Tensor] | None = None
-        self._loss = _Total()
+        self._loss = ExactSum()
         self._first_batch: str | None = None
         self._begins_anew = True
 
@@ -131,7 +132,7 @@ class FullBatchRule(EpochRule):
         self.grad_norm = grad_norm(parameters)
         at = digest(parameters)
         self._known[at] = Measured(objective=self.objective, gradients=[_gradient_of(p) for p in parameters])
-        self._loss = _Total()
+        self._loss = ExactSum()
         _put(parameters, self._before_trial or ())
         self._before_trial = None
         self._take_steps()
@@ -167,6 +168,8 @@ class FullBatchRule(EpochRule):
             end = digest(self.learner.parameters)
             if end != start:
                 self.n_steps += 1
+                if self.learner.on_step is not None:
+                    self.learner.on_step()
                 self._known = {at: found for at, found in self._known.items() if at == end}
                 self._begins_anew = False
             elif self._begins_anew:
@@ -204,7 +207,7 @@ class FullBatchRule(EpochRule):
         return super().state_dict() | {
             "known": known,
             "before_trial": self._before_trial,
-            "loss": [self._loss.sum, self._loss.rest],
+            "loss": self._loss.state(),
             "first_batch": self._first_batch,
             "begins_anew": self._begins_anew,
             "stuck": self.stuck,
@@ -221,7 +224,7 @@ class FullBatchRule(EpochRule):
         }
         before = state["before_trial"]
         self._before_trial = None if before is None else self._placed(before)
-        self._loss = _Total(*state["loss"])
+        self._loss = ExactSum(*state["loss"])
         self._first_batch = state["first_batch"]
         self._begins_anew = state["begins_anew"]
         self.stuck = state["stuck"]
@@ -243,24 +246,6 @@ def _check_one_iteration(optimizer: Optimizer) -> None:
                 why="A step is one iteration here, with a line search of at least one trial",
                 fix="max_iter=1, max_eval=26, or optimizer='lbfgs'",
             )
-
-
-class _Total:
-    """A sum of numbers and what its roundings left out, so that their number does not matter."""
-
-    def __init__(self, sum: float = 0.0, rest: float = 0.0) -> None:
-        self.sum = sum
-        self.rest = rest
-
-    def add(self, value: float) -> None:
-        whole = self.sum + value
-        part = whole - self.sum
-        self.rest += (self.sum - (whole - part)) + (value - part)
-        self.sum = whole
-
-    @property
-    def value(self) -> float:
-        return self.sum + self.rest
 
 
 def _copies(parameters: Sequence[Tensor]) -> list[Tensor]:

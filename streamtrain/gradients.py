@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,10 @@ from streamtrain.stepping import NO_CLIPPING, Clipping, check_finite, gradient_s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
-    """What a step needs: the model, its loss, the optimizer over its parameters, and what belongs to every step."""
+    """What a step needs: the model, its loss, the optimizer over its parameters, and what belongs to every step.
+
+    ``on_step`` is called after each one, when the weights are those it came to.
+    """
 
     model: nn.Module
     loss: Loss
@@ -24,6 +28,7 @@ class Learner:
     l2: float = 0.0
     clipping: Clipping = NO_CLIPPING
     schedules: Schedules | None = None
+    on_step: Callable[[], None] | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from streamtrain.alignment import align
 from streamtrain.counts import Counts
 from streamtrain.errors import ResourceError
+from streamtrain.exact_sum import ExactSum
 from streamtrain.losses import IGNORED, Loss
 from streamtrain.speed import Speed
 
@@ -174,43 +175,6 @@ class RunningMetrics:
         self._marked = (self._loss_sum.value, self._weight.value)
         new = self._weight.value - weight
         return (self._loss_sum.value - loss_sum) / new if new else math.nan
-
-
-class ExactSum:
-    """A float64 sum that carries what its roundings left out, so that it is as good after a billion terms as after one.
-
-    The method is A. Neumaier's, Zeitschrift fuer Angewandte Mathematik und Mechanik 54 (1974).
-
-    Examples
-    --------
-    >>> total = ExactSum()
-    >>> for term in (1e16, 1.0, 1.0, -1e16):
-    ...     total.add(term)
-    >>> total.value
-    2.0
-    """
-
-    __slots__ = ("_lost", "_total")
-
-    def __init__(self, total: float = 0.0, lost: float = 0.0) -> None:
-        self._total = total
-        self._lost = lost
-
-    @property
-    def value(self) -> float:
-        """The sum."""
-        return self._total + self._lost
-
-    def add(self, term: float) -> None:
-        """Add a term."""
-        total = self._total + term
-        larger, smaller = (self._total, term) if abs(self._total) >= abs(term) else (term, self._total)
-        self._lost += (larger - total) + smaller
-        self._total = total
-
-    def state(self) -> list[float]:
-        """What makes the same sum again."""
-        return [self._total, self._lost]
 
 
 def _hits(loss: Loss, output: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | int]:

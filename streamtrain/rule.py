@@ -136,3 +136,5 @@ class Rule(ABC):
         self.n_steps += 1
         if schedules is not None:
             schedules.after_step()
+        if learner.on_step is not None:
+            learner.on_step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -53,6 +53,9 @@ class Setting:
         Whether `torch.compile` compiles the model.
     l2 : float
         The factor of the penalty, l2/2 times the sum of the squared weights (not biases), which is a part of J.
+    on_step : callable, optional
+        Called after every step, without arguments; the weights are those it came to. Where a sample's loss or gradient
+        is not finite, the fast path of the rule ``sample`` takes up to 127 steps back, and takes the good ones again.
     grad_tolerance, loss_tolerance : float, optional
         Where a run with ``lbfgs`` or ``cg`` ends: at a norm of J's gradient of at most the first, or after a step that
         lowers J by at most the second, relative to J where that is above 1.
@@ -73,6 +76,7 @@ class Setting:
     autocast: str | torch.dtype | None = None
     compile: bool = False
     l2: float = 0.0
+    on_step: Callable[[], None] | None = None
     grad_tolerance: float | None = None
     loss_tolerance: float | None = None
 
@@ -120,6 +124,7 @@ class Setting:
             l2=self.l2,
             clipping=clipping,
             schedules=Schedules(optimizer, self.schedule, self.beta1) if has_schedules else None,
+            on_step=self.on_step,
         )
 
     def rule(self, update: str, learner: Learner) -> Rule:

@@ -291,8 +291,8 @@ class Trainer:
         """
         batch = self._passes.on_device(rows)
         make = partial(self._setting.rule, self._rule.name)
-        # Nothing that a schedule counts has happened.
-        learner = replace(self._learner, schedules=None)
+        # Nothing that anyone counts has happened.
+        learner = replace(self._learner, schedules=None, on_step=None)
         return working_memory(make, learner, batch, inputs=self.inputs, target=self.target, weight=self.weight)
 
     def describe(self, loader: Stream) -> dict[str, object]:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "streamtrain"
 
 # A room imports from lower floors, or from rooms before it on its own floor.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "allocator", "interrupts"),
+    ("errors", "units", "allocator", "interrupts", "exact_sum"),
     ("layout", "system", "files", "moments", "label_stats", "stats", "events", "meter", "mapped", "limits"),
     ("arguments", "stacks", "random_words", "counts", "order", "picks", "schedule", "budget", "reshuffle", "quality"),
     ("store", "verify", "blocks", "labels", "planning", "sources"),

@@ -75,6 +75,8 @@ def test_every_rule_runs_with_every_optimizer(data: st.Dataset, tmp_path: Path) 
         assert run.diverged is None
         assert run.folder == tmp_path / "c" / f"{run.rule}-{run.optimizer}"
         kept = read_run(run.folder)
+        assert kept.config["update"] == run.rule
+        assert kept.config.get("sample_path") == ("fast" if run.rule == "sample" else None)
         assert [measured["loss"] for measured in kept.measured] == [point.train.loss for point in run.points]
         assert [epoch["val_loss"] for epoch in kept.epochs] == [point.val.loss for point in run.points[1:]]
         assert kept.memory.keys() == {"budget", "projected", "measured", "process", "terms"}

@@ -41,43 +41,42 @@ def test_variance_is_its_definition(seed: int, n_steps: int, window: int, optimi
     parameters = [nn.Parameter(torch.tensor(rng.normal(size=shape), dtype=dtype)) for shape in ((3, 2), (4,))]
     torch_optimizer = getattr(torch.optim, optimizer)(parameters, lr=0.1)
     seen = [flat(parameters)]
-    with UpdateVariance(torch_optimizer, window) as variance:
-        variance.begin()
-        for _ in range(n_steps):
-            for parameter in parameters:
-                parameter.grad = torch.tensor(rng.normal(1.0, 1.0, parameter.shape), dtype=dtype)
-            torch_optimizer.step()
-            seen.append(flat(parameters))
-        n_seen = min(n_steps, window)
-        assert variance.n_seen == n_seen
-        tolerance = 1e-9 if dtype == torch.float64 else 1e-4
-        expected = by_definition(np.array(seen[: n_seen + 1]))
-        assert variance.value() == pytest.approx(expected, rel=tolerance, abs=tolerance)
+    variance = UpdateVariance(window)
+    variance.begin(parameters)
+    for _ in range(n_steps):
+        for parameter in parameters:
+            parameter.grad = torch.tensor(rng.normal(1.0, 1.0, parameter.shape), dtype=dtype)
+        torch_optimizer.step()
+        variance.stepped()
+        seen.append(flat(parameters))
+    n_seen = min(n_steps, window)
+    assert variance.n_seen == n_seen
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    expected = by_definition(np.array(seen[: n_seen + 1]))
+    assert variance.value() == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-def test_equal_updates_have_no_variance_and_a_full_window_lets_go() -> None:
+def test_equal_updates_have_no_variance_and_a_full_window_takes_no_more() -> None:
     weight = nn.Parameter(torch.zeros(5))
-    optimizer = torch.optim.SGD([weight], lr=1.0)
+    variance = UpdateVariance(2)
 
-    def step(gradient: float) -> None:
-        weight.grad = torch.full((5,), gradient)
-        optimizer.step()
+    def step(update: float) -> None:
+        weight.data += update
+        variance.stepped()
 
-    with UpdateVariance(optimizer, 2) as variance:
-        assert variance.value() is None
-        variance.begin()
-        assert variance.value() is None, "no step yet"
-        step(1.0)
-        variance.rest()
-        step(1.0)
-        assert variance.value() == 0.0
-        variance.rest()
-        step(9.0)
-        assert (variance.n_seen, variance.value()) == (2, 0.0)
-        variance.begin()
-        step(1.0)
-        step(-1.0)
-        assert variance.value() is None, "updates without a mean have no variance relative to it"
+    step(7.0)
+    assert variance.value() is None, "no window has begun"
+    variance.begin([weight])
+    assert variance.value() is None, "no step yet"
+    step(1.0)
+    step(1.0)
+    assert variance.value() == 0.0
+    step(9.0)
+    assert (variance.n_seen, variance.value()) == (2, 0.0)
+    variance.begin([weight])
+    step(1.0)
+    step(-1.0)
+    assert variance.value() is None, "updates without a mean have no variance relative to it"
 
 
 @given(most=st.integers(2, 12).map(lambda half: 2 * half), n_offered=st.integers(1, 400))

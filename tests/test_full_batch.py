@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from doomed import Doomed, Killed
 from torch import Tensor, nn
 
 import streamtrain as st
@@ -154,19 +155,6 @@ def test_steps_are_those_of_the_optimizer_in_memory(optimizer: str) -> None:
 def test_a_killed_run_goes_on_bit_for_bit_inside_a_line_search_too(
     dataset: st.Dataset, tmp_path: Path, optimizer: str
 ) -> None:
-    class Killed(Exception):
-        pass
-
-    class Doomed(st.StreamLoader):
-        left = 0
-
-        def __iter__(self) -> Any:
-            for batch in super().__iter__():
-                if not self.left:
-                    raise Killed
-                self.left -= 1
-                yield batch
-
     def fit(model: nn.Module, loader: Any, run: Path) -> st.History:
         return trainer_of(model, optimizer).fit(
             loader, max_epochs=9, checkpoint=run, checkpoint_every=2, resume="auto", progress=False

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from doomed import Doomed, Killed
 from torch import nn
 
 import streamtrain as st
@@ -33,28 +34,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> st.Dataset:
     return st.ingest({"x": x, "y": y}, tmp_path_factory.mktemp("data") / "d.zarr", block=6 * N_FEATURES * 4)
 
 
-class Killed(Exception):
-    """In place of a process that ends without warning."""
-
-
-class Doomed(st.StreamLoader):
-    """A loader whose consumer dies after so many batches."""
-
-    left = 0
-
-    def __iter__(self) -> Any:
-        for batch in super().__iter__():
-            if not self.left:
-                raise Killed
-            self.left -= 1
-            yield batch
-
-
-def make_trainer(update: str, optimizer: str) -> st.Trainer:
+def make_trainer(update: str, optimizer: str, **options: Any) -> st.Trainer:
     torch.manual_seed(3)
     norm = nn.BatchNorm1d(8) if update != "sample" else nn.Identity()
     model = nn.Sequential(nn.Linear(N_FEATURES, 8), norm, nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
-    return st.Trainer(model, loss="cross_entropy", update=update, normalize="auto", **OPTIMIZERS[optimizer])
+    return st.Trainer(model, loss="cross_entropy", update=update, normalize="auto", **OPTIMIZERS[optimizer], **options)
 
 
 def make_loader(dataset: st.Dataset, update: str, memory: str = "16MB") -> st.StreamLoader:
@@ -100,6 +84,31 @@ def test_a_killed_run_goes_on_bit_for_bit(dataset: st.Dataset, tmp_path: Path, u
         for name, tensor in weights(whole).items():
             assert torch.equal(weights(resumed)[name], tensor), f"{name} after a kill at {kill_after}"
         assert len(list((run / "checkpoints").iterdir())) == 2, "the newest, and the one before it"
+
+
+@pytest.mark.filterwarnings("ignore:BatchNorm")
+@pytest.mark.parametrize("dtype", ["float64", "compensated"])
+def test_a_run_killed_inside_a_window_of_accumulated_batches_goes_on_bit_for_bit(
+    dataset: st.Dataset, tmp_path: Path, dtype: str
+) -> None:
+    options = {"accumulate_grad_batches": 5, "grad_sum_dtype": dtype}
+    whole = make_trainer("batch", "adam", **options)
+    with make_loader(dataset, "batch") as loader:
+        history = fit(whole, loader, tmp_path / "whole")
+    assert history.counts.n_steps == 3 * 3, "windows of 5, 5 and 2 batches"
+    # Saved after 4 and 8 batches, inside the first and the second window, and at 28, inside the third epoch's first.
+    for kill_after in (4, 9, 30):
+        run = tmp_path / str(kill_after)
+        doomed = Doomed(dataset, batch_size=BATCH_SIZE, memory="16MB", seed=5)
+        doomed.left = kill_after
+        with doomed, pytest.raises(Killed):
+            fit(make_trainer("batch", "adam", **options), doomed, run)
+        resumed = make_trainer("batch", "adam", **options)
+        with make_loader(dataset, "batch") as loader:
+            assert fit(resumed, loader, run).resumed_from_batch == kill_after // 4 * 4
+        assert metrics(run) == metrics(tmp_path / "whole")
+        for name, tensor in weights(whole).items():
+            assert torch.equal(weights(resumed)[name], tensor), f"{name} after a kill at {kill_after}"
 
 
 def test_a_signal_ends_the_run_after_its_step_saved(dataset: st.Dataset, tmp_path: Path) -> None:

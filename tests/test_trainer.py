@@ -124,6 +124,26 @@ def test_totals_of_steps_hold_under_every_rule(update: str, steps: int, samples:
     assert (counts.n_steps, counts.n_samples) == (steps, samples)
 
 
+@pytest.mark.parametrize(
+    ("update", "options"),
+    [
+        ("batch", {}),
+        ("batch", {"accumulate_grad_batches": 3}),
+        ("sample", {}),
+        ("sample", {"sample_path": "plain"}),
+        ("epoch", {}),
+        ("epoch", {"optimizer": "lbfgs"}),
+    ],
+)
+def test_every_step_is_told_and_the_rehearsal_s_are_not(update: str, options: dict[str, Any]) -> None:
+    data, told = Arrays(**make_data()), []
+    trainer = Trainer(make_model(), loss="cross_entropy", update=update, on_step=lambda: told.append(1), **options)
+    with trainer.working_memory({name: a[:8] for name, a in data.arrays.items()}):
+        assert not told
+    trainer.fit(Batches(data), max_epochs=4)
+    assert len(told) == trainer.counts.n_steps > 0
+
+
 def test_totals_are_totals_over_calls() -> None:
     once, twice = (Trainer(make_model(), loss="cross_entropy") for _ in range(2))
     stream = Batches(make_data())

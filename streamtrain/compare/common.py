@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -43,7 +44,7 @@ class Contest:
     pass_seconds: float = 0.0
     """Of the last pass over the training data that measured."""
 
-    def trainer(self, rule: str, optimizer: str) -> Trainer:
+    def trainer(self, rule: str, optimizer: str, on_step: Callable[[], None] | None = None) -> Trainer:
         """A trainer of a copy of the model."""
         return Trainer(
             copy.deepcopy(self.model),
@@ -55,6 +56,7 @@ class Contest:
             target=self.target,
             normalize=normalize_fields(self.dataset, self.inputs) if self.is_normalized else None,
             device=self.setting.device,
+            on_step=on_step,
         )
 
     def check(self, val: Dataset | None) -> None:

@@ -26,7 +26,8 @@ def race(
     contest: Contest, pair: tuple[str, str], passes: list[StreamLoader], first: Point, on_point: OnPoint
 ) -> tuple[Compared, list[Snapshot]]:
     """Make one run, and return it with the snapshots of its weights."""
-    trainer = contest.trainer(*pair)
+    variance = UpdateVariance()
+    trainer = contest.trainer(*pair, on_step=variance.stepped)
     run = Compared(
         rule=pair[0],
         optimizer=pair[1],
@@ -38,7 +39,7 @@ def race(
     with ExitStack() as stack:
         loader = stack.enter_context(contest.loader(pair[0], shares=len(passes)))
         folder = stack.enter_context(_folder(run, trainer, loader, contest))
-        racer = stack.enter_context(_Racer(contest, trainer, loader))
+        racer = _Racer(contest, trainer, loader, variance)
         with ExitStack() as rehearsal:
             # What a step takes is there for milliseconds.
             with MemoryMeter(interval_seconds=0.001) as step:
@@ -80,15 +81,15 @@ def _log(folder: Run, point: Point) -> None:
 class _Racer:
     """What follows a run through its epochs."""
 
-    def __init__(self, contest: Contest, trainer: Trainer, loader: StreamLoader) -> None:
+    def __init__(self, contest: Contest, trainer: Trainer, loader: StreamLoader, variance: UpdateVariance) -> None:
         self._contest = contest
         self._trainer = trainer
         self._has_one_step = loader.shuffle is False
-        self._variance = UpdateVariance(trainer.optimizer)
+        self._variance = variance
         self._stream = Watched(loader, self._after_batch)
         most = contest.n_kept()
-        weights = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-        self._path = Trajectory(weights, most - most % 2) if most else None
+        self._weights = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+        self._path = Trajectory(self._weights, most - most % 2) if most else None
         self._seconds = 0.0
         if self._path:
             self._path.offer(0)
@@ -103,7 +104,7 @@ class _Racer:
     def epoch(self, run: Compared, passes: list[StreamLoader], folder: Run) -> Compared:
         """Train one epoch more, and measure; a run that diverges ends where it was."""
         if not self._has_one_step or self._variance.is_full or not self._trainer.counts.n_epochs:
-            self._variance.begin()
+            self._variance.begin(self._weights)
         if not self._has_one_step and self._contest.setting.seconds is not None:
             self._stream.seconds_left = self._contest.setting.seconds - self._seconds
         before = self._variance.seconds
@@ -138,7 +139,6 @@ class _Racer:
         return float(counts.n_epochs) if self._has_one_step else counts.n_samples / len(self._contest.dataset)
 
     def _after_batch(self) -> None:
-        self._variance.rest()
         if self._path:
             self._path.offer(self._trainer.counts.n_steps)
 
@@ -148,9 +148,3 @@ class _Racer:
             return []
         self._path.end(self._trainer.counts.n_steps)
         return self._path.kept
-
-    def __enter__(self) -> _Racer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._variance.__exit__()

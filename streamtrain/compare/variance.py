@@ -18,23 +18,21 @@ weights move little. A rule of one step an epoch has a window over its epochs.
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 WINDOW: Final = 100
 """Steps of a window, at the most."""
 
 
 class UpdateVariance:
-    """Follow an optimizer through windows of its steps.
+    """Follow some parameters through windows of steps.
 
     Parameters
     ----------
-    optimizer : torch.optim.Optimizer
-        Whose parameters' updates are measured.
     n_steps : int
         Steps of a window, at the most.
 
@@ -48,21 +46,18 @@ class UpdateVariance:
     Examples
     --------
     >>> weight = nn.Parameter(torch.zeros(1))
-    >>> optimizer = torch.optim.SGD([weight], lr=1.0)
-    >>> with UpdateVariance(optimizer) as variance:
-    ...     variance.begin()
-    ...     for gradient in (1.0, 3.0):
-    ...         weight.grad = torch.tensor([gradient])
-    ...         optimizer.step()
+    >>> variance = UpdateVariance()
+    >>> variance.begin([weight])
+    >>> for update in (1.0, 3.0):
+    ...     weight.data += update
+    ...     variance.stepped()
     >>> variance.value()
     0.25
     """
 
-    def __init__(self, optimizer: Optimizer, n_steps: int = WINDOW) -> None:
-        self._optimizer = optimizer
-        self._parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+    def __init__(self, n_steps: int = WINDOW) -> None:
         self._n_steps = n_steps
-        self._hook: Any = None
+        self._parameters: list[nn.Parameter] = []
         self._first: list[Tensor] = []
         self._before: list[Tensor] = []
         self._squares: Tensor | float = 0.0
@@ -74,29 +69,19 @@ class UpdateVariance:
         """Whether the window has all its steps."""
         return self.n_seen >= self._n_steps
 
-    def begin(self) -> None:
-        """Begin a window at the weights as they are."""
+    def begin(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Begin a window of steps of some parameters, at the weights as they are."""
         started = time.perf_counter()
-        self._first = [parameter.detach().clone() for parameter in self._parameters]
+        self._parameters = list(parameters)
+        self._first = [parameter.detach().clone() for parameter in parameters]
         self._before = [weight.clone() for weight in self._first]
         self._squares = 0.0
         self.n_seen = 0
-        if self._hook is None:
-            self._hook = self._optimizer.register_step_post_hook(self._stepped)
         self.seconds += time.perf_counter() - started
 
-    def rest(self) -> None:
-        """Let go of the optimizer if the window is full, so that its further steps cost nothing."""
-        if self.is_full:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-
-    def _stepped(self, *_: object) -> None:
-        if self.is_full:
+    def stepped(self) -> None:
+        """Take in the step that led to the weights as they are, if one more belongs to the window."""
+        if self.is_full or not self._parameters:
             return
         started = time.perf_counter()
         with torch.no_grad():
@@ -115,12 +100,6 @@ class UpdateVariance:
             pairs = zip(self._before, self._first, strict=True)
             moved = float(sum(_square(last, first) for last, first in pairs))
         return max(self.n_seen * float(self._squares) / moved - 1.0, 0.0) if moved > 0 else None
-
-    def __enter__(self) -> UpdateVariance:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._let_go()
 
 
 def _square(one: Tensor, other: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class FastLoop:
 
     def _run(self, write: Callable[[int], object], scales: Sequence[float | None]) -> None:
         forward, backward, step = self._net.forward, self._net.backward, self._steps.step
-        deltas = self._net.d_output.vectors
+        deltas, on_step = self._net.d_output.vectors, self._learner.on_step
         for i, scale in enumerate(scales):
             forward(i)
             if scale == 0:
@@ -175,6 +175,8 @@ class FastLoop:
                 deltas[i].mul_(scale)
             backward(i)
             step(i)
+            if on_step is not None:
+                on_step()
 
     def _look(self, aim: Aim, scales: Sequence[float | None]) -> tuple[list[float], int | None]:
         """The samples' losses, and the first of them that is bad."""

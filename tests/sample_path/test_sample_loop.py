@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from sample_cases import (
     pair,
     seeded,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
 
 from streamtrain.errors import DivergedError
@@ -133,6 +134,26 @@ def test_any_batches_and_any_last_step(n: int, batch_size: int, max_steps: int |
         seen = [rule.learn((x[some],), y[some], max_steps) for rule in (fast, plain)]
         assert_same_seen(seen[:1], seen[1:])
     assert_same(fast, plain)
+
+
+def test_who_is_told_of_steps_sees_the_weights_each_came_to() -> None:
+    x, y = make_data(CHUNK + 20)
+    seen: dict[str, list[Tensor]] = {}
+
+    def told(path: str) -> SampleRule:
+        rule = make_rule(make_net(), path)
+        weight, seen[path] = rule.learner.parameters[0], []
+        learner = replace(rule.learner, on_step=lambda: seen[path].append(weight.detach().clone()))
+        return SampleRule(learner, path=path)
+
+    fast, plain = pair(told)
+    weight = torch.ones(len(x), dtype=torch.float64)
+    weight[5] = 0
+    learn(fast, x, y, 40, weight)
+    learn(plain, x, y, 40, weight)
+    assert_same(fast, plain)
+    assert len(seen["fast"]) == len(seen["plain"]) == len(x) - 1, "one sample weighs nothing"
+    torch.testing.assert_close(torch.stack(seen["fast"]), torch.stack(seen["plain"]), rtol=1e-10, atol=1e-12)
 
 
 def test_what_rescales_the_input_is_part_of_it() -> None:

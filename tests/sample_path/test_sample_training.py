@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from doomed import Doomed, Killed
 from torch import nn
 
 import streamtrain as st
@@ -26,23 +27,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> st.Dataset:
     return st.ingest({"x": x, "y": y}, tmp_path_factory.mktemp("data") / "d.zarr", progress=False)
 
 
-class Killed(Exception):
-    """In place of a process that ends without warning."""
-
-
-class Doomed(st.StreamLoader):
-    """A loader whose consumer dies in its second epoch."""
-
-    left = 7
-
-    def __iter__(self) -> Any:
-        for batch in super().__iter__():
-            if not self.left:
-                raise Killed
-            self.left -= 1
-            yield batch
-
-
 def make_trainer(path: str, **options: Any) -> st.Trainer:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -51,11 +35,12 @@ def make_trainer(path: str, **options: Any) -> st.Trainer:
 
 
 def fit(
-    trainer: st.Trainer, dataset: st.Dataset, run: Path | None = None, max_epochs: int = 1, kind: Any = st.StreamLoader
+    trainer: st.Trainer, dataset: st.Dataset, run: Path | None = None, max_epochs: int = 1, kill_after: int = 0
 ) -> Any:
     resume = "auto" if run else None
     how = {"checkpoint": run, "checkpoint_every": 2, "resume": resume, "progress": False}
-    with kind(dataset, batch_size=BATCH_SIZE, memory="16MB") as loader:
+    with (Doomed if kill_after else st.StreamLoader)(dataset, batch_size=BATCH_SIZE, memory="16MB") as loader:
+        loader.left = kill_after
         return trainer.fit(loader, max_epochs=max_epochs, **how)
 
 
@@ -72,7 +57,7 @@ def test_a_run_goes_on_along_its_own_path_bit_for_bit(
     fit(whole, dataset, max_epochs=2)
     run = tmp_path / "run"
     with pytest.raises(Killed):
-        fit(make_trainer(path, **options), dataset, run, max_epochs=2, kind=Doomed)
+        fit(make_trainer(path, **options), dataset, run, max_epochs=2, kill_after=7)
     assert json.loads((run / "config.json").read_text())["sample_path"] == path
     # What goes on asks for nothing.
     second = make_trainer("auto", **options)
