@@ -136,7 +136,7 @@ def test_totals_of_steps_hold_under_every_rule(update: str, steps: int, samples:
     ],
 )
 def test_every_step_is_told_and_the_rehearsal_s_are_not(update: str, options: dict[str, Any]) -> None:
-    data, told = Arrays(**make_data()), []
+    data, told = make_data(), []
     trainer = Trainer(make_model(), loss="cross_entropy", update=update, on_step=lambda: told.append(1), **options)
     with trainer.working_memory({name: a[:8] for name, a in data.arrays.items()}):
         assert not told
