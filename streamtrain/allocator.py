@@ -5,12 +5,13 @@ that at the end of its heap. Large tensors that come and go with every step then
 and the heap grows by what lies between them. With fixed limits large tensors are given back at once; huge pages make
 up for most of what asking for them anew costs.
 
-Sources: mallopt(3), and torch's ``c10/core/impl/alloc_cpu.cpp``.
+Sources: mallopt(3), malloc_trim(3), and torch's ``c10/core/impl/alloc_cpu.cpp``.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from typing import Final
@@ -38,3 +39,20 @@ def keep_little() -> bool:
     os.environ.setdefault(_HUGE_PAGES, "1")
     large = library.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
     return bool(large and library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
+
+
+def give_back() -> bool:
+    """Give the system what was freed and is still held, here and in every thread; return whether that could be asked.
+
+    Without it, what the process holds at the beginning of a piece of work tells of the pieces before.
+
+    Examples
+    --------
+    >>> give_back() or sys.platform != "linux"
+    True
+    """
+    gc.collect()
+    if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        return False
+    library.malloc_trim(0)
+    return True

@@ -35,7 +35,7 @@ class PoolMemory(Protocol):
         """Put rows of the pool into a span, from a position on."""
 
     def close(self) -> None:
-        """Give back what does not go by itself, once no thread works here any more."""
+        """Give everything back but the spans that are lent, once no thread works here any more."""
 
 
 class HostMemory:
@@ -67,4 +67,6 @@ class HostMemory:
         return {}
 
     def close(self) -> None:
-        pass
+        # The pool and its threads refer to each other: only Python's collector would find them, some time.
+        self.slots.let_go()
+        self._spans.close()

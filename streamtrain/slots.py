@@ -65,6 +65,10 @@ class Slots:
         """A slot's memory, one writable buffer per field."""
         return [view[slot * n : (slot + 1) * n] for view, n in zip(self._views, self._block_bytes, strict=True)]
 
+    def let_go(self) -> None:
+        """Give the memory back; no block can be read or taken any more."""
+        self.rows, self._views = [], []
+
     def n_free(self, now: int) -> int:
         """How many more blocks may be read, given the first sweep that is still needed."""
         return max(0, self._n_working - int(np.count_nonzero(self._until > now)))

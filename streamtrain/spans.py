@@ -59,6 +59,7 @@ class SpanMemory:
         # Memory comes back from whichever thread drops the last reference, perhaps amid a locked section:
         # appending to a deque takes no lock.
         self._free: list[deque[Bytes]] = [deque() for _ in fields]
+        self._closed = False
 
     def lend(self, epoch: int, start: int, stop: int) -> Span:
         """A span over positions [start, stop); its arrays' contents are undefined."""
@@ -74,5 +75,15 @@ class SpanMemory:
         except IndexError:
             memory = aligned_bytes(self._n_samples * field.row_bytes)
         array = memory[: n_samples * field.row_bytes].view(field.dtype).reshape(n_samples, *field.shape)
-        weakref.finalize(array, free.append, memory).atexit = False
+        weakref.finalize(array, self._take_back, free, memory).atexit = False
         return array
+
+    def _take_back(self, free: deque[Bytes], memory: Bytes) -> None:
+        if not self._closed:
+            free.append(memory)
+
+    def close(self) -> None:
+        """Keep no memory any more: what is lent goes with its last reference."""
+        self._closed = True
+        for free in self._free:
+            free.clear()

@@ -1,9 +1,6 @@
-import gc
 import subprocess
 import sys
 import textwrap
-import threading
-import time
 from itertools import chain
 
 import numpy as np
@@ -198,31 +195,6 @@ def test_two_iterations_at_once_are_an_error(dataset):
         next(iter(loader))
         with pytest.raises(UsageError, match="iterated anew"):
             next(first)
-
-
-def test_a_closed_loader_says_so(dataset):
-    loader = StreamLoader(dataset, batch_size=64, memory="4MB")
-    batches = iter(loader)
-    next(batches)
-    loader.close()
-    loader.close()
-    with pytest.raises(UsageError, match="the loader is closed"):
-        iter(loader)
-    with pytest.raises(UsageError):
-        next(batches)
-
-
-def test_a_forgotten_loader_stops_its_threads(dataset):
-    before = set(threading.enumerate())
-    loader = StreamLoader(dataset, batch_size=64, memory="4MB")
-    next(iter(loader))
-    assert set(threading.enumerate()) - before
-    del loader
-    gc.collect()
-    deadline = time.monotonic() + 5
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not set(threading.enumerate()) - before
 
 
 def test_the_next_epoch_needs_no_restart(dataset, monkeypatch):

@@ -1,3 +1,5 @@
+import weakref
+
 import numpy as np
 import torch
 
@@ -25,6 +27,20 @@ def test_memory_is_lent_again_only_after_the_last_tensor_is_gone():
     assert memory.lend(0, 10, 20).arrays[0].ctypes.data != address
     del last
     assert memory.lend(0, 10, 20).arrays[0].ctypes.data == address
+
+
+def test_closed_memory_keeps_nothing_and_what_is_lent_stays_whole():
+    memory = SpanMemory((Y,), 10, 2)
+    held, given_back = memory.lend(0, 0, 10), memory.lend(0, 10, 20)
+    held.arrays[0][:] = 7
+    gone = [weakref.ref(span.arrays[0].base) for span in (held, given_back)]
+    del given_back
+    assert gone[1]() is not None
+    memory.close()
+    assert gone[1]() is None
+    assert held.arrays[0].tolist() == [7] * 10
+    del held
+    assert gone[0]() is None
 
 
 def test_surplus_memory_is_given_back():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 
+from streamtrain.allocator import give_back
 from streamtrain.compare.common import Contest
 from streamtrain.compare.results import Compared, Point
 from streamtrain.compare.trajectory import Snapshot, Trajectory
@@ -26,6 +27,8 @@ def race(
     contest: Contest, pair: tuple[str, str], passes: list[StreamLoader], first: Point, on_point: OnPoint
 ) -> tuple[Compared, list[Snapshot]]:
     """Make one run, and return it with the snapshots of its weights."""
+    # Its memory is to be its own, not that of the runs before.
+    give_back()
     variance = UpdateVariance()
     trainer = contest.trainer(*pair, on_step=variance.stepped)
     run = Compared(

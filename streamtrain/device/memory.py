@@ -175,6 +175,7 @@ class PoolOnHost:
     def close(self) -> None:
         self._accelerator.close()
         self._ring.close()
+        self.slots.let_go()
 
 
 class PoolOnDevice:
