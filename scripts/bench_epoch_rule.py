@@ -223,7 +223,7 @@ def exactness(kind: str, n: int) -> dict[str, Any]:
     sums: dict[str, tuple[nn.Parameter, GradientSum]] = {}
     for dtype in ("compensated", "float32"):
         parameter = nn.Parameter(torch.zeros(0))
-        sums[dtype] = parameter, GradientSum([parameter], dtype)
+        sums[dtype] = parameter, GradientSum(dtype)
     total, magnitudes = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for gradient in GRADIENTS[kind](n):
         # Widened first: a scalar of float64 and a vector of float32 make a vector of float32.
@@ -232,11 +232,11 @@ def exactness(kind: str, n: int) -> dict[str, Any]:
         for parameter, found in sums.values():
             parameter.data = torch.empty_like(gradient) if parameter.shape != gradient.shape else parameter.data
             parameter.grad = gradient
-            found.add(1.0)
+            found.add([parameter], 1.0)
     held = total.abs() >= LEAST_SHARE * magnitudes
     errors: dict[str, float] = {}
     for dtype, (parameter, found) in sums.items():
-        found.put()
+        found.put([parameter])
         assert parameter.grad is not None
         errors[dtype] = round(float(ulps(parameter.grad, total)[held].max()), 3)
     return {

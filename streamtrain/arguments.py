@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+import math
+from typing import Final, TypeGuard
 
 from streamtrain.errors import UsageError, unknown_name
 
 ON_BAD_BLOCK: Final = ("error", "quarantine")
 RESHUFFLE: Final = ("epoch", "never")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether something is a finite number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> None:

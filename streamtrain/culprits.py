@@ -73,7 +73,7 @@ def _by_sample(learner: Learner, inputs: tuple[Tensor, ...], target: Tensor) -> 
     with torch.no_grad():
         output = learner.model(*inputs)
     ones = [slice(i, i + 1) for i in range(len(target))]
-    bad_losses = _places([not bool(torch.isfinite(learner.loss(output[one], target[one]))) for one in ones])
+    bad_losses = _places([not bool(torch.isfinite(learner.loss.total(output[one], target[one])[0])) for one in ones])
     if len(bad_losses):
         return bad_losses, _places([])
     # Each by itself: in one graph, a gradient that is not finite times the zero of another's loss is none either.
@@ -81,7 +81,7 @@ def _by_sample(learner: Learner, inputs: tuple[Tensor, ...], target: Tensor) -> 
 
 
 def _has_bad_gradient(learner: Learner, inputs: tuple[Tensor, ...], target: Tensor) -> bool:
-    loss = learner.loss(learner.model(*inputs), target)
+    loss, _ = learner.loss.total(learner.model(*inputs), target)
     gradients = torch.autograd.grad(loss, learner.parameters, allow_unused=True)
     return not all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None)
 

@@ -13,7 +13,6 @@ the weights that the last whole step came to, and never those of a trial.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,11 +21,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from streamtrain.arguments import is_number
 from streamtrain.errors import UsageError
 from streamtrain.exact_sum import ExactSum
 from streamtrain.gradients import Learner, grad_norm
 from streamtrain.penalty import add_penalty, penalty
-from streamtrain.rules import EpochRule, Learned
+from streamtrain.rules import EpochRule, Learned, put_mean
 from streamtrain.same_forward import check_same_forward, digest
 
 
@@ -97,7 +97,7 @@ class FullBatchRule(EpochRule):
         super().__init__(learner, grad_sum_dtype=grad_sum_dtype)
         self._tolerances = {"grad_tolerance": grad_tolerance, "loss_tolerance": loss_tolerance}
         for name, value in self._tolerances.items():
-            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+            if value is not None and not (is_number(value) and value > 0):
                 raise UsageError(f"{name} is {value!r}; it must be positive and finite")
         self._values: list[float] = []
         self.settled = False
@@ -124,8 +124,9 @@ class FullBatchRule(EpochRule):
 
     def end_epoch(self) -> None:
         """Note what the pass has found, and take the step that it makes possible."""
-        divisor = 1.0 if self.learner.loss.summed else self._sum.weight
-        self._sum.put(divisor)
+        divisor = put_mean(self._sum, self.learner)
+        if not divisor:
+            return
         parameters = self.learner.parameters
         add_penalty(parameters, self.learner.l2)
         self.objective = self._loss.value / divisor + penalty(parameters, self.learner.l2)

@@ -19,7 +19,7 @@ A float64 gradient is summed as it is with ``float64``, and is rounded to float3
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -36,38 +36,31 @@ class GradientSum:
 
     Parameters
     ----------
-    parameters : iterable of torch.nn.Parameter
-        Whose ``grad`` is summed, on its device; one that never has any stays without.
     dtype : {"float64", "compensated", "float32"}
-        What a sum is held in.
+        What a sum is held in, on its parameter's device; a parameter that never has a gradient stays without.
 
     Raises
     ------
     UnknownName
         No sum is held in that.
-    UsageError
-        The device has no float64.
 
     Examples
     --------
     >>> weight = nn.Parameter(torch.zeros(1))
-    >>> total = GradientSum([weight])
+    >>> total = GradientSum()
     >>> for gradient, n_samples in ((3.0, 3), (5.0, 1)):
     ...     weight.grad = torch.tensor([gradient])
-    ...     total.add(n_samples)
+    ...     total.add([weight], n_samples)
     >>> total.weight
     4.0
-    >>> total.put(total.weight)
+    >>> total.put([weight], total.weight)
     >>> weight.grad
     tensor([2.])
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], dtype: str = "float64") -> None:
+    def __init__(self, dtype: str = "float64") -> None:
         check_grad_sum_dtype(dtype)
-        self._parameters = list(parameters)
         self._dtype = dtype
-        if dtype == "float64" and any(parameter.device.type == "mps" for parameter in self._parameters):
-            raise UsageError("the device has no float64 to sum gradients in", fix="grad_sum_dtype='compensated'")
         self.clear()
 
     @property
@@ -85,28 +78,39 @@ class GradientSum:
         self._remainders: dict[int, Tensor] = {}
         self._weight = 0.0
 
-    def add(self, weight: float) -> None:
-        """Add each parameter's gradient, that of a weighted sum of losses, whose weights sum to this."""
+    def add(self, parameters: Sequence[nn.Parameter], weight: float) -> None:
+        """Add each parameter's gradient, that of a weighted sum of losses, whose weights sum to this.
+
+        Raises
+        ------
+        UsageError
+            The device has no float64.
+        """
         self._weight += weight
         with torch.no_grad():
-            for i, parameter in enumerate(self._parameters):
+            for i, parameter in enumerate(parameters):
                 if parameter.grad is not None:
                     self._add(i, parameter.grad)
 
     def _add(self, i: int, gradient: Tensor) -> None:
         if i not in self._sums:
-            kind = torch.float64 if self._dtype == "float64" else torch.float32
-            self._sums[i] = torch.zeros_like(gradient, dtype=kind)
-            if self._dtype == "compensated":
-                self._remainders[i] = torch.zeros_like(gradient, dtype=kind)
+            self._begin(i, gradient)
         if self._dtype == "compensated":
             _add_exactly(self._sums[i], self._remainders[i], gradient.float())
         else:
             self._sums[i].add_(gradient)
 
-    def put(self, divisor: float = 1.0) -> None:
+    def _begin(self, i: int, gradient: Tensor) -> None:
+        if self._dtype == "float64" and gradient.device.type == "mps":
+            raise UsageError("the device has no float64 to sum gradients in", fix="grad_sum_dtype='compensated'")
+        kind = torch.float64 if self._dtype == "float64" else torch.float32
+        self._sums[i] = torch.zeros_like(gradient, dtype=kind)
+        if self._dtype == "compensated":
+            self._remainders[i] = torch.zeros_like(gradient, dtype=kind)
+
+    def put(self, parameters: Sequence[nn.Parameter], divisor: float = 1.0) -> None:
         """Put each sum, divided once, in place of its parameter's gradient, and begin anew."""
-        for i, parameter in enumerate(self._parameters):
+        for i, parameter in enumerate(parameters):
             parameter.grad = self._total(i).div_(divisor).to(parameter.dtype) if i in self._sums else None
         self.clear()
 
@@ -117,14 +121,15 @@ class GradientSum:
         """The sums so far and what their roundings left out, by the parameter's number, and their weight."""
         return {"weight": self._weight, "sums": dict(self._sums), "remainders": dict(self._remainders)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, parameters: Sequence[nn.Parameter], state: dict[str, Any]) -> None:
         """Go on from sums that ``state_dict`` gave, each on its parameter's device."""
         self._weight = state["weight"]
-        self._sums = self._placed(state["sums"])
-        self._remainders = self._placed(state["remainders"])
+        self._sums = _placed(parameters, state["sums"])
+        self._remainders = _placed(parameters, state["remainders"])
 
-    def _placed(self, tensors: dict[int, Tensor]) -> dict[int, Tensor]:
-        return {i: tensor.to(self._parameters[i].device, copy=True) for i, tensor in tensors.items()}
+
+def _placed(parameters: Sequence[nn.Parameter], tensors: dict[int, Tensor]) -> dict[int, Tensor]:
+    return {i: tensor.to(parameters[i].device, copy=True) for i, tensor in tensors.items()}
 
 
 def _add_exactly(total: Tensor, remainder: Tensor, term: Tensor) -> None:

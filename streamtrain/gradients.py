@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 
 from streamtrain.losses import Loss
 from streamtrain.schedules import Schedules
-from streamtrain.stepping import NO_CLIPPING, Clipping, check_finite, gradient_sizes
+from streamtrain.stepping import NO_CLIPPING, Clipping, check_finite, dense, gradient_sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
     """What a step needs: the model, its loss, the optimizer over its parameters, and what belongs to every step.
 
-    ``on_step`` is called after each one, when the weights are those it came to.
+    ``on_step`` is called after each one, when the weights are those it came to; see `streamtrain.setting.Setting`.
     """
 
     model: nn.Module
@@ -115,5 +115,5 @@ def numbers(loss: Tensor, *others: Tensor | float) -> list[float]:
 def grad_norm(parameters: list[nn.Parameter]) -> float:
     """The Euclidean norm of all the gradients together."""
     wide = torch.float32 if parameters[0].device.type == "mps" else torch.float64
-    norms = [torch.linalg.vector_norm(p.grad, dtype=wide) for p in parameters if p.grad is not None]
+    norms = [torch.linalg.vector_norm(dense(p.grad), dtype=wide) for p in parameters if p.grad is not None]
     return math.hypot(*torch.stack(norms).tolist()) if norms else 0.0

@@ -80,7 +80,10 @@ class Loss:
         UsageError
             The shapes or dtypes do not fit each other; see `streamtrain.alignment.align`.
         """
-        mean = self.mean(*align(self, output, target))
+        return self._mean(*align(self, output, target))
+
+    def _mean(self, output: Tensor, target: Tensor) -> Tensor:
+        mean = self.mean(output, target)
         return mean.mean() if self.each is None and _is_per_sample(mean, target) else mean
 
     def total(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor | int]:
@@ -111,14 +114,16 @@ class Loss:
         if self.each is None:
             return self._own_total(output, target, weight)
         losses = self.each(output, target)
+        # Of a single sample, whose output has no axis of its own.
+        losses = losses.reshape(1) if losses.ndim == 0 else losses
         if self.of_samples:
             losses = losses.flatten(1).sum(1) if losses.ndim > 1 else losses
         weights = self._weights(target, losses)
         if weight is None:
-            return losses.sum(), losses.numel() if weights is None else weights.sum()
+            return _summed(losses), losses.numel() if weights is None else _summed(weights)
         of_sample = weight.to(losses.dtype).view(-1, *(1,) * (losses.ndim - 1))
         of_each = of_sample.expand_as(losses) if weights is None else of_sample * weights
-        return (losses * of_sample).sum(), of_each.sum(dtype=_wide(losses))
+        return _summed(losses * of_sample), of_each.sum(dtype=_wide(losses))
 
     def objective(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor | int]:
         """Return J over a batch, the scalar tensor that a step lowers, and the sum of the weights in it.
@@ -132,7 +137,8 @@ class Loss:
             As `total` does.
         """
         if weight is None and not self.summed:
-            return self(output, target), self.weigh(*align(self, output, target))
+            output, target = align(self, output, target)
+            return self._mean(output, target), self.weigh(output, target)
         total, weights = self.total(output, target, weight)
         return (total if self.summed else total / weights), weights
 
@@ -141,7 +147,7 @@ class Loss:
         if self.kind == "custom":
             return len(target)
         weights = self._weights(target, None)
-        return target.numel() if weights is None else weights.sum()
+        return target.numel() if weights is None else _summed(weights)
 
     def _weights(self, target: Tensor, losses: Tensor | None) -> Tensor | None:
         """Of the target's elements; None where each is 1."""
@@ -163,12 +169,18 @@ class Loss:
                 )
             return losses * len(target), len(target)
         if weight is None:
-            return losses.sum(), len(target)
-        return (losses * weight.to(losses.dtype)).sum(), weight.sum(dtype=_wide(losses))
+            return _summed(losses), len(target)
+        return _summed(losses * weight.to(losses.dtype)), weight.sum(dtype=_wide(losses))
 
 
 def _is_per_sample(losses: Tensor, target: Tensor) -> bool:
     return isinstance(losses, Tensor) and losses.shape == (len(target),)
+
+
+def _summed(values: Tensor) -> Tensor:
+    """The sum, in float32 at least: half as many digits do not count to the size of a batch."""
+    is_narrow = values.is_floating_point() and values.element_size() < 4
+    return values.sum(dtype=torch.float32 if is_narrow else None)
 
 
 def _wide(losses: Tensor) -> torch.dtype:
@@ -246,6 +258,7 @@ def _of_module(module: torch_losses._Loss) -> Loss:
     name, kind = named.get(type(module), (type(module).__name__, "custom"))
     mean = _reduced(module, "batchmean" if module.reduction == "batchmean" else "mean")
     has_classes = kind == "classes"
+    kind = "values" if isinstance(module, nn.HuberLoss | nn.SmoothL1Loss) else kind
     return Loss(
         name=name,
         kind=kind,

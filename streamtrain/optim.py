@@ -7,13 +7,13 @@ search, and ``cg`` is `streamtrain.conjugate_gradient`. Left out is ``SparseAdam
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, TypeGuard
+from typing import Final
 
 import torch
 from torch.optim import Optimizer
 
+from streamtrain.arguments import is_number
 from streamtrain.conjugate_gradient import ConjugateGradient
 from streamtrain.errors import UsageError, unknown_name
 
@@ -97,12 +97,13 @@ def build_optimizer(
     ...
     streamtrain.errors.UsageError: lr is -1.0; it must be positive and finite
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    everything = list(parameters)
+    trained = [parameter for parameter in everything if parameter.requires_grad]
     given = {name: value for name, value in {"lr": lr, **options}.items() if value is not None}
     if not trained:
         raise UsageError("the model has no parameters to train", fix="requires_grad=True on those to be trained")
     if not isinstance(optimizer, str):
-        return _given_optimizer(optimizer, trained, given)
+        return _given_optimizer(optimizer, everything, given)
     name = optimizer.lower()
     if name not in _KNOWN:
         raise unknown_name("optimizer", optimizer, _KNOWN)
@@ -124,7 +125,7 @@ def takes_closure(optimizer: Optimizer) -> bool:
 
 
 def _given_optimizer(
-    optimizer: Optimizer | OptimizerFactory, trained: list[torch.nn.Parameter], given: Mapping[str, object]
+    optimizer: Optimizer | OptimizerFactory, parameters: list[torch.nn.Parameter], given: Mapping[str, object]
 ) -> Optimizer:
     if given:
         raise UsageError(
@@ -136,16 +137,16 @@ def _given_optimizer(
         raise UsageError(
             f"optimizer is {optimizer!r}", fix="a name, an optimizer, or a factory (parameters) -> optimizer"
         )
-    made = optimizer if isinstance(optimizer, Optimizer) else optimizer(trained)
+    made = optimizer if isinstance(optimizer, Optimizer) else optimizer([p for p in parameters if p.requires_grad])
     if not isinstance(made, Optimizer):
         raise UsageError(f"the optimizer factory returned {type(made).__name__}", fix="return a torch.optim.Optimizer")
-    _check_same_parameters(made, trained)
+    _check_same_parameters(made, parameters)
     return made
 
 
-def _check_same_parameters(optimizer: Optimizer, trained: list[torch.nn.Parameter]) -> None:
+def _check_same_parameters(optimizer: Optimizer, parameters: list[torch.nn.Parameter]) -> None:
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not held <= {id(parameter) for parameter in trained}:
+    if not held <= {id(parameter) for parameter in parameters}:
         raise UsageError(
             "the optimizer holds parameters that the model does not",
             why="Its steps would not train this model",
@@ -190,12 +191,8 @@ def _check_values(given: Mapping[str, object]) -> None:
                 raise UsageError(f"{name} is {value!r}; it must be {wanted}")
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_positive(value: object) -> bool:
-    return _is_number(value) and value > 0
+    return is_number(value) and value > 0
 
 
 def _is_a_count(value: object) -> bool:
@@ -203,11 +200,11 @@ def _is_a_count(value: object) -> bool:
 
 
 def _is_not_negative(value: object) -> bool:
-    return _is_number(value) and value >= 0
+    return is_number(value) and value >= 0
 
 
 def _is_fraction(value: object) -> bool:
-    return _is_number(value) and 0 <= value < 1
+    return is_number(value) and 0 <= value < 1
 
 
 def _are_betas(value: object) -> bool:

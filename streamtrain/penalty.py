@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from streamtrain.arguments import is_number
 from streamtrain.errors import UsageError
 
 
@@ -25,19 +26,19 @@ def check_l2(l2: float) -> None:
     UsageError
         It is none.
     """
-    if isinstance(l2, bool) or not isinstance(l2, int | float) or not 0 <= l2 < math.inf:
+    if not is_number(l2) or l2 < 0:
         raise UsageError(f"l2 is {l2!r}; it must be 0 or positive, and finite")
 
 
 def penalized(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Those of the parameters that the penalty is on.
+    """Those of the parameters that the penalty is on: trained, and no biases.
 
     Examples
     --------
     >>> [tuple(parameter.shape) for parameter in penalized(nn.Linear(3, 2).parameters())]
     [(2, 3)]
     """
-    return [parameter for parameter in parameters if parameter.ndim >= 2]
+    return [parameter for parameter in parameters if parameter.ndim >= 2 and parameter.requires_grad]
 
 
 def penalty(parameters: Iterable[nn.Parameter], l2: float) -> float:

@@ -33,6 +33,7 @@ from streamtrain.gradients import Gradient, Learner, grad_norm, gradient
 from streamtrain.penalty import add_penalty
 from streamtrain.rule import Learned, Rule
 from streamtrain.sample_rule import SampleRule
+from streamtrain.stepping import check_finite_sum
 
 __all__ = ["RULES", "BatchRule", "EpochRule", "Learned", "Rule", "SampleRule", "check_rule"]
 
@@ -45,7 +46,7 @@ class BatchRule(Rule):
     def __init__(self, learner: Learner, *, accumulate: int = 1, grad_sum_dtype: str = "float64") -> None:
         super().__init__(learner)
         self._accumulate = accumulate
-        self._sum = GradientSum(learner.parameters, grad_sum_dtype)
+        self._sum = GradientSum(grad_sum_dtype)
         self._n_waiting = 0
 
     def options(self) -> dict[str, object]:
@@ -56,7 +57,7 @@ class BatchRule(Rule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._sum.load_state_dict(state["sum"])
+        self._sum.load_state_dict(self.learner.parameters, state["sum"])
         self._n_waiting = state["n_waiting"]
 
     @property
@@ -78,18 +79,16 @@ class BatchRule(Rule):
             if seen.weight:
                 self._step()
         else:
-            self._sum.add(seen.weight)
+            _add(self._sum, self.learner, seen)
             self._n_waiting += 1
             if self._n_waiting == self._accumulate:
                 self.end_epoch()
         return _learned(seen, target, weight)
 
     def end_epoch(self) -> None:
-        if self._n_waiting and self._sum.weight:
-            self._sum.put(1.0 if self.learner.loss.summed else self._sum.weight)
-            self._step()
-        self._sum.clear()
         self._n_waiting = 0
+        if put_mean(self._sum, self.learner):
+            self._step()
 
 
 class EpochRule(Rule):
@@ -101,7 +100,7 @@ class EpochRule(Rule):
 
     def __init__(self, learner: Learner, *, grad_sum_dtype: str = "float64") -> None:
         super().__init__(learner)
-        self._sum = GradientSum(learner.parameters, grad_sum_dtype)
+        self._sum = GradientSum(grad_sum_dtype)
 
     def options(self) -> dict[str, object]:
         return self._sum.options()
@@ -111,7 +110,7 @@ class EpochRule(Rule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._sum.load_state_dict(state["sum"])
+        self._sum.load_state_dict(self.learner.parameters, state["sum"])
 
     def learn(
         self,
@@ -121,14 +120,40 @@ class EpochRule(Rule):
         weight: Tensor | None = None,
     ) -> Learned:
         seen = gradient(self.learner, inputs, target, weight, summed=True)
-        self._sum.add(seen.weight)
+        _add(self._sum, self.learner, seen)
         return _learned(seen, target, weight)
 
     def end_epoch(self) -> None:
-        self._sum.put(1.0 if self.learner.loss.summed else self._sum.weight)
+        if not put_mean(self._sum, self.learner):
+            return
         add_penalty(self.learner.parameters, self.learner.l2)
         self.grad_norm = grad_norm(self.learner.parameters)
         self._step_on_whole()
+
+
+def _add(total: GradientSum, learner: Learner, seen: Gradient) -> None:
+    # Where nothing has a weight the gradient is 0, or 0 times what is not finite.
+    if seen.weight:
+        total.add(learner.parameters, seen.weight)
+
+
+def put_mean(total: GradientSum, learner: Learner) -> float:
+    """Leave the mean gradient, or the summed loss's own, in the parameters; return what the sum was divided by.
+
+    That is 0, and the parameters keep what they have, where nothing summed has a weight.
+
+    Raises
+    ------
+    DivergedError
+        The sum has left the range of its numbers, or of the gradients'. No step has been taken on it.
+    """
+    if not total.weight:
+        total.clear()
+        return 0.0
+    divisor = 1.0 if learner.loss.summed else total.weight
+    total.put(learner.parameters, divisor)
+    check_finite_sum(learner.parameters)
+    return divisor
 
 
 def _learned(seen: Gradient, target: Tensor, weight: Tensor | None) -> Learned:

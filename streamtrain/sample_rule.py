@@ -43,11 +43,12 @@ class SampleRule(Rule):
         return {"sample_path": self.choice.path}
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"path": self.choice.path}
+        return super().state_dict() | {"path": self.choice.taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.choice.resume(state.get("path", "plain"))
+        if (path := state.get("path", "plain")) is not None:
+            self.choice.resume(path)
 
     def learn(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from streamtrain.arguments import is_number
 from streamtrain.errors import DivergedError, UsageError
 
 
@@ -44,11 +45,19 @@ class Clipping:
 
     def __post_init__(self) -> None:
         for name, limit in (("clip_grad_value", self.value), ("clip_grad_norm", self.norm)):
-            if limit is not None and not (_is_number(limit) and limit > 0):
+            if limit is not None and not (is_number(limit) and limit > 0):
                 raise UsageError(f"{name} is {limit!r}; it must be positive and finite")
 
     def clip(self, parameters: list[nn.Parameter]) -> None:
-        """Clip the gradients of some parameters where they are."""
+        """Clip the gradients of some parameters where they are.
+
+        Raises
+        ------
+        UsageError
+            A gradient is sparse.
+        """
+        if self != NO_CLIPPING and any(p.grad is not None and p.grad.is_sparse for p in parameters):
+            raise UsageError("sparse gradients cannot be clipped", fix="sparse=False where the model's layers are made")
         if self.value is not None:
             clip_grad_value_(parameters, self.value)
         if self.norm is not None:
@@ -63,8 +72,8 @@ def gradient_sizes(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
 
     They cost about what reading the gradients once does.
     """
-    dense = [_dense(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    return list(torch._foreach_norm(dense)) if dense else []
+    found = [dense(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    return list(torch._foreach_norm(found)) if found else []
 
 
 def check_finite(loss: float, sizes: Iterable[float], parameters: Iterable[nn.Parameter]) -> None:
@@ -89,6 +98,22 @@ def check_finite(loss: float, sizes: Iterable[float], parameters: Iterable[nn.Pa
         raise not_finite(loss)
 
 
+def check_finite_sum(parameters: Iterable[nn.Parameter]) -> None:
+    """Refuse a mean of gradients, each of them finite, that is not.
+
+    Raises
+    ------
+    DivergedError
+        It is not. The weights are the last good ones.
+    """
+    if not _are_finite(parameters):
+        raise DivergedError(
+            "the sum of the gradients is not finite, and each of them is",
+            why="It has left the range of the numbers it is held in, or of the weights' own",
+            fix="grad_sum_dtype='float64' (--grad-sum-dtype float64), or a loss of another scale",
+        )
+
+
 def not_finite(loss: float) -> DivergedError:
     """Build the error for a loss that is not finite, or that is and has a gradient that is not."""
     return DivergedError(
@@ -100,12 +125,9 @@ def not_finite(loss: float) -> DivergedError:
 
 def _are_finite(parameters: Iterable[nn.Parameter]) -> bool:
     found = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return all(bool(torch.isfinite(_dense(gradient)).all()) for gradient in found)
+    return all(bool(torch.isfinite(dense(gradient)).all()) for gradient in found)
 
 
-def _dense(gradient: Tensor) -> Tensor:
+def dense(gradient: Tensor) -> Tensor:
+    """The numbers of a gradient: of a sparse one those that it has."""
     return gradient.coalesce().values() if gradient.is_sparse else gradient
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

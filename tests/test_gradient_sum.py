@@ -18,16 +18,16 @@ def gradients(n: int) -> list[Tensor]:
 
 def summed(found: list[Tensor], dtype: str, stop_at: int | None = None) -> Tensor:
     parameter = nn.Parameter(torch.zeros(200))
-    total = GradientSum([parameter], dtype)
+    total = GradientSum(dtype)
     for i, gradient in enumerate(found):
         if i == stop_at:
             state = total.state_dict()
-            total = GradientSum([parameter], dtype)
-            total.load_state_dict(state)
+            total = GradientSum(dtype)
+            total.load_state_dict([parameter], state)
         parameter.grad = gradient.clone()
-        total.add(2.0)
+        total.add([parameter], 2.0)
     assert total.weight == 2.0 * len(found)
-    total.put()
+    total.put([parameter])
     assert parameter.grad is not None
     assert parameter.grad.dtype == torch.float32
     return parameter.grad
@@ -56,14 +56,14 @@ def test_a_sum_goes_on_bit_for_bit(dtype: str) -> None:
 def test_only_float64_takes_what_float32_cannot_hold() -> None:
     for dtype, expected in (("float64", 1.0 + 2.0**-40), ("compensated", 1.0)):
         parameter = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-        total = GradientSum([parameter], dtype)
+        total = GradientSum(dtype)
         parameter.grad = torch.tensor([1.0 + 2.0**-40], dtype=torch.float64)
-        total.add(1.0)
-        total.put()
+        total.add([parameter], 1.0)
+        total.put([parameter])
         assert parameter.grad.item() == expected
 
 
 def test_an_unknown_dtype_says_which_was_meant() -> None:
     with pytest.raises(UnknownName, match="did you mean 'compensated'") as caught:
-        GradientSum([], "compensate")
+        GradientSum("compensate")
     assert caught.value.exit_code == 2

@@ -69,11 +69,11 @@ def test_epoch_gradient_is_that_of_the_whole_dataset(n: int, batch_size: int, lo
 
 def test_epoch_sums_float32_gradients_in_float64() -> None:
     parameter = nn.Parameter(torch.zeros(1))
-    total = GradientSum([parameter])
+    total = GradientSum()
     for value in [1e8, *[1.0] * 100, -1e8]:
         parameter.grad = torch.tensor([value])
-        total.add(1)
-    total.put(total.weight)
+        total.add([parameter], 1)
+    total.put([parameter], total.weight)
     assert parameter.grad is not None
     assert parameter.grad.item() == pytest.approx(100 / 102)
     assert parameter.grad.dtype == torch.float32
@@ -81,10 +81,10 @@ def test_epoch_sums_float32_gradients_in_float64() -> None:
 
 def test_a_parameter_without_gradient_stays_without() -> None:
     used, unused = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
-    total = GradientSum([used, unused])
+    total = GradientSum()
     used.grad = torch.ones(1)
-    total.add(2)
-    total.put(total.weight)
+    total.add([used, unused], 2)
+    total.put([used, unused], total.weight)
     assert unused.grad is None
 
 

@@ -63,6 +63,11 @@ class Choice:
         self._loop: FastLoop | None = None
 
     @property
+    def taken(self) -> str | None:
+        """The path taken; None before the first batch."""
+        return self._taken
+
+    @property
     def path(self) -> str:
         """The path taken, ``"fast"`` or ``"plain"``; before the first batch, as far as it can be told."""
         if self._taken is None and self._asked != "plain":

@@ -90,7 +90,8 @@ class FastLoop:
 
     def why_not(self, x: Tensor) -> str | None:
         """Say what of a batch's inputs does not fit; None where they do."""
-        x = self._prepared(x[:1])
+        # A copy: what changes its input in place is to meet each sample once.
+        x = self._prepared(x[:1].clone())
         if x.ndim != 2 or x.shape[1] != self._net.x.all.shape[1]:
             return f"the first Linear is given samples of shape {tuple(x.shape[1:])}"
         if x.dtype != self._net.x.all.dtype:
@@ -121,6 +122,8 @@ class FastLoop:
         with _threads(self._n_threads):
             for first in range(0, len(x), CHUNK):
                 left = None if max_steps is None else max_steps - sum(taken.n_steps for taken in chunks)
+                if left == 0:
+                    break
                 some = slice(first, min(first + CHUNK, len(x)))
                 taken = self._chunk(x[some], target[some], factors[some], left)
                 output[first : first + len(taken.losses)] = taken.output

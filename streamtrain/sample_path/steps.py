@@ -165,7 +165,7 @@ class _Adam(_Group):
         self._count = step_count(optimizer, self._parameters[0]).clone()
         self.state = [tensor for tensors in self._moments.values() for tensor in tensors] + [self._count]
         self._counts = [self._count] * len(self._parameters)
-        self._is_kept_small = float(group["eps"]) >= 1e-12
+        self._is_kept_small = float(group["eps"]) >= 1e-8
         is_decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
         self._function = torch._fused_adamw_ if is_decoupled else torch._fused_adam_
         beta1, beta2 = group["betas"]

@@ -113,7 +113,11 @@ def test_a_run_goes_on_bit_for_bit_on_its_own_path(path: str, optimizer: str) ->
 
 
 def test_a_run_does_not_go_on_along_another_path() -> None:
-    fast = make_rule(make_net(), "fast").state_dict()
+    undecided = make_rule(make_net(), "fast").state_dict()
+    make_rule(make_net(), "plain").load_state_dict(undecided)
+    began = make_rule(make_net(), "fast")
+    learn(began, *make_data(3))
+    fast = began.state_dict()
     with pytest.raises(CheckpointError, match="the run took the fast sample path; plain is asked for") as caught:
         make_rule(make_net(), "plain").load_state_dict(fast)
     assert caught.value.exit_code == 6
