@@ -11,6 +11,7 @@ from torch import nn
 
 from streamtrain.errors import UnknownName, UsageError
 from streamtrain.optim import OPTIMIZERS, build_optimizer
+from streamtrain.penalty import add_penalty, penalized
 
 
 @pytest.fixture
@@ -82,6 +83,18 @@ def test_a_finished_optimizer_and_a_factory_are_taken_as_they_are(net: nn.Module
     assert build_optimizer(mine, net.parameters()) is mine
     made = build_optimizer(lambda parameters: torch.optim.SGD(parameters, lr=2.0), net.parameters())
     assert made.defaults["lr"] == 2.0
+
+
+def test_a_finished_optimizer_may_hold_what_is_frozen_and_no_penalty_is_on_it() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    net[0].requires_grad_(False)
+    mine = torch.optim.SGD(net.parameters(), lr=1.0)
+    assert build_optimizer(mine, net.parameters()) is mine
+    assert penalized(net.parameters()) == [net[1].weight]
+    before = net[0].weight.clone()
+    add_penalty(net.parameters(), 0.5)
+    mine.step()
+    assert torch.equal(net[0].weight, before)
 
 
 def test_a_finished_optimizer_has_to_be_of_this_model_and_alone(net: nn.Module) -> None:

@@ -136,6 +136,24 @@ def test_any_batches_and_any_last_step(n: int, batch_size: int, max_steps: int |
     assert_same(fast, plain)
 
 
+@pytest.mark.parametrize("max_steps", [CHUNK, 2 * CHUNK])
+def test_a_last_step_at_the_end_of_a_chunk(max_steps: int) -> None:
+    x, y = make_data(2 * CHUNK + 30)
+    fast, plain = pair(lambda path: make_rule(make_net(), path))
+    assert_same_seen([fast.learn((x,), y, max_steps)], [plain.learn((x,), y, max_steps)])
+    assert fast.n_steps == max_steps
+    assert_same(fast, plain)
+
+
+def test_an_activation_in_place_before_the_first_layer_meets_each_sample_once() -> None:
+    net = [nn.LeakyReLU(0.1, inplace=True), nn.Linear(4, 3)]
+    x, y = make_data(5)
+    fast, plain = pair(lambda path: make_rule(make_net(*copy.deepcopy(net)), path))
+    fast.learn((x.clone(),), y)
+    plain.learn((x.clone(),), y)
+    assert_same(fast, plain)
+
+
 def test_who_is_told_of_steps_sees_the_weights_each_came_to() -> None:
     x, y = make_data(CHUNK + 20)
     seen: dict[str, list[Tensor]] = {}
