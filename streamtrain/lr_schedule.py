@@ -259,8 +259,9 @@ def _plateau_by_step(name: str) -> UsageError:
 
 def _stand_in(optimizer: Optimizer) -> Optimizer:
     """An optimizer of the same settings over weights of its own, whose learning rate is nobody's."""
+    of_weights = ("params", "param_names")
     groups = [
-        {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+        {name: copy.deepcopy(value) for name, value in group.items() if name not in of_weights}
         | {"params": [torch.nn.Parameter(torch.zeros(1))]}
         for group in optimizer.param_groups
     ]

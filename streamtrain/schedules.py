@@ -89,7 +89,7 @@ class Schedules:
             "schedule": schedule
             and {"name": schedule.known_as, "every": schedule.every_, **schedule.options, **self._completed},
             "beta1": getattr(beta1, "__name__", "a function") if callable(beta1) else beta1,
-            **({"beta1_steps": self._beta1_steps} if ends_with_run(beta1) else {}),
+            **({"beta1_steps": self._beta1_steps} if self._beta1_steps is not None else {}),
         }
 
     def begin(self, horizon: Horizon) -> None:
@@ -119,8 +119,8 @@ class Schedules:
             return
         if self._beta1 is None:
             self._beta1 = beta1_of(self._beta1_given, self._first_beta1(), n_steps=n_steps)
-            self._beta1_steps = n_steps
-        elif ends_with_run(self._beta1_given) and n_steps != self._beta1_steps:
+            self._beta1_steps = n_steps if ends_with_run(self._beta1_given) else None
+        elif self._beta1_steps is not None and n_steps != self._beta1_steps:
             raise UsageError(
                 f"beta1 was set up for {self._beta1_steps} steps; this call means {n_steps}",
                 fix="beta1 as a function of the step, which has no end",

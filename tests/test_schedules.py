@@ -96,6 +96,8 @@ def test_trying_a_schedule_changes_nothing_and_warns_of_nothing() -> None:
     assert {name: value for name, value in optimizer.param_groups[0].items() if name != "params"} == before
     assert float(optimizer.param_groups[0]["lr"]) == 0.5
     Schedule(name="onecycle", options={"max_lr": [0.1, 0.2]}).check(sgd(0.1, 0.2), RUN)
+    named = torch.optim.SGD(nn.Linear(2, 2).named_parameters(), lr=0.1)
+    Schedule(name="cosine").check(named, RUN)
     with pytest.raises(UsageError, match="onecycle refuses its options"):
         Schedule(name="onecycle", options={"max_lr": [0.1, 0.2]}).check(sgd(0.1), RUN)
 
