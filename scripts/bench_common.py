@@ -26,24 +26,29 @@ from streamtrain.errors import StreamtrainError
 SPARE_BYTES: Final = 10**9
 """What a benchmark leaves free on the disk."""
 
+LESS: Final = "a smaller --size, or another --folder"
+"""What helps where the disk is full; scripts whose options have other names say so."""
+
 _DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
-def require_disk(folder: Path, n_bytes: int) -> None:
-    """Stop before the disk is full: exit with code 5 where ``n_bytes`` and a gigabyte more are not free."""
+def require_disk(folder: Path, n_bytes: int, *, fix: str = LESS) -> None:
+    """Stop before the disk is full: exit with code 5 and a fix where ``n_bytes`` and a gigabyte more are not free."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < n_bytes + SPARE_BYTES:
         needed = (n_bytes + SPARE_BYTES) / 1e9
         print(f"error: {folder} has {free / 1e9:.1f} GB free, {needed:.1f} GB are needed", file=sys.stderr)
-        print("Fix: a smaller --size, or another --folder", file=sys.stderr)
+        print(f"Fix: {fix}", file=sys.stderr)
         raise SystemExit(5)
 
 
 @contextmanager
 def working_folder(parent: str | os.PathLike[str] | None) -> Iterator[Path]:
-    """A new folder that is removed at the end: also after an error, Ctrl-C or a polite kill."""
+    """A new folder that is removed at the end: also after an error, Ctrl-C or a polite kill. Its parent may be new."""
+    if parent is not None:
+        Path(parent).mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGTERM, _exit)
     folder = Path(tempfile.mkdtemp(prefix="streamtrain-bench-", dir=parent))
     try:
@@ -54,7 +59,7 @@ def working_folder(parent: str | os.PathLike[str] | None) -> Iterator[Path]:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors(*, fix: str = LESS) -> Iterator[None]:
     """End with a message and its exit code, not with a traceback, where a disk fills up or an argument is wrong."""
     try:
         yield
@@ -64,7 +69,7 @@ def plain_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: {error}\nFix: a smaller --size, or another --folder", file=sys.stderr)
+        print(f"error: {error}\nFix: {fix}", file=sys.stderr)
         raise SystemExit(5) from None
 
 

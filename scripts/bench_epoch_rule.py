@@ -35,7 +35,7 @@ from bench_common import (
     versions,
     working_folder,
 )
-from bench_train import MODELS, N_CLASSES, SHAPE, ReadyBatches, fit, new_loader, new_model
+from bench_train import LESS, MODELS, N_CLASSES, SHAPE, ReadyBatches, fit, new_loader, new_model
 from make_synthetic import Recipe, arrays_of
 from torch import Tensor, nn
 
@@ -61,8 +61,8 @@ def main() -> None:
         n_samples=arguments.samples, shape=SHAPE, compressibility=2.0, n_classes=min(N_CLASSES, arguments.samples)
     )
     if arguments.models:
-        with plain_errors(), working_folder(arguments.folder) as folder:
-            require_disk(folder, recipe.n_bytes)
+        with plain_errors(fix=LESS), working_folder(arguments.folder) as folder:
+            require_disk(folder, recipe.n_bytes, fix=LESS)
             dataset = st.ingest(arrays_of(recipe), folder / "images.zarr", codec=arguments.codec)
             for name in arguments.models:
                 for dtype in arguments.dtypes:

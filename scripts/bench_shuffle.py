@@ -59,10 +59,12 @@ def main() -> None:
     arguments = parse_arguments()
     with working_folder(arguments.folder) as folder:
         if "table" in arguments.parts:
-            require_disk(folder, arguments.samples * 8 * (len(labels_by_name(1)) + 1))
+            require_disk(
+                folder, arguments.samples * 8 * (len(labels_by_name(1)) + 1), fix="fewer --samples, or another --folder"
+            )
             bench_table(folder / "table.zarr", arguments)
         if "training" in arguments.parts:
-            require_disk(folder, 10**8)
+            require_disk(folder, 10**8, fix="another --folder")
             bench_training(folder / "sorted.zarr", arguments)
 
 

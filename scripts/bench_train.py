@@ -42,6 +42,7 @@ from streamtrain.stream import normalize_fields
 SHAPE: Final = (28, 28)
 MODELS: Final = {"linear": "linear", "mlp": "mlp:256,128", "cnn": "cnn"}
 N_CLASSES: Final = 10
+LESS: Final = "fewer --samples, or another --folder"
 WAYS: Final = ("store", "ready", "ideal")
 BARS: Final = {"ratio_to_ideal": 1.05, "stall_fraction": 0.02}
 """At most; for the models that compute something."""
@@ -55,8 +56,8 @@ def main() -> None:
     recipe = Recipe(
         n_samples=arguments.samples, shape=SHAPE, compressibility=2.0, n_classes=min(N_CLASSES, arguments.samples)
     )
-    with plain_errors(), working_folder(arguments.folder) as folder:
-        require_disk(folder, recipe.n_bytes)
+    with plain_errors(fix=LESS), working_folder(arguments.folder) as folder:
+        require_disk(folder, recipe.n_bytes, fix=LESS)
         dataset = st.ingest(arrays_of(recipe), folder / "images.zarr", codec=arguments.codec)
         for name in arguments.models:
             result = bench(name, dataset, arguments)

@@ -197,7 +197,11 @@ def main() -> None:
     arguments = parse_arguments()
     try:
         recipe = recipe_of(arguments)
-        require_disk(arguments.dest.parent, room_for(recipe, arguments.codec, arguments.format))
+        require_disk(
+            arguments.dest.parent,
+            room_for(recipe, arguments.codec, arguments.format),
+            fix="a smaller --size, or another disk",
+        )
         started = time.perf_counter()
         if arguments.format == "npy":
             stored = write_npy(recipe, arguments.dest)

@@ -83,7 +83,7 @@ def cases(path: Path, row_bytes: int, size: str, codec: str, arguments: argparse
     """Make a dataset, measure it with every budget, and remove it."""
     n_samples = max(1, parse_bytes(size, name="--sizes") // (row_bytes + LABEL_BYTES))
     recipe = Recipe(n_samples=n_samples, shape=(row_bytes,), n_classes=min(10, n_samples))
-    require_disk(path.parent, recipe.n_bytes)
+    require_disk(path.parent, recipe.n_bytes, fix="smaller --sizes, or another --folder")
     stored_bytes = write_dataset(recipe, path, codec=codec, progress=False)
     for budget in arguments.budgets:
         result = {

@@ -7,7 +7,8 @@ run and removed after it, with every input in RAM. Both minimize until the Eucli
 results are then put into one formula for J and its gradient, written out in NumPy float64.
 
 Trains on Fashion-MNIST as scripts/get_fashion_mnist.py leaves it, or with ``--samples`` on that many made ones. Prints
-one JSON line on stdout and a table on stderr; exits with 1 where the two J differ by more than ``--tolerance``.
+one JSON line on stdout and a table on stderr. Exits with 1 where the two J differ by more than ``--tolerance``, and
+where the norm of J's gradient at streamtrain's result is above 1.001 times ``--grad-tolerance``.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def main() -> int:
     add("--peer", choices=("scikit-learn", "none"), default="scikit-learn", help="none compares with nothing")
     add("--folder", help="where everything is made and removed again (default: the system's temp folder)")
     arguments = parser.parse_args()
-    with plain_errors(), working_folder(arguments.folder) as folder:
+    with plain_errors(fix="fewer --samples, or another --folder"), working_folder(arguments.folder) as folder:
         return compare(arguments, folder)
 
 

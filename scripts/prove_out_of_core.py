@@ -39,6 +39,7 @@ N_CLASSES: Final = 10
 # The first at least, the others at most; with 100 GB the largest.
 BARS: Final = {"ratio_largest_to_smallest": 0.95, "open_s": 0.3, "first_batch_s": 1.0}
 _REPEAT_SECONDS: Final = 60.0
+LESS: Final = "smaller --sizes, or another --folder or --keep"
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
         print(json.dumps(CHILDREN[arguments.child](arguments)))
         return
     try:
-        with plain_errors(), ExitStack() as stack:
+        with plain_errors(fix=LESS), ExitStack() as stack:
             parent = Path(arguments.keep) if arguments.keep else stack.enter_context(working_folder(arguments.folder))
             streams = prove(parent, arguments)
     except NoGroup as error:
@@ -98,7 +99,7 @@ def make(parent: Path, recipe: Recipe, arguments: argparse.Namespace) -> Path:
     if path.exists():
         st.open(path)  # refuses one whose making was interrupted
         return path
-    require_disk(parent, room_for(recipe, arguments.codec, "store"))
+    require_disk(parent, room_for(recipe, arguments.codec, "store"), fix=LESS)
     started = time.perf_counter()
     stored = write_dataset(recipe, path, codec=arguments.codec)
     seconds = time.perf_counter() - started

@@ -50,7 +50,7 @@ def main() -> None:
     torch.set_num_threads(1)
     n_wrong = 0
     with working_folder(arguments.folder) as folder:
-        require_disk(folder, 50_000_000)
+        require_disk(folder, 50_000_000, fix="another --folder")
         make(folder)
         for rule in arguments.rules:
             for optimizer in arguments.optimizers:

@@ -36,7 +36,7 @@ def main() -> None:
     """Train both ways and say how the loss went."""
     arguments = parse_arguments()
     torch.set_num_threads(1)
-    with plain_errors(), working_folder(arguments.folder) as folder:
+    with plain_errors(fix="fewer --pairs, or another --folder"), working_folder(arguments.folder) as folder:
         dataset = cancelling_pairs(arguments.pairs, arguments.seed, folder)
         losses = {way: train(dataset, way, arguments) for way in WAYS}
     for way, found in losses.items():
@@ -122,7 +122,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="Where the data go for the time being.")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="Draw the curves, by matplotlib.")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.plot and not arguments.plot.parent.is_dir():
+        parser.error(f"--plot {arguments.plot}: there is no folder {arguments.plot.parent}")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -91,6 +91,6 @@ def _wrong_shape(loss: Named, output: Tensor, target: Tensor, wanted: str) -> Us
     )
 
 
-def plain(dtype: torch.dtype) -> str:
-    """A dtype without its library's name."""
+def plain(dtype: torch.dtype | str) -> str:
+    """A dtype, or its name, without its library's name."""
     return str(dtype).removeprefix("torch.")

@@ -15,6 +15,17 @@ Beta1 = Callable[[int], float]
 """Step, counted from 1 -> β₁."""
 
 
+def ends_with_run(beta1: str | Beta1 | None) -> bool:
+    """Whether a β₁ depends on how many steps the run has.
+
+    Examples
+    --------
+    >>> ends_with_run("linear:0.5"), ends_with_run("exponential:0.9"), ends_with_run(lambda step: 0.9)
+    (True, False, False)
+    """
+    return isinstance(beta1, str) and beta1.startswith("linear:")
+
+
 def beta1_of(beta1: str | Beta1, first: float, *, n_steps: int) -> Beta1:
     """The function of the step that a name stands for, from the optimizer's own β₁ on.
 

@@ -6,13 +6,16 @@ know of them.
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from streamtrain.alignment import plain
 from streamtrain.errors import ResourceError, UsageError, unknown_name
 
 Forward = Callable[..., Tensor]
@@ -37,14 +40,14 @@ def check_autocast(autocast: str | torch.dtype | None) -> torch.dtype | None:
     """
     if autocast is None or autocast is torch.bfloat16:
         return autocast
-    if str(autocast).removeprefix("torch.") in ("float16", "fp16", "half"):
+    if plain(autocast) in ("float16", "fp16", "half"):
         raise UsageError(
             "autocast to float16",
             why="Small gradients vanish in it unless the loss is scaled; bfloat16 has the range of float32",
             fix="autocast='bfloat16'",
         )
     if not isinstance(autocast, str) or autocast not in AUTOCAST:
-        raise unknown_name("autocast", str(autocast).removeprefix("torch."), AUTOCAST)
+        raise unknown_name("autocast", plain(autocast), AUTOCAST)
     return AUTOCAST[autocast]
 
 
@@ -80,9 +83,7 @@ def _narrowed(run: Forward, device: torch.device, dtype: torch.dtype) -> Forward
 
 
 def _compiled(model: nn.Module) -> Forward:
-    with warnings.catch_warnings():
-        # torch's compiler uses what torch itself deprecates.
-        warnings.simplefilter("ignore")
+    with _quiet():
         run = torch.compile(model)
     n_warned = 0
 
@@ -92,23 +93,44 @@ def _compiled(model: nn.Module) -> Forward:
             torch._dynamo.maybe_mark_dynamic(x, 0)
         try:
             if n_warned == 0:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
+                with _quiet():
                     output: Tensor = run(*inputs)
                 n_warned = 1
                 return output
             output = run(*inputs)
+        except torch._dynamo.exc.TorchRuntimeError as error:
+            # It speaks of the compiler's stand-ins for tensors; what does not fit the model, the model says itself.
+            model(*inputs)
+            raise ResourceError(_not_compiled(error), fix="train without compile") from error
         except Exception as error:
             if not _is_of_compiler(error):
                 raise
             raise ResourceError(
-                f"the model cannot be compiled: {_first_line(error)}",
+                _not_compiled(error),
                 why="torch.compile needs a C++ compiler on the CPU (the variable CXX may name one), and Triton on CUDA",
                 fix="install one, or train without compile",
             ) from error
         return output
 
     return forward
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    with warnings.catch_warnings():
+        # torch's compiler uses what torch itself deprecates, and logs a traceback of what it raises as well.
+        warnings.simplefilter("ignore")
+        log.disabled = True
+        try:
+            yield
+        finally:
+            log.disabled = before
+
+
+def _not_compiled(error: Exception) -> str:
+    return f"the model cannot be compiled: {_first_line(error)}"
 
 
 def _is_of_compiler(error: Exception) -> bool:

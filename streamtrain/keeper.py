@@ -48,8 +48,8 @@ ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
 
 _TRAINING: Final = "training"
 _FREE: Final = (
-    "Free to change are max_epochs, max_steps, until_loss, patience, memory, threads, device, val, log_every, "
-    "checkpoint_every and on_checkpoint_failure"
+    "Free to change are max_epochs, max_steps, until_loss, patience, grad_tolerance, loss_tolerance, memory, threads, "
+    "device, val, log_every, checkpoint_every and on_checkpoint_failure"
 )
 _SINCE: Final = {"reshuffle": "epoch", "compile": False, "l2": 0.0}
 """What a checkpoint of before these were there stands for, where that is not None."""
@@ -124,6 +124,8 @@ class Keeper:
         Batches between two checkpoints; by default they are made between epochs only.
     on_failure : {"error", "warn"}
         Whether a checkpoint that cannot be written ends the run, or is warned of, and the next one tried.
+    stopping : Stopping
+        When the run ends early.
 
     Attributes
     ----------
@@ -131,8 +133,6 @@ class Keeper:
         Checkpoints that could not be written.
     unsaved : ResourceError or None
         Why the last one could not.
-    stopping : Stopping
-        When the run ends early.
 
     Raises
     ------
@@ -163,7 +163,8 @@ class Keeper:
         self._device = device
         self._stream = stream
         # The path of the sample rule is settled by the rule's own state.
-        self._identity = _flat(json.loads(json.dumps({**identity, "sample_path": None})))
+        settled = dict.fromkeys(("sample_path", "grad_tolerance", "loss_tolerance"))
+        self._identity = _flat(json.loads(json.dumps({**identity, **settled})))
         self._every = every
         self._warns = on_failure == "warn"
         self.n_failed = 0

@@ -149,11 +149,22 @@ class Loss:
         weights = self._weights(target, None)
         return target.numel() if weights is None else _summed(weights)
 
+    def counted(self, target: Tensor) -> Tensor:
+        """Return which of the target's classes count: all but the one that is ignored.
+
+        Examples
+        --------
+        >>> import torch
+        >>> resolve_loss(nn.NLLLoss(ignore_index=0)).counted(torch.tensor([0, 2]))
+        tensor([False,  True])
+        """
+        return torch.ne(target, IGNORED if self.ignored is None else self.ignored)
+
     def _weights(self, target: Tensor, losses: Tensor | None) -> Tensor | None:
         """Of the target's elements; None where each is 1."""
         if self.kind != "classes":
             return None
-        kept = torch.ne(target, IGNORED if self.ignored is None else self.ignored)
+        kept = self.counted(target)
         if self.class_weights is None:
             return kept
         # A class to be ignored need not be one that has a weight.
@@ -187,15 +198,16 @@ def _wide(losses: Tensor) -> torch.dtype:
     return torch.float32 if losses.device.type == "mps" else torch.float64
 
 
-_NAMED: Final[dict[str, tuple[Kind, LossFunction, type[nn.Module]]]] = {
+NAMED: Final[dict[str, tuple[Kind, LossFunction, type[nn.Module]]]] = {
     "cross_entropy": ("classes", F.cross_entropy, nn.CrossEntropyLoss),
     "nll": ("classes", F.nll_loss, nn.NLLLoss),
     "bce_with_logits": ("logits", F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss),
     "mse": ("values", F.mse_loss, nn.MSELoss),
     "l1": ("values", F.l1_loss, nn.L1Loss),
 }
+"""Name -> kind, function and module."""
 
-LOSSES: Final = tuple(_NAMED)
+LOSSES: Final = tuple(NAMED)
 """The names `resolve_loss` knows."""
 
 IGNORED: Final = -100
@@ -228,12 +240,12 @@ def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, str):
-        if loss not in _NAMED:
-            raise unknown_name("loss", loss, _NAMED)
+        if loss not in NAMED:
+            raise unknown_name("loss", loss, NAMED)
         return _of_function(loss)
     if not callable(loss):
-        raise UsageError(f"loss is {loss!r}", fix=f"one of {', '.join(_NAMED)}, or a function (output, target) -> mean")
-    for name, (_, function, _) in _NAMED.items():
+        raise UsageError(f"loss is {loss!r}", fix=f"one of {', '.join(NAMED)}, or a function (output, target) -> mean")
+    for name, (_, function, _) in NAMED.items():
         if loss is function:
             return _of_function(name)
     if isinstance(loss, torch_losses._Loss) and type(loss).__module__ == torch_losses.__name__:
@@ -248,13 +260,13 @@ def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
 
 
 def _of_function(name: str) -> Loss:
-    kind, function, _ = _NAMED[name]
+    kind, function, _ = NAMED[name]
     each: LossFunction = partial(function, reduction="none")  # type: ignore[call-arg]
     return Loss(name=name, kind=kind, mean=function, each=each, ignored=IGNORED if kind == "classes" else None)
 
 
 def _of_module(module: torch_losses._Loss) -> Loss:
-    named = {kind: (name, what) for name, (what, _, kind) in _NAMED.items()}
+    named = {kind: (name, what) for name, (what, _, kind) in NAMED.items()}
     name, kind = named.get(type(module), (type(module).__name__, "custom"))
     mean = _reduced(module, "batchmean" if module.reduction == "batchmean" else "mean")
     has_classes = kind == "classes"

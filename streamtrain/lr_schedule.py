@@ -10,15 +10,20 @@ each epoch's end, on the validation data where there is such.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import torch
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from streamtrain.arguments import is_number
 from streamtrain.counts import Totals
 from streamtrain.errors import UsageError, unknown_name
 
@@ -34,6 +39,9 @@ _BY_FACTORY: Final = frozenset({"lambda", "multiplicative", "chainedscheduler", 
 BY_STEP: Final = frozenset({"onecycle", "cyclic"})
 EVERY: Final = ("step", "epoch")
 """After what a schedule goes on."""
+
+_N_TRIED: Final = 3
+_NEEDED: Final = inspect.Parameter.empty
 
 
 def _names() -> dict[str, type[LRScheduler]]:
@@ -120,19 +128,31 @@ class Schedule:
                 raise UsageError("options given beside a schedule's factory", fix="give them in the factory")
             return
         if self.kind is ReduceLROnPlateau and self.every == "step":
-            raise UsageError("plateau every step", why="It looks at an epoch's loss", fix="every='epoch'")
+            raise _plateau_by_step("plateau")
         taken = _taken(self.kind)
         for option in self.options:
             if option not in taken:
                 raise UsageError(f"{self.known_as} takes no {option!r}", why=f"It takes {', '.join(taken)}")
+            self._check_value(option, taken[option])
         filled = ("T_max", "max_lr")
-        for option, is_needed in taken.items():
-            if is_needed and option not in self.options and option not in filled:
+        for option, default in taken.items():
+            if default is _NEEDED and option not in self.options and option not in filled:
                 raise UsageError(
                     f"{self.known_as} asks for {option}",
                     why=f"It takes {', '.join(taken)}",
                     fix=f"--schedule-option {option}=VALUE",
                 )
+
+    def _check_value(self, option: str, default: object) -> None:
+        """Refuse what torch takes, and then makes nothing of."""
+        value = self.options[option]
+        if option == "milestones" and not (isinstance(value, list | tuple) and all(type(n) is int for n in value)):
+            what, fix = "is no list of integers", "--schedule-option milestones=[30,80], say"
+        elif isinstance(value, str) and is_number(default):
+            what, fix = "is no number", f"--schedule-option {option}={default}, say"
+        else:
+            return
+        raise UsageError(f"{self.known_as}'s {option} is {value!r}, which {what}", fix=fix)
 
     @property
     def kind(self) -> type[LRScheduler] | None:
@@ -155,18 +175,50 @@ class Schedule:
     @property
     def every_(self) -> str:
         """After what it goes on."""
-        return self.every or ("step" if self.known_as in BY_STEP else "epoch")
+        return self.every or ("step" if self.cycles else "epoch")
+
+    @property
+    def cycles(self) -> bool:
+        """Whether it is one by name that suits steps, and changes the momentum or β₁ as well."""
+        return isinstance(self.name, str) and self.known_as in BY_STEP
 
     def completed(self, optimizer: Optimizer, horizon: Horizon) -> dict[str, object]:
         """The options, with the end of the run where the class asks for it."""
-        n = max(1, horizon.n_steps if self.every_ == "step" else horizon.n_epochs)
+        n = self._n_times(horizon)
         needed = {} if self.kind is None else _taken(self.kind)
-        filled: dict[str, object] = {"T_max": n} if needed.get("T_max") else {}
-        if needed.get("max_lr"):
+        filled: dict[str, object] = {"T_max": n} if needed.get("T_max") is _NEEDED else {}
+        if needed.get("max_lr") is _NEEDED:
             filled["max_lr"] = [group["lr"] for group in optimizer.param_groups]
         if "steps_per_epoch" in needed and not {"total_steps", "epochs"} & self.options.keys():
             filled["total_steps"] = n
         return filled | dict(self.options)
+
+    def _n_times(self, horizon: Horizon) -> int:
+        return max(1, horizon.n_steps if self.every_ == "step" else horizon.n_epochs)
+
+    def check(self, optimizer: Optimizer, horizon: Horizon | None = None) -> None:
+        """Try the options, unless they are a factory's own, on a copy of an optimizer's settings.
+
+        Raises
+        ------
+        UsageError
+            torch refuses them, or comes to no learning rate with them.
+        """
+        if self.kind is None:
+            return
+        make: Callable[..., Any] = self.kind
+        horizon = horizon or Horizon(n_epochs=1, n_steps=1)
+        stand_in, n = _stand_in(optimizer), self._n_times(horizon)
+        with warnings.catch_warnings(), self._refusals():
+            # The stand-in takes no steps.
+            warnings.simplefilter("ignore")
+            made = make(stand_in, **self.completed(stand_in, horizon))
+            if getattr(made, "total_steps", n) < n:
+                raise ValueError(f"it ends after {made.total_steps} of {n} steps")
+            for _ in range(min(_N_TRIED, n)):
+                made.step(*([1.0] if self.kind is ReduceLROnPlateau else []))
+                if not all(is_number(float(group["lr"])) for group in stand_in.param_groups):
+                    raise ValueError(f"the learning rate becomes {stand_in.param_groups[0]['lr']}")
 
     def make(self, optimizer: Optimizer, horizon: Horizon) -> LRScheduler:
         """Make the scheduler over an optimizer.
@@ -174,25 +226,53 @@ class Schedule:
         Raises
         ------
         UsageError
-            torch refuses the options.
+            torch refuses the options, or a factory made a scheduler that cannot go on as asked for.
         """
+        self.check(optimizer, horizon)
         make: Callable[..., Any] = self.kind or self.name  # type: ignore[assignment]
-        try:
+        with self._refusals():
             made = make(optimizer, **self.completed(optimizer, horizon))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(
-                f"{self.known_as} refuses its options: {error}", fix="see torch.optim.lr_scheduler"
-            ) from error
         if not isinstance(made, LRScheduler):
             raise UsageError(f"the schedule's factory returned {type(made).__name__}", fix="return an LRScheduler")
+        if isinstance(made, ReduceLROnPlateau) and self.every_ == "step":
+            raise _plateau_by_step(self.known_as)
         return made
 
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except UsageError:
+            raise
+        except (ValueError, TypeError, KeyError, ArithmeticError) as error:
+            given = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+            raise UsageError(
+                f"{self.known_as} refuses its options: {error}",
+                why=f"Given {'was' if len(self.options) == 1 else 'were'} {given}" if given else None,
+                fix=f"what torch.optim.lr_scheduler.{self.kind.__name__} takes" if self.kind else "see the factory",
+            ) from error
 
-def _taken(kind: type[LRScheduler]) -> dict[str, bool]:
-    """What a class takes -> whether it has to be given."""
+
+def _plateau_by_step(name: str) -> UsageError:
+    return UsageError(f"{name} every step", why="It looks at an epoch's loss", fix="every='epoch'")
+
+
+def _stand_in(optimizer: Optimizer) -> Optimizer:
+    """An optimizer of the same settings over weights of its own, whose learning rate is nobody's."""
+    of_weights = ("params", "param_names")
+    groups = [
+        {name: copy.deepcopy(value) for name, value in group.items() if name not in of_weights}
+        | {"params": [torch.nn.Parameter(torch.zeros(1))]}
+        for group in optimizer.param_groups
+    ]
+    return Optimizer(groups, copy.deepcopy(optimizer.defaults))
+
+
+def _taken(kind: type[LRScheduler]) -> dict[str, object]:
+    """What a class takes -> its default, or that it has to be given."""
     parameters = inspect.signature(kind).parameters.values()
     hidden = ("optimizer", "last_epoch", "scale_fn")
-    return {p.name: p.default is inspect.Parameter.empty for p in parameters if p.name not in hidden}
+    return {p.name: p.default for p in parameters if p.name not in hidden}
 
 
 def resolve_schedule(schedule: str | Schedule | ScheduleFactory | None) -> Schedule | None:

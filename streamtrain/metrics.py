@@ -19,7 +19,7 @@ from streamtrain.alignment import align
 from streamtrain.counts import Counts
 from streamtrain.errors import ResourceError
 from streamtrain.exact_sum import ExactSum
-from streamtrain.losses import IGNORED, Loss
+from streamtrain.losses import Loss
 from streamtrain.speed import Speed
 
 _SCORES: Final = {"classes": "accuracy", "logits": "accuracy"}
@@ -181,7 +181,9 @@ def _hits(loss: Loss, output: Tensor, target: Tensor, weights: Tensor | None) ->
     """The targets that were met, and the targets there were; weighted, where samples are."""
     output, target = align(loss, output, target)
     if loss.kind == "classes":
-        met, counted = output.argmax(1) == target, torch.ne(target, IGNORED if loss.ignored is None else loss.ignored)
+        counted = loss.counted(target)
+        # A model may well be right about a class that does not count.
+        met = (output.argmax(1) == target) & counted
     else:
         met, counted = (output > 0) == (target > 0.5), None
     if weights is None:

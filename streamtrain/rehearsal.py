@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 import torch
 from torch import Tensor, nn
 
-from streamtrain.alignment import align
+from streamtrain.alignment import align, plain
 from streamtrain.device import room_for_a_step
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.gradients import Learner
@@ -199,7 +199,7 @@ def same_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _misfit(model: nn.Module, batch: Batch, error: str, fix: str) -> UsageError:
-    data = ", ".join(f"{name} {_dtype(value)} {tuple(value.shape[1:])}" for name, value in batch.items())
+    data = ", ".join(f"{name} {plain(value.dtype)} {tuple(value.shape[1:])}" for name, value in batch.items())
     lines = [
         "the model does not fit the data",
         f"  data   {data}",
@@ -211,7 +211,7 @@ def _misfit(model: nn.Module, batch: Batch, error: str, fix: str) -> UsageError:
 
 def _describe(model: nn.Module) -> str:
     inner = getattr(model, "model", model)
-    dtypes = sorted({_dtype(parameter) for parameter in inner.parameters()})
+    dtypes = sorted({plain(parameter.dtype) for parameter in inner.parameters()})
     return f"{type(inner).__name__} of {', '.join(dtypes)}"
 
 
@@ -226,7 +226,3 @@ def _input_fix(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

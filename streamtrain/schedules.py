@@ -7,9 +7,9 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from streamtrain.beta1 import Beta1, beta1_of, check_beta1
+from streamtrain.beta1 import Beta1, beta1_of, check_beta1, ends_with_run
 from streamtrain.errors import UsageError
-from streamtrain.lr_schedule import BY_STEP, Horizon, Schedule, ScheduleFactory, resolve_schedule
+from streamtrain.lr_schedule import Horizon, Schedule, ScheduleFactory, resolve_schedule
 
 
 class Schedules:
@@ -54,8 +54,11 @@ class Schedules:
         self._schedule = resolve_schedule(schedule)
         self._beta1_given = beta1
         self._beta1: Beta1 | None = None
+        self._beta1_steps: int | None = None
         self._scheduler: LRScheduler | None = None
         self._completed: dict[str, object] = {}
+        if self._schedule is not None:
+            self._schedule.check(optimizer)
         if beta1 is not None:
             self._check_beta1()
             beta1_of(beta1, self._first_beta1(), n_steps=1)
@@ -65,8 +68,7 @@ class Schedules:
             name = type(self._optimizer).__name__
             raise UsageError(f"beta1 with {name}, which has none", fix="adam, or one of its kin")
         options = self._schedule.options if self._schedule else {}
-        cycles = self._schedule is not None and self._schedule.known_as in BY_STEP
-        if cycles and options.get("cycle_momentum", True):
+        if self._schedule is not None and self._schedule.cycles and options.get("cycle_momentum", True):
             raise UsageError(
                 "beta1 given beside a schedule that changes it",
                 fix="cycle_momentum=false as an option of the schedule, or no beta1",
@@ -87,6 +89,7 @@ class Schedules:
             "schedule": schedule
             and {"name": schedule.known_as, "every": schedule.every_, **schedule.options, **self._completed},
             "beta1": getattr(beta1, "__name__", "a function") if callable(beta1) else beta1,
+            **({"beta1_steps": self._beta1_steps} if self._beta1_steps is not None else {}),
         }
 
     def begin(self, horizon: Horizon) -> None:
@@ -97,8 +100,7 @@ class Schedules:
         UsageError
             torch refuses the options; or they were set up for another end of the run.
         """
-        if self._beta1_given is not None:
-            self._beta1 = self._beta1 or beta1_of(self._beta1_given, self._first_beta1(), n_steps=horizon.n_steps)
+        self._begin_beta1(horizon.n_steps)
         if self._schedule is None:
             return
         completed = self._schedule.completed(self._optimizer, horizon)
@@ -111,6 +113,18 @@ class Schedules:
                     f"the schedule was set up for {name}={self._completed[name]}; this call means {completed[name]}",
                     fix=f"the {name} of both calls together, as an option of the schedule",
                 )
+
+    def _begin_beta1(self, n_steps: int) -> None:
+        if self._beta1_given is None:
+            return
+        if self._beta1 is None:
+            self._beta1 = beta1_of(self._beta1_given, self._first_beta1(), n_steps=n_steps)
+            self._beta1_steps = n_steps if ends_with_run(self._beta1_given) else None
+        elif self._beta1_steps is not None and n_steps != self._beta1_steps:
+            raise UsageError(
+                f"beta1 was set up for {self._beta1_steps} steps; this call means {n_steps}",
+                fix="beta1 as a function of the step, which has no end",
+            )
 
     def before_step(self, step: int) -> None:
         """Set what step number ``step``, counted from 1, is taken with.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from streamtrain.alignment import plain
 from streamtrain.beta1 import Beta1
 from streamtrain.errors import UsageError
 from streamtrain.forward import check_autocast, forward_of
@@ -111,9 +112,10 @@ class Setting:
         clipping = Clipping(norm=self.clip_grad_norm, value=self.clip_grad_value)
         has_schedules = self.schedule is not None or self.beta1 is not None
         if takes_closure(optimizer) and (has_schedules or clipping != NO_CLIPPING):
-            name = "schedule" if has_schedules else "clip_grad_norm or clip_grad_value"
+            names = ("schedule", "beta1", "clip_grad_norm", "clip_grad_value")
+            given = next(name for name in names if getattr(self, name) is not None)
             raise UsageError(
-                f"{name} with {type(optimizer).__name__}",
+                f"{given} with {type(optimizer).__name__}",
                 why="Its line search finds the length of every step, on J's own gradient",
                 fix="leave it out",
             )
@@ -147,7 +149,9 @@ class Setting:
             "clip_grad_norm": self.clip_grad_norm,
             "clip_grad_value": self.clip_grad_value,
             **schedules,
-            "autocast": str(autocast).removeprefix("torch.") if autocast else None,
+            "autocast": plain(autocast) if autocast else None,
             "compile": self.compile,
             "l2": self.l2,
+            "grad_tolerance": self.grad_tolerance,
+            "loss_tolerance": self.loss_tolerance,
         }

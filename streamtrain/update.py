@@ -45,7 +45,8 @@ def make_rule(
         No rule, no path, or no dtype of a sum, has that name.
     UsageError
         Batches are to be accumulated under another rule, or their number is no integer of at least 1. Or an optimizer
-        with a line search is to work under another rule than ``epoch``.
+        with a line search is to work under another rule than ``epoch``. Or a path or a dtype of sums is named under a
+        rule that has none.
 
     Examples
     --------
@@ -71,6 +72,18 @@ def make_rule(
             f"accumulate_grad_batches is {k} with update={update!r}",
             why="Only the rule 'batch' steps on some batches",
             fix="update='batch'",
+        )
+    if sample_path != "auto" and update != "sample":
+        raise UsageError(
+            f"sample_path is {sample_path!r} with update={update!r}",
+            why="Only the rule 'sample' has more than one path",
+            fix="update='sample', or leave it out",
+        )
+    if grad_sum_dtype != "float64" and (update == "sample" or (update == "batch" and k == 1)):
+        raise UsageError(
+            f"grad_sum_dtype is {grad_sum_dtype!r} with update={update!r}",
+            why="Its steps are on one gradient, and nothing is summed",
+            fix="update='epoch', or accumulate_grad_batches of at least 2, or leave it out",
         )
     if update != "epoch" and takes_closure(learner.optimizer):
         raise UsageError(

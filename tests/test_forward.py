@@ -54,6 +54,37 @@ def test_no_compiler_is_said_plainly(monkeypatch):
     assert "or train without compile" in str(caught.value)
 
 
+def test_what_the_model_takes_and_the_compiler_does_not_is_said_plainly(monkeypatch):
+    def fails(*inputs):
+        raise torch._dynamo.exc.TorchRuntimeError("RuntimeError when making fake tensor call")
+
+    monkeypatch.setattr(torch, "compile", lambda model: fails)
+    with pytest.raises(ResourceError, match="the model cannot be compiled: RuntimeError when") as caught:
+        forward_of(nn.Linear(4, 2), device=CPU, compiled=True)(torch.ones(1, 4))
+    assert caught.value.fix == "train without compile"
+
+
+def test_a_model_that_does_not_fit_is_no_missing_compiler():
+    # The real one, in a process of its own; it comes to this before it needs a C++ compiler.
+    code = """
+    import numpy as np, torch, streamtrain as st
+    torch.set_num_threads(1)
+    trainer = st.Trainer(torch.nn.Linear(5, 3), loss="cross_entropy", compile=True, device="cpu")
+    rows = {"x": np.ones((8, 4), np.float32), "y": np.zeros(8, np.int64)}
+    try:
+        trainer.check(rows)
+    except st.UsageError as error:
+        print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    head, *_, error = done.stdout.strip().splitlines()
+    assert head == "the model does not fit the data"
+    assert "error  mat1 and mat2 shapes cannot be multiplied" in error
+    assert error.endswith("Fix: a model that takes samples of shape (4,).")
+    assert "Traceback" not in done.stderr
+
+
 def test_an_error_of_the_models_own_stays_its_own(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model: model)
     run = forward_of(nn.Linear(4, 2), device=CPU, compiled=True)

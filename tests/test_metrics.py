@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from streamtrain.counts import Counts, Totals
 from streamtrain.errors import UsageError
@@ -51,6 +52,15 @@ def test_regression_has_the_error_in_the_targets_unit() -> None:
     assert metrics.score == pytest.approx(math.sqrt(loss.item()), rel=1e-6)
     metrics, output, target, _ = running("l1", [6, 5])
     assert metrics.named()["mae"] == pytest.approx((output[:, 0] - target).abs().mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", [None, torch.ones(3)], ids=["alike", "weighted"])
+@pytest.mark.parametrize(("targets", "score"), [([0, 0, 1], 1.0), ([0, 0, 0], math.nan), ([1, 2, 0], 0.0)])
+def test_a_class_that_is_ignored_is_in_no_score(targets: list[int], score: float, weights: torch.Tensor | None) -> None:
+    sums = RunningMetrics(resolve_loss(nn.CrossEntropyLoss(ignore_index=0)))
+    output = torch.eye(3)[[0, 0, 1]]
+    sums.add(0.5, output, torch.tensor(targets), weight=1.0, sample_weights=weights)
+    assert sums.mean().score == pytest.approx(score, nan_ok=True)
 
 
 def test_a_loss_of_ones_own_has_no_score() -> None:

@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "bench_epoch_rule.
 
 
 def test_it_runs_at_small_size_and_leaves_nothing(tmp_path: Path) -> None:
-    data = ["--models", "mlp", "--samples", "150", "--batch-size", "64", "--folder", str(tmp_path)]
+    data = ["--models", "mlp", "--samples", "150", "--batch-size", "64", "--folder", str(tmp_path / "new")]
     small = ["--repeats", "1", "--passes", "1", "--gradients", "300", "--threads", "1"]
     done = subprocess.run([sys.executable, SCRIPT, *data, *small], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -25,4 +25,4 @@ def test_it_runs_at_small_size_and_leaves_nothing(tmp_path: Path) -> None:
     for result in sums:
         assert result["components_held"] > 0
         assert result["compensated_ulp"] <= result["bars"]["compensated_ulp"]
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "new").iterdir())

@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "show_lock_in.py"
 
 
 def test_fixed_batches_stay_and_batches_formed_anew_fall(tmp_path: Path) -> None:
-    small = ["--pairs", "128", "--epochs", "4", "--folder", str(tmp_path)]
+    small = ["--pairs", "128", "--epochs", "4", "--folder", str(tmp_path / "new" / "folder")]
     done = subprocess.run([sys.executable, SCRIPT, *small], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     fixed, anew = (json.loads(line) for line in done.stdout.splitlines())
@@ -20,4 +20,12 @@ def test_fixed_batches_stay_and_batches_formed_anew_fall(tmp_path: Path) -> None
     assert anew["losses"][:2] == [1.0, 1.0], "epoch 0 has the same batches"
     assert anew["losses"][-1] < 0.2
     assert "batches formed anew: loss" in done.stderr
+    assert not list((tmp_path / "new" / "folder").iterdir())
+
+
+def test_a_plot_that_cannot_be_written_is_refused_before_the_run(tmp_path: Path) -> None:
+    words = ["--pairs", "128", "--folder", str(tmp_path), "--plot", str(tmp_path / "none" / "x.png")]
+    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"there is no folder {tmp_path / 'none'}" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from streamtrain.allocator import keep_little
 from streamtrain.arguments import check_seed
 from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.data import INPUT, TARGET, check_alike, field_of, n_outputs
+from streamtrain.cli.threads import set_threads
 from streamtrain.compare import Comparison, Setting, compare
 from streamtrain.compare.results import Compared, Point
 from streamtrain.compare.setting import EVERY
@@ -102,10 +103,7 @@ def _compare(
     seconds: float | None,
     **given: Any,
 ) -> tuple[Comparison, Path]:
-    if threads is not None:
-        if threads < 1:
-            raise UsageError(f"threads is {threads}; it must be at least 1")
-        torch.set_num_threads(threads)
+    set_threads(threads)
     if surface and grid < 1:
         raise UsageError(f"the grid is {grid}; it must be positive")
     keep_little()

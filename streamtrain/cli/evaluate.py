@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 from torch import nn
@@ -61,6 +62,7 @@ def command(
 
 def _trained(run: Path, config: dict[str, Any], model: str | None, weight: str | None, device: str) -> Trainer:
     """The run's trainer, as it was when the run ended."""
+    _check_types(run, config)
     checkpoint = newest_checkpoint(run)
     try:
         trainer = Trainer(
@@ -77,6 +79,39 @@ def _trained(run: Path, config: dict[str, Any], model: str | None, weight: str |
         raise CheckpointError("is not complete", where=str(run / CONFIG), why=why, fix="train again") from error
     load_weights(trainer.model, checkpoint)
     return trainer
+
+
+def _check_types(run: Path, config: dict[str, Any]) -> None:
+    """Refuse a configuration that no run has written, before anything is built by it."""
+    for name, (is_right, what) in _TYPES.items():
+        if name in config and not is_right(config[name]):
+            why = f"{name} is {config[name]!r}, and not {what}"
+            raise CheckpointError("is damaged", where=str(run / CONFIG), why=why, fix="train again")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_list(value: object, is_right: Callable[[object], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_right, value))
+
+
+_TYPES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
+    "model": (_is_text, "a text"),
+    "loss": (_is_text, "a text"),
+    "target": (_is_text, "a text"),
+    "weight": (lambda value: value is None or _is_text(value), "a text or null"),
+    "inputs": (lambda value: _is_list(value, _is_text), "a list of texts"),
+    "normalize": (lambda value: _is_list(value, _is_text), "a list of texts"),
+    "input_shape": (lambda value: _is_list(value, _is_size), "a list of positive integers"),
+    "n_outputs": (_is_size, "a positive integer"),
+}
+"""What a run's configuration holds, as far as it is read here."""
 
 
 def _build(run: Path, config: dict[str, Any], model: str | None) -> nn.Module:

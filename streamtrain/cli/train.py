@@ -20,6 +20,7 @@ from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.data import INPUT, TARGET, check_alike, doubts, field_of, n_outputs, poor_shuffle
 from streamtrain.cli.resuming import how_to_go_on, say_resumed
 from streamtrain.cli.tables import epoch_head, epoch_line
+from streamtrain.cli.threads import set_threads
 from streamtrain.cli.train_options import Options, train_options
 from streamtrain.cli.trained import Trained
 from streamtrain.errors import BudgetError, StreamtrainError, UsageError
@@ -57,10 +58,8 @@ def command(as_json: bool, **given: Any) -> None:
 
 
 def _train(options: Options, say: Callable[[str], None]) -> Trained:
-    if options.threads is not None:
-        if options.threads < 1:
-            raise UsageError(f"threads is {options.threads}; it must be at least 1")
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
+    options.check()
     keep_little()
     reserved = held_bytes()
     check_seed(options.seed)

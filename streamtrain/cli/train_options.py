@@ -69,6 +69,21 @@ class Options:
     log_every: int
     headspace: bool
 
+    def check(self) -> None:
+        """Refuse what has no meaning beside another option.
+
+        Raises
+        ------
+        UsageError
+            There are lanes, and no shuffle to have them.
+        """
+        if self.lanes is not None and self.update == "epoch":
+            raise UsageError(
+                "--lanes with --update epoch",
+                why="Its passes read in stored order, and nothing is shuffled",
+                fix="leave it out",
+            )
+
     def resolved_schedule(self) -> Schedule | None:
         """The schedule of the learning rate, if one is named.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from streamtrain.cli.tables import headspace_line, memory_line, time_lines
 from streamtrain.headspace import Headspace
@@ -11,6 +12,15 @@ from streamtrain.metrics import METRIC_NAMES, History
 from streamtrain.quarantine import LeftOut
 from streamtrain.runs import last_epoch
 from streamtrain.units import format_rate
+
+_ENDED: Final = {
+    "until_loss": "by --until-loss",
+    "patience": "by --patience: the loss has no longer fallen",
+    "grad_tolerance": "by --grad-tolerance: the norm of the gradient is at most that",
+    "loss_tolerance": "by --loss-tolerance: a step lowered J by at most that",
+    "stuck": "where no step lowers J any more",
+}
+"""What ends a run before its total does, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +70,11 @@ class Trained:
         return {name: line[name] for name in METRIC_NAMES if name in line} | {"val": val or None}
 
     def _ended(self) -> list[str]:
-        """What ended the run, where it was not told for how long to go on."""
-        by = self.history.stopped_by
-        if by == "patience":
-            return ["ended   by --patience: the loss has no longer fallen"]
-        if self.history.reached is None:
+        """What ended the run, where it was not its total, or a loss to come to was not reached."""
+        by, reached = self.history.stopped_by, self.history.reached
+        if by not in _ENDED and reached is None:
             return []
-        return ["ended   by --until-loss" if by == "until_loss" else f"ended   by {by}; --until-loss was not reached"]
+        return [f"ended   {_ENDED.get(by, f'by {by}')}{'; --until-loss was not reached' if reached is False else ''}"]
 
     def text(self) -> str:
         """The lines below the table of epochs."""

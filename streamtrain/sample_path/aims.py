@@ -94,7 +94,7 @@ def aim_at(loss: Loss, net: Network, target: Tensor) -> Aim:
     n, width = len(target), net.output.all.shape[1]
     _, aligned = align(loss, net.output.all[:n], target)
     if loss.kind == "classes":
-        wanted, weights = _one_hot(aligned, loss.ignored, width, net.output.all.dtype)
+        wanted, weights = _one_hot(aligned, loss, width, net.output.all.dtype)
     else:
         wanted, weights = aligned.reshape(n, width), [float(width)] * n
     rows, outputs, deltas = list(wanted.unbind()), net.output.vectors, net.d_output.vectors
@@ -111,8 +111,8 @@ def aim_at(loss: Loss, net: Network, target: Tensor) -> Aim:
     return Aim(write=write, weights=weights, losses=losses)
 
 
-def _one_hot(labels: Tensor, ignored: int | None, n_classes: int, dtype: torch.dtype) -> tuple[Tensor, list[float]]:
-    counts = labels != (-100 if ignored is None else ignored)
+def _one_hot(labels: Tensor, loss: Loss, n_classes: int, dtype: torch.dtype) -> tuple[Tensor, list[float]]:
+    counts = loss.counted(labels)
     wanted = labels.where(counts, 0)
     if not ((wanted >= 0) & (wanted < n_classes)).all():
         bad = wanted[(wanted < 0) | (wanted >= n_classes)][0]

@@ -11,12 +11,11 @@ from typing import Final
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
 from torch.nn.modules.module import _has_any_global_hook
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from streamtrain.gradients import Learner
-from streamtrain.losses import Loss
+from streamtrain.losses import NAMED, Loss
 from streamtrain.models import ToVector
 from streamtrain.normalize import Front, Normalize
 from streamtrain.sample_path.network import ACTIVATIONS
@@ -24,13 +23,6 @@ from streamtrain.sample_path.steps import FUSED, are_new, step_count
 from streamtrain.stepping import Clipping
 
 _RESHAPES: Final = (nn.Identity, nn.Flatten, ToVector)
-_LOSSES: Final[dict[str, tuple[object, type[nn.Module]]]] = {
-    "cross_entropy": (F.cross_entropy, nn.CrossEntropyLoss),
-    "nll": (F.nll_loss, nn.NLLLoss),
-    "bce_with_logits": (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss),
-    "mse": (F.mse_loss, nn.MSELoss),
-    "l1": (F.l1_loss, nn.L1Loss),
-}
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _DTYPES: Final = (torch.float32, torch.float64)
 
@@ -125,7 +117,7 @@ def _why_not_parameters(learner: Learner) -> str | None:
 
 
 def _why_not_loss(loss: Loss) -> str | None:
-    function, module = _LOSSES.get(loss.name, (None, None))
+    _, function, module = NAMED.get(loss.name, (None, None, None))
     if loss.mean is not function and type(loss.mean) is not module:
         return f"the loss is {loss.name}"
     if loss.summed or loss.class_weights is not None or getattr(loss.mean, "label_smoothing", None):

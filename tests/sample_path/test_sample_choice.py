@@ -56,7 +56,7 @@ def test_divergence_stops_before_the_step_with_the_last_good_weights(optimizer: 
     x, y = x.float(), y.float()
     # A gradient overflows where the loss does not: its layer's input is the largest number there is.
     x[bad, 1] = torch.nan if what == "loss" else 3e38
-    net = nn.Sequential(nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 3))
+    net = make_net(nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 3), dtype=torch.float32)
 
     def run(path: str, n: int) -> SampleRule:
         mine = copy.deepcopy(net)

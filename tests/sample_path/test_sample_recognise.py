@@ -18,9 +18,10 @@ from torch.nn import functional as F  # noqa: N812 - the name torch's own docume
 
 from streamtrain.errors import UsageError
 from streamtrain.gradients import Learner
-from streamtrain.losses import resolve_loss
+from streamtrain.losses import LOSSES, resolve_loss
 from streamtrain.normalize import Front
 from streamtrain.sample_path import why_plain
+from streamtrain.sample_path.aims import AIMS
 from streamtrain.schedules import Schedules
 from streamtrain.stepping import Clipping
 
@@ -147,3 +148,11 @@ def test_the_fall_back_is_the_plain_loop_bit_for_bit(path: str) -> None:
         torch.autograd.backward(F.cross_entropy(by_hand(x[i : i + 1]), y[i : i + 1]))
         steps.step()
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), by_hand.parameters(), strict=True))
+
+
+def test_every_loss_with_a_name_is_known() -> None:
+    assert AIMS == LOSSES
+    for name in LOSSES:
+        net = make_net()
+        learner = Learner(model=net, loss=resolve_loss(name), optimizer=torch.optim.SGD(net.parameters()))
+        assert why_plain(learner) is None
