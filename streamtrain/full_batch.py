@@ -14,6 +14,7 @@ those of a trial. What a trial comes to is no reason to end a run: see `streamtr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -30,6 +31,7 @@ from streamtrain.line_search import MAX_TRIALS
 from streamtrain.penalty import add_penalty, penalty
 from streamtrain.rules import EpochRule, Learned, put_mean
 from streamtrain.same_forward import check_same_forward, digest
+from streamtrain.stepping import not_finite
 from streamtrain.trial import SCALE, Measured, scale_at, told
 
 _BESIDE: Final = 4
@@ -117,6 +119,8 @@ class FullBatchRule(EpochRule):
         self.objective = self._loss.value / divisor + penalty(parameters, self.learner.l2)
         self.grad_norm = grad_norm(parameters)
         at = digest(parameters)
+        if self._checks and not math.isfinite(self.objective):
+            raise not_finite(self.objective)
         if self._scale is None:
             self._scale = scale_at(self.grad_norm)
         found = Measured(objective=self.objective, gradients=[_gradient_of(p) for p in parameters])

@@ -189,6 +189,20 @@ def test_where_the_weights_are_accepted_j_must_be_finite() -> None:
         trainer.fit(Batches(data), max_epochs=2)
 
 
+def test_a_penalty_out_of_range_ends_a_run_too() -> None:
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, 1e160)
+    learner = Learner(
+        model=model,
+        loss=resolve_loss(lambda output, _: output.tanh().mean()),
+        optimizer=build_optimizer("lbfgs", model.parameters()),
+        l2=0.1,
+    )
+    rule = make_rule("epoch", learner)
+    with pytest.raises(DivergedError, match="the loss is inf"):
+        a_pass(rule)
+
+
 @pytest.mark.parametrize("largest", [100.0, 255.0, 1e5, 1e9])
 @pytest.mark.parametrize("optimizer", FULL_BATCH)
 def test_least_squares_on_pixels_in_float32(optimizer: str, largest: float) -> None:
