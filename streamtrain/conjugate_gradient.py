@@ -76,7 +76,8 @@ class ConjugateGradient(Optimizer):
         evaluate = torch.enable_grad()(closure)
         value = float(evaluate())
         gradient = self._gradient()
-        if not gradient.any():
+        # Of a gradient that is not zero, its square may be.
+        if not gradient.dot(gradient):
             return value
         # The state belongs to the first parameter, so that loading it puts it on that one's device.
         state = self.state[self._params[0]]
@@ -107,6 +108,8 @@ class ConjugateGradient(Optimizer):
 
     def _move(self, weights: list[Tensor], direction: Tensor, step: float) -> None:
         """Put the parameters at ``weights + step * direction``."""
+        # A step that the weights' dtype does not hold leads as far as one that it does.
+        step = min(step, torch.finfo(direction.dtype).max)
         offset = 0
         for parameter, weight in zip(self._params, weights, strict=True):
             part = direction[offset : offset + weight.numel()].view_as(weight)

@@ -7,14 +7,16 @@ is abandoned, the optimizer's state is put back, and these weights are what the 
 taken again from its beginning, as far as the new answers go. All but the last time it costs a few operations on vectors
 of the size of the weights; a pass costs one on every sample.
 
-A run can so be saved at any batch of any pass of a line search, and goes on from there. Between passes the model has
-the weights that the last whole step came to, and never those of a trial.
+A run can so be saved at any batch of any pass of a line search, and goes on from there. Between passes, in a
+checkpoint, and after a pass that was broken off, the model has the weights that the last whole step came to, and never
+those of a trial. What a trial comes to is no reason to end a run: see `streamtrain.trial`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -25,34 +27,16 @@ from streamtrain.arguments import is_number
 from streamtrain.errors import UsageError
 from streamtrain.exact_sum import ExactSum
 from streamtrain.gradients import Learner, grad_norm
+from streamtrain.line_search import MAX_TRIALS
 from streamtrain.penalty import add_penalty, penalty
 from streamtrain.rules import EpochRule, Learned, put_mean
 from streamtrain.same_forward import check_same_forward, digest
+from streamtrain.stepping import not_finite
+from streamtrain.trial import SCALE, Measured, scale_at, told
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What a pass found at some weights.
-
-    Parameters
-    ----------
-    objective : float
-        J, the penalty included.
-    gradients : list of torch.Tensor
-        Its gradient, one tensor for each parameter.
-    """
-
-    objective: float
-    gradients: list[Tensor]
-
-
-_SCALE: Final = 2.0**20
-"""What J is multiplied by before the optimizer has it, exactly. Its steps do not depend on that, but torch's L-BFGS
-learns nothing of a curvature below an absolute 1e-10, which a gradient of 1e-5 can have."""
-
-
-_TRIALS_HELD: Final = 3
-"""The gradients of a line search that are held at once; few have more trials."""
+_BESIDE: Final = 4
+"""What else is held of the size of the weights: the direction and gradient of the step before, and two copies of the
+weights that a checkpoint inside a line search is made from."""
 
 
 class _Unknown(Exception):
@@ -81,7 +65,7 @@ class FullBatchRule(EpochRule):
     Raises
     ------
     UsageError
-        The optimizer makes several iterations a step, or leaves its line search no trial. Or a tolerance is not
+        The optimizer makes several iterations a step, has no line search, or leaves it no trial. Or a tolerance is not
         positive.
     """
 
@@ -103,7 +87,9 @@ class FullBatchRule(EpochRule):
         self.settled = False
         self.stuck = False
         self._known: dict[str, Measured] = {}
+        self._scale: float | None = None
         self._before_trial: list[Tensor] | None = None
+        self._start = ""
         self._loss = ExactSum()
         self._first_batch: str | None = None
         self._begins_anew = True
@@ -118,13 +104,14 @@ class FullBatchRule(EpochRule):
         if self._before_trial is None:
             self._first_batch = check_same_forward(self.learner.model, inputs, target, self._first_batch)
             self._before_trial = self._advance() or _copies(self.learner.parameters)
+            self._look_where_it_is()
         learned = super().learn(inputs, target, max_steps, weight)
         self._loss.add(learned.loss * (learned.n_samples if learned.weight is None else learned.weight))
         return learned
 
     def end_epoch(self) -> None:
         """Note what the pass has found, and take the step that it makes possible."""
-        divisor = put_mean(self._sum, self.learner)
+        divisor = put_mean(self._sum, self.learner, check=self._checks)
         if not divisor:
             return
         parameters = self.learner.parameters
@@ -132,11 +119,15 @@ class FullBatchRule(EpochRule):
         self.objective = self._loss.value / divisor + penalty(parameters, self.learner.l2)
         self.grad_norm = grad_norm(parameters)
         at = digest(parameters)
-        self._known[at] = Measured(objective=self.objective, gradients=[_gradient_of(p) for p in parameters])
-        self._loss = ExactSum()
-        _put(parameters, self._before_trial or ())
-        self._before_trial = None
-        self._take_steps()
+        if self._checks and not math.isfinite(self.objective):
+            raise not_finite(self.objective)
+        if self._scale is None:
+            self._scale = scale_at(self.grad_norm)
+        found = Measured(objective=self.objective, gradients=[_gradient_of(p) for p in parameters])
+        is_trial = not self._checks
+        self._known[at] = told(found, self.grad_norm, self._known[self._start], self._scale) if is_trial else found
+        self._leave_trial()
+        self._take_steps(at)
         self.settled = digest(parameters) == at
         if self.settled:
             self._values = [*self._values[-1:], self.objective]
@@ -153,13 +144,41 @@ class FullBatchRule(EpochRule):
         return "stuck" if self.stuck else None
 
     def to_come(self) -> list[Tensor]:
-        """L-BFGS's history, which grows by two vectors a step, and what is known of a line search's trials."""
-        n_pairs = self.learner.optimizer.param_groups[0].get("history_size", 0)
-        n_vectors = 2 * n_pairs + _TRIALS_HELD
+        """L-BFGS's history, which grows by two vectors a step, and the gradient of every trial of a line search."""
+        group = self.learner.optimizer.param_groups[0]
+        n_vectors = 2 * group.get("history_size", 0) + group.get("max_eval", MAX_TRIALS) + _BESIDE
         return [torch.ones_like(p).detach() for p in self.learner.parameters for _ in range(n_vectors)]
 
-    def _take_steps(self) -> None:
-        """Take the step that is now possible, if one is, and see whether another one can begin."""
+    def abandon(self) -> None:
+        super().abandon()
+        self._leave_trial()
+
+    @contextmanager
+    def at_last_step(self) -> Iterator[None]:
+        if self._before_trial is None:
+            yield
+            return
+        trial = _copies(self.learner.parameters)
+        _put(self.learner.parameters, self._before_trial)
+        try:
+            yield
+        finally:
+            _put(self.learner.parameters, trial)
+
+    def _look_where_it_is(self) -> None:
+        """See whether the pass is at a trial, of which nothing is asked but what it comes to."""
+        self._start = digest(self._before_trial or ())
+        self._checks = self._start == digest(self.learner.parameters)
+
+    def _leave_trial(self) -> None:
+        if self._before_trial is not None:
+            _put(self.learner.parameters, self._before_trial)
+        self._before_trial = None
+        self._checks = True
+        self._loss = ExactSum()
+
+    def _take_steps(self, at: str) -> None:
+        """Take the step that J at some weights makes possible, if one is, and see whether another one can begin."""
         while True:
             start = digest(self.learner.parameters)
             before = self._advance()
@@ -171,7 +190,9 @@ class FullBatchRule(EpochRule):
                 self.n_steps += 1
                 if self.learner.on_step is not None:
                     self.learner.on_step()
-                self._known = {at: found for at, found in self._known.items() if at == end}
+                # A search may go back to an earlier trial. A pass is then made there again, so that every step has one
+                # whose loss, J and gradient are those it came to.
+                self._known = {at: self._known[at]} if end == at else {}
                 self._begins_anew = False
             elif self._begins_anew:
                 self.stuck = True
@@ -179,6 +200,7 @@ class FullBatchRule(EpochRule):
             else:
                 # What the optimizer has learnt of the curvature leads nowhere: the steepest descent may.
                 self.learner.optimizer.state.clear()
+                self._known = {end: self._known[end]}
                 self._begins_anew = True
 
     def _advance(self) -> list[Tensor] | None:
@@ -197,17 +219,18 @@ class FullBatchRule(EpochRule):
     def _look_up(self) -> float:
         parameters = self.learner.parameters
         found = self._known.get(digest(parameters))
-        if found is None:
+        if found is None or self._scale is None:
             raise _Unknown
         for parameter, gradient in zip(parameters, found.gradients, strict=True):
-            parameter.grad = gradient * _SCALE
-        return found.objective * _SCALE
+            parameter.grad = gradient * self._scale
+        return found.objective * self._scale
 
     def state_dict(self) -> dict[str, Any]:
         known = {at: {"objective": m.objective, "gradients": m.gradients} for at, m in self._known.items()}
         return super().state_dict() | {
             "known": known,
-            "before_trial": self._before_trial,
+            "scale": self._scale,
+            "trial": None if self._before_trial is None else _copies(self.learner.parameters),
             "loss": self._loss.state(),
             "first_batch": self._first_batch,
             "begins_anew": self._begins_anew,
@@ -223,8 +246,8 @@ class FullBatchRule(EpochRule):
             at: Measured(objective=found["objective"], gradients=self._placed(found["gradients"]))
             for at, found in state["known"].items()
         }
-        before = state["before_trial"]
-        self._before_trial = None if before is None else self._placed(before)
+        self._scale = state.get("scale", SCALE)
+        self._put_trial(state.get("trial"), state.get("before_trial"))
         self._loss = ExactSum(*state["loss"])
         self._first_batch = state["first_batch"]
         self._begins_anew = state["begins_anew"]
@@ -232,6 +255,16 @@ class FullBatchRule(EpochRule):
         self.settled = state["settled"]
         self.grad_norm = state["grad_norm"]
         self._values = state["values"]
+
+    def _put_trial(self, trial: list[Tensor] | None, before: list[Tensor] | None) -> None:
+        """Go on at a trial; the weights are those of the step before, or in older checkpoints the trial's own."""
+        self._before_trial = None if before is None else self._placed(before)
+        if trial is not None:
+            self._before_trial = _copies(self.learner.parameters)
+            _put(self.learner.parameters, self._placed(trial))
+        self._checks = True
+        if self._before_trial is not None:
+            self._look_where_it_is()
 
     def _placed(self, tensors: list[Tensor]) -> list[Tensor]:
         pairs = zip(tensors, self.learner.parameters, strict=True)
@@ -241,11 +274,12 @@ class FullBatchRule(EpochRule):
 def _check_one_iteration(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         max_iter, max_eval = group.get("max_iter", 1), group.get("max_eval", 2)
-        if max_iter != 1 or max_eval < 2:
+        search = group.get("line_search_fn", "strong_wolfe")
+        if max_iter != 1 or max_eval < 2 or search is None:
             raise UsageError(
-                f"{type(optimizer).__name__} has max_iter={max_iter} and max_eval={max_eval}",
+                f"{type(optimizer).__name__} has max_iter={max_iter}, max_eval={max_eval}, line_search_fn={search!r}",
                 why="A step is one iteration here, with a line search of at least one trial",
-                fix="max_iter=1, max_eval=26, or optimizer='lbfgs'",
+                fix="max_iter=1, max_eval=26, line_search_fn='strong_wolfe', or optimizer='lbfgs'",
             )
 
 

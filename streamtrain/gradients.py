@@ -64,6 +64,7 @@ def gradient(
     *,
     summed: bool = False,
     scale: float | None = None,
+    check: bool = True,
 ) -> Gradient:
     """Leave the gradient of J over a batch in the parameters.
 
@@ -81,11 +82,14 @@ def gradient(
         is ``summed``.
     scale : float, optional
         A factor of the gradient.
+    check : bool
+        Whether a loss or a gradient that is not finite is refused, as it is where a step is taken on it.
 
     Raises
     ------
     DivergedError
-        The loss, or its gradient, is not finite. No step has been taken on it: the weights are the last good ones.
+        With ``check``, the loss or its gradient is not finite. No step has been taken on it: the weights are the last
+        good ones.
     """
     learner.optimizer.zero_grad(set_to_none=True)
     output: Tensor = learner.model(*inputs)
@@ -95,7 +99,8 @@ def gradient(
     value, total_weight, *sizes = numbers(measured, weights, *gradient_sizes(learner.parameters))
     if not total_weight:
         return Gradient(loss=0.0, output=output.detach(), weight=0.0)
-    check_finite(value, sizes, learner.parameters)
+    if check:
+        check_finite(value, sizes, learner.parameters)
     mean = value / total_weight if summed or learner.loss.summed else value
     return Gradient(loss=mean, output=output.detach(), weight=total_weight)
 

@@ -37,7 +37,7 @@ from streamtrain.errors import (
 )
 from streamtrain.metrics import RunningMetrics
 from streamtrain.normalize import Front
-from streamtrain.packing import pack, unpack
+from streamtrain.packing import flat, pack, unpack
 from streamtrain.rules import Rule
 from streamtrain.runs import Run, RunFolder
 from streamtrain.seeding import random_state, set_random_state
@@ -162,9 +162,9 @@ class Keeper:
         self._front = front
         self._device = device
         self._stream = stream
-        # The path of the sample rule is settled by the rule's own state.
+        # The sample rule's state settles its path, and the tolerances may change.
         settled = dict.fromkeys(("sample_path", "grad_tolerance", "loss_tolerance"))
-        self._identity = _flat(json.loads(json.dumps({**identity, **settled})))
+        self._identity = flat(json.loads(json.dumps({**identity, **settled})))
         self._every = every
         self._warns = on_failure == "warn"
         self.n_failed = 0
@@ -207,7 +207,9 @@ class Keeper:
         modules = normalize_tensors(self._front.modules_by_input())
         contents = {MODEL: self._front.model.state_dict(), NORMALIZE: modules, _TRAINING: tensors}
         try:
-            saved = self._run.save(counts.n_batches, state, contents)
+            # The state's tensors are the parameters themselves.
+            with self._rule.at_last_step():
+                saved = self._run.save(counts.n_batches, state, contents)
         except ResourceError as error:
             self.n_failed += 1
             self.unsaved = _unsaved(self._run.path, counts, error)
@@ -240,6 +242,8 @@ class Keeper:
         ------
         CheckpointError
             The checkpoint is of another run: every difference is named, and what may differ.
+        UsageError
+            There is none, and the weights are no longer those that a run begins with.
         """
         assert isinstance(self._run, RunFolder)
         found, skipped = find_checkpoint(self._run.path)
@@ -249,6 +253,12 @@ class Keeper:
         elif skipped:
             warnings.warn(f"damaged checkpoints were skipped: {'; '.join(skipped)}", stacklevel=3)
         if found is None:
+            if self._rule.n_steps:
+                raise UsageError(
+                    f"resume finds no checkpoint in {self._run.path}, and the trainer has taken steps already",
+                    why="A run that starts afresh begins at the weights the model was made with",
+                    fix="a new trainer, or no resume",
+                )
             self._run.rewind(0)
             return Counts(), None
         self._check_identity(found)
@@ -306,11 +316,3 @@ def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
         why=error.why,
         fix=f"{error.fix or 'see to the disk'}, then the same with --resume",
     )
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What is nested in a mapping, by dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= {f"{name}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
-    return flat

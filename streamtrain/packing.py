@@ -75,6 +75,20 @@ def pack(state: object, name: str) -> tuple[Any, dict[str, Tensor]]:
     return packed(state, name), tensors
 
 
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is nested in a mapping, one level deep, by dotted names.
+
+    Examples
+    --------
+    >>> flat({"seed": 0, "optimizer": {"lr": 0.1}})
+    {'seed': 0, 'optimizer.lr': 0.1}
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= {f"{name}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
 def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Put a state together again.
 

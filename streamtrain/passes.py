@@ -70,6 +70,7 @@ class Passes:
         self._target = target
         self._weight = weight
         self._is_checked = False
+        self._fitting: set[tuple[object, ...]] = set()
 
     def begin(self, stream: Stream, totals: Totals) -> None:
         """Set the schedules up for a run over a stream.
@@ -79,6 +80,7 @@ class Passes:
         UsageError
             They were set up for another end of the run, or cannot be.
         """
+        self._is_checked = False
         if self._learner.schedules is not None:
             of_epoch = self._rule.steps_per_epoch(len(stream), samples_per_epoch(stream))
             self._learner.schedules.begin(horizon(totals, of_epoch))
@@ -99,6 +101,16 @@ class Passes:
         DeviceError
             The device is out of memory.
         """
+        try:
+            yield from self._train(stream, recorder, totals, inside)
+        except BaseException:
+            # Whoever trains again begins the epoch anew.
+            self._rule.abandon()
+            raise
+
+    def _train(
+        self, stream: Stream, recorder: EpochRecorder, totals: Totals, inside: Inside | None
+    ) -> Generator[None, None, None]:
         epoch = self.counts.n_epochs
         if inside is None:
             stream.set_epoch(epoch)
@@ -111,7 +123,7 @@ class Passes:
                 started = time.perf_counter()
                 fields = self.on_device(batch)
                 recorder.copied(time.perf_counter() - started)
-                self.check(fields, stream.dataset.n_classes)
+                self._check_once(fields, stream.dataset.n_classes)
                 weight = self._weight_of(fields, stream)
                 learned = self._learn(fields, totals.max_steps, weight, stream)
                 self.counts = self.counts.after_batch(n_steps=self._rule.n_steps, n_samples=learned.n_samples)
@@ -147,11 +159,12 @@ class Passes:
             The device is out of memory.
         """
         loss, model = self._learner.loss, self._learner.model
+        self._is_checked = False
         running = RunningMetrics(loss)
         with same_mode(model), self._located(stream):
             for batch in stream:
                 fields = self.on_device(batch)
-                self.check(fields, None)
+                self._check_once(fields, None)
                 model.eval()
                 with torch.no_grad():
                     output = model(*self._inputs_of(fields))
@@ -168,28 +181,36 @@ class Passes:
         return fields_on(self._device, batch, names)
 
     def check(self, fields: Batch, n_classes: int | None) -> None:
-        """See, once, that the model fits the data; nothing is changed.
+        """See that the model fits the data; nothing is changed.
 
         Raises
         ------
         UsageError
             It does not.
         """
-        if not self._is_checked:
-            n_rows = 1 if self._rule.name == "sample" else _CHECKED_ROWS
-            few = {name: tensor[:n_rows] for name, tensor in fields.items()}
-            if self._weight:
-                check_weight_field(self._weight, few[self._weight])
-            check_fit(
-                self._learner,
-                few,
-                inputs=self._inputs,
-                target=self._target,
-                weight=self._weight,
-                n_classes=n_classes,
-                spans=self._rule.spans,
-            )
-            self._is_checked = True
+        n_rows = 1 if self._rule.name == "sample" else _CHECKED_ROWS
+        few = {name: tensor[:n_rows] for name, tensor in fields.items()}
+        if self._weight:
+            check_weight_field(self._weight, few[self._weight])
+        check_fit(
+            self._learner,
+            few,
+            inputs=self._inputs,
+            target=self._target,
+            weight=self._weight,
+            n_classes=n_classes,
+            spans=self._rule.spans,
+        )
+
+    def _check_once(self, fields: Batch, n_classes: int | None) -> None:
+        """Check the first batch of a run, or of data that is measured, unless its like has been."""
+        if self._is_checked:
+            return
+        like = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in fields.items())
+        if (n_classes, like) not in self._fitting:
+            self.check(fields, n_classes)
+            self._fitting |= {(n_classes, like), (None, like)}
+        self._is_checked = True
 
     def _inputs_of(self, fields: Batch) -> tuple[Tensor, ...]:
         return tuple(fields[name] for name in self._inputs)

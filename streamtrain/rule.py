@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -112,6 +114,15 @@ class Rule(ABC):
     def end_epoch(self) -> None:
         """Learn that the pass is complete; only a rule that waits for it has anything to do."""
         return
+
+    def abandon(self) -> None:
+        """Forget what the pass has come to, which does not go on; the steps that were taken stay."""
+        return
+
+    @contextmanager
+    def at_last_step(self) -> Iterator[None]:
+        """Inside the block the weights are those of the last step, also where a pass measures others."""
+        yield
 
     def state_dict(self) -> dict[str, Any]:
         """What the rule has to remember from one batch to the next: numbers and tensors."""

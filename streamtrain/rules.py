@@ -60,6 +60,10 @@ class BatchRule(Rule):
         self._sum.load_state_dict(self.learner.parameters, state["sum"])
         self._n_waiting = state["n_waiting"]
 
+    def abandon(self) -> None:
+        self._sum.clear()
+        self._n_waiting = 0
+
     @property
     def spans(self) -> str | None:
         return f"accumulate_grad_batches={self._accumulate}" if self._accumulate > 1 else None
@@ -101,6 +105,7 @@ class EpochRule(Rule):
     def __init__(self, learner: Learner, *, grad_sum_dtype: str = "float64") -> None:
         super().__init__(learner)
         self._sum = GradientSum(grad_sum_dtype)
+        self._checks = True
 
     def options(self) -> dict[str, object]:
         return self._sum.options()
@@ -112,6 +117,9 @@ class EpochRule(Rule):
         super().load_state_dict(state)
         self._sum.load_state_dict(self.learner.parameters, state["sum"])
 
+    def abandon(self) -> None:
+        self._sum.clear()
+
     def learn(
         self,
         inputs: tuple[Tensor, ...],
@@ -119,7 +127,7 @@ class EpochRule(Rule):
         max_steps: int | None = None,
         weight: Tensor | None = None,
     ) -> Learned:
-        seen = gradient(self.learner, inputs, target, weight, summed=True)
+        seen = gradient(self.learner, inputs, target, weight, summed=True, check=self._checks)
         _add(self._sum, self.learner, seen)
         return _learned(seen, target, weight)
 
@@ -137,7 +145,7 @@ def _add(total: GradientSum, learner: Learner, seen: Gradient) -> None:
         total.add(learner.parameters, seen.weight)
 
 
-def put_mean(total: GradientSum, learner: Learner) -> float:
+def put_mean(total: GradientSum, learner: Learner, *, check: bool = True) -> float:
     """Leave the mean gradient, or the summed loss's own, in the parameters; return what the sum was divided by.
 
     That is 0, and the parameters keep what they have, where nothing summed has a weight.
@@ -145,14 +153,15 @@ def put_mean(total: GradientSum, learner: Learner) -> float:
     Raises
     ------
     DivergedError
-        The sum has left the range of its numbers, or of the gradients'. No step has been taken on it.
+        With ``check``, the sum has left the range of its numbers, or of the gradients'. No step has been taken on it.
     """
     if not total.weight:
         total.clear()
         return 0.0
     divisor = 1.0 if learner.loss.summed else total.weight
     total.put(learner.parameters, divisor)
-    check_finite_sum(learner.parameters)
+    if check:
+        check_finite_sum(learner.parameters)
     return divisor
 
 

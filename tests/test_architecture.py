@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("slots", "spans", "workers", "pool_memory", "deadline", "passage", "narrator", "pool", "device", "ingest"),
     ("sample_random", "transforms", "batches", "quarantine", "loader_order", "loader_state", "loader"),
     ("seeding", "same_forward", "alignment", "losses", "meaning", "sample_weights", "penalty", "normalize", "models"),
-    ("line_search", "conjugate_gradient", "optim", "beta1", "lr_schedule", "schedules", "stepping", "forward"),
+    ("line_search", "conjugate_gradient", "optim", "beta1", "lr_schedule", "schedules", "stepping", "forward", "trial"),
     ("gradient_sum", "gradients", "sample_path", "rule", "sample_rule", "rules", "full_batch", "update", "setting"),
     ("speed", "metrics", "stream", "rehearsal"),
     ("packing", "tensor_file", "checkpoint", "runs", "described", "stopping", "keeper", "recorder"),

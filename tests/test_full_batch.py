@@ -287,7 +287,24 @@ def test_what_has_no_meaning_is_refused(options: dict[str, Any], message: str) -
         st.Trainer(perceptron(), loss="cross_entropy", **how)
 
 
-def test_a_finished_lbfgs_of_many_iterations_a_step_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({}, "max_iter=20"), ({"max_iter": 1, "max_eval": 26}, "line_search_fn=None"), ({"max_iter": 1}, "max_eval=1,")],
+)
+def test_a_finished_lbfgs_of_many_iterations_a_step_or_without_a_search_is_refused(
+    options: dict[str, Any], named: str
+) -> None:
     model = perceptron()
-    with pytest.raises(UsageError, match=r"max_iter=20.*max_iter=1, max_eval=26"):
-        st.Trainer(model, loss="cross_entropy", optimizer=torch.optim.LBFGS(model.parameters()), update="epoch")
+    finished = torch.optim.LBFGS(model.parameters(), **options)
+    with pytest.raises(UsageError, match=rf"{named}.*max_iter=1, max_eval=26, line_search_fn='strong_wolfe'"):
+        st.Trainer(model, loss="cross_entropy", optimizer=finished, update="epoch")
+
+
+def test_a_finished_lbfgs_as_the_message_has_it_reaches_the_minimum(dataset: st.Dataset) -> None:
+    model = softmax_regression()
+    finished = torch.optim.LBFGS(model.parameters(), max_iter=1, max_eval=26, line_search_fn="strong_wolfe")
+    with loader_of(dataset) as loader:
+        trainer = st.Trainer(
+            model, loss="cross_entropy", optimizer=finished, update="epoch", grad_tolerance=1e-6, l2=L2
+        )
+        assert trainer.fit(loader, max_epochs=150).stopped_by == "grad_tolerance"

@@ -138,6 +138,47 @@ def test_a_signal_ends_the_run_after_its_step_saved(dataset: st.Dataset, tmp_pat
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
 
 
+@pytest.mark.parametrize("is_same", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"update": "epoch", "optimizer": "sgd"},
+        {"update": "epoch", "optimizer": "lbfgs"},
+        {"update": "epoch", "optimizer": "cg"},
+        {"accumulate_grad_batches": 5},
+    ],
+)
+def test_what_a_signal_saves_has_the_sum_so_far_also_for_the_trainer_it_stopped(
+    dataset: st.Dataset, tmp_path: Path, options: dict[str, Any], is_same: bool
+) -> None:
+    class Signalled(st.StreamLoader):
+        n_left = EPOCH_BATCHES + 5
+
+        def __iter__(self) -> Any:
+            for batch in super().__iter__():
+                self.n_left -= 1
+                if not self.n_left:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield batch
+
+    def make() -> st.Trainer:
+        torch.manual_seed(3)
+        return st.Trainer(nn.Linear(N_FEATURES, 3), loss="cross_entropy", **options)
+
+    whole, stopped = make(), make()
+    how = {"batch_size": BATCH_SIZE, "memory": "16MB", "seed": 5, "shuffle": "update" not in options}
+    with st.StreamLoader(dataset, **how) as loader:
+        fit(whole, loader, tmp_path / "whole")
+    run = tmp_path / "run"
+    with Signalled(dataset, **how) as loader, pytest.raises(Interrupted, match=r"SIGINT; saved .*00000017"):
+        fit(stopped, loader, run, every=1000)
+    resumed = stopped if is_same else make()
+    with st.StreamLoader(dataset, **how) as loader:
+        assert fit(resumed, loader, run).resumed_from_batch == EPOCH_BATCHES + 5
+    assert metrics(run) == metrics(tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
+
+
 def test_what_differs_is_named_and_what_may_differ_too(dataset: st.Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with make_loader(dataset, "batch") as loader:
