@@ -247,8 +247,7 @@ class Schedule:
         except (ValueError, TypeError, KeyError, ArithmeticError) as error:
             given = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
             raise UsageError(
-                f"{self.known_as} refuses its options: {error}",
-                why=f"Given {'was' if len(self.options) == 1 else 'were'} {given}" if given else None,
+                f"{self.known_as}{f' with {given}' if given else ''}: {error}",
                 fix=f"what torch.optim.lr_scheduler.{self.kind.__name__} takes" if self.kind else "see the factory",
             ) from error
 

@@ -48,14 +48,14 @@ def sgd(*lrs: float) -> Optimizer:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("step", {"step_size": "x"}, r"step refuses its options: .*Given was step_size='x'.*scheduler\.StepLR takes"),
-        ("step", {"step_size": 0}, "step refuses its options: integer.*Given was step_size=0"),
-        ("cosine", {"T_max": 0}, "cosine refuses its options: .*Given was T_max=0"),
-        ("cosine", {"eta_min": None}, "cosine refuses its options: .*eta_min=None"),
-        ("exponential", {"gamma": "nan"}, "exponential refuses its options: .*gamma='nan'"),
+        ("step", {"step_size": "x"}, r"step with step_size='x': .*scheduler\.StepLR takes"),
+        ("step", {"step_size": 0}, "step with step_size=0: integer"),
+        ("cosine", {"T_max": 0}, "cosine with T_max=0: "),
+        ("cosine", {"eta_min": None}, "cosine with eta_min=None: "),
+        ("exponential", {"gamma": "nan"}, "exponential with gamma='nan': "),
         ("exponential", {"gamma": math.nan}, "the learning rate becomes nan"),
         ("cyclic", {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 0}, "division by zero"),
-        ("onecycle", {"pct_start": 2}, "onecycle refuses its options: Expected float between 0 and 1"),
+        ("onecycle", {"pct_start": 2}, "onecycle with pct_start=2: Expected float between 0 and 1"),
         (
             "multistep",
             {"milestones": "x"},
@@ -98,7 +98,7 @@ def test_trying_a_schedule_changes_nothing_and_warns_of_nothing() -> None:
     Schedule(name="onecycle", options={"max_lr": [0.1, 0.2]}).check(sgd(0.1, 0.2), RUN)
     named = torch.optim.SGD(nn.Linear(2, 2).named_parameters(), lr=0.1)
     Schedule(name="cosine").check(named, RUN)
-    with pytest.raises(UsageError, match="onecycle refuses its options"):
+    with pytest.raises(UsageError, match="onecycle with "):
         Schedule(name="onecycle", options={"max_lr": [0.1, 0.2]}).check(sgd(0.1), RUN)
 
 

@@ -142,7 +142,7 @@ def test_a_plateau_is_one_of_the_loss(dataset):
     [
         ({"schedule": "cosin"}, "unknown schedule 'cosin'.*did you mean 'cosine'"),
         ({"schedule": "step"}, "step asks for step_size"),
-        ({"schedule": Schedule(name="onecycle", options={"total_steps": -1})}, "onecycle refuses its options"),
+        ({"schedule": Schedule(name="onecycle", options={"total_steps": -1})}, "onecycle with total_steps=-1"),
         ({"beta1": "linear:0.5"}, "beta1 with SGD, which has none"),
         ({"optimizer": "adam", "beta1": "quadratic:0.5"}, "beta1 is 'quadratic:0.5'"),
         ({"optimizer": "adam", "beta1": "linear:0.5", "schedule": "onecycle"}, "beside a schedule that changes it"),
