@@ -97,6 +97,11 @@ class Trajectory:
                 self._keep(n_steps)
         self._n_offered += 1
 
+    @property
+    def n_bytes(self) -> int:
+        """What the snapshots take."""
+        return sum(snapshot.weights.nbytes for snapshot in self.kept)
+
     def end(self, n_steps: int) -> None:
         """Keep the last weights, whosever turn it is."""
         if not self.kept or self.kept[-1].n_steps != n_steps:
@@ -159,7 +164,7 @@ def plane_of(names: Sequence[str], snapshots: Sequence[Snapshot]) -> Plane:
     names : sequence of str
         Of two weights, or any others, which are not used.
     snapshots : sequence of Snapshot
-        At least one.
+        At least one, of two weights or more.
 
     Examples
     --------
@@ -180,17 +185,19 @@ def plane_of(names: Sequence[str], snapshots: Sequence[Snapshot]) -> Plane:
     origin = torch.zeros(n_weights, dtype=torch.float64)
     for snapshot in snapshots:
         origin += snapshot.weights / len(snapshots)
+    # Squares of what is very large or small are not finite, or 0.
+    size = max(float((snapshot.weights - origin).abs().max()) for snapshot in snapshots) or 1.0
     gram = torch.zeros(len(snapshots), len(snapshots), dtype=torch.float64)
-    for _, piece in _pieces(snapshots, origin):
+    for _, piece in _pieces(snapshots, origin, size):
         gram += piece @ piece.T
     values, vectors = torch.linalg.eigh(gram)
     total = float(values.clamp_min(0).sum())
     directions = [torch.zeros(n_weights, dtype=torch.float64) for _ in range(2)]
-    for columns, piece in _pieces(snapshots, origin):
+    for columns, piece in _pieces(snapshots, origin, size):
         for i, direction in enumerate(directions):
             if len(values) > i:
                 direction[columns] = vectors[:, -1 - i] @ piece
-    way = snapshots[-1].weights.double() - snapshots[0].weights.double()
+    way = (snapshots[-1].weights.double() - snapshots[0].weights.double()) / size
     first = _along(_unit(directions[0], []), way)
     second = _along(_unit(directions[1], [first]), way)
     shares = tuple(float(values[-1 - i].clamp_min(0)) / total if total > 0 and len(values) > i else 0.0 for i in (0, 1))
@@ -203,11 +210,12 @@ def plane_of(names: Sequence[str], snapshots: Sequence[Snapshot]) -> Plane:
     )
 
 
-def _pieces(snapshots: Sequence[Snapshot], origin: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The snapshots from the origin, (n_snapshots, columns) at a time in float64."""
+def _pieces(snapshots: Sequence[Snapshot], origin: Tensor, size: float) -> Iterator[tuple[slice, Tensor]]:
+    """The snapshots from the origin, in parts of a size, (n_snapshots, columns) at a time in float64."""
     for start in range(0, len(origin), _COLUMNS):
         columns = slice(start, min(start + _COLUMNS, len(origin)))
-        yield columns, torch.stack([snapshot.weights[columns].double() - origin[columns] for snapshot in snapshots])
+        away = torch.stack([snapshot.weights[columns].double() - origin[columns] for snapshot in snapshots])
+        yield columns, away / size
 
 
 def _unit(direction: Tensor, others: Sequence[Tensor]) -> Tensor:
