@@ -211,7 +211,7 @@ def _stalls(told: Told) -> Iterator[str]:
         Bar(
             label=f"epoch {epoch.get('epoch', 0):.0f}",
             pieces={kind: epoch[f"{kind}_seconds"] for kind in _WALL},
-            text=f"{epoch.get('stall_fraction', 0.0):.1%} waiting",
+            text=f"{stall:.1%} waiting" if is_placed(stall := epoch.get("stall_fraction", 0.0)) else "",
         )
         for epoch in epochs[:_MOST_BARS]
     ]
