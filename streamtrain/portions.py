@@ -11,6 +11,7 @@ from streamtrain.store import Dataset
 
 PARTS: Final = 4
 """A loader that measures has one of so many parts."""
+_MOST_REHEARSED_BYTES: Final = 64_000_000
 
 
 def measuring_bytes(memory: int) -> int:
@@ -27,6 +28,12 @@ def training_bytes(memory: int, n_measuring: int) -> int:
     (53, 25)
     """
     return memory - n_measuring * measuring_bytes(memory)
+
+
+def n_rehearsed(dataset: Dataset, batch_size: int) -> int:
+    """Rows to rehearse a step on, whose memory is no loader's: a batch, or fewer where rows are large."""
+    most = max(_MOST_REHEARSED_BYTES // dataset.layout.row_bytes, 2)
+    return max(min(batch_size, most, len(dataset)), 1)
 
 
 def least_bytes(dataset: Dataset, batch_size: int, *, lanes: int | None = None, shuffle: bool = True) -> int:

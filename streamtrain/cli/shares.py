@@ -15,13 +15,13 @@ from streamtrain.meter import MemoryMeter
 from streamtrain.portions import PARTS
 from streamtrain.portions import least_bytes as least_bytes
 from streamtrain.portions import least_in_all as least_in_all
+from streamtrain.portions import n_rehearsed as n_rehearsed
 from streamtrain.store import Dataset
 from streamtrain.units import format_bytes, parse_bytes
 
 DEFAULT_MEMORY: Final = "512MB"
 VAL_SHARE: Final = PARTS
 """The loader of ``--val`` has one of so many parts."""
-_MOST_REHEARSED_BYTES: Final = 64_000_000
 _SPARE_SHARE: Final = 12
 _LEAST_SPARE_BYTES: Final = 4_000_000
 _MEASURED_ANEW: Final = 1.08
@@ -65,12 +65,6 @@ class Taken:
             f"{format_bytes(self.training_bytes)} + a step {format_bytes(self.step_bytes)} + what allocators keep "
             f"{format_bytes(self.spare_bytes)}"
         )
-
-
-def n_rehearsed(dataset: Dataset, batch_size: int) -> int:
-    """Rows to rehearse a step on: a batch, or fewer where rows are large."""
-    most = max(_MOST_REHEARSED_BYTES // dataset.layout.row_bytes, 2)
-    return max(min(batch_size, most, len(dataset)), 1)
 
 
 def taken(reserved_bytes: int, step: MemoryMeter, after: MemoryMeter) -> Taken:

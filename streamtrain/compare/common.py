@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from torch import nn
 
@@ -18,14 +17,12 @@ from streamtrain.errors import BudgetError, UsageError
 from streamtrain.loader import StreamLoader
 from streamtrain.losses import Loss
 from streamtrain.metrics import Metrics
-from streamtrain.portions import PARTS, least_bytes, least_in_all, measuring_bytes, training_bytes
+from streamtrain.portions import PARTS, least_bytes, least_in_all, measuring_bytes, n_rehearsed, training_bytes
 from streamtrain.quarantine import first_rows
 from streamtrain.store import Dataset
 from streamtrain.stream import normalize_fields
 from streamtrain.trainer import Rows, Trainer
 from streamtrain.units import format_bytes, parse_bytes
-
-_REHEARSED_ROWS: Final = 64
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,9 +98,8 @@ class Contest:
         self.n_kept()
 
     def rows(self) -> Rows:
-        """A few rows of the training data."""
-        n_rows = min(_REHEARSED_ROWS, self.setting.batch_size, len(self.dataset))
-        return first_rows(self.dataset, n_rows, forgiving=False)
+        """Rows of the training data to rehearse a step on."""
+        return first_rows(self.dataset, n_rehearsed(self.dataset, self.setting.batch_size), forgiving=False)
 
     def n_kept(self) -> int:
         """Snapshots of each run; 0 without a surface."""

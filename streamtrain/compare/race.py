@@ -44,29 +44,31 @@ def race(
         folder=contest.out / "-".join(pair) if contest.out else None,
     )
     with ExitStack() as stack:
-        weights = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-        # Its copies of the weights are no loader's, and there before the meter.
+        weights = _trained(trainer)
+        # Copies of the weights are no loader's, and there before the meter.
         variance.begin(weights)
+        most = contest.n_kept()
+        path = Trajectory(weights, most - most % 2) if most else None
         with ExitStack() as rehearsal:
             # What a step takes is there for milliseconds.
             with MemoryMeter(interval_seconds=0.001) as step:
                 rehearsal.enter_context(trainer.working_memory(contest.rows()))
+                variance.stepped()
             meter = stack.enter_context(MemoryMeter())
         loader = stack.enter_context(contest.loader(pair[0], shares=len(passes)))
         folder = stack.enter_context(_folder(run, trainer, loader, contest))
-        racer = _Racer(contest, trainer, loader, weights, variance)
+        racer = _Racer(contest, trainer, loader, variance, path)
         _log(folder, first)
         on_point(run, first)
         while not racer.is_done and run.diverged is None:
             run = racer.epoch(run, passes, folder)
             if run.diverged is None:
                 on_point(run, run.last)
-        snapshots = racer.snapshots(run)
         projected = sum(each.projection.total_bytes for each in (loader, *passes))
         terms = {"training": loader.projection.terms, "measuring": passes[0].projection.terms}
     step_bytes = max(0, step.before_bytes + step.peak_bytes - meter.before_bytes)
-    # The loaders that measure have read before this run began, and its path is none of theirs.
-    loaders_bytes = contest.measuring_bytes + meter.peak_bytes - step_bytes - racer.kept_bytes
+    # The loaders that measure have read before this run began.
+    loaders_bytes = contest.measuring_bytes + meter.peak_bytes - step_bytes
     memory = {
         "budget": contest.memory,
         "projected": projected,
@@ -75,13 +77,17 @@ def race(
     }
     if run.folder:
         write_memory(run.folder, {**memory, "terms": terms})
-    return replace(run, memory=memory), snapshots
+    return replace(run, memory=memory), racer.snapshots(run)
 
 
 def _folder(run: Compared, trainer: Trainer, loader: StreamLoader, contest: Contest) -> AbstractContextManager[Run]:
     if run.folder is None:
         return nullcontext(NoRun())
     return RunFolder(run.folder, trainer.describe(loader) | contest.about | solved(loader, contest.memory))
+
+
+def _trained(trainer: Trainer) -> list[nn.Parameter]:
+    return [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
 
 
 def _log(folder: Run, point: Point) -> None:
@@ -96,8 +102,8 @@ class _Racer:
         contest: Contest,
         trainer: Trainer,
         loader: StreamLoader,
-        weights: list[nn.Parameter],
         variance: UpdateVariance,
+        path: Trajectory | None,
     ) -> None:
         self._contest = contest
         self._trainer = trainer
@@ -105,9 +111,8 @@ class _Racer:
         self._variance = variance
         self._keeping_seconds = 0.0
         self._stream = Watched(loader, self._after_batch, self._seconds_beside)
-        most = contest.n_kept()
-        self._weights = weights
-        self._path = Trajectory(weights, most - most % 2) if most else None
+        self._weights = _trained(trainer)
+        self._path = path
         self._seconds = 0.0
         self._n_steps_last: int | None = None
         self._is_over = False
@@ -119,11 +124,6 @@ class _Racer:
         setting = self._contest.setting
         is_late = setting.seconds is not None and self._seconds >= setting.seconds
         return is_late or self._is_over or self._stream.is_cut or self._trainer.counts.n_epochs >= setting.most_epochs
-
-    @property
-    def kept_bytes(self) -> int:
-        """What the path of the weights takes."""
-        return self._path.n_bytes if self._path else 0
 
     def epoch(self, run: Compared, passes: list[StreamLoader], folder: Run) -> Compared:
         """Train one epoch more, and measure; a run that diverges ends where it was."""

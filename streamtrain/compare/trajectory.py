@@ -62,6 +62,8 @@ class Snapshot:
 class Trajectory:
     """Snapshots of some parameters, at most so many, evenly over the times they are offered.
 
+    The memory for all of them is taken at the beginning.
+
     Parameters
     ----------
     parameters : sequence of torch.nn.Parameter
@@ -85,22 +87,20 @@ class Trajectory:
         self._most = most
         self._every = 1
         self._n_offered = 0
+        # Written to, and so held from now on; the last row is for the end.
+        self._rows = list(flat(parameters).repeat(most + 1, 1))
         self.kept: list[Snapshot] = []
 
     def offer(self, n_steps: int) -> None:
         """Keep the weights as they are, after so many steps, if it is their turn."""
         if self._n_offered % self._every == 0:
             if len(self.kept) == self._most:
+                self._rows += [snapshot.weights for snapshot in self.kept[1::2]]
                 self.kept = self.kept[::2]
                 self._every *= 2
             if self._n_offered % self._every == 0:
                 self._keep(n_steps)
         self._n_offered += 1
-
-    @property
-    def n_bytes(self) -> int:
-        """What the snapshots take."""
-        return sum(snapshot.weights.nbytes for snapshot in self.kept)
 
     def end(self, n_steps: int) -> None:
         """Keep the last weights, whosever turn it is."""
@@ -108,7 +108,9 @@ class Trajectory:
             self._keep(n_steps)
 
     def _keep(self, n_steps: int) -> None:
-        self.kept.append(Snapshot(n_steps=n_steps, weights=flat(self._parameters)))
+        row = self._rows.pop()
+        torch.cat([parameter.detach().reshape(-1).cpu() for parameter in self._parameters], out=row)
+        self.kept.append(Snapshot(n_steps=n_steps, weights=row))
 
 
 def flat(parameters: Sequence[nn.Parameter]) -> Tensor:
