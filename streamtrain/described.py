@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from streamtrain.errors import UsageError
+from streamtrain.loader import StreamLoader
 from streamtrain.models import n_parameters
 from streamtrain.normalize import Front
 from streamtrain.rules import Rule
@@ -31,11 +32,18 @@ def describe(rule: Rule, front: Front, stream: Stream, fields: Mapping[str, obje
         "normalize": sorted(front.modules_by_input()),
         "batch_size": stream.batch_size,
         "drop_last": stream.drop_last,
+        # What is done, not what is asked for: a rule that sums over the whole reads in stored order either way.
+        "shuffle": stream.shuffle and not rule.in_stored_order,
         "reshuffle": getattr(stream, "reshuffle", "epoch"),
         "seed": stream.seed,
         "n_samples": len(stream.dataset),
         "dataset_id": getattr(stream.dataset, "id", None),
     }
+
+
+def solved(loader: StreamLoader, memory: int) -> dict[str, object]:
+    """What of a run follows from its budget of so many bytes, likewise."""
+    return {"memory": memory, "lanes": loader.sizes.lanes, "groups": loader.sizes.groups}
 
 
 def run_at(checkpoint: str | Path | RunFolder | None, config: dict[str, object], *, goes_on: bool) -> Run:

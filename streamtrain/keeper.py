@@ -265,7 +265,8 @@ class Keeper:
         return self._put_back(found)
 
     def _check_identity(self, found: Checkpoint) -> None:
-        wrong = differences({**_SINCE, **found.state["identity"]}, self._identity)
+        before = {"shuffle": self._identity.get("shuffle"), **_SINCE, **found.state["identity"]}
+        wrong = differences(before, self._identity)
         if wrong:
             raise CheckpointError(
                 "the checkpoint is of another run",

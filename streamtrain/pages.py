@@ -49,14 +49,18 @@ Table = tuple[str, Sequence[Sequence[str]]]
 
 
 def page(title: str, parts: Iterable[str]) -> str:
-    """A whole page of parts that are HTML already.
+    r"""A whole page of parts that are HTML already; what UTF-8 cannot hold stands in it as an escape.
 
     Examples
     --------
     >>> page("<b>", ["<p>text</p>"]).count("&lt;b&gt;")
     1
+    >>> r"<p>d\udcff</p>" in page("", ["<p>d\udcff</p>"])
+    True
     """
-    return "\n".join([_HEAD.format(title=escape(title)), *parts, "</body>\n</html>\n"])
+    text = "\n".join([_HEAD.format(title=escape(title)), *parts, "</body>\n</html>\n"])
+    # A file's name may hold bytes that no encoding knows.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def table(heading: str, rows: Sequence[Sequence[str]]) -> str:

@@ -18,10 +18,10 @@ PACKAGE = ROOT / "streamtrain"
 
 # A room imports from lower floors, or from rooms before it on its own floor.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "allocator", "interrupts", "exact_sum"),
+    ("errors", "units", "allocator", "interrupts", "exact_sum", "plain"),
     ("layout", "system", "files", "moments", "label_stats", "stats", "events", "meter", "mapped", "limits"),
     ("arguments", "stacks", "random_words", "counts", "order", "picks", "schedule", "budget", "reshuffle", "quality"),
-    ("store", "verify", "blocks", "labels", "planning", "sources"),
+    ("store", "verify", "blocks", "labels", "planning", "portions", "sources"),
     ("slots", "spans", "workers", "pool_memory", "deadline", "passage", "narrator", "pool", "device", "ingest"),
     ("sample_random", "transforms", "batches", "quarantine", "loader_order", "loader_state", "loader"),
     ("seeding", "same_forward", "alignment", "losses", "meaning", "sample_weights", "penalty", "normalize", "models"),

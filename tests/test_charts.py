@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from streamtrain.charts.bars import Bar, Bars, bars_key, draw_bars
 from streamtrain.charts.colours import shade
 from streamtrain.charts.lines import HEIGHT, WIDTH, Chart, Level, Line, draw, key
+from streamtrain.charts.relief import Relief, draw_relief
 from streamtrain.charts.scales import Axis, Scale, format_tick, is_wide, ticks
 
 HOSTILE = '<script>alert("&")</script>'
@@ -70,6 +71,8 @@ def test_wide_values_ask_for_a_logarithmic_axis() -> None:
     assert is_wide([1.0, 60_000.0, math.nan])
     assert not is_wide([0.1, 0.9])
     assert not is_wide([])
+    assert not is_wide([-5.0, -1.0, 0.0]), "three places for three values"
+    assert not is_wide([-1.0, 1.0, 1000.0])
 
 
 def test_shades_go_from_dark_to_light() -> None:
@@ -105,6 +108,29 @@ def test_a_chart_is_whole_and_inside_its_frame() -> None:
 def test_a_chart_of_nothing_says_so() -> None:
     axis = Axis(label="")
     assert "nothing to show" in draw(Chart(title="", x=axis, y=axis, lines=[Line(label="", points=[(0, math.inf)])]))
+
+
+@pytest.mark.parametrize(
+    "values", [(1e308, -1e308), (1e299, -1e300), (5e-324, 0.0), (1e-320, 3e-320), (1e300, 1e-300), (-1e308, 2.0)]
+)
+@pytest.mark.parametrize("is_log", [False, True])
+@pytest.mark.parametrize("from_zero", [False, True])
+def test_no_finite_numbers_are_too_large_or_small_to_draw(
+    values: tuple[float, float], is_log: bool, from_zero: bool
+) -> None:
+    axis = Axis(label="", is_log=is_log, from_zero=from_zero)
+    svg = draw(Chart(title="", x=axis, y=axis, lines=[Line(label="", points=[(value, value) for value in values])]))
+    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in places_of(svg))
+    assert "nan" not in svg
+    assert draw_bars(Bars(title="", bars=[Bar(label="", pieces={"a": values[0], "b": values[0]})])).count("<rect") == 2
+
+
+def test_a_surface_of_any_heights_is_drawn() -> None:
+    heights = [[1e300, 1e-300], [-1e308, math.nan]]
+    svg = draw_relief(
+        Relief(title="", x_label="", y_label="", height_label="J", xs=[0, 1], ys=[0, 1], heights=heights, paths=[])
+    )
+    assert svg.count("not finite") == 2
 
 
 def test_a_lone_point_is_drawn() -> None:

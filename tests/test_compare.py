@@ -83,7 +83,8 @@ def test_every_rule_runs_with_every_optimizer(data: st.Dataset, tmp_path: Path) 
     assert found.target_loss == found.runs[0].points[0].train.loss / 2
     windows = [[point.n_window for point in run.points[1:]] for run in found.runs[:3]]
     assert windows == [[90, 90], [5, 5], [1, 2]]
-    assert [run.points[1].variance == 0 for run in found.runs[:3]] == [False, False, True]
+    assert [run.points[1].variance is None for run in found.runs[:3]] == [False, False, True], "a lone step has none"
+    assert all(run.last.variance is not None for run in found)
 
 
 def test_a_run_is_what_it_is_alone(data: st.Dataset) -> None:

@@ -31,8 +31,8 @@ def flat(parameters: list[nn.Parameter]) -> np.ndarray:
 
 @given(
     seed=st.integers(0, 999),
-    n_steps=st.integers(1, 30),
-    window=st.integers(1, 30),
+    n_steps=st.integers(2, 30),
+    window=st.integers(2, 30),
     optimizer=st.sampled_from(["SGD", "Adam"]),
     dtype=st.sampled_from([torch.float64, torch.float32]),
 )
@@ -69,6 +69,7 @@ def test_equal_updates_have_no_variance_and_a_full_window_takes_no_more() -> Non
     variance.begin([weight])
     assert variance.value() is None, "no step yet"
     step(1.0)
+    assert variance.value() is None, "of one step nothing is known"
     step(1.0)
     assert variance.value() == 0.0
     step(9.0)
@@ -167,7 +168,11 @@ def test_weights_have_names() -> None:
         ({"max_epochs": -1}, "max_epochs is -1"),
         ({"seconds": 0.0}, "seconds is 0.0; it must be positive"),
         ({"target_loss": float("nan")}, "target_loss is nan"),
-        ({"grid": 1}, "the grid is 1"),
+        ({"grid": 1}, "the grid is 1; it must be from 2 to 201$"),
+        ({"grid": 0}, "the grid is 0; it must be from 2 to 201$"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a positive integer"),
+        ({"batch_size": 2.5}, r"batch_size is 2\.5; it must be a positive integer"),
+        ({"optimizers": ("SGD", "sgd")}, "optimizers are SGD, sgd. Fix: each one once"),
     ],
 )
 def test_a_setting_refuses_what_it_cannot_be(wrong: dict[str, object], message: str) -> None:

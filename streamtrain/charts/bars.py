@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,7 +9,7 @@ from typing import Final
 
 from streamtrain.charts.colours import AXIS, COLOURS
 from streamtrain.charts.lines import WIDTH
-from streamtrain.charts.scales import format_tick
+from streamtrain.charts.scales import format_tick, is_placed
 
 _LEFT: Final = 132
 _RIGHT: Final = 96
@@ -82,7 +81,7 @@ def draw_bars(bars: Bars) -> str:
 
 
 def _length(value: float) -> float:
-    return max(value, 0.0) if math.isfinite(value) else 0.0
+    return max(value, 0.0) if is_placed(value) else 0.0
 
 
 def _bar(bars: Bars, bar: Bar, top: float, longest: float) -> Iterator[str]:

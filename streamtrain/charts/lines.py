@@ -6,14 +6,13 @@ over anything.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Final
 
 from streamtrain.charts.colours import AXIS, COLOURS, GRID, QUIET
-from streamtrain.charts.scales import Axis, Scale
+from streamtrain.charts.scales import Axis, Scale, is_placed
 
 WIDTH: Final = 540
 HEIGHT: Final = 340
@@ -40,7 +39,7 @@ class Line:
     label : str
         In the key.
     points : sequence of (float, float)
-        In order; the curve is broken where a number is not finite.
+        In order; the curve is broken where a number has no place.
     colour, dash, marker : str
         How it looks: a colour, an SVG pattern of dashes or ``""``, and ``"circle"``, ``"square"``, ``"triangle"``,
         ``"diamond"`` or ``""``.
@@ -87,14 +86,14 @@ def draw(chart: Chart) -> str:
     """
     points = [point for line in chart.lines for point in line.points if _is_drawn(point)]
     x = Scale(chart.x, [point[0] for point in points], _LEFT, WIDTH - _RIGHT)
-    levels = [level.value for level in chart.levels]
+    levels = [level.value for level in chart.levels if is_placed(level.value)]
     y = Scale(chart.y, [*(point[1] for point in points), *levels], HEIGHT - _BOTTOM, _TOP)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}" '
         'xmlns="http://www.w3.org/2000/svg">',
         f'<text x="{_LEFT}" y="18" class="title">{escape(chart.title)}</text>',
         *frame(x, y, chart.x.label, chart.y.label),
-        *(part for level in chart.levels for part in _level(y, level)),
+        *(part for level in chart.levels if is_placed(level.value) for part in _level(y, level)),
         *(part for line in chart.lines for part in _line(x, y, line, chart)),
         *([] if points else [f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">nothing to show</text>']),
         "</svg>",
@@ -103,7 +102,7 @@ def draw(chart: Chart) -> str:
 
 
 def _is_drawn(point: Point) -> bool:
-    return math.isfinite(point[0]) and math.isfinite(point[1])
+    return is_placed(point[0]) and is_placed(point[1])
 
 
 def frame(x: Scale, y: Scale, x_label: str, y_label: str) -> Iterator[str]:

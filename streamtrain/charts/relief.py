@@ -11,7 +11,7 @@ from typing import Final
 
 from streamtrain.charts.colours import AXIS, shade
 from streamtrain.charts.lines import Line, marker
-from streamtrain.charts.scales import Axis, Scale, format_tick, is_wide, ticks
+from streamtrain.charts.scales import Axis, Scale, format_tick, is_placed, is_wide, ticks
 
 WIDTH: Final = 860
 HEIGHT: Final = 600
@@ -84,7 +84,7 @@ class _View:
 
     def __init__(self, relief: Relief) -> None:
         self.relief = relief
-        finite = [height for row in relief.heights for height in row if math.isfinite(height)]
+        finite = [height for row in relief.heights for height in row if is_placed(height)]
         self.low, self.high = min(finite, default=0.0), max(finite, default=1.0)
         self.is_log = is_wide(finite) and self.low > 0
         self.x = _even(relief.x_label, _edges(relief.xs), _LEFT, WIDTH - _RIGHT)
@@ -98,7 +98,8 @@ class _View:
         if self.high <= self.low:
             return 0.5
         if self.is_log:
-            return math.log(height / self.low) / math.log(self.high / self.low)
+            low = math.log(self.low)
+            return (math.log(height) - low) / (math.log(self.high) - low)
         return (height - self.low) / (self.high - self.low)
 
     def cells(self) -> Iterator[str]:
@@ -109,7 +110,7 @@ class _View:
             for i, height in enumerate(row):
                 left, right = self.x.place(x_edges[i]), self.x.place(x_edges[i + 1])
                 bottom, top = self.y.place(y_edges[j]), self.y.place(y_edges[j + 1])
-                is_there = math.isfinite(height)
+                is_there = is_placed(height)
                 fill = shade(round(self.share(height) * _N_SHADES) / _N_SHADES) if is_there else _NO_HEIGHT
                 place = f'x="{left:g}" y="{top:g}" width="{right - left:.2f}" height="{bottom - top:.2f}"'
                 name = f"{self.relief.height_label} {height:.5g}" if is_there else "not finite"
@@ -210,7 +211,7 @@ def contour(
         for i in range(len(xs) - 1):
             corners = ((i, j), (i + 1, j), (i + 1, j + 1), (i, j + 1))
             values = [heights[b][a] for a, b in corners]
-            if not all(map(math.isfinite, values)) or not min(values) < level <= max(values):
+            if not all(map(is_placed, values)) or not min(values) < level <= max(values):
                 continue
             places = [(xs[a], ys[b]) for a, b in corners]
             crossed = [

@@ -9,10 +9,26 @@ from typing import Final
 
 WIDE: Final = 20.0
 """Positive numbers whose largest is so many times the smallest ask for a logarithmic axis."""
+_MOST: Final = 1e300
+"""Differences and margins of larger numbers are not finite."""
+_MOST_POWER: Final = 307
+_LEAST: Final = 1e-300
+"""What is smaller is drawn as 0: its share of anything is not exact."""
 _MOST_TICKS: Final = 6
 _ZERO_SHARE: Final = 0.09
 """What of a logarithmic axis is set apart for zero, where there is one."""
 _MARGIN: Final = 0.04
+
+
+def is_placed(value: float) -> bool:
+    """Whether a number can stand on an axis: what is not finite cannot, nor what is near the end of all floats.
+
+    Examples
+    --------
+    >>> is_placed(-3.0), is_placed(float("nan")), is_placed(1e308)
+    (True, False, False)
+    """
+    return abs(value) <= _MOST
 
 
 def ticks(top: float, n_most: int = 8, *, low: float = 0.0) -> list[float]:
@@ -35,28 +51,29 @@ def format_tick(value: float) -> str:
 
     Examples
     --------
-    >>> [format_tick(value) for value in (0.0, 0.25, 20.0, 1500.0, 60_000.0, 2e6, 1e-5)]
-    ['0', '0.25', '20', '1.5k', '60k', '2M', '1e-5']
+    >>> [format_tick(value) for value in (0.0, 0.25, 20.0, 1500.0, 60_000.0, 2e6, 1e-5, 5e20)]
+    ['0', '0.25', '20', '1.5k', '60k', '2M', '1e-5', '5e20']
     """
+    if value and math.isfinite(value) and not 1e-3 <= abs(value) < 1e12:
+        digits, _, power = f"{value:e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
-    if value and abs(value) < 1e-3:
-        digits, _, power = f"{value:e}".partition("e")
-        return f"{float(digits):g}e{int(power)}"
     return f"{value:g}"
 
 
 def is_wide(values: Iterable[float]) -> bool:
-    """Whether positive numbers lie so far apart that a logarithmic axis shows more of them.
+    """Whether numbers lie so far apart that a logarithmic axis shows more of them; it has no place for negative ones.
 
     Examples
     --------
-    >>> is_wide([0.0, 1.0, 100.0]), is_wide([1.0, 10.0]), is_wide([0.0])
-    (True, False, False)
+    >>> is_wide([0.0, 1.0, 100.0]), is_wide([1.0, 10.0]), is_wide([0.0]), is_wide([-5.0, 1.0, 100.0])
+    (True, False, False, False)
     """
-    positive = [value for value in values if value > 0 and math.isfinite(value)]
-    return bool(positive) and max(positive) > WIDE * min(positive)
+    placed = [value for value in values if is_placed(value)]
+    positive = [value for value in placed if value > 0]
+    return bool(positive) and min(placed) >= 0 and max(positive) > WIDE * min(positive)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +106,7 @@ class Scale:
     axis : Axis
         How.
     values : iterable of float
-        All that are to have a place; what is not finite has none.
+        All that are to have a place; what `is_placed` refuses has none.
     start, stop : float
         Where the low and the high end are in the drawing; ``stop`` may be the smaller one.
 
@@ -110,18 +127,19 @@ class Scale:
 
     def __init__(self, axis: Axis, values: Iterable[float], start: float, stop: float) -> None:
         self._start, self._stop = start, stop
-        finite = [value for value in values if math.isfinite(value)]
-        positive = [value for value in finite if value > 0]
+        finite = [value for value in values if is_placed(value)]
+        positive = [value for value in finite if value >= _LEAST]
         self._is_log = axis.is_log and bool(positive)
-        self.has_zero = self._is_log and any(value <= 0 for value in finite)
+        self.has_zero = self._is_log and any(value < _LEAST for value in finite)
         if self._is_log:
-            self._low, self._high = _widened(math.log10(min(positive)), math.log10(max(positive)), 0.0)
+            ends = _widened(math.log10(min(positive)), math.log10(max(positive)), 0.0)
+            self._low, self._high = (min(max(end, -_MOST_POWER), _MOST_POWER) for end in ends)
         else:
             self._low, self._high = _even_ends(finite, axis)
 
     def place(self, value: float) -> float:
         """Where a value stands; zero on a logarithmic axis at its own place."""
-        if self._is_log and value <= 0:
+        if self._is_log and value < _LEAST:
             return round(self._start, 2)
         share = ((math.log10(value) if self._is_log else value) - self._low) / (self._high - self._low)
         if self.has_zero:
@@ -152,13 +170,13 @@ def _even_ends(values: Sequence[float], axis: Axis) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = min(values), max(values)
     if axis.from_zero:
-        return min(low, 0.0), high if high > 0 else 1.0
+        return min(low, 0.0), high if high > _LEAST else 1.0
     return _widened(low, high, 0.0 if axis.is_tight else _MARGIN)
 
 
 def _widened(low: float, high: float, margin: float) -> tuple[float, float]:
     """The ends of an axis, with a margin; what is a single value gets some room on both sides."""
-    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300):
+    if high - low <= 1e-9 * max(abs(low), abs(high), _LEAST):
         room = abs(low) * 0.1 or 0.5
         return low - room, high + room
     return low - margin * (high - low), high + margin * (high - low)

@@ -21,11 +21,12 @@ from streamtrain.compare.setting import EVERY
 from streamtrain.errors import UsageError
 from streamtrain.losses import default_loss, resolve_loss
 from streamtrain.models import build_model, n_parameters
-from streamtrain.report.comparison import summary_rows, write_comparison
-from streamtrain.runs import check_free, next_run
+from streamtrain.report.comparison import measure, number, summary_rows, write_comparison
+from streamtrain.runs import next_run
 from streamtrain.store import open_dataset
 
 COMPARISONS: Final = Path("comparisons")
+_GRID: Final = 15
 
 _path = click.Path(path_type=Path)
 
@@ -40,8 +41,12 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
         name, _, number = word.rpartition("=")
         if not word.strip():
             continue
+        name = name.strip() or EVERY
+        if name in rates:
+            of = "all" if name == EVERY else name
+            raise UsageError(f"learning rate {word.strip()!r} is the second of {of}", fix="each one once")
         try:
-            rates[name.strip() or EVERY] = float(number)
+            rates[name] = float(number)
         except ValueError:
             raise UsageError(f"learning rate {word!r} is none", fix="--lr sgd=0.1,adam=0.001, say") from None
     return rates
@@ -67,7 +72,7 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
 @click.option("--seed", type=int, default=0, help="Of the order and of the initial weights, the same for every run.")
 @click.option("--target-loss", type=float, help="Training loss to time each run to; by default half of the first.")
 @click.option("--surface", is_flag=True, help="Measure the error surface around the paths of the weights.")
-@click.option("--grid", type=int, default=15, help="With --surface: so many by so many passes over the data.")
+@click.option("--grid", type=int, help=f"With --surface: so many by so many passes over the data.  [default: {_GRID}]")
 @click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
 @click.option("--normalize", type=click.Choice(["auto", "none"]), default="auto", help="As for train.")
 @click.option("--threads", type=int, help="Threads of torch on the CPU.")
@@ -98,24 +103,23 @@ def _compare(
     threads: int | None,
     out: Path | None,
     surface: bool,
-    grid: int,
+    grid: int | None,
     epochs: int | None,
     seconds: float | None,
     **given: Any,
 ) -> tuple[Comparison, Path]:
     set_threads(threads)
-    if surface and grid < 1:
-        raise UsageError(f"the grid is {grid}; it must be positive")
+    if grid is not None and not surface:
+        raise UsageError("--grid without --surface", fix=f"--surface --grid {grid}")
     keep_little()
     check_seed(given["seed"])
     setting = Setting(
         max_epochs=3 if epochs is None and seconds is None else epochs,
         seconds=seconds,
-        grid=grid if surface else 0,
+        grid=(_GRID if grid is None else grid) if surface else None,
         **given,
     )
     folder = out or next_run(COMPARISONS)
-    check_free(folder)
     dataset = open_dataset(dest)
     val_dataset = open_dataset(val) if val else None
     if val_dataset is not None:
@@ -137,6 +141,7 @@ def _compare(
         out=folder,
         about={"model": model, "input_shape": list(x.shape), "n_outputs": width, "dataset": str(dest)},
         on_point=lambda run, point: say(_line(_point(run, point))),
+        on_runs=lambda runs: write_comparison(runs, folder),
         say=lambda text: click.echo(text, err=True),
     )
     return found, folder
@@ -146,7 +151,7 @@ _HEAD: Final = (
     *("rule", "optimizer", "epoch", "updates", "seconds", "loss", "score"),
     *("val loss", "val score", "variance"),
 )
-_WIDTHS: Final = (-7, -10, 6, 11, 9, 9, 9, 9, 10, 10)
+_WIDTHS: Final = (-6, -9, 5, 10, 8, 8, 8, 8, 9, 9)
 
 
 def _point(run: Compared, point: Point) -> tuple[str, ...]:
@@ -155,17 +160,17 @@ def _point(run: Compared, point: Point) -> tuple[str, ...]:
     return (
         run.rule,
         run.optimizer,
-        f"{point.epochs:.3g}",
+        number(point.epochs),
         f"{point.n_steps:,}",
         f"{point.seconds:.2f}",
-        *("" if value is None else f"{value:.4f}" for value in values),
-        "" if point.variance is None else f"{point.variance:.3g}",
+        *("" if value is None else measure(value) for value in values),
+        "" if point.variance is None else number(point.variance),
     )
 
 
 def _line(cells: tuple[str, ...]) -> str:
     pairs = zip(cells, _WIDTHS, strict=True)
-    return "".join(cell.ljust(-width) if width < 0 else cell.rjust(width) for cell, width in pairs).rstrip()
+    return " ".join(cell.ljust(-width) if width < 0 else cell.rjust(width) for cell, width in pairs).rstrip()
 
 
 def _columns(rows: list[list[str]]) -> list[str]:

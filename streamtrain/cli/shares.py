@@ -12,13 +12,16 @@ from streamtrain.errors import BudgetError
 from streamtrain.limits import memory_limit
 from streamtrain.loader import StreamLoader
 from streamtrain.meter import MemoryMeter
+from streamtrain.portions import PARTS
+from streamtrain.portions import least_bytes as least_bytes
+from streamtrain.portions import least_in_all as least_in_all
+from streamtrain.portions import n_rehearsed as n_rehearsed
 from streamtrain.store import Dataset
 from streamtrain.units import format_bytes, parse_bytes
 
 DEFAULT_MEMORY: Final = "512MB"
-VAL_SHARE: Final = 4
+VAL_SHARE: Final = PARTS
 """The loader of ``--val`` has one of so many parts."""
-_MOST_REHEARSED_BYTES: Final = 64_000_000
 _SPARE_SHARE: Final = 12
 _LEAST_SPARE_BYTES: Final = 4_000_000
 _MEASURED_ANEW: Final = 1.08
@@ -62,12 +65,6 @@ class Taken:
             f"{format_bytes(self.training_bytes)} + a step {format_bytes(self.step_bytes)} + what allocators keep "
             f"{format_bytes(self.spare_bytes)}"
         )
-
-
-def n_rehearsed(dataset: Dataset, batch_size: int) -> int:
-    """Rows to rehearse a step on: a batch, or fewer where rows are large."""
-    most = max(_MOST_REHEARSED_BYTES // dataset.layout.row_bytes, 2)
-    return max(min(batch_size, most, len(dataset)), 1)
 
 
 def taken(reserved_bytes: int, step: MemoryMeter, after: MemoryMeter) -> Taken:
@@ -151,25 +148,6 @@ def _left(max_memory: str, taken: Taken) -> tuple[int, int, str]:
     # What was reserved is held already; the model's share may be, or may have been given back since it was measured.
     free = int(limit.free_bytes * _LEFT_FREE) - taken.training_bytes - taken.step_bytes - taken.spare_bytes
     return limit.limit_bytes, min(allowed, free), f"{holds}; {format_bytes(limit.free_bytes)} are free on the machine"
-
-
-def least_bytes(dataset: Dataset, batch_size: int, *, lanes: int | None = None, shuffle: bool = True) -> int:
-    """The smallest budget that a loader of this dataset works with."""
-
-    def works(n_bytes: int) -> bool:
-        try:
-            solve(dataset.layout, batch_size=batch_size, memory=n_bytes, lanes=lanes, shuffle=shuffle)
-        except BudgetError:
-            return False
-        return True
-
-    low, high = 0, 1 << 20
-    while not works(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if works(middle) else (middle, high)
-    return high
 
 
 def steady_lanes(dataset: Dataset, batch_size: int, n_bytes: int) -> int:

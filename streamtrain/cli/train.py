@@ -23,6 +23,7 @@ from streamtrain.cli.tables import epoch_head, epoch_line
 from streamtrain.cli.threads import set_threads
 from streamtrain.cli.train_options import Options, train_options
 from streamtrain.cli.trained import Trained
+from streamtrain.described import solved
 from streamtrain.errors import BudgetError, StreamtrainError, UsageError
 from streamtrain.events import Reserved, tell
 from streamtrain.headspace import headspace, kept_bytes
@@ -87,7 +88,7 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
         taken = shares.taken(reserved, step, meter)
         options, memory = _shared_out(options, dataset, val, taken)
         loaders = [stack.enter_context(loader) for loader in _make_loaders(options, dataset, val, memory, taken)]
-        config = trainer.describe(loaders[0]) | about | _solved(loaders[0], memory)
+        config = trainer.describe(loaders[0]) | about | solved(loaders[0], memory)
         if loaders[0].shuffle and (poor := poor_shuffle(dataset, options.batch_size, loaders[0].sizes.lanes)):
             click.echo(f"warning: {poor}", err=True)
         run = stack.enter_context(RunFolder(out, config, goes_on=options.resume))
@@ -136,18 +137,13 @@ def _shared_out(options: Options, dataset: Dataset, val: Dataset | None, taken: 
         in_order = options.update == "epoch"
         least = shares.least_bytes(dataset, options.batch_size, lanes=options.lanes, shuffle=not in_order)
         if val is not None:
-            # The loader that measures has a part of what there is, and the other has the rest.
             least_val = shares.least_bytes(val, min(options.batch_size, len(val)), shuffle=False)
-            least = max(-(-least * shares.VAL_SHARE // (shares.VAL_SHARE - 1)), least_val * shares.VAL_SHARE)
+            least = shares.least_in_all(least, [least_val])
     memory = shares.loaders_bytes(options.memory, options.max_memory, taken, least_bytes=least)
     if options.max_memory and not (options.memory or options.lanes):
         of_training = memory - memory // shares.VAL_SHARE if val else memory
         return replace(options, lanes=shares.steady_lanes(dataset, options.batch_size, of_training)), memory
     return options, memory
-
-
-def _solved(loader: StreamLoader, memory: int) -> dict[str, object]:
-    return {"memory": memory, "lanes": loader.sizes.lanes, "groups": loader.sizes.groups}
 
 
 def _out(options: Options) -> Path:

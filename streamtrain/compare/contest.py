@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,14 +12,18 @@ from typing import Literal
 from torch import nn
 from tqdm import tqdm
 
+from streamtrain.allocator import give_back
 from streamtrain.compare.common import Contest
 from streamtrain.compare.race import race
 from streamtrain.compare.results import Compared, Comparison, Point
 from streamtrain.compare.setting import Setting
 from streamtrain.compare.surface import Surface, measure_surface
 from streamtrain.compare.trajectory import Snapshot
+from streamtrain.errors import StreamtrainError, UsageError
+from streamtrain.files import Files
 from streamtrain.loader import StreamLoader
 from streamtrain.losses import Loss, LossFunction, resolve_loss
+from streamtrain.meter import held_bytes
 from streamtrain.models import n_parameters
 from streamtrain.runs import check_free
 from streamtrain.store import Dataset
@@ -40,6 +45,7 @@ def compare(
     out: Path | None = None,
     about: Mapping[str, object] | None = None,
     on_point: Callable[[Compared, Point], None] = lambda run, point: None,
+    on_runs: Callable[[Comparison], object] = lambda found: None,
     say: Say = lambda text: None,
 ) -> Comparison:
     """Train copies of a model by every rule with every optimizer, and measure them alike.
@@ -69,6 +75,8 @@ def compare(
         More for each run's ``config.json``: ``model``, ``input_shape`` and ``n_outputs`` as `build_model` takes them.
     on_point : callable, optional
         Called with every run so far, and its newest point.
+    on_runs : callable, optional
+        Called with the comparison as it is before its surface is measured, which may take long or fail.
     say : callable, optional
         Told what is about to take long.
 
@@ -78,6 +86,8 @@ def compare(
         An argument is wrong, or a rule does not work with an optimizer: before anything is trained.
     BudgetError
         The memory is too small.
+    ResourceError
+        The folder cannot be made, which is seen before anything is trained, or a run cannot be saved in it.
 
     Examples
     --------
@@ -90,7 +100,7 @@ def compare(
     [('sample', 128), ('batch', 8), ('epoch', 2)]
     """
     if out is not None:
-        check_free(out)
+        _check_out(out)
     contest = Contest(
         model=model,
         dataset=dataset,
@@ -103,23 +113,47 @@ def compare(
         about={"dataset": str(dataset.path), **(about or {})},
     )
     contest.check(val)
+    if out is not None:
+        Files().ensure_dir(out)
+    give_back()
+    before_bytes = held_bytes()
     with ExitStack() as stack:
         passes = [stack.enter_context(contest.ordered(data)) for data in ([dataset, val] if val else [dataset])]
         first = contest.first(passes)
+        give_back()
+        contest.measuring_bytes = max(0, held_bytes() - before_bytes)
         runs: list[Compared] = []
         paths: list[tuple[str, list[Snapshot]]] = []
         for pair in setting.pairs():
             run, path = race(contest, pair, passes, first, on_point)
             runs.append(run)
             paths.append((run.label, path))
-        return Comparison(
+        loss_then = first.train.loss
+        found = Comparison(
             runs=tuple(runs),
-            target_loss=setting.target_loss or first.train.loss / 2,
+            target_loss=loss_then - abs(loss_then) / 2 if setting.target_loss is None else setting.target_loss,
             n_samples=len(dataset),
             n_weights=n_parameters(model),
             about=_about(contest),
-            surface=_surface(contest, passes[0], paths, say) if setting.grid else None,
         )
+        if setting.grid is None:
+            return found
+        on_runs(found)
+        try:
+            return replace(found, surface=_surface(contest, passes[0], paths, setting.grid, say))
+        except (StreamtrainError, RuntimeError) as error:
+            # What was trained is not to be lost.
+            say(f"surface: not measured: {error}")
+            return replace(found, no_surface=str(error))
+
+
+def _check_out(out: Path) -> None:
+    try:
+        check_free(out)
+    except UsageError as error:
+        # A comparison does not go on where it was.
+        error.fix = "another --out, or remove it"
+        raise
 
 
 def _about(contest: Contest) -> dict[str, str]:
@@ -138,9 +172,10 @@ def _about(contest: Contest) -> dict[str, str]:
 
 
 def _surface(
-    contest: Contest, ordered: StreamLoader, paths: Sequence[tuple[str, Sequence[Snapshot]]], say: Say
+    contest: Contest, ordered: StreamLoader, paths: Sequence[tuple[str, Sequence[Snapshot]]], grid: int, say: Say
 ) -> Surface:
-    grid = contest.setting.grid
+    if not any(kept for _, kept in paths):
+        raise UsageError("the weights of no run are finite")
     seconds = grid**2 * contest.pass_seconds
     say(f"surface: {grid**2:,} passes over {len(contest.dataset):,} samples, about {format_duration(seconds)}")
     # Which rule and which optimizer makes no difference to a loss.

@@ -29,7 +29,7 @@ class Point:
         Likewise over the validation data.
     variance : float or None
         The relative variance of the updates (`streamtrain.compare.variance`) over the window that lies in the epoch
-        before; None at the beginning.
+        before; None at the beginning, after a lone step, and where nothing moved.
     n_window : int
         The steps of that window.
     """
@@ -140,6 +140,8 @@ class Comparison:
         What was compared, in words, by name.
     surface : Surface or None
         The loss around the paths of the weights.
+    no_surface : str or None
+        Why there is none, where one was to be measured.
     """
 
     runs: tuple[Compared, ...]
@@ -148,6 +150,7 @@ class Comparison:
     n_weights: int
     about: dict[str, str]
     surface: Surface | None = None
+    no_surface: str | None = None
 
     def __iter__(self) -> Iterator[Compared]:
         return iter(self.runs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
+from streamtrain.arguments import check_batch_size, is_number
 from streamtrain.counts import Totals
 from streamtrain.errors import UsageError, unknown_name
 from streamtrain.rules import check_rule
@@ -46,9 +47,10 @@ class Setting:
     device : str
         As the trainer's.
     target_loss : float, optional
-        The mean loss over the training data that each run is timed to; by default half of what it is at the beginning.
-    grid : int
-        If not 0, the loss is measured on a grid of so many by so many weights around the paths.
+        The mean loss over the training data that each run is timed to; by default it is below that of the beginning by
+        half of its size.
+    grid : int, optional
+        The loss is measured on a grid of so many by so many weights around the paths; by default on none.
 
     Raises
     ------
@@ -73,24 +75,27 @@ class Setting:
     seed: int = 0
     device: str = "auto"
     target_loss: float | None = None
-    grid: int = 0
+    grid: int | None = None
 
     def __post_init__(self) -> None:
         for rule in self.rules:
             check_rule(rule)
         for kind, names in (("rules", self.rules), ("optimizers", self.optimizers)):
-            if not names or len(set(names)) < len(names):
+            # PyTorch's optimizers are found by name in any case.
+            if not names or len({name.lower() for name in names}) < len(names):
                 raise UsageError(f"{kind} are {', '.join(names) or 'none'}", fix="each one once")
         self._check_lr()
         if self.max_epochs is None and self.seconds is None:
             raise UsageError("neither epochs nor seconds are given", fix="3 epochs, say")
         if self.max_epochs is not None:
             Totals(max_epochs=self.max_epochs)
-        for name, value in (("seconds", self.seconds), ("target_loss", self.target_loss)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} is {value!r}; it must be positive and finite")
-        if self.grid and not _LEAST_GRID <= self.grid <= _MOST_GRID:
-            raise UsageError(f"the grid is {self.grid}; it must be from {_LEAST_GRID} to {_MOST_GRID}, or 0")
+        if self.seconds is not None and not (is_number(self.seconds) and self.seconds > 0):
+            raise UsageError(f"seconds is {self.seconds!r}; it must be positive and finite")
+        if self.target_loss is not None and not is_number(self.target_loss):
+            raise UsageError(f"target_loss is {self.target_loss!r}; it must be finite")
+        check_batch_size(self.batch_size, self.batch_size, drop_last=False)
+        if self.grid is not None and not _LEAST_GRID <= self.grid <= _MOST_GRID:
+            raise UsageError(f"the grid is {self.grid}; it must be from {_LEAST_GRID} to {_MOST_GRID}")
 
     def _check_lr(self) -> None:
         known = {EVERY, *self.optimizers, *(_SEPARATOR.join(pair) for pair in self.pairs())}

@@ -62,6 +62,8 @@ class Snapshot:
 class Trajectory:
     """Snapshots of some parameters, at most so many, evenly over the times they are offered.
 
+    The memory for all of them is taken at the beginning.
+
     Parameters
     ----------
     parameters : sequence of torch.nn.Parameter
@@ -85,12 +87,15 @@ class Trajectory:
         self._most = most
         self._every = 1
         self._n_offered = 0
+        # Written to, and so held from now on; the last row is for the end.
+        self._rows = list(flat(parameters).repeat(most + 1, 1))
         self.kept: list[Snapshot] = []
 
     def offer(self, n_steps: int) -> None:
         """Keep the weights as they are, after so many steps, if it is their turn."""
         if self._n_offered % self._every == 0:
             if len(self.kept) == self._most:
+                self._rows += [snapshot.weights for snapshot in self.kept[1::2]]
                 self.kept = self.kept[::2]
                 self._every *= 2
             if self._n_offered % self._every == 0:
@@ -103,7 +108,9 @@ class Trajectory:
             self._keep(n_steps)
 
     def _keep(self, n_steps: int) -> None:
-        self.kept.append(Snapshot(n_steps=n_steps, weights=flat(self._parameters)))
+        row = self._rows.pop()
+        torch.cat([parameter.detach().reshape(-1).cpu() for parameter in self._parameters], out=row)
+        self.kept.append(Snapshot(n_steps=n_steps, weights=row))
 
 
 def flat(parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -159,7 +166,7 @@ def plane_of(names: Sequence[str], snapshots: Sequence[Snapshot]) -> Plane:
     names : sequence of str
         Of two weights, or any others, which are not used.
     snapshots : sequence of Snapshot
-        At least one.
+        At least one, of two weights or more.
 
     Examples
     --------
@@ -180,17 +187,19 @@ def plane_of(names: Sequence[str], snapshots: Sequence[Snapshot]) -> Plane:
     origin = torch.zeros(n_weights, dtype=torch.float64)
     for snapshot in snapshots:
         origin += snapshot.weights / len(snapshots)
+    # Squares of what is very large or small are not finite, or 0.
+    size = max(float((snapshot.weights - origin).abs().max()) for snapshot in snapshots) or 1.0
     gram = torch.zeros(len(snapshots), len(snapshots), dtype=torch.float64)
-    for _, piece in _pieces(snapshots, origin):
+    for _, piece in _pieces(snapshots, origin, size):
         gram += piece @ piece.T
     values, vectors = torch.linalg.eigh(gram)
     total = float(values.clamp_min(0).sum())
     directions = [torch.zeros(n_weights, dtype=torch.float64) for _ in range(2)]
-    for columns, piece in _pieces(snapshots, origin):
+    for columns, piece in _pieces(snapshots, origin, size):
         for i, direction in enumerate(directions):
             if len(values) > i:
                 direction[columns] = vectors[:, -1 - i] @ piece
-    way = snapshots[-1].weights.double() - snapshots[0].weights.double()
+    way = (snapshots[-1].weights.double() - snapshots[0].weights.double()) / size
     first = _along(_unit(directions[0], []), way)
     second = _along(_unit(directions[1], [first]), way)
     shares = tuple(float(values[-1 - i].clamp_min(0)) / total if total > 0 and len(values) > i else 0.0 for i in (0, 1))
@@ -203,11 +212,12 @@ def plane_of(names: Sequence[str], snapshots: Sequence[Snapshot]) -> Plane:
     )
 
 
-def _pieces(snapshots: Sequence[Snapshot], origin: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The snapshots from the origin, (n_snapshots, columns) at a time in float64."""
+def _pieces(snapshots: Sequence[Snapshot], origin: Tensor, size: float) -> Iterator[tuple[slice, Tensor]]:
+    """The snapshots from the origin, in parts of a size, (n_snapshots, columns) at a time in float64."""
     for start in range(0, len(origin), _COLUMNS):
         columns = slice(start, min(start + _COLUMNS, len(origin)))
-        yield columns, torch.stack([snapshot.weights[columns].double() - origin[columns] for snapshot in snapshots])
+        away = torch.stack([snapshot.weights[columns].double() - origin[columns] for snapshot in snapshots])
+        yield columns, away / size
 
 
 def _unit(direction: Tensor, others: Sequence[Tensor]) -> Tensor:

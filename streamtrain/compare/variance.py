@@ -12,7 +12,8 @@ are the same mean and independent noise of relative variance σ² has V near σ�
 where noise is all there is. SGD's updates under the rule ``batch`` have 1/b of the variance of those of ``sample``.
 
 A window is the first steps of an epoch, so that rules are compared over the same number of steps, over which the
-weights move little. A rule of one step an epoch has a window over its epochs.
+weights move little. A run of one step an epoch has a window over its epochs. Of a lone step there is no V: nothing is
+known of how steps vary.
 """
 
 from __future__ import annotations
@@ -73,8 +74,13 @@ class UpdateVariance:
         """Begin a window of steps of some parameters, at the weights as they are."""
         started = time.perf_counter()
         self._parameters = list(parameters)
-        self._first = [parameter.detach().clone() for parameter in parameters]
-        self._before = [weight.clone() for weight in self._first]
+        if [weight.shape for weight in self._first] != [parameter.shape for parameter in parameters]:
+            self._first = [parameter.detach().clone() for parameter in parameters]
+            self._before = [weight.clone() for weight in self._first]
+        with torch.no_grad():
+            for kept in (self._first, self._before):
+                for weight, parameter in zip(kept, parameters, strict=True):
+                    weight.copy_(parameter)
         self._squares = 0.0
         self.n_seen = 0
         self.seconds += time.perf_counter() - started
@@ -93,8 +99,8 @@ class UpdateVariance:
         self.seconds += time.perf_counter() - started
 
     def value(self) -> float | None:
-        """The relative variance over the window so far; None before its first step, and where nothing moved."""
-        if not self.n_seen:
+        """The relative variance over the window so far; None before its second step, and where nothing moved."""
+        if self.n_seen < 2:
             return None
         with torch.no_grad():
             pairs = zip(self._before, self._first, strict=True)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from streamtrain.charts.bars import Bar, Bars, draw_bars
 from streamtrain.charts.colours import COLOURS, DASHES, MARKERS
@@ -18,13 +18,16 @@ from streamtrain.compare.results import Compared, Comparison, Point
 from streamtrain.compare.surface import Surface
 from streamtrain.files import Files
 from streamtrain.pages import charts, facts, note, page, table
+from streamtrain.plain import plain
 from streamtrain.units import format_bytes, format_duration
 
 HTML: Final = "comparison.html"
 FIGURES: Final = "comparison.json"
+_MOST_IN_FULL: Final = 1e15
+_MOST_IN_PLACES: Final = 1e5
 _VARIANCE: Final = (
     "Variance of the updates: over a window of n steps u (the first of each epoch, at most 100), the mean of "
-    "|u − mean u|² ÷ |mean u|². 0: all updates are the same; near n or above: they are all noise."
+    "|u − mean u|² ÷ |mean u|². 0: all updates are the same; near n or above: they are all noise. A lone step has none."
 )
 _EXACT: Final = "The loss is that of the weights after each epoch, over the whole training data, by a pass of its own."
 
@@ -33,7 +36,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """Leave both files in a folder, and return where."""
     files = Files()
     files.ensure_dir(folder)
-    text = json.dumps(_plain(comparison.named()), indent=2) + "\n"
+    text = json.dumps(plain(comparison.named()), indent=2) + "\n"
     files.write_bytes(folder / FIGURES, text.encode())
     files.write_bytes(folder / HTML, comparison_page(comparison).encode())
     return [folder / HTML, folder / FIGURES]
@@ -80,16 +83,40 @@ def _summary(comparison: Comparison, run: Compared) -> list[str]:
         run.label,
         f"{run.lr:g}",
         f"{last.n_steps:,}",
-        _number(run.seconds_per_epoch, ".3g"),
-        *(f"{value:.4f}" for values in measured for value in values.values()),
-        _number(reached.epochs if reached else None, ".3g"),
-        _number(reached.seconds if reached else None, ".3g"),
+        _known(run.seconds_per_epoch),
+        *(measure(value) for values in measured for value in values.values()),
+        _known(reached.epochs if reached else None),
+        _known(reached.seconds if reached else None),
         format_bytes(run.memory.get("process", 0)),
     ]
 
 
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+def _known(value: float | None) -> str:
+    return "–" if value is None else number(value)
+
+
+def number(value: float) -> str:
+    """A number for a table: whole ones in full, others in 4 to 6 digits.
+
+    Examples
+    --------
+    >>> [number(value) for value in (1101.0, 2 / 9, 1101.25, 1e6 / 7, 1e20)]
+    ['1,101', '0.2222', '1,101.25', '142,857', '1e+20']
+    """
+    if value.is_integer() and abs(value) < _MOST_IN_FULL:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.6g}"
+
+
+def measure(value: float) -> str:
+    """A loss or a score for a table, in no more than 11 letters.
+
+    Examples
+    --------
+    >>> measure(2.30258), measure(-12345.678), measure(1.5e30)
+    ('2.3026', '-12345.6780', '1.5000e+30')
+    """
+    return f"{value:.4f}" if abs(value) < _MOST_IN_PLACES else f"{value:.4e}"
 
 
 def epoch_rows(comparison: Comparison) -> list[list[str]]:
@@ -107,11 +134,11 @@ def _epoch(run: Compared, point: Point) -> list[str]:
     values = [*point.train.named().values(), *(point.val.named().values() if point.val else ())]
     return [
         run.label,
-        f"{point.epochs:.3g}",
+        number(point.epochs),
         f"{point.n_steps:,}",
         f"{point.seconds:.2f}",
-        *(f"{value:.4f}" for value in values),
-        _number(point.variance, ".3g"),
+        *(measure(value) for value in values),
+        _known(point.variance),
         f"{point.n_window}" if point.n_window else "",
     ]
 
@@ -151,7 +178,8 @@ def _charts(comparison: Comparison, looks: _Looks) -> Iterator[str]:
     steps = Axis(label="updates", from_zero=True, is_log=is_wide(point.n_steps for point in ends))
     seconds = Axis(label="seconds of training", from_zero=True, is_log=is_wide(point.seconds for point in ends))
     losses = [point.train.loss for run in comparison for point in run.points]
-    loss = Axis(label="training loss J", is_log=is_wide(losses))
+    # The target has a place on the axis as well.
+    loss = Axis(label="training loss J", is_log=is_wide(losses) and comparison.target_loss >= 0)
     target = (Level(label=f"target {comparison.target_loss:.4g}", value=comparison.target_loss),)
     yield chart("Loss against epochs", epochs, loss, lines(lambda p: p.epochs, lambda p: p.train.loss), target)
     yield chart("Loss against updates", steps, loss, lines(lambda p: p.n_steps, lambda p: p.train.loss), target)
@@ -186,6 +214,8 @@ def _bars(
 
 def _surface(surface: Surface | None, looks: _Looks, comparison: Comparison) -> Iterator[str]:
     if surface is None:
+        if comparison.no_surface is not None:
+            yield note(f"The error surface was not measured: {comparison.no_surface}")
         return
     by_label = {run.label: run for run in comparison}
     paths = [looks.line(by_label[path.label], list(path.places)) for path in surface.paths]
@@ -211,18 +241,3 @@ def _surface(surface: Surface | None, looks: _Looks, comparison: Comparison) -> 
     )
     cells = f"{surface.loss.size:,} values of J, each a pass over the training data. A black point is the beginning."
     yield note(f"{exact if surface.shares is None else plane} {cells}")
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: what is not finite becomes null, a path its text."""
-    match value:
-        case dict():
-            return {str(name): _plain(item) for name, item in value.items()}
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case float() if not math.isfinite(value):
-            return None
-        case Path():
-            return str(value)
-        case _:
-            return value

@@ -54,9 +54,12 @@ def _shuffle(told: Told, dataset: Dataset) -> Iterator[str]:
     if config.get("update") == "epoch":
         yield note("None: the rule epoch reads in stored order, since a sum over all samples has none.")
         return
+    if config.get("shuffle") is False:
+        yield note("None: the run read in stored order, since its loader was made with shuffle=False.")
+        return
     try:
         found = plan(dataset, **_order(config))
-    except (StreamtrainError, TypeError, ValueError) as error:
+    except (StreamtrainError, TypeError, ValueError, OverflowError) as error:
         yield note(f"Not measured: {error}")
         return
     yield facts(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from streamtrain.charts.scales import is_placed
 from streamtrain.errors import CheckpointError
-from streamtrain.runs import MEMORY, METRICS, read_config
+from streamtrain.runs import CONFIG, MEMORY, METRICS, read_config
 
 _KINDS: Final = ("batch", "epoch", "measured")
 _TEXTS: Final = frozenset({"kind"})
+_TERMS: Final = "terms"
+_MOST_BYTES: Final = 2**63
+_MOST_DEEP: Final = 20
 
 Line = dict[str, float]
 
@@ -29,7 +33,7 @@ class Told:
     config : dict
         What the run was.
     batches, epochs, measured : tuple of dict of str to float
-        The lines of ``metrics.jsonl`` by their kind; a number that was not finite is NaN.
+        The lines of ``metrics.jsonl`` by their kind; a number that no axis has a place for is NaN.
     memory : dict of str to object
         Bytes by name; empty where the run did not come to its end.
     """
@@ -51,6 +55,9 @@ def read_run(path: Path) -> Told:
         It is none, or its configuration, its metrics or its memory is damaged, empty or missing.
     """
     config = read_config(path)
+    if not _is_flat(config, _MOST_DEEP):
+        where = str(path / CONFIG)
+        raise CheckpointError(f"is damaged: it is nested more than {_MOST_DEEP} deep", where=where, fix="train again")
     lines = _read_metrics(path / METRICS)
     of = {kind: tuple(line for name, line in lines if name == kind) for kind in _KINDS}
     return Told(
@@ -91,7 +98,7 @@ def _parse(text: str, where: str) -> tuple[str, Line]:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float | None):
             raise CheckpointError(f"is damaged: {name} is {value!r:.60}", where=where, fix="train again")
-        values[name] = math.nan if value is None else float(value)
+        values[name] = float(value) if value is not None and is_placed(value) else math.nan
     return line["kind"], values
 
 
@@ -102,21 +109,28 @@ def _read_memory(file: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
-    if not isinstance(found, dict) or not all(_is_bytes(value) for value in _leaves(found)):
+    if not isinstance(found, dict) or not _is_memory(found):
         raise CheckpointError("is damaged: no bytes by name", where=str(file), fix="train again")
     return found
 
 
-def _leaves(found: dict[str, Any]) -> Iterator[Any]:
-    for value in found.values():
-        if isinstance(value, dict):
-            yield from _leaves(value)
-        else:
-            yield value
+def _is_memory(found: dict[str, Any]) -> bool:
+    """Whether it is bytes by name, and beside them the terms of each loader."""
+    terms = found.get(_TERMS, {})
+    totals = {name: value for name, value in found.items() if name != _TERMS}
+    return isinstance(terms, dict) and all(map(_are_bytes, [totals, *terms.values()]))
 
 
-def _is_bytes(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _are_bytes(found: object) -> bool:
+    return isinstance(found, dict) and all(
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_BYTES for value in found.values()
+    )
+
+
+def _is_flat(value: object, most_deep: int) -> bool:
+    """Whether nothing is nested deeper than this."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return most_deep > 0 and all(_is_flat(item, most_deep - 1) for item in inside)
 
 
 def column(lines: Iterable[Line], x: str, y: str) -> list[tuple[float, float]]:

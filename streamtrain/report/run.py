@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
 from streamtrain.charts.bars import Bar, Bars, bars_key, draw_bars
 from streamtrain.charts.colours import COLOURS
 from streamtrain.charts.lines import Chart, Line, draw, key
-from streamtrain.charts.scales import Axis, is_wide
+from streamtrain.charts.scales import Axis, is_placed, is_wide
 from streamtrain.events import Work
 from streamtrain.files import Files
 from streamtrain.metrics import METRIC_NAMES
@@ -70,7 +72,7 @@ def run_page(told: Told, *, dataset: Path | None = None) -> str:
         *_stalls(told),
         *data_parts(told, dataset),
         "<h2>Configuration</h2>",
-        facts((name, _text(value)) for name, value in sorted(_flat(config))),
+        facts((name, _text(value)) for name, value in sorted(_flat(config), key=itemgetter(0))),
         *_epochs(told),
     ]
     return page(f"Run {told.path.name}: {title}", parts)
@@ -101,12 +103,13 @@ def _headline(told: Told) -> Iterator[tuple[str, str]]:
         return
     yield "epochs", f"{len(told.epochs):,}, {last.get('steps', 0):,.0f} updates, {last.get('samples', 0):,.0f} samples"
     for name in METRIC_NAMES:
-        if name in last:
+        if is_placed(last.get(name, math.nan)):
             val = f"; on the validation data {last[f'val_{name}']:.4f}" if f"val_{name}" in last else ""
             yield name, f"{last[name]:.4f} over the last epoch{val}"
     seconds = sum(epoch.get("seconds", 0.0) for epoch in told.epochs)
     rate = sum(_samples(told)) / seconds if seconds > 0 else 0.0
-    yield "time", f"{format_duration(seconds)}: {rate:,.0f} samples/s"
+    if is_placed(seconds):
+        yield "time", f"{format_duration(seconds)}: {rate:,.0f} samples/s"
 
 
 def _samples(told: Told) -> Iterator[float]:
@@ -118,7 +121,8 @@ def _samples(told: Told) -> Iterator[float]:
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     every = -(-len(points) // _MOST_POINTS)
-    return points[::every] if every > 1 else points
+    # A curve without its last point would end before the run did.
+    return [*points[:-1:every], points[-1]] if every > 1 else points
 
 
 def _curves(told: Told) -> Iterator[str]:
@@ -197,7 +201,9 @@ def _terms(memory: Mapping[str, Any]) -> str:
 
 def _stalls(told: Told) -> Iterator[str]:
     yield "<h2>Where the time went</h2>"
-    epochs = [epoch for epoch in told.epochs if all(f"{kind}_seconds" in epoch for kind in _WALL)]
+    epochs = [
+        epoch for epoch in told.epochs if all(is_placed(epoch.get(f"{kind}_seconds", math.nan)) for kind in _WALL)
+    ]
     if not epochs:
         yield note("No epoch came to its end.")
         return
@@ -205,7 +211,7 @@ def _stalls(told: Told) -> Iterator[str]:
         Bar(
             label=f"epoch {epoch.get('epoch', 0):.0f}",
             pieces={kind: epoch[f"{kind}_seconds"] for kind in _WALL},
-            text=f"{epoch.get('stall_fraction', 0.0):.1%} waiting",
+            text=f"{stall:.1%} waiting" if is_placed(stall := epoch.get("stall_fraction", 0.0)) else "",
         )
         for epoch in epochs[:_MOST_BARS]
     ]
@@ -242,6 +248,6 @@ def _ends(lines: tuple[Mapping[str, float], ...]) -> Iterable[Mapping[str, float
 
 
 def _cell(value: float | None) -> str:
-    if value is None:
+    if value is None or math.isnan(value):
         return ""
     return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1 else f"{value:.4g}"

@@ -18,8 +18,9 @@ import pytest
 import streamtrain
 from streamtrain import errors
 from streamtrain.cli import main as frame
-from streamtrain.cli.common import emit, json_option, plain
+from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.main import COMMANDS, main
+from streamtrain.plain import plain
 
 Raiser = Callable[[BaseException], None]
 

@@ -1,0 +1,38 @@
+"""Values as JSON can hold them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import PurePath
+
+
+def plain(value: object) -> object:
+    """Turn a value into what JSON can hold: NumPy and torch values become Python's, NaN and infinity ``None``.
+
+    Raises
+    ------
+    TypeError
+        The value has no JSON form.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> plain({"loss": np.float32(0.5), "shape": (28, np.int64(28)), "worst": float("inf")})
+    {'loss': 0.5, 'shape': [28, 28], 'worst': None}
+    """
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    # Arrays, scalars and tensors all have `tolist`; asking for it spares `--help` an import of NumPy.
+    to_list = getattr(value, "tolist", None)
+    if callable(to_list):
+        return plain(to_list())
+    raise TypeError(f"{type(value).__name__} has no JSON form")
