@@ -41,6 +41,24 @@ def dataset_to_harm(whole_dataset: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole_dataset, tmp_path / "d.zarr"))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread: small work is soonest done so, and beside other processes by far."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that relative paths begin at is the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 _GRACE_SECONDS = 2.0
 # Threads that a library starts once and keeps for the life of the process: zarr's event loop and its pool, asyncio's
 # and dask's default pools, tqdm's monitor. Our own have names of ours, which a test of the architecture holds.

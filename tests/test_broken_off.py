@@ -19,16 +19,10 @@ from streamtrain.optim import FULL_BATCH
 from streamtrain.stream import Stream
 from streamtrain.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 N, N_FEATURES, N_CLASSES, BATCH = 50, 6, 3, 8
 EPOCH_BATCHES = 7
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Fragile(Batches):

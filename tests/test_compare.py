@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from compare_cases import N, ingested, line
 from torch import nn
 
 import streamtrain as st
@@ -19,32 +19,14 @@ from streamtrain.errors import UnknownName, UsageError
 from streamtrain.report.comparison import comparison_page, write_comparison
 from streamtrain.report.folder import read_run
 
-N = 90
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HOSTILE = "<script>alert('&')</script>"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> st.Dataset:
-    """Two float64 features and what they add up to."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(N, 2)) * [1.0, 3.0]
-    source = {"x": x, "y": x @ [1.0, -0.5] + rng.normal(0, 0.1, N)}
-    return st.ingest(source, tmp_path_factory.mktemp("data") / "d.zarr", progress=False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def line() -> nn.Linear:
-    model = nn.Linear(2, 1, bias=False, dtype=torch.float64)
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[-0.5, 1.0]]))
-    return model
+    return ingested(tmp_path_factory.mktemp("data"))
 
 
 def setting(**given: object) -> Setting:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from compare_cases import N, ingested, line
 from torch import nn
 
 import streamtrain as st
@@ -20,31 +20,12 @@ from streamtrain.compare.watching import Watched
 from streamtrain.errors import ResourceError, UsageError
 from streamtrain.report.comparison import comparison_page, measure, number, write_comparison
 
-N = 90
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> st.Dataset:
-    """Two float64 features and what they add up to."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(N, 2)) * [1.0, 3.0]
-    source = {"x": x, "y": x @ [1.0, -0.5] + rng.normal(0, 0.1, N)}
-    return st.ingest(source, tmp_path_factory.mktemp("data") / "d.zarr", progress=False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def line() -> nn.Linear:
-    model = nn.Linear(2, 1, bias=False, dtype=torch.float64)
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[-0.5, 1.0]]))
-    return model
+    return ingested(tmp_path_factory.mktemp("data"))
 
 
 def network() -> nn.Sequential:

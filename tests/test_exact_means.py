@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,16 +21,10 @@ from streamtrain.rules import Rule
 from streamtrain.sample_weights import check_weights
 from streamtrain.update import make_rule
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASS_WEIGHTS = torch.tensor([0.5, 2.0, 3.5], dtype=torch.float64)
 SHAPES = ((1, 1), (2, 3), (7, 2), (10, 10), (11, 5), (16, 4), (17, 16), (40, 7), (41, 40), (64, 9), (100, 33), (101, 1))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def modules(reduction: str) -> dict[str, nn.Module]:

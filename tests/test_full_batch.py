@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,9 @@ from streamtrain.losses import resolve_loss
 from streamtrain.optim import FULL_BATCH, build_optimizer
 from streamtrain.update import make_rule
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 N, N_FEATURES, N_CLASSES, BATCH, L2 = 230, 6, 3, 50, 1e-2
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def arrays() -> tuple[Any, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,13 +18,7 @@ from streamtrain.losses import LOSSES, resolve_loss
 from streamtrain.optim import build_optimizer
 from streamtrain.rules import RULES, SampleRule, check_rule
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_net(dtype: torch.dtype = torch.float64) -> nn.Module:

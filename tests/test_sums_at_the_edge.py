@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,7 @@ from streamtrain.rules import Rule
 from streamtrain.stepping import Clipping
 from streamtrain.update import make_rule
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rule_of(net: nn.Module, loss: Any, update: str = "epoch", lr: float = 0.1, **options: Any) -> Rule:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from streamtrain.errors import DeviceError, DivergedError, UnknownName, UsageErr
 from streamtrain.metrics import EpochSummary
 from streamtrain.models import build_model
 from streamtrain.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 N, N_FEATURES, N_CLASSES = 50, 6, 3
 
@@ -35,14 +36,6 @@ def make_model(n_outputs: int = N_CLASSES, seed: int = 0) -> nn.Module:
 
 def weights(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_training_lowers_the_loss_and_says_how() -> None:

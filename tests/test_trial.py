@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,9 @@ from streamtrain.trainer import Trainer
 from streamtrain.trial import SCALE, Measured, scale_at, told
 from streamtrain.update import make_rule
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Function = Callable[[Tensor, Tensor], Tensor]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Weight(nn.Module):

@@ -12,10 +12,7 @@ from streamtrain.errors import BudgetError
 from streamtrain.limits import memory_limit
 from streamtrain.loader import StreamLoader
 from streamtrain.meter import MemoryMeter
-from streamtrain.portions import PARTS
-from streamtrain.portions import least_bytes as least_bytes
-from streamtrain.portions import least_in_all as least_in_all
-from streamtrain.portions import n_rehearsed as n_rehearsed
+from streamtrain.portions import PARTS, least_bytes
 from streamtrain.store import Dataset
 from streamtrain.units import format_bytes, parse_bytes
 

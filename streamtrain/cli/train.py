@@ -32,6 +32,7 @@ from streamtrain.losses import default_loss, resolve_loss
 from streamtrain.meter import MemoryMeter, held_bytes
 from streamtrain.metrics import score_name
 from streamtrain.models import build_model, n_parameters
+from streamtrain.portions import least_bytes, least_in_all, n_rehearsed
 from streamtrain.quarantine import first_rows
 from streamtrain.runs import RunFolder, check_free, is_run, newest_run, next_run, write_memory
 from streamtrain.store import Dataset, open_dataset
@@ -71,7 +72,7 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
     if val is not None:
         check_alike(dataset, val, options.weight)
     trainer, about = _make_trainer(options, dataset)
-    n_rows = shares.n_rehearsed(dataset, options.batch_size)
+    n_rows = n_rehearsed(dataset, options.batch_size)
     rows = first_rows(dataset, n_rows, forgiving=options.on_bad_block != "error")
     trainer.check(rows, n_classes=dataset.n_classes)
     say(_heading(options, dataset, trainer))
@@ -135,10 +136,10 @@ def _shared_out(options: Options, dataset: Dataset, val: Dataset | None, taken: 
     least = 1
     if options.max_memory:
         in_order = options.update == "epoch"
-        least = shares.least_bytes(dataset, options.batch_size, lanes=options.lanes, shuffle=not in_order)
+        least = least_bytes(dataset, options.batch_size, lanes=options.lanes, shuffle=not in_order)
         if val is not None:
-            least_val = shares.least_bytes(val, min(options.batch_size, len(val)), shuffle=False)
-            least = shares.least_in_all(least, [least_val])
+            least_val = least_bytes(val, min(options.batch_size, len(val)), shuffle=False)
+            least = least_in_all(least, [least_val])
     memory = shares.loaders_bytes(options.memory, options.max_memory, taken, least_bytes=least)
     if options.max_memory and not (options.memory or options.lanes):
         of_training = memory - memory // shares.VAL_SHARE if val else memory

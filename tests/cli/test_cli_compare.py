@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import streamtrain as st
 from streamtrain.cli.main import main
+
+pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +23,6 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "d.zarr"
     st.ingest({"x": x, "y": y}, path, progress=False)
     return path
-
-
-@pytest.fixture(autouse=True)
-def in_folder_with_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 SMALL = ["--model", "linear", "--batch-size", "30", "--memory", "16MB", "--epochs", "1"]

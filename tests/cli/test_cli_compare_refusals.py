@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import streamtrain as st
 from streamtrain.cli.main import main
 from streamtrain.compare import contest
+
+pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +22,6 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "d.zarr"
     st.ingest({"x": rng.normal(size=(60, 4)).astype(np.float32), "y": rng.integers(0, 3, 60)}, path, progress=False)
     return path
-
-
-@pytest.fixture(autouse=True)
-def in_folder_with_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 ONE = ["--model", "linear", "--rules", "batch", "--optimizers", "sgd", "--batch-size", "30", "--epochs", "1"]

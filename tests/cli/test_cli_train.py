@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
 
 import streamtrain as st
 from streamtrain.cli.main import main
+
+pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
 
 N = 600
 
@@ -33,15 +33,6 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = rng.normal(size=(N, 4)) * [1, 100, 1, 0] + [0, 300, 3, 9]
     st.ingest({"x": table, "y": table @ [1.0, 0.01, -1, 0]}, folder / "table.zarr")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def in_folder_with_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def train_json(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:

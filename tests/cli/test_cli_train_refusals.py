@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import streamtrain as st
 from streamtrain.cli.main import main
 from streamtrain.cli.threads import most_threads
 
+pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
+
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -22,15 +23,6 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "table.zarr"
     st.ingest({"x": x, "y": (x[:, 0] + 0.3 * x[:, 1] ** 2 > 0).astype(np.int64)}, path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def in_folder_with_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def train(table: Path, *options: object) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from torch.nn import functional as F  # noqa: N812 - the name torch's own docume
 import streamtrain as st
 from streamtrain.cli.main import main
 from streamtrain.models import build_model
+
+pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
 
 N, N_FEATURES, BATCH_SIZE = 300, 4, 32
 EPOCH_BATCHES = 10
@@ -32,15 +33,6 @@ def table(tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, np.ndarray
     path = tmp_path_factory.mktemp("data") / "table.zarr"
     st.ingest(arrays, path, block=20 * N_FEATURES * 4)
     return path
-
-
-@pytest.fixture(autouse=True)
-def in_folder_with_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def result_of(capsys: pytest.CaptureFixture[str], command: str, *options: object) -> dict[str, Any]:

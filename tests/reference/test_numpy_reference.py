@@ -137,13 +137,7 @@ def weights_of(model: nn.Module) -> Weights:
     return [parameter.detach().numpy().T.copy() for parameter in model.parameters()]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tensors this small, waking a second thread takes far longer than the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
