@@ -28,7 +28,8 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parents[1])]
 
-import golden  # noqa: E402 - it is found from here on
+import golden  # noqa: E402 - they are found from here on
+import golden_runs  # noqa: E402
 
 
 def make_datasets() -> None:
@@ -63,13 +64,13 @@ def make_runs() -> None:
     """The runs, finished and interrupted, and what their weights come to."""
     shutil.rmtree("runs", ignore_errors=True)
     figures = {}
-    for name, run in golden.RUNS.items():
-        golden.train(name, f"runs/{name}/whole")
+    for name, run in golden_runs.RUNS.items():
+        golden_runs.train(name, f"runs/{name}/whole")
         if run.stop_after:
-            golden.train_until_ctrl_c(name, f"runs/{name}/stopped")
-        if name != golden.PYTHON:
-            figures[name] = golden.evaluate(name, f"runs/{name}/whole")
-    write("figures.json", {"arithmetic": golden.arithmetic(), "evaluated": figures})
+            golden_runs.train_until_ctrl_c(name, f"runs/{name}/stopped")
+        if name != golden_runs.PYTHON:
+            figures[name] = golden_runs.evaluate(name, f"runs/{name}/whole")
+    write("figures.json", {"arithmetic": golden_runs.arithmetic(), "evaluated": figures})
 
 
 def write(name: str, value: object) -> None:

@@ -4,7 +4,7 @@ Training is repeated from its beginning, too, finished and interrupted, and comp
 products and exponentials come out equal in the last bit is the affair of the processor and of torch, so there are two
 measures:
 
-- where stock torch and NumPy compute what they computed when the files were made (`golden.arithmetic`, which knows
+- where stock torch and NumPy compute what they computed when the files were made (`golden_runs.arithmetic`, which knows
   nothing of streamtrain), every file of a run must be equal byte for byte, but for what a clock or a meter said;
 - anywhere, counts, place of the stream, and configuration must be equal, and weights and metrics nearly so.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import golden
+import golden_runs
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -29,8 +30,8 @@ from streamtrain.cli.main import main
 FIGURES: Any = json.loads((golden.GOLDEN / "figures.json").read_text())
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dropout under")
-every_run = pytest.mark.parametrize("name", golden.RUNS)
-every_interrupted = pytest.mark.parametrize("name", golden.INTERRUPTED)
+every_run = pytest.mark.parametrize("name", golden_runs.RUNS)
+every_interrupted = pytest.mark.parametrize("name", golden_runs.INTERRUPTED)
 by_command = pytest.mark.parametrize("name", FIGURES["evaluated"])
 every_folder = pytest.mark.parametrize(
     "folder", sorted((golden.GOLDEN / "runs").glob("*/*")), ids=lambda path: "-".join(path.parts[-2:])
@@ -40,7 +41,7 @@ every_folder = pytest.mark.parametrize(
 @pytest.fixture
 def is_exact(one_thread: None) -> bool:
     """Whether torch and NumPy compute here what they did where the files were made."""
-    return golden.arithmetic() == FIGURES["arithmetic"]
+    return golden_runs.arithmetic() == FIGURES["arithmetic"]
 
 
 def kept(name: str, kind: str) -> Path:
@@ -53,16 +54,16 @@ def copied(name: str, kind: str) -> Path:
 
 
 def assert_same_run(made: Path, expected: Path, *, is_exact: bool) -> None:
-    names = [path.name for path in golden.checkpoints(expected)]
-    assert [path.name for path in golden.checkpoints(made)] == names
-    assert_near(golden.metrics(made), golden.metrics(expected))
+    names = [path.name for path in golden_runs.checkpoints(expected)]
+    assert [path.name for path in golden_runs.checkpoints(made)] == names
+    assert_near(golden_runs.metrics(made), golden_runs.metrics(expected))
     assert_near(config_of(made), config_of(expected))
-    for one, other in zip(golden.checkpoints(made), golden.checkpoints(expected), strict=True):
+    for one, other in zip(golden_runs.checkpoints(made), golden_runs.checkpoints(expected), strict=True):
         assert_same_state(one, other)
     if is_exact:
-        assert golden.metrics(made) == golden.metrics(expected)
+        assert golden_runs.metrics(made) == golden_runs.metrics(expected)
         assert (made / "config.json").read_bytes() == (expected / "config.json").read_bytes()
-        for one, other in zip(golden.checkpoints(made), golden.checkpoints(expected), strict=True):
+        for one, other in zip(golden_runs.checkpoints(made), golden_runs.checkpoints(expected), strict=True):
             assert_same_bytes(one, other)
 
 
@@ -71,7 +72,7 @@ def assert_same_state(made: Path, expected: Path) -> None:
     ours, theirs = state_of(made), state_of(expected)
     assert list(ours) == list(theirs)
     assert (ours["version"], ours["counts"], ours["stream"]) == (theirs["version"], theirs["counts"], theirs["stream"])
-    assert_near(golden.weights(made), golden.weights(expected))
+    assert_near(golden_runs.weights(made), golden_runs.weights(expected))
 
 
 def assert_same_bytes(made: Path, expected: Path) -> None:
@@ -127,12 +128,12 @@ def assert_near(made: Any, expected: Any) -> None:
 
 @every_run
 def test_trained_anew_it_is_the_same(name: str, is_exact: bool) -> None:
-    told = golden.train(name, "run")
+    told = golden_runs.train(name, "run")
     assert_same_run(Path("run"), kept(name, "whole"), is_exact=is_exact)
     assert told["resumed_from_batch"] == 0
     assert [epoch["samples"] for epoch in told["epochs"]] == [230, 460, 690]
-    assert told["loss"] == golden.metrics(Path("run"))[-1]["loss"]
-    if name != golden.PYTHON:
+    assert told["loss"] == golden_runs.metrics(Path("run"))[-1]["loss"]
+    if name != golden_runs.PYTHON:
         assert_same_memory(Path("run"), kept(name, "whole"))
 
 
@@ -145,7 +146,7 @@ def assert_same_memory(made: Path, expected: Path) -> None:
 
 @every_interrupted
 def test_interrupted_anew_it_is_the_same(name: str, is_exact: bool) -> None:
-    golden.train_until_ctrl_c(name, "run")
+    golden_runs.train_until_ctrl_c(name, "run")
     assert_same_run(Path("run"), kept(name, "stopped"), is_exact=is_exact)
 
 
@@ -155,17 +156,17 @@ def test_interrupted_anew_it_is_the_same(name: str, is_exact: bool) -> None:
 @every_interrupted
 def test_it_resumes_inside_its_epoch_and_ends_as_the_finished_one(name: str, is_exact: bool) -> None:
     run = copied(name, "stopped")
-    told = golden.train(name, str(run))
-    assert told["resumed_from_batch"] == golden.RUNS[name].stop_after
+    told = golden_runs.train(name, str(run))
+    assert told["resumed_from_batch"] == golden_runs.RUNS[name].stop_after
     assert_same_run(run, kept(name, "whole"), is_exact=is_exact)
 
 
 @every_interrupted
 def test_it_resumes_from_the_checkpoint_before(name: str, is_exact: bool) -> None:
     run = copied(name, "stopped")
-    before, newest = golden.checkpoints(run)
+    before, newest = golden_runs.checkpoints(run)
     shutil.rmtree(newest)
-    assert golden.train(name, str(run))["resumed_from_batch"] == int(before.name)
+    assert golden_runs.train(name, str(run))["resumed_from_batch"] == int(before.name)
     assert_same_run(run, kept(name, "whole"), is_exact=is_exact)
 
 
@@ -173,7 +174,7 @@ def test_it_resumes_from_the_checkpoint_before(name: str, is_exact: bool) -> Non
 def test_a_finished_one_has_nothing_left(name: str) -> None:
     run = copied(name, "whole")
     before = golden.tree(run)
-    told = golden.train(name, str(run))
+    told = golden_runs.train(name, str(run))
     after = golden.tree(run)
     assert {key for key in after if after[key] != before.get(key)} <= {"memory.json"}
     assert (told["resumed_from_batch"], told["samples"], told["epochs"]) == (45, 690, [])
@@ -182,7 +183,7 @@ def test_a_finished_one_has_nothing_left(name: str) -> None:
 @pytest.mark.parametrize("option", [("--lr", "0.3"), ("--seed", "6"), ("--batch-size", "17"), ("--model", "mlp:5")])
 def test_what_it_was_trained_with_must_be_the_same(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     run = copied("epoch", "stopped")
-    words = ("train", "datasets/lz4.zarr", *golden.RUNS["epoch"].options, *option, "--out", str(run), "--resume")
+    words = ("train", "datasets/lz4.zarr", *golden_runs.RUNS["epoch"].options, *option, "--out", str(run), "--resume")
     before = golden.tree(run)
     assert main(words) == 6
     assert "another run" in capsys.readouterr().err
@@ -194,19 +195,19 @@ def test_what_it_was_trained_with_must_be_the_same(option: tuple[str, str], caps
 
 @by_command
 def test_it_evaluates_to_its_figures(name: str, is_exact: bool) -> None:
-    told = golden.evaluate(name, str(copied(name, "whole")))
+    told = golden_runs.evaluate(name, str(copied(name, "whole")))
     assert told == pytest.approx(FIGURES["evaluated"][name], rel=1e-5)
     if is_exact:
         assert told == FIGURES["evaluated"][name]
 
 
 def test_the_one_of_python_evaluates_in_python() -> None:
-    run, trainer = copied(golden.PYTHON, "whole"), golden.make_trainer()
-    with golden.make_loader() as loader:
+    run, trainer = copied(golden_runs.PYTHON, "whole"), golden_runs.make_trainer()
+    with golden_runs.make_loader() as loader:
         trainer.fit(loader, max_epochs=3, checkpoint=run, checkpoint_every=5, resume="auto", progress=False)
         found = trainer.evaluate(loader)
     with torch.no_grad():
-        x, y = normalized(run, golden.rows_of(golden.TRAINED_ON))
+        x, y = normalized(run, golden.rows_of(golden_runs.TRAINED_ON))
         expected = nn.functional.cross_entropy(trainer.model.eval()(x), y)
     assert found.loss == pytest.approx(float(expected), rel=1e-5)
 
@@ -214,9 +215,9 @@ def test_the_one_of_python_evaluates_in_python() -> None:
 @by_command
 def test_its_weights_are_plain_files_with_a_plain_meaning(name: str) -> None:
     """Stock safetensors, torch and arithmetic rows come to the same figures."""
-    newest = golden.checkpoints(kept(name, "whole"))[-1]
+    newest = golden_runs.checkpoints(kept(name, "whole"))[-1]
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
-    model.load_state_dict({key: torch.from_numpy(value) for key, value in golden.weights(newest).items()})
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in golden_runs.weights(newest).items()})
     rows = golden.rows_of("none")
     x, y = normalized(kept(name, "whole"), rows)
     with torch.no_grad():
@@ -230,14 +231,14 @@ def test_its_weights_are_plain_files_with_a_plain_meaning(name: str) -> None:
 
 def normalized(run: Path, rows: golden.Rows) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows rescaled by the statistics that a run keeps."""
-    kept_with = safetensors.numpy.load_file(golden.checkpoints(run)[-1] / "normalize.safetensors")
+    kept_with = safetensors.numpy.load_file(golden_runs.checkpoints(run)[-1] / "normalize.safetensors")
     x = (rows["x"] - kept_with["x.mean"]) / kept_with["x.std"]
     return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(rows["y"])
 
 
 @every_folder
 def test_its_checkpoints_are_whole(folder: Path) -> None:
-    for checkpoint in golden.checkpoints(folder):
+    for checkpoint in golden_runs.checkpoints(folder):
         files = golden.tree(checkpoint)
         manifest = json.loads(files.pop("manifest.json"))
         listed = {
@@ -256,10 +257,10 @@ def test_it_is_reported(folder: Path) -> None:
     run = Path(shutil.copytree(folder, "run"))
     words = ("report", str(run), "--dataset", "datasets/lz4.zarr", "--json")
     told = json.loads(golden.run_command(*words))
-    assert told["epochs"] == len([line for line in golden.metrics(folder) if line["kind"] == "epoch"])
+    assert told["epochs"] == len([line for line in golden_runs.metrics(folder) if line["kind"] == "epoch"])
     page = (run / "report.html").read_text()
     assert page.rstrip().endswith("</html>")
-    assert golden.open_golden(golden.TRAINED_ON).id[:8] in page
+    assert golden.open_golden(golden_runs.TRAINED_ON).id[:8] in page
 
 
 def test_no_file_names_a_machine() -> None:
