@@ -11,7 +11,7 @@ changes:
 
 ::
 
-    python tests/golden/make.py orders runs
+    PYTHONPATH=.:tests/support .venv/bin/python tests/golden/make.py orders runs
 """
 
 from __future__ import annotations
@@ -23,13 +23,9 @@ import sys
 import warnings
 from pathlib import Path
 
+import golden
+import golden_runs
 import torch
-
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parents[1])]
-
-import golden  # noqa: E402 - they are found from here on
-import golden_runs  # noqa: E402
 
 
 def make_datasets() -> None:
@@ -98,7 +94,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "Dropout under")
     # Relative paths alone: what is kept names no machine.
-    os.chdir(HERE)
+    os.chdir(golden.GOLDEN)
     for name, make in MAKERS.items():
         if name in asked:
             make()
