@@ -6,7 +6,9 @@ measures:
 
 - where stock torch and NumPy compute what they computed when the files were made (`golden_runs.arithmetic`, which knows
   nothing of streamtrain), every file of a run must be equal byte for byte, but for what a clock or a meter said;
-- anywhere, counts, place of the stream, and configuration must be equal, and weights and metrics nearly so.
+- anywhere, counts, place of the stream, and configuration must be equal, and weights and metrics nearly so. But L-BFGS
+  finds what it knows of J by the bits of the weights: where they come out otherwise, a resumed run makes a pass again,
+  takes another count of steps in as many passes, and only its losses are near.
 """
 
 from __future__ import annotations
@@ -158,7 +160,7 @@ def test_it_resumes_inside_its_epoch_and_ends_as_the_finished_one(name: str, is_
     run = copied(name, "stopped")
     told = golden_runs.train(name, str(run))
     assert told["resumed_from_batch"] == golden_runs.RUNS[name].stop_after
-    assert_same_run(run, kept(name, "whole"), is_exact=is_exact)
+    assert_resumed_run(name, run, is_exact=is_exact)
 
 
 @every_interrupted
@@ -167,7 +169,18 @@ def test_it_resumes_from_the_checkpoint_before(name: str, is_exact: bool) -> Non
     before, newest = golden_runs.checkpoints(run)
     shutil.rmtree(newest)
     assert golden_runs.train(name, str(run))["resumed_from_batch"] == int(before.name)
-    assert_same_run(run, kept(name, "whole"), is_exact=is_exact)
+    assert_resumed_run(name, run, is_exact=is_exact)
+
+
+def assert_resumed_run(name: str, run: Path, *, is_exact: bool) -> None:
+    whole = kept(name, "whole")
+    if is_exact or name != "lbfgs":
+        assert_same_run(run, whole, is_exact=is_exact)
+        return
+    made, expected = ([line | {"steps": None} for line in golden_runs.metrics(one)] for one in (run, whole))
+    assert_near(made, expected)
+    ours, theirs = (state_of(golden_runs.checkpoints(one)[-1]) for one in (run, whole))
+    assert ours["stream"] == theirs["stream"]
 
 
 @every_run
