@@ -6,7 +6,7 @@ changes:
 
 - ``datasets``: a new format. Old datasets must stay readable, so keep the old ones beside the new.
 - ``orders``: another order of the epoch, other lanes from a budget, another plan: ``orders.json`` alone. The runs that
-  are shuffled (all but epoch and lbfgs) follow the order, so then make them anew, too.
+  are shuffled (all but epoch, lbfgs and cg) follow the order, so then make them anew, too.
 - ``runs``: another format of checkpoints, or other arithmetic.
 
 ::

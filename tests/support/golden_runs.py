@@ -33,10 +33,13 @@ class Run:
         Of its command line; there is none for what Python trains.
     stop_after : int, optional
         The batch after which the interrupted one of the pair got Ctrl-C; a run without is kept finished alone.
+    n_epochs : int
+        What it is finished after.
     """
 
     options: tuple[str, ...] = ()
     stop_after: int | None = None
+    n_epochs: int = 3
 
 
 _COMMON: Final = (
@@ -54,6 +57,7 @@ RUNS: Final[dict[str, Run]] = {
         options=(*_COMMON, "--update", "epoch", "--optimizer", "sgd", "--lr", "0.5", "--momentum", "0.9"), stop_after=20
     ),
     "lbfgs": Run(options=(*_COMMON, "--update", "epoch", "--optimizer", "lbfgs", "--l2", "0.01"), stop_after=38),
+    "cg": Run(options=(*_COMMON, "--update", "epoch", "--optimizer", "cg", "--epochs", "8"), n_epochs=8),
     PYTHON: Run(stop_after=17),
 }
 INTERRUPTED: Final = tuple(name for name, run in RUNS.items() if run.stop_after)
