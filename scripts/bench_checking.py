@@ -35,7 +35,7 @@ from bench_loader import drain, synthetic
 
 import streamtrain as st
 from streamtrain import blocks
-from streamtrain.units import parse_bytes
+from streamtrain.system.units import parse_bytes
 
 WAYS: Final = ("checked", "unchecked")
 

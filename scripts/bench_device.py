@@ -32,9 +32,10 @@ from make_synthetic import Recipe, arrays_of
 from torch import Tensor, nn
 
 import streamtrain as st
-from streamtrain.device import Placement, resolve_device
 from streamtrain.device.accelerator import Accelerator, accelerator_of
-from streamtrain.units import parse_bytes
+from streamtrain.device.carrier import Placement
+from streamtrain.device.resolve import resolve_device
+from streamtrain.system.units import parse_bytes
 
 WAYS: Final = ("own", "host", "device")
 _PIECE_BYTES: Final = 8 << 20

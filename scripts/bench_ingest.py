@@ -34,7 +34,7 @@ from make_synthetic import Recipe, write_npy
 
 import streamtrain as st
 from streamtrain.errors import ResourceError
-from streamtrain.units import parse_bytes
+from streamtrain.system.units import parse_bytes
 
 KINDS = {"uint8": 3072, "float32": 784}
 """Features of a row, by dtype: an RGB image of 32 × 32, a table of 784 columns."""

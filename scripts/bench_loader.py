@@ -30,7 +30,7 @@ from bench_common import drop_caches, machine, median_ratio, print_result, requi
 from loader_floor import Floor
 
 import streamtrain as st
-from streamtrain.units import parse_bytes
+from streamtrain.system.units import parse_bytes
 
 NAMES: Final = ("read", "floor", "loader", "tensor", "array")
 LOOP_BYTES: Final = 500_000_000

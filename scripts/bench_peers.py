@@ -38,7 +38,7 @@ from peers.process import NotMeasured, Process, environment
 from peers.summary import ahead, describe, summarize
 from peers.worker import Case
 
-from streamtrain.units import format_bytes, parse_bytes
+from streamtrain.system.units import format_bytes, parse_bytes
 
 ENVIRONMENT_BYTES: Final = 2_500_000_000
 """Room for one environment with torch in it."""

@@ -28,8 +28,9 @@ from fault_stages import STAGES, Stage, Tree, make_stages, make_templates, tree_
 from fault_systems import Disk, Failing, Killing, Recording, Watched
 
 import streamtrain as st
-from streamtrain.store import lock, metadata, open_dataset
+from streamtrain.store import lock, metadata
 from streamtrain.store.journal import JOURNAL, read_journal
+from streamtrain.store.opening import open_dataset
 from streamtrain.store.target import state_of, successor
 
 FAULTS: Final = ("kill -9", "kill -9 in a write", "power loss", "ENOSPC", "EIO")

@@ -13,11 +13,12 @@ import numpy as np
 from fault_systems import Failing, Watched, WithoutExchange
 
 import streamtrain as st
-from streamtrain.files import Files
 from streamtrain.ingest.job import run
 from streamtrain.ingest.request import Request
-from streamtrain.sources import SourceOptions, open_source
+from streamtrain.sources.protocol import SourceOptions
+from streamtrain.sources.registry import open_source
 from streamtrain.store.journal import Mode, read_journal
+from streamtrain.system.files import Files
 
 N_ROWS: Final = 840
 N_MORE: Final = 300

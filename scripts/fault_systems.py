@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from streamtrain.system import System
+from streamtrain.system.syscalls import System
 
 GROWING: Final = frozenset({"open", "writev", "mkdir", "link", "rename"})
 """Calls that a full disk refuses."""

@@ -11,8 +11,8 @@ import numpy as np
 
 import streamtrain as st
 from streamtrain.blocks import BlockReader
-from streamtrain.mapped import aligned_bytes
 from streamtrain.slots import Slots, row_dtype
+from streamtrain.system.buffers import aligned_bytes
 
 N_THREADS: Final = 2
 

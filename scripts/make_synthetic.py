@@ -25,7 +25,7 @@ import numpy.typing as npt
 from bench_common import machine, print_result, require_disk, versions
 
 import streamtrain as st
-from streamtrain.units import format_bytes, parse_bytes
+from streamtrain.system.units import format_bytes, parse_bytes
 
 LABEL_BYTES: Final = 8
 Order = Literal["sorted", "shuffled"]

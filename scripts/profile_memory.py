@@ -29,8 +29,8 @@ from bench_common import machine, print_result, require_disk, versions, working_
 from make_synthetic import LABEL_BYTES, Recipe, write_dataset
 
 import streamtrain as st
-from streamtrain.meter import MemoryMeter
-from streamtrain.units import format_bytes, parse_bytes
+from streamtrain.system.memory import MemoryMeter
+from streamtrain.system.units import format_bytes, parse_bytes
 
 BAR: Final = 1.0
 SAMPLING_SECONDS: Final = 0.002

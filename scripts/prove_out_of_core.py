@@ -31,8 +31,8 @@ from make_synthetic import LABEL_BYTES, Recipe, room_for, write_dataset
 from torch import Tensor, nn
 
 import streamtrain as st
-from streamtrain.meter import MemoryMeter, anonymous_bytes
-from streamtrain.units import format_bytes, parse_bytes
+from streamtrain.system.memory import MemoryMeter, anonymous_bytes
+from streamtrain.system.units import format_bytes, parse_bytes
 
 N_FEATURES: Final = 64
 N_CLASSES: Final = 10

@@ -36,12 +36,12 @@ if TYPE_CHECKING:
         UnknownName,
         UsageError,
     )
-    from streamtrain.ingest import ingest
+    from streamtrain.ingest.job import ingest
     from streamtrain.layout import Field, Layout
     from streamtrain.loader import StreamLoader
     from streamtrain.sample_random import normal, uniform
-    from streamtrain.store import Dataset
-    from streamtrain.store import open_dataset as open
+    from streamtrain.store.dataset import Dataset
+    from streamtrain.store.opening import open_dataset as open
     from streamtrain.trainer import Trainer
 
 __version__ = "0.1.0"

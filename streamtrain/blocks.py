@@ -23,8 +23,8 @@ from numcodecs import blosc
 
 from streamtrain.errors import DamagedBlock, DatasetError
 from streamtrain.layout import CHECKSUM_BYTES, Layout
-from streamtrain.store import Dataset
 from streamtrain.store.codec import HEADER_BYTES, misfit
+from streamtrain.store.dataset import Dataset
 from streamtrain.store.shard import index_of
 from streamtrain.store.stored import open_regular
 

@@ -12,12 +12,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
-from streamtrain.arguments import check_lanes
 from streamtrain.errors import BudgetError
 from streamtrain.layout import PAGE_BYTES, Layout
 from streamtrain.order import Shuffle
 from streamtrain.schedule import largest_lead
-from streamtrain.units import format_bytes
+from streamtrain.system.arguments import check_lanes
+from streamtrain.system.memory import Projection
+from streamtrain.system.units import format_bytes
 
 _FEW_THREADS: Final = 2
 _MOST_THREADS: Final = 4
@@ -88,36 +89,6 @@ class Sizes:
     def span_samples(self, n_samples: int) -> int:
         """The most samples a span of a dataset of that size holds."""
         return min(n_samples, self.span_batches * self.batch_size)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Projection:
-    """What the loader will own, in bytes, by name; ``str()`` prints it as a sum.
-
-    Attributes
-    ----------
-    budget_bytes : int
-        What the user allows.
-    terms : dict of str to int
-        The named terms.
-    """
-
-    budget_bytes: int
-    terms: dict[str, int]
-
-    @property
-    def total_bytes(self) -> int:
-        """The sum of the terms."""
-        return sum(self.terms.values())
-
-    @property
-    def host_bytes(self) -> int:
-        """What of it is the host's: all but a device's own memory."""
-        return self.total_bytes - self.terms.get("device", 0)
-
-    def __str__(self) -> str:
-        terms = " + ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in self.terms.items())
-        return f"{terms} = {format_bytes(self.total_bytes)} of {format_bytes(self.budget_bytes)}"
 
 
 def project(layout: Layout, sizes: Sizes, *, budget_bytes: int) -> Projection:

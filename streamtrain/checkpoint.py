@@ -28,7 +28,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from streamtrain.errors import CheckpointError, remedy
-from streamtrain.files import Files, explained
+from streamtrain.system.files import Files, explained
 from streamtrain.tensor_file import check_tensors, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"

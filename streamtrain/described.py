@@ -10,7 +10,7 @@ from streamtrain.errors import UsageError
 from streamtrain.loader import StreamLoader
 from streamtrain.models import n_parameters
 from streamtrain.normalize import Front
-from streamtrain.rules import Rule
+from streamtrain.rule import Rule
 from streamtrain.runs import NoRun, Run, RunFolder
 from streamtrain.stream import Stream
 

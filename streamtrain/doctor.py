@@ -25,10 +25,10 @@ import psutil
 from streamtrain import __version__
 from streamtrain.errors import UsageError
 from streamtrain.layout import CODECS, Codec
-from streamtrain.limits import MemoryLimit, memory_limit, n_cores
-from streamtrain.mapped import aligned_bytes
 from streamtrain.store.codec import checksum, decode, encode
-from streamtrain.units import format_bytes
+from streamtrain.system.buffers import aligned_bytes
+from streamtrain.system.memory import MemoryLimit, memory_limit, n_cores
+from streamtrain.system.units import format_bytes
 
 PACKAGES: Final = ("numpy", "zarr", "torch", "numcodecs", "crc32c", "dask", "pyarrow", "matplotlib")
 _BLOCK_BYTES: Final = 512 << 10

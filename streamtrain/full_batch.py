@@ -23,15 +23,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from streamtrain.arguments import is_number
 from streamtrain.errors import UsageError
 from streamtrain.exact_sum import ExactSum
 from streamtrain.gradients import Learner, grad_norm
 from streamtrain.line_search import MAX_TRIALS
 from streamtrain.penalty import add_penalty, penalty
-from streamtrain.rules import EpochRule, Learned, put_mean
+from streamtrain.rule import Learned
+from streamtrain.rules import EpochRule, put_mean
 from streamtrain.same_forward import check_same_forward, digest
 from streamtrain.stepping import not_finite
+from streamtrain.system.arguments import is_number
 from streamtrain.trial import SCALE, Measured, scale_at, told
 
 _BESIDE: Final = 4

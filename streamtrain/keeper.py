@@ -38,7 +38,7 @@ from streamtrain.errors import (
 from streamtrain.metrics import RunningMetrics
 from streamtrain.normalize import Front
 from streamtrain.packing import flat, pack, unpack
-from streamtrain.rules import Rule
+from streamtrain.rule import Rule
 from streamtrain.runs import Run, RunFolder
 from streamtrain.seeding import random_state, set_random_state
 from streamtrain.stopping import Stopping

@@ -16,7 +16,7 @@ from streamtrain.blocks import BlockReader
 from streamtrain.errors import UsageError
 from streamtrain.order import I64
 from streamtrain.reshuffle import Array, Population, class_dtype, standardized
-from streamtrain.store import Dataset
+from streamtrain.store.dataset import Dataset
 
 LABELS: Final = "y"
 

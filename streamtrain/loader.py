@@ -11,22 +11,22 @@ from typing import Any, Self
 
 import torch
 
-from streamtrain.arguments import check_batch_size, check_reading, check_seed
 from streamtrain.batches import Group, batches_of, groups_of
-from streamtrain.budget import Projection, Sizes, solve
-from streamtrain.device import Placement, carrier_to
+from streamtrain.budget import Sizes, solve
+from streamtrain.device.carrier import Placement, carrier_to
 from streamtrain.errors import UsageError
-from streamtrain.events import Work
-from streamtrain.limits import n_cores, require_memory
 from streamtrain.loader_order import last_samples, orders_of
 from streamtrain.loader_state import VERSION, check_state
 from streamtrain.narrator import Narrator
 from streamtrain.order import I64, EpochOrder
 from streamtrain.pool import Pool
 from streamtrain.quarantine import NOTHING, LeftOut, Quarantine, last_of, reader_of
-from streamtrain.store import Dataset
+from streamtrain.store.dataset import Dataset
+from streamtrain.system.arguments import check_batch_size, check_reading, check_seed
+from streamtrain.system.events import Work
+from streamtrain.system.memory import Projection, n_cores, require_memory
+from streamtrain.system.units import parse_bytes
 from streamtrain.transforms import Transform
-from streamtrain.units import parse_bytes
 
 _named_tuple: Any = namedtuple  # Of names that only the dataset knows: identifiers without a leading underscore.
 _ORDER = ("seed", "batch_size", "shuffle", "reshuffle", "drop_last")

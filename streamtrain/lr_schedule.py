@@ -23,9 +23,9 @@ import torch
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from streamtrain.arguments import is_number
 from streamtrain.counts import Totals
 from streamtrain.errors import UsageError, unknown_name
+from streamtrain.system.arguments import is_number
 
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
 """Optimizer -> scheduler."""

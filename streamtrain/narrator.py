@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
-from streamtrain.budget import Projection
-from streamtrain.events import (
+from streamtrain.store.dataset import Dataset
+from streamtrain.system.events import (
     DeviceMemory,
     EpochBegan,
     EpochEnded,
@@ -20,8 +20,7 @@ from streamtrain.events import (
     next_number,
     tell,
 )
-from streamtrain.meter import device_bytes, held_bytes
-from streamtrain.store import Dataset
+from streamtrain.system.memory import Projection, device_bytes, held_bytes
 
 _LOOK_SECONDS: Final = 0.05
 
@@ -51,7 +50,7 @@ class Narrator:
     Examples
     --------
     >>> import numpy as np, tempfile, streamtrain as st
-    >>> from streamtrain.events import subscribed
+    >>> from streamtrain.system.events import subscribed
     >>> dataset = st.ingest({"x": np.arange(9)}, tempfile.mkdtemp() + "/d.zarr")
     >>> heard = []
     >>> with subscribed(heard.append), st.StreamLoader(dataset, batch_size=4, memory="16MB") as loader:

@@ -13,9 +13,9 @@ from typing import Final
 import torch
 from torch.optim import Optimizer
 
-from streamtrain.arguments import is_number
 from streamtrain.conjugate_gradient import ConjugateGradient
 from streamtrain.errors import UsageError, unknown_name
+from streamtrain.system.arguments import is_number
 
 Parameters = Iterable[torch.nn.Parameter]
 OptimizerFactory = Callable[[Parameters], Optimizer]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from streamtrain.counts import Counts, Totals
 from streamtrain.culprits import name_culprits
-from streamtrain.device import room_for_a_step
+from streamtrain.device.room import room_for_a_step
 from streamtrain.errors import DivergedError
 from streamtrain.gradients import Learner, numbers
 from streamtrain.keeper import Inside
@@ -20,7 +20,7 @@ from streamtrain.lr_schedule import horizon
 from streamtrain.metrics import Metrics, RunningMetrics
 from streamtrain.recorder import EpochRecorder
 from streamtrain.rehearsal import Batch, check_fit, check_width, same_mode
-from streamtrain.rules import Learned, Rule
+from streamtrain.rule import Learned, Rule
 from streamtrain.sample_weights import check_weight_field, check_weights, no_weight
 from streamtrain.seeding import seeded_random
 from streamtrain.stream import Stream, fields_on, last_samples, samples_per_epoch

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from streamtrain.arguments import is_number
 from streamtrain.errors import UsageError
+from streamtrain.system.arguments import is_number
 
 
 def check_l2(l2: float) -> None:

@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.mapped import aligned_bytes
 from streamtrain.order import I64, EpochOrder
 from streamtrain.random_words import NOBLE_STEPS, even_orders, random_orders, words
+from streamtrain.system.buffers import aligned_bytes
 
 INDEX_SAMPLES: Final = 65_536
 """Samples whose places are worked out at once: enough that numpy's cost per call does not count."""

@@ -14,16 +14,17 @@ from typing import Final
 
 import numpy as np
 
-from streamtrain.arguments import check_batch_size, check_seed
-from streamtrain.budget import Projection, Sizes, solve
+from streamtrain.budget import Sizes, solve
 from streamtrain.errors import BudgetError, UsageError
 from streamtrain.labels import StoredLabels
 from streamtrain.layout import Layout
 from streamtrain.order import EpochOrder, Shuffle, shuffled_order
 from streamtrain.quality import Quality, measure, pieces_of
 from streamtrain.schedule import ReadList, largest_lead, read_list
-from streamtrain.store import Dataset
-from streamtrain.units import parse_bytes
+from streamtrain.store.dataset import Dataset
+from streamtrain.system.arguments import check_batch_size, check_seed
+from streamtrain.system.memory import Projection
+from streamtrain.system.units import parse_bytes
 
 _MEASURED_RUNS: Final = 8
 """Blocks of every lane that a measured beginning has: an epoch begins with cut blocks, and mixes less there."""

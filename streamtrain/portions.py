@@ -7,7 +7,7 @@ from typing import Final
 
 from streamtrain.budget import solve
 from streamtrain.errors import BudgetError
-from streamtrain.store import Dataset
+from streamtrain.store.dataset import Dataset
 
 PARTS: Final = 4
 """A loader that measures has one of so many parts."""

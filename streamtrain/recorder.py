@@ -11,7 +11,7 @@ from streamtrain.counts import Counts
 from streamtrain.errors import UsageError
 from streamtrain.losses import Loss
 from streamtrain.metrics import EpochSummary, RunningMetrics
-from streamtrain.rules import Learned
+from streamtrain.rule import Learned
 from streamtrain.runs import Run
 from streamtrain.speed import Stopwatch
 from streamtrain.stream import Stream, samples_per_epoch

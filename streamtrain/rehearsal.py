@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.alignment import align, plain
-from streamtrain.device import room_for_a_step
+from streamtrain.device.room import room_for_a_step
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.gradients import Learner
 from streamtrain.meaning import warn_of_loss
-from streamtrain.rules import Rule
+from streamtrain.rule import Rule
 from streamtrain.seeding import borrowed_random
 
 Batch = Mapping[str, Tensor]

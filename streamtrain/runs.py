@@ -26,7 +26,7 @@ from torch import Tensor
 
 from streamtrain.checkpoint import write_checkpoint
 from streamtrain.errors import CheckpointError, ResourceError, UsageError, remedy
-from streamtrain.files import Files, explained
+from streamtrain.system.files import Files, explained
 
 CONFIG: Final = "config.json"
 METRICS: Final = "metrics.jsonl"

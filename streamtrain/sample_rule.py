@@ -11,7 +11,8 @@ from torch import Tensor
 
 from streamtrain.gradients import Gradient, Learner, gradient
 from streamtrain.rule import Learned, Rule
-from streamtrain.sample_path import Choice, Taken
+from streamtrain.sample_path.choice import Choice
+from streamtrain.sample_path.loop import Taken
 
 
 class SampleRule(Rule):

@@ -20,7 +20,7 @@ from streamtrain.lr_schedule import Schedule, ScheduleFactory
 from streamtrain.normalize import Front
 from streamtrain.optim import takes_closure
 from streamtrain.penalty import check_l2
-from streamtrain.rules import Rule
+from streamtrain.rule import Rule
 from streamtrain.schedules import Schedules
 from streamtrain.stepping import NO_CLIPPING, Clipping
 from streamtrain.update import make_rule

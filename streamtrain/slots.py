@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.layout import Layout
-from streamtrain.mapped import aligned_bytes
 from streamtrain.order import I64
+from streamtrain.system.buffers import aligned_bytes
 
 _NEVER: Final = np.iinfo(np.int64).max
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.layout import Field
-from streamtrain.mapped import aligned_bytes
+from streamtrain.system.buffers import aligned_bytes
 
 Bytes = npt.NDArray[np.uint8]
 

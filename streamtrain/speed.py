@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from streamtrain.events import Work
+from streamtrain.system.events import Work
 
 
 class Waits(Protocol):

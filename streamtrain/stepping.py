@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from streamtrain.arguments import is_number
 from streamtrain.errors import DivergedError, UsageError
+from streamtrain.system.arguments import is_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import UsageError
-from streamtrain.files import FileWriter
+from streamtrain.system.files import FileWriter
 
 _ALIGNMENT: Final = 8
 _NAMES: Final = {
@@ -78,7 +78,7 @@ def write_tensors(out: FileWriter, state: Mapping[str, Tensor]) -> str:
     Examples
     --------
     >>> import tempfile, pathlib, safetensors.torch
-    >>> from streamtrain.files import Files
+    >>> from streamtrain.system.files import Files
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.safetensors"
     >>> with Files().create(path) as out:
     ...     digest = write_tensors(out, {"w": torch.ones(2)})

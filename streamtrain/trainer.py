@@ -20,10 +20,8 @@ from torch.optim import Optimizer
 
 from streamtrain.counts import Counts, Totals
 from streamtrain.described import describe, run_at
-from streamtrain.device import resolve_device
+from streamtrain.device.resolve import resolve_device
 from streamtrain.errors import UsageError
-from streamtrain.events import RunBegan, RunEnded, between
-from streamtrain.interrupts import Interrupts, held_back
 from streamtrain.keeper import Keeper, Resumed
 from streamtrain.losses import Loss, LossFunction, resolve_loss
 from streamtrain.meaning import warn_of_modules
@@ -37,6 +35,8 @@ from streamtrain.runs import NoRun, Run, RunFolder
 from streamtrain.setting import Setting
 from streamtrain.stopping import Stopping
 from streamtrain.stream import Data, Stream, check_stream, in_stored_order, normalize_fields
+from streamtrain.system.events import RunBegan, RunEnded, between
+from streamtrain.system.signals import Interrupts, held_back
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """Field name -> array (n_rows, ...), as ``dataset[0:n_rows]`` gives them."""

@@ -7,8 +7,10 @@ from streamtrain.full_batch import FullBatchRule
 from streamtrain.gradient_sum import check_grad_sum_dtype
 from streamtrain.gradients import Learner
 from streamtrain.optim import takes_closure
-from streamtrain.rules import BatchRule, EpochRule, Rule, SampleRule, check_rule
-from streamtrain.sample_path import check_sample_path
+from streamtrain.rule import Rule
+from streamtrain.rules import BatchRule, EpochRule, check_rule
+from streamtrain.sample_path.choice import check_sample_path
+from streamtrain.sample_rule import SampleRule
 
 
 def make_rule(

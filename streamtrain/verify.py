@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from streamtrain.errors import DatasetError
 from streamtrain.layout import CHECKSUM_BYTES, Field, Layout
-from streamtrain.store import Dataset, Manifest
 from streamtrain.store.codec import checksum, misfit
+from streamtrain.store.dataset import Dataset
 from streamtrain.store.inspection import file_damage
+from streamtrain.store.manifest import Manifest
 from streamtrain.store.metadata import PRIVATE, shard_key
 from streamtrain.store.opening import checked_dataset, read_facts
 from streamtrain.store.shard import index_bytes, index_of

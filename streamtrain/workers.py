@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from streamtrain.errors import UsageError
-from streamtrain.events import Work
+from streamtrain.system.events import Work
 
 _JOIN_SECONDS: Final = 3.0
 _STALLED_JOIN_SECONDS: Final = 0.5

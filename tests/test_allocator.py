@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from streamtrain.allocator import keep_little
+from streamtrain.system.memory import keep_little
 
 FREED = """
-from streamtrain.allocator import keep_little
-from streamtrain.meter import anonymous_bytes
+from streamtrain.system.memory import keep_little
+from streamtrain.system.memory import anonymous_bytes
 import ctypes, os
 assert keep_little() and os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
 libc = ctypes.CDLL(None)

@@ -15,8 +15,9 @@ import streamtrain as st
 from streamtrain.checkpoint import newest_checkpoint, read_checkpoint
 from streamtrain.cli.main import main
 from streamtrain.errors import ResourceError, UnknownName
-from streamtrain.files import Files, System
 from streamtrain.runs import RunFolder
+from streamtrain.system.files import Files
+from streamtrain.system.syscalls import System
 
 EPOCH_BATCHES = 10
 

@@ -14,7 +14,8 @@ from compare_cases import N, ingested, line
 from torch import nn
 
 import streamtrain as st
-from streamtrain.compare import Setting, compare
+from streamtrain.compare.contest import compare
+from streamtrain.compare.setting import Setting
 from streamtrain.errors import UnknownName, UsageError
 from streamtrain.report.comparison import comparison_page, write_comparison
 from streamtrain.report.folder import read_run

@@ -12,8 +12,10 @@ from compare_cases import N, ingested, line
 from torch import nn
 
 import streamtrain as st
-from streamtrain.compare import Comparison, Setting, compare
 from streamtrain.compare import contest as contest_room
+from streamtrain.compare.contest import compare
+from streamtrain.compare.results import Comparison
+from streamtrain.compare.setting import Setting
 from streamtrain.compare.trajectory import Snapshot, plane_of
 from streamtrain.compare.variance import UpdateVariance
 from streamtrain.compare.watching import Watched

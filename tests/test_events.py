@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as strategies
 
 import streamtrain as st
-from streamtrain.events import (
+from streamtrain.system.events import (
     KINDS,
     VARIABLE,
     DeviceMemory,
@@ -112,7 +112,7 @@ def test_a_file_that_is_gone_disturbs_nobody(tmp_path: Path) -> None:
 def test_a_process_appends_to_the_file_it_is_given(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.touch()
-    code = "from streamtrain.events import *; tell(LoaderClosed(loader=5))"
+    code = "from streamtrain.system.events import *; tell(LoaderClosed(loader=5))"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, VARIABLE: str(path)})
     subprocess.run([sys.executable, "-c", code], check=True)
     (told,) = read_events(path)

@@ -17,7 +17,7 @@ from streamtrain.gradients import Learner
 from streamtrain.losses import resolve_loss
 from streamtrain.meaning import warn_of_loss, warn_of_modules
 from streamtrain.metrics import RunningMetrics
-from streamtrain.rules import Rule
+from streamtrain.rule import Rule
 from streamtrain.sample_weights import check_weights
 from streamtrain.update import make_rule
 

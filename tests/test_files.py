@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from streamtrain.errors import ResourceError
-from streamtrain.files import Files, System
+from streamtrain.system.files import Files
+from streamtrain.system.syscalls import System
 
 
 class Recorded(System):

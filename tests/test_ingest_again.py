@@ -16,12 +16,14 @@ from ingest_cases import SIZES, F, X, Y, interrupt, tree, write_files
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, LockedError, ResourceError, StreamtrainError, UsageError
-from streamtrain.files import Files, System
 from streamtrain.ingest.job import run
 from streamtrain.ingest.request import Request
-from streamtrain.sources import SourceOptions, open_source
+from streamtrain.sources.protocol import SourceOptions
+from streamtrain.sources.registry import open_source
 from streamtrain.store.lock import held
 from streamtrain.store.metadata import shard_key
+from streamtrain.system.files import Files
+from streamtrain.system.syscalls import System
 from streamtrain.verify import verify
 
 

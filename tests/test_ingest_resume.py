@@ -14,10 +14,11 @@ from ingest_cases import SIZES, F, Full, X, Y, identities, interrupt, tree, writ
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, ResourceError, UsageError
-from streamtrain.files import Files
 from streamtrain.ingest.job import run
 from streamtrain.ingest.request import Request
-from streamtrain.sources import SourceOptions, open_source
+from streamtrain.sources.protocol import SourceOptions
+from streamtrain.sources.registry import open_source
+from streamtrain.system.files import Files
 
 
 @pytest.fixture

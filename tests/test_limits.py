@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from streamtrain import limits
 from streamtrain.errors import BudgetError
-from streamtrain.limits import MemoryLimit, memory_limit, require_memory
+from streamtrain.system import memory
+from streamtrain.system.memory import MemoryLimit, memory_limit, require_memory
 
 GIB = 1 << 30
 
@@ -115,7 +115,7 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_does_not_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
     group = MemoryLimit(limit_bytes=2 * GIB, free_bytes=GIB, source="/sys/fs/cgroup/memory.max")
-    monkeypatch.setattr(limits, "memory_limit", lambda: group)
+    monkeypatch.setattr(memory, "memory_limit", lambda: group)
     require_memory(GIB)
     require_memory(GIB + 1, held=True)
     with pytest.raises(

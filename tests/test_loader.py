@@ -254,7 +254,7 @@ def test_lanes_do_not_depend_on_the_machine(dataset):
 
 MEMORY_SCRIPT = """
     import sys, numpy as np, torch, streamtrain as st
-    from streamtrain.meter import MemoryMeter
+    from streamtrain.system.memory import MemoryMeter
     dataset = st.open(sys.argv[1])
     budget = int(sys.argv[2])
     with MemoryMeter() as meter:

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 import streamtrain
-from streamtrain import StreamLoader, blocks, limits, quarantine
+from streamtrain import StreamLoader, blocks, quarantine
 from streamtrain.errors import BudgetError
-from streamtrain.limits import MemoryLimit
+from streamtrain.system import memory
+from streamtrain.system.memory import MemoryLimit
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def dataset(tmp_path_factory):
 
 def test_a_budget_above_what_the_machine_has_free_is_refused(dataset, monkeypatch):
     limit = MemoryLimit(limit_bytes=3_000_000, free_bytes=1_000_000, source="memory.max")
-    monkeypatch.setattr(limits, "memory_limit", lambda: limit)
+    monkeypatch.setattr(memory, "memory_limit", lambda: limit)
     with pytest.raises(BudgetError, match=r"1\.0 MB are free of the 3\.0 MB that memory\.max allows"):
         StreamLoader(dataset, batch_size=8, memory="64MB")
 
@@ -27,7 +28,7 @@ def test_a_group_that_shrank_stops_the_next_epoch_and_not_the_process(dataset, m
     with StreamLoader(dataset, batch_size=8, memory="64MB") as loader:
         assert len(list(loader)) == len(loader)
         small = MemoryLimit(limit_bytes=1_000_000, free_bytes=0, source="memory.max")
-        monkeypatch.setattr(limits, "memory_limit", lambda: small)
+        monkeypatch.setattr(memory, "memory_limit", lambda: small)
         with pytest.raises(BudgetError, match="are needed"):
             next(iter(loader))
         monkeypatch.undo()

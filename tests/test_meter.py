@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from streamtrain.meter import MemoryMeter, anonymous_bytes, device_bytes, held_bytes
+from streamtrain.system.memory import MemoryMeter, anonymous_bytes, device_bytes, held_bytes
 
 N_BYTES = 32_000_000
 

@@ -11,10 +11,10 @@ from torch import nn
 
 from streamtrain.counts import Counts, Totals
 from streamtrain.errors import UsageError
-from streamtrain.events import Work
 from streamtrain.losses import resolve_loss
 from streamtrain.metrics import EpochSummary, History, Metrics, RunningMetrics
 from streamtrain.speed import Speed, Stopwatch
+from streamtrain.system.events import Work
 
 
 def running(loss_name: str, sizes: list[int]) -> tuple[Metrics, torch.Tensor, torch.Tensor, torch.Tensor]:

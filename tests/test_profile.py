@@ -16,12 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import UsageError
-from streamtrain.events import (
-    LoaderClosed,
-)
 from streamtrain.profile.command import watch
 from streamtrain.profile.sampling import Held, Sample, Samples, group, sample
 from streamtrain.profile.timeline import timeline
+from streamtrain.system.events import LoaderClosed
 
 MB = 10**6
 PYTHON = sys.executable
@@ -171,7 +169,7 @@ def test_a_command_that_is_none_is_a_usage_error(word: str, message: str) -> Non
 
 
 def test_the_events_of_a_grandchild_are_heard() -> None:
-    tell = "from streamtrain.events import *; tell(LoaderClosed(loader=4))"
+    tell = "from streamtrain.system.events import *; tell(LoaderClosed(loader=4))"
     found = watch(["sh", "-c", f"{PYTHON} -c '{tell}'; true"])
     assert [told.event for told in found.events] == [LoaderClosed(loader=4)]
 

@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import UsageError
-from streamtrain.events import (
+from streamtrain.profile import picture
+from streamtrain.profile.command import Watched
+from streamtrain.profile.page import page
+from streamtrain.profile.report import figures, lines, write
+from streamtrain.profile.sampling import Held, Sample
+from streamtrain.profile.scene import scene
+from streamtrain.profile.timeline import timeline
+from streamtrain.system.events import (
     DeviceMemory,
     EpochBegan,
     EpochEnded,
@@ -24,13 +31,6 @@ from streamtrain.events import (
     Told,
     Work,
 )
-from streamtrain.profile import picture
-from streamtrain.profile.command import Watched
-from streamtrain.profile.page import page
-from streamtrain.profile.report import figures, lines, write
-from streamtrain.profile.sampling import Held, Sample
-from streamtrain.profile.scene import scene
-from streamtrain.profile.timeline import timeline
 
 MB = 10**6
 PYTHON = sys.executable

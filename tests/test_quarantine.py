@@ -19,7 +19,7 @@ from streamtrain.cli.main import main
 from streamtrain.errors import DamagedBlock, UnknownName, UsageError
 from streamtrain.loader import StreamLoader
 from streamtrain.sample_random import sample_keys
-from streamtrain.store import Dataset
+from streamtrain.store.dataset import Dataset
 
 N = 1000
 BATCH = 32

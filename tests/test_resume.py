@@ -17,8 +17,8 @@ from torch import nn
 import streamtrain as st
 from streamtrain.checkpoint import newest_checkpoint
 from streamtrain.errors import CheckpointError, UsageError
-from streamtrain.interrupts import Interrupted
 from streamtrain.keeper import Resumed
+from streamtrain.system.signals import Interrupted
 
 N, N_FEATURES, BATCH_SIZE = 230, 6, 20
 EPOCH_BATCHES = 12

@@ -16,7 +16,8 @@ from streamtrain.gradient_sum import GradientSum
 from streamtrain.gradients import Gradient, Learner
 from streamtrain.losses import LOSSES, resolve_loss
 from streamtrain.optim import build_optimizer
-from streamtrain.rules import RULES, SampleRule, check_rule
+from streamtrain.rules import RULES, check_rule
+from streamtrain.sample_rule import SampleRule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

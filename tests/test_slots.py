@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.layout import Field, Layout
-from streamtrain.mapped import aligned_bytes
 from streamtrain.slots import Slots, row_dtype
+from streamtrain.system.buffers import aligned_bytes
 
 
 def slots_of(n_slots, n_blocks=20):

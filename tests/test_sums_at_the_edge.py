@@ -13,7 +13,7 @@ from streamtrain.culprits import name_culprits
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.gradients import Learner, grad_norm
 from streamtrain.losses import resolve_loss
-from streamtrain.rules import Rule
+from streamtrain.rule import Rule
 from streamtrain.stepping import Clipping
 from streamtrain.update import make_rule
 

@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 
 from streamtrain.errors import UsageError
-from streamtrain.files import Files
-from streamtrain.meter import MemoryMeter
+from streamtrain.system.files import Files
+from streamtrain.system.memory import MemoryMeter
 from streamtrain.tensor_file import _NAMES, check_tensors, write_tensors
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import click
 
-from streamtrain.plain import plain
+from streamtrain.system.json_values import plain
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 """Adds ``as_json: bool`` to a command."""
@@ -22,7 +22,7 @@ def emit(as_json: bool, result: Mapping[str, object], text: str) -> None:
     as_json : bool
         The value of ``json_option``.
     result : Mapping
-        The result's values by name; see `streamtrain.plain` for what a value may be.
+        The result's values by name; see `streamtrain.system.json_values` for what a value may be.
     text : str
         The same result for people.
 

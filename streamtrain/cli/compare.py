@@ -10,20 +10,20 @@ import click
 import numpy as np
 import torch
 
-from streamtrain.allocator import keep_little
-from streamtrain.arguments import check_seed
 from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.data import INPUT, TARGET, check_alike, field_of, n_outputs
 from streamtrain.cli.threads import set_threads
-from streamtrain.compare import Comparison, Setting, compare
-from streamtrain.compare.results import Compared, Point
-from streamtrain.compare.setting import EVERY
+from streamtrain.compare.contest import compare
+from streamtrain.compare.results import Compared, Comparison, Point
+from streamtrain.compare.setting import EVERY, Setting
 from streamtrain.errors import UsageError
 from streamtrain.losses import default_loss, resolve_loss
 from streamtrain.models import build_model, n_parameters
 from streamtrain.report.comparison import measure, number, summary_rows, write_comparison
 from streamtrain.runs import next_run
-from streamtrain.store import open_dataset
+from streamtrain.store.opening import open_dataset
+from streamtrain.system.arguments import check_seed
+from streamtrain.system.memory import keep_little
 
 COMPARISONS: Final = Path("comparisons")
 _GRID: Final = 15

@@ -11,7 +11,7 @@ import numpy as np
 from streamtrain.errors import InputError, UsageError, unknown_name
 from streamtrain.layout import Field
 from streamtrain.losses import Loss
-from streamtrain.store import Dataset
+from streamtrain.store.dataset import Dataset
 
 INPUT: Final = "x"
 TARGET: Final = "y"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamtrain.cli.common import emit, json_option
-from streamtrain.units import format_bytes
+from streamtrain.system.units import format_bytes
 
 if TYPE_CHECKING:
     from streamtrain.doctor import Checkup, FastPath

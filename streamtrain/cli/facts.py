@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamtrain.store import Dataset
+    from streamtrain.store.dataset import Dataset
 
 
 def stored_facts(dataset: Dataset) -> dict[str, Any]:

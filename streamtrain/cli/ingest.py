@@ -10,10 +10,10 @@ import click
 from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.facts import stored_facts
 from streamtrain.errors import UsageError
-from streamtrain.units import format_bytes, format_duration
+from streamtrain.system.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from streamtrain.store import Dataset
+    from streamtrain.store.dataset import Dataset
 
 
 @click.command("ingest")
@@ -46,7 +46,7 @@ def command(
 
     SRC are files of one kind, or a folder of them: .npy, .npz, idx, CSV, TSV, Parquet, or raw binary.
     """
-    from streamtrain.ingest import ingest
+    from streamtrain.ingest.job import ingest
 
     started = time.perf_counter()
     dataset = ingest(

@@ -23,8 +23,8 @@ import click
 from streamtrain import __version__
 from streamtrain.cli.remedies import typed
 from streamtrain.errors import ResourceError, StreamtrainError, unknown_name
-from streamtrain.interrupts import terminated_cleanly
-from streamtrain.units import format_bytes
+from streamtrain.system.signals import terminated_cleanly
+from streamtrain.system.units import format_bytes
 
 COMMANDS: Final = {
     "ingest": "Turn raw files into a dataset.",

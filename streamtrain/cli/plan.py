@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamtrain.cli.common import emit, json_option
-from streamtrain.units import format_bytes
+from streamtrain.system.units import format_bytes
 
 if TYPE_CHECKING:
     from streamtrain.planning import Plan, Reads
     from streamtrain.quality import Quality
-    from streamtrain.store import Dataset
+    from streamtrain.store.dataset import Dataset
 
 
 @click.command("plan", context_settings={"show_default": True})
@@ -34,7 +34,7 @@ def command(
     a batch vary from batch to batch, drift how far an epoch's beginning strays from the whole; less is better.
     """
     from streamtrain.planning import plan
-    from streamtrain.store import open_dataset
+    from streamtrain.store.opening import open_dataset
 
     dataset = open_dataset(dest)
     found = plan(dataset, batch_size=batch_size, memory=memory, lanes=lanes, drop_last=drop_last, seed=seed)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_MEGABYTE: Final = 10**6
+from streamtrain.system.units import megabytes
+
 _ARGUMENT: Final = re.compile(r"\b(memory|batch_size|lanes|device|seed)=(?:'([^']*)'|([\w.:]+))")
 _FLAG: Final = re.compile(r"\bdrop_last=False\b")
 _BYTES: Final = re.compile(r"(\d+)B")
@@ -22,17 +23,6 @@ def typed(fix: str) -> str:
     ('--batch-size 64, or no --drop-last', '--device auto')
     """
     return _FLAG.sub("no --drop-last", _ARGUMENT.sub(_option, fix))
-
-
-def megabytes(n_bytes: int) -> str:
-    """A size that is at least this, as it is typed.
-
-    Examples
-    --------
-    >>> megabytes(6_035_592)
-    '7MB'
-    """
-    return f"{-(-n_bytes // _MEGABYTE)}MB"
 
 
 def _option(found: re.Match[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from streamtrain.cli.common import emit, json_option
-from streamtrain.units import format_bytes
+from streamtrain.system.units import format_bytes
 
 
 @click.command("repair")
@@ -16,9 +16,9 @@ from streamtrain.units import format_bytes
 @json_option
 def command(dest: str, remove: bool, as_json: bool) -> None:
     """List what interrupted ingests to DEST left: never a file of a dataset that was committed."""
-    from streamtrain.files import Files
     from streamtrain.store.repair import find_leftovers, remove_leftovers
     from streamtrain.store.target import actual, state_of
+    from streamtrain.system.files import Files
 
     path = actual(Path(dest))
     found = remove_leftovers(path, Files()) if remove else find_leftovers(path)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from streamtrain.interrupts import Interrupted
 from streamtrain.keeper import Resumed
+from streamtrain.system.signals import Interrupted
 
 
 def say_resumed(out: Path, resumed: Resumed) -> None:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from streamtrain.budget import solve
-from streamtrain.cli.remedies import megabytes
 from streamtrain.errors import BudgetError
-from streamtrain.limits import memory_limit
 from streamtrain.loader import StreamLoader
-from streamtrain.meter import MemoryMeter
 from streamtrain.portions import PARTS, least_bytes
-from streamtrain.store import Dataset
-from streamtrain.units import format_bytes, parse_bytes
+from streamtrain.store.dataset import Dataset
+from streamtrain.system.memory import MemoryMeter, memory_limit
+from streamtrain.system.units import format_bytes, megabytes, parse_bytes
 
 DEFAULT_MEMORY: Final = "512MB"
 VAL_SHARE: Final = PARTS

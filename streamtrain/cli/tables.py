@@ -8,7 +8,7 @@ from typing import Final
 from streamtrain.headspace import Headspace
 from streamtrain.metrics import EpochSummary, Metrics
 from streamtrain.speed import Speed
-from streamtrain.units import format_bytes, format_duration
+from streamtrain.system.units import format_bytes, format_duration
 
 _WIDTH: Final = 12
 
@@ -58,7 +58,7 @@ def time_lines(speed: Speed) -> list[str]:
 
     Examples
     --------
-    >>> from streamtrain.events import Work
+    >>> from streamtrain.system.events import Work
     >>> work = Work(disk=0.5, decode=0.25, gather=1.0, index=0.25)
     >>> for line in time_lines(Speed(n_samples=9, seconds=4.0, wait_seconds=0.1, work=work)):
     ...     print(line)

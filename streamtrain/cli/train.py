@@ -13,8 +13,6 @@ import click
 import numpy as np
 import torch
 
-from streamtrain.allocator import keep_little
-from streamtrain.arguments import check_seed
 from streamtrain.cli import shares
 from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.data import INPUT, TARGET, check_alike, doubts, field_of, n_outputs, poor_shuffle
@@ -25,20 +23,22 @@ from streamtrain.cli.train_options import Options, train_options
 from streamtrain.cli.trained import Trained
 from streamtrain.described import solved
 from streamtrain.errors import BudgetError, StreamtrainError, UsageError
-from streamtrain.events import Reserved, tell
 from streamtrain.headspace import headspace, kept_bytes
 from streamtrain.loader import StreamLoader
 from streamtrain.losses import default_loss, resolve_loss
-from streamtrain.meter import MemoryMeter, held_bytes
 from streamtrain.metrics import score_name
 from streamtrain.models import build_model, n_parameters
 from streamtrain.portions import least_bytes, least_in_all, n_rehearsed
 from streamtrain.quarantine import first_rows
 from streamtrain.runs import RunFolder, check_free, is_run, newest_run, next_run, write_memory
-from streamtrain.store import Dataset, open_dataset
+from streamtrain.store.dataset import Dataset
+from streamtrain.store.opening import open_dataset
 from streamtrain.stream import normalize_fields
+from streamtrain.system.arguments import check_seed
+from streamtrain.system.events import Reserved, tell
+from streamtrain.system.memory import MemoryMeter, held_bytes, keep_little
+from streamtrain.system.units import format_bytes
 from streamtrain.trainer import Trainer
-from streamtrain.units import format_bytes
 
 RUNS: Final = Path("runs")
 

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import click
 
-from streamtrain.arguments import ON_BAD_BLOCK, RESHUFFLE
 from streamtrain.errors import UsageError
 from streamtrain.keeper import ON_CHECKPOINT_FAILURE
 from streamtrain.lr_schedule import Schedule
+from streamtrain.system.arguments import ON_BAD_BLOCK, RESHUFFLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

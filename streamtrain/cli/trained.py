@@ -11,7 +11,7 @@ from streamtrain.headspace import Headspace
 from streamtrain.metrics import METRIC_NAMES, History
 from streamtrain.quarantine import LeftOut
 from streamtrain.runs import last_epoch
-from streamtrain.units import format_rate
+from streamtrain.system.units import format_rate
 
 _ENDED: Final = {
     "until_loss": "by --until-loss",

@@ -8,7 +8,7 @@ import click
 
 from streamtrain.cli.common import emit, json_option
 from streamtrain.errors import DamagedBlock, DatasetError
-from streamtrain.units import format_bytes, format_duration
+from streamtrain.system.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from streamtrain.verify import Verified

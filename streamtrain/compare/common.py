@@ -19,10 +19,10 @@ from streamtrain.losses import Loss
 from streamtrain.metrics import Metrics
 from streamtrain.portions import PARTS, least_bytes, least_in_all, measuring_bytes, n_rehearsed, training_bytes
 from streamtrain.quarantine import first_rows
-from streamtrain.store import Dataset
+from streamtrain.store.dataset import Dataset
 from streamtrain.stream import normalize_fields
+from streamtrain.system.units import format_bytes, parse_bytes
 from streamtrain.trainer import Rows, Trainer
-from streamtrain.units import format_bytes, parse_bytes
 
 
 @dataclass(slots=True, kw_only=True)

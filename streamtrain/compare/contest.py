@@ -12,7 +12,6 @@ from typing import Literal
 from torch import nn
 from tqdm import tqdm
 
-from streamtrain.allocator import give_back
 from streamtrain.compare.common import Contest
 from streamtrain.compare.race import race
 from streamtrain.compare.results import Compared, Comparison, Point
@@ -20,14 +19,14 @@ from streamtrain.compare.setting import Setting
 from streamtrain.compare.surface import Surface, measure_surface
 from streamtrain.compare.trajectory import Snapshot
 from streamtrain.errors import StreamtrainError, UsageError
-from streamtrain.files import Files
 from streamtrain.loader import StreamLoader
 from streamtrain.losses import Loss, LossFunction, resolve_loss
-from streamtrain.meter import held_bytes
 from streamtrain.models import n_parameters
 from streamtrain.runs import check_free
-from streamtrain.store import Dataset
-from streamtrain.units import format_duration
+from streamtrain.store.dataset import Dataset
+from streamtrain.system.files import Files
+from streamtrain.system.memory import give_back, held_bytes
+from streamtrain.system.units import format_duration
 
 Say = Callable[[str], None]
 

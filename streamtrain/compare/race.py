@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from streamtrain.allocator import give_back
 from streamtrain.compare.common import Contest
 from streamtrain.compare.results import Compared, Point
 from streamtrain.compare.trajectory import Snapshot, Trajectory
@@ -20,8 +19,8 @@ from streamtrain.compare.watching import Watched
 from streamtrain.described import solved
 from streamtrain.errors import DivergedError, ResourceError
 from streamtrain.loader import StreamLoader
-from streamtrain.meter import MemoryMeter
 from streamtrain.runs import NoRun, Run, RunFolder, write_memory
+from streamtrain.system.memory import MemoryMeter, give_back
 from streamtrain.trainer import Trainer
 
 OnPoint = Callable[[Compared, Point], None]

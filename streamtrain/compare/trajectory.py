@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import BudgetError
-from streamtrain.units import format_bytes
+from streamtrain.system.units import format_bytes
 
 PATH_BYTES: Final = 256_000_000
 """All snapshots of a comparison together."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import DeviceError
-from streamtrain.mapped import aligned_bytes
-from streamtrain.units import format_bytes
+from streamtrain.system.buffers import aligned_bytes
+from streamtrain.system.units import format_bytes
 
 Bytes = npt.NDArray[np.uint8]
 

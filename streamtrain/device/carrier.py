@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from streamtrain.budget import Projection, Sizes
+from streamtrain.budget import Sizes
 from streamtrain.device.accelerator import Accelerator, Mark, accelerator_of
 from streamtrain.device.memory import DeviceSpan, PoolOnDevice, PoolOnHost
 from streamtrain.device.plan import fit
@@ -19,7 +19,8 @@ from streamtrain.errors import BudgetError, DeviceError, UsageError
 from streamtrain.layout import Layout
 from streamtrain.pool_memory import PoolMemory
 from streamtrain.spans import Span
-from streamtrain.units import format_bytes
+from streamtrain.system.memory import Projection
+from streamtrain.system.units import format_bytes
 
 PoolPlace = Literal["auto", "host", "device"]
 _PLACES: Final = ("auto", "host", "device")

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from streamtrain.budget import Projection, Sizes, project
+from streamtrain.budget import Sizes, project
 from streamtrain.errors import BudgetError
 from streamtrain.layout import PAGE_BYTES, Layout
-from streamtrain.units import format_bytes
+from streamtrain.system.memory import Projection
+from streamtrain.system.units import format_bytes
 
 _DEVICE_ALIGNMENT: Final = 256
 _POOL_TERMS: Final = ("lanes", "prefetch", "cache")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from streamtrain.errors import DeviceError
-from streamtrain.units import format_bytes
+from streamtrain.system.units import format_bytes
 
 _WANTED: Final = re.compile(r"[Tt]ried to allocate ([0-9.]+) (bytes|[KMGT]iB)")
 _UNITS: Final = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}

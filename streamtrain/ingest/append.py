@@ -16,13 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.files import Files
 from streamtrain.layout import UNKNOWN_SAMPLES, Field, Layout
-from streamtrain.sources import Rows, SeekableSource, Source, chunk_bytes_of, with_classes
-from streamtrain.store import Dataset, metadata
+from streamtrain.sources.classified import with_classes
+from streamtrain.sources.protocol import Rows, SeekableSource, Source, chunk_bytes_of
+from streamtrain.store import metadata
+from streamtrain.store.dataset import Dataset
 from streamtrain.store.journal import Shards
 from streamtrain.store.reread import is_there
 from streamtrain.store.stored import StoredFile
+from streamtrain.system.files import Files
 
 _LABELS = "y"
 

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from streamtrain.errors import InputError
 from streamtrain.ingest.shards import Tallies
-from streamtrain.sources import Source, changed
+from streamtrain.sources.inputs import changed
+from streamtrain.sources.protocol import Source
 from streamtrain.stats import FieldStats
 
 _ROWS_SHOWN: Final = 3

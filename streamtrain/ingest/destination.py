@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamtrain.errors import DatasetError, InputError, UsageError, differences
-from streamtrain.sources import Source
-from streamtrain.store import Manifest
+from streamtrain.sources.protocol import Source
 from streamtrain.store.journal import Header, Mode
-from streamtrain.store.manifest import dump_json, load_json
+from streamtrain.store.manifest import Manifest, dump_json, load_json
 from streamtrain.store.target import check_ours, incomplete, state_of, successor
 
 _N_SHOWN: Final = 8

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from streamtrain import __version__
 from streamtrain.errors import StreamtrainError, UsageError
-from streamtrain.files import Files
 from streamtrain.ingest.append import Appended, appended, n_full_shards
 from streamtrain.ingest.checks import checked_statistics
 from streamtrain.ingest.destination import (
@@ -24,21 +23,25 @@ from streamtrain.ingest.destination import (
 )
 from streamtrain.ingest.memory import IngestSizes, run_bytes
 from streamtrain.ingest.plans import check_room, plan, solve
-from streamtrain.ingest.progress import ByteProgress
 from streamtrain.ingest.request import Request, parse_classes, parse_workers, source_options
 from streamtrain.ingest.shards import write_shards
 from streamtrain.ingest.stream import RowStream, write_stream
 from streamtrain.ingest.work import Interrupted, Say, Work, discard, find_interrupted, leave, prepare, settle
 from streamtrain.layout import UNKNOWN_SAMPLES, Layout
-from streamtrain.sources import SeekableSource, Source, open_source, with_classes
-from streamtrain.store import Dataset, open_dataset
+from streamtrain.sources.classified import with_classes
+from streamtrain.sources.protocol import SeekableSource, Source
+from streamtrain.sources.registry import open_source
 from streamtrain.store.codec import parse_codec
+from streamtrain.store.dataset import Dataset
 from streamtrain.store.journal import Header, Mode
 from streamtrain.store.lock import check_free, held
+from streamtrain.store.opening import open_dataset
 from streamtrain.store.reread import is_there
 from streamtrain.store.target import actual, begin, mend, state_of, successor, tidy
 from streamtrain.store.writer import DatasetWriter
-from streamtrain.units import parse_bytes
+from streamtrain.system.files import Files
+from streamtrain.system.progress_bar import ByteProgress
+from streamtrain.system.units import parse_bytes
 
 
 def ingest(
@@ -64,7 +67,7 @@ def ingest(
     Parameters
     ----------
     source : path, list of paths, array, dict of arrays, or iterable of dicts of arrays
-        See `streamtrain.sources.open_source`.
+        See `streamtrain.sources.registry.open_source`.
     dest : path-like
         The directory to make; nothing may be there, unless one of the three below says otherwise.
     labels : same as source, optional

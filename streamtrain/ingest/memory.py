@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from streamtrain.budget import Projection
 from streamtrain.errors import BudgetError
 from streamtrain.ingest.parts import part_rows
 from streamtrain.layout import UNKNOWN_SAMPLES, Layout
 from streamtrain.stats import tally_bytes, work_bytes
 from streamtrain.store.flusher import FLUSHERS
-from streamtrain.units import format_bytes
+from streamtrain.system.memory import Projection
+from streamtrain.system.units import format_bytes
 
 MOST_WORKERS: Final = 16
 _WAVES: Final = (8, 4, 2, 1)  # parts or shards a worker gets at a time

@@ -11,7 +11,7 @@ from typing import Final
 
 from streamtrain.errors import InputError
 from streamtrain.layout import Layout
-from streamtrain.sources import Rows, Source
+from streamtrain.sources.protocol import Rows, Source
 
 _PART_BYTES: Final = 2**21
 

@@ -12,7 +12,8 @@ import numpy as np
 from streamtrain.errors import UsageError, unknown_name
 from streamtrain.ingest.memory import MOST_WORKERS
 from streamtrain.label_stats import MOST_VALUES
-from streamtrain.sources import Classes, SourceOptions
+from streamtrain.sources.classified import Classes
+from streamtrain.sources.protocol import SourceOptions
 from streamtrain.store.codec import CodecChoice
 
 

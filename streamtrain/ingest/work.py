@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamtrain.errors import BudgetError, DatasetError, InputError, ResourceError, StreamtrainError, UsageError
-from streamtrain.files import Files
 from streamtrain.ingest.append import full_shards, link_shards, n_full_shards
 from streamtrain.ingest.destination import check_rereadable
-from streamtrain.sources import Source
-from streamtrain.store import Dataset, metadata, open_dataset
+from streamtrain.sources.protocol import Source
+from streamtrain.store import metadata
+from streamtrain.store.dataset import Dataset
 from streamtrain.store.journal import Header, Journal, Mode, Shards, continue_journal, read_journal
+from streamtrain.store.opening import open_dataset
 from streamtrain.store.reread import DamagedShard
 from streamtrain.store.target import has_journal, incomplete, publish, remove, state_of, successor, sweep, tidy
+from streamtrain.system.files import Files
 
 Say = Callable[[str], None]
 """Is told in a sentence what was found of an earlier ingest, and what stays of this one."""

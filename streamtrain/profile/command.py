@@ -26,8 +26,8 @@ from typing import IO, Final
 import psutil
 
 from streamtrain.errors import UsageError
-from streamtrain.events import VARIABLE, Told, read_events
 from streamtrain.profile.sampling import Sample, Samples, group, sample
+from streamtrain.system.events import VARIABLE, Told, read_events
 
 _FORWARDED: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 _ALSO_FROM_THE_TERMINAL: Final = ("SIGINT", "SIGQUIT")

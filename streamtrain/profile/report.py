@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any, Final
 
-from streamtrain.files import Files
 from streamtrain.pages import Table
 from streamtrain.profile.page import page
 from streamtrain.profile.picture import write_png
 from streamtrain.profile.scene import NOT_SEEN, kept_line, scene, short_command
 from streamtrain.profile.timeline import Kept, Timeline
-from streamtrain.units import format_bytes, format_duration, format_rate
+from streamtrain.system.files import Files
+from streamtrain.system.units import format_bytes, format_duration, format_rate
 
 PNG: Final = "timeline.png"
 HTML: Final = "timeline.html"

@@ -20,7 +20,7 @@ from typing import Final
 
 import psutil
 
-from streamtrain.limits import memory_groups
+from streamtrain.system.memory import memory_groups
 
 _PROC: Final = Path("/proc")
 _COUNTED: Final = re.compile(rb"^Rss(Anon|Shmem|File):\s+(\d+) kB", re.MULTILINE)

@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import Final
 
 from streamtrain.profile.timeline import KINDS, Kept, Level, LoaderSpan, Timeline
-from streamtrain.units import format_bytes, format_duration
+from streamtrain.system.units import format_bytes, format_duration
 
 COLOURS: Final = {"anonymous": "#8ab0d6", "shared": "#c9def2", "pinned": "#f6c46a", "device": "#98c98a"}
 FILE_COLOUR: Final = "#3d3d3d"

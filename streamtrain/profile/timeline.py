@@ -2,8 +2,8 @@
 
 *Measured* is the peak of anonymous, pinned and device memory of a loader's process while the loader was open, less
 what the process held just before. Where the process said what a training step of its own takes
-(`streamtrain.events.Reserved`), it is counted from there. Loaders of a process that are open at the same time are
-measured together, and their budgets added up.
+(`streamtrain.system.events.Reserved`), it is counted from there. Loaders of a process that are open at the same time
+are measured together, and their budgets added up.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from streamtrain.events import (
+from streamtrain.profile.command import Watched
+from streamtrain.profile.sampling import Held, Sample
+from streamtrain.system.events import (
     DeviceMemory,
     EpochBegan,
     EpochEnded,
@@ -23,8 +25,6 @@ from streamtrain.events import (
     Told,
     Work,
 )
-from streamtrain.profile.command import Watched
-from streamtrain.profile.sampling import Held, Sample
 
 KINDS: Final = ("anonymous", "shared", "pinned", "device")
 """What counts as held, from the bottom of the drawing to its top; pages of files are drawn apart."""

@@ -16,10 +16,10 @@ from streamtrain.charts.relief import Relief, draw_relief
 from streamtrain.charts.scales import Axis, is_wide
 from streamtrain.compare.results import Compared, Comparison, Point
 from streamtrain.compare.surface import Surface
-from streamtrain.files import Files
 from streamtrain.pages import charts, facts, note, page, table
-from streamtrain.plain import plain
-from streamtrain.units import format_bytes, format_duration
+from streamtrain.system.files import Files
+from streamtrain.system.json_values import plain
+from streamtrain.system.units import format_bytes, format_duration
 
 HTML: Final = "comparison.html"
 FIGURES: Final = "comparison.json"

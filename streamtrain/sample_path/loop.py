@@ -67,7 +67,7 @@ class Taken:
 
 
 class FastLoop:
-    """The fast path over a learner that `streamtrain.sample_path.why_plain` has nothing against.
+    """The fast path over a learner that `streamtrain.sample_path.recognise.why_plain` has nothing against.
 
     Parameters
     ----------

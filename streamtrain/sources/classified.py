@@ -127,7 +127,7 @@ def with_classes(source: Source, classes: Classes) -> Source:
 
     Examples
     --------
-    >>> from streamtrain.sources import open_source
+    >>> from streamtrain.sources.registry import open_source
     >>> source = open_source({"y": np.array([0.0, 2.0, 1.5])})
     >>> list(with_classes(source, 3).iter_blocks(1000))
     Traceback (most recent call last):

@@ -22,7 +22,7 @@ from streamtrain.sources.inputs import open_bytes, provenance_of, refuse_options
 from streamtrain.sources.protocol import SourceOptions
 from streamtrain.sources.survey import Column, add_text, check_complete
 from streamtrain.sources.tables import Chosen, TableSource, choose_columns, table_source
-from streamtrain.units import format_bytes
+from streamtrain.system.units import format_bytes
 
 _DELIMITERS: Final = {".tsv": "\t", ".tab": "\t"}
 # Arrow reads up to 32 blocks ahead, so the memory of a pass is about 36 of them.

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from streamtrain.errors import InputError, UsageError, remedy
 from streamtrain.sources.protocol import SourceOptions
-from streamtrain.units import format_bytes
+from streamtrain.system.units import format_bytes
 
 # zlib and zipfile keep several copies of a piece.
 _PIECE_BYTES: Final = 1 << 16

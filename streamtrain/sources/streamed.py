@@ -23,7 +23,7 @@ from streamtrain.sources.inputs import ByteStream, read_next, skip
 from streamtrain.sources.packed import Packing
 from streamtrain.sources.protocol import Rows
 from streamtrain.sources.rows import rows_within
-from streamtrain.units import format_bytes
+from streamtrain.system.units import format_bytes
 
 _MAX_RATIO: Final = 1000
 _SMALL_BYTES: Final = 64_000_000

@@ -24,7 +24,7 @@ from streamtrain.store.codec import HEADER_BYTES, misfit
 from streamtrain.store.manifest import Manifest
 from streamtrain.store.shard import index_of
 from streamtrain.store.stored import RESTORE, open_regular, read_stored
-from streamtrain.units import format_bytes
+from streamtrain.system.units import format_bytes
 
 Array = npt.NDArray[Any]
 

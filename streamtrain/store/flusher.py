@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from streamtrain.files import Files, FileWriter
+from streamtrain.system.files import Files, FileWriter
 
 FLUSHERS: Final = 2
 """Threads that wait for the disk."""

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from streamtrain.errors import DatasetError, ResourceError
-from streamtrain.files import Files, explained
 from streamtrain.layout import Layout
 from streamtrain.store import metadata
 from streamtrain.store.codec import checksum
 from streamtrain.store.manifest import Json, dump_json, layout_json, load_json, parse_layout
 from streamtrain.store.stored import StoredFile, read_bounded
+from streamtrain.system.files import Files, explained
 
 JOURNAL: Final = f"{metadata.PRIVATE}/journal"
 MOST_JOURNAL_BYTES: Final = 2**28

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamtrain.errors import LockedError, ResourceError
-from streamtrain.files import Files, explained, is_temporary, temporary_beside
 from streamtrain.store.manifest import Json, dump_json
+from streamtrain.system.files import Files, explained, is_temporary, temporary_beside
 
 try:
     import fcntl

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 from streamtrain.errors import DatasetError
-from streamtrain.files import Files
 from streamtrain.store import metadata
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.inspection import check_manifest, file_damage, read_checksums
@@ -29,6 +28,7 @@ from streamtrain.store.manifest import (
 )
 from streamtrain.store.stored import RESTORE, read_bounded, unreadable
 from streamtrain.store.target import actual, incomplete, mend, state_of
+from streamtrain.system.files import Files
 
 _MOST_ROOT_BYTES: Final = 2**24
 

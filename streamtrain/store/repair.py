@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamtrain.errors import UsageError
-from streamtrain.files import Files, explained
 from streamtrain.store.journal import JOURNAL
 from streamtrain.store.lock import check_free, dead_temporaries, held, lock_path
 from streamtrain.store.target import (
@@ -22,6 +21,7 @@ from streamtrain.store.target import (
     temporaries,
     tidy,
 )
+from streamtrain.system.files import Files, explained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

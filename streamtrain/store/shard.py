@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import DatasetError
-from streamtrain.files import FileWriter
 from streamtrain.layout import CHECKSUM_BYTES
 from streamtrain.store.codec import Data, checksum, checksum_bytes
 from streamtrain.store.joined import joined
 from streamtrain.store.stored import RESTORE, StoredFile
+from streamtrain.system.files import FileWriter
 
 ABSENT: Final = 2**64 - 1
 _ENTRY_BYTES: Final = 16

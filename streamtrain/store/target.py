@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from streamtrain.errors import DatasetError, LockedError, ResourceError, StreamtrainError, UsageError
-from streamtrain.files import Files, explained, is_temporary
 from streamtrain.store import metadata
 from streamtrain.store.journal import JOURNAL, Header, begin_journal
 from streamtrain.store.lock import dead_temporaries, held
 from streamtrain.store.stored import unreadable
+from streamtrain.system.files import Files, explained, is_temporary
 
 State = Literal["absent", "committed", "incomplete", "foreign"]
 

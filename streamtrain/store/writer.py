@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.files import Files, FileWriter
 from streamtrain.layout import Layout
 from streamtrain.stats import FieldStats, FieldTally, tally_rows
 from streamtrain.store import metadata
@@ -29,6 +28,7 @@ from streamtrain.store.journal import Journal, Shards
 from streamtrain.store.manifest import FORMAT, FieldSummary, Json, Manifest, dataset_id, dump_manifest
 from streamtrain.store.shard import ShardWriter
 from streamtrain.store.stored import StoredFile, file_of
+from streamtrain.system.files import Files, FileWriter
 
 Array = npt.NDArray[Any]
 

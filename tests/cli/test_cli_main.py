@@ -20,7 +20,7 @@ from streamtrain import errors
 from streamtrain.cli import main as frame
 from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.main import COMMANDS, main
-from streamtrain.plain import plain
+from streamtrain.system.json_values import plain
 
 Raiser = Callable[[BaseException], None]
 

@@ -13,7 +13,7 @@ import pytest
 
 import streamtrain as st
 from streamtrain.cli.main import main
-from streamtrain.units import parse_bytes
+from streamtrain.system.units import parse_bytes
 
 
 @pytest.fixture(scope="module")

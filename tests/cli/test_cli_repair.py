@@ -11,9 +11,9 @@ import pytest
 
 import streamtrain
 from streamtrain.cli.main import main
-from streamtrain.files import Files
 from streamtrain.store.journal import JOURNAL
 from streamtrain.store.lock import held
+from streamtrain.system.files import Files
 
 
 def _tree(path: Path) -> dict[str, bytes]:

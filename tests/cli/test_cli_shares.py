@@ -9,11 +9,12 @@ import pytest
 
 import streamtrain
 from streamtrain.cli import shares
-from streamtrain.cli.shares import Taken, check_sizes, least_bytes, loaders_bytes, steady_lanes
+from streamtrain.cli.shares import Taken, check_sizes, loaders_bytes, steady_lanes
 from streamtrain.errors import BudgetError, UsageError
-from streamtrain.limits import MemoryLimit
 from streamtrain.loader import StreamLoader
-from streamtrain.units import parse_bytes
+from streamtrain.portions import least_bytes
+from streamtrain.system.memory import MemoryLimit
+from streamtrain.system.units import parse_bytes
 
 TAKEN = Taken(reserved_bytes=300_000_000, training_bytes=90_000_000, step_bytes=10_000_000)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamtrain.mapped import aligned_bytes
+from streamtrain.system.buffers import aligned_bytes
 
 
 class LateMark:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import streamtrain
 from streamtrain import StreamLoader
-from streamtrain.device import Placement, carrier, memory, plan
+from streamtrain.device import carrier, memory, plan
+from streamtrain.device.carrier import Placement
 from streamtrain.errors import DamagedBlock, DeviceError
 
 N = 3001

@@ -8,8 +8,8 @@ import torch
 
 import streamtrain
 from streamtrain import StreamLoader
-from streamtrain.device import Placement
 from streamtrain.device.accelerator import Cuda
+from streamtrain.device.carrier import Placement
 from streamtrain.errors import DeviceError
 
 on_a_gpu = pytest.mark.skipif(

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.budget import project, solve
-from streamtrain.device import Placement, carrier_to, resolve_device, room_for_a_step
 from streamtrain.device import room as rooms
+from streamtrain.device.carrier import Placement, carrier_to
 from streamtrain.device.plan import allocated_bytes, buffer_bytes, fit, n_buffers, pool_bytes, sections, span_sections
+from streamtrain.device.resolve import resolve_device
+from streamtrain.device.room import room_for_a_step
 from streamtrain.errors import BudgetError, DeviceError, UsageError
 from streamtrain.layout import Field, plan_layout
 from streamtrain.stream import fields_on

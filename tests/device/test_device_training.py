@@ -8,7 +8,7 @@ import streamtrain
 from streamtrain import StreamLoader, Trainer
 from streamtrain.cli import evaluate, shares, train
 from streamtrain.cli.main import main
-from streamtrain.device import Placement
+from streamtrain.device.carrier import Placement
 from streamtrain.errors import DeviceError
 
 WAYS = ("host", "device")

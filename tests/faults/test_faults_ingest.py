@@ -21,11 +21,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import streamtrain
 from streamtrain.errors import DatasetError, ResourceError, UsageError
-from streamtrain.files import Files, System
 from streamtrain.ingest.job import run
 from streamtrain.ingest.request import Request
-from streamtrain.sources import SourceOptions, open_source
+from streamtrain.sources.protocol import SourceOptions
+from streamtrain.sources.registry import open_source
 from streamtrain.store.repair import find_leftovers, remove_leftovers
+from streamtrain.system.files import Files
+from streamtrain.system.syscalls import System
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 STAGES = ("create", "stream", "overwrite", "overwrite in two renames", "append", "resume")

@@ -22,7 +22,7 @@ from streamtrain.blocks import BlockReader
 from streamtrain.errors import StallError
 from streamtrain.loader import StreamLoader
 from streamtrain.stacks import stacks
-from streamtrain.store import Dataset
+from streamtrain.store.dataset import Dataset
 
 N = 600
 

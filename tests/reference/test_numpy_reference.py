@@ -22,7 +22,7 @@ from streamtrain.gradients import Learner
 from streamtrain.losses import resolve_loss
 from streamtrain.optim import build_optimizer
 from streamtrain.rules import RULES
-from streamtrain.store import Dataset
+from streamtrain.store.dataset import Dataset
 
 Array = npt.NDArray[np.float64]
 Weights = list[Array]

@@ -20,8 +20,8 @@ from streamtrain.errors import UsageError
 from streamtrain.gradients import Learner
 from streamtrain.losses import LOSSES, resolve_loss
 from streamtrain.normalize import Front
-from streamtrain.sample_path import why_plain
 from streamtrain.sample_path.aims import AIMS
+from streamtrain.sample_path.recognise import why_plain
 from streamtrain.schedules import Schedules
 from streamtrain.stepping import Clipping
 

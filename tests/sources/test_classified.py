@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, UsageError
-from streamtrain.sources import Classes, SeekableSource, open_source, with_classes
+from streamtrain.sources.classified import Classes, with_classes
+from streamtrain.sources.protocol import SeekableSource
+from streamtrain.sources.registry import open_source
 
 X = np.arange(60, dtype=np.float32).reshape(20, 3)
 

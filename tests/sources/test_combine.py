@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError
-from streamtrain.sources import SeekableSource, Source, SourceOptions, open_source
 from streamtrain.sources.combine import concatenate
+from streamtrain.sources.protocol import SeekableSource, Source, SourceOptions
+from streamtrain.sources.registry import open_source
 from streamtrain.sources.steps import in_step
 
 

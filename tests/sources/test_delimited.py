@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.sources import SourceOptions, open_source
 from streamtrain.sources.arrow import arrow
+from streamtrain.sources.protocol import SourceOptions
+from streamtrain.sources.registry import open_source
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.sources import SeekableSource, SourceOptions, open_source
 from streamtrain.sources.labelled import with_labels
+from streamtrain.sources.protocol import SeekableSource, SourceOptions
+from streamtrain.sources.registry import open_source
 
 
 @given(n_rows=st.integers(1, 40), max_bytes=st.integers(1, 300), item=st.integers(1, 9))

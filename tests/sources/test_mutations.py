@@ -30,7 +30,8 @@ import pytest
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, StreamtrainError
-from streamtrain.sources import SourceOptions, open_source
+from streamtrain.sources.protocol import SourceOptions
+from streamtrain.sources.registry import open_source
 from streamtrain.store.codec import checksum
 
 BUDGET_BYTES = 32_000_000

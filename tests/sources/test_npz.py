@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError
-from streamtrain.sources import SeekableSource, open_source
+from streamtrain.sources.protocol import SeekableSource
+from streamtrain.sources.registry import open_source
 from streamtrain.sources.streamed import check_ratio
 
 SAVERS = (np.savez, np.savez_compressed)

@@ -14,7 +14,10 @@ import pytest
 from privileges import without_privileges
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.sources import Source, SourceOptions, changed, formats, open_source
+from streamtrain.sources import formats
+from streamtrain.sources.inputs import changed
+from streamtrain.sources.protocol import Source, SourceOptions
+from streamtrain.sources.registry import open_source
 
 
 def save(folder: Path, *names: str) -> None:
@@ -197,7 +200,7 @@ def test_a_file_that_changed_is_named(tmp_path: Path) -> None:
 
 def test_arrays_need_neither_torch_nor_zarr_nor_pyarrow_nor_dask() -> None:
     code = (
-        "import sys, numpy as np; from streamtrain.sources import open_source; open_source(np.zeros(3));"
+        "import sys, numpy as np; from streamtrain.sources.registry import open_source; open_source(np.zeros(3));"
         "print(sorted({'torch', 'zarr', 'pyarrow', 'dask'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from streamtrain.errors import DatasetError, ResourceError
-from streamtrain.files import Files, System
 from streamtrain.layout import Field, Layout
 from streamtrain.store.journal import JOURNAL, Header, Journal, begin_journal, continue_journal, read_journal
 from streamtrain.store.stored import StoredFile
+from streamtrain.system.files import Files
+from streamtrain.system.syscalls import System
 
 X = Field(name="x", dtype=np.dtype("float32"), shape=(2, 3))
 HEADER = Header(

@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 
 from streamtrain.errors import LockedError
-from streamtrain.files import Files, System
 from streamtrain.store import lock
 from streamtrain.store.lock import check_free, dead_temporaries, held, lock_path
+from streamtrain.system.files import Files
+from streamtrain.system.syscalls import System
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from streamtrain.files import Files
+from streamtrain.system.files import Files
 from streamtrain.store.lock import held
 with held(Path(sys.argv[1]), Files()):
     print("held", flush=True)

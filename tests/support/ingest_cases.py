@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from streamtrain.errors import ResourceError
-from streamtrain.files import Files, System
 from streamtrain.ingest.job import run
 from streamtrain.ingest.request import Request
-from streamtrain.sources import SourceOptions, open_source
+from streamtrain.sources.protocol import SourceOptions
+from streamtrain.sources.registry import open_source
+from streamtrain.system.files import Files
+from streamtrain.system.syscalls import System
 
 X = np.random.default_rng(0).integers(0, 50, (2000, 24), np.uint8)
 F = np.random.default_rng(1).normal(size=(2000, 5)).astype(np.float32)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from streamtrain.errors import ResourceError, StreamtrainError, remedy
-from streamtrain.system import System as System
+from streamtrain.system.syscalls import System as System
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer

@@ -8,8 +8,23 @@ anything.
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from streamtrain.errors import UsageError
+
+_MEGABYTE: Final = 10**6
+
+
+def megabytes(n_bytes: int) -> str:
+    """A size that is at least this, as it is typed.
+
+    Examples
+    --------
+    >>> megabytes(6_035_592)
+    '7MB'
+    """
+    return f"{-(-n_bytes // _MEGABYTE)}MB"
+
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
     "kib": 2**10,
