@@ -28,10 +28,11 @@ from fault_stages import STAGES, Stage, Tree, make_stages, make_templates, tree_
 from fault_systems import Disk, Failing, Killing, Recording, Watched
 
 import streamtrain as st
-from streamtrain.store import lock, metadata
-from streamtrain.store.journal import JOURNAL, read_journal
-from streamtrain.store.opening import open_dataset
-from streamtrain.store.target import state_of, successor
+from streamtrain.store import zarr_metadata
+from streamtrain.store.dataset import open_dataset
+from streamtrain.store.writing import lock
+from streamtrain.store.writing.journal import JOURNAL, read_journal
+from streamtrain.store.writing.staging import state_of, successor
 
 FAULTS: Final = ("kill -9", "kill -9 in a write", "power loss", "ENOSPC", "EIO")
 SURVIVORS: Final = ("least", "names", "garbage", "mixed")
@@ -96,7 +97,7 @@ def _opened(path: Path) -> Tree | None:
             pass
     except st.DatasetError:
         return None
-    keys = {*dataset.manifest.files, metadata.MANIFEST, metadata.ROOT}
+    keys = {*dataset.manifest.files, zarr_metadata.MANIFEST, zarr_metadata.ROOT}
     return {key: (path / key).read_bytes() for key in keys}
 
 
@@ -107,7 +108,7 @@ def _journalled(path: Path) -> dict[str, tuple[int, int]]:
             found = read_journal(folder)
             assert found is not None
             header, shards = found
-            keys = [metadata.shard_key(field, shard) for shard in shards for field in header.layout.fields]
+            keys = [zarr_metadata.shard_key(field, shard) for shard in shards for field in header.layout.fields]
             return {key: _identity(folder / key) for key in keys}
     return {}
 

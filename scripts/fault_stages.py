@@ -17,7 +17,7 @@ from streamtrain.ingest.job import run
 from streamtrain.ingest.request import Request
 from streamtrain.sources.protocol import SourceOptions
 from streamtrain.sources.registry import open_source
-from streamtrain.store.journal import Mode, read_journal
+from streamtrain.store.writing.journal import Mode, read_journal
 from streamtrain.system.files import Files
 
 N_ROWS: Final = 840

@@ -37,11 +37,11 @@ if TYPE_CHECKING:
         UsageError,
     )
     from streamtrain.ingest.job import ingest
-    from streamtrain.layout import Field, Layout
     from streamtrain.loader import StreamLoader
     from streamtrain.sample_random import normal, uniform
     from streamtrain.store.dataset import Dataset
-    from streamtrain.store.opening import open_dataset as open
+    from streamtrain.store.dataset import open_dataset as open
+    from streamtrain.store.layout import Field, Layout
     from streamtrain.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -75,14 +75,14 @@ __all__ = [
 
 # Where a name lives; the errors, which are most of them, need no line each.
 _HOMES = {
-    "Dataset": "store",
-    "Field": "layout",
-    "Layout": "layout",
+    "Dataset": "store.dataset",
+    "Field": "store.layout",
+    "Layout": "store.layout",
     "StreamLoader": "loader",
     "Trainer": "trainer",
     "ingest": "ingest",
     "normal": "sample_random",
-    "open": "store",
+    "open": "store.dataset",
     "uniform": "sample_random",
 }
 _NAMES_AT_HOME = {"open": "open_dataset"}

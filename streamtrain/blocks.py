@@ -22,11 +22,10 @@ from crc32c import crc32c
 from numcodecs import blosc
 
 from streamtrain.errors import DamagedBlock, DatasetError
-from streamtrain.layout import CHECKSUM_BYTES, Layout
 from streamtrain.store.codec import HEADER_BYTES, misfit
 from streamtrain.store.dataset import Dataset
-from streamtrain.store.shard import index_of
-from streamtrain.store.stored import open_regular
+from streamtrain.store.layout import CHECKSUM_BYTES, Layout
+from streamtrain.store.shard import index_of, open_regular
 
 _MOST_OPEN_FILES: Final = 512
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from streamtrain.errors import BudgetError
-from streamtrain.layout import PAGE_BYTES, Layout
 from streamtrain.order import Shuffle
 from streamtrain.schedule import largest_lead
+from streamtrain.store.layout import PAGE_BYTES, Layout
 from streamtrain.system.arguments import check_lanes
 from streamtrain.system.memory import Projection
 from streamtrain.system.units import format_bytes

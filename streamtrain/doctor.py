@@ -24,8 +24,8 @@ import psutil
 
 from streamtrain import __version__
 from streamtrain.errors import UsageError
-from streamtrain.layout import CODECS, Codec
 from streamtrain.store.codec import checksum, decode, encode
+from streamtrain.store.layout import CODECS, Codec
 from streamtrain.system.buffers import aligned_bytes
 from streamtrain.system.memory import MemoryLimit, memory_limit, n_cores
 from streamtrain.system.units import format_bytes

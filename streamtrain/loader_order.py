@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from streamtrain.budget import Sizes
-from streamtrain.layout import Layout
 from streamtrain.order import I64, EpochOrder, Shuffle, sequential_order, shuffled_order
 from streamtrain.picks import samples
 from streamtrain.quarantine import Quarantine
+from streamtrain.store.layout import Layout
 
 
 def orders_of(layout: Layout, sizes: Sizes, seed: int, *, shuffle: bool, reshuffle: str) -> Callable[[int], EpochOrder]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import UsageError, unknown_name
-from streamtrain.layout import Field
+from streamtrain.store.layout import Field
 
 _EXACT_IN_FLOAT32: Final = ("bool", "int8", "uint8", "int16", "uint16", "float16", "float32")
 

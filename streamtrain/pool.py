@@ -16,12 +16,12 @@ from streamtrain.blocks import BlockReader
 from streamtrain.budget import Sizes
 from streamtrain.deadline import Deadline
 from streamtrain.errors import UsageError
-from streamtrain.layout import Layout
 from streamtrain.order import I64, EpochOrder
 from streamtrain.passage import Passage, enter
 from streamtrain.picks import Picks
 from streamtrain.pool_memory import HostMemory, PoolMemory
 from streamtrain.spans import Span
+from streamtrain.store.layout import Layout
 from streamtrain.system.events import Work
 from streamtrain.workers import Job, Seconds, Workers
 

@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from streamtrain.budget import Sizes
-from streamtrain.layout import Layout
 from streamtrain.order import I64
 from streamtrain.slots import Slots, row_dtype
 from streamtrain.spans import Span, SpanMemory
+from streamtrain.store.layout import Layout
 from streamtrain.workers import Seconds
 
 ReadBlock = Callable[[int, Sequence[memoryview]], float]

@@ -21,10 +21,10 @@ import torch
 
 from streamtrain.blocks import BlockReader
 from streamtrain.errors import DamagedBlock
-from streamtrain.layout import Layout
 from streamtrain.order import I64, EpochOrder
 from streamtrain.sample_random import sample_keys
 from streamtrain.store.dataset import Dataset
+from streamtrain.store.layout import Layout
 from streamtrain.system.memory import memory_limit
 from streamtrain.transforms import Transform, batch_samples, takes_keys
 

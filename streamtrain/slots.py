@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.layout import Layout
 from streamtrain.order import I64
+from streamtrain.store.layout import Layout
 from streamtrain.system.buffers import aligned_bytes
 
 _NEVER: Final = np.iinfo(np.int64).max

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.layout import Field
+from streamtrain.store.layout import Field
 from streamtrain.system.buffers import aligned_bytes
 
 Bytes = npt.NDArray[np.uint8]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import UsageError, unknown_name
-from streamtrain.layout import Layout
 from streamtrain.normalize import Normalize, Statistics, normalize_field
 from streamtrain.order import I64
+from streamtrain.store.layout import Layout
 
 
 class Data(Protocol):

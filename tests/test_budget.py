@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from streamtrain.budget import MOST_LANES, Sizes, project, solve
 from streamtrain.errors import BudgetError, UsageError
-from streamtrain.layout import Field, Layout
+from streamtrain.store.layout import Field, Layout
 
 
 def layout_of(n_samples=1_000_000, row_shape=(3072,), block_rows=168, codec="none"):

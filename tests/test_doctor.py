@@ -24,7 +24,7 @@ from streamtrain.budget import solve
 from streamtrain.cli.main import main
 from streamtrain.doctor import check_up
 from streamtrain.errors import UsageError
-from streamtrain.layout import CODECS, Field, Layout
+from streamtrain.store.layout import CODECS, Field, Layout
 
 QUICK = 0.05
 

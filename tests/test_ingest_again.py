@@ -20,11 +20,11 @@ from streamtrain.ingest.job import run
 from streamtrain.ingest.request import Request
 from streamtrain.sources.protocol import SourceOptions
 from streamtrain.sources.registry import open_source
-from streamtrain.store.lock import held
-from streamtrain.store.metadata import shard_key
+from streamtrain.store.verify import verify
+from streamtrain.store.writing.lock import held
+from streamtrain.store.zarr_metadata import shard_key
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import System
-from streamtrain.verify import verify
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import UsageError
-from streamtrain.layout import PAGE_BYTES, UNKNOWN_SAMPLES, Field, Layout, plan_layout
+from streamtrain.store.layout import PAGE_BYTES, UNKNOWN_SAMPLES, Field, Layout, plan_layout
 
 Y = Field(name="y", dtype=np.dtype("int64"), shape=())
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from streamtrain.errors import UsageError
-from streamtrain.layout import Field
 from streamtrain.normalize import Front, Normalize, normalize_field
+from streamtrain.store.layout import Field
 
 
 def statistics(rows: np.ndarray[Any, Any]) -> Any:

@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.layout import Field, Layout
 from streamtrain.slots import Slots, row_dtype
+from streamtrain.store.layout import Field, Layout
 from streamtrain.system.buffers import aligned_bytes
 
 

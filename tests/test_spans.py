@@ -3,8 +3,8 @@ import weakref
 import numpy as np
 import torch
 
-from streamtrain.layout import Field
 from streamtrain.spans import SpanMemory
+from streamtrain.store.layout import Field
 
 X = Field(name="x", dtype=np.dtype("float32"), shape=(2, 3))
 Y = Field(name="y", dtype=np.dtype("int64"), shape=())

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain import stats
-from streamtrain.label_stats import MOST_VALUES
-from streamtrain.layout import Field
-from streamtrain.stats import FieldStats, FieldTally, tally_rows
+from streamtrain.store import statistics
+from streamtrain.store.layout import Field
+from streamtrain.store.statistics import MOST_VALUES, FieldStats, FieldTally, tally_rows
 
 DTYPES = ["bool", "int8", "uint8", "int16", "uint16", "int32", "int64", "uint64", "float16", "float32", "float64"]
 
@@ -86,7 +85,7 @@ def test_a_feature_without_finite_values_has_no_mean() -> None:
 
 
 def test_many_features_get_one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stats, "MOST_FEATURES", 10)
+    monkeypatch.setattr(statistics, "MOST_FEATURES", 10)
     rows = _rows("float32", (30, 11))
     rows[4, 3] = np.nan
     tally, found = _counted(rows)

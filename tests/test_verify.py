@@ -11,7 +11,7 @@ import pytest
 
 import streamtrain
 from streamtrain.errors import DamagedBlock, DatasetError
-from streamtrain.verify import Verified, verify
+from streamtrain.store.verify import Verified, verify
 
 
 @pytest.fixture(scope="module", params=["none", "lz4", "zstd"])

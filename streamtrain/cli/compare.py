@@ -21,7 +21,7 @@ from streamtrain.losses import default_loss, resolve_loss
 from streamtrain.models import build_model, n_parameters
 from streamtrain.report.comparison import measure, number, summary_rows, write_comparison
 from streamtrain.runs import next_run
-from streamtrain.store.opening import open_dataset
+from streamtrain.store.dataset import open_dataset
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.memory import keep_little
 

@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 
 from streamtrain.errors import InputError, UsageError, unknown_name
-from streamtrain.layout import Field
 from streamtrain.losses import Loss
 from streamtrain.store.dataset import Dataset
+from streamtrain.store.layout import Field
 
 INPUT: Final = "x"
 TARGET: Final = "y"

@@ -17,7 +17,7 @@ from streamtrain.loader import StreamLoader
 from streamtrain.models import build_model, is_file_model
 from streamtrain.normalize import Normalize
 from streamtrain.runs import CONFIG, read_config
-from streamtrain.store.opening import open_dataset
+from streamtrain.store.dataset import open_dataset
 from streamtrain.trainer import Trainer
 
 _path = click.Path(path_type=Path)

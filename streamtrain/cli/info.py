@@ -11,8 +11,8 @@ from streamtrain.cli.facts import stored_facts
 from streamtrain.system.units import format_bytes
 
 if TYPE_CHECKING:
-    from streamtrain.label_stats import Histogram
     from streamtrain.store.dataset import Dataset
+    from streamtrain.store.statistics import Histogram
 
 _CLASSES_SHOWN: Final = 20
 
@@ -22,7 +22,7 @@ _CLASSES_SHOWN: Final = 20
 @json_option
 def command(dest: str, as_json: bool) -> None:
     """Show what the dataset at DEST holds."""
-    from streamtrain.store.opening import open_dataset
+    from streamtrain.store.dataset import open_dataset
 
     dataset = open_dataset(dest)
     emit(as_json, _result(dataset), _text(dataset))

@@ -34,7 +34,7 @@ def command(
     a batch vary from batch to batch, drift how far an epoch's beginning strays from the whole; less is better.
     """
     from streamtrain.planning import plan
-    from streamtrain.store.opening import open_dataset
+    from streamtrain.store.dataset import open_dataset
 
     dataset = open_dataset(dest)
     found = plan(dataset, batch_size=batch_size, memory=memory, lanes=lanes, drop_last=drop_last, seed=seed)

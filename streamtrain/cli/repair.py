@@ -16,8 +16,8 @@ from streamtrain.system.units import format_bytes
 @json_option
 def command(dest: str, remove: bool, as_json: bool) -> None:
     """List what interrupted ingests to DEST left: never a file of a dataset that was committed."""
-    from streamtrain.store.repair import find_leftovers, remove_leftovers
-    from streamtrain.store.target import actual, state_of
+    from streamtrain.store.verify import find_leftovers, remove_leftovers
+    from streamtrain.store.writing.staging import actual, state_of
     from streamtrain.system.files import Files
 
     path = actual(Path(dest))

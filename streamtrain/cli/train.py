@@ -31,8 +31,7 @@ from streamtrain.models import build_model, n_parameters
 from streamtrain.portions import least_bytes, least_in_all, n_rehearsed
 from streamtrain.quarantine import first_rows
 from streamtrain.runs import RunFolder, check_free, is_run, newest_run, next_run, write_memory
-from streamtrain.store.dataset import Dataset
-from streamtrain.store.opening import open_dataset
+from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.stream import normalize_fields
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.events import Reserved, tell

@@ -11,7 +11,7 @@ from streamtrain.errors import DamagedBlock, DatasetError
 from streamtrain.system.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from streamtrain.verify import Verified
+    from streamtrain.store.verify import Verified
 
 
 @click.command("verify")
@@ -23,7 +23,7 @@ def command(dest: str, full: bool, as_json: bool) -> None:
 
     Lengths and metadata are looked at by default; --full reads every stored byte.
     """
-    from streamtrain.verify import verify
+    from streamtrain.store.verify import verify
 
     with _progress(full=full) as bar:
 

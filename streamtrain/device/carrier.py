@@ -16,9 +16,9 @@ from streamtrain.device.memory import DeviceSpan, PoolOnDevice, PoolOnHost
 from streamtrain.device.plan import fit
 from streamtrain.device.resolve import resolve_device
 from streamtrain.errors import BudgetError, DeviceError, UsageError
-from streamtrain.layout import Layout
 from streamtrain.pool_memory import PoolMemory
 from streamtrain.spans import Span
+from streamtrain.store.layout import Layout
 from streamtrain.system.memory import Projection
 from streamtrain.system.units import format_bytes
 

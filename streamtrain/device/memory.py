@@ -29,11 +29,11 @@ from streamtrain.device.plan import (
     read_sections,
     span_sections,
 )
-from streamtrain.layout import Layout
 from streamtrain.order import I64
 from streamtrain.pool_memory import ReadBlock
 from streamtrain.slots import Slots
 from streamtrain.spans import Span
+from streamtrain.store.layout import Layout
 from streamtrain.workers import Seconds
 
 

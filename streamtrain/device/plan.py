@@ -12,7 +12,7 @@ from typing import Final
 
 from streamtrain.budget import Sizes, project
 from streamtrain.errors import BudgetError
-from streamtrain.layout import PAGE_BYTES, Layout
+from streamtrain.store.layout import PAGE_BYTES, Layout
 from streamtrain.system.memory import Projection
 from streamtrain.system.units import format_bytes
 
@@ -93,7 +93,7 @@ def index_bytes(layout: Layout, sizes: Sizes) -> int:
 
     Examples
     --------
-    >>> from streamtrain.layout import Field
+    >>> from streamtrain.store.layout import Field
     >>> import numpy as np
     >>> y = Field(name="y", dtype=np.dtype("int64"), shape=())
     >>> layout = Layout(fields=(y,), n_samples=10**10, block_rows=10**6, shard_blocks=1, codec="none")

@@ -16,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.layout import UNKNOWN_SAMPLES, Field, Layout
 from streamtrain.sources.classified import with_classes
 from streamtrain.sources.protocol import Rows, SeekableSource, Source, chunk_bytes_of
-from streamtrain.store import metadata
+from streamtrain.store import zarr_metadata
 from streamtrain.store.dataset import Dataset
-from streamtrain.store.journal import Shards
-from streamtrain.store.reread import is_there
-from streamtrain.store.stored import StoredFile
+from streamtrain.store.layout import UNKNOWN_SAMPLES, Field, Layout
+from streamtrain.store.shard import StoredFile, is_there
+from streamtrain.store.writing.journal import Shards
 from streamtrain.system.files import Files
 
 _LABELS = "y"
@@ -152,7 +151,7 @@ def link_shards(base: Dataset, folder: Path, files: Files) -> None:
         if is_there(folder, base.layout, shard, stored):
             continue
         for field in base.fields:
-            path = folder / metadata.shard_key(field, shard)
+            path = folder / zarr_metadata.shard_key(field, shard)
             files.ensure_dir(path.parent, flush_folder=False)
             if os.path.lexists(path):
                 files.system.unlink(path)
@@ -160,7 +159,7 @@ def link_shards(base: Dataset, folder: Path, files: Files) -> None:
 
 
 def _stored(base: Dataset, shard: int) -> tuple[StoredFile, ...]:
-    return tuple(base.manifest.files[metadata.shard_key(field, shard)] for field in base.fields)
+    return tuple(base.manifest.files[zarr_metadata.shard_key(field, shard)] for field in base.fields)
 
 
 def _check_fields(base: Dataset, more: Source) -> None:

@@ -9,7 +9,7 @@ from streamtrain.errors import InputError
 from streamtrain.ingest.shards import Tallies
 from streamtrain.sources.inputs import changed
 from streamtrain.sources.protocol import Source
-from streamtrain.stats import FieldStats
+from streamtrain.store.statistics import FieldStats
 
 _ROWS_SHOWN: Final = 3
 

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from streamtrain.errors import DatasetError, InputError, UsageError, differences
 from streamtrain.sources.protocol import Source
-from streamtrain.store.journal import Header, Mode
 from streamtrain.store.manifest import Manifest, dump_json, load_json
-from streamtrain.store.target import check_ours, incomplete, state_of, successor
+from streamtrain.store.writing.journal import Header, Mode
+from streamtrain.store.writing.staging import check_ours, incomplete, state_of, successor
 
 _N_SHOWN: Final = 8
 

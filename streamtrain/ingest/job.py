@@ -27,18 +27,17 @@ from streamtrain.ingest.request import Request, parse_classes, parse_workers, so
 from streamtrain.ingest.shards import write_shards
 from streamtrain.ingest.stream import RowStream, write_stream
 from streamtrain.ingest.work import Interrupted, Say, Work, discard, find_interrupted, leave, prepare, settle
-from streamtrain.layout import UNKNOWN_SAMPLES, Layout
 from streamtrain.sources.classified import with_classes
 from streamtrain.sources.protocol import SeekableSource, Source
 from streamtrain.sources.registry import open_source
 from streamtrain.store.codec import parse_codec
-from streamtrain.store.dataset import Dataset
-from streamtrain.store.journal import Header, Mode
-from streamtrain.store.lock import check_free, held
-from streamtrain.store.opening import open_dataset
-from streamtrain.store.reread import is_there
-from streamtrain.store.target import actual, begin, mend, state_of, successor, tidy
-from streamtrain.store.writer import DatasetWriter
+from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.layout import UNKNOWN_SAMPLES, Layout
+from streamtrain.store.shard import is_there
+from streamtrain.store.writing.journal import Header, Mode
+from streamtrain.store.writing.lock import check_free, held
+from streamtrain.store.writing.staging import actual, begin, mend, state_of, successor, tidy
+from streamtrain.store.writing.writer import DatasetWriter
 from streamtrain.system.files import Files
 from streamtrain.system.progress_bar import ByteProgress
 from streamtrain.system.units import parse_bytes

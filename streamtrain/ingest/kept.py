@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from streamtrain.errors import DatasetError
 from streamtrain.ingest.parts import part_ranges
-from streamtrain.layout import Layout
 from streamtrain.sources.protocol import Rows
-from streamtrain.stats import FieldTally, tally_rows
-from streamtrain.store.reread import DamagedShard, reread
-from streamtrain.store.writer import DatasetWriter
+from streamtrain.store.layout import Layout
+from streamtrain.store.shard import DamagedShard, reread
+from streamtrain.store.statistics import FieldTally, tally_rows
+from streamtrain.store.writing.writer import DatasetWriter
 from streamtrain.system.progress_bar import ByteProgress
 
 ReadRows = Callable[[int, int], Rows]

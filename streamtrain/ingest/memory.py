@@ -10,9 +10,9 @@ from typing import Final
 
 from streamtrain.errors import BudgetError
 from streamtrain.ingest.parts import part_rows
-from streamtrain.layout import UNKNOWN_SAMPLES, Layout
-from streamtrain.stats import tally_bytes, work_bytes
-from streamtrain.store.flusher import FLUSHERS
+from streamtrain.store.layout import UNKNOWN_SAMPLES, Layout
+from streamtrain.store.statistics import tally_bytes, work_bytes
+from streamtrain.store.writing.writer import FLUSHERS
 from streamtrain.system.memory import Projection
 from streamtrain.system.units import format_bytes
 

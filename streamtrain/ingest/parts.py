@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from streamtrain.errors import InputError
-from streamtrain.layout import Layout
 from streamtrain.sources.protocol import Rows, Source
+from streamtrain.store.layout import Layout
 
 _PART_BYTES: Final = 2**21
 
@@ -22,7 +22,7 @@ def part_rows(layout: Layout) -> int:
     Examples
     --------
     >>> import numpy as np
-    >>> from streamtrain.layout import Field
+    >>> from streamtrain.store.layout import Field
     >>> x = Field(name="x", dtype=np.dtype("uint8"), shape=(3072,))
     >>> layout = Layout(fields=(x,), n_samples=1000, block_rows=100, shard_blocks=8, codec="none")
     >>> part_rows(layout), list(part_ranges(layout, 0, 1000))

@@ -11,10 +11,10 @@ import numpy as np
 
 from streamtrain.errors import UsageError, unknown_name
 from streamtrain.ingest.memory import MOST_WORKERS
-from streamtrain.label_stats import MOST_VALUES
 from streamtrain.sources.classified import Classes
 from streamtrain.sources.protocol import SourceOptions
 from streamtrain.store.codec import CodecChoice
+from streamtrain.store.statistics import MOST_VALUES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

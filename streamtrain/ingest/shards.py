@@ -15,9 +15,9 @@ from streamtrain.ingest.kept import check_kept, shard_rows, tally_kept
 from streamtrain.ingest.memory import IngestSizes
 from streamtrain.ingest.parts import check_rows, part_ranges
 from streamtrain.sources.protocol import SeekableSource
-from streamtrain.stats import FieldTally
-from streamtrain.store.reread import DamagedShard
-from streamtrain.store.writer import DatasetWriter, encode_part
+from streamtrain.store.shard import DamagedShard
+from streamtrain.store.statistics import FieldTally
+from streamtrain.store.writing.writer import DatasetWriter, encode_part
 from streamtrain.system.progress_bar import ByteProgress
 
 Tallies = tuple[FieldTally, ...]

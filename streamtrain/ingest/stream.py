@@ -26,11 +26,11 @@ from streamtrain.ingest.kept import check_kept, shard_rows, tally_kept
 from streamtrain.ingest.memory import IngestSizes
 from streamtrain.ingest.parts import check_rows, part_ranges, part_rows
 from streamtrain.ingest.shards import Tallies, compute, merge
-from streamtrain.layout import Layout
 from streamtrain.sources.protocol import Rows, Source
-from streamtrain.stats import FieldTally
-from streamtrain.store.reread import DamagedShard
-from streamtrain.store.writer import DatasetWriter, OpenShard, Part, encode_part
+from streamtrain.store.layout import Layout
+from streamtrain.store.shard import DamagedShard
+from streamtrain.store.statistics import FieldTally
+from streamtrain.store.writing.writer import DatasetWriter, OpenShard, Part, encode_part
 from streamtrain.system.progress_bar import ByteProgress
 
 Stage = Mapping[str, npt.NDArray[Any]]

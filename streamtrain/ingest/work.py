@@ -11,12 +11,11 @@ from streamtrain.errors import BudgetError, DatasetError, InputError, ResourceEr
 from streamtrain.ingest.append import full_shards, link_shards, n_full_shards
 from streamtrain.ingest.destination import check_rereadable
 from streamtrain.sources.protocol import Source
-from streamtrain.store import metadata
-from streamtrain.store.dataset import Dataset
-from streamtrain.store.journal import Header, Journal, Mode, Shards, continue_journal, read_journal
-from streamtrain.store.opening import open_dataset
-from streamtrain.store.reread import DamagedShard
-from streamtrain.store.target import has_journal, incomplete, publish, remove, state_of, successor, sweep, tidy
+from streamtrain.store import zarr_metadata
+from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.shard import DamagedShard
+from streamtrain.store.writing.journal import Header, Journal, Mode, Shards, continue_journal, read_journal
+from streamtrain.store.writing.staging import has_journal, incomplete, publish, remove, state_of, successor, sweep, tidy
 from streamtrain.system.files import Files
 
 Say = Callable[[str], None]
@@ -137,7 +136,7 @@ def discard(path: Path, mode: Mode, files: Files) -> None:
 def prepare(work: Work, files: Files) -> Journal:
     """Leave nothing in the folder but the shards that stay, link those of the dataset appended to, open the journal."""
     fields = work.header.layout.fields
-    kept = frozenset(metadata.shard_key(field, shard) for shard in work.kept for field in fields)
+    kept = frozenset(zarr_metadata.shard_key(field, shard) for shard in work.kept for field in fields)
     sweep(work.folder, kept, files)
     if work.base is not None:
         link_shards(work.base, work.folder, files)
@@ -164,7 +163,7 @@ def leave(work: Work, error: BaseException, n_done: int, files: Files, say: Say,
         return
     with suppress(OSError):
         # Written but perhaps not durable, so it is not to count.
-        files.system.unlink(work.folder / metadata.ROOT)
+        files.system.unlink(work.folder / zarr_metadata.ROOT)
     say(f"{work.path}: {n_done:,} shards are done; the same ingest with --resume goes on from there")
     if isinstance(error, ResourceError):
         error.fix = f"{error.fix or 'see to the disk'}, then the same ingest with --resume: {n_done:,} shards are done"

@@ -14,8 +14,7 @@ from streamtrain.pages import charts, facts, note, table
 from streamtrain.planning import plan
 from streamtrain.quality import Quality
 from streamtrain.report.folder import Told
-from streamtrain.store.dataset import Dataset
-from streamtrain.store.opening import open_dataset
+from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.system.units import format_bytes
 
 _MOST_CLASSES: Final = 30

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.layout import Field
 from streamtrain.sources.protocol import Rows
 from streamtrain.sources.rows import as_field, check_range, field_of, read_in_order
+from streamtrain.store.layout import Field
 
 
 @runtime_checkable

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.layout import Field
 from streamtrain.sources.combine import name_of
 from streamtrain.sources.labelled import Labelled
 from streamtrain.sources.protocol import Rows, SeekableSource, Source, chunk_bytes_of
 from streamtrain.sources.rows import LABELS, n_rows_of
+from streamtrain.store.layout import Field
 
 Classes = int | tuple[str, ...]
 """How many classes there are, numbered from 0, or their names in the order of their numbers."""

@@ -14,10 +14,10 @@ from typing import Any, Final, TypeGuard, cast
 import numpy as np
 
 from streamtrain.errors import InputError
-from streamtrain.layout import Field
 from streamtrain.sources.protocol import Rows, SeekableSource, Source
 from streamtrain.sources.rows import check_range, describe, rows_within
 from streamtrain.sources.tables import TableSource, with_dtypes
+from streamtrain.store.layout import Field
 
 _PIECE_BYTES: Final = 4_000_000
 _N_SHOWN: Final = 5

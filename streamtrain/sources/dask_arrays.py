@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.layout import Field
 from streamtrain.sources.arrays import NamedArrays, common_length, fields_of
 from streamtrain.sources.protocol import Rows
 from streamtrain.sources.rows import as_field, pieces, rows_within
 from streamtrain.sources.steps import in_step
+from streamtrain.store.layout import Field
 
 
 def is_dask(value: object) -> bool:

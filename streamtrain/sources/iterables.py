@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.layout import Field
 from streamtrain.sources.arrays import to_array
 from streamtrain.sources.protocol import Rows
 from streamtrain.sources.rows import as_field, describe, field_of, n_rows_of, pieces, rows_within
+from streamtrain.store.layout import Field
 
 
 class IterableSource:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.layout import Field
 from streamtrain.sources.combine import name_of
 from streamtrain.sources.protocol import Rows, SeekableSource, Source, chunk_bytes_of
 from streamtrain.sources.rows import as_field, check_range, field_of, n_rows_of, pieces, rows_within
 from streamtrain.sources.steps import in_step
+from streamtrain.store.layout import Field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

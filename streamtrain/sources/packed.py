@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.layout import Field
 from streamtrain.sources.inputs import read_range
 from streamtrain.sources.protocol import Rows
 from streamtrain.sources.rows import as_field, check_range, field_of, read_in_order
+from streamtrain.store.layout import Field
 
 _MOST_AXES: Final = 32  # what every NumPy can hold
 _MOST_BYTES: Final = 2**96  # of less, a message can give the size

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.layout import Field
+from streamtrain.store.layout import Field
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """A run of consecutive rows: field name -> array of shape (n_rows, *field.shape), the same n_rows in each."""

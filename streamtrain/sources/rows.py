@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.layout import Field
 from streamtrain.sources.protocol import Rows, SeekableSource
+from streamtrain.store.layout import Field
 
 LABELS: Final = "y"
 """The field whose whole numbers, one per sample, are classes."""

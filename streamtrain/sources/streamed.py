@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.layout import Field
 from streamtrain.sources.inputs import ByteStream, read_next, skip
 from streamtrain.sources.packed import Packing
 from streamtrain.sources.protocol import Rows
 from streamtrain.sources.rows import rows_within
+from streamtrain.store.layout import Field
 from streamtrain.system.units import format_bytes
 
 _MAX_RATIO: Final = 1000

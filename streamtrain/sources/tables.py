@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.layout import Field
 from streamtrain.sources.arrow import arrow, columns_of, numbers_in, plain
 from streamtrain.sources.protocol import Rows, SourceOptions
 from streamtrain.sources.rows import as_field, field_of, pieces, rows_within
 from streamtrain.sources.survey import Column, class_names
+from streamtrain.store.layout import Field
 
 Batches = Callable[[int, Mapping[str, np.dtype[Any]]], Iterator[Any]]
 

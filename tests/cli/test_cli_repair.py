@@ -11,8 +11,8 @@ import pytest
 
 import streamtrain
 from streamtrain.cli.main import main
-from streamtrain.store.journal import JOURNAL
-from streamtrain.store.lock import held
+from streamtrain.store.writing.journal import JOURNAL
+from streamtrain.store.writing.lock import held
 from streamtrain.system.files import Files
 
 

@@ -15,7 +15,7 @@ from streamtrain.device.plan import allocated_bytes, buffer_bytes, fit, n_buffer
 from streamtrain.device.resolve import resolve_device
 from streamtrain.device.room import room_for_a_step
 from streamtrain.errors import BudgetError, DeviceError, UsageError
-from streamtrain.layout import Field, plan_layout
+from streamtrain.store.layout import Field, plan_layout
 from streamtrain.stream import fields_on
 
 X = Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28))

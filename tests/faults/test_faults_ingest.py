@@ -25,7 +25,7 @@ from streamtrain.ingest.job import run
 from streamtrain.ingest.request import Request
 from streamtrain.sources.protocol import SourceOptions
 from streamtrain.sources.registry import open_source
-from streamtrain.store.repair import find_leftovers, remove_leftovers
+from streamtrain.store.verify import find_leftovers, remove_leftovers
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import System
 

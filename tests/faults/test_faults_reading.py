@@ -23,10 +23,10 @@ import pytest
 
 import streamtrain
 from streamtrain.errors import DatasetError
-from streamtrain.layout import CHECKSUM_BYTES
 from streamtrain.loader import StreamLoader
 from streamtrain.store.codec import checksum, checksum_bytes
 from streamtrain.store.dataset import Dataset
+from streamtrain.store.layout import CHECKSUM_BYTES
 from streamtrain.store.shard import index_bytes
 
 CODECS = ("none", "lz4", "zstd")

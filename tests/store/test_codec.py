@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from streamtrain.errors import UnknownName, UsageError
-from streamtrain.layout import CODECS, Codec, Field, Layout
 from streamtrain.store.codec import MOST_ENCODABLE_BYTES, check_encodable, choose_codec, decode, encode, parse_codec
+from streamtrain.store.layout import CODECS, Codec, Field, Layout
 
 
 @pytest.mark.parametrize("codec", CODECS)

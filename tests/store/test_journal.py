@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from streamtrain.errors import DatasetError, ResourceError
-from streamtrain.layout import Field, Layout
-from streamtrain.store.journal import JOURNAL, Header, Journal, begin_journal, continue_journal, read_journal
-from streamtrain.store.stored import StoredFile
+from streamtrain.store.layout import Field, Layout
+from streamtrain.store.shard import StoredFile
+from streamtrain.store.writing.journal import JOURNAL, Header, Journal, begin_journal, continue_journal, read_journal
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import System
 

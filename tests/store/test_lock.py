@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from streamtrain.errors import LockedError
-from streamtrain.store import lock
-from streamtrain.store.lock import check_free, dead_temporaries, held, lock_path
+from streamtrain.store.writing import lock
+from streamtrain.store.writing.lock import check_free, dead_temporaries, held, lock_path
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import System
 
@@ -24,7 +24,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from streamtrain.system.files import Files
-from streamtrain.store.lock import held
+from streamtrain.store.writing.lock import held
 with held(Path(sys.argv[1]), Files()):
     print("held", flush=True)
     time.sleep(60)

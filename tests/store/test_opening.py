@@ -184,7 +184,7 @@ def test_root_and_manifest_are_files(copy: Path, tmp_path: Path, key: str) -> No
 
 
 def test_a_manifest_larger_than_any(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamtrain.store.opening.MOST_MANIFEST_BYTES", 100)
+    monkeypatch.setattr("streamtrain.store.dataset.MOST_MANIFEST_BYTES", 100)
     assert "manifest.json" in str(_refused(copy, "larger than the 100 bytes it may have"))
     with (copy / "zarr.json").open("r+b") as root:
         root.truncate(10**12)  # a hole: no disk is used, and no memory may be

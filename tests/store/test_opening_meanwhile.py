@@ -10,7 +10,7 @@ import pytest
 
 import streamtrain
 from streamtrain.errors import DatasetError
-from streamtrain.store import opening
+from streamtrain.store import dataset
 
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
@@ -21,7 +21,7 @@ def test_it_is_the_new_one(
     other = streamtrain.ingest({"x": np.arange(12)}, tmp_path / "other.zarr")
     if damaged:
         other.shard_path("x", 0).unlink()
-    real, waiting = getattr(opening, function), [dataset_to_harm]
+    real, waiting = getattr(dataset, function), [dataset_to_harm]
 
     def swapping(*args: Any) -> Any:
         while waiting:
@@ -30,7 +30,7 @@ def test_it_is_the_new_one(
             other.path.rename(path)
         return real(*args)
 
-    monkeypatch.setattr(opening, function, swapping)
+    monkeypatch.setattr(dataset, function, swapping)
     if damaged:
         with pytest.raises(DatasetError, match=r"x/c/0: a stored file is missing"):
             streamtrain.open(dataset_to_harm)

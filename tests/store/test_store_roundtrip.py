@@ -17,8 +17,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 import streamtrain
 from streamtrain.errors import OutOfRange, UnknownName, UsageError
-from streamtrain.layout import CHECKSUM_BYTES, CODECS, Codec
 from streamtrain.store.codec import checksum, decode
+from streamtrain.store.layout import CHECKSUM_BYTES, CODECS, Codec
 from streamtrain.store.shard import index_of
 
 DTYPES = [

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from streamtrain.layout import Field, Layout
+from streamtrain.store.layout import Field, Layout
 from streamtrain.stream import Data, Stream
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Final, Literal
 
 from streamtrain.errors import DatasetError, ResourceError
-from streamtrain.layout import Layout
-from streamtrain.store import metadata
+from streamtrain.store import zarr_metadata
 from streamtrain.store.codec import checksum
+from streamtrain.store.layout import Layout
 from streamtrain.store.manifest import Json, dump_json, layout_json, load_json, parse_layout
-from streamtrain.store.stored import StoredFile, read_bounded
+from streamtrain.store.shard import StoredFile, read_bounded
 from streamtrain.system.files import Files, explained
 
-JOURNAL: Final = f"{metadata.PRIVATE}/journal"
+JOURNAL: Final = f"{zarr_metadata.PRIVATE}/journal"
 MOST_JOURNAL_BYTES: Final = 2**28
 
 Mode = Literal["create", "overwrite", "append"]

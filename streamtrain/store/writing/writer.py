@@ -1,4 +1,10 @@
-"""Writing a dataset: shards in any order and from any thread, then one commit.
+"""Files become durable in the background, while the next ones are being written.
+
+A flush waits for the disk and needs no core. Were it done by the thread that wrote the file, then the cores would
+idle whenever the disk works. Directories are flushed once, when all files have their names: each such flush makes
+the file system commit its journal, and whoever writes waits for that.
+
+Writing a dataset: shards in any order and from any thread, then one commit.
 
 The private group's folder comes first and the root ``zarr.json`` last, so that a killed run leaves a directory that
 is recognised as incomplete, and nothing that opens. Every file is durable before the root names it, and each shard
@@ -8,27 +14,123 @@ before the journal does, from which a later run goes on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.layout import Layout
-from streamtrain.stats import FieldStats, FieldTally, tally_rows
-from streamtrain.store import metadata
+from streamtrain.store import zarr_metadata
 from streamtrain.store.codec import encode
-from streamtrain.store.flusher import Flusher
-from streamtrain.store.journal import Journal, Shards
+from streamtrain.store.layout import Layout
 from streamtrain.store.manifest import FORMAT, FieldSummary, Json, Manifest, dataset_id, dump_manifest
-from streamtrain.store.shard import ShardWriter
-from streamtrain.store.stored import StoredFile, file_of
+from streamtrain.store.shard import ShardWriter, StoredFile, file_of
+from streamtrain.store.statistics import FieldStats, FieldTally, tally_rows
+from streamtrain.store.writing.journal import Journal, Shards
 from streamtrain.system.files import Files, FileWriter
+
+FLUSHERS: Final = 2
+"""Threads that wait for the disk."""
+
+_MOST_WAITING: Final = 4
+
+
+class Flusher:
+    """Finishes written files, a group at a time; an error comes out of the next call that can raise.
+
+    At most a few groups wait: whoever hands over another one then waits for the disk too.
+
+    Parameters
+    ----------
+    files : Files
+        Who flushes the directories.
+    root : Path
+        The directory that all files are in, at whatever depth; its own name is durable already.
+    """
+
+    def __init__(self, files: Files, root: Path) -> None:
+        self._files = files
+        self._root = root
+        self._folders: dict[Path, None] = {}
+        self._pool = ThreadPoolExecutor(FLUSHERS, thread_name_prefix="streamtrain-ingest-flush")
+        self._room = threading.BoundedSemaphore(FLUSHERS + _MOST_WAITING)
+        self._adding = threading.Lock()
+        self._flushes: list[Future[None]] = []
+
+    def add(self, files: Sequence[FileWriter], then: Callable[[], None] | None = None) -> None:
+        """Take files over, to finish them; the directories above them may be new and not flushed.
+
+        Parameters
+        ----------
+        then : callable, optional
+            Is called when they are durable under their names, short of those of the directories.
+
+        Raises
+        ------
+        ResourceError
+            An earlier one could not be finished.
+        """
+        self._room.acquire()
+        flush = self._pool.submit(self._finish, files, then)
+        with self._adding:
+            self._flushes.append(flush)
+            self._folders.update((folder, None) for file in files for folder in self._above(file.folder))
+            done = [flush for flush in self._flushes if flush.done()]
+            self._flushes = [flush for flush in self._flushes if flush not in done]
+        for flush in done:
+            flush.result()
+
+    def cover(self, folder: Path) -> None:
+        """Have a directory flushed with the others, and those above it: it holds files that are durable already."""
+        with self._adding:
+            self._folders.update((above, None) for above in self._above(folder))
+
+    def wait(self) -> None:
+        """Return when every file is durable under its name, and so are the directories above it.
+
+        Raises
+        ------
+        ResourceError
+            One of them could not be finished.
+        """
+        for flush in self._flushes:
+            flush.result()
+        for _ in self._pool.map(self._files.flush_dir, self._folders):
+            pass
+        self._flushes.clear()
+        self._folders.clear()
+
+    def close(self) -> None:
+        """End the threads; what was handed over has been finished, or has failed and is gone."""
+        self._pool.shutdown()
+
+    def _above(self, folder: Path) -> Iterator[Path]:
+        """A file's directory, and those above it up to the root."""
+        yield folder
+        for above in folder.parents:
+            if not above.is_relative_to(self._root):
+                break
+            yield above
+
+    def _finish(self, files: Sequence[FileWriter], then: Callable[[], None] | None) -> None:
+        try:
+            with ExitStack() as unfinished:
+                for file in files:
+                    unfinished.callback(file.abandon)
+                for file in files:
+                    file.finish(flush_folder=False)
+            if then is not None:
+                then()
+        finally:
+            self._room.release()
+
 
 Array = npt.NDArray[Any]
 
@@ -105,7 +207,7 @@ class DatasetWriter:
     Parameters
     ----------
     path : Path
-        The directory that `streamtrain.store.target.begin` made.
+        The directory that `streamtrain.store.writing.staging.begin` made.
     layout : Layout
         The plan; ``n_samples`` counts only at the commit.
     files : Files
@@ -149,7 +251,7 @@ class DatasetWriter:
             The crc32c of its blocks.
         """
         for field, file in zip(self.layout.fields, self.kept[shard], strict=True):
-            key = metadata.shard_key(field, shard)
+            key = zarr_metadata.shard_key(field, shard)
             self._stored[key] = file
             self._flusher.cover((self.path / key).parent)
         self._checksums[shard] = checksums
@@ -167,7 +269,7 @@ class DatasetWriter:
         ResourceError
             It cannot be written, or an earlier shard could not be.
         """
-        keys = [metadata.shard_key(field, shard) for field in self.layout.fields]
+        keys = [zarr_metadata.shard_key(field, shard) for field in self.layout.fields]
         with ExitStack() as unfinished:
             files = []
             for key in keys:
@@ -196,12 +298,12 @@ class DatasetWriter:
         layout = self.layout = replace(self.layout, n_samples=n_samples)
         checksums = np.concatenate([self._checksums[shard] for shard in range(layout.n_shards)])
         for field in layout.fields:
-            self._write(metadata.field_array(field, layout))
-        self._write(metadata.group(metadata.PRIVATE))
-        self._write(metadata.small_array(metadata.CHECKSUMS, checksums, ("block", "field")))
-        self._write(metadata.group(metadata.STATISTICS))
+            self._write(zarr_metadata.field_array(field, layout))
+        self._write(zarr_metadata.group(zarr_metadata.PRIVATE))
+        self._write(zarr_metadata.small_array(zarr_metadata.CHECKSUMS, checksums, ("block", "field")))
+        self._write(zarr_metadata.group(zarr_metadata.STATISTICS))
         for name, stats in statistics.items():
-            self._write(metadata.small_array(f"{metadata.STATISTICS}/{name}", stats.features, ("statistic",)))
+            self._write(zarr_metadata.small_array(f"{zarr_metadata.STATISTICS}/{name}", stats.features, ("statistic",)))
         manifest = Manifest(
             id=dataset_id(layout, classes, checksums),
             layout=layout,
@@ -219,10 +321,10 @@ class DatasetWriter:
     def _write_root(self, identity: str, manifest: bytes) -> None:
         # All that the manifest describes is durable before it is, and that before the root.
         self._flusher.wait()
-        self._files.write_bytes(self.path / metadata.MANIFEST, manifest)
+        self._files.write_bytes(self.path / zarr_metadata.MANIFEST, manifest)
         ours = {"format": FORMAT, "id": identity, "manifest_sha256": hashlib.sha256(manifest).hexdigest()}
-        (root,) = metadata.group("", {"streamtrain": ours}).values()
-        self._files.write_bytes(self.path / metadata.ROOT, root)
+        (root,) = zarr_metadata.group("", {"streamtrain": ours}).values()
+        self._files.write_bytes(self.path / zarr_metadata.ROOT, root)
 
     def _begin(self, key: str) -> FileWriter:
         """A file that the flusher is to finish, and with it the directories above it."""

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from streamtrain.layout import Field, Layout
 from streamtrain.store.codec import LEVELS, SHUFFLE
+from streamtrain.store.layout import Field, Layout
 
 ROOT: Final = "zarr.json"
 PRIVATE: Final = "_streamtrain"

@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import Final, Literal
 
 from streamtrain.errors import DatasetError, LockedError, ResourceError, StreamtrainError, UsageError
-from streamtrain.store import metadata
-from streamtrain.store.journal import JOURNAL, Header, begin_journal
-from streamtrain.store.lock import dead_temporaries, held
-from streamtrain.store.stored import unreadable
+from streamtrain.store import zarr_metadata
+from streamtrain.store.shard import unreadable
+from streamtrain.store.writing.journal import JOURNAL, Header, begin_journal
+from streamtrain.store.writing.lock import dead_temporaries, held
 from streamtrain.system.files import Files, explained, is_temporary
 
 State = Literal["absent", "committed", "incomplete", "foreign"]
 
 _OURS: Final = re.compile(
-    rf"{metadata.ROOT}|{metadata.PRIVATE}/(journal|manifest\.json|zarr\.json|(crc32c|stats)(/[^/]+)*/(zarr\.json|\d+))"
+    rf"{zarr_metadata.ROOT}|{zarr_metadata.PRIVATE}/(journal|manifest\.json|zarr\.json|(crc32c|stats)(/[^/]+)*/(zarr\.json|\d+))"
 )
 _OF_FIELD: Final = re.compile(r"([^/]+)/(zarr\.json|c/\d+(/0)*)")
 _N_SHOWN: Final = 3
@@ -68,9 +68,9 @@ def state_of(path: Path) -> State:
     with _looking_at(path):
         if not os.path.lexists(path):
             return "absent"
-        if not (path / metadata.PRIVATE).is_dir():
+        if not (path / zarr_metadata.PRIVATE).is_dir():
             return "foreign"
-        return "committed" if (path / metadata.ROOT).exists() else "incomplete"
+        return "committed" if (path / zarr_metadata.ROOT).exists() else "incomplete"
 
 
 def has_journal(path: Path) -> bool:
@@ -145,7 +145,7 @@ def begin(folder: Path, path: Path, header: Header, files: Files) -> None:
     fresh = successor(path)
     files.make_dir(fresh)
     try:
-        files.make_dir(fresh / metadata.PRIVATE)
+        files.make_dir(fresh / zarr_metadata.PRIVATE)
         begin_journal(fresh, header, files)
         if folder != fresh:
             files.rename(fresh, folder)
@@ -207,8 +207,8 @@ def remove(folder: Path, files: Files) -> None:
     check_ours(folder)
     with explained("remove", folder):
         # The root goes first: whatever stops us after that leaves nothing that opens.
-        if (folder / metadata.ROOT).exists():
-            files.system.unlink(folder / metadata.ROOT)
+        if (folder / zarr_metadata.ROOT).exists():
+            files.system.unlink(folder / zarr_metadata.ROOT)
         files.remove_tree(folder)
 
 
@@ -266,7 +266,7 @@ def sweep(folder: Path, kept: frozenset[str], files: Files) -> None:
     """
     check_ours(folder)
     for parent, _, names in os.walk(folder):
-        for name in sorted(names, key=lambda name: name != metadata.ROOT):
+        for name in sorted(names, key=lambda name: name != zarr_metadata.ROOT):
             key = (Path(parent).relative_to(folder) / name).as_posix()
             if key not in kept and key != JOURNAL:
                 with explained("remove", folder / key):

@@ -1,4 +1,4 @@
-"""Mergeable sums behind `streamtrain.stats`: count, mean, spread and extremes of each column of some rows.
+"""Mergeable sums behind `streamtrain.store.statistics`: count, mean, spread and extremes of each column of some rows.
 
 Two kinds with the same three methods, ``add`` (a piece of at most ``PIECE_ELEMENTS``), ``merge`` and ``finish``:
 `ExactSums` for integers of one byte, `Moments` (Chan's update in float64) for all else. A piece with its intermediate
