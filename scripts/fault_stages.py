@@ -15,8 +15,8 @@ from fault_systems import Failing, Watched, WithoutExchange
 import streamtrain as st
 from streamtrain.ingest.job import run
 from streamtrain.ingest.request import Request
-from streamtrain.sources.protocol import SourceOptions
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.writing.journal import Mode, read_journal
 from streamtrain.system.files import Files
 

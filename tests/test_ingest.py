@@ -22,7 +22,7 @@ from streamtrain.errors import (
     UnknownName,
     UsageError,
 )
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.registry import open_source
 
 X = np.random.default_rng(0).integers(0, 50, (5000, 24), np.uint8)
 Y = np.repeat(np.arange(10), 500)

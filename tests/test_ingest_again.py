@@ -18,8 +18,8 @@ import streamtrain
 from streamtrain.errors import DatasetError, InputError, LockedError, ResourceError, StreamtrainError, UsageError
 from streamtrain.ingest.job import run
 from streamtrain.ingest.request import Request
-from streamtrain.sources.protocol import SourceOptions
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.verify import verify
 from streamtrain.store.writing.lock import held
 from streamtrain.store.zarr_metadata import shard_key

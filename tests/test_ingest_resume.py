@@ -16,8 +16,8 @@ import streamtrain
 from streamtrain.errors import DatasetError, InputError, ResourceError, UsageError
 from streamtrain.ingest.job import run
 from streamtrain.ingest.request import Request
-from streamtrain.sources.protocol import SourceOptions
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.system.files import Files
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.sources.classified import with_classes
-from streamtrain.sources.protocol import Rows, SeekableSource, Source, chunk_bytes_of
+from streamtrain.ingestion.sources.base import Rows, SeekableSource, Source, chunk_bytes_of
+from streamtrain.ingestion.sources.combine import with_classes
 from streamtrain.store import zarr_metadata
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import UNKNOWN_SAMPLES, Field, Layout

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from streamtrain.errors import InputError
 from streamtrain.ingest.shards import Tallies
-from streamtrain.sources.inputs import changed
-from streamtrain.sources.protocol import Source
+from streamtrain.ingestion.sources.base import Source
+from streamtrain.ingestion.sources.input_files import changed
 from streamtrain.store.statistics import FieldStats
 
 _ROWS_SHOWN: Final = 3

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamtrain.errors import DatasetError, InputError, UsageError, differences
-from streamtrain.sources.protocol import Source
+from streamtrain.ingestion.sources.base import Source
 from streamtrain.store.manifest import Manifest, dump_json, load_json
 from streamtrain.store.writing.journal import Header, Mode
 from streamtrain.store.writing.staging import check_ours, incomplete, state_of, successor

@@ -27,9 +27,9 @@ from streamtrain.ingest.request import Request, parse_classes, parse_workers, so
 from streamtrain.ingest.shards import write_shards
 from streamtrain.ingest.stream import RowStream, write_stream
 from streamtrain.ingest.work import Interrupted, Say, Work, discard, find_interrupted, leave, prepare, settle
-from streamtrain.sources.classified import with_classes
-from streamtrain.sources.protocol import SeekableSource, Source
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SeekableSource, Source
+from streamtrain.ingestion.sources.combine import with_classes
+from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.codec import parse_codec
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.layout import UNKNOWN_SAMPLES, Layout
@@ -66,7 +66,7 @@ def ingest(
     Parameters
     ----------
     source : path, list of paths, array, dict of arrays, or iterable of dicts of arrays
-        See `streamtrain.sources.registry.open_source`.
+        See `streamtrain.ingestion.sources.registry.open_source`.
     dest : path-like
         The directory to make; nothing may be there, unless one of the three below says otherwise.
     labels : same as source, optional

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from streamtrain.errors import DatasetError
 from streamtrain.ingest.parts import part_ranges
-from streamtrain.sources.protocol import Rows
+from streamtrain.ingestion.sources.base import Rows
 from streamtrain.store.layout import Layout
 from streamtrain.store.shard import DamagedShard, reread
 from streamtrain.store.statistics import FieldTally, tally_rows

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from streamtrain.errors import InputError
-from streamtrain.sources.protocol import Rows, Source
+from streamtrain.ingestion.sources.base import Rows, Source
 from streamtrain.store.layout import Layout
 
 _PART_BYTES: Final = 2**21

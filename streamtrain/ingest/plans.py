@@ -14,7 +14,7 @@ from streamtrain.ingest.append import Appended, appended_layout
 from streamtrain.ingest.memory import IngestSizes, head_bytes, solve_ingest
 from streamtrain.ingest.request import Request
 from streamtrain.ingest.stream import RowStream
-from streamtrain.sources.protocol import SeekableSource, Source, chunk_bytes_of
+from streamtrain.ingestion.sources.base import SeekableSource, Source, chunk_bytes_of
 from streamtrain.store.codec import TRIAL_BYTES, check_encodable, choose_codec, trial_rows
 from streamtrain.store.layout import CHECKSUM_BYTES, UNKNOWN_SAMPLES, Codec, Layout, plan_layout
 from streamtrain.store.shard import index_bytes

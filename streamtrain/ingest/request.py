@@ -11,8 +11,8 @@ import numpy as np
 
 from streamtrain.errors import UsageError, unknown_name
 from streamtrain.ingest.memory import MOST_WORKERS
-from streamtrain.sources.classified import Classes
-from streamtrain.sources.protocol import SourceOptions
+from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.combine import Classes
 from streamtrain.store.codec import CodecChoice
 from streamtrain.store.statistics import MOST_VALUES
 

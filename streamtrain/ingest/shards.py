@@ -14,7 +14,7 @@ import dask
 from streamtrain.ingest.kept import check_kept, shard_rows, tally_kept
 from streamtrain.ingest.memory import IngestSizes
 from streamtrain.ingest.parts import check_rows, part_ranges
-from streamtrain.sources.protocol import SeekableSource
+from streamtrain.ingestion.sources.base import SeekableSource
 from streamtrain.store.shard import DamagedShard
 from streamtrain.store.statistics import FieldTally
 from streamtrain.store.writing.writer import DatasetWriter, encode_part

@@ -26,7 +26,7 @@ from streamtrain.ingest.kept import check_kept, shard_rows, tally_kept
 from streamtrain.ingest.memory import IngestSizes
 from streamtrain.ingest.parts import check_rows, part_ranges, part_rows
 from streamtrain.ingest.shards import Tallies, compute, merge
-from streamtrain.sources.protocol import Rows, Source
+from streamtrain.ingestion.sources.base import Rows, Source
 from streamtrain.store.layout import Layout
 from streamtrain.store.shard import DamagedShard
 from streamtrain.store.statistics import FieldTally

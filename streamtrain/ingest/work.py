@@ -10,7 +10,7 @@ from pathlib import Path
 from streamtrain.errors import BudgetError, DatasetError, InputError, ResourceError, StreamtrainError, UsageError
 from streamtrain.ingest.append import full_shards, link_shards, n_full_shards
 from streamtrain.ingest.destination import check_rereadable
-from streamtrain.sources.protocol import Source
+from streamtrain.ingestion.sources.base import Source
 from streamtrain.store import zarr_metadata
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.shard import DamagedShard

@@ -23,8 +23,8 @@ import streamtrain
 from streamtrain.errors import DatasetError, ResourceError, UsageError
 from streamtrain.ingest.job import run
 from streamtrain.ingest.request import Request
-from streamtrain.sources.protocol import SourceOptions
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.verify import find_leftovers, remove_leftovers
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import System

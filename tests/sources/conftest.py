@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamtrain.sources.protocol import Rows, SeekableSource, Source
+from streamtrain.ingestion.sources.base import Rows, SeekableSource, Source
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 

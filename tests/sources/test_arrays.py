@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.sources.protocol import SeekableSource, SourceOptions
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SeekableSource, SourceOptions
+from streamtrain.ingestion.sources.registry import open_source
 
 
 @given(n_rows=st.integers(1, 60), n_parts=st.integers(1, 4), max_bytes=st.integers(1, 2000))

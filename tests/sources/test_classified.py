@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, UsageError
-from streamtrain.sources.classified import Classes, with_classes
-from streamtrain.sources.protocol import SeekableSource
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SeekableSource
+from streamtrain.ingestion.sources.combine import Classes, with_classes
+from streamtrain.ingestion.sources.registry import open_source
 
 X = np.arange(60, dtype=np.float32).reshape(20, 3)
 

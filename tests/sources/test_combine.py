@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError
-from streamtrain.sources.combine import concatenate
-from streamtrain.sources.protocol import SeekableSource, Source, SourceOptions
-from streamtrain.sources.registry import open_source
-from streamtrain.sources.steps import in_step
+from streamtrain.ingestion.sources.arrays import in_step
+from streamtrain.ingestion.sources.base import SeekableSource, Source, SourceOptions
+from streamtrain.ingestion.sources.combine import concatenate
+from streamtrain.ingestion.sources.registry import open_source
 
 
 def sources(lengths: list[int]) -> list[Source]:
@@ -39,7 +39,7 @@ def test_a_concatenation_equals_its_parts(
     assert isinstance(whole, SeekableSource)
     start, stop = sorted(min(bound, len(expected)) for bound in cut)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("streamtrain.sources.combine._PIECE_BYTES", piece)
+        patch.setattr("streamtrain.ingestion.sources.combine._PIECE_BYTES", piece)
         np.testing.assert_array_equal(whole.read(start, stop)["y"], expected[start:stop], strict=True)
 
 

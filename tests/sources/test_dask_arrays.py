@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError
-from streamtrain.sources.protocol import SeekableSource, chunk_bytes_of
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SeekableSource, chunk_bytes_of
+from streamtrain.ingestion.sources.registry import open_source
 
 from_array: Any = da.from_array  # which has no types
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.sources.arrow import arrow
-from streamtrain.sources.protocol import SourceOptions
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.ingestion.sources.tables.arrow import arrow
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_bad_choices(tmp_path: Path, options: SourceOptions, message: str) -> No
 
 
 def test_too_many_texts_are_no_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamtrain.sources.survey.MAX_CLASSES", 3)
+    monkeypatch.setattr("streamtrain.ingestion.sources.tables.table_columns.MAX_CLASSES", 3)
     with pytest.raises(InputError, match="more than 3 distinct texts"):
         open_source(table(tmp_path, "a,y\n1,p\n1,q\n1,r\n1,s\n"), options=labelled())
 
@@ -202,8 +202,8 @@ def test_a_file_that_changes_between_the_passes(tmp_path: Path, text: str, messa
 def test_a_wide_table_gets_a_wide_block(
     tmp_path: Path, read_all: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamtrain.sources.delimited._MIN_BLOCK_BYTES", 1 << 10)
-    monkeypatch.setattr("streamtrain.sources.delimited._MAX_BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr("streamtrain.ingestion.sources.tables.delimited._MIN_BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr("streamtrain.ingestion.sources.tables.delimited._MAX_BLOCK_BYTES", 1 << 10)
     n_columns = 3000
     header, row = ",".join(f"gene{i}" for i in range(n_columns)), ",".join(["-1.2345678901234567e-300"] * n_columns)
     source = open_source(table(tmp_path, f"{header}\n{row}\n{row}\n"))

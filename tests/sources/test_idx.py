@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from streamtrain.errors import InputError
-from streamtrain.sources.protocol import SeekableSource
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SeekableSource
+from streamtrain.ingestion.sources.registry import open_source
 
 CODES = {"u1": 0x08, "i1": 0x09, ">i2": 0x0B, ">i4": 0x0C, ">f4": 0x0D, ">f8": 0x0E}
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.sources.protocol import SeekableSource
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SeekableSource
+from streamtrain.ingestion.sources.registry import open_source
 
 
 def items(lengths: list[int]) -> Iterator[dict[str, Any]]:

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.sources.labelled import with_labels
-from streamtrain.sources.protocol import SeekableSource, SourceOptions
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SeekableSource, SourceOptions
+from streamtrain.ingestion.sources.combine import with_labels
+from streamtrain.ingestion.sources.registry import open_source
 
 
 @given(n_rows=st.integers(1, 40), max_bytes=st.integers(1, 300), item=st.integers(1, 9))

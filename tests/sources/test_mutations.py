@@ -30,8 +30,8 @@ import pytest
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, StreamtrainError
-from streamtrain.sources.protocol import SourceOptions
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.codec import checksum
 
 BUDGET_BYTES = 32_000_000

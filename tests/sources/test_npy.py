@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.sources.protocol import SeekableSource, SourceOptions
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SeekableSource, SourceOptions
+from streamtrain.ingestion.sources.registry import open_source
 
 ORDERS = ("C", "F")
 

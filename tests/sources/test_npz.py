@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError
-from streamtrain.sources.protocol import SeekableSource
-from streamtrain.sources.registry import open_source
-from streamtrain.sources.streamed import check_ratio
+from streamtrain.ingestion.sources.base import SeekableSource
+from streamtrain.ingestion.sources.compressed import check_ratio
+from streamtrain.ingestion.sources.registry import open_source
 
 SAVERS = (np.savez, np.savez_compressed)
 
@@ -177,7 +177,7 @@ def test_small_constant_members_are_no_bombs() -> None:
 
 
 def test_a_large_member_by_columns_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamtrain.sources.streamed._MAX_REREAD_BYTES", 100_000)
+    monkeypatch.setattr("streamtrain.ingestion.sources.compressed._MAX_REREAD_BYTES", 100_000)
     np.savez(tmp_path / "d.npz", x=np.zeros((1000, 10), order="F"))
     with pytest.raises(InputError, match=r"unpack it 10 times.*ascontiguousarray"):
         list(open_source(tmp_path / "d.npz").iter_blocks(8000))

@@ -14,10 +14,10 @@ import pytest
 from privileges import without_privileges
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.sources import formats
-from streamtrain.sources.inputs import changed
-from streamtrain.sources.protocol import Source, SourceOptions
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources import registry
+from streamtrain.ingestion.sources.base import Source, SourceOptions
+from streamtrain.ingestion.sources.input_files import changed
+from streamtrain.ingestion.sources.registry import open_source
 
 
 def save(folder: Path, *names: str) -> None:
@@ -177,7 +177,7 @@ def test_entry_points_read_suffixes_of_their_own(tmp_path: Path, monkeypatch: py
         assert group == "streamtrain.sources"
         return [Plugin] if name in (None, "ones") else []
 
-    monkeypatch.setattr(formats, "entry_points", entry_points)
+    monkeypatch.setattr(registry, "entry_points", entry_points)
     (tmp_path / "x.ones").write_bytes(bytes(5))
     assert open_source(tmp_path / "x.ones").n_samples == 5
     (tmp_path / "x.twos").write_bytes(bytes(5))
@@ -200,7 +200,8 @@ def test_a_file_that_changed_is_named(tmp_path: Path) -> None:
 
 def test_arrays_need_neither_torch_nor_zarr_nor_pyarrow_nor_dask() -> None:
     code = (
-        "import sys, numpy as np; from streamtrain.sources.registry import open_source; open_source(np.zeros(3));"
+        "import sys, numpy as np; from streamtrain.ingestion.sources.registry import open_source;"
+        "open_source(np.zeros(3));"
         "print(sorted({'torch', 'zarr', 'pyarrow', 'dask'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.sources.protocol import SourceOptions
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.registry import open_source
 
 
 def options(dtype: str | None, shape: tuple[int, ...] | None) -> SourceOptions:

@@ -13,8 +13,8 @@ import pytest
 from streamtrain.errors import ResourceError
 from streamtrain.ingest.job import run
 from streamtrain.ingest.request import Request
-from streamtrain.sources.protocol import SourceOptions
-from streamtrain.sources.registry import open_source
+from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import System
 

@@ -14,10 +14,17 @@ from typing import Any, Final
 import numpy as np
 
 from streamtrain.errors import InputError
-from streamtrain.sources.inputs import ByteStream, check_size, open_bytes, provenance_of, read_next, refuse_options
-from streamtrain.sources.packed import PackedSource, Packing, packing_of
-from streamtrain.sources.protocol import Source, SourceOptions
-from streamtrain.sources.streamed import Member, StreamedSource, check_ratio, unpacking
+from streamtrain.ingestion.sources.base import Source, SourceOptions
+from streamtrain.ingestion.sources.binary import PackedSource, Packing, packing_of
+from streamtrain.ingestion.sources.compressed import Member, StreamedSource, check_ratio, unpacking
+from streamtrain.ingestion.sources.input_files import (
+    ByteStream,
+    check_size,
+    open_bytes,
+    provenance_of,
+    read_next,
+    refuse_options,
+)
 
 _DTYPES: Final = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _GZIP_MAGIC: Final = b"\x1f\x8b"

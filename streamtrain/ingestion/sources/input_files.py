@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError, UsageError, remedy
-from streamtrain.sources.protocol import SourceOptions
+from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.system.units import format_bytes
 
 # zlib and zipfile keep several copies of a piece.

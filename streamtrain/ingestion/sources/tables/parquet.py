@@ -11,11 +11,18 @@ from typing import Any, Final
 import numpy as np
 
 from streamtrain.errors import InputError
-from streamtrain.sources.arrow import arrow, columns_of, plain
-from streamtrain.sources.inputs import provenance_of, refuse_options
-from streamtrain.sources.protocol import SourceOptions
-from streamtrain.sources.survey import Column, add_typed, check_complete
-from streamtrain.sources.tables import Chosen, TableSource, choose_columns, table_source
+from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.input_files import provenance_of, refuse_options
+from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, plain
+from streamtrain.ingestion.sources.tables.table_columns import (
+    Chosen,
+    Column,
+    TableSource,
+    add_typed,
+    check_complete,
+    choose_columns,
+    table_source,
+)
 
 _SURVEY_BYTES: Final = 4 << 20
 _BUFFER_BYTES: Final = 1 << 20

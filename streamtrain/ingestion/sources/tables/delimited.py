@@ -17,11 +17,18 @@ from typing import Any, Final
 import numpy as np
 
 from streamtrain.errors import InputError
-from streamtrain.sources.arrow import arrow, arrow_type, columns_of
-from streamtrain.sources.inputs import open_bytes, provenance_of, refuse_options
-from streamtrain.sources.protocol import SourceOptions
-from streamtrain.sources.survey import Column, add_text, check_complete
-from streamtrain.sources.tables import Chosen, TableSource, choose_columns, table_source
+from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.input_files import open_bytes, provenance_of, refuse_options
+from streamtrain.ingestion.sources.tables.arrow import arrow, arrow_type, columns_of
+from streamtrain.ingestion.sources.tables.table_columns import (
+    Chosen,
+    Column,
+    TableSource,
+    add_text,
+    check_complete,
+    choose_columns,
+    table_source,
+)
 from streamtrain.system.units import format_bytes
 
 _DELIMITERS: Final = {".tsv": "\t", ".tab": "\t"}

@@ -1,0 +1,386 @@
+"""NumPy arrays and memmaps, and whatever else has a shape, a dtype and slices: read where they lie.
+
+Streams of rows that are cut differently, brought in step.
+
+Dask arrays: every chunk is computed once, in order, on the calling thread.
+
+Chunks of several fields may be cut differently; at any time one chunk of each field is held. So a dask source
+streams rather than reads any range: a range would compute the chunks at its edges twice, and hold them whole.
+
+Any iterable of dicts of arrays: a generator is read once, a list or a class with ``__iter__`` any number of times.
+
+The first item tells the fields; every later one must have the same names, dtypes and shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, ClassVar, Protocol, TypeGuard, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import InputError, UsageError
+from streamtrain.ingestion.sources.base import (
+    Rows,
+    as_field,
+    check_range,
+    describe,
+    field_of,
+    n_rows_of,
+    pieces,
+    read_in_order,
+    rows_within,
+)
+from streamtrain.store.layout import Field
+
+
+@runtime_checkable
+class ArrayLike(Protocol):
+    """What an array needs to be read: a memmap, a Zarr array or an HDF5 dataset has it too."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Samples first."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the elements."""
+
+    def __getitem__(self, rows: slice, /) -> Any:
+        """A run of rows, as an array or something that becomes one."""
+
+
+def is_array(value: object) -> TypeGuard[ArrayLike]:
+    """Whether a value can be read by slices without conversion."""
+    return isinstance(value, ArrayLike) and isinstance(value.dtype, np.dtype)
+
+
+def to_array(value: object, where: str) -> npt.NDArray[Any]:
+    """Let a value become an array: a list, a tensor, a table's column.
+
+    Raises
+    ------
+    InputError
+        It cannot.
+    """
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:
+        what = f"a {type(value).__name__} does not become an array"
+        raise InputError(what, where=where, why=str(error), fix="give a NumPy array") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedArrays:
+    """Arrays of one length, by field name; how they are read, a subclass says."""
+
+    KIND: ClassVar[str]
+    NAME: ClassVar[str]
+
+    arrays: Mapping[str, Any]
+    fields: tuple[Field, ...]
+    n_samples: int
+
+    @property
+    def classes(self) -> None:
+        """None: labels in arrays are numbers."""
+
+    @property
+    def provenance(self) -> tuple[dict[str, Any], ...]:
+        """Of which kind the arrays were; they have no path."""
+        return ({"format": self.KIND},)
+
+    def where(self, row: int) -> str:
+        """The row."""
+        return f"row {row} of the {self.NAME}"
+
+
+class ArraySource(NamedArrays):
+    """Arrays that any range of rows can be read from."""
+
+    __slots__ = ()
+    KIND = "array"
+    NAME = "arrays"
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield all rows in order."""
+        return read_in_order(self, max_bytes)
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Read rows [start, stop): views of the caller's memory where nothing has to be converted."""
+        check_range(start, stop, self.n_samples)
+        return {field.name: self._read_field(field, start, stop) for field in self.fields}
+
+    def _read_field(self, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
+        values = np.asarray(self.arrays[field.name][start:stop])
+        return as_field(values, field, lambda row: f"array {field.name!r} row {start + row}")
+
+
+def from_arrays(arrays: Mapping[str, ArrayLike]) -> ArraySource:
+    """Open arrays as fields of their names.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array of shape (n_samples, ...)
+        All of the same length.
+
+    Raises
+    ------
+    InputError
+        An array is 0-d, empty or of a dtype that is not supported, or the lengths differ.
+
+    Examples
+    --------
+    >>> source = from_arrays({"x": np.zeros((5, 2), "f4"), "y": np.arange(5, dtype="u1")})
+    >>> source.n_samples, source.read(3, 5)["y"]
+    (5, array([3, 4]))
+    """
+    return ArraySource(arrays=arrays, fields=fields_of(arrays), n_samples=common_length(arrays))
+
+
+def fields_of(arrays: Mapping[str, ArrayLike]) -> tuple[Field, ...]:
+    """What arrays are as fields; refuses one without an axis of samples."""
+    return tuple(_field(name, array) for name, array in arrays.items())
+
+
+def common_length(arrays: Mapping[str, ArrayLike]) -> int:
+    """The number of rows that all arrays have; no fewer than one."""
+    lengths = {name: array.shape[0] for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        listed = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
+        raise InputError(
+            f"the arrays differ in rows: {listed}",
+            why="Every field has one row per sample",
+            fix="give arrays of one length",
+        )
+    n_samples = next(iter(lengths.values()))
+    if n_samples == 0:
+        raise InputError("the arrays hold no samples", where=", ".join(lengths), fix="give at least one row")
+    return n_samples
+
+
+def _field(name: str, array: ArrayLike) -> Field:
+    where = f"array {name!r}"
+    if not array.shape:
+        raise InputError("a 0-d array has no axis of samples", where=where, fix="give an array of at least one axis")
+    return field_of(name, array.dtype, array.shape[1:], where=where)
+
+
+def in_step(streams: Sequence[Iterator[Rows]]) -> Iterator[Rows]:
+    """Merge the fields of several streams: runs as long as the shortest at hand, views where they are cut.
+
+    Ends when any stream has ended; at most one run of each stream is held. Streams of runs without rows are fine.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = iter([{"x": np.arange(3)}, {"x": np.arange(3, 5)}])
+    >>> y = iter([{"y": np.arange(4)}, {"y": np.arange(4, 5)}])
+    >>> [(rows["x"].tolist(), rows["y"].tolist()) for rows in in_step([x, y])]
+    [([0, 1, 2], [0, 1, 2]), ([3], [3]), ([4], [4])]
+    """
+    held: list[Rows | None] = [None] * len(streams)
+    while True:
+        runs = [run if run is not None else _next_run(stream) for run, stream in zip(held, streams, strict=True)]
+        present = [run for run in runs if run is not None]
+        if len(present) < len(streams):
+            return
+        n_rows = min(map(n_rows_of, present))
+        yield {name: values[:n_rows] for run in present for name, values in run.items()}
+        held = [_after(run, n_rows) for run in present]
+        # A run that is used up goes before the next one is made.
+        del runs, present
+
+
+def _next_run(stream: Iterator[Rows]) -> Rows | None:
+    return next((run for run in stream if n_rows_of(run)), None)
+
+
+def _after(run: Rows, n_rows: int) -> Rows | None:
+    rest = {name: values[n_rows:] for name, values in run.items()}
+    return rest if n_rows_of(rest) else None
+
+
+def is_dask(value: object) -> bool:
+    """Whether a value is a dask array; dask itself is not imported to tell."""
+    return hasattr(type(value), "__dask_graph__") and hasattr(value, "chunks") and hasattr(value, "dtype")
+
+
+class DaskSource(NamedArrays):
+    """Arrays of which at least one is a dask array."""
+
+    __slots__ = ()
+    KIND = "dask"
+    NAME = "dask arrays"
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of the largest chunk of each field together: that much is computed at once, however little is asked."""
+        return sum(field.row_bytes * _largest(self.arrays[field.name]) for field in self.fields)
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield all rows in order: views of the chunks, cut where these are longer than ``max_bytes``."""
+        n_rows = rows_within(max_bytes, self.fields)
+        with ExitStack() as stack:
+            runs = [stack.enter_context(closing(self._chunks(field, n_rows))) for field in self.fields]
+            for rows in in_step(runs):
+                yield from pieces(rows, n_rows)
+                # The chunk goes before the next one is computed.
+                del rows
+
+    def _chunks(self, field: Field, n_rows: int) -> Generator[Rows, None, None]:
+        array = self.arrays[field.name]
+        start = 0
+        for length in _lengths(array, n_rows):
+            yield {field.name: _computed(array, field, start, start + length)}
+            start += length
+
+
+def _lengths(array: Any, n_rows: int) -> Iterable[int]:
+    """Rows of each run that can be had without computing any other; of a plain array, as many as asked."""
+    if is_dask(array):
+        return (length for length in array.chunks[0] if length)
+    return (min(n_rows, array.shape[0] - start) for start in range(0, array.shape[0], n_rows))
+
+
+def _largest(array: Any) -> int:
+    return max(array.chunks[0]) if is_dask(array) else 1
+
+
+def _computed(array: Any, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
+    rows = array[start:stop]
+    values = np.asarray(rows.compute(scheduler="synchronous") if is_dask(array) else rows)
+    if values.shape != (stop - start, *field.shape):
+        what = f"a chunk computed to shape {values.shape}, its array promised {(stop - start, *field.shape)}"
+        raise InputError(what, where=f"array {field.name!r} row {start}", fix="correct the graph's shapes")
+    return as_field(values, field, lambda row: f"array {field.name!r} row {start + row}")
+
+
+def from_dask(arrays: Mapping[str, Any]) -> DaskSource:
+    """Open dask arrays, and plain ones beside them, as fields of their names.
+
+    Raises
+    ------
+    InputError
+        A shape is not known, or what `from_arrays` refuses.
+    """
+    for name, array in arrays.items():
+        if any(math.isnan(length) for length in array.shape):
+            fix = f"call {name}.compute_chunk_sizes() first"
+            raise InputError("the dask array does not know its shape", where=f"array {name!r}", fix=fix)
+    return DaskSource(arrays=arrays, fields=fields_of(arrays), n_samples=common_length(arrays))
+
+
+class IterableSource:
+    """Rows from an iterable; only its end tells how many.
+
+    Parameters
+    ----------
+    items : iterable of mapping of str to array of shape (n_rows, ...)
+        Each item a run of rows, of any length.
+
+    Raises
+    ------
+    InputError
+        There is no item, or the first is not a run of rows.
+    """
+
+    def __init__(self, items: Iterable[Mapping[str, Any]]) -> None:
+        iterator = iter(items)
+        self._again = None if iterator is items else items
+        try:
+            first = next(iterator)
+        except StopIteration:
+            raise InputError("the iterator holds no samples", fix="yield at least one dict of arrays") from None
+        self._rest: Iterator[Mapping[str, Any]] | None = chain([first], iterator)
+        self.fields = _fields_of(first)
+
+    @property
+    def n_samples(self) -> None:
+        """None: only the end tells."""
+
+    @property
+    def classes(self) -> None:
+        """None: labels in arrays are numbers."""
+
+    @property
+    def provenance(self) -> tuple[dict[str, Any], ...]:
+        """That this was an iterator; it has no path."""
+        return ({"format": "iterator"},)
+
+    def where(self, row: int) -> str:
+        """The row, counted over all items."""
+        return f"row {row} of the iterator"
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield all rows in order: items as they come, cut where they are longer than ``max_bytes``.
+
+        Raises
+        ------
+        UsageError
+            An iterator is asked a second time.
+        """
+        items = self._take_items()
+        return self._blocks(items, rows_within(max_bytes, self.fields))
+
+    def _take_items(self) -> Iterator[Mapping[str, Any]]:
+        items, self._rest = self._rest, None
+        if items is not None:
+            return items
+        if self._again is None:
+            raise UsageError("the iterator was read already", why="It runs once", fix="give a new one, or an iterable")
+        return iter(self._again)
+
+    def _blocks(self, items: Iterator[Mapping[str, Any]], n_rows: int) -> Iterator[Rows]:
+        n_samples = 0
+        for number, item in enumerate(items):
+            rows = _checked(item, self.fields, number)
+            n_samples += n_rows_of(rows)
+            yield from pieces(rows, n_rows)
+        if not n_samples:
+            raise InputError("the iterator holds no samples: every item is empty", fix="yield at least one row")
+
+
+def _fields_of(item: object) -> tuple[Field, ...]:
+    arrays = _arrays(item, 0)
+    return tuple(
+        field_of(name, array.dtype, array.shape[1:], where=f"item 0 of the iterator, {name!r}")
+        for name, array in arrays.items()
+    )
+
+
+def _arrays(item: object, number: int) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    where = f"item {number} of the iterator"
+    if not isinstance(item, Mapping) or not item:
+        what = f"a {type(item).__name__} is not a dict of arrays" if not isinstance(item, Mapping) else "an empty dict"
+        raise InputError(what, where=where, fix='yield {"x": x, "y": y}, each with its rows first')
+    arrays = {str(name): to_array(values, where) for name, values in item.items()}
+    flat = [name for name, array in arrays.items() if not array.ndim]
+    if flat:
+        fix = "yield arrays with rows first: x[None] is one row"
+        raise InputError(f"{flat[0]!r} is 0-d, without an axis of rows", where=where, fix=fix)
+    return arrays
+
+
+def _checked(item: object, fields: tuple[Field, ...], number: int) -> Rows:
+    arrays = _arrays(item, number)
+    where = f"item {number} of the iterator"
+    names = [field.name for field in fields]
+    if set(arrays) != set(names):
+        what = f"its fields are {', '.join(arrays)}; the first item's are {', '.join(names)}"
+        raise InputError(what, where=where, fix="yield the same fields every time")
+    found = tuple(field_of(name, arrays[name].dtype, arrays[name].shape[1:], where=where) for name in names)
+    for expected, field in zip(fields, found, strict=True):
+        if field != expected:
+            what = f"{field.name} is {describe(field)}; in the first item it is {describe(expected)}"
+            raise InputError(what, where=where, fix="yield one dtype and shape")
+    lengths = {name: len(arrays[name]) for name in names}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise InputError(f"the arrays differ in rows: {listed}", where=where, fix="yield arrays of one length")
+    return {field.name: as_field(arrays[field.name], field, lambda row: f"{where} row {row}") for field in fields}

@@ -1,0 +1,272 @@
+"""Rows packed in a run of bytes: the shape that .npy, raw binary and idx files share.
+
+A `Packing` says how the rows lie; `PackedSource` reads them from a plain file, any range, from any thread, and
+holds nothing but the rows asked for.
+
+Raw binary: elements one after another with no header, so the caller says what they are.
+
+NumPy's .npy: one array with a header. The header is parsed, never trusted, and no object is ever rebuilt.
+
+Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html, versions 1.0 to 3.0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tokenize import TokenError
+from typing import IO, Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import InputError, UsageError
+from streamtrain.ingestion.sources.base import Rows, SourceOptions, as_field, check_range, field_of, read_in_order
+from streamtrain.ingestion.sources.input_files import (
+    ByteStream,
+    check_size,
+    open_bytes,
+    provenance_of,
+    read_range,
+    refuse_options,
+)
+from streamtrain.store.layout import Field
+
+_MOST_AXES: Final = 32  # what every NumPy can hold
+_MOST_BYTES: Final = 2**96  # of less, a message can give the size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """How the rows of one field lie in a run of bytes.
+
+    Parameters
+    ----------
+    field : Field
+        What the rows become.
+    stored : numpy.dtype
+        The dtype they are stored with, in any byte order.
+    n_rows : int
+        How many there are.
+    offset : int
+        Bytes before the first one.
+    fortran_order : bool
+        Stored feature by feature (the first axis varies fastest), not row by row.
+    """
+
+    field: Field
+    stored: np.dtype[Any]
+    n_rows: int
+    offset: int
+    fortran_order: bool = False
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all rows as stored."""
+        return self.n_rows * self.row_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row as stored."""
+        return math.prod(self.field.shape) * self.stored.itemsize
+
+    def empty(self, n_rows: int) -> npt.NDArray[Any]:
+        """Uninitialised memory for so many rows as stored, in C order."""
+        return np.empty((n_rows, *self.field.shape), self.stored)
+
+    def unpacked(self, out: npt.NDArray[Any], place: Callable[[int], str]) -> npt.NDArray[Any]:
+        """Turn rows as stored, in memory of our own, into the field's: bytes are swapped where they lie."""
+        native = out if out.dtype.isnative else out.byteswap(inplace=True).view(out.dtype.newbyteorder("="))
+        return as_field(native, self.field, place)
+
+    def columns(self) -> Iterator[tuple[int, ...]]:
+        """The index of every column in the transposed rows, in the order Fortran keeps them."""
+        return iter(np.ndindex(*self.field.shape[::-1]))
+
+
+def packing_of(
+    name: str, stored: np.dtype[Any], shape: tuple[int, ...], offset: int, *, where: str, fortran_order: bool = False
+) -> Packing:
+    """Describe a whole array in a file: its first axis are the samples.
+
+    Raises
+    ------
+    InputError
+        The array has no axis of samples, no samples, a dtype that is not supported, or a size that cannot be.
+    """
+    if not shape:
+        raise InputError("a 0-d array has no axis of samples", where=where, fix="store an array of at least one axis")
+    if len(shape) > _MOST_AXES or math.prod(max(1, length) for length in shape) * stored.itemsize >= _MOST_BYTES:
+        raise InputError(
+            f"the header claims {len(shape)} axes of more bytes than any file has",
+            where=where,
+            fix="check that the file is what its name says",
+        )
+    field = field_of(name, stored, shape[1:], where=where)
+    if shape[0] == 0:
+        raise InputError(f"shape {shape} holds no samples", where=where, fix="leave the file out")
+    # With one axis both orders are the same, and row by row is the cheaper one to read.
+    by_column = fortran_order and len(shape) > 1
+    return Packing(field=field, stored=stored, n_rows=shape[0], offset=offset, fortran_order=by_column)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedSource:
+    """A plain file of packed rows, read range by range."""
+
+    path: Path
+    packing: Packing
+    provenance: tuple[dict[str, Any], ...]
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The one field."""
+        return (self.packing.field,)
+
+    @property
+    def n_samples(self) -> int:
+        """How many rows the header and the file's size agree on."""
+        return self.packing.n_rows
+
+    @property
+    def classes(self) -> None:
+        """None: packed labels are numbers."""
+
+    def where(self, row: int) -> str:
+        """The file and the row in it."""
+        return f"{self.path} row {row}"
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield all rows in order."""
+        return read_in_order(self, max_bytes)
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Read rows [start, stop)."""
+        check_range(start, stop, self.n_samples)
+        out = self.packing.empty(stop - start)
+        if self.packing.fortran_order:
+            self._read_columns(start, out)
+        else:
+            read_range(self.path, self.packing.offset + start * self.packing.row_bytes, out)
+        return {self.packing.field.name: self.packing.unpacked(out, lambda row: self.where(start + row))}
+
+    def _read_columns(self, start: int, out: npt.NDArray[Any]) -> None:
+        column = np.empty(len(out), self.packing.stored)
+        for number, index in enumerate(self.packing.columns()):
+            first = number * self.packing.n_rows + start
+            read_range(self.path, self.packing.offset + first * self.packing.stored.itemsize, column)
+            out.T[index] = column
+
+
+def probe_raw(path: Path, options: SourceOptions) -> PackedSource:
+    """Open a raw binary file as field ``x`` of the dtype and sample shape in the options.
+
+    Raises
+    ------
+    UsageError
+        The options lack the dtype or the shape, or the shape is not one.
+    InputError
+        The file's size is not a whole number of samples.
+    """
+    refuse_options(path, "raw binary", options, "label_column", "columns")
+    provenance = provenance_of(path, "raw")
+    if options.dtype is None or options.shape is None:
+        missing = " and ".join(name for name in ("dtype", "shape") if getattr(options, name) is None)
+        raise UsageError(
+            f"raw binary needs the {missing} of one sample",
+            where=str(path),
+            why="The file itself does not say what it holds",
+            fix="dtype=float32 and shape=(3, 32, 32), say; shape=() is one number per sample",
+        )
+    if any(length < 1 for length in options.shape):
+        raise UsageError(
+            f"shape {options.shape} has an axis below 1", where=str(path), fix="give the shape of one sample"
+        )
+    n_bytes = provenance[0]["bytes"]
+    row_bytes = options.dtype.itemsize * math.prod(options.shape)
+    if n_bytes % max(1, row_bytes):
+        raise InputError(
+            f"{n_bytes:,} bytes are not a whole number of samples: {n_bytes % row_bytes:,} are left over",
+            where=str(path),
+            why=f"A sample of shape {options.shape} and dtype {options.dtype} has {row_bytes:,} bytes",
+            fix="correct the dtype or the shape, or write the file again",
+        )
+    shape = (n_bytes // max(1, row_bytes), *options.shape)
+    packing = packing_of("x", options.dtype, shape, 0, where=str(path))
+    return PackedSource(path=path, packing=packing, provenance=provenance)
+
+
+_PIECE_BYTES: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a .npy header says, and how many bytes it takes."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran_order: bool
+    n_bytes: int
+
+    def packing(self, name: str, *, where: str) -> Packing:
+        """How the rows lie behind the header; the first axis are the samples."""
+        return packing_of(name, self.dtype, self.shape, self.n_bytes, where=where, fortran_order=self.fortran_order)
+
+
+def probe_npy(path: Path, options: SourceOptions) -> PackedSource:
+    """Open one .npy file as field ``x``: its header against its size, nothing else read.
+
+    Raises
+    ------
+    InputError
+        The file is no .npy, is truncated, or holds what a field cannot.
+    """
+    refuse_options(path, ".npy", options, "label_column", "columns", "dtype", "shape")
+    provenance = provenance_of(path, "npy")
+    with open_bytes(path) as file:
+        header = read_header(file, where=str(path))
+    packing = header.packing("x", where=str(path))
+    claim = f"shape {header.shape} of {header.dtype}"
+    check_size(provenance[0]["bytes"], header.n_bytes + packing.n_bytes, where=str(path), claim=claim)
+    return PackedSource(path=path, packing=packing, provenance=provenance)
+
+
+class _Counting:
+    """A stream that knows how much of it was read: zip members do not all tell."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self.n_bytes = 0
+
+    def read(self, n_bytes: int = -1) -> bytes:
+        # A stream sets aside as much as is asked for, which is what a header claims; numpy asks again for the rest.
+        piece = self._stream.read(min(n_bytes, _PIECE_BYTES) if n_bytes >= 0 else n_bytes)
+        self.n_bytes += len(piece)
+        return piece
+
+
+def read_header(stream: ByteStream, *, where: str) -> Header:
+    """Read a .npy header from the start of a stream, which is left at the first element."""
+    counting = _Counting(stream)
+    try:
+        shape, fortran_order, dtype = _parse(cast("IO[bytes]", counting))
+    except (ValueError, TypeError, EOFError, SyntaxError, OverflowError, RecursionError, TokenError) as error:
+        # numpy's own words advise to allow pickle: they stay in the chain and out of the message.
+        raise InputError(
+            "the .npy header is not valid", where=where, fix="write the file again with np.save"
+        ) from error
+    if any(length < 0 for length in shape):
+        raise InputError(f"the .npy header claims a negative shape {shape}", where=where, fix="write the file again")
+    return Header(dtype=dtype, shape=shape, fortran_order=fortran_order, n_bytes=counting.n_bytes)
+
+
+def _parse(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    if version in ((2, 0), (3, 0)):
+        # 3.0 is 2.0 with UTF-8 names of structured members, and those are refused by their dtype.
+        return np.lib.format.read_array_header_2_0(stream)
+    raise ValueError(f"unknown .npy version {version}")

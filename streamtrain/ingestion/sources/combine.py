@@ -1,0 +1,499 @@
+"""Several sources as one, one after another.
+
+What the parts must agree on is compared before a row is read. The whole reads any range if every part does.
+
+Labels from one source beside the features of another, row by row, as field ``y``.
+
+Labels held against the classes that were named: whole numbers below their count, or their names.
+
+Without a word on classes, numbers that are not whole are values to be predicted. With it they are a mistake, and so is
+a class that nobody named; both are refused here, by the row, and not by a model or a device later.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, Final, TypeGuard, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import InputError, UsageError
+from streamtrain.ingestion.sources.arrays import in_step
+from streamtrain.ingestion.sources.base import (
+    LABELS,
+    Rows,
+    SeekableSource,
+    Source,
+    as_field,
+    check_range,
+    chunk_bytes_of,
+    describe,
+    field_of,
+    n_rows_of,
+    pieces,
+    rows_within,
+)
+from streamtrain.ingestion.sources.tables.table_columns import TableSource, with_dtypes
+from streamtrain.store.layout import Field
+
+_PIECE_BYTES: Final = 4_000_000
+_N_SHOWN: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concatenation:
+    """Sources of the same fields, one after another."""
+
+    parts: tuple[Source, ...]
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """Those of every part."""
+        return self.parts[0].fields
+
+    @property
+    def n_samples(self) -> int | None:
+        """Rows of all parts; None where a part does not know."""
+        counts = [part.n_samples for part in self.parts]
+        return None if None in counts else sum(cast("list[int]", counts))
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Those of every part."""
+        return self.parts[0].classes
+
+    @property
+    def provenance(self) -> tuple[dict[str, Any], ...]:
+        """Of every part, in order."""
+        return tuple(entry for part in self.parts for entry in part.provenance)
+
+    def where(self, row: int) -> str:
+        """Where the part that holds the row says it came from."""
+        if self.n_samples is None:
+            return f"row {row} of {len(self.parts)} sources"
+        number, start = _part_of(self.parts, row)
+        return self.parts[number].where(row - start)
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield the rows of every part, in order."""
+        for part in self.parts:
+            yield from part.iter_blocks(max_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeekableConcatenation(Concatenation):
+    """Sources of the same fields that all read any range."""
+
+    parts: tuple[SeekableSource, ...]
+
+    @property
+    def n_samples(self) -> int:
+        """Rows of all parts."""
+        return sum(part.n_samples for part in self.parts)
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Read rows [start, stop), across parts where need be."""
+        check_range(start, stop, self.n_samples)
+        number, first = _part_of(self.parts, start)
+        if stop - first <= self.parts[number].n_samples:
+            return self.parts[number].read(start - first, stop - first)
+        return self._read_across(start, stop)
+
+    def _read_across(self, start: int, stop: int) -> Rows:
+        out = {field.name: np.empty((stop - start, *field.shape), field.dtype) for field in self.fields}
+        # In small pieces, so that no part's share is held a second time.
+        n_rows = rows_within(_PIECE_BYTES, self.fields)
+        while start < stop:
+            number, first = _part_of(self.parts, start)
+            end = min(stop, start + n_rows, first + self.parts[number].n_samples)
+            for name, values in self.parts[number].read(start - first, end - first).items():
+                out[name][len(out[name]) - (stop - start) :][: end - start] = values
+            start = end
+        return out
+
+
+def _part_of(parts: Sequence[Source], row: int) -> tuple[int, int]:
+    """The part that holds a row, and its first row."""
+    starts = [0, *accumulate(part.n_samples or 0 for part in parts)]
+    number = min(bisect_right(starts, row), len(parts)) - 1
+    return number, starts[number]
+
+
+def concatenate(parts: Sequence[Source]) -> Source:
+    """Join sources of one kind, in order.
+
+    CSV files find their dtypes in the values, so theirs are widened to common ones; all others must agree. The
+    names of text labels are united.
+
+    Raises
+    ------
+    InputError
+        Dtypes, shapes, columns or the kind of labels differ; the message lists who has what.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    united = _unite_classes(_widen(parts))
+    groups: dict[str, list[str]] = {}
+    for part in united:
+        groups.setdefault(_signature(part), []).append(name_of(part))
+    if len(groups) > 1:
+        raise InputError(
+            f"{len(parts)} sources do not hold the same",
+            where=", ".join(names[0] for names in list(groups.values())[:_N_SHOWN]),
+            why="; ".join(_line(names, held) for held, names in list(groups.items())[:_N_SHOWN]),
+            fix="convert them to one dtype, shape and list of columns, or ingest them apart",
+        )
+    if _all_seekable(united):
+        return SeekableConcatenation(parts=united)
+    return Concatenation(parts=united)
+
+
+def name_of(source: Source) -> str:
+    """The path of a source, or its format where it has none."""
+    first = source.provenance[0] if source.provenance else {}
+    return str(first.get("path", first.get("format", "source")))
+
+
+def _line(names: list[str], held: str) -> str:
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{others}: {held}"
+
+
+def _signature(source: Source) -> str:
+    facts = source.provenance[0] if source.provenance else {}
+    held = [f"{field.name} {describe(field)}" for field in source.fields]
+    columns = facts.get("columns")
+    return ", ".join(held) + (f" of columns {', '.join(columns)}" if columns else "")
+
+
+def _widen(parts: Sequence[Source]) -> Sequence[Source]:
+    tables = [part for part in parts if isinstance(part, TableSource) and part.provenance[0]["format"] == "csv"]
+    if len(tables) < len(parts) or len({part.chosen for part in tables}) > 1:
+        return parts
+    common = {
+        field.name: np.result_type(*(own.dtype for part in tables for own in part.fields if own.name == field.name))
+        for field in tables[0].fields
+    }
+    return [with_dtypes(part, common.get("x"), common.get("y")) for part in tables]
+
+
+def _unite_classes(parts: Sequence[Source]) -> tuple[Source, ...]:
+    if len({part.classes for part in parts}) == 1:
+        return tuple(parts)
+    kinds = {"numbers" if part.classes is None else "text": name_of(part) for part in parts}
+    if len(kinds) > 1:
+        raise InputError(
+            "labels are text in one file and numbers in another",
+            where=", ".join(sorted(kinds.values())),
+            why="; ".join(f"{name}: {kind}" for kind, name in sorted(kinds.items())),
+            fix="write all labels as text, or all as numbers",
+        )
+    united = tuple(sorted({name for part in parts for name in part.classes or ()}))
+    return tuple(_with_classes(part, united) for part in parts)
+
+
+def _with_classes(part: Source, classes: tuple[str, ...]) -> Source:
+    if isinstance(part, TableSource):
+        return replace(part, classes=classes)
+    raise InputError("the files name different classes", where=name_of(part), fix="ingest them apart")
+
+
+def _all_seekable(parts: tuple[Source, ...]) -> TypeGuard[tuple[SeekableSource, ...]]:
+    return all(isinstance(part, SeekableSource) for part in parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """Features from one source and, row by row, the labels from another."""
+
+    features: Source
+    labels: Source
+    fields: tuple[Field, ...]
+
+    @property
+    def n_samples(self) -> int | None:
+        """Rows of both, where either knows."""
+        return self.labels.n_samples if self.features.n_samples is None else self.features.n_samples
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Those of the labels."""
+        return self.labels.classes
+
+    @property
+    def provenance(self) -> tuple[dict[str, Any], ...]:
+        """Of the features, then of the labels."""
+        return (*self.features.provenance, *({**entry, "field": "y"} for entry in self.labels.provenance))
+
+    @property
+    def chunk_bytes(self) -> int:
+        """What features and labels make at once."""
+        return chunk_bytes_of(self.features) + chunk_bytes_of(self.labels)
+
+    def where(self, row: int) -> str:
+        """Where the row's features came from."""
+        return self.features.where(row)
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield all rows in order.
+
+        Raises
+        ------
+        InputError
+            One of the two ends before the other.
+        """
+        n_rows = rows_within(max_bytes, self.fields)
+        features = _Counted(self.features.iter_blocks(n_rows * _row_bytes(self.features)))
+        labels = _Counted(self._labels(n_rows * _row_bytes(self.labels)))
+        with closing(features), closing(labels):
+            for rows in in_step([features, labels]):
+                yield from pieces(rows, n_rows)
+        _check_counts(self.features, self.labels, features.n_rows, labels.n_rows)
+
+    def _labels(self, max_bytes: int) -> Iterator[Rows]:
+        n_done = 0
+        for rows in self.labels.iter_blocks(max_bytes):
+            yield self._as_labels(rows, n_done)
+            n_done += n_rows_of(rows)
+
+    def _as_labels(self, rows: Rows, first_row: int) -> Rows:
+        values = rows[self.labels.fields[0].name]
+        return {"y": as_field(values, self.fields[-1], lambda row: self.labels.where(first_row + row))}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeekableLabelled(Labelled):
+    """Features and labels that both read any range."""
+
+    features: SeekableSource
+    labels: SeekableSource
+
+    @property
+    def n_samples(self) -> int:
+        """Rows of both."""
+        return self.features.n_samples
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Read rows [start, stop) of both."""
+        check_range(start, stop, self.n_samples)
+        return {**self.features.read(start, stop), **self._as_labels(self.labels.read(start, stop), start)}
+
+
+class _Counted:
+    """A stream of rows that knows how many went by."""
+
+    def __init__(self, stream: Iterator[Rows]) -> None:
+        self._stream = stream
+        self.n_rows = 0
+
+    def __iter__(self) -> Iterator[Rows]:
+        return self
+
+    def __next__(self) -> Rows:
+        rows = next(self._stream)
+        self.n_rows += n_rows_of(rows)
+        return rows
+
+    def close(self) -> None:
+        if hasattr(self._stream, "close"):
+            self._stream.close()
+
+
+def _row_bytes(source: Source) -> int:
+    return sum(field.row_bytes for field in source.fields)
+
+
+def with_labels(features: Source, labels: Source) -> Source:
+    """Put the only field of a labels source beside features, as field ``y``.
+
+    Raises
+    ------
+    UsageError
+        The features have a field ``y`` already.
+    InputError
+        The labels have several fields, or the row counts differ.
+    """
+    if any(field.name == "y" for field in features.fields):
+        fix = "leave labels out, or the label column"
+        raise UsageError("the features bring labels of their own (field 'y')", where=name_of(features), fix=fix)
+    if len(labels.fields) != 1:
+        listed = ", ".join(field.name for field in labels.fields)
+        fix = "give labels as a source of one field"
+        raise InputError(f"the labels hold several fields: {listed}", where=name_of(labels), fix=fix)
+    if features.n_samples is not None and labels.n_samples is not None:
+        _check_counts(features, labels, features.n_samples, labels.n_samples)
+    own = labels.fields[0]
+    fields = (*features.fields, field_of("y", own.dtype, own.shape, where=name_of(labels)))
+    if isinstance(features, SeekableSource) and isinstance(labels, SeekableSource):
+        return SeekableLabelled(features=features, labels=labels, fields=fields)
+    return Labelled(features=features, labels=labels, fields=fields)
+
+
+def _check_counts(features: Source, labels: Source, n_features: int, n_labels: int) -> None:
+    if n_features != n_labels:
+        raise InputError(
+            f"features and labels differ in rows: {n_features:,} and {n_labels:,}",
+            where=f"{name_of(features)}, {name_of(labels)}",
+            why="Every sample has one label",
+            fix="give the labels that belong to these features",
+        )
+
+
+Classes = int | tuple[str, ...]
+"""How many classes there are, numbered from 0, or their names in the order of their numbers."""
+
+_N_LISTED: Final = 5
+_PIECE_ROWS: Final = 2**16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classified:
+    """A source whose field ``y`` holds none but the classes that were named, as int64."""
+
+    source: Source
+    fields: tuple[Field, ...]
+    classes: tuple[str, ...] | None
+    n_classes: int
+    codes: npt.NDArray[np.int64] | None
+
+    @property
+    def n_samples(self) -> int | None:
+        """Those of the source."""
+        return self.source.n_samples
+
+    @property
+    def provenance(self) -> tuple[dict[str, Any], ...]:
+        """That of the source."""
+        return self.source.provenance
+
+    @property
+    def chunk_bytes(self) -> int:
+        """What the source makes at once."""
+        return chunk_bytes_of(self.source)
+
+    def where(self, row: int) -> str:
+        """Where the source says."""
+        return self.source.where(row)
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield all rows in order.
+
+        Raises
+        ------
+        InputError
+            A label is none of the classes.
+        """
+        n_done = 0
+        for rows in self.source.iter_blocks(max_bytes):
+            yield self._checked(rows, n_done)
+            n_done += n_rows_of(rows)
+
+    def _checked(self, rows: Rows, first_row: int) -> Rows:
+        labels = rows[LABELS]
+        if self.codes is not None:
+            return {**rows, LABELS: self.codes[labels]}
+        for start in range(0, len(labels), _PIECE_ROWS):
+            self._check(labels[start : start + _PIECE_ROWS], first_row + start)
+        return {**rows, LABELS: labels.astype(np.int64, copy=False)}
+
+    def _check(self, labels: npt.NDArray[Any], first_row: int) -> None:
+        is_class = (labels >= 0) & (labels < self.n_classes)
+        if labels.dtype.kind == "f":
+            is_class &= labels == np.floor(labels)
+        if not is_class.all():
+            row = int(is_class.argmin())
+            raise InputError(
+                f"label {labels[row]} is none of the {self.n_classes:,} classes 0 to {self.n_classes - 1}",
+                where=(self.source.labels if isinstance(self.source, Labelled) else self.source).where(first_row + row),
+                why="Nothing is rounded or left out unasked",
+                fix="correct it, or the number of classes; leave classes out where y is a value to be predicted",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeekableClassified(Classified):
+    """The same, of a source that reads any range."""
+
+    source: SeekableSource
+
+    @property
+    def n_samples(self) -> int:
+        """Those of the source."""
+        return self.source.n_samples
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Read rows [start, stop)."""
+        return self._checked(self.source.read(start, stop), start)
+
+
+def with_classes(source: Source, classes: Classes) -> Source:
+    """Hold the labels of a source against the classes there may be.
+
+    Parameters
+    ----------
+    source : Source
+        With a field ``y`` of one value per sample.
+    classes : int or tuple of str
+        How many there are, or their names: labels that are text become the places of theirs, and labels that are
+        numbers get them.
+
+    Raises
+    ------
+    UsageError
+        The source has no such field.
+    InputError
+        A label that is text is none of the classes.
+
+    Examples
+    --------
+    >>> from streamtrain.ingestion.sources.registry import open_source
+    >>> source = open_source({"y": np.array([0.0, 2.0, 1.5])})
+    >>> list(with_classes(source, 3).iter_blocks(1000))
+    Traceback (most recent call last):
+        ...
+    streamtrain.errors.InputError: row 2 of the arrays: label 1.5 is none of the 3 classes 0 to 2. Nothing is ...
+    """
+    labels = next((field for field in source.fields if field.name == LABELS and not field.shape), None)
+    if labels is None:
+        fix = "give labels, or leave classes out"
+        raise UsageError("classes are of field y, one per sample, and there is none", where=name_of(source), fix=fix)
+    names = source.classes if isinstance(classes, int) else classes
+    n_classes = classes if isinstance(classes, int) else len(classes)
+    kind = SeekableClassified if isinstance(source, SeekableSource) else Classified
+    return kind(
+        source=source,  # type: ignore[arg-type]  # which of the two, the line above knows
+        fields=tuple(_as_label(field) if field is labels else field for field in source.fields),
+        classes=names,
+        n_classes=n_classes,
+        codes=None if source.classes is None else _codes(source, source.classes, classes),
+    )
+
+
+def _as_label(field: Field) -> Field:
+    return Field(name=field.name, dtype=np.dtype(np.int64), shape=())
+
+
+def _codes(source: Source, found: tuple[str, ...], classes: Classes) -> npt.NDArray[np.int64]:
+    """The number of each class that was found."""
+    if isinstance(classes, int):
+        if len(found) > classes:
+            listed = ", ".join(map(repr, found[:_N_LISTED])) + ", ..." * (len(found) > _N_LISTED)
+            fix = "correct the labels, or the number of classes"
+            raise InputError(
+                f"{len(found):,} classes are there, {classes:,} were named: {listed}", where=name_of(source), fix=fix
+            )
+        return np.arange(len(found))
+    unseen = [name for name in found if name not in classes]
+    if unseen:
+        raise InputError(
+            f"labels that are none of the classes: {', '.join(map(repr, unseen[:_N_LISTED]))}",
+            where=name_of(source),
+            why=f"The classes are {', '.join(map(repr, classes[:_N_LISTED]))}{', ...' * (len(classes) > _N_LISTED)}",
+            fix="correct the labels, or name their classes too",
+        )
+    return np.array([classes.index(name) for name in found], np.int64)
