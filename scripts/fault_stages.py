@@ -13,8 +13,8 @@ import numpy as np
 from fault_systems import Failing, Watched, WithoutExchange
 
 import streamtrain as st
-from streamtrain.ingest.job import run
-from streamtrain.ingest.request import Request
+from streamtrain.ingestion.ingest import run
+from streamtrain.ingestion.request import Request
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.writing.journal import Mode, read_journal

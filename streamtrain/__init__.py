@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         UnknownName,
         UsageError,
     )
-    from streamtrain.ingest.job import ingest
+    from streamtrain.ingestion.ingest import ingest
     from streamtrain.loader import StreamLoader
     from streamtrain.sample_random import normal, uniform
     from streamtrain.store.dataset import Dataset
@@ -80,7 +80,7 @@ _HOMES = {
     "Layout": "store.layout",
     "StreamLoader": "loader",
     "Trainer": "trainer",
-    "ingest": "ingest",
+    "ingest": "ingestion.ingest",
     "normal": "sample_random",
     "open": "store.dataset",
     "uniform": "sample_random",

@@ -67,7 +67,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 SHADOWING = {
     "the function first": "import streamtrain as st; st.ingest; import streamtrain.ingest",
     "the module first": "import streamtrain.ingest; import streamtrain as st",
-    "a name of the module": "from streamtrain.ingest.job import ingest; import streamtrain as st",
+    "a name of the module": "from streamtrain.ingestion.ingest import ingest; import streamtrain as st",
     "by another room": "import streamtrain as st, importlib; importlib.import_module('streamtrain.ingest')",
 }
 

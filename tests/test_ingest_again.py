@@ -16,8 +16,8 @@ from ingest_cases import SIZES, F, X, Y, interrupt, tree, write_files
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, LockedError, ResourceError, StreamtrainError, UsageError
-from streamtrain.ingest.job import run
-from streamtrain.ingest.request import Request
+from streamtrain.ingestion.ingest import run
+from streamtrain.ingestion.request import Request
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.verify import verify

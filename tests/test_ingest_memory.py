@@ -18,7 +18,7 @@ _MEASURE = """
 import sys, tempfile, threading
 import numpy as np
 import streamtrain
-from streamtrain.ingest import plans
+from streamtrain.ingestion import request
 
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()

@@ -14,8 +14,8 @@ from ingest_cases import SIZES, F, Full, X, Y, identities, interrupt, tree, writ
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, ResourceError, UsageError
-from streamtrain.ingest.job import run
-from streamtrain.ingest.request import Request
+from streamtrain.ingestion.ingest import run
+from streamtrain.ingestion.request import Request
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.system.files import Files

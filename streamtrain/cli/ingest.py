@@ -46,7 +46,7 @@ def command(
 
     SRC are files of one kind, or a folder of them: .npy, .npz, idx, CSV, TSV, Parquet, or raw binary.
     """
-    from streamtrain.ingest.job import ingest
+    from streamtrain.ingestion.ingest import ingest
 
     started = time.perf_counter()
     dataset = ingest(

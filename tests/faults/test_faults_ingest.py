@@ -21,8 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import streamtrain
 from streamtrain.errors import DatasetError, ResourceError, UsageError
-from streamtrain.ingest.job import run
-from streamtrain.ingest.request import Request
+from streamtrain.ingestion.ingest import run
+from streamtrain.ingestion.request import Request
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.verify import find_leftovers, remove_leftovers

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from streamtrain.errors import ResourceError
-from streamtrain.ingest.job import run
-from streamtrain.ingest.request import Request
+from streamtrain.ingestion.ingest import run
+from streamtrain.ingestion.request import Request
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.system.files import Files

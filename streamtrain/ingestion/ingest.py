@@ -1,39 +1,60 @@
-"""`ingest`: arguments, lock, plan, write, check, commit."""
+"""`ingest`: arguments, lock, plan, write, check, commit.
+
+What was read, held against what the source promised, when all of it has been.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from importlib.metadata import version as version_of
 from pathlib import Path
+from typing import Any, Final
 
-from streamtrain import __version__
-from streamtrain.errors import StreamtrainError, UsageError
-from streamtrain.ingest.append import Appended, appended, n_full_shards
-from streamtrain.ingest.checks import checked_statistics
-from streamtrain.ingest.destination import (
+from streamtrain.errors import InputError, StreamtrainError, UsageError
+from streamtrain.ingestion.append import Appended, appended, n_full_shards
+from streamtrain.ingestion.request import (
+    IngestSizes,
+    Request,
+    check_room,
+    parse_classes,
+    parse_workers,
+    plan,
+    run_bytes,
+    solve,
+    source_options,
+)
+from streamtrain.ingestion.resume import (
+    Interrupted,
+    Say,
+    Work,
     check_complete,
     check_destination,
     check_outside,
     check_rereadable,
     check_same,
+    discard,
+    find_interrupted,
     is_fingerprinted,
+    leave,
+    prepare,
+    settle,
 )
-from streamtrain.ingest.memory import IngestSizes, run_bytes
-from streamtrain.ingest.plans import check_room, plan, solve
-from streamtrain.ingest.request import Request, parse_classes, parse_workers, source_options
-from streamtrain.ingest.shards import write_shards
-from streamtrain.ingest.stream import RowStream, write_stream
-from streamtrain.ingest.work import Interrupted, Say, Work, discard, find_interrupted, leave, prepare, settle
+from streamtrain.ingestion.row_stream import RowStream
 from streamtrain.ingestion.sources.base import SeekableSource, Source
 from streamtrain.ingestion.sources.combine import with_classes
+from streamtrain.ingestion.sources.input_files import changed
 from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.ingestion.write_shards import Tallies, write_shards
+from streamtrain.ingestion.write_stream import write_stream
 from streamtrain.store.codec import parse_codec
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.layout import UNKNOWN_SAMPLES, Layout
 from streamtrain.store.shard import is_there
+from streamtrain.store.statistics import FieldStats
 from streamtrain.store.writing.journal import Header, Mode
 from streamtrain.store.writing.lock import check_free, held
 from streamtrain.store.writing.staging import actual, begin, mend, state_of, successor, tidy
@@ -41,6 +62,54 @@ from streamtrain.store.writing.writer import DatasetWriter
 from streamtrain.system.files import Files
 from streamtrain.system.progress_bar import ByteProgress
 from streamtrain.system.units import parse_bytes
+
+_ROWS_SHOWN: Final = 3
+
+
+def checked_statistics(
+    source: Source, provenance: tuple[dict[str, Any], ...], tallies: Tallies, n_samples: int
+) -> Mapping[str, FieldStats]:
+    """The statistics, if what was read can be trusted and trained on.
+
+    Parameters
+    ----------
+    source : Source
+        What was read.
+    provenance : tuple of dict
+        Of the files that must still be what they were.
+    tallies : tuple of FieldTally
+        Of all rows.
+    n_samples : int
+        How many there were.
+
+    Raises
+    ------
+    InputError
+        A file changed, rows are missing, or values are NaN or infinite.
+    """
+    change = changed(provenance)
+    if change:
+        raise InputError(change, fix="ingest again when nothing writes to it")
+    if n_samples == 0:
+        raise InputError("there are no samples", fix="give at least one row")
+    if source.n_samples is not None and source.n_samples != n_samples:
+        raise InputError(f"the source promised {source.n_samples} rows and gave {n_samples}", fix="check the source")
+    statistics = {tally.field.name: tally.finish() for tally in tallies}
+    for tally in tallies:
+        _check_finite(source, tally.field.name, statistics[tally.field.name], tally.nonfinite_rows)
+    return statistics
+
+
+def _check_finite(source: Source, name: str, stats: FieldStats, rows: tuple[int, ...]) -> None:
+    n_nan, n_inf = stats.overall.n_nan, stats.overall.n_inf
+    if n_nan or n_inf:
+        counts = [f"{n:,} {kind}" for n, kind in ((n_nan, "NaN"), (n_inf, "infinite")) if n]
+        raise InputError(
+            f"field {name} holds {' and '.join(counts)} value{'s' * (n_nan + n_inf > 1)}",
+            where=source.where(rows[0]),
+            why=f"The first are at {', '.join(source.where(row) for row in rows[:_ROWS_SHOWN])}",
+            fix="remove those rows, or fill them in; they are never replaced silently",
+        )
 
 
 def ingest(
@@ -284,7 +353,7 @@ def _header(mode: Mode, base: Dataset | None, layout: Layout, source: Source, re
     return Header(
         mode=mode,
         base=None if base is None else base.id,
-        version=__version__,
+        version=version_of("streamtrain"),
         layout=layout,
         classes=source.classes,
         sources=source.provenance,

@@ -1,0 +1,374 @@
+"""The plan of an ingest, from headers and first rows alone: layout, codec, what happens at once, room on the disk.
+
+What an ingest owns, as a sum of named terms, and the workers that a budget allows. Pure.
+
+What an ingest was asked for, parsed and checked before anything is opened.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import BudgetError, InputError, ResourceError, UsageError, unknown_name
+from streamtrain.ingestion.append import Appended, appended_layout
+from streamtrain.ingestion.row_stream import RowStream, part_rows
+from streamtrain.ingestion.sources.base import SeekableSource, Source, SourceOptions, chunk_bytes_of
+from streamtrain.ingestion.sources.combine import Classes
+from streamtrain.store.codec import TRIAL_BYTES, CodecChoice, check_encodable, choose_codec, trial_rows
+from streamtrain.store.layout import CHECKSUM_BYTES, UNKNOWN_SAMPLES, Codec, Layout, plan_layout
+from streamtrain.store.shard import index_bytes
+from streamtrain.store.statistics import MOST_VALUES, tally_bytes, work_bytes
+from streamtrain.store.writing.writer import FLUSHERS
+from streamtrain.system.files import Files
+from streamtrain.system.memory import Projection
+from streamtrain.system.units import format_bytes
+
+MOST_WORKERS: Final = 16
+_WAVES: Final = (8, 4, 2, 1)  # parts or shards a worker gets at a time
+_HEAD_BYTES: Final = 256 * 10**6
+_RUN_BYTES: Final = (2**18, 2**24)
+_PROCESS_BYTES: Final = 6 * 10**6
+_THREAD_BYTES: Final = 10**6
+_ROUND_BYTES: Final = 10**5
+_FILE_BYTES: Final = 500
+_ASSUMED_BLOCKS: Final = 2**16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestSizes:
+    """How much an ingest does at once.
+
+    Parameters
+    ----------
+    n_workers : int
+        Threads that read, encode and write.
+    n_wave : int
+        Tasks handed out together: shards, or parts of a source that reads in order only.
+    """
+
+    n_workers: int
+    n_wave: int
+
+
+def head_bytes(memory: int) -> int:
+    """How much of a source of unknown length is held to learn whether it is short.
+
+    Examples
+    --------
+    >>> head_bytes(100_000_000), head_bytes(10**12)
+    (25000000, 256000000)
+    """
+    return min(memory // 4, _HEAD_BYTES)
+
+
+def run_bytes(memory: int) -> int:
+    """The most that a source which reads in order only is asked for at once.
+
+    Examples
+    --------
+    >>> run_bytes(64 * 2**20), run_bytes(2**40)
+    (2097152, 16777216)
+    """
+    least, most = _RUN_BYTES
+    return min(max(least, memory // 32), most)
+
+
+def project_ingest(
+    layout: Layout, sizes: IngestSizes, *, seekable: bool, held_bytes: int, budget_bytes: int, chunk_bytes: int = 0
+) -> Projection:
+    """What an ingest owns at these sizes.
+
+    Parameters
+    ----------
+    layout : Layout
+        The plan.
+    sizes : IngestSizes
+        How much happens at once.
+    seekable : bool
+        Whether workers read their own rows.
+    held_bytes : int
+        The rows held before the plan was made.
+    budget_bytes : int
+        What the user allows.
+    chunk_bytes : int
+        What the source makes at once, however little it is asked for.
+    """
+    rows = part_rows(layout)
+    part = rows * layout.row_bytes
+    shard_rows = layout.block_rows * layout.shard_blocks
+    n_blocks = layout.n_blocks if layout.n_samples < UNKNOWN_SAMPLES else _ASSUMED_BLOCKS
+    n_fields, workers, wave = len(layout.fields), sizes.n_workers, sizes.n_wave
+    part_tally = sum(tally_bytes(field, rows) for field in layout.fields)
+    shard_tally = sum(tally_bytes(field, shard_rows) for field in layout.fields)
+    row_bytes = max(field.row_bytes for field in layout.fields)
+    run = max(run_bytes(budget_bytes), layout.row_bytes, chunk_bytes)
+    n_parts = workers if seekable else wave
+    encoded = n_parts * part if layout.codec != "none" else workers * min(part, row_bytes * layout.block_rows)
+    # While rows come in: a tally per part and per shard at work or waiting. At the end: the figures made of them.
+    working = n_parts * part_tally + workers * max(work_bytes(field, rows) for field in layout.fields)
+    working += (workers + wave if seekable else 1) * shard_tally
+    terms = {
+        "rows": (2 * workers if seekable else 2 * wave) * part,
+        "source": 0 if seekable else 3 * run,
+        "head": held_bytes,
+        "encoded blocks": encoded,
+        "statistics": shard_tally + max(working, 3 * shard_tally),
+        "tables": n_blocks * n_fields * 12
+        + (workers if seekable else 1) * n_fields * layout.shard_blocks * 48
+        + -(-n_blocks // layout.shard_blocks) * n_fields * _FILE_BYTES,
+        "threads": _PROCESS_BYTES + (workers + FLUSHERS) * _THREAD_BYTES,
+    }
+    return Projection(budget_bytes=budget_bytes, terms={name: n_bytes for name, n_bytes in terms.items() if n_bytes})
+
+
+def solve_ingest(
+    layout: Layout, *, memory: int, n_workers: int, seekable: bool, held_bytes: int, chunk_bytes: int = 0
+) -> tuple[IngestSizes, Projection]:
+    """Find the most workers, and the longest wave for them, that a budget allows.
+
+    Parameters
+    ----------
+    memory : int
+        The budget in bytes.
+    n_workers : int
+        The most workers.
+    chunk_bytes : int
+        What the source makes at once, however little it is asked for.
+
+    Raises
+    ------
+    BudgetError
+        Not even one worker fits; the message has every term and the smallest budget that would do.
+    """
+    project = partial(project_ingest, layout, seekable=seekable, chunk_bytes=chunk_bytes)
+    for workers in range(n_workers, 0, -1):
+        for wave in _WAVES:
+            sizes = IngestSizes(n_workers=workers, n_wave=wave * workers)
+            projection = project(sizes, held_bytes=held_bytes, budget_bytes=memory)
+            if projection.total_bytes <= memory:
+                return sizes, projection
+    least = _smallest_budget(project, projection, held_bytes if layout.n_samples < UNKNOWN_SAMPLES else None)
+    chunks = f", chunks of at most {max(1, run_bytes(memory) // layout.row_bytes):,} rows" if chunk_bytes else ""
+    raise BudgetError(
+        f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(least)}",
+        why=f"The least an ingest of this data owns: {projection}",
+        fix=f"memory='{least / 10**6:.1f}MB'{chunks}, or a smaller block",
+    )
+
+
+def _smallest_budget(project: Callable[..., Projection], projection: Projection, held_bytes: int | None) -> int:
+    """The budget at which one worker fits; what grows with the budget itself is projected until it does not."""
+    sizes = IngestSizes(n_workers=1, n_wave=1)
+    while projection.total_bytes > projection.budget_bytes:
+        least = math.ceil(projection.total_bytes / _ROUND_BYTES) * _ROUND_BYTES
+        held = head_bytes(least) if held_bytes is None else held_bytes
+        projection = project(sizes, held_bytes=held, budget_bytes=least)
+    return projection.budget_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What was asked for, parsed.
+
+    Parameters
+    ----------
+    memory, shard_bytes : int
+        In bytes.
+    block_bytes : int, optional
+        In bytes; by default the layout's own.
+    codec : {"auto", "none", "lz4", "zstd"}
+        The compression.
+    n_workers : int
+        The most workers.
+    progress : bool, optional
+        Whether to show a bar; by default on a terminal.
+    options : SourceOptions
+        How to read files.
+    classes : int or tuple of str, optional
+        What labels there may be.
+    """
+
+    memory: int
+    block_bytes: int | None
+    shard_bytes: int
+    codec: CodecChoice
+    n_workers: int
+    progress: bool | None
+    options: SourceOptions
+    classes: Classes | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What shapes the dataset, for its manifest; budget and workers do not."""
+        options = {field.name: getattr(self.options, field.name) for field in fields(SourceOptions)}
+        given = {name: value.name if isinstance(value, np.dtype) else value for name, value in options.items()}
+        return {
+            "block": self.block_bytes,
+            "shard": self.shard_bytes,
+            "codec": self.codec,
+            **{name: value for name, value in (given | {"classes": self.classes}).items() if value is not None},
+        }
+
+
+def source_options(**options: object) -> SourceOptions:
+    """Make `SourceOptions` from what a user gives; a dtype may be text, columns and shape any sequence.
+
+    Raises
+    ------
+    UsageError
+        An option is unknown, or not of its kind.
+
+    Examples
+    --------
+    >>> source_options(dtype="float32", shape=[28, 28]).shape
+    (28, 28)
+    """
+    known = [field.name for field in fields(SourceOptions)]
+    for name in options:
+        if name not in known:
+            raise unknown_name("option", name, known)
+    parsed: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    try:
+        if "dtype" in parsed:
+            parsed["dtype"] = np.dtype(parsed["dtype"])
+        if "shape" in parsed:
+            shape = parsed["shape"]
+            parsed["shape"] = tuple(int(n) for n in (shape if isinstance(shape, Sequence) else (shape,)))
+        if "columns" in parsed:
+            columns = parsed["columns"]
+            parsed["columns"] = (columns,) if isinstance(columns, str) else tuple(columns)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"an option is not of its kind: {error}", fix="dtype='float32', shape=(28, 28), say") from None
+    return SourceOptions(**parsed)
+
+
+def parse_classes(classes: int | Sequence[str] | None) -> Classes | None:
+    """Check a number of classes, or their names.
+
+    Raises
+    ------
+    UsageError
+        It is neither, there are none or too many, or two have one name.
+
+    Examples
+    --------
+    >>> parse_classes(10), parse_classes(["cat", "dog"])
+    (10, ('cat', 'dog'))
+    """
+    fix = 'classes=10, or classes=["cat", "dog"], say'
+    if classes is None:
+        return None
+    if isinstance(classes, int) and not isinstance(classes, bool):
+        return _counted(classes, classes, fix)
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) and name for name in classes):
+        raise UsageError(f"classes is {classes!r}; it is their number, or a list of their names", fix=fix)
+    if len(set(classes)) < len(classes):
+        raise UsageError("two classes have the same name", fix=fix)
+    return _counted(tuple(classes), len(classes), fix)
+
+
+def _counted(classes: Classes, n_classes: int, fix: str) -> Classes:
+    if not 1 <= n_classes <= MOST_VALUES:
+        raise UsageError(f"classes are {n_classes:,}; they can be 1 to {MOST_VALUES:,}", fix=fix)
+    return classes
+
+
+def parse_workers(n_workers: int | None) -> int:
+    """Check a number of workers; by default one per core this process may use, up to 16."""
+    if n_workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores, MOST_WORKERS)
+    if isinstance(n_workers, bool) or not isinstance(n_workers, int) or n_workers < 1:
+        raise UsageError(f"n_workers is {n_workers!r}; it must be a positive integer")
+    return n_workers
+
+
+def plan(source: Source, stream: RowStream | None, request: Request) -> tuple[Layout, IngestSizes]:
+    """Layout, codec and sizes; only headers, and the head of a source that reads in order, have been read."""
+    if isinstance(source, Appended):
+        layout = appended_layout(source)
+        return layout, solve(layout, source, stream, request)
+    n_samples = source.n_samples
+    if stream is not None and n_samples is None and not stream.peek(head_bytes(request.memory)):
+        n_samples = stream.n_read
+    if n_samples == 0:
+        raise InputError("there are no samples", fix="give at least one row")
+    layout = plan_layout(
+        source.fields, n_samples, block_bytes=request.block_bytes, shard_bytes=request.shard_bytes, codec="none"
+    )
+    if request.codec != "auto":
+        layout = replace(layout, codec=request.codec)
+        check_encodable(layout)
+        return layout, solve(layout, source, stream, request)
+    # Refused, if at all, before rows are read to try the codecs on: a single one may be larger than the budget.
+    sizes = solve(replace(layout, codec="lz4"), source, stream, request)
+    return replace(layout, codec=_choose_codec(source, stream, layout)), sizes
+
+
+def solve(layout: Layout, source: Source, stream: RowStream | None, request: Request) -> IngestSizes:
+    """What happens at once, in the memory that was asked for; see `solve_ingest`."""
+    trial = TRIAL_BYTES if request.codec == "auto" else 0
+    sizes, _ = solve_ingest(
+        layout,
+        memory=request.memory,
+        n_workers=request.n_workers,
+        seekable=stream is None,
+        held_bytes=max(trial, stream.head_bytes if stream else 0),
+        chunk_bytes=chunk_bytes_of(source) if stream else 0,
+    )
+    return sizes
+
+
+def _choose_codec(source: Source, stream: RowStream | None, layout: Layout) -> Codec:
+    n_rows = trial_rows(layout)
+    first: list[npt.NDArray[Any]]
+    if stream is None:
+        assert isinstance(source, SeekableSource)
+        rows = source.read(0, n_rows)
+        first = [rows[field.name] for field in layout.fields]
+    else:
+        stream.peek(n_rows * layout.row_bytes)
+        first = [stream.first_rows(field.name, n_rows) for field in layout.fields]
+    # On a thread of its own: on the main thread blosc may start others.
+    with ThreadPoolExecutor(1, thread_name_prefix="streamtrain-ingest") as one:
+        return one.submit(choose_codec, first, layout.block_rows).result()
+
+
+def check_room(folder: Path, layout: Layout, files: Files, *, n_kept: int = 0) -> None:
+    """Refuse an ingest that the disk has no room for, where that can be told: uncompressed, of a known length.
+
+    Parameters
+    ----------
+    n_kept : int
+        Shards that are there already.
+
+    Raises
+    ------
+    ResourceError
+        There are too few bytes free, or too few files.
+    """
+    if layout.n_samples >= UNKNOWN_SAMPLES:
+        return
+    n_shards = layout.n_shards - n_kept
+    free_bytes, free_files = files.system.free(folder)
+    if free_files is not None and n_shards * len(layout.fields) > free_files:
+        what = f"{n_shards * len(layout.fields):,} files are needed, and the file system has room for {free_files:,}"
+        raise ResourceError(what, where=str(folder), fix="a larger shard, or another disk")
+    n_blocks = layout.n_blocks - n_kept * layout.shard_blocks
+    block_bytes = sum(layout.block_rows * field.row_bytes + CHECKSUM_BYTES for field in layout.fields)
+    n_bytes = n_blocks * block_bytes + n_shards * len(layout.fields) * index_bytes(layout.shard_blocks)
+    if layout.codec == "none" and n_bytes > free_bytes:
+        raise ResourceError(
+            f"{format_bytes(n_bytes)} are needed, and {format_bytes(free_bytes)} are free",
+            where=str(folder),
+            fix="free some space, choose a codec that compresses, or another disk",
+        )

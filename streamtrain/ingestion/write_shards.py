@@ -1,0 +1,182 @@
+"""Sources that read any range: each task reads, encodes and writes one whole shard.
+
+Shards that are there already: of an ingest that was interrupted, or of the dataset that is appended to.
+
+They are read back once, which gives their statistics and checksums, and shows whether they are what was written.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError, Executor
+from contextlib import closing, suppress
+from functools import partial
+from typing import Any
+
+import dask
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import DatasetError
+from streamtrain.ingestion.request import IngestSizes
+from streamtrain.ingestion.row_stream import check_rows, part_ranges
+from streamtrain.ingestion.sources.base import Rows, SeekableSource
+from streamtrain.store.layout import Layout
+from streamtrain.store.shard import DamagedShard, reread
+from streamtrain.store.statistics import FieldTally, tally_rows
+from streamtrain.store.writing.writer import DatasetWriter, encode_part
+from streamtrain.system.progress_bar import ByteProgress
+
+ReadRows = Callable[[int, int], Rows]
+
+
+def shard_rows(layout: Layout, shard: int) -> tuple[int, int]:
+    """The rows of a shard, as a half-open range."""
+    first, end = layout.shard_blocks_range(shard)
+    return layout.block_range(first)[0], layout.block_range(end - 1)[1]
+
+
+def tally_kept(writer: DatasetWriter, shard: int, progress: ByteProgress) -> tuple[FieldTally, ...] | None:
+    """Read a shard back and take it over; None where its file is not what was written, and it is to be made again.
+
+    Raises
+    ------
+    DatasetError
+        The shard is of the dataset that is appended to, and damaged.
+    """
+    try:
+        return _tally(writer, shard, progress)
+    except DamagedShard:
+        if shard < writer.n_linked:
+            raise
+        writer.drop(shard)
+        return None
+
+
+def _tally(writer: DatasetWriter, shard: int, progress: ByteProgress) -> tuple[FieldTally, ...]:
+    layout = writer.layout
+    ranges = list(part_ranges(layout, *shard_rows(layout, shard)))
+    totals = tuple(FieldTally(field) for field in layout.fields)
+    checksums: list[npt.NDArray[np.uint32]] = []
+    for (start, stop), (rows, found) in zip(
+        ranges, reread(writer.path, layout, shard, writer.kept[shard], ranges), strict=True
+    ):
+        for total in totals:
+            values = rows[total.field.name]
+            total.merge(tally_rows(values, total.field, first_row=start, block_rows=layout.block_rows))
+        checksums.append(found)
+        progress.advance((stop - start) * layout.row_bytes)
+    writer.adopt(shard, np.concatenate(checksums))
+    return totals
+
+
+def check_kept(writer: DatasetWriter, shard: int, source: ReadRows) -> None:
+    """Hold a shard that is kept against the source's rows, where nothing else says that it is the same source.
+
+    Raises
+    ------
+    DatasetError
+        The source has other rows.
+    """
+    layout = writer.layout
+    ranges = list(part_ranges(layout, *shard_rows(layout, shard)))
+    with closing(reread(writer.path, layout, shard, writer.kept[shard], ranges)) as parts:
+        for (start, stop), (rows, _) in zip(ranges, parts, strict=True):
+            given = source(start, stop)
+            for field in layout.fields:
+                if not np.array_equal(_bytes(rows[field.name]), _bytes(given[field.name])):
+                    raise DatasetError(
+                        f"the source is not the one that was being ingested: field {field.name} differs in its samples "
+                        f"{start:,} to {stop - 1:,}",
+                        where=str(writer.path),
+                        fix="give the same source; or ingest with overwrite, from the start",
+                    )
+
+
+def _bytes(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+Tallies = tuple[FieldTally, ...]
+
+
+def write_shards(
+    source: SeekableSource,
+    writer: DatasetWriter,
+    sizes: IngestSizes,
+    *,
+    pool: Executor,
+    progress: ByteProgress,
+    compare: bool = False,
+) -> Tallies:
+    """Write every shard that is not kept, a wave of them at a time; return each field's tally, merged in row order.
+
+    Where ``compare``, kept shards are held against the source's rows. An error in one task stops the others at their
+    next part.
+    """
+    layout = writer.layout
+    if compare:
+        # All of them before the first is written: no shard of another source may come among them.
+        for shard in sorted(writer.kept):
+            if shard >= writer.n_linked:
+                with suppress(DamagedShard):  # it is made again
+                    check_kept(writer, shard, source.read)
+    stop = threading.Event()
+    task = partial(_keep_or_write, source, writer, stop, progress)
+    totals = tuple(FieldTally(field) for field in layout.fields)
+    try:
+        for first in range(0, layout.n_shards, sizes.n_wave):
+            shards = range(first, min(first + sizes.n_wave, layout.n_shards))
+            for tallies in compute((partial(task, shard) for shard in shards), pool):
+                merge(totals, tallies)
+    except BaseException:
+        stop.set()
+        raise
+    return totals
+
+
+def compute(tasks: Iterable[partial[Any]], pool: Executor) -> tuple[Any, ...]:
+    """Run tasks on a pool through dask; their results in order, or the first error."""
+    graph = [dask.delayed(task, pure=False, traverse=False)() for task in tasks]  # type: ignore[attr-defined]
+    results: tuple[Any, ...] = dask.compute(*graph, scheduler="threads", pool=pool)  # type: ignore[attr-defined, no-untyped-call]
+    return results
+
+
+def merge(totals: Tallies, tallies: Tallies) -> None:
+    """Add each field's tally of later rows to its total."""
+    for total, tally in zip(totals, tallies, strict=True):
+        total.merge(tally)
+
+
+def _keep_or_write(
+    source: SeekableSource,
+    writer: DatasetWriter,
+    stop: threading.Event,
+    progress: ByteProgress,
+    shard: int,
+) -> Tallies:
+    if shard in writer.kept:
+        tallies = tally_kept(writer, shard, progress)
+        if tallies is not None:
+            return tallies
+    return _write_shard(source, writer, stop, progress, shard)
+
+
+def _write_shard(
+    source: SeekableSource, writer: DatasetWriter, stop: threading.Event, progress: ByteProgress, shard: int
+) -> Tallies:
+    layout = writer.layout
+    start, end = shard_rows(layout, shard)
+    totals = tuple(FieldTally(field) for field in layout.fields)
+    with writer.shard(shard) as out:
+        for first_row, end_row in part_ranges(layout, start, end):
+            if stop.is_set():
+                raise CancelledError
+            rows = source.read(first_row, end_row)
+            check_rows(rows, source, first_row, end_row - first_row)
+            part = encode_part(rows, layout, first_row)
+            out.append(part)
+            merge(totals, part.tallies)
+            progress.advance(part.n_bytes)
+    return totals
