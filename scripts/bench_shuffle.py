@@ -31,8 +31,7 @@ from shuffle_training import bench_training, smallest_memory
 import streamtrain as st
 import streamtrain.loader
 from streamtrain.blocks import BlockReader
-from streamtrain.quality import Quality, measure
-from streamtrain.reshuffle import Array, Population, populate
+from streamtrain.shuffle.quality import Array, Population, Quality, measure, populate
 
 SAMPLES: Final = 1_000_000
 BATCH_SIZE: Final = 256

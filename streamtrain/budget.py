@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from streamtrain.errors import BudgetError
-from streamtrain.order import Shuffle
-from streamtrain.schedule import largest_lead
+from streamtrain.shuffle.order import Shuffle
+from streamtrain.shuffle.read_list import largest_lead
 from streamtrain.store.layout import PAGE_BYTES, Layout
 from streamtrain.system.arguments import check_lanes
 from streamtrain.system.memory import Projection

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from streamtrain.errors import DivergedError, StreamtrainError
 from streamtrain.gradients import Learner
-from streamtrain.order import I64
+from streamtrain.shuffle.order import I64
 
 _NAMED: Final = 8
 

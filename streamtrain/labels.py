@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from streamtrain.blocks import BlockReader
 from streamtrain.errors import UsageError
-from streamtrain.order import I64
-from streamtrain.reshuffle import Array, Population, class_dtype, standardized
+from streamtrain.shuffle.order import I64
+from streamtrain.shuffle.quality import Array, Population, class_dtype, standardized
 from streamtrain.store.dataset import Dataset
 
 LABELS: Final = "y"

@@ -18,9 +18,9 @@ from streamtrain.errors import UsageError
 from streamtrain.loader_order import last_samples, orders_of
 from streamtrain.loader_state import VERSION, check_state
 from streamtrain.narrator import Narrator
-from streamtrain.order import I64, EpochOrder
 from streamtrain.pool import Pool
 from streamtrain.quarantine import NOTHING, LeftOut, Quarantine, last_of, reader_of
+from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.store.dataset import Dataset
 from streamtrain.system.arguments import check_batch_size, check_reading, check_seed
 from streamtrain.system.events import Work

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from streamtrain.budget import Sizes
-from streamtrain.order import I64, EpochOrder, Shuffle, sequential_order, shuffled_order
-from streamtrain.picks import samples
 from streamtrain.quarantine import Quarantine
+from streamtrain.shuffle.order import I64, EpochOrder, Shuffle, sequential_order, shuffled_order
+from streamtrain.shuffle.positions import samples
 from streamtrain.store.layout import Layout
 
 

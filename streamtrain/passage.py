@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from streamtrain.order import I64, EpochOrder
-from streamtrain.picks import Picks, picks
-from streamtrain.schedule import ReadList, read_list, within
+from streamtrain.shuffle.order import I64, EpochOrder
+from streamtrain.shuffle.positions import Picks, picks
+from streamtrain.shuffle.read_list import ReadList, read_list, within
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

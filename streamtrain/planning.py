@@ -17,9 +17,9 @@ import numpy as np
 from streamtrain.budget import Sizes, solve
 from streamtrain.errors import BudgetError, UsageError
 from streamtrain.labels import StoredLabels
-from streamtrain.order import EpochOrder, Shuffle, shuffled_order
-from streamtrain.quality import Quality, measure, pieces_of
-from streamtrain.schedule import ReadList, largest_lead, read_list
+from streamtrain.shuffle.order import EpochOrder, Shuffle, shuffled_order
+from streamtrain.shuffle.quality import Quality, measure, pieces_of
+from streamtrain.shuffle.read_list import ReadList, largest_lead, read_list
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
 from streamtrain.system.arguments import check_batch_size, check_seed

@@ -16,10 +16,10 @@ from streamtrain.blocks import BlockReader
 from streamtrain.budget import Sizes
 from streamtrain.deadline import Deadline
 from streamtrain.errors import UsageError
-from streamtrain.order import I64, EpochOrder
 from streamtrain.passage import Passage, enter
-from streamtrain.picks import Picks
 from streamtrain.pool_memory import HostMemory, PoolMemory
+from streamtrain.shuffle.order import I64, EpochOrder
+from streamtrain.shuffle.positions import Picks
 from streamtrain.spans import Span
 from streamtrain.store.layout import Layout
 from streamtrain.system.events import Work

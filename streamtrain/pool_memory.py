@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from streamtrain.budget import Sizes
-from streamtrain.order import I64
+from streamtrain.shuffle.order import I64
 from streamtrain.slots import Slots, row_dtype
 from streamtrain.spans import Span, SpanMemory
 from streamtrain.store.layout import Layout

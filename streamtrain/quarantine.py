@@ -21,8 +21,8 @@ import torch
 
 from streamtrain.blocks import BlockReader
 from streamtrain.errors import DamagedBlock
-from streamtrain.order import I64, EpochOrder
 from streamtrain.sample_random import sample_keys
+from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
 from streamtrain.system.memory import memory_limit

@@ -1,8 +1,8 @@
 """Random numbers that belong to a sample: drawn from its key, whatever batch, order, thread or resumed run it is in.
 
 A key is a function of the seed, the epoch and the sample, so that every epoch augments anew. The numbers are words of
-`streamtrain.random_words` over ``key + counter``, worked out with torch's integers where the keys are, and the same on
-every device. `normal` puts them through logarithm and cosine, whose last bit may differ from device to device.
+`streamtrain.system.counter_rng` over ``key + counter``, worked out with torch's integers where the keys are, and the
+same on every device. `normal` puts them through logarithm and cosine, whose last bit may differ from device to device.
 
 Source: G. E. P. Box, M. E. Muller, *A note on the generation of random normal deviates*, 1958.
 """
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import UsageError
-from streamtrain.order import I64
-from streamtrain.random_words import MIX, key, words
+from streamtrain.shuffle.order import I64
+from streamtrain.system.counter_rng import MIX, key, words
 
 _SAMPLE_KEYS: Final = 4
 """The purpose of these words; the order of an epoch uses 0 to 3."""
@@ -102,7 +102,7 @@ def _words(keys: Tensor, shape: Sequence[int], draw: int) -> Tensor:
 
 
 def _mixed(z: Tensor) -> Tensor:
-    """``mix64`` of `streamtrain.random_words`; torch's int64 wraps as uint64 does."""
+    """``mix64`` of `streamtrain.system.counter_rng`; torch's int64 wraps as uint64 does."""
     z = (z ^ _shifted(z, 30)) * _signed(MIX[0])
     z = (z ^ _shifted(z, 27)) * _signed(MIX[1])
     return z ^ _shifted(z, 31)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.order import I64
+from streamtrain.shuffle.order import I64
 
 _NAMED: Final = 8
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.order import I64
+from streamtrain.shuffle.order import I64
 from streamtrain.store.layout import Layout
 from streamtrain.system.buffers import aligned_bytes
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from streamtrain.errors import UsageError, unknown_name
 from streamtrain.normalize import Normalize, Statistics, normalize_field
-from streamtrain.order import I64
+from streamtrain.shuffle.order import I64
 from streamtrain.store.layout import Layout
 
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from streamtrain.order import I64, EpochOrder
-from streamtrain.picks import picks
+from streamtrain.shuffle.order import I64, EpochOrder
+from streamtrain.shuffle.positions import picks
 
 Transform = Callable[..., Any]
 """``transform(batch)`` or ``transform(batch, keys)``: what is yielded in place of a batch."""

@@ -9,7 +9,7 @@ import pytest
 
 import streamtrain as st
 from streamtrain.labels import StoredLabels
-from streamtrain.reshuffle import populate
+from streamtrain.shuffle.quality import populate
 
 N = 1000
 

@@ -13,8 +13,8 @@ import streamtrain
 from streamtrain import StreamLoader
 from streamtrain.budget import solve
 from streamtrain.errors import BudgetError, DamagedBlock, UsageError
-from streamtrain.order import Shuffle, shuffled_order
-from streamtrain.picks import samples
+from streamtrain.shuffle.order import Shuffle, shuffled_order
+from streamtrain.shuffle.positions import samples
 
 N = 5003
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import UsageError
-from streamtrain.order import Shuffle, sequential_order, shuffled_order
-from streamtrain.picks import picks, samples
-from streamtrain.random_words import key
+from streamtrain.shuffle.order import Shuffle, sequential_order, shuffled_order
+from streamtrain.shuffle.positions import picks, samples
+from streamtrain.system.counter_rng import key
 
 M64 = 2**64 - 1
 

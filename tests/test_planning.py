@@ -12,8 +12,7 @@ import pytest
 import streamtrain as st
 from streamtrain.blocks import BlockReader
 from streamtrain.planning import plan
-from streamtrain.quality import measure
-from streamtrain.reshuffle import populate
+from streamtrain.shuffle.quality import measure, populate
 
 N = 60_000
 

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.order import Shuffle, sequential_order, shuffled_order
-from streamtrain.picks import samples
-from streamtrain.quality import measure, pieces_of
-from streamtrain.reshuffle import Population, populate
+from streamtrain.shuffle.order import Shuffle, sequential_order, shuffled_order
+from streamtrain.shuffle.positions import samples
+from streamtrain.shuffle.quality import Population, measure, pieces_of, populate
 
 
 def by_the_book(order: np.ndarray, labels: np.ndarray, batch_size: int, block_rows: int) -> dict[str, float | None]:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.random_words import GOLDEN_STEPS, NOBLE_STEPS, even_orders, key, random_orders, word_below, words
+from streamtrain.system.counter_rng import GOLDEN_STEPS, NOBLE_STEPS, even_orders, key, random_orders, word_below, words
 
 
 def test_words_are_splitmix64():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.reshuffle import Population, populate, standardized
+from streamtrain.shuffle.quality import Population, populate, standardized
 
 REPEATS = 300
 

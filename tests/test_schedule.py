@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.order import Shuffle, sequential_order, shuffled_order
-from streamtrain.picks import picks
-from streamtrain.schedule import largest_lead, most_live, read_list, within
+from streamtrain.shuffle.order import Shuffle, sequential_order, shuffled_order
+from streamtrain.shuffle.positions import picks
+from streamtrain.shuffle.read_list import largest_lead, most_live, read_list, within
 
 
 @st.composite

@@ -12,7 +12,7 @@ from streamtrain.system.units import format_bytes
 
 if TYPE_CHECKING:
     from streamtrain.planning import Plan, Reads
-    from streamtrain.quality import Quality
+    from streamtrain.shuffle.quality import Quality
     from streamtrain.store.dataset import Dataset
 
 

@@ -29,8 +29,8 @@ from streamtrain.device.plan import (
     read_sections,
     span_sections,
 )
-from streamtrain.order import I64
 from streamtrain.pool_memory import ReadBlock
+from streamtrain.shuffle.order import I64
 from streamtrain.slots import Slots
 from streamtrain.spans import Span
 from streamtrain.store.layout import Layout

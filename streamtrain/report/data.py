@@ -12,8 +12,8 @@ from streamtrain.charts.bars import Bar, Bars, draw_bars
 from streamtrain.errors import StreamtrainError
 from streamtrain.pages import charts, facts, note, table
 from streamtrain.planning import plan
-from streamtrain.quality import Quality
 from streamtrain.report.folder import Told
+from streamtrain.shuffle.quality import Quality
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.system.units import format_bytes
 

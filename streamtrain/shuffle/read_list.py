@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.order import I64, EpochOrder, Shuffle, lane_lengths
+from streamtrain.shuffle.order import I64, EpochOrder, Shuffle, lane_lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,7 +46,7 @@ def read_list(order: EpochOrder) -> ReadList:
 
     Examples
     --------
-    >>> from streamtrain.order import sequential_order
+    >>> from streamtrain.shuffle.order import sequential_order
     >>> reads = read_list(sequential_order(10, 4))
     >>> reads.block.tolist(), reads.first.tolist(), reads.end.tolist()
     ([0, 1, 2], [0, 4, 8], [4, 8, 10])

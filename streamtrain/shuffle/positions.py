@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.order import I64, EpochOrder
-from streamtrain.random_words import NOBLE_STEPS, even_orders, random_orders, words
+from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.system.buffers import aligned_bytes
+from streamtrain.system.counter_rng import NOBLE_STEPS, even_orders, random_orders, words
 
 INDEX_SAMPLES: Final = 65_536
 """Samples whose places are worked out at once: enough that numpy's cost per call does not count."""
@@ -71,7 +71,7 @@ def samples(order: EpochOrder, start: int, stop: int) -> I64:
 
     Examples
     --------
-    >>> from streamtrain.order import sequential_order
+    >>> from streamtrain.shuffle.order import sequential_order
     >>> samples(sequential_order(10, 4), 3, 7).tolist()
     [3, 4, 5, 6]
     """

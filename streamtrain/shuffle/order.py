@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import UsageError
-from streamtrain.random_words import GOLDEN_STEPS, even_orders, key, word_below, words
+from streamtrain.system.counter_rng import GOLDEN_STEPS, even_orders, key, word_below, words
 
 I64 = npt.NDArray[np.int64]
 _WORDS_AT_ONCE: Final = 16_384
