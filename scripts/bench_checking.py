@@ -34,7 +34,7 @@ from bench_common import (
 from bench_loader import drain, synthetic
 
 import streamtrain as st
-from streamtrain import blocks
+from streamtrain.loader import block_reader
 from streamtrain.system.units import parse_bytes
 
 WAYS: Final = ("checked", "unchecked")
@@ -112,8 +112,8 @@ def epoch(dataset: st.Dataset, arguments: argparse.Namespace, *, is_checked: boo
 def unchecked() -> Iterator[None]:
     """Let the reader take every block for what was written."""
     with (
-        mock.patch.object(blocks, "crc32c", _nothing),
-        mock.patch.object(blocks.BlockReader, "_check", _nothing),
+        mock.patch.object(block_reader, "crc32c", _nothing),
+        mock.patch.object(block_reader.BlockReader, "_check", _nothing),
     ):
         yield
 

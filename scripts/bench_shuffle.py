@@ -29,8 +29,8 @@ from shuffle_orders import I64, rolling_window, shuffle_buffer, window_of_blocks
 from shuffle_training import bench_training, smallest_memory
 
 import streamtrain as st
-import streamtrain.loader
-from streamtrain.blocks import BlockReader
+import streamtrain.loader.stream_loader
+from streamtrain.loader.block_reader import BlockReader
 from streamtrain.shuffle.quality import Array, Population, Quality, measure, populate
 
 SAMPLES: Final = 1_000_000

@@ -18,7 +18,7 @@ from ingest_sorted import read_idx
 from shuffle_orders import I64, rolling_window
 
 import streamtrain as st
-from streamtrain.budget import solve
+from streamtrain.loader.budget import solve
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from streamtrain.ingestion.ingest import ingest
-    from streamtrain.loader import StreamLoader
-    from streamtrain.sample_random import normal, uniform
+    from streamtrain.loader.augmentation import normal, uniform
+    from streamtrain.loader.stream_loader import StreamLoader
     from streamtrain.store.dataset import Dataset
     from streamtrain.store.dataset import open_dataset as open
     from streamtrain.store.layout import Field, Layout
@@ -78,12 +78,12 @@ _HOMES = {
     "Dataset": "store.dataset",
     "Field": "store.layout",
     "Layout": "store.layout",
-    "StreamLoader": "loader",
+    "StreamLoader": "loader.stream_loader",
     "Trainer": "trainer",
     "ingest": "ingestion.ingest",
-    "normal": "sample_random",
+    "normal": "loader.augmentation",
     "open": "store.dataset",
-    "uniform": "sample_random",
+    "uniform": "loader.augmentation",
 }
 _NAMES_AT_HOME = {"open": "open_dataset"}
 

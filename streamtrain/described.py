@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from streamtrain.errors import UsageError
-from streamtrain.loader import StreamLoader
+from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models import n_parameters
 from streamtrain.normalize import Front
 from streamtrain.rule import Rule

@@ -1,4 +1,4 @@
-"""What the trainer asks of a stream of batches; `streamtrain.loader.StreamLoader` is one."""
+"""What the trainer asks of a stream of batches; `streamtrain.loader.stream_loader.StreamLoader` is one."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.budget import MOST_LANES, Sizes, project, solve
 from streamtrain.errors import BudgetError, UsageError
+from streamtrain.loader.budget import MOST_LANES, Sizes, project, solve
 from streamtrain.store.layout import Field, Layout
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from streamtrain import deadline
-from streamtrain.blocks import UnderWay
-from streamtrain.deadline import Deadline
 from streamtrain.errors import StallError
+from streamtrain.loader import workers
+from streamtrain.loader.block_reader import UnderWay
+from streamtrain.loader.workers import Deadline
 
 TIMEOUT = 10.0
 
@@ -57,7 +57,7 @@ class Threads:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(deadline, "time", clock)
+    monkeypatch.setattr(workers, "time", clock)
     return clock
 
 

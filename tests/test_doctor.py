@@ -20,10 +20,10 @@ import pytest
 
 import streamtrain
 from streamtrain import doctor
-from streamtrain.budget import solve
 from streamtrain.cli.main import main
 from streamtrain.doctor import check_up
 from streamtrain.errors import UsageError
+from streamtrain.loader.budget import solve
 from streamtrain.store.layout import CODECS, Field, Layout
 
 QUICK = 0.05

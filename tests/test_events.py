@@ -196,7 +196,7 @@ def stop(_: object) -> None:
 
 
 def test_device_memory_is_told_now_and_then(dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamtrain.narrator.device_bytes", lambda: (3, 5))
+    monkeypatch.setattr("streamtrain.loader.telemetry.device_bytes", lambda: (3, 5))
     heard: list[Event] = []
     with subscribed(heard.append), st.StreamLoader(dataset, batch_size=64, memory="16MB") as loader:
         list(loader)

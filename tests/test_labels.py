@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import streamtrain as st
-from streamtrain.labels import StoredLabels
+from streamtrain.loader.plan import StoredLabels
 from streamtrain.shuffle.quality import populate
 
 N = 1000

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import streamtrain
 from streamtrain import StreamLoader
-from streamtrain.budget import solve
 from streamtrain.errors import BudgetError, DamagedBlock, UsageError
+from streamtrain.loader.budget import solve
 from streamtrain.shuffle.order import Shuffle, shuffled_order
 from streamtrain.shuffle.positions import samples
 
@@ -199,8 +199,8 @@ def test_two_iterations_at_once_are_an_error(dataset):
 
 def test_the_next_epoch_needs_no_restart(dataset, monkeypatch):
     seeks = []
-    seek = streamtrain.pool.Pool.seek
-    monkeypatch.setattr(streamtrain.pool.Pool, "seek", lambda *a: seeks.append(a[1:3]) or seek(*a))
+    seek = streamtrain.loader.pool.Pool.seek
+    monkeypatch.setattr(streamtrain.loader.pool.Pool, "seek", lambda *a: seeks.append(a[1:3]) or seek(*a))
     with StreamLoader(dataset, batch_size=64, memory="4MB") as loader:
         for _ in range(3):
             list(loader)
@@ -209,8 +209,8 @@ def test_the_next_epoch_needs_no_restart(dataset, monkeypatch):
 
 def test_a_dataset_that_fits_is_read_once(dataset, monkeypatch):
     reads = []
-    read = streamtrain.blocks.BlockReader.read
-    monkeypatch.setattr(streamtrain.blocks.BlockReader, "read", lambda *a: reads.append(a[1]) or read(*a))
+    read = streamtrain.loader.block_reader.BlockReader.read
+    monkeypatch.setattr(streamtrain.loader.block_reader.BlockReader, "read", lambda *a: reads.append(a[1]) or read(*a))
     with StreamLoader(dataset, batch_size=64, memory="64MB") as loader:
         assert loader.sizes.slots == dataset.layout.n_blocks
         for _ in range(3):
@@ -240,10 +240,10 @@ def test_wrong_arguments_are_refused(dataset, arguments, message):
 
 
 def test_the_order_does_not_depend_on_threads(dataset, monkeypatch):
-    monkeypatch.setattr("streamtrain.loader.n_cores", lambda: 1)
+    monkeypatch.setattr("streamtrain.loader.stream_loader.n_cores", lambda: 1)
     with StreamLoader(dataset, batch_size=64, memory="4MB") as one:
         alone = labels(one)
-    monkeypatch.setattr("streamtrain.loader.n_cores", lambda: 4)
+    monkeypatch.setattr("streamtrain.loader.stream_loader.n_cores", lambda: 4)
     with StreamLoader(dataset, batch_size=64, memory="4MB") as four:
         assert labels(four) == alone
 

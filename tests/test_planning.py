@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import streamtrain as st
-from streamtrain.blocks import BlockReader
-from streamtrain.planning import plan
+from streamtrain.loader.block_reader import BlockReader
+from streamtrain.loader.plan import plan
 from streamtrain.shuffle.quality import measure, populate
 
 N = 60_000

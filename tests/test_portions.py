@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.portions import least_in_all, measuring_bytes, training_bytes
+from streamtrain.loader.shared_budget import least_in_all, measuring_bytes, training_bytes
 
 
 @given(training=st.integers(1, 10**9), measuring=st.lists(st.integers(1, 10**9), max_size=2))

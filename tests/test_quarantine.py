@@ -17,8 +17,8 @@ import torch
 import streamtrain
 from streamtrain.cli.main import main
 from streamtrain.errors import DamagedBlock, UnknownName, UsageError
-from streamtrain.loader import StreamLoader
-from streamtrain.sample_random import sample_keys
+from streamtrain.loader.augmentation import sample_keys
+from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.store.dataset import Dataset
 
 N = 1000

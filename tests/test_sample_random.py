@@ -13,7 +13,7 @@ from hypothesis import strategies as hs
 
 import streamtrain as st
 from streamtrain.errors import UsageError
-from streamtrain.sample_random import sample_keys
+from streamtrain.loader.augmentation import sample_keys
 
 M64 = (1 << 64) - 1
 

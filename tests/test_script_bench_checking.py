@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import streamtrain as st
-from streamtrain import blocks
 from streamtrain.errors import DamagedBlock
+from streamtrain.loader import block_reader
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 ARGUMENTS = argparse.Namespace(batch_size=64, memory="16MB")
@@ -51,13 +51,13 @@ def test_one_way_computes_a_checksum_of_every_block_and_the_other_none(
     bench: Any, dataset: st.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[int] = []
-    original = blocks.crc32c
+    original = block_reader.crc32c
 
     def counted(data: memoryview) -> int:
         lengths.append(len(data))
         return original(data)
 
-    monkeypatch.setattr(blocks, "crc32c", counted)
+    monkeypatch.setattr(block_reader, "crc32c", counted)
     bench.epoch(dataset, ARGUMENTS, is_checked=False)
     assert lengths == []
     bench.epoch(dataset, ARGUMENTS, is_checked=True)

@@ -13,7 +13,7 @@ from streamtrain.checkpoint import Checkpoint, load_weights, newest_checkpoint, 
 from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.tables import result_lines
 from streamtrain.errors import CheckpointError, UsageError
-from streamtrain.loader import StreamLoader
+from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models import build_model, is_file_model
 from streamtrain.normalize import Normalize
 from streamtrain.runs import CONFIG, read_config

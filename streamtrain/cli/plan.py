@@ -11,7 +11,7 @@ from streamtrain.cli.common import emit, json_option
 from streamtrain.system.units import format_bytes
 
 if TYPE_CHECKING:
-    from streamtrain.planning import Plan, Reads
+    from streamtrain.loader.plan import Plan, Reads
     from streamtrain.shuffle.quality import Quality
     from streamtrain.store.dataset import Dataset
 
@@ -33,7 +33,7 @@ def command(
     at which batches would vary no more than those of a full random reshuffle. Batch variance is how much the labels of
     a batch vary from batch to batch, drift how far an epoch's beginning strays from the whole; less is better.
     """
-    from streamtrain.planning import plan
+    from streamtrain.loader.plan import plan
     from streamtrain.store.dataset import open_dataset
 
     dataset = open_dataset(dest)
@@ -151,7 +151,7 @@ def _quality_text(quality: Quality) -> str:
 
 
 def _unmeasured_text(why: str) -> str:
-    from streamtrain.planning import ONE_BATCH
+    from streamtrain.loader.plan import ONE_BATCH
 
     return why if why == ONE_BATCH else f"not measured: {why}"
 

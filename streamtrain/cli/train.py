@@ -13,7 +13,6 @@ import click
 import numpy as np
 import torch
 
-from streamtrain.cli import shares
 from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.data import INPUT, TARGET, check_alike, doubts, field_of, n_outputs, poor_shuffle
 from streamtrain.cli.resuming import how_to_go_on, say_resumed
@@ -24,12 +23,13 @@ from streamtrain.cli.trained import Trained
 from streamtrain.described import solved
 from streamtrain.errors import BudgetError, StreamtrainError, UsageError
 from streamtrain.headspace import headspace, kept_bytes
-from streamtrain.loader import StreamLoader
+from streamtrain.loader import shared_budget
+from streamtrain.loader.quarantine import first_rows
+from streamtrain.loader.shared_budget import least_bytes, least_in_all, n_rehearsed
+from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.losses import default_loss, resolve_loss
 from streamtrain.metrics import score_name
 from streamtrain.models import build_model, n_parameters
-from streamtrain.portions import least_bytes, least_in_all, n_rehearsed
-from streamtrain.quarantine import first_rows
 from streamtrain.runs import RunFolder, check_free, is_run, newest_run, next_run, write_memory
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.stream import normalize_fields
@@ -64,7 +64,7 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
     keep_little()
     reserved = held_bytes()
     check_seed(options.seed)
-    shares.check_sizes(options.memory, options.max_memory)
+    shared_budget.check_sizes(options.memory, options.max_memory)
     out = _out(options)
     dataset = open_dataset(options.dest)
     val = open_dataset(options.val) if options.val else None
@@ -85,7 +85,7 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
             del rows
             meter = stack.enter_context(MemoryMeter())
         tell(Reserved(held_bytes=meter.before_bytes))
-        taken = shares.taken(reserved, step, meter)
+        taken = shared_budget.taken(reserved, step, meter)
         options, memory = _shared_out(options, dataset, val, taken)
         loaders = [stack.enter_context(loader) for loader in _make_loaders(options, dataset, val, memory, taken)]
         config = trainer.describe(loaders[0]) | about | solved(loaders[0], memory)
@@ -130,7 +130,9 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
     return _with_headspace(trained, trainer, options, dataset, memory) if options.headspace else trained
 
 
-def _shared_out(options: Options, dataset: Dataset, val: Dataset | None, taken: shares.Taken) -> tuple[Options, int]:
+def _shared_out(
+    options: Options, dataset: Dataset, val: Dataset | None, taken: shared_budget.Taken
+) -> tuple[Options, int]:
     """What the loaders may own, and the options with the lanes that follow from it."""
     least = 1
     if options.max_memory:
@@ -139,10 +141,10 @@ def _shared_out(options: Options, dataset: Dataset, val: Dataset | None, taken: 
         if val is not None:
             least_val = least_bytes(val, min(options.batch_size, len(val)), shuffle=False)
             least = least_in_all(least, [least_val])
-    memory = shares.loaders_bytes(options.memory, options.max_memory, taken, least_bytes=least)
+    memory = shared_budget.loaders_bytes(options.memory, options.max_memory, taken, least_bytes=least)
     if options.max_memory and not (options.memory or options.lanes):
-        of_training = memory - memory // shares.VAL_SHARE if val else memory
-        return replace(options, lanes=shares.steady_lanes(dataset, options.batch_size, of_training)), memory
+        of_training = memory - memory // shared_budget.VAL_SHARE if val else memory
+        return replace(options, lanes=shared_budget.steady_lanes(dataset, options.batch_size, of_training)), memory
     return options, memory
 
 
@@ -212,7 +214,7 @@ def _make_trainer(options: Options, dataset: Dataset) -> tuple[Trainer, dict[str
 
 
 def _make_loaders(
-    options: Options, dataset: Dataset, val: Dataset | None, memory: int, taken: shares.Taken | None = None
+    options: Options, dataset: Dataset, val: Dataset | None, memory: int, taken: shared_budget.Taken | None = None
 ) -> Iterator[StreamLoader]:
     """The loader to train from, and that to measure on; together they own what the budget allows."""
     try:
@@ -220,11 +222,11 @@ def _make_loaders(
     except BudgetError as error:
         if taken is None or options.memory or not options.max_memory:
             raise
-        raise shares.of_the_process(error, taken) from error
+        raise shared_budget.of_the_process(error, taken) from error
 
 
 def _loaders(options: Options, dataset: Dataset, val: Dataset | None, memory: int) -> Iterator[StreamLoader]:
-    val_memory = memory // shares.VAL_SHARE if val else 0
+    val_memory = memory // shared_budget.VAL_SHARE if val else 0
     in_order = options.update == "epoch"
     yield StreamLoader(
         dataset,
@@ -240,7 +242,7 @@ def _loaders(options: Options, dataset: Dataset, val: Dataset | None, memory: in
     )
     if val:
         size, on_bad_block = min(options.batch_size, len(val)), options.on_bad_block
-        yield shares.make_val_loader(val, size, val_memory, options.device, on_bad_block)
+        yield shared_budget.make_val_loader(val, size, val_memory, options.device, on_bad_block)
 
 
 def _heading(options: Options, dataset: Dataset, trainer: Trainer) -> str:

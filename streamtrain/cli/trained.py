@@ -8,8 +8,8 @@ from typing import Final
 
 from streamtrain.cli.tables import headspace_line, memory_line, time_lines
 from streamtrain.headspace import Headspace
+from streamtrain.loader.quarantine import LeftOut
 from streamtrain.metrics import METRIC_NAMES, History
-from streamtrain.quarantine import LeftOut
 from streamtrain.runs import last_epoch
 from streamtrain.system.units import format_rate
 

@@ -14,11 +14,18 @@ from streamtrain.compare.results import Point
 from streamtrain.compare.setting import Setting
 from streamtrain.compare.trajectory import n_kept
 from streamtrain.errors import BudgetError, UsageError
-from streamtrain.loader import StreamLoader
+from streamtrain.loader.quarantine import first_rows
+from streamtrain.loader.shared_budget import (
+    PARTS,
+    least_bytes,
+    least_in_all,
+    measuring_bytes,
+    n_rehearsed,
+    training_bytes,
+)
+from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.losses import Loss
 from streamtrain.metrics import Metrics
-from streamtrain.portions import PARTS, least_bytes, least_in_all, measuring_bytes, n_rehearsed, training_bytes
-from streamtrain.quarantine import first_rows
 from streamtrain.store.dataset import Dataset
 from streamtrain.stream import normalize_fields
 from streamtrain.system.units import format_bytes, parse_bytes

@@ -19,7 +19,7 @@ from streamtrain.compare.setting import Setting
 from streamtrain.compare.surface import Surface, measure_surface
 from streamtrain.compare.trajectory import Snapshot
 from streamtrain.errors import StreamtrainError, UsageError
-from streamtrain.loader import StreamLoader
+from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.losses import Loss, LossFunction, resolve_loss
 from streamtrain.models import n_parameters
 from streamtrain.runs import check_free

@@ -18,7 +18,7 @@ from streamtrain.compare.variance import UpdateVariance
 from streamtrain.compare.watching import Watched
 from streamtrain.described import solved
 from streamtrain.errors import DivergedError, ResourceError
-from streamtrain.loader import StreamLoader
+from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.runs import NoRun, Run, RunFolder, write_memory
 from streamtrain.system.memory import MemoryMeter, give_back
 from streamtrain.trainer import Trainer

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from streamtrain.loader import StreamLoader
+from streamtrain.loader.stream_loader import StreamLoader
 
 
 class Watched:

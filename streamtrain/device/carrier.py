@@ -10,14 +10,13 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from streamtrain.budget import Sizes
 from streamtrain.device.accelerator import Accelerator, Mark, accelerator_of
 from streamtrain.device.memory import DeviceSpan, PoolOnDevice, PoolOnHost
 from streamtrain.device.plan import fit
 from streamtrain.device.resolve import resolve_device
 from streamtrain.errors import BudgetError, DeviceError, UsageError
-from streamtrain.pool_memory import PoolMemory
-from streamtrain.spans import Span
+from streamtrain.loader.budget import Sizes
+from streamtrain.loader.pool_memory import PoolMemory, Span
 from streamtrain.store.layout import Layout
 from streamtrain.system.memory import Projection
 from streamtrain.system.units import format_bytes

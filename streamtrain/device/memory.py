@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamtrain.budget import Sizes
 from streamtrain.device.accelerator import Accelerator, Bytes, Mark, Queue
 from streamtrain.device.plan import (
     Section,
@@ -29,12 +28,11 @@ from streamtrain.device.plan import (
     read_sections,
     span_sections,
 )
-from streamtrain.pool_memory import ReadBlock
+from streamtrain.loader.budget import Sizes
+from streamtrain.loader.pool_memory import ReadBlock, Slots, Span
+from streamtrain.loader.workers import Seconds
 from streamtrain.shuffle.order import I64
-from streamtrain.slots import Slots
-from streamtrain.spans import Span
 from streamtrain.store.layout import Layout
-from streamtrain.workers import Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

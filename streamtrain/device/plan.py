@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from streamtrain.budget import Sizes, project
 from streamtrain.errors import BudgetError
+from streamtrain.loader.budget import Sizes, project
 from streamtrain.store.layout import PAGE_BYTES, Layout
 from streamtrain.system.memory import Projection
 from streamtrain.system.units import format_bytes
@@ -97,7 +97,7 @@ def index_bytes(layout: Layout, sizes: Sizes) -> int:
     >>> import numpy as np
     >>> y = Field(name="y", dtype=np.dtype("int64"), shape=())
     >>> layout = Layout(fields=(y,), n_samples=10**10, block_rows=10**6, shard_blocks=1, codec="none")
-    >>> from streamtrain.budget import solve
+    >>> from streamtrain.loader.budget import solve
     >>> sizes, _ = solve(layout, batch_size=100, memory=10**9, lanes=2)
     >>> index_bytes(layout, sizes), index_bytes(layout, replace(sizes, slots=3000))
     (4, 8)

@@ -10,8 +10,8 @@ import numpy as np
 
 from streamtrain.charts.bars import Bar, Bars, draw_bars
 from streamtrain.errors import StreamtrainError
+from streamtrain.loader.plan import plan
 from streamtrain.pages import charts, facts, note, table
-from streamtrain.planning import plan
 from streamtrain.report.folder import Told
 from streamtrain.shuffle.quality import Quality
 from streamtrain.store.dataset import Dataset, open_dataset

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 import streamtrain
-from streamtrain.cli import shares
-from streamtrain.cli.shares import Taken, check_sizes, loaders_bytes, steady_lanes
 from streamtrain.errors import BudgetError, UsageError
-from streamtrain.loader import StreamLoader
-from streamtrain.portions import least_bytes
+from streamtrain.loader import shared_budget
+from streamtrain.loader.shared_budget import Taken, check_sizes, least_bytes, loaders_bytes, steady_lanes
+from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.system.memory import MemoryLimit
 from streamtrain.system.units import parse_bytes
 
@@ -33,7 +32,7 @@ def test_what_does_not_fit_is_refused_with_every_term_and_what_would_do():
 
 def machine(monkeypatch, limit_bytes, free_bytes):
     limit = MemoryLimit(limit_bytes=limit_bytes, free_bytes=free_bytes, source="memory.max")
-    monkeypatch.setattr(shares, "memory_limit", lambda: limit)
+    monkeypatch.setattr(shared_budget, "memory_limit", lambda: limit)
 
 
 def test_the_machines_limit_is_taken_where_asked_for_and_no_more_than_is_free(monkeypatch):
@@ -70,9 +69,9 @@ def test_the_least_that_a_loader_needs_is_found_to_the_byte(dataset):
 
 def test_a_loaders_refusal_names_the_option_that_was_given():
     refused = BudgetError("x", fix="memory='1000000B'")
-    assert shares.of_the_process(refused, TAKEN).fix == "--max-memory 410MB"
+    assert shared_budget.of_the_process(refused, TAKEN).fix == "--max-memory 410MB"
     refused = BudgetError("x", fix="memory='5MB' or less")
-    assert shares.of_the_process(refused, TAKEN).fix == "--max-memory 414MB or less"
+    assert shared_budget.of_the_process(refused, TAKEN).fix == "--max-memory 414MB or less"
 
 
 @pytest.fixture(scope="module")

@@ -203,7 +203,7 @@ def test_an_epoch_left_early_and_a_state_go_on_as_on_the_cpu(on, late, dataset, 
 
 @pytest.mark.parametrize("pool", WAYS)
 def test_a_damaged_block_is_told_and_no_buffer_is_lost(on, late, dataset, pool, monkeypatch):
-    read, bad = streamtrain.blocks.BlockReader.read, [5, 60, 100, 150, 201]
+    read, bad = streamtrain.loader.block_reader.BlockReader.read, [5, 60, 100, 150, 201]
 
     def damaged(reader, block, slots):
         if block in bad:
@@ -211,7 +211,7 @@ def test_a_damaged_block_is_told_and_no_buffer_is_lost(on, late, dataset, pool, 
             raise DamagedBlock(f"block {block}")
         return read(reader, block, slots)
 
-    monkeypatch.setattr(streamtrain.blocks.BlockReader, "read", damaged)
+    monkeypatch.setattr(streamtrain.loader.block_reader.BlockReader, "read", damaged)
     device = late()
     with on(device, dataset, pool, batch_size=64, memory=BUDGET[pool], lanes=4) as loader:
         told = 0

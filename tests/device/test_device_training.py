@@ -6,10 +6,11 @@ import torch
 
 import streamtrain
 from streamtrain import StreamLoader, Trainer
-from streamtrain.cli import evaluate, shares, train
+from streamtrain.cli import evaluate, train
 from streamtrain.cli.main import main
 from streamtrain.device.carrier import Placement
 from streamtrain.errors import DeviceError
+from streamtrain.loader import shared_budget
 
 WAYS = ("host", "device")
 
@@ -88,7 +89,7 @@ def test_the_commands_bring_their_batches_to_the_device(dataset, monkeypatch, tm
         asked.append(device)
         return StreamLoader(*arguments, device=Placement(device=device, pool="host"), **options)
 
-    for module in (train, shares, evaluate):
+    for module in (train, shared_budget, evaluate):
         monkeypatch.setattr(module, "StreamLoader", loader)
     run, data = str(tmp_path / "run"), str(dataset.path)
     options = ["--model", "linear", "--epochs", "1", "--device", "cpu", "--memory", "64MB", "--out", run]

@@ -23,7 +23,7 @@ import pytest
 
 import streamtrain
 from streamtrain.errors import DatasetError
-from streamtrain.loader import StreamLoader
+from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.store.codec import checksum, checksum_bytes
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import CHECKSUM_BYTES

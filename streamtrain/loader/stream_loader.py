@@ -1,32 +1,130 @@
-"""Shuffled batches from a stored dataset, in bounded memory: order, schedule and pool behind ``for x, y in loader``."""
+"""Shuffled batches from a stored dataset, in bounded memory: order, schedule and pool behind ``for x, y in loader``.
+
+The order of any epoch, as a loader asks for it.
+
+Where a loader stands, as a few numbers: told by ``state_dict``, and looked at before anything believes it.
+
+A span of samples cut into batches, some at a time: a tensor takes more memory than a tiny batch has.
+"""
 
 from __future__ import annotations
 
 import time
 import weakref
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import torch
+from torch import Tensor
 
-from streamtrain.batches import Group, batches_of, groups_of
-from streamtrain.budget import Sizes, solve
 from streamtrain.device.carrier import Placement, carrier_to
-from streamtrain.errors import UsageError
-from streamtrain.loader_order import last_samples, orders_of
-from streamtrain.loader_state import VERSION, check_state
-from streamtrain.narrator import Narrator
-from streamtrain.pool import Pool
-from streamtrain.quarantine import NOTHING, LeftOut, Quarantine, last_of, reader_of
-from streamtrain.shuffle.order import I64, EpochOrder
+from streamtrain.errors import UsageError, differences
+from streamtrain.loader.augmentation import Transform
+from streamtrain.loader.budget import Sizes, solve
+from streamtrain.loader.pool import Pool
+from streamtrain.loader.quarantine import NOTHING, LeftOut, Quarantine, last_of, reader_of
+from streamtrain.loader.telemetry import Narrator
+from streamtrain.shuffle.order import I64, EpochOrder, Shuffle, sequential_order, shuffled_order
+from streamtrain.shuffle.positions import samples
 from streamtrain.store.dataset import Dataset
+from streamtrain.store.layout import Layout
 from streamtrain.system.arguments import check_batch_size, check_reading, check_seed
 from streamtrain.system.events import Work
 from streamtrain.system.memory import Projection, n_cores, require_memory
 from streamtrain.system.units import parse_bytes
-from streamtrain.transforms import Transform
+
+
+def orders_of(layout: Layout, sizes: Sizes, seed: int, *, shuffle: bool, reshuffle: str) -> Callable[[int], EpochOrder]:
+    """What gives an epoch's order by its number; it keeps nothing but its arguments alive.
+
+    Where ``reshuffle`` is ``"never"`` every epoch has the order of epoch 0, and so the same batches.
+    """
+    if not shuffle:
+        return lambda epoch: sequential_order(layout.n_samples, layout.block_rows)
+    shape = Shuffle(n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=sizes.lanes, groups=sizes.groups)
+    anew = reshuffle == "epoch"
+    return lambda epoch: shuffled_order(shape, seed=seed, epoch=epoch if anew else 0)
+
+
+def last_samples(order: EpochOrder, position: int, batch_size: int, quarantine: Quarantine | None) -> I64:
+    """The samples of the batch that ends at a position, without those that are left out.
+
+    Examples
+    --------
+    >>> last_samples(sequential_order(10, 4), 10, 4, None).tolist()
+    [8, 9]
+    """
+    found = samples(order, max(position - 1, 0) // batch_size * batch_size, position)
+    kept = quarantine.kept(found) if quarantine else None
+    return found if kept is None else found[kept]
+
+
+VERSION: Final = 1
+_LEAST: Final = {"seed": 0, "epoch": 0, "batch": 0, "lanes": 1, "groups": 1}
+"""What a state may hold besides what the loader has, and the least of each."""
+_SINCE: Final = {"reshuffle": "epoch"}
+"""What a state of before these were there stands for."""
+
+
+def check_state(state: object, mine: Mapping[str, Any]) -> None:
+    """Refuse a state that a loader cannot go on from.
+
+    Parameters
+    ----------
+    state : object
+        What ``load_state_dict`` was given.
+    mine : mapping
+        The loader's own ``state_dict``.
+
+    Raises
+    ------
+    UsageError
+        It is of another dataset or of other parameters, or it is no state at all.
+
+    Examples
+    --------
+    >>> mine = {"version": 1, "batch_size": 2, "seed": 0, "epoch": 0, "batch": 0, "lanes": 4, "groups": 1}
+    >>> check_state({**mine, "epoch": 7}, mine)
+    >>> check_state({**mine, "epoch": -1}, mine)
+    Traceback (most recent call last):
+    ...
+    streamtrain.errors.UsageError: the state's epoch is -1; it must be an integer of at least 0
+    """
+    if not isinstance(state, Mapping):
+        raise UsageError(f"the state is {type(state).__name__}", fix="what state_dict() returned")
+    if wrong := differences({**_SINCE, **state}, {name: value for name, value in mine.items() if name not in _LEAST}):
+        raise UsageError("the state is of another loader", why="; ".join(wrong), fix="make the loader as it was")
+    for name, least in _LEAST.items():
+        value = state.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UsageError(f"the state's {name} is {value!r}; it must be an integer of at least {least}")
+
+
+Group = tuple[Tensor, ...]
+"""The fields of some batches in a row."""
+
+_BATCHES_AT_ONCE: Final = 512
+
+
+def groups_of(fields: Iterable[Tensor], batch_size: int) -> list[Group]:
+    """Cut the fields of a span, (n, ...) each, into groups of batches, the first one last.
+
+    Examples
+    --------
+    >>> [[len(batch) for batch, in reversed(batches_of(group, 2, tuple))] for group in groups_of([torch.zeros(5)], 2)]
+    [[2, 2, 1]]
+    """
+    parts = [torch.split(field, batch_size * _BATCHES_AT_ONCE) for field in fields]
+    return list(zip(*parts, strict=True))[::-1]
+
+
+def batches_of(group: Group, batch_size: int, make: Callable[[Iterable[Tensor]], Any]) -> list[Any]:
+    """Cut a group into its batches, the first one last."""
+    parts = [torch.split(field, batch_size) for field in group]
+    return list(map(make, zip(*parts, strict=True)))[::-1]
+
 
 _named_tuple: Any = namedtuple  # Of names that only the dataset knows: identifiers without a leading underscore.
 _ORDER = ("seed", "batch_size", "shuffle", "reshuffle", "drop_last")

@@ -19,14 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from streamtrain.blocks import BlockReader
 from streamtrain.errors import DamagedBlock
-from streamtrain.sample_random import sample_keys
+from streamtrain.loader.augmentation import Transform, batch_samples, sample_keys, takes_keys
+from streamtrain.loader.block_reader import BlockReader
 from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
 from streamtrain.system.memory import memory_limit
-from streamtrain.transforms import Transform, batch_samples, takes_keys
 
 NOTHING: Final = object()
 """What is left of a batch all of whose samples are left out."""

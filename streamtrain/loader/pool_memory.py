@@ -1,4 +1,6 @@
-"""The pool's memory: slots of one block each, and which block is where.
+"""Where the pool's blocks lie and its samples are gathered: what the pool asks of a memory, and the host's.
+
+The pool's memory: slots of one block each, and which block is where.
 
 A slot whose block is no longer needed in the present epoch keeps it: the order of the coming epoch is known, so the
 block that is needed furthest in the future gives way first (L. A. Belady, IBM Systems Journal 5(2), 1966). Only so many
@@ -7,17 +9,29 @@ slots as the lanes and the reading ahead need are ever taken for them; the rest 
 Memory is one page-aligned anonymous mapping per field, in huge pages where the system has them: reads run several times
 faster into aligned memory. Slots lie end to end as whole rows, so one row index reaches through the whole pool.
 Only the pool's lock holder calls the methods that change anything.
+
+The memory that batches are gathered into, lent to the caller and taken back when nothing refers to it.
+
+A span is a few whole batches in one piece of memory per field. Its arrays belong to whoever holds them: the memory is
+used again only after the last reference to them, or to anything made from them, is gone. Fresh memory costs a page
+fault per 4 KiB, about as long as copying the page, so using it again matters.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from streamtrain.loader.budget import Sizes
+from streamtrain.loader.workers import Seconds
 from streamtrain.shuffle.order import I64
-from streamtrain.store.layout import Layout
+from streamtrain.store.layout import Field, Layout
 from streamtrain.system.buffers import aligned_bytes
 
 _NEVER: Final = np.iinfo(np.int64).max
@@ -126,3 +140,132 @@ class Slots:
         if not keep:
             self._slot_of[:] = -1
             self._block_in[:] = -1
+
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Span:
+    """Consecutive positions of an epoch and the arrays that hold their samples.
+
+    Attributes
+    ----------
+    epoch, start, stop : int
+        The epoch, and the half-open range of positions.
+    arrays : tuple of (stop - start, *field.shape) arrays
+        One per field.
+    """
+
+    epoch: int
+    start: int
+    stop: int
+    arrays: tuple[npt.NDArray[Any], ...]
+
+
+class SpanMemory:
+    """Lends memory for spans of one size.
+
+    Parameters
+    ----------
+    fields : tuple of Field
+        What a sample consists of.
+    n_samples : int
+        Samples of a full span.
+    spans : int
+        How many spans' memory is kept for use; more is made when the caller holds on to more.
+    """
+
+    def __init__(self, fields: tuple[Field, ...], n_samples: int, spans: int) -> None:
+        self._fields = fields
+        self._n_samples = n_samples
+        self._spans = spans
+        # Memory comes back from whichever thread drops the last reference, perhaps amid a locked section:
+        # appending to a deque takes no lock.
+        self._free: list[deque[Bytes]] = [deque() for _ in fields]
+        self._closed = False
+
+    def lend(self, epoch: int, start: int, stop: int) -> Span:
+        """A span over positions [start, stop); its arrays' contents are undefined."""
+        lent = zip(self._fields, self._free, strict=True)
+        arrays = tuple(self._lend(field, free, stop - start) for field, free in lent)
+        return Span(epoch=epoch, start=start, stop=stop, arrays=arrays)
+
+    def _lend(self, field: Field, free: deque[Bytes], n_samples: int) -> npt.NDArray[Any]:
+        while len(free) > self._spans:
+            free.popleft()
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = aligned_bytes(self._n_samples * field.row_bytes)
+        array = memory[: n_samples * field.row_bytes].view(field.dtype).reshape(n_samples, *field.shape)
+        weakref.finalize(array, self._take_back, free, memory).atexit = False
+        return array
+
+    def _take_back(self, free: deque[Bytes], memory: Bytes) -> None:
+        if not self._closed:
+            free.append(memory)
+
+    def close(self) -> None:
+        """Keep no memory any more: what is lent goes with its last reference."""
+        self._closed = True
+        for free in self._free:
+            free.clear()
+
+
+ReadBlock = Callable[[int, Sequence[memoryview]], float]
+"""Reads a block into one buffer per field; gives the seconds that the disk took of it."""
+
+
+class PoolMemory(Protocol):
+    """Memory for blocks and spans. All but ``lend`` is called by many threads at once, without the pool's lock."""
+
+    @property
+    def slots(self) -> Slots:
+        """Which block is where."""
+
+    def lend(self, epoch: int, start: int, stop: int, /) -> Span:
+        """A span over positions [start, stop), to be gathered into."""
+
+    def read(self, read: ReadBlock, blocks: I64, slots: I64, /) -> Seconds:
+        """Read blocks into their slots."""
+
+    def gather(self, rows: I64, span: Span, start: int, /) -> Seconds:
+        """Put rows of the pool into a span, from a position on."""
+
+    def close(self) -> None:
+        """Give everything back but the spans that are lent, once no thread works here any more."""
+
+
+class HostMemory:
+    """Blocks and spans in the memory of the host.
+
+    Parameters
+    ----------
+    layout : Layout
+        The dataset's.
+    sizes : Sizes
+        How large everything is.
+    """
+
+    def __init__(self, layout: Layout, sizes: Sizes) -> None:
+        self.slots = Slots(layout, sizes.slots, sizes.working_slots)
+        self._spans = SpanMemory(layout.fields, sizes.span_samples(layout.n_samples), sizes.spans)
+        self._row_dtypes = [row_dtype(field.row_bytes) for field in layout.fields]
+        self.lend = self._spans.lend
+
+    def read(self, read: ReadBlock, blocks: I64, slots: I64, /) -> Seconds:
+        pairs = zip(blocks.tolist(), slots.tolist(), strict=True)
+        return {"disk": sum(read(block, self.slots.buffers(slot)) for block, slot in pairs)}
+
+    def gather(self, rows: I64, span: Span, start: int, /) -> Seconds:
+        some = slice(start - span.start, start - span.start + len(rows))
+        for source, array, dtype in zip(self.slots.rows, span.arrays, self._row_dtypes, strict=True):
+            target = array.reshape(len(array), -1).view(dtype)[some, 0]
+            np.take(source, rows, axis=0, out=target, mode="clip")
+        return {}
+
+    def close(self) -> None:
+        # The pool and its threads refer to each other: only Python's collector would find them, some time.
+        self.slots.let_go()
+        self._spans.close()
