@@ -32,9 +32,8 @@ from make_synthetic import Recipe, arrays_of
 from torch import Tensor, nn
 
 import streamtrain as st
-from streamtrain.device.accelerator import Accelerator, accelerator_of
-from streamtrain.device.carrier import Placement
-from streamtrain.device.resolve import resolve_device
+from streamtrain.loader.device.accelerator import Accelerator, accelerator_of, resolve_device
+from streamtrain.loader.device.transfer import Placement
 from streamtrain.system.units import parse_bytes
 
 WAYS: Final = ("own", "host", "device")

@@ -20,9 +20,9 @@ from torch.optim import Optimizer
 
 from streamtrain.counts import Counts, Totals
 from streamtrain.described import describe, run_at
-from streamtrain.device.resolve import resolve_device
 from streamtrain.errors import UsageError
 from streamtrain.keeper import Keeper, Resumed
+from streamtrain.loader.device.accelerator import resolve_device
 from streamtrain.losses import Loss, LossFunction, resolve_loss
 from streamtrain.meaning import warn_of_modules
 from streamtrain.metrics import EpochSummary, History, Metrics

@@ -19,10 +19,10 @@ from typing import Any, Final, Self
 import torch
 from torch import Tensor
 
-from streamtrain.device.carrier import Placement, carrier_to
 from streamtrain.errors import UsageError, differences
 from streamtrain.loader.augmentation import Transform
 from streamtrain.loader.budget import Sizes, solve
+from streamtrain.loader.device.transfer import Placement, carrier_to
 from streamtrain.loader.pool import Pool
 from streamtrain.loader.quarantine import NOTHING, LeftOut, Quarantine, last_of, reader_of
 from streamtrain.loader.telemetry import Narrator

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import streamtrain
 from streamtrain import StreamLoader
-from streamtrain.device import carrier, memory, plan
-from streamtrain.device.carrier import Placement
 from streamtrain.errors import DamagedBlock, DeviceError
+from streamtrain.loader.device import device_pool, memory_terms, transfer
+from streamtrain.loader.device.transfer import Placement
 
 N = 3001
 WAYS = ("host", "device")
@@ -34,8 +34,8 @@ def on(monkeypatch):
     """Make loaders whose device is the one given."""
 
     def make(device, dataset, pool, **options):
-        monkeypatch.setattr(carrier, "accelerator_of", lambda _: device)
-        monkeypatch.setattr(carrier, "resolve_device", lambda _: torch.device("meta"))
+        monkeypatch.setattr(transfer, "accelerator_of", lambda _: device)
+        monkeypatch.setattr(transfer, "resolve_device", lambda _: torch.device("meta"))
         return StreamLoader(dataset, device=Placement(pool=pool), **options)
 
     return make
@@ -101,7 +101,7 @@ def test_any_shape_on_a_device_of_any_pace(
     options = {"batch_size": batch_size, "memory": "32MB", "lanes": lanes}
     device = late(luck=None if luck is None else np.random.default_rng(luck))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(carrier, "accelerator_of", lambda _: device)
+        patch.setattr(transfer, "accelerator_of", lambda _: device)
         with StreamLoader(small, device=Placement(device="cpu", pool=pool), **options) as loader:
             assert same(computed(device, loader, n_epochs=2), on_cpu(small, n_epochs=2, **options))
 
@@ -130,8 +130,8 @@ def test_this_device_shows_every_race_and_there_is_none(on, late, dataset, broke
     with suppress(IndexError, RuntimeError), squeezed(on(device, dataset, pool, **options)) as loader:
         if broken == "admit":
             # With few buffers, waiting for one of them brings much to the device by the way.
-            monkeypatch.setattr(plan, "n_buffers", lambda _: 100)
-            monkeypatch.setattr(memory, "n_buffers", lambda _: 100)
+            monkeypatch.setattr(memory_terms, "n_buffers", lambda _: 100)
+            monkeypatch.setattr(device_pool, "n_buffers", lambda _: 100)
         assert not same(computed(device, loader, n_epochs=2), expected)
 
 
@@ -146,7 +146,7 @@ def test_batches_that_are_kept_stay_as_they_are(on, late, dataset, pool):
 
 
 def loader_span_bytes(loader):
-    return plan.span_sections(loader.dataset.layout, loader.sizes)[-1].stop
+    return memory_terms.span_sections(loader.dataset.layout, loader.sizes)[-1].stop
 
 
 @pytest.mark.parametrize("pool", WAYS)

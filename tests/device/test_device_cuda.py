@@ -8,9 +8,9 @@ import torch
 
 import streamtrain
 from streamtrain import StreamLoader
-from streamtrain.device.accelerator import Cuda
-from streamtrain.device.carrier import Placement
 from streamtrain.errors import DeviceError
+from streamtrain.loader.device.accelerator import Cuda
+from streamtrain.loader.device.transfer import Placement
 
 on_a_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="NO CUDA DEVICE: batches on a GPU are tested on a simulated device ONLY"

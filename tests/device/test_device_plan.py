@@ -9,12 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.device import room as rooms
-from streamtrain.device.carrier import Placement, carrier_to
-from streamtrain.device.plan import allocated_bytes, buffer_bytes, fit, n_buffers, pool_bytes, sections, span_sections
-from streamtrain.device.resolve import resolve_device
 from streamtrain.device.room import room_for_a_step
 from streamtrain.errors import BudgetError, DeviceError, UsageError
 from streamtrain.loader.budget import project, solve
+from streamtrain.loader.device.accelerator import resolve_device
+from streamtrain.loader.device.memory_terms import (
+    allocated_bytes,
+    buffer_bytes,
+    fit,
+    n_buffers,
+    pool_bytes,
+    sections,
+    span_sections,
+)
+from streamtrain.loader.device.transfer import Placement, carrier_to
 from streamtrain.store.layout import Field, plan_layout
 from streamtrain.stream import fields_on
 

@@ -8,9 +8,9 @@ import streamtrain
 from streamtrain import StreamLoader, Trainer
 from streamtrain.cli import evaluate, train
 from streamtrain.cli.main import main
-from streamtrain.device.carrier import Placement
 from streamtrain.errors import DeviceError
 from streamtrain.loader import shared_budget
+from streamtrain.loader.device.transfer import Placement
 
 WAYS = ("host", "device")
 

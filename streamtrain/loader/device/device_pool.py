@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamtrain.device.accelerator import Accelerator, Bytes, Mark, Queue
-from streamtrain.device.plan import (
+from streamtrain.loader.budget import Sizes
+from streamtrain.loader.device.accelerator import Accelerator, Bytes, Mark, Queue
+from streamtrain.loader.device.memory_terms import (
     Section,
     buffer_bytes,
     index_bytes,
@@ -28,7 +29,6 @@ from streamtrain.device.plan import (
     read_sections,
     span_sections,
 )
-from streamtrain.loader.budget import Sizes
 from streamtrain.loader.pool_memory import ReadBlock, Slots, Span
 from streamtrain.loader.workers import Seconds
 from streamtrain.shuffle.order import I64

@@ -10,12 +10,11 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from streamtrain.device.accelerator import Accelerator, Mark, accelerator_of
-from streamtrain.device.memory import DeviceSpan, PoolOnDevice, PoolOnHost
-from streamtrain.device.plan import fit
-from streamtrain.device.resolve import resolve_device
 from streamtrain.errors import BudgetError, DeviceError, UsageError
 from streamtrain.loader.budget import Sizes
+from streamtrain.loader.device.accelerator import Accelerator, Mark, accelerator_of, resolve_device
+from streamtrain.loader.device.device_pool import DeviceSpan, PoolOnDevice, PoolOnHost
+from streamtrain.loader.device.memory_terms import fit
 from streamtrain.loader.pool_memory import PoolMemory, Span
 from streamtrain.store.layout import Layout
 from streamtrain.system.memory import Projection

@@ -5,9 +5,3 @@ both ways whole spans cross the bus, or whole blocks, from page-locked memory an
 the one of the CPU bit for bit. A batch belongs to the caller: its memory is used again only when nothing refers to it
 and the queue it was handed over to is done with it.
 """
-
-from streamtrain.device.carrier import Carrier, Placement, carrier_to
-from streamtrain.device.resolve import resolve_device
-from streamtrain.device.room import room_for_a_step
-
-__all__ = ["Carrier", "Placement", "carrier_to", "resolve_device", "room_for_a_step"]
