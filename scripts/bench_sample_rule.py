@@ -28,8 +28,8 @@ from bench_common import machine, median_ratio, plain_errors, print_result, time
 from torch import Tensor, nn
 
 from streamtrain.gradients import Learner
-from streamtrain.losses import resolve_loss
-from streamtrain.models import build_model
+from streamtrain.models.factory import build_model
+from streamtrain.models.losses import resolve_loss
 from streamtrain.optim import build_optimizer
 from streamtrain.sample_rule import SampleRule
 

@@ -36,7 +36,7 @@ from make_synthetic import Recipe, arrays_of
 from torch import nn
 
 import streamtrain as st
-from streamtrain.models import build_model
+from streamtrain.models.factory import build_model
 from streamtrain.stream import normalize_fields
 
 SHAPE: Final = (28, 28)

@@ -8,8 +8,8 @@ from typing import Final
 
 from streamtrain.errors import UsageError
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.models import n_parameters
-from streamtrain.normalize import Front
+from streamtrain.models.factory import n_parameters
+from streamtrain.models.normalization import Front
 from streamtrain.rule import Rule
 from streamtrain.runs import NoRun, Run, RunFolder
 from streamtrain.stream import Stream

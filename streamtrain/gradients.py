@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from streamtrain.losses import Loss
+from streamtrain.models.losses import Loss
 from streamtrain.schedules import Schedules
 from streamtrain.stepping import NO_CLIPPING, Clipping, check_finite, dense, gradient_sizes
 

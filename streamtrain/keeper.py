@@ -36,11 +36,11 @@ from streamtrain.errors import (
     unknown_name,
 )
 from streamtrain.metrics import RunningMetrics
-from streamtrain.normalize import Front
+from streamtrain.models.normalization import Front
+from streamtrain.models.seeding import random_state, set_random_state
 from streamtrain.packing import flat, pack, unpack
 from streamtrain.rule import Rule
 from streamtrain.runs import Run, RunFolder
-from streamtrain.seeding import random_state, set_random_state
 from streamtrain.stopping import Stopping
 
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from streamtrain.losses import Loss
+from streamtrain.models.losses import Loss
 
 _TOLERANCE: Final = 1e-3
 

@@ -15,11 +15,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from streamtrain.alignment import align
 from streamtrain.counts import Counts
 from streamtrain.errors import ResourceError
 from streamtrain.exact_sum import ExactSum
-from streamtrain.losses import Loss
+from streamtrain.models.losses import Loss, align
 from streamtrain.speed import Speed
 
 _SCORES: Final = {"classes": "accuracy", "logits": "accuracy"}
@@ -33,7 +32,7 @@ def score_name(loss: Loss) -> str | None:
 
     Examples
     --------
-    >>> from streamtrain.losses import resolve_loss
+    >>> from streamtrain.models.losses import resolve_loss
     >>> [score_name(resolve_loss(name)) for name in ("cross_entropy", "bce_with_logits", "mse", "l1")]
     ['accuracy', 'accuracy', 'rmse', 'mae']
     """
@@ -83,7 +82,7 @@ class RunningMetrics:
 
     Examples
     --------
-    >>> from streamtrain.losses import resolve_loss
+    >>> from streamtrain.models.losses import resolve_loss
     >>> running = RunningMetrics(resolve_loss("cross_entropy"))
     >>> running.add(2.0, torch.tensor([[3.0, 1.0], [1.0, 3.0], [1.0, 3.0]]), torch.tensor([0, 1, 0]))
     >>> running.add(6.0, torch.tensor([[3.0, 1.0]]), torch.tensor([0]))

@@ -18,11 +18,11 @@ from streamtrain.gradients import Learner, numbers
 from streamtrain.keeper import Inside
 from streamtrain.lr_schedule import horizon
 from streamtrain.metrics import Metrics, RunningMetrics
+from streamtrain.models.seeding import seeded_random
 from streamtrain.recorder import EpochRecorder
 from streamtrain.rehearsal import Batch, check_fit, check_width, same_mode
 from streamtrain.rule import Learned, Rule
 from streamtrain.sample_weights import check_weight_field, check_weights, no_weight
-from streamtrain.seeding import seeded_random
 from streamtrain.stream import Stream, fields_on, last_samples, samples_per_epoch
 
 _CHECKED_ROWS: Final = 8

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from streamtrain.counts import Counts
 from streamtrain.errors import UsageError
-from streamtrain.losses import Loss
 from streamtrain.metrics import EpochSummary, RunningMetrics
+from streamtrain.models.losses import Loss
 from streamtrain.rule import Learned
 from streamtrain.runs import Run
 from streamtrain.speed import Stopwatch

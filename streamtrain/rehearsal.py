@@ -13,13 +13,13 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 import torch
 from torch import Tensor, nn
 
-from streamtrain.alignment import align, plain
 from streamtrain.device.room import room_for_a_step
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.gradients import Learner
 from streamtrain.meaning import warn_of_loss
+from streamtrain.models.losses import align, plain
+from streamtrain.models.seeding import borrowed_random
 from streamtrain.rule import Rule
-from streamtrain.seeding import borrowed_random
 
 Batch = Mapping[str, Tensor]
 """Field name -> tensor (B, ...), on the model's device."""

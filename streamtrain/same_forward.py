@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import UsageError
-from streamtrain.seeding import borrowed_random
+from streamtrain.models.seeding import borrowed_random
 
 _CHECKED_ROWS = 64
 

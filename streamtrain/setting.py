@@ -10,14 +10,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from streamtrain.alignment import plain
 from streamtrain.beta1 import Beta1
 from streamtrain.errors import UsageError
-from streamtrain.forward import check_autocast, forward_of
 from streamtrain.gradients import Learner
-from streamtrain.losses import Loss
 from streamtrain.lr_schedule import Schedule, ScheduleFactory
-from streamtrain.normalize import Front
+from streamtrain.models.forward import check_autocast, forward_of
+from streamtrain.models.losses import Loss, plain
+from streamtrain.models.normalization import Front
 from streamtrain.optim import takes_closure
 from streamtrain.penalty import check_l2
 from streamtrain.rule import Rule

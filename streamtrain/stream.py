@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import UsageError, unknown_name
-from streamtrain.normalize import Normalize, Statistics, normalize_field
+from streamtrain.models.normalization import Normalize, Statistics, normalize_field
 from streamtrain.shuffle.order import I64
 from streamtrain.store.layout import Layout
 

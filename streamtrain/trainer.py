@@ -23,9 +23,9 @@ from streamtrain.described import describe, run_at
 from streamtrain.errors import UsageError
 from streamtrain.keeper import Keeper, Resumed
 from streamtrain.loader.device.accelerator import resolve_device
-from streamtrain.losses import Loss, LossFunction, resolve_loss
 from streamtrain.meaning import warn_of_modules
 from streamtrain.metrics import EpochSummary, History, Metrics
+from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.optim import OptimizerFactory, build_optimizer
 from streamtrain.passes import Passes
 from streamtrain.recorder import EpochRecorder
@@ -51,7 +51,7 @@ class Trainer:
         Takes the inputs, (B, ...) each, and returns one tensor (B, ...). It is moved to the device.
     loss : str or callable
         ``cross_entropy``, ``nll``, ``bce_with_logits``, ``mse``, ``l1``, or (output, target) -> mean over the samples,
-        or each sample's loss (B,); see `streamtrain.losses.resolve_loss`.
+        or each sample's loss (B,); see `streamtrain.models.losses.resolve_loss`.
     optimizer : str, torch.optim.Optimizer or callable
         A name of ``torch.optim``, a finished optimizer, or a factory; see `streamtrain.optim.build_optimizer`.
     lr : float, optional

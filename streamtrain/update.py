@@ -52,7 +52,7 @@ def make_rule(
 
     Examples
     --------
-    >>> from streamtrain.losses import resolve_loss
+    >>> from streamtrain.models.losses import resolve_loss
     >>> import torch
     >>> net = torch.nn.Linear(2, 1)
     >>> learner = Learner(model=net, loss=resolve_loss("mse"), optimizer=torch.optim.SGD(net.parameters()))

@@ -21,7 +21,7 @@ from streamtrain.checkpoint import (
     write_checkpoint,
 )
 from streamtrain.errors import CheckpointError, ResourceError, UsageError
-from streamtrain.normalize import Normalize
+from streamtrain.models.normalization import Normalize
 from streamtrain.runs import RunFolder, last_epoch, newest_run, next_run, read_config
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import System

@@ -14,9 +14,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from streamtrain.errors import InputError, UsageError
 from streamtrain.gradients import Learner
-from streamtrain.losses import resolve_loss
 from streamtrain.meaning import warn_of_loss, warn_of_modules
 from streamtrain.metrics import RunningMetrics
+from streamtrain.models.losses import resolve_loss
 from streamtrain.rule import Rule
 from streamtrain.sample_weights import check_weights
 from streamtrain.update import make_rule

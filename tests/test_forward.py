@@ -13,7 +13,7 @@ from torch import nn
 
 from streamtrain import Trainer
 from streamtrain.errors import ResourceError
-from streamtrain.forward import forward_of
+from streamtrain.models.forward import forward_of
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import streamtrain as st
 from streamtrain.errors import UsageError
 from streamtrain.gradients import Learner
-from streamtrain.losses import resolve_loss
+from streamtrain.models.losses import resolve_loss
 from streamtrain.optim import FULL_BATCH, build_optimizer
 from streamtrain.update import make_rule
 

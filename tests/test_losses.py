@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from streamtrain.errors import UnknownName, UsageError
-from streamtrain.losses import LOSSES, default_loss, resolve_loss
+from streamtrain.models.losses import LOSSES, default_loss, resolve_loss
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -11,8 +11,8 @@ from torch import nn
 
 from streamtrain.counts import Counts, Totals
 from streamtrain.errors import UsageError
-from streamtrain.losses import resolve_loss
 from streamtrain.metrics import EpochSummary, History, Metrics, RunningMetrics
+from streamtrain.models.losses import resolve_loss
 from streamtrain.speed import Speed, Stopwatch
 from streamtrain.system.events import Work
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from streamtrain.errors import UnknownName, UsageError
-from streamtrain.models import ToChannels, build_model, n_parameters
+from streamtrain.models.factory import ToChannels, build_model, n_parameters
 
 
 def build(name: str, shape: tuple[int, ...] = (8, 8), n_outputs: int = 3, seed: int = 0) -> nn.Module:

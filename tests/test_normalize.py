@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from streamtrain.errors import UsageError
-from streamtrain.normalize import Front, Normalize, normalize_field
+from streamtrain.models.normalization import Front, Normalize, normalize_field
 from streamtrain.store.layout import Field
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from streamtrain.errors import UsageError
 from streamtrain.gradients import Learner
-from streamtrain.losses import resolve_loss
+from streamtrain.models.losses import resolve_loss
 from streamtrain.penalty import add_penalty, check_l2, penalized, penalty
 from streamtrain.update import make_rule
 

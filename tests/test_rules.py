@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from streamtrain.errors import DivergedError, UnknownName
 from streamtrain.gradient_sum import GradientSum
 from streamtrain.gradients import Gradient, Learner
-from streamtrain.losses import LOSSES, resolve_loss
+from streamtrain.models.losses import LOSSES, resolve_loss
 from streamtrain.optim import build_optimizer
 from streamtrain.rules import RULES, check_rule
 from streamtrain.sample_rule import SampleRule

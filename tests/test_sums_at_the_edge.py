@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from streamtrain.culprits import name_culprits
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.gradients import Learner, grad_norm
-from streamtrain.losses import resolve_loss
+from streamtrain.models.losses import resolve_loss
 from streamtrain.rule import Rule
 from streamtrain.stepping import Clipping
 from streamtrain.update import make_rule

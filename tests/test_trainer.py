@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from streamtrain.checkpoint import newest_checkpoint
 from streamtrain.errors import DeviceError, DivergedError, UnknownName, UsageError
 from streamtrain.metrics import EpochSummary
-from streamtrain.models import build_model
+from streamtrain.models.factory import build_model
 from streamtrain.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from streamtrain.errors import DivergedError
 from streamtrain.gradients import Learner
-from streamtrain.losses import resolve_loss
+from streamtrain.models.losses import resolve_loss
 from streamtrain.optim import FULL_BATCH, build_optimizer
 from streamtrain.packing import pack, unpack
 from streamtrain.rule import Rule

@@ -17,8 +17,8 @@ from streamtrain.compare.contest import compare
 from streamtrain.compare.results import Compared, Comparison, Point
 from streamtrain.compare.setting import EVERY, Setting
 from streamtrain.errors import UsageError
-from streamtrain.losses import default_loss, resolve_loss
-from streamtrain.models import build_model, n_parameters
+from streamtrain.models.factory import build_model, n_parameters
+from streamtrain.models.losses import default_loss, resolve_loss
 from streamtrain.report.comparison import measure, number, summary_rows, write_comparison
 from streamtrain.runs import next_run
 from streamtrain.store.dataset import open_dataset

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from streamtrain.errors import InputError, UsageError, unknown_name
-from streamtrain.losses import Loss
+from streamtrain.models.losses import Loss
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field
 

@@ -14,8 +14,8 @@ from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.tables import result_lines
 from streamtrain.errors import CheckpointError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.models import build_model, is_file_model
-from streamtrain.normalize import Normalize
+from streamtrain.models.factory import build_model, is_file_model
+from streamtrain.models.normalization import Normalize
 from streamtrain.runs import CONFIG, read_config
 from streamtrain.store.dataset import open_dataset
 from streamtrain.trainer import Trainer

@@ -27,9 +27,9 @@ from streamtrain.loader import shared_budget
 from streamtrain.loader.quarantine import first_rows
 from streamtrain.loader.shared_budget import least_bytes, least_in_all, n_rehearsed
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.losses import default_loss, resolve_loss
 from streamtrain.metrics import score_name
-from streamtrain.models import build_model, n_parameters
+from streamtrain.models.factory import build_model, n_parameters
+from streamtrain.models.losses import default_loss, resolve_loss
 from streamtrain.runs import RunFolder, check_free, is_run, newest_run, next_run, write_memory
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.stream import normalize_fields

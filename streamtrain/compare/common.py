@@ -24,8 +24,8 @@ from streamtrain.loader.shared_budget import (
     training_bytes,
 )
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.losses import Loss
 from streamtrain.metrics import Metrics
+from streamtrain.models.losses import Loss
 from streamtrain.store.dataset import Dataset
 from streamtrain.stream import normalize_fields
 from streamtrain.system.units import format_bytes, parse_bytes

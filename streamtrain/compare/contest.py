@@ -20,8 +20,8 @@ from streamtrain.compare.surface import Surface, measure_surface
 from streamtrain.compare.trajectory import Snapshot
 from streamtrain.errors import StreamtrainError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.losses import Loss, LossFunction, resolve_loss
-from streamtrain.models import n_parameters
+from streamtrain.models.factory import n_parameters
+from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.runs import check_free
 from streamtrain.store.dataset import Dataset
 from streamtrain.system.files import Files

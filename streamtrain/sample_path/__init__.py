@@ -6,7 +6,7 @@ optimizers that are known here, a step is a handful of calls into torch on memor
 
 ========== ====================================================================================================
 models     a chain of ``Linear`` and activations, behind ``Flatten`` and what rescales the input
-losses     all of `streamtrain.losses.LOSSES`, with sample weights
+losses     all of `streamtrain.models.losses.LOSSES`, with sample weights
 optimizers SGD (momentum, Nesterov, weight decay), Adam and AdamW, with all their options; their own state
 ========== ====================================================================================================
 

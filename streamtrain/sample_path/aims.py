@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
 
-from streamtrain.alignment import align
 from streamtrain.errors import UsageError
-from streamtrain.losses import Loss
+from streamtrain.models.losses import Loss, align
 from streamtrain.sample_path.network import Network
 
 Write = Callable[[Tensor, Tensor, Tensor, float], object]
@@ -84,7 +83,7 @@ def aim_at(loss: Loss, net: Network, target: Tensor) -> Aim:
 
     Examples
     --------
-    >>> from streamtrain.losses import resolve_loss
+    >>> from streamtrain.models.losses import resolve_loss
     >>> net = Network([torch.nn.Linear(2, 2)], 4)
     >>> aim = aim_at(resolve_loss("mse"), net, torch.ones(3, 2))
     >>> aim.write(1)

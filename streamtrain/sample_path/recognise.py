@@ -15,9 +15,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from streamtrain.gradients import Learner
-from streamtrain.losses import NAMED, Loss
-from streamtrain.models import ToVector
-from streamtrain.normalize import Front, Normalize
+from streamtrain.models.factory import ToVector
+from streamtrain.models.losses import NAMED, Loss
+from streamtrain.models.normalization import Front, Normalize
 from streamtrain.sample_path.network import ACTIVATIONS
 from streamtrain.sample_path.steps import FUSED, are_new, step_count
 from streamtrain.stepping import Clipping
@@ -57,7 +57,7 @@ def why_plain(learner: Learner) -> str | None:
 
     Examples
     --------
-    >>> from streamtrain.losses import resolve_loss
+    >>> from streamtrain.models.losses import resolve_loss
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.Linear(3, 2))
     >>> why_plain(Learner(model=net, loss=resolve_loss("mse"), optimizer=torch.optim.SGD(net.parameters())))
     'the model has a Dropout'

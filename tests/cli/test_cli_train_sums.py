@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - the name torch's own docume
 
 import streamtrain as st
 from streamtrain.cli.main import main
-from streamtrain.models import build_model
+from streamtrain.models.factory import build_model
 
 pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
 

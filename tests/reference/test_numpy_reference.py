@@ -19,7 +19,7 @@ from torch import nn
 
 from streamtrain import StreamLoader, Trainer, ingest
 from streamtrain.gradients import Learner
-from streamtrain.losses import resolve_loss
+from streamtrain.models.losses import resolve_loss
 from streamtrain.optim import build_optimizer
 from streamtrain.rules import RULES
 from streamtrain.store.dataset import Dataset

@@ -27,9 +27,9 @@ from torch.nn import functional as F  # noqa: N812 - the name torch's own docume
 
 from streamtrain.errors import DivergedError
 from streamtrain.gradients import Learner
-from streamtrain.losses import resolve_loss
-from streamtrain.models import ToVector
-from streamtrain.normalize import Front, Normalize
+from streamtrain.models.factory import ToVector
+from streamtrain.models.losses import resolve_loss
+from streamtrain.models.normalization import Front, Normalize
 from streamtrain.sample_path import loop
 from streamtrain.sample_path.loop import CHUNK
 from streamtrain.sample_path.network import ACTIVATIONS, Network

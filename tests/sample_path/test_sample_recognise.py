@@ -18,8 +18,8 @@ from torch.nn import functional as F  # noqa: N812 - the name torch's own docume
 
 from streamtrain.errors import UsageError
 from streamtrain.gradients import Learner
-from streamtrain.losses import LOSSES, resolve_loss
-from streamtrain.normalize import Front
+from streamtrain.models.losses import LOSSES, resolve_loss
+from streamtrain.models.normalization import Front
 from streamtrain.sample_path.aims import AIMS
 from streamtrain.sample_path.recognise import why_plain
 from streamtrain.schedules import Schedules

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.gradients import Learner
-from streamtrain.losses import resolve_loss
+from streamtrain.models.losses import resolve_loss
 from streamtrain.optim import build_optimizer
 from streamtrain.sample_rule import SampleRule
 

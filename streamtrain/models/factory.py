@@ -18,7 +18,7 @@ from typing import Final
 from torch import Tensor, nn
 
 from streamtrain.errors import UsageError, unknown_name
-from streamtrain.seeding import seeded_random
+from streamtrain.models.seeding import seeded_random
 
 Shape = tuple[int, ...]
 

@@ -15,8 +15,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from streamtrain.alignment import plain
 from streamtrain.errors import ResourceError, UsageError, unknown_name
+from streamtrain.models.losses import plain
 
 Forward = Callable[..., Tensor]
 """Inputs (B, ...) -> output (B, ...)."""
