@@ -40,7 +40,7 @@ from make_synthetic import Recipe, arrays_of
 from torch import Tensor, nn
 
 import streamtrain as st
-from streamtrain.gradient_sum import GRAD_SUM_DTYPES, GradientSum
+from streamtrain.optim.gradient_sum import GRAD_SUM_DTYPES, GradientSum
 from streamtrain.stream import normalize_fields
 
 WAYS: Final = ("store", "ready", "bare")

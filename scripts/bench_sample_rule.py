@@ -27,11 +27,11 @@ import torch
 from bench_common import machine, median_ratio, plain_errors, print_result, timed, versions
 from torch import Tensor, nn
 
-from streamtrain.gradients import Learner
 from streamtrain.models.factory import build_model
 from streamtrain.models.losses import resolve_loss
-from streamtrain.optim import build_optimizer
-from streamtrain.sample_rule import SampleRule
+from streamtrain.optim.gradients import Learner
+from streamtrain.optim.optimizers import build_optimizer
+from streamtrain.optim.sample_rule import SampleRule
 
 WAYS: Final = ("fast", "plain", "hand")
 OPTIMIZERS: Final = ("sgd", "adam")

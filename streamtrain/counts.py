@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from streamtrain.errors import UsageError
+from streamtrain.optim.schedules import Horizon
+
+
+def horizon(totals: Totals, steps_per_epoch: int) -> Horizon:
+    """How far a run goes whose epochs have so many steps.
+
+    Examples
+    --------
+    >>> horizon(Totals(max_epochs=10, max_steps=25), 10)
+    Horizon(n_epochs=3, n_steps=25)
+    """
+    of_epochs = math.inf if totals.max_epochs is None else totals.max_epochs * steps_per_epoch
+    of_steps = math.inf if totals.max_steps is None else totals.max_steps
+    n_steps = int(min(of_epochs, of_steps))
+    return Horizon(n_epochs=-(-n_steps // max(1, steps_per_epoch)), n_steps=n_steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

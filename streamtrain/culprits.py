@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import DivergedError, StreamtrainError
-from streamtrain.gradients import Learner
+from streamtrain.optim.gradients import Learner
 from streamtrain.shuffle.order import I64
 
 _NAMED: Final = 8

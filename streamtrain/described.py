@@ -10,7 +10,7 @@ from streamtrain.errors import UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.normalization import Front
-from streamtrain.rule import Rule
+from streamtrain.optim.rules import Rule
 from streamtrain.runs import NoRun, Run, RunFolder
 from streamtrain.stream import Stream
 

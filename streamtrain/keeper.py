@@ -38,8 +38,8 @@ from streamtrain.errors import (
 from streamtrain.metrics import RunningMetrics
 from streamtrain.models.normalization import Front
 from streamtrain.models.seeding import random_state, set_random_state
+from streamtrain.optim.rules import Rule
 from streamtrain.packing import flat, pack, unpack
-from streamtrain.rule import Rule
 from streamtrain.runs import Run, RunFolder
 from streamtrain.stopping import Stopping
 

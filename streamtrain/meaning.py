@@ -21,7 +21,7 @@ def warn_of_modules(model: nn.Module, spans: str | None) -> None:
     model : torch.nn.Module
         What is trained.
     spans : str, optional
-        By what a step comes to span batches, if it does; see `streamtrain.rules.Rule.spans`.
+        By what a step comes to span batches, if it does; see `streamtrain.optim.rules.Rule.spans`.
 
     Examples
     --------

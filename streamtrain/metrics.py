@@ -17,8 +17,8 @@ from torch import Tensor
 
 from streamtrain.counts import Counts
 from streamtrain.errors import ResourceError
-from streamtrain.exact_sum import ExactSum
 from streamtrain.models.losses import Loss, align
+from streamtrain.optim.gradient_sum import ExactSum
 from streamtrain.speed import Speed
 
 _SCORES: Final = {"classes": "accuracy", "logits": "accuracy"}

@@ -10,18 +10,17 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from streamtrain.counts import Counts, Totals
+from streamtrain.counts import Counts, Totals, horizon
 from streamtrain.culprits import name_culprits
 from streamtrain.device.room import room_for_a_step
 from streamtrain.errors import DivergedError
-from streamtrain.gradients import Learner, numbers
 from streamtrain.keeper import Inside
-from streamtrain.lr_schedule import horizon
 from streamtrain.metrics import Metrics, RunningMetrics
 from streamtrain.models.seeding import seeded_random
+from streamtrain.optim.gradients import Learner, numbers
+from streamtrain.optim.rules import Learned, Rule
 from streamtrain.recorder import EpochRecorder
 from streamtrain.rehearsal import Batch, check_fit, check_width, same_mode
-from streamtrain.rule import Learned, Rule
 from streamtrain.sample_weights import check_weight_field, check_weights, no_weight
 from streamtrain.stream import Stream, fields_on, last_samples, samples_per_epoch
 

@@ -11,7 +11,7 @@ from streamtrain.counts import Counts
 from streamtrain.errors import UsageError
 from streamtrain.metrics import EpochSummary, RunningMetrics
 from streamtrain.models.losses import Loss
-from streamtrain.rule import Learned
+from streamtrain.optim.rules import Learned
 from streamtrain.runs import Run
 from streamtrain.speed import Stopwatch
 from streamtrain.stream import Stream, samples_per_epoch

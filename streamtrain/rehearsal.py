@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from streamtrain.device.room import room_for_a_step
 from streamtrain.errors import DivergedError, UsageError
-from streamtrain.gradients import Learner
 from streamtrain.meaning import warn_of_loss
 from streamtrain.models.losses import align, plain
 from streamtrain.models.seeding import borrowed_random
-from streamtrain.rule import Rule
+from streamtrain.optim.gradients import Learner
+from streamtrain.optim.rules import Rule
 
 Batch = Mapping[str, Tensor]
 """Field name -> tensor (B, ...), on the model's device."""

@@ -10,19 +10,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from streamtrain.beta1 import Beta1
 from streamtrain.errors import UsageError
-from streamtrain.gradients import Learner
-from streamtrain.lr_schedule import Schedule, ScheduleFactory
 from streamtrain.models.forward import check_autocast, forward_of
 from streamtrain.models.losses import Loss, plain
 from streamtrain.models.normalization import Front
-from streamtrain.optim import takes_closure
-from streamtrain.penalty import check_l2
-from streamtrain.rule import Rule
-from streamtrain.schedules import Schedules
-from streamtrain.stepping import NO_CLIPPING, Clipping
-from streamtrain.update import make_rule
+from streamtrain.optim.build_rule import make_rule
+from streamtrain.optim.gradients import NO_CLIPPING, Clipping, Learner, check_l2
+from streamtrain.optim.optimizers import takes_closure
+from streamtrain.optim.rules import Rule
+from streamtrain.optim.schedules import Beta1, Schedule, ScheduleFactory, Schedules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,16 +31,16 @@ class Setting:
         How many batches a step of the rule ``batch`` is on; what is left of them at an epoch's end has its own step.
     grad_sum_dtype : {"float64", "compensated", "float32"}
         What gradients are summed in, by the rule ``epoch`` and over accumulated batches; see
-        `streamtrain.gradient_sum`.
+        `streamtrain.optim.gradient_sum`.
     sample_path : {"auto", "plain", "fast"}
         How the rule ``sample`` takes its steps: by the plain loop, or several times as fast and the same to rounding
         where the model, loss and optimizer are known to `streamtrain.sample_path`; ``"auto"`` is fast where it can be.
         A run that goes on takes the path it took.
     clip_grad_norm, clip_grad_value : float, optional
-        How far the gradient of a step may go; see `streamtrain.stepping.Clipping`.
+        How far the gradient of a step may go; see `streamtrain.optim.gradients.Clipping`.
     schedule : str, Schedule or callable, optional
         How the learning rate changes, by a name of torch's schedulers, with options, or as a function of the optimizer;
-        see `streamtrain.lr_schedule`.
+        see `streamtrain.optim.schedules`.
     beta1 : str or callable, optional
         How β₁ of Adam changes, a function of the step, ``"linear:LAST"`` or ``"exponential:FACTOR"``.
     autocast : str or torch.dtype, optional
@@ -129,7 +125,7 @@ class Setting:
         )
 
     def rule(self, update: str, learner: Learner) -> Rule:
-        """The update rule at work on a learner; see `streamtrain.update.make_rule`."""
+        """The update rule at work on a learner; see `streamtrain.optim.build_rule.make_rule`."""
         return make_rule(
             update,
             learner,

@@ -26,11 +26,11 @@ from streamtrain.loader.device.accelerator import resolve_device
 from streamtrain.meaning import warn_of_modules
 from streamtrain.metrics import EpochSummary, History, Metrics
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
-from streamtrain.optim import OptimizerFactory, build_optimizer
+from streamtrain.optim.build_rule import check_rule
+from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
 from streamtrain.passes import Passes
 from streamtrain.recorder import EpochRecorder
 from streamtrain.rehearsal import working_memory
-from streamtrain.rules import check_rule
 from streamtrain.runs import NoRun, Run, RunFolder
 from streamtrain.setting import Setting
 from streamtrain.stopping import Stopping
@@ -53,7 +53,8 @@ class Trainer:
         ``cross_entropy``, ``nll``, ``bce_with_logits``, ``mse``, ``l1``, or (output, target) -> mean over the samples,
         or each sample's loss (B,); see `streamtrain.models.losses.resolve_loss`.
     optimizer : str, torch.optim.Optimizer or callable
-        A name of ``torch.optim``, a finished optimizer, or a factory; see `streamtrain.optim.build_optimizer`.
+        A name of ``torch.optim``, a finished optimizer, or a factory; see
+        `streamtrain.optim.optimizers.build_optimizer`.
     lr : float, optional
         The learning rate; by default the optimizer's own (Adam 0.001), for SGD 0.1, or 0.01 with ``update="sample"``.
     update : {"batch", "sample", "epoch"}
@@ -64,7 +65,7 @@ class Trainer:
         The field that the loss compares with.
     weight : str, optional
         The field of the samples' weights, one number of at least 0 a sample: J and what is reported are weighted means;
-        `streamtrain.rules` says what they do to a step on one sample.
+        `streamtrain.optim.rules` says what they do to a step on one sample.
     normalize : None, "auto", or mapping of str to torch.nn.Module
         What stands before the model: nothing, so that nothing is rescaled or cast; the training data's stored
         statistics; or a module for an input of that name.

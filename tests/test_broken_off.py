@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from streamtrain.checkpoint import MODEL, newest_checkpoint
 from streamtrain.errors import UsageError
-from streamtrain.optim import FULL_BATCH
+from streamtrain.optim.optimizers import FULL_BATCH
 from streamtrain.stream import Stream
 from streamtrain.trainer import Trainer
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from streamtrain.conjugate_gradient import ConjugateGradient
+from streamtrain.optim.conjugate_gradient import ConjugateGradient
 
 
 def vector(values: Tensor) -> nn.Parameter:

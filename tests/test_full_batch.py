@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import streamtrain as st
 from streamtrain.errors import UsageError
-from streamtrain.gradients import Learner
 from streamtrain.models.losses import resolve_loss
-from streamtrain.optim import FULL_BATCH, build_optimizer
-from streamtrain.update import make_rule
+from streamtrain.optim.build_rule import make_rule
+from streamtrain.optim.gradients import Learner
+from streamtrain.optim.optimizers import FULL_BATCH, build_optimizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import UnknownName
-from streamtrain.gradient_sum import GRAD_SUM_DTYPES, GradientSum
+from streamtrain.optim.gradient_sum import GRAD_SUM_DTYPES, GradientSum
 
 
 def gradients(n: int) -> list[Tensor]:

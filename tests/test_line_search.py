@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.line_search import C1, C2, Trial, strong_wolfe
+from streamtrain.optim.conjugate_gradient import C1, C2, Trial, strong_wolfe
 
 Function = Callable[[float], tuple[float, float]]
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from streamtrain.errors import UnknownName, UsageError
-from streamtrain.optim import OPTIMIZERS, build_optimizer
-from streamtrain.penalty import add_penalty, penalized
+from streamtrain.optim.gradients import add_penalty, penalized
+from streamtrain.optim.optimizers import OPTIMIZERS, build_optimizer
 
 
 @pytest.fixture

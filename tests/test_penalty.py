@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from streamtrain.errors import UsageError
-from streamtrain.gradients import Learner
 from streamtrain.models.losses import resolve_loss
-from streamtrain.penalty import add_penalty, check_l2, penalized, penalty
-from streamtrain.update import make_rule
+from streamtrain.optim.build_rule import make_rule
+from streamtrain.optim.gradients import Learner, add_penalty, check_l2, penalized, penalty
 
 L2 = 0.3
 

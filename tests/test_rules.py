@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from streamtrain.errors import DivergedError, UnknownName
-from streamtrain.gradient_sum import GradientSum
-from streamtrain.gradients import Gradient, Learner
 from streamtrain.models.losses import LOSSES, resolve_loss
-from streamtrain.optim import build_optimizer
-from streamtrain.rules import RULES, check_rule
-from streamtrain.sample_rule import SampleRule
+from streamtrain.optim.build_rule import RULES, check_rule
+from streamtrain.optim.gradient_sum import GradientSum
+from streamtrain.optim.gradients import Gradient, Learner
+from streamtrain.optim.optimizers import build_optimizer
+from streamtrain.optim.sample_rule import SampleRule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,8 +16,7 @@ from torch.optim.lr_scheduler import CyclicLR, ReduceLROnPlateau
 
 import streamtrain as st
 from streamtrain.errors import CheckpointError, UsageError
-from streamtrain.lr_schedule import Horizon, Schedule
-from streamtrain.schedules import Schedules
+from streamtrain.optim.schedules import Horizon, Schedule, Schedules
 
 N, BATCH = 96, 16
 RUN = Horizon(n_epochs=5, n_steps=50)

@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 import streamtrain
 from streamtrain import StreamLoader, Trainer
 from streamtrain.errors import CheckpointError, DivergedError, UnknownName, UsageError
-from streamtrain.lr_schedule import SCHEDULES, Horizon, Schedule
-from streamtrain.stepping import check_finite, gradient_sizes
+from streamtrain.optim.gradients import check_finite, gradient_sizes
+from streamtrain.optim.schedules import SCHEDULES, Horizon, Schedule
 from streamtrain.stopping import Stopping
 
 N, BATCH = 200, 16

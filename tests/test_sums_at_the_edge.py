@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from streamtrain.culprits import name_culprits
 from streamtrain.errors import DivergedError, UsageError
-from streamtrain.gradients import Learner, grad_norm
 from streamtrain.models.losses import resolve_loss
-from streamtrain.rule import Rule
-from streamtrain.stepping import Clipping
-from streamtrain.update import make_rule
+from streamtrain.optim.build_rule import make_rule
+from streamtrain.optim.gradients import Clipping, Learner, grad_norm
+from streamtrain.optim.rules import Rule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

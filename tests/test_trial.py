@@ -17,14 +17,14 @@ from in_memory import Arrays, Batches
 from torch import Tensor, nn
 
 from streamtrain.errors import DivergedError
-from streamtrain.gradients import Learner
 from streamtrain.models.losses import resolve_loss
-from streamtrain.optim import FULL_BATCH, build_optimizer
+from streamtrain.optim.build_rule import make_rule
+from streamtrain.optim.full_batch import SCALE, Measured, scale_at, told
+from streamtrain.optim.gradients import Learner
+from streamtrain.optim.optimizers import FULL_BATCH, build_optimizer
+from streamtrain.optim.rules import Rule
 from streamtrain.packing import pack, unpack
-from streamtrain.rule import Rule
 from streamtrain.trainer import Trainer
-from streamtrain.trial import SCALE, Measured, scale_at, told
-from streamtrain.update import make_rule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,7 @@ import click
 
 from streamtrain.errors import UsageError
 from streamtrain.keeper import ON_CHECKPOINT_FAILURE
-from streamtrain.lr_schedule import Schedule
+from streamtrain.optim.schedules import Schedule
 from streamtrain.system.arguments import ON_BAD_BLOCK, RESHUFFLE
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from streamtrain.counts import Totals
 from streamtrain.errors import UsageError, unknown_name
-from streamtrain.rules import check_rule
+from streamtrain.optim.build_rule import check_rule
 from streamtrain.system.arguments import check_batch_size, is_number
 
 _LEAST_GRID: Final = 2

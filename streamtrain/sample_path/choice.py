@@ -11,7 +11,7 @@ from typing import Final
 from torch import Tensor
 
 from streamtrain.errors import CheckpointError, UsageError, unknown_name
-from streamtrain.gradients import Learner
+from streamtrain.optim.gradients import Learner
 from streamtrain.sample_path.loop import FastLoop
 from streamtrain.sample_path.recognise import why_plain
 

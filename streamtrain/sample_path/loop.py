@@ -15,12 +15,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from streamtrain.gradients import Learner
+from streamtrain.optim.gradients import Learner, not_finite
 from streamtrain.sample_path.aims import Aim, aim_at
 from streamtrain.sample_path.network import Network
 from streamtrain.sample_path.recognise import chain
 from streamtrain.sample_path.steps import Steps
-from streamtrain.stepping import not_finite
 
 CHUNK: Final = 128
 """Samples between two looks."""

@@ -14,13 +14,12 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from streamtrain.gradients import Learner
 from streamtrain.models.factory import ToVector
 from streamtrain.models.losses import NAMED, Loss
 from streamtrain.models.normalization import Front, Normalize
+from streamtrain.optim.gradients import Clipping, Learner
 from streamtrain.sample_path.network import ACTIVATIONS
 from streamtrain.sample_path.steps import FUSED, are_new, step_count
-from streamtrain.stepping import Clipping
 
 _RESHAPES: Final = (nn.Identity, nn.Flatten, ToVector)
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from streamtrain import StreamLoader, Trainer, ingest
-from streamtrain.gradients import Learner
 from streamtrain.models.losses import resolve_loss
-from streamtrain.optim import build_optimizer
-from streamtrain.rules import RULES
+from streamtrain.optim.build_rule import RULES
+from streamtrain.optim.gradients import Learner
+from streamtrain.optim.optimizers import build_optimizer
 from streamtrain.store.dataset import Dataset
 
 Array = npt.NDArray[np.float64]

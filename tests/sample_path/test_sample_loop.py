@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
 
 from streamtrain.errors import DivergedError
-from streamtrain.gradients import Learner
 from streamtrain.models.factory import ToVector
 from streamtrain.models.losses import resolve_loss
 from streamtrain.models.normalization import Front, Normalize
+from streamtrain.optim.gradients import Learner
+from streamtrain.optim.sample_rule import SampleRule
 from streamtrain.sample_path import loop
 from streamtrain.sample_path.loop import CHUNK
 from streamtrain.sample_path.network import ACTIVATIONS, Network
-from streamtrain.sample_rule import SampleRule
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

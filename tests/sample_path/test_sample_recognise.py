@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
 
 from streamtrain.errors import UsageError
-from streamtrain.gradients import Learner
 from streamtrain.models.losses import LOSSES, resolve_loss
 from streamtrain.models.normalization import Front
+from streamtrain.optim.gradients import Clipping, Learner
+from streamtrain.optim.schedules import Schedules
 from streamtrain.sample_path.aims import AIMS
 from streamtrain.sample_path.recognise import why_plain
-from streamtrain.schedules import Schedules
-from streamtrain.stepping import Clipping
 
 
 class Own(nn.Module):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from streamtrain.gradients import Learner
 from streamtrain.models.losses import resolve_loss
-from streamtrain.optim import build_optimizer
-from streamtrain.sample_rule import SampleRule
+from streamtrain.optim.gradients import Learner
+from streamtrain.optim.optimizers import build_optimizer
+from streamtrain.optim.sample_rule import SampleRule
 
 
 def seeded(seed: int = 1) -> torch.Generator:

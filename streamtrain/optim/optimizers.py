@@ -1,7 +1,8 @@
 """Optimizers by name: whatever ``torch.optim`` has, its arguments checked before a step is taken.
 
 Two more need the whole dataset for a step, and so the rule ``epoch``: ``lbfgs`` is torch's, with its strong-Wolfe line
-search, and ``cg`` is `streamtrain.conjugate_gradient`. Left out is ``SparseAdam``, which takes sparse gradients alone.
+search, and ``cg`` is `streamtrain.optim.conjugate_gradient`. Left out is ``SparseAdam``, which takes sparse gradients
+alone.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Final
 import torch
 from torch.optim import Optimizer
 
-from streamtrain.conjugate_gradient import ConjugateGradient
 from streamtrain.errors import UsageError, unknown_name
+from streamtrain.optim.conjugate_gradient import ConjugateGradient
 from streamtrain.system.arguments import is_number
 
 Parameters = Iterable[torch.nn.Parameter]

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from streamtrain.gradients import Gradient, Learner, gradient
-from streamtrain.rule import Learned, Rule
+from streamtrain.optim.gradients import Gradient, Learner, gradient
+from streamtrain.optim.rules import Learned, Rule
 from streamtrain.sample_path.choice import Choice
 from streamtrain.sample_path.loop import Taken
 

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from streamtrain.errors import UsageError
-from streamtrain.full_batch import FullBatchRule
-from streamtrain.gradient_sum import check_grad_sum_dtype
-from streamtrain.gradients import Learner
-from streamtrain.optim import takes_closure
-from streamtrain.rule import Rule
-from streamtrain.rules import BatchRule, EpochRule, check_rule
+from typing import Final
+
+from streamtrain.errors import UsageError, unknown_name
+from streamtrain.optim.full_batch import FullBatchRule
+from streamtrain.optim.gradient_sum import check_grad_sum_dtype
+from streamtrain.optim.gradients import Learner
+from streamtrain.optim.optimizers import takes_closure
+from streamtrain.optim.rules import BatchRule, EpochRule, Rule
+from streamtrain.optim.sample_rule import SampleRule
 from streamtrain.sample_path.choice import check_sample_path
-from streamtrain.sample_rule import SampleRule
+
+RULES: Final[dict[str, type[Rule]]] = {rule.name: rule for rule in (BatchRule, SampleRule, EpochRule)}
+"""Name -> rule."""
+
+
+def check_rule(update: str) -> None:
+    """Refuse a name that is no update rule.
+
+    Raises
+    ------
+    UnknownName
+        No rule has that name.
+
+    Examples
+    --------
+    >>> check_rule("bach")
+    Traceback (most recent call last):
+    ...
+    streamtrain.errors.UnknownName: unknown update rule 'bach'. Known: batch, epoch, sample. Fix: did you mean 'batch'?
+    """
+    if update not in RULES:
+        raise unknown_name("update rule", update, RULES)
 
 
 def make_rule(
@@ -32,14 +55,14 @@ def make_rule(
     learner : Learner
         What it trains.
     grad_sum_dtype : {"float64", "compensated", "float32"}
-        What sums of gradients are held in; see `streamtrain.gradient_sum`.
+        What sums of gradients are held in; see `streamtrain.optim.gradient_sum`.
     accumulate_grad_batches : int
         How many batches the rule ``batch`` takes in for a step.
     sample_path : {"auto", "plain", "fast"}
         How the rule ``sample`` goes about it; see `streamtrain.sample_path`.
 
     grad_tolerance, loss_tolerance : float, optional
-        Where an optimizer with a line search has converged; see `streamtrain.full_batch`.
+        Where an optimizer with a line search has converged; see `streamtrain.optim.full_batch`.
 
     Raises
     ------

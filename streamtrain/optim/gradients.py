@@ -1,0 +1,310 @@
+"""The gradient of J over a batch: what every update rule steps on, or adds up before it steps.
+
+What belongs to every step, whatever the rule: a gradient that is finite, and clipped where that is asked for.
+
+The penalty inside J: ``l2 / 2`` times the sum of the squared weights, biases left out.
+
+J is then the mean loss plus the penalty, and its gradient has ``l2`` times the weight in it, once for every step,
+whatever the update rule. A weight is what has at least two axes, as matrices, kernels and embeddings do; biases and the
+scales of normalizations have one. With plain SGD that is what ``weight_decay`` does, except that it spares the biases;
+with Adam it is not what AdamW does, whose decay stays out of J.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.optim import Optimizer
+
+from streamtrain.errors import DivergedError, UsageError
+from streamtrain.models.losses import Loss
+from streamtrain.optim.schedules import Schedules
+from streamtrain.system.arguments import is_number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clipping:
+    """How far a gradient may go, on the mean that the step is taken on; by value first, then by norm.
+
+    Parameters
+    ----------
+    value : float, optional
+        No component is larger than this; by `torch.nn.utils.clip_grad_value_`.
+    norm : float, optional
+        The Euclidean norm over all parameters is at most this; by `torch.nn.utils.clip_grad_norm_`.
+
+    Raises
+    ------
+    UsageError
+        A limit is not positive and finite.
+
+    Examples
+    --------
+    >>> weight = nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.tensor([3.0, 40.0])
+    >>> Clipping(value=4.0, norm=1.0).clip([weight])
+    >>> weight.grad
+    tensor([0.6000, 0.8000])
+    """
+
+    value: float | None = None
+    norm: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in (("clip_grad_value", self.value), ("clip_grad_norm", self.norm)):
+            if limit is not None and not (is_number(limit) and limit > 0):
+                raise UsageError(f"{name} is {limit!r}; it must be positive and finite")
+
+    def clip(self, parameters: list[nn.Parameter]) -> None:
+        """Clip the gradients of some parameters where they are.
+
+        Raises
+        ------
+        UsageError
+            A gradient is sparse.
+        """
+        if self != NO_CLIPPING and any(p.grad is not None and p.grad.is_sparse for p in parameters):
+            raise UsageError("sparse gradients cannot be clipped", fix="sparse=False where the model's layers are made")
+        if self.value is not None:
+            clip_grad_value_(parameters, self.value)
+        if self.norm is not None:
+            clip_grad_norm_(parameters, self.norm)
+
+
+NO_CLIPPING: Final = Clipping()
+
+
+def gradient_sizes(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The norm of each gradient: scalars that are not read yet, and not finite where any component is not.
+
+    They cost about what reading the gradients once does.
+    """
+    found = [dense(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    return list(torch._foreach_norm(found)) if found else []
+
+
+def check_finite(loss: float, sizes: Iterable[float], parameters: Iterable[nn.Parameter]) -> None:
+    """Refuse a loss, or a gradient with `gradient_sizes`, that is not finite, before a step is taken on it.
+
+    Raises
+    ------
+    DivergedError
+        One is not. The weights are the last good ones.
+
+    Examples
+    --------
+    >>> weight = nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.tensor([1.0, float("inf")])
+    >>> check_finite(0.5, [size.item() for size in gradient_sizes([weight])], [weight])
+    Traceback (most recent call last):
+    ...
+    streamtrain.errors.DivergedError: the gradient is not finite, at a loss of 0.5. ...
+    """
+    # A norm may overflow where every component is finite; that is looked at more closely.
+    if not math.isfinite(loss) or (not math.isfinite(sum(sizes)) and not _are_finite(parameters)):
+        raise not_finite(loss)
+
+
+def check_finite_sum(parameters: Iterable[nn.Parameter]) -> None:
+    """Refuse a mean of gradients, each of them finite, that is not.
+
+    Raises
+    ------
+    DivergedError
+        It is not. The weights are the last good ones.
+    """
+    if not _are_finite(parameters):
+        raise DivergedError(
+            "the sum of the gradients is not finite, and each of them is",
+            why="It has left the range of the numbers it is held in, or of the weights' own",
+            fix="grad_sum_dtype='float64' (--grad-sum-dtype float64), or a loss of another scale",
+        )
+
+
+def not_finite(loss: float) -> DivergedError:
+    """Build the error for a loss that is not finite, or that is and has a gradient that is not."""
+    return DivergedError(
+        f"the gradient is not finite, at a loss of {loss:g}" if math.isfinite(loss) else f"the loss is {loss}",
+        why="The weights, or a sample, have left the range of the numbers",
+        fix="a smaller learning rate, or normalized inputs",
+    )
+
+
+def _are_finite(parameters: Iterable[nn.Parameter]) -> bool:
+    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return all(bool(torch.isfinite(dense(gradient)).all()) for gradient in found)
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """The numbers of a gradient: of a sparse one those that it has."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """What a step needs: the model, its loss, the optimizer over its parameters, and what belongs to every step.
+
+    ``on_step`` is called after each one, when the weights are those it came to; see `streamtrain.setting.Setting`.
+    """
+
+    model: nn.Module
+    loss: Loss
+    optimizer: Optimizer
+    l2: float = 0.0
+    clipping: Clipping = NO_CLIPPING
+    schedules: Schedules | None = None
+    on_step: Callable[[], None] | None = None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer trains, in its order."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradient:
+    """What `gradient` found beside the gradient itself.
+
+    Parameters
+    ----------
+    loss : float
+        The weighted mean loss over the batch; 0 where nothing in it has a weight.
+    output : torch.Tensor
+        Of shape (B, ...), without its graph.
+    weight : float
+        The sum of the weights in that mean: the samples', and their classes'; without any, the number of samples (of a
+        target of several elements a sample, of elements).
+    """
+
+    loss: float
+    output: Tensor
+    weight: float
+
+
+def gradient(
+    learner: Learner,
+    inputs: tuple[Tensor, ...],
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    summed: bool = False,
+    scale: float | None = None,
+    check: bool = True,
+) -> Gradient:
+    """Leave the gradient of J over a batch in the parameters.
+
+    Parameters
+    ----------
+    learner : Learner
+        Its optimizer's gradients are dropped first.
+    inputs, target : tuple of torch.Tensor, torch.Tensor
+        Of shapes (B, ...).
+    weight : torch.Tensor, optional
+        The samples' weights, (B,), not negative.
+    summed : bool
+        Leave the gradient of the weighted sum of the losses instead, which no division has rounded: over several
+        batches these add up, and J's gradient is their sum over the sum of the weights, or over 1 where the loss itself
+        is ``summed``.
+    scale : float, optional
+        A factor of the gradient.
+    check : bool
+        Whether a loss or a gradient that is not finite is refused, as it is where a step is taken on it.
+
+    Raises
+    ------
+    DivergedError
+        With ``check``, the loss or its gradient is not finite. No step has been taken on it: the weights are the last
+        good ones.
+    """
+    learner.optimizer.zero_grad(set_to_none=True)
+    output: Tensor = learner.model(*inputs)
+    measured, weights = (learner.loss.total if summed else learner.loss.objective)(output, target, weight)
+    factor = None if scale is None else torch.full_like(measured, scale)
+    measured.backward(factor)  # type: ignore[no-untyped-call]
+    value, total_weight, *sizes = numbers(measured, weights, *gradient_sizes(learner.parameters))
+    if not total_weight:
+        return Gradient(loss=0.0, output=output.detach(), weight=0.0)
+    if check:
+        check_finite(value, sizes, learner.parameters)
+    mean = value / total_weight if summed or learner.loss.summed else value
+    return Gradient(loss=mean, output=output.detach(), weight=total_weight)
+
+
+def numbers(loss: Tensor, *others: Tensor | float) -> list[float]:
+    """Read a loss and other scalars, waiting once for the device."""
+    scalars = (loss, *others)
+    # On the CPU there is nothing to wait for, and reading one costs less than putting them together.
+    if loss.device.type == "cpu":
+        return [float(x.item()) if isinstance(x, Tensor) else float(x) for x in scalars]
+    wide = torch.float32 if loss.device.type == "mps" else torch.float64
+    found = torch.stack([x.detach().to(loss.device, wide) for x in scalars if isinstance(x, Tensor)]).tolist()
+    read = iter(found)
+    return [next(read) if isinstance(x, Tensor) else float(x) for x in scalars]
+
+
+def grad_norm(parameters: list[nn.Parameter]) -> float:
+    """The Euclidean norm of all the gradients together."""
+    wide = torch.float32 if parameters[0].device.type == "mps" else torch.float64
+    norms = [torch.linalg.vector_norm(dense(p.grad), dtype=wide) for p in parameters if p.grad is not None]
+    return math.hypot(*torch.stack(norms).tolist()) if norms else 0.0
+
+
+def check_l2(l2: float) -> None:
+    """Refuse a factor that is no finite number of at least 0.
+
+    Raises
+    ------
+    UsageError
+        It is none.
+    """
+    if not is_number(l2) or l2 < 0:
+        raise UsageError(f"l2 is {l2!r}; it must be 0 or positive, and finite")
+
+
+def penalized(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Those of the parameters that the penalty is on: trained, and no biases.
+
+    Examples
+    --------
+    >>> [tuple(parameter.shape) for parameter in penalized(nn.Linear(3, 2).parameters())]
+    [(2, 3)]
+    """
+    return [parameter for parameter in parameters if parameter.ndim >= 2 and parameter.requires_grad]
+
+
+def penalty(parameters: Iterable[nn.Parameter], l2: float) -> float:
+    """The penalty on some parameters, summed in float64 where the device has it.
+
+    Examples
+    --------
+    >>> penalty([nn.Parameter(torch.tensor([[1.0, 2.0]])), nn.Parameter(torch.tensor([3.0]))], 0.1)
+    0.25
+    """
+    if not l2:
+        return 0.0
+    squares = [_square(parameter.detach()) for parameter in penalized(parameters)]
+    return l2 / 2 * math.fsum(torch.stack(squares).tolist()) if squares else 0.0
+
+
+def _square(weight: torch.Tensor) -> torch.Tensor:
+    flat = weight.reshape(-1)
+    wide = flat if flat.device.type == "mps" else flat.double()
+    return wide.dot(wide)
+
+
+def add_penalty(parameters: Iterable[nn.Parameter], l2: float) -> None:
+    """Add the penalty's gradient to what the parameters hold of J's."""
+    for parameter in penalized(parameters) if l2 else ():
+        weight = parameter.detach()
+        if parameter.grad is None:
+            parameter.grad = weight * l2
+        elif parameter.grad.is_sparse:
+            parameter.grad = (weight * l2).add_(parameter.grad)
+        else:
+            parameter.grad.add_(weight, alpha=l2)
