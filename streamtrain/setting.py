@@ -34,8 +34,8 @@ class Setting:
         `streamtrain.optim.gradient_sum`.
     sample_path : {"auto", "plain", "fast"}
         How the rule ``sample`` takes its steps: by the plain loop, or several times as fast and the same to rounding
-        where the model, loss and optimizer are known to `streamtrain.sample_path`; ``"auto"`` is fast where it can be.
-        A run that goes on takes the path it took.
+        where the model, loss and optimizer are known to `streamtrain.optim.sample_fast_path`; ``"auto"`` is fast where
+        it can be. A run that goes on takes the path it took.
     clip_grad_norm, clip_grad_value : float, optional
         How far the gradient of a step may go; see `streamtrain.optim.gradients.Clipping`.
     schedule : str, Schedule or callable, optional

@@ -10,8 +10,8 @@ from streamtrain.optim.gradient_sum import check_grad_sum_dtype
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.optimizers import takes_closure
 from streamtrain.optim.rules import BatchRule, EpochRule, Rule
+from streamtrain.optim.sample_fast_path.choice import check_sample_path
 from streamtrain.optim.sample_rule import SampleRule
-from streamtrain.sample_path.choice import check_sample_path
 
 RULES: Final[dict[str, type[Rule]]] = {rule.name: rule for rule in (BatchRule, SampleRule, EpochRule)}
 """Name -> rule."""
@@ -59,7 +59,7 @@ def make_rule(
     accumulate_grad_batches : int
         How many batches the rule ``batch`` takes in for a step.
     sample_path : {"auto", "plain", "fast"}
-        How the rule ``sample`` goes about it; see `streamtrain.sample_path`.
+        How the rule ``sample`` goes about it; see `streamtrain.optim.sample_fast_path`.
 
     grad_tolerance, loss_tolerance : float, optional
         Where an optimizer with a line search has converged; see `streamtrain.optim.full_batch`.

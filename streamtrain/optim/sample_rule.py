@@ -11,8 +11,8 @@ from torch import Tensor
 
 from streamtrain.optim.gradients import Gradient, Learner, gradient
 from streamtrain.optim.rules import Learned, Rule
-from streamtrain.sample_path.choice import Choice
-from streamtrain.sample_path.loop import Taken
+from streamtrain.optim.sample_fast_path.choice import Choice
+from streamtrain.optim.sample_fast_path.loop import Taken
 
 
 class SampleRule(Rule):
@@ -23,7 +23,7 @@ class SampleRule(Rule):
     learner : Learner
         What it trains.
     path : {"plain", "fast", "auto"}
-        Which; see `streamtrain.sample_path`. The one taken is part of the state.
+        Which; see `streamtrain.optim.sample_fast_path`. The one taken is part of the state.
     """
 
     name = "sample"

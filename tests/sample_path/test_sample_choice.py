@@ -19,8 +19,8 @@ from sample_cases import (
 from torch import nn
 
 from streamtrain.errors import CheckpointError, DivergedError, UnknownName, UsageError
+from streamtrain.optim.sample_fast_path.loop import CHUNK
 from streamtrain.optim.sample_rule import SampleRule
-from streamtrain.sample_path.loop import CHUNK
 
 
 def test_samples_of_several_axes_are_seen_at_the_first_batch() -> None:

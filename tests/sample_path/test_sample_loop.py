@@ -30,10 +30,10 @@ from streamtrain.models.factory import ToVector
 from streamtrain.models.losses import resolve_loss
 from streamtrain.models.normalization import Front, Normalize
 from streamtrain.optim.gradients import Learner
+from streamtrain.optim.sample_fast_path import loop
+from streamtrain.optim.sample_fast_path.loop import CHUNK
+from streamtrain.optim.sample_fast_path.network import ACTIVATIONS, Network
 from streamtrain.optim.sample_rule import SampleRule
-from streamtrain.sample_path import loop
-from streamtrain.sample_path.loop import CHUNK
-from streamtrain.sample_path.network import ACTIVATIONS, Network
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

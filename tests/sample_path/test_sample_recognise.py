@@ -20,9 +20,9 @@ from streamtrain.errors import UsageError
 from streamtrain.models.losses import LOSSES, resolve_loss
 from streamtrain.models.normalization import Front
 from streamtrain.optim.gradients import Clipping, Learner
+from streamtrain.optim.sample_fast_path.network import AIMS
+from streamtrain.optim.sample_fast_path.supported import why_plain
 from streamtrain.optim.schedules import Schedules
-from streamtrain.sample_path.aims import AIMS
-from streamtrain.sample_path.recognise import why_plain
 
 
 class Own(nn.Module):

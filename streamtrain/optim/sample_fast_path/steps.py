@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from streamtrain.sample_path.network import Dense
+from streamtrain.optim.sample_fast_path.network import Dense
 
 FUSED: Final = ("_fused_sgd_", "_fused_adam_", "_fused_adamw_")
 """Functions of torch's that are needed here."""

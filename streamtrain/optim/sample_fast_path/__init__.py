@@ -13,9 +13,3 @@ optimizers SGD (momentum, Nesterov, weight decay), Adam and AdamW, with all thei
 The weights are the plain loop's to rounding, since sums are taken in another order. Anything that is not known, such as
 a hook, is for the plain loop, and `why_plain` says what it is.
 """
-
-from streamtrain.sample_path.choice import SAMPLE_PATHS, Choice, check_sample_path
-from streamtrain.sample_path.loop import FastLoop, Taken
-from streamtrain.sample_path.recognise import why_plain
-
-__all__ = ["SAMPLE_PATHS", "Choice", "FastLoop", "Taken", "check_sample_path", "why_plain"]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from streamtrain.errors import CheckpointError, UsageError, unknown_name
 from streamtrain.optim.gradients import Learner
-from streamtrain.sample_path.loop import FastLoop
-from streamtrain.sample_path.recognise import why_plain
+from streamtrain.optim.sample_fast_path.loop import FastLoop
+from streamtrain.optim.sample_fast_path.supported import why_plain
 
 SAMPLE_PATHS: Final = ("auto", "plain", "fast")
 

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from streamtrain.optim.gradients import Learner, not_finite
-from streamtrain.sample_path.aims import Aim, aim_at
-from streamtrain.sample_path.network import Network
-from streamtrain.sample_path.recognise import chain
-from streamtrain.sample_path.steps import Steps
+from streamtrain.optim.sample_fast_path.network import Aim, Network, aim_at
+from streamtrain.optim.sample_fast_path.steps import Steps
+from streamtrain.optim.sample_fast_path.supported import chain
 
 CHUNK: Final = 128
 """Samples between two looks."""
@@ -66,7 +65,7 @@ class Taken:
 
 
 class FastLoop:
-    """The fast path over a learner that `streamtrain.sample_path.recognise.why_plain` has nothing against.
+    """The fast path over a learner that `streamtrain.optim.sample_fast_path.supported.why_plain` has nothing against.
 
     Parameters
     ----------

@@ -18,8 +18,8 @@ from streamtrain.models.factory import ToVector
 from streamtrain.models.losses import NAMED, Loss
 from streamtrain.models.normalization import Front, Normalize
 from streamtrain.optim.gradients import Clipping, Learner
-from streamtrain.sample_path.network import ACTIVATIONS
-from streamtrain.sample_path.steps import FUSED, are_new, step_count
+from streamtrain.optim.sample_fast_path.network import ACTIVATIONS
+from streamtrain.optim.sample_fast_path.steps import FUSED, are_new, step_count
 
 _RESHAPES: Final = (nn.Identity, nn.Flatten, ToVector)
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
