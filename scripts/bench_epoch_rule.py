@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 import streamtrain as st
 from streamtrain.optim.gradient_sum import GRAD_SUM_DTYPES, GradientSum
-from streamtrain.stream import normalize_fields
+from streamtrain.training.batch_stream import normalize_fields
 
 WAYS: Final = ("store", "ready", "bare")
 BARS: Final = {"ratio_to_bare": 1.05}

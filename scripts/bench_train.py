@@ -37,7 +37,7 @@ from torch import nn
 
 import streamtrain as st
 from streamtrain.models.factory import build_model
-from streamtrain.stream import normalize_fields
+from streamtrain.training.batch_stream import normalize_fields
 
 SHAPE: Final = (28, 28)
 MODELS: Final = {"linear": "linear", "mlp": "mlp:256,128", "cnn": "cnn"}

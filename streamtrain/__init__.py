@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from streamtrain.store.dataset import Dataset
     from streamtrain.store.dataset import open_dataset as open
     from streamtrain.store.layout import Field, Layout
-    from streamtrain.trainer import Trainer
+    from streamtrain.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -79,7 +79,7 @@ _HOMES = {
     "Field": "store.layout",
     "Layout": "store.layout",
     "StreamLoader": "loader.stream_loader",
-    "Trainer": "trainer",
+    "Trainer": "training.trainer",
     "ingest": "ingestion.ingest",
     "normal": "loader.augmentation",
     "open": "store.dataset",

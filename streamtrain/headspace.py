@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import torch
 
-from streamtrain.speed import Speed
-from streamtrain.stream import Data, Stream
-from streamtrain.trainer import Trainer
+from streamtrain.training.batch_stream import Data, Stream
+from streamtrain.training.metrics import Speed
+from streamtrain.training.trainer import Trainer
 
 _KEPT_BYTES: Final = 64_000_000
 # What else the machine does comes and goes within seconds: both of a pair are to meet it alike.

@@ -13,11 +13,11 @@ import torch
 from in_memory import Arrays, Batches
 from torch import Tensor, nn
 
-from streamtrain.checkpoint import MODEL, newest_checkpoint
 from streamtrain.errors import UsageError
 from streamtrain.optim.optimizers import FULL_BATCH
-from streamtrain.stream import Stream
-from streamtrain.trainer import Trainer
+from streamtrain.training.batch_stream import Stream
+from streamtrain.training.checkpoint import MODEL, newest_checkpoint
+from streamtrain.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

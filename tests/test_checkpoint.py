@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from streamtrain.checkpoint import (
+from streamtrain.errors import CheckpointError, ResourceError, UsageError
+from streamtrain.models.normalization import Normalize
+from streamtrain.system.files import Files
+from streamtrain.system.syscalls import System
+from streamtrain.training.checkpoint import (
     Checkpoint,
     find_checkpoint,
     load_weights,
@@ -20,11 +24,7 @@ from streamtrain.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from streamtrain.errors import CheckpointError, ResourceError, UsageError
-from streamtrain.models.normalization import Normalize
-from streamtrain.runs import RunFolder, last_epoch, newest_run, next_run, read_config
-from streamtrain.system.files import Files
-from streamtrain.system.syscalls import System
+from streamtrain.training.run_folder import RunFolder, last_epoch, newest_run, next_run, read_config
 
 
 @pytest.fixture

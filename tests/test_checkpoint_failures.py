@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import streamtrain as st
-from streamtrain.checkpoint import newest_checkpoint, read_checkpoint
 from streamtrain.cli.main import main
 from streamtrain.errors import ResourceError, UnknownName
-from streamtrain.runs import RunFolder
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import System
+from streamtrain.training.checkpoint import newest_checkpoint, read_checkpoint
+from streamtrain.training.run_folder import RunFolder
 
 EPOCH_BATCHES = 10
 

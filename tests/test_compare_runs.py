@@ -192,7 +192,7 @@ def test_no_remedy_is_one_that_a_comparison_lacks(
     def fail(*_: object) -> None:
         raise ResourceError("cannot write: no space left", fix="free some space")
 
-    monkeypatch.setattr("streamtrain.runs.write_checkpoint", fail)
+    monkeypatch.setattr("streamtrain.training.run_folder.write_checkpoint", fail)
     with pytest.raises(ResourceError, match="Fix: free some space, then compare again") as full:
         compare(line(), data, setting(), loss="mse", out=tmp_path / "full")
     assert "--resume" not in str(full.value)

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import streamtrain as st
-from streamtrain.described import describe
 from streamtrain.errors import CheckpointError
 from streamtrain.report.folder import read_run
 from streamtrain.report.run import run_page
+from streamtrain.training.run_state import describe
 
 N = 120
 
@@ -77,7 +77,7 @@ def test_a_run_of_before_the_shuffle_was_described_goes_on(
         return {name: value for name, value in describe(*given).items() if name != "shuffle"}
 
     with monkeypatch.context() as patch:
-        patch.setattr("streamtrain.trainer.describe", of_before)
+        patch.setattr("streamtrain.training.trainer.describe", of_before)
         fit(dataset, tmp_path / "run", shuffle=shuffle, update=update, max_epochs=1)
     assert "shuffle" not in read_run(tmp_path / "run").config
     trainer = fit(dataset, tmp_path / "run", shuffle=shuffle, update=update, max_epochs=2, resume="auto")

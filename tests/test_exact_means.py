@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.meaning import warn_of_loss, warn_of_modules
-from streamtrain.metrics import RunningMetrics
 from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import make_rule
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.rules import Rule
-from streamtrain.sample_weights import check_weights
+from streamtrain.training.batch_stream import check_weights
+from streamtrain.training.metrics import RunningMetrics
+from streamtrain.training.preflight import warn_of_loss, warn_of_modules
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from streamtrain.counts import Counts, Totals
 from streamtrain.errors import UsageError
-from streamtrain.metrics import EpochSummary, History, Metrics, RunningMetrics
 from streamtrain.models.losses import resolve_loss
-from streamtrain.speed import Speed, Stopwatch
 from streamtrain.system.events import Work
+from streamtrain.training.metrics import EpochSummary, History, Metrics, RunningMetrics, Speed, Stopwatch
+from streamtrain.training.progress import Counts, Totals
 
 
 def running(loss_name: str, sizes: list[int]) -> tuple[Metrics, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from streamtrain.errors import CheckpointError, UsageError
-from streamtrain.packing import pack, unpack
+from streamtrain.training.serialization import pack, unpack
 
 scalars = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False)
 states = st.recursive(

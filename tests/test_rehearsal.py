@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import UsageError
-from streamtrain.trainer import Rows, Trainer
+from streamtrain.training.trainer import Rows, Trainer
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from doomed import Doomed, Killed
 from torch import nn
 
 import streamtrain as st
-from streamtrain.checkpoint import newest_checkpoint
 from streamtrain.errors import CheckpointError, UsageError
-from streamtrain.keeper import Resumed
 from streamtrain.system.signals import Interrupted
+from streamtrain.training.checkpoint import newest_checkpoint
+from streamtrain.training.run_state import Resumed
 
 N, N_FEATURES, BATCH_SIZE = 230, 6, 20
 EPOCH_BATCHES = 12

@@ -13,7 +13,7 @@ from streamtrain import StreamLoader, Trainer
 from streamtrain.errors import CheckpointError, DivergedError, UnknownName, UsageError
 from streamtrain.optim.gradients import check_finite, gradient_sizes
 from streamtrain.optim.schedules import SCHEDULES, Horizon, Schedule
-from streamtrain.stopping import Stopping
+from streamtrain.training.progress import Stopping
 
 N, BATCH = 200, 16
 OPTIONS = {

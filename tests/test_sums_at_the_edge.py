@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from streamtrain.culprits import name_culprits
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import make_rule
 from streamtrain.optim.gradients import Clipping, Learner, grad_norm
 from streamtrain.optim.rules import Rule
+from streamtrain.training.step_errors import name_culprits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,11 +12,11 @@ import torch
 from in_memory import Arrays, Batches
 from torch import Tensor, nn
 
-from streamtrain.checkpoint import newest_checkpoint
 from streamtrain.errors import DeviceError, DivergedError, UnknownName, UsageError
-from streamtrain.metrics import EpochSummary
 from streamtrain.models.factory import build_model
-from streamtrain.trainer import Trainer
+from streamtrain.training.checkpoint import newest_checkpoint
+from streamtrain.training.metrics import EpochSummary
+from streamtrain.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

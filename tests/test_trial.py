@@ -23,8 +23,8 @@ from streamtrain.optim.full_batch import SCALE, Measured, scale_at, told
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.optimizers import FULL_BATCH, build_optimizer
 from streamtrain.optim.rules import Rule
-from streamtrain.packing import pack, unpack
-from streamtrain.trainer import Trainer
+from streamtrain.training.serialization import pack, unpack
+from streamtrain.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

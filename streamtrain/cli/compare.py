@@ -20,10 +20,10 @@ from streamtrain.errors import UsageError
 from streamtrain.models.factory import build_model, n_parameters
 from streamtrain.models.losses import default_loss, resolve_loss
 from streamtrain.report.comparison import measure, number, summary_rows, write_comparison
-from streamtrain.runs import next_run
 from streamtrain.store.dataset import open_dataset
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.memory import keep_little
+from streamtrain.training.run_folder import next_run
 
 COMPARISONS: Final = Path("comparisons")
 _GRID: Final = 15

@@ -9,16 +9,16 @@ from typing import Any, Final
 import click
 from torch import nn
 
-from streamtrain.checkpoint import Checkpoint, load_weights, newest_checkpoint, normalize_states
 from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.tables import result_lines
 from streamtrain.errors import CheckpointError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import build_model, is_file_model
 from streamtrain.models.normalization import Normalize
-from streamtrain.runs import CONFIG, read_config
 from streamtrain.store.dataset import open_dataset
-from streamtrain.trainer import Trainer
+from streamtrain.training.checkpoint import Checkpoint, load_weights, newest_checkpoint, normalize_states
+from streamtrain.training.run_folder import CONFIG, read_config
+from streamtrain.training.trainer import Trainer
 
 _path = click.Path(path_type=Path)
 _NONE = "none"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from streamtrain.keeper import Resumed
 from streamtrain.system.signals import Interrupted
+from streamtrain.training.run_state import Resumed
 
 
 def say_resumed(out: Path, resumed: Resumed) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from streamtrain.headspace import Headspace
-from streamtrain.metrics import EpochSummary, Metrics
-from streamtrain.speed import Speed
 from streamtrain.system.units import format_bytes, format_duration
+from streamtrain.training.metrics import EpochSummary, Metrics, Speed
 
 _WIDTH: Final = 12
 

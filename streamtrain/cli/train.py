@@ -20,24 +20,24 @@ from streamtrain.cli.tables import epoch_head, epoch_line
 from streamtrain.cli.threads import set_threads
 from streamtrain.cli.train_options import Options, train_options
 from streamtrain.cli.trained import Trained
-from streamtrain.described import solved
 from streamtrain.errors import BudgetError, StreamtrainError, UsageError
 from streamtrain.headspace import headspace, kept_bytes
 from streamtrain.loader import shared_budget
 from streamtrain.loader.quarantine import first_rows
 from streamtrain.loader.shared_budget import least_bytes, least_in_all, n_rehearsed
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.metrics import score_name
 from streamtrain.models.factory import build_model, n_parameters
 from streamtrain.models.losses import default_loss, resolve_loss
-from streamtrain.runs import RunFolder, check_free, is_run, newest_run, next_run, write_memory
 from streamtrain.store.dataset import Dataset, open_dataset
-from streamtrain.stream import normalize_fields
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.events import Reserved, tell
 from streamtrain.system.memory import MemoryMeter, held_bytes, keep_little
 from streamtrain.system.units import format_bytes
-from streamtrain.trainer import Trainer
+from streamtrain.training.batch_stream import normalize_fields
+from streamtrain.training.metrics import score_name
+from streamtrain.training.run_folder import RunFolder, check_free, is_run, newest_run, next_run, write_memory
+from streamtrain.training.run_state import solved
+from streamtrain.training.trainer import Trainer
 
 RUNS: Final = Path("runs")
 

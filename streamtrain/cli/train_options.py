@@ -11,9 +11,9 @@ from typing import Any, Final
 import click
 
 from streamtrain.errors import UsageError
-from streamtrain.keeper import ON_CHECKPOINT_FAILURE
 from streamtrain.optim.schedules import Schedule
 from streamtrain.system.arguments import ON_BAD_BLOCK, RESHUFFLE
+from streamtrain.training.run_state import ON_CHECKPOINT_FAILURE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,9 @@ from typing import Final
 from streamtrain.cli.tables import headspace_line, memory_line, time_lines
 from streamtrain.headspace import Headspace
 from streamtrain.loader.quarantine import LeftOut
-from streamtrain.metrics import METRIC_NAMES, History
-from streamtrain.runs import last_epoch
 from streamtrain.system.units import format_rate
+from streamtrain.training.metrics import METRIC_NAMES, History
+from streamtrain.training.run_folder import last_epoch
 
 _ENDED: Final = {
     "until_loss": "by --until-loss",

@@ -24,12 +24,12 @@ from streamtrain.loader.shared_budget import (
     training_bytes,
 )
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.metrics import Metrics
 from streamtrain.models.losses import Loss
 from streamtrain.store.dataset import Dataset
-from streamtrain.stream import normalize_fields
 from streamtrain.system.units import format_bytes, parse_bytes
-from streamtrain.trainer import Rows, Trainer
+from streamtrain.training.batch_stream import normalize_fields
+from streamtrain.training.metrics import Metrics
+from streamtrain.training.trainer import Rows, Trainer
 
 
 @dataclass(slots=True, kw_only=True)

@@ -22,11 +22,11 @@ from streamtrain.errors import StreamtrainError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
-from streamtrain.runs import check_free
 from streamtrain.store.dataset import Dataset
 from streamtrain.system.files import Files
 from streamtrain.system.memory import give_back, held_bytes
 from streamtrain.system.units import format_duration
+from streamtrain.training.run_folder import check_free
 
 Say = Callable[[str], None]
 

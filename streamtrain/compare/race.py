@@ -16,12 +16,12 @@ from streamtrain.compare.results import Compared, Point
 from streamtrain.compare.trajectory import Snapshot, Trajectory
 from streamtrain.compare.variance import UpdateVariance
 from streamtrain.compare.watching import Watched
-from streamtrain.described import solved
 from streamtrain.errors import DivergedError, ResourceError
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.runs import NoRun, Run, RunFolder, write_memory
 from streamtrain.system.memory import MemoryMeter, give_back
-from streamtrain.trainer import Trainer
+from streamtrain.training.run_folder import NoRun, Run, RunFolder, write_memory
+from streamtrain.training.run_state import solved
+from streamtrain.training.trainer import Trainer
 
 OnPoint = Callable[[Compared, Point], None]
 

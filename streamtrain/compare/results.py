@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamtrain.compare.surface import Surface
-from streamtrain.metrics import Metrics
+from streamtrain.training.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

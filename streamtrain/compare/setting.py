@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-from streamtrain.counts import Totals
 from streamtrain.errors import UsageError, unknown_name
 from streamtrain.optim.build_rule import check_rule
 from streamtrain.system.arguments import check_batch_size, is_number
+from streamtrain.training.progress import Totals
 
 _LEAST_GRID: Final = 2
 _MOST_GRID: Final = 201

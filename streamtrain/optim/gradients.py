@@ -150,7 +150,8 @@ def dense(gradient: Tensor) -> Tensor:
 class Learner:
     """What a step needs: the model, its loss, the optimizer over its parameters, and what belongs to every step.
 
-    ``on_step`` is called after each one, when the weights are those it came to; see `streamtrain.setting.Setting`.
+    ``on_step`` is called after each one, when the weights are those it came to; see
+    `streamtrain.training.options.Setting`.
     """
 
     model: nn.Module

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from streamtrain.charts.scales import is_placed
 from streamtrain.errors import CheckpointError
-from streamtrain.runs import CONFIG, MEMORY, METRICS, read_config
+from streamtrain.training.run_folder import CONFIG, MEMORY, METRICS, read_config
 
 _KINDS: Final = ("batch", "epoch", "measured")
 _TEXTS: Final = frozenset({"kind"})

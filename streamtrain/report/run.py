@@ -13,13 +13,13 @@ from streamtrain.charts.bars import Bar, Bars, bars_key, draw_bars
 from streamtrain.charts.colours import COLOURS
 from streamtrain.charts.lines import Chart, Line, draw, key
 from streamtrain.charts.scales import Axis, is_placed, is_wide
-from streamtrain.metrics import METRIC_NAMES
 from streamtrain.pages import charts, facts, note, page, table
 from streamtrain.report.data import data_parts
 from streamtrain.report.folder import Told, column, read_run
 from streamtrain.system.events import Work
 from streamtrain.system.files import Files
 from streamtrain.system.units import format_bytes, format_duration
+from streamtrain.training.metrics import METRIC_NAMES
 
 REPORT: Final = "report.html"
 _WALL: Final = {"compute": COLOURS[5], "transfer": COLOURS[2], "wait": COLOURS[1]}

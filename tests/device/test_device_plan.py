@@ -8,8 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.device import room as rooms
-from streamtrain.device.room import room_for_a_step
 from streamtrain.errors import BudgetError, DeviceError, UsageError
 from streamtrain.loader.budget import project, solve
 from streamtrain.loader.device.accelerator import resolve_device
@@ -24,7 +22,9 @@ from streamtrain.loader.device.memory_terms import (
 )
 from streamtrain.loader.device.transfer import Placement, carrier_to
 from streamtrain.store.layout import Field, plan_layout
-from streamtrain.stream import fields_on
+from streamtrain.training import step_errors as rooms
+from streamtrain.training.batch_stream import fields_on
+from streamtrain.training.step_errors import room_for_a_step
 
 X = Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28))
 Y = Field(name="y", dtype=np.dtype("int64"), shape=())

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from streamtrain.store.layout import Field, Layout
-from streamtrain.stream import Data, Stream
+from streamtrain.training.batch_stream import Data, Stream
 
 
 class Arrays:

@@ -18,25 +18,21 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from streamtrain.counts import Counts, Totals
-from streamtrain.described import describe, run_at
 from streamtrain.errors import UsageError
-from streamtrain.keeper import Keeper, Resumed
 from streamtrain.loader.device.accelerator import resolve_device
-from streamtrain.meaning import warn_of_modules
-from streamtrain.metrics import EpochSummary, History, Metrics
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.optim.build_rule import check_rule
 from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
-from streamtrain.passes import Passes
-from streamtrain.recorder import EpochRecorder
-from streamtrain.rehearsal import working_memory
-from streamtrain.runs import NoRun, Run, RunFolder
-from streamtrain.setting import Setting
-from streamtrain.stopping import Stopping
-from streamtrain.stream import Data, Stream, check_stream, in_stored_order, normalize_fields
 from streamtrain.system.events import RunBegan, RunEnded, between
 from streamtrain.system.signals import Interrupts, held_back
+from streamtrain.training.batch_stream import Data, Stream, check_stream, in_stored_order, normalize_fields
+from streamtrain.training.loop import EpochRecorder, Passes
+from streamtrain.training.metrics import EpochSummary, History, Metrics
+from streamtrain.training.options import Setting
+from streamtrain.training.preflight import warn_of_modules, working_memory
+from streamtrain.training.progress import Counts, Stopping, Totals
+from streamtrain.training.run_folder import NoRun, Run, RunFolder
+from streamtrain.training.run_state import Keeper, Resumed, describe, run_at
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """Field name -> array (n_rows, ...), as ``dataset[0:n_rows]`` gives them."""
@@ -72,8 +68,8 @@ class Trainer:
     device : str or torch.device
         ``"auto"`` is CUDA where there is any, else the CPU.
     **options
-        What `streamtrain.setting.Setting` takes: ``clip_grad_norm``, ``schedule``, ``autocast``, ``l2``, ...; and what
-        the named optimizer takes: ``momentum``, ``betas``, ``eps``, ``weight_decay``, ``nesterov``, ...
+        What `streamtrain.training.options.Setting` takes: ``clip_grad_norm``, ``schedule``, ``autocast``, ``l2``, ...;
+        and what the named optimizer takes: ``momentum``, ``betas``, ``eps``, ``weight_decay``, ``nesterov``, ...
 
     Raises
     ------

@@ -3,6 +3,8 @@
 With it a run goes on bit for bit: the weights and the optimizer's state, the loader's place counted in consumed
 batches, a pass's part of a gradient sum, the schedules, the random state that dropout draws from, the sums behind the
 metrics.
+
+What a run is described as: by that ``config.json`` tells of it, and a checkpoint knows whose it is.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 
-from streamtrain.checkpoint import (
+from streamtrain.errors import CheckpointError, DivergedError, ResourceError, UsageError, differences, unknown_name
+from streamtrain.loader.stream_loader import StreamLoader
+from streamtrain.models.factory import n_parameters
+from streamtrain.models.normalization import Front
+from streamtrain.models.seeding import random_state, set_random_state
+from streamtrain.optim.rules import Rule
+from streamtrain.training.batch_stream import Stream
+from streamtrain.training.checkpoint import (
     MODEL,
     NORMALIZE,
     Checkpoint,
@@ -26,22 +35,10 @@ from streamtrain.checkpoint import (
     normalize_states,
     normalize_tensors,
 )
-from streamtrain.counts import Counts
-from streamtrain.errors import (
-    CheckpointError,
-    DivergedError,
-    ResourceError,
-    UsageError,
-    differences,
-    unknown_name,
-)
-from streamtrain.metrics import RunningMetrics
-from streamtrain.models.normalization import Front
-from streamtrain.models.seeding import random_state, set_random_state
-from streamtrain.optim.rules import Rule
-from streamtrain.packing import flat, pack, unpack
-from streamtrain.runs import Run, RunFolder
-from streamtrain.stopping import Stopping
+from streamtrain.training.metrics import RunningMetrics
+from streamtrain.training.progress import Counts, Stopping
+from streamtrain.training.run_folder import NoRun, Run, RunFolder
+from streamtrain.training.serialization import flat, pack, unpack
 
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
 """What a checkpoint that cannot be written may do."""
@@ -317,3 +314,52 @@ def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
         why=error.why,
         fix=f"{error.fix or 'see to the disk'}, then the same with --resume",
     )
+
+
+_JSON: Final = (bool, int, float, str, tuple, list)
+
+
+def describe(rule: Rule, front: Front, stream: Stream, fields: Mapping[str, object]) -> dict[str, object]:
+    """What a rule and its learner do with some fields of a stream: JSON values by name."""
+    learner = rule.learner
+    defaults = {name: value for name, value in learner.optimizer.defaults.items() if isinstance(value, _JSON)}
+    return {
+        "model": type(front.model).__name__,
+        "n_parameters": n_parameters(front.model),
+        "loss": learner.loss.name,
+        "update": rule.name,
+        **rule.options(),
+        "optimizer": {"name": type(learner.optimizer).__name__, **defaults},
+        **fields,
+        "normalize": sorted(front.modules_by_input()),
+        "batch_size": stream.batch_size,
+        "drop_last": stream.drop_last,
+        # What is done, not what is asked for: a rule that sums over the whole reads in stored order either way.
+        "shuffle": stream.shuffle and not rule.in_stored_order,
+        "reshuffle": getattr(stream, "reshuffle", "epoch"),
+        "seed": stream.seed,
+        "n_samples": len(stream.dataset),
+        "dataset_id": getattr(stream.dataset, "id", None),
+    }
+
+
+def solved(loader: StreamLoader, memory: int) -> dict[str, object]:
+    """What of a run follows from its budget of so many bytes, likewise."""
+    return {"memory": memory, "lanes": loader.sizes.lanes, "groups": loader.sizes.groups}
+
+
+def run_at(checkpoint: str | Path | RunFolder | None, config: dict[str, object], *, goes_on: bool) -> Run:
+    """The run that is kept in a folder; without one, a run that leaves nothing behind.
+
+    Raises
+    ------
+    UsageError
+        Something is there already, or a run is to go on and no folder is named.
+    """
+    if isinstance(checkpoint, RunFolder):
+        return checkpoint
+    if checkpoint is not None:
+        return RunFolder(Path(checkpoint), config, goes_on=goes_on)
+    if goes_on:
+        raise UsageError("resume without checkpoint", fix="checkpoint='runs/a', the folder of the run")
+    return NoRun()

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from streamtrain.errors import CheckpointError, remedy
 from streamtrain.system.files import Files, explained
-from streamtrain.tensor_file import check_tensors, write_tensors
+from streamtrain.training.serialization import check_tensors, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"
 MODEL: Final = "model"

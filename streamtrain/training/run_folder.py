@@ -6,7 +6,7 @@
         config.json
         metrics.jsonl              a line every few batches, and one every epoch
         memory.json                what it took, once it has ended
-        checkpoints/00001175/      see `streamtrain.checkpoint`
+        checkpoints/00001175/      see `streamtrain.training.checkpoint`
         report.html
 
 Nothing in it is ever executed.
@@ -24,9 +24,9 @@ from typing import Any, Final, Self
 
 from torch import Tensor
 
-from streamtrain.checkpoint import write_checkpoint
 from streamtrain.errors import CheckpointError, ResourceError, UsageError, remedy
 from streamtrain.system.files import Files, explained
+from streamtrain.training.checkpoint import write_checkpoint
 
 CONFIG: Final = "config.json"
 METRICS: Final = "metrics.jsonl"

@@ -1,0 +1,1 @@
+"""streamtrain/training."""
