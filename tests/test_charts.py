@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.charts.bars import Bar, Bars, bars_key, draw_bars
-from streamtrain.charts.colours import shade
-from streamtrain.charts.lines import HEIGHT, WIDTH, Chart, Level, Line, draw, key
-from streamtrain.charts.relief import Relief, draw_relief
-from streamtrain.charts.scales import Axis, Scale, format_tick, is_wide, ticks
+from streamtrain.diagnostics.charts.bars import Bar, Bars, bars_key, draw_bars
+from streamtrain.diagnostics.charts.lines import HEIGHT, WIDTH, Chart, Level, Line, draw, key
+from streamtrain.diagnostics.charts.scales import Axis, Scale, format_tick, is_wide, shade, ticks
+from streamtrain.diagnostics.charts.surface import Relief, draw_relief
 
 HOSTILE = '<script>alert("&")</script>'
 SVG = "{http://www.w3.org/2000/svg}"

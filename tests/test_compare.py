@@ -16,9 +16,9 @@ from torch import nn
 import streamtrain as st
 from streamtrain.compare.contest import compare
 from streamtrain.compare.setting import Setting
+from streamtrain.diagnostics.run_reader import read_run
 from streamtrain.errors import UnknownName, UsageError
 from streamtrain.report.comparison import comparison_page, write_comparison
-from streamtrain.report.folder import read_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import streamtrain as st
+from streamtrain.diagnostics.run_reader import read_run
+from streamtrain.diagnostics.run_report import run_page
 from streamtrain.errors import CheckpointError
-from streamtrain.report.folder import read_run
-from streamtrain.report.run import run_page
 from streamtrain.training.run_state import describe
 
 N = 120

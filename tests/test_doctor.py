@@ -19,9 +19,9 @@ import psutil
 import pytest
 
 import streamtrain
-from streamtrain import doctor
 from streamtrain.cli.main import main
-from streamtrain.doctor import check_up
+from streamtrain.diagnostics import doctor
+from streamtrain.diagnostics.doctor import check_up
 from streamtrain.errors import UsageError
 from streamtrain.loader.budget import solve
 from streamtrain.store.layout import CODECS, Field, Layout
@@ -158,5 +158,5 @@ def test_json_and_text_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_module_is_loaded_without_torch() -> None:
-    code = "import sys, streamtrain.doctor, streamtrain.cli.doctor; sys.exit('torch' in sys.modules)"
+    code = "import sys, streamtrain.diagnostics.doctor, streamtrain.cli.doctor; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

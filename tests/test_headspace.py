@@ -16,7 +16,7 @@ from torch import nn
 
 import streamtrain as st
 from streamtrain.cli.main import main
-from streamtrain.headspace import headspace
+from streamtrain.diagnostics.headspace import headspace
 
 
 @pytest.fixture

@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamtrain.diagnostics.profile_command import Held, Sample, Samples, group, sample, watch
+from streamtrain.diagnostics.profile_timeline import timeline
 from streamtrain.errors import UsageError
-from streamtrain.profile.command import watch
-from streamtrain.profile.sampling import Held, Sample, Samples, group, sample
-from streamtrain.profile.timeline import timeline
 from streamtrain.system.events import LoaderClosed
 
 MB = 10**6
@@ -108,7 +107,7 @@ def test_nothing_the_command_left_keeps_running() -> None:
 
 
 def test_what_does_not_listen_to_reason_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamtrain.profile.command._GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("streamtrain.diagnostics.profile_command._GRACE_SECONDS", 0.1)
     monkeypatch.chdir(tmp_path)
     stubborn = "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     stubborn += "; pathlib.Path('ready').touch(); time.sleep(60)"
@@ -134,7 +133,7 @@ def send_when_ready(number: signal.Signals, ready: Path) -> threading.Thread:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_reach_the_command(number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamtrain.profile.command._in_foreground", lambda: False)
+    monkeypatch.setattr("streamtrain.diagnostics.profile_command._in_foreground", lambda: False)
     ready = tmp_path / "ready"
     code = f"import pathlib, signal, time; signal.signal({number.value}, lambda *_: exit(9))"
     code += f"; pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
@@ -147,7 +146,7 @@ def test_signals_reach_the_command(number: signal.Signals, tmp_path: Path, monke
 
 
 def test_a_terminals_own_interrupt_is_not_sent_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamtrain.profile.command._in_foreground", lambda: True)
+    monkeypatch.setattr("streamtrain.diagnostics.profile_command._in_foreground", lambda: True)
     ready = tmp_path / "ready"
     sender = send_when_ready(signal.SIGINT, ready)
     code = f"import pathlib, time; pathlib.Path({str(ready)!r}).touch(); time.sleep(0.3)"
@@ -179,6 +178,6 @@ def test_sampling_that_takes_long_is_done_less_often(monkeypatch: pytest.MonkeyP
         time.sleep(0.05)
         return sample(processes)
 
-    monkeypatch.setattr("streamtrain.profile.command.sample", slowly)
+    monkeypatch.setattr("streamtrain.diagnostics.profile_command.sample", slowly)
     found = watch([PYTHON, "-c", "import time; time.sleep(0.4)"], interval_seconds=0.001)
     assert 1 <= len(found.samples) <= 1 + (found.stop - found.start) / 0.5

@@ -12,14 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamtrain.diagnostics import profile_charts
+from streamtrain.diagnostics.profile_charts import page, scene
+from streamtrain.diagnostics.profile_command import Held, Sample, Watched
+from streamtrain.diagnostics.profile_report import figures, lines, write
+from streamtrain.diagnostics.profile_timeline import timeline
 from streamtrain.errors import UsageError
-from streamtrain.profile import picture
-from streamtrain.profile.command import Watched
-from streamtrain.profile.page import page
-from streamtrain.profile.report import figures, lines, write
-from streamtrain.profile.sampling import Held, Sample
-from streamtrain.profile.scene import scene
-from streamtrain.profile.timeline import timeline
 from streamtrain.system.events import (
     DeviceMemory,
     EpochBegan,
@@ -208,7 +206,7 @@ def test_a_long_command_stays_inside_the_picture(tmp_path: Path, monkeypatch: py
         drawn.append((figure._suptitle.get_window_extent().x1, figure.bbox.width))
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", look)
-    picture.write_png(scene(timeline(watched([], [], command=("w" * 300,)))), tmp_path / "wide.png")
+    profile_charts.write_png(scene(timeline(watched([], [], command=("w" * 300,)))), tmp_path / "wide.png")
     ((end, width),) = drawn
     assert end <= width
 
@@ -299,7 +297,7 @@ def test_rows_hold_loaders_that_follow_each_other() -> None:
 def test_without_matplotlib_the_png_is_refused_and_the_page_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(picture.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(profile_charts.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install 'streamtrain\[plot\]', or --no-png"):
         write(timeline(RUN), tmp_path / "a")
     assert [file.name for file in write(timeline(RUN), tmp_path / "b", png=False)] == ["timeline.html", "profile.json"]

@@ -16,9 +16,9 @@ import torch
 
 import streamtrain as st
 from streamtrain.cli.main import main
+from streamtrain.diagnostics.run_reader import read_run
+from streamtrain.diagnostics.run_report import run_page, write_report
 from streamtrain.errors import CheckpointError
-from streamtrain.report.folder import read_run
-from streamtrain.report.run import run_page, write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PAYLOAD = "</title><script>document.title='owned'</script><img src=x onerror=document.title='owned'>"

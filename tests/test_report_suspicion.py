@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamtrain.cli.main import main
+from streamtrain.diagnostics.run_reader import Told, read_run
+from streamtrain.diagnostics.run_report import _thinned, run_page, write_report
 from streamtrain.errors import CheckpointError
-from streamtrain.report.folder import Told, read_run
-from streamtrain.report.run import _thinned, run_page, write_report
 
 SECONDS = {"compute_seconds": 1.0, "transfer_seconds": 0.5, "wait_seconds": 0.25, "seconds": 1.75}
 EPOCH = {"kind": "epoch", "epoch": 1, "steps": 4, "samples": 80, "loss": 0.5, "stall_fraction": 0.1, **SECONDS}

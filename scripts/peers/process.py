@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 import psutil
 
-from streamtrain.profile.sampling import sample
+from streamtrain.diagnostics.profile_command import sample
 
 SCRIPTS: Final = Path(__file__).resolve().parent.parent
 _GRACE_SECONDS: Final = 10.0

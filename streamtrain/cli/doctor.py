@@ -11,7 +11,7 @@ from streamtrain.cli.common import emit, json_option
 from streamtrain.system.units import format_bytes
 
 if TYPE_CHECKING:
-    from streamtrain.doctor import Checkup, FastPath
+    from streamtrain.diagnostics.doctor import Checkup, FastPath
 
 
 @click.command("doctor")
@@ -24,7 +24,7 @@ def command(path: Path, as_json: bool) -> None:
     it. The rates are limits measured just now: of reading one file in a row and of decoding made-up blocks. Nothing is
     left on the disk.
     """
-    from streamtrain.doctor import check_up
+    from streamtrain.diagnostics.doctor import check_up
 
     found = check_up(path)
     emit(as_json, _result(found), _text(found))

@@ -34,10 +34,10 @@ def command(out: Path | None, interval: float, no_png: bool, words: tuple[str, .
     seconds). The exit code is the command's own. With --json the command's output goes to stderr, so that stdout has
     the one object.
     """
-    from streamtrain.profile.command import watch
-    from streamtrain.profile.picture import check_can_draw
-    from streamtrain.profile.report import figures, lines, write
-    from streamtrain.profile.timeline import timeline
+    from streamtrain.diagnostics.profile_charts import check_can_draw
+    from streamtrain.diagnostics.profile_command import watch
+    from streamtrain.diagnostics.profile_report import figures, lines, write
+    from streamtrain.diagnostics.profile_timeline import timeline
 
     if not interval > 0:
         raise UsageError(f"interval is {interval} s; it must be positive", fix="--interval 0.05")

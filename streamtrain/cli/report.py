@@ -22,7 +22,7 @@ def command(run: Path, dataset: Path | None, out: Path | None, as_json: bool) ->
     Configuration, curves, memory against budget, where the time went, how well the data was shuffled, and its
     statistics. What is of the dataset is left out, with the reason, where the dataset is gone.
     """
-    from streamtrain.report.run import write_report
+    from streamtrain.diagnostics.run_report import write_report
 
     file, told = write_report(run, dataset=dataset, out=out)
     last = told.epochs[-1] if told.epochs else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from streamtrain.headspace import Headspace
+from streamtrain.diagnostics.headspace import Headspace
 from streamtrain.system.units import format_bytes, format_duration
 from streamtrain.training.metrics import EpochSummary, Metrics, Speed
 

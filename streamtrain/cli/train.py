@@ -20,8 +20,8 @@ from streamtrain.cli.tables import epoch_head, epoch_line
 from streamtrain.cli.threads import set_threads
 from streamtrain.cli.train_options import Options, train_options
 from streamtrain.cli.trained import Trained
+from streamtrain.diagnostics.headspace import headspace, kept_bytes
 from streamtrain.errors import BudgetError, StreamtrainError, UsageError
-from streamtrain.headspace import headspace, kept_bytes
 from streamtrain.loader import shared_budget
 from streamtrain.loader.quarantine import first_rows
 from streamtrain.loader.shared_budget import least_bytes, least_in_all, n_rehearsed

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from streamtrain.cli.tables import headspace_line, memory_line, time_lines
-from streamtrain.headspace import Headspace
+from streamtrain.diagnostics.headspace import Headspace
 from streamtrain.loader.quarantine import LeftOut
 from streamtrain.system.units import format_rate
 from streamtrain.training.metrics import METRIC_NAMES, History

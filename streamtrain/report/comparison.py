@@ -9,14 +9,13 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from streamtrain.charts.bars import Bar, Bars, draw_bars
-from streamtrain.charts.colours import COLOURS, DASHES, MARKERS
-from streamtrain.charts.lines import Chart, Level, Line, draw, key
-from streamtrain.charts.relief import Relief, draw_relief
-from streamtrain.charts.scales import Axis, is_wide
 from streamtrain.compare.results import Compared, Comparison, Point
 from streamtrain.compare.surface import Surface
-from streamtrain.pages import charts, facts, note, page, table
+from streamtrain.diagnostics.charts.bars import Bar, Bars, draw_bars
+from streamtrain.diagnostics.charts.lines import Chart, Level, Line, draw, key
+from streamtrain.diagnostics.charts.scales import COLOURS, DASHES, MARKERS, Axis, is_wide
+from streamtrain.diagnostics.charts.surface import Relief, draw_relief
+from streamtrain.diagnostics.html import charts, facts, note, page, table
 from streamtrain.system.files import Files
 from streamtrain.system.json_values import plain
 from streamtrain.system.units import format_bytes, format_duration

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from streamtrain.charts.colours import AXIS, shade
-from streamtrain.charts.lines import Line, marker
-from streamtrain.charts.scales import Axis, Scale, format_tick, is_placed, is_wide, ticks
+from streamtrain.diagnostics.charts.lines import Line, marker
+from streamtrain.diagnostics.charts.scales import AXIS, Axis, Scale, format_tick, is_placed, is_wide, shade, ticks
 
 WIDTH: Final = 860
 HEIGHT: Final = 600

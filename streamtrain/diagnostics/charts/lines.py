@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from streamtrain.charts.colours import AXIS, COLOURS, GRID, QUIET
-from streamtrain.charts.scales import Axis, Scale, is_placed
+from streamtrain.diagnostics.charts.scales import AXIS, COLOURS, GRID, QUIET, Axis, Scale, is_placed
 
 WIDTH: Final = 540
 HEIGHT: Final = 340

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from streamtrain.profile.command import Watched
-from streamtrain.profile.sampling import Held, Sample
+from streamtrain.diagnostics.profile_command import Held, Sample, Watched
 from streamtrain.system.events import (
     DeviceMemory,
     EpochBegan,

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any, Final
 
-from streamtrain.pages import Table
-from streamtrain.profile.page import page
-from streamtrain.profile.picture import write_png
-from streamtrain.profile.scene import NOT_SEEN, kept_line, scene, short_command
-from streamtrain.profile.timeline import Kept, Timeline
+from streamtrain.diagnostics.html import Table
+from streamtrain.diagnostics.profile_charts import NOT_SEEN, kept_line, page, scene, short_command, write_png
+from streamtrain.diagnostics.profile_timeline import Kept, Timeline
 from streamtrain.system.files import Files
 from streamtrain.system.units import format_bytes, format_duration, format_rate
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from streamtrain.charts.colours import AXIS, COLOURS
-from streamtrain.charts.lines import WIDTH
-from streamtrain.charts.scales import format_tick, is_placed
+from streamtrain.diagnostics.charts.lines import WIDTH
+from streamtrain.diagnostics.charts.scales import AXIS, COLOURS, format_tick, is_placed
 
 _LEFT: Final = 132
 _RIGHT: Final = 96

@@ -22,7 +22,6 @@ from typing import Final
 import numpy as np
 import psutil
 
-from streamtrain import __version__
 from streamtrain.errors import UsageError
 from streamtrain.store.codec import checksum, decode, encode
 from streamtrain.store.layout import CODECS, Codec
@@ -168,7 +167,7 @@ def check_up(folder: Path, *, seconds: float = 3.0) -> Checkup:
 
 
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"streamtrain": __version__, "python": platform.python_version()}
+    found: dict[str, str | None] = {"streamtrain": metadata.version("streamtrain"), "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
