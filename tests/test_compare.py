@@ -14,11 +14,11 @@ from compare_cases import N, ingested, line
 from torch import nn
 
 import streamtrain as st
-from streamtrain.compare.contest import compare
-from streamtrain.compare.setting import Setting
+from streamtrain.comparison.compare import compare
+from streamtrain.comparison.report import comparison_page, write_comparison
+from streamtrain.comparison.settings import Setting
 from streamtrain.diagnostics.run_reader import read_run
 from streamtrain.errors import UnknownName, UsageError
-from streamtrain.report.comparison import comparison_page, write_comparison
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

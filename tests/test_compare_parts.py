@@ -11,10 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from streamtrain.compare.setting import Setting
-from streamtrain.compare.surface import measure_surface, weight_names
-from streamtrain.compare.trajectory import PATH_BYTES, Snapshot, Trajectory, n_kept, plane_of
-from streamtrain.compare.variance import UpdateVariance
+from streamtrain.comparison.settings import Setting
+from streamtrain.comparison.surface import (
+    PATH_BYTES,
+    Snapshot,
+    Trajectory,
+    measure_surface,
+    n_kept,
+    plane_of,
+    weight_names,
+)
+from streamtrain.comparison.variance import UpdateVariance
 from streamtrain.errors import BudgetError, UnknownName, UsageError
 
 

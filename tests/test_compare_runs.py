@@ -12,15 +12,15 @@ from compare_cases import N, ingested, line
 from torch import nn
 
 import streamtrain as st
-from streamtrain.compare import contest as contest_room
-from streamtrain.compare.contest import compare
-from streamtrain.compare.results import Comparison
-from streamtrain.compare.setting import Setting
-from streamtrain.compare.trajectory import Snapshot, plane_of
-from streamtrain.compare.variance import UpdateVariance
-from streamtrain.compare.watching import Watched
+from streamtrain.comparison import compare as contest_room
+from streamtrain.comparison.compare import compare
+from streamtrain.comparison.report import comparison_page, measure, number, write_comparison
+from streamtrain.comparison.results import Comparison
+from streamtrain.comparison.run import Watched
+from streamtrain.comparison.settings import Setting
+from streamtrain.comparison.surface import Snapshot, plane_of
+from streamtrain.comparison.variance import UpdateVariance
 from streamtrain.errors import ResourceError, UsageError
-from streamtrain.report.comparison import comparison_page, measure, number, write_comparison
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

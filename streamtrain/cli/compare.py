@@ -13,13 +13,13 @@ import torch
 from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.data import INPUT, TARGET, check_alike, field_of, n_outputs
 from streamtrain.cli.threads import set_threads
-from streamtrain.compare.contest import compare
-from streamtrain.compare.results import Compared, Comparison, Point
-from streamtrain.compare.setting import EVERY, Setting
+from streamtrain.comparison.compare import compare
+from streamtrain.comparison.report import measure, number, summary_rows, write_comparison
+from streamtrain.comparison.results import Compared, Comparison, Point
+from streamtrain.comparison.settings import EVERY, Setting
 from streamtrain.errors import UsageError
 from streamtrain.models.factory import build_model, n_parameters
 from streamtrain.models.losses import default_loss, resolve_loss
-from streamtrain.report.comparison import measure, number, summary_rows, write_comparison
 from streamtrain.store.dataset import open_dataset
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.memory import keep_little

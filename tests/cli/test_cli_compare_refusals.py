@@ -11,7 +11,7 @@ import pytest
 
 import streamtrain as st
 from streamtrain.cli.main import main
-from streamtrain.compare import contest
+from streamtrain.comparison import compare
 
 pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
 
@@ -82,7 +82,7 @@ def test_what_interrupts_a_surface_costs_no_comparison(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(contest, "measure_surface", interrupt)
+    monkeypatch.setattr(compare, "measure_surface", interrupt)
     assert main(["compare", str(stored), *ONE, "--surface", "--grid", "2", "--out", "c"]) == 130
     assert len(json.loads(Path("c/comparison.json").read_text())["runs"]) == 1
     assert Path("c/comparison.html").is_file()

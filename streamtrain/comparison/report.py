@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from streamtrain.compare.results import Compared, Comparison, Point
-from streamtrain.compare.surface import Surface
+from streamtrain.comparison.results import Compared, Comparison, Point
+from streamtrain.comparison.surface import Surface
 from streamtrain.diagnostics.charts.bars import Bar, Bars, draw_bars
 from streamtrain.diagnostics.charts.lines import Chart, Level, Line, draw, key
 from streamtrain.diagnostics.charts.scales import COLOURS, DASHES, MARKERS, Axis, is_wide

@@ -12,12 +12,10 @@ from typing import Literal
 from torch import nn
 from tqdm import tqdm
 
-from streamtrain.compare.common import Contest
-from streamtrain.compare.race import race
-from streamtrain.compare.results import Compared, Comparison, Point
-from streamtrain.compare.setting import Setting
-from streamtrain.compare.surface import Surface, measure_surface
-from streamtrain.compare.trajectory import Snapshot
+from streamtrain.comparison.results import Compared, Comparison, Point
+from streamtrain.comparison.run import Contest, race
+from streamtrain.comparison.settings import Setting
+from streamtrain.comparison.surface import Snapshot, Surface, measure_surface
 from streamtrain.errors import StreamtrainError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters

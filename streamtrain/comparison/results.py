@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamtrain.compare.surface import Surface
+from streamtrain.comparison.surface import Surface
 from streamtrain.training.metrics import Metrics
 
 
@@ -28,7 +28,7 @@ class Point:
     val : Metrics or None
         Likewise over the validation data.
     variance : float or None
-        The relative variance of the updates (`streamtrain.compare.variance`) over the window that lies in the epoch
+        The relative variance of the updates (`streamtrain.comparison.variance`) over the window that lies in the epoch
         before; None at the beginning, after a lone step, and where nothing moved.
     n_window : int
         The steps of that window.
