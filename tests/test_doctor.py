@@ -158,5 +158,5 @@ def test_json_and_text_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_module_is_loaded_without_torch() -> None:
-    code = "import sys, streamtrain.diagnostics.doctor, streamtrain.cli.doctor; sys.exit('torch' in sys.modules)"
+    code = "import sys, streamtrain.diagnostics.doctor, streamtrain.cli.diagnostics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

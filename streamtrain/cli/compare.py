@@ -10,9 +10,9 @@ import click
 import numpy as np
 import torch
 
-from streamtrain.cli.common import emit, json_option
-from streamtrain.cli.data import INPUT, TARGET, check_alike, field_of, n_outputs
-from streamtrain.cli.threads import set_threads
+from streamtrain.cli.compatibility import INPUT, TARGET, check_alike, field_of, n_outputs
+from streamtrain.cli.options import set_threads
+from streamtrain.cli.output import emit, json_option
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import measure, number, summary_rows, write_comparison
 from streamtrain.comparison.results import Compared, Comparison, Point
@@ -78,7 +78,7 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
 @click.option("--threads", type=int, help="Threads of torch on the CPU.")
 @click.option("--out", type=_path, help="The comparison's folder; by default comparisons/N, N the next free number.")
 @json_option
-def command(as_json: bool, **given: Any) -> None:
+def compare_command(as_json: bool, **given: Any) -> None:
     """Train a model on the dataset DEST by several update rules and optimizers, and put the runs side by side.
 
     Every run begins with the same weights and takes the data in the order of the same seed. After every epoch the loss

@@ -9,8 +9,7 @@ from typing import Any, Final
 import click
 from torch import nn
 
-from streamtrain.cli.common import emit, json_option
-from streamtrain.cli.tables import result_lines
+from streamtrain.cli.output import emit, json_option, result_lines
 from streamtrain.errors import CheckpointError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import build_model, is_file_model
@@ -35,7 +34,7 @@ _NONE = "none"
 @click.option("--memory", default="512MB", help="Budget for all that the loader owns.")
 @click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
 @json_option
-def command(
+def evaluate_command(
     run: Path,
     dest: Path,
     model: str | None,

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamtrain.cli.common import emit, json_option
-from streamtrain.cli.facts import stored_facts
+from streamtrain.cli.output import emit, json_option, stored_facts
 from streamtrain.errors import UsageError
 from streamtrain.system.units import format_bytes, format_duration
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--append", is_flag=True, help="Add the rows behind those of the dataset at DEST.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted ingest; begin where there is none.")
 @json_option
-def command(
+def ingest_command(
     sources: tuple[str, ...],
     dest: str,
     as_json: bool,

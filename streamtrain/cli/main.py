@@ -3,12 +3,15 @@
 Results go to stdout; errors go to stderr as ``error: ...`` and leave with the code of their class (see
 `streamtrain.errors`). A command is imported only when it is called, so ``--help`` is fast and ``ingest`` never
 imports torch.
+
+Remedies as they are typed on the command line: what the library calls ``memory='7MB'`` is ``--memory 7MB`` here.
 """
 
 from __future__ import annotations
 
 import errno
 import importlib
+import importlib.metadata
 import os
 import re
 import shutil
@@ -20,11 +23,33 @@ from typing import Final
 
 import click
 
-from streamtrain import __version__
-from streamtrain.cli.remedies import typed
 from streamtrain.errors import ResourceError, StreamtrainError, unknown_name
 from streamtrain.system.signals import terminated_cleanly
-from streamtrain.system.units import format_bytes
+from streamtrain.system.units import format_bytes, megabytes
+
+_ARGUMENT: Final = re.compile(r"\b(memory|batch_size|lanes|device|seed)=(?:'([^']*)'|([\w.:]+))")
+_FLAG: Final = re.compile(r"\bdrop_last=False\b")
+_BYTES: Final = re.compile(r"(\d+)B")
+
+
+def typed(fix: str) -> str:
+    """A remedy in the words of the command line; sizes are rounded up to whole megabytes.
+
+    Examples
+    --------
+    >>> typed("memory='6035592B', or fewer lanes")
+    '--memory 7MB, or fewer lanes'
+    >>> typed("batch_size=64, or drop_last=False"), typed("device='auto'")
+    ('--batch-size 64, or no --drop-last', '--device auto')
+    """
+    return _FLAG.sub("no --drop-last", _ARGUMENT.sub(_option, fix))
+
+
+def _option(found: re.Match[str]) -> str:
+    name, value = found[1].replace("_", "-"), found[2] or found[3]
+    exact = _BYTES.fullmatch(value)
+    return f"--{name} {megabytes(int(exact[1])) if exact else value}"
+
 
 COMMANDS: Final = {
     "ingest": "Turn raw files into a dataset.",
@@ -39,7 +64,13 @@ COMMANDS: Final = {
     "profile": "Watch a command's memory beside its loaders' budgets.",
     "doctor": "Check this machine: versions, memory, disk and decoding.",
 }
-"""Command name -> its line in ``--help``; the command is ``streamtrain.cli.NAME.command``."""
+"""Command name -> its line in ``--help``; the command is ``NAME_command`` of its module."""
+
+_MODULES: Final = {
+    **dict.fromkeys(("info", "repair", "verify"), "dataset"),
+    **dict.fromkeys(("report", "profile", "doctor"), "diagnostics"),
+}
+"""Command name -> the module of `streamtrain.cli` it is in, where that has another name."""
 
 EXIT_BUG: Final = 1
 EXIT_INTERRUPTED: Final = 130
@@ -162,7 +193,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"streamtrain.cli.{cmd_name}").command
+        module = importlib.import_module(f"streamtrain.cli.{_MODULES.get(cmd_name, cmd_name)}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
         if all(parameter.name != "debug" for parameter in command.params):
             command.params.append(_debug_option())
         return command
@@ -179,7 +211,9 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-_cli = click.version_option(__version__, prog_name="streamtrain", message="%(prog)s %(version)s")(
+_cli = click.version_option(
+    importlib.metadata.version("streamtrain"), prog_name="streamtrain", message="%(prog)s %(version)s"
+)(
     _LazyGroup(
         "streamtrain",
         help="Train PyTorch models on datasets larger than memory, from a sharded Zarr store.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamtrain.cli.common import emit, json_option
+from streamtrain.cli.output import emit, json_option
 from streamtrain.system.units import format_bytes
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--drop-last", is_flag=True, help="Leave out a short last batch.")
 @click.option("--seed", type=int, default=0, help="Of the order.")
 @json_option
-def command(
+def plan_command(
     dest: Path, batch_size: int, memory: str, lanes: int | None, drop_last: bool, seed: int, as_json: bool
 ) -> None:
     """Show what training on the dataset DEST will take and how well it will be shuffled.

@@ -1,10 +1,16 @@
-"""``streamtrain train``: a model on a dataset, within a memory budget."""
+"""``streamtrain train``: a model on a dataset, within a memory budget.
+
+What came of a training run, as ``train`` prints it.
+
+What ``train`` says where a run goes on, and how to go on where it was stopped.
+"""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -13,17 +19,13 @@ import click
 import numpy as np
 import torch
 
-from streamtrain.cli.common import emit, json_option
-from streamtrain.cli.data import INPUT, TARGET, check_alike, doubts, field_of, n_outputs, poor_shuffle
-from streamtrain.cli.resuming import how_to_go_on, say_resumed
-from streamtrain.cli.tables import epoch_head, epoch_line
-from streamtrain.cli.threads import set_threads
-from streamtrain.cli.train_options import Options, train_options
-from streamtrain.cli.trained import Trained
-from streamtrain.diagnostics.headspace import headspace, kept_bytes
+from streamtrain.cli.compatibility import INPUT, TARGET, check_alike, doubts, field_of, n_outputs, poor_shuffle
+from streamtrain.cli.options import Options, set_threads, train_options
+from streamtrain.cli.output import emit, epoch_head, epoch_line, headspace_line, json_option, memory_line, time_lines
+from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
 from streamtrain.errors import BudgetError, StreamtrainError, UsageError
 from streamtrain.loader import shared_budget
-from streamtrain.loader.quarantine import first_rows
+from streamtrain.loader.quarantine import LeftOut, first_rows
 from streamtrain.loader.shared_budget import least_bytes, least_in_all, n_rehearsed
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import build_model, n_parameters
@@ -32,12 +34,153 @@ from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.events import Reserved, tell
 from streamtrain.system.memory import MemoryMeter, held_bytes, keep_little
-from streamtrain.system.units import format_bytes
+from streamtrain.system.signals import Interrupted
+from streamtrain.system.units import format_bytes, format_rate
 from streamtrain.training.batch_stream import normalize_fields
-from streamtrain.training.metrics import score_name
-from streamtrain.training.run_folder import RunFolder, check_free, is_run, newest_run, next_run, write_memory
-from streamtrain.training.run_state import solved
+from streamtrain.training.metrics import METRIC_NAMES, History, score_name
+from streamtrain.training.run_folder import (
+    RunFolder,
+    check_free,
+    is_run,
+    last_epoch,
+    newest_run,
+    next_run,
+    write_memory,
+)
+from streamtrain.training.run_state import Resumed, solved
 from streamtrain.training.trainer import Trainer
+
+_ENDED: Final = {
+    "until_loss": "by --until-loss",
+    "patience": "by --patience: the loss has no longer fallen",
+    "grad_tolerance": "by --grad-tolerance: the norm of the gradient is at most that",
+    "loss_tolerance": "by --loss-tolerance: a step lowered J by at most that",
+    "stuck": "where no step lowers J any more",
+}
+"""What ends a run before its total does, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What came of a run."""
+
+    history: History
+    memory: dict[str, int]
+    out: Path
+    headspace: Headspace | None
+    quarantined: tuple[LeftOut, ...] = ()
+    val_quarantined: tuple[LeftOut, ...] = ()
+    interrupt: KeyboardInterrupt | None = None
+    """What came while the headspace was measured."""
+
+    def result(self) -> dict[str, object]:
+        """Everything by name, for ``--json``."""
+        speed = self.history.speed
+        return {
+            "steps": self.history.counts.n_steps,
+            "samples": self.history.counts.n_samples,
+            "loss": None,
+            "accuracy": None,
+            **self._last(),
+            "reached": self.history.reached,
+            "stopped_by": self.history.stopped_by,
+            "resumed_from_batch": self.history.resumed_from_batch,
+            "memory": self.memory,
+            "samples_per_second": speed.samples_per_second,
+            "stall_fraction": speed.stall_fraction,
+            "stall": {"wall_seconds": speed.wall(), "thread_seconds": speed.work.named()},
+            "headspace": self.headspace.named() if self.headspace else None,
+            "quarantined": [asdict(out) for out in self.quarantined],
+            "val_quarantined": [asdict(out) for out in self.val_quarantined],
+            "checkpoint_failures": self.history.checkpoint_failures,
+            "epochs": [summary.named() for summary in self.history],
+            "run": self.out,
+        }
+
+    def _last(self) -> dict[str, object]:
+        """The last epoch's metrics; of a run that was complete already, from its file."""
+        last = self.history.last
+        if last is not None:
+            return last.train.named() | {"val": last.val.named() if last.val else None}
+        line = last_epoch(self.out) or {}
+        val = {name.removeprefix("val_"): value for name, value in line.items() if name.startswith("val_")}
+        return {name: line[name] for name in METRIC_NAMES if name in line} | {"val": val or None}
+
+    def _ended(self) -> list[str]:
+        """What ended the run, where it was not its total, or a loss to come to was not reached."""
+        by, reached = self.history.stopped_by, self.history.reached
+        if by not in _ENDED and reached is None:
+            return []
+        return [f"ended   {_ENDED.get(by, f'by {by}')}{'; --until-loss was not reached' if reached is False else ''}"]
+
+    def text(self) -> str:
+        """The lines below the table of epochs."""
+        speed, n_failed = self.history.speed, self.history.checkpoint_failures
+        rate = format_rate(speed.n_samples, speed.seconds, "samples")
+        return "\n".join(
+            [
+                *self._ended(),
+                memory_line(self.memory),
+                f"speed   {rate}, stall fraction {speed.stall_fraction:.3f}",
+                *time_lines(speed),
+                *([headspace_line(self.headspace)] if self.headspace else []),
+                *(f"left out {out}" for out in self.quarantined),
+                *(f"left out of --val {out}" for out in self.val_quarantined),
+                *([f"checkpoints that could not be saved: {n_failed}"] if n_failed else []),
+                f"run     {self.out}",
+            ]
+        )
+
+    def raise_rest(self) -> None:
+        """Raise what ends the command though its result has been told.
+
+        Raises
+        ------
+        ResourceError
+            What the run came to could not be saved.
+        KeyboardInterrupt
+            Ctrl-C came after the run.
+        """
+        if self.interrupt is not None:
+            raise self.interrupt
+        if self.history.unsaved is not None:
+            raise self.history.unsaved
+
+
+def say_resumed(out: Path, resumed: Resumed) -> None:
+    """Say on stderr where a run goes on, and what was damaged."""
+    for skipped in resumed.skipped:
+        click.echo(f"warning: skipped a damaged checkpoint, {skipped}", err=True)
+    click.echo(
+        f"{out}: goes on after batch {resumed.n_batches:,}"
+        if resumed.n_batches
+        else f"{out}: no checkpoint; starts afresh",
+        err=True,
+    )
+
+
+@contextmanager
+def how_to_go_on(out: Path) -> Iterator[None]:
+    """Add to an interrupt inside the block, where the run was saved, the command that goes on with it."""
+    try:
+        yield
+    except Interrupted as interrupt:
+        if interrupt.saved is None:
+            raise
+        words = _words(click.get_current_context(silent=True))
+        command = words + ([] if _given(words, "--out") else ["--out", str(out)])
+        command += [] if "--resume" in words else ["--resume"]
+        raise Interrupted(interrupt.number, interrupt.saved, go_on=shlex.join(["streamtrain", *command])) from None
+
+
+def _words(context: click.Context | None) -> list[str]:
+    """The command as it was typed."""
+    return list((context.find_root().obj or ()) if context else ()) or ["train"]
+
+
+def _given(words: list[str], option: str) -> bool:
+    return any(word == option or word.startswith(f"{option}=") for word in words)
+
 
 RUNS: Final = Path("runs")
 
@@ -45,7 +188,7 @@ RUNS: Final = Path("runs")
 @click.command("train", context_settings={"show_default": True})
 @train_options
 @json_option
-def command(as_json: bool, **given: Any) -> None:
+def train_command(as_json: bool, **given: Any) -> None:
     """Train a model on the dataset DEST.
 
     The table on stdout has a line for every epoch. The run's folder holds config.json, metrics.jsonl and checkpoints,

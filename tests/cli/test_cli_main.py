@@ -18,8 +18,8 @@ import pytest
 import streamtrain
 from streamtrain import errors
 from streamtrain.cli import main as frame
-from streamtrain.cli.common import emit, json_option
 from streamtrain.cli.main import COMMANDS, main
+from streamtrain.cli.output import emit, json_option
 from streamtrain.system.json_values import plain
 
 Raiser = Callable[[BaseException], None]
@@ -37,7 +37,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Raiser:
             raise error
 
         module = ModuleType("streamtrain.cli.work")
-        module.command = command  # type: ignore[attr-defined]
+        module.work_command = command  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setitem(frame.COMMANDS, "work", "Raise an error.")
 

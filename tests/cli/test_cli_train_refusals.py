@@ -12,7 +12,7 @@ import torch
 
 import streamtrain as st
 from streamtrain.cli.main import main
-from streamtrain.cli.threads import most_threads
+from streamtrain.cli.options import most_threads
 
 pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
 

@@ -1,14 +1,19 @@
-"""The options of ``streamtrain train``: what the words of a command line are, and what they are kept as."""
+"""The options of ``streamtrain train``: what the words of a command line are, and what they are kept as.
+
+How many threads torch computes with on the CPU, as ``--threads`` says.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import click
+import torch
 
 from streamtrain.errors import UsageError
 from streamtrain.optim.schedules import Schedule
@@ -248,3 +253,36 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for add in reversed((*_DATA_AND_MODEL, *_STEP, *_EVERY_STEP, *_END, *_READING, *_PLACE, *_RUN)):
         command = add(command)
     return command
+
+
+def most_threads() -> int:
+    """The most that may be asked for: far more than is of use, and far fewer than end a process."""
+    return max(64, 4 * (os.cpu_count() or 1))
+
+
+def set_threads(threads: int | None) -> None:
+    """Have torch compute with so many threads; with None, with as many as it finds right.
+
+    Raises
+    ------
+    UsageError
+        There are fewer than 1, or more than `most_threads`.
+
+    Examples
+    --------
+    >>> set_threads(0)
+    Traceback (most recent call last):
+    ...
+    streamtrain.errors.UsageError: threads is 0; it must be at least 1
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise UsageError(f"threads is {threads}; it must be at least 1")
+    if threads > most_threads():
+        raise UsageError(
+            f"threads is {threads}; it may be at most {most_threads()} here",
+            why=f"The machine has {os.cpu_count() or 1} cores",
+            fix="leave it out, for one thread a core",
+        )
+    torch.set_num_threads(threads)

@@ -1,13 +1,63 @@
-"""How training results look to people: a line for every epoch, and the figures below them."""
+"""What every command shares: the ``--json`` option, and results on stdout as text or as one JSON object.
+
+How training results look to people: a line for every epoch, and the figures below them.
+
+What ``ingest`` and ``info`` both say of a dataset, by name.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
+
+import click
 
 from streamtrain.diagnostics.headspace import Headspace
+from streamtrain.system.json_values import plain
 from streamtrain.system.units import format_bytes, format_duration
 from streamtrain.training.metrics import EpochSummary, Metrics, Speed
+
+if TYPE_CHECKING:
+    from streamtrain.store.dataset import Dataset
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+"""Adds ``as_json: bool`` to a command."""
+
+
+def emit(as_json: bool, result: Mapping[str, object], text: str) -> None:
+    """Print a result on stdout: one JSON object, or the text for people.
+
+    Parameters
+    ----------
+    as_json : bool
+        The value of ``json_option``.
+    result : Mapping
+        The result's values by name; see `streamtrain.system.json_values` for what a value may be.
+    text : str
+        The same result for people.
+
+    Raises
+    ------
+    TypeError
+        A value has no JSON form.
+
+    Examples
+    --------
+    >>> emit(True, {"loss": float("nan"), "steps": 3}, "3 steps")
+    {"loss": null, "steps": 3}
+    >>> emit(False, {"steps": 3}, "3 steps")
+    3 steps
+    """
+    click.echo(_printable(json.dumps(plain(result), allow_nan=False) if as_json else text))
+
+
+def _printable(text: str) -> str:
+    # A file name may hold bytes that no encoding knows; an escape in the output is better than a crash.
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
 
 _WIDTH: Final = 12
 
@@ -89,3 +139,21 @@ def headspace_line(found: Headspace) -> str:
 def result_lines(metrics: Metrics) -> str:
     """Loss and score of an evaluation, the score last."""
     return "\n".join(f"test {name} {value:.4f}" for name, value in metrics.named().items())
+
+
+def stored_facts(dataset: Dataset) -> dict[str, Any]:
+    """A dataset's identity, size, blocks and classes, for ``--json``; ``bytes`` are those of the decoded samples."""
+    layout = dataset.layout
+    return {
+        "dataset": str(dataset.path),
+        "id": dataset.id,
+        "samples": len(dataset),
+        "bytes": dataset.nbytes,
+        "stored_bytes": dataset.stored_bytes,
+        "codec": layout.codec,
+        "block_rows": layout.block_rows,
+        "block_bytes": layout.block_bytes,
+        "blocks": layout.n_blocks,
+        "shards": layout.n_shards * len(layout.fields),
+        "classes": dict(enumerate(dataset.classes)) if dataset.classes else None,
+    }

@@ -1,0 +1,203 @@
+"""``streamtrain info DEST``: what a dataset holds.
+
+``streamtrain verify DEST``: whether a dataset is what was written.
+
+``streamtrain repair DEST``: what interrupted ingests left.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from streamtrain.cli.output import emit, json_option, stored_facts
+from streamtrain.errors import DamagedBlock, DatasetError
+from streamtrain.system.units import format_bytes, format_duration
+
+if TYPE_CHECKING:
+    from streamtrain.store.dataset import Dataset
+    from streamtrain.store.statistics import Histogram
+    from streamtrain.store.verify import Verified
+
+_CLASSES_SHOWN: Final = 20
+
+
+@click.command("info")
+@click.argument("dest", metavar="DEST")
+@json_option
+def info_command(dest: str, as_json: bool) -> None:
+    """Show what the dataset at DEST holds."""
+    from streamtrain.store.dataset import open_dataset
+
+    dataset = open_dataset(dest)
+    emit(as_json, _info_result(dataset), _info_text(dataset))
+
+
+def _info_result(dataset: Dataset) -> dict[str, Any]:
+    return {
+        **stored_facts(dataset),
+        "fields": {field.name: _field(dataset, field.name) for field in dataset.fields},
+        "n_classes": dataset.n_classes,
+        "histogram": _counts(dataset.label_histogram),
+        "rho": dataset.rho,
+        "sources": dataset.manifest.sources,
+    }
+
+
+def _field(dataset: Dataset, name: str) -> dict[str, Any]:
+    field, overall = dataset.layout.field(name), dataset.manifest.statistics[name].overall
+    return {
+        "dtype": field.dtype.name,
+        "shape": field.shape,
+        "row_bytes": field.row_bytes,
+        "mean": overall.mean,
+        "std": overall.std,
+        "min": overall.min,
+        "max": overall.max,
+        "n_nan": overall.n_nan,
+        "n_inf": overall.n_inf,
+    }
+
+
+def _counts(histogram: Histogram | None) -> dict[str, int] | None:
+    if histogram is None:
+        return None
+    values = map(str, histogram.values.tolist())
+    return dict(zip(values, histogram.counts.tolist(), strict=True))
+
+
+def _info_text(dataset: Dataset) -> str:
+    layout = dataset.layout
+    facts = {
+        "dataset": str(dataset.path),
+        "id": dataset.id[:16],
+        "samples": f"{len(dataset):,}",
+        "bytes": f"{format_bytes(dataset.nbytes)}, stored in {format_bytes(dataset.stored_bytes)} ({layout.codec})",
+        "blocks": f"{layout.n_blocks:,} of {layout.block_rows:,} samples, {format_bytes(layout.block_bytes)}",
+        "shards": f"{layout.n_shards * len(layout.fields):,} files, {layout.shard_blocks:,} blocks each",
+        "labels": _labels(dataset),
+        "sources": "; ".join(str(source.get("path", source.get("format"))) for source in dataset.manifest.sources),
+    }
+    lines = [f"{name:<8} {value}" for name, value in facts.items() if value]
+    return "\n".join([*lines, "", *_table(dataset)])
+
+
+def _labels(dataset: Dataset) -> str:
+    histogram = dataset.label_histogram
+    if histogram is None:
+        return ""
+    names = dict(enumerate(dataset.classes or ()))
+    pairs = list(zip(histogram.values.tolist(), histogram.counts.tolist(), strict=True))
+    shown = [f"{names.get(value, value)} {count:,}" for value, count in pairs[:_CLASSES_SHOWN]]
+    more = [f"and {len(pairs) - _CLASSES_SHOWN:,} more"] if len(pairs) > _CLASSES_SHOWN else []
+    rho = "" if dataset.rho is None else f" (correlation inside blocks {dataset.rho:.3f})"
+    return ", ".join(shown + more) + rho
+
+
+def _table(dataset: Dataset) -> list[str]:
+    head = ("field", "dtype", "shape", "mean", "std", "min", "max")
+    rows: list[tuple[str, ...]] = [head]
+    for field in dataset.fields:
+        overall = dataset.manifest.statistics[field.name].overall
+        numbers = (f"{n:.6g}" for n in (overall.mean, overall.std, overall.min, overall.max))
+        rows.append((field.name, field.dtype.name, str(field.shape), *numbers))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+@click.command("verify")
+@click.argument("dest", metavar="DEST")
+@click.option("--full", is_flag=True, help="Read every block, too, and hold it against its checksum.")
+@json_option
+def verify_command(dest: str, full: bool, as_json: bool) -> None:
+    """Hold the dataset at DEST against its manifest, and list all damage; with any, the exit code is 4.
+
+    Lengths and metadata are looked at by default; --full reads every stored byte.
+    """
+    from streamtrain.store.verify import verify
+
+    with _progress(full=full) as bar:
+
+        def tell(n_bytes: int, total: int) -> None:
+            bar.total = total
+            bar.update(n_bytes)
+
+        verified = verify(dest, full=full, tell=tell)
+    emit(as_json, _verify_result(dest, verified), _verify_text(dest, verified))
+    if verified.damage:
+        raise click.exceptions.Exit(DatasetError.exit_code)
+
+
+def _progress(*, full: bool) -> Any:
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[type-arg]  # generic in its stub only
+        # tqdm would start a thread that outlives the bar, to redraw one that has stalled.
+        monitor_interval = 0
+
+    # Shown where stderr is a terminal.
+    return Bar(desc="verify", unit="B", unit_scale=True, disable=None if full else True, leave=False)
+
+
+def _verify_result(dest: str, verified: Verified) -> dict[str, Any]:
+    layout = verified.manifest.layout
+    return {
+        "dataset": dest,
+        "id": verified.manifest.id,
+        "full": verified.full,
+        "files": len(verified.manifest.files),
+        "blocks": layout.n_blocks * len(layout.fields) if verified.full else 0,
+        "bytes": verified.n_bytes,
+        "seconds": round(verified.seconds, 3),
+        "damage": [_one(error) for error in verified.damage],
+    }
+
+
+def _one(error: DatasetError) -> dict[str, Any]:
+    found: dict[str, Any] = {"file": error.where, "what": error.what, "why": error.why, "fix": error.fix}
+    if isinstance(error, DamagedBlock):
+        start, stop = error.samples
+        found |= {"field": error.field, "block": error.block, "first_sample": start, "last_sample": stop - 1}
+    return found
+
+
+def _verify_text(dest: str, verified: Verified) -> str:
+    looked = f"{len(verified.manifest.files):,} files, {format_duration(verified.seconds)}"
+    if verified.full:
+        rate = f"{format_bytes(verified.bytes_per_second)}/s"
+        looked = f"{format_bytes(verified.n_bytes)} of blocks read and checked at {rate}; {looked}"
+    else:
+        looked = f"lengths and metadata; blocks are read with --full; {looked}"
+    if not verified.damage:
+        return f"{dest}: whole ({looked})"
+    n = len(verified.damage)
+    head = f"{dest}: {n:,} {'place is' if n == 1 else 'places are'} damaged ({looked})"
+    return "\n".join([head, *(f"  {error}" for error in verified.damage)])
+
+
+@click.command("repair")
+@click.argument("dest", metavar="DEST")
+@click.option("--remove", is_flag=True, help="Remove what is listed.")
+@json_option
+def repair_command(dest: str, remove: bool, as_json: bool) -> None:
+    """List what interrupted ingests to DEST left: never a file of a dataset that was committed."""
+    from streamtrain.store.verify import find_leftovers, remove_leftovers
+    from streamtrain.store.writing.staging import actual, state_of
+    from streamtrain.system.files import Files
+
+    path = actual(Path(dest))
+    found = remove_leftovers(path, Files()) if remove else find_leftovers(path)
+    result = {
+        "dest": dest,
+        "removed": remove,
+        "leftovers": [{"path": str(item.path), "what": item.what, "bytes": item.n_bytes} for item in found],
+        "dataset": state_of(path) == "committed",
+    }
+    lines = [f"{item.path}: {item.what} ({format_bytes(item.n_bytes)})" for item in found]
+    if not found:
+        lines = [f"{dest}: nothing is left of any ingest"]
+    else:
+        lines.append("removed" if remove else f"streamtrain repair {dest} --remove removes them")
+    emit(as_json, result, "\n".join(lines))
