@@ -50,7 +50,7 @@ def test_a_wrong_result_stands_out_and_is_its_exit_code() -> None:
 
 
 def test_the_parts_speak_its_language() -> None:
-    parsed = run("tests/sources/test_mutations.py", "7:20", "npy")
+    parsed = run("tests/ingestion/sources/test_mutations.py", "7:20", "npy")
     assert parsed.returncode == 0, parsed.stderr
     (found,) = map(json.loads, parsed.stdout.splitlines())
     assert (found["stage"], found["fault"], found["cases"], found["wrong"]) == ("parsing npy", "mutated file", 20, 0)
