@@ -32,7 +32,7 @@ from make_synthetic import Recipe, arrays_of
 from torch import Tensor, nn
 
 import streamtrain as st
-from streamtrain.loader.device.accelerator import Accelerator, accelerator_of, resolve_device
+from streamtrain.loader.device.accelerator import Accelerator, make_accelerator, resolve_device
 from streamtrain.loader.device.transfer import Placement
 from streamtrain.system.units import parse_bytes
 
@@ -85,7 +85,7 @@ def bench(
     recipe = Recipe(n_samples=n_samples, shape=(row_bytes,), compressibility=1.33, n_classes=_N_CLASSES)
     require_disk(path.parent, 2 * recipe.n_bytes)
     dataset = st.ingest(arrays_of(recipe), path, codec=codec)
-    accelerator = accelerator_of(device)
+    accelerator = make_accelerator(device)
     bus, step = Bus(accelerator), Step(row_bytes, accelerator)
     rounds: list[dict[str, float]] = []
     terms: dict[str, dict[str, int]] = {}

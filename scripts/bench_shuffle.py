@@ -31,7 +31,7 @@ from shuffle_training import bench_training, smallest_memory
 import streamtrain as st
 import streamtrain.loader.stream_loader
 from streamtrain.loader.block_reader import BlockReader
-from streamtrain.shuffle.quality import Array, Population, Quality, measure, populate
+from streamtrain.shuffle.quality import Array, LabelPopulation, ShuffleQuality, label_population, measure_quality
 
 SAMPLES: Final = 1_000_000
 BATCH_SIZE: Final = 256
@@ -106,7 +106,7 @@ def bench_table(path: Path, arguments: argparse.Namespace) -> None:
     )
     rng = np.random.default_rng(1)
     reshuffles = [rng.permutation(arguments.samples) for _ in range(2 * arguments.epochs)]
-    populated = {name: populate(values) for name, values in labels.items()}
+    populated = {name: label_population(values) for name, values in labels.items()}
     reference = {name: quality(populated[name], reshuffles, arguments) for name in labels}
     for name, found in reference.items():
         report(name, "full reshuffle", found, found, arguments, {})
@@ -167,11 +167,13 @@ class counted_reads:  # noqa: N801 - a context, used as a function
         self._patch.stop()
 
 
-def quality(populated: tuple[Population, Array], orders: Sequence[I64], arguments: argparse.Namespace) -> list[Quality]:
+def quality(
+    populated: tuple[LabelPopulation, Array], orders: Sequence[I64], arguments: argparse.Namespace
+) -> list[ShuffleQuality]:
     """The quality of each of some orders."""
     population, classes = populated
     return [
-        measure([order], classes.take, population, batch_size=arguments.batch_size, block_rows=BLOCK_ROWS)
+        measure_quality([order], classes.take, population, batch_size=arguments.batch_size, block_rows=BLOCK_ROWS)
         for order in orders
     ]
 
@@ -179,8 +181,8 @@ def quality(populated: tuple[Population, Array], orders: Sequence[I64], argument
 def report(
     labels: str,
     order: str,
-    found: Sequence[Quality],
-    reference: Sequence[Quality],
+    found: Sequence[ShuffleQuality],
+    reference: Sequence[ShuffleQuality],
     arguments: argparse.Namespace,
     about: dict[str, Any],
 ) -> None:

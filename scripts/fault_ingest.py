@@ -32,7 +32,7 @@ from streamtrain.store import zarr_metadata
 from streamtrain.store.dataset import open_dataset
 from streamtrain.store.writing import lock
 from streamtrain.store.writing.journal import JOURNAL, read_journal
-from streamtrain.store.writing.staging import state_of, successor
+from streamtrain.store.writing.staging import destination_state, successor
 
 FAULTS: Final = ("kill -9", "kill -9 in a write", "power loss", "ENOSPC", "EIO")
 SURVIVORS: Final = ("least", "names", "garbage", "mixed")
@@ -48,7 +48,7 @@ class Before:
 
 def reference(stage: Stage, folder: Path) -> Before:
     """Run a stage undisturbed, in a process of its own."""
-    old = tree_of(stage.template / "d.zarr") if state_of(stage.template / "d.zarr") == "committed" else None
+    old = tree_of(stage.template / "d.zarr") if destination_state(stage.template / "d.zarr") == "committed" else None
     _in_peace(lambda: stage.act(stage.begin(folder)))
     assert [entry.name for entry in folder.iterdir()] == ["d.zarr"], "an ingest leaves nothing beside its dataset"
     new = tree_of(folder / "d.zarr")

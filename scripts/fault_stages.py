@@ -13,8 +13,8 @@ import numpy as np
 from fault_systems import Failing, Watched, WithoutExchange
 
 import streamtrain as st
-from streamtrain.ingestion.ingest import run
-from streamtrain.ingestion.request import Request
+from streamtrain.ingestion.ingest import run_ingest
+from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.writing.journal import Mode, read_journal
@@ -43,14 +43,14 @@ class Stage:
 
     def act(self, folder: Path, system: Watched | None = None, *, resume: bool = False) -> None:
         """Write the dataset in a directory that `begin` made."""
-        request = Request(
+        request = IngestRequest(
             memory=10**9, block_bytes=512, shard_bytes=1000, codec="lz4", n_workers=2, progress=False,
             options=SourceOptions(),
         )  # fmt: skip
         files = Files(system=system if system is None or self.exchanges else WithoutExchange(system))
         resume = resume or self.resumes
         labels = self.source.with_name("labels.npy") if self.source.suffix == ".npy" else None
-        run(
+        run_ingest(
             open_source(self.source, labels=labels),
             folder / "d.zarr",
             request,

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from streamtrain.system.syscalls import System
+from streamtrain.system.syscalls import Syscalls
 
 GROWING: Final = frozenset({"open", "writev", "mkdir", "link", "rename"})
 """Calls that a full disk refuses."""
 
 
-class Watched(System):
+class Watched(Syscalls):
     """Every call goes by `before`, one at a time, with its number from 1 on."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Watched(System):
         with self.lock:
             self.n_calls += 1
             self.before(name, self.n_calls, *arguments)
-            result = getattr(System, name)(self, *arguments)
+            result = getattr(Syscalls, name)(self, *arguments)
             self.after(name, result, *arguments)
             return result
 

@@ -1,4 +1,4 @@
-"""Every error streamtrain raises on purpose, and the exit code the CLI leaves with.
+"""Every exception that streamtrain raises, with the exit code of the command line.
 
 ::
 
@@ -17,8 +17,8 @@
     ├── DivergedError      (ArithmeticError) 8   a loss or gradient is not finite
     └── LockedError        (OSError)      9   another process is writing the dataset
 
-Each class is the library's and the fitting builtin's at once, so ``except ValueError`` and
-``except StreamtrainError`` both work. A message says what failed, where, why, and the fix.
+Each class is also the builtin exception that fits, so ``except ValueError`` and ``except StreamtrainError`` both work.
+A message says what failed, where, why, and the fix.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 import psutil
 
-from streamtrain.diagnostics.profile_command import sample
+from streamtrain.diagnostics.profile_command import sample_memory
 
 SCRIPTS: Final = Path(__file__).resolve().parent.parent
 _GRACE_SECONDS: Final = 10.0
@@ -141,7 +141,7 @@ class Process:
         """What the worker and its helpers hold now, for themselves and shared; the page cache is nobody's."""
         try:
             worker = psutil.Process(self.process.pid)
-            held = sample([worker, *worker.children(recursive=True)]).held.values()
+            held = sample_memory([worker, *worker.children(recursive=True)]).held.values()
         except psutil.Error:
             return 0
         return sum(each.anonymous + each.shared for each in held)

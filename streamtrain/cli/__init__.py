@@ -1,1 +1,1 @@
-"""The command line: one file per command, and the frame they run in."""
+"""The command line: one module per group of commands, and the frame they run in."""

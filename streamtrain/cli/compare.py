@@ -10,19 +10,19 @@ import click
 import numpy as np
 import torch
 
-from streamtrain.cli.compatibility import INPUT, TARGET, check_alike, field_of, n_outputs
+from streamtrain.cli.compatibility import INPUT, TARGET, check_alike, find_field, n_outputs
 from streamtrain.cli.options import set_threads
 from streamtrain.cli.output import emit, json_option
 from streamtrain.comparison.compare import compare
-from streamtrain.comparison.report import measure, number, summary_rows, write_comparison
-from streamtrain.comparison.results import Compared, Comparison, Point
-from streamtrain.comparison.settings import EVERY, Setting
+from streamtrain.comparison.report import format_metric, format_number, summary_rows, write_comparison
+from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
+from streamtrain.comparison.settings import EVERY_OPTIMIZER, ComparisonSettings
 from streamtrain.errors import UsageError
 from streamtrain.models.factory import build_model, n_parameters
 from streamtrain.models.losses import default_loss, resolve_loss
 from streamtrain.store.dataset import open_dataset
 from streamtrain.system.arguments import check_seed
-from streamtrain.system.memory import keep_little
+from streamtrain.system.memory import limit_heap_growth
 from streamtrain.training.run_folder import next_run
 
 COMPARISONS: Final = Path("comparisons")
@@ -41,9 +41,9 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
         name, _, number = word.rpartition("=")
         if not word.strip():
             continue
-        name = name.strip() or EVERY
+        name = name.strip() or EVERY_OPTIMIZER
         if name in rates:
-            of = "all" if name == EVERY else name
+            of = "all" if name == EVERY_OPTIMIZER else name
             raise UsageError(f"learning rate {word.strip()!r} is the second of {of}", fix="each one once")
         try:
             rates[name] = float(number)
@@ -111,9 +111,9 @@ def _compare(
     set_threads(threads)
     if grid is not None and not surface:
         raise UsageError("--grid without --surface", fix=f"--surface --grid {grid}")
-    keep_little()
+    limit_heap_growth()
     check_seed(given["seed"])
-    setting = Setting(
+    setting = ComparisonSettings(
         max_epochs=3 if epochs is None and seconds is None else epochs,
         seconds=seconds,
         grid=(_GRID if grid is None else grid) if surface else None,
@@ -124,7 +124,7 @@ def _compare(
     val_dataset = open_dataset(val) if val else None
     if val_dataset is not None:
         check_alike(dataset, val_dataset)
-    x, y = field_of(dataset, INPUT), field_of(dataset, TARGET)
+    x, y = find_field(dataset, INPUT), find_field(dataset, TARGET)
     named = resolve_loss(loss or default_loss(torch.from_numpy(np.empty(0, y.dtype)).dtype))
     width = n_outputs(dataset, named, y)
     first = build_model(model, input_shape=x.shape, n_outputs=width, seed=setting.seed)
@@ -154,17 +154,17 @@ _HEAD: Final = (
 _WIDTHS: Final = (-6, -9, 5, 10, 8, 8, 8, 8, 9, 9)
 
 
-def _point(run: Compared, point: Point) -> tuple[str, ...]:
+def _point(run: ComparedRun, point: LearningCurvePoint) -> tuple[str, ...]:
     val = point.val
     values = (point.train.loss, point.train.score, val.loss if val else None, val.score if val else None)
     return (
         run.rule,
         run.optimizer,
-        number(point.epochs),
+        format_number(point.epochs),
         f"{point.n_steps:,}",
         f"{point.seconds:.2f}",
-        *("" if value is None else measure(value) for value in values),
-        "" if point.variance is None else number(point.variance),
+        *("" if value is None else format_metric(value) for value in values),
+        "" if point.variance is None else format_number(point.variance),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a model is built from and held against: the fields of a dataset, and the width its labels ask for."""
+"""Checks that dataset, validation data and model fit together, and warnings about settings that train badly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FEW_LANES: Final = 16
 _POOR_EFFECT: Final = 2.0
 
 
-def field_of(dataset: Dataset, name: str) -> Field:
+def find_field(dataset: Dataset, name: str) -> Field:
     """A field by its name.
 
     Raises
@@ -45,7 +45,7 @@ def check_alike(dataset: Dataset, val: Dataset, weight: str | None = None) -> No
         It has labels that the training data lacks.
     """
     for name in (INPUT, TARGET, *([weight] if weight else [])):
-        ours, theirs = field_of(dataset, name), field_of(val, name)
+        ours, theirs = find_field(dataset, name), find_field(val, name)
         if ours != theirs:
             raise UsageError(
                 f"field {name} is {theirs.dtype} {theirs.shape}; in the training data {ours.dtype} {ours.shape}",
@@ -79,7 +79,7 @@ def _check_labels(dataset: Dataset, val: Dataset) -> None:
         )
 
 
-def doubts(dataset: Dataset, batch_size: int) -> Iterator[str]:
+def training_warnings(dataset: Dataset, batch_size: int) -> Iterator[str]:
     """What is no error, and still no training that anyone wants, in sentences."""
     labels = dataset.label_histogram
     if labels is not None and len(labels.values) == 1:

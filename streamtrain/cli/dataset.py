@@ -1,9 +1,4 @@
-"""``streamtrain info DEST``: what a dataset holds.
-
-``streamtrain verify DEST``: whether a dataset is what was written.
-
-``streamtrain repair DEST``: what interrupted ingests left.
-"""
+"""``streamtrain info``, ``verify`` and ``repair``: show, check and clean up a dataset."""
 
 from __future__ import annotations
 
@@ -19,7 +14,7 @@ from streamtrain.system.units import format_bytes, format_duration
 if TYPE_CHECKING:
     from streamtrain.store.dataset import Dataset
     from streamtrain.store.statistics import Histogram
-    from streamtrain.store.verify import Verified
+    from streamtrain.store.verify import VerifyReport
 
 _CLASSES_SHOWN: Final = 20
 
@@ -141,7 +136,7 @@ def _progress(*, full: bool) -> Any:
     return Bar(desc="verify", unit="B", unit_scale=True, disable=None if full else True, leave=False)
 
 
-def _verify_result(dest: str, verified: Verified) -> dict[str, Any]:
+def _verify_result(dest: str, verified: VerifyReport) -> dict[str, Any]:
     layout = verified.manifest.layout
     return {
         "dataset": dest,
@@ -163,7 +158,7 @@ def _one(error: DatasetError) -> dict[str, Any]:
     return found
 
 
-def _verify_text(dest: str, verified: Verified) -> str:
+def _verify_text(dest: str, verified: VerifyReport) -> str:
     looked = f"{len(verified.manifest.files):,} files, {format_duration(verified.seconds)}"
     if verified.full:
         rate = f"{format_bytes(verified.bytes_per_second)}/s"
@@ -184,16 +179,16 @@ def _verify_text(dest: str, verified: Verified) -> str:
 def repair_command(dest: str, remove: bool, as_json: bool) -> None:
     """List what interrupted ingests to DEST left: never a file of a dataset that was committed."""
     from streamtrain.store.verify import find_leftovers, remove_leftovers
-    from streamtrain.store.writing.staging import actual, state_of
+    from streamtrain.store.writing.staging import destination_state, real_path
     from streamtrain.system.files import Files
 
-    path = actual(Path(dest))
+    path = real_path(Path(dest))
     found = remove_leftovers(path, Files()) if remove else find_leftovers(path)
     result = {
         "dest": dest,
         "removed": remove,
         "leftovers": [{"path": str(item.path), "what": item.what, "bytes": item.n_bytes} for item in found],
-        "dataset": state_of(path) == "committed",
+        "dataset": destination_state(path) == "committed",
     }
     lines = [f"{item.path}: {item.what} ({format_bytes(item.n_bytes)})" for item in found]
     if not found:

@@ -1,9 +1,4 @@
-"""``streamtrain profile -- COMMAND``: the memory of a command over time, beside its loaders' budgets.
-
-``streamtrain doctor``: what this machine has, and how fast it reads and decodes.
-
-``streamtrain report RUN``: what a run was and how it went, as one HTML file.
-"""
+"""``streamtrain profile``, ``doctor`` and ``report``: explain a command, a machine, or a run."""
 
 from __future__ import annotations
 
@@ -20,7 +15,7 @@ from streamtrain.errors import UsageError
 from streamtrain.system.units import format_bytes
 
 if TYPE_CHECKING:
-    from streamtrain.diagnostics.doctor import Checkup, FastPath
+    from streamtrain.diagnostics.doctor import Checkup, DirectReadSupport
 
 PROFILES: Final = Path("profiles")
 
@@ -44,9 +39,9 @@ def profile_command(out: Path | None, interval: float, no_png: bool, words: tupl
     the one object.
     """
     from streamtrain.diagnostics.profile_charts import check_can_draw
-    from streamtrain.diagnostics.profile_command import watch
-    from streamtrain.diagnostics.profile_report import figures, lines, write
-    from streamtrain.diagnostics.profile_timeline import timeline
+    from streamtrain.diagnostics.profile_command import record_command
+    from streamtrain.diagnostics.profile_report import profile_figures, profile_lines, write_profile
+    from streamtrain.diagnostics.profile_timeline import build_timeline
 
     if not interval > 0:
         raise UsageError(f"interval is {interval} s; it must be positive", fix="--interval 0.05")
@@ -55,14 +50,14 @@ def profile_command(out: Path | None, interval: float, no_png: bool, words: tupl
     folder = out or _next_folder()
     _make(folder)
     try:
-        watched = watch(words, interval_seconds=interval, stdout=sys.stderr if as_json else None)
+        watched = record_command(words, interval_seconds=interval, stdout=sys.stderr if as_json else None)
     except BaseException:
         _remove_empty(folder)
         raise
-    found = timeline(watched)
-    files = write(found, folder, png=not no_png)
-    result = figures(found) | {"files": files}
-    emit(as_json, result, "\n".join([*lines(found), f"files   {', '.join(map(str, files))}"]))
+    found = build_timeline(watched)
+    files = write_profile(found, folder, png=not no_png)
+    result = profile_figures(found) | {"files": files}
+    emit(as_json, result, "\n".join([*profile_lines(found), f"files   {', '.join(map(str, files))}"]))
     raise click.exceptions.Exit(found.watched.exit_code)
 
 
@@ -194,7 +189,7 @@ def _decoding(found: Checkup) -> list[tuple[str, str]]:
     return [("" if i else "decoding", line) for i, line in enumerate(lines)]
 
 
-def _fast_path(path: FastPath, n_threads: int) -> list[tuple[str, str]]:
+def _fast_path(path: DirectReadSupport, n_threads: int) -> list[tuple[str, str]]:
     return [
         (
             "reading",

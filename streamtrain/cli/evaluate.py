@@ -1,4 +1,4 @@
-"""``streamtrain evaluate``: how well a run's model does on a dataset."""
+"""``streamtrain evaluate RUN DEST``: measure a run's model on a dataset."""
 
 from __future__ import annotations
 

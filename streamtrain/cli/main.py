@@ -1,10 +1,8 @@
 """The frame of the command line: find the command, run it, and turn every outcome into an exit code.
 
 Results go to stdout; errors go to stderr as ``error: ...`` and leave with the code of their class (see
-`streamtrain.errors`). A command is imported only when it is called, so ``--help`` is fast and ``ingest`` never
-imports torch.
-
-Remedies as they are typed on the command line: what the library calls ``memory='7MB'`` is ``--memory 7MB`` here.
+`streamtrain.errors`). A remedy is printed as it is typed: the library's ``memory='7MB'`` is ``--memory 7MB`` here. A
+command is imported only when it is called, so ``--help`` is fast and ``ingest`` never imports torch.
 """
 
 from __future__ import annotations
@@ -32,14 +30,14 @@ _FLAG: Final = re.compile(r"\bdrop_last=False\b")
 _BYTES: Final = re.compile(r"(\d+)B")
 
 
-def typed(fix: str) -> str:
+def as_command_line(fix: str) -> str:
     """A remedy in the words of the command line; sizes are rounded up to whole megabytes.
 
     Examples
     --------
-    >>> typed("memory='6035592B', or fewer lanes")
+    >>> as_command_line("memory='6035592B', or fewer lanes")
     '--memory 7MB, or fewer lanes'
-    >>> typed("batch_size=64, or drop_last=False"), typed("device='auto'")
+    >>> as_command_line("batch_size=64, or drop_last=False"), as_command_line("device='auto'")
     ('--batch-size 64, or no --drop-last', '--device auto')
     """
     return _FLAG.sub("no --drop-last", _ARGUMENT.sub(_option, fix))
@@ -130,7 +128,7 @@ def _outcome(error: BaseException) -> tuple[str, int]:
     """The message and the exit code of an error."""
     match error:
         case StreamtrainError():
-            error.fix = typed(error.fix) if error.fix else None
+            error.fix = as_command_line(error.fix) if error.fix else None
             return str(error), error.exit_code
         case click.UsageError():
             return _usage(error), error.exit_code

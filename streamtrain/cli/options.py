@@ -1,7 +1,4 @@
-"""The options of ``streamtrain train``: what the words of a command line are, and what they are kept as.
-
-How many threads torch computes with on the CPU, as ``--threads`` says.
-"""
+"""The options of ``streamtrain train``, and those that commands share, such as ``--threads``."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from streamtrain.training.run_state import ON_CHECKPOINT_FAILURE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class TrainOptions:
     """The options of the command, as given."""
 
     dest: Path

@@ -1,9 +1,4 @@
-"""What every command shares: the ``--json`` option, and results on stdout as text or as one JSON object.
-
-How training results look to people: a line for every epoch, and the figures below them.
-
-What ``ingest`` and ``info`` both say of a dataset, by name.
-"""
+"""Text, tables and JSON on stdout: the ``--json`` option, and the results that several commands print."""
 
 from __future__ import annotations
 
@@ -14,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from streamtrain.diagnostics.headspace import Headspace
-from streamtrain.system.json_values import plain
+from streamtrain.system.json_values import to_json_value
 from streamtrain.system.units import format_bytes, format_duration
-from streamtrain.training.metrics import EpochSummary, Metrics, Speed
 
 if TYPE_CHECKING:
+    from streamtrain.diagnostics.headspace import Headspace
     from streamtrain.store.dataset import Dataset
+    from streamtrain.training.metrics import EpochSummary, Metrics, Speed
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 """Adds ``as_json: bool`` to a command."""
@@ -50,7 +45,7 @@ def emit(as_json: bool, result: Mapping[str, object], text: str) -> None:
     >>> emit(False, {"steps": 3}, "3 steps")
     3 steps
     """
-    click.echo(_printable(json.dumps(plain(result), allow_nan=False) if as_json else text))
+    click.echo(_printable(json.dumps(to_json_value(result), allow_nan=False) if as_json else text))
 
 
 def _printable(text: str) -> str:
@@ -107,8 +102,8 @@ def time_lines(speed: Speed) -> list[str]:
 
     Examples
     --------
-    >>> from streamtrain.system.events import Work
-    >>> work = Work(disk=0.5, decode=0.25, gather=1.0, index=0.25)
+    >>> from streamtrain.system.events import ThreadSeconds
+    >>> work = ThreadSeconds(disk=0.5, decode=0.25, gather=1.0, index=0.25)
     >>> for line in time_lines(Speed(n_samples=9, seconds=4.0, wait_seconds=0.1, work=work)):
     ...     print(line)
     time    4.0 s: compute 97.5%, transfer 0.0%, wait 2.5%

@@ -1,4 +1,4 @@
-"""``streamtrain plan DEST``: what a training run will be, before it begins."""
+"""``streamtrain plan DEST``: memory, reads and shuffle quality of a training run before it begins."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from streamtrain.cli.output import emit, json_option
 from streamtrain.system.units import format_bytes
 
 if TYPE_CHECKING:
-    from streamtrain.loader.plan import Plan, Reads
-    from streamtrain.shuffle.quality import Quality
+    from streamtrain.loader.plan import Plan, ReadCounts
+    from streamtrain.shuffle.quality import ShuffleQuality
     from streamtrain.store.dataset import Dataset
 
 
@@ -82,11 +82,11 @@ def _steps(dataset: Dataset, plan: Plan) -> dict[str, int]:
     return {"batch": plan.n_batches, "sample": in_batches, "epoch": 1}
 
 
-def _reads(reads: Reads) -> dict[str, Any]:
+def _reads(reads: ReadCounts) -> dict[str, Any]:
     return {"blocks": reads.n_blocks, "bytes": reads.stored_bytes, "ratio": round(reads.ratio, 4)}
 
 
-def _quality(quality: Quality | None) -> dict[str, Any] | None:
+def _quality(quality: ShuffleQuality | None) -> dict[str, Any] | None:
     if quality is None:
         return None
     return {
@@ -122,11 +122,11 @@ def _blocks(n_blocks: int) -> str:
     return f"{n_blocks:,} block{'s' * (n_blocks != 1)}"
 
 
-def _reads_text(reads: Reads) -> str:
+def _reads_text(reads: ReadCounts) -> str:
     return f"{_blocks(reads.n_blocks)} ({reads.ratio:.3f} of those stored, {format_bytes(reads.stored_bytes)})"
 
 
-def _later_text(reads: Reads) -> str:
+def _later_text(reads: ReadCounts) -> str:
     return f"about {_reads_text(reads)}" if reads.n_blocks else "none (all of it stays in memory)"
 
 
@@ -138,7 +138,7 @@ def _labels_text(dataset: Dataset, plan: Plan) -> str:
     return (f"{len(histogram.values):,} classes" if histogram else "numbers") + rho
 
 
-def _quality_text(quality: Quality) -> str:
+def _quality_text(quality: ShuffleQuality) -> str:
     met = (
         ""
         if quality.coincidence is None

@@ -1,9 +1,4 @@
-"""``streamtrain train``: a model on a dataset, within a memory budget.
-
-What came of a training run, as ``train`` prints it.
-
-What ``train`` says where a run goes on, and how to go on where it was stopped.
-"""
+"""``streamtrain train DEST``: train a model on a dataset, within a memory budget."""
 
 from __future__ import annotations
 
@@ -19,35 +14,43 @@ import click
 import numpy as np
 import torch
 
-from streamtrain.cli.compatibility import INPUT, TARGET, check_alike, doubts, field_of, n_outputs, poor_shuffle
-from streamtrain.cli.options import Options, set_threads, train_options
+from streamtrain.cli.compatibility import (
+    INPUT,
+    TARGET,
+    check_alike,
+    find_field,
+    n_outputs,
+    poor_shuffle,
+    training_warnings,
+)
+from streamtrain.cli.options import TrainOptions, set_threads, train_options
 from streamtrain.cli.output import emit, epoch_head, epoch_line, headspace_line, json_option, memory_line, time_lines
 from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
 from streamtrain.errors import BudgetError, StreamtrainError, UsageError
 from streamtrain.loader import shared_budget
-from streamtrain.loader.quarantine import LeftOut, first_rows
-from streamtrain.loader.shared_budget import least_bytes, least_in_all, n_rehearsed
+from streamtrain.loader.quarantine import QuarantinedBlock, first_rows
+from streamtrain.loader.shared_budget import n_preflight_rows, smallest_budget_bytes, smallest_shared_budget_bytes
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import build_model, n_parameters
 from streamtrain.models.losses import default_loss, resolve_loss
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.system.arguments import check_seed
-from streamtrain.system.events import Reserved, tell
-from streamtrain.system.memory import MemoryMeter, held_bytes, keep_little
+from streamtrain.system.events import Reserved, publish_event
+from streamtrain.system.memory import MemoryMeter, held_bytes, limit_heap_growth
 from streamtrain.system.signals import Interrupted
 from streamtrain.system.units import format_bytes, format_rate
 from streamtrain.training.batch_stream import normalize_fields
 from streamtrain.training.metrics import METRIC_NAMES, History, score_name
 from streamtrain.training.run_folder import (
     RunFolder,
-    check_free,
+    check_new_run,
     is_run,
     last_epoch,
     newest_run,
     next_run,
     write_memory,
 )
-from streamtrain.training.run_state import Resumed, solved
+from streamtrain.training.run_state import ResumePoint, budget_config
 from streamtrain.training.trainer import Trainer
 
 _ENDED: Final = {
@@ -61,15 +64,15 @@ _ENDED: Final = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
+class TrainOutcome:
     """What came of a run."""
 
     history: History
     memory: dict[str, int]
     out: Path
     headspace: Headspace | None
-    quarantined: tuple[LeftOut, ...] = ()
-    val_quarantined: tuple[LeftOut, ...] = ()
+    quarantined: tuple[QuarantinedBlock, ...] = ()
+    val_quarantined: tuple[QuarantinedBlock, ...] = ()
     interrupt: KeyboardInterrupt | None = None
     """What came while the headspace was measured."""
 
@@ -147,7 +150,7 @@ class Trained:
             raise self.history.unsaved
 
 
-def say_resumed(out: Path, resumed: Resumed) -> None:
+def say_resumed(out: Path, resumed: ResumePoint) -> None:
     """Say on stderr where a run goes on, and what was damaged."""
     for skipped in resumed.skipped:
         click.echo(f"warning: skipped a damaged checkpoint, {skipped}", err=True)
@@ -160,7 +163,7 @@ def say_resumed(out: Path, resumed: Resumed) -> None:
 
 
 @contextmanager
-def how_to_go_on(out: Path) -> Iterator[None]:
+def resume_hint(out: Path) -> Iterator[None]:
     """Add to an interrupt inside the block, where the run was saved, the command that goes on with it."""
     try:
         yield
@@ -194,31 +197,31 @@ def train_command(as_json: bool, **given: Any) -> None:
     The table on stdout has a line for every epoch. The run's folder holds config.json, metrics.jsonl and checkpoints,
     for `streamtrain evaluate` and --resume. Ctrl-C saves the run before it ends; a second one ends it at once.
     """
-    options = Options(**given)
+    options = TrainOptions(**given)
     say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
     trained = _train(options, say)
     emit(as_json, trained.result(), trained.text())
     trained.raise_rest()
 
 
-def _train(options: Options, say: Callable[[str], None]) -> Trained:
+def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     set_threads(options.threads)
     options.check()
-    keep_little()
+    limit_heap_growth()
     reserved = held_bytes()
     check_seed(options.seed)
-    shared_budget.check_sizes(options.memory, options.max_memory)
+    shared_budget.check_memory_options(options.memory, options.max_memory)
     out = _out(options)
     dataset = open_dataset(options.dest)
     val = open_dataset(options.val) if options.val else None
     if val is not None:
         check_alike(dataset, val, options.weight)
     trainer, about = _make_trainer(options, dataset)
-    n_rows = n_rehearsed(dataset, options.batch_size)
+    n_rows = n_preflight_rows(dataset, options.batch_size)
     rows = first_rows(dataset, n_rows, forgiving=options.on_bad_block != "error")
     trainer.check(rows, n_classes=dataset.n_classes)
     say(_heading(options, dataset, trainer))
-    for doubt in doubts(dataset, options.batch_size):
+    for doubt in training_warnings(dataset, options.batch_size):
         click.echo(f"warning: {doubt}", err=True)
     with ExitStack() as stack:
         with ExitStack() as rehearsal:
@@ -227,35 +230,21 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
                 rehearsal.enter_context(trainer.working_memory(rows))
             del rows
             meter = stack.enter_context(MemoryMeter())
-        tell(Reserved(held_bytes=meter.before_bytes))
-        taken = shared_budget.taken(reserved, step, meter)
+        publish_event(Reserved(held_bytes=meter.before_bytes))
+        taken = shared_budget.non_loader_memory(reserved, step, meter)
         options, memory = _shared_out(options, dataset, val, taken)
         loaders = [stack.enter_context(loader) for loader in _make_loaders(options, dataset, val, memory, taken)]
-        config = trainer.describe(loaders[0]) | about | solved(loaders[0], memory)
+        config = trainer.describe(loaders[0]) | about | budget_config(loaders[0], memory)
         if loaders[0].shuffle and (poor := poor_shuffle(dataset, options.batch_size, loaders[0].sizes.lanes)):
             click.echo(f"warning: {poor}", err=True)
-        run = stack.enter_context(RunFolder(out, config, goes_on=options.resume))
+        run = stack.enter_context(RunFolder(out, config, resumes=options.resume))
         say(epoch_head(score_name(trainer.loss), with_val=val is not None))
-        with how_to_go_on(out):
-            history = trainer.fit(
-                loaders[0],
-                max_epochs=options.epochs,
-                max_steps=options.max_steps,
-                until_loss=options.until_loss,
-                patience=options.patience,
-                val=loaders[1] if val else None,
-                checkpoint=run,
-                checkpoint_every=options.checkpoint_every,
-                on_checkpoint_failure=options.on_checkpoint_failure,
-                resume="auto" if options.resume else None,
-                log_every=options.log_every,
-                on_epoch=lambda summary: say(epoch_line(summary)),
-                on_resume=partial(say_resumed, out),
-            )
+        with resume_hint(out):
+            history = _fit(trainer, options, loaders, run, out, say)
         projected = sum(loader.projection.total_bytes for loader in loaders)
         names = ("training", "validation")
         terms = {name: loader.projection.terms for name, loader in zip(names, loaders, strict=False)}
-    trained = Trained(
+    trained = TrainOutcome(
         history=history,
         memory={
             "budget": memory,
@@ -273,37 +262,65 @@ def _train(options: Options, say: Callable[[str], None]) -> Trained:
     return _with_headspace(trained, trainer, options, dataset, memory) if options.headspace else trained
 
 
+def _fit(
+    trainer: Trainer,
+    options: TrainOptions,
+    loaders: list[StreamLoader],
+    run: RunFolder,
+    out: Path,
+    say: Callable[[str], None],
+) -> History:
+    """The training itself, over the first loader; the second one, where there is one, is measured on."""
+    return trainer.fit(
+        loaders[0],
+        max_epochs=options.epochs,
+        max_steps=options.max_steps,
+        until_loss=options.until_loss,
+        patience=options.patience,
+        val=loaders[1] if len(loaders) > 1 else None,
+        checkpoint=run,
+        checkpoint_every=options.checkpoint_every,
+        on_checkpoint_failure=options.on_checkpoint_failure,
+        resume="auto" if options.resume else None,
+        log_every=options.log_every,
+        on_epoch=lambda summary: say(epoch_line(summary)),
+        on_resume=partial(say_resumed, out),
+    )
+
+
 def _shared_out(
-    options: Options, dataset: Dataset, val: Dataset | None, taken: shared_budget.Taken
-) -> tuple[Options, int]:
+    options: TrainOptions, dataset: Dataset, val: Dataset | None, taken: shared_budget.NonLoaderMemory
+) -> tuple[TrainOptions, int]:
     """What the loaders may own, and the options with the lanes that follow from it."""
     least = 1
     if options.max_memory:
         in_order = options.update == "epoch"
-        least = least_bytes(dataset, options.batch_size, lanes=options.lanes, shuffle=not in_order)
+        least = smallest_budget_bytes(dataset, options.batch_size, lanes=options.lanes, shuffle=not in_order)
         if val is not None:
-            least_val = least_bytes(val, min(options.batch_size, len(val)), shuffle=False)
-            least = least_in_all(least, [least_val])
-    memory = shared_budget.loaders_bytes(options.memory, options.max_memory, taken, least_bytes=least)
+            least_val = smallest_budget_bytes(val, min(options.batch_size, len(val)), shuffle=False)
+            least = smallest_shared_budget_bytes(least, [least_val])
+    memory = shared_budget.loader_budget_bytes(options.memory, options.max_memory, taken, least_bytes=least)
     if options.max_memory and not (options.memory or options.lanes):
         of_training = memory - memory // shared_budget.VAL_SHARE if val else memory
         return replace(options, lanes=shared_budget.steady_lanes(dataset, options.batch_size, of_training)), memory
     return options, memory
 
 
-def _out(options: Options) -> Path:
+def _out(options: TrainOptions) -> Path:
     """The folder of the run, which may be there already only if the run goes on."""
     if options.resume and options.out is None:
         raise UsageError("--resume without --out", fix=f"--out {newest_run(RUNS) or 'RUN'}")
     out = options.out or next_run(RUNS)
     if not (options.resume and is_run(out)):
-        check_free(out)
+        check_new_run(out)
     return out
 
 
-def _with_headspace(trained: Trained, trainer: Trainer, options: Options, dataset: Dataset, memory: int) -> Trained:
+def _with_headspace(
+    trained: TrainOutcome, trainer: Trainer, options: TrainOptions, dataset: Dataset, memory: int
+) -> TrainOutcome:
     """Only after the run, whose weights are saved and whose memory is measured: the trainer goes on training."""
-    tell(Reserved(held_bytes=held_bytes() + kept_bytes(dataset)))
+    publish_event(Reserved(held_bytes=held_bytes() + kept_bytes(dataset)))
     try:
         with next(_make_loaders(options, dataset, None, memory)) as loader:
             return replace(trained, headspace=headspace(trainer, loader))
@@ -315,9 +332,9 @@ def _with_headspace(trained: Trained, trainer: Trainer, options: Options, datase
         return replace(trained, interrupt=interrupt)
 
 
-def _make_trainer(options: Options, dataset: Dataset) -> tuple[Trainer, dict[str, object]]:
+def _make_trainer(options: TrainOptions, dataset: Dataset) -> tuple[Trainer, dict[str, object]]:
     """The trainer, and what its run has to know to build the model again."""
-    x, y = field_of(dataset, INPUT), field_of(dataset, TARGET)
+    x, y = find_field(dataset, INPUT), find_field(dataset, TARGET)
     loss = resolve_loss(options.loss or default_loss(torch.from_numpy(np.empty(0, y.dtype)).dtype))
     width = n_outputs(dataset, loss, y)
     trainer = Trainer(
@@ -357,7 +374,11 @@ def _make_trainer(options: Options, dataset: Dataset) -> tuple[Trainer, dict[str
 
 
 def _make_loaders(
-    options: Options, dataset: Dataset, val: Dataset | None, memory: int, taken: shared_budget.Taken | None = None
+    options: TrainOptions,
+    dataset: Dataset,
+    val: Dataset | None,
+    memory: int,
+    taken: shared_budget.NonLoaderMemory | None = None,
 ) -> Iterator[StreamLoader]:
     """The loader to train from, and that to measure on; together they own what the budget allows."""
     try:
@@ -365,10 +386,10 @@ def _make_loaders(
     except BudgetError as error:
         if taken is None or options.memory or not options.max_memory:
             raise
-        raise shared_budget.of_the_process(error, taken) from error
+        raise shared_budget.process_budget_error(error, taken) from error
 
 
-def _loaders(options: Options, dataset: Dataset, val: Dataset | None, memory: int) -> Iterator[StreamLoader]:
+def _loaders(options: TrainOptions, dataset: Dataset, val: Dataset | None, memory: int) -> Iterator[StreamLoader]:
     val_memory = memory // shared_budget.VAL_SHARE if val else 0
     in_order = options.update == "epoch"
     yield StreamLoader(
@@ -388,7 +409,7 @@ def _loaders(options: Options, dataset: Dataset, val: Dataset | None, memory: in
         yield shared_budget.make_val_loader(val, size, val_memory, options.device, on_bad_block)
 
 
-def _heading(options: Options, dataset: Dataset, trainer: Trainer) -> str:
+def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer) -> str:
     fields = ", ".join(f"{field.name} {field.dtype.name}{list(field.shape) or ''}" for field in dataset.fields)
     size = f"{len(dataset):,} samples of {fields}, {format_bytes(dataset.nbytes)}"
     lr = trainer.optimizer.param_groups[0]["lr"]

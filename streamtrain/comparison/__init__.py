@@ -1,4 +1,4 @@
 """Update rules and optimizers side by side, from the same initial weights over the same data.
 
-`streamtrain.comparison.compare.compare` runs them, `streamtrain.comparison.results` is what comes of it.
+`streamtrain.comparison.compare.compare` runs them; `streamtrain.comparison.results` holds their results.
 """

@@ -1,4 +1,4 @@
-"""Run update rules and optimizers one after the other, from the same weights over the same data."""
+"""The function `compare`: every update rule with every optimizer, one run after the other."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Literal
 from torch import nn
 from tqdm import tqdm
 
-from streamtrain.comparison.results import Compared, Comparison, Point
-from streamtrain.comparison.run import Contest, race
-from streamtrain.comparison.settings import Setting
-from streamtrain.comparison.surface import Snapshot, Surface, measure_surface
+from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
+from streamtrain.comparison.run import ComparisonSetup, train_run
+from streamtrain.comparison.settings import ComparisonSettings
+from streamtrain.comparison.surface import LossSurface, Snapshot, measure_surface
 from streamtrain.errors import StreamtrainError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.store.dataset import Dataset
 from streamtrain.system.files import Files
-from streamtrain.system.memory import give_back, held_bytes
+from streamtrain.system.memory import held_bytes, trim_heap
 from streamtrain.system.units import format_duration
-from streamtrain.training.run_folder import check_free
+from streamtrain.training.run_folder import check_new_run
 
 Say = Callable[[str], None]
 
@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 def compare(
     model: nn.Module,
     dataset: Dataset,
-    setting: Setting,
+    setting: ComparisonSettings,
     *,
     loss: str | LossFunction | Loss = "cross_entropy",
     val: Dataset | None = None,
@@ -41,7 +41,7 @@ def compare(
     normalize: Literal["auto"] | None = None,
     out: Path | None = None,
     about: Mapping[str, object] | None = None,
-    on_point: Callable[[Compared, Point], None] = lambda run, point: None,
+    on_point: Callable[[ComparedRun, LearningCurvePoint], None] = lambda run, point: None,
     on_runs: Callable[[Comparison], object] = lambda found: None,
     say: Say = lambda text: None,
 ) -> Comparison:
@@ -56,7 +56,7 @@ def compare(
         Its weights are where every run begins; it is not changed.
     dataset : Dataset
         The training data.
-    setting : Setting
+    setting : ComparisonSettings
         What is compared: rules, optimizers, learning rates, and how long.
     loss : str or callable
         As the trainer's.
@@ -92,13 +92,13 @@ def compare(
     >>> x = np.random.default_rng(0).normal(size=(64, 2))
     >>> data = st.ingest({"x": x, "y": x @ [1.0, -1.0]}, tempfile.mkdtemp() + "/d.zarr")
     >>> line = nn.Linear(2, 1, dtype=torch.float64)
-    >>> found = compare(line, data, Setting(optimizers=("sgd",), max_epochs=2, batch_size=16), loss="mse")
+    >>> found = compare(line, data, ComparisonSettings(optimizers=("sgd",), max_epochs=2, batch_size=16), loss="mse")
     >>> [(run.rule, run.last.n_steps) for run in found]
     [('sample', 128), ('batch', 8), ('epoch', 2)]
     """
     if out is not None:
         _check_out(out)
-    contest = Contest(
+    setup = ComparisonSetup(
         model=model,
         dataset=dataset,
         setting=setting,
@@ -109,20 +109,20 @@ def compare(
         out=out,
         about={"dataset": str(dataset.path), **(about or {})},
     )
-    contest.check(val)
+    setup.check(val)
     if out is not None:
         Files().ensure_dir(out)
-    give_back()
+    trim_heap()
     before_bytes = held_bytes()
     with ExitStack() as stack:
-        passes = [stack.enter_context(contest.ordered(data)) for data in ([dataset, val] if val else [dataset])]
-        first = contest.first(passes)
-        give_back()
-        contest.measuring_bytes = max(0, held_bytes() - before_bytes)
-        runs: list[Compared] = []
+        passes = [stack.enter_context(setup.ordered(data)) for data in ([dataset, val] if val else [dataset])]
+        first = setup.first(passes)
+        trim_heap()
+        setup.measuring_bytes = max(0, held_bytes() - before_bytes)
+        runs: list[ComparedRun] = []
         paths: list[tuple[str, list[Snapshot]]] = []
         for pair in setting.pairs():
-            run, path = race(contest, pair, passes, first, on_point)
+            run, path = train_run(setup, pair, passes, first, on_point)
             runs.append(run)
             paths.append((run.label, path))
         loss_then = first.train.loss
@@ -131,35 +131,46 @@ def compare(
             target_loss=loss_then - abs(loss_then) / 2 if setting.target_loss is None else setting.target_loss,
             n_samples=len(dataset),
             n_weights=n_parameters(model),
-            about=_about(contest),
+            about=_about(setup),
         )
         if setting.grid is None:
             return found
         on_runs(found)
-        try:
-            return replace(found, surface=_surface(contest, passes[0], paths, setting.grid, say))
-        except (StreamtrainError, RuntimeError) as error:
-            # What was trained is not to be lost.
-            say(f"surface: not measured: {error}")
-            return replace(found, no_surface=str(error))
+        return _with_surface(found, setup, passes[0], paths, setting.grid, say)
+
+
+def _with_surface(
+    found: Comparison,
+    setup: ComparisonSetup,
+    loader: StreamLoader,
+    paths: list[tuple[str, list[Snapshot]]],
+    grid: int,
+    say: Say,
+) -> Comparison:
+    try:
+        return replace(found, surface=_surface(setup, loader, paths, grid, say))
+    except (StreamtrainError, RuntimeError) as error:
+        # What was trained is not to be lost.
+        say(f"surface: not measured: {error}")
+        return replace(found, no_surface=str(error))
 
 
 def _check_out(out: Path) -> None:
     try:
-        check_free(out)
+        check_new_run(out)
     except UsageError as error:
         # A comparison does not go on where it was.
         error.fix = "another --out, or remove it"
         raise
 
 
-def _about(contest: Contest) -> dict[str, str]:
-    setting = contest.setting
+def _about(setup: ComparisonSetup) -> dict[str, str]:
+    setting = setup.setting
     ends = {"epochs": setting.max_epochs, "seconds each": setting.seconds}
     found = {
-        "dataset": contest.about["dataset"],
-        "model": contest.about.get("model", type(contest.model).__name__),
-        "loss": contest.loss.name,
+        "dataset": setup.about["dataset"],
+        "model": setup.about.get("model", type(setup.model).__name__),
+        "loss": setup.loss.name,
         **{name: end for name, end in ends.items() if end is not None},
         "batch size": setting.batch_size,
         "memory": setting.memory,
@@ -169,14 +180,14 @@ def _about(contest: Contest) -> dict[str, str]:
 
 
 def _surface(
-    contest: Contest, ordered: StreamLoader, paths: Sequence[tuple[str, Sequence[Snapshot]]], grid: int, say: Say
-) -> Surface:
+    setup: ComparisonSetup, ordered: StreamLoader, paths: Sequence[tuple[str, Sequence[Snapshot]]], grid: int, say: Say
+) -> LossSurface:
     if not any(kept for _, kept in paths):
         raise UsageError("the weights of no run are finite")
-    seconds = grid**2 * contest.pass_seconds
-    say(f"surface: {grid**2:,} passes over {len(contest.dataset):,} samples, about {format_duration(seconds)}")
+    seconds = grid**2 * setup.pass_seconds
+    say(f"surface: {grid**2:,} passes over {len(setup.dataset):,} samples, about {format_duration(seconds)}")
     # Which rule and which optimizer makes no difference to a loss.
-    trainer = contest.trainer(*next(contest.setting.pairs()))
+    trainer = setup.trainer(*next(setup.setting.pairs()))
     with tqdm(total=grid**2, desc="surface", unit=" passes", leave=False, disable=None) as bar:
         done = partial(bar.update, 1)
         return measure_surface(trainer.model, lambda: trainer.evaluate(ordered).loss, paths, grid=grid, done=done)

@@ -1,4 +1,4 @@
-"""A comparison as one HTML file, and as one JSON file beside it."""
+"""The report of a comparison: one HTML file, and one JSON file beside it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from streamtrain.comparison.results import Compared, Comparison, Point
-from streamtrain.comparison.surface import Surface
-from streamtrain.diagnostics.charts.bars import Bar, Bars, draw_bars
-from streamtrain.diagnostics.charts.lines import Chart, Level, Line, draw, key
+from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
+from streamtrain.comparison.surface import LossSurface
+from streamtrain.diagnostics.charts.bars import Bar, BarChart, draw_bar_chart
+from streamtrain.diagnostics.charts.lines import Curve, LineChart, ReferenceLine, draw_line_chart, line_legend
 from streamtrain.diagnostics.charts.scales import COLOURS, DASHES, MARKERS, Axis, is_wide
-from streamtrain.diagnostics.charts.surface import Relief, draw_relief
+from streamtrain.diagnostics.charts.surface import SurfaceChart, draw_surface_chart
 from streamtrain.diagnostics.html import charts, facts, note, page, table
 from streamtrain.system.files import Files
-from streamtrain.system.json_values import plain
+from streamtrain.system.json_values import to_json_value
 from streamtrain.system.units import format_bytes, format_duration
 
-HTML: Final = "comparison.html"
-FIGURES: Final = "comparison.json"
+COMPARISON_HTML: Final = "comparison.html"
+COMPARISON_JSON: Final = "comparison.json"
 _MOST_IN_FULL: Final = 1e15
 _MOST_IN_PLACES: Final = 1e5
 _VARIANCE: Final = (
@@ -35,10 +35,10 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """Leave both files in a folder, and return where."""
     files = Files()
     files.ensure_dir(folder)
-    text = json.dumps(plain(comparison.named()), indent=2) + "\n"
-    files.write_bytes(folder / FIGURES, text.encode())
-    files.write_bytes(folder / HTML, comparison_page(comparison).encode())
-    return [folder / HTML, folder / FIGURES]
+    text = json.dumps(to_json_value(comparison.named()), indent=2) + "\n"
+    files.write_bytes(folder / COMPARISON_JSON, text.encode())
+    files.write_bytes(folder / COMPARISON_HTML, comparison_page(comparison).encode())
+    return [folder / COMPARISON_HTML, folder / COMPARISON_JSON]
 
 
 def comparison_page(comparison: Comparison) -> str:
@@ -54,7 +54,7 @@ def comparison_page(comparison: Comparison) -> str:
         table("Results", summary_rows(comparison)),
         *(note(f"{run.label} diverged: {run.diverged}") for run in comparison if run.diverged),
         "<h2>Curves</h2>",
-        f"<p>{key([looks.line(run, []) for run in comparison])}</p>",
+        f"<p>{line_legend([looks.line(run, []) for run in comparison])}</p>",
         charts(_charts(comparison, looks)),
         charts(_amounts(comparison)),
         note(f"{_EXACT} {_VARIANCE}"),
@@ -75,7 +75,7 @@ def summary_rows(comparison: Comparison) -> list[list[str]]:
     return [head, *(_summary(comparison, run) for run in comparison)]
 
 
-def _summary(comparison: Comparison, run: Compared) -> list[str]:
+def _summary(comparison: Comparison, run: ComparedRun) -> list[str]:
     last, reached = run.last, run.first_at(comparison.target_loss)
     measured = [last.train.named(), last.val.named() if last.val else {}]
     return [
@@ -83,7 +83,7 @@ def _summary(comparison: Comparison, run: Compared) -> list[str]:
         f"{run.lr:g}",
         f"{last.n_steps:,}",
         _known(run.seconds_per_epoch),
-        *(measure(value) for values in measured for value in values.values()),
+        *(format_metric(value) for values in measured for value in values.values()),
         _known(reached.epochs if reached else None),
         _known(reached.seconds if reached else None),
         format_bytes(run.memory.get("process", 0)),
@@ -91,15 +91,15 @@ def _summary(comparison: Comparison, run: Compared) -> list[str]:
 
 
 def _known(value: float | None) -> str:
-    return "–" if value is None else number(value)
+    return "–" if value is None else format_number(value)
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """A number for a table: whole ones in full, others in 4 to 6 digits.
 
     Examples
     --------
-    >>> [number(value) for value in (1101.0, 2 / 9, 1101.25, 1e6 / 7, 1e20)]
+    >>> [format_number(value) for value in (1101.0, 2 / 9, 1101.25, 1e6 / 7, 1e20)]
     ['1,101', '0.2222', '1,101.25', '142,857', '1e+20']
     """
     if value.is_integer() and abs(value) < _MOST_IN_FULL:
@@ -107,12 +107,12 @@ def number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.6g}"
 
 
-def measure(value: float) -> str:
+def format_metric(value: float) -> str:
     """A loss or a score for a table, in no more than 11 letters.
 
     Examples
     --------
-    >>> measure(2.30258), measure(-12345.678), measure(1.5e30)
+    >>> format_metric(2.30258), format_metric(-12345.678), format_metric(1.5e30)
     ('2.3026', '-12345.6780', '1.5000e+30')
     """
     return f"{value:.4f}" if abs(value) < _MOST_IN_PLACES else f"{value:.4e}"
@@ -129,14 +129,14 @@ def epoch_rows(comparison: Comparison) -> list[list[str]]:
     ]
 
 
-def _epoch(run: Compared, point: Point) -> list[str]:
+def _epoch(run: ComparedRun, point: LearningCurvePoint) -> list[str]:
     values = [*point.train.named().values(), *(point.val.named().values() if point.val else ())]
     return [
         run.label,
-        number(point.epochs),
+        format_number(point.epochs),
         f"{point.n_steps:,}",
         f"{point.seconds:.2f}",
-        *(measure(value) for value in values),
+        *(format_metric(value) for value in values),
         _known(point.variance),
         f"{point.n_window}" if point.n_window else "",
     ]
@@ -149,10 +149,10 @@ class _Looks:
         self._rules = list(dict.fromkeys(run.rule for run in comparison))
         self._optimizers = list(dict.fromkeys(run.optimizer for run in comparison))
 
-    def line(self, run: Compared, points: list[tuple[float, float]]) -> Line:
+    def line(self, run: ComparedRun, points: list[tuple[float, float]]) -> Curve:
         """The curve of a run."""
         rule, optimizer = self._rules.index(run.rule), self._optimizers.index(run.optimizer)
-        return Line(
+        return Curve(
             label=run.label,
             points=points,
             colour=COLOURS[rule % len(COLOURS)],
@@ -162,15 +162,15 @@ class _Looks:
 
 
 def _charts(comparison: Comparison, looks: _Looks) -> Iterator[str]:
-    def lines(x: Callable[[Point], float], y: Callable[[Point], float | None]) -> list[Line]:
+    def lines(x: Callable[[LearningCurvePoint], float], y: Callable[[LearningCurvePoint], float | None]) -> list[Curve]:
         found = []
         for run in comparison:
             points = [(x(point), math.nan if (value := y(point)) is None else value) for point in run.points]
             found.append(looks.line(run, points))
         return found
 
-    def chart(title: str, x: Axis, y: Axis, some: list[Line], levels: tuple[Level, ...] = ()) -> str:
-        return draw(Chart(title=title, x=x, y=y, lines=some, levels=levels))
+    def chart(title: str, x: Axis, y: Axis, some: list[Curve], levels: tuple[ReferenceLine, ...] = ()) -> str:
+        return draw_line_chart(LineChart(title=title, x=x, y=y, lines=some, levels=levels))
 
     ends = [run.last for run in comparison]
     epochs = Axis(label="epochs", from_zero=True)
@@ -179,7 +179,7 @@ def _charts(comparison: Comparison, looks: _Looks) -> Iterator[str]:
     losses = [point.train.loss for run in comparison for point in run.points]
     # The target has a place on the axis as well.
     loss = Axis(label="training loss J", is_log=is_wide(losses) and comparison.target_loss >= 0)
-    target = (Level(label=f"target {comparison.target_loss:.4g}", value=comparison.target_loss),)
+    target = (ReferenceLine(label=f"target {comparison.target_loss:.4g}", value=comparison.target_loss),)
     yield chart("Loss against epochs", epochs, loss, lines(lambda p: p.epochs, lambda p: p.train.loss), target)
     yield chart("Loss against updates", steps, loss, lines(lambda p: p.n_steps, lambda p: p.train.loss), target)
     yield chart("Loss against time", seconds, loss, lines(lambda p: p.seconds, lambda p: p.train.loss), target)
@@ -196,22 +196,22 @@ def _charts(comparison: Comparison, looks: _Looks) -> Iterator[str]:
 
 
 def _amounts(comparison: Comparison) -> Iterator[str]:
-    yield draw_bars(_bars("Training time of an epoch", comparison, lambda r: r.seconds_per_epoch, format_duration))
+    yield draw_bar_chart(_bars("Training time of an epoch", comparison, lambda r: r.seconds_per_epoch, format_duration))
     process = _bars("Most that the process held", comparison, lambda r: r.memory.get("process"), format_bytes)
-    yield draw_bars(process)
+    yield draw_bar_chart(process)
 
 
 def _bars(
-    title: str, comparison: Comparison, of: Callable[[Compared], float | None], form: Callable[[float], str]
-) -> Bars:
+    title: str, comparison: Comparison, of: Callable[[ComparedRun], float | None], form: Callable[[float], str]
+) -> BarChart:
     bars = []
     for run in comparison:
         value = of(run)
         bars.append(Bar(label=run.label, pieces={title: value or 0.0}, text=form(value) if value else "–"))
-    return Bars(title=title, bars=bars, format=form)
+    return BarChart(title=title, bars=bars, format=form)
 
 
-def _surface(surface: Surface | None, looks: _Looks, comparison: Comparison) -> Iterator[str]:
+def _surface(surface: LossSurface | None, looks: _Looks, comparison: Comparison) -> Iterator[str]:
     if surface is None:
         if comparison.no_surface is not None:
             yield note(f"The error surface was not measured: {comparison.no_surface}")
@@ -219,9 +219,9 @@ def _surface(surface: Surface | None, looks: _Looks, comparison: Comparison) -> 
     by_label = {run.label: run for run in comparison}
     paths = [looks.line(by_label[path.label], list(path.places)) for path in surface.paths]
     yield "<h2>The error surface, and the paths of the weights</h2>"
-    yield f"<p>{key(paths)}</p>"
-    yield draw_relief(
-        Relief(
+    yield f"<p>{line_legend(paths)}</p>"
+    yield draw_surface_chart(
+        SurfaceChart(
             title="Training loss J",
             x_label=surface.labels[0],
             y_label=surface.labels[1],

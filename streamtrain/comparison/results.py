@@ -1,4 +1,4 @@
-"""What comes of a comparison, run by run and epoch by epoch."""
+"""Results of a comparison, run by run and epoch by epoch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamtrain.comparison.surface import Surface
+from streamtrain.comparison.surface import LossSurface
 from streamtrain.training.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class LearningCurvePoint:
     """Where a run stands between two epochs.
 
     Parameters
@@ -56,7 +56,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
+class ComparedRun:
     """One run of a comparison.
 
     Parameters
@@ -65,7 +65,7 @@ class Compared:
         By name.
     lr : float
         The learning rate.
-    points : tuple of Point
+    points : tuple of LearningCurvePoint
         The beginning, and the end of each epoch.
     memory : dict of str to int
         In bytes: the loaders' ``budget``, what they were ``projected`` to take, what was ``measured`` on top of the
@@ -79,7 +79,7 @@ class Compared:
     rule: str
     optimizer: str
     lr: float
-    points: tuple[Point, ...]
+    points: tuple[LearningCurvePoint, ...]
     memory: dict[str, int]
     diverged: str | None = None
     folder: Path | None = None
@@ -90,7 +90,7 @@ class Compared:
         return f"{self.rule}, {self.optimizer}"
 
     @property
-    def last(self) -> Point:
+    def last(self) -> LearningCurvePoint:
         """The last point."""
         return self.points[-1]
 
@@ -99,7 +99,7 @@ class Compared:
         """Training time by epochs; None before there was one."""
         return self.last.seconds / self.last.epochs if self.last.epochs else None
 
-    def first_at(self, loss: float) -> Point | None:
+    def first_at(self, loss: float) -> LearningCurvePoint | None:
         """The first point at which the loss over the training data is no more than this; None if there is none."""
         return next((point for point in self.points if point.train.loss <= loss), None)
 
@@ -130,7 +130,7 @@ class Comparison:
 
     Parameters
     ----------
-    runs : tuple of Compared
+    runs : tuple of ComparedRun
         In order.
     target_loss : float
         What each was timed to.
@@ -138,21 +138,21 @@ class Comparison:
         Of the training data, and of the model.
     about : dict
         What was compared, in words, by name.
-    surface : Surface or None
+    surface : LossSurface or None
         The loss around the paths of the weights.
     no_surface : str or None
         Why there is none, where one was to be measured.
     """
 
-    runs: tuple[Compared, ...]
+    runs: tuple[ComparedRun, ...]
     target_loss: float
     n_samples: int
     n_weights: int
     about: dict[str, str]
-    surface: Surface | None = None
+    surface: LossSurface | None = None
     no_surface: str | None = None
 
-    def __iter__(self) -> Iterator[Compared]:
+    def __iter__(self) -> Iterator[ComparedRun]:
         return iter(self.runs)
 
     def __len__(self) -> int:

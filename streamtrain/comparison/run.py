@@ -1,9 +1,4 @@
-"""One run of a comparison: trained epoch by epoch, measured between them.
-
-What all runs of a comparison have in common: the model they begin with, the data, and how they are measured.
-
-A stream that is watched: told of after every batch, and ended when its time is up.
-"""
+"""One run of a comparison: trained epoch by epoch, measured between them, within its share of memory and time."""
 
 from __future__ import annotations
 
@@ -19,39 +14,39 @@ from typing import Any
 import torch
 from torch import nn
 
-from streamtrain.comparison.results import Compared, Point
-from streamtrain.comparison.settings import Setting
-from streamtrain.comparison.surface import Snapshot, Trajectory, n_kept
+from streamtrain.comparison.results import ComparedRun, LearningCurvePoint
+from streamtrain.comparison.settings import ComparisonSettings
+from streamtrain.comparison.surface import Snapshot, Trajectory, n_snapshots
 from streamtrain.comparison.variance import UpdateVariance
 from streamtrain.errors import BudgetError, DivergedError, ResourceError, UsageError
 from streamtrain.loader.quarantine import first_rows
 from streamtrain.loader.shared_budget import (
-    PARTS,
-    least_bytes,
-    least_in_all,
-    measuring_bytes,
-    n_rehearsed,
-    training_bytes,
+    BUDGET_PARTS,
+    eval_loader_bytes,
+    n_preflight_rows,
+    smallest_budget_bytes,
+    smallest_shared_budget_bytes,
+    train_loader_bytes,
 )
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.losses import Loss
 from streamtrain.store.dataset import Dataset
-from streamtrain.system.memory import MemoryMeter, give_back
+from streamtrain.system.memory import MemoryMeter, trim_heap
 from streamtrain.system.units import format_bytes, parse_bytes
 from streamtrain.training.batch_stream import normalize_fields
 from streamtrain.training.metrics import Metrics
-from streamtrain.training.run_folder import NoRun, Run, RunFolder, write_memory
-from streamtrain.training.run_state import solved
+from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, write_memory
+from streamtrain.training.run_state import budget_config
 from streamtrain.training.trainer import Rows, Trainer
 
 
 @dataclass(slots=True, kw_only=True)
-class Contest:
+class ComparisonSetup:
     """What all runs of a comparison have in common."""
 
     model: nn.Module
     dataset: Dataset
-    setting: Setting
+    setting: ComparisonSettings
     loss: Loss
     inputs: tuple[str, ...]
     target: str
@@ -96,16 +91,18 @@ class Contest:
 
     def _check_memory(self, measured: Sequence[Dataset]) -> None:
         size = self.setting.batch_size
-        least = [least_bytes(data, min(size, len(data)), shuffle=False) for data in measured]
+        least = [smallest_budget_bytes(data, min(size, len(data)), shuffle=False) for data in measured]
         is_shuffled = {rule != "epoch" for rule in self.setting.rules}
-        training = [least_bytes(self.dataset, min(size, len(self.dataset)), shuffle=each) for each in is_shuffled]
-        in_all = least_in_all(max(training), least)
+        training = [
+            smallest_budget_bytes(self.dataset, min(size, len(self.dataset)), shuffle=each) for each in is_shuffled
+        ]
+        in_all = smallest_shared_budget_bytes(max(training), least)
         if self.memory < in_all:
             needs = [f"training {format_bytes(max(training))}", *(f"measuring {format_bytes(each)}" for each in least)]
             raise BudgetError(
                 f"memory is {format_bytes(self.memory)}, and the smallest that works is {format_bytes(in_all)}",
-                why=f"It is shared: 1/{PARTS} for each loader that measures, the rest for the one that trains; the "
-                f"least that each works with is {', '.join(needs)}",
+                why=f"It is shared: 1/{BUDGET_PARTS} for each loader that measures, the rest for the one that trains; "
+                f"the least that each works with is {', '.join(needs)}",
                 fix=f"memory='{in_all}B'",
             )
 
@@ -119,19 +116,19 @@ class Contest:
 
     def rows(self) -> Rows:
         """Rows of the training data to rehearse a step on."""
-        return first_rows(self.dataset, n_rehearsed(self.dataset, self.setting.batch_size), forgiving=False)
+        return first_rows(self.dataset, n_preflight_rows(self.dataset, self.setting.batch_size), forgiving=False)
 
     def n_kept(self) -> int:
         """Snapshots of each run; 0 without a surface."""
         n_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        return n_kept(len(list(self.setting.pairs())), n_bytes) if self.setting.grid else 0
+        return n_snapshots(len(list(self.setting.pairs())), n_bytes) if self.setting.grid else 0
 
     def loader(self, rule: str, *, shares: int) -> StreamLoader:
         """The loader that a run trains from; so many others have a share of the memory."""
         return StreamLoader(
             self.dataset,
             batch_size=min(self.setting.batch_size, len(self.dataset)),
-            memory=training_bytes(self.memory, shares),
+            memory=train_loader_bytes(self.memory, shares),
             seed=self.setting.seed,
             shuffle=rule != "epoch",
             device=self.setting.device,
@@ -139,7 +136,7 @@ class Contest:
 
     def ordered(self, data: Dataset) -> StreamLoader:
         """A loader that measures."""
-        size, memory = min(self.setting.batch_size, len(data)), measuring_bytes(self.memory)
+        size, memory = min(self.setting.batch_size, len(data)), eval_loader_bytes(self.memory)
         return StreamLoader(data, batch_size=size, memory=memory, shuffle=False, device=self.setting.device)
 
     def measure(self, trainer: Trainer, ordered: StreamLoader) -> Metrics:
@@ -149,15 +146,15 @@ class Contest:
         self.pass_seconds = time.perf_counter() - started
         return train
 
-    def first(self, passes: list[StreamLoader]) -> Point:
+    def first(self, passes: list[StreamLoader]) -> LearningCurvePoint:
         """Where all runs begin."""
         trainer = self.trainer(*next(self.setting.pairs()))
         train = self.measure(trainer, passes[0])
         val = trainer.evaluate(passes[1]) if len(passes) > 1 else None
-        return Point(epochs=0.0, n_steps=0, seconds=0.0, train=train, val=val)
+        return LearningCurvePoint(epochs=0.0, n_steps=0, seconds=0.0, train=train, val=val)
 
 
-class Watched:
+class TimedStream:
     """A loader's batches, each followed by a call once it has been taken in.
 
     Parameters
@@ -173,7 +170,7 @@ class Watched:
     ----------
     seconds_left : float or None
         An epoch ends early once so many seconds of training have gone since it began.
-    is_cut : bool
+    ran_out_of_time : bool
         Whether one has ended so.
     """
 
@@ -184,7 +181,7 @@ class Watched:
         self._on_batch = on_batch
         self._beside = beside
         self.seconds_left: float | None = None
-        self.is_cut = False
+        self.ran_out_of_time = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -198,100 +195,106 @@ class Watched:
             yield batch
             self._on_batch()
             if self.seconds_left is not None and self._seconds() - started >= self.seconds_left:
-                self.is_cut = True
+                self.ran_out_of_time = True
                 return
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._beside()
 
 
-OnPoint = Callable[[Compared, Point], None]
+PointCallback = Callable[[ComparedRun, LearningCurvePoint], None]
 
 
-def race(
-    contest: Contest, pair: tuple[str, str], passes: list[StreamLoader], first: Point, on_point: OnPoint
-) -> tuple[Compared, list[Snapshot]]:
+def train_run(
+    setup: ComparisonSetup,
+    pair: tuple[str, str],
+    passes: list[StreamLoader],
+    first: LearningCurvePoint,
+    on_point: PointCallback,
+) -> tuple[ComparedRun, list[Snapshot]]:
     """Make one run, and return it with the snapshots of its weights."""
     # Its memory is to be its own, not that of the runs before.
-    give_back()
+    trim_heap()
     variance = UpdateVariance()
-    trainer = contest.trainer(*pair, on_step=variance.stepped)
-    run = Compared(
+    trainer = setup.trainer(*pair, on_step=variance.stepped)
+    run = ComparedRun(
         rule=pair[0],
         optimizer=pair[1],
         lr=float(trainer.optimizer.param_groups[0]["lr"]),
         points=(first,),
         memory={},
-        folder=contest.out / "-".join(pair) if contest.out else None,
+        folder=setup.out / "-".join(pair) if setup.out else None,
     )
     with ExitStack() as stack:
         weights = _trained(trainer)
         # Copies of the weights are no loader's, and there before the meter.
         variance.begin(weights)
-        most = contest.n_kept()
+        most = setup.n_kept()
         path = Trajectory(weights, most - most % 2) if most else None
         with ExitStack() as rehearsal:
             # What a step takes is there for milliseconds.
             with MemoryMeter(interval_seconds=0.001) as step:
-                rehearsal.enter_context(trainer.working_memory(contest.rows()))
+                rehearsal.enter_context(trainer.working_memory(setup.rows()))
                 variance.stepped()
             meter = stack.enter_context(MemoryMeter())
-        loader = stack.enter_context(contest.loader(pair[0], shares=len(passes)))
-        folder = stack.enter_context(_folder(run, trainer, loader, contest))
-        racer = _Racer(contest, trainer, loader, variance, path)
+        loader = stack.enter_context(setup.loader(pair[0], shares=len(passes)))
+        folder = stack.enter_context(_folder(run, trainer, loader, setup))
+        tracker = _RunTracker(setup, trainer, loader, variance, path)
         _log(folder, first)
         on_point(run, first)
-        while not racer.is_done and run.diverged is None:
-            run = racer.epoch(run, passes, folder)
+        while not tracker.is_done and run.diverged is None:
+            run = tracker.epoch(run, passes, folder)
             if run.diverged is None:
                 on_point(run, run.last)
         projected = sum(each.projection.total_bytes for each in (loader, *passes))
         terms = {"training": loader.projection.terms, "measuring": passes[0].projection.terms}
     step_bytes = max(0, step.before_bytes + step.peak_bytes - meter.before_bytes)
     # The loaders that measure have read before this run began.
-    loaders_bytes = contest.measuring_bytes + meter.peak_bytes - step_bytes
+    loaders_bytes = setup.measuring_bytes + meter.peak_bytes - step_bytes
     memory = {
-        "budget": contest.memory,
+        "budget": setup.memory,
         "projected": projected,
         "measured": max(0, loaders_bytes),
         "process": meter.before_bytes + meter.peak_bytes,
     }
     if run.folder:
         write_memory(run.folder, {**memory, "terms": terms})
-    return replace(run, memory=memory), racer.snapshots(run)
+    return replace(run, memory=memory), tracker.snapshots(run)
 
 
-def _folder(run: Compared, trainer: Trainer, loader: StreamLoader, contest: Contest) -> AbstractContextManager[Run]:
+def _folder(
+    run: ComparedRun, trainer: Trainer, loader: StreamLoader, setup: ComparisonSetup
+) -> AbstractContextManager[Run]:
     if run.folder is None:
-        return nullcontext(NoRun())
-    return RunFolder(run.folder, trainer.describe(loader) | contest.about | solved(loader, contest.memory))
+        return nullcontext(NullRunFolder())
+    return RunFolder(run.folder, trainer.describe(loader) | setup.about | budget_config(loader, setup.memory))
 
 
 def _trained(trainer: Trainer) -> list[nn.Parameter]:
     return [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
 
 
-def _log(folder: Run, point: Point) -> None:
+def _log(folder: Run, point: LearningCurvePoint) -> None:
     folder.log(kind="measured", **{name: value for name, value in point.named().items() if value is not None})
 
 
-class _Racer:
+class _RunTracker:
     """What follows a run through its epochs."""
 
     def __init__(
         self,
-        contest: Contest,
+        setup: ComparisonSetup,
         trainer: Trainer,
         loader: StreamLoader,
         variance: UpdateVariance,
         path: Trajectory | None,
     ) -> None:
-        self._contest = contest
+        self._setup = setup
         self._trainer = trainer
-        self._sums_up = loader.shuffle is False
+        self._is_full_batch = loader.shuffle is False
         self._variance = variance
         self._keeping_seconds = 0.0
-        self._stream = Watched(loader, self._after_batch, self._seconds_beside)
+        self._stream = TimedStream(loader, self._after_batch, self._overhead_seconds)
         self._weights = _trained(trainer)
         self._path = path
         self._seconds = 0.0
@@ -302,18 +305,23 @@ class _Racer:
     @property
     def is_done(self) -> bool:
         """Whether no epoch, no time, or no step that leads anywhere is left."""
-        setting = self._contest.setting
+        setting = self._setup.setting
         is_late = setting.seconds is not None and self._seconds >= setting.seconds
-        return is_late or self._is_over or self._stream.is_cut or self._trainer.counts.n_epochs >= setting.most_epochs
+        return (
+            is_late
+            or self._is_over
+            or self._stream.ran_out_of_time
+            or self._trainer.counts.n_epochs >= setting.most_epochs
+        )
 
-    def epoch(self, run: Compared, passes: list[StreamLoader], folder: Run) -> Compared:
+    def epoch(self, run: ComparedRun, passes: list[StreamLoader], folder: Run) -> ComparedRun:
         """Train one epoch more, and measure; a run that diverges ends where it was."""
         n_steps = self._trainer.counts.n_steps
         if self._n_steps_last is None or self._n_steps_last > 1 or self._variance.is_full:
             self._variance.begin(self._weights)
-        if not self._sums_up and self._contest.setting.seconds is not None:
-            self._stream.seconds_left = self._contest.setting.seconds - self._seconds
-        before = self._seconds_beside()
+        if not self._is_full_batch and self._setup.setting.seconds is not None:
+            self._stream.seconds_left = self._setup.setting.seconds - self._seconds
+        before = self._overhead_seconds()
         try:
             history = self._trainer.fit(
                 self._stream,
@@ -329,15 +337,15 @@ class _Racer:
             raise
         self._is_over = history.stopped_by != "epochs"
         assert history.last is not None
-        self._seconds += history.last.speed.seconds - (self._seconds_beside() - before)
+        self._seconds += history.last.speed.seconds - (self._overhead_seconds() - before)
         self._n_steps_last = self._trainer.counts.n_steps - n_steps
-        if self._sums_up and self._n_steps_last:
+        if self._is_full_batch and self._n_steps_last:
             # Inside a pass there are the same weights again and again, or those of a line search's trials.
             self._keep()
-        train = self._contest.measure(self._trainer, passes[0])
+        train = self._setup.measure(self._trainer, passes[0])
         if not math.isfinite(train.loss):
             return replace(run, diverged=f"after epoch {self._trainer.counts.n_epochs} the loss is {train.loss}")
-        point = Point(
+        point = LearningCurvePoint(
             epochs=self._epochs(),
             n_steps=self._trainer.counts.n_steps,
             seconds=self._seconds,
@@ -351,10 +359,10 @@ class _Racer:
 
     def _epochs(self) -> float:
         counts = self._trainer.counts
-        return float(counts.n_epochs) if self._sums_up else counts.n_samples / len(self._contest.dataset)
+        return float(counts.n_epochs) if self._is_full_batch else counts.n_samples / len(self._setup.dataset)
 
     def _after_batch(self) -> None:
-        if not self._sums_up:
+        if not self._is_full_batch:
             self._keep()
 
     def _keep(self) -> None:
@@ -363,11 +371,11 @@ class _Racer:
             self._path.offer(self._trainer.counts.n_steps)
             self._keeping_seconds += time.perf_counter() - started
 
-    def _seconds_beside(self) -> float:
+    def _overhead_seconds(self) -> float:
         """What went to watching the run, so far."""
         return self._variance.seconds + self._keeping_seconds
 
-    def snapshots(self, run: Compared) -> list[Snapshot]:
+    def snapshots(self, run: ComparedRun) -> list[Snapshot]:
         """The path of the weights, its end included; of a run that diverged, up to where it was last measured."""
         if self._path is None:
             return []

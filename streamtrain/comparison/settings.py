@@ -1,4 +1,4 @@
-"""What is to be compared, and how."""
+"""Settings of a comparison: rules, optimizers, learning rates, and the end of each run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from streamtrain.training.progress import Totals
 _LEAST_GRID: Final = 2
 _MOST_GRID: Final = 201
 _SEPARATOR: Final = ":"
-EVERY: Final = "every"
+EVERY_OPTIMIZER: Final = "every"
 """In place of an optimizer's name: the learning rate of those that have none of their own."""
 _FOREVER: Final = 2**31
 """Epochs, where seconds are what ends a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class ComparisonSettings:
     """What is to be compared, and how.
 
     Parameters
@@ -60,7 +60,7 @@ class Setting:
     Examples
     --------
     >>> rates = {"sgd": 0.1, "sample:sgd": 0.01}
-    >>> setting = Setting(rules=("sample", "batch"), optimizers=("sgd",), lr=rates, seconds=5)
+    >>> setting = ComparisonSettings(rules=("sample", "batch"), optimizers=("sgd",), lr=rates, seconds=5)
     >>> [(pair, setting.lr_of(*pair)) for pair in setting.pairs()]
     [(('sample', 'sgd'), 0.01), (('batch', 'sgd'), 0.1)]
     """
@@ -98,7 +98,7 @@ class Setting:
             raise UsageError(f"the grid is {self.grid}; it must be from {_LEAST_GRID} to {_MOST_GRID}")
 
     def _check_lr(self) -> None:
-        known = {EVERY, *self.optimizers, *(_SEPARATOR.join(pair) for pair in self.pairs())}
+        known = {EVERY_OPTIMIZER, *self.optimizers, *(_SEPARATOR.join(pair) for pair in self.pairs())}
         for name, lr in self.lr.items():
             if name not in known:
                 raise unknown_name("optimizer to give a learning rate", name, known)
@@ -111,7 +111,7 @@ class Setting:
 
     def lr_of(self, rule: str, optimizer: str) -> float | None:
         """The learning rate of a run; None where it is the trainer's to choose."""
-        names = (f"{rule}{_SEPARATOR}{optimizer}", optimizer, EVERY)
+        names = (f"{rule}{_SEPARATOR}{optimizer}", optimizer, EVERY_OPTIMIZER)
         return next((self.lr[name] for name in names if name in self.lr), None)
 
     @property

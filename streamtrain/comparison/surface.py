@@ -1,15 +1,13 @@
-"""The error surface J around the paths that runs took over it.
+"""The error surface J around the paths of the weights, and these paths.
 
 J(w) is the mean loss over the whole training data at the weights w; every value is a pass of its own over the stream.
 
-The path of the weights: a bounded number of snapshots, and the plane that holds most of them.
+A path is a bounded number of snapshots of the weights, evenly over the batches of a run: when there are too many, every
+second one is dropped, and from then on every second place is kept.
 
-However many steps a run takes, no more than so many snapshots are kept, evenly over its batches: when there are too
-many, every second one goes, and from then on every second place is kept.
-
-The plane is that of principal component analysis, as in H. Li, Z. Xu, G. Taylor, C. Studer, T. Goldstein, "Visualizing
-the loss landscape of neural nets" (NeurIPS 2018), section 7: through the mean of the snapshots, along the two
-directions in which they spread the most.
+The plane of the surface is that of principal component analysis, as in H. Li, Z. Xu, G. Taylor, C. Studer,
+T. Goldstein, "Visualizing the loss landscape of neural nets" (NeurIPS 2018), section 7: through the mean of the
+snapshots, along the two directions in which they spread the most.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ _LEAST_KEPT: Final = 4
 _COLUMNS: Final = 1 << 16
 
 
-def n_kept(n_runs: int, weights_bytes: int) -> int:
+def n_snapshots(n_runs: int, weights_bytes: int) -> int:
     """How many snapshots each run of a comparison may keep.
 
     Raises
@@ -43,7 +41,7 @@ def n_kept(n_runs: int, weights_bytes: int) -> int:
 
     Examples
     --------
-    >>> n_kept(6, 235_146 * 4), n_kept(6, 8)
+    >>> n_snapshots(6, 235_146 * 4), n_snapshots(6, 8)
     (45, 200)
     """
     n_fitting = PATH_BYTES // max(n_runs * weights_bytes, 1)
@@ -94,7 +92,7 @@ class Trajectory:
         self._every = 1
         self._n_offered = 0
         # Written to, and so held from now on; the last row is for the end.
-        self._rows = list(flat(parameters).repeat(most + 1, 1))
+        self._rows = list(flatten_parameters(parameters).repeat(most + 1, 1))
         self.kept: list[Snapshot] = []
 
     def offer(self, n_steps: int) -> None:
@@ -119,12 +117,12 @@ class Trajectory:
         self.kept.append(Snapshot(n_steps=n_steps, weights=row))
 
 
-def flat(parameters: Sequence[nn.Parameter]) -> Tensor:
+def flatten_parameters(parameters: Sequence[nn.Parameter]) -> Tensor:
     """A copy of some parameters as one vector on the CPU, in the widest of their dtypes."""
     return torch.cat([parameter.detach().reshape(-1).cpu() for parameter in parameters])
 
 
-def put(parameters: Sequence[nn.Parameter], weights: Tensor) -> None:
+def set_parameters(parameters: Sequence[nn.Parameter], weights: Tensor) -> None:
     """Put a vector in place of some parameters' values."""
     at = 0
     with torch.no_grad():
@@ -134,7 +132,7 @@ def put(parameters: Sequence[nn.Parameter], weights: Tensor) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plane:
+class WeightPlane:
     """A plane in the space of the weights.
 
     Parameters
@@ -164,7 +162,7 @@ class Plane:
         return float(away @ self.directions[0]), float(away @ self.directions[1])
 
 
-def plane_of(names: Sequence[str], snapshots: Sequence[Snapshot]) -> Plane:
+def principal_plane(names: Sequence[str], snapshots: Sequence[Snapshot]) -> WeightPlane:
     """The plane of some snapshots: for two weights that of the weights themselves, else their principal one.
 
     Parameters
@@ -177,14 +175,14 @@ def plane_of(names: Sequence[str], snapshots: Sequence[Snapshot]) -> Plane:
     Examples
     --------
     >>> line = [Snapshot(n_steps=t, weights=torch.tensor([0.0, 3.0 * t, 4.0 * t])) for t in range(3)]
-    >>> found = plane_of((), line)
+    >>> found = principal_plane((), line)
     >>> [round(abs(value), 2) for value in found.directions[0].tolist()], found.shares
     ([0.0, 0.6, 0.8], (1.0, 0.0))
     """
     n_weights = len(snapshots[0].weights)
     if n_weights == 2:
         axes = torch.eye(2, dtype=torch.float64)
-        return Plane(
+        return WeightPlane(
             origin=torch.zeros(2, dtype=torch.float64),
             directions=(axes[0], axes[1]),
             labels=(names[0], names[1]),
@@ -210,7 +208,7 @@ def plane_of(names: Sequence[str], snapshots: Sequence[Snapshot]) -> Plane:
     second = _along(_unit(directions[1], [first]), way)
     shares = tuple(float(values[-1 - i].clamp_min(0)) / total if total > 0 and len(values) > i else 0.0 for i in (0, 1))
     labels = tuple(f"direction {i + 1} of the paths ({share:.0%} of their spread)" for i, share in enumerate(shares))
-    return Plane(
+    return WeightPlane(
         origin=origin,
         directions=(first, second),
         labels=(labels[0], labels[1]),
@@ -253,7 +251,7 @@ _LEAST_RATIO: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Path:
+class WeightPath:
     """A run's path over the surface: the places of its weights, in order, and the updates made until each."""
 
     label: str
@@ -262,7 +260,7 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surface:
+class LossSurface:
     """J on a grid, and paths over it.
 
     Parameters
@@ -275,7 +273,7 @@ class Surface:
         The grid's places.
     loss : ndarray of float64, (n, n)
         ``loss[j, i]`` is J at (``xs[i]``, ``ys[j]``); NaN where it is not finite.
-    paths : tuple of Path
+    paths : tuple of WeightPath
         One a run.
     """
 
@@ -284,7 +282,7 @@ class Surface:
     xs: F64
     ys: F64
     loss: F64
-    paths: tuple[Path, ...]
+    paths: tuple[WeightPath, ...]
 
     def named(self) -> dict[str, Any]:
         """Everything by name."""
@@ -308,7 +306,7 @@ def measure_surface(
     *,
     grid: int,
     done: Callable[[], object] = lambda: None,
-) -> Surface:
+) -> LossSurface:
     """Measure the surface around some paths.
 
     Parameters
@@ -336,7 +334,7 @@ def measure_surface(
     True
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    plane = plane_of(weight_names(model, 2), [snapshot for _, kept in paths for snapshot in kept])
+    plane = principal_plane(weight_names(model, 2), [snapshot for _, kept in paths for snapshot in kept])
     drawn = tuple(_path(label, kept, plane) for label, kept in paths)
     xs, ys = _grid([place for path in drawn for place in path.places], grid)
     before = [parameter.detach().clone() for parameter in parameters]
@@ -344,7 +342,7 @@ def measure_surface(
     try:
         for j, y in enumerate(ys):
             for i, x in enumerate(xs):
-                put(parameters, plane.at(float(x), float(y)))
+                set_parameters(parameters, plane.at(float(x), float(y)))
                 loss[j, i] = loss_at()
                 done()
     finally:
@@ -352,7 +350,7 @@ def measure_surface(
             for parameter, weight in zip(parameters, before, strict=True):
                 parameter.copy_(weight)
     loss[~np.isfinite(loss)] = np.nan
-    return Surface(labels=plane.labels, shares=plane.shares, xs=xs, ys=ys, loss=loss, paths=drawn)
+    return LossSurface(labels=plane.labels, shares=plane.shares, xs=xs, ys=ys, loss=loss, paths=drawn)
 
 
 def weight_names(model: nn.Module, most: int) -> list[str]:
@@ -371,8 +369,8 @@ def weight_names(model: nn.Module, most: int) -> list[str]:
     return names[:most]
 
 
-def _path(label: str, kept: Sequence[Snapshot], plane: Plane) -> Path:
-    return Path(
+def _path(label: str, kept: Sequence[Snapshot], plane: WeightPlane) -> WeightPath:
+    return WeightPath(
         label=label,
         n_steps=tuple(snapshot.n_steps for snapshot in kept),
         places=tuple(plane.place(snapshot.weights) for snapshot in kept),

@@ -1,19 +1,17 @@
-r"""How much the updates of an update rule vary: streamed, with two copies of the weights and one number.
+"""The relative variance of the updates of a rule: streamed, with two copies of the weights and one number.
 
 The update of step t is u_t = w_t − w_{t−1}, all trained weights in one vector. Over a window of n consecutive steps
-with the mean ū = (u_1 + … + u_n) / n the *relative variance of the updates* is
+with the mean ū = (u_1 + … + u_n) / n the *relative variance of the updates* is ::
 
-.. math:: V = \frac{\frac1n \sum_{t=1}^{n} |u_t - \bar u|^2}{|\bar u|^2}
-            = \frac{n \sum_{t=1}^{n} |u_t|^2}{|w_n - w_0|^2} - 1
+    V = ((1/n) Σ |u_t − ū|²) / |ū|²  =  n Σ |u_t|² / |w_n − w_0|²  −  1
 
-where the second form, which is what is computed, needs the weights at the window's beginning, the weights before the
-step, and the sum of |u_t|²; the sum of the updates telescopes. V is 0 where all updates are equal. A rule whose updates
-are the same mean and independent noise of relative variance σ² has V near σ² while σ² is much less than n, and near n
-where noise is all there is. SGD's updates under the rule ``batch`` have 1/b of the variance of those of ``sample``.
+where the second form, which is computed, needs the weights at the window's beginning, the weights before the step, and
+the sum of |u_t|²; the sum of the updates telescopes. V is 0 where all updates are equal. A rule whose updates are the
+same mean and independent noise of relative variance σ² has V near σ² while σ² is much less than n, and near n where
+noise is all there is. SGD's updates under the rule ``batch`` have 1/b of the variance of those of ``sample``.
 
 A window is the first steps of an epoch, so that rules are compared over the same number of steps, over which the
-weights move little. A run of one step an epoch has a window over its epochs. Of a lone step there is no V: nothing is
-known of how steps vary.
+weights move little. A run of one step an epoch has a window over its epochs. A single step has no V.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A machine's check-up: what is installed, what memory and disk there is, and how fast it reads and decodes.
+"""The check-up of a machine: what is installed, memory and disk, and how fast it reads and decodes.
 
 The rates are measured within a few seconds, on a temporary file without a name, so that nothing is left behind however
-it ends, and on made-up blocks that compress to about three quarters. They are limits: what a loader reaches is less.
+it ends, and on made-up blocks that compress to about three quarters. They are limits: a loader reaches less.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Decoding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
+class CudaDevice:
     """A CUDA device."""
 
     name: str
@@ -93,7 +93,7 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FastPath:
+class DirectReadSupport:
     """What of the fast path this system has.
 
     Parameters
@@ -123,8 +123,8 @@ class Checkup:
     limit: MemoryLimit
     disk: Disk
     decoding: tuple[Decoding, ...]
-    fast_path: FastPath
-    devices: tuple[Device, ...]
+    fast_path: DirectReadSupport
+    devices: tuple[CudaDevice, ...]
     devices_problem: str | None
 
 
@@ -176,22 +176,22 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _fast_path() -> FastPath:
+def _fast_path() -> DirectReadSupport:
     text = _HUGE_PAGES.read_text() if _HUGE_PAGES.exists() else ""
-    return FastPath(
+    return DirectReadSupport(
         direct_reads=hasattr(os, "preadv"),
         cache_control=hasattr(os, "posix_fadvise"),
         huge_pages=hasattr(mmap, "MADV_HUGEPAGE") and bool(text) and "[never]" not in text,
     )
 
 
-def _devices() -> tuple[tuple[Device, ...], str | None]:
+def _devices() -> tuple[tuple[CudaDevice, ...], str | None]:
     try:
         import torch
 
         n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
         found = [torch.cuda.get_device_properties(i) for i in range(n_devices)]
-        return tuple(Device(name=each.name, total_bytes=each.total_memory) for each in found), None
+        return tuple(CudaDevice(name=each.name, total_bytes=each.total_memory) for each in found), None
     except (ImportError, OSError, RuntimeError) as error:
         # A broken driver or installation is what a check-up is there to tell.
         return (), f"{type(error).__name__}: {error}".splitlines()[0]

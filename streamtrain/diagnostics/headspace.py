@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 
-from streamtrain.training.batch_stream import Data, Stream
+from streamtrain.training.batch_stream import BatchStream, StreamDataset
 from streamtrain.training.metrics import Speed
 from streamtrain.training.trainer import Trainer
 
@@ -57,7 +57,7 @@ class Headspace:
         }
 
 
-def headspace(trainer: Trainer, loader: Stream, *, seconds: float = 6.0) -> Headspace:
+def headspace(trainer: Trainer, loader: BatchStream, *, seconds: float = 6.0) -> Headspace:
     """Measure it on a trainer that is done: the weights, the optimizer and the counts go on from where they are.
 
     Parameters
@@ -78,8 +78,8 @@ def headspace(trainer: Trainer, loader: Stream, *, seconds: float = 6.0) -> Head
     endless = itertools.chain.from_iterable(itertools.repeat(loader))
     # The copies are made before the clock starts, and by then the loader's threads have caught up with its start.
     kept = list(_copies(itertools.islice(endless, len(loader)), trainer.device))
-    real = _Excerpt(loader, lambda: endless, each)
-    perfect = _Excerpt(loader, lambda: itertools.cycle(kept), each)
+    real = _TimeLimitedStream(loader, lambda: endless, each)
+    perfect = _TimeLimitedStream(loader, lambda: itertools.cycle(kept), each)
     _train(trainer, perfect)
     rounds = [(_train(trainer, real), _train(trainer, perfect)) for _ in range(_ROUNDS)]
     # One round's figures, since sums over all rounds could say otherwise than the median of their ratios.
@@ -89,12 +89,12 @@ def headspace(trainer: Trainer, loader: Stream, *, seconds: float = 6.0) -> Head
     return Headspace(ratio=ratio, loader=loader_speed, perfect=perfect_speed)
 
 
-def kept_bytes(data: Data) -> int:
+def kept_bytes(data: StreamDataset) -> int:
     """The memory that the kept batches of a dataset take, about, beside the loader's own."""
     return min(_KEPT_BYTES, len(data) * data.layout.row_bytes)
 
 
-def _train(trainer: Trainer, stream: Stream) -> Speed:
+def _train(trainer: Trainer, stream: BatchStream) -> Speed:
     return trainer.fit(stream, max_epochs=trainer.counts.n_epochs + 1, progress=False).speed
 
 
@@ -112,10 +112,10 @@ def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, copy=True)
 
 
-class _Excerpt:
+class _TimeLimitedStream:
     """A stream that goes on for some seconds, each time it is asked for an epoch."""
 
-    def __init__(self, loader: Stream, batches: Callable[[], Iterator[Any]], seconds: float) -> None:
+    def __init__(self, loader: BatchStream, batches: Callable[[], Iterator[Any]], seconds: float) -> None:
         self._loader = loader
         self._batches = batches
         self._seconds = seconds
@@ -123,7 +123,7 @@ class _Excerpt:
         """It has one order, which the rule ``epoch`` need not change."""
 
     @property
-    def dataset(self) -> Data:
+    def dataset(self) -> StreamDataset:
         return self._loader.dataset
 
     @property
@@ -155,7 +155,7 @@ class _Excerpt:
     def set_epoch(self, epoch: int, /) -> None:
         """Do nothing: an excerpt goes on where the last one ended."""
 
-    def sequential(self) -> Stream:
+    def sequential(self) -> BatchStream:
         return self
 
     def close(self) -> None:

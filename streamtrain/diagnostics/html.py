@@ -1,6 +1,6 @@
-"""HTML pages that need nothing else: their style is inside, drawings are inline SVG, and there is no script.
+"""Self-contained HTML pages: style inside, drawings as inline SVG, and no script.
 
-Whatever comes from outside is escaped, and a policy in the page forbids the browser to load or to run anything.
+Everything from outside is escaped, and a policy in the page forbids the browser to load or to run anything.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
-"""What the drawings of a timeline show, worked out once for the picture and for the page.
+"""The drawings of a timeline: a PNG by matplotlib, which the extra ``plot`` brings, and an HTML page.
 
-Above, memory over time: what was held, stacked by kind, and where budget, projection and peak lie. Below, on the same
-axis, the lives of the loaders and their epochs, one row for each dataset; loaders of one dataset that were open at the
-same time have rows of their own.
-
-The timeline as a PNG, drawn by matplotlib, which the extra ``plot`` brings.
-
-The timeline as one HTML file that needs nothing else; the command's words and the datasets' names are escaped.
+Above, memory over time: what was held, stacked by kind, with budget, projection and peak. Below, on the same axis, the
+lives of the loaders and their epochs, one row for each dataset; loaders of one dataset that were open at the same time
+have rows of their own. The scene is computed once for both drawings.
 """
 
 from __future__ import annotations
@@ -22,19 +18,19 @@ from typing import TYPE_CHECKING, Any, Final
 from streamtrain.diagnostics.charts.scales import ticks
 from streamtrain.diagnostics.html import Table, table
 from streamtrain.diagnostics.html import page as whole
-from streamtrain.diagnostics.profile_timeline import KINDS, Kept, Level, LoaderSpan, Timeline
+from streamtrain.diagnostics.profile_timeline import MEMORY_KINDS, BudgetSpan, LoaderSpan, MemoryLevel, Timeline
 from streamtrain.errors import UsageError
 from streamtrain.system.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS: Final = {"anonymous": "#8ab0d6", "shared": "#c9def2", "pinned": "#f6c46a", "device": "#98c98a"}
+MEMORY_COLOURS: Final = {"anonymous": "#8ab0d6", "shared": "#c9def2", "pinned": "#f6c46a", "device": "#98c98a"}
 FILE_COLOUR: Final = "#3d3d3d"
 LEVEL_COLOURS: Final = {"budget": "#c1272d", "projected": "#8e44ad", "before": "#555555"}
 BAR_COLOURS: Final = ("#d8e3ef", "#b9cce2")
 WAIT_COLOUR: Final = "#e4572e"
-LABELS: Final = {
+MEMORY_LABELS: Final = {
     "anonymous": "anonymous",
     "shared": "shared",
     "pinned": "pinned",
@@ -53,7 +49,7 @@ _LEAST_SHOWN: Final = 0.002
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
+class TimelineBar:
     """An epoch, or a loader's life: from one time to another in seconds, with a short label and a whole sentence.
 
     ``wait`` is the share of it that the training waited.
@@ -67,16 +63,16 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class TimelineRow:
     """Loaders of one dataset, of which no two were open at the same time."""
 
     label: str
-    lives: tuple[Bar, ...]
-    epochs: tuple[Bar, ...]
+    lives: tuple[TimelineBar, ...]
+    epochs: tuple[TimelineBar, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
+class TimelineScene:
     """What to draw; bytes in units of ``unit_bytes``, times in seconds.
 
     Parameters
@@ -93,9 +89,9 @@ class Scene:
         What was held, by kind; kinds of which there was hardly any are left out.
     file : list of float
         What was mapped from files.
-    levels : dict of str to list of Level
+    levels : dict of str to list of MemoryLevel
         Lines by name, from the highest to the lowest.
-    rows : list of Row
+    rows : list of TimelineRow
         Below.
     """
 
@@ -108,11 +104,11 @@ class Scene:
     times: list[float]
     kinds: dict[str, list[float]]
     file: list[float]
-    levels: dict[str, list[Level]]
-    rows: list[Row]
+    levels: dict[str, list[MemoryLevel]]
+    rows: list[TimelineRow]
 
 
-def scene(timeline: Timeline) -> Scene:
+def timeline_scene(timeline: Timeline) -> TimelineScene:
     """Work out what to draw."""
     levels = {
         "budget": timeline.levels(lambda kept: kept.budget_bytes),
@@ -121,9 +117,9 @@ def scene(timeline: Timeline) -> Scene:
     }
     highest = max([timeline.peak_bytes, *timeline.file, *(level.n_bytes for some in levels.values() for level in some)])
     unit, unit_bytes = ("GB", 10**9) if highest >= 2 * 10**9 else ("MB", 10**6)
-    peaks = {kind: max(timeline.held[kind], default=0) for kind in KINDS}
-    shown = [kind for kind in KINDS if kind == "anonymous" or peaks[kind] > _LEAST_SHOWN * highest]
-    return Scene(
+    peaks = {kind: max(timeline.held[kind], default=0) for kind in MEMORY_KINDS}
+    shown = [kind for kind in MEMORY_KINDS if kind == "anonymous" or peaks[kind] > _LEAST_SHOWN * highest]
+    return TimelineScene(
         title=short_command(timeline.watched.command),
         subtitle=_subtitle(timeline),
         unit=unit,
@@ -144,16 +140,16 @@ def _subtitle(timeline: Timeline) -> str:
         return NOT_SEEN
     if not kept:
         return f"peak {format_bytes(timeline.peak_bytes)}; no loader of streamtrain told of itself"
-    worst = kept_line(max(kept, key=lambda one: one.ratio))
+    worst = budget_line(max(kept, key=lambda one: one.ratio))
     return worst if len(kept) == 1 else f"{worst}, the most of {len(kept)} times"
 
 
-def kept_line(kept: Kept) -> str:
+def budget_line(kept: BudgetSpan) -> str:
     """Budget, projection and measured peak.
 
     Examples
     --------
-    >>> kept_line(Kept(pid=7, budget_bytes=64_000_000, projected_bytes=60_000_000, measured_bytes=48_000_000,
+    >>> budget_line(BudgetSpan(pid=7, budget_bytes=64_000_000, projected_bytes=60_000_000, measured_bytes=48_000_000,
     ...                held_bytes=0, start=0.0, stop=1.0))
     'budget 64.0 MB, projected 60.0 MB, measured 48.0 MB (0.75 of the budget)'
     """
@@ -175,7 +171,7 @@ def short_command(words: Iterable[str], most: int = _MOST_WORDS) -> str:
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2 + 1) :]}"
 
 
-def _rows(loaders: list[LoaderSpan]) -> list[Row]:
+def _rows(loaders: list[LoaderSpan]) -> list[TimelineRow]:
     rows: list[list[LoaderSpan]] = []
     for loader in sorted(loaders, key=lambda loader: loader.start):
         for row in rows:
@@ -186,7 +182,7 @@ def _rows(loaders: list[LoaderSpan]) -> list[Row]:
             rows.append([loader])
     names = [PurePath(row[0].opened.dataset).name for row in rows]
     return [
-        Row(
+        TimelineRow(
             label=name if len(name) <= 24 else f"…{name[-23:]}",
             lives=tuple(map(_life, row)),
             epochs=tuple(bar for loader in row for bar in _epochs(loader)),
@@ -195,16 +191,16 @@ def _rows(loaders: list[LoaderSpan]) -> list[Row]:
     ]
 
 
-def _life(loader: LoaderSpan) -> Bar:
+def _life(loader: LoaderSpan) -> TimelineBar:
     opened = loader.opened
     title = (
         f"{opened.dataset}: {opened.n_samples:,} samples in batches of {opened.batch_size}, "
         f"budget {format_bytes(opened.budget_bytes)}, open for {format_duration(loader.stop - loader.start)}"
     )
-    return Bar(start=loader.start, stop=loader.stop, label="", title=title, wait=0.0)
+    return TimelineBar(start=loader.start, stop=loader.stop, label="", title=title, wait=0.0)
 
 
-def _epochs(loader: LoaderSpan) -> Iterable[Bar]:
+def _epochs(loader: LoaderSpan) -> Iterable[TimelineBar]:
     for span in loader.epochs:
         ended = span.ended
         title, wait = f"epoch {span.epoch}, not ended", 0.0
@@ -214,7 +210,7 @@ def _epochs(loader: LoaderSpan) -> Iterable[Bar]:
                 f"epoch {span.epoch}: {ended.n_samples:,} samples in {format_duration(ended.seconds)}, "
                 f"{wait:.1%} waiting for data"
             )
-        yield Bar(start=span.start, stop=span.stop, label=str(span.epoch), title=title, wait=wait)
+        yield TimelineBar(start=span.start, stop=span.stop, label=str(span.epoch), title=title, wait=wait)
 
 
 _INCHES: Final = (11.0, 5.2)
@@ -242,7 +238,7 @@ def check_can_draw() -> None:
         )
 
 
-def write_png(scene: Scene, path: Path) -> None:
+def write_png(scene: TimelineScene, path: Path) -> None:
     """Draw a scene into a file."""
     check_can_draw()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -272,22 +268,22 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _draw_memory(axes: Axes, scene: Scene) -> None:
+def _draw_memory(axes: Axes, scene: TimelineScene) -> None:
     from matplotlib.patches import Patch
 
     names = list(scene.kinds)
     stacks = axes.stackplot(
         scene.times,
         *scene.kinds.values(),
-        labels=[LABELS[name] for name in names],
-        colors=[COLOURS[name] for name in names],
+        labels=[MEMORY_LABELS[name] for name in names],
+        colors=[MEMORY_COLOURS[name] for name in names],
         linewidth=0,
     )
-    lines: list[Any] = axes.plot(scene.times, scene.file, color=FILE_COLOUR, linewidth=1.0, label=LABELS["file"])
+    lines: list[Any] = axes.plot(scene.times, scene.file, color=FILE_COLOUR, linewidth=1.0, label=MEMORY_LABELS["file"])
     for name, levels in scene.levels.items():
         for i, level in enumerate(levels):
             y = level.n_bytes / scene.unit_bytes
-            label = LABELS[name] if i == 0 else None
+            label = MEMORY_LABELS[name] if i == 0 else None
             drawn = axes.plot(
                 [level.start, level.stop],
                 [y, y],
@@ -297,7 +293,7 @@ def _draw_memory(axes: Axes, scene: Scene) -> None:
                 label=label,
             )
             lines += drawn if i == 0 else []
-    waits = [Patch(color=WAIT_COLOUR, label=LABELS["wait"])] if scene.rows else []
+    waits = [Patch(color=WAIT_COLOUR, label=MEMORY_LABELS["wait"])] if scene.rows else []
     axes.set_title(_plain(scene.subtitle), loc="left", fontsize=10, color="#333333", pad=30)
     axes.legend(
         handles=[*stacks, *lines, *waits],
@@ -318,7 +314,7 @@ def _draw_memory(axes: Axes, scene: Scene) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_rows(axes: Axes, scene: Scene) -> None:
+def _draw_rows(axes: Axes, scene: TimelineScene) -> None:
     for i, row in enumerate(scene.rows):
         _draw_row(axes, scene, row, float(i))
     axes.set_yticks(range(len(scene.rows)), [_plain(row.label) for row in scene.rows])
@@ -327,14 +323,14 @@ def _draw_rows(axes: Axes, scene: Scene) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _draw_row(axes: Axes, scene: Scene, row: Row, y: float) -> None:
+def _draw_row(axes: Axes, scene: TimelineScene, row: TimelineRow, y: float) -> None:
     for life in row.lives:
         axes.plot([life.start, life.stop], [y, y], color="#999999", linewidth=1.2, zorder=1)
     for i, bar in enumerate(row.epochs):
         _draw_bar(axes, scene, bar, y, BAR_COLOURS[i % 2])
 
 
-def _draw_bar(axes: Axes, scene: Scene, bar: Bar, y: float, colour: str) -> None:
+def _draw_bar(axes: Axes, scene: TimelineScene, bar: TimelineBar, y: float, colour: str) -> None:
     axes.barh(y, bar.stop - bar.start, left=bar.start, height=0.62, color=colour, zorder=2)
     axes.barh(y + 0.27, (bar.stop - bar.start) * bar.wait, left=bar.start, height=0.08, color=WAIT_COLOUR, zorder=3)
     if bar.stop - bar.start >= _LABELLED_SHARE * scene.right:
@@ -355,7 +351,7 @@ _STYLES: Final = {"budget": "solid", "projected": "dashed", "before": "dotted"}
 _LETTER_WIDTH: Final = 8
 
 
-def page(scene: Scene, facts: Sequence[str], tables: Sequence[Table]) -> str:
+def timeline_page(scene: TimelineScene, facts: Sequence[str], tables: Sequence[Table]) -> str:
     """Write the page: the drawing, then some facts and tables about it."""
     parts = [
         f"<h1>{escape(scene.title)}</h1>",
@@ -368,21 +364,22 @@ def page(scene: Scene, facts: Sequence[str], tables: Sequence[Table]) -> str:
     return whole(f"Memory of {scene.title}", parts)
 
 
-def _keys(scene: Scene) -> Iterator[str]:
+def _keys(scene: TimelineScene) -> Iterator[str]:
     for kind in scene.kinds:
-        yield f'<span class="key"><i style="background:{COLOURS[kind]}"></i>{LABELS[kind]}</span>'
+        yield f'<span class="key"><i style="background:{MEMORY_COLOURS[kind]}"></i>{MEMORY_LABELS[kind]}</span>'
     lines = {"file": (FILE_COLOUR, "solid")}
     lines |= {name: (LEVEL_COLOURS[name], _STYLES[name]) for name, levels in scene.levels.items() if levels}
     for name, (colour, style) in lines.items():
-        yield f'<span class="key"><i class="line" style="border-top:2px {style} {colour}"></i>{LABELS[name]}</span>'
+        line = f'<i class="line" style="border-top:2px {style} {colour}"></i>'
+        yield f'<span class="key">{line}{MEMORY_LABELS[name]}</span>'
     if scene.rows:
-        yield f'<span class="key"><i style="background:{WAIT_COLOUR};height:4px"></i>{LABELS["wait"]}</span>'
+        yield f'<span class="key"><i style="background:{WAIT_COLOUR};height:4px"></i>{MEMORY_LABELS["wait"]}</span>'
 
 
 class _Axes:
     """Where a time and a number of bytes are in the drawing."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: TimelineScene) -> None:
         self.scene = scene
         self.right = _WIDTH - _RIGHT
         self.bottom = _TOP + _MEMORY_HEIGHT
@@ -398,14 +395,14 @@ class _Axes:
         return round(self.bottom - value / self.scene.top * _MEMORY_HEIGHT, 1)
 
 
-def _drawing(scene: Scene) -> str:
+def _drawing(scene: TimelineScene) -> str:
     axes = _Axes(scene)
     label = escape(f"Memory over time: {scene.subtitle}", quote=True)
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {axes.height}" role="img" aria-label="{label}" xmlns="http://www.w3.org/2000/svg">',
         *_frame(axes),
         *_areas(axes),
-        _line(axes, scene.file, FILE_COLOUR, LABELS["file"]),
+        _line(axes, scene.file, FILE_COLOUR, MEMORY_LABELS["file"]),
         *(_level(axes, name, level) for name, levels in scene.levels.items() for level in levels),
         *(part for i, row in enumerate(scene.rows) for part in _row(axes, row, i)),
         "</svg>",
@@ -442,7 +439,7 @@ def _areas(axes: _Axes) -> Iterator[str]:
             *reversed(list(zip(axes.scene.times, below, strict=True))),
         ]
         place = _points(axes, points)
-        yield f'<polygon fill="{COLOURS[kind]}" points="{place}"><title>{LABELS[kind]}</title></polygon>'
+        yield f'<polygon fill="{MEMORY_COLOURS[kind]}" points="{place}"><title>{MEMORY_LABELS[kind]}</title></polygon>'
         below = above
 
 
@@ -455,15 +452,15 @@ def _line(axes: _Axes, values: Sequence[float], colour: str, title: str) -> str:
     return f'<polyline fill="none" stroke="{colour}" points="{points}"><title>{title}</title></polyline>'
 
 
-def _level(axes: _Axes, name: str, level: Level) -> str:
+def _level(axes: _Axes, name: str, level: MemoryLevel) -> str:
     y = axes.y(level.n_bytes / axes.scene.unit_bytes)
     return (
         f'<line x1="{axes.x(level.start)}" x2="{axes.x(level.stop)}" y1="{y}" y2="{y}" stroke-width="2" '
-        f'stroke="{LEVEL_COLOURS[name]}" stroke-dasharray="{_DASHES[name]}"><title>{LABELS[name]}</title></line>'
+        f'stroke="{LEVEL_COLOURS[name]}" stroke-dasharray="{_DASHES[name]}"><title>{MEMORY_LABELS[name]}</title></line>'
     )
 
 
-def _row(axes: _Axes, row: Row, i: int) -> Iterator[str]:
+def _row(axes: _Axes, row: TimelineRow, i: int) -> Iterator[str]:
     top = axes.bottom + _GAP + i * _ROW_HEIGHT
     middle = top + _ROW_HEIGHT / 2
     yield f'<text x="{_LEFT - 8}" y="{middle + 4}" text-anchor="end">{escape(row.label)}</text>'
@@ -476,7 +473,7 @@ def _row(axes: _Axes, row: Row, i: int) -> Iterator[str]:
         yield from _bar(axes, bar, top + 6, BAR_COLOURS[j % 2])
 
 
-def _bar(axes: _Axes, bar: Bar, top: float, colour: str) -> Iterator[str]:
+def _bar(axes: _Axes, bar: TimelineBar, top: float, colour: str) -> Iterator[str]:
     x, width, height = axes.x(bar.start), axes.x(bar.stop) - axes.x(bar.start), _ROW_HEIGHT - 12
     yield f"<g><title>{escape(bar.title)}</title>"
     yield f'<rect x="{x}" y="{top}" width="{width:g}" height="{height}" fill="{colour}"/>'

@@ -1,16 +1,14 @@
-"""Run a command and watch it: its process tree is sampled and its events are heard, until all of it has ended.
+"""A command run to its end, with the memory of its process tree sampled and its events recorded.
 
-Signals that reach the profiler go on to the command, which decides what to make of them. Ctrl-C in a terminal reaches
-the command by itself, as one of the terminal's foreground processes, and is not sent a second time. What the command
-leaves running when it ends is ended, too: where the system allows it (Linux), processes that have lost their parent
-become children of the profiler, so none is overlooked.
+Signals that reach the profiler are forwarded to the command, which decides what to make of them. Ctrl-C in a terminal
+reaches the command by itself, as one of the terminal's foreground processes, and is not sent a second time. Processes
+that the command leaves running are ended, too: where the system allows it (Linux), processes that have lost their
+parent become children of the profiler, so none is overlooked.
 
-The memory of a tree of processes, sampled: what each holds for itself, shares, and has mapped from files.
-
-On Linux the kernel tells the kinds apart (``status``), at next to no cost. Where several processes are large, they may
-share much of what they hold, as after a fork; then those are asked for proportional figures (``smaps_rollup``), where
-a page that n processes share counts an nth for each, so that the sum is right. That takes the kernel some milliseconds.
-Elsewhere there is one figure for each process, its resident set.
+On Linux the kernel tells the kinds of memory apart (``status``), at next to no cost. Several large processes may share
+much of their memory, as after a fork; then proportional figures are read (``smaps_rollup``), where a page that n
+processes share counts an nth for each, so that the sum is right. That takes the kernel some milliseconds. Elsewhere
+there is one figure for each process, its resident set.
 
 Source: the kernel's ``Documentation/filesystems/proc.rst``.
 """
@@ -36,7 +34,7 @@ from typing import IO, Final
 import psutil
 
 from streamtrain.errors import UsageError
-from streamtrain.system.events import VARIABLE, Told, read_events
+from streamtrain.system.events import EVENTS_VARIABLE, RecordedEvent, read_events
 from streamtrain.system.memory import memory_groups
 
 _PROC: Final = Path("/proc")
@@ -47,7 +45,7 @@ _MOST_SAMPLES: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class HeldMemory:
     """Bytes that a process holds.
 
     Parameters
@@ -64,9 +62,9 @@ class Held:
     shared: int
     file: int
 
-    def higher(self, other: Held) -> Held:
+    def higher(self, other: HeldMemory) -> HeldMemory:
         """The higher of two values of each kind."""
-        return Held(
+        return HeldMemory(
             anonymous=max(self.anonymous, other.anonymous),
             shared=max(self.shared, other.shared),
             file=max(self.file, other.file),
@@ -74,35 +72,35 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class MemorySample:
     """What every process of the tree held at a time of the monotonic clock."""
 
     time: float
-    held: dict[int, Held]
+    held: dict[int, HeldMemory]
 
-    def merged(self, later: Sample) -> Sample:
+    def merged(self, later: MemorySample) -> MemorySample:
         """The highest values of this sample and the one after it, at the time of this one."""
         held = {pid: self.held.get(pid, mine).higher(mine) for pid, mine in (self.held | later.held).items()}
-        return Sample(time=self.time, held=held)
+        return MemorySample(time=self.time, held=held)
 
 
-class Samples:
+class MemorySamples:
     """Samples in order of time, as many as can be drawn: when there are more, neighbours become one that has the peaks.
 
     Examples
     --------
-    >>> samples = Samples(most=4)
+    >>> samples = MemorySamples(most=4)
     >>> for i, n_bytes in enumerate([1, 9, 2, 3, 5]):
-    ...     samples.add(Sample(time=float(i), held={7: Held(anonymous=n_bytes, shared=0, file=0)}))
-    >>> [(sample.time, sample.held[7].anonymous) for sample in samples.kept]
+    ...     samples.add(MemorySample(time=float(i), held={7: HeldMemory(anonymous=n_bytes, shared=0, file=0)}))
+    >>> [(sample_memory.time, sample_memory.held[7].anonymous) for sample_memory in samples.kept]
     [(0.0, 9), (2.0, 3), (4.0, 5)]
     """
 
     def __init__(self, most: int = _MOST_SAMPLES) -> None:
         self._most = most
-        self.kept: list[Sample] = []
+        self.kept: list[MemorySample] = []
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: MemorySample) -> None:
         """Add the latest."""
         if len(self.kept) >= self._most:
             pairs = zip(self.kept[::2], [*self.kept[1::2], self.kept[-1]], strict=False)
@@ -110,35 +108,35 @@ class Samples:
         self.kept.append(sample)
 
 
-def sample(processes: Iterable[psutil.Process]) -> Sample:
+def sample_memory(processes: Iterable[psutil.Process]) -> MemorySample:
     """What some processes hold now; those that have ended hold nothing."""
     now = time.monotonic()
     held = {process.pid: found for process in processes if (found := _counted(process))}
     large = [pid for pid, each in held.items() if each.anonymous + each.shared >= _LARGE_BYTES]
     if len(large) > 1:
         held |= {pid: found for pid in large if (found := _told(_PROC / str(pid) / "smaps_rollup", _PROPORTIONAL))}
-    return Sample(time=now, held=held)
+    return MemorySample(time=now, held=held)
 
 
-def _counted(process: psutil.Process) -> Held | None:
+def _counted(process: psutil.Process) -> HeldMemory | None:
     held = _told(_PROC / str(process.pid) / "status", _COUNTED)
     with suppress(psutil.Error):
         if held is None and (rss := int(process.memory_info().rss)):
-            return Held(anonymous=rss, shared=0, file=0)
+            return HeldMemory(anonymous=rss, shared=0, file=0)
     return held
 
 
-def _told(path: Path, pattern: re.Pattern[bytes]) -> Held | None:
+def _told(path: Path, pattern: re.Pattern[bytes]) -> HeldMemory | None:
     """What a file of the kernel's tells; None where it is not there, or not for us, or the process has ended."""
     try:
         kinds = {kind: int(kibibytes) * 1024 for kind, kibibytes in pattern.findall(path.read_bytes())}
-        return Held(anonymous=kinds[b"Anon"], shared=kinds[b"Shmem"], file=kinds[b"File"])
+        return HeldMemory(anonymous=kinds[b"Anon"], shared=kinds[b"Shmem"], file=kinds[b"File"])
     except (OSError, KeyError):
         return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class CgroupMemory:
     """What the control group of this process tells, page cache included.
 
     Parameters
@@ -153,12 +151,12 @@ class Group:
     n_killed: int
 
 
-def group(root: Path = Path("/")) -> Group:
+def cgroup_memory(root: Path = Path("/")) -> CgroupMemory:
     """Ask the innermost control group that counts memory.
 
     Examples
     --------
-    >>> group().n_killed >= 0
+    >>> cgroup_memory().n_killed >= 0
     True
     """
     killed, peak = _counter(root / "proc/vmstat", "oom_kill"), None
@@ -167,7 +165,7 @@ def group(root: Path = Path("/")) -> Group:
             killed = _counter(folder / name, "oom_kill") if killed is None else killed
         for name in ("memory.peak", "memory.max_usage_in_bytes"):
             peak = _number(folder / name) if peak is None else peak
-    return Group(peak_bytes=peak, n_killed=killed or 0)
+    return CgroupMemory(peak_bytes=peak, n_killed=killed or 0)
 
 
 def _number(path: Path) -> int | None:
@@ -195,7 +193,7 @@ _NOT_A_PROGRAM: Final = "name a program first; for a script that may not be one:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
+class CommandRecord:
     """What was seen of a command.
 
     Parameters
@@ -206,9 +204,9 @@ class Watched:
         Its own; 128 + n where signal n ended it.
     start, stop : float
         When it ran, on the monotonic clock.
-    samples : tuple of Sample
+    samples : tuple of MemorySample
         The memory of its processes, in order of time.
-    events : tuple of Told
+    events : tuple of RecordedEvent
         What loaders and trainers in it told, in order of time.
     group_peak_bytes : int or None
         The most memory there was in the control group, page cache included, where this run set a new peak.
@@ -220,8 +218,8 @@ class Watched:
     exit_code: int
     start: float
     stop: float
-    samples: tuple[Sample, ...]
-    events: tuple[Told, ...]
+    samples: tuple[MemorySample, ...]
+    events: tuple[RecordedEvent, ...]
     group_peak_bytes: int | None
     n_killed_for_memory: int
 
@@ -231,7 +229,9 @@ class Watched:
         return self.n_killed_for_memory > 0 and self.exit_code == 128 + 9
 
 
-def watch(command: Sequence[str], *, interval_seconds: float = 0.05, stdout: IO[str] | None = None) -> Watched:
+def record_command(
+    command: Sequence[str], *, interval_seconds: float = 0.05, stdout: IO[str] | None = None
+) -> CommandRecord:
     """Run a command to its end.
 
     Parameters
@@ -251,18 +251,18 @@ def watch(command: Sequence[str], *, interval_seconds: float = 0.05, stdout: IO[
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamtrain-profile-")))
         (events := folder / "events.jsonl").touch()
-        before = group()
+        before = cgroup_memory()
         orphans = stack.enter_context(_adopted())
         start = time.monotonic()
-        process = _start(command, {**os.environ, VARIABLE: str(events)}, stdout)
+        process = _start(command, {**os.environ, EVENTS_VARIABLE: str(events)}, stdout)
         try:
             with _signals_for(process):
                 samples = _sample_until_end(process, orphans, interval_seconds)
         finally:
             _end_all(process, orphans)
-        after = group()
+        after = cgroup_memory()
         risen = after.peak_bytes is not None and after.peak_bytes > (before.peak_bytes or 0)
-        return Watched(
+        return CommandRecord(
             command=tuple(command),
             exit_code=process.returncode if process.returncode >= 0 else 128 - process.returncode,
             start=start,
@@ -286,8 +286,8 @@ def _start(command: Sequence[str], environment: dict[str, str], stdout: IO[str] 
         raise UsageError(f"{command[0]!r} cannot be run: {error.strerror}", fix=_NOT_A_PROGRAM) from error
 
 
-def _sample_until_end(process: subprocess.Popen[bytes], orphans: _Orphans, interval_seconds: float) -> Samples:
-    samples = Samples()
+def _sample_until_end(process: subprocess.Popen[bytes], orphans: _Orphans, interval_seconds: float) -> MemorySamples:
+    samples = MemorySamples()
     known: list[psutil.Process] = []
     searched = -math.inf
     while True:
@@ -295,7 +295,7 @@ def _sample_until_end(process: subprocess.Popen[bytes], orphans: _Orphans, inter
         # To find new processes all of the system's are looked at, which costs a hundred times a sample.
         if started - searched >= _SEARCH_SECONDS:
             known, searched = [psutil.Process(process.pid), *orphans.descendants(process.pid)], started
-        samples.add(sample(known))
+        samples.add(sample_memory(known))
         cost = time.perf_counter() - started
         try:
             process.wait(max(interval_seconds, cost / _SHARE))

@@ -1,4 +1,4 @@
-"""What a profile leaves behind: the figures by name, as lines for people, and as files in a folder."""
+"""The figures of a profile: by name, as lines of text, and as files in a folder."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from pathlib import Path, PurePath
 from typing import Any, Final
 
 from streamtrain.diagnostics.html import Table
-from streamtrain.diagnostics.profile_charts import NOT_SEEN, kept_line, page, scene, short_command, write_png
-from streamtrain.diagnostics.profile_timeline import Kept, Timeline
+from streamtrain.diagnostics.profile_charts import (
+    NOT_SEEN,
+    budget_line,
+    short_command,
+    timeline_page,
+    timeline_scene,
+    write_png,
+)
+from streamtrain.diagnostics.profile_timeline import BudgetSpan, Timeline
 from streamtrain.system.files import Files
 from streamtrain.system.units import format_bytes, format_duration, format_rate
 
-PNG: Final = "timeline.png"
-HTML: Final = "timeline.html"
-FIGURES: Final = "profile.json"
+PROFILE_PNG: Final = "timeline.png"
+PROFILE_HTML: Final = "timeline.html"
+PROFILE_JSON: Final = "profile.json"
 _MOST_COLUMNS: Final = 6
 _MOST_ROWS: Final = 200
 
 
-def figures(timeline: Timeline) -> dict[str, Any]:
+def profile_figures(timeline: Timeline) -> dict[str, Any]:
     """Everything by name, in bytes and seconds."""
     watched = timeline.watched
     held = {kind: max(values, default=0) for kind, values in timeline.held.items()}
@@ -75,7 +82,7 @@ def figures(timeline: Timeline) -> dict[str, Any]:
     }
 
 
-def lines(timeline: Timeline) -> list[str]:
+def profile_lines(timeline: Timeline) -> list[str]:
     """The figures for people.
 
     Budget, projection and measured peak have a line for each time that a process had loaders open.
@@ -86,7 +93,7 @@ def lines(timeline: Timeline) -> list[str]:
         f"command {short_command(watched.command)}",
         f"ended   {code} after {format_duration(timeline.seconds)}",
         f"peak    {_peak(timeline)}",
-        *(f"memory  {kept_line(kept)}{_when(timeline, kept)}" for kept in timeline.kept),
+        *(f"memory  {budget_line(kept)}{_when(timeline, kept)}" for kept in timeline.kept),
         *_epochs(timeline),
         *_deaths(timeline),
     ]
@@ -107,7 +114,7 @@ def _peak(timeline: Timeline) -> str:
     return text if group is None else f"{text}; the whole cgroup {format_bytes(group)}, its page cache included"
 
 
-def _when(timeline: Timeline, kept: Kept) -> str:
+def _when(timeline: Timeline, kept: BudgetSpan) -> str:
     """What tells it from the others, if there are any."""
     if len(timeline.kept) < 2:
         return ""
@@ -138,7 +145,7 @@ def _deaths(timeline: Timeline) -> list[str]:
     return []
 
 
-def write(timeline: Timeline, folder: Path, *, png: bool = True) -> list[Path]:
+def write_profile(timeline: Timeline, folder: Path, *, png: bool = True) -> list[Path]:
     """Leave the files in a folder.
 
     Raises
@@ -148,13 +155,15 @@ def write(timeline: Timeline, folder: Path, *, png: bool = True) -> list[Path]:
     """
     files = Files()
     files.ensure_dir(folder)
-    drawn = scene(timeline)
-    facts = [f"command {shlex.join(timeline.watched.command)}", *lines(timeline)[1:]]
-    files.write_bytes(folder / FIGURES, (json.dumps(figures(timeline), indent=2) + "\n").encode())
-    files.write_bytes(folder / HTML, page(drawn, facts, _tables(timeline)).encode())
+    drawn = timeline_scene(timeline)
+    facts = [f"command {shlex.join(timeline.watched.command)}", *profile_lines(timeline)[1:]]
+    files.write_bytes(folder / PROFILE_JSON, (json.dumps(profile_figures(timeline), indent=2) + "\n").encode())
+    files.write_bytes(folder / PROFILE_HTML, timeline_page(drawn, facts, _tables(timeline)).encode())
     if png:
-        write_png(drawn, folder / PNG)
-    return [folder / name for name in ([PNG, HTML, FIGURES] if png else [HTML, FIGURES])]
+        write_png(drawn, folder / PROFILE_PNG)
+    return [
+        folder / name for name in ([PROFILE_PNG, PROFILE_HTML, PROFILE_JSON] if png else [PROFILE_HTML, PROFILE_JSON])
+    ]
 
 
 def _tables(timeline: Timeline) -> Sequence[Table]:

@@ -1,7 +1,7 @@
-"""The timeline of a command: samples and events on one axis of time, and the figures that come of them.
+"""The timeline of a profile: samples and loader events on one axis of time, and the figures from them.
 
-*Measured* is the peak of anonymous, pinned and device memory of a loader's process while the loader was open, less
-what the process held just before. Where the process said what a training step of its own takes
+*Measured* is the peak of anonymous, pinned and device memory of a loader's process while the loader was open, less what
+the process held just before. Where the process reported the memory of a training step
 (`streamtrain.system.events.Reserved`), it is counted from there. Loaders of a process that are open at the same time
 are measured together, and their budgets added up.
 """
@@ -13,22 +13,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from streamtrain.diagnostics.profile_command import Held, Sample, Watched
+from streamtrain.diagnostics.profile_command import CommandRecord, HeldMemory, MemorySample
 from streamtrain.system.events import (
     DeviceMemory,
     EpochBegan,
     EpochEnded,
     LoaderClosed,
     LoaderOpened,
+    RecordedEvent,
     Reserved,
-    Told,
-    Work,
+    ThreadSeconds,
 )
 
-KINDS: Final = ("anonymous", "shared", "pinned", "device")
+MEMORY_KINDS: Final = ("anonymous", "shared", "pinned", "device")
 """What counts as held, from the bottom of the drawing to its top; pages of files are drawn apart."""
 
-_NOTHING: Final = Held(anonymous=0, shared=0, file=0)
+_NOTHING: Final = HeldMemory(anonymous=0, shared=0, file=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class LoaderSpan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
+class MemoryLevel:
     """Bytes that hold from one time to another, in seconds from the command's start."""
 
     start: float
@@ -67,7 +67,7 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class BudgetSpan:
     """Budget against projected against measured, of a process while it had loaders open without a break.
 
     Parameters
@@ -107,21 +107,21 @@ class Timeline:
     times : list of float
         Of the samples.
     held : dict of str to list of int
-        Bytes of all processes at those times by kind, one of `KINDS`.
+        Bytes of all processes at those times by kind, one of `MEMORY_KINDS`.
     file : list of int
         Bytes mapped from files.
     loaders : list of LoaderSpan
         In order of their opening.
-    kept : list of Kept
+    kept : list of BudgetSpan
         One for each time that a process had loaders open, in order of time.
     """
 
-    watched: Watched
+    watched: CommandRecord
     times: list[float]
     held: dict[str, list[int]]
     file: list[int]
     loaders: list[LoaderSpan]
-    kept: list[Kept]
+    kept: list[BudgetSpan]
 
     @property
     def seconds(self) -> float:
@@ -144,9 +144,9 @@ class Timeline:
         return any(sample.held for sample in self.watched.samples)
 
     @property
-    def work(self) -> Work:
+    def work(self) -> ThreadSeconds:
         """What the loaders' threads did in all epochs."""
-        return sum((ended.work for ended in self.ended_epochs()), Work())
+        return sum((ended.work for ended in self.ended_epochs()), ThreadSeconds())
 
     def ended_epochs(self) -> list[EpochEnded]:
         """All epochs that came to an end."""
@@ -160,19 +160,19 @@ class Timeline:
         mine = self.watched.samples[at].held.get(pid, _NOTHING)
         return max(self.held["anonymous"][at] + self.held["shared"][at] - mine.anonymous - mine.shared, 0)
 
-    def levels(self, of: Callable[[Kept], int]) -> list[Level]:
+    def levels(self, of: Callable[[BudgetSpan], int]) -> list[MemoryLevel]:
         """Lines to draw on the sum of all processes: where a process reaches this many bytes above its own start."""
         return [
-            Level(start=k.start, stop=k.stop, n_bytes=self.others_at(k.pid, k.start) + k.held_bytes + of(k))
+            MemoryLevel(start=k.start, stop=k.stop, n_bytes=self.others_at(k.pid, k.start) + k.held_bytes + of(k))
             for k in self.kept
         ]
 
 
-def timeline(watched: Watched) -> Timeline:
+def build_timeline(watched: CommandRecord) -> Timeline:
     """Put samples and events together."""
     loaders = _loaders(watched)
     device = _Device(watched.events)
-    held: dict[str, list[int]] = {kind: [] for kind in KINDS}
+    held: dict[str, list[int]] = {kind: [] for kind in MEMORY_KINDS}
     for sample in watched.samples:
         pinned, on_device = device.at(sample)
         held["anonymous"].append(sum(each.anonymous for each in sample.held.values()))
@@ -189,7 +189,7 @@ def timeline(watched: Watched) -> Timeline:
     )
 
 
-def _loaders(watched: Watched) -> list[LoaderSpan]:
+def _loaders(watched: CommandRecord) -> list[LoaderSpan]:
     found: dict[tuple[int, int], LoaderSpan] = {}
     for told in watched.events:
         now, event = told.time - watched.start, told.event
@@ -212,7 +212,7 @@ def _note(loader: LoaderSpan, event: LoaderClosed | EpochBegan | EpochEnded, now
         loader.epochs[-1] = EpochSpan(epoch=event.epoch, start=loader.epochs[-1].start, stop=now, ended=event)
 
 
-def _last_seen(watched: Watched, pid: int, default: float) -> float:
+def _last_seen(watched: CommandRecord, pid: int, default: float) -> float:
     """When the process was last there: a loader that is never closed ends with it."""
     return max([s.time for s in watched.samples if pid in s.held] or [default])
 
@@ -230,14 +230,14 @@ def _together(loaders: list[LoaderSpan]) -> list[list[LoaderSpan]]:
     return found
 
 
-def _kept(watched: Watched, mine: list[LoaderSpan]) -> Kept:
+def _kept(watched: CommandRecord, mine: list[LoaderSpan]) -> BudgetSpan:
     pid, start, stop = mine[0].pid, mine[0].start, max(loader.stop for loader in mine)
     own = [told for told in watched.events if told.pid == pid]
     reserved = [t.event.held_bytes for t in own if isinstance(t.event, Reserved) and t.time - watched.start <= start]
     before = max([mine[0].opened.held_bytes, *reserved[-1:]])
     device = _Device(own)
     while_open = [s for s in watched.samples if start <= s.time - watched.start <= stop]
-    return Kept(
+    return BudgetSpan(
         pid=pid,
         budget_bytes=_most_at_once(mine, lambda loader: loader.opened.budget_bytes),
         projected_bytes=_most_at_once(mine, lambda loader: loader.projected_bytes),
@@ -248,7 +248,7 @@ def _kept(watched: Watched, mine: list[LoaderSpan]) -> Kept:
     )
 
 
-def _total(sample: Sample, pid: int) -> int:
+def _total(sample: MemorySample, pid: int) -> int:
     held = sample.held.get(pid, _NOTHING)
     return held.anonymous + held.shared
 
@@ -262,14 +262,14 @@ def _most_at_once(loaders: list[LoaderSpan], of: Callable[[LoaderSpan], int]) ->
 class _Device:
     """What torch told of pinned and device memory: each process's last word holds until its next."""
 
-    def __init__(self, events: Iterable[Told]) -> None:
+    def __init__(self, events: Iterable[RecordedEvent]) -> None:
         self._told: dict[int, list[tuple[float, tuple[int, int]]]] = {}
         for each in events:
             if isinstance(each.event, DeviceMemory):
                 values = (each.event.pinned_bytes, each.event.device_bytes)
                 self._told.setdefault(each.pid, []).append((each.time, values))
 
-    def at(self, sample: Sample) -> tuple[int, int]:
+    def at(self, sample: MemorySample) -> tuple[int, int]:
         """Pinned and device bytes of all processes that are in a sample, at its time."""
         last = [self._last(pid, sample.time) for pid in sample.held if pid in self._told]
         return sum(pinned for pinned, _ in last), sum(on_device for _, on_device in last)

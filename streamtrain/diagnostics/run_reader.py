@@ -1,4 +1,4 @@
-"""What a run's folder tells, read with suspicion."""
+"""The content of a run's folder, read without trust."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _TERMS: Final = "terms"
 _MOST_BYTES: Final = 2**63
 _MOST_DEEP: Final = 20
 
-Line = dict[str, float]
+MetricsLine = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class RunRecord:
     """What a run's folder tells.
 
     Parameters
@@ -40,13 +40,13 @@ class Told:
 
     path: Path
     config: dict[str, Any]
-    batches: tuple[Line, ...]
-    epochs: tuple[Line, ...]
-    measured: tuple[Line, ...]
+    batches: tuple[MetricsLine, ...]
+    epochs: tuple[MetricsLine, ...]
+    measured: tuple[MetricsLine, ...]
     memory: dict[str, Any]
 
 
-def read_run(path: Path) -> Told:
+def read_run(path: Path) -> RunRecord:
     """Read a run's folder.
 
     Raises
@@ -60,7 +60,7 @@ def read_run(path: Path) -> Told:
         raise CheckpointError(f"is damaged: it is nested more than {_MOST_DEEP} deep", where=where, fix="train again")
     lines = _read_metrics(path / METRICS)
     of = {kind: tuple(line for name, line in lines if name == kind) for kind in _KINDS}
-    return Told(
+    return RunRecord(
         path=path,
         config=config,
         batches=of["batch"],
@@ -70,7 +70,7 @@ def read_run(path: Path) -> Told:
     )
 
 
-def _read_metrics(file: Path) -> list[tuple[str, Line]]:
+def _read_metrics(file: Path) -> list[tuple[str, MetricsLine]]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -85,14 +85,14 @@ def _read_metrics(file: Path) -> list[tuple[str, Line]]:
     return found
 
 
-def _parse(text: str, where: str) -> tuple[str, Line]:
+def _parse(text: str, where: str) -> tuple[str, MetricsLine]:
     try:
         line = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"is damaged: {error}", where=where, fix="train again") from error
     if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
         raise CheckpointError("is damaged: no line of metrics", where=where, fix="train again")
-    values: Line = {}
+    values: MetricsLine = {}
     for name, value in line.items():
         if name in _TEXTS:
             continue
@@ -133,12 +133,12 @@ def _is_flat(value: object, most_deep: int) -> bool:
     return most_deep > 0 and all(_is_flat(item, most_deep - 1) for item in inside)
 
 
-def column(lines: Iterable[Line], x: str, y: str) -> list[tuple[float, float]]:
+def metric_points(lines: Iterable[MetricsLine], x: str, y: str) -> list[tuple[float, float]]:
     """Points of two named values, of the lines that have both.
 
     Examples
     --------
-    >>> column([{"steps": 1.0, "loss": 2.0}, {"steps": 2.0}], "steps", "loss")
+    >>> metric_points([{"steps": 1.0, "loss": 2.0}, {"steps": 2.0}], "steps", "loss")
     [(1.0, 2.0)]
     """
     return [(line[x], line[y]) for line in lines if x in line and y in line]

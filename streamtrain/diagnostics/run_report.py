@@ -1,7 +1,4 @@
-"""The report of a run: its configuration, curves, memory, stalls, shuffle and data, as one HTML file.
-
-What a report says of the data: how well it was shuffled, and its stored statistics.
-"""
+"""The report of a run as one HTML file: configuration, curves, memory, stalls, shuffle and data."""
 
 from __future__ import annotations
 
@@ -14,16 +11,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from streamtrain.diagnostics.charts.bars import Bar, Bars, bars_key, draw_bars
-from streamtrain.diagnostics.charts.lines import Chart, Line, draw, key
+from streamtrain.diagnostics.charts.bars import Bar, BarChart, bar_legend, draw_bar_chart
+from streamtrain.diagnostics.charts.lines import Curve, LineChart, draw_line_chart, line_legend
 from streamtrain.diagnostics.charts.scales import COLOURS, Axis, is_placed, is_wide
 from streamtrain.diagnostics.html import charts, facts, note, page, table
-from streamtrain.diagnostics.run_reader import Told, column, read_run
+from streamtrain.diagnostics.run_reader import RunRecord, metric_points, read_run
 from streamtrain.errors import StreamtrainError
 from streamtrain.loader.plan import plan
-from streamtrain.shuffle.quality import Quality
+from streamtrain.shuffle.quality import ShuffleQuality
 from streamtrain.store.dataset import Dataset, open_dataset
-from streamtrain.system.events import Work
+from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.files import Files
 from streamtrain.system.units import format_bytes, format_duration
 from streamtrain.training.metrics import METRIC_NAMES
@@ -31,7 +28,7 @@ from streamtrain.training.metrics import METRIC_NAMES
 _MOST_CLASSES: Final = 30
 
 
-def data_parts(told: Told, given: Path | None) -> Iterator[str]:
+def data_parts(told: RunRecord, given: Path | None) -> Iterator[str]:
     """The parts of the page; where the dataset is not to be had, a line says why."""
     dataset, why = _dataset(told, given)
     yield "<h2>Shuffle</h2>"
@@ -46,7 +43,7 @@ def data_parts(told: Told, given: Path | None) -> Iterator[str]:
         yield from _statistics(dataset)
 
 
-def _dataset(told: Told, given: Path | None) -> tuple[Dataset | None, str]:
+def _dataset(told: RunRecord, given: Path | None) -> tuple[Dataset | None, str]:
     path = given or told.config.get("dataset")
     if not isinstance(path, str | Path):
         return None, "Not known: the run does not say where its dataset is."
@@ -60,7 +57,7 @@ def _dataset(told: Told, given: Path | None) -> tuple[Dataset | None, str]:
     return dataset, ""
 
 
-def _shuffle(told: Told, dataset: Dataset) -> Iterator[str]:
+def _shuffle(told: RunRecord, dataset: Dataset) -> Iterator[str]:
     config = told.config
     if config.get("update") == "epoch":
         yield note("None: the rule epoch reads in stored order, since a sum over all samples has none.")
@@ -89,7 +86,7 @@ def _order(config: dict[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name, types in wanted.items() if isinstance(config.get(name), types)}
 
 
-def _quality(quality: Quality) -> list[tuple[str, str]]:
+def _quality(quality: ShuffleQuality) -> list[tuple[str, str]]:
     random = "as good as random" if quality.is_random else "worse than random"
     return [
         ("batch variance", f"{quality.variance:.3g} times a full reshuffle's: {random}"),
@@ -142,7 +139,7 @@ def _histogram(dataset: Dataset) -> str:
         for value, count in pairs[:_MOST_CLASSES]
     ]
     more = f", the first {_MOST_CLASSES} of {len(pairs):,}" if len(pairs) > _MOST_CLASSES else ""
-    return draw_bars(Bars(title=f"Samples by label{more}", bars=bars, format=lambda value: f"{value:,.0f}"))
+    return draw_bar_chart(BarChart(title=f"Samples by label{more}", bars=bars, format=lambda value: f"{value:,.0f}"))
 
 
 REPORT: Final = "report.html"
@@ -159,7 +156,7 @@ _OTHERS: Final = {
 """What more a line of metrics may tell, and what it is called."""
 
 
-def write_report(path: Path, *, dataset: Path | None = None, out: Path | None = None) -> tuple[Path, Told]:
+def write_report(path: Path, *, dataset: Path | None = None, out: Path | None = None) -> tuple[Path, RunRecord]:
     """Write the report of a run's folder.
 
     Parameters
@@ -183,7 +180,7 @@ def write_report(path: Path, *, dataset: Path | None = None, out: Path | None = 
     return file, told
 
 
-def run_page(told: Told, *, dataset: Path | None = None) -> str:
+def run_page(told: RunRecord, *, dataset: Path | None = None) -> str:
     """Write the page."""
     config = told.config
     title = f"{_text(config.get('model'))}, {_text(config.get('update'))} rule, {_optimizer(config)}"
@@ -220,7 +217,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, ob
             yield f"{prefix}{name}", value
 
 
-def _headline(told: Told) -> Iterator[tuple[str, str]]:
+def _headline(told: RunRecord) -> Iterator[tuple[str, str]]:
     last = told.epochs[-1] if told.epochs else None
     if last is None:
         yield "epochs", "none came to its end"
@@ -236,7 +233,7 @@ def _headline(told: Told) -> Iterator[tuple[str, str]]:
         yield "time", f"{format_duration(seconds)}: {rate:,.0f} samples/s"
 
 
-def _samples(told: Told) -> Iterator[float]:
+def _samples(told: RunRecord) -> Iterator[float]:
     before = 0.0
     for epoch in told.epochs:
         yield max(epoch.get("samples", 0.0) - before, 0.0)
@@ -249,7 +246,7 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [*points[:-1:every], points[-1]] if every > 1 else points
 
 
-def _curves(told: Told) -> Iterator[str]:
+def _curves(told: RunRecord) -> Iterator[str]:
     looks = {
         "between two lines of the log": {"colour": COLOURS[0], "is_faint": True},
         "training, over an epoch": {"colour": COLOURS[0], "marker": "circle"},
@@ -262,35 +259,37 @@ def _curves(told: Told) -> Iterator[str]:
         lines = []
         for label, look in looks.items():
             field = f"val_{name}" if label == "validation" else name
-            points = _thinned(column(sources.get(label, told.epochs), "steps", field))
+            points = _thinned(metric_points(sources.get(label, told.epochs), "steps", field))
             if points:
-                lines.append(Line(label=label, points=points, **look))  # type: ignore[arg-type]
+                lines.append(Curve(label=label, points=points, **look))  # type: ignore[arg-type]
         if lines:
             values = [y for line in lines for _, y in line.points]
             y_axis = Axis(label=name, is_log=name == "loss" and is_wide(values))
             title = f"{name.capitalize()} against updates"
-            drawn.append(draw(Chart(title=title, x=Axis(label="updates", from_zero=True), y=y_axis, lines=lines)))
+            drawn.append(
+                draw_line_chart(LineChart(title=title, x=Axis(label="updates", from_zero=True), y=y_axis, lines=lines))
+            )
             used += lines
     drawn += list(_others(told))
-    speed = column(told.epochs, "epoch", "samples_per_second")
+    speed = metric_points(told.epochs, "epoch", "samples_per_second")
     if speed:
-        line = Line(label="samples/s", points=speed, colour=COLOURS[4], marker="diamond")
+        line = Curve(label="samples/s", points=speed, colour=COLOURS[4], marker="diamond")
         y_axis = Axis(label="samples/s", from_zero=True)
-        drawn.append(draw(Chart(title="Speed", x=Axis(label="epoch"), y=y_axis, lines=[line])))
+        drawn.append(draw_line_chart(LineChart(title="Speed", x=Axis(label="epoch"), y=y_axis, lines=[line])))
     yield "<h2>Curves</h2>"
-    yield f"<p>{key(used)}</p>"
+    yield f"<p>{line_legend(used)}</p>"
     yield charts(drawn)
 
 
-def _others(told: Told) -> Iterator[str]:
+def _others(told: RunRecord) -> Iterator[str]:
     """Curves of what else the lines tell."""
     for name, title in _OTHERS.items():
-        points = _thinned(column([*told.batches, *told.epochs, *told.measured], "steps", name))
+        points = _thinned(metric_points([*told.batches, *told.epochs, *told.measured], "steps", name))
         if points:
             points.sort()
             y = Axis(label=title.lower(), is_log=is_wide(value for _, value in points))
-            line = Line(label=title, points=points, colour=COLOURS[3], marker="diamond")
-            yield draw(Chart(title=title, x=Axis(label="updates", from_zero=True), y=y, lines=[line]))
+            line = Curve(label=title, points=points, colour=COLOURS[3], marker="diamond")
+            yield draw_line_chart(LineChart(title=title, x=Axis(label="updates", from_zero=True), y=y, lines=[line]))
 
 
 def _memory(memory: Mapping[str, Any]) -> Iterator[str]:
@@ -305,8 +304,8 @@ def _memory(memory: Mapping[str, Any]) -> Iterator[str]:
         yield note("Not known: the run did not come to its end, or was not made by a command.")
         return
     colours = {"budget": "#999999", "projected": COLOURS[3], "measured": COLOURS[0]}
-    loaders = Bars(title="The loaders' memory", bars=bars, format=format_bytes, colours=colours)
-    yield charts([draw_bars(loaders), _terms(memory)])
+    loaders = BarChart(title="The loaders' memory", bars=bars, format=format_bytes, colours=colours)
+    yield charts([draw_bar_chart(loaders), _terms(memory)])
     if "process" in memory:
         process = format_bytes(memory["process"])
         yield note(f"The whole process held {process} at the most, model and libraries included.")
@@ -323,7 +322,7 @@ def _terms(memory: Mapping[str, Any]) -> str:
     return table("", rows)
 
 
-def _stalls(told: Told) -> Iterator[str]:
+def _stalls(told: RunRecord) -> Iterator[str]:
     yield "<h2>Where the time went</h2>"
     epochs = [
         epoch for epoch in told.epochs if all(is_placed(epoch.get(f"{kind}_seconds", math.nan)) for kind in _WALL)
@@ -339,8 +338,8 @@ def _stalls(told: Told) -> Iterator[str]:
         )
         for epoch in epochs[:_MOST_BARS]
     ]
-    wall = Bars(title="Wall time of each epoch", bars=bars, format=format_duration, colours=_WALL)
-    kinds = list(Work().named())
+    wall = BarChart(title="Wall time of each epoch", bars=bars, format=format_duration, colours=_WALL)
+    kinds = list(ThreadSeconds().named())
     work = {kind: sum(epoch.get(f"{kind}_thread_seconds", 0.0) for epoch in epochs) for kind in kinds}
     total = sum(work.values())
     threads = [
@@ -350,14 +349,14 @@ def _stalls(told: Told) -> Iterator[str]:
     ]
     drawn = [wall]
     if threads:
-        drawn.append(Bars(title="What the loader's threads did", bars=threads, format=format_duration))
-    yield f"<p>{bars_key(wall)}</p>"
-    yield charts(map(draw_bars, drawn))
+        drawn.append(BarChart(title="What the loader's threads did", bars=threads, format=format_duration))
+    yield f"<p>{bar_legend(wall)}</p>"
+    yield charts(map(draw_bar_chart, drawn))
     if len(epochs) > _MOST_BARS:
         yield note(f"The first {_MOST_BARS} of {len(epochs):,} epochs.")
 
 
-def _epochs(told: Told) -> Iterator[str]:
+def _epochs(told: RunRecord) -> Iterator[str]:
     if not told.epochs:
         return
     names = [name for name in told.epochs[0] if not name.endswith("_seconds") and name != "epoch"]

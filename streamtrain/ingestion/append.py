@@ -1,7 +1,7 @@
-"""More rows for a dataset: its full shards are linked, what its last one holds is read again, and new rows follow.
+"""Rows appended to a dataset: its full shards are linked, its last one is read again, new rows follow.
 
 The dataset's layout stays: fields, rows of a block, blocks of a shard, codec. So the result has the bytes that one
-ingest of all the rows in this layout gives; only its manifest tells of several sources.
+ingest of all the rows in this layout gives; only its manifest names several sources.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from streamtrain.ingestion.sources.combine import with_classes
 from streamtrain.store import zarr_metadata
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import UNKNOWN_SAMPLES, Field, Layout
-from streamtrain.store.shard import StoredFile, is_there
+from streamtrain.store.shard import StoredFile, shard_exists
 from streamtrain.store.writing.journal import Shards
 from streamtrain.system.files import Files
 
@@ -29,7 +29,7 @@ _LABELS = "y"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Appended:
+class AppendedSource:
     """The rows of a dataset from its last, partial shard on, then those of a source; numbered as in the result."""
 
     base: Dataset
@@ -84,7 +84,7 @@ class Appended:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeekableAppended(Appended):
+class SeekableAppendedSource(AppendedSource):
     """The same, of a source that reads any range."""
 
     more: SeekableSource
@@ -110,7 +110,7 @@ def n_full_shards(base: Dataset) -> int:
     return len(base) // (base.layout.block_rows * base.layout.shard_blocks)
 
 
-def appended(base: Dataset, more: Source) -> Appended:
+def appended_source(base: Dataset, more: Source) -> AppendedSource:
     """A dataset's last rows with those of a source behind them.
 
     Raises
@@ -124,11 +124,11 @@ def appended(base: Dataset, more: Source) -> Appended:
     _check_fields(base, more)
     codes = _codes(base, more)
     if isinstance(more, SeekableSource):
-        return SeekableAppended(base=base, more=more, codes=codes)
-    return Appended(base=base, more=more, codes=codes)
+        return SeekableAppendedSource(base=base, more=more, codes=codes)
+    return AppendedSource(base=base, more=more, codes=codes)
 
 
-def appended_layout(source: Appended) -> Layout:
+def appended_layout(source: AppendedSource) -> Layout:
     """The dataset's layout, with as many rows as there will be."""
     n_samples = UNKNOWN_SAMPLES if source.n_samples is None else source.n_samples
     return replace(source.base.layout, n_samples=n_samples)
@@ -148,7 +148,7 @@ def link_shards(base: Dataset, folder: Path, files: Files) -> None:
         That cannot be written.
     """
     for shard, stored in full_shards(base).items():
-        if is_there(folder, base.layout, shard, stored):
+        if shard_exists(folder, base.layout, shard, stored):
             continue
         for field in base.fields:
             path = folder / zarr_metadata.shard_key(field, shard)

@@ -1,6 +1,6 @@
-"""`ingest`: arguments, lock, plan, write, check, commit.
+"""The function `ingest`: arguments, lock, plan, write, check, commit.
 
-What was read, held against what the source promised, when all of it has been.
+The rows that were read are compared with what the source promised before the commit.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamtrain.errors import InputError, StreamtrainError, UsageError
-from streamtrain.ingestion.append import Appended, appended, n_full_shards
+from streamtrain.ingestion.append import AppendedSource, appended_source, n_full_shards
 from streamtrain.ingestion.request import (
+    IngestRequest,
     IngestSizes,
-    Request,
-    check_room,
+    check_disk_space,
     parse_classes,
     parse_workers,
-    plan,
+    plan_ingest,
     run_bytes,
-    solve,
+    sizes_for_request,
     source_options,
 )
 from streamtrain.ingestion.resume import (
-    Interrupted,
+    IngestTask,
+    InterruptedIngest,
     Say,
-    Work,
-    check_complete,
     check_destination,
+    check_finished_ingest,
     check_outside,
     check_rereadable,
-    check_same,
-    discard,
+    check_same_ingest,
+    discard_interrupted,
     find_interrupted,
     is_fingerprinted,
-    leave,
+    keep_or_discard,
     prepare,
-    settle,
+    publish_and_tidy,
 )
 from streamtrain.ingestion.row_stream import RowStream
 from streamtrain.ingestion.sources.base import SeekableSource, Source
@@ -53,11 +53,18 @@ from streamtrain.ingestion.write_stream import write_stream
 from streamtrain.store.codec import parse_codec
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.layout import UNKNOWN_SAMPLES, Layout
-from streamtrain.store.shard import is_there
+from streamtrain.store.shard import shard_exists
 from streamtrain.store.statistics import FieldStats
-from streamtrain.store.writing.journal import Header, Mode
-from streamtrain.store.writing.lock import check_free, held
-from streamtrain.store.writing.staging import actual, begin, mend, state_of, successor, tidy
+from streamtrain.store.writing.journal import JournalHeader, Mode
+from streamtrain.store.writing.lock import check_unlocked, writer_lock
+from streamtrain.store.writing.staging import (
+    begin_folder,
+    destination_state,
+    real_path,
+    recover_interrupted_swap,
+    successor,
+    tidy,
+)
 from streamtrain.store.writing.writer import DatasetWriter
 from streamtrain.system.files import Files
 from streamtrain.system.progress_bar import ByteProgress
@@ -197,7 +204,7 @@ def ingest(
     >>> len(ingest(rows, dataset.path, append=True))
     20
     """
-    request = Request(
+    request = IngestRequest(
         memory=parse_bytes(memory, name="memory"),
         block_bytes=None if block is None else parse_bytes(block, name="block"),
         shard_bytes=parse_bytes(shard, name="shard"),
@@ -210,21 +217,21 @@ def ingest(
     if overwrite and append:
         raise UsageError("overwrite and append exclude each other", fix="choose one of them")
     mode: Mode = "overwrite" if overwrite else "append" if append else "create"
-    path = actual(Path(dest))
-    check_free(path)
-    mend(path, Files())
+    path = real_path(Path(dest))
+    check_unlocked(path)
+    recover_interrupted_swap(path, Files())
     check_destination(path, mode, resume=resume)
     opened = open_source(source, labels=labels, options=request.options)
     if request.classes is not None:
         opened = with_classes(opened, request.classes)
-    run(opened, path, request, mode=mode, resume=resume, say=say)
+    run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
     return open_dataset(dest)
 
 
-def run(
+def run_ingest(
     source: Source,
     path: Path,
-    request: Request,
+    request: IngestRequest,
     *,
     files: Files | None = None,
     mode: Mode = "create",
@@ -236,24 +243,24 @@ def run(
     if resume:
         check_rereadable(source)
     check_outside(path, source)
-    with held(path, files):
+    with writer_lock(path, files):
         tidy(path, files)
         check_destination(path, mode, resume=resume)
         interrupted = find_interrupted(path, mode) if resume else None
         if interrupted is not None:
-            _go_on(source, interrupted, path, request, files, say)
+            _resume(source, interrupted, path, request, files, say)
         elif not (resume and _is_complete(source, path, request, mode, say)):
             _begin(source, path, request, mode, files, say)
 
 
-def _is_complete(source: Source, path: Path, request: Request, mode: Mode, say: Say) -> bool:
+def _is_complete(source: Source, path: Path, request: IngestRequest, mode: Mode, say: Say) -> bool:
     """Whether the work to be resumed is done; what is to be done otherwise is told."""
-    if state_of(path) == "absent":
+    if destination_state(path) == "absent":
         say(f"{path}: nothing to resume; starts afresh")
         return False
     manifest = open_dataset(path).manifest
     try:
-        check_complete(manifest, source, request.as_json(), path, mode)
+        check_finished_ingest(manifest, source, request.as_json(), path, mode)
     except StreamtrainError:
         if mode == "create":
             raise
@@ -263,47 +270,51 @@ def _is_complete(source: Source, path: Path, request: Request, mode: Mode, say: 
     return True
 
 
-def _begin(source: Source, path: Path, request: Request, mode: Mode, files: Files, say: Say) -> None:
+def _begin(source: Source, path: Path, request: IngestRequest, mode: Mode, files: Files, say: Say) -> None:
     base = open_dataset(path) if mode == "append" else None
-    whole = source if base is None else appended(base, source)
-    discard(path, mode, files)
-    folder = path if state_of(path) == "absent" else successor(path)
+    whole = source if base is None else appended_source(base, source)
+    discard_interrupted(path, mode, files)
+    folder = path if destination_state(path) == "absent" else successor(path)
     with _stream(whole, request) as stream:
-        layout, sizes = plan(whole, stream, request)
+        layout, sizes = plan_ingest(whole, stream, request)
         header = _header(mode if folder != path else "create", base, layout, whole, request)
-        check_room(path.parent, layout, files)
-        begin(folder, path, header, files)
-        work = Work(path=path, folder=folder, header=header, source=whole, own=source, base=base, shards={})
+        check_disk_space(path.parent, layout, files)
+        begin_folder(folder, path, header, files)
+        work = IngestTask(path=path, folder=folder, header=header, source=whole, own=source, base=base, shards={})
         _write(work, sizes, stream, request, files, say)
 
 
-def _go_on(source: Source, interrupted: Interrupted, path: Path, request: Request, files: Files, say: Say) -> None:
+def _resume(
+    source: Source, interrupted: InterruptedIngest, path: Path, request: IngestRequest, files: Files, say: Say
+) -> None:
     """Finish an interrupted ingest: the shards of its journal stay, if they are what was written."""
     header, folder = interrupted.header, interrupted.folder
     base = open_dataset(path) if header.mode == "append" else None
-    whole = source if base is None else appended(base, source)
+    whole = source if base is None else appended_source(base, source)
     n_samples = UNKNOWN_SAMPLES if whole.n_samples is None else whole.n_samples
     layout = replace(header.layout, fields=whole.fields, n_samples=n_samples)
-    check_same(header, _header(header.mode, base, layout, whole, request), path)
+    check_same_ingest(header, _header(header.mode, base, layout, whole, request), path)
     if interrupted.is_finished:
         say(f"{path}: its {header.mode} was finished, and takes its place")
-        settle(folder, path, files, say)
+        publish_and_tidy(folder, path, files, say)
         return
-    shards = {shard: stored for shard, stored in interrupted.shards.items() if is_there(folder, layout, shard, stored)}
+    shards = {
+        shard: stored for shard, stored in interrupted.shards.items() if shard_exists(folder, layout, shard, stored)
+    }
     n_linked = 0 if base is None else n_full_shards(base)
     say(f"{path}: goes on; {len(shards):,} of {layout.n_shards - n_linked:,} shards are done")
     with _stream(whole, request) as stream:
-        sizes = solve(layout, whole, stream, request)
-        check_room(path.parent, layout, files, n_kept=n_linked + len(shards))
-        work = Work(path=path, folder=folder, header=header, source=whole, own=source, base=base, shards=shards)
+        sizes = sizes_for_request(layout, whole, stream, request)
+        check_disk_space(path.parent, layout, files, n_kept=n_linked + len(shards))
+        work = IngestTask(path=path, folder=folder, header=header, source=whole, own=source, base=base, shards=shards)
         _write(work, sizes, stream, request, files, say, is_begun=True)
 
 
 def _write(
-    work: Work,
+    work: IngestTask,
     sizes: IngestSizes,
     stream: RowStream | None,
-    request: Request,
+    request: IngestRequest,
     files: Files,
     say: Say,
     *,
@@ -344,13 +355,13 @@ def _write(
                 statistics=statistics,
             )
     except BaseException as error:
-        leave(work, error, 0 if journal is None else journal.n_shards, files, say, is_begun=is_begun)
+        keep_or_discard(work, error, 0 if journal is None else journal.n_shards, files, say, is_begun=is_begun)
         raise
-    settle(work.folder, work.path, files, say)
+    publish_and_tidy(work.folder, work.path, files, say)
 
 
-def _header(mode: Mode, base: Dataset | None, layout: Layout, source: Source, request: Request) -> Header:
-    return Header(
+def _header(mode: Mode, base: Dataset | None, layout: Layout, source: Source, request: IngestRequest) -> JournalHeader:
+    return JournalHeader(
         mode=mode,
         base=None if base is None else base.id,
         version=version_of("streamtrain"),
@@ -362,11 +373,11 @@ def _header(mode: Mode, base: Dataset | None, layout: Layout, source: Source, re
 
 
 @contextmanager
-def _stream(source: Source, request: Request) -> Iterator[RowStream | None]:
+def _stream(source: Source, request: IngestRequest) -> Iterator[RowStream | None]:
     """The rows of a source that reads in order only; None for one that reads any range."""
     if isinstance(source, SeekableSource):
         yield None
     else:
-        first_row = source.first_row if isinstance(source, Appended) else 0
+        first_row = source.first_row if isinstance(source, AppendedSource) else 0
         with closing(RowStream(source, run_bytes(request.memory), first_row=first_row)) as stream:
             yield stream

@@ -1,8 +1,7 @@
-"""The plan of an ingest, from headers and first rows alone: layout, codec, what happens at once, room on the disk.
+"""The request for an ingest, parsed and checked, and its plan: memory, workers, codec and layout.
 
-What an ingest owns, as a sum of named terms, and the workers that a budget allows. Pure.
-
-What an ingest was asked for, parsed and checked before anything is opened.
+The plan follows from headers and first rows alone, before anything is written. Memory is a sum of named terms, solved
+for the workers that a budget allows.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import BudgetError, InputError, ResourceError, UsageError, unknown_name
-from streamtrain.ingestion.append import Appended, appended_layout
+from streamtrain.ingestion.append import AppendedSource, appended_layout
 from streamtrain.ingestion.row_stream import RowStream, part_rows
 from streamtrain.ingestion.sources.base import SeekableSource, Source, SourceOptions, chunk_bytes_of
 from streamtrain.ingestion.sources.combine import Classes
@@ -177,7 +176,7 @@ def _smallest_budget(project: Callable[..., Projection], projection: Projection,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class IngestRequest:
     """What was asked for, parsed.
 
     Parameters
@@ -292,11 +291,11 @@ def parse_workers(n_workers: int | None) -> int:
     return n_workers
 
 
-def plan(source: Source, stream: RowStream | None, request: Request) -> tuple[Layout, IngestSizes]:
+def plan_ingest(source: Source, stream: RowStream | None, request: IngestRequest) -> tuple[Layout, IngestSizes]:
     """Layout, codec and sizes; only headers, and the head of a source that reads in order, have been read."""
-    if isinstance(source, Appended):
+    if isinstance(source, AppendedSource):
         layout = appended_layout(source)
-        return layout, solve(layout, source, stream, request)
+        return layout, sizes_for_request(layout, source, stream, request)
     n_samples = source.n_samples
     if stream is not None and n_samples is None and not stream.peek(head_bytes(request.memory)):
         n_samples = stream.n_read
@@ -308,13 +307,13 @@ def plan(source: Source, stream: RowStream | None, request: Request) -> tuple[La
     if request.codec != "auto":
         layout = replace(layout, codec=request.codec)
         check_encodable(layout)
-        return layout, solve(layout, source, stream, request)
+        return layout, sizes_for_request(layout, source, stream, request)
     # Refused, if at all, before rows are read to try the codecs on: a single one may be larger than the budget.
-    sizes = solve(replace(layout, codec="lz4"), source, stream, request)
+    sizes = sizes_for_request(replace(layout, codec="lz4"), source, stream, request)
     return replace(layout, codec=_choose_codec(source, stream, layout)), sizes
 
 
-def solve(layout: Layout, source: Source, stream: RowStream | None, request: Request) -> IngestSizes:
+def sizes_for_request(layout: Layout, source: Source, stream: RowStream | None, request: IngestRequest) -> IngestSizes:
     """What happens at once, in the memory that was asked for; see `solve_ingest`."""
     trial = TRIAL_BYTES if request.codec == "auto" else 0
     sizes, _ = solve_ingest(
@@ -343,7 +342,7 @@ def _choose_codec(source: Source, stream: RowStream | None, layout: Layout) -> C
         return one.submit(choose_codec, first, layout.block_rows).result()
 
 
-def check_room(folder: Path, layout: Layout, files: Files, *, n_kept: int = 0) -> None:
+def check_disk_space(folder: Path, layout: Layout, files: Files, *, n_kept: int = 0) -> None:
     """Refuse an ingest that the disk has no room for, where that can be told: uncompressed, of a known length.
 
     Parameters

@@ -1,7 +1,4 @@
-"""The work of one ingest on the disk: found again after an interruption, got ready, left behind or removed.
-
-What may become of a destination: refused, begun, gone on with, or complete already.
-"""
+"""Interrupted ingests: found, compared with the present one, resumed, or cleaned up."""
 
 from __future__ import annotations
 
@@ -26,16 +23,16 @@ from streamtrain.store import zarr_metadata
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.manifest import Manifest, dump_json, load_json
 from streamtrain.store.shard import DamagedShard
-from streamtrain.store.writing.journal import Header, Journal, Mode, Shards, continue_journal, read_journal
+from streamtrain.store.writing.journal import Journal, JournalHeader, Mode, Shards, continue_journal, read_journal
 from streamtrain.store.writing.staging import (
     check_ours,
+    destination_state,
     has_journal,
     incomplete,
     publish,
-    remove,
-    state_of,
+    remove_dataset,
+    remove_unfinished_files,
     successor,
-    sweep,
     tidy,
 )
 from streamtrain.system.files import Files
@@ -53,7 +50,7 @@ def check_destination(path: Path, mode: Mode, *, resume: bool = False) -> None:
     DatasetError
         An interrupted ingest is there; or nothing, where rows are to be appended.
     """
-    state = state_of(path)
+    state = destination_state(path)
     if state == "foreign":
         what = "something that is not a dataset exists there; ingest writes only where nothing is, or over a dataset"
         raise UsageError(what, where=str(path), fix="choose another path")
@@ -100,7 +97,7 @@ def is_fingerprinted(source: Source) -> bool:
     return all("path" in entry for entry in source.provenance)
 
 
-def check_same(there: Header, here: Header, path: Path) -> None:
+def check_same_ingest(there: JournalHeader, here: JournalHeader, path: Path) -> None:
     """Refuse to go on with an ingest of other sources, in another way, or by another version.
 
     Raises
@@ -111,7 +108,9 @@ def check_same(there: Header, here: Header, path: Path) -> None:
     _refuse(_told(there), _told(here), path, "was begun")
 
 
-def check_complete(manifest: Manifest, source: Source, options: Mapping[str, Any], path: Path, mode: Mode) -> None:
+def check_finished_ingest(
+    manifest: Manifest, source: Source, options: Mapping[str, Any], path: Path, mode: Mode
+) -> None:
     """Refuse to call a dataset the finished work of this ingest when it is not.
 
     Raises
@@ -144,7 +143,7 @@ def _refuse(there: dict[str, Any], here: dict[str, Any], path: Path, how: str) -
         )
 
 
-def _told(header: Header) -> dict[str, Any]:
+def _told(header: JournalHeader) -> dict[str, Any]:
     """What two ingests must agree on, by name, so that a difference can be named."""
     layout = header.layout
     told: dict[str, Any] = {
@@ -182,14 +181,14 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Interrupted:
+class InterruptedIngest:
     """What an interrupted ingest left.
 
     Parameters
     ----------
     folder : Path
         Where it was writing.
-    header : Header
+    header : JournalHeader
         What.
     shards : mapping
         Those its journal names.
@@ -198,20 +197,20 @@ class Interrupted:
     """
 
     folder: Path
-    header: Header
+    header: JournalHeader
     shards: Shards
     is_finished: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class IngestTask:
     """What is written where.
 
     Parameters
     ----------
     path, folder : Path
         The destination, and where it is made: the same place if nothing was there.
-    header : Header
+    header : JournalHeader
         What is made.
     source : Source
         All that is read; for an append, the dataset's last rows too.
@@ -225,7 +224,7 @@ class Work:
 
     path: Path
     folder: Path
-    header: Header
+    header: JournalHeader
     source: Source
     own: Source
     base: Dataset | None
@@ -242,7 +241,7 @@ class Work:
         return 0 if self.base is None else n_full_shards(self.base)
 
 
-def find_interrupted(path: Path, mode: Mode) -> Interrupted | None:
+def find_interrupted(path: Path, mode: Mode) -> InterruptedIngest | None:
     """Find what an interrupted ingest to a destination left; whatever else was left has been tidied up.
 
     Raises
@@ -250,10 +249,10 @@ def find_interrupted(path: Path, mode: Mode) -> Interrupted | None:
     DatasetError
         There is something, but it cannot be gone on with, or not in this way.
     """
-    folder = path if state_of(path) == "incomplete" else successor(path)
+    folder = path if destination_state(path) == "incomplete" else successor(path)
     if not has_journal(folder):
         if folder == path:
-            raise incomplete_for_good(path)
+            raise missing_journal_error(path)
         return None
     found = read_journal(folder)
     assert found is not None, "which was looked for"
@@ -264,10 +263,10 @@ def find_interrupted(path: Path, mode: Mode) -> Interrupted | None:
             where=str(path),
             fix="give what it was begun with; or leave resume out, to begin again",
         )
-    return Interrupted(folder=folder, header=header, shards=shards, is_finished=_is_finished(folder))
+    return InterruptedIngest(folder=folder, header=header, shards=shards, is_finished=_is_finished(folder))
 
 
-def incomplete_for_good(path: Path) -> DatasetError:
+def missing_journal_error(path: Path) -> DatasetError:
     """The error for what is left of an ingest whose journal is missing."""
     error = incomplete(path)
     error.why = "It has no journal, so nobody can tell what was done"
@@ -276,7 +275,7 @@ def incomplete_for_good(path: Path) -> DatasetError:
 
 
 def _is_finished(folder: Path) -> bool:
-    if state_of(folder) != "committed":
+    if destination_state(folder) != "committed":
         return False
     try:
         open_dataset(folder)
@@ -285,24 +284,26 @@ def _is_finished(folder: Path) -> bool:
     return True
 
 
-def discard(path: Path, mode: Mode, files: Files) -> None:
+def discard_interrupted(path: Path, mode: Mode, files: Files) -> None:
     """Remove what an earlier, interrupted ingest left where this one is to write."""
-    remove(successor(path), files)
-    if mode == "overwrite" and state_of(path) == "incomplete":
-        remove(path, files)
+    remove_dataset(successor(path), files)
+    if mode == "overwrite" and destination_state(path) == "incomplete":
+        remove_dataset(path, files)
 
 
-def prepare(work: Work, files: Files) -> Journal:
+def prepare(work: IngestTask, files: Files) -> Journal:
     """Leave nothing in the folder but the shards that stay, link those of the dataset appended to, open the journal."""
     fields = work.header.layout.fields
     kept = frozenset(zarr_metadata.shard_key(field, shard) for shard in work.kept for field in fields)
-    sweep(work.folder, kept, files)
+    remove_unfinished_files(work.folder, kept, files)
     if work.base is not None:
         link_shards(work.base, work.folder, files)
     return continue_journal(work.folder, work.header, work.shards, files)
 
 
-def leave(work: Work, error: BaseException, n_done: int, files: Files, say: Say, *, is_begun: bool) -> None:
+def keep_or_discard(
+    work: IngestTask, error: BaseException, n_done: int, files: Files, say: Say, *, is_begun: bool
+) -> None:
     """After an error, keep what can be gone on with, else remove it; either way nothing opens that did not before.
 
     Parameters
@@ -316,7 +317,7 @@ def leave(work: Work, error: BaseException, n_done: int, files: Files, say: Say,
     wrong = isinstance(error, InputError | UsageError | BudgetError | DamagedShard)
     if wrong or not (n_done or is_begun) or not _is_rereadable(work.own):
         try:
-            remove(work.folder, files)
+            remove_dataset(work.folder, files)
         except (OSError, StreamtrainError) as failure:
             error.add_note(f"and {work.folder} could not be removed: {failure}")
         return
@@ -328,7 +329,7 @@ def leave(work: Work, error: BaseException, n_done: int, files: Files, say: Say,
         error.fix = f"{error.fix or 'see to the disk'}, then the same ingest with --resume: {n_done:,} shards are done"
 
 
-def settle(folder: Path, path: Path, files: Files, say: Say) -> None:
+def publish_and_tidy(folder: Path, path: Path, files: Files, say: Say) -> None:
     """Put what is finished in its place, and tidy up; that the latter fails takes nothing from the dataset.
 
     Raises

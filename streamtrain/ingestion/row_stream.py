@@ -1,4 +1,4 @@
-"""Parts: the runs of whole blocks that ingest reads, encodes and counts at once.
+"""Rows of an in-order source in exact amounts, and parts: the runs of whole blocks that are encoded at once.
 
 A part is about two mebibytes, so that the work per call outweighs the call, and never crosses a shard's edge. Parts
 follow from the layout alone: the statistics depend on how rows were cut, so no budget may change it.

@@ -1,8 +1,7 @@
-"""Sources that read any range: each task reads, encodes and writes one whole shard.
+"""Shards written from sources that read any range: each task reads, encodes and writes one whole shard.
 
-Shards that are there already: of an ingest that was interrupted, or of the dataset that is appended to.
-
-They are read back once, which gives their statistics and checksums, and shows whether they are what was written.
+Shards that exist already, of an interrupted ingest or of the dataset that is appended to, are read back once. That
+gives their statistics and checksums, and shows whether they are what was written.
 """
 
 from __future__ import annotations

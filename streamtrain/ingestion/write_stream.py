@@ -1,7 +1,7 @@
-"""Sources that read in order only: the calling thread reads, workers encode, one thread writes.
+"""Shards written from in-order sources: the calling thread reads, workers encode, one thread writes.
 
-Rows are copied into one of two stages, each a wave of parts. While one wave is encoded and written in the
-background, the next is read into the other stage:
+Rows are copied into one of two stages, each a wave of parts. While one wave is encoded and written in the background,
+the next is read into the other stage:
 
 1. The reader fills stage A and hands wave A over.
 2. It fills stage B. Wave A's blocks may be views of stage A that are not written yet.
@@ -25,7 +25,7 @@ from streamtrain.ingestion.write_shards import Tallies, check_kept, compute, mer
 from streamtrain.store.layout import Layout
 from streamtrain.store.shard import DamagedShard
 from streamtrain.store.statistics import FieldTally
-from streamtrain.store.writing.writer import DatasetWriter, OpenShard, Part, encode_part
+from streamtrain.store.writing.writer import DatasetWriter, EncodedPart, OpenShard, encode_part
 from streamtrain.system.progress_bar import ByteProgress
 
 
@@ -159,7 +159,7 @@ class _ShardSequence:
         self._out: OpenShard | None = None
         self._tallies = self._new_tallies()
 
-    def append(self, part: Part, first_row: int) -> None:
+    def append(self, part: EncodedPart, first_row: int) -> None:
         shard = first_row // (self.layout.block_rows * self.layout.shard_blocks)
         if self._out is None or shard != self._shard:
             self.close()

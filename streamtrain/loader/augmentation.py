@@ -1,12 +1,11 @@
-"""Random numbers that belong to a sample: drawn from its key, whatever batch, order, thread or resumed run it is in.
+"""Random numbers keyed by sample, and the transforms that draw from them.
 
-A key is a function of the seed, the epoch and the sample, so that every epoch augments anew. The numbers are words of
-`streamtrain.system.counter_rng` over ``key + counter``, worked out with torch's integers where the keys are, and the
-same on every device. `normal` puts them through logarithm and cosine, whose last bit may differ from device to device.
+A key is a function of the seed, the epoch and the sample, whatever batch, order, thread or resumed run the sample is
+in, so every epoch augments anew. The numbers are words of `streamtrain.system.counter_rng` over ``key + counter``,
+computed with torch's integers where the keys are, and the same on every device. `normal` puts them through logarithm
+and cosine, whose last bit may differ from device to device.
 
 Source: G. E. P. Box, M. E. Muller, *A note on the generation of random normal deviates*, 1958.
-
-A caller's function over batches, handed the keys of their samples where it takes them.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from torch import Tensor
 
 from streamtrain.errors import UsageError
 from streamtrain.shuffle.order import I64, EpochOrder
-from streamtrain.shuffle.positions import picks
-from streamtrain.system.counter_rng import MIX, key, words
+from streamtrain.shuffle.positions import iter_positions
+from streamtrain.system.counter_rng import MIX, random_key, words
 
 _SAMPLE_KEYS: Final = 4
 """The purpose of these words; the order of an epoch uses 0 to 3."""
@@ -40,7 +39,7 @@ def sample_keys(seed: int, epoch: int, samples: I64) -> Tensor:
     >>> torch.equal(first, again), bool(first[0] == sample_keys(0, 4, np.array([7])))
     (True, False)
     """
-    return torch.from_numpy(words(key(seed, epoch, _SAMPLE_KEYS), samples).view(np.int64))
+    return torch.from_numpy(words(random_key(seed, epoch, _SAMPLE_KEYS), samples).view(np.int64))
 
 
 def uniform(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -151,7 +150,7 @@ def takes_keys(transform: Transform | None) -> bool:
 def batch_samples(order: EpochOrder, start: int, stop: int, batch_size: int) -> Iterator[I64]:
     """The samples of each batch at positions [start, stop) of an epoch, one after the other."""
     rest = np.empty(0, np.int64)
-    for piece in picks(order, start, index_samples=max(batch_size, _INDEX_SAMPLES)):
+    for piece in iter_positions(order, start, index_samples=max(batch_size, _INDEX_SAMPLES)):
         samples = order.run_first[piece.runs] + piece.rows
         rest = np.concatenate([rest, samples[: max(stop - piece.start, 0)]])
         while len(rest) >= batch_size:

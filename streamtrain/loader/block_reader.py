@@ -1,7 +1,7 @@
-"""Read one block into memory, checked: the hot path from shard file to slot.
+"""The reader of blocks, the hot path from shard file to slot: each block is checked as it is read.
 
 An uncompressed block is read by ``preadv`` straight into its slot; a compressed one into a scratch buffer and decoded
-into the slot. Both release the GIL. Every block is held against the dataset's checksum table before a sample of it can
+into the slot. Both release the GIL. Every block is compared with the dataset's checksum table before a sample of it can
 be used, so a changed, truncated or swapped block is an error that names it. Where the system has no ``preadv`` the
 store's general read serves, with the same result.
 """
@@ -22,7 +22,7 @@ from crc32c import crc32c
 from numcodecs import blosc
 
 from streamtrain.errors import DamagedBlock, DatasetError
-from streamtrain.store.codec import HEADER_BYTES, misfit
+from streamtrain.store.codec import HEADER_BYTES, header_mismatch
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import CHECKSUM_BYTES, Layout
 from streamtrain.store.shard import index_of, open_regular
@@ -31,7 +31,7 @@ _MOST_OPEN_FILES: Final = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnderWay:
+class PendingRead:
     """A read that has not come back yet.
 
     Parameters
@@ -55,7 +55,7 @@ class UnderWay:
     since: float
 
 
-class _Shard:
+class _ShardHandle:
     """An open shard file and, where chunks vary in size, its index; closed when nothing refers to it any more."""
 
     __slots__ = ("__weakref__", "fd", "index")
@@ -107,7 +107,7 @@ class BlockReader:
         self._compressed = layout.codec != "none"
         self._fields = [(i, field.name, layout.block_rows * field.row_bytes) for i, field in enumerate(layout.fields)]
         self._checksums = np.ascontiguousarray(dataset.block_checksums, np.uint32).ravel().data
-        self._shards: dict[tuple[int, int], _Shard] = {}
+        self._shards: dict[tuple[int, int], _ShardHandle] = {}
         self._under_way: dict[int, tuple[int, int, float]] = {}
         self._opening = threading.Lock()
         self._scratch = threading.local()
@@ -144,11 +144,11 @@ class BlockReader:
         # Copied in one step: threads come and go meanwhile.
         return min((since for _, _, since in self._under_way.copy().values()), default=None)
 
-    def under_way(self) -> list[UnderWay]:
+    def under_way(self) -> list[PendingRead]:
         """What is being read now, a field of a block by each thread, the longest first."""
         found = sorted(self._under_way.copy().values(), key=lambda place: place[2])
         return [
-            UnderWay(
+            PendingRead(
                 field=self._fields[field][1],
                 block=block,
                 samples=self._layout.block_range(block),
@@ -177,7 +177,7 @@ class BlockReader:
         finally:
             self._under_way.pop(threading.get_ident(), None)
 
-    def _stored(self, field: int, block: int) -> tuple[_Shard, int, int]:
+    def _stored(self, field: int, block: int) -> tuple[_ShardHandle, int, int]:
         """The open shard of a block, and the offset and length of its stored bytes there, checksum left out.
 
         From here on the thread is known to read it: opening the shard and reading its index may hang as well.
@@ -216,7 +216,7 @@ class BlockReader:
 
     def _decode(self, encoded: memoryview, slot: memoryview, field: int, block: int) -> None:
         # The checksum says that these are the bytes that were written, not that they are a block.
-        why = misfit(encoded, encoded_bytes=len(encoded), n_bytes=self._fields[field][2])
+        why = header_mismatch(encoded, encoded_bytes=len(encoded), n_bytes=self._fields[field][2])
         if why:
             raise self._damaged(field, block, why)
         try:
@@ -255,18 +255,18 @@ class BlockReader:
         if checksum != expected:
             raise self._damaged(field, block, f"crc32c is {checksum:08x}, the dataset's table says {expected:08x}")
 
-    def _shard(self, field: int, block: int) -> _Shard:
+    def _shard(self, field: int, block: int) -> _ShardHandle:
         shard = block // self._layout.shard_blocks
         opened = self._shards.get((field, shard))
         return opened if opened is not None else self._open(field, shard, block)
 
-    def _open(self, field: int, shard: int, block: int) -> _Shard:
+    def _open(self, field: int, shard: int, block: int) -> _ShardHandle:
         path = self._dataset.shard_path(self._fields[field][1], shard)
         with self._opening:
             if (field, shard) in self._shards:
                 return self._shards[field, shard]
             try:
-                opened = _Shard(path, self._layout, shard)
+                opened = _ShardHandle(path, self._layout, shard)
             except DatasetError as error:
                 raise self._damaged(field, block, error.what) from error
             except OSError as error:

@@ -1,9 +1,9 @@
-"""Memory as a sum of named terms, and the loader's sizes solved from it. Pure.
+"""The loader's sizes, solved from a memory budget, and their memory as named terms. Pure.
 
 ``project`` says what given sizes cost; ``solve`` finds the most lanes, and then the most slots, that a budget allows.
 The shuffle parameters (lanes, groups) follow from layout, batch size and the stated budget alone, never from the
-machine, so that the same call gives the same order everywhere. How many threads run may follow the machine: the budget
-counts the most that may.
+machine, so that the same call gives the same order everywhere. The number of threads may follow the machine: the
+budget counts the most that may run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from streamtrain.errors import BudgetError
-from streamtrain.shuffle.order import Shuffle
+from streamtrain.shuffle.order import ShuffleParameters
 from streamtrain.shuffle.read_list import largest_lead
 from streamtrain.store.layout import PAGE_BYTES, Layout
 from streamtrain.system.arguments import check_lanes
@@ -43,7 +43,7 @@ _FEWEST_USEFUL_LANES: Final = _MOST_GROUPS * _LANES_PER_GROUP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
+class LoaderSizes:
     """How large the loader's parts are.
 
     Parameters
@@ -91,7 +91,7 @@ class Sizes:
         return min(n_samples, self.span_batches * self.batch_size)
 
 
-def project(layout: Layout, sizes: Sizes, *, budget_bytes: int) -> Projection:
+def project(layout: Layout, sizes: LoaderSizes, *, budget_bytes: int) -> Projection:
     """What the loader owns at these sizes."""
     span_samples = sizes.span_samples(layout.n_samples)
     span_bytes = sum(_pages(span_samples * field.row_bytes) for field in layout.fields)
@@ -126,7 +126,7 @@ def solve(
     lanes: int | None = None,
     groups: int | None = None,
     rho: float | None = None,
-) -> tuple[Sizes, Projection]:
+) -> tuple[LoaderSizes, Projection]:
     """Find the sizes for a budget of ``memory`` bytes.
 
     Parameters
@@ -171,8 +171,8 @@ def solve(
     return sizes, project(layout, sizes, budget_bytes=memory)
 
 
-def _least(layout: Layout, batch_size: int, lanes: int | None) -> Sizes:
-    sizes = Sizes(
+def _least(layout: Layout, batch_size: int, lanes: int | None) -> LoaderSizes:
+    sizes = LoaderSizes(
         batch_size=batch_size,
         lanes=lanes or 2,
         groups=_groups_dividing(batch_size, lanes) if lanes and lanes > 1 else 1,
@@ -188,7 +188,7 @@ def _least(layout: Layout, batch_size: int, lanes: int | None) -> Sizes:
     return _with_slots(layout, sizes)
 
 
-def _comfortable(layout: Layout, least: Sizes, memory: int) -> Sizes:
+def _comfortable(layout: Layout, least: LoaderSizes, memory: int) -> LoaderSizes:
     """Sizes at which work goes in large pieces, about a quarter of the budget in all beside the pool."""
     batch_bytes = least.batch_size * layout.row_bytes
     sizes = replace(
@@ -203,7 +203,7 @@ def _comfortable(layout: Layout, least: Sizes, memory: int) -> Sizes:
     return _with_slots(layout, sizes)
 
 
-def _in_pieces(layout: Layout, sizes: Sizes, piece_bytes: int) -> Sizes:
+def _in_pieces(layout: Layout, sizes: LoaderSizes, piece_bytes: int) -> LoaderSizes:
     """Sizes for the sequential order, whose memory no other lane has a use for: each job costs a thread some waking."""
     piece_bytes = min(_LARGEST_PIECE_BYTES, piece_bytes)
     larger = replace(
@@ -214,20 +214,20 @@ def _in_pieces(layout: Layout, sizes: Sizes, piece_bytes: int) -> Sizes:
     return _with_slots(layout, larger)
 
 
-def _with_slots(layout: Layout, sizes: Sizes) -> Sizes:
+def _with_slots(layout: Layout, sizes: LoaderSizes) -> LoaderSizes:
     """With the slots these lanes need: their own, those that even demand cannot do without, those being filled."""
     prefetch = math.isqrt(sizes.lanes) + sizes.threads * sizes.read_blocks
     return replace(sizes, prefetch=prefetch, slots=min(layout.n_blocks, sizes.lanes + prefetch))
 
 
-def _fits(layout: Layout, sizes: Sizes, memory: int) -> bool:
+def _fits(layout: Layout, sizes: LoaderSizes, memory: int) -> bool:
     return project(layout, sizes, budget_bytes=memory).total_bytes <= memory
 
 
-def _most_lanes(layout: Layout, start: Sizes, memory: int, rho: float | None) -> Sizes:
+def _most_lanes(layout: Layout, start: LoaderSizes, memory: int, rho: float | None) -> LoaderSizes:
     """The most lanes that fit and that are of use, then fewer where that spreads the lanes' phases."""
 
-    def at(lanes: int) -> Sizes:
+    def at(lanes: int) -> LoaderSizes:
         return _with_slots(layout, replace(start, lanes=lanes, groups=_groups_dividing(start.batch_size, lanes)))
 
     most = max(1, min(MOST_LANES, layout.n_blocks // 2, _useful_lanes(layout, start.batch_size, rho)) // 2)
@@ -257,7 +257,9 @@ def _spread_lanes(layout: Layout, batch_size: int, asked: int) -> int:
     largest = max(2, asked // step * step)
     leads: dict[int, int] = {}
     for lanes in range(largest, max(1, math.ceil(0.9 * asked) - 1), -step):
-        shuffle = Shuffle(n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=lanes, groups=step // 2)
+        shuffle = ShuffleParameters(
+            n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=lanes, groups=step // 2
+        )
         leads[lanes] = largest_lead(shuffle)
         if leads[lanes] <= math.isqrt(lanes):
             return lanes
@@ -279,7 +281,7 @@ def _groups_dividing(batch_size: int, lanes: int) -> int:
     return groups
 
 
-def _most_slots(layout: Layout, sizes: Sizes, memory: int) -> Sizes:
+def _most_slots(layout: Layout, sizes: LoaderSizes, memory: int) -> LoaderSizes:
     spare = memory - project(layout, sizes, budget_bytes=memory).total_bytes
     more = max(0, spare - len(layout.fields) * PAGE_BYTES) // layout.block_bytes
     return replace(sizes, slots=min(layout.n_blocks, sizes.slots + more))

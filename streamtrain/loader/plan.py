@@ -1,14 +1,12 @@
-"""What a run will be, before it begins: memory, lanes, reads, steps, and how good its shuffle is on the real labels.
+"""The plan of a run before it begins: memory, lanes, reads, steps, and shuffle quality on the real labels.
 
-Everything follows from the same functions that the loader calls, so a plan is what a loader of the same arguments
-does. Shuffle quality is measured on the labels themselves, on the whole first epoch or its first millions of samples.
-The memory at which the shuffle would be as good as random is found by trying: the variance of a stretch in
-the middle of the epoch, memory by memory.
+Everything follows from the functions that the loader itself calls, so a plan is what a loader of the same arguments
+does. Shuffle quality is measured on the labels, over the whole first epoch or its first millions of samples. The memory
+at which the shuffle would be as good as random is found by search: the variance of a stretch in the middle of the
+epoch, memory by memory.
 
-The labels of a stored dataset, read block by block when they are asked for, and no other field.
-
-They are held as class numbers of one or two bytes, or as float32 deviations where labels are numbers. Memory that no
-block was read into is never touched, so a stretch of an epoch takes the memory of the blocks it needs.
+Labels are read block by block when they are needed, and no other field. They are kept as class numbers of one or two
+bytes, or as float32 deviations where labels are numbers. Memory that no block was read into is never touched.
 """
 
 from __future__ import annotations
@@ -22,9 +20,17 @@ import numpy.typing as npt
 
 from streamtrain.errors import BudgetError, UsageError
 from streamtrain.loader.block_reader import BlockReader
-from streamtrain.loader.budget import Sizes, solve
-from streamtrain.shuffle.order import I64, EpochOrder, Shuffle, shuffled_order
-from streamtrain.shuffle.quality import Array, Population, Quality, class_dtype, measure, pieces_of, standardized
+from streamtrain.loader.budget import LoaderSizes, solve
+from streamtrain.shuffle.order import I64, EpochOrder, ShuffleParameters, shuffled_order
+from streamtrain.shuffle.quality import (
+    Array,
+    LabelPopulation,
+    ShuffleQuality,
+    class_dtype,
+    measure_quality,
+    pieces_of,
+    standardized,
+)
 from streamtrain.shuffle.read_list import ReadList, largest_lead, read_list
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
@@ -47,7 +53,7 @@ class StoredLabels:
 
     Attributes
     ----------
-    population : Population
+    population : LabelPopulation
         What a full reshuffle of them depends on, from the stored statistics.
 
     Raises
@@ -76,7 +82,7 @@ class StoredLabels:
         self._overall = statistics.overall
         self._values = statistics.histogram.values if statistics.histogram else None
         counts = statistics.histogram.counts if statistics.histogram else None
-        self.population = Population(
+        self.population = LabelPopulation(
             n_samples=len(dataset), shares=None if counts is None else counts / self._layout.n_samples
         )
         dtype: np.dtype[Any] = np.dtype(np.float32) if self._values is None else class_dtype(len(self._values))
@@ -136,7 +142,7 @@ ONE_BATCH: Final = "one batch: nothing to mix"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reads:
+class ReadCounts:
     """What is read in an epoch.
 
     Attributes
@@ -160,7 +166,7 @@ class Reads:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Enough:
+class SufficientMemory:
     """The smallest memory at which batches vary no more than a full reshuffle's, and what the shuffle is then.
 
     Attributes
@@ -169,13 +175,13 @@ class Enough:
         The budget, of two digits.
     lanes : int
         The lanes it gives.
-    quality : Quality
+    quality : ShuffleQuality
         Of the same positions as the plan's own.
     """
 
     memory_bytes: int
     lanes: int
-    quality: Quality
+    quality: ShuffleQuality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,25 +196,25 @@ class Plan:
         Blocks that the lanes may need ahead of an even demand.
     n_batches : int
         Of an epoch.
-    first, later : Reads
+    first, later : ReadCounts
         Of the first epoch, exactly; of a later one, as expected with the cache of the pool.
-    quality : Quality, optional
+    quality : ShuffleQuality, optional
         None where there are no labels to measure it on; ``why`` then says why.
-    most : Quality, optional
+    most : ShuffleQuality, optional
         With as many lanes as any memory gives, over the stretch that memories are tried on.
-    enough : Enough, optional
+    enough : SufficientMemory, optional
         None where no memory makes the shuffle as good as random, or there are no labels.
     """
 
-    sizes: Sizes
+    sizes: LoaderSizes
     projection: Projection
     lead: int
     n_batches: int
-    first: Reads
-    later: Reads
-    quality: Quality | None
-    most: Quality | None
-    enough: Enough | None
+    first: ReadCounts
+    later: ReadCounts
+    quality: ShuffleQuality | None
+    most: ShuffleQuality | None
+    enough: SufficientMemory | None
     why: str
 
 
@@ -262,20 +268,24 @@ def plan(
     )
 
 
-def _shuffle(layout: Layout, sizes: Sizes) -> Shuffle:
-    return Shuffle(n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=sizes.lanes, groups=sizes.groups)
+def _shuffle(layout: Layout, sizes: LoaderSizes) -> ShuffleParameters:
+    return ShuffleParameters(
+        n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=sizes.lanes, groups=sizes.groups
+    )
 
 
-def _order(layout: Layout, sizes: Sizes, seed: int, epoch: int) -> EpochOrder:
+def _order(layout: Layout, sizes: LoaderSizes, seed: int, epoch: int) -> EpochOrder:
     return shuffled_order(_shuffle(layout, sizes), seed=seed, epoch=epoch)
 
 
-def _reads(dataset: Dataset, n_blocks: int) -> Reads:
+def _reads(dataset: Dataset, n_blocks: int) -> ReadCounts:
     n_stored = dataset.layout.n_blocks
-    return Reads(n_blocks=n_blocks, n_stored=n_stored, stored_bytes=round(dataset.stored_bytes * n_blocks / n_stored))
+    return ReadCounts(
+        n_blocks=n_blocks, n_stored=n_stored, stored_bytes=round(dataset.stored_bytes * n_blocks / n_stored)
+    )
 
 
-def expected_hits(present: ReadList, coming: ReadList, sizes: Sizes, n_sweeps: int, n_blocks: int) -> int:
+def expected_hits(present: ReadList, coming: ReadList, sizes: LoaderSizes, n_sweeps: int, n_blocks: int) -> int:
     """How many of an epoch's reads find their block still in the pool, kept since the epoch before.
 
     A block that is kept costs a slot from its last use in one epoch to its first in the next. The cheapest are kept, as
@@ -293,8 +303,8 @@ def expected_hits(present: ReadList, coming: ReadList, sizes: Sizes, n_sweeps: i
 
 
 def _measured(
-    dataset: Dataset, sizes: Sizes, batch_size: int, seed: int
-) -> tuple[Quality | None, Quality | None, Enough | None, str]:
+    dataset: Dataset, sizes: LoaderSizes, batch_size: int, seed: int
+) -> tuple[ShuffleQuality | None, ShuffleQuality | None, SufficientMemory | None, str]:
     try:
         labels = StoredLabels(dataset)
     except UsageError as error:
@@ -302,13 +312,13 @@ def _measured(
     with labels:
         if batch_size >= len(dataset):
             return None, None, None, ONE_BATCH
-        trial = _Trial(dataset, labels, batch_size, seed)
+        trial = _ShuffleTrial(dataset, labels, batch_size, seed)
         quality = trial.beginning(sizes)
         enough = trial.enough()
         return quality, trial.most, enough, ""
 
 
-class _Trial:
+class _ShuffleTrial:
     """Shuffles of one dataset, tried on its labels; what was measured once is remembered."""
 
     def __init__(self, dataset: Dataset, labels: StoredLabels, batch_size: int, seed: int) -> None:
@@ -316,19 +326,19 @@ class _Trial:
         self._labels = labels
         self._batch_size = batch_size
         self._seed = seed
-        self._tried: dict[tuple[int, int], Quality] = {}
-        self.most: Quality | None = None
+        self._tried: dict[tuple[int, int], ShuffleQuality] = {}
+        self.most: ShuffleQuality | None = None
 
-    def beginning(self, sizes: Sizes) -> Quality:
+    def beginning(self, sizes: LoaderSizes) -> ShuffleQuality:
         """The quality of the epoch's beginning, or of all of it where it has no more samples."""
         layout = self._dataset.layout
         wanted = max(_LEAST_MEASURED, _MEASURED_RUNS * layout.block_rows * sizes.lanes)
         stop = min(_MOST_MEASURED, wanted) // self._batch_size * self._batch_size or self._batch_size
         return self._measure(sizes, 0, stop, block_rows=layout.block_rows)
 
-    def _measure(self, sizes: Sizes, start: int, stop: int, block_rows: int | None = None) -> Quality:
+    def _measure(self, sizes: LoaderSizes, start: int, stop: int, block_rows: int | None = None) -> ShuffleQuality:
         order = _order(self._dataset.layout, sizes, self._seed, 0)
-        return measure(
+        return measure_quality(
             pieces_of(order, start, stop),
             self._labels.take,
             self._labels.population,
@@ -336,7 +346,7 @@ class _Trial:
             block_rows=block_rows,
         )
 
-    def _middle(self, sizes: Sizes) -> Quality:
+    def _middle(self, sizes: LoaderSizes) -> ShuffleQuality:
         """The quality of a stretch about the epoch's middle, where no block is cut."""
         at = sizes.lanes, sizes.groups
         if at not in self._tried:
@@ -346,7 +356,7 @@ class _Trial:
             self._tried[at] = self._measure(sizes, start, start + n_tried * self._batch_size)
         return self._tried[at]
 
-    def enough(self) -> Enough | None:
+    def enough(self) -> SufficientMemory | None:
         """The smallest memory whose batches vary no more than a full reshuffle's; None where there is none."""
         high = _FIRST_TRIED
         while (sizes := self._solved(high)) is None or sizes.slots < self._dataset.layout.n_blocks:
@@ -357,13 +367,13 @@ class _Trial:
         found = _digits(_smallest(self._is_random, high), 2)
         sizes = self._solved(found)
         assert sizes is not None
-        return Enough(memory_bytes=found, lanes=sizes.lanes, quality=self.beginning(sizes))
+        return SufficientMemory(memory_bytes=found, lanes=sizes.lanes, quality=self.beginning(sizes))
 
     def _is_random(self, memory: int) -> bool:
         sizes = self._solved(memory)
         return sizes is not None and self._middle(sizes).is_random
 
-    def _solved(self, memory: int) -> Sizes | None:
+    def _solved(self, memory: int) -> LoaderSizes | None:
         dataset = self._dataset
         try:
             return solve(dataset.layout, batch_size=self._batch_size, memory=memory, rho=dataset.rho)[0]

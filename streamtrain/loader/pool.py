@@ -1,15 +1,13 @@
-"""Slots and reader threads carrying out the schedule: from an order to gathered spans.
+"""The pool: reader threads fill slots along the read list and gather spans of samples.
 
-The threads share one list of jobs, in this order of preference: gather samples whose blocks are all here, work out
-the places of samples ahead, read blocks into free slots, set up the next epoch. The work itself is done in numpy and
-system calls that release the GIL. The reads go on into the next epoch's list, so nothing stops where an epoch ends.
+The threads share one list of jobs, in this order of preference: gather samples whose blocks are all here, compute the
+places of samples ahead, read blocks into free slots, set up the next epoch. The work itself is done in NumPy and system
+calls that release the GIL. The reads continue into the next epoch's list, so nothing stops where an epoch ends.
 
 Order never depends on what the threads do: a span's positions fix its samples, and threads only decide when.
 
-An epoch on its way through the pool: how far it has been read, worked out and gathered.
-
-Sweeps and positions count from the epoch's own start; ``sweeps_before`` puts the sweeps of all epochs on one line, so
-that a slot knows until when it is needed across the boundary. Only the pool's lock holder changes anything.
+Sweeps and positions of a `PoolEpoch` count from the epoch's own start; ``sweeps_before`` puts the sweeps of all epochs
+on one line, so that a slot knows until when it is needed across the boundary. Only the pool's lock holder changes it.
 """
 
 from __future__ import annotations
@@ -22,18 +20,18 @@ import numpy as np
 
 from streamtrain.errors import UsageError
 from streamtrain.loader.block_reader import BlockReader
-from streamtrain.loader.budget import Sizes
+from streamtrain.loader.budget import LoaderSizes
 from streamtrain.loader.pool_memory import HostMemory, PoolMemory, Span
 from streamtrain.loader.workers import Deadline, Job, Seconds, Workers
 from streamtrain.shuffle.order import I64, EpochOrder
-from streamtrain.shuffle.positions import Picks, picks
-from streamtrain.shuffle.read_list import ReadList, read_list, within
+from streamtrain.shuffle.positions import SamplePositions, iter_positions
+from streamtrain.shuffle.read_list import ReadList, read_list, reads_within
 from streamtrain.store.layout import Layout
-from streamtrain.system.events import Work
+from streamtrain.system.events import ThreadSeconds
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Passage:
+class PoolEpoch:
     """An epoch on its way through the pool. Sweeps and positions count from the epoch's own start."""
 
     number: int
@@ -44,10 +42,10 @@ class Passage:
     sweeps_before: int
     base: I64
     """For each run, the pool row its first row has been read to."""
-    places: Iterator[Picks]
+    places: Iterator[SamplePositions]
     indexed: int
     """Positions before this one have been worked out."""
-    pieces: deque[Picks] = field(default_factory=deque)
+    pieces: deque[SamplePositions] = field(default_factory=deque)
     n_asked: int = 0
     """Reads handed out, from the front of the list."""
     reading: dict[int, None] = field(default_factory=dict)
@@ -75,17 +73,19 @@ class Passage:
         self.n_asked = stop
 
 
-def enter(order: EpochOrder, *, number: int, start: int, stop: int, sweeps_before: int, index_samples: int) -> Passage:
+def enter_epoch(
+    order: EpochOrder, *, number: int, start: int, stop: int, sweeps_before: int, index_samples: int
+) -> PoolEpoch:
     """Set up the passage of positions [start, stop) of an epoch."""
-    return Passage(
+    return PoolEpoch(
         number=number,
         order=order,
-        reads=within(read_list(order), start // order.lanes, -(-stop // order.lanes)),
+        reads=reads_within(read_list(order), start // order.lanes, -(-stop // order.lanes)),
         start=start,
         stop=stop,
         sweeps_before=sweeps_before,
         base=np.zeros(len(order.run_first), np.int64),
-        places=picks(order, start, index_samples=index_samples),
+        places=iter_positions(order, start, index_samples=index_samples),
         indexed=start,
     )
 
@@ -99,7 +99,7 @@ class Pool:
         Where blocks come from.
     layout : Layout
         The dataset's.
-    sizes : Sizes
+    sizes : LoaderSizes
         How large everything is.
     order_of : callable
         Gives the order of an epoch by its number.
@@ -115,7 +115,7 @@ class Pool:
         self,
         reader: BlockReader,
         layout: Layout,
-        sizes: Sizes,
+        sizes: LoaderSizes,
         order_of: Callable[[int], EpochOrder],
         *,
         n_positions: int,
@@ -129,7 +129,7 @@ class Pool:
         self._n_positions = n_positions
         self._memory: PoolMemory = HostMemory(layout, sizes) if memory is None else memory
         self._slots = self._memory.slots
-        self._epochs: deque[Passage] = deque()
+        self._epochs: deque[PoolEpoch] = deque()
         self._spans: deque[Span] = deque()
         self._open: Span | None = None
         self._assigned = 0
@@ -192,7 +192,7 @@ class Pool:
             self._changed.notify_all()
             return span
 
-    def work(self) -> Work:
+    def work(self) -> ThreadSeconds:
         """What the threads have done so far."""
         return self._workers.work()
 
@@ -270,7 +270,7 @@ class Pool:
             self._epochs.popleft()
             self._assigned = self._epochs[0].start
 
-    def _lend(self, epoch: Passage, start: int) -> Span | None:
+    def _lend(self, epoch: PoolEpoch, start: int) -> Span | None:
         # While the consumer takes one span, it still holds the one before.
         if len(self._spans) >= self._sizes.spans - 2:
             return None
@@ -279,7 +279,7 @@ class Pool:
         self._spans.append(self._open)
         return self._open
 
-    def _gather(self, epoch: Passage, piece: Picks, span: Span, start: int, stop: int) -> Seconds:
+    def _gather(self, epoch: PoolEpoch, piece: SamplePositions, span: Span, start: int, stop: int) -> Seconds:
         some = slice(start - piece.start, stop - piece.start)
         rows = epoch.base.take(piece.runs[some])
         rows += piece.rows[some]
@@ -296,7 +296,7 @@ class Pool:
             return None
         self._indexing = True
 
-        def note(piece: Picks) -> None:
+        def note(piece: SamplePositions) -> None:
             self._indexing = False
             epoch.pieces.append(piece)
             epoch.indexed = piece.stop
@@ -343,18 +343,18 @@ class Pool:
         self._setting_up = True
         sweeps_before = last.sweeps_before + last.order.n_sweeps
 
-        def note(epoch: Passage) -> None:
+        def note(epoch: PoolEpoch) -> None:
             self._setting_up = False
             self._enter(epoch)
 
         return "index", lambda: self._set_up(last.number + 1, 0, sweeps_before=sweeps_before), note
 
-    def _enter(self, epoch: Passage) -> None:
+    def _enter(self, epoch: PoolEpoch) -> None:
         self._epochs.append(epoch)
         self._slots.foresee(epoch.reads.block, epoch.reads.first + epoch.sweeps_before)
 
-    def _set_up(self, number: int, start: int, *, sweeps_before: int) -> Passage:
-        return enter(
+    def _set_up(self, number: int, start: int, *, sweeps_before: int) -> PoolEpoch:
+        return enter_epoch(
             self._order_of(number),
             number=number,
             start=start,

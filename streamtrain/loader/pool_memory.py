@@ -1,20 +1,16 @@
-"""Where the pool's blocks lie and its samples are gathered: what the pool asks of a memory, and the host's.
-
-The pool's memory: slots of one block each, and which block is where.
+"""The pool's memory: slots for blocks, and spans for batches.
 
 A slot whose block is no longer needed in the present epoch keeps it: the order of the coming epoch is known, so the
-block that is needed furthest in the future gives way first (L. A. Belady, IBM Systems Journal 5(2), 1966). Only so many
-slots as the lanes and the reading ahead need are ever taken for them; the rest is this cache.
+block that is needed furthest in the future is evicted first (L. A. Belady, IBM Systems Journal 5(2), 1966). Only as
+many slots as the lanes and the reading ahead need are ever taken for them; the rest is this cache.
 
-Memory is one page-aligned anonymous mapping per field, in huge pages where the system has them: reads run several times
-faster into aligned memory. Slots lie end to end as whole rows, so one row index reaches through the whole pool.
-Only the pool's lock holder calls the methods that change anything.
-
-The memory that batches are gathered into, lent to the caller and taken back when nothing refers to it.
+Blocks lie in one page-aligned anonymous mapping per field, in huge pages where the system has them. Slots lie end to
+end as whole rows, so one row index reaches through the whole pool. Only the pool's lock holder calls the methods that
+change anything.
 
 A span is a few whole batches in one piece of memory per field. Its arrays belong to whoever holds them: the memory is
 used again only after the last reference to them, or to anything made from them, is gone. Fresh memory costs a page
-fault per 4 KiB, about as long as copying the page, so using it again matters.
+fault per 4 KiB, about as long as copying the page, so reuse matters.
 """
 
 from __future__ import annotations
@@ -28,7 +24,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.loader.budget import Sizes
+from streamtrain.loader.budget import LoaderSizes
 from streamtrain.loader.workers import Seconds
 from streamtrain.shuffle.order import I64
 from streamtrain.store.layout import Field, Layout
@@ -244,11 +240,11 @@ class HostMemory:
     ----------
     layout : Layout
         The dataset's.
-    sizes : Sizes
+    sizes : LoaderSizes
         How large everything is.
     """
 
-    def __init__(self, layout: Layout, sizes: Sizes) -> None:
+    def __init__(self, layout: Layout, sizes: LoaderSizes) -> None:
         self.slots = Slots(layout, sizes.slots, sizes.working_slots)
         self._spans = SpanMemory(layout.fields, sizes.span_samples(layout.n_samples), sizes.spans)
         self._row_dtypes = [row_dtype(field.row_bytes) for field in layout.fields]

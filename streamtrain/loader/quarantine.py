@@ -1,10 +1,10 @@
-"""Going on without the blocks that are damaged, when that was asked for: what they hold is left out, and named.
+"""The quarantine of damaged blocks: their samples are left out and named, and the run continues.
 
 A block that cannot be read, or is not what was written, loses its samples over all fields; nothing takes their place.
 The order of the others stays, and so do the bounds of the batches: a batch is shorter by the samples it lost, and one
 that lost all is not yielded. So batch k has the same samples whatever else is damaged, and a run resumes where it
-stood. A block is out from when a read first failed, for the loader's life: of an epoch that is under way then, samples
-of it that waited in a finished batch are left out too.
+stood. A block stays out for the loader's life from the first failed read: in the epoch under way, its samples that
+waited in a finished batch are left out too.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
 from streamtrain.system.memory import memory_limit
 
-NOTHING: Final = object()
+EMPTY_BATCH: Final = object()
 """What is left of a batch all of whose samples are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
+class QuarantinedBlock:
     """A block that is left out.
 
     Parameters
@@ -72,19 +72,19 @@ class Quarantine:
     def __init__(self, layout: Layout) -> None:
         self._block_rows = layout.block_rows
         self._is_out = np.zeros(layout.n_blocks, np.bool_)
-        self._found: dict[int, LeftOut] = {}
+        self._found: dict[int, QuarantinedBlock] = {}
         self._n_told = 0
         self._adding = threading.Lock()
 
     @property
-    def found(self) -> tuple[LeftOut, ...]:
+    def found(self) -> tuple[QuarantinedBlock, ...]:
         """What is left out so far, in the order of its finding."""
         with self._adding:
             return tuple(self._found.values())
 
     def add(self, error: DamagedBlock) -> None:
         """Leave a block out from now on."""
-        out = LeftOut(
+        out = QuarantinedBlock(
             field=error.field,
             block=error.block,
             file=error.where or "",
@@ -109,7 +109,7 @@ class Quarantine:
         return self._n_told > 0
 
 
-class ForgivingReader(BlockReader):
+class QuarantiningReader(BlockReader):
     """Reads blocks, and hands the damaged ones to a quarantine; what is in their slots then must not be used.
 
     Parameters
@@ -140,7 +140,7 @@ def reader_of(dataset: Dataset, quarantine: Quarantine | None, *, besides: int) 
     keep_cached = dataset.stored_bytes <= memory_limit().free_bytes - besides
     if quarantine is None:
         return BlockReader(dataset, keep_cached=keep_cached)
-    return ForgivingReader(dataset, quarantine, keep_cached=keep_cached)
+    return QuarantiningReader(dataset, quarantine, keep_cached=keep_cached)
 
 
 def first_rows(dataset: Dataset, n_rows: int, *, forgiving: bool) -> dict[str, npt.NDArray[Any]]:
@@ -161,7 +161,7 @@ def first_rows(dataset: Dataset, n_rows: int, *, forgiving: bool) -> dict[str, n
             start = error.samples[1]
 
 
-def last_of(
+def batch_finisher(
     quarantine: Quarantine | None,
     transform: Transform | None,
     order: Callable[[], EpochOrder],
@@ -174,7 +174,7 @@ def last_of(
 ) -> Callable[[Any], Any] | None:
     """What the batches at positions [start, stop) of an epoch go through one after the other, as a function of each.
 
-    It gives the batch without the samples that are left out, transformed, or `NOTHING`. The order is asked for only
+    It gives the batch without the samples that are left out, transformed, or `EMPTY_BATCH`. The order is asked for only
     when it matters: where the transform takes keys, and from the first damage on.
     """
     with_keys = takes_keys(transform)
@@ -191,7 +191,7 @@ def last_of(
         samples = None if samples_of is None else next(samples_of)
         if harmed and samples is not None and (kept := harmed.kept(samples)) is not None:
             if not len(kept):
-                return NOTHING
+                return EMPTY_BATCH
             batch, samples = _rows(batch, kept), samples[kept]
         if transform is None:
             return batch

@@ -1,6 +1,7 @@
-"""How loaders that train and measure at once share a budget: each that measures has a fixed part, one has the rest.
+"""One memory budget over the training loader and the validation loaders, and over a whole process.
 
-How a run's memory is shared out: what the whole process may take, and what of it is left for the loaders.
+Each loader that only measures has a fixed part; the training loader has the rest. Where the budget is that of the whole
+process, the memory of the model, its gradients, the optimizer's state and a step is measured and subtracted first.
 """
 
 from __future__ import annotations
@@ -17,34 +18,34 @@ from streamtrain.store.dataset import Dataset
 from streamtrain.system.memory import MemoryMeter, memory_limit
 from streamtrain.system.units import format_bytes, megabytes, parse_bytes
 
-PARTS: Final = 4
+BUDGET_PARTS: Final = 4
 """A loader that measures has one of so many parts."""
 _MOST_REHEARSED_BYTES: Final = 64_000_000
 
 
-def measuring_bytes(memory: int) -> int:
+def eval_loader_bytes(memory: int) -> int:
     """What a loader that measures may own of a budget."""
-    return memory // PARTS
+    return memory // BUDGET_PARTS
 
 
-def training_bytes(memory: int, n_measuring: int) -> int:
+def train_loader_bytes(memory: int, n_measuring: int) -> int:
     """What is left for the loader that trains.
 
     Examples
     --------
-    >>> training_bytes(103, 2), measuring_bytes(103)
+    >>> train_loader_bytes(103, 2), eval_loader_bytes(103)
     (53, 25)
     """
-    return memory - n_measuring * measuring_bytes(memory)
+    return memory - n_measuring * eval_loader_bytes(memory)
 
 
-def n_rehearsed(dataset: Dataset, batch_size: int) -> int:
+def n_preflight_rows(dataset: Dataset, batch_size: int) -> int:
     """Rows to rehearse a step on, whose memory is no loader's: a batch, or fewer where rows are large."""
     most = max(_MOST_REHEARSED_BYTES // dataset.layout.row_bytes, 2)
     return max(min(batch_size, most, len(dataset)), 1)
 
 
-def least_bytes(dataset: Dataset, batch_size: int, *, lanes: int | None = None, shuffle: bool = True) -> int:
+def smallest_budget_bytes(dataset: Dataset, batch_size: int, *, lanes: int | None = None, shuffle: bool = True) -> int:
     """The smallest budget that a loader of this dataset works with."""
 
     def works(n_bytes: int) -> bool:
@@ -63,22 +64,22 @@ def least_bytes(dataset: Dataset, batch_size: int, *, lanes: int | None = None, 
     return high
 
 
-def least_in_all(training: int, measuring: Sequence[int]) -> int:
+def smallest_shared_budget_bytes(training: int, measuring: Sequence[int]) -> int:
     """A budget of whose parts none is too small, where each of these bytes is the least for its loader.
 
     Examples
     --------
-    >>> least_in_all(90, [10]), least_in_all(90, [10, 100]), least_in_all(90, [])
-    (120, 400, 90)
-    >>> training_bytes(120, 1), training_bytes(119, 1)
+    >>> [smallest_shared_budget_bytes(90, measuring) for measuring in ([10], [10, 100], [])]
+    [120, 400, 90]
+    >>> train_loader_bytes(120, 1), train_loader_bytes(119, 1)
     (90, 90)
     """
-    of_training = -(-training * PARTS // (PARTS - len(measuring)))
-    return max(of_training, *(least * PARTS for least in measuring)) if measuring else training
+    of_training = -(-training * BUDGET_PARTS // (BUDGET_PARTS - len(measuring)))
+    return max(of_training, *(least * BUDGET_PARTS for least in measuring)) if measuring else training
 
 
 DEFAULT_MEMORY: Final = "512MB"
-VAL_SHARE: Final = PARTS
+VAL_SHARE: Final = BUDGET_PARTS
 """The loader of ``--val`` has one of so many parts."""
 _SPARE_SHARE: Final = 12
 _LEAST_SPARE_BYTES: Final = 4_000_000
@@ -90,7 +91,7 @@ _LEFT_FREE: Final = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
+class NonLoaderMemory:
     """What a process holds beside its loaders, in bytes.
 
     Parameters
@@ -125,16 +126,16 @@ class Taken:
         )
 
 
-def taken(reserved_bytes: int, step: MemoryMeter, after: MemoryMeter) -> Taken:
+def non_loader_memory(reserved_bytes: int, step: MemoryMeter, after: MemoryMeter) -> NonLoaderMemory:
     """What a rehearsed step took: ``step`` watched it, and ``after`` began while what lasts was still held."""
-    return Taken(
+    return NonLoaderMemory(
         reserved_bytes=reserved_bytes,
         training_bytes=max(0, after.before_bytes - reserved_bytes),
         step_bytes=max(0, step.before_bytes + step.peak_bytes - after.before_bytes),
     )
 
 
-def check_sizes(memory: str | None, max_memory: str | None) -> None:
+def check_memory_options(memory: str | None, max_memory: str | None) -> None:
     """Refuse what is no size, or more than the machine allows, before anything is begun.
 
     Raises
@@ -157,7 +158,9 @@ def check_sizes(memory: str | None, max_memory: str | None) -> None:
             )
 
 
-def loaders_bytes(memory: str | None, max_memory: str | None, taken: Taken, *, least_bytes: int = 1) -> int:
+def loader_budget_bytes(
+    memory: str | None, max_memory: str | None, taken: NonLoaderMemory, *, least_bytes: int = 1
+) -> int:
     """What the loaders may own.
 
     Parameters
@@ -165,7 +168,7 @@ def loaders_bytes(memory: str | None, max_memory: str | None, taken: Taken, *, l
     memory, max_memory : str, optional
         The options as given: the loaders' budget, and the whole process's; ``"auto"`` is the machine's limit, or what
         is free where that is less.
-    taken : Taken
+    taken : NonLoaderMemory
         What the process holds without loaders.
     least_bytes : int
         What the loaders need at the least.
@@ -177,9 +180,9 @@ def loaders_bytes(memory: str | None, max_memory: str | None, taken: Taken, *, l
 
     Examples
     --------
-    >>> taken = Taken(reserved_bytes=300_000_000, training_bytes=90_000_000, step_bytes=10_000_000)
-    >>> loaders_bytes(None, None, taken), loaders_bytes(None, "1GB", taken), loaders_bytes("64MB", "1GB", taken)
-    (512000000, 591666667, 64000000)
+    >>> taken = NonLoaderMemory(reserved_bytes=300_000_000, training_bytes=90_000_000, step_bytes=10_000_000)
+    >>> [loader_budget_bytes(*limits, taken) for limits in ((None, None), (None, "1GB"), ("64MB", "1GB"))]
+    [512000000, 591666667, 64000000]
     """
     if max_memory is None:
         return parse_bytes(memory or DEFAULT_MEMORY, name="memory")
@@ -195,7 +198,7 @@ def loaders_bytes(memory: str | None, max_memory: str | None, taken: Taken, *, l
     return wanted if memory else left
 
 
-def _left(max_memory: str, taken: Taken) -> tuple[int, int, str]:
+def _left(max_memory: str, taken: NonLoaderMemory) -> tuple[int, int, str]:
     """The process's budget, what of it the loaders may have, and why it is no more."""
     holds = f"The process holds without them: {taken} = {format_bytes(taken.total_bytes)}"
     if max_memory != "auto":
@@ -218,14 +221,14 @@ def steady_lanes(dataset: Dataset, batch_size: int, n_bytes: int) -> int:
     BudgetError
         Not even the smallest such budget works.
     """
-    least = least_bytes(dataset, batch_size)
+    least = smallest_budget_bytes(dataset, batch_size)
     stated = parse_bytes(DEFAULT_MEMORY)
     while stated > n_bytes and stated > least:
         stated //= 2
     return solve(dataset.layout, batch_size=batch_size, memory=max(stated, least), rho=dataset.rho)[0].lanes
 
 
-def of_the_process(error: BudgetError, taken: Taken) -> BudgetError:
+def process_budget_error(error: BudgetError, taken: NonLoaderMemory) -> BudgetError:
     """What a loader refuses, where its budget was what a budget for the whole process left."""
     found = _SIZE.search(error.fix or "")
     rest = found[2] if found and found[2] else ""

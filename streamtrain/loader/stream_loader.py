@@ -1,11 +1,4 @@
-"""Shuffled batches from a stored dataset, in bounded memory: order, schedule and pool behind ``for x, y in loader``.
-
-The order of any epoch, as a loader asks for it.
-
-Where a loader stands, as a few numbers: told by ``state_dict``, and looked at before anything believes it.
-
-A span of samples cut into batches, some at a time: a tensor takes more memory than a tiny batch has.
-"""
+"""`StreamLoader`: shuffled batches of a stored dataset in bounded memory, with ``state_dict``."""
 
 from __future__ import annotations
 
@@ -21,47 +14,51 @@ from torch import Tensor
 
 from streamtrain.errors import UsageError, differences
 from streamtrain.loader.augmentation import Transform
-from streamtrain.loader.budget import Sizes, solve
-from streamtrain.loader.device.transfer import Placement, carrier_to
+from streamtrain.loader.budget import LoaderSizes, solve
+from streamtrain.loader.device.transfer import Placement, make_transfer
 from streamtrain.loader.pool import Pool
-from streamtrain.loader.quarantine import NOTHING, LeftOut, Quarantine, last_of, reader_of
-from streamtrain.loader.telemetry import Narrator
-from streamtrain.shuffle.order import I64, EpochOrder, Shuffle, sequential_order, shuffled_order
-from streamtrain.shuffle.positions import samples
+from streamtrain.loader.quarantine import EMPTY_BATCH, Quarantine, QuarantinedBlock, batch_finisher, reader_of
+from streamtrain.loader.telemetry import LoaderTelemetry
+from streamtrain.shuffle.order import I64, EpochOrder, ShuffleParameters, sequential_order, shuffled_order
+from streamtrain.shuffle.positions import samples_at
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
 from streamtrain.system.arguments import check_batch_size, check_reading, check_seed
-from streamtrain.system.events import Work
+from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.memory import Projection, n_cores, require_memory
 from streamtrain.system.units import parse_bytes
 
 
-def orders_of(layout: Layout, sizes: Sizes, seed: int, *, shuffle: bool, reshuffle: str) -> Callable[[int], EpochOrder]:
+def epoch_orders(
+    layout: Layout, sizes: LoaderSizes, seed: int, *, shuffle: bool, reshuffle: str
+) -> Callable[[int], EpochOrder]:
     """What gives an epoch's order by its number; it keeps nothing but its arguments alive.
 
     Where ``reshuffle`` is ``"never"`` every epoch has the order of epoch 0, and so the same batches.
     """
     if not shuffle:
         return lambda epoch: sequential_order(layout.n_samples, layout.block_rows)
-    shape = Shuffle(n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=sizes.lanes, groups=sizes.groups)
+    shape = ShuffleParameters(
+        n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=sizes.lanes, groups=sizes.groups
+    )
     anew = reshuffle == "epoch"
     return lambda epoch: shuffled_order(shape, seed=seed, epoch=epoch if anew else 0)
 
 
-def last_samples(order: EpochOrder, position: int, batch_size: int, quarantine: Quarantine | None) -> I64:
+def samples_ending_at(order: EpochOrder, position: int, batch_size: int, quarantine: Quarantine | None) -> I64:
     """The samples of the batch that ends at a position, without those that are left out.
 
     Examples
     --------
-    >>> last_samples(sequential_order(10, 4), 10, 4, None).tolist()
+    >>> samples_ending_at(sequential_order(10, 4), 10, 4, None).tolist()
     [8, 9]
     """
-    found = samples(order, max(position - 1, 0) // batch_size * batch_size, position)
+    found = samples_at(order, max(position - 1, 0) // batch_size * batch_size, position)
     kept = quarantine.kept(found) if quarantine else None
     return found if kept is None else found[kept]
 
 
-VERSION: Final = 1
+LOADER_STATE_VERSION: Final = 1
 _LEAST: Final = {"seed": 0, "epoch": 0, "batch": 0, "lanes": 1, "groups": 1}
 """What a state may hold besides what the loader has, and the least of each."""
 _SINCE: Final = {"reshuffle": "epoch"}
@@ -102,13 +99,13 @@ def check_state(state: object, mine: Mapping[str, Any]) -> None:
             raise UsageError(f"the state's {name} is {value!r}; it must be an integer of at least {least}")
 
 
-Group = tuple[Tensor, ...]
+BatchGroup = tuple[Tensor, ...]
 """The fields of some batches in a row."""
 
 _BATCHES_AT_ONCE: Final = 512
 
 
-def groups_of(fields: Iterable[Tensor], batch_size: int) -> list[Group]:
+def groups_of(fields: Iterable[Tensor], batch_size: int) -> list[BatchGroup]:
     """Cut the fields of a span, (n, ...) each, into groups of batches, the first one last.
 
     Examples
@@ -120,7 +117,7 @@ def groups_of(fields: Iterable[Tensor], batch_size: int) -> list[Group]:
     return list(zip(*parts, strict=True))[::-1]
 
 
-def batches_of(group: Group, batch_size: int, make: Callable[[Iterable[Tensor]], Any]) -> list[Any]:
+def batches_of(group: BatchGroup, batch_size: int, make: Callable[[Iterable[Tensor]], Any]) -> list[Any]:
     """Cut a group into its batches, the first one last."""
     parts = [torch.split(field, batch_size) for field in group]
     return list(map(make, zip(*parts, strict=True)))[::-1]
@@ -205,7 +202,7 @@ class StreamLoader:
         check_batch_size(batch_size, len(dataset), drop_last=drop_last)
         check_seed(seed)
         check_reading(on_bad_block, timeout, reshuffle)
-        self._narrator = Narrator()
+        self._telemetry = LoaderTelemetry()
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
@@ -219,7 +216,7 @@ class StreamLoader:
         self.timeout = timeout
         self.wait_seconds = 0.0
         self._quarantine = Quarantine(dataset.layout) if on_bad_block == "quarantine" else None
-        self._carrier = carrier_to(device)
+        self._carrier = make_transfer(device)
         self._sizes, self._projection = self._solve(lanes)
         require_memory(self._projection.host_bytes)
         self._batch_type = _named_tuple("Batch", [field.name for field in dataset.layout.fields])
@@ -227,9 +224,9 @@ class StreamLoader:
         self._pool: Pool | None = None
         self._pool_at: tuple[int, int] | None = None
         self._entered = self._closed = False
-        self._work_before = Work()
-        self._narrator.opened(self)
-        weakref.finalize(self, self._narrator.closed)
+        self._work_before = ThreadSeconds()
+        self._telemetry.opened(self)
+        weakref.finalize(self, self._telemetry.closed)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -245,17 +242,17 @@ class StreamLoader:
         return self._projection
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> LoaderSizes:
         """The lanes, groups, slots and spans solved from the budget."""
         return self._sizes
 
     @property
-    def work(self) -> Work:
+    def work(self) -> ThreadSeconds:
         """What the threads have done so far, in seconds of theirs; ``wait_seconds`` is the consumer's own."""
         return self._work_before + self._pool.work() if self._pool else self._work_before
 
     @property
-    def quarantined(self) -> tuple[LeftOut, ...]:
+    def quarantined(self) -> tuple[QuarantinedBlock, ...]:
         """The blocks that are left out: field, block, file, samples, and why."""
         return self._quarantine.found if self._quarantine else ()
 
@@ -273,14 +270,14 @@ class StreamLoader:
 
     def last_samples(self) -> I64:
         """The samples of the batch that was yielded last, in its order: their rows in the dataset, (B,) int64."""
-        return last_samples(self._orders()(self._epoch), self._position, self.batch_size, self._quarantine)
+        return samples_ending_at(self._orders()(self._epoch), self._position, self.batch_size, self._quarantine)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, counted in batches it has yielded: a few numbers and the dataset's id."""
         place = {"epoch": self._epoch, "batch": -(-self._position // self.batch_size)}
         lanes = {"lanes": self._sizes.lanes, "groups": self._sizes.groups}
         order = {name: getattr(self, name) for name in _ORDER}
-        return {"version": VERSION, "dataset": self.dataset.id, **place, **lanes, **order}
+        return {"version": LOADER_STATE_VERSION, "dataset": self.dataset.id, **place, **lanes, **order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken; lanes and groups are taken from it, whatever the budget gives.
@@ -303,7 +300,7 @@ class StreamLoader:
         self._position = min(state["batch"] * self.batch_size, self._n_positions())
         self._entered, self._pool_at = False, None
 
-    def _solve(self, lanes: int | None, groups: int | None = None) -> tuple[Sizes, Projection]:
+    def _solve(self, lanes: int | None, groups: int | None = None) -> tuple[LoaderSizes, Projection]:
         layout, memory, rho = self.dataset.layout, self.memory_bytes, self.dataset.rho
         sizes, projection = solve(
             layout, batch_size=self.batch_size, memory=memory, shuffle=self.shuffle, lanes=lanes, groups=groups, rho=rho
@@ -329,10 +326,10 @@ class StreamLoader:
     def _batches(self, turn: int) -> Iterator[Any]:
         self._check_turn(turn)
         n_positions, first = self._n_positions(), self._position
-        with self._narrator.epoch(self, self._epoch, lambda: self._position - first if self._turn == turn else 0):
+        with self._telemetry.epoch(self, self._epoch, lambda: self._position - first if self._turn == turn else 0):
             pool = self._running_pool()
             finish = self._carrier.finish(self._last()) if self._carrier else self._last()
-            groups: list[Group] = []
+            groups: list[BatchGroup] = []
             while self._position < n_positions:
                 groups = groups or self._next_groups(pool)
                 batches = batches_of(groups.pop(), self.batch_size, self._batch_type._make)
@@ -340,7 +337,7 @@ class StreamLoader:
                     self._position = min(self._position + self.batch_size, n_positions)
                     # Nothing here may keep the batch: its memory is lent until the caller lets go of it.
                     done = [batches.pop() if finish is None else finish(batches.pop())]
-                    if done[0] is not NOTHING:
+                    if done[0] is not EMPTY_BATCH:
                         yield done.pop()
                         self._check_turn(turn)
         self._epoch, self._position = self._epoch + 1, 0
@@ -352,23 +349,23 @@ class StreamLoader:
         if self._turn != turn:
             raise UsageError("the loader was iterated anew meanwhile", fix="use one iterator at a time")
 
-    def _next_groups(self, pool: Pool) -> list[Group]:
+    def _next_groups(self, pool: Pool) -> list[BatchGroup]:
         """The next span's batches in groups, the first one last."""
         started, next_span = time.perf_counter(), partial(pool.next_span, self.timeout)
         tensors = self._carrier.take(next_span) if self._carrier else map(torch.from_numpy, next_span().arrays)
         groups = groups_of(tensors, self.batch_size)
         self.wait_seconds += time.perf_counter() - started
-        self._narrator.look()
+        self._telemetry.look()
         return groups
 
     def _last(self) -> Callable[[Any], Any] | None:
         """What every batch from here on goes through before it is the caller's."""
         place = {"seed": self.seed, "epoch": self._epoch, "start": self._position, "stop": self._n_positions()}
         order = partial(self._orders(), self._epoch)
-        return last_of(self._quarantine, self.transform, order, batch_size=self.batch_size, **place)
+        return batch_finisher(self._quarantine, self.transform, order, batch_size=self.batch_size, **place)
 
     def _orders(self) -> Callable[[int], EpochOrder]:
-        return orders_of(self.dataset.layout, self._sizes, self.seed, shuffle=self.shuffle, reshuffle=self.reshuffle)
+        return epoch_orders(self.dataset.layout, self._sizes, self.seed, shuffle=self.shuffle, reshuffle=self.reshuffle)
 
     def _n_positions(self) -> int:
         return len(self) * self.batch_size if self.drop_last else len(self.dataset)
@@ -409,7 +406,7 @@ class StreamLoader:
         self._turn += 1
         self._closed = True
         self._stop_pool()
-        self._narrator.closed()
+        self._telemetry.closed()
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""What a loader tells the meters of itself, and when."""
+"""Lifecycle events of a loader, published for the meters."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from streamtrain.system.events import (
     EpochEnded,
     LoaderClosed,
     LoaderOpened,
-    Work,
-    between,
-    listening,
-    next_number,
-    tell,
+    ThreadSeconds,
+    has_subscribers,
+    next_loader_id,
+    publish_around,
+    publish_event,
 )
 from streamtrain.system.memory import Projection, device_bytes, held_bytes
 
 _LOOK_SECONDS: Final = 0.05
 
 
-class Narrated(Protocol):
+class ObservedLoader(Protocol):
     """What a narrator asks of a loader."""
 
     @property
@@ -40,35 +40,35 @@ class Narrated(Protocol):
         """Seconds its consumer has waited, over its whole life."""
 
     @property
-    def work(self) -> Work:
+    def work(self) -> ThreadSeconds:
         """What its threads have done, over its whole life."""
 
 
-class Narrator:
+class LoaderTelemetry:
     """Tells what one loader does; made before the loader takes any memory.
 
     Examples
     --------
     >>> import numpy as np, tempfile, streamtrain as st
-    >>> from streamtrain.system.events import subscribed
+    >>> from streamtrain.system.events import subscribe
     >>> dataset = st.ingest({"x": np.arange(9)}, tempfile.mkdtemp() + "/d.zarr")
     >>> heard = []
-    >>> with subscribed(heard.append), st.StreamLoader(dataset, batch_size=4, memory="16MB") as loader:
+    >>> with subscribe(heard.append), st.StreamLoader(dataset, batch_size=4, memory="16MB") as loader:
     ...     _ = list(loader)
     >>> [type(event).__name__ for event in heard], heard[2].n_samples
     (['LoaderOpened', 'EpochBegan', 'EpochEnded', 'LoaderClosed'], 9)
     """
 
     def __init__(self) -> None:
-        self._number = next_number()
-        self._held_bytes = held_bytes() if listening() else 0
+        self._number = next_loader_id()
+        self._held_bytes = held_bytes() if has_subscribers() else 0
         self._looked = 0.0
         self._is_open = False
 
-    def opened(self, loader: Narrated) -> None:
+    def opened(self, loader: ObservedLoader) -> None:
         """Tell that the loader was made, and what it may take."""
         self._is_open = True
-        tell(
+        publish_event(
             LoaderOpened(
                 loader=self._number,
                 dataset=str(loader.dataset.path),
@@ -83,10 +83,10 @@ class Narrator:
     def closed(self) -> None:
         """Tell that the loader is closed, once."""
         if self._is_open:
-            tell(LoaderClosed(loader=self._number))
+            publish_event(LoaderClosed(loader=self._number))
         self._is_open = False
 
-    def epoch(self, loader: Narrated, epoch: int, taken: Callable[[], int]) -> AbstractContextManager[None]:
+    def epoch(self, loader: ObservedLoader, epoch: int, taken: Callable[[], int]) -> AbstractContextManager[None]:
         """Tell an epoch's beginning and, however it comes, its end, when ``taken`` gives the samples that it took."""
         started, waited, work = time.perf_counter(), loader.wait_seconds, loader.work
 
@@ -100,12 +100,12 @@ class Narrator:
                 work=loader.work - work,
             )
 
-        return between(EpochBegan(loader=self._number, epoch=epoch), ended)
+        return publish_around(EpochBegan(loader=self._number, epoch=epoch), ended)
 
     def look(self) -> None:
         """Tell what torch holds of pinned and device memory, now and then, if anybody listens."""
-        if listening() and time.perf_counter() - self._looked >= _LOOK_SECONDS:
+        if has_subscribers() and time.perf_counter() - self._looked >= _LOOK_SECONDS:
             self._looked = time.perf_counter()
             pinned, on_devices = device_bytes()
             if pinned or on_devices:
-                tell(DeviceMemory(pinned_bytes=pinned, device_bytes=on_devices))
+                publish_event(DeviceMemory(pinned_bytes=pinned, device_bytes=on_devices))

@@ -1,14 +1,12 @@
-"""A few threads that carry out jobs. What a job may take is decided under one lock; the work is done outside of it.
+"""Worker threads, their jobs, and stall deadlines.
 
-What a job raises, and what planning one raises, is kept for whoever waits for the results, and no further job begins:
-a thread that ended without a word would leave the consumer waiting for ever.
+Jobs are chosen under one lock; the work is done outside of it. An error of a job, or of choosing one, is kept for the
+thread that waits for the results, and no further job begins: a thread that ended silently would leave the consumer
+waiting for ever.
 
-Where every thread stands, in a line each: what a deadline that passed tells instead of a hang.
-
-When to wait for threads no longer: each read has its deadline from its own start, and so has all else that is done.
-
-A disk that is slow but answers is waited for, however long a batch takes. A read that does not come back is named, by
-field, block, samples and file, though other blocks still flow and nobody has come to wait for this one.
+Each read has its deadline from its own start, and so has all other work. A slow disk that answers does not time out,
+however long a batch takes. A read that does not return is named by field, block, samples and file, even while other
+blocks still arrive and nobody waits for this one yet.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamtrain.errors import StallError, UsageError
-from streamtrain.loader.block_reader import BlockReader, UnderWay
-from streamtrain.system.events import Work
+from streamtrain.loader.block_reader import BlockReader, PendingRead
+from streamtrain.system.events import ThreadSeconds
 
 _JOIN_SECONDS: Final = 3.0
 _STALLED_JOIN_SECONDS: Final = 0.5
@@ -114,11 +112,11 @@ class Workers:
                 thread.start()
         self.changed.notify_all()
 
-    def work(self) -> Work:
+    def work(self) -> ThreadSeconds:
         """What the threads have done so far."""
         self.check_process()
         with self.lock:
-            return Work(**self._seconds)
+            return ThreadSeconds(**self._seconds)
 
     def check_process(self) -> None:
         """Refuse to wait in a process that was forked: threads stay behind in the one that made them.
@@ -207,12 +205,12 @@ class Workers:
 _FRAMES: Final = 4
 
 
-def stacks() -> str:
+def thread_stacks() -> str:
     """The innermost calls of every thread, by the thread's name, the innermost one first.
 
     Examples
     --------
-    >>> stacks().splitlines()[0].split(" < ")[0].startswith("  MainThread: workers.py:")
+    >>> thread_stacks().splitlines()[0].split(" < ")[0].startswith("  MainThread: workers.py:")
     True
     """
     frames = sys._current_frames()  # the one way to another thread's calls
@@ -287,11 +285,11 @@ class Deadline:
         return StallError(
             f"{_hanging(reads[0]) if reads else self._what} within {timeout:g} seconds",
             where=str(reads[0].file if reads else self._reader.path),
-            why=f"Where every thread stands:\n{stacks()}\nBeing read: {told or 'nothing'}",
+            why=f"Where every thread stands:\n{thread_stacks()}\nBeing read: {told or 'nothing'}",
             fix="look at the disk, or wait longer with timeout=",
         )
 
 
-def _hanging(read: UnderWay) -> str:
+def _hanging(read: PendingRead) -> str:
     start, stop = read.samples
     return f"block {read.block} of field {read.field} (samples {start} to {stop - 1}) was not read"

@@ -1,1 +1,1 @@
-"""streamtrain/models."""
+"""Models and losses: from a batch to a loss."""

@@ -1,7 +1,7 @@
 """Models by name: ``linear``, ``mlp:256,128``, ``cnn``, or a factory in a file of the user's own.
 
-The built-in ones take samples of any shape and flatten or complete it as they need, so that a name is enough to train
-on a dataset. Their initial weights follow from a seed alone, and torch's random state is left as it was.
+The built-in ones take samples of any shape and flatten or complete it as needed, so that a name is enough to train on a
+dataset. Their initial weights follow from a seed alone, and torch's random state is left as it was.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How a model is run forward: as it is, in a narrower precision, compiled.
+"""The forward pass of a model: as it is, under autocast, or compiled.
 
-Neither changes the model: its weights keep their dtype, and its ``state_dict`` its names, so that a checkpoint does not
-know of them.
+Neither option changes the model: its weights keep their dtype, and its ``state_dict`` its names, so a checkpoint does
+not depend on them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import ResourceError, UsageError, unknown_name
-from streamtrain.models.losses import plain
+from streamtrain.models.losses import dtype_name
 
-Forward = Callable[..., Tensor]
+ForwardFunction = Callable[..., Tensor]
 """Inputs (B, ...) -> output (B, ...)."""
 
 AUTOCAST: Final = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
@@ -40,20 +40,20 @@ def check_autocast(autocast: str | torch.dtype | None) -> torch.dtype | None:
     """
     if autocast is None or autocast is torch.bfloat16:
         return autocast
-    if plain(autocast) in ("float16", "fp16", "half"):
+    if dtype_name(autocast) in ("float16", "fp16", "half"):
         raise UsageError(
             "autocast to float16",
             why="Small gradients vanish in it unless the loss is scaled; bfloat16 has the range of float32",
             fix="autocast='bfloat16'",
         )
     if not isinstance(autocast, str) or autocast not in AUTOCAST:
-        raise unknown_name("autocast", plain(autocast), AUTOCAST)
+        raise unknown_name("autocast", dtype_name(autocast), AUTOCAST)
     return AUTOCAST[autocast]
 
 
-def forward_of(
+def make_forward(
     model: nn.Module, *, device: torch.device, autocast: torch.dtype | None = None, compiled: bool = False
-) -> Forward:
+) -> ForwardFunction:
     """What runs a model forward.
 
     Parameters
@@ -69,11 +69,11 @@ def forward_of(
         Whether `torch.compile` compiles it, once for batches of any size: what a batch comes to does not depend on the
         sizes that came before it.
     """
-    run: Forward = _compiled(model) if compiled else model
+    run: ForwardFunction = _compiled(model) if compiled else model
     return _narrowed(run, device, autocast) if autocast is not None else run
 
 
-def _narrowed(run: Forward, device: torch.device, dtype: torch.dtype) -> Forward:
+def _narrowed(run: ForwardFunction, device: torch.device, dtype: torch.dtype) -> ForwardFunction:
     def forward(*inputs: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype=dtype):
             output = run(*inputs)
@@ -82,7 +82,7 @@ def _narrowed(run: Forward, device: torch.device, dtype: torch.dtype) -> Forward
     return forward
 
 
-def _compiled(model: nn.Module) -> Forward:
+def _compiled(model: nn.Module) -> ForwardFunction:
     with _quiet():
         run = torch.compile(model)
     n_warned = 0

@@ -1,16 +1,14 @@
-"""Losses by name: the mean over the samples of a batch, what it weighs, and what each asks of its target.
+"""Losses by name: exact weighted means over the samples of a batch, with output and target aligned.
 
-A `Loss` lines the model's output up with the target before it measures, so that the classic silent mistake, an output
-of shape (B, 1) broadcast against a target of shape (B,) to a (B, B) table of differences, cannot happen: the one
-axis too many is dropped where that has a single meaning, and everything else is refused.
+A `Loss` aligns the model's output with the target before it measures, so that the classic silent mistake, an output of
+shape (B, 1) broadcast against a target of shape (B,) to a (B, B) table of differences, cannot happen: the one axis too
+many is dropped where that has a single meaning, and everything else is refused. Nothing is broadcast.
 
 Every loss here is a weighted mean, J = sum of weight * loss / sum of weight, over the elements of the targets: all of
 weight 1, times the class weight of its class, 0 where its class is ignored, times its sample's weight. So the mean over
 several batches is the sum of their `total` over the sum of their weights, which the mean of their means is not.
 
-Floats of different widths meet in the wider one, as everywhere in torch; no other dtype is converted.
-
-Output and target lined up for a loss, where that has a single meaning; nothing is broadcast.
+Floats of different widths are promoted to the wider one, as everywhere in torch; no other dtype is converted.
 """
 
 from __future__ import annotations
@@ -28,20 +26,20 @@ from torch.nn.modules import loss as torch_losses
 
 from streamtrain.errors import UsageError, unknown_name
 
-Kind = Literal["classes", "logits", "values", "custom"]
+LossKind = Literal["classes", "logits", "values", "custom"]
 """What a loss compares: scores of classes with a class, one logit with 0 or 1, numbers with numbers, or unknown."""
 
 
-class Named(Protocol):
+class NamedLoss(Protocol):
     """What is asked of a loss."""
 
     @property
     def name(self) -> str: ...
     @property
-    def kind(self) -> Kind: ...
+    def kind(self) -> LossKind: ...
 
 
-def align(loss: Named, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def align(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Line output and target up for a loss, or say why they do not fit.
 
     ======= ============================ ======================================================
@@ -74,7 +72,7 @@ def align(loss: Named, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
             return _align_values(loss, output, target)
 
 
-def _align_classes(loss: Named, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _align_classes(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if target.dtype != torch.int64:
         raise _wrong_dtype(loss, target, "int64 class labels", "mse or l1, or store the labels as int64")
     if output.ndim == 2 and target.ndim == 2 and target.shape[1] == 1:
@@ -84,7 +82,7 @@ def _align_classes(loss: Named, output: Tensor, target: Tensor) -> tuple[Tensor,
     return output, target
 
 
-def _align_values(loss: Named, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _align_values(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if not target.dtype.is_floating_point:
         fix = "cross_entropy for class labels, or store the target as a float"
         raise _wrong_dtype(loss, target, "a float target", fix)
@@ -98,11 +96,11 @@ def _align_values(loss: Named, output: Tensor, target: Tensor) -> tuple[Tensor, 
     return output.to(wider), target.to(wider)
 
 
-def _wrong_dtype(loss: Named, target: Tensor, wanted: str, fix: str) -> UsageError:
-    return UsageError(f"{loss.name} needs {wanted}; the target is {plain(target.dtype)}", fix=fix)
+def _wrong_dtype(loss: NamedLoss, target: Tensor, wanted: str, fix: str) -> UsageError:
+    return UsageError(f"{loss.name} needs {wanted}; the target is {dtype_name(target.dtype)}", fix=fix)
 
 
-def _wrong_shape(loss: Named, output: Tensor, target: Tensor, wanted: str) -> UsageError:
+def _wrong_shape(loss: NamedLoss, output: Tensor, target: Tensor, wanted: str) -> UsageError:
     return UsageError(
         f"{loss.name} cannot compare an output of shape {tuple(output.shape)} with a target of {tuple(target.shape)}",
         why="Broadcasting one against the other would train on a wrong loss",
@@ -110,7 +108,7 @@ def _wrong_shape(loss: Named, output: Tensor, target: Tensor, wanted: str) -> Us
     )
 
 
-def plain(dtype: torch.dtype | str) -> str:
+def dtype_name(dtype: torch.dtype | str) -> str:
     """A dtype, or its name, without its library's name."""
     return str(dtype).removeprefix("torch.")
 
@@ -152,7 +150,7 @@ class Loss:
     """
 
     name: str
-    kind: Kind
+    kind: LossKind
     mean: LossFunction
     each: LossFunction | None = None
     summed: bool = False
@@ -286,7 +284,7 @@ def _wide(losses: Tensor) -> torch.dtype:
     return torch.float32 if losses.device.type == "mps" else torch.float64
 
 
-NAMED: Final[dict[str, tuple[Kind, LossFunction, type[nn.Module]]]] = {
+LOSS_DEFINITIONS: Final[dict[str, tuple[LossKind, LossFunction, type[nn.Module]]]] = {
     "cross_entropy": ("classes", F.cross_entropy, nn.CrossEntropyLoss),
     "nll": ("classes", F.nll_loss, nn.NLLLoss),
     "bce_with_logits": ("logits", F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss),
@@ -295,7 +293,7 @@ NAMED: Final[dict[str, tuple[Kind, LossFunction, type[nn.Module]]]] = {
 }
 """Name -> kind, function and module."""
 
-LOSSES: Final = tuple(NAMED)
+LOSSES: Final = tuple(LOSS_DEFINITIONS)
 """The names `resolve_loss` knows."""
 
 IGNORED: Final = -100
@@ -328,12 +326,14 @@ def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, str):
-        if loss not in NAMED:
-            raise unknown_name("loss", loss, NAMED)
+        if loss not in LOSS_DEFINITIONS:
+            raise unknown_name("loss", loss, LOSS_DEFINITIONS)
         return _of_function(loss)
     if not callable(loss):
-        raise UsageError(f"loss is {loss!r}", fix=f"one of {', '.join(NAMED)}, or a function (output, target) -> mean")
-    for name, (_, function, _) in NAMED.items():
+        raise UsageError(
+            f"loss is {loss!r}", fix=f"one of {', '.join(LOSS_DEFINITIONS)}, or a function (output, target) -> mean"
+        )
+    for name, (_, function, _) in LOSS_DEFINITIONS.items():
         if loss is function:
             return _of_function(name)
     if isinstance(loss, torch_losses._Loss) and type(loss).__module__ == torch_losses.__name__:
@@ -348,13 +348,13 @@ def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
 
 
 def _of_function(name: str) -> Loss:
-    kind, function, _ = NAMED[name]
+    kind, function, _ = LOSS_DEFINITIONS[name]
     each: LossFunction = partial(function, reduction="none")  # type: ignore[call-arg]
     return Loss(name=name, kind=kind, mean=function, each=each, ignored=IGNORED if kind == "classes" else None)
 
 
 def _of_module(module: torch_losses._Loss) -> Loss:
-    named = {kind: (name, what) for name, (what, _, kind) in NAMED.items()}
+    named = {kind: (name, what) for name, (what, _, kind) in LOSS_DEFINITIONS.items()}
     name, kind = named.get(type(module), (type(module).__name__, "custom"))
     mean = _reduced(module, "batchmean" if module.reduction == "batchmean" else "mean")
     has_classes = kind == "classes"
@@ -397,7 +397,9 @@ def default_loss(target_dtype: torch.dtype) -> str:
         return "cross_entropy"
     if target_dtype.is_floating_point:
         return "mse"
-    raise UsageError(f"no loss fits a {plain(target_dtype)} target by default", fix="name one, or store int64 or float")
+    raise UsageError(
+        f"no loss fits a {dtype_name(target_dtype)} target by default", fix="name one, or store int64 or float"
+    )
 
 
 def _described(value: object) -> str:

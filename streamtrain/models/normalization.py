@@ -1,7 +1,7 @@
-"""What stands between the stored values and the model: ``(x - mean) / std``, from the stored statistics.
+"""Input normalization, ``(x - mean) / std``, computed before the model from the stored statistics.
 
-The statistics are those of the training data. They are saved beside the model's weights, so that whoever evaluates it
-rescales its inputs in the same way.
+The statistics are those of the training data. They are saved beside the model's weights, so that an evaluation rescales
+its inputs in the same way.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Normalize(nn.Module):
         return ((x.to(self.mean.dtype) - self.mean) / self.std).to(torch.float32)
 
 
-class Moments(Protocol):
+class MeanAndStd(Protocol):
     """Mean and standard deviation over all values of a field."""
 
     @property
@@ -58,7 +58,7 @@ class Moments(Protocol):
     def std(self) -> float: ...
 
 
-class Statistics(Protocol):
+class InputStatistics(Protocol):
     """What a dataset knows of a field: each feature's figures, float64 of the shape of one sample, and the overall."""
 
     @property
@@ -66,10 +66,10 @@ class Statistics(Protocol):
     @property
     def std(self) -> npt.NDArray[np.float64]: ...
     @property
-    def overall(self) -> Moments: ...
+    def overall(self) -> MeanAndStd: ...
 
 
-def normalize_field(field: Field, statistics: Statistics) -> Normalize:
+def normalize_field(field: Field, statistics: InputStatistics) -> Normalize:
     """Make the `Normalize` that fits a field.
 
     The columns of a table, samples of one axis, are rescaled each by its own mean and standard deviation. Bytes, and
@@ -100,7 +100,7 @@ def normalize_field(field: Field, statistics: Statistics) -> Normalize:
     return Normalize(torch.as_tensor(mean, dtype=dtype), torch.as_tensor(std, dtype=dtype))
 
 
-class Front(nn.Module):
+class NormalizedModel(nn.Module):
     """A model with each of its inputs rescaled before it.
 
     Parameters

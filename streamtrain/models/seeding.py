@@ -1,7 +1,7 @@
-"""torch's global random state, borrowed: seeded inside a ``with`` block, and untouched once it ends.
+"""torch's global random state, seeded inside a ``with`` block and restored at its end.
 
-Initial weights and dropout draw from torch's global generators and cannot be told to use another. Here they draw from
-a state that depends on the seed and on what it is drawn for, and nobody outside notices.
+Initial weights and dropout draw from torch's global generators and cannot be given another. Here they draw from a state
+that depends on the seed and on the purpose, and nobody outside notices.
 """
 
 from __future__ import annotations

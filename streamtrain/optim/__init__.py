@@ -1,1 +1,1 @@
-"""streamtrain/optim."""
+"""Optimization, from a loss to an update: gradients, optimizers, schedules and the three update rules."""

@@ -1,19 +1,21 @@
-"""An update rule by its name, with what it has to know."""
+"""An update rule built from its name, with its options checked."""
 
 from __future__ import annotations
 
 from typing import Final
+
+from torch.optim import Optimizer
 
 from streamtrain.errors import UsageError, unknown_name
 from streamtrain.optim.full_batch import FullBatchRule
 from streamtrain.optim.gradient_sum import check_grad_sum_dtype
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.optimizers import takes_closure
-from streamtrain.optim.rules import BatchRule, EpochRule, Rule
+from streamtrain.optim.rules import BatchRule, EpochRule, UpdateRule
 from streamtrain.optim.sample_fast_path.choice import check_sample_path
 from streamtrain.optim.sample_rule import SampleRule
 
-RULES: Final[dict[str, type[Rule]]] = {rule.name: rule for rule in (BatchRule, SampleRule, EpochRule)}
+RULES: Final[dict[str, type[UpdateRule]]] = {rule.name: rule for rule in (BatchRule, SampleRule, EpochRule)}
 """Name -> rule."""
 
 
@@ -45,7 +47,7 @@ def make_rule(
     sample_path: str = "auto",
     grad_tolerance: float | None = None,
     loss_tolerance: float | None = None,
-) -> Rule:
+) -> UpdateRule:
     """Put an update rule to work on a learner.
 
     Parameters
@@ -90,6 +92,26 @@ def make_rule(
     check_grad_sum_dtype(grad_sum_dtype)
     check_sample_path(sample_path)
     k = accumulate_grad_batches
+    _check_effect(update, k, sample_path=sample_path, grad_sum_dtype=grad_sum_dtype)
+    _check_line_search(update, learner.optimizer, grad_tolerance=grad_tolerance, loss_tolerance=loss_tolerance)
+    match update:
+        case "batch":
+            return BatchRule(learner, accumulate=k, grad_sum_dtype=grad_sum_dtype)
+        case "epoch" if takes_closure(learner.optimizer):
+            return FullBatchRule(
+                learner,
+                grad_sum_dtype=grad_sum_dtype,
+                grad_tolerance=grad_tolerance,
+                loss_tolerance=loss_tolerance,
+            )
+        case "epoch":
+            return EpochRule(learner, grad_sum_dtype=grad_sum_dtype)
+        case _:
+            return SampleRule(learner, path=sample_path)
+
+
+def _check_effect(update: str, k: int, *, sample_path: str, grad_sum_dtype: str) -> None:
+    """Refuse options that would have no effect under a rule."""
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise UsageError(f"accumulate_grad_batches is {k!r}; it must be an integer of at least 1")
     if k > 1 and update != "batch":
@@ -110,30 +132,22 @@ def make_rule(
             why="Its steps are on one gradient, and nothing is summed",
             fix="update='epoch', or accumulate_grad_batches of at least 2, or leave it out",
         )
-    if update != "epoch" and takes_closure(learner.optimizer):
+
+
+def _check_line_search(
+    update: str, optimizer: Optimizer, *, grad_tolerance: float | None, loss_tolerance: float | None
+) -> None:
+    """Refuse a line search under a rule that has no whole dataset, and its tolerances where there is none."""
+    if update != "epoch" and takes_closure(optimizer):
         raise UsageError(
-            f"{type(learner.optimizer).__name__} with update={update!r}",
+            f"{type(optimizer).__name__} with update={update!r}",
             why="Its line search compares J over the whole dataset, one pass for each value",
             fix="update='epoch'",
         )
-    if (grad_tolerance, loss_tolerance) != (None, None) and not takes_closure(learner.optimizer):
+    if (grad_tolerance, loss_tolerance) != (None, None) and not takes_closure(optimizer):
         name = "loss_tolerance" if grad_tolerance is None else "grad_tolerance"
         raise UsageError(
-            f"{name} with {type(learner.optimizer).__name__}",
+            f"{name} with {type(optimizer).__name__}",
             why="Only a line search knows J and its gradient at the weights that a step came to",
             fix="optimizer='lbfgs' or 'cg', or until_loss",
         )
-    match update:
-        case "batch":
-            return BatchRule(learner, accumulate=k, grad_sum_dtype=grad_sum_dtype)
-        case "epoch" if takes_closure(learner.optimizer):
-            return FullBatchRule(
-                learner,
-                grad_sum_dtype=grad_sum_dtype,
-                grad_tolerance=grad_tolerance,
-                loss_tolerance=loss_tolerance,
-            )
-        case "epoch":
-            return EpochRule(learner, grad_sum_dtype=grad_sum_dtype)
-        case _:
-            return SampleRule(learner, path=sample_path)

@@ -1,26 +1,22 @@
-"""Nonlinear conjugate gradients: each direction is the steepest descent, bent towards the one before it.
+"""Nonlinear conjugate gradients with restarts, and a strong-Wolfe line search.
 
 With g the gradient and d the direction::
 
     d_k = -g_k + beta_k d_(k-1),    beta_k = max(0, g_k . (g_k - g_(k-1)) / (g_(k-1) . g_(k-1)))
 
 which is Polak and Ribiere's formula kept from going negative ("PR+"). The direction is the steepest descent again where
-beta is 0, where two gradients in turn are far from orthogonal, after as many steps as there are weights, and where the
-direction would not lead down.
+beta is 0, where two successive gradients are far from orthogonal, after as many steps as there are weights, and where
+the direction would not lead down.
 
-Source: J. Nocedal, S. J. Wright, Numerical Optimization, 2nd edition, 2006, algorithm 5.4 with equations 5.44, 5.45 and
-5.52; E. Polak, G. Ribiere, RIRO 3, 1969; M. J. D. Powell, Mathematical Programming 12, 1977.
-
-A step length along a descent direction: bracket, then zoom in, until the strong Wolfe conditions hold.
-
-With f(t) the objective at step t and f'(t) its slope along the direction, a step is accepted where it lowers the
-objective enough and has left the steep part behind::
+The line search brackets a step and zooms in. With f(t) the objective at step t and f'(t) its slope along the direction,
+a step is accepted where it lowers the objective enough and has left the steep part behind::
 
     f(t) <= f(0) + c1 t f'(0)          (sufficient decrease)
     |f'(t)| <= c2 |f'(0)|              (curvature)
 
-Source: J. Nocedal, S. J. Wright, Numerical Optimization, 2nd edition, 2006, algorithms 3.5 and 3.6, with the cubic
-interpolation of equation 3.59. What is done where values do not differ: W. W. Hager, H. Zhang, SIAM J. Optim. 16, 2005.
+Sources: J. Nocedal, S. J. Wright, Numerical Optimization, 2nd edition, 2006, algorithms 5.4, 3.5 and 3.6 with equations
+5.44, 5.45, 5.52 and 3.59; E. Polak, G. Ribiere, RIRO 3, 1969; M. J. D. Powell, Mathematical Programming 12, 1977; for
+values that do not differ, W. W. Hager, H. Zhang, SIAM J. Optim. 16, 2005.
 """
 
 from __future__ import annotations

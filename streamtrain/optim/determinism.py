@@ -1,4 +1,4 @@
-"""Whether a model gives the same outputs twice: what a line search compares would otherwise be two functions."""
+"""The check that a forward pass is a function of weights and data, which a line search relies on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return found.hexdigest()
 
 
-def check_same_forward(model: nn.Module, inputs: tuple[Tensor, ...], target: Tensor, before: str | None) -> str:
+def check_deterministic(model: nn.Module, inputs: tuple[Tensor, ...], target: Tensor, before: str | None) -> str:
     """Refuse a model whose outputs are not a function of weights and samples, or samples that are not the same again.
 
     Parameters
@@ -78,7 +78,7 @@ def _check_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 buffer.copy_(old)
     if changed or not all(_equal(output, outputs[0]) for output in outputs[1:]):
         raise UsageError(
-            f"the model's forward changes between the calls of a line search{_culprits(model)}",
+            f"the model's forward changes between the calls of a line search{_random_modules(model)}",
             why="L-BFGS and conjugate gradients compare J at several weights, so J must depend on nothing else",
             fix="Dropout with p=0, LayerNorm or GroupNorm in place of BatchNorm, or another optimizer",
         )
@@ -89,7 +89,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return bool(torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True))
 
 
-def _culprits(model: nn.Module) -> str:
+def _random_modules(model: nn.Module) -> str:
     """What is known to draw random numbers or to keep statistics, by name."""
     batch_norm = nn.modules.batchnorm._BatchNorm
     found = [

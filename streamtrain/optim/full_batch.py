@@ -1,21 +1,19 @@
 """L-BFGS and conjugate gradients over a stream: J and its gradient over the whole dataset, one pass for each.
 
 Such an optimizer asks for J again and again inside one step, at weights of its own choice. Here the stream cannot wait
-on it: passes are what the trainer makes, counts, saves and can be stopped in. So a step is taken as far as the answers
-go. What is known of J, by the weights it was measured at, is handed out; at weights that nothing is known of, the step
-is abandoned, the optimizer's state is put back, and these weights are what the next pass measures. Then the step is
-taken again from its beginning, as far as the new answers go. All but the last time it costs a few operations on vectors
-of the size of the weights; a pass costs one on every sample.
+for it: the trainer makes, counts and saves passes, and can be stopped in them. So a step is taken as far as the known
+values go. J is answered at weights where a pass has measured it; at other weights the step is abandoned, the
+optimizer's state is put back, and the next pass measures at these weights. Then the step is taken again from its
+beginning. All but the last time it costs a few operations on vectors of the size of the weights; a pass costs one on
+every sample.
 
-A run can so be saved at any batch of any pass of a line search, and goes on from there. Between passes, in a
-checkpoint, and after a pass that was broken off, the model has the weights that the last whole step came to, and never
-those of a trial. What a trial comes to is no reason to end a run: see `streamtrain.optim.full_batch`.
+So a run can be saved at any batch of any pass of a line search, and resumes from there. Between passes, in a
+checkpoint, and after a pass that was broken off, the model has the weights of the last whole step, and never those of a
+trial.
 
-What a line search is told of J: at which scale, and of a trial that went too far that it is too high.
-
-A trial is no step. Where J is not finite there, or so high that the optimizer's own arithmetic on it would leave the
-range of the weights' dtype, the search has only to come nearer. It is told that J is infinite and that nothing is known
-of its slope; torch's strong Wolfe search and `streamtrain.optim.conjugate_gradient` both halve the interval then.
+A trial is no step, and its value is no reason to end a run. Where J is not finite there, or so high that the
+optimizer's own arithmetic on it would leave the range of the weights' dtype, the line search is given an infinite J
+without a slope; torch's strong-Wolfe search and ours both halve the interval then.
 """
 
 from __future__ import annotations
@@ -32,15 +30,15 @@ from torch.optim import Optimizer
 
 from streamtrain.errors import UsageError
 from streamtrain.optim.conjugate_gradient import MAX_TRIALS
-from streamtrain.optim.determinism import check_same_forward, digest
+from streamtrain.optim.determinism import check_deterministic, digest
 from streamtrain.optim.gradient_sum import ExactSum
-from streamtrain.optim.gradients import Learner, add_penalty, grad_norm, not_finite, penalty
-from streamtrain.optim.rules import EpochRule, Learned, put_mean
+from streamtrain.optim.gradients import Learner, add_penalty, grad_norm, non_finite_error, penalty
+from streamtrain.optim.rules import BatchResult, EpochRule, put_mean
 from streamtrain.system.arguments import is_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class ObjectiveValue:
     """What a pass found at some weights.
 
     Parameters
@@ -59,7 +57,7 @@ SCALE: Final = 2.0**20
 """What J is multiplied by, exactly, where its first gradient is below 1."""
 
 
-def scale_at(grad_norm: float) -> float:
+def objective_scale(grad_norm: float) -> float:
     """What a run multiplies J by before the optimizer has it: a power of two, by the norm of the first gradient.
 
     Torch's L-BFGS learns nothing of a curvature below an absolute 1e-10, which a gradient of 1e-5 can have; and its
@@ -70,34 +68,34 @@ def scale_at(grad_norm: float) -> float:
 
     Examples
     --------
-    >>> scale_at(0.3) == 2**20, scale_at(1000.0) == 2**10
+    >>> objective_scale(0.3) == 2**20, objective_scale(1000.0) == 2**10
     (True, True)
     """
     return SCALE * 2.0 ** -max(0, math.frexp(grad_norm)[1])
 
 
-def told(found: Measured, grad_norm: float, start: Measured, scale: float) -> Measured:
+def trial_value(found: ObjectiveValue, grad_norm: float, start: ObjectiveValue, scale: float) -> ObjectiveValue:
     """What a line search is told of a trial: what was found there, or that J is infinite.
 
     Parameters
     ----------
-    found : Measured
+    found : ObjectiveValue
         At the trial.
     grad_norm : float
         The Euclidean norm of its gradient.
-    start : Measured
+    start : ObjectiveValue
         Where the search began.
     scale : float
         What the optimizer has both multiplied by.
 
     Examples
     --------
-    >>> start = Measured(objective=1.0, gradients=[torch.tensor([-3.0])])
-    >>> trial = Measured(objective=0.5, gradients=[torch.tensor([2.0])])
-    >>> told(trial, 2.0, start, SCALE) is trial
+    >>> start = ObjectiveValue(objective=1.0, gradients=[torch.tensor([-3.0])])
+    >>> trial = ObjectiveValue(objective=0.5, gradients=[torch.tensor([2.0])])
+    >>> trial_value(trial, 2.0, start, SCALE) is trial
     True
-    >>> told(Measured(objective=math.nan, gradients=[torch.tensor([2.0])]), 2.0, start, SCALE)
-    Measured(objective=inf, gradients=[tensor([nan])])
+    >>> trial_value(ObjectiveValue(objective=math.nan, gradients=[torch.tensor([2.0])]), 2.0, start, SCALE)
+    ObjectiveValue(objective=inf, gradients=[tensor([nan])])
     """
     largest = min(torch.finfo(gradient.dtype).max for gradient in found.gradients)
     # A first trial's step is 1 over this, and a search divides the rise by the step before it squares.
@@ -107,7 +105,7 @@ def told(found: Measured, grad_norm: float, start: Measured, scale: float) -> Me
     if fits and math.isfinite(found.objective):
         return found
     unknown = [torch.full(g.shape, math.nan, dtype=g.dtype, device=g.device) for g in found.gradients]
-    return Measured(objective=math.inf, gradients=unknown)
+    return ObjectiveValue(objective=math.inf, gradients=unknown)
 
 
 _BESIDE: Final = 4
@@ -115,7 +113,7 @@ _BESIDE: Final = 4
 weights that a checkpoint inside a line search is made from."""
 
 
-class _Unknown(Exception):
+class _UnmeasuredWeights(Exception):
     """The optimizer asks for J at weights that no pass has measured."""
 
 
@@ -162,7 +160,7 @@ class FullBatchRule(EpochRule):
         self._values: list[float] = []
         self.settled = False
         self.stuck = False
-        self._known: dict[str, Measured] = {}
+        self._known: dict[str, ObjectiveValue] = {}
         self._scale: float | None = None
         self._before_trial: list[Tensor] | None = None
         self._start = ""
@@ -176,9 +174,9 @@ class FullBatchRule(EpochRule):
         target: Tensor,
         max_steps: int | None = None,
         weight: Tensor | None = None,
-    ) -> Learned:
+    ) -> BatchResult:
         if self._before_trial is None:
-            self._first_batch = check_same_forward(self.learner.model, inputs, target, self._first_batch)
+            self._first_batch = check_deterministic(self.learner.model, inputs, target, self._first_batch)
             self._before_trial = self._advance() or _copies(self.learner.parameters)
             self._look_where_it_is()
         learned = super().learn(inputs, target, max_steps, weight)
@@ -196,12 +194,14 @@ class FullBatchRule(EpochRule):
         self.grad_norm = grad_norm(parameters)
         at = digest(parameters)
         if self._checks and not math.isfinite(self.objective):
-            raise not_finite(self.objective)
+            raise non_finite_error(self.objective)
         if self._scale is None:
-            self._scale = scale_at(self.grad_norm)
-        found = Measured(objective=self.objective, gradients=[_gradient_of(p) for p in parameters])
+            self._scale = objective_scale(self.grad_norm)
+        found = ObjectiveValue(objective=self.objective, gradients=[_gradient_of(p) for p in parameters])
         is_trial = not self._checks
-        self._known[at] = told(found, self.grad_norm, self._known[self._start], self._scale) if is_trial else found
+        self._known[at] = (
+            trial_value(found, self.grad_norm, self._known[self._start], self._scale) if is_trial else found
+        )
         self._leave_trial()
         self._take_steps(at)
         self.settled = digest(parameters) == at
@@ -219,7 +219,7 @@ class FullBatchRule(EpochRule):
                 return "loss_tolerance"
         return "stuck" if self.stuck else None
 
-    def to_come(self) -> list[Tensor]:
+    def later_memory(self) -> list[Tensor]:
         """L-BFGS's history, which grows by two vectors a step, and the gradient of every trial of a line search."""
         group = self.learner.optimizer.param_groups[0]
         n_vectors = 2 * group.get("history_size", 0) + group.get("max_eval", MAX_TRIALS) + _BESIDE
@@ -286,7 +286,7 @@ class FullBatchRule(EpochRule):
         state = {parameter: _kept(values) for parameter, values in optimizer.state.items()}
         try:
             optimizer.step(self._look_up)
-        except _Unknown:
+        except _UnmeasuredWeights:
             optimizer.state.clear()
             optimizer.state.update(state)
             return weights
@@ -296,7 +296,7 @@ class FullBatchRule(EpochRule):
         parameters = self.learner.parameters
         found = self._known.get(digest(parameters))
         if found is None or self._scale is None:
-            raise _Unknown
+            raise _UnmeasuredWeights
         for parameter, gradient in zip(parameters, found.gradients, strict=True):
             parameter.grad = gradient * self._scale
         return found.objective * self._scale
@@ -319,7 +319,7 @@ class FullBatchRule(EpochRule):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._known = {
-            at: Measured(objective=found["objective"], gradients=self._placed(found["gradients"]))
+            at: ObjectiveValue(objective=found["objective"], gradients=self._placed(found["gradients"]))
             for at, found in state["known"].items()
         }
         self._scale = state.get("scale", SCALE)

@@ -1,4 +1,4 @@
-"""The sum of the gradients of many batches, exact enough that their number does not matter.
+"""Sums of gradients and of losses over many batches, exact enough that their number does not matter.
 
 =============== ============================================ ================= ===============================
 `dtype`         each sum is                                  bytes a weight    error of a sum of n gradients
@@ -9,14 +9,12 @@
 ``float32``     a float32 number                             4                 n / 2**24 of the magnitudes
 =============== ============================================ ================= ===============================
 
-The magnitudes are the sum of the gradients' absolute values: what cancels is lost from a plain sum. The pair is summed
-by an error-free transformation (D. E. Knuth, The Art of Computer Programming, volume 2, section 4.2.2, theorem B) and
-brought back to a rounded sum and its remainder after every addition (T. J. Dekker, Numerische Mathematik 18, 1971).
-It serves devices that have no float64, or a slow one.
+The magnitudes are the sum of the gradients' absolute values: a plain sum loses what cancels. The pair is summed by an
+error-free transformation (D. E. Knuth, The Art of Computer Programming, volume 2, section 4.2.2, theorem B) and brought
+back to a rounded sum and its remainder after every addition (T. J. Dekker, Numerische Mathematik 18, 1971). It serves
+devices that have no float64, or a slow one.
 
 A float64 gradient is summed as it is with ``float64``, and is rounded to float32 first with the other two.
-
-A sum of numbers that is exact enough that their number does not matter.
 """
 
 from __future__ import annotations

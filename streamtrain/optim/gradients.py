@@ -1,13 +1,11 @@
-"""The gradient of J over a batch: what every update rule steps on, or adds up before it steps.
+"""The gradient of a batch: finite, clipped, and with the L2 penalty.
 
-What belongs to every step, whatever the rule: a gradient that is finite, and clipped where that is asked for.
+Every update rule steps on this gradient of J, or sums it before it steps.
 
-The penalty inside J: ``l2 / 2`` times the sum of the squared weights, biases left out.
-
-J is then the mean loss plus the penalty, and its gradient has ``l2`` times the weight in it, once for every step,
-whatever the update rule. A weight is what has at least two axes, as matrices, kernels and embeddings do; biases and the
-scales of normalizations have one. With plain SGD that is what ``weight_decay`` does, except that it spares the biases;
-with Adam it is not what AdamW does, whose decay stays out of J.
+The penalty inside J is ``l2 / 2`` times the sum of the squared weights. Its gradient has ``l2`` times the weight in it,
+once for every step, whatever the update rule. A weight has at least two axes, as matrices, kernels and embeddings do;
+biases and the scales of normalizations have one and are left out. With plain SGD that equals ``weight_decay``, except
+that it spares the biases; with Adam it is not what AdamW does, whose decay stays out of J.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from torch.optim import Optimizer
 
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.models.losses import Loss
-from streamtrain.optim.schedules import Schedules
+from streamtrain.optim.schedules import OptimizerSchedules
 from streamtrain.system.arguments import is_number
 
 
@@ -108,7 +106,7 @@ def check_finite(loss: float, sizes: Iterable[float], parameters: Iterable[nn.Pa
     """
     # A norm may overflow where every component is finite; that is looked at more closely.
     if not math.isfinite(loss) or (not math.isfinite(sum(sizes)) and not _are_finite(parameters)):
-        raise not_finite(loss)
+        raise non_finite_error(loss)
 
 
 def check_finite_sum(parameters: Iterable[nn.Parameter]) -> None:
@@ -127,7 +125,7 @@ def check_finite_sum(parameters: Iterable[nn.Parameter]) -> None:
         )
 
 
-def not_finite(loss: float) -> DivergedError:
+def non_finite_error(loss: float) -> DivergedError:
     """Build the error for a loss that is not finite, or that is and has a gradient that is not."""
     return DivergedError(
         f"the gradient is not finite, at a loss of {loss:g}" if math.isfinite(loss) else f"the loss is {loss}",
@@ -151,7 +149,7 @@ class Learner:
     """What a step needs: the model, its loss, the optimizer over its parameters, and what belongs to every step.
 
     ``on_step`` is called after each one, when the weights are those it came to; see
-    `streamtrain.training.options.Setting`.
+    `streamtrain.training.options.StepOptions`.
     """
 
     model: nn.Module
@@ -159,7 +157,7 @@ class Learner:
     optimizer: Optimizer
     l2: float = 0.0
     clipping: Clipping = NO_CLIPPING
-    schedules: Schedules | None = None
+    schedules: OptimizerSchedules | None = None
     on_step: Callable[[], None] | None = None
 
     @property
@@ -169,8 +167,8 @@ class Learner:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gradient:
-    """What `gradient` found beside the gradient itself.
+class BatchGradient:
+    """What `batch_gradient` found beside the gradient itself.
 
     Parameters
     ----------
@@ -188,7 +186,7 @@ class Gradient:
     weight: float
 
 
-def gradient(
+def batch_gradient(
     learner: Learner,
     inputs: tuple[Tensor, ...],
     target: Tensor,
@@ -197,7 +195,7 @@ def gradient(
     summed: bool = False,
     scale: float | None = None,
     check: bool = True,
-) -> Gradient:
+) -> BatchGradient:
     """Leave the gradient of J over a batch in the parameters.
 
     Parameters
@@ -228,16 +226,16 @@ def gradient(
     measured, weights = (learner.loss.total if summed else learner.loss.objective)(output, target, weight)
     factor = None if scale is None else torch.full_like(measured, scale)
     measured.backward(factor)  # type: ignore[no-untyped-call]
-    value, total_weight, *sizes = numbers(measured, weights, *gradient_sizes(learner.parameters))
+    value, total_weight, *sizes = read_scalars(measured, weights, *gradient_sizes(learner.parameters))
     if not total_weight:
-        return Gradient(loss=0.0, output=output.detach(), weight=0.0)
+        return BatchGradient(loss=0.0, output=output.detach(), weight=0.0)
     if check:
         check_finite(value, sizes, learner.parameters)
     mean = value / total_weight if summed or learner.loss.summed else value
-    return Gradient(loss=mean, output=output.detach(), weight=total_weight)
+    return BatchGradient(loss=mean, output=output.detach(), weight=total_weight)
 
 
-def numbers(loss: Tensor, *others: Tensor | float) -> list[float]:
+def read_scalars(loss: Tensor, *others: Tensor | float) -> list[float]:
     """Read a loss and other scalars, waiting once for the device."""
     scalars = (loss, *others)
     # On the CPU there is nothing to wait for, and reading one costs less than putting them together.

@@ -1,7 +1,7 @@
-"""Optimizers by name: whatever ``torch.optim`` has, its arguments checked before a step is taken.
+"""Optimizers by name: those of ``torch.optim``, their arguments checked before a step is taken.
 
 Two more need the whole dataset for a step, and so the rule ``epoch``: ``lbfgs`` is torch's, with its strong-Wolfe line
-search, and ``cg`` is `streamtrain.optim.conjugate_gradient`. Left out is ``SparseAdam``, which takes sparse gradients
+search, and ``cg`` is `streamtrain.optim.conjugate_gradient`. ``SparseAdam`` is left out: it takes sparse gradients
 alone.
 """
 

@@ -1,4 +1,4 @@
-"""The update rules of gradient descent: after how much data the weights change.
+"""The update rules ``batch`` and ``epoch``, and the base class of all update rules.
 
 ======== =========================== ==========================================================================
 rule     one step on the mean over   how
@@ -8,19 +8,17 @@ sample   one sample                  a loop over samples; a batch is only the un
 epoch    the whole dataset           one pass in stored order sums the gradients; one step at its end
 ======== =========================== ==========================================================================
 
-A rule is handed the batches of a pass, one after the other, and told when the pass ends. It counts its own steps, so
-that a total can stop the sample rule in the middle of a batch. A rule takes gradients through `gradient` alone, and
-adds them up in a `GradientSum`.
+A rule is handed the batches of a pass, one after the other, and learns when the pass ends. It counts its own steps, so
+that a total can stop the sample rule in the middle of a batch. A rule takes gradients from
+`streamtrain.optim.gradients` alone, and sums them in a `GradientSum`.
 
 Where samples have weights w, a rule steps on the weighted mean, and the batch rule takes no step where the weights sum
 to 0. The sample rule is the exception: in a mean over one sample the weight cancels. There w scales the sample's loss,
 and so the step of plain gradient descent, and 0 skips the sample; weights whose mean is 1 keep the meaning of the
 learning rate. Class weights are torch's own and cancel there, as in torch; with ``reduction="sum"`` they do not.
 
-With ``accumulate`` k the batch rule steps on the mean over k batches, exact in the same way as the epoch's. What is
-left of them at the end of a pass has a step of its own.
-
-What an update rule is: it takes in batches, steps when it has seen enough, and says what it saw.
+With ``accumulate`` k the batch rule steps on the mean over k batches, exact in the same way as the epoch's. The batches
+left over at the end of a pass have a step of their own.
 """
 
 from __future__ import annotations
@@ -34,11 +32,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from streamtrain.optim.gradient_sum import GradientSum
-from streamtrain.optim.gradients import Gradient, Learner, add_penalty, check_finite_sum, grad_norm, gradient
+from streamtrain.optim.gradients import BatchGradient, Learner, add_penalty, batch_gradient, check_finite_sum, grad_norm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Learned:
+class BatchResult:
     """What a rule saw while it took in a batch.
 
     Parameters
@@ -66,7 +64,7 @@ class Learned:
         return len(self.target)
 
 
-class Rule(ABC):
+class UpdateRule(ABC):
     """One of the update rules, at work on a learner.
 
     Parameters
@@ -104,7 +102,7 @@ class Rule(ABC):
         target: Tensor,
         max_steps: int | None = None,
         weight: Tensor | None = None,
-    ) -> Learned:
+    ) -> BatchResult:
         """Take in one batch, its samples weighted by ``weight``, (B,); stop once ``n_steps`` is ``max_steps``."""
 
     @property
@@ -130,7 +128,7 @@ class Rule(ABC):
         """How many steps an epoch of so many batches and samples has."""
         return 1
 
-    def to_come(self) -> list[Tensor]:
+    def later_memory(self) -> list[Tensor]:
         """As much memory as later steps will hold and the first ones do not."""
         return []
 
@@ -174,7 +172,7 @@ class Rule(ABC):
             learner.on_step()
 
 
-class BatchRule(Rule):
+class BatchRule(UpdateRule):
     """One step per batch, or per window of ``accumulate`` batches."""
 
     name = "batch"
@@ -213,8 +211,8 @@ class BatchRule(Rule):
         target: Tensor,
         max_steps: int | None = None,
         weight: Tensor | None = None,
-    ) -> Learned:
-        seen = gradient(self.learner, inputs, target, weight, summed=self._accumulate > 1)
+    ) -> BatchResult:
+        seen = batch_gradient(self.learner, inputs, target, weight, summed=self._accumulate > 1)
         if self._accumulate == 1:
             if seen.weight:
                 self._step()
@@ -223,7 +221,7 @@ class BatchRule(Rule):
             self._n_waiting += 1
             if self._n_waiting == self._accumulate:
                 self.end_epoch()
-        return _learned(seen, target, weight)
+        return _batch_result(seen, target, weight)
 
     def end_epoch(self) -> None:
         self._n_waiting = 0
@@ -231,7 +229,7 @@ class BatchRule(Rule):
             self._step()
 
 
-class EpochRule(Rule):
+class EpochRule(UpdateRule):
     """One step per pass, on the exact mean gradient over the dataset."""
 
     name = "epoch"
@@ -262,10 +260,10 @@ class EpochRule(Rule):
         target: Tensor,
         max_steps: int | None = None,
         weight: Tensor | None = None,
-    ) -> Learned:
-        seen = gradient(self.learner, inputs, target, weight, summed=True, check=self._checks)
+    ) -> BatchResult:
+        seen = batch_gradient(self.learner, inputs, target, weight, summed=True, check=self._checks)
         _add(self._sum, self.learner, seen)
-        return _learned(seen, target, weight)
+        return _batch_result(seen, target, weight)
 
     def end_epoch(self) -> None:
         if not put_mean(self._sum, self.learner):
@@ -275,7 +273,7 @@ class EpochRule(Rule):
         self._step_on_whole()
 
 
-def _add(total: GradientSum, learner: Learner, seen: Gradient) -> None:
+def _add(total: GradientSum, learner: Learner, seen: BatchGradient) -> None:
     # Where nothing has a weight the gradient is 0, or 0 times what is not finite.
     if seen.weight:
         total.add(learner.parameters, seen.weight)
@@ -301,5 +299,5 @@ def put_mean(total: GradientSum, learner: Learner, *, check: bool = True) -> flo
     return divisor
 
 
-def _learned(seen: Gradient, target: Tensor, weight: Tensor | None) -> Learned:
-    return Learned(loss=seen.loss, output=seen.output, target=target, weight=seen.weight, sample_weights=weight)
+def _batch_result(seen: BatchGradient, target: Tensor, weight: Tensor | None) -> BatchResult:
+    return BatchResult(loss=seen.loss, output=seen.output, target=target, weight=seen.weight, sample_weights=weight)

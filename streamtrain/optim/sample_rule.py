@@ -1,4 +1,4 @@
-"""The rule ``sample``: one step per sample."""
+"""The update rule ``sample``: one step per sample, by the plain loop or by its fast path."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from streamtrain.optim.gradients import Gradient, Learner, gradient
-from streamtrain.optim.rules import Learned, Rule
-from streamtrain.optim.sample_fast_path.choice import Choice
-from streamtrain.optim.sample_fast_path.loop import Taken
+from streamtrain.optim.gradients import BatchGradient, Learner, batch_gradient
+from streamtrain.optim.rules import BatchResult, UpdateRule
+from streamtrain.optim.sample_fast_path.choice import SamplePathChoice
+from streamtrain.optim.sample_fast_path.loop import FastBatchResult
 
 
-class SampleRule(Rule):
+class SampleRule(UpdateRule):
     """One step per sample: the plain loop over single samples bit for bit, or its fast path.
 
     Parameters
@@ -30,7 +30,7 @@ class SampleRule(Rule):
 
     def __init__(self, learner: Learner, *, path: str = "plain") -> None:
         super().__init__(learner)
-        self.choice = Choice(learner, path)
+        self.choice = SamplePathChoice(learner, path)
 
     @property
     def way(self) -> str:
@@ -57,7 +57,7 @@ class SampleRule(Rule):
         target: Tensor,
         max_steps: int | None = None,
         weight: Tensor | None = None,
-    ) -> Learned:
+    ) -> BatchResult:
         factors = [None] * len(target) if weight is None else weight.tolist()
         loop = self.choice.loop_for(inputs)
         if loop is None:
@@ -67,7 +67,7 @@ class SampleRule(Rule):
             self.n_steps += taken.n_steps
             taken.check()
         n, total = len(taken.losses), math.fsum(taken.weights)
-        return Learned(
+        return BatchResult(
             loss=math.fsum(map(mul, taken.losses, taken.weights)) / total if total else 0.0,
             output=taken.output,
             target=target[:n],
@@ -77,7 +77,7 @@ class SampleRule(Rule):
 
     def _learn_plainly(
         self, inputs: tuple[Tensor, ...], target: Tensor, factors: list[float | None], max_steps: int | None
-    ) -> Taken:
+    ) -> FastBatchResult:
         before, losses, weights = self.n_steps, [], []
         outputs: Tensor | None = None
         for i, factor in enumerate(factors):
@@ -92,11 +92,11 @@ class SampleRule(Rule):
             weights.append(seen.weight)
             del seen
         output = cast(Tensor, outputs)[: len(losses)]
-        return Taken(losses=losses, weights=weights, output=output, n_steps=self.n_steps - before)
+        return FastBatchResult(losses=losses, weights=weights, output=output, n_steps=self.n_steps - before)
 
-    def _learn_one(self, inputs: tuple[Tensor, ...], target: Tensor, i: int, factor: float | None) -> Gradient:
+    def _learn_one(self, inputs: tuple[Tensor, ...], target: Tensor, i: int, factor: float | None) -> BatchGradient:
         """Take in sample ``i``, its loss times a factor; a factor of 0 measures it and takes no step."""
-        seen = gradient(self.learner, tuple(x[i : i + 1] for x in inputs), target[i : i + 1], scale=factor)
+        seen = batch_gradient(self.learner, tuple(x[i : i + 1] for x in inputs), target[i : i + 1], scale=factor)
         if seen.weight and factor != 0:
             self._step()
         return seen if factor is None else replace(seen, weight=seen.weight * factor)

@@ -1,18 +1,14 @@
-"""A schedule of the learning rate, by name: what it takes, when it goes on, and the scheduler of torch's it stands for.
+"""Schedules of the learning rate and of Adam's β₁.
 
 The schedulers of ``torch.optim.lr_scheduler`` go by their names: ``cosine``, ``onecycle``, ``step``, ``multistep``,
 ``exponential``, ``linear``, ``constant``, ``polynomial``, ``cyclic``, ``restarts`` (cosine annealing with warm
 restarts), ``plateau`` (reduce on a plateau of the loss), or torch's own class name in any case. Those that take
-functions or other schedulers come from a factory. They step once an epoch, as torch's documentation has it;
-``onecycle`` and ``cyclic`` once an optimizer step; `Schedule.every` says otherwise. ``plateau`` is shown the loss at
-each epoch's end, on the validation data where there is such.
+functions or other schedulers come from a factory. They step once an epoch, as in torch's documentation; ``onecycle``
+and ``cyclic`` once an optimizer step; `Schedule.every` overrides. ``plateau`` is given the loss at each epoch's end, on
+the validation data where there is such.
 
-β₁ of Adam as a function of the step t = 1, 2, ...
-
-D. P. Kingma, J. Ba, *Adam: a method for stochastic optimization*, ICLR 2015, let it decay as β₁ λ^(t-1) (theorem 4.1).
-torch divides the first moment by 1 - β₁^t with the β₁ of that step.
-
-What changes from step to step or from epoch to epoch: the learning rate, and Adam's β₁.
+β₁ is a function of the step t = 1, 2, ... D. P. Kingma, J. Ba, *Adam: a method for stochastic optimization*, ICLR 2015,
+let it decay as β₁ λ^(t-1) (theorem 4.1). torch divides the first moment by 1 - β₁^t with the β₁ of that step.
 """
 
 from __future__ import annotations
@@ -43,7 +39,7 @@ _SHORT: Final = {
 }
 _BY_FACTORY: Final = frozenset({"lambda", "multiplicative", "chainedscheduler", "sequential"})
 BY_STEP: Final = frozenset({"onecycle", "cyclic"})
-EVERY: Final = ("step", "epoch")
+SCHEDULE_INTERVALS: Final = ("step", "epoch")
 """After what a schedule goes on."""
 
 _N_TRIED: Final = 3
@@ -64,7 +60,7 @@ SCHEDULES: Final[Mapping[str, type[LRScheduler]]] = _names()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Horizon:
+class RunLength:
     """How far a run goes, for the schedules that end with it.
 
     Parameters
@@ -113,8 +109,8 @@ class Schedule:
     options: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.every is not None and self.every not in EVERY:
-            raise unknown_name("schedule_every", str(self.every), EVERY)
+        if self.every is not None and self.every not in SCHEDULE_INTERVALS:
+            raise unknown_name("schedule_every", str(self.every), SCHEDULE_INTERVALS)
         if self.kind is None:
             if self.options:
                 raise UsageError("options given beside a schedule's factory", fix="give them in the factory")
@@ -174,7 +170,7 @@ class Schedule:
         """Whether it is one by name that suits steps, and changes the momentum or β₁ as well."""
         return isinstance(self.name, str) and self.known_as in BY_STEP
 
-    def completed(self, optimizer: Optimizer, horizon: Horizon) -> dict[str, object]:
+    def completed(self, optimizer: Optimizer, horizon: RunLength) -> dict[str, object]:
         """The options, with the end of the run where the class asks for it."""
         n = self._n_times(horizon)
         needed = {} if self.kind is None else _taken(self.kind)
@@ -185,10 +181,10 @@ class Schedule:
             filled["total_steps"] = n
         return filled | dict(self.options)
 
-    def _n_times(self, horizon: Horizon) -> int:
+    def _n_times(self, horizon: RunLength) -> int:
         return max(1, horizon.n_steps if self.every_ == "step" else horizon.n_epochs)
 
-    def check(self, optimizer: Optimizer, horizon: Horizon | None = None) -> None:
+    def check(self, optimizer: Optimizer, horizon: RunLength | None = None) -> None:
         """Try the options, unless they are a factory's own, on a copy of an optimizer's settings.
 
         Raises
@@ -199,7 +195,7 @@ class Schedule:
         if self.kind is None:
             return
         make: Callable[..., Any] = self.kind
-        horizon = horizon or Horizon(n_epochs=1, n_steps=1)
+        horizon = horizon or RunLength(n_epochs=1, n_steps=1)
         stand_in, n = _stand_in(optimizer), self._n_times(horizon)
         with warnings.catch_warnings(), self._refusals():
             # The stand-in takes no steps.
@@ -212,7 +208,7 @@ class Schedule:
                 if not all(is_number(float(group["lr"])) for group in stand_in.param_groups):
                     raise ValueError(f"the learning rate becomes {stand_in.param_groups[0]['lr']}")
 
-    def make(self, optimizer: Optimizer, horizon: Horizon) -> LRScheduler:
+    def make(self, optimizer: Optimizer, horizon: RunLength) -> LRScheduler:
         """Make the scheduler over an optimizer.
 
         Raises
@@ -275,13 +271,13 @@ Beta1 = Callable[[int], float]
 """Step, counted from 1 -> β₁."""
 
 
-def ends_with_run(beta1: str | Beta1 | None) -> bool:
+def depends_on_run_length(beta1: str | Beta1 | None) -> bool:
     """Whether a β₁ depends on how many steps the run has.
 
     Examples
     --------
-    >>> ends_with_run("linear:0.5"), ends_with_run("exponential:0.9"), ends_with_run(lambda step: 0.9)
-    (True, False, False)
+    >>> [depends_on_run_length(beta1) for beta1 in ("linear:0.5", "exponential:0.9", lambda step: 0.9)]
+    [True, False, False]
     """
     return isinstance(beta1, str) and beta1.startswith("linear:")
 
@@ -328,7 +324,7 @@ def check_beta1(beta1: object, step: int) -> None:
         raise UsageError(f"beta1 is {beta1!r} at step {step}; it must be in [0, 1)")
 
 
-class Schedules:
+class OptimizerSchedules:
     """The schedules of a run at work on its optimizer.
 
     Parameters
@@ -353,8 +349,8 @@ class Schedules:
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(1))
     >>> adam = torch.optim.Adam([weight], lr=0.1)
-    >>> schedules = Schedules(adam, "linear", "exponential:0.5")
-    >>> schedules.begin(Horizon(n_epochs=5, n_steps=50))
+    >>> schedules = OptimizerSchedules(adam, "linear", "exponential:0.5")
+    >>> schedules.begin(RunLength(n_epochs=5, n_steps=50))
     >>> schedules.before_step(3)
     >>> adam.param_groups[0]["betas"], round(adam.param_groups[0]["lr"], 4)
     ((0.225, 0.999), 0.0333)
@@ -408,7 +404,7 @@ class Schedules:
             **({"beta1_steps": self._beta1_steps} if self._beta1_steps is not None else {}),
         }
 
-    def begin(self, horizon: Horizon) -> None:
+    def begin(self, horizon: RunLength) -> None:
         """Set the schedules up for a run; a run that goes on keeps them.
 
         Raises
@@ -435,7 +431,7 @@ class Schedules:
             return
         if self._beta1 is None:
             self._beta1 = beta1_of(self._beta1_given, self._first_beta1(), n_steps=n_steps)
-            self._beta1_steps = n_steps if ends_with_run(self._beta1_given) else None
+            self._beta1_steps = n_steps if depends_on_run_length(self._beta1_given) else None
         elif self._beta1_steps is not None and n_steps != self._beta1_steps:
             raise UsageError(
                 f"beta1 was set up for {self._beta1_steps} steps; this call means {n_steps}",

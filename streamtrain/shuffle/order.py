@@ -1,20 +1,20 @@
-"""The order of an epoch: which sample stands at which position. Pure, numpy only, no I/O.
+"""The stratified interleave: the order of an epoch's samples, set up once and found at any position.
 
-The order is the *stratified interleave*. The sample space is rotated by a random offset and cut into as many
-*lanes* as blocks fit in memory; position after position draws from lane after lane, so that every batch is spread
-over the whole dataset however the data is sorted, while each lane reads its blocks one after another:
+The sample space is rotated by a random offset and cut into as many *lanes* as blocks fit in memory; position after
+position draws from lane after lane, so that every batch is spread over the whole dataset however the data is sorted,
+while each lane reads its blocks one after another:
 
-1. Group g of G owns a contiguous rotated range of as many samples as there are positions congruent to g modulo G,
-   cut into Q = lanes / G lanes of equal length, the first ones one sample longer.
+1. Group g of G owns a contiguous rotated range of as many samples as there are positions congruent to g modulo G, cut
+   into Q = lanes / G lanes of equal length, the first ones one sample longer.
 2. A lane's samples fall into *runs*, cut at block edges and where the rotation wraps. Odd lanes visit their first run
-   first and their last run last, even lanes the other way round, so neighbours use the block they share at
-   the same time. The runs between are visited in an even random order, a run's rows in a random order.
+   first and their last run last, even lanes the other way round, so neighbours use the block they share at the same
+   time. The runs between are visited in an even random order, a run's rows in a random order.
 3. In *sweep* t every group visits its lanes in an even random order, drawn anew every 16 sweeps, and each lane emits
    its t-th sample. Position p is element p // G of group p mod G. Between two draws the lanes go round and round: any
    stretch of positions spreads over them, and takes none again before it has taken all.
 
-Setting up an epoch takes O(lanes + blocks) time and memory; ``picks`` then finds any position without the ones before
-it.
+Setting up an epoch takes O(lanes + blocks) time and memory; `streamtrain.shuffle.positions` then finds any position
+without the ones before it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import UsageError
-from streamtrain.system.counter_rng import GOLDEN_STEPS, even_orders, key, word_below, words
+from streamtrain.system.counter_rng import GOLDEN_STEPS, even_orders, random_key, word_below, words
 
 I64 = npt.NDArray[np.int64]
 _WORDS_AT_ONCE: Final = 16_384
@@ -41,7 +41,7 @@ class _Purpose(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shuffle:
+class ShuffleParameters:
     """What the order of an epoch depends on, beside seed and epoch.
 
     Parameters
@@ -148,20 +148,20 @@ def sequential_order(n_samples: int, block_rows: int) -> EpochOrder:
     )
 
 
-def shuffled_order(shuffle: Shuffle, *, seed: int, epoch: int) -> EpochOrder:
+def shuffled_order(shuffle: ShuffleParameters, *, seed: int, epoch: int) -> EpochOrder:
     """Set up the order of an epoch: a function of its arguments alone.
 
     Examples
     --------
-    >>> order = shuffled_order(Shuffle(n_samples=12, block_rows=4, lanes=2), seed=0, epoch=0)
+    >>> order = shuffled_order(ShuffleParameters(n_samples=12, block_rows=4, lanes=2), seed=0, epoch=0)
     >>> order.lane_lengths.tolist(), int(order.run_length.sum())
     ([6, 6], 12)
     """
-    offset = word_below(key(seed, epoch, _Purpose.OFFSET), shuffle.n_samples)
+    offset = word_below(random_key(seed, epoch, _Purpose.OFFSET), shuffle.n_samples)
     lengths_of_lanes = lane_lengths(shuffle)
     stride = int(lengths_of_lanes.max()) + 1
     cuts, run_of_lane = _cut(shuffle, lengths_of_lanes, offset)
-    visits = _visits(run_of_lane, key(seed, epoch, _Purpose.RUNS))
+    visits = _visits(run_of_lane, random_key(seed, epoch, _Purpose.RUNS))
     lengths = np.diff(cuts, append=shuffle.n_samples)[visits]
     run_key = np.cumsum(lengths)
     run_key -= lengths
@@ -179,12 +179,12 @@ def shuffled_order(shuffle: Shuffle, *, seed: int, epoch: int) -> EpochOrder:
         run_first=cuts[visits],
         run_length=lengths,
         run_key=run_key,
-        rows_key=key(seed, epoch, _Purpose.ROWS),
-        lanes_key=key(seed, epoch, _Purpose.LANES),
+        rows_key=random_key(seed, epoch, _Purpose.ROWS),
+        lanes_key=random_key(seed, epoch, _Purpose.LANES),
     )
 
 
-def lane_lengths(shuffle: Shuffle) -> I64:
+def lane_lengths(shuffle: ShuffleParameters) -> I64:
     """The samples of each lane, shape (lanes,)."""
     groups, lanes_each = shuffle.groups, shuffle.lanes // shuffle.groups
     sizes = (shuffle.n_samples - np.arange(groups, dtype=np.int64) + groups - 1) // groups
@@ -193,7 +193,7 @@ def lane_lengths(shuffle: Shuffle) -> I64:
     return lengths
 
 
-def _cut(shuffle: Shuffle, lengths: I64, offset: int) -> tuple[I64, I64]:
+def _cut(shuffle: ShuffleParameters, lengths: I64, offset: int) -> tuple[I64, I64]:
     """Cut the rotated space at lanes and block edges.
 
     Returns where the runs begin in it, and for each lane the index of its first run (lanes + 1 of them).

@@ -1,7 +1,7 @@
-"""Working an order out: which sample stands at each position, in numpy, from any position on.
+"""The samples at the positions of an epoch, computed from any position on.
 
-An epoch's order is set up once (``order``); the samples are found a few sweeps at a time. The pieces do not depend on
-how the positions are cut into them.
+An epoch's order is set up once (`streamtrain.shuffle.order`); the samples are computed a few sweeps at a time. The
+result does not depend on how the positions are cut into pieces.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SEASON_SWEEPS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Picks:
+class SamplePositions:
     """The samples at consecutive positions, by run and row.
 
     Attributes
@@ -48,7 +48,9 @@ class Picks:
         return self.start + len(self.runs)
 
 
-def picks(order: EpochOrder, start: int = 0, *, index_samples: int = INDEX_SAMPLES) -> Iterator[Picks]:
+def iter_positions(
+    order: EpochOrder, start: int = 0, *, index_samples: int = INDEX_SAMPLES
+) -> Iterator[SamplePositions]:
     """Work out the order from any position on, in pieces of about ``index_samples``, at least one sweep each.
 
     The pieces do not depend on how the order is cut into them: any ``start`` and ``index_samples`` give the same
@@ -62,21 +64,21 @@ def picks(order: EpochOrder, start: int = 0, *, index_samples: int = INDEX_SAMPL
         stop = min(sweep + sweeps, whole) if sweep < whole else order.n_sweeps
         piece = _sweeps(order, rows, sweep, stop)
         skip = max(0, start - piece.start)
-        yield piece if not skip else Picks(start=start, runs=piece.runs[skip:], rows=piece.rows[skip:])
+        yield piece if not skip else SamplePositions(start=start, runs=piece.runs[skip:], rows=piece.rows[skip:])
         sweep = stop
 
 
-def samples(order: EpochOrder, start: int, stop: int) -> I64:
+def samples_at(order: EpochOrder, start: int, stop: int) -> I64:
     """The samples at positions [start, stop), shape (stop - start,) int64.
 
     Examples
     --------
     >>> from streamtrain.shuffle.order import sequential_order
-    >>> samples(sequential_order(10, 4), 3, 7).tolist()
+    >>> samples_at(sequential_order(10, 4), 3, 7).tolist()
     [3, 4, 5, 6]
     """
     out = np.empty(stop - start, np.int64)
-    for piece in picks(order, start):
+    for piece in iter_positions(order, start):
         if piece.start >= stop:
             break
         n = min(piece.stop, stop) - piece.start
@@ -84,16 +86,16 @@ def samples(order: EpochOrder, start: int, stop: int) -> I64:
     return out
 
 
-def _sweeps(order: EpochOrder, rows: _RowOrders | None, start: int, stop: int) -> Picks:
+def _sweeps(order: EpochOrder, rows: _RowOrders | None, start: int, stop: int) -> SamplePositions:
     """The picks of sweeps [start, stop): whole ones, or the ragged last alone."""
     visited = _visited(order, start, stop)
     if rows is None:
         ranks = np.arange(visited.n_samples) + np.repeat(visited.rank - visited.place, visited.length)
-        return Picks(start=start, runs=np.repeat(visited.run, visited.length), rows=ranks)
+        return SamplePositions(start=start, runs=np.repeat(visited.run, visited.length), rows=ranks)
     run_of = np.repeat(visited.run, visited.length)
     row_of = rows.take(visited, start, stop)
     source = _lane_orders(order, start, stop)
-    return Picks(start=start * order.lanes, runs=run_of.take(source), rows=row_of.take(source))
+    return SamplePositions(start=start * order.lanes, runs=run_of.take(source), rows=row_of.take(source))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

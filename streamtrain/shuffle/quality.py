@@ -1,7 +1,6 @@
-"""How good an order is, on real labels: batch variance, prefix drift and block-pair coincidence. Pure, numpy only.
+"""Shuffle quality on real labels: batch variance, prefix drift and block-pair coincidence, against a reshuffle.
 
-Each figure is a ratio to what a full random reshuffle of the same labels gives (see `reshuffle`): 1 is as good as
-random, less is better.
+Each figure is a ratio to that of a full random reshuffle of the same labels: 1 is as good as random, less is better.
 
 - *Batch variance*: how far the batches' labels are from the dataset's. For classes the sum over classes of (samples in
   the batch - expected)², for numbers the squared sum of deviations; the mean over whole batches.
@@ -12,17 +11,13 @@ random, less is better.
 
 The order comes in pieces and the labels are asked for piece by piece, so the memory needed is that of a piece.
 
-What a full random reshuffle of some labels gives: the reference that an order is held against. Pure, numpy only.
-
-A *population* is all that it depends on: the number of samples and the share of each class, or numbers of mean 0 and
-standard deviation 1.
-
-- The variance of a batch has a closed form, that of drawing without replacement (W. Cochran, *Sampling techniques*,
-  1977, chapter 2).
-- The largest drift has none over several classes, so it is simulated. Sums of draws without replacement tend to
-  Brownian bridges (B. Rosén, *Limit theorems for sampling from finite populations*, 1964); their steps, tied over
-  classes, come from counted random words, so the figure is a function of the population. It costs the same for any
-  number of samples. Real reshuffles of 1,000,000 samples in 10 and in 1,000 classes came within 1 % of it.
+The reference, a full reshuffle, depends only on a *population*: the number of samples and the share of each class, or
+numbers of mean 0 and standard deviation 1. The variance of a batch has a closed form, that of drawing without
+replacement (W. Cochran, *Sampling techniques*, 1977, chapter 2). The largest drift has none over several classes, so it
+is simulated. Sums of draws without replacement tend to Brownian bridges (B. Rosén, *Limit theorems for sampling from
+finite populations*, 1964); their steps, tied over classes, come from counted random words, so the figure is a function
+of the population and costs the same for any number of samples. Real reshuffles of 1,000,000 samples in 10 and in 1,000
+classes came within 1 % of it.
 """
 
 from __future__ import annotations
@@ -38,8 +33,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.shuffle.order import I64, EpochOrder
-from streamtrain.shuffle.positions import picks
-from streamtrain.system.counter_rng import key, words
+from streamtrain.shuffle.positions import iter_positions
+from streamtrain.system.counter_rng import random_key, words
 
 Array = npt.NDArray[Any]
 F64 = npt.NDArray[np.float64]
@@ -53,7 +48,7 @@ _REMEMBERED: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Population:
+class LabelPopulation:
     """What a full reshuffle's batches depend on.
 
     Attributes
@@ -82,7 +77,7 @@ class Population:
 
         Examples
         --------
-        >>> Population(n_samples=101, shares=np.array([0.5, 0.5])).batch_variance(10)
+        >>> LabelPopulation(n_samples=101, shares=np.array([0.5, 0.5])).batch_variance(10)
         4.55
         """
         n = self.n_samples
@@ -112,12 +107,12 @@ class Population:
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _mean_largest(population: Population, part: float) -> float:
+def _mean_largest(population: LabelPopulation, part: float) -> float:
     """The mean largest value of simulated bridges over [0, part]."""
     n_classes = population.n_classes
     n_steps = max(1, min(_STEPS, _VALUES // n_classes))
     n_bridges = min(_MOST_BRIDGES, max(_LEAST_BRIDGES, _VALUES // (n_steps * n_classes)))
-    bridges = (_normals(key(0, bridge), n_steps + 1, n_classes) for bridge in range(n_bridges))
+    bridges = (_normals(random_key(0, bridge), n_steps + 1, n_classes) for bridge in range(n_bridges))
     return float(np.mean([_largest(normals, population.shares, part) for normals in bridges]))
 
 
@@ -142,8 +137,8 @@ def _normals(key: int, *shape: int) -> F64:
     return normals.reshape(shape)
 
 
-def populate(labels: Array) -> tuple[Population, Array]:
-    """Describe labels that are in memory, and put them into the form that `measure` takes.
+def label_population(labels: Array) -> tuple[LabelPopulation, Array]:
+    """Describe labels that are in memory, and put them into the form that `measure_quality` takes.
 
     Parameters
     ----------
@@ -157,16 +152,16 @@ def populate(labels: Array) -> tuple[Population, Array]:
 
     Examples
     --------
-    >>> population, classes = populate(np.array([7, 7, 3, 7]))
+    >>> population, classes = label_population(np.array([7, 7, 3, 7]))
     >>> population.shares.tolist(), classes.tolist()
     ([0.25, 0.75], [1, 1, 0, 1])
     """
     if labels.dtype.kind == "f":
         finite = labels[np.isfinite(labels)].astype(np.float64)
         mean, std = (float(finite.mean()), float(finite.std())) if len(finite) else (0.0, 0.0)
-        return Population(n_samples=len(labels)), standardized(labels, mean, std)
+        return LabelPopulation(n_samples=len(labels)), standardized(labels, mean, std)
     values, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    return Population(n_samples=len(labels), shares=counts / len(labels)), classes.astype(class_dtype(len(values)))
+    return LabelPopulation(n_samples=len(labels), shares=counts / len(labels)), classes.astype(class_dtype(len(values)))
 
 
 def class_dtype(n_classes: int) -> np.dtype[Any]:
@@ -196,7 +191,7 @@ _CLASSES_PER_SAMPLE: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
+class ShuffleQuality:
     """How good an order is; ratios to a full reshuffle, 1 where there is nothing to mix.
 
     Attributes
@@ -229,7 +224,7 @@ class Quality:
 def pieces_of(order: EpochOrder, start: int = 0, stop: int | None = None) -> Iterator[I64]:
     """The samples at positions [start, stop) of an epoch, to its end by default, piece by piece."""
     left = (order.n_samples if stop is None else min(stop, order.n_samples)) - start
-    for piece in picks(order, start) if left > 0 else ():
+    for piece in iter_positions(order, start) if left > 0 else ():
         found = (order.run_first[piece.runs] + piece.rows)[:left]
         yield found
         left -= len(found)
@@ -237,14 +232,14 @@ def pieces_of(order: EpochOrder, start: int = 0, stop: int | None = None) -> Ite
             return
 
 
-def measure(
+def measure_quality(
     pieces: Iterable[I64],
     labels_of: LabelsOf,
-    population: Population,
+    population: LabelPopulation,
     *,
     batch_size: int,
     block_rows: int | None = None,
-) -> Quality:
+) -> ShuffleQuality:
     """Measure an order, or a stretch of one: any stretch of a full reshuffle has the same expectations.
 
     Parameters
@@ -253,8 +248,8 @@ def measure(
         The samples at consecutive positions, in one piece or many.
     labels_of : callable
         Gives the labels of some samples; ``labels.take`` for an array.
-    population : Population
-        Of all labels, as from `populate`.
+    population : LabelPopulation
+        Of all labels, as from `label_population`.
     batch_size : int
         Samples of a batch.
     block_rows : int, optional
@@ -262,14 +257,14 @@ def measure(
 
     Examples
     --------
-    >>> from streamtrain.shuffle.order import Shuffle, shuffled_order
-    >>> from streamtrain.shuffle.quality import populate
-    >>> population, classes = populate(np.arange(100_000) // 10_000)
-    >>> found = measure([np.arange(100_000)], classes.take, population, batch_size=100)
+    >>> from streamtrain.shuffle.order import ShuffleParameters, shuffled_order
+    >>> from streamtrain.shuffle.quality import label_population
+    >>> population, classes = label_population(np.arange(100_000) // 10_000)
+    >>> found = measure_quality([np.arange(100_000)], classes.take, population, batch_size=100)
     >>> round(found.variance, 1), found.drift > 50
     (100.1, True)
-    >>> order = shuffled_order(Shuffle(n_samples=100_000, block_rows=50, lanes=100), seed=0, epoch=0)
-    >>> found = measure(pieces_of(order), classes.take, population, batch_size=100)
+    >>> order = shuffled_order(ShuffleParameters(n_samples=100_000, block_rows=50, lanes=100), seed=0, epoch=0)
+    >>> found = measure_quality(pieces_of(order), classes.take, population, batch_size=100)
     >>> found.variance < 0.2, found.drift < 2
     (True, True)
     """
@@ -285,7 +280,7 @@ def measure(
         if coincidence:
             coincidence.add(some)
     whole = n_samples == population.n_samples
-    return Quality(
+    return ShuffleQuality(
         n_samples=n_samples,
         n_batches=variance.n_batches,
         variance=variance.ratio(),
@@ -315,7 +310,7 @@ def _batches(pieces: Iterable[I64], batch_size: int) -> Iterator[I64]:
 class _Variance:
     """The running batch variance."""
 
-    def __init__(self, population: Population, batch_size: int) -> None:
+    def __init__(self, population: LabelPopulation, batch_size: int) -> None:
         self._population = population
         self._batch_size = batch_size
         self._sum = 0.0
@@ -351,7 +346,7 @@ def _equal_pairs(batches: Array) -> float:
 class _Drift:
     """The running largest discrepancy of a prefix, looked at after every batch, or every so many with many classes."""
 
-    def __init__(self, population: Population, batch_size: int) -> None:
+    def __init__(self, population: LabelPopulation, batch_size: int) -> None:
         self._population = population
         self._step = max(1, population.n_classes // (_CLASSES_PER_SAMPLE * batch_size)) * batch_size
         self._so_far = np.zeros(population.n_classes)
@@ -381,12 +376,12 @@ class _Drift:
 class _Coincidence:
     """How often samples of the same two blocks meet, of blocks drawn to be followed."""
 
-    def __init__(self, population: Population, batch_size: int, block_rows: int) -> None:
+    def __init__(self, population: LabelPopulation, batch_size: int, block_rows: int) -> None:
         self._population = population
         self._batch_size = batch_size
         self._block_rows = block_rows
         n_blocks = -(-population.n_samples // block_rows)
-        drawn = np.argsort(words(key(0), np.arange(n_blocks)), kind="stable")[:_FOLLOWED_BLOCKS]
+        drawn = np.argsort(words(random_key(0), np.arange(n_blocks)), kind="stable")[:_FOLLOWED_BLOCKS]
         self._place = np.full(n_blocks, -1, np.int64)
         self._place[drawn] = np.arange(len(drawn))
         self._rows = np.minimum(block_rows, population.n_samples - drawn * block_rows).astype(np.float64)

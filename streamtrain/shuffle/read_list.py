@@ -1,8 +1,8 @@
-"""The order of an epoch as a read list: which block, when it is first needed, when its slot is free again. Pure.
+"""The read list of an epoch: its blocks, when each is first needed, and when its slot is free again.
 
 A read serves all runs of its block whose visits touch or overlap in time; so the block that two neighbouring lanes
 share is read once. Reads are listed by the sweep in which they are first needed, then by lane: reading down the list
-never lacks what comes next, and it goes on into the next epoch's list without a stop.
+never lacks what comes next, and continues into the next epoch's list without a stop.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.shuffle.order import I64, EpochOrder, Shuffle, lane_lengths
+from streamtrain.shuffle.order import I64, EpochOrder, ShuffleParameters, lane_lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,7 +79,7 @@ def _by_need(order: EpochOrder, runs: I64, head: I64, block: I64, sweep: I64, en
     )
 
 
-def within(reads: ReadList, start: int, stop: int) -> ReadList:
+def reads_within(reads: ReadList, start: int, stop: int) -> ReadList:
     """Keep the reads that sweeps [start, stop) need, as when an epoch is entered midway or left early."""
     kept = (reads.end > start) & (reads.first < stop)
     if kept.all():
@@ -103,7 +103,7 @@ def most_live(reads: ReadList) -> int:
     return int(live.max())
 
 
-def largest_lead(shuffle: Shuffle) -> int:
+def largest_lead(shuffle: ShuffleParameters) -> int:
     """How many blocks the lanes may need ahead of an even demand, whatever the rotation.
 
     Lanes move on to a next block when they cross a block's edge. An even lane and the odd one after it begin with the
@@ -113,9 +113,9 @@ def largest_lead(shuffle: Shuffle) -> int:
 
     Examples
     --------
-    >>> largest_lead(Shuffle(n_samples=1_000_000, block_rows=100, lanes=1000))
+    >>> largest_lead(ShuffleParameters(n_samples=1_000_000, block_rows=100, lanes=1000))
     1000
-    >>> largest_lead(Shuffle(n_samples=1_000_000, block_rows=100, lanes=254))
+    >>> largest_lead(ShuffleParameters(n_samples=1_000_000, block_rows=100, lanes=254))
     7
     """
     lengths = lane_lengths(shuffle)

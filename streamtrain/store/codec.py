@@ -1,14 +1,12 @@
 """The codec chain of a stored block: little-endian bytes, blosc (or nothing), crc32c.
 
-What follows the encoded bytes in the file is their crc32c, four bytes, little-endian: Zarr's ``crc32c`` codec. The
-same number stands in the dataset's checksum table, so a block that was swapped for another valid one is caught.
-Blosc runs on the calling thread alone.
+The encoded bytes are followed by their crc32c, four bytes, little-endian: Zarr's ``crc32c`` codec. The same number
+stands in the dataset's checksum table, so a block that was swapped for another valid one is detected. Blosc runs on the
+calling thread alone.
 
-The checksum of joined bytes from the checksums of the parts, without reading them again.
-
-A crc is linear: that of ``a + b`` is the crc of ``a``, moved on by the length of ``b``, xor the crc of ``b``. Moving on
-by a length is a 32 × 32 matrix over the integers modulo 2; those for powers of two are kept as tables of bytes.
-(Mark Adler's crc32_combine in zlib is the same idea.)
+The checksum of joined bytes follows from those of the parts. A crc is linear: that of ``a + b`` is the crc of ``a``,
+shifted by the length of ``b``, xor the crc of ``b``. A shift is a 32 × 32 matrix over the integers modulo 2; those for
+powers of two are kept as tables of bytes. (The idea is that of Mark Adler's crc32_combine in zlib.)
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from streamtrain.errors import UsageError, unknown_name
 from streamtrain.store.layout import CHECKSUM_BYTES, CODECS, Codec, Layout
 
 Array = npt.NDArray[Any]
-Data = bytes | bytearray | memoryview
+BytesLike = bytes | bytearray | memoryview
 CodecChoice = Literal["auto", "none", "lz4", "zstd"]
 
 LEVELS: Final[dict[Codec, int]] = {"lz4": 5, "zstd": 3}
@@ -71,7 +69,7 @@ def encode(block: Array, codec: Codec) -> bytes | memoryview:
     return encoded
 
 
-def decode(data: Data, out: Array, codec: Codec) -> None:
+def decode(data: BytesLike, out: Array, codec: Codec) -> None:
     """Decode a block's encoded bytes, without the checksum, into a C-contiguous array of the block's full shape.
 
     Raises
@@ -88,7 +86,7 @@ def decode(data: Data, out: Array, codec: Codec) -> None:
         out.byteswap(inplace=True)
 
 
-def misfit(header: Data, *, encoded_bytes: int, n_bytes: int) -> str | None:
+def header_mismatch(header: BytesLike, *, encoded_bytes: int, n_bytes: int) -> str | None:
     """What does not fit in what an encoded block says of itself: nothing is decoded past its place, or short of it.
 
     Parameters
@@ -101,9 +99,9 @@ def misfit(header: Data, *, encoded_bytes: int, n_bytes: int) -> str | None:
     Examples
     --------
     >>> data = encode(np.zeros(1000, np.uint8), "lz4")
-    >>> misfit(data, encoded_bytes=len(data), n_bytes=1000) is None
+    >>> header_mismatch(data, encoded_bytes=len(data), n_bytes=1000) is None
     True
-    >>> misfit(data, encoded_bytes=len(data), n_bytes=24)
+    >>> header_mismatch(data, encoded_bytes=len(data), n_bytes=24)
     'It would decode to 1,000 bytes; a block has 24'
     """
     if encoded_bytes < HEADER_BYTES:
@@ -114,7 +112,7 @@ def misfit(header: Data, *, encoded_bytes: int, n_bytes: int) -> str | None:
     return None if decoded == n_bytes else f"It would decode to {decoded:,} bytes; a block has {n_bytes:,}"
 
 
-def checksum(data: Data, start: int = 0) -> int:
+def checksum(data: BytesLike, start: int = 0) -> int:
     """The crc32c of some bytes, or of those of ``start`` and these together (Castagnoli; RFC 3720).
 
     Examples
@@ -198,12 +196,12 @@ def check_encodable(layout: Layout) -> None:
 
 _POLYNOMIAL: Final = 0x82F63B78  # Castagnoli, reflected (RFC 3720)
 
-Table = tuple[int, ...]
-Move = tuple[Table, Table, Table, Table]
+ByteTable = tuple[int, ...]
+CrcShift = tuple[ByteTable, ByteTable, ByteTable, ByteTable]
 """For each byte of a crc, what it becomes; the whole is their xor."""
 
 
-def joined(first: int, second: int, second_bytes: int) -> int:
+def combine_crc32c(first: int, second: int, second_bytes: int) -> int:
     """The crc32c of two runs of bytes, one after the other.
 
     Parameters
@@ -216,7 +214,7 @@ def joined(first: int, second: int, second_bytes: int) -> int:
     Examples
     --------
     >>> from streamtrain.store.codec import checksum
-    >>> hex(joined(checksum(b"12345"), checksum(b"6789"), 4)), hex(checksum(b"123456789"))
+    >>> hex(combine_crc32c(checksum(b"12345"), checksum(b"6789"), 4)), hex(checksum(b"123456789"))
     ('0xe3069283', '0xe3069283')
     """
     power = 0
@@ -230,7 +228,7 @@ def joined(first: int, second: int, second_bytes: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _move(power: int) -> Move:
+def _move(power: int) -> CrcShift:
     """What 2 ** ``power`` more bytes do to a crc."""
     if power == 0:
         columns = [_after_one_byte(1 << bit) for bit in range(32)]
@@ -248,7 +246,7 @@ def _after_one_byte(crc: int) -> int:
     return crc
 
 
-def _table(columns: list[int]) -> Table:
+def _table(columns: list[int]) -> ByteTable:
     table = [0]
     for column in columns:
         table += [value ^ column for value in table]

@@ -1,12 +1,10 @@
-"""A dataset on disk, open for reading: its facts, its statistics, and the general read through zarr.
+"""An open dataset: its layout, its statistics, and the general read through zarr.
 
-The general read is for looking at data and for machines without the direct one. It is as strict: a block is held
-against the dataset's checksum table before zarr decodes it.
+Opening reads no sample. From the root down: the root names the manifest by its digest, the manifest every file by its
+length, and the id is the digest of layout and checksum table. A file's bytes are checked when they are read.
 
-Opening a dataset: what makes a directory one, checked without reading a sample.
-
-From the root down: the root names the manifest by its digest, the manifest every file by its length, and the id is
-the digest of layout and checksum table. A file's bytes are checked when they are read.
+The general read is for looking at data and for machines without the direct one. It is as strict: a block is compared
+with the dataset's checksum table before zarr decodes it.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ import numpy.typing as npt
 
 from streamtrain.errors import DamagedBlock, DatasetError, OutOfRange, UsageError, unknown_name
 from streamtrain.store import zarr_metadata
-from streamtrain.store.codec import HEADER_BYTES, misfit
+from streamtrain.store.codec import HEADER_BYTES, header_mismatch
 from streamtrain.store.layout import CHECKSUM_BYTES, Field, Layout
 from streamtrain.store.manifest import (
     FORMAT,
@@ -41,7 +39,7 @@ from streamtrain.store.manifest import (
 )
 from streamtrain.store.shard import RESTORE, index_of, open_regular, read_bounded, read_stored, unreadable
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, stats_shape
-from streamtrain.store.writing.staging import actual, incomplete, mend, state_of
+from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
 from streamtrain.system.files import Files
 from streamtrain.system.units import format_bytes
 
@@ -215,7 +213,7 @@ class Dataset:
             raise self.damaged(name, block, f"Its checksum is {found:#010x}; {expected:#010x} was written")
         if layout.codec != "none":
             encoded_bytes, decoded_bytes = n_bytes - CHECKSUM_BYTES, layout.block_rows * field.row_bytes
-            why = misfit(header, encoded_bytes=encoded_bytes, n_bytes=decoded_bytes)
+            why = header_mismatch(header, encoded_bytes=encoded_bytes, n_bytes=decoded_bytes)
             if why:
                 raise self.damaged(name, block, why)
 
@@ -358,7 +356,7 @@ def _read_root(folder: Path) -> Json:
     """What the root says of us: format, id and the manifest's digest."""
     _check_folder(folder)
     root = folder / zarr_metadata.ROOT
-    state = state_of(folder)
+    state = destination_state(folder)
     if state == "incomplete":
         raise incomplete(folder)
     if not os.path.lexists(root):
@@ -386,7 +384,7 @@ def _read_root(folder: Path) -> Json:
 
 def _check_folder(folder: Path) -> None:
     if not os.path.lexists(folder):
-        mend(actual(folder), Files())
+        recover_interrupted_swap(real_path(folder), Files())
     try:
         mode = folder.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -1,8 +1,8 @@
-"""What a stored dataset looks like: frozen facts, and the arithmetic of rows, blocks and bytes.
+"""The layout of a dataset: its fields, and the arithmetic of rows, blocks, shards and bytes.
 
-A dataset is a few *fields* over the same samples. A *block* is the same run of ``block_rows`` samples in every
-field, one Zarr inner chunk per field; a *shard* is one file of ``shard_blocks`` blocks of one field. The last
-block is stored at its full size, padded with zeros, as Zarr does.
+A dataset is a few *fields* over the same samples. A *block* is the same run of ``block_rows`` samples in every field,
+one Zarr inner chunk per field; a *shard* is one file of ``shard_blocks`` blocks of one field. The last block is stored
+at its full size, padded with zeros, as Zarr does.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
-"""The manifest: every stored file with its length and crc32c, where the data came from, and what is known of it.
+"""The manifest: every stored file with its length and crc32c, the sources, the layout and the statistics.
 
-It is JSON without duplicate keys, NaN or clocks, so the same data gives the same bytes. The root ``zarr.json``
-holds its SHA-256, and the dataset's id: a digest of the content alone (layout, class names and every block's
-checksum), the same wherever and from whatever files it was made.
+It is JSON without duplicate keys, NaN or clocks, so the same data gives the same bytes. The root ``zarr.json`` holds
+its SHA-256, and the dataset's id: a digest of the content alone (layout, class names and every block's checksum), the
+same wherever and from whatever files it was made.
 
-What the files of a dataset must be, from its manifest: held against what lies there, without reading a sample.
-
-Nothing the manifest says is believed before it fits the rest: keys are compared with those that the layout implies, so
-none can lead outside the dataset; lengths with what the layout's shapes need, so that no small file claims a large
-array; and the way to each file must be of folders, not of links.
+Nothing in a manifest is believed before it fits the rest: keys are compared with those that the layout implies, so none
+can lead outside the dataset; lengths with what the layout's shapes need, so that no small file claims a large array;
+and the path to each file must consist of folders, not of links.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ import numpy.typing as npt
 
 from streamtrain.errors import DatasetError
 from streamtrain.store import zarr_metadata
-from streamtrain.store.codec import HEADER_BYTES, MOST_ENCODABLE_BYTES, misfit
+from streamtrain.store.codec import HEADER_BYTES, MOST_ENCODABLE_BYTES, header_mismatch
 from streamtrain.store.layout import CHECKSUM_BYTES, CODECS, Field, Layout
 from streamtrain.store.moments import Summary
 from streamtrain.store.shard import (
@@ -423,7 +421,7 @@ def _check_claim(path: Path, field: Field, layout: Layout, file: StoredFile) -> 
         raise
     except OSError as error:
         raise unreadable(path, error) from error
-    why = misfit(header, encoded_bytes=n_bytes - CHECKSUM_BYTES, n_bytes=decoded)
+    why = header_mismatch(header, encoded_bytes=n_bytes - CHECKSUM_BYTES, n_bytes=decoded)
     if why:
         what = f"block 0 of field {field.name} is not of the shape that the layout claims"
         raise DatasetError(what, where=str(path), why=why, fix=RESTORE)

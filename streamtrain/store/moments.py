@@ -1,9 +1,9 @@
-"""Mergeable sums behind `streamtrain.store.statistics`: count, mean, spread and extremes of each column of some rows.
+"""Mergeable sums behind the statistics: count, mean, spread and extremes of each column of some rows.
 
-Two kinds with the same three methods, ``add`` (a piece of at most ``PIECE_ELEMENTS``), ``merge`` and ``finish``:
-`ExactSums` for integers of one byte, `Moments` (Chan's update in float64) for all else. A piece with its intermediate
-values stays in the cache, and is large enough that threads do not hand the interpreter to and fro. They change in
-place: a wide sample makes these arrays larger than the rows they describe.
+Two classes share the methods ``add`` (a piece of at most ``PIECE_ELEMENTS``), ``merge`` and ``finish``: `IntegerSums`
+for integers of one byte, `Moments` (Chan's update in float64) for all else. A piece and its intermediate values fit the
+cache, and a piece is large enough that threads do not pass the interpreter lock to and fro. Both change in place: for
+wide samples these arrays are larger than the rows they describe.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Moments:
         return Summary(mean=mean, std=std, min=least, max=most, n_nan=int(n_nan), n_inf=int(n_inf))
 
 
-class ExactSums:
+class IntegerSums:
     """Σx and Σx² of each column of one-byte integers, exact in int64 for 10¹⁴ rows.
 
     Parameters
@@ -176,7 +176,7 @@ class ExactSums:
         np.maximum(self.max, reduce_rows(np.maximum, rows), out=self.max)
         return _CLEAN
 
-    def merge(self, other: ExactSums) -> None:
+    def merge(self, other: IntegerSums) -> None:
         """Add the sums of other rows."""
         self.count += other.count
         self.total += other.total

@@ -1,15 +1,12 @@
-"""One shard file (Zarr v3 ``sharding_indexed``): encoded blocks one after the other, then an index of where they are.
+"""Shard files (Zarr v3 ``sharding_indexed``): written, indexed, read back and checked.
 
-The index has an (offset, size) pair of little-endian uint64 for every block a shard has room for, and a crc32c.
-A block past the array's end, in the last shard, is absent: both numbers are 2⁶⁴ - 1. The size counts the block's own
-checksum. A block inside the array is always present, whatever it holds: a missing one must never read as zeros.
+A shard holds encoded blocks end to end, then an index with an (offset, size) pair of little-endian uint64 for every
+block it has room for, and a crc32c of the index. A block past the array's end, in the last shard, is absent: both
+numbers are 2⁶⁴ - 1. The size includes the block's own checksum. A block inside the array is always present, whatever it
+holds: a missing one must never read as zeros.
 
-A stored file as the manifest knows it, and reading one against it.
-
-Reading back the shards of a dataset that is being made: those of a journal, or of the dataset that is appended to.
-
-A shard is read once, front to back, and held against what is known of its file, so that what is taken over is what was
-written. Nothing of it may be used before the last part has been read: only then is the whole file known to be right.
+A shard is read back once, front to back, and compared with what is known of its file. Nothing of it may be used before
+the last part has been read: only then is the whole file known to be right.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ import numpy.typing as npt
 
 from streamtrain.errors import DatasetError, remedy
 from streamtrain.store import zarr_metadata
-from streamtrain.store.codec import Data, checksum, checksum_bytes, decode, joined, misfit
+from streamtrain.store.codec import BytesLike, checksum, checksum_bytes, combine_crc32c, decode, header_mismatch
 from streamtrain.store.layout import CHECKSUM_BYTES, Field, Layout
 from streamtrain.system.files import FileWriter
 
@@ -161,9 +158,9 @@ class ShardWriter:
         """The file so far."""
         return StoredFile(n_bytes=self._out.n_bytes, crc32c=self._crc)
 
-    def append(self, *encoded: Data) -> None:
+    def append(self, *encoded: BytesLike) -> None:
         """Write the next blocks: their encoded bytes, without the checksums."""
-        buffers: list[Data] = []
+        buffers: list[BytesLike] = []
         n_bytes = self._out.n_bytes
         for data in encoded:
             view = memoryview(data)
@@ -171,7 +168,7 @@ class ShardWriter:
             stored_bytes = view.nbytes + CHECKSUM_BYTES
             self._index[len(self.checksums)] = n_bytes, stored_bytes
             self.checksums.append(crc)
-            self._crc = joined(self._crc, _WITH_CHECKSUM, stored_bytes)
+            self._crc = combine_crc32c(self._crc, _WITH_CHECKSUM, stored_bytes)
             buffers += view, checksum_bytes(crc)
             n_bytes += stored_bytes
         self._out.write(*buffers)
@@ -179,7 +176,7 @@ class ShardWriter:
     def finish(self) -> None:
         """Write the index."""
         index = self._index.tobytes()
-        self._crc = joined(self._crc, _WITH_CHECKSUM, len(index) + CHECKSUM_BYTES)
+        self._crc = combine_crc32c(self._crc, _WITH_CHECKSUM, len(index) + CHECKSUM_BYTES)
         self._out.write(index, checksum_bytes(checksum(index)))
 
 
@@ -194,7 +191,7 @@ def index_bytes(shard_blocks: int) -> int:
     return _ENTRY_BYTES * shard_blocks + CHECKSUM_BYTES
 
 
-def parse_index(data: Data, *, n_bytes: int, n_present: int, where: str) -> npt.NDArray[np.uint64]:
+def parse_index(data: BytesLike, *, n_bytes: int, n_present: int, where: str) -> npt.NDArray[np.uint64]:
     """Check a shard's index and return it.
 
     Parameters
@@ -258,7 +255,7 @@ class DamagedShard(DatasetError):
     """A shard's file is not the one that was written."""
 
 
-def is_there(folder: Path, layout: Layout, shard: int, stored: Sequence[StoredFile]) -> bool:
+def shard_exists(folder: Path, layout: Layout, shard: int, stored: Sequence[StoredFile]) -> bool:
     """Whether a shard has a file of the right length in each field."""
     try:
         for field, file in zip(layout.fields, stored, strict=True):
@@ -298,7 +295,7 @@ def reread(
     """
     with ExitStack() as stack:
         runs = [
-            _File(folder / zarr_metadata.shard_key(field, shard), field, layout, shard, file, stack)
+            _ShardReadBack(folder / zarr_metadata.shard_key(field, shard), field, layout, shard, file, stack)
             for field, file in zip(layout.fields, stored, strict=True)
         ]
         for number, (start, stop) in enumerate(ranges, 1):
@@ -310,7 +307,7 @@ def reread(
             yield rows, checksums
 
 
-class _File:
+class _ShardReadBack:
     """The shard file of one field, read in order."""
 
     def __init__(
@@ -345,7 +342,7 @@ class _File:
         crc = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
         self._taken.append(crc)
         plain = self._layout.codec == "none"
-        why = None if plain else misfit(encoded, encoded_bytes=len(encoded), n_bytes=out.nbytes)
+        why = None if plain else header_mismatch(encoded, encoded_bytes=len(encoded), n_bytes=out.nbytes)
         if crc != checksum(encoded) or why or (plain and len(encoded) != out.nbytes):
             raise self._damaged(why or "a block does not match its checksum")
         decode(encoded, out, self._layout.codec)

@@ -1,15 +1,13 @@
-"""Statistics of a field, gathered part by part and merged: one pass, float64, the same bits on every run.
+"""Mergeable statistics of a field: moments, label histogram, and the intra-block label correlation ρ.
 
-A `FieldTally` counts one run of rows; tallies merge by Chan's update (Chan, Golub & LeVeque, 1983). The result
-depends on how the rows were cut and in which order the tallies merged, never on threads: who merges in row order
-gets the same bits each time. Integers of one byte are summed exactly.
+A `FieldTally` counts one run of rows; tallies merge by Chan's update (Chan, Golub & LeVeque, 1983). The result depends
+on how the rows were cut and in which order the tallies merged, never on threads: merging in row order gives the same
+bits every time. Integers of one byte are summed exactly.
 
-Statistics of scalar fields: how often each value occurs, and how alike the values inside a block are.
-
-The intra-block correlation ρ says how far the stored order is from random: 1 where each block holds one class, about
-0 where rows are shuffled. Classes (integers of at most 65,536 values): the chance that two samples of one block
-agree, against that of any two. Other values: the intraclass correlation of a one-way analysis of variance with the
-block as the factor (Fisher, 1925).
+ρ says how far the stored order is from random: 1 where each block holds one class, about 0 where rows are shuffled.
+Classes (integers of at most 65,536 values): the chance that two samples of one block agree, compared with that of any
+two. Other values: the intraclass correlation of a one-way analysis of variance with the block as the factor (Fisher,
+1925).
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.store.layout import Field
-from streamtrain.store.moments import ExactSums, Moments, Summary
+from streamtrain.store.moments import IntegerSums, Moments, Summary
 
 Array = npt.NDArray[Any]
 
@@ -316,14 +314,14 @@ def tally_bytes(field: Field, n_rows: int) -> int:
 
 def work_bytes(field: Field, n_rows: int) -> int:
     """What counting so many rows of a field takes for the moment, at the most."""
-    kind = ExactSums if _is_small(field) else Moments
+    kind = IntegerSums if _is_small(field) else Moments
     n_elements = min(kind.PIECE_ELEMENTS, n_rows * math.prod(field.shape))
     return kind.WORK_BYTES * n_elements + (64 * min(n_rows, 2 * MOST_VALUES) if field.shape == () else 0)
 
 
-def _moments(field: Field) -> ExactSums | Moments:
+def _moments(field: Field) -> IntegerSums | Moments:
     n_columns = count_features(field)
-    return ExactSums(field.dtype, n_columns) if _is_small(field) else Moments(n_columns)
+    return IntegerSums(field.dtype, n_columns) if _is_small(field) else Moments(n_columns)
 
 
 def _is_small(field: Field) -> bool:

@@ -1,9 +1,8 @@
-"""Holding all of a dataset against its manifest: every file, and every block if asked; all damage is told.
+"""Verification and repair of a dataset: all damage, and what interrupted ingests left.
 
-The quick look reads the metadata and compares lengths. The full one reads every stored byte once: each block against
-the checksum table and the size it has to decode to, and what lies between the blocks against the shard's index.
-
-What interrupted ingests leave, and its removal: never a file of a dataset that was committed.
+The quick check reads the metadata and compares lengths. The full one reads every stored byte once: each block is
+compared with the checksum table and the size it has to decode to, and the bytes between the blocks with the shard's
+index. A repair never removes a file of a committed dataset.
 """
 
 from __future__ import annotations
@@ -19,35 +18,35 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import DatasetError, UsageError
-from streamtrain.store.codec import checksum, misfit
+from streamtrain.store.codec import checksum, header_mismatch
 from streamtrain.store.dataset import Dataset, checked_dataset, read_facts
 from streamtrain.store.layout import CHECKSUM_BYTES, Field, Layout
 from streamtrain.store.manifest import Manifest, file_damage
 from streamtrain.store.shard import RESTORE, StoredFile, index_bytes, index_of, open_regular, unreadable
 from streamtrain.store.writing.journal import JOURNAL
-from streamtrain.store.writing.lock import check_free, dead_temporaries, held, lock_path
+from streamtrain.store.writing.lock import check_unlocked, dead_temporaries, lock_path, writer_lock
 from streamtrain.store.writing.staging import (
-    State,
+    DestinationState,
     check_ours,
+    destination_state,
     has_journal,
     predecessor,
-    remove,
-    state_of,
+    remove_dataset,
     successor,
     temporaries,
     tidy,
 )
 from streamtrain.store.zarr_metadata import PRIVATE, shard_key
-from streamtrain.system.files import Files, explained
+from streamtrain.system.files import Files, translate_os_errors
 
 _PIECE_BYTES: Final = 1 << 20
 
-Tell = Callable[[int, int], object]
+VerifyProgress = Callable[[int, int], object]
 """Called with the bytes that were read since the last call, and those there are to read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
+class VerifyReport:
     """What a dataset was found to be.
 
     Parameters
@@ -76,7 +75,9 @@ class Verified:
         return self.n_bytes / self.seconds if self.seconds else 0.0
 
 
-def verify(path: str | os.PathLike[str], *, full: bool = False, tell: Tell = lambda done, total: None) -> Verified:
+def verify(
+    path: str | os.PathLike[str], *, full: bool = False, tell: VerifyProgress = lambda done, total: None
+) -> VerifyReport:
     """Look for damage in a dataset.
 
     Parameters
@@ -123,7 +124,7 @@ def verify(path: str | os.PathLike[str], *, full: bool = False, tell: Tell = lam
             n_bytes += n_read
             tell(n_read, total)
     seconds = time.perf_counter() - started
-    return Verified(manifest=manifest, full=full, damage=tuple(damage), n_bytes=n_bytes, seconds=seconds)
+    return VerifyReport(manifest=manifest, full=full, damage=tuple(damage), n_bytes=n_bytes, seconds=seconds)
 
 
 def _collected(look: Callable[[], Any], damage: list[DatasetError]) -> Any:
@@ -208,7 +209,7 @@ def _block_damage(
         elif layout.codec == "none":
             why = "" if len(encoded) == decoded_bytes else f"It has {len(encoded):,} bytes, not {decoded_bytes:,}"
         else:
-            why = misfit(encoded, encoded_bytes=len(encoded), n_bytes=decoded_bytes) or ""
+            why = header_mismatch(encoded, encoded_bytes=len(encoded), n_bytes=decoded_bytes) or ""
         if why:
             yield dataset.damaged(field.name, block, why)
 
@@ -259,7 +260,7 @@ def find_leftovers(path: Path) -> tuple[Leftover, ...]:
     LockedError
         An ingest is at work there, and what it makes is no leftover.
     """
-    check_free(path)
+    check_unlocked(path)
     return tuple(Leftover(path=found, what=what, n_bytes=_size(found)) for found, what in _found(path))
 
 
@@ -280,25 +281,25 @@ def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:
     found = find_leftovers(path)
     if not found:
         return ()
-    with held(path, files):
+    with writer_lock(path, files):
         tidy(path, files)
         if _is_displaced(path):
             what = "something that is not a dataset stands where one was being replaced when its writer ended"
             raise UsageError(what, where=str(path), fix=f"move it away, then streamtrain repair {path} --remove")
         for folder in (successor(path), predecessor(path)):
-            remove(folder, files)
-        if state_of(path) == "incomplete":
+            remove_dataset(folder, files)
+        if destination_state(path) == "incomplete":
             check_ours(path)
-            remove(path, files)
-        elif state_of(path) == "committed":
+            remove_dataset(path, files)
+        elif destination_state(path) == "committed":
             for temporary in temporaries(path):
-                with explained("remove", temporary):
+                with translate_os_errors("remove", temporary):
                     files.system.unlink(temporary)
     return found
 
 
 def _found(path: Path) -> Iterator[tuple[Path, str]]:
-    state = state_of(path)
+    state = destination_state(path)
     if lock_path(path).exists():
         yield lock_path(path), "the lock of a writer that is dead"
     yield from ((temporary, "a file that was not finished") for temporary in dead_temporaries(path))
@@ -316,7 +317,7 @@ def _found(path: Path) -> Iterator[tuple[Path, str]]:
         yield predecessor(path), "the dataset itself, to be put back under its name" if gap else "what was replaced"
 
 
-def _of_successor(path: Path, state: State) -> str:
+def _of_successor(path: Path, state: DestinationState) -> str:
     if not has_journal(successor(path)) or has_journal(path):
         return "what was replaced"
     what = "an overwrite or append that did not finish"
@@ -325,7 +326,7 @@ def _of_successor(path: Path, state: State) -> str:
 
 def _is_displaced(path: Path) -> bool:
     """Whether a dataset waits to be put back under a name that something else has meanwhile."""
-    return state_of(path) == "foreign" and state_of(predecessor(path)) == "committed"
+    return destination_state(path) == "foreign" and destination_state(predecessor(path)) == "committed"
 
 
 def _size(path: Path) -> int:

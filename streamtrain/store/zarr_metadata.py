@@ -1,7 +1,7 @@
-"""The files that make a dataset plain Zarr: where everything is, and the ``zarr.json`` of groups and arrays.
+"""The ``zarr.json`` files and the keys that make a dataset plain Zarr.
 
-zarr itself writes the metadata, into memory; so what describes the arrays is Zarr's own word, and nothing here
-needs to follow its format. Only this module and the general read import zarr, and only when they are called.
+zarr itself writes the metadata, into memory; so the description of the arrays is Zarr's own, and nothing here has to
+follow its format. zarr is imported only when a function needs it.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""streamtrain/system."""
+"""The ground that all other packages stand on: durable files, memory, events, signals, arguments.
+
+Nothing here knows of datasets or training.
+"""

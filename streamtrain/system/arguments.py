@@ -1,4 +1,4 @@
-"""What a loader is asked for, refused where it can mean nothing."""
+"""Argument checks shared by loaders, plans and comparisons."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Counter-based random words, and the two random orders made from them: pure, numpy only, no state.
+"""Counter-based random words, and the two kinds of random order made from them. Pure, NumPy only, no state.
 
-A word is a function of a 64-bit key and a counter, so any word is computed without the ones before it. Keys come
-from ``numpy.random.SeedSequence``, whose output numpy keeps stable; words come from integer arithmetic alone. So
-nothing here depends on numpy's version.
+A word is a function of a 64-bit key and a counter, so any word is computed without the ones before it. Keys come from
+``numpy.random.SeedSequence``, whose output NumPy keeps stable; words come from integer arithmetic alone. So nothing
+here depends on NumPy's version.
 
 Sources: splitmix64's finaliser (G. Steele, D. Lea, C. Flood, *Fast splittable pseudorandom number generators*,
 OOPSLA 2014); multiples of an irrational number modulo 1, and why small partial quotients spread them best (L. Kuipers,
@@ -26,12 +26,12 @@ _CONVERGENTS: Final = 100
 """Terms of a continued fraction that fix its first 64 bits, whatever the terms."""
 
 
-def key(seed: int, *path: int) -> int:
+def random_key(seed: int, *path: int) -> int:
     """The 64-bit key for a purpose, from the seed and a path of small integers (epoch, purpose).
 
     Examples
     --------
-    >>> key(0, 0, 1) == key(0, 0, 1), key(0, 0, 1) == key(0, 1, 0)
+    >>> random_key(0, 0, 1) == random_key(0, 0, 1), random_key(0, 0, 1) == random_key(0, 1, 0)
     (True, False)
     """
     return int(np.random.SeedSequence(seed, spawn_key=path).generate_state(1, np.uint64)[0])

@@ -1,14 +1,12 @@
-"""What readers, loader and trainer tell the meters: a few frozen event values and one bus.
+"""The event bus between loaders, trainers and meters: a few frozen event values, published to subscribers.
 
-Whoever wants to hear subscribes, and hears every event of the process from then on, on the thread that tells it. Events
-are rare, a loader's opening or an epoch's end, and never one for each batch or block: with nobody listening, telling
-one costs about a microsecond.
+A subscriber receives every later event of the process, on the thread that publishes it. Events are rare (a loader
+opens, an epoch ends) and never one for each batch or block; without subscribers an event costs about a microsecond.
 
-`streamtrain profile` runs a command of the user's, maybe a shell script that starts Python in turn, and wants to hear
-what happens in there. No argument of ours reaches that process, and what a parent hands to all its descendants is its
-environment. So here, and nowhere else, a variable of the environment counts: a process that is started with
-``STREAMTRAIN_EVENTS`` naming a file appends every event to it, one JSON object a line, with the time and the process's
-id. The file has to be there already: when the profiler has gone, nothing is left behind for it.
+`streamtrain profile` runs a command of the user's, maybe a shell script that starts Python in turn. No argument of ours
+reaches that process, but its environment does. So here, and nowhere else, an environment variable counts: a process
+started with ``STREAMTRAIN_EVENTS`` naming a file appends every event to it, one JSON object a line, with the time and
+the process id. The file must exist already, so nothing is left behind once the profiler has gone.
 """
 
 from __future__ import annotations
@@ -23,12 +21,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Self
 
-VARIABLE: Final = "STREAMTRAIN_EVENTS"
+EVENTS_VARIABLE: Final = "STREAMTRAIN_EVENTS"
 """The variable of the environment that names the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class ThreadSeconds:
     """Seconds that threads spent at work, summed over the threads, by what they did.
 
     Parameters
@@ -46,9 +44,9 @@ class Work:
 
     Examples
     --------
-    >>> (Work(disk=3.0, decode=1.0) - Work(disk=0.5)).total
+    >>> (ThreadSeconds(disk=3.0, decode=1.0) - ThreadSeconds(disk=0.5)).total
     3.5
-    >>> Work(gather=0.5).named("_seconds")["gather_seconds"]
+    >>> ThreadSeconds(gather=0.5).named("_seconds")["gather_seconds"]
     0.5
     """
 
@@ -58,13 +56,13 @@ class Work:
     index: float = 0.0
     transfer: float = 0.0
 
-    def __add__(self, other: Work) -> Work:
+    def __add__(self, other: ThreadSeconds) -> ThreadSeconds:
         theirs = other.named()
-        return Work(**{name: seconds + theirs[name] for name, seconds in self.named().items()})
+        return ThreadSeconds(**{name: seconds + theirs[name] for name, seconds in self.named().items()})
 
-    def __sub__(self, other: Work) -> Work:
+    def __sub__(self, other: ThreadSeconds) -> ThreadSeconds:
         theirs = other.named()
-        return Work(**{name: seconds - theirs[name] for name, seconds in self.named().items()})
+        return ThreadSeconds(**{name: seconds - theirs[name] for name, seconds in self.named().items()})
 
     def named(self, ending: str = "") -> dict[str, float]:
         """Every kind's seconds by its name and an ending."""
@@ -135,7 +133,7 @@ class EpochEnded(Event):
         Which loader and epoch, and the samples that were taken.
     seconds, wait_seconds : float
         Wall time from the epoch's beginning, and what of it the consumer waited for batches.
-    work : Work
+    work : ThreadSeconds
         What the loader's threads did meanwhile.
     """
 
@@ -144,7 +142,7 @@ class EpochEnded(Event):
     n_samples: int
     seconds: float
     wait_seconds: float
-    work: Work
+    work: ThreadSeconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +175,7 @@ class DeviceMemory(Event):
     device_bytes: int
 
 
-KINDS: Final[dict[str, type[Event]]] = {kind.__name__: kind for kind in Event.__subclasses__()}
+EVENT_TYPES: Final[dict[str, type[Event]]] = {kind.__name__: kind for kind in Event.__subclasses__()}
 """Name -> event."""
 
 Listener = Callable[[Event], object]
@@ -186,42 +184,42 @@ _listeners: tuple[Listener, ...] = ()
 _numbers = itertools.count(1)
 
 
-def next_number() -> int:
+def next_loader_id() -> int:
     """A number that nothing else in the process has."""
     return next(_numbers)
 
 
-def listening() -> bool:
+def has_subscribers() -> bool:
     """Whether anybody hears; for what would cost something to find out only to tell it."""
     return bool(_listeners)
 
 
-def tell(event: Event) -> None:
+def publish_event(event: Event) -> None:
     """Tell an event to everybody who listens."""
     for listener in _listeners:
         listener(event)
 
 
 @contextmanager
-def between(began: Event, ended: Callable[[], Event]) -> Iterator[None]:
+def publish_around(began: Event, ended: Callable[[], Event]) -> Iterator[None]:
     """Tell one event now, and another at the end of the block, in whatever way that comes."""
-    tell(began)
+    publish_event(began)
     try:
         yield
     finally:
-        tell(ended())
+        publish_event(ended())
 
 
 @contextmanager
-def subscribed(listener: Listener) -> Iterator[None]:
+def subscribe(listener: Listener) -> Iterator[None]:
     """Hear every event of this process while the block runs.
 
     Examples
     --------
     >>> heard = []
-    >>> with subscribed(heard.append):
-    ...     tell(LoaderClosed(loader=1))
-    >>> tell(LoaderClosed(loader=2))
+    >>> with subscribe(heard.append):
+    ...     publish_event(LoaderClosed(loader=1))
+    >>> publish_event(LoaderClosed(loader=2))
     >>> heard
     [LoaderClosed(loader=1)]
     """
@@ -244,7 +242,7 @@ def _remove(listener: Listener) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class RecordedEvent:
     """An event as a file holds it.
 
     Parameters
@@ -266,10 +264,10 @@ class Told:
 
         Examples
         --------
-        >>> told = Told(time=1.5, pid=7, event=LoaderClosed(loader=1))
+        >>> told = RecordedEvent(time=1.5, pid=7, event=LoaderClosed(loader=1))
         >>> told.to_line()
         '{"time": 1.5, "pid": 7, "event": "LoaderClosed", "loader": 1}'
-        >>> Told.from_line(told.to_line()) == told
+        >>> RecordedEvent.from_line(told.to_line()) == told
         True
         """
         head = {"time": self.time, "pid": self.pid, "event": type(self.event).__name__}
@@ -280,7 +278,7 @@ class Told:
         """Read one line back; None for what is no event known here."""
         try:
             values = json.loads(line)
-            kind = KINDS[values["event"]]
+            kind = EVENT_TYPES[values["event"]]
             known = {field.name: values[field.name] for field in fields(kind)}
             return cls(time=float(values["time"]), pid=int(values["pid"]), event=kind(**_revived(known)))
         except (ValueError, KeyError, TypeError):
@@ -288,14 +286,14 @@ class Told:
 
 
 def _revived(values: dict[str, Any]) -> dict[str, Any]:
-    return values | ({"work": Work(**values["work"])} if "work" in values else {})
+    return values | ({"work": ThreadSeconds(**values["work"])} if "work" in values else {})
 
 
-def appender(path: str | Path) -> Listener:
+def file_appender(path: str | Path) -> Listener:
     """A listener that appends to a file, as long as that is there."""
 
     def append(event: Event) -> None:
-        line = Told(time=time.monotonic(), pid=os.getpid(), event=event).to_line() + "\n"
+        line = RecordedEvent(time=time.monotonic(), pid=os.getpid(), event=event).to_line() + "\n"
         # Who watches must not disturb: a full disk or a vanished profiler is no matter of the training's. And one
         # write to a file opened for appending keeps the lines of several processes apart.
         with suppress(OSError):
@@ -308,11 +306,11 @@ def appender(path: str | Path) -> Listener:
     return append
 
 
-def read_events(path: Path) -> list[Told]:
+def read_events(path: Path) -> list[RecordedEvent]:
     """The events of a file in order of time; lines that were cut short are left out."""
     lines = path.read_bytes().splitlines() if path.exists() else []
-    return sorted(filter(None, map(Told.from_line, lines)), key=lambda told: told.time)
+    return sorted(filter(None, map(RecordedEvent.from_line, lines)), key=lambda told: told.time)
 
 
-if VARIABLE in os.environ:
-    _add(appender(os.environ[VARIABLE]))
+if EVENTS_VARIABLE in os.environ:
+    _add(file_appender(os.environ[EVENTS_VARIABLE]))

@@ -1,8 +1,8 @@
-"""The only writer of files: a file appears whole and durable under its name, or not at all.
+"""Durable file writing, all or nothing: a file appears whole under its name, or not at all.
 
-Every file is written under a hidden temporary name beside its target, flushed to the disk, renamed, and the
-directory flushed; so a crash at any instant leaves the old file or the new one. Whoever writes takes a `Files`;
-a test hands in one with another `System` to make any call fail or stop. A failed flush is never tried again.
+Every file is written under a hidden temporary name beside its target, flushed to the disk and renamed, and the
+directory is flushed; so a crash at any instant leaves the old file or the new one. Writers take a `Files`; a test
+passes one with another `Syscalls` to make any call fail or stop. A failed flush is never tried again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from streamtrain.errors import ResourceError, StreamtrainError, remedy
-from streamtrain.system.syscalls import System as System
+from streamtrain.system.syscalls import Syscalls as Syscalls
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -38,16 +38,16 @@ class FileWriter:
     ----------
     path : Path
         The name it gets when it is finished; until then it has a hidden one beside it.
-    system : System
+    system : Syscalls
         The system calls.
     """
 
-    def __init__(self, path: Path, system: System) -> None:
+    def __init__(self, path: Path, system: Syscalls) -> None:
         self._path = path
         self._system = system
         self._temporary = temporary_beside(path)
         self.n_bytes = 0
-        with explained("create", path):
+        with translate_os_errors("create", path):
             self._fd: int | None = system.open(self._temporary)
 
     def write(self, *buffers: Buffer) -> None:
@@ -61,7 +61,7 @@ class FileWriter:
         assert self._fd is not None, "the file is finished, or was abandoned"
         views = [view for view in (memoryview(buffer).cast("B") for buffer in buffers) if view.nbytes]
         while views:
-            with explained("write", self._path):
+            with translate_os_errors("write", self._path):
                 n_written = self._system.writev(self._fd, views[:_MOST_BUFFERS])
             self.n_bytes += n_written
             views = _without_first(views, n_written)
@@ -89,10 +89,10 @@ class FileWriter:
         assert self._fd is not None, "the file is finished, or was abandoned"
         try:
             # Never retried: after a failed fsync the kernel may drop the pages and report success next time.
-            with explained("flush", self._path):
+            with translate_os_errors("flush", self._path):
                 self._system.fsync(self._fd)
             self._close()
-            with explained("rename", self._path):
+            with translate_os_errors("rename", self._path):
                 self._system.rename(self._temporary, self._path)
                 if flush_folder:
                     self._system.fsync_dir(self._path.parent)
@@ -121,7 +121,7 @@ class Files:
 
     Parameters
     ----------
-    system : System
+    system : Syscalls
         The system calls; a test's stand-in makes them fail.
 
     Examples
@@ -133,10 +133,10 @@ class Files:
     'whole or not at all'
     """
 
-    system: System
+    system: Syscalls
 
-    def __init__(self, *, system: System | None = None) -> None:
-        object.__setattr__(self, "system", system or System())
+    def __init__(self, *, system: Syscalls | None = None) -> None:
+        object.__setattr__(self, "system", system or Syscalls())
 
     def begin(self, path: Path) -> FileWriter:
         """Begin a file, for one who finishes or abandons it later, or on another thread; see `create`.
@@ -167,7 +167,7 @@ class Files:
 
     def flush_dir(self, path: Path) -> None:
         """Make the names in a directory durable."""
-        with explained("flush", path):
+        with translate_os_errors("flush", path):
             self.system.fsync_dir(path)
 
     def write_bytes(self, path: Path, *buffers: Buffer) -> None:
@@ -191,7 +191,7 @@ class Files:
             It cannot be created.
         """
         self.ensure_dir(path.parent, flush_folder=flush_folder)
-        with explained("create directory", path):
+        with translate_os_errors("create directory", path):
             self.system.mkdir(path)
             try:
                 if flush_folder:
@@ -221,13 +221,13 @@ class Files:
 
     def rename(self, old: Path, new: Path) -> None:
         """Rename a file or a directory inside its directory, durably."""
-        with explained("rename", new):
+        with translate_os_errors("rename", new):
             self.system.rename(old, new)
             self.system.fsync_dir(new.parent)
 
     def exchange(self, one: Path, other: Path) -> bool:
         """Exchange two names of one directory in one step, durably; False, and nothing happened, where none can."""
-        with explained("exchange", other):
+        with translate_os_errors("exchange", other):
             try:
                 self.system.exchange(one, other)
             except OSError as error:
@@ -242,19 +242,19 @@ class Files:
 
         The name is durable when its directory has been flushed.
         """
-        with explained("link", new):
+        with translate_os_errors("link", new):
             try:
                 return self.system.link(old, new)
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
-        with explained("copy", old), old.open("rb") as file, self.create(new) as out:
+        with translate_os_errors("copy", old), old.open("rb") as file, self.create(new) as out:
             while data := file.read(_COPIED_BYTES):
                 out.write(data)
 
     def remove(self, path: Path) -> None:
         """Remove a file, durably."""
-        with explained("remove", path):
+        with translate_os_errors("remove", path):
             self.system.unlink(path)
             self.system.fsync_dir(path.parent)
 
@@ -285,7 +285,7 @@ def is_temporary(name: str) -> bool:
 
 
 @contextmanager
-def explained(doing: str, path: Path) -> Iterator[None]:
+def translate_os_errors(doing: str, path: Path) -> Iterator[None]:
     """Turn what the system says into an error that names the file; what already exists stays the caller's affair."""
     try:
         yield

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 
 
-def plain(value: object) -> object:
+def to_json_value(value: object) -> object:
     """Turn a value into what JSON can hold: NumPy and torch values become Python's, NaN and infinity ``None``.
 
     Raises
@@ -18,7 +18,7 @@ def plain(value: object) -> object:
     Examples
     --------
     >>> import numpy as np
-    >>> plain({"loss": np.float32(0.5), "shape": (28, np.int64(28)), "worst": float("inf")})
+    >>> to_json_value({"loss": np.float32(0.5), "shape": (28, np.int64(28)), "worst": float("inf")})
     {'loss': 0.5, 'shape': [28, 28], 'worst': None}
     """
     if isinstance(value, float):
@@ -26,13 +26,13 @@ def plain(value: object) -> object:
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_json_value(item) for item in value]
     if isinstance(value, PurePath):
         return str(value)
     # Arrays, scalars and tensors all have `tolist`; asking for it spares `--help` an import of NumPy.
     to_list = getattr(value, "tolist", None)
     if callable(to_list):
-        return plain(to_list())
+        return to_json_value(to_list())
     raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -1,27 +1,19 @@
-"""What this process may take of the machine: its memory, and its cores.
+"""Memory limits of the process, the peak meter, the allocator's settings, and projections as named terms.
 
-Of memory that is the cgroup's limit, version 1 or 2, before the machine's RAM.
+*Limits.* A container or a batch job is held to a control group's limit (version 1 or 2), and the kernel kills what
+exceeds it; the RAM of the machine is then no answer. Every group from the process's own up to the root counts, and the
+smallest limit holds. File pages do not count as used: the kernel reclaims them when others need the room.
 
-A container or a batch job is held to a control group's limit, and the kernel kills what exceeds it; RAM is then no
-answer. Every group from the process's own up to the root counts, and the smallest limit holds. What was read from
-files does not count as used: the kernel gives it back when others need the room.
+*Meter.* The peak is that of anonymous memory, private and shared (Python's ``mmap(-1, n)`` is shared), and of pinned
+and CUDA memory held by torch. Resident pages of files are left out where the system tells them apart (Linux).
 
-Sources: the kernel's ``cgroup-v2.rst`` (memory.max, memory.high, memory.stat) and ``cgroup-v1/memory.rst``.
+*Allocator.* glibc raises the size from which memory is mapped separately as such pieces are freed, up to 32 MiB, and
+keeps twice that at the end of its heap. Large tensors that come and go with every step then share a heap with small
+ones that stay, and the heap grows. Fixed limits return large tensors at once; huge pages make up for most of the cost
+of mapping them anew.
 
-The memory a piece of work takes: the peak of what the process holds for itself, above where it began.
-
-That is anonymous memory, private and shared (Python's ``mmap(-1, n)`` is shared), and what torch holds in pinned memory
-and on CUDA devices. Resident pages of files are left out where the system tells them apart (Linux): they are the page
-cache's, and go when others need the room.
-
-What the C library's allocator keeps of freed memory, held to little, for a process whose memory is bounded.
-
-glibc raises the size from which memory is asked of the system as such pieces are freed, up to 32 MiB, and keeps twice
-that at the end of its heap. Large tensors that come and go with every step then share a heap with small ones that stay,
-and the heap grows by what lies between them. With fixed limits large tensors are given back at once; huge pages make
-up for most of what asking for them anew costs.
-
-Sources: mallopt(3), malloc_trim(3), and torch's ``c10/core/impl/alloc_cpu.cpp``.
+Sources: the kernel's ``cgroup-v2.rst`` (memory.max, memory.high, memory.stat) and ``cgroup-v1/memory.rst``;
+mallopt(3), malloc_trim(3), and torch's ``c10/core/impl/alloc_cpu.cpp``.
 """
 
 from __future__ import annotations
@@ -305,14 +297,14 @@ _KEPT_BYTES: Final = 8 << 20
 _HUGE_PAGES: Final = "THP_MEM_ALLOC_ENABLE"
 
 
-def keep_little() -> bool:
+def limit_heap_growth() -> bool:
     """Set this process's allocator so; return whether it could be, which is on Linux with glibc.
 
     Call it before torch makes its first tensor, which is when torch looks whether to ask for huge pages.
 
     Examples
     --------
-    >>> keep_little() or sys.platform != "linux"
+    >>> limit_heap_growth() or sys.platform != "linux"
     True
     """
     if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "mallopt"):
@@ -323,14 +315,14 @@ def keep_little() -> bool:
     return bool(large and library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
 
 
-def give_back() -> bool:
+def trim_heap() -> bool:
     """Give the system what was freed and is still held, here and in every thread; return whether that could be asked.
 
     Without it, what the process holds at the beginning of a piece of work tells of the pieces before.
 
     Examples
     --------
-    >>> give_back() or sys.platform != "linux"
+    >>> trim_heap() or sys.platform != "linux"
     True
     """
     gc.collect()

@@ -1,4 +1,4 @@
-"""A progress bar in bytes on stderr, which any thread may advance."""
+"""A progress bar in bytes on stderr, without tqdm's monitor thread; any thread may advance it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, held back until a step is done: the first asks for a stop, the second stops at once."""
+"""Ctrl-C and SIGTERM, deferred to the end of a step: the first asks for a stop, the second stops at once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-class Interrupts:
+class DeferredSignals:
     """What was asked for while signals are held back.
 
     Attributes
@@ -101,17 +101,17 @@ def _end(number: int, _: FrameType | None) -> None:
 
 
 @contextmanager
-def held_back() -> Iterator[Interrupts]:
+def defer_signals() -> Iterator[DeferredSignals]:
     """Hold signals back inside the block; outside the main thread, where none can be taken, do nothing.
 
     Examples
     --------
-    >>> with held_back() as interrupts:
+    >>> with defer_signals() as interrupts:
     ...     signal.raise_signal(signal.SIGTERM)
     ...     interrupts.number == signal.SIGTERM
     True
     """
-    interrupts = Interrupts()
+    interrupts = DeferredSignals()
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return

@@ -1,7 +1,7 @@
-"""The system calls that change the disk, one method each: the seam where tests inject faults.
+"""The system calls that change the disk, one method each: the seam for fault injection.
 
-All that streamtrain writes goes through one `System`. A stand-in can make any call fail, end the process in front of
-it, or note what was flushed and what was not.
+All that streamtrain writes goes through one `Syscalls` object. A stand-in can make any call fail, end the process
+before it, or record what was flushed and what was not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 
 
-class System:
+class Syscalls:
     """The system calls themselves."""
 
     def open(self, path: Path) -> int:

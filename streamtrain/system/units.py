@@ -1,8 +1,7 @@
-"""Sizes, rates and durations between people and numbers.
+"""Sizes, rates and durations, parsed and formatted.
 
-A size is an int of bytes or text with a unit: decimal ``KB MB GB TB`` (powers of 1000) or binary
-``KiB MiB GiB TiB`` (powers of 1024), case-insensitive. Text without a unit is refused: ``"512"`` could mean
-anything.
+A size is an int of bytes or text with a unit: decimal ``KB MB GB TB`` (powers of 1000) or binary ``KiB MiB GiB TiB``
+(powers of 1024), case-insensitive. Text without a unit is refused: ``"512"`` could mean anything.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""streamtrain/training."""
+"""Training: epochs over a loader, with metrics, early stopping, checkpoints and resume."""

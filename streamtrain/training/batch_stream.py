@@ -1,6 +1,6 @@
-"""What the trainer asks of a stream of batches; `streamtrain.loader.stream_loader.StreamLoader` is one.
+"""The protocol of a stream of batches, which `StreamLoader` implements, and the weights of samples.
 
-The weights of samples, from a field of their own: what they may be, and who is at fault where they are not.
+A sample weight is a number of at least 0 in a field of its own; an error names the samples whose weight is not.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import InputError, UsageError, unknown_name
-from streamtrain.models.normalization import Normalize, Statistics, normalize_field
+from streamtrain.models.normalization import InputStatistics, Normalize, normalize_field
 from streamtrain.shuffle.order import I64
 from streamtrain.store.layout import Layout
 
 
-class Data(Protocol):
+class StreamDataset(Protocol):
     """What the trainer asks of the dataset behind a stream."""
 
     @property
     def layout(self) -> Layout: ...
     @property
     def n_classes(self) -> int | None: ...
-    def stats(self, field: str, /) -> Statistics: ...
+    def stats(self, field: str, /) -> InputStatistics: ...
     def __len__(self) -> int: ...
 
 
-class Stream(Protocol):
+class BatchStream(Protocol):
     """Batches, epoch after epoch: named tuples of tensors (B, ...), best on the trainer's device, in field order."""
 
     @property
-    def dataset(self) -> Data: ...
+    def dataset(self) -> StreamDataset: ...
     @property
     def batch_size(self) -> int: ...
     @property
@@ -48,7 +48,7 @@ class Stream(Protocol):
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Any]: ...
     def set_epoch(self, epoch: int, /) -> None: ...
-    def sequential(self) -> Stream: ...
+    def sequential(self) -> BatchStream: ...
     def close(self) -> None: ...
 
 
@@ -72,7 +72,7 @@ def fields_on(device: torch.device, batch: Any, names: tuple[str, ...]) -> dict[
     return {name: torch.as_tensor(fields[name]).to(device, non_blocking=True) for name in names}
 
 
-def normalize_fields(data: Data, names: tuple[str, ...]) -> dict[str, Normalize]:
+def normalize_fields(data: StreamDataset, names: tuple[str, ...]) -> dict[str, Normalize]:
     """What rescales each of some fields by the dataset's own statistics.
 
     Raises
@@ -87,19 +87,19 @@ def normalize_fields(data: Data, names: tuple[str, ...]) -> dict[str, Normalize]
     return {name: normalize_field(known[name], data.stats(name)) for name in names}
 
 
-def last_samples(stream: Stream) -> I64 | None:
+def last_batch_samples(stream: BatchStream) -> I64 | None:
     """The samples of the batch that a stream yielded last, (B,); None where it cannot say."""
     ask = getattr(stream, "last_samples", None)
     return None if ask is None else ask()
 
 
-def samples_per_epoch(stream: Stream) -> int:
+def samples_per_epoch(stream: BatchStream) -> int:
     """How many samples a pass yields: those of a dropped last batch are left out."""
     return min(len(stream) * stream.batch_size, len(stream.dataset))
 
 
 @contextmanager
-def in_stored_order(stream: Stream) -> Iterator[Stream]:
+def in_stored_order(stream: BatchStream) -> Iterator[BatchStream]:
     """The same data in stored order for the block; a stream that is shuffled is left as it is, beside another one."""
     if not stream.shuffle:
         yield stream
@@ -111,7 +111,7 @@ def in_stored_order(stream: Stream) -> Iterator[Stream]:
         ordered.close()
 
 
-def check_stream(stream: Stream, model: nn.Module, update: str) -> None:
+def check_stream(stream: BatchStream, model: nn.Module, update: str) -> None:
     """Refuse a stream that an update rule cannot train on, and warn of one that a model cannot end.
 
     Raises
@@ -215,12 +215,12 @@ def _are_good(weight: Tensor) -> Tensor:
     return (weight >= 0) & torch.isfinite(weight)
 
 
-def no_weight(name: str | None) -> InputError:
+def zero_weight_error(name: str | None) -> InputError:
     """The error for an epoch in which nothing has a weight.
 
     Examples
     --------
-    >>> str(no_weight("w"))
+    >>> str(zero_weight_error("w"))
     'field w: the weights of all samples of the epoch sum to 0, so there is no mean. Fix: some weights above 0.'
     """
     if name is None:

@@ -1,16 +1,17 @@
-"""Checkpoints: the whole state of a run at a batch, durable and checked, and never executed.
+"""Checkpoints: the whole state of a run after a batch, durable, checked, and never executed.
 
 ::
 
     runs/1/checkpoints/00001175/       named by the batches taken in
         model.safetensors              the model's own state_dict
-        normalize.safetensors          what stands before it, if anything does
+        normalize.safetensors          the input normalization, if there is one
         optimizer.safetensors          and more tensors: random states, sums of gradients
-        state.json                     counts, the loader's place, what is no tensor
+        state.json                     counts, the loader's place, all that is not a tensor
         manifest.json                  bytes and SHA-256 of each of these; written last
 
-A folder without its manifest is none. When a new one is durable, the one before it is kept, and older ones go. One that
-takes the place of another, of the same batch, is written beside it, as ``00001175.new``, and the two change names.
+A folder without its manifest is not a checkpoint. Once a new one is durable, the one before it is kept and older ones
+are removed. A checkpoint that replaces another, of the same batch, is written beside it, as ``00001175.new``, and the
+two exchange names.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from streamtrain.errors import CheckpointError, remedy
-from streamtrain.system.files import Files, explained
+from streamtrain.system.files import Files, translate_os_errors
 from streamtrain.training.serialization import check_tensors, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"
 MODEL: Final = "model"
 NORMALIZE: Final = "normalize"
-VERSION: Final = 1
+CHECKPOINT_VERSION: Final = 1
 
 _STATE: Final = "state.json"
 _MANIFEST: Final = "manifest.json"
@@ -87,7 +88,7 @@ def write_checkpoint(
         check_tensors(some)
     folder = run / CHECKPOINTS / f"{n_batches:0{_BATCH_DIGITS}d}"
     begun = folder.with_name(f"{folder.name}{_NEW}") if folder.exists() else folder
-    with explained("remove", begun):
+    with translate_os_errors("remove", begun):
         if begun.exists():
             _remove(files, begun)
     try:
@@ -113,16 +114,16 @@ def _fill(files: Files, folder: Path, state: Mapping[str, object], tensors: Mapp
         with files.create(folder / name) as out:
             digest = write_tensors(out, some)
         listed[name] = {"bytes": out.n_bytes, "sha256": digest}
-    text = json.dumps({"version": VERSION, **state}).encode()
+    text = json.dumps({"version": CHECKPOINT_VERSION, **state}).encode()
     files.write_bytes(folder / _STATE, text)
     listed[_STATE] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-    files.write_bytes(folder / _MANIFEST, json.dumps({"version": VERSION, "files": listed}).encode())
+    files.write_bytes(folder / _MANIFEST, json.dumps({"version": CHECKPOINT_VERSION, "files": listed}).encode())
 
 
 def _replace(files: Files, folder: Path, begun: Path) -> None:
     """Put a finished checkpoint in the place of another, which then has its name, or is gone."""
     if not files.exchange(begun, folder):
-        with explained("remove", folder):
+        with translate_os_errors("remove", folder):
             _remove(files, folder)
         files.rename(begun, folder)
 
@@ -208,9 +209,11 @@ def _checked(folder: Path) -> Checkpoint:
             if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
                 raise CheckpointError("is not as it was written (SHA-256)", where=str(file), fix="train again")
     state = json.loads((folder / _STATE).read_bytes())
-    if state.get("version") != VERSION:
+    if state.get("version") != CHECKPOINT_VERSION:
         raise CheckpointError(
-            f"is of version {state.get('version')}, this is {VERSION}", where=str(folder), fix="the matching release"
+            f"is of version {state.get('version')}, this is {CHECKPOINT_VERSION}",
+            where=str(folder),
+            fix="the matching release",
         )
     return Checkpoint(path=folder, state=state)
 

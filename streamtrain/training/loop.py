@@ -1,6 +1,6 @@
-"""Passes over a stream: one that trains, batch after batch, and one that measures.
+"""The loop over one epoch of a stream: training batch after batch, or measuring, and its record.
 
-What an epoch leaves behind: its summary, lines in ``metrics.jsonl`` on the way, and a progress bar on stderr.
+The record of an epoch is its summary, lines in ``metrics.jsonl`` on the way, and a progress bar on stderr.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from tqdm import tqdm
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import seeded_random
-from streamtrain.optim.gradients import Learner, numbers
-from streamtrain.optim.rules import Learned, Rule
+from streamtrain.optim.gradients import Learner, read_scalars
+from streamtrain.optim.rules import BatchResult, UpdateRule
 from streamtrain.training.batch_stream import (
-    Stream,
+    BatchStream,
     check_weight_field,
     check_weights,
     fields_on,
-    last_samples,
-    no_weight,
+    last_batch_samples,
     samples_per_epoch,
+    zero_weight_error,
 )
 from streamtrain.training.metrics import EpochSummary, Metrics, RunningMetrics, Stopwatch
-from streamtrain.training.preflight import Batch, check_fit, check_width, same_mode
-from streamtrain.training.progress import Counts, Totals, horizon
+from streamtrain.training.preflight import Batch, check_model_fits, check_width, preserve_mode
+from streamtrain.training.progress import Counts, Totals, run_length
 from streamtrain.training.run_folder import Run
-from streamtrain.training.run_state import Inside
-from streamtrain.training.step_errors import name_culprits, room_for_a_step
+from streamtrain.training.run_state import MidEpochState
+from streamtrain.training.step_errors import explain_out_of_memory, name_bad_samples
 
 _REFRESH_SECONDS: Final = 0.2
 
@@ -46,7 +46,7 @@ class EpochRecorder:
     ----------
     loss : Loss
         The loss that is trained on.
-    stream : Stream
+    stream : BatchStream
         Where the batches come from; it knows how long they were waited for.
     run : Run
         Takes the lines.
@@ -73,7 +73,7 @@ class EpochRecorder:
     """
 
     def __init__(
-        self, loss: Loss, stream: Stream, run: Run, *, log_every: int, epoch: int, progress: bool | None = None
+        self, loss: Loss, stream: BatchStream, run: Run, *, log_every: int, epoch: int, progress: bool | None = None
     ) -> None:
         if log_every < 1:
             raise UsageError(f"log_every is {log_every!r}; it must be at least 1")
@@ -106,7 +106,7 @@ class EpochRecorder:
         """Record the wall time that a batch's copy to the device took."""
         self._watch.transfer_seconds += seconds
 
-    def add(self, learned: Learned, counts: Counts) -> None:
+    def add(self, learned: BatchResult, counts: Counts) -> None:
         """Record a batch, and how far the run has come with it."""
         self.running.add(
             learned.loss,
@@ -148,14 +148,14 @@ class EpochRecorder:
 _CHECKED_ROWS: Final = 8
 
 
-class Passes:
+class EpochLoop:
     """What goes over a stream with a model.
 
     Parameters
     ----------
     learner : Learner
         The model behind what rescales its inputs, the loss and the optimizer.
-    rule : Rule
+    rule : UpdateRule
         The update rule over them.
     device : torch.device
         Where.
@@ -175,7 +175,7 @@ class Passes:
     def __init__(
         self,
         learner: Learner,
-        rule: Rule,
+        rule: UpdateRule,
         *,
         device: torch.device,
         inputs: tuple[str, ...],
@@ -192,7 +192,7 @@ class Passes:
         self._is_checked = False
         self._fitting: set[tuple[object, ...]] = set()
 
-    def begin(self, stream: Stream, totals: Totals) -> None:
+    def begin(self, stream: BatchStream, totals: Totals) -> None:
         """Set the schedules up for a run over a stream.
 
         Raises
@@ -203,10 +203,10 @@ class Passes:
         self._is_checked = False
         if self._learner.schedules is not None:
             of_epoch = self._rule.steps_per_epoch(len(stream), samples_per_epoch(stream))
-            self._learner.schedules.begin(horizon(totals, of_epoch))
+            self._learner.schedules.begin(run_length(totals, of_epoch))
 
     def train(
-        self, stream: Stream, recorder: EpochRecorder, totals: Totals, inside: Inside | None
+        self, stream: BatchStream, recorder: EpochRecorder, totals: Totals, inside: MidEpochState | None
     ) -> Generator[None, None, None]:
         """Take in an epoch, or what is left of it where a run goes on; pause after every batch but the last.
 
@@ -229,7 +229,7 @@ class Passes:
             raise
 
     def _train(
-        self, stream: Stream, recorder: EpochRecorder, totals: Totals, inside: Inside | None
+        self, stream: BatchStream, recorder: EpochRecorder, totals: Totals, inside: MidEpochState | None
     ) -> Generator[None, None, None]:
         epoch = self.counts.n_epochs
         if inside is None:
@@ -254,21 +254,21 @@ class Passes:
                 if left:
                     yield
             if not recorder.running.weight:
-                raise no_weight(self._weight)
+                raise zero_weight_error(self._weight)
             self._rule.end_epoch()
             recorder.grad_norm = self._rule.grad_norm
             recorder.objective = self._rule.objective
         self.counts = self.counts.after_epoch(n_steps=self._rule.n_steps)
 
-    def _learn(self, fields: Batch, max_steps: int | None, weight: Tensor | None, stream: Stream) -> Learned:
+    def _learn(self, fields: Batch, max_steps: int | None, weight: Tensor | None, stream: BatchStream) -> BatchResult:
         inputs, target = self._inputs_of(fields), fields[self._target]
         try:
             return self._rule.learn(inputs, target, max_steps, weight)
         except DivergedError as error:
-            name_culprits(error, self._learner, inputs, target, last_samples(stream))
+            name_bad_samples(error, self._learner, inputs, target, last_batch_samples(stream))
             raise
 
-    def measure(self, stream: Stream) -> Metrics:
+    def measure(self, stream: BatchStream) -> Metrics:
         """Loss and score over a pass; nothing is changed.
 
         Raises
@@ -281,7 +281,7 @@ class Passes:
         loss, model = self._learner.loss, self._learner.model
         self._is_checked = False
         running = RunningMetrics(loss)
-        with same_mode(model), self._located(stream):
+        with preserve_mode(model), self._located(stream):
             for batch in stream:
                 fields = self.on_device(batch)
                 self._check_once(fields, None)
@@ -290,7 +290,7 @@ class Passes:
                     output = model(*self._inputs_of(fields))
                     check_width(self._learner, output, fields, stream.dataset.n_classes, may_be_wider=True)
                     target, weight = fields[self._target], self._weight_of(fields, stream)
-                    total, weights = numbers(*loss.total(output, target, weight))
+                    total, weights = read_scalars(*loss.total(output, target, weight))
                     mean = total / weights if weights else 0.0
                     running.add(mean, output, target, weight=weights, sample_weights=weight)
         return running.mean()
@@ -312,7 +312,7 @@ class Passes:
         few = {name: tensor[:n_rows] for name, tensor in fields.items()}
         if self._weight:
             check_weight_field(self._weight, few[self._weight])
-        check_fit(
+        check_model_fits(
             self._learner,
             few,
             inputs=self._inputs,
@@ -335,17 +335,17 @@ class Passes:
     def _inputs_of(self, fields: Batch) -> tuple[Tensor, ...]:
         return tuple(fields[name] for name in self._inputs)
 
-    def _weight_of(self, fields: Batch, stream: Stream) -> Tensor | None:
+    def _weight_of(self, fields: Batch, stream: BatchStream) -> Tensor | None:
         if self._weight is None:
             return None
-        check_weights(self._weight, fields[self._weight], lambda: last_samples(stream))
+        check_weights(self._weight, fields[self._weight], lambda: last_batch_samples(stream))
         return fields[self._weight]
 
     @contextmanager
-    def _located(self, stream: Stream) -> Iterator[None]:
+    def _located(self, stream: BatchStream) -> Iterator[None]:
         """Say where in the run an error struck, and of a device without room what would fit."""
         try:
-            with room_for_a_step(self._device, batch_size=stream.batch_size, optimizer=self._learner.optimizer):
+            with explain_out_of_memory(self._device, batch_size=stream.batch_size, optimizer=self._learner.optimizer):
                 yield
         except DivergedError as error:
             error.where = f"epoch {self.counts.n_epochs + 1}, step {self._rule.n_steps + 1}"

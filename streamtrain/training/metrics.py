@@ -1,10 +1,8 @@
-"""What a run measures: loss and score as exact means over samples, epoch by epoch.
+"""Metrics of a run: loss, score and speed, epoch by epoch.
 
 Means are over samples, never over batches, so a short last batch counts for what it holds; where samples have weights,
-loss and score are weighted means, and where classes have, the loss is. The score is the one that
-fits the loss: accuracy for classes and logits, rmse beside mse, mae beside l1, none for a loss of the user's own.
-
-How fast samples are taken in, and where the time goes.
+loss and score are weighted means, and where classes have weights, the loss is. The score is the one that fits the loss:
+accuracy for classes and logits, rmse beside mse, mae beside l1, none for a loss of the user's own.
 """
 
 from __future__ import annotations
@@ -21,11 +19,11 @@ from torch import Tensor
 from streamtrain.errors import ResourceError
 from streamtrain.models.losses import Loss, align
 from streamtrain.optim.gradient_sum import ExactSum
-from streamtrain.system.events import Work
+from streamtrain.system.events import ThreadSeconds
 from streamtrain.training.progress import Counts
 
 
-class Waits(Protocol):
+class HasWaitSeconds(Protocol):
     """Something that knows how long its consumer has waited for it."""
 
     @property
@@ -43,7 +41,7 @@ class Speed:
         Taken in.
     seconds, wait_seconds, transfer_seconds : float
         Wall time, and what of it the training waited for batches and for their copies to the device.
-    work : Work
+    work : ThreadSeconds
         What the loader's threads did meanwhile, in seconds of theirs; several threads do several in one of wall time.
 
     Examples
@@ -57,7 +55,7 @@ class Speed:
     seconds: float
     wait_seconds: float
     transfer_seconds: float = 0.0
-    work: Work = field(default_factory=Work)
+    work: ThreadSeconds = field(default_factory=ThreadSeconds)
 
     def __add__(self, other: Speed) -> Speed:
         return Speed(
@@ -103,7 +101,7 @@ class Stopwatch:
         Whoever copies to the device adds to it.
     """
 
-    def __init__(self, stream: Waits) -> None:
+    def __init__(self, stream: HasWaitSeconds) -> None:
         self._stream = stream
         self._waited_before = stream.wait_seconds
         self._work_before = _work(stream)
@@ -122,10 +120,10 @@ class Stopwatch:
         )
 
 
-def _work(stream: Waits) -> Work:
+def _work(stream: HasWaitSeconds) -> ThreadSeconds:
     # A stream of the user's own need not know what its threads did.
     work = getattr(stream, "work", None)
-    return work if isinstance(work, Work) else Work()
+    return work if isinstance(work, ThreadSeconds) else ThreadSeconds()
 
 
 _SCORES: Final = {"classes": "accuracy", "logits": "accuracy"}

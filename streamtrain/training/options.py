@@ -1,4 +1,4 @@
-"""What a trainer is told of its steps, beside the rule and the optimizer, and what it makes of that."""
+"""Options of an optimizer step: accumulation, clipping, schedules, autocast, compile and penalties."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from streamtrain.errors import UsageError
-from streamtrain.models.forward import check_autocast, forward_of
-from streamtrain.models.losses import Loss, plain
-from streamtrain.models.normalization import Front
+from streamtrain.models.forward import check_autocast, make_forward
+from streamtrain.models.losses import Loss, dtype_name
+from streamtrain.models.normalization import NormalizedModel
 from streamtrain.optim.build_rule import make_rule
 from streamtrain.optim.gradients import NO_CLIPPING, Clipping, Learner, check_l2
 from streamtrain.optim.optimizers import takes_closure
-from streamtrain.optim.rules import Rule
-from streamtrain.optim.schedules import Beta1, Schedule, ScheduleFactory, Schedules
+from streamtrain.optim.rules import UpdateRule
+from streamtrain.optim.schedules import Beta1, OptimizerSchedules, Schedule, ScheduleFactory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class StepOptions:
     """How steps are taken.
 
     Parameters
@@ -82,7 +82,7 @@ class Setting:
 
         Examples
         --------
-        >>> setting, others = Setting.split({"clip_grad_norm": 1.0, "momentum": 0.9})
+        >>> setting, others = StepOptions.split({"clip_grad_norm": 1.0, "momentum": 0.9})
         >>> setting.clip_grad_norm, others
         (1.0, {'momentum': 0.9})
         """
@@ -90,12 +90,14 @@ class Setting:
         setting = cls(**{name: value for name, value in options.items() if name in own})
         return setting, {name: value for name, value in options.items() if name not in own}
 
-    def front(self, model: nn.Module, inputs: tuple[str, ...], device: torch.device) -> Front:
+    def front(self, model: nn.Module, inputs: tuple[str, ...], device: torch.device) -> NormalizedModel:
         """The model as it is to be run, behind what rescales its inputs."""
         autocast = check_autocast(self.autocast)
-        return Front(model, inputs, forward_of(model, device=device, autocast=autocast, compiled=self.compile))
+        return NormalizedModel(
+            model, inputs, make_forward(model, device=device, autocast=autocast, compiled=self.compile)
+        )
 
-    def learner(self, front: Front, loss: Loss, optimizer: Optimizer) -> Learner:
+    def learner(self, front: NormalizedModel, loss: Loss, optimizer: Optimizer) -> Learner:
         """What the steps are taken with.
 
         Raises
@@ -120,11 +122,11 @@ class Setting:
             optimizer=optimizer,
             l2=self.l2,
             clipping=clipping,
-            schedules=Schedules(optimizer, self.schedule, self.beta1) if has_schedules else None,
+            schedules=OptimizerSchedules(optimizer, self.schedule, self.beta1) if has_schedules else None,
             on_step=self.on_step,
         )
 
-    def rule(self, update: str, learner: Learner) -> Rule:
+    def rule(self, update: str, learner: Learner) -> UpdateRule:
         """The update rule at work on a learner; see `streamtrain.optim.build_rule.make_rule`."""
         return make_rule(
             update,
@@ -144,7 +146,7 @@ class Setting:
             "clip_grad_norm": self.clip_grad_norm,
             "clip_grad_value": self.clip_grad_value,
             **schedules,
-            "autocast": plain(autocast) if autocast else None,
+            "autocast": dtype_name(autocast) if autocast else None,
             "compile": self.compile,
             "l2": self.l2,
             "grad_tolerance": self.grad_tolerance,

@@ -1,9 +1,10 @@
-"""A step that leaves no trace: does the model fit the data, and what memory does a step take.
+"""A step before the run that leaves no trace: does the model fit the data, and what memory does a step take.
 
-Shapes and dtypes that do not fit come to light before the first epoch, in three lines: the data, the model, and what
-went wrong. Weights, gradients, buffers such as BatchNorm's averages, and torch's random state are as they were.
+Shapes and dtypes that do not fit are reported before the first epoch, in three lines: the data, the model, and the
+error. Weights, gradients, buffers such as BatchNorm's averages, and torch's random state are as they were.
 
-What changes its meaning where one step is taken on several batches: said once, before training.
+Modules and losses whose result depends on the batch, such as BatchNorm, are warned of once where one step is taken on
+several batches.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import DivergedError, UsageError
-from streamtrain.models.losses import Loss, align, plain
+from streamtrain.models.losses import Loss, align, dtype_name
 from streamtrain.models.seeding import borrowed_random
 from streamtrain.optim.gradients import Learner
-from streamtrain.optim.rules import Rule
-from streamtrain.training.step_errors import room_for_a_step
+from streamtrain.optim.rules import UpdateRule
+from streamtrain.training.step_errors import explain_out_of_memory
 
 _TOLERANCE: Final = 1e-3
 
 
-def warn_of_modules(model: nn.Module, spans: str | None) -> None:
+def warn_of_batch_dependent_modules(model: nn.Module, spans: str | None) -> None:
     """Warn of modules whose output for a sample depends on its batch, where a step is taken on several batches.
 
     Parameters
@@ -35,13 +36,13 @@ def warn_of_modules(model: nn.Module, spans: str | None) -> None:
     model : torch.nn.Module
         What is trained.
     spans : str, optional
-        By what a step comes to span batches, if it does; see `streamtrain.optim.rules.Rule.spans`.
+        By what a step comes to span batches, if it does; see `streamtrain.optim.rules.UpdateRule.spans`.
 
     Examples
     --------
     >>> with warnings.catch_warnings(record=True) as caught:
     ...     warnings.simplefilter("always")
-    ...     warn_of_modules(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), "update='epoch'")
+    ...     warn_of_batch_dependent_modules(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), "update='epoch'")
     >>> str(caught[0].message).split(":")[0]
     "Dropout under update='epoch'"
     """
@@ -61,7 +62,7 @@ def warn_of_modules(model: nn.Module, spans: str | None) -> None:
         )
 
 
-def warn_of_loss(loss: Loss, output: Tensor, target: Tensor, spans: str | None) -> None:
+def warn_of_batch_dependent_loss(loss: Loss, output: Tensor, target: Tensor, spans: str | None) -> None:
     """Warn of a loss of the user's own that is no mean over samples, where a step is taken on several batches.
 
     It is measured on an output (B, ...) and target (B, ...), and on their halves.
@@ -90,7 +91,7 @@ Batch = Mapping[str, Tensor]
 """Field name -> tensor (B, ...), on the model's device."""
 
 
-def check_fit(
+def check_model_fits(
     learner: Learner,
     batch: Batch,
     *,
@@ -125,13 +126,13 @@ def check_fit(
     DeviceError
         The device is out of memory.
     """
-    with untouched(learner), _room(learner, batch[target]):
+    with preserve_training_state(learner), _room(learner, batch[target]):
         learner.model.train()
         learner.optimizer.zero_grad(set_to_none=True)
         output = _forward(learner.model, batch, inputs)
         check_width(learner, output, batch, n_classes)
         _backward(learner, output, batch[target], batch, batch[weight] if weight else None)
-        warn_of_loss(learner.loss, output.detach(), batch[target], spans)
+        warn_of_batch_dependent_loss(learner.loss, output.detach(), batch[target], spans)
 
 
 def check_width(
@@ -186,7 +187,7 @@ def _backward(learner: Learner, output: Tensor, target: Tensor, batch: Batch, we
 
 @contextmanager
 def working_memory(
-    make: Callable[[Learner], Rule],
+    make: Callable[[Learner], UpdateRule],
     learner: Learner,
     batch: Batch,
     *,
@@ -198,23 +199,23 @@ def working_memory(
 
     A memory meter that begins inside the block counts from there, and so leaves the model's own share out.
     """
-    with untouched(learner):
+    with preserve_training_state(learner):
         with _same_weights(learner):
             learner.model.train()
             with _room(learner, batch[target]):
                 weights = batch[weight] if weight else None
                 held = _trained(make(learner), tuple(batch[name] for name in inputs), batch[target], weights)
-                to_come = held.to_come()
+                later_memory = held.later_memory()
             state = learner.optimizer.state_dict()
         yield
-        del held, to_come, state
+        del held, later_memory, state
 
 
 def _room(learner: Learner, target: Tensor) -> AbstractContextManager[None]:
-    return room_for_a_step(target.device, batch_size=len(target), optimizer=learner.optimizer)
+    return explain_out_of_memory(target.device, batch_size=len(target), optimizer=learner.optimizer)
 
 
-def _trained(rule: Rule, inputs: tuple[Tensor, ...], target: Tensor, weight: Tensor | None) -> Rule:
+def _trained(rule: UpdateRule, inputs: tuple[Tensor, ...], target: Tensor, weight: Tensor | None) -> UpdateRule:
     # A pass, and the beginning of the next: by then all that a rule ever keeps is there.
     rule.learn(inputs, target, max_steps=rule.n_steps + 1, weight=weight)
     rule.end_epoch()
@@ -238,12 +239,12 @@ def _same_weights(learner: Learner) -> Iterator[None]:
 
 
 @contextmanager
-def untouched(learner: Learner) -> Iterator[None]:
+def preserve_training_state(learner: Learner) -> Iterator[None]:
     """Put buffers, training mode and random state back at the end of the block; gradients are dropped."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in learner.model.buffers()]
     device = next(learner.model.parameters()).device
     try:
-        with borrowed_random(device), same_mode(learner.model):
+        with borrowed_random(device), preserve_mode(learner.model):
             yield
     finally:
         learner.optimizer.zero_grad(set_to_none=True)
@@ -253,7 +254,7 @@ def untouched(learner: Learner) -> Iterator[None]:
 
 
 @contextmanager
-def same_mode(model: nn.Module) -> Iterator[None]:
+def preserve_mode(model: nn.Module) -> Iterator[None]:
     """Put every module back in its mode, training or evaluation, at the end of the block."""
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -264,7 +265,7 @@ def same_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _misfit(model: nn.Module, batch: Batch, error: str, fix: str) -> UsageError:
-    data = ", ".join(f"{name} {plain(value.dtype)} {tuple(value.shape[1:])}" for name, value in batch.items())
+    data = ", ".join(f"{name} {dtype_name(value.dtype)} {tuple(value.shape[1:])}" for name, value in batch.items())
     lines = [
         "the model does not fit the data",
         f"  data   {data}",
@@ -276,7 +277,7 @@ def _misfit(model: nn.Module, batch: Batch, error: str, fix: str) -> UsageError:
 
 def _describe(model: nn.Module) -> str:
     inner = getattr(model, "model", model)
-    dtypes = sorted({plain(parameter.dtype) for parameter in inner.parameters()})
+    dtypes = sorted({dtype_name(parameter.dtype) for parameter in inner.parameters()})
     return f"{type(inner).__name__} of {', '.join(dtypes)}"
 
 

@@ -1,9 +1,7 @@
-"""How far a run has come, and how far it is to go.
+"""Progress of a run: counts, totals, and early stopping.
 
-Ending a run early, by the loss after each epoch: where it is low enough, or no longer falls.
-
-The loss is that on the validation data, or without such data the mean over the epoch's training batches, each measured
-just before it changed the weights.
+Early stopping compares the loss after each epoch: the one on the validation data, or without such data the mean over
+the epoch's training batches, each measured just before it changed the weights.
 """
 
 from __future__ import annotations
@@ -13,21 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamtrain.errors import UsageError
-from streamtrain.optim.schedules import Horizon
+from streamtrain.optim.schedules import RunLength
 
 
-def horizon(totals: Totals, steps_per_epoch: int) -> Horizon:
+def run_length(totals: Totals, steps_per_epoch: int) -> RunLength:
     """How far a run goes whose epochs have so many steps.
 
     Examples
     --------
-    >>> horizon(Totals(max_epochs=10, max_steps=25), 10)
-    Horizon(n_epochs=3, n_steps=25)
+    >>> run_length(Totals(max_epochs=10, max_steps=25), 10)
+    RunLength(n_epochs=3, n_steps=25)
     """
     of_epochs = math.inf if totals.max_epochs is None else totals.max_epochs * steps_per_epoch
     of_steps = math.inf if totals.max_steps is None else totals.max_steps
     n_steps = int(min(of_epochs, of_steps))
-    return Horizon(n_epochs=-(-n_steps // max(1, steps_per_epoch)), n_steps=n_steps)
+    return RunLength(n_epochs=-(-n_steps // max(1, steps_per_epoch)), n_steps=n_steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +100,7 @@ class Totals:
         return epochs_reached or self.steps_reached_by(counts)
 
 
-class Stopping:
+class EarlyStopping:
     """When a run ends early.
 
     Parameters
@@ -119,7 +117,7 @@ class Stopping:
 
     Examples
     --------
-    >>> stopping = Stopping(until_loss=0.1, patience=2)
+    >>> stopping = EarlyStopping(until_loss=0.1, patience=2)
     >>> for loss in (0.5, 0.4, 0.4, 0.6):
     ...     stopping.look(loss)
     >>> stopping.reason, stopping.reached

@@ -1,11 +1,11 @@
-"""The folder of a run: what it was (``config.json``), how it went (``metrics.jsonl``), and its checkpoints.
+"""The folder of a run: its configuration, its metrics, and its checkpoints.
 
 ::
 
     runs/1/
         config.json
         metrics.jsonl              a line every few batches, and one every epoch
-        memory.json                what it took, once it has ended
+        memory.json                the memory it took, once it has ended
         checkpoints/00001175/      see `streamtrain.training.checkpoint`
         report.html
 
@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 from torch import Tensor
 
 from streamtrain.errors import CheckpointError, ResourceError, UsageError, remedy
-from streamtrain.system.files import Files, explained
+from streamtrain.system.files import Files, translate_os_errors
 from streamtrain.training.checkpoint import write_checkpoint
 
 CONFIG: Final = "config.json"
@@ -42,7 +42,7 @@ class RunFolder:
         Where; nothing may be there yet, or an empty folder, or a run that goes on.
     config : mapping
         What ``config.json`` is to hold; a run that goes on keeps its own.
-    goes_on : bool
+    resumes : bool
         Whether a run may be there.
     files : Files, optional
         What writes.
@@ -54,10 +54,10 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, config: Mapping[str, object], *, goes_on: bool = False, files: Files | None = None
+        self, path: Path, config: Mapping[str, object], *, resumes: bool = False, files: Files | None = None
     ) -> None:
-        if not (goes_on and is_run(path)):
-            check_free(path)
+        if not (resumes and is_run(path)):
+            check_new_run(path)
         self.path = path
         self._config = config
         self._files = files or Files()
@@ -102,7 +102,7 @@ class RunFolder:
             The state holds something that no checkpoint can.
         """
         metrics = self._write_metrics()
-        with explained("flush", self.path / METRICS):
+        with translate_os_errors("flush", self.path / METRICS):
             self._files.system.fsync(metrics)
         n_bytes = os.fstat(metrics).st_size
         return write_checkpoint(self._files, self.path, n_batches, {**state, "metrics_bytes": n_bytes}, tensors)
@@ -110,7 +110,7 @@ class RunFolder:
     def _write_metrics(self) -> int:
         """Write the lines that wait; whoever watches the file sees them as they come."""
         metrics = self._opened()
-        with explained("write", self.path / METRICS):
+        with translate_os_errors("write", self.path / METRICS):
             while self._unwritten:
                 # Copied: what has a view of it cannot shrink.
                 n_written = self._files.system.writev(metrics, [bytes(self._unwritten)])
@@ -122,7 +122,7 @@ class RunFolder:
             self._files.ensure_dir(self.path)
             if not (self.path / CONFIG).exists():
                 self._files.write_bytes(self.path / CONFIG, (json.dumps(self._config, indent=2) + "\n").encode())
-            with explained("open", self.path / METRICS):
+            with translate_os_errors("open", self.path / METRICS):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
                 self._metrics = os.open(self.path / METRICS, flags, 0o666)
         return self._metrics
@@ -140,7 +140,7 @@ class RunFolder:
         self.close()
 
 
-class NoRun:
+class NullRunFolder:
     """A run that leaves nothing behind, in place of a `RunFolder`."""
 
     def log(self, **values: float | str) -> None:
@@ -156,7 +156,7 @@ class NoRun:
         return
 
 
-Run = RunFolder | NoRun
+Run = RunFolder | NullRunFolder
 """Where a trainer puts what is to be kept."""
 
 
@@ -175,7 +175,7 @@ def is_run(path: Path) -> bool:
         raise CheckpointError(f"cannot be looked at: {error.strerror}", where=str(path), fix=fix) from error
 
 
-def check_free(path: Path) -> None:
+def check_new_run(path: Path) -> None:
     """Refuse a place for a run where something is already.
 
     Raises

@@ -1,10 +1,8 @@
-"""The whole state of a training run, taken apart for a checkpoint and put together again.
+"""The state of a run: saved to a checkpoint and restored, and the description that identifies the run.
 
-With it a run goes on bit for bit: the weights and the optimizer's state, the loader's place counted in consumed
-batches, a pass's part of a gradient sum, the schedules, the random state that dropout draws from, the sums behind the
-metrics.
-
-What a run is described as: by that ``config.json`` tells of it, and a checkpoint knows whose it is.
+A run resumes bit for bit: the state holds the weights and the optimizer's state, the loader's place counted in consumed
+batches, a pass's part of a gradient sum, the schedules, the random state that dropout draws from, and the sums behind
+the metrics. The description is written to ``config.json`` and compared on resume.
 """
 
 from __future__ import annotations
@@ -22,10 +20,10 @@ import torch
 from streamtrain.errors import CheckpointError, DivergedError, ResourceError, UsageError, differences, unknown_name
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
-from streamtrain.models.normalization import Front
+from streamtrain.models.normalization import NormalizedModel
 from streamtrain.models.seeding import random_state, set_random_state
-from streamtrain.optim.rules import Rule
-from streamtrain.training.batch_stream import Stream
+from streamtrain.optim.rules import UpdateRule
+from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.checkpoint import (
     MODEL,
     NORMALIZE,
@@ -36,9 +34,9 @@ from streamtrain.training.checkpoint import (
     normalize_tensors,
 )
 from streamtrain.training.metrics import RunningMetrics
-from streamtrain.training.progress import Counts, Stopping
-from streamtrain.training.run_folder import NoRun, Run, RunFolder
-from streamtrain.training.serialization import flat, pack, unpack
+from streamtrain.training.progress import Counts, EarlyStopping
+from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder
+from streamtrain.training.serialization import flatten_names, pack, unpack
 
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
 """What a checkpoint that cannot be written may do."""
@@ -53,7 +51,7 @@ _SINCE: Final = {"reshuffle": "epoch", "compile": False, "l2": 0.0}
 
 
 @runtime_checkable
-class Resumable(Protocol):
+class ResumableStream(Protocol):
     """A stream that can say where it stands, and go on from there."""
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -61,7 +59,7 @@ class Resumable(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resumed:
+class ResumePoint:
     """Where a run goes on.
 
     Parameters
@@ -77,7 +75,7 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inside:
+class MidEpochState:
     """What a run that goes on inside an epoch needs besides its weights.
 
     Parameters
@@ -100,16 +98,16 @@ class Inside:
         set_random_state(self.random, device)
 
 
-class Keeper:
+class RunState:
     """Save a run, and bring it back.
 
     Parameters
     ----------
     run : Run
         Where.
-    rule : Rule
+    rule : UpdateRule
         The update rule at work; its learner is what is saved.
-    front : Front
+    front : NormalizedModel
         The model behind what rescales its inputs.
     device : torch.device
         Where it trains.
@@ -121,7 +119,7 @@ class Keeper:
         Batches between two checkpoints; by default they are made between epochs only.
     on_failure : {"error", "warn"}
         Whether a checkpoint that cannot be written ends the run, or is warned of, and the next one tried.
-    stopping : Stopping
+    stopping : EarlyStopping
         When the run ends early.
 
     Attributes
@@ -141,14 +139,14 @@ class Keeper:
         self,
         run: Run,
         *,
-        rule: Rule,
-        front: Front,
+        rule: UpdateRule,
+        front: NormalizedModel,
         device: torch.device,
         stream: object,
         identity: Mapping[str, object],
         every: int | None,
         on_failure: str = "error",
-        stopping: Stopping,
+        stopping: EarlyStopping,
     ) -> None:
         if on_failure not in ON_CHECKPOINT_FAILURE:
             raise unknown_name("on_checkpoint_failure", on_failure, ON_CHECKPOINT_FAILURE)
@@ -156,12 +154,12 @@ class Keeper:
             raise UsageError(f"checkpoint_every is {every!r}; it must be an integer of at least 1")
         self._run = run
         self._rule = rule
-        self._front = front
+        self._normalized_model = front
         self._device = device
         self._stream = stream
         # The sample rule's state settles its path, and the tolerances may change.
         settled = dict.fromkeys(("sample_path", "grad_tolerance", "loss_tolerance"))
-        self._identity = flat(json.loads(json.dumps({**identity, **settled})))
+        self._identity = flatten_names(json.loads(json.dumps({**identity, **settled})))
         self._every = every
         self._warns = on_failure == "warn"
         self.n_failed = 0
@@ -198,11 +196,11 @@ class Keeper:
         state = {
             "identity": self._identity,
             "counts": asdict(counts),
-            "stream": self._stream.state_dict() if isinstance(self._stream, Resumable) else None,
+            "stream": self._stream.state_dict() if isinstance(self._stream, ResumableStream) else None,
             _TRAINING: tree,
         }
-        modules = normalize_tensors(self._front.modules_by_input())
-        contents = {MODEL: self._front.model.state_dict(), NORMALIZE: modules, _TRAINING: tensors}
+        modules = normalize_tensors(self._normalized_model.modules_by_input())
+        contents = {MODEL: self._normalized_model.model.state_dict(), NORMALIZE: modules, _TRAINING: tensors}
         try:
             # The state's tensors are the parameters themselves.
             with self._rule.at_last_step():
@@ -218,7 +216,7 @@ class Keeper:
         return saved
 
     @contextmanager
-    def named_where_it_diverges(self) -> Iterator[None]:
+    def name_checkpoint_on_divergence(self) -> Iterator[None]:
         """Add to an error of divergence inside the block the last checkpoint, which is kept."""
         try:
             yield
@@ -227,7 +225,7 @@ class Keeper:
                 error.fix = f"{error.fix}. The last checkpoint is {self._last_saved}"
             raise
 
-    def restore(self, tell: Callable[[Resumed], None] | None) -> tuple[Counts, Inside | None]:
+    def restore(self, tell: Callable[[ResumePoint], None] | None) -> tuple[Counts, MidEpochState | None]:
         """Bring the run back from its newest whole checkpoint; without one it begins afresh.
 
         Parameters
@@ -244,7 +242,7 @@ class Keeper:
         """
         assert isinstance(self._run, RunFolder)
         found, skipped = find_checkpoint(self._run.path)
-        resumed = Resumed(n_batches=found.state["counts"]["n_batches"] if found else 0, skipped=skipped)
+        resumed = ResumePoint(n_batches=found.state["counts"]["n_batches"] if found else 0, skipped=skipped)
         if tell is not None:
             tell(resumed)
         elif skipped:
@@ -272,10 +270,10 @@ class Keeper:
                 fix="train as it was trained, or another --out",
             )
 
-    def _put_back(self, found: Checkpoint) -> tuple[Counts, Inside | None]:
-        load_weights(self._front.model, found)
+    def _put_back(self, found: Checkpoint) -> tuple[Counts, MidEpochState | None]:
+        load_weights(self._normalized_model.model, found)
         for name, state in normalize_states(found).items():
-            self._front.modules_by_input()[name].load_state_dict(state)
+            self._normalized_model.modules_by_input()[name].load_state_dict(state)
         training = unpack(found.state[_TRAINING], found.tensors(_TRAINING))
         try:
             self._rule.learner.optimizer.load_state_dict(training["optimizer"])
@@ -284,7 +282,7 @@ class Keeper:
                 self._rule.learner.schedules.load_state_dict(training["schedules"])
             if "stopping" in training:
                 self._stopping.load_state_dict(training["stopping"])
-            if not isinstance(self._stream, Resumable):
+            if not isinstance(self._stream, ResumableStream):
                 raise UsageError("the stream has no load_state_dict, so it cannot go on", fix="a StreamLoader")
             self._stream.load_state_dict(found.state["stream"])
             counts = Counts(**found.state["counts"])
@@ -299,7 +297,7 @@ class Keeper:
         if training["metrics"] is None:
             return counts, None
         n_batches = found.state["stream"]["batch"]
-        return counts, Inside(n_batches=n_batches, metrics=training["metrics"], random=training["random"])
+        return counts, MidEpochState(n_batches=n_batches, metrics=training["metrics"], random=training["random"])
 
 
 def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
@@ -319,7 +317,9 @@ def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
 _JSON: Final = (bool, int, float, str, tuple, list)
 
 
-def describe(rule: Rule, front: Front, stream: Stream, fields: Mapping[str, object]) -> dict[str, object]:
+def describe_run(
+    rule: UpdateRule, front: NormalizedModel, stream: BatchStream, fields: Mapping[str, object]
+) -> dict[str, object]:
     """What a rule and its learner do with some fields of a stream: JSON values by name."""
     learner = rule.learner
     defaults = {name: value for name, value in learner.optimizer.defaults.items() if isinstance(value, _JSON)}
@@ -343,12 +343,12 @@ def describe(rule: Rule, front: Front, stream: Stream, fields: Mapping[str, obje
     }
 
 
-def solved(loader: StreamLoader, memory: int) -> dict[str, object]:
+def budget_config(loader: StreamLoader, memory: int) -> dict[str, object]:
     """What of a run follows from its budget of so many bytes, likewise."""
     return {"memory": memory, "lanes": loader.sizes.lanes, "groups": loader.sizes.groups}
 
 
-def run_at(checkpoint: str | Path | RunFolder | None, config: dict[str, object], *, goes_on: bool) -> Run:
+def open_run(checkpoint: str | Path | RunFolder | None, config: dict[str, object], *, resumes: bool) -> Run:
     """The run that is kept in a folder; without one, a run that leaves nothing behind.
 
     Raises
@@ -359,7 +359,7 @@ def run_at(checkpoint: str | Path | RunFolder | None, config: dict[str, object],
     if isinstance(checkpoint, RunFolder):
         return checkpoint
     if checkpoint is not None:
-        return RunFolder(Path(checkpoint), config, goes_on=goes_on)
-    if goes_on:
+        return RunFolder(Path(checkpoint), config, resumes=resumes)
+    if resumes:
         raise UsageError("resume without checkpoint", fix="checkpoint='runs/a', the folder of the run")
-    return NoRun()
+    return NullRunFolder()

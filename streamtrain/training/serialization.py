@@ -1,13 +1,12 @@
-"""Nested state as JSON and named tensors, and back: what a checkpoint can hold without pickle.
+"""Nested state as JSON and safetensors, without pickle.
 
 An optimizer's ``state_dict`` is dicts, lists and numbers with tensors in them. The tensors go to a safetensors file by
 name, the rest to JSON, in which every value that JSON lacks is an object of one key: ``{"tensor": name}``,
-``{"tuple": [...]}``, ``{"dict": [[key, value], ...]}``, and ``{"float": "inf"}`` for what is not finite.
+``{"tuple": [...]}``, ``{"dict": [[key, value], ...]}``, and ``{"float": "inf"}`` for numbers that are not finite.
 
-A safetensors file written as it lies in memory: no copy of a tensor is made, so saving a model takes no room.
-
-The format is a length of eight bytes, a header in JSON, and the tensors end to end (the specification is in the README
-of huggingface/safetensors). The library reads it; its own writer holds a file's content several times over.
+A safetensors file is a length of eight bytes, a header in JSON, and the tensors end to end (the specification is in the
+README of huggingface/safetensors). It is written from the tensors as they lie in memory, without a copy, so saving a
+model takes no extra memory; the library's own writer holds a file's content several times over. The library reads it.
 """
 
 from __future__ import annotations
@@ -84,12 +83,12 @@ def pack(state: object, name: str) -> tuple[Any, dict[str, Tensor]]:
     return packed(state, name), tensors
 
 
-def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def flatten_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """What is nested in a mapping, one level deep, by dotted names.
 
     Examples
     --------
-    >>> flat({"seed": 0, "optimizer": {"lr": 0.1}})
+    >>> flatten_names({"seed": 0, "optimizer": {"lr": 0.1}})
     {'seed': 0, 'optimizer.lr': 0.1}
     """
     found: dict[str, Any] = {}

@@ -1,7 +1,4 @@
-"""Which samples of a batch a loss or a gradient owes it to that it is not finite.
-
-What a device without room for a training step is told by: the batch size that would fit.
-"""
+"""Explanations of a failed step: the samples that diverged, and a batch size that fits the device."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from streamtrain.system.units import format_bytes
 _NAMED: Final = 8
 
 
-def name_culprits(
+def name_bad_samples(
     error: DivergedError, learner: Learner, inputs: tuple[Tensor, ...], target: Tensor, samples: I64 | None
 ) -> None:
     """Add to an error the samples behind it, as far as they can be told apart.
@@ -107,27 +104,27 @@ _WANTED: Final = re.compile(r"[Tt]ried to allocate ([0-9.]+) (bytes|[KMGT]iB)")
 _UNITS: Final = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
-def batch_that_fits(batch_size: int, *, room_bytes: int, needed_bytes: int) -> int:
+def suggest_batch_size(batch_size: int, *, room_bytes: int, needed_bytes: int) -> int:
     """The batch size for a step that needs at least ``needed_bytes`` now: at most half, less where the room says so.
 
     Examples
     --------
-    >>> batch_that_fits(256, room_bytes=3 * 10**9, needed_bytes=4 * 10**9)
+    >>> suggest_batch_size(256, room_bytes=3 * 10**9, needed_bytes=4 * 10**9)
     128
-    >>> batch_that_fits(256, room_bytes=10**9, needed_bytes=8 * 10**9)
+    >>> suggest_batch_size(256, room_bytes=10**9, needed_bytes=8 * 10**9)
     32
-    >>> batch_that_fits(256, room_bytes=0, needed_bytes=8 * 10**9)
+    >>> suggest_batch_size(256, room_bytes=0, needed_bytes=8 * 10**9)
     0
     """
     return min(batch_size // 2, batch_size * max(0, room_bytes) // max(1, needed_bytes))
 
 
-def wanted_bytes(error: Exception) -> int:
+def failed_allocation_bytes(error: Exception) -> int:
     """The bytes of the allocation that failed, as torch's message has them.
 
     Examples
     --------
-    >>> wanted_bytes(RuntimeError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has ..."))
+    >>> failed_allocation_bytes(RuntimeError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has ..."))
     1610612736
     """
     found = _WANTED.search(str(error))
@@ -135,7 +132,7 @@ def wanted_bytes(error: Exception) -> int:
 
 
 @contextmanager
-def room_for_a_step(device: torch.device, *, batch_size: int, optimizer: Optimizer) -> Iterator[None]:
+def explain_out_of_memory(device: torch.device, *, batch_size: int, optimizer: Optimizer) -> Iterator[None]:
     """Turn torch's error about memory into one that says which batch size would fit.
 
     Parameters
@@ -158,8 +155,8 @@ def room_for_a_step(device: torch.device, *, batch_size: int, optimizer: Optimiz
         # While the error is handled, its frames still hold what the step took so far.
         held, most = _usage(device)
         kept = sum(tensor.nbytes for tensor in _kept(optimizer) if tensor.device.type == device.type)
-        needed = max(held - kept, 0) + wanted_bytes(error)
-        fits = batch_that_fits(batch_size, room_bytes=most - kept, needed_bytes=needed)
+        needed = max(held - kept, 0) + failed_allocation_bytes(error)
+        fits = suggest_batch_size(batch_size, room_bytes=most - kept, needed_bytes=needed)
         raise DeviceError(
             f"the device is out of memory at batch_size {batch_size}",
             where=str(device),

@@ -1,7 +1,7 @@
-"""The trainer: a model, a loss, an optimizer and an update rule, over a stream of batches.
+"""`Trainer`: a model, a loss, an optimizer and an update rule over a stream of batches.
 
-`Trainer.fit` is the loop. What comes before it (does the model fit the data?), beside it (metrics, the run's folder,
-the progress bar) and inside it (what a step is) live in rooms of their own.
+`Trainer.fit` is the main loop. The work before it (does the model fit the data?), beside it (metrics, the run's folder,
+the progress bar) and inside it (the step) has modules of its own.
 """
 
 from __future__ import annotations
@@ -23,16 +23,22 @@ from streamtrain.loader.device.accelerator import resolve_device
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.optim.build_rule import check_rule
 from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
-from streamtrain.system.events import RunBegan, RunEnded, between
-from streamtrain.system.signals import Interrupts, held_back
-from streamtrain.training.batch_stream import Data, Stream, check_stream, in_stored_order, normalize_fields
-from streamtrain.training.loop import EpochRecorder, Passes
+from streamtrain.system.events import RunBegan, RunEnded, publish_around
+from streamtrain.system.signals import DeferredSignals, defer_signals
+from streamtrain.training.batch_stream import (
+    BatchStream,
+    StreamDataset,
+    check_stream,
+    in_stored_order,
+    normalize_fields,
+)
+from streamtrain.training.loop import EpochLoop, EpochRecorder
 from streamtrain.training.metrics import EpochSummary, History, Metrics
-from streamtrain.training.options import Setting
-from streamtrain.training.preflight import warn_of_modules, working_memory
-from streamtrain.training.progress import Counts, Stopping, Totals
-from streamtrain.training.run_folder import NoRun, Run, RunFolder
-from streamtrain.training.run_state import Keeper, Resumed, describe, run_at
+from streamtrain.training.options import StepOptions
+from streamtrain.training.preflight import warn_of_batch_dependent_modules, working_memory
+from streamtrain.training.progress import Counts, EarlyStopping, Totals
+from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder
+from streamtrain.training.run_state import ResumePoint, RunState, describe_run, open_run
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """Field name -> array (n_rows, ...), as ``dataset[0:n_rows]`` gives them."""
@@ -68,8 +74,8 @@ class Trainer:
     device : str or torch.device
         ``"auto"`` is CUDA where there is any, else the CPU.
     **options
-        What `streamtrain.training.options.Setting` takes: ``clip_grad_norm``, ``schedule``, ``autocast``, ``l2``, ...;
-        and what the named optimizer takes: ``momentum``, ``betas``, ``eps``, ``weight_decay``, ``nesterov``, ...
+        What `streamtrain.training.options.StepOptions` takes: ``clip_grad_norm``, ``schedule``, ``autocast``, ``l2``,
+        ...; and what the named optimizer takes: ``momentum``, ``betas``, ``eps``, ``weight_decay``, ``nesterov``, ...
 
     Raises
     ------
@@ -110,17 +116,17 @@ class Trainer:
         self.device = resolve_device(device)
         self.model = model.to(self.device)
         self.loss = resolve_loss(loss)
-        self._setting, others = Setting.split(options)
+        self._setting, others = StepOptions.split(options)
         self.optimizer = build_optimizer(optimizer, model.parameters(), lr=lr, update=update, **others)
-        self._front = self._setting.front(model, self.inputs, self.device)
-        self._learner = self._setting.learner(self._front, self.loss, self.optimizer)
+        self._normalized_model = self._setting.front(model, self.inputs, self.device)
+        self._learner = self._setting.learner(self._normalized_model, self.loss, self.optimizer)
         self._rule = self._setting.rule(update, self._learner)
         self._awaits_statistics = normalize == "auto"
         if isinstance(normalize, Mapping):
-            self._front.put(normalize, self.device)
+            self._normalized_model.put(normalize, self.device)
         elif normalize not in (None, "auto"):
             raise UsageError(f"normalize is {normalize!r}", fix="None, 'auto', or a mapping of input to module")
-        self._passes = Passes(
+        self._epoch_loop = EpochLoop(
             self._learner, self._rule, device=self.device, inputs=self.inputs, target=target, weight=weight
         )
 
@@ -132,17 +138,17 @@ class Trainer:
     @property
     def counts(self) -> Counts:
         """Epochs, batches, steps and samples so far."""
-        return self._passes.counts
+        return self._epoch_loop.counts
 
     def fit(
         self,
-        loader: Stream,
+        loader: BatchStream,
         *,
         max_epochs: int | None = None,
         max_steps: int | None = None,
         until_loss: float | None = None,
         patience: int | None = None,
-        val: Stream | None = None,
+        val: BatchStream | None = None,
         checkpoint: str | Path | RunFolder | None = None,
         checkpoint_every: int | None = None,
         on_checkpoint_failure: str = "error",
@@ -150,7 +156,7 @@ class Trainer:
         log_every: int = 50,
         progress: bool | None = None,
         on_epoch: Callable[[EpochSummary], None] | None = None,
-        on_resume: Callable[[Resumed], None] | None = None,
+        on_resume: Callable[[ResumePoint], None] | None = None,
     ) -> History:
         """Train until a total of epochs or steps is reached, whichever comes first.
 
@@ -206,54 +212,64 @@ class Trainer:
             A `KeyboardInterrupt`: a signal came, and the run is saved.
         """
         totals = Totals(max_epochs=max_epochs, max_steps=max_steps)
-        stopping = Stopping(until_loss=until_loss, patience=patience)
+        stopping = EarlyStopping(until_loss=until_loss, patience=patience)
         check_stream(loader, self.model, self._rule.name)
-        warn_of_modules(self.model, self._rule.spans)
+        warn_of_batch_dependent_modules(self.model, self._rule.spans)
         self._prepare(loader.dataset)
-        self._passes.begin(loader, totals)
+        self._epoch_loop.begin(loader, totals)
         summaries: list[EpochSummary] = []
         with (
-            run_at(checkpoint, self.describe(loader), goes_on=resume is not None) as run,
+            open_run(checkpoint, self.describe(loader), resumes=resume is not None) as run,
             in_stored_order(loader) if self._rule.in_stored_order else nullcontext(loader) as stream,
             self._told(),
-            nullcontext(Interrupts()) if isinstance(run, NoRun) else held_back() as interrupts,
+            nullcontext(DeferredSignals()) if isinstance(run, NullRunFolder) else defer_signals() as interrupts,
         ):
             when = {"every": checkpoint_every, "on_failure": on_checkpoint_failure}
-            keeper = self._keeper(run, stream, loader, stopping, **when)
-            self._passes.counts, inside = keeper.restore(on_resume) if resume else (self.counts, None)
+            run_state = self._run_state(run, stream, loader, stopping, **when)
+            self._epoch_loop.counts, inside = run_state.restore(on_resume) if resume else (self.counts, None)
             resumed_from_batch = self.counts.n_batches if resume else 0
             while not (totals.reached_by(self.counts) or stopping.reason or self._rule.converged):
                 recorder = EpochRecorder(
                     self.loss, stream, run, log_every=log_every, epoch=self.counts.n_epochs + 1, progress=progress
                 )
-                batches = self._passes.train(stream, recorder, totals, inside)
-                with recorder, closing(batches), keeper.named_where_it_diverges():
+                batches = self._epoch_loop.train(stream, recorder, totals, inside)
+                with recorder, closing(batches), run_state.name_checkpoint_on_divergence():
                     for _ in batches:
-                        if keeper.is_due(self.counts) or interrupts.number is not None:
-                            interrupts.stop_if_asked(keeper.save(self.counts, recorder.running))
+                        if run_state.is_due(self.counts) or interrupts.number is not None:
+                            interrupts.stop_if_asked(run_state.save(self.counts, recorder.running))
                 inside = None
-                summary = recorder.summary(self.counts)
-                if val is not None:
-                    summary = replace(summary, val=self.evaluate(val))
-                self._after_epoch((summary.val or summary.train).loss, stopping)
-                run.log(kind="epoch", **summary.named())
-                summaries.append(summary)
-                if on_epoch is not None:
-                    on_epoch(summary)
-                interrupts.stop_if_asked(keeper.save(self.counts))
+                summaries.append(self._end_epoch(recorder.summary(self.counts), val, stopping, run, on_epoch))
+                interrupts.stop_if_asked(run_state.save(self.counts))
             if self.counts == Counts():
-                keeper.save(self.counts)
+                run_state.save(self.counts)
         return History(
             epochs=tuple(summaries),
             counts=self.counts,
             resumed_from_batch=resumed_from_batch,
-            checkpoint_failures=keeper.n_failed,
-            unsaved=keeper.unsaved,
+            checkpoint_failures=run_state.n_failed,
+            unsaved=run_state.unsaved,
             reached=stopping.reached,
             stopped_by=stopping.reason or self._rule.converged or totals.name_reached_by(self.counts),
         )
 
-    def evaluate(self, loader: Stream) -> Metrics:
+    def _end_epoch(
+        self,
+        summary: EpochSummary,
+        val: BatchStream | None,
+        stopping: EarlyStopping,
+        run: Run,
+        on_epoch: Callable[[EpochSummary], None] | None,
+    ) -> EpochSummary:
+        """What follows an epoch's last batch: validation, stopping, the run's line, the caller's function."""
+        if val is not None:
+            summary = replace(summary, val=self.evaluate(val))
+        self._after_epoch((summary.val or summary.train).loss, stopping)
+        run.log(kind="epoch", **summary.named())
+        if on_epoch is not None:
+            on_epoch(summary)
+        return summary
+
+    def evaluate(self, loader: BatchStream) -> Metrics:
         """Measure loss and score over a stream, each sample once, in stored order; nothing is changed.
 
         Raises
@@ -269,7 +285,7 @@ class Trainer:
                 fix="fit first, or give the modules themselves",
             )
         with in_stored_order(loader) as stream:
-            return self._passes.measure(stream)
+            return self._epoch_loop.measure(stream)
 
     def check(self, rows: Rows, *, n_classes: int | None = None) -> None:
         """Run a few rows forward and backward, and say in a few lines what does not fit; nothing is changed.
@@ -279,30 +295,30 @@ class Trainer:
         UsageError
             The model does not fit the data.
         """
-        self._passes.check(self._passes.on_device(rows), n_classes)
+        self._epoch_loop.check(self._epoch_loop.on_device(rows), n_classes)
 
     def working_memory(self, rows: Rows) -> AbstractContextManager[None]:
         """Hold the memory that a step on these rows takes while the block runs; nothing is changed.
 
         A `MemoryMeter` begun inside the block then measures what comes on top of the model.
         """
-        batch = self._passes.on_device(rows)
+        batch = self._epoch_loop.on_device(rows)
         make = partial(self._setting.rule, self._rule.name)
         # Nothing that anyone counts has happened.
         learner = replace(self._learner, schedules=None, on_step=None)
         return working_memory(make, learner, batch, inputs=self.inputs, target=self.target, weight=self.weight)
 
-    def describe(self, loader: Stream) -> dict[str, object]:
+    def describe(self, loader: BatchStream) -> dict[str, object]:
         """What this trainer does with a stream, as ``config.json`` holds it."""
         fields = {"inputs": list(self.inputs), "target": self.target, "weight": self.weight}
-        return describe(self._rule, self._front, loader, fields | self._setting.describe(self._learner))
+        return describe_run(self._rule, self._normalized_model, loader, fields | self._setting.describe(self._learner))
 
-    def _prepare(self, data: Data) -> None:
+    def _prepare(self, data: StreamDataset) -> None:
         if self._awaits_statistics:
-            self._front.put(normalize_fields(data, self.inputs), self.device)
+            self._normalized_model.put(normalize_fields(data, self.inputs), self.device)
             self._awaits_statistics = False
 
-    def _after_epoch(self, loss: float, stopping: Stopping) -> None:
+    def _after_epoch(self, loss: float, stopping: EarlyStopping) -> None:
         if self._rule.settled:
             stopping.look(loss)
         if self._learner.schedules is not None:
@@ -310,8 +326,15 @@ class Trainer:
 
     def _told(self) -> AbstractContextManager[None]:
         began = RunBegan(update=self._rule.name)
-        return between(began, lambda: RunEnded(n_steps=self.counts.n_steps, n_samples=self.counts.n_samples))
+        return publish_around(began, lambda: RunEnded(n_steps=self.counts.n_steps, n_samples=self.counts.n_samples))
 
-    def _keeper(self, run: Run, stream: Stream, loader: Stream, stopping: Stopping, **when: Any) -> Keeper:
-        parts: dict[str, Any] = {"rule": self._rule, "front": self._front, "device": self.device, "stopping": stopping}
-        return Keeper(run, stream=stream, identity=self.describe(loader), **parts, **when)
+    def _run_state(
+        self, run: Run, stream: BatchStream, loader: BatchStream, stopping: EarlyStopping, **when: Any
+    ) -> RunState:
+        parts: dict[str, Any] = {
+            "rule": self._rule,
+            "front": self._normalized_model,
+            "device": self.device,
+            "stopping": stopping,
+        }
+        return RunState(run, stream=stream, identity=self.describe(loader), **parts, **when)

@@ -12,7 +12,7 @@ import pytest
 import streamtrain
 from streamtrain.cli.main import main
 from streamtrain.store.writing.journal import JOURNAL
-from streamtrain.store.writing.lock import held
+from streamtrain.store.writing.lock import writer_lock
 from streamtrain.system.files import Files
 
 
@@ -127,6 +127,6 @@ def test_an_interrupted_overwrite_of_what_is_no_dataset_any_more(
 
 
 def test_a_living_ingest_is_left_alone(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with held(dataset, Files()):
+    with writer_lock(dataset, Files()):
         assert main(["repair", str(dataset), "--remove"]) == 9
         assert "another process is writing it" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from streamtrain import errors
 from streamtrain.cli import main as frame
 from streamtrain.cli.main import COMMANDS, main
 from streamtrain.cli.output import emit, json_option
-from streamtrain.system.json_values import plain
+from streamtrain.system.json_values import to_json_value
 
 Raiser = Callable[[BaseException], None]
 
@@ -220,4 +220,4 @@ def test_emit_prints_a_file_name_of_no_encoding(capsys: pytest.CaptureFixture[st
 
 def test_plain_refuses_what_has_no_json_form() -> None:
     with pytest.raises(TypeError, match="set has no JSON form"):
-        plain({"names": {"x"}})
+        to_json_value({"names": {"x"}})

@@ -16,7 +16,7 @@ from torch import nn
 import streamtrain as st
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import comparison_page, write_comparison
-from streamtrain.comparison.settings import Setting
+from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.diagnostics.run_reader import read_run
 from streamtrain.errors import UnknownName, UsageError
 
@@ -30,8 +30,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> st.Dataset:
     return ingested(tmp_path_factory.mktemp("data"))
 
 
-def setting(**given: object) -> Setting:
-    return Setting(**{"max_epochs": 2, "batch_size": 20, "memory": "16MB", **given})
+def setting(**given: object) -> ComparisonSettings:
+    return ComparisonSettings(**{"max_epochs": 2, "batch_size": 20, "memory": "16MB", **given})
 
 
 def test_every_rule_runs_with_every_optimizer(data: st.Dataset, tmp_path: Path) -> None:

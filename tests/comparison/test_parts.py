@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from streamtrain.comparison.settings import Setting
+from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.comparison.surface import (
     PATH_BYTES,
     Snapshot,
     Trajectory,
     measure_surface,
-    n_kept,
-    plane_of,
+    n_snapshots,
+    principal_plane,
     weight_names,
 )
 from streamtrain.comparison.variance import UpdateVariance
@@ -107,15 +107,15 @@ def test_a_path_keeps_few_snapshots_evenly(most: int, n_offered: int) -> None:
 
 
 def test_snapshots_are_bounded_in_bytes() -> None:
-    assert n_kept(6, 10**6) * 6 * 10**6 <= PATH_BYTES
+    assert n_snapshots(6, 10**6) * 6 * 10**6 <= PATH_BYTES
     with pytest.raises(BudgetError, match=r"4 snapshots of 6 runs take 9\.60 GB; the path of the weights has 256"):
-        n_kept(6, 400 * 10**6)
+        n_snapshots(6, 400 * 10**6)
 
 
 @given(seed=st.integers(0, 99), n=st.integers(2, 8), n_weights=st.integers(3, 20))
 def test_the_plane_is_that_of_principal_components(seed: int, n: int, n_weights: int) -> None:
     rows = np.random.default_rng(seed).normal(size=(n, n_weights)) * np.linspace(3, 0.1, n_weights)
-    plane = plane_of((), [Snapshot(n_steps=i, weights=torch.tensor(row)) for i, row in enumerate(rows)])
+    plane = principal_plane((), [Snapshot(n_steps=i, weights=torch.tensor(row)) for i, row in enumerate(rows)])
     centred = rows - rows.mean(axis=0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
     assert plane.shares is not None
@@ -131,7 +131,7 @@ def test_the_plane_is_that_of_principal_components(seed: int, n: int, n_weights:
 
 
 def test_weights_that_never_move_have_a_plane() -> None:
-    plane = plane_of((), [Snapshot(n_steps=i, weights=torch.ones(4)) for i in range(3)])
+    plane = principal_plane((), [Snapshot(n_steps=i, weights=torch.ones(4)) for i in range(3)])
     gram = torch.stack(plane.directions) @ torch.stack(plane.directions).T
     assert torch.allclose(gram, torch.eye(2, dtype=torch.float64))
 
@@ -184,15 +184,15 @@ def test_weights_have_names() -> None:
 )
 def test_a_setting_refuses_what_it_cannot_be(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Setting(**{"max_epochs": 1, **wrong})
+        ComparisonSettings(**{"max_epochs": 1, **wrong})
 
 
 def test_learning_rates_go_from_the_special_to_the_general() -> None:
-    setting = Setting(max_epochs=1, lr={"every": 0.5, "adam": 0.2, "sample:adam": 0.1})
+    setting = ComparisonSettings(max_epochs=1, lr={"every": 0.5, "adam": 0.2, "sample:adam": 0.1})
     rates = {pair: setting.lr_of(*pair) for pair in setting.pairs()}
     assert rates["sample", "adam"] == 0.1
     assert rates["batch", "adam"] == 0.2
     assert rates["epoch", "sgd"] == 0.5
-    assert Setting(max_epochs=1).lr_of("batch", "sgd") is None
+    assert ComparisonSettings(max_epochs=1).lr_of("batch", "sgd") is None
     with pytest.raises(UnknownName):
-        Setting(max_epochs=1, lr={"batch:rmsprop": 0.1})
+        ComparisonSettings(max_epochs=1, lr={"batch:rmsprop": 0.1})

@@ -14,11 +14,11 @@ from torch import nn
 import streamtrain as st
 from streamtrain.comparison import compare as contest_room
 from streamtrain.comparison.compare import compare
-from streamtrain.comparison.report import comparison_page, measure, number, write_comparison
+from streamtrain.comparison.report import comparison_page, format_metric, format_number, write_comparison
 from streamtrain.comparison.results import Comparison
-from streamtrain.comparison.run import Watched
-from streamtrain.comparison.settings import Setting
-from streamtrain.comparison.surface import Snapshot, plane_of
+from streamtrain.comparison.run import TimedStream
+from streamtrain.comparison.settings import ComparisonSettings
+from streamtrain.comparison.surface import Snapshot, principal_plane
 from streamtrain.comparison.variance import UpdateVariance
 from streamtrain.errors import ResourceError, UsageError
 
@@ -35,8 +35,8 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(2, 3, dtype=torch.float64), nn.Tanh(), nn.Linear(3, 1, dtype=torch.float64))
 
 
-def setting(**given: object) -> Setting:
-    return Setting(**{"max_epochs": 2, "batch_size": 20, "memory": "16MB", "optimizers": ("sgd",), **given})
+def setting(**given: object) -> ComparisonSettings:
+    return ComparisonSettings(**{"max_epochs": 2, "batch_size": 20, "memory": "16MB", "optimizers": ("sgd",), **given})
 
 
 def test_the_clock_of_a_run_stands_while_it_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,14 +47,14 @@ def test_the_clock_of_a_run_stands_while_it_is_watched(monkeypatch: pytest.Monke
         nonlocal now, beside
         now, beside = now + 1000.0, beside + 1000.0
 
-    watched = Watched(range(10), watch, lambda: beside)  # type: ignore[arg-type]
+    watched = TimedStream(range(10), watch, lambda: beside)  # type: ignore[arg-type]
     watched.seconds_left = 3.0
     taken = []
     for batch in watched:
         taken.append(batch)
         now += 1.0
     assert taken == [0, 1, 2]
-    assert watched.is_cut
+    assert watched.ran_out_of_time
 
 
 def test_only_the_last_epoch_of_a_run_is_cut(data: st.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +105,10 @@ def test_a_surface_that_cannot_be_measured_costs_no_comparison(
 @pytest.mark.parametrize("size", [1e200, 1.0, 1e-200])
 def test_a_plane_holds_paths_of_any_size(size: float) -> None:
     rows = np.random.default_rng(0).normal(size=(5, 4))
-    plane = plane_of((), [Snapshot(n_steps=i, weights=torch.tensor(row * size)) for i, row in enumerate(rows)])
+    plane = principal_plane((), [Snapshot(n_steps=i, weights=torch.tensor(row * size)) for i, row in enumerate(rows)])
     directions = torch.stack(plane.directions)
     assert torch.allclose(directions @ directions.T, torch.eye(2, dtype=torch.float64))
-    expected = plane_of((), [Snapshot(n_steps=i, weights=torch.tensor(row)) for i, row in enumerate(rows)])
+    expected = principal_plane((), [Snapshot(n_steps=i, weights=torch.tensor(row)) for i, row in enumerate(rows)])
     assert torch.allclose(directions, torch.stack(expected.directions))
     assert plane.shares == expected.shares
 
@@ -199,10 +199,10 @@ def test_no_remedy_is_one_that_a_comparison_lacks(
 
 
 def test_numbers_of_a_table_are_short_and_whole_ones_in_full() -> None:
-    assert [number(float(epochs)) for epochs in (3, 1101, 1102, 1500)] == ["3", "1,101", "1,102", "1,500"]
-    assert number(1101.5) == "1,101.5"
-    assert len(number(1 / 3)) < 8
-    assert [measure(loss) for loss in (0.25, 99_999.0, 123_456.0)] == ["0.2500", "99999.0000", "1.2346e+05"]
+    assert [format_number(float(epochs)) for epochs in (3, 1101, 1102, 1500)] == ["3", "1,101", "1,102", "1,500"]
+    assert format_number(1101.5) == "1,101.5"
+    assert len(format_number(1 / 3)) < 8
+    assert [format_metric(loss) for loss in (0.25, 99_999.0, 123_456.0)] == ["0.2500", "99999.0000", "1.2346e+05"]
 
 
 def test_names_that_no_encoding_knows_cost_no_comparison(data: st.Dataset, tmp_path: Path) -> None:

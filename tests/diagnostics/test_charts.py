@@ -10,10 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.diagnostics.charts.bars import Bar, Bars, bars_key, draw_bars
-from streamtrain.diagnostics.charts.lines import HEIGHT, WIDTH, Chart, Level, Line, draw, key
+from streamtrain.diagnostics.charts.bars import Bar, BarChart, bar_legend, draw_bar_chart
+from streamtrain.diagnostics.charts.lines import (
+    HEIGHT,
+    WIDTH,
+    Curve,
+    LineChart,
+    ReferenceLine,
+    draw_line_chart,
+    line_legend,
+)
 from streamtrain.diagnostics.charts.scales import Axis, Scale, format_tick, is_wide, shade, ticks
-from streamtrain.diagnostics.charts.surface import Relief, draw_relief
+from streamtrain.diagnostics.charts.surface import SurfaceChart, draw_surface_chart
 
 HOSTILE = '<script>alert("&")</script>'
 SVG = "{http://www.w3.org/2000/svg}"
@@ -90,23 +98,27 @@ def places_of(svg: str) -> list[tuple[float, float]]:
 
 def test_a_chart_is_whole_and_inside_its_frame() -> None:
     lines = [
-        Line(label=HOSTILE, points=[(0, 2.3), (1, math.nan), (2, 0.3), (60_000, 0.2)], marker=marker)
+        Curve(label=HOSTILE, points=[(0, 2.3), (1, math.nan), (2, 0.3), (60_000, 0.2)], marker=marker)
         for marker in ("circle", "square", "triangle", "diamond")
     ]
     axes = {"x": Axis(label=HOSTILE, is_log=True), "y": Axis(label=HOSTILE)}
-    svg = draw(Chart(title=HOSTILE, lines=lines, levels=[Level(label=HOSTILE, value=0.25)], **axes))
+    svg = draw_line_chart(
+        LineChart(title=HOSTILE, lines=lines, levels=[ReferenceLine(label=HOSTILE, value=0.25)], **axes)
+    )
     assert "<script" not in svg
     root = ElementTree.fromstring(svg)
     assert root.attrib["aria-label"] == HOSTILE
     assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in places_of(svg))
     assert len(places_of(svg)) == 4 * 3, "what is not finite breaks the curve, and has no place"
     assert [text.text for text in root.iter(f"{SVG}text")].count(HOSTILE) == 4
-    assert "<script" not in key(lines)
+    assert "<script" not in line_legend(lines)
 
 
 def test_a_chart_of_nothing_says_so() -> None:
     axis = Axis(label="")
-    assert "nothing to show" in draw(Chart(title="", x=axis, y=axis, lines=[Line(label="", points=[(0, math.inf)])]))
+    assert "nothing to show" in draw_line_chart(
+        LineChart(title="", x=axis, y=axis, lines=[Curve(label="", points=[(0, math.inf)])])
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,22 +130,31 @@ def test_no_finite_numbers_are_too_large_or_small_to_draw(
     values: tuple[float, float], is_log: bool, from_zero: bool
 ) -> None:
     axis = Axis(label="", is_log=is_log, from_zero=from_zero)
-    svg = draw(Chart(title="", x=axis, y=axis, lines=[Line(label="", points=[(value, value) for value in values])]))
+    svg = draw_line_chart(
+        LineChart(title="", x=axis, y=axis, lines=[Curve(label="", points=[(value, value) for value in values])])
+    )
     assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in places_of(svg))
     assert "nan" not in svg
-    assert draw_bars(Bars(title="", bars=[Bar(label="", pieces={"a": values[0], "b": values[0]})])).count("<rect") == 2
+    assert (
+        draw_bar_chart(BarChart(title="", bars=[Bar(label="", pieces={"a": values[0], "b": values[0]})])).count("<rect")
+        == 2
+    )
 
 
 def test_a_surface_of_any_heights_is_drawn() -> None:
     heights = [[1e300, 1e-300], [-1e308, math.nan]]
-    svg = draw_relief(
-        Relief(title="", x_label="", y_label="", height_label="J", xs=[0, 1], ys=[0, 1], heights=heights, paths=[])
+    svg = draw_surface_chart(
+        SurfaceChart(
+            title="", x_label="", y_label="", height_label="J", xs=[0, 1], ys=[0, 1], heights=heights, paths=[]
+        )
     )
     assert svg.count("not finite") == 2
 
 
 def test_a_lone_point_is_drawn() -> None:
-    svg = draw(Chart(title="", x=Axis(label=""), y=Axis(label=""), lines=[Line(label="", points=[(3.0, 5.0)])]))
+    svg = draw_line_chart(
+        LineChart(title="", x=Axis(label=""), y=Axis(label=""), lines=[Curve(label="", points=[(3.0, 5.0)])])
+    )
     assert "<circle" in svg
 
 
@@ -143,11 +164,11 @@ def test_bars_are_as_long_as_their_amounts() -> None:
         Bar(label="none", pieces={"a": math.nan}),
         Bar(label="x" * 40, pieces={"a": 2.0}),
     ]
-    given_bars = Bars(title=HOSTILE, bars=bars)
-    svg = draw_bars(given_bars)
-    assert "<script" not in svg + bars_key(given_bars)
+    given_bars = BarChart(title=HOSTILE, bars=bars)
+    svg = draw_bar_chart(given_bars)
+    assert "<script" not in svg + bar_legend(given_bars)
     widths = [float(rect.attrib["width"]) for rect in ElementTree.fromstring(svg).iter(f"{SVG}rect")]
     assert widths[1] == pytest.approx(3 * widths[0], abs=0.2)
     assert widths[2] == 0
     assert widths[3] == pytest.approx(2 * widths[0], abs=0.2)
-    assert bars_key(Bars(title="", bars=[Bar(label="", pieces={"one": 1.0})])) == ""
+    assert bar_legend(BarChart(title="", bars=[Bar(label="", pieces={"one": 1.0})])) == ""

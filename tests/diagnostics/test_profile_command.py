@@ -15,8 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.diagnostics.profile_command import Held, Sample, Samples, group, sample, watch
-from streamtrain.diagnostics.profile_timeline import timeline
+from streamtrain.diagnostics.profile_command import (
+    HeldMemory,
+    MemorySample,
+    MemorySamples,
+    cgroup_memory,
+    record_command,
+    sample_memory,
+)
+from streamtrain.diagnostics.profile_timeline import build_timeline
 from streamtrain.errors import UsageError
 from streamtrain.system.events import LoaderClosed
 
@@ -32,10 +39,10 @@ PYTHON = sys.executable
     most=st.integers(2, 20),
 )
 def test_few_samples_keep_every_peak(values: list[dict[int, int]], most: int) -> None:
-    samples = Samples(most=most)
+    samples = MemorySamples(most=most)
     for i, value in enumerate(values):
-        kinds = {pid: Held(anonymous=n, shared=99 - n, file=n // 2) for pid, n in value.items()}
-        samples.add(Sample(time=float(i), held=kinds))
+        kinds = {pid: HeldMemory(anonymous=n, shared=99 - n, file=n // 2) for pid, n in value.items()}
+        samples.add(MemorySample(time=float(i), held=kinds))
     assert len(samples.kept) <= most
     assert [each.time for each in samples.kept] == sorted({each.time for each in samples.kept})
     for pid in (1, 2, 3):
@@ -51,8 +58,8 @@ def test_memory_that_processes_share_counts_once() -> None:
     try:
         assert parent.stdout is not None
         pids = [parent.pid, max(int(parent.stdout.readline()) for _ in range(2))]
-        alone = [sample([psutil.Process(pid)]).held[pid].anonymous for pid in pids]
-        found = sample([psutil.Process(pid) for pid in pids]).held
+        alone = [sample_memory([psutil.Process(pid)]).held[pid].anonymous for pid in pids]
+        found = sample_memory([psutil.Process(pid) for pid in pids]).held
     finally:
         parent.communicate()
     assert min(alone) > 50_000_000
@@ -64,8 +71,8 @@ def test_a_process_that_has_ended_holds_nothing() -> None:
     child = subprocess.Popen([PYTHON, "-c", ""])
     process = psutil.Process(child.pid)
     child.wait()
-    assert sample([process]).held == {}
-    assert sample([psutil.Process()]).held[os.getpid()].file > 1_000_000
+    assert sample_memory([process]).held == {}
+    assert sample_memory([psutil.Process()]).held[os.getpid()].file > 1_000_000
 
 
 def test_the_cgroup_of_either_version(tmp_path: Path) -> None:
@@ -73,17 +80,17 @@ def test_the_cgroup_of_either_version(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
 
-    assert group(tmp_path).peak_bytes is None
+    assert cgroup_memory(tmp_path).peak_bytes is None
     put("proc/self/cgroup", "4:memory:/job\n")
     put("sys/fs/cgroup/memory/job/memory.max_usage_in_bytes", "500\n")
     put("sys/fs/cgroup/memory/job/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
-    assert (group(tmp_path).peak_bytes, group(tmp_path).n_killed) == (500, 2)
+    assert (cgroup_memory(tmp_path).peak_bytes, cgroup_memory(tmp_path).n_killed) == (500, 2)
     put("proc/self/cgroup", "0::/job\n")
     put("sys/fs/cgroup/job/memory.peak", "700\n")
     put("sys/fs/cgroup/job/memory.events", "low 0\nhigh 0\nmax 4\noom 1\noom_kill 1\n")
-    assert (group(tmp_path).peak_bytes, group(tmp_path).n_killed) == (700, 1)
+    assert (cgroup_memory(tmp_path).peak_bytes, cgroup_memory(tmp_path).n_killed) == (700, 1)
     put("proc/vmstat", "nr_free_pages 7\noom_kill 3\n")
-    assert group(tmp_path).n_killed == 3, "the system's count has that of every group in it"
+    assert cgroup_memory(tmp_path).n_killed == 3, "the system's count has that of every group in it"
 
 
 # Running a command.
@@ -91,16 +98,16 @@ def test_the_cgroup_of_either_version(tmp_path: Path) -> None:
 
 def test_a_command_is_watched_with_its_children_and_its_code_is_kept() -> None:
     grow = "import time; held = bytearray(b'x') * 40_000_000; time.sleep(0.3)"
-    found = watch(["sh", "-c", f'{PYTHON} -c "{grow}"; exit 3'], interval_seconds=0.02)
+    found = record_command(["sh", "-c", f'{PYTHON} -c "{grow}"; exit 3'], interval_seconds=0.02)
     assert found.exit_code == 3
-    assert timeline(found).peak_bytes > 40 * MB
+    assert build_timeline(found).peak_bytes > 40 * MB
     assert len({pid for each in found.samples for pid in each.held}) >= 2
     assert found.start < found.samples[0].time < found.stop
     assert not psutil.Process().children()
 
 
 def test_nothing_the_command_left_keeps_running() -> None:
-    found = watch(["sh", "-c", f"{PYTHON} -c 'import time; time.sleep(60)' & exit 0"], interval_seconds=0.01)
+    found = record_command(["sh", "-c", f"{PYTHON} -c 'import time; time.sleep(60)' & exit 0"], interval_seconds=0.01)
     assert found.exit_code == 0
     assert found.stop - found.start < 30
     assert not [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
@@ -112,7 +119,7 @@ def test_what_does_not_listen_to_reason_is_killed(tmp_path: Path, monkeypatch: p
     stubborn = "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     stubborn += "; pathlib.Path('ready').touch(); time.sleep(60)"
     wait = "while ! [ -e ready ]; do sleep 0.02; done"
-    found = watch(["sh", "-c", f'{PYTHON} -c "{stubborn}" & {wait}; exit 4'], interval_seconds=0.01)
+    found = record_command(["sh", "-c", f'{PYTHON} -c "{stubborn}" & {wait}; exit 4'], interval_seconds=0.01)
     assert found.exit_code == 4
     assert found.stop - found.start < 30
     assert not [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
@@ -139,7 +146,7 @@ def test_signals_reach_the_command(number: signal.Signals, tmp_path: Path, monke
     code += f"; pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
     before = signal.getsignal(number)
     sender = send_when_ready(number, ready)
-    found = watch([PYTHON, "-c", code], interval_seconds=0.02)
+    found = record_command([PYTHON, "-c", code], interval_seconds=0.02)
     sender.join()
     assert found.exit_code == 9
     assert signal.getsignal(number) is before
@@ -150,13 +157,13 @@ def test_a_terminals_own_interrupt_is_not_sent_twice(tmp_path: Path, monkeypatch
     ready = tmp_path / "ready"
     sender = send_when_ready(signal.SIGINT, ready)
     code = f"import pathlib, time; pathlib.Path({str(ready)!r}).touch(); time.sleep(0.3)"
-    found = watch([PYTHON, "-c", code], interval_seconds=0.02)
+    found = record_command([PYTHON, "-c", code], interval_seconds=0.02)
     sender.join()
     assert found.exit_code == 0
 
 
 def test_a_command_that_a_signal_ends_has_the_shells_code() -> None:
-    assert watch([PYTHON, "-c", "import os; os.kill(os.getpid(), 9)"]).exit_code == 137
+    assert record_command([PYTHON, "-c", "import os; os.kill(os.getpid(), 9)"]).exit_code == 137
 
 
 @pytest.mark.parametrize(
@@ -164,20 +171,20 @@ def test_a_command_that_a_signal_ends_has_the_shells_code() -> None:
 )
 def test_a_command_that_is_none_is_a_usage_error(word: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        watch([word])
+        record_command([word])
 
 
 def test_the_events_of_a_grandchild_are_heard() -> None:
-    tell = "from streamtrain.system.events import *; tell(LoaderClosed(loader=4))"
-    found = watch(["sh", "-c", f"{PYTHON} -c '{tell}'; true"])
+    tell = "from streamtrain.system.events import *; publish_event(LoaderClosed(loader=4))"
+    found = record_command(["sh", "-c", f"{PYTHON} -c '{tell}'; true"])
     assert [told.event for told in found.events] == [LoaderClosed(loader=4)]
 
 
 def test_sampling_that_takes_long_is_done_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slowly(processes: list[psutil.Process]) -> Sample:
+    def slowly(processes: list[psutil.Process]) -> MemorySample:
         time.sleep(0.05)
-        return sample(processes)
+        return sample_memory(processes)
 
-    monkeypatch.setattr("streamtrain.diagnostics.profile_command.sample", slowly)
-    found = watch([PYTHON, "-c", "import time; time.sleep(0.4)"], interval_seconds=0.001)
+    monkeypatch.setattr("streamtrain.diagnostics.profile_command.sample_memory", slowly)
+    found = record_command([PYTHON, "-c", "import time; time.sleep(0.4)"], interval_seconds=0.001)
     assert 1 <= len(found.samples) <= 1 + (found.stop - found.start) / 0.5

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.diagnostics import profile_charts
-from streamtrain.diagnostics.profile_charts import page, scene
-from streamtrain.diagnostics.profile_command import Held, Sample, Watched
-from streamtrain.diagnostics.profile_report import figures, lines, write
-from streamtrain.diagnostics.profile_timeline import timeline
+from streamtrain.diagnostics.profile_charts import timeline_page, timeline_scene
+from streamtrain.diagnostics.profile_command import CommandRecord, HeldMemory, MemorySample
+from streamtrain.diagnostics.profile_report import profile_figures, profile_lines, write_profile
+from streamtrain.diagnostics.profile_timeline import build_timeline
 from streamtrain.errors import UsageError
 from streamtrain.system.events import (
     DeviceMemory,
@@ -25,17 +25,17 @@ from streamtrain.system.events import (
     Event,
     LoaderClosed,
     LoaderOpened,
+    RecordedEvent,
     Reserved,
-    Told,
-    Work,
+    ThreadSeconds,
 )
 
 MB = 10**6
 PYTHON = sys.executable
 
 
-def held(anonymous: int, shared: int = 0, file: int = 0) -> Held:
-    return Held(anonymous=anonymous * MB, shared=shared * MB, file=file * MB)
+def held(anonymous: int, shared: int = 0, file: int = 0) -> HeldMemory:
+    return HeldMemory(anonymous=anonymous * MB, shared=shared * MB, file=file * MB)
 
 
 def opened(loader: int, budget: int, before: int, dataset: str = "d.zarr") -> LoaderOpened:
@@ -51,8 +51,8 @@ def opened(loader: int, budget: int, before: int, dataset: str = "d.zarr") -> Lo
 
 
 def watched(
-    samples: list[tuple[float, dict[int, Held]]], events: list[tuple[float, int, Event]], **more: Any
-) -> Watched:
+    samples: list[tuple[float, dict[int, HeldMemory]]], events: list[tuple[float, int, Event]], **more: Any
+) -> CommandRecord:
     """What a run of ten seconds that began at 100 saw; the times given count from its beginning."""
     given: dict[str, Any] = {
         "command": ("train", "d.zarr"),
@@ -60,16 +60,18 @@ def watched(
         "group_peak_bytes": None,
         "n_killed_for_memory": 0,
     }
-    return Watched(
+    return CommandRecord(
         start=100.0,
         stop=110.0,
-        samples=tuple(Sample(time=100.0 + at, held=each) for at, each in samples),
-        events=tuple(Told(time=100.0 + at, pid=pid, event=event) for at, pid, event in events),
+        samples=tuple(MemorySample(time=100.0 + at, held=each) for at, each in samples),
+        events=tuple(RecordedEvent(time=100.0 + at, pid=pid, event=event) for at, pid, event in events),
         **given | more,
     )
 
 
-EPOCH = EpochEnded(loader=1, epoch=0, n_samples=100, seconds=4.0, wait_seconds=1.0, work=Work(disk=1.0, gather=3.0))
+EPOCH = EpochEnded(
+    loader=1, epoch=0, n_samples=100, seconds=4.0, wait_seconds=1.0, work=ThreadSeconds(disk=1.0, gather=3.0)
+)
 RUN = watched(
     [(float(i), {7: held(n, shared=1, file=30), 8: held(2)}) for i, n in enumerate([50, 60, 90, 110, 100, 70, 65])],
     [
@@ -85,7 +87,7 @@ RUN = watched(
 
 
 def test_measured_is_the_peak_while_a_loader_is_open_less_what_was_before() -> None:
-    (kept,) = timeline(RUN).kept
+    (kept,) = build_timeline(RUN).kept
     assert (kept.budget_bytes, kept.projected_bytes, kept.held_bytes) == (64 * MB, 48 * MB, 61 * MB)
     assert kept.measured_bytes == (110 + 1 - 61) * MB
     assert kept.ratio == pytest.approx(50 / 64)
@@ -95,7 +97,7 @@ def test_measured_is_the_peak_while_a_loader_is_open_less_what_was_before() -> N
 def test_what_a_training_step_takes_is_not_the_loaders() -> None:
     reserved = [(0.5, 7, Reserved(held_bytes=80 * MB)), *((t.time - 100, t.pid, t.event) for t in RUN.events)]
     run = watched([(s.time - 100, s.held) for s in RUN.samples], reserved)
-    assert timeline(run).kept[0].measured_bytes == (111 - 80) * MB
+    assert build_timeline(run).kept[0].measured_bytes == (111 - 80) * MB
 
 
 def test_pinned_and_device_memory_count_until_told_otherwise() -> None:
@@ -104,7 +106,7 @@ def test_pinned_and_device_memory_count_until_told_otherwise() -> None:
         (2.0, 7, DeviceMemory(pinned_bytes=5 * MB, device_bytes=20 * MB)),
         (4.0, 7, DeviceMemory(pinned_bytes=6 * MB, device_bytes=0)),
     ]
-    found = timeline(watched([(float(i), {7: held(10)}) for i in range(6)], told))
+    found = build_timeline(watched([(float(i), {7: held(10)}) for i in range(6)], told))
     assert found.held["device"] == [0, 0, 20 * MB, 20 * MB, 0, 0]
     assert found.held["pinned"] == [0, 0, 5 * MB, 5 * MB, 6 * MB, 6 * MB]
     assert found.kept[0].measured_bytes == 25 * MB
@@ -112,7 +114,7 @@ def test_pinned_and_device_memory_count_until_told_otherwise() -> None:
 
 def test_what_a_process_held_on_a_device_goes_with_it() -> None:
     told = [(0.0, 7, DeviceMemory(pinned_bytes=0, device_bytes=20 * MB))]
-    found = timeline(watched([(0.5, {7: held(1), 8: held(1)}), (1.0, {8: held(1)})], told))
+    found = build_timeline(watched([(0.5, {7: held(1), 8: held(1)}), (1.0, {8: held(1)})], told))
     assert found.held["device"] == [20 * MB, 0]
 
 
@@ -125,7 +127,7 @@ def test_loaders_together_share_a_line_and_those_apart_have_their_own() -> None:
         (4.0, 7, opened(3, 30, before=20)),
         (4.0, 8, opened(1, 99, before=5)),
     ]
-    found = timeline(watched([(float(i), {7: held(20 + i), 8: held(6)}) for i in range(7)], told))
+    found = build_timeline(watched([(float(i), {7: held(20 + i), 8: held(6)}) for i in range(7)], told))
     assert [(kept.pid, kept.budget_bytes // MB, kept.measured_bytes // MB) for kept in found.kept] == [
         (7, 64, 13),
         (7, 30, 6),
@@ -148,7 +150,7 @@ def test_figures_follow_from_their_definition(pieces: list[tuple[int, int, int]]
             (start + length + 0.4, 7, LoaderClosed(loader=number)),
         ]
     run = watched([(float(i), {7: held(n)}) for i, n in enumerate(values)], sorted(told, key=lambda each: each[0]))
-    found = timeline(run).kept
+    found = build_timeline(run).kept
     open_at = [[b for start, n, b in pieces if start < i <= start + n] for i in range(60)]
     assert max(kept.budget_bytes for kept in found) == max(map(sum, open_at)) * MB
     peak = max(value for value, budgets in zip(values, open_at, strict=True) if budgets)
@@ -157,7 +159,7 @@ def test_figures_follow_from_their_definition(pieces: list[tuple[int, int, int]]
 
 
 def test_the_figures_have_everything_by_name() -> None:
-    found = figures(timeline(RUN))
+    found = profile_figures(build_timeline(RUN))
     assert found["memory"] == [
         {"pid": 7, "budget": 64 * MB, "projected": 48 * MB, "measured": 50 * MB, "before": 61 * MB, "ratio": 50 / 64}
     ]
@@ -166,7 +168,7 @@ def test_the_figures_have_everything_by_name() -> None:
         **{"file": 30 * MB, "cgroup": None},
     }
     assert found["epochs"][0]["thread_seconds"]["gather"] == 3.0
-    text = "\n".join(lines(timeline(RUN)))
+    text = "\n".join(profile_lines(build_timeline(RUN)))
     assert "budget 64.0 MB, projected 48.0 MB, measured 50.0 MB (0.78 of the budget)" in text
     assert "25.0% waiting for data" in text
     assert "disk 25%, gather 75%" in text
@@ -174,28 +176,28 @@ def test_the_figures_have_everything_by_name() -> None:
 
 def test_a_command_killed_for_memory_is_told_so() -> None:
     killed = watched([], [], exit_code=137, n_killed_for_memory=1)
-    assert "out of memory" in lines(timeline(killed))[-2]
-    assert not any("killed" in line for line in lines(timeline(watched([], [], exit_code=137))))
-    child = lines(timeline(watched([], [], exit_code=1, n_killed_for_memory=2)))
+    assert "out of memory" in profile_lines(build_timeline(killed))[-2]
+    assert not any("killed" in line for line in profile_lines(build_timeline(watched([], [], exit_code=137))))
+    child = profile_lines(build_timeline(watched([], [], exit_code=1, n_killed_for_memory=2)))
     assert any("2 processes" in line for line in child)
 
 
 def test_a_command_without_loaders_has_no_budget() -> None:
-    found = timeline(watched([(0.0, {7: held(5)})], []))
-    assert figures(found)["memory"] == []
-    assert "no loader" in lines(found)[-1]
-    assert "waiting" not in page(scene(found), [], []), "what is not drawn has no key"
+    found = build_timeline(watched([(0.0, {7: held(5)})], []))
+    assert profile_figures(found)["memory"] == []
+    assert "no loader" in profile_lines(found)[-1]
+    assert "waiting" not in timeline_page(timeline_scene(found), [], []), "what is not drawn has no key"
 
 
 def test_a_command_too_short_to_be_read_has_no_peak() -> None:
-    found = timeline(watched([(0.0, {})], []))
-    assert lines(found)[2] == "peak    unknown: it ended before its memory could be read"
-    assert scene(found).subtitle == "it ended before its memory could be read"
+    found = build_timeline(watched([(0.0, {})], []))
+    assert profile_lines(found)[2] == "peak    unknown: it ended before its memory could be read"
+    assert timeline_scene(found).subtitle == "it ended before its memory could be read"
 
 
 def test_a_command_of_several_lines_is_told_in_one() -> None:
-    found = timeline(watched([], [], command=("python", "-c", "a = 1\nb = 2")))
-    assert scene(found).title == lines(found)[0].removeprefix("command ") == "python -c 'a = 1 b = 2'"
+    found = build_timeline(watched([], [], command=("python", "-c", "a = 1\nb = 2")))
+    assert timeline_scene(found).title == profile_lines(found)[0].removeprefix("command ") == "python -c 'a = 1 b = 2'"
 
 
 def test_a_long_command_stays_inside_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +208,9 @@ def test_a_long_command_stays_inside_the_picture(tmp_path: Path, monkeypatch: py
         drawn.append((figure._suptitle.get_window_extent().x1, figure.bbox.width))
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", look)
-    profile_charts.write_png(scene(timeline(watched([], [], command=("w" * 300,)))), tmp_path / "wide.png")
+    profile_charts.write_png(
+        timeline_scene(build_timeline(watched([], [], command=("w" * 300,)))), tmp_path / "wide.png"
+    )
     ((end, width),) = drawn
     assert end <= width
 
@@ -244,7 +248,7 @@ class Reader(HTMLParser):
 EVIL = "<script>alert(1)</script>&\"'$x$.zarr"
 
 
-def evil_run() -> Watched:
+def evil_run() -> CommandRecord:
     return watched(
         [(s.time - 100, s.held) for s in RUN.samples],
         [(1.0, 7, opened(1, 64, 61, dataset=EVIL)), *((t.time - 100, t.pid, t.event) for t in RUN.events[1:])],
@@ -253,8 +257,8 @@ def evil_run() -> Watched:
 
 
 def test_the_page_stands_alone_and_escapes_names() -> None:
-    found = timeline(evil_run())
-    read = Reader(page(scene(found), [f"command train {EVIL}"], [(EVIL, [[EVIL], [EVIL]])]))
+    found = build_timeline(evil_run())
+    read = Reader(timeline_page(timeline_scene(found), [f"command train {EVIL}"], [(EVIL, [[EVIL], [EVIL]])]))
     assert not read.open, "every tag is closed"
     assert not {"script", "img", "link", "iframe", "object"} & set(read.tags)
     assert not [name for name, _ in read.attributes if name in {"src", "href"} or name.startswith("on")]
@@ -263,7 +267,7 @@ def test_the_page_stands_alone_and_escapes_names() -> None:
 
 
 def test_the_page_shows_epochs_and_levels() -> None:
-    read = Reader(page(scene(timeline(RUN)), ["fact"], []))
+    read = Reader(timeline_page(timeline_scene(build_timeline(RUN)), ["fact"], []))
     assert "epoch 0: 100 samples in 4.0 s, 25.0% waiting for data" in read.text
     for word in ("budget", "projected", "held before the loader", "anonymous", "d.zarr", "fact"):
         assert word in read.text
@@ -272,8 +276,8 @@ def test_the_page_shows_epochs_and_levels() -> None:
 @pytest.mark.parametrize(
     "run", [RUN, evil_run(), watched([], []), watched([(0.0, {})], []), watched([(0.0, {7: held(9000)})], [])]
 )
-def test_everything_can_be_drawn(run: Watched, tmp_path: Path) -> None:
-    files = write(timeline(run), tmp_path / "p")
+def test_everything_can_be_drawn(run: CommandRecord, tmp_path: Path) -> None:
+    files = write_profile(build_timeline(run), tmp_path / "p")
     assert [file.name for file in files] == ["timeline.png", "timeline.html", "profile.json"]
     assert files[0].read_bytes().startswith(b"\x89PNG")
     assert Reader(files[1].read_text()).tags.count("svg") == 1
@@ -289,7 +293,7 @@ def test_rows_hold_loaders_that_follow_each_other() -> None:
             (number + 1, LoaderClosed(loader=number)),
         )
     ]
-    (row,) = scene(timeline(watched([(0.0, {7: held(1)})], told))).rows
+    (row,) = timeline_scene(build_timeline(watched([(0.0, {7: held(1)})], told))).rows
     assert len(row.lives) == 3
     assert len(row.label) == 24
 
@@ -299,5 +303,8 @@ def test_without_matplotlib_the_png_is_refused_and_the_page_is_not(
 ) -> None:
     monkeypatch.setattr(profile_charts.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install 'streamtrain\[plot\]', or --no-png"):
-        write(timeline(RUN), tmp_path / "a")
-    assert [file.name for file in write(timeline(RUN), tmp_path / "b", png=False)] == ["timeline.html", "profile.json"]
+        write_profile(build_timeline(RUN), tmp_path / "a")
+    assert [file.name for file in write_profile(build_timeline(RUN), tmp_path / "b", png=False)] == [
+        "timeline.html",
+        "profile.json",
+    ]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamtrain.cli.main import main
-from streamtrain.diagnostics.run_reader import Told, read_run
+from streamtrain.diagnostics.run_reader import RunRecord, read_run
 from streamtrain.diagnostics.run_report import _thinned, run_page, write_report
 from streamtrain.errors import CheckpointError
 
@@ -108,7 +108,7 @@ def test_any_numbers_have_a_page(tmp_path_factory: pytest.TempPathFactory, lines
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.json").write_text("{}")
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(EPOCH | line)}\n" for line in lines))
-    told: Told = read_run(folder)
+    told: RunRecord = read_run(folder)
     assert len(told.epochs) == len(lines)
     assert run_page(told).endswith("</html>\n")
 

@@ -16,15 +16,15 @@ from ingest_cases import SIZES, F, X, Y, interrupt, tree, write_files
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, LockedError, ResourceError, StreamtrainError, UsageError
-from streamtrain.ingestion.ingest import run
-from streamtrain.ingestion.request import Request
+from streamtrain.ingestion.ingest import run_ingest
+from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.verify import verify
-from streamtrain.store.writing.lock import held
+from streamtrain.store.writing.lock import writer_lock
 from streamtrain.store.zarr_metadata import shard_key
 from streamtrain.system.files import Files
-from streamtrain.system.syscalls import System
+from streamtrain.system.syscalls import Syscalls
 
 
 @pytest.fixture
@@ -35,11 +35,11 @@ def files(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_overwrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool) -> None:
-    def refuse(system: System, one: Path, other: Path) -> None:
+    def refuse(system: Syscalls, one: Path, other: Path) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     if not exchanges:
-        monkeypatch.setattr(System, "exchange", refuse)
+        monkeypatch.setattr(Syscalls, "exchange", refuse)
     path = streamtrain.ingest({"x": X, "y": Y}, tmp_path / "d.zarr", **SIZES).path
     new = streamtrain.ingest({"z": F}, path, overwrite=True, **SIZES)
     whole = streamtrain.ingest({"z": F}, tmp_path / "whole.zarr", **SIZES)
@@ -206,7 +206,7 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         lambda: streamtrain.ingest({"x": X}, path, overwrite=True),
         lambda: streamtrain.ingest({"x": X}, tmp_path / "e.zarr"),
     )
-    with held(path, Files()), held(tmp_path / "e.zarr", Files()):
+    with writer_lock(path, Files()), writer_lock(tmp_path / "e.zarr", Files()):
         for act in acts:
             with pytest.raises(LockedError, match=f"pid {os.getpid()} on host") as caught:
                 act()
@@ -221,7 +221,7 @@ def test_the_gap_between_two_renames_is_closed_at_the_next_open(tmp_path: Path) 
     assert [entry.name for entry in tmp_path.iterdir()] == ["d.zarr"]
 
 
-class Small(System):
+class Small(Syscalls):
     """A disk with little room."""
 
     def __init__(self, n_bytes: int, n_files: int | None) -> None:
@@ -241,12 +241,12 @@ class Small(System):
 def test_a_disk_without_room_is_refused_before_anything_is_written(
     tmp_path: Path, room: tuple[int, int], match: str
 ) -> None:
-    request = Request(
+    request = IngestRequest(
         memory=10**8, block_bytes=1000, shard_bytes=4000, codec="none", n_workers=1, progress=False,
         options=SourceOptions(),
     )  # fmt: skip
     with pytest.raises(ResourceError, match=match) as caught:
-        run(open_source({"x": X}), tmp_path / "d.zarr", request, files=Files(system=Small(*room)))
+        run_ingest(open_source({"x": X}), tmp_path / "d.zarr", request, files=Files(system=Small(*room)))
     assert caught.value.exit_code == 5
     assert not list(tmp_path.iterdir())
 

@@ -21,13 +21,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import streamtrain
 from streamtrain.errors import DatasetError, ResourceError, UsageError
-from streamtrain.ingestion.ingest import run
-from streamtrain.ingestion.request import Request
+from streamtrain.ingestion.ingest import run_ingest
+from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.verify import find_leftovers, remove_leftovers
 from streamtrain.system.files import Files
-from streamtrain.system.syscalls import System
+from streamtrain.system.syscalls import Syscalls
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 STAGES = ("create", "stream", "overwrite", "overwrite in two renames", "append", "resume")
@@ -45,7 +45,7 @@ def test_a_few_calls_of_every_stage_under_every_fault() -> None:
     assert "stage" in done.stderr
 
 
-class Failing(System):
+class Failing(Syscalls):
     """Fails from a call on; the ones that only take away still work, as on a full disk."""
 
     def __init__(self, n_calls: int) -> None:
@@ -86,7 +86,7 @@ class Acts(RuleBasedStateMachine):
 
     def _act(self, mode: str, rows: npt.NDArray[Any], n_calls: int, *, resume: bool = False) -> None:
         """Do it, and note what must be there then."""
-        request = Request(
+        request = IngestRequest(
             memory=10**8, block_bytes=256, shard_bytes=512, codec="none", n_workers=1, progress=False,
             options=SourceOptions(),
         )  # fmt: skip
@@ -95,7 +95,7 @@ class Acts(RuleBasedStateMachine):
         joined = mode == "append" and self.rows is not None
         new = np.concatenate([self.rows, rows]) if joined else rows  # type: ignore[list-item]
         try:
-            run(source, self.path, request, files=files, mode=mode, resume=resume)  # type: ignore[arg-type]
+            run_ingest(source, self.path, request, files=files, mode=mode, resume=resume)  # type: ignore[arg-type]
         except ResourceError:
             if self._holds(new):
                 # The disk failed after the two were swapped: the new dataset is there whole.

@@ -14,8 +14,8 @@ from ingest_cases import SIZES, F, Full, X, Y, identities, interrupt, tree, writ
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, ResourceError, UsageError
-from streamtrain.ingestion.ingest import run
-from streamtrain.ingestion.request import Request
+from streamtrain.ingestion.ingest import run_ingest
+from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.system.files import Files
@@ -132,12 +132,12 @@ def test_an_iterator_cannot_be_resumed_and_leaves_nothing(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="an ingest from an iterator cannot be resumed") as caught:
         streamtrain.ingest(items(), tmp_path / "d.zarr", resume=True)
     assert caught.value.exit_code == 2
-    request = Request(
+    request = IngestRequest(
         memory=10**8, block_bytes=1000, shard_bytes=4000, codec="lz4", n_workers=2, progress=False,
         options=SourceOptions(),
     )  # fmt: skip
     with pytest.raises(ResourceError, match="free some space"):
-        run(open_source(items()), tmp_path / "d.zarr", request, files=Files(system=Full(12)))
+        run_ingest(open_source(items()), tmp_path / "d.zarr", request, files=Files(system=Full(12)))
     assert not list(tmp_path.iterdir())
 
 

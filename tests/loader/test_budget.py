@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import BudgetError, UsageError
-from streamtrain.loader.budget import MOST_LANES, Sizes, project, solve
+from streamtrain.loader.budget import MOST_LANES, LoaderSizes, project, solve
 from streamtrain.store.layout import Field, Layout
 
 
@@ -18,7 +18,7 @@ def layout_of(n_samples=1_000_000, row_shape=(3072,), block_rows=168, codec="non
 
 def test_the_projection_is_the_sum_of_its_terms():
     layout = layout_of(codec="lz4")
-    sizes = Sizes(
+    sizes = LoaderSizes(
         batch_size=256,
         lanes=64,
         groups=1,

@@ -21,7 +21,7 @@ import streamtrain
 from streamtrain.errors import StallError
 from streamtrain.loader.block_reader import BlockReader
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.loader.workers import stacks
+from streamtrain.loader.workers import thread_stacks
 from streamtrain.store.dataset import Dataset
 
 N = 600
@@ -238,7 +238,7 @@ def test_the_stacks_name_every_thread() -> None:
     thread = threading.Thread(target=stand_here, name="someone")
     thread.start()
     ready.wait()
-    lines = stacks().splitlines()
+    lines = thread_stacks().splitlines()
     end.set()
     thread.join()
     assert any(line.startswith("  someone: ") and "stand_here" in line for line in lines)

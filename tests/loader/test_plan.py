@@ -12,7 +12,7 @@ import pytest
 import streamtrain as st
 from streamtrain.loader.block_reader import BlockReader
 from streamtrain.loader.plan import plan
-from streamtrain.shuffle.quality import measure, populate
+from streamtrain.shuffle.quality import label_population, measure_quality
 
 N = 60_000
 
@@ -53,8 +53,8 @@ def test_a_plan_is_what_the_loader_does(dataset: st.Dataset, reads: list[int], m
         for _ in range(6):
             order.append(np.concatenate([batch.x[:, 0].numpy() for batch in loader]))
             n_reads.append(len(reads))
-    population, classes = populate(np.arange(len(dataset)) * 60 // len(dataset))
-    assert found.quality == measure([order[0]], classes.take, population, batch_size=96, block_rows=100)
+    population, classes = label_population(np.arange(len(dataset)) * 60 // len(dataset))
+    assert found.quality == measure_quality([order[0]], classes.take, population, batch_size=96, block_rows=100)
     # What is read ahead of the next epoch is counted with the epoch before.
     ahead = found.sizes.working_slots
     assert abs(n_reads[0] - found.first.n_blocks) <= ahead

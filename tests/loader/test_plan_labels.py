@@ -9,7 +9,7 @@ import pytest
 
 import streamtrain as st
 from streamtrain.loader.plan import StoredLabels
-from streamtrain.shuffle.quality import populate
+from streamtrain.shuffle.quality import label_population
 
 N = 1000
 
@@ -26,7 +26,7 @@ def stored(folder: Path, y: np.ndarray, codec: str = "lz4") -> st.Dataset:
     ids=["gaps", "bool", "two bytes", "numbers"],
 )
 def test_labels_are_what_they_would_be_in_memory(tmp_path: Path, y: np.ndarray, codec: str) -> None:
-    population, expected = populate(y)
+    population, expected = label_population(y)
     samples = np.random.default_rng(1).integers(0, N, 3000)
     with StoredLabels(stored(tmp_path, y, codec)) as labels:
         found = labels.take(samples)

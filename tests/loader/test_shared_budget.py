@@ -5,18 +5,20 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.loader.shared_budget import least_in_all, measuring_bytes, training_bytes
+from streamtrain.loader.shared_budget import eval_loader_bytes, smallest_shared_budget_bytes, train_loader_bytes
 
 
 @given(training=st.integers(1, 10**9), measuring=st.lists(st.integers(1, 10**9), max_size=2))
 def test_every_part_of_the_least_total_is_enough(training: int, measuring: list[int]) -> None:
-    total = least_in_all(training, measuring)
-    assert training_bytes(total, len(measuring)) >= training
-    assert all(measuring_bytes(total) >= least for least in measuring)
+    total = smallest_shared_budget_bytes(training, measuring)
+    assert train_loader_bytes(total, len(measuring)) >= training
+    assert all(eval_loader_bytes(total) >= least for least in measuring)
     less = total - 4
-    assert training_bytes(less, len(measuring)) < training or any(measuring_bytes(less) < each for each in measuring)
+    assert train_loader_bytes(less, len(measuring)) < training or any(
+        eval_loader_bytes(less) < each for each in measuring
+    )
 
 
 @given(memory=st.integers(0, 10**12), n_measuring=st.integers(0, 2))
 def test_the_parts_are_the_whole(memory: int, n_measuring: int) -> None:
-    assert training_bytes(memory, n_measuring) + n_measuring * measuring_bytes(memory) == memory
+    assert train_loader_bytes(memory, n_measuring) + n_measuring * eval_loader_bytes(memory) == memory

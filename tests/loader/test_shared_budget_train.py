@@ -10,24 +10,30 @@ import pytest
 import streamtrain
 from streamtrain.errors import BudgetError, UsageError
 from streamtrain.loader import shared_budget
-from streamtrain.loader.shared_budget import Taken, check_sizes, least_bytes, loaders_bytes, steady_lanes
+from streamtrain.loader.shared_budget import (
+    NonLoaderMemory,
+    check_memory_options,
+    loader_budget_bytes,
+    smallest_budget_bytes,
+    steady_lanes,
+)
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.system.memory import MemoryLimit
 from streamtrain.system.units import parse_bytes
 
-TAKEN = Taken(reserved_bytes=300_000_000, training_bytes=90_000_000, step_bytes=10_000_000)
+TAKEN = NonLoaderMemory(reserved_bytes=300_000_000, training_bytes=90_000_000, step_bytes=10_000_000)
 
 
 def test_what_does_not_fit_is_refused_with_every_term_and_what_would_do():
     with pytest.raises(BudgetError) as e:
-        loaders_bytes("200MB", "500MB", TAKEN)
+        loader_budget_bytes("200MB", "500MB", TAKEN)
     assert "max_memory is 500.0 MB, and the loaders would need 200.0 MB of it" in str(e.value)
     assert (
         "reserved 300.0 MB + model, gradients and optimizer state 90.0 MB + a step 10.0 MB + what allocators "
         "keep 8.3 MB = 408.3 MB"
     ) in str(e.value)
     assert e.value.exit_code == 5
-    assert loaders_bytes("200MB", e.value.fix.split()[1], TAKEN) == 200_000_000
+    assert loader_budget_bytes("200MB", e.value.fix.split()[1], TAKEN) == 200_000_000
 
 
 def machine(monkeypatch, limit_bytes, free_bytes):
@@ -37,13 +43,13 @@ def machine(monkeypatch, limit_bytes, free_bytes):
 
 def test_the_machines_limit_is_taken_where_asked_for_and_no_more_than_is_free(monkeypatch):
     machine(monkeypatch, 2 * 10**9, 10**10)
-    assert loaders_bytes(None, "auto", TAKEN) == 2 * 10**9 - TAKEN.total_bytes
+    assert loader_budget_bytes(None, "auto", TAKEN) == 2 * 10**9 - TAKEN.total_bytes
     machine(monkeypatch, 20 * 10**9, 10**9)
-    left = loaders_bytes(None, "auto", TAKEN)
+    left = loader_budget_bytes(None, "auto", TAKEN)
     assert 0 < left < 10**9 - TAKEN.training_bytes - TAKEN.step_bytes
     machine(monkeypatch, 20 * 10**9, 10**8)
     with pytest.raises(BudgetError, match=r"100\.0 MB are free on the machine\. Fix: free memory"):
-        loaders_bytes(None, "auto", TAKEN)
+        loader_budget_bytes(None, "auto", TAKEN)
 
 
 @pytest.mark.parametrize(("option", "sizes"), [("memory", ("900GB", None)), ("max-memory", (None, "900GB"))])
@@ -52,26 +58,26 @@ def test_more_than_the_machine_has_is_refused_however_little_is_needed(monkeypat
     with pytest.raises(
         BudgetError, match=f"--{option} is 900.00 GB; memory.max allows 25.00 GB, of which 10.00 GB"
     ) as e:
-        check_sizes(*sizes)
+        check_memory_options(*sizes)
     assert e.value.fix == f"--{option} 9000MB or less"
-    check_sizes(None, "auto")
-    check_sizes(None, None)
+    check_memory_options(None, "auto")
+    check_memory_options(None, None)
 
 
 def test_the_least_that_a_loader_needs_is_found_to_the_byte(dataset):
     for lanes, shuffle in ((None, True), (64, True), (None, False)):
-        least = least_bytes(dataset, 256, lanes=lanes, shuffle=shuffle)
+        least = smallest_budget_bytes(dataset, 256, lanes=lanes, shuffle=shuffle)
         StreamLoader(dataset, batch_size=256, memory=least, lanes=lanes, shuffle=shuffle).close()
         with pytest.raises(BudgetError):
             StreamLoader(dataset, batch_size=256, memory=least - 1, lanes=lanes, shuffle=shuffle)
-    assert steady_lanes(dataset, 256, least_bytes(dataset, 256)) >= 2
+    assert steady_lanes(dataset, 256, smallest_budget_bytes(dataset, 256)) >= 2
 
 
 def test_a_loaders_refusal_names_the_option_that_was_given():
     refused = BudgetError("x", fix="memory='1000000B'")
-    assert shared_budget.of_the_process(refused, TAKEN).fix == "--max-memory 410MB"
+    assert shared_budget.process_budget_error(refused, TAKEN).fix == "--max-memory 410MB"
     refused = BudgetError("x", fix="memory='5MB' or less")
-    assert shared_budget.of_the_process(refused, TAKEN).fix == "--max-memory 414MB or less"
+    assert shared_budget.process_budget_error(refused, TAKEN).fix == "--max-memory 414MB or less"
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import streamtrain
 from streamtrain import StreamLoader
 from streamtrain.errors import BudgetError, DamagedBlock, UsageError
 from streamtrain.loader.budget import solve
-from streamtrain.shuffle.order import Shuffle, shuffled_order
-from streamtrain.shuffle.positions import samples
+from streamtrain.shuffle.order import ShuffleParameters, shuffled_order
+from streamtrain.shuffle.positions import samples_at
 
 N = 5003
 
@@ -35,13 +35,13 @@ def labels(batches):
 def own_order(loader, epoch):
     """The order of an epoch straight from the order's room."""
     layout = loader.dataset.layout
-    shuffle = Shuffle(
+    shuffle = ShuffleParameters(
         n_samples=layout.n_samples,
         block_rows=layout.block_rows,
         lanes=loader.sizes.lanes,
         groups=loader.sizes.groups,
     )
-    order = samples(shuffled_order(shuffle, seed=loader.seed, epoch=epoch), 0, layout.n_samples)
+    order = samples_at(shuffled_order(shuffle, seed=loader.seed, epoch=epoch), 0, layout.n_samples)
     return [order[i : i + loader.batch_size].tolist() for i in range(0, len(order), loader.batch_size)]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from streamtrain.errors import StallError
 from streamtrain.loader import workers
-from streamtrain.loader.block_reader import UnderWay
+from streamtrain.loader.block_reader import PendingRead
 from streamtrain.loader.workers import Deadline
 
 TIMEOUT = 10.0
@@ -29,17 +29,17 @@ class Reader:
     """What a `Deadline` asks of a `BlockReader`."""
 
     path: Path = Path("d.zarr")
-    reads: list[UnderWay] = field(default_factory=list)
+    reads: list[PendingRead] = field(default_factory=list)
 
     def begin(self, block: int, since: float) -> None:
         samples = (block * 10, block * 10 + 10)
-        self.reads.append(UnderWay(field="x", block=block, samples=samples, file=Path("d.zarr/x/c/0"), since=since))
+        self.reads.append(PendingRead(field="x", block=block, samples=samples, file=Path("d.zarr/x/c/0"), since=since))
         self.reads.sort(key=lambda read: read.since)
 
     def oldest(self) -> float | None:
         return self.reads[0].since if self.reads else None
 
-    def under_way(self) -> list[UnderWay]:
+    def under_way(self) -> list[PendingRead]:
         return self.reads
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from streamtrain import Trainer
 from streamtrain.errors import ResourceError
-from streamtrain.models.forward import forward_of
+from streamtrain.models.forward import make_forward
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def test_autocast_gives_float32_and_float32_gradients():
     model = nn.Linear(4, 2)
     x = torch.ones(3, 4)
-    output = forward_of(model, device=CPU, autocast=torch.bfloat16)(x)
+    output = make_forward(model, device=CPU, autocast=torch.bfloat16)(x)
     assert output.dtype is torch.float32
     assert torch.equal(output, output.bfloat16().float())
     assert not torch.equal(output, model(x))
@@ -34,8 +34,8 @@ def test_a_compiled_model_has_the_names_it_had(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model: model)
     trainer = Trainer(nn.Linear(4, 2), loss="mse", compile=True, device="cpu")
     assert list(trainer.model.state_dict()) == ["weight", "bias"]
-    assert trainer.model is trainer._front.model
-    assert len(list(trainer._front.parameters())) == 2
+    assert trainer.model is trainer._normalized_model.model
+    assert len(list(trainer._normalized_model.parameters())) == 2
 
 
 def test_no_compiler_is_said_plainly(monkeypatch):
@@ -48,7 +48,7 @@ def test_no_compiler_is_said_plainly(monkeypatch):
         raise Broken("No working C++ compiler found in\nhere")
 
     monkeypatch.setattr(torch, "compile", lambda model: fails)
-    run = forward_of(nn.Linear(4, 2), device=CPU, compiled=True)
+    run = make_forward(nn.Linear(4, 2), device=CPU, compiled=True)
     with pytest.raises(ResourceError, match="the model cannot be compiled: No working C") as caught:
         run(torch.ones(1, 4))
     assert "or train without compile" in str(caught.value)
@@ -60,7 +60,7 @@ def test_what_the_model_takes_and_the_compiler_does_not_is_said_plainly(monkeypa
 
     monkeypatch.setattr(torch, "compile", lambda model: fails)
     with pytest.raises(ResourceError, match="the model cannot be compiled: RuntimeError when") as caught:
-        forward_of(nn.Linear(4, 2), device=CPU, compiled=True)(torch.ones(1, 4))
+        make_forward(nn.Linear(4, 2), device=CPU, compiled=True)(torch.ones(1, 4))
     assert caught.value.fix == "train without compile"
 
 
@@ -87,7 +87,7 @@ def test_a_model_that_does_not_fit_is_no_missing_compiler():
 
 def test_an_error_of_the_models_own_stays_its_own(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model: model)
-    run = forward_of(nn.Linear(4, 2), device=CPU, compiled=True)
+    run = make_forward(nn.Linear(4, 2), device=CPU, compiled=True)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         run(torch.ones(1, 3))
 
@@ -108,12 +108,12 @@ def test_a_compiled_run_is_the_plain_one_to_rounding():
                                  optimizer="sgd", compile=compiled, device="cpu")
             with st.StreamLoader(data, batch_size=32, memory="8MB") as loader:
                 trainer.fit(loader, max_epochs=2, checkpoint=f"{folder}/{compiled}")
-                goes_on = st.Trainer(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), loss="cross_entropy",
+                resumes = st.Trainer(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), loss="cross_entropy",
                                      optimizer="sgd", compile=compiled, device="cpu")
-                goes_on.fit(loader, max_epochs=3, checkpoint=f"{folder}/{compiled}", resume="auto")
+                resumes.fit(loader, max_epochs=3, checkpoint=f"{folder}/{compiled}", resume="auto")
                 trainer.fit(loader, max_epochs=3)
             for name, weight in trainer.model.state_dict().items():
-                assert torch.equal(weight, goes_on.model.state_dict()[name]), name
+                assert torch.equal(weight, resumes.model.state_dict()[name]), name
             found.append(trainer.model.state_dict())
         for name, weight in found[0].items():
             assert torch.allclose(weight, found[1][name], rtol=1e-5, atol=1e-6), name

@@ -16,10 +16,10 @@ from streamtrain.errors import InputError, UsageError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import make_rule
 from streamtrain.optim.gradients import Learner
-from streamtrain.optim.rules import Rule
+from streamtrain.optim.rules import UpdateRule
 from streamtrain.training.batch_stream import check_weights
 from streamtrain.training.metrics import RunningMetrics
-from streamtrain.training.preflight import warn_of_loss, warn_of_modules
+from streamtrain.training.preflight import warn_of_batch_dependent_loss, warn_of_batch_dependent_modules
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,7 +55,7 @@ def make_data(n: int, *, classes: bool) -> tuple[Tensor, Tensor, Tensor]:
     return x, y, torch.rand(n, generator=generator, dtype=torch.float64) + (torch.arange(n) % 4 == 0)
 
 
-def make(net: nn.Module, loss: Any, update: str, lr: float = 0.1, **options: Any) -> Rule:
+def make(net: nn.Module, loss: Any, update: str, lr: float = 0.1, **options: Any) -> UpdateRule:
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     return make_rule(update, Learner(model=net, loss=resolve_loss(loss), optimizer=optimizer), **options)
 
@@ -191,9 +191,9 @@ def test_a_bad_weight_is_named_by_its_sample(bad: float) -> None:
 def test_what_changes_its_meaning_is_named() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5))
     with pytest.warns(UserWarning, match=r"^BatchNorm1d, Dropout under accumulate_grad_batches=4: .* mask"):
-        warn_of_modules(model, "accumulate_grad_batches=4")
-    warn_of_modules(model, None)
+        warn_of_batch_dependent_modules(model, "accumulate_grad_batches=4")
+    warn_of_batch_dependent_modules(model, None)
     output, target = torch.arange(8.0)[:, None], torch.zeros(8)
     with pytest.warns(UserWarning, match=r"update='epoch': it is no mean over the samples"):
-        warn_of_loss(resolve_loss(lambda o, t: o.std()), output, target, "update='epoch'")
-    warn_of_loss(resolve_loss(lambda o, t: o.mean()), output, target, "update='epoch'")
+        warn_of_batch_dependent_loss(resolve_loss(lambda o, t: o.std()), output, target, "update='epoch'")
+    warn_of_batch_dependent_loss(resolve_loss(lambda o, t: o.mean()), output, target, "update='epoch'")

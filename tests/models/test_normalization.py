@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from streamtrain.errors import UsageError
-from streamtrain.models.normalization import Front, Normalize, normalize_field
+from streamtrain.models.normalization import Normalize, NormalizedModel, normalize_field
 from streamtrain.store.layout import Field
 
 
@@ -63,7 +63,7 @@ def test_front_rescales_the_inputs_it_is_told_to_and_no_other() -> None:
         def forward(self, a: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
             return a + values
 
-    front = Front(Sum(), ("a", "values"))
+    front = NormalizedModel(Sum(), ("a", "values"))
     front.put({"values": Normalize(torch.tensor(10.0), torch.tensor(0.0))}, torch.device("cpu"))
     assert front(torch.ones(1), torch.tensor([12.0])).item() == 3
     assert list(front.modules_by_input()) == ["values"]

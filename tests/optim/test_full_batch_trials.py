@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from streamtrain.errors import DivergedError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import make_rule
-from streamtrain.optim.full_batch import SCALE, Measured, scale_at, told
+from streamtrain.optim.full_batch import SCALE, ObjectiveValue, objective_scale, trial_value
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.optimizers import FULL_BATCH, build_optimizer
-from streamtrain.optim.rules import Rule
+from streamtrain.optim.rules import UpdateRule
 from streamtrain.training.serialization import pack, unpack
 from streamtrain.training.trainer import Trainer
 
@@ -42,12 +42,12 @@ class Weight(nn.Module):
         return self.w.expand(len(x))
 
 
-def rule_of(model: nn.Module, loss: str | Function, optimizer: str, **options: Any) -> Rule:
+def rule_of(model: nn.Module, loss: str | Function, optimizer: str, **options: Any) -> UpdateRule:
     learner = Learner(model=model, loss=resolve_loss(loss), optimizer=build_optimizer(optimizer, model.parameters()))
     return make_rule("epoch", learner, **options)
 
 
-def a_pass(rule: Rule, dtype: torch.dtype = torch.float64) -> None:
+def a_pass(rule: UpdateRule, dtype: torch.dtype = torch.float64) -> None:
     rule.learn((torch.zeros(2, 1, dtype=dtype),), torch.zeros(2, dtype=dtype))
     rule.end_epoch()
 
@@ -69,28 +69,28 @@ def jump(output: Tensor, _: Tensor) -> Tensor:
 
 @given(st.floats(1e-300, 1e300))
 def test_the_scale_is_a_power_of_two_that_leaves_a_gradient_below_2_to_the_20(norm: float) -> None:
-    scale = scale_at(norm)
+    scale = objective_scale(norm)
     assert math.frexp(scale)[0] == 0.5
     assert scale == SCALE if norm < 1 else 2**19 <= norm * scale < 2**20
 
 
 def test_a_trial_that_is_lower_is_never_too_far() -> None:
-    start = Measured(objective=1e30, gradients=[torch.tensor([1e15])])
-    lower = Measured(objective=1e20, gradients=[torch.tensor([1e10])])
-    assert told(lower, 1e10, start, scale_at(1e15)) is lower
+    start = ObjectiveValue(objective=1e30, gradients=[torch.tensor([1e15])])
+    lower = ObjectiveValue(objective=1e20, gradients=[torch.tensor([1e10])])
+    assert trial_value(lower, 1e10, start, objective_scale(1e15)) is lower
 
 
 @pytest.mark.parametrize(
     ("objective", "gradient"), [(math.inf, 1.0), (-math.inf, 1.0), (math.nan, 1.0), (1e30, 1.0), (1.0, 1e9)]
 )
 def test_what_cannot_be_squared_is_told_as_infinite(objective: float, gradient: float) -> None:
-    start = Measured(objective=1.0, gradients=[torch.tensor([0.5])])
-    trial = Measured(objective=objective, gradients=[torch.tensor([gradient])])
-    found = told(trial, gradient, start, SCALE)
+    start = ObjectiveValue(objective=1.0, gradients=[torch.tensor([0.5])])
+    trial = ObjectiveValue(objective=objective, gradients=[torch.tensor([gradient])])
+    found = trial_value(trial, gradient, start, SCALE)
     assert found.objective == math.inf
     assert found.gradients[0].isnan().all()
-    wide = Measured(objective=objective, gradients=[torch.tensor([gradient], dtype=torch.float64)])
-    assert (told(wide, gradient, start, SCALE) is wide) == math.isfinite(objective), "float64 holds them"
+    wide = ObjectiveValue(objective=objective, gradients=[torch.tensor([gradient], dtype=torch.float64)])
+    assert (trial_value(wide, gradient, start, SCALE) is wide) == math.isfinite(objective), "float64 holds them"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -154,7 +154,7 @@ def test_a_rule_goes_on_from_inside_any_pass(optimizer: str, loss: Function, is_
     assert whole.n_steps
 
 
-def moved(rule: Rule, loss: Function, optimizer: str, is_old: bool) -> Rule:
+def moved(rule: UpdateRule, loss: Function, optimizer: str, is_old: bool) -> UpdateRule:
     """The same rule on another model, by way of a checkpoint's parts."""
     state = rule.state_dict()
     trial = [parameter.item() for parameter in rule.learner.parameters]
@@ -246,7 +246,7 @@ def test_no_more_gradients_are_held_than_are_told_of(optimizer: str) -> None:
         most = max(most, len(rule.state_dict()["known"]))
         if rule.converged:
             break
-    assert 10 < most <= 1 + len(rule.to_come()) - 2 * history - 4
+    assert 10 < most <= 1 + len(rule.later_memory()) - 2 * history - 4
 
 
 @pytest.mark.parametrize(

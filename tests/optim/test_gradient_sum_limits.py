@@ -13,13 +13,13 @@ from streamtrain.errors import DivergedError, UsageError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import make_rule
 from streamtrain.optim.gradients import Clipping, Learner, grad_norm
-from streamtrain.optim.rules import Rule
-from streamtrain.training.step_errors import name_culprits
+from streamtrain.optim.rules import UpdateRule
+from streamtrain.training.step_errors import name_bad_samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def rule_of(net: nn.Module, loss: Any, update: str = "epoch", lr: float = 0.1, **options: Any) -> Rule:
+def rule_of(net: nn.Module, loss: Any, update: str = "epoch", lr: float = 0.1, **options: Any) -> UpdateRule:
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     return make_rule(update, Learner(model=net, loss=resolve_loss(loss), optimizer=optimizer), **options)
 
@@ -112,7 +112,7 @@ def test_the_sample_with_a_bad_gradient_is_named_and_not_those_whose_class_is_ig
     target = torch.tensor([0, -100, 1, 1, -100])
     learner = Learner(model=net, loss=resolve_loss("cross_entropy"), optimizer=torch.optim.SGD(net.parameters()))
     error = DivergedError("the gradient is not finite")
-    name_culprits(error, learner, (x,), target, np.arange(100, 105))
+    name_bad_samples(error, learner, (x,), target, np.arange(100, 105))
     assert error.samples == (103,)
 
 

@@ -12,8 +12,8 @@ import streamtrain
 from streamtrain import StreamLoader, Trainer
 from streamtrain.errors import CheckpointError, DivergedError, UnknownName, UsageError
 from streamtrain.optim.gradients import check_finite, gradient_sizes
-from streamtrain.optim.schedules import SCHEDULES, Horizon, Schedule
-from streamtrain.training.progress import Stopping
+from streamtrain.optim.schedules import SCHEDULES, RunLength, Schedule
+from streamtrain.training.progress import EarlyStopping
 
 N, BATCH = 200, 16
 OPTIONS = {
@@ -172,7 +172,7 @@ def test_every_schedule_is_torchs_own():
         options = OPTIONS.get(name, {})
         weight = nn.Parameter(torch.zeros(1))
         optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
-        made = Schedule(name=kind.__name__, options=options).make(optimizer, Horizon(n_epochs=5, n_steps=40))
+        made = Schedule(name=kind.__name__, options=options).make(optimizer, RunLength(n_epochs=5, n_steps=40))
         assert type(made) is kind
 
 
@@ -233,7 +233,7 @@ def test_patience_survives_a_resume(dataset, tmp_path):
 def test_limits_are_numbers(given):
     (name,) = given
     with pytest.raises(UsageError, match=f"{name} is"):
-        Stopping(**given)
+        EarlyStopping(**given)
 
 
 def squared(batch):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from streamtrain.errors import UsageError
 from streamtrain.optim.optimizers import FULL_BATCH
-from streamtrain.training.batch_stream import Stream
+from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.checkpoint import MODEL, newest_checkpoint
 from streamtrain.training.trainer import Trainer
 
@@ -31,7 +31,7 @@ class Fragile(Batches):
     left: int | None = None
     error: type[BaseException] = KeyboardInterrupt
 
-    def sequential(self) -> Stream:
+    def sequential(self) -> BatchStream:
         return self
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from torch.optim.lr_scheduler import CyclicLR, ReduceLROnPlateau
 
 import streamtrain as st
 from streamtrain.errors import CheckpointError, UsageError
-from streamtrain.optim.schedules import Horizon, Schedule, Schedules
+from streamtrain.optim.schedules import OptimizerSchedules, RunLength, Schedule
 
 N, BATCH = 96, 16
-RUN = Horizon(n_epochs=5, n_steps=50)
+RUN = RunLength(n_epochs=5, n_steps=50)
 
 
 @pytest.fixture(scope="module")
@@ -68,21 +68,21 @@ def sgd(*lrs: float) -> Optimizer:
 )
 def test_what_torch_would_trip_over_later_is_refused_at_once(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        Schedules(sgd(), Schedule(name=name, options=options))
+        OptimizerSchedules(sgd(), Schedule(name=name, options=options))
     assert str(caught.value).count("Fix:") == 1
 
 
 def test_more_than_one_step_is_tried_before_a_run() -> None:
-    schedules = Schedules(sgd(), Schedule(name="exponential", options={"gamma": 1e300}))
+    schedules = OptimizerSchedules(sgd(), Schedule(name="exponential", options={"gamma": 1e300}))
     with pytest.raises(UsageError, match="the learning rate becomes inf"):
         schedules.begin(RUN)
 
 
 def test_a_schedule_that_ends_before_its_run_is_refused() -> None:
-    schedules = Schedules(sgd(), Schedule(name="onecycle", options={"total_steps": 49}))
+    schedules = OptimizerSchedules(sgd(), Schedule(name="onecycle", options={"total_steps": 49}))
     with pytest.raises(UsageError, match="it ends after 49 of 50 steps"):
         schedules.begin(RUN)
-    Schedules(sgd(), Schedule(name="onecycle", options={"total_steps": 50})).begin(RUN)
+    OptimizerSchedules(sgd(), Schedule(name="onecycle", options={"total_steps": 50})).begin(RUN)
 
 
 def test_trying_a_schedule_changes_nothing_and_warns_of_nothing() -> None:
@@ -90,7 +90,7 @@ def test_trying_a_schedule_changes_nothing_and_warns_of_nothing() -> None:
     before = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Schedules(optimizer, Schedule(name="onecycle", options={"max_lr": 1.0}))
+        OptimizerSchedules(optimizer, Schedule(name="onecycle", options={"max_lr": 1.0}))
         Schedule(name="exponential", options={"gamma": 0.5}).check(optimizer, RUN)
     assert {name: value for name, value in optimizer.param_groups[0].items() if name != "params"} == before
     assert float(optimizer.param_groups[0]["lr"]) == 0.5
@@ -103,7 +103,7 @@ def test_trying_a_schedule_changes_nothing_and_warns_of_nothing() -> None:
 
 def test_a_run_of_a_single_step_may_have_any_schedule() -> None:
     for name in ("cosine", "onecycle", "linear", "plateau"):
-        Schedules(sgd(), name).begin(Horizon(n_epochs=1, n_steps=1))
+        OptimizerSchedules(sgd(), name).begin(RunLength(n_epochs=1, n_steps=1))
 
 
 def test_beta1_that_ends_with_the_run_knows_another_end(dataset: st.Dataset, tmp_path: Path) -> None:
@@ -136,10 +136,10 @@ def test_a_factory_goes_by_epoch_whatever_it_is_called() -> None:
     assert Schedule(name=cyclic).every_ == "epoch"
     assert Schedule(name=cyclic, every="step").every_ == "step"
     adam = torch.optim.Adam([nn.Parameter(torch.zeros(1))])
-    Schedules(adam, cyclic, "exponential:0.9").begin(RUN)
+    OptimizerSchedules(adam, cyclic, "exponential:0.9").begin(RUN)
 
 
 def test_a_factory_of_a_plateau_by_step_is_refused() -> None:
-    schedules = Schedules(sgd(), Schedule(name=lambda optimizer: ReduceLROnPlateau(optimizer), every="step"))
+    schedules = OptimizerSchedules(sgd(), Schedule(name=lambda optimizer: ReduceLROnPlateau(optimizer), every="step"))
     with pytest.raises(UsageError, match=r"every step\. It looks at an epoch's loss\. Fix: every='epoch'"):
         schedules.begin(RUN)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import UsageError
-from streamtrain.shuffle.order import Shuffle, sequential_order, shuffled_order
-from streamtrain.shuffle.positions import picks, samples
-from streamtrain.system.counter_rng import key
+from streamtrain.shuffle.order import ShuffleParameters, sequential_order, shuffled_order
+from streamtrain.shuffle.positions import iter_positions, samples_at
+from streamtrain.system.counter_rng import random_key
 
 M64 = 2**64 - 1
 
@@ -56,7 +56,7 @@ def random_order(n, width, word):
 
 def twin(n, block_rows, lanes, groups, seed, epoch):
     """The order of an epoch, by the book."""
-    offset = mix64(key(seed, epoch, 0)) * n >> 64
+    offset = mix64(random_key(seed, epoch, 0)) * n >> 64
     lanes_each = lanes // groups
     visited, start = [], 0
     for g in range(groups):
@@ -74,7 +74,7 @@ def twin(n, block_rows, lanes, groups, seed, epoch):
         for g in range(groups):
             mine = visited[g * lanes_each : (g + 1) * lanes_each]
             active = [lane for lane in mine if len(lane) > sweep]
-            word = mix64(key(seed, epoch, 3) + sweep // 16 * groups + g)
+            word = mix64(random_key(seed, epoch, 3) + sweep // 16 * groups + g)
             order = even_order(len(active), word, NOBLE, lanes_each)
             emitted[g] += [active[q][sweep] for q in order]
         sweep += 1
@@ -93,10 +93,10 @@ def runs_of(lane_samples, block_rows):
 
 def visit(runs, lane, width, block_rows, seed, epoch):
     if len(runs) > 1:
-        turns = even_order(len(runs) - 2, mix64(key(seed, epoch, 1) + lane), GOLDEN_RATIO, width)
+        turns = even_order(len(runs) - 2, mix64(random_key(seed, epoch, 1) + lane), GOLDEN_RATIO, width)
         inner = [run for _, run in sorted(zip(turns, runs[1:-1], strict=True))]
         runs = [runs[0], *inner, runs[-1]] if lane % 2 else [runs[-1], *inner, runs[0]]
-    rows_key = key(seed, epoch, 2)
+    rows_key = random_key(seed, epoch, 2)
     out = []
     for run in runs:
         order = random_order(len(run), block_rows, lambda i, run=run: mix64(rows_key + run[0] + i))
@@ -107,7 +107,7 @@ def visit(runs, lane, width, block_rows, seed, epoch):
 @st.composite
 def shuffles(draw):
     groups = draw(st.sampled_from([1, 1, 2, 3, 4]))
-    return Shuffle(
+    return ShuffleParameters(
         n_samples=draw(st.integers(1, 400)),
         block_rows=draw(st.integers(1, 60)),
         lanes=2 * groups * draw(st.integers(1, 8)),
@@ -119,23 +119,23 @@ def shuffles(draw):
 def test_the_order_is_its_description(shuffle, seed, epoch):
     order = shuffled_order(shuffle, seed=seed, epoch=epoch)
     expected = twin(shuffle.n_samples, shuffle.block_rows, shuffle.lanes, shuffle.groups, seed, epoch)
-    assert samples(order, 0, shuffle.n_samples).tolist() == expected
+    assert samples_at(order, 0, shuffle.n_samples).tolist() == expected
 
 
 @given(st.integers(1, 20_000), st.integers(1, 3000), st.integers(1, 40), st.integers(0, 5))
 def test_every_sample_comes_exactly_once(n_samples, block_rows, half_lanes, epoch):
-    shuffle = Shuffle(n_samples=n_samples, block_rows=block_rows, lanes=2 * half_lanes)
-    seen = samples(shuffled_order(shuffle, seed=1, epoch=epoch), 0, n_samples)
+    shuffle = ShuffleParameters(n_samples=n_samples, block_rows=block_rows, lanes=2 * half_lanes)
+    seen = samples_at(shuffled_order(shuffle, seed=1, epoch=epoch), 0, n_samples)
     assert np.array_equal(np.sort(seen), np.arange(n_samples))
 
 
 @given(shuffles(), st.data())
 def test_any_start_and_any_piece_size_give_the_same_order(shuffle, data):
     order = shuffled_order(shuffle, seed=3, epoch=2)
-    whole = samples(order, 0, shuffle.n_samples)
+    whole = samples_at(order, 0, shuffle.n_samples)
     start = data.draw(st.integers(0, shuffle.n_samples - 1))
     position = start
-    for piece in picks(order, start, index_samples=data.draw(st.integers(1, 200))):
+    for piece in iter_positions(order, start, index_samples=data.draw(st.integers(1, 200))):
         assert piece.start == position
         position = piece.stop
         assert np.array_equal(order.run_first[piece.runs] + piece.rows, whole[piece.start : piece.stop])
@@ -144,7 +144,7 @@ def test_any_start_and_any_piece_size_give_the_same_order(shuffle, data):
 
 @given(shuffles())
 def test_a_rank_of_a_world_reads_its_own_groups_blocks_alone(shuffle):
-    seen = samples(shuffled_order(shuffle, seed=0, epoch=0), 0, shuffle.n_samples)
+    seen = samples_at(shuffled_order(shuffle, seed=0, epoch=0), 0, shuffle.n_samples)
     for g in range(shuffle.groups):
         own = np.sort(seen[g :: shuffle.groups])
         gaps = np.count_nonzero(np.diff(own) > 1) + (own[0] > 0) + (own[-1] < shuffle.n_samples - 1) if len(own) else 0
@@ -152,28 +152,32 @@ def test_a_rank_of_a_world_reads_its_own_groups_blocks_alone(shuffle):
 
 
 def test_epochs_and_seeds_differ():
-    shuffle = Shuffle(n_samples=1000, block_rows=10, lanes=16)
-    orders = [samples(shuffled_order(shuffle, seed=s, epoch=e), 0, 1000).tobytes() for s in range(4) for e in range(4)]
+    shuffle = ShuffleParameters(n_samples=1000, block_rows=10, lanes=16)
+    orders = [
+        samples_at(shuffled_order(shuffle, seed=s, epoch=e), 0, 1000).tobytes() for s in range(4) for e in range(4)
+    ]
     assert len(set(orders)) == 16
 
 
 def test_the_golden_order():
     """The order of a release never changes: who resumes an older run gets the same samples."""
-    order = shuffled_order(Shuffle(n_samples=40, block_rows=4, lanes=8, groups=2), seed=2024, epoch=3)
-    assert samples(order, 0, 40).tolist() == GOLDEN
-    longer = shuffled_order(Shuffle(n_samples=5000, block_rows=7, lanes=12, groups=2), seed=2024, epoch=3)
-    digest = hashlib.sha256(samples(longer, 0, 5000).astype("<i8").tobytes()).hexdigest()
+    order = shuffled_order(ShuffleParameters(n_samples=40, block_rows=4, lanes=8, groups=2), seed=2024, epoch=3)
+    assert samples_at(order, 0, 40).tolist() == GOLDEN
+    longer = shuffled_order(ShuffleParameters(n_samples=5000, block_rows=7, lanes=12, groups=2), seed=2024, epoch=3)
+    digest = hashlib.sha256(samples_at(longer, 0, 5000).astype("<i8").tobytes()).hexdigest()
     assert digest == GOLDEN_DIGEST, "417 sweeps of 60 runs a lane, which a short order has not"
 
 
 @given(st.integers(1, 500), st.integers(1, 60), st.data())
 def test_the_sequential_order_is_the_stored_one(n_samples, block_rows, data):
     start = data.draw(st.integers(0, n_samples))
-    assert samples(sequential_order(n_samples, block_rows), start, n_samples).tolist() == list(range(start, n_samples))
+    assert samples_at(sequential_order(n_samples, block_rows), start, n_samples).tolist() == list(
+        range(start, n_samples)
+    )
 
 
 def test_a_billion_samples_are_set_up_in_little_memory_and_time():
-    shuffle = Shuffle(n_samples=10**9, block_rows=1000, lanes=1024, groups=8)
+    shuffle = ShuffleParameters(n_samples=10**9, block_rows=1000, lanes=1024, groups=8)
     tracemalloc.start()
     started = time.process_time()
     order = shuffled_order(shuffle, seed=0, epoch=0)
@@ -183,12 +187,12 @@ def test_a_billion_samples_are_set_up_in_little_memory_and_time():
     assert peak < 50e6
     # No benchmark: a guard against work that grows with samples instead of blocks, which would take minutes.
     assert seconds < 20
-    assert len(samples(order, 5 * 10**8, 5 * 10**8 + 1000)) == 1000
+    assert len(samples_at(order, 5 * 10**8, 5 * 10**8 + 1000)) == 1000
 
 
 def test_what_is_held_grows_with_blocks_and_lanes_alone():
-    few = shuffled_order(Shuffle(n_samples=10**6, block_rows=10**4, lanes=16), seed=0, epoch=0)
-    many = shuffled_order(Shuffle(n_samples=10**8, block_rows=10**6, lanes=16), seed=0, epoch=0)
+    few = shuffled_order(ShuffleParameters(n_samples=10**6, block_rows=10**4, lanes=16), seed=0, epoch=0)
+    many = shuffled_order(ShuffleParameters(n_samples=10**8, block_rows=10**6, lanes=16), seed=0, epoch=0)
     assert len(few.run_first) <= 100 + 16 + 1
     assert len(many.run_first) <= 100 + 16 + 1
 
@@ -204,7 +208,7 @@ def test_what_is_held_grows_with_blocks_and_lanes_alone():
 )
 def test_impossible_parameters_are_refused(wrong, message):
     with pytest.raises(UsageError, match=message):
-        Shuffle(**{"n_samples": 10, "block_rows": 2, "lanes": 4, **wrong})
+        ShuffleParameters(**{"n_samples": 10, "block_rows": 2, "lanes": 4, **wrong})
 
 
 # fmt: off

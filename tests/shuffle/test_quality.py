@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.shuffle.order import Shuffle, sequential_order, shuffled_order
-from streamtrain.shuffle.positions import samples
-from streamtrain.shuffle.quality import Population, measure, pieces_of, populate
+from streamtrain.shuffle.order import ShuffleParameters, sequential_order, shuffled_order
+from streamtrain.shuffle.positions import samples_at
+from streamtrain.shuffle.quality import LabelPopulation, label_population, measure_quality, pieces_of
 
 
 def by_the_book(order: np.ndarray, labels: np.ndarray, batch_size: int, block_rows: int) -> dict[str, float | None]:
@@ -22,7 +22,7 @@ def by_the_book(order: np.ndarray, labels: np.ndarray, batch_size: int, block_ro
     batches = [order[i : i + batch_size] for i in range(0, n, batch_size)]
     counts = [np.bincount(labels[batch], minlength=len(shares)) for batch in batches]
     whole = [count for count in counts if count.sum() == batch_size]
-    population = Population(n_samples=n, shares=shares)
+    population = LabelPopulation(n_samples=n, shares=shares)
     variance = np.mean([np.square(count - batch_size * shares).sum() for count in whole]) if whole else 0
     prefix = np.cumsum(counts, axis=0)
     drift = np.abs(prefix - prefix.sum(axis=1, keepdims=True) * shares).max()
@@ -48,8 +48,10 @@ def test_the_figures_are_their_definition(data: st.DataObject) -> None:
     order = np.array(data.draw(st.permutations(range(len(labels)))), np.int64)
     batch_size, block_rows = data.draw(st.integers(1, len(labels))), data.draw(st.integers(1, 20))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(labels)), max_size=4)))
-    population, classes = populate(labels)
-    found = measure(np.split(order, cuts), classes.take, population, batch_size=batch_size, block_rows=block_rows)
+    population, classes = label_population(labels)
+    found = measure_quality(
+        np.split(order, cuts), classes.take, population, batch_size=batch_size, block_rows=block_rows
+    )
     expected = by_the_book(order, labels, batch_size, block_rows)
     assert found.n_samples == len(labels)
     assert found.n_batches == len(labels) // batch_size
@@ -61,9 +63,9 @@ def test_the_figures_are_their_definition(data: st.DataObject) -> None:
 @pytest.mark.parametrize("labels", [np.arange(40_000) // 4000, np.arange(40_000) ** 2 % 7, np.linspace(-1, 5, 40_000)])
 def test_a_full_reshuffle_is_one(labels: np.ndarray) -> None:
     rng = np.random.default_rng(3)
-    population, classes = populate(labels)
+    population, classes = label_population(labels)
     orders = [rng.permutation(len(labels)) for _ in range(8)]
-    found = [measure([o], classes.take, population, batch_size=100, block_rows=50) for o in orders]
+    found = [measure_quality([o], classes.take, population, batch_size=100, block_rows=50) for o in orders]
     assert all(abs(q.variance - 1) < 4.5 * q.variance_error for q in found), found
     assert np.mean([q.drift for q in found]) == pytest.approx(1, abs=0.25)
     assert np.mean([q.coincidence for q in found]) == pytest.approx(1, abs=0.1)
@@ -72,10 +74,10 @@ def test_a_full_reshuffle_is_one(labels: np.ndarray) -> None:
 
 @pytest.mark.parametrize("labels", [np.arange(100_000) // 10_000, np.arange(100_000) / 7])
 def test_sorted_data_is_bad_as_stored_and_good_interleaved(labels: np.ndarray) -> None:
-    population, classes = populate(labels)
-    shuffle = Shuffle(n_samples=len(labels), block_rows=50, lanes=126)
-    stored = measure(pieces_of(sequential_order(len(labels), 50)), classes.take, population, batch_size=100)
-    mixed = measure(
+    population, classes = label_population(labels)
+    shuffle = ShuffleParameters(n_samples=len(labels), block_rows=50, lanes=126)
+    stored = measure_quality(pieces_of(sequential_order(len(labels), 50)), classes.take, population, batch_size=100)
+    mixed = measure_quality(
         pieces_of(shuffled_order(shuffle, seed=0, epoch=0)), classes.take, population, batch_size=100, block_rows=50
     )
     assert stored.variance > 90
@@ -91,10 +93,10 @@ def test_sorted_data_is_bad_as_stored_and_good_interleaved(labels: np.ndarray) -
 
 def test_a_stretch_says_of_variance_what_the_whole_does() -> None:
     labels = np.arange(200_000) // 200
-    population, classes = populate(labels)
-    order = shuffled_order(Shuffle(n_samples=len(labels), block_rows=20, lanes=100), seed=0, epoch=0)
-    whole = measure(pieces_of(order), classes.take, population, batch_size=50, block_rows=20)
-    middle = measure(pieces_of(order, 80_000, 130_000), classes.take, population, batch_size=50, block_rows=20)
+    population, classes = label_population(labels)
+    order = shuffled_order(ShuffleParameters(n_samples=len(labels), block_rows=20, lanes=100), seed=0, epoch=0)
+    whole = measure_quality(pieces_of(order), classes.take, population, batch_size=50, block_rows=20)
+    middle = measure_quality(pieces_of(order, 80_000, 130_000), classes.take, population, batch_size=50, block_rows=20)
     assert middle.n_samples == 50_000
     assert middle.variance == pytest.approx(whole.variance, rel=0.1)
     assert middle.coincidence is None, "others of the same blocks lie outside the stretch"
@@ -102,20 +104,20 @@ def test_a_stretch_says_of_variance_what_the_whole_does() -> None:
 
 @given(st.integers(1, 300), st.data())
 def test_pieces_are_the_order(n_samples: int, data: st.DataObject) -> None:
-    order = shuffled_order(Shuffle(n_samples=n_samples, block_rows=7, lanes=6), seed=1, epoch=4)
+    order = shuffled_order(ShuffleParameters(n_samples=n_samples, block_rows=7, lanes=6), seed=1, epoch=4)
     start = data.draw(st.integers(0, n_samples))
     stop = data.draw(st.none() | st.integers(0, 2 * n_samples))
     found = [sample for piece in pieces_of(order, start, stop) for sample in piece.tolist()]
     end = n_samples if stop is None else max(start, min(stop, n_samples))
-    assert found == samples(order, start, end).tolist()
+    assert found == samples_at(order, start, end).tolist()
 
 
 def test_many_classes_are_measured_in_little_memory() -> None:
     labels = np.arange(400_000, dtype=np.uint16) % 40_000
-    population, classes = populate(labels)
+    population, classes = label_population(labels)
     order = np.random.default_rng(0).permutation(len(labels))
     tracemalloc.start()
-    found = measure([order], classes.take, population, batch_size=64, block_rows=100)
+    found = measure_quality([order], classes.take, population, batch_size=64, block_rows=100)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found.variance == pytest.approx(1, abs=0.01)
@@ -129,7 +131,7 @@ def test_labels_are_asked_for_piece_by_piece() -> None:
         asked.append(len(some))
         return some % 2
 
-    population = Population(n_samples=1_000_000, shares=np.array([0.5, 0.5]))
-    measure([np.arange(1_000_000)], labels_of, population, batch_size=1000)
+    population = LabelPopulation(n_samples=1_000_000, shares=np.array([0.5, 0.5]))
+    measure_quality([np.arange(1_000_000)], labels_of, population, batch_size=1000)
     assert sum(asked) == 1_000_000
     assert max(asked) < 150_000

@@ -11,7 +11,7 @@ import pytest
 
 import streamtrain
 from streamtrain.errors import DamagedBlock, DatasetError
-from streamtrain.store.verify import Verified, verify
+from streamtrain.store.verify import VerifyReport, verify
 
 
 @pytest.fixture(scope="module", params=["none", "lz4", "zstd"])
@@ -33,7 +33,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-def found(verified: Verified) -> set[tuple[str, object]]:
+def found(verified: VerifyReport) -> set[tuple[str, object]]:
     """The file of each piece of damage, and the block where it is one."""
     return {(str(error.where), getattr(error, "block", None)) for error in verified.damage}
 

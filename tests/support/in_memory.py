@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from streamtrain.store.layout import Field, Layout
-from streamtrain.training.batch_stream import Data, Stream
+from streamtrain.training.batch_stream import BatchStream, StreamDataset
 
 
 class Arrays:
@@ -35,7 +35,13 @@ class Batches:
     """Batches from memory, with the surface of a loader."""
 
     def __init__(
-        self, dataset: Data, *, batch_size: int = 8, seed: int = 0, shuffle: bool = True, drop_last: bool = False
+        self,
+        dataset: StreamDataset,
+        *,
+        batch_size: int = 8,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
     ):
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.shuffle, self.drop_last = shuffle, drop_last
@@ -51,7 +57,7 @@ class Batches:
     def set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
 
-    def sequential(self) -> Stream:
+    def sequential(self) -> BatchStream:
         self.ordered = Batches(self.dataset, batch_size=self.batch_size, seed=self.seed, shuffle=False)
         return self.ordered
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from streamtrain.errors import ResourceError
-from streamtrain.ingestion.ingest import run
-from streamtrain.ingestion.request import Request
+from streamtrain.ingestion.ingest import run_ingest
+from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.system.files import Files
-from streamtrain.system.syscalls import System
+from streamtrain.system.syscalls import Syscalls
 
 X = np.random.default_rng(0).integers(0, 50, (2000, 24), np.uint8)
 F = np.random.default_rng(1).normal(size=(2000, 5)).astype(np.float32)
@@ -35,7 +35,7 @@ def identities(path: Path, field: str) -> dict[str, tuple[int, int]]:
     return {str(p.relative_to(path)): (p.stat().st_ino, p.stat().st_mtime_ns) for p in files if p.is_file()}
 
 
-class Full(System):
+class Full(Syscalls):
     """A disk that takes so many files and is full then."""
 
     def __init__(self, n_files: int) -> None:
@@ -50,14 +50,14 @@ class Full(System):
 
 def interrupt(source: object, path: Path, n_files: int, *, labels: object = None, **given: Any) -> None:
     """Ingest with a disk that becomes full."""
-    request = Request(
+    request = IngestRequest(
         memory=10**8, block_bytes=1000, shard_bytes=4000, codec="lz4", n_workers=2, progress=False,
         options=SourceOptions(),
     )  # fmt: skip
     with pytest.raises(
         ResourceError, match=r"free some space, then the same ingest with --resume: \d+ shards are done"
     ):
-        run(open_source(source, labels=labels), path, request, files=Files(system=Full(n_files)), **given)
+        run_ingest(open_source(source, labels=labels), path, request, files=Files(system=Full(n_files)), **given)
 
 
 def write_files(folder: Path) -> Path:

@@ -4,7 +4,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.system.counter_rng import GOLDEN_STEPS, NOBLE_STEPS, even_orders, key, random_orders, word_below, words
+from streamtrain.system.counter_rng import (
+    GOLDEN_STEPS,
+    NOBLE_STEPS,
+    even_orders,
+    random_key,
+    random_orders,
+    word_below,
+    words,
+)
 
 
 def test_words_are_splitmix64():
@@ -14,13 +22,13 @@ def test_words_are_splitmix64():
 
 
 def test_keys_are_pinned():
-    assert [key(0), key(0, 1), key(0, 1, 2), key(7, 1, 2)] == [
+    assert [random_key(0), random_key(0, 1), random_key(0, 1, 2), random_key(7, 1, 2)] == [
         15793235383387715774,
         4881901421217228719,
         9247832928889101276,
         10549271650533257363,
     ]
-    assert len({key(0, 0, 1), key(0, 1, 0), key(1, 0, 0), key(0, 0, 0)}) == 4
+    assert len({random_key(0, 0, 1), random_key(0, 1, 0), random_key(1, 0, 0), random_key(0, 0, 0)}) == 4
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(1, 2**40))

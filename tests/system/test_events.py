@@ -18,20 +18,20 @@ from hypothesis import strategies as strategies
 
 import streamtrain as st
 from streamtrain.system.events import (
-    KINDS,
-    VARIABLE,
+    EVENT_TYPES,
+    EVENTS_VARIABLE,
     DeviceMemory,
     EpochEnded,
     Event,
     LoaderClosed,
     LoaderOpened,
-    Told,
-    Work,
-    appender,
-    listening,
+    RecordedEvent,
+    ThreadSeconds,
+    file_appender,
+    has_subscribers,
+    publish_event,
     read_events,
-    subscribed,
-    tell,
+    subscribe,
 )
 
 VALUES: dict[str, strategies.SearchStrategy[Any]] = {
@@ -39,7 +39,9 @@ VALUES: dict[str, strategies.SearchStrategy[Any]] = {
     "float": strategies.floats(0, 1e9),
     "str": strategies.text(),
     "dict[str, int]": strategies.dictionaries(strategies.text(), strategies.integers(0, 2**60), max_size=3),
-    "Work": strategies.builds(Work, **{field.name: strategies.floats(0, 1e6) for field in fields(Work)}),
+    "Work": strategies.builds(
+        ThreadSeconds, **{field.name: strategies.floats(0, 1e6) for field in fields(ThreadSeconds)}
+    ),
 }
 
 
@@ -54,37 +56,37 @@ def names(events: list[Event]) -> list[str]:
     return [type(event).__name__ for event in events]
 
 
-@given(data=strategies.data(), kind=strategies.sampled_from(sorted(KINDS)), pid=strategies.integers(1, 2**22))
+@given(data=strategies.data(), kind=strategies.sampled_from(sorted(EVENT_TYPES)), pid=strategies.integers(1, 2**22))
 def test_every_event_survives_its_line(data: strategies.DataObject, kind: str, pid: int) -> None:
-    values = {field.name: data.draw(VALUES[str(field.type)]) for field in fields(KINDS[kind])}
-    told = Told(time=1.25, pid=pid, event=KINDS[kind](**values))
+    values = {field.name: data.draw(VALUES[str(field.type)]) for field in fields(EVENT_TYPES[kind])}
+    told = RecordedEvent(time=1.25, pid=pid, event=EVENT_TYPES[kind](**values))
     line = told.to_line()
     assert "\n" not in line
-    assert Told.from_line(line) == told
+    assert RecordedEvent.from_line(line) == told
 
 
 @pytest.mark.parametrize(
     "line", ["", "{", "[]", "3", '{"event": "Unheard"}', '{"event": "LoaderClosed", "time": 1, "pid": 2}', "\x00"]
 )
 def test_what_is_no_event_is_passed_over(line: str) -> None:
-    assert Told.from_line(line) is None
+    assert RecordedEvent.from_line(line) is None
 
 
 def test_an_event_of_a_later_version_may_say_more() -> None:
     line = '{"time": 1, "pid": 2, "event": "LoaderClosed", "loader": 3, "mood": "fine"}'
-    assert Told.from_line(line) == Told(time=1.0, pid=2, event=LoaderClosed(loader=3))
+    assert RecordedEvent.from_line(line) == RecordedEvent(time=1.0, pid=2, event=LoaderClosed(loader=3))
 
 
 def test_listeners_come_and_go() -> None:
     first: list[Event] = []
     second: list[Event] = []
-    assert not listening()
-    with subscribed(first.append):
-        with subscribed(second.append):
-            assert listening()
-            tell(LoaderClosed(loader=1))
-        tell(LoaderClosed(loader=2))
-    tell(LoaderClosed(loader=3))
+    assert not has_subscribers()
+    with subscribe(first.append):
+        with subscribe(second.append):
+            assert has_subscribers()
+            publish_event(LoaderClosed(loader=1))
+        publish_event(LoaderClosed(loader=2))
+    publish_event(LoaderClosed(loader=3))
     assert first == [LoaderClosed(loader=1), LoaderClosed(loader=2)]
     assert second == [LoaderClosed(loader=1)]
 
@@ -92,7 +94,7 @@ def test_listeners_come_and_go() -> None:
 def test_a_file_takes_events_in_order_of_time_and_survives_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.touch()
-    append = appender(path)
+    append = file_appender(path)
     append(LoaderClosed(loader=1))
     append(LoaderClosed(loader=2))
     with path.open("a") as file:
@@ -103,8 +105,8 @@ def test_a_file_takes_events_in_order_of_time_and_survives_a_torn_line(tmp_path:
 
 
 def test_a_file_that_is_gone_disturbs_nobody(tmp_path: Path) -> None:
-    appender(tmp_path / "gone" / "events.jsonl")(LoaderClosed(loader=1))
-    appender(tmp_path / "events.jsonl")(LoaderClosed(loader=1))
+    file_appender(tmp_path / "gone" / "events.jsonl")(LoaderClosed(loader=1))
+    file_appender(tmp_path / "events.jsonl")(LoaderClosed(loader=1))
     assert not list(tmp_path.iterdir()), "nothing is left behind for a profiler that has gone"
     assert read_events(tmp_path / "events.jsonl") == []
 
@@ -112,8 +114,8 @@ def test_a_file_that_is_gone_disturbs_nobody(tmp_path: Path) -> None:
 def test_a_process_appends_to_the_file_it_is_given(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.touch()
-    code = "from streamtrain.system.events import *; tell(LoaderClosed(loader=5))"
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, VARIABLE: str(path)})
+    code = "from streamtrain.system.events import *; publish_event(LoaderClosed(loader=5))"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, EVENTS_VARIABLE: str(path)})
     subprocess.run([sys.executable, "-c", code], check=True)
     (told,) = read_events(path)
     assert told.event == LoaderClosed(loader=5)
@@ -122,7 +124,7 @@ def test_a_process_appends_to_the_file_it_is_given(tmp_path: Path) -> None:
 
 def test_a_loader_tells_its_life(dataset: Any) -> None:
     heard: list[Any] = []
-    with subscribed(heard.append), st.StreamLoader(dataset, batch_size=64, memory="16MB") as loader:
+    with subscribe(heard.append), st.StreamLoader(dataset, batch_size=64, memory="16MB") as loader:
         for _ in range(2):
             list(loader)
         for _ in loader:
@@ -148,7 +150,7 @@ def test_a_loader_tells_its_life(dataset: Any) -> None:
 
 def test_a_forgotten_loader_is_closed_too(dataset: Any) -> None:
     heard: list[Any] = []
-    with subscribed(heard.append):
+    with subscribe(heard.append):
         for _ in range(2):
             next(iter(st.StreamLoader(dataset, batch_size=10, memory="16MB")))
             gc.collect()
@@ -158,7 +160,7 @@ def test_a_forgotten_loader_is_closed_too(dataset: Any) -> None:
 
 def test_two_loaders_have_two_numbers(dataset: Any) -> None:
     heard: list[Any] = []
-    with subscribed(heard.append):
+    with subscribe(heard.append):
         for _ in range(2):
             st.StreamLoader(dataset, batch_size=64, memory="16MB").close()
     assert names(heard) == ["LoaderOpened", "LoaderClosed"] * 2
@@ -167,13 +169,13 @@ def test_two_loaders_have_two_numbers(dataset: Any) -> None:
 
 def test_the_work_of_a_loader_is_the_sum_of_its_epochs(dataset: Any) -> None:
     heard: list[Event] = []
-    with subscribed(heard.append), st.StreamLoader(dataset, batch_size=50, memory="16MB") as loader:
+    with subscribe(heard.append), st.StreamLoader(dataset, batch_size=50, memory="16MB") as loader:
         before = loader.work
         list(loader)
         list(loader)
     ended = [event for event in heard if isinstance(event, EpochEnded)]
-    assert before == Work()
-    total = sum((event.work for event in ended), Work())
+    assert before == ThreadSeconds()
+    total = sum((event.work for event in ended), ThreadSeconds())
     # Reading goes on into the next epoch, which nobody has asked for.
     assert 0 < total.total <= loader.work.total
     assert all(seconds >= -1e-9 for seconds in asdict(loader.work).values())
@@ -182,7 +184,7 @@ def test_the_work_of_a_loader_is_the_sum_of_its_epochs(dataset: Any) -> None:
 def test_a_run_is_told_even_if_it_fails(dataset: Any) -> None:
     heard: list[Any] = []
     trainer = st.Trainer(torch.nn.Linear(8, 3), loss="cross_entropy", optimizer="sgd", lr=0.1)
-    with st.StreamLoader(dataset, batch_size=64, memory="16MB") as loader, subscribed(heard.append):
+    with st.StreamLoader(dataset, batch_size=64, memory="16MB") as loader, subscribe(heard.append):
         trainer.fit(loader, max_steps=3)
         with pytest.raises(RuntimeError, match="enough"):
             trainer.fit(loader, max_steps=5, on_epoch=stop)
@@ -198,7 +200,7 @@ def stop(_: object) -> None:
 def test_device_memory_is_told_now_and_then(dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamtrain.loader.telemetry.device_bytes", lambda: (3, 5))
     heard: list[Event] = []
-    with subscribed(heard.append), st.StreamLoader(dataset, batch_size=64, memory="16MB") as loader:
+    with subscribe(heard.append), st.StreamLoader(dataset, batch_size=64, memory="16MB") as loader:
         list(loader)
     assert DeviceMemory(pinned_bytes=3, device_bytes=5) in heard
     assert isinstance(heard[0], LoaderOpened)

@@ -13,10 +13,10 @@ import pytest
 
 from streamtrain.errors import ResourceError
 from streamtrain.system.files import Files
-from streamtrain.system.syscalls import System
+from streamtrain.system.syscalls import Syscalls
 
 
-class Recorded(System):
+class Recorded(Syscalls):
     """Notes every call; fails at the one that is named."""
 
     def __init__(self, fail: str | None = None, code: int = errno.EIO) -> None:
@@ -50,7 +50,7 @@ class Recorded(System):
         super().rename(old, new)
 
 
-class Trickling(System):
+class Trickling(Syscalls):
     """Writes three bytes at a time."""
 
     def writev(self, fd: int, buffers: Sequence[Any]) -> int:

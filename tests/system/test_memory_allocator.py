@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from streamtrain.system.memory import keep_little
+from streamtrain.system.memory import limit_heap_growth
 
 FREED = """
-from streamtrain.system.memory import keep_little
+from streamtrain.system.memory import limit_heap_growth
 from streamtrain.system.memory import anonymous_bytes
 import ctypes, os
-assert keep_little() and os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+assert limit_heap_growth() and os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 def take():
@@ -37,4 +37,4 @@ def test_large_memory_is_given_back_though_small_memory_lies_above_it() -> None:
 
 def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert keep_little() is False
+    assert limit_heap_growth() is False

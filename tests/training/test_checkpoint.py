@@ -13,7 +13,7 @@ from torch import nn
 from streamtrain.errors import CheckpointError, ResourceError, UsageError
 from streamtrain.models.normalization import Normalize
 from streamtrain.system.files import Files
-from streamtrain.system.syscalls import System
+from streamtrain.system.syscalls import Syscalls
 from streamtrain.training.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -152,7 +152,7 @@ def test_a_manifest_that_lists_something_else_is_refused(run: Path, manifest: by
 
 
 def test_a_failed_save_leaves_the_earlier_ones(run: Path) -> None:
-    class Failing(System):
+    class Failing(Syscalls):
         left = 0
 
         def fsync(self, fd: int) -> None:
@@ -169,7 +169,7 @@ def test_a_failed_save_leaves_the_earlier_ones(run: Path) -> None:
         assert newest_checkpoint(run).path.name == "00000010"
 
 
-class Full(System):
+class Full(Syscalls):
     """A disk that is full from a call of one kind on, after so many of them."""
 
     def __init__(self, kind: str, left: int) -> None:
@@ -222,7 +222,7 @@ def test_what_was_begun_of_a_failed_save_gives_its_space_back(run: Path, kind: s
 
 
 def test_one_of_the_same_batch_takes_the_others_place_where_names_cannot_be_exchanged(run: Path) -> None:
-    class Without(System):
+    class Without(Syscalls):
         def exchange(self, one: Path, other: Path) -> None:
             raise OSError(38, "Function not implemented")
 
@@ -285,7 +285,7 @@ def test_a_pickle_is_no_checkpoint(run: Path) -> None:
 
 def test_metrics_written_after_a_checkpoint_are_forgotten(run: Path) -> None:
     lines = (run / "metrics.jsonl").read_bytes()
-    with RunFolder(run, {"model": "other"}, goes_on=True) as folder:
+    with RunFolder(run, {"model": "other"}, resumes=True) as folder:
         folder.log(kind="epoch", loss=7.0)
         assert last_epoch(run) == {"kind": "epoch", "loss": 7.0}
         folder.rewind(len(lines))

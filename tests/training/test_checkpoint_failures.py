@@ -15,7 +15,7 @@ import streamtrain as st
 from streamtrain.cli.main import main
 from streamtrain.errors import ResourceError, UnknownName
 from streamtrain.system.files import Files
-from streamtrain.system.syscalls import System
+from streamtrain.system.syscalls import Syscalls
 from streamtrain.training.checkpoint import newest_checkpoint, read_checkpoint
 from streamtrain.training.run_folder import RunFolder
 
@@ -29,7 +29,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> st.Dataset:
     return st.ingest(source, tmp_path_factory.mktemp("data") / "d.zarr")
 
 
-class Disk(System):
+class Disk(Syscalls):
     """One that refuses to flush files of some checkpoints."""
 
     def __init__(self, number: int, *full: int) -> None:
@@ -41,13 +41,13 @@ class Disk(System):
         return super().open(path)
 
 
-def fit(dataset: st.Dataset, run: Path, system: System, **how: Any) -> tuple[st.Trainer, Any]:
+def fit(dataset: st.Dataset, run: Path, system: Syscalls, **how: Any) -> tuple[st.Trainer, Any]:
     torch.manual_seed(3)
     trainer = st.Trainer(nn.Linear(4, 3), loss="cross_entropy")
-    goes_on = how.get("resume") is not None
+    resumes = how.get("resume") is not None
     with (
         st.StreamLoader(dataset, batch_size=20, memory="16MB") as loader,
-        RunFolder(run, {}, files=Files(system=system), goes_on=goes_on) as folder,
+        RunFolder(run, {}, files=Files(system=system), resumes=resumes) as folder,
     ):
         options = {"max_epochs": 2, "checkpoint_every": 4, "log_every": 3, "progress": False} | how
         return trainer, trainer.fit(loader, checkpoint=folder, **options)
@@ -74,9 +74,9 @@ def test_it_ends_the_run_and_names_the_one_before(dataset: st.Dataset, tmp_path:
     assert "--resume" in message
     assert newest_checkpoint(tmp_path / "a").path == kept
     # And from there it is the run that met no full disk.
-    trainer, history = fit(dataset, tmp_path / "a", System(), resume="auto")
+    trainer, history = fit(dataset, tmp_path / "a", Syscalls(), resume="auto")
     assert history.resumed_from_batch == 10
-    whole, _ = fit(dataset, tmp_path / "b", System())
+    whole, _ = fit(dataset, tmp_path / "b", Syscalls())
     assert torch.equal(trainer.model.weight, whole.model.weight)
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
 
@@ -92,7 +92,7 @@ def test_warned_of_it_goes_on_and_tries_the_next(dataset: st.Dataset, tmp_path: 
     assert [str(warning.message).split(" was ")[0].split()[-1] for warning in told] == ["8", "10", "16"]
     assert "The newest whole one is" in str(told[2].message)
     assert (history.checkpoint_failures, history.unsaved) == (3, None)
-    whole, without = fit(dataset, tmp_path / "b", System())
+    whole, without = fit(dataset, tmp_path / "b", Syscalls())
     assert (without.checkpoint_failures, without.unsaved) == (0, None)
     assert torch.equal(trainer.model.weight, whole.model.weight)
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
@@ -111,21 +111,21 @@ def test_what_is_not_saved_at_the_end_is_told(dataset: st.Dataset, tmp_path: Pat
 
 def test_an_unknown_policy_is_refused(dataset: st.Dataset, tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="did you mean 'warn'"):
-        fit(dataset, tmp_path / "a", System(), on_checkpoint_failure="warm")
+        fit(dataset, tmp_path / "a", Syscalls(), on_checkpoint_failure="warm")
 
 
 @pytest.fixture
 def full_from(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Make the disk full for the checkpoints after so many batches, as the command sees it."""
-    opened = System.open
+    opened = Syscalls.open
 
     def begin(*full: int) -> None:
-        def refusing(self: System, path: Path) -> int:
+        def refusing(self: Syscalls, path: Path) -> int:
             if any(f"{n_batches:08d}" in path.parent.name for n_batches in full):
                 raise OSError(28, "No space left on device")
             return opened(self, path)
 
-        monkeypatch.setattr(System, "open", refusing)
+        monkeypatch.setattr(Syscalls, "open", refusing)
 
     return begin
 

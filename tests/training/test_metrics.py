@@ -11,7 +11,7 @@ from torch import nn
 
 from streamtrain.errors import UsageError
 from streamtrain.models.losses import resolve_loss
-from streamtrain.system.events import Work
+from streamtrain.system.events import ThreadSeconds
 from streamtrain.training.metrics import EpochSummary, History, Metrics, RunningMetrics, Speed, Stopwatch
 from streamtrain.training.progress import Counts, Totals
 
@@ -92,17 +92,17 @@ def test_a_stopwatch_counts_the_wait_since_it_was_made() -> None:
     speed = watch.speed(10)
     assert speed.wait_seconds == 0.25
     assert 0 <= speed.stall_fraction <= 1
-    assert speed.work == Work(), "a stream need not know what its threads did"
+    assert speed.work == ThreadSeconds(), "a stream need not know what its threads did"
     assert Speed(n_samples=0, seconds=0.0, wait_seconds=0.0).samples_per_second == 0
 
 
 def test_a_stopwatch_tells_the_kinds_of_time_apart() -> None:
-    stream = SimpleNamespace(wait_seconds=0.0, work=Work(disk=1.0, index=2.0))
+    stream = SimpleNamespace(wait_seconds=0.0, work=ThreadSeconds(disk=1.0, index=2.0))
     watch = Stopwatch(stream)
-    stream.work = Work(disk=1.5, index=2.0, gather=4.0)
+    stream.work = ThreadSeconds(disk=1.5, index=2.0, gather=4.0)
     watch.transfer_seconds += 1e-9
     speed = watch.speed(10)
-    assert speed.work == Work(disk=0.5, gather=4.0)
+    assert speed.work == ThreadSeconds(disk=0.5, gather=4.0)
     assert sum(speed.wall().values()) == pytest.approx(speed.seconds)
     assert Speed(n_samples=1, seconds=1.0, wait_seconds=1.5).wall()["compute"] == 0.0
 
@@ -113,7 +113,9 @@ def test_an_epochs_line_holds_everything_flat() -> None:
         counts=Counts(n_epochs=1, n_batches=2, n_steps=2, n_samples=4),
         train=train,
         val=train,
-        speed=Speed(n_samples=4, seconds=2.0, wait_seconds=1.0, transfer_seconds=0.25, work=Work(disk=0.5, gather=3.0)),
+        speed=Speed(
+            n_samples=4, seconds=2.0, wait_seconds=1.0, transfer_seconds=0.25, work=ThreadSeconds(disk=0.5, gather=3.0)
+        ),
     )
     assert summary.named() == {
         **{"epoch": 1, "steps": 2, "samples": 4, "loss": 0.5, "accuracy": 0.8, "val_loss": 0.5, "val_accuracy": 0.8},
@@ -125,7 +127,7 @@ def test_an_epochs_line_holds_everything_flat() -> None:
     history = History(epochs=(summary, summary), counts=summary.counts)
     assert history.last is summary
     assert history.speed.seconds == 4.0
-    assert history.speed.work == Work(disk=1.0, gather=6.0)
+    assert history.speed.work == ThreadSeconds(disk=1.0, gather=6.0)
     assert History(epochs=(), counts=Counts()).last is None
 
 

@@ -18,7 +18,7 @@ import streamtrain as st
 from streamtrain.errors import CheckpointError, UsageError
 from streamtrain.system.signals import Interrupted
 from streamtrain.training.checkpoint import newest_checkpoint
-from streamtrain.training.run_state import Resumed
+from streamtrain.training.run_state import ResumePoint
 
 N, N_FEATURES, BATCH_SIZE = 230, 6, 20
 EPOCH_BATCHES = 12
@@ -74,7 +74,7 @@ def test_a_killed_run_goes_on_bit_for_bit(dataset: st.Dataset, tmp_path: Path, u
         with doomed, pytest.raises(Killed):
             fit(make_trainer(update, optimizer), doomed, run)
         resumed = make_trainer(update, optimizer)
-        told: list[Resumed] = []
+        told: list[ResumePoint] = []
         # Another budget, of the same lanes.
         with make_loader(dataset, update, "17MB") as loader:
             history = fit(resumed, loader, run, on_resume=told.append)
@@ -206,7 +206,7 @@ def test_damaged_checkpoints_are_skipped_and_named(dataset: st.Dataset, tmp_path
         content = bytearray((newest / "model.safetensors").read_bytes())
         content[-1] ^= 1
         (newest / "model.safetensors").write_bytes(content)
-        told: list[Resumed] = []
+        told: list[ResumePoint] = []
         fit(make_trainer("batch", "adam"), loader, run, on_resume=told.append)
         assert told[0].n_batches == 32
         assert "model.safetensors: is not as it was written" in told[0].skipped[0]

@@ -16,7 +16,7 @@ import streamtrain as st
 from streamtrain.diagnostics.run_reader import read_run
 from streamtrain.diagnostics.run_report import run_page
 from streamtrain.errors import CheckpointError
-from streamtrain.training.run_state import describe
+from streamtrain.training.run_state import describe_run
 
 N = 120
 
@@ -74,10 +74,10 @@ def test_a_run_of_before_the_shuffle_was_described_goes_on(
     dataset: st.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffle: bool, update: str
 ) -> None:
     def of_before(*given: Any) -> Mapping[str, object]:
-        return {name: value for name, value in describe(*given).items() if name != "shuffle"}
+        return {name: value for name, value in describe_run(*given).items() if name != "shuffle"}
 
     with monkeypatch.context() as patch:
-        patch.setattr("streamtrain.training.trainer.describe", of_before)
+        patch.setattr("streamtrain.training.trainer.describe_run", of_before)
         fit(dataset, tmp_path / "run", shuffle=shuffle, update=update, max_epochs=1)
     assert "shuffle" not in read_run(tmp_path / "run").config
     trainer = fit(dataset, tmp_path / "run", shuffle=shuffle, update=update, max_epochs=2, resume="auto")

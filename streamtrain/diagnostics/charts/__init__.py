@@ -1,4 +1,4 @@
-"""Charts as SVG to stand inside an HTML page: text in, text out, with no script and nothing to load.
+"""Charts as SVG inside an HTML page: lines, bars, and a surface with paths over it.
 
-Every word that comes from outside is escaped.
+Text in, text out, with no script and nothing to load. Every word that comes from outside is escaped.
 """

@@ -1,4 +1,4 @@
-"""Amounts side by side: horizontal bars in one piece or in several, as SVG."""
+"""Bar charts: amounts side by side, in one piece or in several."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bars:
+class BarChart:
     """Bars from a common beginning.
 
     Parameters
@@ -57,12 +57,12 @@ class Bars:
         return COLOURS[names.index(piece) % len(COLOURS)]
 
 
-def draw_bars(bars: Bars) -> str:
+def draw_bar_chart(bars: BarChart) -> str:
     """Draw bars.
 
     Examples
     --------
-    >>> svg = draw_bars(Bars(title="memory", bars=[Bar(label="<i>", pieces={"budget": 4.0}, text="4 MB")]))
+    >>> svg = draw_bar_chart(BarChart(title="memory", bars=[Bar(label="<i>", pieces={"budget": 4.0}, text="4 MB")]))
     >>> "<i>" in svg, "4 MB" in svg
     (False, True)
     """
@@ -83,7 +83,7 @@ def _length(value: float) -> float:
     return max(value, 0.0) if is_placed(value) else 0.0
 
 
-def _bar(bars: Bars, bar: Bar, top: float, longest: float) -> Iterator[str]:
+def _bar(bars: BarChart, bar: Bar, top: float, longest: float) -> Iterator[str]:
     middle = top + _BAR / 2 + 4
     short = bar.label if len(bar.label) <= _LETTERS else f"{bar.label[: _LETTERS - 1]}…"
     name = f"{escape(short)}<title>{escape(bar.label)}</title>"
@@ -98,7 +98,7 @@ def _bar(bars: Bars, bar: Bar, top: float, longest: float) -> Iterator[str]:
     yield f'<text x="{x + 6:.1f}" y="{middle:g}">{escape(bar.text)}</text>'
 
 
-def bars_key(bars: Bars) -> str:
+def bar_legend(bars: BarChart) -> str:
     """What the pieces are called, as HTML; nothing where every bar is of one piece of the same name."""
     names = list(dict.fromkeys(name for bar in bars.bars for name in bar.pieces))
     if len(names) < 2:

@@ -1,7 +1,6 @@
-"""Curves over one pair of axes, as SVG.
+"""Line charts.
 
-What a curve is called stands in a key that several charts of a page share, not among the curves, so that nothing lies
-over anything.
+The names of curves stand in a legend that several charts of a page share, so that nothing covers anything.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ _CORNERS: Final = {
 _MOST_MARKED: Final = 60
 """A curve of more points has no markers."""
 
-Point = tuple[float, float]
+ChartPoint = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class Curve:
     """A curve.
 
     Parameters
@@ -47,7 +46,7 @@ class Line:
     """
 
     label: str
-    points: Sequence[Point]
+    points: Sequence[ChartPoint]
     colour: str = COLOURS[0]
     dash: str = ""
     marker: str = "circle"
@@ -55,7 +54,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
+class ReferenceLine:
     """A value of the vertical axis that is drawn right across, with its name on it."""
 
     label: str
@@ -63,23 +62,23 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chart:
+class LineChart:
     """Curves over one pair of axes."""
 
     title: str
     x: Axis
     y: Axis
-    lines: Sequence[Line]
-    levels: Sequence[Level] = ()
+    lines: Sequence[Curve]
+    levels: Sequence[ReferenceLine] = ()
 
 
-def draw(chart: Chart) -> str:
+def draw_line_chart(chart: LineChart) -> str:
     """Draw a chart.
 
     Examples
     --------
-    >>> line = Line(label="<b>", points=[(0, 1.0), (1, 0.5)])
-    >>> svg = draw(Chart(title="J & more", x=Axis(label="epochs"), y=Axis(label="loss"), lines=[line]))
+    >>> line = Curve(label="<b>", points=[(0, 1.0), (1, 0.5)])
+    >>> svg = draw_line_chart(LineChart(title="J & more", x=Axis(label="epochs"), y=Axis(label="loss"), lines=[line]))
     >>> svg.startswith("<svg"), "<b>" in svg, "J &amp; more" in svg
     (True, False, True)
     """
@@ -91,7 +90,7 @@ def draw(chart: Chart) -> str:
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}" '
         'xmlns="http://www.w3.org/2000/svg">',
         f'<text x="{_LEFT}" y="18" class="title">{escape(chart.title)}</text>',
-        *frame(x, y, chart.x.label, chart.y.label),
+        *draw_axes(x, y, chart.x.label, chart.y.label),
         *(part for level in chart.levels if is_placed(level.value) for part in _level(y, level)),
         *(part for line in chart.lines for part in _line(x, y, line, chart)),
         *([] if points else [f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">nothing to show</text>']),
@@ -100,11 +99,11 @@ def draw(chart: Chart) -> str:
     return "\n".join(parts)
 
 
-def _is_drawn(point: Point) -> bool:
+def _is_drawn(point: ChartPoint) -> bool:
     return is_placed(point[0]) and is_placed(point[1])
 
 
-def frame(x: Scale, y: Scale, x_label: str, y_label: str) -> Iterator[str]:
+def draw_axes(x: Scale, y: Scale, x_label: str, y_label: str) -> Iterator[str]:
     """Both axes of a chart of the usual size: grid, ticks, numbers and labels."""
     right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
     for place, text in y.ticks():
@@ -133,7 +132,7 @@ def _breaks(x: Scale, y: Scale, bottom: float) -> Iterator[str]:
         yield f'<path d="M{_LEFT - 5} {up + 2}l10 -4m-10 -2l10 -4" stroke="{AXIS}" fill="none"/>'
 
 
-def _level(y: Scale, level: Level) -> Iterator[str]:
+def _level(y: Scale, level: ReferenceLine) -> Iterator[str]:
     place = y.place(level.value)
     yield (
         f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{place:g}" y2="{place:g}" stroke="{QUIET}" '
@@ -142,7 +141,7 @@ def _level(y: Scale, level: Level) -> Iterator[str]:
     yield f'<text x="{WIDTH - _RIGHT}" y="{place - 5:g}" text-anchor="end" class="quiet">{escape(level.label)}</text>'
 
 
-def _line(x: Scale, y: Scale, line: Line, chart: Chart) -> Iterator[str]:
+def _line(x: Scale, y: Scale, line: Curve, chart: LineChart) -> Iterator[str]:
     look = 'stroke-width="1.2" opacity="0.45"' if line.is_faint else 'stroke-width="2"'
     yield f"<g><title>{escape(line.label)}</title>"
     for stretch in _stretches(line.points):
@@ -153,12 +152,12 @@ def _line(x: Scale, y: Scale, line: Line, chart: Chart) -> Iterator[str]:
     if line.marker and not line.is_faint and len(shown) <= _MOST_MARKED:
         for a, b in shown:
             title = f"{line.label}: {chart.x.label} {a:g}, {chart.y.label} {b:.6g}"
-            yield marker(line.marker, x.place(a), y.place(b), line.colour, title)
+            yield draw_marker(line.marker, x.place(a), y.place(b), line.colour, title)
     yield "</g>"
 
 
-def _stretches(points: Sequence[Point]) -> Iterator[list[Point]]:
-    stretch: list[Point] = []
+def _stretches(points: Sequence[ChartPoint]) -> Iterator[list[ChartPoint]]:
+    stretch: list[ChartPoint] = []
     for point in points:
         if _is_drawn(point):
             stretch.append(point)
@@ -169,12 +168,12 @@ def _stretches(points: Sequence[Point]) -> Iterator[list[Point]]:
         yield stretch
 
 
-def marker(kind: str, x: float, y: float, colour: str, title: str = "", size: float = 4.0) -> str:
+def draw_marker(kind: str, x: float, y: float, colour: str, title: str = "", size: float = 4.0) -> str:
     """A point that is seen: a circle, square, triangle or diamond with a white edge.
 
     Examples
     --------
-    >>> marker("circle", 10, 20, "#000000")
+    >>> draw_marker("circle", 10, 20, "#000000")
     '<circle cx="10" cy="20" r="4" fill="#000000" stroke="#fff"/>'
     """
     look = f'fill="{colour}" stroke="#fff"'
@@ -192,22 +191,22 @@ def _closed(head: str, inside: str, tag: str) -> str:
     return f"{head}>{inside}</{tag}>" if inside else f"{head}/>"
 
 
-def key(lines: Sequence[Line]) -> str:
+def line_legend(lines: Sequence[Curve]) -> str:
     """What the curves of one or more charts are called, as HTML, each name once.
 
     Examples
     --------
-    >>> key([Line(label="a & b", points=[]), Line(label="a & b", points=[])]).count("a &amp; b")
+    >>> line_legend([Curve(label="a & b", points=[]), Curve(label="a & b", points=[])]).count("a &amp; b")
     1
     """
     first = {line.label: line for line in reversed(lines)}
-    return "".join(_key_entry(first[label]) for label in dict.fromkeys(line.label for line in lines))
+    return "".join(_legend_entry(first[label]) for label in dict.fromkeys(line.label for line in lines))
 
 
-def _key_entry(line: Line) -> str:
+def _legend_entry(line: Curve) -> str:
     dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
     look = 'stroke-width="1.2" opacity="0.45"' if line.is_faint else 'stroke-width="2"'
-    point = marker(line.marker, 19, 7, line.colour) if line.marker and not line.is_faint else ""
+    point = draw_marker(line.marker, 19, 7, line.colour) if line.marker and not line.is_faint else ""
     sample = f'<line x1="1" x2="37" y1="7" y2="7" stroke="{line.colour}" {look}{dash}/>{point}'
     return (
         '<span class="key"><svg viewBox="0 0 38 14" class="sample" xmlns="http://www.w3.org/2000/svg">'

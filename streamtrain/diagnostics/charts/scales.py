@@ -1,8 +1,7 @@
-"""Where a number stands on an axis, and which round numbers stand beside it.
+"""Axes of charts: ticks, number formats and colours.
 
-Colours that people see apart whatever their eyes, dark enough to stand on white.
-
-The first are those of M. Okabe and K. Ito, "Color Universal Design" (2002); yellow, which is too light, is left out.
+The colours can be told apart by people with any colour vision, and are dark enough on white; the first are those of
+M. Okabe and K. Ito, "Color Universal Design" (2002); yellow, which is too light, is left out.
 """
 
 from __future__ import annotations

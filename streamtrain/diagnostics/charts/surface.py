@@ -1,4 +1,4 @@
-"""A surface seen from above, with paths over it, as SVG: cells in shades, lines of equal height, and the paths."""
+"""Surfaces seen from above: cells in shades, lines of equal height, and paths over them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from streamtrain.diagnostics.charts.lines import Line, marker
+from streamtrain.diagnostics.charts.lines import Curve, draw_marker
 from streamtrain.diagnostics.charts.scales import AXIS, Axis, Scale, format_tick, is_placed, is_wide, shade, ticks
 
 WIDTH: Final = 860
@@ -27,7 +27,7 @@ Place = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Relief:
+class SurfaceChart:
     """A surface and paths over it.
 
     Parameters
@@ -38,7 +38,7 @@ class Relief:
         The grid's places, ascending.
     heights : sequence of sequence of float
         ``heights[j][i]`` at (``xs[i]``, ``ys[j]``); what is not finite stays white.
-    paths : sequence of Line
+    paths : sequence of Curve
         Over it.
     """
 
@@ -49,16 +49,17 @@ class Relief:
     xs: Sequence[float]
     ys: Sequence[float]
     heights: Sequence[Sequence[float]]
-    paths: Sequence[Line]
+    paths: Sequence[Curve]
 
 
-def draw_relief(relief: Relief) -> str:
+def draw_surface_chart(relief: SurfaceChart) -> str:
     """Draw a surface.
 
     Examples
     --------
-    >>> path = Line(label="<run>", points=[(0.0, 0.0), (1.0, 1.0)])
-    >>> svg = draw_relief(Relief(title="J", x_label="a", y_label="b", height_label="J", xs=[0, 1], ys=[0, 1],
+    >>> path = Curve(label="<run>", points=[(0.0, 0.0), (1.0, 1.0)])
+    >>> labels = {"title": "J", "x_label": "a", "y_label": "b", "height_label": "J"}
+    >>> svg = draw_surface_chart(SurfaceChart(**labels, xs=[0, 1], ys=[0, 1],
     ...                          heights=[[1, 2], [2, 3]], paths=[path]))
     >>> svg.count("<rect"), "<run>" in svg
     (36, False)
@@ -81,7 +82,7 @@ def draw_relief(relief: Relief) -> str:
 class _View:
     """Where a place of the surface is in the drawing, and which shade a height has."""
 
-    def __init__(self, relief: Relief) -> None:
+    def __init__(self, relief: SurfaceChart) -> None:
         self.relief = relief
         finite = [height for row in relief.heights for height in row if is_placed(height)]
         self.low, self.high = min(finite, default=0.0), max(finite, default=1.0)
@@ -146,7 +147,7 @@ class _View:
         turned = f"translate(18 {(_TOP + bottom) / 2}) rotate(-90)"
         yield f'<text transform="{turned}" text-anchor="middle">{escape(self.relief.y_label)}</text>'
 
-    def path(self, line: Line) -> Iterator[str]:
+    def path(self, line: Curve) -> Iterator[str]:
         """A path, with a mark at its end and a smaller one at its beginning."""
         places = [(self.x.place(a), self.y.place(b)) for a, b in line.points]
         if not places:
@@ -156,8 +157,8 @@ class _View:
         yield f"<g><title>{escape(line.label)}</title>"
         yield f'<polyline fill="none" stroke="#fff" stroke-width="4.5" stroke-opacity="0.75" points="{points}"/>'
         yield f'<polyline fill="none" stroke="{line.colour}" stroke-width="2.2"{dash} points="{points}"/>'
-        yield marker("circle", *places[0], "#000000", "the beginning", size=4.5)
-        yield marker(line.marker or "circle", *places[-1], line.colour, f"{line.label}: the end", size=6.5)
+        yield draw_marker("circle", *places[0], "#000000", "the beginning", size=4.5)
+        yield draw_marker(line.marker or "circle", *places[-1], line.colour, f"{line.label}: the end", size=6.5)
         yield "</g>"
 
     def bar(self) -> Iterator[str]:

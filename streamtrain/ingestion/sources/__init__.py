@@ -1,6 +1,6 @@
-"""Raw formats, one file each, behind one small protocol.
+"""Raw formats, behind one small protocol.
 
-`open_source` takes whatever the user gives (paths, arrays, iterators, labels beside them) and gives a `Source`:
-fields, a row count, and bounded runs of rows in order. No file format here can make code run, and none needs the
-data to fit in memory.
+`streamtrain.ingestion.sources.registry.open_source` takes paths, arrays or iterators, with labels beside them, and
+gives a `Source`: fields, a row count, and bounded runs of rows in order. No file format here can make code run, and
+none needs the data to fit in memory.
 """

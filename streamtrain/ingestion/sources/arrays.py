@@ -1,15 +1,11 @@
-"""NumPy arrays and memmaps, and whatever else has a shape, a dtype and slices: read where they lie.
+"""NumPy arrays and memmaps, dask arrays, and iterables of arrays as sources.
 
-Streams of rows that are cut differently, brought in step.
+Whatever has a shape, a dtype and slices is read where it lies. Of dask arrays every chunk is computed once, in order,
+on the calling thread. Chunks of several fields may be cut differently, and one chunk of each field is held at a time;
+so a dask source is read in order only: a range would compute the chunks at its edges twice, and hold them whole.
 
-Dask arrays: every chunk is computed once, in order, on the calling thread.
-
-Chunks of several fields may be cut differently; at any time one chunk of each field is held. So a dask source
-streams rather than reads any range: a range would compute the chunks at its edges twice, and hold them whole.
-
-Any iterable of dicts of arrays: a generator is read once, a list or a class with ``__iter__`` any number of times.
-
-The first item tells the fields; every later one must have the same names, dtypes and shapes.
+The first item of an iterable determines the fields; every later one must have the same names, dtypes and shapes. A
+generator is read once, a list or a class with ``__iter__`` any number of times.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from streamtrain.ingestion.sources.base import (
     Rows,
     as_field,
     check_range,
-    describe,
+    describe_field,
     field_of,
     n_rows_of,
     pieces,
@@ -171,7 +167,7 @@ def _field(name: str, array: ArrayLike) -> Field:
     return field_of(name, array.dtype, array.shape[1:], where=where)
 
 
-def in_step(streams: Sequence[Iterator[Rows]]) -> Iterator[Rows]:
+def align_streams(streams: Sequence[Iterator[Rows]]) -> Iterator[Rows]:
     """Merge the fields of several streams: runs as long as the shortest at hand, views where they are cut.
 
     Ends when any stream has ended; at most one run of each stream is held. Streams of runs without rows are fine.
@@ -181,7 +177,7 @@ def in_step(streams: Sequence[Iterator[Rows]]) -> Iterator[Rows]:
     >>> import numpy as np
     >>> x = iter([{"x": np.arange(3)}, {"x": np.arange(3, 5)}])
     >>> y = iter([{"y": np.arange(4)}, {"y": np.arange(4, 5)}])
-    >>> [(rows["x"].tolist(), rows["y"].tolist()) for rows in in_step([x, y])]
+    >>> [(rows["x"].tolist(), rows["y"].tolist()) for rows in align_streams([x, y])]
     [([0, 1, 2], [0, 1, 2]), ([3], [3]), ([4], [4])]
     """
     held: list[Rows | None] = [None] * len(streams)
@@ -228,7 +224,7 @@ class DaskSource(NamedArrays):
         n_rows = rows_within(max_bytes, self.fields)
         with ExitStack() as stack:
             runs = [stack.enter_context(closing(self._chunks(field, n_rows))) for field in self.fields]
-            for rows in in_step(runs):
+            for rows in align_streams(runs):
                 yield from pieces(rows, n_rows)
                 # The chunk goes before the next one is computed.
                 del rows
@@ -377,7 +373,7 @@ def _checked(item: object, fields: tuple[Field, ...], number: int) -> Rows:
     found = tuple(field_of(name, arrays[name].dtype, arrays[name].shape[1:], where=where) for name in names)
     for expected, field in zip(fields, found, strict=True):
         if field != expected:
-            what = f"{field.name} is {describe(field)}; in the first item it is {describe(expected)}"
+            what = f"{field.name} is {describe_field(field)}; in the first item it is {describe_field(expected)}"
             raise InputError(what, where=where, fix="yield one dtype and shape")
     lengths = {name: len(arrays[name]) for name in names}
     if len(set(lengths.values())) > 1:

@@ -1,13 +1,11 @@
-"""What every raw format gives to ingest: fields, a row count, and bounded runs of rows in order.
+"""The protocol of a source, and the rules for dtypes and labels.
 
-A source is opened by ``probe(path, options)``, which reads headers only. Sources that can read any range of rows
-also have ``read``; ingest then reads shards in parallel. A source knows where each row came from, so every later
-complaint can name the file and the line.
+A source gives fields, a row count, and bounded runs of rows in order. It is opened by ``probe(path, options)``, which
+reads headers only. Sources that can read any range of rows also have ``read``; shards are then read in parallel. A
+source knows where each row came from, so every later error can name the file and the line.
 
-Runs of rows: which dtypes are taken, how many rows fit in so many bytes, casts that lose nothing.
-
-Every family passes its arrays through `field_of` (once, when it opens) and `as_field` (on every run of rows), so
-the rules for dtypes and class labels stand here and nowhere else.
+Every format passes its arrays through `field_of` (once, when it opens) and `as_field` (on every run of rows), so the
+rules for dtypes and class labels stand here and nowhere else.
 """
 
 from __future__ import annotations
@@ -163,12 +161,12 @@ def field_of(name: str, dtype: np.dtype[Any], shape: Sequence[int], *, where: st
         raise InputError(error.what, where=where, why=error.why, fix=error.fix) from None
 
 
-def describe(field: Field) -> str:
+def describe_field(field: Field) -> str:
     """The dtype and sample shape of a field, for people.
 
     Examples
     --------
-    >>> describe(Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28)))
+    >>> describe_field(Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28)))
     'uint8 (28, 28)'
     """
     return f"{field.dtype} {field.shape}"

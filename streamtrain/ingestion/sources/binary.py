@@ -1,11 +1,8 @@
-"""Rows packed in a run of bytes: the shape that .npy, raw binary and idx files share.
+"""Raw binary and NumPy's .npy: rows packed in a run of bytes.
 
-A `Packing` says how the rows lie; `PackedSource` reads them from a plain file, any range, from any thread, and
-holds nothing but the rows asked for.
-
-Raw binary: elements one after another with no header, so the caller says what they are.
-
-NumPy's .npy: one array with a header. The header is parsed, never trusted, and no object is ever rebuilt.
+A `Packing` says how the rows lie; `PackedSource` reads them from a plain file, any range, from any thread, and holds
+nothing but the rows asked for. Raw binary has no header, so the caller gives dtype and shape. A .npy header is parsed,
+never trusted, and no object is ever rebuilt.
 
 Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html, versions 1.0 to 3.0.
 """
@@ -202,7 +199,7 @@ _PIECE_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class NpyHeader:
     """What a .npy header says, and how many bytes it takes."""
 
     dtype: np.dtype[Any]
@@ -233,7 +230,7 @@ def probe_npy(path: Path, options: SourceOptions) -> PackedSource:
     return PackedSource(path=path, packing=packing, provenance=provenance)
 
 
-class _Counting:
+class _CountingReader:
     """A stream that knows how much of it was read: zip members do not all tell."""
 
     def __init__(self, stream: ByteStream) -> None:
@@ -247,9 +244,9 @@ class _Counting:
         return piece
 
 
-def read_header(stream: ByteStream, *, where: str) -> Header:
+def read_header(stream: ByteStream, *, where: str) -> NpyHeader:
     """Read a .npy header from the start of a stream, which is left at the first element."""
-    counting = _Counting(stream)
+    counting = _CountingReader(stream)
     try:
         shape, fortran_order, dtype = _parse(cast("IO[bytes]", counting))
     except (ValueError, TypeError, EOFError, SyntaxError, OverflowError, RecursionError, TokenError) as error:
@@ -259,7 +256,7 @@ def read_header(stream: ByteStream, *, where: str) -> Header:
         ) from error
     if any(length < 0 for length in shape):
         raise InputError(f"the .npy header claims a negative shape {shape}", where=where, fix="write the file again")
-    return Header(dtype=dtype, shape=shape, fortran_order=fortran_order, n_bytes=counting.n_bytes)
+    return NpyHeader(dtype=dtype, shape=shape, fortran_order=fortran_order, n_bytes=counting.n_bytes)
 
 
 def _parse(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

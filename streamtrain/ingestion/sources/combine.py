@@ -1,13 +1,9 @@
-"""Several sources as one, one after another.
+"""Sources combined: one after another, labels beside features, and labels checked against classes.
 
-What the parts must agree on is compared before a row is read. The whole reads any range if every part does.
+The fields that the parts must agree on are compared before a row is read. The whole reads any range if every part does.
 
-Labels from one source beside the features of another, row by row, as field ``y``.
-
-Labels held against the classes that were named: whole numbers below their count, or their names.
-
-Without a word on classes, numbers that are not whole are values to be predicted. With it they are a mistake, and so is
-a class that nobody named; both are refused here, by the row, and not by a model or a device later.
+Without named classes, numbers that are not whole are values to be predicted. With them such numbers are a mistake, and
+so is a class that nobody named; both are refused here, by the row, and not by a model or a device later.
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.ingestion.sources.arrays import in_step
+from streamtrain.ingestion.sources.arrays import align_streams
 from streamtrain.ingestion.sources.base import (
     LABELS,
     Rows,
@@ -32,7 +28,7 @@ from streamtrain.ingestion.sources.base import (
     as_field,
     check_range,
     chunk_bytes_of,
-    describe,
+    describe_field,
     field_of,
     n_rows_of,
     pieces,
@@ -166,7 +162,7 @@ def _line(names: list[str], held: str) -> str:
 
 def _signature(source: Source) -> str:
     facts = source.provenance[0] if source.provenance else {}
-    held = [f"{field.name} {describe(field)}" for field in source.fields]
+    held = [f"{field.name} {describe_field(field)}" for field in source.fields]
     columns = facts.get("columns")
     return ", ".join(held) + (f" of columns {', '.join(columns)}" if columns else "")
 
@@ -208,7 +204,7 @@ def _all_seekable(parts: tuple[Source, ...]) -> TypeGuard[tuple[SeekableSource, 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labelled:
+class LabelledSource:
     """Features from one source and, row by row, the labels from another."""
 
     features: Source
@@ -248,10 +244,10 @@ class Labelled:
             One of the two ends before the other.
         """
         n_rows = rows_within(max_bytes, self.fields)
-        features = _Counted(self.features.iter_blocks(n_rows * _row_bytes(self.features)))
-        labels = _Counted(self._labels(n_rows * _row_bytes(self.labels)))
+        features = _CountingStream(self.features.iter_blocks(n_rows * _row_bytes(self.features)))
+        labels = _CountingStream(self._labels(n_rows * _row_bytes(self.labels)))
         with closing(features), closing(labels):
-            for rows in in_step([features, labels]):
+            for rows in align_streams([features, labels]):
                 yield from pieces(rows, n_rows)
         _check_counts(self.features, self.labels, features.n_rows, labels.n_rows)
 
@@ -267,7 +263,7 @@ class Labelled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeekableLabelled(Labelled):
+class SeekableLabelledSource(LabelledSource):
     """Features and labels that both read any range."""
 
     features: SeekableSource
@@ -284,7 +280,7 @@ class SeekableLabelled(Labelled):
         return {**self.features.read(start, stop), **self._as_labels(self.labels.read(start, stop), start)}
 
 
-class _Counted:
+class _CountingStream:
     """A stream of rows that knows how many went by."""
 
     def __init__(self, stream: Iterator[Rows]) -> None:
@@ -330,8 +326,8 @@ def with_labels(features: Source, labels: Source) -> Source:
     own = labels.fields[0]
     fields = (*features.fields, field_of("y", own.dtype, own.shape, where=name_of(labels)))
     if isinstance(features, SeekableSource) and isinstance(labels, SeekableSource):
-        return SeekableLabelled(features=features, labels=labels, fields=fields)
-    return Labelled(features=features, labels=labels, fields=fields)
+        return SeekableLabelledSource(features=features, labels=labels, fields=fields)
+    return LabelledSource(features=features, labels=labels, fields=fields)
 
 
 def _check_counts(features: Source, labels: Source, n_features: int, n_labels: int) -> None:
@@ -352,7 +348,7 @@ _PIECE_ROWS: Final = 2**16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Classified:
+class ClassCheckedSource:
     """A source whose field ``y`` holds none but the classes that were named, as int64."""
 
     source: Source
@@ -409,14 +405,16 @@ class Classified:
             row = int(is_class.argmin())
             raise InputError(
                 f"label {labels[row]} is none of the {self.n_classes:,} classes 0 to {self.n_classes - 1}",
-                where=(self.source.labels if isinstance(self.source, Labelled) else self.source).where(first_row + row),
+                where=(self.source.labels if isinstance(self.source, LabelledSource) else self.source).where(
+                    first_row + row
+                ),
                 why="Nothing is rounded or left out unasked",
                 fix="correct it, or the number of classes; leave classes out where y is a value to be predicted",
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeekableClassified(Classified):
+class SeekableClassCheckedSource(ClassCheckedSource):
     """The same, of a source that reads any range."""
 
     source: SeekableSource
@@ -464,7 +462,7 @@ def with_classes(source: Source, classes: Classes) -> Source:
         raise UsageError("classes are of field y, one per sample, and there is none", where=name_of(source), fix=fix)
     names = source.classes if isinstance(classes, int) else classes
     n_classes = classes if isinstance(classes, int) else len(classes)
-    kind = SeekableClassified if isinstance(source, SeekableSource) else Classified
+    kind = SeekableClassCheckedSource if isinstance(source, SeekableSource) else ClassCheckedSource
     return kind(
         source=source,  # type: ignore[arg-type]  # which of the two, the line above knows
         fields=tuple(_as_label(field) if field is labels else field for field in source.fields),

@@ -1,11 +1,8 @@
-"""Packed rows behind a stream that only runs forward: gzip files and zip members.
+"""Gzip streams and .npz archives: packed rows behind a stream that only runs forward.
 
-Several members advance in step, each holding one run of rows. A stream is read to its very end, so that its
-checksum is compared and nothing is left over, before the last run counts as read.
-
-NumPy's .npz: a zip archive in which every member is a .npy and becomes the field of its name.
-
-Members may be stored or deflated and larger than memory: each is streamed, all of them in step.
+An .npz is a zip archive in which every member is a .npy and becomes the field of its name. Members may be stored or
+deflated and larger than memory: they advance in step, each holding one run of rows. A stream is read to its very end,
+so that its checksum is compared and nothing is left over, before the last run counts as read.
 """
 
 from __future__ import annotations

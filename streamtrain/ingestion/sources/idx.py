@@ -1,7 +1,7 @@
-"""idx, the format of MNIST and its kin, plain or gzipped: a magic number, the dimensions, big-endian elements.
+"""idx, the format of MNIST and its kin, plain or gzipped: a magic number, dimensions, big-endian elements.
 
-Format: http://yann.lecun.com/exdb/mnist (zero, zero, element type, number of dimensions, then a big-endian
-uint32 per dimension). A plain file reads any range; a gzipped one streams.
+Format: http://yann.lecun.com/exdb/mnist (zero, zero, element type, number of dimensions, then a big-endian uint32 per
+dimension). A plain file reads any range; a gzipped one is read in order.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Input files: looked at before they are read, read in exact runs of bytes, held to have stayed the same.
+"""Input files: checked before they are read, read in exact runs of bytes, and required not to change.
 
-A file is opened anew for every run of bytes, so a source holds no file open, threads share no position, and
-nothing is mapped: a file truncated under us is an error with its name, not a signal.
+A file is opened anew for every run of bytes, so a source holds no file open, threads share no position, and nothing is
+mapped: a file truncated under us is an error with its name, not a signal.
 """
 
 from __future__ import annotations

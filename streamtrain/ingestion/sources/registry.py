@@ -1,9 +1,8 @@
-"""`open_source`: whatever the user gives, as one source.
+"""The registry of formats and `open_source`: whatever the user gives, as one source.
 
-Which family reads a file: by the suffix of its name, held against the first bytes of its content.
-
-Suffixes that are not ours are looked up among the installed entry points of group ``streamtrain.sources``, whose
-name is the suffix without its dot and whose value is a `Probe`.
+A file's format follows from the suffix of its name, compared with the first bytes of its content. Suffixes that are not
+ours are looked up among the installed entry points of group ``streamtrain.sources``, whose name is the suffix without
+its dot and whose value is a `Probe`.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ _N_SNIFFED: Final = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
+class FileFormat:
     """A raw format: its name, its probe, its suffixes, and what its content may look like."""
 
     name: str
@@ -63,18 +62,20 @@ class Family:
     is_text: bool = False
 
 
-RAW: Final = Family(name="raw binary", probe=binary.probe_raw, suffixes=(".bin", ".raw", ".dat"))
-_FAMILIES: Final = (
-    Family(name="npy", probe=binary.probe_npy, suffixes=(".npy",), content=("a .npy array",)),
-    Family(name="npz", probe=compressed.probe, suffixes=(".npz",), content=("a zip archive", "an empty zip archive")),
+RAW: Final = FileFormat(name="raw binary", probe=binary.probe_raw, suffixes=(".bin", ".raw", ".dat"))
+_FORMATS: Final = (
+    FileFormat(name="npy", probe=binary.probe_npy, suffixes=(".npy",), content=("a .npy array",)),
+    FileFormat(
+        name="npz", probe=compressed.probe, suffixes=(".npz",), content=("a zip archive", "an empty zip archive")
+    ),
     RAW,
-    Family(name="idx", probe=idx.probe, suffixes=("-ubyte", ".idx", ".idx.gz"), content=("gzip data",)),
-    Family(name="CSV", probe=delimited.probe, suffixes=(".csv", ".tsv", ".tab"), is_table=True, is_text=True),
-    Family(name="Parquet", probe=parquet.probe, suffixes=(".parquet", ".pq"), content=("Parquet",), is_table=True),
+    FileFormat(name="idx", probe=idx.probe, suffixes=("-ubyte", ".idx", ".idx.gz"), content=("gzip data",)),
+    FileFormat(name="CSV", probe=delimited.probe, suffixes=(".csv", ".tsv", ".tab"), is_table=True, is_text=True),
+    FileFormat(name="Parquet", probe=parquet.probe, suffixes=(".parquet", ".pq"), content=("Parquet",), is_table=True),
 )
 
 
-def family_of(path: Path, options: SourceOptions) -> Family:
+def format_of(path: Path, options: SourceOptions) -> FileFormat:
     """Find who reads a file.
 
     Raises
@@ -84,27 +85,27 @@ def family_of(path: Path, options: SourceOptions) -> Family:
 
     Examples
     --------
-    >>> family_of(Path("train-images-idx3-ubyte.gz"), SourceOptions()).name
+    >>> format_of(Path("train-images-idx3-ubyte.gz"), SourceOptions()).name
     'idx'
     """
     name, suffix = path.name.lower(), path.suffix.lower()
     if _IDX_NAME.search(name):
-        return next(family for family in _FAMILIES if family.name == "idx")
-    known = next((family for family in _FAMILIES if suffix in family.suffixes), None)
+        return next(family for family in _FORMATS if family.name == "idx")
+    known = next((family for family in _FORMATS if suffix in family.suffixes), None)
     family = known or _plugin(suffix) or (RAW if options.dtype is not None else None)
     if family is None:
         raise _unknown(path, suffix)
     return family
 
 
-def _plugin(suffix: str) -> Family | None:
+def _plugin(suffix: str) -> FileFormat | None:
     for point in entry_points(group=ENTRY_POINT_GROUP, name=suffix.removeprefix(".")) if suffix else ():
-        return Family(name=point.name, probe=point.load(), suffixes=(suffix,))
+        return FileFormat(name=point.name, probe=point.load(), suffixes=(suffix,))
     return None
 
 
 def _unknown(path: Path, suffix: str) -> InputError:
-    own = [suffix for family in _FAMILIES for suffix in family.suffixes]
+    own = [suffix for family in _FORMATS for suffix in family.suffixes]
     others = [f".{point.name}" for point in entry_points(group=ENTRY_POINT_GROUP)]
     found = sniff(first_bytes(path, _N_SNIFFED)) if path.is_file() else None
     return InputError(
@@ -126,12 +127,12 @@ def sniff(head: bytes) -> str | None:
     return next((kind for magic, kind in _MAGICS if head.startswith(magic)), None)
 
 
-def check_content(path: Path, family: Family) -> None:
+def check_content(path: Path, family: FileFormat) -> None:
     """Refuse a file whose content is plainly of another format than its name."""
     head = first_bytes(path, _N_SNIFFED)
     found = sniff(head)
     # Raw bytes and unknown formats may start like anything; so may a text's first column name.
-    if found is None or family not in _FAMILIES or family is RAW or (family.is_text and not _CONTROL.search(head)):
+    if found is None or family not in _FORMATS or family is RAW or (family.is_text and not _CONTROL.search(head)):
         return
     if found not in family.content:
         raise InputError(
@@ -187,7 +188,7 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
 def _split_options(labels: object, options: SourceOptions) -> tuple[SourceOptions, SourceOptions]:
     """The options that concern the features, and those that concern the labels."""
     files = _files_of(labels)
-    family = family_of(files[0], _NO_OPTIONS) if files else None
+    family = format_of(files[0], _NO_OPTIONS) if files else None
     if family is None or not family.is_table:
         if family is RAW:
             what = "labels cannot be raw binary: dtype and shape are those of the features"
@@ -274,7 +275,7 @@ def _listed(folder: Path) -> list[Path]:
     return entries
 
 
-def _check_one_kind(files: Sequence[Path], families: Sequence[Family]) -> None:
+def _check_one_kind(files: Sequence[Path], families: Sequence[FileFormat]) -> None:
     kinds = {family.name: file for file, family in zip(files, families, strict=True)}
     if len(kinds) > 1:
         listed = "; ".join(f"{path} is {kind}" for kind, path in kinds.items())
@@ -296,7 +297,7 @@ def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
     for file in files:
         check_file(file)
     _check_distinct(files)
-    families = [family_of(file, options) for file in files]
+    families = [format_of(file, options) for file in files]
     _check_one_kind(files, families)
     for file, family in zip(files, families, strict=True):
         check_content(file, family)

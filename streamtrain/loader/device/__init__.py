@@ -1,7 +1,6 @@
-"""The device that a model trains on, and the way of batches to it.
+"""Batches on a device: gathered on the host and copied, or gathered from a pool in device memory.
 
-Batches are gathered on the host and copied, or gathered on the device from a pool that lies there (`Placement`). In
-both ways whole spans cross the bus, or whole blocks, from page-locked memory and beside the training, and the order is
-the one of the CPU bit for bit. A batch belongs to the caller: its memory is used again only when nothing refers to it
-and the queue it was handed over to is done with it.
+`streamtrain.loader.device.transfer.Placement` chooses. Either way whole spans, or whole blocks, cross the bus from
+page-locked memory and beside the training, and the order is that of the CPU bit for bit. A batch belongs to the caller:
+its memory is used again only when nothing refers to it and the queue it was handed over to has finished with it.
 """

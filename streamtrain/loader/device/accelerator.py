@@ -1,9 +1,7 @@
-"""The few things that are asked of an accelerator, and who answers.
+"""Accelerators behind one protocol: queues, marks, page-locked memory, and a device from its name.
 
-Work is given to queues that run beside the caller, each in order; a mark in a queue is what others wait for. This is
-the seam where tests put a slow device that shows every race.
-
-Which device: from a name to one that is there.
+Work is given to queues that run beside the caller, each in order; others wait for a mark in a queue. This is the seam
+where tests put a slow device that shows every race.
 """
 
 from __future__ import annotations
@@ -26,20 +24,20 @@ Bytes = npt.NDArray[np.uint8]
 _PORTABLE: Final = 1  # cudaHostRegisterPortable: page-locked for every device of the process
 
 
-class Mark(Protocol):
+class QueueMark(Protocol):
     """A place in a queue."""
 
     def wait(self) -> None:
         """Hold the calling thread until all that was queued before the mark is done."""
 
 
-class Queue(Protocol):
+class DeviceQueue(Protocol):
     """Work that a device does in order, beside the caller."""
 
     def empty(self, n_bytes: int, /) -> Tensor:
         """Memory of the device, (n_bytes,) uint8, to be written first by this queue."""
 
-    def run(self, act: Callable[[], object], /, *, after: Sequence[Mark] = ()) -> Mark:
+    def run(self, act: Callable[[], object], /, *, after: Sequence[QueueMark] = ()) -> QueueMark:
         """Queue what ``act`` does, behind marks of other queues; it may be called from any thread."""
 
 
@@ -49,9 +47,9 @@ class Accelerator(Protocol):
     @property
     def device(self) -> torch.device: ...
     @property
-    def copies(self) -> Queue: ...
+    def copies(self) -> DeviceQueue: ...
     @property
-    def gathers(self) -> Queue: ...
+    def gathers(self) -> DeviceQueue: ...
 
     def page_locked(self, n_bytes: int, /) -> Bytes:
         """Host memory that the device copies from on its own."""
@@ -59,10 +57,10 @@ class Accelerator(Protocol):
     def current(self) -> object:
         """The queue that the calling thread computes in."""
 
-    def admit(self, memory: Tensor, marks: Sequence[Mark], /) -> None:
+    def admit(self, memory: Tensor, marks: Sequence[QueueMark], /) -> None:
         """Let the current queue use memory: behind the marks; and it is used again only once that queue is done."""
 
-    def mark(self) -> Mark:
+    def mark(self) -> QueueMark:
         """A mark in the current queue."""
 
     def free_bytes(self) -> int | None:
@@ -72,7 +70,7 @@ class Accelerator(Protocol):
         """Wait until both queues are empty."""
 
 
-class Cuda:
+class CudaAccelerator:
     """A CUDA device, through torch: side streams, events, and memory of torch's caching allocator.
 
     Parameters
@@ -105,13 +103,13 @@ class Cuda:
     def current(self) -> torch.cuda.Stream:
         return torch.cuda.current_stream(self.device)
 
-    def admit(self, memory: Tensor, marks: Sequence[Mark], /) -> None:
+    def admit(self, memory: Tensor, marks: Sequence[QueueMark], /) -> None:
         stream = self.current()
         for mark in marks:
             stream.wait_event(_event(mark))
         memory.record_stream(stream)
 
-    def mark(self) -> Mark:
+    def mark(self) -> QueueMark:
         return _CudaMark(self.current())
 
     def free_bytes(self) -> int:
@@ -146,7 +144,7 @@ class _CudaQueue:
         with torch.cuda.stream(self.stream):
             return torch.empty(n_bytes, dtype=torch.uint8, device=self.stream.device)
 
-    def run(self, act: Callable[[], object], /, *, after: Sequence[Mark] = ()) -> Mark:
+    def run(self, act: Callable[[], object], /, *, after: Sequence[QueueMark] = ()) -> QueueMark:
         # Two threads may queue at once: each one's mark stands behind its own work, and that is all it promises.
         with torch.cuda.stream(self.stream):
             for mark in after:
@@ -155,7 +153,7 @@ class _CudaQueue:
             return _CudaMark(self.stream)
 
 
-def _event(mark: Mark) -> torch.cuda.Event:
+def _event(mark: QueueMark) -> torch.cuda.Event:
     assert isinstance(mark, _CudaMark)
     return mark.event
 
@@ -168,12 +166,12 @@ def _runtime() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
-class Synchronous:
+class SynchronousAccelerator:
     """Any device of torch, with nothing beside the caller: each act is done when it is queued.
 
     Examples
     --------
-    >>> accelerator = Synchronous(torch.device("cpu"))
+    >>> accelerator = SynchronousAccelerator(torch.device("cpu"))
     >>> memory = accelerator.copies.empty(4)
     >>> accelerator.copies.run(lambda: memory.fill_(7)).wait()
     >>> memory.tolist()
@@ -182,7 +180,7 @@ class Synchronous:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.copies = self.gathers = _Now(device)
+        self.copies = self.gathers = _ImmediateQueue(device)
 
     def page_locked(self, n_bytes: int, /) -> Bytes:
         return aligned_bytes(n_bytes)
@@ -190,10 +188,10 @@ class Synchronous:
     def current(self) -> object:
         return self.copies
 
-    def admit(self, memory: Tensor, marks: Sequence[Mark], /) -> None:
+    def admit(self, memory: Tensor, marks: Sequence[QueueMark], /) -> None:
         pass
 
-    def mark(self) -> Mark:
+    def mark(self) -> QueueMark:
         return self.copies
 
     def free_bytes(self) -> None:
@@ -203,7 +201,7 @@ class Synchronous:
         pass
 
 
-class _Now:
+class _ImmediateQueue:
     __slots__ = ("device",)
 
     def __init__(self, device: torch.device) -> None:
@@ -215,14 +213,14 @@ class _Now:
     def empty(self, n_bytes: int, /) -> Tensor:
         return torch.empty(n_bytes, dtype=torch.uint8, device=self.device)
 
-    def run(self, act: Callable[[], object], /, *, after: Sequence[Mark] = ()) -> Mark:
+    def run(self, act: Callable[[], object], /, *, after: Sequence[QueueMark] = ()) -> QueueMark:
         act()
         return self
 
 
-def accelerator_of(device: torch.device) -> Accelerator:
+def make_accelerator(device: torch.device) -> Accelerator:
     """Who does the work on a device."""
-    return Cuda(device) if device.type == "cuda" else Synchronous(device)
+    return CudaAccelerator(device) if device.type == "cuda" else SynchronousAccelerator(device)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

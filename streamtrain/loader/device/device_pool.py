@@ -1,8 +1,8 @@
-"""The pool's memory where batches end on a device: rows gathered on the host and copied, or a pool on the device.
+"""The pool where batches end on a device: blocks on the host with rows copied, or blocks on the device.
 
-Everything that crosses the bus goes through a ring of page-locked buffers in large copies, beside the caller and
-beside the threads: a thread fills a buffer, queues what is to be done with it, and goes on. A buffer is filled again
-only once its last mark is reached.
+Everything that crosses the bus goes through a ring of page-locked buffers in large copies, beside the caller and beside
+the threads: a thread fills a buffer, queues the work on it, and continues. A buffer is filled again only once its last
+mark is reached.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamtrain.loader.budget import Sizes
-from streamtrain.loader.device.accelerator import Accelerator, Bytes, Mark, Queue
+from streamtrain.loader.budget import LoaderSizes
+from streamtrain.loader.device.accelerator import Accelerator, Bytes, DeviceQueue, QueueMark
 from streamtrain.loader.device.memory_terms import (
     Section,
     buffer_bytes,
-    index_bytes,
+    gather_index_bytes,
     n_buffers,
     pool_bytes,
     pool_sections,
@@ -45,19 +45,19 @@ class DeviceSpan(Span):
         Its memory on the device, (n_bytes,) uint8.
     tensors : tuple of torch.Tensor
         One per field, (stop - start, *field.shape): views of it.
-    marks : list of Mark
+    marks : list of QueueMark
         Once they are reached, what was gathered so far is there.
     """
 
     memory: Tensor
     tensors: tuple[Tensor, ...]
-    marks: list[Mark] = field(default_factory=list)
+    marks: list[QueueMark] = field(default_factory=list)
 
 
 class DeviceSpans:
     """Lends memory of the device for spans; torch's allocator knows when it may be used again."""
 
-    def __init__(self, queue: Queue, layout: Layout, sizes: Sizes) -> None:
+    def __init__(self, queue: DeviceQueue, layout: Layout, sizes: LoaderSizes) -> None:
         self._queue = queue
         self._fields = [(f.shape, torch.from_numpy(np.empty(0, f.dtype)).dtype) for f in layout.fields]
         self.sections = span_sections(layout, sizes)
@@ -74,17 +74,17 @@ class DeviceSpans:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Buffer:
+class PinnedBuffer:
     """A page-locked buffer, the same memory as a tensor, its twin on the device, and who is to be waited for."""
 
     host: Bytes
     tensor: Tensor
     device: Tensor
-    mark: Mark | None = None
+    mark: QueueMark | None = None
     waited_seconds: float = 0.0
 
 
-class Ring:
+class PinnedRing:
     """Page-locked buffers, each used again once what was queued with it is done.
 
     Parameters
@@ -98,15 +98,15 @@ class Ring:
     """
 
     def __init__(self, accelerator: Accelerator, n_buffers: int, n_bytes: int, *, twins: Tensor | None = None) -> None:
-        self._free: queue.SimpleQueue[Buffer] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[PinnedBuffer] = queue.SimpleQueue()
         for i in range(n_buffers):
             host = accelerator.page_locked(n_bytes)
             tensor = torch.from_numpy(host)
             device = tensor[:0] if twins is None else twins[i * n_bytes : (i + 1) * n_bytes]
-            self._free.put(Buffer(host=host, tensor=tensor, device=device))
+            self._free.put(PinnedBuffer(host=host, tensor=tensor, device=device))
 
     @contextmanager
-    def buffer(self) -> Iterator[Buffer]:
+    def buffer(self) -> Iterator[PinnedBuffer]:
         """A buffer for the block; its ``mark`` is to be set to what it is needed for."""
         buffer = self._free.get()
         try:
@@ -134,15 +134,15 @@ class PoolOnHost:
         The device.
     layout : Layout
         The dataset's.
-    sizes : Sizes
+    sizes : LoaderSizes
         How large everything is.
     """
 
-    def __init__(self, accelerator: Accelerator, layout: Layout, sizes: Sizes) -> None:
+    def __init__(self, accelerator: Accelerator, layout: Layout, sizes: LoaderSizes) -> None:
         self.slots = Slots(layout, sizes.slots, sizes.working_slots)
         self._accelerator = accelerator
         self._spans = DeviceSpans(accelerator.copies, layout, sizes)
-        self._ring = Ring(accelerator, n_buffers(sizes), buffer_bytes(layout, sizes, pool_on_device=False))
+        self._ring = PinnedRing(accelerator, n_buffers(sizes), buffer_bytes(layout, sizes, pool_on_device=False))
         self.lend = self._spans.lend
 
     def read(self, read: ReadBlock, blocks: I64, slots: I64, /) -> Seconds:
@@ -190,18 +190,18 @@ class PoolOnDevice:
     gathers, which does one after the other.
     """
 
-    def __init__(self, accelerator: Accelerator, layout: Layout, sizes: Sizes) -> None:
+    def __init__(self, accelerator: Accelerator, layout: Layout, sizes: LoaderSizes) -> None:
         self.slots = Slots(layout, sizes.slots, sizes.working_slots, on_host=False)
         self._accelerator = accelerator
         self._layout = layout
-        self._index_dtype = np.dtype(f"i{index_bytes(layout, sizes)}")
+        self._index_dtype = np.dtype(f"i{gather_index_bytes(layout, sizes)}")
         self._index_tensor_dtype = torch.from_numpy(np.empty(0, self._index_dtype)).dtype
         self._spans = DeviceSpans(accelerator.gathers, layout, sizes)
         rows_bytes, all_bytes = pool_bytes(layout, sizes)
         memory = accelerator.gathers.empty(all_bytes)
         self._blocks = [memory[place.start : place.stop] for place in pool_sections(layout, sizes)]
         n_bytes = buffer_bytes(layout, sizes, pool_on_device=True)
-        self._ring = Ring(accelerator, n_buffers(sizes), n_bytes, twins=memory[rows_bytes:])
+        self._ring = PinnedRing(accelerator, n_buffers(sizes), n_bytes, twins=memory[rows_bytes:])
         # The twins are memory of the gathers' queue that the other one writes first.
         accelerator.copies.run(lambda: None, after=[accelerator.gathers.run(lambda: None)])
         self.lend = self._spans.lend
@@ -248,7 +248,7 @@ class PoolOnDevice:
             target = _in_rows(memory[section.rows(first, len(rows))], section.row_bytes)
             torch.index_select(_in_rows(blocks, section.row_bytes), 0, rows, out=target)
 
-    def _send(self, buffer: Buffer, n_bytes: int) -> Mark:
+    def _send(self, buffer: PinnedBuffer, n_bytes: int) -> QueueMark:
         """Copy the front of a buffer to its twin."""
         source, target = buffer.tensor[:n_bytes], buffer.device[:n_bytes]
         return self._accelerator.copies.run(lambda: target.copy_(source, non_blocking=True))

@@ -1,7 +1,7 @@
-"""What a loader takes where its batches end on a device: sizes, named terms, and where the bytes lie. Pure.
+"""Device memory as sizes and named terms, and where the bytes lie. Pure.
 
 The shuffle parameters are those of the CPU, so the order is the same bit for bit. What the device needs on top comes
-out of the same budget: first of the blocks that are only kept, then of the size of the pieces work is done in.
+out of the same budget: first from the blocks that are only cached, then from the size of the pieces work is done in.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from streamtrain.errors import BudgetError
-from streamtrain.loader.budget import Sizes, project
+from streamtrain.loader.budget import LoaderSizes, project
 from streamtrain.store.layout import PAGE_BYTES, Layout
 from streamtrain.system.memory import Projection
 from streamtrain.system.units import format_bytes
@@ -64,19 +64,19 @@ def sections(row_bytes: Iterable[int], *, n_rows: int, alignment: int) -> list[S
     return found
 
 
-def span_sections(layout: Layout, sizes: Sizes) -> list[Section]:
+def span_sections(layout: Layout, sizes: LoaderSizes) -> list[Section]:
     """Where each field's rows lie in the memory of a full span."""
     n_rows = sizes.span_samples(layout.n_samples)
     return sections((field.row_bytes for field in layout.fields), n_rows=n_rows, alignment=_DEVICE_ALIGNMENT)
 
 
-def pool_sections(layout: Layout, sizes: Sizes) -> list[Section]:
+def pool_sections(layout: Layout, sizes: LoaderSizes) -> list[Section]:
     """Where each field's rows lie in the memory of a pool on the device; behind them come the buffers' twins."""
     n_rows = sizes.slots * layout.block_rows
     return sections((field.row_bytes for field in layout.fields), n_rows=n_rows, alignment=_DEVICE_ALIGNMENT)
 
 
-def pool_bytes(layout: Layout, sizes: Sizes) -> tuple[int, int]:
+def pool_bytes(layout: Layout, sizes: LoaderSizes) -> tuple[int, int]:
     """Bytes of the memory of a pool on the device: without the buffers' twins, and with them."""
     rows = _rounded(pool_sections(layout, sizes)[-1].stop, PAGE_BYTES)
     return rows, rows + n_buffers(sizes) * buffer_bytes(layout, sizes, pool_on_device=True)
@@ -88,7 +88,7 @@ def read_sections(layout: Layout, n_blocks: int) -> list[Section]:
     return sections([*block_bytes, 8], n_rows=n_blocks, alignment=PAGE_BYTES)
 
 
-def index_bytes(layout: Layout, sizes: Sizes) -> int:
+def gather_index_bytes(layout: Layout, sizes: LoaderSizes) -> int:
     """Bytes of one index into the rows of the pool.
 
     Examples
@@ -99,27 +99,27 @@ def index_bytes(layout: Layout, sizes: Sizes) -> int:
     >>> layout = Layout(fields=(y,), n_samples=10**10, block_rows=10**6, shard_blocks=1, codec="none")
     >>> from streamtrain.loader.budget import solve
     >>> sizes, _ = solve(layout, batch_size=100, memory=10**9, lanes=2)
-    >>> index_bytes(layout, sizes), index_bytes(layout, replace(sizes, slots=3000))
+    >>> gather_index_bytes(layout, sizes), gather_index_bytes(layout, replace(sizes, slots=3000))
     (4, 8)
     """
     return 4 if sizes.slots * layout.block_rows < 2**31 else 8
 
 
-def n_buffers(sizes: Sizes) -> int:
+def n_buffers(sizes: LoaderSizes) -> int:
     """Page-locked buffers: each thread may hold one, and one more is on its way."""
     return sizes.threads + 1
 
 
-def buffer_bytes(layout: Layout, sizes: Sizes, *, pool_on_device: bool) -> int:
+def buffer_bytes(layout: Layout, sizes: LoaderSizes, *, pool_on_device: bool) -> int:
     """The bytes of a page-locked buffer: a span; or, for a pool on the device, the blocks of a read or an index."""
     if not pool_on_device:
         return _rounded(span_sections(layout, sizes)[-1].stop, PAGE_BYTES)
     blocks = read_sections(layout, sizes.read_blocks)[-1].stop
-    index = sizes.span_samples(layout.n_samples) * index_bytes(layout, sizes)
+    index = sizes.span_samples(layout.n_samples) * gather_index_bytes(layout, sizes)
     return _rounded(max(blocks, index), PAGE_BYTES)
 
 
-def project_on_device(layout: Layout, sizes: Sizes, *, budget_bytes: int, pool_on_device: bool) -> Projection:
+def project_on_device(layout: Layout, sizes: LoaderSizes, *, budget_bytes: int, pool_on_device: bool) -> Projection:
     """What the loader owns at these sizes: on the host, of it page-locked (``pinned``), and on the device."""
     terms = dict(project(layout, sizes, budget_bytes=budget_bytes).terms)
     del terms["batches"]
@@ -133,14 +133,16 @@ def project_on_device(layout: Layout, sizes: Sizes, *, budget_bytes: int, pool_o
     return Projection(budget_bytes=budget_bytes, terms=terms)
 
 
-def fit(layout: Layout, sizes: Sizes, *, budget_bytes: int, pool_on_device: bool) -> tuple[Sizes, Projection]:
+def fit_to_device(
+    layout: Layout, sizes: LoaderSizes, *, budget_bytes: int, pool_on_device: bool
+) -> tuple[LoaderSizes, Projection]:
     """Make room in the budget for what a device needs, with the same lanes and groups.
 
     Parameters
     ----------
     layout : Layout
         The dataset's.
-    sizes : Sizes
+    sizes : LoaderSizes
         Solved for the CPU.
     budget_bytes : int
         The budget.
@@ -153,7 +155,7 @@ def fit(layout: Layout, sizes: Sizes, *, budget_bytes: int, pool_on_device: bool
         The budget is too small; the message has every term and the smallest budget that would do for these lanes.
     """
 
-    def total(tried: Sizes) -> Projection:
+    def total(tried: LoaderSizes) -> Projection:
         return project_on_device(layout, tried, budget_bytes=budget_bytes, pool_on_device=pool_on_device)
 
     for tried in _smaller_and_smaller(sizes):
@@ -176,11 +178,11 @@ def fit(layout: Layout, sizes: Sizes, *, budget_bytes: int, pool_on_device: bool
     )
 
 
-def _with_slots(sizes: Sizes, n_slots: int) -> Sizes:
+def _with_slots(sizes: LoaderSizes, n_slots: int) -> LoaderSizes:
     return replace(sizes, slots=max(n_slots, sizes.working_slots))
 
 
-def _smaller_and_smaller(sizes: Sizes) -> Iterator[Sizes]:
+def _smaller_and_smaller(sizes: LoaderSizes) -> Iterator[LoaderSizes]:
     """The same lanes with work in smaller and smaller pieces, down to the least that goes on at all."""
     while True:
         yield replace(sizes, slots=sizes.working_slots)
@@ -193,7 +195,7 @@ def _smaller_and_smaller(sizes: Sizes) -> Iterator[Sizes]:
     yield replace(least, slots=least.working_slots)
 
 
-def _reading(sizes: Sizes, read_blocks: int, threads: int) -> Sizes:
+def _reading(sizes: LoaderSizes, read_blocks: int, threads: int) -> LoaderSizes:
     """With reads of so many blocks by so many threads, of whose blocks each needs a slot to be filled."""
     filled = sizes.threads * sizes.read_blocks - threads * read_blocks
     return replace(sizes, read_blocks=read_blocks, threads=threads, prefetch=sizes.prefetch - filled)

@@ -1,4 +1,4 @@
-"""From the pool to the caller: the one way of a batch to a device, chosen and sized once for a loader."""
+"""The transfer of batches from the pool to a device, chosen and sized once for a loader."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import BudgetError, DeviceError, UsageError
-from streamtrain.loader.budget import Sizes
-from streamtrain.loader.device.accelerator import Accelerator, Mark, accelerator_of, resolve_device
+from streamtrain.loader.budget import LoaderSizes
+from streamtrain.loader.device.accelerator import Accelerator, QueueMark, make_accelerator, resolve_device
 from streamtrain.loader.device.device_pool import DeviceSpan, PoolOnDevice, PoolOnHost
-from streamtrain.loader.device.memory_terms import fit
+from streamtrain.loader.device.memory_terms import fit_to_device
 from streamtrain.loader.pool_memory import PoolMemory, Span
 from streamtrain.store.layout import Layout
 from streamtrain.system.memory import Projection
@@ -50,7 +50,7 @@ class Placement:
             raise UsageError(f"pool is {self.pool!r}", fix=f"one of {', '.join(_PLACES)}")
 
 
-class Carrier:
+class DeviceTransfer:
     """Brings a loader's batches to a device.
 
     Parameters
@@ -73,14 +73,14 @@ class Carrier:
         self._projection: Projection | None = None
         self._span: DeviceSpan | None = None
         self._queue: object = None
-        self._taken: Mark | None = None
+        self._taken: QueueMark | None = None
 
     @property
     def device(self) -> torch.device:
         """Where batches end."""
         return self._accelerator.device
 
-    def fit(self, layout: Layout, sizes: Sizes, *, budget_bytes: int) -> tuple[Sizes, Projection]:
+    def fit(self, layout: Layout, sizes: LoaderSizes, *, budget_bytes: int) -> tuple[LoaderSizes, Projection]:
         """Choose where the pool lies, and make room in the budget for what the device needs.
 
         Raises
@@ -93,17 +93,17 @@ class Carrier:
         free = self._accelerator.free_bytes()
         if self._pool == "auto" and free is not None:
             try:
-                _, projection = fit(layout, sizes, budget_bytes=budget_bytes, pool_on_device=True)
+                _, projection = fit_to_device(layout, sizes, budget_bytes=budget_bytes, pool_on_device=True)
                 self.pool_on_device = 2 * projection.terms["device"] <= free
             except BudgetError:
                 self.pool_on_device = False
-        sizes, projection = fit(layout, sizes, budget_bytes=budget_bytes, pool_on_device=self.pool_on_device)
+        sizes, projection = fit_to_device(layout, sizes, budget_bytes=budget_bytes, pool_on_device=self.pool_on_device)
         if free is not None and projection.terms["device"] > free:
             raise self._too_small(projection, free)
         self._projection = projection
         return sizes, projection
 
-    def memory(self, layout: Layout, sizes: Sizes) -> PoolMemory:
+    def memory(self, layout: Layout, sizes: LoaderSizes) -> PoolMemory:
         """The pool's memory.
 
         Raises
@@ -174,7 +174,7 @@ class Carrier:
         )
 
 
-def carrier_to(device: str | torch.device | Placement | None) -> Carrier | None:
+def make_transfer(device: str | torch.device | Placement | None) -> DeviceTransfer | None:
     """Who brings batches to a device; nobody where they stay on the CPU.
 
     Raises
@@ -186,9 +186,9 @@ def carrier_to(device: str | torch.device | Placement | None) -> Carrier | None:
 
     Examples
     --------
-    >>> carrier_to("cpu") is None
+    >>> make_transfer("cpu") is None
     True
-    >>> carrier_to(Placement(device="cpu", pool="device")).pool_on_device
+    >>> make_transfer(Placement(device="cpu", pool="device")).pool_on_device
     True
     """
     if device is None:
@@ -197,4 +197,4 @@ def carrier_to(device: str | torch.device | Placement | None) -> Carrier | None:
     resolved = resolve_device(placement.device)
     if resolved.type == "cpu" and placement.pool == "auto":
         return None
-    return Carrier(accelerator_of(resolved), placement.pool)
+    return DeviceTransfer(make_accelerator(resolved), placement.pool)

@@ -1,6 +1,6 @@
-"""Which way the sample rule goes, fast or plain: chosen once, told, and kept for as long as the run goes on.
+"""The choice between fast and plain path for the sample rule: made once, reported, and kept with the run.
 
-Both give the same weights to rounding, but not bit for bit. So a run that goes on from a checkpoint takes the path that
+Both give the same weights to rounding, but not bit for bit. So a run that resumes from a checkpoint takes the path that
 it took before, whatever is asked for now, or says that it cannot.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from streamtrain.errors import CheckpointError, UsageError, unknown_name
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.sample_fast_path.loop import FastLoop
-from streamtrain.optim.sample_fast_path.supported import why_plain
+from streamtrain.optim.sample_fast_path.supported import why_unsupported
 
 SAMPLE_PATHS: Final = ("auto", "plain", "fast")
 
@@ -37,7 +37,7 @@ def check_sample_path(name: str) -> None:
         raise unknown_name("sample path", name, SAMPLE_PATHS)
 
 
-class Choice:
+class SamplePathChoice:
     """A choice between the paths for a learner, final with the first batch.
 
     Parameters
@@ -58,7 +58,7 @@ class Choice:
         self._learner = learner
         self._asked = asked
         self._taken: str | None = None
-        self._goes_on = False
+        self._is_resumed = False
         self._why: str | None = None
         self._loop: FastLoop | None = None
 
@@ -71,7 +71,7 @@ class Choice:
     def path(self) -> str:
         """The path taken, ``"fast"`` or ``"plain"``; before the first batch, as far as it can be told."""
         if self._taken is None and self._asked != "plain":
-            return "plain" if why_plain(self._learner) else "fast"
+            return "plain" if why_unsupported(self._learner) else "fast"
         return self._taken or "plain"
 
     @property
@@ -79,7 +79,7 @@ class Choice:
         """Why the path is plain where fast was possible to ask for; None where it is fast, or plain was asked for."""
         if self.path == "fast" or self._asked == "plain":
             return None
-        return self._why or why_plain(self._learner)
+        return self._why or why_unsupported(self._learner)
 
     def resume(self, path: str) -> None:
         """Go on along the path a run took before.
@@ -95,9 +95,9 @@ class Choice:
                 why="The two round differently",
                 fix=f"sample_path={path!r} (--sample-path {path}), or leave it out",
             )
-        self._taken, self._goes_on = path, True
-        if path == "fast" and (reason := why_plain(self._learner)):
-            raise self._cannot_go_on(reason)
+        self._taken, self._is_resumed = path, True
+        if path == "fast" and (reason := why_unsupported(self._learner)):
+            raise self._cannot_resume(reason)
 
     def loop_for(self, inputs: tuple[Tensor, ...]) -> FastLoop | None:
         """The fast path for a batch of inputs; None where the plain one is to be taken.
@@ -112,16 +112,16 @@ class Choice:
         if self._taken == "plain" or self._asked == "plain":
             self._taken = "plain"
             return None
-        reason = why_plain(self._learner)
+        reason = why_unsupported(self._learner)
         if reason is None:
             if self._loop is None or not self._loop.is_current():
                 self._loop = FastLoop(self._learner)
-            reason = self._loop.why_not(inputs[0])
+            reason = self._loop.why_unsupported_inputs(inputs[0])
         if reason is None:
             self._taken = "fast"
             return self._loop
-        if self._goes_on:
-            raise self._cannot_go_on(reason)
+        if self._is_resumed:
+            raise self._cannot_resume(reason)
         if self._asked == "fast":
             raise UsageError(
                 f"sample_path is 'fast', and {reason}",
@@ -130,7 +130,7 @@ class Choice:
         self._taken, self._why, self._loop = "plain", reason, None
         return None
 
-    def _cannot_go_on(self, reason: str) -> CheckpointError:
+    def _cannot_resume(self, reason: str) -> CheckpointError:
         return CheckpointError(
             "the run took the fast sample path, which cannot be taken here",
             why=f"{reason[0].upper()}{reason[1:]}",

@@ -1,8 +1,8 @@
-"""The sample rule's fast path: the plain loop's steps without autograd, chunk by chunk.
+"""The loop of the fast path: sample steps without autograd, in chunks.
 
-A chunk is run without looking: no number is read until its last sample. Then losses and gradients are looked at all at
-once, and where one is not finite the chunk is taken back and run again up to the sample before it. So what holds of the
-plain loop holds here: no step is taken on a loss that is not finite, and the weights are the last good ones.
+A chunk runs without a check: no number is read until its last sample. Then losses and gradients are checked all at
+once, and where one is not finite the chunk is undone and run again up to the sample before it. So the plain loop's
+guarantee holds: no step is taken on a loss that is not finite, and the weights are the last good ones.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from streamtrain.optim.gradients import Learner, not_finite
-from streamtrain.optim.sample_fast_path.network import Aim, Network, aim_at
+from streamtrain.optim.gradients import Learner, non_finite_error
+from streamtrain.optim.sample_fast_path.network import Network, OutputGradient, output_gradient
 from streamtrain.optim.sample_fast_path.steps import Steps
 from streamtrain.optim.sample_fast_path.supported import chain
 
@@ -28,7 +28,7 @@ _SHARED_FROM: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
+class FastBatchResult:
     """What came of a batch.
 
     Parameters
@@ -61,11 +61,11 @@ class Taken:
             There is one.
         """
         if self.bad is not None:
-            raise not_finite(self.bad_loss)
+            raise non_finite_error(self.bad_loss)
 
 
 class FastLoop:
-    """The fast path over a learner that `streamtrain.optim.sample_fast_path.supported.why_plain` has nothing against.
+    """The fast path over a learner that `why_unsupported` has nothing against.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class FastLoop:
         before, rest = chain(self._learner.model)
         return before == self._before and rest == self._rest and self._net.is_current()
 
-    def why_not(self, x: Tensor) -> str | None:
+    def why_unsupported_inputs(self, x: Tensor) -> str | None:
         """Say what of a batch's inputs does not fit; None where they do."""
         # A copy: what changes its input in place is to meet each sample once.
         x = self._prepared(x[:1].clone())
@@ -96,7 +96,9 @@ class FastLoop:
             return f"the first Linear is given {str(x.dtype).removeprefix('torch.')}"
         return None
 
-    def learn(self, x: Tensor, target: Tensor, factors: Sequence[float | None], max_steps: int | None) -> Taken:
+    def learn(
+        self, x: Tensor, target: Tensor, factors: Sequence[float | None], max_steps: int | None
+    ) -> FastBatchResult:
         """Take in a batch, a step a sample.
 
         Parameters
@@ -116,7 +118,7 @@ class FastLoop:
         self._learner.optimizer.zero_grad(set_to_none=True)
         x = self._prepared(x)
         output = x.new_empty(len(x), self._net.output.all.shape[1])
-        chunks: list[Taken] = []
+        chunks: list[FastBatchResult] = []
         with _threads(self._n_threads):
             for first in range(0, len(x), CHUNK):
                 left = None if max_steps is None else max_steps - sum(taken.n_steps for taken in chunks)
@@ -136,9 +138,11 @@ class FastLoop:
                 x = module(x)
         return x
 
-    def _chunk(self, x: Tensor, target: Tensor, factors: Sequence[float | None], max_steps: int | None) -> Taken:
+    def _chunk(
+        self, x: Tensor, target: Tensor, factors: Sequence[float | None], max_steps: int | None
+    ) -> FastBatchResult:
         net, n = self._net, len(x)
-        aim = aim_at(self._learner.loss, net, target)
+        aim = output_gradient(self._learner.loss, net, target)
         net.x.all[:n] = x
         # A factor of None takes the gradient as it is, and what weighs nothing has no step.
         scales = [0.0 if weighs == 0 else factor for weighs, factor in zip(aim.weights, factors, strict=True)]
@@ -155,7 +159,7 @@ class FastLoop:
         n_steps = sum(scale != 0 for scale in scales)
         self._steps.end(n_steps)
         weights = [weighs * (1.0 if f is None else f) for weighs, f in zip(aim.weights, factors, strict=True)]
-        return Taken(
+        return FastBatchResult(
             losses=losses[: len(scales)],
             weights=weights[: len(scales)],
             output=net.output.all[: len(scales)],
@@ -179,7 +183,7 @@ class FastLoop:
             if on_step is not None:
                 on_step()
 
-    def _look(self, aim: Aim, scales: Sequence[float | None]) -> tuple[list[float], int | None]:
+    def _look(self, aim: OutputGradient, scales: Sequence[float | None]) -> tuple[list[float], int | None]:
         """The samples' losses, and the first of them that is bad."""
         n = len(scales)
         losses = aim.losses(n)
@@ -219,10 +223,10 @@ def _n_within(scales: Sequence[float | None], max_steps: int | None) -> int:
     return len(scales)
 
 
-def _joined(chunks: Sequence[Taken], output: Tensor) -> Taken:
+def _joined(chunks: Sequence[FastBatchResult], output: Tensor) -> FastBatchResult:
     losses = [loss for taken in chunks for loss in taken.losses]
     bad = chunks[-1].bad
-    return Taken(
+    return FastBatchResult(
         losses=losses,
         weights=[weight for taken in chunks for weight in taken.weights],
         output=output[: len(losses)],

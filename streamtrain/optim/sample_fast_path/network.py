@@ -1,12 +1,10 @@
-"""A chain of linear layers and activations, one sample at a time, without autograd.
+"""A chain of linear layers and activations on one sample at a time, and loss gradients in closed form.
 
-Everything lies in memory made once: for every layer a row a sample of its output and of the loss's gradient with
-respect to it. A layer reads and writes row i alone, so forward and backward are each a few calls into torch, and what
-they left in the rows can be looked at for a whole chunk of samples at once.
+Everything lies in memory made once: for every layer one row per sample of its output and of the loss's gradient with
+respect to it. A layer reads and writes row i alone, so forward and backward are each a few calls into torch, and the
+rows of a whole chunk of samples can be checked at once.
 
-The derivatives are torch's own: each activation goes back by the very function that autograd would call.
-
-The losses by name, one sample at a time: each one's gradient with respect to the output, in closed form.
+The derivatives are torch's own: each activation's backward is the function that autograd would call.
 """
 
 from __future__ import annotations
@@ -24,20 +22,20 @@ from streamtrain.models.losses import Loss, align
 
 _aten: Final = torch.ops.aten
 
-Forward = Callable[[Tensor, Tensor], object]
+LayerForward = Callable[[Tensor, Tensor], object]
 """(input, output): writes the output."""
-Backward = Callable[[Tensor, Tensor, Tensor, Tensor], object]
+LayerBackward = Callable[[Tensor, Tensor, Tensor, Tensor], object]
 """(gradient of the output, input, output, gradient of the input): writes the last."""
 
 
-def _relu(_: Any) -> tuple[Forward, Backward]:
+def _relu(_: Any) -> tuple[LayerForward, LayerBackward]:
     return (
         lambda z, h: torch.clamp_min(z, 0, out=h),
         lambda dh, _, h, dz: _aten.threshold_backward.grad_input(dh, h, 0, grad_input=dz),
     )
 
 
-def _leaky_relu(module: Any) -> tuple[Forward, Backward]:
+def _leaky_relu(module: Any) -> tuple[LayerForward, LayerBackward]:
     slope = module.negative_slope
     return (
         lambda z, h: _aten.leaky_relu.out(z, slope, out=h),
@@ -45,7 +43,7 @@ def _leaky_relu(module: Any) -> tuple[Forward, Backward]:
     )
 
 
-def _elu(module: Any) -> tuple[Forward, Backward]:
+def _elu(module: Any) -> tuple[LayerForward, LayerBackward]:
     alpha = module.alpha
     return (
         lambda z, h: _aten.elu.out(z, alpha, out=h),
@@ -53,7 +51,7 @@ def _elu(module: Any) -> tuple[Forward, Backward]:
     )
 
 
-def _gelu(module: Any) -> tuple[Forward, Backward]:
+def _gelu(module: Any) -> tuple[LayerForward, LayerBackward]:
     how = module.approximate
     return (
         lambda z, h: _aten.gelu.out(z, approximate=how, out=h),
@@ -61,35 +59,35 @@ def _gelu(module: Any) -> tuple[Forward, Backward]:
     )
 
 
-def _silu(_: Any) -> tuple[Forward, Backward]:
+def _silu(_: Any) -> tuple[LayerForward, LayerBackward]:
     return (
         lambda z, h: _aten.silu.out(z, out=h),
         lambda dh, z, _, dz: _aten.silu_backward.grad_input(dh, z, grad_input=dz),
     )
 
 
-def _tanh(_: Any) -> tuple[Forward, Backward]:
+def _tanh(_: Any) -> tuple[LayerForward, LayerBackward]:
     return (
         lambda z, h: torch.tanh(z, out=h),
         lambda dh, _, h, dz: _aten.tanh_backward.grad_input(dh, h, grad_input=dz),
     )
 
 
-def _sigmoid(_: Any) -> tuple[Forward, Backward]:
+def _sigmoid(_: Any) -> tuple[LayerForward, LayerBackward]:
     return (
         lambda z, h: torch.sigmoid(z, out=h),
         lambda dh, _, h, dz: _aten.sigmoid_backward.grad_input(dh, h, grad_input=dz),
     )
 
 
-def _log_softmax(_: Any) -> tuple[Forward, Backward]:
+def _log_softmax(_: Any) -> tuple[LayerForward, LayerBackward]:
     return (
         lambda z, h: _aten._log_softmax.out(z, 0, False, out=h),
         lambda dh, _, h, dz: _aten._log_softmax_backward_data.out(dh, h, 0, dh.dtype, out=dz),
     )
 
 
-ACTIVATIONS: Final[dict[type[nn.Module], Callable[[Any], tuple[Forward, Backward]]]] = {
+ACTIVATIONS: Final[dict[type[nn.Module], Callable[[Any], tuple[LayerForward, LayerBackward]]]] = {
     nn.ReLU: _relu,
     nn.LeakyReLU: _leaky_relu,
     nn.ELU: _elu,
@@ -102,7 +100,7 @@ ACTIVATIONS: Final[dict[type[nn.Module], Callable[[Any], tuple[Forward, Backward
 """Activation -> what makes its forward and backward. On one sample, a vector, ``LogSoftmax`` goes along axis 0."""
 
 
-class Rows:
+class RowBuffer:
     """A row for every sample of a chunk, and each row as a vector, as a matrix of one row, and of one column.
 
     Parameters
@@ -128,15 +126,15 @@ class Dense:
     ----------
     module : torch.nn.Linear
         Whose weights it reads.
-    x, dx : Rows, Rows or None
+    x, dx : RowBuffer, Rows or None
         Its input, and the gradient with respect to it where a layer below needs that.
     """
 
-    def __init__(self, module: nn.Linear, x: Rows, dx: Rows | None) -> None:
+    def __init__(self, module: nn.Linear, x: RowBuffer, dx: RowBuffer | None) -> None:
         n_rows, dtype = len(x.all), x.all.dtype
         self.module = module
         self.x, self.dx = x, dx
-        self.z, self.dz = Rows(n_rows, module.out_features, dtype), Rows(n_rows, module.out_features, dtype)
+        self.z, self.dz = RowBuffer(n_rows, module.out_features, dtype), RowBuffer(n_rows, module.out_features, dtype)
         self.weight = module.weight.detach()
         self.bias: Tensor | None = None if module.bias is None else module.bias.detach()
         self._transposed = self.weight.t()
@@ -169,13 +167,13 @@ class Activation:
     ----------
     module : torch.nn.Module
         One of `ACTIVATIONS`.
-    z, dz : Rows
+    z, dz : RowBuffer
         Its input and the gradient with respect to it.
     """
 
-    def __init__(self, module: nn.Module, z: Rows, dz: Rows) -> None:
+    def __init__(self, module: nn.Module, z: RowBuffer, dz: RowBuffer) -> None:
         self.x, self.dx = z, dz
-        self.z, self.dz = (Rows(len(z.all), z.all.shape[1], z.all.dtype) for _ in range(2))
+        self.z, self.dz = (RowBuffer(len(z.all), z.all.shape[1], z.all.dtype) for _ in range(2))
         self._forward, self._backward = ACTIVATIONS[type(module)](module)
 
     def forward(self, i: int) -> None:
@@ -210,7 +208,7 @@ class Network:
     def __init__(self, modules: Sequence[nn.Module], n_rows: int) -> None:
         first = modules[0]
         assert isinstance(first, nn.Linear)
-        self.x = Rows(n_rows, first.in_features, first.weight.dtype)
+        self.x = RowBuffer(n_rows, first.in_features, first.weight.dtype)
         self.dense: list[Dense] = []
         layers: list[Dense | Activation] = []
         x, dx = self.x, None
@@ -249,7 +247,7 @@ class Network:
         return torch.stack([layer.are_finite() for layer in self.dense]).all(0)
 
 
-Write = Callable[[Tensor, Tensor, Tensor, float], object]
+GradientWriter = Callable[[Tensor, Tensor, Tensor, float], object]
 """(output, target, gradient, 1 / width), vectors of one sample each: writes the gradient."""
 
 
@@ -277,7 +275,7 @@ def _l1(z: Tensor, wanted: Tensor, dz: Tensor, share: float) -> None:
     dz.sign_().mul_(share)
 
 
-_WRITES: Final[dict[str, Write]] = {
+_GRADIENT_WRITERS: Final[dict[str, GradientWriter]] = {
     "cross_entropy": _cross_entropy,
     "nll": _nll,
     "bce_with_logits": _bce_with_logits,
@@ -285,12 +283,12 @@ _WRITES: Final[dict[str, Write]] = {
     "l1": _l1,
 }
 
-AIMS: Final = tuple(_WRITES)
+FAST_LOSSES: Final = tuple(_GRADIENT_WRITERS)
 """The names of the losses that are known here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Aim:
+class OutputGradient:
     """What a chunk's outputs are to become.
 
     Parameters
@@ -308,7 +306,7 @@ class Aim:
     losses: Callable[[int], Tensor]
 
 
-def aim_at(loss: Loss, net: Network, target: Tensor) -> Aim:
+def output_gradient(loss: Loss, net: Network, target: Tensor) -> OutputGradient:
     """Set a network's outputs against the targets of a chunk.
 
     Raises
@@ -320,7 +318,7 @@ def aim_at(loss: Loss, net: Network, target: Tensor) -> Aim:
     --------
     >>> from streamtrain.models.losses import resolve_loss
     >>> net = Network([torch.nn.Linear(2, 2)], 4)
-    >>> aim = aim_at(resolve_loss("mse"), net, torch.ones(3, 2))
+    >>> aim = output_gradient(resolve_loss("mse"), net, torch.ones(3, 2))
     >>> aim.write(1)
     >>> aim.weights, aim.losses(3), net.d_output.all[1]
     ([2.0, 2.0, 2.0], tensor([1., 1., 1.]), tensor([-1., -1.]))
@@ -332,7 +330,7 @@ def aim_at(loss: Loss, net: Network, target: Tensor) -> Aim:
     else:
         wanted, weights = aligned.reshape(n, width), [float(width)] * n
     rows, outputs, deltas = list(wanted.unbind()), net.output.vectors, net.d_output.vectors
-    function, share = _WRITES[loss.name], 1 / width
+    function, share = _GRADIENT_WRITERS[loss.name], 1 / width
 
     def write(i: int) -> None:
         function(outputs[i], rows[i], deltas[i], share)
@@ -342,7 +340,7 @@ def aim_at(loss: Loss, net: Network, target: Tensor) -> Aim:
         each = loss.each(*align(loss, net.output.all[:n_rows], target[:n_rows]))
         return each.reshape(n_rows, -1).mean(1)
 
-    return Aim(write=write, weights=weights, losses=losses)
+    return OutputGradient(write=write, weights=weights, losses=losses)
 
 
 def _one_hot(labels: Tensor, loss: Loss, n_classes: int, dtype: torch.dtype) -> tuple[Tensor, list[float]]:

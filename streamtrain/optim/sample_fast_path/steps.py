@@ -1,10 +1,10 @@
-"""SGD's and Adam's steps on the gradient of one sample, in the optimizer's own state.
+"""Steps of SGD and Adam on the gradient of one sample, in the optimizer's own state.
 
 The gradient of a linear layer's weights is the product of two vectors. Plain gradient descent subtracts it in one pass
-over the weights, and it is never written down. With momentum or weight decay, and for Adam, it is, and then one of
-torch's fused functions takes the step in one pass more.
+over the weights without ever storing it. With momentum or weight decay, and for Adam, it is stored, and one of torch's
+fused functions takes the step in one more pass.
 
-The optimizer's state is made and counted as its own ``step`` would, so that ``state_dict()`` needs to know nothing.
+The optimizer's state is made and counted as its own ``step`` would, so ``state_dict()`` is as usual.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class _Sgd(_Group):
 
     def end(self) -> None:
         for parameter, buffer in zip(self._parameters, self.state, strict=self._has_momentum):
-            settle(buffer, _MEAN_ZERO)
+            flush_denormals(buffer, _MEAN_ZERO)
             self._optimizer.state[parameter]["momentum_buffer"] = buffer
 
 
@@ -200,11 +200,11 @@ class _Adam(_Group):
                 state["step"] = self._count.clone()
             for name, tensors in self._moments.items():
                 if self._is_kept_small:
-                    settle(tensors[k], _MEAN_ZERO if name == "exp_avg" else _SQUARE_ZERO)
+                    flush_denormals(tensors[k], _MEAN_ZERO if name == "exp_avg" else _SQUARE_ZERO)
                 state[name] = tensors[k]
 
 
-def settle(moment: Tensor, times: float) -> None:
+def flush_denormals(moment: Tensor, times: float) -> None:
     """Take what has decayed to next to nothing as 0.
 
     A moment without new gradients, that of a unit which is off, shrinks until it is subnormal, and by rounding stays
@@ -221,7 +221,7 @@ def settle(moment: Tensor, times: float) -> None:
     Examples
     --------
     >>> moment = torch.tensor([1e-31, 1e-20])
-    >>> settle(moment, 1e8)
+    >>> flush_denormals(moment, 1e8)
     >>> moment
     tensor([0.0000e+00, 1.0000e-20])
     """

@@ -1,7 +1,7 @@
-"""Whether the fast path knows a model, a loss and an optimizer; and if not, what it is that it does not know.
+"""The models, losses and optimizers that the fast path supports, and the reason where one is not.
 
-What is recognised is recognised by its exact type and without anything hung on it, so that nothing of the user's own
-can be passed over. Everything else is for the plain loop, which asks nothing.
+They are recognised by their exact type and without anything attached, so that nothing of the user's own can be passed
+over. Everything else is left to the plain loop, which has no conditions.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from streamtrain.models.factory import ToVector
-from streamtrain.models.losses import NAMED, Loss
-from streamtrain.models.normalization import Front, Normalize
+from streamtrain.models.losses import LOSS_DEFINITIONS, Loss
+from streamtrain.models.normalization import Normalize, NormalizedModel
 from streamtrain.optim.gradients import Clipping, Learner
 from streamtrain.optim.sample_fast_path.network import ACTIVATIONS
 from streamtrain.optim.sample_fast_path.steps import FUSED, are_new, step_count
@@ -41,7 +41,7 @@ def chain(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
 
 
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
-    if type(model) is Front:
+    if type(model) is NormalizedModel:
         yield from model.modules_by_input().values()
         yield from _parts(model.model)
     elif type(model) is nn.Sequential:
@@ -51,14 +51,14 @@ def _parts(model: nn.Module) -> Iterator[nn.Module]:
         yield model
 
 
-def why_plain(learner: Learner) -> str | None:
+def why_unsupported(learner: Learner) -> str | None:
     """Say what of a learner the fast path does not know; None where it knows all of it.
 
     Examples
     --------
     >>> from streamtrain.models.losses import resolve_loss
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.Linear(3, 2))
-    >>> why_plain(Learner(model=net, loss=resolve_loss("mse"), optimizer=torch.optim.SGD(net.parameters())))
+    >>> why_unsupported(Learner(model=net, loss=resolve_loss("mse"), optimizer=torch.optim.SGD(net.parameters())))
     'the model has a Dropout'
     """
     return (
@@ -89,9 +89,9 @@ def _why_not_model(model: nn.Module) -> str | None:
             return "a Flatten leaves axes as they are"
         if isinstance(module, nn.LogSoftmax) and module.dim not in (1, -1):
             return f"a LogSoftmax goes along axis {module.dim}"
-    if type(model) is Front and not model.calls_model:
+    if type(model) is NormalizedModel and not model.calls_model:
         return "the model is compiled, or runs under autocast"
-    if type(model) is Front and len(model.inputs) != 1:
+    if type(model) is NormalizedModel and len(model.inputs) != 1:
         return f"the model takes {len(model.inputs)} inputs"
     return None
 
@@ -116,7 +116,7 @@ def _why_not_parameters(learner: Learner) -> str | None:
 
 
 def _why_not_loss(loss: Loss) -> str | None:
-    _, function, module = NAMED.get(loss.name, (None, None, None))
+    _, function, module = LOSS_DEFINITIONS.get(loss.name, (None, None, None))
     if loss.mean is not function and type(loss.mean) is not module:
         return f"the loss is {loss.name}"
     if loss.summed or loss.class_weights is not None or getattr(loss.mean, "label_smoothing", None):

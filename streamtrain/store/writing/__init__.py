@@ -1,1 +1,1 @@
-"""streamtrain/store/writing."""
+"""The writing of a dataset: journal, staging and writer."""

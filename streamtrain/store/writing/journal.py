@@ -1,8 +1,8 @@
-"""The journal of an ingest: what it is making, and which shards are durable. It goes when the dataset is committed.
+"""The journal of an ingest: what it makes, and which shards are durable.
 
-Each line is a JSON object behind its own crc32c, and is flushed before the next; so whatever a crash leaves of the
-last line is told from an entry, and an entry from what merely looks like one. The first line says what is being made:
-whoever resumes must be making the same.
+It is removed when the dataset is committed. Each line is a JSON object behind its own crc32c, and is flushed before the
+next; so the torn last line that a crash leaves is told from an entry. The first line describes the ingest: a resumed
+one must match it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streamtrain.store.codec import checksum
 from streamtrain.store.layout import Layout
 from streamtrain.store.manifest import Json, dump_json, layout_json, load_json, parse_layout
 from streamtrain.store.shard import StoredFile, read_bounded
-from streamtrain.system.files import Files, explained
+from streamtrain.system.files import Files, translate_os_errors
 
 JOURNAL: Final = f"{zarr_metadata.PRIVATE}/journal"
 MOST_JOURNAL_BYTES: Final = 2**28
@@ -33,7 +33,7 @@ _CHECKSUM_DIGITS: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class JournalHeader:
     """What an ingest is making.
 
     Parameters
@@ -93,7 +93,7 @@ class Journal:
         self._path = path
         self._system = files.system
         self._adding = threading.Lock()
-        with explained("open", path):
+        with translate_os_errors("open", path):
             self._fd: int | None = files.system.append(path)
 
     def add(self, shard: int, stored: tuple[StoredFile, ...]) -> None:
@@ -109,7 +109,7 @@ class Journal:
             if self._fd is None:
                 raise ResourceError("an earlier entry could not be written", where=str(self._path))
             try:
-                with explained("write", self._path):
+                with translate_os_errors("write", self._path):
                     while line:
                         line = line[self._system.writev(self._fd, [line]) :]
                     self._system.fsync(self._fd)
@@ -129,12 +129,12 @@ class Journal:
             os.close(fd)
 
 
-def begin_journal(folder: Path, header: Header, files: Files) -> None:
+def begin_journal(folder: Path, header: JournalHeader, files: Files) -> None:
     """Write the journal of a directory whose private one exists, with its header alone."""
     files.write_bytes(folder / JOURNAL, _line(header.as_json()))
 
 
-def continue_journal(folder: Path, header: Header, shards: Shards, files: Files) -> Journal:
+def continue_journal(folder: Path, header: JournalHeader, shards: Shards, files: Files) -> Journal:
     """Write a journal anew, with the entries that still hold and no torn one, and open it for more."""
     entries = [
         {"shard": shard, "files": [[file.n_bytes, file.crc32c] for file in stored]}
@@ -144,7 +144,7 @@ def continue_journal(folder: Path, header: Header, shards: Shards, files: Files)
     return Journal(folder / JOURNAL, files, n_shards=len(entries))
 
 
-def read_journal(folder: Path) -> tuple[Header, dict[int, tuple[StoredFile, ...]]] | None:
+def read_journal(folder: Path) -> tuple[JournalHeader, dict[int, tuple[StoredFile, ...]]] | None:
     """Read what an ingest was making, and the shards it finished; None where there is no journal.
 
     Raises
@@ -168,10 +168,10 @@ def read_journal(folder: Path) -> tuple[Header, dict[int, tuple[StoredFile, ...]
     return header, shards
 
 
-def _header(found: Json) -> Header:
+def _header(found: Json) -> JournalHeader:
     if found["mode"] not in ("create", "overwrite", "append"):
         raise ValueError(f"its mode is {found['mode']!r}")
-    return Header(
+    return JournalHeader(
         mode=found["mode"],
         base=found["base"],
         version=str(found["version"]),

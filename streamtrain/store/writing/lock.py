@@ -1,8 +1,8 @@
-"""One writer at a time: a hidden lock file beside the dataset, which says who writes.
+"""The lock of a destination: one writer at a time.
 
-The file appears whole, by a link to one that is written already, and its writer holds an advisory lock (flock) on it
-while it lives. Whoever finds one may take it over only if its writer is dead: of this host, and either of an earlier
-boot or of a process that is gone. Two that would take over the same one:
+The lock file appears whole, by a link to a file that is already written, and its writer holds an advisory lock (flock)
+on it while it lives. A lock may be taken over only if its writer is dead: of this host, and either of an earlier boot
+or of a process that is gone. Two processes that take over the same lock:
 
 1. A and B both find the file of a dead writer, and open it.
 2. A gets the advisory lock on it, renames a file of its own over it, and lets go.
@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from streamtrain.errors import LockedError, ResourceError
 from streamtrain.store.manifest import Json, dump_json
-from streamtrain.system.files import Files, explained, is_temporary, temporary_beside
+from streamtrain.system.files import Files, is_temporary, temporary_beside, translate_os_errors
 
 try:
     import fcntl
@@ -48,7 +48,7 @@ def lock_path(path: Path) -> Path:
 
 
 @contextmanager
-def held(path: Path, files: Files) -> Iterator[None]:
+def writer_lock(path: Path, files: Files) -> Iterator[None]:
     """Be the only writer of a dataset while the ``with`` block runs.
 
     Raises
@@ -70,7 +70,7 @@ def held(path: Path, files: Files) -> Iterator[None]:
         os.close(fd)
 
 
-def check_free(path: Path) -> None:
+def check_unlocked(path: Path) -> None:
     """Refuse a dataset that somebody is writing, without locking it.
 
     Raises
@@ -87,7 +87,7 @@ def check_free(path: Path) -> None:
 def is_stale(path: Path) -> bool:
     """Whether a dataset has a lock whose writer is dead."""
     try:
-        check_free(path)
+        check_unlocked(path)
     except LockedError:
         return False
     return lock_path(path).exists()
@@ -118,11 +118,11 @@ def _acquire(lock: Path, files: Files) -> int:
 
 def _try(lock: Path, files: Files) -> int:
     temporary = temporary_beside(lock)
-    with explained("create", lock):
+    with translate_os_errors("create", lock):
         fd = files.system.open(temporary)
     try:
         _flock(fd)
-        with explained("write", lock):
+        with translate_os_errors("write", lock):
             files.system.writev(fd, [dump_json(_us())])
         while not _take(lock, temporary, files):
             pass
@@ -149,7 +149,7 @@ def _take(lock: Path, temporary: Path, files: Files) -> bool:
         _check_dead(lock, found)
         if not _is_same(lock, found):
             return False
-        with explained("lock", lock):
+        with translate_os_errors("lock", lock):
             files.system.rename(temporary, lock)
     return True
 
@@ -163,9 +163,9 @@ def _link(temporary: Path, lock: Path, files: Files) -> None:
         if error.errno not in _NO_LINKS:
             raise ResourceError(f"cannot lock: {error.strerror}", where=str(lock)) from error
     # An empty file of the lock's name is a dead writer's, unless somebody holds it: we hold it until ours is there.
-    with explained("lock", lock):
+    with translate_os_errors("lock", lock):
         claim = files.system.open(lock)
-    with _closing(claim), explained("lock", lock):
+    with _closing(claim), translate_os_errors("lock", lock):
         if _flock(claim) is False or not _is_same(lock, claim):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(lock))
         files.system.rename(temporary, lock)

@@ -1,13 +1,13 @@
-"""Where a dataset is made, and how a finished one takes its place.
+"""The staging folder of a dataset being made, and the atomic replacement of the old one.
 
 ::
 
     d.zarr         the dataset; or one being made where nothing was, until its root stands
-    .d.zarr.new    its successor being made by an overwrite or append; afterwards, for a moment, what it replaced
+    .d.zarr.new    its successor, made by an overwrite or append; afterwards, for a moment, what it replaced
     .d.zarr.old    what was replaced, until it is removed
-    .d.zarr.lock   who writes
+    .d.zarr.lock   the lock of the writer
 
-The journal tells these apart: it goes with what is being made, and is removed last. So a folder with root and journal
+The journal tells these apart: it moves with what is being made, and is removed last. So a folder with root and journal
 is finished and has only to take its place, or to be tidied up after.
 """
 
@@ -24,11 +24,11 @@ from typing import Final, Literal
 from streamtrain.errors import DatasetError, LockedError, ResourceError, StreamtrainError, UsageError
 from streamtrain.store import zarr_metadata
 from streamtrain.store.shard import unreadable
-from streamtrain.store.writing.journal import JOURNAL, Header, begin_journal
-from streamtrain.store.writing.lock import dead_temporaries, held
-from streamtrain.system.files import Files, explained, is_temporary
+from streamtrain.store.writing.journal import JOURNAL, JournalHeader, begin_journal
+from streamtrain.store.writing.lock import dead_temporaries, writer_lock
+from streamtrain.system.files import Files, is_temporary, translate_os_errors
 
-State = Literal["absent", "committed", "incomplete", "foreign"]
+DestinationState = Literal["absent", "committed", "incomplete", "foreign"]
 
 _OURS: Final = re.compile(
     rf"{zarr_metadata.ROOT}|{zarr_metadata.PRIVATE}/(journal|manifest\.json|zarr\.json|(crc32c|stats)(/[^/]+)*/(zarr\.json|\d+))"
@@ -49,7 +49,7 @@ def predecessor(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def actual(path: Path) -> Path:
+def real_path(path: Path) -> Path:
     """Where a destination really is: a link stands for the folder it leads to, and ``.`` has a name."""
     with _looking_at(path):
         if path.is_symlink() and path.exists():
@@ -57,7 +57,7 @@ def actual(path: Path) -> Path:
         return path if path.name not in ("", "..") else path.resolve()
 
 
-def state_of(path: Path) -> State:
+def destination_state(path: Path) -> DestinationState:
     """What is at a destination: nothing, a dataset, one that is not finished, or something else.
 
     Raises
@@ -94,7 +94,7 @@ def _looking_at(path: Path) -> Iterator[None]:
         raise unreadable(path, error) from error
 
 
-def strangers(folder: Path) -> Iterator[str]:
+def foreign_files(folder: Path) -> Iterator[str]:
     """The files in a folder that no ingest can have written there, by their path inside it."""
     for parent, folders, names in os.walk(folder):
         inside = Path(parent).relative_to(folder)
@@ -127,14 +127,14 @@ def check_ours(folder: Path) -> None:
     UsageError
         It holds something else.
     """
-    found = [key for key, _ in zip(strangers(folder), range(_N_SHOWN + 1), strict=False)]
+    found = [key for key, _ in zip(foreign_files(folder), range(_N_SHOWN + 1), strict=False)]
     if found:
         listed = ", ".join(sorted(found)[:_N_SHOWN]) + (", ..." if len(found) > _N_SHOWN else "")
         what = f"the folder holds files that no ingest wrote, and is not removed: {listed}"
         raise UsageError(what, where=str(folder), fix="move them away, or choose another path")
 
 
-def begin(folder: Path, path: Path, header: Header, files: Files) -> None:
+def begin_folder(folder: Path, path: Path, header: JournalHeader, files: Files) -> None:
     """Make the folder that an ingest writes to; it appears with its journal.
 
     Parameters
@@ -153,7 +153,7 @@ def begin(folder: Path, path: Path, header: Header, files: Files) -> None:
         # Whoever comes next would tidy it up, but nobody may come.
         for made in {fresh, folder}:
             with suppress(OSError, StreamtrainError):
-                remove(made, files)
+                remove_dataset(made, files)
         raise
 
 
@@ -161,7 +161,7 @@ def publish(folder: Path, path: Path, files: Files) -> None:
     """Put a finished successor in its place; what it replaced, and the journal, are left to `tidy`.
 
     Where the system can exchange two names in one step there is always a dataset under the name; where not, there is
-    none between two renames, which `mend` repairs should it come to that.
+    none between two renames, which `recover_interrupted_swap` repairs should it come to that.
     """
     if folder != path:
         if files.exchange(folder, path):
@@ -179,18 +179,18 @@ def tidy(path: Path, files: Files) -> None:
     _close_gap(path, files)
     for temporary in dead_temporaries(path):
         files.remove(temporary)
-    if not os.path.lexists(path) or (state_of(path) == "committed" and has_journal(path)):
+    if not os.path.lexists(path) or (destination_state(path) == "committed" and has_journal(path)):
         # Neither of the two can be the work of an ingest that is to be resumed.
-        remove(successor(path), files)
+        remove_dataset(successor(path), files)
     elif os.path.lexists(successor(path)) and not has_journal(successor(path)):
-        remove(successor(path), files)
-    if state_of(path) == "committed":
-        remove(predecessor(path), files)
+        remove_dataset(successor(path), files)
+    if destination_state(path) == "committed":
+        remove_dataset(predecessor(path), files)
         if has_journal(path):
             files.remove(path / JOURNAL)
 
 
-def remove(folder: Path, files: Files) -> None:
+def remove_dataset(folder: Path, files: Files) -> None:
     """Remove a dataset's folder, whole or not; nothing happens where there is none.
 
     Raises
@@ -205,14 +205,14 @@ def remove(folder: Path, files: Files) -> None:
     if folder.is_symlink() or not folder.is_dir():
         raise UsageError("not a folder that an ingest made", where=str(folder), fix="move it away")
     check_ours(folder)
-    with explained("remove", folder):
+    with translate_os_errors("remove", folder):
         # The root goes first: whatever stops us after that leaves nothing that opens.
         if (folder / zarr_metadata.ROOT).exists():
             files.system.unlink(folder / zarr_metadata.ROOT)
         files.remove_tree(folder)
 
 
-def mend(path: Path, files: Files) -> bool:
+def recover_interrupted_swap(path: Path, files: Files) -> bool:
     """Bring back a dataset whose name is missing because a writer ended between two renames.
 
     Returns
@@ -228,10 +228,10 @@ def mend(path: Path, files: Files) -> bool:
         It cannot be brought back.
     """
     for _ in range(_POLLS):
-        if os.path.lexists(path) or state_of(predecessor(path)) != "committed":
+        if os.path.lexists(path) or destination_state(predecessor(path)) != "committed":
             return os.path.lexists(path)
         try:
-            with held(path, files):
+            with writer_lock(path, files):
                 _close_gap(path, files)
         except LockedError:
             # It is between its two renames, and needs no longer than they do.
@@ -240,21 +240,21 @@ def mend(path: Path, files: Files) -> bool:
             what = f"the dataset was being replaced when its writer ended, and cannot be put back: {error.what}"
             fix = f"streamtrain repair {path} --remove, by somebody who may write there"
             raise DatasetError(what, where=str(path), fix=fix) from error
-    with held(path, files):
+    with writer_lock(path, files):
         _close_gap(path, files)
     return os.path.lexists(path)
 
 
 def _close_gap(path: Path, files: Files) -> None:
     new, old = successor(path), predecessor(path)
-    if os.path.lexists(path) or state_of(old) != "committed":
+    if os.path.lexists(path) or destination_state(old) != "committed":
         return
     # The first of the two renames is only made when the successor is finished.
-    finished = state_of(new) == "committed" and has_journal(new)
+    finished = destination_state(new) == "committed" and has_journal(new)
     files.rename(new if finished else old, path)
 
 
-def sweep(folder: Path, kept: frozenset[str], files: Files) -> None:
+def remove_unfinished_files(folder: Path, kept: frozenset[str], files: Files) -> None:
     """Remove what a killed ingest left of files it did not finish, and all that is not to be kept, root first.
 
     Raises
@@ -269,7 +269,7 @@ def sweep(folder: Path, kept: frozenset[str], files: Files) -> None:
         for name in sorted(names, key=lambda name: name != zarr_metadata.ROOT):
             key = (Path(parent).relative_to(folder) / name).as_posix()
             if key not in kept and key != JOURNAL:
-                with explained("remove", folder / key):
+                with translate_os_errors("remove", folder / key):
                     files.system.unlink(folder / key)
 
 

@@ -1,14 +1,12 @@
-"""Files become durable in the background, while the next ones are being written.
+"""The writer of a dataset: shards in any order and from any thread, then one commit.
 
-A flush waits for the disk and needs no core. Were it done by the thread that wrote the file, then the cores would
-idle whenever the disk works. Directories are flushed once, when all files have their names: each such flush makes
-the file system commit its journal, and whoever writes waits for that.
+The private group's folder comes first and the root ``zarr.json`` last, so a killed run leaves a directory that is
+recognised as incomplete and does not open. Every file is durable before the root names it, and each shard before the
+journal names it, from which a later run resumes.
 
-Writing a dataset: shards in any order and from any thread, then one commit.
-
-The private group's folder comes first and the root ``zarr.json`` last, so that a killed run leaves a directory that
-is recognised as incomplete, and nothing that opens. Every file is durable before the root names it, and each shard
-before the journal does, from which a later run goes on.
+Files are flushed by threads of their own, while the next ones are written: a flush waits for the disk and needs no
+core. Directories are flushed once, when all files have their names, because each such flush makes the file system
+commit its journal.
 """
 
 from __future__ import annotations
@@ -136,7 +134,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class EncodedPart:
     """Some whole blocks of every field, encoded and counted, ready to be appended to a shard.
 
     Parameters
@@ -155,7 +153,7 @@ class Part:
     n_bytes: int
 
 
-def encode_part(rows: Mapping[str, Array], layout: Layout, first_row: int) -> Part:
+def encode_part(rows: Mapping[str, Array], layout: Layout, first_row: int) -> EncodedPart:
     """Encode and count rows that start at a block's edge; only the last block may be short.
 
     Parameters
@@ -168,7 +166,7 @@ def encode_part(rows: Mapping[str, Array], layout: Layout, first_row: int) -> Pa
         Which row of the dataset they start at.
     """
     arrays = [np.ascontiguousarray(rows[field.name]) for field in layout.fields]
-    return Part(
+    return EncodedPart(
         blocks=tuple(tuple(_encoded_blocks(array, layout)) for array in arrays),
         tallies=tuple(
             tally_rows(array, field, first_row=first_row, block_rows=layout.block_rows)
@@ -195,7 +193,7 @@ class OpenShard:
     def __init__(self, writers: Sequence[ShardWriter]) -> None:
         self._writers = writers
 
-    def append(self, part: Part) -> None:
+    def append(self, part: EncodedPart) -> None:
         """Write the next blocks of every field."""
         for writer, blocks in zip(self._writers, part.blocks, strict=True):
             writer.append(*blocks)
@@ -207,7 +205,7 @@ class DatasetWriter:
     Parameters
     ----------
     path : Path
-        The directory that `streamtrain.store.writing.staging.begin` made.
+        The directory that `streamtrain.store.writing.staging.begin_folder` made.
     layout : Layout
         The plan; ``n_samples`` counts only at the commit.
     files : Files

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError
-from streamtrain.ingestion.sources.arrays import in_step
+from streamtrain.ingestion.sources.arrays import align_streams
 from streamtrain.ingestion.sources.base import SeekableSource, Source, SourceOptions
 from streamtrain.ingestion.sources.combine import concatenate
 from streamtrain.ingestion.sources.registry import open_source
@@ -53,7 +53,7 @@ def test_streams_are_brought_in_step(runs: list[list[int]]) -> None:
             yield {name: np.arange(start, start + length)}
             start += length
 
-    merged = list(in_step([stream(f"s{number}", lengths) for number, lengths in enumerate(runs)]))
+    merged = list(align_streams([stream(f"s{number}", lengths) for number, lengths in enumerate(runs)]))
     n_rows = min(map(sum, runs))
     for number in range(len(runs)):
         values = [rows[f"s{number}"] for rows in merged]

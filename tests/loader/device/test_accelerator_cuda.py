@@ -9,7 +9,7 @@ import torch
 import streamtrain
 from streamtrain import StreamLoader
 from streamtrain.errors import DeviceError
-from streamtrain.loader.device.accelerator import Cuda
+from streamtrain.loader.device.accelerator import CudaAccelerator
 from streamtrain.loader.device.transfer import Placement
 
 on_a_gpu = pytest.mark.skipif(
@@ -83,7 +83,7 @@ def cuda(monkeypatch):
         "memory_allocated": lambda device: 150,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    return Cuda(torch.device("cuda")), calls, runtime
+    return CudaAccelerator(torch.device("cuda")), calls, runtime
 
 
 def test_work_stands_in_its_stream_between_what_it_waits_for_and_its_event(cuda):

@@ -14,17 +14,17 @@ from streamtrain.loader.device.accelerator import resolve_device
 from streamtrain.loader.device.memory_terms import (
     allocated_bytes,
     buffer_bytes,
-    fit,
+    fit_to_device,
     n_buffers,
     pool_bytes,
     sections,
     span_sections,
 )
-from streamtrain.loader.device.transfer import Placement, carrier_to
+from streamtrain.loader.device.transfer import Placement, make_transfer
 from streamtrain.store.layout import Field, plan_layout
 from streamtrain.training import step_errors as rooms
 from streamtrain.training.batch_stream import fields_on
-from streamtrain.training.step_errors import room_for_a_step
+from streamtrain.training.step_errors import explain_out_of_memory
 
 X = Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28))
 Y = Field(name="y", dtype=np.dtype("int64"), shape=())
@@ -53,7 +53,7 @@ def test_what_a_device_needs_comes_out_of_the_budget_and_not_of_the_shuffle(sizi
         return
     budget = sizing["memory"]
     try:
-        fitted, projection = fit(layout, sizes, budget_bytes=budget, pool_on_device=pool_on_device)
+        fitted, projection = fit_to_device(layout, sizes, budget_bytes=budget, pool_on_device=pool_on_device)
         most = sizes.slots
     except BudgetError as error:
         needed = int(error.fix.removeprefix("memory='").split("B'")[0])
@@ -65,7 +65,7 @@ def test_what_a_device_needs_comes_out_of_the_budget_and_not_of_the_shuffle(sizi
             shuffle=sizing["shuffle"],
             lanes=sizes.lanes if sizes.lanes > 1 else None,
         )
-        fitted, projection = fit(layout, again, budget_bytes=needed, pool_on_device=pool_on_device)
+        fitted, projection = fit_to_device(layout, again, budget_bytes=needed, pool_on_device=pool_on_device)
         budget, most = needed, again.slots
     assert projection.total_bytes <= budget
     assert (fitted.lanes, fitted.groups) == (sizes.lanes, sizes.groups)
@@ -98,7 +98,7 @@ def test_the_allocator_takes_no_less_than_it_is_asked_for(n_bytes, count):
 def test_large_budgets_keep_large_pieces():
     layout, sizes = solved(10**7, "none", batch_size=256, memory=2 * 10**9)
     for pool_on_device in (False, True):
-        fitted, _ = fit(layout, sizes, budget_bytes=2 * 10**9, pool_on_device=pool_on_device)
+        fitted, _ = fit_to_device(layout, sizes, budget_bytes=2 * 10**9, pool_on_device=pool_on_device)
         assert fitted.span_batches * 256 * layout.row_bytes > 1_000_000, (
             "spans of a megabyte cross the bus at its speed"
         )
@@ -108,16 +108,16 @@ def test_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for device in ("cuda", torch.device("cuda", 1), Placement(device="cuda")):
         with pytest.raises(DeviceError, match=r"there is no device 'cuda.*Found: cpu. Fix: device='auto'") as caught:
-            carrier_to(device)
+            make_transfer(device)
         assert caught.value.exit_code == 5
-    assert carrier_to("auto") is None
+    assert make_transfer("auto") is None
     assert resolve_device("auto") == torch.device("cpu")
 
 
 def test_devices_and_places_that_nobody_knows():
     for device in ("gpu", 3.5):
         with pytest.raises(UsageError, match=r"none that torch knows\. Fix: auto, cpu, cuda or cuda:0"):
-            carrier_to(device)
+            make_transfer(device)
     with pytest.raises(UsageError, match=r"pool is 'both'\. Fix: one of auto, host, device"):
         Placement(pool="both")
 
@@ -137,7 +137,7 @@ def test_a_step_without_room_is_told_with_the_batch_size_that_fits(monkeypatch, 
         pytest.raises(
             DeviceError, match=r"cpu: the device is out of memory at batch_size 100\. Beside the 4\.0 MB"
         ) as caught,
-        room_for_a_step(torch.device("cpu"), batch_size=100, optimizer=torch.optim.SGD([weight])),
+        explain_out_of_memory(torch.device("cpu"), batch_size=100, optimizer=torch.optim.SGD([weight])),
     ):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.86 GiB. GPU 0 has a total capacity")
     assert str(caught.value).endswith(f"Fix: {fix}")
@@ -145,7 +145,10 @@ def test_a_step_without_room_is_told_with_the_batch_size_that_fits(monkeypatch, 
 
 
 def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match="shape"), room_for_a_step(torch.device("cpu"), batch_size=1, optimizer=None):
+    with (
+        pytest.raises(RuntimeError, match="shape"),
+        explain_out_of_memory(torch.device("cpu"), batch_size=1, optimizer=None),
+    ):
         raise RuntimeError("shape")
 
 

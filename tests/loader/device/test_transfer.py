@@ -34,7 +34,7 @@ def on(monkeypatch):
     """Make loaders whose device is the one given."""
 
     def make(device, dataset, pool, **options):
-        monkeypatch.setattr(transfer, "accelerator_of", lambda _: device)
+        monkeypatch.setattr(transfer, "make_accelerator", lambda _: device)
         monkeypatch.setattr(transfer, "resolve_device", lambda _: torch.device("meta"))
         return StreamLoader(dataset, device=Placement(pool=pool), **options)
 
@@ -101,7 +101,7 @@ def test_any_shape_on_a_device_of_any_pace(
     options = {"batch_size": batch_size, "memory": "32MB", "lanes": lanes}
     device = late(luck=None if luck is None else np.random.default_rng(luck))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer, "accelerator_of", lambda _: device)
+        patch.setattr(transfer, "make_accelerator", lambda _: device)
         with StreamLoader(small, device=Placement(device="cpu", pool=pool), **options) as loader:
             assert same(computed(device, loader, n_epochs=2), on_cpu(small, n_epochs=2, **options))
 

@@ -28,7 +28,7 @@ from torch.nn import functional as F  # noqa: N812 - the name torch's own docume
 from streamtrain.errors import DivergedError
 from streamtrain.models.factory import ToVector
 from streamtrain.models.losses import resolve_loss
-from streamtrain.models.normalization import Front, Normalize
+from streamtrain.models.normalization import Normalize, NormalizedModel
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.sample_fast_path import loop
 from streamtrain.optim.sample_fast_path.loop import CHUNK
@@ -179,7 +179,7 @@ def test_what_rescales_the_input_is_part_of_it() -> None:
     y = make_data(40)[1]
 
     def make(path: str) -> SampleRule:
-        front = Front(make_net(ToVector(), nn.Linear(4, 3), dtype=torch.float32), ("x",))
+        front = NormalizedModel(make_net(ToVector(), nn.Linear(4, 3), dtype=torch.float32), ("x",))
         front.put({"x": Normalize(torch.tensor(100.0), torch.tensor(50.0))}, torch.device("cpu"))
         return make_rule(front, path)
 

@@ -18,11 +18,11 @@ from torch.nn import functional as F  # noqa: N812 - the name torch's own docume
 
 from streamtrain.errors import UsageError
 from streamtrain.models.losses import LOSSES, resolve_loss
-from streamtrain.models.normalization import Front
+from streamtrain.models.normalization import NormalizedModel
 from streamtrain.optim.gradients import Clipping, Learner
-from streamtrain.optim.sample_fast_path.network import AIMS
-from streamtrain.optim.sample_fast_path.supported import why_plain
-from streamtrain.optim.schedules import Schedules
+from streamtrain.optim.sample_fast_path.network import FAST_LOSSES
+from streamtrain.optim.sample_fast_path.supported import why_unsupported
+from streamtrain.optim.schedules import OptimizerSchedules
 
 
 class Own(nn.Module):
@@ -73,8 +73,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "axis": (lambda: nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(0)), "along axis 0"),
     "flatten": (lambda: nn.Sequential(nn.Flatten(0), nn.Linear(4, 3)), "leaves axes"),
-    "inputs": (lambda: Front(make_net(), ("a", "b")), "takes 2 inputs"),
-    "runner": (lambda: Front(net := make_net(), ("x",), lambda x: net(x)), "compiled"),
+    "inputs": (lambda: NormalizedModel(make_net(), ("a", "b")), "takes 2 inputs"),
+    "runner": (lambda: NormalizedModel(net := make_net(), ("x",), lambda x: net(x)), "compiled"),
     "none": (lambda: nn.Sequential(nn.PReLU()), "has a PReLU"),
 }
 
@@ -122,15 +122,15 @@ def test_what_belongs_to_every_step_is_for_the_plain_loop() -> None:
     net = make_net()
     optimizer = torch.optim.Adam(net.parameters())
     known = {"model": net, "loss": resolve_loss("mse"), "optimizer": optimizer}
-    assert why_plain(Learner(**known)) is None
-    assert why_plain(Learner(**known, l2=0.1)) == "there is a penalty l2"
-    assert why_plain(Learner(**known, clipping=Clipping(norm=1.0))) == "gradients are clipped"
-    by_step = Schedules(optimizer, None, "exponential:0.9")
-    assert why_plain(Learner(**known, schedules=by_step)) == "a schedule goes on after every step"
-    by_epoch = Schedules(optimizer, "cosine")
-    assert why_plain(Learner(**known, schedules=by_epoch)) is None
+    assert why_unsupported(Learner(**known)) is None
+    assert why_unsupported(Learner(**known, l2=0.1)) == "there is a penalty l2"
+    assert why_unsupported(Learner(**known, clipping=Clipping(norm=1.0))) == "gradients are clipped"
+    by_step = OptimizerSchedules(optimizer, None, "exponential:0.9")
+    assert why_unsupported(Learner(**known, schedules=by_step)) == "a schedule goes on after every step"
+    by_epoch = OptimizerSchedules(optimizer, "cosine")
+    assert why_unsupported(Learner(**known, schedules=by_epoch)) is None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert why_plain(Learner(**known)) == "autocast is on"
+        assert why_unsupported(Learner(**known)) == "autocast is on"
 
 
 @pytest.mark.parametrize("path", ["auto", "plain"])
@@ -150,8 +150,8 @@ def test_the_fall_back_is_the_plain_loop_bit_for_bit(path: str) -> None:
 
 
 def test_every_loss_with_a_name_is_known() -> None:
-    assert AIMS == LOSSES
+    assert FAST_LOSSES == LOSSES
     for name in LOSSES:
         net = make_net()
         learner = Learner(model=net, loss=resolve_loss(name), optimizer=torch.optim.SGD(net.parameters()))
-        assert why_plain(learner) is None
+        assert why_unsupported(learner) is None

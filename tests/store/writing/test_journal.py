@@ -16,12 +16,19 @@ from hypothesis import strategies as some
 from streamtrain.errors import DatasetError, ResourceError
 from streamtrain.store.layout import Field, Layout
 from streamtrain.store.shard import StoredFile
-from streamtrain.store.writing.journal import JOURNAL, Header, Journal, begin_journal, continue_journal, read_journal
+from streamtrain.store.writing.journal import (
+    JOURNAL,
+    Journal,
+    JournalHeader,
+    begin_journal,
+    continue_journal,
+    read_journal,
+)
 from streamtrain.system.files import Files
-from streamtrain.system.syscalls import System
+from streamtrain.system.syscalls import Syscalls
 
 X = Field(name="x", dtype=np.dtype("float32"), shape=(2, 3))
-HEADER = Header(
+HEADER = JournalHeader(
     mode="append",
     base="abc",
     version="1",
@@ -36,7 +43,7 @@ def _stored(number: int) -> tuple[StoredFile, ...]:
     return (StoredFile(n_bytes=number, crc32c=number * 7),)
 
 
-def _made(folder: Path, n_entries: int, system: System | None = None) -> None:
+def _made(folder: Path, n_entries: int, system: Syscalls | None = None) -> None:
     (folder / "_streamtrain").mkdir(exist_ok=True)
     begin_journal(folder, HEADER, Files())
     journal = Journal(folder / JOURNAL, Files(system=system))
@@ -83,7 +90,7 @@ def test_no_damage_makes_an_entry(tmp_path_factory: pytest.TempPathFactory, cut:
     assert shards.items() <= true.items()
 
 
-class Full(System):
+class Full(Syscalls):
     """Takes a few bytes of each write, and at some point none."""
 
     def __init__(self, n_writes: int) -> None:

@@ -1,1 +1,1 @@
-"""streamtrain/ingestion/sources/tables."""
+"""Tables of columns: CSV, TSV and Parquet."""

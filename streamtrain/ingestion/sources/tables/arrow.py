@@ -1,4 +1,4 @@
-"""pyarrow, imported when the first table is opened, and its columns as NumPy arrays.
+"""Helpers over pyarrow, which is imported when the first table is opened: columns as NumPy arrays.
 
 Numbers in text are read by Arrow's own parser, in the first pass and in the second alike.
 """
@@ -48,7 +48,7 @@ def is_text(column: Any) -> bool:
     return bool(types.is_string(column.type) or types.is_large_string(column.type))
 
 
-def plain(column: Any) -> Any:
+def without_dictionary(column: Any) -> Any:
     """An Arrow array without dictionary encoding, its text as ``string``."""
     decoded = column.dictionary_decode() if arrow("pyarrow.types").is_dictionary(column.type) else column
     return decoded.cast(arrow().string()) if is_text(decoded) else decoded

@@ -1,7 +1,7 @@
 """CSV and TSV: text with a header line, a record per line, UTF-8.
 
-A first bounded pass counts the rows, finds every column's type and checks every value; the second reads.
-Places are lines of the file: Arrow counts records, so a line is looked up again when an error needs it.
+A first bounded pass counts the rows, finds every column's type and checks every value; the second reads. Places are
+lines of the file: Arrow counts records, so a line is looked up again when an error needs it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.input_files import open_bytes, provenance_of, refuse_options
 from streamtrain.ingestion.sources.tables.arrow import arrow, arrow_type, columns_of
 from streamtrain.ingestion.sources.tables.table_columns import (
-    Chosen,
-    Column,
+    ChosenColumns,
+    ColumnSurvey,
     TableSource,
     add_text,
-    check_complete,
+    check_no_missing,
     choose_columns,
     table_source,
 )
@@ -40,7 +40,7 @@ _PIECE_BYTES: Final = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
+class DelimitedText:
     """A delimited file whose header has been read.
 
     Parameters
@@ -80,7 +80,7 @@ def probe(path: Path, options: SourceOptions) -> TableSource:
     return table_source(path, chosen, columns, n_rows, facts, batches, partial(place_of, text))
 
 
-def _open_text(path: Path) -> Text:
+def _open_text(path: Path) -> DelimitedText:
     delimiter = _DELIMITERS.get(path.suffix.lower(), ",")
     header = _read_header(path, delimiter)
     if _looks_like_data(header):
@@ -92,7 +92,7 @@ def _open_text(path: Path) -> Text:
     n_header = sum(len(name) + 1 for name in header)
     # Some hundred records make a block worth its while, if that is not too much; a few must fit in any case.
     block_bytes = max(_MIN_BLOCK_BYTES, min(256 * n_header, _MAX_BLOCK_BYTES), 6 * n_header)
-    return Text(path=path, delimiter=delimiter, header=header, block_bytes=block_bytes)
+    return DelimitedText(path=path, delimiter=delimiter, header=header, block_bytes=block_bytes)
 
 
 def _read_header(path: Path, delimiter: str) -> tuple[str, ...]:
@@ -122,19 +122,19 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _survey(text: Text, chosen: Chosen) -> tuple[tuple[Column, ...], int]:
-    columns = tuple(Column(name=name, is_label=name == chosen.label) for name in chosen.names)
+def _survey(text: DelimitedText, chosen: ChosenColumns) -> tuple[tuple[ColumnSurvey, ...], int]:
+    columns = tuple(ColumnSurvey(name=name, is_label=name == chosen.label) for name in chosen.names)
     n_rows = 0
     for batch in _batches(text, chosen, text.block_bytes, {}):
         values = columns_of(batch)
         for column in columns:
             add_text(column, values[column.name], n_rows, partial(place_of, text))
         n_rows += batch.num_rows
-    check_complete(columns, partial(_places, text))
+    check_no_missing(columns, partial(_places, text))
     return columns, n_rows
 
 
-def _batches(text: Text, chosen: Chosen, _: int, dtypes: Mapping[str, np.dtype[Any]]) -> Iterator[Any]:
+def _batches(text: DelimitedText, chosen: ChosenColumns, _: int, dtypes: Mapping[str, np.dtype[Any]]) -> Iterator[Any]:
     """The chosen columns in record batches, one block of the file each: text, where no dtype is named.
 
     The block is the file's own, whatever memory is allowed: a record read once must be readable again.
@@ -161,7 +161,7 @@ def _batches(text: Text, chosen: Chosen, _: int, dtypes: Mapping[str, np.dtype[A
         raise _refusal(text, ragged, str(error)) from error
 
 
-def _refusal(text: Text, ragged: list[Any], reason: str) -> InputError:
+def _refusal(text: DelimitedText, ragged: list[Any], reason: str) -> InputError:
     if ragged:
         row = ragged[0]
         # Arrow counts the header as record 1.
@@ -205,12 +205,12 @@ def _first_bad_byte(path: Path) -> int:
     return offset
 
 
-def place_of(text: Text, row: int) -> str:
+def place_of(text: DelimitedText, row: int) -> str:
     """``file:line`` of a row: the line its record starts at."""
     return _places(text, [row])[0]
 
 
-def _places(text: Text, rows: list[int]) -> list[str]:
+def _places(text: DelimitedText, rows: list[int]) -> list[str]:
     """Go through the file again for the lines of these rows: slow, and only ever for an error or on request."""
     lines = dict.fromkeys(rows, "")
     for row, line in zip(range(max(rows) + 1), _record_lines(text), strict=False):
@@ -219,7 +219,7 @@ def _places(text: Text, rows: list[int]) -> list[str]:
     return [lines[row] or f"{text.path} row {row}" for row in rows]
 
 
-def _record_lines(text: Text) -> Iterator[int]:
+def _record_lines(text: DelimitedText) -> Iterator[int]:
     """The line, counted from 1, that each record after the header starts at; blank lines are none."""
     with text.path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader(iter(lambda: file.readline(_MAX_LINE_BYTES), ""), delimiter=text.delimiter)

@@ -1,4 +1,7 @@
-"""Parquet: typed columns in row groups, read in batches. A first pass checks every value, the second reads."""
+"""Parquet: typed columns in row groups, read in batches.
+
+A first pass checks every value, the second reads.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ import numpy as np
 from streamtrain.errors import InputError
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.input_files import provenance_of, refuse_options
-from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, plain
+from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, without_dictionary
 from streamtrain.ingestion.sources.tables.table_columns import (
-    Chosen,
-    Column,
+    ChosenColumns,
+    ColumnSurvey,
     TableSource,
     add_typed,
-    check_complete,
+    check_no_missing,
     choose_columns,
     table_source,
 )
@@ -74,7 +77,7 @@ def _reading(where: str) -> Iterator[None]:
         raise InputError(what, where=where, fix="write or download the file again") from error
 
 
-def _check_types(path: Path, schema: Any, chosen: Chosen) -> None:
+def _check_types(path: Path, schema: Any, chosen: ChosenColumns) -> None:
     types = arrow("pyarrow.types")
     for name in chosen.names:
         declared = schema.field(name).type
@@ -90,19 +93,19 @@ def _check_types(path: Path, schema: Any, chosen: Chosen) -> None:
             )
 
 
-def _survey(path: Path, chosen: Chosen) -> tuple[tuple[Column, ...], int]:
-    columns = tuple(Column(name=name, is_label=name == chosen.label) for name in chosen.names)
+def _survey(path: Path, chosen: ChosenColumns) -> tuple[tuple[ColumnSurvey, ...], int]:
+    columns = tuple(ColumnSurvey(name=name, is_label=name == chosen.label) for name in chosen.names)
     n_rows = 0
     for batch in _batches(path, chosen, _SURVEY_BYTES, {}):
         values = columns_of(batch)
         for column in columns:
-            add_typed(column, plain(values[column.name]), n_rows)
+            add_typed(column, without_dictionary(values[column.name]), n_rows)
         n_rows += batch.num_rows
-    check_complete(columns, lambda rows: [_place_of(path, row) for row in rows])
+    check_no_missing(columns, lambda rows: [_place_of(path, row) for row in rows])
     return columns, n_rows
 
 
-def _batches(path: Path, chosen: Chosen, max_bytes: int, _: Mapping[str, np.dtype[Any]]) -> Iterator[Any]:
+def _batches(path: Path, chosen: ChosenColumns, max_bytes: int, _: Mapping[str, np.dtype[Any]]) -> Iterator[Any]:
     """The chosen columns, row group by row group, in record batches of about so many bytes."""
     n_rows = max(1, max_bytes // (_HELD_BYTES * len(chosen.names)))
     with _reading(str(path)), _open_file(path) as file:

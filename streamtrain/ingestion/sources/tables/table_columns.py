@@ -1,11 +1,8 @@
-"""Tables of columns: some become the features ``x``, one the label ``y``.
+"""Columns of a table as features ``x`` and label ``y``, surveyed in a first pass.
 
-CSV and Parquet differ in how batches come out of a file; what a batch becomes is the same and stands here.
-
-The first pass over a table: what every column holds, so that the second can promise to fit.
-
-Nothing is kept of the rows but counts, extremes, the first few places of what is missing, and the distinct
-texts of the label column up to a limit.
+CSV and Parquet differ in how batches come out of a file; how a batch becomes fields is the same and stands here. The
+first pass records counts, extremes, the first few places of missing values, and the distinct texts of the label column
+up to a limit; so the second pass can promise to fit.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from streamtrain.ingestion.sources.tables.arrow import (
     missing_in,
     numbers_in,
     parsed,
-    plain,
+    without_dictionary,
 )
 from streamtrain.store.layout import Field
 
@@ -43,7 +40,7 @@ _EXACT_FLOAT64: Final = 2.0**53
 
 
 @dataclass(slots=True, kw_only=True)
-class Column:
+class ColumnSurvey:
     """What has been seen of a column so far.
 
     Parameters
@@ -72,7 +69,7 @@ class Column:
     classes: set[str] | None = field(default_factory=set)
 
 
-def add_typed(column: Column, values: Any, first_row: int) -> None:
+def add_typed(column: ColumnSurvey, values: Any, first_row: int) -> None:
     """Take in a run of a column whose type the file declares."""
     _note_nulls(column, values, first_row)
     if is_text(values):
@@ -82,7 +79,7 @@ def add_typed(column: Column, values: Any, first_row: int) -> None:
         _add_numbers(column, numbers_in(values), first_row)
 
 
-def add_text(column: Column, text: Any, first_row: int, place: Callable[[int], str]) -> None:
+def add_text(column: ColumnSurvey, text: Any, first_row: int, place: Callable[[int], str]) -> None:
     """Take in a run of a column whose type is to be found: whole numbers, else floats, else (labels) text."""
     _note_nulls(column, text, first_row)
     if column.is_label:
@@ -102,7 +99,7 @@ def add_text(column: Column, text: Any, first_row: int, place: Callable[[int], s
         )
 
 
-def _inferred(column: Column, text: Any) -> Any | None:
+def _inferred(column: ColumnSurvey, text: Any) -> Any | None:
     """The numbers in the text as the column's dtype, which widens until they can be read."""
     while column.dtype is not None:
         values = parsed(text, column.dtype)
@@ -112,7 +109,7 @@ def _inferred(column: Column, text: Any) -> Any | None:
     return None
 
 
-def _add_numbers(column: Column, values: npt.NDArray[Any], first_row: int) -> None:
+def _add_numbers(column: ColumnSurvey, values: npt.NDArray[Any], first_row: int) -> None:
     column.dtype = values.dtype
     if values.dtype.kind == "f":
         finite = np.isfinite(values)
@@ -123,7 +120,7 @@ def _add_numbers(column: Column, values: npt.NDArray[Any], first_row: int) -> No
         column.largest = max(column.largest, int(values.max()))
 
 
-def _check_exact(column: Column, text: Any, values: Any, first_row: int, place: Callable[[int], str]) -> None:
+def _check_exact(column: ColumnSurvey, text: Any, values: Any, first_row: int, place: Callable[[int], str]) -> None:
     """A whole number among floats must survive; only those of 2**53 and more can fail to."""
     for row in np.flatnonzero(np.abs(numbers_in(values)) >= _EXACT_FLOAT64).tolist():
         literal = text[row].as_py().strip()
@@ -136,31 +133,31 @@ def _check_exact(column: Column, text: Any, values: Any, first_row: int, place: 
             )
 
 
-def _note_nulls(column: Column, values: Any, first_row: int) -> None:
+def _note_nulls(column: ColumnSurvey, values: Any, first_row: int) -> None:
     if values.null_count:
         _note_missing(column, missing_in(values), first_row)
 
 
-def _note_missing(column: Column, missing: npt.NDArray[np.bool_], first_row: int) -> None:
+def _note_missing(column: ColumnSurvey, missing: npt.NDArray[np.bool_], first_row: int) -> None:
     rows = np.flatnonzero(missing)
     column.n_missing += len(rows)
     room = _N_PLACES - len(column.missing_rows)
     column.missing_rows += [first_row + int(row) for row in rows[:room]]
 
 
-def _note_classes(column: Column, text: Any) -> None:
+def _note_classes(column: ColumnSurvey, text: Any) -> None:
     if column.classes is not None:
         column.classes.update(arrow("pyarrow.compute").unique(text).drop_null().to_pylist())
         if len(column.classes) > MAX_CLASSES:
             column.classes = None
 
 
-def check_complete(columns: Sequence[Column], places: Callable[[list[int]], list[str]]) -> None:
+def check_no_missing(columns: Sequence[ColumnSurvey], places: Callable[[list[int]], list[str]]) -> None:
     """Refuse a table with values missing, with how many and the first places.
 
     Parameters
     ----------
-    columns : sequence of Column
+    columns : sequence of ColumnSurvey
         After the whole pass.
     places : callable
         Where rows come from, given in order.
@@ -180,7 +177,7 @@ def check_complete(columns: Sequence[Column], places: Callable[[list[int]], list
     )
 
 
-def class_names(column: Column, where: str) -> tuple[str, ...]:
+def class_names(column: ColumnSurvey, where: str) -> tuple[str, ...]:
     """The sorted texts of a label column.
 
     Raises
@@ -202,7 +199,7 @@ Batches = Callable[[int, Mapping[str, np.dtype[Any]]], Iterator[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
+class ChosenColumns:
     """The columns that are read.
 
     Parameters
@@ -222,7 +219,7 @@ class Chosen:
         return self.features if self.label is None else (*self.features, self.label)
 
 
-def choose_columns(header: Sequence[str], options: SourceOptions, where: str) -> Chosen:
+def choose_columns(header: Sequence[str], options: SourceOptions, where: str) -> ChosenColumns:
     """Choose feature and label columns by name.
 
     With ``columns=()`` only the label is read; without a name for it, it is the table's only column.
@@ -237,14 +234,14 @@ def choose_columns(header: Sequence[str], options: SourceOptions, where: str) ->
     Examples
     --------
     >>> choose_columns(["a", "b", "kind"], SourceOptions(label_column="kind"), "t.csv")
-    Chosen(features=('a', 'b'), label='kind')
+    ChosenColumns(features=('a', 'b'), label='kind')
     """
     _check_header(header, where)
     label = options.label_column
     if options.columns == () and label is None:
         label = _only_column(header, where)
     features = tuple(name for name in header if name != label) if options.columns is None else options.columns
-    chosen = Chosen(features=features, label=label)
+    chosen = ChosenColumns(features=features, label=label)
     _check_chosen(chosen, header, where)
     return chosen
 
@@ -266,7 +263,7 @@ def _only_column(header: Sequence[str], where: str) -> str:
     return header[0]
 
 
-def _check_chosen(chosen: Chosen, header: Sequence[str], where: str) -> None:
+def _check_chosen(chosen: ChosenColumns, header: Sequence[str], where: str) -> None:
     known = frozenset(header)
     for name in chosen.names:
         if name not in known:
@@ -292,9 +289,9 @@ class TableSource:
     ----------
     path : Path
         The file.
-    chosen : Chosen
+    chosen : ChosenColumns
         The columns read.
-    columns : tuple of Column
+    columns : tuple of ColumnSurvey
         What the survey found in them, in the same order.
     n_samples : int
         Rows counted.
@@ -312,8 +309,8 @@ class TableSource:
     """
 
     path: Path
-    chosen: Chosen
-    columns: tuple[Column, ...]
+    chosen: ChosenColumns
+    columns: tuple[ColumnSurvey, ...]
     n_samples: int
     classes: tuple[str, ...] | None
     provenance: tuple[dict[str, Any], ...]
@@ -332,7 +329,7 @@ class TableSource:
         n_rows = rows_within(max_bytes, self.fields)
         n_done = 0
         for batch in self.batches(max_bytes, self._dtypes()):
-            columns = {name: plain(column) for name, column in columns_of(batch).items()}
+            columns = {name: without_dictionary(column) for name, column in columns_of(batch).items()}
             rows = {field.name: self._field(field, columns, n_done) for field in self.fields}
             yield from pieces(rows, n_rows)
             n_done += batch.num_rows
@@ -374,8 +371,8 @@ class TableSource:
 
 def table_source(
     path: Path,
-    chosen: Chosen,
-    columns: tuple[Column, ...],
+    chosen: ChosenColumns,
+    columns: tuple[ColumnSurvey, ...],
     n_samples: int,
     provenance: tuple[dict[str, Any], ...],
     batches: Batches,
@@ -423,7 +420,7 @@ def with_dtypes(source: TableSource, x: np.dtype[Any] | None, y: np.dtype[Any] |
     return replace(source, fields=tuple(fields))
 
 
-def _check_fits(column: Column, dtype: np.dtype[Any], where: str) -> None:
+def _check_fits(column: ColumnSurvey, dtype: np.dtype[Any], where: str) -> None:
     limit = (
         2 ** (np.finfo(dtype).nmant + 1) if dtype.kind == "f" else int(np.iinfo(dtype).max) if dtype.kind != "b" else 1
     )
