@@ -15,8 +15,6 @@ Importing the package imports neither torch nor zarr; a name brings what it need
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -98,18 +96,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """The package, where ``streamtrain.ingest`` is the function though a module has the same name.
-
-    Python sets the package's attribute ``ingest`` to the module whenever that is first imported, by whomever;
-    a name that the package exports is not overwritten so.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
