@@ -1,33 +1,85 @@
-"""What is nowhere in the package: circles, code run from data, random states of the process, nameless threads.
-
-Who may import whom is held again when the modules have moved into their packages.
-"""
+"""The package as its page, ``streamtrain/README.md``, has it: who may import whom, where libraries stay, sizes."""
 
 from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "streamtrain"
-
-# Everything here draws from a seed it is given; what draws from a state of the process is left out.
-SEEDED = {"SeedSequence", "Generator", "BitGenerator", "PCG64", "PCG64DXSM", "Philox", "SFC64", "default_rng"}
-RUNS_CODE_FROM_DATA = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+PAGE = PACKAGE / "README.md"
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
     if path != PACKAGE / "__init__.py"
 }
+INITS = {module for module, path in MODULES.items() if path.name == "__init__.py"}
+PYTHON_FILES = sorted(path for folder in ("streamtrain", "tests", "scripts") for path in (ROOT / folder).rglob("*.py"))
+
+MAX_LINES, MAX_FUNCTION_LINES, MAX_FILES, MAX_ENTRIES, MAX_MODULES = 500, 60, 12, 12, 135
+
+# Rule 4: where a library may be imported, in functions too.
+PLACES = {
+    "zarr": ("store",),
+    "pyarrow": ("ingestion",),
+    "dask": ("ingestion",),
+    "click": ("cli",),
+    "matplotlib": ("diagnostics",),
+    "torch": ("loader", "models", "optim", "training", "diagnostics", "comparison", "cli"),
+}
+# Modules in those packages that work without torch all the same.
+WITHOUT_TORCH = {
+    *(f"loader.{name}" for name in ("budget", "plan", "block_reader", "workers", "pool_memory", "pool", "telemetry")),
+    *(f"loader.{name}" for name in ("shared_budget", "device.memory_terms")),
+    *(f"diagnostics.{name}" for name in ("charts", "html", "run_reader", "run_report", "profile_command")),
+    *(f"diagnostics.{name}" for name in ("profile_timeline", "profile_charts", "profile_report")),
+    *("comparison.results", "comparison.report"),
+    *(f"cli.{name}" for name in ("main", "output", "ingest", "dataset", "plan", "diagnostics")),
+}
+# Everything here draws from a seed it is given; what draws from a state of the process is left out.
+SEEDED = {"SeedSequence", "Generator", "BitGenerator", "PCG64", "PCG64DXSM", "Philox", "SFC64", "default_rng"}
+RUNS_CODE_FROM_DATA = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+class Package(NamedTuple):
+    """A package as the page has it."""
+
+    name: str
+    may_import: frozenset[str]
+    files: tuple[str, ...]
+
+
+@cache
+def page() -> dict[str, Package]:
+    """The page's packages in its order, and the files of each in theirs."""
+    found = {}
+    for section in re.split(r"^### ", PAGE.read_text(), flags=re.M)[1:]:
+        name = section[1 : section.index("`", 1)].removesuffix(".py").rstrip("/")
+        imports = re.search(r"^May import: (.*)\.$", section, flags=re.M)
+        assert imports, f"{PAGE}: what {name} may import is missing"
+        files = re.findall(r"^\| `([\w/]+)` \|", section, flags=re.M)
+        may_import = re.findall(r"`(\w+)`", imports[1].partition("(")[0] + imports[1].partition(")")[2])
+        found[name] = Package(name, frozenset(may_import), tuple(file.replace("/", ".") for file in files))
+    return found
+
+
+@cache
+def rank() -> dict[str, int]:
+    """Every module's place on the page."""
+    names = [f"{name}.{file}" if file else name for name, _, files in page().values() for file in files or ("",)]
+    return {name: place for place, name in enumerate(names)}
 
 
 @cache
@@ -56,8 +108,8 @@ def own_imports(module: str) -> Iterator[str]:
     """The modules of the package that a module imports, without the package's name."""
     for name in imports(module):
         inside = name.removeprefix("streamtrain.")
-        if inside != name and inside != "__version__":
-            yield inside if inside in MODULES else inside.rpartition(".")[0] or inside
+        if inside != name:
+            yield inside if inside in MODULES else inside.rpartition(".")[0] or "__init__"
 
 
 def dotted(node: ast.expr) -> str:
@@ -70,9 +122,57 @@ def attributes(module: str) -> Iterator[str]:
     return (dotted(node) for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute))
 
 
+def is_in(module: str, places: set[str] | tuple[str, ...]) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def test_the_page_lists_every_module_and_no_other() -> None:
+    assert set(rank()) == set(MODULES) - INITS - {"__main__"}
+
+
+def test_a_package_names_only_packages_before_it() -> None:
+    before: set[str] = set()
+    for name, may_import, _ in page().values():
+        assert may_import <= before, f"{name} may import {sorted(may_import - before)}, which the page has further down"
+        before.add(name)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_stands_before_it(module: str) -> None:
+    if module == "__main__":
+        assert set(own_imports(module)) == {"cli.main"}
+        return
+    package = page()[module.split(".")[0]]
+    for other in own_imports(module):
+        assert other not in ("__init__", "__main__"), f"{module} imports the public face"
+        assert other in rank(), f"{module} imports {other}, which is no module; name the one it is in"
+        if (target := other.split(".")[0]) != package.name:
+            assert target in package.may_import, f"{module} imports {other}; {package.name} may not import {target}"
+        else:
+            assert rank()[other] < rank()[module], f"{module} imports {other}, which stands after it"
+
+
+def test_models_import_field_alone_of_the_store() -> None:
+    imported = {name for module in MODULES if module.startswith("models.") for name in imports(module)}
+    assert {name for name in imported if ".store." in name} <= {"streamtrain.store.layout.Field"}
+
+
 def test_no_module_imports_itself_in_a_circle() -> None:
     graph = {module: set(own_imports(module)) - {module} for module in MODULES}
     graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("module", sorted(INITS))
+def test_an_init_file_holds_a_docstring_and_nothing_else(module: str) -> None:
+    assert ast.get_docstring(tree(module))
+    assert len(tree(module).body) == 1
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_libraries_stay_in_their_place(module: str) -> None:
+    for library, places in PLACES.items():
+        assert library not in distributions(module) or is_in(module, places), f"{library} is for {', '.join(places)}"
+    assert "torch" not in distributions(module) or not is_in(module, WITHOUT_TORCH), "this module works without torch"
 
 
 def test_what_is_imported_is_declared_and_used() -> None:
@@ -94,7 +194,7 @@ def test_nothing_runs_code_from_data_or_starts_a_process(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_draws_from_a_random_state_of_the_process(module: str) -> None:
-    if module.endswith("seeding"):
+    if module == "models.seeding":
         return  # which borrows torch's states, and gives them back
     assert "random" not in distributions(module)
     for name in {*attributes(module), *imports(module)}:
@@ -113,6 +213,43 @@ def test_every_thread_has_a_name_to_be_found_by(module: str) -> None:
             )
 
 
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short_enough_to_be_one_idea(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_LINES
+    assert path.stem not in {"util", "utils", "helper", "helpers", "misc"}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert n_lines(node) <= MAX_FUNCTION_LINES, f"{node.name} has {n_lines(node)} lines"
+
+
+def n_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The lines of a function, its docstring aside."""
+    first = node.body[0]
+    docstring = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) and first.end_lineno else 0
+    return (node.end_lineno or node.lineno) - node.lineno + 1 - docstring
+
+
+def test_folders_are_small_enough_to_be_seen_at_once() -> None:
+    files = Counter(path.parent for path in MODULES.values() if path.name != "__init__.py")
+    assert {folder: n for folder, n in files.items() if n > MAX_FILES} == {}
+    entries = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("__")}
+    assert len(entries - {"py.typed", "README.md", "guide"}) <= MAX_ENTRIES
+    assert len(MODULES) - len(INITS) <= MAX_MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_says_what_it_is_with_a_noun(module: str) -> None:
+    title = (ast.get_docstring(tree(module)) or "").splitlines()[0]
+    assert title.endswith((".", ":"))
+    assert title.split()[0] not in {"What", "How", "Where", "Which", "Whether"}
+
+
+def test_no_two_classes_have_one_name() -> None:
+    names = Counter(node.name for module in MODULES for node in tree(module).body if isinstance(node, ast.ClassDef))
+    assert {name: n for name, n in names.items() if n > 1} == {}
+
+
 def loaded_after(code: str) -> set[str]:
     """The top-level modules that a fresh interpreter has loaded after running some code."""
     report = "import sys; print('\\n'.join({name.split('.')[0] for name in sys.modules}))"
@@ -122,14 +259,22 @@ def loaded_after(code: str) -> set[str]:
     return set(run.stdout.split())
 
 
+HEAVY = {"torch", "zarr", "dask", "pyarrow", "numpy"}
+
+
 def test_import_streamtrain_is_light() -> None:
-    assert not loaded_after("import streamtrain") & {"torch", "zarr", "dask", "numpy", "click"}
+    assert not loaded_after("import streamtrain") & {*HEAVY, "click"}
 
 
 def test_help_is_light() -> None:
-    assert not loaded_after("from streamtrain.cli.main import main; main(['--help'])") & {
-        "torch",
-        "zarr",
-        "dask",
-        "numpy",
-    }
+    assert not loaded_after("from streamtrain.cli.main import main; main(['--help'])") & HEAVY
+
+
+@pytest.mark.parametrize("module", ["ingest", "dataset", "plan", "diagnostics"])
+def test_commands_that_train_nothing_load_no_torch(module: str) -> None:
+    assert "torch" not in loaded_after(f"import streamtrain.cli.{module}")
+
+
+def test_ingestion_the_store_and_the_order_load_no_torch() -> None:
+    modules = [name for name in MODULES if name.split(".")[0] in ("system", "store", "ingestion", "shuffle")]
+    assert "torch" not in loaded_after("; ".join(f"import streamtrain.{name}" for name in modules))
