@@ -154,12 +154,9 @@ def say_resumed(out: Path, resumed: ResumePoint) -> None:
     """Say on stderr where a run goes on, and what was damaged."""
     for skipped in resumed.skipped:
         click.echo(f"warning: skipped a damaged checkpoint, {skipped}", err=True)
-    click.echo(
-        f"{out}: goes on after batch {resumed.n_batches:,}"
-        if resumed.n_batches
-        else f"{out}: no checkpoint; starts afresh",
-        err=True,
-    )
+    part = f" and {resumed.n_batch_samples:,} samples of the next" if resumed.n_batch_samples else ""
+    goes_on = f"{out}: goes on after batch {resumed.n_batches:,}{part}"
+    click.echo(goes_on if resumed.n_batches or part else f"{out}: no checkpoint; starts afresh", err=True)
 
 
 @contextmanager
@@ -241,6 +238,8 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
         say(epoch_head(score_name(trainer.loss), with_val=val is not None))
         with resume_hint(out):
             history = _fit(trainer, options, loaders, run, out, say)
+        if history.last is not None and history.last.partial:
+            say(epoch_line(history.last))
         projected = sum(loader.projection.total_bytes for loader in loaders)
         names = ("training", "validation")
         terms = {name: loader.projection.terms for name, loader in zip(names, loaders, strict=False)}
