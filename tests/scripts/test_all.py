@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import runpy
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
-from run_script import SCRIPTS, run_script
+from run_script import SCRIPTS, help_of, run_script
 
 FILES = sorted(path.relative_to(SCRIPTS) for path in SCRIPTS.rglob("*.py") if "peers" not in path.parts)
 ROOT_ON_THE_PATH = "\nsys.path.insert(0, str(Path(__file__).resolve().parents[2]))"
@@ -20,15 +19,9 @@ COMMANDS = [str(path) for path in FILES if '__name__ == "__main__"' in (SCRIPTS 
 def test_a_script_says_what_it_is_for(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], in_own_folder: Path
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [name, "--help"])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
-    assert ended.value.code == 0
-    said, errors = capsys.readouterr()
+    said = help_of(name, monkeypatch, capsys)
     assert said.startswith(f"usage: {Path(name).name} [-h]")
     assert len(said.splitlines()) > 3
-    assert errors == ""
     assert not list(in_own_folder.iterdir())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from run_script import run_script
+from run_script import help_of, run_script
 
 MANY = str(10**15)
 
@@ -21,11 +21,18 @@ MANY = str(10**15)
         ("proofs/out_of_core.py", ["--sizes", "900TB", "--no-limit"], "smaller --sizes, or another --folder or --keep"),
     ],
 )
-def test_the_fix_is_an_option_of_the_script(tmp_path: Path, script: str, words: list[str], fix: str) -> None:
+def test_the_fix_is_an_option_of_the_script(
+    tmp_path: Path,
+    script: str,
+    words: list[str],
+    fix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     done = run_script(script, *words, "--folder", tmp_path)
     assert done.returncode == 5, done.stderr
     assert "are needed" in done.stderr
     assert done.stderr.strip().endswith(f"Fix: {fix}")
-    usage = run_script(script, "--help").stdout
+    usage = help_of(script, monkeypatch, capsys)
     assert all(f"[{word.rstrip(',')} " in usage for word in fix.split() if word.startswith("--"))
     assert not list(tmp_path.iterdir())
