@@ -38,12 +38,12 @@ from streamtrain.shuffle.quality import Array, LabelPopulation, ShuffleQuality, 
 
 SAMPLES: Final = 1_000_000
 BATCH_SIZE: Final = 256
-MOST_READS: Final = 1.01
 BARS: Final = {
-    ("10 classes sorted", 254): {"variance": 0.3, "drift": 0.8, "reads_ratio": MOST_READS},
-    ("1000 classes sorted", 1006): {"variance": 1.0, "drift": 5.0, "reads_ratio": MOST_READS},
+    ("10 classes sorted", 254): {"variance": 0.3, "drift": 0.8, "reads_ratio": 1.06},
+    ("1000 classes sorted", 1006): {"variance": 1.0, "drift": 5.0, "reads_ratio": 1.21},
 }
-"""What a row must not exceed, at so many samples in blocks and batches of these sizes."""
+"""What a row must not exceed, at so many samples in blocks and batches of these sizes. Where nothing is cached each
+lane may read two blocks more."""
 IMBALANCED: Final = (0.40, 0.25, 0.15, 0.10, 0.05, 0.03, 0.02)
 LESS: Final = "fewer --samples, or another --folder"
 WINDOW_BLOCKS: Final = 256

@@ -26,7 +26,8 @@ def main() -> None:
     x = rng.normal(size=(20_000, 8)) * np.logspace(-1, 1, 8)
     y = x @ rng.normal(size=(8, 1)) + rng.normal(0, 0.1, (20_000, 1))
     model = nn.Linear(8, 1, bias=False, dtype=torch.float64)
-    trainer = st.Trainer(model, loss="mse", optimizer="lbfgs", update="epoch", l2=L2, grad_tolerance=1e-9, device="cpu")
+    nn.init.zeros_(model.weight)
+    trainer = st.Trainer(model, loss="mse", optimizer="lbfgs", update="epoch", l2=L2, grad_tolerance=1e-6, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         dataset = st.ingest({"x": x, "y": y}, Path(folder) / "ridge.zarr", progress=False)
         with st.StreamLoader(dataset, batch_size=1000, memory="16MB", shuffle=False) as loader:

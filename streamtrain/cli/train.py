@@ -28,6 +28,7 @@ from streamtrain.cli.output import emit, epoch_head, epoch_line, headspace_line,
 from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
 from streamtrain.errors import BudgetError, StreamtrainError, UsageError
 from streamtrain.loader import shared_budget
+from streamtrain.loader.plan import few_lanes
 from streamtrain.loader.quarantine import QuarantinedBlock, first_rows
 from streamtrain.loader.shared_budget import n_preflight_rows, smallest_budget_bytes, smallest_shared_budget_bytes
 from streamtrain.loader.stream_loader import StreamLoader
@@ -238,6 +239,9 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
         if loaders[0].shuffle and (poor := poor_shuffle(dataset, options.batch_size, loaders[0].sizes.lanes)):
             click.echo(f"warning: {poor}", err=True)
         run = stack.enter_context(RunFolder(out, config, resumes=options.resume))
+        if expected := loaders[0].projection.expected:
+            few = few_lanes(dataset.layout, loaders[0].sizes, loaders[0].memory_bytes)
+            say("\n        ".join(["order   " + str(expected).replace("; ", "\n        "), *([few] if few else [])]))
         say(epoch_head(score_name(trainer.loss), with_val=val is not None))
         with resume_hint(out):
             history = _fit(trainer, options, loaders, run, out, say)
@@ -295,14 +299,16 @@ def _shared_out(
     least = 1
     if options.max_memory:
         in_order = options.update == "epoch"
-        least = smallest_budget_bytes(dataset, options.batch_size, lanes=options.lanes, shuffle=not in_order)
+        order: dict[str, Any] = {"lanes": options.lanes, "groups": options.groups}
+        least = smallest_budget_bytes(dataset, options.batch_size, shuffle=not in_order, **order)
         if val is not None:
             least_val = smallest_budget_bytes(val, min(options.batch_size, len(val)), shuffle=False)
             least = smallest_shared_budget_bytes(least, [least_val])
     memory = shared_budget.loader_budget_bytes(options.memory, options.max_memory, taken, least_bytes=least)
     if options.max_memory and not (options.memory or options.lanes):
         of_training = memory - memory // shared_budget.VAL_SHARE if val else memory
-        return replace(options, lanes=shared_budget.steady_lanes(dataset, options.batch_size, of_training)), memory
+        lanes = shared_budget.steady_lanes(dataset, options.batch_size, of_training, groups=options.groups)
+        return replace(options, lanes=lanes), memory
     return options, memory
 
 
@@ -401,6 +407,7 @@ def _loaders(options: TrainOptions, dataset: Dataset, val: Dataset | None, memor
         reshuffle=options.reshuffle,
         drop_last=options.drop_last,
         lanes=None if in_order else options.lanes,
+        groups=None if in_order else options.groups,
         device=options.device,
         on_bad_block=options.on_bad_block,
     )

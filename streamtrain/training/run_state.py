@@ -157,8 +157,8 @@ class RunState:
         self._normalized_model = front
         self._device = device
         self._stream = stream
-        # The sample rule's state settles its path, and the tolerances may change.
-        settled = dict.fromkeys(("sample_path", "grad_tolerance", "loss_tolerance"))
+        # The sample rule's state settles its path, the stream's own its order, and the tolerances may change.
+        settled = dict.fromkeys(("sample_path", "order", "grad_tolerance", "loss_tolerance"))
         self._identity = flatten_names(json.loads(json.dumps({**identity, **settled})))
         self._every = every
         self._warns = on_failure == "warn"
@@ -225,18 +225,23 @@ class RunState:
                 error.fix = f"{error.fix}. The last checkpoint is {self._last_saved}"
             raise
 
-    def restore(self, tell: Callable[[ResumePoint], None] | None) -> tuple[Counts, MidEpochState | None]:
+    def restore(
+        self, tell: Callable[[ResumePoint], None] | None, is_over: Callable[[Counts], bool] = lambda _: False
+    ) -> tuple[Counts, MidEpochState | None]:
         """Bring the run back from its newest whole checkpoint; without one it begins afresh.
 
         Parameters
         ----------
         tell : callable, optional
             Told where the run goes on; by default a warning names what was skipped.
+        is_over : callable, optional
+            Says of the counts whether the run is over; then it does not matter whether its stream could go on.
 
         Raises
         ------
         CheckpointError
-            The checkpoint is of another run: every difference is named, and what may differ.
+            The checkpoint is of another run: every difference is named, and what may differ. Or its stream was inside
+            an epoch of an earlier order.
         UsageError
             There is none, and the weights are no longer those that a run begins with.
         """
@@ -257,7 +262,7 @@ class RunState:
             self._run.rewind(0)
             return Counts(), None
         self._check_identity(found)
-        return self._put_back(found)
+        return self._put_back(found, is_over)
 
     def _check_identity(self, found: Checkpoint) -> None:
         before = {"shuffle": self._identity.get("shuffle"), **_SINCE, **found.state["identity"]}
@@ -270,7 +275,7 @@ class RunState:
                 fix="train as it was trained, or another --out",
             )
 
-    def _put_back(self, found: Checkpoint) -> tuple[Counts, MidEpochState | None]:
+    def _put_back(self, found: Checkpoint, is_over: Callable[[Counts], bool]) -> tuple[Counts, MidEpochState | None]:
         load_weights(self._normalized_model.model, found)
         for name, state in normalize_states(found).items():
             self._normalized_model.modules_by_input()[name].load_state_dict(state)
@@ -284,8 +289,8 @@ class RunState:
                 self._stopping.load_state_dict(training["stopping"])
             if not isinstance(self._stream, ResumableStream):
                 raise UsageError("the stream has no load_state_dict, so it cannot go on", fix="a StreamLoader")
-            self._stream.load_state_dict(found.state["stream"])
             counts = Counts(**found.state["counts"])
+            self._put_stream_back(self._stream, found, is_over=is_over(counts))
         except CheckpointError as error:
             error.where = str(found.path)
             raise
@@ -298,6 +303,14 @@ class RunState:
             return counts, None
         n_batches = found.state["stream"]["batch"]
         return counts, MidEpochState(n_batches=n_batches, metrics=training["metrics"], random=training["random"])
+
+    @staticmethod
+    def _put_stream_back(stream: ResumableStream, found: Checkpoint, *, is_over: bool) -> None:
+        try:
+            stream.load_state_dict(found.state["stream"])
+        except CheckpointError:
+            if not is_over:
+                raise
 
 
 def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
@@ -337,6 +350,7 @@ def describe_run(
         # What is done, not what is asked for: a rule that sums over the whole reads in stored order either way.
         "shuffle": stream.shuffle and not rule.in_stored_order,
         "reshuffle": getattr(stream, "reshuffle", "epoch"),
+        "order": None if rule.in_stored_order else getattr(stream, "order_version", None),
         "seed": stream.seed,
         "n_samples": len(stream.dataset),
         "dataset_id": getattr(stream.dataset, "id", None),

@@ -31,7 +31,7 @@ def test_the_table(tmp_path: Path) -> None:
     assert ours["lanes"] == 40
     assert 0 < ours["variance"] < 1 < stored["variance"]
     assert ours["drift"] < stored["drift"]
-    assert 0.9 < ours["reads_ratio"] <= 1.02
+    assert 0.9 < ours["reads_ratio"] <= 1 + 2 * 40 / 400, "two more reads a lane where nothing is cached"
     assert "bar" in ours
     assert ours["bar"] is None, "the bars are for data of another size"
     assert {result["variance"] for result in results if result["order"] == "full reshuffle"} == {1.0}

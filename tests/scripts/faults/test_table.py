@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from run_script import ROOT, results_of
 
 def run(script: str, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / script), *words]
-    return subprocess.run(command, capture_output=True, text=True, input=text, timeout=110, check=False, cwd=ROOT)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, input=text, timeout=110, cwd=ROOT, env=env)
 
 
 def line(stage: str, fault: str, cases: int, wrong: int = 0) -> str:
