@@ -265,7 +265,7 @@ def _whole(base: Dataset | None, source: Source, say: Say) -> Source:
     whole = appended_source(base, source)
     text = unnamed_columns(base, source)
     if say is _say_nothing:
-        warn_of_unnamed(text)
+        warn_of_unnamed(text, stacklevel=5)
     elif text is not None:
         say(f"warning: {text}")
     return whole

@@ -76,10 +76,10 @@ def check_same_meaning(ours: Schema, theirs: Schema, *, fields: Iterable[str], o
     return unnamed(ours, theirs, fields=names, of=of, where=where)
 
 
-def warn_of_unnamed(text: str | None) -> None:
-    """Give what `check_same_meaning` returned as a Python warning."""
+def warn_of_unnamed(text: str | None, *, stacklevel: int) -> None:
+    """Give what `check_same_meaning` returned as a Python warning, of whoever called so many levels above."""
     if text is not None:
-        warnings.warn(text, UnnamedColumns, stacklevel=4)
+        warnings.warn(text, UnnamedColumns, stacklevel=stacklevel + 1)
 
 
 @contextmanager
