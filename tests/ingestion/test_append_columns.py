@@ -129,6 +129,15 @@ def test_tables_in_memory_have_names_too(tmp_path: Path) -> None:
     assert more[4]["x"].tolist() == [2.5, 1.5]
 
 
+def test_a_table_in_memory_names_its_labels(tmp_path: Path) -> None:
+    x = np.zeros((2, 3))
+    dest = st.ingest(x, tmp_path / "d.zarr", labels=table(pay=INCOME)).path
+    assert st.open(dest).schema.columns == {"y": ("pay",)}
+    assert len(st.ingest(x, dest, labels=table(pay=INCOME), append=True)) == 4
+    with pytest.raises(InputError, match="the columns of y are 'tax'; in the dataset they are 'pay'"):
+        st.ingest(x, dest, labels=table(tax=INCOME), append=True)
+
+
 def test_tables_of_an_iterator_are_put_in_the_first_ones_order(tmp_path: Path) -> None:
     def items(*last: Any) -> Iterator[dict[str, Any]]:
         yield {"x": table(age=AGE, income=INCOME)}

@@ -163,8 +163,9 @@ def _line(names: list[str], held: str) -> str:
 def _signature(source: Source) -> str:
     facts = source.provenance[0] if source.provenance else {}
     held = sorted(f"{field.name} {describe_field(field)}" for field in source.fields)
-    columns = facts.get("columns")
-    return ", ".join(held) + (f" of columns {', '.join(columns)}" if columns else "")
+    columns, label = facts.get("columns"), None if source.classes else facts.get("label_column")
+    of = f" of columns {', '.join(columns)}" if columns else ""
+    return ", ".join(held) + of + (f", labels {label!r}" if label else "")
 
 
 def _widen(parts: Sequence[Source]) -> Sequence[Source]:

@@ -92,6 +92,7 @@ def test_files_that_differ_are_listed(tmp_path: Path, other: Any) -> None:
 
 
 def csv(folder: Path, **files: str) -> Path:
+    folder.mkdir(exist_ok=True)
     for name, text in files.items():
         (folder / f"{name}.csv").write_text(text)
     return folder
@@ -134,6 +135,15 @@ def test_columns_are_put_in_the_first_tables_order(tmp_path: Path, read_all: Cal
     np.testing.assert_array_equal(read["x"], [[1, 2], [3.5, 4], [5, 6]])
     assert [source.classes[label] for label in read["y"].tolist()] == ["cat", "dog", "ant"]  # type: ignore[index]
     assert [entry["columns"] for entry in source.provenance] == [["a", "b"]] * 3
+
+
+def test_targets_of_two_names_are_not_one(tmp_path: Path, read_all: Callable[..., Any]) -> None:
+    x, numbers = np.zeros((2, 3)), csv(tmp_path / "n", a="pay\n1.5\n", b="tax\n2.5\n")
+    with pytest.raises(InputError, match=r"labels 'pay'; .*labels 'tax'"):
+        open_source(x, labels=numbers)
+    # Classes are known by their own names.
+    source = open_source(x, labels=csv(tmp_path / "k", a="kind\ncat\n", b="label\ndog\n"))
+    assert read_all(source)["y"].tolist() == [0, 1]
 
 
 def test_fields_of_other_files_are_found_by_their_names(tmp_path: Path, read_all: Callable[..., Any]) -> None:
