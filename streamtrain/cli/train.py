@@ -15,8 +15,6 @@ import numpy as np
 import torch
 
 from streamtrain.cli.compatibility import (
-    INPUT,
-    TARGET,
     check_alike,
     find_field,
     n_outputs,
@@ -35,6 +33,8 @@ from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import build_model, n_parameters
 from streamtrain.models.losses import default_loss, resolve_loss
 from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.schema.columns import INPUT, TARGET
+from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.events import Reserved, publish_event
 from streamtrain.system.memory import MemoryMeter, held_bytes, limit_heap_growth
@@ -243,7 +243,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
             few = few_lanes(dataset.layout, loaders[0].sizes, loaders[0].memory_bytes)
             say("\n        ".join(["order   " + str(expected).replace("; ", "\n        "), *([few] if few else [])]))
         say(epoch_head(score_name(trainer.loss), with_val=val is not None))
-        with resume_hint(out):
+        with resume_hint(out), unnamed_was_told():
             history = _fit(trainer, options, loaders, run, out, say)
         projected = sum(loader.projection.total_bytes for loader in loaders)
         names = ("training", "validation")

@@ -4,6 +4,7 @@
 
     runs/1/
         config.json
+        schema.json                what its inputs and classes mean, see `streamtrain.store.schema.columns`
         metrics.jsonl              a line every few batches, and one every epoch
         memory.json                the memory it took, once it has ended
         checkpoints/00001175/      see `streamtrain.training.checkpoint`
@@ -25,10 +26,12 @@ from typing import Any, Final, Self
 from torch import Tensor
 
 from streamtrain.errors import CheckpointError, ResourceError, UsageError, remedy
+from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
 from streamtrain.system.files import Files, translate_os_errors
 from streamtrain.training.checkpoint import write_checkpoint
 
 CONFIG: Final = "config.json"
+SCHEMA: Final = "schema.json"
 METRICS: Final = "metrics.jsonl"
 MEMORY: Final = "memory.json"
 
@@ -47,6 +50,12 @@ class RunFolder:
     files : Files, optional
         What writes.
 
+    Attributes
+    ----------
+    schema : Schema or None
+        What the training data's numbers mean, kept with the first checkpoint; None for a run that goes on, which has
+        its own or, from before there was any, none.
+
     Raises
     ------
     UsageError
@@ -61,6 +70,8 @@ class RunFolder:
         self.path = path
         self._config = config
         self._files = files or Files()
+        self.schema: Schema | None = None
+        self._kept: Schema | None = None
         self._metrics: int | None = None
         self._unwritten = bytearray()
 
@@ -102,6 +113,7 @@ class RunFolder:
             The state holds something that no checkpoint can.
         """
         metrics = self._write_metrics()
+        self._write_schema()
         with translate_os_errors("flush", self.path / METRICS):
             self._files.system.fsync(metrics)
         n_bytes = os.fstat(metrics).st_size
@@ -116,6 +128,13 @@ class RunFolder:
                 n_written = self._files.system.writev(metrics, [bytes(self._unwritten)])
                 del self._unwritten[:n_written]
         return metrics
+
+    def _write_schema(self) -> None:
+        # Before the checkpoint: whoever finds one knows what its weights were trained on.
+        if self.schema not in (None, self._kept):
+            assert self.schema is not None
+            self._files.write_bytes(self.path / SCHEMA, (json.dumps(schema_json(self.schema)) + "\n").encode())
+            self._kept = self.schema
 
     def _opened(self) -> int:
         if self._metrics is None:
@@ -230,6 +249,26 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError("is no JSON object", where=str(file), fix="train again")
     return config
+
+
+def read_schema(path: Path) -> Schema | None:
+    """Read what a run's inputs and classes mean; None where it is of before there was such a file.
+
+    Raises
+    ------
+    CheckpointError
+        The file is damaged.
+    """
+    file = path / SCHEMA
+    try:
+        return parse_schema(json.loads(file.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        fix = remedy(error, "train again")
+        raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), fix=fix) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError("is damaged", where=str(file), why=str(error), fix="train again") from error
 
 
 def write_memory(path: Path, memory: Mapping[str, object]) -> None:

@@ -23,6 +23,8 @@ from streamtrain.models.factory import n_parameters
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.models.seeding import random_state, set_random_state
 from streamtrain.optim.rules import UpdateRule
+from streamtrain.store.schema.columns import TARGET, Schema
+from streamtrain.store.schema.matching import first_difference
 from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.checkpoint import (
     MODEL,
@@ -35,7 +37,7 @@ from streamtrain.training.checkpoint import (
 )
 from streamtrain.training.metrics import RunningMetrics
 from streamtrain.training.progress import Counts, EarlyStopping
-from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder
+from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, read_schema
 from streamtrain.training.serialization import flatten_names, pack, unpack
 
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
@@ -115,6 +117,8 @@ class RunState:
         The training data.
     identity : mapping
         What a run must be to go on from the checkpoint: JSON values by name.
+    schema : Schema
+        What the training data's numbers mean, likewise.
     every : int, optional
         Batches between two checkpoints; by default they are made between epochs only.
     on_failure : {"error", "warn"}
@@ -144,6 +148,7 @@ class RunState:
         device: torch.device,
         stream: object,
         identity: Mapping[str, object],
+        schema: Schema,
         every: int | None,
         on_failure: str = "error",
         stopping: EarlyStopping,
@@ -160,6 +165,9 @@ class RunState:
         # The sample rule's state settles its path, the stream's own its order, and the tolerances may change.
         settled = dict.fromkeys(("sample_path", "order", "grad_tolerance", "loss_tolerance"))
         self._identity = flatten_names(json.loads(json.dumps({**identity, **settled})))
+        self._schema = schema
+        if isinstance(run, RunFolder):
+            run.schema = schema
         self._every = every
         self._warns = on_failure == "warn"
         self.n_failed = 0
@@ -266,7 +274,7 @@ class RunState:
 
     def _check_identity(self, found: Checkpoint) -> None:
         before = {"shuffle": self._identity.get("shuffle"), **_SINCE, **found.state["identity"]}
-        wrong = differences(before, self._identity)
+        wrong = [*self._schema_difference(), *differences(before, self._identity)]
         if wrong:
             raise CheckpointError(
                 "the checkpoint is of another run",
@@ -274,6 +282,14 @@ class RunState:
                 why="\n".join(["It differs in", *(f"  {line}" for line in wrong), _FREE]),
                 fix="train as it was trained, or another --out",
             )
+
+    def _schema_difference(self) -> Iterator[str]:
+        assert isinstance(self._run, RunFolder)
+        before = read_schema(self._run.path)
+        named = {*self._schema.columns, *(field.name for field in self._schema.fields), TARGET}
+        of_run = before and first_difference(before, self._schema, fields=sorted(named), of="the run's data")
+        if of_run:
+            yield f"{of_run.what}. {of_run.why or ''}".rstrip(". ")
 
     def _put_back(self, found: Checkpoint, is_over: Callable[[Counts], bool]) -> tuple[Counts, MidEpochState | None]:
         load_weights(self._normalized_model.model, found)
@@ -297,6 +313,7 @@ class RunState:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"cannot go on: {error}", where=str(found.path), fix="another --out") from error
         assert isinstance(self._run, RunFolder)
+        self._run.schema = None
         self._run.rewind(found.state["metrics_bytes"])
         self._last_saved = found.path
         if training["metrics"] is None:
