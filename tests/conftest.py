@@ -18,6 +18,24 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("repeatable")
 
+TESTS = Path(__file__).parent
+SLOW = [line for line in (TESTS / "slow.txt").read_text().splitlines() if not line.startswith("#")]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what slow.txt lists, before anything is selected by its marks."""
+    for item in items:
+        if is_slow(item):
+            item.add_marker(pytest.mark.slow)
+
+
+def is_slow(item: pytest.Item) -> bool:
+    name = getattr(item, "originalname", None) or item.name
+    place = str(item.path.relative_to(TESTS)) if TESTS in item.path.parents else ""
+    return name in SLOW or any(place.startswith(line) for line in SLOW if line.endswith(("/", ".py")))
+
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and whatever they start would do so too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

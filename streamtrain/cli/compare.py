@@ -10,7 +10,7 @@ import click
 import numpy as np
 import torch
 
-from streamtrain.cli.compatibility import INPUT, TARGET, check_alike, find_field, n_outputs
+from streamtrain.cli.compatibility import check_alike, find_field, n_outputs
 from streamtrain.cli.options import set_threads
 from streamtrain.cli.output import emit, json_option
 from streamtrain.comparison.compare import compare
@@ -21,6 +21,8 @@ from streamtrain.errors import UsageError
 from streamtrain.models.factory import build_model, n_parameters
 from streamtrain.models.losses import default_loss, resolve_loss
 from streamtrain.store.dataset import open_dataset
+from streamtrain.store.schema.columns import INPUT, TARGET
+from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.memory import limit_heap_growth
 from streamtrain.training.run_folder import next_run
@@ -131,19 +133,20 @@ def _compare(
     say(f"data    {dest}: {len(dataset):,} samples")
     say(f"model   {model}, {n_parameters(first):,} weights, {named.name}")
     say(_line(_HEAD))
-    found = compare(
-        first,
-        dataset,
-        setting,
-        loss=named,
-        val=val_dataset,
-        normalize="auto" if normalize == "auto" else None,
-        out=folder,
-        about={"model": model, "input_shape": list(x.shape), "n_outputs": width, "dataset": str(dest)},
-        on_point=lambda run, point: say(_line(_point(run, point))),
-        on_runs=lambda runs: write_comparison(runs, folder),
-        say=lambda text: click.echo(text, err=True),
-    )
+    with unnamed_was_told():
+        found = compare(
+            first,
+            dataset,
+            setting,
+            loss=named,
+            val=val_dataset,
+            normalize="auto" if normalize == "auto" else None,
+            out=folder,
+            about={"model": model, "input_shape": list(x.shape), "n_outputs": width, "dataset": str(dest)},
+            on_point=lambda run, point: say(_line(_point(run, point))),
+            on_runs=lambda runs: write_comparison(runs, folder),
+            say=lambda text: click.echo(text, err=True),
+        )
     return found, folder
 
 

@@ -6,15 +6,16 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
+import click
 import numpy as np
 
 from streamtrain.errors import InputError, UsageError, unknown_name
 from streamtrain.models.losses import Loss
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field
+from streamtrain.store.schema.columns import INPUT, TARGET, column_lists
+from streamtrain.store.schema.matching import check_same_meaning, listed
 
-INPUT: Final = "x"
-TARGET: Final = "y"
 _N_SHOWN: Final = 5
 _FEW_LANES: Final = 16
 _POOR_EFFECT: Final = 2.0
@@ -35,34 +36,28 @@ def find_field(dataset: Dataset, name: str) -> Field:
 
 
 def check_alike(dataset: Dataset, val: Dataset, weight: str | None = None) -> None:
-    """Refuse validation data whose fields, that of the samples' weights among them, or classes are not the training's.
+    """Refuse validation data that does not mean the same: columns, classes, dtypes and shapes, weights among them.
 
     Raises
     ------
     UsageError
-        A dtype or a shape differs, or a label's number stands for another name.
+        Something differs, or a field is missing.
     InputError
         It has labels that the training data lacks.
     """
-    for name in (INPUT, TARGET, *([weight] if weight else [])):
-        ours, theirs = find_field(dataset, name), find_field(val, name)
-        if ours != theirs:
-            raise UsageError(
-                f"field {name} is {theirs.dtype} {theirs.shape}; in the training data {ours.dtype} {ours.shape}",
-                where=f"--val {val.path}",
-                fix="ingest both in the same way",
-            )
-    if dataset.classes != val.classes:
-        raise UsageError(
-            f"its labels 0, 1, ... are {_listed(val)}; in the training data they are {_listed(dataset)}",
-            where=f"--val {val.path}",
-            fix="ingest both with the same classes",
-        )
+    fields = (INPUT, TARGET, *([weight] if weight else []))
+    for name in fields:
+        find_field(dataset, name)
+        find_field(val, name)
+    where = f"--val {val.path}"
+    say_unnamed(check_same_meaning(dataset.schema, val.schema, fields=fields, of="the training data", where=where))
     _check_labels(dataset, val)
 
 
-def _listed(dataset: Dataset) -> str:
-    return ", ".join(map(repr, dataset.classes[:_N_SHOWN])) if dataset.classes else "numbers"
+def say_unnamed(text: str | None) -> None:
+    """Say on stderr what could only be matched by its position."""
+    if text is not None:
+        click.echo(f"warning: {text}", err=True)
 
 
 def _check_labels(dataset: Dataset, val: Dataset) -> None:
@@ -84,6 +79,13 @@ def training_warnings(dataset: Dataset, batch_size: int) -> Iterator[str]:
     labels = dataset.label_histogram
     if labels is not None and len(labels.values) == 1:
         yield f"every label is {labels.values[0]}: of one class nothing can be learnt"
+    orders = list(dict.fromkeys(column_lists(dataset.manifest.sources).get(INPUT, ())))
+    if len(orders) > 1:
+        one, other, *_ = orders
+        yield (
+            f"its sources do not agree on the columns of {INPUT}: {listed(one)}, then {listed(other)}: an earlier "
+            "version appended them without a look at their names; ingest all sources anew"
+        )
     if batch_size > len(dataset):
         yield f"batch_size is {batch_size:,}, and there are {len(dataset):,} samples: each epoch is one batch"
 

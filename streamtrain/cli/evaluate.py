@@ -9,14 +9,17 @@ from typing import Any, Final
 import click
 from torch import nn
 
+from streamtrain.cli.compatibility import say_unnamed
 from streamtrain.cli.output import emit, json_option, result_lines
 from streamtrain.errors import CheckpointError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import build_model, is_file_model
 from streamtrain.models.normalization import Normalize
-from streamtrain.store.dataset import open_dataset
+from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.schema.columns import Schema
+from streamtrain.store.schema.matching import check_same_meaning
 from streamtrain.training.checkpoint import Checkpoint, load_weights, newest_checkpoint, normalize_states
-from streamtrain.training.run_folder import CONFIG, read_config
+from streamtrain.training.run_folder import CONFIG, read_config, read_schema
 from streamtrain.training.trainer import Trainer
 
 _path = click.Path(path_type=Path)
@@ -46,17 +49,26 @@ def evaluate_command(
 ) -> None:
     """Measure the model of the folder RUN on the dataset DEST: loss, and accuracy or what else fits the loss.
 
-    Inputs are rescaled as in training, by the statistics saved with the run.
+    Inputs are rescaled as in training, by the statistics saved with the run. DEST must have the columns and
+    classes that the run was trained on, in their order.
     """
     config = read_config(run)
     dataset = open_dataset(dest)
     trainer = _trained(run, config, model, weight, device)
+    _check_meaning(run, trainer, dataset)
     trainer.check(dataset[: min(2, len(dataset))])
     size = min(batch_size, len(dataset))
     with StreamLoader(dataset, batch_size=size, memory=memory, shuffle=False, device=device) as loader:
         metrics = trainer.evaluate(loader)
     result = {"run": run, "dataset": dest, "samples": metrics.n_samples, "accuracy": None, **metrics.named()}
     emit(as_json, result, result_lines(metrics))
+
+
+def _check_meaning(run: Path, trainer: Trainer, dataset: Dataset) -> None:
+    """Refuse a dataset of other columns or classes than the run was trained on."""
+    ours, fields = read_schema(run) or Schema(), (*trainer.inputs, trainer.target)
+    of, where = f"run {run}", str(dataset.path)
+    say_unnamed(check_same_meaning(ours, dataset.schema, fields=fields, of=of, where=where))
 
 
 def _trained(run: Path, config: dict[str, Any], model: str | None, weight: str | None, device: str) -> Trainer:

@@ -25,7 +25,7 @@ from streamtrain.errors import ResourceError, StreamtrainError, unknown_name
 from streamtrain.system.signals import terminated_cleanly
 from streamtrain.system.units import format_bytes, megabytes
 
-_ARGUMENT: Final = re.compile(r"\b(memory|batch_size|lanes|device|seed)=(?:'([^']*)'|([\w.:]+))")
+_ARGUMENT: Final = re.compile(r"\b(memory|batch_size|lanes|groups|device|seed)=(?:'([^']*)'|([\w.:]+))")
 _FLAG: Final = re.compile(r"\bdrop_last=False\b")
 _BYTES: Final = re.compile(r"(\d+)B")
 

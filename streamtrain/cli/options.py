@@ -57,6 +57,7 @@ class TrainOptions:
     memory: str | None
     max_memory: str | None
     lanes: int | None
+    groups: int | None
     reshuffle: str
     drop_last: bool
     on_bad_block: str
@@ -77,14 +78,15 @@ class TrainOptions:
         Raises
         ------
         UsageError
-            There are lanes, and no shuffle to have them.
+            There are lanes or groups, and no shuffle to have them.
         """
-        if self.lanes is not None and self.update == "epoch":
-            raise UsageError(
-                "--lanes with --update epoch",
-                why="Its passes read in stored order, and nothing is shuffled",
-                fix="leave it out",
-            )
+        for name in ("lanes", "groups"):
+            if getattr(self, name) is not None and self.update == "epoch":
+                raise UsageError(
+                    f"--{name} with --update epoch",
+                    why="Its passes read in stored order, and nothing is shuffled",
+                    fix="leave it out",
+                )
 
     def resolved_schedule(self) -> Schedule | None:
         """The schedule of the learning rate, if one is named.
@@ -206,6 +208,7 @@ _READING: Final = (
     ),
     click.option("--max-memory", help="Budget for the whole process; auto is the control group's limit, or the RAM."),
     click.option("--lanes", type=int, help="Lanes of the shuffle; solved from --memory by default."),
+    click.option("--groups", type=int, help="Groups the lanes are dealt to; follows from batch size and blocks."),
     click.option(
         "--reshuffle",
         type=click.Choice(RESHUFFLE),

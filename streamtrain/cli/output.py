@@ -103,6 +103,7 @@ def time_lines(speed: Speed) -> list[str]:
     Examples
     --------
     >>> from streamtrain.system.events import ThreadSeconds
+    >>> from streamtrain.training.metrics import Speed
     >>> work = ThreadSeconds(disk=0.5, decode=0.25, gather=1.0, index=0.25)
     >>> for line in time_lines(Speed(n_samples=9, seconds=4.0, wait_seconds=0.1, work=work)):
     ...     print(line)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamtrain.cli.output import emit, json_option
+from streamtrain.shuffle.order import ORDER_VERSION
 from streamtrain.system.units import format_bytes
 
 if TYPE_CHECKING:
+    from streamtrain.loader.budget import OrderExpectation
     from streamtrain.loader.plan import Plan, ReadCounts
     from streamtrain.shuffle.quality import ShuffleQuality
     from streamtrain.store.dataset import Dataset
@@ -21,11 +23,19 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=int, default=256, help="Samples of a batch.")
 @click.option("--memory", default="512MB", help="Budget for all that the loader owns, with a unit.")
 @click.option("--lanes", type=int, help="Lanes of the shuffle; solved from --memory by default.")
+@click.option("--groups", type=int, help="Groups the lanes are dealt to; follows from batch size and blocks.")
 @click.option("--drop-last", is_flag=True, help="Leave out a short last batch.")
 @click.option("--seed", type=int, default=0, help="Of the order.")
 @json_option
 def plan_command(
-    dest: Path, batch_size: int, memory: str, lanes: int | None, drop_last: bool, seed: int, as_json: bool
+    dest: Path,
+    batch_size: int,
+    memory: str,
+    lanes: int | None,
+    groups: int | None,
+    drop_last: bool,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Show what training on the dataset DEST will take and how well it will be shuffled.
 
@@ -37,12 +47,14 @@ def plan_command(
     from streamtrain.store.dataset import open_dataset
 
     dataset = open_dataset(dest)
-    found = plan(dataset, batch_size=batch_size, memory=memory, lanes=lanes, drop_last=drop_last, seed=seed)
+    order: dict[str, Any] = {"lanes": lanes, "groups": groups, "seed": seed}
+    found = plan(dataset, batch_size=batch_size, memory=memory, drop_last=drop_last, **order)
     emit(as_json, _result(dataset, found), _text(dataset, found))
 
 
 def _result(dataset: Dataset, plan: Plan) -> dict[str, Any]:
-    sizes, enough = plan.sizes, plan.enough
+    sizes, enough, expected = plan.sizes, plan.enough, plan.projection.expected
+    assert expected is not None
     return {
         "dataset": str(dataset.path),
         "id": dataset.id,
@@ -55,11 +67,13 @@ def _result(dataset: Dataset, plan: Plan) -> dict[str, Any]:
             "terms": plan.projection.terms,
         },
         "batch_size": sizes.batch_size,
+        "order": ORDER_VERSION,
         "lanes": sizes.lanes,
         "groups": sizes.groups,
+        "samples_of_one_block_in_a_batch": expected.same_block,
+        "at_most": {"batch_variance_ratio": expected.variance, "prefix_drift_ratio": expected.drift},
         "slots": sizes.slots,
         "prefetch": sizes.prefetch,
-        "largest_lead": plan.lead,
         "reads": {"first_epoch": _reads(plan.first), "later_epochs": _reads(plan.later)},
         "steps_per_epoch": _steps(dataset, plan),
         "rho": dataset.rho,
@@ -99,23 +113,30 @@ def _quality(quality: ShuffleQuality | None) -> dict[str, Any] | None:
 
 
 def _text(dataset: Dataset, plan: Plan) -> str:
-    layout, sizes = dataset.layout, plan.sizes
+    from streamtrain.loader.plan import few_lanes
+
+    layout, sizes, expected = dataset.layout, plan.sizes, plan.projection.expected
+    assert expected is not None
     steps = _steps(dataset, plan)
     facts = {
         "dataset": f"{dataset.path}: {len(dataset):,} samples in {_blocks(layout.n_blocks)} of {layout.block_rows:,}, "
         f"{format_bytes(dataset.nbytes)}, stored in {format_bytes(dataset.stored_bytes)} ({layout.codec})",
         "memory": str(plan.projection),
-        "shuffle": f"{sizes.lanes:,} lanes in {sizes.groups} group{'s' * (sizes.groups > 1)}, "
-        f"{min(sizes.lanes / layout.n_blocks, 1):.2%} of the blocks at a time; "
-        f"at most {_blocks(plan.lead)} needed ahead of time, room for {sizes.prefetch:,}",
-        "reads": f"{_reads_text(plan.first)} in the first epoch, {_later_text(plan.later)} in a later one",
+        "shuffle": f"{_lanes(sizes.lanes)} in {sizes.groups} group{'s' * (sizes.groups > 1)}, "
+        f"{min(sizes.lanes / layout.n_blocks, 1):.2%} of the blocks at a time; room for {sizes.prefetch:,} read ahead",
+        "reads": f"about {_reads_text(plan.first)} in the first epoch, {_later_text(plan.later)} in a later one",
+        "lanes": few_lanes(layout, sizes, plan.projection.budget_bytes),
         "steps": f"{steps['batch']:,} in an epoch of batches of {sizes.batch_size:,}; "
         f"{steps['sample']:,} with --update sample, 1 with --update epoch",
         "labels": _labels_text(dataset, plan),
-        "quality": _quality_text(plan.quality) if plan.quality else _unmeasured_text(plan.why),
+        "quality": _quality_text(plan.quality) if plan.quality else _unmeasured_text(plan.why, expected),
         "random": _random_text(plan),
     }
     return "\n".join(f"{name:<8} {value}" for name, value in facts.items() if value)
+
+
+def _lanes(lanes: int) -> str:
+    return f"{lanes:,} lane{'s' * (lanes != 1)}"
 
 
 def _blocks(n_blocks: int) -> str:
@@ -150,10 +171,15 @@ def _quality_text(quality: ShuffleQuality) -> str:
     )
 
 
-def _unmeasured_text(why: str) -> str:
+def _unmeasured_text(why: str, expected: OrderExpectation) -> str:
     from streamtrain.loader.plan import ONE_BATCH
 
-    return why if why == ONE_BATCH else f"not measured: {why}"
+    if why == ONE_BATCH:
+        return why
+    return (
+        f"not measured: {why}; batch variance at most {expected.variance:.3g} times a full reshuffle's, drift at most "
+        f"{expected.drift:.3g} times"
+    )
 
 
 def _random_text(plan: Plan) -> str:

@@ -15,8 +15,6 @@ import numpy as np
 import torch
 
 from streamtrain.cli.compatibility import (
-    INPUT,
-    TARGET,
     check_alike,
     find_field,
     n_outputs,
@@ -28,12 +26,15 @@ from streamtrain.cli.output import emit, epoch_head, epoch_line, headspace_line,
 from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
 from streamtrain.errors import BudgetError, StreamtrainError, UsageError
 from streamtrain.loader import shared_budget
+from streamtrain.loader.plan import few_lanes
 from streamtrain.loader.quarantine import QuarantinedBlock, first_rows
 from streamtrain.loader.shared_budget import n_preflight_rows, smallest_budget_bytes, smallest_shared_budget_bytes
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import build_model, n_parameters
 from streamtrain.models.losses import default_loss, resolve_loss
 from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.schema.columns import INPUT, TARGET
+from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.events import Reserved, publish_event
 from streamtrain.system.memory import MemoryMeter, held_bytes, limit_heap_growth
@@ -235,11 +236,12 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
         if loaders[0].shuffle and (poor := poor_shuffle(dataset, options.batch_size, loaders[0].sizes.lanes)):
             click.echo(f"warning: {poor}", err=True)
         run = stack.enter_context(RunFolder(out, config, resumes=options.resume))
+        if expected := loaders[0].projection.expected:
+            few = few_lanes(dataset.layout, loaders[0].sizes, loaders[0].memory_bytes)
+            say("\n        ".join(["order   " + str(expected).replace("; ", "\n        "), *([few] if few else [])]))
         say(epoch_head(score_name(trainer.loss), with_val=val is not None))
-        with resume_hint(out):
+        with resume_hint(out), unnamed_was_told():
             history = _fit(trainer, options, loaders, run, out, say)
-        if history.last is not None and history.last.partial:
-            say(epoch_line(history.last))
         projected = sum(loader.projection.total_bytes for loader in loaders)
         names = ("training", "validation")
         terms = {name: loader.projection.terms for name, loader in zip(names, loaders, strict=False)}
@@ -270,7 +272,7 @@ def _fit(
     say: Callable[[str], None],
 ) -> History:
     """The training itself, over the first loader; the second one, where there is one, is measured on."""
-    return trainer.fit(
+    history = trainer.fit(
         loaders[0],
         max_epochs=options.epochs,
         max_steps=options.max_steps,
@@ -285,6 +287,9 @@ def _fit(
         on_epoch=lambda summary: say(epoch_line(summary)),
         on_resume=partial(say_resumed, out),
     )
+    if history.last is not None and history.last.partial:
+        say(epoch_line(history.last))
+    return history
 
 
 def _shared_out(
@@ -294,14 +299,16 @@ def _shared_out(
     least = 1
     if options.max_memory:
         in_order = options.update == "epoch"
-        least = smallest_budget_bytes(dataset, options.batch_size, lanes=options.lanes, shuffle=not in_order)
+        order: dict[str, Any] = {"lanes": options.lanes, "groups": options.groups}
+        least = smallest_budget_bytes(dataset, options.batch_size, shuffle=not in_order, **order)
         if val is not None:
             least_val = smallest_budget_bytes(val, min(options.batch_size, len(val)), shuffle=False)
             least = smallest_shared_budget_bytes(least, [least_val])
     memory = shared_budget.loader_budget_bytes(options.memory, options.max_memory, taken, least_bytes=least)
     if options.max_memory and not (options.memory or options.lanes):
         of_training = memory - memory // shared_budget.VAL_SHARE if val else memory
-        return replace(options, lanes=shared_budget.steady_lanes(dataset, options.batch_size, of_training)), memory
+        lanes = shared_budget.steady_lanes(dataset, options.batch_size, of_training, groups=options.groups)
+        return replace(options, lanes=lanes), memory
     return options, memory
 
 
@@ -400,6 +407,7 @@ def _loaders(options: TrainOptions, dataset: Dataset, val: Dataset | None, memor
         reshuffle=options.reshuffle,
         drop_last=options.drop_last,
         lanes=None if in_order else options.lanes,
+        groups=None if in_order else options.groups,
         device=options.device,
         on_bad_block=options.on_bad_block,
     )

@@ -21,6 +21,7 @@ from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.store.dataset import Dataset
+from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.files import Files
 from streamtrain.system.memory import held_bytes, trim_heap
 from streamtrain.system.units import format_duration
@@ -80,7 +81,8 @@ def compare(
     Raises
     ------
     UsageError
-        An argument is wrong, or a rule does not work with an optimizer: before anything is trained.
+        An argument is wrong, a rule does not work with an optimizer, or ``val`` has other columns or classes than
+        ``dataset``: before anything is trained.
     BudgetError
         The memory is too small.
     ResourceError
@@ -115,6 +117,7 @@ def compare(
     trim_heap()
     before_bytes = held_bytes()
     with ExitStack() as stack:
+        stack.enter_context(unnamed_was_told())
         passes = [stack.enter_context(setup.ordered(data)) for data in ([dataset, val] if val else [dataset])]
         first = setup.first(passes)
         trim_heap()

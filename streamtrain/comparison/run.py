@@ -31,6 +31,7 @@ from streamtrain.loader.shared_budget import (
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.losses import Loss
 from streamtrain.store.dataset import Dataset
+from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
 from streamtrain.system.memory import MemoryMeter, trim_heap
 from streamtrain.system.units import format_bytes, parse_bytes
 from streamtrain.training.batch_stream import normalize_fields
@@ -81,6 +82,8 @@ class ComparisonSetup:
     def check(self, val: Dataset | None) -> None:
         """See that every run can be made, before the first is."""
         measured = [self.dataset, val] if val else [self.dataset]
+        if val is not None:
+            self._check_meaning(val)
         self._check_memory(measured)
         rows = self.rows()
         for rule, optimizer in self.setting.pairs():
@@ -88,6 +91,12 @@ class ComparisonSetup:
             self.loader(rule, shares=len(measured)).close()
         if self.setting.grid:
             self._check_surface()
+
+    def _check_meaning(self, val: Dataset) -> None:
+        fields, where = (*self.inputs, self.target), str(val.path)
+        ours, theirs = self.dataset.schema, val.schema
+        text = check_same_meaning(ours, theirs, fields=fields, of="the training data", where=where)
+        warn_of_unnamed(text, stacklevel=4)
 
     def _check_memory(self, measured: Sequence[Dataset]) -> None:
         size = self.setting.batch_size

@@ -18,6 +18,7 @@ from streamtrain.diagnostics.html import charts, facts, note, page, table
 from streamtrain.diagnostics.run_reader import RunRecord, metric_points, read_run
 from streamtrain.errors import StreamtrainError
 from streamtrain.loader.plan import plan
+from streamtrain.shuffle.order import ORDER_VERSION
 from streamtrain.shuffle.quality import ShuffleQuality
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.system.events import ThreadSeconds
@@ -65,6 +66,9 @@ def _shuffle(told: RunRecord, dataset: Dataset) -> Iterator[str]:
     if config.get("shuffle") is False:
         yield note("None: the run read in stored order, since its loader was made with shuffle=False.")
         return
+    if config.get("order") != ORDER_VERSION:
+        yield note("Not measured: the run's samples came in the order of an earlier release, which this one has not.")
+        return
     try:
         found = plan(dataset, **_order(config))
     except (StreamtrainError, TypeError, ValueError, OverflowError) as error:
@@ -81,7 +85,8 @@ def _shuffle(told: RunRecord, dataset: Dataset) -> Iterator[str]:
 def _order(config: dict[str, Any]) -> dict[str, Any]:
     """What the run's order follows from, of the types it has to be of."""
     wanted: dict[str, tuple[type, ...]] = {
-        "batch_size": (int,), "memory": (int, str), "lanes": (int,), "drop_last": (bool,), "seed": (int,)
+        "batch_size": (int,), "memory": (int, str), "lanes": (int,), "groups": (int,), "seed": (int,),
+        "drop_last": (bool,)
     }  # fmt: skip
     return {name: config[name] for name, types in wanted.items() if isinstance(config.get(name), types)}
 

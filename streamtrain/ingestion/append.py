@@ -16,11 +16,21 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
+from streamtrain.ingestion.sources.arrays import NamedArrays
 from streamtrain.ingestion.sources.base import Rows, SeekableSource, Source, chunk_bytes_of
-from streamtrain.ingestion.sources.combine import with_classes
+from streamtrain.ingestion.sources.combine import (
+    ClassCheckedSource,
+    Concatenation,
+    LabelledSource,
+    name_of,
+    with_classes,
+)
+from streamtrain.ingestion.sources.tables.table_columns import TableSource, in_order
 from streamtrain.store import zarr_metadata
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import UNKNOWN_SAMPLES, Field, Layout
+from streamtrain.store.schema.columns import INPUT, Schema, schema_of
+from streamtrain.store.schema.matching import first_difference, unnamed
 from streamtrain.store.shard import StoredFile, shard_exists
 from streamtrain.store.writing.journal import Shards
 from streamtrain.system.files import Files
@@ -116,8 +126,10 @@ def appended_source(base: Dataset, more: Source) -> AppendedSource:
     Raises
     ------
     InputError
-        The source has other fields, dtypes, shapes or classes.
+        The source has other columns, fields, dtypes, shapes or classes.
     """
+    more = in_columns_of(base.schema, more)
+    _check_columns(base, more)
     declared = base.manifest.options.get("classes")
     if declared is not None and any(field.name == _LABELS for field in more.fields):
         more = with_classes(more, declared if isinstance(declared, int) else tuple(declared))
@@ -126,6 +138,62 @@ def appended_source(base: Dataset, more: Source) -> AppendedSource:
     if isinstance(more, SeekableSource):
         return SeekableAppendedSource(base=base, more=more, codes=codes)
     return AppendedSource(base=base, more=more, codes=codes)
+
+
+def in_columns_of(schema: Schema, source: Source) -> Source:
+    """A source with its feature columns in the order of a dataset's, where both have names.
+
+    Raises
+    ------
+    InputError
+        A table has other columns.
+    """
+    names = schema.columns.get(INPUT)
+    return source if names is None else _in_order(source, names)
+
+
+def _in_order(source: Source, names: tuple[str, ...]) -> Source:
+    match source:
+        case TableSource():
+            return in_order(source, names, "the dataset") if source.chosen.features else source
+        case NamedArrays():
+            return source.in_order(names, "the dataset")
+        case Concatenation():
+            return replace(source, parts=tuple(_in_order(part, names) for part in source.parts))
+        case LabelledSource():
+            return replace(source, features=_in_order(source.features, names))
+        case ClassCheckedSource():
+            return replace(source, source=_in_order(source.source, names))
+    return source
+
+
+def unnamed_columns(base: Dataset, more: Source) -> str | None:
+    """What of a dataset and of what is appended to it has names on one side only, in a sentence."""
+    schema, own = base.schema, _schema(more)
+    return unnamed(schema, own, fields=_names(base), of="the dataset", where=name_of(more))
+
+
+def _schema(source: Source) -> Schema:
+    return schema_of(source.fields, source.provenance, classes=source.classes)
+
+
+def _names(base: Dataset) -> tuple[str, ...]:
+    return tuple(field.name for field in base.fields)
+
+
+def _check_columns(base: Dataset, more: Source) -> None:
+    """Refuse columns of other names, or in an order that nobody here can change."""
+    own = _schema(more)
+    # Dtypes and shapes are held against each other more strictly, and classes are numbered anew.
+    same_classes = base.classes if own.classes is not None else None
+    found = first_difference(
+        replace(base.schema, fields=()),
+        replace(own, fields=(), classes=same_classes),
+        fields=_names(base),
+        of="the dataset",
+    )
+    if found is not None:
+        raise InputError(found.what, where=name_of(more), why=found.why, fix="give the same columns, in that order")
 
 
 def appended_layout(source: AppendedSource) -> Layout:

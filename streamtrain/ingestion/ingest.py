@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamtrain.errors import InputError, StreamtrainError, UsageError
-from streamtrain.ingestion.append import AppendedSource, appended_source, n_full_shards
+from streamtrain.ingestion.append import AppendedSource, appended_source, in_columns_of, n_full_shards, unnamed_columns
 from streamtrain.ingestion.request import (
     IngestRequest,
     IngestSizes,
@@ -53,6 +53,7 @@ from streamtrain.ingestion.write_stream import write_stream
 from streamtrain.store.codec import parse_codec
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.layout import UNKNOWN_SAMPLES, Layout
+from streamtrain.store.schema.matching import warn_of_unnamed
 from streamtrain.store.shard import shard_exists
 from streamtrain.store.statistics import FieldStats
 from streamtrain.store.writing.journal import JournalHeader, Mode
@@ -239,7 +240,7 @@ def run_ingest(
     say: Say | None = None,
 ) -> None:
     """Write a source as a dataset, as its only writer; see `ingest`."""
-    files, say = files or Files(), say or (lambda _: None)
+    files, say = files or Files(), say or _say_nothing
     if resume:
         check_rereadable(source)
     check_outside(path, source)
@@ -253,14 +254,32 @@ def run_ingest(
             _begin(source, path, request, mode, files, say)
 
 
+def _say_nothing(text: str) -> None:
+    """Leave it unsaid."""
+
+
+def _whole(base: Dataset | None, source: Source, say: Say) -> Source:
+    """All that is read; what of it is matched by position is said, or warned of."""
+    if base is None:
+        return source
+    whole = appended_source(base, source)
+    text = unnamed_columns(base, source)
+    if say is _say_nothing:
+        warn_of_unnamed(text, stacklevel=5)
+    elif text is not None:
+        say(f"warning: {text}")
+    return whole
+
+
 def _is_complete(source: Source, path: Path, request: IngestRequest, mode: Mode, say: Say) -> bool:
     """Whether the work to be resumed is done; what is to be done otherwise is told."""
     if destination_state(path) == "absent":
         say(f"{path}: nothing to resume; starts afresh")
         return False
-    manifest = open_dataset(path).manifest
+    dataset = open_dataset(path)
     try:
-        check_finished_ingest(manifest, source, request.as_json(), path, mode)
+        own = in_columns_of(dataset.schema, source) if mode == "append" else source
+        check_finished_ingest(dataset.manifest, own, request.as_json(), path, mode)
     except StreamtrainError:
         if mode == "create":
             raise
@@ -272,7 +291,7 @@ def _is_complete(source: Source, path: Path, request: IngestRequest, mode: Mode,
 
 def _begin(source: Source, path: Path, request: IngestRequest, mode: Mode, files: Files, say: Say) -> None:
     base = open_dataset(path) if mode == "append" else None
-    whole = source if base is None else appended_source(base, source)
+    whole = _whole(base, source, say)
     discard_interrupted(path, mode, files)
     folder = path if destination_state(path) == "absent" else successor(path)
     with _stream(whole, request) as stream:
@@ -290,7 +309,7 @@ def _resume(
     """Finish an interrupted ingest: the shards of its journal stay, if they are what was written."""
     header, folder = interrupted.header, interrupted.folder
     base = open_dataset(path) if header.mode == "append" else None
-    whole = source if base is None else appended_source(base, source)
+    whole = _whole(base, source, say)
     n_samples = UNKNOWN_SAMPLES if whole.n_samples is None else whole.n_samples
     layout = replace(header.layout, fields=whole.fields, n_samples=n_samples)
     check_same_ingest(header, _header(header.mode, base, layout, whole, request), path)

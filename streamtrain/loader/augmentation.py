@@ -151,7 +151,7 @@ def batch_samples(order: EpochOrder, start: int, stop: int, batch_size: int) -> 
     """The samples of each batch at positions [start, stop) of an epoch, one after the other."""
     rest = np.empty(0, np.int64)
     for piece in iter_positions(order, start, index_samples=max(batch_size, _INDEX_SAMPLES)):
-        samples = order.run_first[piece.runs] + piece.rows
+        samples = order.run_first[piece.visits] + piece.rows
         rest = np.concatenate([rest, samples[: max(stop - piece.start, 0)]])
         while len(rest) >= batch_size:
             yield rest[:batch_size]

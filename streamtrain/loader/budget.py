@@ -9,14 +9,15 @@ budget counts the most that may run.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from streamtrain.errors import BudgetError
+from streamtrain.shuffle.expected_reads import expected_reads
 from streamtrain.shuffle.order import ShuffleParameters
-from streamtrain.shuffle.read_list import largest_lead
 from streamtrain.store.layout import PAGE_BYTES, Layout
-from streamtrain.system.arguments import check_lanes
+from streamtrain.system.arguments import check_groups, check_lanes
 from streamtrain.system.memory import Projection
 from streamtrain.system.units import format_bytes
 
@@ -25,21 +26,28 @@ _MOST_THREADS: Final = 4
 _MEMORY_FOR_MOST_THREADS: Final = 128_000_000
 _MOST_RESERVE_BYTES: Final = 3 << 20
 MOST_LANES: Final = 4096
-"""Lanes beyond this mix no better and cost time; what memory is left keeps blocks for the next epoch."""
+"""Lanes beyond this mix no better and cost time; what memory is left keeps blocks until they are needed again."""
 
 _INDEX_SAMPLE_BYTES: Final = 264
-_RUN_BYTES: Final = 216
+_VISIT_BYTES: Final = 212
 _BLOCK_FIELD_BYTES: Final = 20
+_BLOCK_BYTES: Final = 24
 _THREAD_BYTES: Final = 512 << 10
 _DECODER_BYTES: Final = 3 << 20
 _DECODER_BLOCKS: Final = 16
 """What blosc takes and frees at each call and the allocator keeps, as measured on blocks of 20 to 512 KB."""
 _OBJECTS_BYTES: Final = 1 << 20
-_MOST_GROUPS: Final = 8
-_LANES_PER_GROUP: Final = 16
+_LEAST_MOST_GROUPS: Final = 8
+_BLOCKS_PER_GROUP: Final = 100
+_LANES_PER_GROUP: Final = 4
+_BLOCKS_PER_LANE: Final = 8
+_SLOTS_PER_LANE: Final = 3
+_CHEAP_BLOCKS_PER_LANE: Final = 100
+"""With so many blocks a lane, what lanes read more stays under 2 %."""
+_MOST_SLOTS_IN_LANES: Final = 0.6
+"""The share of the slots that lanes may have where they are fewer than a batch has samples."""
 _LARGE_PARTS: Final = (8, 16, 32)
 _LARGEST_PIECE_BYTES: Final = 16 << 20
-_FEWEST_USEFUL_LANES: Final = _MOST_GROUPS * _LANES_PER_GROUP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +59,9 @@ class LoaderSizes:
     batch_size : int
         Samples of a batch.
     lanes, groups : int
-        Shuffle parameters; ``lanes`` is 1 for the sequential order.
+        Shuffle parameters; both are 1 for the sequential order.
     slots : int
-        Blocks the pool holds: those in use and read ahead, and beyond them those kept for the next epoch.
+        Blocks the pool holds: those in use and read ahead, and beyond them those kept until they are needed again.
     prefetch : int
         Blocks that may be read ahead of the lanes.
     read_blocks : int
@@ -67,6 +75,8 @@ class LoaderSizes:
         Reader threads, at most.
     reserve_bytes : int
         Left free for what allocators keep beyond what they are asked for.
+    shuffle : bool
+        False for the sequential order.
     """
 
     batch_size: int
@@ -80,6 +90,7 @@ class LoaderSizes:
     index_samples: int
     threads: int
     reserve_bytes: int
+    shuffle: bool = True
 
     @property
     def working_slots(self) -> int:
@@ -91,30 +102,137 @@ class LoaderSizes:
         return min(n_samples, self.span_batches * self.batch_size)
 
 
-def project(layout: Layout, sizes: LoaderSizes, *, budget_bytes: int) -> Projection:
-    """What the loader owns at these sizes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderExpectation:
+    """What to expect of the order; ``str()`` says it in a sentence.
+
+    Attributes
+    ----------
+    lanes, groups : int
+        The shuffle parameters.
+    n_blocks, block_rows : int
+        Blocks of the dataset, and samples of one.
+    n_slots, n_cached : int
+        Blocks that memory holds, and how many of them beside those that lanes and reading ahead take.
+    batch_size : int
+        Samples of a batch.
+    rho : float
+        The intra-block correlation of the labels; 1, the worst, where it is not known.
+    """
+
+    lanes: int
+    groups: int
+    n_blocks: int
+    block_rows: int
+    n_slots: int
+    n_cached: int
+    batch_size: int
+    rho: float
+
+    @property
+    def reads(self) -> tuple[float, float]:
+        """Blocks read ÷ blocks stored in the first epoch, and in a later one."""
+        return expected_reads(self.n_blocks, self.lanes, n_slots=self.n_slots, n_cached=self.n_cached)
+
+    @property
+    def same_block(self) -> float:
+        """Samples of a batch that come from one block: 1, or more where there are fewer lanes than that."""
+        return max(1.0, self.batch_size / self.lanes)
+
+    @property
+    def variance(self) -> float:
+        """The variance of batches ÷ that of a full reshuffle, at most, whatever the labels are."""
+        return 1 + (self.same_block - 1) * self.rho
+
+    @property
+    def drift(self) -> float:
+        """How far an epoch's beginning strays from the whole ÷ a full reshuffle's, at most.
+
+        That of blocks drawn without regard to where they lie (the design effect of cluster samples: W. Cochran,
+        *Sampling techniques*, 1977, chapter 9).
+        """
+        return math.sqrt(1 + (self.block_rows - 1) * self.rho)
+
+    def __str__(self) -> str:
+        groups = f" in {self.groups} group{'s' * (self.groups != 1)}" if self.lanes > 1 else ""
+        first, later = self.reads
+        again = f"{later:.3f}" if later else "0 (all of it stays in memory)"
+        return (
+            f"{self.lanes:,} lane{'s' * (self.lanes != 1)}{groups}; "
+            f"blocks read ÷ blocks stored {first:.3f} in the first epoch, {again} in a later one; "
+            f"against a full reshuffle batches vary at most {self.variance:.3g} times, drift at most {self.drift:.3g}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderProjection(Projection):
+    """A projection of what a loader owns, and what to expect of its order; None for the sequential one."""
+
+    expected: OrderExpectation | None = None
+
+
+def project(layout: Layout, sizes: LoaderSizes, *, budget_bytes: int, rho: float | None = None) -> LoaderProjection:
+    """What the loader owns at these sizes, and what to expect of it."""
+    terms = _terms(layout, sizes)
+    return LoaderProjection(budget_bytes=budget_bytes, terms=terms, expected=expect(layout, sizes, rho))
+
+
+def _terms(layout: Layout, sizes: LoaderSizes) -> dict[str, int]:
     span_samples = sizes.span_samples(layout.n_samples)
     span_bytes = sum(_pages(span_samples * field.row_bytes) for field in layout.fields)
     largest_bytes = max(field.row_bytes for field in layout.fields) * layout.block_rows
     decoder_bytes = largest_bytes + min(_DECODER_BLOCKS * largest_bytes, _DECODER_BYTES)
-    row_index_bytes = 2 if layout.block_rows <= 1 << 16 else 4
-    row_orders = 2 * sizes.lanes * layout.block_rows * row_index_bytes if sizes.lanes > 1 else 0
     pool = sum(_pages(sizes.slots * layout.block_rows * field.row_bytes) for field in layout.fields)
     lanes = min(sizes.lanes, sizes.slots) * layout.block_bytes
     cache = (sizes.slots - sizes.working_slots) * layout.block_bytes
-    terms = {
+    return {
         "lanes": lanes,
         "prefetch": pool - lanes - cache,
         "cache": cache,
         "batches": sizes.spans * span_bytes,
         "decoding": 0 if layout.codec == "none" else sizes.threads * decoder_bytes,
-        "order": (layout.n_blocks + sizes.lanes) * _RUN_BYTES + row_orders,
+        "order": _order_bytes(layout, sizes),
         "index work": max(sizes.index_samples, sizes.lanes) * _INDEX_SAMPLE_BYTES,
         "checksums": layout.n_blocks * len(layout.fields) * _BLOCK_FIELD_BYTES,
         "threads": sizes.threads * _THREAD_BYTES + _OBJECTS_BYTES,
         "reserve": sizes.reserve_bytes,
     }
-    return Projection(budget_bytes=budget_bytes, terms=terms)
+
+
+def _order_bytes(layout: Layout, sizes: LoaderSizes) -> int:
+    """The visits of two epochs with their reads, what slots know of blocks, and the row orders of runs under way."""
+    in_order = layout.n_blocks * (_VISIT_BYTES + _BLOCK_BYTES)
+    if not sizes.shuffle:
+        return in_order
+    longest_run = min(layout.block_rows, -(-layout.n_samples // sizes.lanes))
+    row_orders = 2 * sizes.lanes * longest_run * (2 if longest_run <= 1 << 16 else 4)
+    return in_order + 3 * sizes.lanes * _VISIT_BYTES + row_orders
+
+
+def expect(layout: Layout, sizes: LoaderSizes, rho: float | None = None) -> OrderExpectation | None:
+    """What to expect of the order at these sizes; None of the sequential one.
+
+    Parameters
+    ----------
+    layout : Layout
+        The dataset's.
+    sizes : LoaderSizes
+        How large everything is.
+    rho : float, optional
+        The intra-block correlation of the labels; the worst there can be by default.
+    """
+    if not sizes.shuffle:
+        return None
+    return OrderExpectation(
+        lanes=sizes.lanes,
+        groups=sizes.groups,
+        n_blocks=layout.n_blocks,
+        block_rows=layout.block_rows,
+        n_slots=sizes.slots,
+        n_cached=sizes.slots - sizes.working_slots,
+        batch_size=min(sizes.batch_size, layout.n_samples),
+        rho=1.0 if rho is None else min(max(rho, 0.0), 1.0),
+    )
 
 
 def solve(
@@ -126,7 +244,7 @@ def solve(
     lanes: int | None = None,
     groups: int | None = None,
     rho: float | None = None,
-) -> tuple[LoaderSizes, Projection]:
+) -> tuple[LoaderSizes, LoaderProjection]:
     """Find the sizes for a budget of ``memory`` bytes.
 
     Parameters
@@ -142,40 +260,41 @@ def solve(
     lanes, groups : int, optional
         Taken as given; solved for by default.
     rho : float, optional
-        The intra-block correlation of the labels; where it is known, lanes that the batches do not need leave their
-        memory to the cache.
+        The intra-block correlation of the labels, for what is expected of the batches; it chooses nothing.
 
     Raises
     ------
     BudgetError
         The budget is too small; the message has every term and the smallest budget that would do.
     UsageError
-        ``lanes`` is not positive and even.
+        ``lanes`` or ``groups`` is no positive integer, or they do not divide as they must.
     """
     check_lanes(lanes)
-    least = _least(layout, batch_size, lanes if shuffle else 1)
-    if groups is not None:
-        least = replace(least, groups=groups)
+    check_groups(groups)
+    lanes, groups = (lanes, groups) if shuffle else (1, 1)
+    least = _least(layout, batch_size, lanes, groups, shuffle=shuffle)
     needed = project(layout, least, budget_bytes=memory)
     if needed.total_bytes > memory:
         raise BudgetError(
             f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(needed.total_bytes)}",
             why=f"The least the loader owns: {needed}",
-            fix=f"memory='{needed.total_bytes}B'" + ("" if lanes is None else ", or fewer lanes"),
+            fix=f"memory='{needed.total_bytes}B'" + ("" if lanes is None or not shuffle else ", or fewer lanes"),
         )
     comfortable = _comfortable(layout, least, memory)
     larger = [] if shuffle else [_in_pieces(layout, comfortable, memory // parts) for parts in _LARGE_PARTS]
     start = next((sizes for sizes in (*larger, comfortable) if _fits(layout, sizes, memory)), least)
-    sizes = start if lanes or not shuffle else _most_lanes(layout, start, memory, rho)
+    sizes = start if lanes else _with_solved_lanes(layout, start, memory, groups)
     sizes = _most_slots(layout, sizes, memory)
-    return sizes, project(layout, sizes, budget_bytes=memory)
+    return sizes, project(layout, sizes, budget_bytes=memory, rho=rho)
 
 
-def _least(layout: Layout, batch_size: int, lanes: int | None) -> LoaderSizes:
+def _least(layout: Layout, batch_size: int, lanes: int | None, groups: int | None, *, shuffle: bool) -> LoaderSizes:
+    n_lanes = lanes or groups or 1
+    n_groups = groups or _solved_groups(layout, math.gcd(batch_size, n_lanes), n_lanes)
     sizes = LoaderSizes(
         batch_size=batch_size,
-        lanes=lanes or 2,
-        groups=_groups_dividing(batch_size, lanes) if lanes and lanes > 1 else 1,
+        lanes=n_lanes,
+        groups=n_groups,
         slots=0,
         prefetch=0,
         read_blocks=1,
@@ -184,8 +303,28 @@ def _least(layout: Layout, batch_size: int, lanes: int | None) -> LoaderSizes:
         index_samples=4096,
         threads=_FEW_THREADS,
         reserve_bytes=0,
+        shuffle=shuffle,
     )
+    if shuffle:
+        shuffle_of(layout, sizes)
     return _with_slots(layout, sizes)
+
+
+def shuffle_of(layout: Layout, sizes: LoaderSizes) -> ShuffleParameters:
+    """The shuffle parameters of some sizes.
+
+    Raises
+    ------
+    UsageError
+        They do not divide as they must, or there are more lanes than samples.
+    """
+    return ShuffleParameters(
+        n_samples=layout.n_samples,
+        block_rows=layout.block_rows,
+        batch_size=sizes.batch_size,
+        lanes=sizes.lanes,
+        groups=sizes.groups,
+    )
 
 
 def _comfortable(layout: Layout, least: LoaderSizes, memory: int) -> LoaderSizes:
@@ -215,74 +354,78 @@ def _in_pieces(layout: Layout, sizes: LoaderSizes, piece_bytes: int) -> LoaderSi
 
 
 def _with_slots(layout: Layout, sizes: LoaderSizes) -> LoaderSizes:
-    """With the slots these lanes need: their own, those that even demand cannot do without, those being filled."""
-    prefetch = math.isqrt(sizes.lanes) + sizes.threads * sizes.read_blocks
+    """With the slots these lanes need: their own, those that even demand cannot do without, those being filled.
+
+    Lanes change blocks at uniform phases, so what they ask for strays from an even demand by about 1.6 times the root.
+    """
+    prefetch = math.ceil(2 * math.sqrt(sizes.lanes)) + sizes.threads * sizes.read_blocks
     return replace(sizes, prefetch=prefetch, slots=min(layout.n_blocks, sizes.lanes + prefetch))
 
 
 def _fits(layout: Layout, sizes: LoaderSizes, memory: int) -> bool:
-    return project(layout, sizes, budget_bytes=memory).total_bytes <= memory
+    return sum(_terms(layout, sizes).values()) <= memory
 
 
-def _most_lanes(layout: Layout, start: LoaderSizes, memory: int, rho: float | None) -> LoaderSizes:
-    """The most lanes that fit and that are of use, then fewer where that spreads the lanes' phases."""
+def _with_solved_lanes(layout: Layout, start: LoaderSizes, memory: int, groups: int | None) -> LoaderSizes:
+    """With groups first, then the lanes that follow from them."""
+    batch_size, n_blocks = start.batch_size, layout.n_blocks
 
-    def at(lanes: int) -> LoaderSizes:
-        return _with_slots(layout, replace(start, lanes=lanes, groups=_groups_dividing(start.batch_size, lanes)))
+    def at(lanes: int, groups: int = 1) -> LoaderSizes:
+        return _with_slots(layout, replace(start, lanes=lanes, groups=groups))
 
-    most = max(1, min(MOST_LANES, layout.n_blocks // 2, _useful_lanes(layout, start.batch_size, rho)) // 2)
-    low, high = 1, most
-    while low < high:
-        middle = -(-(low + high) // 2)
-        low, high = (middle, high) if _fits(layout, at(2 * middle), memory) else (low, middle - 1)
-    return at(_spread_lanes(layout, start.batch_size, 2 * low))
+    def most(bound: Callable[[LoaderSizes], float]) -> int:
+        """The most lanes that fit and stay within a bound that does not grow with them."""
+        low, high = 0, min(MOST_LANES, layout.n_samples)
+        while low < high:
+            middle = -(-(low + high) // 2)
+            sizes = at(middle)
+            within = _fits(layout, sizes, memory) and middle <= bound(_most_slots(layout, sizes, memory))
+            low, high = (middle, high) if within else (low, middle - 1)
+        return low
+
+    def within_whole_batches(sizes: LoaderSizes) -> float:
+        cheap = min(sizes.slots - sizes.prefetch, n_blocks // _CHEAP_BLOCKS_PER_LANE)
+        return min(max(sizes.slots // _SLOTS_PER_LANE, cheap), n_blocks // _BLOCKS_PER_LANE)
+
+    def within_a_batch(sizes: LoaderSizes) -> float:
+        affordable = max(_MOST_SLOTS_IN_LANES * sizes.slots, n_blocks / _CHEAP_BLOCKS_PER_LANE)
+        return min(batch_size, sizes.slots - sizes.prefetch, n_blocks // _BLOCKS_PER_LANE, affordable)
+
+    bound = batch_size * max(1, min(n_blocks // _BLOCKS_PER_LANE, MOST_LANES) // batch_size)
+    bound = min(bound, layout.n_samples)
+    n_groups = groups or _solved_groups(layout, batch_size, bound)
+    whole = at(max(bound // n_groups, 1) * n_groups, n_groups)
+    if _fits(layout, replace(whole, slots=n_blocks), memory):
+        return replace(whole, slots=n_blocks)
+    bound, unit = most(within_whole_batches), batch_size
+    if bound < batch_size:
+        bound = most(within_a_batch)
+        unit = groups or _solved_groups(layout, batch_size, bound)
+    n_groups = groups or _solved_groups(layout, batch_size, bound)
+    return at(max(bound // unit * unit, n_groups), n_groups)
 
 
-def _useful_lanes(layout: Layout, batch_size: int, rho: float | None) -> int:
-    """Lanes beyond this give way to a cache: a tenth of the blocks, or all that the batches' variance asks for.
+def _solved_groups(layout: Layout, divided: int, bound: int) -> int:
+    """The divisor with the most factors of two, and of equals the largest, that leaves a group enough blocks and lanes.
 
-    A batch drawn from 10·b·ρ blocks varies as one of a full reshuffle does even if nothing were stratified.
+    Ranks that share an epoch take whole groups, and they come in twos. Where the batch size divides the lanes the
+    number of groups is free: whatever it is, it cuts the data into the same strata.
+
+    Parameters
+    ----------
+    layout : Layout
+        The dataset's.
+    divided : int
+        What it divides: the batch size, and the lanes where they are given.
+    bound : int
+        The most lanes there can be.
     """
-    if rho is None:
-        return layout.n_blocks
-    return max(_FEWEST_USEFUL_LANES, layout.n_blocks // 10, math.ceil(10 * batch_size * max(0.0, rho)))
-
-
-def _spread_lanes(layout: Layout, batch_size: int, asked: int) -> int:
-    """The lanes, at most 10 % below what was asked, that move on to their next blocks most evenly.
-
-    The largest number whose largest lead is at most its root is taken, else that of the least lead.
-    """
-    step = 2 * _groups(batch_size, asked)
-    largest = max(2, asked // step * step)
-    leads: dict[int, int] = {}
-    for lanes in range(largest, max(1, math.ceil(0.9 * asked) - 1), -step):
-        shuffle = ShuffleParameters(
-            n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=lanes, groups=step // 2
-        )
-        leads[lanes] = largest_lead(shuffle)
-        if leads[lanes] <= math.isqrt(lanes):
-            return lanes
-    return min(leads, key=lambda lanes: leads[lanes], default=largest)
-
-
-def _groups(batch_size: int, lanes: int) -> int:
-    """The largest power of two up to 8 that divides the batch and leaves each group enough lanes."""
-    groups = _MOST_GROUPS
-    while groups > 1 and (batch_size % groups or lanes < _LANES_PER_GROUP * groups):
-        groups //= 2
-    return groups
-
-
-def _groups_dividing(batch_size: int, lanes: int) -> int:
-    groups = _groups(batch_size, lanes)
-    while lanes % (2 * groups):
-        groups //= 2
-    return groups
+    most = min(max(_LEAST_MOST_GROUPS, layout.n_blocks // _BLOCKS_PER_GROUP), bound // _LANES_PER_GROUP, divided)
+    return max((g for g in range(1, most + 1) if divided % g == 0), key=lambda g: (g & -g, g), default=1)
 
 
 def _most_slots(layout: Layout, sizes: LoaderSizes, memory: int) -> LoaderSizes:
-    spare = memory - project(layout, sizes, budget_bytes=memory).total_bytes
+    spare = memory - sum(_terms(layout, sizes).values())
     more = max(0, spare - len(layout.fields) * PAGE_BYTES) // layout.block_bytes
     return replace(sizes, slots=min(layout.n_blocks, sizes.slots + more))
 

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from streamtrain.errors import BudgetError, UsageError
 from streamtrain.loader.block_reader import BlockReader
-from streamtrain.loader.budget import LoaderSizes, solve
-from streamtrain.shuffle.order import I64, EpochOrder, ShuffleParameters, shuffled_order
+from streamtrain.loader.budget import LoaderProjection, LoaderSizes, shuffle_of, solve
+from streamtrain.shuffle.order import I64, EpochOrder, shuffled_order
 from streamtrain.shuffle.quality import (
     Array,
     LabelPopulation,
@@ -31,12 +31,10 @@ from streamtrain.shuffle.quality import (
     pieces_of,
     standardized,
 )
-from streamtrain.shuffle.read_list import ReadList, largest_lead, read_list
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
 from streamtrain.system.arguments import check_batch_size, check_seed
-from streamtrain.system.memory import Projection
-from streamtrain.system.units import parse_bytes
+from streamtrain.system.units import format_bytes, parse_bytes
 
 LABELS: Final = "y"
 
@@ -128,7 +126,7 @@ def _with_labels_alone(dataset: Dataset) -> Dataset:
 
 
 _MEASURED_RUNS: Final = 8
-"""Blocks of every lane that a measured beginning has: an epoch begins with cut blocks, and mixes less there."""
+"""Blocks of every lane that a measured beginning has, so that lanes have gone through several."""
 _LEAST_MEASURED: Final = 4_000_000
 _MOST_MEASURED: Final = 20_000_000
 _TRIED_SAMPLES: Final = 1 << 20
@@ -192,12 +190,10 @@ class Plan:
     ----------
     sizes, projection
         As the loader's.
-    lead : int
-        Blocks that the lanes may need ahead of an even demand.
     n_batches : int
         Of an epoch.
     first, later : ReadCounts
-        Of the first epoch, exactly; of a later one, as expected with the cache of the pool.
+        Of the first epoch and of a later one, as expected with the cache of the pool.
     quality : ShuffleQuality, optional
         None where there are no labels to measure it on; ``why`` then says why.
     most : ShuffleQuality, optional
@@ -207,8 +203,7 @@ class Plan:
     """
 
     sizes: LoaderSizes
-    projection: Projection
-    lead: int
+    projection: LoaderProjection
     n_batches: int
     first: ReadCounts
     later: ReadCounts
@@ -224,6 +219,7 @@ def plan(
     batch_size: int = 256,
     memory: int | str = "512MB",
     lanes: int | None = None,
+    groups: int | None = None,
     drop_last: bool = False,
     seed: int = 0,
 ) -> Plan:
@@ -238,7 +234,7 @@ def plan(
 
     Examples
     --------
-    >>> import tempfile, streamtrain as st
+    >>> import numpy as np, tempfile, streamtrain as st
     >>> y = np.arange(100_000) // 10_000
     >>> dataset = st.ingest({"y": y}, tempfile.mkdtemp() + "/d.zarr", block="400B")
     >>> found = plan(dataset, memory="4MB", lanes=64)
@@ -249,18 +245,19 @@ def plan(
     check_batch_size(batch_size, layout.n_samples, drop_last=drop_last)
     check_seed(seed)
     memory_bytes = parse_bytes(memory, name="memory")
-    sizes, projection = solve(layout, batch_size=batch_size, memory=memory_bytes, lanes=lanes, rho=dataset.rho)
-    first, second = (_order(layout, sizes, seed, epoch) for epoch in (0, 1))
-    reads = read_list(first), read_list(second)
+    sizes, projection = solve(
+        layout, batch_size=batch_size, memory=memory_bytes, lanes=lanes, groups=groups, rho=dataset.rho
+    )
+    assert projection.expected is not None
+    first, later = projection.expected.reads
     quality, most, enough, why = _measured(dataset, sizes, batch_size, seed)
     whole, rest = divmod(layout.n_samples, batch_size)
     return Plan(
         sizes=sizes,
         projection=projection,
-        lead=largest_lead(_shuffle(layout, sizes)),
         n_batches=whole + (rest > 0 and not drop_last),
-        first=_reads(dataset, len(reads[0]) if sizes.slots < layout.n_blocks else layout.n_blocks),
-        later=_reads(dataset, len(reads[1]) - expected_hits(*reads, sizes, first.n_sweeps, layout.n_blocks)),
+        first=_reads(dataset, first),
+        later=_reads(dataset, later),
         quality=quality,
         most=most,
         enough=enough,
@@ -268,38 +265,41 @@ def plan(
     )
 
 
-def _shuffle(layout: Layout, sizes: LoaderSizes) -> ShuffleParameters:
-    return ShuffleParameters(
-        n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=sizes.lanes, groups=sizes.groups
-    )
-
-
 def _order(layout: Layout, sizes: LoaderSizes, seed: int, epoch: int) -> EpochOrder:
-    return shuffled_order(_shuffle(layout, sizes), seed=seed, epoch=epoch)
+    return shuffled_order(shuffle_of(layout, sizes), seed=seed, epoch=epoch)
 
 
-def _reads(dataset: Dataset, n_blocks: int) -> ReadCounts:
+def _reads(dataset: Dataset, ratio: float) -> ReadCounts:
     n_stored = dataset.layout.n_blocks
     return ReadCounts(
-        n_blocks=n_blocks, n_stored=n_stored, stored_bytes=round(dataset.stored_bytes * n_blocks / n_stored)
+        n_blocks=round(ratio * n_stored), n_stored=n_stored, stored_bytes=round(dataset.stored_bytes * ratio)
     )
 
 
-def expected_hits(present: ReadList, coming: ReadList, sizes: LoaderSizes, n_sweeps: int, n_blocks: int) -> int:
-    """How many of an epoch's reads find their block still in the pool, kept since the epoch before.
+def few_lanes(layout: Layout, sizes: LoaderSizes, memory: int) -> str:
+    """What fewer lanes than a batch has samples cost, and what would mend it; nothing where they are enough."""
+    wanted = min(sizes.batch_size, layout.n_samples)
+    if sizes.lanes >= wanted:
+        return ""
 
-    A block that is kept costs a slot from its last use in one epoch to its first in the next. The cheapest are kept, as
-    many as the slots beside the working ones can pay for over an epoch: what evicting the block that is needed furthest
-    in the future comes to on average.
-    """
-    if sizes.slots >= n_blocks:
-        return len(coming)
-    released = np.zeros(n_blocks, np.int64)
-    np.maximum.at(released, present.block, present.end)
-    needed = np.full(n_blocks, n_sweeps, np.int64)
-    np.minimum.at(needed, coming.block, coming.first)
-    costs = np.cumsum(np.sort(needed + n_sweeps - released))
-    return int(np.searchsorted(costs, (sizes.slots - sizes.working_slots) * n_sweeps, side="right"))
+    def is_mended(layout: Layout, memory: int) -> bool:
+        try:
+            return solve(layout, batch_size=wanted, memory=memory)[0].lanes >= wanted
+        except BudgetError:
+            return False
+
+    high = max(memory, 1)
+    while not is_mended(layout, high):
+        high *= 2
+    budget = _digits(_smallest(lambda some: is_mended(layout, some), high), 2)
+    rows = layout.block_rows
+    while rows and not is_mended(replace(layout, block_rows=rows), memory):
+        rows //= 2
+    blocks = f", or blocks of {format_bytes(rows * layout.row_bytes)}" if rows else ""
+    return (
+        f"{sizes.lanes:,} are fewer than a batch has samples, about {wanted / sizes.lanes:.3g} of which come from one "
+        f"block; with memory of {format_bytes(budget)}{blocks} each would come from a block of its own"
+    )
 
 
 def _measured(
@@ -359,7 +359,9 @@ class _ShuffleTrial:
     def enough(self) -> SufficientMemory | None:
         """The smallest memory whose batches vary no more than a full reshuffle's; None where there is none."""
         high = _FIRST_TRIED
-        while (sizes := self._solved(high)) is None or sizes.slots < self._dataset.layout.n_blocks:
+        # All of the blocks may fit a little before all of the lanes do.
+        n_blocks = self._dataset.layout.n_blocks
+        while (sizes := self._solved(high)) is None or sizes.slots < n_blocks or sizes.lanes < self._lanes(2 * high):
             high *= 2
         self.most = self._middle(sizes)
         if not self.most.is_random:
@@ -372,6 +374,10 @@ class _ShuffleTrial:
     def _is_random(self, memory: int) -> bool:
         sizes = self._solved(memory)
         return sizes is not None and self._middle(sizes).is_random
+
+    def _lanes(self, memory: int) -> int:
+        sizes = self._solved(memory)
+        return sizes.lanes if sizes else 0
 
     def _solved(self, memory: int) -> LoaderSizes | None:
         dataset = self._dataset

@@ -25,9 +25,12 @@ from streamtrain.loader.pool_memory import HostMemory, PoolMemory, Span
 from streamtrain.loader.workers import Deadline, Job, Seconds, Workers
 from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.shuffle.positions import SamplePositions, iter_positions
-from streamtrain.shuffle.read_list import ReadList, read_list, reads_within
+from streamtrain.shuffle.read_list import NEVER, ReadList, n_to_place, place, read_list
 from streamtrain.store.layout import Layout
 from streamtrain.system.events import ThreadSeconds
+
+Placed = tuple[ReadList, I64]
+"""The next reads in the order of their first positions, and these."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -41,11 +44,17 @@ class PoolEpoch:
     stop: int
     sweeps_before: int
     base: I64
-    """For each run, the pool row its first row has been read to."""
+    """For each visit, the pool row that its run's first row has been read to."""
     places: Iterator[SamplePositions]
     indexed: int
     """Positions before this one have been worked out."""
+    index_samples: int
+    """Samples whose places are worked out at once."""
+    needed_at: I64
+    """For each read that is placed, the position that needs it first."""
     pieces: deque[SamplePositions] = field(default_factory=deque)
+    n_placed: int = 0
+    """Reads in their exact order, from the front of the list."""
     n_asked: int = 0
     """Reads handed out, from the front of the list."""
     reading: dict[int, None] = field(default_factory=dict)
@@ -62,32 +71,60 @@ class PoolEpoch:
         n_loaded = self.n_loaded
         if n_loaded == len(self.reads):
             return self.stop
-        return min(self.stop, int(self.reads.first[n_loaded]) * self.order.lanes)
+        if n_loaded < self.n_placed:
+            return int(self.needed_at[n_loaded])
+        return int(self.reads.first[n_loaded]) * self.order.lanes
 
-    def place(self, slots: I64, block_rows: int) -> None:
-        """Note the slots of the next reads asked for."""
-        reads, first, stop = self.reads, self.n_asked, self.n_asked + len(slots)
-        runs = reads.runs[reads.runs_at[first] : reads.runs_at[stop]]
-        shift = (slots - reads.block[first:stop]) * block_rows
-        self.base[runs] = self.order.run_first[runs] + np.repeat(shift, np.diff(reads.runs_at[first : stop + 1]))
-        self.n_asked = stop
+    def to_place(self) -> Placed:
+        """Work out the order of the next reads; takes no lock, and changes nothing."""
+        n = n_to_place(self.order, self.reads, self.n_placed, index_samples=self.index_samples)
+        return place(self.order, self.reads, self.n_placed, n)
+
+    def note_placed(self, placed: Placed) -> None:
+        """Take in what ``to_place`` gave."""
+        reads, needed_at = placed
+        self.reads.put(self.n_placed, reads)
+        self.needed_at[self.n_placed : self.n_placed + len(reads)] = needed_at
+        self.n_placed += len(reads)
+
+    def next_reads(self, most: int) -> slice:
+        """The next reads to hand out, at most so many, of blocks that are all different."""
+        first = self.n_asked
+        blocks = self.reads.block[first : min(first + most, self.n_placed)]
+        order = np.argsort(blocks, kind="stable")
+        again = order[1:][blocks[order[1:]] == blocks[order[:-1]]]
+        return slice(first, first + (int(again.min()) if len(again) else len(blocks)))
+
+    def note_slots(self, slots: I64) -> None:
+        """Note the slots of the next reads, which are handed out with it."""
+        order, reads = self.order, self.reads
+        some = slice(self.n_asked, self.n_asked + len(slots))
+        visit = reads.visit[some]
+        self.base[visit] = order.run_first[visit] + (slots - reads.block[some]) * order.block_rows
+        self.n_asked = some.stop
 
 
 def enter_epoch(
     order: EpochOrder, *, number: int, start: int, stop: int, sweeps_before: int, index_samples: int
 ) -> PoolEpoch:
     """Set up the passage of positions [start, stop) of an epoch."""
-    return PoolEpoch(
+    reads = read_list(order, start, stop)
+    epoch = PoolEpoch(
         number=number,
         order=order,
-        reads=reads_within(read_list(order), start // order.lanes, -(-stop // order.lanes)),
+        reads=reads,
         start=start,
         stop=stop,
         sweeps_before=sweeps_before,
         base=np.zeros(len(order.run_first), np.int64),
         places=iter_positions(order, start, index_samples=index_samples),
         indexed=start,
+        index_samples=index_samples,
+        needed_at=np.empty(len(reads), np.int64),
     )
+    if len(reads):
+        epoch.note_placed(epoch.to_place())
+    return epoch
 
 
 class Pool:
@@ -135,7 +172,8 @@ class Pool:
         self._assigned = 0
         self._gathering: dict[int, None] = {}
         self._setting_up = False
-        self._indexing = False
+        self._indexing = self._placing = False
+        self._n_read = 0
         self._memory_closed = False
         self._workers = Workers(self._next_job, threads)
         self._lock, self._changed = self._workers.lock, self._workers.changed
@@ -156,7 +194,7 @@ class Pool:
         with self._lock:
             self._workers.pause(Deadline(self._reader, self._workers, timeout, "what was under way did not end").left)
             self._slots.release(keep=self._workers.error is None)
-            self._setting_up = self._indexing = False
+            self._setting_up = self._indexing = self._placing = False
             self._epochs.clear()
             self._spans.clear()
             self._open = None
@@ -196,6 +234,11 @@ class Pool:
         """What the threads have done so far."""
         return self._workers.work()
 
+    @property
+    def n_read(self) -> int:
+        """Blocks read so far; those that were still in memory are not among them."""
+        return self._n_read
+
     def _is_ready(self) -> bool:
         """Whether all samples of the first span are in it."""
         return bool(self._spans) and self._spans[0].stop <= self._gathered(self._spans[0].epoch)
@@ -218,6 +261,7 @@ class Pool:
         # One thread alone plans: what numpy takes and frees meanwhile stays in the memory arena of the thread.
         return (
             self._gather_job(short=False)
+            or (self._place_job() if plans else None)
             or (self._index_job() if plans else None)
             or self._read_job(short=False)
             or (self._set_up_job() if plans else None)
@@ -251,7 +295,9 @@ class Pool:
             return None
         wanted = min(span.stop, epoch.pieces[0].stop)
         stop = min(wanted, epoch.loaded)
-        if stop <= start or (stop < wanted and not short):
+        if stop < wanted:
+            stop = self._whole(epoch, stop) if short else start
+        if stop <= start:
             return None
         self._open = None if stop == span.stop else span
         self._assigned = stop
@@ -263,6 +309,14 @@ class Pool:
             return others
 
         return "gather", lambda: self._gather(epoch, piece, span, start, stop), note
+
+    def _whole(self, epoch: PoolEpoch, stop: int) -> int:
+        """The last position up to one at which a batch or a sweep ends.
+
+        A batch may be waited for, and the end of a sweep sets slots free: with as many slots as lanes the next block
+        finds one once all before its sweep is gathered. Anything less is not worth a job.
+        """
+        return max(stop // size * size for size in (self._sizes.batch_size, epoch.order.lanes))
 
     def _pass_epoch(self) -> None:
         """Go on to the next epoch once all of this one has been gathered."""
@@ -281,7 +335,7 @@ class Pool:
 
     def _gather(self, epoch: PoolEpoch, piece: SamplePositions, span: Span, start: int, stop: int) -> Seconds:
         some = slice(start - piece.start, stop - piece.start)
-        rows = epoch.base.take(piece.runs[some])
+        rows = epoch.base.take(piece.visits[some])
         rows += piece.rows[some]
         return self._memory.gather(rows, span, start)
 
@@ -308,24 +362,39 @@ class Pool:
 
     # Reading.
 
+    def _place_job(self) -> Job | None:
+        """Work out the exact order of reads ahead, before they are asked for."""
+        epoch = next((epoch for epoch in self._epochs if epoch.n_placed < len(epoch.reads)), None)
+        if epoch is None or self._placing or epoch.n_placed - epoch.n_asked > self._sizes.working_slots:
+            return None
+        self._placing = True
+
+        def note(placed: Placed) -> None:
+            self._placing = False
+            epoch.note_placed(placed)
+
+        return "index", epoch.to_place, note
+
     def _read_job(self, *, short: bool) -> Job | None:
         epoch = next((epoch for epoch in self._epochs if epoch.n_asked < len(epoch.reads)), None)
-        if epoch is None:
+        if epoch is None or epoch.n_asked == epoch.n_placed:
             return None
-        some = slice(epoch.n_asked, min(epoch.n_asked + self._sizes.read_blocks, len(epoch.reads)))
+        reads, some = epoch.reads, epoch.next_reads(self._sizes.read_blocks)
         now = self._now()
         if not short and self._slots.n_free(now) < some.stop - some.start:
             return None
-        blocks, until = epoch.reads.block[some], epoch.reads.end[some] + epoch.sweeps_before
-        slots, missing = self._slots.assign(blocks, until, now)
+        following = reads.next[some].copy()
+        following[following < NEVER] += epoch.sweeps_before
+        slots, missing = self._slots.assign(reads.block[some], reads.end[some] + epoch.sweeps_before, following, now)
         if not len(slots):
             return None
-        epoch.place(slots, self._layout.block_rows)
+        epoch.note_slots(slots)
         epoch.reading[some.start] = None
-        blocks = blocks[: len(slots)][missing]
+        blocks = reads.block[some][: len(slots)][missing]
 
         def note(others: Seconds) -> Seconds:
             epoch.reading.pop(some.start)
+            self._n_read += len(blocks)
             return others
 
         return "decode", lambda: self._read(blocks, slots[missing]), note

@@ -19,7 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +27,9 @@ import numpy.typing as npt
 from streamtrain.loader.budget import LoaderSizes
 from streamtrain.loader.workers import Seconds
 from streamtrain.shuffle.order import I64
+from streamtrain.shuffle.read_list import NEVER
 from streamtrain.store.layout import Field, Layout
 from streamtrain.system.buffers import aligned_bytes
-
-_NEVER: Final = np.iinfo(np.int64).max
 
 
 def row_dtype(row_bytes: int) -> np.dtype[Any]:
@@ -68,8 +67,8 @@ class Slots:
         self._slot_of = np.full(layout.n_blocks, -1, np.int64)
         self._block_in = np.full(n_slots, -1, np.int64)
         self._until = np.full(n_slots, -1, np.int64)
-        self._next = np.full(layout.n_blocks, _NEVER)
-        self._after_next = np.full(layout.n_blocks, _NEVER)
+        self._next = np.full(layout.n_blocks, NEVER)
+        self._after_next = np.full(layout.n_blocks, NEVER)
 
     def buffers(self, slot: int) -> list[memoryview]:
         """A slot's memory, one writable buffer per field."""
@@ -84,31 +83,40 @@ class Slots:
         return max(0, self._n_working - int(np.count_nonzero(self._until > now)))
 
     def foresee(self, blocks: I64, sweeps: I64) -> None:
-        """Say when a coming epoch first needs each of its blocks; once for every epoch, in their order."""
-        # Of a block that is read twice the first time counts.
+        """Say in which sweeps a coming epoch needs blocks, in that order; once for every epoch, in their order."""
+        # Of a block that is visited twice the first time counts.
         self._after_next[blocks[::-1]] = sweeps[::-1]
-        idle = self._next == _NEVER
+        idle = self._next == NEVER
         self._next[idle] = self._after_next[idle]
-        self._after_next[idle] = _NEVER
+        self._after_next[idle] = NEVER
 
-    def assign(self, blocks: I64, until: I64, now: int) -> tuple[I64, npt.NDArray[np.bool_]]:
+    def assign(self, blocks: I64, until: I64, following: I64, now: int) -> tuple[I64, npt.NDArray[np.bool_]]:
         """Give each of these distinct blocks a slot until a sweep; those already here keep theirs.
 
         Takes as many from the front as there are slots for, given the first sweep that is still needed.
 
+        Parameters
+        ----------
+        blocks, until : (n,) int64
+            The blocks, and the sweep from which on each is not needed for this visit.
+        following : (n,) int64
+            The sweep of each block's next visit in its epoch, NEVER where that has no more.
+        now : int
+            The first sweep that is still needed.
+
         Returns
         -------
-        slots : (n,) int64
-            The slots, for the first n blocks.
-        missing : (n,) bool
+        slots : (m,) int64
+            The slots, for the first m blocks.
+        missing : (m,) bool
             Which of them must be read.
         """
         slots = self._slot_of[blocks]
         here = slots >= 0
         costs = ~(here & (self._until[slots] > now))
         n = int(np.searchsorted(np.cumsum(costs), self.n_free(now), side="right"))
-        blocks, slots, here, until = blocks[:n], slots[:n], here[:n], until[:n]
-        self._next[blocks], self._after_next[blocks] = self._after_next[blocks], _NEVER
+        blocks, slots, here, until, following = blocks[:n], slots[:n], here[:n], until[:n], following[:n]
+        self._foresee_next(blocks, following)
         self._until[slots[here]] = np.maximum(self._until[slots[here]], until[here])
         missing = ~here
         slots[missing] = self._evict(int(np.count_nonzero(missing)), now)
@@ -117,13 +125,19 @@ class Slots:
         self._until[slots[missing]] = until[missing]
         return slots, missing
 
+    def _foresee_next(self, blocks: I64, following: I64) -> None:
+        """Note when blocks that are visited now are visited next: later in their epoch, else in the coming one."""
+        last = following == NEVER
+        self._next[blocks] = np.where(last, self._after_next[blocks], following)
+        self._after_next[blocks[last]] = NEVER
+
     def _evict(self, n: int, now: int) -> I64:
         """Empty n idle slots: the empty ones first, then those whose blocks are needed last."""
         if not n:
             return np.empty(0, np.int64)
         idle = np.flatnonzero(self._until <= now)
         held = self._block_in[idle]
-        keep_until = np.where(held < 0, _NEVER, np.minimum(self._next[held], _NEVER - 1))
+        keep_until = np.where(held < 0, NEVER, np.minimum(self._next[held], NEVER - 1))
         chosen = idle[np.argpartition(keep_until, len(idle) - n)[len(idle) - n :]]
         old = self._block_in[chosen]
         self._slot_of[old[old >= 0]] = -1
@@ -132,7 +146,7 @@ class Slots:
     def release(self, *, keep: bool) -> None:
         """Free every slot and forget what was foreseen, keeping the blocks for whoever asks for them next, or not."""
         self._until[:] = -1
-        self._next[:] = self._after_next[:] = _NEVER
+        self._next[:] = self._after_next[:] = NEVER
         if not keep:
             self._slot_of[:] = -1
             self._block_in[:] = -1

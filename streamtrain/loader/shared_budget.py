@@ -45,12 +45,14 @@ def n_preflight_rows(dataset: Dataset, batch_size: int) -> int:
     return max(min(batch_size, most, len(dataset)), 1)
 
 
-def smallest_budget_bytes(dataset: Dataset, batch_size: int, *, lanes: int | None = None, shuffle: bool = True) -> int:
+def smallest_budget_bytes(
+    dataset: Dataset, batch_size: int, *, lanes: int | None = None, groups: int | None = None, shuffle: bool = True
+) -> int:
     """The smallest budget that a loader of this dataset works with."""
 
     def works(n_bytes: int) -> bool:
         try:
-            solve(dataset.layout, batch_size=batch_size, memory=n_bytes, lanes=lanes, shuffle=shuffle)
+            solve(dataset.layout, batch_size=batch_size, memory=n_bytes, shuffle=shuffle, lanes=lanes, groups=groups)
         except BudgetError:
             return False
         return True
@@ -211,7 +213,7 @@ def _left(max_memory: str, taken: NonLoaderMemory) -> tuple[int, int, str]:
     return limit.limit_bytes, min(allowed, free), f"{holds}; {format_bytes(limit.free_bytes)} are free on the machine"
 
 
-def steady_lanes(dataset: Dataset, batch_size: int, n_bytes: int) -> int:
+def steady_lanes(dataset: Dataset, batch_size: int, n_bytes: int, *, groups: int | None = None) -> int:
     """Lanes that do not change with the last megabytes of what was left: those of 512 MB, or of its half, or of that...
 
     What a process holds is measured, and varies a little from run to run; the order must not.
@@ -221,11 +223,11 @@ def steady_lanes(dataset: Dataset, batch_size: int, n_bytes: int) -> int:
     BudgetError
         Not even the smallest such budget works.
     """
-    least = smallest_budget_bytes(dataset, batch_size)
+    least = smallest_budget_bytes(dataset, batch_size, groups=groups)
     stated = parse_bytes(DEFAULT_MEMORY)
     while stated > n_bytes and stated > least:
         stated //= 2
-    return solve(dataset.layout, batch_size=batch_size, memory=max(stated, least), rho=dataset.rho)[0].lanes
+    return solve(dataset.layout, batch_size=batch_size, memory=max(stated, least), groups=groups)[0].lanes
 
 
 def process_budget_error(error: BudgetError, taken: NonLoaderMemory) -> BudgetError:

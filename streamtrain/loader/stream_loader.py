@@ -12,20 +12,20 @@ from typing import Any, Final, Self
 import torch
 from torch import Tensor
 
-from streamtrain.errors import UsageError, differences
+from streamtrain.errors import CheckpointError, UsageError, differences
 from streamtrain.loader.augmentation import Transform
-from streamtrain.loader.budget import LoaderSizes, solve
+from streamtrain.loader.budget import LoaderProjection, LoaderSizes, expect, shuffle_of, solve
 from streamtrain.loader.device.transfer import Placement, make_transfer
 from streamtrain.loader.pool import Pool
 from streamtrain.loader.quarantine import EMPTY_BATCH, Quarantine, QuarantinedBlock, batch_finisher, reader_of
 from streamtrain.loader.telemetry import LoaderTelemetry
-from streamtrain.shuffle.order import I64, EpochOrder, ShuffleParameters, sequential_order, shuffled_order
+from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder, sequential_order, shuffled_order
 from streamtrain.shuffle.positions import samples_at
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
 from streamtrain.system.arguments import check_batch_size, check_reading, check_seed
 from streamtrain.system.events import ThreadSeconds
-from streamtrain.system.memory import Projection, n_cores, require_memory
+from streamtrain.system.memory import n_cores, require_memory
 from streamtrain.system.units import parse_bytes
 
 
@@ -38,9 +38,7 @@ def epoch_orders(
     """
     if not shuffle:
         return lambda epoch: sequential_order(layout.n_samples, layout.block_rows)
-    shape = ShuffleParameters(
-        n_samples=layout.n_samples, block_rows=layout.block_rows, lanes=sizes.lanes, groups=sizes.groups
-    )
+    shape = shuffle_of(layout, sizes)
     anew = reshuffle == "epoch"
     return lambda epoch: shuffled_order(shape, seed=seed, epoch=epoch if anew else 0)
 
@@ -58,15 +56,15 @@ def samples_ending_at(order: EpochOrder, position: int, batch_size: int, quarant
     return found if kept is None else found[kept]
 
 
-LOADER_STATE_VERSION: Final = 1
+LOADER_STATE_VERSION: Final = 2
 _LEAST: Final = {"seed": 0, "epoch": 0, "batch": 0, "lanes": 1, "groups": 1}
 """What a state may hold besides what the loader has, and the least of each."""
-_SINCE: Final = {"reshuffle": "epoch"}
-"""What a state of before these were there stands for."""
+_FIRST_VERSION: Final = {"reshuffle": "epoch", "order": 1}
+"""What a state of the first version stands for, which did not have these from the beginning."""
 
 
-def check_state(state: object, mine: Mapping[str, Any]) -> None:
-    """Refuse a state that a loader cannot go on from.
+def checked_state(state: object, mine: Mapping[str, Any]) -> dict[str, Any]:
+    """The state to go on from, which may have been taken by an earlier release; others are refused.
 
     Parameters
     ----------
@@ -79,24 +77,51 @@ def check_state(state: object, mine: Mapping[str, Any]) -> None:
     ------
     UsageError
         It is of another dataset or of other parameters, or it is no state at all.
+    CheckpointError
+        It stands inside an epoch of an earlier order.
 
     Examples
     --------
-    >>> mine = {"version": 1, "batch_size": 2, "seed": 0, "epoch": 0, "batch": 0, "lanes": 4, "groups": 1}
-    >>> check_state({**mine, "epoch": 7}, mine)
-    >>> check_state({**mine, "epoch": -1}, mine)
+    >>> mine = {"version": 2, "order": 2, "seed": 0, "epoch": 0, "batch": 0, "lanes": 4, "groups": 1}
+    >>> checked_state({**mine, "epoch": 7}, mine)["epoch"]
+    7
+    >>> checked_state({**mine, "epoch": -1}, mine)
     Traceback (most recent call last):
     ...
     streamtrain.errors.UsageError: the state's epoch is -1; it must be an integer of at least 0
     """
     if not isinstance(state, Mapping):
         raise UsageError(f"the state is {type(state).__name__}", fix="what state_dict() returned")
-    if wrong := differences({**_SINCE, **state}, {name: value for name, value in mine.items() if name not in _LEAST}):
+    is_first = state.get("version") == 1
+    known = {**_FIRST_VERSION, **state, "version": LOADER_STATE_VERSION} if is_first else dict(state)
+    if is_first and mine.get("order") is None:
+        known["order"] = None
+    ours = {name: value for name, value in mine.items() if name not in _LEAST and name != "order"}
+    if wrong := differences(known, ours):
         raise UsageError("the state is of another loader", why="; ".join(wrong), fix="make the loader as it was")
     for name, least in _LEAST.items():
-        value = state.get(name)
+        value = known.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UsageError(f"the state's {name} is {value!r}; it must be an integer of at least {least}")
+    return known if known.get("order") == mine.get("order") else _in_this_order(known, mine)
+
+
+def _in_this_order(state: dict[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
+    """A state of another order, where it stands between epochs: the next one is of this order, by its lanes."""
+    begun = state["batch"] > 0
+    # Every epoch is the same then, and the batches of those before were others.
+    repeats = state.get("reshuffle") == "never" and state["epoch"] > 0
+    if begun or repeats:
+        where = f"inside epoch {state['epoch']}" if begun else f"after {state['epoch']} epochs that are all alike,"
+        raise CheckpointError(
+            f"the state stands {where} of order {state.get('order')}, and this release makes order {ORDER_VERSION}",
+            why=(
+                "Order 1 is that of streamtrain 0.1.0, whose lanes began and ended every epoch at their cuts. The "
+                "samples behind the state are not those that this order has behind it: some would come twice"
+            ),
+            fix="finish that epoch with the release that began it, or begin a new run",
+        )
+    return {**state, "lanes": mine["lanes"], "groups": mine["groups"], "order": mine["order"]}
 
 
 BatchGroup = tuple[Tensor, ...]
@@ -151,8 +176,10 @@ class StreamLoader:
         Whether batches are formed anew every epoch, or every epoch has the order, and so the batches, of epoch 0.
     drop_last : bool
         Whether to leave out a short last batch.
-    lanes : int, optional
-        How many lanes the shuffle has, even; solved from ``memory`` by default. More lanes mix better.
+    lanes, groups : int, optional
+        How many lanes the shuffle has, and groups they are dealt to; solved from ``memory`` by default. ``groups``
+        divides ``lanes`` and ``batch_size``. With at least as many lanes as a batch has samples, best a multiple, no
+        labels make batches vary more than a full reshuffle's.
     transform : callable, optional
         Called with each batch (the named tuple) on the loader's device, returns what is yielded instead. One that
         takes two arguments is given a key for each sample too, for `streamtrain.uniform` and `streamtrain.normal`.
@@ -194,6 +221,7 @@ class StreamLoader:
         reshuffle: str = "epoch",
         drop_last: bool = False,
         lanes: int | None = None,
+        groups: int | None = None,
         transform: Transform | None = None,
         device: str | torch.device | Placement | None = None,
         on_bad_block: str = "error",
@@ -217,7 +245,7 @@ class StreamLoader:
         self.wait_seconds = 0.0
         self._quarantine = Quarantine(dataset.layout) if on_bad_block == "quarantine" else None
         self._carrier = make_transfer(device)
-        self._sizes, self._projection = self._solve(lanes)
+        self._sizes, self._projection = self._solve(lanes, groups)
         require_memory(self._projection.host_bytes)
         self._batch_type = _named_tuple("Batch", [field.name for field in dataset.layout.fields])
         self._epoch = self._position = self._turn = 0
@@ -225,6 +253,7 @@ class StreamLoader:
         self._pool_at: tuple[int, int] | None = None
         self._entered = self._closed = False
         self._work_before = ThreadSeconds()
+        self._blocks_read_before = 0
         self._telemetry.opened(self)
         weakref.finalize(self, self._telemetry.closed)
 
@@ -237,8 +266,8 @@ class StreamLoader:
         return f"StreamLoader({len(self)} batches of {self.batch_size}, {order}, {self._projection})"
 
     @property
-    def projection(self) -> Projection:
-        """The planned bound of the loader's memory, as a sum of named terms."""
+    def projection(self) -> LoaderProjection:
+        """The planned bound of the loader's memory, as a sum of named terms, and what to expect of the order."""
         return self._projection
 
     @property
@@ -250,6 +279,16 @@ class StreamLoader:
     def work(self) -> ThreadSeconds:
         """What the threads have done so far, in seconds of theirs; ``wait_seconds`` is the consumer's own."""
         return self._work_before + self._pool.work() if self._pool else self._work_before
+
+    @property
+    def blocks_read(self) -> int:
+        """Blocks read so far, each time it was read; those that were still in memory are not among them."""
+        return self._blocks_read_before + (self._pool.n_read if self._pool else 0)
+
+    @property
+    def order_version(self) -> int | None:
+        """Which order of an epoch this is; None where it is the stored one."""
+        return ORDER_VERSION if self.shuffle else None
 
     @property
     def quarantined(self) -> tuple[QuarantinedBlock, ...]:
@@ -277,7 +316,8 @@ class StreamLoader:
         place = {"epoch": self._epoch, "batch": -(-self._position // self.batch_size)}
         lanes = {"lanes": self._sizes.lanes, "groups": self._sizes.groups}
         order = {name: getattr(self, name) for name in _ORDER}
-        return {"version": LOADER_STATE_VERSION, "dataset": self.dataset.id, **place, **lanes, **order}
+        kind = {"version": LOADER_STATE_VERSION, "dataset": self.dataset.id, "order": self.order_version}
+        return {**kind, **place, **lanes, **order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken; lanes and groups are taken from it, whatever the budget gives.
@@ -286,10 +326,12 @@ class StreamLoader:
         ------
         UsageError
             The state is of another dataset or of other parameters, or is none.
+        CheckpointError
+            The state stands inside an epoch of an earlier order.
         BudgetError
             The state's lanes do not fit the budget.
         """
-        check_state(state, self.state_dict())
+        state = checked_state(state, self.state_dict())
         self._turn += 1
         if state["lanes"] != self._sizes.lanes or state["groups"] != self._sizes.groups:
             self._stop_pool()
@@ -300,12 +342,15 @@ class StreamLoader:
         self._position = min(state["batch"] * self.batch_size, self._n_positions())
         self._entered, self._pool_at = False, None
 
-    def _solve(self, lanes: int | None, groups: int | None = None) -> tuple[LoaderSizes, Projection]:
+    def _solve(self, lanes: int | None, groups: int | None = None) -> tuple[LoaderSizes, LoaderProjection]:
         layout, memory, rho = self.dataset.layout, self.memory_bytes, self.dataset.rho
-        sizes, projection = solve(
-            layout, batch_size=self.batch_size, memory=memory, shuffle=self.shuffle, lanes=lanes, groups=groups, rho=rho
-        )
-        return self._carrier.fit(layout, sizes, budget_bytes=memory) if self._carrier else (sizes, projection)
+        order: dict[str, Any] = {"shuffle": self.shuffle, "lanes": lanes, "groups": groups}
+        sizes, projection = solve(layout, batch_size=self.batch_size, memory=memory, rho=rho, **order)
+        if self._carrier is None:
+            return sizes, projection
+        sizes, fitted = self._carrier.fit(layout, sizes, budget_bytes=memory)
+        expected = expect(layout, sizes, rho)
+        return sizes, LoaderProjection(budget_bytes=fitted.budget_bytes, terms=fitted.terms, expected=expected)
 
     def sequential(self) -> StreamLoader:
         """A loader over the same dataset in its stored order, all samples, with the same budget."""
@@ -398,7 +443,7 @@ class StreamLoader:
             self._stop.detach()
             if self._carrier:
                 self._carrier.let_go()
-            self._work_before = self.work
+            self._work_before, self._blocks_read_before = self.work, self.blocks_read
             self._pool = self._pool_at = None
 
     def close(self) -> None:

@@ -1,20 +1,30 @@
-"""The stratified interleave: the order of an epoch's samples, set up once and found at any position.
+"""The order of an epoch: which sample stands at which position. Pure, numpy only, no I/O.
 
-The sample space is rotated by a random offset and cut into as many *lanes* as blocks fit in memory; position after
-position draws from lane after lane, so that every batch is spread over the whole dataset however the data is sorted,
-while each lane reads its blocks one after another:
+The order is the *stratified interleave of cyclic lanes*. The sample space is rotated by a random offset and cut into
+*lanes*; position after position draws from lane after lane, so that every batch is a stratified sample of the whole
+dataset however the data is sorted, while each lane reads its blocks one after another:
 
 1. Group g of G owns a contiguous rotated range of as many samples as there are positions congruent to g modulo G, cut
-   into Q = lanes / G lanes of equal length, the first ones one sample longer.
-2. A lane's samples fall into *runs*, cut at block edges and where the rotation wraps. Odd lanes visit their first run
-   first and their last run last, even lanes the other way round, so neighbours use the block they share at the same
-   time. The runs between are visited in an even random order, a run's rows in a random order.
-3. In *sweep* t every group visits its lanes in an even random order, drawn anew every 16 sweeps, and each lane emits
-   its t-th sample. Position p is element p // G of group p mod G. Between two draws the lanes go round and round: any
-   stretch of positions spreads over them, and takes none again before it has taken all.
+   into Q = lanes / G lanes: cut k lies at (k * samples + u) // Q, with u drawn for the group. So lengths differ by one
+   at most, and the longer lanes are spread evenly.
+2. A lane is a cycle. Its samples fall into *runs*, cut at block edges and where the rotation wraps. The runs stand in
+   an even random order, the rows of a run in a random order. The lane starts at a place drawn uniformly from its
+   samples and goes once around. So at every sweep each sample of the lane is equally likely, independently of the other
+   lanes, and lanes change blocks at different times.
+3. In *sweep* t each lane emits its t-th sample. A group visits its lanes in *rounds*, as many as batches that hold all
+   of them: neighbouring lanes form strata of at most one lane a round, every stratum deals its lanes to the rounds by a
+   random order of its own, and within a round lanes come in a random order. The deal is drawn anew every season of 16
+   sweeps. Position p is element p // G of group p mod G. Where the batch size divides the lanes, a batch is whole
+   rounds: exactly one lane of each stratum.
 
-Setting up an epoch takes O(lanes + blocks) time and memory; `streamtrain.shuffle.positions` then finds any position
-without the ones before it.
+A *visit* is a stretch of a run that a lane takes without a stop: all of it, except that the run in which the cycle
+starts is visited at the beginning and, for the rest of its rows, at the end.
+
+Why so: one place drawn uniformly and independently from each of B equal stretches varies at most as much as a full
+reshuffle whatever the labels are. Nothing lies at regular distances that periodic data could meet.
+
+Setting up an epoch takes O(lanes + blocks) time and memory; ``picks`` then finds any position without the ones before
+it.
 """
 
 from __future__ import annotations
@@ -27,17 +37,23 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import UsageError
-from streamtrain.system.counter_rng import GOLDEN_STEPS, even_orders, random_key, word_below, words
+from streamtrain.system.counter_rng import NOBLE_STEPS, even_orders, random_key, word_below, words, words_below
 
 I64 = npt.NDArray[np.int64]
+ORDER_VERSION: Final = 2
+"""Of the order: 1 was the interleave of lanes that began and ended at their cuts."""
 _WORDS_AT_ONCE: Final = 16_384
+_LARGEST: Final = 1 << 63
 
 
 class _Purpose(IntEnum):
     OFFSET = 0
-    RUNS = 1
-    ROWS = 2
-    LANES = 3
+    CUTS = 1
+    RUNS = 2
+    STARTS = 3
+    ROWS = 4
+    ROUNDS = 5
+    TURNS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,29 +64,51 @@ class ShuffleParameters:
     ----------
     n_samples, block_rows : int
         Samples of the dataset, and of one block.
+    batch_size : int
+        Samples of a batch.
     lanes, groups : int
-        Lanes of the shuffle, and groups they are dealt to; ``groups`` divides ``lanes``, and ``lanes`` is even.
+        Lanes of the shuffle, at most ``n_samples``, and groups they are dealt to; ``groups`` divides ``lanes`` and
+        ``batch_size``.
 
     Raises
     ------
     UsageError
-        A number is not positive, or does not divide as it must.
+        A number is not positive, too large, or does not divide as it must.
     """
 
     n_samples: int
     block_rows: int
+    batch_size: int
     lanes: int
     groups: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("n_samples", "block_rows", "lanes", "groups"):
+        for name in ("n_samples", "block_rows", "batch_size", "lanes", "groups"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.lanes % (2 * self.groups):
+        if self.lanes > self.n_samples:
+            raise UsageError(
+                f"lanes is {self.lanes}; the dataset has {self.n_samples} samples",
+                why="Every lane holds at least one",
+                fix=f"lanes={self.n_samples // self.groups * self.groups or 1}",
+            )
+        if self.batch_size % self.groups:
+            raise UsageError(
+                f"a batch of {self.batch_size} samples cannot be drawn from {self.groups} groups",
+                why="Every group gives the same number of samples",
+                fix=f"groups={_nearest_divisor(self.batch_size, self.groups)}",
+            )
+        if self.lanes % self.groups:
             raise UsageError(
                 f"{self.lanes} lanes cannot be dealt to {self.groups} groups",
-                why="Every group takes the same even number of lanes",
-                fix=f"lanes={max(1, self.lanes // (2 * self.groups)) * 2 * self.groups}",
+                why="Every group takes the same number of lanes",
+                fix=f"lanes={max(1, self.lanes // self.groups) * self.groups}",
+            )
+        if self.n_blocks * (self.longest_lane + 2) >= _LARGEST:
+            raise UsageError(
+                f"{self.lanes} lanes are too few for {self.n_samples} samples in {self.n_blocks} blocks",
+                why="Blocks times the samples of a lane must stay below 2**63",
+                fix=f"lanes={self.n_samples * self.n_blocks // (_LARGEST // 4) * self.groups}",
             )
 
     @property
@@ -78,22 +116,52 @@ class ShuffleParameters:
         """Blocks of the dataset."""
         return -(-self.n_samples // self.block_rows)
 
+    @property
+    def longest_lane(self) -> int:
+        """Samples of the longest lane."""
+        return -(-self.n_samples // self.lanes)
+
+    @property
+    def longest_run(self) -> int:
+        """The most rows that a run can have."""
+        return min(self.block_rows, self.longest_lane)
+
+    @property
+    def most_runs(self) -> int:
+        """The most runs that a lane can have: its blocks, cut once more where the rotation wraps."""
+        return min(self.longest_lane, (self.longest_lane - 2) // self.block_rows + 3)
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds in which a group visits its lanes: the batches that it takes to hold all of them."""
+        return -(-self.lanes // self.batch_size)
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - wanted), -d))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EpochOrder:
-    """One epoch's order: its runs, lane after lane, each lane's in the order they are visited.
+    """One epoch's order: its visits, lane after lane, each lane's in the order in which they come.
 
     Attributes
     ----------
+    n_rounds : int
+        Rounds in which a group visits its lanes.
+    longest_run : int
+        The most rows that a run can have.
     lane_lengths : (lanes,) int64
         Samples of each lane.
-    run_first : (n_runs,) int64
-        The first sample of a run; its rows are consecutive from there.
-    run_length : (n_runs,) int64
-        Its rows, at most ``block_rows``.
-    run_key : (n_runs,) int64
-        ``lane * stride + sweep`` where the run begins; increasing, so that a run is found by bisection.
-    rows_key, lanes_key : int
+    lane_ranks : (lanes,) int64
+        How many rows of the run in which it starts each lane leaves for its end.
+    run_first : (n_visits,) int64
+        The first sample of the run that is visited; its rows are consecutive from there.
+    run_length : (n_visits,) int64
+        The rows of the run; those of the visit may be fewer.
+    visit_key : (n_visits,) int64
+        ``lane * stride + sweep`` where the visit begins; increasing, so that a visit is found by bisection.
+    rows_key, rounds_key, turns_key : int
         Keys of the random words, 0 for the sequential order.
     """
 
@@ -101,13 +169,17 @@ class EpochOrder:
     block_rows: int
     groups: int
     shuffled: bool
+    n_rounds: int
+    longest_run: int
     stride: int
     lane_lengths: I64
+    lane_ranks: I64
     run_first: I64
     run_length: I64
-    run_key: I64
+    visit_key: I64
     rows_key: int
-    lanes_key: int
+    rounds_key: int
+    turns_key: int
 
     @property
     def lanes(self) -> int:
@@ -119,9 +191,19 @@ class EpochOrder:
         """Sweeps of the epoch; the last may be ragged."""
         return -(-self.n_samples // self.lanes)
 
-    def run_sweeps(self) -> I64:
-        """The sweep in which each run's visit begins, shape (n_runs,); it takes ``run_length`` sweeps."""
-        return self.run_key - self.run_key // self.stride * self.stride
+    def visit_lanes(self) -> I64:
+        """The lane of each visit, shape (n_visits,)."""
+        return self.visit_key // self.stride
+
+    def visit_sweeps(self) -> tuple[I64, I64]:
+        """The sweep in which each visit begins, and the one from which on it is over, both of shape (n_visits,)."""
+        lane = self.visit_lanes()
+        first = self.visit_key - lane * self.stride
+        end = np.empty_like(first)
+        end[:-1] = first[1:]
+        last = np.append(np.flatnonzero(np.diff(lane)), len(lane) - 1)
+        end[last] = self.lane_lengths
+        return first, end
 
 
 def sequential_order(n_samples: int, block_rows: int) -> EpochOrder:
@@ -138,13 +220,17 @@ def sequential_order(n_samples: int, block_rows: int) -> EpochOrder:
         block_rows=block_rows,
         groups=1,
         shuffled=False,
+        n_rounds=1,
+        longest_run=min(block_rows, n_samples),
         stride=n_samples + 1,
         lane_lengths=np.array([n_samples], np.int64),
+        lane_ranks=np.zeros(1, np.int64),
         run_first=first,
         run_length=np.diff(first, append=n_samples),
-        run_key=first,
+        visit_key=first,
         rows_key=0,
-        lanes_key=0,
+        rounds_key=0,
+        turns_key=0,
     )
 
 
@@ -153,79 +239,130 @@ def shuffled_order(shuffle: ShuffleParameters, *, seed: int, epoch: int) -> Epoc
 
     Examples
     --------
-    >>> order = shuffled_order(ShuffleParameters(n_samples=12, block_rows=4, lanes=2), seed=0, epoch=0)
-    >>> order.lane_lengths.tolist(), int(order.run_length.sum())
-    ([6, 6], 12)
+    >>> order = shuffled_order(ShuffleParameters(n_samples=12, block_rows=4, batch_size=2, lanes=2), seed=0, epoch=0)
+    >>> order.lane_lengths.tolist(), len(order.run_first) <= 3 + 3 * 2
+    ([6, 6], True)
     """
+    lane_edges = _lane_edges(shuffle, random_key(seed, epoch, _Purpose.CUTS))
+    lengths = np.diff(lane_edges)
     offset = word_below(random_key(seed, epoch, _Purpose.OFFSET), shuffle.n_samples)
-    lengths_of_lanes = lane_lengths(shuffle)
-    stride = int(lengths_of_lanes.max()) + 1
-    cuts, run_of_lane = _cut(shuffle, lengths_of_lanes, offset)
-    visits = _visits(run_of_lane, random_key(seed, epoch, _Purpose.RUNS))
-    lengths = np.diff(cuts, append=shuffle.n_samples)[visits]
-    run_key = np.cumsum(lengths)
-    run_key -= lengths
-    lane_starts = np.cumsum(lengths_of_lanes) - lengths_of_lanes
-    run_key += np.repeat(np.arange(shuffle.lanes) * stride - lane_starts, np.diff(run_of_lane))
-    cuts += offset
-    cuts[cuts >= shuffle.n_samples] -= shuffle.n_samples
+    places = words_below(random_key(seed, epoch, _Purpose.STARTS), np.arange(shuffle.lanes), lengths)
+    visits = _visits(shuffle, lane_edges, offset, places, random_key(seed, epoch, _Purpose.RUNS))
     return EpochOrder(
         n_samples=shuffle.n_samples,
         block_rows=shuffle.block_rows,
         groups=shuffle.groups,
         shuffled=True,
-        stride=stride,
-        lane_lengths=lengths_of_lanes,
-        run_first=cuts[visits],
-        run_length=lengths,
-        run_key=run_key,
+        n_rounds=shuffle.n_rounds,
+        longest_run=shuffle.longest_run,
+        stride=shuffle.longest_lane + 1,
+        lane_lengths=lengths,
+        lane_ranks=visits.lane_ranks,
+        run_first=visits.run_first,
+        run_length=visits.run_length,
+        visit_key=visits.visit_key,
         rows_key=random_key(seed, epoch, _Purpose.ROWS),
-        lanes_key=random_key(seed, epoch, _Purpose.LANES),
+        rounds_key=random_key(seed, epoch, _Purpose.ROUNDS),
+        turns_key=random_key(seed, epoch, _Purpose.TURNS),
     )
 
 
-def lane_lengths(shuffle: ShuffleParameters) -> I64:
-    """The samples of each lane, shape (lanes,)."""
+def _lane_edges(shuffle: ShuffleParameters, cuts_key: int) -> I64:
+    """Where the lanes lie in the rotated space, shape (lanes + 1,)."""
     groups, lanes_each = shuffle.groups, shuffle.lanes // shuffle.groups
-    sizes = (shuffle.n_samples - np.arange(groups, dtype=np.int64) + groups - 1) // groups
-    whole, longer = np.divmod(sizes, lanes_each)
-    lengths: I64 = (whole[:, None] + (np.arange(lanes_each) < longer[:, None])).ravel()
-    return lengths
+    group = np.arange(groups, dtype=np.int64)
+    sizes = (shuffle.n_samples - group + groups - 1) // groups
+    phases = words_below(cuts_key, group, np.full(groups, lanes_each))
+    cuts = (np.arange(lanes_each) * sizes[:, None] + phases[:, None]) // lanes_each
+    cuts += (np.cumsum(sizes) - sizes)[:, None]
+    return np.append(cuts.ravel(), shuffle.n_samples)
 
 
-def _cut(shuffle: ShuffleParameters, lengths: I64, offset: int) -> tuple[I64, I64]:
+def _run_edges(shuffle: ShuffleParameters, lane_edges: I64, offset: int) -> tuple[I64, I64]:
     """Cut the rotated space at lanes and block edges.
 
-    Returns where the runs begin in it, and for each lane the index of its first run (lanes + 1 of them).
+    Returns where the runs begin in it, with its end as the last, and for each lane the index of its first run
+    (lanes + 1 of them).
     """
     n, rows = shuffle.n_samples, shuffle.block_rows
     ahead = np.arange(-(-offset // rows) * rows - offset, n - offset, rows, dtype=np.int64)
-    edges = np.append(ahead, np.arange(n - offset, n, rows))
-    lane_starts = np.cumsum(lengths) - lengths
-    between = lane_starts[lengths > 0]
-    place = np.searchsorted(edges, between)
-    new = edges[np.minimum(place, len(edges) - 1)] != between
-    cuts = np.insert(edges, place[new], between[new])
-    run_of_lane = np.searchsorted(cuts, np.append(lane_starts, n)).astype(np.int64)
-    return cuts, run_of_lane
+    edges = np.append(ahead, np.arange(n - offset, n + 1, rows))
+    if edges[-1] != n:
+        edges = np.append(edges, n)
+    place = np.searchsorted(edges, lane_edges)
+    new = edges[place] != lane_edges
+    edges = np.insert(edges, place[new], lane_edges[new])
+    return edges, np.searchsorted(edges, lane_edges).astype(np.int64)
 
 
-def _visits(run_of_lane: I64, runs_key: int) -> I64:
-    """Put each lane's runs into the order in which it visits them, shape (n_runs,)."""
-    visits = np.arange(run_of_lane[-1])
-    first, last = run_of_lane[:-1], run_of_lane[1:] - 1
-    inner = np.maximum(last - first - 1, 0)
-    width = max(int(inner.max()), 1)
-    random = words(runs_key, np.arange(len(first)))
-    lanes_at_once = max(1, _WORDS_AT_ONCE // width)
-    for start in range(0, len(first), lanes_at_once):
-        piece = slice(start, start + lanes_at_once)
-        inside = np.arange(width) < inner[piece, None]
-        runs = first[piece, None] + 1 + np.arange(width)
-        turns = first[piece, None] + 1 + even_orders(random[piece], inner[piece], width, steps=GOLDEN_STEPS)
-        # The even order says whose turn it is at each place, not where each turn goes: so the first turns, however
-        # few, are spread over the lane as the first multiples of the golden ratio are over the circle.
-        visits[turns[inside]] = runs[inside]
-    swap = (np.arange(len(first)) % 2 == 0) & (last > first)
-    visits[first[swap]], visits[last[swap]] = last[swap], first[swap]
-    return visits
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Visits:
+    """Those of an epoch, as in `EpochOrder`."""
+
+    lane_ranks: I64
+    run_first: I64
+    run_length: I64
+    visit_key: I64
+
+
+def _visits(shuffle: ShuffleParameters, lane_edges: I64, offset: int, places: I64, runs_key: int) -> _Visits:
+    """Send each lane around its runs, from the place where it starts, a few lanes at once."""
+    edges, run_of_lane = _run_edges(shuffle, lane_edges, offset)
+    lanes, stride = shuffle.lanes, shuffle.longest_lane + 1
+    lane_ranks = np.empty(lanes, np.int64)
+    most = len(edges) - 1 + lanes
+    run_first, run_length, visit_key = (np.empty(most, np.int64) for _ in range(3))
+    random = words(runs_key, np.arange(lanes))
+    lanes_at_once = max(1, _WORDS_AT_ONCE // shuffle.most_runs)
+    n_visits = 0
+    for start in range(0, lanes, lanes_at_once):
+        some = slice(start, min(start + lanes_at_once, lanes))
+        around = _around(edges, run_of_lane, random, places, some, shuffle.most_runs)
+        begins, end = n_visits, n_visits + len(around.run)
+        lane_ranks[some] = around.rank
+        run_first[begins:end] = edges[around.run]
+        run_length[begins:end] = edges[around.run + 1]
+        run_length[begins:end] -= run_first[begins:end]
+        visit_key[begins:end] = around.lane * stride + around.sweep
+        n_visits = end
+    run_first = run_first[:n_visits]
+    run_first += offset
+    run_first[run_first >= shuffle.n_samples] -= shuffle.n_samples
+    return _Visits(
+        lane_ranks=lane_ranks, run_first=run_first, run_length=run_length[:n_visits], visit_key=visit_key[:n_visits]
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Around:
+    """The cycles of a few lanes: a rank for each lane; run, lane and first sweep for each visit."""
+
+    rank: I64
+    run: I64
+    lane: I64
+    sweep: I64
+
+
+def _around(
+    edges: I64, run_of_lane: I64, random: npt.NDArray[np.uint64], places: I64, some: slice, most_runs: int
+) -> _Around:
+    first, n_runs = run_of_lane[some], np.diff(run_of_lane[some.start : some.stop + 1])
+    place, length = places[some], edges[run_of_lane[some.start + 1 : some.stop + 1]] - edges[first]
+    turn = np.arange(most_runs)
+    run = even_orders(random[some], n_runs, most_runs, steps=NOBLE_STEPS).astype(np.int64)
+    # What stands behind a lane's own runs has no rows, and comes nowhere.
+    run = np.where(turn < n_runs[:, None], run + first[:, None], first[:, None])
+    rows = np.where(turn < n_runs[:, None], edges[run + 1] - edges[run], 0)
+    begins = np.cumsum(rows, axis=1)
+    started = (begins <= place[:, None]).sum(axis=1)
+    begins -= rows
+    rank = place - begins[np.arange(len(first)), started]
+    visit = np.arange(most_runs + 1)
+    at = started[:, None] + visit
+    again = at >= n_runs[:, None]
+    at -= np.where(again, n_runs[:, None], 0)
+    sweep = np.take_along_axis(begins, at, axis=1) - place[:, None] + np.where(again, length[:, None], 0)
+    sweep[:, 0] = 0
+    kept = visit < (n_runs + (rank > 0))[:, None]
+    lane = np.broadcast_to(np.arange(some.start, some.stop)[:, None], kept.shape)
+    return _Around(rank=rank, run=np.take_along_axis(run, at, axis=1)[kept], lane=lane[kept], sweep=sweep[kept])

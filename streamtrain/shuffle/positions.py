@@ -1,7 +1,7 @@
-"""The samples at the positions of an epoch, computed from any position on.
+"""Working an order out: which sample stands at each position, in numpy, from any position on.
 
-An epoch's order is set up once (`streamtrain.shuffle.order`); the samples are computed a few sweeps at a time. The
-result does not depend on how the positions are cut into pieces.
+An epoch's order is set up once (``order``); the samples are found a few sweeps at a time. The pieces do not depend on
+how the positions are cut into them.
 """
 
 from __future__ import annotations
@@ -15,37 +15,39 @@ import numpy.typing as npt
 
 from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.system.buffers import aligned_bytes
-from streamtrain.system.counter_rng import NOBLE_STEPS, even_orders, random_orders, words
+from streamtrain.system.counter_rng import random_orders, random_orders_by, words
 
 INDEX_SAMPLES: Final = 65_536
 """Samples whose places are worked out at once: enough that numpy's cost per call does not count."""
 _WORDS_AT_ONCE: Final = 16_384
-_SEASON_SWEEPS: Final = 16
-"""Sweeps with one order of lanes. Longer ones mix little better, and the same lanes meet in a batch more often."""
+SAMPLES_PER_LANE_DEALT: Final = 4
+"""Of the samples worked out at once, for each lane that is dealt to a round at once: dealing takes less memory."""
+SEASON_SWEEPS: Final = 16
+"""Sweeps with one deal of lanes to rounds. Longer ones mix little better, and the same lanes meet more often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SamplePositions:
-    """The samples at consecutive positions, by run and row.
+    """The samples at consecutive positions, by visit and row.
 
     Attributes
     ----------
     start : int
         The first position.
-    runs : (n,) int64
-        Indexes into the epoch's runs.
+    visits : (n,) int64
+        Indexes into the epoch's visits.
     rows : (n,) int64
-        Rows within the runs; the sample is ``order.run_first[runs] + rows``.
+        Rows within their runs; the sample is ``order.run_first[visits] + rows``.
     """
 
     start: int
-    runs: I64
+    visits: I64
     rows: I64
 
     @property
     def stop(self) -> int:
         """The position after the last."""
-        return self.start + len(self.runs)
+        return self.start + len(self.visits)
 
 
 def iter_positions(
@@ -57,14 +59,17 @@ def iter_positions(
     samples at the same positions.
     """
     sweeps = max(1, index_samples // order.lanes)
+    if order.shuffled and sweeps >= SEASON_SWEEPS:
+        # Whole seasons, none of which is dealt twice.
+        sweeps -= sweeps % SEASON_SWEEPS
     whole = order.n_samples // order.lanes
-    rows = _RowOrders(order) if order.shuffled else None
+    rows, deals = _RowOrders(order), _Deals(order, index_samples // SAMPLES_PER_LANE_DEALT)
     sweep = start // order.lanes
     while sweep < order.n_sweeps:
-        stop = min(sweep + sweeps, whole) if sweep < whole else order.n_sweeps
-        piece = _sweeps(order, rows, sweep, stop)
+        stop = min(sweep - sweep % sweeps + sweeps, whole) if sweep < whole else order.n_sweeps
+        piece = _shuffled_sweeps(order, rows, deals, sweep, stop) if order.shuffled else _stored(order, sweep, stop)
         skip = max(0, start - piece.start)
-        yield piece if not skip else SamplePositions(start=start, runs=piece.runs[skip:], rows=piece.rows[skip:])
+        yield piece if not skip else SamplePositions(start=start, visits=piece.visits[skip:], rows=piece.rows[skip:])
         sweep = stop
 
 
@@ -78,131 +83,270 @@ def samples_at(order: EpochOrder, start: int, stop: int) -> I64:
     [3, 4, 5, 6]
     """
     out = np.empty(stop - start, np.int64)
-    for piece in iter_positions(order, start):
+    for piece in iter_positions(order, start, index_samples=min(INDEX_SAMPLES, max(1, stop - start))):
         if piece.start >= stop:
             break
         n = min(piece.stop, stop) - piece.start
-        out[piece.start - start : piece.start - start + n] = order.run_first[piece.runs[:n]] + piece.rows[:n]
+        out[piece.start - start : piece.start - start + n] = order.run_first[piece.visits[:n]] + piece.rows[:n]
     return out
 
 
-def _sweeps(order: EpochOrder, rows: _RowOrders | None, start: int, stop: int) -> SamplePositions:
+def _stored(order: EpochOrder, start: int, stop: int) -> SamplePositions:
+    """The picks of positions [start, stop) of the sequential order."""
+    visited = _visited(order, start, stop, None)
+    rows = np.arange(visited.n_samples) + np.repeat(visited.rank - visited.place, visited.length)
+    return SamplePositions(start=start, visits=np.repeat(visited.visit, visited.length), rows=rows)
+
+
+def _shuffled_sweeps(order: EpochOrder, rows: _RowOrders, deals: _Deals, start: int, stop: int) -> SamplePositions:
     """The picks of sweeps [start, stop): whole ones, or the ragged last alone."""
-    visited = _visited(order, start, stop)
-    if rows is None:
-        ranks = np.arange(visited.n_samples) + np.repeat(visited.rank - visited.place, visited.length)
-        return SamplePositions(start=start, runs=np.repeat(visited.run, visited.length), rows=ranks)
-    run_of = np.repeat(visited.run, visited.length)
-    row_of = rows.take(visited, start, stop)
-    source = _lane_orders(order, start, stop)
-    return SamplePositions(start=start * order.lanes, runs=run_of.take(source), rows=row_of.take(source))
+    visited = rows.visited(start, stop)
+    # A visit and its row in one number: half the arrays to put in order.
+    bits = max(order.longest_run - 1, 1).bit_length()
+    packed = np.repeat(visited.visit << bits, visited.length)
+    packed |= rows.take(visited, start, stop)
+    emitted = _emitted(order, deals, packed, start, stop)
+    return SamplePositions(start=start * order.lanes, visits=emitted >> bits, rows=emitted & ((1 << bits) - 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Visited:
-    """The stretches of runs that lie in some sweeps, lane after lane; arrays of one entry per stretch."""
+    """The stretches of visits that lie in some sweeps, lane after lane; arrays of one entry per stretch."""
 
     lane: I64
-    run: I64
+    visit: I64
+    begins: npt.NDArray[np.bool_]
+    """Whether the visit begins in these sweeps."""
     rank: I64
-    """How much of the run came in sweeps before."""
+    """How many rows of the run come before the stretch."""
     length: I64
     place: I64
     """Where the stretch begins when all are laid end to end."""
+    following: I64
+    """For each lane that goes on, the visit of the sweep after these."""
 
     @property
     def n_samples(self) -> int:
         return int(self.place[-1] + self.length[-1])
 
 
-def _visited(order: EpochOrder, start: int, stop: int) -> _Visited:
-    """Find the stretches by bisection."""
+def _visited(order: EpochOrder, start: int, stop: int, present: I64 | None) -> _Visited:
+    """Find the stretches, by bisection where the visits of sweep ``start`` are not known."""
     lanes = np.flatnonzero(order.lane_lengths > start)
+    keys, heads = order.visit_key, lanes * order.stride
     ends = np.minimum(order.lane_lengths[lanes], stop)
-    first = np.searchsorted(order.run_key, lanes * order.stride + start, side="right") - 1
-    n_runs = np.searchsorted(order.run_key, lanes * order.stride + ends - 1, side="right") - first
-    lane = np.repeat(lanes, n_runs)
-    place_in_lane = np.arange(len(lane)) - np.repeat(np.cumsum(n_runs) - n_runs, n_runs)
-    run = np.repeat(first, n_runs) + place_in_lane
-    begins = order.run_key[run] - lane * order.stride
-    enters = np.maximum(begins, start)
+    first = np.searchsorted(keys, heads + start, side="right") - 1 if present is None else present[lanes]
+    last = np.searchsorted(keys, heads + ends - 1, side="right") - 1
+    n_visits = last - first + 1
+    lane = np.repeat(lanes, n_visits)
+    at = np.cumsum(n_visits)
+    at -= n_visits
+    visit = np.arange(len(lane)) + np.repeat(first - at, n_visits)
+    sweep = keys[visit] - lane * order.stride
+    enters = np.maximum(sweep, start)
     leaves = np.empty_like(enters)
     leaves[:-1] = enters[1:]
-    leaves[np.cumsum(n_runs) - 1] = ends
+    leaves[at + n_visits - 1] = ends
     length = leaves - enters
-    return _Visited(lane=lane, run=run, rank=enters - begins, length=length, place=np.cumsum(length) - length)
+    rank = enters - sweep
+    if start < order.block_rows:
+        # Lanes start inside a run.
+        rank[at] += np.where(sweep[at] == 0, order.lane_ranks[lanes], 0)
+    place = np.cumsum(length) - length
+    # The visits of the sweep after these; those of lanes that have ended are not asked for.
+    last += keys[np.minimum(last + 1, len(keys) - 1)] == heads + stop
+    return _Visited(
+        lane=lane, visit=visit, begins=sweep >= start, rank=rank, length=length, place=place, following=last
+    )
 
 
-def _lane_orders(order: EpochOrder, start: int, stop: int) -> I64:
-    """Where, lane after lane, the samples of sweeps [start, stop) stand that are emitted one after another."""
-    groups, lanes_each = order.groups, order.lanes // order.groups
-    season = np.arange(start, stop) // _SEASON_SWEEPS
-    seasons = np.arange(season[0], season[-1] + 1)
-    active = (order.lane_lengths > start).reshape(groups, lanes_each).sum(axis=1)
-    random = words(order.lanes_key, np.arange(seasons[0] * groups, (seasons[-1] + 1) * groups))
-    lanes = even_orders(random, np.tile(active, len(seasons)), lanes_each, steps=NOBLE_STEPS)
-    drawn = lanes.reshape(len(seasons), groups, lanes_each).transpose(0, 2, 1).astype(np.int64)
-    turns = drawn[season - season[0]]
-    if active.sum() == order.lanes:
-        turns += np.arange(groups) * lanes_each
-        turns *= stop - start
-        turns += np.arange(stop - start)[:, None, None]
-        whole: I64 = turns.ravel()
-        return whole
-    turns += np.cumsum(active) - active
-    ragged: I64 = turns[0][np.arange(lanes_each)[:, None] < active]
-    return ragged
+def _emitted(order: EpochOrder, deals: _Deals, by_lane: I64, start: int, stop: int) -> I64:
+    """What stands, lane after lane, in sweeps [start, stop), in the order in which it is emitted."""
+    first, lanes = start // SEASON_SWEEPS, order.lanes
+    dealt = deals.take(first, (stop - 1) // SEASON_SWEEPS + 1)
+    if len(by_lane) < lanes * (stop - start):
+        longer = order.lane_lengths > start
+        ragged = np.zeros(lanes, np.int64)
+        ragged[longer] = by_lane
+        return _without_ended(ragged, dealt[0], longer)
+    emitted, by_lane = np.empty((stop - start, lanes), np.int64), by_lane.reshape(lanes, -1)
+    for season, seen in enumerate(dealt.transpose(0, 2, 1), first):
+        some = slice(max(season * SEASON_SWEEPS - start, 0), min((season + 1) * SEASON_SWEEPS, stop) - start)
+        emitted[some] = by_lane[:, some].take(seen.ravel(), axis=0).T
+    return emitted.ravel()
+
+
+def _without_ended(by_lane: I64, dealt: I64, longer: npt.NDArray[np.bool_]) -> I64:
+    """The last sweep of lanes as they were dealt, (groups, lanes of a group), without those that have ended."""
+    groups, lanes_each = dealt.shape
+    stays = longer[dealt]
+    n_longer = stays.sum(axis=1)
+    emitted = np.empty((lanes_each, groups), np.int64)
+    turns = np.arange(lanes_each)[:, None] < n_longer
+    emitted.T[turns.T] = by_lane[dealt[stays]]
+    found: I64 = emitted[turns]
+    return found
+
+
+class _Deals:
+    """The lanes as they come in seasons, dealt for some seasons ahead where these are asked for one after another."""
+
+    def __init__(self, order: EpochOrder, lanes_ahead: int) -> None:
+        self._order = order
+        self._lanes_ahead = lanes_ahead
+        self._first = self._end = -1
+        self._dealt = np.empty((0, 0, 0), np.int64)
+
+    def take(self, first: int, end: int) -> I64:
+        """The lanes of each group in the order in which they come, in seasons [first, end).
+
+        Returns
+        -------
+        (seasons, groups, lanes of a group) int64
+            Numbers among all lanes.
+        """
+        if not self._first <= first < end <= self._end:
+            resumes = self._first <= first <= self._end
+            ahead = max(end, first + self._lanes_ahead // self._order.lanes) if resumes else end
+            self._dealt = self._deal(first, min(ahead, -(-self._order.n_sweeps // SEASON_SWEEPS)))
+            self._first, self._end = first, first + len(self._dealt)
+        return self._dealt[first - self._first : end - self._first]
+
+    def _deal(self, first: int, end: int) -> I64:
+        groups, lanes_each = self._order.groups, self._order.lanes // self._order.groups
+        dealt = deals_of(self._order, np.arange(first * groups, end * groups)).reshape(-1, groups, lanes_each)
+        dealt += np.arange(groups)[:, None] * lanes_each
+        return dealt
+
+
+def deals_of(order: EpochOrder, numbers: I64) -> I64:
+    """The lanes of a group in the order in which they come, for some pairs of season and group.
+
+    Parameters
+    ----------
+    numbers : (n,) int64
+        ``season * groups + group``.
+
+    Returns
+    -------
+    (n, lanes of a group) int64
+    """
+    lanes_each = order.lanes // order.groups
+    lanes = np.arange(lanes_each)
+    rounds = np.zeros((len(numbers), lanes_each), np.uint32)
+    if order.n_rounds > 1:
+        # Strata are as equal as possible, the first ones a lane longer, none longer than there are rounds.
+        n_strata = -(-lanes_each // order.n_rounds)
+        shorter, n_longer = divmod(lanes_each, n_strata)
+        stratum = np.where(
+            lanes < n_longer * (shorter + 1), lanes // (shorter + 1), (lanes - n_longer) // max(shorter, 1)
+        )
+        within = lanes - stratum * shorter - np.minimum(stratum, n_longer)
+        random = _words_of(order.rounds_key, numbers, n_strata * order.n_rounds).reshape(-1, order.n_rounds)
+        drawn = random_orders(random, np.full(len(random), order.n_rounds)).reshape(len(numbers), -1)
+        rounds = drawn[:, stratum * order.n_rounds + within]
+    return random_orders_by(rounds, order.n_rounds, _words_of(order.turns_key, numbers, lanes_each))
+
+
+def _words_of(key: int, numbers: I64, n_each: int) -> npt.NDArray[np.uint64]:
+    """So many words for each of some numbers, shape (n, n_each)."""
+    return words(key, numbers[:, None] * n_each + np.arange(n_each))
 
 
 class _RowOrders:
     """The random order of the rows of each lane's present run, carried from piece to piece.
 
-    The table has a row for each lane, and below them one for each run that begins in the present piece: at most one a
-    lane where runs are not shorter than pieces. Its memory is the system's own, so that all of it goes back.
+    The table has a row for each lane, and below them one for each visit that begins in the present piece: at most one a
+    lane where visits are not shorter than pieces. Its memory is the system's own, so that all of it goes back.
     """
 
     def __init__(self, order: EpochOrder) -> None:
         self._order = order
-        self._runs_at_once = max(1, _WORDS_AT_ONCE // order.block_rows)
-        self._table = self._new_table(2 * order.lanes)
+        self._width = order.longest_run
+        self._runs_at_once = max(1, _WORDS_AT_ONCE // self._width)
+        self._table = self._new_table(2 * order.lanes) if order.shuffled else np.empty((0, 0), np.uint16)
         self._next_sweep = -1
+        self._following: I64 | None = None
+
+    def visited(self, start: int, stop: int) -> _Visited:
+        """The stretches of visits in sweeps [start, stop)."""
+        visited = _visited(self._order, start, stop, self._following if start == self._next_sweep else None)
+        # Lanes end together, or one sweep after the others.
+        self._following = visited.following if len(visited.following) == self._order.lanes else None
+        return visited
 
     def _new_table(self, n_rows: int) -> npt.NDArray[np.unsignedinteger[Any]]:
-        dtype = np.dtype(np.uint16 if self._order.block_rows <= 1 << 16 else np.uint32)
-        n_bytes = n_rows * self._order.block_rows * dtype.itemsize
-        return aligned_bytes(n_bytes).view(dtype).reshape(n_rows, self._order.block_rows)
+        dtype = np.dtype(np.uint16 if self._width <= 1 << 16 else np.uint32)
+        return aligned_bytes(n_rows * self._width * dtype.itemsize).view(dtype).reshape(n_rows, self._width)
 
-    def take(self, visited: _Visited, start: int, stop: int) -> I64:
+    def take(self, visited: _Visited, start: int, stop: int) -> npt.NDArray[np.unsignedinteger[Any]]:
         """The rows of all stretches laid end to end, those of sweeps [start, stop)."""
-        lanes, block_rows = self._order.lanes, self._order.block_rows
-        new = visited.rank == 0 if start == self._next_sweep else np.ones(len(visited.run), bool)
+        lanes, width = self._order.lanes, self._width
+        new = visited.begins if start == self._next_sweep else np.ones(len(visited.visit), bool)
         fresh = np.arange(lanes, lanes + np.count_nonzero(new))
-        self._draw(visited.run[new])
+        self._draw(visited.visit[new])
         at = visited.lane.copy()
         at[new] = fresh
-        shift = at * block_rows + visited.rank - visited.place
-        places = np.arange(visited.n_samples) + np.repeat(shift, visited.length)
-        rows = self._table.ravel().take(places).astype(np.int64)
+        shift = at * width + visited.rank - visited.place
+        places = np.repeat(shift, visited.length)
+        places += np.arange(len(places))
+        rows = self._table.ravel().take(places)
         stays = np.append(visited.lane[1:] != visited.lane[:-1], True)
         self._move(fresh[stays[new]], visited.lane[new & stays])
         self._next_sweep = stop
         return rows
 
-    def _draw(self, runs: I64) -> None:
-        """Fill the table below the lanes' own rows with the row orders of these runs."""
+    def _draw(self, visits: I64) -> None:
+        """Fill the table below the lanes' own rows with the row orders of these visits' runs."""
         order, lanes = self._order, self._order.lanes
-        if lanes + len(runs) > len(self._table):
-            larger = self._new_table(lanes + len(runs))
+        if lanes + len(visits) > len(self._table):
+            larger = self._new_table(lanes + len(visits))
             larger[:lanes] = self._table[:lanes]
             self._table = larger
-        for start in range(0, len(runs), self._runs_at_once):
-            piece = runs[start : start + self._runs_at_once]
-            counters = order.run_first[piece, None] + np.arange(order.block_rows)
-            rows = random_orders(words(order.rows_key, counters), order.run_length[piece])
-            self._table[lanes + start : lanes + start + len(piece)] = rows
+        lengths = order.run_length[visits]
+        # Runs of about one length together: words that no run has a row for are not worked out.
+        by_length = np.argsort(lengths, kind="stable")
+        for start in range(0, len(visits), self._runs_at_once):
+            some = by_length[start : start + self._runs_at_once]
+            longest = int(lengths[some[-1]])
+            counters = order.run_first[visits[some], None] + np.arange(longest)
+            rows = random_orders(words(order.rows_key, counters), lengths[some], width=self._width)
+            self._table[lanes + some, :longest] = rows
 
     def _move(self, sources: I64, targets: I64) -> None:
         """Copy rows of the table, a few at once, since NumPy makes a copy of its own first."""
         for start in range(0, len(sources), self._runs_at_once):
             some = slice(start, start + self._runs_at_once)
             self._table[targets[some]] = self._table[sources[some]]
+
+
+def positions_of(order: EpochOrder, lanes: I64, sweeps: I64) -> I64:
+    """The positions at which some lanes emit their samples of some sweeps.
+
+    Parameters
+    ----------
+    lanes, sweeps : (n,) int64
+        Each sweep one that its lane has.
+
+    Examples
+    --------
+    >>> from streamtrain.shuffle.order import sequential_order
+    >>> positions_of(sequential_order(10, 4), np.array([0, 0]), np.array([4, 9])).tolist()
+    [4, 9]
+    """
+    if not order.shuffled or not len(lanes):
+        return sweeps
+    lanes_each = order.lanes // order.groups
+    group, lane = np.divmod(lanes, lanes_each)
+    numbers, which = np.unique(sweeps // SEASON_SWEEPS * order.groups + group, return_inverse=True)
+    dealt = deals_of(order, numbers)
+    place_of = np.empty_like(dealt)
+    np.put_along_axis(place_of, dealt, np.broadcast_to(np.arange(lanes_each), dealt.shape), axis=1)
+    place = place_of[which, lane]
+    last = order.n_samples // order.lanes
+    ragged = np.flatnonzero(sweeps == last)
+    if len(ragged):
+        longer = order.lane_lengths.reshape(-1, lanes_each) > last
+        before = np.cumsum(longer[(numbers % order.groups)[:, None], dealt], axis=1) - 1
+        place[ragged] = before[which[ragged], place[ragged]]
+    return (sweeps * lanes_each + place) * order.groups + group

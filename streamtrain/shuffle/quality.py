@@ -225,7 +225,7 @@ def pieces_of(order: EpochOrder, start: int = 0, stop: int | None = None) -> Ite
     """The samples at positions [start, stop) of an epoch, to its end by default, piece by piece."""
     left = (order.n_samples if stop is None else min(stop, order.n_samples)) - start
     for piece in iter_positions(order, start) if left > 0 else ():
-        found = (order.run_first[piece.runs] + piece.rows)[:left]
+        found = (order.run_first[piece.visits] + piece.rows)[:left]
         yield found
         left -= len(found)
         if not left:
@@ -263,7 +263,8 @@ def measure_quality(
     >>> found = measure_quality([np.arange(100_000)], classes.take, population, batch_size=100)
     >>> round(found.variance, 1), found.drift > 50
     (100.1, True)
-    >>> order = shuffled_order(ShuffleParameters(n_samples=100_000, block_rows=50, lanes=100), seed=0, epoch=0)
+    >>> parameters = ShuffleParameters(n_samples=100_000, block_rows=50, batch_size=100, lanes=100)
+    >>> order = shuffled_order(parameters, seed=0, epoch=0)
     >>> found = measure_quality(pieces_of(order), classes.take, population, batch_size=100)
     >>> found.variance < 0.2, found.drift < 2
     (True, True)

@@ -37,6 +37,7 @@ from streamtrain.store.manifest import (
     parse_manifest,
     read_checksums,
 )
+from streamtrain.store.schema.columns import INPUT, Schema, schema_of
 from streamtrain.store.shard import RESTORE, index_of, open_regular, read_bounded, read_stored, unreadable
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, stats_shape
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
@@ -98,6 +99,16 @@ class Dataset:
     def classes(self) -> tuple[str, ...] | None:
         """The names of labels 0, 1, ..., where they were strings."""
         return self.manifest.classes
+
+    @property
+    def schema(self) -> Schema:
+        """What the numbers mean: fields, names of columns and of classes."""
+        return schema_of(self.fields, self.manifest.sources, classes=self.classes)
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The names of the columns of field ``x``, where it was read from a table."""
+        return self.schema.columns.get(INPUT)
 
     @property
     def n_classes(self) -> int | None:

@@ -35,10 +35,17 @@ def check_seed(seed: int) -> None:
 
 def check_lanes(lanes: int | None) -> None:
     """Refuse a number of lanes that the order cannot use."""
-    if lanes is not None and (isinstance(lanes, bool) or not isinstance(lanes, int)):
-        raise UsageError(f"lanes is {lanes!r}; it must be an even integer", fix="lanes=64, say")
-    if lanes is not None and (lanes < 2 or lanes % 2):
-        raise UsageError(f"lanes is {lanes}; it must be even and at least 2", fix=f"lanes={max(2, lanes // 2 * 2)}")
+    _check_count("lanes", lanes, "lanes=64, say")
+
+
+def check_groups(groups: int | None) -> None:
+    """Refuse a number of groups that the order cannot use."""
+    _check_count("groups", groups, "groups=8, say")
+
+
+def _check_count(name: str, value: int | None, fix: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise UsageError(f"{name} is {value!r}; it must be an integer of at least 1", fix=fix)
 
 
 def check_reading(on_bad_block: str, timeout: float | None, reshuffle: str) -> None:

@@ -1,8 +1,8 @@
-"""Counter-based random words, and the two kinds of random order made from them. Pure, NumPy only, no state.
+"""Counter-based random words, and the two random orders made from them: pure, numpy only, no state.
 
-A word is a function of a 64-bit key and a counter, so any word is computed without the ones before it. Keys come from
-``numpy.random.SeedSequence``, whose output NumPy keeps stable; words come from integer arithmetic alone. So nothing
-here depends on NumPy's version.
+A word is a function of a 64-bit key and a counter, so any word is computed without the ones before it. Keys come
+from ``numpy.random.SeedSequence``, whose output numpy keeps stable; words come from integer arithmetic alone. So
+nothing here depends on numpy's version.
 
 Sources: splitmix64's finaliser (G. Steele, D. Lea, C. Flood, *Fast splittable pseudorandom number generators*,
 OOPSLA 2014); multiples of an irrational number modulo 1, and why small partial quotients spread them best (L. Kuipers,
@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+I64 = npt.NDArray[np.int64]
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 
@@ -47,11 +48,12 @@ def words(key: int, counters: npt.NDArray[np.integer[Any]]) -> U64:
     """
     z = counters.astype(np.uint64)
     z += np.uint64(key)
-    z ^= z >> np.uint64(30)
+    shifted = z >> np.uint64(30)
+    z ^= shifted
     z *= np.uint64(MIX[0])
-    z ^= z >> np.uint64(27)
+    z ^= np.right_shift(z, np.uint64(27), out=shifted)
     z *= np.uint64(MIX[1])
-    z ^= z >> np.uint64(31)
+    z ^= np.right_shift(z, np.uint64(31), out=shifted)
     return z
 
 
@@ -60,7 +62,25 @@ def word_below(key: int, bound: int) -> int:
     return int(words(key, np.zeros(1, np.int64))[0]) * bound >> 64
 
 
-def random_orders(random: U64, lengths: npt.NDArray[np.integer[Any]]) -> U32:
+def words_below(key: int, counters: npt.NDArray[np.integer[Any]], bounds: I64) -> I64:
+    """One random integer in [0, bound) per counter, ``word * bound >> 64`` exactly.
+
+    Examples
+    --------
+    >>> words_below(0, np.arange(4), np.array([1, 10, 10, 2**40])).tolist()
+    [0, 3, 8, 130247749091]
+    """
+    random = words(key, counters)
+    if len(bounds) and int(bounds.max()) >> 32:
+        exact = [word * bound >> 64 for word, bound in zip(random.tolist(), bounds.tolist(), strict=True)]
+        return np.array(exact, np.int64)
+    # The upper half of a product of 64 and 32 bits, from two products that fit.
+    bound, half = bounds.astype(np.uint64), np.uint64(32)
+    low = (random & np.uint64(0xFFFFFFFF)) * bound >> half
+    return (((random >> half) * bound + low) >> half).astype(np.int64)
+
+
+def random_orders(random: U64, lengths: npt.NDArray[np.integer[Any]], *, width: int | None = None) -> U32:
     """A random order of 0..length-1 for each row of words.
 
     The words' low bits are replaced by the index and the row is sorted, so that no two are equal and no sorting
@@ -68,37 +88,70 @@ def random_orders(random: U64, lengths: npt.NDArray[np.integer[Any]]) -> U32:
 
     Parameters
     ----------
-    random : (n, width) uint64
+    random : (n, m) uint64
         Random words, overwritten.
     lengths : (n,) integers
-        How many of each row's things to order, at most ``width``; the rest come last, in order.
+        How many of each row's things to order, at most m; the rest come last, in order.
+    width : int, optional
+        The most things that any row may ever have, m by default: by it the words' bits are shared out, so that an order
+        does not depend on which others are drawn with it.
 
     Returns
     -------
-    (n, width) uint32
+    (n, m) uint32
     """
-    width = random.shape[1]
-    index = np.arange(width, dtype=np.uint32)
-    bits = max(width - 1, 1).bit_length()
-    ragged = bool((lengths < width).any())
+    bits = max((width or random.shape[1]) - 1, 1).bit_length()
     # Half the words' bits are enough where they leave 18 random ones; such keys sort three times faster.
     if bits <= 14:
-        short = (random >> np.uint64(32)).astype(np.uint32)
-        short >>= np.uint32(bits)
-        short <<= np.uint32(bits)
-        short |= index
-        if ragged:
-            short |= np.where(index >= lengths[:, None], np.uint32(0xFFFFFFFF) << np.uint32(bits), np.uint32(0))
-        short.sort(axis=1)
-        return short & np.uint32((1 << bits) - 1)
-    random >>= np.uint64(bits)
-    random <<= np.uint64(bits)
-    random |= index.astype(np.uint64)
-    if ragged:
-        over = np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64(bits)
-        random |= np.where(index >= lengths[:, None], over, np.uint64(0))
-    random.sort(axis=1)
-    return (random & np.uint64((1 << bits) - 1)).astype(np.uint32)
+        random >>= np.uint64(32)
+        return _sorted_indexes(random.astype(np.uint32), lengths, bits)
+    return _sorted_indexes(random, lengths, bits).astype(np.uint32)
+
+
+def _sorted_indexes(keys: npt.NDArray[Any], lengths: npt.NDArray[np.integer[Any]], bits: int) -> npt.NDArray[Any]:
+    """The places of each row's keys in their order, in their memory; those from its length on come last."""
+    unsigned, width = keys.dtype.type, keys.shape[1]
+    index = np.arange(width, dtype=unsigned)
+    keys >>= unsigned(bits)
+    keys <<= unsigned(bits)
+    keys |= index
+    # Few rows are short, as a rule.
+    short = np.flatnonzero(lengths < width)
+    if len(short):
+        over = unsigned(~unsigned(0) << unsigned(bits))
+        keys[short] |= np.where(index >= lengths[short, None], over, unsigned(0))
+    keys.sort(axis=1)
+    keys &= unsigned((1 << bits) - 1)
+    return keys
+
+
+def random_orders_by(ranks: npt.NDArray[np.integer[Any]], n_ranks: int, random: U64) -> I64:
+    """The things 0..width-1 of each row by their ranks, those of one rank in a random order.
+
+    As in `random_orders`, the words' low bits are replaced by the index.
+
+    Parameters
+    ----------
+    ranks : (n, width) integers
+        Each in [0, n_ranks).
+    n_ranks : int
+        How many there may be.
+    random : (n, width) uint64
+        Random words, overwritten.
+
+    Returns
+    -------
+    (n, width) int64
+    """
+    width = random.shape[1]
+    bits, rank_bits = max(width - 1, 1).bit_length(), (n_ranks - 1).bit_length()
+    n_bits = 32 if bits + rank_bits <= 14 else 64
+    dtype = np.dtype(f"u{n_bits // 8}")
+    random >>= np.uint64(64 - n_bits + rank_bits)
+    keys: npt.NDArray[Any] = random.astype(dtype, copy=False)
+    if rank_bits:
+        keys |= ranks.astype(dtype, copy=False) << dtype.type(n_bits - rank_bits)
+    return _sorted_indexes(keys, np.full(len(keys), width), bits).astype(np.int64)
 
 
 def even_orders(random: U64, lengths: npt.NDArray[np.integer[Any]], width: int, *, steps: U64) -> U32:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from streamtrain.errors import InputError, UsageError, unknown_name
 from streamtrain.models.normalization import InputStatistics, Normalize, normalize_field
 from streamtrain.shuffle.order import I64
 from streamtrain.store.layout import Layout
+from streamtrain.store.schema.columns import Schema
 
 
 class StreamDataset(Protocol):
@@ -85,6 +87,13 @@ def normalize_fields(data: StreamDataset, names: tuple[str, ...]) -> dict[str, N
         if name not in known:
             raise unknown_name("field", name, known)
     return {name: normalize_field(known[name], data.stats(name)) for name in names}
+
+
+def schema_of_stream(stream: BatchStream) -> Schema:
+    """What a stream's numbers mean; of the dtypes and shapes that a transform makes nobody knows before."""
+    found = getattr(stream.dataset, "schema", None)
+    schema = found if isinstance(found, Schema) else Schema(fields=stream.dataset.layout.fields)
+    return schema if getattr(stream, "transform", None) is None else replace(schema, fields=())
 
 
 def last_batch_samples(stream: BatchStream) -> I64 | None:

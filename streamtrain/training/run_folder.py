@@ -4,6 +4,7 @@
 
     runs/1/
         config.json
+        schema.json                what its inputs and classes mean, see `streamtrain.store.schema.columns`
         metrics.jsonl              a line every few batches, and one every epoch; that of an epoch that was cut short
                                    has "partial": true, and goes when the run goes on
         memory.json                the memory it took, once it has ended
@@ -26,10 +27,12 @@ from typing import Any, Final, Self
 from torch import Tensor
 
 from streamtrain.errors import CheckpointError, ResourceError, UsageError, remedy
+from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
 from streamtrain.system.files import Files, is_temporary, translate_os_errors
 from streamtrain.training.checkpoint import Checkpoint, leave_behind, write_checkpoint
 
 CONFIG: Final = "config.json"
+SCHEMA: Final = "schema.json"
 METRICS: Final = "metrics.jsonl"
 MEMORY: Final = "memory.json"
 
@@ -48,6 +51,12 @@ class RunFolder:
     files : Files, optional
         What writes.
 
+    Attributes
+    ----------
+    schema : Schema or None
+        What the training data's numbers mean, kept with the first checkpoint; None for a run that goes on, which has
+        its own or, from before there was any, none.
+
     Raises
     ------
     UsageError
@@ -62,6 +71,8 @@ class RunFolder:
         self.path = path
         self._config = config
         self._files = files or Files()
+        self.schema: Schema | None = None
+        self._kept: Schema | None = None
         self._metrics: int | None = None
         self._unwritten = bytearray()
         self._partial_at: int | None = None
@@ -155,6 +166,7 @@ class RunFolder:
         """
         self._forget_other_past()
         metrics = self._write_metrics()
+        self._write_schema()
         with translate_os_errors("flush", self.path / METRICS):
             self._files.system.fsync(metrics)
         n_bytes = os.fstat(metrics).st_size if self._partial_at is None else self._partial_at
@@ -169,6 +181,13 @@ class RunFolder:
                 n_written = self._files.system.writev(metrics, [bytes(self._unwritten)])
                 del self._unwritten[:n_written]
         return metrics
+
+    def _write_schema(self) -> None:
+        # Before the checkpoint: whoever finds one knows what its weights were trained on.
+        if self.schema not in (None, self._kept):
+            assert self.schema is not None
+            self._files.write_bytes(self.path / SCHEMA, (json.dumps(schema_json(self.schema)) + "\n").encode())
+            self._kept = self.schema
 
     def _opened(self) -> int:
         if self._metrics is None:
@@ -283,6 +302,26 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError("is no JSON object", where=str(file), fix="train again")
     return config
+
+
+def read_schema(path: Path) -> Schema | None:
+    """Read what a run's inputs and classes mean; None where it is of before there was such a file.
+
+    Raises
+    ------
+    CheckpointError
+        The file is damaged.
+    """
+    file = path / SCHEMA
+    try:
+        return parse_schema(json.loads(file.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        fix = remedy(error, "train again")
+        raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), fix=fix) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError("is damaged", where=str(file), why=str(error), fix="train again") from error
 
 
 def write_memory(path: Path, memory: Mapping[str, object]) -> None:

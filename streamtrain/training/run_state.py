@@ -22,6 +22,8 @@ from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.optim.rules import UpdateRule
+from streamtrain.store.schema.columns import TARGET, Schema
+from streamtrain.store.schema.matching import first_difference
 from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.checkpoint import (
     MODEL,
@@ -33,7 +35,7 @@ from streamtrain.training.checkpoint import (
     normalize_tensors,
 )
 from streamtrain.training.progress import Counts, EarlyStopping
-from streamtrain.training.run_folder import METRICS, NullRunFolder, Run, RunFolder
+from streamtrain.training.run_folder import METRICS, NullRunFolder, Run, RunFolder, read_schema
 from streamtrain.training.serialization import flatten_names, pack, unpack
 
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
@@ -121,6 +123,8 @@ class RunState:
         The training data.
     identity : mapping
         What a run must be to go on from the checkpoint: JSON values by name.
+    schema : Schema
+        What the training data's numbers mean, likewise.
     every : int, optional
         Batches between two checkpoints; by default they are made between epochs only.
     on_failure : {"error", "warn"}
@@ -150,6 +154,7 @@ class RunState:
         device: torch.device,
         stream: object,
         identity: Mapping[str, object],
+        schema: Schema,
         every: int | None,
         on_failure: str = "error",
         stopping: EarlyStopping,
@@ -163,9 +168,12 @@ class RunState:
         self._normalized_model = front
         self._device = device
         self._stream = stream
-        # The sample rule's state settles its path, and the tolerances may change.
-        settled = dict.fromkeys(("sample_path", "grad_tolerance", "loss_tolerance"))
+        # The sample rule's state settles its path, the stream's own its order, and the tolerances may change.
+        settled = dict.fromkeys(("sample_path", "order", "grad_tolerance", "loss_tolerance"))
         self._identity = flatten_names(json.loads(json.dumps({**identity, **settled})))
+        self._schema = schema
+        if isinstance(run, RunFolder):
+            run.schema = schema
         self._every = every
         self._warns = on_failure == "warn"
         self.n_failed = 0
@@ -233,7 +241,9 @@ class RunState:
                 error.fix = f"{error.fix}. The last checkpoint is {self._last_saved}"
             raise
 
-    def restore(self, tell: Callable[[ResumePoint], None] | None) -> tuple[Counts, MidEpochState | None]:
+    def restore(
+        self, tell: Callable[[ResumePoint], None] | None, is_over: Callable[[Counts], bool] = lambda _: False
+    ) -> tuple[Counts, MidEpochState | None]:
         """Bring the run back from its newest whole checkpoint; without one it begins afresh.
 
         Nothing in the run's folder is changed until there is something to write.
@@ -242,11 +252,14 @@ class RunState:
         ----------
         tell : callable, optional
             Told where the run goes on; by default a warning names what was skipped.
+        is_over : callable, optional
+            Says of the counts whether the run is over; then it does not matter whether its stream could go on.
 
         Raises
         ------
         CheckpointError
-            The checkpoint is of another run: every difference is named, and what may differ.
+            The checkpoint is of another run: every difference is named, and what may differ. Or its stream was inside
+            an epoch of an earlier order.
         UsageError
             There is none, and the weights are no longer those that a run begins with.
         """
@@ -269,7 +282,7 @@ class RunState:
             self._run.resume_from(None)
             return Counts(), None
         self._check_identity(found)
-        return self._put_back(found)
+        return self._put_back(found, is_over)
 
     def _find(self, run: RunFolder) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """The newest whole checkpoint that the metrics go with, and what is wrong with newer ones.
@@ -289,7 +302,7 @@ class RunState:
 
     def _check_identity(self, found: Checkpoint) -> None:
         before = {"shuffle": self._identity.get("shuffle"), **_SINCE, **found.state["identity"]}
-        wrong = differences(before, self._identity)
+        wrong = [*self._schema_difference(), *differences(before, self._identity)]
         if wrong:
             raise CheckpointError(
                 "the checkpoint is of another run",
@@ -298,7 +311,15 @@ class RunState:
                 fix="train as it was trained, or another --out",
             )
 
-    def _put_back(self, found: Checkpoint) -> tuple[Counts, MidEpochState | None]:
+    def _schema_difference(self) -> Iterator[str]:
+        assert isinstance(self._run, RunFolder)
+        before = read_schema(self._run.path)
+        named = {*self._schema.columns, *(field.name for field in self._schema.fields), TARGET}
+        of_run = before and first_difference(before, self._schema, fields=sorted(named), of="the run's data")
+        if of_run:
+            yield f"{of_run.what}. {of_run.why or ''}".rstrip(". ")
+
+    def _put_back(self, found: Checkpoint, is_over: Callable[[Counts], bool]) -> tuple[Counts, MidEpochState | None]:
         load_weights(self._normalized_model.model, found)
         for name, state in normalize_states(found).items():
             self._normalized_model.modules_by_input()[name].load_state_dict(state)
@@ -312,8 +333,8 @@ class RunState:
                 self._stopping.load_state_dict(training["stopping"])
             if not isinstance(self._stream, ResumableStream):
                 raise UsageError("the stream has no load_state_dict, so it cannot go on", fix="a StreamLoader")
-            self._stream.load_state_dict(found.state["stream"])
             counts = Counts(**found.state["counts"])
+            self._put_stream_back(self._stream, found, is_over=is_over(counts))
         except CheckpointError as error:
             error.where = str(found.path)
             raise
@@ -321,6 +342,7 @@ class RunState:
             raise CheckpointError(f"cannot go on: {error}", where=str(found.path), fix="another --out") from error
         self._last_saved = found.path
         assert isinstance(self._run, RunFolder)
+        self._run.schema = None
         self._run.resume_from(found)
         stream = found.state["stream"]
         if training["metrics"] is None:
@@ -344,6 +366,14 @@ class RunState:
                 f"its last {n_left} batches are not trained on",
                 stacklevel=4,
             )
+
+    @staticmethod
+    def _put_stream_back(stream: ResumableStream, found: Checkpoint, *, is_over: bool) -> None:
+        try:
+            stream.load_state_dict(found.state["stream"])
+        except CheckpointError:
+            if not is_over:
+                raise
 
 
 def stream_state(stream: object) -> dict[str, Any] | None:
@@ -388,6 +418,7 @@ def describe_run(
         # What is done, not what is asked for: a rule that sums over the whole reads in stored order either way.
         "shuffle": stream.shuffle and not rule.in_stored_order,
         "reshuffle": getattr(stream, "reshuffle", "epoch"),
+        "order": None if rule.in_stored_order else getattr(stream, "order_version", None),
         "seed": stream.seed,
         "n_samples": len(stream.dataset),
         "dataset_id": getattr(stream.dataset, "id", None),

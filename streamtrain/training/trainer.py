@@ -24,6 +24,8 @@ from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.optim.build_rule import check_rule
 from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
 from streamtrain.optim.sample_rule import SampleRule
+from streamtrain.store.schema.columns import Schema
+from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
 from streamtrain.system.signals import DeferredSignals, defer_signals
 from streamtrain.training.batch_stream import (
@@ -32,6 +34,7 @@ from streamtrain.training.batch_stream import (
     check_stream,
     in_stored_order,
     normalize_fields,
+    schema_of_stream,
 )
 from streamtrain.training.loop import EpochLoop, EpochRecorder, stream_identity
 from streamtrain.training.metrics import EpochSummary, History, Metrics
@@ -124,6 +127,8 @@ class Trainer:
         self._rule = self._setting.rule(update, self._learner)
         self._stopping: tuple[object, EarlyStopping] | None = None
         self._awaits_statistics = normalize == "auto"
+        self._schema: Schema | None = None
+        self._told_unnamed: set[str] = set()
         if isinstance(normalize, Mapping):
             self._normalized_model.put(normalize, self.device)
         elif normalize not in (None, "auto"):
@@ -199,7 +204,7 @@ class Trainer:
         Raises
         ------
         UsageError
-            The model does not fit the data, or an argument is wrong.
+            The model does not fit the data, ``val`` has other columns or classes, or an argument is wrong.
         InputError
             A sample's weight is negative or not finite, or all of them are 0.
         DivergedError
@@ -218,6 +223,7 @@ class Trainer:
         stopping = self._stopping_on(loader, val, EarlyStopping(until_loss=until_loss, patience=patience))
         check_stream(loader, self.model, self._rule.name)
         warn_of_batch_dependent_modules(self.model, self._rule.spans)
+        self._learn_schema(loader, val)
         self._prepare(loader.dataset)
         self._epoch_loop.begin(loader, totals)
         summaries: list[EpochSummary] = []
@@ -229,11 +235,10 @@ class Trainer:
         ):
             when = {"every": checkpoint_every, "on_failure": on_checkpoint_failure}
             run_state = self._run_state(run, stream, loader, stopping, **when)
-            self._epoch_loop.resume(stream, run_state.restore(on_resume) if resume else None)
+            restored = run_state.restore(on_resume, totals.reached_by) if resume else None
+            self._epoch_loop.resume(stream, restored)
             resumed_from_batch = self.counts.n_batches if resume else 0
-            while not (
-                self._epoch_loop.is_cut or totals.reached_by(self.counts) or stopping.reason or self._rule.converged
-            ):
+            while not (self._epoch_loop.is_cut or self._is_over(totals, stopping)):
                 recorder = EpochRecorder(
                     self.loss, stream, run, log_every=log_every, epoch=self.counts.n_epochs + 1, progress=progress
                 )
@@ -281,7 +286,8 @@ class Trainer:
         Raises
         ------
         UsageError
-            The model does not fit the data, or it awaits the statistics of its training data.
+            The model does not fit the data, it awaits the statistics of its training data, or was trained on other
+            columns or classes.
         DeviceError
             The device is out of memory; the message has the batch size that would fit.
         """
@@ -290,6 +296,7 @@ class Trainer:
                 "normalize='auto' takes the statistics of the training data, and there was none yet",
                 fix="fit first, or give the modules themselves",
             )
+        self._check_meaning(loader)
         with in_stored_order(loader) as stream:
             return self._epoch_loop.measure(stream)
 
@@ -326,10 +333,33 @@ class Trainer:
         fields = {"inputs": list(self.inputs), "target": self.target, "weight": self.weight}
         return describe_run(self._rule, self._normalized_model, loader, fields | self._setting.describe(self._learner))
 
+    def _learn_schema(self, stream: BatchStream, val: BatchStream | None) -> None:
+        """Take what the training data means from the stream that the first step is taken on, and hold others to it."""
+        if self._schema is None or self.counts == Counts():
+            self._schema = schema_of_stream(stream)
+        for each in (stream, val):
+            if each is not None:
+                self._check_meaning(each, stacklevel=4)
+
+    def _check_meaning(self, stream: BatchStream, *, stacklevel: int = 3) -> None:
+        """Refuse data that means something else than what was trained on; once, say what is matched by position."""
+        if self._schema is None:
+            return
+        fields = (*self.inputs, self.target, *([self.weight] if self.weight else []))
+        where = str(getattr(stream.dataset, "path", "the data"))
+        theirs = schema_of_stream(stream)
+        text = check_same_meaning(self._schema, theirs, fields=fields, of="the training data", where=where)
+        if text is not None and text not in self._told_unnamed:
+            self._told_unnamed.add(text)
+            warn_of_unnamed(text, stacklevel=stacklevel)
+
     def _prepare(self, data: StreamDataset) -> None:
         if self._awaits_statistics:
             self._normalized_model.put(normalize_fields(data, self.inputs), self.device)
             self._awaits_statistics = False
+
+    def _is_over(self, totals: Totals, stopping: EarlyStopping) -> bool:
+        return totals.reached_by(self.counts) or bool(stopping.reason or self._rule.converged)
 
     def _after_epoch(self, loss: float, stopping: EarlyStopping) -> None:
         if self._rule.settled:
@@ -361,4 +391,5 @@ class Trainer:
             "device": self.device,
             "stopping": stopping,
         }
+        parts["schema"] = schema_of_stream(loader)
         return RunState(run, stream=stream, identity=self.describe(loader), **parts, **when)

@@ -33,7 +33,9 @@ def test_json(sorted_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["steps_per_epoch"] == {"batch": 312, "sample": 312 * 64, "epoch": 1}
     assert found["reads"]["first_epoch"]["ratio"] == 1.0
     assert 0 <= found["reads"]["later_epochs"]["ratio"] <= 1.01
-    assert found["largest_lead"] <= found["lanes"]
+    assert found["order"] == 2
+    assert found["samples_of_one_block_in_a_batch"] == max(1, 64 / found["lanes"])
+    assert found["at_most"]["batch_variance_ratio"] >= 1
     assert found["rho"] == pytest.approx(1, abs=0.05)
     assert found["quality"]["samples_measured"] == 20_000
     assert found["quality"]["batch_variance_ratio"] < 0.3
@@ -47,9 +49,12 @@ def test_text(sorted_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(sorted_data), "--memory", "8MB", "--batch-size", "64", "--lanes", "10"]) == 0
     out = capsys.readouterr().out
     lines = dict(line.split(maxsplit=1) for line in out.splitlines())
-    assert list(lines) == ["dataset", "memory", "shuffle", "reads", "steps", "labels", "quality", "random"]
+    assert list(lines) == ["dataset", "memory", "shuffle", "reads", "lanes", "steps", "labels", "quality", "random"]
     assert lines["memory"].endswith("of 8.0 MB")
-    assert lines["shuffle"].startswith("10 lanes in 1 group, 2.00% of the blocks")
+    assert lines["shuffle"].startswith("10 lanes in 2 groups, 2.00% of the blocks")
+    assert lines["lanes"].startswith(
+        "10 are fewer than a batch has samples, about 6.4 of which come from one block; with"
+    )
     assert "500 blocks (1.000 of those stored" in lines["reads"]
     assert lines["steps"].startswith("313 in an epoch")
     assert lines["labels"].startswith("10 classes, correlation inside blocks ")
@@ -76,7 +81,9 @@ def test_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     [
         (["--memory", "100KB"], 5, "the smallest that works is"),
         (["--memory", "512"], 2, "not a size"),
-        (["--lanes", "7"], 2, "must be even"),
+        (["--lanes", "0"], 2, "must be an integer of at least 1"),
+        (["--groups", "3"], 2, "256 samples cannot be drawn from 3 groups"),
+        (["--lanes", "6", "--groups", "4"], 2, "Fix: --lanes 4"),
         (["--batch-size", "30000", "--drop-last"], 2, "0 batches"),
         (["--batch-size", "0"], 2, "batch_size is 0"),
     ],

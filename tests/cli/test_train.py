@@ -51,6 +51,13 @@ def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0].startswith("data    ")
+    assert re.fullmatch(r"order   \d+ lanes in \d+ groups?", lines[3])
+    assert (
+        lines[4]
+        == "        blocks read ÷ blocks stored 1.000 in the first epoch, 0 (all of it stays in memory) in a later one"
+    )
+    assert lines[5].startswith("        against a full reshuffle batches vary at most 1 times, drift at most ")
+    del lines[3:6]
     assert " ".join(lines[3].split()) == "epoch steps loss accuracy val loss val accuracy samples/s stall"
     assert [line.split()[:2] for line in lines[4:7]] == [["1", "19"], ["2", "38"], ["3", "57"]]
     assert lines[7].startswith("memory  budget 64.0 MB, projected ")
@@ -183,6 +190,7 @@ def test_the_runs_configuration_has_what_was_solved(stored: Path, capsys: pytest
     train_json(capsys, stored / "images.zarr", "--model", "linear", "--epochs", 0, "--memory", "8MB", "--lanes", 6)
     config = json.loads(Path("runs/1/config.json").read_text())
     assert (config["memory"], config["lanes"], config["groups"], config["max_memory"]) == (8_000_000, 6, 1, None)
+    assert config["order"] == 2
 
 
 def test_a_model_that_does_not_fit_is_reported_before_the_first_epoch(

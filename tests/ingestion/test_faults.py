@@ -1,13 +1,10 @@
-"""Ingest under faults: a few calls of every stage by the harness, and any sequence of acts against a model."""
+"""Ingest under faults: any sequence of acts, some on a disk that becomes full, against a model."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,21 +25,6 @@ from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.verify import find_leftovers, remove_leftovers
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import Syscalls
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-STAGES = ("create", "stream", "overwrite", "overwrite in two renames", "append", "resume")
-FAULTS = ("kill -9", "kill -9 in a write", "power loss", "ENOSPC", "EIO")
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness ends processes of its own at a chosen call")
-def test_a_few_calls_of_every_stage_under_every_fault() -> None:
-    command = [sys.executable, str(SCRIPTS / "fault_ingest.py"), "--every", "400"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [(result["stage"], result["fault"]) for result in results] == [(s, f) for s in STAGES for f in FAULTS]
-    assert all(result["cases"] and not result["wrong"] for result in results), done.stdout
-    assert "stage" in done.stderr
 
 
 class Failing(Syscalls):

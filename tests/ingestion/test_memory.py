@@ -35,12 +35,12 @@ def chunks():
 data = {"items": items, "dask": chunks}
 
 projections = []
-solve = plans.solve_ingest
+solve = request.solve_ingest
 def noted(*args, **kwargs):
     sizes, projection = solve(*args, **kwargs)
     projections.append(projection.total_bytes)
     return sizes, projection
-plans.solve_ingest = noted
+request.solve_ingest = noted
 
 source, dest, budget, codec = sys.argv[1:]
 streamtrain.ingest({"x": np.arange(9.0)}, tempfile.mkdtemp(dir=dest) + "/first", codec="lz4")  # imports all there is

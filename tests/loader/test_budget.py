@@ -65,12 +65,16 @@ def test_what_is_solved_fits_and_can_run_or_is_refused_with_what_would_do(
     assert projection.total_bytes <= memory
     assert sizes.slots <= layout.n_blocks
     assert sizes.slots >= min(layout.n_blocks, sizes.lanes + 1)
-    assert sizes.lanes <= max(2, min(MOST_LANES, layout.n_blocks // 2))
+    assert sizes.shuffle == shuffle
     if shuffle:
         assert batch_size % sizes.groups == 0
-        assert sizes.lanes % (2 * sizes.groups) == 0
+        assert sizes.lanes % sizes.groups == 0
+        held_whole = sizes.slots == layout.n_blocks
+        most = max(min(MOST_LANES, layout.n_blocks // 8), batch_size if held_whole else 1)
+        assert sizes.lanes <= min(most, n_samples)
+        assert sizes.lanes < batch_size or sizes.lanes % batch_size == 0
     else:
-        assert sizes.lanes == 1
+        assert (sizes.lanes, sizes.groups) == (1, 1)
 
 
 @pytest.mark.parametrize("memory", [16 << 20, 64 << 20, 1 << 30])
@@ -92,22 +96,85 @@ def test_a_dataset_that_fits_is_held_whole():
     assert sizes.slots == layout_of(n_samples=50_000).n_blocks
 
 
-def test_lanes_that_would_all_move_at_once_are_avoided():
-    # 2,000 blocks of 500: a thousand lanes of 1,000 samples would cross their block edges together.
-    layout = layout_of(n_samples=1_000_000, row_shape=(8,), block_rows=500)
-    sizes, _ = solve(layout, batch_size=255, memory=100 * 10**6)
-    assert 900 <= sizes.lanes < 1000
+def test_lanes_take_a_third_of_the_slots_in_whole_batches():
+    sizes, _ = solve(layout_of(n_samples=3_000_000), batch_size=64, memory=512 * 10**6)
+    assert sizes.lanes == sizes.slots // 3 // 64 * 64
+    assert sizes.slots - sizes.working_slots > sizes.slots // 2
 
 
-def test_stated_lanes_are_kept():
+def test_lanes_take_more_where_what_they_read_twice_stays_small():
+    # 100 GB in blocks of 512 KB.
+    sizes, projection = solve(layout_of(n_samples=200_000 * 168), batch_size=256, memory=512 * 10**6)
+    assert sizes.lanes > sizes.slots // 3
+    assert sizes.lanes % 256 == 0
+    assert projection.expected.reads == pytest.approx((1.0, 1.0), abs=0.02)
+
+
+def test_data_that_is_held_whole_has_an_eighth_of_its_blocks_as_lanes_or_a_batch():
+    few_blocks, _ = solve(layout_of(60_000, (784,), 384), batch_size=256, memory=512 * 10**6)
+    many_blocks, _ = solve(layout_of(60_000, (784,), 12), batch_size=256, memory=512 * 10**6)
+    few_samples, _ = solve(layout_of(100, (784,), 12), batch_size=256, memory=512 * 10**6)
+    assert (few_blocks.lanes, few_blocks.slots) == (256, 157)
+    assert many_blocks.lanes == 512  # of 5,000 blocks
+    assert few_samples.lanes * few_samples.batch_size % few_samples.groups == 0
+    assert 90 < few_samples.lanes <= 100
+
+
+def test_where_there_are_fewer_lanes_than_a_batch_has_samples_that_is_expected_of_it():
+    layout = layout_of(n_samples=100_000)
+    sizes, projection = solve(layout, batch_size=256, memory=64 * 10**6, rho=0.5)
+    assert 16 < sizes.lanes < 256
+    assert sizes.lanes <= 0.6 * sizes.slots
+    assert projection.expected.same_block == 256 / sizes.lanes
+    assert projection.expected.variance == pytest.approx(1 + (256 / sizes.lanes - 1) * 0.5)
+    assert solve(layout, batch_size=256, memory=64 * 10**6)[0] == sizes, "labels choose nothing"
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "n_blocks", "groups"),
+    [(256, 100_000, 128), (256, 2000, 16), (100, 2000, 20), (25, 2000, 5), (7, 2000, 7), (1, 2000, 1), (97, 3000, 1)],
+)
+def test_groups_are_the_divisor_of_the_batch_with_the_most_twos(batch_size, n_blocks, groups):
+    sizes, _ = solve(layout_of(n_samples=168 * n_blocks), batch_size=batch_size, memory=512 * 10**6)
+    assert sizes.groups == groups
+
+
+@pytest.mark.parametrize("n_blocks", [1, 3, 16, 100, 1000, 20_000])
+@pytest.mark.parametrize("memory", [20, 60, 500, 20_000])
+def test_groups_divide_batch_and_lanes_whatever_the_batch_is(n_blocks, memory):
+    for batch_size in range(1, 601, 13):
+        try:
+            sizes, _ = solve(layout_of(168 * n_blocks), batch_size=batch_size, memory=memory * 10**6)
+        except BudgetError:
+            continue
+        assert batch_size % sizes.groups == sizes.lanes % sizes.groups == 0
+
+
+def test_stated_lanes_and_groups_are_kept():
     sizes, _ = solve(layout_of(), batch_size=256, memory=512 * 10**6, lanes=62)
-    assert (sizes.lanes, sizes.groups) == (62, 1)
+    assert (sizes.lanes, sizes.groups) == (62, 2)
+    sizes, _ = solve(layout_of(), batch_size=256, memory=512 * 10**6, lanes=1)
+    assert (sizes.lanes, sizes.groups) == (1, 1)
+    sizes, _ = solve(layout_of(), batch_size=256, memory=512 * 10**6, lanes=640, groups=128)
+    assert (sizes.lanes, sizes.groups) == (640, 128)
+    sizes, _ = solve(layout_of(), batch_size=256, memory=512 * 10**6, groups=2)
+    assert (sizes.lanes, sizes.groups) == (256, 2)
 
 
-@pytest.mark.parametrize("lanes", [0, -2, 3])
-def test_impossible_lanes_are_refused(lanes):
-    with pytest.raises(UsageError, match="must be even and at least 2"):
-        solve(layout_of(), batch_size=256, memory=512 * 10**6, lanes=lanes)
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ({"lanes": 0}, "lanes is 0; it must be an integer of at least 1"),
+        ({"lanes": -2}, "lanes is -2"),
+        ({"groups": 0}, "groups is 0"),
+        ({"groups": 3}, "256 samples cannot be drawn from 3 groups.*groups=4"),
+        ({"lanes": 10, "groups": 4}, "10 lanes cannot be dealt to 4 groups.*lanes=8"),
+        ({"lanes": 1_000_001}, "the dataset has 1000000 samples"),
+    ],
+)
+def test_impossible_lanes_and_groups_are_refused(order, message):
+    with pytest.raises(UsageError, match=message):
+        solve(layout_of(), batch_size=256, memory=512 * 10**6, **order)
 
 
 def test_a_budget_below_one_block_and_one_batch_says_what_would_do():
@@ -119,14 +186,3 @@ def test_a_budget_below_one_block_and_one_batch_says_what_would_do():
         assert term in message
     assert caught.value.exit_code == 5
     assert isinstance(caught.value, MemoryError)
-
-
-def test_lanes_that_the_labels_do_not_need_leave_their_memory_to_the_cache():
-    layout = layout_of(400_000, (100,), 200)
-    shuffled, _ = solve(layout, batch_size=256, memory=24_000_000, rho=0.001)
-    sorted_by_class, _ = solve(layout, batch_size=256, memory=24_000_000, rho=1.0)
-    unknown, _ = solve(layout, batch_size=256, memory=24_000_000)
-    assert 0.9 * 200 <= shuffled.lanes <= 200
-    assert sorted_by_class == unknown
-    assert sorted_by_class.lanes > 400
-    assert shuffled.slots - shuffled.working_slots > sorted_by_class.slots - sorted_by_class.working_slots

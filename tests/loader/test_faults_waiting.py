@@ -242,4 +242,4 @@ def test_the_stacks_name_every_thread() -> None:
     end.set()
     thread.join()
     assert any(line.startswith("  someone: ") and "stand_here" in line for line in lines)
-    assert lines[0].startswith("  MainThread: stacks.py:")
+    assert lines[0].startswith("  MainThread: workers.py:")

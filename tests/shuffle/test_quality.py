@@ -75,7 +75,7 @@ def test_a_full_reshuffle_is_one(labels: np.ndarray) -> None:
 @pytest.mark.parametrize("labels", [np.arange(100_000) // 10_000, np.arange(100_000) / 7])
 def test_sorted_data_is_bad_as_stored_and_good_interleaved(labels: np.ndarray) -> None:
     population, classes = label_population(labels)
-    shuffle = ShuffleParameters(n_samples=len(labels), block_rows=50, lanes=126)
+    shuffle = ShuffleParameters(n_samples=len(labels), block_rows=50, batch_size=100, lanes=126)
     stored = measure_quality(pieces_of(sequential_order(len(labels), 50)), classes.take, population, batch_size=100)
     mixed = measure_quality(
         pieces_of(shuffled_order(shuffle, seed=0, epoch=0)), classes.take, population, batch_size=100, block_rows=50
@@ -94,7 +94,9 @@ def test_sorted_data_is_bad_as_stored_and_good_interleaved(labels: np.ndarray) -
 def test_a_stretch_says_of_variance_what_the_whole_does() -> None:
     labels = np.arange(200_000) // 200
     population, classes = label_population(labels)
-    order = shuffled_order(ShuffleParameters(n_samples=len(labels), block_rows=20, lanes=100), seed=0, epoch=0)
+    order = shuffled_order(
+        ShuffleParameters(n_samples=len(labels), block_rows=20, batch_size=50, lanes=100), seed=0, epoch=0
+    )
     whole = measure_quality(pieces_of(order), classes.take, population, batch_size=50, block_rows=20)
     middle = measure_quality(pieces_of(order, 80_000, 130_000), classes.take, population, batch_size=50, block_rows=20)
     assert middle.n_samples == 50_000
@@ -104,7 +106,8 @@ def test_a_stretch_says_of_variance_what_the_whole_does() -> None:
 
 @given(st.integers(1, 300), st.data())
 def test_pieces_are_the_order(n_samples: int, data: st.DataObject) -> None:
-    order = shuffled_order(ShuffleParameters(n_samples=n_samples, block_rows=7, lanes=6), seed=1, epoch=4)
+    shuffle = ShuffleParameters(n_samples=n_samples, block_rows=7, batch_size=6, lanes=min(6, n_samples))
+    order = shuffled_order(shuffle, seed=1, epoch=4)
     start = data.draw(st.integers(0, n_samples))
     stop = data.draw(st.none() | st.integers(0, 2 * n_samples))
     found = [sample for piece in pieces_of(order, start, stop) for sample in piece.tolist()]

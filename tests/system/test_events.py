@@ -39,7 +39,7 @@ VALUES: dict[str, strategies.SearchStrategy[Any]] = {
     "float": strategies.floats(0, 1e9),
     "str": strategies.text(),
     "dict[str, int]": strategies.dictionaries(strategies.text(), strategies.integers(0, 2**60), max_size=3),
-    "Work": strategies.builds(
+    "ThreadSeconds": strategies.builds(
         ThreadSeconds, **{field.name: strategies.floats(0, 1e6) for field in fields(ThreadSeconds)}
     ),
 }

@@ -6,6 +6,9 @@ so a dask source is read in order only: a range would compute the chunks at its 
 
 The first item of an iterable determines the fields; every later one must have the same names, dtypes and shapes. A
 generator is read once, a list or a class with ``__iter__`` any number of times.
+
+A data frame or a table in place of an array is one whose columns have names; in a later item, or where it is appended,
+they are put in the order that the first one has.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, ClassVar, Protocol, TypeGuard, runtime_checkable
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol, Self, TypeGuard, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +36,9 @@ from streamtrain.ingestion.sources.base import (
     read_in_order,
     rows_within,
 )
+from streamtrain.ingestion.sources.column_names import OrderedColumns, column_names, column_order, names_provenance
 from streamtrain.store.layout import Field
+from streamtrain.store.schema.columns import INPUT, Names
 
 
 @runtime_checkable
@@ -81,6 +87,7 @@ class NamedArrays:
     arrays: Mapping[str, Any]
     fields: tuple[Field, ...]
     n_samples: int
+    columns: Mapping[str, Names] = field(default_factory=dict)
 
     @property
     def classes(self) -> None:
@@ -88,8 +95,24 @@ class NamedArrays:
 
     @property
     def provenance(self) -> tuple[dict[str, Any], ...]:
-        """Of which kind the arrays were; they have no path."""
-        return ({"format": self.KIND},)
+        """Of which kind the arrays were, and what their columns are called; they have no path."""
+        named = tuple({"format": self.KIND, **names} for names in names_provenance(self.columns))
+        return named or ({"format": self.KIND},)
+
+    def in_order(self, names: Names, of: str) -> Self:
+        """The same with the columns of field ``x`` in this order, where they have names.
+
+        Raises
+        ------
+        InputError
+            They are other columns.
+        """
+        own = self.columns.get(INPUT)
+        if own is None or own == names:
+            return self
+        order = column_order(names, own, of=of, where=f"array {INPUT!r}")
+        ordered = OrderedColumns(values=self.arrays[INPUT], order=tuple(order))
+        return replace(self, arrays={**self.arrays, INPUT: ordered}, columns={**self.columns, INPUT: names})
 
     def where(self, row: int) -> str:
         """The row."""
@@ -117,13 +140,15 @@ class ArraySource(NamedArrays):
         return as_field(values, field, lambda row: f"array {field.name!r} row {start + row}")
 
 
-def from_arrays(arrays: Mapping[str, ArrayLike]) -> ArraySource:
+def from_arrays(arrays: Mapping[str, ArrayLike], columns: Mapping[str, Names] = MappingProxyType({})) -> ArraySource:
     """Open arrays as fields of their names.
 
     Parameters
     ----------
     arrays : mapping of str to array of shape (n_samples, ...)
         All of the same length.
+    columns : mapping of str to tuple of str
+        The names of the columns of those that were tables.
 
     Raises
     ------
@@ -136,7 +161,7 @@ def from_arrays(arrays: Mapping[str, ArrayLike]) -> ArraySource:
     >>> source.n_samples, source.read(3, 5)["y"]
     (5, array([3, 4]))
     """
-    return ArraySource(arrays=arrays, fields=fields_of(arrays), n_samples=common_length(arrays))
+    return ArraySource(arrays=arrays, fields=fields_of(arrays), n_samples=common_length(arrays), columns=columns)
 
 
 def fields_of(arrays: Mapping[str, ArrayLike]) -> tuple[Field, ...]:
@@ -257,7 +282,7 @@ def _computed(array: Any, field: Field, start: int, stop: int) -> npt.NDArray[An
     return as_field(values, field, lambda row: f"array {field.name!r} row {start + row}")
 
 
-def from_dask(arrays: Mapping[str, Any]) -> DaskSource:
+def from_dask(arrays: Mapping[str, Any], columns: Mapping[str, Names] = MappingProxyType({})) -> DaskSource:
     """Open dask arrays, and plain ones beside them, as fields of their names.
 
     Raises
@@ -269,7 +294,7 @@ def from_dask(arrays: Mapping[str, Any]) -> DaskSource:
         if any(math.isnan(length) for length in array.shape):
             fix = f"call {name}.compute_chunk_sizes() first"
             raise InputError("the dask array does not know its shape", where=f"array {name!r}", fix=fix)
-    return DaskSource(arrays=arrays, fields=fields_of(arrays), n_samples=common_length(arrays))
+    return DaskSource(arrays=arrays, fields=fields_of(arrays), n_samples=common_length(arrays), columns=columns)
 
 
 class IterableSource:
@@ -295,6 +320,7 @@ class IterableSource:
             raise InputError("the iterator holds no samples", fix="yield at least one dict of arrays") from None
         self._rest: Iterator[Mapping[str, Any]] | None = chain([first], iterator)
         self.fields = _fields_of(first)
+        self._columns = _columns_of(first)
 
     @property
     def n_samples(self) -> None:
@@ -306,8 +332,10 @@ class IterableSource:
 
     @property
     def provenance(self) -> tuple[dict[str, Any], ...]:
-        """That this was an iterator; it has no path."""
-        return ({"format": "iterator"},)
+        """That this was an iterator, and what its columns are called; it has no path."""
+        return tuple({"format": "iterator", **names} for names in names_provenance(self._columns)) or (
+            {"format": "iterator"},
+        )
 
     def where(self, row: int) -> str:
         """The row, counted over all items."""
@@ -335,7 +363,7 @@ class IterableSource:
     def _blocks(self, items: Iterator[Mapping[str, Any]], n_rows: int) -> Iterator[Rows]:
         n_samples = 0
         for number, item in enumerate(items):
-            rows = _checked(item, self.fields, number)
+            rows = _checked(item, self.fields, number, self._columns)
             n_samples += n_rows_of(rows)
             yield from pieces(rows, n_rows)
         if not n_samples:
@@ -348,6 +376,11 @@ def _fields_of(item: object) -> tuple[Field, ...]:
         field_of(name, array.dtype, array.shape[1:], where=f"item 0 of the iterator, {name!r}")
         for name, array in arrays.items()
     )
+
+
+def _columns_of(item: Mapping[str, Any]) -> dict[str, Names]:
+    found = {str(name): column_names(values) for name, values in item.items()}
+    return {name: names for name, names in found.items() if names is not None}
 
 
 def _arrays(item: object, number: int) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
@@ -363,20 +396,30 @@ def _arrays(item: object, number: int) -> dict[str, np.ndarray[Any, np.dtype[Any
     return arrays
 
 
-def _checked(item: object, fields: tuple[Field, ...], number: int) -> Rows:
+def _checked(item: object, fields: tuple[Field, ...], number: int, columns: Mapping[str, Names]) -> Rows:
     arrays = _arrays(item, number)
     where = f"item {number} of the iterator"
+    _put_in_order(arrays, item, columns, where)
     names = [field.name for field in fields]
     if set(arrays) != set(names):
         what = f"its fields are {', '.join(arrays)}; the first item's are {', '.join(names)}"
         raise InputError(what, where=where, fix="yield the same fields every time")
     found = tuple(field_of(name, arrays[name].dtype, arrays[name].shape[1:], where=where) for name in names)
-    for expected, field in zip(fields, found, strict=True):
-        if field != expected:
-            what = f"{field.name} is {describe_field(field)}; in the first item it is {describe_field(expected)}"
+    for expected, own in zip(fields, found, strict=True):
+        if own != expected:
+            what = f"{own.name} is {describe_field(own)}; in the first item it is {describe_field(expected)}"
             raise InputError(what, where=where, fix="yield one dtype and shape")
     lengths = {name: len(arrays[name]) for name in names}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise InputError(f"the arrays differ in rows: {listed}", where=where, fix="yield arrays of one length")
     return {field.name: as_field(arrays[field.name], field, lambda row: f"{where} row {row}") for field in fields}
+
+
+def _put_in_order(arrays: dict[str, npt.NDArray[Any]], item: object, columns: Mapping[str, Names], where: str) -> None:
+    """Give the columns of an item's tables the order of the first item's."""
+    assert isinstance(item, Mapping), "or it would have no arrays"
+    for name, here in _columns_of(item).items():
+        if here != (there := columns.get(name, here)):
+            order = column_order(there, here, of="the first item", where=f"{where}, {name!r}")
+            arrays[name] = arrays[name][:, order]

@@ -34,7 +34,7 @@ from streamtrain.ingestion.sources.base import (
     pieces,
     rows_within,
 )
-from streamtrain.ingestion.sources.tables.table_columns import TableSource, with_dtypes
+from streamtrain.ingestion.sources.tables.table_columns import TableSource, in_one_order, with_dtypes
 from streamtrain.store.layout import Field
 
 _PIECE_BYTES: Final = 4_000_000
@@ -123,8 +123,8 @@ def _part_of(parts: Sequence[Source], row: int) -> tuple[int, int]:
 def concatenate(parts: Sequence[Source]) -> Source:
     """Join sources of one kind, in order.
 
-    CSV files find their dtypes in the values, so theirs are widened to common ones; all others must agree. The
-    names of text labels are united.
+    Columns of tables are put in the first one's order. CSV files find their dtypes in the values, so theirs are widened
+    to common ones; all others must agree. The names of text labels are united.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def concatenate(parts: Sequence[Source]) -> Source:
     """
     if len(parts) == 1:
         return parts[0]
-    united = _unite_classes(_widen(parts))
+    united = _unite_classes(_widen(in_one_order(parts)))
     groups: dict[str, list[str]] = {}
     for part in united:
         groups.setdefault(_signature(part), []).append(name_of(part))
@@ -162,9 +162,10 @@ def _line(names: list[str], held: str) -> str:
 
 def _signature(source: Source) -> str:
     facts = source.provenance[0] if source.provenance else {}
-    held = [f"{field.name} {describe_field(field)}" for field in source.fields]
-    columns = facts.get("columns")
-    return ", ".join(held) + (f" of columns {', '.join(columns)}" if columns else "")
+    held = sorted(f"{field.name} {describe_field(field)}" for field in source.fields)
+    columns, label = facts.get("columns"), None if source.classes else facts.get("label_column")
+    of = f" of columns {', '.join(columns)}" if columns else ""
+    return ", ".join(held) + of + (f", labels {label!r}" if label else "")
 
 
 def _widen(parts: Sequence[Source]) -> Sequence[Source]:

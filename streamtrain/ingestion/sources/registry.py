@@ -21,6 +21,7 @@ from streamtrain.errors import InputError, UsageError, remedy
 from streamtrain.ingestion.sources import binary, compressed, idx
 from streamtrain.ingestion.sources.arrays import IterableSource, from_arrays, from_dask, is_array, is_dask, to_array
 from streamtrain.ingestion.sources.base import Probe, Source, SourceOptions
+from streamtrain.ingestion.sources.column_names import column_names
 from streamtrain.ingestion.sources.combine import concatenate, with_labels
 from streamtrain.ingestion.sources.input_files import check_file, first_bytes, look_up
 from streamtrain.ingestion.sources.tables import delimited, parquet
@@ -248,7 +249,9 @@ def _open_arrays(arrays: Mapping[Any, Any]) -> Source:
         name: array if is_array(array) or is_dask(array) else to_array(array, f"array {name!r}")
         for name, array in arrays.items()
     }
-    return from_dask(named) if any(map(is_dask, named.values())) else from_arrays(named)
+    found = {name: column_names(array) for name, array in arrays.items()}
+    columns = {name: names for name, names in found.items() if names is not None}
+    return from_dask(named, columns) if any(map(is_dask, named.values())) else from_arrays(named, columns)
 
 
 def _files_of(source: object) -> list[Path] | None:

@@ -169,7 +169,7 @@ def fit_to_device(
         fitted = _with_slots(tried, low)
         return fitted, total(fitted)
     needed = total(_with_slots(tried, 0))
-    lanes = f", lanes={sizes.lanes}" if sizes.lanes > 1 else ""
+    lanes = f", lanes={sizes.lanes}" if sizes.shuffle else ""
     raise BudgetError(
         f"memory is {format_bytes(budget_bytes)}, and the smallest that works with a device is "
         f"{format_bytes(needed.total_bytes)}",

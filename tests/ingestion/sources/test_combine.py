@@ -92,6 +92,7 @@ def test_files_that_differ_are_listed(tmp_path: Path, other: Any) -> None:
 
 
 def csv(folder: Path, **files: str) -> Path:
+    folder.mkdir(exist_ok=True)
     for name, text in files.items():
         (folder / f"{name}.csv").write_text(text)
     return folder
@@ -116,14 +117,42 @@ def test_dtypes_found_in_several_tables_are_widened(tmp_path: Path, read_all: Ca
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"p": "a,b\n1,2\n", "q": "b,a\n1,2\n"}, r"of columns a, b; .*of columns b, a"),
-        ({"p": "a,b\n1,2\n", "q": "a\n1\n"}, r"x int64 \(2,\) of columns a, b; .*x int64 \(1,\) of columns a"),
+        ({"p": "a,b\n1,2\n", "q": "a,c\n1,2\n"}, r"q\.csv: its columns .* it has no column 'b', which .*p\.csv has"),
+        ({"p": "a,b\n1,2\n", "q": "a\n1\n"}, r"q\.csv: its columns .* it has no column 'b', which .*p\.csv has"),
+        ({"p": "a\n1\n", "q": "b,a\n1,2\n"}, r"q\.csv: its columns .* it has a column 'b', which .*p\.csv lacks"),
         ({"p": "a,b\n9007199254740993,2\n", "q": "a,b\n0.5,1\n"}, r"p\.csv: column 'a' holds whole numbers up to"),
     ],
 )
 def test_tables_that_differ(tmp_path: Path, files: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         open_source(csv(tmp_path, **files))
+
+
+def test_columns_are_put_in_the_first_tables_order(tmp_path: Path, read_all: Callable[..., Any]) -> None:
+    files = {"p": "a,y,b\n1,cat,2\n", "q": "b,a,y\n4,3.5,dog\n", "r": "y,b,a\nant,6,5\n"}
+    source = open_source(csv(tmp_path, **files), options=LABELLED)
+    read = read_all(source)
+    np.testing.assert_array_equal(read["x"], [[1, 2], [3.5, 4], [5, 6]])
+    assert [source.classes[label] for label in read["y"].tolist()] == ["cat", "dog", "ant"]  # type: ignore[index]
+    assert [entry["columns"] for entry in source.provenance] == [["a", "b"]] * 3
+
+
+def test_targets_of_two_names_are_not_one(tmp_path: Path, read_all: Callable[..., Any]) -> None:
+    x, numbers = np.zeros((2, 3)), csv(tmp_path / "n", a="pay\n1.5\n", b="tax\n2.5\n")
+    with pytest.raises(InputError, match=r"labels 'pay'; .*labels 'tax'"):
+        open_source(x, labels=numbers)
+    # Classes are known by their own names.
+    source = open_source(x, labels=csv(tmp_path / "k", a="kind\ncat\n", b="label\ndog\n"))
+    assert read_all(source)["y"].tolist() == [0, 1]
+
+
+def test_fields_of_other_files_are_found_by_their_names(tmp_path: Path, read_all: Callable[..., Any]) -> None:
+    x, z = np.arange(6.0).reshape(3, 2), np.arange(3)
+    np.savez(tmp_path / "p.npz", x=x, z=z)
+    np.savez(tmp_path / "q.npz", z=z + 3, x=x + 6)
+    read = read_all(open_source([tmp_path / "p.npz", tmp_path / "q.npz"]))
+    np.testing.assert_array_equal(read["x"], np.arange(12.0).reshape(6, 2))
+    assert read["z"].tolist() == list(range(6))
 
 
 def test_tables_with_text_and_number_labels(tmp_path: Path) -> None:

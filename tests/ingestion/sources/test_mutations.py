@@ -1,7 +1,7 @@
 """Mutated files through every parser: an error of ours or success; no crash, no hang, no allocation without measure.
 
 A mutation is a few random edits of a valid file: bits, bytes of the extremes, stretches cut, doubled or moved, numbers
-made large. ``scripts/faults parsing 10000 [FORMAT ...]`` tries so many of each format and prints what came of them.
+made large. ``scripts/faults/run parsing 10000 [FORMAT ...]`` tries so many of each format and prints what came of them.
 """
 
 from __future__ import annotations

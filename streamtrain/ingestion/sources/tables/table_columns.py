@@ -18,7 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.ingestion.sources.base import Rows, SourceOptions, as_field, field_of, pieces, rows_within
+from streamtrain.ingestion.sources.base import (
+    Rows,
+    Source,
+    SourceOptions,
+    as_field,
+    field_of,
+    pieces,
+    rows_within,
+)
 from streamtrain.ingestion.sources.tables.arrow import (
     arrow,
     columns_of,
@@ -30,6 +38,7 @@ from streamtrain.ingestion.sources.tables.arrow import (
     without_dictionary,
 )
 from streamtrain.store.layout import Field
+from streamtrain.store.schema.matching import names_difference, option
 
 MAX_CLASSES: Final = 100_000
 
@@ -397,6 +406,47 @@ def table_source(
     features = [column.dtype for column in columns[: len(chosen.features)] if column.dtype is not None]
     dtype = np.result_type(*features) if features else None
     return with_dtypes(source, dtype, label.dtype if label is not None else None)
+
+
+def in_one_order(parts: Sequence[Source]) -> Sequence[Source]:
+    """Tables with their feature columns in the first one's order; other sources as they are.
+
+    Raises
+    ------
+    InputError
+        A table has other columns.
+    """
+    first = parts[0]
+    if not isinstance(first, TableSource):
+        return parts
+    return [
+        in_order(part, first.chosen.features, str(first.path)) if isinstance(part, TableSource) else part
+        for part in parts
+    ]
+
+
+def in_order(source: TableSource, names: tuple[str, ...], of: str) -> TableSource:
+    """A table with its feature columns in this order, which is that of another one.
+
+    Raises
+    ------
+    InputError
+        It has other columns.
+    """
+    if source.chosen.features == names:
+        return source
+    other = names_difference(names, source.chosen.features, of)
+    if other is not None:
+        fix = f"{option('columns', names)}, if it has them all; or ingest it as a dataset of its own"
+        raise InputError(f"its columns are others than those of {of}: {other}", where=str(source.path), fix=fix)
+    surveyed = {column.name: column for column in source.columns}
+    facts, *more = source.provenance
+    return replace(
+        source,
+        chosen=replace(source.chosen, features=names),
+        columns=tuple(surveyed[name] for name in (*names, *source.chosen.names[len(names) :])),
+        provenance=({**facts, "columns": list(names)}, *more),
+    )
 
 
 def with_dtypes(source: TableSource, x: np.dtype[Any] | None, y: np.dtype[Any] | None) -> TableSource:

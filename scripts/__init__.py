@@ -1,0 +1,1 @@
+"""Benchmarks, proofs, fault injection, examples and test data; `README.md` lists them."""

@@ -1,0 +1,1 @@
+"""Benchmarks: a figure beside its limit, from the same run."""

@@ -1,0 +1,104 @@
+"""The ways of writing a dataset that faults are tried on, and what each finds."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+import streamtrain as st
+from scripts.faults.syscall_faults import Failing, Watched, WithoutExchange
+from streamtrain.ingestion.ingest import run_ingest
+from streamtrain.ingestion.request import IngestRequest
+from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.store.writing.journal import Mode, read_journal
+from streamtrain.system.files import Files
+
+N_ROWS: Final = 840
+N_MORE: Final = 300
+STAGES: Final = ("create", "stream", "overwrite", "overwrite in two renames", "append", "resume")
+
+Tree = dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One way of writing a dataset: from a file (of a ``.npy`` the labels lie beside it), over what a template holds.
+
+    ``exchanges`` says whether the system can exchange two names, ``resumes`` whether the disturbed run resumes another.
+    """
+
+    name: str
+    mode: Mode
+    source: Path
+    template: Path
+    exchanges: bool = True
+    resumes: bool = False
+
+    def act(self, folder: Path, system: Watched | None = None, *, resume: bool = False) -> None:
+        """Write the dataset in a directory that `begin` made."""
+        request = IngestRequest(
+            memory=10**9, block_bytes=512, shard_bytes=1000, codec="lz4", n_workers=2, progress=False,
+            options=SourceOptions(),
+        )  # fmt: skip
+        files = Files(system=system if system is None or self.exchanges else WithoutExchange(system))
+        resume = resume or self.resumes
+        labels = self.source.with_name("labels.npy") if self.source.suffix == ".npy" else None
+        run_ingest(
+            open_source(self.source, labels=labels),
+            folder / "d.zarr",
+            request,
+            files=files,
+            mode=self.mode,
+            resume=resume,
+        )
+
+    def begin(self, folder: Path) -> Path:
+        """A new directory with what is there before."""
+        shutil.copytree(self.template, folder)
+        return folder
+
+
+def tree_of(path: Path) -> Tree:
+    """Every file below a directory, with its bytes."""
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def make_stages(folder: Path) -> dict[str, Stage]:
+    """Describe the stages; `make_templates` writes what they find."""
+    first, (more, other) = folder / "first.npy", (folder / f"{name}.npz" for name in ("more", "other"))
+    empty, full, half = folder / "empty", folder / "full", folder / "half"
+    stages = (
+        Stage(name="create", mode="create", source=first, template=empty),
+        Stage(name="stream", mode="create", source=folder / "first.npz", template=empty),
+        Stage(name="overwrite", mode="overwrite", source=other, template=full),
+        Stage(name="overwrite in two renames", mode="overwrite", source=other, template=full, exchanges=False),
+        Stage(name="append", mode="append", source=more, template=full),
+        Stage(name="resume", mode="create", source=first, template=half, resumes=True),
+    )
+    return {stage.name: stage for stage in stages}
+
+
+def make_templates(folder: Path, create: Stage) -> str:
+    """Write the sources, a dataset, and an interrupted one."""
+    chance = np.random.default_rng(0)
+    for name, n_rows in (("first", N_ROWS), ("more", N_MORE), ("other", N_ROWS)):
+        rows = {"x": chance.integers(0, 50, (n_rows, 24), np.uint8), "y": chance.integers(0, 9, n_rows)}
+        np.savez_compressed(folder / name, x=rows["x"], y=rows["y"])
+        if name == "first":
+            np.save(folder / name, rows["x"])
+            np.save(folder / "labels", rows["y"])
+    create.template.mkdir()
+    create.act(create.begin(folder / "full"))
+    with suppress(st.ResourceError):
+        create.act(create.begin(folder / "half"), Failing(260, errno.ENOSPC))
+    found = read_journal(folder / "half" / "d.zarr")
+    assert found is not None
+    assert len(found[1]) > 5, "the interrupted ingest has done something"
+    return ""

@@ -1,0 +1,78 @@
+"""Column names of data frames and tables that are given in place of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import InputError
+from streamtrain.store.schema.columns import INPUT, Names
+from streamtrain.store.schema.matching import names_difference
+
+
+def column_names(values: object) -> Names | None:
+    """The names of the columns of a data frame or a table; None for whatever has none.
+
+    Examples
+    --------
+    >>> import pyarrow as pa
+    >>> column_names(pa.table({"age": [1.0], "income": [2.0]})), column_names(np.zeros((1, 2)))
+    (('age', 'income'), None)
+    """
+    found = getattr(values, "column_names", getattr(values, "columns", None))
+    if not isinstance(found, Iterable) or isinstance(getattr(values, "dtype", None), np.dtype):
+        return None
+    names = tuple(found)
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def column_order(there: Names, here: Names, *, of: str, where: str) -> list[int]:
+    """Where each of the first names stands among the second ones.
+
+    Raises
+    ------
+    InputError
+        They are not the same names.
+
+    Examples
+    --------
+    >>> column_order(("a", "b"), ("b", "a"), of="the dataset", where="")
+    [1, 0]
+    """
+    other = names_difference(there, here, of)
+    if other is not None:
+        fix = "give the same columns, in whatever order"
+        raise InputError(f"its columns are others than those of {of}: {other}", where=where, fix=fix)
+    places = {name: place for place, name in enumerate(here)}
+    return [places[name] for name in there]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderedColumns:
+    """A table as an array, its columns in another order; they are copied a run of rows at a time."""
+
+    values: npt.NDArray[Any]
+    order: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the table."""
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the table."""
+        return self.values.dtype
+
+    def __getitem__(self, rows: slice, /) -> npt.NDArray[Any]:
+        return self.values[rows][:, list(self.order)]
+
+
+def names_provenance(columns: Mapping[str, Names]) -> Iterator[dict[str, Any]]:
+    """What names of columns add to the provenance of arrays: that of field ``x`` alone needs no field."""
+    for name, names in columns.items():
+        yield {"columns": list(names)} | ({} if name == INPUT else {"field": name})

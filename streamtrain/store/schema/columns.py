@@ -1,0 +1,145 @@
+"""The schema of a dataset: its fields, the names of their columns, and the names of its classes.
+
+Nothing of it is stored twice: a dataset's manifest says what was read, and so which columns became which field. Arrays
+and most files have no names; their columns are known by their places alone. So are those of a dataset whose sources
+contradict each other, which an append of version 0.1.0 let pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from streamtrain.store.layout import Field
+
+Names = tuple[str, ...]
+
+INPUT: Final = "x"
+"""The field that a table's features become."""
+TARGET: Final = "y"
+"""The field that a table's label becomes."""
+
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schema:
+    """What the numbers of a dataset mean, as far as anyone has said.
+
+    Parameters
+    ----------
+    fields : tuple of Field
+        Dtypes and shapes; none where they are not known.
+    columns : mapping of str to tuple of str
+        The names of a field's columns in their order, by field; for a label, its one name.
+    classes : tuple of str, optional
+        The names of labels 0, 1, ...
+
+    Examples
+    --------
+    >>> x = Field(name="x", dtype=np.dtype("float64"), shape=(2,))
+    >>> sources = [{"format": "csv", "columns": ["age", "income"], "label_column": "kind"}]
+    >>> schema = schema_of((x,), sources, classes=("ant", "bee"))
+    >>> schema.columns["x"], schema.field("x").shape, schema.field("z")
+    (('age', 'income'), (2,), None)
+    """
+
+    fields: tuple[Field, ...] = ()
+    columns: Mapping[str, Names] = field(default_factory=dict)
+    classes: Names | None = None
+
+    def field(self, name: str) -> Field | None:
+        """The field of that name, where there is one."""
+        return next((each for each in self.fields if each.name == name), None)
+
+
+def schema_of(
+    fields: tuple[Field, ...], sources: Iterable[Mapping[str, Any]], *, classes: Names | None = None
+) -> Schema:
+    """The schema that follows from fields and from what was read; see `Schema`."""
+    named = {name: lists[0] for name, lists in column_lists(sources).items() if len(set(lists)) == 1}
+    known = {each.name: each for each in fields}
+    fitting = {name: names for name, names in named.items() if name in known and _fits(known[name], names)}
+    return Schema(fields=fields, columns=fitting, classes=classes)
+
+
+def column_lists(sources: Iterable[Mapping[str, Any]]) -> dict[str, list[Names]]:
+    """What each source that has names calls the columns of a field, by field.
+
+    Examples
+    --------
+    >>> column_lists([{"format": "csv", "columns": ["a", "b"]}, {"format": "npy"}, {"format": "csv", "columns": ["b"]}])
+    {'x': [('a', 'b'), ('b',)]}
+    """
+    found: dict[str, list[Names]] = {}
+    for source in sources:
+        features, label = source.get("columns"), source.get("label_column")
+        if isinstance(features, list | tuple) and features:
+            found.setdefault(str(source.get("field", INPUT)), []).append(_texts(features))
+        if isinstance(label, str):
+            found.setdefault(TARGET, []).append((label,))
+    return found
+
+
+def _texts(names: Sequence[object]) -> Names:
+    return tuple(map(str, names))
+
+
+def _fits(described: Field, names: Names) -> bool:
+    return described.shape == (len(names),) or (described.shape == () and len(names) == 1)
+
+
+def schema_json(schema: Schema) -> dict[str, Any]:
+    """A schema as JSON can hold it; `parse_schema` reads it back.
+
+    Examples
+    --------
+    >>> schema = Schema(columns={"x": ("age",)}, classes=("ant", "bee"))
+    >>> parse_schema(schema_json(schema)) == schema
+    True
+    """
+    return {
+        "version": _VERSION,
+        "fields": {each.name: {"dtype": each.dtype.name, "shape": list(each.shape)} for each in schema.fields},
+        "columns": {name: list(names) for name, names in schema.columns.items()},
+        "classes": None if schema.classes is None else list(schema.classes),
+    }
+
+
+def parse_schema(found: object) -> Schema:
+    """Read a schema back, without trust.
+
+    Raises
+    ------
+    ValueError
+        It is none, or one of a later version.
+    """
+    try:
+        if not isinstance(found, dict) or found["version"] != _VERSION:
+            raise ValueError("it is none of this version")
+        classes = found["classes"]
+        return Schema(
+            fields=tuple(
+                Field(name=name, dtype=np.dtype(each["dtype"]), shape=tuple(map(_length, each["shape"])))
+                for name, each in found["fields"].items()
+            ),
+            columns={name: _names(names) for name, names in found["columns"].items()},
+            classes=None if classes is None else _names(classes),
+        )
+    except (KeyError, TypeError, AttributeError, SyntaxError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _length(n: object) -> int:
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"{n!r} is no length")
+    return n
+
+
+def _names(names: object) -> Names:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("names are a list of texts")
+    return tuple(names)

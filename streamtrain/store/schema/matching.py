@@ -1,0 +1,217 @@
+"""The comparison of two schemas: whether two datasets, or a run and a dataset, mean the same.
+
+Columns and classes are compared by name, dtype and shape where nothing has a name. What is there on both sides must
+agree; what has names on one side only is matched by its place, and that is said once. A class that only one side has
+is no contradiction while the numbers of the others agree.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Final
+
+import numpy as np
+
+from streamtrain.errors import UsageError
+from streamtrain.store.layout import Field
+from streamtrain.store.schema.columns import TARGET, Names, Schema
+
+_N_SHOWN: Final = 12
+
+
+class UnnamedColumns(UserWarning):
+    """Columns or classes have names on one side only, so they are matched by their places."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """The first thing that two schemas disagree on, in words for an error."""
+
+    what: str
+    why: str | None = None
+    fix: str
+
+
+def check_same_meaning(ours: Schema, theirs: Schema, *, fields: Iterable[str], of: str, where: str) -> str | None:
+    """Refuse a dataset that means something else, and tell what can only be matched by its place.
+
+    Parameters
+    ----------
+    ours, theirs : Schema
+        Of what was there first, and of what is to fit it.
+    fields : iterable of str
+        The fields that count; one that either side lacks is not compared.
+    of : str
+        What ours is, for a message: "the training data", say.
+    where : str
+        Where theirs is.
+
+    Returns
+    -------
+    str or None
+        A sentence, where one side alone has names.
+
+    Raises
+    ------
+    UsageError
+        They do not mean the same; the message has the first difference, and both orders where only these differ.
+
+    Examples
+    --------
+    >>> ours, theirs = Schema(columns={"x": ("a", "b")}), Schema(columns={"x": ("b", "a")})
+    >>> check_same_meaning(ours, theirs, fields=("x",), of="the training data", where="d.zarr")
+    Traceback (most recent call last):
+    ...
+    streamtrain.errors.UsageError: d.zarr: the columns of x are 'b', 'a'; in the training data they are 'a', 'b'. ...
+    """
+    names = tuple(dict.fromkeys(fields))
+    found = first_difference(ours, theirs, fields=names, of=of)
+    if found is not None:
+        raise UsageError(found.what, where=where, why=found.why, fix=found.fix)
+    return unnamed(ours, theirs, fields=names, of=of, where=where)
+
+
+def warn_of_unnamed(text: str | None, *, stacklevel: int) -> None:
+    """Give what `check_same_meaning` returned as a Python warning, of whoever called so many levels above."""
+    if text is not None:
+        warnings.warn(text, UnnamedColumns, stacklevel=stacklevel + 1)
+
+
+@contextmanager
+def unnamed_was_told() -> Iterator[None]:
+    """Inside the block nobody is told again that columns are matched by their places."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnnamedColumns)
+        yield
+
+
+def first_difference(ours: Schema, theirs: Schema, *, fields: Iterable[str], of: str) -> Difference | None:
+    """The first thing in which theirs is not ours: columns, then classes, then dtypes and shapes."""
+    names = tuple(fields)
+    differences = (
+        *(_columns_difference(name, ours, theirs, of) for name in names),
+        _classes_difference(ours, theirs, of) if TARGET in names else None,
+        *(_numbers_difference(name, ours, theirs, of) for name in names),
+    )
+    return next(filter(None, differences), None)
+
+
+def unnamed(ours: Schema, theirs: Schema, *, fields: Iterable[str], of: str, where: str) -> str | None:
+    """What has names on one side only, in a sentence; None where nothing has."""
+    without: dict[str, list[str]] = {}
+    for name in fields:
+        if name == TARGET or name not in {*ours.columns, *theirs.columns}:
+            continue  # a target has one column, which cannot stand in another's place
+        if name not in ours.columns or name not in theirs.columns:
+            without.setdefault(of if name in theirs.columns else where, []).append(f"the columns of {name}")
+    if TARGET in fields and (ours.classes is None) != (theirs.classes is None):
+        without.setdefault(of if ours.classes is None else where, []).append("the classes")
+    if not without:
+        return None
+    told = "; ".join(f"{side} has no names for {' and '.join(what)}" for side, what in without.items())
+    return f"{where} and {of} are matched by position: {told}"
+
+
+def names_difference(ours: Names, theirs: Names, of: str) -> str | None:
+    """The first name that only one of two lists has, in a sentence; None where they differ in their order at most.
+
+    Examples
+    --------
+    >>> names_difference(("age", "income"), ("age", "incme"), "the dataset")
+    "it has no column 'income', which the dataset has (did you mean 'incme'?)"
+    >>> names_difference(("age",), ("height", "age"), "the dataset")
+    "it has a column 'height', which the dataset lacks"
+    """
+    there, here = frozenset(ours), frozenset(theirs)
+    missing = next((name for name in ours if name not in here), None)
+    further = [name for name in theirs if name not in there]
+    if missing is not None:
+        near = difflib.get_close_matches(missing, further[:_MOST_COMPARED], n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        return f"it has no column {missing!r}, which {of} has{hint}"
+    return f"it has a column {further[0]!r}, which {of} lacks" if further else None
+
+
+_MOST_COMPARED: Final = 1000
+"""Names among which the nearest one is looked for."""
+
+
+def listed(names: Names) -> str:
+    """Names for a message, the first of them where they are many."""
+    more = f", ... ({len(names):,} in all)" if len(names) > _N_SHOWN else ""
+    return ", ".join(map(repr, names[:_N_SHOWN])) + more
+
+
+def option(name: str, names: Names) -> str:
+    """The option of an ingest that puts columns or classes in this order.
+
+    Examples
+    --------
+    >>> option("columns", ("age", "income"))
+    '--columns age,income'
+    """
+    if len(names) > _N_SHOWN or any("," in each for each in names):
+        return f"--{name} and the names in the other's order"
+    return f"--{name} {','.join(names)}"
+
+
+def _columns_difference(name: str, ours: Schema, theirs: Schema, of: str) -> Difference | None:
+    there, here = ours.columns.get(name), theirs.columns.get(name)
+    if there is None or here is None or there == here or _is_target_of_classes(name, ours, theirs):
+        return None
+    what = f"the columns of {name} are {listed(here)}; in {of} they are {listed(there)}"
+    other = names_difference(there, here, of)
+    if other is not None:
+        return Difference(what=what, why=f"The first difference: {other}", fix="ingest the same columns of both")
+    place = next(n for n, (one, two) in enumerate(zip(there, here, strict=True)) if one != two)
+    why = f"The first difference: column {place} is {here[place]!r} here and {there[place]!r} there"
+    return Difference(what=what, why=why, fix=f"ingest it again with {option('columns', there)}")
+
+
+def _classes_difference(ours: Schema, theirs: Schema, of: str) -> Difference | None:
+    there, here = ours.classes, theirs.classes
+    if there is None or here is None or there[: len(here)] == here:
+        return None
+    what = f"its labels 0, 1, ... are {listed(here)}"
+    pairs = zip_longest(there, here)
+    place, (one, two) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+    known = frozenset(there)
+    unknown = next((name for name in here if name not in known), None)
+    first = f"label {place} is {two!r} here and {'none' if one is None else repr(one)} there"
+    why = f"The first difference: {first}" + (f"; {of} has no class {unknown!r}" if unknown is not None else "")
+    fix = "leave those samples out" if unknown is not None else f"ingest it again with {option('classes', there)}"
+    return Difference(what=f"{what}; in {of} they are {listed(there)}", why=why, fix=fix)
+
+
+def _numbers_difference(name: str, ours: Schema, theirs: Schema, of: str) -> Difference | None:
+    there, here = ours.field(name), theirs.field(name)
+    if there is None or here is None:
+        return None
+    is_named = name != TARGET and name in ours.columns and name in theirs.columns
+    if _shape(there) == _shape(here) and (is_named or _is_same_dtype(there.dtype, here.dtype)):
+        return None
+    what = f"field {name} is {here.dtype} {here.shape}; in {of} {there.dtype} {there.shape}"
+    return Difference(what=what, fix="ingest both in the same way")
+
+
+def _shape(described: Field) -> tuple[int, ...]:
+    # A target's trailing axes of one are lined up with the model's output, wherever they are.
+    shape = described.shape
+    while described.name == TARGET and shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _is_same_dtype(one: np.dtype[np.generic], other: np.dtype[np.generic]) -> bool:
+    """Floats of two widths are the same numbers; bytes and floats are often two scales, and so are integers."""
+    return one == other or (one.kind == other.kind == "f")
+
+
+def _is_target_of_classes(name: str, ours: Schema, theirs: Schema) -> bool:
+    """Whether a target is known by the names of its classes, whatever its column is called."""
+    return name == TARGET and ours.classes is not None and theirs.classes is not None

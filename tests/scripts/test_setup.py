@@ -1,0 +1,154 @@
+"""The shell scripts: setup on a stand-in interpreter, and the versions that it pins."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from run_script import ROOT, SCRIPTS
+
+
+@pytest.mark.parametrize("path", ["scripts/setup", "scripts/test", "scripts/demo", "scripts/faults/run", ".ci/run"])
+def test_shell_scripts_are_posix_and_executable(path: str) -> None:
+    script = ROOT / path
+    assert os.access(script, os.X_OK)
+    assert script.read_text().startswith("#!/bin/sh\n")
+    subprocess.run(["sh", "-n", str(script)], check=True)
+
+
+@pytest.mark.parametrize("name", ["setup", "test", "demo", "faults/run"])
+def test_what_a_shell_script_runs_is_there(name: str) -> None:
+    named = re.findall(r"(?:scripts|tests)/[\w/]+\.(?:py|txt)", (SCRIPTS / name).read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    assert named
+
+
+def test_the_demo_knows_its_words() -> None:
+    assert "--sorted" in (SCRIPTS / "demo").read_text()
+    assert ".ci/run" not in (SCRIPTS / "test").read_text()
+    assert "scripts/test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_python_that_is_promised_is_tested_by_the_same_command() -> None:
+    text = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    promised = [line.split()[-1] for line in classifiers if re.search(r"Python :: 3\.\d+$", line)]
+    assert re.findall(r'"(3\.\d+)"', text) == promised
+    assert re.findall(r"- run: (.*)", text) == ["scripts/test"]
+
+
+def test_a_commit_is_checked_by_the_tools_of_the_whole_run() -> None:
+    hooks = re.findall(r"entry: (\.venv/bin/\w+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    run = (SCRIPTS / "test").read_text()
+    assert len(hooks) == 4
+    assert all(f"\n{tool}" in run for tool in hooks)
+
+
+def test_what_quick_leaves_out_is_there() -> None:
+    lines = [line for line in (ROOT / "tests" / "slow.txt").read_text().splitlines() if not line.startswith("#")]
+    assert len(set(lines)) == len(lines)
+    text = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for line in lines:
+        if line.endswith("/"):
+            assert list((ROOT / "tests" / line).glob("test_*.py")), line
+        else:
+            assert text.count(f"def {line}(") == 1, line
+    assert (SCRIPTS / "test").read_text().count("not slow") == 1, "only --quick leaves them out"
+
+
+def test_constraints_pin_every_requirement_once() -> None:
+    lines = (SCRIPTS / "constraints.txt").read_text().splitlines()
+    pinned = [line.split("==")[0].lower() for line in lines if line and not line.startswith("#")]
+    assert len(pinned) == len(set(pinned))
+    assert requirements() <= set(pinned)
+    assert "torch==2.13.0" in lines
+
+
+def requirements() -> set[str]:
+    """What pyproject.toml asks for by name: the core, the extras and the groups."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    lists = [
+        settings["project"]["dependencies"],
+        *settings["project"]["optional-dependencies"].values(),
+        *settings["dependency-groups"].values(),
+    ]
+    asked = [line for lines in lists for line in lines if isinstance(line, str) and not line.startswith("streamtrain")]
+    assert all(">=" in line and "<" not in line for line in asked), "lower bounds, and no upper ones"
+    return {line.split(">=")[0] for line in asked}
+
+
+# A stand-in for Python: it makes a .venv with itself in it, and writes down what pip is asked for.
+STAND_IN = """#!/bin/sh
+case "$1 $2" in
+    "-m venv") mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
+    "-m pip") echo "$*" >>pip.log; [ ! -e broken ] || [ "$3" = --version ] ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with spaces in its name, and in it what setup reads."""
+    folder = tmp_path / "a check out"
+    (folder / "scripts").mkdir(parents=True)
+    for name in ("pyproject.toml", "scripts/setup", "scripts/constraints.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    stand_in = folder / "my python"
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+    return folder
+
+
+def setup(checkout: Path) -> tuple[int, str]:
+    """Run setup from elsewhere; its exit code and what pip was asked for."""
+    log = checkout / "pip.log"
+    log.unlink(missing_ok=True)
+    environment = {**os.environ, "PYTHON": str(checkout / "my python")}
+    run = subprocess.run([checkout / "scripts" / "setup"], cwd="/", env=environment, check=False)
+    return run.returncode, log.read_text() if log.exists() else ""
+
+
+def test_setup_installs_once(checkout: Path) -> None:
+    code, asked = setup(checkout)
+    assert code == 0
+    assert "--constraint scripts/constraints.txt --editable .[all] --group dev" in asked
+    assert setup(checkout) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "scripts/constraints.txt"])
+def test_setup_installs_again_when_the_requirements_change(checkout: Path, name: str) -> None:
+    setup(checkout)
+    with (checkout / name).open("a") as file:
+        file.write("# changed\n")
+    code, asked = setup(checkout)
+    assert code == 0
+    assert "--group dev" in asked
+
+
+def test_an_interrupted_setup_is_taken_up_again(checkout: Path) -> None:
+    (checkout / "broken").touch()
+    assert setup(checkout)[0] != 0
+    (checkout / "broken").unlink()
+    code, asked = setup(checkout)
+    assert code == 0
+    assert "--group dev" in asked
+    (checkout / ".venv" / "bin" / "python").unlink()
+    assert "--group dev" in setup(checkout)[1]
+
+
+def test_setup_says_which_python_it_wants(checkout: Path) -> None:
+    (checkout / "my python").write_text("#!/bin/sh\nexit 1\n")
+    run = subprocess.run(
+        [checkout / "scripts" / "setup"],
+        env={**os.environ, "PYTHON": str(checkout / "my python")},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert "error: no Python 3.11 or newer" in run.stderr
+    assert "Fix: PYTHON=" in run.stderr
