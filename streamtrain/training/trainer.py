@@ -232,9 +232,8 @@ class Trainer:
         ):
             when = {"every": checkpoint_every, "on_failure": on_checkpoint_failure}
             run_state = self._run_state(run, stream, loader, stopping, **when)
-            self._epoch_loop.counts, inside = (
-                run_state.restore(on_resume, totals.reached_by) if resume else (self.counts, None)
-            )
+            restored = run_state.restore(on_resume, totals.reached_by) if resume else (self.counts, None)
+            self._epoch_loop.counts, inside = restored
             resumed_from_batch = self.counts.n_batches if resume else 0
             while not (totals.reached_by(self.counts) or stopping.reason or self._rule.converged):
                 recorder = EpochRecorder(
