@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import ResourceError
-from streamtrain.models.losses import Loss, align
+from streamtrain.models.alignment import align
+from streamtrain.models.losses import Loss
 from streamtrain.optim.gradient_sum import ExactSum
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.training.progress import Counts
