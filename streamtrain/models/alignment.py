@@ -90,7 +90,7 @@ def _align_values(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple[Tens
         raise _wrong_dtype(loss, output, target, "a float target", fix)
     before = output, target
     output, target = drop_last_axis(output, target)
-    if output.shape != target.shape or not output.ndim:
+    if output.shape != target.shape:
         raise _wrong_shape(loss, *before, "an output of the target's shape")
     if loss.kind == "labels" and output.ndim == 1:
         output, target = output[:, None], target[:, None]

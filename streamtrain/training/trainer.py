@@ -319,7 +319,7 @@ class Trainer:
             self._awaits_statistics = False
 
     def _after_epoch(self, loss: float, stopping: EarlyStopping) -> None:
-        if self._rule.settled:
+        if self._rule.is_fresh:
             stopping.look(loss)
         if self._learner.schedules is not None:
             self._learner.schedules.after_epoch(loss)
