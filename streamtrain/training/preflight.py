@@ -205,8 +205,9 @@ def _backward(learner: Learner, output: Tensor, target: Tensor, batch: Batch, we
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         fix = f"a loss that takes an output of shape {tuple(output.shape)}, and labels in its range"
         raise _misfit(learner.model, batch, f"{of_shapes}: {_first_line(error)}", fix) from error
-    if not isinstance(mean, Tensor) or mean.ndim or not mean.requires_grad:
+    if not isinstance(mean, Tensor) or mean.ndim or not mean.requires_grad or mean.is_complex():
         what = f"shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
+        what = "a complex number" if isinstance(mean, Tensor) and mean.is_complex() and not mean.ndim else what
         error_line = f"{of_shapes} returns {what}, not a scalar with a gradient"
         raise _misfit(learner.model, batch, error_line, "return the mean over the samples, or each one's loss")
     mean.backward()  # type: ignore[no-untyped-call]
