@@ -29,6 +29,7 @@ from streamtrain.training.batch_stream import (
     BatchStream,
     StreamDataset,
     check_stream,
+    every_sample,
     in_stored_order,
     normalize_fields,
 )
@@ -272,6 +273,9 @@ class Trainer:
     def evaluate(self, loader: BatchStream) -> Metrics:
         """Measure loss and score over a stream, each sample once, in stored order; nothing is changed.
 
+        That is so whatever the stream's options: also of one that drops the last batch, or stands inside an epoch. Only
+        samples in ``quarantined`` blocks are left out, which the metrics' ``n_samples`` tells.
+
         Raises
         ------
         UsageError
@@ -284,7 +288,7 @@ class Trainer:
                 "normalize='auto' takes the statistics of the training data, and there was none yet",
                 fix="fit first, or give the modules themselves",
             )
-        with in_stored_order(loader) as stream:
+        with every_sample(loader) as stream:
             return self._epoch_loop.measure(stream)
 
     def check(self, rows: Rows, *, n_classes: int | None = None) -> None:
