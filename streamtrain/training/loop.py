@@ -132,7 +132,7 @@ class EpochRecorder:
             steps=counts.n_steps,
             samples=counts.n_samples,
             loss=self.running.loss_since_last(),
-            **({"trial": True} if is_trial else {}),
+            **({"trial": 1} if is_trial else {}),
         )
 
     def settle(self, rule: UpdateRule) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import streamtrain as st
+from streamtrain.diagnostics.run_reader import read_run
+from streamtrain.diagnostics.run_report import write_report
 from streamtrain.optim.optimizers import FULL_BATCH
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,3 +141,16 @@ def test_a_killed_run_goes_on_with_the_same_figures(tmp_path: Path, optimizer: s
             fit(doomed, tmp_path / str(kill_after))
         with st.StreamLoader(dataset, **how) as loader:
             assert fit(loader, tmp_path / str(kill_after)) == whole, kill_after
+
+
+@pytest.mark.parametrize("optimizer", FULL_BATCH)
+def test_a_report_draws_the_figures_of_the_weights(tmp_path: Path, optimizer: str) -> None:
+    x, y = curved()
+    trainer = st.Trainer(perceptron(1), loss="mse", optimizer=optimizer, update="epoch", device="cpu")
+    trainer.fit(Batches(Arrays(x=x, y=y), batch_size=50), max_epochs=12, checkpoint=tmp_path / "run", log_every=1)
+    kept = lines(tmp_path / "run")
+    assert any("trial" in line for line in kept)
+    told = read_run(tmp_path / "run")
+    batches = [line for line in kept if line["kind"] == "batch" and "trial" not in line]
+    assert [line["loss"] for line in told.batches] == [line["loss"] for line in batches]
+    assert write_report(tmp_path / "run")[0].read_text().rstrip().endswith("</html>")
