@@ -23,6 +23,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from streamtrain.models.real_view import as_real
+
 WINDOW: Final = 100
 """Steps of a window, at the most."""
 
@@ -108,5 +110,5 @@ class UpdateVariance:
 
 def _square(one: Tensor, other: Tensor) -> Tensor:
     """|one − other|² in float64; the difference of two weights is as exact as they are."""
-    norm: Tensor = torch.linalg.vector_norm(one.detach() - other, dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(as_real(one.detach() - other), dtype=torch.float64)
     return norm.square()

@@ -50,6 +50,8 @@ class BatchResult:
         of samples.
     sample_weights : torch.Tensor, optional
         Of shape (n_samples,), where samples have weights.
+    is_trial : bool
+        Whether the weights are those of a trial of a line search, which the run may not come to.
     """
 
     loss: float
@@ -57,11 +59,16 @@ class BatchResult:
     target: Tensor
     weight: float | None = None
     sample_weights: Tensor | None = None
+    is_trial: bool = False
 
     @property
     def n_samples(self) -> int:
         """Samples taken in; fewer than the batch holds where the last step was reached inside it."""
         return len(self.target)
+
+
+Figures = dict[str, float | None]
+"""What a pass has measured, by name: loss, score, ..."""
 
 
 class UpdateRule(ABC):
@@ -82,6 +89,8 @@ class UpdateRule(ABC):
         J over the whole dataset, the penalty included; where a line search compares it.
     settled : bool
         Whether the loss of the pass that ended last is at weights that the run came to, as always but for a trial.
+    is_fresh : bool
+        Whether `figures_of_weights` gave the figures of other weights than the time before.
     """
 
     name: ClassVar[str]
@@ -94,6 +103,7 @@ class UpdateRule(ABC):
         self.grad_norm: float | None = None
         self.objective: float | None = None
         self.settled = True
+        self.is_fresh = True
 
     @abstractmethod
     def learn(
@@ -135,6 +145,16 @@ class UpdateRule(ABC):
     def end_epoch(self) -> None:
         """Learn that the pass is complete; only a rule that waits for it has anything to do."""
         return
+
+    def figures_of_weights(self, of_pass: Figures) -> Figures:
+        """Return what a pass has measured at the weights that the run has come to; asked for at the end of each.
+
+        Parameters
+        ----------
+        of_pass : dict
+            What the pass that has just ended measured; returned itself, unless that was a trial which is not taken.
+        """
+        return of_pass
 
     def abandon(self) -> None:
         """Forget what the pass has come to, which does not go on; the steps that were taken stay."""

@@ -39,7 +39,7 @@ from streamtrain.store.manifest import (
 )
 from streamtrain.store.schema.columns import INPUT, Schema, schema_of
 from streamtrain.store.shard import RESTORE, index_of, open_regular, read_bounded, read_stored, unreadable
-from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, stats_shape
+from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
 from streamtrain.system.files import Files
 from streamtrain.system.units import format_bytes
@@ -160,7 +160,7 @@ class Dataset:
         key = zarr_metadata.chunk_key(f"{zarr_metadata.STATISTICS}/{field}", len(shape))
         data = read_stored(self.path, key, self.manifest.files[key])
         summary = self.manifest.statistics[field]
-        features = np.frombuffer(data, "<f8").astype(np.float64).reshape(shape)
+        features = settle_features(np.frombuffer(data, "<f8").astype(np.float64).reshape(shape), described.dtype)
         return FieldStats(features=features, overall=summary.overall, histogram=summary.histogram, rho=summary.rho)
 
     def shard_path(self, field: str, shard: int) -> Path:

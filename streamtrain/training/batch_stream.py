@@ -120,6 +120,28 @@ def in_stored_order(stream: BatchStream) -> Iterator[BatchStream]:
         ordered.close()
 
 
+@contextmanager
+def every_sample(stream: BatchStream) -> Iterator[BatchStream]:
+    """The same data in stored order for the block, from its first sample to its last.
+
+    A stream that is shuffled, drops the last batch, or stands inside an epoch is left as it is, beside another one.
+    """
+    if not (stream.shuffle or stream.drop_last or _is_inside_epoch(stream)):
+        yield stream
+        return
+    ordered = stream.sequential()
+    try:
+        yield ordered
+    finally:
+        ordered.close()
+
+
+def _is_inside_epoch(stream: BatchStream) -> bool:
+    # A stream of the user's own need not know where it stands; it begins anew then, as any iterable does.
+    ask = getattr(stream, "state_dict", None)
+    return ask is not None and bool(ask().get("batch"))
+
+
 def check_stream(stream: BatchStream, model: nn.Module, update: str) -> None:
     """Refuse a stream that an update rule cannot train on, and warn of one that a model cannot end.
 

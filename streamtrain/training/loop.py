@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final, Self
 
 import torch
@@ -19,7 +20,7 @@ from streamtrain.errors import DivergedError, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import seeded_random
 from streamtrain.optim.gradients import Learner, read_scalars
-from streamtrain.optim.rules import BatchResult, UpdateRule
+from streamtrain.optim.rules import BatchResult, Figures, UpdateRule
 from streamtrain.training.batch_stream import (
     BatchStream,
     check_weight_field,
@@ -61,10 +62,6 @@ class EpochRecorder:
     ----------
     running : RunningMetrics
         Over the epoch so far.
-    grad_norm : float or None
-        Of the whole dataset's gradient, once it is known.
-    objective : float or None
-        J over the whole dataset, once it is known, where a line search compares it.
 
     Raises
     ------
@@ -78,8 +75,8 @@ class EpochRecorder:
         if log_every < 1:
             raise UsageError(f"log_every is {log_every!r}; it must be at least 1")
         self.running = RunningMetrics(loss)
-        self.grad_norm: float | None = None
-        self.objective: float | None = None
+        self._of_pass: Figures = {}
+        self._of_weights = self._of_pass
         self._n_timed = 0
         self._watch = Stopwatch(stream)
         self._run = run
@@ -120,14 +117,14 @@ class EpochRecorder:
         if self._bar.update(learned.n_samples):
             self._show()
         if counts.n_batches % self._log_every == 0:
-            self._log(counts)
+            self._log(counts, is_trial=learned.is_trial)
 
     def _show(self) -> None:
         train = self.running.mean()
         stall = self._watch.speed(self._n_timed).stall_fraction
         self._bar.set_postfix_str(f"loss {train.loss:.4f}, stall {stall:.1%}", refresh=False)
 
-    def _log(self, counts: Counts) -> None:
+    def _log(self, counts: Counts, *, is_trial: bool) -> None:
         self._run.log(
             kind="batch",
             epoch=self._epoch,
@@ -135,14 +132,33 @@ class EpochRecorder:
             steps=counts.n_steps,
             samples=counts.n_samples,
             loss=self.running.loss_since_last(),
+            **({"trial": 1} if is_trial else {}),
         )
+
+    def settle(self, rule: UpdateRule) -> None:
+        """Record what the pass has found, which has just ended for the rule."""
+        train = self.running.mean()
+        self._of_pass = {"loss": train.loss, "score": train.score}
+        self._of_pass |= {"objective": rule.objective, "grad_norm": rule.grad_norm}
+        self._of_weights = rule.figures_of_weights(self._of_pass)
 
     def summary(self, counts: Counts) -> EpochSummary:
         """The epoch as it stands."""
-        train = self.running.mean()
-        speed = self._watch.speed(self._n_timed)
-        of_pass = {"grad_norm": self.grad_norm, "objective": self.objective}
-        return EpochSummary(counts=counts, train=train, val=None, speed=speed, **of_pass)
+        train, figures = self.running.mean(), self._of_weights
+        is_taken = figures is self._of_pass
+        return EpochSummary(
+            counts=counts,
+            train=train if is_taken else replace(train, loss=figures["loss"] or 0.0, score=figures["score"]),
+            val=None,
+            speed=self._watch.speed(self._n_timed),
+            grad_norm=figures.get("grad_norm"),
+            objective=figures.get("objective"),
+            trial=None if is_taken else train.named() | _of_whole(self._of_pass),
+        )
+
+
+def _of_whole(figures: Figures) -> Figures:
+    return {name: figures.get(name) for name in ("objective", "grad_norm")}
 
 
 _CHECKED_ROWS: Final = 8
@@ -256,8 +272,7 @@ class EpochLoop:
             if not recorder.running.weight:
                 raise zero_weight_error(self._weight)
             self._rule.end_epoch()
-            recorder.grad_norm = self._rule.grad_norm
-            recorder.objective = self._rule.objective
+            recorder.settle(self._rule)
         self.counts = self.counts.after_epoch(n_steps=self._rule.n_steps)
 
     def _learn(self, fields: Batch, max_steps: int | None, weight: Tensor | None, stream: BatchStream) -> BatchResult:

@@ -31,6 +31,7 @@ from streamtrain.training.batch_stream import (
     BatchStream,
     StreamDataset,
     check_stream,
+    every_sample,
     in_stored_order,
     normalize_fields,
     schema_of_stream,
@@ -279,6 +280,9 @@ class Trainer:
     def evaluate(self, loader: BatchStream) -> Metrics:
         """Measure loss and score over a stream, each sample once, in stored order; nothing is changed.
 
+        That is so whatever the stream's options: also of one that drops the last batch, or stands inside an epoch. Only
+        samples in ``quarantined`` blocks are left out, which the metrics' ``n_samples`` tells.
+
         Raises
         ------
         UsageError
@@ -293,7 +297,7 @@ class Trainer:
                 fix="fit first, or give the modules themselves",
             )
         self._check_meaning(loader)
-        with in_stored_order(loader) as stream:
+        with every_sample(loader) as stream:
             return self._epoch_loop.measure(stream)
 
     def check(self, rows: Rows, *, n_classes: int | None = None) -> None:
@@ -348,7 +352,7 @@ class Trainer:
             self._awaits_statistics = False
 
     def _after_epoch(self, loss: float, stopping: EarlyStopping) -> None:
-        if self._rule.settled:
+        if self._rule.is_fresh:
             stopping.look(loss)
         if self._learner.schedules is not None:
             self._learner.schedules.after_epoch(loss)
