@@ -240,5 +240,5 @@ def report_command(run: Path, dataset: Path | None, out: Path | None, as_json: b
 
     file, told = write_report(run, dataset=dataset, out=out)
     last = told.epochs[-1] if told.epochs else {}
-    result = {"report": file, "run": run, "epochs": len(told.epochs), "last": last}
+    result = {"report": file, "run": run, "epochs": told.n_epochs, "last": last}
     emit(as_json, result, f"report  {file}")

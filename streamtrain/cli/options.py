@@ -191,7 +191,11 @@ _END: Final = (
     click.option("--grad-tolerance", type=float, help="With lbfgs, cg: end at a gradient whose norm is at most this."),
     click.option("--loss-tolerance", type=float, help="With lbfgs, cg: end where a step lowers J by at most this."),
     click.option("--epochs", type=int, default=5),
-    click.option("--max-steps", type=int, help="End at this many steps, if they come before the epochs do."),
+    click.option(
+        "--max-steps",
+        type=int,
+        help="End at this many steps in all, if they come before the epochs do; --resume goes on there.",
+    ),
     click.option(
         "--until-loss", type=float, help="End after the epoch whose loss, on --val if given, is at most this."
     ),

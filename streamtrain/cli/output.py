@@ -72,13 +72,13 @@ def epoch_head(score_name: str | None, *, with_val: bool) -> str:
 
 
 def epoch_line(summary: EpochSummary) -> str:
-    """One epoch in the columns of `epoch_head`."""
+    """One epoch in the columns of `epoch_head`; behind them, whether it was cut short."""
     values = [*_values(summary.train, ""), *(_values(summary.val, "val ") if summary.val else [])]
     middle = "".join(f"{value:>{max(_WIDTH, len(name) + 2)}.4f}" for name, value in values)
     speed = summary.speed
     return (
-        f"{summary.counts.n_epochs:>5}{summary.counts.n_steps:>11,}{middle}"
-        f"{speed.samples_per_second:>{_WIDTH},.0f}{speed.stall_fraction:>8.1%}"
+        f"{summary.number:>5}{summary.counts.n_steps:>11,}{middle}"
+        f"{speed.samples_per_second:>{_WIDTH},.0f}{speed.stall_fraction:>8.1%}{'  partial' if summary.partial else ''}"
     )
 
 

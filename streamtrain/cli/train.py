@@ -155,12 +155,9 @@ def say_resumed(out: Path, resumed: ResumePoint) -> None:
     """Say on stderr where a run goes on, and what was damaged."""
     for skipped in resumed.skipped:
         click.echo(f"warning: skipped a damaged checkpoint, {skipped}", err=True)
-    click.echo(
-        f"{out}: goes on after batch {resumed.n_batches:,}"
-        if resumed.n_batches
-        else f"{out}: no checkpoint; starts afresh",
-        err=True,
-    )
+    part = f" and {resumed.n_batch_samples:,} samples of the next" if resumed.n_batch_samples else ""
+    goes_on = f"{out}: goes on after batch {resumed.n_batches:,}{part}"
+    click.echo(goes_on if resumed.n_batches or part else f"{out}: no checkpoint; starts afresh", err=True)
 
 
 @contextmanager
@@ -275,7 +272,7 @@ def _fit(
     say: Callable[[str], None],
 ) -> History:
     """The training itself, over the first loader; the second one, where there is one, is measured on."""
-    return trainer.fit(
+    history = trainer.fit(
         loaders[0],
         max_epochs=options.epochs,
         max_steps=options.max_steps,
@@ -290,6 +287,9 @@ def _fit(
         on_epoch=lambda summary: say(epoch_line(summary)),
         on_resume=partial(say_resumed, out),
     )
+    if history.last is not None and history.last.partial:
+        say(epoch_line(history.last))
+    return history
 
 
 def _shared_out(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.models.real_view import as_real
+from streamtrain.optim.gradients import reading_weights
 
 WINDOW: Final = 100
 """Steps of a window, at the most."""
@@ -85,6 +86,7 @@ class UpdateVariance:
         self.n_seen = 0
         self.seconds += time.perf_counter() - started
 
+    @reading_weights
     def stepped(self) -> None:
         """Take in the step that led to the weights as they are, if one more belongs to the window."""
         if self.is_full or not self._parameters:

@@ -75,6 +75,7 @@ def headspace(trainer: Trainer, loader: BatchStream, *, seconds: float = 6.0) ->
         What training raises.
     """
     each = seconds / (2 * _ROUNDS)
+    trainer.begin_epoch_anew()
     endless = itertools.chain.from_iterable(itertools.repeat(loader))
     # The copies are made before the clock starts, and by then the loader's threads have caught up with its start.
     kept = list(_copies(itertools.islice(endless, len(loader)), trainer.device))

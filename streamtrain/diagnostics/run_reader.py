@@ -15,6 +15,7 @@ from streamtrain.training.run_folder import CONFIG, MEMORY, METRICS, read_config
 
 _KINDS: Final = ("batch", "epoch", "measured")
 _TEXTS: Final = frozenset({"kind"})
+_FLAGS: Final = frozenset({"partial"})
 _TERMS: Final = "terms"
 _MOST_BYTES: Final = 2**63
 _MOST_DEEP: Final = 20
@@ -33,7 +34,7 @@ class RunRecord:
     config : dict
         What the run was.
     batches, epochs, measured : tuple of dict of str to float
-        The lines of ``metrics.jsonl`` by their kind; a number that no axis has a place for is NaN.
+        The lines of ``metrics.jsonl`` by their kind; a number that no axis has a place for is NaN, a flag is 0 or 1.
     memory : dict of str to object
         Bytes by name; empty where the run did not come to its end.
     """
@@ -44,6 +45,11 @@ class RunRecord:
     epochs: tuple[MetricsLine, ...]
     measured: tuple[MetricsLine, ...]
     memory: dict[str, Any]
+
+    @property
+    def n_epochs(self) -> int:
+        """How many epochs came to their end; the last line of a run may be of one that was cut short."""
+        return sum(not epoch.get("partial") for epoch in self.epochs)
 
 
 def read_run(path: Path) -> RunRecord:
@@ -97,7 +103,7 @@ def _parse(text: str, where: str) -> tuple[str, MetricsLine]:
     for name, value in line.items():
         if name in _TEXTS:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float | None):
+        if isinstance(value, bool) != (name in _FLAGS) or not isinstance(value, int | float | None):
             raise CheckpointError(f"is damaged: {name} is {value!r:.60}", where=where, fix="train again")
         values[name] = float(value) if value is not None and is_placed(value) else math.nan
     return line["kind"], values

@@ -227,7 +227,9 @@ def _headline(told: RunRecord) -> Iterator[tuple[str, str]]:
     if last is None:
         yield "epochs", "none came to its end"
         return
-    yield "epochs", f"{len(told.epochs):,}, {last.get('steps', 0):,.0f} updates, {last.get('samples', 0):,.0f} samples"
+    part = " and a part of the next" if last.get("partial") else ""
+    updates = f"{last.get('steps', 0):,.0f} updates, {last.get('samples', 0):,.0f} samples"
+    yield "epochs", f"{told.n_epochs:,}{part}, {updates}"
     for name in METRIC_NAMES:
         if is_placed(last.get(name, math.nan)):
             val = f"; on the validation data {last[f'val_{name}']:.4f}" if f"val_{name}" in last else ""
@@ -337,7 +339,7 @@ def _stalls(told: RunRecord) -> Iterator[str]:
         return
     bars = [
         Bar(
-            label=f"epoch {epoch.get('epoch', 0):.0f}",
+            label=f"epoch {_number(epoch)}",
             pieces={kind: epoch[f"{kind}_seconds"] for kind in _WALL},
             text=f"{stall:.1%} waiting" if is_placed(stall := epoch.get("stall_fraction", 0.0)) else "",
         )
@@ -364,10 +366,14 @@ def _stalls(told: RunRecord) -> Iterator[str]:
 def _epochs(told: RunRecord) -> Iterator[str]:
     if not told.epochs:
         return
-    names = [name for name in told.epochs[0] if not name.endswith("_seconds") and name != "epoch"]
+    names = [name for name in told.epochs[0] if not name.endswith("_seconds") and name not in ("epoch", "partial")]
     rows = [["epoch", *(name.replace("_", " ") for name in names)]]
-    rows += [[f"{line.get('epoch', 0):.0f}", *(_cell(line.get(name)) for name in names)] for line in _ends(told.epochs)]
+    rows += [[_number(line), *(_cell(line.get(name)) for name in names)] for line in _ends(told.epochs)]
     yield f'<div class="wide">{table("Epochs", rows)}</div>'
+
+
+def _number(epoch: Mapping[str, float]) -> str:
+    return f"{epoch.get('epoch', 0):.0f}{', partial' if epoch.get('partial') else ''}"
 
 
 def _ends(lines: tuple[Mapping[str, float], ...]) -> Iterable[Mapping[str, float]]:

@@ -242,6 +242,11 @@ class FullBatchRule(EpochRule):
         super().abandon()
         self._leave_trial()
 
+    def pause(self) -> bool:
+        # Between two calls the weights are those of the last step, at which no trial can be resumed.
+        self.abandon()
+        return False
+
     @contextmanager
     def at_last_step(self) -> Iterator[None]:
         if self._before_trial is None:

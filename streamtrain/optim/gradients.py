@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +147,25 @@ def _are_finite(parameters: Iterable[nn.Parameter]) -> bool:
 def dense(gradient: Tensor) -> Tensor:
     """The numbers of a gradient: of a sparse one those that it has."""
     return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+OnStep = Callable[[], None]
+"""Called after every step, when the weights are those it came to."""
+_Function = TypeVar("_Function", bound=Callable[..., None])
+
+
+def reading_weights(on_step: _Function) -> _Function:
+    """Mark a callback as one that only reads weights, and may be told of steps that are taken back and taken again.
+
+    The sample rule's fast path takes no other: it knows of nothing that a callback could change.
+    """
+    on_step.reads_weights_only = True  # type: ignore[attr-defined]
+    return on_step
+
+
+def only_reads_weights(on_step: OnStep) -> bool:
+    """Whether a callback is marked so."""
+    return getattr(on_step, "reads_weights_only", False) is True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

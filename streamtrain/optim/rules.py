@@ -52,6 +52,8 @@ class BatchResult:
         Of shape (n_samples,), where samples have weights.
     is_trial : bool
         Whether the weights are those of a trial of a line search, which the run may not come to.
+    n_before : int
+        Samples of it that an earlier call took in, before the run was cut short inside the batch.
     """
 
     loss: float
@@ -60,11 +62,17 @@ class BatchResult:
     weight: float | None = None
     sample_weights: Tensor | None = None
     is_trial: bool = False
+    n_before: int = 0
 
     @property
     def n_samples(self) -> int:
         """Samples taken in; fewer than the batch holds where the last step was reached inside it."""
         return len(self.target)
+
+    @property
+    def n_new(self) -> int:
+        """Those of them that this call took in."""
+        return self.n_samples - self.n_before
 
 
 Figures = dict[str, float | None]
@@ -96,6 +104,8 @@ class UpdateRule(ABC):
     name: ClassVar[str]
     in_stored_order: ClassVar[bool] = False
     """Whether passes read in stored order, since no order makes a difference."""
+    ends_inside_batches: ClassVar[bool] = False
+    """Whether the last step may come before a batch's end."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -113,7 +123,10 @@ class UpdateRule(ABC):
         max_steps: int | None = None,
         weight: Tensor | None = None,
     ) -> BatchResult:
-        """Take in one batch, its samples weighted by ``weight``, (B,); stop once ``n_steps`` is ``max_steps``."""
+        """Take in one batch, its samples weighted by ``weight``, (B,); stop once ``n_steps`` is ``max_steps``.
+
+        What follows a stop inside a batch is the same batch again, of which the rest is taken in.
+        """
 
     @property
     def converged(self) -> str | None:
@@ -159,6 +172,10 @@ class UpdateRule(ABC):
     def abandon(self) -> None:
         """Forget what the pass has come to, which does not go on; the steps that were taken stay."""
         return
+
+    def pause(self) -> bool:
+        """Leave a pass between two batches, to resume it later; False where it is to begin anew."""
+        return True
 
     @contextmanager
     def at_last_step(self) -> Iterator[None]:

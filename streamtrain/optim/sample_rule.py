@@ -12,7 +12,7 @@ from torch import Tensor
 from streamtrain.optim.gradients import BatchGradient, Learner, batch_gradient
 from streamtrain.optim.rules import BatchResult, UpdateRule
 from streamtrain.optim.sample_fast_path.choice import SamplePathChoice
-from streamtrain.optim.sample_fast_path.loop import FastBatchResult
+from streamtrain.optim.sample_fast_path.loop import SampleResult
 
 
 class SampleRule(UpdateRule):
@@ -27,10 +27,12 @@ class SampleRule(UpdateRule):
     """
 
     name = "sample"
+    ends_inside_batches = True
 
     def __init__(self, learner: Learner, *, path: str = "plain") -> None:
         super().__init__(learner)
         self.choice = SamplePathChoice(learner, path)
+        self._begun: SampleResult | None = None
 
     @property
     def way(self) -> str:
@@ -44,10 +46,12 @@ class SampleRule(UpdateRule):
         return {"sample_path": self.choice.path}
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"path": self.choice.taken}
+        begun = {} if self._begun is None else {"begun": self._begun.state_dict()}
+        return super().state_dict() | {"path": self.choice.taken} | begun
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        self._begun = SampleResult(**state["begun"]) if "begun" in state else None
         if (path := state.get("path", "plain")) is not None:
             self.choice.resume(path)
 
@@ -59,40 +63,56 @@ class SampleRule(UpdateRule):
         weight: Tensor | None = None,
     ) -> BatchResult:
         factors = [None] * len(target) if weight is None else weight.tolist()
+        begun, self._begun = self._begun, None
         loop = self.choice.loop_for(inputs)
         if loop is None:
-            taken = self._learn_plainly(inputs, target, factors, max_steps)
+            taken = self._learn_plainly(inputs, target, factors, max_steps, begun)
         else:
-            taken = loop.learn(inputs[0], target, factors, None if max_steps is None else max_steps - self.n_steps)
-            self.n_steps += taken.n_steps
-            taken.check()
+            try:
+                left = None if max_steps is None else max_steps - self.n_steps
+                taken = loop.learn(inputs[0], target, factors, left, begun)
+            finally:
+                self.n_steps += loop.n_steps
         n, total = len(taken.losses), math.fsum(taken.weights)
+        if n < len(target):
+            self._begun = taken
         return BatchResult(
             loss=math.fsum(map(mul, taken.losses, taken.weights)) / total if total else 0.0,
             output=taken.output,
             target=target[:n],
             weight=total,
             sample_weights=None if weight is None else weight[:n],
+            n_before=0 if begun is None else len(begun.losses),
         )
 
+    def abandon(self) -> None:
+        self._begun = None
+
     def _learn_plainly(
-        self, inputs: tuple[Tensor, ...], target: Tensor, factors: list[float | None], max_steps: int | None
-    ) -> FastBatchResult:
-        before, losses, weights = self.n_steps, [], []
+        self,
+        inputs: tuple[Tensor, ...],
+        target: Tensor,
+        factors: list[float | None],
+        max_steps: int | None,
+        begun: SampleResult | None,
+    ) -> SampleResult:
+        losses, weights = ([], []) if begun is None else (list(begun.losses), list(begun.weights))
         outputs: Tensor | None = None
-        for i, factor in enumerate(factors):
+        for i in range(len(losses), len(factors)):
             if max_steps is not None and self.n_steps >= max_steps:
                 break
-            seen = self._learn_one(inputs, target, i, factor)
+            seen = self._learn_one(inputs, target, i, factors[i])
             # All outputs in one piece of memory. Kept one by one, each would lie where a freed gradient was, and the
             # allocator would need a new place for the next gradient: memory would grow by a gradient a sample.
-            outputs = seen.output.new_empty((len(target), *seen.output.shape[1:])) if outputs is None else outputs
+            if outputs is None:
+                outputs = seen.output.new_empty((len(target), *seen.output.shape[1:]))
+                if begun is not None:
+                    outputs[:i] = begun.output
             outputs[i : i + 1] = seen.output
             losses.append(seen.loss)
             weights.append(seen.weight)
             del seen
-        output = cast(Tensor, outputs)[: len(losses)]
-        return FastBatchResult(losses=losses, weights=weights, output=output, n_steps=self.n_steps - before)
+        return SampleResult(losses=losses, weights=weights, output=cast(Tensor, outputs)[: len(losses)])
 
     def _learn_one(self, inputs: tuple[Tensor, ...], target: Tensor, i: int, factor: float | None) -> BatchGradient:
         """Take in sample ``i``, its loss times a factor; a factor of 0 measures it and takes no step."""

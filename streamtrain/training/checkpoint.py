@@ -11,7 +11,10 @@
 
 A folder without its manifest is not a checkpoint. Once a new one is durable, the one before it is kept and older ones
 are removed. A checkpoint that replaces another, of the same batch, is written beside it, as ``00001175.new``, and the
-two exchange names.
+two exchange names; where the system cannot exchange them, and the run is killed meanwhile, it is found under that name.
+
+A run that skips a damaged checkpoint goes on from an older one, and its metrics with it. What it skipped belongs to
+another past from then on, even if it can be read again: its manifest is put aside as ``manifest.left``.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +31,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from streamtrain.errors import CheckpointError, remedy
+from streamtrain.errors import CheckpointError, ResourceError, remedy
 from streamtrain.system.files import Files, translate_os_errors
 from streamtrain.training.serialization import check_tensors, write_tensors
 
@@ -39,6 +42,7 @@ CHECKPOINT_VERSION: Final = 1
 
 _STATE: Final = "state.json"
 _MANIFEST: Final = "manifest.json"
+_LEFT: Final = "manifest.left"
 _SUFFIX: Final = ".safetensors"
 _KEPT: Final = 2
 _NEW: Final = ".new"
@@ -130,7 +134,8 @@ def _replace(files: Files, folder: Path, begun: Path) -> None:
 
 def _outlived(run: Path, n_batches: int) -> list[Path]:
     """What a checkpoint leaves behind: all but it and the one before, whatever else there is."""
-    whole = [folder for folder in _folders(run) if (folder / _MANIFEST).is_file() and int(folder.name) <= n_batches]
+    named = [folder for folder in _folders(run) if not folder.suffix and int(folder.name) <= n_batches]
+    whole = [folder for folder in named if (folder / _MANIFEST).is_file()]
     begun = [path for path in (run / CHECKPOINTS).iterdir() if path.name.removesuffix(_NEW).isdecimal()]
     return [path for path in begun if path not in whole[:_KEPT]]
 
@@ -142,8 +147,41 @@ def _remove(files: Files, folder: Path) -> None:
     files.remove_tree(folder)
 
 
-def find_checkpoint(run: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
+def leave_behind(files: Files, run: Path, found: Checkpoint | None) -> Checkpoint | None:
+    """Put aside every checkpoint of a run but the one that it resumes from and older ones; return that, by its name.
+
+    Where that cannot be done, the length of the metrics tells later that they are not of the same past.
+
+    Raises
+    ------
+    ResourceError
+        The one that it resumes from was to replace another, and cannot be given its name.
+    """
+    for folder in _folders(run):
+        if found is not None and folder == found.path:
+            break
+        if (folder / _MANIFEST).exists():
+            with suppress(ResourceError):
+                files.rename(folder / _MANIFEST, folder / _LEFT)
+    if found is None or found.path.suffix != _NEW:
+        return found
+    named = found.path.with_suffix("")
+    with translate_os_errors("remove", named):
+        if named.exists():
+            _remove(files, named)
+    files.rename(found.path, named)
+    return replace(found, path=named)
+
+
+def find_checkpoint(run: Path, *, older_than: Checkpoint | None = None) -> tuple[Checkpoint | None, tuple[str, ...]]:
     """Find the newest whole checkpoint of a run, and say what is wrong with each newer one.
+
+    Parameters
+    ----------
+    run : pathlib.Path
+        The run's folder.
+    older_than : Checkpoint, optional
+        One of the run's; it and what is newer is not looked at.
 
     Raises
     ------
@@ -156,7 +194,8 @@ def find_checkpoint(run: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
     (None, ())
     """
     skipped: list[str] = []
-    for folder in _folders(run):
+    folders = _folders(run)
+    for folder in folders[folders.index(older_than.path) + 1 if older_than else 0 :]:
         try:
             return read_checkpoint(folder), tuple(skipped)
         except CheckpointError as error:
@@ -227,9 +266,10 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         if _STATE not in listed or not all(_is_entry(name, entry) for name, entry in listed.items()):
             raise ValueError("it does not list the files")
     except FileNotFoundError:
-        raise CheckpointError(
-            f"is not complete: {_MANIFEST} is missing", where=str(folder), fix="train again"
-        ) from None
+        what = f"is not complete: {_MANIFEST} is missing"
+        if (folder / _LEFT).exists():
+            what = "was left behind: the run went on from an older one"
+        raise CheckpointError(what, where=str(folder), fix="train again") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"is damaged: {error}", where=str(file), fix="train again") from error
     return dict(listed)
@@ -248,7 +288,7 @@ def _is_entry(name: str, entry: object) -> bool:
 
 
 def _folders(run: Path) -> list[Path]:
-    """The folders of checkpoints, whole or not, the newest first.
+    """The folders of checkpoints, whole or not, the newest first, and behind each what was to replace it, if whole.
 
     Raises
     ------
@@ -257,10 +297,16 @@ def _folders(run: Path) -> list[Path]:
     """
     parent = run / CHECKPOINTS
     try:
-        found = [path for path in parent.iterdir() if path.name.isdecimal()] if parent.is_dir() else []
+        entries = list(parent.iterdir()) if parent.is_dir() else []
+        found = [path for path in entries if path.name.isdecimal()]
+        found += [path for path in entries if _is_replacement(path) and (path / _MANIFEST).is_file()]
     except OSError as error:
         raise _unreadable(parent, error) from error
-    return sorted(found, key=lambda path: int(path.name), reverse=True)
+    return sorted(found, key=lambda path: (-int(path.stem), path.suffix))
+
+
+def _is_replacement(path: Path) -> bool:
+    return path.suffix == _NEW and path.stem.isdecimal()
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

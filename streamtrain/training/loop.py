@@ -5,11 +5,15 @@ The record of an epoch is its summary, lines in ``metrics.jsonl`` on the way, an
 
 from __future__ import annotations
 
+import itertools
+import math
 import sys
 import time
-from collections.abc import Generator, Iterator
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Self
 
 import torch
@@ -18,7 +22,7 @@ from tqdm import tqdm
 
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.models.losses import Loss
-from streamtrain.models.seeding import seeded_random
+from streamtrain.models.seeding import random_state, seeded_random, set_random_state
 from streamtrain.optim.gradients import Learner, read_scalars
 from streamtrain.optim.rules import BatchResult, Figures, UpdateRule
 from streamtrain.training.batch_stream import (
@@ -34,7 +38,7 @@ from streamtrain.training.metrics import EpochSummary, Metrics, RunningMetrics, 
 from streamtrain.training.preflight import Batch, check_model_fits, check_width, preserve_mode
 from streamtrain.training.progress import Counts, Totals, run_length
 from streamtrain.training.run_folder import Run
-from streamtrain.training.run_state import MidEpochState
+from streamtrain.training.run_state import MidEpochState, ResumableStream, stream_state
 from streamtrain.training.step_errors import explain_out_of_memory, name_bad_samples
 
 _REFRESH_SECONDS: Final = 0.2
@@ -105,6 +109,20 @@ class EpochRecorder:
 
     def add(self, learned: BatchResult, counts: Counts) -> None:
         """Record a batch, and how far the run has come with it."""
+        self._measure(learned)
+        self._n_timed += learned.n_new
+        # True when the bar has just been drawn: the means are worked out no more often than they are seen.
+        if self._bar.update(learned.n_new):
+            self._show()
+        if counts.n_batches % self._log_every == 0:
+            self._log(counts, is_trial=learned.is_trial)
+
+    def add_partial(self, learned: BatchResult) -> None:
+        """Record what was taken in of a batch before the run was cut short inside it."""
+        self._measure(learned)
+        self._n_timed += learned.n_new
+
+    def _measure(self, learned: BatchResult) -> None:
         self.running.add(
             learned.loss,
             learned.output,
@@ -112,12 +130,6 @@ class EpochRecorder:
             weight=learned.weight,
             sample_weights=learned.sample_weights,
         )
-        self._n_timed += learned.n_samples
-        # True when the bar has just been drawn: the means are worked out no more often than they are seen.
-        if self._bar.update(learned.n_samples):
-            self._show()
-        if counts.n_batches % self._log_every == 0:
-            self._log(counts, is_trial=learned.is_trial)
 
     def _show(self) -> None:
         train = self.running.mean()
@@ -142,8 +154,8 @@ class EpochRecorder:
         self._of_pass |= {"objective": rule.objective, "grad_norm": rule.grad_norm}
         self._of_weights = rule.figures_of_weights(self._of_pass)
 
-    def summary(self, counts: Counts) -> EpochSummary:
-        """The epoch as it stands."""
+    def summary(self, counts: Counts, *, partial: bool = False) -> EpochSummary:
+        """The epoch as it stands, at its end or where the run was cut short."""
         train, figures = self.running.mean(), self._of_weights
         is_taken = figures is self._of_pass
         return EpochSummary(
@@ -153,6 +165,7 @@ class EpochRecorder:
             speed=self._watch.speed(self._n_timed),
             grad_norm=figures.get("grad_norm"),
             objective=figures.get("objective"),
+            partial=partial,
             trial=None if is_taken else train.named() | _of_whole(self._of_pass),
         )
 
@@ -162,6 +175,15 @@ def _of_whole(figures: Figures) -> Figures:
 
 
 _CHECKED_ROWS: Final = 8
+_PLACE: Final = frozenset({"epoch", "batch", "lanes", "groups"})
+"""What of a stream's state says where it stands; lanes and groups are taken from it."""
+
+
+def stream_identity(stream: BatchStream) -> tuple[object, ...]:
+    """What two streams have in common where one can go on from the other's place."""
+    state = stream_state(stream) or {}
+    order = (stream.batch_size, stream.seed, stream.shuffle, stream.drop_last)
+    return (getattr(stream.dataset, "id", stream.dataset), *order, {k: v for k, v in state.items() if k not in _PLACE})
 
 
 class EpochLoop:
@@ -186,6 +208,10 @@ class EpochLoop:
     ----------
     counts : Counts
         Epochs, batches, steps and samples so far.
+    inside : MidEpochState or None
+        Where the run stands inside an epoch that was cut short; None between two.
+    is_cut : bool
+        Whether it was cut short since `begin`.
     """
 
     def __init__(
@@ -199,6 +225,10 @@ class EpochLoop:
         weight: str | None = None,
     ) -> None:
         self.counts = Counts()
+        self.inside: MidEpochState | None = None
+        self.is_cut = False
+        self._cut_stream: tuple[object, ...] | None = None
+        self._random_before: Mapping[str, Tensor] | None = None
         self._learner = learner
         self._rule = rule
         self._device = device
@@ -216,15 +246,41 @@ class EpochLoop:
         UsageError
             They were set up for another end of the run, or cannot be.
         """
-        self._is_checked = False
+        self._is_checked = self.is_cut = False
         if self._learner.schedules is not None:
             of_epoch = self._rule.steps_per_epoch(len(stream), samples_per_epoch(stream))
             self._learner.schedules.begin(run_length(totals, of_epoch))
 
+    def resume(self, stream: BatchStream, restored: tuple[Counts, MidEpochState | None] | None) -> None:
+        """Stand where a checkpoint was made, or where the call before ended; say so if that was on another stream."""
+        if restored is not None:
+            self.counts, self.inside = restored
+            self._cut_stream = stream_identity(stream)
+            if self.inside is None:
+                self.begin_epoch_anew()
+        elif self.inside is not None and self._cut_stream != stream_identity(stream):
+            warnings.warn(
+                f"epoch {self.counts.n_epochs + 1} was cut short on a stream of other data, or of another order: "
+                "what is left of it is not trained on, and the epoch begins anew",
+                stacklevel=4,
+            )
+            self.begin_epoch_anew()
+
+    def begin_epoch_anew(self) -> None:
+        """Forget what the epoch has come to; the steps that were taken stay."""
+        self.inside = None
+        self._rule.abandon()
+
     def train(
-        self, stream: BatchStream, recorder: EpochRecorder, totals: Totals, inside: MidEpochState | None
-    ) -> Generator[None, None, None]:
+        self, stream: BatchStream, recorder: EpochRecorder, totals: Totals
+    ) -> Generator[Callable[[], MidEpochState], None, None]:
         """Take in an epoch, or what is left of it where a run goes on; pause after every batch but the last.
+
+        Yields
+        ------
+        callable
+            Gives what it takes to go on from here. Where the run is cut short, here by whoever closes the generator or
+            by the total of steps, `inside` is that.
 
         Raises
         ------
@@ -238,42 +294,119 @@ class EpochLoop:
             The device is out of memory.
         """
         try:
-            yield from self._train(stream, recorder, totals, inside)
+            yield from self._train(stream, recorder, totals)
+        except GeneratorExit:
+            raise
         except BaseException:
             # Whoever trains again begins the epoch anew.
-            self._rule.abandon()
+            self.begin_epoch_anew()
             raise
 
     def _train(
-        self, stream: BatchStream, recorder: EpochRecorder, totals: Totals, inside: MidEpochState | None
-    ) -> Generator[None, None, None]:
-        epoch = self.counts.n_epochs
-        if inside is None:
-            stream.set_epoch(epoch)
+        self, stream: BatchStream, recorder: EpochRecorder, totals: Totals
+    ) -> Generator[Callable[[], MidEpochState], None, None]:
+        inside, self.inside = self.inside, None
+        n_taken, n_batches = inside.n_batches if inside else 0, len(stream)
         self._learner.model.train()
-        with seeded_random(stream.seed, epoch, device=self._device), self._located(stream):
+        with seeded_random(stream.seed, self.counts.n_epochs, device=self._device), self._located(stream):
             if inside is not None:
-                inside.enter(recorder.running, self._device)
-            left = len(stream) - (inside.n_batches if inside is not None else 0)
-            for batch in stream:
-                started = time.perf_counter()
-                fields = self.on_device(batch)
-                recorder.copied(time.perf_counter() - started)
-                self._check_once(fields, stream.dataset.n_classes)
-                weight = self._weight_of(fields, stream)
-                learned = self._learn(fields, totals.max_steps, weight, stream)
-                self.counts = self.counts.after_batch(n_steps=self._rule.n_steps, n_samples=learned.n_samples)
-                recorder.add(learned, self.counts)
-                left -= 1
+                recorder.running.load_state_dict(inside.metrics)
+            for batch in self._batches(stream, inside, totals):
+                place = partial(self._place, stream, recorder.running, n_taken)
+                if not self._take_in(batch, stream, recorder, totals, place):
+                    return
+                n_taken += 1
+                place = partial(self._place, stream, recorder.running, n_taken)
                 if totals.steps_reached_by(self.counts):
+                    if n_taken < n_batches:
+                        self._cut(stream, place())
+                        return
                     break
-                if left:
-                    yield
+                if n_taken < n_batches:
+                    try:
+                        yield place
+                    except GeneratorExit:
+                        if self._rule.pause():
+                            self._cut(stream, place())
+                        raise
+            if n_taken < n_batches and getattr(stream, "ran_out_of_time", False):
+                self._cut(stream, self._place(stream, recorder.running, n_taken))
+                return
             if not recorder.running.weight:
                 raise zero_weight_error(self._weight)
             self._rule.end_epoch()
             recorder.settle(self._rule)
         self.counts = self.counts.after_epoch(n_steps=self._rule.n_steps)
+
+    def _batches(self, stream: BatchStream, inside: MidEpochState | None, totals: Totals) -> Iterator[Any]:
+        """The batches of the epoch from where the run stands on."""
+        batches = self._entered(stream, inside)
+        if inside is not None:
+            set_random_state(inside.random_before or inside.random, self._device)
+        for _ in itertools.count():
+            left = math.inf if totals.max_steps is None else totals.max_steps - self.counts.n_steps
+            may_be_cut = self._rule.ends_inside_batches and left < stream.batch_size
+            self._random_before = random_state(self._device) if may_be_cut else None
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            if inside is not None and inside.random_before is not None:
+                # Asked for again, as it was before: then the run goes on after the samples that are taken in.
+                set_random_state(inside.random, self._device)
+            inside = None
+            yield batch
+
+    def _entered(self, stream: BatchStream, inside: MidEpochState | None) -> Iterator[Any]:
+        if inside is not None and inside.stream is not None and isinstance(stream, ResumableStream):
+            stream.load_state_dict(inside.stream)
+            return iter(stream)
+        stream.set_epoch(self.counts.n_epochs)
+        return itertools.islice(iter(stream), inside.n_batches if inside else 0, None)
+
+    def _take_in(
+        self,
+        batch: Any,
+        stream: BatchStream,
+        recorder: EpochRecorder,
+        totals: Totals,
+        place: Callable[..., MidEpochState],
+    ) -> bool:
+        """Learn from a batch; return whether it was whole, or the run was cut short inside it."""
+        started = time.perf_counter()
+        fields = self.on_device(batch)
+        recorder.copied(time.perf_counter() - started)
+        self._check_once(fields, stream.dataset.n_classes)
+        weight = self._weight_of(fields, stream)
+        learned = self._learn(fields, totals.max_steps, weight, stream)
+        if learned.n_samples < len(fields[self._target]):
+            self.counts = self.counts.inside_batch(n_steps=self._rule.n_steps, n_samples=learned.n_new)
+            self._cut(stream, place(n_batch_samples=learned.n_samples))
+            recorder.add_partial(learned)
+            return False
+        self.counts = self.counts.after_batch(n_steps=self._rule.n_steps, n_samples=learned.n_new)
+        recorder.add(learned, self.counts)
+        return True
+
+    def _cut(self, stream: BatchStream, place: MidEpochState) -> None:
+        self.is_cut = True
+        self.inside, self._cut_stream = place, stream_identity(stream)
+
+    def _place(
+        self, stream: BatchStream, running: RunningMetrics, n_batches: int, *, n_batch_samples: int = 0
+    ) -> MidEpochState:
+        """What it takes to go on after so many batches, and so many samples of the next one, which has been read."""
+        state = stream_state(stream)
+        if state is not None and n_batch_samples:
+            state = state | {"batch": state["batch"] - 1}
+        return MidEpochState(
+            n_batches=n_batches,
+            metrics=running.state_dict(),
+            random=random_state(self._device),
+            stream=state,
+            n_batch_samples=n_batch_samples,
+            random_before=self._random_before if n_batch_samples else None,
+        )
 
     def _learn(self, fields: Batch, max_steps: int | None, weight: Tensor | None, stream: BatchStream) -> BatchResult:
         inputs, target = self._inputs_of(fields), fields[self._target]

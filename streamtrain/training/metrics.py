@@ -305,7 +305,7 @@ class EpochSummary:
     Parameters
     ----------
     counts : Counts
-        How far the run had come at its end; epochs are counted from 1.
+        How far the run had come at its end.
     train : Metrics
         Over the epoch, each sample measured just before it changed the weights; with a line search, at the weights of
         its last whole step.
@@ -319,6 +319,8 @@ class EpochSummary:
         J over the whole dataset, the penalty included, where a line search compares it.
     trial : dict, optional
         What the epoch's pass measured, by name, where it was a line search's trial that was not taken.
+    partial : bool
+        Whether the run was cut short inside it: it does not count as an epoch, and a run that resumes goes on in it.
     """
 
     counts: Counts
@@ -328,11 +330,18 @@ class EpochSummary:
     grad_norm: float | None = None
     objective: float | None = None
     trial: Mapping[str, float | None] | None = None
+    partial: bool = False
+
+    @property
+    def number(self) -> int:
+        """Which epoch of the run it is, counted from 1."""
+        return self.counts.n_epochs + self.partial
 
     def named(self) -> dict[str, float]:
         """Everything by name, flat, as one line of ``metrics.jsonl``."""
         return {
-            "epoch": self.counts.n_epochs,
+            "epoch": self.number,
+            **({"partial": True} if self.partial else {}),
             "steps": self.counts.n_steps,
             "samples": self.counts.n_samples,
             **self.train.named(),
@@ -355,11 +364,11 @@ class History:
     Parameters
     ----------
     epochs : tuple of EpochSummary
-        Those of this call.
+        Those of this call; the last one is ``partial`` where ``max_steps`` cut it short.
     counts : Counts
         How far the run has come since the trainer was made, or since it first began.
     resumed_from_batch : int
-        Batches that a run that went on had taken in before; else 0.
+        Whole batches that a run that went on had taken in before; else 0.
     checkpoint_failures : int
         Checkpoints that could not be written, under ``on_checkpoint_failure="warn"``.
     unsaved : ResourceError, optional

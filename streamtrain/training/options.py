@@ -51,8 +51,8 @@ class StepOptions:
     l2 : float
         The factor of the penalty, l2/2 times the sum of the squared weights (not biases), which is a part of J.
     on_step : callable, optional
-        Called after every step, without arguments; the weights are those it came to. Where a sample's loss or gradient
-        is not finite, the fast path of the rule ``sample`` takes up to 127 steps back, and takes the good ones again.
+        Called after every step, without arguments; the weights are those it came to. It may change anything, such as
+        step a scheduler of the user's own, so the rule ``sample`` takes the plain path with it.
     grad_tolerance, loss_tolerance : float, optional
         Where a run with ``lbfgs`` or ``cg`` ends: at a norm of J's gradient of at most the first, or after a step that
         lowers J by at most the second, relative to J where that is above 1.

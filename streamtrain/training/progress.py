@@ -7,7 +7,7 @@ the epoch's training batches, each measured just before it changed the weights.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from streamtrain.errors import UsageError
@@ -30,7 +30,7 @@ def run_length(totals: Totals, steps_per_epoch: int) -> RunLength:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Epochs ended, batches and samples taken in, optimizer steps taken."""
+    """Epochs ended, whole batches and samples taken in, optimizer steps taken."""
 
     n_epochs: int = 0
     n_batches: int = 0
@@ -51,6 +51,10 @@ class Counts:
             n_steps=n_steps,
             n_samples=self.n_samples + n_samples,
         )
+
+    def inside_batch(self, *, n_steps: int, n_samples: int) -> Counts:
+        """Some samples more, of a batch that is not at its end."""
+        return replace(self, n_steps=n_steps, n_samples=self.n_samples + n_samples)
 
     def after_epoch(self, *, n_steps: int) -> Counts:
         """One epoch more."""

@@ -5,7 +5,8 @@
     runs/1/
         config.json
         schema.json                what its inputs and classes mean, see `streamtrain.store.schema.columns`
-        metrics.jsonl              a line every few batches, and one every epoch
+        metrics.jsonl              a line every few batches, and one every epoch; that of an epoch that was cut short
+                                   has "partial": true, and goes when the run goes on
         memory.json                the memory it took, once it has ended
         checkpoints/00001175/      see `streamtrain.training.checkpoint`
         report.html
@@ -27,8 +28,8 @@ from torch import Tensor
 
 from streamtrain.errors import CheckpointError, ResourceError, UsageError, remedy
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
-from streamtrain.system.files import Files, translate_os_errors
-from streamtrain.training.checkpoint import write_checkpoint
+from streamtrain.system.files import Files, is_temporary, translate_os_errors
+from streamtrain.training.checkpoint import Checkpoint, leave_behind, write_checkpoint
 
 CONFIG: Final = "config.json"
 SCHEMA: Final = "schema.json"
@@ -74,13 +75,20 @@ class RunFolder:
         self._kept: Schema | None = None
         self._metrics: int | None = None
         self._unwritten = bytearray()
+        self._partial_at: int | None = None
+        self._resumed_from: tuple[Checkpoint | None] | None = None
 
     def log(self, **values: float | str) -> None:
         """Append a line to ``metrics.jsonl``; what is not finite becomes null.
 
-        A line that cannot be written now is written with a later one; no checkpoint is saved without it.
+        A line that cannot be written now is written with a later one; no checkpoint is saved without it. The line of a
+        ``partial`` epoch stands until the next one takes its place, and belongs to no checkpoint.
         """
         line = json.dumps({name: _finite(value) for name, value in values.items()}) + "\n"
+        self._forget_other_past()
+        self._drop_partial()
+        if values.get("partial"):
+            self._partial_at = self._n_bytes() + len(self._unwritten)
         self._unwritten += line.encode()
         with suppress(ResourceError):
             self._write_metrics()
@@ -93,14 +101,58 @@ class RunFolder:
         CheckpointError
             There are fewer: the file was cut short by someone else.
         """
+        if why := self.why_not_after(n_bytes):
+            raise CheckpointError(why, where=str(self.path / METRICS), fix="another --out")
+        if self._n_bytes() > n_bytes:
+            os.truncate(self.path / METRICS, n_bytes)
+
+    def why_not_after(self, n_bytes: int) -> str | None:
+        """Why a checkpoint that was made after so many bytes of ``metrics.jsonl`` is not of these; None if it is."""
         file = self.path / METRICS
-        have = file.stat().st_size if file.exists() else 0
-        if have < n_bytes:
-            raise CheckpointError(
-                f"{have} bytes; the checkpoint was made after {n_bytes}", where=str(file), fix="another --out"
-            )
-        if have > n_bytes:
-            os.truncate(file, n_bytes)
+        try:
+            have = self._n_bytes()
+            if have < n_bytes:
+                return f"{have} bytes; the checkpoint was made after {n_bytes}"
+            if n_bytes:
+                with file.open("rb") as lines:
+                    lines.seek(n_bytes - 1)
+                    if lines.read(1) != b"\n":
+                        return f"no line that ends at byte {n_bytes}, after which the checkpoint was made"
+        except OSError as error:
+            fix = remedy(error, "another --out")
+            raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), fix=fix) from error
+        return None
+
+    def resume_from(self, found: Checkpoint | None) -> None:
+        """Go on from a checkpoint, or afresh; what was written after it is forgotten before anything new is written.
+
+        Until then nothing changes, as where nothing is left to train.
+        """
+        self._resumed_from = (found,)
+
+    def _forget_other_past(self) -> None:
+        if self._resumed_from is None:
+            return
+        # A kill between the two leaves what is put aside, and lines that the next one to resume forgets.
+        found = leave_behind(self._files, self.path, self._resumed_from[0])
+        self._resumed_from = (found,)
+        with translate_os_errors("cut", self.path / METRICS):
+            self.rewind(found.state["metrics_bytes"] if found else 0)
+        self._resumed_from = None
+
+    def _n_bytes(self) -> int:
+        file = self.path / METRICS
+        return file.stat().st_size if file.exists() else 0
+
+    def _drop_partial(self) -> None:
+        if self._partial_at is None:
+            return
+        written = self._n_bytes()
+        del self._unwritten[max(0, self._partial_at - written) :]
+        with translate_os_errors("cut", self.path / METRICS):
+            if written > self._partial_at:
+                os.truncate(self.path / METRICS, self._partial_at)
+        self._partial_at = None
 
     def save(self, n_batches: int, state: Mapping[str, object], tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
         """Save a checkpoint, and the place in ``metrics.jsonl`` it belongs to; the last but one is kept beside it.
@@ -112,11 +164,12 @@ class RunFolder:
         UsageError
             The state holds something that no checkpoint can.
         """
+        self._forget_other_past()
         metrics = self._write_metrics()
         self._write_schema()
         with translate_os_errors("flush", self.path / METRICS):
             self._files.system.fsync(metrics)
-        n_bytes = os.fstat(metrics).st_size
+        n_bytes = os.fstat(metrics).st_size if self._partial_at is None else self._partial_at
         return write_checkpoint(self._files, self.path, n_batches, {**state, "metrics_bytes": n_bytes}, tensors)
 
     def _write_metrics(self) -> int:
@@ -200,9 +253,9 @@ def check_new_run(path: Path) -> None:
     Raises
     ------
     UsageError
-        It is a file, or a folder with something in it.
+        It is a file, or a folder with something in it that is not left of a run that was killed as it began.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if path.exists() and not (path.is_dir() and all(is_temporary(entry.name) for entry in path.iterdir())):
         fix = "another --out, --resume to go on with it, or remove it" if is_run(path) else "another --out"
         raise UsageError("the run folder is taken", where=str(path), fix=fix)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ from streamtrain.errors import CheckpointError, DivergedError, ResourceError, Us
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.normalization import NormalizedModel
-from streamtrain.models.seeding import random_state, set_random_state
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.store.schema.columns import TARGET, Schema
 from streamtrain.store.schema.matching import first_difference
@@ -35,15 +34,15 @@ from streamtrain.training.checkpoint import (
     normalize_states,
     normalize_tensors,
 )
-from streamtrain.training.metrics import RunningMetrics
 from streamtrain.training.progress import Counts, EarlyStopping
-from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, read_schema
+from streamtrain.training.run_folder import METRICS, NullRunFolder, Run, RunFolder, read_schema
 from streamtrain.training.serialization import flatten_names, pack, unpack
 
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
 """What a checkpoint that cannot be written may do."""
 
 _TRAINING: Final = "training"
+_BATCH_SAMPLES: Final = "batch_samples"
 _FREE: Final = (
     "Free to change are max_epochs, max_steps, until_loss, patience, grad_tolerance, loss_tolerance, memory, threads, "
     "device, val, log_every, checkpoint_every and on_checkpoint_failure"
@@ -70,10 +69,13 @@ class ResumePoint:
         The batches already taken in; 0 where it starts afresh.
     skipped : tuple of str
         Newer checkpoints that are damaged, and how.
+    n_batch_samples : int
+        The samples already taken in of the batch after those.
     """
 
     n_batches: int = 0
     skipped: tuple[str, ...] = ()
+    n_batch_samples: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,21 +85,25 @@ class MidEpochState:
     Parameters
     ----------
     n_batches : int
-        The batches of the epoch that are taken in.
+        The whole batches of the epoch that are taken in.
     metrics : dict
-        Of `RunningMetrics`.
+        Of `RunningMetrics`, over those.
     random : dict of str to torch.Tensor
         Of torch's generators.
+    stream : dict, optional
+        Where the stream stands: before the next batch that is not wholly taken in. None of one that cannot say.
+    n_batch_samples : int
+        The samples of that batch that are taken in.
+    random_before : dict of str to torch.Tensor, optional
+        Of the generators when that batch was asked for, if some of it is taken in: a transform may draw from them.
     """
 
     n_batches: int
     metrics: dict[str, Any]
     random: Mapping[str, torch.Tensor]
-
-    def enter(self, running: RunningMetrics, device: torch.device) -> None:
-        """Put both back; call it where the epoch's own random state has been set."""
-        running.load_state_dict(self.metrics)
-        set_random_state(self.random, device)
+    stream: dict[str, Any] | None = None
+    n_batch_samples: int = 0
+    random_before: Mapping[str, torch.Tensor] | None = None
 
 
 class RunState:
@@ -179,8 +185,8 @@ class RunState:
         """Whether a checkpoint is due after so many batches."""
         return self._every is not None and counts.n_batches % self._every == 0
 
-    def save(self, counts: Counts, running: RunningMetrics | None = None) -> Path | None:
-        """Save the run as it stands, between epochs or, with its running metrics, inside one; return where, if it is.
+    def save(self, counts: Counts, inside: MidEpochState | None = None) -> Path | None:
+        """Save the run as it stands, between epochs or inside one; return where, if it is.
 
         Raises
         ------
@@ -197,14 +203,16 @@ class RunState:
             "optimizer": self._rule.learner.optimizer.state_dict(),
             "schedules": schedules.state_dict() if schedules else None,
             "stopping": self._stopping.state_dict(),
-            "random": random_state(self._device) if running else None,
-            "metrics": running.state_dict() if running else None,
+            "random": inside.random if inside else None,
+            "metrics": inside.metrics if inside else None,
+            **({"random_before": inside.random_before} if inside and inside.random_before else {}),
         }
         tree, tensors = pack(training, _TRAINING)
         state = {
             "identity": self._identity,
             "counts": asdict(counts),
-            "stream": self._stream.state_dict() if isinstance(self._stream, ResumableStream) else None,
+            "stream": inside.stream if inside else stream_state(self._stream),
+            **({_BATCH_SAMPLES: inside.n_batch_samples} if inside and inside.n_batch_samples else {}),
             _TRAINING: tree,
         }
         modules = normalize_tensors(self._normalized_model.modules_by_input())
@@ -238,6 +246,8 @@ class RunState:
     ) -> tuple[Counts, MidEpochState | None]:
         """Bring the run back from its newest whole checkpoint; without one it begins afresh.
 
+        Nothing in the run's folder is changed until there is something to write.
+
         Parameters
         ----------
         tell : callable, optional
@@ -254,8 +264,10 @@ class RunState:
             There is none, and the weights are no longer those that a run begins with.
         """
         assert isinstance(self._run, RunFolder)
-        found, skipped = find_checkpoint(self._run.path)
-        resumed = ResumePoint(n_batches=found.state["counts"]["n_batches"] if found else 0, skipped=skipped)
+        found, skipped = self._find(self._run)
+        n_batches = found.state["counts"]["n_batches"] if found else 0
+        n_batch_samples = found.state.get(_BATCH_SAMPLES, 0) if found else 0
+        resumed = ResumePoint(n_batches=n_batches, skipped=skipped, n_batch_samples=n_batch_samples)
         if tell is not None:
             tell(resumed)
         elif skipped:
@@ -267,10 +279,26 @@ class RunState:
                     why="A run that starts afresh begins at the weights the model was made with",
                     fix="a new trainer, or no resume",
                 )
-            self._run.rewind(0)
+            self._run.resume_from(None)
             return Counts(), None
         self._check_identity(found)
         return self._put_back(found, is_over)
+
+    def _find(self, run: RunFolder) -> tuple[Checkpoint | None, tuple[str, ...]]:
+        """The newest whole checkpoint that the metrics go with, and what is wrong with newer ones.
+
+        A newer one without its metrics is that of a run that skipped it, went on from an older one, and was killed.
+        """
+        newest, skipped = find_checkpoint(run.path)
+        found: Checkpoint | None = newest
+        while found is not None and (why := run.why_not_after(found.state["metrics_bytes"])):
+            older, more = find_checkpoint(run.path, older_than=found)
+            skipped = (*skipped, f"{found.path}: {METRICS} has {why}", *more)
+            found = older
+        if found is None and newest is not None:
+            # Refused with the reason: to start afresh would throw whole checkpoints away.
+            run.rewind(newest.state["metrics_bytes"])
+        return found, skipped
 
     def _check_identity(self, found: Checkpoint) -> None:
         before = {"shuffle": self._identity.get("shuffle"), **_SINCE, **found.state["identity"]}
@@ -306,28 +334,51 @@ class RunState:
             if not isinstance(self._stream, ResumableStream):
                 raise UsageError("the stream has no load_state_dict, so it cannot go on", fix="a StreamLoader")
             counts = Counts(**found.state["counts"])
-            self._put_stream_back(self._stream, found, is_over=is_over(counts))
+            _put_stream_back(self._stream, found, is_over=is_over(counts))
         except CheckpointError as error:
             error.where = str(found.path)
             raise
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"cannot go on: {error}", where=str(found.path), fix="another --out") from error
+        self._last_saved = found.path
         assert isinstance(self._run, RunFolder)
         self._run.schema = None
-        self._run.rewind(found.state["metrics_bytes"])
-        self._last_saved = found.path
+        self._run.resume_from(found)
+        stream = found.state["stream"]
         if training["metrics"] is None:
+            self._warn_of_counted_cut(counts, stream["batch"])
             return counts, None
-        n_batches = found.state["stream"]["batch"]
-        return counts, MidEpochState(n_batches=n_batches, metrics=training["metrics"], random=training["random"])
+        return counts, MidEpochState(
+            n_batches=stream["batch"],
+            metrics=training["metrics"],
+            random=training["random"],
+            stream=stream,
+            n_batch_samples=found.state.get(_BATCH_SAMPLES, 0),
+            random_before=training.get("random_before"),
+        )
 
-    @staticmethod
-    def _put_stream_back(stream: ResumableStream, found: Checkpoint, *, is_over: bool) -> None:
-        try:
-            stream.load_state_dict(found.state["stream"])
-        except CheckpointError:
-            if not is_over:
-                raise
+    def _warn_of_counted_cut(self, counts: Counts, n_batches: int) -> None:
+        """Say what an earlier version left out, for which an epoch that max_steps cut short counted as one."""
+        n_left = len(self._stream) - n_batches if isinstance(self._stream, Sized) else 0
+        if n_batches and n_left > 0:
+            warnings.warn(
+                f"epoch {counts.n_epochs} was cut short by max_steps and counted as one, as earlier versions did: "
+                f"its last {n_left} batches are not trained on",
+                stacklevel=4,
+            )
+
+
+def stream_state(stream: object) -> dict[str, Any] | None:
+    """Where a stream stands; None where it cannot say."""
+    return stream.state_dict() if isinstance(stream, ResumableStream) else None
+
+
+def _put_stream_back(stream: ResumableStream, found: Checkpoint, *, is_over: bool) -> None:
+    try:
+        stream.load_state_dict(found.state["stream"])
+    except CheckpointError:
+        if not is_over:
+            raise
 
 
 def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:

@@ -23,6 +23,7 @@ from streamtrain.loader.device.accelerator import resolve_device
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.optim.build_rule import check_rule
 from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
+from streamtrain.optim.sample_rule import SampleRule
 from streamtrain.store.schema.columns import Schema
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
@@ -36,7 +37,7 @@ from streamtrain.training.batch_stream import (
     normalize_fields,
     schema_of_stream,
 )
-from streamtrain.training.loop import EpochLoop, EpochRecorder
+from streamtrain.training.loop import EpochLoop, EpochRecorder, stream_identity
 from streamtrain.training.metrics import EpochSummary, History, Metrics
 from streamtrain.training.options import StepOptions
 from streamtrain.training.preflight import warn_of_batch_dependent_modules, working_memory
@@ -125,6 +126,7 @@ class Trainer:
         self._normalized_model = self._setting.front(model, self.inputs, self.device)
         self._learner = self._setting.learner(self._normalized_model, self.loss, self.optimizer)
         self._rule = self._setting.rule(update, self._learner)
+        self._stopping: tuple[object, EarlyStopping] | None = None
         self._awaits_statistics = normalize == "auto"
         self._schema: Schema | None = None
         self._told_unnamed: set[str] = set()
@@ -172,14 +174,15 @@ class Trainer:
             The training data. Its seed is also that of dropout and the like.
         max_epochs, max_steps : int, optional
             Totals since the trainer was made, so that a second call goes on; at least one must be given. An epoch that
-            ``max_steps`` cuts short counts as one.
+            ``max_steps`` cuts short does not count: a call that goes on with it does so inside the epoch, and slices of
+            a run come to what the whole does. Until then neither ``patience`` nor a schedule of epochs knows of it.
         until_loss : float, optional
             End after the epoch whose loss, on ``val`` where there is one, is at most this; the history tells whether it
             was ``reached``.
         patience : int, optional
             End after so many epochs in a row without a loss below the lowest so far.
         val : StreamLoader, optional
-            Measured after every epoch.
+            Measured after every epoch, and where ``max_steps`` cuts one short.
         checkpoint : path, optional
             The run's folder: ``config.json``, ``metrics.jsonl`` and checkpoints, one after every epoch. Ctrl-C and
             SIGTERM then end the run after the step they meet, saved; a second one at once.
@@ -195,7 +198,7 @@ class Trainer:
         progress : bool, optional
             Whether to show a bar on stderr; by default where that is a terminal.
         on_epoch : callable, optional
-            Called with every epoch's summary.
+            Called with the summary of every epoch that came to its end.
         on_resume : callable, optional
             Called under ``resume`` with where the run goes on, before it does.
 
@@ -218,7 +221,7 @@ class Trainer:
             A `KeyboardInterrupt`: a signal came, and the run is saved.
         """
         totals = Totals(max_epochs=max_epochs, max_steps=max_steps)
-        stopping = EarlyStopping(until_loss=until_loss, patience=patience)
+        stopping = self._stopping_on(loader, val, EarlyStopping(until_loss=until_loss, patience=patience))
         check_stream(loader, self.model, self._rule.name)
         warn_of_batch_dependent_modules(self.model, self._rule.spans)
         self._learn_schema(loader, val)
@@ -233,21 +236,21 @@ class Trainer:
         ):
             when = {"every": checkpoint_every, "on_failure": on_checkpoint_failure}
             run_state = self._run_state(run, stream, loader, stopping, **when)
-            restored = run_state.restore(on_resume, totals.reached_by) if resume else (self.counts, None)
-            self._epoch_loop.counts, inside = restored
+            restored = run_state.restore(on_resume, totals.reached_by) if resume else None
+            self._epoch_loop.resume(stream, restored)
             resumed_from_batch = self.counts.n_batches if resume else 0
-            while not (totals.reached_by(self.counts) or stopping.reason or self._rule.converged):
+            while not self._is_over(totals, stopping):
                 recorder = EpochRecorder(
                     self.loss, stream, run, log_every=log_every, epoch=self.counts.n_epochs + 1, progress=progress
                 )
-                batches = self._epoch_loop.train(stream, recorder, totals, inside)
+                batches = self._epoch_loop.train(stream, recorder, totals)
                 with recorder, closing(batches), run_state.name_checkpoint_on_divergence():
-                    for _ in batches:
+                    for place in batches:
                         if run_state.is_due(self.counts) or interrupts.number is not None:
-                            interrupts.stop_if_asked(run_state.save(self.counts, recorder.running))
-                inside = None
-                summaries.append(self._end_epoch(recorder.summary(self.counts), val, stopping, run, on_epoch))
-                interrupts.stop_if_asked(run_state.save(self.counts))
+                            interrupts.stop_if_asked(run_state.save(self.counts, place()))
+                summary = recorder.summary(self.counts, partial=self._epoch_loop.is_cut)
+                summaries.append(self._end_epoch(summary, val, stopping, run, on_epoch))
+                interrupts.stop_if_asked(run_state.save(self.counts, self._epoch_loop.inside))
             if self.counts == Counts():
                 run_state.save(self.counts)
         return History(
@@ -260,6 +263,10 @@ class Trainer:
             stopped_by=stopping.reason or self._rule.converged or totals.name_reached_by(self.counts),
         )
 
+    def _is_over(self, totals: Totals, stopping: EarlyStopping) -> bool:
+        ended = self._epoch_loop.is_cut or totals.reached_by(self.counts)
+        return ended or bool(stopping.reason or self._rule.converged)
+
     def _end_epoch(
         self,
         summary: EpochSummary,
@@ -271,9 +278,10 @@ class Trainer:
         """What follows an epoch's last batch: validation, stopping, the run's line, the caller's function."""
         if val is not None:
             summary = replace(summary, val=self.evaluate(val))
-        self._after_epoch((summary.val or summary.train).loss, stopping)
+        if not summary.partial:
+            self._after_epoch((summary.val or summary.train).loss, stopping)
         run.log(kind="epoch", **summary.named())
-        if on_epoch is not None:
+        if on_epoch is not None and not summary.partial:
             on_epoch(summary)
         return summary
 
@@ -316,10 +324,17 @@ class Trainer:
         A `MemoryMeter` begun inside the block then measures what comes on top of the model.
         """
         batch = self._epoch_loop.on_device(rows)
-        make = partial(self._setting.rule, self._rule.name)
+        setting = self._setting
+        if isinstance(self._rule, SampleRule):
+            setting = replace(setting, sample_path=self._rule.choice.path)
+        make = partial(setting.rule, self._rule.name)
         # Nothing that anyone counts has happened.
         learner = replace(self._learner, schedules=None, on_step=None)
         return working_memory(make, learner, batch, inputs=self.inputs, target=self.target, weight=self.weight)
+
+    def begin_epoch_anew(self) -> None:
+        """Forget the rest of an epoch that was cut short: the next call of `fit` begins it anew, on whatever stream."""
+        self._epoch_loop.begin_epoch_anew()
 
     def describe(self, loader: BatchStream) -> dict[str, object]:
         """What this trainer does with a stream, as ``config.json`` holds it."""
@@ -356,6 +371,17 @@ class Trainer:
             stopping.look(loss)
         if self._learner.schedules is not None:
             self._learner.schedules.after_epoch(loss)
+
+    def _stopping_on(self, loader: BatchStream, val: BatchStream | None, stopping: EarlyStopping) -> EarlyStopping:
+        """Let early stopping know the losses of the call before, which this one goes on with, unless it ended that."""
+        streams = (stream_identity(loader), None if val is None else stream_identity(val))
+        before, self._stopping = self._stopping, (streams, stopping)
+        if before is not None and before[0] == streams:
+            seen = EarlyStopping(until_loss=stopping.until_loss, patience=stopping.patience)
+            seen.load_state_dict(before[1].state_dict())
+            if not seen.reason:
+                stopping.load_state_dict(seen.state_dict())
+        return stopping
 
     def _told(self) -> AbstractContextManager[None]:
         began = RunBegan(update=self._rule.name)

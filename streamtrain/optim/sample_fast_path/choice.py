@@ -6,6 +6,8 @@ it took before, whatever is asked for now, or says that it cannot.
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from typing import Final
 
 from torch import Tensor
@@ -96,8 +98,14 @@ class SamplePathChoice:
                 fix=f"sample_path={path!r} (--sample-path {path}), or leave it out",
             )
         self._taken, self._is_resumed = path, True
-        if path == "fast" and (reason := why_unsupported(self._learner)):
+        if path == "plain" or not (reason := why_unsupported(self._learner)):
+            return
+        on_step = self._learner.on_step
+        if self._asked == "fast" or on_step is None or why_unsupported(replace(self._learner, on_step=None)):
             raise self._cannot_resume(reason)
+        # An earlier version took the fast path in spite of it, and the run is to be trained as it was.
+        warnings.warn(f"the run took the fast sample path; it goes on by the plain one, as {reason}", stacklevel=2)
+        self._taken, self._why = "plain", reason
 
     def loop_for(self, inputs: tuple[Tensor, ...]) -> FastLoop | None:
         """The fast path for a batch of inputs; None where the plain one is to be taken.

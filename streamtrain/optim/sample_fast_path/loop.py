@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -28,40 +28,24 @@ _SHARED_FROM: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FastBatchResult:
-    """What came of a batch.
+class SampleResult:
+    """What came of a batch, or of its first samples where the last step was inside it.
 
     Parameters
     ----------
     losses, weights : list of float
         Of each sample, just before its step: its loss, and its weight in the batch's mean.
     output : torch.Tensor
-        Of shape (n_samples, width).
-    n_steps : int
-        Steps taken; a sample that weighs nothing has none.
-    bad : int or None
-        The sample whose loss or gradient is not finite; no step was taken on it, and it is in none of the above.
-    bad_loss : float
-        Its loss.
+        Of shape (n_samples, ...).
     """
 
     losses: list[float]
     weights: list[float]
     output: Tensor
-    n_steps: int
-    bad: int | None = None
-    bad_loss: float = 0.0
 
-    def check(self) -> None:
-        """Refuse a sample that is bad.
-
-        Raises
-        ------
-        DivergedError
-            There is one.
-        """
-        if self.bad is not None:
-            raise non_finite_error(self.bad_loss)
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, to be kept until the rest of the batch is taken in."""
+        return {"losses": self.losses, "weights": self.weights, "output": self.output.clone()}
 
 
 class FastLoop:
@@ -71,9 +55,15 @@ class FastLoop:
     ----------
     learner : Learner
         What it trains.
+
+    Attributes
+    ----------
+    n_steps : int
+        Steps taken of the batch that was taken in last, also where that ended with an error.
     """
 
     def __init__(self, learner: Learner) -> None:
+        self.n_steps = 0
         self._learner = learner
         self._before, self._rest = chain(learner.model)
         self._net = Network(self._rest, CHUNK)
@@ -82,7 +72,7 @@ class FastLoop:
         self._n_threads = 1 if is_small else None
 
     def is_current(self) -> bool:
-        """Whether the model is made of the same modules, and its weights lie where they lay."""
+        """Whether the model is made of the same modules, and they of the same weights and settings."""
         before, rest = chain(self._learner.model)
         return before == self._before and rest == self._rest and self._net.is_current()
 
@@ -97,8 +87,13 @@ class FastLoop:
         return None
 
     def learn(
-        self, x: Tensor, target: Tensor, factors: Sequence[float | None], max_steps: int | None
-    ) -> FastBatchResult:
+        self,
+        x: Tensor,
+        target: Tensor,
+        factors: Sequence[float | None],
+        max_steps: int | None,
+        begun: SampleResult | None = None,
+    ) -> SampleResult:
         """Take in a batch, a step a sample.
 
         Parameters
@@ -109,28 +104,39 @@ class FastLoop:
             For each sample what its loss is scaled by; a factor of 0 measures it and takes no step.
         max_steps : int, optional
             How many steps may be taken.
+        begun : SampleResult, optional
+            What came of the first samples of the batch, which were taken in before.
 
         Raises
         ------
         UsageError
             The target does not fit the output.
+        DivergedError
+            A loss or a gradient is not finite. The steps before it are taken.
         """
+        self.n_steps = 0
         self._learner.optimizer.zero_grad(set_to_none=True)
         x = self._prepared(x)
         output = x.new_empty(len(x), self._net.output.all.shape[1])
-        chunks: list[FastBatchResult] = []
+        n_begun = 0 if begun is None else len(begun.losses)
+        # The chunks are those of a batch that is taken in at once, so that all is as there.
+        start = n_begun // CHUNK * CHUNK
+        losses, weights = ([], []) if begun is None else (begun.losses[:start], begun.weights[:start])
+        if begun is not None:
+            output[:n_begun] = begun.output
         with _threads(self._n_threads):
-            for first in range(0, len(x), CHUNK):
-                left = None if max_steps is None else max_steps - sum(taken.n_steps for taken in chunks)
+            for first in range(start, len(x), CHUNK):
+                left = None if max_steps is None else max_steps - self.n_steps
                 if left == 0:
                     break
                 some = slice(first, min(first + CHUNK, len(x)))
-                taken = self._chunk(x[some], target[some], factors[some], left)
-                output[first : first + len(taken.losses)] = taken.output
-                chunks.append(taken)
-                if len(taken.losses) < some.stop - some.start:
+                taken = self._chunk(x[some], target[some], factors[some], left, output[some][: max(0, n_begun - first)])
+                losses += taken.losses
+                weights += taken.weights
+                output[first : len(losses)] = taken.output
+                if len(losses) < some.stop:
                     break
-        return _joined(chunks, output)
+        return SampleResult(losses=losses, weights=weights, output=output[: len(losses)])
 
     def _prepared(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -139,39 +145,49 @@ class FastLoop:
         return x
 
     def _chunk(
-        self, x: Tensor, target: Tensor, factors: Sequence[float | None], max_steps: int | None
-    ) -> FastBatchResult:
-        net, n = self._net, len(x)
+        self, x: Tensor, target: Tensor, factors: Sequence[float | None], max_steps: int | None, begun: Tensor
+    ) -> SampleResult:
+        """Take in a chunk, of whose first samples the outputs are there already."""
+        net, n, first = self._net, len(x), len(begun)
         aim = output_gradient(self._learner.loss, net, target)
         net.x.all[:n] = x
+        net.output.all[:first] = begun
         # A factor of None takes the gradient as it is, and what weighs nothing has no step.
         scales = [0.0 if weighs == 0 else factor for weighs, factor in zip(aim.weights, factors, strict=True)]
-        scales = scales[: _n_within(scales, max_steps)]
+        stop = _n_within(scales, max_steps, first)
         self._steps.begin()
-        with torch.inference_mode():
-            self._run(aim.write, scales)
-        losses, bad = self._look(aim, scales)
+        self._run(aim.write, scales, first, stop)
+        losses, bad = self._look(aim, scales[:stop], first)
         if bad is not None:
             self._steps.undo()
-            scales = scales[:bad]
-            with torch.inference_mode():
-                self._run(aim.write, scales)
-        n_steps = sum(scale != 0 for scale in scales)
-        self._steps.end(n_steps)
+            stop = bad
+            self._run(aim.write, scales, first, stop)
+        n_steps = sum(scale != 0 for scale in scales[first:stop])
+        self._steps.end(n_steps, is_whole=stop == n)
+        if stop > first:
+            self._steps.leave_gradients(stop - 1, is_zero=scales[stop - 1] == 0)
+        self.n_steps += n_steps
+        if bad is not None:
+            raise non_finite_error(losses[bad])
         weights = [weighs * (1.0 if f is None else f) for weighs, f in zip(aim.weights, factors, strict=True)]
-        return FastBatchResult(
-            losses=losses[: len(scales)],
-            weights=weights[: len(scales)],
-            output=net.output.all[: len(scales)],
-            n_steps=n_steps,
-            bad=bad,
-            bad_loss=0.0 if bad is None else losses[bad],
-        )
+        return SampleResult(losses=losses[:stop], weights=weights[:stop], output=net.output.all[:stop])
 
-    def _run(self, write: Callable[[int], object], scales: Sequence[float | None]) -> None:
+    def _run(self, write: Callable[[int], object], scales: Sequence[float | None], first: int, stop: int) -> None:
+        try:
+            with torch.inference_mode():
+                self._run_samples(write, scales, first, stop)
+        except BaseException:
+            # The optimizer's state and the count of steps are those of the chunk's beginning, and so are the weights.
+            self._steps.undo()
+            raise
+
+    def _run_samples(
+        self, write: Callable[[int], object], scales: Sequence[float | None], first: int, stop: int
+    ) -> None:
         forward, backward, step = self._net.forward, self._net.backward, self._steps.step
         deltas, on_step = self._net.d_output.vectors, self._learner.on_step
-        for i, scale in enumerate(scales):
+        for i in range(first, stop):
+            scale = scales[i]
             forward(i)
             if scale == 0:
                 continue
@@ -183,13 +199,14 @@ class FastLoop:
             if on_step is not None:
                 on_step()
 
-    def _look(self, aim: OutputGradient, scales: Sequence[float | None]) -> tuple[list[float], int | None]:
-        """The samples' losses, and the first of them that is bad."""
+    def _look(self, aim: OutputGradient, scales: Sequence[float | None], first: int) -> tuple[list[float], int | None]:
+        """The samples' losses, and which is the first from ``first`` on that is bad."""
         n = len(scales)
         losses = aim.losses(n)
         weighs = torch.tensor(aim.weights[:n]) != 0
         steps = torch.tensor([scale != 0 for scale in scales], dtype=torch.bool)
         good = (losses.isfinite() | ~weighs) & (self._net.are_finite()[:n] | ~steps)
+        good[:first] = True
         return losses.tolist(), None if good.all() else int(good.int().argmin())
 
 
@@ -211,26 +228,13 @@ def _threads(n_threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _n_within(scales: Sequence[float | None], max_steps: int | None) -> int:
-    """How many samples come before the one whose step would be too many."""
+def _n_within(scales: Sequence[float | None], max_steps: int | None, first: int) -> int:
+    """How many samples come before the one whose step, counted from ``first`` on, would be too many."""
     if max_steps is None:
         return len(scales)
     n_steps = 0
-    for i, scale in enumerate(scales):
+    for i in range(first, len(scales)):
         if n_steps >= max_steps:
             return i
-        n_steps += scale != 0
+        n_steps += scales[i] != 0
     return len(scales)
-
-
-def _joined(chunks: Sequence[FastBatchResult], output: Tensor) -> FastBatchResult:
-    losses = [loss for taken in chunks for loss in taken.losses]
-    bad = chunks[-1].bad
-    return FastBatchResult(
-        losses=losses,
-        weights=[weight for taken in chunks for weight in taken.weights],
-        output=output[: len(losses)],
-        n_steps=sum(taken.n_steps for taken in chunks),
-        bad=None if bad is None else len(losses),
-        bad_loss=chunks[-1].bad_loss,
-    )

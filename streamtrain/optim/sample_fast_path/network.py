@@ -101,6 +101,10 @@ ACTIVATIONS: Final[dict[type[nn.Module], Callable[[Any], tuple[LayerForward, Lay
 """Activation -> what makes its forward and backward. On one sample, a vector, ``LogSoftmax`` goes along axis 0."""
 
 
+_SETTINGS: Final = ("negative_slope", "alpha", "approximate", "dim")
+"""What of an activation its functions are made with."""
+
+
 class RowBuffer:
     """A row for every sample of a chunk, and each row as a vector, as a matrix of one row, and of one column.
 
@@ -135,7 +139,9 @@ class Dense:
         n_rows, dtype = len(x.all), x.all.dtype
         self.module = module
         self.x, self.dx = x, dx
-        self.z, self.dz = RowBuffer(n_rows, module.out_features, dtype), RowBuffer(n_rows, module.out_features, dtype)
+        n_outputs = module.weight.shape[0]
+        self.z, self.dz = RowBuffer(n_rows, n_outputs, dtype), RowBuffer(n_rows, n_outputs, dtype)
+        self._own = (module.weight, module.bias)
         self.weight = module.weight.detach()
         self.bias: Tensor | None = None if module.bias is None else module.bias.detach()
         self._transposed = self.weight.t()
@@ -152,6 +158,15 @@ class Dense:
         if self.dx is not None:
             torch.mv(self._transposed, self.dz.vectors[i], out=self.dx.vectors[i])
 
+    def is_current(self) -> bool:
+        """Whether the weights are the module's, and lie where they lay; ``.data = ...`` and ``model.to`` move them."""
+        module = self.module
+        if module.weight is not self._own[0] or module.bias is not self._own[1]:
+            return False
+        return _is_same_memory(self.weight, module.weight) and (
+            self.bias is None or _is_same_memory(self.bias, module.bias)
+        )
+
     def are_finite(self) -> Tensor:
         """Which samples have a finite gradient of the weights, bool (n_rows,).
 
@@ -159,6 +174,15 @@ class Dense:
         """
         largest = self.dz.all.abs().amax(1)
         return largest.isfinite() & (largest * self.x.all.abs().amax(1)).isfinite()
+
+
+def _is_same_memory(view: Tensor, whole: Tensor) -> bool:
+    return (view.data_ptr(), view.shape, view.stride(), view.dtype) == (
+        whole.data_ptr(),
+        whole.shape,
+        whole.stride(),
+        whole.dtype,
+    )
 
 
 class Activation:
@@ -176,6 +200,7 @@ class Activation:
         self.x, self.dx = z, dz
         self.z, self.dz = (RowBuffer(len(z.all), z.all.shape[1], z.all.dtype) for _ in range(2))
         self._forward, self._backward = ACTIVATIONS[type(module)](module)
+        self._module, self._setting = module, _setting(module)
 
     def forward(self, i: int) -> None:
         """Write row ``i`` of the output."""
@@ -184,6 +209,14 @@ class Activation:
     def backward(self, i: int) -> None:
         """Write row ``i`` of the gradient of the input."""
         self._backward(self.dz.vectors[i], self.x.vectors[i], self.z.vectors[i], self.dx.vectors[i])
+
+    def is_current(self) -> bool:
+        """Whether the module's settings are what they were."""
+        return self._setting == _setting(self._module)
+
+
+def _setting(module: nn.Module) -> list[object]:
+    return [getattr(module, name, None) for name in _SETTINGS]
 
 
 class Network:
@@ -209,7 +242,7 @@ class Network:
     def __init__(self, modules: Sequence[nn.Module], n_rows: int) -> None:
         first = modules[0]
         assert isinstance(first, nn.Linear)
-        self.x = RowBuffer(n_rows, first.in_features, first.weight.dtype)
+        self.x = RowBuffer(n_rows, first.weight.shape[1], first.weight.dtype)
         self.dense: list[Dense] = []
         layers: list[Dense | Activation] = []
         x, dx = self.x, None
@@ -222,6 +255,7 @@ class Network:
                 layers.append(Activation(module, x, dx))
             x, dx = layers[-1].z, layers[-1].dz
         self.output, self.d_output = layers[-1].z, layers[-1].dz
+        self._layers = layers
         self._forward = [layer.forward for layer in layers]
         self._backward = [layer.backward for layer in reversed(layers[1:])]
 
@@ -236,12 +270,8 @@ class Network:
             layer(i)
 
     def is_current(self) -> bool:
-        """Whether the weights still lie where they lay; ``model.to(...)`` moves them."""
-        return all(
-            layer.weight.data_ptr() == layer.module.weight.data_ptr()
-            and (layer.bias is None or layer.bias.data_ptr() == layer.module.bias.data_ptr())
-            for layer in self.dense
-        )
+        """Whether the layers are still what they were made from."""
+        return all(layer.is_current() for layer in self._layers)
 
     def are_finite(self) -> Tensor:
         """Which samples have a finite gradient throughout, bool (n_rows,)."""

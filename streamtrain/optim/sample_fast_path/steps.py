@@ -81,13 +81,30 @@ class Steps:
         for group in self._groups:
             group.undo()
 
-    def end(self, n_taken: int) -> None:
-        """Leave the state with the optimizer, after so many steps since `begin`."""
+    def end(self, n_taken: int, *, is_whole: bool = True) -> None:
+        """Leave the state with the optimizer, after so many steps since `begin`.
+
+        Parameters
+        ----------
+        n_taken : int
+            Steps taken.
+        is_whole : bool
+            Whether the chunk is at its end; one that a run is cut short in goes on as if it had not been.
+        """
         if n_taken:
             for group in self._groups:
-                group.end()
+                group.end(flushes=is_whole)
             # A learning-rate scheduler asks whether a step was taken before its own.
             self._optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def leave_gradients(self, i: int, *, is_zero: bool) -> None:
+        """Leave the gradient of sample ``i`` where autograd would, for whoever looks at it between two batches."""
+        for layer in self._dense:
+            of_weight = torch.mm(layer.dz.as_columns[i], layer.x.as_rows[i])
+            layer.module.weight.grad = of_weight.zero_() if is_zero else of_weight
+            if layer.bias is not None:
+                of_bias = layer.dz.vectors[i].clone()
+                layer.module.bias.grad = of_bias.zero_() if is_zero else of_bias
 
     def _direct_scales(self) -> list[tuple[float, float]]:
         scales: dict[int, float] = {}
@@ -151,9 +168,10 @@ class _Sgd(_Group):
     def undo(self) -> None:
         self._is_first = self._begins
 
-    def end(self) -> None:
+    def end(self, *, flushes: bool) -> None:
         for parameter, buffer in zip(self._parameters, self.state, strict=self._has_momentum):
-            flush_denormals(buffer, _MEAN_ZERO)
+            if flushes:
+                flush_denormals(buffer, _MEAN_ZERO)
             self._optimizer.state[parameter]["momentum_buffer"] = buffer
 
 
@@ -191,7 +209,7 @@ class _Adam(_Group):
     def undo(self) -> None:
         """All of it was in the state."""
 
-    def end(self) -> None:
+    def end(self, *, flushes: bool) -> None:
         for k, parameter in enumerate(self._parameters):
             state = self._optimizer.state[parameter]
             if "step" in state:
@@ -199,7 +217,7 @@ class _Adam(_Group):
             else:
                 state["step"] = self._count.clone()
             for name, tensors in self._moments.items():
-                if self._is_kept_small:
+                if flushes and self._is_kept_small:
                     flush_denormals(tensors[k], _MEAN_ZERO if name == "exp_avg" else _SQUARE_ZERO)
                 state[name] = tensors[k]
 

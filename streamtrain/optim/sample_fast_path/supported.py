@@ -1,7 +1,8 @@
 """The models, losses and optimizers that the fast path supports, and the reason where one is not.
 
 They are recognised by their exact type and without anything attached, so that nothing of the user's own can be passed
-over. Everything else is left to the plain loop, which has no conditions.
+over: a hook, a replaced function, or a callback after every step, which may change or read anything. Everything else
+is left to the plain loop, which has no conditions.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from typing import Final
 import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from streamtrain.models.factory import ToVector
 from streamtrain.models.losses import LOSS_DEFINITIONS, Loss
 from streamtrain.models.normalization import Normalize, NormalizedModel
-from streamtrain.optim.gradients import Clipping, Learner
+from streamtrain.optim.gradients import Clipping, Learner, only_reads_weights
 from streamtrain.optim.sample_fast_path.network import ACTIVATIONS
 from streamtrain.optim.sample_fast_path.steps import FUSED, are_new, step_count
 
 _RESHAPES: Final = (nn.Identity, nn.Flatten, ToVector)
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_REPLACEABLE: Final = frozenset({"forward", "__call__", "_call_impl"})
 _DTYPES: Final = (torch.float32, torch.float64)
 
 
@@ -73,7 +76,7 @@ def why_unsupported(learner: Learner) -> str | None:
 
 def _why_not_model(model: nn.Module) -> str | None:
     for module in model.modules():
-        if any(getattr(module, hooks) for hooks in _HOOKS) or "forward" in vars(module):
+        if _has_own_ways(module):
             return f"a {type(module).__name__} has hooks, or a forward of its own"
     before, rest = chain(model)
     for module in before:
@@ -94,6 +97,10 @@ def _why_not_model(model: nn.Module) -> str | None:
     if type(model) is NormalizedModel and len(model.inputs) != 1:
         return f"the model takes {len(model.inputs)} inputs"
     return None
+
+
+def _has_own_ways(module: nn.Module) -> bool:
+    return any(getattr(module, hooks) for hooks in _HOOKS) or not _REPLACEABLE.isdisjoint(vars(module))
 
 
 def _why_not_parameters(learner: Learner) -> str | None:
@@ -119,6 +126,8 @@ def _why_not_loss(loss: Loss) -> str | None:
     _, function, module = LOSS_DEFINITIONS.get(loss.name, (None, None, None))
     if loss.mean is not function and type(loss.mean) is not module:
         return f"the loss is {loss.name}"
+    if any(isinstance(part, nn.Module) and _has_own_ways(part) for part in (loss.mean, loss.each)):
+        return f"the loss {loss.name} has hooks, or a forward of its own"
     if loss.summed or loss.class_weights is not None or getattr(loss.mean, "label_smoothing", None):
         return "the loss sums, smooths labels or weighs classes"
     if getattr(loss.mean, "weight", None) is not None or getattr(loss.mean, "pos_weight", None) is not None:
@@ -134,7 +143,9 @@ def _why_not_optimizer(optimizer: Optimizer) -> str | None:
         return f"this torch has no {missing[0]}"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return f"{name} has hooks"
-    if "step" in vars(optimizer) and not hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+    if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        return "there are hooks on every optimizer"
+    if "zero_grad" in vars(optimizer) or ("step" in vars(optimizer) and not _is_scheduler_s(optimizer)):
         return f"the step of {name} was replaced"
     for group in optimizer.param_groups:
         if group["differentiable"] or group.get("capturable"):
@@ -144,6 +155,16 @@ def _why_not_optimizer(optimizer: Optimizer) -> str | None:
         if not isinstance(optimizer, SGD) and len({float(step_count(optimizer, p)) for p in group["params"]}) > 1:
             return "the weights are not all at the same step"
     return None
+
+
+def _is_scheduler_s(optimizer: Optimizer) -> bool:
+    """Whether an optimizer's step is its class's own, which a learning-rate scheduler has wrapped to count it."""
+    step = optimizer.step
+    # A wrapper of the user's own may have the scheduler's names and attributes, but not its code.
+    code = getattr(step, "__code__", None)
+    is_wrapped = code is not None and code.co_filename == lr_scheduler.__file__
+    wrapped = getattr(step, "__wrapped__", None)
+    return is_wrapped and getattr(wrapped, "__func__", wrapped) is type(optimizer).step
 
 
 def _is_all_or_none(optimizer: Optimizer, group: dict[str, object]) -> bool:
@@ -159,6 +180,8 @@ def _why_not_step(learner: Learner) -> str | None:
         return "gradients are clipped"
     if learner.schedules is not None and learner.schedules.by_step:
         return "a schedule goes on after every step"
+    if learner.on_step is not None and not only_reads_weights(learner.on_step):
+        return "on_step is called after every step, and may change anything"
     return None
 
 
@@ -167,4 +190,6 @@ def _why_not_here() -> str | None:
         return "autocast is on"
     if _has_any_global_hook():  # type: ignore[no-untyped-call]
         return "there are hooks on every module"
+    if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+        return "a torch function or dispatch mode is on"
     return None

@@ -206,10 +206,28 @@ def remove_dataset(folder: Path, files: Files) -> None:
         raise UsageError("not a folder that an ingest made", where=str(folder), fix="move it away")
     check_ours(folder)
     with translate_os_errors("remove", folder):
-        # The root goes first: whatever stops us after that leaves nothing that opens.
-        if (folder / zarr_metadata.ROOT).exists():
-            files.system.unlink(folder / zarr_metadata.ROOT)
+        # Whatever stops us leaves what is known for what it is. The root goes first: nothing opens that is half gone.
+        # Then the journal: nobody resumes from shards that are going.
+        for name in (zarr_metadata.ROOT, JOURNAL):
+            if (folder / name).exists():
+                files.system.unlink(folder / name)
+        folder = _set_aside(folder, files)
+        # The private folder tells the rest from anything of the user's, and goes last.
+        for entry in sorted(folder.iterdir()):
+            if entry.name != zarr_metadata.PRIVATE:
+                files.remove_tree(entry) if entry.is_dir() else files.system.unlink(entry)
         files.remove_tree(folder)
+
+
+def _set_aside(folder: Path, files: Files) -> Path:
+    """Give what is being removed the hidden name that `tidy` looks at, so that its own is free from now on."""
+    hidden = successor(folder)
+    if folder.name.startswith(".") or os.path.lexists(hidden):
+        return folder
+    # Where that fails, what goes last tells it all the same.
+    with suppress(ResourceError):
+        files.rename(folder, hidden)
+    return folder if folder.exists() else hidden
 
 
 def recover_interrupted_swap(path: Path, files: Files) -> bool:

@@ -29,7 +29,7 @@ from streamtrain.errors import DivergedError
 from streamtrain.models.factory import ToVector
 from streamtrain.models.losses import resolve_loss
 from streamtrain.models.normalization import Normalize, NormalizedModel
-from streamtrain.optim.gradients import Learner
+from streamtrain.optim.gradients import Learner, reading_weights
 from streamtrain.optim.sample_fast_path import loop
 from streamtrain.optim.sample_fast_path.loop import CHUNK
 from streamtrain.optim.sample_fast_path.network import ACTIVATIONS, Network
@@ -161,8 +161,8 @@ def test_who_is_told_of_steps_sees_the_weights_each_came_to() -> None:
     def told(path: str) -> SampleRule:
         rule = make_rule(make_net(), path)
         weight, seen[path] = rule.learner.parameters[0], []
-        learner = replace(rule.learner, on_step=lambda: seen[path].append(weight.detach().clone()))
-        return SampleRule(learner, path=path)
+        on_step = reading_weights(lambda: seen[path].append(weight.detach().clone()))
+        return SampleRule(replace(rule.learner, on_step=on_step), path=path)
 
     fast, plain = pair(told)
     weight = torch.ones(len(x), dtype=torch.float64)
