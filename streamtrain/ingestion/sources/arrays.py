@@ -31,6 +31,7 @@ from streamtrain.ingestion.sources.base import (
     pieces,
     read_in_order,
     rows_within,
+    unmasked,
 )
 from streamtrain.store.layout import Field
 
@@ -53,22 +54,102 @@ class ArrayLike(Protocol):
 
 def is_array(value: object) -> TypeGuard[ArrayLike]:
     """Whether a value can be read by slices without conversion."""
-    return isinstance(value, ArrayLike) and isinstance(value.dtype, np.dtype)
+    # A slice of pandas' objects goes by their labels, not by rows.
+    return isinstance(value, ArrayLike) and isinstance(value.dtype, np.dtype) and not hasattr(value, "iloc")
 
 
-def to_array(value: object, where: str) -> npt.NDArray[Any]:
-    """Let a value become an array: a list, a tensor, a table's column.
+def open_array(value: object, where: str) -> Any:
+    """A value as something that is read by slices: itself where it can be, else what `to_array` makes of it.
 
     Raises
     ------
     InputError
-        It cannot.
+        It cannot become an array, is sparse, or has a masked value.
+    """
+    is_read_by_slices = is_dask(value) or is_array(value)
+    return (
+        to_array(value, where)
+        if isinstance(value, np.ma.MaskedArray) or not is_read_by_slices
+        else _dense(value, where)
+    )
+
+
+def to_array(value: object, where: str, first_row: int = 0) -> npt.NDArray[Any]:
+    """Let a value become an array of what it means: a list, a tensor with or without gradients, a table's column.
+
+    Parameters
+    ----------
+    value : array or something that becomes one
+        Rows first.
+    where : str
+        What to name in an error.
+    first_row : int
+        The number of its first row in there.
+
+    Raises
+    ------
+    InputError
+        It cannot, is sparse, or has a masked value.
     """
     try:
-        return np.asarray(value)
-    except (ValueError, TypeError) as error:
-        what = f"a {type(value).__name__} does not become an array"
-        raise InputError(what, where=where, why=str(error), fix="give a NumPy array") from error
+        found = np.asanyarray(_as_meant(value, where))
+    except InputError:
+        raise
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise _no_array(value, where, str(error).partition("\n")[0]) from error
+    if not found.ndim and found.dtype.kind == "O":
+        raise _no_array(value, where, "NumPy makes a single object of it")
+    return np.asarray(unmasked(found, lambda row: f"{where} row {first_row + row}"))
+
+
+def _as_meant(value: object, where: str) -> object:
+    """What is meant by a value that NumPy would refuse or misread, or that stands in a list where it would."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | memoryview):
+        plain = all(isinstance(item, int | float | str | np.generic) for item in value)
+        return value if plain else [_item(item, f"{where} row {row}") for row, item in enumerate(value)]
+    value = _dense(value, where)
+    if callable(getattr(value, "get_mask", None)) and hasattr(value, "get_data"):
+        tensor: Any = value
+        data, mask = tensor.get_data().numpy(force=True), tensor.get_mask().numpy(force=True)
+        return np.ma.masked_array(data, ~mask)
+    if callable(getattr(value, "detach", None)) and hasattr(value, "numpy"):
+        # A tensor's values are meant, wherever they lie and whatever is computed from them.
+        tensor = value
+        return tensor.numpy(force=True)
+    return value
+
+
+def _item(item: object, where: str) -> object:
+    # In a list NumPy forgets masks.
+    found = _as_meant(item, where)
+    return unmasked(found, lambda _: where) if isinstance(found, np.ma.MaskedArray) else found
+
+
+def is_sparse(value: object) -> bool:
+    """Whether a value is a sparse matrix or tensor; the libraries that have them are not imported to tell."""
+    layout = getattr(value, "layout", None)
+    is_sparse_tensor = hasattr(value, "to_dense") and "sparse" in str(layout)
+    return is_sparse_tensor or hasattr(value, "toarray") or hasattr(value, "todense")
+
+
+def _dense(value: object, where: str) -> object:
+    if not is_sparse(value):
+        return value
+    make = next(name for name in ("toarray", "todense", "to_dense") if hasattr(value, name))
+    runs = '({"x": x[i : i + 1000].toarray(), "y": y[i : i + 1000]} for i in range(0, x.shape[0], 1000))'
+    in_runs = f", or a run of rows at a time: {runs}" if make == "toarray" and hasattr(value, "__getitem__") else ""
+    raise InputError(
+        f"a {type(value).__name__} is sparse, and datasets are dense",
+        where=where,
+        why="Its zeros would be stored too, which may be many times as much",
+        fix=f"make it dense, x.{make}(){in_runs}",
+    )
+
+
+def _no_array(value: object, where: str, why: str) -> InputError:
+    what = f"a {type(value).__name__} does not become an array"
+    fix = "x.float(), say" if "ScalarType" in why else "give a NumPy array"
+    return InputError(what, where=where, why=why, fix=fix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +194,17 @@ class ArraySource(NamedArrays):
         return {field.name: self._read_field(field, start, stop) for field in self.fields}
 
     def _read_field(self, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
-        values = np.asarray(self.arrays[field.name][start:stop])
-        return as_field(values, field, lambda row: f"array {field.name!r} row {start + row}")
+        return _rows_of(self.arrays[field.name][start:stop], field, start, stop)
+
+
+def _rows_of(values: object, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
+    """Rows [start, stop) of an array, of whatever kind its slices are, as a field's."""
+    where = f"array {field.name!r}"
+    rows = to_array(values, where, start)
+    if rows.shape != (stop - start, *field.shape):
+        what = f"rows were read or computed to shape {rows.shape}, their array promised {(stop - start, *field.shape)}"
+        raise InputError(what, where=f"{where} row {start}", fix="correct the shape that the array claims")
+    return as_field(rows, field, lambda row: f"{where} row {start + row}")
 
 
 def from_arrays(arrays: Mapping[str, ArrayLike]) -> ArraySource:
@@ -250,11 +340,7 @@ def _largest(array: Any) -> int:
 
 def _computed(array: Any, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
     rows = array[start:stop]
-    values = np.asarray(rows.compute(scheduler="synchronous") if is_dask(array) else rows)
-    if values.shape != (stop - start, *field.shape):
-        what = f"a chunk computed to shape {values.shape}, its array promised {(stop - start, *field.shape)}"
-        raise InputError(what, where=f"array {field.name!r} row {start}", fix="correct the graph's shapes")
-    return as_field(values, field, lambda row: f"array {field.name!r} row {start + row}")
+    return _rows_of(rows.compute(scheduler="synchronous") if is_dask(array) else rows, field, start, stop)
 
 
 def from_dask(arrays: Mapping[str, Any]) -> DaskSource:

@@ -187,13 +187,54 @@ def as_field(values: npt.NDArray[Any], field: Field, place: Callable[[int], str]
     Raises
     ------
     InputError
-        A label is negative or beyond int64, or a stored bool is neither 0 nor 1.
+        A value is masked, a label is negative or beyond int64, or a stored bool is neither 0 nor 1.
     """
+    values = unmasked(values, place)
     if values.dtype.kind == "b":
         _check_bools(values, place)
     if field.name == LABELS and not field.shape and field.dtype == np.int64 and len(values):
         _check_labels(values, place)
     return np.ascontiguousarray(values, dtype=field.dtype)
+
+
+def unmasked(values: npt.NDArray[Any], place: Callable[[int], str]) -> npt.NDArray[Any]:
+    """The values of an array that may be a masked one, if none of them is masked.
+
+    Parameters
+    ----------
+    values : array of shape (n_rows, ...)
+        A masked array or a plain one, which is returned as it is.
+    place : callable
+        Where the row of that index came from; asked only for an error.
+
+    Raises
+    ------
+    InputError
+        A value is masked; the first rows are named.
+
+    Examples
+    --------
+    >>> unmasked(np.ma.masked_equal([1, 2], 3), str)
+    array([1, 2])
+    >>> unmasked(np.ma.masked_equal([1, 2], 2), "row {}".format)
+    Traceback (most recent call last):
+        ...
+    streamtrain.errors.InputError: row 1: a value is masked. What is masked is no data, and nothing is imputed. Fix: ...
+    """
+    if not isinstance(values, np.ma.MaskedArray):
+        return values
+    mask = np.ma.getmaskarray(values)
+    if mask.any():
+        rows = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1) if mask.ndim else mask)
+        others = f"; {len(rows) - 1:,} more of the rows at hand have one too" if len(rows) > 1 else ""
+        raise InputError(
+            f"a value is masked{others}",
+            where=place(int(rows[0])),
+            why="What is masked is no data, and nothing is imputed",
+            fix="fill it in, x.filled(0) say, or leave such rows out of every field",
+        )
+    data: npt.NDArray[Any] = np.asarray(values.data)
+    return data
 
 
 def _check_bools(values: npt.NDArray[Any], place: Callable[[int], str]) -> None:

@@ -19,7 +19,15 @@ from typing import Any, Final
 
 from streamtrain.errors import InputError, UsageError, remedy
 from streamtrain.ingestion.sources import binary, compressed, idx
-from streamtrain.ingestion.sources.arrays import IterableSource, from_arrays, from_dask, is_array, is_dask, to_array
+from streamtrain.ingestion.sources.arrays import (
+    IterableSource,
+    from_arrays,
+    from_dask,
+    is_array,
+    is_dask,
+    is_sparse,
+    open_array,
+)
 from streamtrain.ingestion.sources.base import Probe, Source, SourceOptions
 from streamtrain.ingestion.sources.combine import concatenate, with_labels
 from streamtrain.ingestion.sources.input_files import check_file, first_bytes, look_up
@@ -225,7 +233,7 @@ def _open(source: object, options: SourceOptions) -> Source:
 def _open_memory(source: object) -> Source:
     if isinstance(source, Mapping):
         return _open_arrays(source)
-    if is_array(source) or is_dask(source) or hasattr(source, "__array__"):
+    if is_array(source) or is_dask(source) or is_sparse(source) or hasattr(source, "__array__"):
         return _open_arrays({"x": source})
     if isinstance(source, Iterable) and not _is_listed_wrong(source):
         return IterableSource(source)
@@ -244,10 +252,7 @@ def _is_listed_wrong(source: Iterable[Any]) -> bool:
 def _open_arrays(arrays: Mapping[Any, Any]) -> Source:
     if not arrays or not all(isinstance(name, str) for name in arrays):
         raise UsageError("fields are named by text, and there is at least one", fix='{"x": x, "y": y}, say')
-    named = {
-        name: array if is_array(array) or is_dask(array) else to_array(array, f"array {name!r}")
-        for name, array in arrays.items()
-    }
+    named = {name: open_array(array, f"array {name!r}") for name, array in arrays.items()}
     return from_dask(named) if any(map(is_dask, named.values())) else from_arrays(named)
 
 
