@@ -221,11 +221,27 @@ def ingest(
     check_unlocked(path)
     recover_interrupted_swap(path, Files())
     check_destination(path, mode, resume=resume)
-    opened = open_source(source, labels=labels, options=request.options)
+    known = _known_names(request, path, mode)
+    opened = open_source(source, labels=labels, options=replace(request.options, classes=known))
+    _tell_left_out(opened, say)
     if request.classes is not None:
         opened = with_classes(opened, request.classes)
     run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
     return open_dataset(dest)
+
+
+def _known_names(request: IngestRequest, path: Path, mode: Mode) -> tuple[str, ...] | None:
+    """The names of classes that labels may be of, where some are named, or are those of the dataset appended to."""
+    base = open_dataset(path).classes if mode == "append" and destination_state(path) == "committed" else None
+    named = request.classes if isinstance(request.classes, tuple) else None
+    return named if base is None else (*base, *(named or ()))
+
+
+def _tell_left_out(source: Source, say: Say | None) -> None:
+    for entry in source.provenance:
+        if say is not None and "left_out" in entry:
+            listed = ", ".join(entry["left_out"])
+            say(f"{entry['path']}: left out {listed}, an index and no feature; name the columns to take it")
 
 
 def run_ingest(

@@ -39,12 +39,15 @@ class SourceOptions:
         Raw binary: the element type.
     shape : tuple of int, optional
         Raw binary: the shape of one sample.
+    classes : tuple of str, optional
+        Tables: names of classes that are known already, which are labels whatever else they look like (NA, null).
     """
 
     label_column: str | None = None
     columns: tuple[str, ...] | None = None
     dtype: np.dtype[np.generic] | None = None
     shape: tuple[int, ...] | None = None
+    classes: tuple[str, ...] | None = None
 
 
 @runtime_checkable

@@ -29,7 +29,7 @@ from streamtrain.ingestion.sources.arrays import (
     open_array,
 )
 from streamtrain.ingestion.sources.base import Probe, Source, SourceOptions
-from streamtrain.ingestion.sources.combine import concatenate, with_labels
+from streamtrain.ingestion.sources.combine import concatenate, name_of, with_labels
 from streamtrain.ingestion.sources.input_files import check_file, first_bytes, look_up
 from streamtrain.ingestion.sources.tables import delimited, parquet
 
@@ -187,10 +187,25 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
     (4, [('x', 'float32'), ('y', 'int64')])
     """
     if labels is None:
-        return _open(source, options)
+        return _with_clear_names(_open(source, options), options)
     own, label_options = _split_options(labels, options)
     _check_distinct([*(_files_of(source) or ()), *(_files_of(labels) or ())])
-    return with_labels(_open(source, own), _open(labels, label_options))
+    return _with_clear_names(with_labels(_open(source, own), _open(labels, label_options)), options)
+
+
+def _with_clear_names(source: Source, options: SourceOptions) -> Source:
+    """A source no two classes of which differ in nothing but blanks, unless the classes are known."""
+    names: dict[str, str] = {}
+    for name in source.classes or () if options.classes is None else ():
+        other = names.setdefault(name.strip(), name)
+        if other != name:
+            raise InputError(
+                f"classes {other!r} and {name!r} differ only in the blanks around them",
+                where=name_of(source),
+                why="They would be two classes",
+                fix="strip the labels in the source; or name all classes, to keep both",
+            )
+    return source
 
 
 def _split_options(labels: object, options: SourceOptions) -> tuple[SourceOptions, SourceOptions]:
@@ -202,7 +217,9 @@ def _split_options(labels: object, options: SourceOptions) -> tuple[SourceOption
             what = "labels cannot be raw binary: dtype and shape are those of the features"
             raise UsageError(what, where=str(labels), fix="save the labels as .npy")
         return options, _NO_OPTIONS
-    return dataclasses.replace(options, label_column=None), SourceOptions(label_column=options.label_column, columns=())
+    return dataclasses.replace(options, label_column=None), SourceOptions(
+        label_column=options.label_column, columns=(), classes=options.classes
+    )
 
 
 def _paths_in(source: object) -> list[Path] | None:
@@ -225,7 +242,7 @@ def _open(source: object, options: SourceOptions) -> Source:
     if files is not None:
         return _open_files(files, options)
     for option in dataclasses.fields(options):
-        if getattr(options, option.name) is not None:
+        if getattr(options, option.name) is not None and option.name != "classes":
             raise UsageError(f"{option.name} applies to files only", fix=f"leave {option.name} out")
     return source if isinstance(source, Source) else _open_memory(source)
 
