@@ -172,7 +172,7 @@ def ingest(
     say : callable, optional
         Is told in a sentence what was found of an earlier ingest.
     **options
-        How to read files: ``label_column``, ``columns``, ``dtype``, ``shape``; see `SourceOptions`.
+        How to read it: ``label_column``, ``columns``, ``dtype``, ``shape``, ``fields``; see `SourceOptions`.
 
     Returns
     -------

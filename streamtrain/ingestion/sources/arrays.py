@@ -22,9 +22,12 @@ import numpy.typing as npt
 
 from streamtrain.errors import InputError, UsageError
 from streamtrain.ingestion.sources.base import (
+    NO_OPTIONS,
     Rows,
+    SourceOptions,
     as_field,
     check_range,
+    choose_fields,
     describe_field,
     field_of,
     n_rows_of,
@@ -365,6 +368,8 @@ class IterableSource:
     ----------
     items : iterable of mapping of str to array of shape (n_rows, ...)
         Each item a run of rows, of any length.
+    options : SourceOptions
+        Which fields are made of which names in them.
 
     Raises
     ------
@@ -372,15 +377,16 @@ class IterableSource:
         There is no item, or the first is not a run of rows.
     """
 
-    def __init__(self, items: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, items: Iterable[Mapping[str, Any]], options: SourceOptions = NO_OPTIONS) -> None:
         iterator = iter(items)
+        self._options = options
         self._again = None if iterator is items else items
         try:
             first = next(iterator)
         except StopIteration:
             raise InputError("the iterator holds no samples", fix="yield at least one dict of arrays") from None
         self._rest: Iterator[Mapping[str, Any]] | None = chain([first], iterator)
-        self.fields = _fields_of(first)
+        self.fields = _fields_of(first, options)
 
     @property
     def n_samples(self) -> None:
@@ -421,27 +427,28 @@ class IterableSource:
     def _blocks(self, items: Iterator[Mapping[str, Any]], n_rows: int) -> Iterator[Rows]:
         n_samples = 0
         for number, item in enumerate(items):
-            rows = _checked(item, self.fields, number)
+            rows = _checked(item, self.fields, number, self._options)
             n_samples += n_rows_of(rows)
             yield from pieces(rows, n_rows)
         if not n_samples:
             raise InputError("the iterator holds no samples: every item is empty", fix="yield at least one row")
 
 
-def _fields_of(item: object) -> tuple[Field, ...]:
-    arrays = _arrays(item, 0)
+def _fields_of(item: object, options: SourceOptions) -> tuple[Field, ...]:
+    arrays = _arrays(item, 0, options)
     return tuple(
         field_of(name, array.dtype, array.shape[1:], where=f"item 0 of the iterator, {name!r}")
         for name, array in arrays.items()
     )
 
 
-def _arrays(item: object, number: int) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+def _arrays(item: object, number: int, options: SourceOptions) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
     where = f"item {number} of the iterator"
     if not isinstance(item, Mapping) or not item:
         what = f"a {type(item).__name__} is not a dict of arrays" if not isinstance(item, Mapping) else "an empty dict"
         raise InputError(what, where=where, fix='yield {"x": x, "y": y}, each with its rows first')
-    arrays = {str(name): to_array(values, where) for name, values in item.items()}
+    named = {str(name): values for name, values in item.items()}
+    arrays = {field: to_array(named[name], where) for field, name in choose_fields(named, options, where=where).items()}
     flat = [name for name, array in arrays.items() if not array.ndim]
     if flat:
         fix = "yield arrays with rows first: x[None] is one row"
@@ -449,8 +456,8 @@ def _arrays(item: object, number: int) -> dict[str, np.ndarray[Any, np.dtype[Any
     return arrays
 
 
-def _checked(item: object, fields: tuple[Field, ...], number: int) -> Rows:
-    arrays = _arrays(item, number)
+def _checked(item: object, fields: tuple[Field, ...], number: int, options: SourceOptions) -> Rows:
+    arrays = _arrays(item, number, options)
     where = f"item {number} of the iterator"
     names = [field.name for field in fields]
     if set(arrays) != set(names):

@@ -10,7 +10,10 @@ rules for dtypes and class labels stand here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import difflib
+import keyword
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
@@ -39,6 +42,9 @@ class SourceOptions:
         Raw binary: the element type.
     shape : tuple of int, optional
         Raw binary: the shape of one sample.
+    fields : mapping of str to str, optional
+        Archives, dicts of arrays and iterables of them: each field to be made, and the name of what it is made of.
+        The others are left out.
     classes : tuple of str, optional
         Tables: names of classes that are known already, which are labels whatever else they look like (NA, null).
     """
@@ -47,7 +53,12 @@ class SourceOptions:
     columns: tuple[str, ...] | None = None
     dtype: np.dtype[np.generic] | None = None
     shape: tuple[int, ...] | None = None
+    fields: Mapping[str, str] | None = None
     classes: tuple[str, ...] | None = None
+
+
+NO_OPTIONS: Final = SourceOptions()
+"""Those of who says nothing."""
 
 
 @runtime_checkable
@@ -158,10 +169,48 @@ def field_of(name: str, dtype: np.dtype[Any], shape: Sequence[int], *, where: st
     if 0 in shape:
         raise InputError(f"a sample of shape {tuple(shape)} holds no elements", where=where, fix="drop the empty axis")
     is_label = name == LABELS and not shape and dtype.kind in "biu"
+    _check_attribute(name, where)
     try:
         return Field(name=name, dtype=np.dtype(np.int64) if is_label else dtype.newbyteorder("="), shape=tuple(shape))
     except UsageError as error:
-        raise InputError(error.what, where=where, why=error.why, fix=error.fix) from None
+        fix = f"rename it where it comes from, or fields={{'x': {name!r}}} (--fields x={name})"
+        raise InputError(error.what, where=where, why=error.why, fix=fix) from None
+
+
+def _check_attribute(name: str, where: str) -> None:
+    """Refuse a name that no attribute of a batch, a named tuple, can have."""
+    plain = unicodedata.normalize("NFKC", name)
+    if keyword.iskeyword(name):
+        why, other = f"batch.{name} is no Python: {name} is a word of the language", f"{name}_"
+    elif name.isidentifier() and plain != name:
+        why, other = f"Python takes batch.{name} for batch.{plain}, another name", plain
+    else:
+        return
+    fix = f"rename it, {other!r} say: fields={{{other!r}: {name!r}, ...}} (--fields {other}={name},...)"
+    raise InputError(f"field name {name!r} is not usable", where=where, why=why, fix=fix)
+
+
+def choose_fields(known: Collection[str], options: SourceOptions, *, where: str) -> Mapping[str, str]:
+    """Each field to be made, and what it is made of: what is there under its own name, or what the options say.
+
+    Raises
+    ------
+    InputError
+        The options name something that is not there.
+
+    Examples
+    --------
+    >>> choose_fields(["images", "labels", "ids"], SourceOptions(fields={"x": "images", "y": "labels"}), where="d.npz")
+    {'x': 'images', 'y': 'labels'}
+    """
+    if options.fields is None:
+        return {name: name for name in known}
+    for name in options.fields.values():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else "name one of these"
+            raise InputError(f"fields names {name!r}", where=where, why=f"It has {', '.join(known)}", fix=fix)
+    return options.fields
 
 
 def describe_field(field: Field) -> str:
