@@ -115,7 +115,11 @@ class Dataset:
     @property
     def label_histogram(self) -> Histogram | None:
         """How often each value of field ``y`` occurs, where it holds integers."""
-        summary = self.manifest.statistics.get(LABELS)
+        return self.histogram(LABELS)
+
+    def histogram(self, field: str) -> Histogram | None:
+        """How often each value of a field occurs, where it holds one integer a sample."""
+        summary = self.manifest.statistics.get(field)
         return summary.histogram if summary else None
 
     @property

@@ -24,6 +24,7 @@ from streamtrain.training.batch_stream import (
     BatchStream,
     check_weight_field,
     check_weights,
+    class_counts,
     fields_on,
     last_batch_samples,
     samples_per_epoch,
@@ -243,7 +244,7 @@ class EpochLoop:
                 started = time.perf_counter()
                 fields = self.on_device(batch)
                 recorder.copied(time.perf_counter() - started)
-                self._check_once(fields, stream.dataset.n_classes)
+                self._check_once(fields, class_counts(stream.dataset, self._target, self._learner.loss))
                 weight = self._weight_of(fields, stream)
                 learned = self._learn(fields, totals.max_steps, weight, stream)
                 self.counts = self.counts.after_batch(n_steps=self._rule.n_steps, n_samples=learned.n_samples)
@@ -280,6 +281,7 @@ class EpochLoop:
         """
         loss, model = self._learner.loss, self._learner.model
         self._is_checked = False
+        n_classes = class_counts(stream.dataset, self._target, loss)
         running = RunningMetrics(loss)
         with preserve_mode(model), self._located(stream):
             for batch in stream:
@@ -288,7 +290,7 @@ class EpochLoop:
                 model.eval()
                 with torch.no_grad():
                     output = model(*self._inputs_of(fields))
-                    check_width(self._learner, output, fields, stream.dataset.n_classes, may_be_wider=True)
+                    check_width(self._learner, output, fields, n_classes, may_be_wider=True)
                     target, weight = fields[self._target], self._weight_of(fields, stream)
                     total, weights = read_scalars(*loss.total(output, target, weight))
                     mean = total / weights if weights else 0.0
@@ -300,7 +302,7 @@ class EpochLoop:
         names = (*self._inputs, self._target, *([self._weight] if self._weight else []))
         return fields_on(self._device, batch, names)
 
-    def check(self, fields: Batch, n_classes: int | None) -> None:
+    def check(self, fields: Batch, n_classes: range | None) -> None:
         """See that the model fits the data; nothing is changed.
 
         Raises
@@ -322,7 +324,7 @@ class EpochLoop:
             spans=self._rule.spans,
         )
 
-    def _check_once(self, fields: Batch, n_classes: int | None) -> None:
+    def _check_once(self, fields: Batch, n_classes: range | None) -> None:
         """Check the first batch of a run, or of data that is measured, unless its like has been."""
         if self._is_checked:
             return

@@ -20,6 +20,7 @@ import torch
 from streamtrain.errors import CheckpointError, DivergedError, ResourceError, UsageError, differences, unknown_name
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
+from streamtrain.models.losses import IGNORED
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.models.seeding import random_state, set_random_state
 from streamtrain.optim.rules import UpdateRule
@@ -260,8 +261,10 @@ class RunState:
         return self._put_back(found)
 
     def _check_identity(self, found: Checkpoint) -> None:
-        before = {"shuffle": self._identity.get("shuffle"), **_SINCE, **found.state["identity"]}
-        wrong = differences(before, self._identity)
+        # What a run of before did not tell may be anything.
+        untold = {name: self._identity.get(name) for name in ("shuffle", "ignore_index")}
+        before = {**untold, **_SINCE, **found.state["identity"]}
+        wrong = differences(before, {"ignore_index": None, **self._identity})
         if wrong:
             raise CheckpointError(
                 "the checkpoint is of another run",
@@ -327,6 +330,7 @@ def describe_run(
         "model": type(front.model).__name__,
         "n_parameters": n_parameters(front.model),
         "loss": learner.loss.name,
+        **({} if learner.loss.ignored in (None, IGNORED) else {"ignore_index": learner.loss.ignored}),
         "update": rule.name,
         **rule.options(),
         "optimizer": {"name": type(learner.optimizer).__name__, **defaults},

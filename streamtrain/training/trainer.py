@@ -287,15 +287,18 @@ class Trainer:
         with in_stored_order(loader) as stream:
             return self._epoch_loop.measure(stream)
 
-    def check(self, rows: Rows, *, n_classes: int | None = None) -> None:
+    def check(self, rows: Rows, *, n_classes: int | range | None = None) -> None:
         """Run a few rows forward and backward, and say in a few lines what does not fit; nothing is changed.
+
+        ``n_classes`` is how many classes there are, or may be said to be.
 
         Raises
         ------
         UsageError
             The model does not fit the data.
         """
-        self._epoch_loop.check(self._epoch_loop.on_device(rows), n_classes)
+        counts = range(n_classes, n_classes + 1) if isinstance(n_classes, int) else n_classes
+        self._epoch_loop.check(self._epoch_loop.on_device(rows), counts)
 
     def working_memory(self, rows: Rows) -> AbstractContextManager[None]:
         """Hold the memory that a step on these rows takes while the block runs; nothing is changed.
