@@ -59,6 +59,7 @@ from streamtrain.store.writing.journal import JournalHeader, Mode
 from streamtrain.store.writing.lock import check_unlocked, writer_lock
 from streamtrain.store.writing.staging import (
     begin_folder,
+    check_foreign_files,
     destination_state,
     real_path,
     recover_interrupted_swap,
@@ -288,6 +289,8 @@ def _is_complete(source: Source, path: Path, request: IngestRequest, mode: Mode,
 
 def _begin(source: Source, path: Path, request: IngestRequest, mode: Mode, files: Files, say: Say) -> None:
     base = open_dataset(path) if mode == "append" else None
+    if base is not None:
+        check_foreign_files(path, base.layout)
     whole = source if base is None else appended_source(base, source)
     discard_interrupted(path, mode, files)
     folder = path if destination_state(path) == "absent" else successor(path)

@@ -11,7 +11,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import streamtrain
@@ -81,6 +81,7 @@ def test_every_word_of_the_language(word: str) -> None:
         open_source({word: IMAGES})
 
 
+@settings(max_examples=30)
 @given(name=st.text(st.characters(categories=["L", "Nd", "Pc", "Mn"]), min_size=1, max_size=4))
 def test_whatever_is_ingested_can_be_loaded(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     folder = tmp_path_factory.mktemp("d")
