@@ -21,7 +21,7 @@ from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.store.dataset import Dataset
-from streamtrain.system.files import Files
+from streamtrain.system.files import Files, local_path
 from streamtrain.system.memory import held_bytes, trim_heap
 from streamtrain.system.units import format_duration
 from streamtrain.training.run_folder import check_new_run
@@ -156,6 +156,7 @@ def _with_surface(
 
 
 def _check_out(out: Path) -> None:
+    local_path(out)
     try:
         check_new_run(out)
     except UsageError as error:

@@ -67,7 +67,7 @@ from streamtrain.store.writing.staging import (
     tidy,
 )
 from streamtrain.store.writing.writer import DatasetWriter
-from streamtrain.system.files import Files
+from streamtrain.system.files import Files, local_path
 from streamtrain.system.progress_bar import ByteProgress
 from streamtrain.system.units import parse_bytes
 
@@ -218,7 +218,7 @@ def ingest(
     if overwrite and append:
         raise UsageError("overwrite and append exclude each other", fix="choose one of them")
     mode: Mode = "overwrite" if overwrite else "append" if append else "create"
-    path = real_path(Path(dest))
+    path = real_path(local_path(dest))
     check_unlocked(path)
     recover_interrupted_swap(path, Files())
     check_destination(path, mode, resume=resume)

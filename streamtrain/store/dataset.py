@@ -40,7 +40,7 @@ from streamtrain.store.manifest import (
 from streamtrain.store.shard import RESTORE, index_of, open_regular, read_bounded, read_stored, unreadable
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, stats_shape
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
-from streamtrain.system.files import Files
+from streamtrain.system.files import Files, local_path
 from streamtrain.system.units import format_bytes
 
 Array = npt.NDArray[Any]
@@ -296,7 +296,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     DatasetError
         It is not a dataset, is incomplete, of a newer format, or some file is missing or not what was written.
     """
-    folder = Path(path)
+    folder = local_path(path)
     while True:
         before = _identity(folder)
         try:

@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 from torch import Tensor
 
 from streamtrain.errors import CheckpointError, ResourceError, UsageError, remedy
-from streamtrain.system.files import Files, translate_os_errors
+from streamtrain.system.files import Files, local_path, translate_os_errors
 from streamtrain.training.checkpoint import write_checkpoint
 
 CONFIG: Final = "config.json"
@@ -167,7 +167,10 @@ def is_run(path: Path) -> bool:
     ------
     CheckpointError
         Nobody may look there.
+    UsageError
+        It is a URL.
     """
+    path = local_path(path)
     try:
         return (path / CONFIG).is_file()
     except OSError as error:
@@ -181,8 +184,9 @@ def check_new_run(path: Path) -> None:
     Raises
     ------
     UsageError
-        It is a file, or a folder with something in it.
+        It is a file, a folder with something in it, or a URL.
     """
+    path = local_path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         fix = "another --out, --resume to go on with it, or remove it" if is_run(path) else "another --out"
         raise UsageError("the run folder is taken", where=str(path), fix=fix)
@@ -216,8 +220,10 @@ def read_config(path: Path) -> dict[str, Any]:
     ------
     CheckpointError
         There is no such run, or its configuration is damaged.
+    UsageError
+        It is a URL.
     """
-    file = path / CONFIG
+    file = local_path(path) / CONFIG
     try:
         config = json.loads(file.read_bytes())
     except FileNotFoundError:

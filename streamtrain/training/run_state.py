@@ -24,6 +24,7 @@ from streamtrain.models.losses import IGNORED
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.models.seeding import random_state, set_random_state
 from streamtrain.optim.rules import UpdateRule
+from streamtrain.system.files import local_path
 from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.checkpoint import (
     MODEL,
@@ -363,7 +364,7 @@ def open_run(checkpoint: str | Path | RunFolder | None, config: dict[str, object
     if isinstance(checkpoint, RunFolder):
         return checkpoint
     if checkpoint is not None:
-        return RunFolder(Path(checkpoint), config, resumes=resumes)
+        return RunFolder(local_path(checkpoint), config, resumes=resumes)
     if resumes:
         raise UsageError("resume without checkpoint", fix="checkpoint='runs/a', the folder of the run")
     return NullRunFolder()

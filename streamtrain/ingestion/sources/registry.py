@@ -32,6 +32,7 @@ from streamtrain.ingestion.sources.base import LABELS, NO_OPTIONS, Probe, Source
 from streamtrain.ingestion.sources.combine import concatenate, name_of, with_labels
 from streamtrain.ingestion.sources.input_files import check_file, first_bytes, look_up
 from streamtrain.ingestion.sources.tables import delimited, parquet
+from streamtrain.system.files import local_path
 
 ENTRY_POINT_GROUP: Final = "streamtrain.sources"
 
@@ -239,7 +240,7 @@ def _paths_in(source: object) -> list[Path] | None:
 def _path(text: str | os.PathLike[str]) -> Path:
     if text == "-":
         raise UsageError("standard input cannot be read twice", fix="write the data to a file first")
-    return Path(text)
+    return local_path(text)
 
 
 def _open(source: object, options: SourceOptions) -> Source:
