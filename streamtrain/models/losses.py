@@ -221,7 +221,7 @@ IGNORED: Final = -100
 """The class that torch ignores unless told otherwise."""
 
 
-def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
+def resolve_loss(loss: str | LossFunction | Loss, *, ignore_index: int | None = None) -> Loss:
     """Turn a name or a callable into a `Loss`.
 
     torch's own functions (``F.mse_loss``, ``partial(F.huber_loss, delta=2.0)``) and modules
@@ -229,7 +229,7 @@ def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
     the two is refused. Of every loss module of torch's the reduction is understood: with ``"sum"`` J is the sum, over a
     batch, a window or the dataset; ``"none"`` is taken as ``"mean"``. Class weights count in the mean as in torch's.
     Any other callable must return the mean over the samples of its batch or, so that samples can be weighed, the loss
-    of each, (B,).
+    of each, (B,). ``ignore_index`` is for losses of classes by name: the class that they ignore.
 
     Raises
     ------
@@ -250,7 +250,7 @@ def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
     if isinstance(loss, str):
         if loss not in LOSS_DEFINITIONS:
             raise unknown_name("loss", loss, LOSS_DEFINITIONS)
-        return _of_function(loss)
+        return _of_function(loss, ignore_index)
     if not callable(loss):
         raise UsageError(
             f"loss is {loss!r}", fix=f"one of {', '.join(LOSS_DEFINITIONS)}, or a function (output, target) -> mean"
@@ -271,10 +271,16 @@ def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
     return Loss(name=getattr(loss, "__name__", type(loss).__name__), kind="custom", mean=loss)
 
 
-def _of_function(name: str) -> Loss:
+def _of_function(name: str, ignore_index: int | None = None) -> Loss:
     kind, function, _ = LOSS_DEFINITIONS[name]
+    if kind != "classes":
+        return Loss(name=name, kind=kind, mean=function, each=partial(function, reduction="none"))  # type: ignore[call-arg]
+    if ignore_index is not None:
+        function = partial(function, ignore_index=ignore_index)  # type: ignore[call-arg]
     each: LossFunction = partial(function, reduction="none")  # type: ignore[call-arg]
-    return Loss(name=name, kind=kind, mean=function, each=each, ignored=IGNORED if kind == "classes" else None)
+    return Loss(
+        name=name, kind=kind, mean=function, each=each, ignored=IGNORED if ignore_index is None else ignore_index
+    )
 
 
 _KINDS: Final[dict[type[nn.Module], LossKind]] = {

@@ -41,7 +41,7 @@ from streamtrain.store.schema.columns import INPUT, Schema, schema_of
 from streamtrain.store.shard import RESTORE, index_of, open_regular, read_bounded, read_stored, unreadable
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
-from streamtrain.system.files import Files
+from streamtrain.system.files import Files, local_path
 from streamtrain.system.units import format_bytes
 
 Array = npt.NDArray[Any]
@@ -126,7 +126,11 @@ class Dataset:
     @property
     def label_histogram(self) -> Histogram | None:
         """How often each value of field ``y`` occurs, where it holds integers."""
-        summary = self.manifest.statistics.get(LABELS)
+        return self.histogram(LABELS)
+
+    def histogram(self, field: str) -> Histogram | None:
+        """How often each value of a field occurs, where it holds one integer a sample."""
+        summary = self.manifest.statistics.get(field)
         return summary.histogram if summary else None
 
     @property
@@ -303,7 +307,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     DatasetError
         It is not a dataset, is incomplete, of a newer format, or some file is missing or not what was written.
     """
-    folder = Path(path)
+    folder = local_path(path)
     while True:
         before = _identity(folder)
         try:

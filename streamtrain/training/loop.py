@@ -29,6 +29,7 @@ from streamtrain.training.batch_stream import (
     BatchStream,
     check_weight_field,
     check_weights,
+    class_counts,
     fields_on,
     last_batch_samples,
     samples_per_epoch,
@@ -38,7 +39,7 @@ from streamtrain.training.metrics import EpochSummary, Metrics, RunningMetrics, 
 from streamtrain.training.preflight import Batch, check_model_fits, check_width, preserve_mode
 from streamtrain.training.progress import Counts, Totals, run_length
 from streamtrain.training.run_folder import Run
-from streamtrain.training.run_state import MidEpochState, ResumableStream, stream_state
+from streamtrain.training.run_state import MidEpochState, ResumableStream, stream_identity, stream_state
 from streamtrain.training.step_errors import explain_out_of_memory, name_bad_samples
 
 _REFRESH_SECONDS: Final = 0.2
@@ -175,15 +176,6 @@ def _of_whole(figures: Figures) -> Figures:
 
 
 _CHECKED_ROWS: Final = 8
-_PLACE: Final = frozenset({"epoch", "batch", "lanes", "groups"})
-"""What of a stream's state says where it stands; lanes and groups are taken from it."""
-
-
-def stream_identity(stream: BatchStream) -> tuple[object, ...]:
-    """What two streams have in common where one can go on from the other's place."""
-    state = stream_state(stream) or {}
-    order = (stream.batch_size, stream.seed, stream.shuffle, stream.drop_last)
-    return (getattr(stream.dataset, "id", stream.dataset), *order, {k: v for k, v in state.items() if k not in _PLACE})
 
 
 class EpochLoop:
@@ -376,7 +368,7 @@ class EpochLoop:
         started = time.perf_counter()
         fields = self.on_device(batch)
         recorder.copied(time.perf_counter() - started)
-        self._check_once(fields, stream.dataset.n_classes)
+        self._check_once(fields, class_counts(stream.dataset, self._target, self._learner.loss))
         weight = self._weight_of(fields, stream)
         learned = self._learn(fields, totals.max_steps, weight, stream)
         if learned.n_samples < len(fields[self._target]):
@@ -428,6 +420,7 @@ class EpochLoop:
         """
         loss, model = self._learner.loss, self._learner.model
         self._is_checked = False
+        n_classes = class_counts(stream.dataset, self._target, loss)
         running = RunningMetrics(loss)
         with preserve_mode(model), self._located(stream):
             for batch in stream:
@@ -436,7 +429,7 @@ class EpochLoop:
                 model.eval()
                 with torch.no_grad():
                     output = model(*self._inputs_of(fields))
-                    check_width(self._learner, output, fields, stream.dataset.n_classes, may_be_wider=True)
+                    check_width(self._learner, output, fields, n_classes, may_be_wider=True)
                     target, weight = fields[self._target], self._weight_of(fields, stream)
                     total, weights = read_scalars(*loss.total(output, target, weight))
                     mean = total / weights if weights else 0.0
@@ -448,7 +441,7 @@ class EpochLoop:
         names = (*self._inputs, self._target, *([self._weight] if self._weight else []))
         return fields_on(self._device, batch, names)
 
-    def check(self, fields: Batch, n_classes: int | None) -> None:
+    def check(self, fields: Batch, n_classes: range | None) -> None:
         """See that the model fits the data; nothing is changed.
 
         Raises
@@ -470,7 +463,7 @@ class EpochLoop:
             spans=self._rule.spans,
         )
 
-    def _check_once(self, fields: Batch, n_classes: int | None) -> None:
+    def _check_once(self, fields: Batch, n_classes: range | None) -> None:
         """Check the first batch of a run, or of data that is measured, unless its like has been."""
         if self._is_checked:
             return

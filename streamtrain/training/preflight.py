@@ -122,7 +122,7 @@ def check_model_fits(
     inputs: tuple[str, ...],
     target: str,
     weight: str | None = None,
-    n_classes: int | None = None,
+    n_classes: range | None = None,
     spans: str | None = None,
 ) -> None:
     """Run a batch forward and backward, and say what does not fit.
@@ -137,8 +137,8 @@ def check_model_fits(
         The fields the model takes, and the one the loss compares with.
     weight : str, optional
         The field of the samples' weights.
-    n_classes : int, optional
-        How many classes the dataset has.
+    n_classes : range, optional
+        How many classes the dataset may be said to have; see `streamtrain.training.batch_stream.class_counts`.
     spans : str, optional
         By what a step comes to span batches, if it does; a loss that changes its meaning then is warned of.
 
@@ -161,20 +161,22 @@ def check_model_fits(
 
 
 def check_width(
-    learner: Learner, output: Tensor, batch: Batch, n_classes: int | None, *, may_be_wider: bool = False
+    learner: Learner, output: Tensor, batch: Batch, n_classes: range | None, *, may_be_wider: bool = False
 ) -> None:
     """Hold the width of an output against the number of classes.
 
     Raises
     ------
     UsageError
-        They differ; with ``may_be_wider``, there are more classes than outputs.
+        It is none of those there may be; with ``may_be_wider``, it is less than the least of them.
     """
-    if learner.loss.kind != "classes" or n_classes is None or output.ndim < 2 or output.shape[1] == n_classes:
+    if learner.loss.kind != "classes" or n_classes is None or output.ndim < 2 or output.shape[1] in n_classes:
         return
-    if not (may_be_wider and output.shape[1] > n_classes):
-        error = f"{output.shape[1]} outputs for {n_classes} classes"
-        raise _misfit(learner.model, batch, error, f"end the model in {n_classes} outputs")
+    if not (may_be_wider and output.shape[1] >= n_classes.stop):
+        n_least = n_classes.start
+        besides = f", not counting {learner.loss.ignored}, which the loss ignores" if len(n_classes) > 1 else ""
+        error = f"{output.shape[1]} outputs for {n_least} classes{besides}"
+        raise _misfit(learner.model, batch, error, f"end the model in {n_least} outputs")
 
 
 def _forward(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> Tensor:

@@ -37,13 +37,13 @@ from streamtrain.training.batch_stream import (
     normalize_fields,
     schema_of_stream,
 )
-from streamtrain.training.loop import EpochLoop, EpochRecorder, stream_identity
+from streamtrain.training.loop import EpochLoop, EpochRecorder
 from streamtrain.training.metrics import EpochSummary, History, Metrics
 from streamtrain.training.options import StepOptions
 from streamtrain.training.preflight import warn_of_batch_dependent_modules, working_memory
 from streamtrain.training.progress import Counts, EarlyStopping, Totals
 from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder
-from streamtrain.training.run_state import ResumePoint, RunState, describe_run, open_run
+from streamtrain.training.run_state import ResumePoint, RunState, describe_run, open_run, stream_identity
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """Field name -> array (n_rows, ...), as ``dataset[0:n_rows]`` gives them."""
@@ -308,15 +308,18 @@ class Trainer:
         with every_sample(loader) as stream:
             return self._epoch_loop.measure(stream)
 
-    def check(self, rows: Rows, *, n_classes: int | None = None) -> None:
+    def check(self, rows: Rows, *, n_classes: int | range | None = None) -> None:
         """Run a few rows forward and backward, and say in a few lines what does not fit; nothing is changed.
+
+        ``n_classes`` is how many classes there are, or may be said to be.
 
         Raises
         ------
         UsageError
             The model does not fit the data.
         """
-        self._epoch_loop.check(self._epoch_loop.on_device(rows), n_classes)
+        counts = range(n_classes, n_classes + 1) if isinstance(n_classes, int) else n_classes
+        self._epoch_loop.check(self._epoch_loop.on_device(rows), counts)
 
     def working_memory(self, rows: Rows) -> AbstractContextManager[None]:
         """Hold the memory that a step on these rows takes while the block runs; nothing is changed.
