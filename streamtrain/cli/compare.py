@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import numpy as np
-import torch
 
-from streamtrain.cli.compatibility import check_alike, find_field, n_outputs
-from streamtrain.cli.options import set_threads
+from streamtrain.cli.compatibility import check_alike, chosen_target, input_shape, n_outputs
+from streamtrain.cli.options import FIELD_OPTIONS, parse_names, set_threads
 from streamtrain.cli.output import emit, json_option
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import format_metric, format_number, summary_rows, write_comparison
@@ -19,9 +17,7 @@ from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurv
 from streamtrain.comparison.settings import EVERY_OPTIMIZER, ComparisonSettings
 from streamtrain.errors import UsageError
 from streamtrain.models.factory import build_model, n_parameters
-from streamtrain.models.losses import default_loss, resolve_loss
 from streamtrain.store.dataset import open_dataset
-from streamtrain.store.schema.columns import INPUT, TARGET
 from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.memory import limit_heap_growth
@@ -31,10 +27,6 @@ COMPARISONS: Final = Path("comparisons")
 _GRID: Final = 15
 
 _path = click.Path(path_type=Path)
-
-
-def _parse_names(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in value.split(",") if word.strip())
 
 
 def _parse_rates(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, float]:
@@ -57,8 +49,10 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
 @click.command("compare", context_settings={"show_default": True})
 @click.argument("dest", type=_path)
 @click.option("--model", default="mlp:128", help="linear, mlp:256,128 (hidden widths), cnn, or FILE.py:FACTORY.")
-@click.option("--rules", default="sample,batch,epoch", callback=_parse_names, help="Update rules.")
-@click.option("--optimizers", default="sgd,adam", callback=_parse_names, help="Optimizers; each runs by every rule.")
+@FIELD_OPTIONS[0]
+@FIELD_OPTIONS[1]
+@click.option("--rules", default="sample,batch,epoch", callback=parse_names, help="Update rules.")
+@click.option("--optimizers", default="sgd,adam", callback=parse_names, help="Optimizers; each runs by every rule.")
 @click.option("--epochs", type=int, help="Epochs of each run; 3, unless --seconds is given.")
 @click.option("--seconds", type=float, help="Training time of each run; the epoch rule ends the pass it is in.")
 @click.option("--val", type=_path, help="A dataset to measure on after every epoch as well.")
@@ -99,6 +93,8 @@ def _compare(
     *,
     dest: Path,
     model: str,
+    inputs: tuple[str, ...],
+    target: str,
     val: Path | None,
     loss: str | None,
     normalize: str,
@@ -125,11 +121,11 @@ def _compare(
     dataset = open_dataset(dest)
     val_dataset = open_dataset(val) if val else None
     if val_dataset is not None:
-        check_alike(dataset, val_dataset)
-    x, y = find_field(dataset, INPUT), find_field(dataset, TARGET)
-    named = resolve_loss(loss or default_loss(torch.from_numpy(np.empty(0, y.dtype)).dtype))
+        check_alike(dataset, val_dataset, fields=(*inputs, target))
+    shape = input_shape(dataset, inputs, model)
+    y, named = chosen_target(dataset, target, loss)
     width = n_outputs(dataset, named, y)
-    first = build_model(model, input_shape=x.shape, n_outputs=width, seed=setting.seed)
+    first = build_model(model, input_shape=shape, n_outputs=width, seed=setting.seed)
     say(f"data    {dest}: {len(dataset):,} samples")
     say(f"model   {model}, {n_parameters(first):,} weights, {named.name}")
     say(_line(_HEAD))
@@ -140,9 +136,11 @@ def _compare(
             setting,
             loss=named,
             val=val_dataset,
+            inputs=inputs,
+            target=target,
             normalize="auto" if normalize == "auto" else None,
             out=folder,
-            about={"model": model, "input_shape": list(x.shape), "n_outputs": width, "dataset": str(dest)},
+            about={"model": model, "input_shape": list(shape), "n_outputs": width, "dataset": str(dest)},
             on_point=lambda run, point: say(_line(_point(run, point))),
             on_runs=lambda runs: write_comparison(runs, folder),
             say=lambda text: click.echo(text, err=True),

@@ -8,13 +8,16 @@ from typing import Final
 
 import click
 import numpy as np
+import torch
 
 from streamtrain.errors import InputError, UsageError, unknown_name
-from streamtrain.models.losses import Loss
+from streamtrain.models.factory import is_file_model
+from streamtrain.models.losses import IGNORED, Loss, default_loss, resolve_loss
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, TARGET, column_lists
 from streamtrain.store.schema.matching import check_same_meaning, listed
+from streamtrain.training.batch_stream import class_counts
 
 _N_SHOWN: Final = 5
 _FEW_LANES: Final = 16
@@ -32,11 +35,53 @@ def find_field(dataset: Dataset, name: str) -> Field:
     for field in dataset.fields:
         if field.name == name:
             return field
-    raise unknown_name("field", name, (field.name for field in dataset.fields))
+    error = unknown_name("field", name, (field.name for field in dataset.fields))
+    if name in (INPUT, TARGET):
+        error.fix = "--inputs and --target name the fields to learn from; or ingest with --fields x=...,y=..."
+    raise error
 
 
-def check_alike(dataset: Dataset, val: Dataset, weight: str | None = None) -> None:
-    """Refuse validation data that does not mean the same: columns, classes, dtypes and shapes, weights among them.
+def input_shape(dataset: Dataset, names: tuple[str, ...], model: str) -> tuple[int, ...]:
+    """The shape of one sample of a model's first input.
+
+    Raises
+    ------
+    UsageError
+        The dataset lacks one of the inputs; or there are none, or several and a model by name, which takes one.
+    """
+    if not names:
+        raise UsageError("--inputs names no field", fix="--inputs x, say")
+    shapes = [find_field(dataset, name).shape for name in names]
+    if len(names) > 1 and not is_file_model(model):
+        fix = "name one, or --model FILE.py:FACTORY"
+        raise UsageError(f"model {model} takes one input; --inputs names {', '.join(names)}", fix=fix)
+    return shapes[0]
+
+
+def chosen_target(dataset: Dataset, name: str, loss: str | None) -> tuple[Field, Loss]:
+    """The field that is to be learnt, and the loss that is named or fits it.
+
+    Raises
+    ------
+    UsageError
+        There is no such field, or no loss fits it.
+    """
+    y = find_field(dataset, name)
+    if y.dtype.kind in "biu" and y.dtype != np.int64 and loss is None:
+        raise UsageError(
+            f"no loss fits the target {name}, which is {y.dtype.name}, by default",
+            where=str(dataset.path),
+            fix=f"ingest it as y, which makes class labels of it: --fields x=...,y={name}; or as a float",
+        )
+    return y, resolve_loss(loss or default_loss(torch.from_numpy(np.empty(0, y.dtype)).dtype))
+
+
+def check_alike(
+    dataset: Dataset, val: Dataset, weight: str | None = None, *, fields: tuple[str, ...] = (INPUT, TARGET)
+) -> None:
+    """Refuse validation data whose fields, that of the samples' weights among them, or classes are not the training's.
+
+    Of the fields, the last is the target.
 
     Raises
     ------
@@ -45,13 +90,13 @@ def check_alike(dataset: Dataset, val: Dataset, weight: str | None = None) -> No
     InputError
         It has labels that the training data lacks.
     """
-    fields = (INPUT, TARGET, *([weight] if weight else []))
-    for name in fields:
+    named = (*fields, *([weight] if weight else []))
+    for name in named:
         find_field(dataset, name)
         find_field(val, name)
     where = f"--val {val.path}"
-    say_unnamed(check_same_meaning(dataset.schema, val.schema, fields=fields, of="the training data", where=where))
-    _check_labels(dataset, val)
+    say_unnamed(check_same_meaning(dataset.schema, val.schema, fields=named, of="the training data", where=where))
+    _check_labels(dataset, val, fields[-1])
 
 
 def say_unnamed(text: str | None) -> None:
@@ -60,11 +105,11 @@ def say_unnamed(text: str | None) -> None:
         click.echo(f"warning: {text}", err=True)
 
 
-def _check_labels(dataset: Dataset, val: Dataset) -> None:
-    ours, theirs = dataset.label_histogram, val.label_histogram
-    if ours is None or theirs is None or dataset.n_classes is None:
+def _check_labels(dataset: Dataset, val: Dataset, target: str) -> None:
+    ours, theirs = dataset.histogram(target), val.histogram(target)
+    if ours is None or theirs is None or (target == TARGET and dataset.n_classes is None):
         return
-    is_new = ~np.isin(theirs.values, ours.values)
+    is_new = ~np.isin(theirs.values, [*ours.values, IGNORED])
     if is_new.any():
         listed = ", ".join(map(str, theirs.values[is_new][:_N_SHOWN].tolist()))
         raise InputError(
@@ -115,10 +160,11 @@ def n_outputs(dataset: Dataset, loss: Loss, y: Field) -> int:
     """
     if loss.kind != "classes":
         return math.prod(y.shape)
-    if dataset.n_classes is None:
+    n_classes = class_counts(dataset, y.name, loss)
+    if n_classes is None:
         raise UsageError(
             f"{loss.name} needs class labels 0, 1, ...; field {y.name} is {y.dtype.name}",
             where=str(dataset.path),
             fix="--loss mse, or ingest the labels as integers from 0",
         )
-    return dataset.n_classes
+    return n_classes.start

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -180,9 +179,9 @@ def repair_command(dest: str, remove: bool, as_json: bool) -> None:
     """List what interrupted ingests to DEST left: never a file of a dataset that was committed."""
     from streamtrain.store.verify import find_leftovers, remove_leftovers
     from streamtrain.store.writing.staging import destination_state, real_path
-    from streamtrain.system.files import Files
+    from streamtrain.system.files import Files, local_path
 
-    path = real_path(Path(dest))
+    path = real_path(local_path(dest))
     found = remove_leftovers(path, Files()) if remove else find_leftovers(path)
     result = {
         "dest": dest,

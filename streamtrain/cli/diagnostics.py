@@ -12,6 +12,7 @@ import click
 
 from streamtrain.cli.output import emit, json_option
 from streamtrain.errors import UsageError
+from streamtrain.system.files import local_path
 from streamtrain.system.units import format_bytes
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def _next_folder() -> Path:
 
 def _make(folder: Path) -> None:
     """Make the profile's folder before the command runs, so that nothing is run whose profile has no place."""
+    local_path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(
             "the profile's folder is taken", where=str(folder), fix="an --out that does not exist, or is empty"

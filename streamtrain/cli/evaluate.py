@@ -14,6 +14,7 @@ from streamtrain.cli.output import emit, json_option, result_lines
 from streamtrain.errors import CheckpointError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import build_model, is_file_model
+from streamtrain.models.losses import resolve_loss
 from streamtrain.models.normalization import Normalize
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.schema.columns import Schema
@@ -78,7 +79,7 @@ def _trained(run: Path, config: dict[str, Any], model: str | None, weight: str |
     try:
         trainer = Trainer(
             _build(run, config, model),
-            loss=config["loss"],
+            loss=resolve_loss(config["loss"], ignore_index=config.get("ignore_index")),
             inputs=tuple(config["inputs"]),
             target=config["target"],
             weight=config.get("weight") if weight is None else (None if weight == _NONE else weight),
@@ -116,6 +117,7 @@ _TYPES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "model": (_is_text, "a text"),
     "loss": (_is_text, "a text"),
     "target": (_is_text, "a text"),
+    "ignore_index": (lambda value: isinstance(value, int) and not isinstance(value, bool), "an integer"),
     "weight": (lambda value: value is None or _is_text(value), "a text or null"),
     "inputs": (lambda value: _is_list(value, _is_text), "a list of texts"),
     "normalize": (lambda value: _is_list(value, _is_text), "a list of texts"),

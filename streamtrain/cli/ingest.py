@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--label-column", metavar="C", help="Tables: the column that becomes field y.")
 @click.option("--columns", metavar="A,B", help="Tables: the columns of field x; all but the label by default.")
 @click.option("--classes", metavar="N|A,B", help="How many classes y holds, or their names; others are refused.")
+@click.option("--fields", metavar="x=A,y=B", help=".npz: the members that become fields x, y, ...; no others are read.")
 @click.option("--dtype", help="Raw binary: the element type.")
 @click.option("--shape", metavar="28,28", help="Raw binary: the shape of one sample.")
 @click.option("--block", metavar="SIZE", help="Decoded bytes of a block; about 512KiB by default.")
@@ -38,6 +39,7 @@ def ingest_command(
     as_json: bool,
     columns: str | None,
     classes: str | None,
+    fields: str | None,
     shape: str | None,
     **options: Any,
 ) -> None:
@@ -53,6 +55,7 @@ def ingest_command(
         dest,
         columns=None if columns is None else tuple(columns.split(",")),
         classes=None if classes is None else _parse_classes(classes),
+        fields=None if fields is None else _parse_fields(fields),
         shape=None if shape is None else _parse_shape(shape),
         say=lambda text: click.echo(text, err=True),
         **options,
@@ -66,6 +69,15 @@ def _parse_shape(text: str) -> tuple[int, ...]:
         return tuple(int(n) for n in text.split(",") if n.strip())
     except ValueError:
         raise UsageError(f"--shape {text!r} is not a list of integers", fix="--shape 28,28, say") from None
+
+
+def _parse_fields(text: str) -> dict[str, str]:
+    pairs = [word.partition("=") for word in text.split(",") if word.strip()]
+    fields = {field.strip(): name.strip() for field, _, name in pairs}
+    if len(fields) < len(pairs) or not all(map(all, pairs)):
+        fix = "--fields x=images,y=labels, say"
+        raise UsageError(f"--fields {text!r} is not a list of different FIELD=NAME", fix=fix)
+    return fields
 
 
 def _parse_classes(text: str) -> int | list[str]:

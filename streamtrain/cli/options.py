@@ -24,6 +24,8 @@ class TrainOptions:
 
     dest: Path
     model: str
+    inputs: tuple[str, ...]
+    target: str
     val: Path | None
     loss: str | None
     update: str
@@ -128,11 +130,25 @@ def _parse_pairs(
     return tuple(pairs)
 
 
+def parse_names(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    """``a,b`` as names."""
+    return tuple(word.strip() for word in value.split(",") if word.strip())
+
+
 _PATH: Final = click.Path(path_type=Path)
+
+FIELD_OPTIONS: Final = (
+    click.option(
+        "--inputs", default="x", callback=parse_names, metavar="A,B", help="The fields that the model takes, in order."
+    ),
+    click.option("--target", default="y", metavar="FIELD", help="The field that the loss compares with."),
+)
+"""Which fields are learnt from, for every command that trains."""
 
 _DATA_AND_MODEL: Final = (
     click.argument("dest", type=_PATH),
     click.option("--model", required=True, help="linear, mlp:256,128 (hidden widths), cnn, or FILE.py:FACTORY."),
+    *FIELD_OPTIONS,
     click.option(
         "--val", type=_PATH, help="A dataset to measure on after every epoch; its loader has 1/4 of --memory."
     ),

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import numpy as np
-import torch
 
 from streamtrain.cli.compatibility import (
     check_alike,
-    find_field,
+    chosen_target,
+    input_shape,
     n_outputs,
     poor_shuffle,
     training_warnings,
@@ -31,16 +30,14 @@ from streamtrain.loader.quarantine import QuarantinedBlock, first_rows
 from streamtrain.loader.shared_budget import n_preflight_rows, smallest_budget_bytes, smallest_shared_budget_bytes
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import build_model, n_parameters
-from streamtrain.models.losses import default_loss, resolve_loss
 from streamtrain.store.dataset import Dataset, open_dataset
-from streamtrain.store.schema.columns import INPUT, TARGET
 from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.events import Reserved, publish_event
 from streamtrain.system.memory import MemoryMeter, held_bytes, limit_heap_growth
 from streamtrain.system.signals import Interrupted
 from streamtrain.system.units import format_bytes, format_rate
-from streamtrain.training.batch_stream import normalize_fields
+from streamtrain.training.batch_stream import class_counts, normalize_fields
 from streamtrain.training.metrics import METRIC_NAMES, History, score_name
 from streamtrain.training.run_folder import (
     RunFolder,
@@ -213,11 +210,11 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     dataset = open_dataset(options.dest)
     val = open_dataset(options.val) if options.val else None
     if val is not None:
-        check_alike(dataset, val, options.weight)
+        check_alike(dataset, val, options.weight, fields=(*options.inputs, options.target))
     trainer, about = _make_trainer(options, dataset)
     n_rows = n_preflight_rows(dataset, options.batch_size)
     rows = first_rows(dataset, n_rows, forgiving=options.on_bad_block != "error")
-    trainer.check(rows, n_classes=dataset.n_classes)
+    trainer.check(rows, n_classes=class_counts(dataset, trainer.target, trainer.loss))
     say(_heading(options, dataset, trainer))
     for doubt in training_warnings(dataset, options.batch_size):
         click.echo(f"warning: {doubt}", err=True)
@@ -340,17 +337,19 @@ def _with_headspace(
 
 def _make_trainer(options: TrainOptions, dataset: Dataset) -> tuple[Trainer, dict[str, object]]:
     """The trainer, and what its run has to know to build the model again."""
-    x, y = find_field(dataset, INPUT), find_field(dataset, TARGET)
-    loss = resolve_loss(options.loss or default_loss(torch.from_numpy(np.empty(0, y.dtype)).dtype))
+    shape = input_shape(dataset, options.inputs, options.model)
+    y, loss = chosen_target(dataset, options.target, options.loss)
     width = n_outputs(dataset, loss, y)
     trainer = Trainer(
-        build_model(options.model, input_shape=x.shape, n_outputs=width, seed=options.seed),
+        build_model(options.model, input_shape=shape, n_outputs=width, seed=options.seed),
         loss=loss,
         optimizer=options.optimizer,
         lr=options.lr,
         update=options.update,
+        inputs=options.inputs,
+        target=options.target,
         # Made here, not by "auto" when training begins: the rows are checked before that.
-        normalize=normalize_fields(dataset, (INPUT,)) if options.normalize == "auto" else None,
+        normalize=normalize_fields(dataset, options.inputs) if options.normalize == "auto" else None,
         device=options.device,
         momentum=options.momentum,
         betas=options.betas,
@@ -371,7 +370,7 @@ def _make_trainer(options: TrainOptions, dataset: Dataset) -> tuple[Trainer, dic
         compile=options.compile,
         sample_path=options.sample_path,
     )
-    about = {"model": options.model, "input_shape": list(x.shape), "n_outputs": width}
+    about = {"model": options.model, "input_shape": list(shape), "n_outputs": width}
     return trainer, about | {
         "dataset": str(options.dest),
         "dataset_id": dataset.id,

@@ -22,7 +22,7 @@ from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.matching import unnamed_was_told
-from streamtrain.system.files import Files
+from streamtrain.system.files import Files, local_path
 from streamtrain.system.memory import held_bytes, trim_heap
 from streamtrain.system.units import format_duration
 from streamtrain.training.run_folder import check_new_run
@@ -159,6 +159,7 @@ def _with_surface(
 
 
 def _check_out(out: Path) -> None:
+    local_path(out)
     try:
         check_new_run(out)
     except UsageError as error:

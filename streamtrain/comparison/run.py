@@ -34,7 +34,7 @@ from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
 from streamtrain.system.memory import MemoryMeter, trim_heap
 from streamtrain.system.units import format_bytes, parse_bytes
-from streamtrain.training.batch_stream import normalize_fields
+from streamtrain.training.batch_stream import class_counts, normalize_fields
 from streamtrain.training.metrics import Metrics
 from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, write_memory
 from streamtrain.training.run_state import budget_config
@@ -86,8 +86,9 @@ class ComparisonSetup:
             self._check_meaning(val)
         self._check_memory(measured)
         rows = self.rows()
+        n_classes = class_counts(self.dataset, self.target, self.loss)
         for rule, optimizer in self.setting.pairs():
-            self.trainer(rule, optimizer).check(rows, n_classes=self.dataset.n_classes)
+            self.trainer(rule, optimizer).check(rows, n_classes=n_classes)
             self.loader(rule, shares=len(measured)).close()
         if self.setting.grid:
             self._check_surface()

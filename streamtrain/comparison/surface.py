@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import BudgetError
+from streamtrain.models.real_view import as_real
 from streamtrain.system.units import format_bytes
 
 PATH_BYTES: Final = 256_000_000
@@ -113,13 +114,13 @@ class Trajectory:
 
     def _keep(self, n_steps: int) -> None:
         row = self._rows.pop()
-        torch.cat([parameter.detach().reshape(-1).cpu() for parameter in self._parameters], out=row)
+        torch.cat([as_real(parameter.detach()).reshape(-1).cpu() for parameter in self._parameters], out=row)
         self.kept.append(Snapshot(n_steps=n_steps, weights=row))
 
 
 def flatten_parameters(parameters: Sequence[nn.Parameter]) -> Tensor:
     """A copy of some parameters as one vector on the CPU, in the widest of their dtypes."""
-    return torch.cat([parameter.detach().reshape(-1).cpu() for parameter in parameters])
+    return torch.cat([as_real(parameter.detach()).reshape(-1).cpu() for parameter in parameters])
 
 
 def set_parameters(parameters: Sequence[nn.Parameter], weights: Tensor) -> None:
@@ -127,8 +128,9 @@ def set_parameters(parameters: Sequence[nn.Parameter], weights: Tensor) -> None:
     at = 0
     with torch.no_grad():
         for parameter in parameters:
-            parameter.copy_(weights[at : at + parameter.numel()].view_as(parameter))
-            at += parameter.numel()
+            values = as_real(parameter)
+            values.copy_(weights[at : at + values.numel()].view_as(values))
+            at += values.numel()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

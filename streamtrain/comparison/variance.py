@@ -23,6 +23,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from streamtrain.models.real_view import as_real
 from streamtrain.optim.gradients import reading_weights
 
 WINDOW: Final = 100
@@ -111,5 +112,5 @@ class UpdateVariance:
 
 def _square(one: Tensor, other: Tensor) -> Tensor:
     """|one − other|² in float64; the difference of two weights is as exact as they are."""
-    norm: Tensor = torch.linalg.vector_norm(one.detach() - other, dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(as_real(one.detach() - other), dtype=torch.float64)
     return norm.square()

@@ -26,6 +26,7 @@ from streamtrain.errors import UsageError
 from streamtrain.store.codec import checksum, decode, encode
 from streamtrain.store.layout import CODECS, Codec
 from streamtrain.system.buffers import aligned_bytes
+from streamtrain.system.files import local_path
 from streamtrain.system.memory import MemoryLimit, memory_limit, n_cores
 from streamtrain.system.units import format_bytes
 
@@ -143,7 +144,7 @@ def check_up(folder: Path, *, seconds: float = 3.0) -> Checkup:
     UsageError
         There is no such folder.
     """
-    place = folder.resolve()
+    place = local_path(folder).resolve()
     if not place.is_dir():
         what = "this is not a folder" if place.exists() else "there is no such folder"
         raise UsageError(what, where=str(folder), fix="give the folder where the data lies or will lie")

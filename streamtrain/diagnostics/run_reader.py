@@ -69,7 +69,8 @@ def read_run(path: Path) -> RunRecord:
     return RunRecord(
         path=path,
         config=config,
-        batches=of["batch"],
+        # Those at a trial of a line search are of weights that the run need not have come to.
+        batches=tuple(line for line in of["batch"] if "trial" not in line),
         epochs=of["epoch"],
         measured=of["measured"],
         memory=_read_memory(path / MEMORY),

@@ -22,7 +22,7 @@ from streamtrain.shuffle.order import ORDER_VERSION
 from streamtrain.shuffle.quality import ShuffleQuality
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.system.events import ThreadSeconds
-from streamtrain.system.files import Files
+from streamtrain.system.files import Files, local_path
 from streamtrain.system.units import format_bytes, format_duration
 from streamtrain.training.metrics import METRIC_NAMES
 
@@ -177,7 +177,11 @@ def write_report(path: Path, *, dataset: Path | None = None, out: Path | None = 
     ------
     CheckpointError
         The folder is no run, or is damaged.
+    UsageError
+        One of the three is a URL.
     """
+    for given in filter(None, (dataset, out)):
+        local_path(given)
     told = read_run(path)
     files, file = Files(), out or path / REPORT
     files.ensure_dir(file.parent)

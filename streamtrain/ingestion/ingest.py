@@ -60,6 +60,7 @@ from streamtrain.store.writing.journal import JournalHeader, Mode
 from streamtrain.store.writing.lock import check_unlocked, writer_lock
 from streamtrain.store.writing.staging import (
     begin_folder,
+    check_foreign_files,
     destination_state,
     real_path,
     recover_interrupted_swap,
@@ -67,7 +68,7 @@ from streamtrain.store.writing.staging import (
     tidy,
 )
 from streamtrain.store.writing.writer import DatasetWriter
-from streamtrain.system.files import Files
+from streamtrain.system.files import Files, local_path
 from streamtrain.system.progress_bar import ByteProgress
 from streamtrain.system.units import parse_bytes
 
@@ -173,7 +174,7 @@ def ingest(
     say : callable, optional
         Is told in a sentence what was found of an earlier ingest.
     **options
-        How to read files: ``label_column``, ``columns``, ``dtype``, ``shape``; see `SourceOptions`.
+        How to read it: ``label_column``, ``columns``, ``dtype``, ``shape``, ``fields``; see `SourceOptions`.
 
     Returns
     -------
@@ -218,15 +219,31 @@ def ingest(
     if overwrite and append:
         raise UsageError("overwrite and append exclude each other", fix="choose one of them")
     mode: Mode = "overwrite" if overwrite else "append" if append else "create"
-    path = real_path(Path(dest))
+    path = real_path(local_path(dest))
     check_unlocked(path)
     recover_interrupted_swap(path, Files())
     check_destination(path, mode, resume=resume)
-    opened = open_source(source, labels=labels, options=request.options)
+    known = _known_names(request, path, mode)
+    opened = open_source(source, labels=labels, options=replace(request.options, classes=known))
+    _tell_left_out(opened, say)
     if request.classes is not None:
         opened = with_classes(opened, request.classes)
     run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
     return open_dataset(dest)
+
+
+def _known_names(request: IngestRequest, path: Path, mode: Mode) -> tuple[str, ...] | None:
+    """The names of classes that labels may be of, where some are named, or are those of the dataset appended to."""
+    base = open_dataset(path).classes if mode == "append" and destination_state(path) == "committed" else None
+    named = request.classes if isinstance(request.classes, tuple) else None
+    return named if base is None else (*base, *(named or ()))
+
+
+def _tell_left_out(source: Source, say: Say | None) -> None:
+    for entry in source.provenance:
+        if say is not None and "left_out" in entry:
+            listed = ", ".join(entry["left_out"])
+            say(f"{entry['path']}: left out {listed}, an index and no feature; name the columns to take it")
 
 
 def run_ingest(
@@ -291,6 +308,8 @@ def _is_complete(source: Source, path: Path, request: IngestRequest, mode: Mode,
 
 def _begin(source: Source, path: Path, request: IngestRequest, mode: Mode, files: Files, say: Say) -> None:
     base = open_dataset(path) if mode == "append" else None
+    if base is not None:
+        check_foreign_files(path, base.layout)
     whole = _whole(base, source, say)
     discard_interrupted(path, mode, files)
     folder = path if destination_state(path) == "absent" else successor(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -231,7 +231,7 @@ def source_options(**options: object) -> SourceOptions:
     >>> source_options(dtype="float32", shape=[28, 28]).shape
     (28, 28)
     """
-    known = [field.name for field in fields(SourceOptions)]
+    known = [field.name for field in fields(SourceOptions) if field.name != "classes"]
     for name in options:
         if name not in known:
             raise unknown_name("option", name, known)
@@ -247,7 +247,18 @@ def source_options(**options: object) -> SourceOptions:
             parsed["columns"] = (columns,) if isinstance(columns, str) else tuple(columns)
     except (TypeError, ValueError) as error:
         raise UsageError(f"an option is not of its kind: {error}", fix="dtype='float32', shape=(28, 28), say") from None
+    if "fields" in parsed:
+        parsed["fields"] = _parse_fields(parsed["fields"])
     return SourceOptions(**parsed)
+
+
+def _parse_fields(chosen: object) -> dict[str, str]:
+    if not isinstance(chosen, Mapping) or not all(isinstance(word, str) for pair in chosen.items() for word in pair):
+        fix = 'fields={"x": "images", "y": "labels"}, say'
+        raise UsageError(f"fields is {chosen!r}; it maps each field to what it is made of", fix=fix)
+    if not chosen:
+        raise UsageError("fields names none", fix="leave it out, for every field under its own name")
+    return dict(chosen)
 
 
 def parse_classes(classes: int | Sequence[str] | None) -> Classes | None:

@@ -61,7 +61,7 @@ def check_destination(path: Path, mode: Mode, *, resume: bool = False) -> None:
     if state == "committed" and mode == "create" and not resume:
         fix = "overwrite it (--overwrite), append to it (--append), or choose another path"
         raise UsageError("a dataset exists there already", where=str(path), fix=fix)
-    if state != "absent" and (mode == "overwrite" or state == "incomplete"):
+    if state != "absent" and mode == "overwrite":
         check_ours(path)
 
 
@@ -295,7 +295,7 @@ def prepare(work: IngestTask, files: Files) -> Journal:
     """Leave nothing in the folder but the shards that stay, link those of the dataset appended to, open the journal."""
     fields = work.header.layout.fields
     kept = frozenset(zarr_metadata.shard_key(field, shard) for shard in work.kept for field in fields)
-    remove_unfinished_files(work.folder, kept, files)
+    remove_unfinished_files(work.folder, work.header.layout, kept, files)
     if work.base is not None:
         link_shards(work.base, work.folder, files)
     return continue_journal(work.folder, work.header, work.shards, files)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.ingestion.sources.base import Rows, Source
+from streamtrain.ingestion.sources.base import Rows, Source, unmasked
 from streamtrain.store.layout import Layout
 
 Stage = Mapping[str, npt.NDArray[Any]]
@@ -154,7 +154,7 @@ def check_rows(rows: Rows, source: Source, first_row: int, n_rows: int | None = 
     Raises
     ------
     InputError
-        A field is missing, or of another dtype, shape or length.
+        A field is missing, or of another dtype, shape or length; or a value is masked.
     """
     found = {name: (values.dtype, values.shape[1:]) for name, values in rows.items()}
     promised = {field.name: (field.dtype, field.shape) for field in source.fields}
@@ -167,6 +167,8 @@ def check_rows(rows: Rows, source: Source, first_row: int, n_rows: int | None = 
             where=source.where(first_row),
             fix="correct the source's reader",
         )
+    for values in rows.values():
+        unmasked(values, lambda row: source.where(first_row + row))
     return lengths.pop()
 
 

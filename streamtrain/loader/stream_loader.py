@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Self
 
@@ -149,6 +149,23 @@ def batches_of(group: BatchGroup, batch_size: int, make: Callable[[Iterable[Tens
 
 
 _named_tuple: Any = namedtuple  # Of names that only the dataset knows: identifiers without a leading underscore.
+
+
+def batch_type(names: Sequence[str]) -> Any:
+    """The named tuple of a batch with fields of these names.
+
+    Raises
+    ------
+    UsageError
+        Python has a word of a name; no ingest takes such a name any more.
+    """
+    try:
+        return _named_tuple("Batch", names)
+    except (ValueError, SyntaxError) as error:
+        fix = "ingest it again under other names: fields={...} (--fields)"
+        raise UsageError(f"no batch can have fields {', '.join(names)}", why=str(error), fix=fix) from error
+
+
 _ORDER = ("seed", "batch_size", "shuffle", "reshuffle", "drop_last")
 _SAME = ("batch_size", "seed", "transform", "device", "on_bad_block", "timeout")
 
@@ -247,7 +264,7 @@ class StreamLoader:
         self._carrier = make_transfer(device)
         self._sizes, self._projection = self._solve(lanes, groups)
         require_memory(self._projection.host_bytes)
-        self._batch_type = _named_tuple("Batch", [field.name for field in dataset.layout.fields])
+        self._batch_type = batch_type([field.name for field in dataset.layout.fields])
         self._epoch = self._position = self._turn = 0
         self._pool: Pool | None = None
         self._pool_at: tuple[int, int] | None = None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import ResourceError, UsageError, unknown_name
-from streamtrain.models.losses import dtype_name
+from streamtrain.models.alignment import dtype_name
 
 ForwardFunction = Callable[..., Tensor]
 """Inputs (B, ...) -> output (B, ...)."""

@@ -1,23 +1,19 @@
-"""Losses by name: exact weighted means over the samples of a batch, with output and target aligned.
+"""Losses by name: exact weighted means over the samples of a batch.
 
-A `Loss` aligns the model's output with the target before it measures, so that the classic silent mistake, an output of
-shape (B, 1) broadcast against a target of shape (B,) to a (B, B) table of differences, cannot happen: the one axis too
-many is dropped where that has a single meaning, and everything else is refused. Nothing is broadcast.
+A `Loss` lines the model's output and the target up before it measures; see `streamtrain.models.alignment`.
 
 Every loss here is a weighted mean, J = sum of weight * loss / sum of weight, over the elements of the targets: all of
 weight 1, times the class weight of its class, 0 where its class is ignored, times its sample's weight. So the mean over
 several batches is the sum of their `total` over the sum of their weights, which the mean of their means is not.
-
-Floats of different widths are promoted to the wider one, as everywhere in torch; no other dtype is converted.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, Literal, Protocol
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -25,93 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - the name torch's own docume
 from torch.nn.modules import loss as torch_losses
 
 from streamtrain.errors import UsageError, unknown_name
-
-LossKind = Literal["classes", "logits", "values", "custom"]
-"""What a loss compares: scores of classes with a class, one logit with 0 or 1, numbers with numbers, or unknown."""
-
-
-class NamedLoss(Protocol):
-    """What is asked of a loss."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> LossKind: ...
-
-
-def align(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Line output and target up for a loss, or say why they do not fit.
-
-    ======= ============================ ======================================================
-    kind    target                       shapes
-    ======= ============================ ======================================================
-    classes int64                        output (B, C, ...), target (B, ...) or (B, 1)
-    logits  float                        equal, or one of them with one last axis of length 1 more
-    values  float                        equal, or one of them with one last axis of length 1 more
-    custom  anything                     anything
-    ======= ============================ ======================================================
-
-    Raises
-    ------
-    UsageError
-        The target's dtype is of another kind, or the shapes could only meet by broadcasting.
-
-    Examples
-    --------
-    >>> from streamtrain.models.losses import resolve_loss
-    >>> output, target = align(resolve_loss("l1"), torch.zeros(8, 1), torch.zeros(8))
-    >>> output.shape, target.shape
-    (torch.Size([8]), torch.Size([8]))
-    """
-    match loss.kind:
-        case "custom":
-            return output, target
-        case "classes":
-            return _align_classes(loss, output, target)
-        case _:
-            return _align_values(loss, output, target)
-
-
-def _align_classes(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    if target.dtype != torch.int64:
-        raise _wrong_dtype(loss, target, "int64 class labels", "mse or l1, or store the labels as int64")
-    if output.ndim == 2 and target.ndim == 2 and target.shape[1] == 1:
-        target = target[:, 0]
-    if output.ndim < 2 or output.shape[:1] + output.shape[2:] != target.shape:
-        raise _wrong_shape(loss, output, target, "an output of shape (B, classes)")
-    return output, target
-
-
-def _align_values(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    if not target.dtype.is_floating_point:
-        fix = "cross_entropy for class labels, or store the target as a float"
-        raise _wrong_dtype(loss, target, "a float target", fix)
-    if output.ndim == target.ndim + 1 and output.shape[-1] == 1:
-        output = output[..., 0]
-    elif target.ndim == output.ndim + 1 and target.shape[-1] == 1:
-        target = target[..., 0]
-    if output.shape != target.shape:
-        raise _wrong_shape(loss, output, target, "an output of the target's shape")
-    wider = torch.promote_types(output.dtype, target.dtype)
-    return output.to(wider), target.to(wider)
-
-
-def _wrong_dtype(loss: NamedLoss, target: Tensor, wanted: str, fix: str) -> UsageError:
-    return UsageError(f"{loss.name} needs {wanted}; the target is {dtype_name(target.dtype)}", fix=fix)
-
-
-def _wrong_shape(loss: NamedLoss, output: Tensor, target: Tensor, wanted: str) -> UsageError:
-    return UsageError(
-        f"{loss.name} cannot compare an output of shape {tuple(output.shape)} with a target of {tuple(target.shape)}",
-        why="Broadcasting one against the other would train on a wrong loss",
-        fix=f"give the model {wanted}",
-    )
-
-
-def dtype_name(dtype: torch.dtype | str) -> str:
-    """A dtype, or its name, without its library's name."""
-    return str(dtype).removeprefix("torch.")
-
+from streamtrain.models.alignment import LossKind, align, check_element_weight, dtype_name
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """Output (B, ...) and target (B, ...) -> the mean over the B samples, a scalar tensor, or each sample's loss (B,)."""
@@ -125,7 +35,7 @@ class Loss:
     ----------
     name : str
         As the user wrote it, or the callable's own name.
-    kind : {"classes", "logits", "values", "custom"}
+    kind : LossKind
         What the target has to be; of a ``"custom"`` loss nothing is known and nothing is checked.
     mean : callable
         The function itself: the mean, or of a callable of the user's own each sample's loss (B,).
@@ -140,6 +50,8 @@ class Loss:
         The class whose targets have no loss and no weight; torch's own default where none is given.
     of_samples : bool
         Whether the mean is that of the samples' sums, not of the elements.
+    element_weights : tuple of torch.Tensor
+        Those of a sample's elements that are inside the loss.
 
     Examples
     --------
@@ -157,6 +69,7 @@ class Loss:
     class_weights: Tensor | None = None
     ignored: int | None = None
     of_samples: bool = False
+    element_weights: tuple[Tensor, ...] = ()
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar tensor.
@@ -164,9 +77,15 @@ class Loss:
         Raises
         ------
         UsageError
-            The shapes or dtypes do not fit each other; see `streamtrain.models.losses.align`.
+            The shapes or dtypes do not fit each other; see `streamtrain.models.alignment.align`.
         """
-        return self._mean(*align(self, output, target))
+        return self._mean(*self._lined_up(output, target))
+
+    def _lined_up(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        output, target = align(self, output, target)
+        for weight in self.element_weights:
+            check_element_weight(self, weight, output, target)
+        return output, target
 
     def _mean(self, output: Tensor, target: Tensor) -> Tensor:
         mean = self.mean(output, target)
@@ -196,7 +115,7 @@ class Loss:
         >>> float(total / weight), float(weight)
         (0.6931471824645996, 7.0)
         """
-        output, target = align(self, output, target)
+        output, target = self._lined_up(output, target)
         if self.each is None:
             return self._own_total(output, target, weight)
         losses = self.each(output, target)
@@ -223,15 +142,17 @@ class Loss:
             As `total` does.
         """
         if weight is None and not self.summed:
-            output, target = align(self, output, target)
+            output, target = self._lined_up(output, target)
             return self._mean(output, target), self.weigh(output, target)
         total, weights = self.total(output, target, weight)
         return (total if self.summed else total / weights), weights
 
     def weigh(self, output: Tensor, target: Tensor) -> Tensor | int:
         """Return the sum of the weights in the mean over an aligned batch whose samples weigh the same."""
-        if self.kind == "custom":
+        if self.kind == "custom" or self.of_samples:
             return len(target)
+        if self.kind in ("labels", "label lists"):
+            return target[..., 0].numel()
         weights = self._weights(target, None)
         return target.numel() if weights is None else _summed(weights)
 
@@ -300,14 +221,15 @@ IGNORED: Final = -100
 """The class that torch ignores unless told otherwise."""
 
 
-def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
+def resolve_loss(loss: str | LossFunction | Loss, *, ignore_index: int | None = None) -> Loss:
     """Turn a name or a callable into a `Loss`.
 
-    torch's own functions and modules behind the names (``F.mse_loss``, ``nn.CrossEntropyLoss(...)``) are recognised and
-    checked like them. Of every loss module of torch's the reduction is understood: with ``"sum"`` J is the sum, over a
+    torch's own functions (``F.mse_loss``, ``partial(F.huber_loss, delta=2.0)``) and modules
+    (``nn.CrossEntropyLoss(...)``) are recognised, and output and target are lined up for each; one that takes more than
+    the two is refused. Of every loss module of torch's the reduction is understood: with ``"sum"`` J is the sum, over a
     batch, a window or the dataset; ``"none"`` is taken as ``"mean"``. Class weights count in the mean as in torch's.
     Any other callable must return the mean over the samples of its batch or, so that samples can be weighed, the loss
-    of each, (B,).
+    of each, (B,). ``ignore_index`` is for losses of classes by name: the class that they ignore.
 
     Raises
     ------
@@ -328,7 +250,7 @@ def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
     if isinstance(loss, str):
         if loss not in LOSS_DEFINITIONS:
             raise unknown_name("loss", loss, LOSS_DEFINITIONS)
-        return _of_function(loss)
+        return _of_function(loss, ignore_index)
     if not callable(loss):
         raise UsageError(
             f"loss is {loss!r}", fix=f"one of {', '.join(LOSS_DEFINITIONS)}, or a function (output, target) -> mean"
@@ -336,8 +258,10 @@ def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
     for name, (_, function, _) in LOSS_DEFINITIONS.items():
         if loss is function:
             return _of_function(name)
-    if isinstance(loss, torch_losses._Loss) and type(loss).__module__ == torch_losses.__name__:
-        return _of_module(loss)
+    if isinstance(loss, nn.Module) and (of_torch := _torch_class(loss)) is not None:
+        return _of_module(loss, of_torch)
+    if (module := _called_module(loss)) is not None:
+        return replace(_of_module(module, type(module)), name=getattr(loss, "func", loss).__name__)
     if isinstance(loss, nn.Module) and getattr(loss, "reduction", "mean") == "sum":
         raise UsageError(
             f"{type(loss).__name__} has reduction='sum'",
@@ -347,36 +271,107 @@ def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
     return Loss(name=getattr(loss, "__name__", type(loss).__name__), kind="custom", mean=loss)
 
 
-def _of_function(name: str) -> Loss:
+def _of_function(name: str, ignore_index: int | None = None) -> Loss:
     kind, function, _ = LOSS_DEFINITIONS[name]
+    if kind != "classes":
+        return Loss(name=name, kind=kind, mean=function, each=partial(function, reduction="none"))  # type: ignore[call-arg]
+    if ignore_index is not None:
+        function = partial(function, ignore_index=ignore_index)  # type: ignore[call-arg]
     each: LossFunction = partial(function, reduction="none")  # type: ignore[call-arg]
-    return Loss(name=name, kind=kind, mean=function, each=each, ignored=IGNORED if kind == "classes" else None)
-
-
-def _of_module(module: torch_losses._Loss) -> Loss:
-    named = {kind: (name, what) for name, (what, _, kind) in LOSS_DEFINITIONS.items()}
-    name, kind = named.get(type(module), (type(module).__name__, "custom"))
-    mean = _reduced(module, "batchmean" if module.reduction == "batchmean" else "mean")
-    has_classes = kind == "classes"
-    kind = "values" if isinstance(module, nn.HuberLoss | nn.SmoothL1Loss) else kind
     return Loss(
-        name=name,
-        kind=kind,
-        mean=mean,
-        each=_reduced(module, "none"),
-        summed=module.reduction == "sum",
-        class_weights=module.get_buffer("weight") if has_classes and module.weight is not None else None,
-        ignored=getattr(module, "ignore_index", None),
-        of_samples=module.reduction == "batchmean",
+        name=name, kind=kind, mean=function, each=each, ignored=IGNORED if ignore_index is None else ignore_index
     )
 
 
-def _reduced(module: torch_losses._Loss, reduction: str) -> torch_losses._Loss:
+_KINDS: Final[dict[type[nn.Module], LossKind]] = {
+    **{module: kind for kind, _, module in LOSS_DEFINITIONS.values()},
+    nn.MultiMarginLoss: "classes",
+    nn.HuberLoss: "values",
+    nn.SmoothL1Loss: "values",
+    nn.BCELoss: "values",
+    nn.PoissonNLLLoss: "numbers",
+    nn.KLDivLoss: "numbers",
+    nn.SoftMarginLoss: "numbers",
+    nn.HingeEmbeddingLoss: "numbers",
+    nn.MultiLabelSoftMarginLoss: "labels",
+    nn.MultiLabelMarginLoss: "label lists",
+}
+"""Torch's modules of an output and a target; all others take more, or have weights of their own."""
+
+_FUNCTIONS: Final[dict[Callable[..., Tensor], type[nn.Module]]] = {
+    **{function: module for _, function, module in LOSS_DEFINITIONS.values()},
+    F.binary_cross_entropy: nn.BCELoss,
+    F.cosine_embedding_loss: nn.CosineEmbeddingLoss,
+    F.ctc_loss: nn.CTCLoss,
+    F.gaussian_nll_loss: nn.GaussianNLLLoss,
+    F.hinge_embedding_loss: nn.HingeEmbeddingLoss,
+    F.huber_loss: nn.HuberLoss,
+    F.kl_div: nn.KLDivLoss,
+    F.margin_ranking_loss: nn.MarginRankingLoss,
+    F.multi_margin_loss: nn.MultiMarginLoss,
+    F.multilabel_margin_loss: nn.MultiLabelMarginLoss,
+    F.multilabel_soft_margin_loss: nn.MultiLabelSoftMarginLoss,
+    F.poisson_nll_loss: nn.PoissonNLLLoss,
+    F.smooth_l1_loss: nn.SmoothL1Loss,
+    F.soft_margin_loss: nn.SoftMarginLoss,
+    F.triplet_margin_loss: nn.TripletMarginLoss,
+    F.triplet_margin_with_distance_loss: nn.TripletMarginWithDistanceLoss,
+}
+"""Torch's functions, and the modules that call them."""
+
+
+def _torch_class(module: nn.Module) -> type[nn.Module] | None:
+    """The loss of torch's that a module is: one of a class of the user's own is, where its forward is torch's."""
+    if isinstance(module, nn.AdaptiveLogSoftmaxWithLoss):
+        return nn.AdaptiveLogSoftmaxWithLoss
+    if type(module).__module__ != torch_losses.__name__ and getattr(module, "reduction", "mean") == "sum":
+        return None
+    of_torch = (of for of in type(module).__mro__ if of.__module__ == torch_losses.__name__)
+    first = next(of_torch, None)
+    is_loss = first is not None and issubclass(first, torch_losses._Loss) and type(module).forward is first.forward
+    return first if is_loss else None
+
+
+def _called_module(loss: LossFunction) -> nn.Module | None:
+    """The module that does what a function of torch's does, or one with some of its options given."""
+    function, options = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
+    try:
+        # Any callable may come, also one that has no hash.
+        module = _FUNCTIONS.get(function)
+        return None if module is None else module(**options)
+    except TypeError:
+        return None
+
+
+def _of_module(module: nn.Module, of_torch: type[nn.Module]) -> Loss:
+    named = {kind: name for name, (_, _, kind) in LOSS_DEFINITIONS.items()}
+    name = named.get(type(module), type(module).__name__)
+    kind = _KINDS.get(of_torch, _KINDS.get(of_torch.__base__ or of_torch, "unfit"))
+    if kind == "unfit":
+        return Loss(name=name, kind=kind, mean=module)
+    reduction = str(module.reduction)
+    # Of a margin between classes, torch's mean is over the samples, whatever their classes weigh.
+    has_classes = kind == "classes" and not isinstance(module, nn.MultiMarginLoss)
+    weights = [getattr(module, weight, None) for weight in ("weight", "pos_weight")]
+    return Loss(
+        name=name,
+        kind=kind,
+        mean=_reduced(module, "batchmean" if reduction == "batchmean" else "mean"),
+        each=_reduced(module, "none"),
+        summed=reduction == "sum",
+        class_weights=weights[0] if has_classes else None,
+        ignored=getattr(module, "ignore_index", None),
+        of_samples=reduction == "batchmean",
+        element_weights=() if kind == "classes" else tuple(w for w in weights if w is not None),
+    )
+
+
+def _reduced(module: nn.Module, reduction: str) -> nn.Module:
     """The same module with another reduction; its weights are shared."""
     if module.reduction == reduction:
         return module
     other = copy.copy(module)
-    other.reduction = reduction
+    other.reduction = reduction  # type: ignore[assignment]
     return other
 
 

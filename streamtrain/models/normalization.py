@@ -18,6 +18,11 @@ from streamtrain.errors import UsageError, unknown_name
 from streamtrain.store.layout import Field
 
 _EXACT_IN_FLOAT32: Final = ("bool", "int8", "uint8", "int16", "uint16", "float16", "float32")
+_MOST_IN_FLOAT32: Final = 2.0**125
+"""Of numbers below this, float32 holds every difference."""
+_LEAST_OF_SPREAD: Final = 1e-3
+_ROUNDINGS: Final = 4
+_WHOLE: Final = 2.0**53
 
 
 class Normalize(nn.Module):
@@ -96,8 +101,24 @@ def normalize_field(field: Field, statistics: InputStatistics) -> Normalize:
             f"field {field.name} has a mean or standard deviation that is not finite",
             fix="normalize=None, and rescale in the model",
         )
-    dtype = torch.float32 if field.dtype.name in _EXACT_IN_FLOAT32 else torch.float64
+    std = np.where(_is_rounding(mean, std), 0.0, std)
+    is_narrow = field.dtype.name in _EXACT_IN_FLOAT32 and _fits_float32(mean, std)
+    dtype = torch.float32 if is_narrow else torch.float64
     return Normalize(torch.as_tensor(mean, dtype=dtype), torch.as_tensor(std, dtype=dtype))
+
+
+def _fits_float32(mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]) -> bool:
+    """Whether differences from the mean stay in float32's range, and its rounding is nothing beside the spread."""
+    if not max(np.abs(mean).max(), std.max()) < _MOST_IN_FLOAT32:
+        return False
+    return bool((np.abs(mean - mean.astype(np.float32)) <= _LEAST_OF_SPREAD * std).all())
+
+
+def _is_rounding(mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Where a spread is no more than the roundings of the mean, as statistics of a constant may have it."""
+    is_small = std <= _ROUNDINGS * np.finfo(np.float64).eps * np.abs(mean)
+    # Whole numbers up to 2^53 differ by 1 at least, and exactly.
+    return is_small & ((std < 0.25) | (np.abs(mean) > _WHOLE))
 
 
 class NormalizedModel(nn.Module):

@@ -31,6 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from streamtrain.models.real_view import as_real
+
 C1: Final = 1e-4
 C2: Final = 0.1
 """What the book advises for conjugate gradients; quasi-Newton directions make do with 0.9."""
@@ -212,7 +214,7 @@ class ConjugateGradient(Optimizer):
     Parameters
     ----------
     params : iterable of torch.nn.Parameter
-        Real ones, on one device.
+        On one device; complex ones count as twice as many real ones.
     lr : float
         What the first step of all is multiplied by; later ones begin at what the one before came to.
 
@@ -275,7 +277,7 @@ class ConjugateGradient(Optimizer):
         return float(self.param_groups[0]["lr"]) * min(1.0, 1.0 / float(gradient.abs().sum()))
 
     def _gradient(self) -> Tensor:
-        parts = (torch.zeros_like(p) if p.grad is None else p.grad for p in self._params)
+        parts = (as_real(torch.zeros_like(p) if p.grad is None else p.grad) for p in self._params)
         return torch.cat([part.reshape(-1) for part in parts])
 
     def _move(self, weights: list[Tensor], direction: Tensor, step: float) -> None:
@@ -283,7 +285,7 @@ class ConjugateGradient(Optimizer):
         # A step that the weights' dtype does not hold leads as far as one that it does.
         step = min(step, torch.finfo(direction.dtype).max)
         offset = 0
-        for parameter, weight in zip(self._params, weights, strict=True):
+        for parameter, weight in zip(map(as_real, self._params), map(as_real, weights), strict=True):
             part = direction[offset : offset + weight.numel()].view_as(weight)
             offset += weight.numel()
             parameter.copy_(torch.add(weight, part, alpha=step) if step else weight)

@@ -26,7 +26,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         values = tensor.detach()
         # Adding zero makes a negative zero positive, and leaves all else.
-        values = values + 0.0 if values.dtype.is_floating_point else values
+        values = values + 0.0 if values.dtype.is_floating_point or values.is_complex() else values
         found.update(values.reshape(-1).contiguous().cpu().view(torch.uint8).numpy().data)
     return found.hexdigest()
 

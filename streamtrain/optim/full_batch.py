@@ -11,6 +11,9 @@ So a run can be saved at any batch of any pass of a line search, and resumes fro
 checkpoint, and after a pass that was broken off, the model has the weights of the last whole step, and never those of a
 trial.
 
+What a run reports of a pass, its loss, score, J and gradient norm, are those of the last whole step's weights too. A
+trial's are kept until it is known whether the step goes there.
+
 A trial is no step, and its value is no reason to end a run. Where J is not finite there, or so high that the
 optimizer's own arithmetic on it would leave the range of the weights' dtype, the line search is given an infinite J
 without a slope; torch's strong-Wolfe search and ours both halve the interval then.
@@ -21,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -33,7 +36,7 @@ from streamtrain.optim.conjugate_gradient import MAX_TRIALS
 from streamtrain.optim.determinism import check_deterministic, digest
 from streamtrain.optim.gradient_sum import ExactSum
 from streamtrain.optim.gradients import Learner, add_penalty, grad_norm, non_finite_error, penalty
-from streamtrain.optim.rules import BatchResult, EpochRule, put_mean
+from streamtrain.optim.rules import BatchResult, EpochRule, Figures, put_mean
 from streamtrain.system.arguments import is_number
 
 
@@ -161,6 +164,8 @@ class FullBatchRule(EpochRule):
         self.settled = False
         self.stuck = False
         self._known: dict[str, ObjectiveValue] = {}
+        self._figures: dict[str, Figures] = {}
+        self._measured_at = self._reported_at = ""
         self._scale: float | None = None
         self._before_trial: list[Tensor] | None = None
         self._start = ""
@@ -181,7 +186,7 @@ class FullBatchRule(EpochRule):
             self._look_where_it_is()
         learned = super().learn(inputs, target, max_steps, weight)
         self._loss.add(learned.loss * (learned.n_samples if learned.weight is None else learned.weight))
-        return learned
+        return learned if self._checks else replace(learned, is_trial=True)
 
     def end_epoch(self) -> None:
         """Note what the pass has found, and take the step that it makes possible."""
@@ -192,7 +197,7 @@ class FullBatchRule(EpochRule):
         add_penalty(parameters, self.learner.l2)
         self.objective = self._loss.value / divisor + penalty(parameters, self.learner.l2)
         self.grad_norm = grad_norm(parameters)
-        at = digest(parameters)
+        at = self._measured_at = digest(parameters)
         if self._checks and not math.isfinite(self.objective):
             raise non_finite_error(self.objective)
         if self._scale is None:
@@ -207,6 +212,14 @@ class FullBatchRule(EpochRule):
         self.settled = digest(parameters) == at
         if self.settled:
             self._values = [*self._values[-1:], self.objective]
+
+    def figures_of_weights(self, of_pass: Figures) -> Figures:
+        here = digest(self.learner.parameters)
+        known = {**self._figures, self._measured_at: of_pass}
+        self._figures = {at: figures for at, figures in known.items() if at == here or at in self._known}
+        self.is_fresh, self._reported_at = here != self._reported_at, here
+        # A checkpoint of before, made inside a line search, does not say what was measured where that began.
+        return self._figures.get(here, of_pass)
 
     @property
     def converged(self) -> str | None:
@@ -319,6 +332,9 @@ class FullBatchRule(EpochRule):
             "settled": self.settled,
             "grad_norm": self.grad_norm,
             "values": self._values,
+            "figures": self._figures,
+            "measured_at": self._measured_at,
+            "reported_at": self._reported_at,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -336,6 +352,10 @@ class FullBatchRule(EpochRule):
         self.settled = state["settled"]
         self.grad_norm = state["grad_norm"]
         self._values = state["values"]
+        self._figures = state.get("figures", {})
+        self._measured_at = state.get("measured_at", "")
+        reported_at = digest(self._before_trial or self.learner.parameters) if self._values else ""
+        self._reported_at = state.get("reported_at", reported_at)
 
     def _put_trial(self, trial: list[Tensor] | None, before: list[Tensor] | None) -> None:
         """Go on at a trial; the weights are those of the step before, or in older checkpoints the trial's own."""

@@ -14,7 +14,8 @@ error-free transformation (D. E. Knuth, The Art of Computer Programming, volume 
 back to a rounded sum and its remainder after every addition (T. J. Dekker, Numerische Mathematik 18, 1971). It serves
 devices that have no float64, or a slow one.
 
-A float64 gradient is summed as it is with ``float64``, and is rounded to float32 first with the other two.
+A float64 gradient is summed as it is with ``float64``, and is rounded to float32 first with the other two. A complex
+one is summed by its real and its imaginary parts.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import UsageError, unknown_name
+from streamtrain.models.real_view import as_real
 
 GRAD_SUM_DTYPES: Final = ("float64", "compensated", "float32")
 """What a sum may be held in."""
@@ -90,7 +92,7 @@ class GradientSum:
         with torch.no_grad():
             for i, parameter in enumerate(parameters):
                 if parameter.grad is not None:
-                    self._add(i, parameter.grad)
+                    self._add(i, as_real(parameter.grad))
 
     def _add(self, i: int, gradient: Tensor) -> None:
         if i not in self._sums:
@@ -111,7 +113,10 @@ class GradientSum:
     def put(self, parameters: Sequence[nn.Parameter], divisor: float = 1.0) -> None:
         """Put each sum, divided once, in place of its parameter's gradient, and begin anew."""
         for i, parameter in enumerate(parameters):
-            parameter.grad = self._total(i).div_(divisor).to(parameter.dtype) if i in self._sums else None
+            mean = self._total(i).div_(divisor) if i in self._sums else None
+            if mean is not None and parameter.is_complex():
+                mean = torch.view_as_complex(mean)
+            parameter.grad = None if mean is None else mean.to(parameter.dtype)
         self.clear()
 
     def _total(self, i: int) -> Tensor:

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.models.losses import Loss
+from streamtrain.models.real_view import as_real
 from streamtrain.optim.schedules import OptimizerSchedules
 from streamtrain.system.arguments import is_number
 
@@ -33,7 +34,7 @@ class Clipping:
     Parameters
     ----------
     value : float, optional
-        No component is larger than this; by `torch.nn.utils.clip_grad_value_`.
+        No component is larger than this, of a complex one neither part; by `torch.nn.utils.clip_grad_value_`.
     norm : float, optional
         The Euclidean norm over all parameters is at most this; by `torch.nn.utils.clip_grad_norm_`.
 
@@ -70,7 +71,11 @@ class Clipping:
         if self != NO_CLIPPING and any(p.grad is not None and p.grad.is_sparse for p in parameters):
             raise UsageError("sparse gradients cannot be clipped", fix="sparse=False where the model's layers are made")
         if self.value is not None:
-            clip_grad_value_(parameters, self.value)
+            if real := [parameter for parameter in parameters if not parameter.is_complex()]:
+                clip_grad_value_(real, self.value)
+            for parameter in parameters:
+                if parameter.grad is not None and parameter.is_complex():
+                    as_real(parameter.grad).clamp_(-self.value, self.value)
         if self.norm is not None:
             clip_grad_norm_(parameters, self.norm)
 
@@ -269,7 +274,7 @@ def read_scalars(loss: Tensor, *others: Tensor | float) -> list[float]:
 def grad_norm(parameters: list[nn.Parameter]) -> float:
     """The Euclidean norm of all the gradients together."""
     wide = torch.float32 if parameters[0].device.type == "mps" else torch.float64
-    norms = [torch.linalg.vector_norm(dense(p.grad), dtype=wide) for p in parameters if p.grad is not None]
+    norms = [torch.linalg.vector_norm(as_real(dense(p.grad)), dtype=wide) for p in parameters if p.grad is not None]
     return math.hypot(*torch.stack(norms).tolist()) if norms else 0.0
 
 
@@ -311,7 +316,7 @@ def penalty(parameters: Iterable[nn.Parameter], l2: float) -> float:
 
 
 def _square(weight: torch.Tensor) -> torch.Tensor:
-    flat = weight.reshape(-1)
+    flat = as_real(weight).reshape(-1)
     wide = flat if flat.device.type == "mps" else flat.double()
     return wide.dot(wide)
 

@@ -50,6 +50,8 @@ class BatchResult:
         of samples.
     sample_weights : torch.Tensor, optional
         Of shape (n_samples,), where samples have weights.
+    is_trial : bool
+        Whether the weights are those of a trial of a line search, which the run may not come to.
     n_before : int
         Samples of it that an earlier call took in, before the run was cut short inside the batch.
     """
@@ -59,6 +61,7 @@ class BatchResult:
     target: Tensor
     weight: float | None = None
     sample_weights: Tensor | None = None
+    is_trial: bool = False
     n_before: int = 0
 
     @property
@@ -70,6 +73,10 @@ class BatchResult:
     def n_new(self) -> int:
         """Those of them that this call took in."""
         return self.n_samples - self.n_before
+
+
+Figures = dict[str, float | None]
+"""What a pass has measured, by name: loss, score, ..."""
 
 
 class UpdateRule(ABC):
@@ -90,6 +97,8 @@ class UpdateRule(ABC):
         J over the whole dataset, the penalty included; where a line search compares it.
     settled : bool
         Whether the loss of the pass that ended last is at weights that the run came to, as always but for a trial.
+    is_fresh : bool
+        Whether `figures_of_weights` gave the figures of other weights than the time before.
     """
 
     name: ClassVar[str]
@@ -104,6 +113,7 @@ class UpdateRule(ABC):
         self.grad_norm: float | None = None
         self.objective: float | None = None
         self.settled = True
+        self.is_fresh = True
 
     @abstractmethod
     def learn(
@@ -148,6 +158,16 @@ class UpdateRule(ABC):
     def end_epoch(self) -> None:
         """Learn that the pass is complete; only a rule that waits for it has anything to do."""
         return
+
+    def figures_of_weights(self, of_pass: Figures) -> Figures:
+        """Return what a pass has measured at the weights that the run has come to; asked for at the end of each.
+
+        Parameters
+        ----------
+        of_pass : dict
+            What the pass that has just ended measured; returned itself, unless that was a trial which is not taken.
+        """
+        return of_pass
 
     def abandon(self) -> None:
         """Forget what the pass has come to, which does not go on; the steps that were taken stay."""

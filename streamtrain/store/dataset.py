@@ -39,9 +39,9 @@ from streamtrain.store.manifest import (
 )
 from streamtrain.store.schema.columns import INPUT, Schema, schema_of
 from streamtrain.store.shard import RESTORE, index_of, open_regular, read_bounded, read_stored, unreadable
-from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, stats_shape
+from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
-from streamtrain.system.files import Files
+from streamtrain.system.files import Files, local_path
 from streamtrain.system.units import format_bytes
 
 Array = npt.NDArray[Any]
@@ -126,7 +126,11 @@ class Dataset:
     @property
     def label_histogram(self) -> Histogram | None:
         """How often each value of field ``y`` occurs, where it holds integers."""
-        summary = self.manifest.statistics.get(LABELS)
+        return self.histogram(LABELS)
+
+    def histogram(self, field: str) -> Histogram | None:
+        """How often each value of a field occurs, where it holds one integer a sample."""
+        summary = self.manifest.statistics.get(field)
         return summary.histogram if summary else None
 
     @property
@@ -160,7 +164,7 @@ class Dataset:
         key = zarr_metadata.chunk_key(f"{zarr_metadata.STATISTICS}/{field}", len(shape))
         data = read_stored(self.path, key, self.manifest.files[key])
         summary = self.manifest.statistics[field]
-        features = np.frombuffer(data, "<f8").astype(np.float64).reshape(shape)
+        features = settle_features(np.frombuffer(data, "<f8").astype(np.float64).reshape(shape), described.dtype)
         return FieldStats(features=features, overall=summary.overall, histogram=summary.histogram, rho=summary.rho)
 
     def shard_path(self, field: str, shard: int) -> Path:
@@ -303,7 +307,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     DatasetError
         It is not a dataset, is incomplete, of a newer format, or some file is missing or not what was written.
     """
-    folder = Path(path)
+    folder = local_path(path)
     while True:
         before = _identity(folder)
         try:

@@ -39,7 +39,7 @@ from streamtrain.store.shard import (
     read_stored,
     unreadable,
 )
-from streamtrain.store.statistics import Histogram, stats_shape
+from streamtrain.store.statistics import Histogram, settle_summary, stats_shape
 
 FORMAT: Final = 1
 MOST_MANIFEST_BYTES: Final = 2**28
@@ -253,7 +253,7 @@ def _parse_summary(found: Json, dtype: np.dtype[Any]) -> FieldSummary:
     figures = {name: math.nan if found[name] is None else float(found[name]) for name in ("mean", "std", "min", "max")}
     histogram = found["histogram"]
     return FieldSummary(
-        overall=Summary(**figures, n_nan=int(found["n_nan"]), n_inf=int(found["n_inf"])),
+        overall=settle_summary(Summary(**figures, n_nan=int(found["n_nan"]), n_inf=int(found["n_inf"])), dtype),
         histogram=histogram
         and Histogram(values=np.array(histogram["values"], dtype), counts=np.array(histogram["counts"], np.int64)),
         rho=None if found["rho"] is None else float(found["rho"]),

@@ -19,6 +19,10 @@ Array = npt.NDArray[Any]
 _WIDTH: Final = 1024  # a reduction over shorter rows is several times slower, so they are folded to this
 _MOST_NARROW: Final = 256  # so many integers of one byte add up in two
 _MOST_CANCELLED: Final = 2**8  # eight of float64's 53 bits
+MOST_LOST: Final = 2.0**20  # where the mean is a thousand times the spread, its rounding begins to count
+_LARGE: Final = 2.0**400  # a sum of squares of such numbers fits float64
+_WHOLE: Final = 2.0**53  # all integers below it are float64's
+_ROUND_BITS: Final = 11  # the bits that an integer of 64 has more than float64
 _CLEAN: Final = np.empty(0, np.int64)
 
 
@@ -45,6 +49,10 @@ class Summary:
 class Moments:
     """Count, mean, sum of squared deviations and extremes of the finite values of each column, in float64.
 
+    Where a column's values lie close together and far from 0, ``mean`` is that of their differences from ``offset``, a
+    value among them, so that nothing is rounded that tells them apart. Where squares would leave float64's range,
+    ``offset``, ``mean`` and ``m2`` are those of the values divided by two to the power of ``exponent``.
+
     Parameters
     ----------
     n_columns : int
@@ -56,10 +64,12 @@ class Moments:
     """For each element of a piece, for the moment, at the most."""
 
     def __init__(self, n_columns: int) -> None:
-        # The counts are the same for all columns until a NaN or infinity is met.
+        # These are one number for all columns until a column asks for its own.
         self.count: Array = np.zeros(1, np.int64)
         self.n_nan: Array = np.zeros(1, np.int64)
         self.n_inf: Array = np.zeros(1, np.int64)
+        self.exponent: Array = np.zeros(1, np.int64)
+        self.offset: Array = np.zeros(1)
         self.mean: Array = np.zeros(n_columns)
         self.m2: Array = np.zeros(n_columns)
         self.min: Array = np.full(n_columns, np.inf)
@@ -69,44 +79,107 @@ class Moments:
         """Add rows of shape (n, n_columns); return the positions of those with NaN or infinity."""
         # Float32 is widened inside the sums: a copy of twice its size would go through memory once more.
         values = rows if rows.dtype.char in "fd" else rows.astype(np.float64)
-        total = reduce_rows(np.add, values, np.dtype(np.float64))
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = reduce_rows(np.add, values, np.dtype(np.float64))
         if not np.isfinite(total).all():
             return self._add_dirty(rows.astype(np.float64))
-        piece = Moments.__new__(Moments)
-        piece.count, piece.n_nan, piece.n_inf = np.full(1, len(rows)), np.zeros(1, np.int64), np.zeros(1, np.int64)
-        piece.mean = total / len(rows)
-        piece.m2 = _squared_deviations(values, total)
-        piece.min = reduce_rows(np.minimum, rows).astype(np.float64)
-        piece.max = reduce_rows(np.maximum, rows).astype(np.float64)
+        piece = Moments(0)
+        piece.count = np.full(1, len(rows))
+        piece.mean, piece.m2 = total / len(rows), np.zeros(1)
+        least, most = reduce_rows(np.minimum, rows), reduce_rows(np.maximum, rows)
+        piece.min, piece.max = least.astype(np.float64), most.astype(np.float64)
+        # An integer of 64 bits may be none of float64's.
+        is_constant = (least == most) & (rows.dtype.kind == "f" or rows.dtype.itemsize < 8)
+        # Only float64 itself comes near the limits of float64.
+        exponent = _exponents(piece.min, piece.max) if rows.dtype.char == "d" else piece.exponent
+        if is_constant.all() and not exponent.any():
+            piece.offset, piece.mean = piece.min, np.zeros(1)
+        else:
+            piece.m2, is_lost = _squared_deviations(values, total)
+            del values
+            is_lost = is_lost | (exponent != 0)
+            if is_lost.any():
+                piece._keep_constants(is_constant)
+                places = np.flatnonzero(is_lost & ~is_constant)
+                if len(places):
+                    piece._centre(places, [_around(rows[:, places], least[places], piece.exponent[places])])
         self.merge(piece)
         return _CLEAN
 
     def _add_dirty(self, values: Array) -> Array:
+        """Add float64 with NaN or infinity among it, or whose sum is infinite."""
         finite = np.isfinite(values)
-        piece = Moments(values.shape[1])
+        piece = Moments(0)
         piece.count = finite.sum(axis=0)
         piece.n_nan = np.isnan(values).sum(axis=0)
         piece.n_inf = np.isinf(values).sum(axis=0)
-        piece.mean = np.where(finite, values, 0).sum(axis=0) / np.maximum(piece.count, 1)
-        piece.m2 = (np.where(finite, values - piece.mean, 0) ** 2).sum(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            piece.mean = np.where(finite, values, 0).sum(axis=0) / np.maximum(piece.count, 1)
+            piece.m2 = (np.where(finite, values - piece.mean, 0) ** 2).sum(axis=0)
+            is_lost = ~(piece.count * piece.mean**2 <= MOST_LOST * piece.m2)
         piece.min = np.where(finite, values, np.inf).min(axis=0)
         piece.max = np.where(finite, values, -np.inf).max(axis=0)
+        is_constant = piece.min == piece.max
+        piece._keep_constants(is_constant)
+        places = np.flatnonzero((is_lost | (piece.exponent != 0)) & ~is_constant)
+        columns = ((values[finite[:, i], i, np.newaxis], slice(i, i + 1)) for i in places.tolist())
+        piece._centre(places, [_around(column, piece.min[i], piece.exponent[i]) for column, i in columns])
         self.merge(piece)
         return np.flatnonzero(~finite.all(axis=1))
 
+    def _keep_constants(self, is_constant: Array) -> None:
+        """Give every column an exponent and an offset: constants their value."""
+        self.exponent = np.broadcast_to(_exponents(self.min, self.max), self.min.shape)
+        value = np.ldexp(self.min, -self.exponent) if self.exponent.any() else self.min
+        self.offset = np.where(is_constant, value, 0.0)
+        self.mean = np.where(is_constant, 0.0, self.mean)
+        self.m2 = np.where(is_constant, 0.0, self.m2)
+
+    def _centre(self, places: Array, found: list[tuple[Array, Array, Array]]) -> None:
+        """Take over what `_around` has found of some columns."""
+        for values, of_places in zip((self.offset, self.mean, self.m2), zip(*found, strict=True), strict=False):
+            values[places] = np.concatenate(of_places)
+
     def merge(self, other: Moments) -> None:
         """Add the moments of later rows (Chan's update)."""
+        least, most = np.minimum(self.min, other.min), np.maximum(self.max, other.max)
+        self._scale_to(_exponents(least, most) if self.exponent.any() or other.exponent.any() else self.exponent)
+        offset, mean, m2 = other._scaled(self.exponent)
+        if self.offset.any() or offset.any():
+            # Of nothing, the mean may be anywhere.
+            self.offset = np.where(self.count == 0, offset, self.offset)
         count = self.count + other.count
         share = other.count / np.maximum(count, 1)
-        delta = other.mean - self.mean
+        delta = (offset - self.offset) + (mean - self.mean)
         self.mean += delta * share
         np.multiply(delta, delta, out=delta)
         delta *= self.count * share
         self.m2 += delta
-        self.m2 += other.m2
-        np.minimum(self.min, other.min, out=self.min)
-        np.maximum(self.max, other.max, out=self.max)
+        self.m2 += m2
+        self.min, self.max = least, most
         self.count, self.n_nan, self.n_inf = count, self.n_nan + other.n_nan, self.n_inf + other.n_inf
+        if self.offset.any():
+            self._drop_offset()
+
+    def _scaled(self, exponent: Array) -> tuple[Array, Array, Array]:
+        """Offset, mean and m2 with another exponent."""
+        if not (self.exponent.any() or exponent.any()):
+            return self.offset, self.mean, self.m2
+        shift = self.exponent - exponent
+        return np.ldexp(self.offset, shift), np.ldexp(self.mean, shift), np.ldexp(self.m2, 2 * shift)
+
+    def _scale_to(self, exponent: Array) -> None:
+        self.offset, self.mean, self.m2 = self._scaled(exponent)
+        self.exponent = exponent
+
+    def _drop_offset(self) -> None:
+        """Count from 0 again where the values turn out to lie as far apart as from 0."""
+        whole = self.offset + self.mean
+        is_near = self.count * whole**2 <= MOST_LOST * self.m2
+        if is_near.all():
+            self.offset, self.mean = np.zeros(1), whole
+        else:
+            self.offset, self.mean = np.where(is_near, 0.0, self.offset), np.where(is_near, whole, self.mean)
 
     def finish(self) -> Moments:
         """These moments."""
@@ -115,8 +188,9 @@ class Moments:
     def features(self) -> npt.NDArray[np.float64]:
         """Six rows of ``n_columns``: mean, std, min, max, NaN count, infinity count."""
         known = np.broadcast_to(self.count > 0, self.mean.shape)
-        std = np.sqrt(self.m2 / np.maximum(self.count, 1))
-        finite = [np.where(known, values, np.nan) for values in (self.mean, std, self.min, self.max)]
+        mean = np.ldexp(self.offset + self.mean, self.exponent)
+        std = np.ldexp(np.sqrt(self.m2 / np.maximum(self.count, 1)), self.exponent)
+        finite = [np.where(known, values, np.nan) for values in (mean, std, self.min, self.max)]
         return np.stack([*finite, *(np.broadcast_to(n, self.mean.shape) for n in (self.n_nan, self.n_inf))])
 
     def over_columns(self) -> Moments:
@@ -127,10 +201,20 @@ class Moments:
         whole.count += n_values
         for name in ("n_nan", "n_inf"):
             setattr(whole, name, np.broadcast_to(getattr(self, name), self.mean.shape).sum(keepdims=True))
-        whole.mean += (self.mean * count).sum() / max(n_values, 1)
-        whole.m2 += self.m2.sum() + (count * (self.mean - whole.mean) ** 2).sum()
         whole.min, whole.max = self.min.min(keepdims=True), self.max.max(keepdims=True)
+        whole.exponent = _exponents(whole.min, whole.max) if self.exponent.any() else whole.exponent
+        offset, mean, m2 = self._scaled(whole.exponent)
+        if offset.any():
+            whole.offset = np.broadcast_to(offset, mean.shape)[[np.argmax(count > 0)]]
+            mean = (offset - whole.offset) + mean
+        whole.mean += (mean * count).sum() / max(n_values, 1)
+        whole.m2 += m2.sum() + (count * (mean - whole.mean) ** 2).sum()
         return whole
+
+    def unscaled_m2(self) -> float:
+        """The first column's sum of squared deviations, infinite where it leaves float64's range."""
+        with np.errstate(over="ignore"):
+            return float(np.ldexp(self.m2[0], 2 * self.exponent[0]))
 
     def summary(self) -> Summary:
         """The first column in six numbers."""
@@ -232,20 +316,72 @@ def reduce_rows(ufunc: np.ufunc, rows: Array, dtype: np.dtype[Any] | None = None
     return np.asarray(ufunc(result, ufunc.reduce(tail, axis=0, dtype=room)) if len(tail) else result)
 
 
-def _squared_deviations(rows: Array, total: Array) -> Array:
-    """Each column's sum of squared deviations from its mean, in float64, from floats and their sums.
+def _squared_deviations(rows: Array, total: Array) -> tuple[Array, Array]:
+    """Each column's sum of squared deviations from its mean, from floats and their sums, and whether it is lost.
 
-    Σx² - (Σx)²/n needs one pass and no room; where that would cancel too many bits, the deviations are made.
+    Σx² - (Σx)²/n needs one pass and no room; where that would cancel too many bits, the deviations are made. Where the
+    rounding of the mean itself counts beside them, or a square is infinite, that is lost too.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         around_zero = _sum_squares(rows)
         around_mean = around_zero - total * (total / len(rows))
         if (around_zero <= _MOST_CANCELLED * around_mean).all():
-            return around_mean
-    deviations = rows.astype(np.float64)
-    np.subtract(deviations, total / len(rows), out=deviations)
-    np.multiply(deviations, deviations, out=deviations)
-    return reduce_rows(np.add, deviations)
+            return around_mean, np.zeros(1, np.bool_)
+        deviations = rows.astype(np.float64)
+        np.subtract(deviations, total / len(rows), out=deviations)
+        np.multiply(deviations, deviations, out=deviations)
+        around_mean = reduce_rows(np.add, deviations)
+        return around_mean, ~(around_zero <= MOST_LOST * around_mean)
+
+
+def _around(rows: Array, least: Array, exponent: Array) -> tuple[Array, Array, Array]:
+    """The offset, mean and m2 of finite columns from their least values on, which are one of the rows' values.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, n_columns)
+        May be overwritten.
+    least : ndarray of shape (n_columns,)
+        Of the rows' dtype, or float64.
+    exponent : ndarray of shape (n_columns,)
+        0 for integers.
+    """
+    if rows.dtype.kind == "f":
+        offset = np.ldexp(least.astype(np.float64), -exponent)
+        deviations = rows.astype(np.float64, copy=False)
+        if exponent.any():
+            np.ldexp(deviations, -exponent, out=deviations)
+        deviations -= offset
+    else:
+        wide = f"{rows.dtype.kind}8"
+        least = least.astype(wide)
+        # Without its last bits an integer of 64 is a float64 too; differences that wrap around fit the unsigned ones.
+        rounded = least >> np.array(_ROUND_BITS, wide) << np.array(_ROUND_BITS, wide)
+        start = np.where(np.abs(least.astype(np.float64)) < _WHOLE, least, rounded)
+        differences = rows.astype(wide, copy=False).view(np.uint64)
+        differences -= start.view(np.uint64)
+        offset, deviations = start.astype(np.float64), differences.astype(np.float64)
+    mean = reduce_rows(np.add, deviations) / len(rows)
+    deviations -= mean
+    rest = reduce_rows(np.add, deviations)
+    m2 = np.maximum(_sum_squares(deviations) - rest * (rest / len(rows)), 0)
+    return offset, mean + rest / len(rows), m2
+
+
+def _exponents(least: Array, most: Array) -> Array:
+    """By what power of two each column has to be divided for its squares to stay inside float64's range; mostly 0.
+
+    Examples
+    --------
+    >>> _exponents(np.array([-3.0, 0.0, 1e-200]), np.array([5.0, 1e300, 2e-200])).tolist()
+    [0, 997, -663]
+    """
+    with np.errstate(invalid="ignore"):
+        largest = np.maximum(np.abs(least), np.abs(most))
+    if not largest.size or (largest.max() < _LARGE and largest.min() > 1 / _LARGE):
+        return np.zeros(1, np.int64)
+    is_usual = (largest == 0) | np.isinf(largest) | ((largest < _LARGE) & (largest > 1 / _LARGE))
+    return np.where(is_usual, 0, np.frexp(largest)[1]).astype(np.int64)
 
 
 def _sum_squares(rows: Array) -> Array:

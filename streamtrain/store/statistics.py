@@ -13,14 +13,14 @@ two. Other values: the intraclass correlation of a one-way analysis of variance 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from streamtrain.store.layout import Field
-from streamtrain.store.moments import IntegerSums, Moments, Summary
+from streamtrain.store.moments import MOST_LOST, IntegerSums, Moments, Summary
 
 Array = npt.NDArray[Any]
 
@@ -86,9 +86,7 @@ class LabelTally:
         self.n_pairs += n_blocks * n_rows * (n_rows - 1)
         self.sum_squared_rows += n_blocks * n_rows**2
         if n_rows > 1:
-            values = blocks.astype(np.float64)
-            values -= values.mean(axis=1, keepdims=True)
-            self.m2_within += float(np.square(values, out=values).sum())
+            self.m2_within += _m2_within(blocks)
         if self.is_integer:
             self._add_runs(np.sort(blocks, axis=1))
 
@@ -158,6 +156,25 @@ class LabelTally:
         return (between - within) / (between + (rows - 1) * within)
 
 
+def _m2_within(blocks: Array) -> float:
+    """The sum of squared deviations of blocks of shape (n, n_rows), each from its own mean."""
+    # What leaves float64's range is infinite, and then there is no correlation.
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = blocks.astype(np.float64)
+        means = values.mean(axis=1, keepdims=True)
+        values -= means
+        m2 = float(np.square(values, out=values).sum())
+        if not blocks.shape[1] * float(np.square(means).sum()) > MOST_LOST * m2:
+            return m2
+        if blocks.dtype.kind == "f":
+            values = blocks.astype(np.float64) - blocks[:, :1]
+        else:
+            wide = blocks.astype(np.uint64)
+            values = (wide - wide[:, :1]).view(np.int64).astype(np.float64)
+        values -= values.mean(axis=1, keepdims=True)
+        return float(np.square(values, out=values).sum())
+
+
 MOST_FEATURES: Final = 2**18
 """A sample of more features than this gets one figure for the whole field."""
 
@@ -218,6 +235,50 @@ class FieldStats:
         return self.features[5, ...]
 
 
+_ROUNDINGS: Final = 4
+"""A spread of so many roundings of the mean is that of a constant which was computed in more than one way."""
+_WHOLE: Final = 2.0**53
+"""Up to here float64 holds every whole number."""
+
+
+def settle_features(features: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[np.float64]:
+    """Hold the mean and std of features against their extremes: of a constant they are its value and 0.
+
+    Parameters
+    ----------
+    features : ndarray of float64, shape (6, ...)
+        As in `FieldStats`; earlier versions stored the rounding of their sums as the std of a constant.
+    dtype : numpy.dtype
+        The field's. The extremes of an integer above 2**53 are rounded, and nothing is held against them.
+
+    Examples
+    --------
+    >>> of_constant, of_two = [0.1, 1e-15, 0.1, 0.1, 0, 0], [1.5, 0.5, 1, 2, 0, 0]
+    >>> settle_features(np.array([of_constant, of_two]).T, np.dtype("float64"))[:2].tolist()
+    [[0.1, 1.5], [0.0, 0.5]]
+    """
+    mean, std, least, most = features[:4]
+    with np.errstate(over="ignore", invalid="ignore"):
+        range_ = most - least
+        half = np.where(np.isfinite(range_), range_ / 2, most / 2 - least / 2)
+        largest = np.maximum(np.abs(least), np.abs(most))
+        is_known = (dtype.kind == "f") | (largest <= _WHOLE)
+        is_rounding = (dtype.kind == "f") & (std <= _ROUNDINGS * np.finfo(np.float64).eps * np.abs(mean))
+        # Whole numbers that lie around that limit, or below it, differ because they were meant to.
+        is_rounding &= (largest > 2 * _WHOLE) | (range_ < 1)
+    settled = features.copy()
+    settled[0] = np.where(is_known, np.clip(mean, least, most), mean)
+    settled[1] = np.where(is_rounding, 0, np.where(is_known, np.minimum(std, half), std))
+    return settled
+
+
+def settle_summary(summary: Summary, dtype: np.dtype[Any]) -> Summary:
+    """Do the same to the figures of a whole field."""
+    features = np.array([summary.mean, summary.std, summary.min, summary.max, summary.n_nan, summary.n_inf], np.float64)
+    mean, std = settle_features(features, dtype)[:2].tolist()
+    return replace(summary, mean=mean, std=std)
+
+
 class FieldTally:
     """The running statistics of one field over some rows.
 
@@ -270,10 +331,10 @@ class FieldTally:
         overall = moments.over_columns()
         features = moments.features()
         return FieldStats(
-            features=features.reshape(6, *stats_shape(self.field)),
-            overall=overall.summary(),
+            features=settle_features(features, self.field.dtype).reshape(6, *stats_shape(self.field)),
+            overall=settle_summary(overall.summary(), self.field.dtype),
             histogram=self._labels.histogram() if self._labels else None,
-            rho=self._labels.rho(float(overall.m2[0])) if self._labels else None,
+            rho=self._labels.rho(overall.unscaled_m2()) if self._labels else None,
         )
 
 
@@ -309,7 +370,7 @@ def stats_shape(field: Field) -> tuple[int, ...]:
 
 def tally_bytes(field: Field, n_rows: int) -> int:
     """What a field's tally of so many rows takes, at the most."""
-    return 40 * count_features(field) + (16 * min(n_rows, 2 * MOST_VALUES) if field.shape == () else 0)
+    return 64 * count_features(field) + (16 * min(n_rows, 2 * MOST_VALUES) if field.shape == () else 0)
 
 
 def work_bytes(field: Field, n_rows: int) -> int:

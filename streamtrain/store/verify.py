@@ -37,7 +37,7 @@ from streamtrain.store.writing.staging import (
     tidy,
 )
 from streamtrain.store.zarr_metadata import PRIVATE, shard_key
-from streamtrain.system.files import Files, translate_os_errors
+from streamtrain.system.files import Files, local_path, translate_os_errors
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -106,7 +106,7 @@ def verify(
     >>> [(error.field, error.block, error.samples) for error in verify(path, full=True).damage]
     [('x', 0, (0, 30))]
     """
-    started, folder = time.perf_counter(), Path(path)
+    started, folder = time.perf_counter(), local_path(path)
     manifest = read_facts(folder)
     damage = [*file_damage(folder, manifest), *_foreign(folder, manifest)]
     dataset = _collected(lambda: checked_dataset(folder, manifest), damage)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from streamtrain.errors import ResourceError, StreamtrainError, remedy
+from streamtrain.errors import ResourceError, StreamtrainError, UsageError, remedy
 from streamtrain.system.syscalls import Syscalls as Syscalls
 
 if TYPE_CHECKING:
@@ -28,7 +28,36 @@ _MOST_BUFFERS: Final = 1024  # what Linux takes in one call
 _NO_EXCHANGE: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM})
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _COPIED_BYTES: Final = 2**22
+_URL: Final = re.compile(r"((?:[A-Za-z][\w+.-]+::)*[A-Za-z][\w+.-]+):(//?)(.*)", re.DOTALL)
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """A path of this machine's own file system.
+
+    Raises
+    ------
+    UsageError
+        It is a URL: as a path it would be a folder of that name in the current one.
+
+    Examples
+    --------
+    >>> str(local_path("data/d.zarr"))
+    'data/d.zarr'
+    >>> local_path(Path("s3://bucket/d.zarr"))
+    Traceback (most recent call last):
+    ...
+    streamtrain.errors.UsageError: s3://bucket/d.zarr: a URL, and no file or folder of this machine. Fix: ...
+    """
+    url = _URL.fullmatch(os.fspath(path))
+    # A Path has but one of the two slashes left.
+    if url is None or (isinstance(path, str) and url[2] != "//"):
+        return Path(path)
+    scheme, _, rest = url.groups()
+    rest = rest.lstrip("/") if scheme != "file" else rest
+    is_file = scheme == "file" and rest.lstrip("/")
+    fix = f"give the path itself, /{rest.lstrip('/')}" if is_file else "copy it here or mount it, and give that path"
+    raise UsageError("a URL, and no file or folder of this machine", where=f"{scheme}://{rest}", fix=fix)
 
 
 class FileWriter:

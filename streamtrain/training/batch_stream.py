@@ -11,14 +11,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import InputError, UsageError, unknown_name
+from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import InputStatistics, Normalize, normalize_field
 from streamtrain.shuffle.order import I64
+from streamtrain.store.dataset import LABELS
 from streamtrain.store.layout import Layout
 from streamtrain.store.schema.columns import Schema
+from streamtrain.store.statistics import MOST_VALUES, Histogram
 
 
 class StreamDataset(Protocol):
@@ -96,6 +100,43 @@ def schema_of_stream(stream: BatchStream) -> Schema:
     return schema if getattr(stream, "transform", None) is None else replace(schema, fields=())
 
 
+def class_counts(data: StreamDataset, target: str, loss: Loss) -> range | None:
+    """How many classes a target may be said to have; None where nothing tells.
+
+    It is more than one number only where the highest label is one that the loss ignores: whether that one is a class
+    is for the model to say.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, streamtrain as st
+    >>> from streamtrain.models.losses import resolve_loss
+    >>> data = st.ingest({"y": np.array([0, 2, 5, 5])}, tempfile.mkdtemp() + "/d.zarr")
+    >>> [class_counts(data, "y", resolve_loss(nn.CrossEntropyLoss(ignore_index=i))) for i in (-100, 5, 2)]
+    [range(6, 7), range(3, 7), range(6, 7)]
+    """
+    histogram = _histogram(data, target)
+    values = None if histogram is None else histogram.values[histogram.values != loss.ignored]
+    n_classes = data.n_classes if target == LABELS else _past(values)
+    if n_classes is None:
+        return None
+    if loss.ignored != n_classes - 1:
+        return range(n_classes, n_classes + 1)
+    return range(_past(values) or 1, n_classes + 1)
+
+
+def _past(values: npt.NDArray[Any] | None) -> int | None:
+    """The number behind the last of some labels in order; None where they are none or no numbers of classes."""
+    if values is None or not len(values) or values[0] < 0 or values[-1] >= MOST_VALUES:
+        return None
+    return int(values[-1]) + 1
+
+
+def _histogram(data: StreamDataset, field: str) -> Histogram | None:
+    # A dataset of the user's own need not know its labels.
+    ask = getattr(data, "histogram", None)
+    return None if ask is None else ask(field)
+
+
 def last_batch_samples(stream: BatchStream) -> I64 | None:
     """The samples of the batch that a stream yielded last, (B,); None where it cannot say."""
     ask = getattr(stream, "last_samples", None)
@@ -118,6 +159,28 @@ def in_stored_order(stream: BatchStream) -> Iterator[BatchStream]:
         yield ordered
     finally:
         ordered.close()
+
+
+@contextmanager
+def every_sample(stream: BatchStream) -> Iterator[BatchStream]:
+    """The same data in stored order for the block, from its first sample to its last.
+
+    A stream that is shuffled, drops the last batch, or stands inside an epoch is left as it is, beside another one.
+    """
+    if not (stream.shuffle or stream.drop_last or _is_inside_epoch(stream)):
+        yield stream
+        return
+    ordered = stream.sequential()
+    try:
+        yield ordered
+    finally:
+        ordered.close()
+
+
+def _is_inside_epoch(stream: BatchStream) -> bool:
+    # A stream of the user's own need not know where it stands; it begins anew then, as any iterable does.
+    ask = getattr(stream, "state_dict", None)
+    return ask is not None and bool(ask().get("batch"))
 
 
 def check_stream(stream: BatchStream, model: nn.Module, update: str) -> None:

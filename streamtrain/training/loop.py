@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Self
 
@@ -23,11 +24,12 @@ from streamtrain.errors import DivergedError, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import random_state, seeded_random, set_random_state
 from streamtrain.optim.gradients import Learner, read_scalars
-from streamtrain.optim.rules import BatchResult, UpdateRule
+from streamtrain.optim.rules import BatchResult, Figures, UpdateRule
 from streamtrain.training.batch_stream import (
     BatchStream,
     check_weight_field,
     check_weights,
+    class_counts,
     fields_on,
     last_batch_samples,
     samples_per_epoch,
@@ -37,7 +39,7 @@ from streamtrain.training.metrics import EpochSummary, Metrics, RunningMetrics, 
 from streamtrain.training.preflight import Batch, check_model_fits, check_width, preserve_mode
 from streamtrain.training.progress import Counts, Totals, run_length
 from streamtrain.training.run_folder import Run
-from streamtrain.training.run_state import MidEpochState, ResumableStream, stream_state
+from streamtrain.training.run_state import MidEpochState, ResumableStream, stream_identity, stream_state
 from streamtrain.training.step_errors import explain_out_of_memory, name_bad_samples
 
 _REFRESH_SECONDS: Final = 0.2
@@ -65,10 +67,6 @@ class EpochRecorder:
     ----------
     running : RunningMetrics
         Over the epoch so far.
-    grad_norm : float or None
-        Of the whole dataset's gradient, once it is known.
-    objective : float or None
-        J over the whole dataset, once it is known, where a line search compares it.
 
     Raises
     ------
@@ -82,8 +80,8 @@ class EpochRecorder:
         if log_every < 1:
             raise UsageError(f"log_every is {log_every!r}; it must be at least 1")
         self.running = RunningMetrics(loss)
-        self.grad_norm: float | None = None
-        self.objective: float | None = None
+        self._of_pass: Figures = {}
+        self._of_weights = self._of_pass
         self._n_timed = 0
         self._watch = Stopwatch(stream)
         self._run = run
@@ -118,7 +116,7 @@ class EpochRecorder:
         if self._bar.update(learned.n_new):
             self._show()
         if counts.n_batches % self._log_every == 0:
-            self._log(counts)
+            self._log(counts, is_trial=learned.is_trial)
 
     def add_partial(self, learned: BatchResult) -> None:
         """Record what was taken in of a batch before the run was cut short inside it."""
@@ -139,7 +137,7 @@ class EpochRecorder:
         stall = self._watch.speed(self._n_timed).stall_fraction
         self._bar.set_postfix_str(f"loss {train.loss:.4f}, stall {stall:.1%}", refresh=False)
 
-    def _log(self, counts: Counts) -> None:
+    def _log(self, counts: Counts, *, is_trial: bool) -> None:
         self._run.log(
             kind="batch",
             epoch=self._epoch,
@@ -147,26 +145,37 @@ class EpochRecorder:
             steps=counts.n_steps,
             samples=counts.n_samples,
             loss=self.running.loss_since_last(),
+            **({"trial": 1} if is_trial else {}),
         )
+
+    def settle(self, rule: UpdateRule) -> None:
+        """Record what the pass has found, which has just ended for the rule."""
+        train = self.running.mean()
+        self._of_pass = {"loss": train.loss, "score": train.score}
+        self._of_pass |= {"objective": rule.objective, "grad_norm": rule.grad_norm}
+        self._of_weights = rule.figures_of_weights(self._of_pass)
 
     def summary(self, counts: Counts, *, partial: bool = False) -> EpochSummary:
         """The epoch as it stands, at its end or where the run was cut short."""
-        train = self.running.mean()
-        speed = self._watch.speed(self._n_timed)
-        of_pass = {"grad_norm": self.grad_norm, "objective": self.objective}
-        return EpochSummary(counts=counts, train=train, val=None, speed=speed, partial=partial, **of_pass)
+        train, figures = self.running.mean(), self._of_weights
+        is_taken = figures is self._of_pass
+        return EpochSummary(
+            counts=counts,
+            train=train if is_taken else replace(train, loss=figures["loss"] or 0.0, score=figures["score"]),
+            val=None,
+            speed=self._watch.speed(self._n_timed),
+            grad_norm=figures.get("grad_norm"),
+            objective=figures.get("objective"),
+            partial=partial,
+            trial=None if is_taken else train.named() | _of_whole(self._of_pass),
+        )
+
+
+def _of_whole(figures: Figures) -> Figures:
+    return {name: figures.get(name) for name in ("objective", "grad_norm")}
 
 
 _CHECKED_ROWS: Final = 8
-_PLACE: Final = frozenset({"epoch", "batch", "lanes", "groups"})
-"""What of a stream's state says where it stands; lanes and groups are taken from it."""
-
-
-def stream_identity(stream: BatchStream) -> tuple[object, ...]:
-    """What two streams have in common where one can go on from the other's place."""
-    state = stream_state(stream) or {}
-    order = (stream.batch_size, stream.seed, stream.shuffle, stream.drop_last)
-    return (getattr(stream.dataset, "id", stream.dataset), *order, {k: v for k, v in state.items() if k not in _PLACE})
 
 
 class EpochLoop:
@@ -318,8 +327,7 @@ class EpochLoop:
             if not recorder.running.weight:
                 raise zero_weight_error(self._weight)
             self._rule.end_epoch()
-            recorder.grad_norm = self._rule.grad_norm
-            recorder.objective = self._rule.objective
+            recorder.settle(self._rule)
         self.counts = self.counts.after_epoch(n_steps=self._rule.n_steps)
 
     def _batches(self, stream: BatchStream, inside: MidEpochState | None, totals: Totals) -> Iterator[Any]:
@@ -360,7 +368,7 @@ class EpochLoop:
         started = time.perf_counter()
         fields = self.on_device(batch)
         recorder.copied(time.perf_counter() - started)
-        self._check_once(fields, stream.dataset.n_classes)
+        self._check_once(fields, class_counts(stream.dataset, self._target, self._learner.loss))
         weight = self._weight_of(fields, stream)
         learned = self._learn(fields, totals.max_steps, weight, stream)
         if learned.n_samples < len(fields[self._target]):
@@ -412,6 +420,7 @@ class EpochLoop:
         """
         loss, model = self._learner.loss, self._learner.model
         self._is_checked = False
+        n_classes = class_counts(stream.dataset, self._target, loss)
         running = RunningMetrics(loss)
         with preserve_mode(model), self._located(stream):
             for batch in stream:
@@ -420,7 +429,7 @@ class EpochLoop:
                 model.eval()
                 with torch.no_grad():
                     output = model(*self._inputs_of(fields))
-                    check_width(self._learner, output, fields, stream.dataset.n_classes, may_be_wider=True)
+                    check_width(self._learner, output, fields, n_classes, may_be_wider=True)
                     target, weight = fields[self._target], self._weight_of(fields, stream)
                     total, weights = read_scalars(*loss.total(output, target, weight))
                     mean = total / weights if weights else 0.0
@@ -432,7 +441,7 @@ class EpochLoop:
         names = (*self._inputs, self._target, *([self._weight] if self._weight else []))
         return fields_on(self._device, batch, names)
 
-    def check(self, fields: Batch, n_classes: int | None) -> None:
+    def check(self, fields: Batch, n_classes: range | None) -> None:
         """See that the model fits the data; nothing is changed.
 
         Raises
@@ -454,7 +463,7 @@ class EpochLoop:
             spans=self._rule.spans,
         )
 
-    def _check_once(self, fields: Batch, n_classes: int | None) -> None:
+    def _check_once(self, fields: Batch, n_classes: range | None) -> None:
         """Check the first batch of a run, or of data that is measured, unless its like has been."""
         if self._is_checked:
             return

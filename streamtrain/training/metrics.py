@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import ResourceError
-from streamtrain.models.losses import Loss, align
+from streamtrain.models.alignment import align
+from streamtrain.models.losses import Loss
 from streamtrain.optim.gradient_sum import ExactSum
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.training.progress import Counts
@@ -306,7 +307,8 @@ class EpochSummary:
     counts : Counts
         How far the run had come at its end.
     train : Metrics
-        Over the epoch, each sample measured just before it changed the weights.
+        Over the epoch, each sample measured just before it changed the weights; with a line search, at the weights of
+        its last whole step.
     val : Metrics or None
         On the validation data, after the epoch.
     speed : Speed
@@ -315,6 +317,8 @@ class EpochSummary:
         The norm of the gradient of the whole dataset, where a step was taken on that.
     objective : float, optional
         J over the whole dataset, the penalty included, where a line search compares it.
+    trial : dict, optional
+        What the epoch's pass measured, by name, where it was a line search's trial that was not taken.
     partial : bool
         Whether the run was cut short inside it: it does not count as an epoch, and a run that resumes goes on in it.
     """
@@ -325,6 +329,7 @@ class EpochSummary:
     speed: Speed
     grad_norm: float | None = None
     objective: float | None = None
+    trial: Mapping[str, float | None] | None = None
     partial: bool = False
 
     @property
@@ -342,6 +347,7 @@ class EpochSummary:
             **self.train.named(),
             **({} if self.objective is None else {"objective": self.objective}),
             **({} if self.grad_norm is None else {"grad_norm": self.grad_norm}),
+            **{f"trial_{name}": value for name, value in (self.trial or {}).items() if value is not None},
             **(self.val.named("val_") if self.val else {}),
             "seconds": self.speed.seconds,
             "samples_per_second": self.speed.samples_per_second,

@@ -11,8 +11,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from streamtrain.errors import UsageError
+from streamtrain.models.alignment import dtype_name
 from streamtrain.models.forward import check_autocast, make_forward
-from streamtrain.models.losses import Loss, dtype_name
+from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.optim.build_rule import make_rule
 from streamtrain.optim.gradients import NO_CLIPPING, Clipping, Learner, check_l2

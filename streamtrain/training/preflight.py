@@ -10,6 +10,7 @@ several batches.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import DivergedError, UsageError
-from streamtrain.models.losses import Loss, align, dtype_name
+from streamtrain.models.alignment import align, drop_last_axis, dtype_name
+from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import borrowed_random
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.rules import UpdateRule
@@ -83,6 +85,28 @@ def warn_of_batch_dependent_loss(loss: Loss, output: Tensor, target: Tensor, spa
         )
 
 
+def warn_of_broadcast_loss(loss: Loss, output: Tensor, target: Tensor) -> None:
+    """Warn of a loss of the user's own that seems to broadcast output and target against each other.
+
+    It is measured on an output (B, 1) and a target (B,), or the other way round, and on the two lined up.
+    """
+    lined_up = drop_last_axis(output, target)
+    if loss.kind != "custom" or len(target) < 2 or (output.shape, target.shape) == tuple(t.shape for t in lined_up):
+        return
+    with torch.no_grad():
+        try:
+            told, alike = float(loss(output, target)), float(loss(*lined_up))
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            # It asks for the shapes that they have, so it knows what to do with them.
+            return
+    if not math.isclose(told, alike, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE**2):
+        warnings.warn(
+            f"{loss.name} of an output of shape {tuple(output.shape)} and a target of {tuple(target.shape)} is "
+            f"{told:.6g}, and {alike:.6g} where the axis of 1 is left out: it seems to broadcast one against the other",
+            stacklevel=5,
+        )
+
+
 def _names(model: nn.Module, kind: type[nn.Module]) -> list[str]:
     return sorted({type(module).__name__ for module in model.modules() if isinstance(module, kind)})
 
@@ -98,7 +122,7 @@ def check_model_fits(
     inputs: tuple[str, ...],
     target: str,
     weight: str | None = None,
-    n_classes: int | None = None,
+    n_classes: range | None = None,
     spans: str | None = None,
 ) -> None:
     """Run a batch forward and backward, and say what does not fit.
@@ -113,8 +137,8 @@ def check_model_fits(
         The fields the model takes, and the one the loss compares with.
     weight : str, optional
         The field of the samples' weights.
-    n_classes : int, optional
-        How many classes the dataset has.
+    n_classes : range, optional
+        How many classes the dataset may be said to have; see `streamtrain.training.batch_stream.class_counts`.
     spans : str, optional
         By what a step comes to span batches, if it does; a loss that changes its meaning then is warned of.
 
@@ -132,24 +156,27 @@ def check_model_fits(
         output = _forward(learner.model, batch, inputs)
         check_width(learner, output, batch, n_classes)
         _backward(learner, output, batch[target], batch, batch[weight] if weight else None)
+        warn_of_broadcast_loss(learner.loss, output.detach(), batch[target])
         warn_of_batch_dependent_loss(learner.loss, output.detach(), batch[target], spans)
 
 
 def check_width(
-    learner: Learner, output: Tensor, batch: Batch, n_classes: int | None, *, may_be_wider: bool = False
+    learner: Learner, output: Tensor, batch: Batch, n_classes: range | None, *, may_be_wider: bool = False
 ) -> None:
     """Hold the width of an output against the number of classes.
 
     Raises
     ------
     UsageError
-        They differ; with ``may_be_wider``, there are more classes than outputs.
+        It is none of those there may be; with ``may_be_wider``, it is less than the least of them.
     """
-    if learner.loss.kind != "classes" or n_classes is None or output.ndim < 2 or output.shape[1] == n_classes:
+    if learner.loss.kind != "classes" or n_classes is None or output.ndim < 2 or output.shape[1] in n_classes:
         return
-    if not (may_be_wider and output.shape[1] > n_classes):
-        error = f"{output.shape[1]} outputs for {n_classes} classes"
-        raise _misfit(learner.model, batch, error, f"end the model in {n_classes} outputs")
+    if not (may_be_wider and output.shape[1] >= n_classes.stop):
+        n_least = n_classes.start
+        besides = f", not counting {learner.loss.ignored}, which the loss ignores" if len(n_classes) > 1 else ""
+        error = f"{output.shape[1]} outputs for {n_least} classes{besides}"
+        raise _misfit(learner.model, batch, error, f"end the model in {n_least} outputs")
 
 
 def _forward(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> Tensor:
@@ -169,20 +196,36 @@ def _backward(learner: Learner, output: Tensor, target: Tensor, batch: Batch, we
         align(learner.loss, output, target)
     except UsageError as error:
         raise _misfit(learner.model, batch, error.what, error.fix or "") from error
+    of_shapes = f"{learner.loss.name} of an output of shape {tuple(output.shape)} and a target of {tuple(target.shape)}"
     try:
-        mean, _ = learner.loss.objective(output, target, weight)
+        with _no_broadcast(of_shapes, output, target):
+            mean, _ = learner.loss.objective(output, target, weight)
     except torch.cuda.OutOfMemoryError:
         raise
     except UsageError as error:
         raise _misfit(learner.model, batch, error.what, error.fix or "") from error
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         fix = f"a loss that takes an output of shape {tuple(output.shape)}, and labels in its range"
-        raise _misfit(learner.model, batch, f"{learner.loss.name}: {_first_line(error)}", fix) from error
-    if not isinstance(mean, Tensor) or mean.ndim or not mean.requires_grad:
+        raise _misfit(learner.model, batch, f"{of_shapes}: {_first_line(error)}", fix) from error
+    if not isinstance(mean, Tensor) or mean.ndim or not mean.requires_grad or mean.is_complex():
         what = f"shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
-        error_line = f"{learner.loss.name} returns {what}, not a scalar with a gradient"
+        what = "a complex number" if isinstance(mean, Tensor) and mean.is_complex() and not mean.ndim else what
+        error_line = f"{of_shapes} returns {what}, not a scalar with a gradient"
         raise _misfit(learner.model, batch, error_line, "return the mean over the samples, or each one's loss")
     mean.backward()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _no_broadcast(of_shapes: str, output: Tensor, target: Tensor) -> Iterator[None]:
+    """Refuse a loss of the user's own that torch warns of: one of its own inside broadcasts an axis too many."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        has_one_more = any(a is not b for a, b in zip((output, target), drop_last_axis(output, target), strict=True))
+        if has_one_more and str(warning.message).startswith("Using a target size"):
+            raise UsageError(f"{of_shapes} broadcasts one against the other", fix="leave the axis of 1 out in it")
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 @contextmanager

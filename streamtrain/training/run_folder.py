@@ -28,7 +28,7 @@ from torch import Tensor
 
 from streamtrain.errors import CheckpointError, ResourceError, UsageError, remedy
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
-from streamtrain.system.files import Files, is_temporary, translate_os_errors
+from streamtrain.system.files import Files, is_temporary, local_path, translate_os_errors
 from streamtrain.training.checkpoint import Checkpoint, leave_behind, write_checkpoint
 
 CONFIG: Final = "config.json"
@@ -239,7 +239,10 @@ def is_run(path: Path) -> bool:
     ------
     CheckpointError
         Nobody may look there.
+    UsageError
+        It is a URL.
     """
+    path = local_path(path)
     try:
         return (path / CONFIG).is_file()
     except OSError as error:
@@ -253,8 +256,9 @@ def check_new_run(path: Path) -> None:
     Raises
     ------
     UsageError
-        It is a file, or a folder with something in it that is not left of a run that was killed as it began.
+        It is a URL, a file, or a folder with something in it that is not left of a run that was killed as it began.
     """
+    path = local_path(path)
     if path.exists() and not (path.is_dir() and all(is_temporary(entry.name) for entry in path.iterdir())):
         fix = "another --out, --resume to go on with it, or remove it" if is_run(path) else "another --out"
         raise UsageError("the run folder is taken", where=str(path), fix=fix)
@@ -288,8 +292,10 @@ def read_config(path: Path) -> dict[str, Any]:
     ------
     CheckpointError
         There is no such run, or its configuration is damaged.
+    UsageError
+        It is a URL.
     """
-    file = path / CONFIG
+    file = local_path(path) / CONFIG
     try:
         config = json.loads(file.read_bytes())
     except FileNotFoundError:

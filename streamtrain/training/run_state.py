@@ -20,10 +20,12 @@ import torch
 from streamtrain.errors import CheckpointError, DivergedError, ResourceError, UsageError, differences, unknown_name
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
+from streamtrain.models.losses import IGNORED
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.store.schema.columns import TARGET, Schema
 from streamtrain.store.schema.matching import first_difference
+from streamtrain.system.files import local_path
 from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.checkpoint import (
     MODEL,
@@ -49,6 +51,8 @@ _FREE: Final = (
 )
 _SINCE: Final = {"reshuffle": "epoch", "compile": False, "l2": 0.0}
 """What a checkpoint of before these were there stands for, where that is not None."""
+_PLACE: Final = frozenset({"epoch", "batch", "lanes", "groups"})
+"""What of a stream's state says where it stands; lanes and groups are taken from it."""
 
 
 @runtime_checkable
@@ -301,8 +305,10 @@ class RunState:
         return found, skipped
 
     def _check_identity(self, found: Checkpoint) -> None:
-        before = {"shuffle": self._identity.get("shuffle"), **_SINCE, **found.state["identity"]}
-        wrong = [*self._schema_difference(), *differences(before, self._identity)]
+        # What a run of before did not tell may be anything.
+        untold = {name: self._identity.get(name) for name in ("shuffle", "ignore_index")}
+        before = {**untold, **_SINCE, **found.state["identity"]}
+        wrong = [*self._schema_difference(), *differences(before, {"ignore_index": None, **self._identity})]
         if wrong:
             raise CheckpointError(
                 "the checkpoint is of another run",
@@ -334,7 +340,7 @@ class RunState:
             if not isinstance(self._stream, ResumableStream):
                 raise UsageError("the stream has no load_state_dict, so it cannot go on", fix="a StreamLoader")
             counts = Counts(**found.state["counts"])
-            self._put_stream_back(self._stream, found, is_over=is_over(counts))
+            _put_stream_back(self._stream, found, is_over=is_over(counts))
         except CheckpointError as error:
             error.where = str(found.path)
             raise
@@ -367,18 +373,25 @@ class RunState:
                 stacklevel=4,
             )
 
-    @staticmethod
-    def _put_stream_back(stream: ResumableStream, found: Checkpoint, *, is_over: bool) -> None:
-        try:
-            stream.load_state_dict(found.state["stream"])
-        except CheckpointError:
-            if not is_over:
-                raise
-
 
 def stream_state(stream: object) -> dict[str, Any] | None:
     """Where a stream stands; None where it cannot say."""
     return stream.state_dict() if isinstance(stream, ResumableStream) else None
+
+
+def stream_identity(stream: BatchStream) -> tuple[object, ...]:
+    """What two streams have in common where one can go on from the other's place."""
+    state = stream_state(stream) or {}
+    order = (stream.batch_size, stream.seed, stream.shuffle, stream.drop_last)
+    return (getattr(stream.dataset, "id", stream.dataset), *order, {k: v for k, v in state.items() if k not in _PLACE})
+
+
+def _put_stream_back(stream: ResumableStream, found: Checkpoint, *, is_over: bool) -> None:
+    try:
+        stream.load_state_dict(found.state["stream"])
+    except CheckpointError:
+        if not is_over:
+            raise
 
 
 def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
@@ -408,6 +421,7 @@ def describe_run(
         "model": type(front.model).__name__,
         "n_parameters": n_parameters(front.model),
         "loss": learner.loss.name,
+        **({} if learner.loss.ignored in (None, IGNORED) else {"ignore_index": learner.loss.ignored}),
         "update": rule.name,
         **rule.options(),
         "optimizer": {"name": type(learner.optimizer).__name__, **defaults},
@@ -441,7 +455,7 @@ def open_run(checkpoint: str | Path | RunFolder | None, config: dict[str, object
     if isinstance(checkpoint, RunFolder):
         return checkpoint
     if checkpoint is not None:
-        return RunFolder(Path(checkpoint), config, resumes=resumes)
+        return RunFolder(local_path(checkpoint), config, resumes=resumes)
     if resumes:
         raise UsageError("resume without checkpoint", fix="checkpoint='runs/a', the folder of the run")
     return NullRunFolder()

@@ -32,17 +32,18 @@ from streamtrain.training.batch_stream import (
     BatchStream,
     StreamDataset,
     check_stream,
+    every_sample,
     in_stored_order,
     normalize_fields,
     schema_of_stream,
 )
-from streamtrain.training.loop import EpochLoop, EpochRecorder, stream_identity
+from streamtrain.training.loop import EpochLoop, EpochRecorder
 from streamtrain.training.metrics import EpochSummary, History, Metrics
 from streamtrain.training.options import StepOptions
 from streamtrain.training.preflight import warn_of_batch_dependent_modules, working_memory
 from streamtrain.training.progress import Counts, EarlyStopping, Totals
 from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder
-from streamtrain.training.run_state import ResumePoint, RunState, describe_run, open_run
+from streamtrain.training.run_state import ResumePoint, RunState, describe_run, open_run, stream_identity
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """Field name -> array (n_rows, ...), as ``dataset[0:n_rows]`` gives them."""
@@ -238,7 +239,7 @@ class Trainer:
             restored = run_state.restore(on_resume, totals.reached_by) if resume else None
             self._epoch_loop.resume(stream, restored)
             resumed_from_batch = self.counts.n_batches if resume else 0
-            while not (self._epoch_loop.is_cut or self._is_over(totals, stopping)):
+            while not self._is_over(totals, stopping):
                 recorder = EpochRecorder(
                     self.loss, stream, run, log_every=log_every, epoch=self.counts.n_epochs + 1, progress=progress
                 )
@@ -262,6 +263,10 @@ class Trainer:
             stopped_by=stopping.reason or self._rule.converged or totals.name_reached_by(self.counts),
         )
 
+    def _is_over(self, totals: Totals, stopping: EarlyStopping) -> bool:
+        ended = self._epoch_loop.is_cut or totals.reached_by(self.counts)
+        return ended or bool(stopping.reason or self._rule.converged)
+
     def _end_epoch(
         self,
         summary: EpochSummary,
@@ -283,6 +288,9 @@ class Trainer:
     def evaluate(self, loader: BatchStream) -> Metrics:
         """Measure loss and score over a stream, each sample once, in stored order; nothing is changed.
 
+        That is so whatever the stream's options: also of one that drops the last batch, or stands inside an epoch. Only
+        samples in ``quarantined`` blocks are left out, which the metrics' ``n_samples`` tells.
+
         Raises
         ------
         UsageError
@@ -297,18 +305,21 @@ class Trainer:
                 fix="fit first, or give the modules themselves",
             )
         self._check_meaning(loader)
-        with in_stored_order(loader) as stream:
+        with every_sample(loader) as stream:
             return self._epoch_loop.measure(stream)
 
-    def check(self, rows: Rows, *, n_classes: int | None = None) -> None:
+    def check(self, rows: Rows, *, n_classes: int | range | None = None) -> None:
         """Run a few rows forward and backward, and say in a few lines what does not fit; nothing is changed.
+
+        ``n_classes`` is how many classes there are, or may be said to be.
 
         Raises
         ------
         UsageError
             The model does not fit the data.
         """
-        self._epoch_loop.check(self._epoch_loop.on_device(rows), n_classes)
+        counts = range(n_classes, n_classes + 1) if isinstance(n_classes, int) else n_classes
+        self._epoch_loop.check(self._epoch_loop.on_device(rows), counts)
 
     def working_memory(self, rows: Rows) -> AbstractContextManager[None]:
         """Hold the memory that a step on these rows takes while the block runs; nothing is changed.
@@ -358,11 +369,8 @@ class Trainer:
             self._normalized_model.put(normalize_fields(data, self.inputs), self.device)
             self._awaits_statistics = False
 
-    def _is_over(self, totals: Totals, stopping: EarlyStopping) -> bool:
-        return totals.reached_by(self.counts) or bool(stopping.reason or self._rule.converged)
-
     def _after_epoch(self, loss: float, stopping: EarlyStopping) -> None:
-        if self._rule.settled:
+        if self._rule.is_fresh:
             stopping.look(loss)
         if self._learner.schedules is not None:
             self._learner.schedules.after_epoch(loss)

@@ -67,3 +67,32 @@ def test_front_rescales_the_inputs_it_is_told_to_and_no_other() -> None:
     front.put({"values": Normalize(torch.tensor(10.0), torch.tensor(0.0))}, torch.device("cpu"))
     assert front(torch.ones(1), torch.tensor([12.0])).item() == 3
     assert list(front.modules_by_input()) == ["values"]
+
+
+def test_float32_far_from_0_is_centred_too() -> None:
+    rows = np.tile(np.float32([2**24, 2**24 + 2]), 50)[:, None]
+    out = normalize_field(Field(name="x", dtype=rows.dtype, shape=(1,)), statistics(rows.astype(np.float64)))
+    torch.testing.assert_close(out(torch.from_numpy(rows[:2])).flatten(), torch.tensor([-1.0, 1.0]))
+
+
+def test_the_extremes_of_float32_stay_finite() -> None:
+    rows = np.float32([[-3e38], [3e38], [-3e38], [-3e38]])
+    stats = SimpleNamespace(mean=rows.astype(float).mean(0), std=rows.astype(float).std(0), overall=None)
+    out = normalize_field(Field(name="x", dtype=rows.dtype, shape=(1,)), stats)(torch.from_numpy(rows))
+    torch.testing.assert_close(out.flatten(), torch.tensor([-1.0, 3.0, -1.0, -1.0]) / 3**0.5)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "scale"),
+    [
+        (0.1, 2e-17, 1.0),
+        (1e9, 4e-7, 1.0),
+        (1e9, 1e-3, 1e-3),
+        (2.0**52, 0.5, 0.5),
+        (2.0**60, 100.0, 1.0),
+        (0.0, 1e-30, 1e-30),
+    ],
+)
+def test_a_spread_of_roundings_is_none(mean: float, std: float, scale: float) -> None:
+    stats = SimpleNamespace(mean=np.array([mean]), std=np.array([std]), overall=None)
+    assert float(normalize_field(Field(name="x", dtype=np.dtype("float64"), shape=(1,)), stats).std) == scale

@@ -155,9 +155,8 @@ def test_a_killed_run_goes_on_bit_for_bit_inside_a_line_search_too(
 
     def lines(run: Path) -> list[tuple[Any, ...]]:
         found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return [
-            (line["epoch"], line["steps"], line["loss"], line["objective"]) for line in found if "objective" in line
-        ]
+        names = ("epoch", "steps", "loss", "accuracy", "objective", "grad_norm", "trial_loss", "trial_objective")
+        return [tuple(line.get(name) for name in names) for line in found if "objective" in line]
 
     whole = perceptron()
     with loader_of(dataset) as loader:

@@ -1,14 +1,11 @@
-"""NumPy arrays and memmaps, dask arrays, and iterables of arrays as sources.
+"""NumPy arrays, memmaps and dask arrays as sources.
 
 Whatever has a shape, a dtype and slices is read where it lies. Of dask arrays every chunk is computed once, in order,
 on the calling thread. Chunks of several fields may be cut differently, and one chunk of each field is held at a time;
 so a dask source is read in order only: a range would compute the chunks at its edges twice, and hold them whole.
 
-The first item of an iterable determines the fields; every later one must have the same names, dtypes and shapes. A
-generator is read once, a list or a class with ``__iter__`` any number of times.
-
-A data frame or a table in place of an array is one whose columns have names; in a later item, or where it is appended,
-they are put in the order that the first one has.
+A data frame or a table in place of an array is one whose columns have names; where it is appended, they are put in the
+order that the dataset has.
 """
 
 from __future__ import annotations
@@ -17,26 +14,25 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, Self, TypeGuard, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError, UsageError
+from streamtrain.errors import InputError
 from streamtrain.ingestion.sources.base import (
     Rows,
     as_field,
     check_range,
-    describe_field,
     field_of,
     n_rows_of,
     pieces,
     read_in_order,
     rows_within,
+    unmasked,
 )
-from streamtrain.ingestion.sources.column_names import OrderedColumns, column_names, column_order, names_provenance
+from streamtrain.ingestion.sources.column_names import OrderedColumns, column_order, names_provenance
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, Names
 
@@ -59,22 +55,102 @@ class ArrayLike(Protocol):
 
 def is_array(value: object) -> TypeGuard[ArrayLike]:
     """Whether a value can be read by slices without conversion."""
-    return isinstance(value, ArrayLike) and isinstance(value.dtype, np.dtype)
+    # A slice of pandas' objects goes by their labels, not by rows.
+    return isinstance(value, ArrayLike) and isinstance(value.dtype, np.dtype) and not hasattr(value, "iloc")
 
 
-def to_array(value: object, where: str) -> npt.NDArray[Any]:
-    """Let a value become an array: a list, a tensor, a table's column.
+def open_array(value: object, where: str) -> Any:
+    """A value as something that is read by slices: itself where it can be, else what `to_array` makes of it.
 
     Raises
     ------
     InputError
-        It cannot.
+        It cannot become an array, is sparse, or has a masked value.
+    """
+    is_read_by_slices = is_dask(value) or is_array(value)
+    return (
+        to_array(value, where)
+        if isinstance(value, np.ma.MaskedArray) or not is_read_by_slices
+        else _dense(value, where)
+    )
+
+
+def to_array(value: object, where: str, first_row: int = 0) -> npt.NDArray[Any]:
+    """Let a value become an array of what it means: a list, a tensor with or without gradients, a table's column.
+
+    Parameters
+    ----------
+    value : array or something that becomes one
+        Rows first.
+    where : str
+        What to name in an error.
+    first_row : int
+        The number of its first row in there.
+
+    Raises
+    ------
+    InputError
+        It cannot, is sparse, or has a masked value.
     """
     try:
-        return np.asarray(value)
-    except (ValueError, TypeError) as error:
-        what = f"a {type(value).__name__} does not become an array"
-        raise InputError(what, where=where, why=str(error), fix="give a NumPy array") from error
+        found = np.asanyarray(_as_meant(value, where))
+    except InputError:
+        raise
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise _no_array(value, where, str(error).partition("\n")[0]) from error
+    if not found.ndim and found.dtype.kind == "O":
+        raise _no_array(value, where, "NumPy makes a single object of it")
+    return np.asarray(unmasked(found, lambda row: f"{where} row {first_row + row}"))
+
+
+def _as_meant(value: object, where: str) -> object:
+    """What is meant by a value that NumPy would refuse or misread, or that stands in a list where it would."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | memoryview):
+        plain = all(isinstance(item, int | float | str | np.generic) for item in value)
+        return value if plain else [_item(item, f"{where} row {row}") for row, item in enumerate(value)]
+    value = _dense(value, where)
+    if callable(getattr(value, "get_mask", None)) and hasattr(value, "get_data"):
+        tensor: Any = value
+        data, mask = tensor.get_data().numpy(force=True), tensor.get_mask().numpy(force=True)
+        return np.ma.masked_array(data, ~mask)
+    if callable(getattr(value, "detach", None)) and hasattr(value, "numpy"):
+        # A tensor's values are meant, wherever they lie and whatever is computed from them.
+        tensor = value
+        return tensor.numpy(force=True)
+    return value
+
+
+def _item(item: object, where: str) -> object:
+    # In a list NumPy forgets masks.
+    found = _as_meant(item, where)
+    return unmasked(found, lambda _: where) if isinstance(found, np.ma.MaskedArray) else found
+
+
+def is_sparse(value: object) -> bool:
+    """Whether a value is a sparse matrix or tensor; the libraries that have them are not imported to tell."""
+    layout = getattr(value, "layout", None)
+    is_sparse_tensor = hasattr(value, "to_dense") and "sparse" in str(layout)
+    return is_sparse_tensor or hasattr(value, "toarray") or hasattr(value, "todense")
+
+
+def _dense(value: object, where: str) -> object:
+    if not is_sparse(value):
+        return value
+    make = next(name for name in ("toarray", "todense", "to_dense") if hasattr(value, name))
+    runs = '({"x": x[i : i + 1000].toarray(), "y": y[i : i + 1000]} for i in range(0, x.shape[0], 1000))'
+    in_runs = f", or a run of rows at a time: {runs}" if make == "toarray" and hasattr(value, "__getitem__") else ""
+    raise InputError(
+        f"a {type(value).__name__} is sparse, and datasets are dense",
+        where=where,
+        why="Its zeros would be stored too, which may be many times as much",
+        fix=f"make it dense, x.{make}(){in_runs}",
+    )
+
+
+def _no_array(value: object, where: str, why: str) -> InputError:
+    what = f"a {type(value).__name__} does not become an array"
+    fix = "x.float(), say" if "ScalarType" in why else "give a NumPy array"
+    return InputError(what, where=where, why=why, fix=fix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +212,17 @@ class ArraySource(NamedArrays):
         return {field.name: self._read_field(field, start, stop) for field in self.fields}
 
     def _read_field(self, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
-        values = np.asarray(self.arrays[field.name][start:stop])
-        return as_field(values, field, lambda row: f"array {field.name!r} row {start + row}")
+        return _rows_of(self.arrays[field.name][start:stop], field, start, stop)
+
+
+def _rows_of(values: object, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
+    """Rows [start, stop) of an array, of whatever kind its slices are, as a field's."""
+    where = f"array {field.name!r}"
+    rows = to_array(values, where, start)
+    if rows.shape != (stop - start, *field.shape):
+        what = f"rows were read or computed to shape {rows.shape}, their array promised {(stop - start, *field.shape)}"
+        raise InputError(what, where=f"{where} row {start}", fix="correct the shape that the array claims")
+    return as_field(rows, field, lambda row: f"{where} row {start + row}")
 
 
 def from_arrays(arrays: Mapping[str, ArrayLike], columns: Mapping[str, Names] = MappingProxyType({})) -> ArraySource:
@@ -275,11 +360,7 @@ def _largest(array: Any) -> int:
 
 def _computed(array: Any, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
     rows = array[start:stop]
-    values = np.asarray(rows.compute(scheduler="synchronous") if is_dask(array) else rows)
-    if values.shape != (stop - start, *field.shape):
-        what = f"a chunk computed to shape {values.shape}, its array promised {(stop - start, *field.shape)}"
-        raise InputError(what, where=f"array {field.name!r} row {start}", fix="correct the graph's shapes")
-    return as_field(values, field, lambda row: f"array {field.name!r} row {start + row}")
+    return _rows_of(rows.compute(scheduler="synchronous") if is_dask(array) else rows, field, start, stop)
 
 
 def from_dask(arrays: Mapping[str, Any], columns: Mapping[str, Names] = MappingProxyType({})) -> DaskSource:
@@ -295,131 +376,3 @@ def from_dask(arrays: Mapping[str, Any], columns: Mapping[str, Names] = MappingP
             fix = f"call {name}.compute_chunk_sizes() first"
             raise InputError("the dask array does not know its shape", where=f"array {name!r}", fix=fix)
     return DaskSource(arrays=arrays, fields=fields_of(arrays), n_samples=common_length(arrays), columns=columns)
-
-
-class IterableSource:
-    """Rows from an iterable; only its end tells how many.
-
-    Parameters
-    ----------
-    items : iterable of mapping of str to array of shape (n_rows, ...)
-        Each item a run of rows, of any length.
-
-    Raises
-    ------
-    InputError
-        There is no item, or the first is not a run of rows.
-    """
-
-    def __init__(self, items: Iterable[Mapping[str, Any]]) -> None:
-        iterator = iter(items)
-        self._again = None if iterator is items else items
-        try:
-            first = next(iterator)
-        except StopIteration:
-            raise InputError("the iterator holds no samples", fix="yield at least one dict of arrays") from None
-        self._rest: Iterator[Mapping[str, Any]] | None = chain([first], iterator)
-        self.fields = _fields_of(first)
-        self._columns = _columns_of(first)
-
-    @property
-    def n_samples(self) -> None:
-        """None: only the end tells."""
-
-    @property
-    def classes(self) -> None:
-        """None: labels in arrays are numbers."""
-
-    @property
-    def provenance(self) -> tuple[dict[str, Any], ...]:
-        """That this was an iterator, and what its columns are called; it has no path."""
-        return tuple({"format": "iterator", **names} for names in names_provenance(self._columns)) or (
-            {"format": "iterator"},
-        )
-
-    def where(self, row: int) -> str:
-        """The row, counted over all items."""
-        return f"row {row} of the iterator"
-
-    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order: items as they come, cut where they are longer than ``max_bytes``.
-
-        Raises
-        ------
-        UsageError
-            An iterator is asked a second time.
-        """
-        items = self._take_items()
-        return self._blocks(items, rows_within(max_bytes, self.fields))
-
-    def _take_items(self) -> Iterator[Mapping[str, Any]]:
-        items, self._rest = self._rest, None
-        if items is not None:
-            return items
-        if self._again is None:
-            raise UsageError("the iterator was read already", why="It runs once", fix="give a new one, or an iterable")
-        return iter(self._again)
-
-    def _blocks(self, items: Iterator[Mapping[str, Any]], n_rows: int) -> Iterator[Rows]:
-        n_samples = 0
-        for number, item in enumerate(items):
-            rows = _checked(item, self.fields, number, self._columns)
-            n_samples += n_rows_of(rows)
-            yield from pieces(rows, n_rows)
-        if not n_samples:
-            raise InputError("the iterator holds no samples: every item is empty", fix="yield at least one row")
-
-
-def _fields_of(item: object) -> tuple[Field, ...]:
-    arrays = _arrays(item, 0)
-    return tuple(
-        field_of(name, array.dtype, array.shape[1:], where=f"item 0 of the iterator, {name!r}")
-        for name, array in arrays.items()
-    )
-
-
-def _columns_of(item: Mapping[str, Any]) -> dict[str, Names]:
-    found = {str(name): column_names(values) for name, values in item.items()}
-    return {name: names for name, names in found.items() if names is not None}
-
-
-def _arrays(item: object, number: int) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-    where = f"item {number} of the iterator"
-    if not isinstance(item, Mapping) or not item:
-        what = f"a {type(item).__name__} is not a dict of arrays" if not isinstance(item, Mapping) else "an empty dict"
-        raise InputError(what, where=where, fix='yield {"x": x, "y": y}, each with its rows first')
-    arrays = {str(name): to_array(values, where) for name, values in item.items()}
-    flat = [name for name, array in arrays.items() if not array.ndim]
-    if flat:
-        fix = "yield arrays with rows first: x[None] is one row"
-        raise InputError(f"{flat[0]!r} is 0-d, without an axis of rows", where=where, fix=fix)
-    return arrays
-
-
-def _checked(item: object, fields: tuple[Field, ...], number: int, columns: Mapping[str, Names]) -> Rows:
-    arrays = _arrays(item, number)
-    where = f"item {number} of the iterator"
-    _put_in_order(arrays, item, columns, where)
-    names = [field.name for field in fields]
-    if set(arrays) != set(names):
-        what = f"its fields are {', '.join(arrays)}; the first item's are {', '.join(names)}"
-        raise InputError(what, where=where, fix="yield the same fields every time")
-    found = tuple(field_of(name, arrays[name].dtype, arrays[name].shape[1:], where=where) for name in names)
-    for expected, own in zip(fields, found, strict=True):
-        if own != expected:
-            what = f"{own.name} is {describe_field(own)}; in the first item it is {describe_field(expected)}"
-            raise InputError(what, where=where, fix="yield one dtype and shape")
-    lengths = {name: len(arrays[name]) for name in names}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise InputError(f"the arrays differ in rows: {listed}", where=where, fix="yield arrays of one length")
-    return {field.name: as_field(arrays[field.name], field, lambda row: f"{where} row {row}") for field in fields}
-
-
-def _put_in_order(arrays: dict[str, npt.NDArray[Any]], item: object, columns: Mapping[str, Names], where: str) -> None:
-    """Give the columns of an item's tables the order of the first item's."""
-    assert isinstance(item, Mapping), "or it would have no arrays"
-    for name, here in _columns_of(item).items():
-        if here != (there := columns.get(name, here)):
-            order = column_order(there, here, of="the first item", where=f"{where}, {name!r}")
-            arrays[name] = arrays[name][:, order]

@@ -10,7 +10,10 @@ rules for dtypes and class labels stand here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import difflib
+import keyword
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
@@ -39,12 +42,23 @@ class SourceOptions:
         Raw binary: the element type.
     shape : tuple of int, optional
         Raw binary: the shape of one sample.
+    fields : mapping of str to str, optional
+        Archives, dicts of arrays and iterables of them: each field to be made, and the name of what it is made of.
+        The others are left out.
+    classes : tuple of str, optional
+        Tables: names of classes that are known already, which are labels whatever else they look like (NA, null).
     """
 
     label_column: str | None = None
     columns: tuple[str, ...] | None = None
     dtype: np.dtype[np.generic] | None = None
     shape: tuple[int, ...] | None = None
+    fields: Mapping[str, str] | None = None
+    classes: tuple[str, ...] | None = None
+
+
+NO_OPTIONS: Final = SourceOptions()
+"""Those of who says nothing."""
 
 
 @runtime_checkable
@@ -155,10 +169,48 @@ def field_of(name: str, dtype: np.dtype[Any], shape: Sequence[int], *, where: st
     if 0 in shape:
         raise InputError(f"a sample of shape {tuple(shape)} holds no elements", where=where, fix="drop the empty axis")
     is_label = name == LABELS and not shape and dtype.kind in "biu"
+    _check_attribute(name, where)
     try:
         return Field(name=name, dtype=np.dtype(np.int64) if is_label else dtype.newbyteorder("="), shape=tuple(shape))
     except UsageError as error:
-        raise InputError(error.what, where=where, why=error.why, fix=error.fix) from None
+        fix = f"rename it where it comes from, or fields={{'x': {name!r}}} (--fields x={name})"
+        raise InputError(error.what, where=where, why=error.why, fix=fix) from None
+
+
+def _check_attribute(name: str, where: str) -> None:
+    """Refuse a name that no attribute of a batch, a named tuple, can have."""
+    plain = unicodedata.normalize("NFKC", name)
+    if keyword.iskeyword(name):
+        why, other = f"batch.{name} is no Python: {name} is a word of the language", f"{name}_"
+    elif name.isidentifier() and plain != name:
+        why, other = f"Python takes batch.{name} for batch.{plain}, another name", plain
+    else:
+        return
+    fix = f"rename it, {other!r} say: fields={{{other!r}: {name!r}, ...}} (--fields {other}={name},...)"
+    raise InputError(f"field name {name!r} is not usable", where=where, why=why, fix=fix)
+
+
+def choose_fields(known: Collection[str], options: SourceOptions, *, where: str) -> Mapping[str, str]:
+    """Each field to be made, and what it is made of: what is there under its own name, or what the options say.
+
+    Raises
+    ------
+    InputError
+        The options name something that is not there.
+
+    Examples
+    --------
+    >>> choose_fields(["images", "labels", "ids"], SourceOptions(fields={"x": "images", "y": "labels"}), where="d.npz")
+    {'x': 'images', 'y': 'labels'}
+    """
+    if options.fields is None:
+        return {name: name for name in known}
+    for name in options.fields.values():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else "name one of these"
+            raise InputError(f"fields names {name!r}", where=where, why=f"It has {', '.join(known)}", fix=fix)
+    return options.fields
 
 
 def describe_field(field: Field) -> str:
@@ -187,13 +239,54 @@ def as_field(values: npt.NDArray[Any], field: Field, place: Callable[[int], str]
     Raises
     ------
     InputError
-        A label is negative or beyond int64, or a stored bool is neither 0 nor 1.
+        A value is masked, a label is negative or beyond int64, or a stored bool is neither 0 nor 1.
     """
+    values = unmasked(values, place)
     if values.dtype.kind == "b":
         _check_bools(values, place)
     if field.name == LABELS and not field.shape and field.dtype == np.int64 and len(values):
         _check_labels(values, place)
     return np.ascontiguousarray(values, dtype=field.dtype)
+
+
+def unmasked(values: npt.NDArray[Any], place: Callable[[int], str]) -> npt.NDArray[Any]:
+    """The values of an array that may be a masked one, if none of them is masked.
+
+    Parameters
+    ----------
+    values : array of shape (n_rows, ...)
+        A masked array or a plain one, which is returned as it is.
+    place : callable
+        Where the row of that index came from; asked only for an error.
+
+    Raises
+    ------
+    InputError
+        A value is masked; the first rows are named.
+
+    Examples
+    --------
+    >>> unmasked(np.ma.masked_equal([1, 2], 3), str)
+    array([1, 2])
+    >>> unmasked(np.ma.masked_equal([1, 2], 2), "row {}".format)
+    Traceback (most recent call last):
+        ...
+    streamtrain.errors.InputError: row 1: a value is masked. What is masked is no data, and nothing is imputed. Fix: ...
+    """
+    if not isinstance(values, np.ma.MaskedArray):
+        return values
+    mask = np.ma.getmaskarray(values)
+    if mask.any():
+        rows = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1) if mask.ndim else mask)
+        others = f"; {len(rows) - 1:,} more of the rows at hand have one too" if len(rows) > 1 else ""
+        raise InputError(
+            f"a value is masked{others}",
+            where=place(int(rows[0])),
+            why="What is masked is no data, and nothing is imputed",
+            fix="fill it in, x.filled(0) say, or leave such rows out of every field",
+        )
+    data: npt.NDArray[Any] = np.asarray(values.data)
+    return data
 
 
 def _check_bools(values: npt.NDArray[Any], place: Callable[[int], str]) -> None:

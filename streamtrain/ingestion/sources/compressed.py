@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.ingestion.sources.base import Rows, SourceOptions, rows_within
+from streamtrain.ingestion.sources.base import Rows, SourceOptions, choose_fields, rows_within
 from streamtrain.ingestion.sources.binary import Packing, read_header
 from streamtrain.ingestion.sources.input_files import (
     ByteStream,
@@ -203,25 +203,27 @@ def probe(path: Path, options: SourceOptions) -> StreamedSource:
     Raises
     ------
     InputError
-        The archive is damaged, encrypted, has duplicate or foreign members, is a decompression bomb, or its
-        members differ in rows.
+        The archive is damaged, encrypted, has duplicate or foreign members or none of a name that is chosen, is a
+        decompression bomb, or its members differ in rows.
     """
     refuse_options(path, ".npz", options, "label_column", "columns", "dtype", "shape")
     provenance = provenance_of(path, "npz")
     with unpacking(str(path)), zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         _check_directory(path, infos)
-        members = tuple(_member(path, archive, info) for info in infos)
+        by_name = {info.filename.removesuffix(".npy"): info for info in infos}
+        chosen = choose_fields(by_name, options, where=str(path))
+        members = tuple(_member(path, archive, by_name[name], field) for field, name in chosen.items())
     _check_lengths(path, members)
     return StreamedSource(path=path, members=members, provenance=provenance)
 
 
-def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, field: str) -> Member:
     where = f"{path} member {info.filename}"
     _check_member(info, where)
     with unpacking(where), archive.open(info) as stream:
         header = read_header(stream, where=where)
-    packing = header.packing(info.filename.removesuffix(".npy"), where=where)
+    packing = header.packing(field, where=where)
     claim = f"shape {header.shape} of {header.dtype}"
     check_size(info.file_size, header.n_bytes + packing.n_bytes, where=where, claim=claim)
     return Member(packing=packing, where=where, open=partial(_open_member, path, info.filename))
@@ -275,5 +277,5 @@ def _check_lengths(path: Path, members: tuple[Member, ...]) -> None:
             f"the members differ in rows: {lengths}",
             where=str(path),
             why="Every member is a field of the same samples",
-            fix="save arrays of one length together, and each split in a file of its own",
+            fix="choose those that belong together, fields={'x': ..., 'y': ...} (--fields x=...,y=...)",
         )

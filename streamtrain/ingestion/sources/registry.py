@@ -19,12 +19,21 @@ from typing import Any, Final
 
 from streamtrain.errors import InputError, UsageError, remedy
 from streamtrain.ingestion.sources import binary, compressed, idx
-from streamtrain.ingestion.sources.arrays import IterableSource, from_arrays, from_dask, is_array, is_dask, to_array
-from streamtrain.ingestion.sources.base import Probe, Source, SourceOptions
+from streamtrain.ingestion.sources.arrays import (
+    from_arrays,
+    from_dask,
+    is_array,
+    is_dask,
+    is_sparse,
+    open_array,
+)
+from streamtrain.ingestion.sources.base import LABELS, NO_OPTIONS, Probe, Source, SourceOptions, choose_fields
 from streamtrain.ingestion.sources.column_names import column_names
-from streamtrain.ingestion.sources.combine import concatenate, with_labels
+from streamtrain.ingestion.sources.combine import concatenate, name_of, with_labels
 from streamtrain.ingestion.sources.input_files import check_file, first_bytes, look_up
+from streamtrain.ingestion.sources.iterables import IterableSource
 from streamtrain.ingestion.sources.tables import delimited, parquet
+from streamtrain.system.files import local_path
 
 ENTRY_POINT_GROUP: Final = "streamtrain.sources"
 
@@ -61,13 +70,18 @@ class FileFormat:
     content: tuple[str, ...] = ()
     is_table: bool = False
     is_text: bool = False
+    has_names: bool = False
 
 
 RAW: Final = FileFormat(name="raw binary", probe=binary.probe_raw, suffixes=(".bin", ".raw", ".dat"))
 _FORMATS: Final = (
     FileFormat(name="npy", probe=binary.probe_npy, suffixes=(".npy",), content=("a .npy array",)),
     FileFormat(
-        name="npz", probe=compressed.probe, suffixes=(".npz",), content=("a zip archive", "an empty zip archive")
+        name="npz",
+        probe=compressed.probe,
+        suffixes=(".npz",),
+        content=("a zip archive", "an empty zip archive"),
+        has_names=True,
     ),
     RAW,
     FileFormat(name="idx", probe=idx.probe, suffixes=("-ubyte", ".idx", ".idx.gz"), content=("gzip data",)),
@@ -143,10 +157,7 @@ def check_content(path: Path, family: FileFormat) -> None:
         )
 
 
-_NO_OPTIONS: Final = SourceOptions()
-
-
-def open_source(source: object, *, labels: object = None, options: SourceOptions = _NO_OPTIONS) -> Source:
+def open_source(source: object, *, labels: object = None, options: SourceOptions = NO_OPTIONS) -> Source:
     """Open raw data, with its labels beside it if they are a source of their own.
 
     Parameters
@@ -180,22 +191,42 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
     (4, [('x', 'float32'), ('y', 'int64')])
     """
     if labels is None:
-        return _open(source, options)
+        return _with_clear_names(_open(source, options), options)
     own, label_options = _split_options(labels, options)
     _check_distinct([*(_files_of(source) or ()), *(_files_of(labels) or ())])
-    return with_labels(_open(source, own), _open(labels, label_options))
+    return _with_clear_names(with_labels(_open(source, own), _open(labels, label_options)), options)
+
+
+def _with_clear_names(source: Source, options: SourceOptions) -> Source:
+    """A source no two classes of which differ in nothing but blanks, unless the classes are known."""
+    names: dict[str, str] = {}
+    for name in source.classes or () if options.classes is None else ():
+        other = names.setdefault(name.strip(), name)
+        if other != name:
+            raise InputError(
+                f"classes {other!r} and {name!r} differ only in the blanks around them",
+                where=name_of(source),
+                why="They would be two classes",
+                fix="strip the labels in the source; or name all classes, to keep both",
+            )
+    return source
 
 
 def _split_options(labels: object, options: SourceOptions) -> tuple[SourceOptions, SourceOptions]:
     """The options that concern the features, and those that concern the labels."""
     files = _files_of(labels)
-    family = format_of(files[0], _NO_OPTIONS) if files else None
+    family = format_of(files[0], NO_OPTIONS) if files else None
+    own, named = options, None
+    if options.fields and LABELS in options.fields:
+        features = {field: name for field, name in options.fields.items() if field != LABELS}
+        own, named = dataclasses.replace(options, fields=features or None), {LABELS: options.fields[LABELS]}
     if family is None or not family.is_table:
         if family is RAW:
             what = "labels cannot be raw binary: dtype and shape are those of the features"
             raise UsageError(what, where=str(labels), fix="save the labels as .npy")
-        return options, _NO_OPTIONS
-    return dataclasses.replace(options, label_column=None), SourceOptions(label_column=options.label_column, columns=())
+        return own, SourceOptions(fields=named)
+    of_labels = SourceOptions(label_column=options.label_column, columns=(), fields=named, classes=options.classes)
+    return dataclasses.replace(own, label_column=None), of_labels
 
 
 def _paths_in(source: object) -> list[Path] | None:
@@ -210,7 +241,7 @@ def _paths_in(source: object) -> list[Path] | None:
 def _path(text: str | os.PathLike[str]) -> Path:
     if text == "-":
         raise UsageError("standard input cannot be read twice", fix="write the data to a file first")
-    return Path(text)
+    return local_path(text)
 
 
 def _open(source: object, options: SourceOptions) -> Source:
@@ -218,18 +249,21 @@ def _open(source: object, options: SourceOptions) -> Source:
     if files is not None:
         return _open_files(files, options)
     for option in dataclasses.fields(options):
-        if getattr(options, option.name) is not None:
+        if getattr(options, option.name) is not None and option.name not in ("classes", "fields"):
             raise UsageError(f"{option.name} applies to files only", fix=f"leave {option.name} out")
-    return source if isinstance(source, Source) else _open_memory(source)
+    return source if isinstance(source, Source) and options.fields is None else _open_memory(source, options)
 
 
-def _open_memory(source: object) -> Source:
+def _open_memory(source: object, options: SourceOptions) -> Source:
     if isinstance(source, Mapping):
-        return _open_arrays(source)
-    if is_array(source) or is_dask(source) or hasattr(source, "__array__"):
-        return _open_arrays({"x": source})
+        return _open_arrays(source, options)
+    is_lone = is_array(source) or is_dask(source) or is_sparse(source) or hasattr(source, "__array__")
+    if options.fields is not None and (is_lone or isinstance(source, Source)):
+        raise _no_names(f"a {type(source).__name__}")
+    if is_lone:
+        return _open_arrays({"x": source}, options)
     if isinstance(source, Iterable) and not _is_listed_wrong(source):
-        return IterableSource(source)
+        return IterableSource(source, options)
     raise UsageError(
         f"a {type(source).__name__} is not a source of data",
         why="A source is a path, a list of paths, an array, a dict of arrays or an iterable of dicts of arrays",
@@ -242,15 +276,22 @@ def _is_listed_wrong(source: Iterable[Any]) -> bool:
     return isinstance(source, str | bytes | list | tuple) and not all(isinstance(item, Mapping) for item in source)
 
 
-def _open_arrays(arrays: Mapping[Any, Any]) -> Source:
+def _no_names(kind: str, where: str | None = None) -> UsageError:
+    return UsageError(
+        f"fields does not apply to {kind}",
+        where=where,
+        why="It chooses among the names in .npz files, dicts of arrays and iterables of them",
+        fix="leave fields (--fields) out; of a table, columns and label_column choose (--columns, --label-column)",
+    )
+
+
+def _open_arrays(arrays: Mapping[Any, Any], options: SourceOptions) -> Source:
     if not arrays or not all(isinstance(name, str) for name in arrays):
         raise UsageError("fields are named by text, and there is at least one", fix='{"x": x, "y": y}, say')
-    named = {
-        name: array if is_array(array) or is_dask(array) else to_array(array, f"array {name!r}")
-        for name, array in arrays.items()
-    }
-    found = {name: column_names(array) for name, array in arrays.items()}
-    columns = {name: names for name, names in found.items() if names is not None}
+    chosen = choose_fields(arrays, options, where="the arrays")
+    named = {field: open_array(arrays[name], f"array {name!r}") for field, name in chosen.items()}
+    found = {field: column_names(arrays[name]) for field, name in chosen.items()}
+    columns = {field: names for field, names in found.items() if names is not None}
     return from_dask(named, columns) if any(map(is_dask, named.values())) else from_arrays(named, columns)
 
 
@@ -302,6 +343,8 @@ def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
     _check_distinct(files)
     families = [format_of(file, options) for file in files]
     _check_one_kind(files, families)
+    if options.fields is not None and not families[0].has_names:
+        raise _no_names(f"{families[0].name} files", str(files[0]))
     for file, family in zip(files, families, strict=True):
         check_content(file, family)
     return concatenate([family.probe(file, options) for file, family in zip(files, families, strict=True)])

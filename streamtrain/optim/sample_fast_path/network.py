@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
 
 from streamtrain.errors import UsageError
-from streamtrain.models.losses import Loss, align
+from streamtrain.models.alignment import align
+from streamtrain.models.losses import Loss
 
 _aten: Final = torch.ops.aten
 

@@ -9,6 +9,9 @@
 
 The journal tells these apart: it moves with what is being made, and is removed last. So a folder with root and journal
 is finished and has only to take its place, or to be tidied up after.
+
+A user's own files in a dataset's folder are nobody's to remove. What an append replaces hands them on to its successor;
+what would have to remove them is refused.
 """
 
 from __future__ import annotations
@@ -18,12 +21,15 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
 from streamtrain.errors import DatasetError, LockedError, ResourceError, StreamtrainError, UsageError
 from streamtrain.store import zarr_metadata
-from streamtrain.store.shard import unreadable
+from streamtrain.store.layout import Layout
+from streamtrain.store.manifest import MOST_MANIFEST_BYTES, Manifest, parse_manifest
+from streamtrain.store.shard import read_bounded, unreadable
 from streamtrain.store.writing.journal import JOURNAL, JournalHeader, begin_journal
 from streamtrain.store.writing.lock import dead_temporaries, writer_lock
 from streamtrain.system.files import Files, is_temporary, translate_os_errors
@@ -96,18 +102,77 @@ def _looking_at(path: Path) -> Iterator[None]:
 
 def foreign_files(folder: Path) -> Iterator[str]:
     """The files in a folder that no ingest can have written there, by their path inside it."""
+    manifest = _manifest_of(folder)
     for parent, folders, names in os.walk(folder):
         inside = Path(parent).relative_to(folder)
         for name in names + [name for name in folders if (Path(parent) / name).is_symlink()]:
             key = (inside / name).as_posix()
             path = Path(parent) / name
-            if path.is_symlink() or not path.is_file() or not (_is_ours(key) or is_temporary(name)):
+            if path.is_symlink() or not path.is_file() or not (_is_ours(key, manifest) or is_temporary(name)):
                 yield key
 
 
-def _is_ours(key: str) -> bool:
+def _manifest_of(folder: Path) -> Manifest | None:
+    """What a finished dataset says that it consists of; None where nothing whole says so."""
+    try:
+        data = read_bounded(folder / zarr_metadata.MANIFEST, MOST_MANIFEST_BYTES)
+        return parse_manifest(data, where=str(folder))
+    except (OSError, StreamtrainError):
+        return None
+
+
+def _is_ours(key: str, manifest: Manifest | None = None) -> bool:
+    if _OURS.fullmatch(key) is not None:
+        return True
     field = _OF_FIELD.fullmatch(key)
-    return _OURS.fullmatch(key) is not None or (field is not None and field[1].isidentifier())
+    # An array beside the fields is like one, and the user's own.
+    return field is not None and (
+        field[1].isidentifier() if manifest is None else field[1] in {field.name for field in manifest.layout.fields}
+    )
+
+
+def check_foreign_files(folder: Path, layout: Layout) -> None:
+    """Refuse a folder in which files that no ingest wrote stand where a dataset's own have to be.
+
+    Raises
+    ------
+    UsageError
+        There are such files.
+    """
+    names = {zarr_metadata.PRIVATE, *(field.name for field in layout.fields)}
+    in_the_way = (key for key in foreign_files(folder) if _is_in_the_way(folder, key, names))
+    _refuse(folder, in_the_way, "which stand in the way")
+
+
+def _is_in_the_way(folder: Path, key: str, names: set[str]) -> bool:
+    top, path = key.partition("/")[0], folder / key
+    if top not in (*names, zarr_metadata.ROOT):
+        return False
+    is_special = path.is_symlink() or not path.is_file()
+    return is_special or key in (top, f"{top}/c") or any(_is_ours(str(way)) for way in PurePosixPath(key).parents)
+
+
+def keep_foreign_files(old: Path, path: Path, files: Files) -> None:
+    """Move a user's own files from what was replaced to the same places in what replaced it.
+
+    What cannot be moved, as something of that name is there already, stays where it is; so does all that is in a folder
+    which was no finished dataset.
+
+    Raises
+    ------
+    ResourceError
+        Something cannot be moved.
+    """
+    manifest = None if old.is_symlink() else _manifest_of(old)
+    if manifest is None:
+        return
+    own = {zarr_metadata.PRIVATE, zarr_metadata.ROOT, *(field.name for field in manifest.layout.fields)}
+    found = [(key.partition("/")[0], key) for key in foreign_files(old)]
+    # A folder with nothing of ours in it is moved as one.
+    for key in dict.fromkeys(key if top in own else top for top, key in found):
+        if not os.path.lexists(path / key):
+            files.ensure_dir((path / key).parent)
+            files.rename(old / key, path / key)
 
 
 def incomplete(path: Path) -> DatasetError:
@@ -127,10 +192,14 @@ def check_ours(folder: Path) -> None:
     UsageError
         It holds something else.
     """
-    found = [key for key, _ in zip(foreign_files(folder), range(_N_SHOWN + 1), strict=False)]
+    _refuse(folder, foreign_files(folder), "and is not removed")
+
+
+def _refuse(folder: Path, foreign: Iterator[str], why: str) -> None:
+    found = list(islice(foreign, _N_SHOWN + 1))
     if found:
         listed = ", ".join(sorted(found)[:_N_SHOWN]) + (", ..." if len(found) > _N_SHOWN else "")
-        what = f"the folder holds files that no ingest wrote, and is not removed: {listed}"
+        what = f"the folder holds files that no ingest wrote, {why}: {listed}"
         raise UsageError(what, where=str(folder), fix="move them away, or choose another path")
 
 
@@ -179,6 +248,11 @@ def tidy(path: Path, files: Files) -> None:
     _close_gap(path, files)
     for temporary in dead_temporaries(path):
         files.remove(temporary)
+    if destination_state(path) == "committed":
+        for old in (successor(path), predecessor(path)):
+            # A successor with a journal, while there is none at the path, is still being made.
+            if os.path.lexists(old) and (has_journal(path) or not has_journal(old)):
+                keep_foreign_files(old, path, files)
     if not os.path.lexists(path) or (destination_state(path) == "committed" and has_journal(path)):
         # Neither of the two can be the work of an ingest that is to be resumed.
         remove_dataset(successor(path), files)
@@ -272,21 +346,24 @@ def _close_gap(path: Path, files: Files) -> None:
     files.rename(new if finished else old, path)
 
 
-def remove_unfinished_files(folder: Path, kept: frozenset[str], files: Files) -> None:
+def remove_unfinished_files(folder: Path, layout: Layout, kept: frozenset[str], files: Files) -> None:
     """Remove what a killed ingest left of files it did not finish, and all that is not to be kept, root first.
+
+    Files that no ingest wrote stay.
 
     Raises
     ------
     UsageError
-        There are files that no ingest wrote.
+        Some of them stand where the dataset's own have to be.
     ResourceError
         Something cannot be removed.
     """
-    check_ours(folder)
+    check_foreign_files(folder, layout)
+    foreign = frozenset(foreign_files(folder))
     for parent, _, names in os.walk(folder):
         for name in sorted(names, key=lambda name: name != zarr_metadata.ROOT):
             key = (Path(parent).relative_to(folder) / name).as_posix()
-            if key not in kept and key != JOURNAL:
+            if key not in kept and key not in foreign and key != JOURNAL:
                 with translate_os_errors("remove", folder / key):
                     files.system.unlink(folder / key)
 

@@ -20,13 +20,18 @@ from streamtrain.errors import InputError
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.input_files import open_bytes, provenance_of, refuse_options
 from streamtrain.ingestion.sources.tables.arrow import arrow, arrow_type, columns_of
-from streamtrain.ingestion.sources.tables.table_columns import (
-    ChosenColumns,
+from streamtrain.ingestion.sources.tables.column_survey import (
+    MISSING_MARKS,
     ColumnSurvey,
-    TableSource,
     add_text,
     check_no_missing,
+    surveys_of,
+)
+from streamtrain.ingestion.sources.tables.table_columns import (
+    ChosenColumns,
+    TableSource,
     choose_columns,
+    facts_of,
     table_source,
 )
 from streamtrain.system.units import format_bytes
@@ -53,12 +58,15 @@ class DelimitedText:
         The names of all columns.
     block_bytes : int
         How much is parsed at a time; also the longest record.
+    nulls : tuple of str
+        What stands for a missing value where it is not in quotes.
     """
 
     path: Path
     delimiter: str
     header: tuple[str, ...]
     block_bytes: int
+    nulls: tuple[str, ...]
 
 
 def probe(path: Path, options: SourceOptions) -> TableSource:
@@ -72,15 +80,15 @@ def probe(path: Path, options: SourceOptions) -> TableSource:
     arrow()
     refuse_options(path, "CSV", options, "dtype", "shape")
     provenance = provenance_of(path, "csv")
-    text = _open_text(path)
+    text = _open_text(path, options)
     chosen = choose_columns(text.header, options, f"{path}:1")
-    columns, n_rows = _survey(text, chosen)
-    facts = ({**provenance[0], "columns": list(chosen.features), "label_column": chosen.label},)
+    columns, n_rows = _survey(text, chosen, surveys_of(chosen.names, chosen.label, options.classes))
+    facts = ({**provenance[0], **facts_of(chosen)},)
     batches = partial(_batches, text, chosen)
     return table_source(path, chosen, columns, n_rows, facts, batches, partial(place_of, text))
 
 
-def _open_text(path: Path) -> DelimitedText:
+def _open_text(path: Path, options: SourceOptions) -> DelimitedText:
     delimiter = _DELIMITERS.get(path.suffix.lower(), ",")
     header = _read_header(path, delimiter)
     if _looks_like_data(header):
@@ -92,7 +100,8 @@ def _open_text(path: Path) -> DelimitedText:
     n_header = sum(len(name) + 1 for name in header)
     # Some hundred records make a block worth its while, if that is not too much; a few must fit in any case.
     block_bytes = max(_MIN_BLOCK_BYTES, min(256 * n_header, _MAX_BLOCK_BYTES), 6 * n_header)
-    return DelimitedText(path=path, delimiter=delimiter, header=header, block_bytes=block_bytes)
+    nulls = ("", *(mark for mark in MISSING_MARKS if mark not in (options.classes or ())))
+    return DelimitedText(path=path, delimiter=delimiter, header=header, block_bytes=block_bytes, nulls=nulls)
 
 
 def _read_header(path: Path, delimiter: str) -> tuple[str, ...]:
@@ -122,15 +131,16 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _survey(text: DelimitedText, chosen: ChosenColumns) -> tuple[tuple[ColumnSurvey, ...], int]:
-    columns = tuple(ColumnSurvey(name=name, is_label=name == chosen.label) for name in chosen.names)
+def _survey(
+    text: DelimitedText, chosen: ChosenColumns, columns: tuple[ColumnSurvey, ...]
+) -> tuple[tuple[ColumnSurvey, ...], int]:
     n_rows = 0
     for batch in _batches(text, chosen, text.block_bytes, {}):
         values = columns_of(batch)
         for column in columns:
             add_text(column, values[column.name], n_rows, partial(place_of, text))
         n_rows += batch.num_rows
-    check_no_missing(columns, partial(_places, text))
+    check_no_missing(columns, partial(_places, text), may_be_named=True)
     return columns, n_rows
 
 
@@ -154,7 +164,9 @@ def _batches(text: DelimitedText, chosen: ChosenColumns, _: int, dtypes: Mapping
             csv_module.ConvertOptions(
                 include_columns=chosen.names,
                 column_types={name: arrow_type(dtypes.get(name)) for name in chosen.names},
+                null_values=text.nulls,
                 strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
             ),
         )
     except arrow().ArrowInvalid as error:

@@ -5,6 +5,7 @@ A first pass checks every value, the second reads.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -17,13 +18,12 @@ from streamtrain.errors import InputError
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.input_files import provenance_of, refuse_options
 from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, without_dictionary
+from streamtrain.ingestion.sources.tables.column_survey import ColumnSurvey, add_typed, check_no_missing, surveys_of
 from streamtrain.ingestion.sources.tables.table_columns import (
     ChosenColumns,
-    ColumnSurvey,
     TableSource,
-    add_typed,
-    check_no_missing,
     choose_columns,
+    facts_of,
     table_source,
 )
 
@@ -45,16 +45,25 @@ def probe(path: Path, options: SourceOptions) -> TableSource:
     refuse_options(path, "Parquet", options, "dtype", "shape")
     provenance = provenance_of(path, "parquet")
     with _reading(str(path)), _open_file(path) as file:
-        chosen = choose_columns(file.schema_arrow.names, options, str(path))
+        chosen = choose_columns(file.schema_arrow.names, options, str(path), _index_of(file.schema_arrow))
         _check_types(path, file.schema_arrow, chosen)
         n_claimed = file.metadata.num_rows
-    columns, n_rows = _survey(path, chosen)
+    columns, n_rows = _survey(path, chosen, surveys_of(chosen.names, chosen.label, options.classes))
     if n_rows != n_claimed:
         what = f"the row groups hold {n_rows:,} rows, the footer claims {n_claimed:,}"
         raise InputError(what, where=str(path), fix="write the file again")
-    facts = ({**provenance[0], "columns": list(chosen.features), "label_column": chosen.label},)
+    facts = ({**provenance[0], **facts_of(chosen)},)
     batches, where = partial(_batches, path, chosen), partial(_place_of, path)
     return table_source(path, chosen, columns, n_rows, facts, batches, where)
+
+
+def _index_of(schema: Any) -> frozenset[str]:
+    """The columns that pandas has marked as an index; those that it did not store, such as 0, 1, 2, ..., are none."""
+    try:
+        named = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
+        return frozenset(name for name in named if isinstance(name, str))
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return frozenset()
 
 
 @contextmanager
@@ -93,8 +102,9 @@ def _check_types(path: Path, schema: Any, chosen: ChosenColumns) -> None:
             )
 
 
-def _survey(path: Path, chosen: ChosenColumns) -> tuple[tuple[ColumnSurvey, ...], int]:
-    columns = tuple(ColumnSurvey(name=name, is_label=name == chosen.label) for name in chosen.names)
+def _survey(
+    path: Path, chosen: ChosenColumns, columns: tuple[ColumnSurvey, ...]
+) -> tuple[tuple[ColumnSurvey, ...], int]:
     n_rows = 0
     for batch in _batches(path, chosen, _SURVEY_BYTES, {}):
         values = columns_of(batch)

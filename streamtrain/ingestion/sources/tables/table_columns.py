@@ -1,15 +1,15 @@
-"""Columns of a table as features ``x`` and label ``y``, surveyed in a first pass.
+"""Columns of a table as features ``x`` and label ``y``, chosen by name and read in a second pass.
 
-CSV and Parquet differ in how batches come out of a file; how a batch becomes fields is the same and stands here. The
-first pass records counts, extremes, the first few places of missing values, and the distinct texts of the label column
-up to a limit; so the second pass can promise to fit.
+CSV and Parquet differ in how batches come out of a file; how a batch becomes fields is the same and stands here. A
+first pass, `streamtrain.ingestion.sources.tables.column_survey`, has found what is in the columns.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,191 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.ingestion.sources.base import (
-    Rows,
-    Source,
-    SourceOptions,
-    as_field,
-    field_of,
-    pieces,
-    rows_within,
-)
-from streamtrain.ingestion.sources.tables.arrow import (
-    arrow,
-    columns_of,
-    first_refused,
-    is_text,
-    missing_in,
-    numbers_in,
-    parsed,
-    without_dictionary,
-)
+from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions, as_field, field_of, pieces, rows_within
+from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, numbers_in, without_dictionary
+from streamtrain.ingestion.sources.tables.column_survey import ColumnSurvey, class_names
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.matching import names_difference, option
-
-MAX_CLASSES: Final = 100_000
-
-_N_PLACES: Final = 5
-_INT64: Final = np.dtype(np.int64)
-_FLOAT64: Final = np.dtype(np.float64)
-_EXACT_FLOAT64: Final = 2.0**53
-
-
-@dataclass(slots=True, kw_only=True)
-class ColumnSurvey:
-    """What has been seen of a column so far.
-
-    Parameters
-    ----------
-    name : str
-        The column's name.
-    is_label : bool
-        Whether it becomes field ``y``; only then may it hold text.
-    dtype : numpy.dtype or None
-        The narrowest that holds all values; None for text.
-    smallest, largest : int
-        Extremes of the whole numbers in it.
-    n_missing, missing_rows : int, list of int
-        How many values are empty, NaN or infinite, and the first rows of them.
-    classes : set of str or None
-        The distinct texts of a label; None above ``MAX_CLASSES``.
-    """
-
-    name: str
-    is_label: bool
-    dtype: np.dtype[Any] | None = _INT64
-    smallest: int = 0
-    largest: int = 0
-    n_missing: int = 0
-    missing_rows: list[int] = field(default_factory=list)
-    classes: set[str] | None = field(default_factory=set)
-
-
-def add_typed(column: ColumnSurvey, values: Any, first_row: int) -> None:
-    """Take in a run of a column whose type the file declares."""
-    _note_nulls(column, values, first_row)
-    if is_text(values):
-        column.dtype = None
-        _note_classes(column, values)
-    else:
-        _add_numbers(column, numbers_in(values), first_row)
-
-
-def add_text(column: ColumnSurvey, text: Any, first_row: int, place: Callable[[int], str]) -> None:
-    """Take in a run of a column whose type is to be found: whole numbers, else floats, else (labels) text."""
-    _note_nulls(column, text, first_row)
-    if column.is_label:
-        _note_classes(column, text)
-    values = _inferred(column, text)
-    if values is not None:
-        if column.dtype == _FLOAT64:
-            _check_exact(column, text, values, first_row, place)
-        _add_numbers(column, numbers_in(values), first_row)
-    elif not column.is_label:
-        row = first_refused(text, _FLOAT64)
-        raise InputError(
-            f"column {column.name!r} holds {text[row].as_py()!r}, which is not a number",
-            where=place(first_row + row),
-            why="Features are numbers",
-            fix="correct the value, or leave the column out by naming the others: columns=...",
-        )
-
-
-def _inferred(column: ColumnSurvey, text: Any) -> Any | None:
-    """The numbers in the text as the column's dtype, which widens until they can be read."""
-    while column.dtype is not None:
-        values = parsed(text, column.dtype)
-        if values is not None:
-            return values
-        column.dtype = _FLOAT64 if column.dtype == _INT64 else None
-    return None
-
-
-def _add_numbers(column: ColumnSurvey, values: npt.NDArray[Any], first_row: int) -> None:
-    column.dtype = values.dtype
-    if values.dtype.kind == "f":
-        finite = np.isfinite(values)
-        if not finite.all():
-            _note_missing(column, ~finite, first_row)
-    elif len(values):
-        column.smallest = min(column.smallest, int(values.min()))
-        column.largest = max(column.largest, int(values.max()))
-
-
-def _check_exact(column: ColumnSurvey, text: Any, values: Any, first_row: int, place: Callable[[int], str]) -> None:
-    """A whole number among floats must survive; only those of 2**53 and more can fail to."""
-    for row in np.flatnonzero(np.abs(numbers_in(values)) >= _EXACT_FLOAT64).tolist():
-        literal = text[row].as_py().strip()
-        if literal.lstrip("+-").isdigit() and int(literal) != int(float(literal)):
-            raise InputError(
-                f"column {column.name!r} holds {literal}, which float64 rounds to {int(float(literal))}",
-                where=place(first_row + row),
-                why="Beside fractions whole numbers are exact up to 2**53",
-                fix="leave the column out, or split the number over two columns",
-            )
-
-
-def _note_nulls(column: ColumnSurvey, values: Any, first_row: int) -> None:
-    if values.null_count:
-        _note_missing(column, missing_in(values), first_row)
-
-
-def _note_missing(column: ColumnSurvey, missing: npt.NDArray[np.bool_], first_row: int) -> None:
-    rows = np.flatnonzero(missing)
-    column.n_missing += len(rows)
-    room = _N_PLACES - len(column.missing_rows)
-    column.missing_rows += [first_row + int(row) for row in rows[:room]]
-
-
-def _note_classes(column: ColumnSurvey, text: Any) -> None:
-    if column.classes is not None:
-        column.classes.update(arrow("pyarrow.compute").unique(text).drop_null().to_pylist())
-        if len(column.classes) > MAX_CLASSES:
-            column.classes = None
-
-
-def check_no_missing(columns: Sequence[ColumnSurvey], places: Callable[[list[int]], list[str]]) -> None:
-    """Refuse a table with values missing, with how many and the first places.
-
-    Parameters
-    ----------
-    columns : sequence of ColumnSurvey
-        After the whole pass.
-    places : callable
-        Where rows come from, given in order.
-    """
-    bad = [column for column in columns if column.n_missing]
-    if not bad:
-        return
-    column = next((column for column in bad if column.is_label), bad[0])
-    what = "labels" if column.is_label else "values"
-    others = f"; {len(bad) - 1} more columns have some too" if len(bad) > 1 else ""
-    shown = ", ".join(places(column.missing_rows)) + (", ..." if column.n_missing > len(column.missing_rows) else "")
-    raise InputError(
-        f"{column.n_missing:,} {what} are empty, NaN or infinite in column {column.name!r}{others}",
-        where=shown,
-        why="Nothing is imputed",
-        fix="fill them in or drop their rows in the source",
-    )
-
-
-def class_names(column: ColumnSurvey, where: str) -> tuple[str, ...]:
-    """The sorted texts of a label column.
-
-    Raises
-    ------
-    InputError
-        There are too many for them to be classes.
-    """
-    if column.classes is None:
-        raise InputError(
-            f"label column {column.name!r} holds more than {MAX_CLASSES:,} distinct texts",
-            where=where,
-            why="Text labels are the names of classes",
-            fix="name another label column",
-        )
-    return tuple(sorted(column.classes))
-
 
 Batches = Callable[[int, Mapping[str, np.dtype[Any]]], Iterator[Any]]
 
@@ -217,10 +37,13 @@ class ChosenColumns:
         Those stacked into ``x``, in this order.
     label : str or None
         The one that becomes ``y``.
+    left_out : tuple of str
+        Those of an index, which nobody named.
     """
 
     features: tuple[str, ...]
     label: str | None
+    left_out: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -228,10 +51,26 @@ class ChosenColumns:
         return self.features if self.label is None else (*self.features, self.label)
 
 
-def choose_columns(header: Sequence[str], options: SourceOptions, where: str) -> ChosenColumns:
-    """Choose feature and label columns by name.
+_OF_INDEX: Final = re.compile(r"__index_level_\d+__")
+
+
+def choose_columns(
+    header: Sequence[str], options: SourceOptions, where: str, index: Collection[str] = ()
+) -> ChosenColumns:
+    """Choose feature and label columns by name; the columns of an index are read only if they are named.
 
     With ``columns=()`` only the label is read; without a name for it, it is the table's only column.
+
+    Parameters
+    ----------
+    header : sequence of str
+        All columns.
+    options : SourceOptions
+        Which of them are chosen.
+    where : str
+        What to name in an error.
+    index : collection of str
+        Those that the file says are an index; the names that pandas gives to an index without one are known anyway.
 
     Raises
     ------
@@ -242,15 +81,17 @@ def choose_columns(header: Sequence[str], options: SourceOptions, where: str) ->
 
     Examples
     --------
-    >>> choose_columns(["a", "b", "kind"], SourceOptions(label_column="kind"), "t.csv")
-    ChosenColumns(features=('a', 'b'), label='kind')
+    >>> choose_columns(["a", "b", "kind", "id"], SourceOptions(label_column="kind"), "t.parquet", {"id"})
+    ChosenColumns(features=('a', 'b'), label='kind', left_out=('id',))
     """
     _check_header(header, where)
+    data = [name for name in header if name not in index and not _OF_INDEX.fullmatch(name)]
     label = options.label_column
     if options.columns == () and label is None:
-        label = _only_column(header, where)
-    features = tuple(name for name in header if name != label) if options.columns is None else options.columns
-    chosen = ChosenColumns(features=features, label=label)
+        label = _only_column(data or header, where)
+    features = tuple(name for name in data if name != label) if options.columns is None else options.columns
+    left_out = tuple(name for name in header if name not in (*data, *features, label))
+    chosen = ChosenColumns(features=features, label=label, left_out=left_out)
     _check_chosen(chosen, header, where)
     return chosen
 
@@ -261,7 +102,8 @@ def _check_header(header: Sequence[str], where: str) -> None:
         raise InputError(f"the header names column {twice[0]!r} twice", where=where, fix="rename one of them")
     if any(not name.strip() for name in header):
         number = next(number for number, name in enumerate(header, 1) if not name.strip())
-        raise InputError(f"column {number} has no name in the header", where=where, fix="name it")
+        fix = "name it; or leave it out of the file, as pandas does with to_csv(..., index=False)"
+        raise InputError(f"column {number} has no name in the header", where=where, fix=fix)
 
 
 def _only_column(header: Sequence[str], where: str) -> str:
@@ -287,7 +129,14 @@ def _check_chosen(chosen: ChosenColumns, header: Sequence[str], where: str) -> N
     if twice:
         raise UsageError(f"column {twice[0]!r} is chosen twice", where=where, fix="name it once")
     if not chosen.names:
-        raise UsageError("no column is left to read", where=where, fix="name columns or a label column")
+        why = f"{', '.join(chosen.left_out)} is an index" if chosen.left_out else None
+        raise UsageError("no column is left to read", where=where, why=why, fix="name columns or a label column")
+
+
+def facts_of(chosen: ChosenColumns) -> dict[str, Any]:
+    """What a manifest keeps of the choice of columns."""
+    facts: dict[str, Any] = {"columns": list(chosen.features), "label_column": chosen.label}
+    return facts | ({"left_out": list(chosen.left_out)} if chosen.left_out else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -178,7 +178,7 @@ def test_bad_choices(tmp_path: Path, options: SourceOptions, message: str) -> No
 
 
 def test_too_many_texts_are_no_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamtrain.ingestion.sources.tables.table_columns.MAX_CLASSES", 3)
+    monkeypatch.setattr("streamtrain.ingestion.sources.tables.column_survey.MAX_CLASSES", 3)
     with pytest.raises(InputError, match="more than 3 distinct texts"):
         open_source(table(tmp_path, "a,y\n1,p\n1,q\n1,r\n1,s\n"), options=labelled())
 

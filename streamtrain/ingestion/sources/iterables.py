@@ -1,0 +1,167 @@
+"""Iterables of dicts of arrays.
+
+The first item determines the fields; every later one must have the same names, dtypes and shapes. A data frame or a
+table in place of an array is one whose columns have names; in a later item they are put in the first one's order.
+A generator is read once, a list or a class with ``__iter__`` any number of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import InputError, UsageError
+from streamtrain.ingestion.sources.arrays import to_array
+from streamtrain.ingestion.sources.base import (
+    NO_OPTIONS,
+    Rows,
+    SourceOptions,
+    as_field,
+    choose_fields,
+    describe_field,
+    field_of,
+    n_rows_of,
+    pieces,
+    rows_within,
+)
+from streamtrain.ingestion.sources.column_names import column_names, column_order, names_provenance
+from streamtrain.store.layout import Field
+from streamtrain.store.schema.columns import Names
+
+
+class IterableSource:
+    """Rows from an iterable; only its end tells how many.
+
+    Parameters
+    ----------
+    items : iterable of mapping of str to array of shape (n_rows, ...)
+        Each item a run of rows, of any length.
+    options : SourceOptions
+        Which fields are made of which names in them.
+
+    Raises
+    ------
+    InputError
+        There is no item, or the first is not a run of rows.
+    """
+
+    def __init__(self, items: Iterable[Mapping[str, Any]], options: SourceOptions = NO_OPTIONS) -> None:
+        iterator = iter(items)
+        self._options = options
+        self._again = None if iterator is items else items
+        try:
+            first = next(iterator)
+        except StopIteration:
+            raise InputError("the iterator holds no samples", fix="yield at least one dict of arrays") from None
+        self._rest: Iterator[Mapping[str, Any]] | None = chain([first], iterator)
+        self.fields = _fields_of(first, options)
+        self._columns = _columns_of(first)
+
+    @property
+    def n_samples(self) -> None:
+        """None: only the end tells."""
+
+    @property
+    def classes(self) -> None:
+        """None: labels in arrays are numbers."""
+
+    @property
+    def provenance(self) -> tuple[dict[str, Any], ...]:
+        """That this was an iterator, and what its columns are called; it has no path."""
+        return tuple({"format": "iterator", **names} for names in names_provenance(self._columns)) or (
+            {"format": "iterator"},
+        )
+
+    def where(self, row: int) -> str:
+        """The row, counted over all items."""
+        return f"row {row} of the iterator"
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield all rows in order: items as they come, cut where they are longer than ``max_bytes``.
+
+        Raises
+        ------
+        UsageError
+            An iterator is asked a second time.
+        """
+        items = self._take_items()
+        return self._blocks(items, rows_within(max_bytes, self.fields))
+
+    def _take_items(self) -> Iterator[Mapping[str, Any]]:
+        items, self._rest = self._rest, None
+        if items is not None:
+            return items
+        if self._again is None:
+            raise UsageError("the iterator was read already", why="It runs once", fix="give a new one, or an iterable")
+        return iter(self._again)
+
+    def _blocks(self, items: Iterator[Mapping[str, Any]], n_rows: int) -> Iterator[Rows]:
+        n_samples = 0
+        for number, item in enumerate(items):
+            rows = _checked(item, self.fields, number, self._columns, self._options)
+            n_samples += n_rows_of(rows)
+            yield from pieces(rows, n_rows)
+        if not n_samples:
+            raise InputError("the iterator holds no samples: every item is empty", fix="yield at least one row")
+
+
+def _fields_of(item: object, options: SourceOptions) -> tuple[Field, ...]:
+    arrays = _arrays(item, 0, options)
+    return tuple(
+        field_of(name, array.dtype, array.shape[1:], where=f"item 0 of the iterator, {name!r}")
+        for name, array in arrays.items()
+    )
+
+
+def _columns_of(item: Mapping[str, Any]) -> dict[str, Names]:
+    found = {str(name): column_names(values) for name, values in item.items()}
+    return {name: names for name, names in found.items() if names is not None}
+
+
+def _arrays(item: object, number: int, options: SourceOptions) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    where = f"item {number} of the iterator"
+    if not isinstance(item, Mapping) or not item:
+        what = f"a {type(item).__name__} is not a dict of arrays" if not isinstance(item, Mapping) else "an empty dict"
+        raise InputError(what, where=where, fix='yield {"x": x, "y": y}, each with its rows first')
+    named = {str(name): values for name, values in item.items()}
+    arrays = {field: to_array(named[name], where) for field, name in choose_fields(named, options, where=where).items()}
+    flat = [name for name, array in arrays.items() if not array.ndim]
+    if flat:
+        fix = "yield arrays with rows first: x[None] is one row"
+        raise InputError(f"{flat[0]!r} is 0-d, without an axis of rows", where=where, fix=fix)
+    return arrays
+
+
+def _checked(
+    item: object, fields: tuple[Field, ...], number: int, columns: Mapping[str, Names], options: SourceOptions
+) -> Rows:
+    arrays = _arrays(item, number, options)
+    where = f"item {number} of the iterator"
+    _put_in_order(arrays, item, columns, where)
+    names = [field.name for field in fields]
+    if set(arrays) != set(names):
+        what = f"its fields are {', '.join(arrays)}; the first item's are {', '.join(names)}"
+        raise InputError(what, where=where, fix="yield the same fields every time")
+    found = tuple(field_of(name, arrays[name].dtype, arrays[name].shape[1:], where=where) for name in names)
+    for expected, own in zip(fields, found, strict=True):
+        if own != expected:
+            what = f"{own.name} is {describe_field(own)}; in the first item it is {describe_field(expected)}"
+            raise InputError(what, where=where, fix="yield one dtype and shape")
+    lengths = {name: len(arrays[name]) for name in names}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise InputError(f"the arrays differ in rows: {listed}", where=where, fix="yield arrays of one length")
+    return {field.name: as_field(arrays[field.name], field, lambda row: f"{where} row {row}") for field in fields}
+
+
+def _put_in_order(arrays: dict[str, npt.NDArray[Any]], item: object, columns: Mapping[str, Names], where: str) -> None:
+    """Give the columns of an item's tables the order of the first item's."""
+    assert isinstance(item, Mapping), "or it would have no arrays"
+    for name, here in _columns_of(item).items():
+        if here != (there := columns.get(name, here)):
+            order = column_order(there, here, of="the first item", where=f"{where}, {name!r}")
+            arrays[name] = arrays[name][:, order]

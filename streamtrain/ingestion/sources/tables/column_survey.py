@@ -1,0 +1,255 @@
+"""The survey of a table: each column's type, extremes, missing values and classes, found in a first pass.
+
+It records counts, extremes, the first few places of missing values, and the distinct texts of the label column up to a
+limit; so the second pass can promise to fit.
+
+A label that is empty or blank is missing, as an empty number is. NA, null and the like are missing among numbers; as
+text in quotes, or named as a class, they are names. Blanks around a name belong to it, as in pandas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import InputError
+from streamtrain.ingestion.sources.tables.arrow import arrow, first_refused, is_text, missing_in, numbers_in, parsed
+
+MAX_CLASSES: Final = 100_000
+
+MISSING_MARKS: Final = (
+    *("NA", "N/A", "n/a", "#N/A", "#NA", "#N/A N/A", "NULL", "null", "NaN", "nan", "-NaN", "-nan"),
+    *("1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+)
+"""What programs write for a value that is missing, besides nothing."""
+
+_N_PLACES: Final = 5
+_INT64: Final = np.dtype(np.int64)
+_FLOAT64: Final = np.dtype(np.float64)
+_EXACT_FLOAT64: Final = 2.0**53
+
+
+@dataclass(slots=True, kw_only=True)
+class ColumnSurvey:
+    """What has been seen of a column so far.
+
+    Parameters
+    ----------
+    name : str
+        The column's name.
+    is_label : bool
+        Whether it becomes field ``y``; only then may it hold text.
+    dtype : numpy.dtype or None
+        The narrowest that holds all values; None for text.
+    smallest, largest : int
+        Extremes of the whole numbers in it.
+    n_missing, missing_rows : int, list of int
+        How many values are empty, NaN or infinite, and the first rows of them.
+    classes : set of str or None
+        The distinct texts of a label; None above ``MAX_CLASSES``.
+    known : frozenset of str
+        Names of classes that are known already.
+    n_marks, mark_rows : int, list of int
+        How many labels are text like NA, and the first rows of them: missing beside numbers, a name beside names.
+    """
+
+    name: str
+    is_label: bool
+    dtype: np.dtype[Any] | None = _INT64
+    smallest: int = 0
+    largest: int = 0
+    n_missing: int = 0
+    missing_rows: list[int] = field(default_factory=list)
+    classes: set[str] | None = field(default_factory=set)
+    known: frozenset[str] = frozenset()
+    n_marks: int = 0
+    mark_rows: list[int] = field(default_factory=list)
+
+
+def surveys_of(names: Sequence[str], label: str | None, classes: Collection[str] | None) -> tuple[ColumnSurvey, ...]:
+    """A survey of each column, of which nothing has been seen; the names of classes may be known."""
+    known = frozenset(classes or ())
+    return tuple(ColumnSurvey(name=name, is_label=name == label, known=known) for name in names)
+
+
+def add_typed(column: ColumnSurvey, values: Any, first_row: int) -> None:
+    """Take in a run of a column whose type the file declares."""
+    _note_nulls(column, values, first_row)
+    if is_text(values):
+        column.dtype = None
+        _note_names(column, values, first_row)
+    else:
+        _add_numbers(column, numbers_in(values), first_row)
+
+
+def add_text(column: ColumnSurvey, text: Any, first_row: int, place: Callable[[int], str]) -> None:
+    """Take in a run of a column whose type is to be found: whole numbers, else floats, else (labels) text."""
+    _note_nulls(column, text, first_row)
+    if column.is_label:
+        text = _without_marks(column, _note_names(column, text, first_row), first_row)
+    values = _inferred(column, text)
+    if values is None and (not column.is_label or column.classes is None):
+        # Only in quotes, or where a class has its name: elsewhere Arrow has made it a null.
+        text = _nulled(column, text, ("", *MISSING_MARKS), first_row)
+        values = parsed(text, _FLOAT64)
+        column.dtype = None if values is None else _FLOAT64
+    if values is not None:
+        if column.dtype == _FLOAT64:
+            _check_exact(column, text, values, first_row, place)
+        _add_numbers(column, numbers_in(values), first_row)
+    elif not column.is_label:
+        row = first_refused(text, _FLOAT64)
+        raise InputError(
+            f"column {column.name!r} holds {text[row].as_py()!r}, which is not a number",
+            where=place(first_row + row),
+            why="Features are numbers",
+            fix="correct the value, or leave the column out by naming the others: columns=...",
+        )
+
+
+def _inferred(column: ColumnSurvey, text: Any) -> Any | None:
+    """The numbers in the text as the column's dtype, which widens until they can be read."""
+    while column.dtype is not None:
+        values = parsed(text, column.dtype)
+        if values is not None:
+            return values
+        column.dtype = _FLOAT64 if column.dtype == _INT64 else None
+    return None
+
+
+def _add_numbers(column: ColumnSurvey, values: npt.NDArray[Any], first_row: int) -> None:
+    column.dtype = values.dtype
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values)
+        if not finite.all():
+            _note_missing(column, ~finite, first_row)
+    elif len(values):
+        column.smallest = min(column.smallest, int(values.min()))
+        column.largest = max(column.largest, int(values.max()))
+
+
+def _check_exact(column: ColumnSurvey, text: Any, values: Any, first_row: int, place: Callable[[int], str]) -> None:
+    """A whole number among floats must survive; only those of 2**53 and more can fail to."""
+    for row in np.flatnonzero(np.abs(numbers_in(values)) >= _EXACT_FLOAT64).tolist():
+        literal = text[row].as_py().strip()
+        if literal.lstrip("+-").isdigit() and int(literal) != int(float(literal)):
+            raise InputError(
+                f"column {column.name!r} holds {literal}, which float64 rounds to {int(float(literal))}",
+                where=place(first_row + row),
+                why="Beside fractions whole numbers are exact up to 2**53",
+                fix="leave the column out, or split the number over two columns",
+            )
+
+
+def _note_nulls(column: ColumnSurvey, values: Any, first_row: int) -> None:
+    if values.null_count:
+        _note_missing(column, missing_in(values), first_row)
+
+
+def _note_missing(column: ColumnSurvey, missing: npt.NDArray[np.bool_], first_row: int) -> None:
+    rows = np.flatnonzero(missing)
+    column.n_missing += len(rows)
+    _note_rows(column.missing_rows, rows, first_row)
+
+
+def _note_rows(noted: list[int], rows: npt.NDArray[np.intp], first_row: int) -> None:
+    noted += [first_row + int(row) for row in rows[: _N_PLACES - len(noted)]]
+
+
+def _note_names(column: ColumnSurvey, text: Any, first_row: int) -> Any:
+    """Remember the distinct texts of a label; return it with those that are blank as nulls."""
+    if column.classes is None:
+        return text
+    names = set(arrow("pyarrow.compute").unique(text).drop_null().to_pylist())
+    blank = sorted(name for name in names if not name.strip() and name not in column.known)
+    column.classes |= names.difference(blank)
+    if len(column.classes) > MAX_CLASSES:
+        column.classes = None
+    return _nulled(column, text, blank, first_row) if blank else text
+
+
+def _without_marks(column: ColumnSurvey, text: Any, first_row: int) -> Any:
+    """A label with marks of missing values as nulls, which numbers can be read beside; the marks are noted."""
+    marks = [mark for mark in MISSING_MARKS if mark not in column.known and column.classes and mark in column.classes]
+    if column.dtype is None or not marks:
+        return text
+    is_mark = _is_one_of(text, marks)
+    _note_rows(column.mark_rows, np.flatnonzero(is_mark), first_row)
+    column.n_marks += int(is_mark.sum())
+    return _with_nulls(text, is_mark)
+
+
+def _nulled(column: ColumnSurvey, text: Any, missing: Sequence[str], first_row: int) -> Any:
+    """A column with some texts, blanks around them or not, as nulls, which are noted as missing."""
+    trimmed = arrow("pyarrow.compute").utf8_trim_whitespace(text) if "" in missing else text
+    is_missing = _is_one_of(trimmed, missing)
+    _note_missing(column, is_missing, first_row)
+    return _with_nulls(text, is_missing)
+
+
+def _is_one_of(text: Any, values: Sequence[str]) -> npt.NDArray[np.bool_]:
+    found = arrow("pyarrow.compute").is_in(text, value_set=arrow().array(values, arrow().string()))
+    return cast("npt.NDArray[np.bool_]", found.to_numpy(zero_copy_only=False))
+
+
+def _with_nulls(text: Any, where: npt.NDArray[np.bool_]) -> Any:
+    return arrow("pyarrow.compute").if_else(arrow().array(where), arrow().scalar(None, text.type), text)
+
+
+def check_no_missing(
+    columns: Sequence[ColumnSurvey], places: Callable[[list[int]], list[str]], *, may_be_named: bool = False
+) -> None:
+    """Refuse a table with values missing, with how many and the first places.
+
+    Parameters
+    ----------
+    columns : sequence of ColumnSurvey
+        After the whole pass.
+    places : callable
+        Where rows come from, given in order.
+    may_be_named : bool
+        Whether a text like NA in the file may have been the name of a class.
+    """
+    for column in columns:
+        if column.dtype is not None and column.n_marks:
+            # Beside numbers alone, NA is a number that is missing.
+            column.n_missing += column.n_marks
+            column.missing_rows = sorted((*column.missing_rows, *column.mark_rows))[:_N_PLACES]
+    bad = [column for column in columns if column.n_missing]
+    if not bad:
+        return
+    column = next((column for column in bad if column.is_label), bad[0])
+    what = "labels" if column.is_label else "values"
+    others = f"; {len(bad) - 1} more columns have some too" if len(bad) > 1 else ""
+    shown = ", ".join(places(column.missing_rows)) + (", ..." if column.n_missing > len(column.missing_rows) else "")
+    raise InputError(
+        f"{column.n_missing:,} {what} are empty, NaN or infinite in column {column.name!r}{others}",
+        where=shown,
+        why="Nothing is imputed",
+        fix="fill them in or drop their rows in the source" + (_NAMED_SO if may_be_named and column.classes else ""),
+    )
+
+
+_NAMED_SO: Final = """; where NA, null or the like is a class, quote it, "NA", or name the classes"""
+
+
+def class_names(column: ColumnSurvey, where: str) -> tuple[str, ...]:
+    """The sorted texts of a label column.
+
+    Raises
+    ------
+    InputError
+        There are too many for them to be classes.
+    """
+    if column.classes is None:
+        raise InputError(
+            f"label column {column.name!r} holds more than {MAX_CLASSES:,} distinct texts",
+            where=where,
+            why="Text labels are the names of classes",
+            fix="name another label column",
+        )
+    return tuple(sorted(column.classes))
