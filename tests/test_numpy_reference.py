@@ -124,6 +124,9 @@ def streamed(rule_name: str, learner: Learner, x: Array, y: Any) -> Iterator[Wei
                 before = rule.n_steps
                 limit = before + 1 if rule_name == "sample" else None
                 done += rule.learn((tensors[0][done:stop],), tensors[1][done:stop], limit).n_samples
+                if limit is not None:
+                    # What comes next is handed over as a batch of its own, not as the rest of this one.
+                    rule.abandon()
                 if rule.n_steps > before:
                     yield weights_of(learner.model)
         before = rule.n_steps
