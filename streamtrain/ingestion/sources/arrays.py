@@ -32,7 +32,7 @@ from streamtrain.ingestion.sources.base import (
     rows_within,
     unmasked,
 )
-from streamtrain.ingestion.sources.column_names import OrderedColumns, column_order, names_provenance
+from streamtrain.ingestion.sources.column_names import OrderedColumns, column_order, names_provenance, without_index
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, Names
 
@@ -108,7 +108,7 @@ def _as_meant(value: object, where: str) -> object:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | memoryview):
         plain = all(isinstance(item, int | float | str | np.generic) for item in value)
         return value if plain else [_item(item, f"{where} row {row}") for row, item in enumerate(value)]
-    value = _dense(value, where)
+    value = _dense(without_index(value), where)
     if callable(getattr(value, "get_mask", None)) and hasattr(value, "get_data"):
         tensor: Any = value
         data, mask = tensor.get_data().numpy(force=True), tensor.get_mask().numpy(force=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,36 @@ import numpy.typing as npt
 from streamtrain.errors import InputError
 from streamtrain.store.schema.columns import INPUT, Names
 from streamtrain.store.schema.matching import names_difference
+
+_OF_INDEX: Final = re.compile(r"__index_level_\d+__")
+
+
+def index_columns(names: Iterable[str], metadata: Mapping[bytes, bytes] | None) -> frozenset[str]:
+    """The columns of a table that pandas has marked as an index, in an Arrow schema's metadata or by their names.
+
+    Examples
+    --------
+    >>> facts = {b"pandas": b'{"index_columns": ["id", {"kind": "range"}]}'}
+    >>> sorted(index_columns(["a", "id", "__index_level_0__"], facts))
+    ['__index_level_0__', 'id']
+    """
+    try:
+        marked = json.loads((metadata or {})[b"pandas"])["index_columns"]
+        # What pandas did not store, such as 0, 1, 2, ..., is described there and is no column.
+        found = frozenset(name for name in marked if isinstance(name, str))
+    except (KeyError, TypeError, ValueError, RecursionError):
+        found = frozenset()
+    return frozenset(name for name in names if name in found or _OF_INDEX.fullmatch(name))
+
+
+def without_index(values: object) -> object:
+    """An Arrow table without the columns of an index, unless it has no others; any other value as it is."""
+    table: Any = values
+    if not callable(getattr(table, "drop_columns", None)):
+        return values
+    names = table.column_names
+    index = index_columns(names, table.schema.metadata)
+    return table.drop_columns(sorted(index)) if index and len(index) < len(names) else values
 
 
 def column_names(values: object) -> Names | None:
@@ -23,6 +55,7 @@ def column_names(values: object) -> Names | None:
     >>> column_names(pa.table({"age": [1.0], "income": [2.0]})), column_names(np.zeros((1, 2)))
     (('age', 'income'), None)
     """
+    values = without_index(values)
     found = getattr(values, "column_names", getattr(values, "columns", None))
     if not isinstance(found, Iterable) or isinstance(getattr(values, "dtype", None), np.dtype):
         return None

@@ -10,6 +10,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -292,3 +293,16 @@ class Series:
 @pytest.mark.parametrize("give", [lambda x: x, lambda x: {"x": x}, lambda x: iter([{"x": x}])])
 def test_a_column_is_read_by_its_rows(tmp_path: Path, give: Callable[[Any], Any]) -> None:
     assert streamtrain.ingest(give(Series(np.arange(5.0))), tmp_path / "d.zarr")[:]["x"].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("give", [lambda x: x, lambda x: {"x": x}, lambda x: iter([{"x": x}])])
+@pytest.mark.parametrize("kind", ["table", "batch"])
+def test_an_index_in_a_table_of_arrow_is_no_column(tmp_path: Path, give: Callable[[Any], Any], kind: str) -> None:
+    facts = {b"pandas": b'{"index_columns": ["id"]}'}
+    columns = {"a": [0.5, 1.5], "id": [7.0, 8.0], "b": [2.5, 3.5], "__index_level_0__": [5.0, 6.0]}
+    table = pa.table(columns).replace_schema_metadata(facts)
+    dataset = streamtrain.ingest(give(table if kind == "table" else table.to_batches()[0]), tmp_path / "d.zarr")
+    assert dataset[:]["x"].tolist() == [[0.5, 2.5], [1.5, 3.5]]
+    assert dataset.schema.columns["x"] == ("a", "b")
+    alone = streamtrain.ingest(table.select(["id"]), tmp_path / "e.zarr")
+    assert alone[:]["x"].tolist() == [[7.0], [8.0]]

@@ -5,7 +5,6 @@ A first pass checks every value, the second reads.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -45,7 +44,7 @@ def probe(path: Path, options: SourceOptions) -> TableSource:
     refuse_options(path, "Parquet", options, "dtype", "shape")
     provenance = provenance_of(path, "parquet")
     with _reading(str(path)), _open_file(path) as file:
-        chosen = choose_columns(file.schema_arrow.names, options, str(path), _index_of(file.schema_arrow))
+        chosen = choose_columns(file.schema_arrow.names, options, str(path), file.schema_arrow.metadata)
         _check_types(path, file.schema_arrow, chosen)
         n_claimed = file.metadata.num_rows
     columns, n_rows = _survey(path, chosen, surveys_of(chosen.names, chosen.label, options.classes))
@@ -55,15 +54,6 @@ def probe(path: Path, options: SourceOptions) -> TableSource:
     facts = ({**provenance[0], **facts_of(chosen)},)
     batches, where = partial(_batches, path, chosen), partial(_place_of, path)
     return table_source(path, chosen, columns, n_rows, facts, batches, where)
-
-
-def _index_of(schema: Any) -> frozenset[str]:
-    """The columns that pandas has marked as an index; those that it did not store, such as 0, 1, 2, ..., are none."""
-    try:
-        named = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
-        return frozenset(name for name in named if isinstance(name, str))
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return frozenset()
 
 
 @contextmanager

@@ -7,18 +7,18 @@ first pass, `streamtrain.ingestion.sources.tables.column_survey`, has found what
 from __future__ import annotations
 
 import difflib
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError, UsageError
 from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions, as_field, field_of, pieces, rows_within
+from streamtrain.ingestion.sources.column_names import index_columns
 from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, numbers_in, without_dictionary
 from streamtrain.ingestion.sources.tables.column_survey import ColumnSurvey, class_names
 from streamtrain.store.layout import Field
@@ -51,11 +51,8 @@ class ChosenColumns:
         return self.features if self.label is None else (*self.features, self.label)
 
 
-_OF_INDEX: Final = re.compile(r"__index_level_\d+__")
-
-
 def choose_columns(
-    header: Sequence[str], options: SourceOptions, where: str, index: Collection[str] = ()
+    header: Sequence[str], options: SourceOptions, where: str, metadata: Mapping[bytes, bytes] | None = None
 ) -> ChosenColumns:
     """Choose feature and label columns by name; the columns of an index are read only if they are named.
 
@@ -69,8 +66,8 @@ def choose_columns(
         Which of them are chosen.
     where : str
         What to name in an error.
-    index : collection of str
-        Those that the file says are an index; the names that pandas gives to an index without one are known anyway.
+    metadata : mapping, optional
+        What the file's Arrow schema says of them; see `index_columns`.
 
     Raises
     ------
@@ -81,16 +78,18 @@ def choose_columns(
 
     Examples
     --------
-    >>> choose_columns(["a", "b", "kind", "id"], SourceOptions(label_column="kind"), "t.parquet", {"id"})
-    ChosenColumns(features=('a', 'b'), label='kind', left_out=('id',))
+    >>> choose_columns(["a", "b", "kind", "__index_level_0__"], SourceOptions(label_column="kind"), "t.parquet")
+    ChosenColumns(features=('a', 'b'), label='kind', left_out=('__index_level_0__',))
     """
     _check_header(header, where)
-    data = [name for name in header if name not in index and not _OF_INDEX.fullmatch(name)]
+    index = index_columns(header, metadata)
+    data = [name for name in header if name not in index]
     label = options.label_column
     if options.columns == () and label is None:
         label = _only_column(data or header, where)
     features = tuple(name for name in data if name != label) if options.columns is None else options.columns
-    left_out = tuple(name for name in header if name not in (*data, *features, label))
+    unnamed = index.difference((*features, label))
+    left_out = tuple(name for name in header if name in unnamed)
     chosen = ChosenColumns(features=features, label=label, left_out=left_out)
     _check_chosen(chosen, header, where)
     return chosen
