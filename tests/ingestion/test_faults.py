@@ -26,6 +26,9 @@ from streamtrain.store.verify import find_leftovers, remove_leftovers
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import Syscalls
 
+WHOLE = 10**6
+"""As many calls succeed as there are: what is refused here is refused for what is there, whatever the disk does."""
+
 
 class Failing(Syscalls):
     """Fails from a call on; the ones that only take away still work, as on a full disk."""
@@ -100,10 +103,10 @@ class Acts(RuleBasedStateMachine):
         rows = np.random.default_rng(n_rows).integers(0, 99, (n_rows, 4))
         if self.rows is None and self.pending and mode == "append":
             with pytest.raises(DatasetError, match="incomplete"):
-                self._act(mode, rows, n_calls)
+                self._act(mode, rows, WHOLE)
         elif self.rows is None and mode == "append":
             with pytest.raises(DatasetError, match="no such dataset"):
-                self._act(mode, rows, n_calls)
+                self._act(mode, rows, WHOLE)
         else:
             self._act(mode, rows, n_calls)
 
@@ -112,10 +115,10 @@ class Acts(RuleBasedStateMachine):
         rows = np.random.default_rng(n_rows).integers(0, 99, (n_rows, 4))
         if self.rows is not None:
             with pytest.raises(UsageError, match="exists there already"):
-                self._act("create", rows, n_calls)
+                self._act("create", rows, WHOLE)
         elif self.pending is not None:
             with pytest.raises(DatasetError, match="incomplete"):
-                self._act("create", rows, n_calls)
+                self._act("create", rows, WHOLE)
         else:
             self._act("create", rows, n_calls)
 
@@ -134,10 +137,10 @@ class Acts(RuleBasedStateMachine):
         both = np.concatenate([rows, rows])
         if any((self.folder / "data").rglob("journal")):
             with pytest.raises(DatasetError, match="otherwise"):
-                self._act(mode, both, 10**6, resume=True)
+                self._act(mode, both, WHOLE, resume=True)
         else:
             # It was interrupted before anything of it was noted: this begins it anew.
-            self._act(mode, both, 10**6, resume=True)
+            self._act(mode, both, WHOLE, resume=True)
 
     @rule()
     def repair(self) -> None:

@@ -56,6 +56,8 @@ def test_what_quick_leaves_out_is_there() -> None:
     for line in lines:
         if line.endswith("/"):
             assert list((ROOT / "tests" / line).glob("test_*.py")), line
+        elif line.endswith(".py"):
+            assert (ROOT / "tests" / line).is_file(), line
         else:
             assert text.count(f"def {line}(") == 1, line
     assert (SCRIPTS / "test").read_text().count("not slow") == 1, "only --quick leaves them out"
