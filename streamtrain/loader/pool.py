@@ -1,7 +1,7 @@
 """The pool: reader threads fill slots along the read list and gather spans of samples.
 
 The threads share one list of jobs, in this order of preference: gather samples whose blocks are all here, compute the
-places of samples ahead, read blocks into free slots, set up the next epoch. The work itself is done in NumPy and system
+places of samples ahead, set up the next epoch, read blocks into free slots. The work itself is done in NumPy and system
 calls that release the GIL. The reads continue into the next epoch's list, so nothing stops where an epoch ends.
 
 Order never depends on what the threads do: a span's positions fix its samples, and threads only decide when.
@@ -263,8 +263,8 @@ class Pool:
             self._gather_job(short=False)
             or (self._place_job() if plans else None)
             or (self._index_job() if plans else None)
-            or self._read_job(short=False)
             or (self._set_up_job() if plans else None)
+            or self._read_job(short=False)
             or self._gather_job(short=True)
             or self._read_job(short=True)
         )
@@ -406,8 +406,9 @@ class Pool:
     # Setting up epochs.
 
     def _set_up_job(self) -> Job | None:
+        """Set up the next epoch once this one is under way: the cache asks what it needs."""
         last = self._epochs[-1]
-        if self._setting_up or len(self._epochs) > 1 or (len(last.reads) and not last.n_asked):
+        if self._setting_up or len(self._epochs) > 1 or last.n_asked < min(last.order.lanes, len(last.reads)):
             return None
         self._setting_up = True
         sweeps_before = last.sweeps_before + last.order.n_sweeps

@@ -1,9 +1,11 @@
 """The pool with as many slots as there are lanes and no more, and less: every order comes whole, and nothing waits."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from counted_reads import counted_reads
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,3 +92,35 @@ def test_as_many_slots_as_lanes_are_enough(
         assert pool.n_read <= 4 * len(order.run_first) + 3 * lanes
     finally:
         pool.close()
+
+
+def test_the_next_epoch_is_known_in_time_however_busy_the_threads_are(datasets, monkeypatch):
+    """The cache keeps what that epoch needs soonest; reads that are always waiting to be made must not put it off."""
+    read = BlockReader.read
+
+    def slow(self, block, buffers):
+        time.sleep(2e-4)
+        return read(self, block, buffers)
+
+    monkeypatch.setattr(BlockReader, "read", slow)
+    dataset, lanes = datasets[1], 24
+    shuffle = ShuffleParameters(n_samples=N, block_rows=1, batch_size=24, lanes=lanes, groups=2)
+    sizes = LoaderSizes(
+        batch_size=24, lanes=lanes, groups=2, slots=240, prefetch=16, read_blocks=2, span_batches=1, spans=3,
+        index_samples=4096, threads=2, reserve_bytes=0,
+    )  # fmt: skip
+    pool = Pool(
+        BlockReader(dataset), dataset.layout, sizes, lambda epoch: shuffled_order(shuffle, seed=0, epoch=epoch),
+        n_positions=N, threads=2,
+    )  # fmt: skip
+    n_read = []
+    try:
+        pool.seek(0, 0)
+        for _ in range(8):
+            while pool.next_span(STALL_SECONDS).stop < N:
+                pass
+            n_read.append(pool.n_read)
+    finally:
+        pool.close()
+    by_slots_alone = counted_reads(dataset.layout, sizes, 7)
+    assert np.mean(np.diff(n_read)[1:]) / N == pytest.approx(np.mean(by_slots_alone[2:]), abs=0.01)
