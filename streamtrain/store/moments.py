@@ -24,6 +24,10 @@ _LARGE: Final = 2.0**400  # a sum of squares of such numbers fits float64
 _WHOLE: Final = 2.0**53  # all integers below it are float64's
 _ROUND_BITS: Final = 11  # the bits that an integer of 64 has more than float64
 _CLEAN: Final = np.empty(0, np.int64)
+_NO_EXPONENT: Final = np.zeros(1, np.int64)
+_NO_OFFSET: Final = np.zeros(1)
+for _none in (_CLEAN, _NO_EXPONENT, _NO_OFFSET):
+    _none.flags.writeable = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +72,8 @@ class Moments:
         self.count: Array = np.zeros(1, np.int64)
         self.n_nan: Array = np.zeros(1, np.int64)
         self.n_inf: Array = np.zeros(1, np.int64)
-        self.exponent: Array = np.zeros(1, np.int64)
-        self.offset: Array = np.zeros(1)
+        self.exponent: Array = _NO_EXPONENT
+        self.offset: Array = _NO_OFFSET
         self.mean: Array = np.zeros(n_columns)
         self.m2: Array = np.zeros(n_columns)
         self.min: Array = np.full(n_columns, np.inf)
@@ -88,16 +92,18 @@ class Moments:
         piece.mean, piece.m2 = total / len(rows), np.zeros(1)
         least, most = reduce_rows(np.minimum, rows), reduce_rows(np.maximum, rows)
         piece.min, piece.max = least.astype(np.float64), most.astype(np.float64)
-        # An integer of 64 bits may be none of float64's.
-        is_constant = (least == most) & (rows.dtype.kind == "f" or rows.dtype.itemsize < 8)
+        is_constant = least == most
+        if rows.dtype.kind != "f" and rows.dtype.itemsize == 8:
+            # An integer of 64 bits may be none of float64's.
+            is_constant &= np.abs(piece.min) < _WHOLE
         # Only float64 itself comes near the limits of float64.
-        exponent = _exponents(piece.min, piece.max) if rows.dtype.char == "d" else piece.exponent
-        if is_constant.all() and not exponent.any():
+        exponent = _exponents(piece.min, piece.max) if rows.dtype.char == "d" else _NO_EXPONENT
+        if exponent is _NO_EXPONENT and is_constant.all():
             piece.offset, piece.mean = piece.min, np.zeros(1)
         else:
             piece.m2, is_lost = _squared_deviations(values, total)
             del values
-            is_lost = is_lost | (exponent != 0)
+            is_lost = is_lost if exponent is _NO_EXPONENT else is_lost | (exponent != 0)
             if is_lost.any():
                 piece._keep_constants(is_constant)
                 places = np.flatnonzero(is_lost & ~is_constant)
@@ -143,14 +149,12 @@ class Moments:
     def merge(self, other: Moments) -> None:
         """Add the moments of later rows (Chan's update)."""
         least, most = np.minimum(self.min, other.min), np.maximum(self.max, other.max)
-        self._scale_to(_exponents(least, most) if self.exponent.any() or other.exponent.any() else self.exponent)
-        offset, mean, m2 = other._scaled(self.exponent)
-        if self.offset.any() or offset.any():
-            # Of nothing, the mean may be anywhere.
-            self.offset = np.where(self.count == 0, offset, self.offset)
+        if self._counts_from_zero() and other._counts_from_zero():
+            delta, m2 = other.mean - self.mean, other.m2
+        else:
+            delta, m2 = self._aligned(other, least, most)
         count = self.count + other.count
         share = other.count / np.maximum(count, 1)
-        delta = (offset - self.offset) + (mean - self.mean)
         self.mean += delta * share
         np.multiply(delta, delta, out=delta)
         delta *= self.count * share
@@ -158,8 +162,21 @@ class Moments:
         self.m2 += m2
         self.min, self.max = least, most
         self.count, self.n_nan, self.n_inf = count, self.n_nan + other.n_nan, self.n_inf + other.n_inf
-        if self.offset.any():
+        if self.offset is not _NO_OFFSET and self.offset.any():
             self._drop_offset()
+
+    def _counts_from_zero(self) -> bool:
+        """Whether no column has an offset or an exponent; False at times although none has."""
+        return self.offset is _NO_OFFSET and self.exponent is _NO_EXPONENT
+
+    def _aligned(self, other: Moments, least: Array, most: Array) -> tuple[Array, Array]:
+        """Come to one offset and exponent with other moments; give by how much their mean is larger, and their m2."""
+        self._scale_to(_exponents(least, most) if self.exponent.any() or other.exponent.any() else self.exponent)
+        offset, mean, m2 = other._scaled(self.exponent)
+        if self.offset.any() or offset.any():
+            # Of nothing, the mean may be anywhere.
+            self.offset = np.where(self.count == 0, offset, self.offset)
+        return (offset - self.offset) + (mean - self.mean), m2
 
     def _scaled(self, exponent: Array) -> tuple[Array, Array, Array]:
         """Offset, mean and m2 with another exponent."""
@@ -177,7 +194,7 @@ class Moments:
         whole = self.offset + self.mean
         is_near = self.count * whole**2 <= MOST_LOST * self.m2
         if is_near.all():
-            self.offset, self.mean = np.zeros(1), whole
+            self.offset, self.mean = _NO_OFFSET, whole
         else:
             self.offset, self.mean = np.where(is_near, 0.0, self.offset), np.where(is_near, whole, self.mean)
 
@@ -379,7 +396,7 @@ def _exponents(least: Array, most: Array) -> Array:
     with np.errstate(invalid="ignore"):
         largest = np.maximum(np.abs(least), np.abs(most))
     if not largest.size or (largest.max() < _LARGE and largest.min() > 1 / _LARGE):
-        return np.zeros(1, np.int64)
+        return _NO_EXPONENT
     is_usual = (largest == 0) | np.isinf(largest) | ((largest < _LARGE) & (largest > 1 / _LARGE))
     return np.where(is_usual, 0, np.frexp(largest)[1]).astype(np.int64)
 
