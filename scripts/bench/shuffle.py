@@ -3,11 +3,15 @@
 
 Table: data sorted in several ways, for several numbers of lanes. *var* is the batch label variance ÷ that of a full
 random reshuffle, *drift* the largest prefix discrepancy ÷ a full reshuffle's: 1 is as good as random, less is better.
-*pairs* is how much more often samples of the same two blocks meet in a batch. *reads* is blocks read in an epoch ÷
-blocks stored, counted where blocks are read, with a pool that cannot hold the data.
+*power* is how much more batches vary for the sinusoidal labels that are worst for the order, beside it for those that
+are worst for full reshuffles: `shuffle_spectrum.py` has more of it. *pairs* is how much more often samples of the same
+two blocks meet in a batch. *reads* is blocks read in an epoch ÷ blocks stored, counted where blocks are read, with a
+pool that cannot hold the data.
 
 Training: Fashion-MNIST sorted by class, a pool of 2 % of it, an MLP 784-128-10, SGD 0.1, batch 64; test accuracy over
 seeds, beside that of full reshuffles of the same data and the same initial weights.
+
+Sections: the same, in equal sections each sorted by class, with the lanes that follow from what memory holds.
 
 Prints a line for people on stderr and one JSON line on stdout per result.
 """
@@ -29,8 +33,15 @@ import numpy as np
 import torch
 
 import streamtrain as st
-from scripts.bench.shuffle_orders import I64, rolling_window, shuffle_buffer, window_of_blocks
-from scripts.bench.shuffle_training import bench_training, describe_training, smallest_memory
+from scripts.bench.shuffle_orders import (
+    I64,
+    PARTS,
+    largest_power,
+    rolling_window,
+    shuffle_buffer,
+    window_of_blocks,
+)
+from scripts.bench.shuffle_training import bench_sections, bench_training, describe_training, smallest_memory
 from scripts.runner import Result, new_parser, require_disk, run
 from streamtrain.loader.block_reader import BlockReader
 from streamtrain.loader.stream_loader import StreamLoader
@@ -70,16 +81,28 @@ def measure_parts(folder: Path, arguments: argparse.Namespace) -> Iterator[Resul
     if "training" in arguments.parts:
         require_disk(folder, 10**8, fix="another --folder")
         yield from bench_training(folder / "sorted.zarr", arguments)
+    if "sections" in arguments.parts:
+        require_disk(folder, 10**9, fix="another --folder")
+        yield from bench_sections(folder, arguments)
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__, samples=SAMPLES, batch_size=BATCH_SIZE, folder=None)
-    parser.add_argument("--parts", nargs="+", choices=["table", "training"], default=["table", "training"])
+    parser.add_argument("--parts", nargs="+", choices=["table", "training", "sections"], default=["table", "training"])
     parser.add_argument("--lanes", type=int, nargs="+", default=[62, 254, 1006], help="lanes (default 62 254 1006)")
     parser.add_argument("--epochs", type=int, default=8, help="epochs of each row of the table (default 8)")
+    parser.add_argument(
+        "--spectrum-batches", type=int, default=600, help="batches of each part of the spectrum (default 600)"
+    )
     parser.add_argument("--seeds", type=int, default=10, help="runs of each order in training (default 10)")
     parser.add_argument("--train-epochs", type=int, default=3, help="epochs of each run (default 3)")
+    parser.add_argument(
+        "--sections", type=int, nargs="+", default=[1, 10, 100, 200, 365], help="sections (default 1 10 100 200 365)"
+    )
+    parser.add_argument(
+        "--held", type=int, nargs="+", default=[1, 8, 30], help="blocks of which memory holds one (default 1 8 30)"
+    )
     parser.add_argument("--fashion", type=Path, help="where the four files of Fashion-MNIST are (default: fetch them)")
     return parser.parse_args()
 
@@ -108,18 +131,37 @@ def bench_table(path: Path, arguments: argparse.Namespace) -> Iterator[Result]:
     reshuffles = [rng.permutation(arguments.samples) for _ in range(2 * arguments.epochs)]
     populated = {name: label_population(values) for name, values in labels.items()}
     reference = {name: quality(populated[name], reshuffles, arguments) for name in labels}
+    chance = spectrum(reshuffles[: arguments.epochs], arguments)
     for name, found in reference.items():
-        yield row(name, "full reshuffle", found, found, arguments, {})
+        yield row(name, "full reshuffle", found, found, arguments, {"power": chance}, chance)
     for lanes in arguments.lanes:
         orders, about = loader_orders(dataset, fields, lanes, arguments)
+        about |= {"power": spectrum(orders, arguments)}
         for name in labels:
             yield row(
-                name, "streamtrain", quality(populated[name], orders, arguments), reference[name], arguments, about
+                name,
+                "streamtrain",
+                quality(populated[name], orders, arguments),
+                reference[name],
+                arguments,
+                about,
+                chance,
             )
     for order, draw in PEERS.items():
         orders = [draw(np.random.default_rng(seed), arguments.samples) for seed in range(arguments.epochs)]
+        about = {"power": spectrum(orders, arguments)}
         for name in labels:
-            yield row(name, order, quality(populated[name], orders, arguments), reference[name], arguments, {})
+            yield row(
+                name, order, quality(populated[name], orders, arguments), reference[name], arguments, about, chance
+            )
+
+
+def spectrum(orders: Sequence[I64], arguments: argparse.Namespace) -> dict[str, float]:
+    """The largest power of an order's batches in each part of its epochs."""
+    return {
+        part: round(largest_power(orders, arguments.batch_size, part=part, most_batches=arguments.spectrum_batches), 2)
+        for part in PARTS
+    }
 
 
 def loader_orders(
@@ -187,6 +229,7 @@ def row(
     reference: Sequence[ShuffleQuality],
     arguments: argparse.Namespace,
     about: dict[str, Any],
+    chance: dict[str, float],
 ) -> Result:
     """One row of the table, relative to the full reshuffles of this run."""
     variance, drift = (
@@ -211,6 +254,7 @@ def row(
         "reference": {
             "variance": round(statistics.fmean(q.variance for q in reference), 4),
             "drift": round(statistics.fmean(q.drift for q in reference), 4),
+            "power": chance,
         },
         "bar": bar,
     }
@@ -221,14 +265,15 @@ def row(
 
 def describe(result: Result) -> str:
     """One line for people."""
-    if result["bench"] == "shuffle-training":
+    if result["bench"] != "shuffle":
         return describe_training(result)
     ours = "lanes" in result
     lanes = f"{result['lanes']:>5} lanes, {result['pool_share']:5.1%}" if ours else " " * 18
     reads = f"  reads {result['reads_ratio']:.3f}" if ours else ""
+    power, chance = result["power"]["whole"], result["reference"]["power"]["whole"]
     return (
-        f"{result['labels']:<24} {result['order']:<34} {lanes}  var {result['variance']:7.3f}  "
-        f"drift {result['drift']:6.2f}  pairs {result['coincidence']:6.1f}{reads}"
+        f"{result['labels']:<24} {result['order']:<34} {lanes}  power {power:6.2f} / {chance:.2f}  "
+        f"var {result['variance']:7.3f}  drift {result['drift']:6.2f}  pairs {result['coincidence']:6.1f}{reads}"
     )
 
 

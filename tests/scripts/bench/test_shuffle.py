@@ -35,6 +35,8 @@ def test_the_table(tmp_path: Path) -> None:
     assert "bar" in ours
     assert ours["bar"] is None, "the bars are for data of another size"
     assert {result["variance"] for result in results if result["order"] == "full reshuffle"} == {1.0}
+    assert ours["power"]["whole"] < stored["power"]["whole"]
+    assert ours["reference"]["power"] == by_row["10 classes sorted", "full reshuffle"]["power"]
 
 
 def test_training(tmp_path: Path) -> None:
@@ -46,7 +48,10 @@ def test_training(tmp_path: Path) -> None:
         for name, array in ((images, x), (labels, y)):
             head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
             (tmp_path / name).write_bytes(gzip.compress(head + array.tobytes()))
-    results = run(tmp_path, "--parts", "training", "--fashion", str(tmp_path), "--seeds", "2", "--train-epochs", "2")
+    run_as = ("--fashion", str(tmp_path), "--seeds", "2", "--train-epochs", "2")
+    *results, by_sections = run(tmp_path, "--parts", "training", "sections", *run_as, "--sections", "5", "--held", "8")
+    assert (by_sections["sections"], by_sections["blocks_of_which_one_is_held"]) == (5, 8)
+    assert by_sections["reference"]["accuracy"] == results[0]["accuracy"]
     orders = [str(result["order"]) for result in results]
     assert orders[:2] == ["full reshuffle", "streamtrain"]
     assert orders[2].startswith("rolling window")
