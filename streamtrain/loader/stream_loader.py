@@ -269,6 +269,7 @@ class StreamLoader:
         self._pool: Pool | None = None
         self._pool_at: tuple[int, int] | None = None
         self._entered = self._closed = False
+        self._ended: int | None = None
         self._work_before = ThreadSeconds()
         self._blocks_read_before = 0
         self._telemetry.opened(self)
@@ -322,11 +323,14 @@ class StreamLoader:
         if epoch < 0:
             raise UsageError(f"epoch is {epoch}; it must not be negative")
         self._turn += 1
-        self._epoch, self._position, self._entered = epoch, 0, False
+        self._epoch, self._position, self._entered, self._ended = epoch, 0, False, None
 
     def last_samples(self) -> I64:
         """The samples of the batch that was yielded last, in its order: their rows in the dataset, (B,) int64."""
-        return samples_ending_at(self._orders()(self._epoch), self._position, self.batch_size, self._quarantine)
+        epoch, position = self._epoch, self._position
+        if not position and self._ended is not None:
+            epoch, position = self._ended, self._n_positions()
+        return samples_ending_at(self._orders()(epoch), position, self.batch_size, self._quarantine)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, counted in batches it has yielded: a few numbers and the dataset's id."""
@@ -357,7 +361,7 @@ class StreamLoader:
             self._stop_pool()
         self.seed, self._epoch = state["seed"], state["epoch"]
         self._position = min(state["batch"] * self.batch_size, self._n_positions())
-        self._entered, self._pool_at = False, None
+        self._entered, self._ended, self._pool_at = False, None, None
 
     def _solve(self, lanes: int | None, groups: int | None = None) -> tuple[LoaderSizes, LoaderProjection]:
         layout, memory, rho = self.dataset.layout, self.memory_bytes, self.dataset.rho
@@ -402,7 +406,7 @@ class StreamLoader:
                     if done[0] is not EMPTY_BATCH:
                         yield done.pop()
                         self._check_turn(turn)
-        self._epoch, self._position = self._epoch + 1, 0
+        self._epoch, self._position, self._ended = self._epoch + 1, 0, self._epoch
         self._pool_at = (self._epoch, 0)
 
     def _check_turn(self, turn: int) -> None:

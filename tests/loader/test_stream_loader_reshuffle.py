@@ -86,6 +86,16 @@ def test_the_samples_of_a_short_last_batch_are_known(dataset):
     assert all(known == held for known, held in found)
 
 
+def test_after_an_epoch_its_last_batch_is_still_the_last(dataset):
+    with loader_of(dataset) as loader:
+        *_, last = [batch.y.tolist() for batch in loader]
+        assert loader.last_samples().tolist() == last
+        next(iter(loader))
+        assert loader.last_samples().tolist() != last
+        loader.set_epoch(4)
+        assert not len(loader.last_samples()), "there is none any more"
+
+
 def test_samples_that_are_left_out_are_not_among_them(tmp_path):
     path = tmp_path / "d.zarr"
     streamtrain.ingest({"y": np.arange(N)}, path, block=8 * 16, codec="none")
