@@ -16,7 +16,7 @@ from streamtrain.loader.pool import Pool
 from streamtrain.shuffle.order import ShuffleParameters, shuffled_order
 from streamtrain.shuffle.positions import samples_at
 
-N = 600
+N = 300
 STALL_SECONDS = 30.0
 """A deadlock is an error instead of a test without an end."""
 
@@ -106,7 +106,7 @@ def test_the_next_epoch_is_known_in_time_however_busy_the_threads_are(datasets, 
     dataset, lanes = datasets[1], 24
     shuffle = ShuffleParameters(n_samples=N, block_rows=1, batch_size=24, lanes=lanes, groups=2)
     sizes = LoaderSizes(
-        batch_size=24, lanes=lanes, groups=2, slots=240, prefetch=16, read_blocks=2, span_batches=1, spans=3,
+        batch_size=24, lanes=lanes, groups=2, slots=120, prefetch=16, read_blocks=2, span_batches=1, spans=3,
         index_samples=4096, threads=2, reserve_bytes=0,
     )  # fmt: skip
     pool = Pool(
