@@ -5,8 +5,8 @@ The order is the *stratified interleave of cyclic lanes*. The sample space is ro
 dataset however the data is sorted, while each lane reads its blocks one after another:
 
 1. Group g of G owns a contiguous rotated range of as many samples as there are positions congruent to g modulo G, cut
-   into Q = lanes / G lanes: cut k lies at (k * samples + u) // Q, with u drawn for the group. So lengths differ by one
-   at most, and the longer lanes are spread evenly.
+   into Q = lanes / G lanes whose lengths differ by one at most. Which lanes are the longer ones is drawn: only they
+   come in the last sweep, and were they spread evenly, that would meet periodic data.
 2. A lane is a cycle. Its samples fall into *runs*, cut at block edges and where the rotation wraps. The runs stand in
    an even random order, the rows of a run in a random order. The lane starts at a place drawn uniformly from its
    samples and goes once around. So at every sweep each sample of the lane is equally likely, independently of the other
@@ -37,11 +37,19 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import UsageError
-from streamtrain.system.counter_rng import NOBLE_STEPS, even_orders, random_key, word_below, words, words_below
+from streamtrain.system.counter_rng import (
+    NOBLE_STEPS,
+    even_orders,
+    random_key,
+    random_orders,
+    word_below,
+    words,
+    words_below,
+)
 
 I64 = npt.NDArray[np.int64]
-ORDER_VERSION: Final = 2
-"""Of the order: 1 was the interleave of lanes that began and ended at their cuts."""
+ORDER_VERSION: Final = 3
+"""Of the order: in 1 lanes began and ended at their cuts, in 2 the longer lanes were spread evenly."""
 _WORDS_AT_ONCE: Final = 16_384
 _LARGEST: Final = 1 << 63
 
@@ -270,12 +278,13 @@ def shuffled_order(shuffle: ShuffleParameters, *, seed: int, epoch: int) -> Epoc
 def _lane_edges(shuffle: ShuffleParameters, cuts_key: int) -> I64:
     """Where the lanes lie in the rotated space, shape (lanes + 1,)."""
     groups, lanes_each = shuffle.groups, shuffle.lanes // shuffle.groups
-    group = np.arange(groups, dtype=np.int64)
-    sizes = (shuffle.n_samples - group + groups - 1) // groups
-    phases = words_below(cuts_key, group, np.full(groups, lanes_each))
-    cuts = (np.arange(lanes_each) * sizes[:, None] + phases[:, None]) // lanes_each
-    cuts += (np.cumsum(sizes) - sizes)[:, None]
-    return np.append(cuts.ravel(), shuffle.n_samples)
+    sizes = (shuffle.n_samples - np.arange(groups, dtype=np.int64) + groups - 1) // groups
+    shorter, n_longer = np.divmod(sizes, lanes_each)
+    random = words(cuts_key, np.arange(shuffle.lanes)).reshape(groups, lanes_each)
+    drawn = random_orders(random, np.full(groups, lanes_each))
+    lengths = np.empty((groups, lanes_each), np.int64)
+    np.put_along_axis(lengths, drawn, shorter[:, None] + (np.arange(lanes_each) < n_longer[:, None]), axis=1)
+    return np.append(0, np.cumsum(lengths))
 
 
 def _run_edges(shuffle: ShuffleParameters, lane_edges: I64, offset: int) -> tuple[I64, I64]:

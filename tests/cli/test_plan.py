@@ -33,7 +33,7 @@ def test_json(sorted_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["steps_per_epoch"] == {"batch": 312, "sample": 312 * 64, "epoch": 1}
     assert found["reads"]["first_epoch"]["ratio"] == 1.0
     assert 0 <= found["reads"]["later_epochs"]["ratio"] <= 1.01
-    assert found["order"] == 2
+    assert found["order"] == 3
     assert found["samples_of_one_block_in_a_batch"] == max(1, 64 / found["lanes"])
     assert found["at_most"]["batch_variance_ratio"] >= 1
     assert found["rho"] == pytest.approx(1, abs=0.05)

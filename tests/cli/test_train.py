@@ -190,7 +190,7 @@ def test_the_runs_configuration_has_what_was_solved(stored: Path, capsys: pytest
     train_json(capsys, stored / "images.zarr", "--model", "linear", "--epochs", 0, "--memory", "8MB", "--lanes", 6)
     config = json.loads(Path("runs/1/config.json").read_text())
     assert (config["memory"], config["lanes"], config["groups"], config["max_memory"]) == (8_000_000, 6, 1, None)
-    assert config["order"] == 2
+    assert config["order"] == 3
 
 
 def test_a_model_that_does_not_fit_is_reported_before_the_first_epoch(

@@ -43,7 +43,7 @@ def labels(loader: st.StreamLoader) -> list[list[int]]:
 
 def test_a_state_tells_its_order(dataset: st.Dataset) -> None:
     with loader_of(dataset) as shuffled, loader_of(dataset, shuffle=False) as stored:
-        assert (shuffled.order_version, shuffled.state_dict()["order"]) == (2, 2)
+        assert (shuffled.order_version, shuffled.state_dict()["order"]) == (3, 3)
         assert (stored.order_version, stored.state_dict()["order"]) == (None, None)
         with pytest.raises(UsageError, match="shuffle: True there, False here"):
             stored.load_state_dict(of_order_1(shuffled.state_dict()))
@@ -53,7 +53,7 @@ def test_inside_an_epoch_it_is_refused_with_what_made_it_and_what_to_do(dataset:
     with loader_of(dataset) as loader:
         state = of_order_1(loader.state_dict() | {"epoch": 4, "batch": 3})
         with pytest.raises(
-            CheckpointError, match="inside epoch 4 of order 1, and this release makes order 2"
+            CheckpointError, match="inside epoch 4 of order 1, and this release makes order 3"
         ) as caught:
             loader.load_state_dict(state)
         assert caught.value.exit_code == 6
@@ -150,7 +150,7 @@ def test_what_is_over_stays_over_wherever_its_stream_stood(dataset: st.Dataset, 
 
 def test_a_run_between_epochs_goes_on(dataset: st.Dataset, tmp_path: Path) -> None:
     fit(dataset, tmp_path / "run", max_epochs=2)
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["order"] == 2
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["order"] == 3
     make_old(tmp_path / "run")
     assert len(fit(dataset, tmp_path / "run", max_epochs=2, resume="auto")) == 0
     make_old(tmp_path / "run")
