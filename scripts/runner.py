@@ -1,4 +1,4 @@
-"""What scripts share: options, a folder for their data, turns and ratios, results as a table and as JSON lines."""
+"""The common part of the scripts: options, a folder for data, turns and ratios, results as a table and JSON lines."""
 
 from __future__ import annotations
 

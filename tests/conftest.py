@@ -1,4 +1,4 @@
-"""What holds around every test: nothing is left running, nothing is left open, and hypothesis repeats itself."""
+"""The frame of every test: nothing is left running, nothing is left open, and hypothesis repeats itself."""
 
 from __future__ import annotations
 

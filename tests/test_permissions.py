@@ -1,4 +1,4 @@
-"""What may not be read or written: an error that says so, never a bug, and never "missing" for what is there.
+"""Files that may not be read or written: an error that says so, never a bug, and never "missing" for what is there.
 
 Numbers are the rows of the list of bad inputs that the design keeps.
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What checking costs: an epoch of the loader as it is, beside one that computes and compares no checksums.
+"""The cost of checking: an epoch of the loader as it is, beside one that computes and compares no checksums.
 
 There is no switch for that, and there shall be none: in this process alone, the two functions that do it give way to
 empty ones; reading and decoding stay. The two ways take turns, each epoch by a loader of its own, which holds no blocks

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How near batches on a device come to the bus: bytes/s against bare pinned copies, samples/s, and the stall fraction.
+"""Batches on a device beside the bus: bytes/s against bare pinned copies, samples/s, and the stall fraction.
 
 Three ways stand side by side. ``own`` is a loader without ``device=`` and a copy of each batch, as anyone would write
 it; ``host`` gathers on the host and copies whole spans from page-locked memory; ``device`` has the pool on the device,

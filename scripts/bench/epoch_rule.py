@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the exact gradient of a whole dataset costs, and how exact it is.
+"""The exact gradient of a whole dataset: its cost, and its rounding.
 
 **Cost.** A pass of the rule ``epoch`` from the store ÷ the bare forward and backward of the same batches in memory,
 with no sum, no measuring and no checks. ``ready`` is the rule over those batches in memory: against it stands what the

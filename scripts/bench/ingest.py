@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How near ingest comes to copying: MB/s of ingesting .npy files ÷ MB/s of ``cp`` of the same files.
+"""Ingest beside copying: MB/s of ingesting .npy files ÷ MB/s of ``cp`` of the same files.
 
 Both end when what they wrote is durable: after ``cp``, the copies and their directory are flushed, as ingest flushes
 all it writes. The source is in the page cache for both. They alternate, and so does who comes first; the ratio is the

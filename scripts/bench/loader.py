@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How near the loader comes to the machine's limit: loader ÷ floor, from the same run and the same files.
+"""The loader beside the machine's limit: loader ÷ floor, from the same run and the same files.
 
 The floor is two threads that do what cannot be left out, and nothing else: read the same blocks into a pool of the
 same size, check, decode, and ``np.take`` every row once in random order into spans of the same size. It has no order

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How good the shuffle is: through the real loader, beside full reshuffles and what others do, from the same run.
+"""The quality of the shuffle: through the real loader, beside full reshuffles and others' orders, from the same run.
 
 Table: data sorted in several ways, for several numbers of lanes. *var* is the batch label variance ÷ that of a full
 random reshuffle, *drift* the largest prefix discrepancy ÷ a full reshuffle's: 1 is as good as random, less is better.
@@ -33,15 +33,10 @@ import numpy as np
 import torch
 
 import streamtrain as st
-from scripts.bench.shuffle_orders import (
-    I64,
-    PARTS,
-    largest_power,
-    rolling_window,
-    shuffle_buffer,
-    window_of_blocks,
-)
-from scripts.bench.shuffle_training import bench_sections, bench_training, describe_training, smallest_memory
+from scripts.bench.shuffle_budget import smallest_memory
+from scripts.bench.shuffle_orders import I64, rolling_window, shuffle_buffer, window_of_blocks
+from scripts.bench.shuffle_spectrum import PARTS, largest_power
+from scripts.bench.shuffle_training import bench_sections, bench_training, describe_training
 from scripts.runner import Result, new_parser, require_disk, run
 from streamtrain.loader.block_reader import BlockReader
 from streamtrain.loader.stream_loader import StreamLoader
@@ -168,7 +163,7 @@ def loader_orders(
     dataset: Any, fields: dict[str, I64], lanes: int, arguments: argparse.Namespace
 ) -> tuple[list[I64], dict[str, Any]]:
     """The samples of several epochs as the loader yields them, and what it read for them."""
-    memory = smallest_memory(dataset, arguments.batch_size, lanes)
+    memory = smallest_memory(dataset.layout, arguments.batch_size, lanes=lanes)
     orders, n_read = [], []
     with (
         counted_reads() as reads,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whether any labels make batches worse than a full reshuffle: the spectrum of the loader's order, over many shapes.
+"""The spectrum of the loader's order, over many shapes: no labels may make batches worse than a full reshuffle.
 
 A batch's samples are marked with 1; the power of that at every frequency, in the mean of many batches and divided by
 a full reshuffle's, is how much more the batches vary for sinusoidal labels of that period. Its mean over frequencies is
@@ -27,12 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # streamtrain and 
 import numpy as np
 
 import streamtrain as st
-from scripts.bench.shuffle_orders import I64, PARTS, largest_power
+from scripts.bench.shuffle_budget import smallest_memory
+from scripts.bench.shuffle_orders import I64
 from scripts.runner import Result, new_parser, run
-from streamtrain.errors import BudgetError
 from streamtrain.loader.budget import LoaderSizes, solve
 from streamtrain.store.layout import Field, Layout
 
+PARTS: Final = {"whole": (0.0, 1.0), "first 2 %": (0.0, 0.02), "last 2 %": (0.98, 1.0)}
+"""Parts of an epoch that are looked at alone: what is wrong in few batches does not show among all."""
+_MARKS_AT_ONCE: Final = 1 << 24
 MOST: Final = {"whole": 1.25, "first 2 %": 1.75, "last 2 %": 1.75}
 """The most power, in that of reshuffles; the ends have few batches."""
 LEAST_SAMPLES: Final = 5_000
@@ -40,7 +43,6 @@ MOST_SAMPLES: Final = 200_000
 SHARES: Final = (1, 4, 30, 200)
 """Blocks of the dataset ÷ blocks in memory."""
 _ROW_BYTES: Final = 4096
-_MOST_MEMORY: Final = 1 << 46
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,21 +114,13 @@ def draw_shapes(n_shapes: int, seed: int, most_samples: int = MOST_SAMPLES) -> l
 
 
 def sizes_for(n_samples: int, block_rows: int, batch_size: int, share: int) -> LoaderSizes | None:
-    """The sizes of the smallest budget that holds one block of so many; None where too few blocks would be held."""
+    """The sizes of the smallest budget that holds one block of so many; None where the least that works holds more."""
     field = Field(name="x", dtype=np.dtype("u1"), shape=(_ROW_BYTES,))
     layout = Layout(fields=(field,), n_samples=n_samples, block_rows=block_rows, shard_blocks=1000, codec="none")
     wanted = layout.n_blocks // share
-    low, high = 0, _MOST_MEMORY
-    found = None
-    while high - low > _ROW_BYTES:
-        memory = (low + high) // 2
-        try:
-            sizes, _ = solve(layout, batch_size=batch_size, memory=memory)
-        except BudgetError:
-            low = memory
-            continue
-        low, high, found = (memory, high, found) if sizes.slots < wanted else (low, memory, sizes)
-    return found if found and found.slots <= max(wanted, 1) * 1.1 else None
+    memory = smallest_memory(layout, batch_size, is_enough=lambda sizes: sizes.slots >= wanted)
+    sizes, _ = solve(layout, batch_size=batch_size, memory=memory)
+    return sizes if sizes.slots <= max(wanted, 1) * 1.1 else None
 
 
 def measure_shapes(folder: Path, arguments: argparse.Namespace) -> Iterator[Result]:
@@ -169,6 +163,34 @@ def loader_orders(path: Path, shape: Shape, n_epochs: int) -> Sequence[I64]:
         orders = [np.concatenate([batch.row.numpy() for batch in loader]) for _ in range(n_epochs)]
     assert all(np.array_equal(np.sort(order), rows) for order in orders), "not every sample once"
     return orders
+
+
+def largest_power(orders: Sequence[I64], batch_size: int, *, part: str = "whole", most_batches: int = 4000) -> float:
+    """The largest value of the spectrum of full batches, over all frequencies; 1 is a full reshuffle's expectation.
+
+    Parameters
+    ----------
+    orders : sequence of (n_samples,) int64
+        Epochs.
+    part : str
+        One of ``PARTS``.
+    most_batches : int
+        So many batches at the most, evenly from all there are.
+    """
+    n_samples = len(orders[0])
+    n_full = n_samples // batch_size
+    first, end = (int(share * n_full) for share in PARTS[part])
+    batches = np.concatenate(
+        [order[: n_full * batch_size].reshape(n_full, -1)[first : max(end, first + 1)] for order in orders]
+    )
+    batches = batches[np.linspace(0, len(batches) - 1, min(most_batches, len(batches))).astype(int)]
+    total = np.zeros(n_samples // 2 + 1)
+    for some in np.array_split(batches, max(1, len(batches) * n_samples // _MARKS_AT_ONCE)):
+        marks = np.zeros((len(some), n_samples), np.float32)
+        np.put_along_axis(marks, some, 1, axis=1)
+        total += (np.abs(np.fft.rfft(marks, axis=1)) ** 2).sum(axis=0)
+    expected = batch_size * (n_samples - batch_size) / (n_samples - 1)
+    return float(total[1:].max() / len(batches) / expected)
 
 
 def describe(result: Result) -> str:

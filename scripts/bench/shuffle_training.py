@@ -7,6 +7,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,11 +16,12 @@ import numpy.typing as npt
 import torch
 
 import streamtrain as st
+from scripts.bench.shuffle_budget import smallest_memory
 from scripts.bench.shuffle_orders import I64, rolling_window
 from scripts.data.fashion_mnist import FILES, TARGET, WAYS, get
 from scripts.data.ingest_sorted import read_idx
 from scripts.runner import Result
-from streamtrain.loader.budget import solve
+from streamtrain.loader.budget import LoaderSizes, solve
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 Epochs = Callable[[int], Iterator[Batches]]
@@ -33,33 +35,13 @@ LANES_PER_SAMPLE: Final = 48 / 60_000
 """48 lanes: with what is read ahead, 2 % of Fashion-MNIST's blocks."""
 
 
-def smallest_memory(dataset: Any, batch_size: int, lanes: int) -> int:
-    """The least budget that these lanes run in, to the kilobyte: then nothing is cached from epoch to epoch."""
-    low, high = 0, 1
-    while not works(dataset, batch_size, lanes, 1000 * high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if works(dataset, batch_size, lanes, 1000 * middle) else (middle, high)
-    return 1000 * high
-
-
-def works(dataset: Any, batch_size: int, lanes: int, memory: int) -> bool:
-    """Whether a budget is enough."""
-    try:
-        solve(dataset.layout, batch_size=batch_size, memory=memory, lanes=lanes)
-    except st.BudgetError:
-        return False
-    return True
-
-
 def bench_training(path: Path, arguments: argparse.Namespace) -> Iterator[Result]:
     """Test accuracy by order, over seeds."""
     images = fashion_mnist(arguments.fashion)
     x, y = images[:2]
     dataset = ingested(x, y, path)
     lanes = max(2, int(len(x) * LANES_PER_SAMPLE) // 2 * 2)
-    memory = smallest_memory(dataset, BATCH_SIZE, lanes)
+    memory = smallest_memory(dataset.layout, BATCH_SIZE, lanes=lanes)
     share = solve(dataset.layout, batch_size=BATCH_SIZE, memory=memory, lanes=lanes)[0].slots / dataset.layout.n_blocks
     window = max(1, round(share * dataset.layout.n_blocks))
     orders: dict[str, Epochs] = {
@@ -95,7 +77,8 @@ def bench_sections(folder: Path, arguments: argparse.Namespace) -> Iterator[Resu
         for n_sections in arguments.sections:
             order = sections(y, n_sections)
             dataset = ingested(x[order], y[order], folder / f"{held}-{n_sections}.zarr")
-            memory = memory_for(dataset, BATCH_SIZE, dataset.layout.n_blocks // held)
+            n_blocks = dataset.layout.n_blocks // held
+            memory = smallest_memory(dataset.layout, BATCH_SIZE, is_enough=partial(holds, n_blocks))
             lanes = solve(dataset.layout, batch_size=BATCH_SIZE, memory=memory)[0].lanes
             scores = accuracies(images, streamed(dataset, arguments, memory=memory), arguments)
             (mean, deviation), (expected, spread) = mean_and_deviation(scores), mean_and_deviation(reference)
@@ -113,6 +96,11 @@ def bench_sections(folder: Path, arguments: argparse.Namespace) -> Iterator[Resu
             }
 
 
+def holds(n_blocks: int, sizes: LoaderSizes) -> bool:
+    """Whether memory has room for so many blocks."""
+    return sizes.slots >= n_blocks
+
+
 def sections(y: npt.NDArray[Any], n_sections: int) -> I64:
     """Where the samples come from when labels that are sorted become equal sections, each sorted."""
     found: I64 = np.argsort(np.arange(len(y)) % n_sections, kind="stable")
@@ -124,19 +112,6 @@ def ingested(x: npt.NDArray[Any], y: npt.NDArray[Any], path: Path) -> Any:
     return st.ingest(
         {"x": x, "y": y.astype(np.int64)}, path, block=(x[0].size + 8) * BLOCK_ROWS, codec="none", progress=False
     )
-
-
-def memory_for(dataset: Any, batch_size: int, n_blocks: int) -> int:
-    """The least budget that holds so many blocks, to the kilobyte."""
-    low, high = 0, 1 << 30
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            holds = solve(dataset.layout, batch_size=batch_size, memory=1000 * middle)[0].slots >= n_blocks
-        except st.BudgetError:
-            holds = False
-        low, high = (low, middle) if holds else (middle, high)
-    return 1000 * high
 
 
 def streamed(dataset: Any, arguments: argparse.Namespace, **given: Any) -> Epochs:

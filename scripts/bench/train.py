@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What training from the store costs: epoch time from the store ÷ epoch time of an ideal loop in memory.
+"""The cost of training from the store: epoch time from the store ÷ epoch time of an ideal loop in memory.
 
 Three ways to train on the very same batches in the same order. ``store`` is `Trainer.fit` on a loader. ``ready`` is
 `Trainer.fit` on a list in which those batches lie ready as tensors, the best that any loader could be: against it

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the loader really takes of its budget: measured ÷ budget, over budgets, dataset sizes and codecs.
+"""The loader's memory: measured ÷ budget, over budgets, dataset sizes and codecs.
 
 *Measured* is the peak of the process's anonymous, pinned and device memory while a loader is made, two epochs are read
 and every batch is taken, less the value just before the loader was made. Each case runs in a process of its own, after

@@ -23,8 +23,7 @@ starts is visited at the beginning and, for the rest of its rows, at the end.
 Why so: one place drawn uniformly and independently from each of B equal stretches varies at most as much as a full
 reshuffle whatever the labels are. Nothing lies at regular distances that periodic data could meet.
 
-Setting up an epoch takes O(lanes + blocks) time and memory; ``picks`` then finds any position without the ones before
-it.
+Setting up an epoch takes O(lanes + blocks) time and memory; ``positions`` then finds any position without those before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is wrong with inputs, through the command line: the exit code, and a message that says what, where and the fix.
+"""Faults of inputs, through the command line: the exit code, and a message that says what, where and the fix.
 
 Numbers are the rows of the list of bad inputs that the design keeps; rows whose commands are tested at length elsewhere
 have one case here. No traceback is shown, and a refused ingest leaves nothing that opens.

@@ -1,4 +1,4 @@
-"""What ``streamtrain compare`` refuses has a remedy that works, and what it has trained is not lost."""
+"""Refusals of ``streamtrain compare``: each has a remedy that works, and what is trained is not lost."""
 
 from __future__ import annotations
 

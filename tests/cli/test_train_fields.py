@@ -1,4 +1,4 @@
-"""Which fields a command learns from: --inputs and --target, kept with the run."""
+"""The fields that a command learns from: --inputs and --target, kept with the run."""
 
 from __future__ import annotations
 

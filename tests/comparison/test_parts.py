@@ -1,4 +1,4 @@
-"""What a comparison is made of: the variance of updates, the path of the weights, its plane, the surface around it."""
+"""The parts of a comparison: the variance of updates, the path of the weights, its plane, the surface around it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the profiler makes of a run: figures by their definition, and drawings without surprises."""
+"""The profile of a run: figures by their definition, and drawings without surprises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an ingest takes, in a process of its own, stays below what it projects, and that below its budget."""
+"""The memory of an ingest, in a process of its own: below what it projects, and that below its budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens on the disk to a dataset is told before a wrong value reaches a batch: flips, cuts, swaps, losses.
+"""Damage on the disk, told before a wrong value reaches a batch: flips, cuts, swaps, losses.
 
 Every case is one harm to a fresh copy, then a whole use of it: open it, read the statistics, take an epoch. It ends in
 an error of ours, or all values are right; whatever was harmed and is read, is told. ``scripts/faults/run reading``

@@ -1,4 +1,4 @@
-"""What is left of a loader that is closed, or that nobody refers to any more: nothing."""
+"""The remains of a loader that is closed, or that nobody refers to any more: none."""
 
 import gc
 import threading

@@ -1,4 +1,4 @@
-"""What stops a loader in its tracks: nobody is left waiting, and the error names the cause."""
+"""Failures that stop a loader: nobody is left waiting, and the error names the cause."""
 
 import os
 import subprocess

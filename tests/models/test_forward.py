@@ -1,4 +1,4 @@
-"""How a model is run forward: in a narrower precision, and compiled, its names and weights as they were."""
+"""A model's forward pass: in a narrower precision, and compiled, its names and weights as they were."""
 
 from __future__ import annotations
 

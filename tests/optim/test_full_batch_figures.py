@@ -1,4 +1,4 @@
-"""What runs with L-BFGS and CG report: the figures of the weights that they have and save, after every pass."""
+"""Reports of runs with L-BFGS and CG: the figures of the weights that they have and save, after every pass."""
 
 from __future__ import annotations
 

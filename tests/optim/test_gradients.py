@@ -1,4 +1,4 @@
-"""What belongs to every step: clipping, schedules, finiteness; and where a run ends early."""
+"""The parts of every step: clipping, schedules, finiteness; and the early end of a run."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What holds for every script: it answers from anywhere what it is for, and no name of theirs hides another."""
+"""Every script: it answers from anywhere what it is for, and no name of theirs hides another."""
 
 from __future__ import annotations
 

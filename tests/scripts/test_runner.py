@@ -1,4 +1,4 @@
-"""What scripts share: results on both streams, a folder that goes again whatever happens, a disk without room."""
+"""The scripts' common part: results on both streams, a folder that goes again whatever happens, a full disk."""
 
 from __future__ import annotations
 

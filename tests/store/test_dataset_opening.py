@@ -1,4 +1,4 @@
-"""What does not open, and what it says."""
+"""Datasets that do not open, and what is said of them."""
 
 from __future__ import annotations
 

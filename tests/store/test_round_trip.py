@@ -1,4 +1,4 @@
-"""What is written reads equal: through the dataset, through stock zarr, and zarr's own shards through our index."""
+"""The round trip of what is written: through the dataset and stock zarr, and zarr's shards through our index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the golden files were made of: rows by arithmetic, and orders. Of the package it knows the public face alone.
+"""The makings of the golden files: rows by arithmetic, and orders. Of the package it knows the public face alone.
 
 `tests/golden/make.py` makes the files with it and with `golden_runs`; the tests beside them make the same again and
 compare. Neither imports a module of the package but the command line, so that both stay as they are while modules move.

@@ -1,4 +1,4 @@
-"""Whether this machine lets a test limit memory."""
+"""Control groups in tests: whether this machine lets one limit memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trainer is told of its steps: errors name what was given, and a run's folder holds it."""
+"""The options of a trainer's steps: errors name what was given, and a run's folder holds it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is described as: whether it was shuffled stands in its configuration, its report, and what it resumes."""
+"""The description of a run: whether it was shuffled stands in its configuration, its report, and what it resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What needs no library: a mapped .npy file, and arrays and tensors in memory.
+"""Peers without a library: a mapped .npy file, and arrays and tensors in memory.
 
 In the peers' favour the permutation of the batched loops is drawn beforehand and not counted.
 """

@@ -1,4 +1,4 @@
-"""Which peers there are, what each needs, and which kind of promise it makes."""
+"""The list of peers: what each needs, and the kind of promise it makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a peer is measured: its variants briefly, the best at length in turn with streamtrain; then one epoch checked."""
+"""The measuring of a peer: its variants briefly, the best at length in turn with streamtrain; one epoch checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every worker does: read a request a line from stdin, do it with its library, answer a line on stdout.
+"""The loop of every worker: read a request a line from stdin, do it with its library, answer a line on stdout.
 
 A worker runs under its peer's own Python, so this file needs numpy and nothing else. What a library prints goes to
 stderr; the answers keep a channel of their own.

@@ -1,4 +1,4 @@
-"""What the tests of every family need: all rows of a source, and the peak of memory while it is read."""
+"""Helpers of every family's tests: all rows of a source, and the peak of memory while it is read."""
 
 from __future__ import annotations
 

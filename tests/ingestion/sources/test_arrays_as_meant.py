@@ -1,4 +1,4 @@
-"""What an array means is what is stored: no masked value, no sparse matrix, and of a tensor its values."""
+"""Arrays stored as they are meant: no masked value, no sparse matrix, and of a tensor its values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which fields are made of which names in a source, and which names no field can have."""
+"""Fields made of the names in a source, and the names that no field can have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device takes, as arithmetic, and what is told where it does not fit."""
+"""The memory terms of a device, as arithmetic, and what is told where they do not fit."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What the fast path does not know is for the plain loop, and is named."""
+"""The limits of the fast path: what it does not know is for the plain loop, and is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What checking costs, at small size; and that the two ways differ in nothing but the checking."""
+"""The cost of checking, at small size; and that the two ways differ in nothing but the checking."""
 
 from __future__ import annotations
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from run_script import results_of, run_script
 
-from scripts.bench.shuffle_orders import PARTS, largest_power
-from scripts.bench.shuffle_spectrum import SHARES, draw_shapes
+from scripts.bench.shuffle_spectrum import PARTS, SHARES, draw_shapes, largest_power
 
 N, B = 4096, 64
 

@@ -1,4 +1,4 @@
-"""Whether two schemas mean the same: put beside a plain account of what may and may not differ."""
+"""The comparison of two schemas: put beside a plain account of what may and may not differ."""
 
 from __future__ import annotations
 

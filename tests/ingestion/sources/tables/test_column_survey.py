@@ -1,4 +1,4 @@
-"""Which labels of a table are missing and which are names, and that this is the same in every format."""
+"""Labels of a table, missing or names: the same in every format."""
 
 from __future__ import annotations
 
