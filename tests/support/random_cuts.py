@@ -168,7 +168,7 @@ def train_in_pieces(case: Case, dataset: st.Dataset, out: Path, n_steps: int, rn
             cut = rng.choice(CUTS)
             case.n_cuts[cut] += 1
             trainer = _cut_once(case, dataset, folder, trainer, cut, n_steps, rng)
-        return _fit(case, dataset, folder, trainer)
+        return _fit(case, dataset, folder, trainer)[0]
 
 
 class _Folder:
@@ -199,7 +199,7 @@ def _fit(
     max_steps: int | None = None,
     on_batch: dict[int, Any] | None = None,
     left: float = float("inf"),
-) -> st.Trainer:
+) -> tuple[st.Trainer, st.History]:
     """Train on: a trainer itself, or a new one from the folder."""
     resume = "auto" if trainer is None else None
     trainer = trainer or case.make_trainer()
@@ -211,8 +211,8 @@ def _fit(
             config = trainer.describe(loader)
             folder.open = RunFolder(folder.path, config, resumes=True, files=Files(system=system))
         how = case.fit | {"max_steps": max_steps}
-        trainer.fit(loader, checkpoint=folder.open, resume=resume, progress=False, **how)  # type: ignore[arg-type]
-    return trainer
+        history = trainer.fit(loader, checkpoint=folder.open, resume=resume, progress=False, **how)  # type: ignore[arg-type]
+    return trainer, history
 
 
 def _cut_once(
@@ -228,8 +228,9 @@ def _cut_once(
     at = rng.randrange(EPOCH_BATCHES)
     if cut in ("steps", "again"):
         before = trainer.counts.n_steps if trainer else 0
-        trainer = _fit(case, dataset, folder, trainer, max_steps=rng.randint(before, n_steps))
-        if cut == "again":
+        trainer, history = _fit(case, dataset, folder, trainer, max_steps=rng.randint(before, n_steps))
+        # A trainer whose run has ended early begins to wait anew when it is called again: that is no cut.
+        if cut == "again" and history.stopped_by != "patience":
             return trainer
     elif cut == "signal":
         number = rng.choice([signal.SIGINT, signal.SIGTERM])
