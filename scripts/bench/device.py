@@ -34,7 +34,8 @@ from torch import Tensor, nn
 import streamtrain as st
 from scripts.data.synthetic import Recipe, arrays_of
 from scripts.runner import Result, median_ratio, new_parser, require_disk, run, timed
-from streamtrain.loader.device.accelerator import Accelerator, make_accelerator, resolve_device
+from streamtrain.loader.device.accelerator import Accelerator
+from streamtrain.loader.device.resolve import make_accelerator, resolve_device
 from streamtrain.loader.device.transfer import Placement
 from streamtrain.system.units import parse_bytes
 

@@ -174,10 +174,13 @@ def build_timeline(watched: CommandRecord) -> Timeline:
     device = _Device(watched.events)
     held: dict[str, list[int]] = {kind: [] for kind in MEMORY_KINDS}
     for sample in watched.samples:
-        pinned, on_device = device.at(sample)
-        held["anonymous"].append(sum(each.anonymous for each in sample.held.values()))
+        pinned, on_device, registered = device.at(sample)
+        # What is page-locked in place is counted as plain memory by the system.
+        plain = sum(each.anonymous for each in sample.held.values())
+        moved = min(plain, registered)
+        held["anonymous"].append(plain - moved)
         held["shared"].append(sum(each.shared for each in sample.held.values()))
-        held["pinned"].append(pinned)
+        held["pinned"].append(pinned + moved)
         held["device"].append(on_device)
     return Timeline(
         watched=watched,
@@ -241,7 +244,7 @@ def _kept(watched: CommandRecord, mine: list[LoaderSpan]) -> BudgetSpan:
         pid=pid,
         budget_bytes=_most_at_once(mine, lambda loader: loader.opened.budget_bytes),
         projected_bytes=_most_at_once(mine, lambda loader: loader.projected_bytes),
-        measured_bytes=max([0, *(_total(s, pid) + sum(device.at(s)) - before for s in while_open)]),
+        measured_bytes=max([0, *(_total(s, pid) + sum(device.at(s)[:2]) - before for s in while_open)]),
         held_bytes=before,
         start=start,
         stop=stop,
@@ -263,18 +266,24 @@ class _Device:
     """What torch told of pinned and device memory: each process's last word holds until its next."""
 
     def __init__(self, events: Iterable[RecordedEvent]) -> None:
-        self._told: dict[int, list[tuple[float, tuple[int, int]]]] = {}
+        self._told: dict[int, list[tuple[float, DeviceMemory]]] = {}
         for each in events:
             if isinstance(each.event, DeviceMemory):
-                values = (each.event.pinned_bytes, each.event.device_bytes)
-                self._told.setdefault(each.pid, []).append((each.time, values))
+                self._told.setdefault(each.pid, []).append((each.time, each.event))
 
-    def at(self, sample: MemorySample) -> tuple[int, int]:
-        """Pinned and device bytes of all processes that are in a sample, at its time."""
+    def at(self, sample: MemorySample) -> tuple[int, int, int]:
+        """Pinned, device and registered bytes of all processes that are in a sample, at its time."""
         last = [self._last(pid, sample.time) for pid in sample.held if pid in self._told]
-        return sum(pinned for pinned, _ in last), sum(on_device for _, on_device in last)
+        return (
+            sum(each.pinned_bytes for each in last),
+            sum(each.device_bytes for each in last),
+            sum(each.registered_bytes for each in last),
+        )
 
-    def _last(self, pid: int, time: float) -> tuple[int, int]:
+    def _last(self, pid: int, time: float) -> DeviceMemory:
         told = self._told[pid]
         after = bisect.bisect_right(told, time, key=lambda each: each[0])
-        return told[after - 1][1] if after else (0, 0)
+        return told[after - 1][1] if after else _NO_DEVICE_MEMORY
+
+
+_NO_DEVICE_MEMORY: Final = DeviceMemory(pinned_bytes=0, device_bytes=0)

@@ -174,6 +174,8 @@ class Pool:
         self._setting_up = False
         self._indexing = self._placing = False
         self._n_read = 0
+        self._n_taken = 0
+        self._no_room_after: int | None = None
         self._memory_closed = False
         self._workers = Workers(self._next_job, threads)
         self._lock, self._changed = self._workers.lock, self._workers.changed
@@ -227,6 +229,7 @@ class Pool:
                     raise UsageError("the loader was closed meanwhile", fix="close it when no one iterates it")
                 self._workers.wait(deadline.left())
             span = self._spans.popleft()
+            self._n_taken += 1
             self._changed.notify_all()
             return span
 
@@ -328,8 +331,14 @@ class Pool:
         # While the consumer takes one span, it still holds the one before.
         if len(self._spans) >= self._sizes.spans - 2:
             return None
+        if self._spans and self._n_taken == self._no_room_after:
+            return None
         stop = min(epoch.stop, start + self._sizes.span_batches * self._sizes.batch_size)
-        self._open = self._memory.lend(epoch.number, start, stop)
+        self._open = self._memory.lend(epoch.number, start, stop, may_wait=bool(self._spans))
+        if self._open is None:
+            # Asked for again when the next one has been taken, and not before: it takes long to find no room.
+            self._no_room_after = self._n_taken
+            return None
         self._spans.append(self._open)
         return self._open
 

@@ -195,7 +195,7 @@ class SpanMemory:
         self._free: list[deque[Bytes]] = [deque() for _ in fields]
         self._closed = False
 
-    def lend(self, epoch: int, start: int, stop: int) -> Span:
+    def lend(self, epoch: int, start: int, stop: int, /, *, may_wait: bool = False) -> Span:
         """A span over positions [start, stop); its arrays' contents are undefined."""
         lent = zip(self._fields, self._free, strict=True)
         arrays = tuple(self._lend(field, free, stop - start) for field, free in lent)
@@ -234,8 +234,11 @@ class PoolMemory(Protocol):
     def slots(self) -> Slots:
         """Which block is where."""
 
-    def lend(self, epoch: int, start: int, stop: int, /) -> Span:
-        """A span over positions [start, stop), to be gathered into."""
+    def lend(self, epoch: int, start: int, stop: int, /, *, may_wait: bool = False) -> Span | None:
+        """A span over positions [start, stop), to be gathered into; with ``may_wait``, None where there is no room now.
+
+        The caller may wait while there are spans that are not taken yet: its work on them gives room back.
+        """
 
     def read(self, read: ReadBlock, blocks: I64, slots: I64, /) -> Seconds:
         """Read blocks into their slots."""

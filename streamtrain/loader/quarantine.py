@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from streamtrain.errors import DamagedBlock
 from streamtrain.loader.augmentation import Transform, batch_samples, sample_keys, takes_keys
@@ -197,11 +198,17 @@ def batch_finisher(
             return batch
         if not with_keys or samples is None:
             return transform(batch)
-        return transform(batch, sample_keys(seed, epoch, samples).to(batch[0].device))
+        return transform(batch, _beside(batch, sample_keys(seed, epoch, samples)))
 
     return finish
 
 
 def _rows(batch: Any, kept: I64) -> Any:
-    places = torch.from_numpy(kept)
-    return batch._make(field[places.to(field.device)] for field in batch)
+    places = _beside(batch, torch.from_numpy(kept))
+    return batch._make(field[places] for field in batch)
+
+
+def _beside(batch: Any, small: Tensor) -> Tensor:
+    """Put a small tensor where a batch is; to a GPU it is copied without waiting for it."""
+    device = batch[0].device
+    return small.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else small.to(device)

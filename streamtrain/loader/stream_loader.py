@@ -12,35 +12,21 @@ from typing import Any, Final, Self
 import torch
 from torch import Tensor
 
-from streamtrain.errors import CheckpointError, UsageError, differences
+from streamtrain.errors import CheckpointError, DeviceError, UsageError, differences
 from streamtrain.loader.augmentation import Transform
-from streamtrain.loader.budget import LoaderProjection, LoaderSizes, expect, shuffle_of, solve
+from streamtrain.loader.budget import LoaderProjection, LoaderSizes, epoch_orders, expect, solve
 from streamtrain.loader.device.transfer import Placement, make_transfer
 from streamtrain.loader.pool import Pool
 from streamtrain.loader.quarantine import EMPTY_BATCH, Quarantine, QuarantinedBlock, batch_finisher, reader_of
 from streamtrain.loader.telemetry import LoaderTelemetry
-from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder, sequential_order, shuffled_order
+from streamtrain.loader.world import warn_of_ranks
+from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder
 from streamtrain.shuffle.positions import samples_at
 from streamtrain.store.dataset import Dataset
-from streamtrain.store.layout import Layout
 from streamtrain.system.arguments import check_batch_size, check_reading, check_seed
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.memory import n_cores, require_memory
 from streamtrain.system.units import parse_bytes
-
-
-def epoch_orders(
-    layout: Layout, sizes: LoaderSizes, seed: int, *, shuffle: bool, reshuffle: str
-) -> Callable[[int], EpochOrder]:
-    """What gives an epoch's order by its number; it keeps nothing but its arguments alive.
-
-    Where ``reshuffle`` is ``"never"`` every epoch has the order of epoch 0, and so the same batches.
-    """
-    if not shuffle:
-        return lambda epoch: sequential_order(layout.n_samples, layout.block_rows)
-    shape = shuffle_of(layout, sizes)
-    anew = reshuffle == "epoch"
-    return lambda epoch: shuffled_order(shape, seed=seed, epoch=epoch if anew else 0)
 
 
 def samples_ending_at(order: EpochOrder, position: int, batch_size: int, quarantine: Quarantine | None) -> I64:
@@ -48,6 +34,7 @@ def samples_ending_at(order: EpochOrder, position: int, batch_size: int, quarant
 
     Examples
     --------
+    >>> from streamtrain.shuffle.order import sequential_order
     >>> samples_ending_at(sequential_order(10, 4), 10, 4, None).tolist()
     [8, 9]
     """
@@ -261,7 +248,7 @@ class StreamLoader:
         self.timeout = timeout
         self.wait_seconds = 0.0
         self._quarantine = Quarantine(dataset.layout) if on_bad_block == "quarantine" else None
-        self._carrier = make_transfer(device)
+        self._carrier = make_transfer(device, timeout=timeout)
         self._sizes, self._projection = self._solve(lanes, groups)
         require_memory(self._projection.host_bytes)
         self._batch_type = batch_type([field.name for field in dataset.layout.fields])
@@ -383,6 +370,8 @@ class StreamLoader:
     def __iter__(self) -> Iterator[Any]:
         if self._closed:
             raise UsageError("the loader is closed", fix="make a new one")
+        if not self._turn:
+            warn_of_ranks()
         self._turn += 1
         if self._entered and self._position:
             self._epoch, self._position = self._epoch + 1, 0
@@ -421,7 +410,11 @@ class StreamLoader:
         tensors = self._carrier.take(next_span) if self._carrier else map(torch.from_numpy, next_span().arrays)
         groups = groups_of(tensors, self.batch_size)
         self.wait_seconds += time.perf_counter() - started
-        self._telemetry.look()
+        if self._carrier:
+            self.wait_seconds += self._carrier.waited_seconds()
+            self._telemetry.look(self._carrier.registered_bytes)
+        else:
+            self._telemetry.look()
         return groups
 
     def _last(self) -> Callable[[Any], Any] | None:
@@ -451,31 +444,49 @@ class StreamLoader:
                 threads=min(self._sizes.threads, n_cores()),
                 memory=self._carrier.memory(self.dataset.layout, self._sizes) if self._carrier else None,
             )
-            self._stop, self._pool = weakref.finalize(self, pool.close), pool
+            self._stop, self._pool = weakref.finalize(self, self._closer(pool)), pool
         if self._pool_at != (self._epoch, self._position):
             self._pool.seek(self._epoch, self._position, self.timeout)
         self._pool_at = None
         self.wait_seconds += time.perf_counter() - started
         return self._pool
 
+    def _closer(self, pool: Pool) -> Callable[[], None]:
+        return partial(self._carrier.close, pool.close) if self._carrier else pool.close
+
     def _stop_pool(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
-            self._stop.detach()
-            if self._carrier:
-                self._carrier.let_go()
-            self._work_before, self._blocks_read_before = self.work, self.blocks_read
-            self._pool = self._pool_at = None
+        if self._pool is None:
+            return
+        pool, self._pool, self._pool_at = self._pool, None, None
+        self._stop.detach()
+        try:
+            self._closer(pool)()
+        finally:
+            self._work_before += pool.work()
+            self._blocks_read_before += pool.n_read
 
     def close(self) -> None:
-        """Stop the threads, give the memory back, and close all files; the loader cannot be iterated any more."""
+        """Stop the threads, give the memory back, and close all files; the loader cannot be iterated any more.
+
+        Raises
+        ------
+        DeviceError
+            The device has failed. The loader is closed all the same.
+        """
         self._turn += 1
         self._closed = True
-        self._stop_pool()
-        self._telemetry.closed()
+        try:
+            self._stop_pool()
+        finally:
+            self._telemetry.closed()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self.close()
+        except DeviceError:
+            # Of a device that has failed every call fails: what failed first says why.
+            if error is None:
+                raise

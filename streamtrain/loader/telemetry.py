@@ -102,10 +102,11 @@ class LoaderTelemetry:
 
         return publish_around(EpochBegan(loader=self._number, epoch=epoch), ended)
 
-    def look(self) -> None:
-        """Tell what torch holds of pinned and device memory, now and then, if anybody listens."""
+    def look(self, registered_bytes: int = 0) -> None:
+        """Tell what there is of pinned and device memory, now and then, if anybody listens."""
         if has_subscribers() and time.perf_counter() - self._looked >= _LOOK_SECONDS:
             self._looked = time.perf_counter()
             pinned, on_devices = device_bytes()
-            if pinned or on_devices:
-                publish_event(DeviceMemory(pinned_bytes=pinned, device_bytes=on_devices))
+            if pinned or on_devices or registered_bytes:
+                held = {"pinned_bytes": pinned, "device_bytes": on_devices, "registered_bytes": registered_bytes}
+                publish_event(DeviceMemory(**held))

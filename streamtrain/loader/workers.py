@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,9 +114,9 @@ class Workers:
         self.changed.notify_all()
 
     def work(self) -> ThreadSeconds:
-        """What the threads have done so far."""
-        self.check_process()
-        with self.lock:
+        """What the threads have done so far; in a forked process, before the fork."""
+        # There, the copy of the lock may never be free.
+        with self.lock if os.getpid() == self._process else nullcontext():
             return ThreadSeconds(**self._seconds)
 
     def check_process(self) -> None:

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 _CPU: Final = torch.device("cpu")
+_DEVICES: Final = ("cuda", "xpu", "mps")
+"""Kinds of devices that have random generators of their own."""
 
 
 @contextmanager
 def borrowed_random(device: torch.device = _CPU) -> Iterator[None]:
-    """Put the random state of the CPU, and of the device where it is a GPU, back at the end of the block.
+    """Put the random state of the CPU, and of the device where it has one of its own, back at the end of the block.
 
     Examples
     --------
@@ -29,8 +31,11 @@ def borrowed_random(device: torch.device = _CPU) -> Iterator[None]:
     >>> torch.equal(torch.get_rng_state(), before)
     True
     """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    before = random_state(device)
+    try:
         yield
+    finally:
+        set_random_state(before, device)
 
 
 @contextmanager
@@ -54,19 +59,21 @@ def seeded_random(seed: int, *key: int, device: torch.device = _CPU) -> Iterator
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(word)
+        elif device.type in _DEVICES:
+            getattr(torch, device.type).manual_seed(word)
         yield
 
 
 def random_state(device: torch.device = _CPU) -> dict[str, Tensor]:
-    """The state of torch's random generators: the CPU's, and the device's where it is a GPU."""
+    """The state of torch's random generators: the CPU's, and the device's where it has one of its own."""
     states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type in _DEVICES:
+        states[device.type] = getattr(torch, device.type).get_rng_state(device)
     return states
 
 
 def set_random_state(states: Mapping[str, Tensor], device: torch.device = _CPU) -> None:
     """Put the generators back; a state of a device that is not in use is left out."""
     torch.set_rng_state(states["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+    if device.type in _DEVICES and device.type in states:
+        getattr(torch, device.type).set_rng_state(states[device.type].cpu(), device)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
-from streamtrain.errors import DivergedError, UsageError
+from streamtrain.errors import DivergedError, InputError, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.real_view import as_real
 from streamtrain.optim.schedules import OptimizerSchedules
@@ -190,6 +190,27 @@ class Learner:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
+class BadWeightError(InputError):
+    """A weight in the batch is negative or not finite; no step was taken on it."""
+
+
+def least_weight(weight: Tensor | None) -> Tensor | float:
+    """The least of a batch's weights where nobody has looked at them before, since reading would have waited."""
+    return weight.detach().min() if weight is not None and waits_for_reads(weight.device) else math.inf
+
+
+def check_least_weight(least: float, total: float) -> None:
+    """Refuse weights by their least and their sum, unless they have been looked at before.
+
+    Raises
+    ------
+    BadWeightError
+        One is negative or not finite.
+    """
+    if least != math.inf and not (least >= 0 and math.isfinite(total)):
+        raise BadWeightError("the weight of a sample is negative, or not finite", fix="weights of at least 0")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchGradient:
     """What `batch_gradient` found beside the gradient itself.
@@ -244,13 +265,18 @@ def batch_gradient(
     DivergedError
         With ``check``, the loss or its gradient is not finite. No step has been taken on it: the weights are the last
         good ones.
+    BadWeightError
+        A sample's weight is negative or not finite, and that was not looked at before.
     """
     learner.optimizer.zero_grad(set_to_none=True)
     output: Tensor = learner.model(*inputs)
     measured, weights = (learner.loss.total if summed else learner.loss.objective)(output, target, weight)
     factor = None if scale is None else torch.full_like(measured, scale)
     measured.backward(factor)  # type: ignore[no-untyped-call]
-    value, total_weight, *sizes = read_scalars(measured, weights, *gradient_sizes(learner.parameters))
+    # Where reading waits for the device nobody has looked at the weights before.
+    least = least_weight(weight)
+    value, total_weight, least, *sizes = read_scalars(measured, weights, least, *gradient_sizes(learner.parameters))
+    check_least_weight(least, total_weight)
     if not total_weight:
         return BatchGradient(loss=0.0, output=output.detach(), weight=0.0)
     if check:
@@ -262,13 +288,27 @@ def batch_gradient(
 def read_scalars(loss: Tensor, *others: Tensor | float) -> list[float]:
     """Read a loss and other scalars, waiting once for the device."""
     scalars = (loss, *others)
-    # On the CPU there is nothing to wait for, and reading one costs less than putting them together.
-    if loss.device.type == "cpu":
+    if not waits_for_reads(loss.device):
         return [float(x.item()) if isinstance(x, Tensor) else float(x) for x in scalars]
-    wide = torch.float32 if loss.device.type == "mps" else torch.float64
-    found = torch.stack([x.detach().to(loss.device, wide) for x in scalars if isinstance(x, Tensor)]).tolist()
-    read = iter(found)
+    read = iter(_read_at_once([x.detach() for x in scalars if isinstance(x, Tensor)], loss.device))
     return [next(read) if isinstance(x, Tensor) else float(x) for x in scalars]
+
+
+def waits_for_reads(device: torch.device) -> bool:
+    """Whether who reads a number waits for what is queued; else reading one costs less than putting some together."""
+    return device.type != "cpu"
+
+
+def _read_at_once(scalars: list[Tensor], device: torch.device) -> list[float]:
+    """Read scalars with one wait, those of a dtype put together before they are widened: that takes few kernels."""
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    places: dict[torch.dtype, list[int]] = {}
+    for i, scalar in enumerate(scalars):
+        places.setdefault(scalar.dtype, []).append(i)
+    groups = [torch.stack([scalars[i].to(device) for i in some]).to(wide) for some in places.values()]
+    values = (groups[0] if len(groups) == 1 else torch.cat(groups)).tolist()
+    of_place = dict(zip([i for some in places.values() for i in some], values, strict=True))
+    return [of_place[i] for i in range(len(scalars))]
 
 
 def grad_norm(parameters: list[nn.Parameter]) -> float:

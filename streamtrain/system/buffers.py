@@ -14,8 +14,10 @@ import numpy.typing as npt
 _HUGE_BYTES: Final = 8 << 20
 
 
-def aligned_bytes(n_bytes: int) -> npt.NDArray[np.uint8]:
+def aligned_bytes(n_bytes: int, *, in_children: bool = True) -> npt.NDArray[np.uint8]:
     """Page-aligned zeros, which take memory once they are written, and give it back when nothing refers to them.
+
+    Without ``in_children`` a forked process has them not: it ends by a signal if it touches one.
 
     Examples
     --------
@@ -28,4 +30,6 @@ def aligned_bytes(n_bytes: int) -> npt.NDArray[np.uint8]:
     mapping = mmap.mmap(-1, max(1, n_bytes), **private)
     if n_bytes >= _HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         mapping.madvise(mmap.MADV_HUGEPAGE)
+    if not in_children and hasattr(mmap, "MADV_DONTFORK"):
+        mapping.madvise(mmap.MADV_DONTFORK)
     return np.frombuffer(mapping, np.uint8, n_bytes)

@@ -169,10 +169,11 @@ class Reserved(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMemory(Event):
-    """Bytes that torch holds now, in pinned host memory and on devices."""
+    """Bytes that torch holds now, pinned and on devices; and those of plain memory that are page-locked in place."""
 
     pinned_bytes: int
     device_bytes: int
+    registered_bytes: int = 0
 
 
 EVENT_TYPES: Final[dict[str, type[Event]]] = {kind.__name__: kind for kind in Event.__subclasses__()}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from streamtrain.errors import InputError, UsageError, unknown_name
 from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import InputStatistics, Normalize, normalize_field
+from streamtrain.optim.gradients import BadWeightError, waits_for_reads
 from streamtrain.shuffle.order import I64
 from streamtrain.store.dataset import LABELS
 from streamtrain.store.layout import Layout
@@ -75,7 +76,8 @@ def fields_on(device: torch.device, batch: Any, names: tuple[str, ...]) -> dict[
     for name in names:
         if name not in fields:
             raise unknown_name("field", name, fields)
-    return {name: torch.as_tensor(fields[name]).to(device, non_blocking=True) for name in names}
+    # What lies in plain memory is not copied ahead by asking for it, and its owner may write there again at once.
+    return {name: torch.as_tensor(fields[name]).to(device) for name in names}
 
 
 def normalize_fields(data: StreamDataset, names: tuple[str, ...]) -> dict[str, Normalize]:
@@ -143,6 +145,12 @@ def last_batch_samples(stream: BatchStream) -> I64 | None:
     return None if ask is None else ask()
 
 
+def device_share(stream: BatchStream) -> int:
+    """Bytes of a device that a stream may hold, as its projection has them; 0 where it has none."""
+    terms: Mapping[str, int] = getattr(getattr(stream, "projection", None), "terms", {})
+    return terms.get("device", 0)
+
+
 def samples_per_epoch(stream: BatchStream) -> int:
     """How many samples a pass yields: those of a dropped last batch are left out."""
     return min(len(stream) * stream.batch_size, len(stream.dataset))
@@ -207,7 +215,36 @@ def check_stream(stream: BatchStream, model: nn.Module, update: str) -> None:
         warnings.warn(
             f"the last batch has one sample (of {stream.batch_size}), over which BatchNorm has no variance; "
             "drop_last=True, or another batch_size, avoids it",
-            stacklevel=3,
+            stacklevel=4,
+        )
+
+
+def warn_of_waiting_device(stream: BatchStream, device: torch.device, update: str, *, stacklevel: int = 2) -> None:
+    """Warn of ways to train that leave a device idle for most of the time.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, streamtrain as st
+    >>> data = st.ingest({"y": np.arange(4)}, tempfile.mkdtemp() + "/d.zarr")
+    >>> with warnings.catch_warnings(record=True) as caught, st.StreamLoader(data) as loader:
+    ...     warnings.simplefilter("always")
+    ...     warn_of_waiting_device(loader, torch.device("cuda:0"), "batch")
+    >>> str(caught[0].message)
+    "the loader's batches stay in host memory, ... StreamLoader(..., device='cuda:0') brings them ahead"
+    """
+    if device.type == "cpu":
+        return
+    if update == "sample":
+        warnings.warn(
+            f"update='sample' on {device}: every step waits for the device, which has nothing to do but one sample. "
+            "device='cpu' takes many times as many steps a second, for most models by a path of its own",
+            stacklevel=stacklevel,
+        )
+    elif hasattr(stream, "device") and str(stream.device or "cpu") == "cpu":
+        warnings.warn(
+            f"the loader's batches stay in host memory, and every step waits until its own is copied to {device}; "
+            f"StreamLoader(..., device='{device}') brings them ahead",
+            stacklevel=stacklevel,
         )
 
 
@@ -281,6 +318,30 @@ def check_weights(name: str, weight: Tensor, samples: Callable[[], I64 | None]) 
         why="A weighted mean has no meaning then",
         fix="weights of at least 0",
     )
+
+
+def weights_of(name: str, fields: Mapping[str, Tensor], samples: Callable[[], I64 | None]) -> Tensor:
+    """The weights of a batch, (B,), checked unless reading them waits for a device: then that is done with the loss."""
+    if not waits_for_reads(fields[name].device):
+        check_weights(name, fields[name], samples)
+    return fields[name]
+
+
+@contextmanager
+def weights_named(name: str | None, fields: Mapping[str, Tensor], samples: Callable[[], I64 | None]) -> Iterator[None]:
+    """Name the samples of bad weights that were found with the loss.
+
+    Raises
+    ------
+    InputError
+        There are some.
+    """
+    try:
+        yield
+    except BadWeightError:
+        if name is not None:
+            check_weights(name, fields[name], samples)
+        raise
 
 
 def _are_good(weight: Tensor) -> Tensor:

@@ -23,16 +23,18 @@ from tqdm import tqdm
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import random_state, seeded_random, set_random_state
-from streamtrain.optim.gradients import Learner, read_scalars
+from streamtrain.optim.gradients import Learner, check_least_weight, least_weight, read_scalars
 from streamtrain.optim.rules import BatchResult, Figures, UpdateRule
 from streamtrain.training.batch_stream import (
     BatchStream,
     check_weight_field,
-    check_weights,
     class_counts,
+    device_share,
     fields_on,
     last_batch_samples,
     samples_per_epoch,
+    weights_named,
+    weights_of,
     zero_weight_error,
 )
 from streamtrain.training.metrics import EpochSummary, Metrics, RunningMetrics, Stopwatch
@@ -40,7 +42,7 @@ from streamtrain.training.preflight import Batch, check_model_fits, check_width,
 from streamtrain.training.progress import Counts, Totals, run_length
 from streamtrain.training.run_folder import Run
 from streamtrain.training.run_state import MidEpochState, ResumableStream, stream_identity, stream_state
-from streamtrain.training.step_errors import explain_out_of_memory, name_bad_samples
+from streamtrain.training.step_errors import explain_device, name_bad_samples
 
 _REFRESH_SECONDS: Final = 0.2
 
@@ -403,7 +405,8 @@ class EpochLoop:
     def _learn(self, fields: Batch, max_steps: int | None, weight: Tensor | None, stream: BatchStream) -> BatchResult:
         inputs, target = self._inputs_of(fields), fields[self._target]
         try:
-            return self._rule.learn(inputs, target, max_steps, weight)
+            with weights_named(self._weight, fields, lambda: last_batch_samples(stream)):
+                return self._rule.learn(inputs, target, max_steps, weight)
         except DivergedError as error:
             name_bad_samples(error, self._learner, inputs, target, last_batch_samples(stream))
             raise
@@ -431,7 +434,9 @@ class EpochLoop:
                     output = model(*self._inputs_of(fields))
                     check_width(self._learner, output, fields, n_classes, may_be_wider=True)
                     target, weight = fields[self._target], self._weight_of(fields, stream)
-                    total, weights = read_scalars(*loss.total(output, target, weight))
+                    total, weights, least = read_scalars(*loss.total(output, target, weight), least_weight(weight))
+                    with weights_named(self._weight, fields, lambda: last_batch_samples(stream)):
+                        check_least_weight(least, weights)
                     mean = total / weights if weights else 0.0
                     running.add(mean, output, target, weight=weights, sample_weights=weight)
         return running.mean()
@@ -477,16 +482,14 @@ class EpochLoop:
         return tuple(fields[name] for name in self._inputs)
 
     def _weight_of(self, fields: Batch, stream: BatchStream) -> Tensor | None:
-        if self._weight is None:
-            return None
-        check_weights(self._weight, fields[self._weight], lambda: last_batch_samples(stream))
-        return fields[self._weight]
+        return None if self._weight is None else weights_of(self._weight, fields, lambda: last_batch_samples(stream))
 
     @contextmanager
     def _located(self, stream: BatchStream) -> Iterator[None]:
         """Say where in the run an error struck, and of a device without room what would fit."""
         try:
-            with explain_out_of_memory(self._device, batch_size=stream.batch_size, optimizer=self._learner.optimizer):
+            how = {"batch_size": stream.batch_size, "loader_bytes": device_share(stream)}
+            with explain_device(self._device, optimizer=self._learner.optimizer, **how):
                 yield
         except DivergedError as error:
             error.where = f"epoch {self.counts.n_epochs + 1}, step {self._rule.n_steps + 1}"

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import DivergedError, UsageError
+from streamtrain.loader.device.failures import is_device_failure, is_out_of_memory
 from streamtrain.models.alignment import align, drop_last_axis, dtype_name
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import borrowed_random
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.rules import UpdateRule
-from streamtrain.training.step_errors import explain_out_of_memory
+from streamtrain.training.step_errors import explain_device
 
 _TOLERANCE: Final = 1e-3
 
@@ -60,7 +61,7 @@ def warn_of_batch_dependent_modules(model: nn.Module, spans: str | None) -> None
         warnings.warn(
             f"{', '.join([*norms, *drops])} under {spans}: {'; '.join(filter(None, why))}; the "
             "step is not the one on all of these samples as one batch",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -182,9 +183,9 @@ def check_width(
 def _forward(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> Tensor:
     try:
         output = model(*(batch[name] for name in inputs))
-    except torch.cuda.OutOfMemoryError:
-        raise
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        if is_out_of_memory(error) or is_device_failure(error):
+            raise
         raise _misfit(model, batch, _first_line(error), _input_fix(model, batch, inputs)) from error
     if not isinstance(output, Tensor):
         raise _misfit(model, batch, f"the model returns {type(output).__name__}", "return one tensor")
@@ -200,11 +201,11 @@ def _backward(learner: Learner, output: Tensor, target: Tensor, batch: Batch, we
     try:
         with _no_broadcast(of_shapes, output, target):
             mean, _ = learner.loss.objective(output, target, weight)
-    except torch.cuda.OutOfMemoryError:
-        raise
     except UsageError as error:
         raise _misfit(learner.model, batch, error.what, error.fix or "") from error
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if is_out_of_memory(error) or is_device_failure(error):
+            raise
         fix = f"a loss that takes an output of shape {tuple(output.shape)}, and labels in its range"
         raise _misfit(learner.model, batch, f"{of_shapes}: {_first_line(error)}", fix) from error
     if not isinstance(mean, Tensor) or mean.ndim or not mean.requires_grad or mean.is_complex():
@@ -255,7 +256,7 @@ def working_memory(
 
 
 def _room(learner: Learner, target: Tensor) -> AbstractContextManager[None]:
-    return explain_out_of_memory(target.device, batch_size=len(target), optimizer=learner.optimizer)
+    return explain_device(target.device, batch_size=len(target), optimizer=learner.optimizer)
 
 
 def _trained(rule: UpdateRule, inputs: tuple[Tensor, ...], target: Tensor, weight: Tensor | None) -> UpdateRule:

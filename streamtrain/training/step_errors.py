@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from streamtrain.errors import DeviceError, DivergedError, StreamtrainError
+from streamtrain.loader.device.failures import device_failure, is_device_failure, is_out_of_memory
 from streamtrain.optim.gradients import Learner
 from streamtrain.shuffle.order import I64
 from streamtrain.system.units import format_bytes
@@ -132,8 +133,10 @@ def failed_allocation_bytes(error: Exception) -> int:
 
 
 @contextmanager
-def explain_out_of_memory(device: torch.device, *, batch_size: int, optimizer: Optimizer) -> Iterator[None]:
-    """Turn torch's error about memory into one that says which batch size would fit.
+def explain_device(
+    device: torch.device, *, batch_size: int, optimizer: Optimizer, loader_bytes: int = 0
+) -> Iterator[None]:
+    """Turn torch's error about memory into one that says which batch size would fit; say of a device that it failed.
 
     Parameters
     ----------
@@ -143,26 +146,34 @@ def explain_out_of_memory(device: torch.device, *, batch_size: int, optimizer: O
         Samples of a batch.
     optimizer : torch.optim.Optimizer
         Its parameters, their gradients and its state stay from step to step.
+    loader_bytes : int
+        What the loader holds on the device.
 
     Raises
     ------
     DeviceError
-        The device is out of memory. No weight was changed by the step that failed.
+        The device is out of memory, and no weight was changed by the step that failed; or it has failed.
     """
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if is_device_failure(error):
+            raise device_failure(error, device) from error
+        if not is_out_of_memory(error):
+            raise
         # While the error is handled, its frames still hold what the step took so far.
         held, most = _usage(device)
         kept = sum(tensor.nbytes for tensor in _kept(optimizer) if tensor.device.type == device.type)
         needed = max(held - kept, 0) + failed_allocation_bytes(error)
         fits = suggest_batch_size(batch_size, room_bytes=most - kept, needed_bytes=needed)
+        of_loader = f" and up to {format_bytes(loader_bytes)} that the loader holds" if loader_bytes else ""
+        less = ", or a smaller memory= for the loader" if loader_bytes else ""
         raise DeviceError(
             f"the device is out of memory at batch_size {batch_size}",
             where=str(device),
-            why=f"Beside the {format_bytes(kept)} that the model and its optimizer keep, the step needs more than "
-            f"{format_bytes(needed)}, and {format_bytes(max(0, most - kept))} are there for it",
-            fix=f"batch_size={fits}" if fits else "a smaller model, or device='cpu'",
+            why=f"Beside the {format_bytes(kept)} that the model and its optimizer keep{of_loader}, the step needs "
+            f"more than {format_bytes(needed)}, and {format_bytes(max(0, most - kept))} are there for it",
+            fix=f"batch_size={fits}{less}" if fits else f"a smaller model{less}, or device='cpu'",
         ) from error
 
 

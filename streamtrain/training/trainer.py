@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from streamtrain.errors import UsageError
-from streamtrain.loader.device.accelerator import resolve_device
+from streamtrain.loader.device.resolve import resolve_device
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.optim.build_rule import check_rule
 from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
@@ -36,6 +36,7 @@ from streamtrain.training.batch_stream import (
     in_stored_order,
     normalize_fields,
     schema_of_stream,
+    warn_of_waiting_device,
 )
 from streamtrain.training.loop import EpochLoop, EpochRecorder
 from streamtrain.training.metrics import EpochSummary, History, Metrics
@@ -222,15 +223,12 @@ class Trainer:
         """
         totals = Totals(max_epochs=max_epochs, max_steps=max_steps)
         stopping = self._stopping_on(loader, val, EarlyStopping(until_loss=until_loss, patience=patience))
-        check_stream(loader, self.model, self._rule.name)
-        warn_of_batch_dependent_modules(self.model, self._rule.spans)
-        self._learn_schema(loader, val)
-        self._prepare(loader.dataset)
-        self._epoch_loop.begin(loader, totals)
+        self._begin(loader, val, totals)
         summaries: list[EpochSummary] = []
         with (
             open_run(checkpoint, self.describe(loader), resumes=resume is not None) as run,
             in_stored_order(loader) if self._rule.in_stored_order else nullcontext(loader) as stream,
+            nullcontext(val) if val is None else in_stored_order(val) as measured,
             self._told(),
             nullcontext(DeferredSignals()) if isinstance(run, NullRunFolder) else defer_signals() as interrupts,
         ):
@@ -249,7 +247,7 @@ class Trainer:
                         if run_state.is_due(self.counts) or interrupts.number is not None:
                             interrupts.stop_if_asked(run_state.save(self.counts, place()))
                 summary = recorder.summary(self.counts, partial=self._epoch_loop.is_cut)
-                summaries.append(self._end_epoch(summary, val, stopping, run, on_epoch))
+                summaries.append(self._end_epoch(summary, measured, stopping, run, on_epoch))
                 interrupts.stop_if_asked(run_state.save(self.counts, self._epoch_loop.inside))
             if self.counts == Counts():
                 run_state.save(self.counts)
@@ -262,6 +260,15 @@ class Trainer:
             reached=stopping.reached,
             stopped_by=stopping.reason or self._rule.converged or totals.name_reached_by(self.counts),
         )
+
+    def _begin(self, loader: BatchStream, val: BatchStream | None, totals: Totals) -> None:
+        """What comes before a run: does the stream fit, what does it mean, and how long is the run."""
+        check_stream(loader, self.model, self._rule.name)
+        warn_of_waiting_device(loader, self.device, self._rule.name, stacklevel=4)
+        warn_of_batch_dependent_modules(self.model, self._rule.spans)
+        self._learn_schema(loader, val)
+        self._prepare(loader.dataset)
+        self._epoch_loop.begin(loader, totals)
 
     def _is_over(self, totals: Totals, stopping: EarlyStopping) -> bool:
         ended = self._epoch_loop.is_cut or totals.reached_by(self.counts)
@@ -350,7 +357,7 @@ class Trainer:
             self._schema = schema_of_stream(stream)
         for each in (stream, val):
             if each is not None:
-                self._check_meaning(each, stacklevel=4)
+                self._check_meaning(each, stacklevel=5)
 
     def _check_meaning(self, stream: BatchStream, *, stacklevel: int = 3) -> None:
         """Refuse data that means something else than what was trained on; once, say what is matched by position."""

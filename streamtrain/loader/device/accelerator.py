@@ -1,4 +1,4 @@
-"""Accelerators behind one protocol: queues, marks, page-locked memory, and a device from its name.
+"""Accelerators behind one protocol: queues, marks and page-locked memory of a device.
 
 Work is given to queues that run beside the caller, each in order; others wait for a mark in a queue. This is the seam
 where tests put a slow device that shows every race.
@@ -6,29 +6,32 @@ where tests put a slow device that shows every race.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from streamtrain.errors import DeviceError, UsageError
+from streamtrain.loader.device.memory_terms import AllocatorTraits
 from streamtrain.system.buffers import aligned_bytes
-from streamtrain.system.units import format_bytes
 
 Bytes = npt.NDArray[np.uint8]
-
-_PORTABLE: Final = 1  # cudaHostRegisterPortable: page-locked for every device of the process
 
 
 class QueueMark(Protocol):
     """A place in a queue."""
 
-    def wait(self) -> None:
-        """Hold the calling thread until all that was queued before the mark is done."""
+    def wait(self, timeout: float | None = None, /) -> bool:
+        """Hold the calling thread until all that was queued before the mark is done; False if that took longer."""
+
+
+class QueueWait(Protocol):
+    """A stretch in which a queue of the caller's stood still."""
+
+    def seconds(self) -> float | None:
+        """How long it was; None while the queue has not come through it."""
 
 
 class DeviceQueue(Protocol):
@@ -42,14 +45,32 @@ class DeviceQueue(Protocol):
 
 
 class Accelerator(Protocol):
-    """A device, two queues of ours on it, and the queue that the caller computes in."""
+    """A device, queues of ours on it, and the queue that the caller computes in.
+
+    ``copies`` is for blocks and batches, ``indexes`` for what is so small that it should not stand behind these, and
+    ``gathers`` for what is done on the device itself.
+    """
 
     @property
     def device(self) -> torch.device: ...
     @property
     def copies(self) -> DeviceQueue: ...
     @property
+    def indexes(self) -> DeviceQueue: ...
+    @property
     def gathers(self) -> DeviceQueue: ...
+
+    @property
+    def copies_run_ahead(self) -> bool:
+        """Whether a copy out of page-locked memory goes on by itself once it is queued."""
+
+    @property
+    def traits(self) -> AllocatorTraits:
+        """What its memory takes beside what it is asked for."""
+
+    @property
+    def registered_bytes(self) -> int:
+        """Page-locked memory of this process that its own figures count as plain memory."""
 
     def page_locked(self, n_bytes: int, /) -> Bytes:
         """Host memory that the device copies from on its own."""
@@ -57,7 +78,7 @@ class Accelerator(Protocol):
     def current(self) -> object:
         """The queue that the calling thread computes in."""
 
-    def admit(self, memory: Tensor, marks: Sequence[QueueMark], /) -> None:
+    def admit(self, memory: Tensor, marks: Sequence[QueueMark], /) -> QueueWait:
         """Let the current queue use memory: behind the marks; and it is used again only once that queue is done."""
 
     def mark(self) -> QueueMark:
@@ -66,121 +87,35 @@ class Accelerator(Protocol):
     def free_bytes(self) -> int | None:
         """Memory of the device that this process could have beyond what it uses; None where nobody tells."""
 
-    def close(self) -> None:
-        """Wait until both queues are empty."""
+    def drain(self, timeout: float, /) -> bool:
+        """Wait until the queues are empty; False if that took longer."""
 
-
-class CudaAccelerator:
-    """A CUDA device, through torch: side streams, events, and memory of torch's caching allocator.
-
-    Parameters
-    ----------
-    device : torch.device
-        One that is there; without an index, the current one.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        index = torch.cuda.current_device() if device.index is None else device.index
-        self.device = torch.device("cuda", index)
-        self.copies = _CudaQueue(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
-        # Of higher priority: a gather takes microseconds, and must not stand behind a model's long kernels.
-        self.gathers = _CudaQueue(torch.cuda.Stream(self.device, priority=-1))  # type: ignore[no-untyped-call]
-
-    def page_locked(self, n_bytes: int, /) -> Bytes:
-        memory = aligned_bytes(n_bytes)
-        address = memory.ctypes.data
-        code = int(_runtime().cudaHostRegister(address, memory.nbytes, _PORTABLE))
-        if code:
-            raise DeviceError(
-                f"{format_bytes(n_bytes)} of host memory could not be page-locked",
-                where=str(self.device),
-                why=f"cudaHostRegister gave error {code}",
-                fix="a smaller memory=, or device=None and copies of your own",
-            )
-        weakref.finalize(memory, _unlock, address).atexit = False
-        return memory
-
-    def current(self) -> torch.cuda.Stream:
-        return torch.cuda.current_stream(self.device)
-
-    def admit(self, memory: Tensor, marks: Sequence[QueueMark], /) -> None:
-        stream = self.current()
-        for mark in marks:
-            stream.wait_event(_event(mark))
-        memory.record_stream(stream)
-
-    def mark(self) -> QueueMark:
-        return _CudaMark(self.current())
-
-    def free_bytes(self) -> int:
-        free, _ = torch.cuda.mem_get_info(self.device)
-        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return int(free) + unused
-
-    def close(self) -> None:
-        self.copies.stream.synchronize()
-        self.gathers.stream.synchronize()
-
-
-class _CudaMark:
-    __slots__ = ("event",)
-
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        # A thread that waits for a blocking event sleeps; for any other it spins, on a core that others need.
-        self.event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        self.event.record(stream)
-
-    def wait(self) -> None:
-        self.event.synchronize()
-
-
-class _CudaQueue:
-    __slots__ = ("stream",)
-
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.stream = stream
-
-    def empty(self, n_bytes: int, /) -> Tensor:
-        with torch.cuda.stream(self.stream):
-            return torch.empty(n_bytes, dtype=torch.uint8, device=self.stream.device)
-
-    def run(self, act: Callable[[], object], /, *, after: Sequence[QueueMark] = ()) -> QueueMark:
-        # Two threads may queue at once: each one's mark stands behind its own work, and that is all it promises.
-        with torch.cuda.stream(self.stream):
-            for mark in after:
-                self.stream.wait_event(_event(mark))
-            act()
-            return _CudaMark(self.stream)
-
-
-def _event(mark: QueueMark) -> torch.cuda.Event:
-    assert isinstance(mark, _CudaMark)
-    return mark.event
-
-
-def _unlock(address: int) -> None:
-    _runtime().cudaHostUnregister(address)
-
-
-def _runtime() -> Any:
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    def give_back(self) -> None:
+        """Give memory that nothing refers to any more back to the device."""
 
 
 class SynchronousAccelerator:
     """Any device of torch, with nothing beside the caller: each act is done when it is queued.
+
+    On a device that does what it is told later, such as MPS or XPU, copies hold the caller until they are done.
 
     Examples
     --------
     >>> accelerator = SynchronousAccelerator(torch.device("cpu"))
     >>> memory = accelerator.copies.empty(4)
     >>> accelerator.copies.run(lambda: memory.fill_(7)).wait()
+    True
     >>> memory.tolist()
     [7, 7, 7, 7]
     """
 
+    copies_run_ahead: Final = False
+    registered_bytes: Final = 0
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.copies = self.gathers = _ImmediateQueue(device)
+        self.copies = self.indexes = self.gathers = _ImmediateQueue(device)
+        self.traits = AllocatorTraits(is_unified=device.type in ("cpu", "mps"))
 
     def page_locked(self, n_bytes: int, /) -> Bytes:
         return aligned_bytes(n_bytes)
@@ -188,8 +123,8 @@ class SynchronousAccelerator:
     def current(self) -> object:
         return self.copies
 
-    def admit(self, memory: Tensor, marks: Sequence[QueueMark], /) -> None:
-        pass
+    def admit(self, memory: Tensor, marks: Sequence[QueueMark], /) -> QueueWait:
+        return self.copies
 
     def mark(self) -> QueueMark:
         return self.copies
@@ -197,7 +132,10 @@ class SynchronousAccelerator:
     def free_bytes(self) -> None:
         return None
 
-    def close(self) -> None:
+    def drain(self, timeout: float, /) -> bool:
+        return True
+
+    def give_back(self) -> None:
         pass
 
 
@@ -207,8 +145,11 @@ class _ImmediateQueue:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def wait(self) -> None:
-        pass
+    def wait(self, timeout: float | None = None, /) -> bool:
+        return True
+
+    def seconds(self) -> float:
+        return 0.0
 
     def empty(self, n_bytes: int, /) -> Tensor:
         return torch.empty(n_bytes, dtype=torch.uint8, device=self.device)
@@ -216,49 +157,3 @@ class _ImmediateQueue:
     def run(self, act: Callable[[], object], /, *, after: Sequence[QueueMark] = ()) -> QueueMark:
         act()
         return self
-
-
-def make_accelerator(device: torch.device) -> Accelerator:
-    """Who does the work on a device."""
-    return CudaAccelerator(device) if device.type == "cuda" else SynchronousAccelerator(device)
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Turn a name into a device that is there.
-
-    Raises
-    ------
-    UsageError
-        The text names no kind of device, or one that holds no data.
-    DeviceError
-        The machine has no such device.
-
-    Examples
-    --------
-    >>> resolve_device("cpu")
-    device(type='cpu')
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(f"device {device!r} is none that torch knows", fix="auto, cpu, cuda or cuda:0") from error
-    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if resolved.type == "cuda" and (resolved.index or 0) >= n_cuda:
-        found = ", ".join(["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(n_cuda))])
-        raise DeviceError(f"there is no device {str(device)!r}", why=f"Found: {found}", fix="device='auto'")
-    if resolved.type == "meta":
-        raise UsageError("device 'meta' holds no data, so nothing can be trained there", fix="device='auto'")
-    if resolved.type not in ("cpu", "cuda"):
-        _probe(resolved)
-    return resolved
-
-
-def _probe(device: torch.device) -> None:
-    """Ask a device for a little memory: torch knows names of devices that are not there, or not built in."""
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DeviceError(f"there is no device {str(device)!r}", why=why[:200], fix="device='auto'") from error

@@ -3,15 +3,20 @@
 Everything that crosses the bus goes through a ring of page-locked buffers in large copies, beside the caller and beside
 the threads: a thread fills a buffer, queues the work on it, and continues. A buffer is filled again only once its last
 mark is reached.
+
+In a forked process all of it is the parent's, and is kept as it is; so is what a device that hangs may still write to.
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
@@ -19,6 +24,7 @@ from torch import Tensor
 
 from streamtrain.loader.budget import LoaderSizes
 from streamtrain.loader.device.accelerator import Accelerator, Bytes, DeviceQueue, QueueMark
+from streamtrain.loader.device.failures import is_out_of_memory
 from streamtrain.loader.device.memory_terms import (
     Section,
     buffer_bytes,
@@ -33,6 +39,15 @@ from streamtrain.loader.pool_memory import ReadBlock, Slots, Span
 from streamtrain.loader.workers import Seconds
 from streamtrain.shuffle.order import I64
 from streamtrain.store.layout import Layout
+
+_DRAIN_SECONDS: Final = 5.0
+_kept: list[object] = []
+"""What must stay as it is until the process ends."""
+
+
+def keep(*things: object) -> None:
+    """Let go of nothing of these before the process ends."""
+    _kept.extend(things)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,9 +77,14 @@ class DeviceSpans:
         self._fields = [(f.shape, torch.from_numpy(np.empty(0, f.dtype)).dtype) for f in layout.fields]
         self.sections = span_sections(layout, sizes)
 
-    def lend(self, epoch: int, start: int, stop: int, /) -> DeviceSpan:
-        # Of full size also where a span is short: allocations of one size fit each other's places.
-        memory = self._queue.empty(self.sections[-1].stop)
+    def lend(self, epoch: int, start: int, stop: int, /, *, may_wait: bool = False) -> DeviceSpan | None:
+        try:
+            # Of full size also where a span is short: allocations of one size fit each other's places.
+            memory = self._queue.empty(self.sections[-1].stop)
+        except RuntimeError as error:
+            if may_wait and is_out_of_memory(error):
+                return None
+            raise
         n = stop - start
         tensors = tuple(
             memory[section.rows(0, n)].view(dtype).view(n, *shape)
@@ -125,7 +145,53 @@ class PinnedRing:
             self._free.get()
 
 
-class PoolOnHost:
+class _DeviceMemory:
+    """What both pools have of a device: its queues, page-locked buffers, and how they are let go of."""
+
+    slots: Slots
+    _ring: PinnedRing
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._process = os.getpid()
+
+    def _copy(self, target: Tensor, source: Tensor) -> Tensor:
+        """Copy from page-locked memory to the device, in the queue that is now the current one."""
+        return target.copy_(source, non_blocking=self._accelerator.copies_run_ahead)
+
+    def close(self) -> None:
+        """Give everything back once the device is done with it.
+
+        Raises
+        ------
+        RuntimeError
+            The device has failed; nothing is held any more all the same.
+        """
+        if os.getpid() != self._process:
+            keep(self)
+            return
+        is_done = True
+        try:
+            is_done = self._accelerator.drain(_DRAIN_SECONDS)
+        finally:
+            if is_done:
+                self._let_go()
+        if is_done:
+            self._accelerator.give_back()
+            return
+        keep(self)
+        warnings.warn(
+            f"{self._accelerator.device} has not done in {_DRAIN_SECONDS:g} seconds what a loader gave it to do: "
+            "the loader's memory is kept until the process ends",
+            stacklevel=2,
+        )
+
+    def _let_go(self) -> None:
+        self._ring.close()
+        self.slots.let_go()
+
+
+class PoolOnHost(_DeviceMemory):
     """Blocks on the host; their rows are gathered into page-locked memory and copied to the device from there.
 
     Parameters
@@ -139,8 +205,8 @@ class PoolOnHost:
     """
 
     def __init__(self, accelerator: Accelerator, layout: Layout, sizes: LoaderSizes) -> None:
+        super().__init__(accelerator)
         self.slots = Slots(layout, sizes.slots, sizes.working_slots)
-        self._accelerator = accelerator
         self._spans = DeviceSpans(accelerator.copies, layout, sizes)
         self._ring = PinnedRing(accelerator, n_buffers(sizes), buffer_bytes(layout, sizes, pool_on_device=False))
         self.lend = self._spans.lend
@@ -158,7 +224,7 @@ class PoolOnHost:
                 np.take(source, rows, axis=0, out=target, mode="clip")
             pieces, gathered = self._pieces(*some), buffer.tensor
             buffer.mark = self._accelerator.copies.run(
-                lambda: [memory[piece].copy_(gathered[piece], non_blocking=True) for piece in pieces]
+                lambda: [self._copy(memory[piece], gathered[piece]) for piece in pieces]
             )
             span.marks.append(buffer.mark)
             return {"transfer": buffer.waited_seconds}
@@ -170,13 +236,8 @@ class PoolOnHost:
             return [slice(0, sections[-1].stop)]
         return [section.rows(first, n) for section in sections]
 
-    def close(self) -> None:
-        self._accelerator.close()
-        self._ring.close()
-        self.slots.let_go()
 
-
-class PoolOnDevice:
+class PoolOnDevice(_DeviceMemory):
     """Blocks on the device: each crosses the bus once, in the order of the reads, and rows are gathered there.
 
     A slot may be written again while rows of its old block are still to be gathered, in four steps:
@@ -191,8 +252,8 @@ class PoolOnDevice:
     """
 
     def __init__(self, accelerator: Accelerator, layout: Layout, sizes: LoaderSizes) -> None:
+        super().__init__(accelerator)
         self.slots = Slots(layout, sizes.slots, sizes.working_slots, on_host=False)
-        self._accelerator = accelerator
         self._layout = layout
         self._index_dtype = np.dtype(f"i{gather_index_bytes(layout, sizes)}")
         self._index_tensor_dtype = torch.from_numpy(np.empty(0, self._index_dtype)).dtype
@@ -202,8 +263,10 @@ class PoolOnDevice:
         self._blocks = [memory[place.start : place.stop] for place in pool_sections(layout, sizes)]
         n_bytes = buffer_bytes(layout, sizes, pool_on_device=True)
         self._ring = PinnedRing(accelerator, n_buffers(sizes), n_bytes, twins=memory[rows_bytes:])
-        # The twins are memory of the gathers' queue that the other one writes first.
-        accelerator.copies.run(lambda: None, after=[accelerator.gathers.run(lambda: None)])
+        # The twins are memory of the gathers' queue that the others write first.
+        taken = accelerator.gathers.run(lambda: None)
+        for copying in (accelerator.copies, accelerator.indexes):
+            copying.run(lambda: None, after=[taken])
         self.lend = self._spans.lend
 
     def read(self, read: ReadBlock, blocks: I64, slots: I64, /) -> Seconds:
@@ -217,7 +280,7 @@ class PoolOnDevice:
                 disk += read(block, [view[section.rows(i, 1)] for section in found[:-1]])
             buffer.host[found[-1].rows(0, len(slots))].view(np.int64)[:] = slots
             device = buffer.device
-            buffer.mark = self._send(buffer, found[-1].stop)
+            buffer.mark = self._send(self._accelerator.copies, buffer, found[-1].stop)
             buffer.mark = self._accelerator.gathers.run(lambda: self._put(device, found), after=[buffer.mark])
             return {"disk": disk, "transfer": buffer.waited_seconds}
 
@@ -235,7 +298,7 @@ class PoolOnDevice:
         with self._ring.buffer() as buffer:
             buffer.host[:n_bytes].view(self._index_dtype)[:] = rows
             device = buffer.device[:n_bytes]
-            buffer.mark = self._send(buffer, n_bytes)
+            buffer.mark = self._send(self._accelerator.indexes, buffer, n_bytes)
             buffer.mark = self._accelerator.gathers.run(
                 lambda: self._take(device.view(self._index_tensor_dtype), memory, first), after=[buffer.mark]
             )
@@ -248,14 +311,13 @@ class PoolOnDevice:
             target = _in_rows(memory[section.rows(first, len(rows))], section.row_bytes)
             torch.index_select(_in_rows(blocks, section.row_bytes), 0, rows, out=target)
 
-    def _send(self, buffer: PinnedBuffer, n_bytes: int) -> QueueMark:
+    def _send(self, queue: DeviceQueue, buffer: PinnedBuffer, n_bytes: int) -> QueueMark:
         """Copy the front of a buffer to its twin."""
         source, target = buffer.tensor[:n_bytes], buffer.device[:n_bytes]
-        return self._accelerator.copies.run(lambda: target.copy_(source, non_blocking=True))
+        return queue.run(lambda: self._copy(target, source))
 
-    def close(self) -> None:
-        self._accelerator.close()
-        self._ring.close()
+    def _let_go(self) -> None:
+        super()._let_go()
         self._blocks.clear()
 
 

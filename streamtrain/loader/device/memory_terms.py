@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from streamtrain.errors import BudgetError
 from streamtrain.loader.budget import LoaderSizes, project
@@ -26,6 +26,39 @@ _SMALL_BYTES: Final = 1 << 20
 _SMALL_SEGMENT: Final = 2 << 20
 _LARGE_BYTES: Final = 10 << 20
 _LARGE_SEGMENT: Final = 20 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatorTraits:
+    """What allocators take beside what they are asked for.
+
+    Attributes
+    ----------
+    locks_powers_of_two : bool
+        Page-locked memory is rounded up to a power of two: torch allocates it.
+    is_unified : bool
+        The device's memory is the host's.
+    is_expandable : bool
+        Allocations of a stream lie in one segment that grows by 20 MiB (``expandable_segments``).
+    rounds_up : bool
+        Allocations are rounded up, to a power of two at most (``roundup_power2_divisions``).
+    is_deterministic : bool
+        Writes by index sort first, in memory of their own (`torch.use_deterministic_algorithms`).
+    """
+
+    locks_powers_of_two: bool = False
+    is_unified: bool = False
+    is_expandable: bool = False
+    rounds_up: bool = False
+    is_deterministic: bool = False
+
+    @property
+    def term(self) -> str:
+        """What a projection calls the device's memory: only what is the device's alone is not the host's."""
+        return "unified" if self.is_unified else "device"
+
+
+PLAIN: Final = AllocatorTraits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,22 +152,37 @@ def buffer_bytes(layout: Layout, sizes: LoaderSizes, *, pool_on_device: bool) ->
     return _rounded(max(blocks, index), PAGE_BYTES)
 
 
-def project_on_device(layout: Layout, sizes: LoaderSizes, *, budget_bytes: int, pool_on_device: bool) -> Projection:
+def project_on_device(
+    layout: Layout,
+    sizes: LoaderSizes,
+    *,
+    budget_bytes: int,
+    pool_on_device: bool,
+    traits: AllocatorTraits = PLAIN,
+) -> Projection:
     """What the loader owns at these sizes: on the host, of it page-locked (``pinned``), and on the device."""
     terms = dict(project(layout, sizes, budget_bytes=budget_bytes).terms)
     del terms["batches"]
     buffer = buffer_bytes(layout, sizes, pool_on_device=pool_on_device)
-    device = allocated_bytes(span_sections(layout, sizes)[-1].stop, sizes.spans - 2 + _SPANS_OUTSIDE)
+    n_spans = sizes.spans - 2 + _SPANS_OUTSIDE
+    device = allocated_bytes(span_sections(layout, sizes)[-1].stop, n_spans, traits=traits)
     if pool_on_device:
         for name in _POOL_TERMS:
             del terms[name]
-        device += allocated_bytes(pool_bytes(layout, sizes)[1])
-    terms |= {"pinned": n_buffers(sizes) * buffer, "device": device}
+        device += allocated_bytes(pool_bytes(layout, sizes)[1], traits=traits)
+        device += 2 * allocated_bytes(buffer, traits=traits) if traits.is_deterministic else 0
+    locked = 1 << (buffer - 1).bit_length() if traits.locks_powers_of_two else buffer
+    terms |= {"pinned": n_buffers(sizes) * locked, traits.term: device}
     return Projection(budget_bytes=budget_bytes, terms=terms)
 
 
 def fit_to_device(
-    layout: Layout, sizes: LoaderSizes, *, budget_bytes: int, pool_on_device: bool
+    layout: Layout,
+    sizes: LoaderSizes,
+    *,
+    budget_bytes: int,
+    pool_on_device: bool,
+    traits: AllocatorTraits = PLAIN,
 ) -> tuple[LoaderSizes, Projection]:
     """Make room in the budget for what a device needs, with the same lanes and groups.
 
@@ -148,6 +196,8 @@ def fit_to_device(
         The budget.
     pool_on_device : bool
         Whether the blocks lie on the device, or only the batches.
+    traits : AllocatorTraits
+        What its memory takes.
 
     Raises
     ------
@@ -156,7 +206,8 @@ def fit_to_device(
     """
 
     def total(tried: LoaderSizes) -> Projection:
-        return project_on_device(layout, tried, budget_bytes=budget_bytes, pool_on_device=pool_on_device)
+        how: dict[str, Any] = {"budget_bytes": budget_bytes, "pool_on_device": pool_on_device}
+        return project_on_device(layout, tried, traits=traits, **how)
 
     for tried in _smaller_and_smaller(sizes):
         if total(_with_slots(tried, 0)).total_bytes > budget_bytes:
@@ -201,7 +252,7 @@ def _reading(sizes: LoaderSizes, read_blocks: int, threads: int) -> LoaderSizes:
     return replace(sizes, read_blocks=read_blocks, threads=threads, prefetch=sizes.prefetch - filled)
 
 
-def allocated_bytes(n_bytes: int, count: int = 1) -> int:
+def allocated_bytes(n_bytes: int, count: int = 1, *, traits: AllocatorTraits = PLAIN) -> int:
     """What torch's caching allocator takes from a CUDA device for allocations of one size.
 
     Those up to 1 MiB share segments of 2 MiB, those below 10 MiB segments of 20 MiB; larger ones have their own, of a
@@ -211,7 +262,14 @@ def allocated_bytes(n_bytes: int, count: int = 1) -> int:
     --------
     >>> allocated_bytes(8 << 20, 3) >> 20, allocated_bytes(11 << 20) >> 20, allocated_bytes(1000, 3) >> 20
     (40, 12, 2)
+    >>> allocated_bytes(11 << 20, 3, traits=AllocatorTraits(is_expandable=True)) >> 20
+    40
     """
+    if traits.rounds_up:
+        n_bytes = 1 << (max(1, n_bytes) - 1).bit_length()
+    if traits.is_expandable:
+        step = _SMALL_SEGMENT if n_bytes <= _SMALL_BYTES else _LARGE_SEGMENT
+        return _rounded(count * _rounded(max(1, n_bytes), 512), step)
     if n_bytes >= _LARGE_BYTES:
         return count * _rounded(n_bytes, _SMALL_SEGMENT)
     segment = _SMALL_SEGMENT if n_bytes <= _SMALL_BYTES else _LARGE_SEGMENT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from streamtrain.errors import BudgetError, DeviceError, UsageError
+from streamtrain.errors import BudgetError, DeviceError, StallError, UsageError
 from streamtrain.loader.budget import LoaderSizes
-from streamtrain.loader.device.accelerator import Accelerator, QueueMark, make_accelerator, resolve_device
-from streamtrain.loader.device.device_pool import DeviceSpan, PoolOnDevice, PoolOnHost
+from streamtrain.loader.device.accelerator import Accelerator, QueueMark, QueueWait
+from streamtrain.loader.device.device_pool import DeviceSpan, PoolOnDevice, PoolOnHost, keep
+from streamtrain.loader.device.failures import device_failure, is_device_failure, is_out_of_memory
 from streamtrain.loader.device.memory_terms import fit_to_device
+from streamtrain.loader.device.resolve import make_accelerator, resolve_device
 from streamtrain.loader.pool_memory import PoolMemory, Span
 from streamtrain.store.layout import Layout
 from streamtrain.system.memory import Projection
@@ -22,6 +25,7 @@ from streamtrain.system.units import format_bytes
 
 PoolPlace = Literal["auto", "host", "device"]
 _PLACES: Final = ("auto", "host", "device")
+_WIDE: Final = ("float64", "complex128")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,8 @@ class DeviceTransfer:
         The device.
     pool : {"auto", "host", "device"}
         As in `Placement`.
+    timeout : float, optional
+        Seconds that the device may take for what it has been given; None waits for ever.
 
     Attributes
     ----------
@@ -66,19 +72,28 @@ class DeviceTransfer:
         What became of ``pool``.
     """
 
-    def __init__(self, accelerator: Accelerator, pool: PoolPlace) -> None:
+    def __init__(self, accelerator: Accelerator, pool: PoolPlace, *, timeout: float | None = None) -> None:
         self._accelerator = accelerator
         self._pool = pool
+        self._timeout = timeout
+        self._process = os.getpid()
+        self._traits = accelerator.traits
         self.pool_on_device = pool == "device"
         self._projection: Projection | None = None
         self._span: DeviceSpan | None = None
         self._queue: object = None
         self._taken: QueueMark | None = None
+        self._waits: list[QueueWait] = []
 
     @property
     def device(self) -> torch.device:
         """Where batches end."""
         return self._accelerator.device
+
+    @property
+    def registered_bytes(self) -> int:
+        """Page-locked memory of this process that is counted as plain memory."""
+        return self._accelerator.registered_bytes
 
     def fit(self, layout: Layout, sizes: LoaderSizes, *, budget_bytes: int) -> tuple[LoaderSizes, Projection]:
         """Choose where the pool lies, and make room in the budget for what the device needs.
@@ -90,18 +105,32 @@ class DeviceTransfer:
         DeviceError
             The device's free memory is.
         """
+        self._check_dtypes(layout)
         free = self._accelerator.free_bytes()
+        how: dict[str, Any] = {"budget_bytes": budget_bytes, "traits": self._traits}
         if self._pool == "auto" and free is not None:
             try:
-                _, projection = fit_to_device(layout, sizes, budget_bytes=budget_bytes, pool_on_device=True)
-                self.pool_on_device = 2 * projection.terms["device"] <= free
+                _, projection = fit_to_device(layout, sizes, pool_on_device=True, **how)
+                self.pool_on_device = 2 * self._on_device(projection) <= free
             except BudgetError:
                 self.pool_on_device = False
-        sizes, projection = fit_to_device(layout, sizes, budget_bytes=budget_bytes, pool_on_device=self.pool_on_device)
-        if free is not None and projection.terms["device"] > free:
+        sizes, projection = fit_to_device(layout, sizes, pool_on_device=self.pool_on_device, **how)
+        if free is not None and self._on_device(projection) > free:
             raise self._too_small(projection, free)
         self._projection = projection
         return sizes, projection
+
+    def _on_device(self, projection: Projection) -> int:
+        return projection.terms[self._traits.term]
+
+    def _check_dtypes(self, layout: Layout) -> None:
+        wide = [field for field in layout.fields if field.dtype.name in _WIDE]
+        if self.device.type == "mps" and wide:
+            raise UsageError(
+                f"field {wide[0].name} is {wide[0].dtype.name}, which MPS does not have",
+                where=str(self.device),
+                fix="batches on the CPU (device=None) with a transform that casts it, or data ingested as float32",
+            )
 
     def memory(self, layout: Layout, sizes: LoaderSizes) -> PoolMemory:
         """The pool's memory.
@@ -121,13 +150,23 @@ class DeviceTransfer:
         Raises
         ------
         DeviceError
-            A thread found no room on the device.
+            A thread found no room on the device, or the device has failed.
         """
         with self._explained():
             span = next_span()
         assert isinstance(span, DeviceSpan)
         self._span, self._queue = span, None
         return span.tensors
+
+    def waited_seconds(self) -> float:
+        """Seconds that the caller's queues have stood still for spans, as far as it has become known since last time.
+
+        The device is not waited for: what it has not come to yet is told at a later time.
+        """
+        with self._explained():
+            told = [(wait, wait.seconds()) for wait in self._waits]
+        self._waits = [wait for wait, seconds in told if seconds is None]
+        return sum(seconds for _, seconds in told if seconds is not None)
 
     def finish(self, transform: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
         """What a batch goes through on its way to the caller."""
@@ -138,31 +177,66 @@ class DeviceTransfer:
 
         A caller that queues much and waits for nothing would need ever more memory: spans that it has let go of are
         still computed on. So the device may be one span behind the caller, and no more.
+
+        Raises
+        ------
+        StallError
+            The device did not get there within the timeout.
+        DeviceError
+            The device has failed.
         """
-        if self._span is not None and (queue := self._accelerator.current()) != self._queue:
-            self._accelerator.admit(self._span.memory, self._span.marks)
-            if self._queue is None:
-                before, self._taken = self._taken, self._accelerator.mark()
-                if before is not None:
-                    before.wait()
-            self._queue = queue
+        if self._span is not None:
+            queue = self._accelerator.current()
+            # Of queues of torch's, != answers False beside None; and == does too.
+            if self._queue is None or queue != self._queue:
+                with self._explained():
+                    self._admit(self._span, is_first=self._queue is None)
+                self._queue = queue
         return batch
 
-    def let_go(self) -> None:
-        """Keep no memory of the device any more."""
+    def _admit(self, span: DeviceSpan, *, is_first: bool) -> None:
+        self._waits.append(self._accelerator.admit(span.memory, span.marks))
+        if not is_first:
+            return
+        before, self._taken = self._taken, self._accelerator.mark()
+        if before is not None and not before.wait(self._timeout):
+            raise StallError(
+                f"the device did not come to the end of its work within {self._timeout:g} seconds",
+                where=str(self.device),
+                why="What was queued on it before the last batches is not done yet",
+                fix="look at what the device does (nvidia-smi), or wait longer with timeout=",
+            )
+
+    def close(self, close_pool: Callable[[], None]) -> None:
+        """Keep no memory of the device any more, and close the pool.
+
+        Raises
+        ------
+        DeviceError
+            The device has failed.
+        """
+        if os.getpid() != self._process:
+            # It is the parent's, and giving it back would ask the device.
+            keep(self._span, self._taken, self._waits)
         self._span = self._taken = None
+        self._waits = []
+        with self._explained():
+            close_pool()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Say of a device without room what would fit."""
+        """Say of a device without room what would fit, and of one that has failed that it has."""
         try:
             yield
-        except torch.cuda.OutOfMemoryError as error:
-            assert self._projection is not None
-            raise self._too_small(self._projection, self._accelerator.free_bytes() or 0) from error
+        except RuntimeError as error:
+            if is_out_of_memory(error) and self._projection is not None:
+                raise self._too_small(self._projection, self._accelerator.free_bytes() or 0) from error
+            if is_device_failure(error):
+                raise device_failure(error, self.device) from error
+            raise
 
     def _too_small(self, projection: Projection, free: int) -> DeviceError:
-        needed = projection.terms["device"]
+        needed = self._on_device(projection)
         # Free memory may lie in pieces too small to be of use: less than half of it is never asked of.
         fits = projection.budget_bytes * free // needed if free < needed else projection.budget_bytes // 2
         where = "pool and batches" if self.pool_on_device else "batches"
@@ -174,7 +248,9 @@ class DeviceTransfer:
         )
 
 
-def make_transfer(device: str | torch.device | Placement | None) -> DeviceTransfer | None:
+def make_transfer(
+    device: str | torch.device | Placement | None, *, timeout: float | None = None
+) -> DeviceTransfer | None:
     """Who brings batches to a device; nobody where they stay on the CPU.
 
     Raises
@@ -197,4 +273,4 @@ def make_transfer(device: str | torch.device | Placement | None) -> DeviceTransf
     resolved = resolve_device(placement.device)
     if resolved.type == "cpu" and placement.pool == "auto":
         return None
-    return DeviceTransfer(make_accelerator(resolved), placement.pool)
+    return DeviceTransfer(make_accelerator(resolved), placement.pool, timeout=timeout)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from streamtrain.errors import BudgetError, DeviceError, UsageError
 from streamtrain.loader.budget import project, solve
-from streamtrain.loader.device.accelerator import resolve_device
 from streamtrain.loader.device.memory_terms import (
     allocated_bytes,
     buffer_bytes,
@@ -20,11 +19,12 @@ from streamtrain.loader.device.memory_terms import (
     sections,
     span_sections,
 )
+from streamtrain.loader.device.resolve import resolve_device
 from streamtrain.loader.device.transfer import Placement, make_transfer
 from streamtrain.store.layout import Field, plan_layout
 from streamtrain.training import step_errors as rooms
 from streamtrain.training.batch_stream import fields_on
-from streamtrain.training.step_errors import explain_out_of_memory
+from streamtrain.training.step_errors import explain_device
 
 X = Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28))
 Y = Field(name="y", dtype=np.dtype("int64"), shape=())
@@ -137,7 +137,7 @@ def test_a_step_without_room_is_told_with_the_batch_size_that_fits(monkeypatch, 
         pytest.raises(
             DeviceError, match=r"cpu: the device is out of memory at batch_size 100\. Beside the 4\.0 MB"
         ) as caught,
-        explain_out_of_memory(torch.device("cpu"), batch_size=100, optimizer=torch.optim.SGD([weight])),
+        explain_device(torch.device("cpu"), batch_size=100, optimizer=torch.optim.SGD([weight])),
     ):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.86 GiB. GPU 0 has a total capacity")
     assert str(caught.value).endswith(f"Fix: {fix}")
@@ -147,7 +147,7 @@ def test_a_step_without_room_is_told_with_the_batch_size_that_fits(monkeypatch, 
 def test_other_errors_pass():
     with (
         pytest.raises(RuntimeError, match="shape"),
-        explain_out_of_memory(torch.device("cpu"), batch_size=1, optimizer=None),
+        explain_device(torch.device("cpu"), batch_size=1, optimizer=None),
     ):
         raise RuntimeError("shape")
 

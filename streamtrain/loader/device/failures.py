@@ -1,0 +1,89 @@
+"""Errors of a device, and their meaning: out of memory, broken, or busy with a capture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+
+from streamtrain.errors import DeviceError
+
+_ACCELERATOR_ERROR: Final[type[Exception] | tuple[()]] = getattr(torch, "AcceleratorError", ())
+"""Torch 2.8 and later have a class for it; before, and for libraries of the device, the text alone tells."""
+
+_BROKEN: Final = re.compile(
+    r"\A\W*(?:CUDA|HIP|cuDNN|MIOpen|XPU|MPS)\b[\w ]* (?:error|failed)|CUBLAS_STATUS|CUDNN_STATUS"
+)
+_CAPTURES: Final = re.compile(r"stream is capturing|capturing (?:blocking )?stream|StreamCapture")
+_REMEDIES: Final = (
+    (re.compile(r"device-side assert"), "labels and indexes within their range; CUDA_LAUNCH_BLOCKING=1 names the call"),
+    (re.compile(r"ALLOC_FAILED|NOT_INITIALIZED|out of memory"), "a smaller batch_size, or a smaller model"),
+    (re.compile(r"no kernel image|invalid device function"), "a build of torch for this device, or device='cpu'"),
+    (re.compile(r"busy or unavailable|in use"), "end the process that has the device to itself, or device='cpu'"),
+)
+_ANY_REMEDY: Final = "begin a new process; if it comes again, the log of the device's driver has more"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no room.
+
+    Examples
+    --------
+    >>> is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory."))
+    True
+    >>> is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 5.00 GB)"))
+    True
+    """
+    return isinstance(error, torch.cuda.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "backend out of memory" in str(error)
+    )
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether a device, or a library of it, has failed: nothing of what the program asked for is wrong by itself.
+
+    Examples
+    --------
+    >>> is_device_failure(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    True
+    >>> is_device_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"))
+    False
+    """
+    if is_out_of_memory(error):
+        return False
+    return isinstance(error, _ACCELERATOR_ERROR) or (
+        isinstance(error, RuntimeError) and not isinstance(error, DeviceError) and bool(_BROKEN.search(str(error)))
+    )
+
+
+def is_capture_conflict(error: BaseException) -> bool:
+    """Whether a call was refused because some stream is being captured in a graph; it can be made again afterwards."""
+    return isinstance(error, RuntimeError) and bool(_CAPTURES.search(str(error)))
+
+
+def device_failure(error: BaseException, device: torch.device) -> DeviceError:
+    """The error that a user is shown for one of a device's own.
+
+    Examples
+    --------
+    >>> str(device_failure(RuntimeError("CUDA error: unspecified launch failure"), torch.device("cuda:0")))
+    "cuda:0: the device failed: CUDA error: unspecified launch failure. Fix: begin a new process; ..."
+    """
+    text = str(error).strip()
+    first = (text.splitlines() or [type(error).__name__])[0]
+    fix = next((remedy for pattern, remedy in _REMEDIES if pattern.search(text)), _ANY_REMEDY)
+    return DeviceError(f"the device failed: {first[:200]}", where=str(device), fix=fix)
+
+
+@contextmanager
+def explain_device_failure(device: torch.device) -> Iterator[None]:
+    """Turn the errors of a device that has failed, and no others, into ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_device_failure(error):
+            raise device_failure(error, device) from error
+        raise

@@ -1,0 +1,115 @@
+"""A device from its name, tried before anything is put there, and its accelerator."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from typing import Final
+
+import torch
+
+from streamtrain.errors import DeviceError, UsageError
+from streamtrain.loader.device.accelerator import Accelerator, SynchronousAccelerator
+from streamtrain.loader.device.cuda import CudaAccelerator
+
+_NO_KERNEL: Final = re.compile(r"no kernel image|invalid device function|PTX")
+_BUSY: Final = re.compile(r"busy or unavailable|in use|exclusive")
+_working: set[tuple[int, torch.device]] = set()
+"""The devices that have computed something, by process."""
+
+
+def make_accelerator(device: torch.device) -> Accelerator:
+    """Who does the work on a device."""
+    return CudaAccelerator(device) if device.type == "cuda" else SynchronousAccelerator(device)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Turn a name into a device that is there, and works.
+
+    ``"auto"`` is CUDA where there is any that works, else the CPU; of one that does not a warning says why.
+
+    Raises
+    ------
+    UsageError
+        The text names no kind of device, or one that holds no data.
+    DeviceError
+        The machine has no such device, or it does not work.
+
+    Examples
+    --------
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    if device == "auto":
+        return _best_device()
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"device {device!r} is none that torch knows", fix="auto, cpu, cuda or cuda:0") from error
+    if resolved.type == "meta":
+        raise UsageError("device 'meta' holds no data, so nothing can be trained there", fix="device='auto'")
+    if resolved.type == "cuda":
+        n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (resolved.index or 0) >= n_cuda:
+            found = ", ".join(["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(n_cuda))])
+            why = f"{_why_no_cuda()}Found: {found}"
+            raise DeviceError(f"there is no device {str(device)!r}", why=why, fix="device='auto'")
+        _try_cuda(resolved)
+    elif resolved.type != "cpu":
+        _try(resolved)
+    return resolved
+
+
+def _best_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    try:
+        _try_cuda(torch.device("cuda"))
+    except DeviceError as error:
+        warnings.warn(f"there is a GPU, and it does not work, so the CPU is taken. {error}", stacklevel=3)
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def _why_no_cuda() -> str:
+    """Why torch sees no CUDA device, as far as it can be told; empty where it sees some."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"This torch, {torch.__version__}, is built without CUDA. "
+    if not torch.cuda.is_available():
+        return "The driver is missing, too old for this torch, or shows the process no GPU (CUDA_VISIBLE_DEVICES). "
+    return ""
+
+
+def _try_cuda(device: torch.device) -> None:
+    """Compute something: a GPU that is too old for torch, or taken, is there and can be copied to."""
+    if (os.getpid(), device) in _working:
+        return
+    try:
+        (torch.ones(1, device=device) + 1).item()
+    except RuntimeError as error:
+        raise DeviceError(f"the device {str(device)!r} does not work", **_explained(device, error)) from error
+    _working.add((os.getpid(), device))
+
+
+def _explained(device: torch.device, error: RuntimeError) -> dict[str, str]:
+    text = str(error).strip()
+    first = (text.splitlines() or [type(error).__name__])[0][:200]
+    if _NO_KERNEL.search(text):
+        built = ", ".join(torch.cuda.get_arch_list()) or "none"
+        major, minor = torch.cuda.get_device_capability(device)
+        why = f"It is of sm_{major}{minor}, and torch {torch.__version__} has kernels for {built}: {first}"
+        return {"why": why, "fix": "a build of torch for it, or device='cpu'"}
+    if _BUSY.search(text):
+        why = f"Another process has it to itself: {first}"
+        return {"why": why, "fix": "end that process, another GPU, or device='cpu'"}
+    return {"why": first, "fix": "look at the driver (nvidia-smi), or device='cpu'"}
+
+
+def _try(device: torch.device) -> None:
+    """Ask a device for a little memory: torch knows names of devices that are not there, or not built in."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DeviceError(f"there is no device {str(device)!r}", why=why[:200], fix="device='auto'") from error
