@@ -290,7 +290,8 @@ def read_scalars(loss: Tensor, *others: Tensor | float) -> list[float]:
     scalars = (loss, *others)
     if not waits_for_reads(loss.device):
         return [float(x.item()) if isinstance(x, Tensor) else float(x) for x in scalars]
-    read = iter(_read_at_once([x.detach() for x in scalars if isinstance(x, Tensor)], loss.device))
+    tensors = [x.detach() if x.requires_grad else x for x in scalars if isinstance(x, Tensor)]
+    read = iter(_read_at_once(tensors, loss.device))
     return [next(read) if isinstance(x, Tensor) else float(x) for x in scalars]
 
 
