@@ -144,6 +144,17 @@ def test_a_step_without_room_is_told_with_the_batch_size_that_fits(monkeypatch, 
     assert "the step needs more than 4.99 GB" in str(caught.value)
 
 
+def test_a_step_without_room_beside_a_loader_names_its_share_and_less_memory_for_it(monkeypatch):
+    monkeypatch.setattr(rooms, "_usage", lambda _: (3_000_000_000, 4_000_000_000))
+    weight = torch.nn.Parameter(torch.zeros(1_000_000))
+    how = {"batch_size": 100, "optimizer": torch.optim.SGD([weight]), "loader_bytes": 2_000_000_000}
+    with (
+        pytest.raises(DeviceError, match=r"keep and up to 2\.00 GB that the loader holds, .*or a smaller memory= for"),
+        explain_device(torch.device("cpu"), **how),
+    ):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.86 GiB.")
+
+
 def test_other_errors_pass():
     with (
         pytest.raises(RuntimeError, match="shape"),
