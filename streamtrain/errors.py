@@ -18,14 +18,93 @@
     └── LockedError        (OSError)      9   another process is writing the dataset
 
 Each class is also the builtin exception that fits, so ``except ValueError`` and ``except StreamtrainError`` both work.
-A message says what failed, where, why, and the fix.
+A message says what failed, where, why, and the fix. Its words may change in any release. What scripts can rely on: the
+class, the exit code, and the names of the values ``what``, ``where``, ``why`` and ``fix``, which ``--json`` prints too.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument that mends an error, with the value that does; it prints as Python has it.
+
+    Parameters
+    ----------
+    name : str
+        Its name in Python; the command line's option follows from it.
+    value : object, optional
+        The value; without one the argument is only named.
+    n_bytes : int, optional
+        The value where it is a size.
+
+    Examples
+    --------
+    >>> str(Argument("memory", n_bytes=7_000_000)), str(Argument("device", "cpu")), str(Argument("memory"))
+    ("memory='7000000B'", "device='cpu'", 'memory=')
+    """
+
+    name: str
+    value: object = None
+    n_bytes: int | None = None
+
+    def __str__(self) -> str:
+        if self.n_bytes is not None:
+            return f"{self.name}='{self.n_bytes}B'"
+        return f"{self.name}={'' if self.value is None else repr(self.value)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function of the library, and command, that mends an error.
+
+    Examples
+    --------
+    >>> str(Call("repair", "d.zarr", ("remove",)))
+    "streamtrain.repair('d.zarr', remove=True)"
+    """
+
+    name: str
+    path: str
+    flags: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"streamtrain.{self.name}({', '.join([repr(self.path), *(f'{flag}=True' for flag in self.flags)])})"
+
+
+FixPart = str | Argument | Call
+
+
+class Fix(str):
+    """A remedy: words, and arguments and calls as values, so that it can be said in Python and for a shell.
+
+    Examples
+    --------
+    >>> Fix(Argument("memory", n_bytes=7_000_000), " or more")
+    "memory='7000000B' or more"
+    """
+
+    __slots__ = ("parts",)
+    parts: tuple[FixPart, ...]
+
+    def __new__(cls, *parts: FixPart | None) -> Self:
+        flat = [inner for part in parts if part is not None for inner in getattr(part, "parts", (part,))]
+        self = super().__new__(cls, "".join(map(str, flat)))
+        self.parts = tuple(flat)
+        return self
+
+    def said_by(self, say: Callable[[Argument | Call], str]) -> str:
+        """The words, with every argument and call as ``say`` puts it."""
+        return "".join(part if isinstance(part, str) else say(part) for part in self.parts)
+
+    def argument(self, name: str) -> Argument | None:
+        """The first argument of a name in it."""
+        return next((part for part in self.parts if isinstance(part, Argument) and part.name == name), None)
 
 
 class StreamtrainError(Exception):
@@ -40,7 +119,7 @@ class StreamtrainError(Exception):
     why : str, optional
         The reason, with its terms.
     fix : str, optional
-        The remedy, computed where it can be.
+        The remedy, computed where it can be; a `Fix` where it has arguments in it.
 
     Examples
     --------
@@ -63,6 +142,11 @@ class StreamtrainError(Exception):
         self.where = where
         self.why = why
         self.fix = fix
+
+    def to_json(self) -> dict[str, object]:
+        """The error as values: class, exit code, what, where, why, fix."""
+        named = {"class": type(self).__name__, "code": self.exit_code}
+        return named | {name: getattr(self, name) for name in ("what", "where", "why", "fix")}
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import importlib
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -21,13 +22,12 @@ from typing import Final
 
 import click
 
-from streamtrain.errors import ResourceError, StreamtrainError, unknown_name
+from streamtrain.errors import Argument, Call, Fix, ResourceError, StreamtrainError, unknown_name
 from streamtrain.system.signals import terminated_cleanly
 from streamtrain.system.units import format_bytes, megabytes
 
-_ARGUMENT: Final = re.compile(r"\b(memory|batch_size|lanes|groups|device|seed)=(?:'([^']*)'|([\w.:]+))")
-_FLAG: Final = re.compile(r"\bdrop_last=False\b")
-_BYTES: Final = re.compile(r"(\d+)B")
+_OPTIONS: Final = {"checkpoint": "out"}
+"""Arguments whose option has another name."""
 
 
 def as_command_line(fix: str) -> str:
@@ -35,18 +35,33 @@ def as_command_line(fix: str) -> str:
 
     Examples
     --------
-    >>> as_command_line("memory='6035592B', or fewer lanes")
+    >>> as_command_line(Fix(Argument("memory", n_bytes=6_035_592), ", or fewer lanes"))
     '--memory 7MB, or fewer lanes'
-    >>> as_command_line("batch_size=64, or drop_last=False"), as_command_line("device='auto'")
-    ('--batch-size 64, or no --drop-last', '--device auto')
+    >>> as_command_line(Fix(Argument("batch_size", 64), ", or ", Argument("drop_last", False)))
+    '--batch-size 64, or no --drop-last'
+    >>> as_command_line(Fix(Call("repair", "d.zarr", ("remove",))))
+    'streamtrain repair d.zarr --remove'
     """
-    return _FLAG.sub("no --drop-last", _ARGUMENT.sub(_option, fix))
+    return fix.said_by(_for_a_shell) if isinstance(fix, Fix) else fix
 
 
-def _option(found: re.Match[str]) -> str:
-    name, value = found[1].replace("_", "-"), found[2] or found[3]
-    exact = _BYTES.fullmatch(value)
-    return f"--{name} {megabytes(int(exact[1])) if exact else value}"
+def _for_a_shell(part: Argument | Call) -> str:
+    if isinstance(part, Call):
+        return " ".join(["streamtrain", part.name, part.path, *(f"--{flag}" for flag in part.flags)])
+    option = f"--{_OPTIONS.get(part.name, part.name).replace('_', '-')}"
+    if part.n_bytes is not None:
+        return f"{option} {megabytes(part.n_bytes)}"
+    match part.value:
+        case None | True:
+            return option
+        case False:
+            return f"no {option}"
+        case dict() as pairs:
+            return f"{option} {','.join(f'{name}={value}' for name, value in pairs.items())}"
+        case list() | tuple() as values:
+            return f"{option} {','.join(map(str, values))}"
+    # Only the command line has a word for what is on by default or taken up again.
+    return option if part.name == "resume" else f"{option} {part.value}"
 
 
 COMMANDS: Final = {
@@ -102,10 +117,13 @@ def main(args: Sequence[str] | None = None) -> int:
         _close_stdout()
         return EXIT_BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:
-        if _is_debug(words):
+        if _has(words, "--debug"):
             traceback.print_exc()
         message, code = _outcome(error)
         click.echo(_wrapped(f"error: {message}"), err=True)
+        if _has(words, "--json"):
+            # The last line: what comes before it is for people.
+            click.echo(json.dumps({"error": _as_values(error, message, code)}), err=True)
         return code
 
 
@@ -118,10 +136,17 @@ def _run(words: tuple[str, ...]) -> int:
     return 0
 
 
-def _is_debug(words: tuple[str, ...]) -> bool:
+def _has(words: tuple[str, ...], flag: str) -> bool:
     # Looked up in the words as they came: a command that cannot even be imported parses nothing.
     ours = words[: words.index("--")] if "--" in words else words
-    return "--debug" in ours
+    return flag in ours
+
+
+def _as_values(error: BaseException, message: str, code: int) -> dict[str, object]:
+    """An error as one JSON object: class, code, what, where, why, fix."""
+    if isinstance(error, StreamtrainError):
+        return error.to_json()
+    return {"class": type(error).__name__, "code": code, "what": message, "where": None, "why": None, "fix": None}
 
 
 def _outcome(error: BaseException) -> tuple[str, int]:

@@ -16,7 +16,7 @@ from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurv
 from streamtrain.comparison.run import ComparisonSetup, train_run
 from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.comparison.surface import LossSurface, Snapshot, measure_surface
-from streamtrain.errors import StreamtrainError, UsageError
+from streamtrain.errors import Argument, Fix, StreamtrainError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
@@ -164,7 +164,7 @@ def _check_out(out: Path) -> None:
         check_new_run(out)
     except UsageError as error:
         # A comparison does not go on where it was.
-        error.fix = "another --out, or remove it"
+        error.fix = Fix("another ", Argument("out"), ", or remove it")
         raise
 
 

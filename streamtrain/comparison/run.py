@@ -18,7 +18,7 @@ from streamtrain.comparison.results import ComparedRun, LearningCurvePoint
 from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.comparison.surface import Snapshot, Trajectory, n_snapshots
 from streamtrain.comparison.variance import UpdateVariance
-from streamtrain.errors import BudgetError, DivergedError, ResourceError, UsageError
+from streamtrain.errors import Argument, BudgetError, DivergedError, Fix, ResourceError, UsageError
 from streamtrain.loader.quarantine import first_rows
 from streamtrain.loader.shared_budget import (
     BUDGET_PARTS,
@@ -113,7 +113,7 @@ class ComparisonSetup:
                 f"memory is {format_bytes(self.memory)}, and the smallest that works is {format_bytes(in_all)}",
                 why=f"It is shared: 1/{BUDGET_PARTS} for each loader that measures, the rest for the one that trains; "
                 f"the least that each works with is {', '.join(needs)}",
-                fix=f"memory='{in_all}B'",
+                fix=Fix(Argument("memory", n_bytes=in_all)),
             )
 
     def _check_surface(self) -> None:
@@ -342,8 +342,9 @@ class _RunTracker:
         except DivergedError as error:
             return replace(run, diverged=str(error))
         except ResourceError as error:
-            # Which a comparison does not have.
-            error.fix = error.fix and error.fix.replace("the same with --resume", "compare again")
+            # A comparison is not resumed.
+            if isinstance(error.fix, Fix) and error.fix.argument("resume"):
+                error.fix = Fix(*error.fix.parts[:-2], ", then compare again")
             raise
         self._is_over = history.stopped_by != "epochs"
         assert history.last is not None

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from streamtrain.errors import BudgetError
+from streamtrain.errors import Argument, BudgetError, Fix
 from streamtrain.shuffle.expected_reads import expected_reads
 from streamtrain.shuffle.order import EpochOrder, ShuffleParameters, sequential_order, shuffled_order
 from streamtrain.store.layout import PAGE_BYTES, Layout
@@ -278,7 +278,10 @@ def solve(
         raise BudgetError(
             f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(needed.total_bytes)}",
             why=f"The least the loader owns: {needed}",
-            fix=f"memory='{needed.total_bytes}B'" + ("" if lanes is None or not shuffle else ", or fewer lanes"),
+            fix=Fix(
+                Argument("memory", n_bytes=needed.total_bytes),
+                None if lanes is None or not shuffle else ", or fewer lanes",
+            ),
         )
     comfortable = _comfortable(layout, least, memory)
     larger = [] if shuffle else [_in_pieces(layout, comfortable, memory // parts) for parts in _LARGE_PARTS]

@@ -6,12 +6,11 @@ process, the memory of the model, its gradients, the optimizer's state and a ste
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from streamtrain.errors import BudgetError
+from streamtrain.errors import Argument, BudgetError, Fix
 from streamtrain.loader.budget import solve
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.store.dataset import Dataset
@@ -87,7 +86,6 @@ _SPARE_SHARE: Final = 12
 _LEAST_SPARE_BYTES: Final = 4_000_000
 _MEASURED_ANEW: Final = 1.08
 """What a process holds is measured, and varies from run to run; a remedy has to do for the next one too."""
-_SIZE: Final = re.compile(r"memory='(\w+)'( or (?:less|more))?")
 _LEFT_FREE: Final = 0.95
 """The share of the free memory that ``auto`` takes."""
 
@@ -147,16 +145,16 @@ def check_memory_options(memory: str | None, max_memory: str | None) -> None:
     BudgetError
         It is more than this process may ever take.
     """
-    for name, value in (("memory", memory), ("max-memory", max_memory)):
-        if value is None or (name == "max-memory" and value == "auto"):
+    for name, value in (("memory", memory), ("max_memory", max_memory)):
+        if value is None or (name == "max_memory" and value == "auto"):
             continue
-        n_bytes = parse_bytes(value, name=name.replace("-", "_"))
+        n_bytes = parse_bytes(value, name=name)
         limit = memory_limit()
         if n_bytes > limit.limit_bytes:
             raise BudgetError(
-                f"--{name} is {format_bytes(n_bytes)}; {limit.source} allows {format_bytes(limit.limit_bytes)}, "
+                f"{name} is {format_bytes(n_bytes)}; {limit.source} allows {format_bytes(limit.limit_bytes)}, "
                 f"of which {format_bytes(limit.free_bytes)} are free",
-                fix=f"--{name} {limit.free_bytes * 9 // 10 // 10**6}MB or less",
+                fix=Fix(Argument(name, f"{limit.free_bytes * 9 // 10 // 10**6}MB"), " or less"),
             )
 
 
@@ -195,7 +193,9 @@ def loader_budget_bytes(
         raise BudgetError(
             f"max_memory is {format_bytes(limit)}, and the loaders would need {format_bytes(wanted)} of it",
             why=why,
-            fix=f"--max-memory {needed} or more" if max_memory != "auto" else f"free memory; {needed} in all would do",
+            fix=Fix(Argument("max_memory", needed), " or more")
+            if max_memory != "auto"
+            else f"free memory; {needed} in all would do",
         )
     return wanted if memory else left
 
@@ -232,10 +232,11 @@ def steady_lanes(dataset: Dataset, batch_size: int, n_bytes: int, *, groups: int
 
 def process_budget_error(error: BudgetError, taken: NonLoaderMemory) -> BudgetError:
     """What a loader refuses, where its budget was what a budget for the whole process left."""
-    found = _SIZE.search(error.fix or "")
-    rest = found[2] if found and found[2] else ""
-    needed = taken.total_bytes + parse_bytes(found[1]) if found else 0
-    fix = f"--max-memory {megabytes(needed)}{rest}" if found else error.fix
+    fix = error.fix
+    if isinstance(fix, Fix) and (found := fix.argument("memory")) is not None:
+        n_bytes = found.n_bytes if found.n_bytes is not None else parse_bytes(str(found.value))
+        whole = Argument("max_memory", megabytes(taken.total_bytes + n_bytes))
+        fix = Fix(*(whole if part is found else part for part in fix.parts))
     return BudgetError(error.what, where=error.where, why=error.why, fix=fix)
 
 
@@ -252,7 +253,10 @@ def make_val_loader(val: Dataset, batch_size: int, memory: int, device: str, on_
             val, batch_size=batch_size, memory=memory, shuffle=False, device=device, on_bad_block=on_bad_block
         )
     except BudgetError as error:
-        where = f"--val, whose loader has 1/{VAL_SHARE} of --memory"
+        where = f"the validation data, whose loader has 1/{VAL_SHARE} of the memory"
         raise BudgetError(
-            error.what, where=where, why=error.why, fix="a larger --memory, or a run without --val"
+            error.what,
+            where=where,
+            why=error.why,
+            fix=Fix("a larger ", Argument("memory"), ", or no ", Argument("val")),
         ) from error

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 import torch
 from torch import Tensor
 
-from streamtrain.errors import CheckpointError, DeviceError, UsageError, differences
+from streamtrain.errors import Argument, CheckpointError, DeviceError, Fix, UsageError, differences
 from streamtrain.loader.augmentation import Transform
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, epoch_orders, expect, solve
 from streamtrain.loader.device.transfer import Placement, make_transfer
@@ -149,7 +149,7 @@ def batch_type(names: Sequence[str]) -> Any:
     try:
         return _named_tuple("Batch", names)
     except (ValueError, SyntaxError) as error:
-        fix = "ingest it again under other names: fields={...} (--fields)"
+        fix = Fix("ingest it again under other names: ", Argument("fields"))
         raise UsageError(f"no batch can have fields {', '.join(names)}", why=str(error), fix=fix) from error
 
 

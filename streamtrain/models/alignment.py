@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from streamtrain.errors import UsageError
+from streamtrain.errors import Argument, Fix, UsageError
 
 LossKind = Literal["classes", "logits", "values", "numbers", "labels", "label lists", "unfit", "custom"]
 """What a loss compares; see `align`."""
@@ -147,7 +147,7 @@ def check_element_weight(loss: NamedLoss, weight: Tensor, output: Tensor, target
             f"the weight of {loss.name} has shape {tuple(weight.shape)}, and a sample's target {tuple(of_sample)}: an "
             f"output of shape {tuple(output.shape)}, a target of {tuple(target.shape)}",
             why="It would be broadcast over the samples of a batch",
-            fix="a weight for each element of a sample; weights of samples are a field (weight='w', --weight w)",
+            fix=Fix("a weight for each element of a sample; weights of samples are a field: ", Argument("weight", "w")),
         )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
-from streamtrain.errors import DivergedError, InputError, UsageError
+from streamtrain.errors import Argument, DivergedError, Fix, InputError, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.real_view import as_real
 from streamtrain.optim.schedules import OptimizerSchedules
@@ -126,7 +126,7 @@ def check_finite_sum(parameters: Iterable[nn.Parameter]) -> None:
         raise DivergedError(
             "the sum of the gradients is not finite, and each of them is",
             why="It has left the range of the numbers it is held in, or of the weights' own",
-            fix="grad_sum_dtype='float64' (--grad-sum-dtype float64), or a loss of another scale",
+            fix=Fix(Argument("grad_sum_dtype", "float64"), ", or a loss of another scale"),
         )
 
 

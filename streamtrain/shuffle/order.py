@@ -35,7 +35,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import UsageError
+from streamtrain.errors import Argument, Fix, UsageError
 from streamtrain.system.counter_rng import (
     NOBLE_STEPS,
     even_orders,
@@ -97,25 +97,25 @@ class ShuffleParameters:
             raise UsageError(
                 f"lanes is {self.lanes}; the dataset has {self.n_samples} samples",
                 why="Every lane holds at least one",
-                fix=f"lanes={self.n_samples // self.groups * self.groups or 1}",
+                fix=Fix(Argument("lanes", self.n_samples // self.groups * self.groups or 1)),
             )
         if self.batch_size % self.groups:
             raise UsageError(
                 f"a batch of {self.batch_size} samples cannot be drawn from {self.groups} groups",
                 why="Every group gives the same number of samples",
-                fix=f"groups={_nearest_divisor(self.batch_size, self.groups)}",
+                fix=Fix(Argument("groups", _nearest_divisor(self.batch_size, self.groups))),
             )
         if self.lanes % self.groups:
             raise UsageError(
                 f"{self.lanes} lanes cannot be dealt to {self.groups} groups",
                 why="Every group takes the same number of lanes",
-                fix=f"lanes={max(1, self.lanes // self.groups) * self.groups}",
+                fix=Fix(Argument("lanes", max(1, self.lanes // self.groups) * self.groups)),
             )
         if self.n_blocks * (self.longest_lane + 2) >= _LARGEST:
             raise UsageError(
                 f"{self.lanes} lanes are too few for {self.n_samples} samples in {self.n_blocks} blocks",
                 why="Blocks times the samples of a lane must stay below 2**63",
-                fix=f"lanes={self.n_samples * self.n_blocks // (_LARGEST // 4) * self.groups}",
+                fix=Fix(Argument("lanes", self.n_samples * self.n_blocks // (_LARGEST // 4) * self.groups)),
             )
 
     @property

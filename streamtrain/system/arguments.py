@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final, TypeGuard
 
-from streamtrain.errors import UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 
 ON_BAD_BLOCK: Final = ("error", "quarantine")
 RESHUFFLE: Final = ("epoch", "never")
@@ -19,11 +19,14 @@ def is_number(value: object) -> TypeGuard[float]:
 def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> None:
     """Refuse a batch size that is no positive integer, or with which ``drop_last`` leaves nothing."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size!r}; it must be a positive integer", fix="batch_size=256, say")
+        raise UsageError(
+            f"batch_size is {batch_size!r}; it must be a positive integer",
+            fix=Fix(Argument("batch_size", 256), ", say"),
+        )
     if drop_last and batch_size > n_samples:
         raise UsageError(
             f"0 batches: batch_size is {batch_size}, the dataset has {n_samples} samples, and drop_last is set",
-            fix=f"batch_size={n_samples}, or drop_last=False",
+            fix=Fix(Argument("batch_size", n_samples), ", or ", Argument("drop_last", False)),
         )
 
 

@@ -31,7 +31,7 @@ from typing import Any, Final, Self
 
 import psutil
 
-from streamtrain.errors import BudgetError
+from streamtrain.errors import Argument, BudgetError, Fix
 from streamtrain.system.units import format_bytes
 
 
@@ -135,7 +135,7 @@ def require_memory(n_bytes: int, *, held: bool = False) -> None:
         raise BudgetError(
             f"{format_bytes(n_bytes)} are needed; {format_bytes(limit.free_bytes)} are free of the "
             f"{format_bytes(limit.limit_bytes)} that {limit.source} allows",
-            fix=f"memory='{max(1, there * 9 // 10 // 10**6)}MB' or less",
+            fix=Fix(Argument("memory", f"{max(1, there * 9 // 10 // 10**6)}MB"), " or less"),
         )
 
 

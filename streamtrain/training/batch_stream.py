@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import InputError, UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, InputError, UsageError, unknown_name
 from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import InputStatistics, Normalize, normalize_field
 from streamtrain.optim.gradients import BadWeightError, waits_for_reads
@@ -202,13 +202,13 @@ def check_stream(stream: BatchStream, model: nn.Module, update: str) -> None:
     if len(stream) == 0:
         raise UsageError(
             f"0 batches: {len(stream.dataset)} samples, batch_size {stream.batch_size}, drop_last {stream.drop_last}",
-            fix=f"batch_size={max(len(stream.dataset), 1)} or less",
+            fix=Fix(Argument("batch_size", max(len(stream.dataset), 1)), " or less"),
         )
     if update == "epoch" and stream.drop_last:
         raise UsageError(
             "update='epoch' with drop_last",
             why="The rule steps on the mean over the whole dataset, and drop_last leaves samples out",
-            fix="drop_last=False",
+            fix=Fix(Argument("drop_last", False)),
         )
     n_last = len(stream.dataset) % stream.batch_size
     if n_last == 1 and not stream.drop_last and update != "sample" and _has_batch_norm(model):

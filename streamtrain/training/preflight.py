@@ -19,7 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import DivergedError, UsageError
+from streamtrain.errors import Argument, DivergedError, Fix, UsageError
 from streamtrain.loader.device.failures import is_device_failure, is_out_of_memory
 from streamtrain.models.alignment import align, drop_last_axis, dtype_name
 from streamtrain.models.losses import Loss
@@ -329,7 +329,7 @@ def _input_fix(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> str:
     of_model = {parameter.dtype for parameter in model.parameters()}
     misfits = [name for name in inputs if batch[name].dtype not in of_model]
     if misfits:
-        return f"normalize='auto' (--normalize auto), or a transform that casts {', '.join(misfits)}"
+        return Fix(Argument("normalize", "auto"), f", or a transform that casts {', '.join(misfits)}")
     shapes = " and ".join(str(tuple(batch[name].shape[1:])) for name in inputs)
     return f"a model that takes samples of shape {shapes}"
 

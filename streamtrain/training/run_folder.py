@@ -26,11 +26,12 @@ from typing import Any, Final, Self
 
 from torch import Tensor
 
-from streamtrain.errors import CheckpointError, ResourceError, UsageError, remedy
+from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, UsageError, remedy
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
 from streamtrain.system.files import Files, is_temporary, local_path, translate_os_errors
 from streamtrain.training.checkpoint import Checkpoint, leave_behind, write_checkpoint
 
+ANOTHER: Final = Fix("another ", Argument("checkpoint"))
 CONFIG: Final = "config.json"
 SCHEMA: Final = "schema.json"
 METRICS: Final = "metrics.jsonl"
@@ -102,7 +103,7 @@ class RunFolder:
             There are fewer: the file was cut short by someone else.
         """
         if why := self.why_not_after(n_bytes):
-            raise CheckpointError(why, where=str(self.path / METRICS), fix="another --out")
+            raise CheckpointError(why, where=str(self.path / METRICS), fix=ANOTHER)
         if self._n_bytes() > n_bytes:
             os.truncate(self.path / METRICS, n_bytes)
 
@@ -119,7 +120,7 @@ class RunFolder:
                     if lines.read(1) != b"\n":
                         return f"no line that ends at byte {n_bytes}, after which the checkpoint was made"
         except OSError as error:
-            fix = remedy(error, "another --out")
+            fix = remedy(error, ANOTHER)
             raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), fix=fix) from error
         return None
 
@@ -246,7 +247,7 @@ def is_run(path: Path) -> bool:
     try:
         return (path / CONFIG).is_file()
     except OSError as error:
-        fix = remedy(error, "another --out")
+        fix = remedy(error, ANOTHER)
         raise CheckpointError(f"cannot be looked at: {error.strerror}", where=str(path), fix=fix) from error
 
 
@@ -260,7 +261,8 @@ def check_new_run(path: Path) -> None:
     """
     path = local_path(path)
     if path.exists() and not (path.is_dir() and all(is_temporary(entry.name) for entry in path.iterdir())):
-        fix = "another --out, --resume to go on with it, or remove it" if is_run(path) else "another --out"
+        resuming = (", ", Argument("resume", "auto"), " to resume it, or remove it") if is_run(path) else ()
+        fix = Fix(ANOTHER, *resuming)
         raise UsageError("the run folder is taken", where=str(path), fix=fix)
 
 
@@ -348,7 +350,7 @@ def last_epoch(path: Path) -> dict[str, Any] | None:
 def _nearby_runs(path: Path) -> str:
     found = (sorted(parent.glob(f"*/{CONFIG}")) for parent in (path, path.parent) if parent.is_dir())
     runs = [str(config.parent) for config in next(filter(None, found), [])]
-    return f"one of {', '.join(runs[:8])}" if runs else "name the folder that train --out wrote"
+    return f"one of {', '.join(runs[:8])}" if runs else "name the folder that a run wrote"
 
 
 def _finite(value: float | str) -> float | str | None:

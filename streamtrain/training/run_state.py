@@ -17,7 +17,16 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 
-from streamtrain.errors import CheckpointError, DivergedError, ResourceError, UsageError, differences, unknown_name
+from streamtrain.errors import (
+    Argument,
+    CheckpointError,
+    DivergedError,
+    Fix,
+    ResourceError,
+    UsageError,
+    differences,
+    unknown_name,
+)
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import IGNORED
@@ -242,7 +251,7 @@ class RunState:
             yield
         except DivergedError as error:
             if self._last_saved is not None:
-                error.fix = f"{error.fix}. The last checkpoint is {self._last_saved}"
+                error.fix = Fix(error.fix, f". The last checkpoint is {self._last_saved}")
             raise
 
     def restore(
@@ -314,7 +323,7 @@ class RunState:
                 "the checkpoint is of another run",
                 where=str(found.path),
                 why="\n".join(["It differs in", *(f"  {line}" for line in wrong), _FREE]),
-                fix="train as it was trained, or another --out",
+                fix=Fix("train as it was trained, or another ", Argument("checkpoint")),
             )
 
     def _schema_difference(self) -> Iterator[str]:
@@ -345,7 +354,9 @@ class RunState:
             error.where = str(found.path)
             raise
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"cannot go on: {error}", where=str(found.path), fix="another --out") from error
+            raise CheckpointError(
+                f"cannot go on: {error}", where=str(found.path), fix=Fix("another ", Argument("checkpoint"))
+            ) from error
         self._last_saved = found.path
         assert isinstance(self._run, RunFolder)
         self._run.schema = None
@@ -404,7 +415,7 @@ def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
         f"the checkpoint after batch {counts.n_batches:,} was not saved: {error.what}",
         where=error.where,
         why=error.why,
-        fix=f"{error.fix or 'see to the disk'}, then the same with --resume",
+        fix=Fix(error.fix or "see to the disk", ", then the same with ", Argument("resume", "auto")),
     )
 
 

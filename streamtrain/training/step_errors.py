@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from streamtrain.errors import DeviceError, DivergedError, StreamtrainError
+from streamtrain.errors import Argument, DeviceError, DivergedError, Fix, StreamtrainError
 from streamtrain.loader.device.failures import device_failure, is_device_failure, is_out_of_memory
 from streamtrain.optim.gradients import Learner
 from streamtrain.shuffle.order import I64
@@ -167,13 +167,15 @@ def explain_device(
         needed = max(held - kept, 0) + failed_allocation_bytes(error)
         fits = suggest_batch_size(batch_size, room_bytes=most - kept, needed_bytes=needed)
         of_loader = f" and up to {format_bytes(loader_bytes)} that the loader holds" if loader_bytes else ""
-        less = ", or a smaller memory= for the loader" if loader_bytes else ""
+        less = (", or a smaller ", Argument("memory"), " for the loader") if loader_bytes else ()
         raise DeviceError(
             f"the device is out of memory at batch_size {batch_size}",
             where=str(device),
             why=f"Beside the {format_bytes(kept)} that the model and its optimizer keep{of_loader}, the step needs "
             f"more than {format_bytes(needed)}, and {format_bytes(max(0, most - kept))} are there for it",
-            fix=f"batch_size={fits}{less}" if fits else f"a smaller model{less}, or device='cpu'",
+            fix=Fix(Argument("batch_size", fits), *less)
+            if fits
+            else Fix("a smaller model", *less, ", or ", Argument("device", "cpu")),
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import json
 import os
 import subprocess
 import sys
@@ -69,12 +70,34 @@ def test_an_error_has_its_message_and_its_code(
     work: Raiser, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, message: str
 ) -> None:
     work(error)
-    assert main(["work", "--json"]) == code
+    assert main(["work"]) == code
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
     assert "Traceback" not in err
     assert len(err.splitlines()) == 1
+    assert main(["work", "--json"]) == code
+    out, told = capsys.readouterr()
+    assert out == ""
+    assert told.startswith(err)
+    values = json.loads(told.splitlines()[-1])["error"]
+    assert list(values) == ["class", "code", "what", "where", "why", "fix"]
+    assert (values["class"], values["code"]) == (type(error).__name__, code)
+
+
+def test_an_error_in_json_has_its_remedy_as_it_is_typed(work: Raiser, capsys: pytest.CaptureFixture[str]) -> None:
+    fix = errors.Fix(errors.Argument("memory", n_bytes=6_000_001), " or more")
+    work(errors.BudgetError("too small", where="train.zarr", why="3 < 6", fix=fix))
+    assert main(["work", "--json"]) == 5
+    values = json.loads(capsys.readouterr().err.splitlines()[-1])["error"]
+    assert values == {
+        "class": "BudgetError",
+        "code": 5,
+        "what": "too small",
+        "where": "train.zarr",
+        "why": "3 < 6",
+        "fix": "--memory 7MB or more",
+    }
 
 
 @pytest.mark.parametrize("args", [["--debug", "work"], ["work", "--debug"], ["work", "--debug", "--json"]])
@@ -85,7 +108,7 @@ def test_debug_adds_the_traceback_and_keeps_the_code(
     assert main(args) == 3
     err = capsys.readouterr().err
     assert err.startswith("Traceback")
-    assert err.endswith("error: 3 columns\n")
+    assert "\nerror: 3 columns\n" in err
 
 
 def test_debug_shows_why_a_command_cannot_be_imported(

@@ -162,8 +162,8 @@ def test_a_run_brings_no_code_of_its_own(stored: Path, capsys: pytest.CaptureFix
         (["--model", "linear", "--device", "meta"], 2, "device 'meta' holds no data"),
         (["--model", "linear", "--seed", "-1"], 2, "seed is -1"),
         (["--model", "mlp:100000000000"], 5, "Fix: a smaller --model or --batch-size"),
-        (["--model", "linear", "--memory", "900TB"], 5, "--memory is 900.00 TB; "),
-        (["--model", "linear", "--max-memory", "900TB"], 5, "--max-memory is 900.00 TB; "),
+        (["--model", "linear", "--memory", "900TB"], 5, "memory is 900.00 TB; "),
+        (["--model", "linear", "--max-memory", "900TB"], 5, "max_memory is 900.00 TB; "),
         (["--model", "linear", "--threads", "0"], 2, "threads is 0"),
         (["--model", "linear", "--log-every", "0"], 2, "log_every is 0"),
         (["--model", "none.py:build"], 2, "model file none.py does not exist"),
@@ -213,7 +213,7 @@ def test_validation_data_of_another_shape_is_refused(stored: Path, capsys: pytes
 def test_a_budget_too_small_for_two_loaders_says_whose(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["train", f"{stored}/images.zarr", "--model", "linear", "--val", f"{stored}/val-images.zarr"]
     assert main([*args, "--memory", "6MB"]) == 5
-    assert "--val, whose loader has 1/4 of --memory: memory is 1.5 MB" in capsys.readouterr().err
+    assert "the validation data, whose loader has 1/4 of the memory: memory is 1.5 MB" in capsys.readouterr().err
 
 
 def test_divergence_has_its_exit_code(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from streamtrain.errors import DeviceError
+from streamtrain.errors import Argument, DeviceError, Fix
 
 _ACCELERATOR_ERROR: Final[type[Exception] | tuple[()]] = getattr(torch, "AcceleratorError", ())
 """Torch 2.8 and later have a class for it; before, and for libraries of the device, the text alone tells."""
@@ -18,11 +18,12 @@ _BROKEN: Final = re.compile(
     r"\A\W*(?:CUDA|HIP|cuDNN|MIOpen|XPU|MPS)\b[\w ]* (?:error|failed)|CUBLAS_STATUS|CUDNN_STATUS"
 )
 _CAPTURES: Final = re.compile(r"stream is capturing|capturing (?:blocking )?stream|StreamCapture")
-_REMEDIES: Final = (
+_CPU: Final = Argument("device", "cpu")
+_REMEDIES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"device-side assert"), "labels and indexes within their range; CUDA_LAUNCH_BLOCKING=1 names the call"),
     (re.compile(r"ALLOC_FAILED|NOT_INITIALIZED|out of memory"), "a smaller batch_size, or a smaller model"),
-    (re.compile(r"no kernel image|invalid device function"), "a build of torch for this device, or device='cpu'"),
-    (re.compile(r"busy or unavailable|in use"), "end the process that has the device to itself, or device='cpu'"),
+    (re.compile(r"no kernel image|invalid device function"), Fix("a build of torch for this device, or ", _CPU)),
+    (re.compile(r"busy or unavailable|in use"), Fix("end the process that has the device to itself, or ", _CPU)),
 )
 _ANY_REMEDY: Final = "begin a new process; if it comes again, the log of the device's driver has more"
 

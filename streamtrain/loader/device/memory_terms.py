@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from streamtrain.errors import BudgetError
+from streamtrain.errors import Argument, BudgetError, Fix
 from streamtrain.loader.budget import LoaderSizes, project
 from streamtrain.store.layout import PAGE_BYTES, Layout
 from streamtrain.system.memory import Projection
@@ -220,12 +220,12 @@ def fit_to_device(
         fitted = _with_slots(tried, low)
         return fitted, total(fitted)
     needed = total(_with_slots(tried, 0))
-    lanes = f", lanes={sizes.lanes}" if sizes.shuffle else ""
+    lanes = (", ", Argument("lanes", sizes.lanes)) if sizes.shuffle else ()
     raise BudgetError(
         f"memory is {format_bytes(budget_bytes)}, and the smallest that works with a device is "
         f"{format_bytes(needed.total_bytes)}",
         why=f"The least the loader owns: {needed}",
-        fix=f"memory='{needed.total_bytes}B'{lanes}",
+        fix=Fix(Argument("memory", n_bytes=needed.total_bytes), *lanes),
     )
 
 

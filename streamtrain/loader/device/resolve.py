@@ -9,12 +9,14 @@ from typing import Final
 
 import torch
 
-from streamtrain.errors import DeviceError, UsageError
+from streamtrain.errors import Argument, DeviceError, Fix, UsageError
 from streamtrain.loader.device.accelerator import Accelerator, SynchronousAccelerator
 from streamtrain.loader.device.cuda import CudaAccelerator
 
 _NO_KERNEL: Final = re.compile(r"no kernel image|invalid device function|PTX")
 _BUSY: Final = re.compile(r"busy or unavailable|in use|exclusive")
+CPU: Final = Argument("device", "cpu")
+AUTO: Final = Fix(Argument("device", "auto"))
 _working: set[tuple[int, torch.device]] = set()
 """The devices that have computed something, by process."""
 
@@ -48,13 +50,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"device {device!r} is none that torch knows", fix="auto, cpu, cuda or cuda:0") from error
     if resolved.type == "meta":
-        raise UsageError("device 'meta' holds no data, so nothing can be trained there", fix="device='auto'")
+        raise UsageError("device 'meta' holds no data, so nothing can be trained there", fix=AUTO)
     if resolved.type == "cuda":
         n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (resolved.index or 0) >= n_cuda:
             found = ", ".join(["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(n_cuda))])
             why = f"{_why_no_cuda()}Found: {found}"
-            raise DeviceError(f"there is no device {str(device)!r}", why=why, fix="device='auto'")
+            raise DeviceError(f"there is no device {str(device)!r}", why=why, fix=AUTO)
         _try_cuda(resolved)
     elif resolved.type != "cpu":
         _try(resolved)
@@ -99,11 +101,11 @@ def _explained(device: torch.device, error: RuntimeError) -> dict[str, str]:
         built = ", ".join(torch.cuda.get_arch_list()) or "none"
         major, minor = torch.cuda.get_device_capability(device)
         why = f"It is of sm_{major}{minor}, and torch {torch.__version__} has kernels for {built}: {first}"
-        return {"why": why, "fix": "a build of torch for it, or device='cpu'"}
+        return {"why": why, "fix": Fix("a build of torch for it, or ", CPU)}
     if _BUSY.search(text):
         why = f"Another process has it to itself: {first}"
-        return {"why": why, "fix": "end that process, another GPU, or device='cpu'"}
-    return {"why": first, "fix": "look at the driver (nvidia-smi), or device='cpu'"}
+        return {"why": why, "fix": Fix("end that process, another GPU, or ", CPU)}
+    return {"why": first, "fix": Fix("look at the driver (nvidia-smi), or ", CPU)}
 
 
 def _try(device: torch.device) -> None:
@@ -112,4 +114,4 @@ def _try(device: torch.device) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DeviceError(f"there is no device {str(device)!r}", why=why[:200], fix="device='auto'") from error
+        raise DeviceError(f"there is no device {str(device)!r}", why=why[:200], fix=AUTO) from error

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from streamtrain.errors import BudgetError, DeviceError, StallError, UsageError
+from streamtrain.errors import Argument, BudgetError, DeviceError, Fix, StallError, UsageError
 from streamtrain.loader.budget import LoaderSizes
 from streamtrain.loader.device.accelerator import Accelerator, QueueMark, QueueWait
 from streamtrain.loader.device.device_pool import DeviceSpan, PoolOnDevice, PoolOnHost, keep
@@ -129,7 +129,11 @@ class DeviceTransfer:
             raise UsageError(
                 f"field {wide[0].name} is {wide[0].dtype.name}, which MPS does not have",
                 where=str(self.device),
-                fix="batches on the CPU (device=None) with a transform that casts it, or data ingested as float32",
+                fix=Fix(
+                    "batches on the CPU (",
+                    Argument("device", "cpu"),
+                    ") with a transform that casts it, or data of float32",
+                ),
             )
 
     def memory(self, layout: Layout, sizes: LoaderSizes) -> PoolMemory:
@@ -244,7 +248,10 @@ class DeviceTransfer:
             f"the loader's {where} need {format_bytes(needed)} on the device, and {format_bytes(free)} are free",
             where=str(self.device),
             why=f"What the loader owns: {projection}",
-            fix=f"memory='{fits}B'" + (" or pool='host'" if self.pool_on_device else " or a smaller batch_size"),
+            fix=Fix(
+                Argument("memory", n_bytes=fits),
+                " or pool='host'" if self.pool_on_device else " or a smaller batch_size",
+            ),
         )
 
 

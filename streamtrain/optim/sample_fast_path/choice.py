@@ -12,7 +12,7 @@ from typing import Final
 
 from torch import Tensor
 
-from streamtrain.errors import CheckpointError, UsageError, unknown_name
+from streamtrain.errors import Argument, CheckpointError, Fix, UsageError, unknown_name
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.sample_fast_path.loop import FastLoop
 from streamtrain.optim.sample_fast_path.supported import why_unsupported
@@ -95,7 +95,7 @@ class SamplePathChoice:
             raise CheckpointError(
                 f"the run took the {path} sample path; {self._asked} is asked for",
                 why="The two round differently",
-                fix=f"sample_path={path!r} (--sample-path {path}), or leave it out",
+                fix=Fix(Argument("sample_path", path), ", or leave it out"),
             )
         self._taken, self._is_resumed = path, True
         if path == "plain" or not (reason := why_unsupported(self._learner)):
@@ -133,7 +133,7 @@ class SamplePathChoice:
         if self._asked == "fast":
             raise UsageError(
                 f"sample_path is 'fast', and {reason}",
-                fix="sample_path='auto' (--sample-path auto), which takes the plain loop where it has to",
+                fix=Fix(Argument("sample_path", "auto"), ", which takes the plain loop where it has to"),
             )
         self._taken, self._why, self._loop = "plain", reason, None
         return None
@@ -142,5 +142,5 @@ class SamplePathChoice:
         return CheckpointError(
             "the run took the fast sample path, which cannot be taken here",
             why=f"{reason[0].upper()}{reason[1:]}",
-            fix="train as it was trained, or another --out",
+            fix=Fix("train as it was trained, or another ", Argument("checkpoint")),
         )
