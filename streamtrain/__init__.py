@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from streamtrain.comparison.compare import compare
     from streamtrain.errors import (
         BudgetError,
         CheckpointError,
@@ -36,10 +37,14 @@ if TYPE_CHECKING:
     )
     from streamtrain.ingestion.ingest import ingest
     from streamtrain.loader.augmentation import normal, uniform
+    from streamtrain.loader.plan import plan
     from streamtrain.loader.stream_loader import StreamLoader
+    from streamtrain.optim.schedules import Schedule
     from streamtrain.store.dataset import Dataset
     from streamtrain.store.dataset import open_dataset as open
     from streamtrain.store.layout import Field, Layout
+    from streamtrain.store.verify import repair, verify
+    from streamtrain.training.metrics import History
     from streamtrain.training.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -53,11 +58,13 @@ __all__ = [
     "DeviceError",
     "DivergedError",
     "Field",
+    "History",
     "InputError",
     "Layout",
     "LockedError",
     "OutOfRange",
     "ResourceError",
+    "Schedule",
     "StallError",
     "StreamLoader",
     "StreamtrainError",
@@ -65,23 +72,33 @@ __all__ = [
     "UnknownName",
     "UsageError",
     "__version__",
+    "compare",
     "ingest",
     "normal",
     "open",
+    "plan",
+    "repair",
     "uniform",
+    "verify",
 ]
 
 # Where a name lives; the errors, which are most of them, need no line each.
 _HOMES = {
     "Dataset": "store.dataset",
     "Field": "store.layout",
+    "History": "training.metrics",
     "Layout": "store.layout",
+    "Schedule": "optim.schedules",
     "StreamLoader": "loader.stream_loader",
     "Trainer": "training.trainer",
+    "compare": "comparison.compare",
     "ingest": "ingestion.ingest",
     "normal": "loader.augmentation",
     "open": "store.dataset",
+    "plan": "loader.plan",
+    "repair": "store.verify",
     "uniform": "loader.augmentation",
+    "verify": "store.verify",
 }
 _NAMES_AT_HOME = {"open": "open_dataset"}
 

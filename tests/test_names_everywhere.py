@@ -30,7 +30,6 @@ from torch import nn
 import streamtrain as st
 from streamtrain.cli.main import main
 from streamtrain.comparison.compare import compare
-from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.errors import CheckpointError, InputError, UsageError
 
 pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
@@ -227,9 +226,9 @@ def trainer_evaluate(base: Path, other: st.Dataset, number: int) -> Outcome:
 
 
 def compare_in_python(base: Path, other: st.Dataset, number: int) -> Outcome:
-    setting = ComparisonSettings(rules=("batch",), optimizers=("sgd",), max_epochs=1, batch_size=6, memory="16MB")
+    setting = {"rules": ("batch",), "optimizers": ("sgd",), "max_epochs": 1, "batch_size": 6, "memory": "16MB"}
     data = st.open(base / "base.zarr")
-    return caught(lambda: compare(nn.Linear(3, 3), data, setting, val=other, normalize="auto"))
+    return caught(lambda: compare(nn.Linear(3, 3), data, **setting, val=other, normalize="auto"))
 
 
 RAW = (append, several_sources)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -133,7 +134,7 @@ def _compare(
         found = compare(
             first,
             dataset,
-            setting,
+            **{each.name: getattr(setting, each.name) for each in fields(setting)},
             loss=named,
             val=val_dataset,
             inputs=inputs,

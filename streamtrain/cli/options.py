@@ -4,105 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import click
 import torch
 
 from streamtrain.errors import UsageError
 from streamtrain.optim.schedules import Schedule
+from streamtrain.optim.step_options import StepOptions
 from streamtrain.system.arguments import ON_BAD_BLOCK, RESHUFFLE
 from streamtrain.training.run_state import ON_CHECKPOINT_FAILURE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainOptions:
-    """The options of the command, as given."""
-
-    dest: Path
-    model: str
-    inputs: tuple[str, ...]
-    target: str
-    val: Path | None
-    loss: str | None
-    update: str
-    optimizer: str
-    lr: float | None
-    momentum: float | None
-    betas: tuple[float, ...] | None
-    eps: float | None
-    weight_decay: float | None
-    nesterov: bool
-    weight: str | None
-    accumulate_grad_batches: int
-    grad_sum_dtype: str
-    l2: float
-    grad_tolerance: float | None
-    loss_tolerance: float | None
-    sample_path: str
-    clip_grad_norm: float | None
-    clip_grad_value: float | None
-    schedule: str | None
-    schedule_every: str | None
-    schedule_option: tuple[tuple[str, object], ...]
-    beta1: str | None
-    autocast: str | None
-    compile: bool
-    epochs: int
-    max_steps: int | None
-    until_loss: float | None
-    patience: int | None
-    batch_size: int
-    memory: str | None
-    max_memory: str | None
-    lanes: int | None
-    groups: int | None
-    reshuffle: str
-    drop_last: bool
-    on_bad_block: str
-    seed: int
-    device: str
-    normalize: str
-    threads: int | None
-    out: Path | None
-    checkpoint_every: int | None
-    on_checkpoint_failure: str
-    resume: bool
-    log_every: int
-    headspace: bool
-
-    def check(self) -> None:
-        """Refuse what has no meaning beside another option.
-
-        Raises
-        ------
-        UsageError
-            There are lanes or groups, and no shuffle to have them.
-        """
-        for name in ("lanes", "groups"):
-            if getattr(self, name) is not None and self.update == "epoch":
-                raise UsageError(
-                    f"--{name} with --update epoch",
-                    why="Its passes read in stored order, and nothing is shuffled",
-                    fix="leave it out",
-                )
-
-    def resolved_schedule(self) -> Schedule | None:
-        """The schedule of the learning rate, if one is named.
-
-        Raises
-        ------
-        UsageError
-            It is unknown, or does not take the options; or there are options and it is not named.
-        """
-        if self.schedule is not None:
-            return Schedule(name=self.schedule, every=self.schedule_every, options=dict(self.schedule_option))
-        if self.schedule_option or self.schedule_every:
-            raise UsageError("--schedule-option or --schedule-every without --schedule", fix="--schedule cosine, say")
-        return None
 
 
 def _parse_betas(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -145,132 +59,141 @@ FIELD_OPTIONS: Final = (
 )
 """Which fields are learnt from, for every command that trains."""
 
-_DATA_AND_MODEL: Final = (
-    click.argument("dest", type=_PATH),
-    click.option("--model", required=True, help="linear, mlp:256,128 (hidden widths), cnn, or FILE.py:FACTORY."),
-    *FIELD_OPTIONS,
-    click.option(
-        "--val", type=_PATH, help="A dataset to measure on after every epoch; its loader has 1/4 of --memory."
-    ),
-    click.option(
-        "--loss", help="cross_entropy (default for class labels), nll, bce_with_logits, mse (default for floats), l1."
-    ),
-)
-_STEP: Final = (
-    click.option("--update", default="batch", help="The update rule: one step per batch, sample or epoch."),
-    click.option("--optimizer", default="adam", help="Any of torch.optim by name: sgd, adam, ..., lbfgs; or cg."),
-    click.option(
-        "--lr", type=float, help="By default torch's own (adam 0.001), for sgd 0.1, or 0.01 with --update sample."
-    ),
-    click.option("--momentum", type=float, help="For optimizers that have it."),
-    click.option("--betas", callback=_parse_betas, metavar="B1,B2", help="For adam and its kin."),
-    click.option("--eps", type=float, help="For adam and its kin."),
-    click.option("--weight-decay", type=float),
-    click.option("--nesterov", is_flag=True, help="For sgd with momentum."),
-    click.option("--weight", metavar="FIELD", help="A field of weights, one a sample: means are weighted by it."),
-    click.option(
-        "--accumulate-grad-batches", type=int, default=1, metavar="K", help="Batches of a step, with --update batch."
-    ),
-    click.option(
-        "--grad-sum-dtype",
-        default="float64",
-        help="What gradients are summed in over batches: float64, compensated (two float32), or float32.",
-    ),
-    click.option(
-        "--sample-path",
-        default="auto",
-        help="With --update sample: plain, fast (the same to rounding), or auto: fast for models that it knows.",
-    ),
-)
-_EVERY_STEP: Final = (
-    click.option("--clip-grad-norm", type=float, metavar="NORM", help="The most a gradient's Euclidean norm may be."),
-    click.option("--clip-grad-value", type=float, metavar="VALUE", help="The most a component of a gradient may be."),
-    click.option(
-        "--schedule", help="Of the learning rate: cosine, onecycle, step, plateau, ... of torch's schedulers."
-    ),
-    click.option(
-        "--schedule-every", help="step or epoch; by default epoch, and step for onecycle and cyclic.", metavar="WHAT"
-    ),
-    click.option(
-        "--schedule-option",
+
+def _option(default: Any = None, help_text: str | None = None, **of_click: Any) -> Any:
+    """A field that is an option: its default, its help, and what else click takes."""
+    return field(default=default, metadata={"help": help_text, **of_click})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """The options of the command, each declared once; those of a step are `StepOptions`'s."""
+
+    dest: Path
+    inputs: tuple[str, ...]
+    target: str
+    model: str = _option(None, "linear, mlp:256,128 (hidden widths), cnn, or FILE.py:FACTORY.", required=True)
+    val: Path | None = _option(
+        None, "A dataset to measure on after every epoch; its loader has 1/4 of --memory.", type=_PATH
+    )
+    loss: str | None = _option(
+        None, "cross_entropy (default for class labels), nll, bce_with_logits, mse (default for floats), l1."
+    )
+    update: str = _option("batch", "The update rule: one step per batch, sample or epoch.")
+    optimizer: str = _option("adam", "Any of torch.optim by name: sgd, adam, ..., lbfgs; or cg.")
+    lr: float | None = _option(
+        None, "By default torch's own (adam 0.001), for sgd 0.1, or 0.01 with --update sample.", type=float
+    )
+    momentum: float | None = _option(None, "For optimizers that have it.", type=float)
+    betas: tuple[float, ...] | None = _option(None, "For adam and its kin.", callback=_parse_betas, metavar="B1,B2")
+    eps: float | None = _option(None, "For adam and its kin.", type=float)
+    weight_decay: float | None = _option(None, type=float)
+    nesterov: bool = _option(False, "For sgd with momentum.", is_flag=True)
+    weight: str | None = _option(None, "A field of weights, one a sample: means are weighted by it.", metavar="FIELD")
+    step: StepOptions = field(default_factory=StepOptions)
+    schedule_every: str | None = _option(
+        None, "step or epoch; by default epoch, and step for onecycle and cyclic.", metavar="WHAT"
+    )
+    schedule_option: tuple[tuple[str, object], ...] = _option(
+        (),
+        "What torch's scheduler takes: step_size=10, milestones=[30,80], ...",
         multiple=True,
         callback=_parse_pairs,
         metavar="NAME=VALUE",
-        help="What torch's scheduler takes: step_size=10, milestones=[30,80], ...",
-    ),
-    click.option("--beta1", help="How Adam's beta1 goes on: linear:LAST over the run, or exponential:FACTOR a step."),
-    click.option("--autocast", metavar="bf16", help="Compute in bfloat16 where that is good enough."),
-    click.option("--compile", is_flag=True, help="Compile the model with torch.compile."),
-)
-_END: Final = (
-    click.option("--l2", type=float, default=0.0, help="J has l2/2 times the sum of the squared weights in it."),
-    click.option("--grad-tolerance", type=float, help="With lbfgs, cg: end at a gradient whose norm is at most this."),
-    click.option("--loss-tolerance", type=float, help="With lbfgs, cg: end where a step lowers J by at most this."),
-    click.option("--epochs", type=int, default=5),
-    click.option(
-        "--max-steps",
-        type=int,
-        help="End at this many steps in all, if they come before the epochs do; --resume goes on there.",
-    ),
-    click.option(
-        "--until-loss", type=float, help="End after the epoch whose loss, on --val if given, is at most this."
-    ),
-    click.option("--patience", type=int, metavar="N", help="End after N epochs in a row without a new lowest loss."),
-)
-_READING: Final = (
-    click.option("--batch-size", type=int, default=256, help="Samples of a batch; for other update rules, of a read."),
-    click.option(
-        "--memory", help="Budget for all that the loaders own; 512MB by default, or what --max-memory leaves."
-    ),
-    click.option("--max-memory", help="Budget for the whole process; auto is the control group's limit, or the RAM."),
-    click.option("--lanes", type=int, help="Lanes of the shuffle; solved from --memory by default."),
-    click.option("--groups", type=int, help="Groups the lanes are dealt to; follows from batch size and blocks."),
-    click.option(
-        "--reshuffle",
+    )
+    epochs: int = _option(5, type=int)
+    max_steps: int | None = _option(
+        None, "End at this many steps in all, if they come before the epochs do; --resume resumes there.", type=int
+    )
+    until_loss: float | None = _option(
+        None, "End after the epoch whose loss, on --val if given, is at most this.", type=float
+    )
+    patience: int | None = _option(
+        None, "End after N epochs in a row without a new lowest loss.", type=int, metavar="N"
+    )
+    batch_size: int = _option(256, "Samples of a batch; for other update rules, of a read.", type=int)
+    memory: str | None = _option(
+        None, "Budget for all that the loaders own; 512MB by default, or what --max-memory leaves."
+    )
+    max_memory: str | None = _option(
+        None, "Budget for the whole process; auto is the control group's limit, or the RAM."
+    )
+    lanes: int | None = _option(None, "Lanes of the shuffle; solved from --memory by default.", type=int)
+    groups: int | None = _option(None, "Groups the lanes are dealt to; follows from batch size and blocks.", type=int)
+    reshuffle: str = _option(
+        "epoch",
+        "Form the batches anew every epoch, or never: every epoch then has the same ones.",
         type=click.Choice(RESHUFFLE),
-        default="epoch",
-        help="Form the batches anew every epoch, or never: every epoch then has the same ones.",
-    ),
-    click.option("--drop-last", is_flag=True, help="Leave out a short last batch."),
-    click.option(
-        "--on-bad-block", type=click.Choice(ON_BAD_BLOCK), default="error", help="End, or leave its samples out."
-    ),
-)
-_PLACE: Final = (
-    click.option("--seed", type=int, default=0, help="Of the order, the initial weights, and dropout."),
-    click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ..."),
-    click.option(
-        "--normalize",
+    )
+    drop_last: bool = _option(False, "Leave out a short last batch.", is_flag=True)
+    on_bad_block: str = _option("error", "End, or leave its samples out.", type=click.Choice(ON_BAD_BLOCK))
+    seed: int = _option(0, "Of the order, the initial weights, and dropout.", type=int)
+    device: str = _option("auto", "auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
+    normalize: str = _option(
+        "auto",
+        "auto: (x - mean) / std from the stored statistics, per column for tables; saved with the run.",
         type=click.Choice(["auto", "none"]),
-        default="auto",
-        help="auto: (x - mean) / std from the stored statistics, per column for tables; saved with the run.",
-    ),
-    click.option("--threads", type=int, help="Threads of torch on the CPU."),
-)
-_RUN: Final = (
-    click.option("--out", type=_PATH, help="The run's folder; by default runs/N, N being the next free number."),
-    click.option(
-        "--checkpoint-every", type=int, metavar="BATCHES", help="Save between epochs, and every so many batches."
-    ),
-    click.option(
-        "--on-checkpoint-failure",
+    )
+    threads: int | None = _option(None, "Threads of torch on the CPU.", type=int)
+    out: Path | None = _option(None, "The run's folder; by default runs/N, N being the next free number.", type=_PATH)
+    checkpoint_every: int | None = _option(
+        None, "Save between epochs, and every so many batches.", type=int, metavar="BATCHES"
+    )
+    on_checkpoint_failure: str = _option(
+        "error",
+        "End where a checkpoint cannot be written, or warn and try again; exit code 5 if the last one failed.",
         type=click.Choice(ON_CHECKPOINT_FAILURE),
-        default="error",
-        help="End where a checkpoint cannot be written, or warn and try again; exit code 5 if the last one failed.",
-    ),
-    click.option(
-        "--resume", is_flag=True, help="Go on with the run in --out from its newest checkpoint, if it has one."
-    ),
-    click.option(
-        "--log-every", type=int, default=50, metavar="BATCHES", help="Batches between two lines of metrics.jsonl."
-    ),
-    click.option("--headspace", is_flag=True, help="Measure at the end how much faster a perfect loader would be."),
-)
+    )
+    resume: bool = _option(False, "Resume the run in --out from its newest checkpoint, if it has one.", is_flag=True)
+    log_every: int = _option(50, "Batches between two lines of metrics.jsonl.", type=int, metavar="BATCHES")
+    headspace: bool = _option(False, "Measure at the end how much faster a perfect loader would be.", is_flag=True)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """Take the options as click gives them.
+
+        Raises
+        ------
+        UsageError
+            The schedule is unknown or does not take its options; or there are lanes or groups, and no shuffle.
+        """
+        own = {each.name for each in fields(cls)}
+        options = {name: value for name, value in given.items() if name in own}
+        step = StepOptions.of({**given, "schedule": _schedule(given)})
+        for name in ("lanes", "groups"):
+            if options[name] is not None and options["update"] == "epoch":
+                raise UsageError(
+                    f"--{name} with --update epoch",
+                    why="Its passes read in stored order, and nothing is shuffled",
+                    fix="leave it out",
+                )
+        return cls(**options, step=step)
+
+
+def _schedule(given: Mapping[str, Any]) -> Schedule | None:
+    """The schedule of the learning rate, if one is named."""
+    name, every, options = (given[f"schedule{part}"] for part in ("", "_every", "_option"))
+    if name is not None:
+        return Schedule(name=name, every=every, options=dict(options))
+    if options or every:
+        raise UsageError("--schedule-option or --schedule-every without --schedule", fix="--schedule cosine, say")
+    return None
+
+
+def _of_fields(options: type[Any]) -> Iterator[Callable[..., Any]]:
+    """The options of click that a dataclass declares, in its order; those of a step stand where it has them."""
+    for each in fields(options):
+        if each.name == "step":
+            yield from _of_fields(StepOptions)
+        elif each.metadata:
+            name = f"--{each.name.replace('_', '-')}"
+            default: dict[str, Any] = {} if each.metadata.get("required") else {"default": each.default}
+            yield click.option(name, each.name, **default, **each.metadata)
 
 
 def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the argument DEST and all the options of ``train``."""
-    for add in reversed((*_DATA_AND_MODEL, *_STEP, *_EVERY_STEP, *_END, *_READING, *_PLACE, *_RUN)):
+    for add in reversed([click.argument("dest", type=_PATH), *FIELD_OPTIONS, *_of_fields(TrainOptions)]):
         command = add(command)
     return command
 

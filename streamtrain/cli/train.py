@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -192,7 +192,7 @@ def train_command(as_json: bool, **given: Any) -> None:
     The table on stdout has a line for every epoch. The run's folder holds config.json, metrics.jsonl and checkpoints,
     for `streamtrain evaluate` and --resume. Ctrl-C saves the run before it ends; a second one ends it at once.
     """
-    options = TrainOptions(**given)
+    options = TrainOptions.of(given)
     say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
     trained = _train(options, say)
     emit(as_json, trained.result(), trained.text())
@@ -201,7 +201,6 @@ def train_command(as_json: bool, **given: Any) -> None:
 
 def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     set_threads(options.threads)
-    options.check()
     limit_heap_growth()
     reserved = held_bytes()
     check_seed(options.seed)
@@ -351,24 +350,10 @@ def _make_trainer(options: TrainOptions, dataset: Dataset) -> tuple[Trainer, dic
         # Made here, not by "auto" when training begins: the rows are checked before that.
         normalize=normalize_fields(dataset, options.inputs) if options.normalize == "auto" else None,
         device=options.device,
-        momentum=options.momentum,
-        betas=options.betas,
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        nesterov=options.nesterov or None,
         weight=options.weight,
-        accumulate_grad_batches=options.accumulate_grad_batches,
-        grad_sum_dtype=options.grad_sum_dtype,
-        l2=options.l2,
-        grad_tolerance=options.grad_tolerance,
-        loss_tolerance=options.loss_tolerance,
-        clip_grad_norm=options.clip_grad_norm,
-        clip_grad_value=options.clip_grad_value,
-        schedule=options.resolved_schedule(),
-        beta1=options.beta1,
-        autocast=options.autocast,
-        compile=options.compile,
-        sample_path=options.sample_path,
+        **{name: getattr(options, name) for name in ("momentum", "betas", "eps", "weight_decay")},
+        nesterov=options.nesterov or None,
+        **{each.name: getattr(options.step, each.name) for each in fields(options.step)},
     )
     about = {"model": options.model, "input_shape": list(shape), "n_outputs": width}
     return trainer, about | {

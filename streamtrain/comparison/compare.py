@@ -22,6 +22,7 @@ from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.matching import unnamed_was_told
+from streamtrain.system.arguments import naming_nearest
 from streamtrain.system.files import Files, local_path
 from streamtrain.system.memory import held_bytes, trim_heap
 from streamtrain.system.units import format_duration
@@ -30,11 +31,22 @@ from streamtrain.training.run_folder import check_new_run
 Say = Callable[[str], None]
 
 
+@naming_nearest
 def compare(
     model: nn.Module,
     dataset: Dataset,
-    setting: ComparisonSettings,
     *,
+    rules: tuple[str, ...] = ("sample", "batch", "epoch"),
+    optimizers: tuple[str, ...] = ("sgd", "adam"),
+    lr: Mapping[str, float] | None = None,
+    max_epochs: int | None = None,
+    seconds: float | None = None,
+    batch_size: int = 256,
+    memory: str | int = "512MB",
+    seed: int = 0,
+    device: str = "auto",
+    target_loss: float | None = None,
+    grid: int | None = None,
     loss: str | LossFunction | Loss = "cross_entropy",
     val: Dataset | None = None,
     inputs: tuple[str, ...] = ("x",),
@@ -57,8 +69,29 @@ def compare(
         Its weights are where every run begins; it is not changed.
     dataset : Dataset
         The training data.
-    setting : ComparisonSettings
-        What is compared: rules, optimizers, learning rates, and how long.
+    rules, optimizers : tuple of str
+        Every rule runs with every optimizer.
+    lr : mapping of str to float, optional
+        Learning rates by rule and optimizer (``"sample:sgd"``), by optimizer (``"sgd"``), or ``"every"``, of which the
+        first goes first; else the trainer's own default.
+    max_epochs : int, optional
+        Epochs of each run.
+    seconds : float, optional
+        Training time of each run. An epoch is cut short when it is up, but under the rule ``epoch``, whose step is on a
+        whole pass. At least one of the two must be given; the first that is reached ends a run.
+    batch_size : int
+        Samples of a batch, and of a read under the other rules.
+    memory : str or int
+        The budget of all loaders together.
+    seed : int
+        Of the order of the data, which is the same for every run.
+    device : str
+        As the trainer's.
+    target_loss : float, optional
+        The mean loss over the training data that each run is timed to; by default it is below that of the beginning by
+        half of its size.
+    grid : int, optional
+        The loss is measured on a grid of so many by so many weights around the paths; by default on none.
     loss : str or callable
         As the trainer's.
     val : Dataset, optional
@@ -94,10 +127,12 @@ def compare(
     >>> x = np.random.default_rng(0).normal(size=(64, 2))
     >>> data = st.ingest({"x": x, "y": x @ [1.0, -1.0]}, tempfile.mkdtemp() + "/d.zarr")
     >>> line = nn.Linear(2, 1, dtype=torch.float64)
-    >>> found = compare(line, data, ComparisonSettings(optimizers=("sgd",), max_epochs=2, batch_size=16), loss="mse")
+    >>> found = compare(line, data, optimizers=("sgd",), max_epochs=2, batch_size=16, loss="mse")
     >>> [(run.rule, run.last.n_steps) for run in found]
     [('sample', 128), ('batch', 8), ('epoch', 2)]
     """
+    # By their names, which are those of the arguments.
+    setting = ComparisonSettings.of(locals() | {"lr": lr or {}})
     if out is not None:
         _check_out(out)
     setup = ComparisonSetup(
@@ -111,9 +146,20 @@ def compare(
         out=out,
         about={"dataset": str(dataset.path), **(about or {})},
     )
+    return _compare(setup, val, on_point, on_runs, say)
+
+
+def _compare(
+    setup: ComparisonSetup,
+    val: Dataset | None,
+    on_point: Callable[[ComparedRun, LearningCurvePoint], None],
+    on_runs: Callable[[Comparison], object],
+    say: Say,
+) -> Comparison:
+    setting, dataset = setup.setting, setup.dataset
     setup.check(val)
-    if out is not None:
-        Files().ensure_dir(out)
+    if setup.out is not None:
+        Files().ensure_dir(setup.out)
     trim_heap()
     before_bytes = held_bytes()
     with ExitStack() as stack:
@@ -133,7 +179,7 @@ def compare(
             runs=tuple(runs),
             target_loss=loss_then - abs(loss_then) / 2 if setting.target_loss is None else setting.target_loss,
             n_samples=len(dataset),
-            n_weights=n_parameters(model),
+            n_weights=n_parameters(setup.model),
             about=_about(setup),
         )
         if setting.grid is None:

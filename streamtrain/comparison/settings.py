@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final, Self
 
 from streamtrain.errors import UsageError, unknown_name
 from streamtrain.optim.build_rule import check_rule
@@ -24,33 +24,7 @@ _FOREVER: Final = 2**31
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonSettings:
-    """What is to be compared, and how.
-
-    Parameters
-    ----------
-    rules, optimizers : tuple of str
-        Every rule runs with every optimizer.
-    lr : mapping of str to float
-        Learning rates by rule and optimizer (``"sample:sgd"``), by optimizer (``"sgd"``), or ``"every"``, of which the
-        first goes first; else the trainer's own default.
-    max_epochs : int, optional
-        Epochs of each run.
-    seconds : float, optional
-        Training time of each run. An epoch is cut short when it is up, but under the rule ``epoch``, whose step is on a
-        whole pass. At least one of the two must be given; the first that is reached ends a run.
-    batch_size : int
-        Samples of a batch, and of a read under the other rules.
-    memory : str or int
-        The budget of all loaders together.
-    seed : int
-        Of the order of the data, which is the same for every run.
-    device : str
-        As the trainer's.
-    target_loss : float, optional
-        The mean loss over the training data that each run is timed to; by default it is below that of the beginning by
-        half of its size.
-    grid : int, optional
-        The loss is measured on a grid of so many by so many weights around the paths; by default on none.
+    """What is to be compared, and how; `streamtrain.compare` has what each means.
 
     Raises
     ------
@@ -76,6 +50,11 @@ class ComparisonSettings:
     device: str = "auto"
     target_loss: float | None = None
     grid: int | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """Take the settings out of other arguments, by name."""
+        return cls(**{each.name: given[each.name] for each in fields(cls)})
 
     def __post_init__(self) -> None:
         for rule in self.rules:

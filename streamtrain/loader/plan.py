@@ -33,7 +33,7 @@ from streamtrain.shuffle.quality import (
 )
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
-from streamtrain.system.arguments import check_batch_size, check_seed
+from streamtrain.system.arguments import check_batch_size, check_seed, naming_nearest
 from streamtrain.system.units import format_bytes, parse_bytes
 
 LABELS: Final = "y"
@@ -213,6 +213,7 @@ class Plan:
     why: str
 
 
+@naming_nearest
 def plan(
     dataset: Dataset,
     *,

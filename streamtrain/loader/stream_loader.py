@@ -23,7 +23,7 @@ from streamtrain.loader.world import warn_of_ranks
 from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder
 from streamtrain.shuffle.positions import samples_at
 from streamtrain.store.dataset import Dataset
-from streamtrain.system.arguments import check_batch_size, check_reading, check_seed
+from streamtrain.system.arguments import check_batch_size, check_reading, check_seed, naming_nearest
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.memory import n_cores, require_memory
 from streamtrain.system.units import parse_bytes
@@ -214,6 +214,7 @@ class StreamLoader:
     ([4, 4, 2], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
 
+    @naming_nearest
     def __init__(
         self,
         dataset: Dataset,

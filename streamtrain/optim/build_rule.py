@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import Final
 
+from torch import nn
 from torch.optim import Optimizer
 
 from streamtrain.errors import UsageError, unknown_name
+from streamtrain.models.losses import Loss
 from streamtrain.optim.full_batch import FullBatchRule
-from streamtrain.optim.gradient_sum import check_grad_sum_dtype
-from streamtrain.optim.gradients import Learner
+from streamtrain.optim.gradient_sum import GradientSum
+from streamtrain.optim.gradients import NO_CLIPPING, Clipping, Learner, check_l2
 from streamtrain.optim.optimizers import takes_closure
 from streamtrain.optim.rules import BatchRule, EpochRule, UpdateRule
 from streamtrain.optim.sample_fast_path.choice import check_sample_path
 from streamtrain.optim.sample_rule import SampleRule
+from streamtrain.optim.schedules import OptimizerSchedules
+from streamtrain.optim.step_options import StepOptions
 
 RULES: Final[dict[str, type[UpdateRule]]] = {rule.name: rule for rule in (BatchRule, SampleRule, EpochRule)}
 """Name -> rule."""
+_DEFAULTS: Final = StepOptions()
 
 
 def check_rule(update: str) -> None:
@@ -38,42 +43,15 @@ def check_rule(update: str) -> None:
         raise unknown_name("update rule", update, RULES)
 
 
-def make_rule(
-    update: str,
-    learner: Learner,
-    *,
-    grad_sum_dtype: str = "float64",
-    accumulate_grad_batches: int = 1,
-    sample_path: str = "auto",
-    grad_tolerance: float | None = None,
-    loss_tolerance: float | None = None,
-) -> UpdateRule:
+def make_rule(update: str, learner: Learner, options: StepOptions = _DEFAULTS) -> UpdateRule:
     """Put an update rule to work on a learner.
-
-    Parameters
-    ----------
-    update : {"batch", "sample", "epoch"}
-        Which.
-    learner : Learner
-        What it trains.
-    grad_sum_dtype : {"float64", "compensated", "float32"}
-        What sums of gradients are held in; see `streamtrain.optim.gradient_sum`.
-    accumulate_grad_batches : int
-        How many batches the rule ``batch`` takes in for a step.
-    sample_path : {"auto", "plain", "fast"}
-        How the rule ``sample`` goes about it; see `streamtrain.optim.sample_fast_path`.
-
-    grad_tolerance, loss_tolerance : float, optional
-        Where an optimizer with a line search has converged; see `streamtrain.optim.full_batch`.
 
     Raises
     ------
     UnknownName
         No rule, no path, or no dtype of a sum, has that name.
     UsageError
-        Batches are to be accumulated under another rule, or their number is no integer of at least 1. Or an optimizer
-        with a line search is to work under another rule than ``epoch``. Or a path or a dtype of sums is named under a
-        rule that has none.
+        An option is out of its range, or has no effect under the rule or with the optimizer.
 
     Examples
     --------
@@ -81,37 +59,62 @@ def make_rule(
     >>> import torch
     >>> net = torch.nn.Linear(2, 1)
     >>> learner = Learner(model=net, loss=resolve_loss("mse"), optimizer=torch.optim.SGD(net.parameters()))
-    >>> make_rule("epoch", learner, grad_sum_dtype="compensated").name
+    >>> make_rule("epoch", learner, StepOptions(grad_sum_dtype="compensated")).name
     'epoch'
-    >>> make_rule("batch", learner, accumulate_grad_batches=0)
+    >>> make_rule("batch", learner, StepOptions(accumulate_grad_batches=0))
     Traceback (most recent call last):
     ...
     streamtrain.errors.UsageError: accumulate_grad_batches is 0; it must be an integer of at least 1
     """
     check_rule(update)
-    check_grad_sum_dtype(grad_sum_dtype)
-    check_sample_path(sample_path)
-    k = accumulate_grad_batches
-    _check_effect(update, k, sample_path=sample_path, grad_sum_dtype=grad_sum_dtype)
-    _check_line_search(update, learner.optimizer, grad_tolerance=grad_tolerance, loss_tolerance=loss_tolerance)
+    total = GradientSum(options.grad_sum_dtype)
+    check_sample_path(options.sample_path)
+    _check_effect(update, options)
+    _check_line_search(update, learner.optimizer, options)
     match update:
         case "batch":
-            return BatchRule(learner, accumulate=k, grad_sum_dtype=grad_sum_dtype)
+            return BatchRule(learner, accumulate=options.accumulate_grad_batches, total=total)
         case "epoch" if takes_closure(learner.optimizer):
-            return FullBatchRule(
-                learner,
-                grad_sum_dtype=grad_sum_dtype,
-                grad_tolerance=grad_tolerance,
-                loss_tolerance=loss_tolerance,
-            )
+            tolerances = {"grad_tolerance": options.grad_tolerance, "loss_tolerance": options.loss_tolerance}
+            return FullBatchRule(learner, total, **tolerances)
         case "epoch":
-            return EpochRule(learner, grad_sum_dtype=grad_sum_dtype)
+            return EpochRule(learner, total)
         case _:
-            return SampleRule(learner, path=sample_path)
+            return SampleRule(learner, path=options.sample_path)
 
 
-def _check_effect(update: str, k: int, *, sample_path: str, grad_sum_dtype: str) -> None:
+def make_learner(model: nn.Module, loss: Loss, optimizer: Optimizer, options: StepOptions) -> Learner:
+    """Put together what steps are taken with.
+
+    Raises
+    ------
+    UsageError
+        The optimizer searches along a line: a clipped gradient, or a rate that changes, would not be J's.
+    """
+    check_l2(options.l2)
+    clipping = Clipping(norm=options.clip_grad_norm, value=options.clip_grad_value)
+    has_schedules = options.schedule is not None or options.beta1 is not None
+    if takes_closure(optimizer) and (has_schedules or clipping != NO_CLIPPING):
+        names = ("schedule", "beta1", "clip_grad_norm", "clip_grad_value")
+        raise UsageError(
+            f"{next(name for name in names if getattr(options, name) is not None)} with {type(optimizer).__name__}",
+            why="Its line search finds the length of every step, on J's own gradient",
+            fix="leave it out",
+        )
+    return Learner(
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        l2=options.l2,
+        clipping=clipping,
+        schedules=OptimizerSchedules(optimizer, options.schedule, options.beta1) if has_schedules else None,
+        on_step=options.on_step,
+    )
+
+
+def _check_effect(update: str, options: StepOptions) -> None:
     """Refuse options that would have no effect under a rule."""
+    k, sample_path, dtype = options.accumulate_grad_batches, options.sample_path, options.grad_sum_dtype
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise UsageError(f"accumulate_grad_batches is {k!r}; it must be an integer of at least 1")
     if k > 1 and update != "batch":
@@ -126,17 +129,15 @@ def _check_effect(update: str, k: int, *, sample_path: str, grad_sum_dtype: str)
             why="Only the rule 'sample' has more than one path",
             fix="update='sample', or leave it out",
         )
-    if grad_sum_dtype != "float64" and (update == "sample" or (update == "batch" and k == 1)):
+    if dtype != "float64" and (update == "sample" or (update == "batch" and k == 1)):
         raise UsageError(
-            f"grad_sum_dtype is {grad_sum_dtype!r} with update={update!r}",
+            f"grad_sum_dtype is {dtype!r} with update={update!r}",
             why="Its steps are on one gradient, and nothing is summed",
             fix="update='epoch', or accumulate_grad_batches of at least 2, or leave it out",
         )
 
 
-def _check_line_search(
-    update: str, optimizer: Optimizer, *, grad_tolerance: float | None, loss_tolerance: float | None
-) -> None:
+def _check_line_search(update: str, optimizer: Optimizer, options: StepOptions) -> None:
     """Refuse a line search under a rule that has no whole dataset, and its tolerances where there is none."""
     if update != "epoch" and takes_closure(optimizer):
         raise UsageError(
@@ -144,10 +145,10 @@ def _check_line_search(
             why="Its line search compares J over the whole dataset, one pass for each value",
             fix="update='epoch'",
         )
-    if (grad_tolerance, loss_tolerance) != (None, None) and not takes_closure(optimizer):
-        name = "loss_tolerance" if grad_tolerance is None else "grad_tolerance"
+    given = [name for name in ("grad_tolerance", "loss_tolerance") if getattr(options, name) is not None]
+    if given and not takes_closure(optimizer):
         raise UsageError(
-            f"{name} with {type(optimizer).__name__}",
+            f"{given[0]} with {type(optimizer).__name__}",
             why="Only a line search knows J and its gradient at the weights that a step came to",
             fix="optimizer='lbfgs' or 'cg', or until_loss",
         )

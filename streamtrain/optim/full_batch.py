@@ -34,7 +34,7 @@ from torch.optim import Optimizer
 from streamtrain.errors import UsageError
 from streamtrain.optim.conjugate_gradient import MAX_TRIALS
 from streamtrain.optim.determinism import check_deterministic, digest
-from streamtrain.optim.gradient_sum import ExactSum
+from streamtrain.optim.gradient_sum import ExactSum, GradientSum
 from streamtrain.optim.gradients import Learner, add_penalty, grad_norm, non_finite_error, penalty
 from streamtrain.optim.rules import BatchResult, EpochRule, Figures, put_mean
 from streamtrain.system.arguments import is_number
@@ -127,8 +127,8 @@ class FullBatchRule(EpochRule):
     ----------
     learner : Learner
         What it trains; its optimizer takes a closure and makes one iteration a step.
-    grad_sum_dtype : {"float64", "compensated", "float32"}
-        What sums of gradients are held in.
+    total : GradientSum, optional
+        Where gradients are summed.
     grad_tolerance : float, optional
         Converged where the Euclidean norm of J's gradient is at most this.
     loss_tolerance : float, optional
@@ -149,13 +149,13 @@ class FullBatchRule(EpochRule):
     def __init__(
         self,
         learner: Learner,
+        total: GradientSum | None = None,
         *,
-        grad_sum_dtype: str = "float64",
         grad_tolerance: float | None = None,
         loss_tolerance: float | None = None,
     ) -> None:
         _check_one_iteration(learner.optimizer)
-        super().__init__(learner, grad_sum_dtype=grad_sum_dtype)
+        super().__init__(learner, total)
         self._tolerances = {"grad_tolerance": grad_tolerance, "loss_tolerance": loss_tolerance}
         for name, value in self._tolerances.items():
             if value is not None and not (is_number(value) and value > 0):

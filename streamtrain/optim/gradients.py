@@ -173,7 +173,7 @@ class Learner:
     """What a step needs: the model, its loss, the optimizer over its parameters, and what belongs to every step.
 
     ``on_step`` is called after each one, when the weights are those it came to; see
-    `streamtrain.training.options.StepOptions`.
+    `streamtrain.optim.step_options.StepOptions`.
     """
 
     model: nn.Module

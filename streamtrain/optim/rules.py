@@ -214,10 +214,10 @@ class BatchRule(UpdateRule):
 
     name = "batch"
 
-    def __init__(self, learner: Learner, *, accumulate: int = 1, grad_sum_dtype: str = "float64") -> None:
+    def __init__(self, learner: Learner, *, accumulate: int = 1, total: GradientSum | None = None) -> None:
         super().__init__(learner)
         self._accumulate = accumulate
-        self._sum = GradientSum(grad_sum_dtype)
+        self._sum = total or GradientSum()
         self._n_waiting = 0
 
     def options(self) -> dict[str, object]:
@@ -273,9 +273,9 @@ class EpochRule(UpdateRule):
     in_stored_order = True
     spans = "update='epoch'"
 
-    def __init__(self, learner: Learner, *, grad_sum_dtype: str = "float64") -> None:
+    def __init__(self, learner: Learner, total: GradientSum | None = None) -> None:
         super().__init__(learner)
-        self._sum = GradientSum(grad_sum_dtype)
+        self._sum = total or GradientSum()
         self._checks = True
 
     def options(self) -> dict[str, object]:

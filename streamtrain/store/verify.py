@@ -252,6 +252,39 @@ class Leftover:
     n_bytes: int
 
 
+def repair(path: str | os.PathLike[str], *, remove: bool = False) -> tuple[Leftover, ...]:
+    """List what interrupted ingests to a destination left, and remove it if asked to.
+
+    A dataset that was being replaced when its writer ended is put back under its name.
+
+    Parameters
+    ----------
+    path : path-like
+        The destination of the ingests.
+    remove : bool
+        Whether to remove what is found.
+
+    Raises
+    ------
+    LockedError
+        An ingest is at work there, and what it makes is no leftover.
+    UsageError
+        What would be removed holds files that no ingest wrote, or is the dataset itself, whose name is taken.
+    ResourceError
+        Something cannot be removed.
+
+    Examples
+    --------
+    >>> import tempfile, streamtrain as st
+    >>> path = tempfile.mkdtemp() + "/d.zarr"
+    >>> _ = st.ingest({"x": np.arange(9)}, path)
+    >>> len(repair(path))
+    0
+    """
+    folder = local_path(path)
+    return remove_leftovers(folder, Files()) if remove else find_leftovers(folder)
+
+
 def find_leftovers(path: Path) -> tuple[Leftover, ...]:
     """List what interrupted ingests to a destination left, without changing anything.
 

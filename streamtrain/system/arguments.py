@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from typing import Final, TypeGuard
+from collections.abc import Callable
+from typing import Final, ParamSpec, TypeGuard, TypeVar
 
 from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 ON_BAD_BLOCK: Final = ("error", "quarantine")
 RESHUFFLE: Final = ("epoch", "never")
 
@@ -59,3 +64,27 @@ def check_reading(on_bad_block: str, timeout: float | None, reshuffle: str) -> N
         raise unknown_name("on_bad_block", str(on_bad_block), ON_BAD_BLOCK)
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
         raise UsageError(f"timeout is {timeout!r}; it must be a positive number of seconds", fix="300, say, or None")
+
+
+def naming_nearest(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """Let a function that is called with an argument it does not have name the nearest one that it has.
+
+    Examples
+    --------
+    >>> @naming_nearest
+    ... def load(path, *, memory="512MB"): ...
+    >>> load("d.zarr", memroy="1GB")
+    Traceback (most recent call last):
+    ...
+    streamtrain.errors.UnknownName: unknown argument 'memroy'. Known: memory, path. Fix: did you mean 'memory'?
+    """
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @functools.wraps(function)
+    def call(*given: _Given.args, **named: _Given.kwargs) -> _Result:
+        if not named.keys() <= known_names:
+            raise unknown_name("argument", next(name for name in named if name not in known_names), known)
+        return function(*given, **named)
+
+    known_names = frozenset(known)
+    return call

@@ -6,26 +6,34 @@ the progress bar) and inside it (the step) has modules of its own.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy.typing as npt
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from streamtrain.errors import UsageError
+from streamtrain.errors import UsageError, unknown_name
 from streamtrain.loader.device.resolve import resolve_device
+from streamtrain.models.alignment import dtype_name
+from streamtrain.models.forward import check_autocast, make_forward
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
-from streamtrain.optim.build_rule import check_rule
+from streamtrain.models.normalization import NormalizedModel
+from streamtrain.optim.build_rule import check_rule, make_learner, make_rule
 from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
 from streamtrain.optim.sample_rule import SampleRule
+from streamtrain.optim.schedules import Beta1, Schedule, ScheduleFactory
+from streamtrain.optim.step_options import StepOptions
 from streamtrain.store.schema.columns import Schema
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
+from streamtrain.system.arguments import naming_nearest
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
 from streamtrain.system.signals import DeferredSignals, defer_signals
 from streamtrain.training.batch_stream import (
@@ -40,7 +48,6 @@ from streamtrain.training.batch_stream import (
 )
 from streamtrain.training.loop import EpochLoop, EpochRecorder
 from streamtrain.training.metrics import EpochSummary, History, Metrics
-from streamtrain.training.options import StepOptions
 from streamtrain.training.preflight import warn_of_batch_dependent_modules, working_memory
 from streamtrain.training.progress import Counts, EarlyStopping, Totals
 from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder
@@ -48,6 +55,7 @@ from streamtrain.training.run_state import ResumePoint, RunState, describe_run, 
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """Field name -> array (n_rows, ...), as ``dataset[0:n_rows]`` gives them."""
+_OF_OPTIMIZERS: Final = ("momentum", "betas", "eps", "weight_decay", "nesterov")
 
 
 class Trainer:
@@ -79,9 +87,36 @@ class Trainer:
         statistics; or a module for an input of that name.
     device : str or torch.device
         ``"auto"`` is CUDA where there is any, else the CPU.
-    **options
-        What `streamtrain.training.options.StepOptions` takes: ``clip_grad_norm``, ``schedule``, ``autocast``, ``l2``,
-        ...; and what the named optimizer takes: ``momentum``, ``betas``, ``eps``, ``weight_decay``, ``nesterov``, ...
+    accumulate_grad_batches : int
+        How many batches a step of the rule ``batch`` is on; what is left of them at an epoch's end has its own step.
+    grad_sum_dtype : {"float64", "compensated", "float32"}
+        What gradients are summed in, by the rule ``epoch`` and over accumulated batches; see
+        `streamtrain.optim.gradient_sum`.
+    sample_path : {"auto", "plain", "fast"}
+        How the rule ``sample`` takes its steps: by the plain loop, or several times as fast and the same to rounding
+        where the model, loss and optimizer are known to `streamtrain.optim.sample_fast_path`; ``"auto"`` is fast where
+        it can be. A resumed run takes the path it took.
+    clip_grad_norm, clip_grad_value : float, optional
+        How far the gradient of a step may go; see `streamtrain.optim.gradients.Clipping`.
+    schedule : str, Schedule or callable, optional
+        How the learning rate changes, by a name of torch's schedulers, with options, or as a function of the optimizer;
+        see `streamtrain.optim.schedules`.
+    beta1 : str or callable, optional
+        How β₁ of Adam changes, a function of the step, ``"linear:LAST"`` or ``"exponential:FACTOR"``.
+    autocast : str or torch.dtype, optional
+        ``"bfloat16"``, or ``"bf16"``: what the model computes in where `torch.autocast` finds that good enough.
+    compile : bool
+        Whether `torch.compile` compiles the model.
+    l2 : float
+        The factor of the penalty, l2/2 times the sum of the squared weights (not biases), which is a part of J.
+    on_step : callable, optional
+        Called after every step, without arguments; the weights are those it came to. It may change anything, such as
+        step a scheduler of the user's own, so the rule ``sample`` takes the plain path with it.
+    grad_tolerance, loss_tolerance : float, optional
+        Where a run with ``lbfgs`` or ``cg`` ends: at a norm of J's gradient of at most the first, or after a step that
+        lowers J by at most the second, relative to J where that is above 1.
+    momentum, betas, eps, weight_decay, nesterov, **optimizer_options
+        What the named optimizer takes; None is not given.
 
     Raises
     ------
@@ -110,8 +145,30 @@ class Trainer:
         weight: str | None = None,
         normalize: Literal["auto"] | Mapping[str, nn.Module] | None = None,
         device: str | torch.device = "auto",
-        **options: object,
+        accumulate_grad_batches: int = 1,
+        grad_sum_dtype: str = "float64",
+        sample_path: str = "auto",
+        clip_grad_norm: float | None = None,
+        clip_grad_value: float | None = None,
+        schedule: str | Schedule | ScheduleFactory | None = None,
+        beta1: str | Beta1 | None = None,
+        autocast: str | torch.dtype | None = None,
+        compile: bool = False,
+        l2: float = 0.0,
+        on_step: Callable[[], None] | None = None,
+        grad_tolerance: float | None = None,
+        loss_tolerance: float | None = None,
+        momentum: float | None = None,
+        betas: tuple[float, ...] | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
+        nesterov: bool | None = None,
+        **optimizer_options: object,
     ) -> None:
+        # By their names, which are those of the arguments.
+        given = locals()
+        self._options = StepOptions.of(given)
+        _refuse_misspelt(optimizer_options)
         check_rule(update)
         if not isinstance(model, nn.Module):
             raise UsageError(f"model is {model!r}, not a torch.nn.Module", fix="models.build_model makes one by name")
@@ -122,22 +179,26 @@ class Trainer:
         self.device = resolve_device(device)
         self.model = model.to(self.device)
         self.loss = resolve_loss(loss)
-        self._setting, others = StepOptions.split(options)
-        self.optimizer = build_optimizer(optimizer, model.parameters(), lr=lr, update=update, **others)
-        self._normalized_model = self._setting.front(model, self.inputs, self.device)
-        self._learner = self._setting.learner(self._normalized_model, self.loss, self.optimizer)
-        self._rule = self._setting.rule(update, self._learner)
+        optimizer_options |= {name: given[name] for name in _OF_OPTIMIZERS}
+        self.optimizer = build_optimizer(optimizer, model.parameters(), lr=lr, update=update, **optimizer_options)
+        forward = make_forward(model, device=self.device, autocast=check_autocast(autocast), compiled=compile)
+        self._normalized_model = NormalizedModel(model, self.inputs, forward)
+        self._learner = make_learner(self._normalized_model, self.loss, self.optimizer, self._options)
+        self._rule = make_rule(update, self._learner, self._options)
         self._stopping: tuple[object, EarlyStopping] | None = None
-        self._awaits_statistics = normalize == "auto"
         self._schema: Schema | None = None
         self._told_unnamed: set[str] = set()
+        self._begin_normalizing(normalize)
+        self._epoch_loop = EpochLoop(
+            self._learner, self._rule, device=self.device, inputs=self.inputs, target=target, weight=weight
+        )
+
+    def _begin_normalizing(self, normalize: Literal["auto"] | Mapping[str, nn.Module] | None) -> None:
+        self._awaits_statistics = normalize == "auto"
         if isinstance(normalize, Mapping):
             self._normalized_model.put(normalize, self.device)
         elif normalize not in (None, "auto"):
             raise UsageError(f"normalize is {normalize!r}", fix="None, 'auto', or a mapping of input to module")
-        self._epoch_loop = EpochLoop(
-            self._learner, self._rule, device=self.device, inputs=self.inputs, target=target, weight=weight
-        )
 
     @property
     def way(self) -> str:
@@ -149,6 +210,7 @@ class Trainer:
         """Epochs, batches, steps and samples so far."""
         return self._epoch_loop.counts
 
+    @naming_nearest
     def fit(
         self,
         loader: BatchStream,
@@ -334,10 +396,10 @@ class Trainer:
         A `MemoryMeter` begun inside the block then measures what comes on top of the model.
         """
         batch = self._epoch_loop.on_device(rows)
-        setting = self._setting
+        options = self._options
         if isinstance(self._rule, SampleRule):
-            setting = replace(setting, sample_path=self._rule.choice.path)
-        make = partial(setting.rule, self._rule.name)
+            options = replace(options, sample_path=self._rule.choice.path)
+        make = partial(make_rule, self._rule.name, options=options)
         # Nothing that anyone counts has happened.
         learner = replace(self._learner, schedules=None, on_step=None)
         return working_memory(make, learner, batch, inputs=self.inputs, target=self.target, weight=self.weight)
@@ -349,7 +411,22 @@ class Trainer:
     def describe(self, loader: BatchStream) -> dict[str, object]:
         """What this trainer does with a stream, as ``config.json`` holds it."""
         fields = {"inputs": list(self.inputs), "target": self.target, "weight": self.weight}
-        return describe_run(self._rule, self._normalized_model, loader, fields | self._setting.describe(self._learner))
+        return describe_run(self._rule, self._normalized_model, loader, fields | self._describe_steps())
+
+    def _describe_steps(self) -> dict[str, object]:
+        """The options as ``config.json`` holds them, without what the rule itself says."""
+        options, schedules = self._options, self._learner.schedules
+        autocast = check_autocast(options.autocast)
+        return {
+            "clip_grad_norm": options.clip_grad_norm,
+            "clip_grad_value": options.clip_grad_value,
+            **(schedules.describe() if schedules else {"schedule": None, "beta1": None}),
+            "autocast": dtype_name(autocast) if autocast else None,
+            "compile": options.compile,
+            "l2": options.l2,
+            "grad_tolerance": options.grad_tolerance,
+            "loss_tolerance": options.loss_tolerance,
+        }
 
     def _learn_schema(self, stream: BatchStream, val: BatchStream | None) -> None:
         """Take what the training data means from the stream that the first step is taken on, and hold others to it."""
@@ -408,3 +485,11 @@ class Trainer:
         }
         parts["schema"] = schema_of_stream(loader)
         return RunState(run, stream=stream, identity=self.describe(loader), **parts, **when)
+
+
+def _refuse_misspelt(options: Mapping[str, object]) -> None:
+    """Refuse an option that is nearly an argument of the trainer's, which an optimizer would be said not to take."""
+    known = [name for name in inspect.signature(Trainer).parameters if name != "optimizer_options"]
+    for name in options:
+        if difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            raise unknown_name("argument", name, known)

@@ -14,7 +14,6 @@ import torch
 import streamtrain
 from streamtrain.cli.main import main
 from streamtrain.comparison.compare import compare
-from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.errors import UsageError
 from streamtrain.store.verify import verify
 from streamtrain.system.files import local_path
@@ -114,9 +113,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "verify": verify,
     "checkpoint": fit,
     "resume": lambda url: fit(url, "auto"),
-    "compare": lambda url: compare(
-        torch.nn.Linear(2, 3), streamtrain.open("d.zarr"), ComparisonSettings(max_epochs=1), out=Path(url)
-    ),
+    "compare": lambda url: compare(torch.nn.Linear(2, 3), streamtrain.open("d.zarr"), max_epochs=1, out=Path(url)),
 }
 
 

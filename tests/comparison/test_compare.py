@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,7 +17,6 @@ from torch import nn
 import streamtrain as st
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import comparison_page, write_comparison
-from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.diagnostics.run_reader import read_run
 from streamtrain.errors import UnknownName, UsageError
 
@@ -30,15 +30,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> st.Dataset:
     return ingested(tmp_path_factory.mktemp("data"))
 
 
-def setting(**given: object) -> ComparisonSettings:
-    return ComparisonSettings(**{"max_epochs": 2, "batch_size": 20, "memory": "16MB", **given})
+def setting(**given: object) -> dict[str, Any]:
+    return {"max_epochs": 2, "batch_size": 20, "memory": "16MB", **given}
 
 
 def test_every_rule_runs_with_every_optimizer(data: st.Dataset, tmp_path: Path) -> None:
     model = line()
     told = []
     found = compare(
-        model, data, setting(), loss="mse", val=data, out=tmp_path / "c", on_point=lambda run, point: told.append(point)
+        model,
+        data,
+        **setting(),
+        loss="mse",
+        val=data,
+        out=tmp_path / "c",
+        on_point=lambda run, point: told.append(point),
     )
     assert [(run.rule, run.optimizer) for run in found] == [
         *(("sample", "sgd"), ("batch", "sgd"), ("epoch", "sgd")),
@@ -71,7 +77,7 @@ def test_every_rule_runs_with_every_optimizer(data: st.Dataset, tmp_path: Path) 
 
 
 def test_a_run_is_what_it_is_alone(data: st.Dataset) -> None:
-    found = compare(line(), data, setting(rules=("batch", "sample"), optimizers=("adam",)), loss="mse")
+    found = compare(line(), data, **setting(rules=("batch", "sample"), optimizers=("adam",)), loss="mse")
     for run in found:
         trainer = st.Trainer(line(), loss="mse", optimizer="adam", update=run.rule)
         with (
@@ -83,17 +89,19 @@ def test_a_run_is_what_it_is_alone(data: st.Dataset) -> None:
 
 
 def test_time_ends_a_run_but_the_epoch_rule_ends_its_pass(data: st.Dataset) -> None:
-    found = compare(line(), data, setting(optimizers=("sgd",), max_epochs=None, seconds=1e-9), loss="mse")
+    found = compare(line(), data, **setting(optimizers=("sgd",), max_epochs=None, seconds=1e-9), loss="mse")
     assert [run.last.n_steps for run in found] == [20, 1, 1]
     assert [run.last.epochs for run in found] == [20 / N, 20 / N, 1.0]
     assert all(len(run.points) == 2 for run in found)
-    many = compare(line(), data, setting(rules=("epoch",), optimizers=("sgd",), max_epochs=3, seconds=1e6), loss="mse")
+    many = compare(
+        line(), data, **setting(rules=("epoch",), optimizers=("sgd",), max_epochs=3, seconds=1e6), loss="mse"
+    )
     assert many.runs[0].last.n_steps == 3
 
 
 def test_a_run_that_diverges_ends_and_the_others_go_on(data: st.Dataset, tmp_path: Path) -> None:
     rates = {"batch:sgd": 1e200}
-    found = compare(line(), data, setting(optimizers=("sgd",), lr=rates), loss="mse", out=tmp_path / "c")
+    found = compare(line(), data, **setting(optimizers=("sgd",), lr=rates), loss="mse", out=tmp_path / "c")
     sample, batch, epoch = found.runs
     assert batch.diverged is not None
     assert "the loss is" in batch.diverged
@@ -106,20 +114,20 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(data: st.Dataset, tmp_pat
 
 def test_what_cannot_run_is_refused_before_anything_is_trained(data: st.Dataset, tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="unknown optimizer 'adm'"):
-        compare(line(), data, setting(optimizers=("sgd", "adm")), loss="mse", out=tmp_path / "c")
+        compare(line(), data, **setting(optimizers=("sgd", "adm")), loss="mse", out=tmp_path / "c")
     with pytest.raises(UsageError, match="does not fit the data"):
-        compare(nn.Linear(3, 1, dtype=torch.float64), data, setting(), loss="mse", out=tmp_path / "c")
+        compare(nn.Linear(3, 1, dtype=torch.float64), data, **setting(), loss="mse", out=tmp_path / "c")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("")
     with pytest.raises(UsageError, match="the run folder is taken"):
-        compare(line(), data, setting(), loss="mse", out=tmp_path / "taken")
+        compare(line(), data, **setting(), loss="mse", out=tmp_path / "taken")
     assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
 
 
 def test_the_surface_of_two_weights_is_exact(data: st.Dataset, tmp_path: Path) -> None:
     said: list[str] = []
     given = setting(rules=("sample", "batch"), optimizers=("sgd",), grid=4)
-    found = compare(line(), data, given, loss="mse", out=tmp_path / "c", say=said.append)
+    found = compare(line(), data, **given, loss="mse", out=tmp_path / "c", say=said.append)
     assert said[0].startswith(f"surface: 16 passes over {N} samples, about ")
     surface = found.surface
     assert surface is not None
@@ -140,7 +148,7 @@ def test_the_surface_of_two_weights_is_exact(data: st.Dataset, tmp_path: Path) -
 
 def test_the_surface_of_more_weights_is_a_plane(data: st.Dataset) -> None:
     model = nn.Sequential(nn.Linear(2, 3, dtype=torch.float64), nn.Tanh(), nn.Linear(3, 1, dtype=torch.float64))
-    found = compare(model, data, setting(rules=("batch",), grid=3), loss="mse")
+    found = compare(model, data, **setting(rules=("batch",), grid=3), loss="mse")
     assert found.surface is not None
     assert found.surface.shares is not None
     assert 0.8 < sum(found.surface.shares) <= 1 + 1e-6
@@ -150,7 +158,7 @@ def test_the_surface_of_more_weights_is_a_plane(data: st.Dataset) -> None:
 
 
 def test_a_target_is_reached_or_it_is_said(data: st.Dataset) -> None:
-    found = compare(line(), data, setting(optimizers=("sgd",), target_loss=1e-9), loss="mse")
+    found = compare(line(), data, **setting(optimizers=("sgd",), target_loss=1e-9), loss="mse")
     assert [run.first_at(found.target_loss) for run in found] == 3 * [None]
     assert found.named()["runs"][0]["epochs_to_target"] is None
     reached = found.runs[0].first_at(math.inf)
@@ -160,7 +168,7 @@ def test_a_target_is_reached_or_it_is_said(data: st.Dataset) -> None:
 
 def test_the_page_is_whole_and_escapes_names(data: st.Dataset, tmp_path: Path) -> None:
     about = {"model": HOSTILE, "dataset": HOSTILE}
-    found = compare(line(), data, setting(rules=("batch",), grid=3), loss="mse", about=about)
+    found = compare(line(), data, **setting(rules=("batch",), grid=3), loss="mse", about=about)
     page, figures = write_comparison(found, tmp_path)
     text = page.read_text()
     assert "<script" not in text

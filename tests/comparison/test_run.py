@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import comparison_page, format_metric, format_number, write_comparison
 from streamtrain.comparison.results import Comparison
 from streamtrain.comparison.run import TimedStream
-from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.comparison.surface import Snapshot, principal_plane
 from streamtrain.comparison.variance import UpdateVariance
 from streamtrain.errors import ResourceError, UsageError
@@ -35,8 +35,8 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(2, 3, dtype=torch.float64), nn.Tanh(), nn.Linear(3, 1, dtype=torch.float64))
 
 
-def setting(**given: object) -> ComparisonSettings:
-    return ComparisonSettings(**{"max_epochs": 2, "batch_size": 20, "memory": "16MB", "optimizers": ("sgd",), **given})
+def setting(**given: object) -> dict[str, Any]:
+    return {"max_epochs": 2, "batch_size": 20, "memory": "16MB", "optimizers": ("sgd",), **given}
 
 
 def test_the_clock_of_a_run_stands_while_it_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,14 +66,14 @@ def test_only_the_last_epoch_of_a_run_is_cut(data: st.Dataset, monkeypatch: pyte
         self.seconds += 0.004
 
     monkeypatch.setattr(UpdateVariance, "stepped", slowly)
-    found = compare(line(), data, setting(rules=("batch",), max_epochs=None, seconds=0.01), loss="mse")
+    found = compare(line(), data, **setting(rules=("batch",), max_epochs=None, seconds=0.01), loss="mse")
     epochs = [point.epochs for point in found.runs[0].points]
     assert all(each.is_integer() for each in epochs[:-1]), epochs
 
 
 def test_of_a_run_that_diverged_the_path_ends_where_it_was_measured(data: st.Dataset) -> None:
     given = setting(rules=("epoch", "batch"), lr={"epoch:sgd": 1e200, "batch:sgd": 1e-3}, grid=2)
-    found = compare(network(), data, given, loss="mse")
+    found = compare(network(), data, **given, loss="mse")
     epoch, batch = found
     assert epoch.diverged is not None
     assert batch.diverged is None
@@ -94,7 +94,7 @@ def test_a_surface_that_cannot_be_measured_costs_no_comparison(
     before: list[Comparison] = []
     said: list[str] = []
     given = setting(rules=("batch",), grid=2)
-    found = compare(line(), data, given, loss="mse", on_runs=before.append, say=said.append)
+    found = compare(line(), data, **given, loss="mse", on_runs=before.append, say=said.append)
     assert [each.surface for each in (*before, found)] == [None, None]
     assert before[0].runs == found.runs
     assert said[-1] == "surface: not measured: linalg.eigh: <no>"
@@ -116,7 +116,7 @@ def test_a_plane_holds_paths_of_any_size(size: float) -> None:
 @pytest.mark.parametrize(("optimizer", "n_epochs"), [("sgd", 4), ("lbfgs", 12), ("cg", 12)])
 def test_the_path_under_the_epoch_rule_is_where_the_run_was(data: st.Dataset, optimizer: str, n_epochs: int) -> None:
     given = setting(rules=("epoch",), optimizers=(optimizer,), max_epochs=n_epochs, lr={}, grid=2)
-    found = compare(line(), data, given, loss="mse")
+    found = compare(line(), data, **given, loss="mse")
     assert found.surface is not None
     path = found.surface.paths[0]
     assert list(path.n_steps) == sorted({point.n_steps for point in found.runs[0].points}), "each once"
@@ -128,7 +128,7 @@ def test_the_path_under_the_epoch_rule_is_where_the_run_was(data: st.Dataset, op
 
 def test_an_optimizer_that_finds_no_further_step_ends_its_run(data: st.Dataset) -> None:
     given = setting(rules=("epoch",), optimizers=("lbfgs",), max_epochs=300)
-    run = compare(line(), data, given, loss="mse").runs[0]
+    run = compare(line(), data, **given, loss="mse").runs[0]
     assert run.last.epochs < 300
     assert run.diverged is None
 
@@ -139,16 +139,16 @@ def test_a_surface_of_one_weight_is_refused_before_anything_is_trained(tmp_path:
     model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
     told: list[object] = []
     with pytest.raises(UsageError, match="a surface lies over two weights at the least, and trained are 1"):
-        compare(model, data, setting(grid=2), loss="mse", on_point=lambda run, point: told.append(run))
+        compare(model, data, **setting(grid=2), loss="mse", on_point=lambda run, point: told.append(run))
     assert told == []
-    assert len(compare(model, data, setting(rules=("batch",)), loss="mse")) == 1
+    assert len(compare(model, data, **setting(rules=("batch",)), loss="mse")) == 1
 
 
 def test_a_loss_below_zero_has_a_target_below_it(data: st.Dataset) -> None:
     def below(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return (output.flatten() - target).square().mean() - 1000.0
 
-    found = compare(line(), data, setting(rules=("batch",)), loss=below)
+    found = compare(line(), data, **setting(rules=("batch",)), loss=below)
     first = found.runs[0].points[0].train.loss
     assert first < 0
     assert found.target_loss == 1.5 * first
@@ -156,12 +156,12 @@ def test_a_loss_below_zero_has_a_target_below_it(data: st.Dataset) -> None:
     page = comparison_page(found)
     assert "target -1" in page
     for target in (-500.0, 0.0):
-        assert compare(line(), data, setting(rules=("batch",), target_loss=target), loss="mse").target_loss == target
+        assert compare(line(), data, **setting(rules=("batch",), target_loss=target), loss="mse").target_loss == target
 
 
 def test_an_epoch_of_one_step_has_a_window_over_epochs_under_every_rule(data: st.Dataset) -> None:
     given = setting(rules=("batch", "epoch"), batch_size=N, max_epochs=3)
-    for run in compare(line(), data, given, loss="mse"):
+    for run in compare(line(), data, **given, loss="mse"):
         assert [point.n_window for point in run.points] == [0, 1, 2, 3]
         assert [point.variance is None for point in run.points] == [True, True, False, False]
 
@@ -169,7 +169,7 @@ def test_an_epoch_of_one_step_has_a_window_over_epochs_under_every_rule(data: st
 def test_what_is_measured_has_the_loaders_that_measure_in_it(data: st.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     held = iter([1_000_000_000, 1_100_000_000])
     monkeypatch.setattr(contest_room, "held_bytes", lambda: next(held))
-    found = compare(line(), data, setting(), loss="mse")
+    found = compare(line(), data, **setting(), loss="mse")
     assert all(run.memory["measured"] > 90_000_000 for run in found)
 
 
@@ -177,16 +177,16 @@ def test_the_folder_is_made_before_anything_is_trained(data: st.Dataset, tmp_pat
     (tmp_path / "file").write_text("")
     told: list[object] = []
     with pytest.raises(ResourceError, match="something else is in its place"):
-        compare(line(), data, setting(), loss="mse", out=tmp_path / "file" / "c", on_point=lambda *_: told.append(1))
+        compare(line(), data, **setting(), loss="mse", out=tmp_path / "file" / "c", on_point=lambda *_: told.append(1))
     assert told == []
 
 
 def test_no_remedy_is_one_that_a_comparison_lacks(
     data: st.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare(line(), data, setting(rules=("batch",)), loss="mse", out=tmp_path / "c")
+    compare(line(), data, **setting(rules=("batch",)), loss="mse", out=tmp_path / "c")
     with pytest.raises(UsageError, match="Fix: another --out, or remove it") as taken:
-        compare(line(), data, setting(), loss="mse", out=tmp_path / "c" / "batch-sgd")
+        compare(line(), data, **setting(), loss="mse", out=tmp_path / "c" / "batch-sgd")
     assert "--resume" not in str(taken.value)
 
     def fail(*_: object) -> None:
@@ -194,7 +194,7 @@ def test_no_remedy_is_one_that_a_comparison_lacks(
 
     monkeypatch.setattr("streamtrain.training.run_folder.write_checkpoint", fail)
     with pytest.raises(ResourceError, match="Fix: free some space, then compare again") as full:
-        compare(line(), data, setting(), loss="mse", out=tmp_path / "full")
+        compare(line(), data, **setting(), loss="mse", out=tmp_path / "full")
     assert "--resume" not in str(full.value)
 
 
@@ -206,7 +206,7 @@ def test_numbers_of_a_table_are_short_and_whole_ones_in_full() -> None:
 
 
 def test_names_that_no_encoding_knows_cost_no_comparison(data: st.Dataset, tmp_path: Path) -> None:
-    found = compare(line(), data, setting(rules=("batch",)), loss="mse", about={"dataset": "d\udcff.zarr"})
+    found = compare(line(), data, **setting(rules=("batch",)), loss="mse", about={"dataset": "d\udcff.zarr"})
     page, figures = write_comparison(found, tmp_path)
     assert r"d\udcff.zarr" in page.read_text(encoding="utf-8")
     assert figures.is_file()

@@ -17,6 +17,7 @@ from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import make_rule
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.rules import UpdateRule
+from streamtrain.optim.step_options import StepOptions
 from streamtrain.training.batch_stream import check_weights
 from streamtrain.training.metrics import RunningMetrics
 from streamtrain.training.preflight import warn_of_batch_dependent_loss, warn_of_batch_dependent_modules
@@ -57,7 +58,7 @@ def make_data(n: int, *, classes: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 def make(net: nn.Module, loss: Any, update: str, lr: float = 0.1, **options: Any) -> UpdateRule:
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
-    return make_rule(update, Learner(model=net, loss=resolve_loss(loss), optimizer=optimizer), **options)
+    return make_rule(update, Learner(model=net, loss=resolve_loss(loss), optimizer=optimizer), StepOptions(**options))
 
 
 def gradient_of(net: nn.Module) -> Tensor:

@@ -23,6 +23,7 @@ from streamtrain.optim.full_batch import SCALE, ObjectiveValue, objective_scale,
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.optimizers import FULL_BATCH, build_optimizer
 from streamtrain.optim.rules import UpdateRule
+from streamtrain.optim.step_options import StepOptions
 from streamtrain.training.serialization import pack, unpack
 from streamtrain.training.trainer import Trainer
 
@@ -44,7 +45,7 @@ class Weight(nn.Module):
 
 def rule_of(model: nn.Module, loss: str | Function, optimizer: str, **options: Any) -> UpdateRule:
     learner = Learner(model=model, loss=resolve_loss(loss), optimizer=build_optimizer(optimizer, model.parameters()))
-    return make_rule("epoch", learner, **options)
+    return make_rule("epoch", learner, StepOptions(**options))
 
 
 def a_pass(rule: UpdateRule, dtype: torch.dtype = torch.float64) -> None:

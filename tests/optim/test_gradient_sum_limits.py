@@ -14,6 +14,7 @@ from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import make_rule
 from streamtrain.optim.gradients import Clipping, Learner, grad_norm
 from streamtrain.optim.rules import UpdateRule
+from streamtrain.optim.step_options import StepOptions
 from streamtrain.training.step_errors import name_bad_samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def rule_of(net: nn.Module, loss: Any, update: str = "epoch", lr: float = 0.1, **options: Any) -> UpdateRule:
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
-    return make_rule(update, Learner(model=net, loss=resolve_loss(loss), optimizer=optimizer), **options)
+    return make_rule(update, Learner(model=net, loss=resolve_loss(loss), optimizer=optimizer), StepOptions(**options))
 
 
 def slope(dtype: torch.dtype = torch.float32) -> nn.Linear:

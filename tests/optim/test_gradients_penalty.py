@@ -12,6 +12,7 @@ from streamtrain.errors import UsageError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import make_rule
 from streamtrain.optim.gradients import Learner, add_penalty, check_l2, penalized, penalty
+from streamtrain.optim.step_options import StepOptions
 
 L2 = 0.3
 
@@ -56,7 +57,7 @@ def test_every_step_has_it_once(update: str, options: dict[str, int]) -> None:
         steps.step()
     optimizer = torch.optim.SGD(ruled.parameters(), lr=0.1)
     learner = Learner(model=ruled, loss=resolve_loss("cross_entropy"), optimizer=optimizer, l2=L2)
-    rule = make_rule(update, learner, **options)
+    rule = make_rule(update, learner, StepOptions(**options))
     for start in range(0, 10, 4):
         rule.learn((x[start : start + 4],), y[start : start + 4])
     rule.end_epoch()

@@ -18,7 +18,6 @@ from torch import nn
 import streamtrain as st
 from streamtrain.cli.main import main
 from streamtrain.comparison.compare import compare
-from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.errors import CheckpointError, UsageError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.training.batch_stream import class_counts
@@ -137,9 +136,9 @@ def test_named_classes_of_which_the_last_is_void(tmp_path: Path) -> None:
 
 
 def test_a_comparison(tmp_path: Path) -> None:
-    settings = ComparisonSettings(rules=("batch",), optimizers=("sgd",), max_epochs=1, memory="32MB", batch_size=16)
+    settings = {"rules": ("batch",), "optimizers": ("sgd",), "max_epochs": 1, "memory": "32MB", "batch_size": 16}
     data = make(tmp_path / "d.zarr", 255)
-    found = compare(nn.Linear(4, 3), data, settings, loss=nn.CrossEntropyLoss(ignore_index=255))
+    found = compare(nn.Linear(4, 3), data, **settings, loss=nn.CrossEntropyLoss(ignore_index=255))
     assert np.isfinite(next(iter(found)).last.train.loss)  # type: ignore[union-attr]
 
 

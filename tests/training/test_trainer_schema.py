@@ -16,7 +16,6 @@ from torch import nn
 
 import streamtrain as st
 from streamtrain.comparison.compare import compare
-from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.errors import CheckpointError, UsageError
 from streamtrain.store.schema.matching import UnnamedColumns
 
@@ -154,7 +153,7 @@ def test_a_run_without_a_checkpoint_begins_with_the_schema_of_its_data(load: Ope
 
 
 def test_compare_refuses_other_validation_data(load: Open) -> None:
-    setting = ComparisonSettings(rules=("batch",), optimizers=("sgd",), max_epochs=1, batch_size=8, memory="16MB")
+    setting = {"rules": ("batch",), "optimizers": ("sgd",), "max_epochs": 1, "batch_size": 8, "memory": "16MB"}
     val = load("depth", "height", "width").dataset
     with pytest.raises(UsageError, match=ORDER):
-        compare(nn.Linear(3, 3), load().dataset, setting, val=val, normalize="auto")
+        compare(nn.Linear(3, 3), load().dataset, **setting, val=val, normalize="auto")
