@@ -17,6 +17,7 @@ from streamtrain.optim.schedules import Schedule
 from streamtrain.optim.step_options import StepOptions
 from streamtrain.system.arguments import ON_BAD_BLOCK, RESHUFFLE
 from streamtrain.training.run_state import ON_CHECKPOINT_FAILURE
+from streamtrain.training.sized_loaders import LoaderOptions
 
 
 def _parse_betas(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -147,6 +148,11 @@ class TrainOptions:
     resume: bool = _option(False, "Resume the run in --out from its newest checkpoint, if it has one.", is_flag=True)
     log_every: int = _option(50, "Batches between two lines of metrics.jsonl.", type=int, metavar="BATCHES")
     headspace: bool = _option(False, "Measure at the end how much faster a perfect loader would be.", is_flag=True)
+
+    def loading(self) -> LoaderOptions:
+        """Those of the loaders."""
+        names = {each.name for each in fields(LoaderOptions)} - {"shuffle"}
+        return LoaderOptions(shuffle=self.update != "epoch", **{name: getattr(self, name) for name in names})
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:

@@ -23,21 +23,19 @@ from streamtrain.cli.compatibility import (
 from streamtrain.cli.options import TrainOptions, set_threads, train_options
 from streamtrain.cli.output import emit, epoch_head, epoch_line, headspace_line, json_option, memory_line, time_lines
 from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
-from streamtrain.errors import BudgetError, StreamtrainError, UsageError
+from streamtrain.errors import StreamtrainError, UsageError
 from streamtrain.loader import shared_budget
 from streamtrain.loader.plan import few_lanes
-from streamtrain.loader.quarantine import QuarantinedBlock, first_rows
-from streamtrain.loader.shared_budget import n_preflight_rows, smallest_budget_bytes, smallest_shared_budget_bytes
-from streamtrain.loader.stream_loader import StreamLoader
+from streamtrain.loader.quarantine import QuarantinedBlock
 from streamtrain.models.factory import build_model, n_parameters
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.events import Reserved, publish_event
-from streamtrain.system.memory import MemoryMeter, held_bytes, limit_heap_growth
+from streamtrain.system.memory import held_bytes, limit_heap_growth
 from streamtrain.system.signals import Interrupted
 from streamtrain.system.units import format_bytes, format_rate
-from streamtrain.training.batch_stream import class_counts, normalize_fields
+from streamtrain.training.batch_stream import normalize_fields
 from streamtrain.training.metrics import METRIC_NAMES, History, score_name
 from streamtrain.training.run_folder import (
     RunFolder,
@@ -49,6 +47,7 @@ from streamtrain.training.run_folder import (
     write_memory,
 )
 from streamtrain.training.run_state import ResumePoint, budget_config
+from streamtrain.training.sized_loaders import SizedLoaders, make_loaders, sized_loaders
 from streamtrain.training.trainer import Trainer
 
 _ENDED: Final = {
@@ -211,36 +210,30 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     if val is not None:
         check_alike(dataset, val, options.weight, fields=(*options.inputs, options.target))
     trainer, about = _make_trainer(options, dataset)
-    n_rows = n_preflight_rows(dataset, options.batch_size)
-    rows = first_rows(dataset, n_rows, forgiving=options.on_bad_block != "error")
-    trainer.check(rows, n_classes=class_counts(dataset, trainer.target, trainer.loss))
-    say(_heading(options, dataset, trainer))
-    for doubt in training_warnings(dataset, options.batch_size):
-        click.echo(f"warning: {doubt}", err=True)
+
+    def say_heading() -> None:
+        say(_heading(options, dataset, trainer))
+        for doubt in training_warnings(dataset, options.batch_size):
+            click.echo(f"warning: {doubt}", err=True)
+
+    sizing = partial(sized_loaders, reserved_bytes=reserved, on_checked=say_heading)
     with ExitStack() as stack:
-        with ExitStack() as rehearsal:
-            # What a step takes is there for milliseconds.
-            with MemoryMeter(interval_seconds=0.001) as step:
-                rehearsal.enter_context(trainer.working_memory(rows))
-            del rows
-            meter = stack.enter_context(MemoryMeter())
-        publish_event(Reserved(held_bytes=meter.before_bytes))
-        taken = shared_budget.non_loader_memory(reserved, step, meter)
-        options, memory = _shared_out(options, dataset, val, taken)
-        loaders = [stack.enter_context(loader) for loader in _make_loaders(options, dataset, val, memory, taken)]
-        config = trainer.describe(loaders[0]) | about | budget_config(loaders[0], memory)
-        if loaders[0].shuffle and (poor := poor_shuffle(dataset, options.batch_size, loaders[0].sizes.lanes)):
+        loaders = stack.enter_context(sizing(trainer, dataset, val, options.loading()))
+        training = loaders.training
+        config = trainer.describe(training) | about | budget_config(training, loaders.memory_bytes)
+        if training.shuffle and (poor := poor_shuffle(dataset, options.batch_size, training.sizes.lanes)):
             click.echo(f"warning: {poor}", err=True)
         run = stack.enter_context(RunFolder(out, config, resumes=options.resume))
-        if expected := loaders[0].projection.expected:
-            few = few_lanes(dataset.layout, loaders[0].sizes, loaders[0].memory_bytes)
+        if expected := training.projection.expected:
+            few = few_lanes(dataset.layout, training.sizes, training.memory_bytes)
             say("\n        ".join(["order   " + str(expected).replace("; ", "\n        "), *([few] if few else [])]))
         say(epoch_head(score_name(trainer.loss), with_val=val is not None))
         with resume_hint(out), unnamed_was_told():
             history = _fit(trainer, options, loaders, run, out, say)
-        projected = sum(loader.projection.total_bytes for loader in loaders)
+        projected = sum(loader.projection.total_bytes for loader in loaders.all)
         names = ("training", "validation")
-        terms = {name: loader.projection.terms for name, loader in zip(names, loaders, strict=False)}
+        terms = {name: loader.projection.terms for name, loader in zip(names, loaders.all, strict=False)}
+    memory, taken, meter = loaders.memory_bytes, loaders.taken, loaders.meter
     trained = TrainOutcome(
         history=history,
         memory={
@@ -252,8 +245,8 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
         },
         out=out,
         headspace=None,
-        quarantined=loaders[0].quarantined,
-        val_quarantined=loaders[1].quarantined if val else (),
+        quarantined=loaders.training.quarantined,
+        val_quarantined=loaders.validation.quarantined if loaders.validation else (),
     )
     write_memory(out, {**trained.memory, "terms": terms})
     return _with_headspace(trained, trainer, options, dataset, memory) if options.headspace else trained
@@ -262,19 +255,18 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
 def _fit(
     trainer: Trainer,
     options: TrainOptions,
-    loaders: list[StreamLoader],
+    loaders: SizedLoaders,
     run: RunFolder,
     out: Path,
     say: Callable[[str], None],
 ) -> History:
-    """The training itself, over the first loader; the second one, where there is one, is measured on."""
     history = trainer.fit(
-        loaders[0],
+        loaders.training,
         max_epochs=options.epochs,
         max_steps=options.max_steps,
         until_loss=options.until_loss,
         patience=options.patience,
-        val=loaders[1] if len(loaders) > 1 else None,
+        val=loaders.validation,
         checkpoint=run,
         checkpoint_every=options.checkpoint_every,
         on_checkpoint_failure=options.on_checkpoint_failure,
@@ -286,26 +278,6 @@ def _fit(
     if history.last is not None and history.last.partial:
         say(epoch_line(history.last))
     return history
-
-
-def _shared_out(
-    options: TrainOptions, dataset: Dataset, val: Dataset | None, taken: shared_budget.NonLoaderMemory
-) -> tuple[TrainOptions, int]:
-    """What the loaders may own, and the options with the lanes that follow from it."""
-    least = 1
-    if options.max_memory:
-        in_order = options.update == "epoch"
-        order: dict[str, Any] = {"lanes": options.lanes, "groups": options.groups}
-        least = smallest_budget_bytes(dataset, options.batch_size, shuffle=not in_order, **order)
-        if val is not None:
-            least_val = smallest_budget_bytes(val, min(options.batch_size, len(val)), shuffle=False)
-            least = smallest_shared_budget_bytes(least, [least_val])
-    memory = shared_budget.loader_budget_bytes(options.memory, options.max_memory, taken, least_bytes=least)
-    if options.max_memory and not (options.memory or options.lanes):
-        of_training = memory - memory // shared_budget.VAL_SHARE if val else memory
-        lanes = shared_budget.steady_lanes(dataset, options.batch_size, of_training, groups=options.groups)
-        return replace(options, lanes=lanes), memory
-    return options, memory
 
 
 def _out(options: TrainOptions) -> Path:
@@ -324,7 +296,7 @@ def _with_headspace(
     """Only after the run, whose weights are saved and whose memory is measured: the trainer goes on training."""
     publish_event(Reserved(held_bytes=held_bytes() + kept_bytes(dataset)))
     try:
-        with next(_make_loaders(options, dataset, None, memory)) as loader:
+        with next(make_loaders(options.loading(), dataset, None, memory)) as loader:
             return replace(trained, headspace=headspace(trainer, loader))
     except StreamtrainError as error:
         # The run itself is done, and its result is not to be lost.
@@ -361,43 +333,6 @@ def _make_trainer(options: TrainOptions, dataset: Dataset) -> tuple[Trainer, dic
         "dataset_id": dataset.id,
         "max_memory": options.max_memory,
     }
-
-
-def _make_loaders(
-    options: TrainOptions,
-    dataset: Dataset,
-    val: Dataset | None,
-    memory: int,
-    taken: shared_budget.NonLoaderMemory | None = None,
-) -> Iterator[StreamLoader]:
-    """The loader to train from, and that to measure on; together they own what the budget allows."""
-    try:
-        yield from _loaders(options, dataset, val, memory)
-    except BudgetError as error:
-        if taken is None or options.memory or not options.max_memory:
-            raise
-        raise shared_budget.process_budget_error(error, taken) from error
-
-
-def _loaders(options: TrainOptions, dataset: Dataset, val: Dataset | None, memory: int) -> Iterator[StreamLoader]:
-    val_memory = memory // shared_budget.VAL_SHARE if val else 0
-    in_order = options.update == "epoch"
-    yield StreamLoader(
-        dataset,
-        batch_size=options.batch_size,
-        memory=memory - val_memory,
-        seed=options.seed,
-        shuffle=not in_order,
-        reshuffle=options.reshuffle,
-        drop_last=options.drop_last,
-        lanes=None if in_order else options.lanes,
-        groups=None if in_order else options.groups,
-        device=options.device,
-        on_bad_block=options.on_bad_block,
-    )
-    if val:
-        size, on_bad_block = min(options.batch_size, len(val)), options.on_bad_block
-        yield shared_budget.make_val_loader(val, size, val_memory, options.device, on_bad_block)
 
 
 def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer) -> str:

@@ -8,7 +8,9 @@ from typing import Any, Self
 
 import torch
 
-from streamtrain.optim.schedules import Beta1, Schedule, ScheduleFactory
+from streamtrain.models.alignment import dtype_name
+from streamtrain.models.forward import check_autocast
+from streamtrain.optim.schedules import Beta1, OptimizerSchedules, Schedule, ScheduleFactory
 
 
 def _option(default: object, help_text: str, **command_line: object) -> Any:
@@ -49,6 +51,20 @@ class StepOptions:
     loss_tolerance: float | None = _option(
         None, "With lbfgs, cg: end where a step lowers J by at most this.", type=float
     )
+
+    def describe(self, schedules: OptimizerSchedules | None) -> dict[str, object]:
+        """The options as ``config.json`` holds them, without what the rule itself says."""
+        autocast = check_autocast(self.autocast)
+        return {
+            "clip_grad_norm": self.clip_grad_norm,
+            "clip_grad_value": self.clip_grad_value,
+            **(schedules.describe() if schedules else {"schedule": None, "beta1": None}),
+            "autocast": dtype_name(autocast) if autocast else None,
+            "compile": self.compile,
+            "l2": self.l2,
+            "grad_tolerance": self.grad_tolerance,
+            "loss_tolerance": self.loss_tolerance,
+        }
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:

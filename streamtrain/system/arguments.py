@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, ParamSpec, TypeGuard, TypeVar
 
 from streamtrain.errors import Argument, Fix, UsageError, unknown_name
@@ -88,3 +89,17 @@ def naming_nearest(function: Callable[_Given, _Result]) -> Callable[_Given, _Res
 
     known_names = frozenset(known)
     return call
+
+
+def refuse_misspelt(options: Mapping[str, object], function: Callable[..., object]) -> None:
+    """Refuse an option, meant for somebody else, that is nearly an argument of a function's own.
+
+    Raises
+    ------
+    UnknownName
+        One is.
+    """
+    known = list(inspect.signature(function).parameters)
+    for name in options:
+        if difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            raise unknown_name("argument", name, known)

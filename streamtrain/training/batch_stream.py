@@ -215,7 +215,7 @@ def check_stream(stream: BatchStream, model: nn.Module, update: str) -> None:
         warnings.warn(
             f"the last batch has one sample (of {stream.batch_size}), over which BatchNorm has no variance; "
             "drop_last=True, or another batch_size, avoids it",
-            stacklevel=4,
+            stacklevel=6,
         )
 
 

@@ -61,7 +61,7 @@ def warn_of_batch_dependent_modules(model: nn.Module, spans: str | None) -> None
         warnings.warn(
             f"{', '.join([*norms, *drops])} under {spans}: {'; '.join(filter(None, why))}; the "
             "step is not the one on all of these samples as one batch",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

@@ -1,13 +1,7 @@
-"""`Trainer`: a model, a loss, an optimizer and an update rule over a stream of batches.
-
-`Trainer.fit` is the main loop. The work before it (does the model fit the data?), beside it (metrics, the run's folder,
-the progress bar) and inside it (the step) has modules of its own.
-"""
+"""`Trainer`: a model, a loss, an optimizer and an update rule over a stream of batches."""
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
@@ -20,9 +14,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from streamtrain.errors import UsageError, unknown_name
+from streamtrain.errors import UsageError
 from streamtrain.loader.device.resolve import resolve_device
-from streamtrain.models.alignment import dtype_name
 from streamtrain.models.forward import check_autocast, make_forward
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.models.normalization import NormalizedModel
@@ -31,9 +24,10 @@ from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
 from streamtrain.optim.sample_rule import SampleRule
 from streamtrain.optim.schedules import Beta1, Schedule, ScheduleFactory
 from streamtrain.optim.step_options import StepOptions
+from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.columns import Schema
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
-from streamtrain.system.arguments import naming_nearest
+from streamtrain.system.arguments import naming_nearest, refuse_misspelt
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
 from streamtrain.system.signals import DeferredSignals, defer_signals
 from streamtrain.training.batch_stream import (
@@ -52,6 +46,7 @@ from streamtrain.training.preflight import warn_of_batch_dependent_modules, work
 from streamtrain.training.progress import Counts, EarlyStopping, Totals
 from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder
 from streamtrain.training.run_state import ResumePoint, RunState, describe_run, open_run, stream_identity
+from streamtrain.training.sized_loaders import LoaderOptions, streams_of
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """Field name -> array (n_rows, ...), as ``dataset[0:n_rows]`` gives them."""
@@ -69,8 +64,7 @@ class Trainer:
         ``cross_entropy``, ``nll``, ``bce_with_logits``, ``mse``, ``l1``, or (output, target) -> mean over the samples,
         or each sample's loss (B,); see `streamtrain.models.losses.resolve_loss`.
     optimizer : str, torch.optim.Optimizer or callable
-        A name of ``torch.optim``, a finished optimizer, or a factory; see
-        `streamtrain.optim.optimizers.build_optimizer`.
+        A name of ``torch.optim``, a finished optimizer, or a factory.
     lr : float, optional
         The learning rate; by default the optimizer's own (Adam 0.001), for SGD 0.1, or 0.01 with ``update="sample"``.
     update : {"batch", "sample", "epoch"}
@@ -108,7 +102,7 @@ class Trainer:
     compile : bool
         Whether `torch.compile` compiles the model.
     l2 : float
-        The factor of the penalty, l2/2 times the sum of the squared weights (not biases), which is a part of J.
+        The factor of the penalty in J, l2/2 times the sum of the squared weights (not biases).
     on_step : callable, optional
         Called after every step, without arguments; the weights are those it came to. It may change anything, such as
         step a scheduler of the user's own, so the rule ``sample`` takes the plain path with it.
@@ -168,7 +162,7 @@ class Trainer:
         # By their names, which are those of the arguments.
         given = locals()
         self._options = StepOptions.of(given)
-        _refuse_misspelt(optimizer_options)
+        refuse_misspelt(optimizer_options, type(self))
         check_rule(update)
         if not isinstance(model, nn.Module):
             raise UsageError(f"model is {model!r}, not a torch.nn.Module", fix="models.build_model makes one by name")
@@ -206,6 +200,11 @@ class Trainer:
         return self._rule.way
 
     @property
+    def reads_in_order(self) -> bool:
+        """Whether passes are made in stored order, since no order makes a difference to the update rule."""
+        return self._rule.in_stored_order
+
+    @property
     def counts(self) -> Counts:
         """Epochs, batches, steps and samples so far."""
         return self._epoch_loop.counts
@@ -213,13 +212,17 @@ class Trainer:
     @naming_nearest
     def fit(
         self,
-        loader: BatchStream,
+        loader: BatchStream | Dataset,
         *,
         max_epochs: int | None = None,
         max_steps: int | None = None,
         until_loss: float | None = None,
         patience: int | None = None,
-        val: BatchStream | None = None,
+        val: BatchStream | Dataset | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        memory: str | None = None,
+        max_memory: str | None = None,
         checkpoint: str | Path | RunFolder | None = None,
         checkpoint_every: int | None = None,
         on_checkpoint_failure: str = "error",
@@ -233,8 +236,8 @@ class Trainer:
 
         Parameters
         ----------
-        loader : StreamLoader
-            The training data. Its seed is also that of dropout and the like.
+        loader : StreamLoader or Dataset
+            The training data. Its seed is also that of dropout and the like. Of a dataset a loader is made.
         max_epochs, max_steps : int, optional
             Totals since the trainer was made, so that a second call goes on; at least one must be given. An epoch that
             ``max_steps`` cuts short does not count: a call that goes on with it does so inside the epoch, and slices of
@@ -244,8 +247,13 @@ class Trainer:
             was ``reached``.
         patience : int, optional
             End after so many epochs in a row without a loss below the lowest so far.
-        val : StreamLoader, optional
+        val : StreamLoader or Dataset, optional
             Measured after every epoch, and where ``max_steps`` cuts one short.
+        batch_size, seed, memory : optional
+            Of the loaders that are made of datasets; both share ``memory``, by default 512 MB or what is left.
+        max_memory : str, optional
+            The budget of the whole process, of which loaders that are made have what training leaves; ``"auto"`` is
+            what the machine allows. Loaders that are given are only compared with it.
         checkpoint : path, optional
             The run's folder: ``config.json``, ``metrics.jsonl`` and checkpoints, one after every epoch. Ctrl-C and
             SIGTERM then end the run after the step they meet, saved; a second one at once.
@@ -284,7 +292,29 @@ class Trainer:
             A `KeyboardInterrupt`: a signal came, and the run is saved.
         """
         totals = Totals(max_epochs=max_epochs, max_steps=max_steps)
-        stopping = self._stopping_on(loader, val, EarlyStopping(until_loss=until_loss, patience=patience))
+        stopping = EarlyStopping(until_loss=until_loss, patience=patience)
+        saving = {"every": checkpoint_every, "on_failure": on_checkpoint_failure}
+        options = LoaderOptions(batch_size=batch_size, seed=seed, memory=memory, max_memory=max_memory)
+        if isinstance(loader, Dataset):
+            self._prepare(loader)
+        with streams_of(self, loader, val, options) as streams:
+            recording = partial(EpochRecorder, self.loss, log_every=log_every, progress=progress)
+            return self._fit(*streams, totals, stopping, checkpoint, resume, saving, recording, on_epoch, on_resume)
+
+    def _fit(
+        self,
+        loader: BatchStream,
+        val: BatchStream | None,
+        totals: Totals,
+        stopping: EarlyStopping,
+        checkpoint: str | Path | RunFolder | None,
+        resume: Literal["auto"] | None,
+        saving: dict[str, Any],
+        recording: Callable[..., EpochRecorder],
+        on_epoch: Callable[[EpochSummary], None] | None,
+        on_resume: Callable[[ResumePoint], None] | None,
+    ) -> History:
+        self._stopping_on(loader, val, stopping)
         self._begin(loader, val, totals)
         summaries: list[EpochSummary] = []
         with (
@@ -294,15 +324,12 @@ class Trainer:
             self._told(),
             nullcontext(DeferredSignals()) if isinstance(run, NullRunFolder) else defer_signals() as interrupts,
         ):
-            when = {"every": checkpoint_every, "on_failure": on_checkpoint_failure}
-            run_state = self._run_state(run, stream, loader, stopping, **when)
-            restored = run_state.restore(on_resume, totals.reached_by) if resume else None
+            run_state = self._run_state(run, stream, loader, stopping, **saving)
+            restored = run_state.restore(is_over=totals.reached_by, tell=on_resume) if resume else None
             self._epoch_loop.resume(stream, restored)
             resumed_from_batch = self.counts.n_batches if resume else 0
             while not self._is_over(totals, stopping):
-                recorder = EpochRecorder(
-                    self.loss, stream, run, log_every=log_every, epoch=self.counts.n_epochs + 1, progress=progress
-                )
+                recorder = recording(stream, run, epoch=self.counts.n_epochs + 1)
                 batches = self._epoch_loop.train(stream, recorder, totals)
                 with recorder, closing(batches), run_state.name_checkpoint_on_divergence():
                     for place in batches:
@@ -326,7 +353,7 @@ class Trainer:
     def _begin(self, loader: BatchStream, val: BatchStream | None, totals: Totals) -> None:
         """What comes before a run: does the stream fit, what does it mean, and how long is the run."""
         check_stream(loader, self.model, self._rule.name)
-        warn_of_waiting_device(loader, self.device, self._rule.name, stacklevel=4)
+        warn_of_waiting_device(loader, self.device, self._rule.name, stacklevel=6)
         warn_of_batch_dependent_modules(self.model, self._rule.spans)
         self._learn_schema(loader, val)
         self._prepare(loader.dataset)
@@ -411,22 +438,9 @@ class Trainer:
     def describe(self, loader: BatchStream) -> dict[str, object]:
         """What this trainer does with a stream, as ``config.json`` holds it."""
         fields = {"inputs": list(self.inputs), "target": self.target, "weight": self.weight}
-        return describe_run(self._rule, self._normalized_model, loader, fields | self._describe_steps())
-
-    def _describe_steps(self) -> dict[str, object]:
-        """The options as ``config.json`` holds them, without what the rule itself says."""
-        options, schedules = self._options, self._learner.schedules
-        autocast = check_autocast(options.autocast)
-        return {
-            "clip_grad_norm": options.clip_grad_norm,
-            "clip_grad_value": options.clip_grad_value,
-            **(schedules.describe() if schedules else {"schedule": None, "beta1": None}),
-            "autocast": dtype_name(autocast) if autocast else None,
-            "compile": options.compile,
-            "l2": options.l2,
-            "grad_tolerance": options.grad_tolerance,
-            "loss_tolerance": options.loss_tolerance,
-        }
+        return describe_run(
+            self._rule, self._normalized_model, loader, fields | self._options.describe(self._learner.schedules)
+        )
 
     def _learn_schema(self, stream: BatchStream, val: BatchStream | None) -> None:
         """Take what the training data means from the stream that the first step is taken on, and hold others to it."""
@@ -434,7 +448,7 @@ class Trainer:
             self._schema = schema_of_stream(stream)
         for each in (stream, val):
             if each is not None:
-                self._check_meaning(each, stacklevel=5)
+                self._check_meaning(each, stacklevel=7)
 
     def _check_meaning(self, stream: BatchStream, *, stacklevel: int = 3) -> None:
         """Refuse data that means something else than what was trained on; once, say what is matched by position."""
@@ -459,7 +473,7 @@ class Trainer:
         if self._learner.schedules is not None:
             self._learner.schedules.after_epoch(loss)
 
-    def _stopping_on(self, loader: BatchStream, val: BatchStream | None, stopping: EarlyStopping) -> EarlyStopping:
+    def _stopping_on(self, loader: BatchStream, val: BatchStream | None, stopping: EarlyStopping) -> None:
         """Let early stopping know the losses of the call before, which this one goes on with, unless it ended that."""
         streams = (stream_identity(loader), None if val is None else stream_identity(val))
         before, self._stopping = self._stopping, (streams, stopping)
@@ -468,7 +482,6 @@ class Trainer:
             seen.load_state_dict(before[1].state_dict())
             if not seen.reason:
                 stopping.load_state_dict(seen.state_dict())
-        return stopping
 
     def _told(self) -> AbstractContextManager[None]:
         began = RunBegan(update=self._rule.name)
@@ -477,19 +490,6 @@ class Trainer:
     def _run_state(
         self, run: Run, stream: BatchStream, loader: BatchStream, stopping: EarlyStopping, **when: Any
     ) -> RunState:
-        parts: dict[str, Any] = {
-            "rule": self._rule,
-            "front": self._normalized_model,
-            "device": self.device,
-            "stopping": stopping,
-        }
-        parts["schema"] = schema_of_stream(loader)
+        parts: dict[str, Any] = {"rule": self._rule, "front": self._normalized_model, "device": self.device}
+        parts |= {"stopping": stopping, "schema": schema_of_stream(loader)}
         return RunState(run, stream=stream, identity=self.describe(loader), **parts, **when)
-
-
-def _refuse_misspelt(options: Mapping[str, object]) -> None:
-    """Refuse an option that is nearly an argument of the trainer's, which an optimizer would be said not to take."""
-    known = [name for name in inspect.signature(Trainer).parameters if name != "optimizer_options"]
-    for name in options:
-        if difflib.get_close_matches(name, known, n=1, cutoff=0.8):
-            raise unknown_name("argument", name, known)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import streamtrain
-from streamtrain.errors import BudgetError, UsageError
+from streamtrain.errors import Argument, BudgetError, Fix, UsageError
 from streamtrain.loader import shared_budget
 from streamtrain.loader.shared_budget import (
     NonLoaderMemory,
@@ -33,7 +33,7 @@ def test_what_does_not_fit_is_refused_with_every_term_and_what_would_do():
         "keep 8.3 MB = 408.3 MB"
     ) in str(e.value)
     assert e.value.exit_code == 5
-    assert loader_budget_bytes("200MB", e.value.fix.split()[1], TAKEN) == 200_000_000
+    assert loader_budget_bytes("200MB", e.value.fix.argument("max_memory").value, TAKEN) == 200_000_000
 
 
 def machine(monkeypatch, limit_bytes, free_bytes):
@@ -52,14 +52,14 @@ def test_the_machines_limit_is_taken_where_asked_for_and_no_more_than_is_free(mo
         loader_budget_bytes(None, "auto", TAKEN)
 
 
-@pytest.mark.parametrize(("option", "sizes"), [("memory", ("900GB", None)), ("max-memory", (None, "900GB"))])
+@pytest.mark.parametrize(("option", "sizes"), [("memory", ("900GB", None)), ("max_memory", (None, "900GB"))])
 def test_more_than_the_machine_has_is_refused_however_little_is_needed(monkeypatch, option, sizes):
     machine(monkeypatch, 25 * 10**9, 10**10)
     with pytest.raises(
-        BudgetError, match=f"--{option} is 900.00 GB; memory.max allows 25.00 GB, of which 10.00 GB"
+        BudgetError, match=f"^{option} is 900.00 GB; memory.max allows 25.00 GB, of which 10.00 GB"
     ) as e:
         check_memory_options(*sizes)
-    assert e.value.fix == f"--{option} 9000MB or less"
+    assert e.value.fix == f"{option}='9000MB' or less"
     check_memory_options(None, "auto")
     check_memory_options(None, None)
 
@@ -74,10 +74,10 @@ def test_the_least_that_a_loader_needs_is_found_to_the_byte(dataset):
 
 
 def test_a_loaders_refusal_names_the_option_that_was_given():
-    refused = BudgetError("x", fix="memory='1000000B'")
-    assert shared_budget.process_budget_error(refused, TAKEN).fix == "--max-memory 410MB"
-    refused = BudgetError("x", fix="memory='5MB' or less")
-    assert shared_budget.process_budget_error(refused, TAKEN).fix == "--max-memory 414MB or less"
+    refused = BudgetError("x", fix=Fix(Argument("memory", n_bytes=1_000_000)))
+    assert shared_budget.process_budget_error(refused, TAKEN).fix == "max_memory='410MB'"
+    refused = BudgetError("x", fix=Fix(Argument("memory", "5MB"), " or less"))
+    assert shared_budget.process_budget_error(refused, TAKEN).fix == "max_memory='414MB' or less"
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,12 @@ import torch
 
 import streamtrain
 from streamtrain import StreamLoader, Trainer
-from streamtrain.cli import evaluate, train
+from streamtrain.cli import evaluate
 from streamtrain.cli.main import main
 from streamtrain.errors import DeviceError
 from streamtrain.loader import shared_budget
 from streamtrain.loader.device.transfer import Placement
+from streamtrain.training import sized_loaders
 
 WAYS = ("host", "device")
 
@@ -89,7 +90,7 @@ def test_the_commands_bring_their_batches_to_the_device(dataset, monkeypatch, tm
         asked.append(device)
         return StreamLoader(*arguments, device=Placement(device=device, pool="host"), **options)
 
-    for module in (train, shared_budget, evaluate):
+    for module in (sized_loaders, shared_budget, evaluate):
         monkeypatch.setattr(module, "StreamLoader", loader)
     run, data = str(tmp_path / "run"), str(dataset.path)
     options = ["--model", "linear", "--epochs", "1", "--device", "cpu", "--memory", "64MB", "--out", run]

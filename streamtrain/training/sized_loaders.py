@@ -1,0 +1,233 @@
+"""Loaders for training and validation, sized by what a trainer leaves of a memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
+
+from streamtrain.errors import Argument, BudgetError, Fix, UsageError
+from streamtrain.loader import shared_budget
+from streamtrain.loader.quarantine import first_rows
+from streamtrain.loader.shared_budget import NonLoaderMemory, smallest_budget_bytes, smallest_shared_budget_bytes
+from streamtrain.loader.stream_loader import StreamLoader
+from streamtrain.models.losses import Loss
+from streamtrain.store.dataset import Dataset
+from streamtrain.system.events import Reserved, publish_event
+from streamtrain.system.memory import MemoryMeter, held_bytes
+from streamtrain.system.units import format_bytes, megabytes, parse_bytes
+from streamtrain.training.batch_stream import BatchStream, class_counts
+
+
+class Rehearsing(Protocol):
+    """What is asked of a trainer."""
+
+    target: str
+    loss: Loss
+
+    @property
+    def reads_in_order(self) -> bool: ...
+    def check(self, rows: Any, *, n_classes: int | range | None = None) -> None: ...
+    def working_memory(self, rows: Any) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderOptions:
+    """Options of the loaders of a run, as `StreamLoader` has them, and the budget of the whole process.
+
+    Parameters
+    ----------
+    memory : str or int, optional
+        The budget of all loaders together; by default 512 MB, or what ``max_memory`` leaves.
+    max_memory : str or int, optional
+        The budget of the whole process; ``"auto"`` is what the machine, or its control group, allows.
+    """
+
+    batch_size: int = 256
+    memory: str | None = None
+    max_memory: str | None = None
+    seed: int = 0
+    lanes: int | None = None
+    groups: int | None = None
+    reshuffle: str = "epoch"
+    drop_last: bool = False
+    on_bad_block: str = "error"
+    device: str = "auto"
+    shuffle: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizedLoaders:
+    """Loaders and what they were sized by.
+
+    Attributes
+    ----------
+    training, validation : StreamLoader
+        To train from, and to measure on; None where nothing is measured.
+    memory_bytes : int
+        What both may own.
+    taken : NonLoaderMemory
+        What the process holds besides.
+    meter : MemoryMeter
+        The peak of what is held from the rehearsed step on.
+    """
+
+    training: StreamLoader
+    validation: StreamLoader | None
+    memory_bytes: int
+    taken: NonLoaderMemory
+    meter: MemoryMeter
+
+    @property
+    def all(self) -> list[StreamLoader]:
+        """Both, or the one."""
+        return [self.training, *([self.validation] if self.validation else [])]
+
+
+@contextmanager
+def sized_loaders(
+    trainer: Rehearsing,
+    dataset: Dataset,
+    val: Dataset | None,
+    options: LoaderOptions,
+    *,
+    reserved_bytes: int,
+    on_checked: Callable[[], object] = lambda: None,
+) -> Iterator[SizedLoaders]:
+    """Rehearse a step, and make the loaders that what it leaves is enough for.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        What trains; nothing of it is changed.
+    dataset, val : Dataset, Dataset or None
+        The data to train and to measure on.
+    options : LoaderOptions
+        How.
+    reserved_bytes : int
+        What the process held before there was a model.
+    on_checked : callable, optional
+        Called once the model is known to fit the data.
+
+    Raises
+    ------
+    UsageError
+        The model does not fit the data.
+    BudgetError
+        The budget is too small; the message has the one that would do.
+    """
+    options = replace(options, shuffle=options.shuffle and not trainer.reads_in_order)
+    n_rows = shared_budget.n_preflight_rows(dataset, options.batch_size)
+    rows = first_rows(dataset, n_rows, forgiving=options.on_bad_block != "error")
+    trainer.check(rows, n_classes=class_counts(dataset, trainer.target, trainer.loss))
+    on_checked()
+    with ExitStack() as stack:
+        with ExitStack() as rehearsal:
+            # What a step takes is there for milliseconds.
+            with MemoryMeter(interval_seconds=0.001) as step:
+                rehearsal.enter_context(trainer.working_memory(rows))
+            del rows
+            meter = stack.enter_context(MemoryMeter())
+        publish_event(Reserved(held_bytes=meter.before_bytes))
+        taken = shared_budget.non_loader_memory(reserved_bytes, step, meter)
+        options, memory = _budget(options, dataset, val, taken)
+        loaders = [stack.enter_context(loader) for loader in make_loaders(options, dataset, val, memory, taken)]
+        validation = loaders[1] if len(loaders) > 1 else None
+        yield SizedLoaders(training=loaders[0], validation=validation, memory_bytes=memory, taken=taken, meter=meter)
+
+
+def _budget(
+    options: LoaderOptions, dataset: Dataset, val: Dataset | None, taken: NonLoaderMemory
+) -> tuple[LoaderOptions, int]:
+    """What the loaders may own, and the options with the lanes that follow from it."""
+    least = 1
+    if options.max_memory:
+        order: dict[str, Any] = {"lanes": options.lanes, "groups": options.groups, "shuffle": options.shuffle}
+        least = smallest_budget_bytes(dataset, options.batch_size, **order)
+        if val is not None:
+            least_val = smallest_budget_bytes(val, min(options.batch_size, len(val)), shuffle=False)
+            least = smallest_shared_budget_bytes(least, [least_val])
+    memory = shared_budget.loader_budget_bytes(options.memory, options.max_memory, taken, least_bytes=least)
+    if options.max_memory and not (options.memory or options.lanes):
+        of_training = memory - memory // shared_budget.VAL_SHARE if val else memory
+        lanes = shared_budget.steady_lanes(dataset, options.batch_size, of_training, groups=options.groups)
+        return replace(options, lanes=lanes), memory
+    return options, memory
+
+
+def make_loaders(
+    options: LoaderOptions,
+    dataset: Dataset,
+    val: Dataset | None,
+    memory: int,
+    taken: NonLoaderMemory | None = None,
+) -> Iterator[StreamLoader]:
+    """Make the loader to train from, and that to measure on; together they own what the budget allows."""
+    try:
+        yield from _loaders(options, dataset, val, memory)
+    except BudgetError as error:
+        if taken is None or options.memory or not options.max_memory:
+            raise
+        raise shared_budget.process_budget_error(error, taken) from error
+
+
+def _loaders(options: LoaderOptions, dataset: Dataset, val: Dataset | None, memory: int) -> Iterator[StreamLoader]:
+    val_memory = memory // shared_budget.VAL_SHARE if val else 0
+    yield StreamLoader(
+        dataset,
+        batch_size=options.batch_size,
+        memory=memory - val_memory,
+        seed=options.seed,
+        shuffle=options.shuffle,
+        reshuffle=options.reshuffle,
+        drop_last=options.drop_last,
+        lanes=options.lanes if options.shuffle else None,
+        groups=options.groups if options.shuffle else None,
+        device=options.device,
+        on_bad_block=options.on_bad_block,
+    )
+    if val:
+        size, on_bad_block = min(options.batch_size, len(val)), options.on_bad_block
+        yield shared_budget.make_val_loader(val, size, val_memory, options.device, on_bad_block)
+
+
+@contextmanager
+def streams_of(
+    trainer: Rehearsing, data: BatchStream | Dataset, val: BatchStream | Dataset | None, options: LoaderOptions
+) -> Iterator[tuple[BatchStream, BatchStream | None]]:
+    """Make loaders of datasets for the block; loaders that are given are only held against ``max_memory``.
+
+    Raises
+    ------
+    UsageError
+        One is a dataset and the other a loader, or loaders that are given come with options of those that are made.
+    BudgetError
+        The budget is too small.
+    """
+    given = [each for each in (data, val) if each is not None]
+    if all(isinstance(each, Dataset) for each in given):
+        datasets = cast("list[Dataset]", [*given, None])
+        with sized_loaders(trainer, datasets[0], datasets[1], options, reserved_bytes=held_bytes()) as loaders:
+            yield loaders.training, loaders.validation
+        return
+    if any(isinstance(each, Dataset) for each in given):
+        raise UsageError("a dataset beside a loader", fix="two loaders, or two datasets")
+    streams = cast("list[BatchStream]", [*given, None])
+    if replace(options, max_memory=None) != LoaderOptions(shuffle=options.shuffle):
+        raise UsageError("a loader has its own batch_size, seed and memory", fix="leave them out, or give a dataset")
+    if options.max_memory is not None:
+        _check_process(streams[:-1], options.max_memory)
+    yield streams[0], streams[1]
+
+
+def _check_process(streams: list[BatchStream], max_memory: str) -> None:
+    """Refuse loaders that are planned for more than a process's budget has beside what the process holds already."""
+    planned = sum(stream.projection.host_bytes for stream in streams if isinstance(stream, StreamLoader))
+    limit, held = parse_bytes(max_memory, name="max_memory"), held_bytes()
+    if planned + held > limit:
+        raise BudgetError(
+            f"max_memory is {format_bytes(limit)}; the process holds {format_bytes(held)}, and the loaders are planned "
+            f"for {format_bytes(planned)} more",
+            fix=Fix(Argument("max_memory", megabytes(planned + held)), " or more, or a smaller ", Argument("memory")),
+        )

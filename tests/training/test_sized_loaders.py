@@ -1,0 +1,58 @@
+"""Training on datasets themselves: the same as on loaders made by hand, within a budget of the whole process."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import streamtrain as st
+from streamtrain.errors import BudgetError, UsageError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    y = np.arange(900) % 3
+    x = (rng.normal(size=(900, 6)) * 50 + 100 * y[:, None]).astype(np.uint8)
+    folder = tmp_path_factory.mktemp("sized")
+    return st.ingest({"x": x, "y": y}, folder / "d.zarr"), st.ingest({"x": x[::3], "y": y[::3]}, folder / "v.zarr")
+
+
+def new_trainer(**options):
+    torch.manual_seed(0)
+    return st.Trainer(nn.Linear(6, 3), loss="cross_entropy", normalize="auto", device="cpu", **options)
+
+
+@pytest.mark.parametrize("update", ["batch", "epoch", "sample"])
+def test_a_dataset_trains_as_a_loader_of_it(data, update):
+    train, val = data
+    one, other = new_trainer(update=update), new_trainer(update=update)
+    history = one.fit(train, val=val, max_epochs=2, batch_size=50, seed=3, progress=False)
+    with st.StreamLoader(train, batch_size=50, seed=3) as loader, st.StreamLoader(val, batch_size=50) as measured:
+        expected = other.fit(loader, val=measured, max_epochs=2, progress=False)
+    assert torch.equal(one.model.weight, other.model.weight)
+    assert history.last.val.loss == pytest.approx(expected.last.val.loss, rel=1e-12)
+
+
+def test_a_budget_of_the_process_sizes_the_loaders(data):
+    trainer = new_trainer()
+    assert trainer.fit(data[0], max_epochs=1, max_memory="20GB", progress=False).counts.n_epochs == 1
+    with pytest.raises(BudgetError, match=r"max_memory is 1\.0 MB.*Fix: max_memory='\d+MB' or more"):
+        trainer.fit(data[0], max_epochs=2, max_memory="1MB", progress=False)
+
+
+def test_a_loader_that_is_given_is_held_against_the_budget_alone(data):
+    trainer = new_trainer()
+    with st.StreamLoader(data[0], memory="64MB") as loader:
+        assert trainer.fit(loader, max_epochs=1, max_memory="20GB", progress=False).counts.n_epochs == 1
+        with pytest.raises(BudgetError, match=r"the process holds .* or a smaller memory="):
+            trainer.fit(loader, max_epochs=2, max_memory="10MB", progress=False)
+
+
+def test_what_does_not_go_together_is_refused(data):
+    trainer = new_trainer()
+    with st.StreamLoader(data[0], memory="64MB") as loader:
+        with pytest.raises(UsageError, match="a dataset beside a loader"):
+            trainer.fit(loader, val=data[1], max_epochs=1)
+        with pytest.raises(UsageError, match="a loader has its own batch_size, seed and memory"):
+            trainer.fit(loader, batch_size=7, max_epochs=1)
