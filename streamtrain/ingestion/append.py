@@ -8,73 +8,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
 from streamtrain.ingestion.sources.arrays import NamedArrays
-from streamtrain.ingestion.sources.base import Rows, SeekableSource, Source, chunk_bytes_of
-from streamtrain.ingestion.sources.combine import (
-    ClassCheckedSource,
-    Concatenation,
-    LabelledSource,
-    name_of,
-    with_classes,
-)
+from streamtrain.ingestion.sources.base import Rows, Source
+from streamtrain.ingestion.sources.combine import ClassCheckedSource, Concatenation, LabelledSource, name_of
 from streamtrain.ingestion.sources.tables.table_columns import TableSource, in_order
 from streamtrain.store import zarr_metadata
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import UNKNOWN_SAMPLES, Field, Layout
-from streamtrain.store.schema.columns import INPUT, Schema, schema_of
+from streamtrain.store.schema.columns import INPUT, TARGET, Schema, schema_of
 from streamtrain.store.schema.matching import first_difference, unnamed
 from streamtrain.store.shard import StoredFile, shard_exists
 from streamtrain.store.writing.journal import Shards
 from streamtrain.system.files import Files
 
-_LABELS = "y"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppendedSource:
+class AppendedSource(Source):
     """The rows of a dataset from its last, partial shard on, then those of a source; numbered as in the result."""
 
-    base: Dataset
-    more: Source
-    codes: npt.NDArray[np.int64] | None
-
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """Those of the dataset."""
-        return self.base.fields
-
-    @property
-    def n_samples(self) -> int | None:
-        """Rows of both together, where the source knows its own."""
-        return None if self.more.n_samples is None else len(self.base) + self.more.n_samples
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Those of the dataset."""
-        return self.base.classes
-
-    @property
-    def provenance(self) -> tuple[dict[str, Any], ...]:
-        """Of the dataset, then of the source."""
-        return (*self.base.manifest.sources, *self.more.provenance)
-
-    @property
-    def chunk_bytes(self) -> int:
-        """What the source makes at once."""
-        return chunk_bytes_of(self.more)
-
-    @property
-    def first_row(self) -> int:
-        """The first row that is not in a full shard."""
-        return n_full_shards(self.base) * self.base.layout.block_rows * self.base.layout.shard_blocks
+    def __init__(self, base: Dataset, more: Source, codes: npt.NDArray[np.int64] | None) -> None:
+        self.base, self.more, self.codes = base, more, codes
+        self.fields, self.classes = base.fields, base.classes
+        self.n_samples = None if more.n_samples is None else len(base) + more.n_samples
+        self.provenance = (*base.manifest.sources, *more.provenance)
+        self.seekable, self.chunk_bytes = more.seekable, more.chunk_bytes
+        self.first_row = n_full_shards(base) * base.layout.block_rows * base.layout.shard_blocks
 
     def where(self, row: int) -> str:
         """The sample of the dataset, or where the source says."""
@@ -89,21 +53,6 @@ class AppendedSource:
         for rows in self.more.iter_blocks(max_bytes):
             yield self._coded(rows)
 
-    def _coded(self, rows: Rows) -> Rows:
-        return rows if self.codes is None else {**rows, _LABELS: self.codes[rows[_LABELS]]}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeekableAppendedSource(AppendedSource):
-    """The same, of a source that reads any range."""
-
-    more: SeekableSource
-
-    @property
-    def n_samples(self) -> int:
-        """Rows of both together."""
-        return len(self.base) + self.more.n_samples
-
     def read(self, start: int, stop: int) -> Rows:
         """Read rows [start, stop), across the two where need be."""
         n_before = len(self.base)
@@ -113,6 +62,9 @@ class SeekableAppendedSource(AppendedSource):
             return self.base[start:stop]
         before, after = self.base[start:n_before], self._coded(self.more.read(0, stop - n_before))
         return {name: np.concatenate([before[name], after[name]]) for name in before}
+
+    def _coded(self, rows: Rows) -> Rows:
+        return rows if self.codes is None else {**rows, TARGET: self.codes[rows[TARGET]]}
 
 
 def n_full_shards(base: Dataset) -> int:
@@ -131,13 +83,10 @@ def appended_source(base: Dataset, more: Source) -> AppendedSource:
     more = in_columns_of(base.schema, more)
     _check_columns(base, more)
     declared = base.manifest.options.get("classes")
-    if declared is not None and any(field.name == _LABELS for field in more.fields):
-        more = with_classes(more, declared if isinstance(declared, int) else tuple(declared))
+    if declared is not None and any(field.name == TARGET for field in more.fields):
+        more = ClassCheckedSource(more, declared if isinstance(declared, int) else tuple(declared))
     _check_fields(base, more)
-    codes = _codes(base, more)
-    if isinstance(more, SeekableSource):
-        return SeekableAppendedSource(base=base, more=more, codes=codes)
-    return AppendedSource(base=base, more=more, codes=codes)
+    return AppendedSource(base, more, _codes(base, more))
 
 
 def in_columns_of(schema: Schema, source: Source) -> Source:
@@ -159,11 +108,11 @@ def _in_order(source: Source, names: tuple[str, ...]) -> Source:
         case NamedArrays():
             return source.in_order(names, "the dataset")
         case Concatenation():
-            return replace(source, parts=tuple(_in_order(part, names) for part in source.parts))
+            return Concatenation([_in_order(part, names) for part in source.parts])
         case LabelledSource():
-            return replace(source, features=_in_order(source.features, names))
+            return LabelledSource(_in_order(source.features, names), source.labels)
         case ClassCheckedSource():
-            return replace(source, source=_in_order(source.source, names))
+            return ClassCheckedSource(_in_order(source.source, names), source.allowed)
     return source
 
 

@@ -44,8 +44,8 @@ from streamtrain.ingestion.resume import (
     publish_and_tidy,
 )
 from streamtrain.ingestion.row_stream import RowStream
-from streamtrain.ingestion.sources.base import SeekableSource, Source
-from streamtrain.ingestion.sources.combine import with_classes
+from streamtrain.ingestion.sources.base import Source
+from streamtrain.ingestion.sources.combine import ClassCheckedSource
 from streamtrain.ingestion.sources.input_files import changed
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.ingestion.write_shards import Tallies, write_shards
@@ -227,7 +227,7 @@ def ingest(
     opened = open_source(source, labels=labels, options=replace(request.options, classes=known))
     _tell_left_out(opened, say)
     if request.classes is not None:
-        opened = with_classes(opened, request.classes)
+        opened = ClassCheckedSource(opened, request.classes)
     run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
     return open_dataset(dest)
 
@@ -377,7 +377,6 @@ def _write(
             ):
                 compare = is_begun and not is_fingerprinted(work.own)
                 if stream is None:
-                    assert isinstance(whole, SeekableSource)
                     tallies = write_shards(whole, writer, sizes, pool=pool, progress=progress, compare=compare)
                     n_samples = layout.n_samples
                 else:
@@ -413,7 +412,7 @@ def _header(mode: Mode, base: Dataset | None, layout: Layout, source: Source, re
 @contextmanager
 def _stream(source: Source, request: IngestRequest) -> Iterator[RowStream | None]:
     """The rows of a source that reads in order only; None for one that reads any range."""
-    if isinstance(source, SeekableSource):
+    if source.seekable:
         yield None
     else:
         first_row = source.first_row if isinstance(source, AppendedSource) else 0

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from streamtrain.errors import BudgetError, InputError, ResourceError, UsageError, unknown_name
 from streamtrain.ingestion.append import AppendedSource, appended_layout
 from streamtrain.ingestion.row_stream import RowStream, part_rows
-from streamtrain.ingestion.sources.base import SeekableSource, Source, SourceOptions, chunk_bytes_of
+from streamtrain.ingestion.sources.base import Source, SourceOptions
 from streamtrain.ingestion.sources.combine import Classes
 from streamtrain.store.codec import TRIAL_BYTES, CodecChoice, check_encodable, choose_codec, trial_rows
 from streamtrain.store.layout import CHECKSUM_BYTES, UNKNOWN_SAMPLES, Codec, Layout, plan_layout
@@ -333,7 +333,7 @@ def sizes_for_request(layout: Layout, source: Source, stream: RowStream | None, 
         n_workers=request.n_workers,
         seekable=stream is None,
         held_bytes=max(trial, stream.head_bytes if stream else 0),
-        chunk_bytes=chunk_bytes_of(source) if stream else 0,
+        chunk_bytes=source.chunk_bytes if stream else 0,
     )
     return sizes
 
@@ -342,7 +342,6 @@ def _choose_codec(source: Source, stream: RowStream | None, layout: Layout) -> C
     n_rows = trial_rows(layout)
     first: list[npt.NDArray[Any]]
     if stream is None:
-        assert isinstance(source, SeekableSource)
         rows = source.read(0, n_rows)
         first = [rows[field.name] for field in layout.fields]
     else:

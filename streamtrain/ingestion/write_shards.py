@@ -20,7 +20,7 @@ import numpy.typing as npt
 from streamtrain.errors import DatasetError
 from streamtrain.ingestion.request import IngestSizes
 from streamtrain.ingestion.row_stream import check_rows, part_ranges
-from streamtrain.ingestion.sources.base import Rows, SeekableSource
+from streamtrain.ingestion.sources.base import Rows, Source
 from streamtrain.store.layout import Layout
 from streamtrain.store.shard import DamagedShard, reread
 from streamtrain.store.statistics import FieldTally, tally_rows
@@ -101,7 +101,7 @@ Tallies = tuple[FieldTally, ...]
 
 
 def write_shards(
-    source: SeekableSource,
+    source: Source,
     writer: DatasetWriter,
     sizes: IngestSizes,
     *,
@@ -149,7 +149,7 @@ def merge(totals: Tallies, tallies: Tallies) -> None:
 
 
 def _keep_or_write(
-    source: SeekableSource,
+    source: Source,
     writer: DatasetWriter,
     stop: threading.Event,
     progress: ByteProgress,
@@ -163,7 +163,7 @@ def _keep_or_write(
 
 
 def _write_shard(
-    source: SeekableSource, writer: DatasetWriter, stop: threading.Event, progress: ByteProgress, shard: int
+    source: Source, writer: DatasetWriter, stop: threading.Event, progress: ByteProgress, shard: int
 ) -> Tallies:
     layout = writer.layout
     start, end = shard_rows(layout, shard)

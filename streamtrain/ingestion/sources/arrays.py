@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, Self, TypeGuard, runtime_checkable
 
@@ -23,12 +22,12 @@ import numpy.typing as npt
 from streamtrain.errors import InputError
 from streamtrain.ingestion.sources.base import (
     Rows,
+    Source,
     as_field,
     check_range,
     field_of,
     n_rows_of,
     pieces,
-    read_in_order,
     rows_within,
     unmasked,
 )
@@ -153,66 +152,42 @@ def _no_array(value: object, where: str, why: str) -> InputError:
     return InputError(what, where=where, why=why, fix=fix)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamedArrays:
+class NamedArrays(Source):
     """Arrays of one length, by field name; how they are read, a subclass says."""
 
-    KIND: ClassVar[str]
-    NAME: ClassVar[str]
-
-    arrays: Mapping[str, Any]
-    fields: tuple[Field, ...]
+    kind: ClassVar[str]
+    name: ClassVar[str]
     n_samples: int
-    columns: Mapping[str, Names] = field(default_factory=dict)
 
-    @property
-    def classes(self) -> None:
-        """None: labels in arrays are numbers."""
-
-    @property
-    def provenance(self) -> tuple[dict[str, Any], ...]:
-        """Of which kind the arrays were, and what their columns are called; they have no path."""
-        named = tuple({"format": self.KIND, **names} for names in names_provenance(self.columns))
-        return named or ({"format": self.KIND},)
+    def __init__(self, arrays: Mapping[str, Any], columns: Mapping[str, Names] = MappingProxyType({})) -> None:
+        self.arrays, self.columns = arrays, columns
+        self.fields = tuple(_field(name, array) for name, array in arrays.items())
+        self.n_samples = _common_length(arrays)
+        named = tuple({"format": self.kind, **names} for names in names_provenance(columns))
+        self.provenance = named or ({"format": self.kind},)
 
     def in_order(self, names: Names, of: str) -> Self:
-        """The same with the columns of field ``x`` in this order, where they have names.
-
-        Raises
-        ------
-        InputError
-            They are other columns.
-        """
+        """Put the columns of field ``x`` in this order, where they have names."""
         own = self.columns.get(INPUT)
         if own is None or own == names:
             return self
         order = column_order(names, own, of=of, where=f"array {INPUT!r}")
         ordered = OrderedColumns(values=self.arrays[INPUT], order=tuple(order))
-        return replace(self, arrays={**self.arrays, INPUT: ordered}, columns={**self.columns, INPUT: names})
+        return type(self)({**self.arrays, INPUT: ordered}, {**self.columns, INPUT: names})
 
     def where(self, row: int) -> str:
-        """The row."""
-        return f"row {row} of the {self.NAME}"
+        return f"row {row} of the {self.name}"
 
 
 class ArraySource(NamedArrays):
     """Arrays that any range of rows can be read from."""
 
-    __slots__ = ()
-    KIND = "array"
-    NAME = "arrays"
-
-    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order."""
-        return read_in_order(self, max_bytes)
+    kind, name, seekable = "array", "arrays", True
 
     def read(self, start: int, stop: int) -> Rows:
         """Read rows [start, stop): views of the caller's memory where nothing has to be converted."""
         check_range(start, stop, self.n_samples)
-        return {field.name: self._read_field(field, start, stop) for field in self.fields}
-
-    def _read_field(self, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
-        return _rows_of(self.arrays[field.name][start:stop], field, start, stop)
+        return {field.name: _rows_of(self.arrays[field.name][start:stop], field, start, stop) for field in self.fields}
 
 
 def _rows_of(values: object, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
@@ -225,37 +200,8 @@ def _rows_of(values: object, field: Field, start: int, stop: int) -> npt.NDArray
     return as_field(rows, field, lambda row: f"{where} row {start + row}")
 
 
-def from_arrays(arrays: Mapping[str, ArrayLike], columns: Mapping[str, Names] = MappingProxyType({})) -> ArraySource:
-    """Open arrays as fields of their names.
-
-    Parameters
-    ----------
-    arrays : mapping of str to array of shape (n_samples, ...)
-        All of the same length.
-    columns : mapping of str to tuple of str
-        The names of the columns of those that were tables.
-
-    Raises
-    ------
-    InputError
-        An array is 0-d, empty or of a dtype that is not supported, or the lengths differ.
-
-    Examples
-    --------
-    >>> source = from_arrays({"x": np.zeros((5, 2), "f4"), "y": np.arange(5, dtype="u1")})
-    >>> source.n_samples, source.read(3, 5)["y"]
-    (5, array([3, 4]))
-    """
-    return ArraySource(arrays=arrays, fields=fields_of(arrays), n_samples=common_length(arrays), columns=columns)
-
-
-def fields_of(arrays: Mapping[str, ArrayLike]) -> tuple[Field, ...]:
-    """What arrays are as fields; refuses one without an axis of samples."""
-    return tuple(_field(name, array) for name, array in arrays.items())
-
-
-def common_length(arrays: Mapping[str, ArrayLike]) -> int:
-    """The number of rows that all arrays have; no fewer than one."""
+def _common_length(arrays: Mapping[str, ArrayLike]) -> int:
+    """Return the number of rows that all arrays have; refuse fewer than one."""
     lengths = {name: array.shape[0] for name, array in arrays.items()}
     if len(set(lengths.values())) != 1:
         listed = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
@@ -320,14 +266,16 @@ def is_dask(value: object) -> bool:
 class DaskSource(NamedArrays):
     """Arrays of which at least one is a dask array."""
 
-    __slots__ = ()
-    KIND = "dask"
-    NAME = "dask arrays"
+    kind, name, seekable = "dask", "dask arrays", False
 
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of the largest chunk of each field together: that much is computed at once, however little is asked."""
-        return sum(field.row_bytes * _largest(self.arrays[field.name]) for field in self.fields)
+    def __init__(self, arrays: Mapping[str, Any], columns: Mapping[str, Names] = MappingProxyType({})) -> None:
+        for name, array in arrays.items():
+            if any(math.isnan(length) for length in array.shape):
+                fix = f"call {name}.compute_chunk_sizes() first"
+                raise InputError("the dask array does not know its shape", where=f"array {name!r}", fix=fix)
+        super().__init__(arrays, columns)
+        # The largest chunk of each field is computed at once.
+        self.chunk_bytes = sum(field.row_bytes * _largest(arrays[field.name]) for field in self.fields)
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
         """Yield all rows in order: views of the chunks, cut where these are longer than ``max_bytes``."""
@@ -361,18 +309,3 @@ def _largest(array: Any) -> int:
 def _computed(array: Any, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
     rows = array[start:stop]
     return _rows_of(rows.compute(scheduler="synchronous") if is_dask(array) else rows, field, start, stop)
-
-
-def from_dask(arrays: Mapping[str, Any], columns: Mapping[str, Names] = MappingProxyType({})) -> DaskSource:
-    """Open dask arrays, and plain ones beside them, as fields of their names.
-
-    Raises
-    ------
-    InputError
-        A shape is not known, or what `from_arrays` refuses.
-    """
-    for name, array in arrays.items():
-        if any(math.isnan(length) for length in array.shape):
-            fix = f"call {name}.compute_chunk_sizes() first"
-            raise InputError("the dask array does not know its shape", where=f"array {name!r}", fix=fix)
-    return DaskSource(arrays=arrays, fields=fields_of(arrays), n_samples=common_length(arrays), columns=columns)

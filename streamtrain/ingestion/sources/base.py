@@ -13,16 +13,18 @@ from __future__ import annotations
 import difflib
 import keyword
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError, UsageError
 from streamtrain.store.layout import Field
+from streamtrain.store.schema.columns import TARGET
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """A run of consecutive rows: field name -> array of shape (n_rows, *field.shape), the same n_rows in each."""
@@ -61,65 +63,108 @@ NO_OPTIONS: Final = SourceOptions()
 """Those of who says nothing."""
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Raw data that can be read in order, in bounded memory, any number of times unless it says otherwise."""
+class Source(ABC):
+    """Raw data that can be read in order, in bounded memory, any number of times unless it says otherwise.
 
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """The fields, with native-endian dtypes and the shape of one sample."""
+    A plug-in's source is a subclass with `where` and these attributes, set by ``__init__``, on the class or by
+    properties. It has `read`, `iter_blocks` or both.
 
-    @property
-    def n_samples(self) -> int | None:
-        """How many rows there are; None where only the end tells."""
+    Attributes
+    ----------
+    fields : tuple of Field
+        The fields, with native-endian dtypes and the shape of one sample.
+    n_samples : int or None
+        The number of rows; None where only the end tells.
+    provenance : tuple of dict
+        What was read, for the manifest: ``format``, and for files ``path`` as given, ``bytes`` and ``mtime_ns``.
+    seekable : bool
+        Whether `read` gives any range of rows, to several threads at once; ``n_samples`` is then a number, and shards
+        are read in parallel.
+    classes : tuple of str or None
+        The sorted names of string labels mapped to 0, 1, ... in field ``y``; None where labels are numbers.
+    chunk_bytes : int
+        The bytes that `iter_blocks` makes at once, however small its ``max_bytes``; 0 where it keeps to that.
 
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """The sorted names of string labels mapped to 0, 1, ... in field ``y``; None where labels are numbers."""
+    Examples
+    --------
+    >>> class Squares(Source):
+    ...     fields = (Field(name="x", dtype=np.dtype("int64"), shape=()),)
+    ...     n_samples, provenance, seekable = 5, ({"format": "squares"},), True
+    ...
+    ...     def read(self, start, stop):
+    ...         return {"x": np.arange(start, stop) ** 2}
+    ...
+    ...     def where(self, row):
+    ...         return f"square {row}"
+    >>> [rows["x"].tolist() for rows in Squares().iter_blocks(max_bytes=24)]
+    [[0, 1, 4], [9, 16]]
+    """
 
-    @property
-    def provenance(self) -> tuple[dict[str, Any], ...]:
-        """What was read, for the manifest: format, and for files the path as given, bytes and mtime_ns."""
+    fields: tuple[Field, ...]
+    n_samples: int | None
+    provenance: tuple[dict[str, Any], ...]
+    seekable: bool
+    classes: tuple[str, ...] | None = None
+    chunk_bytes: int = 0
 
-    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield consecutive runs of rows, each of at most ``max_bytes`` (or one row, where a row is larger)."""
-
+    @abstractmethod
     def where(self, row: int) -> str:
         """Where a row came from: ``file:line``, ``file row N`` or the like."""
 
-
-@runtime_checkable
-class SeekableSource(Source, Protocol):
-    """A source that can read any range of rows, from several threads at once."""
-
-    @property
-    def n_samples(self) -> int:
-        """How many rows there are."""
-
     def read(self, start: int, stop: int) -> Rows:
-        """Read rows [start, stop); memory is that of the rows alone."""
+        """Read rows [start, stop); memory is that of the rows alone.
+
+        Raises
+        ------
+        NotImplementedError
+            The source is not seekable.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads in order only")
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield consecutive runs of rows, each of at most ``max_bytes`` (or one row, where a row is larger).
+
+        By default runs that `read` gives.
+        """
+        assert self.n_samples is not None, "or iter_blocks is the source's own"
+        n_rows = rows_within(max_bytes, self.fields)
+        for start in range(0, self.n_samples, n_rows):
+            yield self.read(start, min(start + n_rows, self.n_samples))
 
 
-@runtime_checkable
-class ChunkedSource(Source, Protocol):
-    """A source that has to make its rows in chunks of its own size."""
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes made at once, however little is asked; 0 where what is asked is kept to."""
+_REQUIRED: Final = ("fields", "n_samples", "provenance", "seekable")
 
 
-def chunk_bytes_of(source: Source) -> int:
-    """Bytes that a source makes at once, however little is asked; 0 where it keeps to what is asked."""
-    return source.chunk_bytes if isinstance(source, ChunkedSource) else 0
+def check_source(source: object, of: str) -> Source:
+    """Refuse a plug-in's source that is no `Source`, or lacks what one has."""
+    missing = [name for name in _REQUIRED if not hasattr(source, name)]
+    if isinstance(source, Source) and not missing:
+        return source
+    lacks = f"does not set {', '.join(missing)}" if isinstance(source, Source) else "is not a subclass of Source"
+    raise UsageError(
+        f"{type(source).__name__} {lacks}",
+        where=of,
+        why="A source subclasses streamtrain.ingestion.sources.base.Source and sets seekable: True where read() gives "
+        "any range of rows, else False. Before, its methods alone decided",
+        fix="correct the plug-in, or install a newer version of it",
+    )
+
+
+_GONE: Final = {
+    "SeekableSource": "subclass Source, and set seekable = True",
+    "ChunkedSource": "subclass Source, and set chunk_bytes",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _GONE:
+        raise ImportError(f"{__name__}.{name} is gone: {_GONE[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 Probe = Callable[[Path, SourceOptions], Source]
 """Opens one file of a format: reads its header, checks it against the file's size, raises InputError."""
 
-
-LABELS: Final = "y"
-"""The field whose whole numbers, one per sample, are classes."""
 
 SUPPORTED: Final = "bool, int8-int64, uint8-uint64, float16, float32, float64"
 
@@ -168,7 +213,7 @@ def field_of(name: str, dtype: np.dtype[Any], shape: Sequence[int], *, where: st
         raise InputError(f"dtype {dtype} is not supported: {why}", where=where, why=f"Supported: {SUPPORTED}", fix=fix)
     if 0 in shape:
         raise InputError(f"a sample of shape {tuple(shape)} holds no elements", where=where, fix="drop the empty axis")
-    is_label = name == LABELS and not shape and dtype.kind in "biu"
+    is_label = name == TARGET and not shape and dtype.kind in "biu"
     _check_attribute(name, where)
     try:
         return Field(name=name, dtype=np.dtype(np.int64) if is_label else dtype.newbyteorder("="), shape=tuple(shape))
@@ -244,7 +289,7 @@ def as_field(values: npt.NDArray[Any], field: Field, place: Callable[[int], str]
     values = unmasked(values, place)
     if values.dtype.kind == "b":
         _check_bools(values, place)
-    if field.name == LABELS and not field.shape and field.dtype == np.int64 and len(values):
+    if field.name == TARGET and not field.shape and field.dtype == np.int64 and len(values):
         _check_labels(values, place)
     return np.ascontiguousarray(values, dtype=field.dtype)
 
@@ -335,13 +380,6 @@ def pieces(rows: Rows, n_rows: int) -> Iterator[Rows]:
     """Cut a run of rows into views of at most ``n_rows`` rows."""
     for start in range(0, n_rows_of(rows), n_rows):
         yield {name: values[start : start + n_rows] for name, values in rows.items()}
-
-
-def read_in_order(source: SeekableSource, max_bytes: int) -> Iterator[Rows]:
-    """The blocks of a source that can read any range: ranges, one after another."""
-    n_rows = rows_within(max_bytes, source.fields)
-    for start in range(0, source.n_samples, n_rows):
-        yield source.read(start, min(start + n_rows, source.n_samples))
 
 
 def check_range(start: int, stop: int, n_samples: int) -> None:

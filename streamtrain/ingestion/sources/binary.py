@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.ingestion.sources.base import Rows, SourceOptions, as_field, check_range, field_of, read_in_order
+from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions, as_field, check_range, field_of
 from streamtrain.ingestion.sources.input_files import (
     ByteStream,
     check_size,
@@ -109,35 +109,19 @@ def packing_of(
     return Packing(field=field, stored=stored, n_rows=shape[0], offset=offset, fortran_order=by_column)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackedSource:
+class PackedSource(Source):
     """A plain file of packed rows, read range by range."""
 
-    path: Path
-    packing: Packing
-    provenance: tuple[dict[str, Any], ...]
+    seekable = True
+    n_samples: int
 
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """The one field."""
-        return (self.packing.field,)
-
-    @property
-    def n_samples(self) -> int:
-        """How many rows the header and the file's size agree on."""
-        return self.packing.n_rows
-
-    @property
-    def classes(self) -> None:
-        """None: packed labels are numbers."""
+    def __init__(self, path: Path, packing: Packing, provenance: tuple[dict[str, Any], ...]) -> None:
+        self.path, self.packing, self.provenance = path, packing, provenance
+        self.fields, self.n_samples = (packing.field,), packing.n_rows
 
     def where(self, row: int) -> str:
         """The file and the row in it."""
         return f"{self.path} row {row}"
-
-    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order."""
-        return read_in_order(self, max_bytes)
 
     def read(self, start: int, stop: int) -> Rows:
         """Read rows [start, stop)."""
@@ -192,7 +176,7 @@ def probe_raw(path: Path, options: SourceOptions) -> PackedSource:
         )
     shape = (n_bytes // max(1, row_bytes), *options.shape)
     packing = packing_of("x", options.dtype, shape, 0, where=str(path))
-    return PackedSource(path=path, packing=packing, provenance=provenance)
+    return PackedSource(path, packing, provenance)
 
 
 _PIECE_BYTES: Final = 1 << 16
@@ -227,7 +211,7 @@ def probe_npy(path: Path, options: SourceOptions) -> PackedSource:
     packing = header.packing("x", where=str(path))
     claim = f"shape {header.shape} of {header.dtype}"
     check_size(provenance[0]["bytes"], header.n_bytes + packing.n_bytes, where=str(path), claim=claim)
-    return PackedSource(path=path, packing=packing, provenance=provenance)
+    return PackedSource(path, packing, provenance)
 
 
 class _CountingReader:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.ingestion.sources.base import Rows, SourceOptions, choose_fields, rows_within
+from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions, choose_fields, rows_within
 from streamtrain.ingestion.sources.binary import Packing, read_header
 from streamtrain.ingestion.sources.input_files import (
     ByteStream,
@@ -32,7 +32,6 @@ from streamtrain.ingestion.sources.input_files import (
     refuse_options,
     skip,
 )
-from streamtrain.store.layout import Field
 from streamtrain.system.units import format_bytes
 
 _MAX_RATIO: Final = 1000
@@ -59,27 +58,15 @@ class Member:
     open: Callable[[], AbstractContextManager[ByteStream]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamedSource:
+class StreamedSource(Source):
     """Fields of the same length, each behind a stream, read in step from the start."""
 
-    path: Path
-    members: tuple[Member, ...]
-    provenance: tuple[dict[str, Any], ...]
+    seekable = False
 
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """One field per member, in the file's order."""
-        return tuple(member.packing.field for member in self.members)
-
-    @property
-    def n_samples(self) -> int:
-        """How many rows every header claims."""
-        return self.members[0].packing.n_rows
-
-    @property
-    def classes(self) -> None:
-        """None: packed labels are numbers."""
+    def __init__(self, path: Path, members: tuple[Member, ...], provenance: tuple[dict[str, Any], ...]) -> None:
+        self.path, self.members, self.provenance = path, members, provenance
+        self.fields = tuple(member.packing.field for member in members)
+        self.n_samples = members[0].packing.n_rows
 
     def where(self, row: int) -> str:
         """The file and the row in it."""
@@ -215,7 +202,7 @@ def probe(path: Path, options: SourceOptions) -> StreamedSource:
         chosen = choose_fields(by_name, options, where=str(path))
         members = tuple(_member(path, archive, by_name[name], field) for field, name in chosen.items())
     _check_lengths(path, members)
-    return StreamedSource(path=path, members=members, provenance=provenance)
+    return StreamedSource(path, members, provenance)
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, field: str) -> Member:

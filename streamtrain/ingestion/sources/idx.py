@@ -50,7 +50,7 @@ def _probe_plain(path: Path, provenance: tuple[dict[str, Any], ...]) -> PackedSo
     with open_bytes(path) as file:
         packing = _read_header(file, str(path))
     check_size(provenance[0]["bytes"], packing.offset + packing.n_bytes, where=str(path), claim=_claim(packing))
-    return PackedSource(path=path, packing=packing, provenance=provenance)
+    return PackedSource(path, packing, provenance)
 
 
 def _probe_gzip(path: Path, provenance: tuple[dict[str, Any], ...]) -> StreamedSource:
@@ -61,7 +61,7 @@ def _probe_gzip(path: Path, provenance: tuple[dict[str, Any], ...]) -> StreamedS
     check_ratio(n_unpacked, provenance[0]["bytes"], where=where)
     _check_gzip_size(path, n_unpacked, _claim(packing))
     member = Member(packing=packing, where=where, open=partial(gzip.open, path))
-    return StreamedSource(path=path, members=(member,), provenance=provenance)
+    return StreamedSource(path, (member,), provenance)
 
 
 def _read_header(stream: ByteStream, where: str) -> Packing:

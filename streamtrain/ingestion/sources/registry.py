@@ -20,19 +20,20 @@ from typing import Any, Final
 from streamtrain.errors import InputError, UsageError, remedy
 from streamtrain.ingestion.sources import binary, compressed, idx
 from streamtrain.ingestion.sources.arrays import (
-    from_arrays,
-    from_dask,
+    ArraySource,
+    DaskSource,
     is_array,
     is_dask,
     is_sparse,
     open_array,
 )
-from streamtrain.ingestion.sources.base import LABELS, NO_OPTIONS, Probe, Source, SourceOptions, choose_fields
+from streamtrain.ingestion.sources.base import NO_OPTIONS, Probe, Source, SourceOptions, check_source, choose_fields
 from streamtrain.ingestion.sources.column_names import column_names
 from streamtrain.ingestion.sources.combine import concatenate, name_of, with_labels
 from streamtrain.ingestion.sources.input_files import check_file, first_bytes, look_up
 from streamtrain.ingestion.sources.iterables import IterableSource
 from streamtrain.ingestion.sources.tables import delimited, parquet
+from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.files import local_path
 
 ENTRY_POINT_GROUP: Final = "streamtrain.sources"
@@ -115,7 +116,11 @@ def format_of(path: Path, options: SourceOptions) -> FileFormat:
 
 def _plugin(suffix: str) -> FileFormat | None:
     for point in entry_points(group=ENTRY_POINT_GROUP, name=suffix.removeprefix(".")) if suffix else ():
-        return FileFormat(name=point.name, probe=point.load(), suffixes=(suffix,))
+        try:
+            return FileFormat(name=point.name, probe=point.load(), suffixes=(suffix,))
+        except ImportError as error:
+            fix = "install a newer version of the plug-in, or what it needs"
+            raise UsageError(f"the plug-in {point.value} cannot be imported: {error}", fix=fix) from error
     return None
 
 
@@ -174,7 +179,7 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
     Returns
     -------
     Source
-        A `SeekableSource` where every part can read any range of rows.
+        Seekable where every part is.
 
     Raises
     ------
@@ -217,9 +222,9 @@ def _split_options(labels: object, options: SourceOptions) -> tuple[SourceOption
     files = _files_of(labels)
     family = format_of(files[0], NO_OPTIONS) if files else None
     own, named = options, None
-    if options.fields and LABELS in options.fields:
-        features = {field: name for field, name in options.fields.items() if field != LABELS}
-        own, named = dataclasses.replace(options, fields=features or None), {LABELS: options.fields[LABELS]}
+    if options.fields and TARGET in options.fields:
+        features = {field: name for field, name in options.fields.items() if field != TARGET}
+        own, named = dataclasses.replace(options, fields=features or None), {TARGET: options.fields[TARGET]}
     if family is None or not family.is_table:
         if family is RAW:
             what = "labels cannot be raw binary: dtype and shape are those of the features"
@@ -251,7 +256,11 @@ def _open(source: object, options: SourceOptions) -> Source:
     for option in dataclasses.fields(options):
         if getattr(options, option.name) is not None and option.name not in ("classes", "fields"):
             raise UsageError(f"{option.name} applies to files only", fix=f"leave {option.name} out")
-    return source if isinstance(source, Source) and options.fields is None else _open_memory(source, options)
+    # Before `Source` was a base class, a plug-in's source was known by its attributes.
+    is_like_one = hasattr(source, "iter_blocks") and hasattr(source, "provenance")
+    if options.fields is None and (isinstance(source, Source) or is_like_one):
+        return check_source(source, "source")
+    return _open_memory(source, options)
 
 
 def _open_memory(source: object, options: SourceOptions) -> Source:
@@ -292,7 +301,8 @@ def _open_arrays(arrays: Mapping[Any, Any], options: SourceOptions) -> Source:
     named = {field: open_array(arrays[name], f"array {name!r}") for field, name in chosen.items()}
     found = {field: column_names(arrays[name]) for field, name in chosen.items()}
     columns = {field: names for field, names in found.items() if names is not None}
-    return from_dask(named, columns) if any(map(is_dask, named.values())) else from_arrays(named, columns)
+    kind = DaskSource if any(map(is_dask, named.values())) else ArraySource
+    return kind(named, columns)
 
 
 def _files_of(source: object) -> list[Path] | None:
@@ -347,4 +357,5 @@ def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
         raise _no_names(f"{families[0].name} files", str(files[0]))
     for file, family in zip(files, families, strict=True):
         check_content(file, family)
-    return concatenate([family.probe(file, options) for file, family in zip(files, families, strict=True)])
+    probed = [family.probe(file, options) for file, family in zip(files, families, strict=True)]
+    return concatenate([check_source(part, str(file)) for part, file in zip(probed, files, strict=True)])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.ingestion.sources.base import SeekableSource, SourceOptions
+from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 
 
@@ -31,7 +31,7 @@ def test_blocks_equal_the_arrays(
 def test_one_array_is_x_and_a_view() -> None:
     x = np.arange(12, dtype="f4").reshape(4, 3)
     source = open_source(x)
-    assert isinstance(source, SeekableSource)
+    assert source.seekable
     assert np.shares_memory(source.read(1, 3)["x"], x)
     assert source.where(2) == "row 2 of the arrays"
     assert source.provenance == ({"format": "array"},)

@@ -22,6 +22,7 @@ from streamtrain.ingestion.sources.column_names import index_columns
 from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, numbers_in, without_dictionary
 from streamtrain.ingestion.sources.tables.column_survey import ColumnSurvey, class_names
 from streamtrain.store.layout import Field
+from streamtrain.store.schema.columns import INPUT, TARGET
 from streamtrain.store.schema.matching import names_difference, option
 
 Batches = Callable[[int, Mapping[str, np.dtype[Any]]], Iterator[Any]]
@@ -138,8 +139,8 @@ def facts_of(chosen: ChosenColumns) -> dict[str, Any]:
     return facts | ({"left_out": list(chosen.left_out)} if chosen.left_out else {})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableSource:
+@dataclass(kw_only=True)
+class TableSource(Source):
     """A table that was surveyed, read in order.
 
     Parameters
@@ -161,7 +162,7 @@ class TableSource:
     batches : callable
         Gives the chosen columns as Arrow record batches of about so many bytes; where the file has no types of its
         own, number columns in the dtypes named.
-    where : callable
+    place : callable
         Where a row came from.
     """
 
@@ -173,7 +174,11 @@ class TableSource:
     provenance: tuple[dict[str, Any], ...]
     fields: tuple[Field, ...]
     batches: Batches
-    where: Callable[[int], str]
+    place: Callable[[int], str]
+    seekable = False
+
+    def where(self, row: int) -> str:
+        return self.place(row)
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
         """Yield all rows in order.
@@ -196,10 +201,10 @@ class TableSource:
     def _dtypes(self) -> dict[str, np.dtype[Any]]:
         of_field = {field.name: field.dtype for field in self.fields}
         numbers = [column for column in self.columns if column.dtype is not None]
-        return {column.name: of_field["y" if column.is_label else "x"] for column in numbers}
+        return {column.name: of_field[TARGET if column.is_label else INPUT] for column in numbers}
 
     def _field(self, field: Field, columns: Mapping[str, Any], first_row: int) -> npt.NDArray[Any]:
-        if field.name == "y":
+        if field.name == TARGET:
             return self._label(field, columns[str(self.chosen.label)], first_row)
         out = np.empty((len(next(iter(columns.values()))), *field.shape), field.dtype)
         for number, name in enumerate(self.chosen.features):
@@ -233,7 +238,7 @@ def table_source(
     n_samples: int,
     provenance: tuple[dict[str, Any], ...],
     batches: Batches,
-    where: Callable[[int], str],
+    place: Callable[[int], str],
 ) -> TableSource:
     """Make a source of a surveyed table: the features in their narrowest common dtype, text labels numbered."""
     if not n_samples:
@@ -249,7 +254,7 @@ def table_source(
         provenance=provenance,
         fields=(),
         batches=batches,
-        where=where,
+        place=place,
     )
     features = [column.dtype for column in columns[: len(chosen.features)] if column.dtype is not None]
     dtype = np.result_type(*features) if features else None
@@ -308,13 +313,13 @@ def with_dtypes(source: TableSource, x: np.dtype[Any] | None, y: np.dtype[Any] |
     where, n_features = str(source.path), len(source.chosen.features)
     fields = []
     if x is not None:
-        fields.append(field_of("x", x, (n_features,), where=where))
+        fields.append(field_of(INPUT, x, (n_features,), where=where))
     if source.chosen.label is not None:
-        fields.append(field_of("y", y if y is not None else np.dtype(np.int64), (), where=where))
+        fields.append(field_of(TARGET, y if y is not None else np.dtype(np.int64), (), where=where))
     dtypes = {field.name: field.dtype for field in fields}
     for column in source.columns:
         if column.dtype is not None:
-            _check_fits(column, dtypes["y" if column.is_label else "x"], where)
+            _check_fits(column, dtypes[TARGET if column.is_label else INPUT], where)
     return replace(source, fields=tuple(fields))
 
 
