@@ -41,7 +41,7 @@ class AppendedSource(Source):
         self.first_row = n_full_shards(base) * base.layout.block_rows * base.layout.shard_blocks
 
     def where(self, row: int) -> str:
-        """The sample of the dataset, or where the source says."""
+        """Name the sample of the dataset, or where the source has the row from."""
         n_before = len(self.base)
         return f"{self.base.path} sample {row}" if row < n_before else self.more.where(row - n_before)
 
@@ -68,18 +68,12 @@ class AppendedSource(Source):
 
 
 def n_full_shards(base: Dataset) -> int:
-    """The shards of a dataset that have no room for more rows."""
+    """Count the shards of a dataset that have no room for more rows."""
     return len(base) // (base.layout.block_rows * base.layout.shard_blocks)
 
 
 def appended_source(base: Dataset, more: Source) -> AppendedSource:
-    """A dataset's last rows with those of a source behind them.
-
-    Raises
-    ------
-    InputError
-        The source has other columns, fields, dtypes, shapes or classes.
-    """
+    """Put the rows of a source behind a dataset's last ones; refuse other columns, fields or classes."""
     more = in_columns_of(base.schema, more)
     _check_columns(base, more)
     declared = base.manifest.options.get("classes")
@@ -90,13 +84,7 @@ def appended_source(base: Dataset, more: Source) -> AppendedSource:
 
 
 def in_columns_of(schema: Schema, source: Source) -> Source:
-    """A source with its feature columns in the order of a dataset's, where both have names.
-
-    Raises
-    ------
-    InputError
-        A table has other columns.
-    """
+    """Put a source's feature columns in the order of a dataset's, where both have names."""
     names = schema.columns.get(INPUT)
     return source if names is None else _in_order(source, names)
 
@@ -117,7 +105,7 @@ def _in_order(source: Source, names: tuple[str, ...]) -> Source:
 
 
 def unnamed_columns(base: Dataset, more: Source) -> str | None:
-    """What of a dataset and of what is appended to it has names on one side only, in a sentence."""
+    """Say what of a dataset and of what is appended to it has names on one side only."""
     schema, own = base.schema, _schema(more)
     return unnamed(schema, own, fields=_names(base), of="the dataset", where=name_of(more))
 
@@ -146,24 +134,18 @@ def _check_columns(base: Dataset, more: Source) -> None:
 
 
 def appended_layout(source: AppendedSource) -> Layout:
-    """The dataset's layout, with as many rows as there will be."""
+    """Give the dataset's layout as many rows as there will be."""
     n_samples = UNKNOWN_SAMPLES if source.n_samples is None else source.n_samples
     return replace(source.base.layout, n_samples=n_samples)
 
 
 def full_shards(base: Dataset) -> Shards:
-    """The files of a dataset's full shards, as its manifest knows them."""
+    """Return the files of a dataset's full shards, as its manifest knows them."""
     return {shard: _stored(base, shard) for shard in range(n_full_shards(base))}
 
 
 def link_shards(base: Dataset, folder: Path, files: Files) -> None:
-    """Give the full shards of a dataset a second name in the folder of its successor, unless they have it.
-
-    Raises
-    ------
-    ResourceError
-        That cannot be written.
-    """
+    """Give a dataset's full shards a second name in the folder of its successor, unless they have it."""
     for shard, stored in full_shards(base).items():
         if shard_exists(folder, base.layout, shard, stored):
             continue
@@ -191,7 +173,7 @@ def _check_fields(base: Dataset, more: Source) -> None:
 
 
 def _codes(base: Dataset, more: Source) -> npt.NDArray[np.int64] | None:
-    """The dataset's number of each class of the source; None where they have the same."""
+    """Map each class of the source to the dataset's number; None where they have the same."""
     if more.classes == base.classes:
         return None
     unknown = sorted(set(more.classes or ()) - set(base.classes or ()))

@@ -78,24 +78,7 @@ _ROWS_SHOWN: Final = 3
 def checked_statistics(
     source: Source, provenance: tuple[dict[str, Any], ...], tallies: Tallies, n_samples: int
 ) -> Mapping[str, FieldStats]:
-    """The statistics, if what was read can be trusted and trained on.
-
-    Parameters
-    ----------
-    source : Source
-        What was read.
-    provenance : tuple of dict
-        Of the files that must still be what they were.
-    tallies : tuple of FieldTally
-        Of all rows.
-    n_samples : int
-        How many there were.
-
-    Raises
-    ------
-    InputError
-        A file changed, rows are missing, or values are NaN or infinite.
-    """
+    """Return the statistics, if what was read can be trusted and trained on."""
     change = changed(provenance)
     if change:
         raise InputError(change, fix="ingest again when nothing writes to it")
@@ -233,7 +216,7 @@ def ingest(
 
 
 def _known_names(request: IngestRequest, path: Path, mode: Mode) -> tuple[str, ...] | None:
-    """The names of classes that labels may be of, where some are named, or are those of the dataset appended to."""
+    """List the names of classes that are given, and those of the dataset appended to."""
     base = open_dataset(path).classes if mode == "append" and destination_state(path) == "committed" else None
     named = request.classes if isinstance(request.classes, tuple) else None
     return named if base is None else (*base, *(named or ()))
@@ -272,11 +255,11 @@ def run_ingest(
 
 
 def _say_nothing(text: str) -> None:
-    """Leave it unsaid."""
+    """Say nothing."""
 
 
 def _whole(base: Dataset | None, source: Source, say: Say) -> Source:
-    """All that is read; what of it is matched by position is said, or warned of."""
+    """Join a dataset's last rows to the source; say or warn what is matched by position."""
     if base is None:
         return source
     whole = appended_source(base, source)
@@ -289,7 +272,7 @@ def _whole(base: Dataset | None, source: Source, say: Say) -> Source:
 
 
 def _is_complete(source: Source, path: Path, request: IngestRequest, mode: Mode, say: Say) -> bool:
-    """Whether the work to be resumed is done; what is to be done otherwise is told."""
+    """Say whether the work to be resumed is done, and what is done otherwise."""
     if destination_state(path) == "absent":
         say(f"{path}: nothing to resume; starts afresh")
         return False
@@ -411,7 +394,7 @@ def _header(mode: Mode, base: Dataset | None, layout: Layout, source: Source, re
 
 @contextmanager
 def _stream(source: Source, request: IngestRequest) -> Iterator[RowStream | None]:
-    """The rows of a source that reads in order only; None for one that reads any range."""
+    """Open a source that reads in order as a stream of rows; give None for one that reads any range."""
     if source.seekable:
         yield None
     else:

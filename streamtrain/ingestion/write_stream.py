@@ -38,13 +38,7 @@ def write_stream(
     progress: ByteProgress,
     compare: bool = False,
 ) -> tuple[Tallies, int]:
-    """Write all rows but those of shards that are kept; return each field's tally, in row order, and the row count.
-
-    Parameters
-    ----------
-    compare : bool
-        Whether to hold kept shards against the source's rows, which are read a second time for that.
-    """
+    """Write all rows but those of kept shards; return each field's tally, in row order, and the count."""
     layout = writer.layout
     if compare:
         # All of them before the first is written: no shard of another source may come among them.
@@ -67,7 +61,7 @@ def write_stream(
 
 
 def _spans(writer: DatasetWriter, start: int) -> Iterator[tuple[int, int, int | None]]:
-    """The rows from ``start`` on: runs to be written, and between them shards that are kept."""
+    """Yield the rows from ``start`` on: runs to be written, and between them shards that are kept."""
     layout = writer.layout
     for shard in sorted(shard for shard in writer.kept if shard >= writer.n_linked):
         first, end = shard_rows(layout, shard)
@@ -148,7 +142,7 @@ def _write_wave(
 
 
 class _ShardSequence:
-    """Shards filled one after another with parts in row order; each is counted into the totals when it is full."""
+    """Shards filled one after another in row order; each is counted into the totals when it is full."""
 
     def __init__(self, writer: DatasetWriter, totals: Tallies) -> None:
         self.layout = writer.layout

@@ -49,23 +49,17 @@ class ArrayLike(Protocol):
         """Of the elements."""
 
     def __getitem__(self, rows: slice, /) -> Any:
-        """A run of rows, as an array or something that becomes one."""
+        """Return a run of rows, as an array or something that becomes one."""
 
 
 def is_array(value: object) -> TypeGuard[ArrayLike]:
-    """Whether a value can be read by slices without conversion."""
+    """Say whether a value can be read by slices without conversion."""
     # A slice of pandas' objects goes by their labels, not by rows.
     return isinstance(value, ArrayLike) and isinstance(value.dtype, np.dtype) and not hasattr(value, "iloc")
 
 
 def open_array(value: object, where: str) -> Any:
-    """A value as something that is read by slices: itself where it can be, else what `to_array` makes of it.
-
-    Raises
-    ------
-    InputError
-        It cannot become an array, is sparse, or has a masked value.
-    """
+    """Return a value that is read by slices: itself where it can be, else as `to_array` makes it."""
     is_read_by_slices = is_dask(value) or is_array(value)
     return (
         to_array(value, where)
@@ -75,22 +69,7 @@ def open_array(value: object, where: str) -> Any:
 
 
 def to_array(value: object, where: str, first_row: int = 0) -> npt.NDArray[Any]:
-    """Let a value become an array of what it means: a list, a tensor with or without gradients, a table's column.
-
-    Parameters
-    ----------
-    value : array or something that becomes one
-        Rows first.
-    where : str
-        What to name in an error.
-    first_row : int
-        The number of its first row in there.
-
-    Raises
-    ------
-    InputError
-        It cannot, is sparse, or has a masked value.
-    """
+    """Make a value an array of what it means: a list, a tensor with gradients, a table's column."""
     try:
         found = np.asanyarray(_as_meant(value, where))
     except InputError:
@@ -103,7 +82,7 @@ def to_array(value: object, where: str, first_row: int = 0) -> npt.NDArray[Any]:
 
 
 def _as_meant(value: object, where: str) -> object:
-    """What is meant by a value that NumPy would refuse or misread, or that stands in a list where it would."""
+    """Convert a value that NumPy would refuse or misread, also inside a list."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | memoryview):
         plain = all(isinstance(item, int | float | str | np.generic) for item in value)
         return value if plain else [_item(item, f"{where} row {row}") for row, item in enumerate(value)]
@@ -126,7 +105,7 @@ def _item(item: object, where: str) -> object:
 
 
 def is_sparse(value: object) -> bool:
-    """Whether a value is a sparse matrix or tensor; the libraries that have them are not imported to tell."""
+    """Recognize a sparse matrix or tensor without an import of its library."""
     layout = getattr(value, "layout", None)
     is_sparse_tensor = hasattr(value, "to_dense") and "sparse" in str(layout)
     return is_sparse_tensor or hasattr(value, "toarray") or hasattr(value, "todense")
@@ -153,7 +132,7 @@ def _no_array(value: object, where: str, why: str) -> InputError:
 
 
 class NamedArrays(Source):
-    """Arrays of one length, by field name; how they are read, a subclass says."""
+    """Arrays of one length, by field name; a subclass says how they are read."""
 
     kind: ClassVar[str]
     name: ClassVar[str]
@@ -191,7 +170,7 @@ class ArraySource(NamedArrays):
 
 
 def _rows_of(values: object, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
-    """Rows [start, stop) of an array, of whatever kind its slices are, as a field's."""
+    """Bring rows [start, stop) of an array, of whatever kind its slices are, to a field's dtype."""
     where = f"array {field.name!r}"
     rows = to_array(values, where, start)
     if rows.shape != (stop - start, *field.shape):
@@ -224,18 +203,7 @@ def _field(name: str, array: ArrayLike) -> Field:
 
 
 def align_streams(streams: Sequence[Iterator[Rows]]) -> Iterator[Rows]:
-    """Merge the fields of several streams: runs as long as the shortest at hand, views where they are cut.
-
-    Ends when any stream has ended; at most one run of each stream is held. Streams of runs without rows are fine.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> x = iter([{"x": np.arange(3)}, {"x": np.arange(3, 5)}])
-    >>> y = iter([{"y": np.arange(4)}, {"y": np.arange(4, 5)}])
-    >>> [(rows["x"].tolist(), rows["y"].tolist()) for rows in align_streams([x, y])]
-    [([0, 1, 2], [0, 1, 2]), ([3], [3]), ([4], [4])]
-    """
+    """Merge the fields of several streams, run by run, until one ends; views, one run of each held."""
     held: list[Rows | None] = [None] * len(streams)
     while True:
         runs = [run if run is not None else _next_run(stream) for run, stream in zip(held, streams, strict=True)]
@@ -259,7 +227,7 @@ def _after(run: Rows, n_rows: int) -> Rows | None:
 
 
 def is_dask(value: object) -> bool:
-    """Whether a value is a dask array; dask itself is not imported to tell."""
+    """Recognize a dask array without an import of dask."""
     return hasattr(type(value), "__dask_graph__") and hasattr(value, "chunks") and hasattr(value, "dtype")
 
 
@@ -278,7 +246,7 @@ class DaskSource(NamedArrays):
         self.chunk_bytes = sum(field.row_bytes * _largest(arrays[field.name]) for field in self.fields)
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order: views of the chunks, cut where these are longer than ``max_bytes``."""
+        """Yield views of the chunks, cut where these are longer than ``max_bytes``."""
         n_rows = rows_within(max_bytes, self.fields)
         with ExitStack() as stack:
             runs = [stack.enter_context(closing(self._chunks(field, n_rows))) for field in self.fields]
@@ -296,7 +264,7 @@ class DaskSource(NamedArrays):
 
 
 def _lengths(array: Any, n_rows: int) -> Iterable[int]:
-    """Rows of each run that can be had without computing any other; of a plain array, as many as asked."""
+    """Cut rows into runs that can be computed alone: chunks of a dask array, else as many as asked."""
     if is_dask(array):
         return (length for length in array.chunks[0] if length)
     return (min(n_rows, array.shape[0] - start) for start in range(0, array.shape[0], n_rows))

@@ -181,33 +181,7 @@ _CONVERSIONS: Final = {
 
 
 def field_of(name: str, dtype: np.dtype[Any], shape: Sequence[int], *, where: str) -> Field:
-    """Describe rows as a field: native byte order, and int64 for class labels.
-
-    A field ``y`` of whole numbers or bools with one value per sample holds class labels.
-
-    Parameters
-    ----------
-    name : str
-        The field's name.
-    dtype : numpy.dtype
-        The dtype the rows are stored with, in any byte order.
-    shape : sequence of int
-        The shape of one sample.
-    where : str
-        What to name in an error: a file, a member, an array.
-
-    Raises
-    ------
-    InputError
-        The name, the dtype or the shape cannot be a field.
-
-    Examples
-    --------
-    >>> field_of("x", np.dtype(">f4"), (3,), where="x.npy").dtype
-    dtype('float32')
-    >>> field_of("y", np.dtype("uint8"), (), where="y.npy").dtype
-    dtype('int64')
-    """
+    """Describe rows as a field: native byte order, and int64 for class labels."""
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         why, fix = _CONVERSIONS.get(dtype.kind, ("it is wider than 64 bits", "store it as float64"))
         raise InputError(f"dtype {dtype} is not supported: {why}", where=where, why=f"Supported: {SUPPORTED}", fix=fix)
@@ -236,18 +210,7 @@ def _check_attribute(name: str, where: str) -> None:
 
 
 def choose_fields(known: Collection[str], options: SourceOptions, *, where: str) -> Mapping[str, str]:
-    """Each field to be made, and what it is made of: what is there under its own name, or what the options say.
-
-    Raises
-    ------
-    InputError
-        The options name something that is not there.
-
-    Examples
-    --------
-    >>> choose_fields(["images", "labels", "ids"], SourceOptions(fields={"x": "images", "y": "labels"}), where="d.npz")
-    {'x': 'images', 'y': 'labels'}
-    """
+    """Map each field to the name it is made of: its own, or what the options say."""
     if options.fields is None:
         return {name: name for name in known}
     for name in options.fields.values():
@@ -259,33 +222,12 @@ def choose_fields(known: Collection[str], options: SourceOptions, *, where: str)
 
 
 def describe_field(field: Field) -> str:
-    """The dtype and sample shape of a field, for people.
-
-    Examples
-    --------
-    >>> describe_field(Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28)))
-    'uint8 (28, 28)'
-    """
+    """Write the dtype and sample shape of a field for people."""
     return f"{field.dtype} {field.shape}"
 
 
 def as_field(values: npt.NDArray[Any], field: Field, place: Callable[[int], str]) -> npt.NDArray[Any]:
-    """Bring rows to a field's dtype, in C order; copy only where bytes change.
-
-    Parameters
-    ----------
-    values : array of shape (n_rows, *field.shape)
-        Rows as stored.
-    field : Field
-        What they shall be.
-    place : callable
-        Where the row of that index among these came from; asked only for an error.
-
-    Raises
-    ------
-    InputError
-        A value is masked, a label is negative or beyond int64, or a stored bool is neither 0 nor 1.
-    """
+    """Bring rows to a field's dtype, in C order; check labels and bools; copy only where bytes change."""
     values = unmasked(values, place)
     if values.dtype.kind == "b":
         _check_bools(values, place)
@@ -295,29 +237,7 @@ def as_field(values: npt.NDArray[Any], field: Field, place: Callable[[int], str]
 
 
 def unmasked(values: npt.NDArray[Any], place: Callable[[int], str]) -> npt.NDArray[Any]:
-    """The values of an array that may be a masked one, if none of them is masked.
-
-    Parameters
-    ----------
-    values : array of shape (n_rows, ...)
-        A masked array or a plain one, which is returned as it is.
-    place : callable
-        Where the row of that index came from; asked only for an error.
-
-    Raises
-    ------
-    InputError
-        A value is masked; the first rows are named.
-
-    Examples
-    --------
-    >>> unmasked(np.ma.masked_equal([1, 2], 3), str)
-    array([1, 2])
-    >>> unmasked(np.ma.masked_equal([1, 2], 2), "row {}".format)
-    Traceback (most recent call last):
-        ...
-    streamtrain.errors.InputError: row 1: a value is masked. What is masked is no data, and nothing is imputed. Fix: ...
-    """
+    """Return the values of an array, masked or plain; refuse a masked value by its row."""
     if not isinstance(values, np.ma.MaskedArray):
         return values
     mask = np.ma.getmaskarray(values)
@@ -361,18 +281,12 @@ def _check_labels(values: npt.NDArray[Any], place: Callable[[int], str]) -> None
 
 
 def rows_within(max_bytes: int, fields: Sequence[Field]) -> int:
-    """How many rows over these fields fit in so many bytes; at least one.
-
-    Examples
-    --------
-    >>> rows_within(1000, [Field(name="x", dtype=np.dtype("float32"), shape=(3,))])
-    83
-    """
+    """Count the rows over these fields that fit in so many bytes; at least one."""
     return max(1, max_bytes // sum(field.row_bytes for field in fields))
 
 
 def n_rows_of(rows: Rows) -> int:
-    """How many rows a run holds."""
+    """Count the rows of a run."""
     return len(next(iter(rows.values())))
 
 
@@ -383,14 +297,6 @@ def pieces(rows: Rows, n_rows: int) -> Iterator[Rows]:
 
 
 def check_range(start: int, stop: int, n_samples: int) -> None:
-    """Refuse a range of rows that a source does not have.
-
-    Examples
-    --------
-    >>> check_range(2, 9, 5)
-    Traceback (most recent call last):
-        ...
-    streamtrain.errors.UsageError: rows [2, 9) are not among the source's 5
-    """
+    """Refuse a range of rows that a source does not have."""
     if not 0 <= start <= stop <= n_samples:
         raise UsageError(f"rows [{start}, {stop}) are not among the source's {n_samples}")

@@ -37,27 +37,13 @@ _MOST_BYTES: Final = 2**96  # of less, a message can give the size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
-    """How the rows of one field lie in a run of bytes.
-
-    Parameters
-    ----------
-    field : Field
-        What the rows become.
-    stored : numpy.dtype
-        The dtype they are stored with, in any byte order.
-    n_rows : int
-        How many there are.
-    offset : int
-        Bytes before the first one.
-    fortran_order : bool
-        Stored feature by feature (the first axis varies fastest), not row by row.
-    """
+    """How the rows of one field lie in a run of bytes."""
 
     field: Field
-    stored: np.dtype[Any]
+    stored: np.dtype[Any]  # in any byte order
     n_rows: int
     offset: int
-    fortran_order: bool = False
+    fortran_order: bool = False  # feature by feature: the first axis varies fastest
 
     @property
     def n_bytes(self) -> int:
@@ -70,29 +56,23 @@ class Packing:
         return math.prod(self.field.shape) * self.stored.itemsize
 
     def empty(self, n_rows: int) -> npt.NDArray[Any]:
-        """Uninitialised memory for so many rows as stored, in C order."""
+        """Allocate memory for so many rows as stored, in C order."""
         return np.empty((n_rows, *self.field.shape), self.stored)
 
     def unpacked(self, out: npt.NDArray[Any], place: Callable[[int], str]) -> npt.NDArray[Any]:
-        """Turn rows as stored, in memory of our own, into the field's: bytes are swapped where they lie."""
+        """Turn rows as stored into the field's; swap bytes where they lie."""
         native = out if out.dtype.isnative else out.byteswap(inplace=True).view(out.dtype.newbyteorder("="))
         return as_field(native, self.field, place)
 
     def columns(self) -> Iterator[tuple[int, ...]]:
-        """The index of every column in the transposed rows, in the order Fortran keeps them."""
+        """Yield the index of every column in the transposed rows, in Fortran's order."""
         return iter(np.ndindex(*self.field.shape[::-1]))
 
 
 def packing_of(
     name: str, stored: np.dtype[Any], shape: tuple[int, ...], offset: int, *, where: str, fortran_order: bool = False
 ) -> Packing:
-    """Describe a whole array in a file: its first axis are the samples.
-
-    Raises
-    ------
-    InputError
-        The array has no axis of samples, no samples, a dtype that is not supported, or a size that cannot be.
-    """
+    """Describe a whole array in a file: its first axis are the samples."""
     if not shape:
         raise InputError("a 0-d array has no axis of samples", where=where, fix="store an array of at least one axis")
     if len(shape) > _MOST_AXES or math.prod(max(1, length) for length in shape) * stored.itemsize >= _MOST_BYTES:
@@ -120,11 +100,9 @@ class PackedSource(Source):
         self.fields, self.n_samples = (packing.field,), packing.n_rows
 
     def where(self, row: int) -> str:
-        """The file and the row in it."""
         return f"{self.path} row {row}"
 
     def read(self, start: int, stop: int) -> Rows:
-        """Read rows [start, stop)."""
         check_range(start, stop, self.n_samples)
         out = self.packing.empty(stop - start)
         if self.packing.fortran_order:
@@ -142,15 +120,7 @@ class PackedSource(Source):
 
 
 def probe_raw(path: Path, options: SourceOptions) -> PackedSource:
-    """Open a raw binary file as field ``x`` of the dtype and sample shape in the options.
-
-    Raises
-    ------
-    UsageError
-        The options lack the dtype or the shape, or the shape is not one.
-    InputError
-        The file's size is not a whole number of samples.
-    """
+    """Open a raw binary file as field ``x`` of the dtype and sample shape in the options."""
     refuse_options(path, "raw binary", options, "label_column", "columns")
     provenance = provenance_of(path, "raw")
     if options.dtype is None or options.shape is None:
@@ -184,7 +154,7 @@ _PIECE_BYTES: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NpyHeader:
-    """What a .npy header says, and how many bytes it takes."""
+    """The content of a .npy header, and how many bytes it takes."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -192,18 +162,12 @@ class NpyHeader:
     n_bytes: int
 
     def packing(self, name: str, *, where: str) -> Packing:
-        """How the rows lie behind the header; the first axis are the samples."""
+        """Describe the rows behind the header; the first axis are the samples."""
         return packing_of(name, self.dtype, self.shape, self.n_bytes, where=where, fortran_order=self.fortran_order)
 
 
 def probe_npy(path: Path, options: SourceOptions) -> PackedSource:
-    """Open one .npy file as field ``x``: its header against its size, nothing else read.
-
-    Raises
-    ------
-    InputError
-        The file is no .npy, is truncated, or holds what a field cannot.
-    """
+    """Open one .npy file as field ``x``: its header against its size, nothing else read."""
     refuse_options(path, ".npy", options, "label_column", "columns", "dtype", "shape")
     provenance = provenance_of(path, "npy")
     with open_bytes(path) as file:
@@ -215,7 +179,7 @@ def probe_npy(path: Path, options: SourceOptions) -> PackedSource:
 
 
 class _CountingReader:
-    """A stream that knows how much of it was read: zip members do not all tell."""
+    """A stream that counts the bytes read: zip members do not all tell."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream

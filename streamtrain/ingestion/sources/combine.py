@@ -53,7 +53,7 @@ class Concatenation(Source):
         self.n_samples = None if None in counts else self._starts[-1]
 
     def where(self, row: int) -> str:
-        """Say where the part that holds the row has it from."""
+        """Return where the part that holds the row has it from."""
         if self.n_samples is None:
             return f"row {row} of {len(self.parts)} sources"
         part, start, _ = self._part_of(row)
@@ -88,16 +88,7 @@ class Concatenation(Source):
 
 
 def concatenate(parts: Sequence[Source]) -> Source:
-    """Join sources of one kind, in order.
-
-    Columns of tables are put in the first one's order. CSV files find their dtypes in the values, so theirs are widened
-    to common ones; all others must agree. The names of text labels are united.
-
-    Raises
-    ------
-    InputError
-        Dtypes, shapes, columns or the kind of labels differ; the message lists who has what.
-    """
+    """Join sources of one kind, in order: columns reordered, CSV's dtypes widened, classes united."""
     if len(parts) == 1:
         return parts[0]
     united = _unite_classes(_widen(in_one_order(parts)))
@@ -115,7 +106,7 @@ def concatenate(parts: Sequence[Source]) -> Source:
 
 
 def name_of(source: Source) -> str:
-    """The path of a source, or its format where it has none."""
+    """Return the path of a source, or its format where it has none."""
     first = source.provenance[0] if source.provenance else {}
     return str(first.get("path", first.get("format", "source")))
 
@@ -179,17 +170,10 @@ class LabelledSource(Source):
         self.chunk_bytes = features.chunk_bytes + labels.chunk_bytes
 
     def where(self, row: int) -> str:
-        """Where the row's features came from."""
         return self.features.where(row)
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order.
-
-        Raises
-        ------
-        InputError
-            One of the two ends before the other.
-        """
+        """Yield all rows in order; refuse sources of which one ends before the other."""
         n_rows = rows_within(max_bytes, self.fields)
         features = _CountingStream(self.features.iter_blocks(n_rows * _row_bytes(self.features)))
         labels = _CountingStream(self._labels(n_rows * _row_bytes(self.labels)))
@@ -213,7 +197,7 @@ class LabelledSource(Source):
 
 
 class _CountingStream:
-    """A stream of rows that knows how many went by."""
+    """A stream of rows that counts them."""
 
     def __init__(self, stream: Iterator[Rows]) -> None:
         self._stream = stream
@@ -237,15 +221,7 @@ def _row_bytes(source: Source) -> int:
 
 
 def with_labels(features: Source, labels: Source) -> Source:
-    """Put the only field of a labels source beside features, as field ``y``.
-
-    Raises
-    ------
-    UsageError
-        The features have a field ``y`` already.
-    InputError
-        The labels have several fields, or the row counts differ.
-    """
+    """Put the only field of a labels source beside features, as field ``y``."""
     if any(field.name == TARGET for field in features.fields):
         fix = "leave labels out, or the label column"
         raise UsageError("the features bring labels of their own (field 'y')", where=name_of(features), fix=fix)
@@ -294,17 +270,9 @@ class ClassCheckedSource(Source):
         self._codes = None if source.classes is None else _codes(source, source.classes, allowed)
 
     def where(self, row: int) -> str:
-        """Where the source says."""
         return self.source.where(row)
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order.
-
-        Raises
-        ------
-        InputError
-            A label is none of the classes.
-        """
         n_done = 0
         for rows in self.source.iter_blocks(max_bytes):
             yield self._checked(rows, n_done)
@@ -341,7 +309,7 @@ def _as_label(field: Field) -> Field:
 
 
 def _codes(source: Source, found: tuple[str, ...], classes: Classes) -> npt.NDArray[np.int64]:
-    """The number of each class that was found."""
+    """Number each class that was found; refuse one that is not allowed."""
     if isinstance(classes, int):
         if len(found) > classes:
             listed = ", ".join(map(repr, found[:_N_LISTED])) + ", ..." * (len(found) > _N_LISTED)

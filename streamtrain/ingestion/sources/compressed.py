@@ -34,6 +34,7 @@ from streamtrain.ingestion.sources.input_files import (
 )
 from streamtrain.system.units import format_bytes
 
+# DEFLATE cannot pack better than 1032 to 1, and comes near it only on one byte repeated. Small claims do no harm.
 _MAX_RATIO: Final = 1000
 _SMALL_BYTES: Final = 64_000_000
 _MAX_REREAD_BYTES: Final = 32_000_000_000
@@ -41,21 +42,11 @@ _MAX_REREAD_BYTES: Final = 32_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One field behind a stream.
-
-    Parameters
-    ----------
-    packing : Packing
-        How its rows lie in the unpacked bytes.
-    where : str
-        The file, and the member in it.
-    open : callable
-        Opens the stream at its first byte.
-    """
+    """One field behind a stream."""
 
     packing: Packing
     where: str
-    open: Callable[[], AbstractContextManager[ByteStream]]
+    open: Callable[[], AbstractContextManager[ByteStream]]  # at its first byte
 
 
 class StreamedSource(Source):
@@ -69,11 +60,9 @@ class StreamedSource(Source):
         self.n_samples = members[0].packing.n_rows
 
     def where(self, row: int) -> str:
-        """The file and the row in it."""
         return f"{self.path} row {row}"
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order."""
         n_rows = rows_within(max_bytes, self.fields)
         with ExitStack() as stack:
             runs = [stack.enter_context(closing(_runs(member, n_rows))) for member in self.members]
@@ -82,17 +71,7 @@ class StreamedSource(Source):
 
 
 def check_ratio(n_unpacked: int, n_packed: int, *, where: str) -> None:
-    """Refuse a claim that only a decompression bomb makes.
-
-    DEFLATE cannot pack better than 1032 to 1, and comes near it only on one byte repeated. Small ones do no harm.
-
-    Examples
-    --------
-    >>> check_ratio(10**12, 10**6, where="d.npz member x.npy")
-    Traceback (most recent call last):
-        ...
-    streamtrain.errors.InputError: d.npz member x.npy: unpacks from 1.0 MB to 1.00 TB, 1,000,000 to 1; the limit ...
-    """
+    """Refuse a claim that only a decompression bomb makes."""
     ratio = n_unpacked / max(1, n_packed)
     if ratio > _MAX_RATIO and n_unpacked > _SMALL_BYTES:
         sizes = f"unpacks from {format_bytes(n_packed)} to {format_bytes(n_unpacked)}"
@@ -185,14 +164,7 @@ _ENCRYPTED: Final = 0x1
 
 
 def probe(path: Path, options: SourceOptions) -> StreamedSource:
-    """Open a .npz archive: its directory and the header of every member.
-
-    Raises
-    ------
-    InputError
-        The archive is damaged, encrypted, has duplicate or foreign members or none of a name that is chosen, is a
-        decompression bomb, or its members differ in rows.
-    """
+    """Open a .npz archive: its directory and the header of every member."""
     refuse_options(path, ".npz", options, "label_column", "columns", "dtype", "shape")
     provenance = provenance_of(path, "npz")
     with unpacking(str(path)), zipfile.ZipFile(path) as archive:
@@ -238,7 +210,7 @@ def _check_directory(path: Path, infos: list[zipfile.ZipInfo]) -> None:
 
 
 def _check_overlap(path: Path, infos: list[zipfile.ZipInfo]) -> None:
-    """Members that share bytes are how a small archive unpacks to petabytes."""
+    """Refuse members that share bytes, by which a small archive unpacks to petabytes."""
     by_offset = sorted(infos, key=lambda info: info.header_offset)
     for info, following in pairwise(by_offset):
         if following.header_offset < info.header_offset + _LOCAL_HEADER_BYTES + info.compress_size:

@@ -32,13 +32,7 @@ _PIECE_BYTES: Final = 1 << 18
 
 
 def probe(path: Path, options: SourceOptions) -> Source:
-    """Open an idx file as field ``x``, gzipped if it starts like gzip.
-
-    Raises
-    ------
-    InputError
-        The magic number is wrong, or the dimensions and the file's size disagree.
-    """
+    """Open an idx file as field ``x``, gzipped if it starts like gzip."""
     refuse_options(path, "idx", options, "label_column", "columns", "dtype", "shape")
     provenance = provenance_of(path, "idx")
     with open_bytes(path) as file:
@@ -85,10 +79,8 @@ def _claim(packing: Packing) -> str:
 
 
 def _check_gzip_size(path: Path, n_expected: int, claim: str) -> None:
-    """Compare with the length in gzip's trailer; where it differs, unpack once to know.
-
-    The trailer is modulo 2**32 and that of the last part alone, so it can agree early but not refuse.
-    """
+    """Compare with the length in gzip's trailer; where it differs, unpack once to know."""
+    # The trailer is modulo 2**32 and that of the last part alone, so it can agree early but not refuse.
     with open_bytes(path) as file:
         file.seek(-4, 2)
         trailer = int.from_bytes(file.read(4), "little")

@@ -35,20 +35,7 @@ from streamtrain.store.schema.columns import Names
 
 
 class IterableSource(Source):
-    """Rows from an iterable; only its end tells how many.
-
-    Parameters
-    ----------
-    items : iterable of mapping of str to array of shape (n_rows, ...)
-        Each item a run of rows, of any length.
-    options : SourceOptions
-        Which fields are made of which names in them.
-
-    Raises
-    ------
-    InputError
-        There is no item, or the first is not a run of rows.
-    """
+    """Rows from an iterable of runs, each a dict of arrays; only its end tells how many."""
 
     n_samples, seekable = None, False
 
@@ -67,17 +54,10 @@ class IterableSource(Source):
         self.provenance = named or ({"format": "iterator"},)
 
     def where(self, row: int) -> str:
-        """The row, counted over all items."""
         return f"row {row} of the iterator"
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order: items as they come, cut where they are longer than ``max_bytes``.
-
-        Raises
-        ------
-        UsageError
-            An iterator is asked a second time.
-        """
+        """Yield items as they come, cut where they are longer than ``max_bytes``."""
         items = self._take_items()
         return self._blocks(items, rows_within(max_bytes, self.fields))
 

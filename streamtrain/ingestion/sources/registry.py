@@ -92,18 +92,7 @@ _FORMATS: Final = (
 
 
 def format_of(path: Path, options: SourceOptions) -> FileFormat:
-    """Find who reads a file.
-
-    Raises
-    ------
-    InputError
-        Nobody does; the message lists the known suffixes.
-
-    Examples
-    --------
-    >>> format_of(Path("train-images-idx3-ubyte.gz"), SourceOptions()).name
-    'idx'
-    """
+    """Find the format that reads a file."""
     name, suffix = path.name.lower(), path.suffix.lower()
     if _IDX_NAME.search(name):
         return next(family for family in _FORMATS if family.name == "idx")
@@ -137,13 +126,7 @@ def _unknown(path: Path, suffix: str) -> InputError:
 
 
 def sniff(head: bytes) -> str | None:
-    r"""What the first bytes of a file show it to be; None where they show nothing.
-
-    Examples
-    --------
-    >>> sniff(b"\x89PNG\r\n\x1a\n..."), sniff(b"1,2,3")
-    ('a PNG image', None)
-    """
+    """Recognize a format by the first bytes of a file; None where they show nothing."""
     return next((kind for magic, kind in _MAGICS if head.startswith(magic)), None)
 
 
@@ -203,7 +186,7 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
 
 
 def _with_clear_names(source: Source, options: SourceOptions) -> Source:
-    """A source no two classes of which differ in nothing but blanks, unless the classes are known."""
+    """Refuse two classes that differ only in blanks, unless the classes are known."""
     names: dict[str, str] = {}
     for name in source.classes or () if options.classes is None else ():
         other = names.setdefault(name.strip(), name)
@@ -218,7 +201,7 @@ def _with_clear_names(source: Source, options: SourceOptions) -> Source:
 
 
 def _split_options(labels: object, options: SourceOptions) -> tuple[SourceOptions, SourceOptions]:
-    """The options that concern the features, and those that concern the labels."""
+    """Split the options into those of the features and those of the labels."""
     files = _files_of(labels)
     family = format_of(files[0], NO_OPTIONS) if files else None
     own, named = options, None
@@ -235,7 +218,7 @@ def _split_options(labels: object, options: SourceOptions) -> tuple[SourceOption
 
 
 def _paths_in(source: object) -> list[Path] | None:
-    """The paths a source names; None where it is something else than paths."""
+    """List the paths a source names; None where it names none."""
     if isinstance(source, str | os.PathLike):
         return [_path(source)]
     if isinstance(source, list | tuple) and source and all(isinstance(item, str | os.PathLike) for item in source):
@@ -281,7 +264,7 @@ def _open_memory(source: object, options: SourceOptions) -> Source:
 
 
 def _is_listed_wrong(source: Iterable[Any]) -> bool:
-    """A list of arrays or numbers: which is which is not said, and an iterator's error would not help."""
+    """Recognize a list of arrays or numbers, which does not say what is what."""
     return isinstance(source, str | bytes | list | tuple) and not all(isinstance(item, Mapping) for item in source)
 
 
@@ -306,7 +289,7 @@ def _open_arrays(arrays: Mapping[Any, Any], options: SourceOptions) -> Source:
 
 
 def _files_of(source: object) -> list[Path] | None:
-    """The files a source stands for: its paths, those of a folder in its place; None where it names none."""
+    """List the files a source stands for, those in a folder included; None where it names none."""
     paths = _paths_in(source)
     if paths is None:
         return None
@@ -314,7 +297,7 @@ def _files_of(source: object) -> list[Path] | None:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """The files of a folder by name; like other tools we pass over names that start with a dot or underscore."""
+    """List the files of a folder by name, but those that start with a dot or underscore, as other tools do."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "_")))
     except OSError as error:

@@ -37,6 +37,12 @@ def test_one_array_is_x_and_a_view() -> None:
     assert source.provenance == ({"format": "array"},)
 
 
+@pytest.mark.parametrize(("start", "stop"), [(2, 9), (-1, 2), (3, 2)])
+def test_rows_that_are_not_there(start: int, stop: int) -> None:
+    with pytest.raises(UsageError, match=rf"rows \[{start}, {stop}\) are not among the source's 5"):
+        open_source(np.zeros(5)).read(start, stop)
+
+
 def test_a_memmap(tmp_path: Path, read_all: Callable[..., Any]) -> None:
     x = np.memmap(tmp_path / "x", "u1", "w+", shape=(100, 7))
     x[:] = np.arange(100)[:, None]
