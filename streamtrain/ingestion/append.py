@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from streamtrain.errors import InputError
 from streamtrain.ingestion.sources.arrays import NamedArrays
-from streamtrain.ingestion.sources.base import Rows, Source
+from streamtrain.ingestion.sources.base import Rows, Source, describe_kinds, kinds_of
 from streamtrain.ingestion.sources.combine import ClassCheckedSource, Concatenation, LabelledSource, name_of
 from streamtrain.ingestion.sources.tables.table_columns import TableSource, in_order
 from streamtrain.store import zarr_metadata
 from streamtrain.store.dataset import Dataset
-from streamtrain.store.layout import UNKNOWN_SAMPLES, Field, Layout
+from streamtrain.store.layout import UNKNOWN_SAMPLES, Layout
 from streamtrain.store.schema.columns import INPUT, TARGET, Schema, schema_of
 from streamtrain.store.schema.matching import first_difference, unnamed
 from streamtrain.store.shard import StoredFile, shard_exists
@@ -162,10 +162,10 @@ def _stored(base: Dataset, shard: int) -> tuple[StoredFile, ...]:
 
 
 def _check_fields(base: Dataset, more: Source) -> None:
-    there, here = ({field.name: field for field in fields} for fields in (base.fields, more.fields))
+    there, here = kinds_of(base.fields), kinds_of(more.fields)
     if there != here:
         raise InputError(
-            f"the source has {_listed(here)}; the dataset has {_listed(there)}",
+            f"the source has {describe_kinds(here)}; the dataset has {describe_kinds(there)}",
             where=str(base.path),
             why="What is appended has the dataset's fields, dtypes and shapes",
             fix="convert the source, or ingest it as a dataset of its own",
@@ -187,7 +187,3 @@ def _codes(base: Dataset, more: Source) -> npt.NDArray[np.int64] | None:
             fix="correct the labels, or ingest all sources anew",
         )
     return np.array([base.classes.index(name) for name in more.classes], np.int64)
-
-
-def _listed(fields: dict[str, Field]) -> str:
-    return ", ".join(f"{name} {field.dtype.name} {field.shape}" for name, field in sorted(fields.items()))

@@ -28,6 +28,7 @@ from streamtrain.store.layout import CHECKSUM_BYTES, UNKNOWN_SAMPLES, Codec, Lay
 from streamtrain.store.shard import index_bytes
 from streamtrain.store.statistics import MOST_VALUES, tally_bytes, work_bytes
 from streamtrain.store.writing.writer import FLUSHERS
+from streamtrain.system.arguments import is_int
 from streamtrain.system.files import Files
 from streamtrain.system.memory import Projection
 from streamtrain.system.units import format_bytes
@@ -186,7 +187,7 @@ def parse_classes(classes: int | Sequence[str] | None) -> Classes | None:
     fix = 'classes=10, or classes=["cat", "dog"], say'
     if classes is None:
         return None
-    if isinstance(classes, int) and not isinstance(classes, bool):
+    if is_int(classes):
         return _counted(classes, classes, fix)
     if not isinstance(classes, list | tuple) or not all(isinstance(name, str) and name for name in classes):
         raise UsageError(f"classes is {classes!r}; it is their number, or a list of their names", fix=fix)
@@ -206,7 +207,7 @@ def parse_workers(n_workers: int | None) -> int:
     if n_workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(cores, MOST_WORKERS)
-    if isinstance(n_workers, bool) or not isinstance(n_workers, int) or n_workers < 1:
+    if not is_int(n_workers, 1):
         raise UsageError(f"n_workers is {n_workers!r}; it must be a positive integer")
     return n_workers
 

@@ -70,12 +70,16 @@ def check_outside(path: Path, source: Source) -> None:
 
 def check_rereadable(source: Source) -> None:
     """Refuse to resume from an iterator, which cannot be read from a place, or a second time."""
-    if any(entry.get("format") == "iterator" for entry in source.provenance):
+    if not _is_rereadable(source):
         raise UsageError(
             "an ingest from an iterator cannot be resumed",
             why="It is read once, from the start, and nothing tells whether it gives the same rows again",
             fix="leave resume out; or write the rows to files first, and ingest those",
         )
+
+
+def _is_rereadable(source: Source) -> bool:
+    return all(entry.get("format") != "iterator" for entry in source.provenance)
 
 
 def is_fingerprinted(source: Source) -> bool:
@@ -267,11 +271,3 @@ def publish_and_tidy(folder: Path, path: Path, files: Files, say: Say) -> None:
         tidy(path, files)
     except (ResourceError, UsageError) as error:
         say(f"{path}: complete, but something was left: {error.what}; streamtrain repair {path} --remove removes it")
-
-
-def _is_rereadable(source: Source) -> bool:
-    try:
-        check_rereadable(source)
-    except UsageError:
-        return False
-    return True

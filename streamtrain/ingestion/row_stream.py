@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.ingestion.sources.base import Rows, Source, unmasked
+from streamtrain.ingestion.sources.base import Rows, Source, describe_kinds, kinds_of, n_rows_of, unmasked
 from streamtrain.store.layout import Layout
 
 Stage = Mapping[str, npt.NDArray[Any]]
@@ -51,7 +51,7 @@ class RowStream:
     @property
     def row(self) -> int:
         """The number of the next row."""
-        return self._n_read - sum(len(next(iter(run.values()))) for run in self._head)
+        return self._n_read - sum(n_rows_of(run) for run in self._head)
 
     @property
     def n_read(self) -> int:
@@ -72,11 +72,11 @@ class RowStream:
             run = self._head.popleft() if self._head else self._next_run()
             if run is None:
                 break
-            n_taken = min(n_rows - n_filled, len(next(iter(run.values()))))
+            n_taken = min(n_rows - n_filled, n_rows_of(run))
             for name, values in run.items():
                 stage[name][n_filled : n_filled + n_taken] = values[:n_taken]
             rest = {name: values[n_taken:] for name, values in run.items()}
-            if len(next(iter(rest.values()))):
+            if n_rows_of(rest):
                 self._head.appendleft(rest)
             n_filled += n_taken
             # Views of the source's memory, which it may want to free before it gives the next run.
@@ -91,7 +91,7 @@ class RowStream:
 
     def skip_rest(self) -> int:
         """Read and count the rows left; only at its end may a source compare its data with a checksum."""
-        n_rows = sum(len(next(iter(run.values()))) for run in self._head)
+        n_rows = sum(n_rows_of(run) for run in self._head)
         n_before = self._n_read
         self._head.clear()
         while self._next_run() is not None:
@@ -131,20 +131,16 @@ def part_ranges(layout: Layout, start: int, stop: int) -> Iterator[tuple[int, in
 def check_rows(rows: Rows, source: Source, first_row: int, n_rows: int | None = None) -> int:
     """Compare a run of rows with what its source promised; return how many rows it has."""
     found = {name: (values.dtype, values.shape[1:]) for name, values in rows.items()}
-    promised = {field.name: (field.dtype, field.shape) for field in source.fields}
+    promised = kinds_of(source.fields)
     lengths = {len(values) for values in rows.values()}
     if found != promised or len(lengths) != 1 or (n_rows is not None and lengths != {n_rows}):
         counts = "/".join(map(str, sorted(lengths)))
         raise InputError(
-            f"the source gave {counts} rows of {_listed(found)}; it promised "
-            f"{'some' if n_rows is None else n_rows} of {_listed(promised)}",
+            f"the source gave {counts} rows of {describe_kinds(found)}; it promised "
+            f"{'some' if n_rows is None else n_rows} of {describe_kinds(promised)}",
             where=source.where(first_row),
             fix="correct the source's reader",
         )
     for values in rows.values():
         unmasked(values, lambda row: source.where(first_row + row))
     return lengths.pop()
-
-
-def _listed(kinds: Mapping[str, tuple[object, tuple[int, ...]]]) -> str:
-    return ", ".join(f"{name} {dtype} {shape}" for name, (dtype, shape) in sorted(kinds.items()))

@@ -21,6 +21,7 @@ import numpy as np
 
 from streamtrain.ingestion.request import IngestSizes
 from streamtrain.ingestion.row_stream import RowStream, Stage, part_ranges, part_rows
+from streamtrain.ingestion.sources.base import n_rows_of
 from streamtrain.ingestion.write_shards import Tallies, check_kept, compute, merge, shard_rows, tally_kept
 from streamtrain.store.layout import Layout
 from streamtrain.store.shard import DamagedShard
@@ -82,7 +83,7 @@ def _compare_kept(stream: RowStream, writer: DatasetWriter) -> None:
 
 def _pass_over(stream: RowStream, layout: Layout, stop: int) -> int:
     """Read on to a row, or to the end; return the number of the row after the last that was read."""
-    while stream.row < stop and len(next(iter(stream.take(min(part_rows(layout), stop - stream.row)).values()))):
+    while stream.row < stop and n_rows_of(stream.take(min(part_rows(layout), stop - stream.row))):
         pass
     return stream.row
 

@@ -14,6 +14,7 @@ from streamtrain.optim.optimizers import takes_closure
 from streamtrain.optim.rules import BatchRule, EpochRule, UpdateRule
 from streamtrain.optim.sample_fast_path.choice import check_sample_path
 from streamtrain.optim.sample_rule import SampleRule
+from streamtrain.system.arguments import check_int
 
 RULES: Final[dict[str, type[UpdateRule]]] = {rule.name: rule for rule in (BatchRule, SampleRule, EpochRule)}
 """Name -> rule."""
@@ -112,8 +113,7 @@ def make_rule(
 
 def _check_effect(update: str, k: int, *, sample_path: str, grad_sum_dtype: str) -> None:
     """Refuse options that would have no effect under a rule."""
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise UsageError(f"accumulate_grad_batches is {k!r}; it must be an integer of at least 1")
+    check_int(k, "accumulate_grad_batches")
     if k > 1 and update != "batch":
         raise UsageError(
             f"accumulate_grad_batches is {k} with update={update!r}",

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeGuard, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, first_line
 from streamtrain.ingestion.sources.base import (
     Rows,
     Source,
@@ -75,7 +75,7 @@ def to_array(value: object, where: str, first_row: int = 0) -> npt.NDArray[Any]:
     except InputError:
         raise
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise _no_array(value, where, str(error).partition("\n")[0]) from error
+        raise _no_array(value, where, first_line(error)) from error
     if not found.ndim and found.dtype.kind == "O":
         raise _no_array(value, where, "NumPy makes a single object of it")
     return np.asarray(unmasked(found, lambda row: f"{where} row {first_row + row}"))

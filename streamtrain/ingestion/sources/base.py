@@ -14,7 +14,7 @@ import difflib
 import keyword
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -162,6 +162,8 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+Kinds = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
+
 Probe = Callable[[Path, SourceOptions], Source]
 """Opens one file of a format: reads its header, checks it against the file's size, raises InputError."""
 
@@ -219,6 +221,16 @@ def choose_fields(known: Collection[str], options: SourceOptions, *, where: str)
             fix = f"did you mean {near[0]!r}?" if near else "name one of these"
             raise InputError(f"fields names {name!r}", where=where, why=f"It has {', '.join(known)}", fix=fix)
     return options.fields
+
+
+def kinds_of(fields: Iterable[Field]) -> Kinds:
+    """Map the name of each field to its dtype and sample shape."""
+    return {field.name: (field.dtype, field.shape) for field in fields}
+
+
+def describe_kinds(kinds: Kinds) -> str:
+    """Write names, dtypes and sample shapes for people, in order of the names."""
+    return ", ".join(f"{name} {dtype} {shape}" for name, (dtype, shape) in sorted(kinds.items()))
 
 
 def describe_field(field: Field) -> str:

@@ -25,8 +25,9 @@ from streamtrain.ingestion.sources.base import (
     Source,
     as_field,
     check_range,
-    describe_field,
+    describe_kinds,
     field_of,
+    kinds_of,
     n_rows_of,
     pieces,
     rows_within,
@@ -118,10 +119,9 @@ def _line(names: list[str], held: str) -> str:
 
 def _signature(source: Source) -> str:
     facts = source.provenance[0] if source.provenance else {}
-    held = sorted(f"{field.name} {describe_field(field)}" for field in source.fields)
     columns, label = facts.get("columns"), None if source.classes else facts.get("label_column")
     of = f" of columns {', '.join(columns)}" if columns else ""
-    return ", ".join(held) + of + (f", labels {label!r}" if label else "")
+    return describe_kinds(kinds_of(source.fields)) + of + (f", labels {label!r}" if label else "")
 
 
 def _widen(parts: Sequence[Source]) -> Sequence[Source]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, first_line
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.input_files import provenance_of, refuse_options
 from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, without_dictionary
@@ -66,7 +66,7 @@ def _reading(where: str) -> Iterator[None]:
     try:
         yield
     except (arrow().ArrowException, OSError, UnicodeDecodeError) as error:
-        what = f"the Parquet data is damaged: {(str(error) or type(error).__name__).splitlines()[0]}"
+        what = f"the Parquet data is damaged: {first_line(error)}"
         raise InputError(what, where=where, fix="write or download the file again") from error
 
 
