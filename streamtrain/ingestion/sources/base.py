@@ -1,8 +1,8 @@
-"""The protocol of a source, and the rules for dtypes and labels.
+"""The base class of sources, and the rules for dtypes and labels.
 
 A source gives fields, a row count, and bounded runs of rows in order. It is opened by ``probe(path, options)``, which
-reads headers only. Sources that can read any range of rows also have ``read``; shards are then read in parallel. A
-source knows where each row came from, so every later error can name the file and the line.
+reads headers only. A seekable source reads any range of rows; its shards are then read in parallel. A source knows
+where each row came from, so every later error can name the file and the line.
 
 Every format passes its arrays through `field_of` (once, when it opens) and `as_field` (on every run of rows), so the
 rules for dtypes and class labels stand here and nowhere else.
@@ -163,6 +163,7 @@ def __getattr__(name: str) -> object:
 
 
 Kinds = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
+"""The dtype and the sample shape of each field."""
 
 Probe = Callable[[Path, SourceOptions], Source]
 """Opens one file of a format: reads its header, checks it against the file's size, raises InputError."""
