@@ -132,22 +132,26 @@ class Source(ABC):
             yield self.read(start, min(start + n_rows, self.n_samples))
 
 
-_REQUIRED: Final = ("fields", "n_samples", "provenance", "seekable")
-
-
 def check_source(source: object, of: str) -> Source:
-    """Refuse a plug-in's source that is no `Source`, or lacks what one has."""
-    missing = [name for name in _REQUIRED if not hasattr(source, name)]
-    if isinstance(source, Source) and not missing:
+    """Refuse a plug-in's source that is not a `Source`, or lacks what one has."""
+    lacks = _lacks(source) if isinstance(source, Source) else ["the base class Source"]
+    if isinstance(source, Source) and not lacks:
         return source
-    lacks = f"does not set {', '.join(missing)}" if isinstance(source, Source) else "is not a subclass of Source"
     raise UsageError(
-        f"{type(source).__name__} {lacks}",
+        f"{type(source).__name__} lacks {', '.join(lacks)}",
         where=of,
         why="A source subclasses streamtrain.ingestion.sources.base.Source and sets seekable: True where read() gives "
-        "any range of rows, else False. Before, its methods alone decided",
+        "any of its n_samples rows, else False. Before, its methods alone decided",
         fix="correct the plug-in, or install a newer version of it",
     )
+
+
+def _lacks(source: Source) -> list[str]:
+    """List what a source does not have; without `iter_blocks` of its own, or where it is seekable, it needs `read`."""
+    lacks = [name for name in ("fields", "n_samples", "provenance", "seekable") if not hasattr(source, name)]
+    if not lacks and (source.seekable or type(source).iter_blocks is Source.iter_blocks):
+        lacks += ["n_samples"] * (source.n_samples is None) + ["read"] * (type(source).read is Source.read)
+    return lacks
 
 
 _GONE: Final = {

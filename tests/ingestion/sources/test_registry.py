@@ -210,9 +210,20 @@ class Undecided(OfBefore, Source):
     """A subclass of before, which did not say whether it is seekable."""
 
 
+class Unreadable(Source):
+    fields, provenance, seekable, n_samples = OfBefore.fields, (), True, None
+
+    def where(self, row: int) -> str:
+        return f"row {row}"
+
+
 @pytest.mark.parametrize(
     ("kind", "lacks"),
-    [(OfBefore, "OfBefore is not a subclass of Source"), (Undecided, "Undecided does not set seekable")],
+    [
+        (OfBefore, "OfBefore lacks the base class Source"),
+        (Undecided, "Undecided lacks seekable"),
+        (Unreadable, "Unreadable lacks n_samples, read"),
+    ],
 )
 def test_a_plug_in_of_before_is_told_what_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Any], lacks: str
