@@ -269,6 +269,11 @@ def remedy(error: OSError, otherwise: str) -> str:
     return "give this user the permission (chmod, chown)" if isinstance(error, PermissionError) else otherwise
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text that is not blank, or else its type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
     """Name what two descriptions of the same names differ in, in words for an error.
 

@@ -19,10 +19,10 @@ import streamtrain as st
 from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions
 
 
-class SvmFile:
+class SvmFile(Source):
     """Samples of a file in order; how many there are, only its end tells."""
 
-    n_samples = classes = None
+    n_samples, seekable = None, False
 
     def __init__(self, path: Path, n_features: int) -> None:
         x = st.Field(name="x", dtype=np.dtype("float32"), shape=(n_features,))

@@ -111,8 +111,10 @@ def verify_command(dest: str, full: bool, as_json: bool) -> None:
     Lengths and metadata are looked at by default; --full reads every stored byte.
     """
     from streamtrain.store.verify import verify
+    from streamtrain.system.progress_bar import ProgressBar
 
-    with _progress(full=full) as bar:
+    # Shown where stderr is a terminal.
+    with ProgressBar(desc="verify", unit="B", unit_scale=True, disable=None if full else True, leave=False) as bar:
 
         def tell(n_bytes: int, total: int) -> None:
             bar.total = total
@@ -122,17 +124,6 @@ def verify_command(dest: str, full: bool, as_json: bool) -> None:
     emit(as_json, _verify_result(dest, verified), _verify_text(dest, verified))
     if verified.damage:
         raise click.exceptions.Exit(DatasetError.exit_code)
-
-
-def _progress(*, full: bool) -> Any:
-    from tqdm import tqdm
-
-    class Bar(tqdm):  # type: ignore[type-arg]  # generic in its stub only
-        # tqdm would start a thread that outlives the bar, to redraw one that has stalled.
-        monitor_interval = 0
-
-    # Shown where stderr is a terminal.
-    return Bar(desc="verify", unit="B", unit_scale=True, disable=None if full else True, leave=False)
 
 
 def _verify_result(dest: str, verified: VerifyReport) -> dict[str, Any]:

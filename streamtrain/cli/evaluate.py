@@ -19,6 +19,7 @@ from streamtrain.models.normalization import Normalize
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.schema.columns import Schema
 from streamtrain.store.schema.matching import check_same_meaning
+from streamtrain.system.arguments import is_int
 from streamtrain.training.checkpoint import Checkpoint, load_weights, newest_checkpoint, normalize_states
 from streamtrain.training.run_folder import CONFIG, read_config, read_schema
 from streamtrain.training.trainer import Trainer
@@ -106,7 +107,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return is_int(value, 1)
 
 
 def _is_list(value: object, is_right: Callable[[object], bool]) -> bool:
@@ -117,7 +118,7 @@ _TYPES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "model": (_is_text, "a text"),
     "loss": (_is_text, "a text"),
     "target": (_is_text, "a text"),
-    "ignore_index": (lambda value: isinstance(value, int) and not isinstance(value, bool), "an integer"),
+    "ignore_index": (is_int, "an integer"),
     "weight": (lambda value: value is None or _is_text(value), "a text or null"),
     "inputs": (lambda value: _is_list(value, _is_text), "a list of texts"),
     "normalize": (lambda value: _is_list(value, _is_text), "a list of texts"),

@@ -8,76 +8,40 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
 from streamtrain.ingestion.sources.arrays import NamedArrays
-from streamtrain.ingestion.sources.base import Rows, SeekableSource, Source, chunk_bytes_of
-from streamtrain.ingestion.sources.combine import (
-    ClassCheckedSource,
-    Concatenation,
-    LabelledSource,
-    name_of,
-    with_classes,
-)
+from streamtrain.ingestion.sources.base import Rows, Source, describe_kinds, kinds_of
+from streamtrain.ingestion.sources.combine import ClassCheckedSource, Concatenation, LabelledSource, name_of
 from streamtrain.ingestion.sources.tables.table_columns import TableSource, in_order
 from streamtrain.store import zarr_metadata
 from streamtrain.store.dataset import Dataset
-from streamtrain.store.layout import UNKNOWN_SAMPLES, Field, Layout
-from streamtrain.store.schema.columns import INPUT, Schema, schema_of
+from streamtrain.store.layout import UNKNOWN_SAMPLES, Layout
+from streamtrain.store.schema.columns import INPUT, TARGET, Schema, schema_of
 from streamtrain.store.schema.matching import first_difference, unnamed
 from streamtrain.store.shard import StoredFile, shard_exists
 from streamtrain.store.writing.journal import Shards
 from streamtrain.system.files import Files
 
-_LABELS = "y"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppendedSource:
+class AppendedSource(Source):
     """The rows of a dataset from its last, partial shard on, then those of a source; numbered as in the result."""
 
-    base: Dataset
-    more: Source
-    codes: npt.NDArray[np.int64] | None
-
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """Those of the dataset."""
-        return self.base.fields
-
-    @property
-    def n_samples(self) -> int | None:
-        """Rows of both together, where the source knows its own."""
-        return None if self.more.n_samples is None else len(self.base) + self.more.n_samples
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Those of the dataset."""
-        return self.base.classes
-
-    @property
-    def provenance(self) -> tuple[dict[str, Any], ...]:
-        """Of the dataset, then of the source."""
-        return (*self.base.manifest.sources, *self.more.provenance)
-
-    @property
-    def chunk_bytes(self) -> int:
-        """What the source makes at once."""
-        return chunk_bytes_of(self.more)
-
-    @property
-    def first_row(self) -> int:
-        """The first row that is not in a full shard."""
-        return n_full_shards(self.base) * self.base.layout.block_rows * self.base.layout.shard_blocks
+    def __init__(self, base: Dataset, more: Source, codes: npt.NDArray[np.int64] | None) -> None:
+        self.base, self.more, self.codes = base, more, codes
+        self.fields, self.classes = base.fields, base.classes
+        self.n_samples = None if more.n_samples is None else len(base) + more.n_samples
+        self.provenance = (*base.manifest.sources, *more.provenance)
+        self.seekable, self.chunk_bytes = more.seekable, more.chunk_bytes
+        self.first_row = n_full_shards(base) * base.layout.block_rows * base.layout.shard_blocks
 
     def where(self, row: int) -> str:
-        """The sample of the dataset, or where the source says."""
+        """Name the sample of the dataset, or where the source has the row from."""
         n_before = len(self.base)
         return f"{self.base.path} sample {row}" if row < n_before else self.more.where(row - n_before)
 
@@ -89,21 +53,6 @@ class AppendedSource:
         for rows in self.more.iter_blocks(max_bytes):
             yield self._coded(rows)
 
-    def _coded(self, rows: Rows) -> Rows:
-        return rows if self.codes is None else {**rows, _LABELS: self.codes[rows[_LABELS]]}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeekableAppendedSource(AppendedSource):
-    """The same, of a source that reads any range."""
-
-    more: SeekableSource
-
-    @property
-    def n_samples(self) -> int:
-        """Rows of both together."""
-        return len(self.base) + self.more.n_samples
-
     def read(self, start: int, stop: int) -> Rows:
         """Read rows [start, stop), across the two where need be."""
         n_before = len(self.base)
@@ -114,40 +63,28 @@ class SeekableAppendedSource(AppendedSource):
         before, after = self.base[start:n_before], self._coded(self.more.read(0, stop - n_before))
         return {name: np.concatenate([before[name], after[name]]) for name in before}
 
+    def _coded(self, rows: Rows) -> Rows:
+        return rows if self.codes is None else {**rows, TARGET: self.codes[rows[TARGET]]}
+
 
 def n_full_shards(base: Dataset) -> int:
-    """The shards of a dataset that have no room for more rows."""
+    """Count the shards of a dataset that have no room for more rows."""
     return len(base) // (base.layout.block_rows * base.layout.shard_blocks)
 
 
 def appended_source(base: Dataset, more: Source) -> AppendedSource:
-    """A dataset's last rows with those of a source behind them.
-
-    Raises
-    ------
-    InputError
-        The source has other columns, fields, dtypes, shapes or classes.
-    """
+    """Put the rows of a source behind a dataset's last ones; refuse other columns, fields or classes."""
     more = in_columns_of(base.schema, more)
     _check_columns(base, more)
     declared = base.manifest.options.get("classes")
-    if declared is not None and any(field.name == _LABELS for field in more.fields):
-        more = with_classes(more, declared if isinstance(declared, int) else tuple(declared))
+    if declared is not None and any(field.name == TARGET for field in more.fields):
+        more = ClassCheckedSource(more, declared if isinstance(declared, int) else tuple(declared))
     _check_fields(base, more)
-    codes = _codes(base, more)
-    if isinstance(more, SeekableSource):
-        return SeekableAppendedSource(base=base, more=more, codes=codes)
-    return AppendedSource(base=base, more=more, codes=codes)
+    return AppendedSource(base, more, _codes(base, more))
 
 
 def in_columns_of(schema: Schema, source: Source) -> Source:
-    """A source with its feature columns in the order of a dataset's, where both have names.
-
-    Raises
-    ------
-    InputError
-        A table has other columns.
-    """
+    """Put a source's feature columns in the order of a dataset's, where both have names."""
     names = schema.columns.get(INPUT)
     return source if names is None else _in_order(source, names)
 
@@ -159,16 +96,16 @@ def _in_order(source: Source, names: tuple[str, ...]) -> Source:
         case NamedArrays():
             return source.in_order(names, "the dataset")
         case Concatenation():
-            return replace(source, parts=tuple(_in_order(part, names) for part in source.parts))
+            return Concatenation([_in_order(part, names) for part in source.parts])
         case LabelledSource():
-            return replace(source, features=_in_order(source.features, names))
+            return LabelledSource(_in_order(source.features, names), source.labels)
         case ClassCheckedSource():
-            return replace(source, source=_in_order(source.source, names))
+            return ClassCheckedSource(_in_order(source.source, names), source.allowed)
     return source
 
 
 def unnamed_columns(base: Dataset, more: Source) -> str | None:
-    """What of a dataset and of what is appended to it has names on one side only, in a sentence."""
+    """Say what of a dataset and of what is appended to it has names on one side only."""
     schema, own = base.schema, _schema(more)
     return unnamed(schema, own, fields=_names(base), of="the dataset", where=name_of(more))
 
@@ -197,24 +134,18 @@ def _check_columns(base: Dataset, more: Source) -> None:
 
 
 def appended_layout(source: AppendedSource) -> Layout:
-    """The dataset's layout, with as many rows as there will be."""
+    """Give the dataset's layout as many rows as there will be."""
     n_samples = UNKNOWN_SAMPLES if source.n_samples is None else source.n_samples
     return replace(source.base.layout, n_samples=n_samples)
 
 
 def full_shards(base: Dataset) -> Shards:
-    """The files of a dataset's full shards, as its manifest knows them."""
+    """Return the files of a dataset's full shards, as its manifest knows them."""
     return {shard: _stored(base, shard) for shard in range(n_full_shards(base))}
 
 
 def link_shards(base: Dataset, folder: Path, files: Files) -> None:
-    """Give the full shards of a dataset a second name in the folder of its successor, unless they have it.
-
-    Raises
-    ------
-    ResourceError
-        That cannot be written.
-    """
+    """Give a dataset's full shards a second name in the folder of its successor, unless they have it."""
     for shard, stored in full_shards(base).items():
         if shard_exists(folder, base.layout, shard, stored):
             continue
@@ -231,10 +162,10 @@ def _stored(base: Dataset, shard: int) -> tuple[StoredFile, ...]:
 
 
 def _check_fields(base: Dataset, more: Source) -> None:
-    there, here = ({field.name: field for field in fields} for fields in (base.fields, more.fields))
+    there, here = kinds_of(base.fields), kinds_of(more.fields)
     if there != here:
         raise InputError(
-            f"the source has {_listed(here)}; the dataset has {_listed(there)}",
+            f"the source has {describe_kinds(here)}; the dataset has {describe_kinds(there)}",
             where=str(base.path),
             why="What is appended has the dataset's fields, dtypes and shapes",
             fix="convert the source, or ingest it as a dataset of its own",
@@ -242,7 +173,7 @@ def _check_fields(base: Dataset, more: Source) -> None:
 
 
 def _codes(base: Dataset, more: Source) -> npt.NDArray[np.int64] | None:
-    """The dataset's number of each class of the source; None where they have the same."""
+    """Map each class of the source to the dataset's number; None where they have the same."""
     if more.classes == base.classes:
         return None
     unknown = sorted(set(more.classes or ()) - set(base.classes or ()))
@@ -256,7 +187,3 @@ def _codes(base: Dataset, more: Source) -> npt.NDArray[np.int64] | None:
             fix="correct the labels, or ingest all sources anew",
         )
     return np.array([base.classes.index(name) for name in more.classes], np.int64)
-
-
-def _listed(fields: dict[str, Field]) -> str:
-    return ", ".join(f"{name} {field.dtype.name} {field.shape}" for name, field in sorted(fields.items()))

@@ -44,8 +44,8 @@ from streamtrain.ingestion.resume import (
     publish_and_tidy,
 )
 from streamtrain.ingestion.row_stream import RowStream
-from streamtrain.ingestion.sources.base import SeekableSource, Source
-from streamtrain.ingestion.sources.combine import with_classes
+from streamtrain.ingestion.sources.base import Source
+from streamtrain.ingestion.sources.combine import ClassCheckedSource
 from streamtrain.ingestion.sources.input_files import changed
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.ingestion.write_shards import Tallies, write_shards
@@ -78,24 +78,7 @@ _ROWS_SHOWN: Final = 3
 def checked_statistics(
     source: Source, provenance: tuple[dict[str, Any], ...], tallies: Tallies, n_samples: int
 ) -> Mapping[str, FieldStats]:
-    """The statistics, if what was read can be trusted and trained on.
-
-    Parameters
-    ----------
-    source : Source
-        What was read.
-    provenance : tuple of dict
-        Of the files that must still be what they were.
-    tallies : tuple of FieldTally
-        Of all rows.
-    n_samples : int
-        How many there were.
-
-    Raises
-    ------
-    InputError
-        A file changed, rows are missing, or values are NaN or infinite.
-    """
+    """Return the statistics, if what was read can be trusted and trained on."""
     change = changed(provenance)
     if change:
         raise InputError(change, fix="ingest again when nothing writes to it")
@@ -227,13 +210,13 @@ def ingest(
     opened = open_source(source, labels=labels, options=replace(request.options, classes=known))
     _tell_left_out(opened, say)
     if request.classes is not None:
-        opened = with_classes(opened, request.classes)
+        opened = ClassCheckedSource(opened, request.classes)
     run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
     return open_dataset(dest)
 
 
 def _known_names(request: IngestRequest, path: Path, mode: Mode) -> tuple[str, ...] | None:
-    """The names of classes that labels may be of, where some are named, or are those of the dataset appended to."""
+    """List the names of classes that are given, and those of the dataset appended to."""
     base = open_dataset(path).classes if mode == "append" and destination_state(path) == "committed" else None
     named = request.classes if isinstance(request.classes, tuple) else None
     return named if base is None else (*base, *(named or ()))
@@ -272,11 +255,11 @@ def run_ingest(
 
 
 def _say_nothing(text: str) -> None:
-    """Leave it unsaid."""
+    """Say nothing."""
 
 
 def _whole(base: Dataset | None, source: Source, say: Say) -> Source:
-    """All that is read; what of it is matched by position is said, or warned of."""
+    """Join a dataset's last rows to the source; say or warn what is matched by position."""
     if base is None:
         return source
     whole = appended_source(base, source)
@@ -289,7 +272,7 @@ def _whole(base: Dataset | None, source: Source, say: Say) -> Source:
 
 
 def _is_complete(source: Source, path: Path, request: IngestRequest, mode: Mode, say: Say) -> bool:
-    """Whether the work to be resumed is done; what is to be done otherwise is told."""
+    """Say whether the work to be resumed is done, and what is done otherwise."""
     if destination_state(path) == "absent":
         say(f"{path}: nothing to resume; starts afresh")
         return False
@@ -377,7 +360,6 @@ def _write(
             ):
                 compare = is_begun and not is_fingerprinted(work.own)
                 if stream is None:
-                    assert isinstance(whole, SeekableSource)
                     tallies = write_shards(whole, writer, sizes, pool=pool, progress=progress, compare=compare)
                     n_samples = layout.n_samples
                 else:
@@ -412,8 +394,8 @@ def _header(mode: Mode, base: Dataset | None, layout: Layout, source: Source, re
 
 @contextmanager
 def _stream(source: Source, request: IngestRequest) -> Iterator[RowStream | None]:
-    """The rows of a source that reads in order only; None for one that reads any range."""
-    if isinstance(source, SeekableSource):
+    """Open a source that reads in order as a stream of rows; give None for one that reads any range."""
+    if source.seekable:
         yield None
     else:
         first_row = source.first_row if isinstance(source, AppendedSource) else 0

@@ -21,13 +21,14 @@ import numpy.typing as npt
 from streamtrain.errors import BudgetError, InputError, ResourceError, UsageError, unknown_name
 from streamtrain.ingestion.append import AppendedSource, appended_layout
 from streamtrain.ingestion.row_stream import RowStream, part_rows
-from streamtrain.ingestion.sources.base import SeekableSource, Source, SourceOptions, chunk_bytes_of
+from streamtrain.ingestion.sources.base import Source, SourceOptions
 from streamtrain.ingestion.sources.combine import Classes
 from streamtrain.store.codec import TRIAL_BYTES, CodecChoice, check_encodable, choose_codec, trial_rows
 from streamtrain.store.layout import CHECKSUM_BYTES, UNKNOWN_SAMPLES, Codec, Layout, plan_layout
 from streamtrain.store.shard import index_bytes
 from streamtrain.store.statistics import MOST_VALUES, tally_bytes, work_bytes
 from streamtrain.store.writing.writer import FLUSHERS
+from streamtrain.system.arguments import is_int
 from streamtrain.system.files import Files
 from streamtrain.system.memory import Projection
 from streamtrain.system.units import format_bytes
@@ -45,39 +46,19 @@ _ASSUMED_BLOCKS: Final = 2**16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestSizes:
-    """How much an ingest does at once.
-
-    Parameters
-    ----------
-    n_workers : int
-        Threads that read, encode and write.
-    n_wave : int
-        Tasks handed out together: shards, or parts of a source that reads in order only.
-    """
+    """How much an ingest does at once."""
 
     n_workers: int
-    n_wave: int
+    n_wave: int  # tasks handed out together: shards, or parts of a source that reads in order only
 
 
 def head_bytes(memory: int) -> int:
-    """How much of a source of unknown length is held to learn whether it is short.
-
-    Examples
-    --------
-    >>> head_bytes(100_000_000), head_bytes(10**12)
-    (25000000, 256000000)
-    """
+    """Limit what is held of a source of unknown length, to learn whether it is short."""
     return min(memory // 4, _HEAD_BYTES)
 
 
 def run_bytes(memory: int) -> int:
-    """The most that a source which reads in order only is asked for at once.
-
-    Examples
-    --------
-    >>> run_bytes(64 * 2**20), run_bytes(2**40)
-    (2097152, 16777216)
-    """
+    """Limit what a source that reads in order is asked for at once."""
     least, most = _RUN_BYTES
     return min(max(least, memory // 32), most)
 
@@ -85,23 +66,7 @@ def run_bytes(memory: int) -> int:
 def project_ingest(
     layout: Layout, sizes: IngestSizes, *, seekable: bool, held_bytes: int, budget_bytes: int, chunk_bytes: int = 0
 ) -> Projection:
-    """What an ingest owns at these sizes.
-
-    Parameters
-    ----------
-    layout : Layout
-        The plan.
-    sizes : IngestSizes
-        How much happens at once.
-    seekable : bool
-        Whether workers read their own rows.
-    held_bytes : int
-        The rows held before the plan was made.
-    budget_bytes : int
-        What the user allows.
-    chunk_bytes : int
-        What the source makes at once, however little it is asked for.
-    """
+    """Project the memory of an ingest of these sizes, as named terms."""
     rows = part_rows(layout)
     part = rows * layout.row_bytes
     shard_rows = layout.block_rows * layout.shard_blocks
@@ -133,22 +98,7 @@ def project_ingest(
 def solve_ingest(
     layout: Layout, *, memory: int, n_workers: int, seekable: bool, held_bytes: int, chunk_bytes: int = 0
 ) -> tuple[IngestSizes, Projection]:
-    """Find the most workers, and the longest wave for them, that a budget allows.
-
-    Parameters
-    ----------
-    memory : int
-        The budget in bytes.
-    n_workers : int
-        The most workers.
-    chunk_bytes : int
-        What the source makes at once, however little it is asked for.
-
-    Raises
-    ------
-    BudgetError
-        Not even one worker fits; the message has every term and the smallest budget that would do.
-    """
+    """Find the most workers, and the longest wave for them, that a budget allows."""
     project = partial(project_ingest, layout, seekable=seekable, chunk_bytes=chunk_bytes)
     for workers in range(n_workers, 0, -1):
         for wave in _WAVES:
@@ -166,7 +116,7 @@ def solve_ingest(
 
 
 def _smallest_budget(project: Callable[..., Projection], projection: Projection, held_bytes: int | None) -> int:
-    """The budget at which one worker fits; what grows with the budget itself is projected until it does not."""
+    """Find the budget for one worker; project again what grows with the budget itself."""
     sizes = IngestSizes(n_workers=1, n_wave=1)
     while projection.total_bytes > projection.budget_bytes:
         least = math.ceil(projection.total_bytes / _ROUND_BYTES) * _ROUND_BYTES
@@ -177,25 +127,7 @@ def _smallest_budget(project: Callable[..., Projection], projection: Projection,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestRequest:
-    """What was asked for, parsed.
-
-    Parameters
-    ----------
-    memory, shard_bytes : int
-        In bytes.
-    block_bytes : int, optional
-        In bytes; by default the layout's own.
-    codec : {"auto", "none", "lz4", "zstd"}
-        The compression.
-    n_workers : int
-        The most workers.
-    progress : bool, optional
-        Whether to show a bar; by default on a terminal.
-    options : SourceOptions
-        How to read files.
-    classes : int or tuple of str, optional
-        What labels there may be.
-    """
+    """The arguments of an ingest, parsed."""
 
     memory: int
     block_bytes: int | None
@@ -207,7 +139,7 @@ class IngestRequest:
     classes: Classes | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """What shapes the dataset, for its manifest; budget and workers do not."""
+        """Return what shapes the dataset, for its manifest; budget and workers do not."""
         options = {field.name: getattr(self.options, field.name) for field in fields(SourceOptions)}
         given = {name: value.name if isinstance(value, np.dtype) else value for name, value in options.items()}
         return {
@@ -219,18 +151,7 @@ class IngestRequest:
 
 
 def source_options(**options: object) -> SourceOptions:
-    """Make `SourceOptions` from what a user gives; a dtype may be text, columns and shape any sequence.
-
-    Raises
-    ------
-    UsageError
-        An option is unknown, or not of its kind.
-
-    Examples
-    --------
-    >>> source_options(dtype="float32", shape=[28, 28]).shape
-    (28, 28)
-    """
+    """Make `SourceOptions` from what a user gives; a dtype may be text, columns and shape any sequence."""
     known = [field.name for field in fields(SourceOptions) if field.name != "classes"]
     for name in options:
         if name not in known:
@@ -262,22 +183,11 @@ def _parse_fields(chosen: object) -> dict[str, str]:
 
 
 def parse_classes(classes: int | Sequence[str] | None) -> Classes | None:
-    """Check a number of classes, or their names.
-
-    Raises
-    ------
-    UsageError
-        It is neither, there are none or too many, or two have one name.
-
-    Examples
-    --------
-    >>> parse_classes(10), parse_classes(["cat", "dog"])
-    (10, ('cat', 'dog'))
-    """
+    """Check a number of classes, or their names."""
     fix = 'classes=10, or classes=["cat", "dog"], say'
     if classes is None:
         return None
-    if isinstance(classes, int) and not isinstance(classes, bool):
+    if is_int(classes):
         return _counted(classes, classes, fix)
     if not isinstance(classes, list | tuple) or not all(isinstance(name, str) and name for name in classes):
         raise UsageError(f"classes is {classes!r}; it is their number, or a list of their names", fix=fix)
@@ -297,13 +207,13 @@ def parse_workers(n_workers: int | None) -> int:
     if n_workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(cores, MOST_WORKERS)
-    if isinstance(n_workers, bool) or not isinstance(n_workers, int) or n_workers < 1:
+    if not is_int(n_workers, 1):
         raise UsageError(f"n_workers is {n_workers!r}; it must be a positive integer")
     return n_workers
 
 
 def plan_ingest(source: Source, stream: RowStream | None, request: IngestRequest) -> tuple[Layout, IngestSizes]:
-    """Layout, codec and sizes; only headers, and the head of a source that reads in order, have been read."""
+    """Choose layout, codec and sizes from headers, and from the head of a source that reads in order."""
     if isinstance(source, AppendedSource):
         layout = appended_layout(source)
         return layout, sizes_for_request(layout, source, stream, request)
@@ -325,7 +235,7 @@ def plan_ingest(source: Source, stream: RowStream | None, request: IngestRequest
 
 
 def sizes_for_request(layout: Layout, source: Source, stream: RowStream | None, request: IngestRequest) -> IngestSizes:
-    """What happens at once, in the memory that was asked for; see `solve_ingest`."""
+    """Solve the sizes for the memory of a request."""
     trial = TRIAL_BYTES if request.codec == "auto" else 0
     sizes, _ = solve_ingest(
         layout,
@@ -333,7 +243,7 @@ def sizes_for_request(layout: Layout, source: Source, stream: RowStream | None, 
         n_workers=request.n_workers,
         seekable=stream is None,
         held_bytes=max(trial, stream.head_bytes if stream else 0),
-        chunk_bytes=chunk_bytes_of(source) if stream else 0,
+        chunk_bytes=source.chunk_bytes if stream else 0,
     )
     return sizes
 
@@ -342,7 +252,6 @@ def _choose_codec(source: Source, stream: RowStream | None, layout: Layout) -> C
     n_rows = trial_rows(layout)
     first: list[npt.NDArray[Any]]
     if stream is None:
-        assert isinstance(source, SeekableSource)
         rows = source.read(0, n_rows)
         first = [rows[field.name] for field in layout.fields]
     else:
@@ -354,18 +263,7 @@ def _choose_codec(source: Source, stream: RowStream | None, layout: Layout) -> C
 
 
 def check_disk_space(folder: Path, layout: Layout, files: Files, *, n_kept: int = 0) -> None:
-    """Refuse an ingest that the disk has no room for, where that can be told: uncompressed, of a known length.
-
-    Parameters
-    ----------
-    n_kept : int
-        Shards that are there already.
-
-    Raises
-    ------
-    ResourceError
-        There are too few bytes free, or too few files.
-    """
+    """Refuse an ingest that the disk has no room for, if it is uncompressed and of a known length."""
     if layout.n_samples >= UNKNOWN_SAMPLES:
         return
     n_shards = layout.n_shards - n_kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,15 +41,7 @@ _N_SHOWN: Final = 8
 
 
 def check_destination(path: Path, mode: Mode, *, resume: bool = False) -> None:
-    """Refuse a destination that holds what this ingest may not replace.
-
-    Raises
-    ------
-    UsageError
-        A dataset is there and nothing was said of it; or something else than a dataset.
-    DatasetError
-        An interrupted ingest is there; or nothing, where rows are to be appended.
-    """
+    """Refuse a destination that holds what this ingest may not replace."""
     state = destination_state(path)
     if state == "foreign":
         what = "something that is not a dataset exists there; ingest writes only where nothing is, or over a dataset"
@@ -77,14 +69,8 @@ def check_outside(path: Path, source: Source) -> None:
 
 
 def check_rereadable(source: Source) -> None:
-    """Refuse to resume from a source that cannot be read from a place, or a second time.
-
-    Raises
-    ------
-    UsageError
-        It is an iterator.
-    """
-    if any(entry.get("format") == "iterator" for entry in source.provenance):
+    """Refuse to resume from an iterator, which cannot be read from a place, or a second time."""
+    if not _is_rereadable(source):
         raise UsageError(
             "an ingest from an iterator cannot be resumed",
             why="It is read once, from the start, and nothing tells whether it gives the same rows again",
@@ -92,34 +78,24 @@ def check_rereadable(source: Source) -> None:
         )
 
 
+def _is_rereadable(source: Source) -> bool:
+    return all(entry.get("format") != "iterator" for entry in source.provenance)
+
+
 def is_fingerprinted(source: Source) -> bool:
-    """Whether a source's paths, lengths and times of change tell whether it is the same; arrays have none."""
+    """Say whether paths, lengths and times of change identify a source; arrays have none."""
     return all("path" in entry for entry in source.provenance)
 
 
 def check_same_ingest(there: JournalHeader, here: JournalHeader, path: Path) -> None:
-    """Refuse to go on with an ingest of other sources, in another way, or by another version.
-
-    Raises
-    ------
-    DatasetError
-        Some differ; the message lists them.
-    """
+    """Refuse to resume an ingest of other sources, options or version; list the differences."""
     _refuse(_told(there), _told(here), path, "was begun")
 
 
 def check_finished_ingest(
     manifest: Manifest, source: Source, options: Mapping[str, Any], path: Path, mode: Mode
 ) -> None:
-    """Refuse to call a dataset the finished work of this ingest when it is not.
-
-    Raises
-    ------
-    DatasetError
-        It was made of other sources or in another way; the message lists the differences.
-    UsageError
-        The source has no fingerprint, so nobody can tell.
-    """
+    """Refuse to take a dataset for the finished work of this ingest when it is not."""
     if not is_fingerprinted(source):
         what = "a dataset exists there already, and nothing tells whether it is of these arrays"
         raise UsageError(what, where=str(path), fix="leave resume out, and overwrite it; or choose another path")
@@ -144,7 +120,7 @@ def _refuse(there: dict[str, Any], here: dict[str, Any], path: Path, how: str) -
 
 
 def _told(header: JournalHeader) -> dict[str, Any]:
-    """What two ingests must agree on, by name, so that a difference can be named."""
+    """Name what two ingests must agree on, so that a difference can be named."""
     layout = header.layout
     told: dict[str, Any] = {
         "version": header.version,
@@ -157,23 +133,20 @@ def _told(header: JournalHeader) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON gives it back."""
+    """Return a value as JSON gives it back."""
     return load_json(dump_json({"value": value}), where="")["value"]
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what is nested in a value, by dotted and numbered names."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _flat(f"{name}.{key}", item)
     elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
-        yield from _listed(name, value)
+        for number, item in enumerate(value):
+            yield from _flat(f"{name}[{number}]", item)
     else:
         yield name, value
-
-
-def _listed(name: str, values: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    for number, item in enumerate(values):
-        yield from _flat(f"{name}[{number}]", item)
 
 
 Say = Callable[[str], None]
@@ -182,53 +155,25 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterruptedIngest:
-    """What an interrupted ingest left.
-
-    Parameters
-    ----------
-    folder : Path
-        Where it was writing.
-    header : JournalHeader
-        What.
-    shards : mapping
-        Those its journal names.
-    is_finished : bool
-        Whether it had only to take its place.
-    """
+    """What an interrupted ingest left."""
 
     folder: Path
     header: JournalHeader
     shards: Shards
-    is_finished: bool
+    is_finished: bool  # but for taking its place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestTask:
-    """What is written where.
-
-    Parameters
-    ----------
-    path, folder : Path
-        The destination, and where it is made: the same place if nothing was there.
-    header : JournalHeader
-        What is made.
-    source : Source
-        All that is read; for an append, the dataset's last rows too.
-    own : Source
-        What the user gave.
-    base : Dataset, optional
-        What is appended to.
-    shards : mapping
-        Those that the ingest made before it was interrupted.
-    """
+    """What is written where."""
 
     path: Path
-    folder: Path
+    folder: Path  # the destination itself, if nothing was there
     header: JournalHeader
-    source: Source
-    own: Source
+    source: Source  # all that is read; for an append, the dataset's last rows too
+    own: Source  # what the user gave
     base: Dataset | None
-    shards: Shards
+    shards: Shards  # made before an interruption
 
     @property
     def kept(self) -> Shards:
@@ -237,18 +182,12 @@ class IngestTask:
 
     @property
     def n_linked(self) -> int:
-        """The first shards, which are those of the dataset that is appended to."""
+        """The number of first shards, which are those of the dataset that is appended to."""
         return 0 if self.base is None else n_full_shards(self.base)
 
 
 def find_interrupted(path: Path, mode: Mode) -> InterruptedIngest | None:
-    """Find what an interrupted ingest to a destination left; whatever else was left has been tidied up.
-
-    Raises
-    ------
-    DatasetError
-        There is something, but it cannot be gone on with, or not in this way.
-    """
+    """Find what an interrupted ingest to a destination left, once leftovers have been tidied up."""
     folder = path if destination_state(path) == "incomplete" else successor(path)
     if not has_journal(folder):
         if folder == path:
@@ -267,7 +206,7 @@ def find_interrupted(path: Path, mode: Mode) -> InterruptedIngest | None:
 
 
 def missing_journal_error(path: Path) -> DatasetError:
-    """The error for what is left of an ingest whose journal is missing."""
+    """Make the error for an unfinished ingest whose journal is missing."""
     error = incomplete(path)
     error.why = "It has no journal, so nobody can tell what was done"
     error.fix = f"streamtrain repair {path} --remove, and ingest again"
@@ -292,7 +231,7 @@ def discard_interrupted(path: Path, mode: Mode, files: Files) -> None:
 
 
 def prepare(work: IngestTask, files: Files) -> Journal:
-    """Leave nothing in the folder but the shards that stay, link those of the dataset appended to, open the journal."""
+    """Clear the folder of all but kept shards, link those of the dataset appended to, open the journal."""
     fields = work.header.layout.fields
     kept = frozenset(zarr_metadata.shard_key(field, shard) for shard in work.kept for field in fields)
     remove_unfinished_files(work.folder, work.header.layout, kept, files)
@@ -304,15 +243,7 @@ def prepare(work: IngestTask, files: Files) -> Journal:
 def keep_or_discard(
     work: IngestTask, error: BaseException, n_done: int, files: Files, say: Say, *, is_begun: bool
 ) -> None:
-    """After an error, keep what can be gone on with, else remove it; either way nothing opens that did not before.
-
-    Parameters
-    ----------
-    n_done : int
-        Shards in the journal.
-    is_begun : bool
-        Whether an earlier ingest made some of them, which an error of this one is no reason to remove.
-    """
+    """After an error, keep what can be resumed, else remove it; neither opens as a dataset."""
     # A damaged shard is one of the dataset that is appended to: going on would meet it again.
     wrong = isinstance(error, InputError | UsageError | BudgetError | DamagedShard)
     if wrong or not (n_done or is_begun) or not _is_rereadable(work.own):
@@ -330,13 +261,7 @@ def keep_or_discard(
 
 
 def publish_and_tidy(folder: Path, path: Path, files: Files, say: Say) -> None:
-    """Put what is finished in its place, and tidy up; that the latter fails takes nothing from the dataset.
-
-    Raises
-    ------
-    ResourceError
-        It could not be put in its place, where the old dataset stays.
-    """
+    """Put what is finished in its place, and tidy up; a failure of the latter is only said."""
     try:
         publish(folder, path, files)
     except ResourceError as error:
@@ -346,11 +271,3 @@ def publish_and_tidy(folder: Path, path: Path, files: Files, say: Say) -> None:
         tidy(path, files)
     except (ResourceError, UsageError) as error:
         say(f"{path}: complete, but something was left: {error.what}; streamtrain repair {path} --remove removes it")
-
-
-def _is_rereadable(source: Source) -> bool:
-    try:
-        check_rereadable(source)
-    except UsageError:
-        return False
-    return True

@@ -14,24 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.ingestion.sources.base import Rows, Source, unmasked
+from streamtrain.ingestion.sources.base import Rows, Source, describe_kinds, kinds_of, n_rows_of, unmasked
 from streamtrain.store.layout import Layout
 
 Stage = Mapping[str, npt.NDArray[Any]]
 
 
 class RowStream:
-    """The rows of a source, taken in exact amounts; its head can be looked at first.
-
-    Parameters
-    ----------
-    source : Source
-        Read once, from the start.
-    max_bytes : int
-        The most it is asked for at once.
-    first_row : int
-        The number of the source's first row.
-    """
+    """The rows of a source from ``first_row`` on, taken in exact amounts; its head can be held first."""
 
     def __init__(self, source: Source, max_bytes: int, *, first_row: int = 0) -> None:
         self.first_row = first_row
@@ -43,7 +33,7 @@ class RowStream:
         self.head_bytes = 0
 
     def peek(self, n_bytes: int) -> bool:
-        """Hold at least so many bytes of the first rows; False where the source ended before."""
+        """Hold at least so many bytes of the first rows; return False where the source ended before."""
         while self.head_bytes < n_bytes:
             run = self._next_run()
             if run is None:
@@ -55,13 +45,13 @@ class RowStream:
         return True
 
     def again(self) -> RowStream:
-        """The same rows from their first, read a second time."""
+        """Read the same rows a second time, from their first."""
         return RowStream(self._source, self._max_bytes, first_row=self.first_row)
 
     @property
     def row(self) -> int:
         """The number of the next row."""
-        return self._n_read - sum(len(next(iter(run.values()))) for run in self._head)
+        return self._n_read - sum(n_rows_of(run) for run in self._head)
 
     @property
     def n_read(self) -> int:
@@ -69,7 +59,7 @@ class RowStream:
         return self._n_read
 
     def first_rows(self, name: str, n_rows: int) -> npt.NDArray[Any]:
-        """The first of the rows that are held, up to so many."""
+        """Return the first of the rows that are held, up to so many."""
         held: list[npt.NDArray[Any]] = []
         for run in self._head:
             held.append(run[name][: n_rows - sum(map(len, held))])
@@ -82,11 +72,11 @@ class RowStream:
             run = self._head.popleft() if self._head else self._next_run()
             if run is None:
                 break
-            n_taken = min(n_rows - n_filled, len(next(iter(run.values()))))
+            n_taken = min(n_rows - n_filled, n_rows_of(run))
             for name, values in run.items():
                 stage[name][n_filled : n_filled + n_taken] = values[:n_taken]
             rest = {name: values[n_taken:] for name, values in run.items()}
-            if len(next(iter(rest.values()))):
+            if n_rows_of(rest):
                 self._head.appendleft(rest)
             n_filled += n_taken
             # Views of the source's memory, which it may want to free before it gives the next run.
@@ -94,14 +84,14 @@ class RowStream:
         return n_filled
 
     def take(self, n_rows: int) -> Rows:
-        """The next rows, in arrays of their own; fewer than asked only at the end."""
+        """Return the next rows, in arrays of their own; fewer than asked only at the end."""
         stage = {field.name: np.empty((n_rows, *field.shape), field.dtype) for field in self._source.fields}
         n_filled = self.fill(stage, n_rows)
         return {name: values[:n_filled] for name, values in stage.items()}
 
     def skip_rest(self) -> int:
-        """Read what is left and count its rows; a source may hold its data against a checksum only at the very end."""
-        n_rows = sum(len(next(iter(run.values()))) for run in self._head)
+        """Read and count the rows left; only at its end may a source compare its data with a checksum."""
+        n_rows = sum(n_rows_of(run) for run in self._head)
         n_before = self._n_read
         self._head.clear()
         while self._next_run() is not None:
@@ -124,22 +114,12 @@ _PART_BYTES: Final = 2**21
 
 
 def part_rows(layout: Layout) -> int:
-    """Rows of a whole part.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from streamtrain.store.layout import Field
-    >>> x = Field(name="x", dtype=np.dtype("uint8"), shape=(3072,))
-    >>> layout = Layout(fields=(x,), n_samples=1000, block_rows=100, shard_blocks=8, codec="none")
-    >>> part_rows(layout), list(part_ranges(layout, 0, 1000))
-    (600, [(0, 600), (600, 800), (800, 1000)])
-    """
+    """Count the rows of a whole part."""
     return layout.block_rows * max(1, min(_PART_BYTES // layout.block_bytes, layout.shard_blocks))
 
 
 def part_ranges(layout: Layout, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Cut rows [start, stop) into parts; ``start`` is a part's edge, and only the last part may be cut by ``stop``."""
+    """Cut rows [start, stop) into parts; ``start`` is the edge of one, and ``stop`` may cut the last."""
     shard_rows = layout.block_rows * layout.shard_blocks
     while start < stop:
         shard_end = (start // shard_rows + 1) * shard_rows
@@ -149,28 +129,18 @@ def part_ranges(layout: Layout, start: int, stop: int) -> Iterator[tuple[int, in
 
 
 def check_rows(rows: Rows, source: Source, first_row: int, n_rows: int | None = None) -> int:
-    """Hold a run of rows against what its source promised; return how many rows it has.
-
-    Raises
-    ------
-    InputError
-        A field is missing, or of another dtype, shape or length; or a value is masked.
-    """
+    """Compare a run of rows with what its source promised; return how many rows it has."""
     found = {name: (values.dtype, values.shape[1:]) for name, values in rows.items()}
-    promised = {field.name: (field.dtype, field.shape) for field in source.fields}
+    promised = kinds_of(source.fields)
     lengths = {len(values) for values in rows.values()}
     if found != promised or len(lengths) != 1 or (n_rows is not None and lengths != {n_rows}):
         counts = "/".join(map(str, sorted(lengths)))
         raise InputError(
-            f"the source gave {counts} rows of {_listed(found)}; it promised "
-            f"{'some' if n_rows is None else n_rows} of {_listed(promised)}",
+            f"the source gave {counts} rows of {describe_kinds(found)}; it promised "
+            f"{'some' if n_rows is None else n_rows} of {describe_kinds(promised)}",
             where=source.where(first_row),
             fix="correct the source's reader",
         )
     for values in rows.values():
         unmasked(values, lambda row: source.where(first_row + row))
     return lengths.pop()
-
-
-def _listed(kinds: Mapping[str, tuple[object, tuple[int, ...]]]) -> str:
-    return ", ".join(f"{name} {dtype} {shape}" for name, (dtype, shape) in sorted(kinds.items()))

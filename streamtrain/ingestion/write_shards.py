@@ -20,7 +20,7 @@ import numpy.typing as npt
 from streamtrain.errors import DatasetError
 from streamtrain.ingestion.request import IngestSizes
 from streamtrain.ingestion.row_stream import check_rows, part_ranges
-from streamtrain.ingestion.sources.base import Rows, SeekableSource
+from streamtrain.ingestion.sources.base import Rows, Source
 from streamtrain.store.layout import Layout
 from streamtrain.store.shard import DamagedShard, reread
 from streamtrain.store.statistics import FieldTally, tally_rows
@@ -31,19 +31,13 @@ ReadRows = Callable[[int, int], Rows]
 
 
 def shard_rows(layout: Layout, shard: int) -> tuple[int, int]:
-    """The rows of a shard, as a half-open range."""
+    """Return the rows of a shard, as a half-open range."""
     first, end = layout.shard_blocks_range(shard)
     return layout.block_range(first)[0], layout.block_range(end - 1)[1]
 
 
 def tally_kept(writer: DatasetWriter, shard: int, progress: ByteProgress) -> tuple[FieldTally, ...] | None:
-    """Read a shard back and take it over; None where its file is not what was written, and it is to be made again.
-
-    Raises
-    ------
-    DatasetError
-        The shard is of the dataset that is appended to, and damaged.
-    """
+    """Read a shard back and take it over; None where it is not what was written and is made again."""
     try:
         return _tally(writer, shard, progress)
     except DamagedShard:
@@ -71,13 +65,7 @@ def _tally(writer: DatasetWriter, shard: int, progress: ByteProgress) -> tuple[F
 
 
 def check_kept(writer: DatasetWriter, shard: int, source: ReadRows) -> None:
-    """Hold a shard that is kept against the source's rows, where nothing else says that it is the same source.
-
-    Raises
-    ------
-    DatasetError
-        The source has other rows.
-    """
+    """Compare a kept shard with the source's rows, where nothing else says it is the same source."""
     layout = writer.layout
     ranges = list(part_ranges(layout, *shard_rows(layout, shard)))
     with closing(reread(writer.path, layout, shard, writer.kept[shard], ranges)) as parts:
@@ -101,7 +89,7 @@ Tallies = tuple[FieldTally, ...]
 
 
 def write_shards(
-    source: SeekableSource,
+    source: Source,
     writer: DatasetWriter,
     sizes: IngestSizes,
     *,
@@ -109,11 +97,7 @@ def write_shards(
     progress: ByteProgress,
     compare: bool = False,
 ) -> Tallies:
-    """Write every shard that is not kept, a wave of them at a time; return each field's tally, merged in row order.
-
-    Where ``compare``, kept shards are held against the source's rows. An error in one task stops the others at their
-    next part.
-    """
+    """Write the shards that are not kept, in waves; return each field's tally, merged in row order."""
     layout = writer.layout
     if compare:
         # All of them before the first is written: no shard of another source may come among them.
@@ -136,7 +120,7 @@ def write_shards(
 
 
 def compute(tasks: Iterable[partial[Any]], pool: Executor) -> tuple[Any, ...]:
-    """Run tasks on a pool through dask; their results in order, or the first error."""
+    """Run tasks on a pool through dask; return their results in order, or raise the first error."""
     graph = [dask.delayed(task, pure=False, traverse=False)() for task in tasks]  # type: ignore[attr-defined]
     results: tuple[Any, ...] = dask.compute(*graph, scheduler="threads", pool=pool)  # type: ignore[attr-defined, no-untyped-call]
     return results
@@ -149,7 +133,7 @@ def merge(totals: Tallies, tallies: Tallies) -> None:
 
 
 def _keep_or_write(
-    source: SeekableSource,
+    source: Source,
     writer: DatasetWriter,
     stop: threading.Event,
     progress: ByteProgress,
@@ -163,7 +147,7 @@ def _keep_or_write(
 
 
 def _write_shard(
-    source: SeekableSource, writer: DatasetWriter, stop: threading.Event, progress: ByteProgress, shard: int
+    source: Source, writer: DatasetWriter, stop: threading.Event, progress: ByteProgress, shard: int
 ) -> Tallies:
     layout = writer.layout
     start, end = shard_rows(layout, shard)

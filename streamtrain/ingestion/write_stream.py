@@ -21,6 +21,7 @@ import numpy as np
 
 from streamtrain.ingestion.request import IngestSizes
 from streamtrain.ingestion.row_stream import RowStream, Stage, part_ranges, part_rows
+from streamtrain.ingestion.sources.base import n_rows_of
 from streamtrain.ingestion.write_shards import Tallies, check_kept, compute, merge, shard_rows, tally_kept
 from streamtrain.store.layout import Layout
 from streamtrain.store.shard import DamagedShard
@@ -38,13 +39,7 @@ def write_stream(
     progress: ByteProgress,
     compare: bool = False,
 ) -> tuple[Tallies, int]:
-    """Write all rows but those of shards that are kept; return each field's tally, in row order, and the row count.
-
-    Parameters
-    ----------
-    compare : bool
-        Whether to hold kept shards against the source's rows, which are read a second time for that.
-    """
+    """Write all rows but those of kept shards; return each field's tally, in row order, and the count."""
     layout = writer.layout
     if compare:
         # All of them before the first is written: no shard of another source may come among them.
@@ -67,7 +62,7 @@ def write_stream(
 
 
 def _spans(writer: DatasetWriter, start: int) -> Iterator[tuple[int, int, int | None]]:
-    """The rows from ``start`` on: runs to be written, and between them shards that are kept."""
+    """Yield the rows from ``start`` on: runs to be written, and between them shards that are kept."""
     layout = writer.layout
     for shard in sorted(shard for shard in writer.kept if shard >= writer.n_linked):
         first, end = shard_rows(layout, shard)
@@ -88,7 +83,7 @@ def _compare_kept(stream: RowStream, writer: DatasetWriter) -> None:
 
 def _pass_over(stream: RowStream, layout: Layout, stop: int) -> int:
     """Read on to a row, or to the end; return the number of the row after the last that was read."""
-    while stream.row < stop and len(next(iter(stream.take(min(part_rows(layout), stop - stream.row)).values()))):
+    while stream.row < stop and n_rows_of(stream.take(min(part_rows(layout), stop - stream.row))):
         pass
     return stream.row
 
@@ -148,7 +143,7 @@ def _write_wave(
 
 
 class _ShardSequence:
-    """Shards filled one after another with parts in row order; each is counted into the totals when it is full."""
+    """Shards filled one after another in row order; each is counted into the totals when it is full."""
 
     def __init__(self, writer: DatasetWriter, totals: Tallies) -> None:
         self.layout = writer.layout

@@ -17,7 +17,7 @@ from streamtrain.errors import Argument, BudgetError, Fix
 from streamtrain.shuffle.expected_reads import expected_reads
 from streamtrain.shuffle.order import EpochOrder, ShuffleParameters, sequential_order, shuffled_order
 from streamtrain.store.layout import PAGE_BYTES, Layout
-from streamtrain.system.arguments import check_groups, check_lanes
+from streamtrain.system.arguments import check_int
 from streamtrain.system.memory import Projection
 from streamtrain.system.units import format_bytes
 
@@ -269,8 +269,10 @@ def solve(
     UsageError
         ``lanes`` or ``groups`` is no positive integer, or they do not divide as they must.
     """
-    check_lanes(lanes)
-    check_groups(groups)
+    if lanes is not None:
+        check_int(lanes, "lanes", fix="lanes=64, say")
+    if groups is not None:
+        check_int(groups, "groups", fix="groups=8, say")
     lanes, groups = (lanes, groups) if shuffle else (1, 1)
     least = _least(layout, batch_size, lanes, groups, shuffle=shuffle)
     needed = project(layout, least, budget_bytes=memory)

@@ -33,10 +33,9 @@ from streamtrain.shuffle.quality import (
 )
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
+from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.arguments import check_batch_size, check_seed, naming_nearest
 from streamtrain.system.units import format_bytes, parse_bytes
-
-LABELS: Final = "y"
 
 
 class StoredLabels:
@@ -70,13 +69,13 @@ class StoredLabels:
 
     def __init__(self, dataset: Dataset) -> None:
         names = [field.name for field in dataset.fields]
-        if LABELS not in names:
-            raise UsageError(f"there is no field {LABELS}", where=str(dataset.path))
+        if TARGET not in names:
+            raise UsageError(f"there is no field {TARGET}", where=str(dataset.path))
         self._layout = dataset.layout
-        self._field = dataset.layout.field(LABELS)
+        self._field = dataset.layout.field(TARGET)
         if self._field.shape:
-            raise UsageError(f"field {LABELS} has {len(self._field.shape)} axes a sample", where=str(dataset.path))
-        statistics = dataset.manifest.statistics[LABELS]
+            raise UsageError(f"field {TARGET} has {len(self._field.shape)} axes a sample", where=str(dataset.path))
+        statistics = dataset.manifest.statistics[TARGET]
         self._overall = statistics.overall
         self._values = statistics.histogram.values if statistics.histogram else None
         counts = statistics.histogram.counts if statistics.histogram else None
@@ -119,7 +118,7 @@ class StoredLabels:
 
 def _with_labels_alone(dataset: Dataset) -> Dataset:
     """The same dataset as if it had no other field: what reads its blocks then leaves the others where they are."""
-    place = [field.name for field in dataset.fields].index(LABELS)
+    place = [field.name for field in dataset.fields].index(TARGET)
     layout = replace(dataset.layout, fields=(dataset.fields[place],))
     checksums: npt.NDArray[np.uint32] = dataset.block_checksums[:, place : place + 1]
     return Dataset(path=dataset.path, manifest=replace(dataset.manifest, layout=layout), block_checksums=checksums)

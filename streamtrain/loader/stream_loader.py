@@ -23,7 +23,7 @@ from streamtrain.loader.world import warn_of_ranks
 from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder
 from streamtrain.shuffle.positions import samples_at
 from streamtrain.store.dataset import Dataset
-from streamtrain.system.arguments import check_batch_size, check_reading, check_seed, naming_nearest
+from streamtrain.system.arguments import check_batch_size, check_int, check_reading, check_seed, naming_nearest
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.memory import n_cores, require_memory
 from streamtrain.system.units import parse_bytes
@@ -87,9 +87,7 @@ def checked_state(state: object, mine: Mapping[str, Any]) -> dict[str, Any]:
     if wrong := differences(known, ours):
         raise UsageError("the state is of another loader", why="; ".join(wrong), fix="make the loader as it was")
     for name, least in _LEAST.items():
-        value = known.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UsageError(f"the state's {name} is {value!r}; it must be an integer of at least {least}")
+        check_int(known.get(name), f"the state's {name}", least)
     return known if known.get("order") == mine.get("order") else _in_this_order(known, mine)
 
 

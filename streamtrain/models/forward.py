@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import ResourceError, UsageError, unknown_name
+from streamtrain.errors import ResourceError, UsageError, first_line, unknown_name
 from streamtrain.models.alignment import dtype_name
 
 ForwardFunction = Callable[..., Tensor]
@@ -130,14 +130,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _not_compiled(error: Exception) -> str:
-    return f"the model cannot be compiled: {_first_line(error)}"
+    return f"the model cannot be compiled: {first_line(error)}"
 
 
 def _is_of_compiler(error: Exception) -> bool:
     module = type(error).__module__
     return module.startswith(("torch._dynamo", "torch._inductor")) or "triton" in module
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

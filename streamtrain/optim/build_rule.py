@@ -18,6 +18,7 @@ from streamtrain.optim.sample_fast_path.choice import check_sample_path
 from streamtrain.optim.sample_rule import SampleRule
 from streamtrain.optim.schedules import OptimizerSchedules
 from streamtrain.optim.step_options import StepOptions
+from streamtrain.system.arguments import check_int
 
 RULES: Final[dict[str, type[UpdateRule]]] = {rule.name: rule for rule in (BatchRule, SampleRule, EpochRule)}
 """Name -> rule."""
@@ -115,8 +116,7 @@ def make_learner(model: nn.Module, loss: Loss, optimizer: Optimizer, options: St
 def _check_effect(update: str, options: StepOptions) -> None:
     """Refuse options that would have no effect under a rule."""
     k, sample_path, dtype = options.accumulate_grad_batches, options.sample_path, options.grad_sum_dtype
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise UsageError(f"accumulate_grad_batches is {k!r}; it must be an integer of at least 1")
+    check_int(k, "accumulate_grad_batches")
     if k > 1 and update != "batch":
         raise UsageError(
             f"accumulate_grad_batches is {k} with update={update!r}",

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from streamtrain.errors import UsageError, unknown_name
 from streamtrain.optim.conjugate_gradient import ConjugateGradient
-from streamtrain.system.arguments import is_number
+from streamtrain.system.arguments import is_int, is_number
 
 Parameters = Iterable[torch.nn.Parameter]
 OptimizerFactory = Callable[[Parameters], Optimizer]
@@ -196,10 +196,6 @@ def _is_positive(value: object) -> bool:
     return is_number(value) and value > 0
 
 
-def _is_a_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _is_not_negative(value: object) -> bool:
     return is_number(value) and value >= 0
 
@@ -214,7 +210,7 @@ def _are_betas(value: object) -> bool:
 
 _RANGES: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "lr": (_is_positive, "positive and finite"),
-    "history_size": (_is_a_count, "an integer of at least 1"),
+    "history_size": (lambda value: is_int(value, 1), "an integer of at least 1"),
     "momentum": (_is_fraction, "in [0, 1)"),
     "betas": (_are_betas, "two numbers in [0, 1)"),
     "weight_decay": (_is_not_negative, "0 or positive, and finite"),

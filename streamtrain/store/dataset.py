@@ -37,7 +37,7 @@ from streamtrain.store.manifest import (
     parse_manifest,
     read_checksums,
 )
-from streamtrain.store.schema.columns import INPUT, Schema, schema_of
+from streamtrain.store.schema.columns import INPUT, TARGET, Schema, schema_of
 from streamtrain.store.shard import RESTORE, index_of, open_regular, read_bounded, read_stored, unreadable
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
@@ -45,9 +45,6 @@ from streamtrain.system.files import Files, local_path
 from streamtrain.system.units import format_bytes
 
 Array = npt.NDArray[Any]
-
-LABELS: Final = "y"
-"""The field whose values are the labels, where there is one of that name."""
 
 
 class Dataset:
@@ -126,7 +123,7 @@ class Dataset:
     @property
     def label_histogram(self) -> Histogram | None:
         """How often each value of field ``y`` occurs, where it holds integers."""
-        return self.histogram(LABELS)
+        return self.histogram(TARGET)
 
     def histogram(self, field: str) -> Histogram | None:
         """How often each value of a field occurs, where it holds one integer a sample."""
@@ -136,7 +133,7 @@ class Dataset:
     @property
     def rho(self) -> float | None:
         """How alike the labels (field ``y``) inside a block are: 1 in sorted data, about 0 in shuffled."""
-        summary = self.manifest.statistics.get(LABELS)
+        summary = self.manifest.statistics.get(TARGET)
         return summary.rho if summary else None
 
     @property

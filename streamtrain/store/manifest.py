@@ -40,6 +40,7 @@ from streamtrain.store.shard import (
     unreadable,
 )
 from streamtrain.store.statistics import Histogram, settle_summary, stats_shape
+from streamtrain.system.arguments import is_int
 
 FORMAT: Final = 1
 MOST_MANIFEST_BYTES: Final = 2**28
@@ -230,7 +231,7 @@ def parse_layout(found: Json) -> Layout:
 
 
 def _positive(n: object) -> int:
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+    if not is_int(n, 1):
         raise ValueError(f"{n!r} is not a positive integer")
     return n
 

@@ -18,13 +18,24 @@ RESHUFFLE: Final = ("epoch", "never")
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether something is a finite number; True and False are none."""
+    """Say whether something is a finite number; True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_int(value: object, least: float = -math.inf) -> TypeGuard[int]:
+    """Say whether something is an integer of at least ``least``; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_int(value: object, name: str, least: int = 1, *, fix: str | None = None) -> None:
+    """Refuse what is not an integer of at least ``least``."""
+    if not is_int(value, least):
+        raise UsageError(f"{name} is {value!r}; it must be an integer of at least {least}", fix=fix)
+
+
 def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> None:
-    """Refuse a batch size that is no positive integer, or with which ``drop_last`` leaves nothing."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    """Refuse a batch size that is not a positive integer, or with which ``drop_last`` leaves nothing."""
+    if not is_int(batch_size, 1):
         raise UsageError(
             f"batch_size is {batch_size!r}; it must be a positive integer",
             fix=Fix(Argument("batch_size", 256), ", say"),
@@ -37,28 +48,12 @@ def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> Non
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that is no integer of at least 0."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise UsageError(f"seed is {seed!r}; it must be an integer of at least 0")
-
-
-def check_lanes(lanes: int | None) -> None:
-    """Refuse a number of lanes that the order cannot use."""
-    _check_count("lanes", lanes, "lanes=64, say")
-
-
-def check_groups(groups: int | None) -> None:
-    """Refuse a number of groups that the order cannot use."""
-    _check_count("groups", groups, "groups=8, say")
-
-
-def _check_count(name: str, value: int | None, fix: str) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise UsageError(f"{name} is {value!r}; it must be an integer of at least 1", fix=fix)
+    """Refuse a seed that is not an integer of at least 0."""
+    check_int(seed, "seed", least=0)
 
 
 def check_reading(on_bad_block: str, timeout: float | None, reshuffle: str) -> None:
-    """Refuse what is no way to take a damaged block, no positive number of seconds, and no time to reshuffle."""
+    """Refuse an unknown policy for damaged blocks, an unknown time to reshuffle, and a timeout that is not positive."""
     if reshuffle not in RESHUFFLE:
         raise unknown_name("reshuffle", str(reshuffle), RESHUFFLE)
     if on_bad_block not in ON_BAD_BLOCK:

@@ -8,7 +8,9 @@ from types import TracebackType
 from tqdm import tqdm
 
 
-class _Bar(tqdm):  # type: ignore[type-arg]  # generic in its stub only
+class ProgressBar(tqdm):  # type: ignore[type-arg]  # generic in its stub only
+    """A bar of tqdm's that starts no thread."""
+
     # tqdm would start a thread that outlives the bar, to redraw one that has stalled.
     monitor_interval = 0
 
@@ -27,7 +29,7 @@ class ByteProgress:
     def __init__(self, total_bytes: int | None, *, show: bool | None) -> None:
         self._advancing = threading.Lock()
         disable = None if show is None else not show
-        self._bar = _Bar(total=total_bytes, desc="ingest", unit="B", unit_scale=True, disable=disable)
+        self._bar = ProgressBar(total=total_bytes, desc="ingest", unit="B", unit_scale=True, disable=disable)
 
     def advance(self, n_bytes: int) -> None:
         """Count bytes that are done."""

@@ -10,6 +10,7 @@ import re
 from typing import Final
 
 from streamtrain.errors import UsageError
+from streamtrain.system.arguments import is_int
 
 _MEGABYTE: Final = 10**6
 
@@ -54,7 +55,7 @@ def parse_bytes(size: int | str, *, name: str = "size") -> int:
     >>> parse_bytes("2GB"), parse_bytes("1.5 MiB"), parse_bytes(4096)
     (2000000000, 1572864, 4096)
     """
-    n_bytes = size if isinstance(size, int) and not isinstance(size, bool) else _parse(size, name)
+    n_bytes = size if is_int(size) else _parse(size, name)
     if n_bytes <= 0:
         raise UsageError(f"{name} is {size!r}; it must be positive", fix=f"{name}='64MB', say")
     return n_bytes

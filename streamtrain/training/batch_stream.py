@@ -20,9 +20,8 @@ from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import InputStatistics, Normalize, normalize_field
 from streamtrain.optim.gradients import BadWeightError, waits_for_reads
 from streamtrain.shuffle.order import I64
-from streamtrain.store.dataset import LABELS
 from streamtrain.store.layout import Layout
-from streamtrain.store.schema.columns import Schema
+from streamtrain.store.schema.columns import TARGET, Schema
 from streamtrain.store.statistics import MOST_VALUES, Histogram
 
 
@@ -118,7 +117,7 @@ def class_counts(data: StreamDataset, target: str, loss: Loss) -> range | None:
     """
     histogram = _histogram(data, target)
     values = None if histogram is None else histogram.values[histogram.values != loss.ignored]
-    n_classes = data.n_classes if target == LABELS else _past(values)
+    n_classes = data.n_classes if target == TARGET else _past(values)
     if n_classes is None:
         return None
     if loss.ignored != n_classes - 1:

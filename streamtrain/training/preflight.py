@@ -19,7 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import Argument, DivergedError, Fix, UsageError
+from streamtrain.errors import Argument, DivergedError, Fix, UsageError, first_line
 from streamtrain.loader.device.failures import is_device_failure, is_out_of_memory
 from streamtrain.models.alignment import align, drop_last_axis, dtype_name
 from streamtrain.models.losses import Loss
@@ -186,7 +186,7 @@ def _forward(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> Tensor:
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
         if is_out_of_memory(error) or is_device_failure(error):
             raise
-        raise _misfit(model, batch, _first_line(error), _input_fix(model, batch, inputs)) from error
+        raise _misfit(model, batch, first_line(error), _input_fix(model, batch, inputs)) from error
     if not isinstance(output, Tensor):
         raise _misfit(model, batch, f"the model returns {type(output).__name__}", "return one tensor")
     return output
@@ -207,7 +207,7 @@ def _backward(learner: Learner, output: Tensor, target: Tensor, batch: Batch, we
         if is_out_of_memory(error) or is_device_failure(error):
             raise
         fix = f"a loss that takes an output of shape {tuple(output.shape)}, and labels in its range"
-        raise _misfit(learner.model, batch, f"{of_shapes}: {_first_line(error)}", fix) from error
+        raise _misfit(learner.model, batch, f"{of_shapes}: {first_line(error)}", fix) from error
     if not isinstance(mean, Tensor) or mean.ndim or not mean.requires_grad or mean.is_complex():
         what = f"shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
         what = "a complex number" if isinstance(mean, Tensor) and mean.is_complex() and not mean.ndim else what
@@ -332,7 +332,3 @@ def _input_fix(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> str:
         return Fix(Argument("normalize", "auto"), f", or a transform that casts {', '.join(misfits)}")
     shapes = " and ".join(str(tuple(batch[name].shape[1:])) for name in inputs)
     return f"a model that takes samples of shape {shapes}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,6 +12,7 @@ from typing import Any
 
 from streamtrain.errors import UsageError
 from streamtrain.optim.schedules import RunLength
+from streamtrain.system.arguments import check_int, is_number
 
 
 def run_length(totals: Totals, steps_per_epoch: int) -> RunLength:
@@ -85,8 +86,8 @@ class Totals:
 
     def __post_init__(self) -> None:
         for name, total in (("max_epochs", self.max_epochs), ("max_steps", self.max_steps)):
-            if total is not None and (isinstance(total, bool) or not isinstance(total, int) or total < 0):
-                raise UsageError(f"{name} is {total!r}; it must be an integer of at least 0")
+            if total is not None:
+                check_int(total, name, least=0)
         if self.max_epochs is None and self.max_steps is None:
             raise UsageError("neither max_epochs nor max_steps is given", fix="max_epochs=5, say")
 
@@ -129,10 +130,10 @@ class EarlyStopping:
     """
 
     def __init__(self, *, until_loss: float | None = None, patience: int | None = None) -> None:
-        if until_loss is not None and (isinstance(until_loss, bool) or not _is_finite(until_loss)):
+        if until_loss is not None and not is_number(until_loss):
             raise UsageError(f"until_loss is {until_loss!r}; it must be a finite number")
-        if patience is not None and (isinstance(patience, bool) or not isinstance(patience, int) or patience < 1):
-            raise UsageError(f"patience is {patience!r}; it must be an integer of at least 1")
+        if patience is not None:
+            check_int(patience, "patience")
         self.until_loss = until_loss
         self.patience = patience
         self._last = self._lowest = math.inf
@@ -163,7 +164,3 @@ class EarlyStopping:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what ``state_dict`` gave."""
         self._last, self._lowest, self._n_in_vain = state["last"], state["lowest"], state["n_in_vain"]
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

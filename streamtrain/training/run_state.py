@@ -34,6 +34,7 @@ from streamtrain.models.normalization import NormalizedModel
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.store.schema.columns import TARGET, Schema
 from streamtrain.store.schema.matching import first_difference
+from streamtrain.system.arguments import check_int
 from streamtrain.system.files import local_path
 from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.checkpoint import (
@@ -174,8 +175,8 @@ class RunState:
     ) -> None:
         if on_failure not in ON_CHECKPOINT_FAILURE:
             raise unknown_name("on_checkpoint_failure", on_failure, ON_CHECKPOINT_FAILURE)
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise UsageError(f"checkpoint_every is {every!r}; it must be an integer of at least 1")
+        if every is not None:
+            check_int(every, "checkpoint_every")
         self._run = run
         self._rule = rule
         self._normalized_model = front

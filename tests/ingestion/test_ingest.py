@@ -22,6 +22,7 @@ from streamtrain.errors import (
     UnknownName,
     UsageError,
 )
+from streamtrain.ingestion.sources.base import Source
 from streamtrain.ingestion.sources.registry import open_source
 
 X = np.random.default_rng(0).integers(0, 50, (5000, 24), np.uint8)
@@ -163,11 +164,11 @@ def test_a_source_that_changes(tmp_path: Path) -> None:
     _refused(InputError, 3, "modification time changed", source, tmp_path / "d.zarr")
 
 
-class Promising:
+class Promising(Source):
     """A source that does not keep its word."""
 
     provenance = ({"format": "promise"},)
-    classes = None
+    seekable = False
 
     def __init__(self, n_samples: int, rows: dict[str, Any]) -> None:
         self.fields = open_source({"x": X}).fields

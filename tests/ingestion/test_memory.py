@@ -13,6 +13,22 @@ import pytest
 
 import streamtrain
 from streamtrain.errors import BudgetError
+from streamtrain.ingestion import request
+from streamtrain.ingestion.row_stream import part_ranges, part_rows
+from streamtrain.store.layout import Field, Layout
+
+
+@pytest.mark.parametrize(("memory", "head", "run"), [(64 * 2**20, 2**24, 2**21), (10**12, 256_000_000, 2**24)])
+def test_what_is_held_and_asked_for_follows_the_budget_up_to_a_limit(memory: int, head: int, run: int) -> None:
+    assert (request.head_bytes(memory), request.run_bytes(memory)) == (head, run)
+
+
+def test_parts_are_whole_blocks_and_end_with_their_shard() -> None:
+    x = Field(name="x", dtype=np.dtype("uint8"), shape=(3072,))
+    layout = Layout(fields=(x,), n_samples=1000, block_rows=100, shard_blocks=8, codec="none")
+    assert part_rows(layout) == 600
+    assert list(part_ranges(layout, 0, 1000)) == [(0, 600), (600, 800), (800, 1000)]
+
 
 _MEASURE = """
 import sys, tempfile, threading

@@ -13,22 +13,21 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, Self, TypeGuard, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, first_line
 from streamtrain.ingestion.sources.base import (
     Rows,
+    Source,
     as_field,
     check_range,
     field_of,
     n_rows_of,
     pieces,
-    read_in_order,
     rows_within,
     unmasked,
 )
@@ -50,23 +49,17 @@ class ArrayLike(Protocol):
         """Of the elements."""
 
     def __getitem__(self, rows: slice, /) -> Any:
-        """A run of rows, as an array or something that becomes one."""
+        """Return a run of rows, as an array or something that becomes one."""
 
 
 def is_array(value: object) -> TypeGuard[ArrayLike]:
-    """Whether a value can be read by slices without conversion."""
+    """Say whether a value can be read by slices without conversion."""
     # A slice of pandas' objects goes by their labels, not by rows.
     return isinstance(value, ArrayLike) and isinstance(value.dtype, np.dtype) and not hasattr(value, "iloc")
 
 
 def open_array(value: object, where: str) -> Any:
-    """A value as something that is read by slices: itself where it can be, else what `to_array` makes of it.
-
-    Raises
-    ------
-    InputError
-        It cannot become an array, is sparse, or has a masked value.
-    """
+    """Return a value that is read by slices: itself where it can be, else as `to_array` makes it."""
     is_read_by_slices = is_dask(value) or is_array(value)
     return (
         to_array(value, where)
@@ -76,35 +69,20 @@ def open_array(value: object, where: str) -> Any:
 
 
 def to_array(value: object, where: str, first_row: int = 0) -> npt.NDArray[Any]:
-    """Let a value become an array of what it means: a list, a tensor with or without gradients, a table's column.
-
-    Parameters
-    ----------
-    value : array or something that becomes one
-        Rows first.
-    where : str
-        What to name in an error.
-    first_row : int
-        The number of its first row in there.
-
-    Raises
-    ------
-    InputError
-        It cannot, is sparse, or has a masked value.
-    """
+    """Make a value an array of what it means: a list, a tensor with gradients, a table's column."""
     try:
         found = np.asanyarray(_as_meant(value, where))
     except InputError:
         raise
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise _no_array(value, where, str(error).partition("\n")[0]) from error
+        raise _no_array(value, where, first_line(error)) from error
     if not found.ndim and found.dtype.kind == "O":
         raise _no_array(value, where, "NumPy makes a single object of it")
     return np.asarray(unmasked(found, lambda row: f"{where} row {first_row + row}"))
 
 
 def _as_meant(value: object, where: str) -> object:
-    """What is meant by a value that NumPy would refuse or misread, or that stands in a list where it would."""
+    """Convert a value that NumPy would refuse or misread, also inside a list."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | memoryview):
         plain = all(isinstance(item, int | float | str | np.generic) for item in value)
         return value if plain else [_item(item, f"{where} row {row}") for row, item in enumerate(value)]
@@ -127,7 +105,7 @@ def _item(item: object, where: str) -> object:
 
 
 def is_sparse(value: object) -> bool:
-    """Whether a value is a sparse matrix or tensor; the libraries that have them are not imported to tell."""
+    """Recognize a sparse matrix or tensor without an import of its library."""
     layout = getattr(value, "layout", None)
     is_sparse_tensor = hasattr(value, "to_dense") and "sparse" in str(layout)
     return is_sparse_tensor or hasattr(value, "toarray") or hasattr(value, "todense")
@@ -153,70 +131,46 @@ def _no_array(value: object, where: str, why: str) -> InputError:
     return InputError(what, where=where, why=why, fix=fix)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamedArrays:
-    """Arrays of one length, by field name; how they are read, a subclass says."""
+class NamedArrays(Source):
+    """Arrays of one length, by field name; a subclass says how they are read."""
 
-    KIND: ClassVar[str]
-    NAME: ClassVar[str]
-
-    arrays: Mapping[str, Any]
-    fields: tuple[Field, ...]
+    kind: ClassVar[str]
+    name: ClassVar[str]
     n_samples: int
-    columns: Mapping[str, Names] = field(default_factory=dict)
 
-    @property
-    def classes(self) -> None:
-        """None: labels in arrays are numbers."""
-
-    @property
-    def provenance(self) -> tuple[dict[str, Any], ...]:
-        """Of which kind the arrays were, and what their columns are called; they have no path."""
-        named = tuple({"format": self.KIND, **names} for names in names_provenance(self.columns))
-        return named or ({"format": self.KIND},)
+    def __init__(self, arrays: Mapping[str, Any], columns: Mapping[str, Names] = MappingProxyType({})) -> None:
+        self.arrays, self.columns = arrays, columns
+        self.fields = tuple(_field(name, array) for name, array in arrays.items())
+        self.n_samples = _common_length(arrays)
+        named = tuple({"format": self.kind, **names} for names in names_provenance(columns))
+        self.provenance = named or ({"format": self.kind},)
 
     def in_order(self, names: Names, of: str) -> Self:
-        """The same with the columns of field ``x`` in this order, where they have names.
-
-        Raises
-        ------
-        InputError
-            They are other columns.
-        """
+        """Put the columns of field ``x`` in this order, where they have names."""
         own = self.columns.get(INPUT)
         if own is None or own == names:
             return self
         order = column_order(names, own, of=of, where=f"array {INPUT!r}")
         ordered = OrderedColumns(values=self.arrays[INPUT], order=tuple(order))
-        return replace(self, arrays={**self.arrays, INPUT: ordered}, columns={**self.columns, INPUT: names})
+        return type(self)({**self.arrays, INPUT: ordered}, {**self.columns, INPUT: names})
 
     def where(self, row: int) -> str:
-        """The row."""
-        return f"row {row} of the {self.NAME}"
+        return f"row {row} of the {self.name}"
 
 
 class ArraySource(NamedArrays):
     """Arrays that any range of rows can be read from."""
 
-    __slots__ = ()
-    KIND = "array"
-    NAME = "arrays"
-
-    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order."""
-        return read_in_order(self, max_bytes)
+    kind, name, seekable = "array", "arrays", True
 
     def read(self, start: int, stop: int) -> Rows:
         """Read rows [start, stop): views of the caller's memory where nothing has to be converted."""
         check_range(start, stop, self.n_samples)
-        return {field.name: self._read_field(field, start, stop) for field in self.fields}
-
-    def _read_field(self, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
-        return _rows_of(self.arrays[field.name][start:stop], field, start, stop)
+        return {field.name: _rows_of(self.arrays[field.name][start:stop], field, start, stop) for field in self.fields}
 
 
 def _rows_of(values: object, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
-    """Rows [start, stop) of an array, of whatever kind its slices are, as a field's."""
+    """Bring rows [start, stop) of an array, of whatever kind its slices are, to a field's dtype."""
     where = f"array {field.name!r}"
     rows = to_array(values, where, start)
     if rows.shape != (stop - start, *field.shape):
@@ -225,37 +179,8 @@ def _rows_of(values: object, field: Field, start: int, stop: int) -> npt.NDArray
     return as_field(rows, field, lambda row: f"{where} row {start + row}")
 
 
-def from_arrays(arrays: Mapping[str, ArrayLike], columns: Mapping[str, Names] = MappingProxyType({})) -> ArraySource:
-    """Open arrays as fields of their names.
-
-    Parameters
-    ----------
-    arrays : mapping of str to array of shape (n_samples, ...)
-        All of the same length.
-    columns : mapping of str to tuple of str
-        The names of the columns of those that were tables.
-
-    Raises
-    ------
-    InputError
-        An array is 0-d, empty or of a dtype that is not supported, or the lengths differ.
-
-    Examples
-    --------
-    >>> source = from_arrays({"x": np.zeros((5, 2), "f4"), "y": np.arange(5, dtype="u1")})
-    >>> source.n_samples, source.read(3, 5)["y"]
-    (5, array([3, 4]))
-    """
-    return ArraySource(arrays=arrays, fields=fields_of(arrays), n_samples=common_length(arrays), columns=columns)
-
-
-def fields_of(arrays: Mapping[str, ArrayLike]) -> tuple[Field, ...]:
-    """What arrays are as fields; refuses one without an axis of samples."""
-    return tuple(_field(name, array) for name, array in arrays.items())
-
-
-def common_length(arrays: Mapping[str, ArrayLike]) -> int:
-    """The number of rows that all arrays have; no fewer than one."""
+def _common_length(arrays: Mapping[str, ArrayLike]) -> int:
+    """Return the number of rows that all arrays have; refuse fewer than one."""
     lengths = {name: array.shape[0] for name, array in arrays.items()}
     if len(set(lengths.values())) != 1:
         listed = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
@@ -278,18 +203,7 @@ def _field(name: str, array: ArrayLike) -> Field:
 
 
 def align_streams(streams: Sequence[Iterator[Rows]]) -> Iterator[Rows]:
-    """Merge the fields of several streams: runs as long as the shortest at hand, views where they are cut.
-
-    Ends when any stream has ended; at most one run of each stream is held. Streams of runs without rows are fine.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> x = iter([{"x": np.arange(3)}, {"x": np.arange(3, 5)}])
-    >>> y = iter([{"y": np.arange(4)}, {"y": np.arange(4, 5)}])
-    >>> [(rows["x"].tolist(), rows["y"].tolist()) for rows in align_streams([x, y])]
-    [([0, 1, 2], [0, 1, 2]), ([3], [3]), ([4], [4])]
-    """
+    """Merge the fields of several streams, run by run, until one ends; views, one run of each held."""
     held: list[Rows | None] = [None] * len(streams)
     while True:
         runs = [run if run is not None else _next_run(stream) for run, stream in zip(held, streams, strict=True)]
@@ -313,24 +227,26 @@ def _after(run: Rows, n_rows: int) -> Rows | None:
 
 
 def is_dask(value: object) -> bool:
-    """Whether a value is a dask array; dask itself is not imported to tell."""
+    """Recognize a dask array without an import of dask."""
     return hasattr(type(value), "__dask_graph__") and hasattr(value, "chunks") and hasattr(value, "dtype")
 
 
 class DaskSource(NamedArrays):
     """Arrays of which at least one is a dask array."""
 
-    __slots__ = ()
-    KIND = "dask"
-    NAME = "dask arrays"
+    kind, name, seekable = "dask", "dask arrays", False
 
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of the largest chunk of each field together: that much is computed at once, however little is asked."""
-        return sum(field.row_bytes * _largest(self.arrays[field.name]) for field in self.fields)
+    def __init__(self, arrays: Mapping[str, Any], columns: Mapping[str, Names] = MappingProxyType({})) -> None:
+        for name, array in arrays.items():
+            if any(math.isnan(length) for length in array.shape):
+                fix = f"call {name}.compute_chunk_sizes() first"
+                raise InputError("the dask array does not know its shape", where=f"array {name!r}", fix=fix)
+        super().__init__(arrays, columns)
+        # The largest chunk of each field is computed at once.
+        self.chunk_bytes = sum(field.row_bytes * _largest(arrays[field.name]) for field in self.fields)
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order: views of the chunks, cut where these are longer than ``max_bytes``."""
+        """Yield views of the chunks, cut where these are longer than ``max_bytes``."""
         n_rows = rows_within(max_bytes, self.fields)
         with ExitStack() as stack:
             runs = [stack.enter_context(closing(self._chunks(field, n_rows))) for field in self.fields]
@@ -348,7 +264,7 @@ class DaskSource(NamedArrays):
 
 
 def _lengths(array: Any, n_rows: int) -> Iterable[int]:
-    """Rows of each run that can be had without computing any other; of a plain array, as many as asked."""
+    """Cut rows into runs that can be computed alone: chunks of a dask array, else as many as asked."""
     if is_dask(array):
         return (length for length in array.chunks[0] if length)
     return (min(n_rows, array.shape[0] - start) for start in range(0, array.shape[0], n_rows))
@@ -361,18 +277,3 @@ def _largest(array: Any) -> int:
 def _computed(array: Any, field: Field, start: int, stop: int) -> npt.NDArray[Any]:
     rows = array[start:stop]
     return _rows_of(rows.compute(scheduler="synchronous") if is_dask(array) else rows, field, start, stop)
-
-
-def from_dask(arrays: Mapping[str, Any], columns: Mapping[str, Names] = MappingProxyType({})) -> DaskSource:
-    """Open dask arrays, and plain ones beside them, as fields of their names.
-
-    Raises
-    ------
-    InputError
-        A shape is not known, or what `from_arrays` refuses.
-    """
-    for name, array in arrays.items():
-        if any(math.isnan(length) for length in array.shape):
-            fix = f"call {name}.compute_chunk_sizes() first"
-            raise InputError("the dask array does not know its shape", where=f"array {name!r}", fix=fix)
-    return DaskSource(arrays=arrays, fields=fields_of(arrays), n_samples=common_length(arrays), columns=columns)

@@ -1,8 +1,8 @@
-"""The protocol of a source, and the rules for dtypes and labels.
+"""The base class of sources, and the rules for dtypes and labels.
 
 A source gives fields, a row count, and bounded runs of rows in order. It is opened by ``probe(path, options)``, which
-reads headers only. Sources that can read any range of rows also have ``read``; shards are then read in parallel. A
-source knows where each row came from, so every later error can name the file and the line.
+reads headers only. A seekable source reads any range of rows; its shards are then read in parallel. A source knows
+where each row came from, so every later error can name the file and the line.
 
 Every format passes its arrays through `field_of` (once, when it opens) and `as_field` (on every run of rows), so the
 rules for dtypes and class labels stand here and nowhere else.
@@ -13,16 +13,18 @@ from __future__ import annotations
 import difflib
 import keyword
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError, UsageError
 from streamtrain.store.layout import Field
+from streamtrain.store.schema.columns import TARGET
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """A run of consecutive rows: field name -> array of shape (n_rows, *field.shape), the same n_rows in each."""
@@ -61,65 +63,115 @@ NO_OPTIONS: Final = SourceOptions()
 """Those of who says nothing."""
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Raw data that can be read in order, in bounded memory, any number of times unless it says otherwise."""
+class Source(ABC):
+    """Raw data that can be read in order, in bounded memory, any number of times unless it says otherwise.
 
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """The fields, with native-endian dtypes and the shape of one sample."""
+    A plug-in's source is a subclass with `where` and these attributes, set by ``__init__``, on the class or by
+    properties. It has `read`, `iter_blocks` or both.
 
-    @property
-    def n_samples(self) -> int | None:
-        """How many rows there are; None where only the end tells."""
+    Attributes
+    ----------
+    fields : tuple of Field
+        The fields, with native-endian dtypes and the shape of one sample.
+    n_samples : int or None
+        The number of rows; None where only the end tells.
+    provenance : tuple of dict
+        What was read, for the manifest: ``format``, and for files ``path`` as given, ``bytes`` and ``mtime_ns``.
+    seekable : bool
+        Whether `read` gives any range of rows, to several threads at once; ``n_samples`` is then a number, and shards
+        are read in parallel.
+    classes : tuple of str or None
+        The sorted names of string labels mapped to 0, 1, ... in field ``y``; None where labels are numbers.
+    chunk_bytes : int
+        The bytes that `iter_blocks` makes at once, however small its ``max_bytes``; 0 where it keeps to that.
 
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """The sorted names of string labels mapped to 0, 1, ... in field ``y``; None where labels are numbers."""
+    Examples
+    --------
+    >>> class Squares(Source):
+    ...     fields = (Field(name="x", dtype=np.dtype("int64"), shape=()),)
+    ...     n_samples, provenance, seekable = 5, ({"format": "squares"},), True
+    ...
+    ...     def read(self, start, stop):
+    ...         return {"x": np.arange(start, stop) ** 2}
+    ...
+    ...     def where(self, row):
+    ...         return f"square {row}"
+    >>> [rows["x"].tolist() for rows in Squares().iter_blocks(max_bytes=24)]
+    [[0, 1, 4], [9, 16]]
+    """
 
-    @property
-    def provenance(self) -> tuple[dict[str, Any], ...]:
-        """What was read, for the manifest: format, and for files the path as given, bytes and mtime_ns."""
+    fields: tuple[Field, ...]
+    n_samples: int | None
+    provenance: tuple[dict[str, Any], ...]
+    seekable: bool
+    classes: tuple[str, ...] | None = None
+    chunk_bytes: int = 0
 
-    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield consecutive runs of rows, each of at most ``max_bytes`` (or one row, where a row is larger)."""
-
+    @abstractmethod
     def where(self, row: int) -> str:
         """Where a row came from: ``file:line``, ``file row N`` or the like."""
 
-
-@runtime_checkable
-class SeekableSource(Source, Protocol):
-    """A source that can read any range of rows, from several threads at once."""
-
-    @property
-    def n_samples(self) -> int:
-        """How many rows there are."""
-
     def read(self, start: int, stop: int) -> Rows:
-        """Read rows [start, stop); memory is that of the rows alone."""
+        """Read rows [start, stop); memory is that of the rows alone.
+
+        Raises
+        ------
+        NotImplementedError
+            The source is not seekable.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads in order only")
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield consecutive runs of rows, each of at most ``max_bytes`` (or one row, where a row is larger).
+
+        By default runs that `read` gives.
+        """
+        assert self.n_samples is not None, "or iter_blocks is the source's own"
+        n_rows = rows_within(max_bytes, self.fields)
+        for start in range(0, self.n_samples, n_rows):
+            yield self.read(start, min(start + n_rows, self.n_samples))
 
 
-@runtime_checkable
-class ChunkedSource(Source, Protocol):
-    """A source that has to make its rows in chunks of its own size."""
+def check_source(source: object, of: str) -> Source:
+    """Refuse a plug-in's source that is not a `Source`, or lacks what one has."""
+    lacks = _lacks(source) if isinstance(source, Source) else ["the base class Source"]
+    if isinstance(source, Source) and not lacks:
+        return source
+    raise UsageError(
+        f"{type(source).__name__} lacks {', '.join(lacks)}",
+        where=of,
+        why="A source subclasses streamtrain.ingestion.sources.base.Source and sets seekable: True where read() gives "
+        "any of its n_samples rows, else False. Before, its methods alone decided",
+        fix="correct the plug-in, or install a newer version of it",
+    )
 
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes made at once, however little is asked; 0 where what is asked is kept to."""
+
+def _lacks(source: Source) -> list[str]:
+    """List what a source does not have; without `iter_blocks` of its own, or where it is seekable, it needs `read`."""
+    lacks = [name for name in ("fields", "n_samples", "provenance", "seekable") if not hasattr(source, name)]
+    if not lacks and (source.seekable or type(source).iter_blocks is Source.iter_blocks):
+        lacks += ["n_samples"] * (source.n_samples is None) + ["read"] * (type(source).read is Source.read)
+    return lacks
 
 
-def chunk_bytes_of(source: Source) -> int:
-    """Bytes that a source makes at once, however little is asked; 0 where it keeps to what is asked."""
-    return source.chunk_bytes if isinstance(source, ChunkedSource) else 0
+_GONE: Final = {
+    "SeekableSource": "subclass Source, and set seekable = True",
+    "ChunkedSource": "subclass Source, and set chunk_bytes",
+}
 
+
+def __getattr__(name: str) -> object:
+    if name in _GONE:
+        raise ImportError(f"{__name__}.{name} is gone: {_GONE[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+Kinds = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
+"""The dtype and the sample shape of each field."""
 
 Probe = Callable[[Path, SourceOptions], Source]
 """Opens one file of a format: reads its header, checks it against the file's size, raises InputError."""
 
-
-LABELS: Final = "y"
-"""The field whose whole numbers, one per sample, are classes."""
 
 SUPPORTED: Final = "bool, int8-int64, uint8-uint64, float16, float32, float64"
 
@@ -136,39 +188,13 @@ _CONVERSIONS: Final = {
 
 
 def field_of(name: str, dtype: np.dtype[Any], shape: Sequence[int], *, where: str) -> Field:
-    """Describe rows as a field: native byte order, and int64 for class labels.
-
-    A field ``y`` of whole numbers or bools with one value per sample holds class labels.
-
-    Parameters
-    ----------
-    name : str
-        The field's name.
-    dtype : numpy.dtype
-        The dtype the rows are stored with, in any byte order.
-    shape : sequence of int
-        The shape of one sample.
-    where : str
-        What to name in an error: a file, a member, an array.
-
-    Raises
-    ------
-    InputError
-        The name, the dtype or the shape cannot be a field.
-
-    Examples
-    --------
-    >>> field_of("x", np.dtype(">f4"), (3,), where="x.npy").dtype
-    dtype('float32')
-    >>> field_of("y", np.dtype("uint8"), (), where="y.npy").dtype
-    dtype('int64')
-    """
+    """Describe rows as a field: native byte order, and int64 for class labels."""
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         why, fix = _CONVERSIONS.get(dtype.kind, ("it is wider than 64 bits", "store it as float64"))
         raise InputError(f"dtype {dtype} is not supported: {why}", where=where, why=f"Supported: {SUPPORTED}", fix=fix)
     if 0 in shape:
         raise InputError(f"a sample of shape {tuple(shape)} holds no elements", where=where, fix="drop the empty axis")
-    is_label = name == LABELS and not shape and dtype.kind in "biu"
+    is_label = name == TARGET and not shape and dtype.kind in "biu"
     _check_attribute(name, where)
     try:
         return Field(name=name, dtype=np.dtype(np.int64) if is_label else dtype.newbyteorder("="), shape=tuple(shape))
@@ -191,18 +217,7 @@ def _check_attribute(name: str, where: str) -> None:
 
 
 def choose_fields(known: Collection[str], options: SourceOptions, *, where: str) -> Mapping[str, str]:
-    """Each field to be made, and what it is made of: what is there under its own name, or what the options say.
-
-    Raises
-    ------
-    InputError
-        The options name something that is not there.
-
-    Examples
-    --------
-    >>> choose_fields(["images", "labels", "ids"], SourceOptions(fields={"x": "images", "y": "labels"}), where="d.npz")
-    {'x': 'images', 'y': 'labels'}
-    """
+    """Map each field to the name it is made of: its own, or what the options say."""
     if options.fields is None:
         return {name: name for name in known}
     for name in options.fields.values():
@@ -213,66 +228,33 @@ def choose_fields(known: Collection[str], options: SourceOptions, *, where: str)
     return options.fields
 
 
-def describe_field(field: Field) -> str:
-    """The dtype and sample shape of a field, for people.
+def kinds_of(fields: Iterable[Field]) -> Kinds:
+    """Map the name of each field to its dtype and sample shape."""
+    return {field.name: (field.dtype, field.shape) for field in fields}
 
-    Examples
-    --------
-    >>> describe_field(Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28)))
-    'uint8 (28, 28)'
-    """
+
+def describe_kinds(kinds: Kinds) -> str:
+    """Write names, dtypes and sample shapes for people, in order of the names."""
+    return ", ".join(f"{name} {dtype} {shape}" for name, (dtype, shape) in sorted(kinds.items()))
+
+
+def describe_field(field: Field) -> str:
+    """Write the dtype and sample shape of a field for people."""
     return f"{field.dtype} {field.shape}"
 
 
 def as_field(values: npt.NDArray[Any], field: Field, place: Callable[[int], str]) -> npt.NDArray[Any]:
-    """Bring rows to a field's dtype, in C order; copy only where bytes change.
-
-    Parameters
-    ----------
-    values : array of shape (n_rows, *field.shape)
-        Rows as stored.
-    field : Field
-        What they shall be.
-    place : callable
-        Where the row of that index among these came from; asked only for an error.
-
-    Raises
-    ------
-    InputError
-        A value is masked, a label is negative or beyond int64, or a stored bool is neither 0 nor 1.
-    """
+    """Bring rows to a field's dtype, in C order; check labels and bools; copy only where bytes change."""
     values = unmasked(values, place)
     if values.dtype.kind == "b":
         _check_bools(values, place)
-    if field.name == LABELS and not field.shape and field.dtype == np.int64 and len(values):
+    if field.name == TARGET and not field.shape and field.dtype == np.int64 and len(values):
         _check_labels(values, place)
     return np.ascontiguousarray(values, dtype=field.dtype)
 
 
 def unmasked(values: npt.NDArray[Any], place: Callable[[int], str]) -> npt.NDArray[Any]:
-    """The values of an array that may be a masked one, if none of them is masked.
-
-    Parameters
-    ----------
-    values : array of shape (n_rows, ...)
-        A masked array or a plain one, which is returned as it is.
-    place : callable
-        Where the row of that index came from; asked only for an error.
-
-    Raises
-    ------
-    InputError
-        A value is masked; the first rows are named.
-
-    Examples
-    --------
-    >>> unmasked(np.ma.masked_equal([1, 2], 3), str)
-    array([1, 2])
-    >>> unmasked(np.ma.masked_equal([1, 2], 2), "row {}".format)
-    Traceback (most recent call last):
-        ...
-    streamtrain.errors.InputError: row 1: a value is masked. What is masked is no data, and nothing is imputed. Fix: ...
-    """
+    """Return the values of an array, masked or plain; refuse a masked value by its row."""
     if not isinstance(values, np.ma.MaskedArray):
         return values
     mask = np.ma.getmaskarray(values)
@@ -316,18 +298,12 @@ def _check_labels(values: npt.NDArray[Any], place: Callable[[int], str]) -> None
 
 
 def rows_within(max_bytes: int, fields: Sequence[Field]) -> int:
-    """How many rows over these fields fit in so many bytes; at least one.
-
-    Examples
-    --------
-    >>> rows_within(1000, [Field(name="x", dtype=np.dtype("float32"), shape=(3,))])
-    83
-    """
+    """Count the rows over these fields that fit in so many bytes; at least one."""
     return max(1, max_bytes // sum(field.row_bytes for field in fields))
 
 
 def n_rows_of(rows: Rows) -> int:
-    """How many rows a run holds."""
+    """Count the rows of a run."""
     return len(next(iter(rows.values())))
 
 
@@ -337,22 +313,7 @@ def pieces(rows: Rows, n_rows: int) -> Iterator[Rows]:
         yield {name: values[start : start + n_rows] for name, values in rows.items()}
 
 
-def read_in_order(source: SeekableSource, max_bytes: int) -> Iterator[Rows]:
-    """The blocks of a source that can read any range: ranges, one after another."""
-    n_rows = rows_within(max_bytes, source.fields)
-    for start in range(0, source.n_samples, n_rows):
-        yield source.read(start, min(start + n_rows, source.n_samples))
-
-
 def check_range(start: int, stop: int, n_samples: int) -> None:
-    """Refuse a range of rows that a source does not have.
-
-    Examples
-    --------
-    >>> check_range(2, 9, 5)
-    Traceback (most recent call last):
-        ...
-    streamtrain.errors.UsageError: rows [2, 9) are not among the source's 5
-    """
+    """Refuse a range of rows that a source does not have."""
     if not 0 <= start <= stop <= n_samples:
         raise UsageError(f"rows [{start}, {stop}) are not among the source's {n_samples}")

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.ingestion.sources.base import Rows, SourceOptions, as_field, check_range, field_of, read_in_order
+from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions, as_field, check_range, field_of
 from streamtrain.ingestion.sources.input_files import (
     ByteStream,
     check_size,
@@ -37,27 +37,13 @@ _MOST_BYTES: Final = 2**96  # of less, a message can give the size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
-    """How the rows of one field lie in a run of bytes.
-
-    Parameters
-    ----------
-    field : Field
-        What the rows become.
-    stored : numpy.dtype
-        The dtype they are stored with, in any byte order.
-    n_rows : int
-        How many there are.
-    offset : int
-        Bytes before the first one.
-    fortran_order : bool
-        Stored feature by feature (the first axis varies fastest), not row by row.
-    """
+    """How the rows of one field lie in a run of bytes."""
 
     field: Field
-    stored: np.dtype[Any]
+    stored: np.dtype[Any]  # in any byte order
     n_rows: int
     offset: int
-    fortran_order: bool = False
+    fortran_order: bool = False  # feature by feature: the first axis varies fastest
 
     @property
     def n_bytes(self) -> int:
@@ -70,29 +56,23 @@ class Packing:
         return math.prod(self.field.shape) * self.stored.itemsize
 
     def empty(self, n_rows: int) -> npt.NDArray[Any]:
-        """Uninitialised memory for so many rows as stored, in C order."""
+        """Allocate memory for so many rows as stored, in C order."""
         return np.empty((n_rows, *self.field.shape), self.stored)
 
     def unpacked(self, out: npt.NDArray[Any], place: Callable[[int], str]) -> npt.NDArray[Any]:
-        """Turn rows as stored, in memory of our own, into the field's: bytes are swapped where they lie."""
+        """Turn rows as stored into the field's; swap bytes where they lie."""
         native = out if out.dtype.isnative else out.byteswap(inplace=True).view(out.dtype.newbyteorder("="))
         return as_field(native, self.field, place)
 
     def columns(self) -> Iterator[tuple[int, ...]]:
-        """The index of every column in the transposed rows, in the order Fortran keeps them."""
+        """Yield the index of every column in the transposed rows, in Fortran's order."""
         return iter(np.ndindex(*self.field.shape[::-1]))
 
 
 def packing_of(
     name: str, stored: np.dtype[Any], shape: tuple[int, ...], offset: int, *, where: str, fortran_order: bool = False
 ) -> Packing:
-    """Describe a whole array in a file: its first axis are the samples.
-
-    Raises
-    ------
-    InputError
-        The array has no axis of samples, no samples, a dtype that is not supported, or a size that cannot be.
-    """
+    """Describe a whole array in a file: its first axis are the samples."""
     if not shape:
         raise InputError("a 0-d array has no axis of samples", where=where, fix="store an array of at least one axis")
     if len(shape) > _MOST_AXES or math.prod(max(1, length) for length in shape) * stored.itemsize >= _MOST_BYTES:
@@ -109,38 +89,20 @@ def packing_of(
     return Packing(field=field, stored=stored, n_rows=shape[0], offset=offset, fortran_order=by_column)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackedSource:
+class PackedSource(Source):
     """A plain file of packed rows, read range by range."""
 
-    path: Path
-    packing: Packing
-    provenance: tuple[dict[str, Any], ...]
+    seekable = True
+    n_samples: int
 
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """The one field."""
-        return (self.packing.field,)
-
-    @property
-    def n_samples(self) -> int:
-        """How many rows the header and the file's size agree on."""
-        return self.packing.n_rows
-
-    @property
-    def classes(self) -> None:
-        """None: packed labels are numbers."""
+    def __init__(self, path: Path, packing: Packing, provenance: tuple[dict[str, Any], ...]) -> None:
+        self.path, self.packing, self.provenance = path, packing, provenance
+        self.fields, self.n_samples = (packing.field,), packing.n_rows
 
     def where(self, row: int) -> str:
-        """The file and the row in it."""
         return f"{self.path} row {row}"
 
-    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order."""
-        return read_in_order(self, max_bytes)
-
     def read(self, start: int, stop: int) -> Rows:
-        """Read rows [start, stop)."""
         check_range(start, stop, self.n_samples)
         out = self.packing.empty(stop - start)
         if self.packing.fortran_order:
@@ -158,15 +120,7 @@ class PackedSource:
 
 
 def probe_raw(path: Path, options: SourceOptions) -> PackedSource:
-    """Open a raw binary file as field ``x`` of the dtype and sample shape in the options.
-
-    Raises
-    ------
-    UsageError
-        The options lack the dtype or the shape, or the shape is not one.
-    InputError
-        The file's size is not a whole number of samples.
-    """
+    """Open a raw binary file as field ``x`` of the dtype and sample shape in the options."""
     refuse_options(path, "raw binary", options, "label_column", "columns")
     provenance = provenance_of(path, "raw")
     if options.dtype is None or options.shape is None:
@@ -192,7 +146,7 @@ def probe_raw(path: Path, options: SourceOptions) -> PackedSource:
         )
     shape = (n_bytes // max(1, row_bytes), *options.shape)
     packing = packing_of("x", options.dtype, shape, 0, where=str(path))
-    return PackedSource(path=path, packing=packing, provenance=provenance)
+    return PackedSource(path, packing, provenance)
 
 
 _PIECE_BYTES: Final = 1 << 16
@@ -200,7 +154,7 @@ _PIECE_BYTES: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NpyHeader:
-    """What a .npy header says, and how many bytes it takes."""
+    """The content of a .npy header, and how many bytes it takes."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -208,18 +162,12 @@ class NpyHeader:
     n_bytes: int
 
     def packing(self, name: str, *, where: str) -> Packing:
-        """How the rows lie behind the header; the first axis are the samples."""
+        """Describe the rows behind the header; the first axis are the samples."""
         return packing_of(name, self.dtype, self.shape, self.n_bytes, where=where, fortran_order=self.fortran_order)
 
 
 def probe_npy(path: Path, options: SourceOptions) -> PackedSource:
-    """Open one .npy file as field ``x``: its header against its size, nothing else read.
-
-    Raises
-    ------
-    InputError
-        The file is no .npy, is truncated, or holds what a field cannot.
-    """
+    """Open one .npy file as field ``x``: its header against its size, nothing else read."""
     refuse_options(path, ".npy", options, "label_column", "columns", "dtype", "shape")
     provenance = provenance_of(path, "npy")
     with open_bytes(path) as file:
@@ -227,11 +175,11 @@ def probe_npy(path: Path, options: SourceOptions) -> PackedSource:
     packing = header.packing("x", where=str(path))
     claim = f"shape {header.shape} of {header.dtype}"
     check_size(provenance[0]["bytes"], header.n_bytes + packing.n_bytes, where=str(path), claim=claim)
-    return PackedSource(path=path, packing=packing, provenance=provenance)
+    return PackedSource(path, packing, provenance)
 
 
 class _CountingReader:
-    """A stream that knows how much of it was read: zip members do not all tell."""
+    """A stream that counts the bytes read: zip members do not all tell."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream

@@ -19,14 +19,7 @@ _OF_INDEX: Final = re.compile(r"__index_level_\d+__")
 
 
 def index_columns(names: Iterable[str], metadata: Mapping[bytes, bytes] | None) -> frozenset[str]:
-    """The columns of a table that pandas has marked as an index, in an Arrow schema's metadata or by their names.
-
-    Examples
-    --------
-    >>> facts = {b"pandas": b'{"index_columns": ["id", {"kind": "range"}]}'}
-    >>> sorted(index_columns(["a", "id", "__index_level_0__"], facts))
-    ['__index_level_0__', 'id']
-    """
+    """Find the columns that pandas marked as an index, in an Arrow schema's metadata or by their names."""
     try:
         marked = json.loads((metadata or {})[b"pandas"])["index_columns"]
         # What pandas did not store, such as 0, 1, 2, ..., is described there and is no column.
@@ -37,7 +30,7 @@ def index_columns(names: Iterable[str], metadata: Mapping[bytes, bytes] | None) 
 
 
 def without_index(values: object) -> object:
-    """An Arrow table without the columns of an index, unless it has no others; any other value as it is."""
+    """Drop the columns of an index from an Arrow table, unless it has no others."""
     table: Any = values
     if not callable(getattr(table, "drop_columns", None)):
         return values
@@ -47,14 +40,7 @@ def without_index(values: object) -> object:
 
 
 def column_names(values: object) -> Names | None:
-    """The names of the columns of a data frame or a table; None for whatever has none.
-
-    Examples
-    --------
-    >>> import pyarrow as pa
-    >>> column_names(pa.table({"age": [1.0], "income": [2.0]})), column_names(np.zeros((1, 2)))
-    (('age', 'income'), None)
-    """
+    """Return the names of the columns of a data frame or a table; None for anything else."""
     values = without_index(values)
     found = getattr(values, "column_names", getattr(values, "columns", None))
     if not isinstance(found, Iterable) or isinstance(getattr(values, "dtype", None), np.dtype):
@@ -64,18 +50,7 @@ def column_names(values: object) -> Names | None:
 
 
 def column_order(there: Names, here: Names, *, of: str, where: str) -> list[int]:
-    """Where each of the first names stands among the second ones.
-
-    Raises
-    ------
-    InputError
-        They are not the same names.
-
-    Examples
-    --------
-    >>> column_order(("a", "b"), ("b", "a"), of="the dataset", where="")
-    [1, 0]
-    """
+    """Find where each of the first names stands among the second ones, which must be the same names."""
     other = names_difference(there, here, of)
     if other is not None:
         fix = "give the same columns, in whatever order"
@@ -93,12 +68,10 @@ class OrderedColumns:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the table."""
         return self.values.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """That of the table."""
         return self.values.dtype
 
     def __getitem__(self, rows: slice, /) -> npt.NDArray[Any]:
@@ -106,6 +79,6 @@ class OrderedColumns:
 
 
 def names_provenance(columns: Mapping[str, Names]) -> Iterator[dict[str, Any]]:
-    """What names of columns add to the provenance of arrays: that of field ``x`` alone needs no field."""
+    """Yield what column names add to the provenance of arrays: field ``x`` needs no field name."""
     for name, names in columns.items():
         yield {"columns": list(names)} | ({} if name == INPUT else {"field": name})

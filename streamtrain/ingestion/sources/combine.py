@@ -11,9 +11,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
-from typing import Any, Final, TypeGuard, cast
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,116 +21,75 @@ import numpy.typing as npt
 from streamtrain.errors import InputError, UsageError
 from streamtrain.ingestion.sources.arrays import align_streams
 from streamtrain.ingestion.sources.base import (
-    LABELS,
     Rows,
-    SeekableSource,
     Source,
     as_field,
     check_range,
-    chunk_bytes_of,
-    describe_field,
+    describe_kinds,
     field_of,
+    kinds_of,
     n_rows_of,
     pieces,
     rows_within,
 )
 from streamtrain.ingestion.sources.tables.table_columns import TableSource, in_one_order, with_dtypes
 from streamtrain.store.layout import Field
+from streamtrain.store.schema.columns import INPUT, TARGET
 
 _PIECE_BYTES: Final = 4_000_000
 _N_SHOWN: Final = 5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Concatenation:
+class Concatenation(Source):
     """Sources of the same fields, one after another."""
 
-    parts: tuple[Source, ...]
-
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """Those of every part."""
-        return self.parts[0].fields
-
-    @property
-    def n_samples(self) -> int | None:
-        """Rows of all parts; None where a part does not know."""
-        counts = [part.n_samples for part in self.parts]
-        return None if None in counts else sum(cast("list[int]", counts))
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Those of every part."""
-        return self.parts[0].classes
-
-    @property
-    def provenance(self) -> tuple[dict[str, Any], ...]:
-        """Of every part, in order."""
-        return tuple(entry for part in self.parts for entry in part.provenance)
+    def __init__(self, parts: Sequence[Source]) -> None:
+        self.parts = tuple(parts)
+        self.fields, self.classes = parts[0].fields, parts[0].classes
+        self.provenance = tuple(entry for part in parts for entry in part.provenance)
+        self.seekable = all(part.seekable for part in parts)
+        self.chunk_bytes = max(part.chunk_bytes for part in parts)
+        counts = [part.n_samples for part in parts]
+        self._starts = [0, *accumulate(n or 0 for n in counts)]
+        self.n_samples = None if None in counts else self._starts[-1]
 
     def where(self, row: int) -> str:
-        """Where the part that holds the row says it came from."""
+        """Return where the part that holds the row has it from."""
         if self.n_samples is None:
             return f"row {row} of {len(self.parts)} sources"
-        number, start = _part_of(self.parts, row)
-        return self.parts[number].where(row - start)
+        part, start, _ = self._part_of(row)
+        return part.where(row - start)
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield the rows of every part, in order."""
         for part in self.parts:
             yield from part.iter_blocks(max_bytes)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeekableConcatenation(Concatenation):
-    """Sources of the same fields that all read any range."""
-
-    parts: tuple[SeekableSource, ...]
-
-    @property
-    def n_samples(self) -> int:
-        """Rows of all parts."""
-        return sum(part.n_samples for part in self.parts)
-
     def read(self, start: int, stop: int) -> Rows:
         """Read rows [start, stop), across parts where need be."""
-        check_range(start, stop, self.n_samples)
-        number, first = _part_of(self.parts, start)
-        if stop - first <= self.parts[number].n_samples:
-            return self.parts[number].read(start - first, stop - first)
-        return self._read_across(start, stop)
+        check_range(start, stop, self._starts[-1])
+        part, first, end = self._part_of(start)
+        return part.read(start - first, stop - first) if stop <= end else self._read_across(start, stop)
 
     def _read_across(self, start: int, stop: int) -> Rows:
         out = {field.name: np.empty((stop - start, *field.shape), field.dtype) for field in self.fields}
         # In small pieces, so that no part's share is held a second time.
         n_rows = rows_within(_PIECE_BYTES, self.fields)
         while start < stop:
-            number, first = _part_of(self.parts, start)
-            end = min(stop, start + n_rows, first + self.parts[number].n_samples)
-            for name, values in self.parts[number].read(start - first, end - first).items():
+            part, first, last = self._part_of(start)
+            end = min(stop, start + n_rows, last)
+            for name, values in part.read(start - first, end - first).items():
                 out[name][len(out[name]) - (stop - start) :][: end - start] = values
             start = end
         return out
 
-
-def _part_of(parts: Sequence[Source], row: int) -> tuple[int, int]:
-    """The part that holds a row, and its first row."""
-    starts = [0, *accumulate(part.n_samples or 0 for part in parts)]
-    number = min(bisect_right(starts, row), len(parts)) - 1
-    return number, starts[number]
+    def _part_of(self, row: int) -> tuple[Source, int, int]:
+        """Find the part that holds a row, its first row and its end."""
+        number = min(bisect_right(self._starts, row), len(self.parts)) - 1
+        return self.parts[number], self._starts[number], self._starts[number + 1]
 
 
 def concatenate(parts: Sequence[Source]) -> Source:
-    """Join sources of one kind, in order.
-
-    Columns of tables are put in the first one's order. CSV files find their dtypes in the values, so theirs are widened
-    to common ones; all others must agree. The names of text labels are united.
-
-    Raises
-    ------
-    InputError
-        Dtypes, shapes, columns or the kind of labels differ; the message lists who has what.
-    """
+    """Join sources of one kind, in order: columns reordered, CSV's dtypes widened, classes united."""
     if len(parts) == 1:
         return parts[0]
     united = _unite_classes(_widen(in_one_order(parts)))
@@ -144,13 +103,11 @@ def concatenate(parts: Sequence[Source]) -> Source:
             why="; ".join(_line(names, held) for held, names in list(groups.items())[:_N_SHOWN]),
             fix="convert them to one dtype, shape and list of columns, or ingest them apart",
         )
-    if _all_seekable(united):
-        return SeekableConcatenation(parts=united)
-    return Concatenation(parts=united)
+    return Concatenation(united)
 
 
 def name_of(source: Source) -> str:
-    """The path of a source, or its format where it has none."""
+    """Return the path of a source, or its format where it has none."""
     first = source.provenance[0] if source.provenance else {}
     return str(first.get("path", first.get("format", "source")))
 
@@ -162,10 +119,9 @@ def _line(names: list[str], held: str) -> str:
 
 def _signature(source: Source) -> str:
     facts = source.provenance[0] if source.provenance else {}
-    held = sorted(f"{field.name} {describe_field(field)}" for field in source.fields)
     columns, label = facts.get("columns"), None if source.classes else facts.get("label_column")
     of = f" of columns {', '.join(columns)}" if columns else ""
-    return ", ".join(held) + of + (f", labels {label!r}" if label else "")
+    return describe_kinds(kinds_of(source.fields)) + of + (f", labels {label!r}" if label else "")
 
 
 def _widen(parts: Sequence[Source]) -> Sequence[Source]:
@@ -176,7 +132,7 @@ def _widen(parts: Sequence[Source]) -> Sequence[Source]:
         field.name: np.result_type(*(own.dtype for part in tables for own in part.fields if own.name == field.name))
         for field in tables[0].fields
     }
-    return [with_dtypes(part, common.get("x"), common.get("y")) for part in tables]
+    return [with_dtypes(part, common.get(INPUT), common.get(TARGET)) for part in tables]
 
 
 def _unite_classes(parts: Sequence[Source]) -> tuple[Source, ...]:
@@ -200,50 +156,24 @@ def _with_classes(part: Source, classes: tuple[str, ...]) -> Source:
     raise InputError("the files name different classes", where=name_of(part), fix="ingest them apart")
 
 
-def _all_seekable(parts: tuple[Source, ...]) -> TypeGuard[tuple[SeekableSource, ...]]:
-    return all(isinstance(part, SeekableSource) for part in parts)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledSource:
+class LabelledSource(Source):
     """Features from one source and, row by row, the labels from another."""
 
-    features: Source
-    labels: Source
-    fields: tuple[Field, ...]
-
-    @property
-    def n_samples(self) -> int | None:
-        """Rows of both, where either knows."""
-        return self.labels.n_samples if self.features.n_samples is None else self.features.n_samples
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Those of the labels."""
-        return self.labels.classes
-
-    @property
-    def provenance(self) -> tuple[dict[str, Any], ...]:
-        """Of the features, then of the labels."""
-        return (*self.features.provenance, *({**entry, "field": "y"} for entry in self.labels.provenance))
-
-    @property
-    def chunk_bytes(self) -> int:
-        """What features and labels make at once."""
-        return chunk_bytes_of(self.features) + chunk_bytes_of(self.labels)
+    def __init__(self, features: Source, labels: Source) -> None:
+        own = labels.fields[0]
+        self.features, self.labels = features, labels
+        self.fields = (*features.fields, field_of(TARGET, own.dtype, own.shape, where=name_of(labels)))
+        self.n_samples = labels.n_samples if features.n_samples is None else features.n_samples
+        self.classes = labels.classes
+        self.provenance = (*features.provenance, *({**entry, "field": TARGET} for entry in labels.provenance))
+        self.seekable = features.seekable and labels.seekable
+        self.chunk_bytes = features.chunk_bytes + labels.chunk_bytes
 
     def where(self, row: int) -> str:
-        """Where the row's features came from."""
         return self.features.where(row)
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order.
-
-        Raises
-        ------
-        InputError
-            One of the two ends before the other.
-        """
+        """Yield all rows in order; refuse sources of which one ends before the other."""
         n_rows = rows_within(max_bytes, self.fields)
         features = _CountingStream(self.features.iter_blocks(n_rows * _row_bytes(self.features)))
         labels = _CountingStream(self._labels(n_rows * _row_bytes(self.labels)))
@@ -251,6 +181,9 @@ class LabelledSource:
             for rows in align_streams([features, labels]):
                 yield from pieces(rows, n_rows)
         _check_counts(self.features, self.labels, features.n_rows, labels.n_rows)
+
+    def read(self, start: int, stop: int) -> Rows:
+        return {**self.features.read(start, stop), **self._as_labels(self.labels.read(start, stop), start)}
 
     def _labels(self, max_bytes: int) -> Iterator[Rows]:
         n_done = 0
@@ -260,29 +193,11 @@ class LabelledSource:
 
     def _as_labels(self, rows: Rows, first_row: int) -> Rows:
         values = rows[self.labels.fields[0].name]
-        return {"y": as_field(values, self.fields[-1], lambda row: self.labels.where(first_row + row))}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeekableLabelledSource(LabelledSource):
-    """Features and labels that both read any range."""
-
-    features: SeekableSource
-    labels: SeekableSource
-
-    @property
-    def n_samples(self) -> int:
-        """Rows of both."""
-        return self.features.n_samples
-
-    def read(self, start: int, stop: int) -> Rows:
-        """Read rows [start, stop) of both."""
-        check_range(start, stop, self.n_samples)
-        return {**self.features.read(start, stop), **self._as_labels(self.labels.read(start, stop), start)}
+        return {TARGET: as_field(values, self.fields[-1], lambda row: self.labels.where(first_row + row))}
 
 
 class _CountingStream:
-    """A stream of rows that knows how many went by."""
+    """A stream of rows that counts them."""
 
     def __init__(self, stream: Iterator[Rows]) -> None:
         self._stream = stream
@@ -306,16 +221,8 @@ def _row_bytes(source: Source) -> int:
 
 
 def with_labels(features: Source, labels: Source) -> Source:
-    """Put the only field of a labels source beside features, as field ``y``.
-
-    Raises
-    ------
-    UsageError
-        The features have a field ``y`` already.
-    InputError
-        The labels have several fields, or the row counts differ.
-    """
-    if any(field.name == "y" for field in features.fields):
+    """Put the only field of a labels source beside features, as field ``y``."""
+    if any(field.name == TARGET for field in features.fields):
         fix = "leave labels out, or the label column"
         raise UsageError("the features bring labels of their own (field 'y')", where=name_of(features), fix=fix)
     if len(labels.fields) != 1:
@@ -324,11 +231,7 @@ def with_labels(features: Source, labels: Source) -> Source:
         raise InputError(f"the labels hold several fields: {listed}", where=name_of(labels), fix=fix)
     if features.n_samples is not None and labels.n_samples is not None:
         _check_counts(features, labels, features.n_samples, labels.n_samples)
-    own = labels.fields[0]
-    fields = (*features.fields, field_of("y", own.dtype, own.shape, where=name_of(labels)))
-    if isinstance(features, SeekableSource) and isinstance(labels, SeekableSource):
-        return SeekableLabelledSource(features=features, labels=labels, fields=fields)
-    return LabelledSource(features=features, labels=labels, fields=fields)
+    return LabelledSource(features, labels)
 
 
 def _check_counts(features: Source, labels: Source, n_features: int, n_labels: int) -> None:
@@ -348,129 +251,57 @@ _N_LISTED: Final = 5
 _PIECE_ROWS: Final = 2**16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassCheckedSource:
-    """A source whose field ``y`` holds none but the classes that were named, as int64."""
+class ClassCheckedSource(Source):
+    """A source whose field ``y``, one value per sample, holds none but the classes that were named, as int64."""
 
-    source: Source
-    fields: tuple[Field, ...]
-    classes: tuple[str, ...] | None
-    n_classes: int
-    codes: npt.NDArray[np.int64] | None
-
-    @property
-    def n_samples(self) -> int | None:
-        """Those of the source."""
-        return self.source.n_samples
-
-    @property
-    def provenance(self) -> tuple[dict[str, Any], ...]:
-        """That of the source."""
-        return self.source.provenance
-
-    @property
-    def chunk_bytes(self) -> int:
-        """What the source makes at once."""
-        return chunk_bytes_of(self.source)
+    def __init__(self, source: Source, allowed: Classes) -> None:
+        labels = next((field for field in source.fields if field.name == TARGET and not field.shape), None)
+        if labels is None:
+            fix = "give labels, or leave classes out"
+            raise UsageError(
+                "classes are of field y, one per sample, and there is none", where=name_of(source), fix=fix
+            )
+        self.source, self.allowed = source, allowed
+        self.fields = tuple(_as_label(field) if field is labels else field for field in source.fields)
+        self.classes = source.classes if isinstance(allowed, int) else allowed
+        self.n_samples, self.provenance = source.n_samples, source.provenance
+        self.seekable, self.chunk_bytes = source.seekable, source.chunk_bytes
+        self._n_classes = allowed if isinstance(allowed, int) else len(allowed)
+        self._codes = None if source.classes is None else _codes(source, source.classes, allowed)
 
     def where(self, row: int) -> str:
-        """Where the source says."""
         return self.source.where(row)
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order.
-
-        Raises
-        ------
-        InputError
-            A label is none of the classes.
-        """
         n_done = 0
         for rows in self.source.iter_blocks(max_bytes):
             yield self._checked(rows, n_done)
             n_done += n_rows_of(rows)
 
+    def read(self, start: int, stop: int) -> Rows:
+        return self._checked(self.source.read(start, stop), start)
+
     def _checked(self, rows: Rows, first_row: int) -> Rows:
-        labels = rows[LABELS]
-        if self.codes is not None:
-            return {**rows, LABELS: self.codes[labels]}
+        labels = rows[TARGET]
+        if self._codes is not None:
+            return {**rows, TARGET: self._codes[labels]}
         for start in range(0, len(labels), _PIECE_ROWS):
             self._check(labels[start : start + _PIECE_ROWS], first_row + start)
-        return {**rows, LABELS: labels.astype(np.int64, copy=False)}
+        return {**rows, TARGET: labels.astype(np.int64, copy=False)}
 
     def _check(self, labels: npt.NDArray[Any], first_row: int) -> None:
-        is_class = (labels >= 0) & (labels < self.n_classes)
+        is_class = (labels >= 0) & (labels < self._n_classes)
         if labels.dtype.kind == "f":
             is_class &= labels == np.floor(labels)
         if not is_class.all():
             row = int(is_class.argmin())
+            of_labels = self.source.labels if isinstance(self.source, LabelledSource) else self.source
             raise InputError(
-                f"label {labels[row]} is none of the {self.n_classes:,} classes 0 to {self.n_classes - 1}",
-                where=(self.source.labels if isinstance(self.source, LabelledSource) else self.source).where(
-                    first_row + row
-                ),
+                f"label {labels[row]} is none of the {self._n_classes:,} classes 0 to {self._n_classes - 1}",
+                where=of_labels.where(first_row + row),
                 why="Nothing is rounded or left out unasked",
                 fix="correct it, or the number of classes; leave classes out where y is a value to be predicted",
             )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeekableClassCheckedSource(ClassCheckedSource):
-    """The same, of a source that reads any range."""
-
-    source: SeekableSource
-
-    @property
-    def n_samples(self) -> int:
-        """Those of the source."""
-        return self.source.n_samples
-
-    def read(self, start: int, stop: int) -> Rows:
-        """Read rows [start, stop)."""
-        return self._checked(self.source.read(start, stop), start)
-
-
-def with_classes(source: Source, classes: Classes) -> Source:
-    """Hold the labels of a source against the classes there may be.
-
-    Parameters
-    ----------
-    source : Source
-        With a field ``y`` of one value per sample.
-    classes : int or tuple of str
-        How many there are, or their names: labels that are text become the places of theirs, and labels that are
-        numbers get them.
-
-    Raises
-    ------
-    UsageError
-        The source has no such field.
-    InputError
-        A label that is text is none of the classes.
-
-    Examples
-    --------
-    >>> from streamtrain.ingestion.sources.registry import open_source
-    >>> source = open_source({"y": np.array([0.0, 2.0, 1.5])})
-    >>> list(with_classes(source, 3).iter_blocks(1000))
-    Traceback (most recent call last):
-        ...
-    streamtrain.errors.InputError: row 2 of the arrays: label 1.5 is none of the 3 classes 0 to 2. Nothing is ...
-    """
-    labels = next((field for field in source.fields if field.name == LABELS and not field.shape), None)
-    if labels is None:
-        fix = "give labels, or leave classes out"
-        raise UsageError("classes are of field y, one per sample, and there is none", where=name_of(source), fix=fix)
-    names = source.classes if isinstance(classes, int) else classes
-    n_classes = classes if isinstance(classes, int) else len(classes)
-    kind = SeekableClassCheckedSource if isinstance(source, SeekableSource) else ClassCheckedSource
-    return kind(
-        source=source,  # type: ignore[arg-type]  # which of the two, the line above knows
-        fields=tuple(_as_label(field) if field is labels else field for field in source.fields),
-        classes=names,
-        n_classes=n_classes,
-        codes=None if source.classes is None else _codes(source, source.classes, classes),
-    )
 
 
 def _as_label(field: Field) -> Field:
@@ -478,7 +309,7 @@ def _as_label(field: Field) -> Field:
 
 
 def _codes(source: Source, found: tuple[str, ...], classes: Classes) -> npt.NDArray[np.int64]:
-    """The number of each class that was found."""
+    """Number each class that was found; refuse one that is not allowed."""
     if isinstance(classes, int):
         if len(found) > classes:
             listed = ", ".join(map(repr, found[:_N_LISTED])) + ", ..." * (len(found) > _N_LISTED)

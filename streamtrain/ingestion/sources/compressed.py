@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.ingestion.sources.base import Rows, SourceOptions, choose_fields, rows_within
+from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions, choose_fields, rows_within
 from streamtrain.ingestion.sources.binary import Packing, read_header
 from streamtrain.ingestion.sources.input_files import (
     ByteStream,
@@ -32,9 +32,9 @@ from streamtrain.ingestion.sources.input_files import (
     refuse_options,
     skip,
 )
-from streamtrain.store.layout import Field
 from streamtrain.system.units import format_bytes
 
+# DEFLATE cannot pack better than 1032 to 1, and comes near it only on one byte repeated. Small claims do no harm.
 _MAX_RATIO: Final = 1000
 _SMALL_BYTES: Final = 64_000_000
 _MAX_REREAD_BYTES: Final = 32_000_000_000
@@ -42,51 +42,27 @@ _MAX_REREAD_BYTES: Final = 32_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One field behind a stream.
-
-    Parameters
-    ----------
-    packing : Packing
-        How its rows lie in the unpacked bytes.
-    where : str
-        The file, and the member in it.
-    open : callable
-        Opens the stream at its first byte.
-    """
+    """One field behind a stream."""
 
     packing: Packing
     where: str
-    open: Callable[[], AbstractContextManager[ByteStream]]
+    open: Callable[[], AbstractContextManager[ByteStream]]  # at its first byte
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamedSource:
+class StreamedSource(Source):
     """Fields of the same length, each behind a stream, read in step from the start."""
 
-    path: Path
-    members: tuple[Member, ...]
-    provenance: tuple[dict[str, Any], ...]
+    seekable = False
 
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """One field per member, in the file's order."""
-        return tuple(member.packing.field for member in self.members)
-
-    @property
-    def n_samples(self) -> int:
-        """How many rows every header claims."""
-        return self.members[0].packing.n_rows
-
-    @property
-    def classes(self) -> None:
-        """None: packed labels are numbers."""
+    def __init__(self, path: Path, members: tuple[Member, ...], provenance: tuple[dict[str, Any], ...]) -> None:
+        self.path, self.members, self.provenance = path, members, provenance
+        self.fields = tuple(member.packing.field for member in members)
+        self.n_samples = members[0].packing.n_rows
 
     def where(self, row: int) -> str:
-        """The file and the row in it."""
         return f"{self.path} row {row}"
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order."""
         n_rows = rows_within(max_bytes, self.fields)
         with ExitStack() as stack:
             runs = [stack.enter_context(closing(_runs(member, n_rows))) for member in self.members]
@@ -95,17 +71,7 @@ class StreamedSource:
 
 
 def check_ratio(n_unpacked: int, n_packed: int, *, where: str) -> None:
-    """Refuse a claim that only a decompression bomb makes.
-
-    DEFLATE cannot pack better than 1032 to 1, and comes near it only on one byte repeated. Small ones do no harm.
-
-    Examples
-    --------
-    >>> check_ratio(10**12, 10**6, where="d.npz member x.npy")
-    Traceback (most recent call last):
-        ...
-    streamtrain.errors.InputError: d.npz member x.npy: unpacks from 1.0 MB to 1.00 TB, 1,000,000 to 1; the limit ...
-    """
+    """Refuse a claim that only a decompression bomb makes."""
     ratio = n_unpacked / max(1, n_packed)
     if ratio > _MAX_RATIO and n_unpacked > _SMALL_BYTES:
         sizes = f"unpacks from {format_bytes(n_packed)} to {format_bytes(n_unpacked)}"
@@ -198,14 +164,7 @@ _ENCRYPTED: Final = 0x1
 
 
 def probe(path: Path, options: SourceOptions) -> StreamedSource:
-    """Open a .npz archive: its directory and the header of every member.
-
-    Raises
-    ------
-    InputError
-        The archive is damaged, encrypted, has duplicate or foreign members or none of a name that is chosen, is a
-        decompression bomb, or its members differ in rows.
-    """
+    """Open a .npz archive: its directory and the header of every member."""
     refuse_options(path, ".npz", options, "label_column", "columns", "dtype", "shape")
     provenance = provenance_of(path, "npz")
     with unpacking(str(path)), zipfile.ZipFile(path) as archive:
@@ -215,7 +174,7 @@ def probe(path: Path, options: SourceOptions) -> StreamedSource:
         chosen = choose_fields(by_name, options, where=str(path))
         members = tuple(_member(path, archive, by_name[name], field) for field, name in chosen.items())
     _check_lengths(path, members)
-    return StreamedSource(path=path, members=members, provenance=provenance)
+    return StreamedSource(path, members, provenance)
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, field: str) -> Member:
@@ -251,7 +210,7 @@ def _check_directory(path: Path, infos: list[zipfile.ZipInfo]) -> None:
 
 
 def _check_overlap(path: Path, infos: list[zipfile.ZipInfo]) -> None:
-    """Members that share bytes are how a small archive unpacks to petabytes."""
+    """Refuse members that share bytes, by which a small archive unpacks to petabytes."""
     by_offset = sorted(infos, key=lambda info: info.header_offset)
     for info, following in pairwise(by_offset):
         if following.header_offset < info.header_offset + _LOCAL_HEADER_BYTES + info.compress_size:

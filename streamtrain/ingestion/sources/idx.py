@@ -32,13 +32,7 @@ _PIECE_BYTES: Final = 1 << 18
 
 
 def probe(path: Path, options: SourceOptions) -> Source:
-    """Open an idx file as field ``x``, gzipped if it starts like gzip.
-
-    Raises
-    ------
-    InputError
-        The magic number is wrong, or the dimensions and the file's size disagree.
-    """
+    """Open an idx file as field ``x``, gzipped if it starts like gzip."""
     refuse_options(path, "idx", options, "label_column", "columns", "dtype", "shape")
     provenance = provenance_of(path, "idx")
     with open_bytes(path) as file:
@@ -50,7 +44,7 @@ def _probe_plain(path: Path, provenance: tuple[dict[str, Any], ...]) -> PackedSo
     with open_bytes(path) as file:
         packing = _read_header(file, str(path))
     check_size(provenance[0]["bytes"], packing.offset + packing.n_bytes, where=str(path), claim=_claim(packing))
-    return PackedSource(path=path, packing=packing, provenance=provenance)
+    return PackedSource(path, packing, provenance)
 
 
 def _probe_gzip(path: Path, provenance: tuple[dict[str, Any], ...]) -> StreamedSource:
@@ -61,7 +55,7 @@ def _probe_gzip(path: Path, provenance: tuple[dict[str, Any], ...]) -> StreamedS
     check_ratio(n_unpacked, provenance[0]["bytes"], where=where)
     _check_gzip_size(path, n_unpacked, _claim(packing))
     member = Member(packing=packing, where=where, open=partial(gzip.open, path))
-    return StreamedSource(path=path, members=(member,), provenance=provenance)
+    return StreamedSource(path, (member,), provenance)
 
 
 def _read_header(stream: ByteStream, where: str) -> Packing:
@@ -85,10 +79,8 @@ def _claim(packing: Packing) -> str:
 
 
 def _check_gzip_size(path: Path, n_expected: int, claim: str) -> None:
-    """Compare with the length in gzip's trailer; where it differs, unpack once to know.
-
-    The trailer is modulo 2**32 and that of the last part alone, so it can agree early but not refuse.
-    """
+    """Compare with the length in gzip's trailer; where it differs, unpack once to know."""
+    # The trailer is modulo 2**32 and that of the last part alone, so it can agree early but not refuse.
     with open_bytes(path) as file:
         file.seek(-4, 2)
         trailer = int.from_bytes(file.read(4), "little")

@@ -26,22 +26,14 @@ _PIECE_BYTES: Final = 1 << 16
 
 
 class ByteStream(Protocol):
-    """What reading in order needs of an open file, an unpacked gzip file or a zip member."""
+    """What an open file, an unpacked gzip file and a zip member have for reading in order."""
 
     def read(self, n_bytes: int = ..., /) -> bytes:
-        """Up to ``n_bytes``, none at the end."""
+        """Return up to ``n_bytes``, none at the end."""
 
 
 def check_file(path: Path) -> os.stat_result:
-    """Refuse whatever is not a readable regular file with something in it.
-
-    Raises
-    ------
-    InputError
-        The path is missing, a folder, unreadable or empty.
-    UsageError
-        The path is a pipe, a socket or a device, which cannot be read twice.
-    """
+    """Refuse whatever is not a readable regular file with something in it."""
     status = look_up(path)
     if stat.S_ISDIR(status.st_mode):
         raise InputError("is a folder; a file is expected here", where=str(path), fix="give a file in it")
@@ -61,7 +53,7 @@ def check_file(path: Path) -> os.stat_result:
 
 
 def look_up(path: Path) -> os.stat_result:
-    """The status of a path; where there is none, the nearest name beside it."""
+    """Return the status of a path; where there is none, name its nearest neighbour."""
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -82,29 +74,13 @@ def _siblings(path: Path) -> list[str]:
 
 
 def provenance_of(path: Path, kind: str, **facts: object) -> tuple[dict[str, Any], ...]:
-    """What a manifest keeps of a file: its format, the path as given, its bytes and mtime_ns."""
+    """Describe a file for the manifest: its format, the path as given, its bytes and mtime_ns."""
     status = check_file(path)
     return ({"format": kind, "path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, **facts},)
 
 
 def changed(provenance: Iterable[Mapping[str, Any]]) -> str | None:
-    """Say which source file is no longer what it was when it was opened.
-
-    Parameters
-    ----------
-    provenance : iterable of mapping
-        A source's ``provenance``; entries without a path (arrays, iterators) are passed over.
-
-    Returns
-    -------
-    str or None
-        What changed, as text for an error; None where nothing did.
-
-    Examples
-    --------
-    >>> changed([{"format": "iterator"}]) is None
-    True
-    """
+    """Say which source file is no longer what it was when it was opened; None where none is."""
     return next(filter(None, (_change(entry) for entry in provenance if "path" in entry)), None)
 
 
@@ -128,13 +104,7 @@ def refuse_options(path: Path, kind: str, options: SourceOptions, *names: str) -
 
 
 def read_range(path: Path, offset: int, out: npt.NDArray[Any]) -> None:
-    """Fill a C-contiguous array with a file's bytes from ``offset`` on.
-
-    Raises
-    ------
-    InputError
-        The file ends before the array is full: it was truncated since it was opened.
-    """
+    """Fill a C-contiguous array with a file's bytes from ``offset`` on."""
     view = out.reshape(-1).view(np.uint8).data
     n_done = 0
     with path.open("rb", buffering=0) as file:
@@ -175,15 +145,7 @@ def _short(where: str, expected: int, found: int) -> InputError:
 
 
 def check_size(n_found: int, n_expected: int, *, where: str, claim: str) -> None:
-    """Hold what a header claims against the bytes there are, before anything is allocated.
-
-    Parameters
-    ----------
-    n_found, n_expected : int
-        Bytes there are, and bytes the claim needs.
-    where, claim : str
-        The file, and what its header says.
-    """
+    """Compare the size that a header claims with the bytes there are, before anything is allocated."""
     if n_found != n_expected:
         state = "truncated" if n_found < n_expected else "longer than its header says"
         raise InputError(
@@ -195,7 +157,7 @@ def check_size(n_found: int, n_expected: int, *, where: str, claim: str) -> None
 
 
 def first_bytes(path: Path, n_bytes: int) -> bytes:
-    """The first bytes of a file, fewer where it is shorter."""
+    """Return the first bytes of a file, fewer where it is shorter."""
     with path.open("rb") as file:
         return file.read(n_bytes)
 

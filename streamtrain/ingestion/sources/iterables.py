@@ -19,6 +19,7 @@ from streamtrain.ingestion.sources.arrays import to_array
 from streamtrain.ingestion.sources.base import (
     NO_OPTIONS,
     Rows,
+    Source,
     SourceOptions,
     as_field,
     choose_fields,
@@ -33,21 +34,10 @@ from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import Names
 
 
-class IterableSource:
-    """Rows from an iterable; only its end tells how many.
+class IterableSource(Source):
+    """Rows from an iterable of runs, each a dict of arrays; only its end tells how many."""
 
-    Parameters
-    ----------
-    items : iterable of mapping of str to array of shape (n_rows, ...)
-        Each item a run of rows, of any length.
-    options : SourceOptions
-        Which fields are made of which names in them.
-
-    Raises
-    ------
-    InputError
-        There is no item, or the first is not a run of rows.
-    """
+    n_samples, seekable = None, False
 
     def __init__(self, items: Iterable[Mapping[str, Any]], options: SourceOptions = NO_OPTIONS) -> None:
         iterator = iter(items)
@@ -60,34 +50,14 @@ class IterableSource:
         self._rest: Iterator[Mapping[str, Any]] | None = chain([first], iterator)
         self.fields = _fields_of(first, options)
         self._columns = _columns_of(first)
-
-    @property
-    def n_samples(self) -> None:
-        """None: only the end tells."""
-
-    @property
-    def classes(self) -> None:
-        """None: labels in arrays are numbers."""
-
-    @property
-    def provenance(self) -> tuple[dict[str, Any], ...]:
-        """That this was an iterator, and what its columns are called; it has no path."""
-        return tuple({"format": "iterator", **names} for names in names_provenance(self._columns)) or (
-            {"format": "iterator"},
-        )
+        named = tuple({"format": "iterator", **names} for names in names_provenance(self._columns))
+        self.provenance = named or ({"format": "iterator"},)
 
     def where(self, row: int) -> str:
-        """The row, counted over all items."""
         return f"row {row} of the iterator"
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order: items as they come, cut where they are longer than ``max_bytes``.
-
-        Raises
-        ------
-        UsageError
-            An iterator is asked a second time.
-        """
+        """Yield items as they come, cut where they are longer than ``max_bytes``."""
         items = self._take_items()
         return self._blocks(items, rows_within(max_bytes, self.fields))
 

@@ -20,19 +20,20 @@ from typing import Any, Final
 from streamtrain.errors import InputError, UsageError, remedy
 from streamtrain.ingestion.sources import binary, compressed, idx
 from streamtrain.ingestion.sources.arrays import (
-    from_arrays,
-    from_dask,
+    ArraySource,
+    DaskSource,
     is_array,
     is_dask,
     is_sparse,
     open_array,
 )
-from streamtrain.ingestion.sources.base import LABELS, NO_OPTIONS, Probe, Source, SourceOptions, choose_fields
+from streamtrain.ingestion.sources.base import NO_OPTIONS, Probe, Source, SourceOptions, check_source, choose_fields
 from streamtrain.ingestion.sources.column_names import column_names
 from streamtrain.ingestion.sources.combine import concatenate, name_of, with_labels
 from streamtrain.ingestion.sources.input_files import check_file, first_bytes, look_up
 from streamtrain.ingestion.sources.iterables import IterableSource
 from streamtrain.ingestion.sources.tables import delimited, parquet
+from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.files import local_path
 
 ENTRY_POINT_GROUP: Final = "streamtrain.sources"
@@ -91,18 +92,7 @@ _FORMATS: Final = (
 
 
 def format_of(path: Path, options: SourceOptions) -> FileFormat:
-    """Find who reads a file.
-
-    Raises
-    ------
-    InputError
-        Nobody does; the message lists the known suffixes.
-
-    Examples
-    --------
-    >>> format_of(Path("train-images-idx3-ubyte.gz"), SourceOptions()).name
-    'idx'
-    """
+    """Find the format that reads a file."""
     name, suffix = path.name.lower(), path.suffix.lower()
     if _IDX_NAME.search(name):
         return next(family for family in _FORMATS if family.name == "idx")
@@ -115,7 +105,11 @@ def format_of(path: Path, options: SourceOptions) -> FileFormat:
 
 def _plugin(suffix: str) -> FileFormat | None:
     for point in entry_points(group=ENTRY_POINT_GROUP, name=suffix.removeprefix(".")) if suffix else ():
-        return FileFormat(name=point.name, probe=point.load(), suffixes=(suffix,))
+        try:
+            return FileFormat(name=point.name, probe=point.load(), suffixes=(suffix,))
+        except ImportError as error:
+            fix = "install a newer version of the plug-in, or what it needs"
+            raise UsageError(f"the plug-in {point.value} cannot be imported: {error}", fix=fix) from error
     return None
 
 
@@ -132,13 +126,7 @@ def _unknown(path: Path, suffix: str) -> InputError:
 
 
 def sniff(head: bytes) -> str | None:
-    r"""What the first bytes of a file show it to be; None where they show nothing.
-
-    Examples
-    --------
-    >>> sniff(b"\x89PNG\r\n\x1a\n..."), sniff(b"1,2,3")
-    ('a PNG image', None)
-    """
+    """Recognize a format by the first bytes of a file; None where they show nothing."""
     return next((kind for magic, kind in _MAGICS if head.startswith(magic)), None)
 
 
@@ -174,7 +162,7 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
     Returns
     -------
     Source
-        A `SeekableSource` where every part can read any range of rows.
+        Seekable where every part is.
 
     Raises
     ------
@@ -198,7 +186,7 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
 
 
 def _with_clear_names(source: Source, options: SourceOptions) -> Source:
-    """A source no two classes of which differ in nothing but blanks, unless the classes are known."""
+    """Refuse two classes that differ only in blanks, unless the classes are known."""
     names: dict[str, str] = {}
     for name in source.classes or () if options.classes is None else ():
         other = names.setdefault(name.strip(), name)
@@ -213,13 +201,13 @@ def _with_clear_names(source: Source, options: SourceOptions) -> Source:
 
 
 def _split_options(labels: object, options: SourceOptions) -> tuple[SourceOptions, SourceOptions]:
-    """The options that concern the features, and those that concern the labels."""
+    """Split the options into those of the features and those of the labels."""
     files = _files_of(labels)
     family = format_of(files[0], NO_OPTIONS) if files else None
     own, named = options, None
-    if options.fields and LABELS in options.fields:
-        features = {field: name for field, name in options.fields.items() if field != LABELS}
-        own, named = dataclasses.replace(options, fields=features or None), {LABELS: options.fields[LABELS]}
+    if options.fields and TARGET in options.fields:
+        features = {field: name for field, name in options.fields.items() if field != TARGET}
+        own, named = dataclasses.replace(options, fields=features or None), {TARGET: options.fields[TARGET]}
     if family is None or not family.is_table:
         if family is RAW:
             what = "labels cannot be raw binary: dtype and shape are those of the features"
@@ -230,7 +218,7 @@ def _split_options(labels: object, options: SourceOptions) -> tuple[SourceOption
 
 
 def _paths_in(source: object) -> list[Path] | None:
-    """The paths a source names; None where it is something else than paths."""
+    """List the paths a source names; None where it names none."""
     if isinstance(source, str | os.PathLike):
         return [_path(source)]
     if isinstance(source, list | tuple) and source and all(isinstance(item, str | os.PathLike) for item in source):
@@ -251,7 +239,11 @@ def _open(source: object, options: SourceOptions) -> Source:
     for option in dataclasses.fields(options):
         if getattr(options, option.name) is not None and option.name not in ("classes", "fields"):
             raise UsageError(f"{option.name} applies to files only", fix=f"leave {option.name} out")
-    return source if isinstance(source, Source) and options.fields is None else _open_memory(source, options)
+    # Before `Source` was a base class, a plug-in's source was known by its attributes.
+    is_like_one = hasattr(source, "iter_blocks") and hasattr(source, "provenance")
+    if options.fields is None and (isinstance(source, Source) or is_like_one):
+        return check_source(source, "source")
+    return _open_memory(source, options)
 
 
 def _open_memory(source: object, options: SourceOptions) -> Source:
@@ -272,7 +264,7 @@ def _open_memory(source: object, options: SourceOptions) -> Source:
 
 
 def _is_listed_wrong(source: Iterable[Any]) -> bool:
-    """A list of arrays or numbers: which is which is not said, and an iterator's error would not help."""
+    """Recognize a list of arrays or numbers, which does not say what is what."""
     return isinstance(source, str | bytes | list | tuple) and not all(isinstance(item, Mapping) for item in source)
 
 
@@ -292,11 +284,12 @@ def _open_arrays(arrays: Mapping[Any, Any], options: SourceOptions) -> Source:
     named = {field: open_array(arrays[name], f"array {name!r}") for field, name in chosen.items()}
     found = {field: column_names(arrays[name]) for field, name in chosen.items()}
     columns = {field: names for field, names in found.items() if names is not None}
-    return from_dask(named, columns) if any(map(is_dask, named.values())) else from_arrays(named, columns)
+    kind = DaskSource if any(map(is_dask, named.values())) else ArraySource
+    return kind(named, columns)
 
 
 def _files_of(source: object) -> list[Path] | None:
-    """The files a source stands for: its paths, those of a folder in its place; None where it names none."""
+    """List the files a source stands for, those in a folder included; None where it names none."""
     paths = _paths_in(source)
     if paths is None:
         return None
@@ -304,7 +297,7 @@ def _files_of(source: object) -> list[Path] | None:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """The files of a folder by name; like other tools we pass over names that start with a dot or underscore."""
+    """List the files of a folder by name, but those that start with a dot or underscore, as other tools do."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "_")))
     except OSError as error:
@@ -347,4 +340,5 @@ def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
         raise _no_names(f"{families[0].name} files", str(files[0]))
     for file, family in zip(files, families, strict=True):
         check_content(file, family)
-    return concatenate([family.probe(file, options) for file, family in zip(files, families, strict=True)])
+    probed = [family.probe(file, options) for file, family in zip(files, families, strict=True)]
+    return concatenate([check_source(part, str(file)) for part, file in zip(probed, files, strict=True)])

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from streamtrain.errors import first_line
 from streamtrain.loader.device.accelerator import Bytes, QueueMark, QueueWait
 from streamtrain.loader.device.failures import is_capture_conflict
 from streamtrain.loader.device.memory_terms import AllocatorTraits
@@ -244,7 +245,7 @@ class _HostLocking:
             _allocated(PAGE_BYTES)
         except RuntimeError as error:
             _forget_error(device)
-            self._lock_no_more(device, f"{refused}; {_first_line(error)}")
+            self._lock_no_more(device, f"{refused}; {first_line(error)}")
         else:
             self.way = "allocated"
             warnings.warn(
@@ -275,7 +276,7 @@ class _HostLocking:
                 return _allocated(n_bytes)
             except RuntimeError as error:
                 _forget_error(device)
-                self._lock_no_more(device, f"{format_bytes(n_bytes)}: {_first_line(error)}")
+                self._lock_no_more(device, f"{format_bytes(n_bytes)}: {first_line(error)}")
         return aligned_bytes(n_bytes)
 
     def _register(self, device: torch.device, n_bytes: int) -> Bytes:
@@ -326,10 +327,6 @@ def _named(code: Any) -> str:
     with suppress(AttributeError, TypeError, ValueError):
         return f", {_runtime().cudaGetErrorString(code)}"
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _runtime() -> Any:

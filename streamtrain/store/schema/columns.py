@@ -14,13 +14,14 @@ from typing import Any, Final
 import numpy as np
 
 from streamtrain.store.layout import Field
+from streamtrain.system.arguments import is_int
 
 Names = tuple[str, ...]
 
 INPUT: Final = "x"
 """The field that a table's features become."""
 TARGET: Final = "y"
-"""The field that a table's label becomes."""
+"""The field that a table's label becomes: of whole numbers, one per sample, they are classes."""
 
 _VERSION: Final = 1
 
@@ -134,7 +135,7 @@ def parse_schema(found: object) -> Schema:
 
 
 def _length(n: object) -> int:
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+    if not is_int(n, 1):
         raise ValueError(f"{n!r} is no length")
     return n
 

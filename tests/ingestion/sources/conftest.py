@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamtrain.ingestion.sources.base import Rows, SeekableSource, Source
+from streamtrain.ingestion.sources.base import Rows, Source
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -62,7 +62,7 @@ def check_ranges() -> Callable[..., None]:
     """Any range of a seekable source equals the slice."""
 
     def check(source: Source, expected: Arrays, ranges: list[tuple[int, int]]) -> None:
-        assert isinstance(source, SeekableSource)
+        assert source.seekable
         for start, stop in ranges:
             rows = source.read(start, stop)
             for name, values in expected.items():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.ingestion.sources.base import SeekableSource, SourceOptions
+from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 
 
@@ -31,10 +31,16 @@ def test_blocks_equal_the_arrays(
 def test_one_array_is_x_and_a_view() -> None:
     x = np.arange(12, dtype="f4").reshape(4, 3)
     source = open_source(x)
-    assert isinstance(source, SeekableSource)
+    assert source.seekable
     assert np.shares_memory(source.read(1, 3)["x"], x)
     assert source.where(2) == "row 2 of the arrays"
     assert source.provenance == ({"format": "array"},)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(2, 9), (-1, 2), (3, 2)])
+def test_rows_that_are_not_there(start: int, stop: int) -> None:
+    with pytest.raises(UsageError, match=rf"rows \[{start}, {stop}\) are not among the source's 5"):
+        open_source(np.zeros(5)).read(start, stop)
 
 
 def test_a_memmap(tmp_path: Path, read_all: Callable[..., Any]) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import streamtrain
 from streamtrain.errors import InputError
-from streamtrain.ingestion.sources.base import Rows
+from streamtrain.ingestion.sources.base import Rows, Source
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.layout import Field
 
@@ -36,10 +36,10 @@ class Sliced:
         return self._values[rows]
 
 
-class Plugin:
+class Plugin(Source):
     """A source of somebody else's that hands its rows on as it has them."""
 
-    n_samples, classes, provenance = 4, None, ()
+    n_samples, provenance, seekable = 4, (), False
     fields = (Field(name="x", dtype=np.dtype("f4"), shape=(2,)),)
 
     def __init__(self, values: Any) -> None:
@@ -53,6 +53,8 @@ class Plugin:
 
 
 class SeekablePlugin(Plugin):
+    seekable = True
+
     def read(self, start: int, stop: int) -> Rows:
         return {"x": self._values[start:stop]}
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError
-from streamtrain.ingestion.sources.base import SeekableSource, chunk_bytes_of
 from streamtrain.ingestion.sources.registry import open_source
 
 from_array: Any = da.from_array  # which has no types
@@ -29,7 +28,7 @@ def test_blocks_equal_the_arrays(
     y, weight = np.arange(n_rows, dtype="u1"), np.ones(n_rows, "f2")
     source = open_source({"x": from_array(x, chunks=(x_rows, 2)), "y": from_array(y, chunks=y_rows), "weight": weight})
     assert source.n_samples == n_rows
-    assert not isinstance(source, SeekableSource)
+    assert not source.seekable
     rows = read_all(source, max_bytes)
     np.testing.assert_array_equal(rows["x"], x)
     np.testing.assert_array_equal(rows["y"], y.astype(np.int64), strict=True)
@@ -52,9 +51,9 @@ def test_every_chunk_is_computed_once(read_all: Callable[..., Any]) -> None:
 
 def test_a_chunk_is_computed_whole_and_said_to_be_before(read_all: Callable[..., Any]) -> None:
     source = open_source({"x": da.zeros((1000, 10), chunks=(500, 10)), "y": np.zeros(1000)})
-    assert chunk_bytes_of(source) == 500 * 80 + 8, "a plain array is read as asked"
+    assert source.chunk_bytes == 500 * 80 + 8, "a plain array is read as asked"
     assert [len(rows["x"]) for rows in source.iter_blocks(8800)] == [100] * 10, "views of the chunk are cut"
-    assert chunk_bytes_of(open_source({"x": np.zeros((1000, 10))})) == 0
+    assert open_source({"x": np.zeros((1000, 10))}).chunk_bytes == 0
 
 
 def test_unknown_shapes_are_refused() -> None:

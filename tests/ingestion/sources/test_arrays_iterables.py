@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.ingestion.sources.base import SeekableSource
 from streamtrain.ingestion.sources.registry import open_source
 
 
@@ -27,7 +26,7 @@ def items(lengths: list[int]) -> Iterator[dict[str, Any]]:
 def test_blocks_are_the_items(read_all: Callable[..., Any], lengths: list[int], max_bytes: int) -> None:
     source = open_source(items([*lengths, 3]))
     assert source.n_samples is None
-    assert not isinstance(source, SeekableSource)
+    assert not source.seekable
     rows = read_all(source, max_bytes)
     np.testing.assert_array_equal(rows["y"], np.arange(sum(lengths) + 3), strict=True)
     np.testing.assert_array_equal(rows["x"][:, 1], rows["y"].astype("f4"), strict=True)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.ingestion.sources.base import SeekableSource, SourceOptions
+from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 
 ORDERS = ("C", "F")
@@ -50,7 +50,7 @@ def test_blocks_and_ranges_equal_the_array(
     native = array.astype(array.dtype.newbyteorder("="))
     np.testing.assert_array_equal(read_all(source, max_bytes)["x"], native, strict=True)
     start, stop = sorted(min(bound, n_rows) for bound in cut)
-    assert isinstance(source, SeekableSource)
+    assert source.seekable
     np.testing.assert_array_equal(source.read(start, stop)["x"], native[start:stop], strict=True)
 
 
@@ -175,7 +175,7 @@ def test_bools_that_are_neither_are_refused(tmp_path: Path) -> None:
 def test_ranges_outside_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros(5))
     source = open_source(tmp_path / "x.npy")
-    assert isinstance(source, SeekableSource)
+    assert source.seekable
     for start, stop in [(0, 6), (-1, 2), (3, 2)]:
         with pytest.raises(UsageError, match="not among the source's 5"):
             source.read(start, stop)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from streamtrain.errors import InputError
 from streamtrain.ingestion.sources.arrays import align_streams
-from streamtrain.ingestion.sources.base import SeekableSource, Source, SourceOptions
+from streamtrain.ingestion.sources.base import Source, SourceOptions
 from streamtrain.ingestion.sources.combine import concatenate
 from streamtrain.ingestion.sources.registry import open_source
 
@@ -36,7 +36,7 @@ def test_a_concatenation_equals_its_parts(
 ) -> None:
     whole, expected = concatenate(sources(lengths)), np.arange(sum(lengths))
     np.testing.assert_array_equal(read_all(whole, max_bytes)["x"], expected)
-    assert isinstance(whole, SeekableSource)
+    assert whole.seekable
     start, stop = sorted(min(bound, len(expected)) for bound in cut)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("streamtrain.ingestion.sources.combine._PIECE_BYTES", piece)
@@ -75,7 +75,7 @@ def test_parts_that_only_stream(tmp_path: Path, read_all: Callable[..., Any]) ->
     np.save(tmp_path / "a.npy", np.arange(4))
     parts = [open_source(tmp_path / "a.npy"), open_source(iter([{"x": np.arange(3)}]))]
     whole = concatenate(parts)
-    assert not isinstance(whole, SeekableSource)
+    assert not whole.seekable
     assert whole.n_samples is None
     assert whole.where(5) == "row 5 of 2 sources"
     assert read_all(whole)["x"].tolist() == [0, 1, 2, 3, 0, 1, 2]

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, UsageError
-from streamtrain.ingestion.sources.base import SeekableSource
-from streamtrain.ingestion.sources.combine import Classes, with_classes
+from streamtrain.ingestion.sources.combine import ClassCheckedSource, Classes
 from streamtrain.ingestion.sources.registry import open_source
 
 X = np.arange(60, dtype=np.float32).reshape(20, 3)
@@ -30,8 +29,8 @@ def test_the_first_label_that_is_no_class(
     read_all: Callable[..., Any], labels: list[float], dtype: str, streamed: bool, max_bytes: int
 ) -> None:
     y = np.array(labels, dtype)
-    source = with_classes(open_source(iter([{"y": y}]) if streamed else {"y": y}), 7)
-    assert isinstance(source, SeekableSource) != streamed
+    source = ClassCheckedSource(open_source(iter([{"y": y}]) if streamed else {"y": y}), 7)
+    assert source.seekable != streamed
     bad = [row for row, label in enumerate(labels) if label not in range(7)]
     if bad:
         with pytest.raises(InputError, match=rf"row {bad[0]} of the .*: label {y[bad[0]]} is none of the 7 classes"):
@@ -43,8 +42,8 @@ def test_the_first_label_that_is_no_class(
 def test_a_label_far_down_is_named_by_its_file_and_row(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((200_000, 1), "u1"))
     np.save(tmp_path / "y.npy", np.where(np.arange(200_000) == 150_001, 2.5, 0.0))
-    source = with_classes(open_source(tmp_path / "x.npy", labels=tmp_path / "y.npy"), 3)
-    assert isinstance(source, SeekableSource)
+    source = ClassCheckedSource(open_source(tmp_path / "x.npy", labels=tmp_path / "y.npy"), 3)
+    assert source.seekable
     assert source.read(0, 150_000)["y"].dtype == np.int64
     with pytest.raises(InputError, match=r"y\.npy row 150001: label 2\.5 is none of the 3 classes 0 to 2"):
         source.read(100_000, 200_000)

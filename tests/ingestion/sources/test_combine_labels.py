@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.ingestion.sources.base import SeekableSource, SourceOptions
+from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.combine import with_labels
 from streamtrain.ingestion.sources.registry import open_source
 
@@ -27,7 +27,7 @@ def test_labels_beside_features(read_all: Callable[..., Any], n_rows: int, max_b
         np.testing.assert_array_equal(read["x"], x)
         np.testing.assert_array_equal(read["y"], y.astype("i8"), strict=True)
         assert source.n_samples == n_rows
-        assert isinstance(source, SeekableSource) == (labels is y)
+        assert source.seekable == (labels is y)
 
 
 def test_labels_of_seekable_files(

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import InputError
-from streamtrain.ingestion.sources.base import SeekableSource
 from streamtrain.ingestion.sources.compressed import check_ratio
 from streamtrain.ingestion.sources.registry import open_source
 
@@ -39,7 +38,7 @@ def test_blocks_equal_the_members(
     y = np.arange(n_rows, dtype="u1")
     save(folder / "d.npz", x=x, y=y, weight=np.ones(n_rows, "f2"))
     source = open_source(folder / "d.npz")
-    assert not isinstance(source, SeekableSource)
+    assert not source.seekable
     assert [field.name for field in source.fields] == ["x", "y", "weight"]
     rows = read_all(source, max_bytes)
     np.testing.assert_array_equal(rows["x"], x)

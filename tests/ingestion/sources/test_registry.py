@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from privileges import without_privileges
 
 from streamtrain.errors import InputError, UsageError
 from streamtrain.ingestion.sources import registry
-from streamtrain.ingestion.sources.base import Source, SourceOptions
+from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions
 from streamtrain.ingestion.sources.input_files import changed
 from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.store.layout import Field
 
 
 def save(folder: Path, *names: str) -> None:
@@ -172,17 +173,112 @@ class Plugin:
         return lambda path, options: open_source(np.ones((len(path.read_bytes()), 2)))
 
 
-def test_entry_points_read_suffixes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def install(monkeypatch: pytest.MonkeyPatch, plugin: type[Plugin]) -> None:
     def entry_points(group: str, name: str | None = None) -> list[type[Plugin]]:
         assert group == "streamtrain.sources"
-        return [Plugin] if name in (None, "ones") else []
+        return [plugin] if name in (None, "ones") else []
 
     monkeypatch.setattr(registry, "entry_points", entry_points)
+
+
+def test_entry_points_read_suffixes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, Plugin)
     (tmp_path / "x.ones").write_bytes(bytes(5))
     assert open_source(tmp_path / "x.ones").n_samples == 5
     (tmp_path / "x.twos").write_bytes(bytes(5))
     with pytest.raises(InputError, match=r"Known: .*\.ones"):
         open_source(tmp_path / "x.twos")
+
+
+class OfBefore:
+    """A source that has the methods and nothing else, which was enough before `Source` was a base class."""
+
+    fields = (Field(name="x", dtype=np.dtype("f4"), shape=()),)
+    n_samples, classes, provenance = 3, None, ()
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        yield self.read(0, 3)
+
+    def read(self, start: int, stop: int) -> Rows:
+        return {"x": np.arange(start, stop, dtype="f4")}
+
+    def where(self, row: int) -> str:
+        return f"row {row}"
+
+
+class Undecided(OfBefore, Source):
+    """A subclass of before, which did not say whether it is seekable."""
+
+
+class Unreadable(Source):
+    fields, provenance, seekable, n_samples = OfBefore.fields, (), True, None
+
+    def where(self, row: int) -> str:
+        return f"row {row}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacks"),
+    [
+        (OfBefore, "OfBefore lacks the base class Source"),
+        (Undecided, "Undecided lacks seekable"),
+        (Unreadable, "Unreadable lacks n_samples, read"),
+    ],
+)
+def test_a_plug_in_of_before_is_told_what_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Any], lacks: str
+) -> None:
+    class Old(Plugin):
+        load = staticmethod(lambda: lambda path, options: kind())
+
+    message = (
+        f"{lacks}.*subclasses streamtrain.ingestion.sources.base.Source and sets seekable.*Fix: correct the plug-in"
+    )
+    with pytest.raises(UsageError, match=message):
+        open_source(kind())
+    install(monkeypatch, Old)
+    (tmp_path / "x.ones").write_bytes(bytes(5))
+    with pytest.raises(UsageError, match=f"x.ones: {message}"):
+        open_source(tmp_path / "x.ones")
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute"), [("SeekableSource", "seekable = True"), ("ChunkedSource", "chunk_bytes")]
+)
+def test_a_plug_in_that_imports_what_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, attribute: str
+) -> None:
+    class Old(Plugin):
+        value = "old:probe"
+
+        @staticmethod
+        def load() -> Any:
+            exec(f"from streamtrain.ingestion.sources.base import {name}", {})
+
+    install(monkeypatch, Old)
+    (tmp_path / "x.ones").write_bytes(bytes(5))
+    with pytest.raises(UsageError, match=f"plug-in old:probe cannot be imported: .*{name} is gone.*{attribute}"):
+        open_source(tmp_path / "x.ones")
+
+
+class Chunked(Undecided):
+    seekable, chunk_bytes = False, 700
+
+
+def test_several_files_of_a_plug_in_are_read_as_it_reads_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_all: Callable[..., Any]
+) -> None:
+    class InChunks(Plugin):
+        load = staticmethod(lambda: lambda path, options: Chunked())
+
+    install(monkeypatch, InChunks)
+    for name in "ab":
+        (tmp_path / f"{name}.ones").write_bytes(bytes(5))
+    source = open_source(tmp_path)
+    assert (source.n_samples, source.seekable, source.chunk_bytes) == (6, False, 700)
+    assert read_all(source)["x"].tolist() == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(NotImplementedError, match="reads in order only"):
+        Source.read(source, 0, 1)
 
 
 def test_a_file_that_changed_is_named(tmp_path: Path) -> None:

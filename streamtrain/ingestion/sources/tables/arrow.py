@@ -17,13 +17,7 @@ from streamtrain.errors import UsageError
 
 @cache
 def arrow(module: str = "pyarrow") -> Any:
-    """Import pyarrow, or a module of it.
-
-    Raises
-    ------
-    UsageError
-        It is not installed.
-    """
+    """Import pyarrow, or a module of it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -33,32 +27,29 @@ def arrow(module: str = "pyarrow") -> Any:
 
 
 def arrow_type(dtype: np.dtype[Any] | None) -> Any:
-    """Arrow's name for a NumPy dtype; for None, text."""
+    """Convert a NumPy dtype to Arrow's; None to text."""
     return arrow().string() if dtype is None else arrow().from_numpy_dtype(dtype)
 
 
 def columns_of(batch: Any) -> dict[str, Any]:
-    """The columns of a record batch by name: asked one by one, Arrow searches all names for each."""
+    """Return a batch's columns by name: asked for one, Arrow searches all names."""
     return dict(zip(batch.schema.names, batch.columns, strict=True))
 
 
 def is_text(column: Any) -> bool:
-    """Whether an Arrow array holds strings."""
+    """Say whether an Arrow array holds strings."""
     types = arrow("pyarrow.types")
     return bool(types.is_string(column.type) or types.is_large_string(column.type))
 
 
 def without_dictionary(column: Any) -> Any:
-    """An Arrow array without dictionary encoding, its text as ``string``."""
+    """Decode a dictionary-encoded Arrow array, and cast text to ``string``."""
     decoded = column.dictionary_decode() if arrow("pyarrow.types").is_dictionary(column.type) else column
     return decoded.cast(arrow().string()) if is_text(decoded) else decoded
 
 
 def parsed(text: Any, dtype: np.dtype[Any]) -> Any | None:
-    """Read the numbers in a text array; None where a value is no number of that dtype.
-
-    Blanks around a number are passed over, as Arrow's CSV reader does.
-    """
+    """Read the numbers in a text array, blanks around them or not; None where a value is not one."""
     kind = arrow_type(dtype)
     try:
         return text.cast(kind)
@@ -71,7 +62,7 @@ def parsed(text: Any, dtype: np.dtype[Any]) -> Any | None:
 
 
 def first_refused(text: Any, dtype: np.dtype[Any]) -> int:
-    """The index of the first value that `parsed` refuses, by bisection."""
+    """Find the first value that `parsed` refuses, by bisection."""
     low, high = 0, len(text)
     while high - low > 1:
         middle = (low + high) // 2
@@ -80,11 +71,11 @@ def first_refused(text: Any, dtype: np.dtype[Any]) -> int:
 
 
 def missing_in(column: Any) -> npt.NDArray[np.bool_]:
-    """A mask of the nulls of an Arrow array, of shape (n_rows,)."""
+    """Return a mask of the nulls of an Arrow array, of shape (n_rows,)."""
     return cast("npt.NDArray[np.bool_]", column.is_null().to_numpy(zero_copy_only=False))
 
 
 def numbers_in(column: Any) -> npt.NDArray[Any]:
-    """A numeric Arrow array as a NumPy array of the same dtype; nulls, which have none, as 0."""
+    """Convert a numeric Arrow array to a NumPy array of the same dtype, nulls to 0."""
     filled = column.fill_null(False if column.type == arrow().bool_() else 0) if column.null_count else column
     return cast("npt.NDArray[Any]", filled.to_numpy(zero_copy_only=False))

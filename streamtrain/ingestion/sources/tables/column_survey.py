@@ -35,43 +35,23 @@ _EXACT_FLOAT64: Final = 2.0**53
 
 @dataclass(slots=True, kw_only=True)
 class ColumnSurvey:
-    """What has been seen of a column so far.
-
-    Parameters
-    ----------
-    name : str
-        The column's name.
-    is_label : bool
-        Whether it becomes field ``y``; only then may it hold text.
-    dtype : numpy.dtype or None
-        The narrowest that holds all values; None for text.
-    smallest, largest : int
-        Extremes of the whole numbers in it.
-    n_missing, missing_rows : int, list of int
-        How many values are empty, NaN or infinite, and the first rows of them.
-    classes : set of str or None
-        The distinct texts of a label; None above ``MAX_CLASSES``.
-    known : frozenset of str
-        Names of classes that are known already.
-    n_marks, mark_rows : int, list of int
-        How many labels are text like NA, and the first rows of them: missing beside numbers, a name beside names.
-    """
+    """What has been seen of a column so far."""
 
     name: str
-    is_label: bool
-    dtype: np.dtype[Any] | None = _INT64
-    smallest: int = 0
+    is_label: bool  # only then may it hold text
+    dtype: np.dtype[Any] | None = _INT64  # the narrowest that holds all values; None for text
+    smallest: int = 0  # of the whole numbers in it
     largest: int = 0
-    n_missing: int = 0
+    n_missing: int = 0  # empty, NaN or infinite; and the first rows of them
     missing_rows: list[int] = field(default_factory=list)
-    classes: set[str] | None = field(default_factory=set)
+    classes: set[str] | None = field(default_factory=set)  # the distinct texts; None above MAX_CLASSES
     known: frozenset[str] = frozenset()
-    n_marks: int = 0
+    n_marks: int = 0  # labels like NA, which are missing beside numbers and names beside names
     mark_rows: list[int] = field(default_factory=list)
 
 
 def surveys_of(names: Sequence[str], label: str | None, classes: Collection[str] | None) -> tuple[ColumnSurvey, ...]:
-    """A survey of each column, of which nothing has been seen; the names of classes may be known."""
+    """Make an empty survey of each column; the names of classes may be known."""
     known = frozenset(classes or ())
     return tuple(ColumnSurvey(name=name, is_label=name == label, known=known) for name in names)
 
@@ -87,7 +67,7 @@ def add_typed(column: ColumnSurvey, values: Any, first_row: int) -> None:
 
 
 def add_text(column: ColumnSurvey, text: Any, first_row: int, place: Callable[[int], str]) -> None:
-    """Take in a run of a column whose type is to be found: whole numbers, else floats, else (labels) text."""
+    """Take in a run of a column whose type is to be found: whole numbers, else floats, else labels."""
     _note_nulls(column, text, first_row)
     if column.is_label:
         text = _without_marks(column, _note_names(column, text, first_row), first_row)
@@ -112,7 +92,7 @@ def add_text(column: ColumnSurvey, text: Any, first_row: int, place: Callable[[i
 
 
 def _inferred(column: ColumnSurvey, text: Any) -> Any | None:
-    """The numbers in the text as the column's dtype, which widens until they can be read."""
+    """Read the text as numbers of the column's dtype, which widens until they can be read."""
     while column.dtype is not None:
         values = parsed(text, column.dtype)
         if values is not None:
@@ -133,7 +113,7 @@ def _add_numbers(column: ColumnSurvey, values: npt.NDArray[Any], first_row: int)
 
 
 def _check_exact(column: ColumnSurvey, text: Any, values: Any, first_row: int, place: Callable[[int], str]) -> None:
-    """A whole number among floats must survive; only those of 2**53 and more can fail to."""
+    """Refuse a whole number among floats that float64 rounds; only those of 2**53 and more can be."""
     for row in np.flatnonzero(np.abs(numbers_in(values)) >= _EXACT_FLOAT64).tolist():
         literal = text[row].as_py().strip()
         if literal.lstrip("+-").isdigit() and int(literal) != int(float(literal)):
@@ -173,7 +153,7 @@ def _note_names(column: ColumnSurvey, text: Any, first_row: int) -> Any:
 
 
 def _without_marks(column: ColumnSurvey, text: Any, first_row: int) -> Any:
-    """A label with marks of missing values as nulls, which numbers can be read beside; the marks are noted."""
+    """Make marks of missing values nulls, so that numbers can be read beside them; note the marks."""
     marks = [mark for mark in MISSING_MARKS if mark not in column.known and column.classes and mark in column.classes]
     if column.dtype is None or not marks:
         return text
@@ -184,7 +164,7 @@ def _without_marks(column: ColumnSurvey, text: Any, first_row: int) -> Any:
 
 
 def _nulled(column: ColumnSurvey, text: Any, missing: Sequence[str], first_row: int) -> Any:
-    """A column with some texts, blanks around them or not, as nulls, which are noted as missing."""
+    """Make some texts, blanks around them or not, nulls; note them as missing."""
     trimmed = arrow("pyarrow.compute").utf8_trim_whitespace(text) if "" in missing else text
     is_missing = _is_one_of(trimmed, missing)
     _note_missing(column, is_missing, first_row)
@@ -203,17 +183,7 @@ def _with_nulls(text: Any, where: npt.NDArray[np.bool_]) -> Any:
 def check_no_missing(
     columns: Sequence[ColumnSurvey], places: Callable[[list[int]], list[str]], *, may_be_named: bool = False
 ) -> None:
-    """Refuse a table with values missing, with how many and the first places.
-
-    Parameters
-    ----------
-    columns : sequence of ColumnSurvey
-        After the whole pass.
-    places : callable
-        Where rows come from, given in order.
-    may_be_named : bool
-        Whether a text like NA in the file may have been the name of a class.
-    """
+    """Refuse a table with values missing, with how many and the first places."""
     for column in columns:
         if column.dtype is not None and column.n_marks:
             # Beside numbers alone, NA is a number that is missing.
@@ -238,13 +208,7 @@ _NAMED_SO: Final = """; where NA, null or the like is a class, quote it, "NA", o
 
 
 def class_names(column: ColumnSurvey, where: str) -> tuple[str, ...]:
-    """The sorted texts of a label column.
-
-    Raises
-    ------
-    InputError
-        There are too many for them to be classes.
-    """
+    """Return the sorted texts of a label column; refuse more than can be classes."""
     if column.classes is None:
         raise InputError(
             f"label column {column.name!r} holds more than {MAX_CLASSES:,} distinct texts",

@@ -46,37 +46,17 @@ _PIECE_BYTES: Final = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DelimitedText:
-    """A delimited file whose header has been read.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    delimiter : str
-        What stands between values.
-    header : tuple of str
-        The names of all columns.
-    block_bytes : int
-        How much is parsed at a time; also the longest record.
-    nulls : tuple of str
-        What stands for a missing value where it is not in quotes.
-    """
+    """A delimited file whose header has been read."""
 
     path: Path
     delimiter: str
     header: tuple[str, ...]
-    block_bytes: int
-    nulls: tuple[str, ...]
+    block_bytes: int  # also the longest record
+    nulls: tuple[str, ...]  # a missing value, where it is not in quotes
 
 
 def probe(path: Path, options: SourceOptions) -> TableSource:
-    """Open a CSV or TSV file: read through it once, hold nothing.
-
-    Raises
-    ------
-    InputError
-        The header, a line, a value or the encoding is bad; the message has ``file:line``.
-    """
+    """Open a CSV or TSV file: read through it once, hold nothing."""
     arrow()
     refuse_options(path, "CSV", options, "dtype", "shape")
     provenance = provenance_of(path, "csv")
@@ -118,7 +98,7 @@ def _read_header(path: Path, delimiter: str) -> tuple[str, ...]:
 
 
 def _looks_like_data(header: tuple[str, ...]) -> bool:
-    """Whether a header is all numbers, other than columns named 0, 1, 2, ... as a table without names gets."""
+    """Say whether a header is all numbers, other than 0, 1, 2, ... of a table without names."""
     numbered = [str(number) for number in range(len(header) + 1)]
     return list(header) not in (numbered[:-1], numbered[1:]) and all(map(_is_number, header))
 
@@ -145,10 +125,8 @@ def _survey(
 
 
 def _batches(text: DelimitedText, chosen: ChosenColumns, _: int, dtypes: Mapping[str, np.dtype[Any]]) -> Iterator[Any]:
-    """The chosen columns in record batches, one block of the file each: text, where no dtype is named.
-
-    The block is the file's own, whatever memory is allowed: a record read once must be readable again.
-    """
+    """Yield the chosen columns, one block of the file at a time; as text where no dtype is named."""
+    # The block is the file's own, whatever memory is allowed: a record read once must be readable again.
     ragged: list[Any] = []
 
     def refuse(row: Any) -> str:
@@ -218,12 +196,12 @@ def _first_bad_byte(path: Path) -> int:
 
 
 def place_of(text: DelimitedText, row: int) -> str:
-    """``file:line`` of a row: the line its record starts at."""
+    """Return ``file:line`` of a row: the line its record starts at."""
     return _places(text, [row])[0]
 
 
 def _places(text: DelimitedText, rows: list[int]) -> list[str]:
-    """Go through the file again for the lines of these rows: slow, and only ever for an error or on request."""
+    """Read the file again for the lines of these rows: slow, and only for an error or on request."""
     lines = dict.fromkeys(rows, "")
     for row, line in zip(range(max(rows) + 1), _record_lines(text), strict=False):
         if row in lines:
@@ -232,7 +210,7 @@ def _places(text: DelimitedText, rows: list[int]) -> list[str]:
 
 
 def _record_lines(text: DelimitedText) -> Iterator[int]:
-    """The line, counted from 1, that each record after the header starts at; blank lines are none."""
+    """Yield the line, from 1, that each record after the header starts at; blank lines are skipped."""
     with text.path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader(iter(lambda: file.readline(_MAX_LINE_BYTES), ""), delimiter=text.delimiter)
         is_header, start = True, 1

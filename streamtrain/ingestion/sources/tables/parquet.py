@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, first_line
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.input_files import provenance_of, refuse_options
 from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, without_dictionary
@@ -33,13 +33,7 @@ _HELD_BYTES: Final = 16
 
 
 def probe(path: Path, options: SourceOptions) -> TableSource:
-    """Open a Parquet file: read through the chosen columns once, hold nothing.
-
-    Raises
-    ------
-    InputError
-        The file is damaged, a column is nested or of a foreign type, or values are missing.
-    """
+    """Open a Parquet file: read through the chosen columns once, hold nothing."""
     arrow()
     refuse_options(path, "Parquet", options, "dtype", "shape")
     provenance = provenance_of(path, "parquet")
@@ -72,7 +66,7 @@ def _reading(where: str) -> Iterator[None]:
     try:
         yield
     except (arrow().ArrowException, OSError, UnicodeDecodeError) as error:
-        what = f"the Parquet data is damaged: {(str(error) or type(error).__name__).splitlines()[0]}"
+        what = f"the Parquet data is damaged: {first_line(error)}"
         raise InputError(what, where=where, fix="write or download the file again") from error
 
 
@@ -106,7 +100,7 @@ def _survey(
 
 
 def _batches(path: Path, chosen: ChosenColumns, max_bytes: int, _: Mapping[str, np.dtype[Any]]) -> Iterator[Any]:
-    """The chosen columns, row group by row group, in record batches of about so many bytes."""
+    """Yield the chosen columns, row group by row group, in batches of about so many bytes."""
     n_rows = max(1, max_bytes // (_HELD_BYTES * len(chosen.names)))
     with _reading(str(path)), _open_file(path) as file:
         for group in range(file.num_row_groups):

@@ -22,28 +22,20 @@ from streamtrain.ingestion.sources.column_names import index_columns
 from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, numbers_in, without_dictionary
 from streamtrain.ingestion.sources.tables.column_survey import ColumnSurvey, class_names
 from streamtrain.store.layout import Field
+from streamtrain.store.schema.columns import INPUT, TARGET
 from streamtrain.store.schema.matching import names_difference, option
 
 Batches = Callable[[int, Mapping[str, np.dtype[Any]]], Iterator[Any]]
+"""Gives the chosen columns as Arrow record batches of about so many bytes; number columns in the dtypes named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenColumns:
-    """The columns that are read.
-
-    Parameters
-    ----------
-    features : tuple of str
-        Those stacked into ``x``, in this order.
-    label : str or None
-        The one that becomes ``y``.
-    left_out : tuple of str
-        Those of an index, which nobody named.
-    """
+    """The columns that are read."""
 
     features: tuple[str, ...]
     label: str | None
-    left_out: tuple[str, ...] = field(default=(), compare=False)
+    left_out: tuple[str, ...] = field(default=(), compare=False)  # of an index, which nobody named
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,37 +46,12 @@ class ChosenColumns:
 def choose_columns(
     header: Sequence[str], options: SourceOptions, where: str, metadata: Mapping[bytes, bytes] | None = None
 ) -> ChosenColumns:
-    """Choose feature and label columns by name; the columns of an index are read only if they are named.
-
-    With ``columns=()`` only the label is read; without a name for it, it is the table's only column.
-
-    Parameters
-    ----------
-    header : sequence of str
-        All columns.
-    options : SourceOptions
-        Which of them are chosen.
-    where : str
-        What to name in an error.
-    metadata : mapping, optional
-        What the file's Arrow schema says of them; see `index_columns`.
-
-    Raises
-    ------
-    InputError
-        A column is absent or there twice.
-    UsageError
-        The label is among the features, or nothing would be read.
-
-    Examples
-    --------
-    >>> choose_columns(["a", "b", "kind", "__index_level_0__"], SourceOptions(label_column="kind"), "t.parquet")
-    ChosenColumns(features=('a', 'b'), label='kind', left_out=('__index_level_0__',))
-    """
+    """Choose feature and label columns by name; read an index only if it is named."""
     _check_header(header, where)
     index = index_columns(header, metadata)
     data = [name for name in header if name not in index]
     label = options.label_column
+    # Labels alone are to be read.
     if options.columns == () and label is None:
         label = _only_column(data or header, where)
     features = tuple(name for name in data if name != label) if options.columns is None else options.columns
@@ -133,56 +100,31 @@ def _check_chosen(chosen: ChosenColumns, header: Sequence[str], where: str) -> N
 
 
 def facts_of(chosen: ChosenColumns) -> dict[str, Any]:
-    """What a manifest keeps of the choice of columns."""
+    """Return what a manifest keeps of the choice of columns."""
     facts: dict[str, Any] = {"columns": list(chosen.features), "label_column": chosen.label}
     return facts | ({"left_out": list(chosen.left_out)} if chosen.left_out else {})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableSource:
-    """A table that was surveyed, read in order.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    chosen : ChosenColumns
-        The columns read.
-    columns : tuple of ColumnSurvey
-        What the survey found in them, in the same order.
-    n_samples : int
-        Rows counted.
-    classes : tuple of str or None
-        Names of text labels.
-    provenance : tuple of dict
-        Of the file, with the columns.
-    fields : tuple of Field
-        ``x`` if there are features, ``y`` if there is a label.
-    batches : callable
-        Gives the chosen columns as Arrow record batches of about so many bytes; where the file has no types of its
-        own, number columns in the dtypes named.
-    where : callable
-        Where a row came from.
-    """
+@dataclass(kw_only=True)
+class TableSource(Source):
+    """A table that was surveyed, read in order."""
 
     path: Path
     chosen: ChosenColumns
-    columns: tuple[ColumnSurvey, ...]
+    columns: tuple[ColumnSurvey, ...]  # of the chosen, in their order
     n_samples: int
     classes: tuple[str, ...] | None
     provenance: tuple[dict[str, Any], ...]
     fields: tuple[Field, ...]
     batches: Batches
-    where: Callable[[int], str]
+    place: Callable[[int], str]
+    seekable = False
+
+    def where(self, row: int) -> str:
+        return self.place(row)
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        """Yield all rows in order.
-
-        Raises
-        ------
-        InputError
-            The file is no longer what the survey found.
-        """
+        """Yield all rows in order; refuse a file that is not what the survey found."""
         n_rows = rows_within(max_bytes, self.fields)
         n_done = 0
         for batch in self.batches(max_bytes, self._dtypes()):
@@ -196,10 +138,10 @@ class TableSource:
     def _dtypes(self) -> dict[str, np.dtype[Any]]:
         of_field = {field.name: field.dtype for field in self.fields}
         numbers = [column for column in self.columns if column.dtype is not None]
-        return {column.name: of_field["y" if column.is_label else "x"] for column in numbers}
+        return {column.name: of_field[TARGET if column.is_label else INPUT] for column in numbers}
 
     def _field(self, field: Field, columns: Mapping[str, Any], first_row: int) -> npt.NDArray[Any]:
-        if field.name == "y":
+        if field.name == TARGET:
             return self._label(field, columns[str(self.chosen.label)], first_row)
         out = np.empty((len(next(iter(columns.values()))), *field.shape), field.dtype)
         for number, name in enumerate(self.chosen.features):
@@ -233,9 +175,9 @@ def table_source(
     n_samples: int,
     provenance: tuple[dict[str, Any], ...],
     batches: Batches,
-    where: Callable[[int], str],
+    place: Callable[[int], str],
 ) -> TableSource:
-    """Make a source of a surveyed table: the features in their narrowest common dtype, text labels numbered."""
+    """Make a source of a surveyed table: features in their narrowest common dtype, text labels numbered."""
     if not n_samples:
         raise InputError("the table has columns but no rows", where=str(path), fix="leave the file out")
     label = columns[-1] if chosen.label is not None else None
@@ -249,7 +191,7 @@ def table_source(
         provenance=provenance,
         fields=(),
         batches=batches,
-        where=where,
+        place=place,
     )
     features = [column.dtype for column in columns[: len(chosen.features)] if column.dtype is not None]
     dtype = np.result_type(*features) if features else None
@@ -257,13 +199,7 @@ def table_source(
 
 
 def in_one_order(parts: Sequence[Source]) -> Sequence[Source]:
-    """Tables with their feature columns in the first one's order; other sources as they are.
-
-    Raises
-    ------
-    InputError
-        A table has other columns.
-    """
+    """Put the feature columns of tables in the first one's order; leave other sources as they are."""
     first = parts[0]
     if not isinstance(first, TableSource):
         return parts
@@ -274,13 +210,7 @@ def in_one_order(parts: Sequence[Source]) -> Sequence[Source]:
 
 
 def in_order(source: TableSource, names: tuple[str, ...], of: str) -> TableSource:
-    """A table with its feature columns in this order, which is that of another one.
-
-    Raises
-    ------
-    InputError
-        It has other columns.
-    """
+    """Put a table's feature columns in this order, which is that of another one."""
     if source.chosen.features == names:
         return source
     other = names_difference(names, source.chosen.features, of)
@@ -298,23 +228,17 @@ def in_order(source: TableSource, names: tuple[str, ...], of: str) -> TableSourc
 
 
 def with_dtypes(source: TableSource, x: np.dtype[Any] | None, y: np.dtype[Any] | None) -> TableSource:
-    """The same table with features and number labels in these dtypes, none narrower than its own.
-
-    Raises
-    ------
-    InputError
-        A whole number of the table would be rounded.
-    """
+    """Give a table's features and number labels these dtypes; refuse one that rounds a whole number."""
     where, n_features = str(source.path), len(source.chosen.features)
     fields = []
     if x is not None:
-        fields.append(field_of("x", x, (n_features,), where=where))
+        fields.append(field_of(INPUT, x, (n_features,), where=where))
     if source.chosen.label is not None:
-        fields.append(field_of("y", y if y is not None else np.dtype(np.int64), (), where=where))
+        fields.append(field_of(TARGET, y if y is not None else np.dtype(np.int64), (), where=where))
     dtypes = {field.name: field.dtype for field in fields}
     for column in source.columns:
         if column.dtype is not None:
-            _check_fits(column, dtypes["y" if column.is_label else "x"], where)
+            _check_fits(column, dtypes[TARGET if column.is_label else INPUT], where)
     return replace(source, fields=tuple(fields))
 
 
