@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from streamtrain.errors import BudgetError
 from streamtrain.models.real_view import as_real
+from streamtrain.optim.gradients import weights_kept
 from streamtrain.system.units import format_bytes
 
 PATH_BYTES: Final = 256_000_000
@@ -339,18 +340,13 @@ def measure_surface(
     plane = principal_plane(weight_names(model, 2), [snapshot for _, kept in paths for snapshot in kept])
     drawn = tuple(_path(label, kept, plane) for label, kept in paths)
     xs, ys = _grid([place for path in drawn for place in path.places], grid)
-    before = [parameter.detach().clone() for parameter in parameters]
     loss = np.empty((grid, grid))
-    try:
+    with weights_kept(parameters):
         for j, y in enumerate(ys):
             for i, x in enumerate(xs):
                 set_parameters(parameters, plane.at(float(x), float(y)))
                 loss[j, i] = loss_at()
                 done()
-    finally:
-        with torch.no_grad():
-            for parameter, weight in zip(parameters, before, strict=True):
-                parameter.copy_(weight)
     loss[~np.isfinite(loss)] = np.nan
     return LossSurface(labels=plane.labels, shares=plane.shares, xs=xs, ys=ys, loss=loss, paths=drawn)
 

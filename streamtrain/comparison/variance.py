@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.models.real_view import as_real
-from streamtrain.optim.gradients import reading_weights
+from streamtrain.optim.gradients import copy_weights, put_weights, reading_weights
 
 WINDOW: Final = 100
 """Steps of a window, at the most."""
@@ -76,12 +76,9 @@ class UpdateVariance:
         started = time.perf_counter()
         self._parameters = list(parameters)
         if [weight.shape for weight in self._first] != [parameter.shape for parameter in parameters]:
-            self._first = [parameter.detach().clone() for parameter in parameters]
-            self._before = [weight.clone() for weight in self._first]
-        with torch.no_grad():
-            for kept in (self._first, self._before):
-                for weight, parameter in zip(kept, parameters, strict=True):
-                    weight.copy_(parameter)
+            self._first, self._before = copy_weights(parameters), copy_weights(parameters)
+        put_weights(self._first, parameters)
+        put_weights(self._before, parameters)
         self._squares = 0.0
         self.n_seen = 0
         self.seconds += time.perf_counter() - started

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from streamtrain.errors import UsageError
 from streamtrain.models.seeding import borrowed_random
+from streamtrain.optim.gradients import weights_kept
 
 _CHECKED_ROWS = 64
 
@@ -67,15 +68,11 @@ def check_deterministic(model: nn.Module, inputs: tuple[Tensor, ...], target: Te
 
 
 def _check_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = list(model.buffers())
     device = next(model.parameters()).device
-    with torch.no_grad(), borrowed_random(device):
-        try:
-            outputs = [model(*inputs) for _ in range(3)]
-            changed = any(not torch.equal(buffer, old) for buffer, old in buffers)
-        finally:
-            for buffer, old in buffers:
-                buffer.copy_(old)
+    with torch.no_grad(), borrowed_random(device), weights_kept(buffers) as before:
+        outputs = [model(*inputs) for _ in range(3)]
+        changed = not all(map(torch.equal, buffers, before))
     if changed or not all(_equal(output, outputs[0]) for output in outputs[1:]):
         raise UsageError(
             f"the model's forward changes between the calls of a line search{_random_modules(model)}",

@@ -22,7 +22,7 @@ without a slope; torch's strong-Wolfe search and ours both halve the interval th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -35,7 +35,16 @@ from streamtrain.errors import UsageError
 from streamtrain.optim.conjugate_gradient import MAX_TRIALS
 from streamtrain.optim.determinism import check_deterministic, digest
 from streamtrain.optim.gradient_sum import ExactSum
-from streamtrain.optim.gradients import Learner, add_penalty, grad_norm, non_finite_error, penalty
+from streamtrain.optim.gradients import (
+    Learner,
+    add_penalty,
+    copy_weights,
+    grad_norm,
+    non_finite_error,
+    penalty,
+    put_weights,
+    weights_kept,
+)
 from streamtrain.optim.rules import BatchResult, EpochRule, Figures, put_mean
 from streamtrain.system.arguments import is_number
 
@@ -182,7 +191,7 @@ class FullBatchRule(EpochRule):
     ) -> BatchResult:
         if self._before_trial is None:
             self._first_batch = check_deterministic(self.learner.model, inputs, target, self._first_batch)
-            self._before_trial = self._advance() or _copies(self.learner.parameters)
+            self._before_trial = self._advance() or copy_weights(self.learner.parameters)
             self._look_where_it_is()
         learned = super().learn(inputs, target, max_steps, weight)
         self._loss.add(learned.loss * (learned.n_samples if learned.weight is None else learned.weight))
@@ -252,12 +261,9 @@ class FullBatchRule(EpochRule):
         if self._before_trial is None:
             yield
             return
-        trial = _copies(self.learner.parameters)
-        _put(self.learner.parameters, self._before_trial)
-        try:
+        with weights_kept(self.learner.parameters):
+            put_weights(self.learner.parameters, self._before_trial)
             yield
-        finally:
-            _put(self.learner.parameters, trial)
 
     def _look_where_it_is(self) -> None:
         """See whether the pass is at a trial, of which nothing is asked but what it comes to."""
@@ -266,7 +272,7 @@ class FullBatchRule(EpochRule):
 
     def _leave_trial(self) -> None:
         if self._before_trial is not None:
-            _put(self.learner.parameters, self._before_trial)
+            put_weights(self.learner.parameters, self._before_trial)
         self._before_trial = None
         self._checks = True
         self._loss = ExactSum()
@@ -277,7 +283,7 @@ class FullBatchRule(EpochRule):
             start = digest(self.learner.parameters)
             before = self._advance()
             if before is not None:
-                _put(self.learner.parameters, before)
+                put_weights(self.learner.parameters, before)
                 return
             end = digest(self.learner.parameters)
             if end != start:
@@ -300,7 +306,7 @@ class FullBatchRule(EpochRule):
     def _advance(self) -> list[Tensor] | None:
         """Take a step as far as J is known; None at its end, else the weights it began at, those to measure put."""
         optimizer, parameters = self.learner.optimizer, self.learner.parameters
-        weights = _copies(parameters)
+        weights = copy_weights(parameters)
         state = {parameter: _kept(values) for parameter, values in optimizer.state.items()}
         try:
             optimizer.step(self._look_up)
@@ -324,7 +330,7 @@ class FullBatchRule(EpochRule):
         return super().state_dict() | {
             "known": known,
             "scale": self._scale,
-            "trial": None if self._before_trial is None else _copies(self.learner.parameters),
+            "trial": None if self._before_trial is None else copy_weights(self.learner.parameters),
             "loss": self._loss.state(),
             "first_batch": self._first_batch,
             "begins_anew": self._begins_anew,
@@ -361,8 +367,8 @@ class FullBatchRule(EpochRule):
         """Go on at a trial; the weights are those of the step before, or in older checkpoints the trial's own."""
         self._before_trial = None if before is None else self._placed(before)
         if trial is not None:
-            self._before_trial = _copies(self.learner.parameters)
-            _put(self.learner.parameters, self._placed(trial))
+            self._before_trial = copy_weights(self.learner.parameters)
+            put_weights(self.learner.parameters, self._placed(trial))
         self._checks = True
         if self._before_trial is not None:
             self._look_where_it_is()
@@ -384,18 +390,8 @@ def _check_one_iteration(optimizer: Optimizer) -> None:
             )
 
 
-def _copies(parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in parameters]
-
-
 def _gradient_of(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter).detach() if parameter.grad is None else parameter.grad.detach().clone()
-
-
-def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
 
 
 def _kept(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ that it spares the biases; with Adam it is not what AdamW does, whose decay stay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -188,6 +189,29 @@ class Learner:
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer trains, in its order."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def copy_weights(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Copy the values of some parameters or buffers."""
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def put_weights(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    """Put values into some parameters or buffers."""
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+@contextmanager
+def weights_kept(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Put the values of some parameters or buffers, which the block is given, back at its end."""
+    parameters = list(parameters)
+    before = copy_weights(parameters)
+    try:
+        yield before
+    finally:
+        put_weights(parameters, before)
 
 
 class BadWeightError(InputError):

@@ -24,7 +24,7 @@ from streamtrain.loader.device.failures import is_device_failure, is_out_of_memo
 from streamtrain.models.alignment import align, drop_last_axis, dtype_name
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import borrowed_random
-from streamtrain.optim.gradients import Learner
+from streamtrain.optim.gradients import Learner, weights_kept
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.training.step_errors import explain_device
 
@@ -272,29 +272,22 @@ def _trained(rule: UpdateRule, inputs: tuple[Tensor, ...], target: Tensor, weigh
 @contextmanager
 def _same_weights(learner: Learner) -> Iterator[None]:
     state = copy.deepcopy(learner.optimizer.state_dict())
-    weights = [parameter.detach().clone() for parameter in learner.model.parameters()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, weight in zip(learner.model.parameters(), weights, strict=True):
-                parameter.copy_(weight)
-        learner.optimizer.load_state_dict(state)
+    with weights_kept(learner.model.parameters()):
+        try:
+            yield
+        finally:
+            learner.optimizer.load_state_dict(state)
 
 
 @contextmanager
 def preserve_training_state(learner: Learner) -> Iterator[None]:
     """Put buffers, training mode and random state back at the end of the block; gradients are dropped."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in learner.model.buffers()]
     device = next(learner.model.parameters()).device
-    try:
-        with borrowed_random(device), preserve_mode(learner.model):
+    with weights_kept(learner.model.buffers()), borrowed_random(device), preserve_mode(learner.model):
+        try:
             yield
-    finally:
-        learner.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        finally:
+            learner.optimizer.zero_grad(set_to_none=True)
 
 
 @contextmanager
