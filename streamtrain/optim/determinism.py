@@ -16,10 +16,8 @@ _CHECKED_ROWS = 64
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """A name for the values of some tensors: equal values have equal ones, and 0 and -0 are equal.
+    """Digest the values of some tensors; 0 and -0 are equal.
 
-    Examples
-    --------
     >>> digest([torch.zeros(2)]) == digest([-torch.zeros(2)]), digest([torch.ones(2)]) == digest([torch.zeros(2)])
     (True, False)
     """
@@ -35,25 +33,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
 def check_deterministic(model: nn.Module, inputs: tuple[Tensor, ...], target: Tensor, before: str | None) -> str:
     """Refuse a model whose outputs are not a function of weights and samples, or samples that are not the same again.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In training mode. Its buffers and torch's random state are as they were afterwards.
-    inputs, target : tuple of torch.Tensor, torch.Tensor
-        The first batch of a pass.
-    before : str, optional
-        What this returned for the pass before.
-
-    Returns
-    -------
-    str
-        A digest of the batch.
-
-    Raises
-    ------
-    UsageError
-        The model's outputs differ between two calls, or a call changes its buffers, or the batch is another one than in
-        the pass before.
+    Return the digest of a pass's first batch; ``before`` is that of the pass before. Nothing is changed by the check.
     """
     now = digest((*inputs, target))
     if before is None:
@@ -87,7 +67,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _random_modules(model: nn.Module) -> str:
-    """What is known to draw random numbers or to keep statistics, by name."""
+    """Name the modules that are known to draw random numbers or to keep statistics."""
     batch_norm = nn.modules.batchnorm._BatchNorm
     found = [
         f"{name.removeprefix('model.')} ({type(module).__name__})"
