@@ -65,7 +65,7 @@ class ComparisonSetup:
         return parse_bytes(self.setting.memory, name="memory")
 
     def trainer(self, rule: str, optimizer: str, on_step: Callable[[], None] | None = None) -> Trainer:
-        """A trainer of a copy of the model."""
+        """Make a trainer of a copy of the model."""
         return Trainer(
             copy.deepcopy(self.model),
             loss=self.loss,
@@ -80,7 +80,7 @@ class ComparisonSetup:
         )
 
     def check(self, val: Dataset | None) -> None:
-        """See that every run can be made, before the first is."""
+        """Refuse a comparison of which any run cannot be made."""
         measured = [self.dataset, val] if val else [self.dataset]
         if val is not None:
             self._check_meaning(val)
@@ -125,16 +125,16 @@ class ComparisonSetup:
         self.n_kept()
 
     def rows(self) -> Rows:
-        """Rows of the training data to rehearse a step on."""
+        """Return rows of the training data to rehearse a step on."""
         return first_rows(self.dataset, n_preflight_rows(self.dataset, self.setting.batch_size), forgiving=False)
 
     def n_kept(self) -> int:
-        """Snapshots of each run; 0 without a surface."""
+        """Return the number of snapshots of each run; 0 without a surface."""
         n_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
         return n_snapshots(len(list(self.setting.pairs())), n_bytes) if self.setting.grid else 0
 
     def loader(self, rule: str, *, shares: int) -> StreamLoader:
-        """The loader that a run trains from; so many others have a share of the memory."""
+        """Open the loader that a run trains from, beside a number of others with a share of the memory."""
         return StreamLoader(
             self.dataset,
             batch_size=min(self.setting.batch_size, len(self.dataset)),
@@ -145,19 +145,19 @@ class ComparisonSetup:
         )
 
     def ordered(self, data: Dataset) -> StreamLoader:
-        """A loader that measures."""
+        """Open a loader that measures."""
         size, memory = min(self.setting.batch_size, len(data)), eval_loader_bytes(self.memory)
         return StreamLoader(data, batch_size=size, memory=memory, shuffle=False, device=self.setting.device)
 
     def measure(self, trainer: Trainer, ordered: StreamLoader) -> Metrics:
-        """Loss and score over the training data, timed."""
+        """Measure loss and score over the training data, and the time that takes."""
         started = time.perf_counter()
         train = trainer.evaluate(ordered)
         self.pass_seconds = time.perf_counter() - started
         return train
 
     def first(self, passes: list[StreamLoader]) -> LearningCurvePoint:
-        """Where all runs begin."""
+        """Measure where all runs begin."""
         trainer = self.trainer(*next(self.setting.pairs()))
         train = self.measure(trainer, passes[0])
         val = trainer.evaluate(passes[1]) if len(passes) > 1 else None
@@ -165,23 +165,9 @@ class ComparisonSetup:
 
 
 class TimedStream:
-    """A loader's batches, each followed by a call once it has been taken in.
+    """A loader's batches, with a call after each, cut off after ``seconds_left`` of training.
 
-    Parameters
-    ----------
-    loader : StreamLoader
-        Where they come from; what is asked of the stream besides is asked of it.
-    on_batch : callable
-        Called after every batch.
-    beside : callable
-        Seconds so far that went to something else than training, which no epoch is charged with.
-
-    Attributes
-    ----------
-    seconds_left : float or None
-        An epoch ends early once so many seconds of training have gone since it began.
-    ran_out_of_time : bool
-        Whether one has ended so.
+    ``beside`` gives the seconds so far that went to something else than training, which do not count.
     """
 
     def __init__(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from streamtrain.errors import BudgetError
 from streamtrain.models.real_view import as_real
+from streamtrain.optim.gradients import weights_kept
 from streamtrain.system.units import format_bytes
 
 PATH_BYTES: Final = 256_000_000
@@ -33,15 +35,8 @@ _COLUMNS: Final = 1 << 16
 
 
 def n_snapshots(n_runs: int, weights_bytes: int) -> int:
-    """How many snapshots each run of a comparison may keep.
+    """Return how many snapshots each run of a comparison may keep; refuse weights too large for a path.
 
-    Raises
-    ------
-    BudgetError
-        The weights are too large to keep a path of them.
-
-    Examples
-    --------
     >>> n_snapshots(6, 235_146 * 4), n_snapshots(6, 8)
     (45, 200)
     """
@@ -65,19 +60,8 @@ class Snapshot:
 
 
 class Trajectory:
-    """Snapshots of some parameters, at most so many, evenly over the times they are offered.
+    """Snapshots of some parameters, at most an even number, evenly over the times they are offered.
 
-    The memory for all of them is taken at the beginning.
-
-    Parameters
-    ----------
-    parameters : sequence of torch.nn.Parameter
-        What is kept, as one vector.
-    most : int
-        Snapshots to keep at the most, an even number.
-
-    Examples
-    --------
     >>> weight = nn.Parameter(torch.zeros(1))
     >>> path = Trajectory([weight], most=4)
     >>> for step in range(100):
@@ -92,12 +76,12 @@ class Trajectory:
         self._most = most
         self._every = 1
         self._n_offered = 0
-        # Written to, and so held from now on; the last row is for the end.
+        # All the memory is written to now, so that none is missing later; the last row is for the end.
         self._rows = list(flatten_parameters(parameters).repeat(most + 1, 1))
         self.kept: list[Snapshot] = []
 
     def offer(self, n_steps: int) -> None:
-        """Keep the weights as they are, after so many steps, if it is their turn."""
+        """Keep the weights after a number of steps, if it is their turn."""
         if self._n_offered % self._every == 0:
             if len(self.kept) == self._most:
                 self._rows += [snapshot.weights for snapshot in self.kept[1::2]]
@@ -108,140 +92,102 @@ class Trajectory:
         self._n_offered += 1
 
     def end(self, n_steps: int) -> None:
-        """Keep the last weights, whosever turn it is."""
+        """Keep the last weights in any case."""
         if not self.kept or self.kept[-1].n_steps != n_steps:
             self._keep(n_steps)
 
     def _keep(self, n_steps: int) -> None:
         row = self._rows.pop()
-        torch.cat([as_real(parameter.detach()).reshape(-1).cpu() for parameter in self._parameters], out=row)
+        flatten_parameters(self._parameters, out=row)
         self.kept.append(Snapshot(n_steps=n_steps, weights=row))
 
 
-def flatten_parameters(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """A copy of some parameters as one vector on the CPU, in the widest of their dtypes."""
-    return torch.cat([as_real(parameter.detach()).reshape(-1).cpu() for parameter in parameters])
+def flatten_parameters(parameters: Sequence[nn.Parameter], out: Tensor | None = None) -> Tensor:
+    """Copy some parameters into one vector on the CPU, a new one in the widest of their dtypes or a given one."""
+    return torch.cat([as_real(parameter.detach()).reshape(-1).cpu() for parameter in parameters], out=out)
 
 
 def set_parameters(parameters: Sequence[nn.Parameter], weights: Tensor) -> None:
     """Put a vector in place of some parameters' values."""
-    at = 0
-    with torch.no_grad():
-        for parameter in parameters:
-            values = as_real(parameter)
-            values.copy_(weights[at : at + values.numel()].view_as(values))
-            at += values.numel()
+    values = [as_real(parameter.detach()) for parameter in parameters]
+    for value, part in zip(values, torch.split(weights, [value.numel() for value in values]), strict=True):
+        value.copy_(part.view_as(value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightPlane:
-    """A plane in the space of the weights.
+    """A plane in the space of the weights, in float64.
 
     Parameters
     ----------
-    origin : torch.Tensor
-        float64, (n,).
-    directions : tuple of two torch.Tensor
-        float64, (n,) each: of length 1, and at right angles.
+    origin, directions : torch.Tensor
+        (n,) and (2, n), the directions of length 1 and at right angles.
     labels : tuple of two str
-        What they are called.
+        What the directions are called.
     shares : tuple of two float, optional
         Of the snapshots' variance, what lies along each; None where the plane is all there is.
     """
 
     origin: Tensor
-    directions: tuple[Tensor, Tensor]
+    directions: Tensor
     labels: tuple[str, str]
     shares: tuple[float, float] | None
 
     def at(self, a: float, b: float) -> Tensor:
-        """The weights at a place of the plane, float64, (n,)."""
+        """Return the weights (n,) at a place of the plane."""
         return self.origin + a * self.directions[0] + b * self.directions[1]
 
     def place(self, weights: Tensor) -> tuple[float, float]:
-        """The place of the plane that is nearest to some weights."""
-        away = weights.double() - self.origin
-        return float(away @ self.directions[0]), float(away @ self.directions[1])
+        """Return the place of the plane that is nearest to some weights."""
+        a, b = (self.directions @ (weights.double() - self.origin)).tolist()
+        return a, b
 
 
 def principal_plane(names: Sequence[str], snapshots: Sequence[Snapshot]) -> WeightPlane:
-    """The plane of some snapshots: for two weights that of the weights themselves, else their principal one.
+    """Find the plane of some snapshots: of two weights the weights' own, with their names, else the principal one.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Of two weights, or any others, which are not used.
-    snapshots : sequence of Snapshot
-        At least one, of two weights or more.
-
-    Examples
-    --------
     >>> line = [Snapshot(n_steps=t, weights=torch.tensor([0.0, 3.0 * t, 4.0 * t])) for t in range(3)]
     >>> found = principal_plane((), line)
     >>> [round(abs(value), 2) for value in found.directions[0].tolist()], found.shares
     ([0.0, 0.6, 0.8], (1.0, 0.0))
     """
-    n_weights = len(snapshots[0].weights)
-    if n_weights == 2:
+    rows = [snapshot.weights for snapshot in snapshots]
+    if len(rows[0]) == 2:
         axes = torch.eye(2, dtype=torch.float64)
-        return WeightPlane(
-            origin=torch.zeros(2, dtype=torch.float64),
-            directions=(axes[0], axes[1]),
-            labels=(names[0], names[1]),
-            shares=None,
-        )
-    origin = torch.zeros(n_weights, dtype=torch.float64)
-    for snapshot in snapshots:
-        origin += snapshot.weights / len(snapshots)
+        return WeightPlane(origin=torch.zeros(2).double(), directions=axes, labels=(names[0], names[1]), shares=None)
+    # A single snapshot spreads in no direction, and its plane is any: one that is there twice has two.
+    rows = rows if len(rows) > 1 else rows * 2
+    origin = torch.zeros(len(rows[0]), dtype=torch.float64)
+    for row in rows:
+        origin += row / len(rows)
     # Squares of what is very large or small are not finite, or 0.
-    size = max(float((snapshot.weights - origin).abs().max()) for snapshot in snapshots) or 1.0
-    gram = torch.zeros(len(snapshots), len(snapshots), dtype=torch.float64)
-    for _, piece in _pieces(snapshots, origin, size):
-        gram += piece @ piece.T
-    values, vectors = torch.linalg.eigh(gram)
-    total = float(values.clamp_min(0).sum())
-    directions = [torch.zeros(n_weights, dtype=torch.float64) for _ in range(2)]
-    for columns, piece in _pieces(snapshots, origin, size):
-        for i, direction in enumerate(directions):
-            if len(values) > i:
-                direction[columns] = vectors[:, -1 - i] @ piece
-    way = (snapshots[-1].weights.double() - snapshots[0].weights.double()) / size
-    first = _along(_unit(directions[0], []), way)
-    second = _along(_unit(directions[1], [first]), way)
-    shares = tuple(float(values[-1 - i].clamp_min(0)) / total if total > 0 and len(values) > i else 0.0 for i in (0, 1))
-    labels = tuple(f"direction {i + 1} of the paths ({share:.0%} of their spread)" for i, share in enumerate(shares))
+    size = max(float((row - origin).abs().max()) for row in rows) or 1.0
+    values, vectors = torch.linalg.eigh(sum(part @ part.T for part in _parts(rows, origin, size)))
+    leading = vectors.flip(1)[:, :2].T
+    directions = torch.cat([leading @ part for part in _parts(rows, origin, size)], dim=1)
+    # Along a direction without spread there is only rounding, which QR replaces by one at right angles.
+    directions = torch.linalg.qr(directions.T).Q.T
+    # Of a direction and its opposite the one that the paths go along, so that a drawing is always the same.
+    directions[directions @ (rows[-1].double() - rows[0].double()) < 0] *= -1
+    spread = values.clamp_min(0).flip(0)
+    first, second = (spread[:2] / (float(spread.sum()) or 1.0)).tolist()
     return WeightPlane(
         origin=origin,
-        directions=(first, second),
-        labels=(labels[0], labels[1]),
-        shares=(round(shares[0], 6), round(shares[1], 6)),
+        directions=directions,
+        labels=(_label(1, first), _label(2, second)),
+        shares=(round(first, 6), round(second, 6)),
     )
 
 
-def _pieces(snapshots: Sequence[Snapshot], origin: Tensor, size: float) -> Iterator[tuple[slice, Tensor]]:
-    """The snapshots from the origin, in parts of a size, (n_snapshots, columns) at a time in float64."""
+def _label(number: int, share: float) -> str:
+    return f"direction {number} of the paths ({share:.0%} of their spread)"
+
+
+def _parts(rows: Sequence[Tensor], origin: Tensor, size: float) -> Iterator[Tensor]:
+    """Yield the rows from the origin, in units of a size, some columns at a time: (n_rows, n_columns) in float64."""
     for start in range(0, len(origin), _COLUMNS):
-        columns = slice(start, min(start + _COLUMNS, len(origin)))
-        away = torch.stack([snapshot.weights[columns].double() - origin[columns] for snapshot in snapshots])
-        yield columns, away / size
-
-
-def _unit(direction: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """A direction of length 1 at right angles to others; any such one where it has no length to speak of."""
-    for other in others:
-        direction = direction - (direction @ other) * other
-    length = float(direction.norm())
-    if length > 1e-9:
-        return direction / length
-    along = torch.zeros_like(direction)
-    nearly = sum((other.abs() for other in others), torch.zeros_like(direction))
-    along[int(nearly.argmin())] = 1.0
-    return _unit(along, others) if others else along
-
-
-def _along(direction: Tensor, way: Tensor) -> Tensor:
-    """Of a direction and its opposite the one that leads the given way, so that a drawing is always the same."""
-    return -direction if float(direction @ way) < 0 else direction
+        columns = slice(start, start + _COLUMNS)
+        yield (torch.stack([row[columns].double() for row in rows]) - origin[columns]) / size
 
 
 F64 = npt.NDArray[np.float64]
@@ -263,21 +209,7 @@ class WeightPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSurface:
-    """J on a grid, and paths over it.
-
-    Parameters
-    ----------
-    labels : tuple of two str
-        Of the axes: two weights by name, or the two leading directions of the paths.
-    shares : tuple of two float, optional
-        Of the paths' variance, what lies along each axis; None for a model of two weights, where nothing is left out.
-    xs, ys : ndarray of float64, (n,)
-        The grid's places.
-    loss : ndarray of float64, (n, n)
-        ``loss[j, i]`` is J at (``xs[i]``, ``ys[j]``); NaN where it is not finite.
-    paths : tuple of WeightPath
-        One a run.
-    """
+    """J on a grid of a `WeightPlane`, and the paths of the runs; ``loss[j, i]`` is J at ``xs[i], ys[j]``, or NaN."""
 
     labels: tuple[str, str]
     shares: tuple[float, float] | None
@@ -287,7 +219,7 @@ class LossSurface:
     paths: tuple[WeightPath, ...]
 
     def named(self) -> dict[str, Any]:
-        """Everything by name."""
+        """Return everything by name."""
         return {
             "axes": list(self.labels),
             "variance_shares": list(self.shares) if self.shares else None,
@@ -309,23 +241,8 @@ def measure_surface(
     grid: int,
     done: Callable[[], object] = lambda: None,
 ) -> LossSurface:
-    """Measure the surface around some paths.
+    """Measure J of a model, by one pass at each of grid² places around some paths; its weights are put back.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Its trained weights are set to every place of the grid in turn, and put back in the end.
-    loss_at : callable
-        Gives J of the model as it is: one pass over the data.
-    paths : sequence of (str, sequence of Snapshot)
-        The runs, by name.
-    grid : int
-        Places in each direction; there are grid² passes.
-    done : callable, optional
-        Called after every pass.
-
-    Examples
-    --------
     >>> model = nn.Linear(2, 1, bias=False)
     >>> bowl = lambda: float(model.weight.detach().square().sum())
     >>> path = [Snapshot(n_steps=t, weights=torch.tensor([2.0 - t, 1.0])) for t in range(3)]
@@ -337,53 +254,41 @@ def measure_surface(
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     plane = principal_plane(weight_names(model, 2), [snapshot for _, kept in paths for snapshot in kept])
-    drawn = tuple(_path(label, kept, plane) for label, kept in paths)
+    drawn = tuple(
+        WeightPath(
+            label=label,
+            n_steps=tuple(snapshot.n_steps for snapshot in kept),
+            places=tuple(plane.place(snapshot.weights) for snapshot in kept),
+        )
+        for label, kept in paths
+    )
     xs, ys = _grid([place for path in drawn for place in path.places], grid)
-    before = [parameter.detach().clone() for parameter in parameters]
     loss = np.empty((grid, grid))
-    try:
+    with weights_kept(parameters):
         for j, y in enumerate(ys):
             for i, x in enumerate(xs):
                 set_parameters(parameters, plane.at(float(x), float(y)))
                 loss[j, i] = loss_at()
                 done()
-    finally:
-        with torch.no_grad():
-            for parameter, weight in zip(parameters, before, strict=True):
-                parameter.copy_(weight)
     loss[~np.isfinite(loss)] = np.nan
     return LossSurface(labels=plane.labels, shares=plane.shares, xs=xs, ys=ys, loss=loss, paths=drawn)
 
 
 def weight_names(model: nn.Module, most: int) -> list[str]:
-    """The first trained weights of a model by name, one by one.
+    """Name the first trained weights of a model, one by one.
 
-    Examples
-    --------
     >>> weight_names(nn.Linear(2, 1), 3)
     ['weight[0,0]', 'weight[0,1]', 'bias[0]']
     """
-    names: list[str] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and len(names) < most:
-            shape = tuple(parameter.shape)
-            names += [f"{name}[{','.join(map(str, at))}]" if at else name for at in np.ndindex(shape)][:most]
-    return names[:most]
-
-
-def _path(label: str, kept: Sequence[Snapshot], plane: WeightPlane) -> WeightPath:
-    return WeightPath(
-        label=label,
-        n_steps=tuple(snapshot.n_steps for snapshot in kept),
-        places=tuple(plane.place(snapshot.weights) for snapshot in kept),
-    )
+    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    places = ((name, at) for name, parameter in trained for at in np.ndindex(tuple(parameter.shape)))
+    return [f"{name}[{','.join(map(str, at))}]" if at else name for name, at in islice(places, most)]
 
 
 def _grid(places: Sequence[tuple[float, float]], n: int) -> tuple[F64, F64]:
-    """Even places over the extent of the paths, and some way beyond."""
-    low, high = np.min(places, axis=0), np.max(places, axis=0)
-    extent = high - low
-    extent = np.maximum(extent, _LEAST_RATIO * extent.max() if extent.max() > 0 else 1.0)
-    middle, half = (low + high) / 2, extent * (0.5 + _MARGIN)
-    ends = [np.linspace(middle[i] - half[i], middle[i] + half[i], n) for i in (0, 1)]
-    return ends[0], ends[1]
+    """Return even places over the extent of the paths, and some way beyond."""
+    low, extent = np.min(places, axis=0), np.ptp(places, axis=0)
+    wide = np.maximum(extent, _LEAST_RATIO * extent.max() if extent.max() > 0 else 1.0)
+    middle, half = low + extent / 2, wide * (0.5 + _MARGIN)
+    xs, ys = np.linspace(middle - half, middle + half, n).T
+    return xs, ys

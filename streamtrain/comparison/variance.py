@@ -24,29 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.models.real_view import as_real
-from streamtrain.optim.gradients import reading_weights
+from streamtrain.optim.gradients import copy_weights, put_weights, reading_weights
 
 WINDOW: Final = 100
 """Steps of a window, at the most."""
 
 
 class UpdateVariance:
-    """Follow some parameters through windows of steps.
+    """Follow some parameters through windows of at most ``n_steps`` steps; ``seconds`` is the time that takes.
 
-    Parameters
-    ----------
-    n_steps : int
-        Steps of a window, at the most.
-
-    Attributes
-    ----------
-    n_seen : int
-        Steps of the window so far.
-    seconds : float
-        Time spent here, since it was made.
-
-    Examples
-    --------
     >>> weight = nn.Parameter(torch.zeros(1))
     >>> variance = UpdateVariance()
     >>> variance.begin([weight])
@@ -72,23 +58,20 @@ class UpdateVariance:
         return self.n_seen >= self._n_steps
 
     def begin(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Begin a window of steps of some parameters, at the weights as they are."""
+        """Begin a window at the present weights of some parameters."""
         started = time.perf_counter()
         self._parameters = list(parameters)
         if [weight.shape for weight in self._first] != [parameter.shape for parameter in parameters]:
-            self._first = [parameter.detach().clone() for parameter in parameters]
-            self._before = [weight.clone() for weight in self._first]
-        with torch.no_grad():
-            for kept in (self._first, self._before):
-                for weight, parameter in zip(kept, parameters, strict=True):
-                    weight.copy_(parameter)
+            self._first, self._before = copy_weights(parameters), copy_weights(parameters)
+        put_weights(self._first, parameters)
+        put_weights(self._before, parameters)
         self._squares = 0.0
         self.n_seen = 0
         self.seconds += time.perf_counter() - started
 
     @reading_weights
     def stepped(self) -> None:
-        """Take in the step that led to the weights as they are, if one more belongs to the window."""
+        """Take in the step that led to the present weights, if one more belongs to the window."""
         if self.is_full or not self._parameters:
             return
         started = time.perf_counter()
@@ -101,7 +84,7 @@ class UpdateVariance:
         self.seconds += time.perf_counter() - started
 
     def value(self) -> float | None:
-        """The relative variance over the window so far; None before its second step, and where nothing moved."""
+        """Return the relative variance so far; None before the second step, and where nothing moved."""
         if self.n_seen < 2:
             return None
         with torch.no_grad():

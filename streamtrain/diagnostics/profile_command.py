@@ -2,8 +2,7 @@
 
 Signals that reach the profiler are forwarded to the command, which decides what to make of them. Ctrl-C in a terminal
 reaches the command by itself, as one of the terminal's foreground processes, and is not sent a second time. Processes
-that the command leaves running are ended, too: where the system allows it (Linux), processes that have lost their
-parent become children of the profiler, so none is overlooked.
+that were seen below the command, and that it leaves running, are ended with it.
 
 On Linux the kernel tells the kinds of memory apart (``status``), at next to no cost. Several large processes may share
 much of their memory, as after a fork; then proportional figures are read (``smaps_rollup``), where a page that n
@@ -15,7 +14,6 @@ Source: the kernel's ``Documentation/filesystems/proc.rst``.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import re
@@ -26,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -46,24 +44,17 @@ _MOST_SAMPLES: Final = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldMemory:
-    """Bytes that a process holds.
-
-    Parameters
-    ----------
-    anonymous : int
-        Its own: heap, stacks, private mappings.
-    shared : int
-        Shared memory without a file, and files in memory.
-    file : int
-        Mapped from files: libraries and data in the page cache, which go when others need the room.
-    """
+    """Bytes that a process holds."""
 
     anonymous: int
+    """Its own: heap, stacks, private mappings."""
     shared: int
+    """Shared memory without a file, and files in memory."""
     file: int
+    """Mapped from files: libraries and data in the page cache, which go when others need the room."""
 
     def higher(self, other: HeldMemory) -> HeldMemory:
-        """The higher of two values of each kind."""
+        """Return the higher of two values of each kind."""
         return HeldMemory(
             anonymous=max(self.anonymous, other.anonymous),
             shared=max(self.shared, other.shared),
@@ -79,7 +70,7 @@ class MemorySample:
     held: dict[int, HeldMemory]
 
     def merged(self, later: MemorySample) -> MemorySample:
-        """The highest values of this sample and the one after it, at the time of this one."""
+        """Return the highest values of this sample and the one after it, at the time of this one."""
         held = {pid: self.held.get(pid, mine).higher(mine) for pid, mine in (self.held | later.held).items()}
         return MemorySample(time=self.time, held=held)
 
@@ -87,8 +78,6 @@ class MemorySample:
 class MemorySamples:
     """Samples in order of time, as many as can be drawn: when there are more, neighbours become one that has the peaks.
 
-    Examples
-    --------
     >>> samples = MemorySamples(most=4)
     >>> for i, n_bytes in enumerate([1, 9, 2, 3, 5]):
     ...     samples.add(MemorySample(time=float(i), held={7: HeldMemory(anonymous=n_bytes, shared=0, file=0)}))
@@ -109,25 +98,25 @@ class MemorySamples:
 
 
 def sample_memory(processes: Iterable[psutil.Process]) -> MemorySample:
-    """What some processes hold now; those that have ended hold nothing."""
+    """Sample what some processes hold now; those that have ended hold nothing."""
     now = time.monotonic()
     held = {process.pid: found for process in processes if (found := _counted(process))}
     large = [pid for pid, each in held.items() if each.anonymous + each.shared >= _LARGE_BYTES]
     if len(large) > 1:
-        held |= {pid: found for pid in large if (found := _told(_PROC / str(pid) / "smaps_rollup", _PROPORTIONAL))}
+        held |= {pid: found for pid in large if (found := _read(_PROC / str(pid) / "smaps_rollup", _PROPORTIONAL))}
     return MemorySample(time=now, held=held)
 
 
 def _counted(process: psutil.Process) -> HeldMemory | None:
-    held = _told(_PROC / str(process.pid) / "status", _COUNTED)
+    held = _read(_PROC / str(process.pid) / "status", _COUNTED)
     with suppress(psutil.Error):
         if held is None and (rss := int(process.memory_info().rss)):
             return HeldMemory(anonymous=rss, shared=0, file=0)
     return held
 
 
-def _told(path: Path, pattern: re.Pattern[bytes]) -> HeldMemory | None:
-    """What a file of the kernel's tells; None where it is not there, or not for us, or the process has ended."""
+def _read(path: Path, pattern: re.Pattern[bytes]) -> HeldMemory | None:
+    """Read a file of the kernel's; None where it is missing, not for us, or of a process that has ended."""
     try:
         kinds = {kind: int(kibibytes) * 1024 for kind, kibibytes in pattern.findall(path.read_bytes())}
         return HeldMemory(anonymous=kinds[b"Anon"], shared=kinds[b"Shmem"], file=kinds[b"File"])
@@ -137,25 +126,17 @@ def _told(path: Path, pattern: re.Pattern[bytes]) -> HeldMemory | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CgroupMemory:
-    """What the control group of this process tells, page cache included.
-
-    Parameters
-    ----------
-    peak_bytes : int or None
-        The most there ever was in it.
-    n_killed : int
-        Processes that the kernel has killed for want of memory: in the system, or in the group where it tells no more.
-    """
+    """The memory of this process's control group, page cache included."""
 
     peak_bytes: int | None
+    """The most there ever was in it."""
     n_killed: int
+    """Processes that the kernel has killed for want of memory: in the system, or in the group where that is all."""
 
 
 def cgroup_memory(root: Path = Path("/")) -> CgroupMemory:
     """Ask the innermost control group that counts memory.
 
-    Examples
-    --------
     >>> cgroup_memory().n_killed >= 0
     True
     """
@@ -187,79 +168,52 @@ _ALSO_FROM_THE_TERMINAL: Final = ("SIGINT", "SIGQUIT")
 _GRACE_SECONDS: Final = 3.0
 _SHARE: Final = 0.1
 _SEARCH_SECONDS: Final = 0.2
-_SET_CHILD_SUBREAPER: Final = 36
 _NOT_FOUND: Final = "is it on the PATH, and spelled like that?"
 _NOT_A_PROGRAM: Final = "name a program first; for a script that may not be one: python SCRIPT"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandRecord:
-    """What was seen of a command.
-
-    Parameters
-    ----------
-    command : tuple of str
-        Its words.
-    exit_code : int
-        Its own; 128 + n where signal n ended it.
-    start, stop : float
-        When it ran, on the monotonic clock.
-    samples : tuple of MemorySample
-        The memory of its processes, in order of time.
-    events : tuple of RecordedEvent
-        What loaders and trainers in it told, in order of time.
-    group_peak_bytes : int or None
-        The most memory there was in the control group, page cache included, where this run set a new peak.
-    n_killed_for_memory : int
-        How many processes the kernel killed meanwhile for want of memory.
-    """
+    """What was seen of a command, with times on the monotonic clock."""
 
     command: tuple[str, ...]
     exit_code: int
+    """The command's own; 128 + n where signal n ended it."""
     start: float
     stop: float
     samples: tuple[MemorySample, ...]
     events: tuple[RecordedEvent, ...]
+    """Those of the loaders and trainers in it, in order of time."""
     group_peak_bytes: int | None
+    """The most memory there was in the control group, page cache included, where this run set a new peak."""
     n_killed_for_memory: int
+    """Processes that the kernel killed meanwhile for want of memory."""
 
     @property
     def was_killed_for_memory(self) -> bool:
-        """Whether the command itself ended by the kernel's hand."""
+        """Whether the kernel killed the command itself."""
         return self.n_killed_for_memory > 0 and self.exit_code == 128 + 9
 
 
 def record_command(
     command: Sequence[str], *, interval_seconds: float = 0.05, stdout: IO[str] | None = None
 ) -> CommandRecord:
-    """Run a command to its end.
+    """Run a command to its end; ``streamtrain`` as its first word is this one.
 
-    Parameters
-    ----------
-    command : sequence of str
-        The program and its arguments; ``streamtrain`` is this one.
-    interval_seconds : float
-        Between two samples, at least; where sampling itself takes long, so long that it takes a tenth of the time.
-    stdout : file, optional
-        Where the command's output goes instead of stdout.
-
-    Raises
-    ------
-    UsageError
-        There is no such program, or it cannot be run.
+    Between two samples there is at least the interval, and so much time that sampling takes a tenth of all. A program
+    that is not there, or cannot be run, is a UsageError. The command's output goes to ``stdout`` where that is given.
     """
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamtrain-profile-")))
-        (events := folder / "events.jsonl").touch()
+    with tempfile.TemporaryDirectory(prefix="streamtrain-profile-") as folder:
+        (events := Path(folder) / "events.jsonl").touch()
         before = cgroup_memory()
-        orphans = stack.enter_context(_adopted())
         start = time.monotonic()
         process = _start(command, {**os.environ, EVENTS_VARIABLE: str(events)}, stdout)
+        tree, samples = [psutil.Process(process.pid)], MemorySamples()
         try:
             with _signals_for(process):
-                samples = _sample_until_end(process, orphans, interval_seconds)
+                _sample_until_end(process, tree, samples, interval_seconds)
         finally:
-            _end_all(process, orphans)
+            _end_all(process, tree)
         after = cgroup_memory()
         risen = after.peak_bytes is not None and after.peak_bytes > (before.peak_bytes or 0)
         return CommandRecord(
@@ -286,53 +240,32 @@ def _start(command: Sequence[str], environment: dict[str, str], stdout: IO[str] 
         raise UsageError(f"{command[0]!r} cannot be run: {error.strerror}", fix=_NOT_A_PROGRAM) from error
 
 
-def _sample_until_end(process: subprocess.Popen[bytes], orphans: _Orphans, interval_seconds: float) -> MemorySamples:
-    samples = MemorySamples()
-    known: list[psutil.Process] = []
+def _sample_until_end(
+    process: subprocess.Popen[bytes], tree: list[psutil.Process], samples: MemorySamples, interval_seconds: float
+) -> None:
     searched = -math.inf
     while True:
         started = time.perf_counter()
         # To find new processes all of the system's are looked at, which costs a hundred times a sample.
         if started - searched >= _SEARCH_SECONDS:
-            known, searched = [psutil.Process(process.pid), *orphans.descendants(process.pid)], started
-        samples.add(sample_memory(known))
+            tree[:], searched = _search(tree), started
+        samples.add(sample_memory(tree))
         cost = time.perf_counter() - started
         try:
             process.wait(max(interval_seconds, cost / _SHARE))
         except subprocess.TimeoutExpired:
             continue
-        return samples
+        return
 
 
-class _Orphans:
-    """The processes below this one, apart from those that were there before."""
-
-    def __init__(self) -> None:
-        self._before = {process.pid for process in psutil.Process().children()}
-
-    def descendants(self, root: int) -> list[psutil.Process]:
-        """All that descend from this process, without the command's own first process and what was there before."""
-        found: list[psutil.Process] = []
-        for child in psutil.Process().children():
-            if child.pid not in self._before:
-                with suppress(psutil.NoSuchProcess):
-                    found += [*([] if child.pid == root else [child]), *child.children(recursive=True)]
-        return found
-
-
-@contextmanager
-def _adopted() -> Iterator[_Orphans]:
-    """While the block runs, processes below this one that lose their parent become its children."""
-    _set_subreaper(1)
-    try:
-        yield _Orphans()
-    finally:
-        _set_subreaper(0)
-
-
-def _set_subreaper(value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, value, 0, 0, 0)
+def _search(known: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Find those of some processes that still run, also without their parents, and all that descend from them."""
+    found: dict[psutil.Process, None] = {}
+    for process in known:
+        with suppress(psutil.Error):
+            if process not in found and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found |= dict.fromkeys([process, *process.children(recursive=True)])
+    return list(found)
 
 
 @contextmanager
@@ -341,13 +274,12 @@ def _signals_for(process: subprocess.Popen[bytes]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    known = [getattr(signal, name) for name in _FORWARDED if hasattr(signal, name)]
-    own = {getattr(signal, name) for name in _ALSO_FROM_THE_TERMINAL if hasattr(signal, name)}
 
     def forward(number: int, _: object) -> None:
-        if not (number in own and _in_foreground()):
+        if not (signal.Signals(number).name in _ALSO_FROM_THE_TERMINAL and _in_foreground()):
             process.send_signal(number)
 
+    known = [getattr(signal, name) for name in _FORWARDED if hasattr(signal, name)]
     before = {number: signal.signal(number, forward) for number in known}
     try:
         yield
@@ -359,25 +291,18 @@ def _signals_for(process: subprocess.Popen[bytes]) -> Iterator[None]:
 def _in_foreground() -> bool:
     """Whether this process and the command are what a terminal sends its signals to."""
     try:
-        terminal = os.open("/dev/tty", os.O_RDONLY)
+        with Path("/dev/tty").open("rb", buffering=0) as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
     except OSError:
         return False
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:
-        return False
-    finally:
-        os.close(terminal)
 
 
-def _end_all(process: subprocess.Popen[bytes], orphans: _Orphans) -> None:
+def _end_all(process: subprocess.Popen[bytes], tree: Iterable[psutil.Process]) -> None:
     """End whatever is left: politely, then not."""
-    for end in ("terminate", "kill"):
-        left = orphans.descendants(process.pid)
-        if process.poll() is None:
-            left.append(psutil.Process(process.pid))
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        left = _search(tree)
         for each in left:
             with suppress(psutil.Error):
-                getattr(each, end)()
+                end(each)
         psutil.wait_procs(left, timeout=_GRACE_SECONDS)
     process.wait()

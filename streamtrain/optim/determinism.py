@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from streamtrain.errors import UsageError
 from streamtrain.models.seeding import borrowed_random
+from streamtrain.optim.gradients import weights_kept
 
 _CHECKED_ROWS = 64
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """A name for the values of some tensors: equal values have equal ones, and 0 and -0 are equal.
+    """Digest the values of some tensors; 0 and -0 are equal.
 
-    Examples
-    --------
     >>> digest([torch.zeros(2)]) == digest([-torch.zeros(2)]), digest([torch.ones(2)]) == digest([torch.zeros(2)])
     (True, False)
     """
@@ -34,25 +33,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
 def check_deterministic(model: nn.Module, inputs: tuple[Tensor, ...], target: Tensor, before: str | None) -> str:
     """Refuse a model whose outputs are not a function of weights and samples, or samples that are not the same again.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In training mode. Its buffers and torch's random state are as they were afterwards.
-    inputs, target : tuple of torch.Tensor, torch.Tensor
-        The first batch of a pass.
-    before : str, optional
-        What this returned for the pass before.
-
-    Returns
-    -------
-    str
-        A digest of the batch.
-
-    Raises
-    ------
-    UsageError
-        The model's outputs differ between two calls, or a call changes its buffers, or the batch is another one than in
-        the pass before.
+    Return the digest of a pass's first batch; ``before`` is that of the pass before. Nothing is changed by the check.
     """
     now = digest((*inputs, target))
     if before is None:
@@ -67,15 +48,11 @@ def check_deterministic(model: nn.Module, inputs: tuple[Tensor, ...], target: Te
 
 
 def _check_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = list(model.buffers())
     device = next(model.parameters()).device
-    with torch.no_grad(), borrowed_random(device):
-        try:
-            outputs = [model(*inputs) for _ in range(3)]
-            changed = any(not torch.equal(buffer, old) for buffer, old in buffers)
-        finally:
-            for buffer, old in buffers:
-                buffer.copy_(old)
+    with torch.no_grad(), borrowed_random(device), weights_kept(buffers) as before:
+        outputs = [model(*inputs) for _ in range(3)]
+        changed = not all(map(torch.equal, buffers, before))
     if changed or not all(_equal(output, outputs[0]) for output in outputs[1:]):
         raise UsageError(
             f"the model's forward changes between the calls of a line search{_random_modules(model)}",
@@ -90,7 +67,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _random_modules(model: nn.Module) -> str:
-    """What is known to draw random numbers or to keep statistics, by name."""
+    """Name the modules that are known to draw random numbers or to keep statistics."""
     batch_norm = nn.modules.batchnorm._BatchNorm
     found = [
         f"{name.removeprefix('model.')} ({type(module).__name__})"

@@ -22,7 +22,7 @@ without a slope; torch's strong-Wolfe search and ours both halve the interval th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -35,22 +35,23 @@ from streamtrain.errors import UsageError
 from streamtrain.optim.conjugate_gradient import MAX_TRIALS
 from streamtrain.optim.determinism import check_deterministic, digest
 from streamtrain.optim.gradient_sum import ExactSum, GradientSum
-from streamtrain.optim.gradients import Learner, add_penalty, grad_norm, non_finite_error, penalty
+from streamtrain.optim.gradients import (
+    Learner,
+    add_penalty,
+    copy_weights,
+    grad_norm,
+    non_finite_error,
+    penalty,
+    put_weights,
+    weights_kept,
+)
 from streamtrain.optim.rules import BatchResult, EpochRule, Figures, put_mean
 from streamtrain.system.arguments import is_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveValue:
-    """What a pass found at some weights.
-
-    Parameters
-    ----------
-    objective : float
-        J, the penalty included.
-    gradients : list of torch.Tensor
-        Its gradient, one tensor for each parameter.
-    """
+    """J at some weights, the penalty included, and its gradient, one tensor for each parameter."""
 
     objective: float
     gradients: list[Tensor]
@@ -61,7 +62,7 @@ SCALE: Final = 2.0**20
 
 
 def objective_scale(grad_norm: float) -> float:
-    """What a run multiplies J by before the optimizer has it: a power of two, by the norm of the first gradient.
+    """Return what J is multiplied by before the optimizer has it: a power of two, by the norm of the first gradient.
 
     Torch's L-BFGS learns nothing of a curvature below an absolute 1e-10, which a gradient of 1e-5 can have; and its
     line search squares products of two gradients, which float32 holds for gradients below some 1e8. The scaled one has
@@ -69,8 +70,6 @@ def objective_scale(grad_norm: float) -> float:
     trial of torch's L-BFGS, and of `streamtrain.optim.conjugate_gradient`, is ``min(1, 1 / |g|_1) g`` with the scaled
     gradient g.
 
-    Examples
-    --------
     >>> objective_scale(0.3) == 2**20, objective_scale(1000.0) == 2**10
     (True, True)
     """
@@ -78,21 +77,8 @@ def objective_scale(grad_norm: float) -> float:
 
 
 def trial_value(found: ObjectiveValue, grad_norm: float, start: ObjectiveValue, scale: float) -> ObjectiveValue:
-    """What a line search is told of a trial: what was found there, or that J is infinite.
+    """Return the value of a trial, or an infinite J where the scaled search from its start could not hold that.
 
-    Parameters
-    ----------
-    found : ObjectiveValue
-        At the trial.
-    grad_norm : float
-        The Euclidean norm of its gradient.
-    start : ObjectiveValue
-        Where the search began.
-    scale : float
-        What the optimizer has both multiplied by.
-
-    Examples
-    --------
     >>> start = ObjectiveValue(objective=1.0, gradients=[torch.tensor([-3.0])])
     >>> trial = ObjectiveValue(objective=0.5, gradients=[torch.tensor([2.0])])
     >>> trial_value(trial, 2.0, start, SCALE) is trial
@@ -123,27 +109,9 @@ class _UnmeasuredWeights(Exception):
 class FullBatchRule(EpochRule):
     """One pass for each time that an optimizer with a closure asks for J; a step where a line search has ended.
 
-    Parameters
-    ----------
-    learner : Learner
-        What it trains; its optimizer takes a closure and makes one iteration a step.
-    total : GradientSum, optional
-        Where gradients are summed.
-    grad_tolerance : float, optional
-        Converged where the Euclidean norm of J's gradient is at most this.
-    loss_tolerance : float, optional
-        Converged where a step has lowered J by at most this, relative to J where that is above 1.
-
-    Attributes
-    ----------
-    stuck : bool
-        Whether no step is left that would lower J: the gradient is zero, or the numbers have no digits for less.
-
-    Raises
-    ------
-    UsageError
-        The optimizer makes several iterations a step, has no line search, or leaves it no trial. Or a tolerance is not
-        positive.
+    The run has converged where the Euclidean norm of J's gradient is at most ``grad_tolerance``, or where a step has
+    lowered J by at most ``loss_tolerance``, relative to J where that is above 1. It is ``stuck`` where no step is left
+    that would lower J: the gradient is zero, or the numbers have no digits for less.
     """
 
     def __init__(
@@ -182,14 +150,14 @@ class FullBatchRule(EpochRule):
     ) -> BatchResult:
         if self._before_trial is None:
             self._first_batch = check_deterministic(self.learner.model, inputs, target, self._first_batch)
-            self._before_trial = self._advance() or _copies(self.learner.parameters)
+            self._before_trial = self._advance() or copy_weights(self.learner.parameters)
             self._look_where_it_is()
         learned = super().learn(inputs, target, max_steps, weight)
         self._loss.add(learned.loss * (learned.n_samples if learned.weight is None else learned.weight))
         return learned if self._checks else replace(learned, is_trial=True)
 
     def end_epoch(self) -> None:
-        """Note what the pass has found, and take the step that it makes possible."""
+        """Note J and its gradient, and take the step that they make possible."""
         divisor = put_mean(self._sum, self.learner, check=self._checks)
         if not divisor:
             return
@@ -233,7 +201,7 @@ class FullBatchRule(EpochRule):
         return "stuck" if self.stuck else None
 
     def later_memory(self) -> list[Tensor]:
-        """L-BFGS's history, which grows by two vectors a step, and the gradient of every trial of a line search."""
+        """Hold L-BFGS's history, which grows by two vectors a step, and the gradient of every trial of a search."""
         group = self.learner.optimizer.param_groups[0]
         n_vectors = 2 * group.get("history_size", 0) + group.get("max_eval", MAX_TRIALS) + _BESIDE
         return [torch.ones_like(p).detach() for p in self.learner.parameters for _ in range(n_vectors)]
@@ -252,21 +220,18 @@ class FullBatchRule(EpochRule):
         if self._before_trial is None:
             yield
             return
-        trial = _copies(self.learner.parameters)
-        _put(self.learner.parameters, self._before_trial)
-        try:
+        with weights_kept(self.learner.parameters):
+            put_weights(self.learner.parameters, self._before_trial)
             yield
-        finally:
-            _put(self.learner.parameters, trial)
 
     def _look_where_it_is(self) -> None:
-        """See whether the pass is at a trial, of which nothing is asked but what it comes to."""
+        """Note whether the pass is at a trial, whose values need not be finite."""
         self._start = digest(self._before_trial or ())
         self._checks = self._start == digest(self.learner.parameters)
 
     def _leave_trial(self) -> None:
         if self._before_trial is not None:
-            _put(self.learner.parameters, self._before_trial)
+            put_weights(self.learner.parameters, self._before_trial)
         self._before_trial = None
         self._checks = True
         self._loss = ExactSum()
@@ -277,7 +242,7 @@ class FullBatchRule(EpochRule):
             start = digest(self.learner.parameters)
             before = self._advance()
             if before is not None:
-                _put(self.learner.parameters, before)
+                put_weights(self.learner.parameters, before)
                 return
             end = digest(self.learner.parameters)
             if end != start:
@@ -300,7 +265,7 @@ class FullBatchRule(EpochRule):
     def _advance(self) -> list[Tensor] | None:
         """Take a step as far as J is known; None at its end, else the weights it began at, those to measure put."""
         optimizer, parameters = self.learner.optimizer, self.learner.parameters
-        weights = _copies(parameters)
+        weights = copy_weights(parameters)
         state = {parameter: _kept(values) for parameter, values in optimizer.state.items()}
         try:
             optimizer.step(self._look_up)
@@ -324,7 +289,7 @@ class FullBatchRule(EpochRule):
         return super().state_dict() | {
             "known": known,
             "scale": self._scale,
-            "trial": None if self._before_trial is None else _copies(self.learner.parameters),
+            "trial": None if self._before_trial is None else copy_weights(self.learner.parameters),
             "loss": self._loss.state(),
             "first_batch": self._first_batch,
             "begins_anew": self._begins_anew,
@@ -358,11 +323,11 @@ class FullBatchRule(EpochRule):
         self._reported_at = state.get("reported_at", reported_at)
 
     def _put_trial(self, trial: list[Tensor] | None, before: list[Tensor] | None) -> None:
-        """Go on at a trial; the weights are those of the step before, or in older checkpoints the trial's own."""
+        """Resume at a trial; the weights are those of the step before, or in older checkpoints the trial's own."""
         self._before_trial = None if before is None else self._placed(before)
         if trial is not None:
-            self._before_trial = _copies(self.learner.parameters)
-            _put(self.learner.parameters, self._placed(trial))
+            self._before_trial = copy_weights(self.learner.parameters)
+            put_weights(self.learner.parameters, self._placed(trial))
         self._checks = True
         if self._before_trial is not None:
             self._look_where_it_is()
@@ -384,22 +349,12 @@ def _check_one_iteration(optimizer: Optimizer) -> None:
             )
 
 
-def _copies(parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in parameters]
-
-
 def _gradient_of(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter).detach() if parameter.grad is None else parameter.grad.detach().clone()
 
 
-def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
-
-
 def _kept(values: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state as it is now, whatever becomes of it.
+    """Copy an optimizer's state.
 
     Tensors are copied, as L-BFGS writes the gradient of the step before over. Those in lists are not: they are its
     history, as large as all else together, to which it adds and from which it removes.

@@ -11,7 +11,8 @@ that it spares the biases; with Adam it is not what AdamW does, whose decay stay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -29,22 +30,10 @@ from streamtrain.system.arguments import is_number
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clipping:
-    """How far a gradient may go, on the mean that the step is taken on; by value first, then by norm.
+    """Limits of the mean gradient that a step is taken on: first of each component, then of the Euclidean norm.
 
-    Parameters
-    ----------
-    value : float, optional
-        No component is larger than this, of a complex one neither part; by `torch.nn.utils.clip_grad_value_`.
-    norm : float, optional
-        The Euclidean norm over all parameters is at most this; by `torch.nn.utils.clip_grad_norm_`.
+    Of a complex component neither part is larger than ``value``.
 
-    Raises
-    ------
-    UsageError
-        A limit is not positive and finite.
-
-    Examples
-    --------
     >>> weight = nn.Parameter(torch.zeros(2))
     >>> weight.grad = torch.tensor([3.0, 40.0])
     >>> Clipping(value=4.0, norm=1.0).clip([weight])
@@ -61,13 +50,7 @@ class Clipping:
                 raise UsageError(f"{name} is {limit!r}; it must be positive and finite")
 
     def clip(self, parameters: list[nn.Parameter]) -> None:
-        """Clip the gradients of some parameters where they are.
-
-        Raises
-        ------
-        UsageError
-            A gradient is sparse.
-        """
+        """Clip the gradients of some parameters in place; refuse sparse ones."""
         if self != NO_CLIPPING and any(p.grad is not None and p.grad.is_sparse for p in parameters):
             raise UsageError("sparse gradients cannot be clipped", fix="sparse=False where the model's layers are made")
         if self.value is not None:
@@ -84,10 +67,7 @@ NO_CLIPPING: Final = Clipping()
 
 
 def gradient_sizes(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """The norm of each gradient: scalars that are not read yet, and not finite where any component is not.
-
-    They cost about what reading the gradients once does.
-    """
+    """Compute the norm of each gradient: scalars not yet read, and not finite where any component is not."""
     found = [dense(parameter.grad) for parameter in parameters if parameter.grad is not None]
     return list(torch._foreach_norm(found)) if found else []
 
@@ -95,13 +75,6 @@ def gradient_sizes(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
 def check_finite(loss: float, sizes: Iterable[float], parameters: Iterable[nn.Parameter]) -> None:
     """Refuse a loss, or a gradient with `gradient_sizes`, that is not finite, before a step is taken on it.
 
-    Raises
-    ------
-    DivergedError
-        One is not. The weights are the last good ones.
-
-    Examples
-    --------
     >>> weight = nn.Parameter(torch.zeros(2))
     >>> weight.grad = torch.tensor([1.0, float("inf")])
     >>> check_finite(0.5, [size.item() for size in gradient_sizes([weight])], [weight])
@@ -115,13 +88,7 @@ def check_finite(loss: float, sizes: Iterable[float], parameters: Iterable[nn.Pa
 
 
 def check_finite_sum(parameters: Iterable[nn.Parameter]) -> None:
-    """Refuse a mean of gradients, each of them finite, that is not.
-
-    Raises
-    ------
-    DivergedError
-        It is not. The weights are the last good ones.
-    """
+    """Refuse a mean that is not finite, of gradients that are, before a step is taken on it."""
     if not _are_finite(parameters):
         raise DivergedError(
             "the sum of the gradients is not finite, and each of them is",
@@ -145,7 +112,7 @@ def _are_finite(parameters: Iterable[nn.Parameter]) -> bool:
 
 
 def dense(gradient: Tensor) -> Tensor:
-    """The numbers of a gradient: of a sparse one those that it has."""
+    """Return the numbers of a gradient, of a sparse one those that it has."""
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
@@ -155,7 +122,7 @@ _Function = TypeVar("_Function", bound=Callable[..., None])
 
 
 def reading_weights(on_step: _Function) -> _Function:
-    """Mark a callback as one that only reads weights, and may be told of steps that are taken back and taken again.
+    """Mark a callback as one that only reads weights, and may be called for steps that are taken back and repeated.
 
     The sample rule's fast path takes no other: it knows of nothing that a callback could change.
     """
@@ -170,11 +137,7 @@ def only_reads_weights(on_step: OnStep) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
-    """What a step needs: the model, its loss, the optimizer over its parameters, and what belongs to every step.
-
-    ``on_step`` is called after each one, when the weights are those it came to; see
-    `streamtrain.optim.step_options.StepOptions`.
-    """
+    """What a step needs: the model, its loss, the optimizer, and the `streamtrain.optim.step_options.StepOptions`."""
 
     model: nn.Module
     loss: Loss
@@ -190,45 +153,55 @@ class Learner:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
+def copy_weights(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Copy the values of some parameters or buffers."""
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def put_weights(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    """Put values into some parameters or buffers."""
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+@contextmanager
+def weights_kept(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Put the values of some parameters or buffers, which the block is given, back at its end."""
+    parameters = list(parameters)
+    before = copy_weights(parameters)
+    try:
+        yield before
+    finally:
+        put_weights(parameters, before)
+
+
 class BadWeightError(InputError):
     """A weight in the batch is negative or not finite; no step was taken on it."""
 
 
 def least_weight(weight: Tensor | None) -> Tensor | float:
-    """The least of a batch's weights where nobody has looked at them before, since reading would have waited."""
+    """Return the least of a batch's weights where they are not validated yet, since reading would have waited."""
     return weight.detach().min() if weight is not None and waits_for_reads(weight.device) else math.inf
 
 
 def check_least_weight(least: float, total: float) -> None:
-    """Refuse weights by their least and their sum, unless they have been looked at before.
-
-    Raises
-    ------
-    BadWeightError
-        One is negative or not finite.
-    """
+    """Refuse weights of which one is negative or not finite, by their least and their sum."""
     if least != math.inf and not (least >= 0 and math.isfinite(total)):
         raise BadWeightError("the weight of a sample is negative, or not finite", fix="weights of at least 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchGradient:
-    """What `batch_gradient` found beside the gradient itself.
-
-    Parameters
-    ----------
-    loss : float
-        The weighted mean loss over the batch; 0 where nothing in it has a weight.
-    output : torch.Tensor
-        Of shape (B, ...), without its graph.
-    weight : float
-        The sum of the weights in that mean: the samples', and their classes'; without any, the number of samples (of a
-        target of several elements a sample, of elements).
-    """
+    """What `batch_gradient` found beside the gradient itself."""
 
     loss: float
+    """The weighted mean loss over the batch; 0 where nothing in it has a weight."""
     output: Tensor
+    """Of shape (B, ...), without its graph."""
     weight: float
+    """The sum of the weights in that mean, the samples' and their classes'; without any, the number of samples (of a
+    target of several elements a sample, of elements)."""
 
 
 def batch_gradient(
@@ -241,32 +214,11 @@ def batch_gradient(
     scale: float | None = None,
     check: bool = True,
 ) -> BatchGradient:
-    """Leave the gradient of J over a batch in the parameters.
+    """Leave the gradient of J over a batch, times ``scale``, in the parameters, in place of any before.
 
-    Parameters
-    ----------
-    learner : Learner
-        Its optimizer's gradients are dropped first.
-    inputs, target : tuple of torch.Tensor, torch.Tensor
-        Of shapes (B, ...).
-    weight : torch.Tensor, optional
-        The samples' weights, (B,), not negative.
-    summed : bool
-        Leave the gradient of the weighted sum of the losses instead, which no division has rounded: over several
-        batches these add up, and J's gradient is their sum over the sum of the weights, or over 1 where the loss itself
-        is ``summed``.
-    scale : float, optional
-        A factor of the gradient.
-    check : bool
-        Whether a loss or a gradient that is not finite is refused, as it is where a step is taken on it.
-
-    Raises
-    ------
-    DivergedError
-        With ``check``, the loss or its gradient is not finite. No step has been taken on it: the weights are the last
-        good ones.
-    BadWeightError
-        A sample's weight is negative or not finite, and that was not looked at before.
+    With ``summed`` it is that of the weighted sum of the losses, which no division has rounded: over several batches
+    these add up, and J's gradient is their sum over the sum of the weights, or over 1 where the loss itself is
+    ``summed``. With ``check`` a loss or a gradient that is not finite is a DivergedError.
     """
     learner.optimizer.zero_grad(set_to_none=True)
     output: Tensor = learner.model(*inputs)
@@ -320,22 +272,14 @@ def grad_norm(parameters: list[nn.Parameter]) -> float:
 
 
 def check_l2(l2: float) -> None:
-    """Refuse a factor that is no finite number of at least 0.
-
-    Raises
-    ------
-    UsageError
-        It is none.
-    """
+    """Refuse a factor that is not a finite number of at least 0."""
     if not is_number(l2) or l2 < 0:
         raise UsageError(f"l2 is {l2!r}; it must be 0 or positive, and finite")
 
 
 def penalized(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Those of the parameters that the penalty is on: trained, and no biases.
+    """Return those of the parameters that the penalty is on: trained, and not biases.
 
-    Examples
-    --------
     >>> [tuple(parameter.shape) for parameter in penalized(nn.Linear(3, 2).parameters())]
     [(2, 3)]
     """
@@ -343,10 +287,8 @@ def penalized(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
 
 
 def penalty(parameters: Iterable[nn.Parameter], l2: float) -> float:
-    """The penalty on some parameters, summed in float64 where the device has it.
+    """Compute the penalty on some parameters, in float64 where the device has it.
 
-    Examples
-    --------
     >>> penalty([nn.Parameter(torch.tensor([[1.0, 2.0]])), nn.Parameter(torch.tensor([3.0]))], 0.1)
     0.25
     """

@@ -31,6 +31,8 @@ from streamtrain.system.arguments import is_number
 
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
 """Optimizer -> scheduler."""
+Beta1 = Callable[[int], float]
+"""Step, counted from 1 -> β₁."""
 
 _SHORT: Final = {
     "cosineannealing": "cosine",
@@ -38,10 +40,8 @@ _SHORT: Final = {
     "reducelronplateau": "plateau",
 }
 _BY_FACTORY: Final = frozenset({"lambda", "multiplicative", "chainedscheduler", "sequential"})
-BY_STEP: Final = frozenset({"onecycle", "cyclic"})
-SCHEDULE_INTERVALS: Final = ("step", "epoch")
-"""After what a schedule goes on."""
-
+_BY_STEP: Final = (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
+_INTERVALS: Final = ("step", "epoch")
 _N_TRIED: Final = 3
 _NEEDED: Final = inspect.Parameter.empty
 
@@ -61,13 +61,7 @@ SCHEDULES: Final[Mapping[str, type[LRScheduler]]] = _names()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLength:
-    """How far a run goes, for the schedules that end with it.
-
-    Parameters
-    ----------
-    n_epochs, n_steps : int
-        Epochs and optimizer steps of the whole run.
-    """
+    """Epochs and optimizer steps of a whole run, for the schedules that end with it."""
 
     n_epochs: int
     n_steps: int
@@ -80,9 +74,9 @@ class Schedule:
     Parameters
     ----------
     name : str or callable
-        Of `SCHEDULES`, or a factory.
+        A name in `SCHEDULES`, or a factory: a function of the optimizer that returns a scheduler.
     every : {"step", "epoch"}, optional
-        After what it goes on; by default what suits it.
+        When it steps; by default what suits it.
     options : mapping
         What torch's class takes. The end of the run is filled in where the class asks for it: ``T_max``,
         ``total_steps``; and the optimizer's learning rate as ``max_lr``.
@@ -109,8 +103,8 @@ class Schedule:
     options: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.every is not None and self.every not in SCHEDULE_INTERVALS:
-            raise unknown_name("schedule_every", str(self.every), SCHEDULE_INTERVALS)
+        if self.every is not None and self.every not in _INTERVALS:
+            raise unknown_name("schedule_every", str(self.every), _INTERVALS)
         if self.kind is None:
             if self.options:
                 raise UsageError("options given beside a schedule's factory", fix="give them in the factory")
@@ -122,9 +116,8 @@ class Schedule:
             if option not in taken:
                 raise UsageError(f"{self.known_as} takes no {option!r}", why=f"It takes {', '.join(taken)}")
             self._check_value(option, taken[option])
-        filled = ("T_max", "max_lr")
         for option, default in taken.items():
-            if default is _NEEDED and option not in self.options and option not in filled:
+            if default is _NEEDED and option not in {*self.options, "T_max", "max_lr"}:
                 raise UsageError(
                     f"{self.known_as} asks for {option}",
                     why=f"It takes {', '.join(taken)}",
@@ -132,7 +125,7 @@ class Schedule:
                 )
 
     def _check_value(self, option: str, default: object) -> None:
-        """Refuse what torch takes, and then makes nothing of."""
+        """Refuse values that torch accepts but cannot use."""
         value = self.options[option]
         if option == "milestones" and not (isinstance(value, list | tuple) and all(type(n) is int for n in value)):
             what, fix = "is no list of integers", "--schedule-option milestones=[30,80], say"
@@ -162,72 +155,58 @@ class Schedule:
 
     @property
     def every_(self) -> str:
-        """After what it goes on."""
-        return self.every or ("step" if self.cycles else "epoch")
+        """When it steps, the default resolved."""
+        return self.every or ("step" if self.kind in _BY_STEP else "epoch")
 
-    @property
-    def cycles(self) -> bool:
-        """Whether it is one by name that suits steps, and changes the momentum or β₁ as well."""
-        return isinstance(self.name, str) and self.known_as in BY_STEP
-
-    def completed(self, optimizer: Optimizer, horizon: RunLength) -> dict[str, object]:
-        """The options, with the end of the run where the class asks for it."""
-        n = self._n_times(horizon)
-        needed = {} if self.kind is None else _taken(self.kind)
-        filled: dict[str, object] = {"T_max": n} if needed.get("T_max") is _NEEDED else {}
-        if needed.get("max_lr") is _NEEDED:
-            filled["max_lr"] = [group["lr"] for group in optimizer.param_groups]
-        if "steps_per_epoch" in needed and not {"total_steps", "epochs"} & self.options.keys():
-            filled["total_steps"] = n
+    def completed(self, optimizer: Optimizer, run: RunLength) -> dict[str, object]:
+        """Fill the end of the run into the options where the class asks for it."""
+        taken = {} if self.kind is None else _taken(self.kind)
+        ends = {"T_max": self._n_times(run), "max_lr": [group["lr"] for group in optimizer.param_groups]}
+        filled: dict[str, object] = {name: end for name, end in ends.items() if taken.get(name) is _NEEDED}
+        if "steps_per_epoch" in taken and not {"total_steps", "epochs"} & self.options.keys():
+            filled["total_steps"] = self._n_times(run)
         return filled | dict(self.options)
 
-    def _n_times(self, horizon: RunLength) -> int:
-        return max(1, horizon.n_steps if self.every_ == "step" else horizon.n_epochs)
+    def _n_times(self, run: RunLength) -> int:
+        return max(1, run.n_steps if self.every_ == "step" else run.n_epochs)
 
-    def check(self, optimizer: Optimizer, horizon: RunLength | None = None) -> None:
-        """Try the options, unless they are a factory's own, on a copy of an optimizer's settings.
-
-        Raises
-        ------
-        UsageError
-            torch refuses them, or comes to no learning rate with them.
-        """
+    def check(self, optimizer: Optimizer, run: RunLength) -> None:
+        """Refuse a schedule by name whose first steps fail, tried on a copy of the optimizer's settings."""
         if self.kind is None:
             return
-        make: Callable[..., Any] = self.kind
-        horizon = horizon or RunLength(n_epochs=1, n_steps=1)
-        stand_in, n = _stand_in(optimizer), self._n_times(horizon)
+        n, of_weights = self._n_times(run), ("params", "param_names")
+        settings = [{k: v for k, v in group.items() if k not in of_weights} for group in optimizer.param_groups]
+        weights = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in settings]
+        copied = Optimizer([a | b for a, b in zip(weights, copy.deepcopy(settings), strict=True)], optimizer.defaults)
         with warnings.catch_warnings(), self._refusals():
-            # The stand-in takes no steps.
+            # torch warns where a scheduler steps before its optimizer.
             warnings.simplefilter("ignore")
-            made = make(stand_in, **self.completed(stand_in, horizon))
+            made = self._made(copied, run)
             if getattr(made, "total_steps", n) < n:
                 raise ValueError(f"it ends after {made.total_steps} of {n} steps")
             for _ in range(min(_N_TRIED, n)):
                 made.step(*([1.0] if self.kind is ReduceLROnPlateau else []))
-                if not all(is_number(float(group["lr"])) for group in stand_in.param_groups):
-                    raise ValueError(f"the learning rate becomes {stand_in.param_groups[0]['lr']}")
+                if not all(is_number(float(group["lr"])) for group in copied.param_groups):
+                    raise ValueError(f"the learning rate becomes {copied.param_groups[0]['lr']}")
 
-    def make(self, optimizer: Optimizer, horizon: RunLength) -> LRScheduler:
-        """Make the scheduler over an optimizer.
-
-        Raises
-        ------
-        UsageError
-            torch refuses the options, or a factory made a scheduler that cannot go on as asked for.
-        """
-        self.check(optimizer, horizon)
-        make: Callable[..., Any] = self.kind or self.name  # type: ignore[assignment]
+    def make(self, optimizer: Optimizer, run: RunLength) -> LRScheduler:
+        """Make the scheduler over an optimizer, once its first steps have been tried."""
+        self.check(optimizer, run)
         with self._refusals():
-            made = make(optimizer, **self.completed(optimizer, horizon))
+            made = self._made(optimizer, run)
         if not isinstance(made, LRScheduler):
             raise UsageError(f"the schedule's factory returned {type(made).__name__}", fix="return an LRScheduler")
         if isinstance(made, ReduceLROnPlateau) and self.every_ == "step":
             raise _plateau_by_step(self.known_as)
         return made
 
+    def _made(self, optimizer: Optimizer, run: RunLength) -> Any:
+        make: Callable[..., Any] = self.kind or self.name  # type: ignore[assignment]
+        return make(optimizer, **self.completed(optimizer, run))
+
     @contextmanager
     def _refusals(self) -> Iterator[None]:
+        """Turn what torch raises into a UsageError."""
         try:
             yield
         except UsageError:
@@ -244,54 +223,15 @@ def _plateau_by_step(name: str) -> UsageError:
     return UsageError(f"{name} every step", why="It looks at an epoch's loss", fix="every='epoch'")
 
 
-def _stand_in(optimizer: Optimizer) -> Optimizer:
-    """An optimizer of the same settings over weights of its own, whose learning rate is nobody's."""
-    of_weights = ("params", "param_names")
-    groups = [
-        {name: copy.deepcopy(value) for name, value in group.items() if name not in of_weights}
-        | {"params": [torch.nn.Parameter(torch.zeros(1))]}
-        for group in optimizer.param_groups
-    ]
-    return Optimizer(groups, copy.deepcopy(optimizer.defaults))
-
-
 def _taken(kind: type[LRScheduler]) -> dict[str, object]:
-    """What a class takes -> its default, or that it has to be given."""
+    """The options of a class and their defaults, `_NEEDED` where there is none."""
     parameters = inspect.signature(kind).parameters.values()
-    hidden = ("optimizer", "last_epoch", "scale_fn")
-    return {p.name: p.default for p in parameters if p.name not in hidden}
-
-
-def resolve_schedule(schedule: str | Schedule | ScheduleFactory | None) -> Schedule | None:
-    """A schedule from its name, a value, or a factory."""
-    return schedule if schedule is None or isinstance(schedule, Schedule) else Schedule(name=schedule)
-
-
-Beta1 = Callable[[int], float]
-"""Step, counted from 1 -> β₁."""
-
-
-def depends_on_run_length(beta1: str | Beta1 | None) -> bool:
-    """Whether a β₁ depends on how many steps the run has.
-
-    Examples
-    --------
-    >>> [depends_on_run_length(beta1) for beta1 in ("linear:0.5", "exponential:0.9", lambda step: 0.9)]
-    [True, False, False]
-    """
-    return isinstance(beta1, str) and beta1.startswith("linear:")
+    return {p.name: p.default for p in parameters if p.name not in ("optimizer", "last_epoch", "scale_fn")}
 
 
 def beta1_of(beta1: str | Beta1, first: float, *, n_steps: int) -> Beta1:
-    """The function of the step that a name stands for, from the optimizer's own β₁ on.
+    """Make the function of the step that a name stands for, from the optimizer's own β₁ on.
 
-    Raises
-    ------
-    UsageError
-        The name is unknown, or its number out of range.
-
-    Examples
-    --------
     >>> beta1_of("linear:0.5", 0.9, n_steps=5)(3)
     0.7
     """
@@ -312,41 +252,9 @@ def beta1_of(beta1: str | Beta1, first: float, *, n_steps: int) -> Beta1:
     )
 
 
-def check_beta1(beta1: object, step: int) -> None:
-    """Refuse what is no β₁.
-
-    Raises
-    ------
-    UsageError
-        It is not in [0, 1).
-    """
-    if not (isinstance(beta1, int | float) and 0 <= beta1 < 1):
-        raise UsageError(f"beta1 is {beta1!r} at step {step}; it must be in [0, 1)")
-
-
 class OptimizerSchedules:
-    """The schedules of a run at work on its optimizer.
+    """The schedules of a run, of the learning rate and of β₁, at work on its optimizer.
 
-    Parameters
-    ----------
-    optimizer : torch.optim.Optimizer
-        Whose parameter groups they change.
-    schedule : str, Schedule or callable, optional
-        Of the learning rate.
-    beta1 : str or callable, optional
-        Of β₁, as a function of the step, or by name: ``"linear:0.5"`` goes from the optimizer's own to 0.5 over the
-        run; ``"exponential:0.9999"`` is β₁ λ^(t-1) with that λ.
-
-    Raises
-    ------
-    UnknownName
-        No schedule has that name.
-    UsageError
-        The optimizer has no β₁, or its options are wrong, or two schedules would change β₁.
-
-    Examples
-    --------
-    >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(1))
     >>> adam = torch.optim.Adam([weight], lr=0.1)
     >>> schedules = OptimizerSchedules(adam, "linear", "exponential:0.5")
@@ -363,14 +271,14 @@ class OptimizerSchedules:
         beta1: str | Beta1 | None = None,
     ) -> None:
         self._optimizer = optimizer
-        self._schedule = resolve_schedule(schedule)
+        self._schedule = schedule if schedule is None or isinstance(schedule, Schedule) else Schedule(name=schedule)
+        self._scheduler: LRScheduler | None = None
+        self._completed: dict[str, object] = {}
         self._beta1_given = beta1
         self._beta1: Beta1 | None = None
         self._beta1_steps: int | None = None
-        self._scheduler: LRScheduler | None = None
-        self._completed: dict[str, object] = {}
         if self._schedule is not None:
-            self._schedule.check(optimizer)
+            self._schedule.check(optimizer, RunLength(n_epochs=1, n_steps=1))
         if beta1 is not None:
             self._check_beta1()
             beta1_of(beta1, self._first_beta1(), n_steps=1)
@@ -379,8 +287,8 @@ class OptimizerSchedules:
         if "betas" not in self._optimizer.param_groups[0]:
             name = type(self._optimizer).__name__
             raise UsageError(f"beta1 with {name}, which has none", fix="adam, or one of its kin")
-        options = self._schedule.options if self._schedule else {}
-        if self._schedule is not None and self._schedule.cycles and options.get("cycle_momentum", True):
+        schedule = self._schedule
+        if schedule is not None and schedule.kind in _BY_STEP and schedule.options.get("cycle_momentum", True):
             raise UsageError(
                 "beta1 given beside a schedule that changes it",
                 fix="cycle_momentum=false as an option of the schedule, or no beta1",
@@ -395,7 +303,7 @@ class OptimizerSchedules:
         return self._beta1_given is not None or (self._schedule is not None and self._schedule.every_ == "step")
 
     def describe(self) -> dict[str, object]:
-        """The schedules as ``config.json`` holds them."""
+        """Describe the schedules for ``config.json``."""
         schedule, beta1 = self._schedule, self._beta1_given
         return {
             "schedule": schedule
@@ -404,20 +312,14 @@ class OptimizerSchedules:
             **({"beta1_steps": self._beta1_steps} if self._beta1_steps is not None else {}),
         }
 
-    def begin(self, horizon: RunLength) -> None:
-        """Set the schedules up for a run; a run that goes on keeps them.
-
-        Raises
-        ------
-        UsageError
-            torch refuses the options; or they were set up for another end of the run.
-        """
-        self._begin_beta1(horizon.n_steps)
+    def begin(self, run: RunLength) -> None:
+        """Set the schedules up for a run; a resumed run keeps them, and refuses another end."""
+        self._begin_beta1(run.n_steps)
         if self._schedule is None:
             return
-        completed = self._schedule.completed(self._optimizer, horizon)
+        completed = self._schedule.completed(self._optimizer, run)
         if self._scheduler is None:
-            self._scheduler, self._completed = self._schedule.make(self._optimizer, horizon), completed
+            self._scheduler, self._completed = self._schedule.make(self._optimizer, run), completed
             return
         for name in ("T_max", "total_steps"):
             if completed.get(name) != self._completed.get(name):
@@ -427,11 +329,11 @@ class OptimizerSchedules:
                 )
 
     def _begin_beta1(self, n_steps: int) -> None:
-        if self._beta1_given is None:
-            return
-        if self._beta1 is None:
-            self._beta1 = beta1_of(self._beta1_given, self._first_beta1(), n_steps=n_steps)
-            self._beta1_steps = n_steps if depends_on_run_length(self._beta1_given) else None
+        given = self._beta1_given
+        if given is not None and self._beta1 is None:
+            self._beta1 = beta1_of(given, self._first_beta1(), n_steps=n_steps)
+            # Only a linear β₁ depends on where the run ends.
+            self._beta1_steps = n_steps if isinstance(given, str) and given.startswith("linear:") else None
         elif self._beta1_steps is not None and n_steps != self._beta1_steps:
             raise UsageError(
                 f"beta1 was set up for {self._beta1_steps} steps; this call means {n_steps}",
@@ -439,39 +341,31 @@ class OptimizerSchedules:
             )
 
     def before_step(self, step: int) -> None:
-        """Set what step number ``step``, counted from 1, is taken with.
-
-        Raises
-        ------
-        UsageError
-            The function of β₁ leaves [0, 1).
-        """
+        """Set β₁ for a step, counted from 1; refuse one outside [0, 1)."""
         if self._beta1 is None:
             return
         beta1 = self._beta1(step)
-        check_beta1(beta1, step)
+        if not (isinstance(beta1, int | float) and 0 <= beta1 < 1):
+            raise UsageError(f"beta1 is {beta1!r} at step {step}; it must be in [0, 1)")
         for group in self._optimizer.param_groups:
             group["betas"] = (beta1, *group["betas"][1:])
 
     def after_step(self) -> None:
-        """Go on after a step."""
+        """Let a schedule of steps take one."""
         if self._scheduler is not None and self._schedule is not None and self._schedule.every_ == "step":
             self._scheduler.step()
 
     def after_epoch(self, loss: float) -> None:
-        """Go on after an epoch that came to this loss."""
-        if self._scheduler is None or self._schedule is None or self._schedule.every_ != "epoch":
-            return
-        if isinstance(self._scheduler, ReduceLROnPlateau):
-            self._scheduler.step(loss)
-        else:
-            self._scheduler.step()
+        """Let a schedule of epochs take a step, given the epoch's loss."""
+        if self._scheduler is not None and self._schedule is not None and self._schedule.every_ == "epoch":
+            step: Callable[..., None] = self._scheduler.step
+            step(*([loss] if isinstance(self._scheduler, ReduceLROnPlateau) else []))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where they stand: numbers, texts and tensors."""
+        """Return the scheduler's state: numbers, texts and tensors."""
         return {"scheduler": self._scheduler.state_dict() if self._scheduler else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave; the optimizer's own state has the learning rate that goes with it."""
+        """Restore the scheduler's state; the learning rate comes back with the optimizer's own."""
         if self._scheduler is not None:
             self._scheduler.load_state_dict(state["scheduler"])

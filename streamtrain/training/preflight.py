@@ -24,7 +24,7 @@ from streamtrain.loader.device.failures import is_device_failure, is_out_of_memo
 from streamtrain.models.alignment import align, drop_last_axis, dtype_name
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import borrowed_random
-from streamtrain.optim.gradients import Learner
+from streamtrain.optim.gradients import Learner, weights_kept
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.training.step_errors import explain_device
 
@@ -32,17 +32,8 @@ _TOLERANCE: Final = 1e-3
 
 
 def warn_of_batch_dependent_modules(model: nn.Module, spans: str | None) -> None:
-    """Warn of modules whose output for a sample depends on its batch, where a step is taken on several batches.
+    """Warn of modules whose output for a sample depends on its batch, where a step spans several batches.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        What is trained.
-    spans : str, optional
-        By what a step comes to span batches, if it does; see `streamtrain.optim.rules.UpdateRule.spans`.
-
-    Examples
-    --------
     >>> with warnings.catch_warnings(record=True) as caught:
     ...     warnings.simplefilter("always")
     ...     warn_of_batch_dependent_modules(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), "update='epoch'")
@@ -66,10 +57,7 @@ def warn_of_batch_dependent_modules(model: nn.Module, spans: str | None) -> None
 
 
 def warn_of_batch_dependent_loss(loss: Loss, output: Tensor, target: Tensor, spans: str | None) -> None:
-    """Warn of a loss of the user's own that is no mean over samples, where a step is taken on several batches.
-
-    It is measured on an output (B, ...) and target (B, ...), and on their halves.
-    """
+    """Warn of a loss of the user's own that is no mean over samples, measured on a batch and its halves."""
     if loss.each is not None or len(target) < 2 or spans is None:
         return
     half = len(target) // 2
@@ -87,10 +75,7 @@ def warn_of_batch_dependent_loss(loss: Loss, output: Tensor, target: Tensor, spa
 
 
 def warn_of_broadcast_loss(loss: Loss, output: Tensor, target: Tensor) -> None:
-    """Warn of a loss of the user's own that seems to broadcast output and target against each other.
-
-    It is measured on an output (B, 1) and a target (B,), or the other way round, and on the two lined up.
-    """
+    """Warn of a loss of the user's own that broadcasts (B, 1) against (B,), measured on these and on both lined up."""
     lined_up = drop_last_axis(output, target)
     if loss.kind != "custom" or len(target) < 2 or (output.shape, target.shape) == tuple(t.shape for t in lined_up):
         return
@@ -126,30 +111,10 @@ def check_model_fits(
     n_classes: range | None = None,
     spans: str | None = None,
 ) -> None:
-    """Run a batch forward and backward, and say what does not fit.
+    """Run a batch forward and backward, and raise a UsageError that says what does not fit.
 
-    Parameters
-    ----------
-    learner : Learner
-        The model, its loss and its optimizer.
-    batch : mapping of str to torch.Tensor
-        A few samples.
-    inputs, target : tuple of str, str
-        The fields the model takes, and the one the loss compares with.
-    weight : str, optional
-        The field of the samples' weights.
-    n_classes : range, optional
-        How many classes the dataset may be said to have; see `streamtrain.training.batch_stream.class_counts`.
-    spans : str, optional
-        By what a step comes to span batches, if it does; a loss that changes its meaning then is warned of.
-
-    Raises
-    ------
-    UsageError
-        The model refuses the inputs, its output does not fit the target or the classes, or the loss is no scalar with
-        a gradient.
-    DeviceError
-        The device is out of memory.
+    ``n_classes`` are the counts of classes that the dataset may have, from `streamtrain.training.batch_stream`, and
+    ``spans`` is what makes a step span batches, from `streamtrain.optim.rules.UpdateRule.spans`.
     """
     with preserve_training_state(learner), _room(learner, batch[target]):
         learner.model.train()
@@ -164,13 +129,7 @@ def check_model_fits(
 def check_width(
     learner: Learner, output: Tensor, batch: Batch, n_classes: range | None, *, may_be_wider: bool = False
 ) -> None:
-    """Hold the width of an output against the number of classes.
-
-    Raises
-    ------
-    UsageError
-        It is none of those there may be; with ``may_be_wider``, it is less than the least of them.
-    """
+    """Refuse an output whose width is not a number of classes, or with ``may_be_wider`` is less than all of them."""
     if learner.loss.kind != "classes" or n_classes is None or output.ndim < 2 or output.shape[1] in n_classes:
         return
     if not (may_be_wider and output.shape[1] >= n_classes.stop):
@@ -239,10 +198,7 @@ def working_memory(
     target: str,
     weight: str | None = None,
 ) -> Iterator[None]:
-    """Hold the memory that training takes, gradients and their sums and the optimizer's state, while the block runs.
-
-    A memory meter that begins inside the block counts from there, and so leaves the model's own share out.
-    """
+    """Hold what training takes, gradients, their sums and the optimizer's state, so that a meter can begin above it."""
     with preserve_training_state(learner):
         with _same_weights(learner):
             learner.model.train()
@@ -272,29 +228,22 @@ def _trained(rule: UpdateRule, inputs: tuple[Tensor, ...], target: Tensor, weigh
 @contextmanager
 def _same_weights(learner: Learner) -> Iterator[None]:
     state = copy.deepcopy(learner.optimizer.state_dict())
-    weights = [parameter.detach().clone() for parameter in learner.model.parameters()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, weight in zip(learner.model.parameters(), weights, strict=True):
-                parameter.copy_(weight)
-        learner.optimizer.load_state_dict(state)
+    with weights_kept(learner.model.parameters()):
+        try:
+            yield
+        finally:
+            learner.optimizer.load_state_dict(state)
 
 
 @contextmanager
 def preserve_training_state(learner: Learner) -> Iterator[None]:
     """Put buffers, training mode and random state back at the end of the block; gradients are dropped."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in learner.model.buffers()]
     device = next(learner.model.parameters()).device
-    try:
-        with borrowed_random(device), preserve_mode(learner.model):
+    with weights_kept(learner.model.buffers()), borrowed_random(device), preserve_mode(learner.model):
+        try:
             yield
-    finally:
-        learner.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        finally:
+            learner.optimizer.zero_grad(set_to_none=True)
 
 
 @contextmanager

@@ -132,7 +132,7 @@ def test_the_plane_is_that_of_principal_components(seed: int, n: int, n_weights:
 
 def test_weights_that_never_move_have_a_plane() -> None:
     plane = principal_plane((), [Snapshot(n_steps=i, weights=torch.ones(4)) for i in range(3)])
-    gram = torch.stack(plane.directions) @ torch.stack(plane.directions).T
+    gram = plane.directions @ plane.directions.T
     assert torch.allclose(gram, torch.eye(2, dtype=torch.float64))
 
 

@@ -106,10 +106,10 @@ def test_a_surface_that_cannot_be_measured_costs_no_comparison(
 def test_a_plane_holds_paths_of_any_size(size: float) -> None:
     rows = np.random.default_rng(0).normal(size=(5, 4))
     plane = principal_plane((), [Snapshot(n_steps=i, weights=torch.tensor(row * size)) for i, row in enumerate(rows)])
-    directions = torch.stack(plane.directions)
+    directions = plane.directions
     assert torch.allclose(directions @ directions.T, torch.eye(2, dtype=torch.float64))
     expected = principal_plane((), [Snapshot(n_steps=i, weights=torch.tensor(row)) for i, row in enumerate(rows)])
-    assert torch.allclose(directions, torch.stack(expected.directions))
+    assert torch.allclose(directions, expected.directions)
     assert plane.shares == expected.shares
 
 

@@ -106,11 +106,22 @@ def test_a_command_is_watched_with_its_children_and_its_code_is_kept() -> None:
     assert not psutil.Process().children()
 
 
-def test_nothing_the_command_left_keeps_running() -> None:
-    found = record_command(["sh", "-c", f"{PYTHON} -c 'import time; time.sleep(60)' & exit 0"], interval_seconds=0.01)
+def still_runs(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("command", ["{}; sleep 1", "({}; sleep 1); sleep 0.5"], ids=["to the end", "for a while"])
+def test_nothing_that_was_seen_below_the_command_keeps_running(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    leave = f"{PYTHON} -c 'import time; time.sleep(60)' & echo $! > pid"
+    found = record_command(["sh", "-c", command.format(leave)], interval_seconds=0.01)
+    left = int(Path("pid").read_text())
     assert found.exit_code == 0
     assert found.stop - found.start < 30
-    assert not [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    assert left in found.samples[-1].held, "its parent need not be there"
+    assert not still_runs(left)
 
 
 def test_what_does_not_listen_to_reason_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,11 +129,12 @@ def test_what_does_not_listen_to_reason_is_killed(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     stubborn = "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     stubborn += "; pathlib.Path('ready').touch(); time.sleep(60)"
-    wait = "while ! [ -e ready ]; do sleep 0.02; done"
-    found = record_command(["sh", "-c", f'{PYTHON} -c "{stubborn}" & {wait}; exit 4'], interval_seconds=0.01)
+    wait = "while ! [ -e ready ]; do sleep 0.02; done; sleep 1"
+    command = f'{PYTHON} -c "{stubborn}" & echo $! > pid; {wait}; exit 4'
+    found = record_command(["sh", "-c", command], interval_seconds=0.01)
     assert found.exit_code == 4
     assert found.stop - found.start < 30
-    assert not [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    assert not still_runs(int(Path("pid").read_text()))
 
 
 def send_when_ready(number: signal.Signals, ready: Path) -> threading.Thread:

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 import streamtrain
 from streamtrain import StreamLoader, Trainer
 from streamtrain.errors import CheckpointError, DivergedError, UnknownName, UsageError
-from streamtrain.optim.gradients import check_finite, gradient_sizes
+from streamtrain.optim.gradients import check_finite, gradient_sizes, weights_kept
 from streamtrain.optim.schedules import SCHEDULES, RunLength, Schedule
 from streamtrain.training.progress import EarlyStopping
 
@@ -287,3 +287,16 @@ def test_a_norm_that_overflows_is_no_divergence():
     sizes = [size.item() for size in gradient_sizes([weight])]
     assert not math.isfinite(sum(sizes))
     check_finite(1.0, sizes, [weight])
+
+
+def test_weights_are_put_back_after_an_error_too():
+    layer = nn.BatchNorm1d(2)
+    tensors = [*layer.parameters(), *layer.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]
+    with pytest.raises(RuntimeError), weights_kept(tensors) as kept:
+        layer(torch.randn(8, 2))
+        nn.init.zeros_(layer.weight)
+        assert not torch.equal(layer.running_mean, before[2])
+        assert all(map(torch.equal, kept, before))
+        raise RuntimeError
+    assert all(map(torch.equal, tensors, before))
