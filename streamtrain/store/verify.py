@@ -21,7 +21,7 @@ from streamtrain.store.layout import Field
 from streamtrain.store.manifest import Manifest, file_damage
 from streamtrain.store.shard import RESTORE, LocalFile, ShardReader, StoredFile, open_regular, unreadable
 from streamtrain.store.writing.journal import JOURNAL
-from streamtrain.store.writing.lock import check_unlocked, dead_temporaries, lock_path, writer_lock
+from streamtrain.store.writing.lock import check_unlocked, lock_path, writer_lock
 from streamtrain.store.writing.staging import (
     DestinationState,
     check_ours,
@@ -258,7 +258,6 @@ def _found(path: Path) -> Iterator[tuple[Path, str]]:
     state = destination_state(path)
     if lock_path(path).exists():
         yield lock_path(path), "the lock of a writer that is dead"
-    yield from ((temporary, "a file that was not finished") for temporary in dead_temporaries(path))
     if state == "incomplete":
         what = "an ingest that did not finish"
         yield path, f"{what}; --resume goes on with it" if has_journal(path) else what
