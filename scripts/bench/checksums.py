@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The cost of checking: an epoch of the loader as it is, beside one that computes and compares no checksums.
 
-There is no switch for that, and there shall be none: in this process alone, the two functions that do it give way to
-empty ones; reading and decoding stay. The two ways take turns, each epoch by a loader of its own, which holds no blocks
+There is no switch for that, and there shall be none: in this process alone, the method that does it gives way to an
+empty one; reading and decoding stay. The two ways take turns, each epoch by a loader of its own, which holds no blocks
 yet and so reads all of them. The first pair is left out, and each pair is begun by the other way than the one before.
 The cost is the median of the pairs' ratios, less 1. Files are in the page cache.
 
@@ -28,7 +28,7 @@ import crc32c
 import streamtrain as st
 from scripts.bench.loader import drain, synthetic
 from scripts.runner import Result, median_ratio, new_parser, require_disk, rounds, run, timed
-from streamtrain.loader import block_reader
+from streamtrain.store.shard import ShardReader
 from streamtrain.system.units import parse_bytes
 
 WAYS: Final = ("checked", "unchecked")
@@ -106,10 +106,7 @@ def epoch(dataset: st.Dataset, arguments: argparse.Namespace, *, is_checked: boo
 @contextmanager
 def unchecked() -> Iterator[None]:
     """Let the reader take every block for what was written."""
-    with (
-        mock.patch.object(block_reader, "crc32c", _nothing),
-        mock.patch.object(block_reader.BlockReader, "_check", _nothing),
-    ):
+    with mock.patch.object(ShardReader, "check", _nothing):
         yield
 
 

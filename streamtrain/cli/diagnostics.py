@@ -197,7 +197,7 @@ def _fast_path(path: DirectReadSupport, n_threads: int) -> list[tuple[str, str]]
             "reading",
             f"straight from the shards' files (preadv), up to {_threads(n_threads)} at a time"
             if path.direct_reads
-            else "through zarr: this system has no preadv, so it is slower",
+            else "by seek and read, one thread of a file at a time: this system has no preadv",
         ),
         (
             "",

@@ -100,7 +100,7 @@ class DirectReadSupport:
     Parameters
     ----------
     direct_reads : bool
-        Blocks are read by ``preadv``, straight from the shards' files; else by the store's general read.
+        Blocks are read by ``preadv``, any number at a time; else by seek and read, one of a file at a time.
     cache_control : bool
         What was read can be dropped from the page cache when the data exceeds the free memory.
     huge_pages : bool

@@ -77,11 +77,10 @@ def decode(data: BytesLike, out: Array, codec: Codec) -> None:
     ValueError, RuntimeError
         The bytes do not decode to that many.
     """
-    flat = out.reshape(-1).view(np.uint8)
     if codec == "none":
-        flat[:] = np.frombuffer(data, np.uint8)
+        out.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8)
     else:
-        blosc.decompress(data, flat)
+        blosc.decompress(data, out)
     if sys.byteorder == "big":
         out.byteswap(inplace=True)
 

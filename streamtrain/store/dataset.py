@@ -1,10 +1,7 @@
-"""An open dataset: its layout, its statistics, and the general read through zarr.
+"""An open dataset: its layout, its statistics, and its samples by index.
 
 Opening reads no sample. From the root down: the root names the manifest by its digest, the manifest every file by its
 length, and the id is the digest of layout and checksum table. A file's bytes are checked when they are read.
-
-The general read is for looking at data and for machines without the direct one. It is as strict: a block is compared
-with the dataset's checksum table before zarr decodes it.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ import difflib
 import hashlib
 import os
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -21,10 +17,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import DamagedBlock, DatasetError, OutOfRange, UsageError, unknown_name
+from streamtrain.errors import DatasetError, OutOfRange, UsageError, unknown_name
 from streamtrain.store import zarr_metadata
-from streamtrain.store.codec import HEADER_BYTES, header_mismatch
-from streamtrain.store.layout import CHECKSUM_BYTES, Field, Layout
+from streamtrain.store.layout import Field, Layout
 from streamtrain.store.manifest import (
     FORMAT,
     MOST_MANIFEST_BYTES,
@@ -38,7 +33,15 @@ from streamtrain.store.manifest import (
     read_checksums,
 )
 from streamtrain.store.schema.columns import INPUT, TARGET, Schema, schema_of
-from streamtrain.store.shard import RESTORE, index_of, open_regular, read_bounded, read_stored, unreadable
+from streamtrain.store.shard import (
+    RESTORE,
+    LocalFile,
+    ShardReader,
+    damaged_block,
+    read_bounded,
+    read_stored,
+    unreadable,
+)
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
 from streamtrain.system.files import Files, local_path
@@ -74,8 +77,6 @@ class Dataset:
         self.path = path
         self.manifest = manifest
         self.block_checksums = block_checksums
-        self._arrays: dict[str, Any] = {}
-        self._opening = threading.Lock()
 
     @property
     def id(self) -> str:
@@ -168,8 +169,17 @@ class Dataset:
         """The file of a field's shard."""
         return self.path / zarr_metadata.shard_key(self._field(field), shard)
 
+    def open_shard(self, field: str, block: int, *, indexed: bool = True) -> ShardReader:
+        """Open the shard of a field that holds a block; the block is damaged where it cannot be opened."""
+        described, shard = self._field(field), block // self.layout.shard_blocks
+        path = self.shard_path(field, shard)
+        try:
+            return ShardReader(LocalFile(path), self.layout, described, shard, indexed=indexed)
+        except DatasetError as error:
+            raise damaged_block(self.layout, described, block, where=str(path), why=error.what) from error
+
     def read_block(self, field: str, block: int) -> Array:
-        """Read one block of a field through zarr, checked.
+        """Read one block of a field, checked.
 
         Returns
         -------
@@ -179,63 +189,14 @@ class Dataset:
         Raises
         ------
         DamagedBlock
-            The stored bytes are not those that were written.
-        DatasetError
-            A file is missing or its index is damaged.
+            The stored bytes are not those that were written, or cannot be read.
         """
         start, stop = self.layout.block_range(block)
-        self._check_stored(field, block)
-        try:
-            # zarr's crc32c codec compares the bytes with the checksum that follows them, which is now known to be ours.
-            rows: Array = np.asarray(self._array(field)[start:stop])
-        except MemoryError:
-            raise
-        except Exception as error:
-            # zarr has no class of its own for descriptions that make no sense to it: many come up as TypeError.
-            raise self.damaged(field, block, str(error)) from error
-        return rows
-
-    def damaged(self, field: str, block: int, why: str) -> DamagedBlock:
-        """Make the error for a block whose stored bytes are not those that were written."""
-        start, stop = self.layout.block_range(block)
-        where = f"{self.shard_path(field, block // self.layout.shard_blocks)}"
-        what = f"block {block} of field {field} (samples {start} to {stop - 1}) is damaged"
-        return DamagedBlock(what, where=where, why=why, fix=RESTORE, field=field, block=block, samples=(start, stop))
-
-    def _check_stored(self, name: str, block: int) -> None:
-        """Hold the checksum that follows a block against the table, and what zarr would decode against the layout."""
-        layout, field = self.layout, self._field(name)
-        shard, place = divmod(block, layout.shard_blocks)
-        first, end = layout.shard_blocks_range(shard)
-        path = self.shard_path(name, shard)
-        try:
-            with os.fdopen(open_regular(path), "rb") as file:
-                index = index_of(file, path, shard_blocks=layout.shard_blocks, n_present=end - first)
-                offset, n_bytes = (int(number) for number in index[place])
-                file.seek(offset)
-                header = file.read(min(HEADER_BYTES, n_bytes))
-                file.seek(offset + n_bytes - CHECKSUM_BYTES)
-                found = int.from_bytes(file.read(CHECKSUM_BYTES), "little")
-        except DatasetError as error:
-            raise self.damaged(name, block, error.what) from error
-        except OSError as error:
-            raise self.damaged(name, block, f"The file cannot be read: {error.strerror}") from error
-        expected = int(self.block_checksums[block, self.fields.index(field)])
-        if found != expected:
-            raise self.damaged(name, block, f"Its checksum is {found:#010x}; {expected:#010x} was written")
-        if layout.codec != "none":
-            encoded_bytes, decoded_bytes = n_bytes - CHECKSUM_BYTES, layout.block_rows * field.row_bytes
-            why = header_mismatch(header, encoded_bytes=encoded_bytes, n_bytes=decoded_bytes)
-            if why:
-                raise self.damaged(name, block, why)
-
-    def _array(self, field: str) -> Any:
-        with self._opening:
-            if field not in self._arrays:
-                import zarr
-
-                self._arrays[field] = zarr.open_array(str(self.path / field), mode="r")
-            return self._arrays[field]
+        with self.open_shard(field, block) as shard:
+            rows = np.empty((self.layout.block_rows, *shard.field.shape), shard.field.dtype)
+            expected = int(self.block_checksums[block, self.fields.index(shard.field)])
+            shard.decode(block, shard.check_stored(block, shard.fetch_stored(block), expected), rows)
+        return rows[: stop - start]
 
     def _field(self, name: str) -> Field:
         for field in self.fields:

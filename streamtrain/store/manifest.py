@@ -31,13 +31,12 @@ from streamtrain.store.layout import CHECKSUM_BYTES, CODECS, Field, Layout
 from streamtrain.store.moments import Summary
 from streamtrain.store.shard import (
     RESTORE,
+    LocalFile,
+    ShardReader,
     StoredFile,
     check_length,
     index_bytes,
-    index_of,
-    open_regular,
     read_stored,
-    unreadable,
 )
 from streamtrain.store.statistics import Histogram, settle_summary, stats_shape
 from streamtrain.system.arguments import is_int
@@ -412,17 +411,9 @@ def _check_claim(path: Path, field: Field, layout: Layout, file: StoredFile) -> 
     decoded = layout.block_rows * field.row_bytes
     if layout.codec == "none" or decoded * (end - first) <= _BELIEVED_RATIO * file.n_bytes:
         return
-    try:
-        with os.fdopen(open_regular(path), "rb") as opened:
-            index = index_of(opened, path, shard_blocks=layout.shard_blocks, n_present=end - first)
-            offset, n_bytes = (int(number) for number in index[0])
-            opened.seek(offset)
-            header = opened.read(min(HEADER_BYTES, n_bytes))
-    except DatasetError:
-        raise
-    except OSError as error:
-        raise unreadable(path, error) from error
-    why = header_mismatch(header, encoded_bytes=n_bytes - CHECKSUM_BYTES, n_bytes=decoded)
+    with ShardReader(LocalFile(path), layout, field, 0) as shard:
+        header = shard.fetch(0, memoryview(bytearray(HEADER_BYTES)))
+    why = header_mismatch(header, encoded_bytes=shard.span(0)[1], n_bytes=decoded)
     if why:
         what = f"block 0 of field {field.name} is not of the shape that the layout claims"
         raise DatasetError(what, where=str(path), why=why, fix=RESTORE)

@@ -5,8 +5,7 @@ block it has room for, and a crc32c of the index. A block past the array's end, 
 numbers are 2⁶⁴ - 1. The size includes the block's own checksum. A block inside the array is always present, whatever it
 holds: a missing one must never read as zeros.
 
-A shard is read back once, front to back, and compared with what is known of its file. Nothing of it may be used before
-the last part has been read: only then is the whole file known to be right.
+`ShardReader` is the only reader of blocks, over any `ByteRanges`; what it checks are the bytes that it then decodes.
 """
 
 from __future__ import annotations
@@ -14,18 +13,28 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack
+import threading
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import DatasetError, remedy
+from streamtrain.errors import DamagedBlock, DatasetError, remedy
 from streamtrain.store import zarr_metadata
-from streamtrain.store.codec import BytesLike, checksum, checksum_bytes, combine_crc32c, decode, header_mismatch
+from streamtrain.store.codec import (
+    HEADER_BYTES,
+    BytesLike,
+    checksum,
+    checksum_bytes,
+    combine_crc32c,
+    decode,
+    header_mismatch,
+)
 from streamtrain.store.layout import CHECKSUM_BYTES, Field, Layout
 from streamtrain.system.files import FileWriter
 
@@ -42,24 +51,12 @@ class StoredFile:
 
 
 def file_of(data: bytes) -> StoredFile:
-    """Describe the file that holds these bytes.
-
-    Examples
-    --------
-    >>> file_of(b"123456789")
-    StoredFile(n_bytes=9, crc32c=3808858755)
-    """
+    """Describe the file that holds these bytes."""
     return StoredFile(n_bytes=len(data), crc32c=checksum(data))
 
 
 def check_length(path: str, file: StoredFile) -> None:
-    """Hold a file's presence and length against the manifest, without reading it.
-
-    Raises
-    ------
-    DatasetError
-        It is missing, not a regular file (a link could lead anywhere), or of another length.
-    """
+    """Refuse a file that is missing, a link (which could lead anywhere), or of another length, without reading it."""
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -74,19 +71,13 @@ def check_length(path: str, file: StoredFile) -> None:
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> DatasetError:
-    """The error for what is there, as far as anyone can tell, and cannot be looked at."""
+    """Make the error for a file that exists, as far as anyone can tell, and cannot be read."""
     what = f"cannot be read: {error.strerror or error}"
     return DatasetError(what, where=os.fspath(path), fix=remedy(error, RESTORE))
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
-    """Open a file for reading, by a path that must not end in a link; a pipe there does not wait for its writer.
-
-    Raises
-    ------
-    OSError
-        It cannot be opened, or is no regular file.
-    """
+    """Open a regular file for reading: never through a link, and without waiting for a pipe's writer."""
     fd = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in _CAREFULLY))
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -95,13 +86,7 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 
 
 def read_bounded(path: Path, most_bytes: int) -> bytes:
-    """Read a small file whole.
-
-    Raises
-    ------
-    DatasetError
-        It cannot be read, is no regular file, or is larger than it may be.
-    """
+    """Read a small file whole; refuse one that is larger than it may be."""
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             # Python sets aside as much as is asked for, whatever the file has.
@@ -117,13 +102,7 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
 
 
 def read_stored(folder: Path, key: str, file: StoredFile) -> bytes:
-    """Read a small stored file whole, and check it.
-
-    Raises
-    ------
-    DatasetError
-        Its bytes are not those that were written.
-    """
+    """Read a small stored file whole, and check it."""
     data = read_bounded(folder / key, file.n_bytes)
     if file_of(data) != file:
         raise DatasetError("the file is not the one that was written", where=str(folder / key), fix=RESTORE)
@@ -137,15 +116,7 @@ _WITH_CHECKSUM: Final = checksum(checksum_bytes(0))
 
 
 class ShardWriter:
-    """A shard file being written, block by block, then its index; the file is its owner's to finish or abandon.
-
-    Parameters
-    ----------
-    out : FileWriter
-        The file.
-    shard_blocks : int
-        How many blocks the index has room for.
-    """
+    """A shard file being written, block by block, then its index; the file is its owner's to finish or abandon."""
 
     def __init__(self, out: FileWriter, shard_blocks: int) -> None:
         self.checksums: list[int] = []
@@ -181,40 +152,12 @@ class ShardWriter:
 
 
 def index_bytes(shard_blocks: int) -> int:
-    """The length of a shard's index, which ends the file.
-
-    Examples
-    --------
-    >>> index_bytes(64)
-    1028
-    """
+    """The length of a shard's index, which ends the file."""
     return _ENTRY_BYTES * shard_blocks + CHECKSUM_BYTES
 
 
 def parse_index(data: BytesLike, *, n_bytes: int, n_present: int, where: str) -> npt.NDArray[np.uint64]:
-    """Check a shard's index and return it.
-
-    Parameters
-    ----------
-    data : buffer
-        The index with its checksum, the last `index_bytes` of the file.
-    n_bytes : int
-        The length of the file.
-    n_present : int
-        How many blocks the shard must hold.
-    where : str
-        The file's name in the error message.
-
-    Returns
-    -------
-    ndarray of uint64, shape (n_present, 2)
-        Offset and size in bytes of each block; the size counts the block's four checksum bytes.
-
-    Raises
-    ------
-    DatasetError
-        The checksum does not match, or an entry points outside the file.
-    """
+    """Check the index of a file of so many bytes; return offset and size (checksum included) of each block present."""
     view = memoryview(data)
     body, stored = view[:-CHECKSUM_BYTES], int.from_bytes(view[-CHECKSUM_BYTES:], "little")
     if checksum(body) != stored:
@@ -229,26 +172,232 @@ def parse_index(data: BytesLike, *, n_bytes: int, n_present: int, where: str) ->
     return index
 
 
-def index_of(file: BinaryIO, path: Path, *, shard_blocks: int, n_present: int) -> npt.NDArray[np.uint64]:
-    """Read and check the index of an open shard file; see `parse_index`.
+class ByteRanges(Protocol):
+    """Stored bytes, read by range: of a local file today; an object of a store can take its place."""
 
-    Raises
-    ------
-    DatasetError
-        The file is too short, or its index is damaged.
-    """
-    size = index_bytes(shard_blocks)
-    n_bytes = file.seek(0, 2)
-    file.seek(max(0, n_bytes - size))
-    data = file.read(size)
-    if len(data) < size:
-        raise DatasetError(
-            f"the shard has {n_bytes} bytes, less than its index of {size}", where=str(path), fix=RESTORE
-        )
-    return parse_index(data, n_bytes=n_bytes, n_present=n_present, where=str(path))
+    where: str
+    n_bytes: int
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill a buffer from a place, on any thread; return how many bytes there were before the end."""
+
+    def expect_random(self) -> None:
+        """Expect ranges in any order: read nothing ahead of what is announced."""
+
+    def is_near(self, offset: int) -> bool:
+        """Whether a byte can be had without waiting; True where nobody can tell."""
+
+    def announce(self, offset: int, n_bytes: int) -> None:
+        """Have a range fetched that is about to be read."""
+
+    def drop(self, offset: int, n_bytes: int) -> None:
+        """Let the cache forget a range that has been read."""
+
+    def close(self) -> None:
+        """Give back what it holds open."""
+
+
+class LocalFile:
+    """A local file: read by ``preadv``, else by seek and read in turn; closed when nothing refers to it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.where = str(path)
+        try:
+            self._fd = open_regular(path)
+        except OSError as error:
+            what = f"the file cannot be read: {error.strerror or error}"
+            raise DatasetError(what, where=self.where, fix=remedy(error, RESTORE)) from error
+        self._finalizer = weakref.finalize(self, os.close, self._fd)
+        self._finalizer.atexit = False
+        self.n_bytes = os.fstat(self._fd).st_size
+        self._seeking = threading.Lock()
+        self._read_some = self._read_at if hasattr(os, "preadv") else self._seek_and_read
+        self._has_advice = hasattr(os, "posix_fadvise")
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill a buffer from a place, in as many pieces as the system gives."""
+        n_read = self._read_some(buffer, offset)
+        while n_read < len(buffer) and (more := self._read_some(buffer[n_read:], offset + n_read)):
+            n_read += more
+        return n_read
+
+    def _read_at(self, buffer: memoryview, offset: int) -> int:
+        return os.preadv(self._fd, [buffer], offset)
+
+    def _seek_and_read(self, buffer: memoryview, offset: int) -> int:
+        with self._seeking, open(self._fd, "rb", buffering=0, closefd=False) as file:
+            file.seek(offset)
+            return file.readinto(buffer) or 0
+
+    def expect_random(self) -> None:
+        """Switch the system's read-ahead off."""
+        if self._has_advice:
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def is_near(self, offset: int) -> bool:
+        """Whether a byte is in the page cache."""
+        try:
+            os.preadv(self._fd, [bytearray(1)], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return False
+        except (AttributeError, OSError):
+            # Not every system knows the question, nor every file system.
+            return True
+        return True
+
+    def announce(self, offset: int, n_bytes: int) -> None:
+        """Have the disk fetch a range."""
+        if self._has_advice:
+            os.posix_fadvise(self._fd, offset, n_bytes, os.POSIX_FADV_WILLNEED)
+
+    def drop(self, offset: int, n_bytes: int) -> None:
+        """Drop a range from the page cache."""
+        if self._has_advice:
+            os.posix_fadvise(self._fd, offset, n_bytes, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._finalizer()
 
 
 Array = npt.NDArray[Any]
+
+
+class ShardReader:
+    """The blocks of one field in one shard; any number of threads may read them.
+
+    Uncompressed blocks are found without the index, too; with ``indexed=False`` it is not read for them.
+    """
+
+    def __init__(self, stored: ByteRanges, layout: Layout, field: Field, shard: int, *, indexed: bool = True) -> None:
+        self.stored, self.field = stored, field
+        self.first, self.end = layout.shard_blocks_range(shard)
+        self._layout, self._codec = layout, layout.codec
+        self._block_bytes = layout.block_rows * field.row_bytes
+        self.index: npt.NDArray[np.uint64] | None = None
+        self._places: memoryview | None = None
+        if indexed or layout.codec != "none":
+            try:
+                self.index = self._read_index()
+            except BaseException:
+                stored.close()
+                raise
+            self._places = self.index.ravel().data
+
+    def _read_index(self) -> npt.NDArray[np.uint64]:
+        stored, size = self.stored, index_bytes(self._layout.shard_blocks)
+        if stored.n_bytes < size:
+            what = f"the shard has {stored.n_bytes} bytes, less than its index of {size}"
+            raise DatasetError(what, where=stored.where, fix=RESTORE)
+        data = memoryview(bytearray(size))
+        try:
+            n_read = stored.read_into(data, stored.n_bytes - size)
+        except OSError as error:
+            raise unreadable(stored.where, error) from error
+        n_present = self.end - self.first
+        return parse_index(data[:n_read], n_bytes=stored.n_bytes, n_present=n_present, where=stored.where)
+
+    def is_gapless(self) -> bool:
+        """Whether the blocks fill the file up to its index, in order, as the writer leaves them."""
+        assert self.index is not None
+        ends = np.cumsum(self.index[:, 1], dtype=np.uint64)
+        in_order = bool((self.index[1:, 0] == ends[:-1]).all()) and self.index[0, 0] == 0
+        return in_order and int(ends[-1]) == self.stored.n_bytes - index_bytes(self._layout.shard_blocks)
+
+    def span(self, block: int) -> tuple[int, int]:
+        """The offset of a block's encoded bytes, and how many there are without their checksum."""
+        place = block - self.first
+        if self._places is None:
+            return place * (self._block_bytes + CHECKSUM_BYTES), self._block_bytes
+        n_bytes = self._places[2 * place + 1] - CHECKSUM_BYTES
+        if self._codec == "none":
+            if n_bytes != self._block_bytes:
+                raise self.damaged(block, f"It has {n_bytes:,} bytes, not {self._block_bytes:,}")
+        elif not 0 < n_bytes <= self._block_bytes + HEADER_BYTES:
+            raise self.damaged(block, f"The index gives it {n_bytes + CHECKSUM_BYTES} bytes")
+        return self._places[2 * place], n_bytes
+
+    def fetch(self, block: int, buffer: memoryview) -> memoryview:
+        """Read a block's encoded bytes into a buffer, as far as there is room; return the part that they fill."""
+        offset, n_bytes = self.span(block)
+        return self._fill(block, buffer[:n_bytes], offset)
+
+    def fetch_stored(self, block: int) -> memoryview:
+        """Read a block's encoded bytes and the checksum that follows them."""
+        offset, n_bytes = self.span(block)
+        return self._fill(block, np.empty(n_bytes + CHECKSUM_BYTES, np.uint8).data, offset)
+
+    def _fill(self, block: int, buffer: memoryview, offset: int) -> memoryview:
+        try:
+            n_read = self.stored.read_into(buffer, offset)
+        except OSError as error:
+            raise self.damaged(block, f"The disk says: {error.strerror}") from error
+        if n_read < len(buffer):
+            raise self.damaged(block, f"The file ends {len(buffer) - n_read} bytes early")
+        return buffer
+
+    def is_near(self, block: int) -> bool:
+        """Whether a block can be read without waiting for the disk."""
+        offset, n_bytes = self.span(block)
+        return self.stored.is_near(offset + n_bytes // 2)  # its middle: a neighbour's read may have brought its ends
+
+    def announce(self, block: int) -> None:
+        """Have a block fetched that is about to be read."""
+        self.stored.announce(*self.span(block))
+
+    def drop(self, block: int) -> None:
+        """Let the cache forget a block that has been read."""
+        self.stored.drop(*self.span(block))
+
+    def check(self, block: int, encoded: memoryview, expected: int) -> None:
+        """Refuse encoded bytes that do not have the checksum in the dataset's table."""
+        found = checksum(encoded)
+        if found != expected:
+            raise self.damaged(block, f"crc32c is {found:08x}, the dataset's table says {expected:08x}")
+
+    def check_stored(self, block: int, stored: memoryview, expected: int | None = None) -> memoryview:
+        """Check encoded bytes, their header and the checksum after them, alone without a table; return them."""
+        encoded, after = stored[:-CHECKSUM_BYTES], int.from_bytes(stored[-CHECKSUM_BYTES:], "little")
+        if expected is not None:
+            self.check(block, encoded, expected)
+            if after != expected:
+                raise self.damaged(block, f"The checksum that follows it is {after:08x}, not {expected:08x}")
+        elif checksum(encoded) != after:
+            raise self.damaged(block, "a block does not match its checksum")
+        self.check_header(block, encoded)
+        return encoded
+
+    def check_header(self, block: int, encoded: memoryview) -> None:
+        """Refuse encoded bytes that would not decode to a whole block, whatever their checksum says."""
+        if self._codec != "none":
+            why = header_mismatch(encoded, encoded_bytes=len(encoded), n_bytes=self._block_bytes)
+            if why:
+                raise self.damaged(block, why)
+
+    def decode(self, block: int, encoded: memoryview, out: Array) -> None:
+        """Decode checked bytes into a contiguous array of the block's full size."""
+        self.check_header(block, encoded)
+        try:
+            decode(encoded, out, self._codec)
+        except (RuntimeError, ValueError) as error:
+            raise self.damaged(block, f"It does not decode: {error}") from error
+
+    def damaged(self, block: int, why: str) -> DamagedBlock:
+        """Make the error for a block whose stored bytes are not those that were written."""
+        return damaged_block(self._layout, self.field, block, where=self.stored.where, why=why)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stored.close()
+
+
+def damaged_block(layout: Layout, field: Field, block: int, *, where: str, why: str) -> DamagedBlock:
+    """Make the error for a block that is not what was written, or cannot be read."""
+    start, stop = layout.block_range(block)
+    what = f"block {block} of field {field.name} (samples {start} to {stop - 1}) is damaged"
+    return DamagedBlock(what, where=where, why=why, fix=RESTORE, field=field.name, block=block, samples=(start, stop))
 
 
 class DamagedShard(DatasetError):
@@ -268,30 +417,9 @@ def shard_exists(folder: Path, layout: Layout, shard: int, stored: Sequence[Stor
 def reread(
     folder: Path, layout: Layout, shard: int, stored: Sequence[StoredFile], ranges: Sequence[tuple[int, int]]
 ) -> Generator[tuple[dict[str, Array], npt.NDArray[np.uint32]], None, None]:
-    """Read a shard back, in parts.
+    """Read a shard back in parts of whole blocks; yield each field's rows, and the checksums (n_blocks, n_fields).
 
-    Parameters
-    ----------
-    folder : Path
-        Where its files are.
-    layout : Layout
-        The dataset's.
-    shard : int
-        Which one.
-    stored : sequence of StoredFile
-        What is known of its file of each field.
-    ranges : sequence of tuple of int
-        The rows of each part: whole blocks, one part after the other.
-
-    Yields
-    ------
-    dict of str to ndarray, ndarray of uint32
-        The rows of each field, and the crc32c of their blocks, shape (n_blocks, n_fields).
-
-    Raises
-    ------
-    DamagedShard
-        A file is not the one that was written; it may take until its end to see that.
+    Nothing of it may be used before the last part: only then is each whole file known to be the one that was written.
     """
     with ExitStack() as stack:
         runs = [
@@ -299,75 +427,60 @@ def reread(
             for field, file in zip(layout.fields, stored, strict=True)
         ]
         for number, (start, stop) in enumerate(ranges, 1):
-            rows = {run.field.name: run.read(stop - start) for run in runs}
-            checksums = np.array([run.taken() for run in runs], np.uint32).T
+            parts = [run.read(stop - start) for run in runs]
             if number == len(ranges):
                 for run in runs:
                     run.finish()
-            yield rows, checksums
+            rows = {field.name: part for field, (part, _) in zip(layout.fields, parts, strict=True)}
+            yield rows, np.array([checksums for _, checksums in parts], np.uint32).T
 
 
 class _ShardReadBack:
-    """The shard file of one field, read in order."""
+    """The shard file of one field, read in order and compared with what is known of the whole file."""
 
     def __init__(
         self, path: Path, field: Field, layout: Layout, shard: int, stored: StoredFile, stack: ExitStack
     ) -> None:
-        self.field = field
-        self._path, self._layout, self._stored = path, layout, stored
-        self._crc = 0
-        self._taken: list[int] = []
-        first, end = layout.shard_blocks_range(shard)
-        try:
-            self._file: BinaryIO = stack.enter_context(os.fdopen(open_regular(path), "rb"))
-            index = index_of(self._file, path, shard_blocks=layout.shard_blocks, n_present=end - first)
-            self._file.seek(0)
-        except OSError as error:  # ours for a damaged index among them
-            why = error.what if isinstance(error, DatasetError) else error.strerror or str(error)
-            raise self._damaged(why) from error
-        self._sizes = iter(index[:, 1].tolist())
+        self._path, self._field, self._layout, self._stored = path, field, layout, stored
+        self._crc = self._n_read = 0
+        with self._named():
+            self._shard = stack.enter_context(ShardReader(LocalFile(path), layout, field, shard))
+        self._block = self._shard.first
 
-    def read(self, n_rows: int) -> Array:
-        """The next rows, of whole blocks; the last block may be cut."""
+    def read(self, n_rows: int) -> tuple[Array, list[int]]:
+        """The next rows, of whole blocks (the last may be cut), and the checksum of each block."""
         block_rows = self._layout.block_rows
-        n_blocks = -(-n_rows // block_rows)
-        rows = np.empty((n_blocks * block_rows, *self.field.shape), self.field.dtype)
+        rows = np.empty((-(-n_rows // block_rows) * block_rows, *self._field.shape), self._field.dtype)
+        checksums = []
         for start in range(0, len(rows), block_rows):
-            self._read_block(rows[start : start + block_rows])
-        return rows[:n_rows]
-
-    def _read_block(self, out: Array) -> None:
-        data = self._next(next(self._sizes))
-        encoded = memoryview(data)[:-CHECKSUM_BYTES]
-        crc = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
-        self._taken.append(crc)
-        plain = self._layout.codec == "none"
-        why = None if plain else header_mismatch(encoded, encoded_bytes=len(encoded), n_bytes=out.nbytes)
-        if crc != checksum(encoded) or why or (plain and len(encoded) != out.nbytes):
-            raise self._damaged(why or "a block does not match its checksum")
-        decode(encoded, out, self._layout.codec)
-
-    def taken(self) -> list[int]:
-        """The checksums of the blocks read since the last call."""
-        found, self._taken = self._taken, []
-        return found
+            with self._named():
+                data = self._shard.fetch_stored(self._block)
+                encoded = self._shard.check_stored(self._block, data)
+                self._shard.decode(self._block, encoded, rows[start : start + block_rows])
+            self._take(data)
+            self._block += 1
+            checksums.append(int.from_bytes(data[-CHECKSUM_BYTES:], "little"))
+        return rows[:n_rows], checksums
 
     def finish(self) -> None:
         """Read the index too, and hold the file's checksum against what was written."""
-        self._next(self._stored.n_bytes - self._file.tell())
-        if self._crc != self._stored.crc32c or self._file.read(1):
-            raise self._damaged("the file does not match its checksum")
+        with self._named():
+            file, known = self._shard.stored, self._stored
+            rest = memoryview(bytearray(max(0, known.n_bytes - self._n_read)))
+            self._take(rest[: file.read_into(rest, self._n_read)])
+            if (file.n_bytes, self._n_read, self._crc) != (known.n_bytes, known.n_bytes, known.crc32c):
+                raise OSError("the file does not match its checksum")
 
-    def _next(self, n_bytes: int) -> bytes:
-        try:
-            data = self._file.read(max(0, n_bytes))
-        except OSError as error:
-            raise self._damaged(error.strerror or str(error)) from error
-        if len(data) < max(n_bytes, CHECKSUM_BYTES):
-            raise self._damaged("the file is too short")
+    def _take(self, data: memoryview) -> None:
         self._crc = checksum(data, self._crc)
-        return data
+        self._n_read += len(data)
 
-    def _damaged(self, why: str) -> DamagedShard:
-        what = f"a shard of field {self.field.name} is not what was written: {why}"
-        return DamagedShard(what, where=str(self._path), fix=RESTORE)
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Turn what fails into the error for the whole shard."""
+        try:
+            yield
+        except OSError as error:  # ours among them
+            why = (error.why or error.what) if isinstance(error, DatasetError) else error.strerror or str(error)
+            what = f"a shard of field {self._field.name} is not what was written: {why}"
+            raise DamagedShard(what, where=str(self._path), fix=RESTORE) from error

@@ -14,17 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-
-from streamtrain.errors import DatasetError, UsageError
-from streamtrain.store.codec import checksum, header_mismatch
+from streamtrain.errors import DamagedBlock, DatasetError, UsageError
+from streamtrain.store.codec import checksum
 from streamtrain.store.dataset import Dataset, checked_dataset, read_facts
-from streamtrain.store.layout import CHECKSUM_BYTES, Field, Layout
+from streamtrain.store.layout import Field
 from streamtrain.store.manifest import Manifest, file_damage
-from streamtrain.store.shard import RESTORE, StoredFile, index_bytes, index_of, open_regular, unreadable
+from streamtrain.store.shard import RESTORE, LocalFile, ShardReader, StoredFile, open_regular, unreadable
 from streamtrain.store.writing.journal import JOURNAL
-from streamtrain.store.writing.lock import check_unlocked, dead_temporaries, lock_path, writer_lock
+from streamtrain.store.writing.lock import check_unlocked, lock_path, writer_lock
 from streamtrain.store.writing.staging import (
     DestinationState,
     check_ours,
@@ -96,7 +93,7 @@ def verify(
 
     Examples
     --------
-    >>> import tempfile, streamtrain as st
+    >>> import numpy as np, tempfile, streamtrain as st
     >>> path = tempfile.mkdtemp() + "/d.zarr"
     >>> dataset = st.ingest({"x": np.arange(600)}, path, block="240B", codec="none")
     >>> verify(path, full=True).damage
@@ -176,61 +173,20 @@ def _whole_damage(path: Path, file: StoredFile) -> list[DatasetError]:
 
 
 def _shard_damage(dataset: Dataset, field: Field, column: int, shard: int) -> list[DatasetError]:
-    layout, path = dataset.layout, dataset.shard_path(field.name, shard)
-    first, end = layout.shard_blocks_range(shard)
+    found: list[DatasetError] = []
     try:
-        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
-            index = index_of(file, path, shard_blocks=layout.shard_blocks, n_present=end - first)
-            places = index.astype(np.int64).tolist()
-            found: list[DatasetError] = list(_block_damage(dataset, field, column, first, places, file))
-            if not _is_gapless(index, layout, field, file.seek(0, 2)):
-                found.append(_not_as_written(path))
-            return found
+        with ShardReader(LocalFile(dataset.shard_path(field.name, shard)), dataset.layout, field, shard) as blocks:
+            for block in range(blocks.first, blocks.end):
+                try:
+                    blocks.check_stored(block, blocks.fetch_stored(block), int(dataset.block_checksums[block, column]))
+                except DamagedBlock as error:
+                    found.append(error)
+            if not blocks.is_gapless():
+                what = "the shard's blocks do not lie as they were written"
+                found.append(DatasetError(what, where=blocks.stored.where, fix=RESTORE))
     except DatasetError as error:
-        return [error]
-    except OSError as error:
-        return [unreadable(path, error)]
-
-
-def _block_damage(
-    dataset: Dataset, field: Field, column: int, first: int, places: list[list[int]], file: Any
-) -> Iterator[DatasetError]:
-    layout = dataset.layout
-    decoded_bytes = layout.block_rows * field.row_bytes
-    for block, (offset, n_bytes) in enumerate(places, first):
-        file.seek(offset)
-        data = memoryview(_read(file, n_bytes))
-        encoded, stored = data[:-CHECKSUM_BYTES], int.from_bytes(data[-CHECKSUM_BYTES:], "little")
-        crc, expected = checksum(encoded), int(dataset.block_checksums[block, column])
-        if crc != expected:
-            why = f"crc32c is {crc:08x}, the dataset's table says {expected:08x}"
-        elif stored != expected:
-            why = f"The checksum that follows it is {stored:08x}, not {expected:08x}"
-        elif layout.codec == "none":
-            why = "" if len(encoded) == decoded_bytes else f"It has {len(encoded):,} bytes, not {decoded_bytes:,}"
-        else:
-            why = header_mismatch(encoded, encoded_bytes=len(encoded), n_bytes=decoded_bytes) or ""
-        if why:
-            yield dataset.damaged(field.name, block, why)
-
-
-def _read(file: Any, n_bytes: int) -> bytes:
-    """So many bytes, fewer where the file ends; the system may give them in pieces."""
-    data: bytes = file.read(n_bytes)
-    while len(data) < n_bytes and (more := file.read(n_bytes - len(data))):
-        data += more
-    return data
-
-
-def _is_gapless(index: npt.NDArray[np.uint64], layout: Layout, field: Field, n_bytes: int) -> bool:
-    """Whether the blocks fill a shard up to its index, in order, as the writer leaves them."""
-    ends = np.cumsum(index[:, 1], dtype=np.uint64)
-    in_order = bool((index[1:, 0] == ends[:-1]).all()) and index[0, 0] == 0
-    return in_order and int(ends[-1]) == n_bytes - index_bytes(layout.shard_blocks)
-
-
-def _not_as_written(path: Path) -> DatasetError:
-    return DatasetError("the shard's blocks do not lie as they were written", where=str(path), fix=RESTORE)
+        found.append(error)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,7 +291,6 @@ def _found(path: Path) -> Iterator[tuple[Path, str]]:
     state = destination_state(path)
     if lock_path(path).exists():
         yield lock_path(path), "the lock of a writer that is dead"
-    yield from ((temporary, "a file that was not finished") for temporary in dead_temporaries(path))
     if state == "incomplete":
         what = "an ingest that did not finish"
         yield path, f"{what}; --resume goes on with it" if has_journal(path) else what

@@ -23,6 +23,7 @@ from streamtrain.loader.block_reader import BlockReader
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.loader.workers import thread_stacks
 from streamtrain.store.dataset import Dataset
+from streamtrain.store.shard import ShardReader
 
 N = 600
 
@@ -42,17 +43,17 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, n_answered: int) -> None:
         self.open, self._left, self._counting = threading.Event(), n_answered, threading.Lock()
-        read = BlockReader._fill
+        fetch = ShardReader.fetch
 
-        def gated(reader: BlockReader, *args: Any) -> float:
+        def gated(shard: ShardReader, *args: Any) -> memoryview:
             with self._counting:
                 self._left -= 1
                 waits = self._left < 0
             if waits:
                 self.open.wait(30)
-            return read(reader, *args)
+            return fetch(shard, *args)
 
-        monkeypatch.setattr(BlockReader, "_fill", gated)
+        monkeypatch.setattr(ShardReader, "fetch", gated)
 
 
 @pytest.fixture
@@ -111,13 +112,13 @@ def test_a_slow_disk_is_waited_for(dataset: Dataset, gate: Gate) -> None:
 
 def test_a_disk_that_answers_each_read_in_time_is_waited_for(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first batch needs 16 reads of 50 ms, by two threads; each of them is in time."""
-    read = BlockReader._fill
+    fetch = ShardReader.fetch
 
-    def slow(reader: BlockReader, *args: Any) -> float:
+    def slow(shard: ShardReader, *args: Any) -> memoryview:
         time.sleep(0.05)
-        return read(reader, *args)
+        return fetch(shard, *args)
 
-    monkeypatch.setattr(BlockReader, "_fill", slow)
+    monkeypatch.setattr(ShardReader, "fetch", slow)
     with loader_of(dataset, timeout=0.3) as loader:
         assert len(next(iter(loader)).x) == 16
 

@@ -7,7 +7,7 @@ import pytest
 import streamtrain
 from streamtrain import StreamLoader
 from streamtrain.errors import BudgetError
-from streamtrain.loader import block_reader, quarantine
+from streamtrain.loader import quarantine
 from streamtrain.system import memory
 from streamtrain.system.memory import MemoryLimit
 
@@ -38,7 +38,7 @@ def test_a_group_that_shrank_stops_the_next_epoch_and_not_the_process(dataset, m
 
 def test_data_larger_than_the_free_memory_is_not_kept_in_the_page_cache(dataset, monkeypatch):
     asked = []
-    monkeypatch.setattr(block_reader.os, "posix_fadvise", lambda fd, offset, length, advice: asked.append(advice))
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, offset, length, advice: asked.append(advice))
     roomy = MemoryLimit(limit_bytes=10**9, free_bytes=10**9, source="RAM")
     for free_bytes, dropped in ((10**9, False), (dataset.stored_bytes, True)):
         monkeypatch.setattr(quarantine, "memory_limit", lambda free=free_bytes: replace(roomy, free_bytes=free))

@@ -293,10 +293,15 @@ def test_weights_are_put_back_after_an_error_too():
     layer = nn.BatchNorm1d(2)
     tensors = [*layer.parameters(), *layer.buffers()]
     before = [tensor.detach().clone() for tensor in tensors]
-    with pytest.raises(RuntimeError), weights_kept(tensors) as kept:
-        layer(torch.randn(8, 2))
-        nn.init.zeros_(layer.weight)
-        assert not torch.equal(layer.running_mean, before[2])
-        assert all(map(torch.equal, kept, before))
-        raise RuntimeError
+
+    def change_and_fail():
+        with weights_kept(tensors) as kept:
+            layer(torch.randn(8, 2))
+            nn.init.zeros_(layer.weight)
+            assert not torch.equal(layer.running_mean, before[2])
+            assert all(map(torch.equal, kept, before))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        change_and_fail()
     assert all(map(torch.equal, tensors, before))

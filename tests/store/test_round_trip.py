@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 import streamtrain
 from streamtrain.errors import OutOfRange, UnknownName, UsageError
-from streamtrain.store.codec import checksum, decode
-from streamtrain.store.layout import CHECKSUM_BYTES, CODECS, Codec
-from streamtrain.store.shard import index_of
+from streamtrain.store.codec import checksum
+from streamtrain.store.layout import CHECKSUM_BYTES, CODECS, Codec, Field, Layout
+from streamtrain.store.shard import LocalFile, ShardReader
 
 DTYPES = [
     "bool",
@@ -81,13 +80,10 @@ def test_table_holds_the_checksums_in_the_files(tmp_path: Path, codec: Codec) ->
     dataset = streamtrain.ingest({"x": x}, tmp_path / "d.zarr", block=36 * 4, shard=36 * 12, codec=codec)
     layout = dataset.layout
     for block in range(layout.n_blocks):
-        shard, place = divmod(block, layout.shard_blocks)
-        first, end = layout.shard_blocks_range(shard)
-        path = dataset.shard_path("x", shard)
-        with path.open("rb") as file:
-            index = index_of(file, path, shard_blocks=layout.shard_blocks, n_present=end - first)
-        offset, size = map(int, index[place])
-        stored = path.read_bytes()[offset : offset + size]
+        with dataset.open_shard("x", block) as shard:
+            offset, size = shard.span(block)
+        path = dataset.shard_path("x", block // layout.shard_blocks)
+        stored = path.read_bytes()[offset : offset + size + CHECKSUM_BYTES]
         expected = int(dataset.block_checksums[block, 0])
         assert checksum(stored[:-CHECKSUM_BYTES]) == expected
         assert int.from_bytes(stored[-CHECKSUM_BYTES:], "little") == expected
@@ -109,15 +105,16 @@ def test_shards_written_by_zarr_read_through_our_index(tmp_path: Path, codec: Co
         tmp_path / "z", shape=x.shape, dtype=x.dtype, chunks=(3, 5), shards=(12, 5), compressors=compressors
     )
     theirs[:] = x
+    field = Field(name="x", dtype=x.dtype, shape=(5,))
+    layout = Layout(fields=(field,), n_samples=22, block_rows=3, shard_blocks=4, codec=codec)
     found = []
-    for shard, n_present in ((0, 4), (1, 4)):
-        path = tmp_path / "z" / "c" / str(shard) / "0"
-        data = path.read_bytes()
-        index = index_of(io.BytesIO(data), path, shard_blocks=4, n_present=n_present)
-        for offset, size in index.tolist():
-            block = np.empty((3, 5), np.int32)
-            decode(data[offset : offset + size - CHECKSUM_BYTES], block, codec)
-            found.append(block)
+    for shard in range(2):
+        with ShardReader(LocalFile(tmp_path / "z" / "c" / str(shard) / "0"), layout, field, shard) as blocks:
+            assert (blocks.first, blocks.end) == (4 * shard, 4 * shard + 4)
+            for number in range(blocks.first, blocks.end):
+                block = np.empty((3, 5), np.int32)
+                blocks.decode(number, blocks.check_stored(number, blocks.fetch_stored(number)), block)
+                found.append(block)
     np.testing.assert_array_equal(np.concatenate(found)[:22], x)
 
 

@@ -31,7 +31,7 @@ from streamtrain.store.layout import Layout
 from streamtrain.store.manifest import MOST_MANIFEST_BYTES, Manifest, parse_manifest
 from streamtrain.store.shard import read_bounded, unreadable
 from streamtrain.store.writing.journal import JOURNAL, JournalHeader, begin_journal
-from streamtrain.store.writing.lock import dead_temporaries, writer_lock
+from streamtrain.store.writing.lock import writer_lock
 from streamtrain.system.files import Files, is_temporary, translate_os_errors
 
 DestinationState = Literal["absent", "committed", "incomplete", "foreign"]
@@ -246,8 +246,6 @@ def tidy(path: Path, files: Files) -> None:
     What is still being made is left: only a resumed ingest can finish it.
     """
     _close_gap(path, files)
-    for temporary in dead_temporaries(path):
-        files.remove(temporary)
     if destination_state(path) == "committed":
         for old in (successor(path), predecessor(path)):
             # A successor with a journal, while there is none at the path, is still being made.

@@ -1,4 +1,4 @@
-"""One writer at a time: a living one is respected, a dead one is not, and two never take the same lock."""
+"""One writer at a time: a living one is respected, a dead one is not, and two never have the same lock."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ import platform
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from streamtrain.errors import LockedError
+import streamtrain
+from streamtrain.errors import LockedError, ResourceError
 from streamtrain.store.writing import lock
-from streamtrain.store.writing.lock import check_unlocked, dead_temporaries, lock_path, writer_lock
+from streamtrain.store.writing.lock import check_unlocked, lock_path, writer_lock
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import Syscalls
+
+fcntl = pytest.importorskip("fcntl")
 
 HOLD = """
 import sys, time
@@ -31,17 +35,15 @@ with writer_lock(Path(sys.argv[1]), Files()):
 """
 
 
-def _write(path: Path, **changes: Any) -> None:
-    owner = {"pid": 1, "host": platform.node(), "boot": lock.boot_id(), "started": "1"} | changes
-    lock_path(path).write_text(json.dumps(owner))
+def _lock(path: Path, files: Files | None = None) -> AbstractContextManager[None]:
+    return writer_lock(path, files or Files())
 
 
 def test_it_says_who_writes_and_goes_afterwards(tmp_path: Path) -> None:
     path = tmp_path / "d.zarr"
-    with writer_lock(path, Files()):
-        owner = json.loads(lock_path(path).read_bytes())
-        assert (owner["pid"], owner["host"], owner["boot"]) == (os.getpid(), platform.node(), lock.boot_id())
-        for attempt in (lambda: check_unlocked(path), writer_lock(path, Files()).__enter__):
+    with _lock(path):
+        assert json.loads(lock_path(path).read_bytes()) == {"pid": os.getpid(), "host": platform.node()}
+        for attempt in (lambda: check_unlocked(path), _lock(path).__enter__):
             with pytest.raises(LockedError, match=rf"pid {os.getpid()} on host {platform.node()}") as caught:
                 attempt()
             assert caught.value.exit_code == 9
@@ -56,66 +58,69 @@ def test_a_living_process_is_respected_and_a_killed_one_is_not(tmp_path: Path) -
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"held\n"
-            with pytest.raises(LockedError, match=f"pid {holder.pid} on host"):
-                check_unlocked(path)
+            # Not even what its file says makes a living one dead.
+            for text in (lock_path(path).read_text(), '{"pid": 0, "host": "elsewhere"}', ""):
+                lock_path(path).write_text(text)
+                for attempt in (lambda: check_unlocked(path), _lock(path).__enter__):
+                    with pytest.raises(LockedError, match=r"pid \S+ on host \S+"):
+                        attempt()
+            lock_path(path).write_text(json.dumps({"pid": holder.pid, "host": platform.node()}))
+            with pytest.raises(LockedError, match=f"pid {holder.pid} on host {platform.node()}"):
+                streamtrain.ingest({"x": [1.0]}, path)
         finally:
             holder.kill()
             holder.wait()
     assert lock_path(path).exists()
-    with writer_lock(path, Files()):
+    check_unlocked(path)
+    with _lock(path):
         assert json.loads(lock_path(path).read_bytes())["pid"] == os.getpid()
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"boot": "an earlier one"}, {"pid": 2**22 + 1}, {"started": "0"}, {"pid": "x"}, {"pid": os.getpid()}],
-    ids=["an earlier boot", "no such process", "a number given again", "no number", "ours, long since"],
-)
-def test_a_dead_writer_is_taken_over(tmp_path: Path, changes: dict[str, Any]) -> None:
-    _write(tmp_path / "d", **changes)
-    with writer_lock(tmp_path / "d", Files()):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]"])
-def test_what_a_crash_left_of_a_lock_is_taken_over(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"pid": os.getppid(), "host": platform.node()})])
+def test_what_a_dead_writer_left_is_free_whatever_it_says(tmp_path: Path, text: str) -> None:
     lock_path(tmp_path / "d").write_text(text)
-    with writer_lock(tmp_path / "d", Files()):
+    check_unlocked(tmp_path / "d")
+    with _lock(tmp_path / "d"):
         pass
     assert not list(tmp_path.iterdir())
 
 
-def test_another_host_is_never_called_dead(tmp_path: Path) -> None:
-    _write(tmp_path / "d", host="elsewhere", boot="another")
-    with (
-        pytest.raises(LockedError, match=r"pid 1 on host elsewhere.*delete this file"),
-        writer_lock(tmp_path / "d", Files()),
-    ):
+def test_what_another_user_left_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refusing(path: Path, flags: int, *args: int) -> int:
+        if path == lock_path(tmp_path / "d") and flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, flags, *args)
+
+    lock_path(tmp_path / "d").write_text("{}")
+    monkeypatch.setattr(lock.os, "open", refusing)
+    with _lock(tmp_path / "d"):
         pass
-    assert lock_path(tmp_path / "d").exists()
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to(path.parent / "other"), os.mkdir, os.mkfifo])
+def test_what_is_no_file_in_its_place_is_left(tmp_path: Path, make: Callable[[Path], None]) -> None:
     (tmp_path / "other").write_text("kept")
-    lock_path(tmp_path / "d").symlink_to(tmp_path / "other")
-    with pytest.raises(LockedError, match="cannot be opened"), writer_lock(tmp_path / "d", Files()):
-        pass
+    make(lock_path(tmp_path / "d"))
+    before = sorted(tmp_path.iterdir())
+    if make is not os.mkfifo:
+        with pytest.raises((LockedError, ResourceError), match="cannot"), _lock(tmp_path / "d"):
+            pass
+        assert sorted(tmp_path.iterdir()) == before
+    else:
+        with _lock(tmp_path / "d"):  # which nothing waits for
+            pass
     assert (tmp_path / "other").read_text() == "kept"
 
 
-class WithoutLinks(Syscalls):
-    def link(self, old: Path, new: Path) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-
 @pytest.mark.parametrize("dead", [False, True], ids=["none", "a dead one"])
-@pytest.mark.parametrize("system", [Syscalls(), WithoutLinks()], ids=["links", "no links"])
-def test_of_many_that_find_one_each_is_alone(tmp_path: Path, system: Syscalls, dead: bool) -> None:
+def test_of_many_that_find_one_each_is_alone(tmp_path: Path, dead: bool) -> None:
     path = tmp_path / "d"
     if dead:
-        _write(path, boot="an earlier one")
+        lock_path(path).write_text("{}")
     inside, most, n_got, counting = 0, 0, 0, threading.Lock()
     start = threading.Barrier(8)
 
@@ -124,7 +129,7 @@ def test_of_many_that_find_one_each_is_alone(tmp_path: Path, system: Syscalls, d
         start.wait()
         for _ in range(10):
             try:
-                with writer_lock(path, Files(system=system)):
+                with _lock(path):
                     with counting:
                         inside, n_got = inside + 1, n_got + 1
                         most = max(most, inside)
@@ -143,33 +148,98 @@ def test_of_many_that_find_one_each_is_alone(tmp_path: Path, system: Syscalls, d
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_system_without_links(tmp_path: Path) -> None:
-    files = Files(system=WithoutLinks())
-    with writer_lock(tmp_path / "d", files), pytest.raises(LockedError), writer_lock(tmp_path / "d", files):
+COUNT = """
+import sys
+from pathlib import Path
+from streamtrain.errors import LockedError
+from streamtrain.system.files import Files
+from streamtrain.store.writing.lock import writer_lock
+path, n_got = Path(sys.argv[1]), 0
+print("ready", flush=True)
+sys.stdin.readline()
+while n_got < 100:
+    try:
+        with writer_lock(path, Files()):
+            path.with_name("inside").mkdir()  # fails where another is inside
+            path.with_name("inside").rmdir()
+            n_got += 1
+    except LockedError:
         pass
+print(n_got)
+"""
+
+
+def test_two_processes_at_once_are_never_both_inside(tmp_path: Path) -> None:
+    """Each gets the lock a hundred times, beside the other that does the same."""
+    command = [sys.executable, "-c", COUNT, str(tmp_path / "d")]
+    both = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.communicate(timeout=60)[0] for process in both] == ["100\n", "100\n"]
+    assert [process.returncode for process in both] == [0, 0]
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_does_not_tell_who_holds_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["before it is locked", "before it is compared"])
+def test_a_file_that_loses_its_name_meanwhile_is_no_lock(
+    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours is taken for a dead writer's and removed, just after it was made."""
+    path, removed = tmp_path / "d", []
+    function = "_flock" if step == "before it is locked" else "_is_same"
+    real = getattr(lock, function)
+
+    def late(*args: object, **options: bool) -> bool:
+        if not removed:
+            removed.append(lock_path(path).unlink())
+        return bool(real(*args, **options))
+
+    monkeypatch.setattr(lock, function, late)
+    with _lock(path):
+        assert json.loads(lock_path(path).read_bytes())["pid"] == os.getpid()
+        with pytest.raises(LockedError):
+            check_unlocked(path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_refused_with_a_way_out(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_flock(fd: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(code, os.strerror(code))
 
-    fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(fcntl, "flock", no_flock)
-    path = tmp_path / "d"
-    with writer_lock(path, Files()):
-        # This process lives, and it is this process that writes: another thread of it would be one too many.
-        for attempt in (lambda: check_unlocked(path), writer_lock(path, Files()).__enter__):
-            with pytest.raises(LockedError, match=f"pid {os.getpid()} on host"):
-                attempt()
-    _write(path, pid=2**22 + 1)
-    with writer_lock(path, Files()):
+    for act in (_lock(tmp_path / "d").__enter__, lambda: streamtrain.ingest({"x": [1.0]}, tmp_path / "d")):
+        with pytest.raises(ResourceError, match=rf"cannot lock: {os.strerror(code)}.*Fix: .*flock") as caught:
+            act()
+        assert caught.value.exit_code == 5
+        assert not list(tmp_path.iterdir())
+    lock_path(tmp_path / "d").write_text("{}")
+    with pytest.raises(ResourceError, match="cannot lock"):
+        check_unlocked(tmp_path / "d")
+
+
+def test_a_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "fcntl", None)
+    with pytest.raises(ResourceError, match="cannot lock: this system has no flock"), _lock(tmp_path / "d"):
         pass
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_one_left_beside_is_found(tmp_path: Path) -> None:
-    left = tmp_path / "..d.lock.0123abcd.tmp"
-    left.write_text("")
-    (tmp_path / "..d.lock.other").write_text("")
-    assert list(dead_temporaries(tmp_path / "d")) == [left]
+class FullDisk(Syscalls):
+    def writev(self, fd: int, buffers: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_leaves_no_lock(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="No space"), _lock(tmp_path / "d", Files(system=FullDisk())):
+        pass
+    assert not list(tmp_path.iterdir())
+    with _lock(tmp_path / "d"):
+        pass
