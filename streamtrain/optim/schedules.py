@@ -148,10 +148,10 @@ class Schedule:
         if not isinstance(self.name, str):
             raise UsageError(f"schedule is {self.name!r}", fix="a name, a Schedule, or a function of the optimizer")
         given = self.name.lower()
-        of_class = {kind.__name__.lower(): name for name, kind in SCHEDULES.items()}
-        if given not in SCHEDULES and given not in of_class:
+        known = {kind.__name__.lower(): name for name, kind in SCHEDULES.items()} | {name: name for name in SCHEDULES}
+        if given not in known:
             raise unknown_name("schedule", self.name, SCHEDULES)
-        return given if given in SCHEDULES else of_class[given]
+        return known[given]
 
     @property
     def every_(self) -> str:
@@ -272,6 +272,7 @@ class OptimizerSchedules:
     ) -> None:
         self._optimizer = optimizer
         self._schedule = schedule if schedule is None or isinstance(schedule, Schedule) else Schedule(name=schedule)
+        self._every = self._schedule.every_ if self._schedule is not None else None
         self._scheduler: LRScheduler | None = None
         self._completed: dict[str, object] = {}
         self._beta1_given = beta1
@@ -300,7 +301,7 @@ class OptimizerSchedules:
     @property
     def by_step(self) -> bool:
         """Whether anything changes from step to step."""
-        return self._beta1_given is not None or (self._schedule is not None and self._schedule.every_ == "step")
+        return self._beta1_given is not None or self._every == "step"
 
     def describe(self) -> dict[str, object]:
         """Describe the schedules for ``config.json``."""
@@ -352,14 +353,17 @@ class OptimizerSchedules:
 
     def after_step(self) -> None:
         """Let a schedule of steps take one."""
-        if self._scheduler is not None and self._schedule is not None and self._schedule.every_ == "step":
+        if self._scheduler is not None and self._every == "step":
             self._scheduler.step()
 
     def after_epoch(self, loss: float) -> None:
         """Let a schedule of epochs take a step, given the epoch's loss."""
-        if self._scheduler is not None and self._schedule is not None and self._schedule.every_ == "epoch":
-            step: Callable[..., None] = self._scheduler.step
-            step(*([loss] if isinstance(self._scheduler, ReduceLROnPlateau) else []))
+        if self._scheduler is None or self._every != "epoch":
+            return
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(loss)
+        else:
+            self._scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's state: numbers, texts and tensors."""
