@@ -44,22 +44,7 @@ _ZSTD_WORTH: Final = 0.85  # of what lz4 leaves: it decodes three times slower
 
 
 def encode(block: Array, codec: Codec) -> bytes | memoryview:
-    """Encode one whole block, without its checksum.
-
-    Parameters
-    ----------
-    block : ndarray
-        C-contiguous; where ``codec`` is ``"none"`` the result is a view of it.
-    codec : {"none", "lz4", "zstd"}
-        The compression.
-
-    Examples
-    --------
-    >>> block = np.zeros((100, 3), np.float32)
-    >>> data = encode(block, "lz4")
-    >>> len(data) < block.nbytes, checksum(data) == checksum(encode(block, "lz4"))
-    (True, True)
-    """
+    """Encode one whole C-contiguous block, without its checksum; uncompressed it is a view."""
     if sys.byteorder == "big":
         block = block.astype(block.dtype.newbyteorder("<"))
     data = block.reshape(-1).view(np.uint8).data
@@ -70,13 +55,7 @@ def encode(block: Array, codec: Codec) -> bytes | memoryview:
 
 
 def decode(data: BytesLike, out: Array, codec: Codec) -> None:
-    """Decode a block's encoded bytes, without the checksum, into a C-contiguous array of the block's full shape.
-
-    Raises
-    ------
-    ValueError, RuntimeError
-        The bytes do not decode to that many.
-    """
+    """Decode a block's encoded bytes, without the checksum, into a C-contiguous array of the block's full shape."""
     if codec == "none":
         out.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8)
     else:
@@ -86,25 +65,10 @@ def decode(data: BytesLike, out: Array, codec: Codec) -> None:
 
 
 def header_mismatch(header: BytesLike, *, encoded_bytes: int, n_bytes: int) -> str | None:
-    """What does not fit in what an encoded block says of itself: nothing is decoded past its place, or short of it.
-
-    Parameters
-    ----------
-    header : buffer
-        The first `HEADER_BYTES` of the encoded bytes, or more (c-blosc, README_CHUNK_FORMAT: sizes at bytes 4 and 12).
-    encoded_bytes, n_bytes : int
-        How long the encoded bytes are, and the decoded ones must be.
-
-    Examples
-    --------
-    >>> data = encode(np.zeros(1000, np.uint8), "lz4")
-    >>> header_mismatch(data, encoded_bytes=len(data), n_bytes=1000) is None
-    True
-    >>> header_mismatch(data, encoded_bytes=len(data), n_bytes=24)
-    'It would decode to 1,000 bytes; a block has 24'
-    """
+    """What does not fit in what an encoded block says of itself: nothing is decoded past its place, or short of it."""
     if encoded_bytes < HEADER_BYTES:
         return f"It has {encoded_bytes} encoded bytes, less than their header of {HEADER_BYTES}"
+    # c-blosc, README_CHUNK_FORMAT: the sizes stand at bytes 4 and 12.
     decoded, _, encoded = struct.unpack_from("<III", header, 4)
     if encoded != encoded_bytes:
         return f"It says it has {encoded:,} encoded bytes; {encoded_bytes:,} are stored"
@@ -112,13 +76,7 @@ def header_mismatch(header: BytesLike, *, encoded_bytes: int, n_bytes: int) -> s
 
 
 def checksum(data: BytesLike, start: int = 0) -> int:
-    """The crc32c of some bytes, or of those of ``start`` and these together (Castagnoli; RFC 3720).
-
-    Examples
-    --------
-    >>> hex(checksum(b"123456789"))
-    '0xe3069283'
-    """
+    """The crc32c of some bytes, or of those of ``start`` and these together (Castagnoli; RFC 3720)."""
     return int(crc32c(data, start))
 
 
@@ -128,13 +86,7 @@ def checksum_bytes(value: int) -> bytes:
 
 
 def parse_codec(codec: str) -> CodecChoice:
-    """Check a codec's name.
-
-    Raises
-    ------
-    UnknownName
-        It is not one of auto, none, lz4, zstd.
-    """
+    """Check a codec's name."""
     choices: tuple[CodecChoice, ...] = ("auto", *CODECS)
     for choice in choices:
         if choice == codec:
@@ -152,19 +104,6 @@ def choose_codec(first_rows: Sequence[Array], block_rows: int) -> Codec:
     """Choose the compression from the sizes it gives the first blocks, never from a clock: a rerun chooses the same.
 
     zstd where it leaves at most 85 % of what lz4 does, else lz4 where it saves at least 10 %, else none.
-
-    Parameters
-    ----------
-    first_rows : sequence of ndarray
-        The first rows of each field.
-    block_rows : int
-        Rows of a block.
-
-    Examples
-    --------
-    >>> noise = np.random.default_rng(0).integers(0, 256, 5000, np.uint8)
-    >>> choose_codec([np.arange(5000) % 7], 1000), choose_codec([noise], 1000)
-    ('zstd', 'none')
     """
     arrays = [np.ascontiguousarray(rows) for rows in first_rows]
     if any(array[:block_rows].nbytes > MOST_ENCODABLE_BYTES for array in arrays):
@@ -178,13 +117,7 @@ def choose_codec(first_rows: Sequence[Array], block_rows: int) -> Codec:
 
 
 def check_encodable(layout: Layout) -> None:
-    """Refuse blocks that the layout's compression cannot take.
-
-    Raises
-    ------
-    UsageError
-        A block of a field is too large for blosc.
-    """
+    """Refuse blocks that the layout's compression cannot take."""
     largest = max(field.row_bytes for field in layout.fields) * layout.block_rows
     if layout.codec != "none" and largest > MOST_ENCODABLE_BYTES:
         raise UsageError(
@@ -201,21 +134,7 @@ CrcShift = tuple[ByteTable, ByteTable, ByteTable, ByteTable]
 
 
 def combine_crc32c(first: int, second: int, second_bytes: int) -> int:
-    """The crc32c of two runs of bytes, one after the other.
-
-    Parameters
-    ----------
-    first, second : int
-        The crc32c of each.
-    second_bytes : int
-        How long the second one is.
-
-    Examples
-    --------
-    >>> from streamtrain.store.codec import checksum
-    >>> hex(combine_crc32c(checksum(b"12345"), checksum(b"6789"), 4)), hex(checksum(b"123456789"))
-    ('0xe3069283', '0xe3069283')
-    """
+    """The crc32c of two runs of bytes, one after the other."""
     power = 0
     while second_bytes:
         if second_bytes & 1:

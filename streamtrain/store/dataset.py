@@ -292,13 +292,7 @@ def _opened(folder: Path) -> Dataset:
 
 
 def read_facts(folder: Path) -> Manifest:
-    """Read root and manifest, and hold them against each other; no other file is looked at.
-
-    Raises
-    ------
-    DatasetError
-        It is not a dataset, is incomplete, of another format, or says what cannot be.
-    """
+    """Read root and manifest, and hold them against each other; no other file is looked at."""
     ours = _read_root(folder)
     manifest = _read_manifest(folder, ours)
     if ours.get("id") != manifest.id:
@@ -308,13 +302,7 @@ def read_facts(folder: Path) -> Manifest:
 
 
 def checked_dataset(folder: Path, manifest: Manifest) -> Dataset:
-    """The dataset whose files are those of its manifest, once its checksum table has been read.
-
-    Raises
-    ------
-    DatasetError
-        The table is not what was written, or the id not that of the content.
-    """
+    """The dataset whose files are those of its manifest, once its checksum table has been read."""
     checksums = read_checksums(folder, manifest)
     if dataset_id(manifest.layout, manifest.classes, checksums) != manifest.id:
         raise _other_id(folder)

@@ -138,29 +138,6 @@ def plan_layout(
     A block is 512 KiB over all fields; less for small data, so that there are about 2,000 to shuffle, down to
     16 KiB. Where a block holds enough rows, their number is such that a block of the largest field is whole
     pages, which direct reads need to be fast.
-
-    Parameters
-    ----------
-    fields : tuple of Field
-        The fields, of which at least one has bytes.
-    n_samples : int, optional
-        The rows; None where only the end tells, planned as if they were many.
-    block_bytes : int, optional
-        Decoded bytes of a block over all fields, instead of the default; one row where a row is larger.
-    shard_bytes : int
-        Decoded bytes of one shard file of the largest field.
-    codec : {"none", "lz4", "zstd"}
-        The compression.
-
-    Examples
-    --------
-    >>> x = Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28))
-    >>> y = Field(name="y", dtype=np.dtype("int64"), shape=())
-    >>> layout = plan_layout((x, y), 60_000, shard_bytes=64_000_000, codec="lz4")
-    >>> layout.block_rows, layout.block_bytes, layout.n_blocks, layout.n_shards
-    (30, 23760, 2000, 1)
-    >>> plan_layout((x, y), 10**9, shard_bytes=64_000_000, codec="lz4").block_rows * 784 % PAGE_BYTES
-    0
     """
     n_rows = UNKNOWN_SAMPLES if n_samples is None else n_samples
     row_bytes = sum(field.row_bytes for field in fields)

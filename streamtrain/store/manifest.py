@@ -88,22 +88,7 @@ class Manifest:
 
 
 def dataset_id(layout: Layout, classes: tuple[str, ...] | None, checksums: npt.NDArray[np.uint32]) -> str:
-    """The digest of a dataset's content.
-
-    Parameters
-    ----------
-    layout, classes
-        As in `Manifest`.
-    checksums : ndarray of uint32, shape (n_blocks, n_fields)
-        The crc32c of every encoded block.
-
-    Examples
-    --------
-    >>> y = Field(name="y", dtype=np.dtype("int64"), shape=())
-    >>> layout = Layout(fields=(y,), n_samples=2, block_rows=1, shard_blocks=2, codec="none")
-    >>> dataset_id(layout, None, np.zeros((2, 1), np.uint32))[:16]
-    '40850e081a3771d8'
-    """
+    """The digest of a dataset's content."""
     digest = hashlib.sha256(dump_json({"layout": layout_json(layout), "classes": classes}))
     digest.update(checksums.astype("<u4").tobytes())
     return digest.hexdigest()
@@ -115,13 +100,7 @@ def dump_json(value: object) -> bytes:
 
 
 def load_json(data: bytes, *, where: str) -> Json:
-    """Read a JSON object, strictly.
-
-    Raises
-    ------
-    DatasetError
-        Not JSON, not an object, a key twice, or NaN or infinity as a number.
-    """
+    """Read a JSON object, strictly: no key twice, no NaN or infinity."""
     try:
         value = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
         if not isinstance(value, dict):
@@ -164,13 +143,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
 
 
 def parse_manifest(data: bytes, *, where: str) -> Manifest:
-    """Read a manifest back.
-
-    Raises
-    ------
-    DatasetError
-        Something in it is missing, or is of another kind than it must be.
-    """
+    """Read a manifest back."""
     found = load_json(data, where=where)
     try:
         layout = parse_layout(found["layout"])
@@ -205,13 +178,7 @@ def layout_json(layout: Layout) -> Json:
 
 
 def parse_layout(found: Json) -> Layout:
-    """Read a layout back.
-
-    Raises
-    ------
-    KeyError, TypeError, ValueError
-        It is not one.
-    """
+    """Read a layout back; KeyError, TypeError or ValueError where it is not one."""
     fields = tuple(
         Field(name=field["name"], dtype=np.dtype(field["dtype"]), shape=tuple(_positive(n) for n in field["shape"]))
         for field in found["fields"]
@@ -271,13 +238,7 @@ _BELIEVED_RATIO: Final = 100
 
 
 def check_manifest(folder: Path, manifest: Manifest) -> None:
-    """Hold the manifest's keys and lengths against its layout; the files themselves are not looked at.
-
-    Raises
-    ------
-    DatasetError
-        It names other files than its layout has, or shapes that do not fit the files' lengths.
-    """
+    """Hold the manifest's keys and lengths against its layout; the files themselves are not looked at."""
     layout, where = manifest.layout, str(folder / zarr_metadata.MANIFEST)
     # The number is compared first: a layout may claim more shards than there is memory for their names.
     n_expected = layout.n_shards * len(layout.fields) + 3 * len(layout.fields) + 4
@@ -315,13 +276,7 @@ def file_damage(folder: Path, manifest: Manifest) -> Iterator[DatasetError]:
 
 
 def read_checksums(folder: Path, manifest: Manifest) -> npt.NDArray[np.uint32]:
-    """Read the checksum table, shape (n_blocks, n_fields).
-
-    Raises
-    ------
-    DatasetError
-        It is not the one that was written.
-    """
+    """Read the checksum table, shape (n_blocks, n_fields)."""
     key = zarr_metadata.chunk_key(zarr_metadata.CHECKSUMS, 2)
     data = read_stored(folder, key, manifest.files[key])
     return np.frombuffer(data, "<u4").astype(np.uint32).reshape(manifest.layout.n_blocks, len(manifest.layout.fields))

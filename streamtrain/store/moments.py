@@ -56,11 +56,6 @@ class Moments:
     Where a column's values lie close together and far from 0, ``mean`` is that of their differences from ``offset``, a
     value among them, so that nothing is rounded that tells them apart. Where squares would leave float64's range,
     ``offset``, ``mean`` and ``m2`` are those of the values divided by two to the power of ``exponent``.
-
-    Parameters
-    ----------
-    n_columns : int
-        How many columns.
     """
 
     PIECE_ELEMENTS: Final = 2**18
@@ -240,15 +235,7 @@ class Moments:
 
 
 class IntegerSums:
-    """Σx and Σx² of each column of one-byte integers, exact in int64 for 10¹⁴ rows.
-
-    Parameters
-    ----------
-    dtype : numpy.dtype
-        bool, int8 or uint8.
-    n_columns : int
-        How many columns.
-    """
+    """Σx and Σx² of each column of one-byte integers, exact in int64 for 10¹⁴ rows."""
 
     # So few that sums of squares fit 32 bits: at most 1,024 of them make one.
     PIECE_ELEMENTS: Final = 2**20
@@ -305,22 +292,7 @@ def fold_of(n_columns: int) -> int:
 
 
 def reduce_rows(ufunc: np.ufunc, rows: Array, dtype: np.dtype[Any] | None = None) -> Array:
-    """``ufunc.reduce(rows, axis=0)``, with narrow rows folded side by side first.
-
-    Parameters
-    ----------
-    ufunc : numpy.ufunc
-        An addition, or an extreme.
-    rows : ndarray of shape (n, n_columns)
-        Not empty.
-    dtype : numpy.dtype, optional
-        What sums are made in; for integers those of folded rows only, and sums over folds have 64 bits.
-
-    Examples
-    --------
-    >>> reduce_rows(np.add, np.arange(6000).reshape(3000, 2)).tolist()
-    [8997000, 9000000]
-    """
+    """``ufunc.reduce(rows, axis=0)``, narrow rows folded side by side first; ``dtype`` is that of folded integers."""
     n_rows, n_columns = rows.shape
     fold = fold_of(n_columns)
     n_folds = n_rows // fold
@@ -352,17 +324,7 @@ def _squared_deviations(rows: Array, total: Array) -> tuple[Array, Array]:
 
 
 def _around(rows: Array, least: Array, exponent: Array) -> tuple[Array, Array, Array]:
-    """The offset, mean and m2 of finite columns from their least values on, which are one of the rows' values.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (n, n_columns)
-        May be overwritten.
-    least : ndarray of shape (n_columns,)
-        Of the rows' dtype, or float64.
-    exponent : ndarray of shape (n_columns,)
-        0 for integers.
-    """
+    """The offset, mean and m2 of finite columns from their least values on; the rows may be overwritten."""
     if rows.dtype.kind == "f":
         offset = np.ldexp(least.astype(np.float64), -exponent)
         deviations = rows.astype(np.float64, copy=False)
@@ -386,13 +348,7 @@ def _around(rows: Array, least: Array, exponent: Array) -> tuple[Array, Array, A
 
 
 def _exponents(least: Array, most: Array) -> Array:
-    """By what power of two each column has to be divided for its squares to stay inside float64's range; mostly 0.
-
-    Examples
-    --------
-    >>> _exponents(np.array([-3.0, 0.0, 1e-200]), np.array([5.0, 1e300, 2e-200])).tolist()
-    [0, 997, -663]
-    """
+    """By what power of two each column has to be divided for its squares to stay inside float64's range; mostly 0."""
     with np.errstate(invalid="ignore"):
         largest = np.maximum(np.abs(least), np.abs(most))
     if not largest.size or (largest.max() < _LARGE and largest.min() > 1 / _LARGE):

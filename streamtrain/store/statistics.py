@@ -45,20 +45,7 @@ class Histogram:
 
 
 class LabelTally:
-    """The running histogram and block figures of a scalar field.
-
-    Parameters
-    ----------
-    dtype : numpy.dtype
-        The field's type; only integers and bool get a histogram.
-
-    Examples
-    --------
-    >>> tally = LabelTally(np.dtype("int64"))
-    >>> tally.add(np.array([0, 0, 1, 1, 1]), block_rows=2)
-    >>> tally.histogram().counts.tolist(), tally.n_pairs, tally.n_equal_pairs
-    ([2, 3], 4, 4)
-    """
+    """The running histogram and block figures of a scalar field."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.is_integer = dtype.kind in "biu"
@@ -242,21 +229,9 @@ _WHOLE: Final = 2.0**53
 
 
 def settle_features(features: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[np.float64]:
-    """Hold the mean and std of features against their extremes: of a constant they are its value and 0.
-
-    Parameters
-    ----------
-    features : ndarray of float64, shape (6, ...)
-        As in `FieldStats`; earlier versions stored the rounding of their sums as the std of a constant.
-    dtype : numpy.dtype
-        The field's. The extremes of an integer above 2**53 are rounded, and nothing is held against them.
-
-    Examples
-    --------
-    >>> of_constant, of_two = [0.1, 1e-15, 0.1, 0.1, 0, 0], [1.5, 0.5, 1, 2, 0, 0]
-    >>> settle_features(np.array([of_constant, of_two]).T, np.dtype("float64"))[:2].tolist()
-    [[0.1, 1.5], [0.0, 0.5]]
-    """
+    """Hold the mean and std of features against their extremes: of a constant they are its value and 0."""
+    # Earlier versions stored the rounding of their sums as the std of a constant. The extremes of an integer above
+    # 2**53 are rounded themselves, so nothing is compared with them.
     mean, std, least, most = features[:4]
     with np.errstate(over="ignore", invalid="ignore"):
         range_ = most - least
@@ -280,23 +255,7 @@ def settle_summary(summary: Summary, dtype: np.dtype[Any]) -> Summary:
 
 
 class FieldTally:
-    """The running statistics of one field over some rows.
-
-    Parameters
-    ----------
-    field : Field
-        The field.
-
-    Examples
-    --------
-    >>> field = Field(name="y", dtype=np.dtype("int64"), shape=())
-    >>> tally = FieldTally(field)
-    >>> tally.merge(tally_rows(np.array([1, 1, 4, 4]), field, first_row=0, block_rows=2))
-    >>> tally.merge(tally_rows(np.array([5, 5]), field, first_row=4, block_rows=2))
-    >>> stats = tally.finish()
-    >>> round(stats.overall.mean, 3), stats.overall.max, stats.histogram.counts.tolist(), stats.rho
-    (3.333, 5.0, [2, 2, 2], 1.0)
-    """
+    """The running statistics of one field over some rows."""
 
     def __init__(self, field: Field) -> None:
         self.field = field
@@ -339,19 +298,7 @@ class FieldTally:
 
 
 def tally_rows(rows: Array, field: Field, *, first_row: int, block_rows: int) -> FieldTally:
-    """Count a run of rows that starts at a block's edge.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (n, *field.shape)
-        The rows, C-contiguous.
-    field : Field
-        Their field.
-    first_row : int
-        Which row of the dataset ``rows[0]`` is.
-    block_rows : int
-        Rows of a block, for the correlation inside blocks.
-    """
+    """Count a run of rows that starts at a block's edge."""
     tally = FieldTally(field)
     tally.add(rows, first_row=first_row, block_rows=block_rows)
     return tally

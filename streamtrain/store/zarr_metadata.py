@@ -22,13 +22,7 @@ STATISTICS: Final = f"{PRIVATE}/stats"
 
 
 def shard_key(field: Field, shard: int) -> str:
-    """The key of a shard file: Zarr's default chunk key encoding.
-
-    Examples
-    --------
-    >>> shard_key(Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28)), 3)
-    'x/c/3/0/0'
-    """
+    """The key of a shard file: Zarr's default chunk key encoding."""
     return "/".join([field.name, "c", str(shard), *("0" for _ in field.shape)])
 
 
@@ -38,13 +32,7 @@ def metadata_key(name: str) -> str:
 
 
 def chunk_key(name: str, n_dims: int) -> str:
-    """The key of the one chunk of a small array.
-
-    Examples
-    --------
-    >>> chunk_key("_streamtrain/crc32c", 2)
-    '_streamtrain/crc32c/c/0/0'
-    """
+    """The key of the one chunk of a small array."""
     return "/".join([name, "c", *("0" for _ in range(n_dims))])
 
 

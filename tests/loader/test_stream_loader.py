@@ -181,7 +181,7 @@ def test_damage_reaches_the_caller_with_the_readers_traceback(tmp_path):
     with StreamLoader(dataset, batch_size=64, memory="4MB") as loader:
         with pytest.raises(DamagedBlock, match="field y") as caught:
             list(loader)
-        assert "_read_in_place" in [entry.name for entry in caught.traceback]
+        assert "check" in [entry.name for entry in caught.traceback]
         # The loader goes on from any place, and meets the damage again.
         with pytest.raises(DamagedBlock):
             list(loader)

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streamtrain.errors import UnknownName, UsageError
-from streamtrain.store.codec import MOST_ENCODABLE_BYTES, check_encodable, choose_codec, decode, encode, parse_codec
+from streamtrain.store.codec import (
+    MOST_ENCODABLE_BYTES,
+    check_encodable,
+    checksum,
+    choose_codec,
+    combine_crc32c,
+    decode,
+    encode,
+    header_mismatch,
+    parse_codec,
+)
 from streamtrain.store.layout import CODECS, Codec, Field, Layout
 
 
@@ -49,3 +61,24 @@ def test_blosc_limit_is_refused() -> None:
     layout = Layout(fields=(wide,), n_samples=1, block_rows=1, shard_blocks=1, codec="lz4")
     with pytest.raises(UsageError, match="codec='none'"):
         check_encodable(layout)
+
+
+def test_the_checksum_is_the_crc32c_of_rfc_3720() -> None:
+    assert checksum(b"123456789") == checksum(b"6789", checksum(b"12345")) == 0xE3069283
+
+
+@given(one=st.binary(max_size=300), other=st.binary(max_size=300))
+def test_checksums_of_joined_bytes_follow_from_those_of_the_parts(one: bytes, other: bytes) -> None:
+    assert combine_crc32c(checksum(one), checksum(other), len(other)) == checksum(one + other)
+
+
+def test_a_header_that_names_other_sizes() -> None:
+    data = encode(np.zeros(1000, np.uint8), "lz4")
+    assert header_mismatch(data, encoded_bytes=len(data), n_bytes=1000) is None
+    told = "It would decode to 1,000 bytes; a block has 24"
+    assert header_mismatch(data, encoded_bytes=len(data), n_bytes=24) == told
+    assert (
+        header_mismatch(data, encoded_bytes=99, n_bytes=1000)
+        == f"It says it has {len(data)} encoded bytes; 99 are stored"
+    )
+    assert "less than their header of 16" in str(header_mismatch(data, encoded_bytes=15, n_bytes=1000))

@@ -77,3 +77,10 @@ def test_field_names_are_identifiers(name: str) -> None:
     with pytest.raises(UsageError, match="rename the field") as caught:
         Field(name=name, dtype=np.dtype("int8"), shape=())
     assert caught.value.exit_code == 2
+
+
+def test_the_layout_of_small_images_is_pinned() -> None:
+    image, label = Field(name="x", dtype=np.dtype("uint8"), shape=(28, 28)), Y
+    layout = plan_layout((image, label), 60_000, shard_bytes=64_000_000, codec="lz4")
+    assert (layout.block_rows, layout.block_bytes, layout.n_blocks, layout.n_shards) == (30, 23760, 2000, 1)
+    assert plan_layout((image, label), 10**9, shard_bytes=64_000_000, codec="lz4").block_rows * 784 % PAGE_BYTES == 0

@@ -34,30 +34,12 @@ _CHECKSUM_DIGITS: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalHeader:
-    """What an ingest is making.
-
-    Parameters
-    ----------
-    mode : {"create", "overwrite", "append"}
-        What becomes of a dataset that is there.
-    base : str, optional
-        The id of the dataset that is appended to.
-    version : str
-        Of streamtrain.
-    layout : Layout
-        The plan, codec included: chosen once, before the first shard.
-    classes : tuple of str, optional
-        The names of labels 0, 1, ..., where they were strings.
-    sources : tuple of dict
-        What is read, as the manifest will say.
-    options : dict
-        How it was asked for.
-    """
+    """What an ingest is making."""
 
     mode: Mode
-    base: str | None
+    base: str | None  # the id of the dataset that is appended to
     version: str
-    layout: Layout
+    layout: Layout  # codec included: chosen once, before the first shard
     classes: tuple[str, ...] | None
     sources: tuple[Json, ...]
     options: Json
@@ -76,17 +58,7 @@ class JournalHeader:
 
 
 class Journal:
-    """A journal being written, from any thread; made by `begin_journal`, `continue_journal`.
-
-    Parameters
-    ----------
-    path : Path
-        The file, which has its header.
-    files : Files
-        Who writes.
-    n_shards : int
-        Entries it has already.
-    """
+    """A journal being written, from any thread; made by `begin_journal`, `continue_journal`."""
 
     def __init__(self, path: Path, files: Files, *, n_shards: int = 0) -> None:
         self.n_shards = n_shards
@@ -97,13 +69,7 @@ class Journal:
             self._fd: int | None = files.system.append(path)
 
     def add(self, shard: int, stored: tuple[StoredFile, ...]) -> None:
-        """Note a shard whose files are durable; once that failed, nothing more is taken.
-
-        Raises
-        ------
-        ResourceError
-            The entry cannot be flushed, or an earlier one could not be.
-        """
+        """Note a shard whose files are durable; once that failed, nothing more is taken."""
         line = memoryview(_line({"shard": shard, "files": [[file.n_bytes, file.crc32c] for file in stored]}))
         with self._adding:
             if self._fd is None:
@@ -145,13 +111,7 @@ def continue_journal(folder: Path, header: JournalHeader, shards: Shards, files:
 
 
 def read_journal(folder: Path) -> tuple[JournalHeader, dict[int, tuple[StoredFile, ...]]] | None:
-    """Read what an ingest was making, and the shards it finished; None where there is no journal.
-
-    Raises
-    ------
-    DatasetError
-        The header is damaged. An entry that is damaged is left out: its shard is made again.
-    """
+    """Read what an ingest was making, and the shards it finished; None where there is no journal."""
     path = folder / JOURNAL
     if not path.exists():
         return None
@@ -161,6 +121,7 @@ def read_journal(folder: Path) -> tuple[JournalHeader, dict[int, tuple[StoredFil
         raise _damaged(path, "its first line does not match its checksum")
     try:
         header = _header(found)
+        # A damaged entry is left out: its shard is made again.
         entries = [entry for entry in (_parsed(line, str(path)) for line in rest) if entry is not None]
         shards = {int(entry["shard"]): tuple(_file(pair) for pair in entry["files"]) for entry in entries}
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -64,13 +64,7 @@ def real_path(path: Path) -> Path:
 
 
 def destination_state(path: Path) -> DestinationState:
-    """What is at a destination: nothing, a dataset, one that is not finished, or something else.
-
-    Raises
-    ------
-    DatasetError
-        Nobody may look there.
-    """
+    """What is at a destination: nothing, a dataset, one that is not finished, or something else."""
     with _looking_at(path):
         if not os.path.lexists(path):
             return "absent"
@@ -80,13 +74,7 @@ def destination_state(path: Path) -> DestinationState:
 
 
 def has_journal(path: Path) -> bool:
-    """Whether a folder is being made, or has not been tidied up after.
-
-    Raises
-    ------
-    DatasetError
-        Nobody may look there.
-    """
+    """Whether a folder is being made, or has not been tidied up after."""
     with _looking_at(path):
         return (path / JOURNAL).is_file()
 
@@ -132,13 +120,7 @@ def _is_ours(key: str, manifest: Manifest | None = None) -> bool:
 
 
 def check_foreign_files(folder: Path, layout: Layout) -> None:
-    """Refuse a folder in which files that no ingest wrote stand where a dataset's own have to be.
-
-    Raises
-    ------
-    UsageError
-        There are such files.
-    """
+    """Refuse a folder in which files that no ingest wrote stand where a dataset's own have to be."""
     names = {zarr_metadata.PRIVATE, *(field.name for field in layout.fields)}
     in_the_way = (key for key in foreign_files(folder) if _is_in_the_way(folder, key, names))
     _refuse(folder, in_the_way, "which stand in the way")
@@ -157,11 +139,6 @@ def keep_foreign_files(old: Path, path: Path, files: Files) -> None:
 
     What cannot be moved, as something of that name is there already, stays where it is; so does all that is in a folder
     which was no finished dataset.
-
-    Raises
-    ------
-    ResourceError
-        Something cannot be moved.
     """
     manifest = None if old.is_symlink() else _manifest_of(old)
     if manifest is None:
@@ -185,13 +162,7 @@ def incomplete(path: Path) -> DatasetError:
 
 
 def check_ours(folder: Path) -> None:
-    """Refuse to remove a folder that holds anything but a dataset's files.
-
-    Raises
-    ------
-    UsageError
-        It holds something else.
-    """
+    """Refuse to remove a folder that holds anything but a dataset's files."""
     _refuse(folder, foreign_files(folder), "and is not removed")
 
 
@@ -204,13 +175,7 @@ def _refuse(folder: Path, foreign: Iterator[str], why: str) -> None:
 
 
 def begin_folder(folder: Path, path: Path, header: JournalHeader, files: Files) -> None:
-    """Make the folder that an ingest writes to; it appears with its journal.
-
-    Parameters
-    ----------
-    folder : Path
-        ``path`` where nothing is there, else `successor` of it.
-    """
+    """Make the folder that an ingest writes to; it appears with its journal."""
     fresh = successor(path)
     files.make_dir(fresh)
     try:
@@ -263,15 +228,7 @@ def tidy(path: Path, files: Files) -> None:
 
 
 def remove_dataset(folder: Path, files: Files) -> None:
-    """Remove a dataset's folder, whole or not; nothing happens where there is none.
-
-    Raises
-    ------
-    UsageError
-        It holds files that no ingest wrote.
-    ResourceError
-        It cannot be removed.
-    """
+    """Remove a dataset's folder, whole or not; nothing happens where there is none."""
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
@@ -303,20 +260,7 @@ def _set_aside(folder: Path, files: Files) -> Path:
 
 
 def recover_interrupted_swap(path: Path, files: Files) -> bool:
-    """Bring back a dataset whose name is missing because a writer ended between two renames.
-
-    Returns
-    -------
-    bool
-        Whether there is something under the name now.
-
-    Raises
-    ------
-    LockedError
-        A living writer is at it, and does not get done.
-    DatasetError
-        It cannot be brought back.
-    """
+    """Bring back a dataset whose writer ended between two renames; return whether there is one under the name now."""
     for _ in range(_POLLS):
         if os.path.lexists(path) or destination_state(predecessor(path)) != "committed":
             return os.path.lexists(path)
@@ -348,13 +292,6 @@ def remove_unfinished_files(folder: Path, layout: Layout, kept: frozenset[str], 
     """Remove what a killed ingest left of files it did not finish, and all that is not to be kept, root first.
 
     Files that no ingest wrote stay.
-
-    Raises
-    ------
-    UsageError
-        Some of them stand where the dataset's own have to be.
-    ResourceError
-        Something cannot be removed.
     """
     check_foreign_files(folder, layout)
     foreign = frozenset(foreign_files(folder))

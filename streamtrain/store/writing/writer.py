@@ -44,13 +44,6 @@ class Flusher:
     """Finishes written files, a group at a time; an error comes out of the next call that can raise.
 
     At most a few groups wait: whoever hands over another one then waits for the disk too.
-
-    Parameters
-    ----------
-    files : Files
-        Who flushes the directories.
-    root : Path
-        The directory that all files are in, at whatever depth; its own name is durable already.
     """
 
     def __init__(self, files: Files, root: Path) -> None:
@@ -63,18 +56,7 @@ class Flusher:
         self._flushes: list[Future[None]] = []
 
     def add(self, files: Sequence[FileWriter], then: Callable[[], None] | None = None) -> None:
-        """Take files over, to finish them; the directories above them may be new and not flushed.
-
-        Parameters
-        ----------
-        then : callable, optional
-            Is called when they are durable under their names, short of those of the directories.
-
-        Raises
-        ------
-        ResourceError
-            An earlier one could not be finished.
-        """
+        """Take files over, to finish them and call ``then``; `wait` flushes the directories above them."""
         self._room.acquire()
         flush = self._pool.submit(self._finish, files, then)
         with self._adding:
@@ -91,13 +73,7 @@ class Flusher:
             self._folders.update((above, None) for above in self._above(folder))
 
     def wait(self) -> None:
-        """Return when every file is durable under its name, and so are the directories above it.
-
-        Raises
-        ------
-        ResourceError
-            One of them could not be finished.
-        """
+        """Return when every file is durable under its name, and so are the directories above it."""
         for flush in self._flushes:
             flush.result()
         for _ in self._pool.map(self._files.flush_dir, self._folders):
@@ -135,36 +111,16 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedPart:
-    """Some whole blocks of every field, encoded and counted, ready to be appended to a shard.
+    """Some whole blocks of every field, encoded and counted, ready to be appended to a shard."""
 
-    Parameters
-    ----------
-    blocks : tuple of tuple of buffer
-        For each field, its encoded blocks in order; views of the rows where the codec is ``"none"``.
-    tallies : tuple of FieldTally
-        For each field, the statistics of its rows.
-    n_rows, n_bytes : int
-        How many rows, and their decoded bytes.
-    """
-
-    blocks: tuple[tuple[bytes | memoryview, ...], ...]
+    blocks: tuple[tuple[bytes | memoryview, ...], ...]  # of each field; views of the rows where uncompressed
     tallies: tuple[FieldTally, ...]
     n_rows: int
     n_bytes: int
 
 
 def encode_part(rows: Mapping[str, Array], layout: Layout, first_row: int) -> EncodedPart:
-    """Encode and count rows that start at a block's edge; only the last block may be short.
-
-    Parameters
-    ----------
-    rows : mapping of str to ndarray
-        The rows of each field, of the layout's dtypes and shapes.
-    layout : Layout
-        The dataset's.
-    first_row : int
-        Which row of the dataset they start at.
-    """
+    """Encode and count rows that start at a block's edge; only the last block may be short."""
     arrays = [np.ascontiguousarray(rows[field.name]) for field in layout.fields]
     return EncodedPart(
         blocks=tuple(tuple(_encoded_blocks(array, layout)) for array in arrays),
@@ -200,31 +156,15 @@ class OpenShard:
 
 
 class DatasetWriter:
-    """A dataset being written; leaving its ``with`` block without a commit leaves what the journal names.
-
-    Parameters
-    ----------
-    path : Path
-        The directory that `streamtrain.store.writing.staging.begin_folder` made.
-    layout : Layout
-        The plan; ``n_samples`` counts only at the commit.
-    files : Files
-        Who writes.
-    journal : Journal
-        Where each shard is noted when it is durable.
-    kept : mapping
-        Shards that are there already, with what is known of their files; each is to be adopted, or dropped and written.
-    n_linked : int
-        The first of them, which are those of another dataset.
-    """
+    """A dataset being written; leaving its ``with`` block without a commit leaves what the journal names."""
 
     def __init__(
         self, path: Path, layout: Layout, *, files: Files, journal: Journal, kept: Shards, n_linked: int = 0
     ) -> None:
         self.path = path
-        self.layout = layout
-        self.kept = dict(kept)
-        self.n_linked = n_linked
+        self.layout = layout  # its number of samples counts only at the commit
+        self.kept = dict(kept)  # shards that are there already: each is to be adopted, or dropped and written
+        self.n_linked = n_linked  # the first of them, which are another dataset's
         self._files = files
         self._journal = journal
         self._stored: dict[str, StoredFile] = {}
@@ -241,13 +181,7 @@ class DatasetWriter:
         self._flusher.close()
 
     def adopt(self, shard: int, checksums: npt.NDArray[np.uint32]) -> None:
-        """Take over a shard that was read back and found to be what was written.
-
-        Parameters
-        ----------
-        checksums : ndarray of uint32, shape (n_blocks, n_fields)
-            The crc32c of its blocks.
-        """
+        """Take over a shard that was read back and found to be what was written."""
         for field, file in zip(self.layout.fields, self.kept[shard], strict=True):
             key = zarr_metadata.shard_key(field, shard)
             self._stored[key] = file
@@ -260,13 +194,7 @@ class DatasetWriter:
 
     @contextmanager
     def shard(self, shard: int) -> Iterator[OpenShard]:
-        """Write one shard of every field; after the ``with`` block its files become durable in the background.
-
-        Raises
-        ------
-        ResourceError
-            It cannot be written, or an earlier shard could not be.
-        """
+        """Write one shard of every field; after the ``with`` block its files become durable in the background."""
         keys = [zarr_metadata.shard_key(field, shard) for field in self.layout.fields]
         with ExitStack() as unfinished:
             files = []
