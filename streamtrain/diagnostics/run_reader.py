@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from streamtrain.diagnostics.charts.scales import is_placed
+from streamtrain.diagnostics.charts import is_placed
 from streamtrain.errors import CheckpointError
 from streamtrain.training.run_folder import CONFIG, MEMORY, METRICS, read_config
 
