@@ -55,16 +55,15 @@ def comparison_page(comparison: Comparison) -> str:
     rules = ", ".join(dict.fromkeys(run.rule for run in comparison))
     optimizers = ", ".join(dict.fromkeys(run.optimizer for run in comparison))
     title = f"{rules} with {optimizers}"
-    looks = _Looks(comparison)
-    n = f"{comparison.n_samples:,} samples; {comparison.n_weights:,} weights, with which each run begins."
+    counts = f"{comparison.n_samples:,} samples; {comparison.n_weights:,} weights, with which each run begins."
     diverged = [f"{run.label} diverged: {run.diverged}" for run in comparison if run.diverged]
-    drawings = [*_charts(comparison, looks), *_amounts(comparison)]
+    drawings = [*_charts(comparison), *_amounts(comparison)]
     sections = [
-        PageSection(notes=[n]),
-        PageSection(facts=[(name, str(value)) for name, value in comparison.about.items()]),
+        PageSection(notes=[counts]),
+        PageSection(facts=list(comparison.about.items())),
         PageSection(heading="Results", table=summary_rows(comparison), notes=diverged),
         PageSection(heading="Curves", drawings=drawings, notes=[f"{_EXACT} {_VARIANCE}"]),
-        *_surface(comparison, looks),
+        *_surface(comparison),
         PageSection(heading="Epochs", table=epoch_rows(comparison)),
     ]
     return page(f"Comparison: {title}", f"Update rules side by side: {title}", sections)
@@ -148,31 +147,25 @@ def _epoch(run: ComparedRun, point: LearningCurvePoint) -> list[str]:
     ]
 
 
-class _Looks:
-    """How a run's curve looks: its colour and marker are its rule's, its dashes its optimizer's."""
-
-    def __init__(self, comparison: Comparison) -> None:
-        self._rules = list(dict.fromkeys(run.rule for run in comparison))
-        self._optimizers = list(dict.fromkeys(run.optimizer for run in comparison))
-
-    def line(self, run: ComparedRun, points: list[tuple[float, float]]) -> Curve:
-        """The curve of a run."""
-        rule, optimizer = self._rules.index(run.rule), self._optimizers.index(run.optimizer)
-        return Curve(
-            label=run.label,
-            points=points,
-            colour=COLOURS[rule % len(COLOURS)],
-            marker=MARKERS[rule % len(MARKERS)],
-            dash=DASHES[optimizer % len(DASHES)],
-        )
+def _curve(comparison: Comparison, run: ComparedRun, points: list[tuple[float, float]]) -> Curve:
+    """The curve of a run: its colour and marker are its rule's, its dashes its optimizer's."""
+    rule = list(dict.fromkeys(each.rule for each in comparison)).index(run.rule)
+    optimizer = list(dict.fromkeys(each.optimizer for each in comparison)).index(run.optimizer)
+    return Curve(
+        label=run.label,
+        points=points,
+        colour=COLOURS[rule % len(COLOURS)],
+        marker=MARKERS[rule % len(MARKERS)],
+        dash=DASHES[optimizer % len(DASHES)],
+    )
 
 
-def _charts(comparison: Comparison, looks: _Looks) -> Iterator[Drawing]:
+def _charts(comparison: Comparison) -> Iterator[Drawing]:
     def lines(x: Callable[[LearningCurvePoint], float], y: Callable[[LearningCurvePoint], float | None]) -> list[Curve]:
         found = []
         for run in comparison:
             points = [(x(point), math.nan if (value := y(point)) is None else value) for point in run.points]
-            found.append(looks.line(run, points))
+            found.append(_curve(comparison, run, points))
         return found
 
     def chart(title: str, x: Axis, y: Axis, some: list[Curve], levels: tuple[ReferenceLine, ...] = ()) -> Drawing:
@@ -216,7 +209,7 @@ def _bars(
     return draw(BarChart(title=title, bars=bars, format=form))
 
 
-def _surface(comparison: Comparison, looks: _Looks) -> Iterator[PageSection]:
+def _surface(comparison: Comparison) -> Iterator[PageSection]:
     surface = comparison.surface
     if surface is None:
         if comparison.no_surface is not None:
@@ -231,7 +224,7 @@ def _surface(comparison: Comparison, looks: _Looks) -> Iterator[PageSection]:
         xs=surface.xs.tolist(),
         ys=surface.ys.tolist(),
         heights=surface.loss.tolist(),
-        paths=[looks.line(by_label[path.label], list(path.places)) for path in surface.paths],
+        paths=[_curve(comparison, by_label[path.label], list(path.places)) for path in surface.paths],
     )
     exact = "Both weights of the model are drawn: the surface is J itself."
     plane = (

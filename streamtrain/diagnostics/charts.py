@@ -171,24 +171,12 @@ def can_draw() -> bool:
 
 
 def is_placed(value: float) -> bool:
-    """Whether a number can stand on an axis: what is not finite cannot, nor what is near the end of all floats.
-
-    Examples
-    --------
-    >>> is_placed(-3.0), is_placed(float("nan")), is_placed(1e308)
-    (True, False, False)
-    """
+    """Whether a number can stand on an axis: what is not finite cannot, nor what is near the end of all floats."""
     return abs(value) <= _MOST
 
 
 def is_wide(values: Iterable[float]) -> bool:
-    """Whether numbers lie so far apart that a logarithmic axis shows more of them; it has no place for negative ones.
-
-    Examples
-    --------
-    >>> is_wide([0.0, 1.0, 100.0]), is_wide([1.0, 10.0]), is_wide([0.0]), is_wide([-5.0, 1.0, 100.0])
-    (True, False, False, False)
-    """
+    """Whether numbers, of which none is negative, lie so far apart that a logarithmic axis shows more of them."""
     placed = [value for value in values if is_placed(value)]
     positive = [value for value in placed if value > 0]
     return bool(positive) and min(placed) >= 0 and max(positive) > _WIDE * min(positive)
@@ -211,7 +199,7 @@ def format_tick(value: float) -> str:
     return f"{value:g}"
 
 
-def printable(text: str, most: int = 200) -> str:
+def printable(text: str, most: int = 100) -> str:
     r"""A text that any font can set: in one line, without what is no letter, cut short where it is long.
 
     Examples

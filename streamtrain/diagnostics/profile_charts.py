@@ -65,14 +65,7 @@ def timeline_summary(timeline: Timeline) -> str:
 
 
 def budget_line(kept: BudgetSpan) -> str:
-    """Budget, projection and measured peak.
-
-    Examples
-    --------
-    >>> budget_line(BudgetSpan(pid=7, budget_bytes=64_000_000, projected_bytes=60_000_000, measured_bytes=48_000_000,
-    ...                held_bytes=0, start=0.0, stop=1.0))
-    'budget 64.0 MB, projected 60.0 MB, measured 48.0 MB (0.75 of the budget)'
-    """
+    """Budget, projection and measured peak."""
     return (
         f"budget {format_bytes(kept.budget_bytes)}, projected {format_bytes(kept.projected_bytes)}, "
         f"measured {format_bytes(kept.measured_bytes)} ({kept.ratio:.2f} of the budget)"

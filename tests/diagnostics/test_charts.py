@@ -99,6 +99,8 @@ def test_wide_values_ask_for_a_logarithmic_axis() -> None:
     assert not is_wide([])
     assert not is_wide([-5.0, -1.0, 0.0]), "three places for three values"
     assert not is_wide([-1.0, 1.0, 1000.0])
+    assert not is_wide([0.0, 5.0])
+    assert is_wide([0.0, 1.0, 100.0]), "zero has a place of its own"
 
 
 def test_shades_go_from_dark_to_light() -> None:
