@@ -162,7 +162,7 @@ class Drawing:
     title: str
     svg: str
     rows: Sequence[Sequence[str]] = ()
-    is_wide: bool = False
+    is_full_width: bool = False
 
 
 def can_draw() -> bool:
@@ -234,7 +234,7 @@ def draw(chart: LineChart | BarChart | SurfaceChart) -> Drawing:
     """Draw a chart, where matplotlib is installed."""
     rows = _bar_rows(chart) if isinstance(chart, BarChart) else ()
     svg = _chart_svg(chart) if can_draw() else ""
-    return Drawing(title=chart.title, svg=svg, rows=rows, is_wide=isinstance(chart, SurfaceChart))
+    return Drawing(title=chart.title, svg=svg, rows=rows, is_full_width=isinstance(chart, SurfaceChart))
 
 
 def _bar_rows(chart: BarChart) -> list[list[str]]:
@@ -279,9 +279,10 @@ def _legend_height(labels: Sequence[str]) -> float:
 
 
 def _line_figure(chart: LineChart) -> Figure:
-    labels = [printable(curve.label, 60) for curve in chart.curves] if len(chart.curves) > 1 else []
+    is_said = {curve.label for curve in chart.curves} <= {chart.title, chart.y.label}
+    labels = [] if is_said else [printable(curve.label, 60) for curve in chart.curves]
     below = _legend_height(labels)
-    figure, axes = _canvas(chart.title, _WIDTH, 3.3 + below, left=0.72, right=0.16, bottom=0.52 + below)
+    figure, axes = _canvas(chart.title, _WIDTH, 3.3 + below, left=0.85, right=0.16, bottom=0.52 + below)
     levels = [level for level in chart.levels if not math.isnan(_place(level.value))]
     xs: list[float] = []
     ys = [_place(level.value) for level in levels]

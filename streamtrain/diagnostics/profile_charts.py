@@ -120,7 +120,7 @@ def write_png(timeline: Timeline, path: Path) -> None:
 
 def draw_timeline(timeline: Timeline) -> Drawing:
     """Draw a timeline for a page, where matplotlib is installed."""
-    return Drawing(title="Memory over time", svg=_timeline_svg(timeline) if can_draw() else "", is_wide=True)
+    return Drawing(title="Memory over time", svg=_timeline_svg(timeline) if can_draw() else "", is_full_width=True)
 
 
 @house_style()

@@ -187,6 +187,13 @@ def test_a_lone_point_is_drawn_and_many_have_no_markers() -> None:
     assert not axes.lines[0].get_marker()
 
 
+@pytest.mark.parametrize(("label", "n_legends"), [("training, over an epoch", 1), ("loss", 0)])
+def test_a_lone_curve_has_its_name_in_a_legend_unless_the_axis_says_it(label: str, n_legends: int) -> None:
+    curve = Curve(label=label, points=[(0, 1), (1, 2)])
+    chart = LineChart(title="", x=Axis(label=""), y=Axis(label="loss"), curves=[curve])
+    assert len(figure_of(charts._line_figure, chart).legends) == n_legends
+
+
 def bar_chart() -> BarChart:
     bars = [
         Bar(label="first", pieces={"a": 1.0, "b": 3.0}, text="four"),
