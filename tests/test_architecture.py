@@ -37,6 +37,7 @@ PLACES = {
     "dask": ("ingestion",),
     "click": ("cli",),
     "matplotlib": ("diagnostics",),
+    "jinja2": ("diagnostics",),
     "torch": ("loader", "models", "optim", "training", "diagnostics", "comparison", "cli"),
 }
 # Modules in those packages that work without torch all the same.

@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from html import escape
 from pathlib import Path
 from typing import Final
 
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
-from streamtrain.comparison.surface import LossSurface
-from streamtrain.diagnostics.charts.bars import Bar, BarChart, draw_bar_chart
-from streamtrain.diagnostics.charts.lines import Curve, LineChart, ReferenceLine, draw_line_chart, line_legend
-from streamtrain.diagnostics.charts.scales import COLOURS, DASHES, MARKERS, Axis, is_wide
-from streamtrain.diagnostics.charts.surface import SurfaceChart, draw_surface_chart
-from streamtrain.diagnostics.html import charts, facts, note, page, table
+from streamtrain.diagnostics.charts import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    Axis,
+    Bar,
+    BarChart,
+    Curve,
+    Drawing,
+    LineChart,
+    ReferenceLine,
+    SurfaceChart,
+    draw,
+    is_wide,
+)
+from streamtrain.diagnostics.html import PageSection, page
 from streamtrain.system.files import Files
 from streamtrain.system.json_values import to_json_value
 from streamtrain.system.units import format_bytes, format_duration
@@ -46,22 +55,18 @@ def comparison_page(comparison: Comparison) -> str:
     rules = ", ".join(dict.fromkeys(run.rule for run in comparison))
     optimizers = ", ".join(dict.fromkeys(run.optimizer for run in comparison))
     title = f"{rules} with {optimizers}"
-    looks = _Looks(comparison)
-    parts = [
-        f"<h1>Update rules side by side: {escape(title)}</h1>",
-        note(f"{comparison.n_samples:,} samples; {comparison.n_weights:,} weights, with which each run begins."),
-        facts(comparison.about.items()),
-        table("Results", summary_rows(comparison)),
-        *(note(f"{run.label} diverged: {run.diverged}") for run in comparison if run.diverged),
-        "<h2>Curves</h2>",
-        f"<p>{line_legend([looks.line(run, []) for run in comparison])}</p>",
-        charts(_charts(comparison, looks)),
-        charts(_amounts(comparison)),
-        note(f"{_EXACT} {_VARIANCE}"),
-        *_surface(comparison.surface, looks, comparison),
-        table("Epochs", epoch_rows(comparison)),
+    counts = f"{comparison.n_samples:,} samples; {comparison.n_weights:,} weights, with which each run begins."
+    diverged = [f"{run.label} diverged: {run.diverged}" for run in comparison if run.diverged]
+    drawings = [*_charts(comparison), *_amounts(comparison)]
+    sections = [
+        PageSection(notes=[counts]),
+        PageSection(facts=list(comparison.about.items())),
+        PageSection(heading="Results", table=summary_rows(comparison), notes=diverged),
+        PageSection(heading="Curves", drawings=drawings, notes=[f"{_EXACT} {_VARIANCE}"]),
+        *_surface(comparison),
+        PageSection(heading="Epochs", table=epoch_rows(comparison)),
     ]
-    return page(f"Comparison: {title}", parts)
+    return page(f"Comparison: {title}", f"Update rules side by side: {title}", sections)
 
 
 def summary_rows(comparison: Comparison) -> list[list[str]]:
@@ -142,35 +147,29 @@ def _epoch(run: ComparedRun, point: LearningCurvePoint) -> list[str]:
     ]
 
 
-class _Looks:
-    """How a run's curve looks: its colour and marker are its rule's, its dashes its optimizer's."""
-
-    def __init__(self, comparison: Comparison) -> None:
-        self._rules = list(dict.fromkeys(run.rule for run in comparison))
-        self._optimizers = list(dict.fromkeys(run.optimizer for run in comparison))
-
-    def line(self, run: ComparedRun, points: list[tuple[float, float]]) -> Curve:
-        """The curve of a run."""
-        rule, optimizer = self._rules.index(run.rule), self._optimizers.index(run.optimizer)
-        return Curve(
-            label=run.label,
-            points=points,
-            colour=COLOURS[rule % len(COLOURS)],
-            marker=MARKERS[rule % len(MARKERS)],
-            dash=DASHES[optimizer % len(DASHES)],
-        )
+def _curve(comparison: Comparison, run: ComparedRun, points: list[tuple[float, float]]) -> Curve:
+    """The curve of a run: its colour and marker are its rule's, its dashes its optimizer's."""
+    rule = list(dict.fromkeys(each.rule for each in comparison)).index(run.rule)
+    optimizer = list(dict.fromkeys(each.optimizer for each in comparison)).index(run.optimizer)
+    return Curve(
+        label=run.label,
+        points=points,
+        colour=COLOURS[rule % len(COLOURS)],
+        marker=MARKERS[rule % len(MARKERS)],
+        dash=DASHES[optimizer % len(DASHES)],
+    )
 
 
-def _charts(comparison: Comparison, looks: _Looks) -> Iterator[str]:
+def _charts(comparison: Comparison) -> Iterator[Drawing]:
     def lines(x: Callable[[LearningCurvePoint], float], y: Callable[[LearningCurvePoint], float | None]) -> list[Curve]:
         found = []
         for run in comparison:
             points = [(x(point), math.nan if (value := y(point)) is None else value) for point in run.points]
-            found.append(looks.line(run, points))
+            found.append(_curve(comparison, run, points))
         return found
 
-    def chart(title: str, x: Axis, y: Axis, some: list[Curve], levels: tuple[ReferenceLine, ...] = ()) -> str:
-        return draw_line_chart(LineChart(title=title, x=x, y=y, lines=some, levels=levels))
+    def chart(title: str, x: Axis, y: Axis, some: list[Curve], levels: tuple[ReferenceLine, ...] = ()) -> Drawing:
+        return draw(LineChart(title=title, x=x, y=y, curves=some, levels=levels))
 
     ends = [run.last for run in comparison]
     epochs = Axis(label="epochs", from_zero=True)
@@ -195,42 +194,37 @@ def _charts(comparison: Comparison, looks: _Looks) -> Iterator[str]:
     yield chart("Variance of the updates", epochs, label, lines(lambda p: p.epochs, lambda p: p.variance))
 
 
-def _amounts(comparison: Comparison) -> Iterator[str]:
-    yield draw_bar_chart(_bars("Training time of an epoch", comparison, lambda r: r.seconds_per_epoch, format_duration))
-    process = _bars("Most that the process held", comparison, lambda r: r.memory.get("process"), format_bytes)
-    yield draw_bar_chart(process)
+def _amounts(comparison: Comparison) -> Iterator[Drawing]:
+    yield _bars("Training time of an epoch", comparison, lambda run: run.seconds_per_epoch, format_duration)
+    yield _bars("Most that the process held", comparison, lambda run: run.memory.get("process"), format_bytes)
 
 
 def _bars(
     title: str, comparison: Comparison, of: Callable[[ComparedRun], float | None], form: Callable[[float], str]
-) -> BarChart:
+) -> Drawing:
     bars = []
     for run in comparison:
         value = of(run)
         bars.append(Bar(label=run.label, pieces={title: value or 0.0}, text=form(value) if value else "–"))
-    return BarChart(title=title, bars=bars, format=form)
+    return draw(BarChart(title=title, bars=bars, format=form))
 
 
-def _surface(surface: LossSurface | None, looks: _Looks, comparison: Comparison) -> Iterator[str]:
+def _surface(comparison: Comparison) -> Iterator[PageSection]:
+    surface = comparison.surface
     if surface is None:
         if comparison.no_surface is not None:
-            yield note(f"The error surface was not measured: {comparison.no_surface}")
+            yield PageSection(notes=[f"The error surface was not measured: {comparison.no_surface}"])
         return
     by_label = {run.label: run for run in comparison}
-    paths = [looks.line(by_label[path.label], list(path.places)) for path in surface.paths]
-    yield "<h2>The error surface, and the paths of the weights</h2>"
-    yield f"<p>{line_legend(paths)}</p>"
-    yield draw_surface_chart(
-        SurfaceChart(
-            title="Training loss J",
-            x_label=surface.labels[0],
-            y_label=surface.labels[1],
-            height_label="J",
-            xs=surface.xs.tolist(),
-            ys=surface.ys.tolist(),
-            heights=surface.loss.tolist(),
-            paths=paths,
-        )
+    chart = SurfaceChart(
+        title="Training loss J",
+        x_label=surface.labels[0],
+        y_label=surface.labels[1],
+        height_label="J",
+        xs=surface.xs.tolist(),
+        ys=surface.ys.tolist(),
+        heights=surface.loss.tolist(),
+        paths=[_curve(comparison, by_label[path.label], list(path.places)) for path in surface.paths],
     )
     exact = "Both weights of the model are drawn: the surface is J itself."
     plane = (
@@ -239,4 +233,8 @@ def _surface(surface: LossSurface | None, looks: _Looks, comparison: Comparison)
         "in the plane, so J on it is not J on them."
     )
     cells = f"{surface.loss.size:,} values of J, each a pass over the training data. A black point is the beginning."
-    yield note(f"{exact if surface.shares is None else plane} {cells}")
+    yield PageSection(
+        heading="The error surface, and the paths of the weights",
+        drawings=[draw(chart)],
+        notes=[f"{exact if surface.shares is None else plane} {cells}"],
+    )

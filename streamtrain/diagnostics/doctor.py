@@ -39,105 +39,21 @@ _MOST_THREADS: Final = 4
 """A loader starts no more, however many cores there are."""
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _DATASET_FILE: Final = "zarr.json"
+Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
-    """A folder's disk; rates in bytes per second, None where they could not be measured.
+class Finding:
+    """What was found: its label, its value, and in words what it means, in lines; ``name`` is its name in JSON."""
 
-    Parameters
-    ----------
-    folder : Path
-        Where it was measured.
-    free_bytes, total_bytes : int
-        Its room.
-    write_rate : float or None
-        Writing in one piece, until it is safe on the disk.
-    cold_rate, warm_rate : float or None
-        Reading it with one thread, from the disk and from the page cache.
-    problem : str or None
-        Why it could not be measured.
-    """
-
-    folder: Path
-    free_bytes: int
-    total_bytes: int
-    write_rate: float | None = None
-    cold_rate: float | None = None
-    warm_rate: float | None = None
-    problem: str | None = None
+    label: str
+    value: object
+    verdict: str = ""
+    name: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decoding:
-    """How fast blocks of a codec are checked and decoded, in decoded bytes per second.
-
-    Parameters
-    ----------
-    codec : str
-        ``none`` is checked only.
-    one_thread, all_threads : float
-        With one thread, and with as many as a loader has.
-    """
-
-    codec: str
-    one_thread: float
-    all_threads: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CudaDevice:
-    """A CUDA device."""
-
-    name: str
-    total_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DirectReadSupport:
-    """What of the fast path this system has.
-
-    Parameters
-    ----------
-    direct_reads : bool
-        Blocks are read by ``preadv``, any number at a time; else by seek and read, one of a file at a time.
-    cache_control : bool
-        What was read can be dropped from the page cache when the data exceeds the free memory.
-    huge_pages : bool
-        Large memory is in huge pages.
-    """
-
-    direct_reads: bool
-    cache_control: bool
-    huge_pages: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkup:
-    """All of it; ``n_threads`` is how many reader threads a loader has, at most."""
-
-    versions: dict[str, str | None]
-    system: str
-    cores: int
-    n_threads: int
-    ram_bytes: int
-    limit: MemoryLimit
-    disk: Disk
-    decoding: tuple[Decoding, ...]
-    fast_path: DirectReadSupport
-    devices: tuple[CudaDevice, ...]
-    devices_problem: str | None
-
-
-def check_up(folder: Path, *, seconds: float = 3.0) -> Checkup:
-    """Examine the machine.
-
-    Parameters
-    ----------
-    folder : Path
-        Whose disk is measured; for a dataset, the folder it lies in.
-    seconds : float
-        For all rates together, about; a slow disk may take a little longer.
+def check_up(folder: Path, *, seconds: float = 3.0) -> list[Finding]:
+    """Examine the machine and the disk of a folder; all rates together take about so many seconds.
 
     Raises
     ------
@@ -150,21 +66,23 @@ def check_up(folder: Path, *, seconds: float = 3.0) -> Checkup:
         raise UsageError(what, where=str(folder), fix="give the folder where the data lies or will lie")
     if (place / _DATASET_FILE).exists():
         place = place.parent
-    devices, problem = _devices()
-    n_threads = min(_MOST_THREADS, n_cores())
-    return Checkup(
-        versions=_versions(),
-        system=f"{platform.system()} {platform.release()}, {platform.machine()}",
-        cores=os.cpu_count() or 1,
-        n_threads=n_threads,
-        ram_bytes=psutil.virtual_memory().total,
-        limit=memory_limit(),
-        disk=_disk(place, seconds / 2),
-        decoding=tuple(_decoding(codec, n_threads, seconds / 2 / len(CODECS)) for codec in CODECS),
-        fast_path=_fast_path(),
-        devices=devices,
-        devices_problem=problem,
-    )
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    cores, n_threads = os.cpu_count() or 1, min(_MOST_THREADS, n_cores())
+    versions = _versions()
+    absent = [name for name, version in versions.items() if version is None]
+    installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    return [
+        Finding(label="system", value=system, verdict=f"{system}, {cores} core{'s' * (cores != 1)}"),
+        Finding(label="cores", value=cores),
+        Finding(label="threads", value=n_threads),
+        Finding(label="versions", value=versions, verdict=installed),
+        Finding(label="absent", value=absent, verdict=", ".join(absent)),
+        _memory(memory_limit()),
+        _disk(place, seconds / 2),
+        _decoding(n_threads, seconds / 2),
+        _fast_path(n_threads),
+        *_devices(),
+    ]
 
 
 def _versions() -> dict[str, str | None]:
@@ -177,52 +95,106 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _fast_path() -> DirectReadSupport:
-    text = _HUGE_PAGES.read_text() if _HUGE_PAGES.exists() else ""
-    return DirectReadSupport(
-        direct_reads=hasattr(os, "preadv"),
-        cache_control=hasattr(os, "posix_fadvise"),
-        huge_pages=hasattr(mmap, "MADV_HUGEPAGE") and bool(text) and "[never]" not in text,
+def _memory(limit: MemoryLimit) -> Finding:
+    total = psutil.virtual_memory().total
+    ram, free = f"{format_bytes(total)} RAM", f"{format_bytes(limit.free_bytes)} free"
+    return Finding(
+        label="memory",
+        value={"ram": total, "limit": limit.limit_bytes, "free": limit.free_bytes, "source": limit.source},
+        verdict=f"{ram}, {free}, no tighter limit of a cgroup"
+        if limit.source == "RAM"
+        else f"{format_bytes(limit.limit_bytes)}, the limit in {limit.source} ({ram}), {free}",
     )
 
 
-def _devices() -> tuple[tuple[CudaDevice, ...], str | None]:
+def _fast_path(n_threads: int) -> Finding:
+    """What of the fast path this system has: direct reads, control of the page cache, huge pages."""
+    text = _HUGE_PAGES.read_text() if _HUGE_PAGES.exists() else ""
+    direct, cache = hasattr(os, "preadv"), hasattr(os, "posix_fadvise")
+    huge = hasattr(mmap, "MADV_HUGEPAGE") and bool(text) and "[never]" not in text
+    lines = [
+        f"straight from the shards' files (preadv), up to {_threads(n_threads)} at a time"
+        if direct
+        else "by seek and read, one thread of a file at a time: this system has no preadv",
+        "drops what it has read from the page cache where the data exceeds the free memory"
+        if cache
+        else "leaves the page cache alone: this system has no posix_fadvise",
+        "the pool is in huge pages" if huge else "the pool is in small pages: no huge ones here",
+    ]
+    value = {"direct_reads": direct, "cache_control": cache, "huge_pages": huge}
+    return Finding(label="reading", name="fast_path", value=value, verdict="\n".join(lines))
+
+
+def _devices() -> list[Finding]:
+    devices: list[tuple[str, int]] = []
+    problem = None
     try:
         import torch
 
-        n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        found = [torch.cuda.get_device_properties(i) for i in range(n_devices)]
-        return tuple(CudaDevice(name=each.name, total_bytes=each.total_memory) for each in found), None
+        for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+            found = torch.cuda.get_device_properties(i)
+            devices.append((found.name, found.total_memory))
     except (ImportError, OSError, RuntimeError) as error:
         # A broken driver or installation is what a check-up is there to tell.
-        return (), f"{type(error).__name__}: {error}".splitlines()[0]
+        devices, problem = [], f"{type(error).__name__}: {error}".splitlines()[0]
+    named = [f"cuda:{i} {name}, {format_bytes(n_bytes)}" for i, (name, n_bytes) in enumerate(devices)]
+    verdict = "; ".join(named) or "no CUDA device, training is on the CPU"
+    return [
+        Finding(
+            label="devices",
+            value=[{"name": name, "bytes": n_bytes} for name, n_bytes in devices],
+            verdict=f"torch does not work: {problem}" if problem else verdict,
+        ),
+        Finding(label="devices_problem", value=problem),
+    ]
 
 
-def _noise(n_bytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def _threads(n_threads: int) -> str:
+    return f"{n_threads} thread{'s' * (n_threads != 1)}"
+
+
+def _rate(bytes_per_second: float) -> str:
+    return f"{format_bytes(bytes_per_second)}/s"
+
+
+def _noise(n_bytes: int) -> Bytes:
     return np.random.default_rng(0).integers(0, 64, n_bytes, np.uint8)
 
 
 # The disk.
 
 
-def _disk(folder: Path, seconds: float) -> Disk:
+def _disk(folder: Path, seconds: float) -> Finding:
+    """The room on a folder's disk, and its rates in bytes per second, None where they could not be measured."""
     usage = shutil.disk_usage(folder)
-    room = Disk(folder=folder, free_bytes=usage.free, total_bytes=usage.total)
+    rates: dict[str, float | None] = dict.fromkeys(("write", "cold_read", "warm_read"))
+    problem = None
     if usage.free < _FILE_BYTES + _SPARE_BYTES:
-        needed = format_bytes(_FILE_BYTES + _SPARE_BYTES)
-        return _without_rates(room, f"{format_bytes(usage.free)} are free, and it takes {needed}")
-    try:
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            return _rates(room, file.fileno(), seconds)
-    except OSError as error:
-        return _without_rates(room, error.strerror or str(error))
+        problem = f"{format_bytes(usage.free)} are free, and it takes {format_bytes(_FILE_BYTES + _SPARE_BYTES)}"
+    else:
+        try:
+            with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+                rates = _rates(file.fileno(), seconds)
+        except OSError as error:
+            problem = error.strerror or str(error)
+    reads = ", ".join(f"{name} {_rate(rate)}" for name in ("cold", "warm") if (rate := rates[f"{name}_read"]))
+    speed = f"reads {reads} with one thread; writes {_rate(rates['write'] or 0)}"
+    return Finding(
+        label="disk",
+        value={
+            "folder": folder,
+            "free": usage.free,
+            "total": usage.total,
+            **{f"{name}_bytes_per_second": rate for name, rate in rates.items()},
+            "problem": problem,
+        },
+        verdict=f"{folder}: {format_bytes(usage.free)} free of {format_bytes(usage.total)}\n"
+        f"{f'not measured: {problem}' if problem else speed}",
+    )
 
 
-def _without_rates(room: Disk, problem: str) -> Disk:
-    return Disk(folder=room.folder, free_bytes=room.free_bytes, total_bytes=room.total_bytes, problem=problem)
-
-
-def _rates(room: Disk, file: int, seconds: float) -> Disk:
+def _rates(file: int, seconds: float) -> dict[str, float | None]:
+    """Writing in one piece until it is safe, and reading with one thread: from the disk, and from the page cache."""
     buffer = aligned_bytes(_PIECE_BYTES)
     buffer[:] = _noise(_PIECE_BYTES)
     n_written, wrote = _write(file, buffer.data, seconds / 2)
@@ -232,14 +204,7 @@ def _rates(room: Disk, file: int, seconds: float) -> Disk:
         cold = _read(file, buffer.data, n_written, seconds / 2)
     # The whole file is in the page cache once it has been read; a second time tells what reading from there costs.
     _read(file, buffer.data, n_written, seconds / 2)
-    return Disk(
-        folder=room.folder,
-        free_bytes=room.free_bytes,
-        total_bytes=room.total_bytes,
-        write_rate=wrote,
-        cold_rate=cold,
-        warm_rate=_read(file, buffer.data, n_written, seconds / 8),
-    )
+    return {"write": wrote, "cold_read": cold, "warm_read": _read(file, buffer.data, n_written, seconds / 8)}
 
 
 def _write(file: int, piece: memoryview, seconds: float) -> tuple[int, float]:
@@ -263,26 +228,32 @@ def _read(file: int, piece: memoryview, n_bytes: int, seconds: float) -> float:
 # Decoding.
 
 
-def _decoding(codec: Codec, n_threads: int, seconds: float) -> Decoding:
-    block = _noise(_BLOCK_BYTES)
+def _decoding(n_threads: int, seconds: float) -> Finding:
+    """How fast blocks are checked and decoded, in decoded bytes per second: with one thread, and with a loader's."""
+    block, rates, lines = _noise(_BLOCK_BYTES), {}, []
+    for codec in CODECS:
+        once = _decoder(block, codec)
+        one, all_threads = (_repeated(once, n, seconds / 2 / len(CODECS)) for n in (1, n_threads))
+        rates[codec] = {"one_thread": one, "all_threads": all_threads}
+        checked = ", which is checking alone" if codec == "none" else ""
+        many = f"{_rate(all_threads):>10} with {_threads(n_threads)}{checked}"
+        lines.append(f"{codec:<5} {_rate(one):>10} with one thread, {many}")
+    return Finding(label="decoding", name="decode_bytes_per_second", value=rates, verdict="\n".join(lines))
+
+
+def _decoder(block: Bytes, codec: Codec) -> Callable[[Bytes], None]:
     encoded = encode(block, codec)
     expected = checksum(encoded)
 
-    def once(out: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
+    def once(out: Bytes) -> None:
         assert checksum(encoded) == expected
         if codec != "none":
             decode(encoded, out, codec)
 
-    return Decoding(
-        codec=codec,
-        one_thread=_repeated(once, 1, seconds / 2),
-        all_threads=_repeated(once, n_threads, seconds / 2),
-    )
+    return once
 
 
-def _repeated(
-    act: Callable[[np.ndarray[tuple[int], np.dtype[np.uint8]]], None], n_threads: int, seconds: float
-) -> float:
+def _repeated(act: Callable[[Bytes], None], n_threads: int, seconds: float) -> float:
     """Repeat an act in threads, each with a block of its own; bytes per second of all."""
     counts = [0] * n_threads
     started = time.perf_counter()

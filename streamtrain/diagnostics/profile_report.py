@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any, Final
 
-from streamtrain.diagnostics.html import Table
+from streamtrain.diagnostics.html import PageSection, page
 from streamtrain.diagnostics.profile_charts import (
     NOT_SEEN,
     budget_line,
+    check_can_draw,
+    draw_timeline,
     short_command,
-    timeline_page,
-    timeline_scene,
+    timeline_summary,
     write_png,
 )
 from streamtrain.diagnostics.profile_timeline import BudgetSpan, Timeline
@@ -146,28 +146,40 @@ def _deaths(timeline: Timeline) -> list[str]:
 
 
 def write_profile(timeline: Timeline, folder: Path, *, png: bool = True) -> list[Path]:
-    """Leave the files in a folder.
+    """Leave the files in a folder, and return where.
 
     Raises
     ------
     UsageError
         The PNG is wanted, and matplotlib is not installed.
     """
+    if png:
+        check_can_draw()
     files = Files()
     files.ensure_dir(folder)
-    drawn = timeline_scene(timeline)
-    facts = [f"command {shlex.join(timeline.watched.command)}", *profile_lines(timeline)[1:]]
     files.write_bytes(folder / PROFILE_JSON, (json.dumps(profile_figures(timeline), indent=2) + "\n").encode())
-    files.write_bytes(folder / PROFILE_HTML, timeline_page(drawn, facts, _tables(timeline)).encode())
+    files.write_bytes(folder / PROFILE_HTML, profile_page(timeline).encode())
     if png:
-        write_png(drawn, folder / PROFILE_PNG)
-    return [
-        folder / name for name in ([PROFILE_PNG, PROFILE_HTML, PROFILE_JSON] if png else [PROFILE_HTML, PROFILE_JSON])
+        write_png(timeline, folder / PROFILE_PNG)
+    return [folder / name for name in (*([PROFILE_PNG] if png else []), PROFILE_HTML, PROFILE_JSON)]
+
+
+def profile_page(timeline: Timeline) -> str:
+    """Write the page: the drawing, then the figures, and tables of loaders and epochs."""
+    command = shlex.join(timeline.watched.command)
+    lines = [line.partition(" ") for line in profile_lines(timeline)[1:]]
+    short = short_command(timeline.watched.command)
+    sections = [
+        PageSection(notes=[timeline_summary(timeline)]),
+        PageSection(drawings=[draw_timeline(timeline)]),
+        PageSection(facts=[("command", command), *((name, text.strip()) for name, _, text in lines)]),
+        *_tables(timeline),
     ]
+    return page(f"Memory of {short}", short, sections)
 
 
-def _tables(timeline: Timeline) -> Sequence[Table]:
-    tables: list[Table] = []
+def _tables(timeline: Timeline) -> list[PageSection]:
+    tables: list[PageSection] = []
     if loaders := timeline.loaders[:_MOST_COLUMNS]:
         names = list(dict.fromkeys(name for loader in loaders for name in loader.opened.terms))
         terms = [
@@ -177,7 +189,8 @@ def _tables(timeline: Timeline) -> Sequence[Table]:
         head = ["term", *(PurePath(loader.opened.dataset).name for loader in loaders)]
         total = ["projected", *(format_bytes(loader.projected_bytes) for loader in loaders)]
         budget = ["budget", *(format_bytes(loader.opened.budget_bytes) for loader in loaders)]
-        tables.append(("Projections of the loaders, in order of their opening", [head, *terms, total, budget]))
+        heading = "Projections of the loaders, in order of their opening"
+        tables.append(PageSection(heading=heading, table=[head, *terms, total, budget]))
     told = [(loader, span.ended) for loader in timeline.loaders for span in loader.epochs if span.ended]
     rows = [
         [
@@ -194,5 +207,5 @@ def _tables(timeline: Timeline) -> Sequence[Table]:
         kinds = list(timeline.work.named())
         head = ["dataset", "epoch", "samples", "wall time", "waiting", *(f"{kind} [thread s]" for kind in kinds)]
         heading = "Epochs" if len(told) <= _MOST_ROWS else f"Epochs: the first {_MOST_ROWS} of {len(told):,}"
-        tables.append((heading, [head, *rows]))
+        tables.append(PageSection(heading=heading, table=[head, *rows]))
     return tables

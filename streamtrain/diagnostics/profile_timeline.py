@@ -70,18 +70,8 @@ class MemoryLevel:
 class BudgetSpan:
     """Budget against projected against measured, of a process while it had loaders open without a break.
 
-    Parameters
-    ----------
-    pid : int
-        The process.
-    budget_bytes, projected_bytes : int
-        The most that its loaders might have and would take at one time.
-    measured_bytes : int
-        The peak above ``held_bytes``.
-    held_bytes : int
-        What the process held before the first of them.
-    start, stop : float
-        From the first one's opening to the last one's end, in seconds from the command's start.
+    Budget and projection are the most at one time; measured is the peak above ``held_bytes``, which the process held
+    before the first loader was opened. Times are in seconds from the command's start.
     """
 
     pid: int
@@ -100,20 +90,10 @@ class BudgetSpan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """All of it, in seconds from the command's start.
+    """All of it, in seconds from the command's start: the samples' times, and the bytes of all processes at them.
 
-    Parameters
-    ----------
-    times : list of float
-        Of the samples.
-    held : dict of str to list of int
-        Bytes of all processes at those times by kind, one of `MEMORY_KINDS`.
-    file : list of int
-        Bytes mapped from files.
-    loaders : list of LoaderSpan
-        In order of their opening.
-    kept : list of BudgetSpan
-        One for each time that a process had loaders open, in order of time.
+    ``held`` is by kind, one of `MEMORY_KINDS`; loaders are in order of their opening, and ``kept`` has one span for
+    each time that a process had loaders open.
     """
 
     watched: CommandRecord

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from streamtrain.diagnostics.charts.scales import is_placed
+from streamtrain.diagnostics.charts import is_placed
 from streamtrain.errors import CheckpointError
 from streamtrain.training.run_folder import CONFIG, MEMORY, METRICS, read_config
 
@@ -25,18 +25,9 @@ MetricsLine = dict[str, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What a run's folder tells.
+    """What a run's folder tells; ``memory`` is empty where the run did not come to its end.
 
-    Parameters
-    ----------
-    path : pathlib.Path
-        The folder.
-    config : dict
-        What the run was.
-    batches, epochs, measured : tuple of dict of str to float
-        The lines of ``metrics.jsonl`` by their kind; a number that no axis has a place for is NaN, a flag is 0 or 1.
-    memory : dict of str to object
-        Bytes by name; empty where the run did not come to its end.
+    The lines of ``metrics.jsonl`` are by their kind; a number that no axis has a place for is NaN, a flag is 0 or 1.
     """
 
     path: Path
@@ -141,11 +132,5 @@ def _is_flat(value: object, most_deep: int) -> bool:
 
 
 def metric_points(lines: Iterable[MetricsLine], x: str, y: str) -> list[tuple[float, float]]:
-    """Points of two named values, of the lines that have both.
-
-    Examples
-    --------
-    >>> metric_points([{"steps": 1.0, "loss": 2.0}, {"steps": 2.0}], "steps", "loss")
-    [(1.0, 2.0)]
-    """
+    """Points of two named values, of the lines that have both."""
     return [(line[x], line[y]) for line in lines if x in line and y in line]

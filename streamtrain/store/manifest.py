@@ -346,10 +346,15 @@ def _check_description(folder: Path, key: str, manifest: Manifest) -> None:
 
 def _describes(found: Json, field: Field, layout: Layout) -> bool:
     """Whether a ``zarr.json`` is that of the field's array."""
+    packed = [] if layout.codec == "none" else ["blosc"]
     try:
         sharding = found["codecs"][0]
+        codecs = sharding["configuration"]["codecs"]
         return bool(
-            found["shape"] == [layout.n_samples, *field.shape]
+            len(found["codecs"]) == 1
+            and [codec["name"] for codec in codecs] == ["bytes", *packed, "crc32c"]
+            and all(codec["configuration"]["cname"] == layout.codec for codec in codecs if codec["name"] == "blosc")
+            and found["shape"] == [layout.n_samples, *field.shape]
             and found["data_type"] == field.dtype.name
             and found["chunk_grid"]["configuration"]["chunk_shape"]
             == [layout.block_rows * layout.shard_blocks, *field.shape]

@@ -233,7 +233,7 @@ def repair(path: str | os.PathLike[str], *, remove: bool = False) -> tuple[Lefto
     --------
     >>> import tempfile, streamtrain as st
     >>> path = tempfile.mkdtemp() + "/d.zarr"
-    >>> _ = st.ingest({"x": np.arange(9)}, path)
+    >>> _ = st.ingest({"x": range(9)}, path)
     >>> len(repair(path))
     0
     """

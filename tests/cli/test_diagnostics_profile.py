@@ -15,7 +15,7 @@ import pytest
 
 import streamtrain as st
 from streamtrain.cli.main import main
-from streamtrain.diagnostics import profile_charts
+from streamtrain.diagnostics import charts
 
 PYTHON = sys.executable
 
@@ -103,7 +103,7 @@ def test_the_folder_is_there_when_the_command_runs(capfd: pytest.CaptureFixture[
 def test_without_matplotlib_nothing_is_run_in_vain(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(profile_charts.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(charts.importlib.util, "find_spec", lambda _: None)
     assert main(["profile", "--", "touch", "ran"]) == 2
     assert "pip install 'streamtrain[plot]', or --no-png" in capfd.readouterr().err
     assert not Path("ran").exists()

@@ -35,19 +35,26 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "check_up", partial(check_up, seconds=QUICK))
 
 
+def found_in(folder: Path) -> dict[str, Any]:
+    """The values of a quick check-up, by their names in JSON."""
+    return {each.name or each.label: each.value for each in check_up(folder, seconds=QUICK)}
+
+
 def test_it_finds_what_is_here(tmp_path: Path) -> None:
-    found = check_up(tmp_path, seconds=QUICK)
-    assert found.versions["streamtrain"] == streamtrain.__version__
-    assert found.versions["python"] == platform.python_version()
-    assert found.versions["numpy"] == np.__version__
-    assert found.ram_bytes == psutil.virtual_memory().total
-    assert 0 < found.limit.limit_bytes <= found.ram_bytes
-    assert found.n_threads >= 2
-    assert found.disk.folder == tmp_path
-    assert 0 < found.disk.free_bytes <= found.disk.total_bytes
-    assert found.disk.problem is None
-    assert [each.codec for each in found.decoding] == list(CODECS)
-    rates = [found.disk.write_rate, found.disk.warm_rate, *(each.one_thread for each in found.decoding)]
+    found = found_in(tmp_path)
+    assert found["versions"]["streamtrain"] == streamtrain.__version__
+    assert found["versions"]["python"] == platform.python_version()
+    assert found["versions"]["numpy"] == np.__version__
+    assert found["memory"]["ram"] == psutil.virtual_memory().total
+    assert 0 < found["memory"]["limit"] <= found["memory"]["ram"]
+    assert found["threads"] >= 2
+    disk, decoding = found["disk"], found["decode_bytes_per_second"]
+    assert disk["folder"] == tmp_path
+    assert 0 < disk["free"] <= disk["total"]
+    assert disk["problem"] is None
+    assert list(decoding) == list(CODECS)
+    rates = [disk["write_bytes_per_second"], disk["warm_read_bytes_per_second"]]
+    rates += [rate for each in decoding.values() for rate in each.values()]
     assert all(rate is not None and rate > 1e5 for rate in rates)
     assert not list(tmp_path.iterdir()), "nothing is left on the disk"
 
@@ -58,12 +65,12 @@ def test_threads_are_those_that_a_loader_has(tmp_path: Path, monkeypatch: pytest
     most, _ = solve(layout, batch_size=256, memory=10**10)
     for cores, threads in ((2, 2), (3, 3), (64, most.threads)):
         monkeypatch.setattr(doctor, "n_cores", lambda cores=cores: cores)
-        assert check_up(tmp_path, seconds=QUICK).n_threads == threads
+        assert found_in(tmp_path)["threads"] == threads
 
 
 def test_what_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PACKAGES", ("numpy", "no-such-package"))
-    assert check_up(tmp_path, seconds=QUICK).versions["no-such-package"] is None
+    assert found_in(tmp_path)["versions"]["no-such-package"] is None
 
 
 def test_a_dataset_is_not_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +78,7 @@ def test_a_dataset_is_not_written_into(tmp_path: Path, monkeypatch: pytest.Monke
     places: list[object] = []
     make = tempfile.TemporaryFile
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **more: places.append(more["dir"]) or make(**more))
-    assert check_up(dataset.path, seconds=QUICK).disk.folder == tmp_path
+    assert found_in(dataset.path)["disk"]["folder"] == tmp_path
     assert places == [tmp_path]
 
 
@@ -87,9 +94,9 @@ def test_a_full_disk_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**10, 10**10 - 10**6, 10**6))
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: pytest.fail("it wrote"))
-    disk = check_up(tmp_path, seconds=QUICK).disk
-    assert (disk.free_bytes, disk.cold_rate) == (10**6, None)
-    assert disk.problem is not None
+    disk = found_in(tmp_path)["disk"]
+    assert (disk["free"], disk["cold_read_bytes_per_second"]) == (10**6, None)
+    assert disk["problem"] is not None
 
 
 def test_a_folder_that_cannot_be_written_is_told(
@@ -99,7 +106,7 @@ def test_a_folder_that_cannot_be_written_is_told(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    assert check_up(tmp_path, seconds=QUICK).disk.problem == "Permission denied"
+    assert found_in(tmp_path)["disk"]["problem"] == "Permission denied"
     assert main(["doctor", str(tmp_path)]) == 0
     assert "not measured: Permission denied" in capsys.readouterr().out
 
@@ -108,10 +115,10 @@ def test_a_system_without_the_fast_path(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delattr("os.preadv")
     monkeypatch.delattr("os.posix_fadvise")
     monkeypatch.setattr(doctor, "_HUGE_PAGES", tmp_path / "absent")
-    found = check_up(tmp_path, seconds=QUICK)
-    assert not any((found.fast_path.direct_reads, found.fast_path.cache_control, found.fast_path.huge_pages))
-    assert found.disk.cold_rate is None
-    assert found.disk.warm_rate is not None
+    found = found_in(tmp_path)
+    assert found["fast_path"] == {"direct_reads": False, "cache_control": False, "huge_pages": False}
+    assert found["disk"]["cold_read_bytes_per_second"] is None
+    assert found["disk"]["warm_read_bytes_per_second"] is not None
 
 
 @pytest.mark.parametrize(("setting", "used"), [("[madvise] never", True), ("always madvise [never]", False)])
@@ -121,7 +128,7 @@ def test_huge_pages_as_the_system_is_set(
     (tmp_path / "enabled").write_text(setting)
     monkeypatch.setattr(doctor, "_HUGE_PAGES", tmp_path / "enabled")
     monkeypatch.setattr("mmap.MADV_HUGEPAGE", 14, raising=False)
-    assert check_up(tmp_path, seconds=QUICK).fast_path.huge_pages is used
+    assert found_in(tmp_path)["fast_path"]["huge_pages"] is used
 
 
 def with_torch(monkeypatch: pytest.MonkeyPatch, **cuda: Any) -> None:
@@ -142,8 +149,8 @@ def test_a_broken_torch_is_told_and_no_crash(tmp_path: Path, monkeypatch: pytest
         raise RuntimeError("driver too old\nmore")
 
     with_torch(monkeypatch, is_available=broken)
-    found = check_up(tmp_path, seconds=QUICK)
-    assert (found.devices, found.devices_problem) == ((), "RuntimeError: driver too old")
+    found = found_in(tmp_path)
+    assert (found["devices"], found["devices_problem"]) == ([], "RuntimeError: driver too old")
 
 
 def test_json_and_text_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,6 +158,10 @@ def test_json_and_text_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixtur
     result = json.loads(capsys.readouterr().out)
     assert set(result["decode_bytes_per_second"]) == set(CODECS)
     assert result["disk"]["folder"] == str(tmp_path)
+    assert set(result) == {
+        *("system", "cores", "threads", "versions", "absent", "memory", "disk", "decode_bytes_per_second"),
+        *("fast_path", "devices", "devices_problem"),
+    }
     assert main(["doctor", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert all(f"\n{name} " in f"\n{out}" for name in ("system", "versions", "memory", "disk", "decoding", "devices"))

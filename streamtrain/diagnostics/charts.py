@@ -1,0 +1,428 @@
+"""Line, bar and surface charts as SVG: drawn by matplotlib, which the extra ``plot`` brings.
+
+The colours can be told apart by people with any colour vision, and are dark enough on white; the first are those of
+M. Okabe and K. Ito, "Color Universal Design" (2002); yellow, which is too light, is left out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import Locator, LogLocator
+
+COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5c00", "#56b4e9", "#000000")
+"""For things of different kinds, in the order of their use."""
+MARKERS: Final = ("o", "s", "^", "D")
+"""Likewise, for who sees no colours at all."""
+DASHES: Final = ("-", "--", ":", "-.")
+"""Of curves: solid first."""
+QUIET: Final = "#555555"
+_RELIEF: Final = ("#3b528b", "#4c7ba6", "#6aa3bb", "#9bc6cb", "#cfe3dc", "#f7f7ee")
+"""From low to high, even steps of lightness, so that it reads in grey as well."""
+_STYLE: Final[dict[Any, Any]] = {
+    "svg.hashsalt": "streamtrain",
+    # Text stays text: it can be searched and read aloud, and the browser has letters that the font lacks.
+    "svg.fonttype": "none",
+    # What stands between two dollar signs would be typeset as mathematics.
+    "text.parse_math": False,
+    "text.color": "#222222",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.edgecolor": "#777777",
+    "axes.labelcolor": "#333333",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.xmargin": 0.02,
+    "axes.ymargin": 0.04,
+    "grid.color": "#e6e6e6",
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+}
+_WIDTH: Final = 5.4
+_LETTER: Final = 0.077
+"""Inches of a letter, about."""
+_LABEL_LETTERS: Final = 28
+_WIDE: Final = 20.0
+_MOST: Final = 1e300
+"""Differences and margins of larger numbers are not finite."""
+_MOST_DRAWN: Final = 1e150
+"""Beyond it, ticks of a logarithmic axis are not finite."""
+_LEAST: Final = 1e-150
+"""What is smaller is drawn as 0."""
+_MOST_MARKED: Final = 60
+"""A curve of more points has no markers."""
+_N_CONTOURS: Final = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One direction of a chart; a logarithmic one has a place for zero, an even one may begin there."""
+
+    label: str
+    is_log: bool = False
+    from_zero: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Points in order, broken where a number has no place; its looks are a colour and matplotlib's dash and marker."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    colour: str = COLOURS[0]
+    dash: str = "-"
+    marker: str = "o"
+    is_faint: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceLine:
+    """A value of the vertical axis that is drawn right across, with its name on it."""
+
+    label: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineChart:
+    """Curves over one pair of axes."""
+
+    title: str
+    x: Axis
+    y: Axis
+    curves: Sequence[Curve]
+    levels: Sequence[ReferenceLine] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """A bar: its label, its pieces by name, and the text behind it."""
+
+    label: str
+    pieces: Mapping[str, float]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BarChart:
+    """Bars from a common beginning; ``format`` gives a piece in words, ``colours`` are of pieces by name."""
+
+    title: str
+    bars: Sequence[Bar]
+    format: Callable[[float], str]
+    colours: Mapping[str, str] | None = None
+
+    @property
+    def pieces(self) -> list[str]:
+        """The names of all pieces, in order of their first use."""
+        return list(dict.fromkeys(name for bar in self.bars for name in bar.pieces))
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether a bar has several pieces, so that their names are to be told."""
+        return any(len(bar.pieces) > 1 for bar in self.bars)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurfaceChart:
+    """A surface of heights ``[j][i]`` at (``xs[i]``, ``ys[j]``), white where they are not finite, and paths over it."""
+
+    title: str
+    x_label: str
+    y_label: str
+    height_label: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    heights: Sequence[Sequence[float]]
+    paths: Sequence[Curve]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """A chart for a page: its SVG, empty where matplotlib is not installed, and the rows of a table to show instead."""
+
+    title: str
+    svg: str
+    rows: Sequence[Sequence[str]] = ()
+    is_full_width: bool = False
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def is_placed(value: float) -> bool:
+    """Whether a number can stand on an axis: what is not finite cannot, nor what is near the end of all floats."""
+    return abs(value) <= _MOST
+
+
+def is_wide(values: Iterable[float]) -> bool:
+    """Whether numbers, of which none is negative, lie so far apart that a logarithmic axis shows more of them."""
+    placed = [value for value in values if is_placed(value)]
+    positive = [value for value in placed if value > 0]
+    return bool(positive) and min(placed) >= 0 and max(positive) > _WIDE * min(positive)
+
+
+def format_tick(value: float) -> str:
+    """A round number in few letters.
+
+    Examples
+    --------
+    >>> [format_tick(value) for value in (0.0, 0.25, 20.0, 1500.0, 60_000.0, 2e6, 1e-5, 5e20)]
+    ['0', '0.25', '20', '1.5k', '60k', '2M', '1e-5', '5e20']
+    """
+    if value and not 1e-3 <= abs(value) < 1e12:
+        digits, _, power = f"{value:e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def printable(text: str, most: int = 100) -> str:
+    r"""A text that any font can set: in one line, without what is no letter, cut short where it is long.
+
+    Examples
+    --------
+    >>> printable("a\nb\ud800"), printable("shoulder", most=6)
+    ('a\\nb\\ud800', 'shoul…')
+    """
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+    return plain if len(text) <= most else f"{plain[: most - 1]}…"
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw alike on every machine, whatever style the user has set."""
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def to_svg(figure: Figure) -> str:
+    """The same drawing as the same text at any time; to be called in the house style."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return text.getvalue().partition("<svg")[2].join(("<svg", ""))
+
+
+def draw(chart: LineChart | BarChart | SurfaceChart) -> Drawing:
+    """Draw a chart, where matplotlib is installed."""
+    rows = _bar_rows(chart) if isinstance(chart, BarChart) else ()
+    svg = _chart_svg(chart) if can_draw() else ""
+    return Drawing(title=chart.title, svg=svg, rows=rows, is_full_width=isinstance(chart, SurfaceChart))
+
+
+def _bar_rows(chart: BarChart) -> list[list[str]]:
+    """The bars as a table; the text of a lone piece says how much it is."""
+    names = chart.pieces if chart.is_stacked else []
+    rows = [[bar.label, *(chart.format(bar.pieces.get(name, 0.0)) for name in names), bar.text] for bar in chart.bars]
+    return [["", *names, ""], *rows]
+
+
+@house_style()
+def _chart_svg(chart: LineChart | BarChart | SurfaceChart) -> str:
+    if isinstance(chart, LineChart):
+        return to_svg(_line_figure(chart))
+    return to_svg(_bar_figure(chart) if isinstance(chart, BarChart) else _surface_figure(chart))
+
+
+def _canvas(
+    title: str, width: float, height: float, *, left: float, right: float, bottom: float
+) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, its size and margins in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + 0.32) / height))
+    axes.set_title(printable(title))
+    return figure, axes
+
+
+def _legend(figure: Figure, axes: Axes, labels: Sequence[str]) -> None:
+    """Name the curves or pieces below the axes, in as many columns as there is room for."""
+    height = figure.get_figheight()
+    figure.legend(*axes.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.02, 0.04 / height),
+                  ncols=_n_columns(labels), borderaxespad=0, columnspacing=1.4, fontsize=8.5)  # fmt: skip
+
+
+def _n_columns(labels: Sequence[str]) -> int:
+    return max(1, min(4, int(_WIDTH / _LETTER / (max(map(len, labels), default=0) + 9))))
+
+
+def _legend_height(labels: Sequence[str]) -> float:
+    return 0.19 * -(-len(labels) // _n_columns(labels)) + 0.06 if labels else 0.0
+
+
+def _line_figure(chart: LineChart) -> Figure:
+    is_said = {curve.label for curve in chart.curves} <= {chart.title, chart.y.label}
+    labels = [] if is_said else [printable(curve.label, 60) for curve in chart.curves]
+    below = _legend_height(labels)
+    figure, axes = _canvas(chart.title, _WIDTH, 3.3 + below, left=0.85, right=0.16, bottom=0.52 + below)
+    levels = [level for level in chart.levels if not math.isnan(_place(level.value))]
+    xs: list[float] = []
+    ys = [_place(level.value) for level in levels]
+    for curve in chart.curves:
+        points = [(_place(x), _place(y)) for x, y in curve.points]
+        drawn = [point for point in points if not any(map(math.isnan, point))]
+        xs, ys = [*xs, *(x for x, _ in drawn)], [*ys, *(y for _, y in drawn)]
+        is_marked = curve.marker and not curve.is_faint and len(drawn) <= _MOST_MARKED
+        axes.plot(*zip(*points, strict=True) if points else ((), ()), label=printable(curve.label, 60),
+                  color=curve.colour, linestyle=curve.dash, marker=curve.marker if is_marked else "", markersize=6,
+                  markeredgecolor="white", linewidth=0.9 if curve.is_faint else 1.6,
+                  alpha=0.45 if curve.is_faint else 1.0, clip_on=False)  # fmt: skip
+    for level in levels:
+        axes.axhline(_place(level.value), color=QUIET, linestyle=":", linewidth=1.2)
+        axes.annotate(printable(level.label), (1, _place(level.value)), xycoords=("axes fraction", "data"), ha="right",
+                      va="bottom", color=QUIET, fontsize=8)  # fmt: skip
+    if not xs:
+        axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes)
+    _set_axis(axes, "x", chart.x, xs)
+    _set_axis(axes, "y", chart.y, ys)
+    axes.grid(axis="y")
+    if labels:
+        _legend(figure, axes, labels)
+    return figure
+
+
+def _place(value: float) -> float:
+    """A number as it is drawn: NaN where it has no place."""
+    return (value if abs(value) >= _LEAST else 0.0) if abs(value) <= _MOST_DRAWN else math.nan
+
+
+def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Axis, values: Sequence[float]) -> None:
+    """Scale, ticks and label of an axis on which these values are drawn."""
+    from matplotlib.ticker import MaxNLocator, NullLocator, SymmetricalLogLocator
+
+    positive = [value for value in values if value > 0]
+    set_scale, ticks = getattr(axes, f"set_{side}scale"), getattr(axes, f"{side}axis")
+    locator: Locator = MaxNLocator(6, steps=[1, 2, 5, 10])
+    if axis.is_log and len(positive) == len(values) > 0:
+        set_scale("log")
+        locator = _log_locator(min(positive), max(positive))
+    elif axis.is_log and positive:
+        # Even from zero, which has a place so, to the least of the others.
+        set_scale("symlog", linthresh=min(positive), linscale=0.4)
+        locator = SymmetricalLogLocator(base=10, linthresh=min(positive), subs=_steps(min(positive), max(positive)))
+    if ticks.get_scale() == "symlog" or (axis.from_zero and ticks.get_scale() == "linear"):
+        getattr(axes, f"set_{side}lim")(min([0.0, *values]), None)
+    ticks.set_major_locator(locator)
+    ticks.set_minor_locator(NullLocator())
+    ticks.set_major_formatter(lambda value, _: format_tick(value))
+    getattr(axes, f"set_{side}label")(printable(axis.label))
+
+
+def _steps(low: float, high: float) -> tuple[int, ...]:
+    return (1,) if math.log10(high) - math.log10(low) >= 3 else (1, 2, 5)
+
+
+def _log_locator(low: float, high: float) -> LogLocator:
+    from matplotlib.ticker import LogLocator
+
+    return LogLocator(subs=_steps(low, high), numticks=8)
+
+
+def _bar_figure(chart: BarChart) -> Figure:
+    names = [printable(name, 60) for name in chart.pieces]
+    below = _legend_height(names) if chart.is_stacked else 0.0
+    labels = [printable(bar.label, _LABEL_LETTERS) for bar in chart.bars]
+    left = max(1.1, 0.2 + _LETTER * max(map(len, labels), default=0))
+    text_room = 0.15 + _LETTER * max((len(bar.text) for bar in chart.bars), default=0)
+    n_bars = len(chart.bars)
+    figure, axes = _canvas(
+        chart.title, _WIDTH, 0.42 + 0.26 * max(n_bars, 1) + below, left=left, right=0.05, bottom=0.1 + below
+    )
+    room = _WIDTH - left - 0.05
+    longest = max((sum(map(_length, bar.pieces.values())) for bar in chart.bars), default=0.0) or 1.0
+    ends = np.zeros(n_bars)
+    for i, (piece, name) in enumerate(zip(chart.pieces, names, strict=True)):
+        lengths = np.array([_length(bar.pieces.get(piece, 0.0)) / longest for bar in chart.bars])
+        colour = (chart.colours or {}).get(piece, COLOURS[i % len(COLOURS)])
+        axes.barh(range(n_bars), lengths, left=ends, height=0.68, color=colour, label=name)
+        ends += lengths
+    for i, bar in enumerate(chart.bars):
+        axes.text(ends[i] + 0.015, i, printable(bar.text), va="center", color="#333333")
+    axes.set_yticks(range(n_bars), labels)
+    axes.set(xticks=[], xlim=(0, room / max(room - text_room, 1.0)), ylim=(max(n_bars, 1) - 0.5, -0.5))
+    axes.tick_params(axis="y", length=0, labelcolor="#333333")
+    axes.spines["bottom"].set_visible(False)
+    if below:
+        _legend(figure, axes, names)
+    return figure
+
+
+def _length(value: float) -> float:
+    return max(value, 0.0) if is_placed(value) else 0.0
+
+
+def _surface_figure(chart: SurfaceChart) -> Figure:
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+    labels = [printable(path.label, 60) for path in chart.paths]
+    below = _legend_height(labels)
+    figure, axes = _canvas(chart.title, 8.6, 5.9 + below, left=0.8, right=1.3, bottom=0.55 + below)
+    heights = np.ma.masked_invalid([[_place(height) for height in row] for row in chart.heights])
+    finite = np.sort(heights.compressed())
+    is_log = is_wide(finite) and finite[0] > 0
+    # The legend of 50 shades or more would be an image, which the page's policy forbids.
+    shades = LinearSegmentedColormap.from_list("relief", _RELIEF, N=48)
+    mesh = axes.pcolormesh(
+        chart.xs, chart.ys, heights, shading="nearest", cmap=shades, norm=LogNorm() if is_log else None
+    )
+    # Between any two lines lie equally many places, so that a flat valley has its lines as well as its walls.
+    levels = {finite[i * len(finite) // _N_CONTOURS] for i in range(1, _N_CONTOURS) if len(finite)}
+    if inside := sorted(level for level in levels if finite[0] < level < finite[-1]):
+        axes.contour(chart.xs, chart.ys, heights, levels=inside, colors="#1f2a44", alpha=0.35, linewidths=0.8)
+    if len(finite) and finite[0] < finite[-1]:
+        box = axes.get_position()
+        bar = figure.colorbar(
+            mesh,
+            cax=figure.add_axes((box.x1 + 0.03, box.y0, 0.02, box.height)),
+            ticks=_log_locator(finite[0], finite[-1]) if is_log else None,
+            format=lambda value, _: format_tick(value),
+        )
+        bar.minorticks_off()
+        bar.ax.set_title(printable(chart.height_label), fontsize=9, fontweight="normal")
+    for path, label in zip(chart.paths, labels, strict=True):
+        _draw_path(axes, path, label)
+    axes.spines[["top", "right"]].set_visible(True)
+    _set_axis(axes, "x", Axis(label=chart.x_label), ())
+    _set_axis(axes, "y", Axis(label=chart.y_label), ())
+    if labels:
+        _legend(figure, axes, labels)
+    return figure
+
+
+def _draw_path(axes: Axes, path: Curve, label: str) -> None:
+    """Draw a path with a mark at its end and a smaller, black one at its beginning."""
+    if not path.points:
+        return
+    xs, ys = zip(*((_place(x), _place(y)) for x, y in path.points), strict=True)
+    axes.plot(xs, ys, color="white", linewidth=3.4, alpha=0.75)
+    axes.plot(xs, ys, color=path.colour, linestyle=path.dash, linewidth=1.7, label=label, marker=path.marker,
+              markersize=9, markeredgecolor="white", markevery=[len(xs) - 1])  # fmt: skip
+    axes.plot(xs[:1], ys[:1], color="black", marker="o", markersize=6, markeredgecolor="white")
