@@ -280,3 +280,23 @@ def test_commands_that_train_nothing_load_no_torch(module: str) -> None:
 def test_ingestion_the_store_and_the_order_load_no_torch() -> None:
     modules = [name for name in MODULES if name.split(".")[0] in ("system", "store", "ingestion", "shuffle")]
     assert "torch" not in loaded_after("; ".join(f"import streamtrain.{name}" for name in modules))
+
+
+def strings_of(module: str) -> Iterator[str]:
+    """The string constants of a module, docstrings left out."""
+    tree = ast.parse(MODULES[module].read_text())
+    prose = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None
+        if isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node.value
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith("cli.")])
+def test_the_library_does_not_speak_command_line(module: str) -> None:
+    found = [text for text in strings_of(module) if re.search(r"(^|[\s'(=])--[a-z]", text)]
+    assert not found

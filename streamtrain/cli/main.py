@@ -26,7 +26,7 @@ from streamtrain.errors import Argument, Call, Fix, ResourceError, StreamtrainEr
 from streamtrain.system.signals import terminated_cleanly
 from streamtrain.system.units import format_bytes, megabytes
 
-_OPTIONS: Final = {"checkpoint": "out"}
+_OPTIONS: Final = {"checkpoint": "out", "options": "schedule-option"}
 """Arguments whose option has another name."""
 
 
@@ -57,7 +57,7 @@ def _for_a_shell(part: Argument | Call) -> str:
         case False:
             return f"no {option}"
         case dict() as pairs:
-            return f"{option} {','.join(f'{name}={value}' for name, value in pairs.items())}"
+            return f"{option} {','.join(f'{name}={value}'.replace(' ', '') for name, value in pairs.items())}"
         case list() | tuple() as values:
             return f"{option} {','.join(map(str, values))}"
     # Only the command line has a word for what is on by default or taken up again.

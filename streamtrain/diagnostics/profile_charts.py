@@ -95,7 +95,7 @@ def check_can_draw() -> None:
     if not can_draw():
         raise UsageError(
             "matplotlib is not installed, and the PNG is drawn with it",
-            fix="pip install 'streamtrain[plot]', or --no-png",
+            fix="pip install 'streamtrain[plot]', or no PNG",
         )
 
 

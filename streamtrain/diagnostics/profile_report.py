@@ -139,7 +139,7 @@ def _epochs(timeline: Timeline) -> list[str]:
 def _deaths(timeline: Timeline) -> list[str]:
     watched = timeline.watched
     if watched.was_killed_for_memory:
-        return ["killed  by the kernel, which was out of memory. Fix: a smaller --memory, or more for the cgroup"]
+        return ["killed  by the kernel, which was out of memory. Fix: a smaller memory budget, or more for the cgroup"]
     if watched.n_killed_for_memory:
         return [f"killed  {watched.n_killed_for_memory} processes, by the kernel, which was out of memory"]
     return []

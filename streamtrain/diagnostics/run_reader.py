@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamtrain.diagnostics.charts import is_placed
-from streamtrain.errors import CheckpointError
+from streamtrain.errors import Argument, CheckpointError, Fix
 from streamtrain.training.run_folder import CONFIG, MEMORY, METRICS, read_config
 
 _KINDS: Final = ("batch", "epoch", "measured")
@@ -21,6 +21,8 @@ _MOST_BYTES: Final = 2**63
 _MOST_DEEP: Final = 20
 
 MetricsLine = dict[str, float]
+
+AGAIN: Final = Fix("train again, with ", Argument("resume", "auto"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +79,7 @@ def _read_metrics(file: Path) -> list[tuple[str, MetricsLine]]:
         raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
     found = [_parse(line, f"{file}:{number}") for number, line in enumerate(text.splitlines(), 1)]
     if not found:
-        raise CheckpointError(
-            "is empty", where=str(file), why="The run ended before its first line", fix="train again, with --resume"
-        )
+        raise CheckpointError("is empty", where=str(file), why="The run ended before its first line", fix=AGAIN)
     return found
 
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamtrain.errors import (
+    Argument,
     BudgetError,
+    Call,
     DatasetError,
+    Fix,
     InputError,
     ResourceError,
     StreamtrainError,
@@ -39,6 +42,9 @@ from streamtrain.system.files import Files
 
 _N_SHOWN: Final = 8
 
+OVERWRITE: Final = Argument("overwrite", True)
+APPEND: Final = Argument("append", True)
+
 
 def check_destination(path: Path, mode: Mode, *, resume: bool = False) -> None:
     """Refuse a destination that holds what this ingest may not replace."""
@@ -51,7 +57,7 @@ def check_destination(path: Path, mode: Mode, *, resume: bool = False) -> None:
     if state == "incomplete" and not resume and mode != "overwrite":
         raise incomplete(path)
     if state == "committed" and mode == "create" and not resume:
-        fix = "overwrite it (--overwrite), append to it (--append), or choose another path"
+        fix = Fix(OVERWRITE, " or ", APPEND, ", or choose another path")
         raise UsageError("a dataset exists there already", where=str(path), fix=fix)
     if state != "absent" and mode == "overwrite":
         check_ours(path)
@@ -115,7 +121,7 @@ def _refuse(there: dict[str, Any], here: dict[str, Any], path: Path, how: str) -
         raise DatasetError(
             f"the dataset there {how} otherwise: {'; '.join(found[:_N_SHOWN])}{more}",
             where=str(path),
-            fix="give what it was begun with; or ingest with --overwrite, from the start",
+            fix=Fix("give what it was begun with; or ingest from the start with ", OVERWRITE),
         )
 
 
@@ -209,7 +215,7 @@ def missing_journal_error(path: Path) -> DatasetError:
     """Make the error for an unfinished ingest whose journal is missing."""
     error = incomplete(path)
     error.why = "It has no journal, so nobody can tell what was done"
-    error.fix = f"streamtrain repair {path} --remove, and ingest again"
+    error.fix = Fix(Call("repair", str(path), ("remove",)), ", and ingest again")
     return error
 
 
@@ -255,9 +261,13 @@ def keep_or_discard(
     with suppress(OSError):
         # Written but perhaps not durable, so it is not to count.
         files.system.unlink(work.folder / zarr_metadata.ROOT)
-    say(f"{work.path}: {n_done:,} shards are done; the same ingest with --resume goes on from there")
+    say(f"{work.path}: {n_done:,} shards are done; the same ingest, resumed, continues from there")
     if isinstance(error, ResourceError):
-        error.fix = f"{error.fix or 'see to the disk'}, then the same ingest with --resume: {n_done:,} shards are done"
+        error.fix = _then_resume(error, f"{n_done:,} shards are done")
+
+
+def _then_resume(error: ResourceError, why: str) -> Fix:
+    return Fix(error.fix or "see to the disk", ", then the same ingest with ", Argument("resume", True), f": {why}")
 
 
 def publish_and_tidy(folder: Path, path: Path, files: Files, say: Say) -> None:
@@ -265,9 +275,9 @@ def publish_and_tidy(folder: Path, path: Path, files: Files, say: Say) -> None:
     try:
         publish(folder, path, files)
     except ResourceError as error:
-        error.fix = f"{error.fix or 'see to the disk'}, then the same ingest with --resume: it is finished"
+        error.fix = _then_resume(error, "it is finished")
         raise
     try:
         tidy(path, files)
     except (ResourceError, UsageError) as error:
-        say(f"{path}: complete, but something was left: {error.what}; streamtrain repair {path} --remove removes it")
+        say(f"{path}: complete, but something was left: {error.what}; streamtrain repair removes it")

@@ -26,7 +26,7 @@ import torch
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from streamtrain.errors import UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 from streamtrain.system.arguments import is_number
 
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
@@ -121,16 +121,16 @@ class Schedule:
                 raise UsageError(
                     f"{self.known_as} asks for {option}",
                     why=f"It takes {', '.join(taken)}",
-                    fix=f"--schedule-option {option}=VALUE",
+                    fix=Fix(Argument("options", {option: "VALUE"})),
                 )
 
     def _check_value(self, option: str, default: object) -> None:
         """Refuse values that torch accepts but cannot use."""
         value = self.options[option]
         if option == "milestones" and not (isinstance(value, list | tuple) and all(type(n) is int for n in value)):
-            what, fix = "is no list of integers", "--schedule-option milestones=[30,80], say"
+            what, fix = "is no list of integers", Fix(Argument("options", {option: [30, 80]}), ", say")
         elif isinstance(value, str) and is_number(default):
-            what, fix = "is no number", f"--schedule-option {option}={default}, say"
+            what, fix = "is no number", Fix(Argument("options", {option: default}), ", say")
         else:
             return
         raise UsageError(f"{self.known_as}'s {option} is {value!r}, which {what}", fix=fix)

@@ -22,12 +22,13 @@ def _option(default: object, help_text: str, **command_line: object) -> Any:
 class StepOptions:
     """How steps are taken, each option declared once: `streamtrain.Trainer` has what they mean."""
 
-    accumulate_grad_batches: int = _option(1, "Batches of a step, with --update batch.", type=int, metavar="K")
+    accumulate_grad_batches: int = _option(1, "Batches of a step, with the update rule batch.", type=int, metavar="K")
     grad_sum_dtype: str = _option(
         "float64", "What gradients are summed in over batches: float64, compensated (two float32), or float32."
     )
     sample_path: str = _option(
-        "auto", "With --update sample: plain, fast (the same to rounding), or auto: fast for models that it knows."
+        "auto",
+        "With the update rule sample: plain, fast (the same to rounding), or auto: fast for models that it knows.",
     )
     clip_grad_norm: float | None = _option(
         None, "The most a gradient's Euclidean norm may be.", type=float, metavar="NORM"

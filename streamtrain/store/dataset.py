@@ -336,7 +336,7 @@ def _read_root(folder: Path) -> Json:
         raise DatasetError(
             f"the dataset has format {ours.get('format')!r}; this version reads format {FORMAT}",
             where=str(folder),
-            fix="upgrade streamtrain (pip install --upgrade streamtrain)",
+            fix="upgrade streamtrain (pip install -U streamtrain)",
         )
     if found != {"attributes": {"streamtrain": ours}, "zarr_format": 3, "node_type": "group"}:
         raise DatasetError("the root is not the one that was committed", where=str(root), fix=RESTORE)

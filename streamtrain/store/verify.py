@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from streamtrain.errors import DamagedBlock, DatasetError, UsageError
+from streamtrain.errors import Call, DamagedBlock, DatasetError, Fix, UsageError
 from streamtrain.store.codec import checksum
 from streamtrain.store.dataset import Dataset, checked_dataset, read_facts
 from streamtrain.store.layout import Field
@@ -274,7 +274,8 @@ def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:
         tidy(path, files)
         if _is_displaced(path):
             what = "something that is not a dataset stands where one was being replaced when its writer ended"
-            raise UsageError(what, where=str(path), fix=f"move it away, then streamtrain repair {path} --remove")
+            fix = Fix("move it away, then ", Call("repair", str(path), ("remove",)))
+            raise UsageError(what, where=str(path), fix=fix)
         for folder in (successor(path), predecessor(path)):
             remove_dataset(folder, files)
         if destination_state(path) == "incomplete":
@@ -293,7 +294,7 @@ def _found(path: Path) -> Iterator[tuple[Path, str]]:
         yield lock_path(path), "the lock of a writer that is dead"
     if state == "incomplete":
         what = "an ingest that did not finish"
-        yield path, f"{what}; --resume goes on with it" if has_journal(path) else what
+        yield path, f"{what}; the same ingest resumes it" if has_journal(path) else what
     if state == "committed":
         if has_journal(path):
             yield path / JOURNAL, "the journal of an ingest that was committed"
@@ -309,7 +310,7 @@ def _of_successor(path: Path, state: DestinationState) -> str:
     if not has_journal(successor(path)) or has_journal(path):
         return "what was replaced"
     what = "an overwrite or append that did not finish"
-    return f"{what}; --resume goes on with it" if state == "committed" else what
+    return f"{what}; the same ingest resumes it" if state == "committed" else what
 
 
 def _is_displaced(path: Path) -> bool:

@@ -68,7 +68,10 @@ def test_labels_of_their_own_file_and_named_classes_change_nothing(tmp_path: Pat
         (["weight", "length"], "it has no column 'age', which the dataset has"),
         (["age", "incone"], r"it has no column 'income', which the dataset has \(did you mean 'incone'\?\)"),
         (["age"], "it has no column 'income'"),
-        (["income", "height", "age"], "it has a column 'height', which the dataset lacks.*--columns age,income"),
+        (
+            ["income", "height", "age"],
+            "it has a column 'height', which the dataset lacks.*columns=.'age', 'income'",
+        ),
     ],
 )
 def test_other_columns_are_refused(

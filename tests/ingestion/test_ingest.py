@@ -233,7 +233,7 @@ def test_a_destination_where_something_is(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=match) as caught:
             streamtrain.ingest({"x": X}, tmp_path / name)
         assert caught.value.exit_code == 2
-    with pytest.raises(DatasetError, match=r"an incomplete dataset.*--resume, or streamtrain repair") as incomplete:
+    with pytest.raises(DatasetError, match=r"an incomplete dataset.*resume=True, or streamtrain.repair") as incomplete:
         streamtrain.ingest({"x": X}, tmp_path / "half")
     assert incomplete.value.exit_code == 4
     assert _tree(tmp_path) == before

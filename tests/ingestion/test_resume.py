@@ -40,7 +40,7 @@ def test_what_is_resumed_is_the_same_to_the_last_byte(files: Path, kind: str) ->
     path, said = files / "d.zarr", list[str]()
     whole = streamtrain.ingest(source, files / "whole.zarr", labels=labels, **SIZES)
     interrupt(source, path, 40, labels=labels)
-    with pytest.raises(DatasetError, match=r"an incomplete dataset.*--resume"):
+    with pytest.raises(DatasetError, match=r"an incomplete dataset.*resume=True"):
         streamtrain.open(path)
     before = identities(path, "x")
     done = streamtrain.ingest(source, path, labels=labels, resume=True, say=said.append, **SIZES)

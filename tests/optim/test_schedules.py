@@ -58,11 +58,11 @@ def sgd(*lrs: float) -> Optimizer:
         (
             "multistep",
             {"milestones": "x"},
-            r"milestones is 'x', which is no list of integers. Fix: .*milestones=\[30,80",
+            r"milestones is 'x', which is no list of integers. Fix: .*'milestones': \[30, 80",
         ),
         ("multistep", {"milestones": [1.5]}, "milestones is .* no list of integers"),
         ("multistep", {"milestones": 3}, "milestones is 3, which is no list of integers"),
-        ("constant", {"total_iters": "x"}, "total_iters is 'x', which is no number. Fix: .*total_iters=5"),
+        ("constant", {"total_iters": "x"}, "total_iters is 'x', which is no number. Fix: .*'total_iters': 5"),
         ("plateau", {"patience": "x"}, "patience is 'x', which is no number"),
     ],
 )

@@ -97,7 +97,7 @@ def test_incomplete(copy: Path) -> None:
 
 def test_newer_format(copy: Path) -> None:
     _edit_root(copy, format=2)
-    _refused(copy, "pip install --upgrade streamtrain")
+    _refused(copy, "pip install -U streamtrain")
 
 
 def test_manifest_changed(copy: Path) -> None:

@@ -55,7 +55,7 @@ def interrupt(source: object, path: Path, n_files: int, *, labels: object = None
         options=SourceOptions(),
     )  # fmt: skip
     with pytest.raises(
-        ResourceError, match=r"free some space, then the same ingest with --resume: \d+ shards are done"
+        ResourceError, match=r"free some space, then the same ingest with resume=True: \d+ shards are done"
     ):
         run_ingest(open_source(source, labels=labels), path, request, files=Files(system=Full(n_files)), **given)
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError, UsageError
+from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import TARGET
 
@@ -199,7 +199,7 @@ def field_of(name: str, dtype: np.dtype[Any], shape: Sequence[int], *, where: st
     try:
         return Field(name=name, dtype=np.dtype(np.int64) if is_label else dtype.newbyteorder("="), shape=tuple(shape))
     except UsageError as error:
-        fix = f"rename it where it comes from, or fields={{'x': {name!r}}} (--fields x={name})"
+        fix = Fix("rename it where it comes from, or ", Argument("fields", {"x": name}))
         raise InputError(error.what, where=where, why=error.why, fix=fix) from None
 
 
@@ -212,7 +212,7 @@ def _check_attribute(name: str, where: str) -> None:
         why, other = f"Python takes batch.{name} for batch.{plain}, another name", plain
     else:
         return
-    fix = f"rename it, {other!r} say: fields={{{other!r}: {name!r}, ...}} (--fields {other}={name},...)"
+    fix = Fix(f"rename it, {other!r} say: ", Argument("fields", {other: name}), ", and the other fields too")
     raise InputError(f"field name {name!r} is not usable", where=where, why=why, fix=fix)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError, UsageError
+from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.ingestion.sources.arrays import align_streams
 from streamtrain.ingestion.sources.base import (
     Rows,
@@ -227,7 +227,7 @@ def with_labels(features: Source, labels: Source) -> Source:
         raise UsageError("the features bring labels of their own (field 'y')", where=name_of(features), fix=fix)
     if len(labels.fields) != 1:
         listed = ", ".join(field.name for field in labels.fields)
-        fix = "give labels as a source of one field, or choose it: fields={'y': ...} (--fields y=...)"
+        fix = Fix("give labels as a source of one field, or choose it: ", Argument("fields", {"y": "NAME"}))
         raise InputError(f"the labels hold several fields: {listed}", where=name_of(labels), fix=fix)
     if features.n_samples is not None and labels.n_samples is not None:
         _check_counts(features, labels, features.n_samples, labels.n_samples)

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError
+from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions, choose_fields, rows_within
 from streamtrain.ingestion.sources.binary import Packing, read_header
 from streamtrain.ingestion.sources.input_files import (
@@ -236,5 +236,5 @@ def _check_lengths(path: Path, members: tuple[Member, ...]) -> None:
             f"the members differ in rows: {lengths}",
             where=str(path),
             why="Every member is a field of the same samples",
-            fix="choose those that belong together, fields={'x': ..., 'y': ...} (--fields x=...,y=...)",
+            fix=Fix("choose those that belong together: ", Argument("fields", {"x": "NAME", "y": "NAME"})),
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, Final
 
-from streamtrain.errors import InputError, UsageError, remedy
+from streamtrain.errors import Argument, Fix, InputError, UsageError, remedy
 from streamtrain.ingestion.sources import binary, compressed, idx
 from streamtrain.ingestion.sources.arrays import (
     ArraySource,
@@ -56,6 +56,7 @@ _MAGICS: Final = (
     (b"\x7fELF", "a program"),
     (b"SQLite format 3\x00", "a SQLite database"),
 )
+_CHOOSING: Final = (Argument("columns"), " and ", Argument("label_column"), " choose")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _IDX_NAME: Final = re.compile(r"(idx\d-[a-z]+|\.idx)(\.gz)?$")
 _N_SNIFFED: Final = 512
@@ -273,7 +274,7 @@ def _no_names(kind: str, where: str | None = None) -> UsageError:
         f"fields does not apply to {kind}",
         where=where,
         why="It chooses among the names in .npz files, dicts of arrays and iterables of them",
-        fix="leave fields (--fields) out; of a table, columns and label_column choose (--columns, --label-column)",
+        fix=Fix("leave ", Argument("fields"), " out; of a table ", *_CHOOSING),
     )
 
 

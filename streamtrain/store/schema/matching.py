@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from streamtrain.errors import UsageError
+from streamtrain.errors import Argument, Fix, UsageError
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import TARGET, Names, Schema
 
@@ -147,17 +147,11 @@ def listed(names: Names) -> str:
     return ", ".join(map(repr, names[:_N_SHOWN])) + more
 
 
-def option(name: str, names: Names) -> str:
-    """The option of an ingest that puts columns or classes in this order.
-
-    Examples
-    --------
-    >>> option("columns", ("age", "income"))
-    '--columns age,income'
-    """
+def named_in_order(name: str, names: Names) -> Argument | str:
+    """The argument of an ingest that puts columns or classes in this order."""
     if len(names) > _N_SHOWN or any("," in each for each in names):
-        return f"--{name} and the names in the other's order"
-    return f"--{name} {','.join(names)}"
+        return f"{name} named in the other's order"
+    return Argument(name, list(names))
 
 
 def _columns_difference(name: str, ours: Schema, theirs: Schema, of: str) -> Difference | None:
@@ -170,7 +164,7 @@ def _columns_difference(name: str, ours: Schema, theirs: Schema, of: str) -> Dif
         return Difference(what=what, why=f"The first difference: {other}", fix="ingest the same columns of both")
     place = next(n for n, (one, two) in enumerate(zip(there, here, strict=True)) if one != two)
     why = f"The first difference: column {place} is {here[place]!r} here and {there[place]!r} there"
-    return Difference(what=what, why=why, fix=f"ingest it again with {option('columns', there)}")
+    return Difference(what=what, why=why, fix=Fix("ingest it again with ", named_in_order("columns", there)))
 
 
 def _classes_difference(ours: Schema, theirs: Schema, of: str) -> Difference | None:
@@ -184,7 +178,8 @@ def _classes_difference(ours: Schema, theirs: Schema, of: str) -> Difference | N
     unknown = next((name for name in here if name not in known), None)
     first = f"label {place} is {two!r} here and {'none' if one is None else repr(one)} there"
     why = f"The first difference: {first}" + (f"; {of} has no class {unknown!r}" if unknown is not None else "")
-    fix = "leave those samples out" if unknown is not None else f"ingest it again with {option('classes', there)}"
+    again = Fix("ingest it again with ", named_in_order("classes", there))
+    fix = "leave those samples out" if unknown is not None else again
     return Difference(what=f"{what}; in {of} they are {listed(there)}", why=why, fix=fix)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from streamtrain.errors import DatasetError, ResourceError
+from streamtrain.errors import Call, DatasetError, Fix, ResourceError
 from streamtrain.store import zarr_metadata
 from streamtrain.store.codec import checksum
 from streamtrain.store.layout import Layout
@@ -149,7 +149,7 @@ def _file(pair: list[int]) -> StoredFile:
 
 
 def _damaged(path: Path, why: str) -> DatasetError:
-    fix = "streamtrain repair --remove, and ingest again"
+    fix = Fix(Call("repair", str(path.parent.parent), ("remove",)), ", and ingest again")
     return DatasetError(f"the journal of an ingest is damaged: {why}", where=str(path), fix=fix)
 
 

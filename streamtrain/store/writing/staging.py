@@ -25,7 +25,16 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
-from streamtrain.errors import DatasetError, LockedError, ResourceError, StreamtrainError, UsageError
+from streamtrain.errors import (
+    Argument,
+    Call,
+    DatasetError,
+    Fix,
+    LockedError,
+    ResourceError,
+    StreamtrainError,
+    UsageError,
+)
 from streamtrain.store import zarr_metadata
 from streamtrain.store.layout import Layout
 from streamtrain.store.manifest import MOST_MANIFEST_BYTES, Manifest, parse_manifest
@@ -157,7 +166,7 @@ def incomplete(path: Path) -> DatasetError:
     return DatasetError(
         "an incomplete dataset: its ingest did not finish",
         where=str(path),
-        fix=f"the same ingest with --resume, or streamtrain repair {path} --remove",
+        fix=Fix("the same ingest with ", Argument("resume", True), ", or ", Call("repair", str(path), ("remove",))),
     )
 
 
@@ -272,7 +281,7 @@ def recover_interrupted_swap(path: Path, files: Files) -> bool:
             time.sleep(_POLL_SECONDS)
         except ResourceError as error:
             what = f"the dataset was being replaced when its writer ended, and cannot be put back: {error.what}"
-            fix = f"streamtrain repair {path} --remove, by somebody who may write there"
+            fix = Fix(Call("repair", str(path), ("remove",)), ", by somebody who may write there")
             raise DatasetError(what, where=str(path), fix=fix) from error
     with writer_lock(path, files):
         _close_gap(path, files)

@@ -114,7 +114,7 @@ def test_a_dataset_of_before_with_such_a_field_opens_and_no_loader_takes_it(
 
 def test_members_of_splits_that_are_not_chosen_may_be_of_any_length(tmp_path: Path) -> None:
     np.savez(tmp_path / "mnist.npz", x_train=IMAGES, y_train=LABELS, x_test=IMAGES[:2], y_test=LABELS[:2])
-    with pytest.raises(InputError, match=r"members differ in rows.*Fix: choose those that belong together, fields="):
+    with pytest.raises(InputError, match=r"members differ in rows.*Fix: choose those that belong together: fields="):
         streamtrain.ingest(tmp_path / "mnist.npz", tmp_path / "d.zarr")
     for part, n_rows in (("train", 6), ("test", 2)):
         chosen = {"x": f"x_{part}", "y": f"y_{part}"}
@@ -139,7 +139,7 @@ def test_files_without_names_take_no_fields(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(
         b"PAR1" if name == "x.parquet" else b"\x93NUMPY" if name == "x.npy" else b"a,b\n1,2\n"
     )
-    with pytest.raises(UsageError, match=rf"{re.escape(name)}: fields does not apply to .* files.*--label-column"):
+    with pytest.raises(UsageError, match=rf"{re.escape(name)}: fields does not apply to .* files.*label_column="):
         open_source(tmp_path / name, options=SourceOptions(fields=CHOSEN))
 
 

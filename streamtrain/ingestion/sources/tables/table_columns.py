@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError, UsageError
+from streamtrain.errors import Fix, InputError, UsageError
 from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions, as_field, field_of, pieces, rows_within
 from streamtrain.ingestion.sources.column_names import index_columns
 from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, numbers_in, without_dictionary
 from streamtrain.ingestion.sources.tables.column_survey import ColumnSurvey, class_names
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, TARGET
-from streamtrain.store.schema.matching import names_difference, option
+from streamtrain.store.schema.matching import named_in_order, names_difference
 
 Batches = Callable[[int, Mapping[str, np.dtype[Any]]], Iterator[Any]]
 """Gives the chosen columns as Arrow record batches of about so many bytes; number columns in the dtypes named."""
@@ -215,7 +215,7 @@ def in_order(source: TableSource, names: tuple[str, ...], of: str) -> TableSourc
         return source
     other = names_difference(names, source.chosen.features, of)
     if other is not None:
-        fix = f"{option('columns', names)}, if it has them all; or ingest it as a dataset of its own"
+        fix = Fix(named_in_order("columns", names), ", if it has them all; or ingest it as a dataset of its own")
         raise InputError(f"its columns are others than those of {of}: {other}", where=str(source.path), fix=fix)
     surveyed = {column.name: column for column in source.columns}
     facts, *more = source.provenance
