@@ -15,7 +15,7 @@ import os
 import stat
 import threading
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 
 from streamtrain.errors import DamagedBlock, DatasetError, remedy
 from streamtrain.store import zarr_metadata
@@ -211,23 +212,20 @@ class LocalFile:
         self._finalizer.atexit = False
         self.n_bytes = os.fstat(self._fd).st_size
         self._seeking = threading.Lock()
-        self._read_some = self._read_at if hasattr(os, "preadv") else self._seek_and_read
+        self._preadv: Callable[[int, list[memoryview], int], int] = getattr(os, "preadv", self._seek_and_read)
         self._has_advice = hasattr(os, "posix_fadvise")
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fill a buffer from a place, in as many pieces as the system gives."""
-        n_read = self._read_some(buffer, offset)
-        while n_read < len(buffer) and (more := self._read_some(buffer[n_read:], offset + n_read)):
+        n_read = self._preadv(self._fd, [buffer], offset)
+        while n_read < len(buffer) and (more := self._preadv(self._fd, [buffer[n_read:]], offset + n_read)):
             n_read += more
         return n_read
 
-    def _read_at(self, buffer: memoryview, offset: int) -> int:
-        return os.preadv(self._fd, [buffer], offset)
-
-    def _seek_and_read(self, buffer: memoryview, offset: int) -> int:
-        with self._seeking, open(self._fd, "rb", buffering=0, closefd=False) as file:
+    def _seek_and_read(self, fd: int, buffers: list[memoryview], offset: int) -> int:
+        with self._seeking, open(fd, "rb", buffering=0, closefd=False) as file:
             file.seek(offset)
-            return file.readinto(buffer) or 0
+            return file.readinto(buffers[0]) or 0
 
     def expect_random(self) -> None:
         """Switch the system's read-ahead off."""
@@ -317,24 +315,23 @@ class ShardReader:
             raise self.damaged(block, f"The index gives it {n_bytes + CHECKSUM_BYTES} bytes")
         return self._places[2 * place], n_bytes
 
-    def fetch(self, block: int, buffer: memoryview) -> memoryview:
-        """Read a block's encoded bytes into a buffer, as far as there is room; return the part that they fill."""
-        offset, n_bytes = self.span(block)
-        return self._fill(block, buffer[:n_bytes], offset)
-
     def fetch_stored(self, block: int) -> memoryview:
         """Read a block's encoded bytes and the checksum that follows them."""
-        offset, n_bytes = self.span(block)
-        return self._fill(block, np.empty(n_bytes + CHECKSUM_BYTES, np.uint8).data, offset)
+        n_after = CHECKSUM_BYTES
+        return self.fetch(block, np.empty(self.span(block)[1] + n_after, np.uint8).data, n_after=n_after)
 
-    def _fill(self, block: int, buffer: memoryview, offset: int) -> memoryview:
+    def fetch(self, block: int, buffer: memoryview, n_after: int = 0) -> memoryview:
+        """Read a block's encoded bytes, and some after them, as far as there is room; return what they fill of it."""
+        offset, n_bytes = self.span(block)
+        n_bytes += n_after
+        part = buffer if len(buffer) <= n_bytes else buffer[:n_bytes]
         try:
-            n_read = self.stored.read_into(buffer, offset)
+            n_read = self.stored.read_into(part, offset)
         except OSError as error:
             raise self.damaged(block, f"The disk says: {error.strerror}") from error
-        if n_read < len(buffer):
-            raise self.damaged(block, f"The file ends {len(buffer) - n_read} bytes early")
-        return buffer
+        if n_read < len(part):
+            raise self.damaged(block, f"The file ends {len(part) - n_read} bytes early")
+        return part
 
     def is_near(self, block: int) -> bool:
         """Whether a block can be read without waiting for the disk."""
@@ -351,7 +348,7 @@ class ShardReader:
 
     def check(self, block: int, encoded: memoryview, expected: int) -> None:
         """Refuse encoded bytes that do not have the checksum in the dataset's table."""
-        found = checksum(encoded)
+        found = crc32c(encoded)
         if found != expected:
             raise self.damaged(block, f"crc32c is {found:08x}, the dataset's table says {expected:08x}")
 

@@ -52,8 +52,8 @@ def test_the_bytes_that_were_checked_are_those_that_are_used(
     other = streamtrain.ingest({"x": np.ones((999, 4), "f4")}, tmp_path / "e.zarr", codec=codec, block="1KB")
     real, waiting = getattr(ShardReader, function), [first.path]
 
-    def replaced(*args: Any) -> Any:
-        found = real(*args)
+    def replaced(*args: Any, **options: Any) -> Any:
+        found = real(*args, **options)
         while waiting:
             path = waiting.pop()
             path.rename(tmp_path / "aside")
