@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +88,20 @@ def test_no_module_has_the_name_of_an_exported_one() -> None:
 def test_a_value_can_be_set_in_place_of_an_exported_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streamtrain, "ingest", len)
     assert streamtrain.ingest([]) == 0
+
+
+PUBLIC = [name for name in streamtrain.__all__ if name != "__version__" and name not in vars(errors)]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_has_an_example_with_a_number(name: str) -> None:
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(getattr(streamtrain, name)) or "")
+    assert any(re.search(r"\d", example.want) for example in examples)
+
+
+def test_the_face_is_what_the_page_says() -> None:
+    assert set(PUBLIC) == {
+        *("ingest", "open", "verify", "repair", "Dataset", "Field", "Layout"),
+        *("StreamLoader", "plan", "uniform", "normal"),
+        *("Trainer", "Schedule", "History", "compare"),
+    }

@@ -264,6 +264,14 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     ------
     DatasetError
         It is not a dataset, is incomplete, of a newer format, or some file is missing or not what was written.
+
+    Examples
+    --------
+    >>> import tempfile, streamtrain as st
+    >>> path = st.ingest({"x": np.arange(600), "y": np.arange(600) % 3}, tempfile.mkdtemp() + "/d.zarr").path
+    >>> dataset = open_dataset(path)
+    >>> len(dataset), dataset[598:]["y"].tolist()
+    (600, [1, 2])
     """
     folder = local_path(path)
     while True:
