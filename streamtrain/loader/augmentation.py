@@ -25,20 +25,13 @@ from streamtrain.shuffle.positions import iter_positions
 from streamtrain.system.counter_rng import MIX, random_key, words
 
 _SAMPLE_KEYS: Final = 4
-"""The purpose of these words; the order of an epoch uses 0 to 3."""
+"""The purpose of these words. The row orders of an epoch draw the same ones; draws from a key mix it again."""
 _GAMMA: Final = 0x9E3779B97F4A7C15
 _BITS: Final = {torch.float32: 24, torch.float64: 53}
 
 
 def sample_keys(seed: int, epoch: int, samples: I64) -> Tensor:
-    """The key of each sample in an epoch: shape (n,), int64, all 64 bits random.
-
-    Examples
-    --------
-    >>> first, again = (sample_keys(0, 3, np.array([7, 8])) for _ in range(2))
-    >>> torch.equal(first, again), bool(first[0] == sample_keys(0, 4, np.array([7])))
-    (True, False)
-    """
+    """Derive the key of each sample in an epoch: shape (n,), int64, all 64 bits random."""
     return torch.from_numpy(words(random_key(seed, epoch, _SAMPLE_KEYS), samples).view(np.int64))
 
 
@@ -63,7 +56,7 @@ def uniform(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: to
     Raises
     ------
     UsageError
-        The keys are no int64 vector, or the dtype is neither.
+        The keys are not an int64 vector, or the dtype is neither.
 
     Examples
     --------
@@ -81,7 +74,7 @@ def uniform(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: to
 def normal(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Draw normal deviates, of mean 0 and variance 1, for each sample; parameters and errors are `uniform`'s.
 
-    ``uniform`` of the same keys and draw is what these are made of: give one of them another ``draw``.
+    They are made of ``uniform`` of the same keys and draw: give one of them another ``draw``.
 
     Examples
     --------
@@ -105,14 +98,14 @@ def _words(keys: Tensor, shape: Sequence[int], draw: int) -> Tensor:
 
 
 def _mixed(z: Tensor) -> Tensor:
-    """``mix64`` of `streamtrain.system.counter_rng`; torch's int64 wraps as uint64 does."""
+    """Apply ``mix64`` of `streamtrain.system.counter_rng`; torch's int64 wraps as uint64 does."""
     z = (z ^ _shifted(z, 30)) * _signed(MIX[0])
     z = (z ^ _shifted(z, 27)) * _signed(MIX[1])
     return z ^ _shifted(z, 31)
 
 
 def _shifted(z: Tensor, by: int) -> Tensor:
-    """Shifted right, zeros coming in: torch's own shift copies the sign."""
+    """Shift right, zeros coming in: torch's own shift copies the sign."""
     return (z >> by) & ((1 << (64 - by)) - 1)
 
 
@@ -121,26 +114,19 @@ def _signed(word: int) -> int:
     return word - (1 << 64) if word >> 63 else word
 
 
-Transform = Callable[..., Any]
-"""``transform(batch)`` or ``transform(batch, keys)``: what is yielded in place of a batch."""
+Transform = Callable[..., Any]  # ``transform(batch)`` or ``transform(batch, keys)``, yielded in place of a batch
 
 _INDEX_SAMPLES: Final = 8192
 
 
 def takes_keys(transform: Transform | None) -> bool:
-    """Whether a function has a second positional argument without a default.
-
-    Examples
-    --------
-    >>> [takes_keys(f) for f in (None, lambda batch: 0, lambda batch, keys: 0, lambda batch, noise=1: 0)]
-    [False, False, True, False]
-    """
+    """Whether a function has a second positional argument without a default."""
     if transform is None:
         return False
     try:
         parameters = inspect.signature(transform).parameters.values()
     except (TypeError, ValueError):
-        # Some functions written in C do not say what they take; those made for batches alone are the usual ones.
+        # Some functions written in C have no signature; usually they take a batch alone.
         return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [p for p in parameters if p.kind in positional and p.default is inspect.Parameter.empty]
@@ -148,7 +134,7 @@ def takes_keys(transform: Transform | None) -> bool:
 
 
 def batch_samples(order: EpochOrder, start: int, stop: int, batch_size: int) -> Iterator[I64]:
-    """The samples of each batch at positions [start, stop) of an epoch, one after the other."""
+    """Yield the samples of each batch at positions [start, stop) of an epoch."""
     rest = np.empty(0, np.int64)
     for piece in iter_positions(order, start, index_samples=max(batch_size, _INDEX_SAMPLES)):
         samples = order.run_first[piece.visits] + piece.rows

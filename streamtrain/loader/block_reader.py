@@ -1,8 +1,7 @@
 """The reader of blocks, the hot path from shard file to slot: each block is checked as it is read.
 
 An uncompressed block is read straight into its slot; a compressed one into a scratch buffer and decoded into the slot.
-Both release the GIL. Every block is compared with the dataset's checksum table before a sample of it can be used, so a
-changed, truncated or swapped block is an error that names it.
+Both release the GIL. Every block is compared with the dataset's checksum table before a sample of it can be used.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _MOST_OPEN_FILES: Final = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingRead:
-    """A read that has not come back yet, since a time on the monotonic clock; the range of samples is half-open."""
+    """A read under way, since a time on the monotonic clock; the range of samples is half-open."""
 
     field: str
     block: int
@@ -39,8 +38,7 @@ class PendingRead:
 class BlockReader:
     """Reads blocks of a dataset into slots; one reader serves any number of threads.
 
-    With ``keep_cached=False`` it drops what it has read from the page cache: for data that does not fit there, and
-    would only push out what others need.
+    With ``keep_cached=False`` it drops what it has read from the page cache, for data that does not fit there.
     """
 
     def __init__(self, dataset: Dataset, *, keep_cached: bool = True) -> None:
@@ -59,7 +57,7 @@ class BlockReader:
     def read(self, block: int, slots: Sequence[memoryview]) -> float:
         """Read a block into one buffer of ``block_rows * row_bytes`` bytes per field; return the seconds of reading.
 
-        These are without checking and decoding. Rows past the dataset's end, in its last block, are left undefined.
+        Checking and decoding are not counted. Rows past the dataset's end, in its last block, are left undefined.
         """
         seconds = 0.0
         try:
@@ -79,16 +77,16 @@ class BlockReader:
 
     @property
     def path(self) -> Path:
-        """Of the dataset."""
+        """The dataset's path."""
         return self._dataset.path
 
     def oldest(self) -> float | None:
-        """When the longest of the reads that are under way began, on the monotonic clock; None where there is none."""
+        """Return when the longest read under way began, on the monotonic clock; None if there is none."""
         # Copied in one step: threads come and go meanwhile.
         return min((since for _, _, since in self._under_way.copy().values()), default=None)
 
     def under_way(self) -> list[PendingRead]:
-        """What is being read now, a field of a block by each thread, the longest first."""
+        """List what is being read now, a field of a block by each thread, the longest first."""
         found = sorted(self._under_way.copy().values(), key=lambda place: place[2])
         return [
             PendingRead(
@@ -114,7 +112,7 @@ class BlockReader:
                     for field in range(len(self._layout.fields)):
                         self._shard(field, block).announce(block)
         except DamagedBlock:
-            return  # which the read itself will tell
+            return  # the read itself will report it
         finally:
             self._under_way.pop(threading.get_ident(), None)
 
@@ -123,7 +121,7 @@ class BlockReader:
         self._shards.clear()
 
     def _shard(self, field: int, block: int) -> ShardReader:
-        # From here on the thread is known to read the block: opening its shard may hang as well.
+        # From here on the read counts as under way: opening its shard may hang as well.
         self._under_way[threading.get_ident()] = block, field, time.monotonic()
         shard = block // self._layout.shard_blocks
         opened = self._shards.get((field, shard))
@@ -144,7 +142,7 @@ class BlockReader:
         return opened
 
     def _buffer(self) -> memoryview:
-        """Scratch memory of this thread, large enough for any encoded chunk."""
+        """Give this thread's scratch memory, large enough for any encoded chunk."""
         buffer: memoryview | None = getattr(self._scratch, "buffer", None)
         if buffer is None:
             largest = max(field.row_bytes for field in self._layout.fields) * self._layout.block_rows + HEADER_BYTES

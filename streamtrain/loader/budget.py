@@ -26,7 +26,7 @@ _MOST_THREADS: Final = 4
 _MEMORY_FOR_MOST_THREADS: Final = 128_000_000
 _MOST_RESERVE_BYTES: Final = 3 << 20
 MOST_LANES: Final = 4096
-"""Lanes beyond this mix no better and cost time; what memory is left keeps blocks until they are needed again."""
+"""More lanes mix no better and cost time; memory that is left keeps blocks until they are needed again."""
 
 _INDEX_SAMPLE_BYTES: Final = 264
 _VISIT_BYTES: Final = 212
@@ -35,61 +35,35 @@ _BLOCK_BYTES: Final = 24
 _THREAD_BYTES: Final = 512 << 10
 _DECODER_BYTES: Final = 3 << 20
 _DECODER_BLOCKS: Final = 16
-"""What blosc takes and frees at each call and the allocator keeps, as measured on blocks of 20 to 512 KB."""
+"""Memory that blosc takes and frees at each call and the allocator keeps, measured on blocks of 20 to 512 KB."""
 _OBJECTS_BYTES: Final = 1 << 20
 _LEAST_MOST_GROUPS: Final = 8
 _BLOCKS_PER_GROUP: Final = 100
 _LANES_PER_GROUP: Final = 4
 _BLOCKS_PER_LANE: Final = 8
 _SLOTS_PER_LANE: Final = 3
-_CHEAP_BLOCKS_PER_LANE: Final = 100
-"""With so many blocks a lane, what lanes read more stays under 2 %."""
+_CHEAP_BLOCKS_PER_LANE: Final = 100  # with this many blocks a lane, the extra reads of lanes stay under 2 %
 _MOST_SLOTS_IN_LANES: Final = 0.6
-"""The share of the slots that lanes may have where they are fewer than a batch has samples."""
+"""The share of the slots that lanes may have while they are fewer than a batch's samples."""
 _LARGE_PARTS: Final = (8, 16, 32)
 _LARGEST_PIECE_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderSizes:
-    """How large the loader's parts are.
-
-    Parameters
-    ----------
-    batch_size : int
-        Samples of a batch.
-    lanes, groups : int
-        Shuffle parameters; both are 1 for the sequential order.
-    slots : int
-        Blocks the pool holds: those in use and read ahead, and beyond them those kept until they are needed again.
-    prefetch : int
-        Blocks that may be read ahead of the lanes.
-    read_blocks : int
-        Blocks one reader task takes, at most.
-    span_batches, spans : int
-        Batches gathered into one piece of memory, and how many such pieces there are: two of them the consumer's, who
-        takes one while it holds the one before.
-    index_samples : int
-        Samples whose places are worked out at once.
-    threads : int
-        Reader threads, at most.
-    reserve_bytes : int
-        Left free for what allocators keep beyond what they are asked for.
-    shuffle : bool
-        False for the sequential order.
-    """
+    """The sizes of a loader's parts."""
 
     batch_size: int
-    lanes: int
+    lanes: int  # 1 for the sequential order, like groups
     groups: int
-    slots: int
-    prefetch: int
-    read_blocks: int
-    span_batches: int
-    spans: int
-    index_samples: int
-    threads: int
-    reserve_bytes: int
+    slots: int  # blocks in use or read ahead, and beyond them those kept until they are needed again
+    prefetch: int  # blocks that may be read ahead of the lanes
+    read_blocks: int  # blocks of one reader task, at most
+    span_batches: int  # batches gathered into one piece of memory
+    spans: int  # such pieces; two are the consumer's, who takes one while it holds the one before
+    index_samples: int  # samples whose positions are worked out at once
+    threads: int  # reader threads, at most
+    reserve_bytes: int  # left free for what allocators keep beyond what is requested
     shuffle: bool = True
 
     @property
@@ -98,36 +72,22 @@ class LoaderSizes:
         return min(self.slots, self.lanes + self.prefetch)
 
     def span_samples(self, n_samples: int) -> int:
-        """The most samples a span of a dataset of that size holds."""
+        """The most samples that a span of a dataset of ``n_samples`` holds."""
         return min(n_samples, self.span_batches * self.batch_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderExpectation:
-    """What to expect of the order; ``str()`` says it in a sentence.
-
-    Attributes
-    ----------
-    lanes, groups : int
-        The shuffle parameters.
-    n_blocks, block_rows : int
-        Blocks of the dataset, and samples of one.
-    n_slots, n_cached : int
-        Blocks that memory holds, and how many of them beside those that lanes and reading ahead take.
-    batch_size : int
-        Samples of a batch.
-    rho : float
-        The intra-block correlation of the labels; 1, the worst, where it is not known.
-    """
+    """Expectations of an order: reads, batch variance, drift; ``str()`` puts them into a sentence."""
 
     lanes: int
     groups: int
     n_blocks: int
     block_rows: int
-    n_slots: int
-    n_cached: int
+    n_slots: int  # blocks that memory holds
+    n_cached: int  # of them, besides those that lanes and reading ahead take
     batch_size: int
-    rho: float
+    rho: float  # intra-block correlation of the labels; 1, the worst, where it is not known
 
     @property
     def reads(self) -> tuple[float, float]:
@@ -136,7 +96,7 @@ class OrderExpectation:
 
     @property
     def same_block(self) -> float:
-        """Samples of a batch that come from one block: 1, or more where there are fewer lanes than that."""
+        """Samples of a batch that come from one block: 1, or more if there are fewer lanes than samples."""
         return max(1.0, self.batch_size / self.lanes)
 
     @property
@@ -146,7 +106,7 @@ class OrderExpectation:
 
     @property
     def drift(self) -> float:
-        """How far an epoch's beginning strays from the whole ÷ a full reshuffle's, at most.
+        """The distance of an epoch's beginning from the whole ÷ a full reshuffle's, at most.
 
         That of blocks drawn without regard to where they lie (the design effect of cluster samples: W. Cochran,
         *Sampling techniques*, 1977, chapter 9).
@@ -172,7 +132,7 @@ class LoaderProjection(Projection):
 
 
 def project(layout: Layout, sizes: LoaderSizes, *, budget_bytes: int, rho: float | None = None) -> LoaderProjection:
-    """What the loader owns at these sizes, and what to expect of it."""
+    """Project what the loader owns at these sizes, and what to expect of its order."""
     terms = _terms(layout, sizes)
     return LoaderProjection(budget_bytes=budget_bytes, terms=terms, expected=expect(layout, sizes, rho))
 
@@ -200,7 +160,7 @@ def _terms(layout: Layout, sizes: LoaderSizes) -> dict[str, int]:
 
 
 def _order_bytes(layout: Layout, sizes: LoaderSizes) -> int:
-    """The visits of two epochs with their reads, what slots know of blocks, and the row orders of runs under way."""
+    """Count the visits and reads of two epochs, the slots' tables, and the row orders of runs under way."""
     in_order = layout.n_blocks * (_VISIT_BYTES + _BLOCK_BYTES)
     if not sizes.shuffle:
         return in_order
@@ -210,17 +170,7 @@ def _order_bytes(layout: Layout, sizes: LoaderSizes) -> int:
 
 
 def expect(layout: Layout, sizes: LoaderSizes, rho: float | None = None) -> OrderExpectation | None:
-    """What to expect of the order at these sizes; None of the sequential one.
-
-    Parameters
-    ----------
-    layout : Layout
-        The dataset's.
-    sizes : LoaderSizes
-        How large everything is.
-    rho : float, optional
-        The intra-block correlation of the labels; the worst there can be by default.
-    """
+    """State what to expect of the order at these sizes; None of the sequential one. Unknown ``rho`` is the worst, 1."""
     if not sizes.shuffle:
         return None
     return OrderExpectation(
@@ -245,29 +195,10 @@ def solve(
     groups: int | None = None,
     rho: float | None = None,
 ) -> tuple[LoaderSizes, LoaderProjection]:
-    """Find the sizes for a budget of ``memory`` bytes.
+    """Find the sizes for a budget of ``memory`` bytes; lanes and groups are kept where given.
 
-    Parameters
-    ----------
-    layout : Layout
-        The dataset's.
-    batch_size : int
-        Samples of a batch.
-    memory : int
-        The budget in bytes.
-    shuffle : bool
-        False for the sequential order, which has one lane.
-    lanes, groups : int, optional
-        Taken as given; solved for by default.
-    rho : float, optional
-        The intra-block correlation of the labels, for what is expected of the batches; it chooses nothing.
-
-    Raises
-    ------
-    BudgetError
-        The budget is too small; the message has every term and the smallest budget that would do.
-    UsageError
-        ``lanes`` or ``groups`` is no positive integer, or they do not divide as they must.
+    ``rho`` only enters what is expected of the batches. A budget that is too small is a `BudgetError` with every term
+    and the smallest budget that works.
     """
     if lanes is not None:
         check_int(lanes, "lanes", fix="lanes=64, say")
@@ -316,13 +247,7 @@ def _least(layout: Layout, batch_size: int, lanes: int | None, groups: int | Non
 
 
 def shuffle_of(layout: Layout, sizes: LoaderSizes) -> ShuffleParameters:
-    """The shuffle parameters of some sizes.
-
-    Raises
-    ------
-    UsageError
-        They do not divide as they must, or there are more lanes than samples.
-    """
+    """Make the shuffle parameters of some sizes; what does not divide as it must is refused."""
     return ShuffleParameters(
         n_samples=layout.n_samples,
         block_rows=layout.block_rows,
@@ -335,7 +260,7 @@ def shuffle_of(layout: Layout, sizes: LoaderSizes) -> ShuffleParameters:
 def epoch_orders(
     layout: Layout, sizes: LoaderSizes, seed: int, *, shuffle: bool, reshuffle: str
 ) -> Callable[[int], EpochOrder]:
-    """What gives an epoch's order by its number; it keeps nothing but its arguments alive.
+    """Make the function from an epoch's number to its order; it keeps nothing but its arguments alive.
 
     Where ``reshuffle`` is ``"never"`` every epoch has the order of epoch 0, and so the same batches.
     """
@@ -347,7 +272,7 @@ def epoch_orders(
 
 
 def _comfortable(layout: Layout, least: LoaderSizes, memory: int) -> LoaderSizes:
-    """Sizes at which work goes in large pieces, about a quarter of the budget in all beside the pool."""
+    """Choose sizes at which work goes in large pieces, for about a quarter of the budget besides the pool."""
     batch_bytes = least.batch_size * layout.row_bytes
     sizes = replace(
         least,
@@ -362,7 +287,7 @@ def _comfortable(layout: Layout, least: LoaderSizes, memory: int) -> LoaderSizes
 
 
 def _in_pieces(layout: Layout, sizes: LoaderSizes, piece_bytes: int) -> LoaderSizes:
-    """Sizes for the sequential order, whose memory no other lane has a use for: each job costs a thread some waking."""
+    """Enlarge the pieces of the sequential order, whose memory no other lane needs: each job wakes a thread."""
     piece_bytes = min(_LARGEST_PIECE_BYTES, piece_bytes)
     larger = replace(
         sizes,
@@ -373,9 +298,9 @@ def _in_pieces(layout: Layout, sizes: LoaderSizes, piece_bytes: int) -> LoaderSi
 
 
 def _with_slots(layout: Layout, sizes: LoaderSizes) -> LoaderSizes:
-    """With the slots these lanes need: their own, those that even demand cannot do without, those being filled.
+    """Add the slots these lanes need: their own, those for uneven demand, and those being filled.
 
-    Lanes change blocks at uniform phases, so what they ask for strays from an even demand by about 1.6 times the root.
+    Lanes change blocks at uniform phases, so their demand strays from an even one by about 1.6 times the root.
     """
     prefetch = math.ceil(2 * math.sqrt(sizes.lanes)) + sizes.threads * sizes.read_blocks
     return replace(sizes, prefetch=prefetch, slots=min(layout.n_blocks, sizes.lanes + prefetch))
@@ -386,14 +311,14 @@ def _fits(layout: Layout, sizes: LoaderSizes, memory: int) -> bool:
 
 
 def _with_solved_lanes(layout: Layout, start: LoaderSizes, memory: int, groups: int | None) -> LoaderSizes:
-    """With groups first, then the lanes that follow from them."""
+    """Choose the groups first, then the lanes that follow from them."""
     batch_size, n_blocks = start.batch_size, layout.n_blocks
 
     def at(lanes: int, groups: int = 1) -> LoaderSizes:
         return _with_slots(layout, replace(start, lanes=lanes, groups=groups))
 
     def most(bound: Callable[[LoaderSizes], float]) -> int:
-        """The most lanes that fit and stay within a bound that does not grow with them."""
+        """Find the most lanes that fit and stay within a bound that does not grow with them."""
         low, high = 0, min(MOST_LANES, layout.n_samples)
         while low < high:
             middle = -(-(low + high) // 2)
@@ -425,19 +350,10 @@ def _with_solved_lanes(layout: Layout, start: LoaderSizes, memory: int, groups: 
 
 
 def _solved_groups(layout: Layout, divided: int, bound: int) -> int:
-    """The divisor with the most factors of two, and of equals the largest, that leaves a group enough blocks and lanes.
+    """Find the divisor with the most twos, of equals the largest, that leaves a group enough blocks and lanes.
 
     Ranks that share an epoch take whole groups, and they come in twos. Where the batch size divides the lanes the
-    number of groups is free: whatever it is, it cuts the data into the same strata.
-
-    Parameters
-    ----------
-    layout : Layout
-        The dataset's.
-    divided : int
-        What it divides: the batch size, and the lanes where they are given.
-    bound : int
-        The most lanes there can be.
+    number of groups is free: whatever it is, it cuts the data into the same strata. ``bound`` is the most lanes.
     """
     most = min(max(_LEAST_MOST_GROUPS, layout.n_blocks // _BLOCKS_PER_GROUP), bound // _LANES_PER_GROUP, divided)
     return max((g for g in range(1, most + 1) if divided % g == 0), key=lambda g: (g & -g, g), default=1)

@@ -2,11 +2,10 @@
 
 Everything follows from the functions that the loader itself calls, so a plan is what a loader of the same arguments
 does. Shuffle quality is measured on the labels, over the whole first epoch or its first millions of samples. The memory
-at which the shuffle would be as good as random is found by search: the variance of a stretch in the middle of the
-epoch, memory by memory.
+at which the shuffle would be as good as random is found by search, on a stretch in the middle of the epoch.
 
 Labels are read block by block when they are needed, and no other field. They are kept as class numbers of one or two
-bytes, or as float32 deviations where labels are numbers. Memory that no block was read into is never touched.
+bytes, or as float32 deviations where labels are numbers.
 """
 
 from __future__ import annotations
@@ -39,32 +38,9 @@ from streamtrain.system.units import format_bytes, parse_bytes
 
 
 class StoredLabels:
-    """The labels of a dataset (field ``y``), in the form that `quality.measure` takes.
+    """The labels of a dataset (field ``y``), in the form that `measure_quality` takes.
 
     Integers of at most 65,536 values are classes, other integers and floats are numbers.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        The open dataset.
-
-    Attributes
-    ----------
-    population : LabelPopulation
-        What a full reshuffle of them depends on, from the stored statistics.
-
-    Raises
-    ------
-    UsageError
-        There is no field ``y``, or its samples are no scalars.
-
-    Examples
-    --------
-    >>> import tempfile, streamtrain as st
-    >>> dataset = st.ingest({"y": np.array([5, 5, 9, 5])}, tempfile.mkdtemp() + "/d.zarr")
-    >>> with StoredLabels(dataset) as labels:
-    ...     labels.population.shares.tolist(), labels.take(np.array([2, 0])).tolist()
-    ([0.75, 0.25], [1, 0])
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -89,7 +65,7 @@ class StoredLabels:
         self._reader = BlockReader(_with_labels_alone(dataset))
 
     def take(self, samples: I64) -> Array:
-        """The labels of some samples, shape (n,)."""
+        """Give the labels of some samples, shape (n,)."""
         blocks = samples // self._layout.block_rows
         for block in np.unique(blocks[~self._here[blocks]]).tolist():
             self._read(block)
@@ -117,22 +93,19 @@ class StoredLabels:
 
 
 def _with_labels_alone(dataset: Dataset) -> Dataset:
-    """The same dataset as if it had no other field: what reads its blocks then leaves the others where they are."""
+    """Restrict a dataset to its labels, so that no other field is read."""
     place = [field.name for field in dataset.fields].index(TARGET)
     layout = replace(dataset.layout, fields=(dataset.fields[place],))
     checksums: npt.NDArray[np.uint32] = dataset.block_checksums[:, place : place + 1]
     return Dataset(path=dataset.path, manifest=replace(dataset.manifest, layout=layout), block_checksums=checksums)
 
 
-_MEASURED_RUNS: Final = 8
-"""Blocks of every lane that a measured beginning has, so that lanes have gone through several."""
+_MEASURED_RUNS: Final = 8  # blocks of every lane in a measured beginning, so that lanes have gone through several
 _LEAST_MEASURED: Final = 4_000_000
 _MOST_MEASURED: Final = 20_000_000
 _TRIED_SAMPLES: Final = 1 << 20
-_FIRST_TRIED: Final = 1 << 20
-"""Whatever the plan's own memory is: what would be enough does not depend on it."""
-_TRIED_STEP: Final = 1.03
-"""Two memories closer than this are not told apart."""
+_FIRST_TRIED: Final = 1 << 20  # independent of the plan's own memory, as is the result
+_TRIED_STEP: Final = 1.03  # two memories closer than this count as equal
 
 
 ONE_BATCH: Final = "one batch: nothing to mix"
@@ -140,21 +113,11 @@ ONE_BATCH: Final = "one batch: nothing to mix"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadCounts:
-    """What is read in an epoch.
+    """The reads of an epoch."""
 
-    Attributes
-    ----------
-    n_blocks : int
-        Blocks read.
-    n_stored : int
-        Blocks of the dataset.
-    stored_bytes : int
-        Their stored bytes, as a share of all stored files.
-    """
-
-    n_blocks: int
-    n_stored: int
-    stored_bytes: int
+    n_blocks: int  # read
+    n_stored: int  # of the dataset
+    stored_bytes: int  # of the blocks read, as a share of all stored files
 
     @property
     def ratio(self) -> float:
@@ -164,51 +127,25 @@ class ReadCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SufficientMemory:
-    """The smallest memory at which batches vary no more than a full reshuffle's, and what the shuffle is then.
+    """The smallest memory at which batches vary no more than a full reshuffle's, and the shuffle it gives."""
 
-    Attributes
-    ----------
-    memory_bytes : int
-        The budget, of two digits.
-    lanes : int
-        The lanes it gives.
-    quality : ShuffleQuality
-        Of the same positions as the plan's own.
-    """
-
-    memory_bytes: int
+    memory_bytes: int  # rounded to two digits
     lanes: int
-    quality: ShuffleQuality
+    quality: ShuffleQuality  # of the same positions as the plan's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run will be.
-
-    Attributes
-    ----------
-    sizes, projection
-        As the loader's.
-    n_batches : int
-        Of an epoch.
-    first, later : ReadCounts
-        Of the first epoch and of a later one, as expected with the cache of the pool.
-    quality : ShuffleQuality, optional
-        None where there are no labels to measure it on; ``why`` then says why.
-    most : ShuffleQuality, optional
-        With as many lanes as any memory gives, over the stretch that memories are tried on.
-    enough : SufficientMemory, optional
-        None where no memory makes the shuffle as good as random, or there are no labels.
-    """
+    """A run as planned."""
 
     sizes: LoaderSizes
     projection: LoaderProjection
     n_batches: int
-    first: ReadCounts
-    later: ReadCounts
-    quality: ShuffleQuality | None
-    most: ShuffleQuality | None
-    enough: SufficientMemory | None
+    first: ReadCounts  # the first epoch
+    later: ReadCounts  # a later one, with the pool's cache
+    quality: ShuffleQuality | None  # None without labels; why has the reason
+    most: ShuffleQuality | None  # with as many lanes as any memory gives, over the stretch that memories are tried on
+    enough: SufficientMemory | None  # None where no memory makes the shuffle as good as random, or without labels
     why: str
 
 
@@ -224,6 +161,11 @@ def plan(
     seed: int = 0,
 ) -> Plan:
     """Plan a shuffled run; arguments as those of `StreamLoader`.
+
+    Returns
+    -------
+    Plan
+        Sizes, projected memory, reads of an epoch, and shuffle quality.
 
     Raises
     ------
@@ -277,7 +219,7 @@ def _reads(dataset: Dataset, ratio: float) -> ReadCounts:
 
 
 def few_lanes(layout: Layout, sizes: LoaderSizes, memory: int) -> str:
-    """What fewer lanes than a batch has samples cost, and what would mend it; nothing where they are enough."""
+    """Explain the cost of fewer lanes than a batch has samples, and the remedy; empty where they are enough."""
     wanted = min(sizes.batch_size, layout.n_samples)
     if sizes.lanes >= wanted:
         return ""
@@ -319,7 +261,7 @@ def _measured(
 
 
 class _ShuffleTrial:
-    """Shuffles of one dataset, tried on its labels; what was measured once is remembered."""
+    """Shuffles of one dataset, tried on its labels, with measured ones remembered."""
 
     def __init__(self, dataset: Dataset, labels: StoredLabels, batch_size: int, seed: int) -> None:
         self._dataset = dataset
@@ -330,7 +272,7 @@ class _ShuffleTrial:
         self.most: ShuffleQuality | None = None
 
     def beginning(self, sizes: LoaderSizes) -> ShuffleQuality:
-        """The quality of the epoch's beginning, or of all of it where it has no more samples."""
+        """Measure the epoch's beginning, or all of it where it has no more samples."""
         layout = self._dataset.layout
         wanted = max(_LEAST_MEASURED, _MEASURED_RUNS * layout.block_rows * sizes.lanes)
         stop = min(_MOST_MEASURED, wanted) // self._batch_size * self._batch_size or self._batch_size
@@ -347,7 +289,7 @@ class _ShuffleTrial:
         )
 
     def _middle(self, sizes: LoaderSizes) -> ShuffleQuality:
-        """The quality of a stretch about the epoch's middle, where no block is cut."""
+        """Measure a stretch about the epoch's middle, where no block is cut."""
         at = sizes.lanes, sizes.groups
         if at not in self._tried:
             n_batches = self._dataset.layout.n_samples // self._batch_size
@@ -357,7 +299,7 @@ class _ShuffleTrial:
         return self._tried[at]
 
     def enough(self) -> SufficientMemory | None:
-        """The smallest memory whose batches vary no more than a full reshuffle's; None where there is none."""
+        """Find the smallest memory whose batches vary no more than a full reshuffle's; None if there is none."""
         high = _FIRST_TRIED
         # All of the blocks may fit a little before all of the lanes do.
         n_blocks = self._dataset.layout.n_blocks
@@ -388,7 +330,7 @@ class _ShuffleTrial:
 
 
 def _smallest(holds: Callable[[int], bool], high: int) -> int:
-    """About the smallest number for which something holds that holds at ``high`` and above it."""
+    """Find about the smallest number for which something holds that holds at ``high`` and above it."""
     low = 1
     while high > low * _TRIED_STEP + 1:
         middle = round((low * high) ** 0.5)
@@ -397,12 +339,6 @@ def _smallest(holds: Callable[[int], bool], high: int) -> int:
 
 
 def _digits(number: int, n_digits: int) -> int:
-    """The next number that has so many digits and then zeros.
-
-    Examples
-    --------
-    >>> _digits(123_456, 2), _digits(7, 2)
-    (130000, 7)
-    """
+    """Round a number up to ``n_digits`` digits and then zeros."""
     unit: int = 10 ** max(0, len(str(number)) - n_digits)
     return -(-number // unit) * unit

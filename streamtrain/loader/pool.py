@@ -4,10 +4,10 @@ The threads share one list of jobs, in this order of preference: gather samples 
 places of samples ahead, set up the next epoch, read blocks into free slots. The work itself is done in NumPy and system
 calls that release the GIL. The reads continue into the next epoch's list, so nothing stops where an epoch ends.
 
-Order never depends on what the threads do: a span's positions fix its samples, and threads only decide when.
+Order never depends on the threads: a span's positions fix its samples, and threads only decide when.
 
 Sweeps and positions of a `PoolEpoch` count from the epoch's own start; ``sweeps_before`` puts the sweeps of all epochs
-on one line, so that a slot knows until when it is needed across the boundary. Only the pool's lock holder changes it.
+on one line, so that a slot's time of need reaches across the boundary. Only the pool's lock holder changes it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from streamtrain.shuffle.read_list import NEVER, ReadList, n_to_place, place, re
 from streamtrain.store.layout import Layout
 from streamtrain.system.events import ThreadSeconds
 
-Placed = tuple[ReadList, I64]
-"""The next reads in the order of their first positions, and these."""
+Placed = tuple[ReadList, I64]  # the next reads in the order of their first positions, and these
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -43,22 +42,15 @@ class PoolEpoch:
     start: int
     stop: int
     sweeps_before: int
-    base: I64
-    """For each visit, the pool row that its run's first row has been read to."""
+    base: I64  # for each visit, the pool row of its run's first row
     places: Iterator[SamplePositions]
-    indexed: int
-    """Positions before this one have been worked out."""
-    index_samples: int
-    """Samples whose places are worked out at once."""
-    needed_at: I64
-    """For each read that is placed, the position that needs it first."""
+    indexed: int  # positions before this one have been worked out
+    index_samples: int  # samples whose positions are worked out at once
+    needed_at: I64  # for each read that is placed, the position that needs it first
     pieces: deque[SamplePositions] = field(default_factory=deque)
-    n_placed: int = 0
-    """Reads in their exact order, from the front of the list."""
-    n_asked: int = 0
-    """Reads handed out, from the front of the list."""
-    reading: dict[int, None] = field(default_factory=dict)
-    """The first of the reads of each job under way, in order."""
+    n_placed: int = 0  # reads in their exact order, from the front of the list
+    n_asked: int = 0  # reads handed out, from the front of the list
+    reading: dict[int, None] = field(default_factory=dict)  # the first of the reads of each job under way, in order
 
     @property
     def n_loaded(self) -> int:
@@ -81,14 +73,14 @@ class PoolEpoch:
         return place(self.order, self.reads, self.n_placed, n)
 
     def note_placed(self, placed: Placed) -> None:
-        """Take in what ``to_place`` gave."""
+        """Put the result of ``to_place`` into the list."""
         reads, needed_at = placed
         self.reads.put(self.n_placed, reads)
         self.needed_at[self.n_placed : self.n_placed + len(reads)] = needed_at
         self.n_placed += len(reads)
 
     def next_reads(self, most: int) -> slice:
-        """The next reads to hand out, at most so many, of blocks that are all different."""
+        """Select the next reads to hand out, at most ``most``, of blocks that are all different."""
         first = self.n_asked
         blocks = self.reads.block[first : min(first + most, self.n_placed)]
         order = np.argsort(blocks, kind="stable")
@@ -96,7 +88,7 @@ class PoolEpoch:
         return slice(first, first + (int(again.min()) if len(again) else len(blocks)))
 
     def note_slots(self, slots: I64) -> None:
-        """Note the slots of the next reads, which are handed out with it."""
+        """Note the slots of the next reads, which are thereby handed out."""
         order, reads = self.order, self.reads
         some = slice(self.n_asked, self.n_asked + len(slots))
         visit = reads.visit[some]
@@ -130,22 +122,7 @@ def enter_epoch(
 class Pool:
     """Turns orders into spans of gathered samples, with threads.
 
-    Parameters
-    ----------
-    reader : BlockReader
-        Where blocks come from.
-    layout : Layout
-        The dataset's.
-    sizes : LoaderSizes
-        How large everything is.
-    order_of : callable
-        Gives the order of an epoch by its number.
-    n_positions : int
-        Positions of an epoch that are asked for; fewer than the samples where the last batch is dropped.
-    threads : int
-        How many threads.
-    memory : PoolMemory, optional
-        Where blocks lie and samples are gathered; by default on the host.
+    ``n_positions`` are the positions of an epoch in use: fewer than the samples where the last batch is dropped.
     """
 
     def __init__(
@@ -183,15 +160,7 @@ class Pool:
     # What the consumer calls.
 
     def seek(self, epoch: int, position: int, timeout: float | None = None) -> None:
-        """Go on at a position of an epoch, dropping what was under way.
-
-        Raises
-        ------
-        StallError
-            A read that was under way did not end within ``timeout`` seconds.
-        UsageError
-            The pool was made by a process of which this is a fork.
-        """
+        """Resume at a position of an epoch, dropping what was under way; waits ``timeout`` seconds for its end."""
         self._workers.check_process()
         with self._lock:
             self._workers.pause(Deadline(self._reader, self._workers, timeout, "what was under way did not end").left)
@@ -208,17 +177,7 @@ class Pool:
             self._workers.resume()
 
     def next_span(self, timeout: float | None = None) -> Span:
-        """Wait for the next span, in order.
-
-        Raises
-        ------
-        StallError
-            A read did not come back within ``timeout`` seconds, or nothing happened for as long.
-        UsageError
-            The pool was closed meanwhile, or made by a process of which this is a fork.
-        StreamtrainError
-            What a thread met, with its traceback.
-        """
+        """Wait for the next span, in order; a thread's error is raised here, with its traceback."""
         self._workers.check_process()
         with self._lock:
             deadline = Deadline(self._reader, self._workers, timeout, "no batch came")
@@ -234,12 +193,12 @@ class Pool:
             return span
 
     def work(self) -> ThreadSeconds:
-        """What the threads have done so far."""
+        """Report the work of the threads so far."""
         return self._workers.work()
 
     @property
     def n_read(self) -> int:
-        """Blocks read so far; those that were still in memory are not among them."""
+        """Blocks read so far; those that were still in memory do not count."""
         return self._n_read
 
     def _is_ready(self) -> bool:
@@ -254,7 +213,7 @@ class Pool:
         self._reader.close()
         # A thread that does not come back may still write there.
         if ended and not self._memory_closed:
-            # Not asked again, even if it fails.
+            # Not closed again, even if it fails.
             self._memory_closed = True
             self._memory.close()
 
@@ -273,7 +232,7 @@ class Pool:
         )
 
     def _gathered(self, epoch: int) -> int:
-        """Positions of an epoch before this one have been gathered."""
+        """Find the position of an epoch before which all have been gathered."""
         if self._epochs[0].number != epoch:
             return self._n_positions
         return next(iter(self._gathering), self._assigned)
@@ -314,15 +273,15 @@ class Pool:
         return "gather", lambda: self._gather(epoch, piece, span, start, stop), note
 
     def _whole(self, epoch: PoolEpoch, stop: int) -> int:
-        """The last position up to one at which a batch or a sweep ends.
+        """Find the last position up to ``stop`` at which a batch or a sweep ends.
 
-        A batch may be waited for, and the end of a sweep sets slots free: with as many slots as lanes the next block
-        finds one once all before its sweep is gathered. Anything less is not worth a job.
+        A consumer may wait for a batch, and the end of a sweep sets slots free: with as many slots as lanes the next
+        block finds one once all before its sweep is gathered. Anything less is not worth a job.
         """
         return max(stop // size * size for size in (self._sizes.batch_size, epoch.order.lanes))
 
     def _pass_epoch(self) -> None:
-        """Go on to the next epoch once all of this one has been gathered."""
+        """Advance to the next epoch once all of this one has been gathered."""
         if len(self._epochs) > 1 and not self._gathering and self._assigned >= self._epochs[0].stop:
             self._epochs.popleft()
             self._assigned = self._epochs[0].start
@@ -336,7 +295,7 @@ class Pool:
         stop = min(epoch.stop, start + self._sizes.span_batches * self._sizes.batch_size)
         self._open = self._memory.lend(epoch.number, start, stop, may_wait=bool(self._spans))
         if self._open is None:
-            # Asked for again when the next one has been taken, and not before: it takes long to find no room.
+            # Tried again only when the next one has been taken: it takes long to find no room.
             self._no_room_after = self._n_taken
             return None
         self._spans.append(self._open)
@@ -372,7 +331,7 @@ class Pool:
     # Reading.
 
     def _place_job(self) -> Job | None:
-        """Work out the exact order of reads ahead, before they are asked for."""
+        """Work out the exact order of reads ahead, before they are handed out."""
         epoch = next((epoch for epoch in self._epochs if epoch.n_placed < len(epoch.reads)), None)
         if epoch is None or self._placing or epoch.n_placed - epoch.n_asked > self._sizes.working_slots:
             return None
@@ -415,7 +374,7 @@ class Pool:
     # Setting up epochs.
 
     def _set_up_job(self) -> Job | None:
-        """Set up the next epoch once this one is under way: the cache asks what it needs."""
+        """Set up the next epoch once this one is under way: the cache needs its reads."""
         last = self._epochs[-1]
         if self._setting_up or len(self._epochs) > 1 or last.n_asked < min(last.order.lanes, len(last.reads)):
             return None

@@ -33,28 +33,15 @@ from streamtrain.system.buffers import aligned_bytes
 
 
 def row_dtype(row_bytes: int) -> np.dtype[Any]:
-    """The dtype in which whole rows move fastest: an integer of their size, else raw bytes."""
+    """Choose the dtype in which whole rows move fastest: an integer of their size, else raw bytes."""
     return np.dtype(f"u{row_bytes}") if row_bytes in (1, 2, 4, 8) else np.dtype((np.void, row_bytes))
 
 
 class Slots:
-    """The slots of a pool.
+    """The slots of a pool; ``rows`` has each field's rows, one element per row whatever its shape.
 
-    Parameters
-    ----------
-    layout : Layout
-        The dataset's.
-    n_slots : int
-        How many blocks fit.
-    n_working : int, optional
-        How many of them may hold blocks that are in use or read ahead; all of them by default.
-    on_host : bool
-        Whether their memory is here; else it is another's, and there are neither ``rows`` nor ``buffers``.
-
-    Attributes
-    ----------
-    rows : list of (n_slots * block_rows,) arrays
-        Each field's rows, one element per row whatever its shape.
+    At most ``n_working`` slots, all by default, hold blocks in use or read ahead. Without ``on_host`` the memory is
+    elsewhere, and there are neither ``rows`` nor ``buffers``.
     """
 
     def __init__(self, layout: Layout, n_slots: int, n_working: int | None = None, *, on_host: bool = True) -> None:
@@ -71,20 +58,20 @@ class Slots:
         self._after_next = np.full(layout.n_blocks, NEVER)
 
     def buffers(self, slot: int) -> list[memoryview]:
-        """A slot's memory, one writable buffer per field."""
+        """Give a slot's memory, one writable buffer per field."""
         return [view[slot * n : (slot + 1) * n] for view, n in zip(self._views, self._block_bytes, strict=True)]
 
     def let_go(self) -> None:
-        """Give the memory back; no block can be read or taken any more."""
+        """Release the memory; no block can be read or taken any more."""
         self.rows, self._views = [], []
 
     def n_free(self, now: int) -> int:
-        """How many more blocks may be read, given the first sweep that is still needed."""
+        """Count the blocks that may still be read, given the first sweep that is still needed."""
         return max(0, self._n_working - int(np.count_nonzero(self._until > now)))
 
     def foresee(self, blocks: I64, sweeps: I64) -> None:
-        """Say in which sweeps a coming epoch needs blocks, in that order; once for every epoch, in their order."""
-        # Of a block that is visited twice the first time counts.
+        """Note the sweeps in which a coming epoch needs blocks; once for every epoch, in order."""
+        # Reversed, so that the first visit of a block counts.
         self._after_next[blocks[::-1]] = sweeps[::-1]
         idle = self._next == NEVER
         self._next[idle] = self._after_next[idle]
@@ -93,23 +80,8 @@ class Slots:
     def assign(self, blocks: I64, until: I64, following: I64, now: int) -> tuple[I64, npt.NDArray[np.bool_]]:
         """Give each of these distinct blocks a slot until a sweep; those already here keep theirs.
 
-        Takes as many from the front as there are slots for, given the first sweep that is still needed.
-
-        Parameters
-        ----------
-        blocks, until : (n,) int64
-            The blocks, and the sweep from which on each is not needed for this visit.
-        following : (n,) int64
-            The sweep of each block's next visit in its epoch, NEVER where that has no more.
-        now : int
-            The first sweep that is still needed.
-
-        Returns
-        -------
-        slots : (m,) int64
-            The slots, for the first m blocks.
-        missing : (m,) bool
-            Which of them must be read.
+        ``following`` is the sweep of each block's next visit in its epoch, ``now`` the first sweep that is still
+        needed. Takes as many blocks from the front as there are slots; returns these, and which blocks must be read.
         """
         slots = self._slot_of[blocks]
         here = slots >= 0
@@ -126,7 +98,7 @@ class Slots:
         return slots, missing
 
     def _foresee_next(self, blocks: I64, following: I64) -> None:
-        """Note when blocks that are visited now are visited next: later in their epoch, else in the coming one."""
+        """Note the next visits of blocks that are visited now: later in their epoch, else in the coming one."""
         last = following == NEVER
         self._next[blocks] = np.where(last, self._after_next[blocks], following)
         self._after_next[blocks[last]] = NEVER
@@ -144,7 +116,7 @@ class Slots:
         return chosen
 
     def release(self, *, keep: bool) -> None:
-        """Free every slot and forget what was foreseen, keeping the blocks for whoever asks for them next, or not."""
+        """Free every slot and forget what was foreseen; ``keep`` leaves the blocks for whoever needs them next."""
         self._until[:] = -1
         self._next[:] = self._after_next[:] = NEVER
         if not keep:
@@ -157,15 +129,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Span:
-    """Consecutive positions of an epoch and the arrays that hold their samples.
-
-    Attributes
-    ----------
-    epoch, start, stop : int
-        The epoch, and the half-open range of positions.
-    arrays : tuple of (stop - start, *field.shape) arrays
-        One per field.
-    """
+    """Consecutive positions [start, stop) of an epoch, and one array per field that holds their samples."""
 
     epoch: int
     start: int
@@ -174,17 +138,7 @@ class Span:
 
 
 class SpanMemory:
-    """Lends memory for spans of one size.
-
-    Parameters
-    ----------
-    fields : tuple of Field
-        What a sample consists of.
-    n_samples : int
-        Samples of a full span.
-    spans : int
-        How many spans' memory is kept for use; more is made when the caller holds on to more.
-    """
+    """Lends memory for spans of ``n_samples`` samples; keeps that of up to ``spans`` returned spans."""
 
     def __init__(self, fields: tuple[Field, ...], n_samples: int, spans: int) -> None:
         self._fields = fields
@@ -196,7 +150,7 @@ class SpanMemory:
         self._closed = False
 
     def lend(self, epoch: int, start: int, stop: int, /, *, may_wait: bool = False) -> Span:
-        """A span over positions [start, stop); its arrays' contents are undefined."""
+        """Lend a span over positions [start, stop); its arrays' contents are undefined."""
         lent = zip(self._fields, self._free, strict=True)
         arrays = tuple(self._lend(field, free, stop - start) for field, free in lent)
         return Span(epoch=epoch, start=start, stop=stop, arrays=arrays)
@@ -224,18 +178,18 @@ class SpanMemory:
 
 
 ReadBlock = Callable[[int, Sequence[memoryview]], float]
-"""Reads a block into one buffer per field; gives the seconds that the disk took of it."""
+"""Reads a block into one buffer per field; returns the seconds of reading."""
 
 
 class PoolMemory(Protocol):
-    """Memory for blocks and spans. All but ``lend`` is called by many threads at once, without the pool's lock."""
+    """Memory for blocks and spans; all but ``lend`` is called by many threads at once, without the pool's lock."""
 
     @property
     def slots(self) -> Slots:
-        """Which block is where."""
+        """The slots, with the block in each."""
 
     def lend(self, epoch: int, start: int, stop: int, /, *, may_wait: bool = False) -> Span | None:
-        """A span over positions [start, stop), to be gathered into; with ``may_wait``, None where there is no room now.
+        """Lend a span over positions [start, stop); with ``may_wait``, None where there is no room now.
 
         The caller may wait while there are spans that are not taken yet: its work on them gives room back.
         """
@@ -247,19 +201,11 @@ class PoolMemory(Protocol):
         """Put rows of the pool into a span, from a position on."""
 
     def close(self) -> None:
-        """Give everything back but the spans that are lent, once no thread works here any more."""
+        """Release everything but the spans that are lent, once no thread works here any more."""
 
 
 class HostMemory:
-    """Blocks and spans in the memory of the host.
-
-    Parameters
-    ----------
-    layout : Layout
-        The dataset's.
-    sizes : LoaderSizes
-        How large everything is.
-    """
+    """Blocks and spans in the memory of the host."""
 
     def __init__(self, layout: Layout, sizes: LoaderSizes) -> None:
         self.slots = Slots(layout, sizes.slots, sizes.working_slots)
@@ -279,6 +225,6 @@ class HostMemory:
         return {}
 
     def close(self) -> None:
-        # The pool and its threads refer to each other: only Python's collector would find them, some time.
+        # The pool and its threads refer to each other: only Python's cycle collector would free them, at some time.
         self.slots.let_go()
         self._spans.close()

@@ -28,32 +28,17 @@ from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
 from streamtrain.system.memory import memory_limit
 
-EMPTY_BATCH: Final = object()
-"""What is left of a batch all of whose samples are left out."""
+EMPTY_BATCH: Final = object()  # a batch all of whose samples are left out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantinedBlock:
-    """A block that is left out.
+    """A block that is left out of every field, found damaged in one."""
 
-    Parameters
-    ----------
-    field : str
-        The field in which damage was found.
-    block : int
-        Its number; the samples of it are left out of every field.
-    file : str
-        Where it is stored.
-    samples : tuple of int
-        The half-open range of samples in it.
-    why : str
-        What is wrong.
-    """
-
-    field: str
+    field: str  # in which damage was found
     block: int
     file: str
-    samples: tuple[int, int]
+    samples: tuple[int, int]  # half-open range
     why: str
 
     def __str__(self) -> str:
@@ -62,13 +47,7 @@ class QuarantinedBlock:
 
 
 class Quarantine:
-    """The blocks of a dataset that are left out; any thread may add to them.
-
-    Parameters
-    ----------
-    layout : Layout
-        The dataset's.
-    """
+    """The blocks of a dataset that are left out; any thread may add to them."""
 
     def __init__(self, layout: Layout) -> None:
         self._block_rows = layout.block_rows
@@ -79,7 +58,7 @@ class Quarantine:
 
     @property
     def found(self) -> tuple[QuarantinedBlock, ...]:
-        """What is left out so far, in the order of its finding."""
+        """The blocks left out so far, in the order of their finding."""
         with self._adding:
             return tuple(self._found.values())
 
@@ -97,12 +76,12 @@ class Quarantine:
             self._is_out[error.block] = True
 
     def kept(self, samples: I64) -> I64 | None:
-        """Which of a batch's samples stay, by their places in it; None where all do."""
+        """Find the places in a batch of the samples that stay; None where all do."""
         is_out = self._is_out[samples // self._block_rows]
         return np.flatnonzero(~is_out) if is_out.any() else None
 
     def tell(self) -> bool:
-        """Warn of what was found since the last time; say whether anything ever was."""
+        """Warn of blocks found since the last time; return whether anything ever was."""
         if len(self._found) > self._n_told:
             for out in self.found[self._n_told :]:
                 self._n_told += 1
@@ -111,17 +90,7 @@ class Quarantine:
 
 
 class QuarantiningReader(BlockReader):
-    """Reads blocks, and hands the damaged ones to a quarantine; what is in their slots then must not be used.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        The open dataset.
-    quarantine : Quarantine
-        Where they go.
-    keep_cached : bool
-        As of `BlockReader`.
-    """
+    """Hands damaged blocks to a quarantine; the contents of their slots must not be used then."""
 
     def __init__(self, dataset: Dataset, quarantine: Quarantine, *, keep_cached: bool) -> None:
         super().__init__(dataset, keep_cached=keep_cached)
@@ -137,7 +106,7 @@ class QuarantiningReader(BlockReader):
 
 
 def reader_of(dataset: Dataset, quarantine: Quarantine | None, *, besides: int) -> BlockReader:
-    """What reads blocks, strictly or into a quarantine, on a machine where so many bytes will be taken besides."""
+    """Make the reader, strict or with a quarantine, on a machine where ``besides`` more bytes will be taken."""
     keep_cached = dataset.stored_bytes <= memory_limit().free_bytes - besides
     if quarantine is None:
         return BlockReader(dataset, keep_cached=keep_cached)
@@ -145,13 +114,7 @@ def reader_of(dataset: Dataset, quarantine: Quarantine | None, *, besides: int) 
 
 
 def first_rows(dataset: Dataset, n_rows: int, *, forgiving: bool) -> dict[str, npt.NDArray[Any]]:
-    """The first rows of a dataset, up to so many; where damage is forgiven, those after it.
-
-    Raises
-    ------
-    DamagedBlock
-        A block is damaged, and not forgiven, or none after it is whole.
-    """
+    """Read the first rows of a dataset, up to ``n_rows``; where damage is forgiven, those after it."""
     start = 0
     while True:
         try:
@@ -173,10 +136,10 @@ def batch_finisher(
     stop: int,
     batch_size: int,
 ) -> Callable[[Any], Any] | None:
-    """What the batches at positions [start, stop) of an epoch go through one after the other, as a function of each.
+    """Make the function that the batches at positions [start, stop) of an epoch go through one after the other.
 
-    It gives the batch without the samples that are left out, transformed, or `EMPTY_BATCH`. The order is asked for only
-    when it matters: where the transform takes keys, and from the first damage on.
+    It gives the batch without the samples that are left out, transformed, or `EMPTY_BATCH`. The order is only worked
+    out when it matters: where the transform takes keys, and from the first damage on.
     """
     with_keys = takes_keys(transform)
     if quarantine is None and not with_keys:
@@ -209,6 +172,6 @@ def _rows(batch: Any, kept: I64) -> Any:
 
 
 def _beside(batch: Any, small: Tensor) -> Tensor:
-    """Put a small tensor where a batch is; to a GPU it is copied without waiting for it."""
+    """Move a small tensor to a batch's device; to a GPU it is copied without waiting for it."""
     device = batch[0].device
     return small.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else small.to(device)

@@ -1,7 +1,7 @@
 """One memory budget over the training loader and the validation loaders, and over a whole process.
 
-Each loader that only measures has a fixed part; the training loader has the rest. Where the budget is that of the whole
-process, the memory of the model, its gradients, the optimizer's state and a step is measured and subtracted first.
+Each loader that only measures has a fixed part; the training loader has the rest. From a budget for the whole process,
+the measured memory of the model, its gradients, the optimizer's state and a step is subtracted first.
 """
 
 from __future__ import annotations
@@ -17,29 +17,22 @@ from streamtrain.store.dataset import Dataset
 from streamtrain.system.memory import MemoryMeter, memory_limit
 from streamtrain.system.units import format_bytes, megabytes, parse_bytes
 
-BUDGET_PARTS: Final = 4
-"""A loader that measures has one of so many parts."""
+BUDGET_PARTS: Final = 4  # a loader that measures has one of these parts
 _MOST_REHEARSED_BYTES: Final = 64_000_000
 
 
 def eval_loader_bytes(memory: int) -> int:
-    """What a loader that measures may own of a budget."""
+    """Compute what a measuring loader may own of a budget."""
     return memory // BUDGET_PARTS
 
 
 def train_loader_bytes(memory: int, n_measuring: int) -> int:
-    """What is left for the loader that trains.
-
-    Examples
-    --------
-    >>> train_loader_bytes(103, 2), eval_loader_bytes(103)
-    (53, 25)
-    """
+    """Compute what is left for the training loader."""
     return memory - n_measuring * eval_loader_bytes(memory)
 
 
 def n_preflight_rows(dataset: Dataset, batch_size: int) -> int:
-    """Rows to rehearse a step on, whose memory is no loader's: a batch, or fewer where rows are large."""
+    """Count the rows to rehearse a step on, outside any loader: a batch, or fewer where rows are large."""
     most = max(_MOST_REHEARSED_BYTES // dataset.layout.row_bytes, 2)
     return max(min(batch_size, most, len(dataset)), 1)
 
@@ -47,7 +40,7 @@ def n_preflight_rows(dataset: Dataset, batch_size: int) -> int:
 def smallest_budget_bytes(
     dataset: Dataset, batch_size: int, *, lanes: int | None = None, groups: int | None = None, shuffle: bool = True
 ) -> int:
-    """The smallest budget that a loader of this dataset works with."""
+    """Find the smallest budget that a loader of this dataset works with."""
 
     def works(n_bytes: int) -> bool:
         try:
@@ -66,56 +59,36 @@ def smallest_budget_bytes(
 
 
 def smallest_shared_budget_bytes(training: int, measuring: Sequence[int]) -> int:
-    """A budget of whose parts none is too small, where each of these bytes is the least for its loader.
-
-    Examples
-    --------
-    >>> [smallest_shared_budget_bytes(90, measuring) for measuring in ([10], [10, 100], [])]
-    [120, 400, 90]
-    >>> train_loader_bytes(120, 1), train_loader_bytes(119, 1)
-    (90, 90)
-    """
+    """Compute a budget that gives every loader its least: the training one's, and the measuring ones'."""
     of_training = -(-training * BUDGET_PARTS // (BUDGET_PARTS - len(measuring)))
     return max(of_training, *(least * BUDGET_PARTS for least in measuring)) if measuring else training
 
 
 DEFAULT_MEMORY: Final = "512MB"
-VAL_SHARE: Final = BUDGET_PARTS
-"""The loader of ``--val`` has one of so many parts."""
+VAL_SHARE: Final = BUDGET_PARTS  # the loader of ``--val`` has one of these parts
 _SPARE_SHARE: Final = 12
 _LEAST_SPARE_BYTES: Final = 4_000_000
 _MEASURED_ANEW: Final = 1.08
-"""What a process holds is measured, and varies from run to run; a remedy has to do for the next one too."""
-_LEFT_FREE: Final = 0.95
-"""The share of the free memory that ``auto`` takes."""
+"""A process's measured memory varies from run to run; a remedy has to do for the next one too."""
+_LEFT_FREE: Final = 0.95  # the share of the free memory that ``auto`` takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NonLoaderMemory:
-    """What a process holds beside its loaders, in bytes.
+    """Bytes that a process holds besides its loaders."""
 
-    Parameters
-    ----------
-    reserved_bytes : int
-        Before there was a model: the interpreter and the libraries.
-    training_bytes : int
-        The model, its gradients, and the optimizer's state.
-    step_bytes : int
-        What a step takes on top of that and gives back.
-    """
-
-    reserved_bytes: int
-    training_bytes: int
-    step_bytes: int
+    reserved_bytes: int  # before there was a model: the interpreter and the libraries
+    training_bytes: int  # the model, its gradients, and the optimizer's state
+    step_bytes: int  # what a step takes on top of that and gives back
 
     @property
     def spare_bytes(self) -> int:
-        """What allocators may keep over many steps, which the few that were measured do not show."""
+        """Bytes that allocators may keep over many steps, which the few measured ones do not show."""
         return max(_LEAST_SPARE_BYTES, (self.training_bytes + self.step_bytes) // _SPARE_SHARE)
 
     @property
     def total_bytes(self) -> int:
-        """The sum."""
+        """The sum, with the spare bytes."""
         return self.reserved_bytes + self.training_bytes + self.step_bytes + self.spare_bytes
 
     def __str__(self) -> str:
@@ -127,7 +100,7 @@ class NonLoaderMemory:
 
 
 def non_loader_memory(reserved_bytes: int, step: MemoryMeter, after: MemoryMeter) -> NonLoaderMemory:
-    """What a rehearsed step took: ``step`` watched it, and ``after`` began while what lasts was still held."""
+    """Sum up a rehearsed step: ``step`` watched it, ``after`` began while lasting memory was still held."""
     return NonLoaderMemory(
         reserved_bytes=reserved_bytes,
         training_bytes=max(0, after.before_bytes - reserved_bytes),
@@ -136,15 +109,7 @@ def non_loader_memory(reserved_bytes: int, step: MemoryMeter, after: MemoryMeter
 
 
 def check_memory_options(memory: str | None, max_memory: str | None) -> None:
-    """Refuse what is no size, or more than the machine allows, before anything is begun.
-
-    Raises
-    ------
-    UsageError
-        It is no size.
-    BudgetError
-        It is more than this process may ever take.
-    """
+    """Refuse a text that is not a size, or more than the machine allows, before anything is begun."""
     for name, value in (("memory", memory), ("max_memory", max_memory)):
         if value is None or (name == "max_memory" and value == "auto"):
             continue
@@ -161,28 +126,10 @@ def check_memory_options(memory: str | None, max_memory: str | None) -> None:
 def loader_budget_bytes(
     memory: str | None, max_memory: str | None, taken: NonLoaderMemory, *, least_bytes: int = 1
 ) -> int:
-    """What the loaders may own.
+    """Compute the loaders' budget from the options as given, besides what the process holds without loaders.
 
-    Parameters
-    ----------
-    memory, max_memory : str, optional
-        The options as given: the loaders' budget, and the whole process's; ``"auto"`` is the machine's limit, or what
-        is free where that is less.
-    taken : NonLoaderMemory
-        What the process holds without loaders.
-    least_bytes : int
-        What the loaders need at the least.
-
-    Raises
-    ------
-    BudgetError
-        The process's budget leaves less than asked for, or too little.
-
-    Examples
-    --------
-    >>> taken = NonLoaderMemory(reserved_bytes=300_000_000, training_bytes=90_000_000, step_bytes=10_000_000)
-    >>> [loader_budget_bytes(*limits, taken) for limits in ((None, None), (None, "1GB"), ("64MB", "1GB"))]
-    [512000000, 591666667, 64000000]
+    For ``max_memory``, ``"auto"`` is the machine's limit, or what is free where that is less. The loaders need at least
+    ``least_bytes``.
     """
     if max_memory is None:
         return parse_bytes(memory or DEFAULT_MEMORY, name="memory")
@@ -201,7 +148,7 @@ def loader_budget_bytes(
 
 
 def _left(max_memory: str, taken: NonLoaderMemory) -> tuple[int, int, str]:
-    """The process's budget, what of it the loaders may have, and why it is no more."""
+    """Find the process's budget, the loaders' part of it, and the reason why it is no more."""
     holds = f"The process holds without them: {taken} = {format_bytes(taken.total_bytes)}"
     if max_memory != "auto":
         limit_bytes = parse_bytes(max_memory, name="max_memory")
@@ -214,14 +161,9 @@ def _left(max_memory: str, taken: NonLoaderMemory) -> tuple[int, int, str]:
 
 
 def steady_lanes(dataset: Dataset, batch_size: int, n_bytes: int, *, groups: int | None = None) -> int:
-    """Lanes that do not change with the last megabytes of what was left: those of 512 MB, or of its half, or of that...
+    """Choose lanes that a few megabytes more or less do not change: those of 512 MB, or its half, or that half's...
 
     What a process holds is measured, and varies a little from run to run; the order must not.
-
-    Raises
-    ------
-    BudgetError
-        Not even the smallest such budget works.
     """
     least = smallest_budget_bytes(dataset, batch_size, groups=groups)
     stated = parse_bytes(DEFAULT_MEMORY)
@@ -231,7 +173,7 @@ def steady_lanes(dataset: Dataset, batch_size: int, n_bytes: int, *, groups: int
 
 
 def process_budget_error(error: BudgetError, taken: NonLoaderMemory) -> BudgetError:
-    """What a loader refuses, where its budget was what a budget for the whole process left."""
+    """Restate a loader's refusal in terms of the budget for the whole process."""
     fix = error.fix
     if isinstance(fix, Fix) and (found := fix.argument("memory")) is not None:
         n_bytes = found.n_bytes if found.n_bytes is not None else parse_bytes(str(found.value))
@@ -241,13 +183,7 @@ def process_budget_error(error: BudgetError, taken: NonLoaderMemory) -> BudgetEr
 
 
 def make_val_loader(val: Dataset, batch_size: int, memory: int, device: str, on_bad_block: str) -> StreamLoader:
-    """The loader that measures, in stored order.
-
-    Raises
-    ------
-    BudgetError
-        Its share is too small.
-    """
+    """Make the loader that measures, in stored order."""
     try:
         return StreamLoader(
             val, batch_size=batch_size, memory=memory, shuffle=False, device=device, on_bad_block=on_bad_block

@@ -30,14 +30,7 @@ from streamtrain.system.units import parse_bytes
 
 
 def samples_ending_at(order: EpochOrder, position: int, batch_size: int, quarantine: Quarantine | None) -> I64:
-    """The samples of the batch that ends at a position, without those that are left out.
-
-    Examples
-    --------
-    >>> from streamtrain.shuffle.order import sequential_order
-    >>> samples_ending_at(sequential_order(10, 4), 10, 4, None).tolist()
-    [8, 9]
-    """
+    """Find the samples of the batch that ends at a position, without those that are left out."""
     found = samples_at(order, max(position - 1, 0) // batch_size * batch_size, position)
     kept = quarantine.kept(found) if quarantine else None
     return found if kept is None else found[kept]
@@ -45,38 +38,12 @@ def samples_ending_at(order: EpochOrder, position: int, batch_size: int, quarant
 
 LOADER_STATE_VERSION: Final = 2
 _LEAST: Final = {"seed": 0, "epoch": 0, "batch": 0, "lanes": 1, "groups": 1}
-"""What a state may hold besides what the loader has, and the least of each."""
-_FIRST_VERSION: Final = {"reshuffle": "epoch", "order": 1}
-"""What a state of the first version stands for, which did not have these from the beginning."""
+"""Entries of a state that may differ from the loader's, and the least of each."""
+_FIRST_VERSION: Final = {"reshuffle": "epoch", "order": 1}  # defaults where a state of version 1 has none
 
 
 def checked_state(state: object, mine: Mapping[str, Any]) -> dict[str, Any]:
-    """The state to go on from, which may have been taken by an earlier release; others are refused.
-
-    Parameters
-    ----------
-    state : object
-        What ``load_state_dict`` was given.
-    mine : mapping
-        The loader's own ``state_dict``.
-
-    Raises
-    ------
-    UsageError
-        It is of another dataset or of other parameters, or it is no state at all.
-    CheckpointError
-        It stands inside an epoch of an earlier order.
-
-    Examples
-    --------
-    >>> mine = {"version": 2, "order": 2, "seed": 0, "epoch": 0, "batch": 0, "lanes": 4, "groups": 1}
-    >>> checked_state({**mine, "epoch": 7}, mine)["epoch"]
-    7
-    >>> checked_state({**mine, "epoch": -1}, mine)
-    Traceback (most recent call last):
-    ...
-    streamtrain.errors.UsageError: the state's epoch is -1; it must be an integer of at least 0
-    """
+    """Validate a state to resume from, of this release or an earlier one, against the loader's ``mine``."""
     if not isinstance(state, Mapping):
         raise UsageError(f"the state is {type(state).__name__}", fix="what state_dict() returned")
     is_first = state.get("version") == 1
@@ -92,9 +59,9 @@ def checked_state(state: object, mine: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_this_order(state: dict[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
-    """A state of another order, where it stands between epochs: the next one is of this order, by its lanes."""
+    """Adapt a state of another order that stands between epochs: the next one is of this order, by its lanes."""
     begun = state["batch"] > 0
-    # Every epoch is the same then, and the batches of those before were others.
+    # Then every epoch is the same, but those before had other batches.
     repeats = state.get("reshuffle") == "never" and state["epoch"] > 0
     if begun or repeats:
         where = f"inside epoch {state['epoch']}" if begun else f"after {state['epoch']} epochs that are all alike,"
@@ -109,20 +76,13 @@ def _in_this_order(state: dict[str, Any], mine: Mapping[str, Any]) -> dict[str, 
     return {**state, "lanes": mine["lanes"], "groups": mine["groups"], "order": mine["order"]}
 
 
-BatchGroup = tuple[Tensor, ...]
-"""The fields of some batches in a row."""
+BatchGroup = tuple[Tensor, ...]  # the fields of some batches in a row
 
 _BATCHES_AT_ONCE: Final = 512
 
 
 def groups_of(fields: Iterable[Tensor], batch_size: int) -> list[BatchGroup]:
-    """Cut the fields of a span, (n, ...) each, into groups of batches, the first one last.
-
-    Examples
-    --------
-    >>> [[len(batch) for batch, in reversed(batches_of(group, 2, tuple))] for group in groups_of([torch.zeros(5)], 2)]
-    [[2, 2, 1]]
-    """
+    """Cut the fields of a span, (n, ...) each, into groups of batches, the first one last."""
     parts = [torch.split(field, batch_size * _BATCHES_AT_ONCE) for field in fields]
     return list(zip(*parts, strict=True))[::-1]
 
@@ -137,13 +97,7 @@ _named_tuple: Any = namedtuple  # Of names that only the dataset knows: identifi
 
 
 def batch_type(names: Sequence[str]) -> Any:
-    """The named tuple of a batch with fields of these names.
-
-    Raises
-    ------
-    UsageError
-        Python has a word of a name; no ingest takes such a name any more.
-    """
+    """Make the named tuple of a batch; names that Python reserves are refused, as by every ingest since."""
     try:
         return _named_tuple("Batch", names)
     except (ValueError, SyntaxError) as error:
@@ -158,9 +112,9 @@ _SAME = ("batch_size", "seed", "transform", "device", "on_bad_block", "timeout")
 class StreamLoader:
     """Iterate over a dataset in shuffled batches without loading it.
 
-    Each ``iter()`` is the next epoch. A batch belongs to the caller: its memory is
-    never rewritten while anything refers to it. Reading goes on in a few threads until ``close()``, the end of a
-    ``with`` block, or garbage collection.
+    Each ``iter()`` is the next epoch. A batch belongs to the caller: its memory is never rewritten while anything
+    refers to it. A few threads keep reading ahead until ``close()``, the end of a ``with`` block, or garbage
+    collection.
 
     Parameters
     ----------
@@ -184,7 +138,7 @@ class StreamLoader:
         labels make batches vary more than a full reshuffle's.
     transform : callable, optional
         Called with each batch (the named tuple) on the loader's device, returns what is yielded instead. One that
-        takes two arguments is given a key for each sample too, for `streamtrain.uniform` and `streamtrain.normal`.
+        takes two arguments also gets a key for each sample, for `streamtrain.uniform` and `streamtrain.normal`.
     device : str, torch.device or Placement, optional
         Where batches end; ``"auto"`` is CUDA where there is any. By default they stay on the CPU.
     on_bad_block : {"error", "quarantine"}
@@ -281,17 +235,17 @@ class StreamLoader:
 
     @property
     def work(self) -> ThreadSeconds:
-        """What the threads have done so far, in seconds of theirs; ``wait_seconds`` is the consumer's own."""
+        """Seconds of work of the threads so far; ``wait_seconds`` is the consumer's own."""
         return self._work_before + self._pool.work() if self._pool else self._work_before
 
     @property
     def blocks_read(self) -> int:
-        """Blocks read so far, each time it was read; those that were still in memory are not among them."""
+        """Blocks read so far, each time it was read; those that were still in memory do not count."""
         return self._blocks_read_before + (self._pool.n_read if self._pool else 0)
 
     @property
     def order_version(self) -> int | None:
-        """Which order of an epoch this is; None where it is the stored one."""
+        """The version of the epoch's order; None for the stored order."""
         return ORDER_VERSION if self.shuffle else None
 
     @property
@@ -305,21 +259,21 @@ class StreamLoader:
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Name the epoch of the next ``iter()``, which then starts at its beginning."""
+        """Set the epoch of the next ``iter()``, which then starts at its beginning."""
         if epoch < 0:
             raise UsageError(f"epoch is {epoch}; it must not be negative")
         self._turn += 1
         self._epoch, self._position, self._entered, self._ended = epoch, 0, False, None
 
     def last_samples(self) -> I64:
-        """The samples of the batch that was yielded last, in its order: their rows in the dataset, (B,) int64."""
+        """Return the rows in the dataset of the batch that was yielded last, in its order, (B,) int64."""
         epoch, position = self._epoch, self._position
         if not position and self._ended is not None:
             epoch, position = self._ended, self._n_positions()
         return samples_ending_at(self._orders()(epoch), position, self.batch_size, self._quarantine)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, counted in batches it has yielded: a few numbers and the dataset's id."""
+        """Return the loader's place, counted in yielded batches: a few numbers and the dataset's id."""
         place = {"epoch": self._epoch, "batch": -(-self._position // self.batch_size)}
         lanes = {"lanes": self._sizes.lanes, "groups": self._sizes.groups}
         order = {name: getattr(self, name) for name in _ORDER}
@@ -327,12 +281,12 @@ class StreamLoader:
         return {**kind, **place, **lanes, **order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken; lanes and groups are taken from it, whatever the budget gives.
+        """Resume where ``state_dict`` was taken, with its lanes and groups, whatever the budget gives.
 
         Raises
         ------
         UsageError
-            The state is of another dataset or of other parameters, or is none.
+            The state is of another dataset or of other parameters, or is not a loader state.
         CheckpointError
             The state stands inside an epoch of an earlier order.
         BudgetError
@@ -360,7 +314,7 @@ class StreamLoader:
         return sizes, LoaderProjection(budget_bytes=fitted.budget_bytes, terms=fitted.terms, expected=expected)
 
     def sequential(self) -> StreamLoader:
-        """A loader over the same dataset in its stored order, all samples, with the same budget."""
+        """Make a loader over the same dataset in its stored order, all samples, with the same budget."""
         same = {name: getattr(self, name) for name in _SAME}
         ordered = StreamLoader(self.dataset, memory=self.memory_bytes, shuffle=False, **same)
         ordered._quarantine = self._quarantine
@@ -389,7 +343,7 @@ class StreamLoader:
                 batches = batches_of(groups.pop(), self.batch_size, self._batch_type._make)
                 while batches:
                     self._position = min(self._position + self.batch_size, n_positions)
-                    # Nothing here may keep the batch: its memory is lent until the caller lets go of it.
+                    # Nothing here may keep the batch: its memory is lent until the caller releases it.
                     done = [batches.pop() if finish is None else finish(batches.pop())]
                     if done[0] is not EMPTY_BATCH:
                         yield done.pop()
@@ -404,7 +358,7 @@ class StreamLoader:
             raise UsageError("the loader was iterated anew meanwhile", fix="use one iterator at a time")
 
     def _next_groups(self, pool: Pool) -> list[BatchGroup]:
-        """The next span's batches in groups, the first one last."""
+        """Take the next span's batches in groups, the first one last."""
         started, next_span = time.perf_counter(), partial(pool.next_span, self.timeout)
         tensors = self._carrier.take(next_span) if self._carrier else map(torch.from_numpy, next_span().arrays)
         groups = groups_of(tensors, self.batch_size)
@@ -417,7 +371,7 @@ class StreamLoader:
         return groups
 
     def _last(self) -> Callable[[Any], Any] | None:
-        """What every batch from here on goes through before it is the caller's."""
+        """Make the function that every batch from here on goes through before it is the caller's."""
         place = {"seed": self.seed, "epoch": self._epoch, "start": self._position, "stop": self._n_positions()}
         order = partial(self._orders(), self._epoch)
         return batch_finisher(self._quarantine, self.transform, order, batch_size=self.batch_size, **place)
@@ -429,7 +383,7 @@ class StreamLoader:
         return len(self) * self.batch_size if self.drop_last else len(self.dataset)
 
     def _running_pool(self) -> Pool:
-        """The pool, standing where the next batch is; it need not seek where an epoch follows on the one before."""
+        """Give the pool, at the next batch; no seek is needed where an epoch follows on the one before."""
         started = time.perf_counter()
         # A control group may have shrunk since; refused now, no step is lost.
         require_memory(self._projection.host_bytes, held=True)
@@ -465,7 +419,7 @@ class StreamLoader:
             self._blocks_read_before += pool.n_read
 
     def close(self) -> None:
-        """Stop the threads, give the memory back, and close all files; the loader cannot be iterated any more.
+        """Stop the threads, release the memory, and close all files; the loader cannot be iterated any more.
 
         Raises
         ------
@@ -486,6 +440,6 @@ class StreamLoader:
         try:
             self.close()
         except DeviceError:
-            # Of a device that has failed every call fails: what failed first says why.
+            # Every call to a device that has failed fails: the first error has the reason.
             if error is None:
                 raise

@@ -26,7 +26,7 @@ _LOOK_SECONDS: Final = 0.05
 
 
 class ObservedLoader(Protocol):
-    """What a narrator asks of a loader."""
+    """A loader as its telemetry sees it."""
 
     @property
     def batch_size(self) -> int: ...
@@ -41,23 +41,11 @@ class ObservedLoader(Protocol):
 
     @property
     def work(self) -> ThreadSeconds:
-        """What its threads have done, over its whole life."""
+        """Seconds its threads have worked, over its whole life."""
 
 
 class LoaderTelemetry:
-    """Tells what one loader does; made before the loader takes any memory.
-
-    Examples
-    --------
-    >>> import numpy as np, tempfile, streamtrain as st
-    >>> from streamtrain.system.events import subscribe
-    >>> dataset = st.ingest({"x": np.arange(9)}, tempfile.mkdtemp() + "/d.zarr")
-    >>> heard = []
-    >>> with subscribe(heard.append), st.StreamLoader(dataset, batch_size=4, memory="16MB") as loader:
-    ...     _ = list(loader)
-    >>> [type(event).__name__ for event in heard], heard[2].n_samples
-    (['LoaderOpened', 'EpochBegan', 'EpochEnded', 'LoaderClosed'], 9)
-    """
+    """Publishes the events of one loader; made before the loader takes any memory."""
 
     def __init__(self) -> None:
         self._number = next_loader_id()
@@ -66,7 +54,7 @@ class LoaderTelemetry:
         self._is_open = False
 
     def opened(self, loader: ObservedLoader) -> None:
-        """Tell that the loader was made, and what it may take."""
+        """Publish that the loader was made, and the memory it may take."""
         self._is_open = True
         publish_event(
             LoaderOpened(
@@ -81,13 +69,13 @@ class LoaderTelemetry:
         )
 
     def closed(self) -> None:
-        """Tell that the loader is closed, once."""
+        """Publish that the loader is closed, once."""
         if self._is_open:
             publish_event(LoaderClosed(loader=self._number))
         self._is_open = False
 
     def epoch(self, loader: ObservedLoader, epoch: int, taken: Callable[[], int]) -> AbstractContextManager[None]:
-        """Tell an epoch's beginning and, however it comes, its end, when ``taken`` gives the samples that it took."""
+        """Publish an epoch's beginning and, however it comes, its end, with ``taken()`` samples."""
         started, waited, work = time.perf_counter(), loader.wait_seconds, loader.work
 
         def ended() -> EpochEnded:
@@ -103,7 +91,7 @@ class LoaderTelemetry:
         return publish_around(EpochBegan(loader=self._number, epoch=epoch), ended)
 
     def look(self, registered_bytes: int = 0) -> None:
-        """Tell what there is of pinned and device memory, now and then, if anybody listens."""
+        """Publish pinned and device memory now and then, if anybody listens."""
         if has_subscribers() and time.perf_counter() - self._looked >= _LOOK_SECONDS:
             self._looked = time.perf_counter()
             pinned, on_devices = device_bytes()

@@ -28,40 +28,21 @@ from streamtrain.system.events import ThreadSeconds
 _JOIN_SECONDS: Final = 3.0
 _STALLED_JOIN_SECONDS: Final = 0.5
 
-Seconds = dict[str, float]
-"""What kinds of work took of a job's time; the rest is the job's own kind."""
+Seconds = dict[str, float]  # seconds of a job by kind of work; the rest of its time is the job's own kind
 Job = tuple[str, Callable[[], Any], Callable[[Any], Seconds | None]]
-"""Which kind of work it is, what to do without the lock, and what to do with its result under the lock."""
+"""The kind of work, the act without the lock, and the use of its result under the lock."""
 
 
 class Workers:
     """Threads that do jobs, in the order in which ``next_job`` gives them.
 
-    Parameters
-    ----------
-    next_job : callable
-        Called under the lock with whether the asking thread is the one that plans; None when there is nothing to do.
-    n_threads : int
-        How many threads.
-
-    Attributes
-    ----------
-    lock : threading.RLock
-        The one lock.
-    changed : threading.Condition
-        Of that lock; notified whenever a job has ended.
-    error : BaseException or None
-        What a job or its planning raised.
-    closed : bool
-        Whether the threads are ended.
-    ended : float
-        When the last job ended, on the monotonic clock.
+    ``next_job`` is called under ``lock``, with whether the thread is the one that plans; None is no job. ``changed`` is
+    notified whenever a job has ended, at ``ended`` on the monotonic clock. A job or its planning raised ``error``.
     """
 
     def __init__(self, next_job: Callable[[bool], Job | None], n_threads: int) -> None:
         # 1. Condition.__enter__, which is Python, takes the lock. 2. A Ctrl-C is raised before it returns. 3. No one
-        # ever gives the lock back. The lock itself is taken in C, where nothing comes in between: so it is what stands
-        # in every with.
+        # ever releases the lock. The lock itself is taken in C, where nothing comes in between: so every with uses it.
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
         self.error: BaseException | None = None
@@ -81,10 +62,7 @@ class Workers:
     def pause(self, left: Callable[[], float | None]) -> None:
         """Let no further job begin, and wait until none is under way; the lock is held by the caller.
 
-        Parameters
-        ----------
-        left : callable
-            Gives the seconds to wait before it is asked again, None for ever, or raises what ends the waiting.
+        ``left`` gives the seconds to wait before it is called again, None for ever, or raises what ends the waiting.
         """
         self._paused = True
         while self._n_busy:
@@ -95,43 +73,37 @@ class Workers:
         try:
             self.changed.wait(timeout)
         except BaseException:
-            # Just after the lock was given back for the waiting, nothing in there takes it again.
+            # Interrupted just after wait released the lock, nothing in there takes it again.
             if not self.lock._is_owned():  # type: ignore[attr-defined]
                 self.lock.acquire()
             raise
 
     def give_up(self) -> None:
-        """Wait no longer for jobs under way than a moment when the threads are ended: one of them does not return."""
+        """Wait only a moment for jobs under way when the threads are ended: one of them does not return."""
         self._join_seconds = _STALLED_JOIN_SECONDS
 
     def resume(self) -> None:
         """Let jobs begin, as if nothing had gone wrong; the lock is held by the caller."""
         self.error, self._paused = None, False
-        # Not before somebody can close them: of a Ctrl-C while they are made nobody would know.
+        # Not before somebody can close them: a Ctrl-C during their making would leave them running.
         for thread in self._threads:
             if thread.ident is None:
                 thread.start()
         self.changed.notify_all()
 
     def work(self) -> ThreadSeconds:
-        """What the threads have done so far; in a forked process, before the fork."""
+        """Report the work of the threads so far; in a forked process, before the fork."""
         # There, the copy of the lock may never be free.
         with self.lock if os.getpid() == self._process else nullcontext():
             return ThreadSeconds(**self._seconds)
 
     def check_process(self) -> None:
-        """Refuse to wait in a process that was forked: threads stay behind in the one that made them.
-
-        Raises
-        ------
-        UsageError
-            This is another process.
-        """
+        """Refuse to wait in a process that was forked: threads stay behind in the one that made them."""
         if os.getpid() != self._process:
             raise UsageError("a loader does not survive a fork", fix="make one in the child, or spawn it")
 
     def close(self) -> bool:
-        """End the threads, and say whether they have ended; one that is in a call for good is left behind.
+        """End the threads and return whether they have ended; one that never returns from a call is left behind.
 
         In a forked process there are none, and its copy of the lock may never be free.
         """
@@ -166,7 +138,7 @@ class Workers:
                 if error is not None:
                     self.error, self._paused = error, True
                 self.changed.notify_all()
-            # An idle thread keeps nothing alive.
+            # An idle thread must keep nothing alive.
             del kind, note, result, error
 
     def _note(
@@ -207,13 +179,7 @@ _FRAMES: Final = 4
 
 
 def thread_stacks() -> str:
-    """The innermost calls of every thread, by the thread's name, the innermost one first.
-
-    Examples
-    --------
-    >>> thread_stacks().splitlines()[0].split(" < ")[0].startswith("  MainThread: workers.py:")
-    True
-    """
+    """List the innermost calls of every thread, by the thread's name, the innermost one first."""
     frames = sys._current_frames()  # the one way to another thread's calls
     lines = []
     for thread in threading.enumerate():
@@ -228,18 +194,10 @@ _GRACE_SECONDS: Final = 0.5
 
 
 class Deadline:
-    """How long one wait for the threads may go on, from when this is made; the workers' lock is held by the caller.
+    """The deadline of one wait for the threads, from when it is made; the workers' lock is held by the caller.
 
-    Parameters
-    ----------
-    reader : BlockReader
-        What reads.
-    workers : Workers
-        The threads.
-    timeout : float or None
-        Seconds that a read may take, or that nothing may happen; None is no deadline.
-    what : str
-        What did not happen, where no read is to blame.
+    ``timeout`` is the seconds that a read may take, or that nothing may happen; None is no deadline. ``what`` names the
+    failure where no read is to blame.
     """
 
     def __init__(self, reader: BlockReader, workers: Workers, timeout: float | None, what: str) -> None:
@@ -256,13 +214,7 @@ class Deadline:
         return since is not None and self._timeout is not None and since + self._timeout <= time.monotonic()
 
     def left(self) -> float | None:
-        """Seconds after which to ask again, unless something happens before; None is never.
-
-        Raises
-        ------
-        StallError
-            A read hangs, or nothing happens; every thread's place is in the message.
-        """
+        """Return the seconds after which to ask again, None for never; raise `StallError` where nothing moves."""
         if self._timeout is None:
             return None
         now, since = time.monotonic(), self._reader.oldest()
@@ -270,7 +222,7 @@ class Deadline:
         if left > 0:
             self._grace_ends = None
             return left
-        # 1. The process is stopped, by Ctrl-Z say, while a read is under way. 2. It goes on an hour later. 3. This
+        # 1. The process is stopped, by Ctrl-Z say, while a read is under way. 2. It continues an hour later. 3. This
         # thread runs before the one whose read has long come back: so that one is given a moment.
         if self._grace_ends is None:
             self._grace_ends = now + min(_GRACE_SECONDS, self._timeout)
@@ -279,7 +231,7 @@ class Deadline:
         raise self._stalled(self._timeout)
 
     def _stalled(self, timeout: float) -> StallError:
-        """Say what the threads are at, and wait for them no more."""
+        """Describe every thread's place, and wait for the threads no more."""
         self._workers.give_up()
         now, reads = time.monotonic(), self._reader.under_way()
         told = ", ".join(f"block {read.block} of {read.field} for {now - read.since:,.1f} s" for read in reads)

@@ -11,14 +11,8 @@ _told: list[int] = []
 
 
 def world_size() -> int:
-    """Ranks of the default process group, or as many as the launcher says; 1 where there is neither.
-
-    Examples
-    --------
-    >>> world_size()
-    1
-    """
-    # Where nobody has imported it there is no group either.
+    """Count the ranks of the default process group, else those that the launcher names, else 1."""
+    # No group exists unless somebody has imported it.
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_world_size())
@@ -27,7 +21,7 @@ def world_size() -> int:
 
 
 def warn_of_ranks() -> None:
-    """Say once in a process that ranks do not share the data, where there are several."""
+    """Warn once per process that several ranks do not share the data."""
     if not _told and (n_ranks := world_size()) > 1:
         _told.append(n_ranks)
         warnings.warn(

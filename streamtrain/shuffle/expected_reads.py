@@ -1,9 +1,9 @@
-"""Blocks that an epoch is expected to read: what lanes read twice, less what stays in memory in between.
+"""Expected reads of an epoch: what lanes read twice, less what stays in memory in between.
 
-A visit whose block is still in memory reads nothing. When blocks are visited is known: the run in which a lane starts
-at both ends of the epoch, the two runs of a block that a lane's edge cuts at two independent times, any other run once,
-at a uniform time. A model of few blocks, of the same proportions, is sent through a cache that gives up what is needed
-last.
+A visit whose block is still in memory reads nothing. The times of visits are known: the run in which a lane
+starts at both ends of the epoch, the two runs of a block that a lane's edge cuts at two independent times, any other
+run once, at a uniform time. A model of few blocks, of the same proportions, is sent through a cache that evicts what is
+needed last.
 """
 
 from __future__ import annotations
@@ -21,28 +21,14 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 _MODEL_BLOCKS: Final = 2000
-_EPOCHS: Final = 4
-"""The first, one that settles, and the others of which the mean is taken; one more is foreseen."""
+_EPOCHS: Final = 4  # the first, one that settles, and those that are averaged; one more is foreseen
 
 
 @lru_cache(maxsize=64)
 def expected_reads(n_blocks: int, lanes: int, *, n_slots: int, n_cached: int) -> tuple[float, float]:
-    """Blocks read ÷ blocks stored, in the first epoch and in a later one.
+    """Estimate blocks read ÷ blocks stored, in the first epoch and in a later one.
 
-    Parameters
-    ----------
-    n_blocks, lanes : int
-        Blocks of the dataset, and lanes of the shuffle.
-    n_slots, n_cached : int
-        Blocks that memory holds, and how many of them are beside those that lanes and reading ahead take.
-
-    Examples
-    --------
-    >>> expected_reads(1000, 50, n_slots=1000, n_cached=800)
-    (1.0, 0.0)
-    >>> first, later = expected_reads(7660, 256, n_slots=853, n_cached=505)
-    >>> round(first, 1), round(later, 1)
-    (1.0, 0.9)
+    Memory holds ``n_slots`` blocks; ``n_cached`` of them are besides those that lanes and reading ahead take.
     """
     if n_slots >= n_blocks:
         return 1.0, 0.0
@@ -53,7 +39,7 @@ def expected_reads(n_blocks: int, lanes: int, *, n_slots: int, n_cached: int) ->
 
 
 def _reads_of_model(n_blocks: int, lanes: int, n_cached: int) -> list[int]:
-    """The reads of each epoch."""
+    """Count the reads of each epoch."""
     begins, ends, block = (
         np.concatenate(some)
         for some in zip(*(_visits_of_model(n_blocks, lanes, epoch) for epoch in range(_EPOCHS + 1)), strict=True)
@@ -75,7 +61,7 @@ def _reads_of_model(n_blocks: int, lanes: int, n_cached: int) -> list[int]:
 
 
 class _ModelCache:
-    """Blocks in use, and of the others as many as fit, of which the one that is needed last gives way."""
+    """Blocks in use, and as many of the others as fit; the one that is needed last is evicted."""
 
     def __init__(self, n_cached: int) -> None:
         self._n_cached = n_cached
@@ -85,14 +71,14 @@ class _ModelCache:
         self._last: list[tuple[float, int]] = []
 
     def enter(self, block: int, following: float) -> bool:
-        """Take a block in use, which is needed again then; say whether it has to be read."""
+        """Take a block into use, with the time of its next use; return whether it has to be read."""
         is_here = self._kept.pop(block, None) is not None or block in self._in_use
         self._in_use[block] = self._in_use.get(block, 0) + 1
         self._next[block] = following
         return not is_here
 
     def leave(self, block: int) -> None:
-        """Let a block go, into the cache."""
+        """Release a block into the cache."""
         self._in_use[block] -= 1
         if self._in_use[block]:
             return
@@ -106,7 +92,7 @@ class _ModelCache:
 
 
 def _visits_of_model(n_blocks: int, lanes: int, epoch: int) -> tuple[F64, F64, I64]:
-    """When an epoch's visits begin and end, in epochs, and their blocks; one lasts as long as a lane has a block."""
+    """Draw when an epoch's visits begin and end, in epochs, and their blocks; each lasts lanes / n_blocks."""
     order = np.argsort(words(random_key(0, epoch, 0), np.arange(n_blocks)))
     uniform = (words(random_key(0, epoch, 1), np.arange(n_blocks + 2 * lanes)) >> np.uint64(11)) * 2.0**-53
     starts, cut, lasts = order[:lanes], order[lanes : 2 * lanes], lanes / n_blocks

@@ -47,8 +47,7 @@ from streamtrain.system.counter_rng import (
 )
 
 I64 = npt.NDArray[np.int64]
-ORDER_VERSION: Final = 3
-"""Of the order: in 1 lanes began and ended at their cuts, in 2 the longer lanes were spread evenly."""
+ORDER_VERSION: Final = 3  # in 1 lanes began and ended at their cuts, in 2 the longer lanes were spread evenly
 _WORDS_AT_ONCE: Final = 16_384
 _LARGEST: Final = 1 << 63
 
@@ -65,29 +64,13 @@ class _Purpose(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShuffleParameters:
-    """What the order of an epoch depends on, beside seed and epoch.
-
-    Parameters
-    ----------
-    n_samples, block_rows : int
-        Samples of the dataset, and of one block.
-    batch_size : int
-        Samples of a batch.
-    lanes, groups : int
-        Lanes of the shuffle, at most ``n_samples``, and groups they are dealt to; ``groups`` divides ``lanes`` and
-        ``batch_size``.
-
-    Raises
-    ------
-    UsageError
-        A number is not positive, too large, or does not divide as it must.
-    """
+    """Parameters of an epoch's order, besides seed and epoch."""
 
     n_samples: int
     block_rows: int
     batch_size: int
-    lanes: int
-    groups: int = 1
+    lanes: int  # at most n_samples
+    groups: int = 1  # divides lanes and batch_size
 
     def __post_init__(self) -> None:
         for name in ("n_samples", "block_rows", "batch_size", "lanes", "groups"):
@@ -140,7 +123,7 @@ class ShuffleParameters:
 
     @property
     def n_rounds(self) -> int:
-        """Rounds in which a group visits its lanes: the batches that it takes to hold all of them."""
+        """Rounds in which a group visits its lanes: the batches that hold all of them."""
         return -(-self.lanes // self.batch_size)
 
 
@@ -150,41 +133,21 @@ def _nearest_divisor(number: int, wanted: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EpochOrder:
-    """One epoch's order: its visits, lane after lane, each lane's in the order in which they come.
-
-    Attributes
-    ----------
-    n_rounds : int
-        Rounds in which a group visits its lanes.
-    longest_run : int
-        The most rows that a run can have.
-    lane_lengths : (lanes,) int64
-        Samples of each lane.
-    lane_ranks : (lanes,) int64
-        How many rows of the run in which it starts each lane leaves for its end.
-    run_first : (n_visits,) int64
-        The first sample of the run that is visited; its rows are consecutive from there.
-    run_length : (n_visits,) int64
-        The rows of the run; those of the visit may be fewer.
-    visit_key : (n_visits,) int64
-        ``lane * stride + sweep`` where the visit begins; increasing, so that a visit is found by bisection.
-    rows_key, rounds_key, turns_key : int
-        Keys of the random words, 0 for the sequential order.
-    """
+    """One epoch's order: its visits, lane after lane, each lane's in the order in which they come."""
 
     n_samples: int
     block_rows: int
     groups: int
     shuffled: bool
-    n_rounds: int
-    longest_run: int
+    n_rounds: int  # in which a group visits its lanes
+    longest_run: int  # the most rows that a run can have
     stride: int
-    lane_lengths: I64
-    lane_ranks: I64
-    run_first: I64
-    run_length: I64
-    visit_key: I64
-    rows_key: int
+    lane_lengths: I64  # (lanes,) samples of each
+    lane_ranks: I64  # (lanes,) rows of a lane's first run that are left for its end
+    run_first: I64  # (n_visits,) first sample of the visited run, whose rows are consecutive
+    run_length: I64  # (n_visits,) rows of the run; the visit may have fewer
+    visit_key: I64  # (n_visits,) lane * stride + first sweep; increasing, for bisection
+    rows_key: int  # this and the next two: keys of the random words, 0 for the sequential order
     rounds_key: int
     turns_key: int
 
@@ -203,7 +166,7 @@ class EpochOrder:
         return self.visit_key // self.stride
 
     def visit_sweeps(self) -> tuple[I64, I64]:
-        """The sweep in which each visit begins, and the one from which on it is over, both of shape (n_visits,)."""
+        """The sweep in which each visit begins, and the one from which on it is over, (n_visits,) each."""
         lane = self.visit_lanes()
         first = self.visit_key - lane * self.stride
         end = np.empty_like(first)
@@ -214,13 +177,7 @@ class EpochOrder:
 
 
 def sequential_order(n_samples: int, block_rows: int) -> EpochOrder:
-    """The stored order, in the same form: one lane whose runs are the blocks.
-
-    Examples
-    --------
-    >>> sequential_order(10, 4).run_first.tolist()
-    [0, 4, 8]
-    """
+    """Describe the stored order in the same form: one lane whose runs are the blocks."""
     first = np.arange(0, n_samples, block_rows, dtype=np.int64)
     return EpochOrder(
         n_samples=n_samples,
@@ -242,14 +199,7 @@ def sequential_order(n_samples: int, block_rows: int) -> EpochOrder:
 
 
 def shuffled_order(shuffle: ShuffleParameters, *, seed: int, epoch: int) -> EpochOrder:
-    """Set up the order of an epoch: a function of its arguments alone.
-
-    Examples
-    --------
-    >>> order = shuffled_order(ShuffleParameters(n_samples=12, block_rows=4, batch_size=2, lanes=2), seed=0, epoch=0)
-    >>> order.lane_lengths.tolist(), len(order.run_first) <= 3 + 3 * 2
-    ([6, 6], True)
-    """
+    """Set up the order of an epoch: a function of its arguments alone."""
     lane_edges = _lane_edges(shuffle, random_key(seed, epoch, _Purpose.CUTS))
     lengths = np.diff(lane_edges)
     offset = word_below(random_key(seed, epoch, _Purpose.OFFSET), shuffle.n_samples)
@@ -275,7 +225,7 @@ def shuffled_order(shuffle: ShuffleParameters, *, seed: int, epoch: int) -> Epoc
 
 
 def _lane_edges(shuffle: ShuffleParameters, cuts_key: int) -> I64:
-    """Where the lanes lie in the rotated space, shape (lanes + 1,)."""
+    """Cut the rotated space into lanes: their edges, shape (lanes + 1,)."""
     groups, lanes_each = shuffle.groups, shuffle.lanes // shuffle.groups
     sizes = (shuffle.n_samples - np.arange(groups, dtype=np.int64) + groups - 1) // groups
     shorter, n_longer = np.divmod(sizes, lanes_each)
@@ -287,11 +237,7 @@ def _lane_edges(shuffle: ShuffleParameters, cuts_key: int) -> I64:
 
 
 def _run_edges(shuffle: ShuffleParameters, lane_edges: I64, offset: int) -> tuple[I64, I64]:
-    """Cut the rotated space at lanes and block edges.
-
-    Returns where the runs begin in it, with its end as the last, and for each lane the index of its first run
-    (lanes + 1 of them).
-    """
+    """Cut the rotated space at lanes and block edges: the edges, and each lane's first run; ends included."""
     n, rows = shuffle.n_samples, shuffle.block_rows
     ahead = np.arange(-(-offset // rows) * rows - offset, n - offset, rows, dtype=np.int64)
     edges = np.append(ahead, np.arange(n - offset, n + 1, rows))
@@ -305,7 +251,7 @@ def _run_edges(shuffle: ShuffleParameters, lane_edges: I64, offset: int) -> tupl
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Visits:
-    """Those of an epoch, as in `EpochOrder`."""
+    """The visits of an epoch, as in `EpochOrder`."""
 
     lane_ranks: I64
     run_first: I64
@@ -354,11 +300,12 @@ class _Around:
 def _around(
     edges: I64, run_of_lane: I64, random: npt.NDArray[np.uint64], places: I64, some: slice, most_runs: int
 ) -> _Around:
+    """Send a few lanes once around their runs."""
     first, n_runs = run_of_lane[some], np.diff(run_of_lane[some.start : some.stop + 1])
     place, length = places[some], edges[run_of_lane[some.start + 1 : some.stop + 1]] - edges[first]
     turn = np.arange(most_runs)
     run = even_orders(random[some], n_runs, most_runs, steps=NOBLE_STEPS).astype(np.int64)
-    # What stands behind a lane's own runs has no rows, and comes nowhere.
+    # Entries behind a lane's own runs have no rows, and are dropped below.
     run = np.where(turn < n_runs[:, None], run + first[:, None], first[:, None])
     rows = np.where(turn < n_runs[:, None], edges[run + 1] - edges[run], 0)
     begins = np.cumsum(rows, axis=1)

@@ -1,7 +1,6 @@
-"""Working an order out: which sample stands at each position, in numpy, from any position on.
+"""Positions of an epoch: the sample that stands at each, worked out in numpy from any position on.
 
-An epoch's order is set up once (``order``); the samples are found a few sweeps at a time. The pieces do not depend on
-how the positions are cut into them.
+An epoch's order is set up once (``order``); the samples are found a few sweeps at a time.
 """
 
 from __future__ import annotations
@@ -18,31 +17,20 @@ from streamtrain.system.buffers import aligned_bytes
 from streamtrain.system.counter_rng import random_orders, random_orders_by, words
 
 INDEX_SAMPLES: Final = 65_536
-"""Samples whose places are worked out at once: enough that numpy's cost per call does not count."""
+"""Samples whose positions are worked out at once: enough that numpy's cost per call does not count."""
 _WORDS_AT_ONCE: Final = 16_384
-SAMPLES_PER_LANE_DEALT: Final = 4
-"""Of the samples worked out at once, for each lane that is dealt to a round at once: dealing takes less memory."""
+SAMPLES_PER_LANE_DEALT: Final = 4  # samples worked out at once for each lane dealt at once: dealing takes less memory
 SEASON_SWEEPS: Final = 16
 """Sweeps with one deal of lanes to rounds. Longer ones mix little better, and the same lanes meet more often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SamplePositions:
-    """The samples at consecutive positions, by visit and row.
+    """The samples at consecutive positions, by visit and row: ``order.run_first[visits] + rows``."""
 
-    Attributes
-    ----------
-    start : int
-        The first position.
-    visits : (n,) int64
-        Indexes into the epoch's visits.
-    rows : (n,) int64
-        Rows within their runs; the sample is ``order.run_first[visits] + rows``.
-    """
-
-    start: int
-    visits: I64
-    rows: I64
+    start: int  # the first position
+    visits: I64  # (n,) indexes into the epoch's visits
+    rows: I64  # (n,) rows within their runs
 
     @property
     def stop(self) -> int:
@@ -55,12 +43,11 @@ def iter_positions(
 ) -> Iterator[SamplePositions]:
     """Work out the order from any position on, in pieces of about ``index_samples``, at least one sweep each.
 
-    The pieces do not depend on how the order is cut into them: any ``start`` and ``index_samples`` give the same
-    samples at the same positions.
+    Any ``start`` and ``index_samples`` give the same samples at the same positions.
     """
     sweeps = max(1, index_samples // order.lanes)
     if order.shuffled and sweeps >= SEASON_SWEEPS:
-        # Whole seasons, none of which is dealt twice.
+        # Whole seasons, so that none is dealt twice.
         sweeps -= sweeps % SEASON_SWEEPS
     whole = order.n_samples // order.lanes
     rows, deals = _RowOrders(order), _Deals(order, index_samples // SAMPLES_PER_LANE_DEALT)
@@ -74,14 +61,7 @@ def iter_positions(
 
 
 def samples_at(order: EpochOrder, start: int, stop: int) -> I64:
-    """The samples at positions [start, stop), shape (stop - start,) int64.
-
-    Examples
-    --------
-    >>> from streamtrain.shuffle.order import sequential_order
-    >>> samples_at(sequential_order(10, 4), 3, 7).tolist()
-    [3, 4, 5, 6]
-    """
+    """Find the samples at positions [start, stop), shape (stop - start,) int64."""
     out = np.empty(stop - start, np.int64)
     for piece in iter_positions(order, start, index_samples=min(INDEX_SAMPLES, max(1, stop - start))):
         if piece.start >= stop:
@@ -92,14 +72,14 @@ def samples_at(order: EpochOrder, start: int, stop: int) -> I64:
 
 
 def _stored(order: EpochOrder, start: int, stop: int) -> SamplePositions:
-    """The picks of positions [start, stop) of the sequential order."""
+    """Find positions [start, stop) of the sequential order."""
     visited = _visited(order, start, stop, None)
     rows = np.arange(visited.n_samples) + np.repeat(visited.rank - visited.place, visited.length)
     return SamplePositions(start=start, visits=np.repeat(visited.visit, visited.length), rows=rows)
 
 
 def _shuffled_sweeps(order: EpochOrder, rows: _RowOrders, deals: _Deals, start: int, stop: int) -> SamplePositions:
-    """The picks of sweeps [start, stop): whole ones, or the ragged last alone."""
+    """Find the positions of sweeps [start, stop): whole ones, or the ragged last alone."""
     visited = rows.visited(start, stop)
     # A visit and its row in one number: half the arrays to put in order.
     bits = max(order.longest_run - 1, 1).bit_length()
@@ -115,15 +95,11 @@ class _Visited:
 
     lane: I64
     visit: I64
-    begins: npt.NDArray[np.bool_]
-    """Whether the visit begins in these sweeps."""
-    rank: I64
-    """How many rows of the run come before the stretch."""
+    begins: npt.NDArray[np.bool_]  # whether the visit begins in these sweeps
+    rank: I64  # rows of the run before the stretch
     length: I64
-    place: I64
-    """Where the stretch begins when all are laid end to end."""
-    following: I64
-    """For each lane that goes on, the visit of the sweep after these."""
+    place: I64  # where the stretch begins when all are laid end to end
+    following: I64  # for each lane that continues, the visit of the sweep after these
 
     @property
     def n_samples(self) -> int:
@@ -153,7 +129,7 @@ def _visited(order: EpochOrder, start: int, stop: int, present: I64 | None) -> _
         # Lanes start inside a run.
         rank[at] += np.where(sweep[at] == 0, order.lane_ranks[lanes], 0)
     place = np.cumsum(length) - length
-    # The visits of the sweep after these; those of lanes that have ended are not asked for.
+    # The visits of the sweep after these; nobody requests those of lanes that have ended.
     last += keys[np.minimum(last + 1, len(keys) - 1)] == heads + stop
     return _Visited(
         lane=lane, visit=visit, begins=sweep >= start, rank=rank, length=length, place=place, following=last
@@ -161,7 +137,7 @@ def _visited(order: EpochOrder, start: int, stop: int, present: I64 | None) -> _
 
 
 def _emitted(order: EpochOrder, deals: _Deals, by_lane: I64, start: int, stop: int) -> I64:
-    """What stands, lane after lane, in sweeps [start, stop), in the order in which it is emitted."""
+    """Put sweeps [start, stop), given lane after lane, into the order in which they are emitted."""
     first, lanes = start // SEASON_SWEEPS, order.lanes
     dealt = deals.take(first, (stop - 1) // SEASON_SWEEPS + 1)
     if len(by_lane) < lanes * (stop - start):
@@ -177,7 +153,7 @@ def _emitted(order: EpochOrder, deals: _Deals, by_lane: I64, start: int, stop: i
 
 
 def _without_ended(by_lane: I64, dealt: I64, longer: npt.NDArray[np.bool_]) -> I64:
-    """The last sweep of lanes as they were dealt, (groups, lanes of a group), without those that have ended."""
+    """Emit the last sweep of dealt lanes, (groups, lanes of a group), without the lanes that have ended."""
     groups, lanes_each = dealt.shape
     stays = longer[dealt]
     n_longer = stays.sum(axis=1)
@@ -189,7 +165,7 @@ def _without_ended(by_lane: I64, dealt: I64, longer: npt.NDArray[np.bool_]) -> I
 
 
 class _Deals:
-    """The lanes as they come in seasons, dealt for some seasons ahead where these are asked for one after another."""
+    """The lanes in their order, season by season, dealt some seasons ahead when requested in sequence."""
 
     def __init__(self, order: EpochOrder, lanes_ahead: int) -> None:
         self._order = order
@@ -198,13 +174,7 @@ class _Deals:
         self._dealt = np.empty((0, 0, 0), np.int64)
 
     def take(self, first: int, end: int) -> I64:
-        """The lanes of each group in the order in which they come, in seasons [first, end).
-
-        Returns
-        -------
-        (seasons, groups, lanes of a group) int64
-            Numbers among all lanes.
-        """
+        """Give each group's lanes in order, as numbers among all lanes: (seasons, groups, lanes of a group) int64."""
         if not self._first <= first < end <= self._end:
             resumes = self._first <= first <= self._end
             ahead = max(end, first + self._lanes_ahead // self._order.lanes) if resumes else end
@@ -220,17 +190,7 @@ class _Deals:
 
 
 def deals_of(order: EpochOrder, numbers: I64) -> I64:
-    """The lanes of a group in the order in which they come, for some pairs of season and group.
-
-    Parameters
-    ----------
-    numbers : (n,) int64
-        ``season * groups + group``.
-
-    Returns
-    -------
-    (n, lanes of a group) int64
-    """
+    """Order a group's lanes for each ``season * groups + group``: (n, lanes of a group) int64."""
     lanes_each = order.lanes // order.groups
     lanes = np.arange(lanes_each)
     rounds = np.zeros((len(numbers), lanes_each), np.uint32)
@@ -249,7 +209,7 @@ def deals_of(order: EpochOrder, numbers: I64) -> I64:
 
 
 def _words_of(key: int, numbers: I64, n_each: int) -> npt.NDArray[np.uint64]:
-    """So many words for each of some numbers, shape (n, n_each)."""
+    """Draw ``n_each`` words for each of some numbers, shape (n, n_each)."""
     return words(key, numbers[:, None] * n_each + np.arange(n_each))
 
 
@@ -257,7 +217,7 @@ class _RowOrders:
     """The random order of the rows of each lane's present run, carried from piece to piece.
 
     The table has a row for each lane, and below them one for each visit that begins in the present piece: at most one a
-    lane where visits are not shorter than pieces. Its memory is the system's own, so that all of it goes back.
+    lane where visits are not shorter than pieces. It is a mapping of its own, so all of its memory goes back at once.
     """
 
     def __init__(self, order: EpochOrder) -> None:
@@ -269,7 +229,7 @@ class _RowOrders:
         self._following: I64 | None = None
 
     def visited(self, start: int, stop: int) -> _Visited:
-        """The stretches of visits in sweeps [start, stop)."""
+        """Find the stretches of visits in sweeps [start, stop)."""
         visited = _visited(self._order, start, stop, self._following if start == self._next_sweep else None)
         # Lanes end together, or one sweep after the others.
         self._following = visited.following if len(visited.following) == self._order.lanes else None
@@ -280,7 +240,7 @@ class _RowOrders:
         return aligned_bytes(n_rows * self._width * dtype.itemsize).view(dtype).reshape(n_rows, self._width)
 
     def take(self, visited: _Visited, start: int, stop: int) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """The rows of all stretches laid end to end, those of sweeps [start, stop)."""
+        """Give the rows of all stretches of sweeps [start, stop), laid end to end."""
         lanes, width = self._order.lanes, self._width
         new = visited.begins if start == self._next_sweep else np.ones(len(visited.visit), bool)
         fresh = np.arange(lanes, lanes + np.count_nonzero(new))
@@ -297,14 +257,14 @@ class _RowOrders:
         return rows
 
     def _draw(self, visits: I64) -> None:
-        """Fill the table below the lanes' own rows with the row orders of these visits' runs."""
+        """Fill the table, below the lanes' own rows, with the row orders of these visits' runs."""
         order, lanes = self._order, self._order.lanes
         if lanes + len(visits) > len(self._table):
             larger = self._new_table(lanes + len(visits))
             larger[:lanes] = self._table[:lanes]
             self._table = larger
         lengths = order.run_length[visits]
-        # Runs of about one length together: words that no run has a row for are not worked out.
+        # Runs of similar length together: few words are drawn that no row needs.
         by_length = np.argsort(lengths, kind="stable")
         for start in range(0, len(visits), self._runs_at_once):
             some = by_length[start : start + self._runs_at_once]
@@ -314,26 +274,14 @@ class _RowOrders:
             self._table[lanes + some, :longest] = rows
 
     def _move(self, sources: I64, targets: I64) -> None:
-        """Copy rows of the table, a few at once, since NumPy makes a copy of its own first."""
+        """Copy rows of the table, a few at once, since NumPy copies them to fresh memory first."""
         for start in range(0, len(sources), self._runs_at_once):
             some = slice(start, start + self._runs_at_once)
             self._table[targets[some]] = self._table[sources[some]]
 
 
 def positions_of(order: EpochOrder, lanes: I64, sweeps: I64) -> I64:
-    """The positions at which some lanes emit their samples of some sweeps.
-
-    Parameters
-    ----------
-    lanes, sweeps : (n,) int64
-        Each sweep one that its lane has.
-
-    Examples
-    --------
-    >>> from streamtrain.shuffle.order import sequential_order
-    >>> positions_of(sequential_order(10, 4), np.array([0, 0]), np.array([4, 9])).tolist()
-    [4, 9]
-    """
+    """Find the positions at which some lanes emit their samples of some sweeps, (n,) each."""
     if not order.shuffled or not len(lanes):
         return sweeps
     lanes_each = order.lanes // order.groups

@@ -4,12 +4,12 @@ Each figure is a ratio to that of a full random reshuffle of the same labels: 1 
 
 - *Batch variance*: how far the batches' labels are from the dataset's. For classes the sum over classes of (samples in
   the batch - expected)², for numbers the squared sum of deviations; the mean over whole batches.
-- *Drift*: how far any beginning of the order is from the dataset, at its worst: the largest |samples of a class so far
+- *Drift*: the farthest that any prefix of the order is from the dataset: the largest |samples of a class so far
   - expected|, for numbers |the sum of deviations so far|.
-- *Coincidence*: where two samples of different blocks are in one batch, how often others of the same two blocks are,
+- *Coincidence*: given two samples of different blocks in one batch, how often others of the same two blocks are in it
   too. Only some hundred blocks, drawn at random, are followed.
 
-The order comes in pieces and the labels are asked for piece by piece, so the memory needed is that of a piece.
+The order and its labels come in pieces, so the memory needed is that of a piece.
 
 The reference, a full reshuffle, depends only on a *population*: the number of samples and the share of each class, or
 numbers of mean 0 and standard deviation 1. The variance of a batch has a closed form, that of drawing without
@@ -43,28 +43,19 @@ _STEPS: Final = 512
 _VALUES: Final = 1 << 20
 _LEAST_BRIDGES: Final = 4
 _MOST_BRIDGES: Final = 64
-_REMEMBERED: Final = 16
-"""Simulated drifts; many orders of the same labels are held against one."""
+_REMEMBERED: Final = 16  # simulated drifts; many orders of the same labels are compared with one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LabelPopulation:
-    """What a full reshuffle's batches depend on.
-
-    Attributes
-    ----------
-    n_samples : int
-        Samples of the dataset.
-    shares : (n_classes,) float64, optional
-        The part of the samples that is of each class; None where labels are numbers, in standard deviations.
-    """
+    """The properties of labels that a full reshuffle's batches depend on."""
 
     n_samples: int
-    shares: F64 | None = None
+    shares: F64 | None = None  # (n_classes,) part of each class; None where labels are numbers
 
     @property
     def n_classes(self) -> int:
-        """How many sums are followed: one per class, or one."""
+        """The number of sums that are followed: one per class, or one."""
         return 1 if self.shares is None else len(self.shares)
 
     @property
@@ -73,18 +64,12 @@ class LabelPopulation:
         return 1.0 if self.shares is None else max(0.0, 1.0 - float(self.shares @ self.shares))
 
     def batch_variance(self, batch_size: int) -> float:
-        """The variance of a batch drawn without replacement, summed over classes.
-
-        Examples
-        --------
-        >>> LabelPopulation(n_samples=101, shares=np.array([0.5, 0.5])).batch_variance(10)
-        4.55
-        """
+        """Compute the variance of a batch drawn without replacement, summed over classes."""
         n = self.n_samples
         return batch_size * self.sample_variance * (n - batch_size) / (n - 1) if n > 1 else 0.0
 
     def variance_error(self, batch_size: int, n_batches: int) -> float:
-        """The standard error of a reshuffle's mean batch variance over so many batches, relative to its expectation.
+        """Compute the relative standard error of a reshuffle's mean batch variance over ``n_batches``.
 
         That of a sum over pairs of samples with replacement (W. Hoeffding, *A class of statistics with asymptotically
         normal distribution*, 1948), which is a little more than without; numbers are taken as normal.
@@ -100,7 +85,7 @@ class LabelPopulation:
         return math.sqrt(relative / n_batches)
 
     def drift(self, n_samples: int) -> float:
-        """The mean largest drift over the first ``n_samples`` of a reshuffle, in samples of the worst class."""
+        """Estimate the mean largest drift of a reshuffle's first ``n_samples``, in samples of the worst class."""
         if self.sample_variance <= 0 or not n_samples:
             return 0.0
         return math.sqrt(self.n_samples) * _mean_largest(self, n_samples / self.n_samples)
@@ -108,7 +93,7 @@ class LabelPopulation:
 
 @lru_cache(maxsize=_REMEMBERED)
 def _mean_largest(population: LabelPopulation, part: float) -> float:
-    """The mean largest value of simulated bridges over [0, part]."""
+    """Average the largest values of simulated bridges over [0, part]."""
     n_classes = population.n_classes
     n_steps = max(1, min(_STEPS, _VALUES // n_classes))
     n_bridges = min(_MOST_BRIDGES, max(_LEAST_BRIDGES, _VALUES // (n_steps * n_classes)))
@@ -117,9 +102,9 @@ def _mean_largest(population: LabelPopulation, part: float) -> float:
 
 
 def _largest(steps: F64, shares: F64 | None, part: float) -> float:
-    """The largest value of a bridge over [0, part], from normal deviates for its steps and, last, for the rest."""
+    """Find a bridge's largest value over [0, part], from normal deviates for its steps and, last, for the rest."""
     if shares is not None:
-        # What is drawn of one class is not drawn of the others: the classes' steps sum to nothing.
+        # A sample drawn from one class is not drawn from another: the classes' steps sum to zero.
         steps = steps * np.sqrt(shares)
         steps -= shares * steps.sum(axis=1, keepdims=True)
     n_steps = len(steps) - 1
@@ -130,7 +115,7 @@ def _largest(steps: F64, shares: F64 | None, part: float) -> float:
 
 
 def _normals(key: int, *shape: int) -> F64:
-    """Normal deviates from counted words (G. Box, M. Muller, *Generation of random normal deviates*, 1958)."""
+    """Draw normal deviates (G. Box, M. Muller, *Generation of random normal deviates*, 1958)."""
     n = math.prod(shape)
     uniform = (words(key, np.arange(2 * n)) >> np.uint64(11)) * 2.0**-53
     normals: F64 = np.sqrt(-2 * np.log1p(-uniform[:n])) * np.cos(2 * np.pi * uniform[n:])
@@ -140,21 +125,7 @@ def _normals(key: int, *shape: int) -> F64:
 def label_population(labels: Array) -> tuple[LabelPopulation, Array]:
     """Describe labels that are in memory, and put them into the form that `measure_quality` takes.
 
-    Parameters
-    ----------
-    labels : (n,) integers, bools or floats
-        Integers and bools are classes, floats are numbers; what is not finite counts as the mean.
-
-    Returns
-    -------
-    Population
-    (n,) unsigned integers or float32
-
-    Examples
-    --------
-    >>> population, classes = label_population(np.array([7, 7, 3, 7]))
-    >>> population.shares.tolist(), classes.tolist()
-    ([0.25, 0.75], [1, 1, 0, 1])
+    Integers and bools are classes, floats are numbers; a value that is not finite counts as the mean.
     """
     if labels.dtype.kind == "f":
         finite = labels[np.isfinite(labels)].astype(np.float64)
@@ -165,18 +136,12 @@ def label_population(labels: Array) -> tuple[LabelPopulation, Array]:
 
 
 def class_dtype(n_classes: int) -> np.dtype[Any]:
-    """The smallest type that numbers so many classes.
-
-    Examples
-    --------
-    >>> class_dtype(256), class_dtype(257)
-    (dtype('uint8'), dtype('uint16'))
-    """
+    """Find the smallest dtype that numbers ``n_classes`` classes."""
     return np.min_scalar_type(max(0, n_classes - 1))
 
 
 def standardized(labels: Array, mean: float, std: float) -> npt.NDArray[np.float32]:
-    """Deviations from the mean in standard deviations; 0 for what is not finite, and where all are equal."""
+    """Give deviations from the mean in standard deviations; 0 where not finite, and where all are equal."""
     deviations = (labels.astype(np.float64) - mean) / (std if std > 0 else math.inf)
     return np.nan_to_num(deviations, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
 
@@ -187,42 +152,28 @@ LabelsOf = Callable[[I64], Array]
 _FOLLOWED_BLOCKS: Final = 512
 _PIECE_SAMPLES: Final = 1 << 17
 _CLASSES_PER_SAMPLE: Final = 16
-"""Prefixes are looked at so often that this many classes are for every sample, at the most."""
+"""Prefixes are checked so rarely that at most this many classes are summed for each sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShuffleQuality:
-    """How good an order is; ratios to a full reshuffle, 1 where there is nothing to mix.
+    """The quality of an order, as ratios to a full reshuffle; 1 where there is nothing to mix."""
 
-    Attributes
-    ----------
-    n_samples, n_batches : int
-        How much of the order was measured: samples, and whole batches in them.
-    variance : float
-        Batch variance ratio.
-    variance_error : float
-        Standard error of a full reshuffle's own variance ratio over as many batches.
-    drift : float
-        Prefix drift ratio, over what was measured.
-    coincidence : float or None
-        Block-pair coincidence; None where it was not asked for, not all was measured, or no followed blocks met.
-    """
-
-    n_samples: int
-    n_batches: int
+    n_samples: int  # measured
+    n_batches: int  # whole batches in them
     variance: float
-    variance_error: float
+    variance_error: float  # standard error of a reshuffle's own ratio over as many batches
     drift: float
-    coincidence: float | None
+    coincidence: float | None  # None where not requested, not all was measured, or no followed blocks met
 
     @property
     def is_random(self) -> bool:
-        """Whether batches vary no more than a full reshuffle's, within three standard errors of one."""
+        """Whether batches vary no more than a full reshuffle's, within three standard errors."""
         return self.variance <= 1 + 3 * self.variance_error
 
 
 def pieces_of(order: EpochOrder, start: int = 0, stop: int | None = None) -> Iterator[I64]:
-    """The samples at positions [start, stop) of an epoch, to its end by default, piece by piece."""
+    """Yield the samples at positions [start, stop) of an epoch, to its end by default, piece by piece."""
     left = (order.n_samples if stop is None else min(stop, order.n_samples)) - start
     for piece in iter_positions(order, start) if left > 0 else ():
         found = (order.run_first[piece.visits] + piece.rows)[:left]
@@ -242,32 +193,7 @@ def measure_quality(
 ) -> ShuffleQuality:
     """Measure an order, or a stretch of one: any stretch of a full reshuffle has the same expectations.
 
-    Parameters
-    ----------
-    pieces : iterable of int64 arrays
-        The samples at consecutive positions, in one piece or many.
-    labels_of : callable
-        Gives the labels of some samples; ``labels.take`` for an array.
-    population : LabelPopulation
-        Of all labels, as from `label_population`.
-    batch_size : int
-        Samples of a batch.
-    block_rows : int, optional
-        Samples of a block, for the coincidence of blocks.
-
-    Examples
-    --------
-    >>> from streamtrain.shuffle.order import ShuffleParameters, shuffled_order
-    >>> from streamtrain.shuffle.quality import label_population
-    >>> population, classes = label_population(np.arange(100_000) // 10_000)
-    >>> found = measure_quality([np.arange(100_000)], classes.take, population, batch_size=100)
-    >>> round(found.variance, 1), found.drift > 50
-    (100.1, True)
-    >>> parameters = ShuffleParameters(n_samples=100_000, block_rows=50, batch_size=100, lanes=100)
-    >>> order = shuffled_order(parameters, seed=0, epoch=0)
-    >>> found = measure_quality(pieces_of(order), classes.take, population, batch_size=100)
-    >>> found.variance < 0.2, found.drift < 2
-    (True, True)
+    ``pieces`` are the samples at consecutive positions. ``block_rows`` is only needed for the coincidence of blocks.
     """
     n_samples = 0
     variance = _Variance(population, batch_size)
@@ -292,7 +218,7 @@ def measure_quality(
 
 
 def _batches(pieces: Iterable[I64], batch_size: int) -> Iterator[I64]:
-    """The same samples in pieces of whole batches, of a bounded size; the last one is what is left."""
+    """Regroup the samples into pieces of whole batches, of a bounded size; the last one is the rest."""
     waiting: list[I64] = []
     n_waiting = 0
     cuts = (piece[at : at + _PIECE_SAMPLES] for piece in pieces for at in range(0, len(piece), _PIECE_SAMPLES))
@@ -337,7 +263,7 @@ class _Variance:
 
 
 def _equal_pairs(batches: Array) -> float:
-    """Ordered pairs of equal labels inside sorted batches, those of a sample with itself included."""
+    """Count ordered pairs of equal labels inside sorted batches, each sample with itself included."""
     begins = np.ones(batches.shape, np.bool_)
     np.not_equal(batches[:, 1:], batches[:, :-1], out=begins[:, 1:])
     lengths = np.diff(np.flatnonzero(begins), append=batches.size).astype(np.float64)
@@ -345,7 +271,7 @@ def _equal_pairs(batches: Array) -> float:
 
 
 class _Drift:
-    """The running largest discrepancy of a prefix, looked at after every batch, or every so many with many classes."""
+    """The running largest discrepancy of a prefix, taken after every batch, or less often with many classes."""
 
     def __init__(self, population: LabelPopulation, batch_size: int) -> None:
         self._population = population
@@ -375,7 +301,7 @@ class _Drift:
 
 
 class _Coincidence:
-    """How often samples of the same two blocks meet, of blocks drawn to be followed."""
+    """The running coincidence of block pairs, for blocks drawn at random."""
 
     def __init__(self, population: LabelPopulation, batch_size: int, block_rows: int) -> None:
         self._population = population

@@ -1,8 +1,8 @@
 """The order of an epoch as a read list: which block, when it is first needed, when its slot is free again. Pure.
 
 Every visit of a lane to a run asks for the run's block once. Visits are listed by their first positions, so reading
-down the list never lacks what comes next, and it goes on into the next epoch's list without a stop. A block that is
-visited again says when, by which a cache keeps what is needed soonest.
+down the list never lacks what comes next, and reading continues into the next epoch's list without a stop. A block that
+is visited again carries the time of that visit, by which a cache keeps what is needed soonest.
 
 Setting the list up takes O(visits). At first it is in the order of sweeps; where in its sweep a lane comes depends on
 the deal of the season, so exact positions are worked out a few reads at a time, as reading comes near.
@@ -18,37 +18,24 @@ import numpy as np
 from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.shuffle.positions import SAMPLES_PER_LANE_DEALT, positions_of
 
-NEVER: Final = np.iinfo(np.int64).max
-"""The sweep of what does not come."""
+NEVER: Final = np.iinfo(np.int64).max  # the sweep of a visit that does not come
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReadList:
-    """What an epoch reads, in the order of need; arrays of one entry per visit.
+    """An epoch's reads, in the order of need; arrays of one entry per visit."""
 
-    Attributes
-    ----------
-    block : int64
-        The block to read, unless it is in memory.
-    visit : int64
-        The visit it is for.
-    first, end : int64
-        The first sweep that needs it, and the sweep from which on this visit does not.
-    next : int64
-        The sweep in which the block is needed again after ``first``, NEVER where it is not in this epoch.
-    """
-
-    block: I64
-    visit: I64
-    first: I64
-    end: I64
-    next: I64
+    block: I64  # to read, unless it is in memory
+    visit: I64  # that it is read for
+    first: I64  # the first sweep that needs it
+    end: I64  # sweep from which on this visit does not need it
+    next: I64  # first later sweep that needs the block again, NEVER if there is none in this epoch
 
     def __len__(self) -> int:
         return len(self.block)
 
     def take(self, which: I64) -> ReadList:
-        """Some of the reads."""
+        """Select some of the reads."""
         return ReadList(
             block=self.block[which],
             visit=self.visit[which],
@@ -58,7 +45,7 @@ class ReadList:
         )
 
     def put(self, start: int, reads: ReadList) -> None:
-        """Put the same reads in another order in the place of those from ``start`` on."""
+        """Replace the reads from ``start`` on by the same reads in another order."""
         for mine, theirs in (
             (self.block, reads.block),
             (self.visit, reads.visit),
@@ -70,15 +57,7 @@ class ReadList:
 
 
 def read_list(order: EpochOrder, start: int = 0, stop: int | None = None) -> ReadList:
-    """List the reads that positions [start, stop) of an epoch need, by sweep, in O(visits) memory.
-
-    Examples
-    --------
-    >>> from streamtrain.shuffle.order import sequential_order
-    >>> reads = read_list(sequential_order(10, 4))
-    >>> reads.block.tolist(), reads.first.tolist(), reads.end.tolist()
-    ([0, 1, 2], [0, 4, 8], [4, 8, 10])
-    """
+    """List the reads that positions [start, stop) of an epoch need, by sweep, in O(visits) memory."""
     stop = order.n_samples if stop is None else stop
     first, end = order.visit_sweeps()
     visit = np.arange(len(first))
@@ -92,12 +71,12 @@ def read_list(order: EpochOrder, start: int = 0, stop: int | None = None) -> Rea
 
 
 def _needed(order: EpochOrder, first: I64, end: I64, start: int, stop: int) -> tuple[I64, I64]:
-    """The visits that some positions need, and the first sweep in which each is needed there."""
+    """Find the visits that some positions need, and the first sweep in which each is needed there."""
     entered, last = start // order.lanes, -(-stop // order.lanes) - 1
     visit = np.flatnonzero((end > entered) & (first <= last))
     first = np.maximum(first[visit], entered)
     lanes = order.visit_lanes()[visit]
-    # Of the sweep in which the epoch is entered, some lanes may have come already.
+    # Some lanes may have come already in the sweep in which the epoch is entered.
     at_once = np.flatnonzero(first == entered)
     first[at_once] += positions_of(order, lanes[at_once], first[at_once]) < start
     at_last = np.flatnonzero(first == last)
@@ -108,7 +87,7 @@ def _needed(order: EpochOrder, first: I64, end: I64, start: int, stop: int) -> t
 
 
 def _next_sweeps(block: I64, first: I64) -> I64:
-    """For each read the first later sweep that needs its block, given reads by sweep."""
+    """Find for each read the first later sweep that needs its block, given reads by sweep."""
     n = len(block)
     following = np.full(n, NEVER)
     order = np.argsort(block, kind="stable")
@@ -125,9 +104,9 @@ def _next_sweeps(block: I64, first: I64) -> I64:
 
 
 def n_to_place(order: EpochOrder, reads: ReadList, start: int, *, index_samples: int) -> int:
-    """How many reads from ``start`` on to place at once: some, and the others of the last one's sweep.
+    """Count the reads to place at once from ``start`` on: some, and the others of the last one's sweep.
 
-    However they lie, the deals of so many groups take no more memory than working out ``index_samples``.
+    However the reads lie, dealing that many groups takes no more memory than working out ``index_samples``.
     """
     lanes_each = order.lanes // order.groups
     stop = min(start + max(1, index_samples // SAMPLES_PER_LANE_DEALT // lanes_each), len(reads))
@@ -135,7 +114,7 @@ def n_to_place(order: EpochOrder, reads: ReadList, start: int, *, index_samples:
 
 
 def place(order: EpochOrder, reads: ReadList, start: int, n: int) -> tuple[ReadList, I64]:
-    """Put n reads from ``start`` on, of whole sweeps, into the order of their first positions, and give these."""
+    """Put n reads from ``start`` on, of whole sweeps, into the order of their first positions; return both."""
     some = reads.take(np.arange(start, start + n))
     positions = positions_of(order, order.visit_lanes()[some.visit], some.first)
     by_position = np.argsort(positions)

@@ -13,7 +13,7 @@ from hypothesis import strategies as hs
 
 import streamtrain as st
 from streamtrain.errors import UsageError
-from streamtrain.loader.augmentation import sample_keys
+from streamtrain.loader.augmentation import sample_keys, takes_keys
 
 M64 = (1 << 64) - 1
 
@@ -57,6 +57,14 @@ def test_draws_are_independent_of_each_other(draw: Any) -> None:
     correlated = torch.corrcoef(several) - torch.eye(4, dtype=torch.float64)
     assert correlated.abs().max() < 0.04
     assert torch.isfinite(several).all()
+
+
+@pytest.mark.parametrize(
+    ("transform", "expected"),
+    [(None, False), (lambda batch: 0, False), (lambda batch, keys: 0, True), (lambda batch, noise=1: 0, False)],
+)
+def test_a_transform_takes_keys_where_it_needs_a_second_argument(transform: Any, expected: bool) -> None:
+    assert takes_keys(transform) is expected
 
 
 @pytest.mark.parametrize(

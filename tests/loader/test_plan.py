@@ -70,6 +70,7 @@ def test_the_memory_it_names_is_enough_and_less_is_not(dataset: st.Dataset) -> N
     assert found.enough is not None
     assert found.quality is not None
     assert found.quality.is_random
+    assert not str(found.enough.memory_bytes)[2:].strip("0"), "a number of two digits"
     enough = plan(dataset, batch_size=96, memory=found.enough.memory_bytes)
     assert enough.sizes.lanes == found.enough.lanes
     assert enough.quality == found.enough.quality

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,15 @@ def test_every_part_of_the_least_total_is_enough(training: int, measuring: list[
     assert train_loader_bytes(less, len(measuring)) < training or any(
         eval_loader_bytes(less) < each for each in measuring
     )
+
+
+@pytest.mark.parametrize(("measuring", "total"), [([10], 120), ([10, 100], 400), ([], 90)])
+def test_the_least_total_by_numbers(measuring: list[int], total: int) -> None:
+    assert smallest_shared_budget_bytes(90, measuring) == total
+
+
+def test_a_loader_that_measures_has_a_quarter() -> None:
+    assert (eval_loader_bytes(103), train_loader_bytes(103, 2)) == (25, 53)
 
 
 @given(memory=st.integers(0, 10**12), n_measuring=st.integers(0, 2))

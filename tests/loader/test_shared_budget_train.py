@@ -36,6 +36,14 @@ def test_what_does_not_fit_is_refused_with_every_term_and_what_would_do():
     assert loader_budget_bytes("200MB", e.value.fix.argument("max_memory").value, TAKEN) == 200_000_000
 
 
+@pytest.mark.parametrize(
+    ("memory", "max_memory", "expected"),
+    [(None, None, 512_000_000), (None, "1GB", 591_666_667), ("64MB", "1GB", 64_000_000)],
+)
+def test_the_loaders_have_the_stated_budget_or_what_the_process_leaves(memory, max_memory, expected):
+    assert loader_budget_bytes(memory, max_memory, TAKEN) == expected
+
+
 def machine(monkeypatch, limit_bytes, free_bytes):
     limit = MemoryLimit(limit_bytes=limit_bytes, free_bytes=free_bytes, source="memory.max")
     monkeypatch.setattr(shared_budget, "memory_limit", lambda: limit)

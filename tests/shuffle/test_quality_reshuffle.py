@@ -46,6 +46,11 @@ def test_one_bridge_drifts_as_its_law_says() -> None:
     assert two.drift(10_000) == pytest.approx(expected / 2, rel=0.08)
 
 
+def test_the_variance_of_a_batch_is_that_of_drawing_without_replacement() -> None:
+    # 10 samples of variance 1/2, times (101 - 10) / (101 - 1).
+    assert LabelPopulation(n_samples=101, shares=np.array([0.5, 0.5])).batch_variance(10) == pytest.approx(4.55)
+
+
 def test_less_of_an_epoch_drifts_less() -> None:
     population = LabelPopulation(n_samples=10**9, shares=np.full(10, 0.1))
     drifts = [population.drift(n) for n in (10**5, 10**7, 10**8, 10**9)]

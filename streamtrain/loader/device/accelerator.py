@@ -24,21 +24,21 @@ class QueueMark(Protocol):
     """A place in a queue."""
 
     def wait(self, timeout: float | None = None, /) -> bool:
-        """Hold the calling thread until all that was queued before the mark is done; False if that took longer."""
+        """Hold the calling thread until all that was queued before is done; False after ``timeout``."""
 
 
 class QueueWait(Protocol):
     """A stretch in which a queue of the caller's stood still."""
 
     def seconds(self) -> float | None:
-        """How long it was; None while the queue has not come through it."""
+        """Return the length of the stretch; None while the queue has not come through it."""
 
 
 class DeviceQueue(Protocol):
     """Work that a device does in order, beside the caller."""
 
     def empty(self, n_bytes: int, /) -> Tensor:
-        """Memory of the device, (n_bytes,) uint8, to be written first by this queue."""
+        """Allocate memory of the device, (n_bytes,) uint8, to be written first by this queue."""
 
     def run(self, act: Callable[[], object], /, *, after: Sequence[QueueMark] = ()) -> QueueMark:
         """Queue what ``act`` does, behind marks of other queues; it may be called from any thread."""
@@ -47,8 +47,8 @@ class DeviceQueue(Protocol):
 class Accelerator(Protocol):
     """A device, queues of ours on it, and the queue that the caller computes in.
 
-    ``copies`` is for blocks and batches, ``indexes`` for what is so small that it should not stand behind these, and
-    ``gathers`` for what is done on the device itself.
+    ``copies`` is for blocks and batches, ``indexes`` for data so small that it should not stand behind these, and
+    ``gathers`` for work on the device itself.
     """
 
     @property
@@ -62,51 +62,42 @@ class Accelerator(Protocol):
 
     @property
     def copies_run_ahead(self) -> bool:
-        """Whether a copy out of page-locked memory goes on by itself once it is queued."""
+        """Whether a queued copy out of page-locked memory proceeds by itself."""
 
     @property
     def traits(self) -> AllocatorTraits:
-        """What its memory takes beside what it is asked for."""
+        """The traits of its allocators, which decide the memory taken besides the bytes requested."""
 
     @property
     def registered_bytes(self) -> int:
-        """Page-locked memory of this process that its own figures count as plain memory."""
+        """Page-locked memory of this process that the process's own figures count as plain memory."""
 
     def page_locked(self, n_bytes: int, /) -> Bytes:
-        """Host memory that the device copies from on its own."""
+        """Allocate host memory that the device copies from on its own."""
 
     def current(self) -> object:
-        """The queue that the calling thread computes in."""
+        """Find the queue that the calling thread computes in."""
 
     def admit(self, memory: Tensor, marks: Sequence[QueueMark], /) -> QueueWait:
-        """Let the current queue use memory: behind the marks; and it is used again only once that queue is done."""
+        """Let the current queue use memory behind the marks; it is used again only once that queue is done."""
 
     def mark(self) -> QueueMark:
-        """A mark in the current queue."""
+        """Put a mark into the current queue."""
 
     def free_bytes(self) -> int | None:
-        """Memory of the device that this process could have beyond what it uses; None where nobody tells."""
+        """Count memory of the device that this process could still get; None where it is unknown."""
 
     def drain(self, timeout: float, /) -> bool:
-        """Wait until the queues are empty; False if that took longer."""
+        """Wait until the queues are empty; False after ``timeout``."""
 
     def give_back(self) -> None:
-        """Give memory that nothing refers to any more back to the device."""
+        """Return memory that nothing refers to any more to the device."""
 
 
 class SynchronousAccelerator:
     """Any device of torch, with nothing beside the caller: each act is done when it is queued.
 
-    On a device that does what it is told later, such as MPS or XPU, copies hold the caller until they are done.
-
-    Examples
-    --------
-    >>> accelerator = SynchronousAccelerator(torch.device("cpu"))
-    >>> memory = accelerator.copies.empty(4)
-    >>> accelerator.copies.run(lambda: memory.fill_(7)).wait()
-    True
-    >>> memory.tolist()
-    [7, 7, 7, 7]
+    On a device that itself defers work, such as MPS or XPU, copies hold the caller until they are done.
     """
 
     copies_run_ahead: Final = False

@@ -3,8 +3,8 @@
 Every call that may reach the runtime is made with the accelerator's device as the current one. A thread begins on
 device 0, and the runtime makes a context there, of about half a gigabyte, for the first call that finds it current.
 
-What one loader leaves in the allocator is for the next: freed memory can be used again by the stream alone that it was
-taken for, so a process has one set of streams a device.
+Memory that one loader frees is for the next: the allocator reuses it only for the stream that it was taken for, so a
+process has one set of streams a device.
 """
 
 from __future__ import annotations
@@ -36,17 +36,11 @@ _LEAST_SLEEP, _MOST_SLEEP, _SLEEP_SHARE = 20e-6, 1e-3, 0.125
 _SETTINGS: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 _UNIFIED: Final = ("is_integrated", "integrated")
-"""What torch's device properties call a GPU whose memory is the host's, in newer and older versions."""
+"""Torch's names for the property of a GPU whose memory is the host's, in newer and older versions."""
 
 
 class CudaAccelerator:
-    """A CUDA device, through torch: side streams, events, and memory of torch's caching allocator.
-
-    Parameters
-    ----------
-    device : torch.device
-        One that is there; without an index, the current one.
-    """
+    """A CUDA device, by default the current one: side streams, events, and memory of torch's allocator."""
 
     def __init__(self, device: torch.device) -> None:
         index = torch.cuda.current_device() if device.index is None else device.index
@@ -98,7 +92,7 @@ class CudaAccelerator:
         return max(0, min(int(free), int(fraction * total) - reserved) + unused)
 
     def _whole_segments(self) -> int:
-        """Bytes of torch's segments in which nothing lies: others keep what is free in them for their own streams."""
+        """Count bytes of torch's segments that are all free: free parts of others belong to their streams."""
         segments = (each for each in _snapshot() if each["device"] == self.device.index)
         return sum(each["total_size"] for each in segments if not each["allocated_size"] and not each["active_size"])
 
@@ -130,7 +124,7 @@ class _CudaMark:
             waited = time.monotonic() - began
             if waited >= timeout:
                 return False
-            # Of a device that hangs no call comes back, so it is asked; late by an eighth at most.
+            # No blocking call returns from a device that hangs, so it is polled; late by an eighth at most.
             time.sleep(min(_MOST_SLEEP, max(_LEAST_SLEEP, _SLEEP_SHARE * waited)))
         return True
 
@@ -177,7 +171,7 @@ class _CudaQueue:
             return _outside_captures(lambda: torch.empty(n_bytes, dtype=torch.uint8, device=self.stream.device))
 
     def run(self, act: Callable[[], object], /, *, after: Sequence[QueueMark] = ()) -> QueueMark:
-        # Two threads may queue at once: each one's mark stands behind its own work, and that is all it promises.
+        # Two threads may queue at once: each one's mark only promises to stand behind its own work.
         def queue() -> QueueMark:
             for mark in after:
                 self.stream.wait_event(_event(mark))
@@ -196,7 +190,7 @@ def _current(stream: torch.cuda.Stream) -> Iterator[None]:
 
 
 def _outside_captures(act: Callable[[], _Given]) -> _Given:
-    """Do something again that was refused while a graph was captured, until it is done."""
+    """Retry what is refused while a graph is captured, until it is done."""
     ends = time.monotonic() + _CAPTURE_SECONDS
     while True:
         try:
@@ -213,15 +207,10 @@ def _event(mark: QueueMark) -> torch.cuda.Event:
 
 
 class _HostLocking:
-    """How this process's host memory is page-locked: by the first way that the machine lets us.
+    """Page-locking of this process's host memory, by the first way that the machine permits.
 
-    Attributes
-    ----------
-    way : {"registered", "allocated", "pageable"}
-        Memory of our own that is registered; memory that torch allocates, in powers of two; or plain memory, which is
-        slower to copy and holds the thread that does. Virtual GPUs, WSL2 and some container runtimes refuse the first.
-    registered_bytes : int
-        What is registered now.
+    ``way`` is "registered": memory of our own; "allocated": by torch, in powers of two; or "pageable": plain memory,
+    which is slower to copy and holds the thread. Virtual GPUs, WSL2 and some container runtimes refuse the first.
     """
 
     def __init__(self) -> None:
@@ -231,7 +220,7 @@ class _HostLocking:
         self._lock = threading.Lock()
 
     def prepare(self, device: torch.device) -> None:
-        """Find the way with a page, before it is worked out what fits into a budget."""
+        """Find the way with one page, before a budget is divided."""
         if self._is_prepared:
             return
         self._is_prepared = True
@@ -264,12 +253,12 @@ class _HostLocking:
             )
 
     def lock(self, device: torch.device, n_bytes: int) -> Bytes:
-        """Memory that is page-locked where it can be; plain memory where that is refused."""
+        """Allocate memory that is page-locked where it can be; plain memory where that is refused."""
         if self.way == "registered":
             try:
                 return self._register(device, n_bytes)
             except _RefusedError as error:
-                # What torch would allocate instead is more than the budget has for it.
+                # Torch would allocate more than the budget has for it.
                 self._lock_no_more(device, f"{format_bytes(n_bytes)}: {error}")
         if self.way == "allocated":
             try:
@@ -280,7 +269,7 @@ class _HostLocking:
         return aligned_bytes(n_bytes)
 
     def _register(self, device: torch.device, n_bytes: int) -> Bytes:
-        # A child that touched a page of it would leave the device with the old one, on systems that copy late.
+        # With copy-on-write, a write after a fork would leave the device with the old page.
         memory = aligned_bytes(n_bytes, in_children=False)
         with torch.cuda.device(device):
             code = _runtime().cudaHostRegister(memory.ctypes.data, memory.nbytes, _PORTABLE)
@@ -296,7 +285,7 @@ class _HostLocking:
         if os.getpid() != process:
             return
         self._count(-n_bytes)
-        # Of a device that has failed nobody wants to hear it again here.
+        # A device that has failed is reported elsewhere.
         with suppress(RuntimeError), torch.cuda.device(device):
             if int(_runtime().cudaHostUnregister(address)):
                 _forget_error(device)
@@ -316,7 +305,7 @@ def _allocated(n_bytes: int) -> Bytes:
 
 
 def _forget_error(device: torch.device) -> None:
-    """Read out the error that a failed call leaves: else the thread's next kernel would be said to have failed."""
+    """Read out the error that a failed call leaves: the thread's next kernel would be blamed for it."""
     read = getattr(_runtime(), "cudaGetLastError", None)
     with suppress(RuntimeError), torch.cuda.device(device):
         # Older versions of torch cannot read it out; there, whatever is launched next gets it.
@@ -334,7 +323,7 @@ def _runtime() -> Any:
 
 
 class _Process:
-    """What all loaders of a process share."""
+    """The state that all loaders of a process share."""
 
     def __init__(self) -> None:
         self.locking = _HostLocking()
@@ -342,7 +331,7 @@ class _Process:
         self._lock = threading.Lock()
 
     def queues(self, device: torch.device) -> tuple[_CudaQueue, _CudaQueue, _CudaQueue]:
-        """The three queues of a device."""
+        """Give the three queues of a device."""
         with self._lock:
             if device not in self._queues:
                 # Of higher priority: a gather takes microseconds, and must not stand behind a model's long kernels.
@@ -365,15 +354,7 @@ def _is_unified(device: torch.device) -> bool:
 
 
 def _allocator_settings() -> dict[str, Any]:
-    """What torch's allocator was told that changes how much it takes.
-
-    Examples
-    --------
-    >>> import unittest.mock
-    >>> with unittest.mock.patch.dict(os.environ, PYTORCH_ALLOC_CONF="expandable_segments:True"):
-    ...     _allocator_settings()["is_expandable"]
-    True
-    """
+    """Read the settings of torch's allocator that change how much it takes."""
     told = "".join(os.environ.get(name, "") for name in _SETTINGS).replace(" ", "")
     return {
         "is_expandable": "expandable_segments:True" in told,

@@ -4,7 +4,7 @@ Everything that crosses the bus goes through a ring of page-locked buffers in la
 the threads: a thread fills a buffer, queues the work on it, and continues. A buffer is filled again only once its last
 mark is reached.
 
-In a forked process all of it is the parent's, and is kept as it is; so is what a device that hangs may still write to.
+In a forked process all of it is the parent's, and is kept as it is; so is memory that a hanging device may still write.
 """
 
 from __future__ import annotations
@@ -41,36 +41,25 @@ from streamtrain.shuffle.order import I64
 from streamtrain.store.layout import Layout
 
 _DRAIN_SECONDS: Final = 5.0
-_kept: list[object] = []
-"""What must stay as it is until the process ends."""
+_kept: list[object] = []  # objects that must stay as they are until the process ends
 
 
 def keep(*things: object) -> None:
-    """Let go of nothing of these before the process ends."""
+    """Keep objects from being released before the process ends."""
     _kept.extend(things)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DeviceSpan(Span):
-    """A span whose samples are on their way to the device.
+    """A span whose samples are on their way to the device; ``tensors``, one per field, are views of ``memory``."""
 
-    Attributes
-    ----------
-    memory : torch.Tensor
-        Its memory on the device, (n_bytes,) uint8.
-    tensors : tuple of torch.Tensor
-        One per field, (stop - start, *field.shape): views of it.
-    marks : list of QueueMark
-        Once they are reached, what was gathered so far is there.
-    """
-
-    memory: Tensor
+    memory: Tensor  # (n_bytes,) uint8 on the device
     tensors: tuple[Tensor, ...]
-    marks: list[QueueMark] = field(default_factory=list)
+    marks: list[QueueMark] = field(default_factory=list)  # once reached, what was gathered so far is there
 
 
 class DeviceSpans:
-    """Lends memory of the device for spans; torch's allocator knows when it may be used again."""
+    """Lends memory of the device for spans; torch's allocator tracks when it may be used again."""
 
     def __init__(self, queue: DeviceQueue, layout: Layout, sizes: LoaderSizes) -> None:
         self._queue = queue
@@ -79,7 +68,7 @@ class DeviceSpans:
 
     def lend(self, epoch: int, start: int, stop: int, /, *, may_wait: bool = False) -> DeviceSpan | None:
         try:
-            # Of full size also where a span is short: allocations of one size fit each other's places.
+            # Full size even where a span is short: allocations of one size fit each other's places.
             memory = self._queue.empty(self.sections[-1].stop)
         except RuntimeError as error:
             if may_wait and is_out_of_memory(error):
@@ -95,7 +84,7 @@ class DeviceSpans:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class PinnedBuffer:
-    """A page-locked buffer, the same memory as a tensor, its twin on the device, and who is to be waited for."""
+    """A page-locked buffer, the same memory as a tensor, its twin on the device, and the mark to wait for."""
 
     host: Bytes
     tensor: Tensor
@@ -105,16 +94,10 @@ class PinnedBuffer:
 
 
 class PinnedRing:
-    """Page-locked buffers, each used again once what was queued with it is done.
+    """Page-locked buffers, each used again once the work queued with it is done.
 
-    Parameters
-    ----------
-    accelerator : Accelerator
-        Who copies from them.
-    n_buffers, n_bytes : int
-        How many, of what size; at least one more than threads that use them, or these wait for each other.
-    twins : torch.Tensor, optional
-        Memory of the device, (n_buffers * n_bytes,) uint8, of which each buffer is copied to its own part first.
+    There must be more of them than threads that use them, or these wait for each other. ``twins`` is memory of the
+    device, (n_buffers * n_bytes,) uint8, to whose parts the buffers are copied first.
     """
 
     def __init__(self, accelerator: Accelerator, n_buffers: int, n_bytes: int, *, twins: Tensor | None = None) -> None:
@@ -127,7 +110,7 @@ class PinnedRing:
 
     @contextmanager
     def buffer(self) -> Iterator[PinnedBuffer]:
-        """A buffer for the block; its ``mark`` is to be set to what it is needed for."""
+        """Lend a buffer; its ``mark`` is to be set to the end of the work that needs it."""
         buffer = self._free.get()
         try:
             started = time.perf_counter()
@@ -140,13 +123,13 @@ class PinnedRing:
             self._free.put(buffer)
 
     def close(self) -> None:
-        """Let go of all buffers; none may be in use."""
+        """Release all buffers; none may be in use."""
         while not self._free.empty():
             self._free.get()
 
 
 class _DeviceMemory:
-    """What both pools have of a device: its queues, page-locked buffers, and how they are let go of."""
+    """A device's queues and page-locked buffers, and their release; the base of both pools."""
 
     slots: Slots
     _ring: PinnedRing
@@ -160,13 +143,7 @@ class _DeviceMemory:
         return target.copy_(source, non_blocking=self._accelerator.copies_run_ahead)
 
     def close(self) -> None:
-        """Give everything back once the device is done with it.
-
-        Raises
-        ------
-        RuntimeError
-            The device has failed; nothing is held any more all the same.
-        """
+        """Release everything once the device is done with it, or has failed."""
         if os.getpid() != self._process:
             keep(self)
             return
@@ -192,17 +169,7 @@ class _DeviceMemory:
 
 
 class PoolOnHost(_DeviceMemory):
-    """Blocks on the host; their rows are gathered into page-locked memory and copied to the device from there.
-
-    Parameters
-    ----------
-    accelerator : Accelerator
-        The device.
-    layout : Layout
-        The dataset's.
-    sizes : LoaderSizes
-        How large everything is.
-    """
+    """Blocks on the host; their rows are gathered into page-locked memory and copied to the device from there."""
 
     def __init__(self, accelerator: Accelerator, layout: Layout, sizes: LoaderSizes) -> None:
         super().__init__(accelerator)
@@ -230,7 +197,7 @@ class PoolOnHost(_DeviceMemory):
             return {"transfer": buffer.waited_seconds}
 
     def _pieces(self, first: int, n: int) -> list[slice]:
-        """What to copy: all at once where the rows are those of a full span."""
+        """List what to copy: all at once where the rows are those of a full span."""
         sections = self._spans.sections
         if n == sections[0].n_rows:
             return [slice(0, sections[-1].stop)]
@@ -245,7 +212,7 @@ class PoolOnDevice(_DeviceMemory):
     1. A thread queues the gather of the last rows of block A; the pool notes that they are gathered.
     2. So A's slot is free, and a read of block B is given it.
     3. B is copied to the device, past the gather, which still waits for its turn.
-    4. Written into the slot at once, B would stand where A's rows are still wanted.
+    4. Written into the slot at once, B would stand where A's rows are still needed.
 
     So copies go to a buffer's twin, in a queue of their own; and from there into the slots in the queue of the
     gathers, which does one after the other.
@@ -322,7 +289,7 @@ class PoolOnDevice(_DeviceMemory):
 
 
 def _in_rows(memory: Tensor, row_bytes: int) -> Tensor:
-    """Bytes as rows, in the widest elements that divide them."""
+    """View bytes as rows, in the widest elements that divide them."""
     for dtype in (torch.int64, torch.int32, torch.int16):
         if row_bytes % dtype.itemsize == 0:
             return memory.view(dtype).view(-1, row_bytes // dtype.itemsize)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -12,7 +10,7 @@ import torch
 from streamtrain.errors import Argument, DeviceError, Fix
 
 _ACCELERATOR_ERROR: Final[type[Exception] | tuple[()]] = getattr(torch, "AcceleratorError", ())
-"""Torch 2.8 and later have a class for it; before, and for libraries of the device, the text alone tells."""
+"""Torch 2.8 and later have a class for it; before, and for libraries of the device, only the text shows it."""
 
 _BROKEN: Final = re.compile(
     r"\A\W*(?:CUDA|HIP|cuDNN|MIOpen|XPU|MPS)\b[\w ]* (?:error|failed)|CUBLAS_STATUS|CUDNN_STATUS"
@@ -29,30 +27,14 @@ _ANY_REMEDY: Final = "begin a new process; if it comes again, the log of the dev
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device had no room.
-
-    Examples
-    --------
-    >>> is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory."))
-    True
-    >>> is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 5.00 GB)"))
-    True
-    """
+    """Whether a device had no room."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "backend out of memory" in str(error)
     )
 
 
 def is_device_failure(error: BaseException) -> bool:
-    """Whether a device, or a library of it, has failed: nothing of what the program asked for is wrong by itself.
-
-    Examples
-    --------
-    >>> is_device_failure(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
-    True
-    >>> is_device_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"))
-    False
-    """
+    """Whether a device, or a library of it, has failed; the program's own request is not at fault."""
     if is_out_of_memory(error):
         return False
     return isinstance(error, _ACCELERATOR_ERROR) or (
@@ -61,30 +43,13 @@ def is_device_failure(error: BaseException) -> bool:
 
 
 def is_capture_conflict(error: BaseException) -> bool:
-    """Whether a call was refused because some stream is being captured in a graph; it can be made again afterwards."""
+    """Whether a call was refused during a graph capture; it can be made again afterwards."""
     return isinstance(error, RuntimeError) and bool(_CAPTURES.search(str(error)))
 
 
 def device_failure(error: BaseException, device: torch.device) -> DeviceError:
-    """The error that a user is shown for one of a device's own.
-
-    Examples
-    --------
-    >>> str(device_failure(RuntimeError("CUDA error: unspecified launch failure"), torch.device("cuda:0")))
-    "cuda:0: the device failed: CUDA error: unspecified launch failure. Fix: begin a new process; ..."
-    """
+    """Make the error shown to a user from one of a device's own."""
     text = str(error).strip()
     first = (text.splitlines() or [type(error).__name__])[0]
     fix = next((remedy for pattern, remedy in _REMEDIES if pattern.search(text)), _ANY_REMEDY)
     return DeviceError(f"the device failed: {first[:200]}", where=str(device), fix=fix)
-
-
-@contextmanager
-def explain_device_failure(device: torch.device) -> Iterator[None]:
-    """Turn the errors of a device that has failed, and no others, into ours."""
-    try:
-        yield
-    except RuntimeError as error:
-        if is_device_failure(error):
-            raise device_failure(error, device) from error
-        raise

@@ -1,7 +1,7 @@
 """Device memory as sizes and named terms, and where the bytes lie. Pure.
 
-The shuffle parameters are those of the CPU, so the order is the same bit for bit. What the device needs on top comes
-out of the same budget: first from the blocks that are only cached, then from the size of the pieces work is done in.
+The shuffle parameters are those of the CPU, so the order is the same bit for bit. The device's needs come out of the
+same budget: first from the blocks that are only cached, then from the size of the pieces work is done in.
 """
 
 from __future__ import annotations
@@ -30,31 +30,17 @@ _LARGE_SEGMENT: Final = 20 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocatorTraits:
-    """What allocators take beside what they are asked for.
+    """Traits of allocators that decide the memory taken besides the bytes requested."""
 
-    Attributes
-    ----------
-    locks_powers_of_two : bool
-        Page-locked memory is rounded up to a power of two: torch allocates it.
-    is_unified : bool
-        The device's memory is the host's.
-    is_expandable : bool
-        Allocations of a stream lie in one segment that grows by 20 MiB (``expandable_segments``).
-    rounds_up : bool
-        Allocations are rounded up, to a power of two at most (``roundup_power2_divisions``).
-    is_deterministic : bool
-        Writes by index sort first, in memory of their own (`torch.use_deterministic_algorithms`).
-    """
-
-    locks_powers_of_two: bool = False
-    is_unified: bool = False
-    is_expandable: bool = False
-    rounds_up: bool = False
-    is_deterministic: bool = False
+    locks_powers_of_two: bool = False  # torch allocates page-locked memory, and rounds it up to a power of two
+    is_unified: bool = False  # the device's memory is the host's
+    is_expandable: bool = False  # a stream's allocations lie in one segment that grows by 20 MiB (expandable_segments)
+    rounds_up: bool = False  # to a power of two at most (roundup_power2_divisions)
+    is_deterministic: bool = False  # writes by index sort first, in memory of their own
 
     @property
     def term(self) -> str:
-        """What a projection calls the device's memory: only what is the device's alone is not the host's."""
+        """The name of the device's memory in a projection: only "device" is not the host's."""
         return "unified" if self.is_unified else "device"
 
 
@@ -63,14 +49,7 @@ PLAIN: Final = AllocatorTraits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """Where rows of one size lie, end to end, in a piece of memory.
-
-    Examples
-    --------
-    >>> first, second = sections([3, 8], n_rows=10, alignment=16)
-    >>> second.rows(1, 4), second.stop
-    (slice(40, 72, None), 112)
-    """
+    """A stretch of memory in which rows of one size lie end to end."""
 
     start: int
     row_bytes: int
@@ -82,7 +61,7 @@ class Section:
         return self.start + self.n_rows * self.row_bytes
 
     def rows(self, first: int, n: int) -> slice:
-        """The bytes of n rows."""
+        """Give the bytes of n rows."""
         start = self.start + first * self.row_bytes
         return slice(start, start + n * self.row_bytes)
 
@@ -98,53 +77,41 @@ def sections(row_bytes: Iterable[int], *, n_rows: int, alignment: int) -> list[S
 
 
 def span_sections(layout: Layout, sizes: LoaderSizes) -> list[Section]:
-    """Where each field's rows lie in the memory of a full span."""
+    """Lay out each field's rows in the memory of a full span."""
     n_rows = sizes.span_samples(layout.n_samples)
     return sections((field.row_bytes for field in layout.fields), n_rows=n_rows, alignment=_DEVICE_ALIGNMENT)
 
 
 def pool_sections(layout: Layout, sizes: LoaderSizes) -> list[Section]:
-    """Where each field's rows lie in the memory of a pool on the device; behind them come the buffers' twins."""
+    """Lay out each field's rows in the memory of a pool on the device; the buffers' twins follow."""
     n_rows = sizes.slots * layout.block_rows
     return sections((field.row_bytes for field in layout.fields), n_rows=n_rows, alignment=_DEVICE_ALIGNMENT)
 
 
 def pool_bytes(layout: Layout, sizes: LoaderSizes) -> tuple[int, int]:
-    """Bytes of the memory of a pool on the device: without the buffers' twins, and with them."""
+    """Count the bytes of a pool on the device: without the buffers' twins, and with them."""
     rows = _rounded(pool_sections(layout, sizes)[-1].stop, PAGE_BYTES)
     return rows, rows + n_buffers(sizes) * buffer_bytes(layout, sizes, pool_on_device=True)
 
 
 def read_sections(layout: Layout, n_blocks: int) -> list[Section]:
-    """Where the blocks of one read, field by field, lie on their way to the device, and behind them their slots."""
+    """Lay out the blocks of one read, field by field, on their way to the device, and behind them their slots."""
     block_bytes = [layout.block_rows * field.row_bytes for field in layout.fields]
     return sections([*block_bytes, 8], n_rows=n_blocks, alignment=PAGE_BYTES)
 
 
 def gather_index_bytes(layout: Layout, sizes: LoaderSizes) -> int:
-    """Bytes of one index into the rows of the pool.
-
-    Examples
-    --------
-    >>> from streamtrain.store.layout import Field
-    >>> import numpy as np
-    >>> y = Field(name="y", dtype=np.dtype("int64"), shape=())
-    >>> layout = Layout(fields=(y,), n_samples=10**10, block_rows=10**6, shard_blocks=1, codec="none")
-    >>> from streamtrain.loader.budget import solve
-    >>> sizes, _ = solve(layout, batch_size=100, memory=10**9, lanes=2)
-    >>> gather_index_bytes(layout, sizes), gather_index_bytes(layout, replace(sizes, slots=3000))
-    (4, 8)
-    """
+    """Choose the bytes of one index into the rows of the pool."""
     return 4 if sizes.slots * layout.block_rows < 2**31 else 8
 
 
 def n_buffers(sizes: LoaderSizes) -> int:
-    """Page-locked buffers: each thread may hold one, and one more is on its way."""
+    """Count the page-locked buffers: each thread may hold one, and one more is on its way."""
     return sizes.threads + 1
 
 
 def buffer_bytes(layout: Layout, sizes: LoaderSizes, *, pool_on_device: bool) -> int:
-    """The bytes of a page-locked buffer: a span; or, for a pool on the device, the blocks of a read or an index."""
+    """Size a page-locked buffer: a span; or, for a pool on the device, the blocks of a read or an index."""
     if not pool_on_device:
         return _rounded(span_sections(layout, sizes)[-1].stop, PAGE_BYTES)
     blocks = read_sections(layout, sizes.read_blocks)[-1].stop
@@ -160,7 +127,7 @@ def project_on_device(
     pool_on_device: bool,
     traits: AllocatorTraits = PLAIN,
 ) -> Projection:
-    """What the loader owns at these sizes: on the host, of it page-locked (``pinned``), and on the device."""
+    """Project what the loader owns at these sizes: on the host, page-locked (``pinned``), and on the device."""
     terms = dict(project(layout, sizes, budget_bytes=budget_bytes).terms)
     del terms["batches"]
     buffer = buffer_bytes(layout, sizes, pool_on_device=pool_on_device)
@@ -184,25 +151,9 @@ def fit_to_device(
     pool_on_device: bool,
     traits: AllocatorTraits = PLAIN,
 ) -> tuple[LoaderSizes, Projection]:
-    """Make room in the budget for what a device needs, with the same lanes and groups.
+    """Make room in the budget for a device's needs, with the same lanes and groups.
 
-    Parameters
-    ----------
-    layout : Layout
-        The dataset's.
-    sizes : LoaderSizes
-        Solved for the CPU.
-    budget_bytes : int
-        The budget.
-    pool_on_device : bool
-        Whether the blocks lie on the device, or only the batches.
-    traits : AllocatorTraits
-        What its memory takes.
-
-    Raises
-    ------
-    BudgetError
-        The budget is too small; the message has every term and the smallest budget that would do for these lanes.
+    A budget that is too small is a `BudgetError` with every term and the smallest one that works for these lanes.
     """
 
     def total(tried: LoaderSizes) -> Projection:
@@ -234,7 +185,7 @@ def _with_slots(sizes: LoaderSizes, n_slots: int) -> LoaderSizes:
 
 
 def _smaller_and_smaller(sizes: LoaderSizes) -> Iterator[LoaderSizes]:
-    """The same lanes with work in smaller and smaller pieces, down to the least that goes on at all."""
+    """Yield the same lanes with work in ever smaller pieces, down to the least that works at all."""
     while True:
         yield replace(sizes, slots=sizes.working_slots)
         if sizes.span_batches == sizes.read_blocks == 1:
@@ -247,23 +198,16 @@ def _smaller_and_smaller(sizes: LoaderSizes) -> Iterator[LoaderSizes]:
 
 
 def _reading(sizes: LoaderSizes, read_blocks: int, threads: int) -> LoaderSizes:
-    """With reads of so many blocks by so many threads, of whose blocks each needs a slot to be filled."""
+    """Read ``read_blocks`` blocks at once in ``threads`` threads; each block needs a slot to be filled."""
     filled = sizes.threads * sizes.read_blocks - threads * read_blocks
     return replace(sizes, read_blocks=read_blocks, threads=threads, prefetch=sizes.prefetch - filled)
 
 
 def allocated_bytes(n_bytes: int, count: int = 1, *, traits: AllocatorTraits = PLAIN) -> int:
-    """What torch's caching allocator takes from a CUDA device for allocations of one size.
+    """Compute the bytes that torch's caching allocator takes from a CUDA device for allocations of one size.
 
     Those up to 1 MiB share segments of 2 MiB, those below 10 MiB segments of 20 MiB; larger ones have their own, of a
     multiple of 2 MiB (PyTorch, notes on CUDA semantics and ``c10/cuda/CUDACachingAllocator``).
-
-    Examples
-    --------
-    >>> allocated_bytes(8 << 20, 3) >> 20, allocated_bytes(11 << 20) >> 20, allocated_bytes(1000, 3) >> 20
-    (40, 12, 2)
-    >>> allocated_bytes(11 << 20, 3, traits=AllocatorTraits(is_expandable=True)) >> 20
-    40
     """
     if traits.rounds_up:
         n_bytes = 1 << (max(1, n_bytes) - 1).bit_length()

@@ -17,31 +17,18 @@ _NO_KERNEL: Final = re.compile(r"no kernel image|invalid device function|PTX")
 _BUSY: Final = re.compile(r"busy or unavailable|in use|exclusive")
 CPU: Final = Argument("device", "cpu")
 AUTO: Final = Fix(Argument("device", "auto"))
-_working: set[tuple[int, torch.device]] = set()
-"""The devices that have computed something, by process."""
+_working: set[tuple[int, torch.device]] = set()  # the devices that have computed something, by process
 
 
 def make_accelerator(device: torch.device) -> Accelerator:
-    """Who does the work on a device."""
+    """Make the accelerator of a device."""
     return CudaAccelerator(device) if device.type == "cuda" else SynchronousAccelerator(device)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
     """Turn a name into a device that is there, and works.
 
-    ``"auto"`` is CUDA where there is any that works, else the CPU; of one that does not a warning says why.
-
-    Raises
-    ------
-    UsageError
-        The text names no kind of device, or one that holds no data.
-    DeviceError
-        The machine has no such device, or it does not work.
-
-    Examples
-    --------
-    >>> resolve_device("cpu")
-    device(type='cpu')
+    ``"auto"`` is CUDA where there is any that works, else the CPU; a warning gives the reason why one does not.
     """
     if device == "auto":
         return _best_device()
@@ -75,7 +62,7 @@ def _best_device() -> torch.device:
 
 
 def _why_no_cuda() -> str:
-    """Why torch sees no CUDA device, as far as it can be told; empty where it sees some."""
+    """Explain why torch sees no CUDA device, as far as it can be known; empty where it sees some."""
     if torch.version.cuda is None and torch.version.hip is None:
         return f"This torch, {torch.__version__}, is built without CUDA. "
     if not torch.cuda.is_available():
@@ -109,7 +96,7 @@ def _explained(device: torch.device, error: RuntimeError) -> dict[str, str]:
 
 
 def _try(device: torch.device) -> None:
-    """Ask a device for a little memory: torch knows names of devices that are not there, or not built in."""
+    """Allocate a little memory: torch knows names of devices that are not there, or not built in."""
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:

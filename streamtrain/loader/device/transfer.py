@@ -32,21 +32,11 @@ _WIDE: Final = ("float64", "complex128")
 class Placement:
     """A device, and where the blocks wait for their batches.
 
-    Parameters
-    ----------
-    device : str or torch.device
-        ``"auto"`` is CUDA where there is any, else the CPU.
-    pool : {"auto", "host", "device"}
-        Blocks on the host, whose rows are gathered there and copied; or on the device, where the gather costs next to
-        nothing. ``"auto"`` takes the device where the pool needs at most half of the memory that is free on it.
-
-    Raises
-    ------
-    UsageError
-        ``pool`` is none of these.
+    ``pool="host"`` gathers rows on the host and copies them; on the ``"device"`` the gather costs next to nothing.
+    ``"auto"`` takes the device where the pool needs at most half of the memory that is free on it.
     """
 
-    device: str | torch.device = "auto"
+    device: str | torch.device = "auto"  # "auto" is CUDA where there is any, else the CPU
     pool: PoolPlace = "auto"
 
     def __post_init__(self) -> None:
@@ -55,22 +45,7 @@ class Placement:
 
 
 class DeviceTransfer:
-    """Brings a loader's batches to a device.
-
-    Parameters
-    ----------
-    accelerator : Accelerator
-        The device.
-    pool : {"auto", "host", "device"}
-        As in `Placement`.
-    timeout : float, optional
-        Seconds that the device may take for what it has been given; None waits for ever.
-
-    Attributes
-    ----------
-    pool_on_device : bool
-        What became of ``pool``.
-    """
+    """Brings a loader's batches to a device; ``pool_on_device`` is what became of ``pool``."""
 
     def __init__(self, accelerator: Accelerator, pool: PoolPlace, *, timeout: float | None = None) -> None:
         self._accelerator = accelerator
@@ -87,7 +62,7 @@ class DeviceTransfer:
 
     @property
     def device(self) -> torch.device:
-        """Where batches end."""
+        """The device where batches end."""
         return self._accelerator.device
 
     @property
@@ -96,15 +71,7 @@ class DeviceTransfer:
         return self._accelerator.registered_bytes
 
     def fit(self, layout: Layout, sizes: LoaderSizes, *, budget_bytes: int) -> tuple[LoaderSizes, Projection]:
-        """Choose where the pool lies, and make room in the budget for what the device needs.
-
-        Raises
-        ------
-        BudgetError
-            The budget is too small for that.
-        DeviceError
-            The device's free memory is.
-        """
+        """Choose where the pool lies, and make room in the budget for the device's needs."""
         self._check_dtypes(layout)
         free = self._accelerator.free_bytes()
         how: dict[str, Any] = {"budget_bytes": budget_bytes, "traits": self._traits}
@@ -137,25 +104,13 @@ class DeviceTransfer:
             )
 
     def memory(self, layout: Layout, sizes: LoaderSizes) -> PoolMemory:
-        """The pool's memory.
-
-        Raises
-        ------
-        DeviceError
-            The device has no room for it, or host memory cannot be page-locked.
-        """
+        """Make the pool's memory."""
         make = PoolOnDevice if self.pool_on_device else PoolOnHost
         with self._explained():
             return make(self._accelerator, layout, sizes)
 
     def take(self, next_span: Callable[[], Span]) -> tuple[Tensor, ...]:
-        """The next span's fields on the device; their batches go through ``hand_over`` one by one.
-
-        Raises
-        ------
-        DeviceError
-            A thread found no room on the device, or the device has failed.
-        """
+        """Take the next span's fields on the device; their batches go through ``hand_over`` one by one."""
         with self._explained():
             span = next_span()
         assert isinstance(span, DeviceSpan)
@@ -163,9 +118,9 @@ class DeviceTransfer:
         return span.tensors
 
     def waited_seconds(self) -> float:
-        """Seconds that the caller's queues have stood still for spans, as far as it has become known since last time.
+        """Count seconds that the caller's queues have stood still for spans, known since the last call.
 
-        The device is not waited for: what it has not come to yet is told at a later time.
+        The device is not waited for: a wait that it has not come through yet is counted at a later time.
         """
         with self._explained():
             told = [(wait, wait.seconds()) for wait in self._waits]
@@ -173,25 +128,18 @@ class DeviceTransfer:
         return sum(seconds for _, seconds in told if seconds is not None)
 
     def finish(self, transform: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
-        """What a batch goes through on its way to the caller."""
+        """Make the function that a batch goes through on its way to the caller."""
         return self.hand_over if transform is None else lambda batch: transform(self.hand_over(batch))
 
     def hand_over(self, batch: Any) -> Any:
         """Let the queue that the caller now computes in have a batch of the latest span.
 
-        A caller that queues much and waits for nothing would need ever more memory: spans that it has let go of are
-        still computed on. So the device may be one span behind the caller, and no more.
-
-        Raises
-        ------
-        StallError
-            The device did not get there within the timeout.
-        DeviceError
-            The device has failed.
+        A caller that queues much and waits for nothing would need ever more memory: spans that it has released are
+        still computed on. So the device may be one span behind the caller, and no more, within the timeout.
         """
         if self._span is not None:
             queue = self._accelerator.current()
-            # Of queues of torch's, != answers False beside None; and == does too.
+            # Torch's streams answer False to both != and == beside None.
             if self._queue is None or queue != self._queue:
                 with self._explained():
                     self._admit(self._span, is_first=self._queue is None)
@@ -212,15 +160,9 @@ class DeviceTransfer:
             )
 
     def close(self, close_pool: Callable[[], None]) -> None:
-        """Keep no memory of the device any more, and close the pool.
-
-        Raises
-        ------
-        DeviceError
-            The device has failed.
-        """
+        """Keep no memory of the device any more, and close the pool."""
         if os.getpid() != self._process:
-            # It is the parent's, and giving it back would ask the device.
+            # It is the parent's, and its release would call the device.
             keep(self._span, self._taken, self._waits)
         self._span = self._taken = None
         self._waits = []
@@ -229,7 +171,7 @@ class DeviceTransfer:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Say of a device without room what would fit, and of one that has failed that it has."""
+        """Turn a device's lack of room into the budget that would fit, and its failure into ours."""
         try:
             yield
         except RuntimeError as error:
@@ -241,7 +183,7 @@ class DeviceTransfer:
 
     def _too_small(self, projection: Projection, free: int) -> DeviceError:
         needed = self._on_device(projection)
-        # Free memory may lie in pieces too small to be of use: less than half of it is never asked of.
+        # Free memory may lie in pieces too small to be of use: then half of the budget is suggested.
         fits = projection.budget_bytes * free // needed if free < needed else projection.budget_bytes // 2
         where = "pool and batches" if self.pool_on_device else "batches"
         return DeviceError(
@@ -258,22 +200,7 @@ class DeviceTransfer:
 def make_transfer(
     device: str | torch.device | Placement | None, *, timeout: float | None = None
 ) -> DeviceTransfer | None:
-    """Who brings batches to a device; nobody where they stay on the CPU.
-
-    Raises
-    ------
-    UsageError
-        The text names no kind of device.
-    DeviceError
-        The machine has no such device.
-
-    Examples
-    --------
-    >>> make_transfer("cpu") is None
-    True
-    >>> make_transfer(Placement(device="cpu", pool="device")).pool_on_device
-    True
-    """
+    """Make the transfer of batches to a device; None where they stay on the CPU."""
     if device is None:
         return None
     placement = device if isinstance(device, Placement) else Placement(device=device)

@@ -149,6 +149,21 @@ with device.installed():
     assert ended.returncode == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.cuda.OutOfMemoryError("CUDA out of memory."), RuntimeError("MPS backend out of memory (5.00 GB allocated)")],
+)
+def test_a_device_without_room_has_not_failed(error):
+    assert is_out_of_memory(error)
+    assert not is_device_failure(error)
+
+
+def test_wrong_shapes_are_no_failure_of_the_device():
+    error = RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)")
+    assert not is_out_of_memory(error)
+    assert not is_device_failure(error)
+
+
 @pytest.mark.parametrize("error", BROKEN, ids=lambda error: str(error)[:30])
 def test_a_device_that_fails_in_a_step_is_no_misfit(dataset, error):
     class Broken(nn.Linear):

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from streamtrain.errors import BudgetError, DeviceError, UsageError
 from streamtrain.loader.budget import project, solve
 from streamtrain.loader.device.memory_terms import (
+    AllocatorTraits,
     allocated_bytes,
     buffer_bytes,
     fit_to_device,
+    gather_index_bytes,
     n_buffers,
     pool_bytes,
     sections,
@@ -95,6 +97,15 @@ def test_the_allocator_takes_no_less_than_it_is_asked_for(n_bytes, count):
     assert allocated_bytes(n_bytes, count) <= n_bytes * count + (20 << 20) + 2 * count * max(n_bytes, 2 << 20)
 
 
+@pytest.mark.parametrize(
+    ("n_bytes", "count", "is_expandable", "expected"),
+    [(8 << 20, 3, False, 40), (11 << 20, 1, False, 12), (1000, 3, False, 2), (11 << 20, 3, True, 40)],
+)
+def test_the_allocator_takes_whole_segments(n_bytes, count, is_expandable, expected):
+    traits = AllocatorTraits(is_expandable=is_expandable)
+    assert allocated_bytes(n_bytes, count, traits=traits) == expected << 20
+
+
 def test_large_budgets_keep_large_pieces():
     layout, sizes = solved(10**7, "none", batch_size=256, memory=2 * 10**9)
     for pool_on_device in (False, True):
@@ -111,6 +122,7 @@ def test_a_device_that_is_not_there(monkeypatch):
             make_transfer(device)
         assert caught.value.exit_code == 5
     assert make_transfer("auto") is None
+    assert make_transfer("cpu") is None
     assert resolve_device("auto") == torch.device("cpu")
 
 
@@ -172,3 +184,6 @@ def test_an_index_is_as_small_as_the_pool_lets_it_be():
     layout, sizes = solved(10**7, "none", batch_size=256, memory=10**9)
     small = buffer_bytes(layout, replace(sizes, span_batches=4000, read_blocks=1), pool_on_device=True)
     assert small == -(-4 * 256 * 4000 // 4096) * 4096
+    last = 2**31 // layout.block_rows
+    assert gather_index_bytes(layout, replace(sizes, slots=last - 1)) == 4
+    assert gather_index_bytes(layout, replace(sizes, slots=last + 1)) == 8
