@@ -12,6 +12,7 @@ from streamtrain.system.counter_rng import (
     random_orders,
     word_below,
     words,
+    words_below,
 )
 
 
@@ -19,6 +20,13 @@ def test_words_are_splitmix64():
     # The first outputs of splitmix64 seeded with 0: its state advances by the golden gamma, then is finalised.
     gamma = np.uint64(0x9E3779B97F4A7C15)
     assert words(0, np.array([gamma])).tolist() == [0xE220A8397B1DCDAF]
+    assert words(0, np.arange(1, 3)).tolist() == [0x5692161D100B05E5, 0xDBD238973A2B148A]
+
+
+def test_draws_and_orders_are_pinned():
+    assert words_below(0, np.arange(4), np.array([1, 10, 10, 2**40])).tolist() == [0, 3, 8, 130247749091]
+    order = even_orders(words(0, np.arange(1)), np.array([8]), 8, steps=GOLDEN_STEPS)
+    assert order.tolist() == [[0, 5, 2, 7, 4, 1, 6, 3]]
 
 
 def test_keys_are_pinned():
