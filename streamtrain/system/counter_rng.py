@@ -110,16 +110,15 @@ def random_orders_by(ranks: npt.NDArray[np.integer[Any]], n_ranks: int, random: 
     return _sorted_indexes(keys, np.full(len(keys), width), bits).astype(np.int64)
 
 
-def even_orders(random: U64, lengths: npt.NDArray[np.integer[Any]], width: int, *, steps: U64) -> U32:
+def even_orders(random: U64, lengths: npt.NDArray[np.integer[Any]], width: int) -> U32:
     """Draw an even random order of 0..length-1 for each word: every stretch of it spreads over the range.
 
-    Thing i is ranked by ``start + i * step`` modulo 1, where the word gives the start and picks the step: one of
-    ``steps``, in units of 2**-64. Things that follow each other in this order, in any number and also around its end,
-    lie on one arc of the circle, and the multiples of a step with small partial quotients fall on every arc evenly. So
-    an order may be repeated, and any stretch of the repetition spreads as well. Things from a row's length to ``width``
-    come last.
+    Thing i is ranked by ``start + i * step`` modulo 1, where the word gives the start and picks the step. Things that
+    follow each other in this order, in any number and also around its end, lie on one arc of the circle, and the
+    multiples of a step with small partial quotients fall on every arc evenly. So an order may be repeated, and any
+    stretch of the repetition spreads as well. Things from a row's length to ``width`` come last.
     """
-    step = steps[(random % np.uint64(len(steps))).astype(np.intp)]
+    step = NOBLE_STEPS[(random % np.uint64(len(NOBLE_STEPS))).astype(np.intp)]
     return random_orders(random[:, None] + np.arange(width, dtype=np.uint64) * step[:, None], lengths)
 
 
@@ -135,7 +134,8 @@ def _both_ways(steps: list[int]) -> U64:
     return np.array([way for step in steps for way in (step, _WORD - step)], np.uint64)
 
 
-GOLDEN_STEPS: Final[U64] = _both_ways([_step()])
-"""The golden ratio, whose multiples spread best, forwards and backwards."""
 NOBLE_STEPS: Final[U64] = _both_ways([_step(*terms) for terms in product((1, 2, 3), repeat=3)])
-"""Numbers that end like the golden ratio after three terms of at most 3: many orders, each nearly as even."""
+"""Numbers that end like the golden ratio after three terms of at most 3, forwards and backwards, in units of 2**-64.
+
+The golden ratio's multiples spread best; these make many orders, each nearly as even.
+"""
