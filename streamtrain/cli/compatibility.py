@@ -25,13 +25,7 @@ _POOR_EFFECT: Final = 2.0
 
 
 def find_field(dataset: Dataset, name: str) -> Field:
-    """A field by its name.
-
-    Raises
-    ------
-    UnknownName
-        The dataset has none of that name.
-    """
+    """Return a field by its name; refuse a name that the dataset does not have."""
     for field in dataset.fields:
         if field.name == name:
             return field
@@ -42,13 +36,7 @@ def find_field(dataset: Dataset, name: str) -> Field:
 
 
 def input_shape(dataset: Dataset, names: tuple[str, ...], model: str) -> tuple[int, ...]:
-    """The shape of one sample of a model's first input.
-
-    Raises
-    ------
-    UsageError
-        The dataset lacks one of the inputs; or there are none, or several and a model by name, which takes one.
-    """
+    """Return the sample shape of a model's first input; refuse several inputs for a model that takes one."""
     if not names:
         raise UsageError("--inputs names no field", fix="--inputs x, say")
     shapes = [find_field(dataset, name).shape for name in names]
@@ -59,13 +47,7 @@ def input_shape(dataset: Dataset, names: tuple[str, ...], model: str) -> tuple[i
 
 
 def chosen_target(dataset: Dataset, name: str, loss: str | None) -> tuple[Field, Loss]:
-    """The field that is to be learnt, and the loss that is named or fits it.
-
-    Raises
-    ------
-    UsageError
-        There is no such field, or no loss fits it.
-    """
+    """Return the field to learn and its loss, given or by default; refuse a target that no loss fits."""
     y = find_field(dataset, name)
     if y.dtype.kind in "biu" and y.dtype != np.int64 and loss is None:
         raise UsageError(
@@ -79,17 +61,7 @@ def chosen_target(dataset: Dataset, name: str, loss: str | None) -> tuple[Field,
 def check_alike(
     dataset: Dataset, val: Dataset, weight: str | None = None, *, fields: tuple[str, ...] = (INPUT, TARGET)
 ) -> None:
-    """Refuse validation data whose fields, that of the samples' weights among them, or classes are not the training's.
-
-    Of the fields, the last is the target.
-
-    Raises
-    ------
-    UsageError
-        Something differs, or a field is missing.
-    InputError
-        It has labels that the training data lacks.
-    """
+    """Refuse validation data whose fields, weights or classes differ from the training data's; the target is last."""
     named = (*fields, *([weight] if weight else []))
     for name in named:
         find_field(dataset, name)
@@ -100,7 +72,7 @@ def check_alike(
 
 
 def say_unnamed(text: str | None) -> None:
-    """Say on stderr what could only be matched by its position."""
+    """Warn on stderr about what could only be matched by its position."""
     if text is not None:
         click.echo(f"warning: {text}", err=True)
 
@@ -120,7 +92,7 @@ def _check_labels(dataset: Dataset, val: Dataset, target: str) -> None:
 
 
 def training_warnings(dataset: Dataset, batch_size: int) -> Iterator[str]:
-    """What is no error, and still no training that anyone wants, in sentences."""
+    """Warn, in sentences, about data and settings that are allowed but train badly."""
     labels = dataset.label_histogram
     if labels is not None and len(labels.values) == 1:
         yield f"every label is {labels.values[0]}: of one class nothing can be learnt"
@@ -136,10 +108,10 @@ def training_warnings(dataset: Dataset, batch_size: int) -> Iterator[str]:
 
 
 def poor_shuffle(dataset: Dataset, batch_size: int, lanes: int) -> str | None:
-    """What so few lanes make of the batches, in a sentence; None where they are not few, or shuffle well all the same.
+    """Warn, in a sentence, about too few lanes for well-mixed batches; None where there are enough.
 
     The figure is the design effect 1 + (m - 1)ρ of m samples of a block in a batch (L. Kish, Survey Sampling, 1965,
-    section 5.4). That lanes lie evenly over the dataset makes it less.
+    section 5.4), an upper bound here: lanes that lie evenly over the dataset make it less.
     """
     effect = 1 + (batch_size / lanes - 1) * max(0.0, dataset.rho or 0.0)
     if lanes >= _FEW_LANES or effect < _POOR_EFFECT:
@@ -151,13 +123,7 @@ def poor_shuffle(dataset: Dataset, batch_size: int, lanes: int) -> str | None:
 
 
 def n_outputs(dataset: Dataset, loss: Loss, y: Field) -> int:
-    """How wide a model's output has to be.
-
-    Raises
-    ------
-    UsageError
-        The loss needs class labels, and there are none.
-    """
+    """Return the width that a model's output needs; refuse a loss of class labels where there are none."""
     if loss.kind != "classes":
         return math.prod(y.shape)
     n_classes = class_counts(dataset, y.name, loss)

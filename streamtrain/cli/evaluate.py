@@ -74,7 +74,7 @@ def _check_meaning(run: Path, trainer: Trainer, dataset: Dataset) -> None:
 
 
 def _trained(run: Path, config: dict[str, Any], model: str | None, weight: str | None, device: str) -> Trainer:
-    """The run's trainer, as it was when the run ended."""
+    """Rebuild the run's trainer as it was when the run ended."""
     _check_types(run, config)
     checkpoint = newest_checkpoint(run)
     try:
@@ -95,7 +95,7 @@ def _trained(run: Path, config: dict[str, Any], model: str | None, weight: str |
 
 
 def _check_types(run: Path, config: dict[str, Any]) -> None:
-    """Refuse a configuration that no run has written, before anything is built by it."""
+    """Refuse a configuration that no run has written, before anything is built from it."""
     for name, (is_right, what) in _TYPES.items():
         if name in config and not is_right(config[name]):
             why = f"{name} is {config[name]!r}, and not {what}"
@@ -125,7 +125,7 @@ _TYPES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "input_shape": (lambda value: _is_list(value, _is_size), "a list of positive integers"),
     "n_outputs": (_is_size, "a positive integer"),
 }
-"""What a run's configuration holds, as far as it is read here."""
+"""The values of a run's configuration that are read here: their check, and its name."""
 
 
 def _build(run: Path, config: dict[str, Any], model: str | None) -> nn.Module:
@@ -139,7 +139,7 @@ def _build(run: Path, config: dict[str, Any], model: str | None) -> nn.Module:
 
 
 def _refuse_code_of_the_run(run: Path, model: str) -> None:
-    # A run's folder is data and may come from anyone: the code it would bring along runs only when asked for by name.
+    # A run's folder is data and may come from anyone: code in it runs only when the user names it.
     if Path(model.rpartition(":")[0]).resolve().is_relative_to(run.resolve()):
         raise CheckpointError(
             "the run names code in its own folder", where=str(run / CONFIG), fix=f"--model {model}, if you trust it"

@@ -1,7 +1,7 @@
 """The frame of the command line: find the command, run it, and turn every outcome into an exit code.
 
-Results go to stdout; errors go to stderr as ``error: ...`` and leave with the code of their class (see
-`streamtrain.errors`). A remedy is printed as it is typed: the library's ``memory='7MB'`` is ``--memory 7MB`` here. A
+Results go to stdout; errors go to stderr as ``error: ...`` and exit with the code of their class (see
+`streamtrain.errors`). A remedy is printed as users type it: the library's ``memory='7MB'`` is ``--memory 7MB`` here. A
 command is imported only when it is called, so ``--help`` is fast and ``ingest`` never imports torch.
 """
 
@@ -31,17 +31,7 @@ _OPTIONS: Final = {"checkpoint": "out", "options": "schedule-option"}
 
 
 def as_command_line(fix: str) -> str:
-    """A remedy in the words of the command line; sizes are rounded up to whole megabytes.
-
-    Examples
-    --------
-    >>> as_command_line(Fix(Argument("memory", n_bytes=6_035_592), ", or fewer lanes"))
-    '--memory 7MB, or fewer lanes'
-    >>> as_command_line(Fix(Argument("batch_size", 64), ", or ", Argument("drop_last", False)))
-    '--batch-size 64, or no --drop-last'
-    >>> as_command_line(Fix(Call("repair", "d.zarr", ("remove",))))
-    'streamtrain repair d.zarr --remove'
-    """
+    """Write a remedy as options of the command line; sizes are rounded up to whole megabytes."""
     return fix.said_by(_for_a_shell) if isinstance(fix, Fix) else fix
 
 
@@ -60,7 +50,7 @@ def _for_a_shell(part: Argument | Call) -> str:
             return f"{option} {','.join(f'{name}={value}'.replace(' ', '') for name, value in pairs.items())}"
         case list() | tuple() as values:
             return f"{option} {','.join(map(str, values))}"
-    # Only the command line has a word for what is on by default or taken up again.
+    # In Python ``resume`` may be "auto" or a path; here it is a flag.
     return option if part.name == "resume" else f"{option} {part.value}"
 
 
@@ -90,25 +80,12 @@ EXIT_INTERRUPTED: Final = 130
 EXIT_BROKEN_PIPE: Final = 141
 
 _ALLOCATION: Final = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
-"""As torch's allocator for the CPU puts it."""
+"""The message of torch's CPU allocator."""
 _FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code.
-
-    Parameters
-    ----------
-    args : sequence of str, optional
-        What follows the program's name; ``sys.argv[1:]`` by default.
-
-    Examples
-    --------
-    >>> main(["--help"])  # doctest: +ELLIPSIS
-    Usage: streamtrain [OPTIONS] COMMAND [ARGS]...
-    ...
-    0
-    """
+    """Run the command line, by default with ``sys.argv[1:]``, and return its exit code."""
     words = tuple(sys.argv[1:] if args is None else args) or ("--help",)
     try:
         with terminated_cleanly():
@@ -137,20 +114,20 @@ def _run(words: tuple[str, ...]) -> int:
 
 
 def _has(words: tuple[str, ...], flag: str) -> bool:
-    # Looked up in the words as they came: a command that cannot even be imported parses nothing.
+    # Looked up in the raw words: a command that cannot be imported parses nothing.
     ours = words[: words.index("--")] if "--" in words else words
     return flag in ours
 
 
 def _as_values(error: BaseException, message: str, code: int) -> dict[str, object]:
-    """An error as one JSON object: class, code, what, where, why, fix."""
+    """Turn an error into one JSON object: class, code, what, where, why, fix."""
     if isinstance(error, StreamtrainError):
         return error.to_json()
     return {"class": type(error).__name__, "code": code, "what": message, "where": None, "why": None, "fix": None}
 
 
 def _outcome(error: BaseException) -> tuple[str, int]:
-    """The message and the exit code of an error."""
+    """Find the message and the exit code of an error."""
     match error:
         case StreamtrainError():
             error.fix = as_command_line(error.fix) if error.fix else None
@@ -182,7 +159,7 @@ def _usage(error: click.UsageError) -> str:
 
 
 def _wrapped(message: str) -> str:
-    # A log keeps each message on its line, where a search finds it.
+    # In a log each message stays on one line, where a search finds it.
     if not sys.stderr.isatty():
         return message
     width = min(shutil.get_terminal_size().columns, 100)
@@ -197,7 +174,7 @@ def _wrap_line(line: str, width: int) -> str:
 
 
 def _close_stdout() -> None:
-    # Who reads us has left. The descriptor now leads nowhere, so that the flush at exit cannot fail either.
+    # The reader has left. The descriptor now points at nothing, so that the flush at exit cannot fail either.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

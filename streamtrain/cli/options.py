@@ -32,7 +32,7 @@ def _parse_betas(context: click.Context, parameter: click.Parameter, value: str 
 def _parse_pairs(
     context: click.Context, parameter: click.Parameter, value: tuple[str, ...]
 ) -> tuple[tuple[str, object], ...]:
-    """``gamma=0.5`` as a name and a JSON value, or a text where it is none."""
+    """Parse ``gamma=0.5`` into a name and a JSON value, or a text where it is not JSON."""
     pairs = []
     for word in value:
         name, is_pair, text = word.partition("=")
@@ -46,7 +46,7 @@ def _parse_pairs(
 
 
 def parse_names(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
-    """``a,b`` as names."""
+    """Parse ``a,b`` into names."""
     return tuple(word.strip() for word in value.split(",") if word.strip())
 
 
@@ -58,17 +58,17 @@ FIELD_OPTIONS: Final = (
     ),
     click.option("--target", default="y", metavar="FIELD", help="The field that the loss compares with."),
 )
-"""Which fields are learnt from, for every command that trains."""
+"""Options for the fields to learn from, shared by all commands that train."""
 
 
 def _option(default: Any = None, help_text: str | None = None, **of_click: Any) -> Any:
-    """A field that is an option: its default, its help, and what else click takes."""
+    """Declare a field that is an option: its default, its help, and what else click takes."""
     return field(default=default, metadata={"help": help_text, **of_click})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
-    """The options of the command, each declared once; those of a step are `StepOptions`'s."""
+    """The options of ``train``, each declared once; those of a step are in `StepOptions`."""
 
     dest: Path
     inputs: tuple[str, ...]
@@ -150,19 +150,13 @@ class TrainOptions:
     headspace: bool = _option(False, "Measure at the end how much faster a perfect loader would be.", is_flag=True)
 
     def loading(self) -> LoaderOptions:
-        """Those of the loaders."""
+        """Collect the options of the loaders."""
         names = {each.name for each in fields(LoaderOptions)} - {"shuffle"}
         return LoaderOptions(shuffle=self.update != "epoch", **{name: getattr(self, name) for name in names})
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """Take the options as click gives them.
-
-        Raises
-        ------
-        UsageError
-            The schedule is unknown or does not take its options; or there are lanes or groups, and no shuffle.
-        """
+        """Take the options as click gives them; refuse a wrong schedule, and lanes or groups without a shuffle."""
         own = {each.name for each in fields(cls)}
         options = {name: value for name, value in given.items() if name in own}
         step = StepOptions.of({**given, "schedule": _schedule(given)})
@@ -177,7 +171,7 @@ class TrainOptions:
 
 
 def _schedule(given: Mapping[str, Any]) -> Schedule | None:
-    """The schedule of the learning rate, if one is named."""
+    """Make the learning-rate schedule, if one is named."""
     name, every, options = (given[f"schedule{part}"] for part in ("", "_every", "_option"))
     if name is not None:
         return Schedule(name=name, every=every, options=dict(options))
@@ -187,7 +181,7 @@ def _schedule(given: Mapping[str, Any]) -> Schedule | None:
 
 
 def _of_fields(options: type[Any]) -> Iterator[Callable[..., Any]]:
-    """The options of click that a dataclass declares, in its order; those of a step stand where it has them."""
+    """Make click options of a dataclass's fields, in their order; those of a step stand where it has them."""
     for each in fields(options):
         if each.name == "step":
             yield from _of_fields(StepOptions)
@@ -205,25 +199,12 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def most_threads() -> int:
-    """The most that may be asked for: far more than is of use, and far fewer than end a process."""
+    """Return the highest number of threads allowed: far more than is useful, far fewer than end a process."""
     return max(64, 4 * (os.cpu_count() or 1))
 
 
 def set_threads(threads: int | None) -> None:
-    """Have torch compute with so many threads; with None, with as many as it finds right.
-
-    Raises
-    ------
-    UsageError
-        There are fewer than 1, or more than `most_threads`.
-
-    Examples
-    --------
-    >>> set_threads(0)
-    Traceback (most recent call last):
-    ...
-    streamtrain.errors.UsageError: threads is 0; it must be at least 1
-    """
+    """Set torch's number of threads, from 1 to `most_threads`; None keeps torch's own."""
     if threads is None:
         return
     if threads < 1:

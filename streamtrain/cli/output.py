@@ -22,29 +22,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 
 def emit(as_json: bool, result: Mapping[str, object], text: str) -> None:
-    """Print a result on stdout: one JSON object, or the text for people.
-
-    Parameters
-    ----------
-    as_json : bool
-        The value of ``json_option``.
-    result : Mapping
-        The result's values by name; see `streamtrain.system.json_values` for what a value may be.
-    text : str
-        The same result for people.
-
-    Raises
-    ------
-    TypeError
-        A value has no JSON form.
-
-    Examples
-    --------
-    >>> emit(True, {"loss": float("nan"), "steps": 3}, "3 steps")
-    {"loss": null, "steps": 3}
-    >>> emit(False, {"steps": 3}, "3 steps")
-    3 steps
-    """
+    """Print a result on stdout: one JSON object, or the text for people."""
     click.echo(_printable(json.dumps(to_json_value(result), allow_nan=False) if as_json else text))
 
 
@@ -58,13 +36,7 @@ _WIDTH: Final = 12
 
 
 def epoch_head(score_name: str | None, *, with_val: bool) -> str:
-    """The head of the table of epochs.
-
-    Examples
-    --------
-    >>> epoch_head("accuracy", with_val=False)
-    'epoch      steps        loss    accuracy   samples/s   stall'
-    """
+    """Write the head of the table of epochs."""
     names = [name for name in ("loss", score_name) if name]
     columns = [*names, *(f"val {name}" for name in names if with_val)]
     middle = "".join(f"{name:>{max(_WIDTH, len(name) + 2)}}" for name in columns)
@@ -72,7 +44,7 @@ def epoch_head(score_name: str | None, *, with_val: bool) -> str:
 
 
 def epoch_line(summary: EpochSummary) -> str:
-    """One epoch in the columns of `epoch_head`; behind them, whether it was cut short."""
+    """Write one epoch in the columns of `epoch_head`, and whether it was cut short."""
     values = [*_values(summary.train, ""), *(_values(summary.val, "val ") if summary.val else [])]
     middle = "".join(f"{value:>{max(_WIDTH, len(name) + 2)}.4f}" for name, value in values)
     speed = summary.speed
@@ -87,29 +59,12 @@ def _values(metrics: Metrics, prefix: str) -> list[tuple[str, float]]:
 
 
 def memory_line(memory: Mapping[str, int]) -> str:
-    """Budget, projection and measured peak, side by side.
-
-    Examples
-    --------
-    >>> memory_line({"budget": 16_000_000, "projected": 15_200_000, "measured": 12_345_678})
-    'memory  budget 16.0 MB, projected 15.2 MB, measured 12.3 MB'
-    """
+    """Write budget, projection and measured peak side by side."""
     return "memory  " + ", ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in memory.items())
 
 
 def time_lines(speed: Speed) -> list[str]:
-    """Where the wall time of training went, and what the loader's threads did meanwhile.
-
-    Examples
-    --------
-    >>> from streamtrain.system.events import ThreadSeconds
-    >>> from streamtrain.training.metrics import Speed
-    >>> work = ThreadSeconds(disk=0.5, decode=0.25, gather=1.0, index=0.25)
-    >>> for line in time_lines(Speed(n_samples=9, seconds=4.0, wait_seconds=0.1, work=work)):
-    ...     print(line)
-    time    4.0 s: compute 97.5%, transfer 0.0%, wait 2.5%
-    threads 2.0 s of work: disk 25%, decode 12%, gather 50%, index 12%
-    """
+    """Write how the wall time of training divides, and the work of the loader's threads meanwhile."""
     wall = ", ".join(f"{kind} {share:.1%}" for kind, share in _shares(speed.wall()).items())
     lines = [f"time    {format_duration(speed.seconds)}: {wall}"]
     if speed.work.total > 0:
@@ -124,7 +79,7 @@ def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def headspace_line(found: Headspace) -> str:
-    """How much faster a perfect loader would be."""
+    """Write how much faster a perfect loader would be."""
     perfect, real = found.perfect.samples_per_second, found.loader.samples_per_second
     return (
         f"headspace {found.ratio:.2f}: with a perfect loader {perfect:,.0f} samples/s, with this one {real:,.0f} "
@@ -133,12 +88,12 @@ def headspace_line(found: Headspace) -> str:
 
 
 def result_lines(metrics: Metrics) -> str:
-    """Loss and score of an evaluation, the score last."""
+    """Write loss and score of an evaluation, the score last."""
     return "\n".join(f"test {name} {value:.4f}" for name, value in metrics.named().items())
 
 
 def stored_facts(dataset: Dataset) -> dict[str, Any]:
-    """A dataset's identity, size, blocks and classes, for ``--json``; ``bytes`` are those of the decoded samples."""
+    """Collect a dataset's identity, size, blocks and classes for ``--json``; ``bytes`` are decoded ones."""
     layout = dataset.layout
     return {
         "dataset": str(dataset.path),

@@ -91,7 +91,7 @@ def _result(dataset: Dataset, plan: Plan) -> dict[str, Any]:
 
 
 def _steps(dataset: Dataset, plan: Plan) -> dict[str, int]:
-    """Steps of an epoch under each update rule; one sweep over all samples is one step under ``epoch``."""
+    """Count the steps of an epoch under each update rule; under ``epoch`` one pass over all samples is one step."""
     in_batches = min(len(dataset), plan.n_batches * plan.sizes.batch_size)
     return {"batch": plan.n_batches, "sample": in_batches, "epoch": 1}
 
@@ -183,7 +183,7 @@ def _unmeasured_text(why: str, expected: OrderExpectation) -> str:
 
 
 def _random_text(plan: Plan) -> str:
-    """What it takes to be as good as random."""
+    """Describe the memory it takes to be as good as random."""
     if plan.quality is None or plan.most is None:
         return ""
     enough = plan.enough

@@ -57,12 +57,12 @@ _ENDED: Final = {
     "loss_tolerance": "by --loss-tolerance: a step lowered J by at most that",
     "stuck": "where no step lowers J any more",
 }
-"""What ends a run before its total does, in words."""
+"""Ends of a run before its total, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOutcome:
-    """What came of a run."""
+    """The outcome of a run."""
 
     history: History
     memory: dict[str, int]
@@ -70,11 +70,10 @@ class TrainOutcome:
     headspace: Headspace | None
     quarantined: tuple[QuarantinedBlock, ...] = ()
     val_quarantined: tuple[QuarantinedBlock, ...] = ()
-    interrupt: KeyboardInterrupt | None = None
-    """What came while the headspace was measured."""
+    interrupt: KeyboardInterrupt | None = None  # came while the headspace was measured
 
     def result(self) -> dict[str, object]:
-        """Everything by name, for ``--json``."""
+        """Collect everything by name, for ``--json``."""
         speed = self.history.speed
         return {
             "steps": self.history.counts.n_steps,
@@ -98,7 +97,7 @@ class TrainOutcome:
         }
 
     def _last(self) -> dict[str, object]:
-        """The last epoch's metrics; of a run that was complete already, from its file."""
+        """Return the last epoch's metrics; for a run that was complete already, from its file."""
         last = self.history.last
         if last is not None:
             return last.train.named() | {"val": last.val.named() if last.val else None}
@@ -107,14 +106,14 @@ class TrainOutcome:
         return {name: line[name] for name in METRIC_NAMES if name in line} | {"val": val or None}
 
     def _ended(self) -> list[str]:
-        """What ended the run, where it was not its total, or a loss to come to was not reached."""
+        """Describe an end before the run's total, or a loss that was not reached."""
         by, reached = self.history.stopped_by, self.history.reached
         if by not in _ENDED and reached is None:
             return []
         return [f"ended   {_ENDED.get(by, f'by {by}')}{'; --until-loss was not reached' if reached is False else ''}"]
 
     def text(self) -> str:
-        """The lines below the table of epochs."""
+        """Write the lines below the table of epochs."""
         speed, n_failed = self.history.speed, self.history.checkpoint_failures
         rate = format_rate(speed.n_samples, speed.seconds, "samples")
         return "\n".join(
@@ -132,15 +131,7 @@ class TrainOutcome:
         )
 
     def raise_rest(self) -> None:
-        """Raise what ends the command though its result has been told.
-
-        Raises
-        ------
-        ResourceError
-            What the run came to could not be saved.
-        KeyboardInterrupt
-            Ctrl-C came after the run.
-        """
+        """Raise the failed save or the Ctrl-C that ends the command after its result is printed."""
         if self.interrupt is not None:
             raise self.interrupt
         if self.history.unsaved is not None:
@@ -148,7 +139,7 @@ class TrainOutcome:
 
 
 def say_resumed(out: Path, resumed: ResumePoint) -> None:
-    """Say on stderr where a run goes on, and what was damaged."""
+    """Print to stderr where a run resumes, and which checkpoints were damaged."""
     for skipped in resumed.skipped:
         click.echo(f"warning: skipped a damaged checkpoint, {skipped}", err=True)
     part = f" and {resumed.n_batch_samples:,} samples of the next" if resumed.n_batch_samples else ""
@@ -158,7 +149,7 @@ def say_resumed(out: Path, resumed: ResumePoint) -> None:
 
 @contextmanager
 def resume_hint(out: Path) -> Iterator[None]:
-    """Add to an interrupt inside the block, where the run was saved, the command that goes on with it."""
+    """Add to an interrupt inside the block, where the run was saved, the command that resumes it."""
     try:
         yield
     except Interrupted as interrupt:
@@ -171,7 +162,7 @@ def resume_hint(out: Path) -> Iterator[None]:
 
 
 def _words(context: click.Context | None) -> list[str]:
-    """The command as it was typed."""
+    """Return the command as it was typed."""
     return list((context.find_root().obj or ()) if context else ()) or ["train"]
 
 
@@ -281,7 +272,7 @@ def _fit(
 
 
 def _out(options: TrainOptions) -> Path:
-    """The folder of the run, which may be there already only if the run goes on."""
+    """Choose the run's folder, which may exist already only if the run resumes."""
     if options.resume and options.out is None:
         raise UsageError("--resume without --out", fix=f"--out {newest_run(RUNS) or 'RUN'}")
     out = options.out or next_run(RUNS)
@@ -293,13 +284,13 @@ def _out(options: TrainOptions) -> Path:
 def _with_headspace(
     trained: TrainOutcome, trainer: Trainer, options: TrainOptions, dataset: Dataset, memory: int
 ) -> TrainOutcome:
-    """Only after the run, whose weights are saved and whose memory is measured: the trainer goes on training."""
+    """Measure the headspace, after the run is saved and its memory measured: the trainer trains further here."""
     publish_event(Reserved(held_bytes=held_bytes() + kept_bytes(dataset)))
     try:
         with next(make_loaders(options.loading(), dataset, None, memory)) as loader:
             return replace(trained, headspace=headspace(trainer, loader))
     except StreamtrainError as error:
-        # The run itself is done, and its result is not to be lost.
+        # The run itself is done, and its result must not be lost.
         click.echo(f"warning: the headspace was not measured: {error}", err=True)
         return trained
     except KeyboardInterrupt as interrupt:
@@ -307,7 +298,7 @@ def _with_headspace(
 
 
 def _make_trainer(options: TrainOptions, dataset: Dataset) -> tuple[Trainer, dict[str, object]]:
-    """The trainer, and what its run has to know to build the model again."""
+    """Make the trainer, and the settings that rebuild its model for the run's configuration."""
     shape = input_shape(dataset, options.inputs, options.model)
     y, loss = chosen_target(dataset, options.target, options.loss)
     width = n_outputs(dataset, loss, y)

@@ -37,7 +37,6 @@ import numpy.typing as npt
 
 from streamtrain.errors import Argument, Fix, UsageError
 from streamtrain.system.counter_rng import (
-    NOBLE_STEPS,
     even_orders,
     random_key,
     random_orders,
@@ -304,7 +303,7 @@ def _around(
     first, n_runs = run_of_lane[some], np.diff(run_of_lane[some.start : some.stop + 1])
     place, length = places[some], edges[run_of_lane[some.start + 1 : some.stop + 1]] - edges[first]
     turn = np.arange(most_runs)
-    run = even_orders(random[some], n_runs, most_runs, steps=NOBLE_STEPS).astype(np.int64)
+    run = even_orders(random[some], n_runs, most_runs).astype(np.int64)
     # Entries behind a lane's own runs have no rows, and are dropped below.
     run = np.where(turn < n_runs[:, None], run + first[:, None], first[:, None])
     rows = np.where(turn < n_runs[:, None], edges[run + 1] - edges[run], 0)

@@ -49,7 +49,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldSummary:
-    """What the manifest itself says of a field; see `streamtrain.store.statistics.FieldStats`."""
+    """The part of a field's statistics that the manifest itself holds; see `FieldStats`."""
 
     overall: Summary
     histogram: Histogram | None
@@ -58,25 +58,7 @@ class FieldSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The facts of a committed dataset.
-
-    Parameters
-    ----------
-    id : str
-        SHA-256 of the content, hexadecimal.
-    layout : Layout
-        Fields, rows, blocks, shards, codec.
-    classes : tuple of str, optional
-        The names of labels 0, 1, ..., where they were strings.
-    sources : tuple of dict
-        What was read.
-    options : dict
-        How it was asked for.
-    statistics : mapping of str to FieldSummary
-        By field.
-    files : mapping of str to StoredFile
-        Every stored key but the manifest's and the root's.
-    """
+    """The facts of a committed dataset."""
 
     id: str
     layout: Layout

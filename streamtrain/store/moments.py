@@ -32,18 +32,10 @@ for _none in (_CLEAN, _NO_EXPONENT, _NO_OFFSET):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Many values in six numbers; NaN where nothing finite was counted.
-
-    Parameters
-    ----------
-    mean, std, min, max : float
-        Over all finite values; ``std`` divides by their number.
-    n_nan, n_inf : int
-        How many values are NaN or infinite.
-    """
+    """Many values in six numbers; NaN where nothing finite was counted."""
 
     mean: float
-    std: float
+    std: float  # divided by the number of finite values
     min: float
     max: float
     n_nan: int

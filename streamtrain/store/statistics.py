@@ -30,15 +30,7 @@ MOST_VALUES: Final = 2**16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
-    """How often each value of an integer field occurs.
-
-    Parameters
-    ----------
-    values : ndarray of int
-        The distinct values, ascending.
-    counts : ndarray of int64
-        How often each occurs.
-    """
+    """The distinct values of an integer field, ascending, and their counts."""
 
     values: npt.NDArray[Any]
     counts: npt.NDArray[np.int64]
@@ -171,25 +163,13 @@ NONFINITE_ROWS: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldStats:
-    """What is known of a field's values.
+    """The statistics of a field's values: of each feature by name, and over the whole field."""
 
-    Parameters
-    ----------
-    features : ndarray of float64, shape (6, *sample)
-        Mean, std, min, max, NaN count and infinity count of each feature; ``sample`` is the shape of one sample, or
-        () where it has more than 262,144 features. By name: ``mean``, ``std``, ``min``, ``max``, ``n_nan``, ``n_inf``.
-    overall : Summary
-        The same over the whole field.
-    histogram : Histogram, optional
-        Integer scalars: how often each value occurs; None above 65,536 values.
-    rho : float, optional
-        Scalars: how alike two values of one block are, from -1 to 1; None where no block has two or all are equal.
-    """
-
+    # Mean, std, min, max, NaN count and infinity count, each in the shape of one sample, or () above 262,144 features.
     features: npt.NDArray[np.float64]
     overall: Summary
-    histogram: Histogram | None
-    rho: float | None
+    histogram: Histogram | None  # of integer scalars, up to 65,536 values
+    rho: float | None  # how alike two values of one block are, from -1 to 1; None if no block has two or all are equal
 
     @property
     def mean(self) -> npt.NDArray[np.float64]:

@@ -44,21 +44,7 @@ VerifyProgress = Callable[[int, int], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What a dataset was found to be.
-
-    Parameters
-    ----------
-    manifest : Manifest
-        What it must be.
-    full : bool
-        Whether the blocks were read.
-    damage : tuple of DatasetError
-        Everything that is wrong; empty where it is whole.
-    n_bytes : int
-        Bytes of blocks that were read.
-    seconds : float
-        How long all of it took.
-    """
+    """The damage of a dataset compared with its manifest, empty where it is whole, and the time to find out."""
 
     manifest: Manifest
     full: bool
@@ -191,21 +177,11 @@ def _shard_damage(dataset: Dataset, field: Field, column: int, shard: int) -> li
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leftover:
-    """Something that is part of no committed dataset.
-
-    Parameters
-    ----------
-    path : Path
-        A file or a folder.
-    what : str
-        What it is.
-    n_bytes : int
-        How much it takes; files that a dataset shares with it are counted too.
-    """
+    """A file or folder that is part of no committed dataset."""
 
     path: Path
     what: str
-    n_bytes: int
+    n_bytes: int  # files that a dataset shares with it included
 
 
 def repair(path: str | os.PathLike[str], *, remove: bool = False) -> tuple[Leftover, ...]:
@@ -242,30 +218,15 @@ def repair(path: str | os.PathLike[str], *, remove: bool = False) -> tuple[Lefto
 
 
 def find_leftovers(path: Path) -> tuple[Leftover, ...]:
-    """List what interrupted ingests to a destination left, without changing anything.
-
-    Raises
-    ------
-    LockedError
-        An ingest is at work there, and what it makes is no leftover.
-    """
+    """List what interrupted ingests to a destination left; refuse while an ingest is at work there."""
     check_unlocked(path)
     return tuple(Leftover(path=found, what=what, n_bytes=_size(found)) for found, what in _found(path))
 
 
 def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:
-    """Remove what interrupted ingests to a destination left, and say what it was.
+    """Remove what interrupted ingests to a destination left, and return it; refuse while an ingest is at work there.
 
-    A dataset that was being replaced when its writer ended is put back under its name.
-
-    Raises
-    ------
-    LockedError
-        An ingest is at work there.
-    UsageError
-        What would be removed holds files that no ingest wrote, or is the dataset itself, whose name is taken.
-    ResourceError
-        Something cannot be removed.
+    A dataset that was being replaced when its writer ended gets its name back.
     """
     found = find_leftovers(path)
     if not found:

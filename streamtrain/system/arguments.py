@@ -18,23 +18,23 @@ RESHUFFLE: Final = ("epoch", "never")
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Say whether something is a finite number; True and False are not."""
+    """Say whether a value is a finite number; True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_int(value: object, least: float = -math.inf) -> TypeGuard[int]:
-    """Say whether something is an integer of at least ``least``; True and False are not."""
+    """Say whether a value is an integer of at least ``least``; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def check_int(value: object, name: str, least: int = 1, *, fix: str | None = None) -> None:
-    """Refuse what is not an integer of at least ``least``."""
+    """Refuse a value that is not an integer of at least ``least``."""
     if not is_int(value, least):
         raise UsageError(f"{name} is {value!r}; it must be an integer of at least {least}", fix=fix)
 
 
 def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> None:
-    """Refuse a batch size that is not a positive integer, or with which ``drop_last`` leaves nothing."""
+    """Refuse a batch size that is not a positive integer, or that leaves no batch with ``drop_last``."""
     if not is_int(batch_size, 1):
         raise UsageError(
             f"batch_size is {batch_size!r}; it must be a positive integer",
@@ -53,7 +53,7 @@ def check_seed(seed: int) -> None:
 
 
 def check_reading(on_bad_block: str, timeout: float | None, reshuffle: str) -> None:
-    """Refuse an unknown policy for damaged blocks, an unknown time to reshuffle, and a timeout that is not positive."""
+    """Refuse unknown values of ``on_bad_block`` and ``reshuffle``, and a timeout that is not positive."""
     if reshuffle not in RESHUFFLE:
         raise unknown_name("reshuffle", str(reshuffle), RESHUFFLE)
     if on_bad_block not in ON_BAD_BLOCK:
@@ -63,17 +63,7 @@ def check_reading(on_bad_block: str, timeout: float | None, reshuffle: str) -> N
 
 
 def naming_nearest(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-    """Let a function that is called with an argument it does not have name the nearest one that it has.
-
-    Examples
-    --------
-    >>> @naming_nearest
-    ... def load(path, *, memory="512MB"): ...
-    >>> load("d.zarr", memroy="1GB")
-    Traceback (most recent call last):
-    ...
-    streamtrain.errors.UnknownName: unknown argument 'memroy'. Known: memory, path. Fix: did you mean 'memory'?
-    """
+    """Wrap a function to suggest the nearest argument name where a call has an unknown one."""
     known = [name for name in inspect.signature(function).parameters if name != "self"]
 
     @functools.wraps(function)
@@ -87,13 +77,7 @@ def naming_nearest(function: Callable[_Given, _Result]) -> Callable[_Given, _Res
 
 
 def refuse_misspelt(options: Mapping[str, object], function: Callable[..., object]) -> None:
-    """Refuse an option, meant for somebody else, that is nearly an argument of a function's own.
-
-    Raises
-    ------
-    UnknownName
-        One is.
-    """
+    """Refuse an option for another function if its name nearly matches an argument of ``function``."""
     known = list(inspect.signature(function).parameters)
     for name in options:
         if difflib.get_close_matches(name, known, n=1, cutoff=0.8):

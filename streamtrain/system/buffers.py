@@ -1,6 +1,6 @@
 """Page-aligned memory in huge pages, taken straight from the system.
 
-Reads into aligned memory run several times faster, and all of it returns to the system when nothing refers to it.
+Reads into aligned memory are several times faster, and all of it returns to the system when nothing refers to it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,11 @@ _HUGE_BYTES: Final = 8 << 20
 
 
 def aligned_bytes(n_bytes: int, *, in_children: bool = True) -> npt.NDArray[np.uint8]:
-    """Page-aligned zeros, which take memory once they are written, and give it back when nothing refers to them.
+    """Return page-aligned zeros, which take memory once they are written and free it when nothing refers to them.
 
-    Without ``in_children`` a forked process has them not: it ends by a signal if it touches one.
-
-    Examples
-    --------
-    >>> memory = aligned_bytes(10_000)
-    >>> memory.ctypes.data % 4096, memory.nbytes
-    (0, 10000)
+    Without ``in_children`` a forked process does not have them: it ends by a signal if it touches them.
     """
-    # Python's default is shared memory, which takes no huge pages and counts as a file's.
+    # Python's default is shared memory, which takes no huge pages and counts as a file's pages.
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     mapping = mmap.mmap(-1, max(1, n_bytes), **private)
     if n_bytes >= _HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):

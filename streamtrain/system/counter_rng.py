@@ -2,7 +2,7 @@
 
 A word is a function of a 64-bit key and a counter, so any word is computed without the ones before it. Keys come
 from ``numpy.random.SeedSequence``, whose output numpy keeps stable; words come from integer arithmetic alone. So
-nothing here depends on numpy's version.
+the results do not depend on numpy's version.
 
 Sources: splitmix64's finaliser (G. Steele, D. Lea, C. Flood, *Fast splittable pseudorandom number generators*,
 OOPSLA 2014); multiples of an irrational number modulo 1, and why small partial quotients spread them best (L. Kuipers,
@@ -28,24 +28,12 @@ _CONVERGENTS: Final = 100
 
 
 def random_key(seed: int, *path: int) -> int:
-    """The 64-bit key for a purpose, from the seed and a path of small integers (epoch, purpose).
-
-    Examples
-    --------
-    >>> random_key(0, 0, 1) == random_key(0, 0, 1), random_key(0, 0, 1) == random_key(0, 1, 0)
-    (True, False)
-    """
+    """Return the 64-bit key for a purpose, from the seed and a path of small integers (epoch, purpose)."""
     return int(np.random.SeedSequence(seed, spawn_key=path).generate_state(1, np.uint64)[0])
 
 
 def words(key: int, counters: npt.NDArray[np.integer[Any]]) -> U64:
-    """One 64-bit random word per counter: ``mix64(key + counter)``, in a new array of the counters' shape.
-
-    Examples
-    --------
-    >>> [f"{word:016x}" for word in words(0, np.arange(1, 3))]
-    ['5692161d100b05e5', 'dbd238973a2b148a']
-    """
+    """Return one 64-bit random word per counter: ``mix64(key + counter)``, in a new array of the counters' shape."""
     z = counters.astype(np.uint64)
     z += np.uint64(key)
     shifted = z >> np.uint64(30)
@@ -58,18 +46,12 @@ def words(key: int, counters: npt.NDArray[np.integer[Any]]) -> U64:
 
 
 def word_below(key: int, bound: int) -> int:
-    """One random integer in [0, bound)."""
+    """Draw one random integer in [0, bound)."""
     return int(words(key, np.zeros(1, np.int64))[0]) * bound >> 64
 
 
 def words_below(key: int, counters: npt.NDArray[np.integer[Any]], bounds: I64) -> I64:
-    """One random integer in [0, bound) per counter, ``word * bound >> 64`` exactly.
-
-    Examples
-    --------
-    >>> words_below(0, np.arange(4), np.array([1, 10, 10, 2**40])).tolist()
-    [0, 3, 8, 130247749091]
-    """
+    """Draw one random integer in [0, bound) per counter, ``word * bound >> 64`` exactly."""
     random = words(key, counters)
     if len(bounds) and int(bounds.max()) >> 32:
         exact = [word * bound >> 64 for word, bound in zip(random.tolist(), bounds.tolist(), strict=True)]
@@ -81,24 +63,11 @@ def words_below(key: int, counters: npt.NDArray[np.integer[Any]], bounds: I64) -
 
 
 def random_orders(random: U64, lengths: npt.NDArray[np.integer[Any]], *, width: int | None = None) -> U32:
-    """A random order of 0..length-1 for each row of words.
+    """Draw a random order of 0..length-1 for each row of words, which are overwritten; the rest come last, in order.
 
     The words' low bits are replaced by the index and the row is sorted, so that no two are equal and no sorting
-    algorithm can matter.
-
-    Parameters
-    ----------
-    random : (n, m) uint64
-        Random words, overwritten.
-    lengths : (n,) integers
-        How many of each row's things to order, at most m; the rest come last, in order.
-    width : int, optional
-        The most things that any row may ever have, m by default: by it the words' bits are shared out, so that an order
-        does not depend on which others are drawn with it.
-
-    Returns
-    -------
-    (n, m) uint32
+    algorithm can matter. The bits are shared out by ``width``, the most things that any row may ever have, so that an
+    order does not depend on which others are drawn with it.
     """
     bits = max((width or random.shape[1]) - 1, 1).bit_length()
     # Half the words' bits are enough where they leave 18 random ones; such keys sort three times faster.
@@ -109,13 +78,13 @@ def random_orders(random: U64, lengths: npt.NDArray[np.integer[Any]], *, width: 
 
 
 def _sorted_indexes(keys: npt.NDArray[Any], lengths: npt.NDArray[np.integer[Any]], bits: int) -> npt.NDArray[Any]:
-    """The places of each row's keys in their order, in their memory; those from its length on come last."""
+    """Return the order of each row's keys, in their memory; indexes from the row's length on come last."""
     unsigned, width = keys.dtype.type, keys.shape[1]
     index = np.arange(width, dtype=unsigned)
     keys >>= unsigned(bits)
     keys <<= unsigned(bits)
     keys |= index
-    # Few rows are short, as a rule.
+    # Usually few rows are short.
     short = np.flatnonzero(lengths < width)
     if len(short):
         over = unsigned(~unsigned(0) << unsigned(bits))
@@ -126,22 +95,9 @@ def _sorted_indexes(keys: npt.NDArray[Any], lengths: npt.NDArray[np.integer[Any]
 
 
 def random_orders_by(ranks: npt.NDArray[np.integer[Any]], n_ranks: int, random: U64) -> I64:
-    """The things 0..width-1 of each row by their ranks, those of one rank in a random order.
+    """Order 0..width-1 of each row by rank, each in [0, n_ranks), and at random within a rank; overwrite the words.
 
     As in `random_orders`, the words' low bits are replaced by the index.
-
-    Parameters
-    ----------
-    ranks : (n, width) integers
-        Each in [0, n_ranks).
-    n_ranks : int
-        How many there may be.
-    random : (n, width) uint64
-        Random words, overwritten.
-
-    Returns
-    -------
-    (n, width) int64
     """
     width = random.shape[1]
     bits, rank_bits = max(width - 1, 1).bit_length(), (n_ranks - 1).bit_length()
@@ -154,40 +110,20 @@ def random_orders_by(ranks: npt.NDArray[np.integer[Any]], n_ranks: int, random: 
     return _sorted_indexes(keys, np.full(len(keys), width), bits).astype(np.int64)
 
 
-def even_orders(random: U64, lengths: npt.NDArray[np.integer[Any]], width: int, *, steps: U64) -> U32:
-    """An even random order of 0..length-1 for each word: every stretch of it spreads over the range.
+def even_orders(random: U64, lengths: npt.NDArray[np.integer[Any]], width: int) -> U32:
+    """Draw an even random order of 0..length-1 for each word: every stretch of it spreads over the range.
 
     Thing i is ranked by ``start + i * step`` modulo 1, where the word gives the start and picks the step. Things that
     follow each other in this order, in any number and also around its end, lie on one arc of the circle, and the
     multiples of a step with small partial quotients fall on every arc evenly. So an order may be repeated, and any
-    stretch of the repetition spreads as well.
-
-    Parameters
-    ----------
-    random : (n,) uint64
-        Random words.
-    lengths : (n,) integers
-        How many things to order in each row, at most ``width``; the rest come last, in order.
-    width : int
-        Things of the longest row.
-    steps : (m,) uint64
-        The steps to pick from, in units of 2**-64: ``GOLDEN_STEPS`` or ``NOBLE_STEPS``.
-
-    Returns
-    -------
-    (n, width) uint32
-
-    Examples
-    --------
-    >>> even_orders(words(0, np.arange(1)), np.array([8]), 8, steps=GOLDEN_STEPS).tolist()
-    [[0, 5, 2, 7, 4, 1, 6, 3]]
+    stretch of the repetition spreads as well. Things from a row's length to ``width`` come last.
     """
-    step = steps[(random % np.uint64(len(steps))).astype(np.intp)]
+    step = NOBLE_STEPS[(random % np.uint64(len(NOBLE_STEPS))).astype(np.intp)]
     return random_orders(random[:, None] + np.arange(width, dtype=np.uint64) * step[:, None], lengths)
 
 
 def _step(*terms: int) -> int:
-    """The continued fraction [0; terms, 1, 1, 1, ...] in units of 2**-64."""
+    """Compute the continued fraction [0; terms, 1, 1, 1, ...] in units of 2**-64."""
     above, below = 1, 1
     for term in reversed((*terms, *(1,) * _CONVERGENTS)):
         above, below = below, term * below + above
@@ -198,7 +134,8 @@ def _both_ways(steps: list[int]) -> U64:
     return np.array([way for step in steps for way in (step, _WORD - step)], np.uint64)
 
 
-GOLDEN_STEPS: Final[U64] = _both_ways([_step()])
-"""The golden ratio, whose multiples spread best, forwards and backwards."""
 NOBLE_STEPS: Final[U64] = _both_ways([_step(*terms) for terms in product((1, 2, 3), repeat=3)])
-"""Numbers that end like the golden ratio after three terms of at most 3: many orders, each nearly as even."""
+"""Numbers that end like the golden ratio after three terms of at most 3, forwards and backwards, in units of 2**-64.
+
+The golden ratio's multiples spread best; these make many orders, each nearly as even.
+"""

@@ -2,7 +2,7 @@
 
 Every file is written under a hidden temporary name beside its target, flushed to the disk and renamed, and the
 directory is flushed; so a crash at any instant leaves the old file or the new one. Writers take a `Files`; a test
-passes one with another `Syscalls` to make any call fail or stop. A failed flush is never tried again.
+passes one with another `Syscalls` to make any call fail or stop. A failed flush is never retried.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_MOST_BUFFERS: Final = 1024  # what Linux takes in one call
+_MOST_BUFFERS: Final = 1024  # Linux takes no more in one call
 _NO_EXCHANGE: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM})
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _COPIED_BYTES: Final = 2**22
@@ -33,24 +33,9 @@ _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """A path of this machine's own file system.
-
-    Raises
-    ------
-    UsageError
-        It is a URL: as a path it would be a folder of that name in the current one.
-
-    Examples
-    --------
-    >>> str(local_path("data/d.zarr"))
-    'data/d.zarr'
-    >>> local_path(Path("s3://bucket/d.zarr"))
-    Traceback (most recent call last):
-    ...
-    streamtrain.errors.UsageError: s3://bucket/d.zarr: a URL, and no file or folder of this machine. Fix: ...
-    """
+    """Return a path of this machine; refuse a URL, which would become a folder of that name in the current one."""
     url = _URL.fullmatch(os.fspath(path))
-    # A Path has but one of the two slashes left.
+    # A Path keeps only one of the two slashes.
     if url is None or (isinstance(path, str) and url[2] != "//"):
         return Path(path)
     scheme, _, rest = url.groups()
@@ -61,15 +46,7 @@ def local_path(path: str | os.PathLike[str]) -> Path:
 
 
 class FileWriter:
-    """A file being written, front to back; made by `Files.begin`, which says what must become of it.
-
-    Parameters
-    ----------
-    path : Path
-        The name it gets when it is finished; until then it has a hidden one beside it.
-    system : Syscalls
-        The system calls.
-    """
+    """A file being written, front to back, under a hidden name beside its path; made by `Files.begin`."""
 
     def __init__(self, path: Path, system: Syscalls) -> None:
         self._path = path
@@ -80,13 +57,7 @@ class FileWriter:
             self._fd: int | None = system.open(self._temporary)
 
     def write(self, *buffers: Buffer) -> None:
-        """Append buffers (of any contiguous kind) without copying them.
-
-        Raises
-        ------
-        ResourceError
-            The disk or the quota is full.
-        """
+        """Append buffers (of any contiguous kind) without copying them."""
         assert self._fd is not None, "the file is finished, or was abandoned"
         views = [view for view in (memoryview(buffer).cast("B") for buffer in buffers) if view.nbytes]
         while views:
@@ -97,23 +68,14 @@ class FileWriter:
 
     @property
     def folder(self) -> Path:
-        """The directory it is in."""
+        """The directory of the file."""
         return self._path.parent
 
     def finish(self, *, flush_folder: bool = True) -> None:
-        """Make the file durable and give it its name; if that fails, no half of it is left.
+        """Make the file durable and give it its name; if that fails, no partial file is left.
 
-        Whole it may stay, under its name, where only the directory could not be flushed.
-
-        Parameters
-        ----------
-        flush_folder : bool
-            Whether the name is to be durable too; False for one who flushes the directory after many files.
-
-        Raises
-        ------
-        ResourceError
-            The disk or the quota is full, or the target cannot be written.
+        Where only the directory could not be flushed, the whole file may stay under its name. Without ``flush_folder``
+        the name is not durable yet: the caller flushes the directory after many files.
         """
         assert self._fd is not None, "the file is finished, or was abandoned"
         try:
@@ -132,7 +94,7 @@ class FileWriter:
             raise
 
     def abandon(self) -> None:
-        """Close and remove what was written; nothing happens to a file that is finished."""
+        """Close and remove an unfinished file; leave a finished one alone."""
         if self._fd is not None:
             self._close()
             with suppress(OSError):
@@ -146,21 +108,7 @@ class FileWriter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
-    """Writing, all or nothing.
-
-    Parameters
-    ----------
-    system : Syscalls
-        The system calls; a test's stand-in makes them fail.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> Files().write_bytes(folder / "a", b"whole ", b"or not at all")
-    >>> (folder / "a").read_text()
-    'whole or not at all'
-    """
+    """File writing, all or nothing, over system calls that a test can make fail."""
 
     system: Syscalls
 
@@ -168,24 +116,12 @@ class Files:
         object.__setattr__(self, "system", system or Syscalls())
 
     def begin(self, path: Path) -> FileWriter:
-        """Begin a file, for one who finishes or abandons it later, or on another thread; see `create`.
-
-        Raises
-        ------
-        ResourceError
-            It cannot be created.
-        """
+        """Begin a file that is finished or abandoned later, maybe on another thread; see `create`."""
         return FileWriter(path, self.system)
 
     @contextmanager
     def create(self, path: Path) -> Iterator[FileWriter]:
-        """Write a file in pieces; it appears under its name when the ``with`` block ends without an error.
-
-        Raises
-        ------
-        ResourceError
-            The disk or the quota is full, or the target cannot be written.
-        """
+        """Write a file in pieces; it appears under its name when the ``with`` block ends without an error."""
         out = self.begin(path)
         try:
             yield out
@@ -205,20 +141,7 @@ class Files:
             out.write(*buffers)
 
     def make_dir(self, path: Path, *, flush_folder: bool = True) -> None:
-        """Create a directory that must not exist yet; its missing parents too.
-
-        Parameters
-        ----------
-        flush_folder : bool
-            Whether their names are to be durable; False for one who flushes the directories they are in after many.
-
-        Raises
-        ------
-        FileExistsError
-            Something is there already.
-        ResourceError
-            It cannot be created.
-        """
+        """Create a directory that must not exist yet, and missing parents; ``flush_folder`` as in `finish`."""
         self.ensure_dir(path.parent, flush_folder=flush_folder)
         with translate_os_errors("create directory", path):
             self.system.mkdir(path)
@@ -231,13 +154,7 @@ class Files:
                 raise
 
     def ensure_dir(self, path: Path, *, flush_folder: bool = True) -> None:
-        """Create a directory and its missing parents, unless it is there already; see `make_dir`.
-
-        Raises
-        ------
-        ResourceError
-            It cannot be created, or something else is in its place.
-        """
+        """Create a directory and its missing parents, unless it exists already; see `make_dir`."""
         if path.is_dir():
             return
         try:
@@ -255,7 +172,7 @@ class Files:
             self.system.fsync_dir(new.parent)
 
     def exchange(self, one: Path, other: Path) -> bool:
-        """Exchange two names of one directory in one step, durably; False, and nothing happened, where none can."""
+        """Exchange two names of one directory in one step, durably; return False where that is impossible."""
         with translate_os_errors("exchange", other):
             try:
                 self.system.exchange(one, other)
@@ -288,7 +205,7 @@ class Files:
             self.system.fsync_dir(path.parent)
 
     def remove_tree(self, path: Path) -> None:
-        """Remove a directory and all in it; links are removed, never followed."""
+        """Remove a directory and everything in it; links are removed, never followed."""
         for entry in sorted(path.iterdir()):
             if entry.is_dir() and not entry.is_symlink():
                 self.remove_tree(entry)
@@ -298,24 +215,18 @@ class Files:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A hidden name that nothing has yet, in the same directory."""
+    """Make up a hidden, unused name in the same directory."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a name is one that a killed writer left.
-
-    Examples
-    --------
-    >>> is_temporary(temporary_beside(Path("a/zarr.json")).name), is_temporary("zarr.json")
-    (True, False)
-    """
+    """Say whether a killed writer may have left a file of this name."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 @contextmanager
 def translate_os_errors(doing: str, path: Path) -> Iterator[None]:
-    """Turn what the system says into an error that names the file; what already exists stays the caller's affair."""
+    """Turn the system's error into one that names the file; FileExistsError is the caller's to handle."""
     try:
         yield
     except (FileExistsError, StreamtrainError):
@@ -326,7 +237,7 @@ def translate_os_errors(doing: str, path: Path) -> Iterator[None]:
 
 
 def _without_first(views: list[memoryview], n_bytes: int) -> list[memoryview]:
-    """What is left to write after a write that may have been cut short."""
+    """Return what is left to write after a write that may have been cut short."""
     for done, view in enumerate(views):
         if n_bytes < view.nbytes:
             return [view[n_bytes:], *views[done + 1 :]]

@@ -8,19 +8,7 @@ from pathlib import PurePath
 
 
 def to_json_value(value: object) -> object:
-    """Turn a value into what JSON can hold: NumPy and torch values become Python's, NaN and infinity ``None``.
-
-    Raises
-    ------
-    TypeError
-        The value has no JSON form.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> to_json_value({"loss": np.float32(0.5), "shape": (28, np.int64(28)), "worst": float("inf")})
-    {'loss': 0.5, 'shape': [28, 28], 'worst': None}
-    """
+    """Turn a value into what JSON can hold: NumPy and torch values become Python's, NaN and infinity ``None``."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):

@@ -1,11 +1,11 @@
 """Memory limits of the process, the peak meter, the allocator's settings, and projections as named terms.
 
-*Limits.* A container or a batch job is held to a control group's limit (version 1 or 2), and the kernel kills what
-exceeds it; the RAM of the machine is then no answer. Every group from the process's own up to the root counts, and the
-smallest limit holds. File pages do not count as used: the kernel reclaims them when others need the room.
+*Limits.* A control group (version 1 or 2) limits a container or a batch job, and the kernel kills a process that
+exceeds it, however much RAM the machine has. Every group from the process's own up to the root counts, and the smallest
+limit holds. File pages do not count as used: the kernel reclaims them when others need the memory.
 
 *Meter.* The peak is that of anonymous memory, private and shared (Python's ``mmap(-1, n)`` is shared), and of pinned
-and CUDA memory held by torch. Resident pages of files are left out where the system tells them apart (Linux).
+and CUDA memory held by torch. Resident pages of files are left out where the system counts them apart (Linux).
 
 *Allocator.* glibc raises the size from which memory is mapped separately as such pieces are freed, up to 32 MiB, and
 keeps twice that at the end of its heap. Large tensors that come and go with every step then share a heap with small
@@ -37,15 +37,7 @@ from streamtrain.system.units import format_bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projection:
-    """What the loader will own, in bytes, by name; ``str()`` prints it as a sum.
-
-    Attributes
-    ----------
-    budget_bytes : int
-        What the user allows.
-    terms : dict of str to int
-        The named terms.
-    """
+    """The memory that a loader will own, as named terms in bytes; ``str()`` prints it as a sum."""
 
     budget_bytes: int
     terms: dict[str, int]
@@ -57,7 +49,7 @@ class Projection:
 
     @property
     def host_bytes(self) -> int:
-        """What of it is the host's: all but a device's own memory."""
+        """The host's part of the sum: all but a device's own memory."""
         return self.total_bytes - self.terms.get("device", 0)
 
     def __str__(self) -> str:
@@ -72,37 +64,15 @@ _NO_LIMIT: Final = 1 << 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryLimit:
-    """What holds a process's memory.
-
-    Attributes
-    ----------
-    limit_bytes : int
-        The most there may be.
-    free_bytes : int
-        What of it is not taken now, page cache counted as free.
-    source : str
-        What sets the limit, for people: ``"RAM"``, or a cgroup file.
-    """
+    """The limit on a process's memory."""
 
     limit_bytes: int
-    free_bytes: int
-    source: str
+    free_bytes: int  # page cache counts as free
+    source: str  # "RAM", or a cgroup file
 
 
 def memory_limit(root: Path = _ROOT) -> MemoryLimit:
-    """The tightest limit on this process, read anew at every call, since groups may shrink.
-
-    Parameters
-    ----------
-    root : Path
-        Where ``proc`` and ``sys`` are.
-
-    Examples
-    --------
-    >>> limit = memory_limit()
-    >>> 0 < limit.free_bytes <= limit.limit_bytes
-    True
-    """
+    """Return the tightest limit on this process, read anew at every call, since groups may shrink."""
     ram = psutil.virtual_memory()
     limits = [MemoryLimit(limit_bytes=ram.total, free_bytes=min(ram.available, ram.total), source="RAM")]
     for folder in memory_groups(root):
@@ -115,19 +85,9 @@ def memory_limit(root: Path = _ROOT) -> MemoryLimit:
 
 
 def require_memory(n_bytes: int, *, held: bool = False) -> None:
-    """Refuse to begin what would not fit the machine, while there is still something to do about it.
+    """Refuse work that needs more memory than is free, before it begins.
 
-    Parameters
-    ----------
-    n_bytes : int
-        What is to be taken.
-    held : bool
-        Whether it has been taken already, at least in part: then only the limit counts, not what is free.
-
-    Raises
-    ------
-    BudgetError
-        There is less; the message says how much and what sets the limit.
+    If the memory is ``held`` already, at least in part, only the limit counts.
     """
     limit = memory_limit()
     there = limit.limit_bytes if held else limit.free_bytes
@@ -140,13 +100,13 @@ def require_memory(n_bytes: int, *, held: bool = False) -> None:
 
 
 def n_cores() -> int:
-    """The cores that this process may use, at least 2: one thread reads while another waits."""
+    """Count the cores that this process may use, at least 2: one thread reads while another waits."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(2, cores)
 
 
 def memory_groups(root: Path) -> Iterator[Path]:
-    """The folders of the memory groups that the process is in, the innermost first."""
+    """List the folders of the memory groups that the process is in, the innermost first."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
@@ -176,7 +136,7 @@ def _limits_at(folder: Path) -> Iterator[MemoryLimit]:
 
 
 def _cached_bytes(folder: Path) -> int:
-    """The group's file pages, which the kernel can take back."""
+    """Read the bytes of the group's file pages, which the kernel can take back."""
     stat = dict(line.split() for line in _read(folder / "memory.stat").splitlines() if len(line.split()) == 2)
     prefix = "total_" if "total_inactive_file" in stat else ""
     return sum(int(stat.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
@@ -200,13 +160,7 @@ _ANONYMOUS: Final = re.compile(rb"^Rss(?:Anon|Shmem):\s+(\d+) kB", re.MULTILINE)
 
 
 def anonymous_bytes() -> int:
-    """Bytes of anonymous memory that the process holds now; all its resident memory where that is not told apart.
-
-    Examples
-    --------
-    >>> anonymous_bytes() > 1_000_000
-    True
-    """
+    """Measure the anonymous memory of the process; all its resident memory where the system gives no parts."""
     try:
         kibibytes = _ANONYMOUS.findall(_STATUS.read_bytes())
     except OSError:
@@ -215,46 +169,24 @@ def anonymous_bytes() -> int:
 
 
 def device_bytes() -> tuple[int, int]:
-    """Bytes of pinned host memory, and of CUDA devices, that torch holds in this process.
-
-    Nothing is held where torch has not begun to use CUDA, so torch need not be there.
-
-    Examples
-    --------
-    >>> pinned, on_devices = device_bytes()
-    >>> pinned >= 0, on_devices >= 0
-    (True, True)
-    """
-    # Another thread may be amid its import of torch, which then has no such part yet.
+    """Return the bytes of pinned host memory, and of CUDA devices, that torch holds; 0 where CUDA is not in use."""
+    # Another thread may be importing torch, which then has no such part yet.
     cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
     if not getattr(cuda, "is_initialized", bool)():
         return 0, 0
-    # Of the host allocator's figures older versions of torch tell none.
+    # Older versions of torch have no figures of the host allocator.
     host: dict[str, int] = getattr(cuda, "host_memory_stats", dict)()
     on_devices = sum(cuda.memory_allocated(i) for i in range(cuda.device_count()))
     return host.get("allocated_bytes.current", 0), on_devices
 
 
 def held_bytes() -> int:
-    """Bytes that the process holds for itself now: anonymous, pinned, and on devices."""
+    """Return the bytes that the process holds for itself now: anonymous, pinned, and on devices."""
     return anonymous_bytes() + sum(device_bytes())
 
 
 class MemoryMeter:
-    """Sample the memory of the process while a ``with`` block runs.
-
-    Parameters
-    ----------
-    interval_seconds : float
-        Between two samples; a peak shorter than that may be missed.
-
-    Examples
-    --------
-    >>> with MemoryMeter() as meter:
-    ...     held = bytearray(b"x") * 50_000_000
-    >>> 49_000_000 < meter.peak_bytes < 90_000_000
-    True
-    """
+    """Sample the memory of the process while a ``with`` block runs; peaks shorter than the interval may be missed."""
 
     def __init__(self, interval_seconds: float = 0.02) -> None:
         self._interval_seconds = interval_seconds
@@ -264,7 +196,7 @@ class MemoryMeter:
 
     @property
     def before_bytes(self) -> int:
-        """What the process held on entry."""
+        """The bytes that the process held on entry."""
         return self._before
 
     @property
@@ -298,32 +230,22 @@ _HUGE_PAGES: Final = "THP_MEM_ALLOC_ENABLE"
 
 
 def limit_heap_growth() -> bool:
-    """Set this process's allocator so; return whether it could be, which is on Linux with glibc.
+    """Fix this process's allocator limits; return whether that is possible, as on Linux with glibc.
 
-    Call it before torch makes its first tensor, which is when torch looks whether to ask for huge pages.
-
-    Examples
-    --------
-    >>> limit_heap_growth() or sys.platform != "linux"
-    True
+    Call it before torch makes its first tensor: only then does torch check whether to use huge pages.
     """
     if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "mallopt"):
         return False
-    # Torch has no other switch for it.
+    # Torch has no other switch for huge pages.
     os.environ.setdefault(_HUGE_PAGES, "1")
     large = library.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
     return bool(large and library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
 
 
 def trim_heap() -> bool:
-    """Give the system what was freed and is still held, here and in every thread; return whether that could be asked.
+    """Return freed memory of all threads to the system; say whether that is possible.
 
-    Without it, what the process holds at the beginning of a piece of work tells of the pieces before.
-
-    Examples
-    --------
-    >>> trim_heap() or sys.platform != "linux"
-    True
+    Otherwise memory held at the beginning of a piece of work includes what earlier pieces have freed.
     """
     gc.collect()
     if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "malloc_trim"):

@@ -9,22 +9,14 @@ from tqdm import tqdm
 
 
 class ProgressBar(tqdm):  # type: ignore[type-arg]  # generic in its stub only
-    """A bar of tqdm's that starts no thread."""
+    """A tqdm bar that starts no thread."""
 
     # tqdm would start a thread that outlives the bar, to redraw one that has stalled.
     monitor_interval = 0
 
 
 class ByteProgress:
-    """Shows how many bytes are done.
-
-    Parameters
-    ----------
-    total_bytes : int, optional
-        How many there will be, where that is known.
-    show : bool, optional
-        Whether to show anything; by default where stderr is a terminal.
-    """
+    """A bar of the bytes that are done, shown by default where stderr is a terminal."""
 
     def __init__(self, total_bytes: int | None, *, show: bool | None) -> None:
         self._advancing = threading.Lock()

@@ -14,24 +14,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked for the end of a run.
-
-    Parameters
-    ----------
-    number : int
-        The signal's.
-    saved : str, optional
-        Where the run was saved before it stopped.
-    go_on : str, optional
-        The command that goes on with it.
-
-    Attributes
-    ----------
-    number, saved
-        As given.
-    exit_code : int
-        What a shell expects: 128 + number.
-    """
+    """A signal ended a run; the exit code is what a shell expects, 128 + the signal's number."""
 
     def __init__(self, number: int, saved: str | None = None, *, go_on: str | None = None) -> None:
         parts = [f"interrupted by {signal.Signals(number).name}", saved and f"saved {saved}"]
@@ -42,25 +25,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 class DeferredSignals:
-    """What was asked for while signals are held back.
-
-    Attributes
-    ----------
-    number : int or None
-        The signal that came, if any.
-    """
+    """The first signal that came while signals are held back; a second one interrupts at once."""
 
     def __init__(self) -> None:
         self.number: int | None = None
 
     def stop_if_asked(self, saved: Path | None) -> None:
-        """End the run if a signal came.
-
-        Raises
-        ------
-        Interrupted
-            One did.
-        """
+        """Raise `Interrupted` if a signal came."""
         if self.number is not None:
             raise Interrupted(self.number, str(saved) if saved else None)
 
@@ -72,18 +43,9 @@ class DeferredSignals:
 
 @contextmanager
 def terminated_cleanly() -> Iterator[None]:
-    """Inside the block SIGTERM raises `Interrupted` at once, so that what is open is closed.
+    """Have SIGTERM raise `Interrupted` at once inside the block, so that open resources are closed.
 
-    Where SIGTERM is dealt with already, and outside the main thread, nothing changes.
-
-    Examples
-    --------
-    >>> try:
-    ...     with terminated_cleanly():
-    ...         signal.raise_signal(signal.SIGTERM)
-    ... except Interrupted as interrupted:
-    ...     print(interrupted)
-    interrupted by SIGTERM
+    Where SIGTERM has a handler already, and outside the main thread, nothing changes.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -102,15 +64,7 @@ def _end(number: int, _: FrameType | None) -> None:
 
 @contextmanager
 def defer_signals() -> Iterator[DeferredSignals]:
-    """Hold signals back inside the block; outside the main thread, where none can be taken, do nothing.
-
-    Examples
-    --------
-    >>> with defer_signals() as interrupts:
-    ...     signal.raise_signal(signal.SIGTERM)
-    ...     interrupts.number == signal.SIGTERM
-    True
-    """
+    """Hold signals back inside the block; outside the main thread, which alone receives them, do nothing."""
     interrupts = DeferredSignals()
     if threading.current_thread() is not threading.main_thread():
         yield interrupts

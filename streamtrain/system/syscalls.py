@@ -49,7 +49,7 @@ class Syscalls:
             try:
                 os.fsync(fd)
             except OSError as error:
-                # Some network and user-space file systems have no such call; a disk that fails says something else.
+                # Some network and user-space file systems have no such call; a failing disk has other error numbers.
                 if error.errno not in _NOT_FLUSHED:
                     raise
             finally:
@@ -60,13 +60,7 @@ class Syscalls:
         os.replace(old, new)  # noqa: PTH105 - the system call itself, as every method here
 
     def exchange(self, one: Path, other: Path) -> None:
-        """Exchange what two names stand for, in one step.
-
-        Raises
-        ------
-        OSError
-            With ``ENOSYS`` or ``EINVAL`` where the system or the file system has no such call.
-        """
+        """Exchange what two names stand for, in one step; ``ENOSYS`` or ``EINVAL`` where there is no such call."""
         call = _renameat2()
         if call is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(one))
@@ -75,7 +69,7 @@ class Syscalls:
             raise OSError(number, os.strerror(number), str(one))
 
     def link(self, old: Path, new: Path) -> None:
-        """Give a file a second name, where nothing may be yet."""
+        """Give a file a second name, which must not exist yet."""
         os.link(old, new)
 
     def unlink(self, path: Path) -> None:
@@ -91,7 +85,7 @@ class Syscalls:
         os.rmdir(path)  # noqa: PTH106
 
     def free(self, path: Path) -> tuple[int, int | None]:
-        """Bytes, and files where there is a limit to them, that may still be written below a directory."""
+        """Return the bytes, and the files where they are limited, that may still be written below a directory."""
         if not hasattr(os, "statvfs"):
             import shutil
 
@@ -102,7 +96,7 @@ class Syscalls:
 
 @cache
 def _renameat2() -> Any:
-    """The C library's function (Linux, renameat2(2)); None where there is none."""
+    """Find the C library's renameat2(2) (Linux); None where there is none."""
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):

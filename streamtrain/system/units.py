@@ -16,13 +16,7 @@ _MEGABYTE: Final = 10**6
 
 
 def megabytes(n_bytes: int) -> str:
-    """A size that is at least this, as it is typed.
-
-    Examples
-    --------
-    >>> megabytes(6_035_592)
-    '7MB'
-    """
+    """Write a size of at least ``n_bytes``, as users type it."""
     return f"{-(-n_bytes // _MEGABYTE)}MB"
 
 
@@ -36,25 +30,7 @@ _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
 
 
 def parse_bytes(size: int | str, *, name: str = "size") -> int:
-    """Turn a size into bytes.
-
-    Parameters
-    ----------
-    size : int or str
-        Bytes, or text with a unit.
-    name : str
-        What the size is called in the error message.
-
-    Raises
-    ------
-    UsageError
-        The text has no unit or an unknown one, or the size is not positive.
-
-    Examples
-    --------
-    >>> parse_bytes("2GB"), parse_bytes("1.5 MiB"), parse_bytes(4096)
-    (2000000000, 1572864, 4096)
-    """
+    """Turn a size into bytes; ``name`` is what an error calls it."""
     n_bytes = size if is_int(size) else _parse(size, name)
     if n_bytes <= 0:
         raise UsageError(f"{name} is {size!r}; it must be positive", fix=f"{name}='64MB', say")
@@ -73,13 +49,7 @@ def _parse(size: object, name: str) -> int:
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Write bytes for people, in decimal units.
-
-    Examples
-    --------
-    >>> format_bytes(999), format_bytes(16_000_000), format_bytes(1_540_000_000)
-    ('999 B', '16.0 MB', '1.54 GB')
-    """
+    """Write bytes for people, in decimal units."""
     for unit, size, digits in (("TB", 1e12, 2), ("GB", 1e9, 2), ("MB", 1e6, 1), ("KB", 1e3, 1)):
         if abs(n_bytes) >= size:
             return f"{n_bytes / size:.{digits}f} {unit}"
@@ -87,24 +57,12 @@ def format_bytes(n_bytes: float) -> str:
 
 
 def format_rate(amount: float, seconds: float, unit: str) -> str:
-    """Write an amount per second for people.
-
-    Examples
-    --------
-    >>> format_rate(2_500_000, 2.0, "samples")
-    '1,250,000 samples/s'
-    """
+    """Write an amount per second for people."""
     return f"{amount / seconds if seconds > 0 else 0:,.0f} {unit}/s"
 
 
 def format_duration(seconds: float) -> str:
-    """Write a duration for people.
-
-    Examples
-    --------
-    >>> format_duration(0.0421), format_duration(4.2), format_duration(3725)
-    ('42 ms', '4.2 s', '1 h 02 min')
-    """
+    """Write a duration for people."""
     if seconds < 1:
         return f"{seconds * 1e3:.0f} ms"
     if seconds < 60:

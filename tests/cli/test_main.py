@@ -18,7 +18,7 @@ import pytest
 import streamtrain
 from streamtrain import errors
 from streamtrain.cli import main as frame
-from streamtrain.cli.main import COMMANDS, main
+from streamtrain.cli.main import COMMANDS, as_command_line, main
 from streamtrain.cli.output import emit, json_option
 from streamtrain.system.json_values import to_json_value
 
@@ -97,6 +97,21 @@ def test_an_error_in_json_has_its_remedy_as_it_is_typed(work: Raiser, capsys: py
         "why": "3 < 6",
         "fix": "--memory 7MB or more",
     }
+
+
+@pytest.mark.parametrize(
+    ("fix", "typed"),
+    [
+        (errors.Fix(errors.Argument("memory", n_bytes=6_035_592), ", or fewer lanes"), "--memory 7MB, or fewer lanes"),
+        (
+            errors.Fix(errors.Argument("batch_size", 64), ", or ", errors.Argument("drop_last", False)),
+            "--batch-size 64, or no --drop-last",
+        ),
+        (errors.Fix(errors.Call("repair", "d.zarr", ("remove",))), "streamtrain repair d.zarr --remove"),
+    ],
+)
+def test_a_remedy_is_written_as_it_is_typed(fix: errors.Fix, typed: str) -> None:
+    assert as_command_line(fix) == typed
 
 
 @pytest.mark.parametrize("args", [["--debug", "work"], ["work", "--debug"], ["work", "--debug", "--json"]])

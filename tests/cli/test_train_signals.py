@@ -1,4 +1,4 @@
-"""``train`` and real signals: a clean end with the shell's code, and words that say how to go on."""
+"""``train`` and real signals: a clean end with the shell's code, and the command that resumes the run."""
 
 from __future__ import annotations
 

@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.system.counter_rng import (
-    GOLDEN_STEPS,
     NOBLE_STEPS,
     even_orders,
     random_key,
     random_orders,
     word_below,
     words,
+    words_below,
 )
 
 
@@ -19,6 +19,13 @@ def test_words_are_splitmix64():
     # The first outputs of splitmix64 seeded with 0: its state advances by the golden gamma, then is finalised.
     gamma = np.uint64(0x9E3779B97F4A7C15)
     assert words(0, np.array([gamma])).tolist() == [0xE220A8397B1DCDAF]
+    assert words(0, np.arange(1, 3)).tolist() == [0x5692161D100B05E5, 0xDBD238973A2B148A]
+
+
+def test_draws_and_orders_are_pinned():
+    assert words_below(0, np.arange(4), np.array([1, 10, 10, 2**40])).tolist() == [0, 3, 8, 130247749091]
+    order = even_orders(words(0, np.arange(1)), np.array([8]), 8)
+    assert order.tolist() == [[0, 5, 2, 7, 4, 1, 6, 3]]
 
 
 def test_keys_are_pinned():
@@ -41,8 +48,7 @@ def test_orders_hold_every_thing_once(some_key, lengths, even):
     width = max(*lengths, 1)
     counters = np.arange(len(lengths) * width).reshape(len(lengths), width)
     random = words(some_key, counters)
-    steps = NOBLE_STEPS if len(lengths) % 2 else GOLDEN_STEPS
-    ordered = even_orders(random[:, 0], np.array(lengths), width, steps=steps)
+    ordered = even_orders(random[:, 0], np.array(lengths), width)
     orders = ordered if even else random_orders(random, np.array(lengths))
     for order, length in zip(orders.tolist(), lengths, strict=True):
         assert sorted(order[:length]) == list(range(length))
@@ -51,15 +57,15 @@ def test_orders_hold_every_thing_once(some_key, lengths, even):
 
 def test_wide_orders_agree_with_narrow_ones_where_both_apply():
     random = words(3, np.arange(4))
-    narrow = even_orders(random, np.full(4, 500), 500, steps=GOLDEN_STEPS)
-    wide = even_orders(random, np.full(4, 500), 20_000, steps=GOLDEN_STEPS)[:, :500]
+    narrow = even_orders(random, np.full(4, 500), 500)
+    wide = even_orders(random, np.full(4, 500), 20_000)[:, :500]
     # The narrow one ranks by 23 bits, the wide one by 49, and 500 multiples differ in the upper 23 of them.
     assert np.array_equal(narrow, wide)
 
 
-def test_the_golden_steps_are_the_golden_ratio_both_ways():
+def test_the_golden_ratio_is_a_noble_step_both_ways():
     ratio = (math.isqrt(5 << 128) - (1 << 64)) // 2
-    assert GOLDEN_STEPS.tolist() == [ratio, 2**64 - ratio] == [0x9E3779B97F4A7C15, 0x61C8864680B583EB]
+    assert [ratio, 2**64 - ratio] == NOBLE_STEPS[:2].tolist() == [0x9E3779B97F4A7C15, 0x61C8864680B583EB]
 
 
 def test_noble_steps_have_small_partial_quotients():
@@ -75,7 +81,7 @@ def test_noble_steps_have_small_partial_quotients():
 
 @given(st.integers(0, 2**40), st.integers(16, 1100), st.integers(0, 5000), st.integers(1, 5000))
 def test_every_stretch_of_a_repeated_even_order_spreads_over_the_range(some_key, n, start, length):
-    order = even_orders(words(some_key, np.arange(1)), np.array([n]), n, steps=NOBLE_STEPS)[0].astype(int)
+    order = even_orders(words(some_key, np.arange(1)), np.array([n]), n)[0].astype(int)
     stretch = np.resize(np.roll(order, -(start % n)), length % n + 1)
     found = np.cumsum(np.bincount(stretch, minlength=n))
     expected = np.arange(1, n + 1) * len(stretch) / n
@@ -84,7 +90,7 @@ def test_every_stretch_of_a_repeated_even_order_spreads_over_the_range(some_key,
 
 
 def test_every_prefix_of_turns_spreads_over_the_range():
-    turns = even_orders(words(5, np.arange(1)), np.array([1024]), 1024, steps=GOLDEN_STEPS)[0].astype(int)
+    turns = even_orders(words(5, np.arange(1)), np.array([1024]), 1024)[0].astype(int)
     places = np.argsort(turns)
     for n in (16, 64, 256):
         per_cell = np.bincount(places[:n] * 16 // 1024, minlength=16)

@@ -1,4 +1,4 @@
-"""Events: heard while one listens, written to a file for another process, and told by loaders and trainers."""
+"""Events: received by subscribers, written to a file for another process, published by loaders and trainers."""
 
 from __future__ import annotations
 
@@ -63,6 +63,16 @@ def test_every_event_survives_its_line(data: strategies.DataObject, kind: str, p
     line = told.to_line()
     assert "\n" not in line
     assert RecordedEvent.from_line(line) == told
+
+
+def test_a_line_is_json() -> None:
+    line = '{"time": 1.5, "pid": 7, "event": "LoaderClosed", "loader": 1}'
+    assert RecordedEvent(time=1.5, pid=7, event=LoaderClosed(loader=1)).to_line() == line
+
+
+def test_seconds_are_summed_and_named() -> None:
+    assert (ThreadSeconds(disk=3.0, decode=1.0) - ThreadSeconds(disk=0.5)).total == 3.5
+    assert ThreadSeconds(gather=0.5).named("_seconds")["gather_seconds"] == 0.5
 
 
 @pytest.mark.parametrize(

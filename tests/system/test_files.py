@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from streamtrain.errors import ResourceError
-from streamtrain.system.files import Files
+from streamtrain.system.files import Files, is_temporary
 from streamtrain.system.syscalls import Syscalls
 
 
@@ -79,6 +79,8 @@ def test_temporary_is_hidden_and_beside_the_target(tmp_path: Path) -> None:
         (name,) = (entry.name for entry in tmp_path.iterdir())
     assert name.startswith(".a.")
     assert name.endswith(".tmp")
+    assert is_temporary(name)
+    assert not is_temporary("zarr.json")
 
 
 @pytest.mark.parametrize("call", ["open", "writev", "fsync", "rename"])

@@ -1,4 +1,4 @@
-"""The allocator's limits: a process of its own takes them, and gives large memory back."""
+"""The allocator's limits in a process of their own, where large memory returns to the system."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from streamtrain.system.memory import limit_heap_growth
+from streamtrain.system.memory import limit_heap_growth, trim_heap
 
 FREED = """
 from streamtrain.system.memory import limit_heap_growth
@@ -35,6 +35,11 @@ def test_large_memory_is_given_back_though_small_memory_lies_above_it() -> None:
     assert int(done.stdout) < 4 << 20
 
 
+def test_the_heap_is_trimmed_on_linux() -> None:
+    assert trim_heap() or sys.platform != "linux"
+
+
 def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert limit_heap_growth() is False
+    assert trim_heap() is False

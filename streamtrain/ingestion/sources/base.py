@@ -32,30 +32,17 @@ Rows = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceOptions:
-    """How to read raw files; each family takes what concerns it and refuses what does not.
+    """How to read raw files; each format uses the options that concern it and refuses the others."""
 
-    Parameters
-    ----------
-    label_column : str, optional
-        Tables: the column that becomes field ``y``.
-    columns : tuple of str, optional
-        Tables: the columns that become field ``x``, in this order; all but the label by default.
-    dtype : numpy.dtype, optional
-        Raw binary: the element type.
-    shape : tuple of int, optional
-        Raw binary: the shape of one sample.
-    fields : mapping of str to str, optional
-        Archives, dicts of arrays and iterables of them: each field to be made, and the name of what it is made of.
-        The others are left out.
-    classes : tuple of str, optional
-        Tables: names of classes that are known already, which are labels whatever else they look like (NA, null).
-    """
-
+    # Tables: the column that becomes field ``y``, and those that become field ``x``, by default all the others.
     label_column: str | None = None
     columns: tuple[str, ...] | None = None
+    # Raw binary: the element type and the shape of one sample.
     dtype: np.dtype[np.generic] | None = None
     shape: tuple[int, ...] | None = None
+    # Archives, dicts and iterables of dicts: each field to make, and its array's name; others are left out.
     fields: Mapping[str, str] | None = None
+    # Tables: known names of classes, which are labels whatever else they look like (NA, null).
     classes: tuple[str, ...] | None = None
 
 

@@ -147,37 +147,11 @@ def check_content(path: Path, family: FileFormat) -> None:
 
 
 def open_source(source: object, *, labels: object = None, options: SourceOptions = NO_OPTIONS) -> Source:
-    """Open raw data, with its labels beside it if they are a source of their own.
+    """Open raw data, with its labels beside it if they are a source of their own; it is seekable if every part is.
 
-    Parameters
-    ----------
-    source : path, list of paths, array, dict of arrays, iterable of dicts of arrays, or Source
-        A folder stands for the files in it, sorted by name, hidden ones left out. An array is anything with
-        ``shape``, ``dtype`` and slices, dask arrays included; the first axis are the samples. A bare array and a
-        file without names become field ``x``.
-    labels : same as source, optional
-        Its only field becomes ``y``; of a table, the label column, or its only column.
-    options : SourceOptions
-        How to read files.
-
-    Returns
-    -------
-    Source
-        Seekable where every part is.
-
-    Raises
-    ------
-    InputError
-        The data is missing, damaged, empty or does not fit together.
-    UsageError
-        The arguments are of no known kind, or the options do not apply.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> source = open_source(np.zeros((4, 2), np.float32), labels=np.array([0, 1, 1, 0], np.uint8))
-    >>> source.n_samples, [(field.name, str(field.dtype)) for field in source.fields]
-    (4, [('x', 'float32'), ('y', 'int64')])
+    A folder means the files in it, sorted by name, hidden ones left out. An array is anything with ``shape``, ``dtype``
+    and slices, dask arrays included; its first axis is the samples. A bare array and a file without names become field
+    ``x``; the only field of ``labels``, or a table's label column, becomes ``y``.
     """
     if labels is None:
         return _with_clear_names(_open(source, options), options)

@@ -28,39 +28,21 @@ _VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
-    """What the numbers of a dataset mean, as far as anyone has said.
-
-    Parameters
-    ----------
-    fields : tuple of Field
-        Dtypes and shapes; none where they are not known.
-    columns : mapping of str to tuple of str
-        The names of a field's columns in their order, by field; for a label, its one name.
-    classes : tuple of str, optional
-        The names of labels 0, 1, ...
-
-    Examples
-    --------
-    >>> x = Field(name="x", dtype=np.dtype("float64"), shape=(2,))
-    >>> sources = [{"format": "csv", "columns": ["age", "income"], "label_column": "kind"}]
-    >>> schema = schema_of((x,), sources, classes=("ant", "bee"))
-    >>> schema.columns["x"], schema.field("x").shape, schema.field("z")
-    (('age', 'income'), (2,), None)
-    """
+    """The names of a dataset's columns and classes, and its fields, as far as they are known."""
 
     fields: tuple[Field, ...] = ()
-    columns: Mapping[str, Names] = field(default_factory=dict)
+    columns: Mapping[str, Names] = field(default_factory=dict)  # in their order, by field; a label has one
     classes: Names | None = None
 
     def field(self, name: str) -> Field | None:
-        """The field of that name, where there is one."""
+        """Return the field of that name, or None."""
         return next((each for each in self.fields if each.name == name), None)
 
 
 def schema_of(
     fields: tuple[Field, ...], sources: Iterable[Mapping[str, Any]], *, classes: Names | None = None
 ) -> Schema:
-    """The schema that follows from fields and from what was read; see `Schema`."""
+    """Derive the schema from a dataset's fields and sources."""
     named = {name: lists[0] for name, lists in column_lists(sources).items() if len(set(lists)) == 1}
     known = {each.name: each for each in fields}
     fitting = {name: names for name, names in named.items() if name in known and _fits(known[name], names)}
@@ -68,13 +50,7 @@ def schema_of(
 
 
 def column_lists(sources: Iterable[Mapping[str, Any]]) -> dict[str, list[Names]]:
-    """What each source that has names calls the columns of a field, by field.
-
-    Examples
-    --------
-    >>> column_lists([{"format": "csv", "columns": ["a", "b"]}, {"format": "npy"}, {"format": "csv", "columns": ["b"]}])
-    {'x': [('a', 'b'), ('b',)]}
-    """
+    """Collect, by field, the column names that each source with names gives it."""
     found: dict[str, list[Names]] = {}
     for source in sources:
         features, label = source.get("columns"), source.get("label_column")
@@ -94,14 +70,7 @@ def _fits(described: Field, names: Names) -> bool:
 
 
 def schema_json(schema: Schema) -> dict[str, Any]:
-    """A schema as JSON can hold it; `parse_schema` reads it back.
-
-    Examples
-    --------
-    >>> schema = Schema(columns={"x": ("age",)}, classes=("ant", "bee"))
-    >>> parse_schema(schema_json(schema)) == schema
-    True
-    """
+    """Turn a schema into JSON values, which `parse_schema` reads back."""
     return {
         "version": _VERSION,
         "fields": {each.name: {"dtype": each.dtype.name, "shape": list(each.shape)} for each in schema.fields},
@@ -111,13 +80,7 @@ def schema_json(schema: Schema) -> dict[str, Any]:
 
 
 def parse_schema(found: object) -> Schema:
-    """Read a schema back, without trust.
-
-    Raises
-    ------
-    ValueError
-        It is none, or one of a later version.
-    """
+    """Read a schema back, without trust; refuse with ValueError."""
     try:
         if not isinstance(found, dict) or found["version"] != _VERSION:
             raise ValueError("it is none of this version")

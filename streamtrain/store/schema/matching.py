@@ -1,8 +1,8 @@
 """The comparison of two schemas: whether two datasets, or a run and a dataset, mean the same.
 
-Columns and classes are compared by name, dtype and shape where nothing has a name. What is there on both sides must
-agree; what has names on one side only is matched by its place, and that is said once. A class that only one side has
-is no contradiction while the numbers of the others agree.
+Columns and classes are compared by name, and by dtype and shape where there are no names. Names on both sides must
+agree; where only one side has names, columns are matched by position, with one warning. A class that only one side has
+is allowed while the numbers of the others agree.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class UnnamedColumns(UserWarning):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """The first thing that two schemas disagree on, in words for an error."""
+    """The first difference of two schemas, in words for an error."""
 
     what: str
     why: str | None = None
@@ -38,36 +38,9 @@ class Difference:
 
 
 def check_same_meaning(ours: Schema, theirs: Schema, *, fields: Iterable[str], of: str, where: str) -> str | None:
-    """Refuse a dataset that means something else, and tell what can only be matched by its place.
+    """Refuse a dataset that means something else; return a sentence where only one side has names.
 
-    Parameters
-    ----------
-    ours, theirs : Schema
-        Of what was there first, and of what is to fit it.
-    fields : iterable of str
-        The fields that count; one that either side lacks is not compared.
-    of : str
-        What ours is, for a message: "the training data", say.
-    where : str
-        Where theirs is.
-
-    Returns
-    -------
-    str or None
-        A sentence, where one side alone has names.
-
-    Raises
-    ------
-    UsageError
-        They do not mean the same; the message has the first difference, and both orders where only these differ.
-
-    Examples
-    --------
-    >>> ours, theirs = Schema(columns={"x": ("a", "b")}), Schema(columns={"x": ("b", "a")})
-    >>> check_same_meaning(ours, theirs, fields=("x",), of="the training data", where="d.zarr")
-    Traceback (most recent call last):
-    ...
-    streamtrain.errors.UsageError: d.zarr: the columns of x are 'b', 'a'; in the training data they are 'a', 'b'. ...
+    A field that either side lacks is not compared. ``of`` describes ours in messages ("the training data").
     """
     names = tuple(dict.fromkeys(fields))
     found = first_difference(ours, theirs, fields=names, of=of)
@@ -77,21 +50,21 @@ def check_same_meaning(ours: Schema, theirs: Schema, *, fields: Iterable[str], o
 
 
 def warn_of_unnamed(text: str | None, *, stacklevel: int) -> None:
-    """Give what `check_same_meaning` returned as a Python warning, of whoever called so many levels above."""
+    """Issue what `check_same_meaning` returned as a Python warning, ``stacklevel`` callers up."""
     if text is not None:
         warnings.warn(text, UnnamedColumns, stacklevel=stacklevel + 1)
 
 
 @contextmanager
 def unnamed_was_told() -> Iterator[None]:
-    """Inside the block nobody is told again that columns are matched by their places."""
+    """Suppress further warnings of columns matched by position inside the block."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnnamedColumns)
         yield
 
 
 def first_difference(ours: Schema, theirs: Schema, *, fields: Iterable[str], of: str) -> Difference | None:
-    """The first thing in which theirs is not ours: columns, then classes, then dtypes and shapes."""
+    """Find the first difference of theirs from ours: columns, then classes, then dtypes and shapes."""
     names = tuple(fields)
     differences = (
         *(_columns_difference(name, ours, theirs, of) for name in names),
@@ -102,7 +75,7 @@ def first_difference(ours: Schema, theirs: Schema, *, fields: Iterable[str], of:
 
 
 def unnamed(ours: Schema, theirs: Schema, *, fields: Iterable[str], of: str, where: str) -> str | None:
-    """What has names on one side only, in a sentence; None where nothing has."""
+    """Describe, in a sentence, the names that only one side has; None where both or neither have them."""
     without: dict[str, list[str]] = {}
     for name in fields:
         if name == TARGET or name not in {*ours.columns, *theirs.columns}:
@@ -118,15 +91,7 @@ def unnamed(ours: Schema, theirs: Schema, *, fields: Iterable[str], of: str, whe
 
 
 def names_difference(ours: Names, theirs: Names, of: str) -> str | None:
-    """The first name that only one of two lists has, in a sentence; None where they differ in their order at most.
-
-    Examples
-    --------
-    >>> names_difference(("age", "income"), ("age", "incme"), "the dataset")
-    "it has no column 'income', which the dataset has (did you mean 'incme'?)"
-    >>> names_difference(("age",), ("height", "age"), "the dataset")
-    "it has a column 'height', which the dataset lacks"
-    """
+    """Describe the first name that only one of two lists has; None where at most their order differs."""
     there, here = frozenset(ours), frozenset(theirs)
     missing = next((name for name in ours if name not in here), None)
     further = [name for name in theirs if name not in there]
@@ -138,11 +103,11 @@ def names_difference(ours: Names, theirs: Names, of: str) -> str | None:
 
 
 _MOST_COMPARED: Final = 1000
-"""Names among which the nearest one is looked for."""
+"""Names searched for the nearest one."""
 
 
 def listed(names: Names) -> str:
-    """Names for a message, the first of them where they are many."""
+    """Write names for a message, only the first ones of a long list."""
     more = f", ... ({len(names):,} in all)" if len(names) > _N_SHOWN else ""
     return ", ".join(map(repr, names[:_N_SHOWN])) + more
 
@@ -203,10 +168,10 @@ def _shape(described: Field) -> tuple[int, ...]:
 
 
 def _is_same_dtype(one: np.dtype[np.generic], other: np.dtype[np.generic]) -> bool:
-    """Floats of two widths are the same numbers; bytes and floats are often two scales, and so are integers."""
+    """Compare dtypes: floats may differ in width, but bytes and floats, or integers, often in scale."""
     return one == other or (one.kind == other.kind == "f")
 
 
 def _is_target_of_classes(name: str, ours: Schema, theirs: Schema) -> bool:
-    """Whether a target is known by the names of its classes, whatever its column is called."""
+    """Say whether a target is known by the names of its classes, whatever its column is called."""
     return name == TARGET and ours.classes is not None and theirs.classes is not None

@@ -1,0 +1,31 @@
+"""SIGTERM at once and signals held back, in this process."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from streamtrain.system.signals import Interrupted, defer_signals, terminated_cleanly
+
+
+def test_sigterm_interrupts_at_once_inside_the_block_only() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match=r"^interrupted by SIGTERM$") as caught, terminated_cleanly():
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_first_signal_is_held_back_and_the_second_interrupts() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with defer_signals() as interrupts:
+        interrupts.stop_if_asked(None)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupts.number == signal.SIGTERM
+        with pytest.raises(Interrupted, match="interrupted by SIGTERM; saved run/3"):
+            interrupts.stop_if_asked(Path("run/3"))
+        with pytest.raises(Interrupted, match="interrupted by SIGINT"):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
