@@ -185,9 +185,9 @@ def test_no_remedy_is_one_that_a_comparison_lacks(
     data: st.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(line(), data, **setting(rules=("batch",)), loss="mse", out=tmp_path / "c")
-    with pytest.raises(UsageError, match="Fix: another --out, or remove it") as taken:
+    with pytest.raises(UsageError, match="Fix: another out=, or remove it") as taken:
         compare(line(), data, **setting(), loss="mse", out=tmp_path / "c" / "batch-sgd")
-    assert "--resume" not in str(taken.value)
+    assert "resume" not in str(taken.value)
 
     def fail(*_: object) -> None:
         raise ResourceError("cannot write: no space left", fix="free some space")

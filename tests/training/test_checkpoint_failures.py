@@ -71,7 +71,7 @@ def test_it_ends_the_run_and_names_the_one_before(dataset: st.Dataset, tmp_path:
     kept = tmp_path / "a" / "checkpoints" / "00000010"
     assert "the checkpoint after batch 12 was not saved: cannot create" in message
     assert f"The newest whole one is {kept}" in message
-    assert "--resume" in message
+    assert "resume='auto'" in message
     assert newest_checkpoint(tmp_path / "a").path == kept
     # And from there it is the run that met no full disk.
     trainer, history = fit(dataset, tmp_path / "a", Syscalls(), resume="auto")
