@@ -60,66 +60,66 @@ def compare(
 ) -> Comparison:
     """Train copies of a model by every rule with every optimizer, and measure them alike.
 
-    Each run has the same initial weights, and its data in the order of the same seed. After every epoch loss and score
-    of the weights are measured by a pass over the whole training data, which counts as no training time.
+    Each run has the same initial weights, and its data in the order of the same seed. After every epoch, a pass over
+    the whole training data measures loss and score of the weights; it does not count as training time.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Its weights are where every run begins; it is not changed.
+        Every run begins at its weights; it is not changed.
     dataset : Dataset
         The training data.
     rules, optimizers : tuple of str
         Every rule runs with every optimizer.
     lr : mapping of str to float, optional
-        Learning rates by rule and optimizer (``"sample:sgd"``), by optimizer (``"sgd"``), or ``"every"``, of which the
-        first goes first; else the trainer's own default.
+        Learning rates by rule and optimizer (``"sample:sgd"``), by optimizer (``"sgd"``), or for ``"every"`` one, in
+        this order of precedence; else the trainer's default.
     max_epochs : int, optional
         Epochs of each run.
     seconds : float, optional
-        Training time of each run. An epoch is cut short when it is up, but under the rule ``epoch``, whose step is on a
-        whole pass. At least one of the two must be given; the first that is reached ends a run.
+        Training time of each run. It cuts an epoch short, except under the rule ``epoch``, whose step needs a whole
+        pass. At least one of the two must be given; the first that is reached ends a run.
     batch_size : int
-        Samples of a batch, and of a read under the other rules.
+        Samples of a batch, and of each read under the other rules.
     memory : str or int
         The budget of all loaders together.
     seed : int
-        Of the order of the data, which is the same for every run.
+        Seed of the data's order, the same for every run.
     device : str
-        As the trainer's.
+        As in `Trainer`.
     target_loss : float, optional
-        The mean loss over the training data that each run is timed to; by default it is below that of the beginning by
-        half of its size.
+        The mean loss over the training data that each run is timed to; by default half the initial loss, or where that
+        is negative, lower by half its size.
     grid : int, optional
-        The loss is measured on a grid of so many by so many weights around the paths; by default on none.
+        Measure the loss on a grid of this many by this many points around the paths of the weights; by default on none.
     loss : str or callable
-        As the trainer's.
+        As in `Trainer`.
     val : Dataset, optional
         Measured after every epoch as well.
     inputs, target : tuple of str, str
         The fields that the model takes, and the one that the loss compares with.
     normalize : None or "auto"
-        As the trainer's: ``"auto"`` rescales the inputs by the training data's statistics.
+        As in `Trainer`: ``"auto"`` rescales the inputs by the training data's statistics.
     out : pathlib.Path, optional
-        Holds a run's folder for each run, by name.
+        Folder for the run folders, which are named by rule and optimizer.
     about : mapping, optional
         More for each run's ``config.json``: ``model``, ``input_shape`` and ``n_outputs`` as `build_model` takes them.
     on_point : callable, optional
-        Called with every run so far, and its newest point.
+        Called with the current run and its newest point.
     on_runs : callable, optional
-        Called with the comparison as it is before its surface is measured, which may take long or fail.
+        Called with the comparison before its surface is measured, which may take long or fail.
     say : callable, optional
-        Told what is about to take long.
+        Called with a line of text before anything that takes long.
 
     Raises
     ------
     UsageError
         An argument is wrong, a rule does not work with an optimizer, or ``val`` has other columns or classes than
-        ``dataset``: before anything is trained.
+        ``dataset``; raised before anything is trained.
     BudgetError
         The memory is too small.
     ResourceError
-        The folder cannot be made, which is seen before anything is trained, or a run cannot be saved in it.
+        The folder cannot be made (raised before anything is trained), or a run cannot be saved in it.
 
     Examples
     --------
@@ -131,7 +131,7 @@ def compare(
     >>> [(run.rule, run.last.n_steps) for run in found]
     [('sample', 128), ('batch', 8), ('epoch', 2)]
     """
-    # By their names, which are those of the arguments.
+    # ComparisonSettings takes the arguments by their names.
     setting = ComparisonSettings.of(locals() | {"lr": lr or {}})
     if out is not None:
         _check_out(out)
@@ -199,7 +199,7 @@ def _with_surface(
     try:
         return replace(found, surface=_surface(setup, loader, paths, grid, say))
     except (StreamtrainError, RuntimeError) as error:
-        # What was trained is not to be lost.
+        # The finished runs must not be lost.
         say(f"surface: not measured: {error}")
         return replace(found, no_surface=str(error))
 
@@ -209,7 +209,7 @@ def _check_out(out: Path) -> None:
     try:
         check_new_run(out)
     except UsageError as error:
-        # A comparison does not go on where it was.
+        # A comparison cannot be resumed.
         error.fix = Fix("another ", Argument("out"), ", or remove it")
         raise
 
@@ -236,7 +236,7 @@ def _surface(
         raise UsageError("the weights of no run are finite")
     seconds = grid**2 * setup.pass_seconds
     say(f"surface: {grid**2:,} passes over {len(setup.dataset):,} samples, about {format_duration(seconds)}")
-    # Which rule and which optimizer makes no difference to a loss.
+    # Any rule and optimizer will do: the loss does not depend on them.
     trainer = setup.trainer(*next(setup.setting.pairs()))
     with tqdm(total=grid**2, desc="surface", unit=" passes", leave=False, disable=None) as bar:
         done = partial(bar.update, 1)

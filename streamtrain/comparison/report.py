@@ -41,7 +41,7 @@ _EXACT: Final = "The loss is that of the weights after each epoch, over the whol
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Leave both files in a folder, and return where."""
+    """Write both files into a folder, and return their paths."""
     files = Files()
     files.ensure_dir(folder)
     text = json.dumps(to_json_value(comparison.named()), indent=2) + "\n"
@@ -51,7 +51,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """Write the page."""
+    """Return the page of a comparison."""
     rules = ", ".join(dict.fromkeys(run.rule for run in comparison))
     optimizers = ", ".join(dict.fromkeys(run.optimizer for run in comparison))
     title = f"{rules} with {optimizers}"
@@ -70,7 +70,7 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def summary_rows(comparison: Comparison) -> list[list[str]]:
-    """The head, and a row for each run."""
+    """Return the header, and a row for each run."""
     score = comparison.runs[0].last.train.score_name
     target = f"loss {comparison.target_loss:.4g}"
     has_val = comparison.runs[0].last.val is not None
@@ -100,31 +100,19 @@ def _known(value: float | None) -> str:
 
 
 def format_number(value: float) -> str:
-    """A number for a table: whole ones in full, others in 4 to 6 digits.
-
-    Examples
-    --------
-    >>> [format_number(value) for value in (1101.0, 2 / 9, 1101.25, 1e6 / 7, 1e20)]
-    ['1,101', '0.2222', '1,101.25', '142,857', '1e+20']
-    """
+    """Format a number for a table: whole numbers in full, others in 4 to 6 digits."""
     if value.is_integer() and abs(value) < _MOST_IN_FULL:
         return f"{value:,.0f}"
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.6g}"
 
 
 def format_metric(value: float) -> str:
-    """A loss or a score for a table, in no more than 11 letters.
-
-    Examples
-    --------
-    >>> format_metric(2.30258), format_metric(-12345.678), format_metric(1.5e30)
-    ('2.3026', '-12345.6780', '1.5000e+30')
-    """
+    """Format a loss or a score for a table, in at most 11 characters."""
     return f"{value:.4f}" if abs(value) < _MOST_IN_PLACES else f"{value:.4e}"
 
 
 def epoch_rows(comparison: Comparison) -> list[list[str]]:
-    """The head, and a row for each epoch of each run."""
+    """Return the header, and a row for each epoch of each run."""
     names = list(comparison.runs[0].last.train.named())
     has_val = comparison.runs[0].last.val is not None
     head = ["run", "epoch", "updates", "seconds", *names, *(f"val {name}" for name in names if has_val)]
@@ -148,7 +136,7 @@ def _epoch(run: ComparedRun, point: LearningCurvePoint) -> list[str]:
 
 
 def _curve(comparison: Comparison, run: ComparedRun, points: list[tuple[float, float]]) -> Curve:
-    """The curve of a run: its colour and marker are its rule's, its dashes its optimizer's."""
+    """Return the curve of a run: colour and marker are those of its rule, dashes those of its optimizer."""
     rule = list(dict.fromkeys(each.rule for each in comparison)).index(run.rule)
     optimizer = list(dict.fromkeys(each.optimizer for each in comparison)).index(run.optimizer)
     return Curve(
@@ -176,7 +164,7 @@ def _charts(comparison: Comparison) -> Iterator[Drawing]:
     steps = Axis(label="updates", from_zero=True, is_log=is_wide(point.n_steps for point in ends))
     seconds = Axis(label="seconds of training", from_zero=True, is_log=is_wide(point.seconds for point in ends))
     losses = [point.train.loss for run in comparison for point in run.points]
-    # The target has a place on the axis as well.
+    # The target is drawn on the same axis.
     loss = Axis(label="training loss J", is_log=is_wide(losses) and comparison.target_loss >= 0)
     target = (ReferenceLine(label=f"target {comparison.target_loss:.4g}", value=comparison.target_loss),)
     yield chart("Loss against epochs", epochs, loss, lines(lambda p: p.epochs, lambda p: p.train.loss), target)

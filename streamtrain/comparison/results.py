@@ -13,37 +13,22 @@ from streamtrain.training.metrics import Metrics
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningCurvePoint:
-    """Where a run stands between two epochs.
+    """The state of a run between two epochs."""
 
-    Parameters
-    ----------
-    epochs : float
-        Samples taken in ÷ samples there are: 0 at the beginning, and a broken number where time ended an epoch.
-    n_steps : int
-        Updates so far.
-    seconds : float
-        Spent on training so far; measuring, and saving the run, are left out.
-    train : Metrics
-        Loss and score of these weights over the whole training data, by a pass of its own.
-    val : Metrics or None
-        Likewise over the validation data.
-    variance : float or None
-        The relative variance of the updates (`streamtrain.comparison.variance`) over the window that lies in the epoch
-        before; None at the beginning, after a lone step, and where nothing moved.
-    n_window : int
-        The steps of that window.
-    """
-
+    # Samples taken in ÷ samples in the data: a fraction where time ended an epoch.
     epochs: float
     n_steps: int
+    # Of training alone, without measuring and saving.
     seconds: float
+    # Of these weights over the whole data, by a separate pass.
     train: Metrics
     val: Metrics | None = None
+    # Of the updates, over a window of n_window steps in the epoch before; see streamtrain.comparison.variance.
     variance: float | None = None
     n_window: int = 0
 
     def named(self) -> dict[str, Any]:
-        """Everything by name, flat."""
+        """Return everything by name, flat."""
         return {
             "epochs": self.epochs,
             "steps": self.n_steps,
@@ -57,30 +42,16 @@ class LearningCurvePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedRun:
-    """One run of a comparison.
-
-    Parameters
-    ----------
-    rule, optimizer : str
-        By name.
-    lr : float
-        The learning rate.
-    points : tuple of LearningCurvePoint
-        The beginning, and the end of each epoch.
-    memory : dict of str to int
-        In bytes: the loaders' ``budget``, what they were ``projected`` to take, what was ``measured`` on top of the
-        model, and the most that the whole ``process`` held.
-    diverged : str or None
-        Where, and how, if it did; then that ended it.
-    folder : pathlib.Path or None
-        Where the run was kept.
-    """
+    """One run of a comparison."""
 
     rule: str
     optimizer: str
     lr: float
+    # The beginning, and the end of each epoch.
     points: tuple[LearningCurvePoint, ...]
+    # Bytes: the loaders' "budget", their "projected" and "measured" memory, and the peak of the whole "process".
     memory: dict[str, int]
+    # Where and how the run diverged, which ended it.
     diverged: str | None = None
     folder: Path | None = None
 
@@ -96,15 +67,15 @@ class ComparedRun:
 
     @property
     def seconds_per_epoch(self) -> float | None:
-        """Training time by epochs; None before there was one."""
+        """Training time per epoch; None before the first."""
         return self.last.seconds / self.last.epochs if self.last.epochs else None
 
     def first_at(self, loss: float) -> LearningCurvePoint | None:
-        """The first point at which the loss over the training data is no more than this; None if there is none."""
+        """Return the first point with at most this training loss; None if there is none."""
         return next((point for point in self.points if point.train.loss <= loss), None)
 
     def named(self, target_loss: float) -> dict[str, Any]:
-        """Everything by name."""
+        """Return everything by name."""
         reached = self.first_at(target_loss)
         return {
             "rule": self.rule,
@@ -126,23 +97,7 @@ class ComparedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Runs side by side.
-
-    Parameters
-    ----------
-    runs : tuple of ComparedRun
-        In order.
-    target_loss : float
-        What each was timed to.
-    n_samples, n_weights : int
-        Of the training data, and of the model.
-    about : dict
-        What was compared, in words, by name.
-    surface : LossSurface or None
-        The loss around the paths of the weights.
-    no_surface : str or None
-        Why there is none, where one was to be measured.
-    """
+    """Runs side by side."""
 
     runs: tuple[ComparedRun, ...]
     target_loss: float
@@ -150,6 +105,7 @@ class Comparison:
     n_weights: int
     about: dict[str, str]
     surface: LossSurface | None = None
+    # Why the surface could not be measured.
     no_surface: str | None = None
 
     def __iter__(self) -> Iterator[ComparedRun]:
@@ -159,7 +115,7 @@ class Comparison:
         return len(self.runs)
 
     def named(self) -> dict[str, Any]:
-        """Everything by name, as ``comparison.json`` holds it."""
+        """Return everything by name, as ``comparison.json`` holds it."""
         return {
             "about": self.about,
             "samples": self.n_samples,

@@ -43,7 +43,7 @@ from streamtrain.training.trainer import Rows, Trainer
 
 @dataclass(slots=True, kw_only=True)
 class ComparisonSetup:
-    """What all runs of a comparison have in common."""
+    """What all runs of a comparison share."""
 
     model: nn.Module
     dataset: Dataset
@@ -55,9 +55,9 @@ class ComparisonSetup:
     out: Path | None
     about: dict[str, object]
     pass_seconds: float = 0.0
-    """Of the last pass over the training data that measured."""
+    """Duration of the last measuring pass over the training data."""
     measuring_bytes: int = 0
-    """What the loaders that measure hold between two passes."""
+    """Memory that the measuring loaders hold between two passes."""
 
     @property
     def memory(self) -> int:
@@ -80,7 +80,7 @@ class ComparisonSetup:
         )
 
     def check(self, val: Dataset | None) -> None:
-        """Refuse a comparison of which any run cannot be made."""
+        """Refuse a comparison if any of its runs cannot be made."""
         measured = [self.dataset, val] if val else [self.dataset]
         if val is not None:
             self._check_meaning(val)
@@ -134,7 +134,7 @@ class ComparisonSetup:
         return n_snapshots(len(list(self.setting.pairs())), n_bytes) if self.setting.grid else 0
 
     def loader(self, rule: str, *, shares: int) -> StreamLoader:
-        """Open the loader that a run trains from, beside a number of others with a share of the memory."""
+        """Open the loader that a run trains from, which shares the memory with ``shares`` others."""
         return StreamLoader(
             self.dataset,
             batch_size=min(self.setting.batch_size, len(self.dataset)),
@@ -150,14 +150,14 @@ class ComparisonSetup:
         return StreamLoader(data, batch_size=size, memory=memory, shuffle=False, device=self.setting.device)
 
     def measure(self, trainer: Trainer, ordered: StreamLoader) -> Metrics:
-        """Measure loss and score over the training data, and the time that takes."""
+        """Measure loss and score over the training data, and time the pass."""
         started = time.perf_counter()
         train = trainer.evaluate(ordered)
         self.pass_seconds = time.perf_counter() - started
         return train
 
     def first(self, passes: list[StreamLoader]) -> LearningCurvePoint:
-        """Measure where all runs begin."""
+        """Measure the common beginning of all runs."""
         trainer = self.trainer(*next(self.setting.pairs()))
         train = self.measure(trainer, passes[0])
         val = trainer.evaluate(passes[1]) if len(passes) > 1 else None
@@ -165,9 +165,9 @@ class ComparisonSetup:
 
 
 class TimedStream:
-    """A loader's batches, with a call after each, cut off after ``seconds_left`` of training.
+    """A loader's batches with a callback after each, cut off after ``seconds_left`` of training.
 
-    ``beside`` gives the seconds so far that went to something else than training, which do not count.
+    ``beside`` returns the seconds so far that were not spent on training, which do not count.
     """
 
     def __init__(
@@ -208,8 +208,8 @@ def train_run(
     first: LearningCurvePoint,
     on_point: PointCallback,
 ) -> tuple[ComparedRun, list[Snapshot]]:
-    """Make one run, and return it with the snapshots of its weights."""
-    # Its memory is to be its own, not that of the runs before.
+    """Train one run, and return it with the snapshots of its weights."""
+    # The memory of earlier runs must not count as this one's.
     trim_heap()
     variance = UpdateVariance()
     trainer = setup.trainer(*pair, on_step=variance.stepped)
@@ -223,12 +223,12 @@ def train_run(
     )
     with ExitStack() as stack:
         weights = _trained(trainer)
-        # Copies of the weights are no loader's, and there before the meter.
+        # The copies of the weights belong to no loader, so they are made before the meter starts.
         variance.begin(weights)
         most = setup.n_kept()
         path = Trajectory(weights, most - most % 2) if most else None
         with ExitStack() as rehearsal:
-            # What a step takes is there for milliseconds.
+            # A step holds its memory for milliseconds.
             with MemoryMeter(interval_seconds=0.001) as step:
                 rehearsal.enter_context(trainer.working_memory(setup.rows()))
                 variance.stepped()
@@ -245,7 +245,7 @@ def train_run(
         projected = sum(each.projection.total_bytes for each in (loader, *passes))
         terms = {"training": loader.projection.terms, "measuring": passes[0].projection.terms}
     step_bytes = max(0, step.before_bytes + step.peak_bytes - meter.before_bytes)
-    # The loaders that measure have read before this run began.
+    # The measuring loaders were filled before this run began.
     loaders_bytes = setup.measuring_bytes + meter.peak_bytes - step_bytes
     memory = {
         "budget": setup.memory,
@@ -275,7 +275,7 @@ def _log(folder: Run, point: LearningCurvePoint) -> None:
 
 
 class _RunTracker:
-    """What follows a run through its epochs."""
+    """Follow a run through its epochs."""
 
     def __init__(
         self,
@@ -300,7 +300,7 @@ class _RunTracker:
 
     @property
     def is_done(self) -> bool:
-        """Whether no epoch, no time, or no step that leads anywhere is left."""
+        """Whether the run has no epochs, time or useful steps left."""
         setting = self._setup.setting
         is_late = setting.seconds is not None and self._seconds >= setting.seconds
         return (
@@ -311,7 +311,7 @@ class _RunTracker:
         )
 
     def epoch(self, run: ComparedRun, passes: list[StreamLoader], folder: Run) -> ComparedRun:
-        """Train one epoch more, and measure; a run that diverges ends where it was."""
+        """Train one more epoch, and measure; a run that diverges keeps its earlier points."""
         n_steps = self._trainer.counts.n_steps
         if self._n_steps_last is None or self._n_steps_last > 1 or self._variance.is_full:
             self._variance.begin(self._weights)
@@ -337,7 +337,7 @@ class _RunTracker:
         self._seconds += history.last.speed.seconds - (self._overhead_seconds() - before)
         self._n_steps_last = self._trainer.counts.n_steps - n_steps
         if self._is_full_batch and self._n_steps_last:
-            # Inside a pass there are the same weights again and again, or those of a line search's trials.
+            # Inside a pass the weights stay the same, or are those of a line search's trials.
             self._keep()
         train = self._setup.measure(self._trainer, passes[0])
         if not math.isfinite(train.loss):
@@ -369,11 +369,11 @@ class _RunTracker:
             self._keeping_seconds += time.perf_counter() - started
 
     def _overhead_seconds(self) -> float:
-        """What went to watching the run, so far."""
+        """Return the seconds spent so far on observing the run."""
         return self._variance.seconds + self._keeping_seconds
 
     def snapshots(self, run: ComparedRun) -> list[Snapshot]:
-        """The path of the weights, its end included; of a run that diverged, up to where it was last measured."""
+        """Return the path of the weights with its end; of a run that diverged, up to its last measured point."""
         if self._path is None:
             return []
         if run.diverged is None:

@@ -17,27 +17,14 @@ _LEAST_GRID: Final = 2
 _MOST_GRID: Final = 201
 _SEPARATOR: Final = ":"
 EVERY_OPTIMIZER: Final = "every"
-"""In place of an optimizer's name: the learning rate of those that have none of their own."""
+"""In place of an optimizer's name: the learning rate of all that have none in particular."""
 _FOREVER: Final = 2**31
-"""Epochs, where seconds are what ends a run."""
+"""Epochs of a run that only its time ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonSettings:
-    """What is to be compared, and how; `streamtrain.compare` has what each means.
-
-    Raises
-    ------
-    UsageError
-        A value is out of its range, or named twice.
-
-    Examples
-    --------
-    >>> rates = {"sgd": 0.1, "sample:sgd": 0.01}
-    >>> setting = ComparisonSettings(rules=("sample", "batch"), optimizers=("sgd",), lr=rates, seconds=5)
-    >>> [(pair, setting.lr_of(*pair)) for pair in setting.pairs()]
-    [(('sample', 'sgd'), 0.01), (('batch', 'sgd'), 0.1)]
-    """
+    """What is compared, and how; `streamtrain.compare` documents each field."""
 
     rules: tuple[str, ...] = ("sample", "batch", "epoch")
     optimizers: tuple[str, ...] = ("sgd", "adam")
@@ -53,7 +40,7 @@ class ComparisonSettings:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """Take the settings out of other arguments, by name."""
+        """Pick the settings from other arguments, by name."""
         return cls(**{each.name: given[each.name] for each in fields(cls)})
 
     def __post_init__(self) -> None:
@@ -85,15 +72,15 @@ class ComparisonSettings:
                 raise UsageError(f"lr of {name} is {lr!r}; it must be positive and finite")
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """Rule and optimizer of each run, in order."""
+        """Yield rule and optimizer of each run, in order."""
         return ((rule, optimizer) for optimizer in self.optimizers for rule in self.rules)
 
     def lr_of(self, rule: str, optimizer: str) -> float | None:
-        """The learning rate of a run; None where it is the trainer's to choose."""
+        """Return the learning rate of a run; None leaves it to the trainer."""
         names = (f"{rule}{_SEPARATOR}{optimizer}", optimizer, EVERY_OPTIMIZER)
         return next((self.lr[name] for name in names if name in self.lr), None)
 
     @property
     def most_epochs(self) -> int:
-        """Epochs after which a run ends, if its time has not ended it before."""
+        """The limit of epochs of a run that its time does not end first."""
         return _FOREVER if self.max_epochs is None else self.max_epochs

@@ -1,9 +1,9 @@
 """The error surface J around the paths of the weights, and these paths.
 
-J(w) is the mean loss over the whole training data at the weights w; every value is a pass of its own over the stream.
+J(w) is the mean loss over the whole training data at the weights w; every value takes a pass over the stream.
 
-A path is a bounded number of snapshots of the weights, evenly over the batches of a run: when there are too many, every
-second one is dropped, and from then on every second place is kept.
+A path is a bounded number of snapshots of the weights, spread evenly over the batches of a run: when the bound is
+reached, every second snapshot is dropped, and from then on every second one is taken.
 
 The plane of the surface is that of principal component analysis, as in H. Li, Z. Xu, G. Taylor, C. Studer,
 T. Goldstein, "Visualizing the loss landscape of neural nets" (NeurIPS 2018), section 7: through the mean of the
@@ -28,18 +28,14 @@ from streamtrain.optim.gradients import weights_kept
 from streamtrain.system.units import format_bytes
 
 PATH_BYTES: Final = 256_000_000
-"""All snapshots of a comparison together."""
+"""Of all snapshots of a comparison together."""
 _MOST_KEPT: Final = 200
 _LEAST_KEPT: Final = 4
 _COLUMNS: Final = 1 << 16
 
 
 def n_snapshots(n_runs: int, weights_bytes: int) -> int:
-    """Return how many snapshots each run of a comparison may keep; refuse weights too large for a path.
-
-    >>> n_snapshots(6, 235_146 * 4), n_snapshots(6, 8)
-    (45, 200)
-    """
+    """Return how many snapshots each run of a comparison may keep; refuse weights too large for a path."""
     n_fitting = PATH_BYTES // max(n_runs * weights_bytes, 1)
     if n_fitting < _LEAST_KEPT:
         needed = n_runs * weights_bytes * _LEAST_KEPT
@@ -53,35 +49,26 @@ def n_snapshots(n_runs: int, weights_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The trained weights of a model after so many steps: one vector, on the CPU."""
+    """The trained weights of a model after ``n_steps`` steps: one vector, on the CPU."""
 
     n_steps: int
     weights: Tensor
 
 
 class Trajectory:
-    """Snapshots of some parameters, at most an even number, evenly over the times they are offered.
-
-    >>> weight = nn.Parameter(torch.zeros(1))
-    >>> path = Trajectory([weight], most=4)
-    >>> for step in range(100):
-    ...     path.offer(step)
-    >>> path.end(99)
-    >>> [snapshot.n_steps for snapshot in path.kept]
-    [0, 32, 64, 96, 99]
-    """
+    """Snapshots of parameters, at most an even number, spread evenly over the times they are offered."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], most: int) -> None:
         self._parameters = parameters
         self._most = most
         self._every = 1
         self._n_offered = 0
-        # All the memory is written to now, so that none is missing later; the last row is for the end.
+        # All the memory is written to now, so that it cannot run out later; the last row is for the end.
         self._rows = list(flatten_parameters(parameters).repeat(most + 1, 1))
         self.kept: list[Snapshot] = []
 
     def offer(self, n_steps: int) -> None:
-        """Keep the weights after a number of steps, if it is their turn."""
+        """Keep the weights after ``n_steps`` steps, if it is their turn."""
         if self._n_offered % self._every == 0:
             if len(self.kept) == self._most:
                 self._rows += [snapshot.weights for snapshot in self.kept[1::2]]
@@ -103,12 +90,12 @@ class Trajectory:
 
 
 def flatten_parameters(parameters: Sequence[nn.Parameter], out: Tensor | None = None) -> Tensor:
-    """Copy some parameters into one vector on the CPU, a new one in the widest of their dtypes or a given one."""
+    """Copy parameters into one vector on the CPU: ``out``, or a new one in the widest of their dtypes."""
     return torch.cat([as_real(parameter.detach()).reshape(-1).cpu() for parameter in parameters], out=out)
 
 
 def set_parameters(parameters: Sequence[nn.Parameter], weights: Tensor) -> None:
-    """Put a vector in place of some parameters' values."""
+    """Set the values of parameters from one vector."""
     values = [as_real(parameter.detach()) for parameter in parameters]
     for value, part in zip(values, torch.split(weights, [value.numel() for value in values]), strict=True):
         value.copy_(part.view_as(value))
@@ -116,58 +103,44 @@ def set_parameters(parameters: Sequence[nn.Parameter], weights: Tensor) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightPlane:
-    """A plane in the space of the weights, in float64.
+    """A plane in the space of the weights, in float64."""
 
-    Parameters
-    ----------
-    origin, directions : torch.Tensor
-        (n,) and (2, n), the directions of length 1 and at right angles.
-    labels : tuple of two str
-        What the directions are called.
-    shares : tuple of two float, optional
-        Of the snapshots' variance, what lies along each; None where the plane is all there is.
-    """
-
+    # (n,) and (2, n); the directions have length 1 and are at right angles.
     origin: Tensor
     directions: Tensor
     labels: tuple[str, str]
+    # Of the snapshots' variance, along each direction; None where the plane is the whole space.
     shares: tuple[float, float] | None
 
     def at(self, a: float, b: float) -> Tensor:
-        """Return the weights (n,) at a place of the plane."""
+        """Return the weights (n,) at a point of the plane."""
         return self.origin + a * self.directions[0] + b * self.directions[1]
 
     def place(self, weights: Tensor) -> tuple[float, float]:
-        """Return the place of the plane that is nearest to some weights."""
+        """Return the point of the plane nearest to some weights."""
         a, b = (self.directions @ (weights.double() - self.origin)).tolist()
         return a, b
 
 
 def principal_plane(names: Sequence[str], snapshots: Sequence[Snapshot]) -> WeightPlane:
-    """Find the plane of some snapshots: of two weights the weights' own, with their names, else the principal one.
-
-    >>> line = [Snapshot(n_steps=t, weights=torch.tensor([0.0, 3.0 * t, 4.0 * t])) for t in range(3)]
-    >>> found = principal_plane((), line)
-    >>> [round(abs(value), 2) for value in found.directions[0].tolist()], found.shares
-    ([0.0, 0.6, 0.8], (1.0, 0.0))
-    """
+    """Find the principal plane of snapshots; two weights span their own plane, labelled with their names."""
     rows = [snapshot.weights for snapshot in snapshots]
     if len(rows[0]) == 2:
         axes = torch.eye(2, dtype=torch.float64)
         return WeightPlane(origin=torch.zeros(2).double(), directions=axes, labels=(names[0], names[1]), shares=None)
-    # A single snapshot spreads in no direction, and its plane is any: one that is there twice has two.
+    # A single snapshot has no spread, so any plane will do: twice the same row gives two directions.
     rows = rows if len(rows) > 1 else rows * 2
     origin = torch.zeros(len(rows[0]), dtype=torch.float64)
     for row in rows:
         origin += row / len(rows)
-    # Squares of what is very large or small are not finite, or 0.
+    # In units of the largest difference: squares of very large or small numbers overflow, or are 0.
     size = max(float((row - origin).abs().max()) for row in rows) or 1.0
     values, vectors = torch.linalg.eigh(sum(part @ part.T for part in _parts(rows, origin, size)))
     leading = vectors.flip(1)[:, :2].T
     directions = torch.cat([leading @ part for part in _parts(rows, origin, size)], dim=1)
-    # Along a direction without spread there is only rounding, which QR replaces by one at right angles.
+    # A direction without spread is only rounding; QR replaces it by one at right angles.
     directions = torch.linalg.qr(directions.T).Q.T
-    # Of a direction and its opposite the one that the paths go along, so that a drawing is always the same.
+    # The sign that the paths follow, so that a drawing is always the same.
     directions[directions @ (rows[-1].double() - rows[0].double()) < 0] *= -1
     spread = values.clamp_min(0).flip(0)
     first, second = (spread[:2] / (float(spread.sum()) or 1.0)).tolist()
@@ -184,7 +157,7 @@ def _label(number: int, share: float) -> str:
 
 
 def _parts(rows: Sequence[Tensor], origin: Tensor, size: float) -> Iterator[Tensor]:
-    """Yield the rows from the origin, in units of a size, some columns at a time: (n_rows, n_columns) in float64."""
+    """Yield the rows relative to the origin in units of ``size``, a block of columns (n_rows, n_columns) at a time."""
     for start in range(0, len(origin), _COLUMNS):
         columns = slice(start, start + _COLUMNS)
         yield (torch.stack([row[columns].double() for row in rows]) - origin[columns]) / size
@@ -195,12 +168,12 @@ F64 = npt.NDArray[np.float64]
 _MARGIN: Final = 0.18
 """How far beyond the paths the surface reaches, as a share of their extent."""
 _LEAST_RATIO: Final = 0.2
-"""The shorter side of the surface is at least this share of the longer one: a straight path has surroundings."""
+"""The shorter side of the surface, at least, as a share of the longer one: a straight path has surroundings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightPath:
-    """A run's path over the surface: the places of its weights, in order, and the updates made until each."""
+    """A run's path over the surface: the points of its weights, in order, and the updates before each."""
 
     label: str
     n_steps: tuple[int, ...]
@@ -241,17 +214,7 @@ def measure_surface(
     grid: int,
     done: Callable[[], object] = lambda: None,
 ) -> LossSurface:
-    """Measure J of a model, by one pass at each of grid² places around some paths; its weights are put back.
-
-    >>> model = nn.Linear(2, 1, bias=False)
-    >>> bowl = lambda: float(model.weight.detach().square().sum())
-    >>> path = [Snapshot(n_steps=t, weights=torch.tensor([2.0 - t, 1.0])) for t in range(3)]
-    >>> found = measure_surface(model, bowl, [("downhill", path)], grid=3)
-    >>> found.labels, found.paths[0].places[0]
-    (('weight[0,0]', 'weight[0,1]'), (2.0, 1.0))
-    >>> bool(np.allclose(found.loss, found.xs[None] ** 2 + found.ys[:, None] ** 2))
-    True
-    """
+    """Measure J of a model, by one pass at each of grid² points around the paths; its weights are restored."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     plane = principal_plane(weight_names(model, 2), [snapshot for _, kept in paths for snapshot in kept])
     drawn = tuple(
@@ -275,18 +238,14 @@ def measure_surface(
 
 
 def weight_names(model: nn.Module, most: int) -> list[str]:
-    """Name the first trained weights of a model, one by one.
-
-    >>> weight_names(nn.Linear(2, 1), 3)
-    ['weight[0,0]', 'weight[0,1]', 'bias[0]']
-    """
+    """Name the first trained weights of a model, one by one."""
     trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     places = ((name, at) for name, parameter in trained for at in np.ndindex(tuple(parameter.shape)))
     return [f"{name}[{','.join(map(str, at))}]" if at else name for name, at in islice(places, most)]
 
 
 def _grid(places: Sequence[tuple[float, float]], n: int) -> tuple[F64, F64]:
-    """Return even places over the extent of the paths, and some way beyond."""
+    """Return evenly spaced points over the extent of the paths and a margin."""
     low, extent = np.min(places, axis=0), np.ptp(places, axis=0)
     wide = np.maximum(extent, _LEAST_RATIO * extent.max() if extent.max() > 0 else 1.0)
     middle, half = low + extent / 2, wide * (0.5 + _MARGIN)

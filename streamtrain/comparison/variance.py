@@ -7,11 +7,11 @@ with the mean ū = (u_1 + … + u_n) / n the *relative variance of the updates* 
 
 where the second form, which is computed, needs the weights at the window's beginning, the weights before the step, and
 the sum of |u_t|²; the sum of the updates telescopes. V is 0 where all updates are equal. A rule whose updates are the
-same mean and independent noise of relative variance σ² has V near σ² while σ² is much less than n, and near n where
-noise is all there is. SGD's updates under the rule ``batch`` have 1/b of the variance of those of ``sample``.
+same mean plus independent noise of relative variance σ² has V near σ² while σ² is much less than n, and near n where
+the updates are all noise. SGD's updates under the rule ``batch`` have 1/b of the variance of those of ``sample``.
 
 A window is the first steps of an epoch, so that rules are compared over the same number of steps, over which the
-weights move little. A run of one step an epoch has a window over its epochs. A single step has no V.
+weights move little. A run with one step per epoch has a window over its epochs. A single step has no V.
 """
 
 from __future__ import annotations
@@ -27,21 +27,11 @@ from streamtrain.models.real_view import as_real
 from streamtrain.optim.gradients import copy_weights, put_weights, reading_weights
 
 WINDOW: Final = 100
-"""Steps of a window, at the most."""
+"""Steps of a window, at most."""
 
 
 class UpdateVariance:
-    """Follow some parameters through windows of at most ``n_steps`` steps; ``seconds`` is the time that takes.
-
-    >>> weight = nn.Parameter(torch.zeros(1))
-    >>> variance = UpdateVariance()
-    >>> variance.begin([weight])
-    >>> for update in (1.0, 3.0):
-    ...     weight.data += update
-    ...     variance.stepped()
-    >>> variance.value()
-    0.25
-    """
+    """Follow parameters through windows of at most ``n_steps`` steps; ``seconds`` is the time that takes."""
 
     def __init__(self, n_steps: int = WINDOW) -> None:
         self._n_steps = n_steps
@@ -58,7 +48,7 @@ class UpdateVariance:
         return self.n_seen >= self._n_steps
 
     def begin(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Begin a window at the present weights of some parameters."""
+        """Begin a window at the present weights of parameters."""
         started = time.perf_counter()
         self._parameters = list(parameters)
         if [weight.shape for weight in self._first] != [parameter.shape for parameter in parameters]:
@@ -71,13 +61,13 @@ class UpdateVariance:
 
     @reading_weights
     def stepped(self) -> None:
-        """Take in the step that led to the present weights, if one more belongs to the window."""
+        """Record the step that led to the present weights, if the window has room for it."""
         if self.is_full or not self._parameters:
             return
         started = time.perf_counter()
         with torch.no_grad():
             for before, parameter in zip(self._before, self._parameters, strict=True):
-                # On the device until the value is asked for: reading it would wait for every step.
+                # The sum stays on the device until it is read: reading would wait for every step.
                 self._squares = self._squares + _square(parameter, before)
                 before.copy_(parameter)
         self.n_seen += 1
@@ -94,6 +84,6 @@ class UpdateVariance:
 
 
 def _square(one: Tensor, other: Tensor) -> Tensor:
-    """|one − other|² in float64; the difference of two weights is as exact as they are."""
+    """Return |one − other|² in float64; the difference of two weights is as exact as they are."""
     norm: Tensor = torch.linalg.vector_norm(as_real(one.detach() - other), dtype=torch.float64)
     return norm.square()

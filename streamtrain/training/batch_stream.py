@@ -1,13 +1,10 @@
-"""The protocol of a stream of batches, which `StreamLoader` implements, and the weights of samples.
-
-A sample weight is a number of at least 0 in a field of its own; an error names the samples whose weight is not.
-"""
+"""The protocol of a stream of batches, which `StreamLoader` implements, and the weights of samples."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -26,7 +23,7 @@ from streamtrain.store.statistics import MOST_VALUES, Histogram
 
 
 class StreamDataset(Protocol):
-    """What the trainer asks of the dataset behind a stream."""
+    """What the trainer needs of the dataset behind a stream."""
 
     @property
     def layout(self) -> Layout: ...
@@ -59,34 +56,17 @@ class BatchStream(Protocol):
 
 
 def fields_on(device: torch.device, batch: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Some fields of a batch, a named tuple or a mapping of tensors or arrays, on a device.
-
-    Raises
-    ------
-    UnknownName
-        The batch has no such field.
-
-    Examples
-    --------
-    >>> fields_on(torch.device("cpu"), {"x": torch.zeros(2), "y": torch.ones(2)}, ("y",))
-    {'y': tensor([1., 1.])}
-    """
+    """Return fields of a batch (a named tuple or a mapping of tensors or arrays) on a device."""
     fields = batch if isinstance(batch, Mapping) else batch._asdict()
     for name in names:
         if name not in fields:
             raise unknown_name("field", name, fields)
-    # What lies in plain memory is not copied ahead by asking for it, and its owner may write there again at once.
+    # Not asynchronous: a copy from plain memory gains nothing by it, and its owner may overwrite it at once.
     return {name: torch.as_tensor(fields[name]).to(device) for name in names}
 
 
 def normalize_fields(data: StreamDataset, names: tuple[str, ...]) -> dict[str, Normalize]:
-    """What rescales each of some fields by the dataset's own statistics.
-
-    Raises
-    ------
-    UnknownName
-        The dataset has no such field.
-    """
+    """Return a module for each field that rescales it by the dataset's statistics."""
     known = {field.name: field for field in data.layout.fields}
     for name in names:
         if name not in known:
@@ -95,25 +75,16 @@ def normalize_fields(data: StreamDataset, names: tuple[str, ...]) -> dict[str, N
 
 
 def schema_of_stream(stream: BatchStream) -> Schema:
-    """What a stream's numbers mean; of the dtypes and shapes that a transform makes nobody knows before."""
+    """Return the schema of a stream; without dtypes and shapes where a transform may change them."""
     found = getattr(stream.dataset, "schema", None)
     schema = found if isinstance(found, Schema) else Schema(fields=stream.dataset.layout.fields)
     return schema if getattr(stream, "transform", None) is None else replace(schema, fields=())
 
 
 def class_counts(data: StreamDataset, target: str, loss: Loss) -> range | None:
-    """How many classes a target may be said to have; None where nothing tells.
+    """Return the possible numbers of classes of a target; None where they are unknown.
 
-    It is more than one number only where the highest label is one that the loss ignores: whether that one is a class
-    is for the model to say.
-
-    Examples
-    --------
-    >>> import tempfile, numpy as np, streamtrain as st
-    >>> from streamtrain.models.losses import resolve_loss
-    >>> data = st.ingest({"y": np.array([0, 2, 5, 5])}, tempfile.mkdtemp() + "/d.zarr")
-    >>> [class_counts(data, "y", resolve_loss(nn.CrossEntropyLoss(ignore_index=i))) for i in (-100, 5, 2)]
-    [range(6, 7), range(3, 7), range(6, 7)]
+    There is more than one only where the loss ignores the highest label: the model decides whether it is a class.
     """
     histogram = _histogram(data, target)
     values = None if histogram is None else histogram.values[histogram.values != loss.ignored]
@@ -126,78 +97,66 @@ def class_counts(data: StreamDataset, target: str, loss: Loss) -> range | None:
 
 
 def _past(values: npt.NDArray[Any] | None) -> int | None:
-    """The number behind the last of some labels in order; None where they are none or no numbers of classes."""
+    """Return the highest label plus 1; None where there are no labels or they are not class numbers."""
     if values is None or not len(values) or values[0] < 0 or values[-1] >= MOST_VALUES:
         return None
     return int(values[-1]) + 1
 
 
 def _histogram(data: StreamDataset, field: str) -> Histogram | None:
-    # A dataset of the user's own need not know its labels.
+    # A dataset written by the user need not know its labels.
     ask = getattr(data, "histogram", None)
     return None if ask is None else ask(field)
 
 
 def last_batch_samples(stream: BatchStream) -> I64 | None:
-    """The samples of the batch that a stream yielded last, (B,); None where it cannot say."""
+    """Return the samples (B,) of the batch that a stream yielded last; None where it cannot say."""
     ask = getattr(stream, "last_samples", None)
     return None if ask is None else ask()
 
 
 def device_share(stream: BatchStream) -> int:
-    """Bytes of a device that a stream may hold, as its projection has them; 0 where it has none."""
+    """Return the device bytes in a stream's projection; 0 where it has none."""
     terms: Mapping[str, int] = getattr(getattr(stream, "projection", None), "terms", {})
     return terms.get("device", 0)
 
 
 def samples_per_epoch(stream: BatchStream) -> int:
-    """How many samples a pass yields: those of a dropped last batch are left out."""
+    """Return the number of samples of a pass, without those of a dropped last batch."""
     return min(len(stream) * stream.batch_size, len(stream.dataset))
 
 
 @contextmanager
 def in_stored_order(stream: BatchStream) -> Iterator[BatchStream]:
-    """The same data in stored order for the block; a stream that is shuffled is left as it is, beside another one."""
+    """Yield the same data in stored order; a shuffled stream stays as it is, and a second one is opened."""
     if not stream.shuffle:
         yield stream
         return
-    ordered = stream.sequential()
-    try:
+    with closing(stream.sequential()) as ordered:
         yield ordered
-    finally:
-        ordered.close()
 
 
 @contextmanager
 def every_sample(stream: BatchStream) -> Iterator[BatchStream]:
-    """The same data in stored order for the block, from its first sample to its last.
+    """Yield the same data in stored order, from its first sample to its last.
 
-    A stream that is shuffled, drops the last batch, or stands inside an epoch is left as it is, beside another one.
+    A stream that is shuffled, drops the last batch, or stands inside an epoch is not touched: a second one is opened.
     """
     if not (stream.shuffle or stream.drop_last or _is_inside_epoch(stream)):
         yield stream
         return
-    ordered = stream.sequential()
-    try:
+    with closing(stream.sequential()) as ordered:
         yield ordered
-    finally:
-        ordered.close()
 
 
 def _is_inside_epoch(stream: BatchStream) -> bool:
-    # A stream of the user's own need not know where it stands; it begins anew then, as any iterable does.
+    # A stream written by the user need not report its position; it then starts over, as any iterable does.
     ask = getattr(stream, "state_dict", None)
     return ask is not None and bool(ask().get("batch"))
 
 
 def check_stream(stream: BatchStream, model: nn.Module, update: str) -> None:
-    """Refuse a stream that an update rule cannot train on, and warn of one that a model cannot end.
-
-    Raises
-    ------
-    UsageError
-        There is no batch, or the rule ``epoch`` would miss the samples of a dropped last batch.
-    """
+    """Refuse a stream that an update rule cannot train on; warn of a last batch too small for BatchNorm."""
     if len(stream) == 0:
         raise UsageError(
             f"0 batches: {len(stream.dataset)} samples, batch_size {stream.batch_size}, drop_last {stream.drop_last}",
@@ -219,18 +178,7 @@ def check_stream(stream: BatchStream, model: nn.Module, update: str) -> None:
 
 
 def warn_of_waiting_device(stream: BatchStream, device: torch.device, update: str, *, stacklevel: int = 2) -> None:
-    """Warn of ways to train that leave a device idle for most of the time.
-
-    Examples
-    --------
-    >>> import tempfile, numpy as np, streamtrain as st
-    >>> data = st.ingest({"y": np.arange(4)}, tempfile.mkdtemp() + "/d.zarr")
-    >>> with warnings.catch_warnings(record=True) as caught, st.StreamLoader(data) as loader:
-    ...     warnings.simplefilter("always")
-    ...     warn_of_waiting_device(loader, torch.device("cuda:0"), "batch")
-    >>> str(caught[0].message)
-    "the loader's batches stay in host memory, ... StreamLoader(..., device='cuda:0') brings them ahead"
-    """
+    """Warn of options that leave a device idle most of the time."""
     if device.type == "cpu":
         return
     if update == "sample":
@@ -256,20 +204,7 @@ _NAMED: Final = 8
 
 
 def check_weight_field(name: str, weight: Tensor) -> None:
-    """Refuse a field that is no weight of samples.
-
-    Raises
-    ------
-    UsageError
-        It has more than one number a sample, or no real ones.
-
-    Examples
-    --------
-    >>> check_weight_field("w", torch.ones(4, 2))
-    Traceback (most recent call last):
-    ...
-    streamtrain.errors.UsageError: field w has shape (2,) a sample; a weight is one number. Fix: a field of scalars.
-    """
+    """Refuse a weight field that is complex or has more than one number per sample."""
     if weight.ndim != 1:
         raise UsageError(
             f"field {name} has shape {tuple(weight.shape[1:])} a sample; a weight is one number",
@@ -280,30 +215,7 @@ def check_weight_field(name: str, weight: Tensor) -> None:
 
 
 def check_weights(name: str, weight: Tensor, samples: Callable[[], I64 | None]) -> None:
-    """Refuse weights of a batch that are negative or not finite.
-
-    Parameters
-    ----------
-    name : str
-        The field.
-    weight : torch.Tensor
-        Of shape (B,).
-    samples : callable
-        Gives the samples of the batch, (B,) int64, or None where they are not known; asked for only to name them.
-
-    Raises
-    ------
-    InputError
-        Some are; their samples are named, or their rows in the batch.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> check_weights("w", torch.tensor([1.0, -2.0, 0.0]), lambda: np.array([70, 3, 12]))
-    Traceback (most recent call last):
-    ...
-    streamtrain.errors.InputError: field w: the weight of sample 3 is -2.0. ... Fix: weights of at least 0.
-    """
+    """Refuse negative or non-finite weights of a batch, naming their samples or else their rows."""
     if bool(_are_good(weight).all()):
         return
     rows = torch.nonzero(~_are_good(weight))[:, 0].tolist()
@@ -320,7 +232,7 @@ def check_weights(name: str, weight: Tensor, samples: Callable[[], I64 | None]) 
 
 
 def weights_of(name: str, fields: Mapping[str, Tensor], samples: Callable[[], I64 | None]) -> Tensor:
-    """The weights of a batch, (B,), checked unless reading them waits for a device: then that is done with the loss."""
+    """Return the weights (B,) of a batch, checked now unless reading them waits for a device."""
     if not waits_for_reads(fields[name].device):
         check_weights(name, fields[name], samples)
     return fields[name]
@@ -328,13 +240,7 @@ def weights_of(name: str, fields: Mapping[str, Tensor], samples: Callable[[], I6
 
 @contextmanager
 def weights_named(name: str | None, fields: Mapping[str, Tensor], samples: Callable[[], I64 | None]) -> Iterator[None]:
-    """Name the samples of bad weights that were found with the loss.
-
-    Raises
-    ------
-    InputError
-        There are some.
-    """
+    """Name the samples of bad weights that were found with the loss."""
     try:
         yield
     except BadWeightError:
@@ -348,13 +254,7 @@ def _are_good(weight: Tensor) -> Tensor:
 
 
 def zero_weight_error(name: str | None) -> InputError:
-    """The error for an epoch in which nothing has a weight.
-
-    Examples
-    --------
-    >>> str(zero_weight_error("w"))
-    'field w: the weights of all samples of the epoch sum to 0, so there is no mean. Fix: some weights above 0.'
-    """
+    """Make the error for an epoch whose samples all have weight 0."""
     if name is None:
         return InputError("every target of the epoch is of the class that the loss ignores", fix="another ignore_index")
     return InputError(

@@ -6,15 +6,15 @@
         model.safetensors              the model's own state_dict
         normalize.safetensors          the input normalization, if there is one
         optimizer.safetensors          and more tensors: random states, sums of gradients
-        state.json                     counts, the loader's place, all that is not a tensor
+        state.json                     counts, the loader's position, all that is not a tensor
         manifest.json                  bytes and SHA-256 of each of these; written last
 
 A folder without its manifest is not a checkpoint. Once a new one is durable, the one before it is kept and older ones
 are removed. A checkpoint that replaces another, of the same batch, is written beside it, as ``00001175.new``, and the
-two exchange names; where the system cannot exchange them, and the run is killed meanwhile, it is found under that name.
+two exchange names; where the system cannot exchange them and the run is killed meanwhile, it is found under that name.
 
-A run that skips a damaged checkpoint goes on from an older one, and its metrics with it. What it skipped belongs to
-another past from then on, even if it can be read again: its manifest is put aside as ``manifest.left``.
+A run that skips a damaged checkpoint resumes from an older one, and so do its metrics. From then on the skipped one
+belongs to another past, even if it can be read again: its manifest is put aside as ``manifest.left``.
 """
 
 from __future__ import annotations
@@ -52,21 +52,13 @@ _MANIFEST_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint that was found whole.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        Its folder.
-    state : dict
-        What is no tensor.
-    """
+    """A checkpoint that was found whole; ``state`` is everything that is not a tensor."""
 
     path: Path
     state: dict[str, Any]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Read the tensors saved under a name; none where there were none."""
+        """Read the tensors saved under a name; empty where there are none."""
         file = self.path / f"{name}{_SUFFIX}"
         return read_tensors(file) if file.exists() else {}
 
@@ -78,14 +70,9 @@ def write_checkpoint(
     state: Mapping[str, object],
     tensors: Mapping[str, Mapping[str, Tensor]],
 ) -> Path:
-    """Write a checkpoint of a run, and remove those that are older than the one before it.
+    """Write a checkpoint of a run, and remove all but it and the one before.
 
-    Raises
-    ------
-    ResourceError
-        The disk is full or cannot be written; then the earlier checkpoints are as they were.
-    UsageError
-        Something under ``tensors`` is no tensor.
+    If it cannot be written, the earlier checkpoints stay as they were.
     """
     files_of = {f"{name}{_SUFFIX}": some for name, some in tensors.items() if some}
     for some in files_of.values():
@@ -101,11 +88,11 @@ def write_checkpoint(
         if begun != folder:
             _replace(files, folder, begun)
     except BaseException:
-        # What is there of it takes space, of which there may be none left.
+        # The unfinished folder takes space, of which there may be none left.
         with suppress(OSError):
             _remove(files, begun)
         raise
-    # What cannot be removed takes some space, and harms nothing.
+    # An old checkpoint that cannot be removed takes space, and does no other harm.
     with suppress(OSError):
         for old in _outlived(run, n_batches):
             _remove(files, old)
@@ -133,7 +120,7 @@ def _replace(files: Files, folder: Path, begun: Path) -> None:
 
 
 def _outlived(run: Path, n_batches: int) -> list[Path]:
-    """What a checkpoint leaves behind: all but it and the one before, whatever else there is."""
+    """List what a checkpoint makes obsolete: everything but it and the one before."""
     named = [folder for folder in _folders(run) if not folder.suffix and int(folder.name) <= n_batches]
     whole = [folder for folder in named if (folder / _MANIFEST).is_file()]
     begun = [path for path in (run / CHECKPOINTS).iterdir() if path.name.removesuffix(_NEW).isdecimal()]
@@ -141,21 +128,16 @@ def _outlived(run: Path, n_batches: int) -> list[Path]:
 
 
 def _remove(files: Files, folder: Path) -> None:
-    # The manifest first: what is left of a folder, should the rest not go, is no checkpoint.
+    # The manifest first: if the rest cannot be removed, what is left is not a checkpoint.
     if (folder / _MANIFEST).exists():
         files.system.unlink(folder / _MANIFEST)
     files.remove_tree(folder)
 
 
 def leave_behind(files: Files, run: Path, found: Checkpoint | None) -> Checkpoint | None:
-    """Put aside every checkpoint of a run but the one that it resumes from and older ones; return that, by its name.
+    """Put aside every checkpoint newer than the one that a run resumes from; return that, under its own name.
 
-    Where that cannot be done, the length of the metrics tells later that they are not of the same past.
-
-    Raises
-    ------
-    ResourceError
-        The one that it resumes from was to replace another, and cannot be given its name.
+    A newer one that cannot be put aside is detected later, by the length of the metrics.
     """
     for folder in _folders(run):
         if found is not None and folder == found.path:
@@ -176,22 +158,7 @@ def leave_behind(files: Files, run: Path, found: Checkpoint | None) -> Checkpoin
 def find_checkpoint(run: Path, *, older_than: Checkpoint | None = None) -> tuple[Checkpoint | None, tuple[str, ...]]:
     """Find the newest whole checkpoint of a run, and say what is wrong with each newer one.
 
-    Parameters
-    ----------
-    run : pathlib.Path
-        The run's folder.
-    older_than : Checkpoint, optional
-        One of the run's; it and what is newer is not looked at.
-
-    Raises
-    ------
-    CheckpointError
-        Nobody may look where they are, or read one.
-
-    Examples
-    --------
-    >>> find_checkpoint(Path("no/such/run"))
-    (None, ())
+    With ``older_than``, a checkpoint of the run, only older ones are considered.
     """
     skipped: list[str] = []
     folders = _folders(run)
@@ -199,7 +166,7 @@ def find_checkpoint(run: Path, *, older_than: Checkpoint | None = None) -> tuple
         try:
             return read_checkpoint(folder), tuple(skipped)
         except CheckpointError as error:
-            # Not damaged, perhaps: to start afresh would in time remove it.
+            # It may be undamaged: a run that started afresh would in time remove it.
             if isinstance(error.__cause__, PermissionError):
                 raise
             skipped.append(f"{error.where}: {error.what}")
@@ -207,13 +174,7 @@ def find_checkpoint(run: Path, *, older_than: Checkpoint | None = None) -> tuple
 
 
 def newest_checkpoint(run: Path) -> Checkpoint:
-    """The newest whole checkpoint of a run.
-
-    Raises
-    ------
-    CheckpointError
-        The run has none; what is wrong with those it has is in the message.
-    """
+    """Return the newest whole checkpoint of a run, or refuse a run without one, with the reasons."""
     found, skipped = find_checkpoint(run)
     if found is None:
         why = "; ".join(skipped) or "It was stopped before its first"
@@ -222,13 +183,7 @@ def newest_checkpoint(run: Path) -> Checkpoint:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Check every byte of a checkpoint against its manifest, and read its state.
-
-    Raises
-    ------
-    CheckpointError
-        A file is missing, cannot be read, or is not as it was written.
-    """
+    """Check every byte of a checkpoint against its manifest, and read its state."""
     try:
         return _checked(folder)
     except OSError as error:
@@ -288,12 +243,9 @@ def _is_entry(name: str, entry: object) -> bool:
 
 
 def _folders(run: Path) -> list[Path]:
-    """The folders of checkpoints, whole or not, the newest first, and behind each what was to replace it, if whole.
+    """List the folders of checkpoints, whole or not, newest first, each followed by its whole replacement.
 
-    Raises
-    ------
-    CheckpointError
-        Nobody may look there, which is not to have none.
+    A folder that may not be read is an error, not a run without checkpoints.
     """
     parent = run / CHECKPOINTS
     try:
@@ -310,13 +262,7 @@ def _is_replacement(path: Path) -> bool:
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Load a model's weights.
-
-    Raises
-    ------
-    CheckpointError
-        They are those of another model.
-    """
+    """Load a model's weights, or refuse those of another model."""
     try:
         model.load_state_dict(checkpoint.tensors(MODEL))
     except RuntimeError as error:
@@ -329,12 +275,12 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def normalize_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """The state of the modules before the model, by input, as a checkpoint holds it."""
+    """Return the state of the normalization modules, by input, as a checkpoint holds it."""
     return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
 
 
 def normalize_states(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
-    """What a checkpoint holds of the modules before the model: input name -> their state."""
+    """Read the state of the normalization modules, by input."""
     states: dict[str, dict[str, Tensor]] = {}
     for name, tensor in checkpoint.tensors(NORMALIZE).items():
         field, _, key = name.partition(".")
@@ -343,13 +289,7 @@ def normalize_states(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises
-    ------
-    CheckpointError
-        The file is missing or damaged.
-    """
+    """Read a safetensors file."""
     try:
         return safetensors.torch.load_file(file)
     except FileNotFoundError:

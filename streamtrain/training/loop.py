@@ -48,33 +48,7 @@ _REFRESH_SECONDS: Final = 0.2
 
 
 class EpochRecorder:
-    """Record one epoch; the ``with`` block is the epoch, or what is left of it for a run that goes on inside one.
-
-    Parameters
-    ----------
-    loss : Loss
-        The loss that is trained on.
-    stream : BatchStream
-        Where the batches come from; it knows how long they were waited for.
-    run : Run
-        Takes the lines.
-    log_every : int
-        Batches between two lines.
-    epoch : int
-        Counted from 1.
-    progress : bool, optional
-        Whether to show the bar; by default where stderr is a terminal.
-
-    Attributes
-    ----------
-    running : RunningMetrics
-        Over the epoch so far.
-
-    Raises
-    ------
-    UsageError
-        ``log_every`` is not positive.
-    """
+    """Record one epoch; the ``with`` block is the epoch, or the rest of it for a run that resumes inside one."""
 
     def __init__(
         self, loss: Loss, stream: BatchStream, run: Run, *, log_every: int, epoch: int, progress: bool | None = None
@@ -107,21 +81,21 @@ class EpochRecorder:
         self._bar.close()
 
     def copied(self, seconds: float) -> None:
-        """Record the wall time that a batch's copy to the device took."""
+        """Record the wall time of a batch's copy to the device."""
         self._watch.transfer_seconds += seconds
 
     def add(self, learned: BatchResult, counts: Counts) -> None:
-        """Record a batch, and how far the run has come with it."""
+        """Record a batch and the counts after it."""
         self._measure(learned)
         self._n_timed += learned.n_new
-        # True when the bar has just been drawn: the means are worked out no more often than they are seen.
+        # True when the bar has just been drawn: the means are computed no more often than they are seen.
         if self._bar.update(learned.n_new):
             self._show()
         if counts.n_batches % self._log_every == 0:
             self._log(counts, is_trial=learned.is_trial)
 
     def add_partial(self, learned: BatchResult) -> None:
-        """Record what was taken in of a batch before the run was cut short inside it."""
+        """Record the samples taken in of a batch in which the run was cut short."""
         self._measure(learned)
         self._n_timed += learned.n_new
 
@@ -151,14 +125,14 @@ class EpochRecorder:
         )
 
     def settle(self, rule: UpdateRule) -> None:
-        """Record what the pass has found, which has just ended for the rule."""
+        """Record the results of a pass that has just ended for the rule."""
         train = self.running.mean()
         self._of_pass = {"loss": train.loss, "score": train.score}
         self._of_pass |= {"objective": rule.objective, "grad_norm": rule.grad_norm}
         self._of_weights = rule.figures_of_weights(self._of_pass)
 
     def summary(self, counts: Counts, *, partial: bool = False) -> EpochSummary:
-        """The epoch as it stands, at its end or where the run was cut short."""
+        """Return the epoch so far, at its end or where the run was cut short."""
         train, figures = self.running.mean(), self._of_weights
         is_taken = figures is self._of_pass
         return EpochSummary(
@@ -181,32 +155,7 @@ _CHECKED_ROWS: Final = 8
 
 
 class EpochLoop:
-    """What goes over a stream with a model.
-
-    Parameters
-    ----------
-    learner : Learner
-        The model behind what rescales its inputs, the loss and the optimizer.
-    rule : UpdateRule
-        The update rule over them.
-    device : torch.device
-        Where.
-    inputs : tuple of str
-        The fields that the model takes, in order.
-    target : str
-        The field that the loss compares with.
-    weight : str, optional
-        The field of the samples' weights.
-
-    Attributes
-    ----------
-    counts : Counts
-        Epochs, batches, steps and samples so far.
-    inside : MidEpochState or None
-        Where the run stands inside an epoch that was cut short; None between two.
-    is_cut : bool
-        Whether it was cut short since `begin`.
-    """
+    """Train a model over epochs of a stream, or measure it over a pass."""
 
     def __init__(
         self,
@@ -219,6 +168,7 @@ class EpochLoop:
         weight: str | None = None,
     ) -> None:
         self.counts = Counts()
+        # The position in an epoch that was cut short; None between two.
         self.inside: MidEpochState | None = None
         self.is_cut = False
         self._cut_stream: tuple[object, ...] | None = None
@@ -233,20 +183,14 @@ class EpochLoop:
         self._fitting: set[tuple[object, ...]] = set()
 
     def begin(self, stream: BatchStream, totals: Totals) -> None:
-        """Set the schedules up for a run over a stream.
-
-        Raises
-        ------
-        UsageError
-            They were set up for another end of the run, or cannot be.
-        """
+        """Set the schedules up for a run over a stream."""
         self._is_checked = self.is_cut = False
         if self._learner.schedules is not None:
             of_epoch = self._rule.steps_per_epoch(len(stream), samples_per_epoch(stream))
             self._learner.schedules.begin(run_length(totals, of_epoch))
 
     def resume(self, stream: BatchStream, restored: tuple[Counts, MidEpochState | None] | None) -> None:
-        """Stand where a checkpoint was made, or where the call before ended; say so if that was on another stream."""
+        """Resume at a checkpoint, or where the last call ended; warn if that was on another stream."""
         if restored is not None:
             self.counts, self.inside = restored
             self._cut_stream = stream_identity(stream)
@@ -261,38 +205,24 @@ class EpochLoop:
             self.begin_epoch_anew()
 
     def begin_epoch_anew(self) -> None:
-        """Forget what the epoch has come to; the steps that were taken stay."""
+        """Forget the progress inside the epoch; the steps taken stay."""
         self.inside = None
         self._rule.abandon()
 
     def train(
         self, stream: BatchStream, recorder: EpochRecorder, totals: Totals
     ) -> Generator[Callable[[], MidEpochState], None, None]:
-        """Take in an epoch, or what is left of it where a run goes on; pause after every batch but the last.
+        """Train an epoch, or the rest of it on resume; pause after every batch but the last.
 
-        Yields
-        ------
-        callable
-            Gives what it takes to go on from here. Where the run is cut short, here by whoever closes the generator or
-            by the total of steps, `inside` is that.
-
-        Raises
-        ------
-        UsageError
-            The model does not fit the data.
-        InputError
-            A sample's weight is negative or not finite, or all weights of the epoch are 0.
-        DivergedError
-            A loss or a gradient is not finite; epoch, step and samples are named.
-        DeviceError
-            The device is out of memory.
+        Each pause yields a function that returns the state to resume from. If the run is cut short, by closing the
+        generator or by the total of steps, ``inside`` holds that state.
         """
         try:
             yield from self._train(stream, recorder, totals)
         except GeneratorExit:
             raise
         except BaseException:
-            # Whoever trains again begins the epoch anew.
+            # The next call starts the epoch over.
             self.begin_epoch_anew()
             raise
 
@@ -333,7 +263,7 @@ class EpochLoop:
         self.counts = self.counts.after_epoch(n_steps=self._rule.n_steps)
 
     def _batches(self, stream: BatchStream, inside: MidEpochState | None, totals: Totals) -> Iterator[Any]:
-        """The batches of the epoch from where the run stands on."""
+        """Yield the batches of the epoch from the run's position on."""
         batches = self._entered(stream, inside)
         if inside is not None:
             set_random_state(inside.random_before or inside.random, self._device)
@@ -346,7 +276,7 @@ class EpochLoop:
             except StopIteration:
                 return
             if inside is not None and inside.random_before is not None:
-                # Asked for again, as it was before: then the run goes on after the samples that are taken in.
+                # The batch was drawn again from the state before it; now comes the state after the samples taken in.
                 set_random_state(inside.random, self._device)
             inside = None
             yield batch
@@ -366,7 +296,7 @@ class EpochLoop:
         totals: Totals,
         place: Callable[..., MidEpochState],
     ) -> bool:
-        """Learn from a batch; return whether it was whole, or the run was cut short inside it."""
+        """Learn from a batch; return False if the run was cut short inside it."""
         started = time.perf_counter()
         fields = self.on_device(batch)
         recorder.copied(time.perf_counter() - started)
@@ -389,7 +319,7 @@ class EpochLoop:
     def _place(
         self, stream: BatchStream, running: RunningMetrics, n_batches: int, *, n_batch_samples: int = 0
     ) -> MidEpochState:
-        """What it takes to go on after so many batches, and so many samples of the next one, which has been read."""
+        """Return the state to resume from after some batches, and some samples of the next, which has been read."""
         state = stream_state(stream)
         if state is not None and n_batch_samples:
             state = state | {"batch": state["batch"] - 1}
@@ -412,15 +342,7 @@ class EpochLoop:
             raise
 
     def measure(self, stream: BatchStream) -> Metrics:
-        """Loss and score over a pass; nothing is changed.
-
-        Raises
-        ------
-        UsageError
-            The model does not fit the data.
-        DeviceError
-            The device is out of memory.
-        """
+        """Return loss and score over a pass; nothing is changed."""
         loss, model = self._learner.loss, self._learner.model
         self._is_checked = False
         n_classes = class_counts(stream.dataset, self._target, loss)
@@ -442,18 +364,12 @@ class EpochLoop:
         return running.mean()
 
     def on_device(self, batch: Any) -> dict[str, Tensor]:
-        """The fields of a batch that the model and the loss take, on the device."""
+        """Return the fields of a batch that the model and the loss take, on the device."""
         names = (*self._inputs, self._target, *([self._weight] if self._weight else []))
         return fields_on(self._device, batch, names)
 
     def check(self, fields: Batch, n_classes: range | None) -> None:
-        """See that the model fits the data; nothing is changed.
-
-        Raises
-        ------
-        UsageError
-            It does not.
-        """
+        """Refuse data that the model does not fit; nothing is changed."""
         n_rows = 1 if self._rule.name == "sample" else _CHECKED_ROWS
         few = {name: tensor[:n_rows] for name, tensor in fields.items()}
         if self._weight:
@@ -469,7 +385,7 @@ class EpochLoop:
         )
 
     def _check_once(self, fields: Batch, n_classes: range | None) -> None:
-        """Check the first batch of a run, or of data that is measured, unless its like has been."""
+        """Check the first batch of a run or a measurement, unless one of the same kind has passed."""
         if self._is_checked:
             return
         like = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in fields.items())
@@ -486,7 +402,7 @@ class EpochLoop:
 
     @contextmanager
     def _located(self, stream: BatchStream) -> Iterator[None]:
-        """Say where in the run an error struck, and of a device without room what would fit."""
+        """Add the place in the run to an error, and a batch size that fits to one of device memory."""
         try:
             how = {"batch_size": stream.batch_size, "loader_bytes": device_share(stream)}
             with explain_device(self._device, optimizer=self._learner.optimizer, **how):

@@ -1,8 +1,8 @@
 """Metrics of a run: loss, score and speed, epoch by epoch.
 
-Means are over samples, never over batches, so a short last batch counts for what it holds; where samples have weights,
-loss and score are weighted means, and where classes have weights, the loss is. The score is the one that fits the loss:
-accuracy for classes and logits, rmse beside mse, mae beside l1, none for a loss of the user's own.
+Means are over samples, never over batches, so a short last batch counts by its samples; where samples have weights,
+loss and score are weighted means, and where classes have weights, the loss is. The score fits the loss: accuracy for
+classes and logits, rmse beside mse, mae beside l1, none for a custom loss.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from streamtrain.training.progress import Counts
 
 
 class HasWaitSeconds(Protocol):
-    """Something that knows how long its consumer has waited for it."""
+    """An object that knows how long its consumer has waited for it."""
 
     @property
     def wait_seconds(self) -> float:
@@ -34,28 +34,13 @@ class HasWaitSeconds(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """How fast samples were taken in, and where the time went.
-
-    Parameters
-    ----------
-    n_samples : int
-        Taken in.
-    seconds, wait_seconds, transfer_seconds : float
-        Wall time, and what of it the training waited for batches and for their copies to the device.
-    work : ThreadSeconds
-        What the loader's threads did meanwhile, in seconds of theirs; several threads do several in one of wall time.
-
-    Examples
-    --------
-    >>> speed = Speed(n_samples=3000, seconds=2.0, wait_seconds=0.1)
-    >>> speed.samples_per_second, speed.stall_fraction
-    (1500.0, 0.05)
-    """
+    """How fast samples were taken in, and where the time went."""
 
     n_samples: int
     seconds: float
     wait_seconds: float
     transfer_seconds: float = 0.0
+    # Of the loader's threads meanwhile: several threads may spend several seconds in one of wall time.
     work: ThreadSeconds = field(default_factory=ThreadSeconds)
 
     def __add__(self, other: Speed) -> Speed:
@@ -74,7 +59,7 @@ class Speed:
 
     @property
     def samples_per_second(self) -> float:
-        """Samples by wall time."""
+        """Samples per second of wall time."""
         return self.n_samples / self.seconds if self.seconds > 0 else 0.0
 
     @property
@@ -83,24 +68,12 @@ class Speed:
         return min(self.wait_seconds / self.seconds, 1.0) if self.seconds > 0 else 0.0
 
     def wall(self) -> dict[str, float]:
-        """The wall time by kind: seconds that add up to it.
-
-        Examples
-        --------
-        >>> Speed(n_samples=1, seconds=2.0, wait_seconds=0.5, transfer_seconds=0.25).wall()
-        {'compute': 1.25, 'transfer': 0.25, 'wait': 0.5}
-        """
+        """Return the wall time by kind: seconds that add up to it."""
         return {"compute": self.compute_seconds, "transfer": self.transfer_seconds, "wait": self.wait_seconds}
 
 
 class Stopwatch:
-    """Wall time and where it went, from the moment it is made.
-
-    Attributes
-    ----------
-    transfer_seconds : float
-        Whoever copies to the device adds to it.
-    """
+    """Wall time and where it went, from construction on; the caller adds to ``transfer_seconds``."""
 
     def __init__(self, stream: HasWaitSeconds) -> None:
         self._stream = stream
@@ -110,7 +83,7 @@ class Stopwatch:
         self._start = time.perf_counter()
 
     def speed(self, n_samples: int) -> Speed:
-        """The speed of the samples taken in until now."""
+        """Return the speed of the samples taken in so far."""
         seconds = time.perf_counter() - self._start
         return Speed(
             n_samples=n_samples,
@@ -122,7 +95,7 @@ class Stopwatch:
 
 
 def _work(stream: HasWaitSeconds) -> ThreadSeconds:
-    # A stream of the user's own need not know what its threads did.
+    # A stream written by the user need not report it.
     work = getattr(stream, "work", None)
     return work if isinstance(work, ThreadSeconds) else ThreadSeconds()
 
@@ -130,36 +103,17 @@ def _work(stream: HasWaitSeconds) -> ThreadSeconds:
 _SCORES: Final = {"classes": "accuracy", "logits": "accuracy"}
 _SCORES_OF_VALUES: Final = {"mse": "rmse", "l1": "mae"}
 METRIC_NAMES: Final = ("loss", *dict.fromkeys((*_SCORES.values(), *_SCORES_OF_VALUES.values())))
-"""What a line of metrics may name."""
+"""Metric names that a line of metrics may hold."""
 
 
 def score_name(loss: Loss) -> str | None:
-    """The name of the score that fits a loss.
-
-    Examples
-    --------
-    >>> from streamtrain.models.losses import resolve_loss
-    >>> [score_name(resolve_loss(name)) for name in ("cross_entropy", "bce_with_logits", "mse", "l1")]
-    ['accuracy', 'accuracy', 'rmse', 'mae']
-    """
+    """Return the name of the score that fits a loss."""
     return _SCORES.get(loss.kind) or _SCORES_OF_VALUES.get(loss.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Loss and score over some samples.
-
-    Parameters
-    ----------
-    loss : float
-        The mean loss.
-    score_name : str or None
-        ``"accuracy"``, ``"rmse"``, ``"mae"``, or None where the loss has no score.
-    score : float or None
-        Its value.
-    n_samples : int
-        The samples it is a mean over.
-    """
+    """Mean loss and score over ``n_samples`` samples."""
 
     loss: float
     score_name: str | None
@@ -167,34 +121,13 @@ class Metrics:
     n_samples: int
 
     def named(self, prefix: str = "") -> dict[str, float]:
-        """Loss and score by name, each behind a prefix.
-
-        Examples
-        --------
-        >>> Metrics(loss=0.5, score_name="accuracy", score=0.75, n_samples=4).named("val_")
-        {'val_loss': 0.5, 'val_accuracy': 0.75}
-        """
+        """Return loss and score by prefixed name."""
         score = {} if self.score_name is None or self.score is None else {f"{prefix}{self.score_name}": self.score}
         return {f"{prefix}loss": self.loss} | score
 
 
 class RunningMetrics:
-    """Sums of loss and score over batches.
-
-    Parameters
-    ----------
-    loss : Loss
-        The loss that the sums are of; it decides the score.
-
-    Examples
-    --------
-    >>> from streamtrain.models.losses import resolve_loss
-    >>> running = RunningMetrics(resolve_loss("cross_entropy"))
-    >>> running.add(2.0, torch.tensor([[3.0, 1.0], [1.0, 3.0], [1.0, 3.0]]), torch.tensor([0, 1, 0]))
-    >>> running.add(6.0, torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
-    >>> running.mean()
-    Metrics(loss=3.0, score_name='accuracy', score=0.75, n_samples=4)
-    """
+    """Sums of loss and score over batches."""
 
     def __init__(self, loss: Loss) -> None:
         self._loss = loss
@@ -207,7 +140,7 @@ class RunningMetrics:
 
     @property
     def weight(self) -> float:
-        """What the mean loss is over."""
+        """The sum of weights behind the mean loss."""
         return self._weight.value
 
     def add(
@@ -219,30 +152,18 @@ class RunningMetrics:
         weight: float | None = None,
         sample_weights: Tensor | None = None,
     ) -> None:
-        """Add a batch.
-
-        Parameters
-        ----------
-        loss : float
-            Its mean loss.
-        output, target : torch.Tensor
-            Of shapes (B, ...).
-        weight : float, optional
-            The sum of the weights in that mean; by default B.
-        sample_weights : torch.Tensor, optional
-            Of shape (B,), where samples have weights: they count in the score too.
-        """
+        """Add a batch by its mean loss and the sum of weights in that mean, by default B."""
         weight = float(len(target)) if weight is None else weight
         self._loss_sum.add(loss * weight)
         self._weight.add(weight)
         self._n_samples += len(target)
         if self._loss.kind in _SCORES:
-            # These stay tensors on the device: reading them would wait for it at every batch.
+            # The counts stay on the device: reading them would wait for it at every batch.
             hits, of = _hits(self._loss, output, target, sample_weights)
             self._hits, self._of = self._hits + hits, self._of + of
 
     def mean(self) -> Metrics:
-        """The means over everything added so far; NaN over nothing."""
+        """Return the means over everything added so far; NaN over nothing."""
         loss = self._loss_sum.value / self._weight.value if self._weight.value else math.nan
         return Metrics(loss=loss, score_name=score_name(self._loss), score=self._score(loss), n_samples=self._n_samples)
 
@@ -258,7 +179,7 @@ class RunningMetrics:
                 return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums, as numbers; reading them waits for the device."""
+        """Return the sums as numbers; reading them waits for the device."""
         return {
             "loss_sum": self._loss_sum.state(),
             "weight": self._weight.state(),
@@ -269,13 +190,13 @@ class RunningMetrics:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from sums that ``state_dict`` gave."""
+        """Restore the sums of a ``state_dict``."""
         self._loss_sum, self._weight = ExactSum(*state["loss_sum"]), ExactSum(*state["weight"])
         self._n_samples, self._hits, self._of = state["n_samples"], state["hits"], state["of"]
         self._marked = (state["marked"][0], state["marked"][1])
 
     def loss_since_last(self) -> float:
-        """The mean loss over the samples added since this was last asked."""
+        """Return the mean loss over the samples added since the last call."""
         loss_sum, weight = self._marked
         self._marked = (self._loss_sum.value, self._weight.value)
         new = self._weight.value - weight
@@ -283,11 +204,11 @@ class RunningMetrics:
 
 
 def _hits(loss: Loss, output: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | int]:
-    """The targets that were met, and the targets there were; weighted, where samples are."""
+    """Count the targets that were met and all targets, weighted where samples are."""
     output, target = align(loss, output, target)
     if loss.kind == "classes":
         counted = loss.counted(target)
-        # A model may well be right about a class that does not count.
+        # A model may predict the ignored class correctly, which does not count.
         met = (output.argmax(1) == target) & counted
     else:
         met, counted = (output > 0) == (target > 0.5), None
@@ -300,45 +221,29 @@ def _hits(loss: Loss, output: Tensor, target: Tensor, weights: Tensor | None) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochSummary:
-    """One epoch of a run.
-
-    Parameters
-    ----------
-    counts : Counts
-        How far the run had come at its end.
-    train : Metrics
-        Over the epoch, each sample measured just before it changed the weights; with a line search, at the weights of
-        its last whole step.
-    val : Metrics or None
-        On the validation data, after the epoch.
-    speed : Speed
-        Of the training pass alone.
-    grad_norm : float, optional
-        The norm of the gradient of the whole dataset, where a step was taken on that.
-    objective : float, optional
-        J over the whole dataset, the penalty included, where a line search compares it.
-    trial : dict, optional
-        What the epoch's pass measured, by name, where it was a line search's trial that was not taken.
-    partial : bool
-        Whether the run was cut short inside it: it does not count as an epoch, and a run that resumes goes on in it.
-    """
+    """One epoch of a run."""
 
     counts: Counts
+    # Each sample measured just before it changed the weights; of a line search, at the weights of its last step.
     train: Metrics
     val: Metrics | None
+    # Of the training pass alone.
     speed: Speed
+    # Over the whole dataset, where a rule computes them; J includes the penalty.
     grad_norm: float | None = None
     objective: float | None = None
+    # The measurements of a line search's trial that was not taken.
     trial: Mapping[str, float | None] | None = None
+    # Cut short: it does not count as an epoch, and a resumed run continues inside it.
     partial: bool = False
 
     @property
     def number(self) -> int:
-        """Which epoch of the run it is, counted from 1."""
+        """The epoch's number in the run, counted from 1."""
         return self.counts.n_epochs + self.partial
 
     def named(self) -> dict[str, float]:
-        """Everything by name, flat, as one line of ``metrics.jsonl``."""
+        """Return everything by name, flat, as one line of ``metrics.jsonl``."""
         return {
             "epoch": self.number,
             **({"partial": True} if self.partial else {}),
@@ -359,22 +264,22 @@ class EpochSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """What `Trainer.fit` did: its epochs, in order.
+    """Result of `Trainer.fit`: its epochs, in order.
 
     Parameters
     ----------
     epochs : tuple of EpochSummary
         Those of this call; the last one is ``partial`` where ``max_steps`` cut it short.
     counts : Counts
-        How far the run has come since the trainer was made, or since it first began.
+        Totals since the trainer was made, or since the run first began.
     resumed_from_batch : int
-        Whole batches that a run that went on had taken in before; else 0.
+        Whole batches taken in before a resumed run continued; else 0.
     checkpoint_failures : int
         Checkpoints that could not be written, under ``on_checkpoint_failure="warn"``.
     unsaved : ResourceError, optional
-        Why the last of them could not, where no later one could: what the run came to is not on the disk.
+        Why the last checkpoint could not be written, where no later one was: the final state is not on the disk.
     reached : bool or None
-        Whether the loss came down to ``until_loss``; None where there was none.
+        Whether the loss came down to ``until_loss``; None without it.
     stopped_by : str
         What ended the run: ``"epochs"``, ``"steps"``, ``"until_loss"`` or ``"patience"``; with a line search also
         ``"grad_tolerance"``, ``"loss_tolerance"``, or ``"stuck"`` where no step lowers J any more.

@@ -1,10 +1,7 @@
 """A step before the run that leaves no trace: does the model fit the data, and what memory does a step take.
 
-Shapes and dtypes that do not fit are reported before the first epoch, in three lines: the data, the model, and the
-error. Weights, gradients, buffers such as BatchNorm's averages, and torch's random state are as they were.
-
-Modules and losses whose result depends on the batch, such as BatchNorm, are warned of once where one step is taken on
-several batches.
+Shapes and dtypes that do not fit are reported before the first epoch. Weights, gradients, buffers such as BatchNorm's
+averages, and torch's random state stay as they were.
 """
 
 from __future__ import annotations
@@ -32,14 +29,7 @@ _TOLERANCE: Final = 1e-3
 
 
 def warn_of_batch_dependent_modules(model: nn.Module, spans: str | None) -> None:
-    """Warn of modules whose output for a sample depends on its batch, where a step spans several batches.
-
-    >>> with warnings.catch_warnings(record=True) as caught:
-    ...     warnings.simplefilter("always")
-    ...     warn_of_batch_dependent_modules(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), "update='epoch'")
-    >>> str(caught[0].message).split(":")[0]
-    "Dropout under update='epoch'"
-    """
+    """Warn of modules whose output for a sample depends on its batch, where a step spans several."""
     if spans is None:
         return
     norms = _names(model, nn.modules.batchnorm._BatchNorm)
@@ -57,7 +47,7 @@ def warn_of_batch_dependent_modules(model: nn.Module, spans: str | None) -> None
 
 
 def warn_of_batch_dependent_loss(loss: Loss, output: Tensor, target: Tensor, spans: str | None) -> None:
-    """Warn of a loss of the user's own that is no mean over samples, measured on a batch and its halves."""
+    """Warn of a custom loss that is not a mean over samples, measured on a batch and its halves."""
     if loss.each is not None or len(target) < 2 or spans is None:
         return
     half = len(target) // 2
@@ -75,7 +65,7 @@ def warn_of_batch_dependent_loss(loss: Loss, output: Tensor, target: Tensor, spa
 
 
 def warn_of_broadcast_loss(loss: Loss, output: Tensor, target: Tensor) -> None:
-    """Warn of a loss of the user's own that broadcasts (B, 1) against (B,), measured on these and on both lined up."""
+    """Warn of a custom loss that broadcasts (B, 1) against (B,), measured on these and on both aligned."""
     lined_up = drop_last_axis(output, target)
     if loss.kind != "custom" or len(target) < 2 or (output.shape, target.shape) == tuple(t.shape for t in lined_up):
         return
@@ -83,7 +73,7 @@ def warn_of_broadcast_loss(loss: Loss, output: Tensor, target: Tensor) -> None:
         try:
             told, alike = float(loss(output, target)), float(loss(*lined_up))
         except (RuntimeError, ValueError, TypeError, IndexError):
-            # It asks for the shapes that they have, so it knows what to do with them.
+            # The loss works only on the shapes as they are, so it handles them itself.
             return
     if not math.isclose(told, alike, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE**2):
         warnings.warn(
@@ -111,11 +101,7 @@ def check_model_fits(
     n_classes: range | None = None,
     spans: str | None = None,
 ) -> None:
-    """Run a batch forward and backward, and raise a UsageError that says what does not fit.
-
-    ``n_classes`` are the counts of classes that the dataset may have, from `streamtrain.training.batch_stream`, and
-    ``spans`` is what makes a step span batches, from `streamtrain.optim.rules.UpdateRule.spans`.
-    """
+    """Run a batch forward and backward, and raise a `UsageError` that says what does not fit."""
     with preserve_training_state(learner), _room(learner, batch[target]):
         learner.model.train()
         learner.optimizer.zero_grad(set_to_none=True)
@@ -129,7 +115,7 @@ def check_model_fits(
 def check_width(
     learner: Learner, output: Tensor, batch: Batch, n_classes: range | None, *, may_be_wider: bool = False
 ) -> None:
-    """Refuse an output whose width is not a number of classes, or with ``may_be_wider`` is less than all of them."""
+    """Refuse an output whose width is not a number of classes, or, with ``may_be_wider``, is too narrow."""
     if learner.loss.kind != "classes" or n_classes is None or output.ndim < 2 or output.shape[1] in n_classes:
         return
     if not (may_be_wider and output.shape[1] >= n_classes.stop):
@@ -177,7 +163,7 @@ def _backward(learner: Learner, output: Tensor, target: Tensor, batch: Batch, we
 
 @contextmanager
 def _no_broadcast(of_shapes: str, output: Tensor, target: Tensor) -> Iterator[None]:
-    """Refuse a loss of the user's own that torch warns of: one of its own inside broadcasts an axis too many."""
+    """Refuse a custom loss in which torch warns of a broadcast axis."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -198,7 +184,7 @@ def working_memory(
     target: str,
     weight: str | None = None,
 ) -> Iterator[None]:
-    """Hold what training takes, gradients, their sums and the optimizer's state, so that a meter can begin above it."""
+    """Hold the memory that training takes (gradients, sums, optimizer state), so that a meter can begin above it."""
     with preserve_training_state(learner):
         with _same_weights(learner):
             learner.model.train()
@@ -216,10 +202,10 @@ def _room(learner: Learner, target: Tensor) -> AbstractContextManager[None]:
 
 
 def _trained(rule: UpdateRule, inputs: tuple[Tensor, ...], target: Tensor, weight: Tensor | None) -> UpdateRule:
-    # A pass, and the beginning of the next: by then all that a rule ever keeps is there.
+    # A pass and the first step of the next: by then a rule has allocated everything that it keeps.
     rule.learn(inputs, target, max_steps=rule.n_steps + 1, weight=weight)
     rule.end_epoch()
-    # A first step that leads nowhere is for the training itself to report.
+    # Divergence at the first step is left for the training itself to report.
     with suppress(DivergedError):
         rule.learn(inputs, target, max_steps=rule.n_steps + 1, weight=weight)
     return rule
@@ -237,7 +223,7 @@ def _same_weights(learner: Learner) -> Iterator[None]:
 
 @contextmanager
 def preserve_training_state(learner: Learner) -> Iterator[None]:
-    """Put buffers, training mode and random state back at the end of the block; gradients are dropped."""
+    """Restore buffers, training mode and random state after the block; gradients are dropped."""
     device = next(learner.model.parameters()).device
     with weights_kept(learner.model.buffers()), borrowed_random(device), preserve_mode(learner.model):
         try:
@@ -248,7 +234,7 @@ def preserve_training_state(learner: Learner) -> Iterator[None]:
 
 @contextmanager
 def preserve_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module back in its mode, training or evaluation, at the end of the block."""
+    """Restore the mode, training or evaluation, of every module after the block."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield

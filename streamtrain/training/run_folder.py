@@ -4,9 +4,9 @@
 
     runs/1/
         config.json
-        schema.json                what its inputs and classes mean, see `streamtrain.store.schema.columns`
+        schema.json                the columns and classes of its data, see `streamtrain.store.schema.columns`
         metrics.jsonl              a line every few batches, and one every epoch; that of an epoch that was cut short
-                                   has "partial": true, and goes when the run goes on
+                                   has "partial": true, and is removed when the run resumes
         memory.json                the memory it took, once it has ended
         checkpoints/00001175/      see `streamtrain.training.checkpoint`
         report.html
@@ -39,30 +39,7 @@ MEMORY: Final = "memory.json"
 
 
 class RunFolder:
-    """A run being written. The folder appears with the first thing put in it.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        Where; nothing may be there yet, or an empty folder, or a run that goes on.
-    config : mapping
-        What ``config.json`` is to hold; a run that goes on keeps its own.
-    resumes : bool
-        Whether a run may be there.
-    files : Files, optional
-        What writes.
-
-    Attributes
-    ----------
-    schema : Schema or None
-        What the training data's numbers mean, kept with the first checkpoint; None for a run that goes on, which has
-        its own or, from before there was any, none.
-
-    Raises
-    ------
-    UsageError
-        Something is there already, and is no run that goes on.
-    """
+    """A run being written; its folder appears with the first write."""
 
     def __init__(
         self, path: Path, config: Mapping[str, object], *, resumes: bool = False, files: Files | None = None
@@ -72,6 +49,7 @@ class RunFolder:
         self.path = path
         self._config = config
         self._files = files or Files()
+        # Written with the first checkpoint; None for a resumed run, which keeps the file that it has.
         self.schema: Schema | None = None
         self._kept: Schema | None = None
         self._metrics: int | None = None
@@ -80,10 +58,10 @@ class RunFolder:
         self._resumed_from: tuple[Checkpoint | None] | None = None
 
     def log(self, **values: float | str) -> None:
-        """Append a line to ``metrics.jsonl``; what is not finite becomes null.
+        """Append a line to ``metrics.jsonl``, with null for numbers that are not finite.
 
         A line that cannot be written now is written with a later one; no checkpoint is saved without it. The line of a
-        ``partial`` epoch stands until the next one takes its place, and belongs to no checkpoint.
+        ``partial`` epoch stands until the next one replaces it, and belongs to no checkpoint.
         """
         line = json.dumps({name: _finite(value) for name, value in values.items()}) + "\n"
         self._forget_other_past()
@@ -95,20 +73,14 @@ class RunFolder:
             self._write_metrics()
 
     def rewind(self, n_bytes: int) -> None:
-        """Forget the lines written after a checkpoint, before which there were so many bytes.
-
-        Raises
-        ------
-        CheckpointError
-            There are fewer: the file was cut short by someone else.
-        """
+        """Remove the lines after the first ``n_bytes`` bytes, or refuse a file that is shorter."""
         if why := self.why_not_after(n_bytes):
             raise CheckpointError(why, where=str(self.path / METRICS), fix=ANOTHER)
         if self._n_bytes() > n_bytes:
             os.truncate(self.path / METRICS, n_bytes)
 
     def why_not_after(self, n_bytes: int) -> str | None:
-        """Why a checkpoint that was made after so many bytes of ``metrics.jsonl`` is not of these; None if it is."""
+        """Say why a checkpoint made after ``n_bytes`` of ``metrics.jsonl`` is not of these metrics; None if it is."""
         file = self.path / METRICS
         try:
             have = self._n_bytes()
@@ -125,16 +97,13 @@ class RunFolder:
         return None
 
     def resume_from(self, found: Checkpoint | None) -> None:
-        """Go on from a checkpoint, or afresh; what was written after it is forgotten before anything new is written.
-
-        Until then nothing changes, as where nothing is left to train.
-        """
+        """Resume from a checkpoint, or start afresh; later lines and checkpoints go at the first write."""
         self._resumed_from = (found,)
 
     def _forget_other_past(self) -> None:
         if self._resumed_from is None:
             return
-        # A kill between the two leaves what is put aside, and lines that the next one to resume forgets.
+        # A kill between the two leaves checkpoints put aside, and lines that the next resume removes.
         found = leave_behind(self._files, self.path, self._resumed_from[0])
         self._resumed_from = (found,)
         with translate_os_errors("cut", self.path / METRICS):
@@ -156,15 +125,7 @@ class RunFolder:
         self._partial_at = None
 
     def save(self, n_batches: int, state: Mapping[str, object], tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
-        """Save a checkpoint, and the place in ``metrics.jsonl`` it belongs to; the last but one is kept beside it.
-
-        Raises
-        ------
-        ResourceError
-            The disk is full or cannot be written.
-        UsageError
-            The state holds something that no checkpoint can.
-        """
+        """Save a checkpoint with its position in ``metrics.jsonl``; the one before it is kept."""
         self._forget_other_past()
         metrics = self._write_metrics()
         self._write_schema()
@@ -174,17 +135,17 @@ class RunFolder:
         return write_checkpoint(self._files, self.path, n_batches, {**state, "metrics_bytes": n_bytes}, tensors)
 
     def _write_metrics(self) -> int:
-        """Write the lines that wait; whoever watches the file sees them as they come."""
+        """Write the pending lines, so that a reader of the file sees them as they come."""
         metrics = self._opened()
         with translate_os_errors("write", self.path / METRICS):
             while self._unwritten:
-                # Copied: what has a view of it cannot shrink.
+                # Copied: a bytearray with a view on it cannot shrink.
                 n_written = self._files.system.writev(metrics, [bytes(self._unwritten)])
                 del self._unwritten[:n_written]
         return metrics
 
     def _write_schema(self) -> None:
-        # Before the checkpoint: whoever finds one knows what its weights were trained on.
+        # Before the checkpoint: every checkpoint then has the schema that its weights were trained on.
         if self.schema not in (None, self._kept):
             assert self.schema is not None
             self._files.write_bytes(self.path / SCHEMA, (json.dumps(schema_json(self.schema)) + "\n").encode())
@@ -214,7 +175,7 @@ class RunFolder:
 
 
 class NullRunFolder:
-    """A run that leaves nothing behind, in place of a `RunFolder`."""
+    """A run that keeps nothing, in place of a `RunFolder`."""
 
     def log(self, **values: float | str) -> None:
         """Do nothing."""
@@ -230,19 +191,10 @@ class NullRunFolder:
 
 
 Run = RunFolder | NullRunFolder
-"""Where a trainer puts what is to be kept."""
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is that of a run.
-
-    Raises
-    ------
-    CheckpointError
-        Nobody may look there.
-    UsageError
-        It is a URL.
-    """
+    """Whether a folder is that of a run."""
     path = local_path(path)
     try:
         return (path / CONFIG).is_file()
@@ -252,13 +204,7 @@ def is_run(path: Path) -> bool:
 
 
 def check_new_run(path: Path) -> None:
-    """Refuse a place for a run where something is already.
-
-    Raises
-    ------
-    UsageError
-        It is a URL, a file, or a folder with something in it that is not left of a run that was killed as it began.
-    """
+    """Refuse a place that is taken; leftovers of a run killed as it began do not count."""
     path = local_path(path)
     if path.exists() and not (path.is_dir() and all(is_temporary(entry.name) for entry in path.iterdir())):
         resuming = (", ", Argument("resume", "auto"), " to resume it, or remove it") if is_run(path) else ()
@@ -267,36 +213,19 @@ def check_new_run(path: Path) -> None:
 
 
 def next_run(parent: Path) -> Path:
-    """The folder of the next run: one more than the highest number in use.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> parent = Path(tempfile.mkdtemp())
-    >>> (parent / "7").mkdir()
-    >>> next_run(parent).name, next_run(parent / "none").name
-    ('8', '1')
-    """
+    """Return the folder of the next run: one more than the highest number in use."""
     names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
     return parent / str(1 + max((int(name) for name in names if name.isdecimal()), default=0))
 
 
 def newest_run(parent: Path) -> Path | None:
-    """The run that was written to last, if there is any."""
+    """Return the run that was written to last; None where there is none."""
     runs = [config.parent for config in parent.glob(f"*/{CONFIG}")]
     return max(runs, key=lambda run: run.stat().st_mtime) if runs else None
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a run's ``config.json``.
-
-    Raises
-    ------
-    CheckpointError
-        There is no such run, or its configuration is damaged.
-    UsageError
-        It is a URL.
-    """
+    """Read a run's ``config.json``."""
     file = local_path(path) / CONFIG
     try:
         config = json.loads(file.read_bytes())
@@ -313,13 +242,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_schema(path: Path) -> Schema | None:
-    """Read what a run's inputs and classes mean; None where it is of before there was such a file.
-
-    Raises
-    ------
-    CheckpointError
-        The file is damaged.
-    """
+    """Read a run's ``schema.json``; None where a run of an earlier version has none."""
     file = path / SCHEMA
     try:
         return parse_schema(json.loads(file.read_bytes()))
@@ -333,12 +256,12 @@ def read_schema(path: Path) -> Schema | None:
 
 
 def write_memory(path: Path, memory: Mapping[str, object]) -> None:
-    """Keep what a run took, in bytes by name, beside its metrics."""
+    """Write the memory that a run took, in bytes by name, beside its metrics."""
     Files().write_bytes(path / MEMORY, (json.dumps(memory, indent=2) + "\n").encode())
 
 
 def last_epoch(path: Path) -> dict[str, Any] | None:
-    """The last line of ``metrics.jsonl`` that sums up an epoch; None where there is none."""
+    """Return the last line of ``metrics.jsonl`` that sums up an epoch; None where there is none."""
     try:
         lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
         values = map(json.loads, reversed(lines))

@@ -1,7 +1,7 @@
 """The state of a run: saved to a checkpoint and restored, and the description that identifies the run.
 
-A run resumes bit for bit: the state holds the weights and the optimizer's state, the loader's place counted in consumed
-batches, a pass's part of a gradient sum, the schedules, the random state that dropout draws from, and the sums behind
+A run resumes bit for bit: the state holds the weights and the optimizer's state, the loader's position counted in
+consumed batches, a partial gradient sum, the schedules, the random state that dropout draws from, and the sums behind
 the metrics. The description is written to ``config.json`` and compared on resume.
 """
 
@@ -51,7 +51,6 @@ from streamtrain.training.run_folder import METRICS, NullRunFolder, Run, RunFold
 from streamtrain.training.serialization import flatten_names, pack, unpack
 
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
-"""What a checkpoint that cannot be written may do."""
 
 _TRAINING: Final = "training"
 _BATCH_SAMPLES: Final = "batch_samples"
@@ -60,14 +59,14 @@ _FREE: Final = (
     "device, val, log_every, checkpoint_every and on_checkpoint_failure"
 )
 _SINCE: Final = {"reshuffle": "epoch", "compile": False, "l2": 0.0}
-"""What a checkpoint of before these were there stands for, where that is not None."""
+"""Meaning of a checkpoint from before these options existed, where it is not None."""
 _PLACE: Final = frozenset({"epoch", "batch", "lanes", "groups"})
-"""What of a stream's state says where it stands; lanes and groups are taken from it."""
+"""The keys of a stream's state that are its position; lanes and groups are taken from it."""
 
 
 @runtime_checkable
 class ResumableStream(Protocol):
-    """A stream that can say where it stands, and go on from there."""
+    """A stream that can report its position and resume there."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any], /) -> None: ...
@@ -75,89 +74,33 @@ class ResumableStream(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumePoint:
-    """Where a run goes on.
+    """Where a run resumes."""
 
-    Parameters
-    ----------
-    n_batches : int
-        The batches already taken in; 0 where it starts afresh.
-    skipped : tuple of str
-        Newer checkpoints that are damaged, and how.
-    n_batch_samples : int
-        The samples already taken in of the batch after those.
-    """
-
+    # Taken in as a whole; 0 where the run starts afresh.
     n_batches: int = 0
+    # Newer checkpoints that are damaged, and how.
     skipped: tuple[str, ...] = ()
+    # Taken in of the next batch.
     n_batch_samples: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MidEpochState:
-    """What a run that goes on inside an epoch needs besides its weights.
+    """What a run needs to resume inside an epoch, besides its weights."""
 
-    Parameters
-    ----------
-    n_batches : int
-        The whole batches of the epoch that are taken in.
-    metrics : dict
-        Of `RunningMetrics`, over those.
-    random : dict of str to torch.Tensor
-        Of torch's generators.
-    stream : dict, optional
-        Where the stream stands: before the next batch that is not wholly taken in. None of one that cannot say.
-    n_batch_samples : int
-        The samples of that batch that are taken in.
-    random_before : dict of str to torch.Tensor, optional
-        Of the generators when that batch was asked for, if some of it is taken in: a transform may draw from them.
-    """
-
+    # Of the epoch, taken in as a whole.
     n_batches: int
     metrics: dict[str, Any]
     random: Mapping[str, torch.Tensor]
+    # Its position before the next batch that is not taken in as a whole; None where it cannot say.
     stream: dict[str, Any] | None = None
+    # Taken in of that batch; then random_before is the random state before its transform, which may draw numbers.
     n_batch_samples: int = 0
     random_before: Mapping[str, torch.Tensor] | None = None
 
 
 class RunState:
-    """Save a run, and bring it back.
-
-    Parameters
-    ----------
-    run : Run
-        Where.
-    rule : UpdateRule
-        The update rule at work; its learner is what is saved.
-    front : NormalizedModel
-        The model behind what rescales its inputs.
-    device : torch.device
-        Where it trains.
-    stream : object
-        The training data.
-    identity : mapping
-        What a run must be to go on from the checkpoint: JSON values by name.
-    schema : Schema
-        What the training data's numbers mean, likewise.
-    every : int, optional
-        Batches between two checkpoints; by default they are made between epochs only.
-    on_failure : {"error", "warn"}
-        Whether a checkpoint that cannot be written ends the run, or is warned of, and the next one tried.
-    stopping : EarlyStopping
-        When the run ends early.
-
-    Attributes
-    ----------
-    n_failed : int
-        Checkpoints that could not be written.
-    unsaved : ResourceError or None
-        Why the last one could not.
-
-    Raises
-    ------
-    UsageError
-        ``every`` is no positive integer, ``on_failure`` is no policy, or the stream cannot say where it stands.
-    """
+    """Save a run, and restore it."""
 
     def __init__(
         self,
@@ -182,7 +125,7 @@ class RunState:
         self._normalized_model = front
         self._device = device
         self._stream = stream
-        # The sample rule's state settles its path, the stream's own its order, and the tolerances may change.
+        # The states of the sample rule and of the stream fix path and order; the tolerances may change.
         settled = dict.fromkeys(("sample_path", "order", "grad_tolerance", "loss_tolerance"))
         self._identity = flatten_names(json.loads(json.dumps({**identity, **settled})))
         self._schema = schema
@@ -196,19 +139,11 @@ class RunState:
         self._last_saved: Path | None = None
 
     def is_due(self, counts: Counts) -> bool:
-        """Whether a checkpoint is due after so many batches."""
+        """Whether a checkpoint is due after this batch."""
         return self._every is not None and counts.n_batches % self._every == 0
 
     def save(self, counts: Counts, inside: MidEpochState | None = None) -> Path | None:
-        """Save the run as it stands, between epochs or inside one; return where, if it is.
-
-        Raises
-        ------
-        ResourceError
-            The disk is full or cannot be written, and that ends the run; the newest checkpoint is in the message.
-        UsageError
-            The model's or the optimizer's state holds something that no checkpoint can.
-        """
+        """Save the run as it stands, between epochs or inside one; return the checkpoint's folder, if there is one."""
         if not isinstance(self._run, RunFolder):
             return None
         schedules = self._rule.learner.schedules
@@ -247,7 +182,7 @@ class RunState:
 
     @contextmanager
     def name_checkpoint_on_divergence(self) -> Iterator[None]:
-        """Add to an error of divergence inside the block the last checkpoint, which is kept."""
+        """Add the last checkpoint to an error of divergence inside the block."""
         try:
             yield
         except DivergedError as error:
@@ -258,24 +193,11 @@ class RunState:
     def restore(
         self, tell: Callable[[ResumePoint], None] | None, is_over: Callable[[Counts], bool] = lambda _: False
     ) -> tuple[Counts, MidEpochState | None]:
-        """Bring the run back from its newest whole checkpoint; without one it begins afresh.
+        """Restore the run from its newest whole checkpoint, or start afresh without one.
 
-        Nothing in the run's folder is changed until there is something to write.
-
-        Parameters
-        ----------
-        tell : callable, optional
-            Told where the run goes on; by default a warning names what was skipped.
-        is_over : callable, optional
-            Says of the counts whether the run is over; then it does not matter whether its stream could go on.
-
-        Raises
-        ------
-        CheckpointError
-            The checkpoint is of another run: every difference is named, and what may differ. Or its stream was inside
-            an epoch of an earlier order.
-        UsageError
-            There is none, and the weights are no longer those that a run begins with.
+        ``tell`` is called with the resume point; without it a warning names the damaged checkpoints. Where ``is_over``
+        says that the run is over, its stream need not be able to resume. Nothing in the folder changes until the next
+        write.
         """
         assert isinstance(self._run, RunFolder)
         found, skipped = self._find(self._run)
@@ -299,9 +221,9 @@ class RunState:
         return self._put_back(found, is_over)
 
     def _find(self, run: RunFolder) -> tuple[Checkpoint | None, tuple[str, ...]]:
-        """The newest whole checkpoint that the metrics go with, and what is wrong with newer ones.
+        """Find the newest whole checkpoint that the metrics go with, and say what is wrong with newer ones.
 
-        A newer one without its metrics is that of a run that skipped it, went on from an older one, and was killed.
+        A newer one without its metrics is left of a run that skipped it, resumed from an older one, and was killed.
         """
         newest, skipped = find_checkpoint(run.path)
         found: Checkpoint | None = newest
@@ -310,12 +232,12 @@ class RunState:
             skipped = (*skipped, f"{found.path}: {METRICS} has {why}", *more)
             found = older
         if found is None and newest is not None:
-            # Refused with the reason: to start afresh would throw whole checkpoints away.
+            # Refused, with the reason: starting afresh would throw whole checkpoints away.
             run.rewind(newest.state["metrics_bytes"])
         return found, skipped
 
     def _check_identity(self, found: Checkpoint) -> None:
-        # What a run of before did not tell may be anything.
+        # A key that an earlier version did not write may have had any value.
         untold = {name: self._identity.get(name) for name in ("shuffle", "ignore_index")}
         before = {**untold, **_SINCE, **found.state["identity"]}
         wrong = [*self._schema_difference(), *differences(before, {"ignore_index": None, **self._identity})]
@@ -376,7 +298,7 @@ class RunState:
         )
 
     def _warn_of_counted_cut(self, counts: Counts, n_batches: int) -> None:
-        """Say what an earlier version left out, for which an epoch that max_steps cut short counted as one."""
+        """Warn of an epoch that an earlier version counted although max_steps had cut it short."""
         n_left = len(self._stream) - n_batches if isinstance(self._stream, Sized) else 0
         if n_batches and n_left > 0:
             warnings.warn(
@@ -387,12 +309,12 @@ class RunState:
 
 
 def stream_state(stream: object) -> dict[str, Any] | None:
-    """Where a stream stands; None where it cannot say."""
+    """Return the position of a stream; None where it cannot say."""
     return stream.state_dict() if isinstance(stream, ResumableStream) else None
 
 
 def stream_identity(stream: BatchStream) -> tuple[object, ...]:
-    """What two streams have in common where one can go on from the other's place."""
+    """Return what two streams must share so that one can resume at the other's position."""
     state = stream_state(stream) or {}
     order = (stream.batch_size, stream.seed, stream.shuffle, stream.drop_last)
     return (getattr(stream.dataset, "id", stream.dataset), *order, {k: v for k, v in state.items() if k not in _PLACE})
@@ -407,7 +329,7 @@ def _put_stream_back(stream: ResumableStream, found: Checkpoint, *, is_over: boo
 
 
 def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
-    # A disk that does not write may not read either.
+    # A disk that fails to write may fail to read as well.
     with suppress(OSError):
         found, _ = find_checkpoint(run)
         kept = f"The newest whole one is {found.path}" if found else "There is none before it"
@@ -426,7 +348,7 @@ _JSON: Final = (bool, int, float, str, tuple, list)
 def describe_run(
     rule: UpdateRule, front: NormalizedModel, stream: BatchStream, fields: Mapping[str, object]
 ) -> dict[str, object]:
-    """What a rule and its learner do with some fields of a stream: JSON values by name."""
+    """Describe a rule, its learner and its stream as JSON values by name."""
     learner = rule.learner
     defaults = {name: value for name, value in learner.optimizer.defaults.items() if isinstance(value, _JSON)}
     return {
@@ -441,7 +363,7 @@ def describe_run(
         "normalize": sorted(front.modules_by_input()),
         "batch_size": stream.batch_size,
         "drop_last": stream.drop_last,
-        # What is done, not what is asked for: a rule that sums over the whole reads in stored order either way.
+        # The effect, not the option: a rule that sums over the whole dataset reads in stored order either way.
         "shuffle": stream.shuffle and not rule.in_stored_order,
         "reshuffle": getattr(stream, "reshuffle", "epoch"),
         "order": None if rule.in_stored_order else getattr(stream, "order_version", None),
@@ -452,18 +374,12 @@ def describe_run(
 
 
 def budget_config(loader: StreamLoader, memory: int) -> dict[str, object]:
-    """What of a run follows from its budget of so many bytes, likewise."""
+    """Return what follows from a run's memory budget, as JSON values by name."""
     return {"memory": memory, "lanes": loader.sizes.lanes, "groups": loader.sizes.groups}
 
 
 def open_run(checkpoint: str | Path | RunFolder | None, config: dict[str, object], *, resumes: bool) -> Run:
-    """The run that is kept in a folder; without one, a run that leaves nothing behind.
-
-    Raises
-    ------
-    UsageError
-        Something is there already, or a run is to go on and no folder is named.
-    """
+    """Open the run kept in a folder; without a folder, a run that keeps nothing."""
     if isinstance(checkpoint, RunFolder):
         return checkpoint
     if checkpoint is not None:

@@ -1,12 +1,12 @@
 """Nested state as JSON and safetensors, without pickle.
 
 An optimizer's ``state_dict`` is dicts, lists and numbers with tensors in them. The tensors go to a safetensors file by
-name, the rest to JSON, in which every value that JSON lacks is an object of one key: ``{"tensor": name}``,
+name, the rest to JSON, where every value that JSON lacks is an object of one key: ``{"tensor": name}``,
 ``{"tuple": [...]}``, ``{"dict": [[key, value], ...]}``, and ``{"float": "inf"}`` for numbers that are not finite.
 
 A safetensors file is a length of eight bytes, a header in JSON, and the tensors end to end (the specification is in the
-README of huggingface/safetensors). It is written from the tensors as they lie in memory, without a copy, so saving a
-model takes no extra memory; the library's own writer holds a file's content several times over. The library reads it.
+README of huggingface/safetensors). Tensors are written straight from memory, so saving a model takes no extra memory;
+the library's own writer holds a file's content several times over. The library reads it.
 """
 
 from __future__ import annotations
@@ -25,36 +25,7 @@ from streamtrain.system.files import FileWriter
 
 
 def pack(state: object, name: str) -> tuple[Any, dict[str, Tensor]]:
-    """Take a nested state apart.
-
-    Parameters
-    ----------
-    state : object
-        Dicts, lists and tuples of tensors, numbers, texts and None.
-    name : str
-        What it is; the tensors are named after it.
-
-    Returns
-    -------
-    tree : object
-        For JSON.
-    tensors : dict of str to torch.Tensor
-        For safetensors; the tensors themselves, not copies.
-
-    Raises
-    ------
-    UsageError
-        There is something else in it.
-
-    Examples
-    --------
-    >>> import torch
-    >>> tree, tensors = pack({0: {"step": torch.tensor(3.0), "betas": (0.9, 0.999)}}, "state")
-    >>> tree
-    {'dict': [[0, {'dict': [['step', {'tensor': 'state.0.step'}], ['betas', {'tuple': [0.9, 0.999]}]]}]]}
-    >>> unpack(tree, tensors)
-    {0: {'step': tensor(3.), 'betas': (0.9, 0.999)}}
-    """
+    """Split a nested state into a tree for JSON and its tensors by name, which are not copied."""
     tensors: dict[str, Tensor] = {}
 
     def packed(value: object, path: str) -> Any:
@@ -84,13 +55,7 @@ def pack(state: object, name: str) -> tuple[Any, dict[str, Tensor]]:
 
 
 def flatten_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What is nested in a mapping, one level deep, by dotted names.
-
-    Examples
-    --------
-    >>> flatten_names({"seed": 0, "optimizer": {"lr": 0.1}})
-    {'seed': 0, 'optimizer.lr': 0.1}
-    """
+    """Flatten a mapping by one level, with dotted names."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= {f"{name}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
@@ -98,13 +63,7 @@ def flatten_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Put a state together again.
-
-    Raises
-    ------
-    CheckpointError
-        The tree names a tensor that is not there, or is no tree that `pack` makes.
-    """
+    """Rebuild a state from what `pack` returned."""
     match tree:
         case None | bool() | int() | float() | str():
             return tree
@@ -143,20 +102,7 @@ _NAMES: Final = {
 
 
 def check_tensors(state: Mapping[str, Any]) -> None:
-    """Refuse what no such file can hold.
-
-    Raises
-    ------
-    UsageError
-        Something is no tensor, or is one of a kind that the format does not know.
-
-    Examples
-    --------
-    >>> check_tensors({"weight": 3})
-    Traceback (most recent call last):
-    ...
-    streamtrain.errors.UsageError: the model's state 'weight' is int, not a tensor. Fix: a buffer of it.
-    """
+    """Refuse a state that safetensors cannot hold."""
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise UsageError(
@@ -170,24 +116,9 @@ def check_tensors(state: Mapping[str, Any]) -> None:
 
 
 def write_tensors(out: FileWriter, state: Mapping[str, Tensor]) -> str:
-    """Write tensors that `check_tensors` has let pass, and return the SHA-256 of the file as hexadecimal digits.
+    """Write tensors that passed `check_tensors`; return the SHA-256 of the file in hexadecimal.
 
     Tensors that share memory are written once for each name.
-
-    Raises
-    ------
-    ResourceError
-        The disk or the quota is full.
-
-    Examples
-    --------
-    >>> import tempfile, pathlib, safetensors.torch
-    >>> from streamtrain.system.files import Files
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.safetensors"
-    >>> with Files().create(path) as out:
-    ...     digest = write_tensors(out, {"w": torch.ones(2)})
-    >>> safetensors.torch.load_file(path)
-    {'w': tensor([1., 1.])}
     """
     digest = hashlib.sha256()
     for piece in _pieces(state):
@@ -197,7 +128,7 @@ def write_tensors(out: FileWriter, state: Mapping[str, Tensor]) -> str:
 
 
 def _pieces(state: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    # Those of wide elements first, so that each begins at a multiple of its elements' size.
+    # Wide elements first, so that each tensor begins at a multiple of its element size.
     ordered = sorted(state.items(), key=lambda item: (-item[1].element_size(), item[0]))
     entries: dict[str, dict[str, object]] = {}
     at = 0
@@ -210,5 +141,5 @@ def _pieces(state: Mapping[str, Tensor]) -> Iterator[memoryview]:
     yield memoryview(len(header).to_bytes(8, "little") + header)
     for _, tensor in ordered:
         if tensor.numel():
-            # One at a time: of a device's tensors only one is on the host.
+            # One at a time: only one of a device's tensors is on the host.
             yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -21,7 +21,7 @@ from streamtrain.training.batch_stream import BatchStream, class_counts
 
 
 class Rehearsing(Protocol):
-    """What is asked of a trainer."""
+    """What sizing needs of a trainer."""
 
     target: str
     loss: Loss
@@ -34,18 +34,12 @@ class Rehearsing(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderOptions:
-    """Options of the loaders of a run, as `StreamLoader` has them, and the budget of the whole process.
-
-    Parameters
-    ----------
-    memory : str or int, optional
-        The budget of all loaders together; by default 512 MB, or what ``max_memory`` leaves.
-    max_memory : str or int, optional
-        The budget of the whole process; ``"auto"`` is what the machine, or its control group, allows.
-    """
+    """Options of a run's loaders, as `StreamLoader` has them, and the budget of the whole process."""
 
     batch_size: int = 256
+    # Of all loaders together; by default 512 MB, or what max_memory leaves.
     memory: str | None = None
+    # Of the whole process; "auto" is what the machine, or its control group, allows.
     max_memory: str | None = None
     seed: int = 0
     lanes: int | None = None
@@ -59,29 +53,18 @@ class LoaderOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizedLoaders:
-    """Loaders and what they were sized by.
-
-    Attributes
-    ----------
-    training, validation : StreamLoader
-        To train from, and to measure on; None where nothing is measured.
-    memory_bytes : int
-        What both may own.
-    taken : NonLoaderMemory
-        What the process holds besides.
-    meter : MemoryMeter
-        The peak of what is held from the rehearsed step on.
-    """
+    """Loaders of a run, and the memory figures they were sized by."""
 
     training: StreamLoader
     validation: StreamLoader | None
     memory_bytes: int
     taken: NonLoaderMemory
+    # The peak from the rehearsed step on.
     meter: MemoryMeter
 
     @property
     def all(self) -> list[StreamLoader]:
-        """Both, or the one."""
+        """The training loader, and the validation loader if there is one."""
         return [self.training, *([self.validation] if self.validation else [])]
 
 
@@ -95,27 +78,9 @@ def sized_loaders(
     reserved_bytes: int,
     on_checked: Callable[[], object] = lambda: None,
 ) -> Iterator[SizedLoaders]:
-    """Rehearse a step, and make the loaders that what it leaves is enough for.
+    """Rehearse a step, and make loaders that fit into the memory it leaves.
 
-    Parameters
-    ----------
-    trainer : Trainer
-        What trains; nothing of it is changed.
-    dataset, val : Dataset, Dataset or None
-        The data to train and to measure on.
-    options : LoaderOptions
-        How.
-    reserved_bytes : int
-        What the process held before there was a model.
-    on_checked : callable, optional
-        Called once the model is known to fit the data.
-
-    Raises
-    ------
-    UsageError
-        The model does not fit the data.
-    BudgetError
-        The budget is too small; the message has the one that would do.
+    ``reserved_bytes`` is what the process held before there was a model; ``on_checked`` is called once the model fits.
     """
     options = replace(options, shuffle=options.shuffle and not trainer.reads_in_order)
     n_rows = shared_budget.n_preflight_rows(dataset, options.batch_size)
@@ -124,7 +89,7 @@ def sized_loaders(
     on_checked()
     with ExitStack() as stack:
         with ExitStack() as rehearsal:
-            # What a step takes is there for milliseconds.
+            # A step holds its memory for milliseconds.
             with MemoryMeter(interval_seconds=0.001) as step:
                 rehearsal.enter_context(trainer.working_memory(rows))
             del rows
@@ -140,7 +105,7 @@ def sized_loaders(
 def _budget(
     options: LoaderOptions, dataset: Dataset, val: Dataset | None, taken: NonLoaderMemory
 ) -> tuple[LoaderOptions, int]:
-    """What the loaders may own, and the options with the lanes that follow from it."""
+    """Return the loaders' budget in bytes, and the options with the lanes that follow from it."""
     least = 1
     if options.max_memory:
         order: dict[str, Any] = {"lanes": options.lanes, "groups": options.groups, "shuffle": options.shuffle}
@@ -163,7 +128,7 @@ def make_loaders(
     memory: int,
     taken: NonLoaderMemory | None = None,
 ) -> Iterator[StreamLoader]:
-    """Make the loader to train from, and that to measure on; together they own what the budget allows."""
+    """Make the training and the validation loader, within the budget of both."""
     try:
         yield from _loaders(options, dataset, val, memory)
     except BudgetError as error:
@@ -196,15 +161,7 @@ def _loaders(options: LoaderOptions, dataset: Dataset, val: Dataset | None, memo
 def streams_of(
     trainer: Rehearsing, data: BatchStream | Dataset, val: BatchStream | Dataset | None, options: LoaderOptions
 ) -> Iterator[tuple[BatchStream, BatchStream | None]]:
-    """Make loaders of datasets for the block; loaders that are given are only held against ``max_memory``.
-
-    Raises
-    ------
-    UsageError
-        One is a dataset and the other a loader, or loaders that are given come with options of those that are made.
-    BudgetError
-        The budget is too small.
-    """
+    """Make loaders of datasets for the block; given loaders are only checked against ``max_memory``."""
     given = [each for each in (data, val) if each is not None]
     if all(isinstance(each, Dataset) for each in given):
         datasets = cast("list[Dataset]", [*given, None])
@@ -222,7 +179,7 @@ def streams_of(
 
 
 def _check_process(streams: list[BatchStream], max_memory: str) -> None:
-    """Refuse loaders that are planned for more than a process's budget has beside what the process holds already."""
+    """Refuse given loaders whose plan exceeds what a process's budget leaves beside what it holds."""
     planned = sum(stream.projection.host_bytes for stream in streams if isinstance(stream, StreamLoader))
     limit, held = parse_bytes(max_memory, name="max_memory"), held_bytes()
     if planned + held > limit:

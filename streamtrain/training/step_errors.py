@@ -24,22 +24,7 @@ _NAMED: Final = 8
 def name_bad_samples(
     error: DivergedError, learner: Learner, inputs: tuple[Tensor, ...], target: Tensor, samples: I64 | None
 ) -> None:
-    """Add to an error the samples behind it, as far as they can be told apart.
-
-    Looked at are, one after the other until something is found: values that are not finite in the batch itself,
-    weights, each sample's loss, each sample's gradient.
-
-    Parameters
-    ----------
-    error : DivergedError
-        From a step on the batch; the weights are those it was to be taken at.
-    learner : Learner
-        What it trains.
-    inputs, target : tuple of torch.Tensor, torch.Tensor
-        Of shapes (B, ...).
-    samples : (B,) int64, optional
-        The samples of the batch; None where the stream cannot say.
-    """
+    """Add to an error the samples behind it, as far as they can be told apart."""
     if samples is None or len(samples) != len(target):
         return
     places, why = _find(learner, inputs, target)
@@ -57,7 +42,7 @@ def _find(learner: Learner, inputs: tuple[Tensor, ...], target: Tensor) -> tuple
     try:
         bad_losses, bad_gradients = _by_sample(learner, inputs, target)
     except (StreamtrainError, RuntimeError, ValueError, TypeError, IndexError):
-        # A loss that couples samples, say; the batch is then all that is known.
+        # The loss may couple samples; then only the batch is known.
         return None, "The batch is of samples"
     if len(bad_losses):
         return bad_losses, "These samples have a loss that is not finite"
@@ -75,14 +60,14 @@ def _bad_rows(tensors: tuple[Tensor, ...]) -> I64:
 
 
 def _by_sample(learner: Learner, inputs: tuple[Tensor, ...], target: Tensor) -> tuple[I64, I64]:
-    """The places of the samples whose own loss, and of those whose own gradient, is not finite."""
+    """Find the samples whose own loss, and those whose own gradient, is not finite."""
     with torch.no_grad():
         output = learner.model(*inputs)
     ones = [slice(i, i + 1) for i in range(len(target))]
     bad_losses = _places([not bool(torch.isfinite(learner.loss.total(output[one], target[one])[0])) for one in ones])
     if len(bad_losses):
         return bad_losses, _places([])
-    # Each by itself: in one graph, a gradient that is not finite times the zero of another's loss is none either.
+    # One at a time: in a shared graph, a non-finite gradient times the zero of another sample's loss is NaN.
     return bad_losses, _places([_has_bad_gradient(learner, tuple(x[one] for x in inputs), target[one]) for one in ones])
 
 
@@ -106,28 +91,12 @@ _UNITS: Final = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2*
 
 
 def suggest_batch_size(batch_size: int, *, room_bytes: int, needed_bytes: int) -> int:
-    """The batch size for a step that needs at least ``needed_bytes`` now: at most half, less where the room says so.
-
-    Examples
-    --------
-    >>> suggest_batch_size(256, room_bytes=3 * 10**9, needed_bytes=4 * 10**9)
-    128
-    >>> suggest_batch_size(256, room_bytes=10**9, needed_bytes=8 * 10**9)
-    32
-    >>> suggest_batch_size(256, room_bytes=0, needed_bytes=8 * 10**9)
-    0
-    """
+    """Return a batch size for a step that needs ``needed_bytes``: at most half, less where room is short."""
     return min(batch_size // 2, batch_size * max(0, room_bytes) // max(1, needed_bytes))
 
 
 def failed_allocation_bytes(error: Exception) -> int:
-    """The bytes of the allocation that failed, as torch's message has them.
-
-    Examples
-    --------
-    >>> failed_allocation_bytes(RuntimeError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has ..."))
-    1610612736
-    """
+    """Return the size of the failed allocation, read from torch's message."""
     found = _WANTED.search(str(error))
     return int(float(found.group(1)) * _UNITS[found.group(2)]) if found else 0
 
@@ -136,24 +105,7 @@ def failed_allocation_bytes(error: Exception) -> int:
 def explain_device(
     device: torch.device, *, batch_size: int, optimizer: Optimizer, loader_bytes: int = 0
 ) -> Iterator[None]:
-    """Turn torch's error about memory into one that says which batch size would fit; say of a device that it failed.
-
-    Parameters
-    ----------
-    device : torch.device
-        Where the steps are taken.
-    batch_size : int
-        Samples of a batch.
-    optimizer : torch.optim.Optimizer
-        Its parameters, their gradients and its state stay from step to step.
-    loader_bytes : int
-        What the loader holds on the device.
-
-    Raises
-    ------
-    DeviceError
-        The device is out of memory, and no weight was changed by the step that failed; or it has failed.
-    """
+    """Turn torch's out-of-memory error into one with a batch size that fits, and report a failed device."""
     try:
         yield
     except RuntimeError as error:
@@ -161,7 +113,7 @@ def explain_device(
             raise device_failure(error, device) from error
         if not is_out_of_memory(error):
             raise
-        # While the error is handled, its frames still hold what the step took so far.
+        # While the error is handled, its frames still hold the memory that the step took so far.
         held, most = _usage(device)
         kept = sum(tensor.nbytes for tensor in _kept(optimizer) if tensor.device.type == device.type)
         needed = max(held - kept, 0) + failed_allocation_bytes(error)
@@ -180,7 +132,7 @@ def explain_device(
 
 
 def _usage(device: torch.device) -> tuple[int, int]:
-    """Bytes of the device that this process uses, and the most it could."""
+    """Return the bytes of the device that this process uses, and the most it could."""
     if device.type != "cuda":
         return 0, 0
     held = torch.cuda.memory_allocated(device)

@@ -74,43 +74,43 @@ class Trainer:
     target : str
         The field that the loss compares with.
     weight : str, optional
-        The field of the samples' weights, one number of at least 0 a sample: J and what is reported are weighted means;
-        `streamtrain.optim.rules` says what they do to a step on one sample.
+        The field of the samples' weights, one number of at least 0 per sample: J and the metrics are weighted means;
+        `streamtrain.optim.rules` has their effect on a step on one sample.
     normalize : None, "auto", or mapping of str to torch.nn.Module
-        What stands before the model: nothing, so that nothing is rescaled or cast; the training data's stored
-        statistics; or a module for an input of that name.
+        Normalization before the model: none, so that nothing is rescaled or cast; by the training data's stored
+        statistics; or by a module for each named input.
     device : str or torch.device
         ``"auto"`` is CUDA where there is any, else the CPU.
     accumulate_grad_batches : int
-        How many batches a step of the rule ``batch`` is on; what is left of them at an epoch's end has its own step.
+        Batches of one step of the rule ``batch``; those left at an epoch's end make a step of their own.
     grad_sum_dtype : {"float64", "compensated", "float32"}
-        What gradients are summed in, by the rule ``epoch`` and over accumulated batches; see
+        Precision of gradient sums, by the rule ``epoch`` and over accumulated batches; see
         `streamtrain.optim.gradient_sum`.
     sample_path : {"auto", "plain", "fast"}
         How the rule ``sample`` takes its steps: by the plain loop, or several times as fast and the same to rounding
         where the model, loss and optimizer are known to `streamtrain.optim.sample_fast_path`; ``"auto"`` is fast where
-        it can be. A resumed run takes the path it took.
+        it can be. A resumed run keeps its path.
     clip_grad_norm, clip_grad_value : float, optional
-        How far the gradient of a step may go; see `streamtrain.optim.gradients.Clipping`.
+        Limits of a step's gradient; see `streamtrain.optim.gradients.Clipping`.
     schedule : str, Schedule or callable, optional
         How the learning rate changes, by a name of torch's schedulers, with options, or as a function of the optimizer;
         see `streamtrain.optim.schedules`.
     beta1 : str or callable, optional
         How β₁ of Adam changes, a function of the step, ``"linear:LAST"`` or ``"exponential:FACTOR"``.
     autocast : str or torch.dtype, optional
-        ``"bfloat16"``, or ``"bf16"``: what the model computes in where `torch.autocast` finds that good enough.
+        ``"bfloat16"``, or ``"bf16"``: the dtype of the operations for which `torch.autocast` deems it precise enough.
     compile : bool
         Whether `torch.compile` compiles the model.
     l2 : float
         The factor of the penalty in J, l2/2 times the sum of the squared weights (not biases).
     on_step : callable, optional
-        Called after every step, without arguments; the weights are those it came to. It may change anything, such as
-        step a scheduler of the user's own, so the rule ``sample`` takes the plain path with it.
+        Called after every step, without arguments, with the new weights in place. It may change anything, for example
+        step a custom scheduler, so the rule ``sample`` takes the plain path with it.
     grad_tolerance, loss_tolerance : float, optional
-        Where a run with ``lbfgs`` or ``cg`` ends: at a norm of J's gradient of at most the first, or after a step that
+        End a run with ``lbfgs`` or ``cg`` when the norm of J's gradient is at most the first, or after a step that
         lowers J by at most the second, relative to J where that is above 1.
     momentum, betas, eps, weight_decay, nesterov, **optimizer_options
-        What the named optimizer takes; None is not given.
+        Options of the named optimizer; None leaves its default.
 
     Raises
     ------
@@ -159,7 +159,7 @@ class Trainer:
         nesterov: bool | None = None,
         **optimizer_options: object,
     ) -> None:
-        # By their names, which are those of the arguments.
+        # StepOptions takes the arguments by their names.
         given = locals()
         self._options = StepOptions.of(given)
         refuse_misspelt(optimizer_options, type(self))
@@ -196,12 +196,12 @@ class Trainer:
 
     @property
     def way(self) -> str:
-        """The update rule, and how it goes about it."""
+        """The update rule, and how it takes its steps."""
         return self._rule.way
 
     @property
     def reads_in_order(self) -> bool:
-        """Whether passes are made in stored order, since no order makes a difference to the update rule."""
+        """Whether passes are in stored order, since the order makes no difference to the update rule."""
         return self._rule.in_stored_order
 
     @property
@@ -237,41 +237,41 @@ class Trainer:
         Parameters
         ----------
         loader : StreamLoader or Dataset
-            The training data. Its seed is also that of dropout and the like. Of a dataset a loader is made.
+            The training data. Its seed is also that of dropout and the like. A loader is made for a dataset.
         max_epochs, max_steps : int, optional
-            Totals since the trainer was made, so that a second call goes on; at least one must be given. An epoch that
-            ``max_steps`` cuts short does not count: a call that goes on with it does so inside the epoch, and slices of
-            a run come to what the whole does. Until then neither ``patience`` nor a schedule of epochs knows of it.
+            Totals since the trainer was made, so that a second call continues; at least one must be given. An epoch
+            that ``max_steps`` cuts short does not count: the next call continues inside it, and a run in slices has the
+            result of the whole. Until the epoch ends, ``patience`` and schedules of epochs ignore it.
         until_loss : float, optional
-            End after the epoch whose loss, on ``val`` where there is one, is at most this; the history tells whether it
-            was ``reached``.
+            End after the epoch whose loss, on ``val`` where there is one, is at most this; the history reports whether
+            it was ``reached``.
         patience : int, optional
-            End after so many epochs in a row without a loss below the lowest so far.
+            End after this many epochs in a row without a loss below the lowest so far.
         val : StreamLoader or Dataset, optional
             Measured after every epoch, and where ``max_steps`` cuts one short.
         batch_size, seed, memory : optional
-            Of the loaders that are made of datasets; both share ``memory``, by default 512 MB or what is left.
+            Options of loaders made for datasets; both share ``memory``, by default 512 MB or what is left.
         max_memory : str, optional
-            The budget of the whole process, of which loaders that are made have what training leaves; ``"auto"`` is
-            what the machine allows. Loaders that are given are only compared with it.
+            The budget of the whole process, of which loaders made here get what training leaves; ``"auto"`` is what the
+            machine allows. Given loaders are only compared with it.
         checkpoint : path, optional
             The run's folder: ``config.json``, ``metrics.jsonl`` and checkpoints, one after every epoch. Ctrl-C and
-            SIGTERM then end the run after the step they meet, saved; a second one at once.
+            SIGTERM then end the run after the current step, saved; a second one ends it at once.
         checkpoint_every : int, optional
-            Batches between checkpoints besides those.
+            Batches between further checkpoints inside an epoch.
         on_checkpoint_failure : {"error", "warn"}
-            Whether one that cannot be written ends the run, or is warned of and counted, and the next one tried.
+            Whether a checkpoint that cannot be written ends the run, or is warned of and counted.
         resume : {None, "auto"}
-            None asks for a folder with nothing in it; ``"auto"`` goes on from the newest whole checkpoint there, bit
-            for bit, or starts afresh where there is none.
+            None requires an empty folder; ``"auto"`` resumes from the newest whole checkpoint there, bit for bit, or
+            starts afresh where there is none.
         log_every : int
             Batches between two lines of ``metrics.jsonl``.
         progress : bool, optional
             Whether to show a bar on stderr; by default where that is a terminal.
         on_epoch : callable, optional
-            Called with the summary of every epoch that came to its end.
+            Called with the summary of every finished epoch.
         on_resume : callable, optional
-            Called under ``resume`` with where the run goes on, before it does.
+            Called under ``resume`` with the resume point, before training starts.
 
         Raises
         ------
@@ -281,7 +281,7 @@ class Trainer:
             A sample's weight is negative or not finite, or all of them are 0.
         DivergedError
             A loss or a gradient is not finite. Epoch, step, samples and the last checkpoint are named; no step was
-            taken on it.
+            taken with it.
         DeviceError
             The device is out of memory; the message has the batch size that would fit.
         CheckpointError
@@ -351,7 +351,7 @@ class Trainer:
         )
 
     def _begin(self, loader: BatchStream, val: BatchStream | None, totals: Totals) -> None:
-        """What comes before a run: does the stream fit, what does it mean, and how long is the run."""
+        """Prepare a run: check the stream, learn its schema and statistics, set up the schedules."""
         check_stream(loader, self.model, self._rule.name)
         warn_of_waiting_device(loader, self.device, self._rule.name, stacklevel=6)
         warn_of_batch_dependent_modules(self.model, self._rule.spans)
@@ -371,7 +371,7 @@ class Trainer:
         run: Run,
         on_epoch: Callable[[EpochSummary], None] | None,
     ) -> EpochSummary:
-        """What follows an epoch's last batch: validation, stopping, the run's line, the caller's function."""
+        """Finish an epoch: validation, early stopping, the line of metrics, the caller's function."""
         if val is not None:
             summary = replace(summary, val=self.evaluate(val))
         if not summary.partial:
@@ -384,13 +384,13 @@ class Trainer:
     def evaluate(self, loader: BatchStream) -> Metrics:
         """Measure loss and score over a stream, each sample once, in stored order; nothing is changed.
 
-        That is so whatever the stream's options: also of one that drops the last batch, or stands inside an epoch. Only
-        samples in ``quarantined`` blocks are left out, which the metrics' ``n_samples`` tells.
+        This holds for any stream, also for one that drops the last batch or stands inside an epoch. Only samples in
+        ``quarantined`` blocks are left out, which shows in the metrics' ``n_samples``.
 
         Raises
         ------
         UsageError
-            The model does not fit the data, it awaits the statistics of its training data, or was trained on other
+            The model does not fit the data, still needs the statistics of its training data, or was trained on other
             columns or classes.
         DeviceError
             The device is out of memory; the message has the batch size that would fit.
@@ -405,45 +405,37 @@ class Trainer:
             return self._epoch_loop.measure(stream)
 
     def check(self, rows: Rows, *, n_classes: int | range | None = None) -> None:
-        """Run a few rows forward and backward, and say in a few lines what does not fit; nothing is changed.
-
-        ``n_classes`` is how many classes there are, or may be said to be.
-
-        Raises
-        ------
-        UsageError
-            The model does not fit the data.
-        """
+        """Run a few rows forward and backward, and refuse a model that does not fit; nothing is changed."""
         counts = range(n_classes, n_classes + 1) if isinstance(n_classes, int) else n_classes
         self._epoch_loop.check(self._epoch_loop.on_device(rows), counts)
 
     def working_memory(self, rows: Rows) -> AbstractContextManager[None]:
         """Hold the memory that a step on these rows takes while the block runs; nothing is changed.
 
-        A `MemoryMeter` begun inside the block then measures what comes on top of the model.
+        A `MemoryMeter` begun inside the block then measures memory above that.
         """
         batch = self._epoch_loop.on_device(rows)
         options = self._options
         if isinstance(self._rule, SampleRule):
             options = replace(options, sample_path=self._rule.choice.path)
         make = partial(make_rule, self._rule.name, options=options)
-        # Nothing that anyone counts has happened.
+        # A rehearsed step is not counted, scheduled or reported.
         learner = replace(self._learner, schedules=None, on_step=None)
         return working_memory(make, learner, batch, inputs=self.inputs, target=self.target, weight=self.weight)
 
     def begin_epoch_anew(self) -> None:
-        """Forget the rest of an epoch that was cut short: the next call of `fit` begins it anew, on whatever stream."""
+        """Forget an epoch that was cut short: the next call of `fit` starts it over, on any stream."""
         self._epoch_loop.begin_epoch_anew()
 
     def describe(self, loader: BatchStream) -> dict[str, object]:
-        """What this trainer does with a stream, as ``config.json`` holds it."""
+        """Describe what this trainer does with a stream, as ``config.json`` holds it."""
         fields = {"inputs": list(self.inputs), "target": self.target, "weight": self.weight}
         return describe_run(
             self._rule, self._normalized_model, loader, fields | self._options.describe(self._learner.schedules)
         )
 
     def _learn_schema(self, stream: BatchStream, val: BatchStream | None) -> None:
-        """Take what the training data means from the stream that the first step is taken on, and hold others to it."""
+        """Take the schema of the stream that the first step is taken on, and compare later ones with it."""
         if self._schema is None or self.counts == Counts():
             self._schema = schema_of_stream(stream)
         for each in (stream, val):
@@ -451,7 +443,7 @@ class Trainer:
                 self._check_meaning(each, stacklevel=7)
 
     def _check_meaning(self, stream: BatchStream, *, stacklevel: int = 3) -> None:
-        """Refuse data that means something else than what was trained on; once, say what is matched by position."""
+        """Refuse data of another schema; report once what is matched by position."""
         if self._schema is None:
             return
         fields = (*self.inputs, self.target, *([self.weight] if self.weight else []))
@@ -474,7 +466,7 @@ class Trainer:
             self._learner.schedules.after_epoch(loss)
 
     def _stopping_on(self, loader: BatchStream, val: BatchStream | None, stopping: EarlyStopping) -> None:
-        """Let early stopping know the losses of the call before, which this one goes on with, unless it ended that."""
+        """Continue the early stopping of the last call, unless it has ended or was on other streams."""
         streams = (stream_identity(loader), None if val is None else stream_identity(val))
         before, self._stopping = self._stopping, (streams, stopping)
         if before is not None and before[0] == streams:

@@ -108,6 +108,7 @@ def test_a_path_keeps_few_snapshots_evenly(most: int, n_offered: int) -> None:
 
 def test_snapshots_are_bounded_in_bytes() -> None:
     assert n_snapshots(6, 10**6) * 6 * 10**6 <= PATH_BYTES
+    assert [n_snapshots(6, n_bytes) for n_bytes in (235_146 * 4, 8)] == [45, 200]
     with pytest.raises(BudgetError, match=r"4 snapshots of 6 runs take 9\.60 GB; the path of the weights has 256"):
         n_snapshots(6, 400 * 10**6)
 
