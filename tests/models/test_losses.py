@@ -112,6 +112,8 @@ def test_a_loss_of_ones_own_sees_what_the_model_returns() -> None:
     assert float(resolve_loss(distance)(torch.ones(2, 1), torch.zeros(2, dtype=torch.int64))) == 1
 
 
-def test_no_default_fits_other_targets() -> None:
+def test_the_default_follows_from_the_target_and_none_fits_others() -> None:
+    assert default_loss(torch.int64) == "cross_entropy"
+    assert default_loss(torch.float32) == "mse"
     with pytest.raises(UsageError, match="bool"):
         default_loss(torch.bool)
