@@ -144,8 +144,6 @@ LOSS_DEFINITIONS: Final[dict[str, tuple[LossKind, LossFunction, type[nn.Module]]
 }
 """Name -> kind, function and module."""
 
-LOSSES: Final = tuple(LOSS_DEFINITIONS)
-
 IGNORED: Final = -100
 """The class that torch ignores by default."""
 

@@ -1,4 +1,4 @@
-"""Losses: names, what they ask of a target, and no broadcasting."""
+"""Losses: their names, the targets they take, and no broadcasting."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from streamtrain.errors import UnknownName, UsageError
-from streamtrain.models.losses import LOSSES, default_loss, resolve_loss
+from streamtrain.models.losses import LOSS_DEFINITIONS, default_loss, resolve_loss
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", LOSS_DEFINITIONS)
 def test_a_named_loss_is_torchs_mean(name: str) -> None:
     loss = resolve_loss(name)
     output = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
