@@ -1,11 +1,8 @@
 """Output and target lined up for a loss, by what the loss compares; nothing is broadcast.
 
-The classic silent mistake, an output of shape (B, 1) broadcast against a target of shape (B,) to a (B, B) table of
-differences, cannot happen with a loss of torch's: the one axis too many is dropped where that has a single meaning, and
-everything else is refused with both shapes. What fits does not depend on B, so that a batch of one sample is no
-exception.
-
-Floats of different widths are promoted to the wider one, as everywhere in torch; no other dtype is converted.
+torch would broadcast an output (B, 1) with a target (B,) to a (B, B) table of differences. Here the extra axis is
+dropped where that has a single meaning, and any other mismatch is refused. What fits does not depend on B, so a batch
+of one sample is no exception. Floats meet in the wider dtype, as everywhere in torch; no other dtype is converted.
 """
 
 from __future__ import annotations
@@ -18,11 +15,13 @@ from torch import Tensor
 from streamtrain.errors import Argument, Fix, UsageError
 
 LossKind = Literal["classes", "logits", "values", "numbers", "labels", "label lists", "unfit", "custom"]
-"""What a loss compares; see `align`."""
+"""What a loss compares: int64 classes with an output (B, C, ...); float logits or values, or numbers of any dtype, of
+equal shapes; labels of any dtype, where (B,) means (B, 1); int64 label lists (B, C). Unfit losses take more than two
+tensors; custom ones are left alone."""
 
 
 class NamedLoss(Protocol):
-    """What is asked of a loss."""
+    """The parts of a loss that alignment needs."""
 
     @property
     def name(self) -> str: ...
@@ -31,34 +30,7 @@ class NamedLoss(Protocol):
 
 
 def align(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Line output and target up for a loss, or say why they do not fit.
-
-    =========== ================ =============================================================
-    kind        target           shapes
-    =========== ================ =============================================================
-    classes     int64            output (B, C, ...), target (B, ...) or (B, 1)
-    logits      float            equal, or one of them with one last axis of length 1 more
-    values      float            equal, or one of them with one last axis of length 1 more
-    numbers     real             equal, or one of them with one last axis of length 1 more
-    labels      real             the same; (B,) is one label a sample, (B, 1)
-    label lists int64            output (B, C), target (B, C), or one of them with one last axis
-                                 of length 1 more
-    unfit       anything         none: it takes more than an output and a target
-    custom      anything         anything
-    =========== ================ =============================================================
-
-    Raises
-    ------
-    UsageError
-        The target's dtype is of another kind, or the shapes could only meet by broadcasting.
-
-    Examples
-    --------
-    >>> from streamtrain.models.losses import resolve_loss
-    >>> output, target = align(resolve_loss("l1"), torch.zeros(8, 1), torch.zeros(8))
-    >>> output.shape, target.shape
-    (torch.Size([8]), torch.Size([8]))
-    """
+    """Line output and target up for a loss, or refuse them with both shapes."""
     match loss.kind:
         case "custom":
             return output, target
@@ -112,13 +84,7 @@ def _align_label_lists(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple
 
 
 def drop_last_axis(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave out the last axis, of length 1, that one of the two has more than the other.
-
-    Examples
-    --------
-    >>> [tuple(tensor.shape) for tensor in drop_last_axis(torch.zeros(4, 3), torch.zeros(4, 3, 1))]
-    [(4, 3), (4, 3)]
-    """
+    """Drop the last axis, of length 1, that one of the two has more than the other."""
     if output.ndim == target.ndim + 1 and output.shape[-1] == 1:
         return output[..., 0], target
     if target.ndim == output.ndim + 1 and target.shape[-1] == 1:
@@ -127,18 +93,7 @@ def drop_last_axis(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_element_weight(loss: NamedLoss, weight: Tensor, output: Tensor, target: Tensor) -> None:
-    """Refuse weights inside a loss that are none of a sample's elements, and would be broadcast over the batch.
-
-    Raises
-    ------
-    UsageError
-        Their shape does not fit one sample of the target.
-
-    Examples
-    --------
-    >>> from streamtrain.models.losses import resolve_loss
-    >>> check_element_weight(resolve_loss("mse"), torch.ones(3), torch.zeros(4, 3), torch.zeros(4, 3))
-    """
+    """Refuse a weight inside a loss that does not fit one sample's elements: it would be broadcast over the batch."""
     of_sample = target.shape[1:]
     shape = weight.shape[1:] if weight.ndim == target.ndim and weight.shape[0] == 1 else weight.shape
     pairs = zip(reversed(shape), reversed(of_sample), strict=False)
@@ -173,5 +128,5 @@ def _unfit(loss: NamedLoss, output: Tensor, target: Tensor) -> UsageError:
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:
-    """A dtype, or its name, without its library's name."""
+    """Name a dtype without its library's prefix."""
     return str(dtype).removeprefix("torch.")

@@ -1,7 +1,6 @@
 """Models by name: ``linear``, ``mlp:256,128``, ``cnn``, or a factory in a file of the user's own.
 
-The built-in ones take samples of any shape and flatten or complete it as needed, so that a name is enough to train on a
-dataset. Their initial weights follow from a seed alone, and torch's random state is left as it was.
+The built-in models take samples of any shape, so a name is enough to train on a dataset.
 """
 
 from __future__ import annotations
@@ -24,33 +23,9 @@ Shape = tuple[int, ...]
 
 
 def build_model(model: str, *, input_shape: Shape, n_outputs: int, seed: int = 0) -> nn.Module:
-    """Build a model for samples of a shape.
+    """Build a model for samples of a shape; its initial weights follow from the seed alone.
 
-    Parameters
-    ----------
-    model : str
-        ``linear``; ``mlp:256,128`` (hidden widths, ReLU between); ``cnn`` (two convolutions, two linear layers); or
-        ``path/to/file.py:factory``. The factory is called with ``input_shape`` and ``n_outputs`` if it takes them.
-    input_shape : tuple of int
-        The shape of one sample.
-    n_outputs : int
-        The width of the output: the classes, or the numbers to predict.
-    seed : int
-        Of the initial weights.
-
-    Raises
-    ------
-    UnknownName
-        No built-in model has that name.
-    UsageError
-        Widths that are no positive integers, samples that no ``cnn`` can take, or a factory that cannot be imported,
-        cannot be called, or makes no ``torch.nn.Module``.
-
-    Examples
-    --------
-    >>> net = build_model("mlp:256,128", input_shape=(28, 28), n_outputs=10)
-    >>> n_parameters(net)
-    235146
+    A factory in a file is called with ``input_shape`` and ``n_outputs`` where it takes them.
     """
     with seeded_random(seed):
         if is_file_model(model):
@@ -62,13 +37,7 @@ def build_model(model: str, *, input_shape: Shape, n_outputs: int, seed: int = 0
 
 
 def n_parameters(model: nn.Module) -> int:
-    """The number of trained weights of a model.
-
-    Examples
-    --------
-    >>> n_parameters(nn.Linear(3, 2))
-    8
-    """
+    """Count the trained weights of a model."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -119,33 +88,17 @@ MODELS: Final = tuple(_BUILT_IN)
 
 
 class ToVector(nn.Module):
-    """Bring samples of any shape, single numbers too, to (B, features)."""
+    """Flatten samples of any shape, single numbers too, to (B, features)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return each sample as one vector."""
         return x.reshape(len(x), -1)
 
 
 class ToChannels(nn.Module):
     """Bring images to (B, channels, height, width).
 
-    Gray images of shape (height, width) gain the axis; images whose last axis looks like channels (1, 3 or 4 long, and
-    the first is not) have it moved to the front; all others are taken to have it there.
-
-    Parameters
-    ----------
-    sample_shape : tuple of int
-        The shape of one sample.
-
-    Raises
-    ------
-    UsageError
-        The samples are no images.
-
-    Examples
-    --------
-    >>> ToChannels((28, 28)).output_shape, ToChannels((32, 32, 3)).output_shape, ToChannels((3, 32, 32)).output_shape
-    ((1, 28, 28), (3, 32, 32), (3, 32, 32))
+    Gray images (height, width) gain the axis. A last axis of length 1, 3 or 4 is taken for the channels and moved to
+    the front, unless the first axis looks like channels too.
     """
 
     def __init__(self, sample_shape: Shape) -> None:
@@ -158,7 +111,6 @@ class ToChannels(nn.Module):
         self.output_shape = (shape[2], shape[0], shape[1]) if self._is_last else shape
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the images with their channels after the batch axis."""
         if self._is_gray:
             return images.unsqueeze(1)
         return images.permute(0, 3, 1, 2) if self._is_last else images
@@ -231,7 +183,7 @@ def _call(factory: Callable[..., object], model: str, offered: dict[str, object]
 def _arguments(
     factory: Callable[..., object], offered: dict[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
-    """What of the offered arguments a factory takes: by name, or as its two required positional ones."""
+    """Choose the offered arguments that a factory takes: by name, or as its two required positional ones."""
     parameters = inspect.signature(factory).parameters
     named = {name: value for name, value in offered.items() if name in parameters}
     required = [p for p in parameters.values() if p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD]

@@ -1,6 +1,6 @@
-"""The forward pass of a model: as it is, under autocast, or compiled.
+"""The forward pass of a model: plain, under autocast, or compiled.
 
-Neither option changes the model: its weights keep their dtype, and its ``state_dict`` its names, so a checkpoint does
+Neither option changes the model: its weights keep their dtype and its ``state_dict`` the names, so a checkpoint does
 not depend on them.
 """
 
@@ -22,22 +22,10 @@ ForwardFunction = Callable[..., Tensor]
 """Inputs (B, ...) -> output (B, ...)."""
 
 AUTOCAST: Final = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
-"""Name -> dtype."""
 
 
 def check_autocast(autocast: str | torch.dtype | None) -> torch.dtype | None:
-    """The dtype that a name stands for.
-
-    Raises
-    ------
-    UsageError
-        It is another one; of float16 the gradients would need to be scaled.
-
-    Examples
-    --------
-    >>> check_autocast("bf16")
-    torch.bfloat16
-    """
+    """Resolve the dtype of autocast; refuse any but bfloat16."""
     if autocast is None or autocast is torch.bfloat16:
         return autocast
     if dtype_name(autocast) in ("float16", "fp16", "half"):
@@ -54,20 +42,10 @@ def check_autocast(autocast: str | torch.dtype | None) -> torch.dtype | None:
 def make_forward(
     model: nn.Module, *, device: torch.device, autocast: torch.dtype | None = None, compiled: bool = False
 ) -> ForwardFunction:
-    """What runs a model forward.
+    """Make the function that runs a model forward.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Which.
-    device : torch.device
-        Where it is.
-    autocast : torch.dtype, optional
-        What `torch.autocast` computes in where that is as good; the output is then float32, so that the loss is
-        measured in it. Weights and their gradients keep their dtype.
-    compiled : bool
-        Whether `torch.compile` compiles it, once for batches of any size: what a batch comes to does not depend on the
-        sizes that came before it.
+    Under autocast the output is float32, so that the loss is measured in it. The compiled function is compiled once for
+    batches of any size: a batch's result does not depend on the sizes before it.
     """
     run: ForwardFunction = _compiled(model) if compiled else model
     return _narrowed(run, device, autocast) if autocast is not None else run
@@ -99,7 +77,7 @@ def _compiled(model: nn.Module) -> ForwardFunction:
                 return output
             output = run(*inputs)
         except torch._dynamo.exc.TorchRuntimeError as error:
-            # It speaks of the compiler's stand-ins for tensors; what does not fit the model, the model says itself.
+            # This error names the compiler's stand-ins for tensors; the model itself raises the readable one.
             model(*inputs)
             raise ResourceError(_not_compiled(error), fix="train without compile") from error
         except Exception as error:

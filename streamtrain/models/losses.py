@@ -1,10 +1,8 @@
 """Losses by name: exact weighted means over the samples of a batch.
 
-A `Loss` lines the model's output and the target up before it measures; see `streamtrain.models.alignment`.
-
-Every loss here is a weighted mean, J = sum of weight * loss / sum of weight, over the elements of the targets: all of
-weight 1, times the class weight of its class, 0 where its class is ignored, times its sample's weight. So the mean over
-several batches is the sum of their `total` over the sum of their weights, which the mean of their means is not.
+Every loss here is a weighted mean, J = sum of weight * loss / sum of weight, over the elements of the targets. An
+element's weight is its sample's weight times its class's, and 0 where its class is ignored. So the mean over several
+batches is the sum of their `Loss.total` over the sum of their weights; the mean of their means is not.
 """
 
 from __future__ import annotations
@@ -29,56 +27,23 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """A named loss.
-
-    Parameters
-    ----------
-    name : str
-        As the user wrote it, or the callable's own name.
-    kind : LossKind
-        What the target has to be; of a ``"custom"`` loss nothing is known and nothing is checked.
-    mean : callable
-        The function itself: the mean, or of a callable of the user's own each sample's loss (B,).
-    each : callable, optional
-        Output and target -> the losses of the target's elements, each times its class weight; of a callable of the
-        user's own there is none.
-    summed : bool
-        Whether J is the sum and not the mean. What is reported is the mean all the same.
-    class_weights : torch.Tensor, optional
-        The weight of every class, shape (C,).
-    ignored : int, optional
-        The class whose targets have no loss and no weight; torch's own default where none is given.
-    of_samples : bool
-        Whether the mean is that of the samples' sums, not of the elements.
-    element_weights : tuple of torch.Tensor
-        Those of a sample's elements that are inside the loss.
-
-    Examples
-    --------
-    >>> import torch
-    >>> mse = resolve_loss("mse")
-    >>> float(mse(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0])))
-    2.0
-    """
+    """A named loss, as J and as sums that batches can add up."""
 
     name: str
     kind: LossKind
     mean: LossFunction
+    # The losses of the target's elements, each times its class weight; None for a callable of the user's own.
     each: LossFunction | None = None
+    # Whether J is the sum; what is reported is the mean all the same.
     summed: bool = False
     class_weights: Tensor | None = None
     ignored: int | None = None
+    # Whether the mean is over the samples' sums, not over the elements.
     of_samples: bool = False
     element_weights: tuple[Tensor, ...] = ()
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the mean loss of a batch, a scalar tensor.
-
-        Raises
-        ------
-        UsageError
-            The shapes or dtypes do not fit each other; see `streamtrain.models.alignment.align`.
-        """
+        """Compute the mean loss of a batch, a scalar tensor."""
         return self._mean(*self._lined_up(output, target))
 
     def _lined_up(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,34 +57,12 @@ class Loss:
         return mean.mean() if self.each is None and _is_per_sample(mean, target) else mean
 
     def total(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor | int]:
-        """Return the weighted sum of a batch's losses, a scalar tensor, and the sum of the weights.
-
-        Parameters
-        ----------
-        output, target : torch.Tensor
-            Of shapes (B, ...).
-        weight : torch.Tensor, optional
-            The samples' weights, (B,).
-
-        Raises
-        ------
-        UsageError
-            The shapes or dtypes do not fit each other; or ``weight`` is given, and the loss is a callable of the user's
-            own that returns a mean, in which no sample can be weighed any more.
-
-        Examples
-        --------
-        >>> import torch
-        >>> loss = resolve_loss(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])))
-        >>> total, weight = loss.total(torch.zeros(2, 2), torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
-        >>> float(total / weight), float(weight)
-        (0.6931471824645996, 7.0)
-        """
+        """Compute the weighted sum of a batch's losses, a scalar tensor, and the sum of the weights."""
         output, target = self._lined_up(output, target)
         if self.each is None:
             return self._own_total(output, target, weight)
         losses = self.each(output, target)
-        # Of a single sample, whose output has no axis of its own.
+        # The output of a single sample may have no axis.
         losses = losses.reshape(1) if losses.ndim == 0 else losses
         if self.of_samples:
             losses = losses.flatten(1).sum(1) if losses.ndim > 1 else losses
@@ -131,15 +74,9 @@ class Loss:
         return _summed(losses * of_sample), of_each.sum(dtype=_wide(losses))
 
     def objective(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor | int]:
-        """Return J over a batch, the scalar tensor that a step lowers, and the sum of the weights in it.
+        """Compute J over a batch, the scalar tensor that a step lowers, and the sum of the weights in it.
 
-        J is the weighted mean, or the weighted sum where the loss is ``summed``. Without weights the mean is what torch
-        makes of it, bit for bit.
-
-        Raises
-        ------
-        UsageError
-            As `total` does.
+        Without sample weights the mean is torch's own, bit for bit.
         """
         if weight is None and not self.summed:
             output, target = self._lined_up(output, target)
@@ -148,7 +85,7 @@ class Loss:
         return (total if self.summed else total / weights), weights
 
     def weigh(self, output: Tensor, target: Tensor) -> Tensor | int:
-        """Return the sum of the weights in the mean over an aligned batch whose samples weigh the same."""
+        """Sum the weights in the mean over an aligned batch whose samples weigh the same."""
         if self.kind == "custom" or self.of_samples:
             return len(target)
         if self.kind in ("labels", "label lists"):
@@ -157,24 +94,17 @@ class Loss:
         return target.numel() if weights is None else _summed(weights)
 
     def counted(self, target: Tensor) -> Tensor:
-        """Return which of the target's classes count: all but the one that is ignored.
-
-        Examples
-        --------
-        >>> import torch
-        >>> resolve_loss(nn.NLLLoss(ignore_index=0)).counted(torch.tensor([0, 2]))
-        tensor([False,  True])
-        """
+        """Mark the targets whose class is not ignored."""
         return torch.ne(target, IGNORED if self.ignored is None else self.ignored)
 
     def _weights(self, target: Tensor, losses: Tensor | None) -> Tensor | None:
-        """Of the target's elements; None where each is 1."""
+        """Weigh the target's elements; None where each weighs 1."""
         if self.kind != "classes":
             return None
         kept = self.counted(target)
         if self.class_weights is None:
             return kept
-        # A class to be ignored need not be one that has a weight.
+        # The ignored class may lie outside the class weights.
         return self.class_weights.to(target.device)[target.where(kept, 0)] * kept
 
     def _own_total(self, output: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | int]:
@@ -196,7 +126,7 @@ def _is_per_sample(losses: Tensor, target: Tensor) -> bool:
 
 
 def _summed(values: Tensor) -> Tensor:
-    """The sum, in float32 at least: half as many digits do not count to the size of a batch."""
+    """Sum in float32 at least: half precision cannot count to the size of a batch."""
     is_narrow = values.is_floating_point() and values.element_size() < 4
     return values.sum(dtype=torch.float32 if is_narrow else None)
 
@@ -214,36 +144,16 @@ LOSS_DEFINITIONS: Final[dict[str, tuple[LossKind, LossFunction, type[nn.Module]]
 }
 """Name -> kind, function and module."""
 
-LOSSES: Final = tuple(LOSS_DEFINITIONS)
-"""The names `resolve_loss` knows."""
-
 IGNORED: Final = -100
-"""The class that torch ignores unless told otherwise."""
+"""The class that torch ignores by default."""
 
 
 def resolve_loss(loss: str | LossFunction | Loss, *, ignore_index: int | None = None) -> Loss:
     """Turn a name or a callable into a `Loss`.
 
-    torch's own functions (``F.mse_loss``, ``partial(F.huber_loss, delta=2.0)``) and modules
-    (``nn.CrossEntropyLoss(...)``) are recognised, and output and target are lined up for each; one that takes more than
-    the two is refused. Of every loss module of torch's the reduction is understood: with ``"sum"`` J is the sum, over a
-    batch, a window or the dataset; ``"none"`` is taken as ``"mean"``. Class weights count in the mean as in torch's.
-    Any other callable must return the mean over the samples of its batch or, so that samples can be weighed, the loss
-    of each, (B,). ``ignore_index`` is for losses of classes by name: the class that they ignore.
-
-    Raises
-    ------
-    UnknownName
-        No loss has that name.
-    UsageError
-        A loss module of the user's own that sums, or something that cannot be called.
-
-    Examples
-    --------
-    >>> resolve_loss("cross_entropy").kind, resolve_loss(torch.nn.MSELoss()).kind, resolve_loss(max).kind
-    ('classes', 'values', 'custom')
-    >>> resolve_loss(torch.nn.MSELoss(reduction="sum")).summed
-    True
+    torch's functions and modules are recognised, ``partial(F.huber_loss, delta=2.0)`` too, with their class weights and
+    reduction: with ``"sum"`` J is the sum, ``"none"`` is taken as ``"mean"``. Any other callable must return the mean
+    over its batch or, so that samples can be weighted, the loss of each sample, (B,).
     """
     if isinstance(loss, Loss):
         return loss
@@ -321,7 +231,7 @@ _FUNCTIONS: Final[dict[Callable[..., Tensor], type[nn.Module]]] = {
 
 
 def _torch_class(module: nn.Module) -> type[nn.Module] | None:
-    """The loss of torch's that a module is: one of a class of the user's own is, where its forward is torch's."""
+    """Find the loss of torch's that a module is; a subclass counts where its forward is torch's."""
     if isinstance(module, nn.AdaptiveLogSoftmaxWithLoss):
         return nn.AdaptiveLogSoftmaxWithLoss
     if type(module).__module__ != torch_losses.__name__ and getattr(module, "reduction", "mean") == "sum":
@@ -333,10 +243,10 @@ def _torch_class(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _called_module(loss: LossFunction) -> nn.Module | None:
-    """The module that does what a function of torch's does, or one with some of its options given."""
+    """Make the module that does the same as a function of torch's, or a partial of one."""
     function, options = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
     try:
-        # Any callable may come, also one that has no hash.
+        # A callable need not be hashable.
         module = _FUNCTIONS.get(function)
         return None if module is None else module(**options)
     except TypeError:
@@ -350,7 +260,7 @@ def _of_module(module: nn.Module, of_torch: type[nn.Module]) -> Loss:
     if kind == "unfit":
         return Loss(name=name, kind=kind, mean=module)
     reduction = str(module.reduction)
-    # Of a margin between classes, torch's mean is over the samples, whatever their classes weigh.
+    # torch's mean of a margin between classes is over the samples, whatever their classes weigh.
     has_classes = kind == "classes" and not isinstance(module, nn.MultiMarginLoss)
     weights = [getattr(module, weight, None) for weight in ("weight", "pos_weight")]
     return Loss(
@@ -367,7 +277,7 @@ def _of_module(module: nn.Module, of_torch: type[nn.Module]) -> Loss:
 
 
 def _reduced(module: nn.Module, reduction: str) -> nn.Module:
-    """The same module with another reduction; its weights are shared."""
+    """Copy a module with another reduction; the weights are shared."""
     if module.reduction == reduction:
         return module
     other = copy.copy(module)
@@ -376,18 +286,7 @@ def _reduced(module: nn.Module, reduction: str) -> nn.Module:
 
 
 def default_loss(target_dtype: torch.dtype) -> str:
-    """The loss that fits a target when none is named: ``cross_entropy`` for int64 class labels, ``mse`` for floats.
-
-    Raises
-    ------
-    UsageError
-        The dtype is neither.
-
-    Examples
-    --------
-    >>> default_loss(torch.int64), default_loss(torch.float32)
-    ('cross_entropy', 'mse')
-    """
+    """Choose the loss of a target when none is named: ``cross_entropy`` for int64 class labels, ``mse`` for floats."""
     if target_dtype == torch.int64:
         return "cross_entropy"
     if target_dtype.is_floating_point:

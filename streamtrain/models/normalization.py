@@ -1,7 +1,6 @@
-"""Input normalization, ``(x - mean) / std``, computed before the model from the stored statistics.
+"""Input normalization, ``(x - mean) / std``, computed before the model from the training data's statistics.
 
-The statistics are those of the training data. They are saved beside the model's weights, so that an evaluation rescales
-its inputs in the same way.
+They are saved beside the model's weights, so an evaluation rescales its inputs in the same way.
 """
 
 from __future__ import annotations
@@ -19,27 +18,14 @@ from streamtrain.store.layout import Field
 
 _EXACT_IN_FLOAT32: Final = ("bool", "int8", "uint8", "int16", "uint16", "float16", "float32")
 _MOST_IN_FLOAT32: Final = 2.0**125
-"""Of numbers below this, float32 holds every difference."""
+"""float32 holds every difference of numbers below this."""
 _LEAST_OF_SPREAD: Final = 1e-3
 _ROUNDINGS: Final = 4
 _WHOLE: Final = 2.0**53
 
 
 class Normalize(nn.Module):
-    """Rescale one input: ``(x - mean) / std`` as float32, computed where the batch is.
-
-    Parameters
-    ----------
-    mean, std : torch.Tensor
-        Scalars, or of the shape of one sample; a ``std`` of zero is taken as one. Their dtype, float32 or float64, is
-        the one the difference is computed in.
-
-    Examples
-    --------
-    >>> pixels = Normalize(torch.tensor(100.0), torch.tensor(50.0))
-    >>> pixels(torch.tensor([[0, 200]], dtype=torch.uint8))
-    tensor([[-2.,  2.]])
-    """
+    """Rescale one input to float32; the difference has the dtype of ``mean``, and a ``std`` of 0 counts as 1."""
 
     mean: Tensor
     std: Tensor
@@ -50,7 +36,6 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.where(std == 0, torch.ones_like(std), std))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rescale a batch of any dtype and shape (B, ...) to float32 of that shape."""
         return ((x.to(self.mean.dtype) - self.mean) / self.std).to(torch.float32)
 
 
@@ -64,7 +49,7 @@ class MeanAndStd(Protocol):
 
 
 class InputStatistics(Protocol):
-    """What a dataset knows of a field: each feature's figures, float64 of the shape of one sample, and the overall."""
+    """Statistics of a field: per feature, float64 of the shape of one sample, and overall."""
 
     @property
     def mean(self) -> npt.NDArray[np.float64]: ...
@@ -77,21 +62,8 @@ class InputStatistics(Protocol):
 def normalize_field(field: Field, statistics: InputStatistics) -> Normalize:
     """Make the `Normalize` that fits a field.
 
-    The columns of a table, samples of one axis, are rescaled each by its own mean and standard deviation. Bytes, and
-    samples of several axes such as images, have one scale for all: there, a pixel's own would blow up the corners.
-
-    Raises
-    ------
-    UsageError
-        A statistic is not finite.
-
-    Examples
-    --------
-    >>> from types import SimpleNamespace
-    >>> table = Field(name="x", dtype=np.dtype("float64"), shape=(2,))
-    >>> columns = SimpleNamespace(mean=np.array([10.0, 0.0]), std=np.array([5.0, 0.0]), overall=None)
-    >>> normalize_field(table, columns)(torch.tensor([[20.0, 3.0]]))
-    tensor([[2., 3.]])
+    Columns of a table, samples of one axis, each have a scale of their own. Bytes, and samples of several axes such as
+    images, share one: a scale for each pixel would blow up the corners.
     """
     is_table = len(field.shape) == 1 and field.dtype != np.uint8
     of = statistics if is_table else statistics.overall
@@ -108,31 +80,21 @@ def normalize_field(field: Field, statistics: InputStatistics) -> Normalize:
 
 
 def _fits_float32(mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]) -> bool:
-    """Whether differences from the mean stay in float32's range, and its rounding is nothing beside the spread."""
+    """Whether differences from the mean stay in float32's range and its rounding is small beside the spread."""
     if not max(np.abs(mean).max(), std.max()) < _MOST_IN_FLOAT32:
         return False
     return bool((np.abs(mean - mean.astype(np.float32)) <= _LEAST_OF_SPREAD * std).all())
 
 
 def _is_rounding(mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Where a spread is no more than the roundings of the mean, as statistics of a constant may have it."""
+    """Mark spreads no larger than roundings of the mean, which the statistics of a constant may have."""
     is_small = std <= _ROUNDINGS * np.finfo(np.float64).eps * np.abs(mean)
     # Whole numbers up to 2^53 differ by 1 at least, and exactly.
     return is_small & ((std < 0.25) | (np.abs(mean) > _WHOLE))
 
 
 class NormalizedModel(nn.Module):
-    """A model with each of its inputs rescaled before it.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Takes the inputs in order.
-    inputs : tuple of str
-        Their names.
-    forward : callable, optional
-        What runs the model; by default it is called.
-    """
+    """A model with each of its inputs rescaled before it; ``forward`` runs the model where it is not simply called."""
 
     def __init__(self, model: nn.Module, inputs: tuple[str, ...], forward: Callable[..., Tensor] | None = None) -> None:
         super().__init__()
@@ -140,17 +102,11 @@ class NormalizedModel(nn.Module):
         # A list, not torch's dict of modules: that refuses names such as "values", which a field may have.
         self._rescale = nn.ModuleList(nn.Identity() for _ in inputs)
         self.model = model
-        # In a tuple, since torch would take a module for a second one of this one's.
+        # In a tuple, since torch would register a module a second time.
         self._run = (forward or model,)
 
     def put(self, modules: Mapping[str, nn.Module], device: torch.device) -> None:
-        """Put modules before the inputs of those names, on a device.
-
-        Raises
-        ------
-        UnknownName
-            There is no such input.
-        """
+        """Put modules before the named inputs, on a device."""
         for name, module in modules.items():
             if name not in self.inputs:
                 raise unknown_name("input", name, self.inputs)
@@ -158,16 +114,15 @@ class NormalizedModel(nn.Module):
 
     @property
     def calls_model(self) -> bool:
-        """Whether the model is simply called, and nothing runs it in a way of its own."""
+        """Whether the model is simply called, neither compiled nor under autocast."""
         return self._run[0] is self.model
 
     def modules_by_input(self) -> dict[str, nn.Module]:
-        """What stands before the inputs, by their names; those that pass as they are left out."""
+        """The modules before the inputs, by name; inputs that pass unchanged are left out."""
         pairs = zip(self.inputs, self._rescale, strict=True)
         return {name: module for name, module in pairs if not isinstance(module, nn.Identity)}
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return the model's output on the rescaled inputs."""
         (run,) = self._run
         output: Tensor = run(*(rescale(x) for rescale, x in zip(self._rescale, inputs, strict=True)))
         return output

@@ -1,6 +1,6 @@
-"""Complex tensors seen as real ones, for sums, norms and products that are over real and imaginary parts alike.
+"""Complex tensors seen as real ones, for sums, norms and products over real and imaginary parts alike.
 
-Torch's gradient of a real loss by a complex weight is the gradient by its two parts, as a complex number.
+Torch's gradient of a real loss with respect to a complex weight is that of its two parts, as a complex number.
 """
 
 from __future__ import annotations
@@ -10,11 +10,5 @@ from torch import Tensor
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """The numbers of a tensor as real ones, in the same memory: of a complex one (..., 2), else the tensor itself.
-
-    Examples
-    --------
-    >>> as_real(torch.tensor([3 + 4j])).norm(), as_real(torch.ones(2)).shape
-    (tensor(5.), torch.Size([2]))
-    """
+    """View a complex tensor as a real one, (..., 2), in the same memory; return any other as it is."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

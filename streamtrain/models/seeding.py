@@ -1,7 +1,7 @@
 """torch's global random state, seeded inside a ``with`` block and restored at its end.
 
-Initial weights and dropout draw from torch's global generators and cannot be given another. Here they draw from a state
-that depends on the seed and on the purpose, and nobody outside notices.
+Initial weights and dropout can only draw from torch's global generators. Here they draw from a state that depends on
+the seed and the purpose, and code outside does not notice.
 """
 
 from __future__ import annotations
@@ -21,16 +21,7 @@ _DEVICES: Final = ("cuda", "xpu", "mps")
 
 @contextmanager
 def borrowed_random(device: torch.device = _CPU) -> Iterator[None]:
-    """Put the random state of the CPU, and of the device where it has one of its own, back at the end of the block.
-
-    Examples
-    --------
-    >>> before = torch.get_rng_state()
-    >>> with borrowed_random():
-    ...     _ = torch.rand(3)
-    >>> torch.equal(torch.get_rng_state(), before)
-    True
-    """
+    """Restore the random state of the CPU, and of the device where it has one, at the end of the block."""
     before = random_state(device)
     try:
         yield
@@ -40,19 +31,7 @@ def borrowed_random(device: torch.device = _CPU) -> Iterator[None]:
 
 @contextmanager
 def seeded_random(seed: int, *key: int, device: torch.device = _CPU) -> Iterator[None]:
-    """Seed torch inside the block from a seed and a key, such as the epoch; afterwards all is as it was before.
-
-    Examples
-    --------
-    >>> with seeded_random(0, 1):
-    ...     a = torch.rand(())
-    >>> with seeded_random(0, 1):
-    ...     b = torch.rand(())
-    >>> with seeded_random(0, 2):
-    ...     c = torch.rand(())
-    >>> bool(a == b), bool(a == c)
-    (True, False)
-    """
+    """Seed torch inside the block from a seed and a key, such as the epoch, and restore its state afterwards."""
     word = int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
     with borrowed_random(device):
         torch.default_generator.manual_seed(word)
@@ -65,7 +44,7 @@ def seeded_random(seed: int, *key: int, device: torch.device = _CPU) -> Iterator
 
 
 def random_state(device: torch.device = _CPU) -> dict[str, Tensor]:
-    """The state of torch's random generators: the CPU's, and the device's where it has one of its own."""
+    """The state of torch's random generators: the CPU's, and the device's where it has one."""
     states = {"cpu": torch.get_rng_state()}
     if device.type in _DEVICES:
         states[device.type] = getattr(torch, device.type).get_rng_state(device)
@@ -73,7 +52,7 @@ def random_state(device: torch.device = _CPU) -> dict[str, Tensor]:
 
 
 def set_random_state(states: Mapping[str, Tensor], device: torch.device = _CPU) -> None:
-    """Put the generators back; a state of a device that is not in use is left out."""
+    """Restore the generators; a state of a device that is not in use is ignored."""
     torch.set_rng_state(states["cpu"].cpu())
     if device.type in _DEVICES and device.type in states:
         getattr(torch, device.type).set_rng_state(states[device.type].cpu(), device)

@@ -21,52 +21,17 @@ from streamtrain.optim.step_options import StepOptions
 from streamtrain.system.arguments import check_int
 
 RULES: Final[dict[str, type[UpdateRule]]] = {rule.name: rule for rule in (BatchRule, SampleRule, EpochRule)}
-"""Name -> rule."""
 _DEFAULTS: Final = StepOptions()
 
 
 def check_rule(update: str) -> None:
-    """Refuse a name that is no update rule.
-
-    Raises
-    ------
-    UnknownName
-        No rule has that name.
-
-    Examples
-    --------
-    >>> check_rule("bach")
-    Traceback (most recent call last):
-    ...
-    streamtrain.errors.UnknownName: unknown update rule 'bach'. Known: batch, epoch, sample. Fix: did you mean 'batch'?
-    """
+    """Refuse a name that is not an update rule."""
     if update not in RULES:
         raise unknown_name("update rule", update, RULES)
 
 
 def make_rule(update: str, learner: Learner, options: StepOptions = _DEFAULTS) -> UpdateRule:
-    """Put an update rule to work on a learner.
-
-    Raises
-    ------
-    UnknownName
-        No rule, no path, or no dtype of a sum, has that name.
-    UsageError
-        An option is out of its range, or has no effect under the rule or with the optimizer.
-
-    Examples
-    --------
-    >>> from streamtrain.models.losses import resolve_loss
-    >>> import torch
-    >>> net = torch.nn.Linear(2, 1)
-    >>> learner = Learner(model=net, loss=resolve_loss("mse"), optimizer=torch.optim.SGD(net.parameters()))
-    >>> make_rule("epoch", learner, StepOptions(grad_sum_dtype="compensated")).name
-    'epoch'
-    >>> make_rule("batch", learner, StepOptions(accumulate_grad_batches=0))
-    Traceback (most recent call last):
-    ...
-    streamtrain.errors.UsageError: accumulate_grad_batches is 0; it must be an integer of at least 1
-    """
+    """Make an update rule for a learner; refuse options that are out of range or have no effect under it."""
     check_rule(update)
     total = GradientSum(options.grad_sum_dtype)
     check_sample_path(options.sample_path)
@@ -85,12 +50,9 @@ def make_rule(update: str, learner: Learner, options: StepOptions = _DEFAULTS) -
 
 
 def make_learner(model: nn.Module, loss: Loss, optimizer: Optimizer, options: StepOptions) -> Learner:
-    """Put together what steps are taken with.
+    """Make the learner that steps are taken with.
 
-    Raises
-    ------
-    UsageError
-        The optimizer searches along a line: a clipped gradient, or a rate that changes, would not be J's.
+    A line search refuses clipping and schedules: a clipped gradient, or a changing rate, would not be J's.
     """
     check_l2(options.l2)
     clipping = Clipping(norm=options.clip_grad_norm, value=options.clip_grad_value)
@@ -138,7 +100,7 @@ def _check_effect(update: str, options: StepOptions) -> None:
 
 
 def _check_line_search(update: str, optimizer: Optimizer, options: StepOptions) -> None:
-    """Refuse a line search under a rule that has no whole dataset, and its tolerances where there is none."""
+    """Refuse a line search without the whole dataset, and tolerances without a line search."""
     if update != "epoch" and takes_closure(optimizer):
         raise UsageError(
             f"{type(optimizer).__name__} with update={update!r}",

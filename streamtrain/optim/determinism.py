@@ -1,4 +1,4 @@
-"""The check that a forward pass is a function of weights and data, which a line search relies on."""
+"""The check that a forward pass is a function of weights and data, on which a line search relies."""
 
 from __future__ import annotations
 
@@ -16,24 +16,20 @@ _CHECKED_ROWS = 64
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """Digest the values of some tensors; 0 and -0 are equal.
-
-    >>> digest([torch.zeros(2)]) == digest([-torch.zeros(2)]), digest([torch.ones(2)]) == digest([torch.zeros(2)])
-    (True, False)
-    """
+    """Digest the values of some tensors; 0 and -0 are equal."""
     found = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         values = tensor.detach()
-        # Adding zero makes a negative zero positive, and leaves all else.
+        # Adding zero makes a negative zero positive and changes nothing else.
         values = values + 0.0 if values.dtype.is_floating_point or values.is_complex() else values
         found.update(values.reshape(-1).contiguous().cpu().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
 def check_deterministic(model: nn.Module, inputs: tuple[Tensor, ...], target: Tensor, before: str | None) -> str:
-    """Refuse a model whose outputs are not a function of weights and samples, or samples that are not the same again.
+    """Refuse outputs that depend on more than weights and samples, and a first batch other than the pass before's.
 
-    Return the digest of a pass's first batch; ``before`` is that of the pass before. Nothing is changed by the check.
+    Return the digest of the first batch. The check changes neither buffers nor random state.
     """
     now = digest((*inputs, target))
     if before is None:
@@ -62,12 +58,12 @@ def _check_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two outputs are the same function's; kernels of some devices do not round alike twice."""
+    """Compare two outputs up to rounding: the kernels of some devices do not round alike twice."""
     return bool(torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True))
 
 
 def _random_modules(model: nn.Module) -> str:
-    """Name the modules that are known to draw random numbers or to keep statistics."""
+    """Name the modules known to draw random numbers or to keep statistics."""
     batch_norm = nn.modules.batchnorm._BatchNorm
     found = [
         f"{name.removeprefix('model.')} ({type(module).__name__})"

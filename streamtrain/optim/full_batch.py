@@ -1,22 +1,18 @@
 """L-BFGS and conjugate gradients over a stream: J and its gradient over the whole dataset, one pass for each.
 
-Such an optimizer asks for J again and again inside one step, at weights of its own choice. Here the stream cannot wait
-for it: the trainer makes, counts and saves passes, and can be stopped in them. So a step is taken as far as the known
-values go. J is answered at weights where a pass has measured it; at other weights the step is abandoned, the
-optimizer's state is put back, and the next pass measures at these weights. Then the step is taken again from its
-beginning. All but the last time it costs a few operations on vectors of the size of the weights; a pass costs one on
-every sample.
+Such an optimizer asks for J several times inside one step, at weights of its choice. The stream cannot wait for it: the
+trainer makes, counts and saves passes, and may stop inside one. So a step goes as far as the known values of J:
 
-So a run can be saved at any batch of any pass of a line search, and resumes from there. Between passes, in a
-checkpoint, and after a pass that was broken off, the model has the weights of the last whole step, and never those of a
-trial.
+1. J is answered at weights where a pass has measured it.
+2. At other weights the step is abandoned, the optimizer's state is put back, and the next pass measures J there.
+3. Then the step is taken again from its beginning, which costs a few operations on vectors.
 
-What a run reports of a pass, its loss, score, J and gradient norm, are those of the last whole step's weights too. A
-trial's are kept until it is known whether the step goes there.
+So a run can be saved at any batch of any pass, and resumes from there. Between passes, in a checkpoint, and after a
+broken pass the model has the weights of the last whole step, never those of a trial. A run's figures of a pass are also
+those of the last whole step; a trial's are kept until it is known whether the step goes there.
 
-A trial is no step, and its value is no reason to end a run. Where J is not finite there, or so high that the
-optimizer's own arithmetic on it would leave the range of the weights' dtype, the line search is given an infinite J
-without a slope; torch's strong-Wolfe search and ours both halve the interval then.
+A trial does not end a run. Where J is not finite there, or so high that the optimizer's arithmetic would leave the
+range of the weights' dtype, the line search is given an infinite J without a slope, and halves the interval.
 """
 
 from __future__ import annotations
@@ -58,34 +54,22 @@ class ObjectiveValue:
 
 
 SCALE: Final = 2.0**20
-"""What J is multiplied by, exactly, where its first gradient is below 1."""
+"""The factor of J where its first gradient is below 1; a power of two, so exact."""
 
 
 def objective_scale(grad_norm: float) -> float:
-    """Return what J is multiplied by before the optimizer has it: a power of two, by the norm of the first gradient.
+    """Choose the factor of J that the optimizer is given: a power of two, by the norm of the first gradient.
 
-    Torch's L-BFGS learns nothing of a curvature below an absolute 1e-10, which a gradient of 1e-5 can have; and its
-    line search squares products of two gradients, which float32 holds for gradients below some 1e8. The scaled one has
-    a norm of less than 2^20, and of at least 2^19 where the norm is at least 1. That is part of the method: the first
-    trial of torch's L-BFGS, and of `streamtrain.optim.conjugate_gradient`, is ``min(1, 1 / |g|_1) g`` with the scaled
-    gradient g.
-
-    >>> objective_scale(0.3) == 2**20, objective_scale(1000.0) == 2**10
-    (True, True)
+    Torch's L-BFGS ignores a curvature below an absolute 1e-10, which a gradient of 1e-5 can have, and its line search
+    squares products of two gradients, which float32 holds for gradients below some 1e8. The scaled gradient has a norm
+    below 2^20, and of at least 2^19 where the norm is at least 1. The factor is part of the method: the first trial of
+    torch's L-BFGS, and of `streamtrain.optim.conjugate_gradient`, is ``min(1, 1 / |g|_1) g`` with the scaled g.
     """
     return SCALE * 2.0 ** -max(0, math.frexp(grad_norm)[1])
 
 
 def trial_value(found: ObjectiveValue, grad_norm: float, start: ObjectiveValue, scale: float) -> ObjectiveValue:
-    """Return the value of a trial, or an infinite J where the scaled search from its start could not hold that.
-
-    >>> start = ObjectiveValue(objective=1.0, gradients=[torch.tensor([-3.0])])
-    >>> trial = ObjectiveValue(objective=0.5, gradients=[torch.tensor([2.0])])
-    >>> trial_value(trial, 2.0, start, SCALE) is trial
-    True
-    >>> trial_value(ObjectiveValue(objective=math.nan, gradients=[torch.tensor([2.0])]), 2.0, start, SCALE)
-    ObjectiveValue(objective=inf, gradients=[tensor([nan])])
-    """
+    """Return the value of a trial, or an infinite J where the scaled search from its start could not hold it."""
     largest = min(torch.finfo(gradient.dtype).max for gradient in found.gradients)
     # A first trial's step is 1 over this, and a search divides the rise by the step before it squares.
     steepness = max(1.0, scale * math.fsum(float(gradient.abs().sum()) for gradient in start.gradients))
@@ -98,8 +82,8 @@ def trial_value(found: ObjectiveValue, grad_norm: float, start: ObjectiveValue, 
 
 
 _BESIDE: Final = 4
-"""What else is held of the size of the weights: the direction and gradient of the step before, and two copies of the
-weights that a checkpoint inside a line search is made from."""
+"""Other vectors of the weights' size: direction and gradient of the step before, and two copies of the weights for a
+checkpoint inside a line search."""
 
 
 class _UnmeasuredWeights(Exception):
@@ -107,11 +91,11 @@ class _UnmeasuredWeights(Exception):
 
 
 class FullBatchRule(EpochRule):
-    """One pass for each time that an optimizer with a closure asks for J; a step where a line search has ended.
+    """One pass for each value of J that the optimizer asks for; a step where a line search has ended.
 
-    The run has converged where the Euclidean norm of J's gradient is at most ``grad_tolerance``, or where a step has
-    lowered J by at most ``loss_tolerance``, relative to J where that is above 1. It is ``stuck`` where no step is left
-    that would lower J: the gradient is zero, or the numbers have no digits for less.
+    The run has converged at a norm of J's gradient of at most ``grad_tolerance``, or after a step that lowered J by at
+    most ``loss_tolerance``, relative to J where J is above 1. It is ``stuck`` where no step can lower J: the gradient
+    is zero, or the numbers have no digits for less.
     """
 
     def __init__(
@@ -186,7 +170,7 @@ class FullBatchRule(EpochRule):
         known = {**self._figures, self._measured_at: of_pass}
         self._figures = {at: figures for at, figures in known.items() if at == here or at in self._known}
         self.is_fresh, self._reported_at = here != self._reported_at, here
-        # A checkpoint of before, made inside a line search, does not say what was measured where that began.
+        # An older checkpoint made inside a line search lacks the figures of the weights where the search began.
         return self._figures.get(here, of_pass)
 
     @property
@@ -237,7 +221,7 @@ class FullBatchRule(EpochRule):
         self._loss = ExactSum()
 
     def _take_steps(self, at: str) -> None:
-        """Take the step that J at some weights makes possible, if one is, and see whether another one can begin."""
+        """Take the steps that the known values of J make possible, up to the first unmeasured weights."""
         while True:
             start = digest(self.learner.parameters)
             before = self._advance()
@@ -257,13 +241,13 @@ class FullBatchRule(EpochRule):
                 self.stuck = True
                 return
             else:
-                # What the optimizer has learnt of the curvature leads nowhere: the steepest descent may.
+                # The learnt curvature leads nowhere; the steepest descent may lead somewhere.
                 self.learner.optimizer.state.clear()
                 self._known = {end: self._known[end]}
                 self._begins_anew = True
 
     def _advance(self) -> list[Tensor] | None:
-        """Take a step as far as J is known; None at its end, else the weights it began at, those to measure put."""
+        """Step as far as J is known; return None, or the earlier weights if the model is left at unmeasured ones."""
         optimizer, parameters = self.learner.optimizer, self.learner.parameters
         weights = copy_weights(parameters)
         state = {parameter: _kept(values) for parameter, values in optimizer.state.items()}
@@ -323,7 +307,7 @@ class FullBatchRule(EpochRule):
         self._reported_at = state.get("reported_at", reported_at)
 
     def _put_trial(self, trial: list[Tensor] | None, before: list[Tensor] | None) -> None:
-        """Resume at a trial; the weights are those of the step before, or in older checkpoints the trial's own."""
+        """Resume at a trial; the model has the weights of the last step, or the trial's in older checkpoints."""
         self._before_trial = None if before is None else self._placed(before)
         if trial is not None:
             self._before_trial = copy_weights(self.learner.parameters)
@@ -356,8 +340,8 @@ def _gradient_of(parameter: Tensor) -> Tensor:
 def _kept(values: dict[str, Any]) -> dict[str, Any]:
     """Copy an optimizer's state.
 
-    Tensors are copied, as L-BFGS writes the gradient of the step before over. Those in lists are not: they are its
-    history, as large as all else together, to which it adds and from which it removes.
+    Tensors are copied, as L-BFGS overwrites the gradient of the step before. Those in lists are shared: they are its
+    history, as large as all else together, and it only appends and removes.
     """
     return {name: _kept_value(value) for name, value in values.items()}
 

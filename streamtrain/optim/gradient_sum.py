@@ -1,4 +1,4 @@
-"""Sums of gradients and of losses over many batches, exact enough that their number does not matter.
+"""Sums of gradients and of losses over many batches, exact enough that the number of batches does not matter.
 
 =============== ============================================ ================= ===============================
 `dtype`         each sum is                                  bytes a weight    error of a sum of n gradients
@@ -14,8 +14,7 @@ error-free transformation (D. E. Knuth, The Art of Computer Programming, volume 
 back to a rounded sum and its remainder after every addition (T. J. Dekker, Numerische Mathematik 18, 1971). It serves
 devices that have no float64, or a slow one.
 
-A float64 gradient is summed as it is with ``float64``, and is rounded to float32 first with the other two. A complex
-one is summed by its real and its imaginary parts.
+Only ``float64`` sums a float64 gradient as it is; the others round it first. A complex one is summed by its parts.
 """
 
 from __future__ import annotations
@@ -30,35 +29,10 @@ from streamtrain.errors import UsageError, unknown_name
 from streamtrain.models.real_view import as_real
 
 GRAD_SUM_DTYPES: Final = ("float64", "compensated", "float32")
-"""What a sum may be held in."""
 
 
 class GradientSum:
-    """The sum of the gradients that pass through some parameters, and of their weights.
-
-    Parameters
-    ----------
-    dtype : {"float64", "compensated", "float32"}
-        What a sum is held in, on its parameter's device; a parameter that never has a gradient stays without.
-
-    Raises
-    ------
-    UnknownName
-        No sum is held in that.
-
-    Examples
-    --------
-    >>> weight = nn.Parameter(torch.zeros(1))
-    >>> total = GradientSum()
-    >>> for gradient, n_samples in ((3.0, 3), (5.0, 1)):
-    ...     weight.grad = torch.tensor([gradient])
-    ...     total.add([weight], n_samples)
-    >>> total.weight
-    4.0
-    >>> total.put([weight], total.weight)
-    >>> weight.grad
-    tensor([2.])
-    """
+    """The sum of gradients, by parameter, and of their weights; a parameter that never has a gradient stays without."""
 
     def __init__(self, dtype: str = "float64") -> None:
         check_grad_sum_dtype(dtype)
@@ -71,7 +45,7 @@ class GradientSum:
         return self._weight
 
     def options(self) -> dict[str, object]:
-        """How it was made, as ``config.json`` holds it."""
+        """Its options, as ``config.json`` holds them."""
         return {"grad_sum_dtype": self._dtype}
 
     def clear(self) -> None:
@@ -81,13 +55,7 @@ class GradientSum:
         self._weight = 0.0
 
     def add(self, parameters: Sequence[nn.Parameter], weight: float) -> None:
-        """Add each parameter's gradient, that of a weighted sum of losses, whose weights sum to this.
-
-        Raises
-        ------
-        UsageError
-            The device has no float64.
-        """
+        """Add each parameter's gradient, that of a weighted sum of losses, and the sum of the weights."""
         self._weight += weight
         with torch.no_grad():
             for i, parameter in enumerate(parameters):
@@ -123,11 +91,11 @@ class GradientSum:
         return self._sums[i] + self._remainders[i] if i in self._remainders else self._sums[i]
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums so far and what their roundings left out, by the parameter's number, and their weight."""
+        """The sums, their remainders by the parameter's number, and their weight."""
         return {"weight": self._weight, "sums": dict(self._sums), "remainders": dict(self._remainders)}
 
     def load_state_dict(self, parameters: Sequence[nn.Parameter], state: dict[str, Any]) -> None:
-        """Go on from sums that ``state_dict`` gave, each on its parameter's device."""
+        """Resume from a ``state_dict``, each sum on its parameter's device."""
         self._weight = state["weight"]
         self._sums = _placed(parameters, state["sums"])
         self._remainders = _placed(parameters, state["remainders"])
@@ -138,7 +106,7 @@ def _placed(parameters: Sequence[nn.Parameter], tensors: dict[int, Tensor]) -> d
 
 
 def _add_exactly(total: Tensor, remainder: Tensor, term: Tensor) -> None:
-    """Add a term to a sum and its remainder, in place: only what is smaller than the remainder's own ulp is lost."""
+    """Add a term to a sum and its remainder, in place, losing only what is below the remainder's last digit."""
     rounded = total + term
     of_term = rounded - total
     lost = (total - (rounded - of_term)).add_(term - of_term).add_(remainder)
@@ -147,36 +115,15 @@ def _add_exactly(total: Tensor, remainder: Tensor, term: Tensor) -> None:
 
 
 def check_grad_sum_dtype(dtype: str) -> None:
-    """Refuse a name that is no dtype of a gradient sum.
-
-    Raises
-    ------
-    UnknownName
-        No sum is held in that.
-
-    Examples
-    --------
-    >>> check_grad_sum_dtype("float46")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ...
-    streamtrain.errors.UnknownName: unknown grad_sum_dtype 'float46'. Known: ... Fix: did you mean 'float64'?
-    """
+    """Refuse a name that is not a dtype of a gradient sum."""
     if dtype not in GRAD_SUM_DTYPES:
         raise unknown_name("grad_sum_dtype", dtype, GRAD_SUM_DTYPES)
 
 
 class ExactSum:
-    """A float64 sum that carries what its roundings left out, so that it is as good after a billion terms as after one.
+    """A float64 sum that carries its rounding errors, so that it is as good after a billion terms as after one.
 
     The method is A. Neumaier's, Zeitschrift fuer Angewandte Mathematik und Mechanik 54 (1974).
-
-    Examples
-    --------
-    >>> total = ExactSum()
-    >>> for term in (1e16, 1.0, 1.0, -1e16):
-    ...     total.add(term)
-    >>> total.value
-    2.0
     """
 
     __slots__ = ("_lost", "_total")
@@ -198,5 +145,5 @@ class ExactSum:
         self._total = total
 
     def state(self) -> list[float]:
-        """What makes the same sum again."""
+        """The two numbers from which the sum is made again."""
         return [self._total, self._lost]

@@ -2,10 +2,9 @@
 
 Every update rule steps on this gradient of J, or sums it before it steps.
 
-The penalty inside J is ``l2 / 2`` times the sum of the squared weights. Its gradient has ``l2`` times the weight in it,
-once for every step, whatever the update rule. A weight has at least two axes, as matrices, kernels and embeddings do;
-biases and the scales of normalizations have one and are left out. With plain SGD that equals ``weight_decay``, except
-that it spares the biases; with Adam it is not what AdamW does, whose decay stays out of J.
+The penalty inside J is ``l2 / 2`` times the sum of the squared weights; it counts once a step, whatever the rule. It is
+on weights of at least two axes, as matrices, kernels and embeddings have; biases and scales of normalizations have one.
+With plain SGD that is ``weight_decay`` that spares the biases; AdamW's decay, in contrast, stays out of J.
 """
 
 from __future__ import annotations
@@ -30,15 +29,9 @@ from streamtrain.system.arguments import is_number
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clipping:
-    """Limits of the mean gradient that a step is taken on: first of each component, then of the Euclidean norm.
+    """Limits of the mean gradient of a step: first of each component, then of the Euclidean norm.
 
-    Of a complex component neither part is larger than ``value``.
-
-    >>> weight = nn.Parameter(torch.zeros(2))
-    >>> weight.grad = torch.tensor([3.0, 40.0])
-    >>> Clipping(value=4.0, norm=1.0).clip([weight])
-    >>> weight.grad
-    tensor([0.6000, 0.8000])
+    ``value`` limits both parts of a complex component.
     """
 
     value: float | None = None
@@ -67,28 +60,20 @@ NO_CLIPPING: Final = Clipping()
 
 
 def gradient_sizes(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Compute the norm of each gradient: scalars not yet read, and not finite where any component is not."""
+    """Compute the norm of each gradient, as scalars not yet read; not finite where any component is not."""
     found = [dense(parameter.grad) for parameter in parameters if parameter.grad is not None]
     return list(torch._foreach_norm(found)) if found else []
 
 
 def check_finite(loss: float, sizes: Iterable[float], parameters: Iterable[nn.Parameter]) -> None:
-    """Refuse a loss, or a gradient with `gradient_sizes`, that is not finite, before a step is taken on it.
-
-    >>> weight = nn.Parameter(torch.zeros(2))
-    >>> weight.grad = torch.tensor([1.0, float("inf")])
-    >>> check_finite(0.5, [size.item() for size in gradient_sizes([weight])], [weight])
-    Traceback (most recent call last):
-    ...
-    streamtrain.errors.DivergedError: the gradient is not finite, at a loss of 0.5. ...
-    """
-    # A norm may overflow where every component is finite; that is looked at more closely.
+    """Refuse a loss, or a gradient with these `gradient_sizes`, that is not finite, before a step is taken on it."""
+    # A norm may overflow although every component is finite.
     if not math.isfinite(loss) or (not math.isfinite(sum(sizes)) and not _are_finite(parameters)):
         raise non_finite_error(loss)
 
 
 def check_finite_sum(parameters: Iterable[nn.Parameter]) -> None:
-    """Refuse a mean that is not finite, of gradients that are, before a step is taken on it."""
+    """Refuse a mean of finite gradients that is not finite, before a step is taken on it."""
     if not _are_finite(parameters):
         raise DivergedError(
             "the sum of the gradients is not finite, and each of them is",
@@ -98,7 +83,7 @@ def check_finite_sum(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def non_finite_error(loss: float) -> DivergedError:
-    """Build the error for a loss that is not finite, or that is and has a gradient that is not."""
+    """Build the error for a loss that is not finite, or a finite loss whose gradient is not."""
     return DivergedError(
         f"the gradient is not finite, at a loss of {loss:g}" if math.isfinite(loss) else f"the loss is {loss}",
         why="The weights, or a sample, have left the range of the numbers",
@@ -112,32 +97,30 @@ def _are_finite(parameters: Iterable[nn.Parameter]) -> bool:
 
 
 def dense(gradient: Tensor) -> Tensor:
-    """Return the numbers of a gradient, of a sparse one those that it has."""
+    """Return the numbers of a gradient; of a sparse one, those that it holds."""
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
-OnStep = Callable[[], None]
-"""Called after every step, when the weights are those it came to."""
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
 
 def reading_weights(on_step: _Function) -> _Function:
-    """Mark a callback as one that only reads weights, and may be called for steps that are taken back and repeated.
+    """Mark a callback that only reads weights, and may be called for steps that are undone and repeated.
 
-    The sample rule's fast path takes no other: it knows of nothing that a callback could change.
+    The sample rule's fast path accepts no other: it would miss what a callback changes.
     """
     on_step.reads_weights_only = True  # type: ignore[attr-defined]
     return on_step
 
 
-def only_reads_weights(on_step: OnStep) -> bool:
-    """Whether a callback is marked so."""
+def only_reads_weights(on_step: Callable[[], None]) -> bool:
+    """Whether a callback is marked by `reading_weights`."""
     return getattr(on_step, "reads_weights_only", False) is True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
-    """What a step needs: the model, its loss, the optimizer, and the `streamtrain.optim.step_options.StepOptions`."""
+    """The model, its loss, the optimizer, and the options that steps are taken with."""
 
     model: nn.Module
     loss: Loss
@@ -145,11 +128,12 @@ class Learner:
     l2: float = 0.0
     clipping: Clipping = NO_CLIPPING
     schedules: OptimizerSchedules | None = None
+    # Called after every step, with the weights that it came to.
     on_step: Callable[[], None] | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer trains, in its order."""
+        """The parameters that the optimizer trains, in its order."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
@@ -167,7 +151,7 @@ def put_weights(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
 
 @contextmanager
 def weights_kept(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Put the values of some parameters or buffers, which the block is given, back at its end."""
+    """Put the values of some parameters or buffers back at the end of the block, which is given a copy."""
     parameters = list(parameters)
     before = copy_weights(parameters)
     try:
@@ -193,15 +177,13 @@ def check_least_weight(least: float, total: float) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchGradient:
-    """What `batch_gradient` found beside the gradient itself."""
+    """The results of `batch_gradient` beside the gradient itself."""
 
+    # The weighted mean over the batch; 0 where nothing in it has a weight.
     loss: float
-    """The weighted mean loss over the batch; 0 where nothing in it has a weight."""
     output: Tensor
-    """Of shape (B, ...), without its graph."""
+    # The sum of the weights in that mean; without weights, the number of samples or of the target's elements.
     weight: float
-    """The sum of the weights in that mean, the samples' and their classes'; without any, the number of samples (of a
-    target of several elements a sample, of elements)."""
 
 
 def batch_gradient(
@@ -216,8 +198,8 @@ def batch_gradient(
 ) -> BatchGradient:
     """Leave the gradient of J over a batch, times ``scale``, in the parameters, in place of any before.
 
-    With ``summed`` it is that of the weighted sum of the losses, which no division has rounded: over several batches
-    these add up, and J's gradient is their sum over the sum of the weights, or over 1 where the loss itself is
+    With ``summed`` it is the gradient of the weighted sum of the losses, which no division has rounded. Over several
+    batches these add up, and J's gradient is their sum over the sum of the weights, or over 1 where the loss itself is
     ``summed``. With ``check`` a loss or a gradient that is not finite is a DivergedError.
     """
     learner.optimizer.zero_grad(set_to_none=True)
@@ -225,7 +207,7 @@ def batch_gradient(
     measured, weights = (learner.loss.total if summed else learner.loss.objective)(output, target, weight)
     factor = None if scale is None else torch.full_like(measured, scale)
     measured.backward(factor)  # type: ignore[no-untyped-call]
-    # Where reading waits for the device nobody has looked at the weights before.
+    # Where reading waits for the device, the weights have not been validated before.
     least = least_weight(weight)
     value, total_weight, least, *sizes = read_scalars(measured, weights, least, *gradient_sizes(learner.parameters))
     check_least_weight(least, total_weight)
@@ -248,12 +230,12 @@ def read_scalars(loss: Tensor, *others: Tensor | float) -> list[float]:
 
 
 def waits_for_reads(device: torch.device) -> bool:
-    """Whether who reads a number waits for what is queued; else reading one costs less than putting some together."""
+    """Whether reading a number waits for queued work; on the CPU, reading one costs less than stacking several."""
     return device.type != "cpu"
 
 
 def _read_at_once(scalars: list[Tensor], device: torch.device) -> list[float]:
-    """Read scalars with one wait, those of a dtype put together before they are widened: that takes few kernels."""
+    """Read scalars with one wait; those of one dtype are stacked before they are widened, which takes few kernels."""
     wide = torch.float32 if device.type == "mps" else torch.float64
     places: dict[torch.dtype, list[int]] = {}
     for i, scalar in enumerate(scalars):
@@ -265,7 +247,7 @@ def _read_at_once(scalars: list[Tensor], device: torch.device) -> list[float]:
 
 
 def grad_norm(parameters: list[nn.Parameter]) -> float:
-    """The Euclidean norm of all the gradients together."""
+    """Compute the Euclidean norm of all the gradients together."""
     wide = torch.float32 if parameters[0].device.type == "mps" else torch.float64
     norms = [torch.linalg.vector_norm(as_real(dense(p.grad)), dtype=wide) for p in parameters if p.grad is not None]
     return math.hypot(*torch.stack(norms).tolist()) if norms else 0.0
@@ -278,20 +260,12 @@ def check_l2(l2: float) -> None:
 
 
 def penalized(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Return those of the parameters that the penalty is on: trained, and not biases.
-
-    >>> [tuple(parameter.shape) for parameter in penalized(nn.Linear(3, 2).parameters())]
-    [(2, 3)]
-    """
+    """Select the parameters that the penalty is on: trained, and with at least two axes."""
     return [parameter for parameter in parameters if parameter.ndim >= 2 and parameter.requires_grad]
 
 
 def penalty(parameters: Iterable[nn.Parameter], l2: float) -> float:
-    """Compute the penalty on some parameters, in float64 where the device has it.
-
-    >>> penalty([nn.Parameter(torch.tensor([[1.0, 2.0]])), nn.Parameter(torch.tensor([3.0]))], 0.1)
-    0.25
-    """
+    """Compute the penalty on some parameters, in float64 where the device has it."""
     if not l2:
         return 0.0
     squares = [_square(parameter.detach()) for parameter in penalized(parameters)]
@@ -305,7 +279,7 @@ def _square(weight: torch.Tensor) -> torch.Tensor:
 
 
 def add_penalty(parameters: Iterable[nn.Parameter], l2: float) -> None:
-    """Add the penalty's gradient to what the parameters hold of J's."""
+    """Add the penalty's gradient to the parameters' own."""
     for parameter in penalized(parameters) if l2 else ():
         weight = parameter.detach()
         if parameter.grad is None:

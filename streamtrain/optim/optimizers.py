@@ -1,8 +1,7 @@
 """Optimizers by name: those of ``torch.optim``, their arguments checked before a step is taken.
 
-Two more need the whole dataset for a step, and so the rule ``epoch``: ``lbfgs`` is torch's, with its strong-Wolfe line
-search, and ``cg`` is `streamtrain.optim.conjugate_gradient`. ``SparseAdam`` is left out: it takes sparse gradients
-alone.
+Two more need the whole dataset for a step, and so the rule ``epoch``: torch's ``lbfgs`` with its strong-Wolfe line
+search, and ``cg``, `streamtrain.optim.conjugate_gradient`. ``SparseAdam`` is left out: it takes only sparse gradients.
 """
 
 from __future__ import annotations
@@ -20,15 +19,14 @@ from streamtrain.system.arguments import is_int, is_number
 
 Parameters = Iterable[torch.nn.Parameter]
 OptimizerFactory = Callable[[Parameters], Optimizer]
-"""Parameters -> optimizer; the classes of ``torch.optim`` are such factories."""
 
 _NOT_BY_GRADIENT_ALONE: Final = frozenset({"lbfgs", "sparseadam"})
 
 FULL_BATCH: Final[Mapping[str, type[Optimizer]]] = {"cg": ConjugateGradient, "lbfgs": torch.optim.LBFGS}
-"""Lower-case name -> class, of those that ask for J over the whole dataset by a closure."""
+"""The optimizers that ask for J over the whole dataset by a closure."""
 
 _LBFGS: Final[Mapping[str, object]] = {
-    # A step is one iteration, and where to stop is the trainer's to say: torch's own tolerances are absolute.
+    # A step is one iteration, and the trainer decides where to stop: torch's tolerances are absolute.
     "max_iter": 1,
     "max_eval": 26,
     "tolerance_grad": 0.0,
@@ -45,13 +43,13 @@ OPTIMIZERS: Final[Mapping[str, type[Optimizer]]] = {
     and item is not Optimizer
     and name.lower() not in _NOT_BY_GRADIENT_ALONE
 }
-"""Lower-case name -> class, of those that step by a gradient."""
+"""The optimizers that step by a gradient."""
 
 _KNOWN: Final[Mapping[str, type[Optimizer]]] = {**OPTIMIZERS, **FULL_BATCH}
 
 SGD_LR: Final = 0.1
 SGD_SAMPLE_LR: Final = 0.01
-"""One sample's gradient is noisier than a batch's mean, and there are as many more steps to make."""
+"""Smaller, as one sample's gradient is noisier than a batch's mean, and there are that many more steps."""
 
 
 def build_optimizer(
@@ -62,41 +60,10 @@ def build_optimizer(
     update: str = "batch",
     **options: object,
 ) -> Optimizer:
-    """Make an optimizer over some parameters.
+    """Make an optimizer over those of some parameters that need a gradient.
 
-    Parameters
-    ----------
-    optimizer : str, torch.optim.Optimizer or callable
-        A name of ``torch.optim`` in any case (``"sgd"``, ``"adam"``, ``"adamw"``, ``"rmsprop"``, ..., ``"lbfgs"``),
-        or ``"cg"``; a finished optimizer over these parameters; or a factory of one.
-    parameters : iterable of torch.nn.Parameter
-        What to train; those that need no gradient are left out.
-    lr : float, optional
-        The learning rate, positive. By default torch's own (Adam 0.001), but for SGD 0.1, or 0.01 under the rule
-        ``sample``. For ``"lbfgs"`` and ``"cg"`` it is the length that a line search begins at, by default 1.
-    update : {"batch", "sample", "epoch"}
-        The update rule, which only the default of ``lr`` depends on.
-    **options
-        ``momentum``, ``betas``, ``eps``, ``weight_decay``, ``nesterov``, or anything else the named class takes; of
-        ``"lbfgs"`` only ``history_size``, by default 50: two vectors of the size of the weights for each. None means
-        not given.
-
-    Raises
-    ------
-    UnknownName
-        No optimizer has that name.
-    UsageError
-        An argument out of its range, or one that the optimizer does not take.
-
-    Examples
-    --------
-    >>> net = torch.nn.Linear(2, 1)
-    >>> build_optimizer("SGD", net.parameters(), momentum=0.9).defaults["lr"]
-    0.1
-    >>> build_optimizer("adam", net.parameters(), lr=-1.0)
-    Traceback (most recent call last):
-    ...
-    streamtrain.errors.UsageError: lr is -1.0; it must be positive and finite
+    It is given by name, finished, or as a factory. The update rule decides only the default of ``lr``; options that are
+    None count as not given.
     """
     everything = list(parameters)
     trained = [parameter for parameter in everything if parameter.requires_grad]
@@ -114,14 +81,7 @@ def build_optimizer(
 
 
 def takes_closure(optimizer: Optimizer) -> bool:
-    """Whether an optimizer asks for J itself, again and again, and so needs the whole dataset for every step.
-
-    Examples
-    --------
-    >>> weight = torch.nn.Parameter(torch.zeros(1))
-    >>> takes_closure(torch.optim.LBFGS([weight])), takes_closure(torch.optim.Adam([weight]))
-    (True, False)
-    """
+    """Whether an optimizer asks for J itself, several times a step, and so needs the whole dataset for every step."""
     return isinstance(optimizer, tuple(FULL_BATCH.values()))
 
 

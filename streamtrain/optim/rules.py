@@ -1,24 +1,13 @@
 """The update rules ``batch`` and ``epoch``, and the base class of all update rules.
 
-======== =========================== ==========================================================================
-rule     one step on the mean over   how
-======== =========================== ==========================================================================
-batch    a batch                     a short last batch is a mean over its own size
-sample   one sample                  a loop over samples; a batch is only the unit of reading
-epoch    the whole dataset           one pass in stored order sums the gradients; one step at its end
-======== =========================== ==========================================================================
+``batch`` steps on the mean over a batch, or over ``accumulate`` batches, with a step for what is left at the end of a
+pass. ``sample`` steps on every sample; a batch is only the unit of reading. ``epoch`` sums the gradients of a pass in
+stored order and takes one step at its end. A rule counts its steps, so that a total can stop ``sample`` inside a batch.
 
-A rule is handed the batches of a pass, one after the other, and learns when the pass ends. It counts its own steps, so
-that a total can stop the sample rule in the middle of a batch. A rule takes gradients from
-`streamtrain.optim.gradients` alone, and sums them in a `GradientSum`.
-
-Where samples have weights w, a rule steps on the weighted mean, and the batch rule takes no step where the weights sum
-to 0. The sample rule is the exception: in a mean over one sample the weight cancels. There w scales the sample's loss,
-and so the step of plain gradient descent, and 0 skips the sample; weights whose mean is 1 keep the meaning of the
-learning rate. Class weights are torch's own and cancel there, as in torch; with ``reduction="sum"`` they do not.
-
-With ``accumulate`` k the batch rule steps on the mean over k batches, exact in the same way as the epoch's. The batches
-left over at the end of a pass have a step of their own.
+Where samples have weights w, a rule steps on the weighted mean, and takes no step where the weights sum to 0. In a mean
+over one sample the weight cancels, so under ``sample`` w scales the sample's loss, and with it the step of plain
+gradient descent; 0 skips the sample, and weights of mean 1 keep the meaning of the learning rate. Class weights are
+torch's own and cancel there, as in torch; with ``reduction="sum"`` they do not.
 """
 
 from __future__ import annotations
@@ -37,82 +26,54 @@ from streamtrain.optim.gradients import BatchGradient, Learner, add_penalty, bat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchResult:
-    """What a rule saw while it took in a batch.
+    """The loss and outputs of the samples of a batch that a rule took in."""
 
-    Parameters
-    ----------
-    loss : float
-        The mean loss over the samples, each measured just before it changed the weights.
-    output, target : torch.Tensor
-        Of shapes (n_samples, ...); the output without its graph.
-    weight : float, optional
-        What the loss is the mean over: the weights of the samples, and of their classes, summed. By default the number
-        of samples.
-    sample_weights : torch.Tensor, optional
-        Of shape (n_samples,), where samples have weights.
-    is_trial : bool
-        Whether the weights are those of a trial of a line search, which the run may not come to.
-    n_before : int
-        Samples of it that an earlier call took in, before the run was cut short inside the batch.
-    """
-
+    # The mean over the samples, each measured just before it changed the weights.
     loss: float
     output: Tensor
     target: Tensor
+    # The sum of the weights in that mean; by default the number of samples.
     weight: float | None = None
     sample_weights: Tensor | None = None
+    # Whether the weights are those of a trial of a line search, which the run may not come to.
     is_trial: bool = False
+    # Samples that an earlier call took in, before the run was cut short inside the batch.
     n_before: int = 0
 
     @property
     def n_samples(self) -> int:
-        """Samples taken in; fewer than the batch holds where the last step was reached inside it."""
+        """Samples taken in; fewer than the batch holds after a stop inside it."""
         return len(self.target)
 
     @property
     def n_new(self) -> int:
-        """Those of them that this call took in."""
+        """Samples that this call took in."""
         return self.n_samples - self.n_before
 
 
 Figures = dict[str, float | None]
-"""What a pass has measured, by name: loss, score, ..."""
+"""Measurements of a pass, by name: loss, score, ..."""
 
 
 class UpdateRule(ABC):
-    """One of the update rules, at work on a learner.
-
-    Parameters
-    ----------
-    learner : Learner
-        What it trains.
-
-    Attributes
-    ----------
-    n_steps : int
-        Optimizer steps taken so far.
-    grad_norm : float or None
-        The norm of the gradient of the whole dataset that the last step was taken on; under the rule ``epoch`` alone.
-    objective : float or None
-        J over the whole dataset, the penalty included; where a line search compares it.
-    settled : bool
-        Whether the loss of the pass that ended last is at weights that the run came to, as always but for a trial.
-    is_fresh : bool
-        Whether `figures_of_weights` gave the figures of other weights than the time before.
-    """
+    """An update rule at work on a learner."""
 
     name: ClassVar[str]
+    # Whether passes read in stored order, since no order makes a difference.
     in_stored_order: ClassVar[bool] = False
-    """Whether passes read in stored order, since no order makes a difference."""
+    # Whether the last step may come before a batch's end.
     ends_inside_batches: ClassVar[bool] = False
-    """Whether the last step may come before a batch's end."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
         self.n_steps = 0
+        # The norm of the whole dataset's gradient at the last step; under the rule epoch alone.
         self.grad_norm: float | None = None
+        # J over the whole dataset, the penalty included, where a line search compares it.
         self.objective: float | None = None
+        # Whether the last pass measured weights that the run came to, not a trial.
         self.settled = True
+        # Whether `figures_of_weights` gave the figures of other weights than the time before.
         self.is_fresh = True
 
     @abstractmethod
@@ -125,73 +86,70 @@ class UpdateRule(ABC):
     ) -> BatchResult:
         """Take in one batch, its samples weighted by ``weight``, (B,); stop once ``n_steps`` is ``max_steps``.
 
-        What follows a stop inside a batch is the same batch again, of which the rest is taken in.
+        After a stop inside a batch, the next call is given the same batch and takes in the rest.
         """
 
     @property
     def converged(self) -> str | None:
-        """Why no further step is asked for; None where one is."""
+        """The reason to take no further step, or None."""
         return None
 
     @property
     def way(self) -> str:
-        """Its name, and where there is a choice how it goes about it."""
+        """The rule's name, with the path that it takes where there is a choice."""
         return self.name
 
     @property
     def spans(self) -> str | None:
-        """By what option a step comes to be on several batches; None where none is."""
+        """The option by which a step covers several batches, or None."""
         return None
 
     def options(self) -> dict[str, object]:
-        """How it was made, as ``config.json`` holds it."""
+        """Its options, as ``config.json`` holds them."""
         return {}
 
     def steps_per_epoch(self, n_batches: int, n_samples: int) -> int:
-        """How many steps an epoch of so many batches and samples has."""
+        """Count the steps of an epoch of so many batches and samples."""
         return 1
 
     def later_memory(self) -> list[Tensor]:
-        """As much memory as later steps will hold and the first ones do not."""
+        """Hold as much memory as later steps need beyond the first ones."""
         return []
 
     def end_epoch(self) -> None:
-        """Learn that the pass is complete; only a rule that waits for it has anything to do."""
+        """Note that the pass is complete."""
         return
 
     def figures_of_weights(self, of_pass: Figures) -> Figures:
-        """Return what a pass has measured at the weights that the run has come to; asked for at the end of each.
+        """Return what has been measured at the run's weights, given the figures of the pass that has just ended.
 
-        Parameters
-        ----------
-        of_pass : dict
-            What the pass that has just ended measured; returned itself, unless that was a trial which is not taken.
+        These are the pass's own, unless it measured a trial that is not taken.
         """
         return of_pass
 
     def abandon(self) -> None:
-        """Forget what the pass has come to, which does not go on; the steps that were taken stay."""
+        """Forget a pass that will not be resumed; the steps taken stay."""
         return
 
     def pause(self) -> bool:
-        """Leave a pass between two batches, to resume it later; False where it is to begin anew."""
+        """Leave a pass between two batches, to resume it later; False where it must begin anew."""
         return True
 
     @contextmanager
     def at_last_step(self) -> Iterator[None]:
-        """Inside the block the weights are those of the last step, also where a pass measures others."""
+        """Give the model the weights of the last step inside the block, also where a pass measures others."""
         yield
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rule has to remember from one batch to the next: numbers and tensors."""
+        """The state from one batch to the next: numbers and tensors."""
         return {"name": self.name, "n_steps": self.n_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave."""
+        """Resume from a ``state_dict``."""
         self.n_steps = state["n_steps"]
 
     def _step(self) -> None:
-        """Step on the mean gradient, the penalty's put to it."""
+        """Step on the mean gradient with the penalty's added."""
         if self.learner.l2:
             add_penalty(self.learner.parameters, self.learner.l2)
         self._step_on_whole()
@@ -319,12 +277,8 @@ def _add(total: GradientSum, learner: Learner, seen: BatchGradient) -> None:
 def put_mean(total: GradientSum, learner: Learner, *, check: bool = True) -> float:
     """Leave the mean gradient, or the summed loss's own, in the parameters; return what the sum was divided by.
 
-    That is 0, and the parameters keep what they have, where nothing summed has a weight.
-
-    Raises
-    ------
-    DivergedError
-        With ``check``, the sum has left the range of its numbers, or of the gradients'. No step has been taken on it.
+    That is 0 where nothing summed has a weight; then the parameters keep their gradients. With ``check`` a sum that is
+    not finite is a DivergedError.
     """
     if not total.weight:
         total.clear()

@@ -16,15 +16,7 @@ from streamtrain.optim.sample_fast_path.loop import SampleResult
 
 
 class SampleRule(UpdateRule):
-    """One step per sample: the plain loop over single samples bit for bit, or its fast path.
-
-    Parameters
-    ----------
-    learner : Learner
-        What it trains.
-    path : {"plain", "fast", "auto"}
-        Which; see `streamtrain.optim.sample_fast_path`. The one taken is part of the state.
-    """
+    """One step per sample: the plain loop over single samples bit for bit, or its fast path."""
 
     name = "sample"
     ends_inside_batches = True
@@ -102,7 +94,7 @@ class SampleRule(UpdateRule):
             if max_steps is not None and self.n_steps >= max_steps:
                 break
             seen = self._learn_one(inputs, target, i, factors[i])
-            # All outputs in one piece of memory. Kept one by one, each would lie where a freed gradient was, and the
+            # All outputs share one piece of memory. Kept singly, each would lie where a freed gradient was, and the
             # allocator would need a new place for the next gradient: memory would grow by a gradient a sample.
             if outputs is None:
                 outputs = seen.output.new_empty((len(target), *seen.output.shape[1:]))

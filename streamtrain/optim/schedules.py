@@ -3,9 +3,9 @@
 The schedulers of ``torch.optim.lr_scheduler`` go by their names: ``cosine``, ``onecycle``, ``step``, ``multistep``,
 ``exponential``, ``linear``, ``constant``, ``polynomial``, ``cyclic``, ``restarts`` (cosine annealing with warm
 restarts), ``plateau`` (reduce on a plateau of the loss), or torch's own class name in any case. Those that take
-functions or other schedulers come from a factory. They step once an epoch, as in torch's documentation; ``onecycle``
-and ``cyclic`` once an optimizer step; `Schedule.every` overrides. ``plateau`` is given the loss at each epoch's end, on
-the validation data where there is such.
+functions or other schedulers need a factory. They step once an epoch, as in torch's documentation; ``onecycle`` and
+``cyclic`` once an optimizer step; `Schedule.every` overrides. ``plateau`` is given the loss at each epoch's end, on the
+validation data where there is any.
 
 β₁ is a function of the step t = 1, 2, ... D. P. Kingma, J. Ba, *Adam: a method for stochastic optimization*, ICLR 2015,
 let it decay as β₁ λ^(t-1) (theorem 4.1). torch divides the first moment by 1 - β₁^t with the β₁ of that step.
@@ -30,9 +30,8 @@ from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 from streamtrain.system.arguments import is_number
 
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
-"""Optimizer -> scheduler."""
 Beta1 = Callable[[int], float]
-"""Step, counted from 1 -> β₁."""
+"""From the step, counted from 1, to β₁."""
 
 _SHORT: Final = {
     "cosineannealing": "cosine",
@@ -56,7 +55,6 @@ def _names() -> dict[str, type[LRScheduler]]:
 
 
 SCHEDULES: Final[Mapping[str, type[LRScheduler]]] = _names()
-"""Name -> class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,17 +74,17 @@ class Schedule:
     name : str or callable
         A name in `SCHEDULES`, or a factory: a function of the optimizer that returns a scheduler.
     every : {"step", "epoch"}, optional
-        When it steps; by default what suits it.
+        When it steps; by default as the schedule needs.
     options : mapping
-        What torch's class takes. The end of the run is filled in where the class asks for it: ``T_max``,
-        ``total_steps``; and the optimizer's learning rate as ``max_lr``.
+        The options of torch's class. Where the class needs them, the end of the run is filled in as ``T_max`` or
+        ``total_steps``, and the optimizer's learning rate as ``max_lr``.
 
     Raises
     ------
     UnknownName
         No scheduler has that name, or ``every`` is neither.
     UsageError
-        The class does not take an option, or asks for one.
+        The class does not take an option, or needs one that is missing.
 
     Examples
     --------
@@ -137,7 +135,7 @@ class Schedule:
 
     @property
     def kind(self) -> type[LRScheduler] | None:
-        """The class; None of a factory."""
+        """The scheduler's class; None of a factory."""
         return None if callable(self.name) else SCHEDULES[self.known_as]
 
     @property
@@ -155,11 +153,11 @@ class Schedule:
 
     @property
     def every_(self) -> str:
-        """When it steps, the default resolved."""
+        """The interval between its steps, the default resolved."""
         return self.every or ("step" if self.kind in _BY_STEP else "epoch")
 
     def completed(self, optimizer: Optimizer, run: RunLength) -> dict[str, object]:
-        """Fill the end of the run into the options where the class asks for it."""
+        """Complete the options with the end of the run where the class needs it."""
         taken = {} if self.kind is None else _taken(self.kind)
         ends = {"T_max": self._n_times(run), "max_lr": [group["lr"] for group in optimizer.param_groups]}
         filled: dict[str, object] = {name: end for name, end in ends.items() if taken.get(name) is _NEEDED}
@@ -206,7 +204,7 @@ class Schedule:
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
-        """Turn what torch raises into a UsageError."""
+        """Turn torch's errors into a UsageError."""
         try:
             yield
         except UsageError:
@@ -224,17 +222,13 @@ def _plateau_by_step(name: str) -> UsageError:
 
 
 def _taken(kind: type[LRScheduler]) -> dict[str, object]:
-    """The options of a class and their defaults, `_NEEDED` where there is none."""
+    """Return a class's options and their defaults, `_NEEDED` where there is none."""
     parameters = inspect.signature(kind).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in ("optimizer", "last_epoch", "scale_fn")}
 
 
 def beta1_of(beta1: str | Beta1, first: float, *, n_steps: int) -> Beta1:
-    """Make the function of the step that a name stands for, from the optimizer's own β₁ on.
-
-    >>> beta1_of("linear:0.5", 0.9, n_steps=5)(3)
-    0.7
-    """
+    """Make the function of the step that a text stands for, starting at the optimizer's β₁."""
     if callable(beta1):
         return beta1
     kind, _, text = str(beta1).partition(":")
@@ -253,16 +247,7 @@ def beta1_of(beta1: str | Beta1, first: float, *, n_steps: int) -> Beta1:
 
 
 class OptimizerSchedules:
-    """The schedules of a run, of the learning rate and of β₁, at work on its optimizer.
-
-    >>> weight = torch.nn.Parameter(torch.zeros(1))
-    >>> adam = torch.optim.Adam([weight], lr=0.1)
-    >>> schedules = OptimizerSchedules(adam, "linear", "exponential:0.5")
-    >>> schedules.begin(RunLength(n_epochs=5, n_steps=50))
-    >>> schedules.before_step(3)
-    >>> adam.param_groups[0]["betas"], round(adam.param_groups[0]["lr"], 4)
-    ((0.225, 0.999), 0.0333)
-    """
+    """The schedules of a run, of the learning rate and of β₁, at work on its optimizer."""
 
     def __init__(
         self,
@@ -352,12 +337,12 @@ class OptimizerSchedules:
             group["betas"] = (beta1, *group["betas"][1:])
 
     def after_step(self) -> None:
-        """Let a schedule of steps take one."""
+        """Advance a schedule of steps."""
         if self._scheduler is not None and self._every == "step":
             self._scheduler.step()
 
     def after_epoch(self, loss: float) -> None:
-        """Let a schedule of epochs take a step, given the epoch's loss."""
+        """Advance a schedule of epochs, given the epoch's loss."""
         if self._scheduler is None or self._every != "epoch":
             return
         if isinstance(self._scheduler, ReduceLROnPlateau):
@@ -366,7 +351,7 @@ class OptimizerSchedules:
             self._scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scheduler's state: numbers, texts and tensors."""
+        """The scheduler's state: numbers, texts and tensors."""
         return {"scheduler": self._scheduler.state_dict() if self._scheduler else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

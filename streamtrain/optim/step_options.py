@@ -14,13 +14,13 @@ from streamtrain.optim.schedules import Beta1, OptimizerSchedules, Schedule, Sch
 
 
 def _option(default: object, help_text: str, **command_line: object) -> Any:
-    """A field with what the command line says of its option: the help, and anything else that click takes."""
+    """Declare an option with its help on the command line, and anything else that click takes."""
     return field(default=default, metadata={"help": help_text, **command_line})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOptions:
-    """How steps are taken, each option declared once: `streamtrain.Trainer` has what they mean."""
+    """The options of a step, each declared once; `streamtrain.Trainer` explains them."""
 
     accumulate_grad_batches: int = _option(1, "Batches of a step, with the update rule batch.", type=int, metavar="K")
     grad_sum_dtype: str = _option(
@@ -54,7 +54,7 @@ class StepOptions:
     )
 
     def describe(self, schedules: OptimizerSchedules | None) -> dict[str, object]:
-        """The options as ``config.json`` holds them, without what the rule itself says."""
+        """Describe the options for ``config.json``, without those that the rule describes itself."""
         autocast = check_autocast(self.autocast)
         return {
             "clip_grad_norm": self.clip_grad_norm,
@@ -69,11 +69,5 @@ class StepOptions:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """Take these options out of others, by name.
-
-        Examples
-        --------
-        >>> StepOptions.of({"clip_grad_norm": 1.0, "momentum": 0.9}).clip_grad_norm
-        1.0
-        """
+        """Select these options out of others, by name."""
         return cls(**{each.name: given[each.name] for each in fields(cls) if each.name in given})

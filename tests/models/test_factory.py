@@ -1,4 +1,4 @@
-"""Models by name or from a file, and what becomes of the ones that cannot be built."""
+"""Models by name or from a file, and the refusal of those that cannot be built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's forward pass: in a narrower precision, and compiled, its names and weights as they were."""
+"""A model's forward pass, in a narrower precision and compiled; its names and weights stay the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses: names, what they ask of a target, and no broadcasting."""
+"""Losses: their names, the targets they take, and no broadcasting."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from streamtrain.errors import UnknownName, UsageError
-from streamtrain.models.losses import LOSSES, default_loss, resolve_loss
+from streamtrain.models.losses import LOSS_DEFINITIONS, default_loss, resolve_loss
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", LOSS_DEFINITIONS)
 def test_a_named_loss_is_torchs_mean(name: str) -> None:
     loss = resolve_loss(name)
     output = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
@@ -112,6 +112,8 @@ def test_a_loss_of_ones_own_sees_what_the_model_returns() -> None:
     assert float(resolve_loss(distance)(torch.ones(2, 1), torch.zeros(2, dtype=torch.int64))) == 1
 
 
-def test_no_default_fits_other_targets() -> None:
+def test_the_default_follows_from_the_target_and_none_fits_others() -> None:
+    assert default_loss(torch.int64) == "cross_entropy"
+    assert default_loss(torch.float32) == "mse"
     with pytest.raises(UsageError, match="bool"):
         default_loss(torch.bool)

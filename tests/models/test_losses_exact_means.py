@@ -1,4 +1,4 @@
-"""J over batches is J over all of them at once: every loss, reduction, weight and class weight; windows; resumption."""
+"""J over batches equals J over all samples at once: every loss, reduction, weight and class weight; windows; resume."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Every loss of torch's, over outputs and targets of every shape: that of the two lined up, or refused with both.
+"""Every loss of torch's, over outputs and targets of every shape: lined up as torch needs them, or refused.
 
-What a loss has to be is worked out by torch itself, on output and target without the one axis too many, over all
-samples at once or by a plain loop.
+The expected loss is torch's own, on output and target without the extra axis, over all samples at once or by a plain
+loop.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def targets(name: str, shape: tuple[int, ...]) -> Any:
 
 
 def lined_up(name: str, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The only way in which the two can meet, as the issue of shapes has it; None where there is none."""
+    """Line the two up in the only meaningful way; None where there is none."""
     if name in CLASSES:
         target = target[:, 0] if output.ndim == 2 and target.ndim == 2 and target.shape[1] == 1 else target
         return (output, target) if output.shape[:1] + output.shape[2:] == target.shape and output.ndim > 1 else None
@@ -85,7 +85,7 @@ def lined_up(name: str, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]
 
 
 def plain(name: str, shape: tuple[int, ...], x: Tensor, y: Tensor, rule: str) -> tuple[nn.Module, float] | None:
-    """A plain loop's model after one epoch, and its loss over all samples; None where torch knows no such loss."""
+    """Train a model by a plain loop for one epoch; return it and its loss, or None where torch knows no such loss."""
     model, loss = Shaped(shape, name), made(name)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     try:
@@ -105,7 +105,7 @@ def plain(name: str, shape: tuple[int, ...], x: Tensor, y: Tensor, rule: str) ->
 
 
 class Unnamed(Arrays):
-    """Arrays whose labels have no number of classes."""
+    """Arrays whose labels have no known number of classes."""
 
     def __init__(self, **arrays: Any) -> None:
         super().__init__(**arrays)
@@ -115,7 +115,7 @@ class Unnamed(Arrays):
 def assert_refused(
     refusal: str, name: str, of_output: tuple[int, ...], of_target: tuple[int, ...], n_rows: int
 ) -> None:
-    """With both shapes, those of a batch or of its first rows, and not where the loss is elementwise and they meet."""
+    """Assert that a refusal names both shapes, and is not of an elementwise loss where the two can be lined up."""
     for shape in (of_output, of_target):
         assert str((n_rows, *shape)) in refusal, (of_output, of_target)
     is_alike = lined_up(name, torch.zeros(B, *of_output), torch.zeros(B, *of_target)) is not None

@@ -1,4 +1,4 @@
-"""Rescaling: which statistics, in which precision."""
+"""Input normalization: its statistics and its precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Complex weights: sums, norms, penalties and clips are those of the same model in real and imaginary parts."""
+"""Complex weights: sums, norms, penalties and clips equal those of the same model in real and imaginary parts."""
 
 from __future__ import annotations
 

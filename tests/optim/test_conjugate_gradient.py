@@ -1,4 +1,4 @@
-"""Conjugate gradients: on a quadratic they are the linear method, elsewhere they get to the bottom."""
+"""Conjugate gradients: the linear method on a quadratic, and a minimum elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The line search: what it accepts satisfies both conditions, and it ends."""
+"""The line search: an accepted step satisfies both conditions, and every search ends."""
 
 from __future__ import annotations
 

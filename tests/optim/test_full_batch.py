@@ -1,4 +1,4 @@
-"""L-BFGS and conjugate gradients over a stream: steps are those taken in memory, and resume is exact."""
+"""L-BFGS and conjugate gradients over a stream: the same steps as in memory, and exact resume."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import streamtrain as st
 from streamtrain.errors import UsageError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import make_rule
+from streamtrain.optim.determinism import digest
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.optimizers import FULL_BATCH, build_optimizer
 
@@ -239,6 +240,10 @@ def test_dropout_without_effect_is_no_reason(dataset: st.Dataset) -> None:
     model = nn.Sequential(nn.Linear(N_FEATURES, 5), nn.Dropout(0.0), nn.Linear(5, N_CLASSES)).double()
     with loader_of(dataset) as loader:
         assert len(trainer_of(model, "lbfgs").fit(loader, max_epochs=2)) == 2
+
+
+def test_equal_values_have_equal_digests() -> None:
+    assert digest([torch.zeros(2)]) == digest([-torch.zeros(2)]) != digest([torch.ones(2)])
 
 
 def test_data_that_changes_between_passes_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Reports of runs with L-BFGS and CG: the figures of the weights that they have and save, after every pass."""
+"""Reports of runs with L-BFGS and CG: after every pass, the figures of the weights that the run has and saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trials of a line search: what the search is told of them, and that none of them ends a run or counts as a step."""
+"""Trials of a line search: the values it is given, and that no trial ends a run or counts as a step."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_pass_at_a_trial_that_is_not_finite_ends_no_run_and_is_null(tmp_path: 
 @pytest.mark.parametrize("loss", [barrier, steep])
 @pytest.mark.parametrize("optimizer", FULL_BATCH)
 def test_a_rule_goes_on_from_inside_any_pass(optimizer: str, loss: Function, is_old: bool) -> None:
-    """Also one that a checkpoint of before had: the trial's weights in the model, and no scale but one."""
+    """Older checkpoints have the trial's weights in the model and name no scale, as there was only one."""
     x, y = torch.zeros(2, 1), torch.zeros(2)
     whole = rule_of(Weight(), loss, optimizer)
     if is_old:

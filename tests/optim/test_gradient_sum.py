@@ -1,4 +1,4 @@
-"""Sums of gradients: what they are held in, how exact they are, and that they go on bit for bit."""
+"""Sums of gradients: their dtypes, their exactness, and resume bit for bit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import UnknownName
-from streamtrain.optim.gradient_sum import GRAD_SUM_DTYPES, GradientSum
+from streamtrain.optim.gradient_sum import GRAD_SUM_DTYPES, ExactSum, GradientSum
 
 
 def gradients(n: int) -> list[Tensor]:
@@ -61,6 +61,13 @@ def test_only_float64_takes_what_float32_cannot_hold() -> None:
         total.add([parameter], 1.0)
         total.put([parameter])
         assert parameter.grad.item() == expected
+
+
+def test_a_sum_of_losses_keeps_what_roundings_leave_out() -> None:
+    total = ExactSum()
+    for term in (1e16, 1.0, 1.0, -1e16):
+        total.add(term)
+    assert total.value == ExactSum(*total.state()).value == 2.0
 
 
 def test_an_unknown_dtype_says_which_was_meant() -> None:

@@ -1,4 +1,4 @@
-"""Sums of gradients and losses where numbers end: overflow, no weight at all, half precision, sparse, added layers."""
+"""Sums of gradients and losses at their limits: overflow, no weight at all, half precision, sparse, added layers."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 import streamtrain
 from streamtrain import StreamLoader, Trainer
 from streamtrain.errors import CheckpointError, DivergedError, UnknownName, UsageError
-from streamtrain.optim.gradients import check_finite, gradient_sizes, weights_kept
+from streamtrain.optim.gradients import Clipping, check_finite, gradient_sizes, weights_kept
 from streamtrain.optim.schedules import SCHEDULES, RunLength, Schedule
 from streamtrain.training.progress import EarlyStopping
 
@@ -74,6 +74,13 @@ def test_clipping_by_value_bounds_each_component(dataset):
         trainer.fit(loader, max_steps=1)
     moved = max(float((a - b).abs().max()) for a, b in zip(before, weights(trainer), strict=True))
     assert 0 < moved <= 1.01e-4
+
+
+def test_components_are_clipped_before_the_norm():
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 40.0])
+    Clipping(value=4.0, norm=1.0).clip([weight])
+    torch.testing.assert_close(weight.grad, torch.tensor([0.6, 0.8]))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +281,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path):
     x[55] = 0.0
     bad = streamtrain.ingest({"x": x, "y": np.arange(N) % 2}, tmp_path / "d.zarr", block="256B", codec="none")
     trainer = Trainer(RootOfZero(), loss="cross_entropy", optimizer="sgd", lr=0.01, device="cpu")
-    with loader_of(bad) as loader, pytest.raises(DivergedError, match="the gradient is not finite") as caught:
+    with (
+        loader_of(bad) as loader,
+        pytest.raises(DivergedError, match="the gradient is not finite, at a loss of") as caught,
+    ):
         trainer.fit(loader, max_epochs=1)
     assert caught.value.samples == (55,)
     assert "These samples have a gradient that is not finite: 55" in str(caught.value)

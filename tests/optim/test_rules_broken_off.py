@@ -1,4 +1,4 @@
-"""A pass that is broken off leaves nothing behind but the steps that were taken."""
+"""A pass that is broken off leaves only the steps that were taken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules: tried before they are used, held to the run they were made for, and told apart by how they were named."""
+"""Schedules: tried before they are used, tied to the run they were made for, and distinguished by their names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import CyclicLR, ReduceLROnPlateau
 
 import streamtrain as st
 from streamtrain.errors import CheckpointError, UsageError
-from streamtrain.optim.schedules import OptimizerSchedules, RunLength, Schedule
+from streamtrain.optim.schedules import OptimizerSchedules, RunLength, Schedule, beta1_of
 
 N, BATCH = 96, 16
 RUN = RunLength(n_epochs=5, n_steps=50)
@@ -129,6 +129,15 @@ def test_beta1_without_an_end_goes_on(dataset: st.Dataset, tmp_path: Path, beta1
 
 def cyclic(optimizer: Optimizer) -> CyclicLR:
     return CyclicLR(optimizer, base_lr=0.01, max_lr=0.1, step_size_up=2, cycle_momentum=False)
+
+
+@pytest.mark.parametrize(
+    ("beta1", "expected"),
+    [("linear:0.5", {1: 0.9, 3: 0.7, 5: 0.5, 9: 0.5}), ("exponential:0.5", {1: 0.9, 3: 0.225})],
+)
+def test_beta1_follows_from_its_text(beta1: str, expected: dict[int, float]) -> None:
+    function = beta1_of(beta1, 0.9, n_steps=5)
+    assert {step: function(step) for step in expected} == pytest.approx(expected)
 
 
 def test_a_factory_goes_by_epoch_whatever_it_is_called() -> None:

@@ -1,4 +1,4 @@
-"""Launches and waits of a step beside forward, backward and the optimizer's own, counted as a device has them."""
+"""Launches and waits of a step beyond forward, backward and the optimizer's own, counted as a device has them."""
 
 from collections import Counter
 from contextlib import contextmanager

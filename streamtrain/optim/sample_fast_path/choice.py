@@ -1,7 +1,7 @@
 """The choice between fast and plain path for the sample rule: made once, reported, and kept with the run.
 
-Both give the same weights to rounding, but not bit for bit. So a run that resumes from a checkpoint takes the path that
-it took before, whatever is asked for now, or says that it cannot.
+Both give the same weights to rounding, but not bit for bit. So a run that resumes from a checkpoint takes the same path
+as before, or refuses.
 """
 
 from __future__ import annotations
@@ -21,39 +21,13 @@ SAMPLE_PATHS: Final = ("auto", "plain", "fast")
 
 
 def check_sample_path(name: str) -> None:
-    """Refuse a name that is no path.
-
-    Raises
-    ------
-    UnknownName
-        It is none.
-
-    Examples
-    --------
-    >>> check_sample_path("quick")
-    Traceback (most recent call last):
-    ...
-    streamtrain.errors.UnknownName: unknown sample path 'quick'. Known: auto, fast, plain. Fix: ...
-    """
+    """Refuse a name that is not a path."""
     if name not in SAMPLE_PATHS:
         raise unknown_name("sample path", name, SAMPLE_PATHS)
 
 
 class SamplePathChoice:
-    """A choice between the paths for a learner, final with the first batch.
-
-    Parameters
-    ----------
-    learner : Learner
-        What is trained.
-    asked : {"auto", "plain", "fast"}
-        ``"auto"`` is fast where that is known how, else plain.
-
-    Raises
-    ------
-    UnknownName
-        ``asked`` is no path.
-    """
+    """A choice between the paths for a learner, final with the first batch; ``"auto"`` is fast where supported."""
 
     def __init__(self, learner: Learner, asked: str) -> None:
         check_sample_path(asked)
@@ -71,26 +45,20 @@ class SamplePathChoice:
 
     @property
     def path(self) -> str:
-        """The path taken, ``"fast"`` or ``"plain"``; before the first batch, as far as it can be told."""
+        """The path taken, ``"fast"`` or ``"plain"``; before the first batch, the expected one."""
         if self._taken is None and self._asked != "plain":
             return "plain" if why_unsupported(self._learner) else "fast"
         return self._taken or "plain"
 
     @property
     def why(self) -> str | None:
-        """Why the path is plain where fast was possible to ask for; None where it is fast, or plain was asked for."""
+        """The reason why the path is plain though that was not asked for, or None."""
         if self.path == "fast" or self._asked == "plain":
             return None
         return self._why or why_unsupported(self._learner)
 
     def resume(self, path: str) -> None:
-        """Go on along the path a run took before.
-
-        Raises
-        ------
-        CheckpointError
-            Another one is asked for, or the run's own cannot be taken here.
-        """
+        """Keep to the path that the run took before, or refuse."""
         if self._asked not in ("auto", path):
             raise CheckpointError(
                 f"the run took the {path} sample path; {self._asked} is asked for",
@@ -103,20 +71,12 @@ class SamplePathChoice:
         on_step = self._learner.on_step
         if self._asked == "fast" or on_step is None or why_unsupported(replace(self._learner, on_step=None)):
             raise self._cannot_resume(reason)
-        # An earlier version took the fast path in spite of it, and the run is to be trained as it was.
+        # An earlier version took the fast path in spite of a callback; such a run can still be resumed.
         warnings.warn(f"the run took the fast sample path; it goes on by the plain one, as {reason}", stacklevel=2)
         self._taken, self._why = "plain", reason
 
     def loop_for(self, inputs: tuple[Tensor, ...]) -> FastLoop | None:
-        """The fast path for a batch of inputs; None where the plain one is to be taken.
-
-        Raises
-        ------
-        UsageError
-            The fast one was asked for, and it is not known how.
-        CheckpointError
-            The run took the fast one before, and now it is not known how.
-        """
+        """Return the fast path for a batch of inputs, None for the plain one; refuse if it must be fast and cannot."""
         if self._taken == "plain" or self._asked == "plain":
             self._taken = "plain"
             return None

@@ -1,8 +1,8 @@
 """The loop of the fast path: sample steps without autograd, in chunks.
 
-A chunk runs without a check: no number is read until its last sample. Then losses and gradients are checked all at
-once, and where one is not finite the chunk is undone and run again up to the sample before it. So the plain loop's
-guarantee holds: no step is taken on a loss that is not finite, and the weights are the last good ones.
+Numbers are read only at the end of a chunk. Then losses and gradients are checked all at once, and where one is not
+finite the chunk is undone and run again up to the sample before it. So the plain loop's guarantee holds: no step is
+taken on a loss that is not finite, and the weights are the last good ones.
 """
 
 from __future__ import annotations
@@ -21,46 +21,27 @@ from streamtrain.optim.sample_fast_path.steps import Steps
 from streamtrain.optim.sample_fast_path.supported import chain
 
 CHUNK: Final = 128
-"""Samples between two looks."""
+"""Samples between two checks."""
 
 _SHARED_FROM: Final = 1 << 20
-"""Weights of a layer from which on threads share the work on one sample."""
+"""Weights of a layer from which threads share the work on one sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleResult:
-    """What came of a batch, or of its first samples where the last step was inside it.
-
-    Parameters
-    ----------
-    losses, weights : list of float
-        Of each sample, just before its step: its loss, and its weight in the batch's mean.
-    output : torch.Tensor
-        Of shape (n_samples, ...).
-    """
+    """Losses before each step, weights and outputs of a batch, or of its samples up to a stop inside it."""
 
     losses: list[float]
     weights: list[float]
     output: Tensor
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, to be kept until the rest of the batch is taken in."""
+        """All of it, kept until the rest of the batch is taken in."""
         return {"losses": self.losses, "weights": self.weights, "output": self.output.clone()}
 
 
 class FastLoop:
-    """The fast path over a learner that `why_unsupported` has nothing against.
-
-    Parameters
-    ----------
-    learner : Learner
-        What it trains.
-
-    Attributes
-    ----------
-    n_steps : int
-        Steps taken of the batch that was taken in last, also where that ended with an error.
-    """
+    """The fast path of a supported learner; ``n_steps`` counts the last batch's steps, also after an error."""
 
     def __init__(self, learner: Learner) -> None:
         self.n_steps = 0
@@ -72,13 +53,13 @@ class FastLoop:
         self._n_threads = 1 if is_small else None
 
     def is_current(self) -> bool:
-        """Whether the model is made of the same modules, and they of the same weights and settings."""
+        """Whether the model still has the same modules, weights and settings."""
         before, rest = chain(self._learner.model)
         return before == self._before and rest == self._rest and self._net.is_current()
 
     def why_unsupported_inputs(self, x: Tensor) -> str | None:
-        """Say what of a batch's inputs does not fit; None where they do."""
-        # A copy: what changes its input in place is to meet each sample once.
+        """Name what does not fit about a batch's inputs; None where they do."""
+        # A copy: a module that changes its input in place must meet each sample once.
         x = self._prepared(x[:1].clone())
         if x.ndim != 2 or x.shape[1] != self._net.x.all.shape[1]:
             return f"the first Linear is given samples of shape {tuple(x.shape[1:])}"
@@ -94,32 +75,16 @@ class FastLoop:
         max_steps: int | None,
         begun: SampleResult | None = None,
     ) -> SampleResult:
-        """Take in a batch, a step a sample.
+        """Take in a batch, a step a sample, resuming after ``begun``, the result of the batch's first samples.
 
-        Parameters
-        ----------
-        x, target : torch.Tensor
-            Of shapes (B, ...).
-        factors : sequence of float or None
-            For each sample what its loss is scaled by; a factor of 0 measures it and takes no step.
-        max_steps : int, optional
-            How many steps may be taken.
-        begun : SampleResult, optional
-            What came of the first samples of the batch, which were taken in before.
-
-        Raises
-        ------
-        UsageError
-            The target does not fit the output.
-        DivergedError
-            A loss or a gradient is not finite. The steps before it are taken.
+        Each sample's loss is scaled by its factor; a factor of 0 measures it and takes no step.
         """
         self.n_steps = 0
         self._learner.optimizer.zero_grad(set_to_none=True)
         x = self._prepared(x)
         output = x.new_empty(len(x), self._net.output.all.shape[1])
         n_begun = 0 if begun is None else len(begun.losses)
-        # The chunks are those of a batch that is taken in at once, so that all is as there.
+        # The chunks are those of a batch taken in at once, so that the results are the same.
         start = n_begun // CHUNK * CHUNK
         losses, weights = ([], []) if begun is None else (begun.losses[:start], begun.weights[:start])
         if begun is not None:
@@ -147,12 +112,12 @@ class FastLoop:
     def _chunk(
         self, x: Tensor, target: Tensor, factors: Sequence[float | None], max_steps: int | None, begun: Tensor
     ) -> SampleResult:
-        """Take in a chunk, of whose first samples the outputs are there already."""
+        """Take in a chunk, given the outputs of the samples taken in before."""
         net, n, first = self._net, len(x), len(begun)
         aim = output_gradient(self._learner.loss, net, target)
         net.x.all[:n] = x
         net.output.all[:first] = begun
-        # A factor of None takes the gradient as it is, and what weighs nothing has no step.
+        # A factor of None leaves the gradient as it is; a sample without weight has no step.
         scales = [0.0 if weighs == 0 else factor for weighs, factor in zip(aim.weights, factors, strict=True)]
         stop = _n_within(scales, max_steps, first)
         self._steps.begin()
@@ -177,7 +142,7 @@ class FastLoop:
             with torch.inference_mode():
                 self._run_samples(write, scales, first, stop)
         except BaseException:
-            # The optimizer's state and the count of steps are those of the chunk's beginning, and so are the weights.
+            # The optimizer's state and the count of steps are those of the chunk's beginning; the weights must be too.
             self._steps.undo()
             raise
 
@@ -200,7 +165,7 @@ class FastLoop:
                 on_step()
 
     def _look(self, aim: OutputGradient, scales: Sequence[float | None], first: int) -> tuple[list[float], int | None]:
-        """The samples' losses, and which is the first from ``first`` on that is bad."""
+        """Read the samples' losses, and find the first bad sample from ``first`` on."""
         n = len(scales)
         losses = aim.losses(n)
         weighs = torch.tensor(aim.weights[:n]) != 0
@@ -212,7 +177,7 @@ class FastLoop:
 
 @contextmanager
 def _threads(n_threads: int | None) -> Iterator[None]:
-    """Compute in so many threads inside the block.
+    """Compute in ``n_threads`` threads inside the block.
 
     torch's fused functions share even a vector of ten numbers among all threads, and a step then waits for each of them
     several times. Where another program has a core, that takes a hundred times as long as the step.
@@ -229,7 +194,7 @@ def _threads(n_threads: int | None) -> Iterator[None]:
 
 
 def _n_within(scales: Sequence[float | None], max_steps: int | None, first: int) -> int:
-    """How many samples come before the one whose step, counted from ``first`` on, would be too many."""
+    """Count the samples before the one whose step, counted from ``first`` on, would be too many."""
     if max_steps is None:
         return len(scales)
     n_steps = 0

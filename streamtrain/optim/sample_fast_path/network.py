@@ -1,10 +1,8 @@
 """A chain of linear layers and activations on one sample at a time, and loss gradients in closed form.
 
-Everything lies in memory made once: for every layer one row per sample of its output and of the loss's gradient with
-respect to it. A layer reads and writes row i alone, so forward and backward are each a few calls into torch, and the
-rows of a whole chunk of samples can be checked at once.
-
-The derivatives are torch's own: each activation's backward is the function that autograd would call.
+All memory is made once: for every layer a row per sample, of its output and of the loss's gradient with respect to it.
+A layer reads and writes row i alone, so forward and backward are each a few calls into torch, and the rows of a whole
+chunk can be checked at once. Each activation's backward is the function that autograd would call.
 """
 
 from __future__ import annotations
@@ -23,10 +21,9 @@ from streamtrain.models.losses import Loss
 
 _aten: Final = torch.ops.aten
 
+# (input, output) and (gradient of the output, input, output, gradient of the input); each writes the last.
 LayerForward = Callable[[Tensor, Tensor], object]
-"""(input, output): writes the output."""
 LayerBackward = Callable[[Tensor, Tensor, Tensor, Tensor], object]
-"""(gradient of the output, input, output, gradient of the input): writes the last."""
 
 
 def _relu(_: Any) -> tuple[LayerForward, LayerBackward]:
@@ -98,42 +95,25 @@ ACTIVATIONS: Final[dict[type[nn.Module], Callable[[Any], tuple[LayerForward, Lay
     nn.Sigmoid: _sigmoid,
     nn.LogSoftmax: _log_softmax,
 }
-"""Activation -> what makes its forward and backward. On one sample, a vector, ``LogSoftmax`` goes along axis 0."""
-
+"""Makers of forward and backward. On one sample, a vector, ``LogSoftmax`` runs along axis 0."""
 
 _SETTINGS: Final = ("negative_slope", "alpha", "approximate", "dim")
-"""What of an activation its functions are made with."""
+"""The settings of activations that their functions depend on."""
 
 
 class RowBuffer:
-    """A row for every sample of a chunk, and each row as a vector, as a matrix of one row, and of one column.
-
-    Parameters
-    ----------
-    n_rows, width : int
-        Its shape.
-    dtype : torch.dtype
-        Of the numbers.
-    """
+    """A row for every sample of a chunk, and each row as a vector, as a matrix of one row, and of one column."""
 
     def __init__(self, n_rows: int, width: int, dtype: torch.dtype) -> None:
         self.all = torch.zeros(n_rows, width, dtype=dtype)
-        # Views made once: to make one takes about as long as to multiply a vector.
+        # The views are made once: making one takes about as long as multiplying a vector.
         self.vectors = list(self.all.unbind())
         self.as_rows = list(self.all.unsqueeze(1).unbind())
         self.as_columns = list(self.all.unsqueeze(2).unbind())
 
 
 class Dense:
-    """A linear layer at work on rows.
-
-    Parameters
-    ----------
-    module : torch.nn.Linear
-        Whose weights it reads.
-    x, dx : RowBuffer, Rows or None
-        Its input, and the gradient with respect to it where a layer below needs that.
-    """
+    """A linear layer at work on rows; ``dx`` is None where no layer below needs the gradient."""
 
     def __init__(self, module: nn.Linear, x: RowBuffer, dx: RowBuffer | None) -> None:
         n_rows, dtype = len(x.all), x.all.dtype
@@ -159,7 +139,7 @@ class Dense:
             torch.mv(self._transposed, self.dz.vectors[i], out=self.dx.vectors[i])
 
     def is_current(self) -> bool:
-        """Whether the weights are the module's, and lie where they lay; ``.data = ...`` and ``model.to`` move them."""
+        """Whether the module's weights are the same, in the same memory; ``.data = ...`` and ``model.to`` move them."""
         module = self.module
         if module.weight is not self._own[0] or module.bias is not self._own[1]:
             return False
@@ -168,9 +148,9 @@ class Dense:
         )
 
     def are_finite(self) -> Tensor:
-        """Which samples have a finite gradient of the weights, bool (n_rows,).
+        """Mark the samples whose gradient of the weights is finite.
 
-        That gradient is the product of two vectors, so its largest number is that of their largest ones.
+        That gradient is the product of two vectors, so its largest number is the product of their largest.
         """
         largest = self.dz.all.abs().amax(1)
         return largest.isfinite() & (largest * self.x.all.abs().amax(1)).isfinite()
@@ -186,15 +166,7 @@ def _is_same_memory(view: Tensor, whole: Tensor) -> bool:
 
 
 class Activation:
-    """An activation at work on rows.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        One of `ACTIVATIONS`.
-    z, dz : RowBuffer
-        Its input and the gradient with respect to it.
-    """
+    """An activation at work on rows."""
 
     def __init__(self, module: nn.Module, z: RowBuffer, dz: RowBuffer) -> None:
         self.x, self.dx = z, dz
@@ -220,24 +192,7 @@ def _setting(module: nn.Module) -> list[object]:
 
 
 class Network:
-    """A chain of layers over a chunk of samples.
-
-    Parameters
-    ----------
-    modules : sequence of torch.nn.Module
-        ``nn.Linear`` first, then more of them and `ACTIVATIONS`.
-    n_rows : int
-        Samples of a chunk.
-
-    Examples
-    --------
-    >>> net = Network([nn.Linear(2, 1, bias=False)], 4)
-    >>> _ = net.dense[0].weight.copy_(torch.tensor([[2.0, 3.0]]))
-    >>> net.x.all[1] = torch.tensor([1.0, 10.0])
-    >>> net.forward(1)
-    >>> net.output.all[1]
-    tensor([32.])
-    """
+    """A chain of layers over a chunk of samples; the first is linear."""
 
     def __init__(self, modules: Sequence[nn.Module], n_rows: int) -> None:
         first = modules[0]
@@ -265,7 +220,7 @@ class Network:
             layer(i)
 
     def backward(self, i: int) -> None:
-        """From row ``i`` of ``d_output``, write that of every layer."""
+        """Write row ``i`` of every layer's gradient from that of ``d_output``."""
         for layer in self._backward:
             layer(i)
 
@@ -274,12 +229,12 @@ class Network:
         return all(layer.is_current() for layer in self._layers)
 
     def are_finite(self) -> Tensor:
-        """Which samples have a finite gradient throughout, bool (n_rows,)."""
+        """Mark the samples whose gradient is finite throughout."""
         return torch.stack([layer.are_finite() for layer in self.dense]).all(0)
 
 
 GradientWriter = Callable[[Tensor, Tensor, Tensor, float], object]
-"""(output, target, gradient, 1 / width), vectors of one sample each: writes the gradient."""
+"""(output, target, gradient, 1 / width), vectors of one sample: writes the gradient."""
 
 
 def _cross_entropy(z: Tensor, wanted: Tensor, dz: Tensor, _: float) -> None:
@@ -306,7 +261,7 @@ def _l1(z: Tensor, wanted: Tensor, dz: Tensor, share: float) -> None:
     dz.sign_().mul_(share)
 
 
-_GRADIENT_WRITERS: Final[dict[str, GradientWriter]] = {
+GRADIENT_WRITERS: Final[dict[str, GradientWriter]] = {
     "cross_entropy": _cross_entropy,
     "nll": _nll,
     "bce_with_logits": _bce_with_logits,
@@ -314,46 +269,21 @@ _GRADIENT_WRITERS: Final[dict[str, GradientWriter]] = {
     "l1": _l1,
 }
 
-FAST_LOSSES: Final = tuple(_GRADIENT_WRITERS)
-"""The names of the losses that are known here."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputGradient:
-    """What a chunk's outputs are to become.
+    """The loss over a chunk's outputs: its gradient, and each sample's loss and weight."""
 
-    Parameters
-    ----------
-    write : callable
-        Writes the loss's gradient with respect to row i of the output.
-    weights : sequence of float
-        What each sample weighs in a mean: the elements of its target, and nothing where its class is ignored.
-    losses : callable
-        The mean loss of each of the first n rows, (n,).
-    """
-
+    # Writes the gradient with respect to row i of the output.
     write: Callable[[int], object]
+    # Each sample's weight in a mean: the elements of its target, and 0 where its class is ignored.
     weights: Sequence[float]
+    # The mean loss of each of the first n rows.
     losses: Callable[[int], Tensor]
 
 
 def output_gradient(loss: Loss, net: Network, target: Tensor) -> OutputGradient:
-    """Set a network's outputs against the targets of a chunk.
-
-    Raises
-    ------
-    UsageError
-        They do not fit each other, or a label is out of the range of the classes.
-
-    Examples
-    --------
-    >>> from streamtrain.models.losses import resolve_loss
-    >>> net = Network([torch.nn.Linear(2, 2)], 4)
-    >>> aim = output_gradient(resolve_loss("mse"), net, torch.ones(3, 2))
-    >>> aim.write(1)
-    >>> aim.weights, aim.losses(3), net.d_output.all[1]
-    ([2.0, 2.0, 2.0], tensor([1., 1., 1.]), tensor([-1., -1.]))
-    """
+    """Line a chunk's outputs and targets up; refuse labels out of the range of the classes."""
     n, width = len(target), net.output.all.shape[1]
     _, aligned = align(loss, net.output.all[:n], target)
     if loss.kind == "classes":
@@ -361,7 +291,7 @@ def output_gradient(loss: Loss, net: Network, target: Tensor) -> OutputGradient:
     else:
         wanted, weights = aligned.reshape(n, width), [float(width)] * n
     rows, outputs, deltas = list(wanted.unbind()), net.output.vectors, net.d_output.vectors
-    function, share = _GRADIENT_WRITERS[loss.name], 1 / width
+    function, share = GRADIENT_WRITERS[loss.name], 1 / width
 
     def write(i: int) -> None:
         function(outputs[i], rows[i], deltas[i], share)

@@ -19,23 +19,14 @@ from torch.optim import Optimizer
 from streamtrain.optim.sample_fast_path.network import Dense
 
 FUSED: Final = ("_fused_sgd_", "_fused_adam_", "_fused_adamw_")
-"""Functions of torch's that are needed here."""
 
 _MEAN_ZERO: Final = 1e8
 _SQUARE_ZERO: Final = 1e4
-"""Times the smallest normal number: what a moment that decays may be before it is 0. See `Steps.settle`."""
+"""Moments below so many times the smallest normal number become 0; see `flush_denormals`."""
 
 
 class Steps:
-    """The steps of an optimizer over a chain of layers.
-
-    Parameters
-    ----------
-    optimizer : torch.optim.SGD, torch.optim.Adam or torch.optim.AdamW
-        Its options are read at `begin`.
-    dense : sequence of Dense
-        The layers; their parameters are the optimizer's.
-    """
+    """The steps of an optimizer over a chain of layers."""
 
     def __init__(self, optimizer: Optimizer, dense: Sequence[Dense]) -> None:
         self._optimizer = optimizer
@@ -44,7 +35,7 @@ class Steps:
         self._copies: list[Tensor] = []
 
     def begin(self) -> None:
-        """Read the options and the state, and remember both they and the weights."""
+        """Read the options, and copy the weights and the state."""
         groups = self._optimizer.param_groups
         self._is_direct = isinstance(self._optimizer, torch.optim.SGD) and not any(
             group["momentum"] or group["weight_decay"] for group in groups
@@ -76,21 +67,13 @@ class Steps:
             group.step(i)
 
     def undo(self) -> None:
-        """Go back to what `begin` found."""
+        """Restore what `begin` found."""
         torch._foreach_copy_(self._held, self._copies)
         for group in self._groups:
             group.undo()
 
     def end(self, n_taken: int, *, is_whole: bool = True) -> None:
-        """Leave the state with the optimizer, after so many steps since `begin`.
-
-        Parameters
-        ----------
-        n_taken : int
-            Steps taken.
-        is_whole : bool
-            Whether the chunk is at its end; one that a run is cut short in goes on as if it had not been.
-        """
+        """Leave the state with the optimizer; flush moments only after a whole chunk: a stop must change nothing."""
         if n_taken:
             for group in self._groups:
                 group.end(flushes=is_whole)
@@ -98,7 +81,7 @@ class Steps:
             self._optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def leave_gradients(self, i: int, *, is_zero: bool) -> None:
-        """Leave the gradient of sample ``i`` where autograd would, for whoever looks at it between two batches."""
+        """Leave the gradient of sample ``i`` where autograd would, for code that reads it between two batches."""
         for layer in self._dense:
             of_weight = torch.mm(layer.dz.as_columns[i], layer.x.as_rows[i])
             layer.module.weight.grad = of_weight.zero_() if is_zero else of_weight
@@ -114,7 +97,7 @@ class Steps:
         return [(scales[id(layer.module.weight)], scales.get(id(layer.module.bias), 0.0)) for layer in self._dense]
 
     def _sources(self) -> dict[int, list[Tensor]]:
-        """For each parameter, where its gradient for sample i is."""
+        """Map each parameter to the memory of its gradient, by sample."""
         sources: dict[int, list[Tensor]] = {}
         for layer in self._dense:
             weight = layer.module.weight
@@ -135,7 +118,7 @@ class _Group:
         self._sources = [sources[id(parameter)] for parameter in self._parameters]
 
     def _saved(self, name: str) -> list[Tensor]:
-        """A state of each parameter: the optimizer's own tensors, else zeros."""
+        """Return a state of each parameter: the optimizer's own tensors, else zeros."""
         states = [self._optimizer.state.get(parameter, {}).get(name) for parameter in self._parameters]
         return [
             torch.zeros_like(parameter, requires_grad=False) if state is None else state
@@ -207,7 +190,7 @@ class _Adam(_Group):
         )
 
     def undo(self) -> None:
-        """All of it was in the state."""
+        """Do nothing: all of it is in the state."""
 
     def end(self, *, flushes: bool) -> None:
         for k, parameter in enumerate(self._parameters):
@@ -223,25 +206,10 @@ class _Adam(_Group):
 
 
 def flush_denormals(moment: Tensor, times: float) -> None:
-    """Take what has decayed to next to nothing as 0.
+    """Set numbers below ``times`` the smallest normal number to 0, in place.
 
-    A moment without new gradients, that of a unit which is off, shrinks until it is subnormal, and by rounding stays
-    so: a processor handles such numbers a hundred times slower. The weights cannot tell: what is dropped moves them by
-    less than 1e-18 of the learning rate.
-
-    Parameters
-    ----------
-    moment : torch.Tensor
-        Changed in place.
-    times : float
-        Below so many times the smallest normal number it is 0.
-
-    Examples
-    --------
-    >>> moment = torch.tensor([1e-31, 1e-20])
-    >>> flush_denormals(moment, 1e8)
-    >>> moment
-    tensor([0.0000e+00, 1.0000e-20])
+    The moment of a unit that is off shrinks until it is subnormal, and by rounding stays so; a processor handles such
+    numbers a hundred times slower. The weights do not notice: it moves them by less than 1e-18 of the learning rate.
     """
     torch.ops.aten.hardshrink.out(moment, torch.finfo(moment.dtype).tiny * times, out=moment)
 
@@ -252,10 +220,10 @@ def are_new(optimizer: Optimizer, group: dict[str, Any]) -> bool:
 
 
 def step_count(optimizer: Optimizer, parameter: nn.Parameter) -> Tensor:
-    """How many steps Adam has taken on a parameter: a scalar tensor, as it keeps it."""
+    """Return the number of Adam's steps on a parameter, as the scalar tensor that it keeps."""
     count = optimizer.state.get(parameter, {}).get("step")
     if isinstance(count, Tensor):
         return count
-    # Adam's own choice: float32 unless everything is to be float64.
+    # As Adam does: float32 unless the default is float64.
     dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
     return torch.tensor(float(count or 0.0), dtype=dtype)

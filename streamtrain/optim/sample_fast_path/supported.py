@@ -1,8 +1,8 @@
 """The models, losses and optimizers that the fast path supports, and the reason where one is not.
 
-They are recognised by their exact type and without anything attached, so that nothing of the user's own can be passed
-over: a hook, a replaced function, or a callback after every step, which may change or read anything. Everything else
-is left to the plain loop, which has no conditions.
+They are recognised by their exact type and without anything attached, so that no user code is bypassed: a hook, a
+replaced function, or a callback after every step, which may change or read anything. The rest is left to the plain
+loop, which has no conditions.
 """
 
 from __future__ import annotations
@@ -30,14 +30,7 @@ _DTYPES: Final = (torch.float32, torch.float64)
 
 
 def chain(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """What a model does, module after module: what comes before its first linear layer, and the rest.
-
-    Examples
-    --------
-    >>> before, rest = chain(nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 3), nn.ReLU()), nn.Linear(3, 2)))
-    >>> before, [type(module).__name__ for module in rest]
-    ([Flatten(start_dim=1, end_dim=-1)], ['Linear', 'ReLU', 'Linear'])
-    """
+    """List a model's modules in order: those before its first linear layer, and the rest."""
     parts = list(_parts(model))
     at = next((i for i, part in enumerate(parts) if isinstance(part, nn.Linear)), len(parts))
     return parts[:at], [part for part in parts[at:] if type(part) not in _RESHAPES]
@@ -55,15 +48,7 @@ def _parts(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def why_unsupported(learner: Learner) -> str | None:
-    """Say what of a learner the fast path does not know; None where it knows all of it.
-
-    Examples
-    --------
-    >>> from streamtrain.models.losses import resolve_loss
-    >>> net = nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.Linear(3, 2))
-    >>> why_unsupported(Learner(model=net, loss=resolve_loss("mse"), optimizer=torch.optim.SGD(net.parameters())))
-    'the model has a Dropout'
-    """
+    """Name what the fast path does not support about a learner; None where it supports all of it."""
     return (
         _why_not_model(learner.model)
         or _why_not_parameters(learner)
@@ -158,9 +143,9 @@ def _why_not_optimizer(optimizer: Optimizer) -> str | None:
 
 
 def _is_scheduler_s(optimizer: Optimizer) -> bool:
-    """Whether an optimizer's step is its class's own, which a learning-rate scheduler has wrapped to count it."""
+    """Whether an optimizer's step is its class's own, wrapped by a learning-rate scheduler to count it."""
     step = optimizer.step
-    # A wrapper of the user's own may have the scheduler's names and attributes, but not its code.
+    # A user's wrapper may have the scheduler's names and attributes, but not its code.
     code = getattr(step, "__code__", None)
     is_wrapped = code is not None and code.co_filename == lr_scheduler.__file__
     wrapped = getattr(step, "__wrapped__", None)

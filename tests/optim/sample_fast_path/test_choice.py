@@ -1,4 +1,4 @@
-"""The path is chosen once, told, and kept by a run that goes on; and what diverges stops in time on either."""
+"""The path is chosen once, reported, and kept on resume; divergence stops in time on either path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The limits of the fast path: what it does not know is for the plain loop, and is named."""
+"""The limits of the fast path: what it does not support is left to the plain loop, and named."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
 
 from streamtrain.errors import UsageError
-from streamtrain.models.losses import LOSSES, resolve_loss
+from streamtrain.models.losses import LOSS_DEFINITIONS, resolve_loss
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.optim.gradients import Clipping, Learner
-from streamtrain.optim.sample_fast_path.network import FAST_LOSSES
+from streamtrain.optim.sample_fast_path.network import GRADIENT_WRITERS
 from streamtrain.optim.sample_fast_path.supported import why_unsupported
 from streamtrain.optim.schedules import OptimizerSchedules
 
@@ -150,8 +150,8 @@ def test_the_fall_back_is_the_plain_loop_bit_for_bit(path: str) -> None:
 
 
 def test_every_loss_with_a_name_is_known() -> None:
-    assert FAST_LOSSES == LOSSES
-    for name in LOSSES:
+    assert GRADIENT_WRITERS.keys() == LOSS_DEFINITIONS.keys()
+    for name in LOSS_DEFINITIONS:
         net = make_net()
         learner = Learner(model=net, loss=resolve_loss(name), optimizer=torch.optim.SGD(net.parameters()))
         assert why_unsupported(learner) is None

@@ -1,4 +1,4 @@
-"""The sample rule's path in a run: told before it, kept in its folder, and taken again when it goes on."""
+"""The sample rule's path in a run: reported before it, kept in its folder, and taken again on resume."""
 
 from __future__ import annotations
 
