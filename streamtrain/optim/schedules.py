@@ -90,6 +90,8 @@ class Schedule:
     --------
     >>> Schedule(name="CosineAnnealingLR").every_, Schedule(name="onecycle").every_
     ('epoch', 'step')
+    >>> Schedule(name="step", options={"step_size": 10, "gamma": 0.5}).options["step_size"]
+    10
     >>> Schedule(name="step")
     Traceback (most recent call last):
     ...

@@ -283,6 +283,15 @@ class History:
     stopped_by : str
         What ended the run: ``"epochs"``, ``"steps"``, ``"until_loss"`` or ``"patience"``; with a line search also
         ``"grad_tolerance"``, ``"loss_tolerance"``, or ``"stuck"`` where no step lowers J any more.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, torch, streamtrain as st
+    >>> data = st.ingest({"x": np.eye(4, dtype="float32"), "y": np.arange(4)}, tempfile.mkdtemp() + "/d.zarr")
+    >>> trainer = st.Trainer(torch.nn.Linear(4, 4), loss="cross_entropy", device="cpu")
+    >>> history = trainer.fit(data, batch_size=2, max_epochs=3, progress=False)
+    >>> len(history), history.counts.n_steps, history.stopped_by
+    (3, 6, 'epochs')
     """
 
     epochs: tuple[EpochSummary, ...]
@@ -292,6 +301,10 @@ class History:
     unsaved: ResourceError | None = None
     reached: bool | None = None
     stopped_by: str = "epochs"
+
+    def __repr__(self) -> str:
+        measured = f", loss {self.last.train.loss:.4g}" if self.last is not None else ""
+        return f"History({len(self)} epochs, {self.counts.n_steps} steps in all{measured}, ended by {self.stopped_by})"
 
     def __iter__(self) -> Iterator[EpochSummary]:
         return iter(self.epochs)

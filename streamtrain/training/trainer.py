@@ -194,6 +194,10 @@ class Trainer:
         elif normalize not in (None, "auto"):
             raise UsageError(f"normalize is {normalize!r}", fix="None, 'auto', or a mapping of input to module")
 
+    def __repr__(self) -> str:
+        parts = type(self.model).__name__, self.loss.name, self.way, type(self.optimizer).__name__
+        return f"Trainer({', '.join(parts)}, on {self.device}, {self.counts.n_steps} steps)"
+
     @property
     def way(self) -> str:
         """The update rule, and how it takes its steps."""

@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import MISSING, fields
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -57,3 +58,12 @@ def test_an_option_of_one_optimizer_is_passed_on():
     trainer = st.Trainer(nn.Linear(2, 1), loss="mse", device="cpu", optimizer="rmsprop", alpha=0.5)
     assert isinstance(trainer.optimizer, torch.optim.RMSprop)
     assert trainer.optimizer.defaults["alpha"] == 0.5
+
+
+def test_trainer_and_history_say_in_a_line_what_they_are(tmp_path):
+    data = st.ingest({"x": np.ones((20, 2), np.float32), "y": np.zeros(20, np.float32)}, tmp_path / "d.zarr")
+    trainer = st.Trainer(nn.Linear(2, 1), loss="mse", device="cpu")
+    history = trainer.fit(data, batch_size=10, max_epochs=3, progress=False)
+    assert repr(trainer) == "Trainer(Linear, mse, batch, Adam, on cpu, 6 steps)"
+    assert repr(history).startswith("History(3 epochs, 6 steps in all, loss ")
+    assert repr(history).endswith(", ended by epochs)")
