@@ -36,10 +36,7 @@ class PendingRead:
 
 
 class BlockReader:
-    """Reads blocks of a dataset into slots; one reader serves any number of threads.
-
-    With ``keep_cached=False`` it drops what it has read from the page cache, for data that does not fit there.
-    """
+    """Reads blocks into slots, in any number of threads; ``keep_cached=False`` spares the page cache what it reads."""
 
     def __init__(self, dataset: Dataset, *, keep_cached: bool = True) -> None:
         layout = dataset.layout

@@ -195,11 +195,7 @@ def solve(
     groups: int | None = None,
     rho: float | None = None,
 ) -> tuple[LoaderSizes, LoaderProjection]:
-    """Find the sizes for a budget of ``memory`` bytes; lanes and groups are kept where given.
-
-    ``rho`` only enters what is expected of the batches. A budget that is too small is a `BudgetError` with every term
-    and the smallest budget that works.
-    """
+    """Find the sizes for a budget of ``memory`` bytes, or refuse it with every term and the smallest that works."""
     if lanes is not None:
         check_int(lanes, "lanes", fix="lanes=64, say")
     if groups is not None:
@@ -260,10 +256,7 @@ def shuffle_of(layout: Layout, sizes: LoaderSizes) -> ShuffleParameters:
 def epoch_orders(
     layout: Layout, sizes: LoaderSizes, seed: int, *, shuffle: bool, reshuffle: str
 ) -> Callable[[int], EpochOrder]:
-    """Make the function from an epoch's number to its order; it keeps nothing but its arguments alive.
-
-    Where ``reshuffle`` is ``"never"`` every epoch has the order of epoch 0, and so the same batches.
-    """
+    """Make the function from an epoch's number to its order; it keeps nothing but its arguments alive."""
     if not shuffle:
         return lambda epoch: sequential_order(layout.n_samples, layout.block_rows)
     shape = shuffle_of(layout, sizes)

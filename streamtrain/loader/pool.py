@@ -242,8 +242,6 @@ class Pool:
         present = self._epochs[0]
         return present.sweeps_before + self._gathered(present.number) // present.order.lanes
 
-    # Gathering.
-
     def _gather_job(self, *, short: bool) -> Job | None:
         self._pass_epoch()
         epoch = self._epochs[0]
@@ -307,8 +305,6 @@ class Pool:
         rows += piece.rows[some]
         return self._memory.gather(rows, span, start)
 
-    # Working out places.
-
     def _index_job(self) -> Job | None:
         epoch = next((epoch for epoch in self._epochs if epoch.indexed < epoch.stop), None)
         if epoch is None or self._indexing:
@@ -327,8 +323,6 @@ class Pool:
                 epoch.places = iter(())
 
         return "index", lambda: next(epoch.places), note
-
-    # Reading.
 
     def _place_job(self) -> Job | None:
         """Work out the exact order of reads ahead, before they are handed out."""
@@ -370,8 +364,6 @@ class Pool:
     def _read(self, blocks: I64, slots: I64) -> Seconds:
         self._reader.announce(blocks.tolist())
         return self._memory.read(self._reader.read, blocks, slots)
-
-    # Setting up epochs.
 
     def _set_up_job(self) -> Job | None:
         """Set up the next epoch once this one is under way: the cache needs its reads."""

@@ -126,11 +126,7 @@ def check_memory_options(memory: str | None, max_memory: str | None) -> None:
 def loader_budget_bytes(
     memory: str | None, max_memory: str | None, taken: NonLoaderMemory, *, least_bytes: int = 1
 ) -> int:
-    """Compute the loaders' budget from the options as given, besides what the process holds without loaders.
-
-    For ``max_memory``, ``"auto"`` is the machine's limit, or what is free where that is less. The loaders need at least
-    ``least_bytes``.
-    """
+    """Compute the loaders' budget from the options; ``"auto"`` is the machine's limit, or less where less is free."""
     if max_memory is None:
         return parse_bytes(memory or DEFAULT_MEMORY, name="memory")
     wanted = parse_bytes(memory, name="memory") if memory else least_bytes

@@ -123,10 +123,7 @@ def _normals(key: int, *shape: int) -> F64:
 
 
 def label_population(labels: Array) -> tuple[LabelPopulation, Array]:
-    """Describe labels that are in memory, and put them into the form that `measure_quality` takes.
-
-    Integers and bools are classes, floats are numbers; a value that is not finite counts as the mean.
-    """
+    """Describe labels in memory, floats as numbers and others as classes, in the form that `measure_quality` takes."""
     if labels.dtype.kind == "f":
         finite = labels[np.isfinite(labels)].astype(np.float64)
         mean, std = (float(finite.mean()), float(finite.std())) if len(finite) else (0.0, 0.0)
@@ -191,10 +188,7 @@ def measure_quality(
     batch_size: int,
     block_rows: int | None = None,
 ) -> ShuffleQuality:
-    """Measure an order, or a stretch of one: any stretch of a full reshuffle has the same expectations.
-
-    ``pieces`` are the samples at consecutive positions. ``block_rows`` is only needed for the coincidence of blocks.
-    """
+    """Measure an order, or a stretch of one: any stretch of a full reshuffle has the same expectations."""
     n_samples = 0
     variance = _Variance(population, batch_size)
     drift = _Drift(population, batch_size)

@@ -1,8 +1,8 @@
-"""Damage on the disk, told before a wrong value reaches a batch: flips, cuts, swaps, losses.
+"""Damage on the disk, reported before a wrong value reaches a batch: flips, cuts, swaps, losses.
 
 Every case is one harm to a fresh copy, then a whole use of it: open it, read the statistics, take an epoch. It ends in
-an error of ours, or all values are right; whatever was harmed and is read, is told. ``scripts/faults/run reading``
-harms every byte of every file, and prints the counts.
+an error of ours, or all values are right; harm that is read is reported. ``scripts/faults/run reading`` harms every
+byte of every file, and prints the counts.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def use(path: Path) -> str:
 
 
 def take(dataset: Dataset) -> None:
-    """An epoch, each batch of it held against what was ingested; and nothing missing at its end."""
+    """An epoch, each batch of it compared with what was ingested; and nothing missing at its end."""
     seen = 0
     with StreamLoader(dataset, batch_size=32, memory="16MB", lanes=4) as loader:
         for x, y in loader:

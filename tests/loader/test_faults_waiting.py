@@ -39,7 +39,7 @@ def loader_of(dataset: Dataset, **options: Any) -> StreamLoader:
 
 
 class Gate:
-    """A disk that stops answering at the n-th read, until it is let go."""
+    """A disk that stops answering at the n-th read, until it is released."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, n_answered: int) -> None:
         self.open, self._left, self._counting = threading.Event(), n_answered, threading.Lock()

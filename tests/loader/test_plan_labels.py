@@ -1,4 +1,4 @@
-"""Labels read from a store: what is read, in which form, and that nothing else is."""
+"""Labels read from a store, in their form, and nothing else with them."""
 
 from __future__ import annotations
 

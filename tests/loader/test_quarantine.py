@@ -1,4 +1,4 @@
-"""Quarantine: what is left out, and that everything else is as it would have been."""
+"""Quarantine: the samples left out, and everything else as it would have been."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A budget in parts: the least total is found, with which no part is too small."""
+"""A budget in parts: the least total with which no part is too small."""
 
 from __future__ import annotations
 

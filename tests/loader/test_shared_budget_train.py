@@ -1,4 +1,4 @@
-"""A budget for the whole process: what is left of it for the loaders, and what is refused."""
+"""A budget for the whole process: the loaders' part of it, and refusals."""
 
 import json
 import subprocess

@@ -33,7 +33,7 @@ def labels(batches):
 
 
 def own_order(loader, epoch):
-    """The order of an epoch straight from the order's room."""
+    """The order of an epoch straight from `streamtrain.shuffle`."""
     layout = loader.dataset.layout
     shuffle = ShuffleParameters(
         n_samples=layout.n_samples,

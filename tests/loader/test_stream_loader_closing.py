@@ -1,4 +1,4 @@
-"""The remains of a loader that is closed, or that nobody refers to any more: none."""
+"""The remains of a loader that is closed or no longer referred to: nothing."""
 
 import gc
 import threading

@@ -1,4 +1,4 @@
-"""States and runs of the order before this one: refused inside a shuffled epoch, taken on everywhere else."""
+"""States and runs of the order before this one: refused inside a shuffled epoch, resumed everywhere else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def loader_of(dataset: st.Dataset, **options: Any) -> st.StreamLoader:
 
 
 def of_order_1(state: dict[str, Any]) -> dict[str, Any]:
-    """The same place as the release before would have told it."""
+    """The same place in a state of the release before."""
     lanes = {"lanes": 14, "groups": 1} if state["shuffle"] else {}
     return {**{name: value for name, value in state.items() if name != "order"}, "version": 1, **lanes}
 

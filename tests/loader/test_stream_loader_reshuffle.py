@@ -1,4 +1,4 @@
-"""Batches formed anew every epoch, or never; and which samples a batch was made of."""
+"""Batches formed anew every epoch, or never; and the samples of a batch."""
 
 from itertools import chain, islice
 

@@ -1,4 +1,4 @@
-"""From when a deadline counts, by a clock that the tests turn."""
+"""The start of a deadline, by a clock that the tests turn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Clock:
 
 @dataclass
 class Reader:
-    """What a `Deadline` asks of a `BlockReader`."""
+    """The part of a `BlockReader` that a `Deadline` uses."""
 
     path: Path = Path("d.zarr")
     reads: list[PendingRead] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Reader:
 
 @dataclass
 class Threads:
-    """What it asks of the `Workers`."""
+    """The part of the `Workers` that it uses."""
 
     ended: float = 0.0
     gave_up: bool = False

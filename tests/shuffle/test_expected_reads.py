@@ -1,4 +1,4 @@
-"""The reads that are expected, against the read lists of real orders sent through the pool's slots."""
+"""Expected reads, compared with the read lists of real orders sent through the pool's slots."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The order against a twin written out from its description, one sample at a time."""
+"""The order compared with a twin written out from its description, one sample at a time."""
 
 import hashlib
 import time

@@ -1,4 +1,4 @@
-"""The quality of an order against its definition written out, and what it says of orders whose quality is known."""
+"""The quality of an order, compared with its definition written out, and for orders whose quality is known."""
 
 from __future__ import annotations
 

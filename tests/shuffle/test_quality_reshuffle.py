@@ -1,4 +1,4 @@
-"""The closed forms and the simulation of a full reshuffle, against full reshuffles."""
+"""The closed forms and the simulation of a full reshuffle, compared with full reshuffles."""
 
 from __future__ import annotations
 

@@ -151,10 +151,7 @@ def fit_to_device(
     pool_on_device: bool,
     traits: AllocatorTraits = PLAIN,
 ) -> tuple[LoaderSizes, Projection]:
-    """Make room in the budget for a device's needs, with the same lanes and groups.
-
-    A budget that is too small is a `BudgetError` with every term and the smallest one that works for these lanes.
-    """
+    """Make room in the budget for a device's needs, with the same lanes and groups, or refuse it."""
 
     def total(tried: LoaderSizes) -> Projection:
         how: dict[str, Any] = {"budget_bytes": budget_bytes, "pool_on_device": pool_on_device}

@@ -26,10 +26,7 @@ def make_accelerator(device: torch.device) -> Accelerator:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Turn a name into a device that is there, and works.
-
-    ``"auto"`` is CUDA where there is any that works, else the CPU; a warning gives the reason why one does not.
-    """
+    """Turn a name into a device that is there, and works; ``"auto"`` is CUDA where it works, else the CPU."""
     if device == "auto":
         return _best_device()
     try:

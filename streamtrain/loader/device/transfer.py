@@ -118,10 +118,7 @@ class DeviceTransfer:
         return span.tensors
 
     def waited_seconds(self) -> float:
-        """Count seconds that the caller's queues have stood still for spans, known since the last call.
-
-        The device is not waited for: a wait that it has not come through yet is counted at a later time.
-        """
+        """Count seconds, since the last call, that the caller's queues are known to have stood still for spans."""
         with self._explained():
             told = [(wait, wait.seconds()) for wait in self._waits]
         self._waits = [wait for wait, seconds in told if seconds is None]

@@ -1,4 +1,4 @@
-"""The way CUDA is called: page-locking, contexts, what is kept and given back, waits, captures, forks."""
+"""Calls of CUDA: page-locking, contexts, memory kept and released, waits, captures, forks."""
 
 import gc
 import threading

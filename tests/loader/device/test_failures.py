@@ -1,4 +1,4 @@
-"""Devices that do not work, fail, or hang, and forks beside them: what is told, and that nothing hangs or is lost."""
+"""Devices that do not work, fail, or hang, and forks beside them: a clear error, and nothing hangs or is lost."""
 
 import gc
 import os

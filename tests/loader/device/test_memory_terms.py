@@ -1,4 +1,4 @@
-"""The memory terms of a device, as arithmetic, and what is told where they do not fit."""
+"""The memory terms of a device, as arithmetic, and the errors where they do not fit."""
 
 from dataclasses import replace
 

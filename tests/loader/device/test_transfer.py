@@ -1,4 +1,4 @@
-"""The way of batches to a device, on one that is as late as it may be: what is not waited for is not there."""
+"""Batches on their way to a device that is as late as it may be: data that nobody waits for is not there."""
 
 import itertools
 from contextlib import suppress
