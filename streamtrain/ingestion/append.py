@@ -121,7 +121,7 @@ def _names(base: Dataset) -> tuple[str, ...]:
 def _check_columns(base: Dataset, more: Source) -> None:
     """Refuse columns of other names, or in an order that nobody here can change."""
     own = _schema(more)
-    # Dtypes and shapes are held against each other more strictly, and classes are numbered anew.
+    # `_check_fields` compares dtypes and shapes more strictly, and classes are numbered anew.
     same_classes = base.classes if own.classes is not None else None
     found = first_difference(
         replace(base.schema, fields=()),

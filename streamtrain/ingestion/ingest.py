@@ -153,9 +153,9 @@ def ingest(
         Add the rows behind those of the dataset at ``dest``, which keeps its block, shard and codec. Full shards are
         shared with the old one by hard links, and the result takes its place in one step.
     resume : bool
-        Go on with an interrupted ingest of the same sources and options; where there is none, begin. Iterators cannot.
+        Resume an interrupted ingest of the same sources and options; where there is none, begin. Iterators cannot.
     say : callable, optional
-        Is told in a sentence what was found of an earlier ingest.
+        Called with a sentence on what an earlier ingest left.
     **options
         How to read it: ``label_column``, ``columns``, ``dtype``, ``shape``, ``fields``; see `SourceOptions`.
 

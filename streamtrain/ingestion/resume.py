@@ -156,7 +156,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 Say = Callable[[str], None]
-"""Is told in a sentence what was found of an earlier ingest, and what stays of this one."""
+"""Called with a sentence on what an earlier ingest left, or what stays of this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,7 +65,7 @@ def decode(data: BytesLike, out: Array, codec: Codec) -> None:
 
 
 def header_mismatch(header: BytesLike, *, encoded_bytes: int, n_bytes: int) -> str | None:
-    """What does not fit in what an encoded block says of itself: nothing is decoded past its place, or short of it."""
+    """Describe what is wrong in an encoded block's header, so that decoding fills its memory exactly."""
     if encoded_bytes < HEADER_BYTES:
         return f"It has {encoded_bytes} encoded bytes, less than their header of {HEADER_BYTES}"
     # c-blosc, README_CHUNK_FORMAT: the sizes stand at bytes 4 and 12.
@@ -76,12 +76,12 @@ def header_mismatch(header: BytesLike, *, encoded_bytes: int, n_bytes: int) -> s
 
 
 def checksum(data: BytesLike, start: int = 0) -> int:
-    """The crc32c of some bytes, or of those of ``start`` and these together (Castagnoli; RFC 3720)."""
+    """Compute the crc32c of some bytes, or of those of ``start`` and these together (Castagnoli; RFC 3720)."""
     return int(crc32c(data, start))
 
 
 def checksum_bytes(value: int) -> bytes:
-    """A checksum as it is stored after its bytes."""
+    """Encode a checksum as it is stored after its bytes."""
     return value.to_bytes(CHECKSUM_BYTES, "little")
 
 
@@ -95,7 +95,7 @@ def parse_codec(codec: str) -> CodecChoice:
 
 
 def trial_rows(layout: Layout) -> int:
-    """How many of the first rows `choose_codec` looks at."""
+    """Count the first rows that `choose_codec` tries."""
     rows = min(TRIAL_BLOCKS * layout.block_rows, TRIAL_BYTES // layout.row_bytes, layout.n_samples)
     return max(1, rows)
 
@@ -134,7 +134,7 @@ CrcShift = tuple[ByteTable, ByteTable, ByteTable, ByteTable]
 
 
 def combine_crc32c(first: int, second: int, second_bytes: int) -> int:
-    """The crc32c of two runs of bytes, one after the other."""
+    """Compute the crc32c of two runs of bytes, one after the other."""
     power = 0
     while second_bytes:
         if second_bytes & 1:
@@ -147,7 +147,7 @@ def combine_crc32c(first: int, second: int, second_bytes: int) -> int:
 
 @lru_cache(maxsize=64)
 def _move(power: int) -> CrcShift:
-    """What 2 ** ``power`` more bytes do to a crc."""
+    """Shift a crc by 2 ** ``power`` more bytes."""
     if power == 0:
         columns = [_after_one_byte(1 << bit) for bit in range(32)]
     else:

@@ -110,7 +110,7 @@ class Dataset:
 
     @property
     def n_classes(self) -> int | None:
-        """How many classes field ``y`` has: what the ingest was told, else 0 to its largest label; else None."""
+        """The number of classes of field ``y``: as given to the ingest, else 0 to its largest label; else None."""
         if self.classes is not None:
             return len(self.classes)
         told = self.manifest.options.get("classes")
@@ -300,7 +300,7 @@ def _opened(folder: Path) -> Dataset:
 
 
 def read_facts(folder: Path) -> Manifest:
-    """Read root and manifest, and hold them against each other; no other file is looked at."""
+    """Read root and manifest and compare them; no other file is read."""
     ours = _read_root(folder)
     manifest = _read_manifest(folder, ours)
     if ours.get("id") != manifest.id:

@@ -60,17 +60,17 @@ class FieldSummary:
 class Manifest:
     """The facts of a committed dataset."""
 
-    id: str
+    id: str  # SHA-256 of the content, hexadecimal
     layout: Layout
-    classes: tuple[str, ...] | None
+    classes: tuple[str, ...] | None  # the names of labels 0, 1, ..., where they were strings
     sources: tuple[Json, ...]
     options: Json
     statistics: Mapping[str, FieldSummary]
-    files: Mapping[str, StoredFile]
+    files: Mapping[str, StoredFile]  # by key, without the manifest and the root
 
 
 def dataset_id(layout: Layout, classes: tuple[str, ...] | None, checksums: npt.NDArray[np.uint32]) -> str:
-    """The digest of a dataset's content."""
+    """Compute the digest of a dataset's content."""
     digest = hashlib.sha256(dump_json({"layout": layout_json(layout), "classes": classes}))
     digest.update(checksums.astype("<u4").tobytes())
     return digest.hexdigest()
@@ -109,7 +109,7 @@ def _no_constant(name: str) -> float:
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
-    """The manifest as it is stored."""
+    """Encode a manifest as it is stored."""
     return dump_json(
         {
             "format": FORMAT,
@@ -149,7 +149,7 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
 
 
 def layout_json(layout: Layout) -> Json:
-    """A layout as it is stored; `parse_layout` reads it back."""
+    """Turn a layout into what is stored; `parse_layout` reads it back."""
     return {
         "fields": [{"name": f.name, "dtype": f.dtype.name, "shape": list(f.shape)} for f in layout.fields],
         "n_samples": layout.n_samples,
@@ -220,7 +220,7 @@ _BELIEVED_RATIO: Final = 100
 
 
 def check_manifest(folder: Path, manifest: Manifest) -> None:
-    """Hold the manifest's keys and lengths against its layout; the files themselves are not looked at."""
+    """Compare the manifest's keys and lengths with its layout, without a look at the files."""
     layout, where = manifest.layout, str(folder / zarr_metadata.MANIFEST)
     # The number is compared first: a layout may claim more shards than there is memory for their names.
     n_expected = layout.n_shards * len(layout.fields) + 3 * len(layout.fields) + 4
@@ -235,7 +235,7 @@ def check_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def file_damage(folder: Path, manifest: Manifest) -> Iterator[DatasetError]:
-    """Each way in which the files are not those of the manifest: folders, presence, lengths, descriptions, claims."""
+    """List how the files differ from the manifest's: folders, presence, lengths, descriptions, claims."""
     yield from _links(folder, manifest)
     whole: set[str] = set()
     for key, file in manifest.files.items():
@@ -281,7 +281,7 @@ def _stats_key(field: Field) -> str:
 
 
 def _lengths(layout: Layout) -> Iterator[tuple[str, int, int]]:
-    """The least and the most bytes that the layout's shapes leave a file, by key."""
+    """Compute the least and the most bytes that the layout's shapes allow a file, by key."""
     table = 4 * layout.n_blocks * len(layout.fields)
     yield zarr_metadata.chunk_key(zarr_metadata.CHECKSUMS, 2), table, table
     for field in layout.fields:
@@ -303,7 +303,7 @@ def _lengths(layout: Layout) -> Iterator[tuple[str, int, int]]:
 
 
 def _links(folder: Path, manifest: Manifest) -> Iterator[DatasetError]:
-    """Folders on the way to a file that are links: their files would be those of somebody else."""
+    """List folders on the way to a file that are links, which lead outside the dataset."""
     for way in sorted({parent for key in manifest.files for parent in _parents(key)}):
         try:
             is_folder = stat.S_ISDIR(os.lstat(f"{folder}/{way}").st_mode)
@@ -327,7 +327,7 @@ def _check_description(folder: Path, key: str, manifest: Manifest) -> None:
 
 
 def _describes(found: Json, field: Field, layout: Layout) -> bool:
-    """Whether a ``zarr.json`` is that of the field's array."""
+    """Say whether a ``zarr.json`` describes the field's array."""
     packed = [] if layout.codec == "none" else ["blosc"]
     try:
         sharding = found["codecs"][0]

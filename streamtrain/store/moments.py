@@ -198,7 +198,7 @@ class Moments:
         return np.stack([*finite, *(np.broadcast_to(n, self.mean.shape) for n in (self.n_nan, self.n_inf))])
 
     def over_columns(self) -> Moments:
-        """The moments of all columns together, as one."""
+        """Merge the moments of all columns into one."""
         whole = Moments(1)
         count = np.broadcast_to(self.count, self.mean.shape)
         n_values = int(count.sum())
@@ -216,12 +216,12 @@ class Moments:
         return whole
 
     def unscaled_m2(self) -> float:
-        """The first column's sum of squared deviations, infinite where it leaves float64's range."""
+        """Return the first column's sum of squared deviations, infinite where it leaves float64's range."""
         with np.errstate(over="ignore"):
             return float(np.ldexp(self.m2[0], 2 * self.exponent[0]))
 
     def summary(self) -> Summary:
-        """The first column in six numbers."""
+        """Return the first column in six numbers."""
         mean, std, least, most, n_nan, n_inf = (float(row[0]) for row in self.features())
         return Summary(mean=mean, std=std, min=least, max=most, n_nan=int(n_nan), n_inf=int(n_inf))
 
@@ -279,7 +279,7 @@ class IntegerSums:
 
 
 def fold_of(n_columns: int) -> int:
-    """How many rows of so many columns are laid side by side before they are reduced."""
+    """Return how many rows of ``n_columns`` columns are laid side by side before they are reduced."""
     return -(-_WIDTH // n_columns)
 
 

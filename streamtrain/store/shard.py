@@ -153,7 +153,7 @@ class ShardWriter:
 
 
 def index_bytes(shard_blocks: int) -> int:
-    """The length of a shard's index, which ends the file."""
+    """Return the length of a shard's index, which ends the file."""
     return _ENTRY_BYTES * shard_blocks + CHECKSUM_BYTES
 
 
@@ -402,7 +402,7 @@ class DamagedShard(DatasetError):
 
 
 def shard_exists(folder: Path, layout: Layout, shard: int, stored: Sequence[StoredFile]) -> bool:
-    """Whether a shard has a file of the right length in each field."""
+    """Say whether a shard has a file of the right length in each field."""
     try:
         for field, file in zip(layout.fields, stored, strict=True):
             check_length(f"{folder}/{zarr_metadata.shard_key(field, shard)}", file)

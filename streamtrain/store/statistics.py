@@ -136,7 +136,7 @@ class LabelTally:
 
 
 def _m2_within(blocks: Array) -> float:
-    """The sum of squared deviations of blocks of shape (n, n_rows), each from its own mean."""
+    """Sum the squared deviations of blocks of shape (n, n_rows), each from its own mean."""
     # What leaves float64's range is infinite, and then there is no correlation.
     with np.errstate(over="ignore", invalid="ignore"):
         values = blocks.astype(np.float64)
@@ -285,23 +285,23 @@ def tally_rows(rows: Array, field: Field, *, first_row: int, block_rows: int) ->
 
 
 def count_features(field: Field) -> int:
-    """How many figures of each kind a field gets: one per feature, or one in all where they are too many."""
+    """Count the figures of each kind for a field: one per feature, or one in all if there are too many."""
     n_features = math.prod(field.shape)
     return n_features if n_features <= MOST_FEATURES else 1
 
 
 def stats_shape(field: Field) -> tuple[int, ...]:
-    """The shape of each of a field's per-feature arrays: that of a sample, or () where it has too many features."""
+    """Return the shape of a field's per-feature arrays: that of a sample, or () if it has too many features."""
     return field.shape if count_features(field) == math.prod(field.shape) else ()
 
 
 def tally_bytes(field: Field, n_rows: int) -> int:
-    """What a field's tally of so many rows takes, at the most."""
+    """Bound the memory of a field's tally of ``n_rows`` rows."""
     return 64 * count_features(field) + (16 * min(n_rows, 2 * MOST_VALUES) if field.shape == () else 0)
 
 
 def work_bytes(field: Field, n_rows: int) -> int:
-    """What counting so many rows of a field takes for the moment, at the most."""
+    """Bound the temporary memory of counting ``n_rows`` rows of a field."""
     kind = IntegerSums if _is_small(field) else Moments
     n_elements = min(kind.PIECE_ELEMENTS, n_rows * math.prod(field.shape))
     return kind.WORK_BYTES * n_elements + (64 * min(n_rows, 2 * MOST_VALUES) if field.shape == () else 0)

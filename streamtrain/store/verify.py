@@ -70,7 +70,7 @@ def verify(
     full : bool
         Whether to read every block, too.
     tell : callable, optional
-        Told of the progress of a full look, in stored bytes.
+        Called during a full check with the stored bytes just checked and their total.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def _collected(look: Callable[[], Any], damage: list[DatasetError]) -> Any:
 
 
 def _foreign(folder: Path, manifest: Manifest) -> Iterator[DatasetError]:
-    """Files among those of the fields that the manifest does not know: stock zarr might read them."""
+    """Report files among those of the fields that the manifest does not know: stock zarr might read them."""
     for field in manifest.layout.fields:
         for place, folders, files in os.walk(folder / field.name):
             folders.sort()
@@ -134,14 +134,14 @@ def _foreign(folder: Path, manifest: Manifest) -> Iterator[DatasetError]:
 def _shards(
     folder: Path, manifest: Manifest, dataset: Dataset | None, known: set[str | None]
 ) -> Iterator[tuple[list[DatasetError], int]]:
-    """Each shard's damage and length, but of those whose lengths have told already."""
+    """Yield each shard's damage and length, except those with a wrong length, which is reported already."""
     for column, field in enumerate(manifest.layout.fields):
         for shard in range(manifest.layout.n_shards):
             key = shard_key(field, shard)
             if f"{folder}/{key}" in known:
                 continue
             file = manifest.files[key]
-            # Without the table of checksums a shard is held against the manifest as one.
+            # Without the table of checksums a shard is compared with the manifest as a whole.
             found = _shard_damage(dataset, field, column, shard) if dataset else _whole_damage(folder / key, file)
             yield found, file.n_bytes
 

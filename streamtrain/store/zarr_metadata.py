@@ -22,22 +22,22 @@ STATISTICS: Final = f"{PRIVATE}/stats"
 
 
 def shard_key(field: Field, shard: int) -> str:
-    """The key of a shard file: Zarr's default chunk key encoding."""
+    """Return the key of a shard file: Zarr's default chunk key encoding."""
     return "/".join([field.name, "c", str(shard), *("0" for _ in field.shape)])
 
 
 def metadata_key(name: str) -> str:
-    """The key of an array's or group's own description."""
+    """Return the key of the description of an array or group."""
     return f"{name}/zarr.json"
 
 
 def chunk_key(name: str, n_dims: int) -> str:
-    """The key of the one chunk of a small array."""
+    """Return the key of the one chunk of a small array."""
     return "/".join([name, "c", *("0" for _ in range(n_dims))])
 
 
 def field_array(field: Field, layout: Layout) -> dict[str, bytes]:
-    """The ``zarr.json`` of a field's sharded array, by key."""
+    """Describe a field's sharded array: its ``zarr.json``, by key."""
     from zarr.codecs import BloscCodec, Crc32cCodec
 
     compressors: list[Any] = [Crc32cCodec()]
@@ -55,14 +55,14 @@ def field_array(field: Field, layout: Layout) -> dict[str, bytes]:
 
 
 def small_array(name: str, values: np.ndarray[Any, np.dtype[Any]], dimensions: Iterable[str]) -> dict[str, bytes]:
-    """An array of one uncompressed chunk, description and bytes, by key: readable as raw little-endian numbers."""
+    """Encode an array in one uncompressed chunk, description and bytes by key: raw little-endian numbers."""
     named = (*dimensions, *(None for _ in range(values.ndim)))[: values.ndim]
     files = _array(name, values.shape, values.dtype, chunks=values.shape, dimensions=named)
     return files | {chunk_key(name, values.ndim): values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()}
 
 
 def group(name: str, attributes: Mapping[str, Any] | None = None) -> dict[str, bytes]:
-    """The ``zarr.json`` of a group, by key; the root's name is empty."""
+    """Describe a group: its ``zarr.json``, by key; the root's name is empty."""
     import zarr
     from zarr.storage import MemoryStore
 

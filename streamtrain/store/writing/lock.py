@@ -28,7 +28,7 @@ _POLL_SECONDS: Final = 0.01
 
 
 def lock_path(path: Path) -> Path:
-    """The lock file of a dataset."""
+    """Return the lock file of a dataset."""
     return path.with_name(f".{path.name}.lock")
 
 

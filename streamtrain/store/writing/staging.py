@@ -55,17 +55,17 @@ _POLL_SECONDS: Final = 0.02
 
 
 def successor(path: Path) -> Path:
-    """Where what will replace a dataset is made."""
+    """Return the path where the replacement of a dataset is made."""
     return path.with_name(f".{path.name}.new")
 
 
 def predecessor(path: Path) -> Path:
-    """Where what was replaced is, until it is removed."""
+    """Return the path where a replaced dataset waits for its removal."""
     return path.with_name(f".{path.name}.old")
 
 
 def real_path(path: Path) -> Path:
-    """Where a destination really is: a link stands for the folder it leads to, and ``.`` has a name."""
+    """Resolve a destination: a link stands for the folder it leads to, and ``.`` gets a name."""
     with _looking_at(path):
         if path.is_symlink() and path.exists():
             return path.resolve()
@@ -73,7 +73,7 @@ def real_path(path: Path) -> Path:
 
 
 def destination_state(path: Path) -> DestinationState:
-    """What is at a destination: nothing, a dataset, one that is not finished, or something else."""
+    """Find out what is at a destination: nothing, a dataset, an unfinished one, or something else."""
     with _looking_at(path):
         if not os.path.lexists(path):
             return "absent"
@@ -83,14 +83,14 @@ def destination_state(path: Path) -> DestinationState:
 
 
 def has_journal(path: Path) -> bool:
-    """Whether a folder is being made, or has not been tidied up after."""
+    """Say whether a folder is still being made, or was not tidied up after."""
     with _looking_at(path):
         return (path / JOURNAL).is_file()
 
 
 @contextmanager
 def _looking_at(path: Path) -> Iterator[None]:
-    # What may not be looked at is not absent: pathlib raises for a folder without permission.
+    # A folder without permission is not absent: pathlib raises for it.
     try:
         yield
     except OSError as error:
@@ -98,7 +98,7 @@ def _looking_at(path: Path) -> Iterator[None]:
 
 
 def foreign_files(folder: Path) -> Iterator[str]:
-    """The files in a folder that no ingest can have written there, by their path inside it."""
+    """List the files in a folder that no ingest can have written there, by their path inside it."""
     manifest = _manifest_of(folder)
     for parent, folders, names in os.walk(folder):
         inside = Path(parent).relative_to(folder)
@@ -162,7 +162,7 @@ def keep_foreign_files(old: Path, path: Path, files: Files) -> None:
 
 
 def incomplete(path: Path) -> DatasetError:
-    """The error for a dataset whose ingest was interrupted."""
+    """Make the error for a dataset whose ingest was interrupted."""
     return DatasetError(
         "an incomplete dataset: its ingest did not finish",
         where=str(path),
@@ -237,7 +237,7 @@ def tidy(path: Path, files: Files) -> None:
 
 
 def remove_dataset(folder: Path, files: Files) -> None:
-    """Remove a dataset's folder, whole or not; nothing happens where there is none."""
+    """Remove a dataset's folder, whole or not; do nothing where there is none."""
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
@@ -250,7 +250,7 @@ def remove_dataset(folder: Path, files: Files) -> None:
             if (folder / name).exists():
                 files.system.unlink(folder / name)
         folder = _set_aside(folder, files)
-        # The private folder tells the rest from anything of the user's, and goes last.
+        # The private folder marks the rest as ours and not the user's, and goes last.
         for entry in sorted(folder.iterdir()):
             if entry.name != zarr_metadata.PRIVATE:
                 files.remove_tree(entry) if entry.is_dir() else files.system.unlink(entry)
@@ -262,7 +262,7 @@ def _set_aside(folder: Path, files: Files) -> Path:
     hidden = successor(folder)
     if folder.name.startswith(".") or os.path.lexists(hidden):
         return folder
-    # Where that fails, what goes last tells it all the same.
+    # Where the rename fails, the private folder, which goes last, still marks it.
     with suppress(ResourceError):
         files.rename(folder, hidden)
     return folder if folder.exists() else hidden
@@ -313,6 +313,6 @@ def remove_unfinished_files(folder: Path, layout: Layout, kept: frozenset[str], 
 
 
 def temporaries(folder: Path) -> Iterator[Path]:
-    """The temporary files inside a folder, which killed writers left."""
+    """List the temporary files inside a folder, left by killed writers."""
     for parent, _, names in os.walk(folder):
         yield from (Path(parent) / name for name in sorted(names) if is_temporary(name))
