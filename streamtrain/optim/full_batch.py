@@ -126,11 +126,7 @@ class FullBatchRule(EpochRule):
         self._begins_anew = True
 
     def learn(
-        self,
-        inputs: tuple[Tensor, ...],
-        target: Tensor,
-        max_steps: int | None = None,
-        weight: Tensor | None = None,
+        self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None, weight: Tensor | None = None
     ) -> BatchResult:
         if self._before_trial is None:
             self._first_batch = check_deterministic(self.learner.model, inputs, target, self._first_batch)

@@ -78,11 +78,7 @@ class UpdateRule(ABC):
 
     @abstractmethod
     def learn(
-        self,
-        inputs: tuple[Tensor, ...],
-        target: Tensor,
-        max_steps: int | None = None,
-        weight: Tensor | None = None,
+        self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None, weight: Tensor | None = None
     ) -> BatchResult:
         """Take in one batch, its samples weighted by ``weight``, (B,); stop once ``n_steps`` is ``max_steps``.
 
@@ -201,11 +197,7 @@ class BatchRule(UpdateRule):
         return -(-n_batches // self._accumulate)
 
     def learn(
-        self,
-        inputs: tuple[Tensor, ...],
-        target: Tensor,
-        max_steps: int | None = None,
-        weight: Tensor | None = None,
+        self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None, weight: Tensor | None = None
     ) -> BatchResult:
         seen = batch_gradient(self.learner, inputs, target, weight, summed=self._accumulate > 1)
         if self._accumulate == 1:
@@ -250,11 +242,7 @@ class EpochRule(UpdateRule):
         self._sum.clear()
 
     def learn(
-        self,
-        inputs: tuple[Tensor, ...],
-        target: Tensor,
-        max_steps: int | None = None,
-        weight: Tensor | None = None,
+        self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None, weight: Tensor | None = None
     ) -> BatchResult:
         seen = batch_gradient(self.learner, inputs, target, weight, summed=True, check=self._checks)
         _add(self._sum, self.learner, seen)

@@ -48,11 +48,7 @@ class SampleRule(UpdateRule):
             self.choice.resume(path)
 
     def learn(
-        self,
-        inputs: tuple[Tensor, ...],
-        target: Tensor,
-        max_steps: int | None = None,
-        weight: Tensor | None = None,
+        self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None, weight: Tensor | None = None
     ) -> BatchResult:
         factors = [None] * len(target) if weight is None else weight.tolist()
         begun, self._begun = self._begun, None

@@ -209,7 +209,7 @@ def flush_denormals(moment: Tensor, times: float) -> None:
     """Set numbers below ``times`` the smallest normal number to 0, in place.
 
     The moment of a unit that is off shrinks until it is subnormal, and by rounding stays so; a processor handles such
-    numbers a hundred times slower. The weights do not notice: it moves them by less than 1e-18 of the learning rate.
+    numbers a hundred times slower. The weights do not notice: this moves them by less than 1e-18 of the learning rate.
     """
     torch.ops.aten.hardshrink.out(moment, torch.finfo(moment.dtype).tiny * times, out=moment)
 
