@@ -1,4 +1,4 @@
-"""A label that the loss ignores is no class: it needs no output and counts in no figure, by every rule and command."""
+"""A label that the loss ignores is not a class: it needs no output and counts in no figure, by any rule or command."""
 
 from __future__ import annotations
 

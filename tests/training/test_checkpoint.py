@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, and what becomes of a damaged one."""
+"""The folder of a run: its content, and the handling of a damaged one."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_failed_save_leaves_the_earlier_ones(run: Path) -> None:
 
 
 class Full(Syscalls):
-    """A disk that is full from a call of one kind on, after so many of them."""
+    """A disk that is full after a number of calls of one kind."""
 
     def __init__(self, kind: str, left: int) -> None:
         self.kind, self.left = kind, left

@@ -1,4 +1,4 @@
-"""Training on a disk that stops writing: what is kept, what is said, and how the run goes on."""
+"""Training on a disk that stops writing: the checkpoints kept, the messages, and how the run resumes."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_an_unknown_policy_is_refused(dataset: st.Dataset, tmp_path: Path) -> No
 
 @pytest.fixture
 def full_from(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make the disk full for the checkpoints after so many batches, as the command sees it."""
+    """Make the disk full, for the command, at the checkpoints after these numbers of batches."""
     opened = Syscalls.open
 
     def begin(*full: int) -> None:

@@ -1,4 +1,4 @@
-"""Totals are totals: a run that is cut inside an epoch goes on inside it, and until then the epoch does not count."""
+"""Totals are totals: a run cut inside an epoch resumes inside it, and until its end the epoch does not count."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> st.Dataset:
     return random_cuts.make_dataset(tmp_path_factory.mktemp("data"))
 
 
-# The first ones, and those in which something was wrong once: a transform that draws, a trainer that goes on itself
-# after it found nothing left to do, and a run that was killed before its folder had a configuration.
+# The first ones, and those that failed once: a transform that draws random numbers, a trainer that trains further
+# after it found nothing left to do, and a run killed before its folder had a configuration.
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, 11, 12, 50, 55])
 def test_a_run_in_pieces_is_the_whole(dataset: st.Dataset, tmp_path: Path, seed: int) -> None:
     found, _ = random_cuts.check(seed, dataset, tmp_path)

@@ -1,4 +1,4 @@
-"""A run that is stopped and goes on is the run that was never stopped, bit for bit: weights and metrics."""
+"""A run that is stopped and resumed equals the run that was never stopped, bit for bit: weights and metrics."""
 
 from __future__ import annotations
 
