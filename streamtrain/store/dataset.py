@@ -310,7 +310,7 @@ def read_facts(folder: Path) -> Manifest:
 
 
 def checked_dataset(folder: Path, manifest: Manifest) -> Dataset:
-    """The dataset whose files are those of its manifest, once its checksum table has been read."""
+    """Make the dataset of files that match its manifest, after reading and checking its checksum table."""
     checksums = read_checksums(folder, manifest)
     if dataset_id(manifest.layout, manifest.classes, checksums) != manifest.id:
         raise _other_id(folder)
@@ -322,7 +322,7 @@ def _other_id(folder: Path) -> DatasetError:
 
 
 def _read_root(folder: Path) -> Json:
-    """What the root says of us: format, id and the manifest's digest."""
+    """Read format, id and the manifest's digest from the root."""
     _check_folder(folder)
     root = folder / zarr_metadata.ROOT
     state = destination_state(folder)
@@ -374,7 +374,7 @@ def _names_beside(folder: Path) -> list[str]:
 
 
 def _near(name: str, names: list[str]) -> list[str]:
-    """The name that is most like one, in what it does not share with all datasets: the part before the suffix."""
+    """Find the name most like ``name``, compared without the suffix that all datasets share."""
     stems = {Path(each).stem: each for each in names}
     return [stems[stem] for stem in difflib.get_close_matches(Path(name).stem, stems, n=1, cutoff=0.6)]
 

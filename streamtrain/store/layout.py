@@ -151,6 +151,6 @@ def plan_layout(
 
 
 def _page_aligned(block_rows: int, row_bytes: int) -> int:
-    """The nearest number of rows that fills whole pages, where there are enough rows to round."""
+    """Round to the nearest number of rows that fills whole pages, where there are enough rows."""
     step = PAGE_BYTES // math.gcd(PAGE_BYTES, row_bytes)
     return block_rows if block_rows < step else (block_rows + step // 2) // step * step

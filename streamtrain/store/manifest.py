@@ -348,7 +348,7 @@ def _describes(found: Json, field: Field, layout: Layout) -> bool:
 
 
 def _check_claim(path: Path, field: Field, layout: Layout, file: StoredFile) -> None:
-    """Where a shard would have to pack its samples very well, ask its first block how many bytes it decodes to."""
+    """Check the decoded size of a shard's first block where its samples would have to be packed very well."""
     first, end = layout.shard_blocks_range(0)
     decoded = layout.block_rows * field.row_bytes
     if layout.codec == "none" or decoded * (end - first) <= _BELIEVED_RATIO * file.n_bytes:

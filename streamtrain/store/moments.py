@@ -153,7 +153,7 @@ class Moments:
             self._drop_offset()
 
     def _counts_from_zero(self) -> bool:
-        """Whether no column has an offset or an exponent; False at times although none has."""
+        """Say whether no column has an offset or an exponent; False is possible although none has."""
         return self.offset is _NO_OFFSET and self.exponent is _NO_EXPONENT
 
     def _aligned(self, other: Moments, least: Array, most: Array) -> tuple[Array, Array]:
@@ -265,7 +265,7 @@ class IntegerSums:
         np.maximum(self.max, other.max, out=self.max)
 
     def finish(self) -> Moments:
-        """The moments these sums stand for."""
+        """Turn the sums into moments."""
         moments = Moments(len(self.total))
         if self.count:
             # Σx = n·whole + rest, so Σx² - (Σx)²/n = (Σx² - n·whole² - 2·whole·rest) - rest²/n: large terms stay exact.
@@ -298,7 +298,7 @@ def reduce_rows(ufunc: np.ufunc, rows: Array, dtype: np.dtype[Any] | None = None
 
 
 def _squared_deviations(rows: Array, total: Array) -> tuple[Array, Array]:
-    """Each column's sum of squared deviations from its mean, from floats and their sums, and whether it is lost.
+    """Sum each column's squared deviations from its mean, from floats and their sums; say where the result is lost.
 
     Σx² - (Σx)²/n needs one pass and no room; where that would cancel too many bits, the deviations are made. Where the
     rounding of the mean itself counts beside them, or a square is infinite, that is lost too.
@@ -316,7 +316,7 @@ def _squared_deviations(rows: Array, total: Array) -> tuple[Array, Array]:
 
 
 def _around(rows: Array, least: Array, exponent: Array) -> tuple[Array, Array, Array]:
-    """The offset, mean and m2 of finite columns from their least values on; the rows may be overwritten."""
+    """Compute offset, mean and m2 of finite columns from their least values; the rows may be overwritten."""
     if rows.dtype.kind == "f":
         offset = np.ldexp(least.astype(np.float64), -exponent)
         deviations = rows.astype(np.float64, copy=False)

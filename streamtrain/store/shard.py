@@ -186,7 +186,7 @@ class ByteRanges(Protocol):
         """Expect ranges in any order: read nothing ahead of what is announced."""
 
     def is_near(self, offset: int) -> bool:
-        """Whether a byte can be had without waiting; True where nobody can tell."""
+        """Say whether a byte can be read without waiting; True where that is unknown."""
 
     def announce(self, offset: int, n_bytes: int) -> None:
         """Have a range fetched that is about to be read."""
@@ -233,7 +233,7 @@ class LocalFile:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def is_near(self, offset: int) -> bool:
-        """Whether a byte is in the page cache."""
+        """Say whether a byte is in the page cache."""
         try:
             os.preadv(self._fd, [bytearray(1)], offset, os.RWF_NOWAIT)
         except BlockingIOError:
@@ -296,14 +296,14 @@ class ShardReader:
         return parse_index(data[:n_read], n_bytes=stored.n_bytes, n_present=n_present, where=stored.where)
 
     def is_gapless(self) -> bool:
-        """Whether the blocks fill the file up to its index, in order, as the writer leaves them."""
+        """Say whether the blocks fill the file up to its index, in order, as the writer leaves them."""
         assert self.index is not None
         ends = np.cumsum(self.index[:, 1], dtype=np.uint64)
         in_order = bool((self.index[1:, 0] == ends[:-1]).all()) and self.index[0, 0] == 0
         return in_order and int(ends[-1]) == self.stored.n_bytes - index_bytes(self._layout.shard_blocks)
 
     def span(self, block: int) -> tuple[int, int]:
-        """The offset of a block's encoded bytes, and how many there are without their checksum."""
+        """Return the offset of a block's encoded bytes, and their number without the checksum."""
         place = block - self.first
         if self._places is None:
             return place * (self._block_bytes + CHECKSUM_BYTES), self._block_bytes
@@ -334,7 +334,7 @@ class ShardReader:
         return part
 
     def is_near(self, block: int) -> bool:
-        """Whether a block can be read without waiting for the disk."""
+        """Say whether a block can be read without waiting for the disk."""
         offset, n_bytes = self.span(block)
         return self.stored.is_near(offset + n_bytes // 2)  # its middle: a neighbour's read may have brought its ends
 
@@ -445,7 +445,7 @@ class _ShardReadBack:
         self._block = self._shard.first
 
     def read(self, n_rows: int) -> tuple[Array, list[int]]:
-        """The next rows, of whole blocks (the last may be cut), and the checksum of each block."""
+        """Read the next rows, of whole blocks (the last may be cut), and the checksum of each block."""
         block_rows = self._layout.block_rows
         rows = np.empty((-(-n_rows // block_rows) * block_rows, *self._field.shape), self._field.dtype)
         checksums = []

@@ -265,7 +265,7 @@ class FieldTally:
         self.nonfinite_rows = tuple(known)[:NONFINITE_ROWS]
 
     def finish(self) -> FieldStats:
-        """The statistics of all rows so far."""
+        """Return the statistics of all rows so far."""
         moments: Moments = self._moments.finish()
         overall = moments.over_columns()
         features = moments.features()

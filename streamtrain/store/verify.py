@@ -111,7 +111,7 @@ def verify(
 
 
 def _collected(look: Callable[[], Any], damage: list[DatasetError]) -> Any:
-    """What a look gives; None where it meets damage, which is noted once for every file."""
+    """Return the result of ``look``; None where it meets damage, which is noted once per file."""
     try:
         return look()
     except DatasetError as error:
@@ -275,7 +275,7 @@ def _of_successor(path: Path, state: DestinationState) -> str:
 
 
 def _is_displaced(path: Path) -> bool:
-    """Whether a dataset waits to be put back under a name that something else has meanwhile."""
+    """Say whether a replaced dataset waits for its name, which something else has taken meanwhile."""
     return destination_state(path) == "foreign" and destination_state(predecessor(path)) == "committed"
 
 

@@ -34,7 +34,7 @@ _CHECKSUM_DIGITS: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalHeader:
-    """What an ingest is making."""
+    """The first line of a journal: the dataset that an ingest is making."""
 
     mode: Mode
     base: str | None  # the id of the dataset that is appended to
@@ -45,7 +45,7 @@ class JournalHeader:
     options: Json
 
     def as_json(self) -> Json:
-        """As it stands in the journal."""
+        """Return the header as the journal holds it."""
         return {
             "mode": self.mode,
             "base": self.base,
@@ -159,7 +159,7 @@ def _line(value: Json) -> bytes:
 
 
 def _parsed(line: bytes, where: str) -> Json | None:
-    """The object on a line; None where the line was cut, or is anything but what was written."""
+    """Parse the object on a line; None where the line was cut or is not what was written."""
     digits, _, data = line.partition(b" ")
     if len(digits) != _CHECKSUM_DIGITS or digits != b"%0*x" % (_CHECKSUM_DIGITS, checksum(data)):
         return None

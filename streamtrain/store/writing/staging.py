@@ -110,7 +110,7 @@ def foreign_files(folder: Path) -> Iterator[str]:
 
 
 def _manifest_of(folder: Path) -> Manifest | None:
-    """What a finished dataset says that it consists of; None where nothing whole says so."""
+    """Read a finished dataset's manifest; None where there is no whole one."""
     try:
         data = read_bounded(folder / zarr_metadata.MANIFEST, MOST_MANIFEST_BYTES)
         return parse_manifest(data, where=str(folder))

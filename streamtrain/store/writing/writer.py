@@ -86,7 +86,7 @@ class Flusher:
         self._pool.shutdown()
 
     def _above(self, folder: Path) -> Iterator[Path]:
-        """A file's directory, and those above it up to the root."""
+        """Yield a file's directory, and those above it up to the root."""
         yield folder
         for above in folder.parents:
             if not above.is_relative_to(self._root):
@@ -253,7 +253,7 @@ class DatasetWriter:
         self._files.write_bytes(self.path / zarr_metadata.ROOT, root)
 
     def _begin(self, key: str) -> FileWriter:
-        """A file that the flusher is to finish, and with it the directories above it."""
+        """Begin a file that the flusher will finish, together with the directories above it."""
         path = self.path / key
         self._files.ensure_dir(path.parent, flush_folder=False)
         return self._files.begin(path)
