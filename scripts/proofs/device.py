@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -54,7 +55,7 @@ STEPS: Final = (
             f"{TESTS}/test_cuda.py::test_streams_compare",
         ),
     ),
-    Step(name="tests", seconds=120, about="the tests of the device path", tests=(TESTS,), simulated_seconds=300),
+    Step(name="tests", seconds=200, about="the tests of the device path", tests=(TESTS,), simulated_seconds=300),
     Step(
         name="races",
         seconds=90,
@@ -154,6 +155,8 @@ def on_a_gpu(step: Step) -> dict[str, Any]:
     except (IndexError, ValueError):
         last = (ended.stderr.strip().splitlines() or ["nothing was said"])[-1]
         return {"outcome": "failed", "figures": {}, "failures": [f"exit code {ended.returncode}: {last}"]}
+    if ended.returncode:
+        found["failures"].append(f"exit code {ended.returncode} after its result")
     return {"outcome": "failed" if found["failures"] else "passed", **found}
 
 
@@ -182,10 +185,16 @@ def judged_by_tests(step: Step, seconds: float) -> dict[str, Any]:
 def ended_within(command: list[str], seconds: float) -> subprocess.CompletedProcess[str] | str:
     """Run a command in the project's folder; what it came to, or that it took too long."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    try:
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return f"it had not ended after {seconds:g} seconds"
+    how: dict[str, Any] = {"cwd": ROOT, "env": environment, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how) as process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            # With whatever it has started.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return f"it had not ended after {seconds:g} seconds"
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def describe(result: Result) -> str:

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -37,7 +38,7 @@ def as_command_line(fix: str) -> str:
 
 def _for_a_shell(part: Argument | Call) -> str:
     if isinstance(part, Call):
-        return " ".join(["streamtrain", part.name, part.path, *(f"--{flag}" for flag in part.flags)])
+        return shlex.join(["streamtrain", part.name, part.path, *(f"--{flag}" for flag in part.flags)])
     option = f"--{_OPTIONS.get(part.name, part.name).replace('_', '-')}"
     if part.n_bytes is not None:
         return f"{option} {megabytes(part.n_bytes)}"
@@ -45,13 +46,17 @@ def _for_a_shell(part: Argument | Call) -> str:
         case None | True:
             return option
         case False:
-            return f"no {option}"
+            return "--no-png" if part.name == "png" else f"no {option}"
         case dict() as pairs:
-            return f"{option} {','.join(f'{name}={value}'.replace(' ', '') for name, value in pairs.items())}"
+            return f"{option} {shlex.quote(','.join(f'{name}={_as_word(value)}' for name, value in pairs.items()))}"
         case list() | tuple() as values:
-            return f"{option} {','.join(map(str, values))}"
+            return f"{option} {shlex.quote(','.join(map(str, values)))}"
     # In Python ``resume`` may be "auto" or a path; here it is a flag.
-    return option if part.name == "resume" else f"{option} {part.value}"
+    return option if part.name == "resume" else f"{option} {shlex.quote(str(part.value))}"
+
+
+def _as_word(value: object) -> str:
+    return json.dumps(value, separators=(",", ":")) if isinstance(value, list | tuple) else str(value)
 
 
 COMMANDS: Final = {
@@ -123,7 +128,8 @@ def _as_values(error: BaseException, message: str, code: int) -> dict[str, objec
     """Turn an error into one JSON object: class, code, what, where, why, fix."""
     if isinstance(error, StreamtrainError):
         return error.to_json()
-    return {"class": type(error).__name__, "code": code, "what": message, "where": None, "why": None, "fix": None}
+    name = "UsageError" if isinstance(error, click.UsageError) else type(error).__name__
+    return {"class": name, "code": code, "what": message, "where": None, "why": None, "fix": None}
 
 
 def _outcome(error: BaseException) -> tuple[str, int]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
 from streamtrain.comparison.run import ComparisonSetup, train_run
-from streamtrain.comparison.settings import ComparisonSettings
+from streamtrain.comparison.settings import EVERY_OPTIMIZER, ComparisonSettings
 from streamtrain.comparison.surface import LossSurface, Snapshot, measure_surface
 from streamtrain.errors import Argument, Fix, StreamtrainError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
@@ -38,7 +38,7 @@ def compare(
     *,
     rules: tuple[str, ...] = ("sample", "batch", "epoch"),
     optimizers: tuple[str, ...] = ("sgd", "adam"),
-    lr: Mapping[str, float] | None = None,
+    lr: Mapping[str, float] | float | None = None,
     max_epochs: int | None = None,
     seconds: float | None = None,
     batch_size: int = 256,
@@ -52,7 +52,7 @@ def compare(
     inputs: tuple[str, ...] = ("x",),
     target: str = "y",
     normalize: Literal["auto"] | None = None,
-    out: Path | None = None,
+    out: str | Path | None = None,
     about: Mapping[str, object] | None = None,
     on_point: Callable[[ComparedRun, LearningCurvePoint], None] = lambda run, point: None,
     on_runs: Callable[[Comparison], object] = lambda found: None,
@@ -71,8 +71,8 @@ def compare(
         The training data.
     rules, optimizers : tuple of str
         Every rule runs with every optimizer.
-    lr : mapping of str to float, optional
-        Learning rates by rule and optimizer (``"sample:sgd"``), by optimizer (``"sgd"``), or for ``"every"`` one, in
+    lr : float or mapping of str to float, optional
+        One for all, or by rule and optimizer (``"sample:sgd"``), by optimizer (``"sgd"``), or for ``"every"`` one, in
         this order of precedence; else the trainer's default.
     max_epochs : int, optional
         Epochs of each run.
@@ -132,7 +132,9 @@ def compare(
     [('sample', 128), ('batch', 8), ('epoch', 2)]
     """
     # ComparisonSettings takes the arguments by their names.
-    setting = ComparisonSettings.of(locals() | {"lr": lr or {}})
+    rates = {EVERY_OPTIMIZER: lr} if isinstance(lr, int | float) else lr or {}
+    setting = ComparisonSettings.of(locals() | {"lr": rates})
+    out = None if out is None else local_path(out)
     if out is not None:
         _check_out(out)
     setup = ComparisonSetup(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamtrain.diagnostics.charts import Drawing, can_draw, house_style, printable, to_svg
 from streamtrain.diagnostics.profile_timeline import MEMORY_KINDS, BudgetSpan, EpochSpan, LoaderSpan, Timeline
-from streamtrain.errors import UsageError
+from streamtrain.errors import Argument, Fix, UsageError
 from streamtrain.system.units import format_bytes
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def check_can_draw() -> None:
     if not can_draw():
         raise UsageError(
             "matplotlib is not installed, and the PNG is drawn with it",
-            fix="pip install 'streamtrain[plot]', or no PNG",
+            fix=Fix("pip install 'streamtrain[plot]', or ", Argument("png", False)),
         )
 
 

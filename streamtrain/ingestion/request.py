@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import BudgetError, InputError, ResourceError, UsageError, unknown_name
+from streamtrain.errors import Argument, BudgetError, Fix, InputError, ResourceError, UsageError, unknown_name
 from streamtrain.ingestion.append import AppendedSource, appended_layout
 from streamtrain.ingestion.row_stream import RowStream, part_rows
 from streamtrain.ingestion.sources.base import Source, SourceOptions
@@ -111,7 +111,7 @@ def solve_ingest(
     raise BudgetError(
         f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(least)}",
         why=f"The least an ingest of this data owns: {projection}",
-        fix=f"memory='{least / 10**6:.1f}MB'{chunks}, or a smaller block",
+        fix=Fix(Argument("memory", f"{least / 10**6:.1f}MB"), f"{chunks}, or a smaller block"),
     )
 
 

@@ -24,8 +24,8 @@ from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.shuffle.positions import iter_positions
 from streamtrain.system.counter_rng import MIX, random_key, words
 
-_SAMPLE_KEYS: Final = 16
-"""The purpose of these words: none that an order draws for, whose words follow the samples' places."""
+_SAMPLE_KEYS: Final = 4
+"""The purpose of these words. The row orders of an epoch draw the same ones; draws from a key mix it again."""
 _GAMMA: Final = 0x9E3779B97F4A7C15
 _BITS: Final = {torch.float32: 24, torch.float64: 53}
 

@@ -197,9 +197,9 @@ def solve(
 ) -> tuple[LoaderSizes, LoaderProjection]:
     """Find the sizes for a budget of ``memory`` bytes, or refuse it with every term and the smallest that works."""
     if lanes is not None:
-        check_int(lanes, "lanes", fix="lanes=64, say")
+        check_int(lanes, "lanes", fix=Fix(Argument("lanes", 64), ", say"))
     if groups is not None:
-        check_int(groups, "groups", fix="groups=8, say")
+        check_int(groups, "groups", fix=Fix(Argument("groups", 8), ", say"))
     lanes, groups = (lanes, groups) if shuffle else (1, 1)
     least = _least(layout, batch_size, lanes, groups, shuffle=shuffle)
     needed = project(layout, least, budget_bytes=memory)

@@ -212,10 +212,10 @@ class Pool:
         self._open = None
         self._reader.close()
         # A thread that does not come back may still write there.
-        if ended and not self._memory_closed:
+        if not self._memory_closed:
             # Not closed again, even if it fails.
             self._memory_closed = True
-            self._memory.close()
+            (self._memory.close if ended else self._memory.abandon)()
 
     # What the threads do.
 

@@ -203,6 +203,9 @@ class PoolMemory(Protocol):
     def close(self) -> None:
         """Release everything but the spans that are lent, once no thread works here any more."""
 
+    def abandon(self) -> None:
+        """Leave everything as it is: a thread that does not come back may still use it."""
+
 
 class HostMemory:
     """Blocks and spans in the memory of the host."""
@@ -223,6 +226,9 @@ class HostMemory:
             target = array.reshape(len(array), -1).view(dtype)[some, 0]
             np.take(source, rows, axis=0, out=target, mode="clip")
         return {}
+
+    def abandon(self) -> None:
+        """Do nothing: who still refers to the memory keeps it."""
 
     def close(self) -> None:
         # The pool and its threads refer to each other: only Python's cycle collector would free them, at some time.

@@ -172,8 +172,10 @@ def process_budget_error(error: BudgetError, taken: NonLoaderMemory) -> BudgetEr
     """Restate a loader's refusal in terms of the budget for the whole process."""
     fix = error.fix
     if isinstance(fix, Fix) and (found := fix.argument("memory")) is not None:
-        n_bytes = found.n_bytes if found.n_bytes is not None else parse_bytes(str(found.value))
-        whole = Argument("max_memory", megabytes(taken.total_bytes + n_bytes))
+        whole = Argument("max_memory")
+        if found.n_bytes is not None or found.value is not None:
+            n_bytes = parse_bytes(str(found.value)) if found.n_bytes is None else found.n_bytes
+            whole = Argument("max_memory", megabytes(taken.total_bytes + n_bytes))
         fix = Fix(*(whole if part is found else part for part in fix.parts))
     return BudgetError(error.what, where=error.where, why=error.why, fix=fix)
 

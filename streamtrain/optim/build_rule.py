@@ -7,7 +7,7 @@ from typing import Final
 from torch import nn
 from torch.optim import Optimizer
 
-from streamtrain.errors import UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 from streamtrain.models.losses import Loss
 from streamtrain.optim.full_batch import FullBatchRule
 from streamtrain.optim.gradient_sum import GradientSum
@@ -83,19 +83,19 @@ def _check_effect(update: str, options: StepOptions) -> None:
         raise UsageError(
             f"accumulate_grad_batches is {k} with update={update!r}",
             why="Only the rule 'batch' steps on some batches",
-            fix="update='batch'",
+            fix=Fix(Argument("update", "batch")),
         )
     if sample_path != "auto" and update != "sample":
         raise UsageError(
             f"sample_path is {sample_path!r} with update={update!r}",
             why="Only the rule 'sample' has more than one path",
-            fix="update='sample', or leave it out",
+            fix=Fix(Argument("update", "sample"), ", or leave it out"),
         )
     if dtype != "float64" and (update == "sample" or (update == "batch" and k == 1)):
         raise UsageError(
             f"grad_sum_dtype is {dtype!r} with update={update!r}",
             why="Its steps are on one gradient, and nothing is summed",
-            fix="update='epoch', or accumulate_grad_batches of at least 2, or leave it out",
+            fix=Fix(Argument("update", "epoch"), ", or accumulate_grad_batches of at least 2, or leave it out"),
         )
 
 
@@ -105,12 +105,12 @@ def _check_line_search(update: str, optimizer: Optimizer, options: StepOptions) 
         raise UsageError(
             f"{type(optimizer).__name__} with update={update!r}",
             why="Its line search compares J over the whole dataset, one pass for each value",
-            fix="update='epoch'",
+            fix=Fix(Argument("update", "epoch")),
         )
     given = [name for name in ("grad_tolerance", "loss_tolerance") if getattr(options, name) is not None]
     if given and not takes_closure(optimizer):
         raise UsageError(
             f"{given[0]} with {type(optimizer).__name__}",
             why="Only a line search knows J and its gradient at the weights that a step came to",
-            fix="optimizer='lbfgs' or 'cg', or until_loss",
+            fix=Fix(Argument("optimizer", "lbfgs"), " or 'cg', or ", Argument("until_loss")),
         )

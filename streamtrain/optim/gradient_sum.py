@@ -25,7 +25,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 from streamtrain.models.real_view import as_real
 
 GRAD_SUM_DTYPES: Final = ("float64", "compensated", "float32")
@@ -72,7 +72,9 @@ class GradientSum:
 
     def _begin(self, i: int, gradient: Tensor) -> None:
         if self._dtype == "float64" and gradient.device.type == "mps":
-            raise UsageError("the device has no float64 to sum gradients in", fix="grad_sum_dtype='compensated'")
+            raise UsageError(
+                "the device has no float64 to sum gradients in", fix=Fix(Argument("grad_sum_dtype", "compensated"))
+            )
         kind = torch.float64 if self._dtype == "float64" else torch.float32
         self._sums[i] = torch.zeros_like(gradient, dtype=kind)
         if self._dtype == "compensated":

@@ -6,7 +6,8 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final, ParamSpec, TypeGuard, TypeVar
 
 from streamtrain.errors import Argument, Fix, UsageError, unknown_name
@@ -76,9 +77,15 @@ def naming_nearest(function: Callable[_Given, _Result]) -> Callable[_Given, _Res
     return call
 
 
-def refuse_misspelt(options: Mapping[str, object], function: Callable[..., object]) -> None:
-    """Refuse an option for another function if its name nearly matches an argument of ``function``."""
-    known = list(inspect.signature(function).parameters)
-    for name in options:
-        if difflib.get_close_matches(name, known, n=1, cutoff=0.8):
-            raise unknown_name("argument", name, known)
+@contextmanager
+def naming_misspelt(options: Mapping[str, object], function: Callable[..., object]) -> Iterator[None]:
+    """Name what is nearly an argument of the function's own where options meant for somebody else are refused."""
+    try:
+        yield
+    except UsageError:
+        arguments = inspect.signature(function).parameters
+        known = [name for name, argument in arguments.items() if argument.kind is not argument.VAR_KEYWORD]
+        for name in options:
+            if difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+                raise unknown_name("argument", name, known) from None
+        raise

@@ -15,7 +15,7 @@ from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.losses import Loss
 from streamtrain.store.dataset import Dataset
 from streamtrain.system.events import Reserved, publish_event
-from streamtrain.system.memory import MemoryMeter, held_bytes
+from streamtrain.system.memory import MemoryMeter, held_bytes, memory_limit
 from streamtrain.system.units import format_bytes, megabytes, parse_bytes
 from streamtrain.training.batch_stream import BatchStream, class_counts
 
@@ -171,7 +171,7 @@ def streams_of(
     if any(isinstance(each, Dataset) for each in given):
         raise UsageError("a dataset beside a loader", fix="two loaders, or two datasets")
     streams = cast("list[BatchStream]", [*given, None])
-    if replace(options, max_memory=None) != LoaderOptions(shuffle=options.shuffle):
+    if replace(options, max_memory=None) != LoaderOptions(shuffle=options.shuffle, device=options.device):
         raise UsageError("a loader has its own batch_size, seed and memory", fix="leave them out, or give a dataset")
     if options.max_memory is not None:
         _check_process(streams[:-1], options.max_memory)
@@ -181,7 +181,8 @@ def streams_of(
 def _check_process(streams: list[BatchStream], max_memory: str) -> None:
     """Refuse given loaders whose plan exceeds what a process's budget leaves beside what it holds."""
     planned = sum(stream.projection.host_bytes for stream in streams if isinstance(stream, StreamLoader))
-    limit, held = parse_bytes(max_memory, name="max_memory"), held_bytes()
+    limit = memory_limit().limit_bytes if max_memory == "auto" else parse_bytes(max_memory, name="max_memory")
+    held = held_bytes()
     if planned + held > limit:
         raise BudgetError(
             f"max_memory is {format_bytes(limit)}; the process holds {format_bytes(held)}, and the loaders are planned "

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from streamtrain.errors import UsageError
 from streamtrain.loader.device.resolve import resolve_device
+from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.forward import check_autocast, make_forward
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.models.normalization import NormalizedModel
@@ -27,7 +28,7 @@ from streamtrain.optim.step_options import StepOptions
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.columns import Schema
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
-from streamtrain.system.arguments import naming_nearest, refuse_misspelt
+from streamtrain.system.arguments import naming_misspelt, naming_nearest
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
 from streamtrain.system.signals import DeferredSignals, defer_signals
 from streamtrain.training.batch_stream import (
@@ -162,7 +163,6 @@ class Trainer:
         # StepOptions takes the arguments by their names.
         given = locals()
         self._options = StepOptions.of(given)
-        refuse_misspelt(optimizer_options, type(self))
         check_rule(update)
         if not isinstance(model, nn.Module):
             raise UsageError(f"model is {model!r}, not a torch.nn.Module", fix="models.build_model makes one by name")
@@ -173,8 +173,9 @@ class Trainer:
         self.device = resolve_device(device)
         self.model = model.to(self.device)
         self.loss = resolve_loss(loss)
-        optimizer_options |= {name: given[name] for name in _OF_OPTIMIZERS}
-        self.optimizer = build_optimizer(optimizer, model.parameters(), lr=lr, update=update, **optimizer_options)
+        of_optimizer = optimizer_options | {name: given[name] for name in _OF_OPTIMIZERS}
+        with naming_misspelt(optimizer_options, type(self)):
+            self.optimizer = build_optimizer(optimizer, model.parameters(), lr=lr, update=update, **of_optimizer)
         forward = make_forward(model, device=self.device, autocast=check_autocast(autocast), compiled=compile)
         self._normalized_model = NormalizedModel(model, self.inputs, forward)
         self._learner = make_learner(self._normalized_model, self.loss, self.optimizer, self._options)
@@ -299,6 +300,7 @@ class Trainer:
         stopping = EarlyStopping(until_loss=until_loss, patience=patience)
         saving = {"every": checkpoint_every, "on_failure": on_checkpoint_failure}
         options = LoaderOptions(batch_size=batch_size, seed=seed, memory=memory, max_memory=max_memory)
+        options = replace(options, device=str(self.device))
         if isinstance(loader, Dataset):
             self._prepare(loader)
         with streams_of(self, loader, val, options) as streams:
@@ -385,7 +387,7 @@ class Trainer:
             on_epoch(summary)
         return summary
 
-    def evaluate(self, loader: BatchStream) -> Metrics:
+    def evaluate(self, loader: BatchStream | Dataset) -> Metrics:
         """Measure loss and score over a stream, each sample once, in stored order; nothing is changed.
 
         This holds for any stream, also for one that drops the last batch or stands inside an epoch. Only samples in
@@ -404,6 +406,9 @@ class Trainer:
                 "normalize='auto' takes the statistics of the training data, and there was none yet",
                 fix="fit first, or give the modules themselves",
             )
+        if isinstance(loader, Dataset):
+            with StreamLoader(loader, shuffle=False, device=self.device) as whole:
+                return self.evaluate(whole)
         self._check_meaning(loader)
         with every_sample(loader) as stream:
             return self._epoch_loop.measure(stream)

@@ -258,3 +258,19 @@ def test_emit_prints_a_file_name_of_no_encoding(capsys: pytest.CaptureFixture[st
 def test_plain_refuses_what_has_no_json_form() -> None:
     with pytest.raises(TypeError, match="set has no JSON form"):
         to_json_value({"names": {"x"}})
+
+
+@pytest.mark.parametrize(
+    ("part", "typed"),
+    [
+        (errors.Argument("fields", {"x": "my pic"}), "--fields 'x=my pic'"),
+        (errors.Argument("columns", ["a", "b c"]), "--columns 'a,b c'"),
+        (errors.Argument("options", {"milestones": [30, 80]}), "--schedule-option 'milestones=[30,80]'"),
+        (errors.Argument("checkpoint"), "--out"),
+        (errors.Argument("resume", "auto"), "--resume"),
+        (errors.Argument("device", "cuda:0"), "--device cuda:0"),
+        (errors.Call("repair", "sp ace/d.zarr", ("remove",)), "streamtrain repair 'sp ace/d.zarr' --remove"),
+    ],
+)
+def test_a_remedy_is_what_a_shell_takes(part: errors.Argument | errors.Call, typed: str) -> None:
+    assert frame.as_command_line(errors.Fix(part)) == typed

@@ -276,7 +276,7 @@ def test_without_matplotlib_the_png_is_refused_and_the_page_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(charts.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UsageError, match=r"pip install 'streamtrain\[plot\]', or no PNG"):
+    with pytest.raises(UsageError, match=r"pip install 'streamtrain\[plot\]', or png=False"):
         write_profile(build_timeline(RUN), tmp_path / "a")
     assert [file.name for file in write_profile(build_timeline(RUN), tmp_path / "b", png=False)] == [
         "timeline.html",

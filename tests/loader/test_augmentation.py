@@ -13,9 +13,7 @@ from hypothesis import strategies as hs
 
 import streamtrain as st
 from streamtrain.errors import UsageError
-from streamtrain.loader import augmentation
 from streamtrain.loader.augmentation import sample_keys, takes_keys
-from streamtrain.shuffle import order, positions
 
 M64 = (1 << 64) - 1
 
@@ -116,12 +114,3 @@ def test_a_sample_is_augmented_alike_in_any_batch_by_any_lanes_and_after_any_pau
     with st.StreamLoader(dataset, batch_size=31, memory="16MB", seed=4, transform=noisy) as loader:
         loader.load_state_dict(state)
         assert before | drawn(loader) == first
-
-
-def test_keys_are_no_words_of_the_order() -> None:
-    assert augmentation._SAMPLE_KEYS not in set(order._Purpose)
-    shape = order.ShuffleParameters(n_samples=4000, block_rows=4000, batch_size=100, lanes=1, groups=1)
-    epoch = order.shuffled_order(shape, seed=3, epoch=2)
-    samples = positions.samples_at(epoch, 0, 4000)
-    keys = augmentation.sample_keys(3, 2, samples).numpy().view(np.uint64).astype(float)
-    assert abs(np.corrcoef(keys, np.arange(4000))[0, 1]) < 0.08

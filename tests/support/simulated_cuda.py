@@ -120,6 +120,7 @@ class Event:
 
     def query(self) -> bool:
         assert self.stream is not None
+        self.simulated.touch()
         self.simulated.check()
         is_done = self.stream.n_done >= self.number
         if not is_done and not self.simulated.is_hung:
@@ -129,6 +130,7 @@ class Event:
 
     def synchronize(self) -> None:
         assert self.stream is not None
+        self.simulated.touch()
         self.stream.reach(self.number)
 
     def elapsed_time(self, end: Event) -> float:
@@ -265,7 +267,7 @@ class SimulatedCuda:
     ) -> None:
         self.index, self.device = index, torch.device("cuda", index)
         self.prompt, self.luck, self.room, self.broken, self.refuses = prompt, luck, room, broken, refuses
-        self.lock = threading.RLock()
+        self.lock, self.made_by = threading.RLock(), threading.get_ident()
         self.thread = PerThread()
         self.contexts: set[int] = set()
         self.registered: dict[int, int] = {}
@@ -445,7 +447,7 @@ class SimulatedCuda:
                 "current_device": lambda: self.thread.device,
                 "current_stream": self.current_stream,
                 "cudart": lambda: self.runtime,
-                "is_current_stream_capturing": lambda: self.is_capturing,
+                "is_current_stream_capturing": lambda: self.is_capturing and threading.get_ident() == self.made_by,
                 "empty_cache": self.allocator.empty_cache,
                 "mem_get_info": lambda device: (max(0, self.room - self.allocator.reserved_bytes), self.room),
                 "memory_reserved": lambda device: self.allocator.reserved_bytes,

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 import streamtrain as st
-from streamtrain.errors import BudgetError, UsageError
+from streamtrain.errors import Argument, BudgetError, Fix, UsageError
+from streamtrain.loader.shared_budget import NonLoaderMemory, process_budget_error
+from streamtrain.training import sized_loaders
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +58,33 @@ def test_what_does_not_go_together_is_refused(data):
             trainer.fit(loader, val=data[1], max_epochs=1)
         with pytest.raises(UsageError, match="a loader has its own batch_size, seed and memory"):
             trainer.fit(loader, batch_size=7, max_epochs=1)
+
+
+def test_the_loaders_that_are_made_bring_batches_to_the_trainers_device(data, monkeypatch):
+    asked = []
+
+    def recorded(*arguments, **options):
+        asked.append(options["device"])
+        return st.StreamLoader(*arguments, **options)
+
+    monkeypatch.setattr(sized_loaders, "StreamLoader", recorded)
+    new_trainer().fit(data[0], max_epochs=1, progress=False)
+    assert asked == ["cpu"]
+
+
+def test_auto_is_what_the_machine_allows_also_for_a_loader_that_is_given(data):
+    with st.StreamLoader(data[0], memory="16MB") as loader:
+        assert new_trainer().fit(loader, max_epochs=1, max_memory="auto", progress=False).counts.n_epochs == 1
+
+
+def test_a_dataset_is_evaluated_as_a_loader_of_it(data):
+    trainer = new_trainer()
+    trainer.fit(data[0], max_epochs=1, progress=False)
+    with st.StreamLoader(data[1]) as loader:
+        assert trainer.evaluate(data[1]) == trainer.evaluate(loader)
+
+
+def test_a_refusal_without_a_size_stays_a_budget_error():
+    taken = NonLoaderMemory(reserved_bytes=1, training_bytes=1, step_bytes=1)
+    refused = BudgetError("too small", fix=Fix("a larger ", Argument("memory"), ", or no ", Argument("val")))
+    assert process_budget_error(refused, taken).fix == "a larger max_memory=, or no val="

@@ -67,3 +67,8 @@ def test_trainer_and_history_say_in_a_line_what_they_are(tmp_path):
     assert repr(trainer) == "Trainer(Linear, mse, batch, Adam, on cpu, 6 steps)"
     assert repr(history).startswith("History(3 epochs, 6 steps in all, loss ")
     assert repr(history).endswith(", ended by epochs)")
+
+
+def test_an_option_of_an_optimizer_is_not_taken_for_a_misspelt_one():
+    trainer = st.Trainer(nn.Linear(2, 1), loss="mse", device="cpu", optimizer="rprop", etas=(0.5, 1.2))
+    assert trainer.optimizer.defaults["etas"] == (0.5, 1.2)

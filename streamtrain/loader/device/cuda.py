@@ -32,6 +32,7 @@ from streamtrain.system.units import format_bytes
 _Given = TypeVar("_Given")
 _PORTABLE: Final = 1  # cudaHostRegisterPortable: page-locked for every device of the process
 _CAPTURE_SECONDS: Final = 60.0
+_GIVE_BACK_SECONDS: Final = 2.0
 _LEAST_SLEEP, _MOST_SLEEP, _SLEEP_SHARE = 20e-6, 1e-3, 0.125
 _SETTINGS: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
@@ -87,14 +88,20 @@ class CudaAccelerator:
 
     def free_bytes(self) -> int:
         free, total = torch.cuda.mem_get_info(self.device)
-        unused, reserved = self._whole_segments(), torch.cuda.memory_reserved(self.device)
-        fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(self.device)
-        return max(0, min(int(free), int(fraction * total) - reserved) + unused)
+        fraction, unused = 1.0, 0
+        # Allocators other than torch's own tell neither.
+        with suppress(RuntimeError, AttributeError):
+            fraction = torch.cuda.get_per_process_memory_fraction(self.device)
+        with suppress(RuntimeError):
+            unused = self._whole_segments()
+        limit = int(fraction * total) - torch.cuda.memory_reserved(self.device)
+        return max(0, min(int(free), limit) + unused)
 
     def _whole_segments(self) -> int:
         """Count bytes of torch's segments that are all free: free parts of others belong to their streams."""
         segments = (each for each in _snapshot() if each["device"] == self.device.index)
-        return sum(each["total_size"] for each in segments if not each["allocated_size"] and not each["active_size"])
+        shared = (each for each in segments if each.get("segment_pool_id", (0, 0)) == (0, 0))
+        return sum(each["total_size"] for each in shared if not each["allocated_size"] and not each["active_size"])
 
     def drain(self, timeout: float, /) -> bool:
         ends = time.monotonic() + timeout
@@ -102,20 +109,26 @@ class CudaAccelerator:
         return all(mark.wait(max(0.0, ends - time.monotonic())) for mark in marks)
 
     def give_back(self) -> None:
-        if not torch.cuda.is_current_stream_capturing():
+        # The allocator waits without end for queues that used its memory: also for the caller's, which may hang.
+        if not torch.cuda.is_current_stream_capturing() and self.mark().wait(_GIVE_BACK_SECONDS):
             with torch.cuda.device(self.device):
                 torch.cuda.empty_cache()
 
 
 class _CudaMark:
-    __slots__ = ("event",)
+    __slots__ = ("device", "event")
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.device = stream.device
         # A thread that waits for a blocking event sleeps; for any other it spins, on a core that others need.
         self.event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self.event.record(stream)
 
     def wait(self, timeout: float | None = None, /) -> bool:
+        with torch.cuda.device(self.device):
+            return self._wait(timeout)
+
+    def _wait(self, timeout: float | None) -> bool:
         if timeout is None:
             _outside_captures(self.event.synchronize)
             return True
@@ -196,7 +209,8 @@ def _outside_captures(act: Callable[[], _Given]) -> _Given:
         try:
             return act()
         except RuntimeError as error:
-            if not is_capture_conflict(error) or time.monotonic() > ends:
+            own = torch.cuda.is_current_stream_capturing()
+            if own or not is_capture_conflict(error) or time.monotonic() > ends:
                 raise
             time.sleep(10 * _MOST_SLEEP)
 

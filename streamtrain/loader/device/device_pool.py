@@ -9,6 +9,7 @@ In a forked process all of it is the parent's, and is kept as it is; so is memor
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import time
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from streamtrain.loader.budget import LoaderSizes
 from streamtrain.loader.device.accelerator import Accelerator, Bytes, DeviceQueue, QueueMark
-from streamtrain.loader.device.failures import is_out_of_memory
+from streamtrain.loader.device.failures import is_device_failure, is_out_of_memory
 from streamtrain.loader.device.memory_terms import (
     Section,
     buffer_bytes,
@@ -47,6 +48,9 @@ _kept: list[object] = []  # objects that must stay as they are until the process
 def keep(*things: object) -> None:
     """Keep objects from being released before the process ends."""
     _kept.extend(things)
+    for thing in things:
+        # Not even when the interpreter takes its modules apart.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -147,21 +151,30 @@ class _DeviceMemory:
         if os.getpid() != self._process:
             keep(self)
             return
-        is_done = True
+        is_done = False
         try:
             is_done = self._accelerator.drain(_DRAIN_SECONDS)
+        except RuntimeError as error:
+            # Nothing is under way on a device that has failed.
+            is_done = is_device_failure(error)
+            raise
         finally:
             if is_done:
                 self._let_go()
+            else:
+                keep(self)
         if is_done:
             self._accelerator.give_back()
             return
-        keep(self)
         warnings.warn(
             f"{self._accelerator.device} has not done in {_DRAIN_SECONDS:g} seconds what a loader gave it to do: "
             "the loader's memory is kept until the process ends",
             stacklevel=2,
         )
+
+    def abandon(self) -> None:
+        """Leave everything as it is: a thread that does not come back may still queue copies from it."""
+        keep(self)
 
     def _let_go(self) -> None:
         self._ring.close()

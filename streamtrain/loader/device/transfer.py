@@ -159,12 +159,18 @@ class DeviceTransfer:
     def close(self, close_pool: Callable[[], None]) -> None:
         """Keep no memory of the device any more, and close the pool."""
         if os.getpid() != self._process:
-            # It is the parent's, and its release would call the device.
-            keep(self._span, self._taken, self._waits)
-        self._span = self._taken = None
-        self._waits = []
-        with self._explained():
-            close_pool()
+            # It is all the parent's, and its release would call the device.
+            keep(self, close_pool)
+            return
+        try:
+            with self._explained():
+                # A device that has failed says so here, while its memory is still held.
+                self._accelerator.mark()
+        finally:
+            self._span = self._taken = None
+            self._waits = []
+            with self._explained():
+                close_pool()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -175,6 +181,9 @@ class DeviceTransfer:
             if is_out_of_memory(error) and self._projection is not None:
                 raise self._too_small(self._projection, self._accelerator.free_bytes() or 0) from error
             if is_device_failure(error):
+                # 1. The caller's queue was recorded for the memory. 2. The device fails. 3. The last reference goes,
+                # and the allocator asks the device when that queue is through. 4. That ends the process.
+                keep(self._span, self._taken, self._waits)
                 raise device_failure(error, self.device) from error
             raise
 
