@@ -44,10 +44,10 @@ OPTIONS: Final = {
 """Options that many scripts have, and what they mean in all of them."""
 
 SPARE_BYTES: Final = 10**9
-"""What a script leaves free on the disk."""
+"""Space that a script leaves free on the disk."""
 
 LESS: Final = "a smaller --size, or another --folder"
-"""What helps where the disk is full; scripts whose options have other names say so."""
+"""Remedy where the disk is full; scripts whose options have other names say so."""
 
 _UNSET: Final = {"folder": "the system's temp folder", "threads": "one per core"}
 SHARED_MEMORY: Final = Path("/dev/shm")

@@ -133,7 +133,7 @@ def assert_right_rows(dataset: st.Dataset, renamed: dict[str, str]) -> None:
 # Places -----------------------------------------------------------------------------------------------------------
 
 Outcome = tuple[bool, str]
-"""Whether it was taken, and what was said."""
+"""Acceptance of a name, and the words of the answer."""
 
 
 def caught(act: Callable[[], object]) -> Outcome:

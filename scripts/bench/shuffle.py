@@ -48,7 +48,7 @@ BARS: Final = {
     ("10 classes sorted", 254): {"variance": 0.3, "drift": 0.8, "reads_ratio": 1.06},
     ("1000 classes sorted", 1006): {"variance": 1.0, "drift": 5.0, "reads_ratio": 1.21},
 }
-"""What a row must not exceed, at so many samples in blocks and batches of these sizes. Where nothing is cached each
+"""Limits of a row, at so many samples in blocks and batches of these sizes. Where nothing is cached each
 lane may read two blocks more."""
 IMBALANCED: Final = (0.40, 0.25, 0.15, 0.10, 0.05, 0.03, 0.02)
 LESS: Final = "fewer --samples, or another --folder"

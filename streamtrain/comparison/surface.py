@@ -166,7 +166,7 @@ def _parts(rows: Sequence[Tensor], origin: Tensor, size: float) -> Iterator[Tens
 F64 = npt.NDArray[np.float64]
 
 _MARGIN: Final = 0.18
-"""How far beyond the paths the surface reaches, as a share of their extent."""
+"""Margin of the surface around the paths, as a share of their extent."""
 _LEAST_RATIO: Final = 0.2
 """The shorter side of the surface, at least, as a share of the longer one: a straight path has surroundings."""
 

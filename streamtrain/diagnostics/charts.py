@@ -66,7 +66,7 @@ _MOST: Final = 1e300
 _MOST_DRAWN: Final = 1e150
 """Beyond it, ticks of a logarithmic axis are not finite."""
 _LEAST: Final = 1e-150
-"""What is smaller is drawn as 0."""
+"""Smaller values are drawn as 0."""
 _MOST_MARKED: Final = 60
 """A curve of more points has no markers."""
 _N_CONTOURS: Final = 12

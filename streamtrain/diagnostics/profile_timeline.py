@@ -26,7 +26,7 @@ from streamtrain.system.events import (
 )
 
 MEMORY_KINDS: Final = ("anonymous", "shared", "pinned", "device")
-"""What counts as held, from the bottom of the drawing to its top; pages of files are drawn apart."""
+"""Kinds of memory that count as held, from the bottom of the drawing to its top; pages of files are drawn apart."""
 
 _NOTHING: Final = HeldMemory(anonymous=0, shared=0, file=0)
 

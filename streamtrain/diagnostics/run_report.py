@@ -46,7 +46,7 @@ _OTHERS: Final = {
     "lr": "Learning rate",
     "update_variance": "Variance of the updates",
 }
-"""What more a line of metrics may tell, and what it is called."""
+"""Titles of the further figures that a line of metrics may have."""
 
 
 def write_report(path: Path, *, dataset: Path | None = None, out: Path | None = None) -> tuple[Path, RunRecord]:

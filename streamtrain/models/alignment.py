@@ -15,9 +15,9 @@ from torch import Tensor
 from streamtrain.errors import Argument, Fix, UsageError
 
 LossKind = Literal["classes", "logits", "values", "numbers", "labels", "label lists", "unfit", "custom"]
-"""What a loss compares: int64 classes with an output (B, C, ...); float logits or values, or numbers of any dtype, of
-equal shapes; labels of any dtype, where (B,) means (B, 1); int64 label lists (B, C). Unfit losses take more than two
-tensors; custom ones are left alone."""
+"""Kinds of operands that a loss compares: int64 classes with an output (B, C, ...); float logits or values, or numbers
+of any dtype, of equal shapes; labels of any dtype, where (B,) means (B, 1); int64 label lists (B, C). Unfit losses take
+more than two tensors; custom ones are left alone."""
 
 
 class NamedLoss(Protocol):

@@ -158,7 +158,7 @@ MOST_FEATURES: Final = 2**18
 """A sample of more features than this gets one figure for the whole field."""
 
 NONFINITE_ROWS: Final = 5
-"""How many rows with NaN or infinity are remembered, the first ones."""
+"""Number of rows with NaN or infinity that are remembered, the first ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,7 +104,7 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 
 
 LATER = ("figures", "measured_at", "reported_at")
-"""What the state of a rule has held since version 0.1.0."""
+"""Entries that the state of a rule has held since version 0.1.0."""
 
 
 def text_of(checkpoint: Path) -> str:

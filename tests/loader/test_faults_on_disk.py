@@ -92,7 +92,7 @@ def regions(path: Path, codec: str) -> Iterator[tuple[Path, int, int, str]]:
 
 
 READ = {"metadata", "block", "index"}
-"""What an epoch's direct reads touch; beside it lies what stock zarr needs, and `verify --full` holds."""
+"""Parts that an epoch's direct reads touch; beside it lies what stock zarr needs, and `verify --full` holds."""
 
 
 def harmed(whole: Path, harm: Harm) -> str:

@@ -55,7 +55,7 @@ BARS: Final[dict[str, dict[int | None, float]]] = {
     "out of core": {None: 25.0},
     "in memory": {3072: 3.5, 512: 3.5, 64: 4.0},
 }
-"""What streamtrain ÷ the best of a kind is to reach, by bytes of a row; None stands for every row size."""
+"""Least ratio of streamtrain to the best of a kind, by bytes of a row; None stands for every row size."""
 
 
 def bar(kind: str, row_bytes: int) -> float | None:

@@ -245,7 +245,7 @@ def _check_counts(features: Source, labels: Source, n_features: int, n_labels: i
 
 
 Classes = int | tuple[str, ...]
-"""How many classes there are, numbered from 0, or their names in the order of their numbers."""
+"""A number of classes, counted from 0, or their names in the order of their numbers."""
 
 _N_LISTED: Final = 5
 _PIECE_ROWS: Final = 2**16

@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from streamtrain.errors import Argument, DeviceError, Fix
+from streamtrain.errors import Argument, DeviceError, Fix, first_line
 
 _ACCELERATOR_ERROR: Final[type[Exception] | tuple[()]] = getattr(torch, "AcceleratorError", ())
 """Torch 2.8 and later have a class for it; before, and for libraries of the device, only the text shows it."""
@@ -49,7 +49,5 @@ def is_capture_conflict(error: BaseException) -> bool:
 
 def device_failure(error: BaseException, device: torch.device) -> DeviceError:
     """Make the error shown to a user from one of a device's own."""
-    text = str(error).strip()
-    first = (text.splitlines() or [type(error).__name__])[0]
-    fix = next((remedy for pattern, remedy in _REMEDIES if pattern.search(text)), _ANY_REMEDY)
-    return DeviceError(f"the device failed: {first[:200]}", where=str(device), fix=fix)
+    fix = next((remedy for pattern, remedy in _REMEDIES if pattern.search(str(error))), _ANY_REMEDY)
+    return DeviceError(f"the device failed: {first_line(error)[:200]}", where=str(device), fix=fix)

@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from streamtrain.errors import Argument, DeviceError, Fix, UsageError
+from streamtrain.errors import Argument, DeviceError, Fix, UsageError, first_line
 from streamtrain.loader.device.accelerator import Accelerator, SynchronousAccelerator
 from streamtrain.loader.device.cuda import CudaAccelerator
 
@@ -79,8 +79,8 @@ def _try_cuda(device: torch.device) -> None:
 
 
 def _explained(device: torch.device, error: RuntimeError) -> dict[str, str]:
-    text = str(error).strip()
-    first = (text.splitlines() or [type(error).__name__])[0][:200]
+    text = str(error)
+    first = first_line(error)[:200]
     if _NO_KERNEL.search(text):
         built = ", ".join(torch.cuda.get_arch_list()) or "none"
         major, minor = torch.cuda.get_device_capability(device)
@@ -97,5 +97,4 @@ def _try(device: torch.device) -> None:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DeviceError(f"there is no device {str(device)!r}", why=why[:200], fix=AUTO) from error
+        raise DeviceError(f"there is no device {str(device)!r}", why=first_line(error)[:200], fix=AUTO) from error

@@ -35,7 +35,7 @@ from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.codec import checksum
 
 BUDGET_BYTES = 32_000_000
-"""What a parser may take for a file of a few KB: a hundredth of what a lie in one could ask for."""
+"""Limit of a parser for a file of a few KB: a hundredth of what a lie in one could ask for."""
 SECONDS = 10
 N_FAST = 150
 

@@ -25,7 +25,7 @@ MISSING_MARKS: Final = (
     *("NA", "N/A", "n/a", "#N/A", "#NA", "#N/A N/A", "NULL", "null", "NaN", "nan", "-NaN", "-nan"),
     *("1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
 )
-"""What programs write for a value that is missing, besides nothing."""
+"""Marks that programs write for a missing value; an empty one is missing, too."""
 
 _N_PLACES: Final = 5
 _INT64: Final = np.dtype(np.int64)
