@@ -79,8 +79,9 @@ class LabelPopulation:
         if self.shares is None:
             return math.sqrt(2 / n_batches)
         second, third = (float((self.shares**power).sum()) for power in (2, 3))
-        pairs = second - 2 * third + second**2
-        singles = third - second**2
+        pairs = max(0.0, second - 2 * third + second**2)
+        # The variance of the shares themselves, in a form that rounding cannot make negative where they are equal.
+        singles = float(self.shares @ (self.shares - second) ** 2)
         relative = (2 * (batch_size - 1) * pairs + 4 * singles) / batch_size / self.sample_variance**2
         return math.sqrt(relative / n_batches)
 

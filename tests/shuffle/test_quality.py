@@ -60,6 +60,18 @@ def test_the_figures_are_their_definition(data: st.DataObject) -> None:
     assert found.coincidence == pytest.approx(expected["coincidence"])
 
 
+@pytest.mark.parametrize("n_classes", [2, 3, 7, 10, 49])
+def test_equal_shares_and_batches_of_one_have_no_error(n_classes: int) -> None:
+    # A batch of one always has the same variance, whichever class it is of.
+    population, _ = label_population(np.arange(n_classes))
+    assert population.variance_error(1, n_batches=5) == pytest.approx(0, abs=1e-12)
+
+
+def test_one_rare_sample_has_an_error() -> None:
+    population = LabelPopulation(n_samples=10**9, shares=np.array([1 - 1e-9, 1e-9]))
+    assert population.variance_error(100, n_batches=10**7) > 0
+
+
 @pytest.mark.parametrize("labels", [np.arange(40_000) // 4000, np.arange(40_000) ** 2 % 7, np.linspace(-1, 5, 40_000)])
 def test_a_full_reshuffle_is_one(labels: np.ndarray) -> None:
     rng = np.random.default_rng(3)
