@@ -16,6 +16,9 @@ from typing import NamedTuple
 
 import pytest
 
+import streamtrain
+import streamtrain.errors
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "streamtrain"
 PAGE = PACKAGE / "README.md"
@@ -129,6 +132,13 @@ def is_in(module: str, places: set[str] | tuple[str, ...]) -> bool:
 
 def test_the_page_lists_every_module_and_no_other() -> None:
     assert set(rank()) == set(MODULES) - INITS - {"__main__"}
+
+
+def test_the_page_lists_the_public_face() -> None:
+    [listed] = re.findall(r"```python\n(# data.*?)```", PAGE.read_text(), re.DOTALL)
+    names = set(re.findall(r"\w+", re.sub("#.*", "", listed)))
+    errors = {name for name in dir(streamtrain.errors) if isinstance(getattr(streamtrain.errors, name), type)}
+    assert names == set(streamtrain.__all__) - errors - {"__version__"}
 
 
 def test_a_package_names_only_packages_before_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -168,17 +169,15 @@ def _verify_text(dest: str, verified: VerifyReport) -> str:
 @json_option
 def repair_command(dest: str, remove: bool, as_json: bool) -> None:
     """List what interrupted ingests to DEST left: never a file of a dataset that was committed."""
-    from streamtrain.store.verify import find_leftovers, remove_leftovers
-    from streamtrain.store.writing.staging import destination_state, real_path
-    from streamtrain.system.files import Files, local_path
+    from streamtrain.store.verify import repair
+    from streamtrain.store.writing.staging import destination_state
 
-    path = real_path(local_path(dest))
-    found = remove_leftovers(path, Files()) if remove else find_leftovers(path)
+    found = repair(dest, remove=remove)
     result = {
         "dest": dest,
         "removed": remove,
         "leftovers": [{"path": str(item.path), "what": item.what, "bytes": item.n_bytes} for item in found],
-        "dataset": destination_state(path) == "committed",
+        "dataset": destination_state(Path(dest)) == "committed",
     }
     lines = [f"{item.path}: {item.what} ({format_bytes(item.n_bytes)})" for item in found]
     if not found:

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import re
-import shlex
 import shutil
 import sys
 import textwrap
@@ -23,41 +22,10 @@ from typing import Final
 
 import click
 
-from streamtrain.errors import Argument, Call, Fix, ResourceError, StreamtrainError, unknown_name
+from streamtrain.cli.output import error_text
+from streamtrain.errors import ResourceError, StreamtrainError, unknown_name
 from streamtrain.system.signals import terminated_cleanly
-from streamtrain.system.units import format_bytes, megabytes
-
-_OPTIONS: Final = {"checkpoint": "out", "options": "schedule-option"}
-"""Arguments whose option has another name."""
-
-
-def as_command_line(fix: str) -> str:
-    """Write a remedy as options of the command line; sizes are rounded up to whole megabytes."""
-    return fix.said_by(_for_a_shell) if isinstance(fix, Fix) else fix
-
-
-def _for_a_shell(part: Argument | Call) -> str:
-    if isinstance(part, Call):
-        return shlex.join(["streamtrain", part.name, part.path, *(f"--{flag}" for flag in part.flags)])
-    option = f"--{_OPTIONS.get(part.name, part.name).replace('_', '-')}"
-    if part.n_bytes is not None:
-        return f"{option} {megabytes(part.n_bytes)}"
-    match part.value:
-        case None | True:
-            return option
-        case False:
-            return "--no-png" if part.name == "png" else f"no {option}"
-        case dict() as pairs:
-            return f"{option} {shlex.quote(','.join(f'{name}={_as_word(value)}' for name, value in pairs.items()))}"
-        case list() | tuple() as values:
-            return f"{option} {shlex.quote(','.join(map(str, values)))}"
-    # In Python ``resume`` may be "auto" or a path; here it is a flag.
-    return option if part.name == "resume" else f"{option} {shlex.quote(str(part.value))}"
-
-
-def _as_word(value: object) -> str:
-    return json.dumps(value, separators=(",", ":")) if isinstance(value, list | tuple) else str(value)
-
+from streamtrain.system.units import format_bytes
 
 COMMANDS: Final = {
     "ingest": "Turn raw files into a dataset.",
@@ -136,8 +104,7 @@ def _outcome(error: BaseException) -> tuple[str, int]:
     """Find the message and the exit code of an error."""
     match error:
         case StreamtrainError():
-            error.fix = as_command_line(error.fix) if error.fix else None
-            return str(error), error.exit_code
+            return error_text(error), error.exit_code
         case click.UsageError():
             return _usage(error), error.exit_code
         case click.ClickException():

@@ -1,16 +1,18 @@
-"""Text, tables and JSON on stdout: the ``--json`` option, and the results that several commands print."""
+"""Text, tables and JSON: the ``--json`` option, results that several commands print, remedies as options."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from streamtrain.errors import Argument, Call, Fix, StreamtrainError
 from streamtrain.system.json_values import to_json_value
-from streamtrain.system.units import format_bytes, format_duration
+from streamtrain.system.units import format_bytes, format_duration, megabytes
 
 if TYPE_CHECKING:
     from streamtrain.diagnostics.headspace import Headspace
@@ -30,6 +32,44 @@ def _printable(text: str) -> str:
     # A file name may hold bytes that no encoding knows; an escape in the output is better than a crash.
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+_OPTIONS: Final = {"checkpoint": "out", "options": "schedule-option"}
+"""Arguments whose option has another name."""
+
+
+def error_text(error: StreamtrainError) -> str:
+    """Write an error as the command line says it; from here on its remedy is in options, too."""
+    error.fix = as_command_line(error.fix) if error.fix else None
+    return str(error)
+
+
+def as_command_line(fix: str) -> str:
+    """Write a remedy as options of the command line; sizes are rounded up to whole megabytes."""
+    return fix.said_by(_for_a_shell) if isinstance(fix, Fix) else fix
+
+
+def _for_a_shell(part: Argument | Call) -> str:
+    if isinstance(part, Call):
+        return shlex.join(["streamtrain", part.name, part.path, *(f"--{flag}" for flag in part.flags)])
+    option = f"--{_OPTIONS.get(part.name, part.name).replace('_', '-')}"
+    if part.n_bytes is not None:
+        return f"{option} {megabytes(part.n_bytes)}"
+    match part.value:
+        case None | True:
+            return option
+        case False:
+            return "--no-png" if part.name == "png" else f"no {option}"
+        case dict() as pairs:
+            return f"{option} {shlex.quote(','.join(f'{name}={_as_word(value)}' for name, value in pairs.items()))}"
+        case list() | tuple() as values:
+            return f"{option} {shlex.quote(','.join(map(str, values)))}"
+    # In Python ``resume`` may be "auto" or a path; here it is a flag.
+    return option if part.name == "resume" else f"{option} {shlex.quote(str(part.value))}"
+
+
+def _as_word(value: object) -> str:
+    return json.dumps(value, separators=(",", ":")) if isinstance(value, list | tuple) else str(value)
 
 
 _WIDTH: Final = 12

@@ -21,7 +21,16 @@ from streamtrain.cli.compatibility import (
     training_warnings,
 )
 from streamtrain.cli.options import TrainOptions, set_threads, train_options
-from streamtrain.cli.output import emit, epoch_head, epoch_line, headspace_line, json_option, memory_line, time_lines
+from streamtrain.cli.output import (
+    emit,
+    epoch_head,
+    epoch_line,
+    error_text,
+    headspace_line,
+    json_option,
+    memory_line,
+    time_lines,
+)
 from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
 from streamtrain.errors import StreamtrainError, UsageError
 from streamtrain.loader import shared_budget
@@ -291,7 +300,7 @@ def _with_headspace(
             return replace(trained, headspace=headspace(trainer, loader))
     except StreamtrainError as error:
         # The run itself is done, and its result must not be lost.
-        click.echo(f"warning: the headspace was not measured: {error}", err=True)
+        click.echo(f"warning: the headspace was not measured: {error_text(error)}", err=True)
         return trained
     except KeyboardInterrupt as interrupt:
         return replace(trained, interrupt=interrupt)

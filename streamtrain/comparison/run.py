@@ -24,6 +24,7 @@ from streamtrain.loader.shared_budget import (
     BUDGET_PARTS,
     eval_loader_bytes,
     n_preflight_rows,
+    non_loader_memory,
     smallest_budget_bytes,
     smallest_shared_budget_bytes,
     train_loader_bytes,
@@ -244,7 +245,7 @@ def train_run(
                 on_point(run, run.last)
         projected = sum(each.projection.total_bytes for each in (loader, *passes))
         terms = {"training": loader.projection.terms, "measuring": passes[0].projection.terms}
-    step_bytes = max(0, step.before_bytes + step.peak_bytes - meter.before_bytes)
+    step_bytes = non_loader_memory(0, step, meter).step_bytes
     # The measuring loaders were filled before this run began.
     loaders_bytes = setup.measuring_bytes + meter.peak_bytes - step_bytes
     memory = {
@@ -329,8 +330,12 @@ class _RunTracker:
             return replace(run, diverged=str(error))
         except ResourceError as error:
             # A comparison is not resumed.
-            if isinstance(error.fix, Fix) and error.fix.argument("resume"):
-                error.fix = Fix(*error.fix.parts[:-2], ", then compare again")
+            if (
+                isinstance(error.fix, Fix)
+                and error.fix.argument("resume")
+                and isinstance(error.__cause__, ResourceError)
+            ):
+                error.fix = Fix(error.__cause__.fix or "see to the disk", ", then compare again")
             raise
         self._is_over = history.stopped_by != "epochs"
         assert history.last is not None

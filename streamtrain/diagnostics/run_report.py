@@ -176,9 +176,6 @@ def _memory(memory: Mapping[str, Any]) -> dict[str, Any]:
     if not bars:
         return {"notes": ["Not known: the run did not come to its end, or was not made by a command."]}
     colours = {"budget": "#999999", "projected": COLOURS[3], "measured": COLOURS[0]}
-    process = (
-        f"The whole process held {format_bytes(memory.get('process', 0))} at the most, model and libraries included."
-    )
     notes = []
     if "process" in memory:
         process = format_bytes(memory["process"])

@@ -14,7 +14,7 @@ from streamtrain.errors import Argument, BudgetError, Fix
 from streamtrain.loader.budget import solve
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.store.dataset import Dataset
-from streamtrain.system.memory import MemoryMeter, memory_limit
+from streamtrain.system.memory import MemoryMeter, at_most, memory_limit
 from streamtrain.system.units import format_bytes, megabytes, parse_bytes
 
 BUDGET_PARTS: Final = 4  # a loader that measures has one of these parts
@@ -65,7 +65,6 @@ def smallest_shared_budget_bytes(training: int, measuring: Sequence[int]) -> int
 
 
 DEFAULT_MEMORY: Final = "512MB"
-VAL_SHARE: Final = BUDGET_PARTS  # the loader of ``--val`` has one of these parts
 _SPARE_SHARE: Final = 12
 _LEAST_SPARE_BYTES: Final = 4_000_000
 _MEASURED_ANEW: Final = 1.08
@@ -119,7 +118,7 @@ def check_memory_options(memory: str | None, max_memory: str | None) -> None:
             raise BudgetError(
                 f"{name} is {format_bytes(n_bytes)}; {limit.source} allows {format_bytes(limit.limit_bytes)}, "
                 f"of which {format_bytes(limit.free_bytes)} are free",
-                fix=Fix(Argument(name, f"{limit.free_bytes * 9 // 10 // 10**6}MB"), " or less"),
+                fix=at_most(name, limit.free_bytes),
             )
 
 
@@ -187,7 +186,7 @@ def make_val_loader(val: Dataset, batch_size: int, memory: int, device: str, on_
             val, batch_size=batch_size, memory=memory, shuffle=False, device=device, on_bad_block=on_bad_block
         )
     except BudgetError as error:
-        where = f"the validation data, whose loader has 1/{VAL_SHARE} of the memory"
+        where = f"the validation data, whose loader has 1/{BUDGET_PARTS} of the memory"
         raise BudgetError(
             error.what,
             where=where,

@@ -323,8 +323,7 @@ class StreamLoader:
     def __iter__(self) -> Iterator[Any]:
         if self._closed:
             raise UsageError("the loader is closed", fix="make a new one")
-        if not self._turn:
-            warn_of_ranks()
+        warn_of_ranks()
         self._turn += 1
         if self._entered and self._position:
             self._epoch, self._position = self._epoch + 1, 0

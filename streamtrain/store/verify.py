@@ -28,6 +28,7 @@ from streamtrain.store.writing.staging import (
     destination_state,
     has_journal,
     predecessor,
+    real_path,
     remove_dataset,
     successor,
     temporaries,
@@ -213,7 +214,7 @@ def repair(path: str | os.PathLike[str], *, remove: bool = False) -> tuple[Lefto
     >>> len(repair(path))
     0
     """
-    folder = local_path(path)
+    folder = real_path(local_path(path))
     return remove_leftovers(folder, Files()) if remove else find_leftovers(folder)
 
 

@@ -4,9 +4,9 @@ A subscriber receives every later event of the process, on the thread that publi
 opens, an epoch ends) and never one for each batch or block; without subscribers an event costs about a microsecond.
 
 `streamtrain profile` runs a user's command, perhaps a shell script that starts Python in turn. Our arguments do not
-reach that process, but the environment does. So here, and nowhere else, an environment variable counts: a process
-started with ``STREAMTRAIN_EVENTS`` naming a file appends every event to it, one JSON object per line, with the time and
-the process id. The file must exist already, so nothing is left behind once the profiler has gone.
+reach that process, but the environment does. So an environment variable of ours counts here, and nowhere else: a
+process started with ``STREAMTRAIN_EVENTS`` naming a file appends every event to it, one JSON object per line, with the
+time and the process id. The file must exist already, so nothing is left behind once the profiler has gone.
 """
 
 from __future__ import annotations

@@ -95,8 +95,13 @@ def require_memory(n_bytes: int, *, held: bool = False) -> None:
         raise BudgetError(
             f"{format_bytes(n_bytes)} are needed; {format_bytes(limit.free_bytes)} are free of the "
             f"{format_bytes(limit.limit_bytes)} that {limit.source} allows",
-            fix=Fix(Argument("memory", f"{max(1, there * 9 // 10 // 10**6)}MB"), " or less"),
+            fix=at_most("memory", there),
         )
+
+
+def at_most(name: str, n_bytes: int) -> Fix:
+    """Suggest for an argument what leaves a tenth of some memory free."""
+    return Fix(Argument(name, f"{max(1, n_bytes * 9 // 10 // 10**6)}MB"), " or less")
 
 
 def n_cores() -> int:

@@ -173,9 +173,12 @@ class RunState:
         except ResourceError as error:
             self.n_failed += 1
             self.unsaved = _unsaved(self._run.path, counts, error)
+            if self._warns:
+                # The run goes on: there is nothing to resume yet.
+                warnings.warn(str(self.unsaved), stacklevel=3)
+            self.unsaved.fix = Fix(self.unsaved.fix, ", then the same with ", Argument("resume", "auto"))
             if not self._warns:
                 raise self.unsaved from error
-            warnings.warn(str(self.unsaved), stacklevel=3)
             return None
         self.unsaved, self._last_saved = None, saved
         return saved
@@ -338,7 +341,7 @@ def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
         f"the checkpoint after batch {counts.n_batches:,} was not saved: {error.what}",
         where=error.where,
         why=error.why,
-        fix=Fix(error.fix or "see to the disk", ", then the same with ", Argument("resume", "auto")),
+        fix=error.fix or "see to the disk",
     )
 
 

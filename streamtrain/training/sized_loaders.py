@@ -115,7 +115,7 @@ def _budget(
             least = smallest_shared_budget_bytes(least, [least_val])
     memory = shared_budget.loader_budget_bytes(options.memory, options.max_memory, taken, least_bytes=least)
     if options.max_memory and not (options.memory or options.lanes):
-        of_training = memory - memory // shared_budget.VAL_SHARE if val else memory
+        of_training = shared_budget.train_loader_bytes(memory, 1 if val else 0)
         lanes = shared_budget.steady_lanes(dataset, options.batch_size, of_training, groups=options.groups)
         return replace(options, lanes=lanes), memory
     return options, memory
@@ -138,11 +138,10 @@ def make_loaders(
 
 
 def _loaders(options: LoaderOptions, dataset: Dataset, val: Dataset | None, memory: int) -> Iterator[StreamLoader]:
-    val_memory = memory // shared_budget.VAL_SHARE if val else 0
     yield StreamLoader(
         dataset,
         batch_size=options.batch_size,
-        memory=memory - val_memory,
+        memory=shared_budget.train_loader_bytes(memory, 1 if val else 0),
         seed=options.seed,
         shuffle=options.shuffle,
         reshuffle=options.reshuffle,
@@ -153,8 +152,8 @@ def _loaders(options: LoaderOptions, dataset: Dataset, val: Dataset | None, memo
         on_bad_block=options.on_bad_block,
     )
     if val:
-        size, on_bad_block = min(options.batch_size, len(val)), options.on_bad_block
-        yield shared_budget.make_val_loader(val, size, val_memory, options.device, on_bad_block)
+        size, val_memory = min(options.batch_size, len(val)), shared_budget.eval_loader_bytes(memory)
+        yield shared_budget.make_val_loader(val, size, val_memory, options.device, options.on_bad_block)
 
 
 @contextmanager

@@ -299,8 +299,9 @@ class Trainer:
         totals = Totals(max_epochs=max_epochs, max_steps=max_steps)
         stopping = EarlyStopping(until_loss=until_loss, patience=patience)
         saving = {"every": checkpoint_every, "on_failure": on_checkpoint_failure}
-        options = LoaderOptions(batch_size=batch_size, seed=seed, memory=memory, max_memory=max_memory)
-        options = replace(options, device=str(self.device))
+        options = LoaderOptions(
+            batch_size=batch_size, seed=seed, memory=memory, max_memory=max_memory, device=str(self.device)
+        )
         if isinstance(loader, Dataset):
             self._prepare(loader)
         with streams_of(self, loader, val, options) as streams:

@@ -41,6 +41,22 @@ def test_a_whole_dataset_has_nothing_to_repair(dataset: Path, capsys: pytest.Cap
     assert _tree(dataset.parent) == before
 
 
+def test_a_link_and_a_dot_are_the_dataset_they_lead_to(
+    dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = dataset.parent / ".d.zarr.new"
+    (left / "_streamtrain").mkdir(parents=True)
+    link = dataset.parent / "elsewhere" / "link.zarr"
+    link.parent.mkdir()
+    link.symlink_to(dataset)
+    monkeypatch.chdir(dataset)
+    for path in (link, Path(), dataset):
+        assert [item.path for item in streamtrain.repair(path)] == [left]
+        found = _repair(capsys, path)
+        assert [Path(item["path"]) for item in found["leftovers"]] == [left]
+        assert found["dataset"]
+
+
 def test_every_kind_is_listed_and_goes_while_the_dataset_stays(
     dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,8 +18,8 @@ import pytest
 import streamtrain
 from streamtrain import errors
 from streamtrain.cli import main as frame
-from streamtrain.cli.main import COMMANDS, as_command_line, main
-from streamtrain.cli.output import emit, json_option
+from streamtrain.cli.main import COMMANDS, main
+from streamtrain.cli.output import as_command_line, emit, json_option
 from streamtrain.system.json_values import to_json_value
 
 Raiser = Callable[[BaseException], None]
@@ -273,4 +273,4 @@ def test_plain_refuses_what_has_no_json_form() -> None:
     ],
 )
 def test_a_remedy_is_what_a_shell_takes(part: errors.Argument | errors.Call, typed: str) -> None:
-    assert frame.as_command_line(errors.Fix(part)) == typed
+    assert as_command_line(errors.Fix(part)) == typed

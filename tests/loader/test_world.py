@@ -6,9 +6,10 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 
 import streamtrain
-from streamtrain import StreamLoader
+from streamtrain import StreamLoader, Trainer
 from streamtrain.loader import world
 
 
@@ -31,6 +32,26 @@ def told(dataset):
                 for _ in range(2):
                     list(loader)
     return [(str(warning.message), warning.filename) for warning in caught]
+
+
+def fitted(dataset, loader):
+    Trainer(torch.nn.Linear(1, 1), loss="mse", device="cpu").fit(dataset if loader is None else loader, max_epochs=2)
+
+
+def in_epochs(_, loader):
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        list(loader)
+
+
+@pytest.mark.parametrize("use", [fitted, in_epochs, lambda dataset, _: fitted(dataset, None)])
+def test_training_says_it_too(tmp_path, monkeypatch, use):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    x = np.ones((9, 1), np.float32)
+    dataset = streamtrain.ingest({"x": x, "y": x}, tmp_path / "d.zarr")
+    with StreamLoader(dataset, memory="16MB") as loader, pytest.warns(UserWarning, match="4 processes") as caught:
+        use(dataset, loader)
+    assert sum("processes train together" in str(each.message) for each in caught) == 1
 
 
 def group(n_ranks, *, is_available=True):

@@ -90,6 +90,8 @@ def test_warned_of_it_goes_on_and_tries_the_next(dataset: st.Dataset, tmp_path: 
     with pytest.warns(UserWarning, match=r"the checkpoint after batch \d+ was not saved") as told:
         trainer, history = fit(dataset, tmp_path / "a", Disk(28, 8, 10, 16), on_checkpoint_failure="warn")
     assert [str(warning.message).split(" was ")[0].split()[-1] for warning in told] == ["8", "10", "16"]
+    # The run goes on, so there is nothing to resume.
+    assert all(str(warning.message).endswith("Fix: free some space.") for warning in told)
     assert "The newest whole one is" in str(told[2].message)
     assert (history.checkpoint_failures, history.unsaved) == (3, None)
     whole, without = fit(dataset, tmp_path / "b", Syscalls())

@@ -10,7 +10,6 @@ In a forked process all of it is the parent's, and is kept as it is; so is memor
 from __future__ import annotations
 
 import ctypes
-import os
 import queue
 import time
 import warnings
@@ -140,7 +139,6 @@ class _DeviceMemory:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        self._process = os.getpid()
 
     def _copy(self, target: Tensor, source: Tensor) -> Tensor:
         """Copy from page-locked memory to the device, in the queue that is now the current one."""
@@ -148,9 +146,6 @@ class _DeviceMemory:
 
     def close(self) -> None:
         """Release everything once the device is done with it, or has failed."""
-        if os.getpid() != self._process:
-            keep(self)
-            return
         is_done = False
         try:
             is_done = self._accelerator.drain(_DRAIN_SECONDS)

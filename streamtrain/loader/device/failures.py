@@ -16,12 +16,14 @@ _BROKEN: Final = re.compile(
     r"\A\W*(?:CUDA|HIP|cuDNN|MIOpen|XPU|MPS)\b[\w ]* (?:error|failed)|CUBLAS_STATUS|CUDNN_STATUS"
 )
 _CAPTURES: Final = re.compile(r"stream is capturing|capturing (?:blocking )?stream|StreamCapture")
-_CPU: Final = Argument("device", "cpu")
+NO_KERNEL: Final = re.compile(r"no kernel image|invalid device function|PTX")
+BUSY: Final = re.compile(r"busy or unavailable|in use|exclusive")
+CPU: Final = Argument("device", "cpu")
 _REMEDIES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"device-side assert"), "labels and indexes within their range; CUDA_LAUNCH_BLOCKING=1 names the call"),
     (re.compile(r"ALLOC_FAILED|NOT_INITIALIZED|out of memory"), "a smaller batch_size, or a smaller model"),
-    (re.compile(r"no kernel image|invalid device function"), Fix("a build of torch for this device, or ", _CPU)),
-    (re.compile(r"busy or unavailable|in use"), Fix("end the process that has the device to itself, or ", _CPU)),
+    (NO_KERNEL, Fix("a build of torch for this device, or ", CPU)),
+    (BUSY, Fix("end the process that has the device to itself, or ", CPU)),
 )
 _ANY_REMEDY: Final = "begin a new process; if it comes again, the log of the device's driver has more"
 

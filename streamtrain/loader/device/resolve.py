@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from typing import Final
 
@@ -12,11 +11,9 @@ import torch
 from streamtrain.errors import Argument, DeviceError, Fix, UsageError, first_line
 from streamtrain.loader.device.accelerator import Accelerator, SynchronousAccelerator
 from streamtrain.loader.device.cuda import CudaAccelerator
+from streamtrain.loader.device.failures import BUSY, CPU, NO_KERNEL
 
-_NO_KERNEL: Final = re.compile(r"no kernel image|invalid device function|PTX")
-_BUSY: Final = re.compile(r"busy or unavailable|in use|exclusive")
-CPU: Final = Argument("device", "cpu")
-AUTO: Final = Fix(Argument("device", "auto"))
+_AUTO: Final = Fix(Argument("device", "auto"))
 _working: set[tuple[int, torch.device]] = set()  # the devices that have computed something, by process
 
 
@@ -34,13 +31,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"device {device!r} is none that torch knows", fix="auto, cpu, cuda or cuda:0") from error
     if resolved.type == "meta":
-        raise UsageError("device 'meta' holds no data, so nothing can be trained there", fix=AUTO)
+        raise UsageError("device 'meta' holds no data, so nothing can be trained there", fix=_AUTO)
     if resolved.type == "cuda":
         n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (resolved.index or 0) >= n_cuda:
             found = ", ".join(["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(n_cuda))])
             why = f"{_why_no_cuda()}Found: {found}"
-            raise DeviceError(f"there is no device {str(device)!r}", why=why, fix=AUTO)
+            raise DeviceError(f"there is no device {str(device)!r}", why=why, fix=_AUTO)
         _try_cuda(resolved)
     elif resolved.type != "cpu":
         _try(resolved)
@@ -81,12 +78,12 @@ def _try_cuda(device: torch.device) -> None:
 def _explained(device: torch.device, error: RuntimeError) -> dict[str, str]:
     text = str(error)
     first = first_line(error)[:200]
-    if _NO_KERNEL.search(text):
+    if NO_KERNEL.search(text):
         built = ", ".join(torch.cuda.get_arch_list()) or "none"
         major, minor = torch.cuda.get_device_capability(device)
         why = f"It is of sm_{major}{minor}, and torch {torch.__version__} has kernels for {built}: {first}"
         return {"why": why, "fix": Fix("a build of torch for it, or ", CPU)}
-    if _BUSY.search(text):
+    if BUSY.search(text):
         why = f"Another process has it to itself: {first}"
         return {"why": why, "fix": Fix("end that process, another GPU, or ", CPU)}
     return {"why": first, "fix": Fix("look at the driver (nvidia-smi), or ", CPU)}
@@ -97,4 +94,4 @@ def _try(device: torch.device) -> None:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise DeviceError(f"there is no device {str(device)!r}", why=first_line(error)[:200], fix=AUTO) from error
+        raise DeviceError(f"there is no device {str(device)!r}", why=first_line(error)[:200], fix=_AUTO) from error

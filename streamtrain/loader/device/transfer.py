@@ -106,6 +106,8 @@ class DeviceTransfer:
     def memory(self, layout: Layout, sizes: LoaderSizes) -> PoolMemory:
         """Make the pool's memory."""
         make = PoolOnDevice if self.pool_on_device else PoolOnHost
+        # A loader that was made before a fork may first be used after it.
+        self._process = os.getpid()
         with self._explained():
             return make(self._accelerator, layout, sizes)
 

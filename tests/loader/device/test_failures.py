@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -307,6 +308,22 @@ def test_a_forked_child_touches_nothing_of_the_devices(simulated, dataset, pool,
     assert len(found) == 1
     loader.close()
     assert not device.registered
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_loader_made_before_a_fork_is_used_and_closed_after_it(dataset):
+    loader = StreamLoader(dataset, memory="16MB", device=Placement(device="cpu", pool="host"))
+    child = os.fork()
+    if not child:
+        code = 1
+        signal.alarm(60)
+        with suppress(BaseException):
+            n_batches = sum(1 for _ in loader)
+            loader.close()
+            code = 0 if n_batches == len(loader) and not threads() and not device_pool._kept else 2
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    loader.close()
 
 
 # Weights where reading them waits.
