@@ -393,7 +393,8 @@ class StreamLoader:
                 self._sizes,
                 self._orders(),
                 n_positions=self._n_positions(),
-                threads=min(self._sizes.threads, n_cores()),
+                # At least two: one thread reads while another waits.
+                threads=min(self._sizes.threads, max(2, n_cores())),
                 memory=self._carrier.memory(self.dataset.layout, self._sizes) if self._carrier else None,
             )
             self._stop, self._pool = weakref.finalize(self, self._closer(pool)), pool

@@ -27,9 +27,11 @@ from streamtrain.store.writing.staging import (
     check_ours,
     destination_state,
     has_journal,
+    is_nobodys,
     predecessor,
     real_path,
     remove_dataset,
+    set_aside,
     successor,
     temporaries,
     tidy,
@@ -128,7 +130,8 @@ def _foreign(folder: Path, manifest: Manifest) -> Iterator[DatasetError]:
             folders.sort()
             for name in sorted(files):
                 path = Path(place, name)
-                if path.relative_to(folder).as_posix() not in manifest.files:
+                key = path.relative_to(folder).as_posix()
+                if key not in manifest.files and not is_nobodys(key):
                     yield DatasetError("a file that the manifest does not know", where=str(path), fix="remove it")
 
 
@@ -238,7 +241,7 @@ def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:
             what = "something that is not a dataset stands where one was being replaced when its writer ended"
             fix = Fix("move it away, then ", Call("repair", str(path), ("remove",)))
             raise UsageError(what, where=str(path), fix=fix)
-        for folder in (successor(path), predecessor(path)):
+        for folder in (successor(path), predecessor(path), *set_aside(path)):
             remove_dataset(folder, files)
         if destination_state(path) == "incomplete":
             check_ours(path)
@@ -266,6 +269,7 @@ def _found(path: Path) -> Iterator[tuple[Path, str]]:
     if os.path.lexists(predecessor(path)):
         gap = state == "absent" or _is_displaced(path)
         yield predecessor(path), "the dataset itself, to be put back under its name" if gap else "what was replaced"
+    yield from ((folder, "what was replaced") for folder in set_aside(path))
 
 
 def _of_successor(path: Path, state: DestinationState) -> str:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MOST_BUFFERS: Final = 1024  # Linux takes no more in one call
-_NO_EXCHANGE: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM})
-_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+_NOT_SUPPORTED: Final = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM})
+_NO_EXCHANGE: Final = _NOT_SUPPORTED | {errno.EINVAL}
+_NO_LINKS: Final = _NOT_SUPPORTED | {errno.EMLINK, errno.EXDEV}
 _COPIED_BYTES: Final = 2**22
 _URL: Final = re.compile(r"((?:[A-Za-z][\w+.-]+::)*[A-Za-z][\w+.-]+):(//?)(.*)", re.DOTALL)
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
@@ -183,17 +184,22 @@ class Files:
             self.system.fsync_dir(other.parent)
         return True
 
-    def link(self, old: Path, new: Path) -> None:
-        """Give a file that never changes a second name; where the file system has no links, copy it.
+    def link(self, old: Path, new: Path) -> bool:
+        """Give a file that never changes a second name; return False where that is impossible, and it has to be copied.
 
         The name is durable when its directory has been flushed.
         """
         with translate_os_errors("link", new):
             try:
-                return self.system.link(old, new)
+                self.system.link(old, new)
             except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
+                if error.errno in _NO_LINKS:
+                    return False
+                raise
+        return True
+
+    def copy(self, old: Path, new: Path) -> None:
+        """Copy a file, durably."""
         with translate_os_errors("copy", old), old.open("rb") as file, self.create(new) as out:
             while data := file.read(_COPIED_BYTES):
                 out.write(data)
