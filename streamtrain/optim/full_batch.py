@@ -33,6 +33,7 @@ from streamtrain.optim.determinism import check_deterministic, digest
 from streamtrain.optim.gradient_sum import ExactSum, GradientSum
 from streamtrain.optim.gradients import (
     Learner,
+    TrainingBatch,
     add_penalty,
     copy_weights,
     grad_norm,
@@ -125,14 +126,12 @@ class FullBatchRule(EpochRule):
         self._first_batch: str | None = None
         self._begins_anew = True
 
-    def learn(
-        self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None, weight: Tensor | None = None
-    ) -> BatchResult:
+    def learn(self, batch: TrainingBatch, max_steps: int | None = None) -> BatchResult:
         if self._before_trial is None:
-            self._first_batch = check_deterministic(self.learner.model, inputs, target, self._first_batch)
+            self._first_batch = check_deterministic(self.learner.model, batch, self._first_batch)
             self._before_trial = self._advance() or copy_weights(self.learner.parameters)
             self._look_where_it_is()
-        learned = super().learn(inputs, target, max_steps, weight)
+        learned = super().learn(batch, max_steps)
         self._loss.add(learned.loss * (learned.n_samples if learned.weight is None else learned.weight))
         return learned if self._checks else replace(learned, is_trial=True)
 

@@ -176,6 +176,38 @@ def check_least_weight(least: float, total: float) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingBatch:
+    """A batch as a step takes it: what the model is given, what the loss compares with, and what samples weigh."""
+
+    # (B, ...) each; the weights are (B,), and None where all samples weigh the same.
+    inputs: tuple[Tensor, ...]
+    target: Tensor
+    weight: Tensor | None = None
+    # The names of the fields in this order, for messages.
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def fields(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        weights = [] if self.weight is None else [self.weight]
+        return dict(zip(self.names, (*self.inputs, self.target, *weights), strict=True))
+
+    @property
+    def factors(self) -> list[float | None]:
+        """The weight of each sample as a number; None without weights."""
+        return [None] * len(self) if self.weight is None else self.weight.tolist()
+
+    def rows(self, some: slice) -> TrainingBatch:
+        """Select some of the samples."""
+        weight = None if self.weight is None else self.weight[some]
+        inputs = tuple(x[some] for x in self.inputs)
+        return TrainingBatch(inputs=inputs, target=self.target[some], weight=weight, names=self.names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchGradient:
     """The results of `batch_gradient` beside the gradient itself."""
 
@@ -188,9 +220,7 @@ class BatchGradient:
 
 def batch_gradient(
     learner: Learner,
-    inputs: tuple[Tensor, ...],
-    target: Tensor,
-    weight: Tensor | None = None,
+    batch: TrainingBatch,
     *,
     summed: bool = False,
     scale: float | None = None,
@@ -203,12 +233,12 @@ def batch_gradient(
     ``summed``. With ``check`` a loss or a gradient that is not finite is a DivergedError.
     """
     learner.optimizer.zero_grad(set_to_none=True)
-    output: Tensor = learner.model(*inputs)
-    measured, weights = (learner.loss.total if summed else learner.loss.objective)(output, target, weight)
+    output: Tensor = learner.model(*batch.inputs)
+    measured, weights = (learner.loss.total if summed else learner.loss.objective)(output, batch.target, batch.weight)
     factor = None if scale is None else torch.full_like(measured, scale)
     measured.backward(factor)  # type: ignore[no-untyped-call]
     # Where reading waits for the device, the weights have not been validated before.
-    least = least_weight(weight)
+    least = least_weight(batch.weight)
     value, total_weight, least, *sizes = read_scalars(measured, weights, least, *gradient_sizes(learner.parameters))
     check_least_weight(least, total_weight)
     if not total_weight:

@@ -21,7 +21,15 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from streamtrain.optim.gradient_sum import GradientSum
-from streamtrain.optim.gradients import BatchGradient, Learner, add_penalty, batch_gradient, check_finite_sum, grad_norm
+from streamtrain.optim.gradients import (
+    BatchGradient,
+    Learner,
+    TrainingBatch,
+    add_penalty,
+    batch_gradient,
+    check_finite_sum,
+    grad_norm,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +85,8 @@ class UpdateRule(ABC):
         self.is_fresh = True
 
     @abstractmethod
-    def learn(
-        self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None, weight: Tensor | None = None
-    ) -> BatchResult:
-        """Take in one batch, its samples weighted by ``weight``, (B,); stop once ``n_steps`` is ``max_steps``.
+    def learn(self, batch: TrainingBatch, max_steps: int | None = None) -> BatchResult:
+        """Take in one batch; stop once ``n_steps`` is ``max_steps``.
 
         After a stop inside a batch, the next call is given the same batch and takes in the rest.
         """
@@ -196,10 +202,8 @@ class BatchRule(UpdateRule):
     def steps_per_epoch(self, n_batches: int, n_samples: int) -> int:
         return -(-n_batches // self._accumulate)
 
-    def learn(
-        self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None, weight: Tensor | None = None
-    ) -> BatchResult:
-        seen = batch_gradient(self.learner, inputs, target, weight, summed=self._accumulate > 1)
+    def learn(self, batch: TrainingBatch, max_steps: int | None = None) -> BatchResult:
+        seen = batch_gradient(self.learner, batch, summed=self._accumulate > 1)
         if self._accumulate == 1:
             if seen.weight:
                 self._step()
@@ -208,7 +212,7 @@ class BatchRule(UpdateRule):
             self._n_waiting += 1
             if self._n_waiting == self._accumulate:
                 self.end_epoch()
-        return _batch_result(seen, target, weight)
+        return _batch_result(seen, batch)
 
     def end_epoch(self) -> None:
         self._n_waiting = 0
@@ -241,12 +245,10 @@ class EpochRule(UpdateRule):
     def abandon(self) -> None:
         self._sum.clear()
 
-    def learn(
-        self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None, weight: Tensor | None = None
-    ) -> BatchResult:
-        seen = batch_gradient(self.learner, inputs, target, weight, summed=True, check=self._checks)
+    def learn(self, batch: TrainingBatch, max_steps: int | None = None) -> BatchResult:
+        seen = batch_gradient(self.learner, batch, summed=True, check=self._checks)
         _add(self._sum, self.learner, seen)
-        return _batch_result(seen, target, weight)
+        return _batch_result(seen, batch)
 
     def end_epoch(self) -> None:
         if not put_mean(self._sum, self.learner):
@@ -278,5 +280,7 @@ def put_mean(total: GradientSum, learner: Learner, *, check: bool = True) -> flo
     return divisor
 
 
-def _batch_result(seen: BatchGradient, target: Tensor, weight: Tensor | None) -> BatchResult:
-    return BatchResult(loss=seen.loss, output=seen.output, target=target, weight=seen.weight, sample_weights=weight)
+def _batch_result(seen: BatchGradient, batch: TrainingBatch) -> BatchResult:
+    return BatchResult(
+        loss=seen.loss, output=seen.output, target=batch.target, weight=seen.weight, sample_weights=batch.weight
+    )
