@@ -75,7 +75,6 @@ class Batch(tuple[Tensor, ...]):
 def batch_type(names: Sequence[str]) -> type[Batch]:
     """Make the class of a dataset's batches; a field whose name is a word of Python has a place for an attribute."""
     named_tuple: Any = namedtuple
-    kind: type[Batch] = type(
-        "Batch", (Batch, named_tuple("Batch", names, rename=True)), {"__slots__": (), "_names": tuple(names)}
-    )
+    by_place = named_tuple("Batch", names, rename=True)
+    kind: type[Batch] = type("Batch", (Batch, by_place), {"__slots__": (), "_names": tuple(names)})
     return kind

@@ -32,6 +32,7 @@ from streamtrain.optim.conjugate_gradient import MAX_TRIALS
 from streamtrain.optim.determinism import check_deterministic, digest
 from streamtrain.optim.gradient_sum import ExactSum, GradientSum
 from streamtrain.optim.gradients import (
+    BatchResult,
     Learner,
     TrainingBatch,
     add_penalty,
@@ -42,7 +43,7 @@ from streamtrain.optim.gradients import (
     put_weights,
     weights_kept,
 )
-from streamtrain.optim.rules import BatchResult, EpochRule, Figures, put_mean
+from streamtrain.optim.rules import EpochRule, Figures, put_mean
 from streamtrain.system.arguments import is_number
 
 
@@ -132,7 +133,7 @@ class FullBatchRule(EpochRule):
             self._before_trial = self._advance() or copy_weights(self.learner.parameters)
             self._look_where_it_is()
         learned = super().learn(batch, max_steps)
-        self._loss.add(learned.loss * (learned.n_samples if learned.weight is None else learned.weight))
+        self._loss.add(learned.loss * learned.weight)
         return learned if self._checks else replace(learned, is_trial=True)
 
     def end_epoch(self) -> None:

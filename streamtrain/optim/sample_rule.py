@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from streamtrain.optim.gradients import BatchGradient, Learner, TrainingBatch, batch_gradient
-from streamtrain.optim.rules import BatchResult, UpdateRule
+from streamtrain.optim.gradients import BatchResult, Learner, TrainingBatch, batch_gradient
+from streamtrain.optim.rules import UpdateRule
 from streamtrain.optim.sample_fast_path.choice import SamplePathChoice
 from streamtrain.optim.sample_fast_path.loop import SampleResult
 
@@ -93,7 +93,7 @@ class SampleRule(UpdateRule):
             del seen
         return SampleResult(losses=losses, weights=weights, output=cast(Tensor, outputs)[: len(losses)])
 
-    def _learn_one(self, sample: TrainingBatch, factor: float | None) -> BatchGradient:
+    def _learn_one(self, sample: TrainingBatch, factor: float | None) -> BatchResult:
         """Take in a sample, its loss times a factor; a factor of 0 measures it and takes no step."""
         seen = batch_gradient(self.learner, sample, scale=factor)
         if seen.weight and factor != 0:

@@ -23,8 +23,15 @@ from tqdm import tqdm
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import random_state, seeded_random, set_random_state
-from streamtrain.optim.gradients import Learner, TrainingBatch, check_least_weight, least_weight, read_scalars
-from streamtrain.optim.rules import BatchResult, Figures, UpdateRule
+from streamtrain.optim.gradients import (
+    BatchResult,
+    Learner,
+    TrainingBatch,
+    check_least_weight,
+    least_weight,
+    read_scalars,
+)
+from streamtrain.optim.rules import Figures, UpdateRule
 from streamtrain.training.batch_stream import (
     BatchStream,
     check_weight_field,

@@ -456,11 +456,9 @@ class Trainer:
         """Refuse data of another schema; report once what is matched by position."""
         if self._schema is None:
             return
-        where = str(getattr(stream.dataset, "path", "the data"))
+        fields, where = self._epoch_loop.fields, str(getattr(stream.dataset, "path", "the data"))
         theirs = schema_of_stream(stream)
-        text = check_same_meaning(
-            self._schema, theirs, fields=self._epoch_loop.fields, of="the training data", where=where
-        )
+        text = check_same_meaning(self._schema, theirs, fields=fields, of="the training data", where=where)
         if text is not None and text not in self._told_unnamed:
             self._told_unnamed.add(text)
             warn_of_unnamed(text, stacklevel=stacklevel)

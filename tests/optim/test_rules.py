@@ -15,7 +15,7 @@ from streamtrain.errors import DivergedError, UnknownName
 from streamtrain.models.losses import LOSS_DEFINITIONS, resolve_loss
 from streamtrain.optim.build_rule import RULES, check_rule
 from streamtrain.optim.gradient_sum import GradientSum
-from streamtrain.optim.gradients import BatchGradient, Learner, TrainingBatch
+from streamtrain.optim.gradients import BatchResult, Learner, TrainingBatch
 from streamtrain.optim.optimizers import build_optimizer
 from streamtrain.optim.sample_rule import SampleRule
 
@@ -147,7 +147,7 @@ def test_the_sample_rule_keeps_no_sample_s_output_by_itself(monkeypatch: pytest.
     n_alive: list[int] = []
     learn_one = SampleRule._learn_one
 
-    def watched(self: SampleRule, *arguments: Any) -> BatchGradient:
+    def watched(self: SampleRule, *arguments: Any) -> BatchResult:
         n_alive.append(sum(ref() is not None for ref in seen))
         found = learn_one(self, *arguments)
         seen.append(weakref.ref(found.output))
