@@ -19,6 +19,7 @@ from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.comparison.surface import Snapshot, Trajectory, n_snapshots
 from streamtrain.comparison.variance import UpdateVariance
 from streamtrain.errors import Argument, BudgetError, DivergedError, Fix, ResourceError, UsageError
+from streamtrain.loader.batch import Batch
 from streamtrain.loader.quarantine import first_rows
 from streamtrain.loader.shared_budget import (
     BUDGET_PARTS,
@@ -186,7 +187,7 @@ class TimedStream:
     def __len__(self) -> int:
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         started = self._seconds()
         for batch in self._loader:
             yield batch

@@ -23,8 +23,15 @@ from tqdm import tqdm
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import random_state, seeded_random, set_random_state
-from streamtrain.optim.gradients import Learner, check_least_weight, least_weight, read_scalars
-from streamtrain.optim.rules import BatchResult, Figures, UpdateRule
+from streamtrain.optim.gradients import (
+    BatchResult,
+    Learner,
+    TrainingBatch,
+    check_least_weight,
+    least_weight,
+    read_scalars,
+)
+from streamtrain.optim.rules import Figures, UpdateRule
 from streamtrain.training.batch_stream import (
     BatchStream,
     check_weight_field,
@@ -34,11 +41,10 @@ from streamtrain.training.batch_stream import (
     last_batch_samples,
     samples_per_epoch,
     weights_named,
-    weights_of,
     zero_weight_error,
 )
 from streamtrain.training.metrics import EpochSummary, Metrics, RunningMetrics, Stopwatch
-from streamtrain.training.preflight import Batch, check_model_fits, check_width, preserve_mode
+from streamtrain.training.preflight import check_model_fits, check_width, preserve_mode
 from streamtrain.training.progress import Counts, Totals, run_length
 from streamtrain.training.run_folder import Run
 from streamtrain.training.run_state import MidEpochState, ResumableStream, stream_identity, stream_state
@@ -179,6 +185,7 @@ class EpochLoop:
         self._inputs = inputs
         self._target = target
         self._weight = weight
+        self.fields = (*inputs, target, *([weight] if weight else []))
         self._is_checked = False
         self._fitting: set[tuple[object, ...]] = set()
 
@@ -290,7 +297,7 @@ class EpochLoop:
 
     def _take_in(
         self,
-        batch: Any,
+        yielded: Any,
         stream: BatchStream,
         recorder: EpochRecorder,
         totals: Totals,
@@ -298,12 +305,11 @@ class EpochLoop:
     ) -> bool:
         """Learn from a batch; return False if the run was cut short inside it."""
         started = time.perf_counter()
-        fields = self.on_device(batch)
+        batch = self.on_device(yielded)
         recorder.copied(time.perf_counter() - started)
-        self._check_once(fields, class_counts(stream.dataset, self._target, self._learner.loss))
-        weight = self._weight_of(fields, stream)
-        learned = self._learn(fields, totals.max_steps, weight, stream)
-        if learned.n_samples < len(fields[self._target]):
+        self._check_once(batch, class_counts(stream.dataset, self._target, self._learner.loss))
+        learned = self._learn(batch, totals.max_steps, stream)
+        if learned.n_samples < len(batch):
             self.counts = self.counts.inside_batch(n_steps=self._rule.n_steps, n_samples=learned.n_new)
             self._cut(stream, place(n_batch_samples=learned.n_samples))
             recorder.add_partial(learned)
@@ -332,13 +338,12 @@ class EpochLoop:
             random_before=self._random_before if n_batch_samples else None,
         )
 
-    def _learn(self, fields: Batch, max_steps: int | None, weight: Tensor | None, stream: BatchStream) -> BatchResult:
-        inputs, target = self._inputs_of(fields), fields[self._target]
+    def _learn(self, batch: TrainingBatch, max_steps: int | None, stream: BatchStream) -> BatchResult:
         try:
-            with weights_named(self._weight, fields, lambda: last_batch_samples(stream)):
-                return self._rule.learn(inputs, target, max_steps, weight)
+            with weights_named(batch, lambda: last_batch_samples(stream)):
+                return self._rule.learn(batch, max_steps)
         except DivergedError as error:
-            name_bad_samples(error, self._learner, inputs, target, last_batch_samples(stream))
+            name_bad_samples(error, self._learner, batch, last_batch_samples(stream))
             raise
 
     def measure(self, stream: BatchStream) -> Metrics:
@@ -348,57 +353,47 @@ class EpochLoop:
         n_classes = class_counts(stream.dataset, self._target, loss)
         running = RunningMetrics(loss)
         with preserve_mode(model), self._located(stream):
-            for batch in stream:
-                fields = self.on_device(batch)
-                self._check_once(fields, None)
+            for yielded in stream:
+                batch = self.on_device(yielded)
+                self._check_once(batch, None)
                 model.eval()
                 with torch.no_grad():
-                    output = model(*self._inputs_of(fields))
-                    check_width(self._learner, output, fields, n_classes, may_be_wider=True)
-                    target, weight = fields[self._target], self._weight_of(fields, stream)
-                    total, weights, least = read_scalars(*loss.total(output, target, weight), least_weight(weight))
-                    with weights_named(self._weight, fields, lambda: last_batch_samples(stream)):
+                    output = model(*batch.inputs)
+                    check_width(self._learner, output, batch, n_classes, may_be_wider=True)
+                    with weights_named(batch, lambda: last_batch_samples(stream)):
+                        measured = loss.total(output, batch.target, batch.weight)
+                        total, weights, least = read_scalars(*measured, least_weight(batch.weight))
                         check_least_weight(least, weights)
                     mean = total / weights if weights else 0.0
-                    running.add(mean, output, target, weight=weights, sample_weights=weight)
+                    running.add(mean, output, batch.target, weight=weights, sample_weights=batch.weight)
         return running.mean()
 
-    def on_device(self, batch: Any) -> dict[str, Tensor]:
-        """Return the fields of a batch that the model and the loss take, on the device."""
-        names = (*self._inputs, self._target, *([self._weight] if self._weight else []))
-        return fields_on(self._device, batch, names)
-
-    def check(self, fields: Batch, n_classes: range | None) -> None:
-        """Refuse data that the model does not fit; nothing is changed."""
-        n_rows = 1 if self._rule.name == "sample" else _CHECKED_ROWS
-        few = {name: tensor[:n_rows] for name, tensor in fields.items()}
-        if self._weight:
-            check_weight_field(self._weight, few[self._weight])
-        check_model_fits(
-            self._learner,
-            few,
-            inputs=self._inputs,
-            target=self._target,
-            weight=self._weight,
-            n_classes=n_classes,
-            spans=self._rule.spans,
+    def on_device(self, batch: Any) -> TrainingBatch:
+        """Return what the model and the loss take of a batch, on the device."""
+        fields = fields_on(self._device, batch, self.fields)
+        return TrainingBatch(
+            inputs=tuple(fields[name] for name in self._inputs),
+            target=fields[self._target],
+            weight=fields[self._weight] if self._weight else None,
+            names=self.fields,
         )
 
-    def _check_once(self, fields: Batch, n_classes: range | None) -> None:
+    def check(self, batch: TrainingBatch, n_classes: range | None) -> None:
+        """Refuse data that the model does not fit; nothing is changed."""
+        few = batch.rows(slice(1 if self._rule.name == "sample" else _CHECKED_ROWS))
+        if few.weight is not None:
+            check_weight_field(few.names[-1], few.weight)
+        check_model_fits(self._learner, few, n_classes=n_classes, spans=self._rule.spans)
+
+    def _check_once(self, batch: TrainingBatch, n_classes: range | None) -> None:
         """Check the first batch of a run or a measurement, unless one of the same kind has passed."""
         if self._is_checked:
             return
-        like = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in fields.items())
+        like = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in batch.fields.items())
         if (n_classes, like) not in self._fitting:
-            self.check(fields, n_classes)
+            self.check(batch, n_classes)
             self._fitting |= {(n_classes, like), (None, like)}
         self._is_checked = True
-
-    def _inputs_of(self, fields: Batch) -> tuple[Tensor, ...]:
-        return tuple(fields[name] for name in self._inputs)
-
-    def _weight_of(self, fields: Batch, stream: BatchStream) -> Tensor | None:
-        return None if self._weight is None else weights_of(self._weight, fields, lambda: last_batch_samples(stream))
 
     @contextmanager
     def _located(self, stream: BatchStream) -> Iterator[None]:

@@ -431,7 +431,7 @@ class Trainer:
         make = partial(make_rule, self._rule.name, options=options)
         # A rehearsed step is not counted, scheduled or reported.
         learner = replace(self._learner, schedules=None, on_step=None)
-        return working_memory(make, learner, batch, inputs=self.inputs, target=self.target, weight=self.weight)
+        return working_memory(make, learner, batch)
 
     def begin_epoch_anew(self) -> None:
         """Forget an epoch that was cut short: the next call of `fit` starts it over, on any stream."""
@@ -456,8 +456,7 @@ class Trainer:
         """Refuse data of another schema; report once what is matched by position."""
         if self._schema is None:
             return
-        fields = (*self.inputs, self.target, *([self.weight] if self.weight else []))
-        where = str(getattr(stream.dataset, "path", "the data"))
+        fields, where = self._epoch_loop.fields, str(getattr(stream.dataset, "path", "the data"))
         theirs = schema_of_stream(stream)
         text = check_same_meaning(self._schema, theirs, fields=fields, of="the training data", where=where)
         if text is not None and text not in self._told_unnamed:
