@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from streamtrain.errors import Call, DamagedBlock, DatasetError, Fix, UsageError
 from streamtrain.store.codec import checksum
-from streamtrain.store.dataset import Dataset, checked_dataset, read_facts
+from streamtrain.store.dataset import Dataset, checked_dataset, read_facts, read_in_place, read_root, replaced
 from streamtrain.store.layout import Field
 from streamtrain.store.manifest import Manifest, file_damage
 from streamtrain.store.shard import RESTORE, LocalFile, ShardReader, StoredFile, open_regular, unreadable
@@ -76,7 +76,7 @@ def verify(
     Raises
     ------
     DatasetError
-        Root or manifest do not tell what the dataset must be.
+        Root or manifest do not tell what the dataset must be, or another dataset has taken its place meanwhile.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def verify(
     [('x', 0, (0, 30))]
     """
     started, folder = time.perf_counter(), local_path(path)
-    manifest = read_facts(folder)
+    manifest = read_in_place(folder, read_facts)
     damage = [*file_damage(folder, manifest), *_foreign(folder, manifest)]
     dataset = _collected(lambda: checked_dataset(folder, manifest), damage)
     n_bytes = 0
@@ -107,6 +107,9 @@ def verify(
             damage += found
             n_bytes += n_read
             tell(n_read, total)
+    # What was replaced meanwhile is not damaged, and not known to be whole.
+    if read_root(folder).get("id") != manifest.id:
+        raise replaced(folder)
     seconds = time.perf_counter() - started
     return VerifyReport(manifest=manifest, full=full, damage=tuple(damage), n_bytes=n_bytes, seconds=seconds)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, UsageError, remedy
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
-from streamtrain.store.writing.lock import FOLDER_LOCK, check_folder_unlocked, folder_lock
+from streamtrain.store.writing.lock import FOLDER_LOCK, check_folder_unlocked, folder_lock, is_folder_locked
 from streamtrain.system.files import Files, is_temporary, local_path, translate_os_errors
 from streamtrain.training.checkpoint import Checkpoint, leave_behind, write_checkpoint
 
@@ -211,9 +211,9 @@ def is_run(path: Path) -> bool:
 def check_run(path: Path, *, resumes: bool = False) -> None:
     """Refuse a place where another process trains, or that is taken, unless the run there resumes."""
     path = local_path(path)
-    if _is_taken(path):
+    if (resumes and is_run(path)) or _is_taken(path):
         check_folder_unlocked(path)
-        _refuse_taken(path, resumes=resumes)
+    _refuse_taken(path, resumes=resumes)
 
 
 @contextmanager
@@ -226,7 +226,7 @@ def sole_writer(path: Path, *, resumes: bool = False) -> Iterator[None]:
 
 
 def _refuse_taken(path: Path, *, resumes: bool) -> None:
-    if _is_taken(path) and not (resumes and is_run(path)):
+    if not (resumes and is_run(path)) and _is_taken(path):
         resuming = (", ", Argument("resume", "auto"), " to resume it, or remove it") if is_run(path) else ()
         raise UsageError("the run folder is taken", where=str(path), fix=Fix(ANOTHER, *resuming))
 
@@ -250,7 +250,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"no run: {CONFIG} is missing", where=str(path), fix=_nearby_runs(path)) from None
+        begins = is_folder_locked(local_path(path))
+        fix = "wait for its first checkpoint: it is being trained" if begins else _nearby_runs(path)
+        raise CheckpointError(f"no run: {CONFIG} is missing", where=str(path), fix=fix) from None
     except OSError as error:
         fix = remedy(error, "train again")
         raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), fix=fix) from error

@@ -1,4 +1,4 @@
-"""The lock of a dataset or a folder: one writer at a time, by ``flock``, which the kernel lets go when its process ends.
+"""The lock of a dataset or a folder: one writer at a time, by ``flock``, which ends with its process.
 
 A dataset's lock file stands beside it, as its folder is replaced; that of a run's folder inside it, where whoever sees
 the folder sees the lock, under whatever path. It names its writer, and goes with the lock.
@@ -78,6 +78,15 @@ def check_folder_unlocked(folder: Path) -> None:
     """Refuse a folder that somebody is writing, without locking it."""
     with _of_dead_writer(folder / FOLDER_LOCK):
         pass
+
+
+def is_folder_locked(folder: Path) -> bool:
+    """Say whether somebody is writing a folder."""
+    try:
+        check_folder_unlocked(folder)
+    except LockedError:
+        return True
+    return False
 
 
 @contextmanager
