@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -223,8 +224,13 @@ def repair(path: str | os.PathLike[str], *, remove: bool = False) -> tuple[Lefto
 
 def find_leftovers(path: Path) -> tuple[Leftover, ...]:
     """List what interrupted ingests to a destination left; refuse while an ingest is at work there."""
-    check_unlocked(path)
-    return tuple(Leftover(path=found, what=what, n_bytes=_size(found)) for found, what in _found(path))
+    while True:
+        check_unlocked(path)
+        # An ingest may begin just now, and tidy up what is listed.
+        with suppress(FileNotFoundError):
+            found = tuple(Leftover(path=each, what=what, n_bytes=_size(each)) for each, what in _found(path))
+            check_unlocked(path)
+            return found
 
 
 def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:

@@ -86,6 +86,8 @@ def is_folder_locked(folder: Path) -> bool:
         check_folder_unlocked(folder)
     except LockedError:
         return True
+    except ResourceError:
+        pass  # without locks nobody holds one
     return False
 
 
