@@ -212,8 +212,9 @@ def ingest(
     _tell_left_out(opened, say)
     if request.classes is not None:
         opened = ClassCheckedSource(opened, request.classes)
-    run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
-    return open_dataset(dest)
+    dataset = run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
+    dataset.path = local_path(dest)  # which may be a link to it
+    return dataset
 
 
 def _known_names(request: IngestRequest, path: Path, mode: Mode) -> tuple[str, ...] | None:
@@ -239,7 +240,7 @@ def run_ingest(
     mode: Mode = "create",
     resume: bool = False,
     say: Say | None = None,
-) -> None:
+) -> Dataset:
     """Write a source as a dataset, as its only writer; see `ingest`."""
     files, say = files or Files(), say or _say_nothing
     if resume:
@@ -254,6 +255,8 @@ def run_ingest(
             _resume(source, interrupted, path, request, files, say)
         elif not (resume and _is_complete(source, path, request, mode, say)):
             _begin(source, path, request, mode, files, say)
+        # Opened before another writer can replace it.
+        return open_dataset(path)
 
 
 def _say_nothing(text: str) -> None:

@@ -166,6 +166,18 @@ class Files:
                 what = "cannot create directory: something else is in its place"
                 raise ResourceError(what, where=str(path), fix="choose another path") from None
 
+    def make_numbered_dir(self, parent: Path) -> Path:
+        """Create the directory of the next number, one more than the highest; of many at once, each gets its own."""
+        while True:
+            self.ensure_dir(parent)
+            # Another process may take the number, or remove the empty parent, just now.
+            with translate_os_errors("create directory", parent), suppress(FileExistsError, FileNotFoundError):
+                numbers = [int(entry.name) for entry in parent.iterdir() if entry.name.isdecimal()]
+                path = parent / str(1 + max(numbers, default=0))
+                self.system.mkdir(path)
+                self.system.fsync_dir(parent)
+                return path
+
     def rename(self, old: Path, new: Path) -> None:
         """Rename a file or a directory inside its directory, durably."""
         with translate_os_errors("rename", new):
@@ -218,6 +230,18 @@ class Files:
             else:
                 self.system.unlink(entry)
         self.system.rmdir(path)
+
+
+@contextmanager
+def numbered_folder(parent: Path) -> Iterator[Path]:
+    """Take the next number in a directory while the ``with`` block runs; what stays empty goes again."""
+    path = Files().make_numbered_dir(parent)
+    try:
+        yield path
+    finally:
+        with suppress(OSError):
+            path.rmdir()
+            parent.rmdir()
 
 
 def temporary_beside(path: Path) -> Path:

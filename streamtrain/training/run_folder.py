@@ -10,6 +10,7 @@
         memory.json                the memory it took, once it has ended
         checkpoints/00001175/      see `streamtrain.training.checkpoint`
         report.html
+        .lock                      while it is being trained: who does, see `streamtrain.store.writing.lock`
 
 Nothing in it is ever executed.
 """
@@ -19,8 +20,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, UsageError, remedy
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
+from streamtrain.store.writing.lock import FOLDER_LOCK, check_folder_unlocked, folder_lock, is_folder_locked
 from streamtrain.system.files import Files, is_temporary, local_path, translate_os_errors
 from streamtrain.training.checkpoint import Checkpoint, leave_behind, write_checkpoint
 
@@ -39,13 +41,15 @@ MEMORY: Final = "memory.json"
 
 
 class RunFolder:
-    """A run being written; its folder appears with the first write."""
+    """A run being written, by nobody else until it is closed; a folder in which nothing was written goes again."""
 
     def __init__(
         self, path: Path, config: Mapping[str, object], *, resumes: bool = False, files: Files | None = None
     ) -> None:
-        if not (resumes and is_run(path)):
-            check_new_run(path)
+        # Looked at first, so that nothing is made in a place that is taken.
+        check_run(path, resumes=resumes)
+        self._lock = ExitStack()
+        self._lock.enter_context(sole_writer(path, resumes=resumes))
         self.path = path
         self._config = config
         self._files = files or Files()
@@ -162,10 +166,11 @@ class RunFolder:
         return self._metrics
 
     def close(self) -> None:
-        """Close ``metrics.jsonl``."""
+        """Close ``metrics.jsonl``, and let other writers in."""
         if self._metrics is not None:
             os.close(self._metrics)
             self._metrics = None
+        self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -203,19 +208,34 @@ def is_run(path: Path) -> bool:
         raise CheckpointError(f"cannot be looked at: {error.strerror}", where=str(path), fix=fix) from error
 
 
-def check_new_run(path: Path) -> None:
-    """Refuse a place that is taken; leftovers of a run killed as it began do not count."""
+def check_run(path: Path, *, resumes: bool = False) -> None:
+    """Refuse a place where another process trains, or that is taken, unless the run there resumes."""
     path = local_path(path)
-    if path.exists() and not (path.is_dir() and all(is_temporary(entry.name) for entry in path.iterdir())):
+    if (resumes and is_run(path)) or _is_taken(path):
+        check_folder_unlocked(path)
+    _refuse_taken(path, resumes=resumes)
+
+
+@contextmanager
+def sole_writer(path: Path, *, resumes: bool = False) -> Iterator[None]:
+    """Hold the lock of a run's folder, or of one for several runs, while the block runs; refuse as `check_run` does."""
+    with folder_lock(path):
+        # Another process may have been there between the look and the lock.
+        _refuse_taken(path, resumes=resumes)
+        yield
+
+
+def _refuse_taken(path: Path, *, resumes: bool) -> None:
+    if not (resumes and is_run(path)) and _is_taken(path):
         resuming = (", ", Argument("resume", "auto"), " to resume it, or remove it") if is_run(path) else ()
-        fix = Fix(ANOTHER, *resuming)
-        raise UsageError("the run folder is taken", where=str(path), fix=fix)
+        raise UsageError("the run folder is taken", where=str(path), fix=Fix(ANOTHER, *resuming))
 
 
-def next_run(parent: Path) -> Path:
-    """Return the folder of the next run: one more than the highest number in use."""
-    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    return parent / str(1 + max((int(name) for name in names if name.isdecimal()), default=0))
+def _is_taken(path: Path) -> bool:
+    """Whether something is there; leftovers of a run killed as it began do not count."""
+    if not path.is_dir():
+        return path.exists()
+    return not all(is_temporary(entry.name) or entry.name == FOLDER_LOCK for entry in path.iterdir())
 
 
 def newest_run(parent: Path) -> Path | None:
@@ -230,7 +250,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"no run: {CONFIG} is missing", where=str(path), fix=_nearby_runs(path)) from None
+        begins = is_folder_locked(local_path(path))
+        fix = "wait for its first checkpoint: it is being trained" if begins else _nearby_runs(path)
+        raise CheckpointError(f"no run: {CONFIG} is missing", where=str(path), fix=fix) from None
     except OSError as error:
         fix = remedy(error, "train again")
         raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), fix=fix) from error

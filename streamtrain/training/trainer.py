@@ -293,6 +293,8 @@ class Trainer:
             The checkpoint is of another run; every difference is named.
         ResourceError
             A checkpoint could not be written; the newest whole one is named.
+        LockedError
+            Another process, or another call of `fit`, trains in the checkpoint's folder.
         Interrupted
             A `KeyboardInterrupt`: a signal came, and the run is saved.
         """
