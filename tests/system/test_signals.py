@@ -32,7 +32,8 @@ def test_the_first_signal_is_held_back_and_the_second_interrupts() -> None:
 
 
 def test_a_signal_that_was_ignored_on_purpose_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whoever runs the tests may have SIGHUP ignored.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         with defer_signals() as interrupts:
             signal.raise_signal(signal.SIGINT)
@@ -41,4 +42,5 @@ def test_a_signal_that_was_ignored_on_purpose_stays_ignored() -> None:
             assert interrupts.number == signal.SIGHUP
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip((signal.SIGINT, signal.SIGHUP), before, strict=True):
+            signal.signal(number, handler)
