@@ -29,6 +29,8 @@ from streamtrain.cli.output import (
     headspace_line,
     json_option,
     memory_line,
+    note,
+    print_text,
     time_lines,
 )
 from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
@@ -150,10 +152,10 @@ class TrainOutcome:
 def say_resumed(out: Path, resumed: ResumePoint) -> None:
     """Print to stderr where a run resumes, and which checkpoints were damaged."""
     for skipped in resumed.skipped:
-        click.echo(f"warning: skipped a damaged checkpoint, {skipped}", err=True)
+        note(f"warning: skipped a damaged checkpoint, {skipped}")
     part = f" and {resumed.n_batch_samples:,} samples of the next" if resumed.n_batch_samples else ""
     goes_on = f"{out}: goes on after batch {resumed.n_batches:,}{part}"
-    click.echo(goes_on if resumed.n_batches or part else f"{out}: no checkpoint; starts afresh", err=True)
+    note(goes_on if resumed.n_batches or part else f"{out}: no checkpoint; starts afresh")
 
 
 @contextmanager
@@ -192,7 +194,7 @@ def train_command(as_json: bool, **given: Any) -> None:
     for `streamtrain evaluate` and --resume. Ctrl-C saves the run before it ends; a second one ends it at once.
     """
     options = TrainOptions.of(given)
-    say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
+    say: Callable[[str], None] = (lambda _: None) if as_json else print_text
     trained = _train(options, say)
     emit(as_json, trained.result(), trained.text())
     trained.raise_rest()
@@ -214,7 +216,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     def say_heading() -> None:
         say(_heading(options, dataset, trainer))
         for doubt in training_warnings(dataset, options.batch_size):
-            click.echo(f"warning: {doubt}", err=True)
+            note(f"warning: {doubt}")
 
     sizing = partial(sized_loaders, reserved_bytes=reserved, on_checked=say_heading)
     with ExitStack() as stack:
@@ -222,7 +224,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
         training = loaders.training
         config = trainer.describe(training) | about | budget_config(training, loaders.memory_bytes)
         if training.shuffle and (poor := poor_shuffle(dataset, options.batch_size, training.sizes.lanes)):
-            click.echo(f"warning: {poor}", err=True)
+            note(f"warning: {poor}")
         run = stack.enter_context(RunFolder(out, config, resumes=options.resume))
         if expected := training.projection.expected:
             few = few_lanes(dataset.layout, training.sizes, training.memory_bytes)
@@ -300,7 +302,7 @@ def _with_headspace(
             return replace(trained, headspace=headspace(trainer, loader))
     except StreamtrainError as error:
         # The run itself is done, and its result must not be lost.
-        click.echo(f"warning: the headspace was not measured: {error_text(error)}", err=True)
+        note(f"warning: the headspace was not measured: {error_text(error)}")
         return trained
     except KeyboardInterrupt as interrupt:
         return replace(trained, interrupt=interrupt)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from streamtrain.diagnostics.charts import is_placed
 from streamtrain.errors import Argument, CheckpointError, Fix
+from streamtrain.system.files import read_failure, read_whole
 from streamtrain.training.run_folder import CONFIG, MEMORY, METRICS, read_config
 
 _KINDS: Final = ("batch", "epoch", "measured")
@@ -72,10 +73,12 @@ def read_run(path: Path) -> RunRecord:
 
 def _read_metrics(file: Path) -> list[tuple[str, MetricsLine]]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_whole(file).decode()
     except FileNotFoundError:
         raise CheckpointError("is missing", where=str(file), fix="train again") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise read_failure(error, file, CheckpointError, "train again") from error
+    except UnicodeDecodeError as error:
         raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
     found = [_parse(line, f"{file}:{number}") for number, line in enumerate(text.splitlines(), 1)]
     if not found:
@@ -102,10 +105,12 @@ def _parse(text: str, where: str) -> tuple[str, MetricsLine]:
 
 def _read_memory(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(read_whole(file))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise read_failure(error, file, CheckpointError, "train again") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
     if not isinstance(found, dict) or not _is_memory(found):
         raise CheckpointError("is damaged: no bytes by name", where=str(file), fix="train again")

@@ -35,7 +35,8 @@ from streamtrain.store.writing.staging import (
     tidy,
 )
 from streamtrain.store.zarr_metadata import PRIVATE, shard_key
-from streamtrain.system.files import Files, local_path, translate_os_errors
+from streamtrain.system.files import Files, is_there, local_path, translate_os_errors, walk
+from streamtrain.system.syscalls import SYSTEM
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -77,6 +78,8 @@ def verify(
     ------
     DatasetError
         Root or manifest do not tell what the dataset must be.
+    ResourceError
+        Something could not be read for now, so nobody can say whether it is damaged.
 
     Examples
     --------
@@ -124,12 +127,15 @@ def _collected(look: Callable[[], Any], damage: list[DatasetError]) -> Any:
 def _foreign(folder: Path, manifest: Manifest) -> Iterator[DatasetError]:
     """Report files among those of the fields that the manifest does not know: stock zarr might read them."""
     for field in manifest.layout.fields:
-        for place, folders, files in os.walk(folder / field.name):
-            folders.sort()
-            for name in sorted(files):
-                path = Path(place, name)
-                if path.relative_to(folder).as_posix() not in manifest.files:
-                    yield DatasetError("a file that the manifest does not know", where=str(path), fix="remove it")
+        try:
+            for place, folders, files in walk(folder / field.name):
+                folders.sort()
+                for name in sorted(files):
+                    path = Path(place, name)
+                    if path.relative_to(folder).as_posix() not in manifest.files:
+                        yield DatasetError("a file that the manifest does not know", where=str(path), fix="remove it")
+        except OSError as error:
+            raise unreadable(folder / field.name, error) from error
 
 
 def _shards(
@@ -150,11 +156,13 @@ def _shards(
 def _whole_damage(path: Path, file: StoredFile) -> list[DatasetError]:
     crc = 0
     try:
-        with os.fdopen(open_regular(path), "rb", buffering=0) as opened:
+        with SYSTEM.stream(open_regular(path), 0) as opened:
             while piece := opened.read(_PIECE_BYTES):
                 crc = checksum(piece, crc)
     except OSError as error:
-        return [unreadable(path, error)]
+        if not isinstance(found := unreadable(path, error), DatasetError):
+            raise found from error
+        return [found]
     what = f"crc32c is {crc:08x}, the manifest says {file.crc32c:08x}"
     return [] if crc == file.crc32c else [DatasetError(what, where=str(path), fix=RESTORE)]
 
@@ -221,7 +229,8 @@ def repair(path: str | os.PathLike[str], *, remove: bool = False) -> tuple[Lefto
 def find_leftovers(path: Path) -> tuple[Leftover, ...]:
     """List what interrupted ingests to a destination left; refuse while an ingest is at work there."""
     check_unlocked(path)
-    return tuple(Leftover(path=found, what=what, n_bytes=_size(found)) for found, what in _found(path))
+    with translate_os_errors("look at", path):
+        return tuple(Leftover(path=found, what=what, n_bytes=_size(found)) for found, what in _found(path))
 
 
 def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:
@@ -252,7 +261,7 @@ def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:
 
 def _found(path: Path) -> Iterator[tuple[Path, str]]:
     state = destination_state(path)
-    if lock_path(path).exists():
+    if is_there(lock_path(path)):
         yield lock_path(path), "the lock of a writer that is dead"
     if state == "incomplete":
         what = "an ingest that did not finish"
@@ -261,9 +270,9 @@ def _found(path: Path) -> Iterator[tuple[Path, str]]:
         if has_journal(path):
             yield path / JOURNAL, "the journal of an ingest that was committed"
         yield from ((temporary, "a file that was not finished") for temporary in temporaries(path))
-    if os.path.lexists(successor(path)):
+    if is_there(successor(path)):
         yield successor(path), _of_successor(path, state)
-    if os.path.lexists(predecessor(path)):
+    if is_there(predecessor(path)):
         gap = state == "absent" or _is_displaced(path)
         yield predecessor(path), "the dataset itself, to be put back under its name" if gap else "what was replaced"
 
@@ -283,4 +292,4 @@ def _is_displaced(path: Path) -> bool:
 def _size(path: Path) -> int:
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
-    return sum((Path(parent) / name).lstat().st_size for parent, _, names in os.walk(path) for name in names)
+    return sum((Path(parent) / name).lstat().st_size for parent, _, names in walk(path) for name in names)

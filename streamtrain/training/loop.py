@@ -25,6 +25,7 @@ from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import random_state, seeded_random, set_random_state
 from streamtrain.optim.gradients import Learner, check_least_weight, least_weight, read_scalars
 from streamtrain.optim.rules import BatchResult, Figures, UpdateRule
+from streamtrain.system.progress_bar import is_shown
 from streamtrain.training.batch_stream import (
     BatchStream,
     check_weight_field,
@@ -71,7 +72,7 @@ class EpochRecorder:
             mininterval=_REFRESH_SECONDS,
             leave=False,
             file=sys.stderr,
-            disable=not (sys.stderr.isatty() if progress is None else progress),
+            disable=not is_shown(progress),
         )
 
     def __enter__(self) -> Self:
