@@ -12,7 +12,16 @@ import click
 
 from streamtrain.cli.output import emit, json_option
 from streamtrain.errors import UsageError
-from streamtrain.system.files import local_path
+from streamtrain.system.files import (
+    Syscalls,
+    is_folder,
+    is_of_machine,
+    local_path,
+    names_in,
+    os_failure,
+    status_of,
+    translate_os_errors,
+)
 
 PROFILES: Final = Path("profiles")
 
@@ -59,24 +68,34 @@ def profile_command(out: Path | None, interval: float, no_png: bool, words: tupl
 
 
 def _next_folder() -> Path:
-    names = [entry.name for entry in PROFILES.iterdir()] if PROFILES.is_dir() else []
+    with translate_os_errors("look at", PROFILES):
+        names = names_in(PROFILES) if is_folder(PROFILES) else []
     return PROFILES / str(1 + max((int(name) for name in names if name.isdecimal()), default=0))
 
 
 def _make(folder: Path) -> None:
     """Make the profile's folder before the command runs, so that nothing is run whose profile has no place."""
     local_path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError(
-            "the profile's folder is taken", where=str(folder), fix="an --out that does not exist, or is empty"
-        )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if status_of(folder) is not None and not (is_folder(folder) and not names_in(folder)):
+            raise UsageError(
+                "the profile's folder is taken", where=str(folder), fix="an --out that does not exist, or is empty"
+            )
+        _make_all(folder)
         usable = os.access(folder, os.W_OK | os.X_OK)
     except OSError as error:
+        if is_of_machine(error):
+            raise os_failure(error, "create directory", folder) from error
         raise _unusable(folder, error.strerror or str(error)) from error
     if not usable:
         raise _unusable(folder, "Permission denied")
+
+
+def _make_all(folder: Path) -> None:
+    if status_of(folder) is None:
+        _make_all(folder.parent)
+        with suppress(FileExistsError):
+            Syscalls().mkdir(folder)
 
 
 def _unusable(folder: Path, why: str) -> UsageError:

@@ -24,7 +24,7 @@ import click
 
 from streamtrain.cli.output import error_text, note
 from streamtrain.errors import ResourceError, StreamtrainError, unknown_name
-from streamtrain.system.files import os_failure
+from streamtrain.system.files import is_of_machine, os_failure
 from streamtrain.system.signals import terminated_cleanly
 from streamtrain.system.units import format_bytes
 
@@ -125,8 +125,8 @@ def _outcome(error: BaseException) -> tuple[str, int]:
             return f"{what}. Fix: a smaller --model or --batch-size.", ResourceError.exit_code
         case OSError() if error.errno in _FULL_DISK:
             return f"{error}. Fix: free some space.", ResourceError.exit_code
-        case OSError() if error.errno in _RAN_OUT:
-            return _outcome(os_failure(error, "open", str(error.filename or "a file")))
+        case OSError() if error.errno in _RAN_OUT or (error.filename is not None and is_of_machine(error)):
+            return _outcome(os_failure(error, "use", str(error.filename or "a file")))
         case _:
             what = "".join(traceback.format_exception_only(error)).strip()
             return f"a bug in streamtrain: {what} (--debug shows the traceback)", EXIT_BUG

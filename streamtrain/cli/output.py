@@ -7,13 +7,12 @@ import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from streamtrain.errors import Argument, Call, Fix, StreamtrainError
-from streamtrain.system.files import translate_os_errors
+from streamtrain.system.files import os_failure
 from streamtrain.system.json_values import to_json_value
 from streamtrain.system.units import format_bytes, format_duration, megabytes
 
@@ -33,8 +32,14 @@ def emit(as_json: bool, result: Mapping[str, object], text: str) -> None:
 
 def print_text(text: str) -> None:
     """Print text on stdout; what is said to a stream that was closed from the start is lost."""
-    with translate_os_errors("write", Path("stdout")):
+    try:
         click.echo(_printable(text))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        failure = os_failure(error, "write", "stdout")
+        failure.why = None  # the room of another disk
+        raise failure from error
 
 
 def note(text: str) -> None:

@@ -418,7 +418,7 @@ def _explained(error: OSError, path: str | os.PathLike[str]) -> tuple[str | None
             why = f"{format_bytes(memory_limit().free_bytes)} of memory are free"
             return why, Fix("end other processes, or a smaller ", Argument("memory"))
         case number if number in _OF_THE_NETWORK:
-            return None, "see to the network disk (mount it again, say), then the same once more"
+            return None, "see to the network disk (mount it again, say)"
     return None, remedy(error, "see to the disk, or choose another")
 
 

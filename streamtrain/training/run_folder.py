@@ -220,7 +220,7 @@ def is_run(path: Path) -> bool:
     try:
         return is_regular(path / CONFIG)
     except OSError as error:
-        raise read_failure(error, path, CheckpointError, ANOTHER, what="cannot be looked at") from error
+        raise read_failure(error, path / CONFIG, CheckpointError, ANOTHER, what="cannot be looked at") from error
 
 
 def check_new_run(path: Path) -> None:
