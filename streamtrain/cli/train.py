@@ -34,7 +34,7 @@ from streamtrain.cli.output import (
     time_lines,
 )
 from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
-from streamtrain.errors import StreamtrainError, UsageError
+from streamtrain.errors import ResourceError, StreamtrainError, UsageError
 from streamtrain.loader import shared_budget
 from streamtrain.loader.plan import few_lanes
 from streamtrain.loader.quarantine import QuarantinedBlock
@@ -81,6 +81,7 @@ class TrainOutcome:
     headspace: Headspace | None
     quarantined: tuple[QuarantinedBlock, ...] = ()
     val_quarantined: tuple[QuarantinedBlock, ...] = ()
+    unwritten: ResourceError | None = None  # memory.json; the run itself is done
     interrupt: KeyboardInterrupt | None = None  # came while the headspace was measured
 
     def result(self) -> dict[str, object]:
@@ -145,8 +146,8 @@ class TrainOutcome:
         """Raise the failed save or the Ctrl-C that ends the command after its result is printed."""
         if self.interrupt is not None:
             raise self.interrupt
-        if self.history.unsaved is not None:
-            raise self.history.unsaved
+        if failed := self.history.unsaved or self.unwritten:
+            raise failed
 
 
 def say_resumed(out: Path, resumed: ResumePoint) -> None:
@@ -250,7 +251,10 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
         quarantined=loaders.training.quarantined,
         val_quarantined=loaders.validation.quarantined if loaders.validation else (),
     )
-    write_memory(out, {**trained.memory, "terms": terms})
+    try:
+        write_memory(out, {**trained.memory, "terms": terms})
+    except ResourceError as error:
+        trained = replace(trained, unwritten=error)
     return _with_headspace(trained, trainer, options, dataset, memory) if options.headspace else trained
 
 

@@ -165,6 +165,19 @@ def test_on_the_command_line(
     assert "checkpoints that could not be saved: 3" in capsys.readouterr().out
 
 
+def test_a_finished_run_prints_its_result_though_its_memory_cannot_be_written(
+    dataset: st.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ["train", dataset.path, "--model", "linear", "--epochs", 1, "--memory", "16MB", "--out", run, "--json"]
+    with failing("writev", r"memory\.json", errno.ENOSPC):
+        assert main([str(word) for word in words]) == 5
+    out, err = capsys.readouterr()
+    assert json.loads(out)["samples"] == len(dataset)
+    assert "memory.json: cannot write: No space left on device" in err
+    assert newest_checkpoint(run).state["counts"]["n_samples"] == len(dataset)
+
+
 @pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.EMFILE])
 @pytest.mark.parametrize("call", ["open_file", "stream", "stat"])
 def test_a_checkpoint_that_cannot_be_read_for_now_is_neither_skipped_nor_removed(
