@@ -1,13 +1,16 @@
-"""Stand-ins for the system calls that change the disk: they count, end the process, fail, or note what is durable."""
+"""Stand-ins for the system calls that read and change the disk: they count, end the process, or fail."""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import random
+import re
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -294,3 +297,57 @@ def _bytes(file: File, kind: str, chance: random.Random) -> bytes:
     if kind == "mixed" and chance.random() < 0.5:
         return file.now[: len(file.durable) + n_there]
     return file.durable + chance.randbytes(n_there)
+
+
+OF_OPEN_FILES: Final = ("stream", "preadv", "writev", "fsync")
+"""Calls that name a file by its number."""
+
+
+class _Unreadable(io.RawIOBase):
+    """An open file whose reading fails."""
+
+    def __init__(self, raw: Any, error: OSError) -> None:
+        self._raw, self._error = raw, error
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._raw.seek(offset, whence))
+
+    def fileno(self) -> int:
+        return int(self._raw.fileno())
+
+    def readinto(self, _: Any) -> int:
+        raise self._error
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+@contextmanager
+def failing(call: str, pattern: str, code: int) -> Iterator[list[str]]:
+    """Fail a call of the whole process on every path that matches; the list holds the paths on which it did."""
+    original = getattr(Syscalls, call)
+    met: list[str] = []
+
+    def stand_in(self: Syscalls, first: Any, *rest: Any, **options: Any) -> Any:
+        path = str(Path(f"/proc/self/fd/{first}").readlink()) if call in OF_OPEN_FILES else os.fspath(first)
+        if not re.search(pattern, path):
+            return original(self, first, *rest, **options)
+        met.append(path)
+        error = OSError(code, os.strerror(code), path)
+        if call != "stream":
+            raise error
+        raw = _Unreadable(original(self, first, 0), error)
+        return raw if rest[0] == 0 else io.BufferedReader(raw)
+
+    setattr(Syscalls, call, stand_in)
+    try:
+        yield met
+    finally:
+        setattr(Syscalls, call, original)

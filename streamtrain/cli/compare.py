@@ -12,7 +12,7 @@ import click
 
 from streamtrain.cli.compatibility import check_alike, chosen_target, input_shape, n_outputs
 from streamtrain.cli.options import FIELD_OPTIONS, parse_names, set_threads
-from streamtrain.cli.output import emit, json_option
+from streamtrain.cli.output import emit, json_option, note, print_text
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import format_metric, format_number, summary_rows, write_comparison
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
@@ -83,7 +83,7 @@ def compare_command(as_json: bool, **given: Any) -> None:
     of the weights is measured over the whole training data; that pass counts as no training time. The folder holds
     comparison.html with the table and the curves, comparison.json, and a run's folder for each run.
     """
-    say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
+    say: Callable[[str], None] = (lambda _: None) if as_json else print_text
     with nullcontext(given["out"]) if given["out"] else numbered_folder(COMPARISONS) as out:
         found = _compare(say, **given | {"out": out})
         files = write_comparison(found, out)
@@ -145,7 +145,7 @@ def _compare(
             about={"model": model, "input_shape": list(shape), "n_outputs": width, "dataset": str(dest)},
             on_point=lambda run, point: say(_line(_point(run, point))),
             on_runs=lambda runs: write_comparison(runs, out),
-            say=lambda text: click.echo(text, err=True),
+            say=note,
         )
 
 

@@ -112,10 +112,12 @@ def verify_command(dest: str, full: bool, as_json: bool) -> None:
     Lengths and metadata are looked at by default; --full reads every stored byte.
     """
     from streamtrain.store.verify import verify
-    from streamtrain.system.progress_bar import ProgressBar
+    from streamtrain.system.progress_bar import ProgressBar, is_shown
 
     # Shown where stderr is a terminal.
-    with ProgressBar(desc="verify", unit="B", unit_scale=True, disable=None if full else True, leave=False) as bar:
+    with ProgressBar(
+        desc="verify", unit="B", unit_scale=True, disable=not (full and is_shown(None)), leave=False
+    ) as bar:
 
         def tell(n_bytes: int, total: int) -> None:
             bar.total = total

@@ -12,7 +12,15 @@ import click
 
 from streamtrain.cli.output import emit, json_option
 from streamtrain.errors import ResourceError, UsageError
-from streamtrain.system.files import local_path, numbered_folder
+from streamtrain.system.files import (
+    is_folder,
+    is_of_machine,
+    local_path,
+    names_in,
+    numbered_folder,
+    status_of,
+    translate_os_errors,
+)
 
 PROFILES: Final = Path("profiles")
 
@@ -63,6 +71,8 @@ def _sole_writer(folder: Path) -> Iterator[Path]:
         try:
             held.enter_context(folder_lock(folder))
         except ResourceError as error:
+            if isinstance(error.__cause__, OSError) and is_of_machine(error.__cause__):
+                raise
             what = "the profile's folder cannot be made"
             raise UsageError(what, where=str(folder), why=error.what, fix="another --out") from error
         _check_free(folder)
@@ -72,7 +82,9 @@ def _sole_writer(folder: Path) -> Iterator[Path]:
 def _check_free(folder: Path) -> None:
     from streamtrain.store.writing.lock import FOLDER_LOCK
 
-    if folder.exists() and not (folder.is_dir() and all(entry.name == FOLDER_LOCK for entry in folder.iterdir())):
+    with translate_os_errors("look at", folder):
+        is_free = status_of(folder) is None or (is_folder(folder) and set(names_in(folder)) <= {FOLDER_LOCK})
+    if not is_free:
         raise UsageError(
             "the profile's folder is taken", where=str(folder), fix="an --out that does not exist, or is empty"
         )

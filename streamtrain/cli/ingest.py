@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamtrain.cli.output import emit, json_option, stored_facts
+from streamtrain.cli.output import emit, json_option, note, stored_facts
 from streamtrain.errors import UsageError
 from streamtrain.system.units import format_bytes, format_duration
 
@@ -57,7 +57,7 @@ def ingest_command(
         classes=None if classes is None else _parse_classes(classes),
         fields=None if fields is None else _parse_fields(fields),
         shape=None if shape is None else _parse_shape(shape),
-        say=lambda text: click.echo(text, err=True),
+        say=note,
         **options,
     )
     result = _result(dataset, time.perf_counter() - started)

@@ -18,12 +18,13 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TextIO
 
 import click
 
-from streamtrain.cli.output import error_text
+from streamtrain.cli.output import error_text, note
 from streamtrain.errors import ResourceError, StreamtrainError, unknown_name
+from streamtrain.system.files import is_of_machine, os_failure
 from streamtrain.system.signals import terminated_cleanly
 from streamtrain.system.units import format_bytes
 
@@ -55,25 +56,28 @@ EXIT_BROKEN_PIPE: Final = 141
 _ALLOCATION: Final = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
 """The message of torch's CPU allocator."""
 _FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_RAN_OUT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line, by default with ``sys.argv[1:]``, and return its exit code."""
     words = tuple(sys.argv[1:] if args is None else args) or ("--help",)
+    _open_closed_streams()
     try:
         with terminated_cleanly():
             return _run(words)
     except BrokenPipeError:
-        _close_stdout()
+        _drop(sys.stdout)
         return EXIT_BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:
         if _has(words, "--debug"):
             traceback.print_exc()
         message, code = _outcome(error)
-        click.echo(_wrapped(f"error: {message}"), err=True)
+        note(_wrapped(f"error: {message}"))
         if _has(words, "--json"):
             # The last line: what comes before it is for people.
-            click.echo(json.dumps({"error": _as_values(error, message, code)}), err=True)
+            note(json.dumps({"error": _as_values(error, message, code)}))
+        _drop_full_streams()
         return code
 
 
@@ -121,6 +125,8 @@ def _outcome(error: BaseException) -> tuple[str, int]:
             return f"{what}. Fix: a smaller --model or --batch-size.", ResourceError.exit_code
         case OSError() if error.errno in _FULL_DISK:
             return f"{error}. Fix: free some space.", ResourceError.exit_code
+        case OSError() if error.errno in _RAN_OUT or (error.filename is not None and is_of_machine(error)):
+            return _outcome(os_failure(error, "use", str(error.filename or "a file")))
         case _:
             what = "".join(traceback.format_exception_only(error)).strip()
             return f"a bug in streamtrain: {what} (--debug shows the traceback)", EXIT_BUG
@@ -146,10 +152,30 @@ def _wrap_line(line: str, width: int) -> str:
     return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def _close_stdout() -> None:
-    # The reader has left. The descriptor now points at nothing, so that the flush at exit cannot fail either.
+def _open_closed_streams() -> None:
+    """Give the null device to standard streams that are closed: the next file opened would get their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 - until the end
+
+
+def _drop_full_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _drop(stream)
+
+
+def _drop(stream: TextIO) -> None:
+    # The reader has left, or the disk is full. The descriptor now points at nothing, so that the flush at exit cannot
+    # fail either.
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 

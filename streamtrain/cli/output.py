@@ -6,11 +6,13 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from streamtrain.errors import Argument, Call, Fix, StreamtrainError
+from streamtrain.system.files import os_failure
 from streamtrain.system.json_values import to_json_value
 from streamtrain.system.units import format_bytes, format_duration, megabytes
 
@@ -25,12 +27,30 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 def emit(as_json: bool, result: Mapping[str, object], text: str) -> None:
     """Print a result on stdout: one JSON object, or the text for people."""
-    click.echo(_printable(json.dumps(to_json_value(result), allow_nan=False) if as_json else text))
+    print_text(json.dumps(to_json_value(result), allow_nan=False) if as_json else text)
+
+
+def print_text(text: str) -> None:
+    """Print text on stdout; what is said to a stream that was closed from the start is lost."""
+    try:
+        click.echo(_printable(text))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        failure = os_failure(error, "write", "stdout")
+        failure.why = None  # the room of another disk
+        raise failure from error
+
+
+def note(text: str) -> None:
+    """Print text on stderr; one that is closed, or whose disk is full, stops no work."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def _printable(text: str) -> str:
     # A file name may hold bytes that no encoding knows; an escape in the output is better than a crash.
-    encoding = sys.stdout.encoding or "utf-8"
+    encoding = (sys.stdout and sys.stdout.encoding) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 

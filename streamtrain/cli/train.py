@@ -29,10 +29,12 @@ from streamtrain.cli.output import (
     headspace_line,
     json_option,
     memory_line,
+    note,
+    print_text,
     time_lines,
 )
 from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
-from streamtrain.errors import StreamtrainError, UsageError
+from streamtrain.errors import ResourceError, StreamtrainError, UsageError
 from streamtrain.loader import shared_budget
 from streamtrain.loader.plan import few_lanes
 from streamtrain.loader.quarantine import QuarantinedBlock
@@ -78,6 +80,7 @@ class TrainOutcome:
     headspace: Headspace | None
     quarantined: tuple[QuarantinedBlock, ...] = ()
     val_quarantined: tuple[QuarantinedBlock, ...] = ()
+    unwritten: ResourceError | None = None  # memory.json; the run itself is done
     interrupt: KeyboardInterrupt | None = None  # came while the headspace was measured
 
     def result(self) -> dict[str, object]:
@@ -142,17 +145,17 @@ class TrainOutcome:
         """Raise the failed save or the Ctrl-C that ends the command after its result is printed."""
         if self.interrupt is not None:
             raise self.interrupt
-        if self.history.unsaved is not None:
-            raise self.history.unsaved
+        if failed := self.history.unsaved or self.unwritten:
+            raise failed
 
 
 def say_resumed(out: Path, resumed: ResumePoint) -> None:
     """Print to stderr where a run resumes, and which checkpoints were damaged."""
     for skipped in resumed.skipped:
-        click.echo(f"warning: skipped a damaged checkpoint, {skipped}", err=True)
+        note(f"warning: skipped a damaged checkpoint, {skipped}")
     part = f" and {resumed.n_batch_samples:,} samples of the next" if resumed.n_batch_samples else ""
     goes_on = f"{out}: goes on after batch {resumed.n_batches:,}{part}"
-    click.echo(goes_on if resumed.n_batches or part else f"{out}: no checkpoint; starts afresh", err=True)
+    note(goes_on if resumed.n_batches or part else f"{out}: no checkpoint; starts afresh")
 
 
 @contextmanager
@@ -191,7 +194,7 @@ def train_command(as_json: bool, **given: Any) -> None:
     for `streamtrain evaluate` and --resume. Ctrl-C saves the run before it ends; a second one ends it at once.
     """
     options = TrainOptions.of(given)
-    say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
+    say: Callable[[str], None] = (lambda _: None) if as_json else print_text
     trained = _train(options, say)
     emit(as_json, trained.result(), trained.text())
     trained.raise_rest()
@@ -213,7 +216,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     def say_heading() -> None:
         say(_heading(options, dataset, trainer))
         for doubt in training_warnings(dataset, options.batch_size):
-            click.echo(f"warning: {doubt}", err=True)
+            note(f"warning: {doubt}")
 
     sizing = partial(sized_loaders, reserved_bytes=reserved, on_checked=say_heading)
     # The run's folder is held until its memory is written, which is known once the loaders are closed.
@@ -222,7 +225,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
             training = loaders.training
             config = trainer.describe(training) | about | budget_config(training, loaders.memory_bytes)
             if training.shuffle and (poor := poor_shuffle(dataset, options.batch_size, training.sizes.lanes)):
-                click.echo(f"warning: {poor}", err=True)
+                note(f"warning: {poor}")
             out = options.out or of_run.enter_context(numbered_folder(RUNS))
             run = of_run.enter_context(RunFolder(out, config, resumes=options.resume))
             if expected := training.projection.expected:
@@ -237,7 +240,10 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
             names = ("training", "validation")
             terms = {name: loader.projection.terms for name, loader in zip(names, loaders.all, strict=False)}
         trained = _outcome(history, loaders, projected, out)
-        write_memory(out, {**trained.memory, "terms": terms})
+        try:
+            write_memory(out, {**trained.memory, "terms": terms})
+        except ResourceError as error:
+            trained = replace(trained, unwritten=error)
     return _with_headspace(trained, trainer, options, dataset, loaders.memory_bytes) if options.headspace else trained
 
 
@@ -306,7 +312,7 @@ def _with_headspace(
             return replace(trained, headspace=headspace(trainer, loader))
     except StreamtrainError as error:
         # The run itself is done, and its result must not be lost.
-        click.echo(f"warning: the headspace was not measured: {error_text(error)}", err=True)
+        note(f"warning: the headspace was not measured: {error_text(error)}")
         return trained
     except KeyboardInterrupt as interrupt:
         return replace(trained, interrupt=interrupt)

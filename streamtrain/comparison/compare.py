@@ -25,6 +25,7 @@ from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import naming_nearest
 from streamtrain.system.files import local_path
 from streamtrain.system.memory import held_bytes, trim_heap
+from streamtrain.system.progress_bar import is_shown
 from streamtrain.system.units import format_duration
 from streamtrain.training.run_folder import check_run, sole_writer
 
@@ -243,6 +244,6 @@ def _surface(
     say(f"surface: {grid**2:,} passes over {len(setup.dataset):,} samples, about {format_duration(seconds)}")
     # Any rule and optimizer will do: the loss does not depend on them.
     trainer = setup.trainer(*next(setup.setting.pairs()))
-    with tqdm(total=grid**2, desc="surface", unit=" passes", leave=False, disable=None) as bar:
+    with tqdm(total=grid**2, desc="surface", unit=" passes", leave=False, disable=not is_shown(None)) as bar:
         done = partial(bar.update, 1)
         return measure_surface(trainer.model, lambda: trainer.evaluate(ordered).loss, paths, grid=grid, done=done)

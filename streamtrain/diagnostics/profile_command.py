@@ -33,6 +33,7 @@ import psutil
 
 from streamtrain.errors import UsageError
 from streamtrain.system.events import EVENTS_VARIABLE, RecordedEvent, read_events
+from streamtrain.system.files import is_of_machine, os_failure
 from streamtrain.system.memory import control_groups
 
 _PROC: Final = Path("/proc")
@@ -237,6 +238,8 @@ def _start(command: Sequence[str], environment: dict[str, str], stdout: IO[str] 
     except FileNotFoundError:
         raise UsageError(f"there is no command {command[0]!r}", fix=_NOT_FOUND) from None
     except OSError as error:
+        if is_of_machine(error):
+            raise os_failure(error, "run", words[0]) from error
         raise UsageError(f"{command[0]!r} cannot be run: {error.strerror}", fix=_NOT_A_PROGRAM) from error
 
 

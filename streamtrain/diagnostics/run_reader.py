@@ -12,6 +12,7 @@ from typing import Any, Final
 from streamtrain.diagnostics.charts import is_placed
 from streamtrain.errors import Argument, CheckpointError, Fix
 from streamtrain.store.writing.lock import is_folder_locked
+from streamtrain.system.files import read_failure, read_whole
 from streamtrain.training.run_folder import CONFIG, MEMORY, METRICS, read_config
 
 _KINDS: Final = ("batch", "epoch", "measured")
@@ -87,13 +88,13 @@ def _read_metrics(file: Path) -> list[tuple[str, MetricsLine]]:
 
 def _read_bytes(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_whole(file)
     except FileNotFoundError:
         if is_folder_locked(file.parent):
             raise _no_line_yet(file) from None
         raise CheckpointError("is missing", where=str(file), fix="train again") from None
     except OSError as error:
-        raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
+        raise read_failure(error, file, CheckpointError, "train again") from error
 
 
 def _parse_lines(file: Path, data: bytes) -> list[tuple[str, MetricsLine]]:
@@ -131,10 +132,12 @@ def _parse(text: str, where: str) -> tuple[str, MetricsLine]:
 
 def _read_memory(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(read_whole(file))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise read_failure(error, file, CheckpointError, "train again") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
     if not isinstance(found, dict) or not _is_memory(found):
         raise CheckpointError("is damaged: no bytes by name", where=str(file), fix="train again")

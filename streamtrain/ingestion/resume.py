@@ -39,7 +39,7 @@ from streamtrain.store.writing.staging import (
     successor,
     tidy,
 )
-from streamtrain.system.files import Files
+from streamtrain.system.files import Files, refusal_behind
 
 _N_SHOWN: Final = 8
 
@@ -225,7 +225,9 @@ def _is_finished(folder: Path) -> bool:
         return False
     try:
         open_dataset(folder)
-    except DatasetError:
+    except DatasetError as error:
+        if refusal_behind(error):
+            raise
         return False
     return True
 

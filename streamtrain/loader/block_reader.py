@@ -6,22 +6,95 @@ Both release the GIL. Every block is compared with the dataset's checksum table 
 
 from __future__ import annotations
 
+import heapq
+import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from streamtrain.errors import DamagedBlock, DatasetError
+from streamtrain.errors import DamagedBlock, DatasetError, ResourceError
 from streamtrain.store.codec import HEADER_BYTES
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.shard import ShardReader
+from streamtrain.system.files import close_when_needed, most_open_files
 
-_MOST_OPEN_FILES: Final = 512
+_MOST_OPEN_FILES: Final = 1024
+_SHARE: Final = 2
+_LET_GO: Final = 8
+
+
+class _OpenShard:
+    """A shard held open, and when it was last used."""
+
+    __slots__ = ("reader", "used")
+
+    def __init__(self, reader: ShardReader, used: float) -> None:
+        self.reader, self.used = reader, used
+
+
+class _OpenShards:
+    """The shards that all readers of the process hold open: the least used are closed where one would be too many."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with none, as in a forked process, where another thread's copy of the lock may never be free."""
+        self._changing = threading.Lock()
+        self._readers: weakref.WeakSet[BlockReader] = weakref.WeakSet()
+        self._n_uncounted = 0  # that may still be opened before they need be counted again
+
+    def add(self, reader: BlockReader) -> None:
+        """Count the shards of one more reader."""
+        with self._changing:
+            self._readers.add(reader)
+            self._n_uncounted = 0
+
+    def make_room(self) -> None:
+        """Let some go where one more would be too many: what else the process opens needs room, too."""
+        with self._changing:
+            self._n_uncounted -= 1
+            if self._n_uncounted <= 0:
+                limit = most_open_files()
+                most = _MOST_OPEN_FILES if limit is None else max(1, min(_MOST_OPEN_FILES, limit // _SHARE))
+                if self._n_held() >= most:
+                    self._let_go()
+                self._n_uncounted = most - self._n_held()
+
+    def _n_held(self) -> int:
+        return sum(len(reader._shards) for reader in self._readers)
+
+    def let_go(self) -> int:
+        """Close an eighth of them, the least used ones; return how many."""
+        with self._changing:
+            return self._let_go()
+
+    def _let_go(self) -> int:
+        # Copied in one step: threads open more meanwhile.
+        found = [
+            (opened.used, key, reader._shards)
+            for reader in self._readers
+            for key, opened in reader._shards.copy().items()
+        ]
+        # 1. Thread A looks a shard up and is about to read it. 2. Thread B opens one more and lets that shard go.
+        # 3. The system gives its descriptor to the next file opened. 4. A would read that file: so a reading
+        # thread holds the shard itself, whose descriptor closes only when nothing refers to it.
+        oldest = heapq.nsmallest(-(-len(found) // _LET_GO), found, key=itemgetter(0))
+        return sum(shards.pop(key, None) is not None for _, key, shards in oldest)
+
+
+_OPEN: Final = _OpenShards()
+close_when_needed(_OPEN.let_go)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_OPEN.begin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +119,8 @@ class BlockReader:
         self._compressed = layout.codec != "none"
         self._decodes = self._compressed or sys.byteorder == "big"
         self._checksums = np.ascontiguousarray(dataset.block_checksums, np.uint32).ravel().data
-        self._shards: dict[tuple[int, int], ShardReader] = {}
+        self._shards: dict[tuple[int, int], _OpenShard] = {}
+        _OPEN.add(self)
         self._under_way: dict[int, tuple[int, int, float]] = {}
         self._opening = threading.Lock()
         self._scratch = threading.local()
@@ -111,7 +185,7 @@ class BlockReader:
                 for block in blocks:
                     for field in range(len(self._layout.fields)):
                         self._shard(field, block).announce(block)
-        except DatasetError:
+        except (DatasetError, ResourceError):
             return  # the read itself will report it
         finally:
             self._under_way.pop(threading.get_ident(), None)
@@ -121,24 +195,24 @@ class BlockReader:
         self._shards.clear()
 
     def _shard(self, field: int, block: int) -> ShardReader:
+        now = time.monotonic()
         # From here on the read counts as under way: opening its shard may hang as well.
-        self._under_way[threading.get_ident()] = block, field, time.monotonic()
+        self._under_way[threading.get_ident()] = block, field, now
         shard = block // self._layout.shard_blocks
-        opened = self._shards.get((field, shard))
-        return opened if opened is not None else self._open(field, shard, block)
+        found = self._shards.get((field, shard))
+        if found is None:
+            return self._open(field, shard, block, now)
+        found.used = now
+        return found.reader
 
-    def _open(self, field: int, shard: int, block: int) -> ShardReader:
+    def _open(self, field: int, shard: int, block: int, now: float) -> ShardReader:
         with self._opening:
             if (field, shard) in self._shards:
-                return self._shards[field, shard]
+                return self._shards[field, shard].reader
+            _OPEN.make_room()
             opened = self._dataset.open_shard(self._layout.fields[field].name, block, indexed=self._compressed)
             opened.stored.expect_random()
-            # 1. Thread A looks a shard up and is about to read it. 2. Thread B opens one more and evicts that shard.
-            # 3. The system gives its descriptor to the next file opened. 4. A would read that file: so a reading
-            # thread holds the shard itself, whose descriptor closes only when nothing refers to it.
-            while len(self._shards) >= _MOST_OPEN_FILES:
-                self._shards.pop(next(iter(self._shards)), None)
-            self._shards[field, shard] = opened
+            self._shards[field, shard] = _OpenShard(opened, now)
         return opened
 
     def _buffer(self) -> memoryview:

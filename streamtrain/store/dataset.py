@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import DamagedBlock, DatasetError, OutOfRange, UsageError, unknown_name
+from streamtrain.errors import DamagedBlock, DatasetError, OutOfRange, ResourceError, UsageError, unknown_name
 from streamtrain.store import zarr_metadata
 from streamtrain.store.layout import Field, Layout
 from streamtrain.store.manifest import (
@@ -40,11 +40,13 @@ from streamtrain.store.shard import (
     damaged_block,
     read_bounded,
     read_stored,
+    unread_block,
     unreadable,
 )
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
-from streamtrain.system.files import Files, local_path
+from streamtrain.system.files import Files, is_there, local_path, names_in, refusal_behind
+from streamtrain.system.syscalls import SYSTEM
 from streamtrain.system.units import format_bytes
 
 Array = npt.NDArray[Any]
@@ -175,14 +177,16 @@ class Dataset:
         return self.path / zarr_metadata.shard_key(self._field(field), shard)
 
     def open_shard(self, field: str, block: int, *, indexed: bool = True) -> ShardReader:
-        """Open the shard of a field that holds a block; the block is damaged where it cannot be opened."""
+        """Open the shard of a field that holds a block; the block is damaged where the file is missing or wrong."""
         described, shard = self._field(field), block // self.layout.shard_blocks
-        path = self.shard_path(field, shard)
+        path = f"{self.path}/{zarr_metadata.shard_key(described, shard)}"
         try:
             return ShardReader(LocalFile(path), self.layout, described, shard, indexed=indexed)
-        except DatasetError as error:
+        except (DatasetError, ResourceError) as error:
             self.check_not_replaced()
-            raise damaged_block(self.layout, described, block, where=str(path), why=error.what) from error
+            if refusal := refusal_behind(error):
+                raise unread_block(self.layout, described, block, path, refusal) from refusal
+            raise damaged_block(self.layout, described, block, where=path, why=error.what) from error
 
     def check_not_replaced(self) -> None:
         """After an error of reading, refuse to read on where another dataset has taken the place of this one.
@@ -207,9 +211,11 @@ class Dataset:
         Raises
         ------
         DamagedBlock
-            The stored bytes are not those that were written, or cannot be read.
+            The stored bytes are not those that were written, or are missing.
         DatasetError
             Another dataset has taken the place of this one.
+        ResourceError
+            They cannot be read for now: the machine is short of something, or its disk or network failed.
         """
         start, stop = self.layout.block_range(block)
         with self.open_shard(field, block) as shard:
@@ -307,7 +313,7 @@ def read_in_place(folder: Path, read: Callable[[Path], T]) -> T:
         before = _identity(folder)
         try:
             return read(folder)
-        except DatasetError:
+        except (DatasetError, ResourceError):
             if _identity(folder) == before:
                 raise
 
@@ -362,7 +368,7 @@ def read_root(folder: Path) -> Json:
     state = destination_state(folder)
     if state == "incomplete":
         raise incomplete(folder)
-    if not os.path.lexists(root):
+    if not _is_there(root):
         what = "not a streamtrain dataset: there is no zarr.json"
         raise DatasetError(what, where=str(folder), fix="give the directory ingest wrote")
     found = load_json(read_bounded(root, _MOST_ROOT_BYTES), where=str(root))
@@ -385,24 +391,31 @@ def read_root(folder: Path) -> Json:
     return ours
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return is_there(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
 def _check_folder(folder: Path) -> None:
-    if not os.path.lexists(folder):
+    if not _is_there(folder):
         recover_interrupted_swap(real_path(folder), Files())
     try:
-        mode = folder.stat().st_mode
+        mode = SYSTEM.stat(folder).st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         near = _near(folder.name, _names_beside(folder))
         fix = f"did you mean {str(folder.with_name(near[0]))!r}?" if near else "check the path"
         raise DatasetError(f"no such dataset: {error.strerror}", where=str(folder), fix=fix) from None
     except OSError as error:
-        raise unreadable(folder, error) from None
+        raise unreadable(folder, error) from error
     if not stat.S_ISDIR(mode):
         raise DatasetError("a file, not a dataset", where=str(folder), fix="ingest it first, and open the result")
 
 
 def _names_beside(folder: Path) -> list[str]:
     try:
-        return os.listdir(folder.parent)  # noqa: PTH208 - names are enough
+        return names_in(folder.parent)
     except OSError:
         return []
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,9 +36,12 @@ from streamtrain.store.shard import (
     check_length,
     index_bytes,
     read_stored,
+    unreadable,
 )
 from streamtrain.store.statistics import Histogram, settle_summary, stats_shape
 from streamtrain.system.arguments import is_int
+from streamtrain.system.files import is_of_machine
+from streamtrain.system.syscalls import SYSTEM
 
 FORMAT: Final = 1
 MOST_MANIFEST_BYTES: Final = 2**28
@@ -306,8 +308,10 @@ def _links(folder: Path, manifest: Manifest) -> Iterator[DatasetError]:
     """List folders on the way to a file that are links, which lead outside the dataset."""
     for way in sorted({parent for key in manifest.files for parent in _parents(key)}):
         try:
-            is_folder = stat.S_ISDIR(os.lstat(f"{folder}/{way}").st_mode)
-        except OSError:
+            is_folder = stat.S_ISDIR(SYSTEM.stat(f"{folder}/{way}", follow=False).st_mode)
+        except OSError as error:
+            if is_of_machine(error):
+                raise unreadable(f"{folder}/{way}", error) from error
             continue  # its files are missing, which their lengths tell
         if not is_folder:
             yield DatasetError("a link or something else where a folder must be", where=f"{folder}/{way}", fix=RESTORE)

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
-from streamtrain.errors import DamagedBlock, DatasetError, remedy
+from streamtrain.errors import DamagedBlock, DatasetError, StreamtrainError
 from streamtrain.store import zarr_metadata
 from streamtrain.store.codec import (
     HEADER_BYTES,
@@ -37,12 +37,13 @@ from streamtrain.store.codec import (
     header_mismatch,
 )
 from streamtrain.store.layout import CHECKSUM_BYTES, Field, Layout
-from streamtrain.system.files import FileWriter
+from streamtrain.system.files import FileWriter, read_failure, refusal_behind, with_room
+from streamtrain.system.syscalls import SYSTEM
 
 RESTORE: Final = "restore it from a copy, or ingest again"
 _NO_LINKS: Final = "put the file itself there (DVC: cache.type copy; git-annex: unlock), or restore it from a copy"
 _NOT_TOLD: Final = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP})
-_CAREFULLY: Final = ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")
+_CAREFULLY: Final = sum(getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +62,11 @@ def file_of(data: bytes) -> StoredFile:
 def check_length(path: str, file: StoredFile) -> None:
     """Refuse a file that is missing, a link (which could lead anywhere), or of another length, without reading it."""
     try:
-        status = os.lstat(path)
+        status = SYSTEM.stat(path, follow=False)
     except (FileNotFoundError, NotADirectoryError):
         raise DatasetError("a stored file is missing", where=path, fix=RESTORE) from None
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):
         raise DatasetError("a link or something else where a stored file must be", where=path, fix=_NO_LINKS)
     if status.st_size != file.n_bytes:
@@ -73,15 +74,14 @@ def check_length(path: str, file: StoredFile) -> None:
         raise DatasetError(what, where=path, fix=RESTORE)
 
 
-def unreadable(path: str | os.PathLike[str], error: OSError) -> DatasetError:
-    """Make the error for a file that exists, as far as anyone can tell, and cannot be read."""
-    what = f"cannot be read: {error.strerror or error}"
-    return DatasetError(what, where=os.fspath(path), fix=remedy(error, RESTORE))
+def unreadable(path: str | os.PathLike[str], error: OSError, *, what: str = "cannot be read") -> StreamtrainError:
+    """Make the error for a file that cannot be read: a DatasetError, or a ResourceError where the machine failed."""
+    return read_failure(error, path, DatasetError, RESTORE, what=what)
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
     """Open a regular file for reading: never through a link, and without waiting for a pipe's writer."""
-    fd = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in _CAREFULLY))
+    fd = with_room(lambda: SYSTEM.open_file(path, _CAREFULLY))
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "a link, a pipe or something else where a stored file must be")
@@ -91,7 +91,7 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 def read_bounded(path: Path, most_bytes: int) -> bytes:
     """Read a small file whole; refuse one that is larger than it may be."""
     try:
-        with os.fdopen(open_regular(path), "rb") as file:
+        with SYSTEM.stream(open_regular(path), -1) as file:
             # Python sets aside as much as is asked for, whatever the file has.
             data = file.read(min(os.fstat(file.fileno()).st_size, most_bytes) + 1)
     except OSError as error:
@@ -203,18 +203,19 @@ class ByteRanges(Protocol):
 class LocalFile:
     """A local file: read by ``preadv``, else by seek and read in turn; closed when nothing refers to it any more."""
 
-    def __init__(self, path: Path) -> None:
-        self.where = str(path)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.where = os.fspath(path)
         try:
-            self._fd = open_regular(path)
+            self._fd = open_regular(self.where)
         except OSError as error:
-            what = f"the file cannot be read: {error.strerror or error}"
-            raise DatasetError(what, where=self.where, fix=remedy(error, RESTORE)) from error
+            raise unreadable(path, error, what="the file cannot be read") from error
         self._finalizer = weakref.finalize(self, os.close, self._fd)
         self._finalizer.atexit = False
         self.n_bytes = os.fstat(self._fd).st_size
         self._seeking = threading.Lock()
-        self._preadv: Callable[[int, list[memoryview], int], int] = getattr(os, "preadv", self._seek_and_read)
+        self._preadv: Callable[[int, list[memoryview], int], int] = (
+            SYSTEM.preadv if hasattr(os, "preadv") else self._seek_and_read
+        )
         self._has_advice = hasattr(os, "posix_fadvise")
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
@@ -332,7 +333,7 @@ class ShardReader:
         try:
             n_read = self.stored.read_into(part, offset)
         except OSError as error:
-            raise self.damaged(block, f"The disk says: {error.strerror}") from error
+            raise unread_block(self._layout, self.field, block, self.stored.where, error) from error
         if n_read < len(part):
             raise self.damaged(block, f"The file ends {len(part) - n_read} bytes early")
         return part
@@ -395,10 +396,19 @@ class ShardReader:
 
 
 def damaged_block(layout: Layout, field: Field, block: int, *, where: str, why: str) -> DamagedBlock:
-    """Make the error for a block that is not what was written, or cannot be read."""
+    """Make the error for a block that is not what was written, or is missing."""
+    what, samples = f"{_block_name(layout, field, block)} is damaged", layout.block_range(block)
+    return DamagedBlock(what, where=where, why=why, fix=RESTORE, field=field.name, block=block, samples=samples)
+
+
+def unread_block(layout: Layout, field: Field, block: int, where: str, error: OSError) -> StreamtrainError:
+    """Make the error for a block that the system did not read, of which nobody knows whether it is damaged."""
+    return unreadable(where, error, what=f"{_block_name(layout, field, block)} cannot be read")
+
+
+def _block_name(layout: Layout, field: Field, block: int) -> str:
     start, stop = layout.block_range(block)
-    what = f"block {block} of field {field.name} (samples {start} to {stop - 1}) is damaged"
-    return DamagedBlock(what, where=where, why=why, fix=RESTORE, field=field.name, block=block, samples=(start, stop))
+    return f"block {block} of field {field.name} (samples {start} to {stop - 1})"
 
 
 class DamagedShard(DatasetError):
@@ -410,7 +420,9 @@ def shard_exists(folder: Path, layout: Layout, shard: int, stored: Sequence[Stor
     try:
         for field, file in zip(layout.fields, stored, strict=True):
             check_length(f"{folder}/{zarr_metadata.shard_key(field, shard)}", file)
-    except (DatasetError, ValueError):
+    except (DatasetError, ValueError) as error:
+        if refusal_behind(error):
+            raise
         return False
     return True
 
@@ -482,6 +494,8 @@ class _ShardReadBack:
         try:
             yield
         except OSError as error:  # ours among them
+            if refusal := refusal_behind(error):
+                raise unreadable(self._path, refusal) from refusal
             why = (error.why or error.what) if isinstance(error, DatasetError) else error.strerror or str(error)
             what = f"a shard of field {self._field.name} is not what was written: {why}"
             raise DamagedShard(what, where=str(self._path), fix=RESTORE) from error

@@ -38,7 +38,8 @@ from streamtrain.store.writing.staging import (
     tidy,
 )
 from streamtrain.store.zarr_metadata import PRIVATE, shard_key
-from streamtrain.system.files import Files, local_path, translate_os_errors
+from streamtrain.system.files import Files, is_there, local_path, translate_os_errors, walk
+from streamtrain.system.syscalls import SYSTEM
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -80,6 +81,8 @@ def verify(
     ------
     DatasetError
         Root or manifest do not tell what the dataset must be, or another dataset has taken its place meanwhile.
+    ResourceError
+        Something could not be read for now, so nobody can say whether it is damaged.
 
     Examples
     --------
@@ -130,13 +133,16 @@ def _collected(look: Callable[[], Any], damage: list[DatasetError]) -> Any:
 def _foreign(folder: Path, manifest: Manifest) -> Iterator[DatasetError]:
     """Report files among those of the fields that the manifest does not know: stock zarr might read them."""
     for field in manifest.layout.fields:
-        for place, folders, files in os.walk(folder / field.name):
-            folders.sort()
-            for name in sorted(files):
-                path = Path(place, name)
-                key = path.relative_to(folder).as_posix()
-                if key not in manifest.files and not is_nobodys(key):
-                    yield DatasetError("a file that the manifest does not know", where=str(path), fix="remove it")
+        try:
+            for place, folders, files in walk(folder / field.name):
+                folders.sort()
+                for name in sorted(files):
+                    path = Path(place, name)
+                    key = path.relative_to(folder).as_posix()
+                    if key not in manifest.files and not is_nobodys(key):
+                        yield DatasetError("a file that the manifest does not know", where=str(path), fix="remove it")
+        except OSError as error:
+            raise unreadable(folder / field.name, error) from error
 
 
 def _shards(
@@ -157,11 +163,13 @@ def _shards(
 def _whole_damage(path: Path, file: StoredFile) -> list[DatasetError]:
     crc = 0
     try:
-        with os.fdopen(open_regular(path), "rb", buffering=0) as opened:
+        with SYSTEM.stream(open_regular(path), 0) as opened:
             while piece := opened.read(_PIECE_BYTES):
                 crc = checksum(piece, crc)
     except OSError as error:
-        return [unreadable(path, error)]
+        if not isinstance(found := unreadable(path, error), DatasetError):
+            raise found from error
+        return [found]
     what = f"crc32c is {crc:08x}, the manifest says {file.crc32c:08x}"
     return [] if crc == file.crc32c else [DatasetError(what, where=str(path), fix=RESTORE)]
 
@@ -230,7 +238,7 @@ def find_leftovers(path: Path) -> tuple[Leftover, ...]:
     while True:
         check_unlocked(path)
         # An ingest may begin just now, and tidy up what is listed.
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), translate_os_errors("look at", path):
             found = tuple(Leftover(path=each, what=what, n_bytes=_size(each)) for each, what in _found(path))
             check_unlocked(path)
             return found
@@ -264,7 +272,7 @@ def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:
 
 def _found(path: Path) -> Iterator[tuple[Path, str]]:
     state = destination_state(path)
-    if lock_path(path).exists():
+    if is_there(lock_path(path)):
         yield lock_path(path), "the lock of a writer that is dead"
     if state == "incomplete":
         what = "an ingest that did not finish"
@@ -273,9 +281,9 @@ def _found(path: Path) -> Iterator[tuple[Path, str]]:
         if has_journal(path):
             yield path / JOURNAL, "the journal of an ingest that was committed"
         yield from ((temporary, "a file that was not finished") for temporary in temporaries(path))
-    if os.path.lexists(successor(path)):
+    if is_there(successor(path)):
         yield successor(path), _of_successor(path, state)
-    if os.path.lexists(predecessor(path)):
+    if is_there(predecessor(path)):
         gap = state == "absent" or _is_displaced(path)
         yield predecessor(path), "the dataset itself, to be put back under its name" if gap else "what was replaced"
     yield from ((folder, "what was replaced") for folder in set_aside(path))
@@ -296,4 +304,4 @@ def _is_displaced(path: Path) -> bool:
 def _size(path: Path) -> int:
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
-    return sum((Path(parent) / name).lstat().st_size for parent, _, names in os.walk(path) for name in names)
+    return sum((Path(parent) / name).lstat().st_size for parent, _, names in walk(path) for name in names)

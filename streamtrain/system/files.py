@@ -3,6 +3,9 @@
 Every file is written under a hidden temporary name beside its target, flushed to the disk and renamed, and the
 directory is flushed; so a crash at any instant leaves the old file or the new one. Writers take a `Files`; a test
 passes one with another `Syscalls` to make any call fail or stop. A failed flush is never retried.
+
+What the system refuses is told apart: some errors say something of the file (it is missing, or not to be read by this
+user), all others that the machine failed (a limit, the disk, the network). The latter are never taken for damage.
 """
 
 from __future__ import annotations
@@ -11,24 +14,37 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
-from streamtrain.errors import ResourceError, StreamtrainError, UsageError, remedy
+from streamtrain.errors import Argument, Fix, ResourceError, StreamtrainError, UsageError, remedy
+from streamtrain.system.syscalls import SYSTEM
 from streamtrain.system.syscalls import Syscalls as Syscalls
+from streamtrain.system.units import format_bytes
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_TOO_MANY_OPEN: Final = frozenset({errno.EMFILE, errno.ENFILE})
+_ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+_OF_THE_FILE: Final = _ABSENT | {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO}
+_NOT_ALLOWED: Final = frozenset({errno.EACCES, errno.EPERM})
+_OF_THE_NETWORK: Final = frozenset(
+    getattr(errno, name)
+    for name in ("ESTALE", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENOTCONN")
+    if hasattr(errno, name)
+)
 _MOST_BUFFERS: Final = 1024  # Linux takes no more in one call
 _NOT_SUPPORTED: Final = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM})
 _NO_EXCHANGE: Final = _NOT_SUPPORTED | {errno.EINVAL}
 _NO_LINKS: Final = _NOT_SUPPORTED | {errno.EMLINK, errno.EXDEV}
 _COPIED_BYTES: Final = 2**22
+_USUAL_OPEN_FILES: Final = 1024
 _URL: Final = re.compile(r"((?:[A-Za-z][\w+.-]+::)*[A-Za-z][\w+.-]+):(//?)(.*)", re.DOTALL)
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
@@ -55,7 +71,7 @@ class FileWriter:
         self._temporary = temporary_beside(path)
         self.n_bytes = 0
         with translate_os_errors("create", path):
-            self._fd: int | None = system.open(self._temporary)
+            self._fd: int | None = with_room(lambda: system.open(self._temporary))
 
     def write(self, *buffers: Buffer) -> None:
         """Append buffers (of any contiguous kind) without copying them."""
@@ -87,7 +103,7 @@ class FileWriter:
             with translate_os_errors("rename", self._path):
                 self._system.rename(self._temporary, self._path)
                 if flush_folder:
-                    self._system.fsync_dir(self._path.parent)
+                    with_room(lambda: self._system.fsync_dir(self._path.parent))
         except BaseException:
             self._close()
             with suppress(OSError):
@@ -134,7 +150,7 @@ class Files:
     def flush_dir(self, path: Path) -> None:
         """Make the names in a directory durable."""
         with translate_os_errors("flush", path):
-            self.system.fsync_dir(path)
+            with_room(lambda: self.system.fsync_dir(path))
 
     def write_bytes(self, path: Path, *buffers: Buffer) -> None:
         """Write a whole file at once."""
@@ -148,7 +164,7 @@ class Files:
             self.system.mkdir(path)
             try:
                 if flush_folder:
-                    self.system.fsync_dir(path.parent)
+                    with_room(lambda: self.system.fsync_dir(path.parent))
             except BaseException:
                 with suppress(OSError):
                     self.system.rmdir(path)
@@ -156,8 +172,9 @@ class Files:
 
     def ensure_dir(self, path: Path, *, flush_folder: bool = True) -> None:
         """Create a directory and its missing parents, unless it exists already; see `make_dir`."""
-        if path.is_dir():
-            return
+        with translate_os_errors("look at", path):
+            if is_folder(path):
+                return
         try:
             self.make_dir(path, flush_folder=flush_folder)
         except FileExistsError:
@@ -182,7 +199,7 @@ class Files:
         """Rename a file or a directory inside its directory, durably."""
         with translate_os_errors("rename", new):
             self.system.rename(old, new)
-            self.system.fsync_dir(new.parent)
+            with_room(lambda: self.system.fsync_dir(new.parent))
 
     def exchange(self, one: Path, other: Path) -> bool:
         """Exchange two names of one directory in one step, durably; return False where that is impossible."""
@@ -193,7 +210,7 @@ class Files:
                 if error.errno in _NO_EXCHANGE:
                     return False
                 raise
-            self.system.fsync_dir(other.parent)
+            with_room(lambda: self.system.fsync_dir(other.parent))
         return True
 
     def link(self, old: Path, new: Path) -> bool:
@@ -212,7 +229,7 @@ class Files:
 
     def copy(self, old: Path, new: Path) -> None:
         """Copy a file, durably."""
-        with translate_os_errors("copy", old), old.open("rb") as file, self.create(new) as out:
+        with translate_os_errors("copy", old), open_to_read(old) as file, self.create(new) as out:
             while data := file.read(_COPIED_BYTES):
                 out.write(data)
 
@@ -220,11 +237,11 @@ class Files:
         """Remove a file, durably."""
         with translate_os_errors("remove", path):
             self.system.unlink(path)
-            self.system.fsync_dir(path.parent)
+            with_room(lambda: self.system.fsync_dir(path.parent))
 
     def remove_tree(self, path: Path) -> None:
         """Remove a directory and everything in it; links are removed, never followed."""
-        for entry in sorted(path.iterdir()):
+        for entry in sorted(path / name for name in with_room(lambda: SYSTEM.names(path))):
             if entry.is_dir() and not entry.is_symlink():
                 self.remove_tree(entry)
             else:
@@ -254,16 +271,212 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
+T = TypeVar("T")
+
+_closers: list[Callable[[], int]] = []
+
+
+def close_when_needed(closer: Callable[[], int]) -> None:
+    """Have a function called that closes some files of a cache, and returns how many, when too many are open."""
+    _closers.append(closer)
+
+
+def with_room(opening: Callable[[], T]) -> T:
+    """Make a call that opens a file; where too many are open, close some that are only cached, and try again."""
+    while True:
+        try:
+            return opening()
+        except OSError as error:
+            if error.errno not in _TOO_MANY_OPEN or not sum([closer() for closer in _closers]):
+                raise
+
+
+def most_open_files() -> int | None:
+    """Return how many files this process may have open; None where that is not limited, or not known."""
+    try:
+        import resource  # which Windows lacks
+    except ImportError:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def open_to_read(path: Path, *, buffering: int = -1) -> BinaryIO:
+    """Open a file for reading in order."""
+    fd = with_room(lambda: SYSTEM.open_file(path))
+    try:
+        return SYSTEM.stream(fd, buffering)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def read_whole(path: Path) -> bytes:
+    """Read a file at once."""
+    with open_to_read(path) as file:
+        return file.read()
+
+
+def status_of(path: Path) -> os.stat_result | None:
+    """Look a path up; None only where nothing is there, while pathlib says that of what it cannot look at, too."""
+    try:
+        return SYSTEM.stat(path)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return None
+
+
+def is_regular(path: Path) -> bool:
+    """Say whether there is a regular file; see `status_of`."""
+    status = status_of(path)
+    return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def is_folder(path: Path) -> bool:
+    """Say whether there is a directory; see `status_of`."""
+    status = status_of(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def is_there(path: Path) -> bool:
+    """Say whether there is anything, if only a link that leads nowhere; see `status_of`."""
+    try:
+        SYSTEM.stat(path, follow=False)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return False
+    return True
+
+
+def names_in(path: Path) -> list[str]:
+    """List the names in a directory, sorted."""
+    return sorted(with_room(lambda: SYSTEM.names(path)))
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk a directory as `os.walk` does, but do not pass over what the machine fails to list."""
+
+    def refuse(error: OSError) -> None:
+        if is_of_machine(error):
+            raise error
+
+    return os.walk(folder, onerror=refuse)
+
+
 @contextmanager
 def translate_os_errors(doing: str, path: Path) -> Iterator[None]:
     """Turn the system's error into one that names the file; FileExistsError is the caller's to handle."""
     try:
         yield
-    except (FileExistsError, StreamtrainError):
+    except (FileExistsError, BrokenPipeError, StreamtrainError):
         raise
     except OSError as error:
-        fix = remedy(error, "free some space" if error.errno in _FULL else "see to the disk, or choose another")
-        raise ResourceError(f"cannot {doing}: {error.strerror or error}", where=str(path), fix=fix) from error
+        raise os_failure(error, doing, path) from error
+
+
+def is_of_machine(error: OSError) -> bool:
+    """Say whether an error is the machine's (a limit, the disk, the network), and tells nothing of the file."""
+    # Libraries raise an OSError without a number for content that they do not like.
+    return error.errno is not None and error.errno not in _OF_THE_FILE | _NOT_ALLOWED
+
+
+def refusal_behind(error: BaseException) -> OSError | None:
+    """Return the system's error, or that behind one of ours, where it tells nothing of what the file holds."""
+    found = error.__cause__ if isinstance(error, StreamtrainError) else error
+    if isinstance(found, OSError) and not isinstance(found, StreamtrainError):
+        return found if is_of_machine(found) or found.errno in _NOT_ALLOWED else None
+    return None
+
+
+def os_failure(error: OSError, doing: str, path: str | os.PathLike[str]) -> ResourceError:
+    """Make the error for a call that the system refused: what ran out, its figure, and the remedy."""
+    why, fix = _explained(error, path)
+    return ResourceError(f"cannot {doing}: {_reason(error)}", where=os.fspath(path), why=why, fix=fix)
+
+
+def read_failure(
+    error: OSError,
+    path: str | os.PathLike[str],
+    kind: type[StreamtrainError],
+    fix: str,
+    *,
+    what: str = "cannot be read",
+) -> StreamtrainError:
+    """Make the error for a file that cannot be read: of its kind, or a ResourceError where the machine is to blame."""
+    if is_of_machine(error):
+        failure = os_failure(error, "read", path)
+        failure.what = f"{what}: {_reason(error)}"
+        return failure
+    return kind(f"{what}: {error.strerror or error}", where=os.fspath(path), fix=remedy(error, fix))
+
+
+@contextmanager
+def translate_read_errors(path: Path, kind: type[StreamtrainError], fix: str) -> Iterator[None]:
+    """Turn what the system says to the reading of a file into an error that names it; see `read_failure`."""
+    try:
+        yield
+    except StreamtrainError:
+        raise
+    except OSError as error:
+        # What a library finds wrong in the content is not of the system; a seek to before the start is EINVAL.
+        if error.errno in (None, errno.EINVAL):
+            raise
+        raise read_failure(error, path, kind, fix) from error
+
+
+def _reason(error: OSError) -> str:
+    # Of other libraries' errors only the number is the system's.
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def _explained(error: OSError, path: str | os.PathLike[str]) -> tuple[str | None, str]:
+    """Give the figure behind an error, where there is one, and the remedy."""
+    match error.errno:
+        case errno.EMFILE:
+            return _open_files_explained()
+        case errno.ENFILE:
+            return "All processes together have as many open as the machine allows (fs.file-max)", (
+                "end processes that hold files open, or raise fs.file-max"
+            )
+        case errno.ENOSPC | errno.EDQUOT:
+            return _room_at(Path(path)), "free some space"
+        case errno.ENOMEM:
+            from streamtrain.system.memory import memory_limit  # which loads psutil
+
+            why = f"{format_bytes(memory_limit().free_bytes)} of memory are free"
+            return why, Fix("end other processes, or a smaller ", Argument("memory"))
+        case number if number in _OF_THE_NETWORK:
+            return None, "see to the network disk (mount it again, say)"
+    return None, remedy(error, "see to the disk, or choose another")
+
+
+def _open_files_explained() -> tuple[str | None, str]:
+    soft = most_open_files()
+    if soft is None:
+        return None, "close some of the process's files"
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(_USUAL_OPEN_FILES, 2 * soft)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    why = f"This process may have {soft:,} files open (RLIMIT_NOFILE)"
+    if allowed > soft:
+        return why, f"raise the limit: ulimit -n {allowed}"
+    return why, f"have the limit raised by who set it (limits.conf, say), to {wanted:,}"
+
+
+def _room_at(path: Path) -> str | None:
+    """Tell the room left on the disk of a path; None where it is not known."""
+    there = next((folder for folder in (path, *path.parents) if folder.exists()), None)
+    try:
+        n_bytes, n_files = SYSTEM.free(there) if there is not None else (None, None)
+    except OSError:
+        return None
+    if n_bytes is None:
+        return None
+    return f"{format_bytes(n_bytes)} are free there" + ("" if n_files is None else f", and room for {n_files:,} files")
 
 
 def _without_first(views: list[memoryview], n_bytes: int) -> list[memoryview]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from types import TracebackType
 
 from tqdm import tqdm
+
+
+def is_shown(show: bool | None) -> bool:
+    """Say whether a bar is shown: by default where stderr is a terminal, and never where stderr is closed."""
+    # A process begun with a closed stderr has None there.
+    return sys.stderr is not None and (sys.stderr.isatty() if show is None else show)
 
 
 class ProgressBar(tqdm):  # type: ignore[type-arg]  # generic in its stub only
@@ -20,8 +27,7 @@ class ByteProgress:
 
     def __init__(self, total_bytes: int | None, *, show: bool | None) -> None:
         self._advancing = threading.Lock()
-        disable = None if show is None else not show
-        self._bar = ProgressBar(total=total_bytes, desc="ingest", unit="B", unit_scale=True, disable=disable)
+        self._bar = ProgressBar(total=total_bytes, desc="ingest", unit="B", unit_scale=True, disable=not is_shown(show))
 
     def advance(self, n_bytes: int) -> None:
         """Count bytes that are done."""

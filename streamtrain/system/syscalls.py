@@ -1,7 +1,8 @@
-"""The system calls that change the disk, one method each: the seam for fault injection.
+"""The system calls that read and change the disk, one method each: the seam for fault injection.
 
-All that streamtrain writes goes through one `Syscalls` object. A stand-in can make any call fail, end the process
-before it, or record what was flushed and what was not.
+All that streamtrain writes goes through a `Syscalls` object, all that it reads through `SYSTEM`, whose class a test can
+change. A stand-in can make any call fail, end the process before it, or record what was flushed and what was not.
+Other libraries open some files themselves: pyarrow its tables, safetensors the weights.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -32,6 +33,26 @@ _RENAME_EXCHANGE: Final = 2
 class Syscalls:
     """The system calls themselves."""
 
+    def open_file(self, path: str | os.PathLike[str], flags: int = 0) -> int:
+        """Open a file for reading."""
+        return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | flags)
+
+    def stream(self, fd: int, buffering: int) -> BinaryIO:
+        """Make an open file one that is read in order, and closed with it."""
+        return open(fd, "rb", buffering)
+
+    def preadv(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        """Read bytes from a place into buffers; return how many there were."""
+        return os.preadv(fd, buffers, offset)
+
+    def stat(self, path: str | os.PathLike[str], *, follow: bool = True) -> os.stat_result:
+        """Look a file or a directory up; the link itself without ``follow``."""
+        return os.stat(path, follow_symlinks=follow)  # noqa: PTH116
+
+    def names(self, path: Path) -> list[str]:
+        """List what is in a directory, in no order."""
+        return os.listdir(path)  # noqa: PTH208
+
     def open(self, path: Path) -> int:
         """Create a file that must not exist yet, for writing."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
@@ -39,6 +60,10 @@ class Syscalls:
     def append(self, path: Path) -> int:
         """Open a file that exists, for writing at its end."""
         return os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+
+    def truncate(self, path: Path, n_bytes: int) -> None:
+        """Cut a file to a length."""
+        os.truncate(path, n_bytes)
 
     def writev(self, fd: int, buffers: Sequence[Buffer]) -> int:
         """Write some of the buffers' bytes, in order; return how many."""
@@ -111,6 +136,10 @@ class Syscalls:
         # Some user-space file systems answer with zeros; the first write tells whether a disk is full.
         n_bytes = found.f_bavail * found.f_frsize if found.f_blocks else None
         return n_bytes, found.f_favail if found.f_files and found.f_favail else None
+
+
+SYSTEM: Final = Syscalls()
+"""The calls by which files are read."""
 
 
 @cache

@@ -31,9 +31,22 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from streamtrain.errors import CheckpointError, ResourceError, remedy
+from streamtrain.errors import CheckpointError, ResourceError, StreamtrainError
 from streamtrain.store.writing.lock import is_folder_locked
-from streamtrain.system.files import Files, translate_os_errors
+from streamtrain.system.files import (
+    Files,
+    is_folder,
+    is_regular,
+    is_there,
+    names_in,
+    open_to_read,
+    read_failure,
+    read_whole,
+    refusal_behind,
+    translate_os_errors,
+    translate_read_errors,
+)
+from streamtrain.system.syscalls import SYSTEM
 from streamtrain.training.serialization import check_tensors, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"
@@ -65,7 +78,7 @@ class Checkpoint:
         if name in self.held:
             return self.held[name]
         file = self.path / f"{name}{_SUFFIX}"
-        return read_tensors(file) if file.exists() else {}
+        return read_tensors(file) if _is_there(file) else {}
 
 
 def write_checkpoint(
@@ -83,9 +96,10 @@ def write_checkpoint(
     for some in files_of.values():
         check_tensors(some)
     folder = run / CHECKPOINTS / f"{n_batches:0{_BATCH_DIGITS}d}"
-    begun = folder.with_name(f"{folder.name}{_NEW}") if folder.exists() else folder
+    with translate_os_errors("look at", folder):
+        begun = folder.with_name(f"{folder.name}{_NEW}") if is_there(folder) else folder
     with translate_os_errors("remove", begun):
-        if begun.exists():
+        if is_there(begun):
             _remove(files, begun)
     try:
         files.ensure_dir(begun)
@@ -127,14 +141,15 @@ def _replace(files: Files, folder: Path, begun: Path) -> None:
 def _outlived(run: Path, n_batches: int) -> list[Path]:
     """List what a checkpoint makes obsolete: everything but it and the one before."""
     named = [folder for folder in _folders(run) if not folder.suffix and int(folder.name) <= n_batches]
-    whole = [folder for folder in named if (folder / _MANIFEST).is_file()]
-    begun = [path for path in (run / CHECKPOINTS).iterdir() if path.name.removesuffix(_NEW).isdecimal()]
+    whole = [folder for folder in named if is_regular(folder / _MANIFEST)]
+    parent = run / CHECKPOINTS
+    begun = [parent / name for name in names_in(parent) if name.removesuffix(_NEW).isdecimal()]
     return [path for path in begun if path not in whole[:_KEPT]]
 
 
 def _remove(files: Files, folder: Path) -> None:
     # The manifest first: if the rest cannot be removed, what is left is not a checkpoint.
-    if (folder / _MANIFEST).exists():
+    if is_there(folder / _MANIFEST):
         files.system.unlink(folder / _MANIFEST)
     files.remove_tree(folder)
 
@@ -147,14 +162,14 @@ def leave_behind(files: Files, run: Path, found: Checkpoint | None) -> Checkpoin
     for folder in _folders(run):
         if found is not None and folder == found.path:
             break
-        if (folder / _MANIFEST).exists():
+        if _is_there(folder / _MANIFEST):
             with suppress(ResourceError):
                 files.rename(folder / _MANIFEST, folder / _LEFT)
     if found is None or found.path.suffix != _NEW:
         return found
     named = found.path.with_suffix("")
     with translate_os_errors("remove", named):
-        if named.exists():
+        if is_there(named):
             _remove(files, named)
     files.rename(found.path, named)
     return replace(found, path=named)
@@ -163,6 +178,7 @@ def leave_behind(files: Files, run: Path, found: Checkpoint | None) -> Checkpoin
 def find_checkpoint(run: Path, *, older_than: Checkpoint | None = None) -> tuple[Checkpoint | None, tuple[str, ...]]:
     """Find the newest whole checkpoint of a run, and say what is wrong with each newer one.
 
+    One that cannot be read for now is an error: it may be whole, and a run that resumes without it would remove it.
     With ``older_than``, a checkpoint of the run, only older ones are considered.
     """
     skipped: list[str] = []
@@ -172,7 +188,7 @@ def find_checkpoint(run: Path, *, older_than: Checkpoint | None = None) -> tuple
             return read_checkpoint(folder), tuple(skipped)
         except CheckpointError as error:
             # It may be undamaged: a run that started afresh would in time remove it.
-            if isinstance(error.__cause__, PermissionError):
+            if refusal_behind(error):
                 raise
             skipped.append(f"{error.where}: {error.what}")
     return None, tuple(skipped)
@@ -231,6 +247,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Check every byte of a checkpoint against its manifest, and read its state."""
     try:
         return _checked(folder)
+    except StreamtrainError:
+        raise
     except OSError as error:
         raise _unreadable(Path(error.filename or folder), error) from error
 
@@ -239,15 +257,15 @@ def _checked(folder: Path) -> Checkpoint:
     listed = _read_manifest(folder)
     for name, entry in listed.items():
         file = folder / name
-        if file.is_symlink() or not file.is_file():
+        if file.is_symlink() or not is_regular(file):
             raise CheckpointError("is missing", where=str(file), fix="train again")
-        have = file.stat().st_size
+        have = SYSTEM.stat(file).st_size
         if have != entry["bytes"]:
             raise CheckpointError(f"has {have} of {entry['bytes']} bytes", where=str(file), fix="train again")
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
+        with translate_read_errors(file, CheckpointError, "train again"), open_to_read(file) as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:  # type: ignore[arg-type]
                 raise CheckpointError("is not as it was written (SHA-256)", where=str(file), fix="train again")
-    state = json.loads((folder / _STATE).read_bytes())
+    state = json.loads(read_whole(folder / _STATE))
     if state.get("version") != CHECKPOINT_VERSION:
         raise CheckpointError(
             f"is of version {state.get('version')}, this is {CHECKPOINT_VERSION}",
@@ -260,14 +278,14 @@ def _checked(folder: Path) -> Checkpoint:
 def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     file = folder / _MANIFEST
     try:
-        if file.stat().st_size > _MANIFEST_BYTES:
+        if SYSTEM.stat(file).st_size > _MANIFEST_BYTES:
             raise ValueError("it is too long")
-        listed = json.loads(file.read_bytes())["files"]
+        listed = json.loads(read_whole(file))["files"]
         if _STATE not in listed or not all(_is_entry(name, entry) for name, entry in listed.items()):
             raise ValueError("it does not list the files")
     except FileNotFoundError:
         what = f"is not complete: {_MANIFEST} is missing"
-        if (folder / _LEFT).exists():
+        if is_there(folder / _LEFT):
             what = "was left behind: the run went on from an older one"
         raise CheckpointError(what, where=str(folder), fix="train again") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -275,9 +293,13 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return dict(listed)
 
 
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    what = f"cannot be read: {error.strerror or error}"
-    return CheckpointError(what, where=str(path), fix=remedy(error, "train again"))
+def _unreadable(path: Path, error: OSError) -> StreamtrainError:
+    return read_failure(error, path, CheckpointError, "train again")
+
+
+def _is_there(path: Path) -> bool:
+    with translate_read_errors(path, CheckpointError, "train again"):
+        return is_there(path)
 
 
 def _is_entry(name: str, entry: object) -> bool:
@@ -294,9 +316,9 @@ def _folders(run: Path) -> list[Path]:
     """
     parent = run / CHECKPOINTS
     try:
-        entries = list(parent.iterdir()) if parent.is_dir() else []
+        entries = [parent / name for name in names_in(parent)] if is_folder(parent) else []
         found = [path for path in entries if path.name.isdecimal()]
-        found += [path for path in entries if _is_replacement(path) and (path / _MANIFEST).is_file()]
+        found += [path for path in entries if _is_replacement(path) and is_regular(path / _MANIFEST)]
     except OSError as error:
         raise _unreadable(parent, error) from error
     return sorted(found, key=lambda path: (-int(path.stem), path.suffix))
@@ -336,10 +358,12 @@ def normalize_states(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """Read a safetensors file."""
     try:
+        # Safetensors calls a file missing whatever hinders its opening, so that is tried first.
+        open_to_read(file).close()
         return safetensors.torch.load_file(file)
-    except FileNotFoundError:
-        raise CheckpointError("the checkpoint is missing", where=str(file), fix="train again") from None
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise CheckpointError("the checkpoint is missing", where=str(file), fix="train again") from None
         raise _unreadable(file, error) from error
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"the checkpoint is damaged: {error}", where=str(file), fix="train again") from error

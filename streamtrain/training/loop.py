@@ -32,6 +32,7 @@ from streamtrain.optim.gradients import (
     read_scalars,
 )
 from streamtrain.optim.rules import Figures, UpdateRule
+from streamtrain.system.progress_bar import is_shown
 from streamtrain.training.batch_stream import (
     BatchStream,
     check_weight_field,
@@ -77,7 +78,7 @@ class EpochRecorder:
             mininterval=_REFRESH_SECONDS,
             leave=False,
             file=sys.stderr,
-            disable=not (sys.stderr.isatty() if progress is None else progress),
+            disable=not is_shown(progress),
         )
 
     def __enter__(self) -> Self:

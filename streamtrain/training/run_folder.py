@@ -27,10 +27,27 @@ from typing import Any, Final, Self
 
 from torch import Tensor
 
-from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, UsageError, remedy
+from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, UsageError
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
 from streamtrain.store.writing.lock import FOLDER_LOCK, check_folder_unlocked, folder_lock, is_folder_locked
-from streamtrain.system.files import Files, is_temporary, local_path, translate_os_errors
+from streamtrain.system.files import (
+    Files,
+    is_folder,
+    is_of_machine,
+    is_regular,
+    is_temporary,
+    is_there,
+    local_path,
+    names_in,
+    open_to_read,
+    os_failure,
+    read_failure,
+    read_whole,
+    status_of,
+    translate_os_errors,
+    translate_read_errors,
+    with_room,
+)
 from streamtrain.training.checkpoint import Checkpoint, leave_behind, write_checkpoint
 
 ANOTHER: Final = Fix("another ", Argument("checkpoint"))
@@ -81,23 +98,20 @@ class RunFolder:
         if why := self.why_not_after(n_bytes):
             raise CheckpointError(why, where=str(self.path / METRICS), fix=ANOTHER)
         if self._n_bytes() > n_bytes:
-            os.truncate(self.path / METRICS, n_bytes)
+            self._files.system.truncate(self.path / METRICS, n_bytes)
 
     def why_not_after(self, n_bytes: int) -> str | None:
         """Say why a checkpoint made after ``n_bytes`` of ``metrics.jsonl`` is not of these metrics; None if it is."""
         file = self.path / METRICS
-        try:
+        with translate_read_errors(file, CheckpointError, ANOTHER):
             have = self._n_bytes()
             if have < n_bytes:
                 return f"{have} bytes; the checkpoint was made after {n_bytes}"
             if n_bytes:
-                with file.open("rb") as lines:
+                with open_to_read(file) as lines:
                     lines.seek(n_bytes - 1)
                     if lines.read(1) != b"\n":
                         return f"no line that ends at byte {n_bytes}, after which the checkpoint was made"
-        except OSError as error:
-            fix = remedy(error, ANOTHER)
-            raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), fix=fix) from error
         return None
 
     def resume_from(self, found: Checkpoint | None) -> None:
@@ -115,17 +129,17 @@ class RunFolder:
         self._resumed_from = None
 
     def _n_bytes(self) -> int:
-        file = self.path / METRICS
-        return file.stat().st_size if file.exists() else 0
+        status = status_of(self.path / METRICS)
+        return status.st_size if status else 0
 
     def _drop_partial(self) -> None:
         if self._partial_at is None:
             return
-        written = self._n_bytes()
-        del self._unwritten[max(0, self._partial_at - written) :]
         with translate_os_errors("cut", self.path / METRICS):
+            written = self._n_bytes()
+            del self._unwritten[max(0, self._partial_at - written) :]
             if written > self._partial_at:
-                os.truncate(self.path / METRICS, self._partial_at)
+                self._files.system.truncate(self.path / METRICS, self._partial_at)
         self._partial_at = None
 
     def save(self, n_batches: int, state: Mapping[str, object], tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
@@ -158,12 +172,19 @@ class RunFolder:
     def _opened(self) -> int:
         if self._metrics is None:
             self._files.ensure_dir(self.path)
-            if not (self.path / CONFIG).exists():
+            with translate_os_errors("look at", self.path / CONFIG):
+                is_begun = is_there(self.path / CONFIG)
+            if not is_begun:
                 self._files.write_bytes(self.path / CONFIG, (json.dumps(self._config, indent=2) + "\n").encode())
             with translate_os_errors("open", self.path / METRICS):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-                self._metrics = os.open(self.path / METRICS, flags, 0o666)
+                self._metrics = with_room(self._open_metrics)
         return self._metrics
+
+    def _open_metrics(self) -> int:
+        file, system = self.path / METRICS, self._files.system
+        with suppress(FileExistsError):
+            os.close(system.open(file))
+        return system.append(file)
 
     def close(self) -> None:
         """Close ``metrics.jsonl``, and let other writers in."""
@@ -202,10 +223,9 @@ def is_run(path: Path) -> bool:
     """Whether a folder is that of a run."""
     path = local_path(path)
     try:
-        return (path / CONFIG).is_file()
+        return is_regular(path / CONFIG)
     except OSError as error:
-        fix = remedy(error, ANOTHER)
-        raise CheckpointError(f"cannot be looked at: {error.strerror}", where=str(path), fix=fix) from error
+        raise read_failure(error, path / CONFIG, CheckpointError, ANOTHER, what="cannot be looked at") from error
 
 
 def check_run(path: Path, *, resumes: bool = False) -> None:
@@ -233,9 +253,10 @@ def _refuse_taken(path: Path, *, resumes: bool) -> None:
 
 def _is_taken(path: Path) -> bool:
     """Whether something is there; leftovers of a run killed as it began do not count."""
-    if not path.is_dir():
-        return path.exists()
-    return not all(is_temporary(entry.name) or entry.name == FOLDER_LOCK for entry in path.iterdir())
+    with translate_read_errors(path, CheckpointError, ANOTHER):
+        if not is_folder(path):
+            return status_of(path) is not None
+        return not all(is_temporary(name) or name == FOLDER_LOCK for name in names_in(path))
 
 
 def newest_run(parent: Path) -> Path | None:
@@ -248,14 +269,13 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read a run's ``config.json``."""
     file = local_path(path) / CONFIG
     try:
-        config = json.loads(file.read_bytes())
-    except FileNotFoundError:
+        config = json.loads(read_whole(file))
+    except (FileNotFoundError, NotADirectoryError):
         begins = is_folder_locked(local_path(path))
         fix = "wait for its first checkpoint: it is being trained" if begins else _nearby_runs(path)
         raise CheckpointError(f"no run: {CONFIG} is missing", where=str(path), fix=fix) from None
     except OSError as error:
-        fix = remedy(error, "train again")
-        raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), fix=fix) from error
+        raise read_failure(error, file, CheckpointError, "train again") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
     if not isinstance(config, dict):
@@ -267,12 +287,11 @@ def read_schema(path: Path) -> Schema | None:
     """Read a run's ``schema.json``; None where a run of an earlier version has none."""
     file = path / SCHEMA
     try:
-        return parse_schema(json.loads(file.read_bytes()))
+        return parse_schema(json.loads(read_whole(file)))
     except FileNotFoundError:
         return None
     except OSError as error:
-        fix = remedy(error, "train again")
-        raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), fix=fix) from error
+        raise read_failure(error, file, CheckpointError, "train again") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError("is damaged", where=str(file), why=str(error), fix="train again") from error
 
@@ -285,10 +304,14 @@ def write_memory(path: Path, memory: Mapping[str, object]) -> None:
 def last_epoch(path: Path) -> dict[str, Any] | None:
     """Return the last line of ``metrics.jsonl`` that sums up an epoch; None where there is none."""
     try:
-        lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
+        lines = read_whole(path / METRICS).decode().splitlines()
         values = map(json.loads, reversed(lines))
         return next((line for line in values if line.get("kind") == "epoch"), None)
-    except (OSError, ValueError, AttributeError):
+    except OSError as error:
+        if is_of_machine(error):
+            raise os_failure(error, "read", path / METRICS) from error
+        return None
+    except (ValueError, AttributeError):
         return None
 
 

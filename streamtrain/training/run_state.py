@@ -333,7 +333,7 @@ def _put_stream_back(stream: ResumableStream, found: Checkpoint, *, is_over: boo
 
 def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
     # A disk that fails to write may fail to read as well.
-    with suppress(OSError):
+    with suppress(OSError, CheckpointError):
         found, _ = find_checkpoint(run)
         kept = f"The newest whole one is {found.path}" if found else "There is none before it"
         error.why = f"{error.why}. {kept}" if error.why else kept

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import torch
 from torch import nn
 
 import streamtrain as st
+from scripts.faults.stages import tree_of
+from scripts.faults.syscall_faults import failing
 from streamtrain.cli.main import main
 from streamtrain.errors import ResourceError, UnknownName
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import Syscalls
-from streamtrain.training.checkpoint import newest_checkpoint, read_checkpoint
+from streamtrain.training.checkpoint import find_checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
 from streamtrain.training.run_folder import RunFolder
 
 EPOCH_BATCHES = 10
@@ -159,3 +163,35 @@ def test_on_the_command_line(
     with pytest.warns(UserWarning, match="was not saved"):
         assert main([*words[:-3], "--on-checkpoint-failure", "warn", "--out", str(tmp_path / "d")]) == 5
     assert "checkpoints that could not be saved: 3" in capsys.readouterr().out
+
+
+def test_a_finished_run_prints_its_result_though_its_memory_cannot_be_written(
+    dataset: st.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ["train", dataset.path, "--model", "linear", "--epochs", 1, "--memory", "16MB", "--out", run, "--json"]
+    with failing("writev", r"memory\.json", errno.ENOSPC):
+        assert main([str(word) for word in words]) == 5
+    out, err = capsys.readouterr()
+    assert json.loads(out)["samples"] == len(dataset)
+    assert "memory.json: cannot write: No space left on device" in err
+    assert newest_checkpoint(run).state["counts"]["n_samples"] == len(dataset)
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("call", ["open_file", "stream", "stat"])
+def test_a_checkpoint_that_cannot_be_read_for_now_is_neither_skipped_nor_removed(
+    tmp_path: Path, call: str, code: int
+) -> None:
+    for n_batches in (1, 2):
+        write_checkpoint(Files(), tmp_path, n_batches, {}, {"model": {"w": torch.zeros(3)}})
+    before = tree_of(tmp_path)
+    for pattern in (r"/00000002/state\.json$", r"/0000000\d/manifest\.json$"):
+        with failing(call, pattern, code) as met, pytest.raises(ResourceError, match=os.strerror(code)) as caught:
+            find_checkpoint(tmp_path)
+        assert met
+        assert "damaged" not in str(caught.value)
+    assert tree_of(tmp_path) == before
+    found, skipped = find_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.path.name, skipped) == ("00000002", ())

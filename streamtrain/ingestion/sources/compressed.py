@@ -21,17 +21,19 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import Argument, Fix, InputError
+from streamtrain.errors import Argument, Fix, InputError, StreamtrainError
 from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions, choose_fields, rows_within
 from streamtrain.ingestion.sources.binary import Packing, read_header
 from streamtrain.ingestion.sources.input_files import (
     ByteStream,
     check_size,
+    open_bytes,
     provenance_of,
     read_next,
     refuse_options,
     skip,
 )
+from streamtrain.system.files import refusal_behind
 from streamtrain.system.units import format_bytes
 
 # DEFLATE cannot pack better than 1032 to 1, and comes near it only on one byte repeated. Small claims do no harm.
@@ -89,6 +91,8 @@ def unpacking(where: str) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        if refusal_behind(error) or isinstance(error, StreamtrainError):
+            raise
         detail = str(error) or type(error).__name__
         raise InputError(
             f"the compressed data is damaged: {detail}", where=where, fix="write or download the file again"
@@ -167,7 +171,7 @@ def probe(path: Path, options: SourceOptions) -> StreamedSource:
     """Open a .npz archive: its directory and the header of every member."""
     refuse_options(path, ".npz", options, "label_column", "columns", "dtype", "shape")
     provenance = provenance_of(path, "npz")
-    with unpacking(str(path)), zipfile.ZipFile(path) as archive:
+    with open_bytes(path) as file, unpacking(str(path)), zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
         _check_directory(path, infos)
         by_name = {info.filename.removesuffix(".npy"): info for info in infos}
@@ -191,7 +195,7 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, field: 
 @contextmanager
 def _open_member(path: Path, name: str) -> Iterator[ByteStream]:
     # An archive of its own for every member: no position is shared, and none is left open.
-    with zipfile.ZipFile(path) as archive, archive.open(name) as stream:
+    with open_bytes(path) as file, zipfile.ZipFile(file) as archive, archive.open(name) as stream:
         yield stream
 
 

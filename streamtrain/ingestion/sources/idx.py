@@ -7,6 +7,8 @@ dimension). A plain file reads any range; a gzipped one is read in order.
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -49,13 +51,19 @@ def _probe_plain(path: Path, provenance: tuple[dict[str, Any], ...]) -> PackedSo
 
 def _probe_gzip(path: Path, provenance: tuple[dict[str, Any], ...]) -> StreamedSource:
     where = str(path)
-    with unpacking(where), gzip.open(path) as stream:
+    with unpacking(where), _open_gzip(path) as stream:
         packing = _read_header(stream, where)
     n_unpacked = packing.offset + packing.n_bytes
     check_ratio(n_unpacked, provenance[0]["bytes"], where=where)
     _check_gzip_size(path, n_unpacked, _claim(packing))
-    member = Member(packing=packing, where=where, open=partial(gzip.open, path))
+    member = Member(packing=packing, where=where, open=partial(_open_gzip, path))
     return StreamedSource(path, (member,), provenance)
+
+
+@contextmanager
+def _open_gzip(path: Path) -> Iterator[ByteStream]:
+    with open_bytes(path) as file, gzip.open(file) as stream:
+        yield stream
 
 
 def _read_header(stream: ByteStream, where: str) -> Packing:
@@ -85,6 +93,6 @@ def _check_gzip_size(path: Path, n_expected: int, claim: str) -> None:
         file.seek(-4, 2)
         trailer = int.from_bytes(file.read(4), "little")
     if trailer != n_expected % 2**32:
-        with unpacking(str(path)), gzip.open(path) as stream:
+        with unpacking(str(path)), _open_gzip(path) as stream:
             n_found = sum(map(len, iter(lambda: stream.read(_PIECE_BYTES), b"")))
         check_size(n_found, n_expected, where=str(path), claim=claim)

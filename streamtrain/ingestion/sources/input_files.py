@@ -7,22 +7,32 @@ mapped: a file truncated under us is an error with its name, not a signal.
 from __future__ import annotations
 
 import difflib
-import io
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError, UsageError, remedy
+from streamtrain.errors import InputError, UsageError
 from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.system.files import (
+    is_of_machine,
+    names_in,
+    open_to_read,
+    os_failure,
+    read_failure,
+    translate_read_errors,
+)
+from streamtrain.system.syscalls import SYSTEM
 from streamtrain.system.units import format_bytes
 
 # zlib and zipfile keep several copies of a piece.
 _PIECE_BYTES: Final = 1 << 16
+_ELSEWHERE: Final = "copy it to another disk"
 
 
 class ByteStream(Protocol):
@@ -43,32 +53,32 @@ def check_file(path: Path) -> os.stat_result:
         )
     if status.st_size == 0:
         raise InputError("the file is empty (0 bytes)", where=str(path), fix="write it again, or leave it out")
+    # Tried, not asked for: access(2) answers for another user under set-uid, and on a network it guesses.
     try:
-        # Tried, not asked for: access(2) answers for another user under set-uid, and on a network it guesses.
-        os.close(os.open(path, os.O_RDONLY))
+        open_to_read(path).close()
     except OSError as error:
-        fix = remedy(error, "copy it to another disk")
-        raise InputError(f"the file is not readable: {error.strerror}", where=str(path), fix=fix) from error
+        what = "the file is not readable"
+        raise read_failure(error, path, InputError, _ELSEWHERE, what=what) from error
     return status
 
 
 def look_up(path: Path) -> os.stat_result:
     """Return the status of a path; where there is none, name its nearest neighbour."""
     try:
-        return path.stat()
+        return SYSTEM.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         near = difflib.get_close_matches(path.name, _siblings(path), n=1)
         fix = f"did you mean {str(path.with_name(near[0]))!r}?" if near else "check the path"
         raise InputError("no such file or folder", where=str(path), fix=fix) from None
-    except (OSError, ValueError) as error:
-        fix = remedy(error, "check the path") if isinstance(error, OSError) else "check the path"
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise InputError(f"the path cannot be looked up: {why}", where=str(path), fix=fix) from error
+    except OSError as error:
+        raise read_failure(error, path, InputError, "check the path", what="the path cannot be looked up") from error
+    except ValueError as error:
+        raise InputError(f"the path cannot be looked up: {error}", where=str(path), fix="check the path") from error
 
 
 def _siblings(path: Path) -> list[str]:
     try:
-        return [entry.name for entry in path.parent.iterdir()]
+        return names_in(path.parent)
     except OSError:
         return []
 
@@ -85,10 +95,13 @@ def changed(provenance: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def _change(entry: Mapping[str, Any]) -> str | None:
+    path = Path(entry["path"])
     try:
-        status = Path(entry["path"]).stat()
+        status = SYSTEM.stat(path)
     except OSError as error:
-        return f"{entry['path']}: gone while it was read ({error.strerror})"
+        if is_of_machine(error):
+            raise os_failure(error, "look up", path) from error
+        return f"{path}: gone while it was read ({error.strerror})"
     if status.st_size != entry["bytes"]:
         return f"{entry['path']}: changed while it was read, from {entry['bytes']:,} to {status.st_size:,} bytes"
     if status.st_mtime_ns != entry["mtime_ns"]:
@@ -107,10 +120,10 @@ def read_range(path: Path, offset: int, out: npt.NDArray[Any]) -> None:
     """Fill a C-contiguous array with a file's bytes from ``offset`` on."""
     view = out.reshape(-1).view(np.uint8).data
     n_done = 0
-    with path.open("rb", buffering=0) as file:
+    with open_bytes(path, buffering=0) as file:
         file.seek(offset)
         while n_done < len(view):
-            n_read = file.readinto(view[n_done:])
+            n_read = file.readinto(view[n_done:])  # type: ignore[attr-defined]  # of any binary file
             if not n_read:
                 raise _short(str(path), offset + len(view), offset + n_done)
             n_done += n_read
@@ -158,10 +171,15 @@ def check_size(n_found: int, n_expected: int, *, where: str, claim: str) -> None
 
 def first_bytes(path: Path, n_bytes: int) -> bytes:
     """Return the first bytes of a file, fewer where it is shorter."""
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         return file.read(n_bytes)
 
 
-def open_bytes(path: Path) -> io.BufferedReader:
-    """Open a file for reading in order."""
-    return path.open("rb")
+@contextmanager
+def open_bytes(path: Path, *, buffering: int = -1) -> Iterator[BinaryIO]:
+    """Open a file for reading in order; what the system says to its reading becomes an error that names it."""
+    with (
+        translate_read_errors(path, InputError, _ELSEWHERE),
+        open_to_read(path, buffering=buffering) as file,
+    ):
+        yield file

@@ -17,7 +17,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, Final
 
-from streamtrain.errors import Argument, Fix, InputError, UsageError, remedy
+from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.ingestion.sources import binary, compressed, idx
 from streamtrain.ingestion.sources.arrays import (
     ArraySource,
@@ -34,7 +34,7 @@ from streamtrain.ingestion.sources.input_files import check_file, first_bytes, l
 from streamtrain.ingestion.sources.iterables import IterableSource
 from streamtrain.ingestion.sources.tables import delimited, parquet
 from streamtrain.store.schema.columns import TARGET
-from streamtrain.system.files import local_path
+from streamtrain.system.files import local_path, names_in, read_failure
 
 ENTRY_POINT_GROUP: Final = "streamtrain.sources"
 
@@ -274,13 +274,13 @@ def _files_of(source: object) -> list[Path] | None:
 def _listed(folder: Path) -> list[Path]:
     """List the files of a folder by name, but those that start with a dot or underscore, as other tools do."""
     try:
-        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "_")))
+        entries = [folder / name for name in names_in(folder) if not name.startswith((".", "_"))]
     except OSError as error:
-        fix = remedy(error, "copy it to another disk")
-        raise InputError(f"the folder is not readable: {error.strerror}", where=str(folder), fix=fix) from error
+        what = "the folder is not readable"
+        raise read_failure(error, folder, InputError, "copy it to another disk", what=what) from error
     if not entries:
         raise InputError("no files in the folder", where=str(folder), fix="give the folder that holds the data files")
-    inner = [entry.name for entry in entries if entry.is_dir()]
+    inner = [entry.name for entry in entries if S_ISDIR(look_up(entry).st_mode)]
     if inner:
         fix = "give the folders of files as a list"
         raise InputError(f"the folder holds folders: {', '.join(inner[:5])}", where=str(folder), fix=fix)
@@ -298,7 +298,7 @@ def _check_one_kind(files: Sequence[Path], families: Sequence[FileFormat]) -> No
 def _check_distinct(files: Sequence[Path]) -> None:
     seen: dict[tuple[int, int], Path] = {}
     for file in files:
-        status = file.stat()
+        status = look_up(file)
         first = seen.setdefault((status.st_dev, status.st_ino), file)
         if first is not file:
             what = "the same file is given twice" if first == file else f"is the same file as {first}"

@@ -19,8 +19,8 @@ from streamtrain.store import zarr_metadata
 from streamtrain.store.codec import checksum
 from streamtrain.store.layout import Layout
 from streamtrain.store.manifest import Json, dump_json, layout_json, load_json, parse_layout
-from streamtrain.store.shard import StoredFile, read_bounded
-from streamtrain.system.files import Files, translate_os_errors
+from streamtrain.store.shard import RESTORE, StoredFile, read_bounded
+from streamtrain.system.files import Files, is_there, translate_os_errors, translate_read_errors, with_room
 
 JOURNAL: Final = f"{zarr_metadata.PRIVATE}/journal"
 MOST_JOURNAL_BYTES: Final = 2**28
@@ -66,7 +66,7 @@ class Journal:
         self._system = files.system
         self._adding = threading.Lock()
         with translate_os_errors("open", path):
-            self._fd: int | None = files.system.append(path)
+            self._fd: int | None = with_room(lambda: files.system.append(path))
 
     def add(self, shard: int, stored: tuple[StoredFile, ...]) -> None:
         """Note a shard whose files are durable; once that failed, nothing more is taken."""
@@ -113,8 +113,9 @@ def continue_journal(folder: Path, header: JournalHeader, shards: Shards, files:
 def read_journal(folder: Path) -> tuple[JournalHeader, dict[int, tuple[StoredFile, ...]]] | None:
     """Read what an ingest was making, and the shards it finished; None where there is no journal."""
     path = folder / JOURNAL
-    if not path.exists():
-        return None
+    with translate_read_errors(path, DatasetError, RESTORE):
+        if not is_there(path):
+            return None
     first, *rest = read_bounded(path, MOST_JOURNAL_BYTES).split(b"\n")
     found = _parsed(first, str(path))
     if found is None:

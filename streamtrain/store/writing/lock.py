@@ -22,7 +22,8 @@ from typing import Final
 
 from streamtrain.errors import LockedError, ResourceError
 from streamtrain.store.manifest import dump_json
-from streamtrain.system.files import Files, translate_os_errors
+from streamtrain.system.files import Files, is_of_machine, os_failure, translate_os_errors, with_room
+from streamtrain.system.syscalls import SYSTEM
 
 FOLDER_LOCK: Final = ".lock"
 """The lock file inside a folder that is written as a whole, such as a run's."""
@@ -111,7 +112,7 @@ def _hold(lock: Path, files: Files) -> Iterator[None]:
 def _take(lock: Path, files: Files) -> int | None:
     """Make and lock the lock file; None where somebody else changed it meanwhile."""
     try:
-        fd = files.system.open(lock)
+        fd = with_room(lambda: files.system.open(lock))
     except FileNotFoundError:
         # Its folder was another writer's, who ended without a file in it.
         files.ensure_dir(lock.parent)
@@ -161,11 +162,14 @@ def _of_dead_writer(lock: Path) -> Iterator[int | None]:
     try:
         # NFS needs writing for a lock; another user's file can be locked without, elsewhere.
         flags = os.O_RDWR if os.access(lock, os.W_OK) else os.O_RDONLY
-        fd = os.open(lock, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        fd = with_room(lambda: SYSTEM.open_file(lock, flags))
     except (FileNotFoundError, NotADirectoryError):
         yield None
         return
     except OSError as error:
+        if is_of_machine(error):
+            raise os_failure(error, "open", lock) from error
         what = f"the lock file cannot be opened: {error.strerror}"
         raise LockedError(what, where=str(lock), fix="delete it if nobody writes there") from error
     try:
@@ -186,7 +190,7 @@ def _owner(fd: int) -> str:
     try:
         owner = json.loads(os.pread(fd, _MOST_BYTES, 0))
         return f"pid {owner['pid']} on host {owner['host']}"
-    except (ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return "pid ? on host ?"
 
 

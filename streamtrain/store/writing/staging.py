@@ -42,7 +42,19 @@ from streamtrain.store.manifest import MOST_MANIFEST_BYTES, Manifest, parse_mani
 from streamtrain.store.shard import read_bounded, unreadable
 from streamtrain.store.writing.journal import JOURNAL, JournalHeader, begin_journal
 from streamtrain.store.writing.lock import writer_lock
-from streamtrain.system.files import Files, is_temporary, temporary_beside, translate_os_errors
+from streamtrain.system.files import (
+    Files,
+    is_folder,
+    is_regular,
+    is_temporary,
+    is_there,
+    names_in,
+    refusal_behind,
+    status_of,
+    temporary_beside,
+    translate_os_errors,
+    walk,
+)
 
 DestinationState = Literal["absent", "committed", "incomplete", "foreign"]
 
@@ -72,7 +84,7 @@ def predecessor(path: Path) -> Path:
 def real_path(path: Path) -> Path:
     """Resolve a destination: a link stands for the folder it leads to, and ``.`` gets a name."""
     with _looking_at(path):
-        if path.is_symlink() and path.exists():
+        if path.is_symlink() and status_of(path):
             return path.resolve()
         return path if path.name not in ("", "..") else path.resolve()
 
@@ -80,17 +92,22 @@ def real_path(path: Path) -> Path:
 def destination_state(path: Path) -> DestinationState:
     """Find out what is at a destination: nothing, a dataset, an unfinished one, or something else."""
     with _looking_at(path):
-        if not os.path.lexists(path):
+        if not is_there(path):
             return "absent"
-        if not (path / zarr_metadata.PRIVATE).is_dir():
+        if not is_folder(path / zarr_metadata.PRIVATE):
             return "foreign"
-        return "committed" if (path / zarr_metadata.ROOT).exists() else "incomplete"
+        return "committed" if status_of(path / zarr_metadata.ROOT) else "incomplete"
 
 
 def has_journal(path: Path) -> bool:
     """Say whether a folder is still being made, or was not tidied up after."""
     with _looking_at(path):
-        return (path / JOURNAL).is_file()
+        return is_regular(path / JOURNAL)
+
+
+def _is_there(path: Path) -> bool:
+    with _looking_at(path):
+        return is_there(path)
 
 
 @contextmanager
@@ -105,7 +122,7 @@ def _looking_at(path: Path) -> Iterator[None]:
 def foreign_files(folder: Path) -> Iterator[str]:
     """List the files in a folder that no ingest can have written there, by their path inside it."""
     manifest = _manifest_of(folder)
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in _walked(folder):
         inside = Path(parent).relative_to(folder)
         for name in names + [name for name in folders if (Path(parent) / name).is_symlink()]:
             key = (inside / name).as_posix()
@@ -114,12 +131,20 @@ def foreign_files(folder: Path) -> Iterator[str]:
                 yield key
 
 
+def _walked(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    with _looking_at(folder):
+        yield from walk(folder)
+
+
 def _manifest_of(folder: Path) -> Manifest | None:
     """Read a finished dataset's manifest; None where there is no whole one."""
     try:
         data = read_bounded(folder / zarr_metadata.MANIFEST, MOST_MANIFEST_BYTES)
         return parse_manifest(data, where=str(folder))
-    except (OSError, StreamtrainError):
+    except (OSError, StreamtrainError) as error:
+        # Without it more files count as ours, and may be removed.
+        if refusal_behind(error):
+            raise
         return None
 
 
@@ -166,7 +191,7 @@ def keep_foreign_files(old: Path, path: Path, files: Files) -> None:
     found = [(key.partition("/")[0], key) for key in foreign_files(old)]
     # A folder with nothing of ours in it is moved as one.
     for key in dict.fromkeys(key if top in own else top for top, key in found):
-        if not os.path.lexists(path / key):
+        if not _is_there(path / key):
             files.ensure_dir((path / key).parent)
             # What somebody still reads keeps its place on a file server.
             with suppress(ResourceError) if _IN_USE.fullmatch(Path(key).name) else nullcontext():
@@ -253,12 +278,12 @@ def tidy(path: Path, files: Files) -> None:
     if destination_state(path) == "committed":
         for old in (successor(path), predecessor(path)):
             # A successor with a journal, while there is none at the path, is still being made.
-            if os.path.lexists(old) and (has_journal(path) or not has_journal(old)):
+            if _is_there(old) and (has_journal(path) or not has_journal(old)):
                 keep_foreign_files(old, path, files)
-    if not os.path.lexists(path) or (destination_state(path) == "committed" and has_journal(path)):
+    if not _is_there(path) or (destination_state(path) == "committed" and has_journal(path)):
         # Neither of the two can be the work of an ingest that is to be resumed.
         remove_dataset(successor(path), files)
-    elif os.path.lexists(successor(path)) and not has_journal(successor(path)):
+    elif _is_there(successor(path)) and not has_journal(successor(path)):
         remove_dataset(successor(path), files)
     if destination_state(path) == "committed":
         try:
@@ -271,7 +296,7 @@ def tidy(path: Path, files: Files) -> None:
 
 def remove_dataset(folder: Path, files: Files) -> None:
     """Remove a dataset's folder, whole or not; do nothing where there is none."""
-    if not os.path.lexists(folder):
+    if not _is_there(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
         raise UsageError("not a folder that an ingest made", where=str(folder), fix="move it away")
@@ -280,11 +305,11 @@ def remove_dataset(folder: Path, files: Files) -> None:
         # Whatever stops us leaves what is known for what it is. The root goes first: nothing opens that is half gone.
         # Then the journal: nobody resumes from shards that are going.
         for name in (zarr_metadata.ROOT, JOURNAL):
-            if (folder / name).exists():
+            if status_of(folder / name):
                 files.system.unlink(folder / name)
         folder = _set_aside(folder, files)
         # The private folder marks the rest as ours and not the user's, and goes last.
-        for entry in sorted(folder.iterdir()):
+        for entry in [folder / name for name in names_in(folder)]:
             if entry.name != zarr_metadata.PRIVATE:
                 files.remove_tree(entry) if entry.is_dir() else files.system.unlink(entry)
         files.remove_tree(folder)
@@ -293,19 +318,19 @@ def remove_dataset(folder: Path, files: Files) -> None:
 def _set_aside(folder: Path, files: Files) -> Path:
     """Give what is being removed the hidden name that `tidy` looks at, so that its own is free from now on."""
     hidden = successor(folder)
-    if folder.name.startswith(".") or os.path.lexists(hidden):
+    if folder.name.startswith(".") or _is_there(hidden):
         return folder
     # Where the rename fails, the private folder, which goes last, still marks it.
     with suppress(ResourceError):
         files.rename(folder, hidden)
-    return folder if folder.exists() else hidden
+    return folder if _is_there(folder) else hidden
 
 
 def recover_interrupted_swap(path: Path, files: Files) -> bool:
     """Bring back a dataset whose writer ended between two renames; return whether there is one under the name now."""
     for _ in range(_POLLS):
-        if os.path.lexists(path) or destination_state(predecessor(path)) != "committed":
-            return os.path.lexists(path)
+        if _is_there(path) or destination_state(predecessor(path)) != "committed":
+            return _is_there(path)
         try:
             with writer_lock(path, files):
                 _close_gap(path, files)
@@ -313,17 +338,19 @@ def recover_interrupted_swap(path: Path, files: Files) -> bool:
             # It is between its two renames, and needs no longer than they do.
             time.sleep(_POLL_SECONDS)
         except ResourceError as error:
+            if not isinstance(error.__cause__, PermissionError):
+                raise
             what = f"the dataset was being replaced when its writer ended, and cannot be put back: {error.what}"
             fix = Fix(Call("repair", str(path), ("remove",)), ", by somebody who may write there")
             raise DatasetError(what, where=str(path), fix=fix) from error
     with writer_lock(path, files):
         _close_gap(path, files)
-    return os.path.lexists(path)
+    return _is_there(path)
 
 
 def _close_gap(path: Path, files: Files) -> None:
     new, old = successor(path), predecessor(path)
-    if os.path.lexists(path) or destination_state(old) != "committed":
+    if _is_there(path) or destination_state(old) != "committed":
         return
     # The first of the two renames is only made when the successor is finished.
     finished = destination_state(new) == "committed" and has_journal(new)
@@ -337,7 +364,7 @@ def remove_unfinished_files(folder: Path, layout: Layout, kept: frozenset[str], 
     """
     check_foreign_files(folder, layout)
     foreign = frozenset(foreign_files(folder))
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in _walked(folder):
         for name in sorted(names, key=lambda name: name != zarr_metadata.ROOT):
             key = (Path(parent).relative_to(folder) / name).as_posix()
             if key not in kept and key not in foreign and key != JOURNAL:
@@ -347,10 +374,10 @@ def remove_unfinished_files(folder: Path, layout: Layout, kept: frozenset[str], 
 
 def set_aside(path: Path) -> list[Path]:
     """List what datasets under this name were replaced by others and could not be removed."""
+    own = f".{predecessor(path).name}."
     with _looking_at(path.parent):
-        beside = path.parent.iterdir() if path.parent.is_dir() else ()
-        own = f".{predecessor(path).name}."
-        return sorted(found for found in beside if found.name.startswith(own) and is_temporary(found.name))
+        names = names_in(path.parent) if is_folder(path.parent) else []
+    return [path.with_name(name) for name in names if name.startswith(own) and is_temporary(name)]
 
 
 def check_names(path: Path, layout_names: Iterable[str]) -> None:
@@ -366,5 +393,5 @@ def check_names(path: Path, layout_names: Iterable[str]) -> None:
 
 def temporaries(folder: Path) -> Iterator[Path]:
     """List the temporary files inside a folder, left by killed writers."""
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in _walked(folder):
         yield from (Path(parent) / name for name in sorted(names) if is_temporary(name))

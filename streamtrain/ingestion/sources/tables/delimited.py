@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, StreamtrainError
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.input_files import open_bytes, provenance_of, refuse_options
 from streamtrain.ingestion.sources.tables.arrow import arrow, arrow_type, columns_of
@@ -34,6 +36,7 @@ from streamtrain.ingestion.sources.tables.table_columns import (
     facts_of,
     table_source,
 )
+from streamtrain.system.files import read_failure, with_room
 from streamtrain.system.units import format_bytes
 
 _DELIMITERS: Final = {".tsv": "\t", ".tab": "\t"}
@@ -84,9 +87,15 @@ def _open_text(path: Path, options: SourceOptions) -> DelimitedText:
     return DelimitedText(path=path, delimiter=delimiter, header=header, block_bytes=block_bytes, nulls=nulls)
 
 
+@contextmanager
+def _open_lines(path: Path, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
+    with open_bytes(path) as file, io.TextIOWrapper(file, "utf-8-sig", errors, newline="") as text:
+        yield text
+
+
 def _read_header(path: Path, delimiter: str) -> tuple[str, ...]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with _open_lines(path) as file:
             lines = iter(lambda: file.readline(_MAX_LINE_BYTES), "")
             return tuple(next(record for record in csv.reader(lines, delimiter=delimiter) if record))
     except UnicodeDecodeError:
@@ -135,8 +144,7 @@ def _batches(text: DelimitedText, chosen: ChosenColumns, _: int, dtypes: Mapping
 
     csv_module = arrow("pyarrow.csv")
     try:
-        yield from csv_module.open_csv(
-            str(text.path),
+        options = (
             csv_module.ReadOptions(use_threads=False, block_size=text.block_bytes),
             csv_module.ParseOptions(delimiter=text.delimiter, newlines_in_values=True, invalid_row_handler=refuse),
             csv_module.ConvertOptions(
@@ -147,8 +155,13 @@ def _batches(text: DelimitedText, chosen: ChosenColumns, _: int, dtypes: Mapping
                 quoted_strings_can_be_null=False,
             ),
         )
+        yield from with_room(lambda: csv_module.open_csv(str(text.path), *options))
     except arrow().ArrowInvalid as error:
         raise _refusal(text, ragged, str(error)) from error
+    except OSError as error:
+        if isinstance(error, StreamtrainError):
+            raise
+        raise read_failure(error, text.path, InputError, "copy it to another disk") from error
 
 
 def _refusal(text: DelimitedText, ragged: list[Any], reason: str) -> InputError:
@@ -211,7 +224,7 @@ def _places(text: DelimitedText, rows: list[int]) -> list[str]:
 
 def _record_lines(text: DelimitedText) -> Iterator[int]:
     """Yield the line, from 1, that each record after the header starts at; blank lines are skipped."""
-    with text.path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    with _open_lines(text.path, errors="replace") as file:
         reader = csv.reader(iter(lambda: file.readline(_MAX_LINE_BYTES), ""), delimiter=text.delimiter)
         is_header, start = True, 1
         try:

@@ -25,6 +25,7 @@ from streamtrain.ingestion.sources.tables.table_columns import (
     facts_of,
     table_source,
 )
+from streamtrain.system.files import read_failure, refusal_behind, with_room
 
 _SURVEY_BYTES: Final = 4 << 20
 _BUFFER_BYTES: Final = 1 << 20
@@ -54,9 +55,8 @@ def probe(path: Path, options: SourceOptions) -> TableSource:
 def _open_file(path: Path) -> Iterator[Any]:
     parquet = arrow("pyarrow.parquet")
     # Row groups are read through a small buffer, not held whole; page checksums are compared where there are any.
-    with parquet.ParquetFile(
-        str(path), buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
-    ) as file:
+    options = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False, "page_checksum_verification": True}
+    with with_room(lambda: parquet.ParquetFile(str(path), **options)) as file:
         yield file
 
 
@@ -66,6 +66,8 @@ def _reading(where: str) -> Iterator[None]:
     try:
         yield
     except (arrow().ArrowException, OSError, UnicodeDecodeError) as error:
+        if refusal := refusal_behind(error):
+            raise read_failure(refusal, where, InputError, "copy it to another disk") from error
         what = f"the Parquet data is damaged: {first_line(error)}"
         raise InputError(what, where=where, fix="write or download the file again") from error
 
