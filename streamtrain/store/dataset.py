@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from streamtrain.errors import DamagedBlock, DatasetError, OutOfRange, ResourceError, UsageError, unknown_name
 from streamtrain.store import zarr_metadata
+from streamtrain.store.byte_ranges import RESTORE, LocalFile, unreadable
 from streamtrain.store.layout import Field, Layout
 from streamtrain.store.manifest import (
     FORMAT,
@@ -33,16 +34,7 @@ from streamtrain.store.manifest import (
     read_checksums,
 )
 from streamtrain.store.schema.columns import INPUT, TARGET, Schema, schema_of
-from streamtrain.store.shard import (
-    RESTORE,
-    LocalFile,
-    ShardReader,
-    damaged_block,
-    read_bounded,
-    read_stored,
-    unread_block,
-    unreadable,
-)
+from streamtrain.store.shard import ShardReader, damaged_block, read_bounded, read_stored, unread_block
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
 from streamtrain.system.files import Files, is_there, local_path, names_in, refusal_behind
@@ -195,7 +187,7 @@ class Dataset:
         """
         try:
             now = read_root(self.path).get("id")
-        except DatasetError:
+        except (DatasetError, ResourceError):
             return
         if now != self.id:
             raise replaced(self.path)

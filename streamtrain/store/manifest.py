@@ -25,19 +25,11 @@ import numpy.typing as npt
 
 from streamtrain.errors import DatasetError
 from streamtrain.store import zarr_metadata
+from streamtrain.store.byte_ranges import RESTORE, LocalFile, unreadable
 from streamtrain.store.codec import HEADER_BYTES, MOST_ENCODABLE_BYTES, header_mismatch
 from streamtrain.store.layout import CHECKSUM_BYTES, CODECS, Field, Layout
 from streamtrain.store.moments import Summary
-from streamtrain.store.shard import (
-    RESTORE,
-    LocalFile,
-    ShardReader,
-    StoredFile,
-    check_length,
-    index_bytes,
-    read_stored,
-    unreadable,
-)
+from streamtrain.store.shard import ShardReader, StoredFile, check_length, index_bytes, read_stored
 from streamtrain.store.statistics import Histogram, settle_summary, stats_shape
 from streamtrain.system.arguments import is_int
 from streamtrain.system.files import is_of_machine

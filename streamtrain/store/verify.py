@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamtrain.errors import Call, DamagedBlock, DatasetError, Fix, UsageError
+from streamtrain.store.byte_ranges import RESTORE, LocalFile, open_regular, unreadable
 from streamtrain.store.codec import checksum
 from streamtrain.store.dataset import Dataset, checked_dataset, read_facts, read_in_place, read_root, replaced
 from streamtrain.store.layout import Field
 from streamtrain.store.manifest import Manifest, file_damage
-from streamtrain.store.shard import RESTORE, LocalFile, ShardReader, StoredFile, open_regular, unreadable
+from streamtrain.store.shard import ShardReader, StoredFile
 from streamtrain.store.writing.journal import JOURNAL
 from streamtrain.store.writing.lock import check_unlocked, lock_path, writer_lock
 from streamtrain.store.writing.staging import (
@@ -238,7 +239,7 @@ def find_leftovers(path: Path) -> tuple[Leftover, ...]:
     while True:
         check_unlocked(path)
         # An ingest may begin just now, and tidy up what is listed.
-        with suppress(FileNotFoundError), translate_os_errors("look at", path):
+        with translate_os_errors("look at", path), suppress(FileNotFoundError):
             found = tuple(Leftover(path=each, what=what, n_bytes=_size(each)) for each, what in _found(path))
             check_unlocked(path)
             return found

@@ -16,9 +16,10 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 import streamtrain
 from streamtrain.errors import OutOfRange, UnknownName, UsageError
+from streamtrain.store.byte_ranges import LocalFile
 from streamtrain.store.codec import checksum
 from streamtrain.store.layout import CHECKSUM_BYTES, CODECS, Codec, Field, Layout
-from streamtrain.store.shard import LocalFile, ShardReader
+from streamtrain.store.shard import ShardReader
 
 DTYPES = [
     "bool",

@@ -12,9 +12,10 @@ import pytest
 import streamtrain
 import streamtrain.store.verify
 from streamtrain.errors import DamagedBlock, DatasetError, ResourceError
+from streamtrain.store.byte_ranges import LocalFile
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import CODECS
-from streamtrain.store.shard import LocalFile, ShardReader
+from streamtrain.store.shard import ShardReader
 
 X = np.random.default_rng(0).integers(0, 9, (50, 16), np.uint8)
 

@@ -16,10 +16,11 @@ from typing import Final, Literal
 
 from streamtrain.errors import Call, DatasetError, Fix, ResourceError
 from streamtrain.store import zarr_metadata
+from streamtrain.store.byte_ranges import RESTORE
 from streamtrain.store.codec import checksum
 from streamtrain.store.layout import Layout
 from streamtrain.store.manifest import Json, dump_json, layout_json, load_json, parse_layout
-from streamtrain.store.shard import RESTORE, StoredFile, read_bounded
+from streamtrain.store.shard import StoredFile, read_bounded
 from streamtrain.system.files import Files, is_there, translate_os_errors, translate_read_errors, with_room
 
 JOURNAL: Final = f"{zarr_metadata.PRIVATE}/journal"

@@ -37,9 +37,10 @@ from streamtrain.errors import (
     UsageError,
 )
 from streamtrain.store import zarr_metadata
+from streamtrain.store.byte_ranges import unreadable
 from streamtrain.store.layout import Layout
 from streamtrain.store.manifest import MOST_MANIFEST_BYTES, Manifest, parse_manifest
-from streamtrain.store.shard import read_bounded, unreadable
+from streamtrain.store.shard import read_bounded
 from streamtrain.store.writing.journal import JOURNAL, JournalHeader, begin_journal
 from streamtrain.store.writing.lock import writer_lock
 from streamtrain.system.files import (
