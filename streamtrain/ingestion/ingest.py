@@ -207,7 +207,7 @@ def ingest(
     recover_interrupted_swap(path, Files())
     check_destination(path, mode, resume=resume)
     known = _known_names(request, path, mode)
-    opened = open_source(source, labels=labels, options=replace(request.options, classes=known))
+    opened = open_source(source, labels=labels, options=replace(request.options, classes=known, memory=request.memory))
     _tell_left_out(opened, say)
     if request.classes is not None:
         opened = ClassCheckedSource(opened, request.classes)
@@ -399,5 +399,6 @@ def _stream(source: Source, request: IngestRequest) -> Iterator[RowStream | None
         yield None
     else:
         first_row = source.first_row if isinstance(source, AppendedSource) else 0
-        with closing(RowStream(source, run_bytes(request.memory), first_row=first_row)) as stream:
+        max_bytes = run_bytes(request.memory, source.reading.group_bytes)
+        with closing(RowStream(source, max_bytes, first_row=first_row)) as stream:
             yield stream

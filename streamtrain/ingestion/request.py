@@ -21,8 +21,9 @@ import numpy.typing as npt
 from streamtrain.errors import Argument, BudgetError, Fix, InputError, ResourceError, UsageError, unknown_name
 from streamtrain.ingestion.append import AppendedSource, appended_layout
 from streamtrain.ingestion.row_stream import RowStream, part_rows
-from streamtrain.ingestion.sources.base import Source, SourceOptions
+from streamtrain.ingestion.sources.base import NO_READING, ReadingMemory, Source, SourceOptions
 from streamtrain.ingestion.sources.combine import Classes
+from streamtrain.ingestion.sources.tables.column_survey import class_bytes
 from streamtrain.store.codec import TRIAL_BYTES, CodecChoice, check_encodable, choose_codec, trial_rows
 from streamtrain.store.layout import CHECKSUM_BYTES, UNKNOWN_SAMPLES, Codec, Layout, plan_layout
 from streamtrain.store.shard import index_bytes
@@ -57,14 +58,29 @@ def head_bytes(memory: int) -> int:
     return min(memory // 4, _HEAD_BYTES)
 
 
-def run_bytes(memory: int) -> int:
-    """Limit what a source that reads in order is asked for at once."""
+def run_bytes(memory: int, group_bytes: int = 0) -> int:
+    """Limit what a source that reads in order is asked for at once; more where rows are stored in groups."""
     least, most = _RUN_BYTES
-    return min(max(least, memory // 32), most)
+    return max(min(max(least, memory // 32), most), min(group_bytes, memory // 12))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceMemory:
+    """What an ingest's source holds besides rows as they are asked for."""
+
+    chunk_bytes: int = 0
+    reading: ReadingMemory = NO_READING
+    class_bytes: int = 0
 
 
 def project_ingest(
-    layout: Layout, sizes: IngestSizes, *, seekable: bool, held_bytes: int, budget_bytes: int, chunk_bytes: int = 0
+    layout: Layout,
+    sizes: IngestSizes,
+    *,
+    seekable: bool,
+    held_bytes: int,
+    budget_bytes: int,
+    source: SourceMemory = SourceMemory(),
 ) -> Projection:
     """Project the memory of an ingest of these sizes, as named terms."""
     rows = part_rows(layout)
@@ -75,7 +91,7 @@ def project_ingest(
     part_tally = sum(tally_bytes(field, rows) for field in layout.fields)
     shard_tally = sum(tally_bytes(field, shard_rows) for field in layout.fields)
     row_bytes = max(field.row_bytes for field in layout.fields)
-    run = max(run_bytes(budget_bytes), layout.row_bytes, chunk_bytes)
+    run = max(run_bytes(budget_bytes, source.reading.group_bytes), layout.row_bytes, source.chunk_bytes)
     n_parts = workers if seekable else wave
     encoded = n_parts * part if layout.codec != "none" else workers * min(part, row_bytes * layout.block_rows)
     # While rows come in: a tally per part and per shard at work or waiting. At the end: the figures made of them.
@@ -83,7 +99,9 @@ def project_ingest(
     working += (workers + wave if seekable else 1) * shard_tally
     terms = {
         "rows": (2 * workers if seekable else 2 * wave) * part,
-        "source": 0 if seekable else 3 * run,
+        "source": 0 if seekable else 3 * run + source.reading.working_bytes,
+        "columns": source.reading.lasting_bytes,
+        "classes": source.class_bytes,
         "head": held_bytes,
         "encoded blocks": encoded,
         "statistics": shard_tally + max(working, 3 * shard_tally),
@@ -96,10 +114,16 @@ def project_ingest(
 
 
 def solve_ingest(
-    layout: Layout, *, memory: int, n_workers: int, seekable: bool, held_bytes: int, chunk_bytes: int = 0
+    layout: Layout,
+    *,
+    memory: int,
+    n_workers: int,
+    seekable: bool,
+    held_bytes: int,
+    source: SourceMemory = SourceMemory(),
 ) -> tuple[IngestSizes, Projection]:
     """Find the most workers, and the longest wave for them, that a budget allows."""
-    project = partial(project_ingest, layout, seekable=seekable, chunk_bytes=chunk_bytes)
+    project = partial(project_ingest, layout, seekable=seekable, source=source)
     for workers in range(n_workers, 0, -1):
         for wave in _WAVES:
             sizes = IngestSizes(n_workers=workers, n_wave=wave * workers)
@@ -107,7 +131,7 @@ def solve_ingest(
             if projection.total_bytes <= memory:
                 return sizes, projection
     least = _smallest_budget(project, projection, held_bytes if layout.n_samples < UNKNOWN_SAMPLES else None)
-    chunks = f", chunks of at most {max(1, run_bytes(memory) // layout.row_bytes):,} rows" if chunk_bytes else ""
+    chunks = f", chunks of at most {max(1, run_bytes(memory) // layout.row_bytes):,} rows" if source.chunk_bytes else ""
     raise BudgetError(
         f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(least)}",
         why=f"The least an ingest of this data owns: {projection}",
@@ -152,7 +176,7 @@ class IngestRequest:
 
 def source_options(**options: object) -> SourceOptions:
     """Make `SourceOptions` from what a user gives; a dtype may be text, columns and shape any sequence."""
-    known = [field.name for field in fields(SourceOptions) if field.name != "classes"]
+    known = [field.name for field in fields(SourceOptions) if field.name not in ("classes", "memory")]
     for name in options:
         if name not in known:
             raise unknown_name("option", name, known)
@@ -243,7 +267,11 @@ def sizes_for_request(layout: Layout, source: Source, stream: RowStream | None, 
         n_workers=request.n_workers,
         seekable=stream is None,
         held_bytes=max(trial, stream.head_bytes if stream else 0),
-        chunk_bytes=source.chunk_bytes if stream else 0,
+        source=SourceMemory(
+            chunk_bytes=source.chunk_bytes if stream else 0,
+            reading=source.reading,
+            class_bytes=class_bytes(source.classes or ()),
+        ),
     )
     return sizes
 
