@@ -399,6 +399,5 @@ def _stream(source: Source, request: IngestRequest) -> Iterator[RowStream | None
         yield None
     else:
         first_row = source.first_row if isinstance(source, AppendedSource) else 0
-        max_bytes = run_bytes(request.memory, source.reading.group_bytes)
-        with closing(RowStream(source, max_bytes, first_row=first_row)) as stream:
+        with closing(RowStream(source, run_bytes(request.memory), first_row=first_row)) as stream:
             yield stream

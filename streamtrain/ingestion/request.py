@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,8 +39,8 @@ MOST_WORKERS: Final = 16
 _WAVES: Final = (8, 4, 2, 1)  # parts or shards a worker gets at a time
 _HEAD_BYTES: Final = 256 * 10**6
 _RUN_BYTES: Final = (2**18, 2**24)
-_PROCESS_BYTES: Final = 6 * 10**6
-_THREAD_BYTES: Final = 10**6
+_PROCESS_BYTES: Final = 3 * 10**6
+_THREAD_BYTES: Final = 6 * 10**5
 _ROUND_BYTES: Final = 10**5
 _FILE_BYTES: Final = 500
 _ASSUMED_BLOCKS: Final = 2**16
@@ -51,6 +52,7 @@ class IngestSizes:
 
     n_workers: int
     n_wave: int  # tasks handed out together: shards, or parts of a source that reads in order only
+    run_bytes: int = 0  # what a source that reads in order is asked for at once
 
 
 def head_bytes(memory: int) -> int:
@@ -58,10 +60,18 @@ def head_bytes(memory: int) -> int:
     return min(memory // 4, _HEAD_BYTES)
 
 
-def run_bytes(memory: int, group_bytes: int = 0) -> int:
-    """Limit what a source that reads in order is asked for at once; more where rows are stored in groups."""
+def run_bytes(memory: int) -> int:
+    """Limit what a source that reads in order is asked for at once."""
     least, most = _RUN_BYTES
-    return max(min(max(least, memory // 32), most), min(group_bytes, memory // 12))
+    return min(max(least, memory // 32), most)
+
+
+def _runs_of_groups(memory: int, group_bytes: int) -> list[int]:
+    """List how much may be asked for at once, the most first: rows stored in groups are decoded anew for every run."""
+    usual = run_bytes(memory)
+    larger = {min(group_bytes, memory // parts) for parts in (4, 8, 16)}
+    smaller = {_RUN_BYTES[0]} if group_bytes else set()
+    return sorted({usual, *(n_bytes for n_bytes in larger if n_bytes > usual), *smaller}, reverse=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,26 +101,38 @@ def project_ingest(
     part_tally = sum(tally_bytes(field, rows) for field in layout.fields)
     shard_tally = sum(tally_bytes(field, shard_rows) for field in layout.fields)
     row_bytes = max(field.row_bytes for field in layout.fields)
-    run = max(run_bytes(budget_bytes, source.reading.group_bytes), layout.row_bytes, source.chunk_bytes)
     n_parts = workers if seekable else wave
     encoded = n_parts * part if layout.codec != "none" else workers * min(part, row_bytes * layout.block_rows)
     # While rows come in: a tally per part and per shard at work or waiting. At the end: the figures made of them.
     working = n_parts * part_tally + workers * max(work_bytes(field, rows) for field in layout.fields)
     working += (workers + wave if seekable else 1) * shard_tally
+    in_rows = (2 * workers if seekable else 2 * wave) * part
+    statistics = shard_tally + max(working, 3 * shard_tally)
+    run = max(sizes.run_bytes or run_bytes(budget_bytes), layout.row_bytes, source.chunk_bytes)
     terms = {
-        "rows": (2 * workers if seekable else 2 * wave) * part,
-        "source": 0 if seekable else 3 * run + source.reading.working_bytes,
+        "rows": in_rows,
+        "source": 0 if seekable else _source_bytes(run, source.reading, in_rows + encoded + statistics),
         "columns": source.reading.lasting_bytes,
         "classes": source.class_bytes,
-        "head": held_bytes,
+        # What is taken from the head comes to be among the rows.
+        "head": held_bytes if seekable else max(min(held_bytes, run), held_bytes - in_rows),
         "encoded blocks": encoded,
-        "statistics": shard_tally + max(working, 3 * shard_tally),
+        "statistics": statistics,
         "tables": n_blocks * n_fields * 12
         + (workers if seekable else 1) * n_fields * layout.shard_blocks * 48
         + -(-n_blocks // layout.shard_blocks) * n_fields * _FILE_BYTES,
         "threads": _PROCESS_BYTES + (workers + FLUSHERS) * _THREAD_BYTES,
     }
     return Projection(budget_bytes=budget_bytes, terms={name: n_bytes for name, n_bytes in terms.items() if n_bytes})
+
+
+def _source_bytes(run: int, reading: ReadingMemory, afterwards: int) -> int:
+    """Project what a source holds that is asked for ``run`` bytes at once; ``afterwards`` is what its rows become."""
+    if not reading.group_bytes:
+        return 3 * run + reading.working_bytes
+    if reading.is_one_group and run >= reading.group_bytes:
+        return run + max(0, reading.working_bytes - afterwards)
+    return run + reading.working_bytes
 
 
 def solve_ingest(
@@ -124,13 +146,14 @@ def solve_ingest(
 ) -> tuple[IngestSizes, Projection]:
     """Find the most workers, and the longest wave for them, that a budget allows."""
     project = partial(project_ingest, layout, seekable=seekable, source=source)
-    for workers in range(n_workers, 0, -1):
-        for wave in _WAVES:
-            sizes = IngestSizes(n_workers=workers, n_wave=wave * workers)
-            projection = project(sizes, held_bytes=held_bytes, budget_bytes=memory)
-            if projection.total_bytes <= memory:
-                return sizes, projection
-    least = _smallest_budget(project, projection, held_bytes if layout.n_samples < UNKNOWN_SAMPLES else None)
+    runs = _runs_of_groups(memory, source.reading.group_bytes)
+    for run, workers, wave in product(runs, range(n_workers, 0, -1), _WAVES):
+        sizes = IngestSizes(n_workers=workers, n_wave=wave * workers, run_bytes=run)
+        projection = project(sizes, held_bytes=held_bytes, budget_bytes=memory)
+        if projection.total_bytes <= memory:
+            return sizes, projection
+    held = held_bytes if layout.n_samples < UNKNOWN_SAMPLES else None
+    least = _smallest_budget(project, projection, held, source.reading.group_bytes)
     chunks = f", chunks of at most {max(1, run_bytes(memory) // layout.row_bytes):,} rows" if source.chunk_bytes else ""
     raise BudgetError(
         f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(least)}",
@@ -139,12 +162,15 @@ def solve_ingest(
     )
 
 
-def _smallest_budget(project: Callable[..., Projection], projection: Projection, held_bytes: int | None) -> int:
+def _smallest_budget(
+    project: Callable[..., Projection], projection: Projection, held_bytes: int | None, group_bytes: int
+) -> int:
     """Find the budget for one worker; project again what grows with the budget itself."""
-    sizes = IngestSizes(n_workers=1, n_wave=1)
     while projection.total_bytes > projection.budget_bytes:
         least = math.ceil(projection.total_bytes / _ROUND_BYTES) * _ROUND_BYTES
         held = head_bytes(least) if held_bytes is None else held_bytes
+        run = _runs_of_groups(least, group_bytes)[-1]
+        sizes = IngestSizes(n_workers=1, n_wave=1, run_bytes=run)
         projection = project(sizes, held_bytes=held, budget_bytes=least)
     return projection.budget_bytes
 
@@ -259,7 +285,7 @@ def plan_ingest(source: Source, stream: RowStream | None, request: IngestRequest
 
 
 def sizes_for_request(layout: Layout, source: Source, stream: RowStream | None, request: IngestRequest) -> IngestSizes:
-    """Solve the sizes for the memory of a request."""
+    """Solve the sizes for the memory of a request, and have the stream keep to them."""
     trial = TRIAL_BYTES if request.codec == "auto" else 0
     sizes, _ = solve_ingest(
         layout,
@@ -273,6 +299,8 @@ def sizes_for_request(layout: Layout, source: Source, stream: RowStream | None, 
             class_bytes=class_bytes(source.classes or ()),
         ),
     )
+    if stream is not None:
+        stream.ask_for(sizes.run_bytes)
     return sizes
 
 

@@ -59,6 +59,7 @@ class ReadingMemory:
     lasting_bytes: int = 0  # from its opening on: the names and figures of its columns
     working_bytes: int = 0  # while it reads: a file's header, runs of text, columns decoded
     group_bytes: int = 0  # rows that are stored together: asked for at once, they are decoded once only
+    is_one_group: bool = False  # asked for at once, they are all, and what reading takes is free before they are given
 
     def beside(self, other: ReadingMemory) -> ReadingMemory:
         """Add what another source holds that is read at the same time."""

@@ -17,7 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.ingestion.sources.tables.arrow import arrow, first_refused, is_text, missing_in, numbers_in, parsed
+from streamtrain.ingestion.sources.tables.arrow import (
+    arrow,
+    distinct_texts,
+    first_refused,
+    is_text,
+    missing_in,
+    numbers_in,
+    parsed,
+    without_dictionary,
+)
 
 MAX_CLASSES: Final = 100_000
 
@@ -72,12 +81,14 @@ def surveys_of(names: Sequence[str], label: str | None, classes: Collection[str]
 
 def add_typed(column: ColumnSurvey, values: Any, first_row: int) -> None:
     """Take in a run of a column whose type the file declares."""
-    _note_nulls(column, values, first_row)
     if is_text(values):
         column.dtype = None
+        _note_nulls(column, values, first_row)
         _note_names(column, values, first_row)
     else:
-        _add_numbers(column, numbers_in(values), first_row)
+        numbers = without_dictionary(values)
+        _note_nulls(column, numbers, first_row)
+        _add_numbers(column, numbers_in(numbers), first_row)
 
 
 def add_text(column: ColumnSurvey, text: Any, first_row: int, place: Callable[[int], str]) -> None:
@@ -232,12 +243,12 @@ def _note_names(column: ColumnSurvey, text: Any, first_row: int) -> Any:
     """Remember the distinct texts of a label; return it with those that are blank as nulls."""
     if column.classes is None:
         return text
-    names = set(arrow("pyarrow.compute").unique(text).drop_null().to_pylist())
+    names = distinct_texts(text)
     blank = sorted(name for name in names if not name.strip() and name not in column.known)
     column.classes |= names.difference(blank)
     if len(column.classes) > MAX_CLASSES:
         column.classes = None
-    return _nulled(column, text, blank, first_row) if blank else text
+    return _nulled(column, without_dictionary(text), blank, first_row) if blank else text
 
 
 def _without_marks(column: ColumnSurvey, text: Any, first_row: int) -> Any:

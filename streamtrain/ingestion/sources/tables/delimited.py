@@ -20,7 +20,14 @@ import numpy.typing as npt
 from streamtrain.errors import Argument, BudgetError, Fix, InputError
 from streamtrain.ingestion.sources.base import ReadingMemory, SourceOptions
 from streamtrain.ingestion.sources.input_files import open_bytes, provenance_of, refuse_options
-from streamtrain.ingestion.sources.tables.arrow import arrow, arrow_type, first_refused, numbers_in, parsed
+from streamtrain.ingestion.sources.tables.arrow import (
+    arrow,
+    arrow_type,
+    first_refused,
+    numbers_in,
+    parsed,
+    returning_memory,
+)
 from streamtrain.ingestion.sources.tables.column_survey import (
     MISSING_MARKS,
     ColumnSurvey,
@@ -75,6 +82,11 @@ class DelimitedText:
 def probe(path: Path, options: SourceOptions) -> TableSource:
     """Open a CSV or TSV file: read through it once, hold nothing."""
     arrow()
+    with returning_memory():
+        return _probe(path, options)
+
+
+def _probe(path: Path, options: SourceOptions) -> TableSource:
     refuse_options(path, "CSV", options, "dtype", "shape")
     provenance = provenance_of(path, "csv")
     text = _open_text(path, options)

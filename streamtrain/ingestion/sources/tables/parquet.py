@@ -17,7 +17,7 @@ import numpy as np
 from streamtrain.errors import InputError, first_line
 from streamtrain.ingestion.sources.base import ReadingMemory, SourceOptions
 from streamtrain.ingestion.sources.input_files import provenance_of, refuse_options
-from streamtrain.ingestion.sources.tables.arrow import arrow, without_dictionary
+from streamtrain.ingestion.sources.tables.arrow import arrow, returning_memory, without_dictionary
 from streamtrain.ingestion.sources.tables.column_survey import ColumnSurvey, add_typed, check_no_missing, surveys_of
 from streamtrain.ingestion.sources.tables.table_columns import (
     COLUMN_BYTES,
@@ -31,62 +31,85 @@ from streamtrain.ingestion.sources.tables.table_columns import (
     run_of,
     table_source,
 )
+from streamtrain.system.memory import trim_heap
 
-_SURVEY_BYTES: Final = 4 << 20
 _BUFFER_BYTES: Final = 1 << 16
 _PAGE_BYTES: Final = 1 << 20
+_DECODED_BYTES: Final = 2 << 20
+_MOST_COLUMNS: Final = 100
+"""Columns that are decoded at once, and their memory, where it is not all of them."""
+
 # A value is at most 8 bytes and, as Arrow and as NumPy, is held twice.
 _HELD_BYTES: Final = 16
-_VALUE_BYTES: Final = 8
+_LABEL_BYTES: Final = 8
 _FOOTER_BYTES: Final = 3600
 """Memory that Arrow takes for the description of a column in a row group, measured; held while a file is open."""
-
-_WIDE: Final = 100
-"""Columns from which on a row group is read some columns at a time, and not some rows of all of them."""
 
 
 def probe(path: Path, options: SourceOptions) -> TableSource:
     """Open a Parquet file: read through the chosen columns once, hold nothing."""
     arrow()
+    with returning_memory():
+        return _probe(path, options)
+
+
+def _probe(path: Path, options: SourceOptions) -> TableSource:
     refuse_options(path, "Parquet", options, "dtype", "shape")
     provenance = provenance_of(path, "parquet")
     with _reading(str(path)), _open_file(path) as file:
         chosen = choose_columns(file.schema_arrow.names, options, str(path), file.schema_arrow.metadata)
         _check_types(path, file.schema_arrow, chosen)
-        n_claimed, reading = file.metadata.num_rows, _reading_memory(file.metadata, chosen)
+        footer = _footer_of(file)
     columns, n_rows = _survey(path, chosen, surveys_of(chosen.names, chosen.label, options.classes))
-    if n_rows != n_claimed:
-        what = f"the row groups hold {n_rows:,} rows, the footer claims {n_claimed:,}"
+    if n_rows != footer.n_rows:
+        what = f"the row groups hold {n_rows:,} rows, the footer claims {footer.n_rows:,}"
         raise InputError(what, where=str(path), fix="write the file again")
+    # The footer of a wide table may be larger than all else.
+    trim_heap()
     facts = ({**provenance[0], **facts_of(chosen)},)
     where = partial(_place_of, path)
-    return table_source(path, chosen, columns, n_rows, facts, partial(_runs, path), where, reading)
+    source = table_source(path, chosen, columns, n_rows, facts, partial(_runs, path), where)
+    row_bytes = sum(field.row_bytes for field in source.fields)
+    source.reading = ReadingMemory(
+        lasting_bytes=COLUMN_BYTES * footer.n_columns,
+        working_bytes=_FOOTER_BYTES * footer.n_columns * footer.n_groups + 2 * _DECODED_BYTES,
+        group_bytes=footer.most_rows * row_bytes,
+        is_one_group=footer.n_groups == 1,
+    )
+    return source
 
 
-def _reading_memory(footer: Any, chosen: ChosenColumns) -> ReadingMemory:
-    """Project the memory of reading: of the footer, and of what is decoded at once."""
-    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
-    n_rows = max((group.num_rows for group in groups), default=0)
-    largest = max(groups, key=lambda group: group.total_byte_size, default=None)
-    chunks = [largest.column(number).total_uncompressed_size for number in range(footer.num_columns)] if largest else []
-    if len(chosen.names) < _WIDE:
-        # Of every column a page is held, and it may be preceded by a dictionary.
-        decoding = sum(_BUFFER_BYTES + 2 * min(n_bytes, _PAGE_BYTES) for n_bytes in chunks)
-    else:
-        decoding = 3 * max(_SURVEY_BYTES, *chunks)
-    return ReadingMemory(
-        lasting_bytes=COLUMN_BYTES * footer.num_columns,
-        working_bytes=_FOOTER_BYTES * footer.num_columns * max(1, len(groups)) + decoding,
-        group_bytes=0 if len(chosen.names) < _WIDE else 8 * n_rows * len(chosen.names),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Footer:
+    """What the footer of a file says of its size."""
+
+    n_rows: int
+    n_columns: int
+    n_groups: int
+    most_rows: int  # of a row group
+
+
+def _footer_of(file: Any) -> _Footer:
+    footer = file.metadata
+    return _Footer(
+        n_rows=footer.num_rows,
+        n_columns=footer.num_columns,
+        n_groups=footer.num_row_groups,
+        most_rows=max((footer.row_group(number).num_rows for number in range(footer.num_row_groups)), default=0),
     )
 
 
 @contextmanager
-def _open_file(path: Path) -> Iterator[Any]:
+def _open_file(path: Path, label: str | None = None) -> Iterator[Any]:
     parquet = arrow("pyarrow.parquet")
     # Row groups are read through a small buffer, not held whole; page checksums are compared where there are any.
+    # Texts that are labels stay in their dictionary.
     with parquet.ParquetFile(
-        str(path), buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+        str(path),
+        read_dictionary=None if label is None else [label],
+        buffer_size=_BUFFER_BYTES,
+        pre_buffer=False,
+        page_checksum_verification=True,
     ) as file:
         yield file
 
@@ -121,42 +144,66 @@ def _survey(
     path: Path, chosen: ChosenColumns, columns: tuple[ColumnSurvey, ...]
 ) -> tuple[tuple[ColumnSurvey, ...], int]:
     n_rows = 0
-    for group in _row_groups(path):
+    for group in _row_groups(path, chosen):
         n_before = n_rows
-        for first, start, batch in _decoded(group, chosen, _SURVEY_BYTES):
-            for column, values in zip(columns[first:], batch.columns, strict=False):
-                add_typed(column, without_dictionary(values), n_before + start)
-            n_rows = max(n_rows, n_before + start + batch.num_rows)
+        for first, names in _column_groups(group, chosen):
+            for start, batch in _batches(group, names, _DECODED_BYTES):
+                for column, values in zip(columns[first:], batch.columns, strict=False):
+                    add_typed(column, values, n_before + start)
+                n_rows = max(n_rows, n_before + start + batch.num_rows)
     check_no_missing(columns, lambda rows: [_place_of(path, row) for row in rows])
     return columns, n_rows
 
 
 def _runs(path: Path, max_bytes: int, chosen: ChosenColumns, dtypes: TableDtypes) -> Iterator[TableRun]:
     """Read the rows, in runs of about so many bytes."""
-    for group in _row_groups(path):
-        if len(chosen.names) < _WIDE:
-            for _, _, batch in _decoded(group, chosen, max_bytes):
+    row_bytes = _row_bytes(chosen, dtypes)
+    whole = None
+    for group in _row_groups(path, chosen):
+        if group.n_rows * row_bytes > max_bytes and _bytes_of_all(group, chosen) <= max_bytes // 2:
+            for _, batch in _batches(group, list(chosen.names), max_bytes // 2):
                 yield run_of(batch, chosen, dtypes.features)
-        else:
-            yield from _wide_runs(group, max_bytes, chosen, dtypes)
+            continue
+        # All columns at once may be larger than memory: some at a time, for every run of rows anew.
+        step = max(1, max_bytes // row_bytes)
+        for start in range(0, group.n_rows, step):
+            run = _run_by_columns(group, start, min(start + step, group.n_rows), chosen, dtypes)
+            if step >= group.n_rows and group.is_only:
+                whole = run
+            else:
+                yield run
+            del run
+    if whole is not None:
+        # The file is closed by now, and the memory of its footer is free for others.
+        trim_heap()
+        yield whole
 
 
-def _wide_runs(group: _RowGroup, max_bytes: int, chosen: ChosenColumns, dtypes: TableDtypes) -> Iterator[TableRun]:
-    """Read a row group for every run of its rows anew: all of its columns at once may be larger than memory."""
+def _row_bytes(chosen: ChosenColumns, dtypes: TableDtypes) -> int:
+    size = dtypes.features.itemsize if dtypes.features is not None else 0
+    return size * len(chosen.features) + (_LABEL_BYTES if chosen.label is not None else 0)
+
+
+def _run_by_columns(group: _RowGroup, start: int, stop: int, chosen: ChosenColumns, dtypes: TableDtypes) -> TableRun:
+    """Read rows [start, stop) of a row group, some columns at a time."""
     n_features = len(chosen.features)
-    step = max(1, max_bytes // (_VALUE_BYTES * (1 + n_features)))
-    for start in range(0, group.n_rows, step):
-        n_rows = min(step, group.n_rows - start)
-        features = None if dtypes.features is None else np.empty((n_rows, n_features), dtypes.features)
-        label = None
-        for first, _, batch in _decoded(group, chosen, _SURVEY_BYTES):
-            for number, column in enumerate(batch.slice(start, n_rows).columns, first):
+    features = None if dtypes.features is None else np.empty((stop - start, n_features), dtypes.features)
+    labels = []
+    for first, names in _column_groups(group, chosen):
+        for row, batch in _batches(group, names, _DECODED_BYTES):
+            if row >= stop:
+                break
+            part = batch.slice(max(0, start - row), max(0, stop - max(row, start)))
+            at = max(row, start) - start
+            for number, column in enumerate(part.columns, first):
                 if number == n_features:
-                    label = without_dictionary(column)
+                    labels.append(column)
                 elif features is not None:
-                    features[:, number] = numbers_of(chosen.features[number], without_dictionary(column))
-        yield TableRun(n_rows=n_rows, features=features, label=label)
-        del features, label
+                    features[at : at + len(column), number] = numbers_of(
+                        chosen.names[number], without_dictionary(column)
+                    )
+    label = arrow().concat_arrays(labels) if len(labels) > 1 else labels[0] if labels else None
+    return TableRun(n_rows=stop - start, features=features, label=label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,30 +214,55 @@ class _RowGroup:
     file: Any
     number: int
     n_rows: int
+    column_bytes: int  # of a column on average, not compressed
+    label: str | None
+    label_bytes: int
+    is_only: bool
 
 
-def _row_groups(path: Path) -> Iterator[_RowGroup]:
-    with _reading(str(path)), _open_file(path) as file:
+def _row_groups(path: Path, chosen: ChosenColumns) -> Iterator[_RowGroup]:
+    with _reading(str(path)), _open_file(path, chosen.label) as file:
+        schema = file.metadata.schema
+        label = next((i for i in range(len(schema)) if schema.column(i).path == chosen.label), None)
         for number in range(file.num_row_groups):
-            yield _RowGroup(path=path, file=file, number=number, n_rows=file.metadata.row_group(number).num_rows)
+            described = file.metadata.row_group(number)
+            yield _RowGroup(
+                path=path,
+                file=file,
+                number=number,
+                n_rows=described.num_rows,
+                column_bytes=described.total_byte_size // max(1, described.num_columns),
+                label=chosen.label,
+                label_bytes=0 if label is None else described.column(label).total_uncompressed_size,
+                is_only=file.num_row_groups == 1,
+            )
 
 
-def _decoded(group: _RowGroup, chosen: ChosenColumns, max_bytes: int) -> Iterator[tuple[int, int, Any]]:
-    """Yield some of a row group at a time: the number of the first column, the first row, a batch."""
-    names = list(chosen.names)
+def _bytes_of_all(group: _RowGroup, chosen: ChosenColumns) -> int:
+    """Project the memory of decoding all columns at once: a page of each, maybe a dictionary, as read and decoded."""
+    return len(chosen.names) * (_BUFFER_BYTES + 2 * min(group.column_bytes, _PAGE_BYTES))
+
+
+def _column_groups(group: _RowGroup, chosen: ChosenColumns) -> Iterator[tuple[int, list[str]]]:
+    """Yield columns to be decoded at once, with the number of the first; the label comes alone."""
+    held = 2 * min(group.column_bytes, _PAGE_BYTES) + min(group.column_bytes, _BUFFER_BYTES)
+    step = min(_MOST_COLUMNS, max(1, _DECODED_BYTES // max(1, held)))
+    for first in range(0, len(chosen.features), step):
+        yield first, list(chosen.features[first : first + step])
+    if chosen.label is not None:
+        yield len(chosen.features), [chosen.label]
+
+
+def _batches(group: _RowGroup, names: list[str], max_bytes: int) -> Iterator[tuple[int, Any]]:
+    """Yield batches of columns of about so many bytes, with the first row of each."""
+    # A text may be longer than a number: as long as its column is large.
+    text_bytes = 2 * group.label_bytes // max(1, group.n_rows)
+    n_rows = max(1, max_bytes // (_HELD_BYTES * len(names) + text_bytes * (group.label in names)))
+    start = 0
     with _reading(f"{group.path} row group {group.number}"):
-        if len(names) < _WIDE:
-            n_rows = max(1, max_bytes // (_HELD_BYTES * len(names)))
-            start = 0
-            for batch in group.file.iter_batches(n_rows, row_groups=[group.number], columns=names):
-                yield 0, start, batch
-                start += batch.num_rows
-            return
-        step = min(_WIDE, max(1, max_bytes // (_HELD_BYTES * max(1, group.n_rows))))
-        for first in range(0, len(names), step):
-            table = group.file.read_row_group(group.number, columns=names[first : first + step], use_threads=False)
-            for batch in table.combine_chunks().to_batches():
-                yield first, 0, batch
+        for batch in group.file.iter_batches(n_rows, row_groups=[group.number], columns=names, use_threads=False):
+            yield start, batch
+            start += batch.num_rows
 
 
 def _place_of(path: Path, row: int) -> str:

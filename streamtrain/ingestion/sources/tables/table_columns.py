@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from streamtrain.errors import Fix, InputError, UsageError
 from streamtrain.ingestion.sources.base import (
+    NO_READING,
     ReadingMemory,
     Rows,
     Source,
@@ -28,7 +29,14 @@ from streamtrain.ingestion.sources.base import (
     rows_within,
 )
 from streamtrain.ingestion.sources.column_names import index_columns
-from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, numbers_in, without_dictionary
+from streamtrain.ingestion.sources.tables.arrow import (
+    arrow,
+    columns_of,
+    numbers_in,
+    places_in,
+    returning_memory,
+    without_dictionary,
+)
 from streamtrain.ingestion.sources.tables.column_survey import ColumnSurvey, class_names
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, TARGET
@@ -167,6 +175,10 @@ class TableSource(Source):
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
         """Yield all rows in order; refuse a file that is not what the survey found."""
+        with returning_memory():
+            yield from self._iter_runs(max_bytes)
+
+    def _iter_runs(self, max_bytes: int) -> Iterator[Rows]:
         n_rows = rows_within(max_bytes, self.fields)
         names = None if self.classes is None else arrow().array(self.classes, arrow().string())
         n_done = 0
@@ -193,9 +205,9 @@ class TableSource(Source):
             assert run.features is not None
             return run.features
         if names is None:
-            values = numbers_of(str(self.chosen.label), run.label)
+            values = numbers_of(str(self.chosen.label), without_dictionary(run.label))
             return as_field(values, field, lambda row: self.where(first_row + row))
-        indices = arrow("pyarrow.compute").index_in(run.label, value_set=names)
+        indices = places_in(names, run.label)
         if indices.null_count:
             raise self._changed(f"column {self.chosen.label!r} has a label it did not have")
         return numbers_in(indices).astype(np.int64)
@@ -214,11 +226,11 @@ def numbers_of(name: str, column: Any) -> npt.NDArray[Any]:
 
 def run_of(batch: Any, chosen: ChosenColumns, dtype: np.dtype[Any] | None) -> TableRun:
     """Make a run of rows of an Arrow batch of the chosen columns."""
-    columns = {name: without_dictionary(column) for name, column in columns_of(batch).items()}
+    columns = columns_of(batch)
     features = np.empty((batch.num_rows, len(chosen.features)), dtype) if dtype is not None else None
     if features is not None:
         for number, name in enumerate(chosen.features):
-            features[:, number] = numbers_of(name, columns[name])
+            features[:, number] = numbers_of(name, without_dictionary(columns[name]))
     return TableRun(
         n_rows=batch.num_rows, features=features, label=None if chosen.label is None else columns[chosen.label]
     )
@@ -232,7 +244,7 @@ def table_source(
     provenance: tuple[dict[str, Any], ...],
     runs: Runs,
     place: Callable[[int], str],
-    reading: ReadingMemory,
+    reading: ReadingMemory = NO_READING,
 ) -> TableSource:
     """Make a source of a surveyed table: features in their narrowest common dtype, text labels numbered."""
     if not n_samples:

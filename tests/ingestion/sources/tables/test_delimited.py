@@ -199,9 +199,7 @@ def test_a_file_that_changes_between_the_passes(tmp_path: Path, text: str, messa
         list(source.iter_blocks(1000))
 
 
-def test_a_run_grows_to_a_record(
-    tmp_path: Path, read_all: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_grows_to_a_record(tmp_path: Path, read_all: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamtrain.ingestion.sources.tables.delimited._MIN_RUN_BYTES", 1 << 10)
     n_columns = 3000
     header, row = ",".join(f"gene{i}" for i in range(n_columns)), ",".join(["-1.2345678901234567e-300"] * n_columns)
