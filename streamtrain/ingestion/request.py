@@ -22,7 +22,7 @@ import numpy.typing as npt
 from streamtrain.errors import Argument, BudgetError, Fix, InputError, ResourceError, UsageError, unknown_name
 from streamtrain.ingestion.append import AppendedSource, appended_layout
 from streamtrain.ingestion.row_stream import RowStream, part_rows
-from streamtrain.ingestion.sources.base import NO_READING, ReadingMemory, Source, SourceOptions
+from streamtrain.ingestion.sources.base import MOST_PIECE_BYTES, NO_READING, ReadingMemory, Source, SourceOptions
 from streamtrain.ingestion.sources.combine import Classes
 from streamtrain.ingestion.sources.tables.column_survey import class_bytes
 from streamtrain.store.codec import TRIAL_BYTES, CodecChoice, check_encodable, choose_codec, trial_rows
@@ -107,22 +107,21 @@ def project_ingest(
     working = n_parts * part_tally + workers * max(work_bytes(field, rows) for field in layout.fields)
     working += (workers + wave if seekable else 1) * shard_tally
     in_rows = (2 * workers if seekable else 2 * wave) * part
-    statistics = shard_tally + max(working, 3 * shard_tally)
     run = max(sizes.run_bytes or run_bytes(budget_bytes), layout.row_bytes, source.chunk_bytes)
     terms = {
         "rows": in_rows,
-        "source": 0 if seekable else _source_bytes(run, source.reading, in_rows + encoded + statistics),
-        "columns": source.reading.lasting_bytes,
-        "classes": source.class_bytes,
         # What is taken from the head comes to be among the rows.
-        "head": held_bytes if seekable else max(min(held_bytes, run), held_bytes - in_rows),
+        "head": held_bytes if seekable else max(min(held_bytes, run, MOST_PIECE_BYTES), held_bytes - in_rows),
         "encoded blocks": encoded,
-        "statistics": statistics,
+        "statistics": shard_tally + max(working, 3 * shard_tally),
         "tables": n_blocks * n_fields * 12
         + (workers if seekable else 1) * n_fields * layout.shard_blocks * 48
         + -(-n_blocks // layout.shard_blocks) * n_fields * _FILE_BYTES,
         "threads": _PROCESS_BYTES + (workers + FLUSHERS) * _THREAD_BYTES,
     }
+    if not seekable:
+        terms["source"] = _source_bytes(run, source.reading, sum(terms.values()))
+    terms |= {"columns": source.reading.lasting_bytes, "classes": source.class_bytes}
     return Projection(budget_bytes=budget_bytes, terms={name: n_bytes for name, n_bytes in terms.items() if n_bytes})
 
 

@@ -78,6 +78,9 @@ class ReadingMemory:
         )
 
 
+MOST_PIECE_BYTES: Final = 1 << 20
+"""Rows that a table gives at once, though it may have read more."""
+
 NO_READING: Final = ReadingMemory()
 
 

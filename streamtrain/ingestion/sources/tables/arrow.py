@@ -54,6 +54,7 @@ def returning_memory() -> Iterator[None]:
         with _Pools.lock:
             _Pools.n_open -= 1
             if not _Pools.n_open:
+                _Pools.before.release_unused()
                 arrow().set_memory_pool(_Pools.before)
 
 
@@ -116,6 +117,20 @@ def first_refused(text: Any, dtype: np.dtype[Any]) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if parsed(text[low:middle], dtype) is None else (middle, high)
     return low
+
+
+def stacked(batch: Any) -> npt.NDArray[Any] | None:
+    """Convert columns to an array (n_columns, n_rows) at once; None where they differ in type or are no plain numbers.
+
+    Booleans, dictionaries and columns with nulls are none.
+    """
+    types = arrow("pyarrow.types")
+    kinds = set(batch.schema.types)
+    if len(kinds) > 1 or not all(types.is_integer(kind) or types.is_floating(kind) for kind in kinds):
+        return None
+    if any(column.null_count for column in batch.columns):
+        return None
+    return np.stack([column.to_numpy(zero_copy_only=False) for column in batch.columns])
 
 
 def missing_in(column: Any) -> npt.NDArray[np.bool_]:

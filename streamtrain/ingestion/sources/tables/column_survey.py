@@ -25,6 +25,7 @@ from streamtrain.ingestion.sources.tables.arrow import (
     missing_in,
     numbers_in,
     parsed,
+    stacked,
     without_dictionary,
 )
 
@@ -89,6 +90,20 @@ def add_typed(column: ColumnSurvey, values: Any, first_row: int) -> None:
         numbers = without_dictionary(values)
         _note_nulls(column, numbers, first_row)
         _add_numbers(column, numbers_in(numbers), first_row)
+
+
+def add_typed_batch(columns: Sequence[ColumnSurvey], batch: Any, first_row: int) -> None:
+    """Take in a run of columns whose types the file declares, all at once where that can be."""
+    values = stacked(batch)
+    if values is None or not values.size or not np.isfinite(values).all():
+        for column, own in zip(columns, batch.columns, strict=True):
+            add_typed(column, own, first_row)
+        return
+    for column in columns:
+        column.dtype = values.dtype
+    if values.dtype.kind != "f":
+        for column, least, most in zip(columns, values.min(axis=1).tolist(), values.max(axis=1).tolist(), strict=True):
+            column.smallest, column.largest = min(column.smallest, least), max(column.largest, most)
 
 
 def add_text(column: ColumnSurvey, text: Any, first_row: int, place: Callable[[int], str]) -> None:

@@ -5,20 +5,32 @@ A first pass checks every value, the second reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from streamtrain.errors import InputError, first_line
 from streamtrain.ingestion.sources.base import ReadingMemory, SourceOptions
 from streamtrain.ingestion.sources.input_files import provenance_of, refuse_options
-from streamtrain.ingestion.sources.tables.arrow import arrow, returning_memory, without_dictionary
-from streamtrain.ingestion.sources.tables.column_survey import ColumnSurvey, add_typed, check_no_missing, surveys_of
+from streamtrain.ingestion.sources.tables.arrow import (
+    arrow,
+    columns_of,
+    returning_memory,
+    stacked,
+    without_dictionary,
+)
+from streamtrain.ingestion.sources.tables.column_survey import (
+    ColumnSurvey,
+    add_typed_batch,
+    check_no_missing,
+    surveys_of,
+)
 from streamtrain.ingestion.sources.tables.table_columns import (
     COLUMN_BYTES,
     ChosenColumns,
@@ -42,7 +54,7 @@ _MOST_COLUMNS: Final = 100
 # A value is at most 8 bytes and, as Arrow and as NumPy, is held twice.
 _HELD_BYTES: Final = 16
 _LABEL_BYTES: Final = 8
-_FOOTER_BYTES: Final = 3600
+_FOOTER_BYTES: Final = 3200
 """Memory that Arrow takes for the description of a column in a row group, measured; held while a file is open."""
 
 
@@ -56,10 +68,7 @@ def probe(path: Path, options: SourceOptions) -> TableSource:
 def _probe(path: Path, options: SourceOptions) -> TableSource:
     refuse_options(path, "Parquet", options, "dtype", "shape")
     provenance = provenance_of(path, "parquet")
-    with _reading(str(path)), _open_file(path) as file:
-        chosen = choose_columns(file.schema_arrow.names, options, str(path), file.schema_arrow.metadata)
-        _check_types(path, file.schema_arrow, chosen)
-        footer = _footer_of(file)
+    chosen, footer = _choose(path, options)
     columns, n_rows = _survey(path, chosen, surveys_of(chosen.names, chosen.label, options.classes))
     if n_rows != footer.n_rows:
         what = f"the row groups hold {n_rows:,} rows, the footer claims {footer.n_rows:,}"
@@ -68,7 +77,7 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
     trim_heap()
     facts = ({**provenance[0], **facts_of(chosen)},)
     where = partial(_place_of, path)
-    source = table_source(path, chosen, columns, n_rows, facts, partial(_runs, path), where)
+    source = table_source(path, chosen, columns, n_rows, facts, partial(_runs, path, footer), where)
     row_bytes = sum(field.row_bytes for field in source.fields)
     source.reading = ReadingMemory(
         lasting_bytes=COLUMN_BYTES * footer.n_columns,
@@ -89,9 +98,13 @@ class _Footer:
     most_rows: int  # of a row group
 
 
-def _footer_of(file: Any) -> _Footer:
-    footer = file.metadata
-    return _Footer(
+def _choose(path: Path, options: SourceOptions) -> tuple[ChosenColumns, _Footer]:
+    # What is opened here is held no longer than the call: Arrow's footer of a wide table is large.
+    with _reading(str(path)), _open_file(path) as file:
+        schema, footer = file.schema_arrow, file.metadata
+        chosen = choose_columns(schema.names, options, str(path), schema.metadata)
+        _check_types(path, schema, chosen)
+    return chosen, _Footer(
         n_rows=footer.num_rows,
         n_columns=footer.num_columns,
         n_groups=footer.num_row_groups,
@@ -148,17 +161,23 @@ def _survey(
         n_before = n_rows
         for first, names in _column_groups(group, chosen):
             for start, batch in _batches(group, names, _DECODED_BYTES):
-                for column, values in zip(columns[first:], batch.columns, strict=False):
-                    add_typed(column, values, n_before + start)
+                add_typed_batch(columns[first : first + len(names)], batch, n_before + start)
                 n_rows = max(n_rows, n_before + start + batch.num_rows)
     check_no_missing(columns, lambda rows: [_place_of(path, row) for row in rows])
     return columns, n_rows
 
 
-def _runs(path: Path, max_bytes: int, chosen: ChosenColumns, dtypes: TableDtypes) -> Iterator[TableRun]:
+def _runs(
+    path: Path, footer: _Footer, max_bytes: int, chosen: ChosenColumns, dtypes: TableDtypes
+) -> Iterator[TableRun]:
     """Read the rows, in runs of about so many bytes."""
     row_bytes = _row_bytes(chosen, dtypes)
-    whole = None
+    if footer.n_groups == 1 and footer.most_rows * row_bytes <= max_bytes:
+        run = _whole(path, chosen, dtypes)
+        # The file is closed by now, and the memory of its footer is free for others.
+        trim_heap()
+        yield run
+        return
     for group in _row_groups(path, chosen):
         if group.n_rows * row_bytes > max_bytes and _bytes_of_all(group, chosen) <= max_bytes // 2:
             for _, batch in _batches(group, list(chosen.names), max_bytes // 2):
@@ -167,16 +186,13 @@ def _runs(path: Path, max_bytes: int, chosen: ChosenColumns, dtypes: TableDtypes
         # All columns at once may be larger than memory: some at a time, for every run of rows anew.
         step = max(1, max_bytes // row_bytes)
         for start in range(0, group.n_rows, step):
-            run = _run_by_columns(group, start, min(start + step, group.n_rows), chosen, dtypes)
-            if step >= group.n_rows and group.is_only:
-                whole = run
-            else:
-                yield run
-            del run
-    if whole is not None:
-        # The file is closed by now, and the memory of its footer is free for others.
-        trim_heap()
-        yield whole
+            yield _run_by_columns(group, start, min(start + step, group.n_rows), chosen, dtypes)
+
+
+def _whole(path: Path, chosen: ChosenColumns, dtypes: TableDtypes) -> TableRun:
+    with closing(_row_groups(path, chosen)) as groups:
+        group = next(groups)
+        return _run_by_columns(group, 0, group.n_rows, chosen, dtypes)
 
 
 def _row_bytes(chosen: ChosenColumns, dtypes: TableDtypes) -> int:
@@ -194,16 +210,22 @@ def _run_by_columns(group: _RowGroup, start: int, stop: int, chosen: ChosenColum
             if row >= stop:
                 break
             part = batch.slice(max(0, start - row), max(0, stop - max(row, start)))
-            at = max(row, start) - start
-            for number, column in enumerate(part.columns, first):
-                if number == n_features:
-                    labels.append(column)
-                elif features is not None:
-                    features[at : at + len(column), number] = numbers_of(
-                        chosen.names[number], without_dictionary(column)
-                    )
+            if first == n_features:
+                labels.append(part.column(0))
+            elif features is not None:
+                _put(features[max(row, start) - start :, first:], part)
     label = arrow().concat_arrays(labels) if len(labels) > 1 else labels[0] if labels else None
     return TableRun(n_rows=stop - start, features=features, label=label)
+
+
+def _put(out: npt.NDArray[Any], batch: Any) -> None:
+    """Put columns into the first rows and columns of an array."""
+    values = stacked(batch)
+    if values is not None:
+        out[: values.shape[1], : values.shape[0]] = values.T
+        return
+    for number, (name, column) in enumerate(columns_of(batch).items()):
+        out[: len(column), number] = numbers_of(name, without_dictionary(column))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,10 +239,9 @@ class _RowGroup:
     column_bytes: int  # of a column on average, not compressed
     label: str | None
     label_bytes: int
-    is_only: bool
 
 
-def _row_groups(path: Path, chosen: ChosenColumns) -> Iterator[_RowGroup]:
+def _row_groups(path: Path, chosen: ChosenColumns) -> Generator[_RowGroup, None, None]:
     with _reading(str(path)), _open_file(path, chosen.label) as file:
         schema = file.metadata.schema
         label = next((i for i in range(len(schema)) if schema.column(i).path == chosen.label), None)
@@ -234,7 +255,6 @@ def _row_groups(path: Path, chosen: ChosenColumns) -> Iterator[_RowGroup]:
                 column_bytes=described.total_byte_size // max(1, described.num_columns),
                 label=chosen.label,
                 label_bytes=0 if label is None else described.column(label).total_uncompressed_size,
-                is_only=file.num_row_groups == 1,
             )
 
 

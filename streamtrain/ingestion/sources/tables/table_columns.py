@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from streamtrain.errors import Fix, InputError, UsageError
 from streamtrain.ingestion.sources.base import (
+    MOST_PIECE_BYTES,
     NO_READING,
     ReadingMemory,
     Rows,
@@ -44,7 +45,7 @@ from streamtrain.store.schema.matching import named_in_order, names_difference
 
 _N_LISTED: Final = 100
 
-COLUMN_BYTES: Final = 1500
+COLUMN_BYTES: Final = 800
 """Memory of a column from opening to commit, measured: its name and what holds it, figures, its place in a schema."""
 
 
@@ -179,7 +180,7 @@ class TableSource(Source):
             yield from self._iter_runs(max_bytes)
 
     def _iter_runs(self, max_bytes: int) -> Iterator[Rows]:
-        n_rows = rows_within(max_bytes, self.fields)
+        n_rows = rows_within(min(max_bytes, MOST_PIECE_BYTES), self.fields)
         names = None if self.classes is None else arrow().array(self.classes, arrow().string())
         n_done = 0
         try:
