@@ -1,4 +1,4 @@
-"""Whole records of a delimited file, in runs of bytes; of a wide table, all cells of a run as one text array.
+"""Records of a delimited file, in runs of bytes; the cells of a wide one, as one text array.
 
 A file is cut here, not by Arrow, which reads up to 32 blocks ahead. And Arrow makes columns: of a row of 30,000 it
 makes 30,000 arrays, each of which costs as much as hundreds of values. Quotes mean what they mean to Arrow: something
