@@ -94,7 +94,7 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
     columns, n_rows, longest = _survey(text, chosen, options.classes)
     facts = ({**provenance[0], **facts_of(chosen)},)
     reading = ReadingMemory(
-        lasting_bytes=COLUMN_BYTES * len(text.header),
+        lasting_bytes=2 * COLUMN_BYTES * len(text.header),
         working_bytes=_COPIES * longest + _CELL_BYTES * longest // 2,
     )
     return table_source(path, chosen, columns, n_rows, facts, partial(_runs, text), partial(place_of, text), reading)

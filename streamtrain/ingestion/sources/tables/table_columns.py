@@ -45,7 +45,7 @@ from streamtrain.store.schema.matching import named_in_order, names_difference
 
 _N_LISTED: Final = 100
 
-COLUMN_BYTES: Final = 800
+COLUMN_BYTES: Final = 1100
 """Memory of a column from opening to commit, measured: its name and what holds it, figures, its place in a schema."""
 
 
