@@ -80,7 +80,7 @@ def test_a_limit_that_the_kernel_has_rounded_down_is_the_whole_of_it(monkeypatch
 
 
 def test_what_the_process_holds_is_free_for_it_and_counts_once(monkeypatch):
-    machine(monkeypatch, 500_000_000, 100_000_000)
+    machine(monkeypatch, 10**9, 100_000_000)
     left = loader_budget_bytes(None, "auto", TAKEN, held_now=TAKEN.total_bytes)
     assert left == 95_000_000
     assert loader_budget_bytes(None, "490MB", TAKEN, held_now=TAKEN.total_bytes) == min(
