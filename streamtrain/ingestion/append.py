@@ -38,7 +38,7 @@ class AppendedSource(Source):
         self.fields, self.classes = base.fields, base.classes
         self.n_samples = None if more.n_samples is None else len(base) + more.n_samples
         self.provenance = (*base.manifest.sources, *more.provenance)
-        self.seekable, self.chunk_bytes = more.seekable, more.chunk_bytes
+        self.seekable, self.chunk_bytes, self.reading = more.seekable, more.chunk_bytes, more.reading
         self.first_row = n_full_shards(base) * base.layout.block_rows * base.layout.shard_blocks
 
     def where(self, row: int) -> str:

@@ -208,7 +208,7 @@ def ingest(
     recover_interrupted_swap(path, Files())
     check_destination(path, mode, resume=resume)
     known = _known_names(request, path, mode)
-    opened = open_source(source, labels=labels, options=replace(request.options, classes=known))
+    opened = open_source(source, labels=labels, options=replace(request.options, classes=known, memory=request.memory))
     _tell_left_out(opened, say)
     if request.classes is not None:
         opened = ClassCheckedSource(opened, request.classes)

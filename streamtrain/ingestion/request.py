@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +21,9 @@ import numpy.typing as npt
 from streamtrain.errors import Argument, BudgetError, Fix, InputError, ResourceError, UsageError, unknown_name
 from streamtrain.ingestion.append import AppendedSource, appended_layout, check_free_bytes
 from streamtrain.ingestion.row_stream import RowStream, part_rows
-from streamtrain.ingestion.sources.base import Source, SourceOptions
+from streamtrain.ingestion.sources.base import MOST_PIECE_BYTES, NO_READING, ReadingMemory, Source, SourceOptions
 from streamtrain.ingestion.sources.combine import Classes
+from streamtrain.ingestion.sources.tables.column_survey import class_bytes
 from streamtrain.store.codec import TRIAL_BYTES, CodecChoice, check_encodable, choose_codec, trial_rows
 from streamtrain.store.layout import CHECKSUM_BYTES, UNKNOWN_SAMPLES, Codec, Layout, plan_layout
 from streamtrain.store.shard import index_bytes
@@ -36,8 +38,8 @@ MOST_WORKERS: Final = 16
 _WAVES: Final = (8, 4, 2, 1)  # parts or shards a worker gets at a time
 _HEAD_BYTES: Final = 256 * 10**6
 _RUN_BYTES: Final = (2**18, 2**24)
-_PROCESS_BYTES: Final = 6 * 10**6
-_THREAD_BYTES: Final = 10**6
+_PROCESS_BYTES: Final = 3 * 10**6
+_THREAD_BYTES: Final = 6 * 10**5
 _ROUND_BYTES: Final = 10**5
 _FILE_BYTES: Final = 500
 _ASSUMED_BLOCKS: Final = 2**16
@@ -49,6 +51,7 @@ class IngestSizes:
 
     n_workers: int
     n_wave: int  # tasks handed out together: shards, or parts of a source that reads in order only
+    run_bytes: int = 0  # what a source that reads in order is asked for at once
 
 
 def head_bytes(memory: int) -> int:
@@ -62,8 +65,31 @@ def run_bytes(memory: int) -> int:
     return min(max(least, memory // 32), most)
 
 
+def _runs_of_groups(memory: int, group_bytes: int) -> list[int]:
+    """List how much may be asked for at once, the most first: rows stored in groups are decoded anew for every run."""
+    usual = run_bytes(memory)
+    larger = {min(group_bytes, memory // parts) for parts in (4, 8, 16)}
+    smaller = {_RUN_BYTES[0]} if group_bytes else set()
+    return sorted({usual, *(n_bytes for n_bytes in larger if n_bytes > usual), *smaller}, reverse=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceMemory:
+    """What an ingest's source holds besides rows as they are asked for."""
+
+    chunk_bytes: int = 0
+    reading: ReadingMemory = NO_READING
+    class_bytes: int = 0
+
+
 def project_ingest(
-    layout: Layout, sizes: IngestSizes, *, seekable: bool, held_bytes: int, budget_bytes: int, chunk_bytes: int = 0
+    layout: Layout,
+    sizes: IngestSizes,
+    *,
+    seekable: bool,
+    held_bytes: int,
+    budget_bytes: int,
+    source: SourceMemory = SourceMemory(),
 ) -> Projection:
     """Project the memory of an ingest of these sizes, as named terms."""
     rows = part_rows(layout)
@@ -74,16 +100,17 @@ def project_ingest(
     part_tally = sum(tally_bytes(field, rows) for field in layout.fields)
     shard_tally = sum(tally_bytes(field, shard_rows) for field in layout.fields)
     row_bytes = max(field.row_bytes for field in layout.fields)
-    run = max(run_bytes(budget_bytes), layout.row_bytes, chunk_bytes)
     n_parts = workers if seekable else wave
     encoded = n_parts * part if layout.codec != "none" else workers * min(part, row_bytes * layout.block_rows)
     # While rows come in: a tally per part and per shard at work or waiting. At the end: the figures made of them.
     working = n_parts * part_tally + workers * max(work_bytes(field, rows) for field in layout.fields)
     working += (workers + wave if seekable else 1) * shard_tally
+    in_rows = (2 * workers if seekable else 2 * wave) * part
+    run = max(sizes.run_bytes or run_bytes(budget_bytes), layout.row_bytes, source.chunk_bytes)
     terms = {
-        "rows": (2 * workers if seekable else 2 * wave) * part,
-        "source": 0 if seekable else 3 * run,
-        "head": held_bytes,
+        "rows": in_rows,
+        # What is taken from the head comes to be among the rows.
+        "head": held_bytes if seekable else max(min(held_bytes, run, MOST_PIECE_BYTES), held_bytes - in_rows),
         "encoded blocks": encoded,
         "statistics": shard_tally + max(working, 3 * shard_tally),
         "tables": n_blocks * n_fields * 12
@@ -91,22 +118,41 @@ def project_ingest(
         + -(-n_blocks // layout.shard_blocks) * n_fields * _FILE_BYTES,
         "threads": _PROCESS_BYTES + (workers + FLUSHERS) * _THREAD_BYTES,
     }
+    if not seekable:
+        terms["source"] = _source_bytes(run, source.reading, sum(terms.values()))
+    terms |= {"columns": source.reading.lasting_bytes, "classes": source.class_bytes}
     return Projection(budget_bytes=budget_bytes, terms={name: n_bytes for name, n_bytes in terms.items() if n_bytes})
 
 
+def _source_bytes(run: int, reading: ReadingMemory, afterwards: int) -> int:
+    """Project what a source holds that is asked for ``run`` bytes at once; ``afterwards`` is what its rows become."""
+    if not reading.group_bytes:
+        return 3 * run + reading.working_bytes
+    if reading.is_one_group and run >= reading.group_bytes:
+        return run + max(0, reading.working_bytes - afterwards)
+    return run + reading.working_bytes
+
+
 def solve_ingest(
-    layout: Layout, *, memory: int, n_workers: int, seekable: bool, held_bytes: int, chunk_bytes: int = 0
+    layout: Layout,
+    *,
+    memory: int,
+    n_workers: int,
+    seekable: bool,
+    held_bytes: int,
+    source: SourceMemory = SourceMemory(),
 ) -> tuple[IngestSizes, Projection]:
     """Find the most workers, and the longest wave for them, that a budget allows."""
-    project = partial(project_ingest, layout, seekable=seekable, chunk_bytes=chunk_bytes)
-    for workers in range(n_workers, 0, -1):
-        for wave in _WAVES:
-            sizes = IngestSizes(n_workers=workers, n_wave=wave * workers)
-            projection = project(sizes, held_bytes=held_bytes, budget_bytes=memory)
-            if projection.total_bytes <= memory:
-                return sizes, projection
-    least = _smallest_budget(project, projection, held_bytes if layout.n_samples < UNKNOWN_SAMPLES else None)
-    chunks = f", chunks of at most {max(1, run_bytes(memory) // layout.row_bytes):,} rows" if chunk_bytes else ""
+    project = partial(project_ingest, layout, seekable=seekable, source=source)
+    runs = _runs_of_groups(memory, source.reading.group_bytes)
+    for run, workers, wave in product(runs, range(n_workers, 0, -1), _WAVES):
+        sizes = IngestSizes(n_workers=workers, n_wave=wave * workers, run_bytes=run)
+        projection = project(sizes, held_bytes=held_bytes, budget_bytes=memory)
+        if projection.total_bytes <= memory:
+            return sizes, projection
+    held = held_bytes if layout.n_samples < UNKNOWN_SAMPLES else None
+    least = _smallest_budget(project, projection, held, source.reading.group_bytes)
+    chunks = f", chunks of at most {max(1, run_bytes(memory) // layout.row_bytes):,} rows" if source.chunk_bytes else ""
     raise BudgetError(
         f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(least)}",
         why=f"The least an ingest of this data owns: {projection}",
@@ -114,12 +160,15 @@ def solve_ingest(
     )
 
 
-def _smallest_budget(project: Callable[..., Projection], projection: Projection, held_bytes: int | None) -> int:
+def _smallest_budget(
+    project: Callable[..., Projection], projection: Projection, held_bytes: int | None, group_bytes: int
+) -> int:
     """Find the budget for one worker; project again what grows with the budget itself."""
-    sizes = IngestSizes(n_workers=1, n_wave=1)
     while projection.total_bytes > projection.budget_bytes:
         least = math.ceil(projection.total_bytes / _ROUND_BYTES) * _ROUND_BYTES
         held = head_bytes(least) if held_bytes is None else held_bytes
+        run = _runs_of_groups(least, group_bytes)[-1]
+        sizes = IngestSizes(n_workers=1, n_wave=1, run_bytes=run)
         projection = project(sizes, held_bytes=held, budget_bytes=least)
     return projection.budget_bytes
 
@@ -151,7 +200,7 @@ class IngestRequest:
 
 def source_options(**options: object) -> SourceOptions:
     """Make `SourceOptions` from what a user gives; a dtype may be text, columns and shape any sequence."""
-    known = [field.name for field in fields(SourceOptions) if field.name != "classes"]
+    known = [field.name for field in fields(SourceOptions) if field.name not in ("classes", "memory")]
     for name in options:
         if name not in known:
             raise unknown_name("option", name, known)
@@ -233,7 +282,7 @@ def plan_ingest(source: Source, stream: RowStream | None, request: IngestRequest
 
 
 def sizes_for_request(layout: Layout, source: Source, stream: RowStream | None, request: IngestRequest) -> IngestSizes:
-    """Solve the sizes for the memory of a request."""
+    """Solve the sizes for the memory of a request, and have the stream keep to them."""
     trial = TRIAL_BYTES if request.codec == "auto" else 0
     sizes, _ = solve_ingest(
         layout,
@@ -241,8 +290,14 @@ def sizes_for_request(layout: Layout, source: Source, stream: RowStream | None, 
         n_workers=request.n_workers,
         seekable=stream is None,
         held_bytes=max(trial, stream.head_bytes if stream else 0),
-        chunk_bytes=source.chunk_bytes if stream else 0,
+        source=SourceMemory(
+            chunk_bytes=source.chunk_bytes if stream else 0,
+            reading=source.reading,
+            class_bytes=class_bytes(source.classes or ()),
+        ),
     )
+    if stream is not None:
+        stream.ask_for(sizes.run_bytes)
     return sizes
 
 

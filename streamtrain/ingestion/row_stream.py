@@ -27,10 +27,14 @@ class RowStream:
         self.first_row = first_row
         self._source = source
         self._max_bytes = max_bytes
-        self._runs = source.iter_blocks(max_bytes)
+        self._runs: Iterator[Rows] | None = None
         self._head: deque[Rows] = deque()
         self._n_read = first_row
         self.head_bytes = 0
+
+    def ask_for(self, max_bytes: int) -> None:
+        """Ask the source for so many bytes at once, if it has not been asked yet."""
+        self._max_bytes = max_bytes
 
     def peek(self, n_bytes: int) -> bool:
         """Hold at least so many bytes of the first rows; return False where the source ended before."""
@@ -104,6 +108,8 @@ class RowStream:
             self._runs.close()
 
     def _next_run(self) -> Rows | None:
+        if self._runs is None:
+            self._runs = self._source.iter_blocks(self._max_bytes)
         run = next(self._runs, None)
         if run is not None:
             self._n_read += check_rows(run, self._source, self._n_read)

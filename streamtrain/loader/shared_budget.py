@@ -14,7 +14,8 @@ from streamtrain.errors import Argument, BudgetError, Fix
 from streamtrain.loader.budget import solve
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.store.dataset import Dataset
-from streamtrain.system.memory import MemoryMeter, at_most, memory_limit
+from streamtrain.store.layout import PAGE_BYTES
+from streamtrain.system.memory import MemoryMeter, at_most, held_bytes, memory_limit
 from streamtrain.system.units import format_bytes, megabytes, parse_bytes
 
 BUDGET_PARTS: Final = 4  # a loader that measures has one of these parts
@@ -65,10 +66,13 @@ def smallest_shared_budget_bytes(training: int, measuring: Sequence[int]) -> int
 
 
 DEFAULT_MEMORY: Final = "512MB"
+_MEGABYTE: Final = 10**6
 _SPARE_SHARE: Final = 12
 _LEAST_SPARE_BYTES: Final = 4_000_000
 _MEASURED_ANEW: Final = 1.08
 """A process's measured memory varies from run to run; a remedy has to do for the next one too."""
+_FIRST_STEP_BYTES: Final = 10_000_000
+"""Memory that a first step takes however small the model is."""
 _LEFT_FREE: Final = 0.95  # the share of the free memory that ``auto`` takes
 
 
@@ -114,45 +118,80 @@ def check_memory_options(memory: str | None, max_memory: str | None) -> None:
             continue
         n_bytes = parse_bytes(value, name=name)
         limit = memory_limit()
-        if n_bytes > limit.limit_bytes:
+        # The kernel rounds a group's limit down to whole pages.
+        if n_bytes - limit.limit_bytes >= PAGE_BYTES:
+            # What the process holds already is part of its own budget, and of no loader's.
+            there = min(limit.limit_bytes, limit.free_bytes + held_bytes())
             raise BudgetError(
                 f"{name} is {format_bytes(n_bytes)}; {limit.source} allows {format_bytes(limit.limit_bytes)}, "
                 f"of which {format_bytes(limit.free_bytes)} are free",
-                fix=at_most(name, limit.free_bytes),
+                fix=Fix(Argument(name, megabytes(there - _MEGABYTE)), " or less")
+                if name == "max_memory"
+                else at_most(name, limit.free_bytes),
             )
 
 
+def require_rehearsal(parameter_bytes: int, n_states: int) -> None:
+    """Refuse a model whose first step would exceed what the machine, or its control group, has left.
+
+    It is estimated: the kernel kills a process that only measures. A step takes gradients, the optimizer's states, as
+    many temporary arrays and one, and the rehearsal of it a copy of the weights.
+    """
+    limit = memory_limit()
+    needed = _FIRST_STEP_BYTES + (3 + 2 * n_states) * parameter_bytes
+    if needed > limit.free_bytes:
+        raise BudgetError(
+            f"the first step of this model takes about {format_bytes(needed)}; {format_bytes(limit.free_bytes)} are "
+            f"free of the {format_bytes(limit.limit_bytes)} that {limit.source} allows",
+            why=f"Its weights are {format_bytes(parameter_bytes)}; gradients, {n_states} states of the optimizer and "
+            "what a step computes are as large",
+            fix=f"a smaller model, or free memory: {megabytes(held_bytes() + needed)} in all would do",
+        )
+
+
 def loader_budget_bytes(
-    memory: str | None, max_memory: str | None, taken: NonLoaderMemory, *, least_bytes: int = 1
+    memory: str | None,
+    max_memory: str | None,
+    taken: NonLoaderMemory,
+    *,
+    least_bytes: int = 1,
+    held_now: int | None = None,
 ) -> int:
-    """Compute the loaders' budget from the options; ``"auto"`` is the machine's limit, or less where less is free."""
+    """Compute the loaders' budget from the options; ``"auto"`` is the machine's limit, or less where less is free.
+
+    ``held_now`` is what the process holds; by default no more than was reserved.
+    """
     if max_memory is None:
         return parse_bytes(memory or DEFAULT_MEMORY, name="memory")
     wanted = parse_bytes(memory, name="memory") if memory else least_bytes
-    limit, left, why = _left(max_memory, taken)
+    limit, left, why, is_free = _left(max_memory, taken, taken.reserved_bytes if held_now is None else held_now)
     if left < wanted:
         needed = megabytes(round((taken.total_bytes + wanted) * _MEASURED_ANEW))
         raise BudgetError(
             f"max_memory is {format_bytes(limit)}, and the loaders would need {format_bytes(wanted)} of it",
             why=why,
             fix=Fix(Argument("max_memory", needed), " or more")
-            if max_memory != "auto"
+            if is_free
             else f"free memory; {needed} in all would do",
         )
     return wanted if memory else left
 
 
-def _left(max_memory: str, taken: NonLoaderMemory) -> tuple[int, int, str]:
-    """Find the process's budget, the loaders' part of it, and the reason why it is no more."""
+def _left(max_memory: str, taken: NonLoaderMemory, held_now: int) -> tuple[int, int, str, bool]:
+    """Find the process's budget, the loaders' part of it, the reason why it is no more, and if more is free."""
     holds = f"The process holds without them: {taken} = {format_bytes(taken.total_bytes)}"
-    if max_memory != "auto":
-        limit_bytes = parse_bytes(max_memory, name="max_memory")
-        return limit_bytes, limit_bytes - taken.total_bytes, holds
     limit = memory_limit()
-    allowed = limit.limit_bytes - taken.total_bytes
-    # What was reserved is held already; the model's share may be, or may have been given back since it was measured.
-    free = int(limit.free_bytes * _LEFT_FREE) - taken.training_bytes - taken.step_bytes - taken.spare_bytes
-    return limit.limit_bytes, min(allowed, free), f"{holds}; {format_bytes(limit.free_bytes)} are free on the machine"
+    # What the process holds now, of the model's share too, is no longer free, but its own.
+    free = held_now + int(limit.free_bytes * _LEFT_FREE) - taken.total_bytes
+    if max_memory == "auto":
+        stated, left = limit.limit_bytes, min(limit.limit_bytes - taken.total_bytes, free)
+    else:
+        stated = parse_bytes(max_memory, name="max_memory")
+        left = stated - taken.total_bytes
+        if left <= free:
+            return stated, left, holds, True
+        left = free
+    return stated, left, f"{holds}; {format_bytes(limit.free_bytes)} are free on the machine", False
 
 
 def steady_lanes(dataset: Dataset, batch_size: int, n_bytes: int, *, groups: int | None = None) -> int:

@@ -7,6 +7,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
+from torch import nn
+from torch.optim import Optimizer
+
 from streamtrain.errors import Argument, BudgetError, Fix, UsageError
 from streamtrain.loader import shared_budget
 from streamtrain.loader.quarantine import first_rows
@@ -25,6 +28,8 @@ class Rehearsing(Protocol):
 
     target: str
     loss: Loss
+    model: nn.Module
+    optimizer: Optimizer
 
     @property
     def reads_in_order(self) -> bool: ...
@@ -83,6 +88,8 @@ def sized_loaders(
     ``reserved_bytes`` is what the process held before there was a model; ``on_checked`` is called once the model fits.
     """
     options = replace(options, shuffle=options.shuffle and not trainer.reads_in_order)
+    if options.max_memory:
+        _require_rehearsal(trainer)
     n_rows = shared_budget.n_preflight_rows(dataset, options.batch_size)
     rows = first_rows(dataset, n_rows, forgiving=options.on_bad_block != "error")
     trainer.check(rows, n_classes=class_counts(dataset, trainer.target, trainer.loss))
@@ -102,6 +109,15 @@ def sized_loaders(
         yield SizedLoaders(training=loaders[0], validation=validation, memory_bytes=memory, taken=taken, meter=meter)
 
 
+def _require_rehearsal(trainer: Rehearsing) -> None:
+    on_host = [each for each in trainer.model.parameters() if each.device.type == "cpu" and each.requires_grad]
+    given = trainer.optimizer.defaults
+    n_states = 2 * given.get("history_size", 1) if "betas" in given or "history_size" in given else 1
+    if not given.get("momentum", 1):
+        n_states = 0
+    shared_budget.require_rehearsal(sum(each.nbytes for each in on_host), n_states)
+
+
 def _budget(
     options: LoaderOptions, dataset: Dataset, val: Dataset | None, taken: NonLoaderMemory
 ) -> tuple[LoaderOptions, int]:
@@ -113,7 +129,9 @@ def _budget(
         if val is not None:
             least_val = smallest_budget_bytes(val, min(options.batch_size, len(val)), shuffle=False)
             least = smallest_shared_budget_bytes(least, [least_val])
-    memory = shared_budget.loader_budget_bytes(options.memory, options.max_memory, taken, least_bytes=least)
+    memory = shared_budget.loader_budget_bytes(
+        options.memory, options.max_memory, taken, least_bytes=least, held_now=held_bytes()
+    )
     if options.max_memory and not (options.memory or options.lanes):
         of_training = shared_budget.train_loader_bytes(memory, 1 if val else 0)
         lanes = shared_budget.steady_lanes(dataset, options.batch_size, of_training, groups=options.groups)

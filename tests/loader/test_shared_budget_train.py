@@ -63,13 +63,41 @@ def test_the_machines_limit_is_taken_where_asked_for_and_no_more_than_is_free(mo
 @pytest.mark.parametrize(("option", "sizes"), [("memory", ("900GB", None)), ("max_memory", (None, "900GB"))])
 def test_more_than_the_machine_has_is_refused_however_little_is_needed(monkeypatch, option, sizes):
     machine(monkeypatch, 25 * 10**9, 10**10)
+    monkeypatch.setattr(shared_budget, "held_bytes", lambda: 10**9)
     with pytest.raises(
         BudgetError, match=f"^{option} is 900.00 GB; memory.max allows 25.00 GB, of which 10.00 GB"
     ) as e:
         check_memory_options(*sizes)
-    assert e.value.fix == f"{option}='9000MB' or less"
+    # What the process holds already is part of what it may have, and of no loader's.
+    assert e.value.fix == f"{option}='{'9000MB' if option == 'memory' else '10999MB'}' or less"
     check_memory_options(None, "auto")
     check_memory_options(None, None)
+
+
+def test_a_limit_that_the_kernel_has_rounded_down_is_the_whole_of_it(monkeypatch):
+    machine(monkeypatch, 300_000_000 // 4096 * 4096, 10**8)
+    check_memory_options(None, "300MB")
+
+
+def test_what_the_process_holds_is_free_for_it_and_counts_once(monkeypatch):
+    machine(monkeypatch, 10**9, 100_000_000)
+    left = loader_budget_bytes(None, "auto", TAKEN, held_now=TAKEN.total_bytes)
+    assert left == 95_000_000
+    assert loader_budget_bytes(None, "490MB", TAKEN, held_now=TAKEN.total_bytes) == min(
+        left, 490_000_000 - TAKEN.total_bytes
+    )
+    with pytest.raises(BudgetError, match=r"100\.0 MB are free") as e:
+        loader_budget_bytes("99MB", "4GB", TAKEN, held_now=TAKEN.total_bytes)
+    assert str(e.value.fix).startswith("free memory")
+
+
+def test_a_step_that_the_kernel_would_end_is_refused_before_it_is_taken(monkeypatch):
+    machine(monkeypatch, 367_000_000, 113_000_000)
+    shared_budget.require_rehearsal(14_000_000, 2)
+    with pytest.raises(BudgetError, match=r"first step of this model takes about 157\.0 MB") as e:
+        shared_budget.require_rehearsal(21_000_000, 2)
+    assert e.value.exit_code == 5
+    shared_budget.require_rehearsal(21_000_000, 0)
 
 
 def test_the_least_that_a_loader_needs_is_found_to_the_byte(dataset):

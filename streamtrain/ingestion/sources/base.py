@@ -43,10 +43,44 @@ class SourceOptions:
     fields: Mapping[str, str] | None = None
     # Tables: known names of classes, which are labels whatever else they look like (NA, null).
     classes: tuple[str, ...] | None = None
+    # What the ingest may own, in bytes; None where nobody said.
+    memory: int | None = None
 
 
 NO_OPTIONS: Final = SourceOptions()
 """Those of who says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingMemory:
+    """Bytes that a source holds besides the rows it gives."""
+
+    lasting_bytes: int = 0  # from its opening on: the names and figures of its columns
+    working_bytes: int = 0  # while it reads: a file's header, runs of text, columns decoded
+    group_bytes: int = 0  # rows that are stored together: asked for at once, they are decoded once only
+    is_one_group: bool = False  # asked for at once, they are all, and what reading takes is free before they are given
+
+    def beside(self, other: ReadingMemory) -> ReadingMemory:
+        """Add what another source holds that is read at the same time."""
+        return ReadingMemory(
+            lasting_bytes=self.lasting_bytes + other.lasting_bytes,
+            working_bytes=self.working_bytes + other.working_bytes,
+            group_bytes=self.group_bytes + other.group_bytes,
+        )
+
+    def then(self, other: ReadingMemory) -> ReadingMemory:
+        """Add what another source holds that is read afterwards."""
+        return ReadingMemory(
+            lasting_bytes=self.lasting_bytes + other.lasting_bytes,
+            working_bytes=max(self.working_bytes, other.working_bytes),
+            group_bytes=max(self.group_bytes, other.group_bytes),
+        )
+
+
+MOST_PIECE_BYTES: Final = 1 << 20
+"""Rows that a table gives at once, though it may have read more."""
+
+NO_READING: Final = ReadingMemory()
 
 
 class Source(ABC):
@@ -70,6 +104,8 @@ class Source(ABC):
         The sorted names of string labels mapped to 0, 1, ... in field ``y``; None where labels are numbers.
     chunk_bytes : int
         The bytes that `iter_blocks` makes at once, however small its ``max_bytes``; 0 where it keeps to that.
+    reading : ReadingMemory
+        What it holds besides the rows it gives; by default nothing.
 
     Examples
     --------
@@ -92,6 +128,7 @@ class Source(ABC):
     seekable: bool
     classes: tuple[str, ...] | None = None
     chunk_bytes: int = 0
+    reading: ReadingMemory = NO_READING
 
     @abstractmethod
     def where(self, row: int) -> str:

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import reduce
 from itertools import accumulate
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.ingestion.sources.arrays import align_streams
 from streamtrain.ingestion.sources.base import (
+    ReadingMemory,
     Rows,
     Source,
     as_field,
@@ -49,6 +51,7 @@ class Concatenation(Source):
         self.provenance = tuple(entry for part in parts for entry in part.provenance)
         self.seekable = all(part.seekable for part in parts)
         self.chunk_bytes = max(part.chunk_bytes for part in parts)
+        self.reading = reduce(ReadingMemory.then, (part.reading for part in parts))
         counts = [part.n_samples for part in parts]
         self._starts = [0, *accumulate(n or 0 for n in counts)]
         self.n_samples = None if None in counts else self._starts[-1]
@@ -168,6 +171,7 @@ class LabelledSource(Source):
         self.provenance = (*features.provenance, *({**entry, "field": TARGET} for entry in labels.provenance))
         self.seekable = features.seekable and labels.seekable
         self.chunk_bytes = features.chunk_bytes + labels.chunk_bytes
+        self.reading = features.reading.beside(labels.reading)
 
     def where(self, row: int) -> str:
         return self.features.where(row)
@@ -265,7 +269,7 @@ class ClassCheckedSource(Source):
         self.fields = tuple(_as_label(field) if field is labels else field for field in source.fields)
         self.classes = source.classes if isinstance(allowed, int) else allowed
         self.n_samples, self.provenance = source.n_samples, source.provenance
-        self.seekable, self.chunk_bytes = source.seekable, source.chunk_bytes
+        self.seekable, self.chunk_bytes, self.reading = source.seekable, source.chunk_bytes, source.reading
         self._n_classes = allowed if isinstance(allowed, int) else len(allowed)
         self._codes = None if source.classes is None else _codes(source, source.classes, allowed)
 

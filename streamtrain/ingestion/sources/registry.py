@@ -212,7 +212,7 @@ def _open(source: object, options: SourceOptions) -> Source:
     if files is not None:
         return _open_files(files, options)
     for option in dataclasses.fields(options):
-        if getattr(options, option.name) is not None and option.name not in ("classes", "fields"):
+        if getattr(options, option.name) is not None and option.name not in ("classes", "fields", "memory"):
             raise UsageError(f"{option.name} applies to files only", fix=f"leave {option.name} out")
     # Before `Source` was a base class, a plug-in's source was known by its attributes.
     is_like_one = hasattr(source, "iter_blocks") and hasattr(source, "provenance")

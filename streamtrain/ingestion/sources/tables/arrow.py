@@ -6,6 +6,10 @@ Numbers in text are read by Arrow's own parser, in the first pass and in the sec
 from __future__ import annotations
 
 import importlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, cast
 
@@ -18,12 +22,40 @@ from streamtrain.errors import UsageError
 @cache
 def arrow(module: str = "pyarrow") -> Any:
     """Import pyarrow, or a module of it."""
+    # It has no other switch for what it takes beneath Python. Its own pool holds twice as much, most of it freed.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise UsageError(
             "CSV and Parquet are read by pyarrow, which is not installed", fix="pip install 'streamtrain[arrow]'"
         ) from error
+
+
+class _Pools:
+    """How many blocks of `returning_memory` are open, and the pool that Arrow had before the first."""
+
+    lock = threading.Lock()
+    n_open = 0
+    before: Any = None
+
+
+@contextmanager
+def returning_memory() -> Iterator[None]:
+    """Let Arrow allocate from the system in the block: its own pool holds twice as much, most of it freed."""
+    with _Pools.lock:
+        if not _Pools.n_open:
+            _Pools.before = arrow().default_memory_pool()
+            arrow().set_memory_pool(arrow().system_memory_pool())
+        _Pools.n_open += 1
+    try:
+        yield
+    finally:
+        with _Pools.lock:
+            _Pools.n_open -= 1
+            if not _Pools.n_open:
+                _Pools.before.release_unused()
+                arrow().set_memory_pool(_Pools.before)
 
 
 def arrow_type(dtype: np.dtype[Any] | None) -> Any:
@@ -37,15 +69,32 @@ def columns_of(batch: Any) -> dict[str, Any]:
 
 
 def is_text(column: Any) -> bool:
-    """Say whether an Arrow array holds strings."""
+    """Say whether an Arrow array holds strings, in a dictionary or not."""
     types = arrow("pyarrow.types")
-    return bool(types.is_string(column.type) or types.is_large_string(column.type))
+    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def without_dictionary(column: Any) -> Any:
     """Decode a dictionary-encoded Arrow array, and cast text to ``string``."""
     decoded = column.dictionary_decode() if arrow("pyarrow.types").is_dictionary(column.type) else column
     return decoded.cast(arrow().string()) if is_text(decoded) else decoded
+
+
+def distinct_texts(column: Any) -> set[str]:
+    """Return the texts in a column; of a dictionary's, those that it uses."""
+    unique = arrow("pyarrow.compute").unique
+    if arrow("pyarrow.types").is_dictionary(column.type):
+        return set(column.dictionary.take(unique(column.indices).drop_null()).drop_null().to_pylist())
+    return set(unique(column).drop_null().to_pylist())
+
+
+def places_in(names: Any, column: Any) -> Any:
+    """Number the texts of a column by their place among the names; null where one is not among them."""
+    index_in = arrow("pyarrow.compute").index_in
+    if arrow("pyarrow.types").is_dictionary(column.type):
+        return index_in(column.dictionary.cast(names.type), value_set=names).take(column.indices)
+    return index_in(column.cast(names.type), value_set=names)
 
 
 def parsed(text: Any, dtype: np.dtype[Any]) -> Any | None:
@@ -68,6 +117,20 @@ def first_refused(text: Any, dtype: np.dtype[Any]) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if parsed(text[low:middle], dtype) is None else (middle, high)
     return low
+
+
+def stacked(batch: Any) -> npt.NDArray[Any] | None:
+    """Convert columns to an array (n_columns, n_rows) at once; None where they differ in type or are no plain numbers.
+
+    Booleans, dictionaries and columns with nulls are none.
+    """
+    types = arrow("pyarrow.types")
+    kinds = set(batch.schema.types)
+    if len(kinds) > 1 or not all(types.is_integer(kind) or types.is_floating(kind) for kind in kinds):
+        return None
+    if any(column.null_count for column in batch.columns):
+        return None
+    return np.stack([column.to_numpy(zero_copy_only=False) for column in batch.columns])
 
 
 def missing_in(column: Any) -> npt.NDArray[np.bool_]:

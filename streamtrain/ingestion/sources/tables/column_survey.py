@@ -9,7 +9,7 @@ text in quotes, or named as a class, they are names. Blanks around a name belong
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -17,7 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
-from streamtrain.ingestion.sources.tables.arrow import arrow, first_refused, is_text, missing_in, numbers_in, parsed
+from streamtrain.ingestion.sources.tables.arrow import (
+    arrow,
+    distinct_texts,
+    first_refused,
+    is_text,
+    missing_in,
+    numbers_in,
+    parsed,
+    stacked,
+    without_dictionary,
+)
 
 MAX_CLASSES: Final = 100_000
 
@@ -44,26 +54,56 @@ class ColumnSurvey:
     largest: int = 0
     n_missing: int = 0  # empty, NaN or infinite; and the first rows of them
     missing_rows: list[int] = field(default_factory=list)
-    classes: set[str] | None = field(default_factory=set)  # the distinct texts; None above MAX_CLASSES
+    classes: set[str] | None = None  # the distinct texts of a label; None above MAX_CLASSES
     known: frozenset[str] = frozenset()
     n_marks: int = 0  # labels like NA, which are missing beside numbers and names beside names
     mark_rows: list[int] = field(default_factory=list)
 
 
+_CLASS_COPIES: Final = 8
+_CLASS_BYTES: Final = 300
+
+
+def class_bytes(names: Collection[str]) -> int:
+    """Project the memory of the names of classes: in sets, arrays and JSON, up to the commit."""
+    return _CLASS_COPIES * sum(map(len, names)) + _CLASS_BYTES * len(names)
+
+
 def surveys_of(names: Sequence[str], label: str | None, classes: Collection[str] | None) -> tuple[ColumnSurvey, ...]:
     """Make an empty survey of each column; the names of classes may be known."""
     known = frozenset(classes or ())
-    return tuple(ColumnSurvey(name=name, is_label=name == label, known=known) for name in names)
+    return tuple(
+        ColumnSurvey(name=name, is_label=True, classes=set(), known=known)
+        if name == label
+        else ColumnSurvey(name=name, is_label=False)
+        for name in names
+    )
 
 
 def add_typed(column: ColumnSurvey, values: Any, first_row: int) -> None:
     """Take in a run of a column whose type the file declares."""
-    _note_nulls(column, values, first_row)
     if is_text(values):
         column.dtype = None
+        _note_nulls(column, values, first_row)
         _note_names(column, values, first_row)
     else:
-        _add_numbers(column, numbers_in(values), first_row)
+        numbers = without_dictionary(values)
+        _note_nulls(column, numbers, first_row)
+        _add_numbers(column, numbers_in(numbers), first_row)
+
+
+def add_typed_batch(columns: Sequence[ColumnSurvey], batch: Any, first_row: int) -> None:
+    """Take in a run of columns whose types the file declares, all at once where that can be."""
+    values = stacked(batch)
+    if values is None or not values.size or not np.isfinite(values).all():
+        for column, own in zip(columns, batch.columns, strict=True):
+            add_typed(column, own, first_row)
+        return
+    for column in columns:
+        column.dtype = values.dtype
+    if values.dtype.kind != "f":
+        for column, least, most in zip(columns, values.min(axis=1).tolist(), values.max(axis=1).tolist(), strict=True):
+            column.smallest, column.largest = min(column.smallest, least), max(column.largest, most)
 
 
 def add_text(column: ColumnSurvey, text: Any, first_row: int, place: Callable[[int], str]) -> None:
@@ -79,16 +119,85 @@ def add_text(column: ColumnSurvey, text: Any, first_row: int, place: Callable[[i
         column.dtype = None if values is None else _FLOAT64
     if values is not None:
         if column.dtype == _FLOAT64:
-            _check_exact(column, text, values, first_row, place)
+            for row in _not_exact(text, numbers_in(values)):
+                raise _rounded(column.name, text[row], place(first_row + row))
         _add_numbers(column, numbers_in(values), first_row)
     elif not column.is_label:
         row = first_refused(text, _FLOAT64)
-        raise InputError(
-            f"column {column.name!r} holds {text[row].as_py()!r}, which is not a number",
-            where=place(first_row + row),
-            why="Features are numbers",
-            fix="correct the value, or leave the column out by naming the others: columns=...",
+        raise _not_a_number(column.name, text[row], place(first_row + row))
+
+
+def _not_a_number(name: str, text: Any, where: str) -> InputError:
+    return InputError(
+        f"column {name!r} holds {text.as_py()!r}, which is not a number",
+        where=where,
+        why="Features are numbers",
+        fix="correct the value, or leave the column out by naming the others: columns=...",
+    )
+
+
+class FeatureSurvey:
+    """What has been seen of the features of a wide table, all of one dtype: figures by feature, not objects."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.dtype: np.dtype[Any] = _INT64
+        self._smallest = np.zeros(len(names), np.int64)
+        self._largest = np.zeros(len(names), np.int64)
+        self._n_missing = np.zeros(len(names), np.int64)
+        self._missing_rows: dict[int, list[int]] = {}
+
+    def add_text(self, text: Any, first_row: int, place: Callable[[int], str]) -> None:
+        """Take in the cells of a run of rows, one row after another: whole numbers, else floats."""
+        n_features = len(self.names)
+        values = parsed(text, self.dtype)
+        if values is None:
+            self.dtype = _FLOAT64
+            values = parsed(text, _FLOAT64)
+        if values is None:
+            is_missing = _is_one_of(_trimmed(text), ("", *MISSING_MARKS))
+            self._note_missing(is_missing, first_row)
+            text = _with_nulls(text, is_missing)
+            values = parsed(text, _FLOAT64)
+        if values is None:
+            cell = first_refused(text, _FLOAT64)
+            raise _not_a_number(self.names[cell % n_features], text[cell], place(first_row + cell // n_features))
+        numbers = numbers_in(values)
+        if self.dtype == _FLOAT64:
+            for cell in _not_exact(text, numbers):
+                raise _rounded(self.names[cell % n_features], text[cell], place(first_row + cell // n_features))
+            self._note_missing(~np.isfinite(numbers), first_row)
+        else:
+            rows = numbers.reshape(-1, n_features)
+            np.minimum(self._smallest, rows.min(axis=0), out=self._smallest)
+            np.maximum(self._largest, rows.max(axis=0), out=self._largest)
+
+    def columns(self) -> tuple[ColumnSurvey, ...]:
+        """Return what has been seen, by column."""
+        figures = zip(
+            self.names, self._smallest.tolist(), self._largest.tolist(), self._n_missing.tolist(), strict=True
         )
+        return tuple(
+            ColumnSurvey(
+                name=name,
+                is_label=False,
+                dtype=self.dtype,
+                smallest=smallest,
+                largest=largest,
+                n_missing=n_missing,
+                missing_rows=self._missing_rows.get(number, []),
+            )
+            for number, (name, smallest, largest, n_missing) in enumerate(figures)
+        )
+
+    def _note_missing(self, is_missing: npt.NDArray[np.bool_], first_row: int) -> None:
+        if not is_missing.any():
+            return
+        by_feature = is_missing.reshape(-1, len(self.names))
+        for number in np.flatnonzero(by_feature.any(axis=0)).tolist():
+            rows = np.flatnonzero(by_feature[:, number])
+            self._n_missing[number] += len(rows)
+            _note_rows(self._missing_rows.setdefault(number, []), rows, first_row)
 
 
 def _inferred(column: ColumnSurvey, text: Any) -> Any | None:
@@ -112,17 +221,22 @@ def _add_numbers(column: ColumnSurvey, values: npt.NDArray[Any], first_row: int)
         column.largest = max(column.largest, int(values.max()))
 
 
-def _check_exact(column: ColumnSurvey, text: Any, values: Any, first_row: int, place: Callable[[int], str]) -> None:
-    """Refuse a whole number among floats that float64 rounds; only those of 2**53 and more can be."""
-    for row in np.flatnonzero(np.abs(numbers_in(values)) >= _EXACT_FLOAT64).tolist():
-        literal = text[row].as_py().strip()
+def _not_exact(text: Any, values: npt.NDArray[Any]) -> Iterator[int]:
+    """Yield where a whole number among floats is one that float64 rounds; only those of 2**53 and more can be."""
+    for place in np.flatnonzero(np.abs(values) >= _EXACT_FLOAT64).tolist():
+        literal = text[place].as_py().strip()
         if literal.lstrip("+-").isdigit() and int(literal) != int(float(literal)):
-            raise InputError(
-                f"column {column.name!r} holds {literal}, which float64 rounds to {int(float(literal))}",
-                where=place(first_row + row),
-                why="Beside fractions whole numbers are exact up to 2**53",
-                fix="leave the column out, or split the number over two columns",
-            )
+            yield place
+
+
+def _rounded(name: str, text: Any, where: str) -> InputError:
+    literal = text.as_py().strip()
+    return InputError(
+        f"column {name!r} holds {literal}, which float64 rounds to {int(float(literal))}",
+        where=where,
+        why="Beside fractions whole numbers are exact up to 2**53",
+        fix="leave the column out, or split the number over two columns",
+    )
 
 
 def _note_nulls(column: ColumnSurvey, values: Any, first_row: int) -> None:
@@ -144,12 +258,12 @@ def _note_names(column: ColumnSurvey, text: Any, first_row: int) -> Any:
     """Remember the distinct texts of a label; return it with those that are blank as nulls."""
     if column.classes is None:
         return text
-    names = set(arrow("pyarrow.compute").unique(text).drop_null().to_pylist())
+    names = distinct_texts(text)
     blank = sorted(name for name in names if not name.strip() and name not in column.known)
     column.classes |= names.difference(blank)
     if len(column.classes) > MAX_CLASSES:
         column.classes = None
-    return _nulled(column, text, blank, first_row) if blank else text
+    return _nulled(column, without_dictionary(text), blank, first_row) if blank else text
 
 
 def _without_marks(column: ColumnSurvey, text: Any, first_row: int) -> Any:
@@ -165,10 +279,18 @@ def _without_marks(column: ColumnSurvey, text: Any, first_row: int) -> Any:
 
 def _nulled(column: ColumnSurvey, text: Any, missing: Sequence[str], first_row: int) -> Any:
     """Make some texts, blanks around them or not, nulls; note them as missing."""
-    trimmed = arrow("pyarrow.compute").utf8_trim_whitespace(text) if "" in missing else text
-    is_missing = _is_one_of(trimmed, missing)
+    is_missing = _is_one_of(_trimmed(text) if "" in missing else text, missing)
     _note_missing(column, is_missing, first_row)
     return _with_nulls(text, is_missing)
+
+
+def without_names(text: Any, names: Sequence[str], *, but: npt.NDArray[np.bool_]) -> Any:
+    """Make some texts nulls, other than where ``but`` says."""
+    return _with_nulls(text, _is_one_of(text, names) & ~but)
+
+
+def _trimmed(text: Any) -> Any:
+    return arrow("pyarrow.compute").utf8_trim_whitespace(text)
 
 
 def _is_one_of(text: Any, values: Sequence[str]) -> npt.NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,34 +17,56 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from streamtrain.errors import InputError, StreamtrainError
-from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.errors import Argument, BudgetError, Fix, InputError
+from streamtrain.ingestion.sources.base import ReadingMemory, SourceOptions
 from streamtrain.ingestion.sources.input_files import open_bytes, provenance_of, refuse_options
-from streamtrain.ingestion.sources.tables.arrow import arrow, arrow_type, columns_of
+from streamtrain.ingestion.sources.tables.arrow import (
+    arrow,
+    arrow_type,
+    first_refused,
+    numbers_in,
+    parsed,
+    returning_memory,
+)
 from streamtrain.ingestion.sources.tables.column_survey import (
     MISSING_MARKS,
     ColumnSurvey,
+    FeatureSurvey,
     add_text,
     check_no_missing,
     surveys_of,
+    without_names,
 )
+from streamtrain.ingestion.sources.tables.records import Cells, RaggedRecord, cells_of, record_runs
 from streamtrain.ingestion.sources.tables.table_columns import (
+    COLUMN_BYTES,
     ChosenColumns,
+    TableDtypes,
+    TableRun,
     TableSource,
+    ValuesMissing,
     choose_columns,
     facts_of,
+    run_of,
     table_source,
 )
-from streamtrain.system.files import read_failure, with_room
 from streamtrain.system.units import format_bytes
 
 _DELIMITERS: Final = {".tsv": "\t", ".tab": "\t"}
-# Arrow reads up to 32 blocks ahead, so the memory of a pass is about 36 of them.
-_MIN_BLOCK_BYTES: Final = 1 << 18
-_MAX_BLOCK_BYTES: Final = 1 << 20
+_MIN_RUN_BYTES: Final = 1 << 18
+_MAX_RUN_BYTES: Final = 1 << 20
 _MAX_LINE_BYTES: Final = 1 << 24
+_MEMORY_PER_RECORD: Final = 16  # at least, for the copies of it that are held at once
+_MEMORY_FOR_ANY_RECORD: Final = f"{_MEMORY_PER_RECORD * _MAX_LINE_BYTES // 10**6 + 1}MB"
 _PIECE_BYTES: Final = 1 << 18
+_WIDE: Final = 100
+"""Columns from which on cells are parsed as one array, and not column by column."""
+
+_COPIES: Final = 4
+_CELL_BYTES: Final = 44
+"""Memory of a run of records, measured: of its text, and of each of its cells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,21 +76,30 @@ class DelimitedText:
     path: Path
     delimiter: str
     header: tuple[str, ...]
-    block_bytes: int  # also the longest record
+    run_bytes: int
+    most_bytes: int  # of a record
     nulls: tuple[str, ...]  # a missing value, where it is not in quotes
 
 
 def probe(path: Path, options: SourceOptions) -> TableSource:
     """Open a CSV or TSV file: read through it once, hold nothing."""
     arrow()
+    with returning_memory():
+        return _probe(path, options)
+
+
+def _probe(path: Path, options: SourceOptions) -> TableSource:
     refuse_options(path, "CSV", options, "dtype", "shape")
     provenance = provenance_of(path, "csv")
     text = _open_text(path, options)
     chosen = choose_columns(text.header, options, f"{path}:1")
-    columns, n_rows = _survey(text, chosen, surveys_of(chosen.names, chosen.label, options.classes))
+    columns, n_rows, longest = _survey(text, chosen, options.classes)
     facts = ({**provenance[0], **facts_of(chosen)},)
-    batches = partial(_batches, text, chosen)
-    return table_source(path, chosen, columns, n_rows, facts, batches, partial(place_of, text))
+    reading = ReadingMemory(
+        lasting_bytes=2 * COLUMN_BYTES * len(text.header),
+        working_bytes=_COPIES * longest + _CELL_BYTES * longest // 2,
+    )
+    return table_source(path, chosen, columns, n_rows, facts, partial(_runs, text), partial(place_of, text), reading)
 
 
 def _open_text(path: Path, options: SourceOptions) -> DelimitedText:
@@ -81,10 +112,18 @@ def _open_text(path: Path, options: SourceOptions) -> DelimitedText:
             fix=f"add a first line of {len(header)} column names",
         )
     n_header = sum(len(name) + 1 for name in header)
-    # Some hundred records make a block worth its while, if that is not too much; a few must fit in any case.
-    block_bytes = max(_MIN_BLOCK_BYTES, min(256 * n_header, _MAX_BLOCK_BYTES), 6 * n_header)
+    # Some hundred records make a run worth its while, if that is not too much.
+    run_bytes = max(_MIN_RUN_BYTES, min(256 * n_header, _MAX_RUN_BYTES)) if len(header) < _WIDE else _MIN_RUN_BYTES
+    most_bytes = _MAX_LINE_BYTES if options.memory is None else options.memory // _MEMORY_PER_RECORD
     nulls = ("", *(mark for mark in MISSING_MARKS if mark not in (options.classes or ())))
-    return DelimitedText(path=path, delimiter=delimiter, header=header, block_bytes=block_bytes, nulls=nulls)
+    return DelimitedText(
+        path=path,
+        delimiter=delimiter,
+        header=header,
+        run_bytes=run_bytes,
+        most_bytes=min(most_bytes, _MAX_LINE_BYTES),
+        nulls=nulls,
+    )
 
 
 @contextmanager
@@ -121,31 +160,83 @@ def _is_number(text: str) -> bool:
 
 
 def _survey(
-    text: DelimitedText, chosen: ChosenColumns, columns: tuple[ColumnSurvey, ...]
-) -> tuple[tuple[ColumnSurvey, ...], int]:
-    n_rows = 0
-    for batch in _batches(text, chosen, text.block_bytes, {}):
-        values = columns_of(batch)
-        for column in columns:
-            add_text(column, values[column.name], n_rows, partial(place_of, text))
-        n_rows += batch.num_rows
+    text: DelimitedText, chosen: ChosenColumns, classes: Collection[str] | None
+) -> tuple[tuple[ColumnSurvey, ...], int, int]:
+    """Find what is in the columns; count the rows, and the bytes of the longest run of records."""
+    place = partial(place_of, text)
+    by_column = chosen.names if len(text.header) < _WIDE else chosen.names[len(chosen.features) :]
+    columns = surveys_of(by_column, chosen.label, classes)
+    features = FeatureSurvey(chosen.features)
+    n_rows = longest = 0
+    for run in _record_runs(text):
+        longest = max(longest, len(run))
+        if len(text.header) < _WIDE:
+            batch = _batch(text, chosen, run, n_rows, {})
+            for column, values in zip(columns, batch.columns, strict=True):
+                add_text(column, values, n_rows, place)
+            n_rows += batch.num_rows
+        else:
+            cells = _cells(text, run, n_rows)
+            if chosen.features:
+                features.add_text(_features(text, chosen, cells), n_rows, place)
+            for column in columns:
+                add_text(column, _label(text, chosen, cells), n_rows, place)
+            n_rows += cells.n_rows
+    columns = columns if len(text.header) < _WIDE else (*features.columns(), *columns)
     check_no_missing(columns, partial(_places, text), may_be_named=True)
-    return columns, n_rows
+    return columns, n_rows, longest
 
 
-def _batches(text: DelimitedText, chosen: ChosenColumns, _: int, dtypes: Mapping[str, np.dtype[Any]]) -> Iterator[Any]:
-    """Yield the chosen columns, one block of the file at a time; as text where no dtype is named."""
-    # The block is the file's own, whatever memory is allowed: a record read once must be readable again.
-    ragged: list[Any] = []
+def _runs(text: DelimitedText, _: int, chosen: ChosenColumns, dtypes: TableDtypes) -> Iterator[TableRun]:
+    """Read the rows; the runs are the file's own, whatever memory is allowed."""
+    n_rows = 0
+    for run in _record_runs(text):
+        if len(text.header) < _WIDE:
+            kinds = dict.fromkeys(chosen.features, dtypes.features) | {str(chosen.label): dtypes.label}
+            rows = run_of(_batch(text, chosen, run, n_rows, kinds), chosen, dtypes.features)
+        else:
+            rows = _wide_run(text, chosen, dtypes, _cells(text, run, n_rows))
+        yield rows
+        n_rows += rows.n_rows
+        del rows
+
+
+def _record_runs(text: DelimitedText) -> Iterator[bytes]:
+    return record_runs(text.path, text.delimiter, text.run_bytes, text.most_bytes, partial(_too_long, text))
+
+
+def _too_long(text: DelimitedText, n_bytes: int) -> InputError | BudgetError:
+    why = "A quote that is never closed makes one record of the rest of the file"
+    if n_bytes > text.most_bytes < _MAX_LINE_BYTES:
+        return BudgetError(
+            f"a record is longer than {format_bytes(text.most_bytes)}, which is 1/{_MEMORY_PER_RECORD} of the memory",
+            where=str(text.path),
+            why=why,
+            fix=Fix("close the quote; or, if the record is so long, ", Argument("memory", _MEMORY_FOR_ANY_RECORD)),
+        )
+    over = (
+        "a quote is never closed"
+        if n_bytes <= text.most_bytes
+        else f"a record is longer than {format_bytes(_MAX_LINE_BYTES)}"
+    )
+    return InputError(over, where=str(text.path), why=why, fix="close the quote")
+
+
+def _batch(
+    text: DelimitedText, chosen: ChosenColumns, run: bytes, n_rows: int, dtypes: Mapping[str, np.dtype[Any] | None]
+) -> Any:
+    """Parse the chosen columns of a run of records; as text where no dtype is named."""
+    ragged: list[RaggedRecord] = []
 
     def refuse(row: Any) -> str:
-        ragged.append(row)
+        ragged.append(RaggedRecord(row=row.number - 1, n_cells=row.actual_columns, text=row.text))
         return "error"
 
     csv_module = arrow("pyarrow.csv")
     try:
-        options = (
-            csv_module.ReadOptions(use_threads=False, block_size=text.block_bytes),
+        table = csv_module.read_csv(
+            arrow().BufferReader(run),
+            csv_module.ReadOptions(use_threads=False, block_size=len(run) + 1, column_names=list(text.header)),
             csv_module.ParseOptions(delimiter=text.delimiter, newlines_in_values=True, invalid_row_handler=refuse),
             csv_module.ConvertOptions(
                 include_columns=chosen.names,
@@ -155,34 +246,76 @@ def _batches(text: DelimitedText, chosen: ChosenColumns, _: int, dtypes: Mapping
                 quoted_strings_can_be_null=False,
             ),
         )
-        yield from with_room(lambda: csv_module.open_csv(str(text.path), *options))
     except arrow().ArrowInvalid as error:
-        raise _refusal(text, ragged, str(error)) from error
-    except OSError as error:
-        if isinstance(error, StreamtrainError):
-            raise
-        raise read_failure(error, text.path, InputError, "copy it to another disk") from error
+        raise _refusal(text, ragged, n_rows, str(error)) from error
+    return table.combine_chunks().to_batches()[0]
 
 
-def _refusal(text: DelimitedText, ragged: list[Any], reason: str) -> InputError:
+def _cells(text: DelimitedText, run: bytes, n_rows: int) -> Cells:
+    """Parse the cells of a run of records of a wide table."""
+    try:
+        cells = cells_of(run, text.delimiter, len(text.header))
+    except UnicodeDecodeError:
+        raise _not_utf8(text.path) from None
+    if isinstance(cells, RaggedRecord):
+        raise _refusal(text, [cells], n_rows, "")
+    return cells
+
+
+def _wide_run(text: DelimitedText, chosen: ChosenColumns, dtypes: TableDtypes, cells: Cells) -> TableRun:
+    features = None
+    if dtypes.features is not None:
+        values = _numbers(text, _features(text, chosen, cells), dtypes.features, chosen.features)
+        features = values.reshape(cells.n_rows, len(chosen.features))
+    label = None
+    if chosen.label is not None:
+        label = _label(text, chosen, cells)
+        label = label if dtypes.label is None else parsed(label, dtypes.label)
+        if label is None:
+            raise _unreadable(text, f"a label is not {dtypes.label}")
+    return TableRun(n_rows=cells.n_rows, features=features, label=label)
+
+
+def _numbers(text: DelimitedText, cells: Any, dtype: np.dtype[Any], names: Sequence[str]) -> npt.NDArray[Any]:
+    values = parsed(cells, dtype)
+    if values is None:
+        cell = first_refused(cells, dtype)
+        if not cells[cell].as_py().strip():
+            raise ValuesMissing(names[cell % len(names)])
+        raise _unreadable(text, f"{cells[cell].as_py()!r} is not {dtype}")
+    return numbers_in(values)
+
+
+def _features(text: DelimitedText, chosen: ChosenColumns, cells: Cells) -> Any:
+    """Return the cells of the features, one row after another, in the order they were chosen in."""
+    if chosen.features == text.header:
+        return cells.text
+    places = {name: number for number, name in enumerate(text.header)}
+    of_row = np.array([places[name] for name in chosen.features])
+    return cells.text.take(arrow().array((np.arange(cells.n_rows)[:, None] * len(text.header) + of_row).reshape(-1)))
+
+
+def _label(text: DelimitedText, chosen: ChosenColumns, cells: Cells) -> Any:
+    """Return the cells of the label, nulls where they are missing."""
+    places = np.arange(cells.n_rows) * len(text.header) + text.header.index(str(chosen.label))
+    return without_names(cells.text.take(arrow().array(places)), text.nulls, but=np.isin(places, cells.quoted))
+
+
+def _refusal(text: DelimitedText, ragged: list[RaggedRecord], n_rows: int, reason: str) -> InputError:
     if ragged:
         row = ragged[0]
-        # Arrow counts the header as record 1.
         return InputError(
-            f"{row.actual_columns} values, expected {row.expected_columns}",
-            where=place_of(text, row.number - 2),
+            f"{row.n_cells:,} values, expected {len(text.header):,}",
+            where=place_of(text, n_rows + row.row),
             why=f"The line is {row.text[:80]!r}",
             fix="complete the line, close its quotes, or quote the values that hold a delimiter",
         )
-    if "straddling" in reason:
-        return InputError(
-            f"a record is longer than {format_bytes(text.block_bytes)}",
-            where=str(text.path),
-            why="A quote that is never closed makes one record of the rest of the file",
-            fix="close the quote",
-        )
     if "UTF8" in reason:
         return _not_utf8(text.path)
+    return _unreadable(text, reason)
+
+
+def _unreadable(text: DelimitedText, reason: str) -> InputError:
     return InputError(f"the table cannot be read: {reason}", where=str(text.path), fix="write the file again")
 
 

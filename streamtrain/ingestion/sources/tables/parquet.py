@@ -5,57 +5,125 @@ A first pass checks every value, the second reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from streamtrain.errors import InputError, first_line
-from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.base import ReadingMemory, SourceOptions
 from streamtrain.ingestion.sources.input_files import provenance_of, refuse_options
-from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, without_dictionary
-from streamtrain.ingestion.sources.tables.column_survey import ColumnSurvey, add_typed, check_no_missing, surveys_of
+from streamtrain.ingestion.sources.tables.arrow import (
+    arrow,
+    columns_of,
+    returning_memory,
+    stacked,
+    without_dictionary,
+)
+from streamtrain.ingestion.sources.tables.column_survey import (
+    ColumnSurvey,
+    add_typed_batch,
+    check_no_missing,
+    surveys_of,
+)
 from streamtrain.ingestion.sources.tables.table_columns import (
+    COLUMN_BYTES,
     ChosenColumns,
+    TableDtypes,
+    TableRun,
     TableSource,
     choose_columns,
     facts_of,
+    numbers_of,
+    run_of,
     table_source,
 )
 from streamtrain.system.files import read_failure, refusal_behind, with_room
+from streamtrain.system.memory import trim_heap
 
-_SURVEY_BYTES: Final = 4 << 20
-_BUFFER_BYTES: Final = 1 << 20
+_BUFFER_BYTES: Final = 1 << 16
+_PAGE_BYTES: Final = 1 << 20
+_DECODED_BYTES: Final = 2 << 20
+_MOST_COLUMNS: Final = 100
+"""Columns that are decoded at once, and their memory, where it is not all of them."""
+
 # A value is at most 8 bytes and, as Arrow and as NumPy, is held twice.
 _HELD_BYTES: Final = 16
+_LABEL_BYTES: Final = 8
+_FOOTER_BYTES: Final = 3200
+"""Memory that Arrow takes for the description of a column in a row group, measured; held while a file is open."""
 
 
 def probe(path: Path, options: SourceOptions) -> TableSource:
     """Open a Parquet file: read through the chosen columns once, hold nothing."""
     arrow()
+    with returning_memory():
+        return _probe(path, options)
+
+
+def _probe(path: Path, options: SourceOptions) -> TableSource:
     refuse_options(path, "Parquet", options, "dtype", "shape")
     provenance = provenance_of(path, "parquet")
-    with _reading(str(path)), _open_file(path) as file:
-        chosen = choose_columns(file.schema_arrow.names, options, str(path), file.schema_arrow.metadata)
-        _check_types(path, file.schema_arrow, chosen)
-        n_claimed = file.metadata.num_rows
+    chosen, footer = _choose(path, options)
     columns, n_rows = _survey(path, chosen, surveys_of(chosen.names, chosen.label, options.classes))
-    if n_rows != n_claimed:
-        what = f"the row groups hold {n_rows:,} rows, the footer claims {n_claimed:,}"
+    if n_rows != footer.n_rows:
+        what = f"the row groups hold {n_rows:,} rows, the footer claims {footer.n_rows:,}"
         raise InputError(what, where=str(path), fix="write the file again")
+    # The footer of a wide table may be larger than all else.
+    trim_heap()
     facts = ({**provenance[0], **facts_of(chosen)},)
-    batches, where = partial(_batches, path, chosen), partial(_place_of, path)
-    return table_source(path, chosen, columns, n_rows, facts, batches, where)
+    where = partial(_place_of, path)
+    source = table_source(path, chosen, columns, n_rows, facts, partial(_runs, path, footer), where)
+    row_bytes = sum(field.row_bytes for field in source.fields)
+    source.reading = ReadingMemory(
+        lasting_bytes=COLUMN_BYTES * footer.n_columns,
+        working_bytes=_FOOTER_BYTES * footer.n_columns * footer.n_groups + 2 * _DECODED_BYTES,
+        group_bytes=footer.most_rows * row_bytes,
+        is_one_group=footer.n_groups == 1,
+    )
+    return source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Footer:
+    """What the footer of a file says of its size."""
+
+    n_rows: int
+    n_columns: int
+    n_groups: int
+    most_rows: int  # of a row group
+
+
+def _choose(path: Path, options: SourceOptions) -> tuple[ChosenColumns, _Footer]:
+    # What is opened here is held no longer than the call: Arrow's footer of a wide table is large.
+    with _reading(str(path)), _open_file(path) as file:
+        schema, footer = file.schema_arrow, file.metadata
+        chosen = choose_columns(schema.names, options, str(path), schema.metadata)
+        _check_types(path, schema, chosen)
+    return chosen, _Footer(
+        n_rows=footer.num_rows,
+        n_columns=footer.num_columns,
+        n_groups=footer.num_row_groups,
+        most_rows=max((footer.row_group(number).num_rows for number in range(footer.num_row_groups)), default=0),
+    )
 
 
 @contextmanager
-def _open_file(path: Path) -> Iterator[Any]:
+def _open_file(path: Path, label: str | None = None) -> Iterator[Any]:
     parquet = arrow("pyarrow.parquet")
     # Row groups are read through a small buffer, not held whole; page checksums are compared where there are any.
-    options = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False, "page_checksum_verification": True}
+    # Texts that are labels stay in their dictionary.
+    options = {
+        "read_dictionary": None if label is None else [label],
+        "buffer_size": _BUFFER_BYTES,
+        "pre_buffer": False,
+        "page_checksum_verification": True,
+    }
     with with_room(lambda: parquet.ParquetFile(str(path), **options)) as file:
         yield file
 
@@ -92,22 +160,132 @@ def _survey(
     path: Path, chosen: ChosenColumns, columns: tuple[ColumnSurvey, ...]
 ) -> tuple[tuple[ColumnSurvey, ...], int]:
     n_rows = 0
-    for batch in _batches(path, chosen, _SURVEY_BYTES, {}):
-        values = columns_of(batch)
-        for column in columns:
-            add_typed(column, without_dictionary(values[column.name]), n_rows)
-        n_rows += batch.num_rows
+    for group in _row_groups(path, chosen):
+        n_before = n_rows
+        for first, names in _column_groups(group, chosen):
+            for start, batch in _batches(group, names, _DECODED_BYTES):
+                add_typed_batch(columns[first : first + len(names)], batch, n_before + start)
+                n_rows = max(n_rows, n_before + start + batch.num_rows)
     check_no_missing(columns, lambda rows: [_place_of(path, row) for row in rows])
     return columns, n_rows
 
 
-def _batches(path: Path, chosen: ChosenColumns, max_bytes: int, _: Mapping[str, np.dtype[Any]]) -> Iterator[Any]:
-    """Yield the chosen columns, row group by row group, in batches of about so many bytes."""
-    n_rows = max(1, max_bytes // (_HELD_BYTES * len(chosen.names)))
-    with _reading(str(path)), _open_file(path) as file:
-        for group in range(file.num_row_groups):
-            with _reading(f"{path} row group {group}"):
-                yield from file.iter_batches(n_rows, row_groups=[group], columns=list(chosen.names))
+def _runs(
+    path: Path, footer: _Footer, max_bytes: int, chosen: ChosenColumns, dtypes: TableDtypes
+) -> Iterator[TableRun]:
+    """Read the rows, in runs of about so many bytes."""
+    row_bytes = _row_bytes(chosen, dtypes)
+    if footer.n_groups == 1 and footer.most_rows * row_bytes <= max_bytes:
+        run = _whole(path, chosen, dtypes)
+        # The file is closed by now, and the memory of its footer is free for others.
+        trim_heap()
+        yield run
+        return
+    for group in _row_groups(path, chosen):
+        if group.n_rows * row_bytes > max_bytes and _bytes_of_all(group, chosen) <= max_bytes // 2:
+            for _, batch in _batches(group, list(chosen.names), max_bytes // 2):
+                yield run_of(batch, chosen, dtypes.features)
+            continue
+        # All columns at once may be larger than memory: some at a time, for every run of rows anew.
+        step = max(1, max_bytes // row_bytes)
+        for start in range(0, group.n_rows, step):
+            yield _run_by_columns(group, start, min(start + step, group.n_rows), chosen, dtypes)
+
+
+def _whole(path: Path, chosen: ChosenColumns, dtypes: TableDtypes) -> TableRun:
+    with closing(_row_groups(path, chosen)) as groups:
+        group = next(groups)
+        return _run_by_columns(group, 0, group.n_rows, chosen, dtypes)
+
+
+def _row_bytes(chosen: ChosenColumns, dtypes: TableDtypes) -> int:
+    size = dtypes.features.itemsize if dtypes.features is not None else 0
+    return size * len(chosen.features) + (_LABEL_BYTES if chosen.label is not None else 0)
+
+
+def _run_by_columns(group: _RowGroup, start: int, stop: int, chosen: ChosenColumns, dtypes: TableDtypes) -> TableRun:
+    """Read rows [start, stop) of a row group, some columns at a time."""
+    n_features = len(chosen.features)
+    features = None if dtypes.features is None else np.empty((stop - start, n_features), dtypes.features)
+    labels = []
+    for first, names in _column_groups(group, chosen):
+        for row, batch in _batches(group, names, _DECODED_BYTES):
+            if row >= stop:
+                break
+            part = batch.slice(max(0, start - row), max(0, stop - max(row, start)))
+            if first == n_features:
+                labels.append(part.column(0))
+            elif features is not None:
+                _put(features[max(row, start) - start :, first:], part)
+    label = arrow().concat_arrays(labels) if len(labels) > 1 else labels[0] if labels else None
+    return TableRun(n_rows=stop - start, features=features, label=label)
+
+
+def _put(out: npt.NDArray[Any], batch: Any) -> None:
+    """Put columns into the first rows and columns of an array."""
+    values = stacked(batch)
+    if values is not None:
+        out[: values.shape[1], : values.shape[0]] = values.T
+        return
+    for number, (name, column) in enumerate(columns_of(batch).items()):
+        out[: len(column), number] = numbers_of(name, without_dictionary(column))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RowGroup:
+    """A row group of an open file."""
+
+    path: Path
+    file: Any
+    number: int
+    n_rows: int
+    column_bytes: int  # of a column on average, not compressed
+    label: str | None
+    label_bytes: int
+
+
+def _row_groups(path: Path, chosen: ChosenColumns) -> Generator[_RowGroup, None, None]:
+    with _reading(str(path)), _open_file(path, chosen.label) as file:
+        schema = file.metadata.schema
+        label = next((i for i in range(len(schema)) if schema.column(i).path == chosen.label), None)
+        for number in range(file.num_row_groups):
+            described = file.metadata.row_group(number)
+            yield _RowGroup(
+                path=path,
+                file=file,
+                number=number,
+                n_rows=described.num_rows,
+                column_bytes=described.total_byte_size // max(1, described.num_columns),
+                label=chosen.label,
+                label_bytes=0 if label is None else described.column(label).total_uncompressed_size,
+            )
+
+
+def _bytes_of_all(group: _RowGroup, chosen: ChosenColumns) -> int:
+    """Project the memory of decoding all columns at once: a page of each, maybe a dictionary, as read and decoded."""
+    return len(chosen.names) * (_BUFFER_BYTES + 2 * min(group.column_bytes, _PAGE_BYTES))
+
+
+def _column_groups(group: _RowGroup, chosen: ChosenColumns) -> Iterator[tuple[int, list[str]]]:
+    """Yield columns to be decoded at once, with the number of the first; the label comes alone."""
+    held = 2 * min(group.column_bytes, _PAGE_BYTES) + min(group.column_bytes, _BUFFER_BYTES)
+    step = min(_MOST_COLUMNS, max(1, _DECODED_BYTES // max(1, held)))
+    for first in range(0, len(chosen.features), step):
+        yield first, list(chosen.features[first : first + step])
+    if chosen.label is not None:
+        yield len(chosen.features), [chosen.label]
+
+
+def _batches(group: _RowGroup, names: list[str], max_bytes: int) -> Iterator[tuple[int, Any]]:
+    """Yield batches of columns of about so many bytes, with the first row of each."""
+    # A text may be longer than a number: as long as its column is large.
+    text_bytes = 2 * group.label_bytes // max(1, group.n_rows)
+    n_rows = max(1, max_bytes // (_HELD_BYTES * len(names) + text_bytes * (group.label in names)))
+    start = 0
+    with _reading(f"{group.path} row group {group.number}"):
+        for batch in group.file.iter_batches(n_rows, row_groups=[group.number], columns=names, use_threads=False):
+            yield start, batch
+            start += batch.num_rows
 
 
 def _place_of(path: Path, row: int) -> str:

@@ -11,22 +11,42 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import Fix, InputError, UsageError
-from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions, as_field, field_of, pieces, rows_within
+from streamtrain.ingestion.sources.base import (
+    MOST_PIECE_BYTES,
+    NO_READING,
+    ReadingMemory,
+    Rows,
+    Source,
+    SourceOptions,
+    as_field,
+    field_of,
+    pieces,
+    rows_within,
+)
 from streamtrain.ingestion.sources.column_names import index_columns
-from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, numbers_in, without_dictionary
+from streamtrain.ingestion.sources.tables.arrow import (
+    arrow,
+    columns_of,
+    numbers_in,
+    places_in,
+    returning_memory,
+    without_dictionary,
+)
 from streamtrain.ingestion.sources.tables.column_survey import ColumnSurvey, class_names
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, TARGET
 from streamtrain.store.schema.matching import named_in_order, names_difference
 
-Batches = Callable[[int, Mapping[str, np.dtype[Any]]], Iterator[Any]]
-"""Gives the chosen columns as Arrow record batches of about so many bytes; number columns in the dtypes named."""
+_N_LISTED: Final = 100
+
+COLUMN_BYTES: Final = 1100
+"""Memory of a column from opening to commit, measured: its name and what holds it, figures, its place in a schema."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +61,31 @@ class ChosenColumns:
     def names(self) -> tuple[str, ...]:
         """All of them."""
         return self.features if self.label is None else (*self.features, self.label)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableRun:
+    """A run of rows of a table."""
+
+    n_rows: int
+    features: npt.NDArray[Any] | None = None  # of shape (n_rows, n_features)
+    label: Any = None  # an Arrow array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableDtypes:
+    """The dtypes of a table: of its features, and of its label; None for text."""
+
+    features: np.dtype[Any] | None
+    label: np.dtype[Any] | None
+
+
+class ValuesMissing(Exception):
+    """Values of a column are missing now that were there in the survey."""
+
+
+Runs = Callable[[int, ChosenColumns, TableDtypes], Iterator[TableRun]]
+"""Reads the columns, in runs of about so many bytes; raises `ValuesMissing`."""
 
 
 def choose_columns(
@@ -74,7 +119,7 @@ def _check_header(header: Sequence[str], where: str) -> None:
 
 def _only_column(header: Sequence[str], where: str) -> str:
     if len(header) > 1:
-        listed = ", ".join(header)
+        listed = _listed(header)
         fix = f"label_column={header[-1]!r}, say"
         raise UsageError("which column holds the labels is not said", where=where, why=f"It has {listed}", fix=fix)
     return header[0]
@@ -87,7 +132,7 @@ def _check_chosen(chosen: ChosenColumns, header: Sequence[str], where: str) -> N
             near = difflib.get_close_matches(name, header, n=1)
             kind = "label column" if name == chosen.label else "column"
             fix = f"did you mean {near[0]!r}?" if near else "name one of these"
-            raise InputError(f"no {kind} {name!r}", where=where, why=f"It has {', '.join(header)}", fix=fix)
+            raise InputError(f"no {kind} {name!r}", where=where, why=f"It has {_listed(header)}", fix=fix)
     if chosen.label in chosen.features:
         fix = "take it out of columns"
         raise UsageError(f"column {chosen.label!r} is both label and feature", where=where, fix=fix)
@@ -97,6 +142,11 @@ def _check_chosen(chosen: ChosenColumns, header: Sequence[str], where: str) -> N
     if not chosen.names:
         why = f"{', '.join(chosen.left_out)} is an index" if chosen.left_out else None
         raise UsageError("no column is left to read", where=where, why=why, fix="name columns or a label column")
+
+
+def _listed(header: Sequence[str]) -> str:
+    more = f" and {len(header) - _N_LISTED:,} more" if len(header) > _N_LISTED else ""
+    return ", ".join(header[:_N_LISTED]) + more
 
 
 def facts_of(chosen: ChosenColumns) -> dict[str, Any]:
@@ -116,8 +166,9 @@ class TableSource(Source):
     classes: tuple[str, ...] | None
     provenance: tuple[dict[str, Any], ...]
     fields: tuple[Field, ...]
-    batches: Batches
+    runs: Runs
     place: Callable[[int], str]
+    reading: ReadingMemory
     seekable = False
 
     def where(self, row: int) -> str:
@@ -125,47 +176,65 @@ class TableSource(Source):
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
         """Yield all rows in order; refuse a file that is not what the survey found."""
-        n_rows = rows_within(max_bytes, self.fields)
+        with returning_memory():
+            yield from self._iter_runs(max_bytes)
+
+    def _iter_runs(self, max_bytes: int) -> Iterator[Rows]:
+        n_rows = rows_within(min(max_bytes, MOST_PIECE_BYTES), self.fields)
+        names = None if self.classes is None else arrow().array(self.classes, arrow().string())
         n_done = 0
-        for batch in self.batches(max_bytes, self._dtypes()):
-            columns = {name: without_dictionary(column) for name, column in columns_of(batch).items()}
-            rows = {field.name: self._field(field, columns, n_done) for field in self.fields}
-            yield from pieces(rows, n_rows)
-            n_done += batch.num_rows
+        try:
+            for run in self.runs(max_bytes, self.chosen, self._dtypes()):
+                rows = {field.name: self._field(field, run, names, n_done) for field in self.fields}
+                n_done += run.n_rows
+                del run
+                yield from pieces(rows, n_rows)
+                del rows
+        except ValuesMissing as missing:
+            raise self._changed(f"column {str(missing)!r} has values missing that were there") from None
         if n_done != self.n_samples:
             raise self._changed(f"{n_done:,} rows now, {self.n_samples:,} when it was opened")
 
-    def _dtypes(self) -> dict[str, np.dtype[Any]]:
+    def _dtypes(self) -> TableDtypes:
         of_field = {field.name: field.dtype for field in self.fields}
-        numbers = [column for column in self.columns if column.dtype is not None]
-        return {column.name: of_field[TARGET if column.is_label else INPUT] for column in numbers}
+        return TableDtypes(
+            features=of_field.get(INPUT), label=of_field[TARGET] if self.chosen.label and not self.classes else None
+        )
 
-    def _field(self, field: Field, columns: Mapping[str, Any], first_row: int) -> npt.NDArray[Any]:
-        if field.name == TARGET:
-            return self._label(field, columns[str(self.chosen.label)], first_row)
-        out = np.empty((len(next(iter(columns.values()))), *field.shape), field.dtype)
-        for number, name in enumerate(self.chosen.features):
-            out[:, number] = self._numbers(name, columns[name])
-        return out
-
-    def _label(self, field: Field, column: Any, first_row: int) -> npt.NDArray[Any]:
-        name = str(self.chosen.label)
-        if self.classes is None:
-            values = self._numbers(name, column)
+    def _field(self, field: Field, run: TableRun, names: Any | None, first_row: int) -> npt.NDArray[Any]:
+        if field.name != TARGET:
+            assert run.features is not None
+            return run.features
+        if names is None:
+            values = numbers_of(str(self.chosen.label), without_dictionary(run.label))
             return as_field(values, field, lambda row: self.where(first_row + row))
-        indices = arrow("pyarrow.compute").index_in(column, value_set=arrow().array(self.classes))
+        indices = places_in(names, run.label)
         if indices.null_count:
-            raise self._changed(f"column {name!r} has a label it did not have")
+            raise self._changed(f"column {self.chosen.label!r} has a label it did not have")
         return numbers_in(indices).astype(np.int64)
-
-    def _numbers(self, name: str, column: Any) -> npt.NDArray[Any]:
-        if column.null_count:
-            raise self._changed(f"column {name!r} has values missing that were there")
-        return numbers_in(column)
 
     def _changed(self, what: str) -> InputError:
         fix = "ingest again when nothing writes to it"
         return InputError(f"changed while it was read: {what}", where=str(self.path), fix=fix)
+
+
+def numbers_of(name: str, column: Any) -> npt.NDArray[Any]:
+    """Convert a number column that has no missing values."""
+    if column.null_count:
+        raise ValuesMissing(name)
+    return numbers_in(column)
+
+
+def run_of(batch: Any, chosen: ChosenColumns, dtype: np.dtype[Any] | None) -> TableRun:
+    """Make a run of rows of an Arrow batch of the chosen columns."""
+    columns = columns_of(batch)
+    features = np.empty((batch.num_rows, len(chosen.features)), dtype) if dtype is not None else None
+    if features is not None:
+        for number, name in enumerate(chosen.features):
+            features[:, number] = numbers_of(name, without_dictionary(columns[name]))
+    return TableRun(
+        n_rows=batch.num_rows, features=features, label=None if chosen.label is None else columns[chosen.label]
+    )
 
 
 def table_source(
@@ -174,8 +243,9 @@ def table_source(
     columns: tuple[ColumnSurvey, ...],
     n_samples: int,
     provenance: tuple[dict[str, Any], ...],
-    batches: Batches,
+    runs: Runs,
     place: Callable[[int], str],
+    reading: ReadingMemory = NO_READING,
 ) -> TableSource:
     """Make a source of a surveyed table: features in their narrowest common dtype, text labels numbered."""
     if not n_samples:
@@ -190,8 +260,9 @@ def table_source(
         classes=classes,
         provenance=provenance,
         fields=(),
-        batches=batches,
+        runs=runs,
         place=place,
+        reading=reading,
     )
     features = [column.dtype for column in columns[: len(chosen.features)] if column.dtype is not None]
     dtype = np.result_type(*features) if features else None

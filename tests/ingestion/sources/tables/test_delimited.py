@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.errors import InputError, UsageError
+from streamtrain.errors import BudgetError, InputError, UsageError
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.ingestion.sources.tables.arrow import arrow
@@ -142,7 +142,7 @@ def test_where_counts_lines_not_records(tmp_path: Path) -> None:
         (b"a,b,y\n1,2,3\n1,\xe9,3\n", r"not UTF-8 text: byte 14 "),
         (b"a\xe9,b,y\n1,2,3\n", r"not UTF-8 text: byte 1 "),
         ("a,b,y\n1,2,3\n".encode("utf-16"), r"not UTF-8 text: byte 0 "),
-        ("a,b,y\n1,2,3\n" + '4,"5,6\n' + "7,8,9\n" * 99_000, r"a record is longer than 262.1 KB.*quote"),
+        ('a,b,y\n1,2,3\n4,5,"6\n7,8,9\n', r"a quote is never closed.*the rest of the file"),
     ],
 )
 def test_bad_tables(tmp_path: Path, text: str | bytes, message: str | None) -> None:
@@ -199,11 +199,8 @@ def test_a_file_that_changes_between_the_passes(tmp_path: Path, text: str, messa
         list(source.iter_blocks(1000))
 
 
-def test_a_wide_table_gets_a_wide_block(
-    tmp_path: Path, read_all: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("streamtrain.ingestion.sources.tables.delimited._MIN_BLOCK_BYTES", 1 << 10)
-    monkeypatch.setattr("streamtrain.ingestion.sources.tables.delimited._MAX_BLOCK_BYTES", 1 << 10)
+def test_a_run_grows_to_a_record(tmp_path: Path, read_all: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamtrain.ingestion.sources.tables.delimited._MIN_RUN_BYTES", 1 << 10)
     n_columns = 3000
     header, row = ",".join(f"gene{i}" for i in range(n_columns)), ",".join(["-1.2345678901234567e-300"] * n_columns)
     source = open_source(table(tmp_path, f"{header}\n{row}\n{row}\n"))
@@ -228,3 +225,31 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
         open_source(path)
     assert caught.value.exit_code == 2
     arrow.cache_clear()
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_wide_table_is_read_as_a_narrow_one(
+    tmp_path: Path, read_all: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, quote: str
+) -> None:
+    values = np.random.default_rng(0).normal(size=(50, 120)).round(3)
+    names = [f"c{i}" for i in range(120)]
+    lines = [",".join([*map(str, row), f"{quote}name {i % 3}{quote}"]) for i, row in enumerate(values.tolist())]
+    path = table(tmp_path, "\r\n".join([",".join([*names, "y"]), *lines, ""]))
+    options = labelled(columns=tuple(reversed(names)))
+    wide = open_source(path, options=options)
+    found = read_all(wide)
+    monkeypatch.setattr("streamtrain.ingestion.sources.tables.delimited._WIDE", 1000)
+    narrow = open_source(path, options=options)
+    assert (wide.fields, wide.classes, wide.n_samples) == (narrow.fields, narrow.classes, narrow.n_samples)
+    np.testing.assert_array_equal(found["x"], values[:, ::-1], strict=True)
+    for name, expected in read_all(narrow).items():
+        np.testing.assert_array_equal(found[name], expected, strict=True)
+
+
+def test_a_record_too_long_for_the_memory_names_one_that_does(tmp_path: Path) -> None:
+    path = table(tmp_path, 'a,y\n1,"' + "x" * 1_300_000 + '"\n')
+    with pytest.raises(BudgetError, match=r"a record is longer than 250\.0 KB") as caught:
+        open_source(path, options=SourceOptions(label_column="y", memory=4_000_000))
+    assert caught.value.exit_code == 5
+    assert "memory='269MB'" in str(caught.value.fix)
+    assert open_source(path, options=SourceOptions(label_column="y", memory=269_000_000)).classes == ("x" * 1_300_000,)

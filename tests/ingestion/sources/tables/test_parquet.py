@@ -152,3 +152,22 @@ def test_a_row_group_larger_than_the_memory(tmp_path: Path) -> None:
         largest = max(largest, pool.bytes_allocated() - before)
     assert path.stat().st_size > 64_000_000
     assert largest < 16_000_000
+
+
+@pytest.mark.parametrize("most_columns", [1, 7, 100])
+@pytest.mark.parametrize("max_bytes", [100, 5000, 10**9])
+def test_columns_are_read_in_parts_as_they_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_columns: int, max_bytes: int
+) -> None:
+    monkeypatch.setattr("streamtrain.ingestion.sources.tables.parquet._MOST_COLUMNS", most_columns)
+    monkeypatch.setattr("streamtrain.ingestion.sources.tables.parquet._DECODED_BYTES", 2000)
+    x = np.random.default_rng(0).normal(size=(90, 20)).astype("f4")
+    names = [f"name {i % 4}" for i in range(90)]
+    columns = {f"c{i}": x[:, i] for i in range(20)}
+    pq.write_table(pa.table(columns | {"y": names}), tmp_path / "t.parquet", row_group_size=40)
+    source = open_source(tmp_path / "t.parquet", options=SourceOptions(label_column="y"))
+    runs = [{name: values.copy() for name, values in run.items()} for run in source.iter_blocks(max_bytes)]
+    np.testing.assert_array_equal(np.concatenate([run["x"] for run in runs]), x, strict=True)
+    classes = np.array(source.classes)[np.concatenate([run["y"] for run in runs])]
+    assert classes.tolist() == names
+    assert max(run["x"].nbytes for run in runs) <= max(max_bytes, 80)

@@ -1,0 +1,29 @@
+"""The memory of odd shapes, in processes of their own: within the budget, or refused with the least that does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.proofs import odd_shapes
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/self/status tells the memory")
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        *(("wide", kind) for kind in ("csv", "parquet", "npz")),
+        *((shape, kind) for shape in ("classes", "cells") for kind in odd_shapes.TABLES),
+        ("long", "idx"),
+        ("blocks", "arrays"),
+    ],
+)
+def test_an_odd_shape_keeps_to_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, kind: str
+) -> None:
+    monkeypatch.setattr(odd_shapes, "QUICK", {"wide": 10, "blocks": 50, "long": 20, "classes": 10, "cells": 10})
+    results = list(odd_shapes.cases(tmp_path, shape, kind, quick=True))
+    assert [result["part"] for result in results] == ["ingest", "loader"]
+    assert all(result["ratio"] <= odd_shapes.BAR for result in results), results
