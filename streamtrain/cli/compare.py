@@ -11,12 +11,12 @@ import click
 
 from streamtrain.cli.compatibility import check_alike, chosen_target, input_shape, n_outputs
 from streamtrain.cli.options import FIELD_OPTIONS, parse_names, set_threads
-from streamtrain.cli.output import emit, json_option
+from streamtrain.cli.output import emit, json_option, say_err, say_out
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import format_metric, format_number, summary_rows, write_comparison
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
 from streamtrain.comparison.settings import EVERY_OPTIMIZER, ComparisonSettings
-from streamtrain.errors import UsageError
+from streamtrain.errors import Lines, UsageError
 from streamtrain.models.factory import build_model, n_parameters
 from streamtrain.store.dataset import open_dataset
 from streamtrain.store.schema.matching import unnamed_was_told
@@ -82,10 +82,10 @@ def compare_command(as_json: bool, **given: Any) -> None:
     of the weights is measured over the whole training data; that pass counts as no training time. The folder holds
     comparison.html with the table and the curves, comparison.json, and a run's folder for each run.
     """
-    say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
+    say: Callable[[str], None] = (lambda _: None) if as_json else say_out
     found, out = _compare(say, **given)
     files = write_comparison(found, out)
-    text = "\n".join(["", *_columns(summary_rows(found)), *_diverged(found), f"report  {files[0]}"])
+    text = Lines.of(["", *_columns(summary_rows(found)), *_diverged(found), f"report  {files[0]}"])
     emit(as_json, {**found.named(), "out": out, "report": files[0]}, text)
 
 
@@ -144,7 +144,7 @@ def _compare(
             about={"model": model, "input_shape": list(shape), "n_outputs": width, "dataset": str(dest)},
             on_point=lambda run, point: say(_line(_point(run, point))),
             on_runs=lambda runs: write_comparison(runs, folder),
-            say=lambda text: click.echo(text, err=True),
+            say=say_err,
         )
     return found, folder
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
-import click
 import numpy as np
 import torch
 
+from streamtrain.cli.output import say_err
 from streamtrain.errors import InputError, UsageError, unknown_name
 from streamtrain.models.factory import is_file_model
 from streamtrain.models.losses import IGNORED, Loss, default_loss, resolve_loss
@@ -74,7 +74,7 @@ def check_alike(
 def say_unnamed(text: str | None) -> None:
     """Warn on stderr about what could only be matched by its position."""
     if text is not None:
-        click.echo(f"warning: {text}", err=True)
+        say_err(f"warning: {text}")
 
 
 def _check_labels(dataset: Dataset, val: Dataset, target: str) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamtrain.cli.output import emit, json_option, stored_facts
-from streamtrain.errors import UsageError
+from streamtrain.cli.output import emit, json_option, say_err, stored_facts
+from streamtrain.errors import Lines, UsageError
 from streamtrain.system.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def ingest_command(
         classes=None if classes is None else _parse_classes(classes),
         fields=None if fields is None else _parse_fields(fields),
         shape=None if shape is None else _parse_shape(shape),
-        say=lambda text: click.echo(text, err=True),
+        say=say_err,
         **options,
     )
     result = _result(dataset, time.perf_counter() - started)
@@ -104,4 +104,4 @@ def _text(result: dict[str, Any]) -> str:
     ]
     if result["classes"]:
         lines.append("classes: " + ", ".join(f"{number} = {name}" for number, name in result["classes"].items()))
-    return "\n".join(lines)
+    return Lines.of(lines)

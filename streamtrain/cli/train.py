@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,6 +21,7 @@ from streamtrain.cli.compatibility import (
 )
 from streamtrain.cli.options import TrainOptions, set_threads, train_options
 from streamtrain.cli.output import (
+    command_line,
     emit,
     epoch_head,
     epoch_line,
@@ -29,10 +29,12 @@ from streamtrain.cli.output import (
     headspace_line,
     json_option,
     memory_line,
+    say_err,
+    say_out,
     time_lines,
 )
 from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
-from streamtrain.errors import StreamtrainError, UsageError
+from streamtrain.errors import Lines, StreamtrainError, UsageError
 from streamtrain.loader import shared_budget
 from streamtrain.loader.plan import few_lanes
 from streamtrain.loader.quarantine import QuarantinedBlock
@@ -125,7 +127,7 @@ class TrainOutcome:
         """Write the lines below the table of epochs."""
         speed, n_failed = self.history.speed, self.history.checkpoint_failures
         rate = format_rate(speed.n_samples, speed.seconds, "samples")
-        return "\n".join(
+        return Lines.of(
             [
                 *self._ended(),
                 memory_line(self.memory),
@@ -150,10 +152,10 @@ class TrainOutcome:
 def say_resumed(out: Path, resumed: ResumePoint) -> None:
     """Print to stderr where a run resumes, and which checkpoints were damaged."""
     for skipped in resumed.skipped:
-        click.echo(f"warning: skipped a damaged checkpoint, {skipped}", err=True)
+        say_err(f"warning: skipped a damaged checkpoint, {skipped}")
     part = f" and {resumed.n_batch_samples:,} samples of the next" if resumed.n_batch_samples else ""
     goes_on = f"{out}: goes on after batch {resumed.n_batches:,}{part}"
-    click.echo(goes_on if resumed.n_batches or part else f"{out}: no checkpoint; starts afresh", err=True)
+    say_err(goes_on if resumed.n_batches or part else f"{out}: no checkpoint; starts afresh")
 
 
 @contextmanager
@@ -167,7 +169,7 @@ def resume_hint(out: Path) -> Iterator[None]:
         words = _words(click.get_current_context(silent=True))
         command = words + ([] if _given(words, "--out") else ["--out", str(out)])
         command += [] if "--resume" in words else ["--resume"]
-        raise Interrupted(interrupt.number, interrupt.saved, go_on=shlex.join(["streamtrain", *command])) from None
+        raise Interrupted(interrupt.number, interrupt.saved, go_on=command_line(["streamtrain", *command])) from None
 
 
 def _words(context: click.Context | None) -> list[str]:
@@ -192,7 +194,7 @@ def train_command(as_json: bool, **given: Any) -> None:
     for `streamtrain evaluate` and --resume. Ctrl-C saves the run before it ends; a second one ends it at once.
     """
     options = TrainOptions.of(given)
-    say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
+    say: Callable[[str], None] = (lambda _: None) if as_json else say_out
     trained = _train(options, say)
     emit(as_json, trained.result(), trained.text())
     trained.raise_rest()
@@ -214,7 +216,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     def say_heading() -> None:
         say(_heading(options, dataset, trainer))
         for doubt in training_warnings(dataset, options.batch_size):
-            click.echo(f"warning: {doubt}", err=True)
+            say_err(f"warning: {doubt}")
 
     sizing = partial(sized_loaders, reserved_bytes=reserved, on_checked=say_heading)
     with ExitStack() as stack:
@@ -222,11 +224,12 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
         training = loaders.training
         config = trainer.describe(training) | about | budget_config(training, loaders.memory_bytes)
         if training.shuffle and (poor := poor_shuffle(dataset, options.batch_size, training.sizes.lanes)):
-            click.echo(f"warning: {poor}", err=True)
+            say_err(f"warning: {poor}")
         run = stack.enter_context(RunFolder(out, config, resumes=options.resume))
         if expected := training.projection.expected:
             few = few_lanes(dataset.layout, training.sizes, training.memory_bytes)
-            say("\n        ".join(["order   " + str(expected).replace("; ", "\n        "), *([few] if few else [])]))
+            first, *more = [*str(expected).split("; "), *([few] if few else [])]
+            say(Lines.of([f"order   {first}", *(f"        {line}" for line in more)]))
         say(epoch_head(score_name(trainer.loss), with_val=val is not None))
         with resume_hint(out), unnamed_was_told():
             history = _fit(trainer, options, loaders, run, out, say)
@@ -300,7 +303,7 @@ def _with_headspace(
             return replace(trained, headspace=headspace(trainer, loader))
     except StreamtrainError as error:
         # The run itself is done, and its result must not be lost.
-        click.echo(f"warning: the headspace was not measured: {error_text(error)}", err=True)
+        say_err(Lines(f"warning: the headspace was not measured: {error_text(error)}"))
         return trained
     except KeyboardInterrupt as interrupt:
         return replace(trained, interrupt=interrupt)
@@ -339,8 +342,10 @@ def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer) -> str:
     fields = ", ".join(f"{field.name} {field.dtype.name}{list(field.shape) or ''}" for field in dataset.fields)
     size = f"{len(dataset):,} samples of {fields}, {format_bytes(dataset.nbytes)}"
     lr = trainer.optimizer.param_groups[0]["lr"]
-    return (
-        f"data    {options.dest}: {size}\n"
-        f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}\n"
-        f"update  {trainer.way}, {options.optimizer}, lr {lr:g}, on {trainer.device}"
+    return Lines.of(
+        [
+            f"data    {options.dest}: {size}",
+            f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}",
+            f"update  {trainer.way}, {options.optimizer}, lr {lr:g}, on {trainer.device}",
+        ]
     )

@@ -26,6 +26,7 @@ from streamtrain.store.dataset import Dataset
 from streamtrain.system.arguments import check_batch_size, check_int, check_reading, check_seed, naming_nearest
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.memory import n_cores, require_memory
+from streamtrain.system.pickling import OfOneProcess
 from streamtrain.system.units import parse_bytes
 
 
@@ -99,17 +100,24 @@ _named_tuple: Any = namedtuple  # Of names that only the dataset knows: identifi
 def batch_type(names: Sequence[str]) -> Any:
     """Make the named tuple of a batch; names that Python reserves are refused, as by every ingest since."""
     try:
-        return _named_tuple("Batch", names)
+        made = _named_tuple("Batch", names)
     except (ValueError, SyntaxError) as error:
         fix = Fix("ingest it again under other names: ", Argument("fields"))
         raise UsageError(f"no batch can have fields {', '.join(names)}", why=str(error), fix=fix) from error
+    # Pickle looks a class up by its module and name, where one made for a dataset is not.
+    made.__reduce__ = lambda batch: (_batch, (batch._fields, *batch))
+    return made
+
+
+def _batch(names: Sequence[str], *tensors: Tensor) -> Any:
+    return batch_type(names)(*tensors)
 
 
 _ORDER = ("seed", "batch_size", "shuffle", "reshuffle", "drop_last")
 _SAME = ("batch_size", "seed", "transform", "device", "on_bad_block", "timeout")
 
 
-class StreamLoader:
+class StreamLoader(OfOneProcess):
     """Iterate over a dataset in shuffled batches without loading it.
 
     Each ``iter()`` is the next epoch. A batch belongs to the caller: its memory is never rewritten while anything
@@ -165,6 +173,8 @@ class StreamLoader:
     ...     [len(y) for x, y in loader], sorted(int(v) for x, y in loader for v in y)
     ([4, 4, 2], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
+
+    _instead = "hand over the dataset, which can be pickled, and make a loader of it there"
 
     @naming_nearest
     def __init__(

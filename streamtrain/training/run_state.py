@@ -22,9 +22,11 @@ from streamtrain.errors import (
     CheckpointError,
     DivergedError,
     Fix,
+    Lines,
     ResourceError,
     UsageError,
     differences,
+    printable,
     unknown_name,
 )
 from streamtrain.loader.stream_loader import StreamLoader
@@ -210,7 +212,7 @@ class RunState:
         if tell is not None:
             tell(resumed)
         elif skipped:
-            warnings.warn(f"damaged checkpoints were skipped: {'; '.join(skipped)}", stacklevel=3)
+            warnings.warn(printable(f"damaged checkpoints were skipped: {'; '.join(skipped)}"), stacklevel=3)
         if found is None:
             if self._rule.n_steps:
                 raise UsageError(
@@ -248,7 +250,7 @@ class RunState:
             raise CheckpointError(
                 "the checkpoint is of another run",
                 where=str(found.path),
-                why="\n".join(["It differs in", *(f"  {line}" for line in wrong), _FREE]),
+                why=Lines.of(["It differs in", *(f"  {line}" for line in wrong), _FREE]),
                 fix=Fix("train as it was trained, or another ", Argument("checkpoint")),
             )
 

@@ -30,6 +30,7 @@ from streamtrain.store.schema.columns import Schema
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
 from streamtrain.system.arguments import naming_misspelt, naming_nearest
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
+from streamtrain.system.pickling import OfOneProcess
 from streamtrain.system.signals import DeferredSignals, defer_signals
 from streamtrain.training.batch_stream import (
     BatchStream,
@@ -54,7 +55,7 @@ Rows = Mapping[str, npt.NDArray[Any]]
 _OF_OPTIMIZERS: Final = ("momentum", "betas", "eps", "weight_decay", "nesterov")
 
 
-class Trainer:
+class Trainer(OfOneProcess):
     """Train and evaluate a model on streams of batches.
 
     Parameters
@@ -126,6 +127,8 @@ class Trainer:
     >>> trainer.optimizer.defaults["lr"], trainer.counts.n_steps
     (0.1, 0)
     """
+
+    _instead = "train on, and hand over its model or its checkpoints"
 
     def __init__(
         self,

@@ -88,7 +88,7 @@ def unpacking(where: str) -> Iterator[None]:
     """Name the file and member in whatever the unpacking libraries raise."""
     try:
         yield
-    except (EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, OSError) as error:
+    except (EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, OSError, UnicodeDecodeError) as error:
         detail = str(error) or type(error).__name__
         raise InputError(
             f"the compressed data is damaged: {detail}", where=where, fix="write or download the file again"

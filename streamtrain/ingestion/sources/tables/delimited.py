@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -127,18 +129,13 @@ def _survey(
 def _batches(text: DelimitedText, chosen: ChosenColumns, _: int, dtypes: Mapping[str, np.dtype[Any]]) -> Iterator[Any]:
     """Yield the chosen columns, one block of the file at a time; as text where no dtype is named."""
     # The block is the file's own, whatever memory is allowed: a record read once must be readable again.
-    ragged: list[Any] = []
-
-    def refuse(row: Any) -> str:
-        ragged.append(row)
-        return "error"
-
     csv_module = arrow("pyarrow.csv")
     try:
-        yield from csv_module.open_csv(
+        with csv_module.open_csv(
             str(text.path),
             csv_module.ReadOptions(use_threads=False, block_size=text.block_bytes),
-            csv_module.ParseOptions(delimiter=text.delimiter, newlines_in_values=True, invalid_row_handler=refuse),
+            # No invalid_row_handler: Arrow's threads would call and free it, also when Python has ended.
+            csv_module.ParseOptions(delimiter=text.delimiter, newlines_in_values=True),
             csv_module.ConvertOptions(
                 include_columns=chosen.names,
                 column_types={name: arrow_type(dtypes.get(name)) for name in chosen.names},
@@ -146,19 +143,23 @@ def _batches(text: DelimitedText, chosen: ChosenColumns, _: int, dtypes: Mapping
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=False,
             ),
-        )
+        ) as reader:
+            yield from reader
     except arrow().ArrowInvalid as error:
-        raise _refusal(text, ragged, str(error)) from error
+        raise _refusal(text, str(error)) from error
 
 
-def _refusal(text: DelimitedText, ragged: list[Any], reason: str) -> InputError:
-    if ragged:
-        row = ragged[0]
-        # Arrow counts the header as record 1.
+_RAGGED: Final = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", re.DOTALL)
+"""What Arrow says of a record of too few or too many values; it counts the header as record 1."""
+
+
+def _refusal(text: DelimitedText, reason: str) -> InputError:
+    if ragged := _RAGGED.search(reason):
+        number, expected, found, line = ragged.groups()
         return InputError(
-            f"{row.actual_columns} values, expected {row.expected_columns}",
-            where=place_of(text, row.number - 2),
-            why=f"The line is {row.text[:80]!r}",
+            f"{found} values, expected {expected}",
+            where=place_of(text, int(number) - 2),
+            why=f"The line is {line[:80]!r}",
             fix="complete the line, close its quotes, or quote the values that hold a delimiter",
         )
     if "straddling" in reason:
@@ -177,7 +178,7 @@ def _not_utf8(path: Path) -> InputError:
     return InputError(
         f"not UTF-8 text: byte {_first_bad_byte(path):,} is part of no character",
         where=str(path),
-        fix=f"convert it, iconv -f latin1 -t utf-8 {path}, say",
+        fix=f"convert it, iconv -f latin1 -t utf-8 {shlex.quote(str(path))}, say",
     )
 
 

@@ -105,7 +105,16 @@ def _batches(path: Path, chosen: ChosenColumns, max_bytes: int, _: Mapping[str, 
     with _reading(str(path)), _open_file(path) as file:
         for group in range(file.num_row_groups):
             with _reading(f"{path} row group {group}"):
-                yield from file.iter_batches(n_rows, row_groups=[group], columns=list(chosen.names))
+                for batch in file.iter_batches(n_rows, row_groups=[group], columns=list(chosen.names)):
+                    _check_text(batch)
+                    yield batch
+
+
+def _check_text(batch: Any) -> None:
+    # Arrow takes the file's word that text is UTF-8; a dictionary's values are held to the same.
+    for column in batch.columns:
+        if not arrow("pyarrow.types").is_primitive(column.type):
+            column.validate(full=True)
 
 
 def _place_of(path: Path, row: int) -> str:
