@@ -19,14 +19,13 @@ from streamtrain.loader.device.transfer import Placement, make_transfer
 from streamtrain.loader.pool import Pool
 from streamtrain.loader.quarantine import EMPTY_BATCH, Quarantine, QuarantinedBlock, batch_finisher, reader_of
 from streamtrain.loader.telemetry import LoaderTelemetry
-from streamtrain.loader.world import warn_of_ranks
+from streamtrain.loader.world import OfOneProcess, warn_of_ranks
 from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder
 from streamtrain.shuffle.positions import samples_at
 from streamtrain.store.dataset import Dataset
 from streamtrain.system.arguments import check_batch_size, check_int, check_reading, check_seed, naming_nearest
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.memory import n_cores, require_memory
-from streamtrain.system.pickling import OfOneProcess
 from streamtrain.system.units import parse_bytes
 
 

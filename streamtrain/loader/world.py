@@ -1,11 +1,13 @@
-"""The number of processes that train together, as torch.distributed or the launcher has it."""
+"""The processes of a training: how many there are, as torch.distributed or the launcher has it, and what stays in one."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from typing import Any
+from typing import Any, ClassVar, NoReturn, SupportsIndex
+
+from streamtrain.errors import UsageError
 
 _told: list[int] = []
 
@@ -29,4 +31,21 @@ def warn_of_ranks() -> None:
             "share its epoch between ranks yet, so the gradient is that of one process at as many times the work. "
             "Train in one process, or ingest a dataset of its own for each rank",
             stacklevel=3,
+        )
+
+
+class OfOneProcess:
+    """An object with threads, memory or a device behind it; pickling and copying are refused, with what to do instead.
+
+    Spawned processes, ``copy.deepcopy`` and ``torch.save`` all pickle.
+    """
+
+    _instead: ClassVar[str]
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        name = type(self).__name__
+        raise UsageError(
+            f"a {name} cannot be pickled or copied",
+            why="Threads, memory and a device of this process are behind it",
+            fix=self._instead,
         )

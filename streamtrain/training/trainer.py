@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from streamtrain.errors import UsageError
 from streamtrain.loader.device.resolve import resolve_device
 from streamtrain.loader.stream_loader import StreamLoader
+from streamtrain.loader.world import OfOneProcess
 from streamtrain.models.forward import check_autocast, make_forward
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.models.normalization import NormalizedModel
@@ -30,7 +31,6 @@ from streamtrain.store.schema.columns import Schema
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
 from streamtrain.system.arguments import naming_misspelt, naming_nearest
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
-from streamtrain.system.pickling import OfOneProcess
 from streamtrain.system.signals import DeferredSignals, defer_signals
 from streamtrain.training.batch_stream import (
     BatchStream,
