@@ -1,4 +1,4 @@
-"""The processes of a training: how many there are, as torch.distributed or the launcher has it, and what stays in one."""
+"""The processes of a training: their number, as torch.distributed or the launcher has it, and what stays in one."""
 
 from __future__ import annotations
 

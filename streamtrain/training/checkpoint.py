@@ -31,8 +31,9 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from streamtrain.errors import CheckpointError, ResourceError, remedy
+from streamtrain.errors import CheckpointError, ResourceError, first_line, remedy
 from streamtrain.system.files import Files, translate_os_errors
+from streamtrain.system.json_values import objects, whole_number
 from streamtrain.training.serialization import check_tensors, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"
@@ -45,6 +46,7 @@ _MANIFEST: Final = "manifest.json"
 _LEFT: Final = "manifest.left"
 _SUFFIX: Final = ".safetensors"
 _KEPT: Final = 2
+_COUNTS: Final = ("n_epochs", "n_batches", "n_steps", "n_samples")
 _NEW: Final = ".new"
 _BATCH_DIGITS: Final = 8
 _MANIFEST_BYTES: Final = 1 << 20
@@ -202,7 +204,7 @@ def _checked(folder: Path) -> Checkpoint:
         with file.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
                 raise CheckpointError("is not as it was written (SHA-256)", where=str(file), fix="train again")
-    state = json.loads((folder / _STATE).read_bytes())
+    state = _read_state(folder / _STATE)
     if state.get("version") != CHECKPOINT_VERSION:
         raise CheckpointError(
             f"is of version {state.get('version')}, this is {CHECKPOINT_VERSION}",
@@ -210,6 +212,23 @@ def _checked(folder: Path) -> Checkpoint:
             fix="the matching release",
         )
     return Checkpoint(path=folder, state=state)
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    """Read the state; refuse one whose outermost values no run has written."""
+    try:
+        state = objects([json.loads(file.read_bytes())])[0]
+        for name in ("metrics_bytes", *(f"counts.{name}" for name in _COUNTS), "n_batch_samples"):
+            of, _, key = name.rpartition(".")
+            found = state[of] if of else state
+            if key in found or key != "n_batch_samples":
+                whole_number(found[key])
+        if set(state["counts"]) != set(_COUNTS):
+            raise ValueError("its counts are not those of a run")
+        objects([state["identity"], state.get("stream") or {}])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError("is damaged", where=str(file), why=first_line(error), fix="train again") from error
+    return state
 
 
 def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
