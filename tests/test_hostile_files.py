@@ -1,7 +1,8 @@
 """Files with hostile fields through every command that reads them: an error of ours, or the right result.
 
-Nothing foreign ends a command, no file makes it hang or take memory without measure, no name in one steers the terminal,
-and what is taken is what another reader finds. ``scripts/faults/run hostile 2000 [FORMAT ...]`` tries so many of each.
+Nothing foreign ends a command, no file makes it hang or take memory without measure, no name in one steers the
+terminal, and what is taken is what another reader finds. ``scripts/faults/run hostile 2000 [FORMAT ...]`` tries so many
+of each.
 """
 
 from __future__ import annotations

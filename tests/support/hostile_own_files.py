@@ -1,4 +1,4 @@
-"""Streamtrain's own files with hostile fields, under digests that agree with them again; and the commands to read them."""
+"""Streamtrain's own files with hostile fields, under digests that agree with them, and the commands that read them."""
 
 from __future__ import annotations
 

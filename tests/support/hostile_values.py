@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ NAMES = ("x", "y", "", "a", "__class__", "\ud800", "\x1b[31m", "../x", "count", 
 
 
 def pick(rng: Rng, of: Any) -> Any:
-    return of[int(rng.integers(len(of)))]
+    return copy.deepcopy(of[int(rng.integers(len(of)))])
 
 
 def places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -175,6 +176,3 @@ def joined(rows: list[list[str]], delimiter: str, rng: Rng) -> bytes:
                 + data[place:]
             )
     return data + ending.encode()
-
-
-Mutate = Callable[[Rng], bytes]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,31 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
         open_source(path)
     assert caught.value.exit_code == 2
     arrow.cache_clear()
+
+
+def test_arrow_gets_nothing_of_python_and_is_closed_before_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A callback is freed by a thread of Arrow's: once Python has begun to end, that aborts the process."""
+    from pyarrow import csv
+
+    path, told = tmp_path / "t.csv", []
+    lines = [*("1,2" for _ in range(200_000)), "3", *("4,5" for _ in range(200_000))]
+    path.write_text("\n".join(["a,b", *lines, ""]))
+    open_csv = csv.open_csv
+
+    @contextmanager
+    def recorded(source: object, *options: Any) -> Iterator[Any]:
+        assert type(source) is str
+        assert all(each.invalid_row_handler is None for each in options if isinstance(each, csv.ParseOptions))
+        with open_csv(source, *options) as reader:
+            told.append("opened")
+            try:
+                yield reader
+            finally:
+                told.append("left")
+
+    monkeypatch.setattr(csv, "open_csv", recorded)
+    with pytest.raises(InputError, match=r"t\.csv:200002: 1 values, expected 2\. The line is '3'"):
+        open_source(path)
+    assert told == ["opened", "left"]
