@@ -323,9 +323,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     "unknown optimizer 'adm'. Known: adam, sgd. Fix: did you mean 'adam'?"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=1)
+    near = difflib.get_close_matches(str(name).lower(), names, n=1)
     return UnknownName(
-        f"unknown {kind} {name!r}",
+        f"unknown {kind} {name!r:.80}",
         why=f"Known: {', '.join(names)}",
         fix=f"did you mean {near[0]!r}?" if near else f"use one of the known {kind} names",
     )

@@ -23,7 +23,14 @@ from streamtrain.loader.world import OfOneProcess, warn_of_ranks
 from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder
 from streamtrain.shuffle.positions import samples_at
 from streamtrain.store.dataset import Dataset
-from streamtrain.system.arguments import check_batch_size, check_int, check_reading, check_seed, naming_nearest
+from streamtrain.system.arguments import (
+    check_batch_size,
+    check_dataset,
+    check_int,
+    check_reading,
+    check_seed,
+    naming_nearest,
+)
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.memory import n_cores, require_memory
 from streamtrain.system.units import parse_bytes
@@ -193,6 +200,7 @@ class StreamLoader(OfOneProcess):
         on_bad_block: str = "error",
         timeout: float | None = 300.0,
     ) -> None:
+        check_dataset(dataset)
         check_batch_size(batch_size, len(dataset), drop_last=drop_last)
         check_seed(seed)
         check_reading(on_bad_block, timeout, reshuffle)
@@ -269,8 +277,7 @@ class StreamLoader(OfOneProcess):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next ``iter()``, which then starts at its beginning."""
-        if epoch < 0:
-            raise UsageError(f"epoch is {epoch}; it must not be negative")
+        check_int(epoch, "epoch", least=0)
         self._turn += 1
         self._epoch, self._position, self._entered, self._ended = epoch, 0, False, None
 

@@ -66,7 +66,12 @@ class Field:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier() or self.name.startswith("_") or self.name in _RESERVED:
+        if (
+            not isinstance(self.name, str)
+            or not self.name.isidentifier()
+            or self.name.startswith("_")
+            or self.name in _RESERVED
+        ):
             raise UsageError(
                 f"field name {self.name!r} is not usable",
                 why="A field name is a Python identifier without a leading underscore, and not 'count' or 'index'",

@@ -295,6 +295,7 @@ class RunState:
             own = {"rule": self._rule.state_dict(), "stopping": stopping.state_dict()}
             check_like(training, own | {"optimizer": optimizer.state_dict()}, _TRAINING)
             check_optimizer_state(optimizer, training["optimizer"])
+            metrics, random = training["metrics"], training["random"]
             optimizer.load_state_dict(training["optimizer"])
             self._rule.load_state_dict(training["rule"])
             if self._rule.learner.schedules and training.get("schedules"):
@@ -317,13 +318,13 @@ class RunState:
         self._run.schema = None
         self._run.resume_from(found)
         stream = found.state["stream"]
-        if training["metrics"] is None:
+        if metrics is None:
             self._warn_of_counted_cut(counts, stream["batch"])
             return counts, None
         return counts, MidEpochState(
             n_batches=stream["batch"],
-            metrics=training["metrics"],
-            random=training["random"],
+            metrics=metrics,
+            random=random,
             stream=stream,
             n_batch_samples=found.state.get(_BATCH_SAMPLES, 0),
             random_before=training.get("random_before"),
