@@ -266,7 +266,7 @@ def last_epoch(path: Path) -> dict[str, Any] | None:
         lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
         values = map(json.loads, reversed(lines))
         return next((line for line in values if line.get("kind") == "epoch"), None)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 

@@ -112,7 +112,7 @@ def _owner(fd: int) -> str:
     try:
         owner = json.loads(os.pread(fd, _MOST_BYTES, 0))
         return f"pid {owner['pid']} on host {owner['host']}"
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return "pid ? on host ?"
 
 
