@@ -30,6 +30,32 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 
+def printable(text: str) -> str:
+    r"""Write text with escapes for all that is not printed as itself; `Lines` stay as they are.
+
+    Control characters, marks of direction and halves of letters in a name would steer the terminal it is printed on.
+
+    Examples
+    --------
+    >>> print(printable("red\x1b[31m"), printable("two\nlines"))
+    red\x1b[31m two\nlines
+    """
+    if text.isprintable() or isinstance(text, Lines):
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+class Lines(str):
+    """Text laid out in lines, each of which is `printable`; made by `Lines.of`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, lines: Iterable[str]) -> Self:
+        """Join lines; an item that is `Lines` itself may be several."""
+        return cls("\n".join(map(printable, lines)))
+
+
 @dataclass(frozen=True, slots=True)
 class Argument:
     """An argument that mends an error, with the value that does; it prints as Python has it.
@@ -149,8 +175,9 @@ class StreamtrainError(Exception):
         return named | {name: getattr(self, name) for name in ("what", "where", "why", "fix")}
 
     def __str__(self) -> str:
-        head = f"{self.where}: {self.what}" if self.where else self.what
-        parts = [head, self.why, f"Fix: {self.fix}" if self.fix else None]
+        what, why, fix = (printable(part or "") for part in (self.what, self.why, self.fix))
+        head = f"{printable(self.where)}: {what}" if self.where else what
+        parts = [head, why, f"Fix: {fix}" if fix else None]
         text = ". ".join(part.rstrip(". ") for part in parts if part)
         return text if text.endswith("?") or not (self.why or self.fix) else text + "."
 
@@ -271,7 +298,7 @@ def remedy(error: OSError, otherwise: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text that is not blank, or else its type."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((printable(line.strip()) for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
@@ -296,9 +323,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     "unknown optimizer 'adm'. Known: adam, sgd. Fix: did you mean 'adam'?"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=1)
+    near = difflib.get_close_matches(str(name).lower(), names, n=1)
     return UnknownName(
-        f"unknown {kind} {name!r}",
+        f"unknown {kind} {name!r:.80}",
         why=f"Known: {', '.join(names)}",
         fix=f"did you mean {near[0]!r}?" if near else f"use one of the known {kind} names",
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,3 +189,45 @@ def test_92_code_in_a_checkpoint_does_not_run(
     assert main([*words[:-1], "--resume", "--epochs", "2"]) in (0, 6)
     assert "checkpoint" in capsys.readouterr().err
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("place", ["network.py", "run/network.py", "d.zarr/network.py", "link.py", "{tmp}/network.py"])
+def test_code_that_a_run_names_runs_only_where_the_user_names_it(
+    place: str,
+    dataset_to_harm: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = str(dataset_to_harm)
+    train = ["train", data, "--memory", "16MB", "--epochs", "1", "--out", "run", "--device", "cpu"]
+    assert main([*train, "--model", "linear"]) == 0
+    file = Path(place.replace("{tmp}", str(tmp_path)))
+    code = "import pathlib, torch\npathlib.Path('ran').touch()\ndef f(): return torch.nn.Linear(3, 3)\n"
+    if place == "link.py":
+        Path("elsewhere").write_text(code)
+        file.symlink_to("elsewhere")
+    else:
+        file.write_text(code)
+    config = json.loads(Path("run/config.json").read_text())
+    Path("run/config.json").write_text(json.dumps(config | {"model": f"{file}:f"}))
+    capsys.readouterr()
+    assert main(["evaluate", "run", data, "--memory", "16MB"]) == 2
+    err = capsys.readouterr().err
+    assert f"Fix: --model {file}:f, if you know what is in the file." in err
+    assert main(["report", "run"]) == 0
+    assert main(["info", data]) == 0
+    assert main([*train, "--model", "linear", "--resume"]) in (0, 6)
+    assert not Path("ran").exists()
+    assert main(["evaluate", "run", data, "--memory", "16MB", "--model", f"{file}:f"]) == 6
+    assert Path("ran").exists()
+
+
+def test_python_dash_m_imports_nothing_from_the_current_folder(tmp_path: Path) -> None:
+    for name in ("numpy", "torch", "json", "click", "pathlib"):
+        (tmp_path / f"{name}.py").write_text("import os\nos.mkdir('ran')\n")
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    words = [sys.executable, "-m", "streamtrain", "ingest", "x.csv", "d.zarr"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, (tmp_path / "ran").exists()) == (0, False), done.stderr

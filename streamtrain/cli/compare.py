@@ -17,7 +17,7 @@ from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import format_metric, format_number, summary_rows, write_comparison
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
 from streamtrain.comparison.settings import EVERY_OPTIMIZER, ComparisonSettings
-from streamtrain.errors import UsageError
+from streamtrain.errors import Lines, UsageError
 from streamtrain.models.factory import build_model, n_parameters
 from streamtrain.store.dataset import open_dataset
 from streamtrain.store.schema.matching import unnamed_was_told
@@ -87,7 +87,7 @@ def compare_command(as_json: bool, **given: Any) -> None:
     with nullcontext(given["out"]) if given["out"] else numbered_folder(COMPARISONS) as out:
         found = _compare(say, **given | {"out": out})
         files = write_comparison(found, out)
-    text = "\n".join(["", *_columns(summary_rows(found)), *_diverged(found), f"report  {files[0]}"])
+    text = Lines.of(["", *_columns(summary_rows(found)), *_diverged(found), f"report  {files[0]}"])
     emit(as_json, {**found.named(), "out": out, "report": files[0]}, text)
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from streamtrain.cli.output import emit, json_option, stored_facts
-from streamtrain.errors import DamagedBlock, DatasetError
+from streamtrain.cli.output import command_line, emit, json_option, stored_facts
+from streamtrain.errors import DamagedBlock, DatasetError, Lines
 from streamtrain.system.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _info_text(dataset: Dataset) -> str:
         "sources": "; ".join(str(source.get("path", source.get("format"))) for source in dataset.manifest.sources),
     }
     lines = [f"{name:<8} {value}" for name, value in facts.items() if value]
-    return "\n".join([*lines, "", *_table(dataset)])
+    return Lines.of([*lines, "", *_table(dataset)])
 
 
 def _labels(dataset: Dataset) -> str:
@@ -162,7 +162,7 @@ def _verify_text(dest: str, verified: VerifyReport) -> str:
         return f"{dest}: whole ({looked})"
     n = len(verified.damage)
     head = f"{dest}: {n:,} {'place is' if n == 1 else 'places are'} damaged ({looked})"
-    return "\n".join([head, *(f"  {error}" for error in verified.damage)])
+    return Lines.of([head, *(f"  {error}" for error in verified.damage)])
 
 
 @click.command("repair")
@@ -185,5 +185,6 @@ def repair_command(dest: str, remove: bool, as_json: bool) -> None:
     if not found:
         lines = [f"{dest}: nothing is left of any ingest"]
     else:
-        lines.append("removed" if remove else f"streamtrain repair {dest} --remove removes them")
-    emit(as_json, result, "\n".join(lines))
+        removal = command_line(["streamtrain", "repair", dest, "--remove"])
+        lines.append("removed" if remove else f"{removal} removes them")
+    emit(as_json, result, Lines.of(lines))

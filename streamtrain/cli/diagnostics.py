@@ -11,7 +11,7 @@ from typing import Final
 import click
 
 from streamtrain.cli.output import emit, json_option
-from streamtrain.errors import ResourceError, UsageError
+from streamtrain.errors import Lines, ResourceError, UsageError
 from streamtrain.system.files import (
     is_folder,
     is_of_machine,
@@ -57,7 +57,7 @@ def profile_command(out: Path | None, interval: float, no_png: bool, words: tupl
         found = build_timeline(watched)
         files = write_profile(found, folder, png=not no_png)
     result = profile_figures(found) | {"files": files}
-    emit(as_json, result, "\n".join([*profile_lines(found), f"files   {', '.join(map(str, files))}"]))
+    emit(as_json, result, Lines.of([*profile_lines(found), f"files   {', '.join(map(str, files))}"]))
     raise click.exceptions.Exit(found.watched.exit_code)
 
 
@@ -106,7 +106,7 @@ def doctor_command(path: Path, as_json: bool) -> None:
     lines = [
         f"{'' if i else each.label:<9}{line}" for each in found for i, line in enumerate(each.verdict.splitlines())
     ]
-    emit(as_json, {each.name or each.label: each.value for each in found}, "\n".join(lines))
+    emit(as_json, {each.name or each.label: each.value for each in found}, Lines.of(lines))
 
 
 _path = click.Path(path_type=Path)

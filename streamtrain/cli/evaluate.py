@@ -11,7 +11,7 @@ from torch import nn
 
 from streamtrain.cli.compatibility import say_unnamed
 from streamtrain.cli.output import emit, json_option, result_lines
-from streamtrain.errors import CheckpointError, UsageError
+from streamtrain.errors import Argument, CheckpointError, Fix, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import build_model, is_file_model
 from streamtrain.models.losses import resolve_loss
@@ -31,7 +31,7 @@ _NONE = "none"
 @click.command("evaluate", context_settings={"show_default": True})
 @click.argument("run", type=_path)
 @click.argument("dest", type=_path)
-@click.option("--model", help="The FILE.py:FACTORY of the run, where it lies elsewhere than when it was trained.")
+@click.option("--model", help="The FILE.py:FACTORY that the run was trained with: code runs only where it is named.")
 @click.option(
     "--weight", metavar="FIELD", help="The field of the samples' weights, or none; by default as in training."
 )
@@ -131,19 +131,26 @@ _TYPES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
 def _build(run: Path, config: dict[str, Any], model: str | None) -> nn.Module:
     name = model or config["model"]
     if "n_outputs" not in config and model is None:
-        raise UsageError(f"the run does not say how its model ({name}) is built", fix="--model FILE.py:FACTORY")
+        what = f"the run does not say how its model ({name}) is built"
+        raise UsageError(what, where=str(run / CONFIG), fix=Fix(_A_FACTORY))
     if model is None and is_file_model(name):
-        _refuse_code_of_the_run(run, name)
+        raise _not_named(run, name)
     shape = tuple(config.get("input_shape", ()))
     return build_model(name, input_shape=shape, n_outputs=config.get("n_outputs", 1))
 
 
-def _refuse_code_of_the_run(run: Path, model: str) -> None:
-    # A run's folder is data and may come from anyone: code in it runs only when the user names it.
-    if Path(model.rpartition(":")[0]).resolve().is_relative_to(run.resolve()):
-        raise CheckpointError(
-            "the run names code in its own folder", where=str(run / CONFIG), fix=f"--model {model}, if you trust it"
-        )
+_A_FACTORY: Final = Argument("model", "FILE.py:FACTORY")
+
+
+def _not_named(run: Path, model: str) -> UsageError:
+    """Make the error for a run that names code: a run is data and may come from anyone, so the user has to name it."""
+    is_there = Path(model.rpartition(":")[0]).is_file()
+    return UsageError(
+        f"the run's model is code, {model!r}, which runs only where you name it",
+        where=str(run / CONFIG),
+        why="A run is data, and may come from anyone" + ("" if is_there else "; no such file is here"),
+        fix=Fix(Argument("model", model) if is_there else _A_FACTORY, ", if you know what is in the file"),
+    )
 
 
 def _normalize(checkpoint: Checkpoint, names: list[str]) -> dict[str, nn.Module]:

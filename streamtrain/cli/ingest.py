@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamtrain.cli.output import emit, json_option, note, stored_facts
-from streamtrain.errors import UsageError
+from streamtrain.errors import Lines, UsageError
 from streamtrain.system.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -104,4 +104,4 @@ def _text(result: dict[str, Any]) -> str:
     ]
     if result["classes"]:
         lines.append("classes: " + ", ".join(f"{number} = {name}" for number, name in result["classes"].items()))
-    return "\n".join(lines)
+    return Lines.of(lines)

@@ -23,7 +23,7 @@ from typing import Final, TextIO
 import click
 
 from streamtrain.cli.output import error_text, note
-from streamtrain.errors import ResourceError, StreamtrainError, unknown_name
+from streamtrain.errors import ResourceError, StreamtrainError, printable, unknown_name
 from streamtrain.system.files import is_of_machine, os_failure
 from streamtrain.system.signals import terminated_cleanly
 from streamtrain.system.units import format_bytes
@@ -112,9 +112,9 @@ def _outcome(error: BaseException) -> tuple[str, int]:
         case click.UsageError():
             return _usage(error), error.exit_code
         case click.ClickException():
-            return error.format_message(), error.exit_code
+            return printable(error.format_message()), error.exit_code
         case KeyboardInterrupt() if hasattr(error, "exit_code"):
-            return str(error), error.exit_code
+            return printable(str(error)), error.exit_code
         case KeyboardInterrupt() | click.Abort():
             return "interrupted", EXIT_INTERRUPTED
         case MemoryError():
@@ -124,16 +124,16 @@ def _outcome(error: BaseException) -> tuple[str, int]:
             what = f"out of memory: {format_bytes(int(found[1]))} could not be had"
             return f"{what}. Fix: a smaller --model or --batch-size.", ResourceError.exit_code
         case OSError() if error.errno in _FULL_DISK:
-            return f"{error}. Fix: free some space.", ResourceError.exit_code
+            return printable(f"{error}. Fix: free some space."), ResourceError.exit_code
         case OSError() if error.errno in _RAN_OUT or (error.filename is not None and is_of_machine(error)):
             return _outcome(os_failure(error, "use", str(error.filename or "a file")))
         case _:
-            what = "".join(traceback.format_exception_only(error)).strip()
+            what = printable("".join(traceback.format_exception_only(error)).strip())
             return f"a bug in streamtrain: {what} (--debug shows the traceback)", EXIT_BUG
 
 
 def _usage(error: click.UsageError) -> str:
-    message = error.format_message()
+    message = printable(error.format_message())
     return f"{message}\nSee '{error.ctx.command_path} --help'." if error.ctx else message
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from streamtrain.errors import Argument, Call, Fix, StreamtrainError
+from streamtrain.errors import Argument, Call, Fix, Lines, StreamtrainError, printable
 from streamtrain.system.files import os_failure
 from streamtrain.system.json_values import to_json_value
 from streamtrain.system.units import format_bytes, format_duration, megabytes
@@ -31,9 +32,11 @@ def emit(as_json: bool, result: Mapping[str, object], text: str) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print text on stdout; what is said to a stream that was closed from the start is lost."""
+    """Print text on stdout, escaped where it is not printable; a stream that was closed from the start loses it."""
+    # A letter that the terminal's encoding lacks: an escape in the output is better than a crash.
+    encoding = (sys.stdout and sys.stdout.encoding) or "utf-8"
     try:
-        click.echo(_printable(text))
+        click.echo(printable(text).encode(encoding, "backslashreplace").decode(encoding))
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -43,25 +46,19 @@ def print_text(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print text on stderr; one that is closed, or whose disk is full, stops no work."""
+    """Print text on stderr, escaped where it is not printable; one that is closed, or full, stops no work."""
     with suppress(OSError):
-        click.echo(text, err=True)
-
-
-def _printable(text: str) -> str:
-    # A file name may hold bytes that no encoding knows; an escape in the output is better than a crash.
-    encoding = (sys.stdout and sys.stdout.encoding) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+        click.echo(printable(text), err=True)
 
 
 _OPTIONS: Final = {"checkpoint": "out", "options": "schedule-option"}
 """Arguments whose option has another name."""
 
 
-def error_text(error: StreamtrainError) -> str:
+def error_text(error: StreamtrainError) -> Lines:
     """Write an error as the command line says it; from here on its remedy is in options, too."""
     error.fix = as_command_line(error.fix) if error.fix else None
-    return str(error)
+    return Lines(error)
 
 
 def as_command_line(fix: str) -> str:
@@ -71,7 +68,7 @@ def as_command_line(fix: str) -> str:
 
 def _for_a_shell(part: Argument | Call) -> str:
     if isinstance(part, Call):
-        return shlex.join(["streamtrain", part.name, part.path, *(f"--{flag}" for flag in part.flags)])
+        return command_line(["streamtrain", part.name, part.path, *(f"--{flag}" for flag in part.flags)])
     option = f"--{_OPTIONS.get(part.name, part.name).replace('_', '-')}"
     if part.n_bytes is not None:
         return f"{option} {megabytes(part.n_bytes)}"
@@ -81,11 +78,26 @@ def _for_a_shell(part: Argument | Call) -> str:
         case False:
             return "--no-png" if part.name == "png" else f"no {option}"
         case dict() as pairs:
-            return f"{option} {shlex.quote(','.join(f'{name}={_as_word(value)}' for name, value in pairs.items()))}"
+            return f"{option} {command_line([','.join(f'{name}={_as_word(value)}' for name, value in pairs.items())])}"
         case list() | tuple() as values:
-            return f"{option} {shlex.quote(','.join(map(str, values)))}"
+            return f"{option} {command_line([','.join(map(str, values))])}"
     # In Python ``resume`` may be "auto" or a path; here it is a flag.
-    return option if part.name == "resume" else f"{option} {shlex.quote(str(part.value))}"
+    return option if part.name == "resume" else f"{option} {command_line([str(part.value)])}"
+
+
+def command_line(words: Iterable[str]) -> str:
+    """Quote words for a shell; what is not printable is written so that bash reads it back."""
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + "".join(chr(byte) if byte in _PLAIN else f"\\x{byte:02x}" for byte in os.fsencode(word)) + "'"
+
+
+_PLAIN: Final = frozenset(range(32, 127)) - frozenset(b"'\\")
+"""Bytes that stand for themselves in bash's $'...'."""
 
 
 def _as_word(value: object) -> str:
@@ -149,7 +161,7 @@ def headspace_line(found: Headspace) -> str:
 
 def result_lines(metrics: Metrics) -> str:
     """Write loss and score of an evaluation, the score last."""
-    return "\n".join(f"test {name} {value:.4f}" for name, value in metrics.named().items())
+    return Lines.of(f"test {name} {value:.4f}" for name, value in metrics.named().items())
 
 
 def stored_facts(dataset: Dataset) -> dict[str, Any]:

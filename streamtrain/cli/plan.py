@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamtrain.cli.output import emit, json_option
+from streamtrain.errors import Lines
 from streamtrain.shuffle.order import ORDER_VERSION
 from streamtrain.system.units import format_bytes
 
@@ -132,7 +133,7 @@ def _text(dataset: Dataset, plan: Plan) -> str:
         "quality": _quality_text(plan.quality) if plan.quality else _unmeasured_text(plan.why, expected),
         "random": _random_text(plan),
     }
-    return "\n".join(f"{name:<8} {value}" for name, value in facts.items() if value)
+    return Lines.of(f"{name:<8} {value}" for name, value in facts.items() if value)
 
 
 def _lanes(lanes: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,6 +21,7 @@ from streamtrain.cli.compatibility import (
 )
 from streamtrain.cli.options import TrainOptions, set_threads, train_options
 from streamtrain.cli.output import (
+    command_line,
     emit,
     epoch_head,
     epoch_line,
@@ -34,7 +34,7 @@ from streamtrain.cli.output import (
     time_lines,
 )
 from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
-from streamtrain.errors import ResourceError, StreamtrainError, UsageError
+from streamtrain.errors import Lines, ResourceError, StreamtrainError, UsageError
 from streamtrain.loader import shared_budget
 from streamtrain.loader.plan import few_lanes
 from streamtrain.loader.quarantine import QuarantinedBlock
@@ -127,7 +127,7 @@ class TrainOutcome:
         """Write the lines below the table of epochs."""
         speed, n_failed = self.history.speed, self.history.checkpoint_failures
         rate = format_rate(speed.n_samples, speed.seconds, "samples")
-        return "\n".join(
+        return Lines.of(
             [
                 *self._ended(),
                 memory_line(self.memory),
@@ -169,7 +169,7 @@ def resume_hint(out: Path) -> Iterator[None]:
         words = _words(click.get_current_context(silent=True))
         command = words + ([] if _given(words, "--out") else ["--out", str(out)])
         command += [] if "--resume" in words else ["--resume"]
-        raise Interrupted(interrupt.number, interrupt.saved, go_on=shlex.join(["streamtrain", *command])) from None
+        raise Interrupted(interrupt.number, interrupt.saved, go_on=command_line(["streamtrain", *command])) from None
 
 
 def _words(context: click.Context | None) -> list[str]:
@@ -230,9 +230,8 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
             run = of_run.enter_context(RunFolder(out, config, resumes=options.resume))
             if expected := training.projection.expected:
                 few = few_lanes(dataset.layout, training.sizes, training.memory_bytes)
-                say(
-                    "\n        ".join(["order   " + str(expected).replace("; ", "\n        "), *([few] if few else [])])
-                )
+                first, *more = [*str(expected).split("; "), *([few] if few else [])]
+                say(Lines.of([f"order   {first}", *(f"        {line}" for line in more)]))
             say(epoch_head(score_name(trainer.loss), with_val=val is not None))
             with resume_hint(out), unnamed_was_told():
                 history = _fit(trainer, options, loaders, run, out, say)
@@ -312,7 +311,7 @@ def _with_headspace(
             return replace(trained, headspace=headspace(trainer, loader))
     except StreamtrainError as error:
         # The run itself is done, and its result must not be lost.
-        note(f"warning: the headspace was not measured: {error_text(error)}")
+        note(Lines(f"warning: the headspace was not measured: {error_text(error)}"))
         return trained
     except KeyboardInterrupt as interrupt:
         return replace(trained, interrupt=interrupt)
@@ -351,8 +350,10 @@ def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer) -> str:
     fields = ", ".join(f"{field.name} {field.dtype.name}{list(field.shape) or ''}" for field in dataset.fields)
     size = f"{len(dataset):,} samples of {fields}, {format_bytes(dataset.nbytes)}"
     lr = trainer.optimizer.param_groups[0]["lr"]
-    return (
-        f"data    {options.dest}: {size}\n"
-        f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}\n"
-        f"update  {trainer.way}, {options.optimizer}, lr {lr:g}, on {trainer.device}"
+    return Lines.of(
+        [
+            f"data    {options.dest}: {size}",
+            f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}",
+            f"update  {trainer.way}, {options.optimizer}, lr {lr:g}, on {trainer.device}",
+        ]
     )

@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 import psutil
 
-from streamtrain.errors import ResourceError, UsageError
+from streamtrain.errors import Lines, ResourceError, UsageError
 from streamtrain.store.codec import checksum, decode, encode
 from streamtrain.store.layout import CODECS, Codec
 from streamtrain.system.buffers import aligned_bytes
@@ -188,8 +188,12 @@ def _disk(folder: Path, seconds: float) -> Finding:
             **{f"{name}_bytes_per_second": rate for name, rate in rates.items()},
             "problem": problem,
         },
-        verdict=f"{folder}: {format_bytes(usage.free)} free of {format_bytes(usage.total)}\n"
-        f"{f'not measured: {problem}' if problem else speed}",
+        verdict=Lines.of(
+            [
+                f"{folder}: {format_bytes(usage.free)} free of {format_bytes(usage.total)}",
+                f"not measured: {problem}" if problem else speed,
+            ]
+        ),
     )
 
 

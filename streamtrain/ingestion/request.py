@@ -214,7 +214,7 @@ def source_options(**options: object) -> SourceOptions:
         if "columns" in parsed:
             columns = parsed["columns"]
             parsed["columns"] = (columns,) if isinstance(columns, str) else tuple(columns)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, SyntaxError) as error:
         raise UsageError(f"an option is not of its kind: {error}", fix="dtype='float32', shape=(28, 28), say") from None
     if "fields" in parsed:
         parsed["fields"] = _parse_fields(parsed["fields"])

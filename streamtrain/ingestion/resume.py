@@ -19,6 +19,7 @@ from streamtrain.errors import (
     StreamtrainError,
     UsageError,
     differences,
+    printable,
 )
 from streamtrain.ingestion.append import full_shards, link_shards, n_full_shards
 from streamtrain.ingestion.sources.base import Source
@@ -259,7 +260,7 @@ def keep_or_discard(
         try:
             remove_dataset(work.folder, files)
         except (OSError, StreamtrainError) as failure:
-            error.add_note(f"and {work.folder} could not be removed: {failure}")
+            error.add_note(printable(f"and {work.folder} could not be removed: {failure}"))
         return
     with suppress(OSError):
         # Written but perhaps not durable, so it is not to count.

@@ -22,6 +22,7 @@ from torch import Tensor
 from streamtrain.errors import UsageError
 from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.shuffle.positions import iter_positions
+from streamtrain.system.arguments import is_int
 from streamtrain.system.counter_rng import MIX, random_key, words
 
 _SAMPLE_KEYS: Final = 4
@@ -88,10 +89,11 @@ def normal(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: tor
 
 
 def _words(keys: Tensor, shape: Sequence[int], draw: int) -> Tensor:
-    if keys.dtype != torch.int64 or keys.ndim != 1:
-        raise UsageError(
-            f"keys are {keys.dtype} of shape {tuple(keys.shape)}", fix="the keys given to transform(batch, keys)"
-        )
+    if not isinstance(keys, Tensor) or keys.dtype != torch.int64 or keys.ndim != 1:
+        told = f"{keys.dtype} of shape {tuple(keys.shape)}" if isinstance(keys, Tensor) else f"{keys!r:.80}"
+        raise UsageError(f"keys are {told}", fix="the keys given to transform(batch, keys)")
+    if not isinstance(shape, Sequence) or not all(is_int(length, 0) for length in shape):
+        raise UsageError(f"shape is {shape!r:.80}; it must be a list of lengths", fix="(28, 28), say")
     starts = _mixed(keys + _signed((draw + 1) * _GAMMA))
     counters = torch.arange(math.prod(shape), dtype=torch.int64, device=keys.device)
     return _mixed(starts[:, None] + counters).view(len(keys), *shape)

@@ -68,6 +68,10 @@ class Batch(tuple[Tensor, ...]):
 
     __replace__ = _replace
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickle looks a class up by its module and name, where one made for a dataset is not.
+        return _batch, (self._names, *self)
+
     def __repr__(self) -> str:
         return f"Batch({', '.join(f'{name}={tensor!r}' for name, tensor in self._asdict().items())})"
 
@@ -78,3 +82,7 @@ def batch_type(names: Sequence[str]) -> type[Batch]:
     by_place = named_tuple("Batch", names, rename=True)
     kind: type[Batch] = type("Batch", (Batch, by_place), {"__slots__": (), "_names": tuple(names)})
     return kind
+
+
+def _batch(names: Sequence[str], *tensors: Tensor) -> Batch:
+    return batch_type(names)(*tensors)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from streamtrain.errors import DamagedBlock
+from streamtrain.errors import DamagedBlock, printable
 from streamtrain.loader.augmentation import Transform, batch_samples, sample_keys, takes_keys
 from streamtrain.loader.batch import Batch
 from streamtrain.loader.block_reader import BlockReader
@@ -44,7 +44,8 @@ class QuarantinedBlock:
 
     def __str__(self) -> str:
         start, stop = self.samples
-        return f"block {self.block} of field {self.field} (samples {start} to {stop - 1}), {self.file}: {self.why}"
+        file = printable(f"{self.file}: {self.why}")
+        return f"block {self.block} of field {self.field} (samples {start} to {stop - 1}), {file}"
 
 
 class Quarantine:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -22,10 +19,18 @@ from streamtrain.loader.device.transfer import Placement, make_transfer
 from streamtrain.loader.pool import Pool
 from streamtrain.loader.quarantine import EMPTY_BATCH, Quarantine, QuarantinedBlock, batch_finisher, reader_of
 from streamtrain.loader.telemetry import LoaderTelemetry
+from streamtrain.loader.world import OfOneProcess, warn_of_ranks
 from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder
 from streamtrain.shuffle.positions import samples_at
 from streamtrain.store.dataset import Dataset
-from streamtrain.system.arguments import check_batch_size, check_int, check_reading, check_seed, naming_nearest
+from streamtrain.system.arguments import (
+    check_batch_size,
+    check_dataset,
+    check_int,
+    check_reading,
+    check_seed,
+    naming_nearest,
+)
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.memory import n_cores, require_memory
 from streamtrain.system.units import parse_bytes
@@ -95,36 +100,11 @@ def batches_of(group: BatchGroup, batch_size: int, make: Callable[[Iterable[Tens
     return list(map(make, zip(*parts, strict=True)))[::-1]
 
 
-_told_ranks: list[int] = []
-
-
-def world_size() -> int:
-    """Count the ranks of the default process group, else those that the launcher names, else 1."""
-    # No group exists unless somebody has imported it.
-    distributed: Any = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        return int(distributed.get_world_size())
-    told = os.environ.get("WORLD_SIZE", "")
-    return int(told) if told.isdecimal() and told != "0" else 1
-
-
-def warn_of_ranks() -> None:
-    """Warn once per process that several ranks do not share the data."""
-    if not _told_ranks and (n_ranks := world_size()) > 1:
-        _told_ranks.append(n_ranks)
-        warnings.warn(
-            f"{n_ranks} processes train together, and each reads all samples in the same order: a loader does not "
-            "share its epoch between ranks yet, so the gradient is that of one process at as many times the work. "
-            "Train in one process, or ingest a dataset of its own for each rank",
-            stacklevel=3,
-        )
-
-
 _ORDER = ("seed", "batch_size", "shuffle", "reshuffle", "drop_last")
 _SAME = ("batch_size", "seed", "transform", "device", "on_bad_block", "timeout")
 
 
-class StreamLoader:
+class StreamLoader(OfOneProcess):
     """Iterate over a dataset in shuffled batches without loading it.
 
     Each ``iter()`` is the next epoch. A batch belongs to the caller: its memory is never rewritten while anything
@@ -181,6 +161,8 @@ class StreamLoader:
     ([4, 4, 2], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
 
+    _instead = "hand over the dataset, which can be pickled, and make a loader of it there"
+
     @naming_nearest
     def __init__(
         self,
@@ -199,6 +181,7 @@ class StreamLoader:
         on_bad_block: str = "error",
         timeout: float | None = 300.0,
     ) -> None:
+        check_dataset(dataset)
         check_batch_size(batch_size, len(dataset), drop_last=drop_last)
         check_seed(seed)
         check_reading(on_bad_block, timeout, reshuffle)
@@ -275,8 +258,7 @@ class StreamLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next ``iter()``, which then starts at its beginning."""
-        if epoch < 0:
-            raise UsageError(f"epoch is {epoch}; it must not be negative")
+        check_int(epoch, "epoch", least=0)
         self._turn += 1
         self._epoch, self._position, self._entered, self._ended = epoch, 0, False, None
 

@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from streamtrain.errors import StallError, UsageError
+from streamtrain.errors import Lines, StallError, UsageError
 from streamtrain.loader.block_reader import BlockReader, PendingRead
 from streamtrain.system.events import ThreadSeconds
 
@@ -178,7 +178,7 @@ class Workers:
 _FRAMES: Final = 4
 
 
-def thread_stacks() -> str:
+def thread_stacks() -> Lines:
     """List the innermost calls of every thread, by the thread's name, the innermost one first."""
     frames = sys._current_frames()  # the one way to another thread's calls
     lines = []
@@ -187,7 +187,7 @@ def thread_stacks() -> str:
         calls = traceback.extract_stack(frame)[: -_FRAMES - 1 : -1] if frame else []
         places = [f"{Path(call.filename).name}:{call.lineno} {call.name}" for call in calls]
         lines.append(f"  {thread.name}: {' < '.join(places)}")
-    return "\n".join(lines)
+    return Lines.of(lines)
 
 
 _GRACE_SECONDS: Final = 0.5
@@ -238,7 +238,7 @@ class Deadline:
         return StallError(
             f"{_hanging(reads[0]) if reads else self._what} within {timeout:g} seconds",
             where=str(reads[0].file if reads else self._reader.path),
-            why=f"Where every thread stands:\n{thread_stacks()}\nBeing read: {told or 'nothing'}",
+            why=Lines.of(["Where every thread stands:", thread_stacks(), f"Being read: {told or 'nothing'}"]),
             fix="look at the disk, or wait longer with timeout=",
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -162,7 +163,8 @@ def _import_file(path: Path) -> ModuleType:
 
 def _import_fix(path: Path, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"install {error.name}, or put its folder on the path: PYTHONPATH={path.resolve().parent}"
+        folder = shlex.quote(str(path.resolve().parent))
+        return f"install {error.name}, or put its folder on the path: PYTHONPATH={folder}"
     return "correct the file"
 
 

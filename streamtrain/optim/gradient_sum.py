@@ -104,6 +104,10 @@ class GradientSum:
 
 
 def _placed(parameters: Sequence[nn.Parameter], tensors: dict[int, Tensor]) -> dict[int, Tensor]:
+    known = dict(enumerate(parameters))
+    for i, tensor in tensors.items():
+        if i not in known or not isinstance(tensor, Tensor) or tensor.shape != known[i].shape:
+            raise ValueError(f"a sum of gradients is of no weight of this model: {i}")
     return {i: tensor.to(parameters[i].device, copy=True) for i, tensor in tensors.items()}
 
 

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -260,6 +260,18 @@ class Dataset:
             done += len(places)
         return out
 
+    def __reduce__(self) -> tuple[Callable[[str, str], Dataset], tuple[str, str]]:
+        """Pickle the place and the id: whoever unpickles it opens the dataset again."""
+        return _opened_again, (str(self.path.absolute()), self.id)
+
+    def __copy__(self) -> Self:
+        """Return itself, which never changes."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """Return itself, which never changes."""
+        return self
+
     def __repr__(self) -> str:
         fields = ", ".join(f"{field.name} {field.dtype.name}{list(field.shape) or ''}" for field in self.fields)
         sizes = f"{format_bytes(self.nbytes)}, {self.layout.n_blocks:,} blocks of {self.layout.block_rows:,}"
@@ -308,6 +320,16 @@ def read_in_place(folder: Path, read: Callable[[Path], T]) -> T:
         except (DatasetError, ResourceError):
             if _identity(folder) == before:
                 raise
+
+
+def _opened_again(path: str, id_: str) -> Dataset:
+    """Open a dataset that was handed over; refuse another one that has taken its place."""
+    dataset = open_dataset(path)
+    if dataset.id != id_:
+        what = f"the dataset is another one than was handed over: its id is {dataset.id[:16]}, not {id_[:16]}"
+        why = "It was replaced or appended to meanwhile"
+        raise DatasetError(what, where=path, why=why, fix="open it again, and hand that over")
+    return dataset
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

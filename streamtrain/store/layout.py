@@ -15,9 +15,21 @@ from typing import Final, Literal
 import numpy as np
 
 from streamtrain.errors import UsageError
+from streamtrain.system.json_values import whole_number
 
 Codec = Literal["none", "lz4", "zstd"]
 CODECS: Final[tuple[Codec, ...]] = ("none", "lz4", "zstd")
+
+_DTYPES: Final = frozenset(
+    {
+        "bool",
+        "float16",
+        "float32",
+        "float64",
+        *(f"{sign}int{n_bits}" for sign in ("", "u") for n_bits in (8, 16, 32, 64)),
+    }
+)
+_MOST_AXES: Final = 31  # of a sample: with that of the samples what every NumPy can hold
 
 PAGE_BYTES: Final = 4096
 CHECKSUM_BYTES: Final = 4
@@ -29,6 +41,7 @@ _BLOCK_BYTES_LEAST: Final = 16 * 2**10
 _BLOCKS_WANTED: Final = 2_000
 _RESERVED: Final = frozenset({"count", "index"})
 _DEVICES: Final = frozenset({"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))})
+_MOST_NAME_BYTES: Final = 255  # what file systems allow a name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +68,21 @@ class Field:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier() or self.name.startswith("_") or self.name in _RESERVED:
+        if (
+            not isinstance(self.name, str)
+            or not self.name.isidentifier()
+            or self.name.startswith("_")
+            or self.name in _RESERVED
+        ):
             raise UsageError(
                 f"field name {self.name!r} is not usable",
                 why="A field name is a Python identifier without a leading underscore, and not 'count' or 'index'",
+                fix="rename the field",
+            )
+        if len(self.name.encode()) > _MOST_NAME_BYTES:
+            raise UsageError(
+                f"field name {self.name[:20]!r}... is not usable: it takes {len(self.name.encode())} bytes",
+                why=f"A field is a folder of its name, which has at most {_MOST_NAME_BYTES}",
                 fix="rename the field",
             )
 
@@ -66,6 +90,17 @@ class Field:
     def row_bytes(self) -> int:
         """Bytes of one sample of this field."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def parse_field(name: object, dtype: object, shape: object) -> Field:
+    """Make a field of what a file says of it; refuse with ValueError whatever no field of ours is."""
+    if not isinstance(name, str):
+        raise ValueError(f"{name!r:.60} is not the name of a field")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise ValueError(f"{dtype!r:.60} is not a dtype that streamtrain stores")
+    if not isinstance(shape, list) or len(shape) > _MOST_AXES:
+        raise ValueError(f"{shape!r:.60} is not the shape of a sample")
+    return Field(name=name, dtype=np.dtype(dtype), shape=tuple(whole_number(n, 1) for n in shape))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

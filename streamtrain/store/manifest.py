@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,12 +27,13 @@ from streamtrain.errors import DatasetError
 from streamtrain.store import zarr_metadata
 from streamtrain.store.byte_ranges import RESTORE, LocalFile, unreadable
 from streamtrain.store.codec import HEADER_BYTES, MOST_ENCODABLE_BYTES, header_mismatch
-from streamtrain.store.layout import CHECKSUM_BYTES, CODECS, Field, Layout
+from streamtrain.store.layout import CHECKSUM_BYTES, CODECS, Field, Layout, parse_field
 from streamtrain.store.moments import Summary
 from streamtrain.store.shard import ShardReader, StoredFile, check_length, index_bytes, read_stored
-from streamtrain.store.statistics import Histogram, settle_summary, stats_shape
+from streamtrain.store.statistics import MOST_VALUES, Histogram, settle_summary, stats_shape
 from streamtrain.system.arguments import is_int
 from streamtrain.system.files import is_of_machine
+from streamtrain.system.json_values import number_or_nan, objects, texts, texts_or_none, whole_number
 from streamtrain.system.syscalls import SYSTEM
 
 FORMAT: Final = 1
@@ -123,19 +124,16 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
     found = load_json(data, where=where)
     try:
         layout = parse_layout(found["layout"])
-        classes = found["classes"]
         return Manifest(
-            id=str(found["id"]),
+            id=found["id"],
             layout=layout,
-            classes=None if classes is None else tuple(str(name) for name in classes),
-            sources=tuple(dict(source) for source in found["sources"]),
-            options=dict(found["options"]),
-            statistics={
-                field.name: _parse_summary(found["statistics"][field.name], field.dtype) for field in layout.fields
-            },
-            files={key: StoredFile(n_bytes=int(n), crc32c=int(crc)) for key, (n, crc) in found["files"].items()},
+            classes=texts_or_none(found["classes"]),
+            sources=objects(found["sources"]),
+            options=parse_options(found["options"]),
+            statistics={field.name: _parse_summary(found["statistics"][field.name], field) for field in layout.fields},
+            files={key: parse_file(pair) for key, pair in found["files"].items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, SyntaxError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, DatasetError):
             raise
         why = f"missing {error}" if isinstance(error, KeyError) else str(error)
@@ -155,27 +153,23 @@ def layout_json(layout: Layout) -> Json:
 
 def parse_layout(found: Json) -> Layout:
     """Read a layout back; KeyError, TypeError or ValueError where it is not one."""
-    fields = tuple(
-        Field(name=field["name"], dtype=np.dtype(field["dtype"]), shape=tuple(_positive(n) for n in field["shape"]))
-        for field in found["fields"]
-    )
-    names = {field.name for field in fields}
-    kinds = {field.dtype.kind for field in fields}
-    if not fields or len(names) != len(fields) or not kinds <= set("biuf") or found["codec"] not in CODECS:
+    fields = tuple(parse_field(field["name"], field["dtype"], field["shape"]) for field in objects(found["fields"]))
+    if not fields or len({field.name for field in fields}) != len(fields) or found["codec"] not in CODECS:
         raise ValueError("its fields or codec are not ones streamtrain stores")
     return Layout(
         fields=fields,
-        n_samples=_positive(found["n_samples"]),
-        block_rows=_positive(found["block_rows"]),
-        shard_blocks=_positive(found["shard_blocks"]),
+        n_samples=whole_number(found["n_samples"], 1),
+        block_rows=whole_number(found["block_rows"], 1),
+        shard_blocks=whole_number(found["shard_blocks"], 1),
         codec=found["codec"],
     )
 
 
-def _positive(n: object) -> int:
-    if not is_int(n, 1):
-        raise ValueError(f"{n!r} is not a positive integer")
-    return n
+def parse_file(pair: object) -> StoredFile:
+    """Read back the length and the checksum of a file; ValueError where they are not ones."""
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise ValueError(f"{pair!r:.60} is not the length and the checksum of a file")
+    return StoredFile(n_bytes=whole_number(pair[0]), crc32c=whole_number(pair[1], most=2**32 - 1))
 
 
 def _summary_json(summary: FieldSummary) -> Json:
@@ -192,15 +186,42 @@ def _summary_json(summary: FieldSummary) -> Json:
     }
 
 
-def _parse_summary(found: Json, dtype: np.dtype[Any]) -> FieldSummary:
-    figures = {name: math.nan if found[name] is None else float(found[name]) for name in ("mean", "std", "min", "max")}
+def _parse_summary(found: Json, field: Field) -> FieldSummary:
+    mean, std, least, most, rho = (number_or_nan(found[name]) for name in ("mean", "std", "min", "max", "rho"))
+    n_nan, n_inf = whole_number(found["n_nan"]), whole_number(found["n_inf"])
     histogram = found["histogram"]
     return FieldSummary(
-        overall=settle_summary(Summary(**figures, n_nan=int(found["n_nan"]), n_inf=int(found["n_inf"])), dtype),
-        histogram=histogram
-        and Histogram(values=np.array(histogram["values"], dtype), counts=np.array(histogram["counts"], np.int64)),
-        rho=None if found["rho"] is None else float(found["rho"]),
+        overall=settle_summary(Summary(mean=mean, std=std, min=least, max=most, n_nan=n_nan, n_inf=n_inf), field.dtype),
+        histogram=None if histogram is None else _parse_histogram(histogram, field),
+        rho=None if math.isnan(rho) else rho,
     )
+
+
+def _parse_histogram(found: Json, field: Field) -> Histogram:
+    values, counts = found["values"], found["counts"]
+    is_value = (lambda value: isinstance(value, bool)) if field.dtype.kind == "b" else is_int
+    if field.shape or field.dtype.kind not in "biu" or not (_are(values, is_value) and _are(counts, is_int)):
+        raise ValueError(f"the histogram of {field.name} is not one of whole numbers")
+    histogram = Histogram(values=np.array(values, field.dtype), counts=np.array(counts, np.int64))
+    is_ascending = bool((histogram.values[1:] > histogram.values[:-1]).all())
+    if not len(values) == len(counts) > 0 or not is_ascending or min(counts) < 1:
+        raise ValueError(f"the histogram of {field.name} does not count its samples")
+    return histogram
+
+
+def _are(values: object, is_right: Callable[[object], bool]) -> bool:
+    return isinstance(values, list) and all(map(is_right, values))
+
+
+def parse_options(value: object) -> Json:
+    """Read back the options of an ingest, of which the classes say what labels mean; ValueError where they cannot."""
+    options = objects([value])[0]
+    classes = options.get("classes")
+    if classes is not None and not (
+        texts(classes) if isinstance(classes, list) else whole_number(classes, 1, MOST_VALUES)
+    ):
+        raise ValueError("no class is named")
+    return options
 
 
 def _number(value: float) -> float | None:
@@ -226,6 +247,9 @@ def check_manifest(folder: Path, manifest: Manifest) -> None:
             what = f"the layout claims more or less than {key} holds: {n_bytes:,} bytes"
             why = f"Its shape needs {least:,}" + ("" if least == most else f" to {most:,}")
             raise DatasetError(what, where=where, why=why, fix=RESTORE)
+    for name, summary in manifest.statistics.items():
+        if summary.histogram is not None and sum(summary.histogram.counts.tolist()) != layout.n_samples:
+            raise DatasetError(f"the histogram of {name} does not count its samples", where=where, fix=RESTORE)
 
 
 def file_damage(folder: Path, manifest: Manifest) -> Iterator[DatasetError]:

@@ -48,6 +48,13 @@ def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> Non
         )
 
 
+def check_dataset(dataset: object) -> None:
+    """Refuse what is no open dataset, a path or arrays say."""
+    if not hasattr(dataset, "layout") or not hasattr(dataset, "__len__"):
+        what = f"dataset is {dataset!r:.80}, and not a Dataset"
+        raise UsageError(what, fix="streamtrain.open(path); or ingest the arrays first")
+
+
 def check_seed(seed: int) -> None:
     """Refuse a seed that is not an integer of at least 0."""
     check_int(seed, "seed", least=0)

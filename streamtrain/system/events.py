@@ -206,7 +206,7 @@ class RecordedEvent:
             kind = EVENT_TYPES[values["event"]]
             known = {field.name: values[field.name] for field in fields(kind)}
             return cls(time=float(values["time"]), pid=int(values["pid"]), event=kind(**_revived(known)))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
 
 

@@ -51,6 +51,7 @@ _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 def local_path(path: str | os.PathLike[str]) -> Path:
     """Return a path of this machine; refuse a URL, which would become a folder of that name in the current one."""
+    _check_path(path)
     url = _URL.fullmatch(os.fspath(path))
     # A Path keeps only one of the two slashes.
     if url is None or (isinstance(path, str) and url[2] != "//"):
@@ -60,6 +61,20 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     is_file = scheme == "file" and rest.lstrip("/")
     fix = f"give the path itself, /{rest.lstrip('/')}" if is_file else "copy it here or mount it, and give that path"
     raise UsageError("a URL, and no file or folder of this machine", where=f"{scheme}://{rest}", fix=fix)
+
+
+def _check_path(path: object) -> None:
+    """Refuse what no file of this machine can be called."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(text, str):
+        fix = "os.fsdecode(path)" if isinstance(text, bytes) else 'a text or a Path, "d.zarr" say'
+        raise UsageError(f"a path is {path!r:.80}, of type {type(path).__name__}", fix=fix)
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise UsageError(f"a path is {text!r}, which no file can be called: {error.reason}", fix="check it") from error
+    if b"\0" in encoded:
+        raise UsageError(f"a path is {text!r}, with a zero byte in it, which no file can be called", fix="check it")
 
 
 class FileWriter:

@@ -31,7 +31,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from streamtrain.errors import CheckpointError, ResourceError, StreamtrainError
+from streamtrain.errors import CheckpointError, ResourceError, StreamtrainError, first_line
 from streamtrain.store.writing.lock import is_folder_locked
 from streamtrain.system.files import (
     Files,
@@ -46,6 +46,7 @@ from streamtrain.system.files import (
     translate_os_errors,
     translate_read_errors,
 )
+from streamtrain.system.json_values import objects, whole_number
 from streamtrain.system.syscalls import SYSTEM
 from streamtrain.training.serialization import check_tensors, write_tensors
 
@@ -59,6 +60,7 @@ _MANIFEST: Final = "manifest.json"
 _LEFT: Final = "manifest.left"
 _SUFFIX: Final = ".safetensors"
 _KEPT: Final = 2
+_COUNTS: Final = ("n_epochs", "n_batches", "n_steps", "n_samples")
 _NEW: Final = ".new"
 _BATCH_DIGITS: Final = 8
 _MANIFEST_BYTES: Final = 1 << 20
@@ -265,7 +267,7 @@ def _checked(folder: Path) -> Checkpoint:
         with translate_read_errors(file, CheckpointError, "train again"), open_to_read(file) as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:  # type: ignore[arg-type]
                 raise CheckpointError("is not as it was written (SHA-256)", where=str(file), fix="train again")
-    state = json.loads(read_whole(folder / _STATE))
+    state = _read_state(folder / _STATE)
     if state.get("version") != CHECKPOINT_VERSION:
         raise CheckpointError(
             f"is of version {state.get('version')}, this is {CHECKPOINT_VERSION}",
@@ -273,6 +275,23 @@ def _checked(folder: Path) -> Checkpoint:
             fix="the matching release",
         )
     return Checkpoint(path=folder, state=state)
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    """Read the state; refuse one whose outermost values no run has written."""
+    try:
+        state = objects([json.loads(read_whole(file))])[0]
+        for name in ("metrics_bytes", *(f"counts.{name}" for name in _COUNTS), "n_batch_samples"):
+            of, _, key = name.rpartition(".")
+            found = state[of] if of else state
+            if key in found or key != "n_batch_samples":
+                whole_number(found[key])
+        if set(state["counts"]) != set(_COUNTS):
+            raise ValueError("its counts are not those of a run")
+        objects([state["identity"], state.get("stream") or {}])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError("is damaged", where=str(file), why=first_line(error), fix="train again") from error
+    return state
 
 
 def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import Argument, DivergedError, Fix, UsageError, first_line
+from streamtrain.errors import Argument, DivergedError, Fix, Lines, UsageError, first_line
 from streamtrain.loader.device.failures import is_device_failure, is_out_of_memory
 from streamtrain.models.alignment import align, drop_last_axis, dtype_name
 from streamtrain.models.losses import Loss
@@ -234,7 +234,7 @@ def _misfit(model: nn.Module, batch: TrainingBatch, error: str, fix: str) -> Usa
         f"  model  {_describe(model)}",
         f"  error  {error}",
     ]
-    return UsageError("\n".join(lines), fix=fix or None)
+    return UsageError(Lines.of(lines), fix=fix or None)
 
 
 def _describe(model: nn.Module) -> str:

@@ -311,7 +311,7 @@ def last_epoch(path: Path) -> dict[str, Any] | None:
         if is_of_machine(error):
             raise os_failure(error, "read", path / METRICS) from error
         return None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
 
 

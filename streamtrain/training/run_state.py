@@ -22,9 +22,12 @@ from streamtrain.errors import (
     CheckpointError,
     DivergedError,
     Fix,
+    Lines,
     ResourceError,
     UsageError,
     differences,
+    first_line,
+    printable,
     unknown_name,
 )
 from streamtrain.loader.stream_loader import StreamLoader
@@ -48,7 +51,7 @@ from streamtrain.training.checkpoint import (
 )
 from streamtrain.training.progress import Counts, EarlyStopping
 from streamtrain.training.run_folder import METRICS, NullRunFolder, Run, RunFolder, read_schema
-from streamtrain.training.serialization import flatten_names, pack, unpack
+from streamtrain.training.serialization import check_like, flatten_names, pack, unpack
 
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
 
@@ -97,6 +100,28 @@ class MidEpochState:
     # Taken in of that batch; then random_before is the random state before its transform, which may draw numbers.
     n_batch_samples: int = 0
     random_before: Mapping[str, torch.Tensor] | None = None
+
+
+_LIKE_THE_WEIGHT: Final = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "sum"})
+"""What torch's optimizers keep of each weight, in its shape; all of it or none."""
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Refuse a state of other weights than the optimizer's: torch takes it, and fails at the next step."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    named: set[frozenset[str]] = set()
+    for place, kept in state["state"].items():
+        if not isinstance(place, int) or place not in range(len(weights)) or not isinstance(kept, Mapping):
+            raise ValueError(f"the optimizer's state is of no weight of this model: {place!r}")
+        if not type(optimizer).__module__.startswith("torch.optim"):
+            continue
+        names = _LIKE_THE_WEIGHT.intersection(kept)
+        named.add(names)
+        for value in (kept[name] for name in names):
+            if value is not None and getattr(value, "shape", None) != weights[place].shape:
+                raise ValueError(f"what the optimizer keeps of weight {place} is not of its shape")
+    if len(named) > 1:
+        raise ValueError("the optimizer keeps other things of one weight than of another")
 
 
 class RunState:
@@ -210,7 +235,7 @@ class RunState:
         if tell is not None:
             tell(resumed)
         elif skipped:
-            warnings.warn(f"damaged checkpoints were skipped: {'; '.join(skipped)}", stacklevel=3)
+            warnings.warn(printable(f"damaged checkpoints were skipped: {'; '.join(skipped)}"), stacklevel=3)
         if found is None:
             if self._rule.n_steps:
                 raise UsageError(
@@ -248,7 +273,7 @@ class RunState:
             raise CheckpointError(
                 "the checkpoint is of another run",
                 where=str(found.path),
-                why="\n".join(["It differs in", *(f"  {line}" for line in wrong), _FREE]),
+                why=Lines.of(["It differs in", *(f"  {line}" for line in wrong), _FREE]),
                 fix=Fix("train as it was trained, or another ", Argument("checkpoint")),
             )
 
@@ -264,9 +289,14 @@ class RunState:
         load_weights(self._normalized_model.model, found)
         for name, state in normalize_states(found).items():
             self._normalized_model.modules_by_input()[name].load_state_dict(state)
-        training = unpack(found.state[_TRAINING], found.tensors(_TRAINING))
         try:
-            self._rule.learner.optimizer.load_state_dict(training["optimizer"])
+            training = unpack(found.state[_TRAINING], found.tensors(_TRAINING))
+            optimizer, stopping = self._rule.learner.optimizer, self._stopping
+            own = {"rule": self._rule.state_dict(), "stopping": stopping.state_dict()}
+            check_like(training, own | {"optimizer": optimizer.state_dict()}, _TRAINING)
+            check_optimizer_state(optimizer, training["optimizer"])
+            metrics, random = training["metrics"], training["random"]
+            optimizer.load_state_dict(training["optimizer"])
             self._rule.load_state_dict(training["rule"])
             if self._rule.learner.schedules and training.get("schedules"):
                 self._rule.learner.schedules.load_state_dict(training["schedules"])
@@ -279,22 +309,22 @@ class RunState:
         except CheckpointError as error:
             error.where = str(found.path)
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(
-                f"cannot go on: {error}", where=str(found.path), fix=Fix("another ", Argument("checkpoint"))
+                f"cannot go on: {first_line(error)}", where=str(found.path), fix=Fix("another ", Argument("checkpoint"))
             ) from error
         self._last_saved = found.path
         assert isinstance(self._run, RunFolder)
         self._run.schema = None
         self._run.resume_from(found)
         stream = found.state["stream"]
-        if training["metrics"] is None:
+        if metrics is None:
             self._warn_of_counted_cut(counts, stream["batch"])
             return counts, None
         return counts, MidEpochState(
             n_batches=stream["batch"],
-            metrics=training["metrics"],
-            random=training["random"],
+            metrics=metrics,
+            random=random,
             stream=stream,
             n_batch_samples=found.state.get(_BATCH_SAMPLES, 0),
             random_before=training.get("random_before"),

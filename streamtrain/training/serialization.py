@@ -75,9 +75,40 @@ def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tuple(unpack(part, tensors) for part in parts)
         case {"float": ("inf" | "-inf" | "nan") as text} if len(tree) == 1:
             return float(text)
-        case {"dict": list(pairs)} if len(tree) == 1:
+        case {"dict": list(pairs)} if len(tree) == 1 and all(map(_is_pair, pairs)):
             return {key: unpack(part, tensors) for key, part in pairs}
     raise CheckpointError(f"the state holds {str(tree)[:80]!r}, which is none that was written", fix="train again")
+
+
+def _is_pair(pair: object) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str | int)
+
+
+def check_like(found: object, own: object, name: str) -> None:
+    """Refuse a part of a state whose values are not of the kinds that a trainer's own have.
+
+    What is None or missing in either is not compared: it may have come, or gone, with the training or a version.
+    """
+    match own, found:
+        case (None, _) | (_, None):
+            return
+        case (Mapping(), Mapping()):
+            for key in own.keys() & found.keys():
+                check_like(found[key], own[key], f"{name}.{key}")
+            return
+        case (list() | tuple(), list() | tuple()):
+            for place, (one, other) in enumerate(zip(found, own, strict=False)):
+                check_like(one, other, f"{name}.{place}")
+            return
+        case (Tensor(), Tensor()):
+            if found.shape == own.shape:
+                return
+        case (bool(), _) | (_, bool()):
+            if isinstance(own, bool) and isinstance(found, bool):
+                return
+        case (int() | float(), int() | float()) | (str(), str()):
+            return
+    raise CheckpointError(f"{name} is {str(found)[:60]!r}, where the run has {str(own)[:60]!r}", fix="train again")
 
 
 _ALIGNMENT: Final = 8

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from streamtrain.errors import UsageError
 from streamtrain.loader.device.resolve import resolve_device
 from streamtrain.loader.stream_loader import StreamLoader
+from streamtrain.loader.world import OfOneProcess
 from streamtrain.models.forward import check_autocast, make_forward
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.models.normalization import NormalizedModel
@@ -54,7 +55,7 @@ Rows = Mapping[str, npt.NDArray[Any]]
 _OF_OPTIMIZERS: Final = ("momentum", "betas", "eps", "weight_decay", "nesterov")
 
 
-class Trainer:
+class Trainer(OfOneProcess):
     """Train and evaluate a model on streams of batches.
 
     Parameters
@@ -126,6 +127,8 @@ class Trainer:
     >>> trainer.optimizer.defaults["lr"], trainer.counts.n_steps
     (0.1, 0)
     """
+
+    _instead = "train on, and hand over its model or its checkpoints"
 
     def __init__(
         self,

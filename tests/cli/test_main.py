@@ -168,7 +168,11 @@ def test_a_terminal_gets_wrapped_lines_and_whole_tables(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "40")
-    work(errors.BudgetError("the budget is too small for one block and one batch:\n  " + "pool    12.5 MB  " * 5))
+    work(
+        errors.BudgetError(
+            errors.Lines.of(["the budget is too small for one block and one batch:", "  " + "pool    12.5 MB  " * 5])
+        )
+    )
     assert main(["work"]) == 5
     first, second, table = capsys.readouterr().err.splitlines()
     assert (first, second) == ("error: the budget is too small for one", "  block and one batch:")

@@ -30,6 +30,7 @@ from streamtrain.ingestion.sources.input_files import (
     refuse_options,
 )
 from streamtrain.store.layout import Field
+from streamtrain.system.arguments import is_int
 
 _MOST_AXES: Final = 32  # what every NumPy can hold
 _MOST_BYTES: Final = 2**96  # of less, a message can give the size
@@ -202,8 +203,9 @@ def read_header(stream: ByteStream, *, where: str) -> NpyHeader:
         raise InputError(
             "the .npy header is not valid", where=where, fix="write the file again with np.save"
         ) from error
-    if any(length < 0 for length in shape):
-        raise InputError(f"the .npy header claims a negative shape {shape}", where=where, fix="write the file again")
+    if not all(is_int(length, 0) for length in shape):
+        what = f"the .npy header claims the shape {shape}, which is not one of whole numbers from 0"
+        raise InputError(what, where=where, fix="write the file again with np.save")
     return NpyHeader(dtype=dtype, shape=shape, fortran_order=fortran_order, n_bytes=counting.n_bytes)
 
 

@@ -90,7 +90,7 @@ def unpacking(where: str) -> Iterator[None]:
     """Name the file and member in whatever the unpacking libraries raise."""
     try:
         yield
-    except (EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, OSError) as error:
+    except (EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, OSError, UnicodeDecodeError) as error:
         if refusal_behind(error) or isinstance(error, StreamtrainError):
             raise
         detail = str(error) or type(error).__name__

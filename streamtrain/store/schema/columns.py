@@ -11,10 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
-
-from streamtrain.store.layout import Field
-from streamtrain.system.arguments import is_int
+from streamtrain.store.layout import Field, parse_field
+from streamtrain.system.json_values import texts, texts_or_none
 
 Names = tuple[str, ...]
 
@@ -84,26 +82,10 @@ def parse_schema(found: object) -> Schema:
     try:
         if not isinstance(found, dict) or found["version"] != _VERSION:
             raise ValueError("it is none of this version")
-        classes = found["classes"]
         return Schema(
-            fields=tuple(
-                Field(name=name, dtype=np.dtype(each["dtype"]), shape=tuple(map(_length, each["shape"])))
-                for name, each in found["fields"].items()
-            ),
-            columns={name: _names(names) for name, names in found["columns"].items()},
-            classes=None if classes is None else _names(classes),
+            fields=tuple(parse_field(name, each["dtype"], each["shape"]) for name, each in found["fields"].items()),
+            columns={name: texts(names) for name, names in found["columns"].items()},
+            classes=texts_or_none(found["classes"]),
         )
-    except (KeyError, TypeError, AttributeError, SyntaxError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
-
-
-def _length(n: object) -> int:
-    if not is_int(n, 1):
-        raise ValueError(f"{n!r} is no length")
-    return n
-
-
-def _names(names: object) -> Names:
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("names are a list of texts")
-    return tuple(names)

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from streamtrain.errors import Argument, Fix, UsageError
+from streamtrain.errors import Argument, Fix, UsageError, printable
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import TARGET, Names, Schema
 
@@ -52,7 +52,7 @@ def check_same_meaning(ours: Schema, theirs: Schema, *, fields: Iterable[str], o
 def warn_of_unnamed(text: str | None, *, stacklevel: int) -> None:
     """Issue what `check_same_meaning` returned as a Python warning, ``stacklevel`` callers up."""
     if text is not None:
-        warnings.warn(text, UnnamedColumns, stacklevel=stacklevel + 1)
+        warnings.warn(printable(text), UnnamedColumns, stacklevel=stacklevel + 1)
 
 
 @contextmanager

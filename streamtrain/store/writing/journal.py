@@ -19,9 +19,10 @@ from streamtrain.store import zarr_metadata
 from streamtrain.store.byte_ranges import RESTORE
 from streamtrain.store.codec import checksum
 from streamtrain.store.layout import Layout
-from streamtrain.store.manifest import Json, dump_json, layout_json, load_json, parse_layout
+from streamtrain.store.manifest import Json, dump_json, layout_json, load_json, parse_file, parse_layout, parse_options
 from streamtrain.store.shard import StoredFile, read_bounded
 from streamtrain.system.files import Files, is_there, translate_os_errors, translate_read_errors, with_room
+from streamtrain.system.json_values import objects, texts_or_none, whole_number
 
 JOURNAL: Final = f"{zarr_metadata.PRIVATE}/journal"
 MOST_JOURNAL_BYTES: Final = 2**28
@@ -125,8 +126,8 @@ def read_journal(folder: Path) -> tuple[JournalHeader, dict[int, tuple[StoredFil
         header = _header(found)
         # A damaged entry is left out: its shard is made again.
         entries = [entry for entry in (_parsed(line, str(path)) for line in rest) if entry is not None]
-        shards = {int(entry["shard"]): tuple(_file(pair) for pair in entry["files"]) for entry in entries}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        shards = {whole_number(entry["shard"]): _files(entry["files"], header.layout) for entry in entries}
+    except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, str(error)) from error
     return header, shards
 
@@ -137,17 +138,18 @@ def _header(found: Json) -> JournalHeader:
     return JournalHeader(
         mode=found["mode"],
         base=found["base"],
-        version=str(found["version"]),
+        version=found["version"],
         layout=parse_layout(found["layout"]),
-        classes=None if found["classes"] is None else tuple(map(str, found["classes"])),
-        sources=tuple(dict(source) for source in found["sources"]),
-        options=dict(found["options"]),
+        classes=texts_or_none(found["classes"]),
+        sources=objects(found["sources"]),
+        options=parse_options(found["options"]),
     )
 
 
-def _file(pair: list[int]) -> StoredFile:
-    n_bytes, crc = pair
-    return StoredFile(n_bytes=int(n_bytes), crc32c=int(crc))
+def _files(found: object, layout: Layout) -> tuple[StoredFile, ...]:
+    if not isinstance(found, list) or len(found) != len(layout.fields):
+        raise ValueError("a shard has a file of each field")
+    return tuple(map(parse_file, found))
 
 
 def _damaged(path: Path, why: str) -> DatasetError:

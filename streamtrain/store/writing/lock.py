@@ -190,7 +190,7 @@ def _owner(fd: int) -> str:
     try:
         owner = json.loads(os.pread(fd, _MOST_BYTES, 0))
         return f"pid {owner['pid']} on host {owner['host']}"
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return "pid ? on host ?"
 
 

@@ -68,6 +68,7 @@ _NOBODYS: Final = re.compile(rf"{_IN_USE.pattern}|\.DS_Store|\._.*|@eaDir|Thumbs
 """Names of nobody's data: file managers, too, leave some in any folder."""
 _OF_FIELD: Final = re.compile(r"([^/]+)/(zarr\.json|c/\d+(/0)*)")
 _N_SHOWN: Final = 3
+_MOST_NAME_BYTES: Final = 255 - len("..lock")  # what file systems allow, less what is added here
 _POLLS: Final = 50
 _POLL_SECONDS: Final = 0.02
 
@@ -83,11 +84,28 @@ def predecessor(path: Path) -> Path:
 
 
 def real_path(path: Path) -> Path:
-    """Resolve a destination: a link stands for the folder it leads to, and ``.`` gets a name."""
+    """Resolve a destination: a link stands for the folder it leads to, and ``.`` gets a name.
+
+    A path that leaves no name for a successor beside it is refused.
+    """
+    _check_name(path.name)
     with _looking_at(path):
-        if path.is_symlink() and status_of(path):
-            return path.resolve()
-        return path if path.name not in ("", "..") else path.resolve()
+        is_link = path.is_symlink() and status_of(path) is not None
+        resolved = path.resolve() if is_link or path.name in ("", "..") else path
+    if not resolved.name:
+        raise UsageError("the root folder cannot be a dataset", where=str(path), fix="name a folder in it")
+    return resolved
+
+
+def _check_name(name: str) -> None:
+    n_bytes = len(os.fsencode(name))
+    if n_bytes > _MOST_NAME_BYTES:
+        raise UsageError(
+            f"the name of a dataset has {n_bytes} bytes, and {_MOST_NAME_BYTES} at most",
+            where=name,
+            why="What replaces it is made beside it, under its name and a few letters more",
+            fix="choose a shorter name",
+        )
 
 
 def destination_state(path: Path) -> DestinationState:

@@ -56,8 +56,8 @@ def test_it_comes_back_from_json() -> None:
     [
         ({"version": 2}, "none of this version"),
         ({"fields": [1]}, "AttributeError"),
-        ({"fields": {"x": {"dtype": "float64", "shape": [-1]}}}, "-1 is no length"),
-        ({"fields": {"x": {"dtype": "no such", "shape": []}}}, "TypeError"),
+        ({"fields": {"x": {"dtype": "float64", "shape": [-1]}}}, "-1 is not a positive integer"),
+        ({"fields": {"x": {"dtype": "no such", "shape": []}}}, "not a dtype"),
         ({"fields": {"not a name": {"dtype": "float64", "shape": []}}}, "not usable"),
         ({"columns": {"x": "ab"}}, "a list of texts"),
         ({"columns": {"x": [1]}}, "a list of texts"),

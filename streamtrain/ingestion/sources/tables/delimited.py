@@ -9,6 +9,8 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -226,18 +228,13 @@ def _batch(
     text: DelimitedText, chosen: ChosenColumns, run: bytes, n_rows: int, dtypes: Mapping[str, np.dtype[Any] | None]
 ) -> Any:
     """Parse the chosen columns of a run of records; as text where no dtype is named."""
-    ragged: list[RaggedRecord] = []
-
-    def refuse(row: Any) -> str:
-        ragged.append(RaggedRecord(row=row.number - 1, n_cells=row.actual_columns, text=row.text))
-        return "error"
-
     csv_module = arrow("pyarrow.csv")
     try:
         table = csv_module.read_csv(
             arrow().BufferReader(run),
             csv_module.ReadOptions(use_threads=False, block_size=len(run) + 1, column_names=list(text.header)),
-            csv_module.ParseOptions(delimiter=text.delimiter, newlines_in_values=True, invalid_row_handler=refuse),
+            # No invalid_row_handler: Arrow's threads would free it, also when Python has ended.
+            csv_module.ParseOptions(delimiter=text.delimiter, newlines_in_values=True),
             csv_module.ConvertOptions(
                 include_columns=chosen.names,
                 column_types={name: arrow_type(dtypes.get(name)) for name in chosen.names},
@@ -247,8 +244,15 @@ def _batch(
             ),
         )
     except arrow().ArrowInvalid as error:
-        raise _refusal(text, ragged, n_rows, str(error)) from error
+        reason = str(error)
+        found = _RAGGED.search(reason)
+        ragged = found and RaggedRecord(row=int(found[1]) - 1, n_cells=int(found[2]), text=found[3])
+        raise _refusal(text, ragged, n_rows, reason) from error
     return table.combine_chunks().to_batches()[0]
+
+
+_RAGGED: Final = re.compile(r"Row #(\d+): Expected \d+ columns, got (\d+): (.*)", re.DOTALL)
+"""What Arrow says of a record of too few or too many values."""
 
 
 def _cells(text: DelimitedText, run: bytes, n_rows: int) -> Cells:
@@ -258,7 +262,7 @@ def _cells(text: DelimitedText, run: bytes, n_rows: int) -> Cells:
     except UnicodeDecodeError:
         raise _not_utf8(text.path) from None
     if isinstance(cells, RaggedRecord):
-        raise _refusal(text, [cells], n_rows, "")
+        raise _refusal(text, cells, n_rows, "")
     return cells
 
 
@@ -301,9 +305,8 @@ def _label(text: DelimitedText, chosen: ChosenColumns, cells: Cells) -> Any:
     return without_names(cells.text.take(arrow().array(places)), text.nulls, but=np.isin(places, cells.quoted))
 
 
-def _refusal(text: DelimitedText, ragged: list[RaggedRecord], n_rows: int, reason: str) -> InputError:
-    if ragged:
-        row = ragged[0]
+def _refusal(text: DelimitedText, row: RaggedRecord | None, n_rows: int, reason: str) -> InputError:
+    if row is not None:
         return InputError(
             f"{row.n_cells:,} values, expected {len(text.header):,}",
             where=place_of(text, n_rows + row.row),
@@ -323,7 +326,7 @@ def _not_utf8(path: Path) -> InputError:
     return InputError(
         f"not UTF-8 text: byte {_first_bad_byte(path):,} is part of no character",
         where=str(path),
-        fix=f"convert it, iconv -f latin1 -t utf-8 {path}, say",
+        fix=f"convert it, iconv -f latin1 -t utf-8 {shlex.quote(str(path))}, say",
     )
 
 

@@ -284,8 +284,16 @@ def _batches(group: _RowGroup, names: list[str], max_bytes: int) -> Iterator[tup
     start = 0
     with _reading(f"{group.path} row group {group.number}"):
         for batch in group.file.iter_batches(n_rows, row_groups=[group.number], columns=names, use_threads=False):
+            _check_text(batch)
             yield start, batch
             start += batch.num_rows
+
+
+def _check_text(batch: Any) -> None:
+    # Arrow takes the file's word that text is UTF-8; a dictionary's values are held to the same.
+    for column in batch.columns:
+        if not arrow("pyarrow.types").is_primitive(column.type):
+            column.validate(full=True)
 
 
 def _place_of(path: Path, row: int) -> str:

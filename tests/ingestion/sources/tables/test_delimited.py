@@ -253,3 +253,21 @@ def test_a_record_too_long_for_the_memory_names_one_that_does(tmp_path: Path) ->
     assert caught.value.exit_code == 5
     assert "memory='269MB'" in str(caught.value.fix)
     assert open_source(path, options=SourceOptions(label_column="y", memory=269_000_000)).classes == ("x" * 1_300_000,)
+
+
+def test_arrow_gets_nothing_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callback is freed by a thread of Arrow's: once Python has begun to end, that aborts the process."""
+    from pyarrow import csv
+
+    path, read_csv, n_read = tmp_path / "t.csv", csv.read_csv, []
+    path.write_text("\n".join(["a,b", *("1,2" for _ in range(300_000)), "3", "4,5", ""]))
+
+    def recorded(source: Any, *options: Any) -> Any:
+        n_read.append(source.size())
+        assert all(each.invalid_row_handler is None for each in options if isinstance(each, csv.ParseOptions))
+        return read_csv(source, *options)
+
+    monkeypatch.setattr(csv, "read_csv", recorded)
+    with pytest.raises(InputError, match=r"t\.csv:300002: 1 values, expected 2\. The line is '3'"):
+        open_source(path)
+    assert len(n_read) > 1
