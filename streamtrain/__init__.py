@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         ResourceError,
         StallError,
         StreamtrainError,
+        StreamtrainWarning,
         UnknownName,
         UsageError,
     )
@@ -68,6 +69,7 @@ __all__ = [
     "StallError",
     "StreamLoader",
     "StreamtrainError",
+    "StreamtrainWarning",
     "Trainer",
     "UnknownName",
     "UsageError",

@@ -11,7 +11,7 @@ import click
 
 from streamtrain.cli.compatibility import check_alike, chosen_target, input_shape, n_outputs
 from streamtrain.cli.options import FIELD_OPTIONS, parse_names, set_threads
-from streamtrain.cli.output import emit, json_option
+from streamtrain.cli.output import as_command_line, emit, json_option
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import format_metric, format_number, summary_rows, write_comparison
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
@@ -144,7 +144,7 @@ def _compare(
             about={"model": model, "input_shape": list(shape), "n_outputs": width, "dataset": str(dest)},
             on_point=lambda run, point: say(_line(_point(run, point))),
             on_runs=lambda runs: write_comparison(runs, folder),
-            say=lambda text: click.echo(text, err=True),
+            say=lambda text: click.echo(as_command_line(text), err=True),
         )
     return found, folder
 
@@ -181,4 +181,4 @@ def _columns(rows: list[list[str]]) -> list[str]:
 
 
 def _diverged(found: Comparison) -> list[str]:
-    return [f"diverged {run.label}: {run.diverged}" for run in found if run.diverged]
+    return [f"diverged {run.label}: {as_command_line(run.diverged)}" for run in found if run.diverged]

@@ -17,12 +17,14 @@ import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import click
 
-from streamtrain.cli.output import error_text
+from streamtrain.cli.output import error_text, warning_text
 from streamtrain.errors import ResourceError, StreamtrainError, unknown_name
 from streamtrain.system.signals import terminated_cleanly
 from streamtrain.system.units import format_bytes
@@ -61,7 +63,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line, by default with ``sys.argv[1:]``, and return its exit code."""
     words = tuple(sys.argv[1:] if args is None else args) or ("--help",)
     try:
-        with terminated_cleanly():
+        with terminated_cleanly(), _warnings_for_a_shell():
             return _run(words)
     except BrokenPipeError:
         _close_stdout()
@@ -75,6 +77,17 @@ def main(args: Sequence[str] | None = None) -> int:
             # The last line: what comes before it is for people.
             click.echo(json.dumps({"error": _as_values(error, message, code)}), err=True)
         return code
+
+
+@contextmanager
+def _warnings_for_a_shell() -> Iterator[None]:
+    """Print the library's warnings, inside the block, with their remedies as options."""
+    before = warnings.formatwarning
+    warnings.formatwarning = warning_text
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _run(words: tuple[str, ...]) -> int:

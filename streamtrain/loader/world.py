@@ -7,6 +7,8 @@ import sys
 import warnings
 from typing import Any
 
+from streamtrain.errors import StreamtrainWarning
+
 _told: list[int] = []
 
 
@@ -25,8 +27,10 @@ def warn_of_ranks() -> None:
     if not _told and (n_ranks := world_size()) > 1:
         _told.append(n_ranks)
         warnings.warn(
-            f"{n_ranks} processes train together, and each reads all samples in the same order: a loader does not "
-            "share its epoch between ranks yet, so the gradient is that of one process at as many times the work. "
-            "Train in one process, or ingest a dataset of its own for each rank",
+            StreamtrainWarning(
+                f"{n_ranks} processes train together, and each reads all samples in the same order: a loader does not "
+                "share its epoch between ranks yet, so the gradient is that of one process at as many times the work",
+                fix="train in one process, or ingest a dataset of its own for each rank",
+            ),
             stacklevel=3,
         )

@@ -17,14 +17,14 @@ from typing import Final
 
 import numpy as np
 
-from streamtrain.errors import Argument, Fix, UsageError
+from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import TARGET, Names, Schema
 
 _N_SHOWN: Final = 12
 
 
-class UnnamedColumns(UserWarning):
+class UnnamedColumns(StreamtrainWarning):
     """Columns or classes have names on one side only, so they are matched by their places."""
 
 

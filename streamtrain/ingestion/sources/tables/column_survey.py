@@ -9,14 +9,14 @@ text in quotes, or named as a class, they are names. Blanks around a name belong
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError
+from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.tables.arrow import arrow, first_refused, is_text, missing_in, numbers_in, parsed
 
 MAX_CLASSES: Final = 100_000
@@ -66,8 +66,13 @@ def add_typed(column: ColumnSurvey, values: Any, first_row: int) -> None:
         _add_numbers(column, numbers_in(values), first_row)
 
 
-def add_text(column: ColumnSurvey, text: Any, first_row: int, place: Callable[[int], str]) -> None:
-    """Take in a run of a column whose type is to be found: whole numbers, else floats, else labels."""
+def add_text(
+    column: ColumnSurvey, text: Any, first_row: int, place: Callable[[int], str], features: Mapping[str, Any]
+) -> None:
+    """Take in a run of a column whose type is to be found: whole numbers, else floats, else labels.
+
+    ``features`` is the same run of all feature columns: where this one is no number, a message names those that are.
+    """
     _note_nulls(column, text, first_row)
     if column.is_label:
         text = _without_marks(column, _note_names(column, text, first_row), first_row)
@@ -87,8 +92,21 @@ def add_text(column: ColumnSurvey, text: Any, first_row: int, place: Callable[[i
             f"column {column.name!r} holds {text[row].as_py()!r}, which is not a number",
             where=place(first_row + row),
             why="Features are numbers",
-            fix="correct the value, or leave the column out by naming the others: columns=...",
+            fix=leaving_out(
+                "correct the value", [name for name in features if parsed(features[name], _FLOAT64) is not None]
+            ),
         )
+
+
+_MOST_NAMED: Final = 50
+
+
+def leaving_out(otherwise: str, names: Sequence[str]) -> Fix:
+    """Say how a column that cannot be read is left out: by naming those that can be."""
+    if not names:
+        return Fix(otherwise)
+    named = Argument("columns", list(names) if len(names) <= _MOST_NAMED else None)
+    return Fix(otherwise, ", or leave the column out by naming those of numbers: ", named)
 
 
 def _inferred(column: ColumnSurvey, text: Any) -> Any | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -61,6 +62,7 @@ def probe(path: Path, options: SourceOptions) -> TableSource:
     refuse_options(path, "CSV", options, "dtype", "shape")
     provenance = provenance_of(path, "csv")
     text = _open_text(path, options)
+    _check_delimiter(text, options)
     chosen = choose_columns(text.header, options, f"{path}:1")
     columns, n_rows = _survey(text, chosen, surveys_of(chosen.names, chosen.label, options.classes))
     facts = ({**provenance[0], **facts_of(chosen)},)
@@ -82,6 +84,24 @@ def _open_text(path: Path, options: SourceOptions) -> DelimitedText:
     block_bytes = max(_MIN_BLOCK_BYTES, min(256 * n_header, _MAX_BLOCK_BYTES), 6 * n_header)
     nulls = ("", *(mark for mark in MISSING_MARKS if mark not in (options.classes or ())))
     return DelimitedText(path=path, delimiter=delimiter, header=header, block_bytes=block_bytes, nulls=nulls)
+
+
+def _check_delimiter(text: DelimitedText, options: SourceOptions) -> None:
+    """Refuse a header of one name that another delimiter divides, where a column of several is asked for."""
+    (name, *more), path = text.header, text.path
+    found = next((mark for mark in _OTHER_DELIMITERS if mark in name and mark != text.delimiter), None)
+    wanted = {*(options.columns or ()), *([options.label_column] if options.label_column else [])}
+    if found is not None and not more and wanted != {name}:
+        to = shlex.quote(f"{path.stem}-tabs.tsv")
+        raise InputError(
+            f"the header has one column, {name[:80]!r}",
+            where=f"{path}:1",
+            why=f"The delimiter of a {path.suffix} is {text.delimiter!r}; here {found!r} seems to be it",
+            fix=f"convert it: tr '{found}' '\\t' < {shlex.quote(str(path))} > {to}",
+        )
+
+
+_OTHER_DELIMITERS: Final = (";", "|", "\t", ",")
 
 
 def _read_header(path: Path, delimiter: str) -> tuple[str, ...]:
@@ -117,8 +137,9 @@ def _survey(
     n_rows = 0
     for batch in _batches(text, chosen, text.block_bytes, {}):
         values = columns_of(batch)
+        features = {name: values[name] for name in chosen.features}
         for column in columns:
-            add_text(column, values[column.name], n_rows, partial(place_of, text))
+            add_text(column, values[column.name], n_rows, partial(place_of, text), features)
         n_rows += batch.num_rows
     check_no_missing(columns, partial(_places, text), may_be_named=True)
     return columns, n_rows
@@ -174,10 +195,13 @@ def _refusal(text: DelimitedText, ragged: list[Any], reason: str) -> InputError:
 
 
 def _not_utf8(path: Path) -> InputError:
+    with open_bytes(path) as file:
+        has_mark = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding = "utf-16" if has_mark else "latin1"
     return InputError(
         f"not UTF-8 text: byte {_first_bad_byte(path):,} is part of no character",
         where=str(path),
-        fix=f"convert it, iconv -f latin1 -t utf-8 {path}, say",
+        fix=f"convert it: iconv -f {encoding} -t utf-8 {shlex.quote(str(path))} > {shlex.quote(f'utf8-{path.name}')}",
     )
 
 

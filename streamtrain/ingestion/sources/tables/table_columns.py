@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import Fix, InputError, UsageError
+from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions, as_field, field_of, pieces, rows_within
 from streamtrain.ingestion.sources.column_names import index_columns
 from streamtrain.ingestion.sources.tables.arrow import arrow, columns_of, numbers_in, without_dictionary
@@ -75,7 +75,7 @@ def _check_header(header: Sequence[str], where: str) -> None:
 def _only_column(header: Sequence[str], where: str) -> str:
     if len(header) > 1:
         listed = ", ".join(header)
-        fix = f"label_column={header[-1]!r}, say"
+        fix = Fix(Argument("label_column", header[-1]), ", say")
         raise UsageError("which column holds the labels is not said", where=where, why=f"It has {listed}", fix=fix)
     return header[0]
 
