@@ -56,6 +56,21 @@ def all_remedies() -> Mapping[str, Remedy]:
     return {remedy.key: remedy for remedy in found if remedy.words.replace(HOLE, "").strip(" ,;.")}
 
 
+@cache
+def _trees() -> Mapping[str, ast.Module]:
+    return {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def arguments_named() -> set[str]:
+    """The names of all arguments that remedies have as values."""
+    calls = (node for tree in _trees().values() for node in ast.walk(tree) if _is_named_call(node))
+    return {
+        str(call.args[0].value)
+        for call in calls
+        if call.func.id == "Argument" and call.args and isinstance(call.args[0], ast.Constant)
+    }
+
+
 def _takers(trees: Mapping[str, ast.Module]) -> dict[str, int]:
     """Functions that take a remedy by position -> where it stands among their arguments."""
     return {

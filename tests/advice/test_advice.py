@@ -21,11 +21,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
+from streamtrain.cli.main import COMMANDS, _cli
+from streamtrain.cli.output import PYTHON_ONLY, as_command_line
+from streamtrain.errors import Argument, Fix
 from tests.advice import command_line, ingesting, runs, sources, storage, tables, training
 from tests.advice.reasons import REASONS
-from tests.advice.remedies import all_remedies
+from tests.advice.remedies import all_remedies, arguments_named
 from tests.advice.world import WORLDS, World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,6 +46,14 @@ def test_every_remedy_has_a_world_or_a_reason() -> None:
     assert WORLDS.keys() & REASONS.keys() == set()
     assert all(REASONS.values())
     assert len(WORLDS) >= _LEAST
+
+
+def test_every_argument_of_a_remedy_is_an_option() -> None:
+    commands = [_cli.get_command(click.Context(_cli), name) for name in COMMANDS]
+    options = {word for command in commands if command for option in command.params for word in option.opts}
+    named = {argument for argument in arguments_named() if argument not in PYTHON_ONLY}
+    ways = {name: {as_command_line(Fix(Argument(name, value))) for value in (None, False)} for name in named}
+    assert [name for name, typed in ways.items() if not typed & options] == []
 
 
 @pytest.mark.parametrize("function", dict.fromkeys(WORLDS.values()), ids=lambda function: function.__name__)
