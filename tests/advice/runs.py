@@ -37,10 +37,6 @@ def harmed(w: World, line: str, *harms: Callable[[Path], object]) -> None:
         shutil.rmtree("run"), shutil.rmtree("report.html", ignore_errors=True)
 
 
-def checkpoint(run: Path) -> Path:
-    return max((run / "checkpoints").iterdir())
-
-
 def edited(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 

@@ -19,7 +19,7 @@ import pytest
 import streamtrain as st
 from streamtrain.cli import main as command_line
 from streamtrain.cli.output import as_command_line
-from streamtrain.errors import Argument, Call, Fix, StreamtrainError, StreamtrainWarning
+from streamtrain.errors import Argument, Fix, StreamtrainError, StreamtrainWarning
 from tests.advice.remedies import PACKAGE, Remedy
 
 WORLDS: Final[dict[str, Callable[[World], None]]] = {}
@@ -247,8 +247,3 @@ def _without(words: list[str], name: str) -> list[str]:
     place = words.index(name)
     has_value = place + 1 < len(words) and not words[place + 1].startswith("--")
     return words[:place] + words[place + 1 + has_value :]
-
-
-def say(call: Call) -> list[str]:
-    """A call as it is typed."""
-    return shlex.split(as_command_line(Fix(call)))[1:]
