@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         ResourceError,
         StallError,
         StreamtrainError,
+        StreamtrainWarning,
         UnknownName,
         UsageError,
     )
@@ -70,6 +71,7 @@ __all__ = [
     "StallError",
     "StreamLoader",
     "StreamtrainError",
+    "StreamtrainWarning",
     "Trainer",
     "UnknownName",
     "UsageError",

@@ -68,6 +68,8 @@ class Argument:
         The value; without one the argument is only named.
     n_bytes : int, optional
         The value where it is a size.
+    off : bool
+        Whether the value is None, which turns off what would be done.
 
     Examples
     --------
@@ -78,11 +80,12 @@ class Argument:
     name: str
     value: object = None
     n_bytes: int | None = None
+    off: bool = False
 
     def __str__(self) -> str:
         if self.n_bytes is not None:
             return f"{self.name}='{self.n_bytes}B'"
-        return f"{self.name}={'' if self.value is None else repr(self.value)}"
+        return f"{self.name}={'' if self.value is None and not self.off else repr(self.value)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,19 @@ class Fix(str):
         return next((part for part in self.parts if isinstance(part, Argument) and part.name == name), None)
 
 
+def with_remedy(told: str, fix: str | None) -> Fix:
+    """Put a remedy, if there is one, behind what is told.
+
+    Examples
+    --------
+    >>> with_remedy("two values are missing", "fill them in")
+    'two values are missing. Fix: fill them in.'
+    """
+    if not fix:
+        return Fix(told)
+    return Fix(told.rstrip(". "), ". Fix: ", fix, None if fix.endswith((".", "?")) else ".")
+
+
 class StreamtrainError(Exception):
     """The root of all errors of ours.
 
@@ -174,12 +190,48 @@ class StreamtrainError(Exception):
         named = {"class": type(self).__name__, "code": self.exit_code}
         return named | {name: getattr(self, name) for name in ("what", "where", "why", "fix")}
 
-    def __str__(self) -> str:
-        what, why, fix = (printable(part or "") for part in (self.what, self.why, self.fix))
+    def told(self) -> str:
+        """All of it but the remedy."""
+        what, why = printable(self.what), printable(self.why or "")
         head = f"{printable(self.where)}: {what}" if self.where else what
-        parts = [head, why, f"Fix: {fix}" if fix else None]
-        text = ". ".join(part.rstrip(". ") for part in parts if part)
-        return text if text.endswith("?") or not (self.why or self.fix) else text + "."
+        text = ". ".join(part.rstrip(". ") for part in (head, why) if part)
+        return text if text.endswith("?") or not self.why else text + "."
+
+    def message(self) -> Fix:
+        """The whole text, in which the remedy's arguments and calls are still values."""
+        return with_remedy(self.told(), self.fix)
+
+    def __str__(self) -> str:
+        return str(with_remedy(self.told(), self.fix and printable(self.fix)))
+
+
+class StreamtrainWarning(UserWarning):
+    """What is allowed and yet no good idea, or was mended by itself; with a remedy where there is one.
+
+    Parameters
+    ----------
+    what : str
+        What is so, and what it does.
+    fix : str, optional
+        The remedy, as of a `StreamtrainError`.
+
+    Examples
+    --------
+    >>> str(StreamtrainWarning("the last batch has one sample", fix=Fix(Argument("drop_last", True))))
+    'the last batch has one sample. Fix: drop_last=True.'
+    """
+
+    def __init__(self, what: str, *, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.fix = fix
+
+    def message(self) -> Fix:
+        """The whole text, in which the remedy's arguments and calls are still values."""
+        return with_remedy(printable(self.what), self.fix)
+
+    def __str__(self) -> str:
+        return str(with_remedy(printable(self.what), self.fix and printable(self.fix)))
 
 
 class UsageError(StreamtrainError, ValueError):

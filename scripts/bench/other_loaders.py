@@ -229,6 +229,7 @@ def run_limited(case: Case, folder: Path, timing: Timing, arguments: argparse.Na
             ("streamtrain_samples_s", "streamtrain_loader", {}),
         )
     }
+    rates: dict[str, float] = {}
     try:
         for runner, _ in runners.values():
             runner.write()
@@ -238,8 +239,9 @@ def run_limited(case: Case, folder: Path, timing: Timing, arguments: argparse.Na
                 runner.cgroup = group.path
                 with runner.worker() as worker:
                     runner.open(worker, variant)
-                    record[name] = round(runner.run(worker, timing.seconds * timing.rounds))
-        record["ratio"] = round(record["streamtrain_samples_s"] / record["samples_s"], 1)
+                    rates[name] = runner.run(worker, timing.seconds * timing.rounds)
+        record |= {name: round(rate) for name, rate in rates.items()}
+        record["ratio"] = round(rates["streamtrain_samples_s"] / rates["samples_s"], 1)
     except (NotMeasured, NoGroup) as reason:
         record["not_measured"] = str(reason).splitlines()[0]
     finally:

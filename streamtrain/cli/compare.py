@@ -12,7 +12,7 @@ import click
 
 from streamtrain.cli.compatibility import check_alike, chosen_target, input_shape, n_outputs
 from streamtrain.cli.options import FIELD_OPTIONS, parse_names, set_threads
-from streamtrain.cli.output import emit, json_option, note, print_text
+from streamtrain.cli.output import as_command_line, emit, json_option, note, print_text
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import format_metric, format_number, summary_rows, write_comparison
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
@@ -145,7 +145,7 @@ def _compare(
             about={"model": model, "input_shape": list(shape), "n_outputs": width, "dataset": str(dest)},
             on_point=lambda run, point: say(_line(_point(run, point))),
             on_runs=lambda runs: write_comparison(runs, out),
-            say=note,
+            say=lambda text: note(as_command_line(text)),
         )
 
 
@@ -181,4 +181,4 @@ def _columns(rows: list[list[str]]) -> list[str]:
 
 
 def _diverged(found: Comparison) -> list[str]:
-    return [f"diverged {run.label}: {run.diverged}" for run in found if run.diverged]
+    return [f"diverged {run.label}: {as_command_line(run.diverged)}" for run in found if run.diverged]

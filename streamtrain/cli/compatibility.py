@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from streamtrain.cli.output import note
-from streamtrain.errors import InputError, UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, InputError, UsageError, unknown_name
 from streamtrain.models.factory import is_file_model
 from streamtrain.models.losses import IGNORED, Loss, default_loss, resolve_loss
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, TARGET, column_lists
 from streamtrain.store.schema.matching import check_same_meaning, listed
+from streamtrain.store.statistics import MOST_VALUES
 from streamtrain.training.batch_stream import class_counts
 
 _N_SHOWN: Final = 5
@@ -127,10 +128,16 @@ def n_outputs(dataset: Dataset, loss: Loss, y: Field) -> int:
     if loss.kind != "classes":
         return math.prod(y.shape)
     n_classes = class_counts(dataset, y.name, loss)
+    if n_classes is None and y.dtype == np.int64:
+        raise UsageError(
+            f"{loss.name} takes class labels from 0 to {MOST_VALUES - 1:,}; field {y.name} holds others",
+            where=str(dataset.path),
+            fix="number the classes from 0, without gaps; store quantities as floats",
+        )
     if n_classes is None:
         raise UsageError(
             f"{loss.name} needs class labels 0, 1, ...; field {y.name} is {y.dtype.name}",
             where=str(dataset.path),
-            fix="--loss mse, or ingest the labels as integers from 0",
+            fix=Fix(Argument("loss", "mse"), ", or ingest the labels as integers from 0"),
         )
     return n_classes.start

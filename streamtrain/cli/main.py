@@ -17,13 +17,15 @@ import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, TextIO
 
 import click
 
-from streamtrain.cli.output import error_text, note
-from streamtrain.errors import ResourceError, StreamtrainError, printable, unknown_name
+from streamtrain.cli.output import error_text, note, warning_text
+from streamtrain.errors import Lines, ResourceError, StreamtrainError, printable, unknown_name
 from streamtrain.system.files import is_of_machine, os_failure
 from streamtrain.system.signals import terminated_cleanly
 from streamtrain.system.units import format_bytes
@@ -64,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
     words = tuple(sys.argv[1:] if args is None else args) or ("--help",)
     _open_closed_streams()
     try:
-        with terminated_cleanly():
+        with terminated_cleanly(), _warnings_for_a_shell():
             return _run(words)
     except BrokenPipeError:
         _drop(sys.stdout)
@@ -73,12 +75,23 @@ def main(args: Sequence[str] | None = None) -> int:
         if _has(words, "--debug"):
             traceback.print_exc()
         message, code = _outcome(error)
-        note(_wrapped(f"error: {message}"))
+        note(Lines(_wrapped(f"error: {message}")))
         if _has(words, "--json"):
             # The last line: what comes before it is for people.
             note(json.dumps({"error": _as_values(error, message, code)}))
         _drop_full_streams()
         return code
+
+
+@contextmanager
+def _warnings_for_a_shell() -> Iterator[None]:
+    """Print the library's warnings, inside the block, with their remedies as options."""
+    before = warnings.formatwarning
+    warnings.formatwarning = warning_text
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _run(words: tuple[str, ...]) -> int:

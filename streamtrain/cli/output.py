@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from streamtrain.errors import Argument, Call, Fix, Lines, StreamtrainError, printable
+from streamtrain.errors import Argument, Call, Fix, Lines, StreamtrainError, StreamtrainWarning, printable
 from streamtrain.system.files import os_failure
 from streamtrain.system.json_values import to_json_value
 from streamtrain.system.units import format_bytes, format_duration, megabytes
@@ -51,14 +51,30 @@ def note(text: str) -> None:
         click.echo(printable(text), err=True)
 
 
-_OPTIONS: Final = {"checkpoint": "out", "options": "schedule-option"}
+_OPTIONS: Final = {
+    "checkpoint": "out",
+    "every": "schedule-every",
+    "max_epochs": "epochs",
+    "options": "schedule-option",
+}
 """Arguments whose option has another name."""
+PYTHON_ONLY: Final = frozenset({"pool", "timeout"})
+"""Arguments that no command has an option for."""
 
 
 def error_text(error: StreamtrainError) -> Lines:
     """Write an error as the command line says it; from here on its remedy is in options, too."""
     error.fix = as_command_line(error.fix) if error.fix else None
     return Lines(error)
+
+
+def warning_text(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Write a Python warning as the command line says it; others than ours as Python does."""
+    if isinstance(message, StreamtrainWarning):
+        return f"warning: {printable(as_command_line(message.message()))}\n"
+    return printable(f"{filename}:{lineno}: {category.__name__}: {message}") + "\n"
 
 
 def as_command_line(fix: str) -> str:
@@ -69,16 +85,20 @@ def as_command_line(fix: str) -> str:
 def _for_a_shell(part: Argument | Call) -> str:
     if isinstance(part, Call):
         return command_line(["streamtrain", part.name, part.path, *(f"--{flag}" for flag in part.flags)])
+    if part.name in PYTHON_ONLY:
+        return f"{part} in Python"
     option = f"--{_OPTIONS.get(part.name, part.name).replace('_', '-')}"
     if part.n_bytes is not None:
         return f"{option} {megabytes(part.n_bytes)}"
+    if part.off:
+        return f"{option} none"
     match part.value:
         case None | True:
             return option
         case False:
             return "--no-png" if part.name == "png" else f"no {option}"
         case dict() as pairs:
-            return f"{option} {command_line([','.join(f'{name}={_as_word(value)}' for name, value in pairs.items())])}"
+            return " ".join(f"{option} {command_line([words])}" for words in _pairs(part.name, pairs))
         case list() | tuple() as values:
             return f"{option} {command_line([','.join(map(str, values))])}"
     # In Python ``resume`` may be "auto" or a path; here it is a flag.
@@ -100,8 +120,14 @@ _PLAIN: Final = frozenset(range(32, 127)) - frozenset(b"'\\")
 """Bytes that stand for themselves in bash's $'...'."""
 
 
+def _pairs(name: str, pairs: Mapping[str, object]) -> list[str]:
+    """Write NAME=VALUE pairs as an option takes them: those of a schedule one by one, others in one list."""
+    words = [f"{key}={_as_word(value)}" for key, value in pairs.items()]
+    return words if name == "options" else [",".join(words)]
+
+
 def _as_word(value: object) -> str:
-    return json.dumps(value, separators=(",", ":")) if isinstance(value, list | tuple) else str(value)
+    return json.dumps(value, separators=(",", ":")) if isinstance(value, bool | list | tuple) else str(value)
 
 
 _WIDTH: Final = 12

@@ -202,8 +202,9 @@ def _with_surface(
         return replace(found, surface=_surface(setup, loader, paths, grid, say))
     except (StreamtrainError, RuntimeError) as error:
         # The finished runs must not be lost.
-        say(f"surface: not measured: {error}")
-        return replace(found, no_surface=str(error))
+        text = error.message() if isinstance(error, StreamtrainError) else str(error)
+        say(Fix("surface: not measured: ", text))
+        return replace(found, no_surface=text)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -18,16 +18,15 @@ from streamtrain.comparison.results import ComparedRun, LearningCurvePoint
 from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.comparison.surface import Snapshot, Trajectory, n_snapshots
 from streamtrain.comparison.variance import UpdateVariance
-from streamtrain.errors import Argument, BudgetError, DivergedError, Fix, ResourceError, UsageError
+from streamtrain.errors import Argument, DivergedError, Fix, ResourceError, UsageError, with_remedy
 from streamtrain.loader.batch import Batch
 from streamtrain.loader.quarantine import first_rows
 from streamtrain.loader.shared_budget import (
-    BUDGET_PARTS,
+    check_shared_memory,
     eval_loader_bytes,
     n_preflight_rows,
     non_loader_memory,
     smallest_budget_bytes,
-    smallest_shared_budget_bytes,
     train_loader_bytes,
 )
 from streamtrain.loader.stream_loader import StreamLoader
@@ -35,7 +34,7 @@ from streamtrain.models.losses import Loss
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
 from streamtrain.system.memory import MemoryMeter, trim_heap
-from streamtrain.system.units import format_bytes, parse_bytes
+from streamtrain.system.units import parse_bytes
 from streamtrain.training.batch_stream import class_counts, normalize_fields
 from streamtrain.training.metrics import Metrics
 from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, write_memory
@@ -108,15 +107,7 @@ class ComparisonSetup:
         training = [
             smallest_budget_bytes(self.dataset, min(size, len(self.dataset)), shuffle=each) for each in is_shuffled
         ]
-        in_all = smallest_shared_budget_bytes(max(training), least)
-        if self.memory < in_all:
-            needs = [f"training {format_bytes(max(training))}", *(f"measuring {format_bytes(each)}" for each in least)]
-            raise BudgetError(
-                f"memory is {format_bytes(self.memory)}, and the smallest that works is {format_bytes(in_all)}",
-                why=f"It is shared: 1/{BUDGET_PARTS} for each loader that measures, the rest for the one that trains; "
-                f"the least that each works with is {', '.join(needs)}",
-                fix=Fix(Argument("memory", n_bytes=in_all)),
-            )
+        check_shared_memory(self.memory, max(training), least)
 
     def _check_surface(self) -> None:
         n_weights = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
@@ -200,6 +191,7 @@ class TimedStream:
         return time.perf_counter() - self._beside()
 
 
+_SLOWER: Final = 10
 PointCallback = Callable[[ComparedRun, LearningCurvePoint], None]
 
 
@@ -328,7 +320,7 @@ class _RunTracker:
                 checkpoint=folder if isinstance(folder, RunFolder) else None,
             )
         except DivergedError as error:
-            return replace(run, diverged=str(error))
+            return replace(run, diverged=self._diverged(run, error.told()))
         except ResourceError as error:
             # A comparison is not resumed.
             if (
@@ -347,7 +339,8 @@ class _RunTracker:
             self._keep()
         train = self._setup.measure(self._trainer, passes[0])
         if not math.isfinite(train.loss):
-            return replace(run, diverged=f"after epoch {self._trainer.counts.n_epochs} the loss is {train.loss}")
+            told = f"after epoch {self._trainer.counts.n_epochs} the loss is {train.loss}"
+            return replace(run, diverged=self._diverged(run, told))
         point = LearningCurvePoint(
             epochs=self._epochs(),
             n_steps=self._trainer.counts.n_steps,
@@ -359,6 +352,12 @@ class _RunTracker:
         )
         _log(folder, point)
         return replace(run, points=(*run.points, point))
+
+    def _diverged(self, run: ComparedRun, told: str) -> Fix:
+        """Say when and at what learning rate a run diverged, and name the rate to try next."""
+        lower = {**self._setup.setting.lr, f"{run.rule}:{run.optimizer}": float(f"{run.lr / _SLOWER:g}")}
+        told = f"at step {self._trainer.counts.n_steps:,}, at a learning rate of {run.lr:g}: {told}"
+        return with_remedy(told, Fix("a lower learning rate: ", Argument("lr", lower)))
 
     def _epochs(self) -> float:
         counts = self._trainer.counts

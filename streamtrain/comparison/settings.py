@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Final, Self
 
-from streamtrain.errors import UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 from streamtrain.optim.build_rule import check_rule
 from streamtrain.system.arguments import check_batch_size, is_number
 from streamtrain.training.progress import Totals
@@ -52,7 +52,7 @@ class ComparisonSettings:
                 raise UsageError(f"{kind} are {', '.join(names) or 'none'}", fix="each one once")
         self._check_lr()
         if self.max_epochs is None and self.seconds is None:
-            raise UsageError("neither epochs nor seconds are given", fix="3 epochs, say")
+            raise UsageError("neither epochs nor seconds are given", fix=Fix(Argument("max_epochs", 3), ", say"))
         if self.max_epochs is not None:
             Totals(max_epochs=self.max_epochs)
         if self.seconds is not None and not (is_number(self.seconds) and self.seconds > 0):

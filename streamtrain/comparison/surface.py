@@ -42,7 +42,7 @@ def n_snapshots(n_runs: int, weights_bytes: int) -> int:
         raise BudgetError(
             f"{_LEAST_KEPT} snapshots of {n_runs} runs take {format_bytes(needed)}; the path of the weights has "
             f"{format_bytes(PATH_BYTES)}",
-            fix="fewer rules and optimizers, a smaller model, or no surface",
+            fix="fewer rules or optimizers, a smaller model, or no surface",
         )
     return min(n_fitting, _MOST_KEPT)
 

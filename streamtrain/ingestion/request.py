@@ -156,8 +156,14 @@ def solve_ingest(
     raise BudgetError(
         f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(least)}",
         why=f"The least an ingest of this data owns: {projection}",
-        fix=Fix(Argument("memory", f"{least / 10**6:.1f}MB"), f"{chunks}, or a smaller block"),
+        fix=Fix(Argument("memory", f"{least / 10**6:.1f}MB"), chunks, *_smaller_block(layout)),
     )
+
+
+def _smaller_block(layout: Layout) -> tuple[str | Argument, ...]:
+    """Name a smaller block where a part of the rows is one, and not several small ones."""
+    is_large = layout.block_rows > 1 and part_rows(layout) == layout.block_rows
+    return (", or a smaller ", Argument("block")) if is_large else ()
 
 
 def _smallest_budget(
@@ -215,15 +221,18 @@ def source_options(**options: object) -> SourceOptions:
             columns = parsed["columns"]
             parsed["columns"] = (columns,) if isinstance(columns, str) else tuple(columns)
     except (TypeError, ValueError, OverflowError, SyntaxError) as error:
-        raise UsageError(f"an option is not of its kind: {error}", fix="dtype='float32', shape=(28, 28), say") from None
+        raise UsageError(f"an option is not of its kind: {error}", fix=_OF_RAW) from None
     if "fields" in parsed:
         parsed["fields"] = _parse_fields(parsed["fields"])
     return SourceOptions(**parsed)
 
 
+_OF_RAW: Final = Fix(Argument("dtype", "float32"), " and ", Argument("shape", (28, 28)), ", say")
+
+
 def _parse_fields(chosen: object) -> dict[str, str]:
     if not isinstance(chosen, Mapping) or not all(isinstance(word, str) for pair in chosen.items() for word in pair):
-        fix = 'fields={"x": "images", "y": "labels"}, say'
+        fix = Fix(Argument("fields", {"x": "images", "y": "labels"}), ", say")
         raise UsageError(f"fields is {chosen!r}; it maps each field to what it is made of", fix=fix)
     if not chosen:
         raise UsageError("fields names none", fix="leave it out, for every field under its own name")
@@ -232,7 +241,7 @@ def _parse_fields(chosen: object) -> dict[str, str]:
 
 def parse_classes(classes: int | Sequence[str] | None) -> Classes | None:
     """Check a number of classes, or their names."""
-    fix = 'classes=10, or classes=["cat", "dog"], say'
+    fix = Fix(Argument("classes", 10), ", or ", Argument("classes", ["cat", "dog"]), ", say")
     if classes is None:
         return None
     if is_int(classes):

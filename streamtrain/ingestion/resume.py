@@ -55,7 +55,9 @@ def check_destination(path: Path, mode: Mode, *, resume: bool = False) -> None:
         what = "something that is not a dataset exists there; ingest writes only where nothing is, or over a dataset"
         raise UsageError(what, where=str(path), fix="choose another path")
     if state == "absent" and mode == "append":
-        raise DatasetError("no such dataset to append to", where=str(path), fix="ingest without append first")
+        raise DatasetError(
+            "no such dataset to append to", where=str(path), fix=Fix("ingest without ", Argument("append"), " first")
+        )
     if state == "incomplete" and not resume and mode != "overwrite":
         raise incomplete(path)
     if state == "committed" and mode == "create" and not resume:
@@ -82,7 +84,7 @@ def check_rereadable(source: Source) -> None:
         raise UsageError(
             "an ingest from an iterator cannot be resumed",
             why="It is read once, from the start, and nothing tells whether it gives the same rows again",
-            fix="leave resume out; or write the rows to files first, and ingest those",
+            fix=Fix("leave ", Argument("resume"), " out; or write the rows to files first, and ingest those"),
         )
 
 
@@ -106,7 +108,11 @@ def check_finished_ingest(
     """Refuse to take a dataset for the finished work of this ingest when it is not."""
     if not is_fingerprinted(source):
         what = "a dataset exists there already, and nothing tells whether it is of these arrays"
-        raise UsageError(what, where=str(path), fix="leave resume out, and overwrite it; or choose another path")
+        raise UsageError(
+            what,
+            where=str(path),
+            fix=Fix("leave ", Argument("resume"), " out, with ", OVERWRITE, "; or choose another path"),
+        )
     sources = manifest.sources[-len(source.provenance) :] if mode == "append" else manifest.sources
     there = dict(_flat("sources", list(sources)))
     here = dict(_flat("sources", _plain(source.provenance)))

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from streamtrain.errors import DamagedBlock, printable
+from streamtrain.errors import DamagedBlock, StreamtrainWarning, printable
 from streamtrain.loader.augmentation import Transform, batch_samples, sample_keys, takes_keys
 from streamtrain.loader.batch import Batch
 from streamtrain.loader.block_reader import BlockReader
@@ -87,7 +87,7 @@ class Quarantine:
         if len(self._found) > self._n_told:
             for out in self.found[self._n_told :]:
                 self._n_told += 1
-                warnings.warn(f"left out: {out}", stacklevel=4)
+                warnings.warn(f"left out: {out}", StreamtrainWarning, stacklevel=4)
         return self._n_told > 0
 
 

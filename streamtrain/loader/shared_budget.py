@@ -65,6 +65,19 @@ def smallest_shared_budget_bytes(training: int, measuring: Sequence[int]) -> int
     return max(of_training, *(least * BUDGET_PARTS for least in measuring)) if measuring else training
 
 
+def check_shared_memory(memory: int, training: int, measuring: Sequence[int]) -> None:
+    """Refuse a budget in which the training loader, or one that measures, would lack its least."""
+    in_all = smallest_shared_budget_bytes(training, measuring)
+    if memory < in_all:
+        needs = [f"training {format_bytes(training)}", *(f"measuring {format_bytes(each)}" for each in measuring)]
+        raise BudgetError(
+            f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(in_all)}",
+            why=f"It is shared: 1/{BUDGET_PARTS} for each loader that measures, the rest for the one that trains; "
+            f"the least that each works with is {', '.join(needs)}",
+            fix=Fix(Argument("memory", n_bytes=in_all)),
+        )
+
+
 DEFAULT_MEMORY: Final = "512MB"
 _MEGABYTE: Final = 10**6
 _SPARE_SHARE: Final = 12
@@ -226,9 +239,9 @@ def make_val_loader(val: Dataset, batch_size: int, memory: int, device: str, on_
         )
     except BudgetError as error:
         where = f"the validation data, whose loader has 1/{BUDGET_PARTS} of the memory"
-        raise BudgetError(
-            error.what,
-            where=where,
-            why=error.why,
-            fix=Fix("a larger ", Argument("memory"), ", or no ", Argument("val")),
-        ) from error
+        of_part = error.fix.argument("memory") if isinstance(error.fix, Fix) else None
+        assert of_part is not None
+        assert of_part.n_bytes is not None
+        whole = Argument("memory", n_bytes=BUDGET_PARTS * of_part.n_bytes)
+        fix = Fix(whole, " or more, or no ", Argument("val"))
+        raise BudgetError(error.what, where=where, why=error.why, fix=fix) from error

@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from streamtrain.errors import Lines, StallError, UsageError
+from streamtrain.errors import Argument, Fix, Lines, StallError, UsageError
 from streamtrain.loader.block_reader import BlockReader, PendingRead
 from streamtrain.system.events import ThreadSeconds
 
@@ -239,7 +239,7 @@ class Deadline:
             f"{_hanging(reads[0]) if reads else self._what} within {timeout:g} seconds",
             where=str(reads[0].file if reads else self._reader.path),
             why=Lines.of(["Where every thread stands:", thread_stacks(), f"Being read: {told or 'nothing'}"]),
-            fix="look at the disk, or wait longer with timeout=",
+            fix=Fix("look at the disk, or wait longer: ", Argument("timeout")),
         )
 
 

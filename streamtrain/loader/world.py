@@ -7,7 +7,7 @@ import sys
 import warnings
 from typing import Any, ClassVar, NoReturn, SupportsIndex
 
-from streamtrain.errors import UsageError
+from streamtrain.errors import StreamtrainWarning, UsageError
 
 _told: list[int] = []
 
@@ -27,9 +27,11 @@ def warn_of_ranks() -> None:
     if not _told and (n_ranks := world_size()) > 1:
         _told.append(n_ranks)
         warnings.warn(
-            f"{n_ranks} processes train together, and each reads all samples in the same order: a loader does not "
-            "share its epoch between ranks yet, so the gradient is that of one process at as many times the work. "
-            "Train in one process, or ingest a dataset of its own for each rank",
+            StreamtrainWarning(
+                f"{n_ranks} processes train together, and each reads all samples in the same order: a loader does not "
+                "share its epoch between ranks yet, so the gradient is that of one process at as many times the work",
+                fix="train in one process, or ingest a dataset of its own for each rank",
+            ),
             stacklevel=3,
         )
 

@@ -45,8 +45,11 @@ def align(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple[Tensor, Tens
 
 
 def _align_classes(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    if output.ndim == target.ndim == 2 and output.shape == target.shape and target.shape[1] > 1:
+        fix = "store class numbers: of one-hot labels y.argmax(axis=1)"
+        raise _wrong_dtype(loss, output, target, "int64 class labels, one a sample", fix)
     if target.dtype != torch.int64:
-        fix = "mse or l1, or store the labels as int64"
+        fix = Fix(Argument("loss", "mse"), " or ", Argument("loss", "l1"), ", or store the labels as int64")
         raise _wrong_dtype(loss, output, target, "int64 class labels", fix)
     if output.ndim == 2 and target.ndim == 2 and target.shape[1] == 1:
         target = target[:, 0]
@@ -58,7 +61,7 @@ def _align_classes(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple[Ten
 def _align_values(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     takes_any = loss.kind in ("numbers", "labels")
     if not (takes_any or target.dtype.is_floating_point or target.is_complex()):
-        fix = "cross_entropy for class labels, or store the target as a float"
+        fix = Fix(Argument("loss", "cross_entropy"), " for class labels, or store the target as a float")
         raise _wrong_dtype(loss, output, target, "a float target", fix)
     before = output, target
     output, target = drop_last_axis(output, target)

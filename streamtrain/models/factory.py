@@ -17,7 +17,7 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from streamtrain.errors import UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 from streamtrain.models.seeding import seeded_random
 
 Shape = tuple[int, ...]
@@ -66,7 +66,7 @@ def _cnn(argument: str, input_shape: Shape, n_outputs: int) -> nn.Module:
     to_channels = ToChannels(input_shape)
     channels, height, width = to_channels.output_shape
     if min(height, width) < 4:
-        raise UsageError(f"a cnn needs images of at least 4x4; a sample is {height}x{width}", fix="mlp:256,128, say")
+        raise UsageError(f"a cnn needs images of at least 4x4; a sample is {height}x{width}", fix=_MLP)
     return nn.Sequential(
         to_channels,
         nn.Conv2d(channels, 16, 3, padding=1),
@@ -82,6 +82,7 @@ def _cnn(argument: str, input_shape: Shape, n_outputs: int) -> nn.Module:
     )
 
 
+_MLP: Final = Fix(Argument("model", "mlp:256,128"), ", say")
 _BUILT_IN: Final[dict[str, Callable[[str, Shape, int], nn.Module]]] = {"linear": _linear, "mlp": _mlp, "cnn": _cnn}
 
 MODELS: Final = tuple(_BUILT_IN)
@@ -105,7 +106,7 @@ class ToChannels(nn.Module):
     def __init__(self, sample_shape: Shape) -> None:
         super().__init__()
         if len(sample_shape) not in (2, 3):
-            raise UsageError(f"a cnn needs images; a sample has the shape {sample_shape}", fix="mlp:256,128, say")
+            raise UsageError(f"a cnn needs images; a sample has the shape {sample_shape}", fix=_MLP)
         self._is_gray = len(sample_shape) == 2
         self._is_last = not self._is_gray and sample_shape[-1] in (1, 3, 4) and sample_shape[0] not in (1, 3, 4)
         shape = (1, *sample_shape) if self._is_gray else sample_shape
@@ -119,20 +120,25 @@ class ToChannels(nn.Module):
 
 def _refuse_argument(name: str, argument: str) -> None:
     if argument:
-        raise UsageError(f"model {name} takes no {argument!r}", fix=f"{name}, or mlp:{argument}")
+        raise UsageError(
+            f"model {name} takes no {argument!r}",
+            fix=Fix(Argument("model", name), ", or ", Argument("model", f"mlp:{argument}")),
+        )
 
 
 def _widths(argument: str) -> list[int]:
     words = [word.strip() for word in argument.split(",")]
     if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise UsageError(f"mlp widths {argument!r} are not positive integers", fix="mlp:256,128, say")
+        raise UsageError(f"mlp widths {argument!r} are not positive integers", fix=_MLP)
     return [int(word) for word in words]
 
 
 def _from_file(model: str, input_shape: Shape, n_outputs: int) -> nn.Module:
     file, _, name = model.rpartition(":")
     if not file or not name:
-        raise UsageError(f"model {model!r} names no factory", fix=f"{model.removesuffix(':')}:build, say")
+        raise UsageError(
+            f"model {model!r} names no factory", fix=Fix(Argument("model", f"{model.removesuffix(':')}:build"), ", say")
+        )
     factory = getattr(_import_file(Path(file)), name, None)
     if not callable(factory):
         raise UsageError(f"{file} has no callable {name!r}", fix="name a function or a class that the file defines")

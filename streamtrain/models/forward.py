@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import ResourceError, UsageError, first_line, unknown_name
+from streamtrain.errors import Argument, Fix, ResourceError, UsageError, first_line, unknown_name
 from streamtrain.models.alignment import dtype_name
 
 ForwardFunction = Callable[..., Tensor]
@@ -32,7 +32,7 @@ def check_autocast(autocast: str | torch.dtype | None) -> torch.dtype | None:
         raise UsageError(
             "autocast to float16",
             why="Small gradients vanish in it unless the loss is scaled; bfloat16 has the range of float32",
-            fix="autocast='bfloat16'",
+            fix=Fix(Argument("autocast", "bfloat16")),
         )
     if not isinstance(autocast, str) or autocast not in AUTOCAST:
         raise unknown_name("autocast", dtype_name(autocast), AUTOCAST)
@@ -60,6 +60,9 @@ def _narrowed(run: ForwardFunction, device: torch.device, dtype: torch.dtype) ->
     return forward
 
 
+_OFF: Final = Argument("compile", False)
+
+
 def _compiled(model: nn.Module) -> ForwardFunction:
     with _quiet():
         run = torch.compile(model)
@@ -79,14 +82,14 @@ def _compiled(model: nn.Module) -> ForwardFunction:
         except torch._dynamo.exc.TorchRuntimeError as error:
             # This error names the compiler's stand-ins for tensors; the model itself raises the readable one.
             model(*inputs)
-            raise ResourceError(_not_compiled(error), fix="train without compile") from error
+            raise ResourceError(_not_compiled(error), fix=Fix("train without it: ", _OFF)) from error
         except Exception as error:
             if not _is_of_compiler(error):
                 raise
             raise ResourceError(
                 _not_compiled(error),
                 why="torch.compile needs a C++ compiler on the CPU (the variable CXX may name one), and Triton on CUDA",
-                fix="install one, or train without compile",
+                fix=Fix("install one, or train without it: ", _OFF),
             ) from error
         return output
 

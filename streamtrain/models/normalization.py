@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 from streamtrain.store.layout import Field
 
 _EXACT_IN_FLOAT32: Final = ("bool", "int8", "uint8", "int16", "uint16", "float16", "float32")
@@ -32,11 +32,12 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
+        self.dtype = torch.float32
         self.register_buffer("mean", mean)
         self.register_buffer("std", torch.where(std == 0, torch.ones_like(std), std))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ((x.to(self.mean.dtype) - self.mean) / self.std).to(torch.float32)
+        return ((x.to(self.mean.dtype) - self.mean) / self.std).to(self.dtype)
 
 
 class MeanAndStd(Protocol):
@@ -71,7 +72,7 @@ def normalize_field(field: Field, statistics: InputStatistics) -> Normalize:
     if not (np.isfinite(mean).all() and np.isfinite(std).all()):
         raise UsageError(
             f"field {field.name} has a mean or standard deviation that is not finite",
-            fix="normalize=None, and rescale in the model",
+            fix=Fix(Argument("normalize", off=True), ", and rescale in the model"),
         )
     std = np.where(_is_rounding(mean, std), 0.0, std)
     is_narrow = field.dtype.name in _EXACT_IN_FLOAT32 and _fits_float32(mean, std)
@@ -110,7 +111,15 @@ class NormalizedModel(nn.Module):
         for name, module in modules.items():
             if name not in self.inputs:
                 raise unknown_name("input", name, self.inputs)
+            if isinstance(module, Normalize):
+                module.dtype = self._float_dtype()
             self._rescale[self.inputs.index(name)] = module.to(device)
+
+    def _float_dtype(self) -> torch.dtype:
+        """The dtype of the model's weights, where they have one of real numbers; else float32."""
+        dtypes = {weight.dtype for weight in self.model.parameters()}
+        (dtype,) = dtypes if len(dtypes) == 1 else {torch.float32}
+        return dtype if dtype.is_floating_point else torch.float32
 
     @property
     def calls_model(self) -> bool:

@@ -95,7 +95,10 @@ def _check_effect(update: str, options: StepOptions) -> None:
         raise UsageError(
             f"grad_sum_dtype is {dtype!r} with update={update!r}",
             why="Its steps are on one gradient, and nothing is summed",
-            fix=Fix(Argument("update", "epoch"), ", or accumulate_grad_batches of at least 2, or leave it out"),
+            fix=Fix(
+                *(Argument("update", "epoch"), ", or ", Argument("accumulate_grad_batches", 2), " at least, "),
+                "or leave it out",
+            ),
         )
 
 
@@ -112,5 +115,7 @@ def _check_line_search(update: str, optimizer: Optimizer, options: StepOptions) 
         raise UsageError(
             f"{given[0]} with {type(optimizer).__name__}",
             why="Only a line search knows J and its gradient at the weights that a step came to",
-            fix=Fix(Argument("optimizer", "lbfgs"), " or 'cg', or ", Argument("until_loss")),
+            fix=Fix(
+                Argument("optimizer", "lbfgs"), " or ", Argument("optimizer", "cg"), ", or ", Argument("until_loss")
+            ),
         )

@@ -87,7 +87,7 @@ def non_finite_error(loss: float) -> DivergedError:
     return DivergedError(
         f"the gradient is not finite, at a loss of {loss:g}" if math.isfinite(loss) else f"the loss is {loss}",
         why="The weights, or a sample, have left the range of the numbers",
-        fix="a smaller learning rate, or normalized inputs",
+        fix=Fix("a smaller ", Argument("lr"), ", or normalized inputs"),
     )
 
 

@@ -140,7 +140,7 @@ def _make(name: str, trained: list[torch.nn.Parameter], options: Mapping[str, ob
     make: Callable[..., Optimizer] = _KNOWN[name]
     try:
         return make(trained, **options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError(f"{name} refuses its arguments: {error}", fix="see torch.optim for what it takes") from error
 
 

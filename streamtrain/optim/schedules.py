@@ -220,7 +220,7 @@ class Schedule:
 
 
 def _plateau_by_step(name: str) -> UsageError:
-    return UsageError(f"{name} every step", why="It looks at an epoch's loss", fix="every='epoch'")
+    return UsageError(f"{name} every step", why="It looks at an epoch's loss", fix=Fix(Argument("every", "epoch")))
 
 
 def _taken(kind: type[LRScheduler]) -> dict[str, object]:
@@ -274,12 +274,14 @@ class OptimizerSchedules:
     def _check_beta1(self) -> None:
         if "betas" not in self._optimizer.param_groups[0]:
             name = type(self._optimizer).__name__
-            raise UsageError(f"beta1 with {name}, which has none", fix="adam, or one of its kin")
+            raise UsageError(
+                f"beta1 with {name}, which has none", fix=Fix(Argument("optimizer", "adam"), ", or one of its kin")
+            )
         schedule = self._schedule
         if schedule is not None and schedule.kind in _BY_STEP and schedule.options.get("cycle_momentum", True):
             raise UsageError(
                 "beta1 given beside a schedule that changes it",
-                fix="cycle_momentum=false as an option of the schedule, or no beta1",
+                fix=Fix(Argument("options", {"cycle_momentum": False}), " of the schedule, or no ", Argument("beta1")),
             )
 
     def _first_beta1(self) -> float:
@@ -313,7 +315,7 @@ class OptimizerSchedules:
             if completed.get(name) != self._completed.get(name):
                 raise UsageError(
                     f"the schedule was set up for {name}={self._completed[name]}; this call means {completed[name]}",
-                    fix=f"the {name} of both calls together, as an option of the schedule",
+                    fix=Fix("a new trainer with ", Argument("options", {name: completed[name]}), " of the schedule"),
                 )
 
     def _begin_beta1(self, n_steps: int) -> None:

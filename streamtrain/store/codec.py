@@ -22,7 +22,7 @@ import numpy.typing as npt
 from crc32c import crc32c
 from numcodecs import blosc
 
-from streamtrain.errors import UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 from streamtrain.store.layout import CHECKSUM_BYTES, CODECS, Codec, Layout
 
 Array = npt.NDArray[Any]
@@ -122,7 +122,7 @@ def check_encodable(layout: Layout) -> None:
     if layout.codec != "none" and largest > MOST_ENCODABLE_BYTES:
         raise UsageError(
             f"a block of {largest} bytes cannot be compressed: blosc takes at most {MOST_ENCODABLE_BYTES}",
-            fix="codec='none', or a smaller block",
+            fix=Fix(Argument("codec", "none"), ", or a smaller ", Argument("block")),
         )
 
 

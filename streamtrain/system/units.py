@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from streamtrain.errors import UsageError
+from streamtrain.errors import Argument, Fix, UsageError
 from streamtrain.system.arguments import is_int
 
 _MEGABYTE: Final = 10**6
@@ -33,7 +33,7 @@ def parse_bytes(size: int | str, *, name: str = "size") -> int:
     """Turn a size into bytes; ``name`` is what an error calls it."""
     n_bytes = size if is_int(size) else _parse(size, name)
     if n_bytes <= 0:
-        raise UsageError(f"{name} is {size!r}; it must be positive", fix=f"{name}='64MB', say")
+        raise UsageError(f"{name} is {size!r}; it must be positive", fix=Fix(Argument(name, "64MB"), ", say"))
     return n_bytes
 
 
@@ -43,7 +43,9 @@ def _parse(size: object, name: str) -> int:
     if match is None or unit not in _UNITS:
         known = "B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024)"
         raise UsageError(
-            f"{name} {size!r} is not a size", why=f"A size is a number and a unit: {known}", fix="'512MB', say"
+            f"{name} {size!r} is not a size",
+            why=f"A size is a number and a unit: {known}",
+            fix=Fix(Argument(name, "512MB"), ", say"),
         )
     return int(float(match.group(1)) * _UNITS[unit])
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import Argument, Fix, InputError, UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, InputError, StreamtrainWarning, UsageError, unknown_name
 from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import InputStatistics, Normalize, normalize_field
 from streamtrain.optim.gradients import BadWeightError, TrainingBatch, waits_for_reads
@@ -176,8 +176,10 @@ def check_stream(stream: BatchStream, model: nn.Module, update: str) -> None:
     n_last = len(stream.dataset) % stream.batch_size
     if n_last == 1 and not stream.drop_last and update != "sample" and _has_batch_norm(model):
         warnings.warn(
-            f"the last batch has one sample (of {stream.batch_size}), over which BatchNorm has no variance; "
-            "drop_last=True, or another batch_size, avoids it",
+            StreamtrainWarning(
+                f"the last batch has one sample (of {stream.batch_size}), over which BatchNorm has no variance",
+                fix=Fix(Argument("drop_last", True), ", or another ", Argument("batch_size")),
+            ),
             stacklevel=6,
         )
 
@@ -188,14 +190,19 @@ def warn_of_waiting_device(stream: BatchStream, device: torch.device, update: st
         return
     if update == "sample":
         warnings.warn(
-            f"update='sample' on {device}: every step waits for the device, which has nothing to do but one sample. "
-            "device='cpu' takes many times as many steps a second, for most models by a path of its own",
+            StreamtrainWarning(
+                f"the sample rule on {device}: every step waits for the device, which has nothing to do but one "
+                "sample. The CPU takes many times as many steps a second, for most models by a path of its own",
+                fix=Fix(Argument("device", "cpu")),
+            ),
             stacklevel=stacklevel,
         )
     elif hasattr(stream, "device") and str(stream.device or "cpu") == "cpu":
         warnings.warn(
-            f"the loader's batches stay in host memory, and every step waits until its own is copied to {device}; "
-            f"StreamLoader(..., device='{device}') brings them ahead",
+            StreamtrainWarning(
+                f"the loader's batches stay in host memory, and every step waits until its own is copied to {device}",
+                fix=Fix("a StreamLoader with ", Argument("device", str(device)), ", which brings them ahead"),
+            ),
             stacklevel=stacklevel,
         )
 

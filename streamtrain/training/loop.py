@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from streamtrain.errors import DivergedError, UsageError
+from streamtrain.errors import DivergedError, StreamtrainWarning, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import random_state, seeded_random, set_random_state
 from streamtrain.optim.gradients import (
@@ -208,6 +208,7 @@ class EpochLoop:
             warnings.warn(
                 f"epoch {self.counts.n_epochs + 1} was cut short on a stream of other data, or of another order: "
                 "what is left of it is not trained on, and the epoch begins anew",
+                StreamtrainWarning,
                 stacklevel=4,
             )
             self.begin_epoch_anew()

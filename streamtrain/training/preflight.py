@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import Argument, DivergedError, Fix, Lines, UsageError, first_line
+from streamtrain.errors import Argument, DivergedError, Fix, Lines, StreamtrainWarning, UsageError, first_line
 from streamtrain.loader.device.failures import is_device_failure, is_out_of_memory
 from streamtrain.models.alignment import align, drop_last_axis, dtype_name
 from streamtrain.models.losses import Loss
@@ -42,6 +42,7 @@ def warn_of_batch_dependent_modules(model: nn.Module, spans: str | None) -> None
         warnings.warn(
             f"{', '.join([*norms, *drops])} under {spans}: {'; '.join(filter(None, why))}; the "
             "step is not the one on all of these samples as one batch",
+            StreamtrainWarning,
             stacklevel=6,
         )
 
@@ -60,6 +61,7 @@ def warn_of_batch_dependent_loss(loss: Loss, output: Tensor, target: Tensor, spa
             f"{loss.name} under {spans}: it is no mean over the samples of a batch "
             f"({whole:.6g} over {len(target)} samples, {parts / len(target):.6g} over their halves), so the mean over "
             "the batches depends on how they are formed",
+            StreamtrainWarning,
             stacklevel=5,
         )
 
@@ -79,6 +81,7 @@ def warn_of_broadcast_loss(loss: Loss, output: Tensor, target: Tensor) -> None:
         warnings.warn(
             f"{loss.name} of an output of shape {tuple(output.shape)} and a target of {tuple(target.shape)} is "
             f"{told:.6g}, and {alike:.6g} where the axis of 1 is left out: it seems to broadcast one against the other",
+            StreamtrainWarning,
             stacklevel=5,
         )
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from streamtrain.errors import UsageError
+from streamtrain.errors import Argument, Fix, UsageError
 from streamtrain.optim.schedules import RunLength
 from streamtrain.system.arguments import check_int, is_number
 
@@ -62,7 +62,7 @@ class Totals:
             if total is not None:
                 check_int(total, name, least=0)
         if self.max_epochs is None and self.max_steps is None:
-            raise UsageError("neither max_epochs nor max_steps is given", fix="max_epochs=5, say")
+            raise UsageError("neither max_epochs nor max_steps is given", fix=Fix(Argument("max_epochs", 5), ", say"))
 
     def steps_reached_by(self, counts: Counts) -> bool:
         """Whether no step is left."""

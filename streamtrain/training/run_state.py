@@ -24,10 +24,10 @@ from streamtrain.errors import (
     Fix,
     Lines,
     ResourceError,
+    StreamtrainWarning,
     UsageError,
     differences,
     first_line,
-    printable,
     unknown_name,
 )
 from streamtrain.loader.stream_loader import StreamLoader
@@ -200,7 +200,7 @@ class RunState:
             self.unsaved = _unsaved(self._run.path, counts, error)
             if self._warns:
                 # The run goes on: there is nothing to resume yet.
-                warnings.warn(str(self.unsaved), stacklevel=3)
+                warnings.warn(StreamtrainWarning(self.unsaved.told(), fix=self.unsaved.fix), stacklevel=3)
             self.unsaved.fix = Fix(self.unsaved.fix, ", then the same with ", Argument("resume", "auto"))
             if not self._warns:
                 raise self.unsaved from error
@@ -235,7 +235,8 @@ class RunState:
         if tell is not None:
             tell(resumed)
         elif skipped:
-            warnings.warn(printable(f"damaged checkpoints were skipped: {'; '.join(skipped)}"), stacklevel=3)
+            text = f"damaged checkpoints were skipped: {'; '.join(skipped)}"
+            warnings.warn(text, StreamtrainWarning, stacklevel=3)
         if found is None:
             if self._rule.n_steps:
                 raise UsageError(
@@ -274,7 +275,7 @@ class RunState:
                 "the checkpoint is of another run",
                 where=str(found.path),
                 why=Lines.of(["It differs in", *(f"  {line}" for line in wrong), _FREE]),
-                fix=Fix("train as it was trained, or another ", Argument("checkpoint")),
+                fix=_how_to_resume(before, self._identity),
             )
 
     def _schema_difference(self) -> Iterator[str]:
@@ -337,8 +338,21 @@ class RunState:
             warnings.warn(
                 f"epoch {counts.n_epochs} was cut short by max_steps and counted as one, as earlier versions did: "
                 f"its last {n_left} batches are not trained on",
+                StreamtrainWarning,
                 stacklevel=4,
             )
+
+
+_AS_IT_WAS: Final = Fix("train as it was trained, or another ", Argument("checkpoint"))
+
+
+def _how_to_resume(before: Mapping[str, Any], now: Mapping[str, Any]) -> Fix:
+    """Say how the run can be resumed: also where its schedule was set up for another end."""
+    there, here = (of.get("schedule.T_max") for of in (before, now))
+    if there is None or there == here:
+        return _AS_IT_WAS
+    option = Argument("options", {"T_max": there})
+    return Fix("the schedule as it was set up, ", option, ", past whose end its rate rises again; or ", _AS_IT_WAS)
 
 
 def stream_state(stream: object) -> dict[str, Any] | None:
@@ -420,5 +434,7 @@ def open_run(
     if checkpoint is not None:
         return RunFolder(local_path(checkpoint), config, resumes=resumes)
     if resumes:
-        raise UsageError("resume without checkpoint", fix="checkpoint='runs/a', the folder of the run")
+        raise UsageError(
+            "resume without checkpoint", fix=Fix(Argument("checkpoint", "runs/a"), ", the folder of the run")
+        )
     return NullRunFolder()

@@ -123,15 +123,19 @@ def _budget(
 ) -> tuple[LoaderOptions, int]:
     """Return the loaders' budget in bytes, and the options with the lanes that follow from it."""
     least = 1
-    if options.max_memory:
-        order: dict[str, Any] = {"lanes": options.lanes, "groups": options.groups, "shuffle": options.shuffle}
-        least = smallest_budget_bytes(dataset, options.batch_size, **order)
-        if val is not None:
-            least_val = smallest_budget_bytes(val, min(options.batch_size, len(val)), shuffle=False)
-            least = smallest_shared_budget_bytes(least, [least_val])
+    if options.max_memory or val is not None:
+        order: dict[str, Any] = {"groups": options.groups, "shuffle": options.shuffle}
+        order["lanes"] = options.lanes if options.shuffle else None
+        training = smallest_budget_bytes(dataset, options.batch_size, **order)
+        measuring = (
+            [] if val is None else [smallest_budget_bytes(val, min(options.batch_size, len(val)), shuffle=False)]
+        )
+        least = smallest_shared_budget_bytes(training, measuring) if options.max_memory else 1
     memory = shared_budget.loader_budget_bytes(
         options.memory, options.max_memory, taken, least_bytes=least, held_now=held_bytes()
     )
+    if val is not None:
+        shared_budget.check_shared_memory(memory, training, measuring)
     if options.max_memory and not (options.memory or options.lanes):
         of_training = shared_budget.train_loader_bytes(memory, 1 if val else 0)
         lanes = shared_budget.steady_lanes(dataset, options.batch_size, of_training, groups=options.groups)

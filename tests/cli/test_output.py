@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from streamtrain.cli.output import epoch_head, memory_line, time_lines
+import warnings
+from pathlib import Path
+
+import pytest
+
+from streamtrain.cli import main as command_line
+from streamtrain.cli.output import as_command_line, epoch_head, memory_line, time_lines, warning_text
+from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.training.metrics import Speed
 
@@ -16,3 +23,43 @@ def test_lines_for_people() -> None:
         "time    4.0 s: compute 97.5%, transfer 0.0%, wait 2.5%",
         "threads 2.0 s of work: disk 25%, decode 12%, gather 50%, index 12%",
     ]
+
+
+@pytest.mark.parametrize(
+    ("fix", "python", "shell"),
+    [
+        (Fix(Argument("normalize", off=True)), "normalize=None", "--normalize none"),
+        (Fix(Argument("shape", (28, 28))), "shape=(28, 28)", "--shape 28,28"),
+        (Fix(Argument("every", "epoch")), "every='epoch'", "--schedule-every epoch"),
+        (Fix("wait longer: ", Argument("timeout")), "wait longer: timeout=", "wait longer: timeout= in Python"),
+        (
+            Fix(Argument("options", {"cycle_momentum": False, "T_max": 4})),
+            "options={'cycle_momentum': False, 'T_max': 4}",
+            "--schedule-option cycle_momentum=false --schedule-option T_max=4",
+        ),
+        (Fix(Argument("lr", {"sgd": 0.1, "batch:adam": 0.01})), None, "--lr sgd=0.1,batch:adam=0.01"),
+    ],
+)
+def test_a_remedy_in_python_and_in_a_shell(fix: Fix, python: str | None, shell: str) -> None:
+    assert python in (None, fix)
+    assert as_command_line(fix) == shell
+
+
+def test_a_message_ends_in_its_remedy_as_it_is() -> None:
+    assert str(UsageError("what.", why="why", fix="columns=...")) == "what. why. Fix: columns=..."
+    message = UsageError("what", where="here", fix=Fix(Argument("drop_last", True))).message()
+    assert message == "here: what. Fix: drop_last=True."
+    assert as_command_line(message) == "here: what. Fix: --drop-last."
+
+
+def test_a_warning_of_ours_is_in_a_shell_s_words_and_others_as_ever() -> None:
+    ours = StreamtrainWarning("the last batch has one sample", fix=Fix(Argument("drop_last", True)))
+    told = warning_text(ours, type(ours), "a.py", 3)
+    assert told == "warning: the last batch has one sample. Fix: --drop-last.\n"
+    assert warning_text(UserWarning("else"), UserWarning, "a.py", 3) == "a.py:3: UserWarning: else\n"
+
+
+def test_the_command_line_gives_the_format_of_warnings_back(tmp_path: Path) -> None:
+    before = warnings.formatwarning
+    assert command_line.main(["info", str(tmp_path)]) == 4
+    assert warnings.formatwarning is before

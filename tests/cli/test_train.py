@@ -205,7 +205,10 @@ def test_validation_data_of_another_shape_is_refused(stored: Path, capsys: pytes
 def test_a_budget_too_small_for_two_loaders_says_whose(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["train", f"{stored}/images.zarr", "--model", "linear", "--val", f"{stored}/val-images.zarr"]
     assert main([*args, "--memory", "6MB"]) == 5
-    assert "the validation data, whose loader has 1/4 of the memory: memory is 1.5 MB" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "memory is 6.0 MB, and the smallest that works is" in err
+    assert "1/4 for each loader that measures" in err
+    assert main([*args, "--epochs", "0", "--memory", err.rpartition("--memory ")[2].strip(" .\n")]) == 0
 
 
 def test_divergence_has_its_exit_code(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,7 +83,7 @@ def test_a_read_that_never_returns_is_an_error_with_every_threads_place(dataset:
         "\n  streamtrain-0: ",
         "gated",
         "Being read: block ",
-        "wait longer with timeout=",
+        "wait longer: timeout=",
     ):
         assert part in message
     assert not gate.open.is_set()

@@ -71,7 +71,7 @@ def test_under_a_launcher_it_is_said_once_and_where_the_loader_is_iterated(datas
     monkeypatch.setenv("WORLD_SIZE", "4")
     [(message, file)] = told(dataset)
     assert message.startswith("4 processes train together, and each reads all samples in the same order")
-    assert "Train in one process, or ingest a dataset of its own for each rank" in message
+    assert "train in one process, or ingest a dataset of its own for each rank" in message
     assert file == __file__
 
 

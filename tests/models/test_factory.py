@@ -58,7 +58,7 @@ def test_channels_come_to_the_front() -> None:
     [
         ("mpl:256", (8,), "did you mean 'mlp'"),
         ("resnet", (8,), "Known: cnn, linear, mlp"),
-        ("mlp", (8,), "not positive integers. Fix: mlp:256,128"),
+        ("mlp", (8,), "not positive integers. Fix: model='mlp:256,128'"),
         ("mlp:0", (8,), "not positive integers"),
         ("mlp:8,,8", (8,), "not positive integers"),
         ("linear:5", (8,), "model linear takes no '5'"),

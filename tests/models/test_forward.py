@@ -51,7 +51,7 @@ def test_no_compiler_is_said_plainly(monkeypatch):
     run = make_forward(nn.Linear(4, 2), device=CPU, compiled=True)
     with pytest.raises(ResourceError, match="the model cannot be compiled: No working C") as caught:
         run(torch.ones(1, 4))
-    assert "or train without compile" in str(caught.value)
+    assert "or train without it: compile=False" in str(caught.value)
 
 
 def test_what_the_model_takes_and_the_compiler_does_not_is_said_plainly(monkeypatch):
@@ -61,7 +61,7 @@ def test_what_the_model_takes_and_the_compiler_does_not_is_said_plainly(monkeypa
     monkeypatch.setattr(torch, "compile", lambda model: fails)
     with pytest.raises(ResourceError, match="the model cannot be compiled: RuntimeError when") as caught:
         make_forward(nn.Linear(4, 2), device=CPU, compiled=True)(torch.ones(1, 4))
-    assert caught.value.fix == "train without compile"
+    assert caught.value.fix == "train without it: compile=False"
 
 
 def test_a_model_that_does_not_fit_is_no_missing_compiler():

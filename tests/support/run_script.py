@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import runpy
 import subprocess
@@ -33,6 +34,13 @@ def help_of(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     said, errors = capsys.readouterr()
     assert errors == ""
     return said
+
+
+def is_ratio_of_rounded(ratio: float, numerator: float, denominator: float, *, digits: int = 0) -> bool:
+    """Whether a ratio, to three digits, can be that of two figures which were rounded afterwards."""
+    half, of_ratio = 0.5 * 10.0**-digits, 0.0006
+    most = (numerator + half) / (denominator - half) if denominator > half else math.inf
+    return (numerator - half) / (denominator + half) - of_ratio <= ratio <= most + of_ratio
 
 
 def results_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:

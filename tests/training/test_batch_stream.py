@@ -24,8 +24,8 @@ from streamtrain.training.batch_stream import (
     [
         ("cpu", "batch", None),
         ("cpu", "sample", None),
-        ("cuda:0", "batch", r"the loader's batches stay in host memory, .*device='cuda:0'\) brings them ahead"),
-        ("cuda:0", "sample", "update='sample' on cuda:0: every step waits for the device"),
+        ("cuda:0", "batch", r"the loader's batches stay in host memory, .*device='cuda:0', which brings them ahead"),
+        ("cuda:0", "sample", "the sample rule on cuda:0: every step waits for the device"),
     ],
 )
 def test_what_leaves_a_device_idle_is_warned_of(tmp_path, device, update, message):

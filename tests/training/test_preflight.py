@@ -31,7 +31,7 @@ MISFITS: list[tuple[Callable[[], nn.Module], str, str]] = [
     ),
     (lambda: nn.Linear(6, 2), "cross_entropy", "error  2 outputs for 3 classes. Fix: end the model in 3 outputs"),
     (lambda: nn.Linear(6, 4), "cross_entropy", "4 outputs for 3 classes"),
-    (lambda: nn.Linear(6, 1), "mse", "mse needs a float target; the target is int64. Fix: cross_entropy"),
+    (lambda: nn.Linear(6, 1), "mse", "mse needs a float target; the target is int64. Fix: loss='cross_entropy'"),
     (lambda: nn.LSTM(6, 3), "cross_entropy", "the model returns tuple. Fix: return one tensor"),
     (lambda: nn.Linear(6, 3).double(), "cross_entropy", "error  mat1 and mat2 must have the same dtype"),
 ]

@@ -19,7 +19,7 @@ from typing import IO, Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError, UsageError
+from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions, as_field, check_range, field_of
 from streamtrain.ingestion.sources.input_files import (
     ByteStream,
@@ -130,7 +130,10 @@ def probe_raw(path: Path, options: SourceOptions) -> PackedSource:
             f"raw binary needs the {missing} of one sample",
             where=str(path),
             why="The file itself does not say what it holds",
-            fix="dtype=float32 and shape=(3, 32, 32), say; shape=() is one number per sample",
+            fix=Fix(
+                *(Argument("dtype", "float32"), " and ", Argument("shape", (3, 32, 32)), ", say; "),
+                *("one number per sample is ", Argument("shape", ())),
+            ),
         )
     if any(length < 1 for length in options.shape):
         raise UsageError(

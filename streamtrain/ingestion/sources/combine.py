@@ -230,9 +230,10 @@ def with_labels(features: Source, labels: Source) -> Source:
         fix = "leave labels out, or the label column"
         raise UsageError("the features bring labels of their own (field 'y')", where=name_of(features), fix=fix)
     if len(labels.fields) != 1:
-        listed = ", ".join(field.name for field in labels.fields)
-        fix = Fix("give labels as a source of one field, or choose it: ", Argument("fields", {"y": "NAME"}))
-        raise InputError(f"the labels hold several fields: {listed}", where=name_of(labels), fix=fix)
+        names = [field.name for field in labels.fields]
+        chosen = Argument("fields", {TARGET: TARGET if TARGET in names else names[-1]})
+        fix = Fix("give labels as a source of one field, or choose it: ", chosen, ", say")
+        raise InputError(f"the labels hold several fields: {', '.join(names)}", where=name_of(labels), fix=fix)
     if features.n_samples is not None and labels.n_samples is not None:
         _check_counts(features, labels, features.n_samples, labels.n_samples)
     return LabelledSource(features, labels)

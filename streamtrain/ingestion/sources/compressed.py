@@ -10,7 +10,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -240,5 +240,14 @@ def _check_lengths(path: Path, members: tuple[Member, ...]) -> None:
             f"the members differ in rows: {lengths}",
             where=str(path),
             why="Every member is a field of the same samples",
-            fix=Fix("choose those that belong together: ", Argument("fields", {"x": "NAME", "y": "NAME"})),
+            fix=Fix("choose those that belong together: ", Argument("fields", _of_one_length(members)), ", say"),
         )
+
+
+def _of_one_length(members: Sequence[Member]) -> dict[str, str]:
+    """Name a member as x, and as y the next of its length, if there is one."""
+    names: dict[int, list[str]] = {}
+    for member in members:
+        names.setdefault(member.packing.n_rows, []).append(member.packing.field.name)
+    most = max(names.values(), key=len)
+    return dict(zip(("x", "y"), most, strict=False))

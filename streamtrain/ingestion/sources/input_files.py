@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError, UsageError
+from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.system.files import (
     is_of_machine,
@@ -113,7 +113,8 @@ def refuse_options(path: Path, kind: str, options: SourceOptions, *names: str) -
     """Refuse options that say nothing to a format, rather than overlook them."""
     for name in names:
         if getattr(options, name) is not None:
-            raise UsageError(f"{name} does not apply to {kind} files", where=str(path), fix=f"leave {name} out")
+            fix = Fix("leave ", Argument(name), " out")
+            raise UsageError(f"{name} does not apply to {kind} files", where=str(path), fix=fix)
 
 
 def read_range(path: Path, offset: int, out: npt.NDArray[Any]) -> None:

@@ -213,7 +213,7 @@ def _open(source: object, options: SourceOptions) -> Source:
         return _open_files(files, options)
     for option in dataclasses.fields(options):
         if getattr(options, option.name) is not None and option.name not in ("classes", "fields", "memory"):
-            raise UsageError(f"{option.name} applies to files only", fix=f"leave {option.name} out")
+            raise UsageError(f"{option.name} applies to files only", fix=Fix("leave ", Argument(option.name), " out"))
     # Before `Source` was a base class, a plug-in's source was known by its attributes.
     is_like_one = hasattr(source, "iter_blocks") and hasattr(source, "provenance")
     if options.fields is None and (isinstance(source, Source) or is_like_one):
@@ -291,7 +291,7 @@ def _check_one_kind(files: Sequence[Path], families: Sequence[FileFormat]) -> No
     kinds = {family.name: file for file, family in zip(files, families, strict=True)}
     if len(kinds) > 1:
         listed = "; ".join(f"{path} is {kind}" for kind, path in kinds.items())
-        fix = "give files of one kind; labels go to labels="
+        fix = Fix("give files of one kind; labels go to ", Argument("labels"))
         raise InputError("the files are of several kinds", where=str(files[0].parent), why=listed, fix=fix)
 
 

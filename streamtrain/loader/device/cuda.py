@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from streamtrain.errors import first_line
+from streamtrain.errors import Argument, Fix, StreamtrainWarning, first_line
 from streamtrain.loader.device.accelerator import Bytes, QueueMark, QueueWait
 from streamtrain.loader.device.failures import is_capture_conflict
 from streamtrain.loader.device.memory_terms import AllocatorTraits
@@ -254,6 +254,7 @@ class _HostLocking:
             warnings.warn(
                 f"{device}: host memory cannot be registered ({refused}), so torch allocates what is copied from, in "
                 "powers of two: some of the memory budget is lost to that",
+                StreamtrainWarning,
                 stacklevel=2,
             )
 
@@ -261,8 +262,11 @@ class _HostLocking:
         if self.way != "pageable":
             self.way = "pageable"
             warnings.warn(
-                f"{device}: host memory cannot be page-locked ({why}): batches are copied from plain memory, at a "
-                "third of the speed or less, and the loader's threads wait for it. pool='device' copies least",
+                StreamtrainWarning(
+                    f"{device}: host memory cannot be page-locked ({why}): batches are copied from plain memory, at a "
+                    "third of the speed or less, and the loader's threads wait for it",
+                    fix=Fix(Argument("pool", "device"), ", which copies least"),
+                ),
                 stacklevel=2,
             )
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamtrain.errors import StreamtrainWarning
 from streamtrain.loader.budget import LoaderSizes
 from streamtrain.loader.device.accelerator import Accelerator, Bytes, DeviceQueue, QueueMark
 from streamtrain.loader.device.failures import is_device_failure, is_out_of_memory
@@ -164,6 +165,7 @@ class _DeviceMemory:
         warnings.warn(
             f"{self._accelerator.device} has not done in {_DRAIN_SECONDS:g} seconds what a loader gave it to do: "
             "the loader's memory is kept until the process ends",
+            StreamtrainWarning,
             stacklevel=2,
         )
 

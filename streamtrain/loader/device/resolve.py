@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from streamtrain.errors import Argument, DeviceError, Fix, UsageError, first_line
+from streamtrain.errors import Argument, DeviceError, Fix, StreamtrainWarning, UsageError, first_line
 from streamtrain.loader.device.accelerator import Accelerator, SynchronousAccelerator
 from streamtrain.loader.device.cuda import CudaAccelerator
 from streamtrain.loader.device.failures import BUSY, CPU, NO_KERNEL
@@ -29,7 +29,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise UsageError(f"device {device!r} is none that torch knows", fix="auto, cpu, cuda or cuda:0") from error
+        raise UsageError(
+            f"device {device!r} is none that torch knows", fix=Fix(_AUTO, ", cpu, cuda or cuda:0")
+        ) from error
     if resolved.type == "meta":
         raise UsageError("device 'meta' holds no data, so nothing can be trained there", fix=_AUTO)
     if resolved.type == "cuda":
@@ -50,7 +52,8 @@ def _best_device() -> torch.device:
     try:
         _try_cuda(torch.device("cuda"))
     except DeviceError as error:
-        warnings.warn(f"there is a GPU, and it does not work, so the CPU is taken. {error}", stacklevel=3)
+        text = f"there is a GPU, and it does not work, so the CPU is taken. {error.told()}"
+        warnings.warn(StreamtrainWarning(text, fix=error.fix), stacklevel=3)
         return torch.device("cpu")
     return torch.device("cuda")
 

@@ -156,7 +156,7 @@ class DeviceTransfer:
                 f"the device did not come to the end of its work within {self._timeout:g} seconds",
                 where=str(self.device),
                 why="What was queued on it before the last batches is not done yet",
-                fix="look at what the device does (nvidia-smi), or wait longer with timeout=",
+                fix=Fix("look at what the device does (nvidia-smi), or wait longer: ", Argument("timeout")),
             )
 
     def close(self, close_pool: Callable[[], None]) -> None:
@@ -194,15 +194,15 @@ class DeviceTransfer:
         needed = self._on_device(projection)
         # Free memory may lie in pieces too small to be of use: then half of the budget is suggested.
         fits = projection.budget_bytes * free // needed if free < needed else projection.budget_bytes // 2
+        memory = Argument("memory", n_bytes=fits)
         where = "pool and batches" if self.pool_on_device else "batches"
         return DeviceError(
             f"the loader's {where} need {format_bytes(needed)} on the device, and {format_bytes(free)} are free",
             where=str(self.device),
             why=f"What the loader owns: {projection}",
-            fix=Fix(
-                Argument("memory", n_bytes=fits),
-                " or pool='host'" if self.pool_on_device else " or a smaller batch_size",
-            ),
+            fix=Fix(memory, " or ", Argument("pool", "host"))
+            if self.pool_on_device
+            else Fix(memory, " or a smaller ", Argument("batch_size")),
         )
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from torch import Tensor
 
-from streamtrain.errors import Argument, CheckpointError, Fix, UsageError, unknown_name
+from streamtrain.errors import Argument, CheckpointError, Fix, StreamtrainWarning, UsageError, unknown_name
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.sample_fast_path.loop import FastLoop
 from streamtrain.optim.sample_fast_path.supported import why_unsupported
@@ -72,7 +72,8 @@ class SamplePathChoice:
         if self._asked == "fast" or on_step is None or why_unsupported(replace(self._learner, on_step=None)):
             raise self._cannot_resume(reason)
         # An earlier version took the fast path in spite of a callback; such a run can still be resumed.
-        warnings.warn(f"the run took the fast sample path; it goes on by the plain one, as {reason}", stacklevel=2)
+        text = f"the run took the fast sample path; it goes on by the plain one, as {reason}"
+        warnings.warn(text, StreamtrainWarning, stacklevel=2)
         self._taken, self._why = "plain", reason
 
     def loop_for(self, inputs: tuple[Tensor, ...]) -> FastLoop | None:

@@ -17,14 +17,14 @@ from typing import Final
 
 import numpy as np
 
-from streamtrain.errors import Argument, Fix, UsageError, printable
+from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import TARGET, Names, Schema
 
 _N_SHOWN: Final = 12
 
 
-class UnnamedColumns(UserWarning):
+class UnnamedColumns(StreamtrainWarning):
     """Columns or classes have names on one side only, so they are matched by their places."""
 
 
@@ -52,7 +52,7 @@ def check_same_meaning(ours: Schema, theirs: Schema, *, fields: Iterable[str], o
 def warn_of_unnamed(text: str | None, *, stacklevel: int) -> None:
     """Issue what `check_same_meaning` returned as a Python warning, ``stacklevel`` callers up."""
     if text is not None:
-        warnings.warn(printable(text), UnnamedColumns, stacklevel=stacklevel + 1)
+        warnings.warn(text, UnnamedColumns, stacklevel=stacklevel + 1)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from run_script import ROOT, results_of
 def run(script: str, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / script), *words]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, input=text, timeout=110, cwd=ROOT, env=env)
+    return subprocess.run(command, capture_output=True, text=True, input=text, timeout=600, cwd=ROOT, env=env)
 
 
 def line(stage: str, fault: str, cases: int, wrong: int = 0) -> str:

@@ -11,7 +11,7 @@ from run_script import results_of, run_script
 @pytest.mark.parametrize("optimizer", ["lbfgs", "cg"])
 def test_a_minimum_is_found_and_measured(tmp_path: Path, optimizer: str) -> None:
     small = ["--samples", "300", "--peer", "none", "--optimizer", optimizer, "--folder", str(tmp_path)]
-    done = run_script("proofs/lbfgs.py", *small, timeout=110)
+    done = run_script("proofs/lbfgs.py", *small, timeout=600)
     (result,) = results_of(done)
     assert result["ok"]
     assert result["streamtrain"]["stopped_by"] == "grad_tolerance"

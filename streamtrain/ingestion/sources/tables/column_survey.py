@@ -9,14 +9,14 @@ text in quotes, or named as a class, they are names. Blanks around a name belong
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError
+from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.tables.arrow import (
     arrow,
     distinct_texts,
@@ -106,8 +106,13 @@ def add_typed_batch(columns: Sequence[ColumnSurvey], batch: Any, first_row: int)
             column.smallest, column.largest = min(column.smallest, least), max(column.largest, most)
 
 
-def add_text(column: ColumnSurvey, text: Any, first_row: int, place: Callable[[int], str]) -> None:
-    """Take in a run of a column whose type is to be found: whole numbers, else floats, else labels."""
+def add_text(
+    column: ColumnSurvey, text: Any, first_row: int, place: Callable[[int], str], features: Mapping[str, Any]
+) -> None:
+    """Take in a run of a column whose type is to be found: whole numbers, else floats, else labels.
+
+    ``features`` is the same run of all feature columns: where this one is no number, a message names those that are.
+    """
     _note_nulls(column, text, first_row)
     if column.is_label:
         text = _without_marks(column, _note_names(column, text, first_row), first_row)
@@ -124,16 +129,28 @@ def add_text(column: ColumnSurvey, text: Any, first_row: int, place: Callable[[i
         _add_numbers(column, numbers_in(values), first_row)
     elif not column.is_label:
         row = first_refused(text, _FLOAT64)
-        raise _not_a_number(column.name, text[row], place(first_row + row))
+        numbers = [name for name in features if parsed(features[name], _FLOAT64) is not None]
+        raise _not_a_number(column.name, text[row], place(first_row + row), numbers)
 
 
-def _not_a_number(name: str, text: Any, where: str) -> InputError:
+def _not_a_number(name: str, text: Any, where: str, numbers: Sequence[str]) -> InputError:
     return InputError(
         f"column {name!r} holds {text.as_py()!r}, which is not a number",
         where=where,
         why="Features are numbers",
-        fix="correct the value, or leave the column out by naming the others: columns=...",
+        fix=leaving_out("correct the value", numbers),
     )
+
+
+_MOST_NAMED: Final = 50
+
+
+def leaving_out(otherwise: str, names: Sequence[str]) -> Fix:
+    """Say how a column that cannot be read is left out: by naming those that can be."""
+    if not names:
+        return Fix(otherwise)
+    named = Argument("columns", list(names) if len(names) <= _MOST_NAMED else None)
+    return Fix(otherwise, ", or leave the column out by naming those of numbers: ", named)
 
 
 class FeatureSurvey:
@@ -161,7 +178,11 @@ class FeatureSurvey:
             values = parsed(text, _FLOAT64)
         if values is None:
             cell = first_refused(text, _FLOAT64)
-            raise _not_a_number(self.names[cell % n_features], text[cell], place(first_row + cell // n_features))
+            of_numbers = [
+                name for i, name in enumerate(self.names) if parsed(text[i::n_features], _FLOAT64) is not None
+            ]
+            where = place(first_row + cell // n_features)
+            raise _not_a_number(self.names[cell % n_features], text[cell], where, of_numbers)
         numbers = numbers_in(values)
         if self.dtype == _FLOAT64:
             for cell in _not_exact(text, numbers):

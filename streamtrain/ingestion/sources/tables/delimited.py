@@ -94,6 +94,7 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
     refuse_options(path, "CSV", options, "dtype", "shape")
     provenance = provenance_of(path, "csv")
     text = _open_text(path, options)
+    _check_delimiter(text, options)
     chosen = choose_columns(text.header, options, f"{path}:1")
     columns, n_rows, longest = _survey(text, chosen, options.classes)
     facts = ({**provenance[0], **facts_of(chosen)},)
@@ -132,6 +133,24 @@ def _open_text(path: Path, options: SourceOptions) -> DelimitedText:
 def _open_lines(path: Path, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
     with open_bytes(path) as file, io.TextIOWrapper(file, "utf-8-sig", errors, newline="") as text:
         yield text
+
+
+def _check_delimiter(text: DelimitedText, options: SourceOptions) -> None:
+    """Refuse a header of one name that another delimiter divides, where a column of several is asked for."""
+    (name, *more), path = text.header, text.path
+    found = next((mark for mark in _OTHER_DELIMITERS if mark in name and mark != text.delimiter), None)
+    wanted = {*(options.columns or ()), *([options.label_column] if options.label_column else [])}
+    if found is not None and not more and wanted != {name}:
+        to = shlex.quote(f"{path.stem}-tabs.tsv")
+        raise InputError(
+            f"the header has one column, {name[:80]!r}",
+            where=f"{path}:1",
+            why=f"The delimiter of a {path.suffix} is {text.delimiter!r}; here {found!r} seems to be it",
+            fix=f"convert it: tr '{found}' '\\t' < {shlex.quote(str(path))} > {to}",
+        )
+
+
+_OTHER_DELIMITERS: Final = (";", "|", "\t", ",")
 
 
 def _read_header(path: Path, delimiter: str) -> tuple[str, ...]:
@@ -174,15 +193,16 @@ def _survey(
         longest = max(longest, len(run))
         if len(text.header) < _WIDE:
             batch = _batch(text, chosen, run, n_rows, {})
+            numbers = dict(zip(chosen.features, batch.columns, strict=False))
             for column, values in zip(columns, batch.columns, strict=True):
-                add_text(column, values, n_rows, place)
+                add_text(column, values, n_rows, place, numbers)
             n_rows += batch.num_rows
         else:
             cells = _cells(text, run, n_rows)
             if chosen.features:
                 features.add_text(_features(text, chosen, cells), n_rows, place)
             for column in columns:
-                add_text(column, _label(text, chosen, cells), n_rows, place)
+                add_text(column, _label(text, chosen, cells), n_rows, place, {})
             n_rows += cells.n_rows
     columns = columns if len(text.header) < _WIDE else (*features.columns(), *columns)
     check_no_missing(columns, partial(_places, text), may_be_named=True)
@@ -323,10 +343,13 @@ def _unreadable(text: DelimitedText, reason: str) -> InputError:
 
 
 def _not_utf8(path: Path) -> InputError:
+    with open_bytes(path) as file:
+        has_mark = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding = "utf-16" if has_mark else "latin1"
     return InputError(
         f"not UTF-8 text: byte {_first_bad_byte(path):,} is part of no character",
         where=str(path),
-        fix=f"convert it, iconv -f latin1 -t utf-8 {shlex.quote(str(path))}, say",
+        fix=f"convert it: iconv -f {encoding} -t utf-8 {shlex.quote(str(path))} > {shlex.quote(f'utf8-{path.name}')}",
     )
 
 

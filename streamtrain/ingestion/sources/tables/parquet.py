@@ -29,6 +29,7 @@ from streamtrain.ingestion.sources.tables.column_survey import (
     ColumnSurvey,
     add_typed_batch,
     check_no_missing,
+    leaving_out,
     surveys_of,
 )
 from streamtrain.ingestion.sources.tables.table_columns import (
@@ -142,18 +143,26 @@ def _reading(where: str) -> Iterator[None]:
 
 def _check_types(path: Path, schema: Any, chosen: ChosenColumns) -> None:
     types = arrow("pyarrow.types")
-    for name in chosen.names:
-        declared = schema.field(name).type
-        kind = declared.value_type if types.is_dictionary(declared) else declared
-        is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+
+    def is_number(kind: Any) -> bool:
+        return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
+
+    kinds = {name: schema.field(name).type for name in chosen.names}
+    numbers = [name for name in chosen.features if is_number(_value_type(kinds[name]))]
+    for name, declared in kinds.items():
+        kind = _value_type(declared)
         is_string = types.is_string(kind) or types.is_large_string(kind)
-        if not is_number and not (is_string and name == chosen.label):
+        if not is_number(kind) and not (is_string and name == chosen.label):
             raise InputError(
                 f"column {name!r} is {declared}, which is not supported",
                 where=str(path),
                 why="Features are bool, integer or float columns; the label may be text",
-                fix="leave it out by naming the others: columns=..., or flatten it into number columns",
+                fix=leaving_out("make number columns of it", numbers),
             )
+
+
+def _value_type(declared: Any) -> Any:
+    return declared.value_type if arrow("pyarrow.types").is_dictionary(declared) else declared
 
 
 def _survey(

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import Fix, InputError, UsageError
+from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.ingestion.sources.base import (
     MOST_PIECE_BYTES,
     NO_READING,
@@ -120,7 +120,7 @@ def _check_header(header: Sequence[str], where: str) -> None:
 def _only_column(header: Sequence[str], where: str) -> str:
     if len(header) > 1:
         listed = _listed(header)
-        fix = f"label_column={header[-1]!r}, say"
+        fix = Fix(Argument("label_column", header[-1]), ", say")
         raise UsageError("which column holds the labels is not said", where=where, why=f"It has {listed}", fix=fix)
     return header[0]
 

@@ -1,0 +1,188 @@
+"""Reasons why a remedy has no world here; some are followed in the tests of their modules."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_REASONS: Final[dict[str, tuple[str, ...]]] = {
+    "needs a disk that fails in the middle of a run": (
+        "comparison/run.py:_RunTracker.epoch: {}, then compare again",
+        "comparison/run.py:_RunTracker.epoch: see to the disk, then compare again",
+        "training/run_state.py:RunState.save: {}, then the same with resume='auto'",
+        "training/run_state.py:_unsaved: see to the disk",
+    ),
+    "installs a package": (
+        "diagnostics/profile_charts.py:check_can_draw: pip install 'streamtrain[plot]', or png=False",
+        "ingestion/sources/tables/arrow.py:arrow: pip install 'streamtrain[arrow]'",
+    ),
+    "the tests run as root, whom no permission keeps out": (
+        "errors.py:remedy: give this user the permission (chmod, chown)",
+    ),
+    "arrays whose columns have names come from data frames, which the tests do not install": (
+        "ingestion/append.py:_check_columns: give the same columns, in that order",
+        "ingestion/sources/column_names.py:column_order: give the same columns, in whatever order",
+    ),
+    "needs a file that changes while it is read": (
+        "ingestion/ingest.py:checked_statistics: ingest again when nothing writes to it",
+        "ingestion/ingest.py:checked_statistics: give at least one row",
+        "ingestion/sources/tables/table_columns.py:TableSource._changed: ingest again when nothing writes to it",
+    ),
+    "needs a disk that fails otherwise than by being full": (
+        "ingestion/resume.py:_then_resume: see to the disk, then the same ingest with resume=True: {}",
+        "system/files.py:translate_os_errors: see to the disk, or choose another",
+    ),
+    "needs an array that lies about its shape": (
+        "ingestion/sources/arrays.py:_rows_of: correct the shape that the array claims",
+    ),
+    "is for who writes a plug-in": (
+        "ingestion/sources/base.py:check_source: correct the plug-in, or install a newer version of it",
+    ),
+    "needs a header made to do harm": (
+        "ingestion/sources/binary.py:packing_of: check that the file is what its name says",
+        "ingestion/sources/binary.py:read_header: write the file again",
+    ),
+    "needs an archive of gigabytes of zeros": (
+        "ingestion/sources/compressed.py:check_ratio: store it uncompressed if it is meant",
+    ),
+    "an archive's directory tells of the length before": (
+        "ingestion/sources/compressed.py:_check_end: write or download the file again",
+    ),
+    "needs an archive of gigabytes": (
+        "ingestion/sources/compressed.py:_check_reread: save it row by row, np.ascontiguousarray(x), or as a plain .npy, or allow more memory",
+    ),
+    "needs an archive made to do harm": ("ingestion/sources/compressed.py:_check_overlap: do not use this file",),
+    "needs an archive with a password, which Python cannot write": (
+        "ingestion/sources/compressed.py:_check_member: write the archive without a password",
+    ),
+    "needs a disk that fails to read": (
+        "ingestion/sources/input_files.py:check_file: copy it to another disk",
+        "ingestion/sources/registry.py:_listed: copy it to another disk",
+        "store/shard.py:unreadable: restore it from a copy, or ingest again",
+        "store/shard.py:LocalFile.__init__: restore it from a copy, or ingest again",
+        "training/checkpoint.py:_unreadable: train again",
+        "training/run_folder.py:RunFolder.why_not_after: another checkpoint=",
+        "training/run_folder.py:is_run: another checkpoint=",
+    ),
+    "needs a plug-in that is installed": (
+        "ingestion/sources/registry.py:_plugin: install a newer version of the plug-in, or what it needs",
+    ),
+    "needs a text that only Arrow refuses": ("ingestion/sources/tables/delimited.py:_refusal: write the file again",),
+    "needs a footer that lies about its rows": ("ingestion/sources/tables/parquet.py:probe: write the file again",),
+    "needs a GPU": (
+        "loader/device/cuda.py:_HostLocking._lock_no_more: pool='device', which copies least",
+        "loader/device/memory_terms.py:fit_to_device: memory={}{}",
+        "loader/device/resolve.py:_explained: a build of torch for it, or {}",
+        "loader/device/resolve.py:_explained: end that process, another GPU, or {}",
+        "loader/device/resolve.py:_explained: look at the driver (nvidia-smi), or {}",
+        "loader/device/transfer.py:Placement.__post_init__: one of {}",
+        "loader/device/transfer.py:DeviceTransfer._check_dtypes: batches on the CPU (device='cpu') with a transform that casts it, or data of float32",
+        "loader/device/transfer.py:DeviceTransfer._admit: look at what the device does (nvidia-smi), or wait longer: timeout=",
+        "loader/device/transfer.py:DeviceTransfer._too_small: {} or pool='host'",
+        "loader/device/transfer.py:DeviceTransfer._too_small: {} or a smaller batch_size=",
+        "training/batch_stream.py:warn_of_waiting_device: device='cpu'",
+        "training/batch_stream.py:warn_of_waiting_device: a StreamLoader with device={}, which brings them ahead",
+        "training/step_errors.py:explain_device: batch_size={}{}",
+        "training/step_errors.py:explain_device: a smaller model{}, or device='cpu'",
+    ),
+    "needs two threads that meet at a moment": ("loader/pool.py:Pool.next_span: close it when no one iterates it",),
+    "needs a machine without free memory": (
+        "loader/shared_budget.py:loader_budget_bytes: free memory; {} in all would do",
+    ),
+    "needs a GPU, whose batches take more than the loaders were checked for": (
+        "loader/shared_budget.py:make_val_loader: {} or more, or no val=",
+    ),
+    "needs the state of an earlier release": (
+        "loader/stream_loader.py:_in_this_order: finish that epoch with the release that began it, or begin a new run",
+    ),
+    "needs a forked process": ("loader/workers.py:Workers.check_process: make one in the child, or spawn it",),
+    "needs a disk that hangs": ("loader/workers.py:Deadline._stalled: look at the disk, or wait longer: timeout=",),
+    "needs several processes": (
+        "loader/world.py:warn_of_ranks: train in one process, or ingest a dataset of its own for each rank",
+    ),
+    "needs a machine without a compiler, or minutes of compiling": (
+        "models/forward.py:_compiled.forward: train without it: {}",
+        "models/forward.py:_compiled.forward: install one, or train without it: {}",
+    ),
+    "needs a device without float64": ("optim/gradient_sum.py:GradientSum._begin: grad_sum_dtype='compensated'",),
+    "needs a checkpoint of an earlier release": (
+        "optim/sample_fast_path/choice.py:SamplePathChoice._cannot_resume: train as it was trained, or another checkpoint=",
+    ),
+    "needs a manifest forged together with its digests": (
+        "store/dataset.py:_other_id: restore it from a copy, or ingest again",
+        "store/manifest.py:parse_manifest: restore it from a copy, or ingest again",
+        "store/manifest.py:check_manifest: restore it from a copy, or ingest again",
+        "store/manifest.py:_check_description: restore it from a copy, or ingest again",
+        "store/manifest.py:_check_claim: restore it from a copy, or ingest again",
+    ),
+    "needs text classes in one dataset and numbers in the other": (
+        "store/schema/matching.py:_numbers_difference: ingest both in the same way",
+    ),
+    "is a part of the remedies that name columns": (
+        "store/schema/matching.py:named_in_order: {} named in the other's order",
+    ),
+    "needs a file that changes between two reads": (
+        "store/shard.py:ShardReader._read_index: restore it from a copy, or ingest again",
+    ),
+    "needs a disk that stores other bytes than it was given": (
+        "store/shard.py:_ShardReadBack._named: restore it from a copy, or ingest again",
+    ),
+    "needs a shard that is whole, and whose blocks were moved inside it": (
+        "store/verify.py:_shard_damage: restore it from a copy, or ingest again",
+    ),
+    "needs a writer killed between two renames, and a file put in its place": (
+        "store/verify.py:remove_leftovers: move it away, then streamtrain.repair({})",
+    ),
+    "needs a lock file of another user": (
+        "store/writing/lock.py:_of_dead_writer: delete it if nobody writes the dataset",
+    ),
+    "needs a file system without locks": (
+        "store/writing/lock.py:_flock: write to a disk with file locks (flock), such as a local one, and copy the dataset from there",
+    ),
+    "needs a writer killed between two renames, and a link put in its place": (
+        "store/writing/staging.py:remove_dataset: move it away",
+    ),
+    "needs a folder of another user": (
+        "store/writing/staging.py:recover_interrupted_swap: streamtrain.repair({}), by somebody who may write there",
+    ),
+    "is a size in other remedies": ("system/units.py:megabytes: {}MB",),
+    "no dataset holds complex numbers: it needs a stream of the user's own": (
+        "training/batch_stream.py:check_weight_field: floats or integers",
+    ),
+    "needs a checkpoint of another release": ("training/checkpoint.py:_checked: the matching release",),
+    "is shown in the tests of `evaluate`, with a run that lacks it": ("cli/evaluate.py:_normalize: train again",),
+    "needs a model of gigabytes": (
+        "comparison/surface.py:n_snapshots: fewer rules or optimizers, a smaller model, or no surface",
+    ),
+    "two files of one format cannot name classes that differ": (
+        "ingestion/sources/combine.py:_with_classes: ingest them apart",
+    ),
+    "a folder is listed before; needs one that is made meanwhile": (
+        "ingestion/sources/input_files.py:check_file: give a file in it",
+    ),
+    "ingest refuses such names; needs a dataset of an earlier release": (
+        "loader/stream_loader.py:batch_type: ingest it again under other names: fields=",
+    ),
+    "needs statistics that no stored values have": (
+        "models/normalization.py:normalize_field: normalize={}, and rescale in the model",
+    ),
+    "needs gradients at the edge of float32": (
+        "optim/gradients.py:check_finite_sum: grad_sum_dtype='float64', or a loss of another scale",
+    ),
+    "the weights of a batch are refused with their samples before": (
+        "optim/gradients.py:check_least_weight: weights of at least 0",
+    ),
+    "labels out of range are refused before the first step": (
+        "optim/sample_fast_path/network.py:_one_hot: labels from 0 to {}",
+    ),
+    "a damaged checkpoint is skipped with its digest before its state is read": (
+        "training/checkpoint.py:read_tensors: train again",
+        "training/serialization.py:unpack: train again",
+        "training/run_state.py:RunState._put_back: another checkpoint=",
+    ),
+    "needs a stream of the user's own": ("training/run_state.py:RunState._put_back: a StreamLoader",),
+    "needs an optimizer of the user's own, with a state of odd objects": (
+        "training/serialization.py:pack.packed: tensors, numbers, texts, and lists and dicts of them",
+    ),
+}
+REASONS: Final = {key: reason for reason, keys in _REASONS.items() for key in keys}
+"""A remedy's key -> why it is not followed here."""

@@ -1,0 +1,234 @@
+"""Worlds of runs: their folders and checkpoints, harmed, resumed, evaluated and reported."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from tests.advice.command_line import TRAIN
+from tests.advice.remedies import all_remedies
+from tests.advice.training import fit
+from tests.advice.world import World, world
+
+_READER = "diagnostics/run_reader.py:"
+_CHECKPOINT = "training/checkpoint.py:"
+_EVALUATE = "cli/evaluate.py:"
+_FOLDER = "training/run_folder.py:"
+_MATCHING = "store/schema/matching.py:"
+AGAIN = "train again"
+
+
+def harmed(w: World, line: str, *harms: Callable[[Path], object]) -> None:
+    """Harm a run in each way: what reads it refuses, and works on one that was trained again."""
+    w.dataset()
+    w.works(f"{TRAIN} --out whole")
+    for harm in harms:
+        shutil.copytree("whole", "run")
+        harm(Path("run"))
+        assert AGAIN in w.refuses(line)
+        shutil.rmtree("run")
+        w.works(f"{TRAIN} --out run")
+        w.works(line)
+        shutil.rmtree("run"), shutil.rmtree("report.html", ignore_errors=True)
+
+
+def edited(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@world(
+    f"{_READER}read_run: {AGAIN}",
+    f"{_READER}_read_metrics: {AGAIN}",
+    f"{_READER}_parse: {AGAIN}",
+    f"{_READER}_read_memory: {AGAIN}",
+)
+def reports_of_damaged_runs(w: World) -> None:
+    deep: list[object] = []
+    for _ in range(50):
+        deep = [deep]
+    harmed(
+        w,
+        "report run",
+        lambda run: edited(run / "config.json", deep=deep),
+        lambda run: (run / "metrics.jsonl").unlink(),
+        lambda run: (run / "metrics.jsonl").write_text("{"),
+        lambda run: (run / "memory.json").write_text("[]"),
+    )
+
+
+@world(f"{_READER}_read_metrics: {AGAIN}, with resume='auto'")
+def a_report_of_a_run_that_did_not_begin(w: World) -> None:
+    w.dataset()
+    w.works(f"{TRAIN} --out run")
+    for path in (Path("run/metrics.jsonl"),):
+        path.write_text("")
+    shutil.rmtree("run/checkpoints")
+    w.refuses("report run")
+    w.works(f"{TRAIN} --out run --resume")
+    w.works("report run")
+
+
+@world(
+    f"{_EVALUATE}_check_types: {AGAIN}",
+    f"{_EVALUATE}_trained: {AGAIN}",
+    f"{_FOLDER}read_config: {AGAIN}",
+    f"{_FOLDER}read_schema: {AGAIN}",
+    f"{_CHECKPOINT}newest_checkpoint: {AGAIN}",
+)
+def evaluations_of_damaged_runs(w: World) -> None:
+    def incomplete(run: Path) -> None:
+        config = json.loads((run / "config.json").read_text())
+        del config["loss"]
+        (run / "config.json").write_text(json.dumps(config))
+
+    harmed(
+        w,
+        "evaluate run d.zarr --memory 16MB --batch-size 20",
+        lambda run: edited(run / "config.json", target=5),
+        incomplete,
+        lambda run: (run / "config.json").write_text("{"),
+        lambda run: (run / "schema.json").write_text("{"),
+        lambda run: shutil.rmtree(run / "checkpoints"),
+    )
+
+
+@world(f"{_FOLDER}_nearby_runs: one of {{}}", f"{_FOLDER}_nearby_runs: name the folder that a run wrote")
+def folders_that_are_no_run(w: World) -> None:
+    w.dataset()
+    Path("elsewhere").mkdir()
+    rest = "d.zarr --memory 16MB --batch-size 20"
+    w.refuses(f"evaluate elsewhere {rest}")
+    w.works(f"{TRAIN} --out runs/a")
+    named = w.refuses(f"evaluate runs/b {rest}").removeprefix("one of ")
+    w.works(f"evaluate {named} {rest}")
+
+
+@world(f"{_EVALUATE}_build: --model FILE.py:FACTORY")
+def a_run_of_a_model_made_in_python(w: World) -> None:
+    w.dataset()
+    Path("m.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(4, 3)\n")
+    w.works(f"{TRAIN.replace('linear', 'm.py:build')} --out run")
+    config = json.loads(Path("run/config.json").read_text())
+    del config["n_outputs"]
+    Path("run/config.json").write_text(json.dumps(config))
+    w.refuses("evaluate run d.zarr --memory 16MB --batch-size 20")
+    w.works("evaluate run d.zarr --memory 16MB --batch-size 20 --model m.py:build")
+
+
+@world(f"{_EVALUATE}_refuse_code_of_the_run: --model {{}}, if you trust it")
+def a_run_that_brings_its_model(w: World) -> None:
+    w.dataset()
+    Path("m.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(4, 3)\n")
+    w.works(f"{TRAIN.replace('linear', 'm.py:build')} --out run")
+    shutil.copy("m.py", "run/m.py")
+    edited(Path("run/config.json"), model="run/m.py:build")
+    w.typed("evaluate run d.zarr --memory 16MB --batch-size 20")
+
+
+@world(f"{_CHECKPOINT}load_weights: the model that the run was trained with")
+def weights_of_another_model(w: World) -> None:
+    w.dataset()
+    w.works(f"{TRAIN} --out run")
+    Path("m.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(4, 9)\n")
+    w.refuses("evaluate run d.zarr --memory 16MB --batch-size 20 --model m.py:build")
+    w.works("evaluate run d.zarr --memory 16MB --batch-size 20 --model linear")
+
+
+@world(
+    "training/run_state.py:_how_to_resume: train as it was trained, or another checkpoint=",
+    "training/run_state.py:_how_to_resume: the schedule as it was set up, {}, past whose end its rate rises again; or train as it was trained, or another checkpoint=",
+)
+def a_checkpoint_of_another_run(w: World) -> None:
+    w.dataset()
+    line = f"{TRAIN} --out run --schedule cosine"
+    w.works(f"{line} --epochs 2")
+    w.typed(f"{line} --epochs 4 --resume")
+    w.refuses(f"{line} --epochs 4 --resume --lr 0.5 --schedule-option T_max=2")
+    w.works(f"{TRAIN} --out other --schedule cosine --epochs 4 --lr 0.5 --resume")
+
+
+@world(
+    f"{_MATCHING}_columns_difference: ingest the same columns of both",
+    f"{_MATCHING}_columns_difference: ingest it again with {{}}",
+    f"{_MATCHING}_classes_difference: leave those samples out",
+)
+def validation_data_that_means_something_else(w: World) -> None:
+    rows = {"cat": "1,2,cat\n", "dog": "3,4,dog\n"}
+    Path("t.csv").write_text("a,b,y\n" + (rows["cat"] + rows["dog"]) * 10)
+    w.works("ingest t.csv d.zarr --label-column y")
+    for name, text in (
+        ("columns", "a,c,y\n1,2,cat\n3,4,dog\n"),
+        ("order", "b,a,y\n2,1,cat\n4,3,dog\n"),
+        ("classes", "a,b,y\n1,2,cat\n3,4,bird\n"),
+    ):
+        Path(f"{name}.csv").write_text(text)
+        w.works(f"ingest {name}.csv {name}.zarr --label-column y")
+        w.refuses(f"{TRAIN} --val {name}.zarr")
+    Path("columns.csv").write_text("a,b,y\n" + rows["cat"] + rows["dog"])
+    w.works("ingest columns.csv right.zarr --label-column y")
+    w.works("ingest order.csv reordered.zarr --label-column y --columns a,b")
+    Path("classes.csv").write_text("a,b,y\n" + rows["cat"])
+    w.works("ingest classes.csv fewer.zarr --label-column y")
+    for name in ("right", "reordered", "fewer"):
+        w.works(f"{TRAIN} --val {name}.zarr")
+
+
+def _without(path: Path, part: str) -> None:
+    """Make a checkpoint's state lack what a key of its safetensors names."""
+    path.write_bytes(path.read_bytes().replace(part.encode(), b"_" * len(part)))
+
+
+@world(f"{_CHECKPOINT}_checked: {AGAIN}", f"{_CHECKPOINT}_read_manifest: {AGAIN}")
+def evaluations_of_damaged_checkpoints(w: World) -> None:
+    line = "evaluate run d.zarr --memory 16MB --batch-size 20"
+
+    def each(harm: Callable[[Path], object]) -> Callable[[Path], object]:
+        return lambda run: [harm(folder) for folder in (run / "checkpoints").iterdir()]
+
+    harmed(
+        w,
+        line,
+        each(lambda folder: (folder / "model.safetensors").unlink()),
+        each(lambda folder: (folder / "model.safetensors").write_bytes(b"short")),
+        each(lambda folder: _without(folder / "model.safetensors", "weight")),
+        each(lambda folder: (folder / "manifest.json").write_text("{")),
+    )
+    remedy = all_remedies()[f"{_CHECKPOINT}_checked: {AGAIN}"]
+    assert w.has_said(remedy)
+
+
+@world(f"{_FOLDER}RunFolder.rewind: another checkpoint=")
+def metrics_that_are_gone(w: World) -> None:
+    w.dataset()
+    w.works(f"{TRAIN} --out run")
+    Path("run/metrics.jsonl").write_text("")
+    w.refuses(f"{TRAIN} --out run --epochs 2 --resume")
+    w.works(f"{TRAIN} --out another --epochs 2 --resume")
+
+
+@world("training/run_state.py:RunState.restore: a new trainer, or no resume")
+def a_trainer_that_has_trained_already(w: World) -> None:
+    data, run = w.dataset(), w.folder / "run"
+    trainer = fit(data)
+    w.refused(fit, data, on=trainer, checkpoint=run, resume="auto", max_epochs=2)
+    fit(data, checkpoint=run, resume="auto", max_epochs=2)
+    fit(data, on=trainer, checkpoint=w.folder / "other", max_epochs=2)
+
+
+@world("training/run_state.py:RunState.name_checkpoint_on_divergence: {}. The last checkpoint is {}")
+def divergence_after_a_checkpoint(w: World) -> None:
+    data, calls = w.dataset(), [0]
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        calls[0] += 1
+        return (output**2).mean() * (math.nan if calls[0] > 12 else 1)
+
+    run = w.folder / "run"
+    fix = w.refused(fit, data, loss=loss, checkpoint=run, max_epochs=99)
+    assert Path(fix.rpartition(" is ")[2]).is_dir()
+    fit(data, loss=lambda output, target: (output**2).mean(), checkpoint=w.folder / "mended", lr=1e-6, max_epochs=5)

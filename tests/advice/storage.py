@@ -1,0 +1,173 @@
+"""Worlds of a dataset on disk: opened, damaged, restored, repaired and locked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import streamtrain as st
+from streamtrain.store.verify import verify
+from streamtrain.store.writing import lock
+from streamtrain.store.writing.lock import writer_lock
+from streamtrain.system.files import Files
+from tests.advice.world import World, X, Y, world
+
+_RESTORE = "restore it from a copy, or ingest again"
+
+
+def harmed(w: World, harm: Callable[[Path], object]) -> None:
+    """Harm a dataset: it is refused or found damaged, and right again where it is restored, or ingested again."""
+    w.dataset("whole.zarr", block="64B", shard="512B", codec="lz4")
+    shutil.copytree("whole.zarr", "d.zarr")
+    harm(Path("d.zarr"))
+    try:
+        damage = verify("d.zarr", full=True).damage
+    except st.DatasetError as error:
+        w.note(error)
+        damage = (error,)
+    assert damage
+    shutil.rmtree("d.zarr")
+    shutil.copytree("whole.zarr", "d.zarr")
+    assert verify("d.zarr").damage == ()
+    st.ingest({"x": X, "y": Y}, "d.zarr", overwrite=True, progress=False)
+    assert verify("d.zarr").damage == ()
+
+
+def shard(folder: Path) -> Path:
+    return sorted(path for path in (folder / "x" / "c").rglob("*") if path.is_file())[0]
+
+
+def flipped(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def edited(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@world(f"store/shard.py:check_length: {_RESTORE}")
+def a_shard_that_is_gone_or_short(w: World) -> None:
+    harmed(w, lambda folder: shard(folder).unlink())
+    shutil.rmtree("whole.zarr"), shutil.rmtree("d.zarr")
+    harmed(w, lambda folder: shard(folder).write_bytes(b"short"))
+
+
+@world(f"store/shard.py:damaged_block: {_RESTORE}")
+def a_flipped_bit(w: World) -> None:
+    harmed(w, lambda folder: flipped(shard(folder), 3))
+
+
+@world(f"store/shard.py:parse_index: {_RESTORE}")
+def a_flipped_bit_of_an_index(w: World) -> None:
+    harmed(w, lambda folder: flipped(shard(folder), -6))
+
+
+@world(f"store/shard.py:read_bounded: {_RESTORE}")
+def a_root_that_is_too_large(w: World) -> None:
+    harmed(w, lambda folder: (folder / "zarr.json").write_bytes(b" " * 10**8))
+
+
+@world(f"store/shard.py:read_stored: {_RESTORE}")
+def a_changed_checksum_table(w: World) -> None:
+    table = "_streamtrain/crc32c/c/0/0"
+    harmed(w, lambda folder: flipped(folder / table, 5))
+
+
+@world(f"store/manifest.py:load_json: {_RESTORE}")
+def a_root_that_is_no_json(w: World) -> None:
+    harmed(w, lambda folder: (folder / "zarr.json").write_text("{"))
+
+
+@world(f"store/dataset.py:_read_root: {_RESTORE}")
+def a_root_with_more_in_it(w: World) -> None:
+    harmed(w, lambda folder: edited(folder / "zarr.json", more=1))
+
+
+@world(f"store/dataset.py:_read_manifest: {_RESTORE}")
+def another_manifest(w: World) -> None:
+    harmed(w, lambda folder: edited(folder / "_streamtrain/manifest.json", more=1))
+
+
+@world(f"store/manifest.py:_links: {_RESTORE}")
+def a_link_for_a_folder(w: World) -> None:
+    def harm(folder: Path) -> None:
+        (folder / "x").rename(w.folder / "elsewhere")
+        (folder / "x").symlink_to(w.folder / "elsewhere")
+
+    harmed(w, harm)
+
+
+@world(f"store/verify.py:_whole_damage: {_RESTORE}")
+def shards_without_a_table_to_hold_them_to(w: World) -> None:
+    def harm(folder: Path) -> None:
+        flipped(folder / "_streamtrain/crc32c/c/0/0", 5)
+        flipped(shard(folder), 3)
+
+    harmed(w, harm)
+
+
+@world("store/verify.py:_foreign: remove it")
+def a_file_that_nobody_wrote(w: World) -> None:
+    w.dataset()
+    Path("d.zarr/x/c/999").mkdir(parents=True)
+    stray = Path("d.zarr/x/c/999/0")
+    stray.write_text("mine")
+    assert w.run("verify d.zarr") == 4
+    stray.unlink()
+    w.works("verify d.zarr")
+
+
+@world(
+    "store/dataset.py:_read_root: give the directory ingest wrote",
+    "store/dataset.py:_read_root: ingest its arrays into a dataset",
+    "store/dataset.py:_read_root: upgrade streamtrain (pip install -U streamtrain)",
+    "store/dataset.py:_check_folder: did you mean {}?",
+    "store/dataset.py:_check_folder: check the path",
+    "store/dataset.py:_check_folder: ingest it first, and open the result",
+)
+def paths_that_are_no_dataset(w: World) -> None:
+    w.dataset("flights.zarr")
+    Path("runs").mkdir(), Path("x.csv").write_text("a\n1\n")
+    w.refuses("info runs")
+    Path("plain").mkdir(), Path("plain/zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    w.refuses("info plain")
+    shutil.copytree("flights.zarr", "newer.zarr")
+    root = json.loads(Path("newer.zarr/zarr.json").read_text())
+    root["attributes"]["streamtrain"]["format"] = 99
+    Path("newer.zarr/zarr.json").write_text(json.dumps(root))
+    w.refuses("info newer.zarr")  # nothing newer is there to be installed
+    assert "flights.zarr" in w.refuses("info fligths.zarr")
+    w.refuses("info qqqq/zzzz")
+    w.refuses("info x.csv")
+    w.works("ingest x.csv x.zarr")
+    w.works("info x.zarr")
+    w.works("info flights.zarr")
+
+
+@world("store/dataset.py:Dataset.__getitem__: the last one is {}")
+def a_sample_past_the_end(w: World) -> None:
+    dataset = w.dataset()
+    dataset[int(w.refused(dataset.__getitem__, 60).rpartition(" ")[2])]
+
+
+@world("store/writing/lock.py:_of_dead_writer: wait for it to end, or end it")
+def two_writers(w: World) -> None:
+    w.monkeypatch.setattr(lock, "_POLLS", 1)
+    with writer_lock(w.folder / "d.zarr", Files()):
+        w.refused(w.dataset)
+    w.dataset()
+
+
+@world("store/writing/staging.py:_refuse: move them away, or choose another path")
+def notes_inside_a_dataset(w: World) -> None:
+    rows = {"x": X, "y": Y}
+    Path("d.zarr/_streamtrain").mkdir(parents=True)
+    Path("d.zarr/_streamtrain/notes.txt").write_text("mine")
+    w.refused(st.ingest, rows, "d.zarr", overwrite=True, progress=False)
+    Path("d.zarr/_streamtrain/notes.txt").rename("notes.txt")
+    st.ingest(rows, "d.zarr", overwrite=True, progress=False)
+    st.ingest(rows, "e.zarr", progress=False)

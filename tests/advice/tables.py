@@ -1,0 +1,208 @@
+"""Worlds of tables: CSV, TSV and Parquet, their columns and their labels."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.advice.world import World, world
+
+_COLUMNS = "ingestion/sources/tables/table_columns.py:"
+_SURVEY = "ingestion/sources/tables/column_survey.py:"
+_CSV = "ingestion/sources/tables/delimited.py:"
+_PARQUET = "ingestion/sources/tables/parquet.py:"
+_COMBINE = "ingestion/sources/combine.py:"
+
+
+def rewritten(w: World, wrong: str, right: str, options: str = "") -> None:
+    """A table that is refused, and what its remedy makes of it."""
+    Path("t.csv").write_text(wrong)
+    w.refuses(f"ingest t.csv d.zarr {options}")
+    Path("t.csv").write_text(right)
+    w.works(f"ingest t.csv d.zarr {options}")
+
+
+@world(f"{_CSV}_check_delimiter: convert it: tr '{{}}' '\\t' < {{}} > {{}}")
+def another_delimiter(w: World) -> None:
+    Path("wine list.csv").write_text("acid;sugar;quality\n7.4;1.9;5\n7.8;2.6;6\n")
+    run_in_a_shell(w, ["ingest", "wine list.csv", "d.zarr", "--label-column", "quality"])
+
+
+@world(f"{_CSV}_not_utf8: convert it: iconv -f {{}} -t utf-8 {{}} > {{}}")
+def other_encodings(w: World) -> None:
+    for encoding in ("utf-16", "latin1"):
+        Path(f"{encoding} t.csv").write_text("a,größe\n1,0\n2,1\n", encoding=encoding)
+        run_in_a_shell(w, ["ingest", f"{encoding} t.csv", f"{encoding}.zarr"])
+
+
+def run_in_a_shell(w: World, words: list[str]) -> None:
+    """Run the command that a remedy names, and ingest what it writes."""
+    command = w.refuses(words).partition("convert it: ")[2]
+    subprocess.run(["sh", "-c", command], check=True)
+    written = command.rpartition("> ")[2].strip("'")
+    w.works([word if word != words[1] else written for word in words])
+
+
+@world(f"{_CSV}_open_text: add a first line of {{}} column names")
+def no_header(w: World) -> None:
+    rewritten(w, "1.5,2.5\n3.5,4.5\n", "a,b\n1.5,2.5\n3.5,4.5\n")
+
+
+@world(f"{_CSV}_read_header: write the file again", f"{_CSV}_read_header: check its quotes")
+def headers_that_cannot_be_read(w: World) -> None:
+    rewritten(w, "\n\n\n", "a\n1\n")
+    name = "n" * 140_000
+    Path("d.csv").write_text(f"{name},b\n1,2\n")
+    w.refuses("ingest d.csv e.zarr")
+    Path("d.csv").write_text("a,b\n1,2\n")
+    w.works("ingest d.csv e.zarr")
+
+
+@world(
+    f"{_CSV}_refusal: complete the line, close its quotes, or quote the values that hold a delimiter",
+    f"{_CSV}_refusal: close the quote",
+)
+def ragged_lines(w: World) -> None:
+    rewritten(w, "a,b\n1,2\n3\n", "a,b\n1,2\n3,4\n")
+    rows = "1,2\n" * 200_000
+    Path("q.csv").write_text(f'a,b\n1,"2\n{rows}')
+    w.refuses("ingest q.csv e.zarr")
+    Path("q.csv").write_text(f'a,b\n1,"2"\n{rows}')
+    w.works("ingest q.csv e.zarr")
+
+
+@world(
+    f"{_SURVEY}leaving_out: {{}}, or leave the column out by naming those of numbers: {{}}",
+)
+def columns_of_text(w: World) -> None:
+    Path("t.csv").write_text("a,b,c,y\n1,True,x,0\n2,False,z,1\n")
+    w.typed("ingest t.csv d.zarr --label-column y")
+    wide = [f"f{number}" for number in range(60)]
+    Path("w.csv").write_text(",".join([*wide, "b", "y"]) + "\n" + ",".join(["1"] * 60 + ["x", "0"]) + "\n")
+    w.refuses("ingest w.csv e.zarr --label-column y")
+    w.works(f"ingest w.csv e.zarr --label-column y --columns {','.join(wide)}")
+    pq.write_table(pa.table({"a": [1, 2], "when": [pa.scalar("x")] * 2, "y": [0, 1]}), "t.parquet")
+    w.typed("ingest t.parquet f.zarr --label-column y")
+
+
+@world(f"{_SURVEY}_check_exact: leave the column out, or split the number over two columns")
+def numbers_that_float64_rounds(w: World) -> None:
+    wrong = "a,b\n9007199254740993,1\n0.5,2\n"
+    Path("t.csv").write_text(wrong)
+    w.refuses("ingest t.csv d.zarr")
+    w.works("ingest t.csv d.zarr --columns b")
+    rewritten(w, wrong, "a,a2,b\n90071992,54740993,1\n0,0.5,2\n", "--overwrite")
+
+
+@world(
+    f"{_SURVEY}check_no_missing: fill them in or drop their rows in the source",
+    f"{_SURVEY}check_no_missing: fill them in or drop their rows in the source; where NA, null or the like is a class, "
+    'quote it, "NA", or name the classes',
+)
+def missing_values(w: World) -> None:
+    rewritten(w, "a,b\n1,\n2,3\n", "a,b\n1,0\n2,3\n")
+    rewritten(w, "a,y\n1,dog\n2,NA\n", 'a,y\n1,dog\n2,"NA"\n', "--overwrite --label-column y")
+    Path("t.csv").write_text("a,y\n1,dog\n2,NA\n")
+    w.works("ingest t.csv e.zarr --label-column y --classes NA,dog")
+
+
+@world(f"{_SURVEY}class_names: name another label column")
+def too_many_classes(w: World) -> None:
+    rows = "".join(f"{number},id{number},{number % 2}\n" for number in range(100_001))
+    Path("t.csv").write_text(f"a,id,y\n{rows}")
+    w.refuses("ingest t.csv d.zarr --columns a --label-column id")
+    w.works("ingest t.csv d.zarr --columns a --label-column y")
+
+
+@world(
+    f"{_COLUMNS}_check_header: rename one of them",
+    f"{_COLUMNS}_check_header: name it; or leave it out of the file, as pandas does with to_csv(..., index=False)",
+)
+def headers_with_faults(w: World) -> None:
+    rewritten(w, "a,a\n1,2\n", "a,b\n1,2\n")
+    rewritten(w, ",a\n0,2\n", "n,a\n0,2\n", "--overwrite")
+    rewritten(w, ",a\n0,2\n", "a\n2\n", "--overwrite")
+
+
+@world(f"{_COLUMNS}_only_column: label_column={{}}, say")
+def labels_in_a_table(w: World) -> None:
+    Path("x.csv").write_text("a,b\n1,2\n3,4\n"), Path("y.csv").write_text("id,y\n1,0\n2,1\n")
+    w.typed("ingest x.csv d.zarr --labels y.csv")
+
+
+@world(
+    f"{_COLUMNS}_check_chosen: did you mean {{}}?",
+    f"{_COLUMNS}_check_chosen: name one of these",
+    f"{_COLUMNS}_check_chosen: take it out of columns",
+    f"{_COLUMNS}_check_chosen: name it once",
+    f"{_COLUMNS}_check_chosen: name columns or a label column",
+)
+def columns_that_are_not_there(w: World) -> None:
+    Path("t.csv").write_text("acid,sugar,quality\n1,2,0\n3,4,1\n")
+    assert "'quality'" in w.refuses("ingest t.csv d.zarr --label-column qualty")
+    w.refuses("ingest t.csv d.zarr --label-column zzz")
+    w.refuses("ingest t.csv d.zarr --columns acid,quality --label-column quality")
+    w.refuses("ingest t.csv d.zarr --columns acid,acid --label-column quality")
+    w.works("ingest t.csv d.zarr --columns acid --label-column quality")
+    table = pa.table({"__index_level_0__": [0, 1]})
+    pq.write_table(table.replace_schema_metadata({"pandas": '{"index_columns": ["__index_level_0__"]}'}), "i.parquet")
+    w.refuses("ingest i.parquet e.zarr")
+    w.works("ingest i.parquet e.zarr --columns __index_level_0__")
+
+
+@world(f"{_COLUMNS}table_source: leave the file out")
+def a_table_without_rows(w: World) -> None:
+    Path("t.csv").write_text("a,b\n"), Path("u.csv").write_text("a,b\n1,2\n")
+    w.refuses("ingest t.csv u.csv d.zarr")
+    w.works("ingest u.csv d.zarr")
+
+
+@world(f"{_COLUMNS}in_order: {{}}, if it has them all; or ingest it as a dataset of its own")
+def tables_of_other_columns(w: World) -> None:
+    Path("a.csv").write_text("a,b\n1,2\n"), Path("b.csv").write_text("a,b,c\n1,2,3\n")
+    w.typed("ingest a.csv b.csv d.zarr")
+    w.works("ingest b.csv e.zarr")
+
+
+@world(f"{_COLUMNS}_check_fits: leave the column out, or store the other columns as whole numbers")
+def whole_numbers_beside_floats(w: World) -> None:
+    wrong = "a,b\n9007199254740994,0.5\n9007199254740995,1.5\n"
+    Path("t.csv").write_text(wrong)
+    w.refuses("ingest t.csv d.zarr")
+    w.works("ingest t.csv d.zarr --columns b")
+    rewritten(w, wrong, "a,b\n9007199254740994,5\n9007199254740995,15\n", "--overwrite")
+
+
+@world(f"{_PARQUET}_reading: write or download the file again")
+def a_damaged_parquet_file(w: World) -> None:
+    pq.write_table(pa.table({"a": list(range(1000))}), "t.parquet")
+    whole = Path("t.parquet").read_bytes()
+    Path("t.parquet").write_bytes(whole[: len(whole) // 2])
+    w.refuses("ingest t.parquet d.zarr")
+    Path("t.parquet").write_bytes(whole)
+    w.works("ingest t.parquet d.zarr")
+
+
+@world(f"{_COMBINE}_unite_classes: write all labels as text, or all as numbers")
+def labels_of_two_kinds(w: World) -> None:
+    Path("a.csv").write_text("a,y\n1,cat\n"), Path("b.csv").write_text("a,y\n1,0\n")
+    w.refuses("ingest a.csv b.csv d.zarr --label-column y")
+    Path("b.csv").write_text("a,y\n1,dog\n")
+    w.works("ingest a.csv b.csv d.zarr --label-column y")
+
+
+@world(
+    f"{_COMBINE}_codes: correct the labels, or the number of classes",
+    f"{_COMBINE}_codes: correct the labels, or name their classes too",
+)
+def text_labels_beyond_the_classes(w: World) -> None:
+    Path("t.csv").write_text("a,y\n1,cat\n2,dog\n3,bird\n")
+    w.refuses("ingest t.csv d.zarr --label-column y --classes 2")
+    w.refuses("ingest t.csv d.zarr --label-column y --classes cat,dog")
+    w.works("ingest t.csv d.zarr --label-column y --classes 3")
+    w.works("ingest t.csv e.zarr --label-column y --classes cat,dog,bird")
+    Path("t.csv").write_text("a,y\n1,cat\n2,dog\n3,dog\n")
+    w.works("ingest t.csv f.zarr --label-column y --classes 2")
