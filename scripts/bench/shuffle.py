@@ -38,7 +38,7 @@ from scripts.bench.shuffle_orders import I64, rolling_window, shuffle_buffer, wi
 from scripts.bench.shuffle_spectrum import PARTS, largest_power
 from scripts.bench.shuffle_training import bench_sections, bench_training, describe_training
 from scripts.runner import Result, new_parser, require_disk, run
-from streamtrain.loader.block_reader import BlockReader
+from streamtrain.loader.reading.block_reader import BlockReader
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.shuffle.quality import Array, LabelPopulation, ShuffleQuality, label_population, measure_quality
 

@@ -12,15 +12,8 @@ import click
 
 from streamtrain.cli.output import emit, json_option
 from streamtrain.errors import Lines, ResourceError, UsageError
-from streamtrain.system.files import (
-    is_folder,
-    is_of_machine,
-    local_path,
-    names_in,
-    numbered_folder,
-    status_of,
-    translate_os_errors,
-)
+from streamtrain.system.files import is_folder, local_path, names_in, numbered_folder, status_of
+from streamtrain.system.refusals import is_of_machine, translate_os_errors
 
 PROFILES: Final = Path("profiles")
 

@@ -26,7 +26,7 @@ import click
 
 from streamtrain.cli.output import error_text, note, warning_text
 from streamtrain.errors import Lines, ResourceError, StreamtrainError, printable, unknown_name
-from streamtrain.system.files import is_of_machine, os_failure
+from streamtrain.system.refusals import is_of_machine, os_failure
 from streamtrain.system.signals import terminated_cleanly
 from streamtrain.system.units import format_bytes
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from streamtrain.errors import Argument, Call, Fix, Lines, StreamtrainError, StreamtrainWarning, printable
-from streamtrain.system.files import os_failure
 from streamtrain.system.json_values import to_json_value
+from streamtrain.system.refusals import os_failure
 from streamtrain.system.units import format_bytes, format_duration, megabytes
 
 if TYPE_CHECKING:

@@ -33,8 +33,8 @@ import psutil
 
 from streamtrain.errors import UsageError
 from streamtrain.system.events import EVENTS_VARIABLE, RecordedEvent, read_events
-from streamtrain.system.files import is_of_machine, os_failure
 from streamtrain.system.memory import control_groups
+from streamtrain.system.refusals import is_of_machine, os_failure
 
 _PROC: Final = Path("/proc")
 _COUNTED: Final = re.compile(rb"^Rss(Anon|Shmem|File):\s+(\d+) kB", re.MULTILINE)

@@ -12,7 +12,8 @@ from typing import Any, Final
 from streamtrain.diagnostics.charts import is_placed
 from streamtrain.errors import Argument, CheckpointError, Fix
 from streamtrain.store.writing.lock import is_folder_locked
-from streamtrain.system.files import read_failure, read_whole
+from streamtrain.system.files import read_whole
+from streamtrain.system.refusals import read_failure
 from streamtrain.training.run_folder import CONFIG, MEMORY, METRICS, read_config
 
 _KINDS: Final = ("batch", "epoch", "measured")

@@ -40,7 +40,8 @@ from streamtrain.store.writing.staging import (
     successor,
     tidy,
 )
-from streamtrain.system.files import Files, refusal_behind
+from streamtrain.system.files import Files
+from streamtrain.system.refusals import refusal_behind
 
 _N_SHOWN: Final = 8
 

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import BudgetError, UsageError
-from streamtrain.loader.block_reader import BlockReader
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, shuffle_of, solve
+from streamtrain.loader.reading.block_reader import BlockReader
 from streamtrain.shuffle.order import I64, EpochOrder, shuffled_order
 from streamtrain.shuffle.quality import (
     Array,

@@ -23,7 +23,7 @@ from torch import Tensor
 from streamtrain.errors import DamagedBlock, StreamtrainWarning, printable
 from streamtrain.loader.augmentation import Transform, batch_samples, sample_keys, takes_keys
 from streamtrain.loader.batch import Batch
-from streamtrain.loader.block_reader import BlockReader
+from streamtrain.loader.reading.block_reader import BlockReader
 from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout

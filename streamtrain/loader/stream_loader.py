@@ -16,8 +16,8 @@ from streamtrain.loader.augmentation import Transform
 from streamtrain.loader.batch import Batch, batch_type
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, epoch_orders, expect, solve
 from streamtrain.loader.device.transfer import Placement, make_transfer
-from streamtrain.loader.pool import Pool
 from streamtrain.loader.quarantine import EMPTY_BATCH, Quarantine, QuarantinedBlock, batch_finisher, reader_of
+from streamtrain.loader.reading.pool import Pool
 from streamtrain.loader.telemetry import LoaderTelemetry
 from streamtrain.loader.world import OfOneProcess, warn_of_ranks
 from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from streamtrain.errors import DatasetError, StreamtrainError
-from streamtrain.system.files import read_failure, with_room
+from streamtrain.system.refusals import read_failure, with_room
 from streamtrain.system.syscalls import SYSTEM
 
 RESTORE: Final = "restore it from a copy, or ingest again"

@@ -37,7 +37,8 @@ from streamtrain.store.schema.columns import INPUT, TARGET, Schema, schema_of
 from streamtrain.store.shard import ShardReader, damaged_block, read_bounded, read_stored, unread_block
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
-from streamtrain.system.files import Files, is_there, local_path, names_in, refusal_behind
+from streamtrain.system.files import Files, is_there, local_path, names_in
+from streamtrain.system.refusals import refusal_behind
 from streamtrain.system.syscalls import SYSTEM
 from streamtrain.system.units import format_bytes
 

@@ -32,8 +32,8 @@ from streamtrain.store.moments import Summary
 from streamtrain.store.shard import ShardReader, StoredFile, check_length, index_bytes, read_stored
 from streamtrain.store.statistics import MOST_VALUES, Histogram, settle_summary, stats_shape
 from streamtrain.system.arguments import is_int
-from streamtrain.system.files import is_of_machine
 from streamtrain.system.json_values import number_or_nan, objects, texts, texts_or_none, whole_number
+from streamtrain.system.refusals import is_of_machine
 from streamtrain.system.syscalls import SYSTEM
 
 FORMAT: Final = 1

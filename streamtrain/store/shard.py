@@ -36,7 +36,8 @@ from streamtrain.store.codec import (
     header_mismatch,
 )
 from streamtrain.store.layout import CHECKSUM_BYTES, Field, Layout
-from streamtrain.system.files import FileWriter, refusal_behind
+from streamtrain.system.files import FileWriter
+from streamtrain.system.refusals import refusal_behind
 from streamtrain.system.syscalls import SYSTEM
 
 _NO_LINKS: Final = "put the file itself there (DVC: cache.type copy; git-annex: unlock), or restore it from a copy"

@@ -39,7 +39,8 @@ from streamtrain.store.writing.staging import (
     tidy,
 )
 from streamtrain.store.zarr_metadata import PRIVATE, shard_key
-from streamtrain.system.files import Files, is_there, local_path, translate_os_errors, walk
+from streamtrain.system.files import Files, is_there, local_path, walk
+from streamtrain.system.refusals import translate_os_errors
 from streamtrain.system.syscalls import SYSTEM
 
 _PIECE_BYTES: Final = 1 << 20

@@ -33,20 +33,9 @@ from torch import Tensor, nn
 
 from streamtrain.errors import CheckpointError, ResourceError, StreamtrainError, first_line
 from streamtrain.store.writing.lock import is_folder_locked
-from streamtrain.system.files import (
-    Files,
-    is_folder,
-    is_regular,
-    is_there,
-    names_in,
-    open_to_read,
-    read_failure,
-    read_whole,
-    refusal_behind,
-    translate_os_errors,
-    translate_read_errors,
-)
+from streamtrain.system.files import Files, is_folder, is_regular, is_there, names_in, open_to_read, read_whole
 from streamtrain.system.json_values import objects, whole_number
+from streamtrain.system.refusals import read_failure, refusal_behind, translate_os_errors, translate_read_errors
 from streamtrain.system.syscalls import SYSTEM
 from streamtrain.training.serialization import check_tensors, write_tensors
 

@@ -33,17 +33,19 @@ from streamtrain.store.writing.lock import FOLDER_LOCK, check_folder_unlocked, f
 from streamtrain.system.files import (
     Files,
     is_folder,
-    is_of_machine,
     is_regular,
     is_temporary,
     is_there,
     local_path,
     names_in,
     open_to_read,
-    os_failure,
-    read_failure,
     read_whole,
     status_of,
+)
+from streamtrain.system.refusals import (
+    is_of_machine,
+    os_failure,
+    read_failure,
     translate_os_errors,
     translate_read_errors,
     with_room,

@@ -84,7 +84,9 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "training/step_errors.py:explain_device: batch_size={}{}",
         "training/step_errors.py:explain_device: a smaller model{}, or device='cpu'",
     ),
-    "needs two threads that meet at a moment": ("loader/pool.py:Pool.next_span: close it when no one iterates it",),
+    "needs two threads that meet at a moment": (
+        "loader/reading/pool.py:Pool.next_span: close it when no one iterates it",
+    ),
     "needs a machine without free memory": (
         "loader/shared_budget.py:loader_budget_bytes: free memory; {} in all would do",
     ),
@@ -94,8 +96,10 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "needs the state of an earlier release": (
         "loader/stream_loader.py:_in_this_order: finish that epoch with the release that began it, or begin a new run",
     ),
-    "needs a forked process": ("loader/workers.py:Workers.check_process: make one in the child, or spawn it",),
-    "needs a disk that hangs": ("loader/workers.py:Deadline._stalled: look at the disk, or wait longer: timeout=",),
+    "needs a forked process": ("loader/reading/workers.py:Workers.check_process: make one in the child, or spawn it",),
+    "needs a disk that hangs": (
+        "loader/reading/workers.py:Deadline._stalled: look at the disk, or wait longer: timeout=",
+    ),
     "needs several processes": (
         "loader/world.py:warn_of_ranks: train in one process, or ingest a dataset of its own for each rank",
     ),

@@ -19,9 +19,9 @@ import pytest
 
 import streamtrain
 from streamtrain.errors import StallError
-from streamtrain.loader.block_reader import BlockReader
+from streamtrain.loader.reading.block_reader import BlockReader
+from streamtrain.loader.reading.workers import thread_stacks
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.loader.workers import thread_stacks
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.shard import ShardReader
 
@@ -197,7 +197,7 @@ def test_ctrl_c_at_any_moment_leaves_nothing(dataset: Dataset, seed: int) -> Non
 def test_an_interpreter_ends_though_a_read_does_not(dataset: Dataset, tmp_path: Path) -> None:
     code = """
 import sys, threading, streamtrain
-from streamtrain.loader.block_reader import BlockReader
+from streamtrain.loader.reading.block_reader import BlockReader
 BlockReader.read = lambda *a: threading.Event().wait()
 loader = streamtrain.StreamLoader(streamtrain.open(sys.argv[1]), batch_size=16, memory="16MB", timeout=0.2)
 next(iter(loader))
@@ -212,7 +212,7 @@ next(iter(loader))
 def test_sigint_ends_a_process_that_waits_for_its_disk(dataset: Dataset) -> None:
     code = """
 import sys, threading, streamtrain
-from streamtrain.loader.block_reader import BlockReader
+from streamtrain.loader.reading.block_reader import BlockReader
 BlockReader.read = lambda *a: threading.Event().wait()
 loader = streamtrain.StreamLoader(streamtrain.open(sys.argv[1]), batch_size=16, memory="16MB")
 print("waiting", flush=True)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import streamtrain as st
-from streamtrain.loader.block_reader import BlockReader
 from streamtrain.loader.plan import few_lanes, plan
+from streamtrain.loader.reading.block_reader import BlockReader
 from streamtrain.shuffle.quality import label_population, measure_quality
 
 N = 60_000

@@ -201,8 +201,8 @@ def test_two_iterations_at_once_are_an_error(dataset):
 
 def test_the_next_epoch_needs_no_restart(dataset, monkeypatch):
     seeks = []
-    seek = streamtrain.loader.pool.Pool.seek
-    monkeypatch.setattr(streamtrain.loader.pool.Pool, "seek", lambda *a: seeks.append(a[1:3]) or seek(*a))
+    seek = streamtrain.loader.reading.pool.Pool.seek
+    monkeypatch.setattr(streamtrain.loader.reading.pool.Pool, "seek", lambda *a: seeks.append(a[1:3]) or seek(*a))
     with StreamLoader(dataset, batch_size=64, memory="4MB") as loader:
         for _ in range(3):
             list(loader)
@@ -211,8 +211,10 @@ def test_the_next_epoch_needs_no_restart(dataset, monkeypatch):
 
 def test_a_dataset_that_fits_is_read_once(dataset, monkeypatch):
     reads = []
-    read = streamtrain.loader.block_reader.BlockReader.read
-    monkeypatch.setattr(streamtrain.loader.block_reader.BlockReader, "read", lambda *a: reads.append(a[1]) or read(*a))
+    read = streamtrain.loader.reading.block_reader.BlockReader.read
+    monkeypatch.setattr(
+        streamtrain.loader.reading.block_reader.BlockReader, "read", lambda *a: reads.append(a[1]) or read(*a)
+    )
     with StreamLoader(dataset, batch_size=64, memory="64MB") as loader:
         assert loader.sizes.slots == dataset.layout.n_blocks
         for _ in range(3):

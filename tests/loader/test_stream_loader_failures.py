@@ -47,14 +47,14 @@ def test_an_iterator_made_before_another_takes_nothing_from_it(dataset):
 
 def test_closing_from_another_thread_wakes_who_waits(dataset, monkeypatch):
     reading = threading.Event()
-    read = streamtrain.loader.block_reader.BlockReader.read
+    read = streamtrain.loader.reading.block_reader.BlockReader.read
 
     def slow(*arguments):
         reading.set()
         time.sleep(0.05)
         return read(*arguments)
 
-    monkeypatch.setattr(streamtrain.loader.block_reader.BlockReader, "read", slow)
+    monkeypatch.setattr(streamtrain.loader.reading.block_reader.BlockReader, "read", slow)
     loader = StreamLoader(dataset, batch_size=64, memory="4MB")
     closer = threading.Thread(target=lambda: reading.wait() and loader.close())
     closer.start()
@@ -64,7 +64,7 @@ def test_closing_from_another_thread_wakes_who_waits(dataset, monkeypatch):
 
 
 def test_what_goes_wrong_between_jobs_reaches_the_consumer(dataset, monkeypatch):
-    foresee = streamtrain.loader.pool_memory.Slots.foresee
+    foresee = streamtrain.loader.reading.pool_memory.Slots.foresee
     calls = []
 
     def failing(*arguments):
@@ -73,7 +73,7 @@ def test_what_goes_wrong_between_jobs_reaches_the_consumer(dataset, monkeypatch)
             raise MemoryError("no room to foresee")
         return foresee(*arguments)
 
-    monkeypatch.setattr(streamtrain.loader.pool_memory.Slots, "foresee", failing)
+    monkeypatch.setattr(streamtrain.loader.reading.pool_memory.Slots, "foresee", failing)
     with StreamLoader(dataset, batch_size=64, memory="4MB") as loader:
         with pytest.raises(MemoryError, match="no room to foresee"):
             list(chain(loader, loader, loader))

@@ -14,7 +14,7 @@ from torch import nn
 import streamtrain
 from streamtrain.errors import DamagedBlock, DatasetError, LockedError
 from streamtrain.ingestion import ingest
-from streamtrain.loader.block_reader import BlockReader
+from streamtrain.loader.reading.block_reader import BlockReader
 from streamtrain.store import dataset, verify
 from streamtrain.store.shard import ShardReader
 

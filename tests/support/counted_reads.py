@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from streamtrain.loader.budget import LoaderSizes, shuffle_of
-from streamtrain.loader.pool_memory import Slots
+from streamtrain.loader.reading.pool_memory import Slots
 from streamtrain.shuffle.order import shuffled_order
 from streamtrain.shuffle.read_list import NEVER, read_list
 from streamtrain.store.layout import Layout

@@ -33,7 +33,7 @@ from streamtrain.ingestion.sources.input_files import (
     refuse_options,
     skip,
 )
-from streamtrain.system.files import refusal_behind
+from streamtrain.system.refusals import refusal_behind
 from streamtrain.system.units import format_bytes
 
 # DEFLATE cannot pack better than 1032 to 1, and comes near it only on one byte repeated. Small claims do no harm.

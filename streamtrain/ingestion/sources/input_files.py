@@ -19,14 +19,8 @@ import numpy.typing as npt
 
 from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.ingestion.sources.base import SourceOptions
-from streamtrain.system.files import (
-    is_of_machine,
-    names_in,
-    open_to_read,
-    os_failure,
-    read_failure,
-    translate_read_errors,
-)
+from streamtrain.system.files import names_in, open_to_read
+from streamtrain.system.refusals import is_of_machine, os_failure, read_failure, translate_read_errors
 from streamtrain.system.syscalls import SYSTEM
 from streamtrain.system.units import format_bytes
 

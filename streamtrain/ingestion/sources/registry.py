@@ -34,7 +34,8 @@ from streamtrain.ingestion.sources.input_files import check_file, first_bytes, l
 from streamtrain.ingestion.sources.iterables import IterableSource
 from streamtrain.ingestion.sources.tables import delimited, parquet
 from streamtrain.store.schema.columns import TARGET
-from streamtrain.system.files import local_path, names_in, read_failure
+from streamtrain.system.files import local_path, names_in
+from streamtrain.system.refusals import read_failure
 
 ENTRY_POINT_GROUP: Final = "streamtrain.sources"
 

@@ -36,8 +36,8 @@ from streamtrain.loader.device.memory_terms import (
     read_sections,
     span_sections,
 )
-from streamtrain.loader.pool_memory import ReadBlock, Slots, Span
-from streamtrain.loader.workers import Seconds
+from streamtrain.loader.reading.pool_memory import ReadBlock, Slots, Span
+from streamtrain.loader.reading.workers import Seconds
 from streamtrain.shuffle.order import I64
 from streamtrain.store.layout import Layout
 

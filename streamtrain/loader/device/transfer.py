@@ -19,7 +19,7 @@ from streamtrain.loader.device.device_pool import DeviceSpan, PoolOnDevice, Pool
 from streamtrain.loader.device.failures import device_failure, is_device_failure, is_out_of_memory
 from streamtrain.loader.device.memory_terms import fit_to_device
 from streamtrain.loader.device.resolve import make_accelerator, resolve_device
-from streamtrain.loader.pool_memory import PoolMemory, Span
+from streamtrain.loader.reading.pool_memory import PoolMemory, Span
 from streamtrain.store.layout import Layout
 from streamtrain.system.memory import Projection
 from streamtrain.system.units import format_bytes

@@ -21,8 +21,9 @@ from streamtrain.store.codec import checksum
 from streamtrain.store.layout import Layout
 from streamtrain.store.manifest import Json, dump_json, layout_json, load_json, parse_file, parse_layout, parse_options
 from streamtrain.store.shard import StoredFile, read_bounded
-from streamtrain.system.files import Files, is_there, translate_os_errors, translate_read_errors, with_room
+from streamtrain.system.files import Files, is_there
 from streamtrain.system.json_values import objects, texts_or_none, whole_number
+from streamtrain.system.refusals import translate_os_errors, translate_read_errors, with_room
 
 JOURNAL: Final = f"{zarr_metadata.PRIVATE}/journal"
 MOST_JOURNAL_BYTES: Final = 2**28

@@ -22,7 +22,8 @@ from typing import Final
 
 from streamtrain.errors import LockedError, ResourceError
 from streamtrain.store.manifest import dump_json
-from streamtrain.system.files import Files, is_of_machine, os_failure, translate_os_errors, with_room
+from streamtrain.system.files import Files
+from streamtrain.system.refusals import is_of_machine, os_failure, translate_os_errors, with_room
 from streamtrain.system.syscalls import SYSTEM
 
 FOLDER_LOCK: Final = ".lock"

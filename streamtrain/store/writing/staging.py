@@ -50,12 +50,11 @@ from streamtrain.system.files import (
     is_temporary,
     is_there,
     names_in,
-    refusal_behind,
     status_of,
     temporary_beside,
-    translate_os_errors,
     walk,
 )
+from streamtrain.system.refusals import refusal_behind, translate_os_errors
 
 DestinationState = Literal["absent", "committed", "incomplete", "foreign"]
 

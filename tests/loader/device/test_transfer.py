@@ -240,7 +240,7 @@ def test_an_epoch_left_early_and_a_state_go_on_as_on_the_cpu(simulated, dataset,
 
 @pytest.mark.parametrize("pool", WAYS)
 def test_a_damaged_block_is_told_and_no_buffer_is_lost(simulated, dataset, pool, monkeypatch):
-    read, bad = streamtrain.loader.block_reader.BlockReader.read, [5, 60, 100, 150, 201]
+    read, bad = streamtrain.loader.reading.block_reader.BlockReader.read, [5, 60, 100, 150, 201]
 
     def damaged(reader, block, slots):
         if block in bad:
@@ -248,7 +248,7 @@ def test_a_damaged_block_is_told_and_no_buffer_is_lost(simulated, dataset, pool,
             raise DamagedBlock(f"block {block}")
         return read(reader, block, slots)
 
-    monkeypatch.setattr(streamtrain.loader.block_reader.BlockReader, "read", damaged)
+    monkeypatch.setattr(streamtrain.loader.reading.block_reader.BlockReader, "read", damaged)
     device = simulated()
     with on(dataset, pool, batch_size=64, memory=BUDGET[pool], lanes=4) as loader:
         told = 0

@@ -44,8 +44,8 @@ from streamtrain.ingestion.sources.tables.table_columns import (
     run_of,
     table_source,
 )
-from streamtrain.system.files import read_failure, refusal_behind, with_room
 from streamtrain.system.memory import trim_heap
+from streamtrain.system.refusals import read_failure, refusal_behind, with_room
 
 _BUFFER_BYTES: Final = 1 << 16
 _PAGE_BYTES: Final = 1 << 20

@@ -12,7 +12,7 @@ import pytest
 
 import streamtrain
 from streamtrain.errors import ResourceError
-from streamtrain.loader.block_reader import BlockReader
+from streamtrain.loader.reading.block_reader import BlockReader
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.verify import verify
 from streamtrain.system.files import Files
@@ -114,7 +114,7 @@ def test_where_nothing_can_be_closed_the_limit_is_named(dataset: Dataset) -> Non
 
 
 def test_readers_share_one_limit(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamtrain.loader.block_reader._MOST_OPEN_FILES", 10)
+    monkeypatch.setattr("streamtrain.loader.reading.block_reader._MOST_OPEN_FILES", 10)
     readers = [BlockReader(dataset) for _ in range(3)]
     for block in range(20):
         for reader in readers:

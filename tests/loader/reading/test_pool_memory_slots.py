@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.loader.pool_memory import Slots, row_dtype
+from streamtrain.loader.reading.pool_memory import Slots, row_dtype
 from streamtrain.shuffle.read_list import NEVER
 from streamtrain.store.layout import Field, Layout
 from streamtrain.system.buffers import aligned_bytes

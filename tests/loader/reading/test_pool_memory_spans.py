@@ -3,7 +3,7 @@ import weakref
 import numpy as np
 import torch
 
-from streamtrain.loader.pool_memory import SpanMemory
+from streamtrain.loader.reading.pool_memory import SpanMemory
 from streamtrain.store.layout import Field
 
 X = Field(name="x", dtype=np.dtype("float32"), shape=(2, 3))

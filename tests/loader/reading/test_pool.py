@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import streamtrain
-from streamtrain.loader.block_reader import BlockReader
 from streamtrain.loader.budget import LoaderSizes
-from streamtrain.loader.pool import Pool
+from streamtrain.loader.reading.block_reader import BlockReader
+from streamtrain.loader.reading.pool import Pool
 from streamtrain.shuffle.order import ShuffleParameters, shuffled_order
 from streamtrain.shuffle.positions import samples_at
 

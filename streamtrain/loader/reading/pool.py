@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from streamtrain.errors import UsageError
-from streamtrain.loader.block_reader import BlockReader
 from streamtrain.loader.budget import LoaderSizes
-from streamtrain.loader.pool_memory import HostMemory, PoolMemory, Span
-from streamtrain.loader.workers import Deadline, Job, Seconds, Workers
+from streamtrain.loader.reading.block_reader import BlockReader
+from streamtrain.loader.reading.pool_memory import HostMemory, PoolMemory, Span
+from streamtrain.loader.reading.workers import Deadline, Job, Seconds, Workers
 from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.shuffle.positions import SamplePositions, iter_positions
 from streamtrain.shuffle.read_list import NEVER, ReadList, n_to_place, place, read_list

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.loader.budget import LoaderSizes
-from streamtrain.loader.workers import Seconds
+from streamtrain.loader.reading.workers import Seconds
 from streamtrain.shuffle.order import I64
 from streamtrain.shuffle.read_list import NEVER
 from streamtrain.store.layout import Field, Layout

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamtrain.errors import Argument, Fix, Lines, StallError, UsageError
-from streamtrain.loader.block_reader import BlockReader, PendingRead
+from streamtrain.loader.reading.block_reader import BlockReader, PendingRead
 from streamtrain.system.events import ThreadSeconds
 
 _JOIN_SECONDS: Final = 3.0

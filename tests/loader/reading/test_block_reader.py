@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import streamtrain
 from streamtrain.errors import DamagedBlock, DatasetError
-from streamtrain.loader.block_reader import BlockReader
+from streamtrain.loader.reading.block_reader import BlockReader
 
 
 @pytest.fixture(params=["none", "lz4", "zstd"])
@@ -114,7 +114,7 @@ def test_a_missing_shard_is_reported(dataset):
 
 @pytest.mark.usefixtures("system")
 def test_many_threads_and_few_open_files(dataset, monkeypatch):
-    monkeypatch.setattr("streamtrain.loader.block_reader._MOST_OPEN_FILES", 2)
+    monkeypatch.setattr("streamtrain.loader.reading.block_reader._MOST_OPEN_FILES", 2)
     reader, failures = BlockReader(dataset), []
     expected = {b: dataset.read_block("x", b) for b in range(dataset.layout.n_blocks)}
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from streamtrain.errors import StallError
-from streamtrain.loader import workers
-from streamtrain.loader.block_reader import PendingRead
-from streamtrain.loader.workers import Deadline
+from streamtrain.loader.reading import workers
+from streamtrain.loader.reading.block_reader import PendingRead
+from streamtrain.loader.reading.workers import Deadline
 
 TIMEOUT = 10.0
 
