@@ -129,12 +129,8 @@ def make_loaders(
     taken: NonLoaderMemory | None = None,
 ) -> Iterator[StreamLoader]:
     """Make the training and the validation loader, within the budget of both."""
-    try:
+    with shared_budget.in_terms_of_process(taken if options.max_memory and not options.memory else None):
         yield from _loaders(options, dataset, val, memory)
-    except BudgetError as error:
-        if taken is None or options.memory or not options.max_memory:
-            raise
-        raise shared_budget.process_budget_error(error, taken) from error
 
 
 def _loaders(options: LoaderOptions, dataset: Dataset, val: Dataset | None, memory: int) -> Iterator[StreamLoader]:
