@@ -66,11 +66,11 @@ def _next_folder() -> Path:
 def _make(folder: Path) -> None:
     """Make the profile's folder before the command runs, so that nothing is run whose profile has no place."""
     local_path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError(
-            "the profile's folder is taken", where=str(folder), fix="an --out that does not exist, or is empty"
-        )
     try:
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UsageError(
+                "the profile's folder is taken", where=str(folder), fix="an --out that does not exist, or is empty"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         usable = os.access(folder, os.W_OK | os.X_OK)
     except OSError as error:

@@ -42,9 +42,10 @@ from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
 from streamtrain.system.memory import MemoryMeter, held_bytes, trim_heap
 from streamtrain.system.units import format_bytes, parse_bytes
-from streamtrain.training.batch_stream import class_counts, normalize_fields
+from streamtrain.training.batch_stream import class_counts, last_batch, normalize_fields
+from streamtrain.training.checkpoint import MOST_CHECKPOINTS, checkpoint_bytes
 from streamtrain.training.metrics import Metrics
-from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, write_memory
+from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, check_room, write_memory
 from streamtrain.training.run_state import budget_config
 from streamtrain.training.trainer import Rows, Trainer
 
@@ -96,8 +97,17 @@ class ComparisonSetup:
         least_bytes = self._check_memory(measured)
         rows = self.rows()
         n_classes = class_counts(self.dataset, self.target, self.loss)
+        size = self.setting.batch_size
+        trained = last_batch(len(self.dataset), size)
+        seen = [last_batch(len(data), size, trains=False) for data in measured]
+        kept_bytes = 0
         for rule, optimizer in self.setting.pairs():
-            self.trainer(rule, optimizer).check(rows, n_classes=n_classes)
+            small = [each for each in ([] if rule == "sample" else [trained]) + seen if each]
+            trainer = self.trainer(rule, optimizer)
+            trainer.check(rows, n_classes=n_classes, small=small)
+            kept_bytes += checkpoint_bytes(trainer.model, trainer.optimizer)
+        if self.out is not None:
+            check_room(self.out, kept_bytes, n_there=MOST_CHECKPOINTS, of="the checkpoints of all runs take")
         del rows
         if self.setting.grid:
             self._check_surface()

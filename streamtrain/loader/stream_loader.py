@@ -7,7 +7,7 @@ import weakref
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final, Never, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from streamtrain.loader.device.transfer import Placement, make_transfer
 from streamtrain.loader.pool import Pool
 from streamtrain.loader.quarantine import EMPTY_BATCH, Quarantine, QuarantinedBlock, batch_finisher, reader_of
 from streamtrain.loader.telemetry import LoaderTelemetry
-from streamtrain.loader.world import warn_of_ranks
+from streamtrain.loader.world import refuse_worker, warn_of_ranks
 from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder
 from streamtrain.shuffle.positions import samples_at
 from streamtrain.store.dataset import Dataset
@@ -99,10 +99,17 @@ _named_tuple: Any = namedtuple  # Of names that only the dataset knows: identifi
 def batch_type(names: Sequence[str]) -> Any:
     """Make the named tuple of a batch; names that Python reserves are refused, as by every ingest since."""
     try:
-        return _named_tuple("Batch", names)
+        made = _named_tuple("Batch", names)
     except (ValueError, SyntaxError) as error:
         fix = Fix("ingest it again under other names: ", Argument("fields"))
         raise UsageError(f"no batch can have fields {', '.join(names)}", why=str(error), fix=fix) from error
+    # Pickle finds a class by its name, and this one has none in the module.
+    made.__reduce__ = lambda batch: (_batch_of, (batch._fields, tuple(batch)))
+    return made
+
+
+def _batch_of(names: Sequence[str], values: Sequence[Tensor]) -> Any:
+    return batch_type(names)._make(values)
 
 
 _ORDER = ("seed", "batch_size", "shuffle", "reshuffle", "drop_last")
@@ -323,6 +330,7 @@ class StreamLoader:
     def __iter__(self) -> Iterator[Any]:
         if self._closed:
             raise UsageError("the loader is closed", fix="make a new one")
+        refuse_worker()
         warn_of_ranks()
         self._turn += 1
         if self._entered and self._position:
@@ -402,6 +410,13 @@ class StreamLoader:
         self._pool_at = None
         self.wait_seconds += time.perf_counter() - started
         return self._pool
+
+    def __reduce__(self) -> Never:
+        raise UsageError(
+            "a loader cannot be pickled or copied",
+            why="It owns threads, and the memory that its batches are lent from",
+            fix="hand over the Dataset, and make a StreamLoader there",
+        )
 
     def _closer(self, pool: Pool) -> Callable[[], None]:
         return partial(self._carrier.close, pool.close) if self._carrier else pool.close

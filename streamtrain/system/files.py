@@ -155,8 +155,9 @@ class Files:
 
     def ensure_dir(self, path: Path, *, flush_folder: bool = True) -> None:
         """Create a directory and its missing parents, unless it exists already; see `make_dir`."""
-        if path.is_dir():
-            return
+        with translate_os_errors("look at", path):
+            if path.is_dir():
+                return
         try:
             self.make_dir(path, flush_folder=flush_folder)
         except FileExistsError:
@@ -214,8 +215,17 @@ class Files:
         self.system.rmdir(path)
 
 
+def existing_parent(path: Path) -> Path:
+    """Return the nearest folder above a path, or the path itself, that is there."""
+    with translate_os_errors("look at", path):
+        path = path.absolute()
+        return next(folder for folder in (path, *path.parents) if folder.exists() or folder.is_symlink())
+
+
 def temporary_beside(path: Path) -> Path:
     """Make up a hidden, unused name in the same directory."""
+    if not path.name:
+        raise UsageError("a folder, and no file in it", where=str(path), fix="the path of a file")
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
@@ -232,7 +242,8 @@ def translate_os_errors(doing: str, path: Path) -> Iterator[None]:
     except (FileExistsError, StreamtrainError):
         raise
     except OSError as error:
-        fix = remedy(error, "free some space" if error.errno in _FULL else "see to the disk, or choose another")
+        otherwise = "free some space" if error.errno in _FULL else "see to the disk, or choose another"
+        fix = remedy(error, "a shorter path" if error.errno == errno.ENAMETOOLONG else otherwise)
         raise ResourceError(f"cannot {doing}: {error.strerror or error}", where=str(path), fix=fix) from error
 
 

@@ -10,7 +10,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,17 +20,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from streamtrain.errors import DivergedError, UsageError
+from streamtrain.errors import Argument, DivergedError, Fix, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import random_state, seeded_random, set_random_state
 from streamtrain.optim.gradients import Learner, check_least_weight, least_weight, read_scalars
 from streamtrain.optim.rules import BatchResult, Figures, UpdateRule
 from streamtrain.training.batch_stream import (
     BatchStream,
+    SmallBatch,
     check_weight_field,
     class_counts,
     device_share,
     fields_on,
+    last_batch,
     last_batch_samples,
     samples_per_epoch,
     weights_named,
@@ -38,7 +40,14 @@ from streamtrain.training.batch_stream import (
     zero_weight_error,
 )
 from streamtrain.training.metrics import EpochSummary, Metrics, RunningMetrics, Stopwatch
-from streamtrain.training.preflight import Batch, check_model_fits, check_width, preserve_mode
+from streamtrain.training.preflight import (
+    Batch,
+    check_model_fits,
+    check_small_batch,
+    check_width,
+    preserve_mode,
+    too_small,
+)
 from streamtrain.training.progress import Counts, Totals, run_length
 from streamtrain.training.run_folder import Run
 from streamtrain.training.run_state import MidEpochState, ResumableStream, stream_identity, stream_state
@@ -154,6 +163,13 @@ def _of_whole(figures: Figures) -> Figures:
 _CHECKED_ROWS: Final = 8
 
 
+def _last_batch_of(stream: BatchStream, *, trains: bool = True, can_drop: bool = False) -> list[SmallBatch]:
+    found = last_batch(
+        len(stream.dataset), stream.batch_size, drop_last=stream.drop_last, trains=trains, can_drop=can_drop
+    )
+    return [found] if found else []
+
+
 class EpochLoop:
     """Train a model over epochs of a stream, or measure it over a pass."""
 
@@ -181,13 +197,26 @@ class EpochLoop:
         self._weight = weight
         self._is_checked = False
         self._fitting: set[tuple[object, ...]] = set()
+        # Known beforehand, and checked with the first batch of a run or a measurement.
+        self._small: list[SmallBatch] = []
+        self._n_least = 0
 
-    def begin(self, stream: BatchStream, totals: Totals) -> None:
-        """Set the schedules up for a run over a stream."""
+    def begin(self, stream: BatchStream, val: BatchStream | None, totals: Totals) -> None:
+        """Set up for a run over a stream: its schedules, and the small batches to expect."""
         self._is_checked = self.is_cut = False
+        self._small = list(self._last_batches(stream, val, totals))
         if self._learner.schedules is not None:
             of_epoch = self._rule.steps_per_epoch(len(stream), samples_per_epoch(stream))
             self._learner.schedules.begin(run_length(totals, of_epoch))
+
+    def _last_batches(self, stream: BatchStream, val: BatchStream | None, totals: Totals) -> Iterator[SmallBatch]:
+        """Yield the last batches of the passes that the run makes."""
+        of_epoch = self._rule.steps_per_epoch(len(stream), samples_per_epoch(stream))
+        is_cut = totals.max_steps is not None and totals.max_steps - self._rule.n_steps < of_epoch
+        if not is_cut and self._rule.name != "sample":
+            yield from _last_batch_of(stream, can_drop=self._rule.name != "epoch")
+        if val is not None:
+            yield from _last_batch_of(val, trains=False)
 
     def resume(self, stream: BatchStream, restored: tuple[Counts, MidEpochState | None] | None) -> None:
         """Resume at a checkpoint, or where the last call ended; warn if that was on another stream."""
@@ -300,7 +329,7 @@ class EpochLoop:
         started = time.perf_counter()
         fields = self.on_device(batch)
         recorder.copied(time.perf_counter() - started)
-        self._check_once(fields, class_counts(stream.dataset, self._target, self._learner.loss))
+        self._check_once(fields, class_counts(stream.dataset, self._target, self._learner.loss), trains=True)
         weight = self._weight_of(fields, stream)
         learned = self._learn(fields, totals.max_steps, weight, stream)
         if learned.n_samples < len(fields[self._target]):
@@ -345,12 +374,13 @@ class EpochLoop:
         """Return loss and score over a pass; nothing is changed."""
         loss, model = self._learner.loss, self._learner.model
         self._is_checked = False
+        self._small = list(_last_batch_of(stream, trains=False))
         n_classes = class_counts(stream.dataset, self._target, loss)
         running = RunningMetrics(loss)
         with preserve_mode(model), self._located(stream):
             for batch in stream:
                 fields = self.on_device(batch)
-                self._check_once(fields, None)
+                self._check_once(fields, None, trains=False)
                 model.eval()
                 with torch.no_grad():
                     output = model(*self._inputs_of(fields))
@@ -368,12 +398,23 @@ class EpochLoop:
         names = (*self._inputs, self._target, *([self._weight] if self._weight else []))
         return fields_on(self._device, batch, names)
 
-    def check(self, fields: Batch, n_classes: range | None) -> None:
-        """Refuse data that the model does not fit; nothing is changed."""
-        n_rows = 1 if self._rule.name == "sample" else _CHECKED_ROWS
+    def check(
+        self, fields: Batch, n_classes: range | None, small: Sequence[SmallBatch] = (), *, trains: bool = True
+    ) -> None:
+        """Refuse data that the model does not fit, or batches too small for it; nothing is changed."""
+        n_rows = 1 if trains and self._rule.name == "sample" else _CHECKED_ROWS
         few = {name: tensor[:n_rows] for name, tensor in fields.items()}
         if self._weight:
             check_weight_field(self._weight, few[self._weight])
+        try:
+            self._check_fits(few, n_classes, trains=trains)
+        except UsageError as misfit:
+            if len(few[self._target]) > 1 or not self._fits_twice(few, n_classes, trains=trains):
+                raise
+            raise too_small(misfit, self._lone_sample(trains=trains)) from misfit
+        self._check_small(fields, [each for each in small if each.n_samples < len(few[self._target])])
+
+    def _check_fits(self, few: Batch, n_classes: range | None, *, trains: bool) -> None:
         check_model_fits(
             self._learner,
             few,
@@ -382,17 +423,48 @@ class EpochLoop:
             weight=self._weight,
             n_classes=n_classes,
             spans=self._rule.spans,
+            trains=trains,
         )
 
-    def _check_once(self, fields: Batch, n_classes: range | None) -> None:
-        """Check the first batch of a run or a measurement, unless one of the same kind has passed."""
-        if self._is_checked:
-            return
-        like = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in fields.items())
-        if (n_classes, like) not in self._fitting:
-            self.check(fields, n_classes)
-            self._fitting |= {(n_classes, like), (None, like)}
-        self._is_checked = True
+    def _fits_twice(self, one: Batch, n_classes: range | None, *, trains: bool) -> bool:
+        """Whether a lone sample would fit if there were two of it."""
+        two = {name: torch.cat([tensor] * 2) for name, tensor in one.items()}
+        try:
+            self._check_fits(two, n_classes, trains=trains)
+        except UsageError:
+            return False
+        return True
+
+    def _lone_sample(self, *, trains: bool) -> SmallBatch:
+        if trains and self._rule.name == "sample":
+            why, fix = "update='sample' steps on one sample", Fix(Argument("update", "batch"))
+        else:
+            why, fix = "The first batch has no more", Fix("batches of more samples (", Argument("batch_size"), ")")
+        return SmallBatch(n_samples=1, why=why, fix=fix, trains=trains)
+
+    def _check_small(self, fields: Batch, small: Sequence[SmallBatch]) -> None:
+        for each in small:
+            of: dict[str, Any] = {"inputs": self._inputs, "target": self._target, "weight": self._weight}
+            check_small_batch(self._learner, fields, each, **of)
+
+    def _check_once(self, fields: Batch, n_classes: range | None, *, trains: bool) -> None:
+        """Check the first batch of a run or a measurement, and any that is smaller than those checked."""
+        n_samples = len(fields[self._target])
+        if not self._is_checked:
+            like = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in fields.items())
+            if (trains, n_classes, like) not in self._fitting:
+                self.check(fields, n_classes, trains=trains)
+                self._fitting |= {(trains, n_classes, like), (trains, None, like)}
+            self._n_least = min(_CHECKED_ROWS, n_samples)
+            smaller = [each for each in self._small if each.n_samples < self._n_least]
+            self._check_small(fields, smaller)
+            self._n_least = min([self._n_least, *(each.n_samples for each in smaller if each.trains is trains)])
+            self._is_checked = True
+        elif n_samples < self._n_least and not (trains and self._rule.name == "sample"):
+            self._n_least = n_samples
+            why = "Blocks of the dataset are left out, and with them the other samples of the batch"
+            lost = SmallBatch(n_samples=n_samples, why=why, fix=Fix("a larger ", Argument("batch_size")), trains=trains)
+            self._check_small(fields, [lost])
 
     def _inputs_of(self, fields: Batch) -> tuple[Tensor, ...]:
         return tuple(fields[name] for name in self._inputs)

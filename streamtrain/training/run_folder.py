@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -28,14 +29,31 @@ from torch import Tensor
 
 from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, UsageError, remedy
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
-from streamtrain.system.files import Files, is_temporary, local_path, translate_os_errors
-from streamtrain.training.checkpoint import Checkpoint, leave_behind, write_checkpoint
+from streamtrain.store.zarr_metadata import MANIFEST
+from streamtrain.system.files import (
+    Files,
+    existing_parent,
+    is_temporary,
+    local_path,
+    temporary_beside,
+    translate_os_errors,
+)
+from streamtrain.system.units import format_bytes
+from streamtrain.training.checkpoint import (
+    CHECKPOINTS,
+    LONGEST_NAME,
+    MOST_CHECKPOINTS,
+    Checkpoint,
+    leave_behind,
+    write_checkpoint,
+)
 
 ANOTHER: Final = Fix("another ", Argument("checkpoint"))
 CONFIG: Final = "config.json"
 SCHEMA: Final = "schema.json"
 METRICS: Final = "metrics.jsonl"
 MEMORY: Final = "memory.json"
+_LONGEST: Final = f"{CHECKPOINTS}/{LONGEST_NAME}"
 
 
 class RunFolder:
@@ -44,8 +62,8 @@ class RunFolder:
     def __init__(
         self, path: Path, config: Mapping[str, object], *, resumes: bool = False, files: Files | None = None
     ) -> None:
-        if not (resumes and is_run(path)):
-            check_new_run(path)
+        self.resumes = resumes and is_run(path)
+        check_writable(path) if self.resumes else check_new_run(path)
         self.path = path
         self._config = config
         self._files = files or Files()
@@ -95,6 +113,11 @@ class RunFolder:
             fix = remedy(error, ANOTHER)
             raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), fix=fix) from error
         return None
+
+    @property
+    def n_checkpoints(self) -> int:
+        """The number of checkpoints that are there, whole or not."""
+        return len(list((self.path / CHECKPOINTS).glob("*")))
 
     def resume_from(self, found: Checkpoint | None) -> None:
         """Resume from a checkpoint, or start afresh; later lines and checkpoints go at the first write."""
@@ -204,12 +227,54 @@ def is_run(path: Path) -> bool:
 
 
 def check_new_run(path: Path) -> None:
-    """Refuse a place that is taken; leftovers of a run killed as it began do not count."""
+    """Refuse a place that is taken, or where no folder can be; leftovers of a run killed as it began do not count."""
     path = local_path(path)
-    if path.exists() and not (path.is_dir() and all(is_temporary(entry.name) for entry in path.iterdir())):
+    with translate_os_errors("look at", path):
+        is_taken = path.exists() and not (path.is_dir() and all(is_temporary(entry.name) for entry in path.iterdir()))
+    if is_taken:
         resuming = (", ", Argument("resume", "auto"), " to resume it, or remove it") if is_run(path) else ()
         fix = Fix(ANOTHER, *resuming)
         raise UsageError("the run folder is taken", where=str(path), fix=fix)
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a run folder that cannot be made or written, before there is anything to write; leave nothing there."""
+    if "\0" in str(path):
+        raise UsageError(f"the run folder is {str(path)!r}", why="No name has a zero byte", fix=ANOTHER)
+    folder, files = existing_parent(path), Files()
+    dataset = next((above for above in (folder, *folder.parents) if (above / MANIFEST).exists()), None)
+    if dataset is not None:
+        raise UsageError("the run folder lies in a dataset", where=str(path), why=f"{dataset} is one", fix=ANOTHER)
+    if not folder.is_dir():
+        what = "cannot create directory: something else is in its place"
+        raise ResourceError(what, where=str(folder), fix="choose another path")
+    # The longest of the names that a run writes, as deep as the folders that are still missing.
+    inside = path.absolute().relative_to(folder) / _LONGEST
+    for part in (*inside.parts, str(folder / inside)):
+        with translate_os_errors("create directory", path), suppress(FileNotFoundError):
+            (folder / part).lstat()
+    probe = temporary_beside(folder / CHECKPOINTS)
+    with translate_os_errors("create directory", path):
+        files.system.mkdir(probe)
+        files.system.rmdir(probe)
+
+
+def check_room(
+    path: Path, n_bytes: int, *, n_there: int = 0, refuses: bool = True, of: str = "a checkpoint takes"
+) -> None:
+    """Refuse a run whose checkpoints, of this size, have no room on the disk; warn if only the first ones have."""
+    folder = existing_parent(path)
+    with translate_os_errors("look at", folder):
+        free_bytes, _ = Files().system.free(folder)
+    n_fitting = free_bytes // max(n_bytes, 1)
+    if n_fitting + n_there >= MOST_CHECKPOINTS and n_fitting:
+        return
+    what = f"{of} {format_bytes(n_bytes)}, and {format_bytes(free_bytes)} are free"
+    if refuses and not n_fitting:
+        raise ResourceError(what, where=str(folder), fix=Fix("free some space, or ", ANOTHER))
+    keeps = f"A run keeps {MOST_CHECKPOINTS - 1}, and writes the next before the oldest goes"
+    warnings.warn(f"{folder}: {what}, enough for {n_fitting}. {keeps}", stacklevel=7)
 
 
 def next_run(parent: Path) -> Path:
