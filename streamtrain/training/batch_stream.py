@@ -187,6 +187,8 @@ class SmallBatch:
     fix: str
     # Whether it is trained on, and not only measured.
     trains: bool = True
+    # Whether the run comes to it, or ends before.
+    is_reached: bool = True
 
 
 def last_batch(

@@ -213,8 +213,9 @@ class EpochLoop:
         """Yield the last batches of the passes that the run makes."""
         of_epoch = self._rule.steps_per_epoch(len(stream), samples_per_epoch(stream))
         is_cut = totals.max_steps is not None and totals.max_steps - self._rule.n_steps < of_epoch
-        if not is_cut and self._rule.name != "sample":
-            yield from _last_batch_of(stream, can_drop=self._rule.name != "epoch")
+        if self._rule.name != "sample":
+            found = _last_batch_of(stream, can_drop=self._rule.name != "epoch")
+            yield from (replace(each, is_reached=not is_cut) for each in found)
         if val is not None:
             yield from _last_batch_of(val, trains=False)
 
@@ -445,7 +446,12 @@ class EpochLoop:
     def _check_small(self, fields: Batch, small: Sequence[SmallBatch]) -> None:
         for each in small:
             of: dict[str, Any] = {"inputs": self._inputs, "target": self._target, "weight": self._weight}
-            check_small_batch(self._learner, fields, each, **of)
+            try:
+                check_small_batch(self._learner, fields, each, **of)
+            except UsageError as error:
+                if each.is_reached:
+                    raise
+                warnings.warn(str(error), stacklevel=7)
 
     def _check_once(self, fields: Batch, n_classes: range | None, *, trains: bool) -> None:
         """Check the first batch of a run or a measurement, and any that is smaller than those checked."""
@@ -458,7 +464,9 @@ class EpochLoop:
             self._n_least = min(_CHECKED_ROWS, n_samples)
             smaller = [each for each in self._small if each.n_samples < self._n_least]
             self._check_small(fields, smaller)
-            self._n_least = min([self._n_least, *(each.n_samples for each in smaller if each.trains is trains)])
+            self._n_least = min(
+                [self._n_least, *(each.n_samples for each in smaller if each.trains is trains and each.is_reached)]
+            )
             self._is_checked = True
         elif n_samples < self._n_least and not (trains and self._rule.name == "sample"):
             self._n_least = n_samples

@@ -104,22 +104,28 @@ def check_model_fits(
     trains: bool = True,
 ) -> None:
     """Run a batch forward, and where it ``trains`` backward, and raise a `UsageError` that says what does not fit."""
-    with _tried(learner, batch, inputs, target, weight, trains=trains) as output:
-        if trains:
-            check_width(learner, output, batch, n_classes)
+    with _tried(learner, batch, inputs, target, weight, trains=trains, n_classes=n_classes) as output:
         warn_of_broadcast_loss(learner.loss, output.detach(), batch[target])
         warn_of_batch_dependent_loss(learner.loss, output.detach(), batch[target], spans)
 
 
 @contextmanager
 def _tried(
-    learner: Learner, batch: Batch, inputs: tuple[str, ...], target: str, weight: str | None, *, trains: bool
+    learner: Learner,
+    batch: Batch,
+    inputs: tuple[str, ...],
+    target: str,
+    weight: str | None,
+    *,
+    trains: bool,
+    n_classes: range | None = None,
 ) -> Iterator[Tensor]:
     """Run a batch forward and backward, yield the output, and leave nothing changed after the block."""
     with preserve_training_state(learner), _room(learner, batch[target]), torch.set_grad_enabled(trains):
         learner.model.train(trains)
         learner.optimizer.zero_grad(set_to_none=True)
         output = _forward(learner.model, batch, inputs)
+        check_width(learner, output, batch, n_classes)
         _backward(learner, output, batch[target], batch, batch[weight] if weight else None)
         yield output
 
