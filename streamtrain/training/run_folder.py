@@ -252,7 +252,7 @@ def check_writable(path: Path) -> None:
     # The longest of the names that a run writes, as deep as the folders that are still missing.
     inside = path.absolute().relative_to(folder) / _LONGEST
     for part in (*inside.parts, str(folder / inside)):
-        with translate_os_errors("create directory", path), suppress(FileNotFoundError):
+        with translate_os_errors("create directory", path), suppress(FileNotFoundError, PermissionError):
             (folder / part).lstat()
     probe = temporary_beside(folder / CHECKPOINTS)
     with translate_os_errors("create directory", path):
