@@ -199,7 +199,8 @@ class EpochLoop:
         self._fitting: set[tuple[object, ...]] = set()
         # Known beforehand, and checked with the first batch of a run or a measurement.
         self._small: list[SmallBatch] = []
-        self._n_least = 0
+        # The fewest samples that were checked, in training or not.
+        self._n_least: dict[bool, int] = {}
 
     def begin(self, stream: BatchStream, val: BatchStream | None, totals: Totals) -> None:
         """Set up for a run over a stream: its schedules, and the small batches to expect."""
@@ -461,15 +462,14 @@ class EpochLoop:
             if (trains, n_classes, like) not in self._fitting:
                 self.check(fields, n_classes, trains=trains)
                 self._fitting |= {(trains, n_classes, like), (trains, None, like)}
-            self._n_least = min(_CHECKED_ROWS, n_samples)
-            smaller = [each for each in self._small if each.n_samples < self._n_least]
+            n_least = min(_CHECKED_ROWS, n_samples)
+            smaller = [each for each in self._small if each.n_samples < n_least]
             self._check_small(fields, smaller)
-            self._n_least = min(
-                [self._n_least, *(each.n_samples for each in smaller if each.trains is trains and each.is_reached)]
-            )
+            passed = (each.n_samples for each in smaller if each.trains is trains and each.is_reached)
+            self._n_least[trains] = min([n_least, *passed])
             self._is_checked = True
-        elif n_samples < self._n_least and not (trains and self._rule.name == "sample"):
-            self._n_least = n_samples
+        elif n_samples < self._n_least.get(trains, 0) and not (trains and self._rule.name == "sample"):
+            self._n_least[trains] = n_samples
             why = "Blocks of the dataset are left out, and with them the other samples of the batch"
             lost = SmallBatch(n_samples=n_samples, why=why, fix=Fix("a larger ", Argument("batch_size")), trains=trains)
             self._check_small(fields, [lost])
