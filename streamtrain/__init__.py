@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from streamtrain.ingestion.ingest import ingest
     from streamtrain.loader.augmentation import normal, uniform
+    from streamtrain.loader.batch import Batch
     from streamtrain.loader.plan import plan
     from streamtrain.loader.stream_loader import StreamLoader
     from streamtrain.optim.schedules import Schedule
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batch",
     "BudgetError",
     "CheckpointError",
     "DamagedBlock",
@@ -84,6 +86,7 @@ __all__ = [
 
 # Where a name lives; the errors, which are most of them, need no line each.
 _HOMES = {
+    "Batch": "loader.batch",
     "Dataset": "store.dataset",
     "Field": "store.layout",
     "History": "training.metrics",

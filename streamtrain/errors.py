@@ -15,7 +15,7 @@
     ├── CheckpointError    (ValueError)   6   a checkpoint is missing, damaged or of another run
     ├── StallError         (TimeoutError) 7   something did not happen within its deadline
     ├── DivergedError      (ArithmeticError) 8   a loss or gradient is not finite
-    └── LockedError        (OSError)      9   another process is writing the dataset
+    └── LockedError        (OSError)      9   another process is writing the dataset or run
 
 Each class is also the builtin exception that fits, so ``except ValueError`` and ``except StreamtrainError`` both work.
 A message says what failed, where, why, and the fix. Its words may change in any release. What scripts can rely on: the
@@ -253,7 +253,7 @@ class DivergedError(StreamtrainError, ArithmeticError):
 
 
 class LockedError(StreamtrainError, OSError):
-    """Another process is writing the dataset."""
+    """Another process is writing the dataset, or training the run."""
 
     exit_code = 9
 

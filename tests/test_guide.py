@@ -1,15 +1,109 @@
-"""The pages of the guide: what they show is a doctest."""
+"""The guide does what it says: its commands and its Python run, and what it names is there."""
 
-import doctest
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from pages import GUIDE, GUIDE_PAGES, PAGES, README, ROOT, code_spans, follow
+from run_script import help_of
 
-PAGES = sorted((Path(__file__).resolve().parent.parent / "streamtrain" / "guide").glob("*.md"))
+import streamtrain
+from streamtrain.cli.main import COMMANDS, main
+
+QUICKSTART = GUIDE / "quickstart.md"
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+# Its commands take hours; that they exist is all that is tested of them.
+FIGURES = GUIDE / "figures.md"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_it_shows_is_so(page):
-    result = doctest.testfile(str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert result.attempted > 0
-    assert not result.failed
+def name_of(page: Path) -> str:
+    return page.stem
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_throughout() -> Iterator[None]:
+    """Torch computes in one thread, for all tests here: the work is small, and other tests run beside it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def after_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the quickstart's commands ran, which the other pages begin in."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert follow(QUICKSTART) > 3
+    return folder
+
+
+@pytest.mark.parametrize("page", [page for page in GUIDE_PAGES if page not in (FIGURES, QUICKSTART)], ids=name_of)
+def test_a_page_s_commands_and_python_run(
+    page: Path, after_quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(after_quickstart, tmp_path / "here"))
+    assert follow(page) > 0
+
+
+def commands_named(page: Path) -> Iterator[tuple[str, set[str]]]:
+    """Each command that a page names in its text, or "" where it names options alone, with the options."""
+    for span in code_spans(page):
+        words = span.split()
+        name = words[1] if words[0] == "streamtrain" and len(words) > 1 else words[0]
+        if not span.startswith("scripts/"):
+            yield name if name in COMMANDS else "", set(OPTION.findall(span.partition(" -- ")[0]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_options_that_a_page_names_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known: dict[str, set[str]] = {}
+    for name in COMMANDS:
+        assert main([name, "--help"]) == 0
+        known[name] = set(OPTION.findall(capsys.readouterr().out))
+    known[""] = set().union(*known.values())
+    named = [(name, options) for name, options in commands_named(page) if name or page != FIGURES]
+    assert [(name, missing) for name, options in named if (missing := options - known[name])] == []
+
+
+def test_scripts_take_the_options_that_pages_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], in_own_folder: Path
+) -> None:
+    named: dict[str, set[str]] = {}
+    for span in (span for page in PAGES for span in code_spans(page) if span.startswith("scripts/")):
+        script = span.split()[0].removeprefix("scripts/")
+        assert (ROOT / "scripts" / script).exists(), span
+        if script.endswith(".py"):
+            named.setdefault(script, set()).update(OPTION.findall(span))
+    for script, options in named.items():
+        if options:
+            assert options - set(OPTION.findall(help_of(script, monkeypatch, capsys))) == set(), script
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", page.read_text()):
+        found = page.parent / target if target else page
+        assert found.exists(), target
+        headings = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE) if found.suffix == ".md" else []
+        assert not heading or heading in map(anchor, headings), f"{target}#{heading}"
+
+
+def anchor(heading: str) -> str:
+    """A heading as links to it are written."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", [README, GUIDE / "errors.md"], ids=name_of)
+def test_exit_codes_are_those_of_the_errors(page: Path) -> None:
+    rows = re.findall(r"^\| (\d+) \| .*? \| (.+?) \|$", page.read_text(), re.MULTILINE)
+    for code, names in rows:
+        for name in re.findall(r"`(\w+Error)`", names):
+            assert getattr(streamtrain, name).exit_code == int(code)
+    assert len(rows) >= 9

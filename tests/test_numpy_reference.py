@@ -20,7 +20,7 @@ from torch import nn
 from streamtrain import StreamLoader, Trainer, ingest
 from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import RULES
-from streamtrain.optim.gradients import Learner
+from streamtrain.optim.gradients import Learner, TrainingBatch
 from streamtrain.optim.optimizers import build_optimizer
 from streamtrain.store.dataset import Dataset
 
@@ -123,7 +123,9 @@ def streamed(rule_name: str, learner: Learner, x: Array, y: Any) -> Iterator[Wei
             while done < stop:
                 before = rule.n_steps
                 limit = before + 1 if rule_name == "sample" else None
-                done += rule.learn((tensors[0][done:stop],), tensors[1][done:stop], limit).n_samples
+                done += rule.learn(
+                    TrainingBatch(inputs=(tensors[0][done:stop],), target=tensors[1][done:stop]), limit
+                ).n_samples
                 if limit is not None:
                     # What comes next is handed over as a batch of its own, not as the rest of this one.
                     rule.abandon()

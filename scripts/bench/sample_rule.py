@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from scripts.runner import Result, median_ratio, new_parser, rounds, run, timed
 from streamtrain.models.factory import build_model
 from streamtrain.models.losses import resolve_loss
-from streamtrain.optim.gradients import Learner
+from streamtrain.optim.gradients import Learner, TrainingBatch
 from streamtrain.optim.optimizers import build_optimizer
 from streamtrain.optim.sample_rule import SampleRule
 
@@ -115,7 +115,7 @@ def new_rule(path: str, optimizer: str, arguments: argparse.Namespace) -> Sample
 
 def learn(rule: SampleRule, batch: tuple[Tensor, Tensor]) -> None:
     """Take in a batch, a step a sample."""
-    rule.learn((batch[0],), batch[1])
+    rule.learn(TrainingBatch(inputs=(batch[0],), target=batch[1]))
 
 
 def learn_by_hand(rule: SampleRule, batch: tuple[Tensor, Tensor]) -> None:

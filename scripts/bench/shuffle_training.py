@@ -23,7 +23,7 @@ from scripts.data.ingest_sorted import read_idx
 from scripts.runner import Result
 from streamtrain.loader.budget import LoaderSizes, solve
 
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+Batches = Iterable[tuple[torch.Tensor, ...]]
 Epochs = Callable[[int], Iterator[Batches]]
 """Seed -> the batches of each epoch."""
 Images = tuple[npt.NDArray[Any], ...]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ class ImageAndTable(nn.Module):
         return torch.as_tensor(self.out(torch.cat([self.image(image), row], dim=1)))
 
 
-def augment(batch: Any, keys: Tensor) -> Any:
+def augment(batch: st.Batch, keys: Tensor) -> st.Batch:
     """Scale bytes to [0, 1], and add noise of each sample's own."""
     return batch._replace(image=batch.image / 255 + 0.05 * st.normal(keys, (8, 8)))
 

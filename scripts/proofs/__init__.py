@@ -1,1 +1,1 @@
-"""Proofs of what the README promises."""
+"""Proofs of what the guide promises."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
@@ -27,8 +28,8 @@ from streamtrain.models.factory import build_model, n_parameters
 from streamtrain.store.dataset import open_dataset
 from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import check_seed
+from streamtrain.system.files import numbered_folder
 from streamtrain.system.memory import limit_heap_growth
-from streamtrain.training.run_folder import next_run
 
 COMPARISONS: Final = Path("comparisons")
 _GRID: Final = 15
@@ -90,8 +91,9 @@ def compare_command(as_json: bool, **given: Any) -> None:
     comparison.html with the table and the curves, comparison.json, and a run's folder for each run.
     """
     say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
-    found, out = _compare(say, **given)
-    files = write_comparison(found, out)
+    with nullcontext(given["out"]) if given["out"] else numbered_folder(COMPARISONS) as out:
+        found = _compare(say, **given | {"out": out})
+        files = write_comparison(found, out)
     text = "\n".join(["", *_columns(summary_rows(found)), *_diverged(found), f"report  {files[0]}"])
     emit(as_json, {**found.named(), "out": out, "report": files[0]}, text)
 
@@ -107,13 +109,13 @@ def _compare(
     loss: str | None,
     normalize: str,
     threads: int | None,
-    out: Path | None,
+    out: Path,
     surface: bool,
     grid: int | None,
     epochs: int | None,
     seconds: float | None,
     **given: Any,
-) -> tuple[Comparison, Path]:
+) -> Comparison:
     set_threads(threads)
     if grid is not None and not surface:
         raise UsageError("--grid without --surface", fix=f"--surface --grid {grid}")
@@ -125,7 +127,6 @@ def _compare(
         grid=(_GRID if grid is None else grid) if surface else None,
         **given,
     )
-    folder = out or next_run(COMPARISONS)
     dataset = open_dataset(dest)
     val_dataset = open_dataset(val) if val else None
     if val_dataset is not None:
@@ -140,7 +141,7 @@ def _compare(
     if setting.max_memory is not None:
         hold_drawing_memory()
     with unnamed_was_told():
-        found = compare(
+        return compare(
             first,
             dataset,
             **{each.name: getattr(setting, each.name) for each in fields(setting)},
@@ -149,13 +150,12 @@ def _compare(
             inputs=inputs,
             target=target,
             normalize="auto" if normalize == "auto" else None,
-            out=folder,
+            out=out,
             about={"model": model, "input_shape": list(shape), "n_outputs": width, "dataset": str(dest)},
             on_point=lambda run, point: say(_line(_point(run, point))),
-            on_runs=lambda runs: write_comparison(runs, folder),
+            on_runs=lambda runs: write_comparison(runs, out),
             say=lambda text: click.echo(text, err=True),
         )
-    return found, folder
 
 
 _HEAD: Final = (

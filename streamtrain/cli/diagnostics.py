@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 import click
 
 from streamtrain.cli.output import emit, json_option
-from streamtrain.errors import UsageError
-from streamtrain.system.files import local_path
+from streamtrain.errors import ResourceError, UsageError
+from streamtrain.system.files import local_path, numbered_folder, translate_os_errors
 
 PROFILES: Final = Path("profiles")
 
@@ -44,50 +44,39 @@ def profile_command(out: Path | None, interval: float, no_png: bool, words: tupl
         raise UsageError(f"interval is {interval} s; it must be positive", fix="--interval 0.05")
     if not no_png:
         check_can_draw()
-    folder = out or _next_folder()
-    _make(folder)
-    try:
+    with numbered_folder(PROFILES) if out is None else _sole_writer(out) as folder:
         watched = record_command(words, interval_seconds=interval, stdout=sys.stderr if as_json else None)
-    except BaseException:
-        _remove_empty(folder)
-        raise
-    found = build_timeline(watched)
-    files = write_profile(found, folder, png=not no_png)
+        found = build_timeline(watched)
+        files = write_profile(found, folder, png=not no_png)
     result = profile_figures(found) | {"files": files}
     emit(as_json, result, "\n".join([*profile_lines(found), f"files   {', '.join(map(str, files))}"]))
     raise click.exceptions.Exit(found.watched.exit_code)
 
 
-def _next_folder() -> Path:
-    names = [entry.name for entry in PROFILES.iterdir()] if PROFILES.is_dir() else []
-    return PROFILES / str(1 + max((int(name) for name in names if name.isdecimal()), default=0))
+@contextmanager
+def _sole_writer(folder: Path) -> Iterator[Path]:
+    """Hold the profile's folder from before the command runs, so that nothing is run whose profile has no place."""
+    from streamtrain.store.writing.lock import folder_lock
+
+    with ExitStack() as held:
+        try:
+            _check_free(local_path(folder))
+            held.enter_context(folder_lock(folder))
+        except ResourceError as error:
+            what = "the profile's folder cannot be made"
+            raise UsageError(what, where=str(folder), why=error.what, fix="another --out") from error
+        _check_free(folder)
+        yield folder
 
 
-def _make(folder: Path) -> None:
-    """Make the profile's folder before the command runs, so that nothing is run whose profile has no place."""
-    local_path(folder)
-    try:
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+def _check_free(folder: Path) -> None:
+    from streamtrain.store.writing.lock import FOLDER_LOCK
+
+    with translate_os_errors("look at", folder):
+        if folder.exists() and not (folder.is_dir() and all(entry.name == FOLDER_LOCK for entry in folder.iterdir())):
             raise UsageError(
                 "the profile's folder is taken", where=str(folder), fix="an --out that does not exist, or is empty"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        usable = os.access(folder, os.W_OK | os.X_OK)
-    except OSError as error:
-        raise _unusable(folder, error.strerror or str(error)) from error
-    if not usable:
-        raise _unusable(folder, "Permission denied")
-
-
-def _unusable(folder: Path, why: str) -> UsageError:
-    return UsageError("the profile's folder cannot be made", where=str(folder), why=why, fix="another --out")
-
-
-def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
-        if folder.parent == PROFILES:
-            PROFILES.rmdir()
 
 
 @click.command("doctor")

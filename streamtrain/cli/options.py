@@ -16,6 +16,7 @@ from streamtrain.errors import UsageError
 from streamtrain.optim.schedules import Schedule
 from streamtrain.optim.step_options import StepOptions
 from streamtrain.system.arguments import ON_BAD_BLOCK, RESHUFFLE
+from streamtrain.system.memory import n_cores
 from streamtrain.training.run_state import ON_CHECKPOINT_FAILURE
 from streamtrain.training.sized_loaders import LoaderOptions
 
@@ -204,8 +205,11 @@ def most_threads() -> int:
 
 
 def set_threads(threads: int | None) -> None:
-    """Set torch's number of threads, from 1 to `most_threads`; None keeps torch's own."""
+    """Set torch's number of threads, from 1 to `most_threads`; None is torch's own, within the quota."""
     if threads is None:
+        # torch counts the machine's cores, and a container may have a quota of them.
+        if (cores := n_cores()) < torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(cores)
         return
     if threads < 1:
         raise UsageError(f"threads is {threads}; it must be at least 1")

@@ -41,6 +41,7 @@ from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.events import Reserved, publish_event
+from streamtrain.system.files import numbered_folder
 from streamtrain.system.memory import held_bytes, limit_heap_growth
 from streamtrain.system.signals import Interrupted
 from streamtrain.system.units import format_bytes, format_rate
@@ -48,11 +49,10 @@ from streamtrain.training.batch_stream import normalize_fields
 from streamtrain.training.metrics import METRIC_NAMES, History, score_name
 from streamtrain.training.run_folder import (
     RunFolder,
-    check_new_run,
-    is_run,
+    check_run,
+    check_writable,
     last_epoch,
     newest_run,
-    next_run,
     write_memory,
 )
 from streamtrain.training.run_state import ResumePoint, budget_config
@@ -204,7 +204,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     reserved = held_bytes()
     check_seed(options.seed)
     shared_budget.check_memory_options(options.memory, options.max_memory)
-    out = _out(options)
+    _check_out(options)
     dataset = open_dataset(options.dest)
     val = open_dataset(options.val) if options.val else None
     if val is not None:
@@ -217,27 +217,38 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
             click.echo(f"warning: {doubt}", err=True)
 
     sizing = partial(sized_loaders, reserved_bytes=reserved, on_checked=say_heading)
-    with ExitStack() as stack:
-        loaders = stack.enter_context(sizing(trainer, dataset, val, options.loading()))
-        training = loaders.training
-        config = trainer.describe(training) | about | budget_config(training, loaders.memory_bytes)
-        if training.shuffle and (poor := poor_shuffle(dataset, options.batch_size, training.sizes.lanes)):
-            click.echo(f"warning: {poor}", err=True)
-        run = stack.enter_context(RunFolder(out, config, resumes=options.resume))
-        if expected := training.projection.expected:
-            few = few_lanes(dataset.layout, training.sizes, training.memory_bytes)
-            say("\n        ".join(["order   " + str(expected).replace("; ", "\n        "), *([few] if few else [])]))
-        say(epoch_head(score_name(trainer.loss), with_val=val is not None))
-        with resume_hint(out), unnamed_was_told():
-            history = _fit(trainer, options, loaders, run, out, say)
-        projected = sum(loader.projection.total_bytes for loader in loaders.all)
-        names = ("training", "validation")
-        terms = {name: loader.projection.terms for name, loader in zip(names, loaders.all, strict=False)}
-    memory, taken, meter = loaders.memory_bytes, loaders.taken, loaders.meter
-    trained = TrainOutcome(
+    # The run's folder is held until its memory is written, which is known once the loaders are closed.
+    with ExitStack() as of_run:
+        with sizing(trainer, dataset, val, options.loading()) as loaders:
+            training = loaders.training
+            config = trainer.describe(training) | about | budget_config(training, loaders.memory_bytes)
+            if training.shuffle and (poor := poor_shuffle(dataset, options.batch_size, training.sizes.lanes)):
+                click.echo(f"warning: {poor}", err=True)
+            out = options.out or of_run.enter_context(numbered_folder(RUNS))
+            run = of_run.enter_context(RunFolder(out, config, resumes=options.resume))
+            if expected := training.projection.expected:
+                few = few_lanes(dataset.layout, training.sizes, training.memory_bytes)
+                say(
+                    "\n        ".join(["order   " + str(expected).replace("; ", "\n        "), *([few] if few else [])])
+                )
+            say(epoch_head(score_name(trainer.loss), with_val=val is not None))
+            with resume_hint(out), unnamed_was_told():
+                history = _fit(trainer, options, loaders, run, out, say)
+            projected = sum(loader.projection.total_bytes for loader in loaders.all)
+            names = ("training", "validation")
+            terms = {name: loader.projection.terms for name, loader in zip(names, loaders.all, strict=False)}
+        trained = _outcome(history, loaders, projected, out)
+        write_memory(out, {**trained.memory, "terms": terms})
+    return _with_headspace(trained, trainer, options, dataset, loaders.memory_bytes) if options.headspace else trained
+
+
+def _outcome(history: History, loaders: SizedLoaders, projected: int, out: Path) -> TrainOutcome:
+    """Put together the outcome of a run whose loaders are closed."""
+    taken, meter = loaders.taken, loaders.meter
+    return TrainOutcome(
         history=history,
         memory={
-            "budget": memory,
+            "budget": loaders.memory_bytes,
             "projected": projected,
             "measured": max(0, meter.peak_bytes - taken.step_bytes),
             "step": taken.step_bytes,
@@ -248,8 +259,6 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
         quarantined=loaders.training.quarantined,
         val_quarantined=loaders.validation.quarantined if loaders.validation else (),
     )
-    write_memory(out, {**trained.memory, "terms": terms})
-    return _with_headspace(trained, trainer, options, dataset, memory) if options.headspace else trained
 
 
 def _fit(
@@ -280,14 +289,14 @@ def _fit(
     return history
 
 
-def _out(options: TrainOptions) -> Path:
-    """Choose the run's folder, which may exist already only if the run resumes."""
-    if options.resume and options.out is None:
+def _check_out(options: TrainOptions) -> None:
+    """Refuse a run's folder that is taken, or cannot be written, before anything is read."""
+    if options.out is not None:
+        check_run(options.out, resumes=options.resume)
+    elif options.resume:
         raise UsageError("--resume without --out", fix=f"--out {newest_run(RUNS) or 'RUN'}")
-    out = options.out or next_run(RUNS)
-    if not (options.resume and is_run(out)):
-        check_new_run(out)
-    return out
+    else:
+        check_writable(RUNS)
 
 
 def _with_headspace(

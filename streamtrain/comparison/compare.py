@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,10 @@ from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import naming_nearest
-from streamtrain.system.files import Files, local_path
+from streamtrain.system.files import local_path
 from streamtrain.system.memory import held_bytes, trim_heap
 from streamtrain.system.units import format_bytes, format_duration
-from streamtrain.training.run_folder import check_new_run
+from streamtrain.training.run_folder import check_run, sole_writer
 
 Say = Callable[[str], None]
 
@@ -124,6 +124,8 @@ def compare(
         The memory is too small; raised before anything is trained.
     ResourceError
         The folder cannot be made (raised before anything is trained), or a run cannot be saved in it.
+    LockedError
+        Another process compares in the folder.
 
     Examples
     --------
@@ -139,8 +141,6 @@ def compare(
     rates = {EVERY_OPTIMIZER: lr} if isinstance(lr, int | float) else lr or {}
     setting = ComparisonSettings.of(locals() | {"lr": rates})
     out = None if out is None else local_path(out)
-    if out is not None:
-        _check_out(out)
     setup = ComparisonSetup(
         model=model,
         dataset=dataset,
@@ -152,7 +152,8 @@ def compare(
         out=out,
         about={"dataset": str(dataset.path), **(about or {})},
     )
-    return _compare(setup, val, on_point, on_runs, say)
+    with nullcontext() if out is None else _sole_writer(out):
+        return _compare(setup, val, on_point, on_runs, say)
 
 
 def _compare(
@@ -164,8 +165,6 @@ def _compare(
 ) -> Comparison:
     setting, dataset = setup.setting, setup.dataset
     setup.check(val)
-    if setup.out is not None:
-        Files().ensure_dir(setup.out)
     trim_heap()
     before_bytes = held_bytes()
     with ExitStack() as stack:
@@ -210,14 +209,18 @@ def _with_surface(
         return replace(found, no_surface=str(error))
 
 
-def _check_out(out: Path) -> None:
-    local_path(out)
-    try:
-        check_new_run(out)
-    except UsageError as error:
-        # A comparison cannot be resumed.
-        error.fix = Fix("another ", Argument("out"), ", or remove it")
-        raise
+@contextmanager
+def _sole_writer(out: Path) -> Iterator[None]:
+    with ExitStack() as held:
+        try:
+            # Looked at first, so that nothing is made in a place that is taken.
+            check_run(out)
+            held.enter_context(sole_writer(out))
+        except UsageError as error:
+            # A comparison cannot be resumed.
+            error.fix = Fix("another ", Argument("out"), ", or remove it")
+            raise
+        yield
 
 
 def _about(setup: ComparisonSetup) -> dict[str, str]:

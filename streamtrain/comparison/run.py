@@ -19,6 +19,7 @@ from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.comparison.surface import SURFACE_BYTES_PER_WEIGHT, Snapshot, Trajectory, n_snapshots
 from streamtrain.comparison.variance import UpdateVariance
 from streamtrain.errors import Argument, BudgetError, DivergedError, Fix, ResourceError, UsageError
+from streamtrain.loader.batch import Batch
 from streamtrain.loader.quarantine import first_rows
 from streamtrain.loader.shared_budget import (
     BUDGET_PARTS,
@@ -107,7 +108,8 @@ class ComparisonSetup:
             trainer.check(rows, n_classes=n_classes, small=small)
             kept_bytes += checkpoint_bytes(trainer.model, trainer.optimizer)
         if self.out is not None:
-            check_room(self.out, kept_bytes, n_there=MOST_CHECKPOINTS, of="the checkpoints of all runs take")
+            of = "the checkpoints of all runs take"
+            check_room(self.out, kept_bytes, n_there=MOST_CHECKPOINTS, of=of, another=Fix("another ", Argument("out")))
         del rows
         if self.setting.grid:
             self._check_surface()
@@ -251,7 +253,7 @@ class TimedStream:
     def __len__(self) -> int:
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         started = self._seconds()
         for batch in self._loader:
             yield batch

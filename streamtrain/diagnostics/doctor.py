@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 import psutil
 
-from streamtrain.errors import UsageError
+from streamtrain.errors import ResourceError, UsageError
 from streamtrain.store.codec import checksum, decode, encode
 from streamtrain.store.layout import CODECS, Codec
 from streamtrain.system.buffers import aligned_bytes
@@ -67,7 +67,7 @@ def check_up(folder: Path, *, seconds: float = 3.0) -> list[Finding]:
     if (place / _DATASET_FILE).exists():
         place = place.parent
     system = f"{platform.system()} {platform.release()}, {platform.machine()}"
-    cores, n_threads = os.cpu_count() or 1, min(_MOST_THREADS, n_cores())
+    cores, n_threads = os.cpu_count() or 1, min(_MOST_THREADS, max(2, n_cores()))
     versions = _versions()
     absent = [name for name, version in versions.items() if version is None]
     installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
@@ -246,7 +246,8 @@ def _decoder(block: Bytes, codec: Codec) -> Callable[[Bytes], None]:
     expected = checksum(encoded)
 
     def once(out: Bytes) -> None:
-        assert checksum(encoded) == expected
+        if checksum(encoded) != expected:
+            raise ResourceError("memory does not keep what is written to it", fix="test the machine's memory")
         if codec != "none":
             decode(encoded, out, codec)
 

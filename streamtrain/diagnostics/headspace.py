@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 
-from streamtrain.training.batch_stream import BatchStream, StreamDataset
+from streamtrain.training.batch_stream import BatchStream, StreamDataset, fields_of
 from streamtrain.training.metrics import Speed
 from streamtrain.training.trainer import Trainer
 
@@ -99,18 +99,15 @@ def _train(trainer: Trainer, stream: BatchStream) -> Speed:
     return trainer.fit(stream, max_epochs=trainer.counts.n_epochs + 1, progress=False).speed
 
 
-def _copies(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+def _copies(batches: Iterable[Any], device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
     """Copies of the batches on the device, at least one and no more than there is room for."""
     n_bytes = 0
     for batch in batches:
-        yield batch._replace(**{name: _copy(tensor, device) for name, tensor in batch._asdict().items()})
-        n_bytes += sum(tensor.nbytes for tensor in batch)
+        kept = {name: torch.as_tensor(values).to(device, copy=True) for name, values in fields_of(batch).items()}
+        n_bytes += sum(tensor.nbytes for tensor in kept.values())
+        yield kept
         if n_bytes >= _KEPT_BYTES:
             return
-
-
-def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return tensor.to(device, copy=True)
 
 
 class _TimeLimitedStream:

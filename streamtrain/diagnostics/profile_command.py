@@ -33,7 +33,7 @@ import psutil
 
 from streamtrain.errors import UsageError
 from streamtrain.system.events import EVENTS_VARIABLE, RecordedEvent, read_events
-from streamtrain.system.memory import memory_groups
+from streamtrain.system.memory import control_groups
 
 _PROC: Final = Path("/proc")
 _COUNTED: Final = re.compile(rb"^Rss(Anon|Shmem|File):\s+(\d+) kB", re.MULTILINE)
@@ -141,7 +141,7 @@ def cgroup_memory(root: Path = Path("/")) -> CgroupMemory:
     True
     """
     killed, peak = _counter(root / "proc/vmstat", "oom_kill"), None
-    for folder in memory_groups(root):
+    for folder in control_groups("memory", root):
         for name in ("memory.events", "memory.oom_control"):
             killed = _counter(folder / name, "oom_kill") if killed is None else killed
         for name in ("memory.peak", "memory.max_usage_in_bytes"):

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from streamtrain.diagnostics.charts import is_placed
 from streamtrain.errors import Argument, CheckpointError, Fix
+from streamtrain.store.writing.lock import is_folder_locked
 from streamtrain.training.run_folder import CONFIG, MEMORY, METRICS, read_config
 
 _KINDS: Final = ("batch", "epoch", "measured")
@@ -71,16 +72,44 @@ def read_run(path: Path) -> RunRecord:
 
 
 def _read_metrics(file: Path) -> list[tuple[str, MetricsLine]]:
+    while True:
+        data = _read_bytes(file)
+        # A last line without its end is still being written, or was when the run was killed.
+        whole = data[: data.rfind(b"\n") + 1] or data
+        try:
+            return _parse_lines(file, whole)
+        except CheckpointError:
+            # A trainer also cuts lines off: those of an epoch that goes on, and those that a resumed run takes back.
+            now = _read_bytes(file)
+            if now == data or (now.startswith(whole) and whole.endswith(b"\n")):
+                raise
+
+
+def _read_bytes(file: Path) -> bytes:
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_bytes()
     except FileNotFoundError:
+        if is_folder_locked(file.parent):
+            raise _no_line_yet(file) from None
         raise CheckpointError("is missing", where=str(file), fix="train again") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
-    found = [_parse(line, f"{file}:{number}") for number, line in enumerate(text.splitlines(), 1)]
-    if not found:
+
+
+def _parse_lines(file: Path, data: bytes) -> list[tuple[str, MetricsLine]]:
+    try:
+        lines = data.decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
+    if not lines:
+        if is_folder_locked(file.parent):
+            raise _no_line_yet(file)
         raise CheckpointError("is empty", where=str(file), why="The run ended before its first line", fix=AGAIN)
-    return found
+    return [_parse(line, f"{file}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def _no_line_yet(file: Path) -> CheckpointError:
+    return CheckpointError("has no line yet", where=str(file), why="The run is being trained", fix="wait for its first")
 
 
 def _parse(text: str, where: str) -> tuple[str, MetricsLine]:

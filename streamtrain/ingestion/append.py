@@ -7,14 +7,14 @@ ingest of all the rows in this layout gives; only its manifest names several sou
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, ResourceError
 from streamtrain.ingestion.sources.arrays import NamedArrays
 from streamtrain.ingestion.sources.base import Rows, Source, describe_kinds, kinds_of
 from streamtrain.ingestion.sources.combine import ClassCheckedSource, Concatenation, LabelledSource, name_of
@@ -27,6 +27,7 @@ from streamtrain.store.schema.matching import first_difference, unnamed
 from streamtrain.store.shard import StoredFile, shard_exists
 from streamtrain.store.writing.journal import Shards
 from streamtrain.system.files import Files
+from streamtrain.system.units import format_bytes
 
 
 class AppendedSource(Source):
@@ -144,17 +145,37 @@ def full_shards(base: Dataset) -> Shards:
     return {shard: _stored(base, shard) for shard in range(n_full_shards(base))}
 
 
-def link_shards(base: Dataset, folder: Path, files: Files) -> None:
-    """Give a dataset's full shards a second name in the folder of its successor, unless they have it."""
-    for shard, stored in full_shards(base).items():
-        if shard_exists(folder, base.layout, shard, stored):
-            continue
+def link_shards(base: Dataset, folder: Path, files: Files, say: Callable[[str], None]) -> None:
+    """Give a dataset's full shards a second name in the folder of its successor, unless they have it.
+
+    Where the file system has no links they are copied, if there is room for that.
+    """
+    missing = {
+        shard: stored
+        for shard, stored in full_shards(base).items()
+        if not shard_exists(folder, base.layout, shard, stored)
+    }
+    can_link = True
+    for shard in missing:
         for field in base.fields:
-            path = folder / zarr_metadata.shard_key(field, shard)
+            old, path = base.shard_path(field.name, shard), folder / zarr_metadata.shard_key(field, shard)
             files.ensure_dir(path.parent, flush_folder=False)
             if os.path.lexists(path):
                 files.system.unlink(path)
-            files.link(base.shard_path(field.name, shard), path)
+            if can_link and not (can_link := files.link(old, path)):
+                n_bytes = sum(file.n_bytes for stored in missing.values() for file in stored)
+                check_free_bytes(folder, n_bytes, files)
+                say(f"{folder}: no links here; copies {format_bytes(n_bytes)} of full shards")
+            if not can_link:
+                files.copy(old, path)
+
+
+def check_free_bytes(folder: Path, n_bytes: int, files: Files, fix: str = "free some space, or another disk") -> None:
+    """Refuse to write more than the disk has room for, where that is known."""
+    free_bytes, _ = files.system.free(folder)
+    if free_bytes is not None and n_bytes > free_bytes:
+        what = f"{format_bytes(n_bytes)} are needed, and {format_bytes(free_bytes)} are free"
+        raise ResourceError(what, where=str(folder), fix=fix)
 
 
 def _stored(base: Dataset, shard: int) -> tuple[StoredFile, ...]:

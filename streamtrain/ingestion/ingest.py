@@ -61,6 +61,7 @@ from streamtrain.store.writing.lock import check_unlocked, writer_lock
 from streamtrain.store.writing.staging import (
     begin_folder,
     check_foreign_files,
+    check_names,
     destination_state,
     real_path,
     recover_interrupted_swap,
@@ -211,8 +212,9 @@ def ingest(
     _tell_left_out(opened, say)
     if request.classes is not None:
         opened = ClassCheckedSource(opened, request.classes)
-    run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
-    return open_dataset(dest)
+    dataset = run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
+    dataset.path = local_path(dest)  # which may be a link to it
+    return dataset
 
 
 def _known_names(request: IngestRequest, path: Path, mode: Mode) -> tuple[str, ...] | None:
@@ -238,12 +240,13 @@ def run_ingest(
     mode: Mode = "create",
     resume: bool = False,
     say: Say | None = None,
-) -> None:
+) -> Dataset:
     """Write a source as a dataset, as its only writer; see `ingest`."""
     files, say = files or Files(), say or _say_nothing
     if resume:
         check_rereadable(source)
     check_outside(path, source)
+    check_names(path, (field.name for field in source.fields))
     with writer_lock(path, files):
         tidy(path, files)
         check_destination(path, mode, resume=resume)
@@ -252,6 +255,8 @@ def run_ingest(
             _resume(source, interrupted, path, request, files, say)
         elif not (resume and _is_complete(source, path, request, mode, say)):
             _begin(source, path, request, mode, files, say)
+        # Opened before another writer can replace it.
+        return open_dataset(path)
 
 
 def _say_nothing(text: str) -> None:
@@ -299,7 +304,7 @@ def _begin(source: Source, path: Path, request: IngestRequest, mode: Mode, files
     with _stream(whole, request) as stream:
         layout, sizes = plan_ingest(whole, stream, request)
         header = _header(mode if folder != path else "create", base, layout, whole, request)
-        check_disk_space(path.parent, layout, files)
+        check_disk_space(path.parent, layout, files, n_kept=0 if base is None else n_full_shards(base))
         begin_folder(folder, path, header, files)
         work = IngestTask(path=path, folder=folder, header=header, source=whole, own=source, base=base, shards={})
         _write(work, sizes, stream, request, files, say)
@@ -345,7 +350,7 @@ def _write(
     layout, whole = work.header.layout, work.source
     journal = None
     try:
-        journal = prepare(work, files)
+        journal = prepare(work, files, say)
         shown = layout.n_bytes if layout.n_samples < UNKNOWN_SAMPLES else None
         with (
             closing(journal),
@@ -374,6 +379,8 @@ def _write(
                 options=work.header.options,
                 statistics=statistics,
             )
+        # What does not open must not replace what does.
+        open_dataset(work.folder)
     except BaseException as error:
         keep_or_discard(work, error, 0 if journal is None else journal.n_shards, files, say, is_begun=is_begun)
         raise

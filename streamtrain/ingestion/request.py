@@ -7,7 +7,6 @@ for the workers that a budget allows.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import Argument, BudgetError, Fix, InputError, ResourceError, UsageError, unknown_name
-from streamtrain.ingestion.append import AppendedSource, appended_layout
+from streamtrain.ingestion.append import AppendedSource, appended_layout, check_free_bytes
 from streamtrain.ingestion.row_stream import RowStream, part_rows
 from streamtrain.ingestion.sources.base import Source, SourceOptions
 from streamtrain.ingestion.sources.combine import Classes
@@ -30,7 +29,7 @@ from streamtrain.store.statistics import MOST_VALUES, tally_bytes, work_bytes
 from streamtrain.store.writing.writer import FLUSHERS
 from streamtrain.system.arguments import is_int
 from streamtrain.system.files import Files
-from streamtrain.system.memory import Projection
+from streamtrain.system.memory import Projection, n_cores
 from streamtrain.system.units import format_bytes
 
 MOST_WORKERS: Final = 16
@@ -205,8 +204,7 @@ def _counted(classes: Classes, n_classes: int, fix: str) -> Classes:
 def parse_workers(n_workers: int | None) -> int:
     """Check a number of workers; by default one per core this process may use, up to 16."""
     if n_workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(cores, MOST_WORKERS)
+        return min(n_cores(), MOST_WORKERS)
     if not is_int(n_workers, 1):
         raise UsageError(f"n_workers is {n_workers!r}; it must be a positive integer")
     return n_workers
@@ -267,16 +265,13 @@ def check_disk_space(folder: Path, layout: Layout, files: Files, *, n_kept: int 
     if layout.n_samples >= UNKNOWN_SAMPLES:
         return
     n_shards = layout.n_shards - n_kept
-    free_bytes, free_files = files.system.free(folder)
+    _, free_files = files.system.free(folder)
     if free_files is not None and n_shards * len(layout.fields) > free_files:
         what = f"{n_shards * len(layout.fields):,} files are needed, and the file system has room for {free_files:,}"
         raise ResourceError(what, where=str(folder), fix="a larger shard, or another disk")
     n_blocks = layout.n_blocks - n_kept * layout.shard_blocks
     block_bytes = sum(layout.block_rows * field.row_bytes + CHECKSUM_BYTES for field in layout.fields)
     n_bytes = n_blocks * block_bytes + n_shards * len(layout.fields) * index_bytes(layout.shard_blocks)
-    if layout.codec == "none" and n_bytes > free_bytes:
-        raise ResourceError(
-            f"{format_bytes(n_bytes)} are needed, and {format_bytes(free_bytes)} are free",
-            where=str(folder),
-            fix="free some space, choose a codec that compresses, or another disk",
-        )
+    if layout.codec == "none":
+        fix = "free some space, choose a codec that compresses, or another disk"
+        check_free_bytes(folder, n_bytes, files, fix)

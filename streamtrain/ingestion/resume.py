@@ -35,6 +35,7 @@ from streamtrain.store.writing.staging import (
     publish,
     remove_dataset,
     remove_unfinished_files,
+    set_aside,
     successor,
     tidy,
 )
@@ -236,13 +237,13 @@ def discard_interrupted(path: Path, mode: Mode, files: Files) -> None:
         remove_dataset(path, files)
 
 
-def prepare(work: IngestTask, files: Files) -> Journal:
+def prepare(work: IngestTask, files: Files, say: Say) -> Journal:
     """Clear the folder of all but kept shards, link those of the dataset appended to, open the journal."""
     fields = work.header.layout.fields
     kept = frozenset(zarr_metadata.shard_key(field, shard) for shard in work.kept for field in fields)
     remove_unfinished_files(work.folder, work.header.layout, kept, files)
     if work.base is not None:
-        link_shards(work.base, work.folder, files)
+        link_shards(work.base, work.folder, files, say)
     return continue_journal(work.folder, work.header, work.shards, files)
 
 
@@ -279,5 +280,7 @@ def publish_and_tidy(folder: Path, path: Path, files: Files, say: Say) -> None:
         raise
     try:
         tidy(path, files)
+        if set_aside(path):
+            say(f"{path}: complete, but what it replaced is still in use; streamtrain repair removes it later")
     except (ResourceError, UsageError) as error:
         say(f"{path}: complete, but something was left: {error.what}; streamtrain repair removes it")

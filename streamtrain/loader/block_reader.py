@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from streamtrain.errors import DamagedBlock
+from streamtrain.errors import DamagedBlock, DatasetError
 from streamtrain.store.codec import HEADER_BYTES
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.shard import ShardReader
@@ -68,6 +68,9 @@ class BlockReader:
                 shard.check(block, encoded, self._checksums[block * len(slots) + field])
                 if self._decodes:
                     shard.decode(block, encoded, np.frombuffer(slot, shard.field.dtype))
+        except DamagedBlock:
+            self._dataset.check_not_replaced()
+            raise
         finally:
             self._under_way.pop(threading.get_ident(), None)
         return seconds
@@ -108,7 +111,7 @@ class BlockReader:
                 for block in blocks:
                     for field in range(len(self._layout.fields)):
                         self._shard(field, block).announce(block)
-        except DamagedBlock:
+        except DatasetError:
             return  # the read itself will report it
         finally:
             self._under_way.pop(threading.get_ident(), None)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from streamtrain.errors import DamagedBlock
 from streamtrain.loader.augmentation import Transform, batch_samples, sample_keys, takes_keys
+from streamtrain.loader.batch import Batch
 from streamtrain.loader.block_reader import BlockReader
 from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.store.dataset import Dataset
@@ -135,7 +136,7 @@ def batch_finisher(
     start: int,
     stop: int,
     batch_size: int,
-) -> Callable[[Any], Any] | None:
+) -> Callable[[Batch], Any] | None:
     """Make the function that the batches at positions [start, stop) of an epoch go through one after the other.
 
     It gives the batch without the samples that are left out, transformed, or `EMPTY_BATCH`. The order is only worked
@@ -146,7 +147,7 @@ def batch_finisher(
         return transform
     at, samples_of = start, None
 
-    def finish(batch: Any) -> Any:
+    def finish(batch: Batch) -> Any:
         nonlocal at, samples_of
         harmed = quarantine if quarantine is not None and quarantine.tell() else None
         if samples_of is None and (with_keys or harmed):
@@ -166,12 +167,12 @@ def batch_finisher(
     return finish
 
 
-def _rows(batch: Any, kept: I64) -> Any:
+def _rows(batch: Batch, kept: I64) -> Batch:
     places = _beside(batch, torch.from_numpy(kept))
     return batch._make(field[places] for field in batch)
 
 
-def _beside(batch: Any, small: Tensor) -> Tensor:
+def _beside(batch: Batch, small: Tensor) -> Tensor:
     """Move a small tensor to a batch's device; to a GPU it is copied without waiting for it."""
     device = batch[0].device
     return small.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else small.to(device)

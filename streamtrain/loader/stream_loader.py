@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+import warnings
 import weakref
-from collections import namedtuple
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final, Never, Self
 
 import torch
 from torch import Tensor
 
-from streamtrain.errors import Argument, CheckpointError, DeviceError, Fix, UsageError, differences
+from streamtrain.errors import CheckpointError, DeviceError, UsageError, differences
 from streamtrain.loader.augmentation import Transform
+from streamtrain.loader.batch import Batch, batch_type
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, epoch_orders, expect, solve
 from streamtrain.loader.device.transfer import Placement, make_transfer
 from streamtrain.loader.pool import Pool
 from streamtrain.loader.quarantine import EMPTY_BATCH, Quarantine, QuarantinedBlock, batch_finisher, reader_of
 from streamtrain.loader.telemetry import LoaderTelemetry
-from streamtrain.loader.world import refuse_worker, warn_of_ranks
 from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder
 from streamtrain.shuffle.positions import samples_at
 from streamtrain.store.dataset import Dataset
@@ -87,29 +89,48 @@ def groups_of(fields: Iterable[Tensor], batch_size: int) -> list[BatchGroup]:
     return list(zip(*parts, strict=True))[::-1]
 
 
-def batches_of(group: BatchGroup, batch_size: int, make: Callable[[Iterable[Tensor]], Any]) -> list[Any]:
+def batches_of(group: BatchGroup, batch_size: int, make: Callable[[Iterable[Tensor]], Batch]) -> list[Batch]:
     """Cut a group into its batches, the first one last."""
     parts = [torch.split(field, batch_size) for field in group]
     return list(map(make, zip(*parts, strict=True)))[::-1]
 
 
-_named_tuple: Any = namedtuple  # Of names that only the dataset knows: identifiers without a leading underscore.
+_told_ranks: list[int] = []
 
 
-def batch_type(names: Sequence[str]) -> Any:
-    """Make the named tuple of a batch; names that Python reserves are refused, as by every ingest since."""
-    try:
-        made = _named_tuple("Batch", names)
-    except (ValueError, SyntaxError) as error:
-        fix = Fix("ingest it again under other names: ", Argument("fields"))
-        raise UsageError(f"no batch can have fields {', '.join(names)}", why=str(error), fix=fix) from error
-    # Pickle finds a class by its name, and this one has none in the module.
-    made.__reduce__ = lambda batch: (_batch_of, (batch._fields, tuple(batch)))
-    return made
+def world_size() -> int:
+    """Count the ranks of the default process group, else those that the launcher names, else 1."""
+    # No group exists unless somebody has imported it.
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_world_size())
+    told = os.environ.get("WORLD_SIZE", "")
+    return int(told) if told.isdecimal() and told != "0" else 1
 
 
-def _batch_of(names: Sequence[str], values: Sequence[Tensor]) -> Any:
-    return batch_type(names)._make(values)
+def refuse_worker() -> None:
+    """Refuse to read in a worker process of torch's DataLoader, where each worker would read all samples."""
+    # A worker has imported it.
+    data: Any = sys.modules.get("torch.utils.data")
+    worker = data and data.get_worker_info()
+    if worker is not None:
+        raise UsageError(
+            f"a StreamLoader is iterated in worker {worker.id} of {worker.num_workers} of a DataLoader",
+            why="It reads with threads of its own, and every worker would read all samples",
+            fix="iterate the StreamLoader itself, or num_workers=0; a Dataset's rows can be read in workers",
+        )
+
+
+def warn_of_ranks() -> None:
+    """Warn once per process that several ranks do not share the data."""
+    if not _told_ranks and (n_ranks := world_size()) > 1:
+        _told_ranks.append(n_ranks)
+        warnings.warn(
+            f"{n_ranks} processes train together, and each reads all samples in the same order: a loader does not "
+            "share its epoch between ranks yet, so the gradient is that of one process at as many times the work. "
+            "Train in one process, or ingest a dataset of its own for each rank",
+            stacklevel=3,
+        )
 
 
 _ORDER = ("seed", "batch_size", "shuffle", "reshuffle", "drop_last")
@@ -144,8 +165,8 @@ class StreamLoader:
         divides ``lanes`` and ``batch_size``. With at least as many lanes as a batch has samples, best a multiple, no
         labels make batches vary more than a full reshuffle's.
     transform : callable, optional
-        Called with each batch (the named tuple) on the loader's device, returns what is yielded instead. One that
-        takes two arguments also gets a key for each sample, for `streamtrain.uniform` and `streamtrain.normal`.
+        Called with each `Batch` on the loader's device, returns what is yielded instead. One that takes two arguments
+        also gets a key for each sample, for `streamtrain.uniform` and `streamtrain.normal`.
     device : str, torch.device or Placement, optional
         Where batches end; ``"auto"`` is CUDA where there is any. By default they stay on the CPU.
     on_bad_block : {"error", "quarantine"}
@@ -327,7 +348,7 @@ class StreamLoader:
         ordered._quarantine = self._quarantine
         return ordered
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         if self._closed:
             raise UsageError("the loader is closed", fix="make a new one")
         refuse_worker()
@@ -338,7 +359,7 @@ class StreamLoader:
         self._entered = True
         return self._batches(self._turn)
 
-    def _batches(self, turn: int) -> Iterator[Any]:
+    def _batches(self, turn: int) -> Iterator[Batch]:
         self._check_turn(turn)
         n_positions, first = self._n_positions(), self._position
         with self._telemetry.epoch(self, self._epoch, lambda: self._position - first if self._turn == turn else 0):
@@ -377,7 +398,7 @@ class StreamLoader:
             self._telemetry.look()
         return groups
 
-    def _last(self) -> Callable[[Any], Any] | None:
+    def _last(self) -> Callable[[Batch], Any] | None:
         """Make the function that every batch from here on goes through before it is the caller's."""
         place = {"seed": self.seed, "epoch": self._epoch, "start": self._position, "stop": self._n_positions()}
         order = partial(self._orders(), self._epoch)
@@ -401,7 +422,8 @@ class StreamLoader:
                 self._sizes,
                 self._orders(),
                 n_positions=self._n_positions(),
-                threads=min(self._sizes.threads, n_cores()),
+                # At least two: one thread reads while another waits.
+                threads=min(self._sizes.threads, max(2, n_cores())),
                 memory=self._carrier.memory(self.dataset.layout, self._sizes) if self._carrier else None,
             )
             self._stop, self._pool = weakref.finalize(self, self._closer(pool)), pool

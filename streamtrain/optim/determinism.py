@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from streamtrain.errors import UsageError
 from streamtrain.models.seeding import borrowed_random
-from streamtrain.optim.gradients import weights_kept
+from streamtrain.optim.gradients import TrainingBatch, weights_kept
 
 _CHECKED_ROWS = 64
 
@@ -26,14 +26,14 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return found.hexdigest()
 
 
-def check_deterministic(model: nn.Module, inputs: tuple[Tensor, ...], target: Tensor, before: str | None) -> str:
+def check_deterministic(model: nn.Module, batch: TrainingBatch, before: str | None) -> str:
     """Refuse outputs that depend on more than weights and samples, and a first batch other than the pass before's.
 
     Return the digest of the first batch. The check changes neither buffers nor random state.
     """
-    now = digest((*inputs, target))
+    now = digest((*batch.inputs, batch.target))
     if before is None:
-        _check_model(model, tuple(x[:_CHECKED_ROWS] for x in inputs))
+        _check_model(model, batch.rows(slice(_CHECKED_ROWS)).inputs)
     elif now != before:
         raise UsageError(
             "the data changes between the calls of a line search: the first batch is not that of the pass before",

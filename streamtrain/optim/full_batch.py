@@ -32,7 +32,9 @@ from streamtrain.optim.conjugate_gradient import MAX_TRIALS
 from streamtrain.optim.determinism import check_deterministic, digest
 from streamtrain.optim.gradient_sum import ExactSum, GradientSum
 from streamtrain.optim.gradients import (
+    BatchResult,
     Learner,
+    TrainingBatch,
     add_penalty,
     copy_weights,
     grad_norm,
@@ -41,7 +43,7 @@ from streamtrain.optim.gradients import (
     put_weights,
     weights_kept,
 )
-from streamtrain.optim.rules import BatchResult, EpochRule, Figures, put_mean
+from streamtrain.optim.rules import EpochRule, Figures, put_mean
 from streamtrain.system.arguments import is_number
 
 
@@ -125,15 +127,13 @@ class FullBatchRule(EpochRule):
         self._first_batch: str | None = None
         self._begins_anew = True
 
-    def learn(
-        self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None, weight: Tensor | None = None
-    ) -> BatchResult:
+    def learn(self, batch: TrainingBatch, max_steps: int | None = None) -> BatchResult:
         if self._before_trial is None:
-            self._first_batch = check_deterministic(self.learner.model, inputs, target, self._first_batch)
+            self._first_batch = check_deterministic(self.learner.model, batch, self._first_batch)
             self._before_trial = self._advance() or copy_weights(self.learner.parameters)
             self._look_where_it_is()
-        learned = super().learn(inputs, target, max_steps, weight)
-        self._loss.add(learned.loss * (learned.n_samples if learned.weight is None else learned.weight))
+        learned = super().learn(batch, max_steps)
+        self._loss.add(learned.loss * learned.weight)
         return learned if self._checks else replace(learned, is_trial=True)
 
     def end_epoch(self) -> None:

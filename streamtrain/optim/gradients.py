@@ -176,26 +176,67 @@ def check_least_weight(least: float, total: float) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchGradient:
-    """The results of `batch_gradient` beside the gradient itself."""
+class TrainingBatch:
+    """A batch as a step takes it: what the model is given, what the loss compares with, and what samples weigh."""
 
-    # The weighted mean over the batch; 0 where nothing in it has a weight.
+    # (B, ...) each; the weights are (B,), and None where all samples weigh the same.
+    inputs: tuple[Tensor, ...]
+    target: Tensor
+    weight: Tensor | None = None
+    # The names of the fields in this order, for messages.
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def fields(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        named = zip(self.names, (*self.inputs, self.target, self.weight), strict=False)
+        return {name: tensor for name, tensor in named if tensor is not None}
+
+    @property
+    def factors(self) -> list[float | None]:
+        """The weight of each sample as a number; None without weights."""
+        return [None] * len(self) if self.weight is None else self.weight.tolist()
+
+    def rows(self, some: slice | list[int]) -> TrainingBatch:
+        """Select some of the samples."""
+        weight = None if self.weight is None else self.weight[some]
+        inputs = tuple(x[some] for x in self.inputs)
+        return TrainingBatch(inputs=inputs, target=self.target[some], weight=weight, names=self.names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchResult:
+    """The loss and outputs of the samples of a batch that a rule took in."""
+
+    # The weighted mean over the samples, each measured just before it changed the weights; 0 where none has a weight.
     loss: float
     output: Tensor
+    target: Tensor
     # The sum of the weights in that mean; without weights, the number of samples or of the target's elements.
     weight: float
+    sample_weights: Tensor | None = None
+    # Whether the weights are those of a trial of a line search, which the run may not come to.
+    is_trial: bool = False
+    # Samples that an earlier call took in, before the run was cut short inside the batch.
+    n_before: int = 0
+
+    @property
+    def n_samples(self) -> int:
+        """Samples taken in; fewer than the batch holds after a stop inside it."""
+        return len(self.target)
+
+    @property
+    def n_new(self) -> int:
+        """Samples that this call took in."""
+        return self.n_samples - self.n_before
 
 
 def batch_gradient(
-    learner: Learner,
-    inputs: tuple[Tensor, ...],
-    target: Tensor,
-    weight: Tensor | None = None,
-    *,
-    summed: bool = False,
-    scale: float | None = None,
-    check: bool = True,
-) -> BatchGradient:
+    learner: Learner, batch: TrainingBatch, *, summed: bool = False, scale: float | None = None, check: bool = True
+) -> BatchResult:
     """Leave the gradient of J over a batch, times ``scale``, in the parameters, in place of any before.
 
     With ``summed`` it is the gradient of the weighted sum of the losses, which no division has rounded. Over several
@@ -203,20 +244,21 @@ def batch_gradient(
     ``summed``. With ``check`` a loss or a gradient that is not finite is a DivergedError.
     """
     learner.optimizer.zero_grad(set_to_none=True)
-    output: Tensor = learner.model(*inputs)
-    measured, weights = (learner.loss.total if summed else learner.loss.objective)(output, target, weight)
+    output: Tensor = learner.model(*batch.inputs)
+    measured, weights = (learner.loss.total if summed else learner.loss.objective)(output, batch.target, batch.weight)
     factor = None if scale is None else torch.full_like(measured, scale)
     measured.backward(factor)  # type: ignore[no-untyped-call]
     # Where reading waits for the device, the weights have not been validated before.
-    least = least_weight(weight)
+    least = least_weight(batch.weight)
     value, total_weight, least, *sizes = read_scalars(measured, weights, least, *gradient_sizes(learner.parameters))
     check_least_weight(least, total_weight)
-    if not total_weight:
-        return BatchGradient(loss=0.0, output=output.detach(), weight=0.0)
-    if check:
+    if check and total_weight:
         check_finite(value, sizes, learner.parameters)
-    mean = value / total_weight if summed or learner.loss.summed else value
-    return BatchGradient(loss=mean, output=output.detach(), weight=total_weight)
+    if summed or learner.loss.summed or not total_weight:
+        value = value / total_weight if total_weight else 0.0
+    return BatchResult(
+        loss=value, output=output.detach(), target=batch.target, weight=total_weight, sample_weights=batch.weight
+    )
 
 
 def read_scalars(loss: Tensor, *others: Tensor | float) -> list[float]:

@@ -15,41 +15,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from streamtrain.optim.gradient_sum import GradientSum
-from streamtrain.optim.gradients import BatchGradient, Learner, add_penalty, batch_gradient, check_finite_sum, grad_norm
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchResult:
-    """The loss and outputs of the samples of a batch that a rule took in."""
-
-    # The mean over the samples, each measured just before it changed the weights.
-    loss: float
-    output: Tensor
-    target: Tensor
-    # The sum of the weights in that mean; by default the number of samples.
-    weight: float | None = None
-    sample_weights: Tensor | None = None
-    # Whether the weights are those of a trial of a line search, which the run may not come to.
-    is_trial: bool = False
-    # Samples that an earlier call took in, before the run was cut short inside the batch.
-    n_before: int = 0
-
-    @property
-    def n_samples(self) -> int:
-        """Samples taken in; fewer than the batch holds after a stop inside it."""
-        return len(self.target)
-
-    @property
-    def n_new(self) -> int:
-        """Samples that this call took in."""
-        return self.n_samples - self.n_before
-
+from streamtrain.optim.gradients import (
+    BatchResult,
+    Learner,
+    TrainingBatch,
+    add_penalty,
+    batch_gradient,
+    check_finite_sum,
+    grad_norm,
+)
 
 Figures = dict[str, float | None]
 """Measurements of a pass, by name: loss, score, ..."""
@@ -77,10 +56,8 @@ class UpdateRule(ABC):
         self.is_fresh = True
 
     @abstractmethod
-    def learn(
-        self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None, weight: Tensor | None = None
-    ) -> BatchResult:
-        """Take in one batch, its samples weighted by ``weight``, (B,); stop once ``n_steps`` is ``max_steps``.
+    def learn(self, batch: TrainingBatch, max_steps: int | None = None) -> BatchResult:
+        """Take in one batch; stop once ``n_steps`` is ``max_steps``.
 
         After a stop inside a batch, the next call is given the same batch and takes in the rest.
         """
@@ -196,10 +173,8 @@ class BatchRule(UpdateRule):
     def steps_per_epoch(self, n_batches: int, n_samples: int) -> int:
         return -(-n_batches // self._accumulate)
 
-    def learn(
-        self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None, weight: Tensor | None = None
-    ) -> BatchResult:
-        seen = batch_gradient(self.learner, inputs, target, weight, summed=self._accumulate > 1)
+    def learn(self, batch: TrainingBatch, max_steps: int | None = None) -> BatchResult:
+        seen = batch_gradient(self.learner, batch, summed=self._accumulate > 1)
         if self._accumulate == 1:
             if seen.weight:
                 self._step()
@@ -208,7 +183,7 @@ class BatchRule(UpdateRule):
             self._n_waiting += 1
             if self._n_waiting == self._accumulate:
                 self.end_epoch()
-        return _batch_result(seen, target, weight)
+        return seen
 
     def end_epoch(self) -> None:
         self._n_waiting = 0
@@ -241,12 +216,10 @@ class EpochRule(UpdateRule):
     def abandon(self) -> None:
         self._sum.clear()
 
-    def learn(
-        self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None, weight: Tensor | None = None
-    ) -> BatchResult:
-        seen = batch_gradient(self.learner, inputs, target, weight, summed=True, check=self._checks)
+    def learn(self, batch: TrainingBatch, max_steps: int | None = None) -> BatchResult:
+        seen = batch_gradient(self.learner, batch, summed=True, check=self._checks)
         _add(self._sum, self.learner, seen)
-        return _batch_result(seen, target, weight)
+        return seen
 
     def end_epoch(self) -> None:
         if not put_mean(self._sum, self.learner):
@@ -256,7 +229,7 @@ class EpochRule(UpdateRule):
         self._step_on_whole()
 
 
-def _add(total: GradientSum, learner: Learner, seen: BatchGradient) -> None:
+def _add(total: GradientSum, learner: Learner, seen: BatchResult) -> None:
     # Where nothing has a weight the gradient is 0, or 0 times what is not finite.
     if seen.weight:
         total.add(learner.parameters, seen.weight)
@@ -276,7 +249,3 @@ def put_mean(total: GradientSum, learner: Learner, *, check: bool = True) -> flo
     if check:
         check_finite_sum(learner.parameters)
     return divisor
-
-
-def _batch_result(seen: BatchGradient, target: Tensor, weight: Tensor | None) -> BatchResult:
-    return BatchResult(loss=seen.loss, output=seen.output, target=target, weight=seen.weight, sample_weights=weight)

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from streamtrain.optim.gradients import BatchGradient, Learner, batch_gradient
-from streamtrain.optim.rules import BatchResult, UpdateRule
+from streamtrain.optim.gradients import BatchResult, Learner, TrainingBatch, batch_gradient
+from streamtrain.optim.rules import UpdateRule
 from streamtrain.optim.sample_fast_path.choice import SamplePathChoice
 from streamtrain.optim.sample_fast_path.loop import SampleResult
 
@@ -47,53 +47,44 @@ class SampleRule(UpdateRule):
         if (path := state.get("path", "plain")) is not None:
             self.choice.resume(path)
 
-    def learn(
-        self, inputs: tuple[Tensor, ...], target: Tensor, max_steps: int | None = None, weight: Tensor | None = None
-    ) -> BatchResult:
-        factors = [None] * len(target) if weight is None else weight.tolist()
+    def learn(self, batch: TrainingBatch, max_steps: int | None = None) -> BatchResult:
         begun, self._begun = self._begun, None
-        loop = self.choice.loop_for(inputs)
+        loop = self.choice.loop_for(batch.inputs)
         if loop is None:
-            taken = self._learn_plainly(inputs, target, factors, max_steps, begun)
+            taken = self._learn_plainly(batch, max_steps, begun)
         else:
             try:
                 left = None if max_steps is None else max_steps - self.n_steps
-                taken = loop.learn(inputs[0], target, factors, left, begun)
+                taken = loop.learn(batch, left, begun)
             finally:
                 self.n_steps += loop.n_steps
         n, total = len(taken.losses), math.fsum(taken.weights)
-        if n < len(target):
+        if n < len(batch):
             self._begun = taken
         return BatchResult(
             loss=math.fsum(map(mul, taken.losses, taken.weights)) / total if total else 0.0,
             output=taken.output,
-            target=target[:n],
+            target=batch.target[:n],
             weight=total,
-            sample_weights=None if weight is None else weight[:n],
+            sample_weights=None if batch.weight is None else batch.weight[:n],
             n_before=0 if begun is None else len(begun.losses),
         )
 
     def abandon(self) -> None:
         self._begun = None
 
-    def _learn_plainly(
-        self,
-        inputs: tuple[Tensor, ...],
-        target: Tensor,
-        factors: list[float | None],
-        max_steps: int | None,
-        begun: SampleResult | None,
-    ) -> SampleResult:
+    def _learn_plainly(self, batch: TrainingBatch, max_steps: int | None, begun: SampleResult | None) -> SampleResult:
+        factors, samples = batch.factors, replace(batch, weight=None)
         losses, weights = ([], []) if begun is None else (list(begun.losses), list(begun.weights))
         outputs: Tensor | None = None
         for i in range(len(losses), len(factors)):
             if max_steps is not None and self.n_steps >= max_steps:
                 break
-            seen = self._learn_one(inputs, target, i, factors[i])
+            seen = self._learn_one(samples.rows(slice(i, i + 1)), factors[i])
             # All outputs share one piece of memory. Kept singly, each would lie where a freed gradient was, and the
             # allocator would need a new place for the next gradient: memory would grow by a gradient a sample.
             if outputs is None:
-                outputs = seen.output.new_empty((len(target), *seen.output.shape[1:]))
+                outputs = seen.output.new_empty((len(batch), *seen.output.shape[1:]))
                 if begun is not None:
                     outputs[:i] = begun.output
             outputs[i : i + 1] = seen.output
@@ -102,9 +93,9 @@ class SampleRule(UpdateRule):
             del seen
         return SampleResult(losses=losses, weights=weights, output=cast(Tensor, outputs)[: len(losses)])
 
-    def _learn_one(self, inputs: tuple[Tensor, ...], target: Tensor, i: int, factor: float | None) -> BatchGradient:
-        """Take in sample ``i``, its loss times a factor; a factor of 0 measures it and takes no step."""
-        seen = batch_gradient(self.learner, tuple(x[i : i + 1] for x in inputs), target[i : i + 1], scale=factor)
+    def _learn_one(self, sample: TrainingBatch, factor: float | None) -> BatchResult:
+        """Take in a sample, its loss times a factor; a factor of 0 measures it and takes no step."""
+        seen = batch_gradient(self.learner, sample, scale=factor)
         if seen.weight and factor != 0:
             self._step()
         return seen if factor is None else replace(seen, weight=seen.weight * factor)

@@ -10,14 +10,14 @@ import difflib
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import DatasetError, OutOfRange, UsageError, unknown_name
+from streamtrain.errors import DamagedBlock, DatasetError, OutOfRange, UsageError, unknown_name
 from streamtrain.store import zarr_metadata
 from streamtrain.store.layout import Field, Layout
 from streamtrain.store.manifest import (
@@ -48,6 +48,7 @@ from streamtrain.system.files import Files, local_path
 from streamtrain.system.units import format_bytes
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 
 class Dataset:
@@ -155,12 +156,16 @@ class Dataset:
         UnknownName
             There is no such field.
         DatasetError
-            The stored statistics are damaged.
+            The stored statistics are damaged, or another dataset has taken the place of this one.
         """
         described = self._field(field)
         shape = (6, *stats_shape(described))
         key = zarr_metadata.chunk_key(f"{zarr_metadata.STATISTICS}/{field}", len(shape))
-        data = read_stored(self.path, key, self.manifest.files[key])
+        try:
+            data = read_stored(self.path, key, self.manifest.files[key])
+        except DatasetError:
+            self.check_not_replaced()
+            raise
         summary = self.manifest.statistics[field]
         features = settle_features(np.frombuffer(data, "<f8").astype(np.float64).reshape(shape), described.dtype)
         return FieldStats(features=features, overall=summary.overall, histogram=summary.histogram, rho=summary.rho)
@@ -176,7 +181,20 @@ class Dataset:
         try:
             return ShardReader(LocalFile(path), self.layout, described, shard, indexed=indexed)
         except DatasetError as error:
+            self.check_not_replaced()
             raise damaged_block(self.layout, described, block, where=str(path), why=error.what) from error
+
+    def check_not_replaced(self) -> None:
+        """After an error of reading, refuse to read on where another dataset has taken the place of this one.
+
+        Nothing of the other can be taken for data of this one: each block is compared with the checksums of this one.
+        """
+        try:
+            now = read_root(self.path).get("id")
+        except DatasetError:
+            return
+        if now != self.id:
+            raise replaced(self.path)
 
     def read_block(self, field: str, block: int) -> Array:
         """Read one block of a field, checked.
@@ -190,12 +208,18 @@ class Dataset:
         ------
         DamagedBlock
             The stored bytes are not those that were written, or cannot be read.
+        DatasetError
+            Another dataset has taken the place of this one.
         """
         start, stop = self.layout.block_range(block)
         with self.open_shard(field, block) as shard:
             rows = np.empty((self.layout.block_rows, *shard.field.shape), shard.field.dtype)
             expected = int(self.block_checksums[block, self.fields.index(shard.field)])
-            shard.decode(block, shard.check_stored(block, shard.fetch_stored(block), expected), rows)
+            try:
+                shard.decode(block, shard.check_stored(block, shard.fetch_stored(block), expected), rows)
+            except DamagedBlock:
+                self.check_not_replaced()
+                raise
         return rows[: stop - start]
 
     def _field(self, name: str) -> Field:
@@ -274,12 +298,16 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     (600, [1, 2])
     """
     folder = local_path(path)
+    return read_in_place(folder, _opened)
+
+
+def read_in_place(folder: Path, read: Callable[[Path], T]) -> T:
+    """Read a dataset's facts, anew where an ingest put another dataset under the name between two of the reads."""
     while True:
         before = _identity(folder)
         try:
-            return _opened(folder)
+            return read(folder)
         except DatasetError:
-            # An ingest may have put another dataset under the name between two of the reads.
             if _identity(folder) == before:
                 raise
 
@@ -301,7 +329,7 @@ def _opened(folder: Path) -> Dataset:
 
 def read_facts(folder: Path) -> Manifest:
     """Read root and manifest and compare them; no other file is read."""
-    ours = _read_root(folder)
+    ours = read_root(folder)
     manifest = _read_manifest(folder, ours)
     if ours.get("id") != manifest.id:
         raise _other_id(folder)
@@ -317,11 +345,17 @@ def checked_dataset(folder: Path, manifest: Manifest) -> Dataset:
     return Dataset(path=folder, manifest=manifest, block_checksums=checksums)
 
 
+def replaced(folder: Path) -> DatasetError:
+    """Make the error for a dataset whose place another one took while it was read."""
+    what = "the dataset was replaced by another one while it was read: an ingest overwrote it or appended to it"
+    return DatasetError(what, where=str(folder), fix="open it again")
+
+
 def _other_id(folder: Path) -> DatasetError:
     return DatasetError("the dataset's id does not match its content", where=str(folder), fix=RESTORE)
 
 
-def _read_root(folder: Path) -> Json:
+def read_root(folder: Path) -> Json:
     """Read format, id and the manifest's digest from the root."""
     _check_folder(folder)
     root = folder / zarr_metadata.ROOT

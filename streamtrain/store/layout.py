@@ -8,6 +8,7 @@ at its full size, padded with zeros, as Zarr does.
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -26,7 +27,8 @@ UNKNOWN_SAMPLES: Final = 2**62
 _BLOCK_BYTES: Final = 512 * 2**10
 _BLOCK_BYTES_LEAST: Final = 16 * 2**10
 _BLOCKS_WANTED: Final = 2_000
-_RESERVED = frozenset({"count", "index"})
+_RESERVED: Final = frozenset({"count", "index"})
+_DEVICES: Final = frozenset({"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +142,7 @@ def plan_layout(
     pages, which direct reads need to be fast.
     """
     n_rows = UNKNOWN_SAMPLES if n_samples is None else n_samples
+    _check_names(fields)
     row_bytes = sum(field.row_bytes for field in fields)
     largest = max(field.row_bytes for field in fields)
     target = max(_BLOCK_BYTES_LEAST, min(_BLOCK_BYTES, row_bytes * n_rows // _BLOCKS_WANTED))
@@ -148,6 +151,19 @@ def plan_layout(
     n_blocks = -(-n_rows // block_rows)
     shard_blocks = max(1, min(shard_bytes // (block_rows * largest), n_blocks))
     return Layout(fields=fields, n_samples=n_rows, block_rows=block_rows, shard_blocks=shard_blocks, codec=codec)
+
+
+def _check_names(fields: tuple[Field, ...]) -> None:
+    """Refuse names that some file systems take for one and the same, or for a device."""
+    taken: dict[str, str] = {}
+    for name in (field.name for field in fields):
+        folded = unicodedata.normalize("NFKC", name).casefold()
+        fix = "rename the field"
+        if folded in _DEVICES:
+            raise UsageError(f"field name {name!r} is not usable: Windows reserves it for a device", fix=fix)
+        if (other := taken.setdefault(folded, name)) is not name:
+            what = f"fields {other!r} and {name!r} would share a folder where a disk knows no upper and lower case"
+            raise UsageError(what, fix=fix)
 
 
 def _page_aligned(block_rows: int, row_bytes: int) -> int:

@@ -40,6 +40,8 @@ from streamtrain.store.layout import CHECKSUM_BYTES, Field, Layout
 from streamtrain.system.files import FileWriter
 
 RESTORE: Final = "restore it from a copy, or ingest again"
+_NO_LINKS: Final = "put the file itself there (DVC: cache.type copy; git-annex: unlock), or restore it from a copy"
+_NOT_TOLD: Final = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP})
 _CAREFULLY: Final = ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")
 
 
@@ -65,7 +67,7 @@ def check_length(path: str, file: StoredFile) -> None:
     except OSError as error:
         raise unreadable(path, error) from None
     if not stat.S_ISREG(status.st_mode):
-        raise DatasetError("a link or something else where a stored file must be", where=path, fix=RESTORE)
+        raise DatasetError("a link or something else where a stored file must be", where=path, fix=_NO_LINKS)
     if status.st_size != file.n_bytes:
         what = f"the file has {status.st_size:,} bytes; {file.n_bytes:,} were written"
         raise DatasetError(what, where=path, fix=RESTORE)
@@ -95,7 +97,7 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
     except OSError as error:
         if error.errno == errno.ELOOP:
             what = "cannot be read: a link where a stored file must be"
-            raise DatasetError(what, where=str(path), fix=RESTORE) from error
+            raise DatasetError(what, where=str(path), fix=_NO_LINKS) from error
         raise unreadable(path, error) from error
     if len(data) > most_bytes:
         raise DatasetError(f"larger than the {most_bytes:,} bytes it may have", where=str(path), fix=RESTORE)
@@ -238,9 +240,11 @@ class LocalFile:
             os.preadv(self._fd, [bytearray(1)], offset, os.RWF_NOWAIT)
         except BlockingIOError:
             return False
-        except (AttributeError, OSError):
-            # Not every system knows the question, nor every file system.
-            return True
+        except AttributeError:
+            return True  # nor has such a system a way to announce
+        except OSError as error:
+            # File servers do not know the question, and there it helps most to announce.
+            return error.errno not in _NOT_TOLD
         return True
 
     def announce(self, offset: int, n_bytes: int) -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from streamtrain.errors import Call, DamagedBlock, DatasetError, Fix, UsageError
 from streamtrain.store.codec import checksum
-from streamtrain.store.dataset import Dataset, checked_dataset, read_facts
+from streamtrain.store.dataset import Dataset, checked_dataset, read_facts, read_in_place, read_root, replaced
 from streamtrain.store.layout import Field
 from streamtrain.store.manifest import Manifest, file_damage
 from streamtrain.store.shard import RESTORE, LocalFile, ShardReader, StoredFile, open_regular, unreadable
@@ -27,9 +28,11 @@ from streamtrain.store.writing.staging import (
     check_ours,
     destination_state,
     has_journal,
+    is_nobodys,
     predecessor,
     real_path,
     remove_dataset,
+    set_aside,
     successor,
     temporaries,
     tidy,
@@ -76,7 +79,7 @@ def verify(
     Raises
     ------
     DatasetError
-        Root or manifest do not tell what the dataset must be.
+        Root or manifest do not tell what the dataset must be, or another dataset has taken its place meanwhile.
 
     Examples
     --------
@@ -91,7 +94,7 @@ def verify(
     [('x', 0, (0, 30))]
     """
     started, folder = time.perf_counter(), local_path(path)
-    manifest = read_facts(folder)
+    manifest = read_in_place(folder, read_facts)
     damage = [*file_damage(folder, manifest), *_foreign(folder, manifest)]
     dataset = _collected(lambda: checked_dataset(folder, manifest), damage)
     n_bytes = 0
@@ -107,6 +110,9 @@ def verify(
             damage += found
             n_bytes += n_read
             tell(n_read, total)
+    # What was replaced meanwhile is not damaged, and not known to be whole.
+    if read_root(folder).get("id") != manifest.id:
+        raise replaced(folder)
     seconds = time.perf_counter() - started
     return VerifyReport(manifest=manifest, full=full, damage=tuple(damage), n_bytes=n_bytes, seconds=seconds)
 
@@ -128,7 +134,8 @@ def _foreign(folder: Path, manifest: Manifest) -> Iterator[DatasetError]:
             folders.sort()
             for name in sorted(files):
                 path = Path(place, name)
-                if path.relative_to(folder).as_posix() not in manifest.files:
+                key = path.relative_to(folder).as_posix()
+                if key not in manifest.files and not is_nobodys(key):
                     yield DatasetError("a file that the manifest does not know", where=str(path), fix="remove it")
 
 
@@ -220,8 +227,13 @@ def repair(path: str | os.PathLike[str], *, remove: bool = False) -> tuple[Lefto
 
 def find_leftovers(path: Path) -> tuple[Leftover, ...]:
     """List what interrupted ingests to a destination left; refuse while an ingest is at work there."""
-    check_unlocked(path)
-    return tuple(Leftover(path=found, what=what, n_bytes=_size(found)) for found, what in _found(path))
+    while True:
+        check_unlocked(path)
+        # An ingest may begin just now, and tidy up what is listed.
+        with suppress(FileNotFoundError):
+            found = tuple(Leftover(path=each, what=what, n_bytes=_size(each)) for each, what in _found(path))
+            check_unlocked(path)
+            return found
 
 
 def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:
@@ -238,7 +250,7 @@ def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:
             what = "something that is not a dataset stands where one was being replaced when its writer ended"
             fix = Fix("move it away, then ", Call("repair", str(path), ("remove",)))
             raise UsageError(what, where=str(path), fix=fix)
-        for folder in (successor(path), predecessor(path)):
+        for folder in (successor(path), predecessor(path), *set_aside(path)):
             remove_dataset(folder, files)
         if destination_state(path) == "incomplete":
             check_ours(path)
@@ -266,6 +278,7 @@ def _found(path: Path) -> Iterator[tuple[Path, str]]:
     if os.path.lexists(predecessor(path)):
         gap = state == "absent" or _is_displaced(path)
         yield predecessor(path), "the dataset itself, to be put back under its name" if gap else "what was replaced"
+    yield from ((folder, "what was replaced") for folder in set_aside(path))
 
 
 def _of_successor(path: Path, state: DestinationState) -> str:

@@ -1,11 +1,12 @@
 """The ``zarr.json`` files and the keys that make a dataset plain Zarr.
 
-zarr itself writes the metadata, into memory; so the description of the arrays is Zarr's own, and nothing here has to
-follow its format. zarr is imported only when a function needs it.
+zarr itself describes the arrays, in memory, so nothing here has to follow its format; a group is three constant keys.
+zarr is imported only when a function needs it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -63,12 +64,9 @@ def small_array(name: str, values: np.ndarray[Any, np.dtype[Any]], dimensions: I
 
 def group(name: str, attributes: Mapping[str, Any] | None = None) -> dict[str, bytes]:
     """Describe a group: its ``zarr.json``, by key; the root's name is empty."""
-    import zarr
-    from zarr.storage import MemoryStore
-
-    kept: dict[str, Any] = {}
-    zarr.create_group(MemoryStore(kept), attributes=dict(attributes or {}))
-    return {metadata_key(name) if name else ROOT: bytes(kept[ROOT].to_bytes())}
+    # Ours and not zarr's, of which some versions add keys.
+    described = {"attributes": dict(attributes or {}), "zarr_format": 3, "node_type": "group"}
+    return {metadata_key(name) if name else ROOT: json.dumps(described, indent=2).encode()}
 
 
 def _array(

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MOST_BUFFERS: Final = 1024  # Linux takes no more in one call
-_NO_EXCHANGE: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM})
-_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+_NOT_SUPPORTED: Final = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM})
+_NO_EXCHANGE: Final = _NOT_SUPPORTED | {errno.EINVAL}
+_NO_LINKS: Final = _NOT_SUPPORTED | {errno.EMLINK, errno.EXDEV}
 _COPIED_BYTES: Final = 2**22
 _URL: Final = re.compile(r"((?:[A-Za-z][\w+.-]+::)*[A-Za-z][\w+.-]+):(//?)(.*)", re.DOTALL)
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
@@ -166,6 +167,18 @@ class Files:
                 what = "cannot create directory: something else is in its place"
                 raise ResourceError(what, where=str(path), fix="choose another path") from None
 
+    def make_numbered_dir(self, parent: Path) -> Path:
+        """Create the directory of the next number, one more than the highest; of many at once, each gets its own."""
+        while True:
+            self.ensure_dir(parent)
+            # Another process may take the number, or remove the empty parent, just now.
+            with translate_os_errors("create directory", parent), suppress(FileExistsError, FileNotFoundError):
+                numbers = [int(entry.name) for entry in parent.iterdir() if entry.name.isdecimal()]
+                path = parent / str(1 + max(numbers, default=0))
+                self.system.mkdir(path)
+                self.system.fsync_dir(parent)
+                return path
+
     def rename(self, old: Path, new: Path) -> None:
         """Rename a file or a directory inside its directory, durably."""
         with translate_os_errors("rename", new):
@@ -184,17 +197,22 @@ class Files:
             self.system.fsync_dir(other.parent)
         return True
 
-    def link(self, old: Path, new: Path) -> None:
-        """Give a file that never changes a second name; where the file system has no links, copy it.
+    def link(self, old: Path, new: Path) -> bool:
+        """Give a file that never changes a second name; return False where that is impossible, and it has to be copied.
 
         The name is durable when its directory has been flushed.
         """
         with translate_os_errors("link", new):
             try:
-                return self.system.link(old, new)
+                self.system.link(old, new)
             except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
+                if error.errno in _NO_LINKS:
+                    return False
+                raise
+        return True
+
+    def copy(self, old: Path, new: Path) -> None:
+        """Copy a file, durably."""
         with translate_os_errors("copy", old), old.open("rb") as file, self.create(new) as out:
             while data := file.read(_COPIED_BYTES):
                 out.write(data)
@@ -220,6 +238,18 @@ def existing_parent(path: Path) -> Path:
     with translate_os_errors("look at", path):
         path = path.absolute()
         return next(folder for folder in (path, *path.parents) if folder.exists() or folder.is_symlink())
+
+
+@contextmanager
+def numbered_folder(parent: Path) -> Iterator[Path]:
+    """Take the next number in a directory while the ``with`` block runs; what stays empty goes again."""
+    path = Files().make_numbered_dir(parent)
+    try:
+        yield path
+    finally:
+        with suppress(OSError):
+            path.rmdir()
+            parent.rmdir()
 
 
 def temporary_beside(path: Path) -> Path:

@@ -2,7 +2,8 @@
 
 *Limits.* A control group (version 1 or 2) limits a container or a batch job, and the kernel kills a process that
 exceeds it, however much RAM the machine has. Every group from the process's own up to the root counts, and the smallest
-limit holds. File pages do not count as used: the kernel reclaims them when others need the memory.
+limit holds. Clean file pages do not count as used: the kernel reclaims them when others need the memory. A limit of
+the process itself (``ulimit``) is one more.
 
 *Meter.* The peak is that of anonymous memory, private and shared (Python's ``mmap(-1, n)`` is shared), and of pinned
 and CUDA memory held by torch. Resident pages of files are left out where the system counts them apart (Linux).
@@ -12,7 +13,8 @@ keeps twice that at the end of its heap. Large tensors that come and go with eve
 ones that stay, and the heap grows. Fixed limits return large tensors at once; huge pages make up for most of the cost
 of mapping them anew.
 
-Sources: the kernel's ``cgroup-v2.rst`` (memory.max, memory.high, memory.stat) and ``cgroup-v1/memory.rst``;
+Sources: the kernel's ``cgroup-v2.rst`` (memory.max, memory.high, memory.stat, cpu.max), ``cgroup-v1/memory.rst`` and
+``sched-bwc.rst``; getrlimit(2),
 mallopt(3), malloc_trim(3), and torch's ``c10/core/impl/alloc_cpu.cpp``.
 """
 
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import os
 import re
 import sys
@@ -33,6 +36,9 @@ import psutil
 
 from streamtrain.errors import Argument, BudgetError, Fix
 from streamtrain.system.units import format_bytes
+
+if sys.platform != "win32":
+    import resource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +81,9 @@ def memory_limit(root: Path = _ROOT) -> MemoryLimit:
     """Return the tightest limit on this process, read anew at every call, since groups may shrink."""
     ram = psutil.virtual_memory()
     limits = [MemoryLimit(limit_bytes=ram.total, free_bytes=min(ram.available, ram.total), source="RAM")]
-    for folder in memory_groups(root):
+    for folder in control_groups("memory", root):
         limits += _limits_at(folder)
+    limits += _limits_of_process()
     limit = min(limits, key=lambda each: each.limit_bytes)
     # The group may allow what other processes of the machine hold already.
     return MemoryLimit(
@@ -104,27 +111,49 @@ def at_most(name: str, n_bytes: int) -> Fix:
     return Fix(Argument(name, f"{max(1, n_bytes * 9 // 10 // 10**6)}MB"), " or less")
 
 
-def n_cores() -> int:
-    """Count the cores that this process may use, at least 2: one thread reads while another waits."""
+def n_cores(root: Path = _ROOT) -> int:
+    """Count the cores that this process may use, by its affinity and by the quotas of its control groups."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(2, cores)
+    quotas = filter(None, map(_quota, control_groups("cpu", root)))
+    return max(1, min([cores, *map(math.ceil, quotas)]))
 
 
-def memory_groups(root: Path) -> Iterator[Path]:
-    """List the folders of the memory groups that the process is in, the innermost first."""
+def _quota(folder: Path) -> float | None:
+    """Read how many cores' time a group may take; None where it has no quota."""
+    quota, _, period = _read(folder / "cpu.max").partition(" ")
+    if not period:
+        quota, period = (_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    # Version 2 writes "max" for no quota, version 1 -1.
+    if not (quota.strip().isdecimal() and period.strip().isdecimal() and int(period)):
+        return None
+    return int(quota) / int(period)
+
+
+def control_groups(controller: str, root: Path = _ROOT) -> Iterator[Path]:
+    """List the folders of the control groups that the process is in for a controller, the innermost first."""
+    mounts = list(_mounts(controller, root))
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        name = "memory" if controllers else ""
-        # Inside a container the path may be the host's, and the mount show the container's own group as its root.
-        for mount in (root / "sys/fs/cgroup" / name, root / "sys/fs/cgroup/unified"):
+        for mount, version in mounts:
+            if version != (1 if controllers else 2):
+                continue
+            # Inside a container the path may be the host's, and the mount show the container's own group as its root.
             inner = mount / path.lstrip("/")
-            for folder in (inner, *inner.parents):
-                if folder.is_relative_to(mount):
-                    yield folder
-            if controllers:
-                break
+            yield from (folder for folder in (inner, *inner.parents) if folder.is_relative_to(mount))
+
+
+def _mounts(controller: str, root: Path) -> Iterator[tuple[Path, int]]:
+    """List where the hierarchies of a controller are mounted, and their versions; see proc_pid_mountinfo(5)."""
+    found = [line.partition(" - ") for line in _read(root / "proc/self/mountinfo").splitlines()]
+    mounts = [(left.split(" ")[4], *right.split(" ", 2)) for left, _, right in found if left.count(" ") > 4]
+    for place, kind, _, options in (mount for mount in mounts if len(mount) == 4):
+        if kind == "cgroup2" or (kind == "cgroup" and controller in options.split(",")):
+            yield root / place.replace("\\040", " ").lstrip("/"), 2 if kind == "cgroup2" else 1
+    if not mounts:
+        groups = root / "sys/fs/cgroup"
+        yield from [(groups / controller, 1), (groups, 2), (groups / "unified", 2)]
 
 
 def _limits_at(folder: Path) -> Iterator[MemoryLimit]:
@@ -141,10 +170,24 @@ def _limits_at(folder: Path) -> Iterator[MemoryLimit]:
 
 
 def _cached_bytes(folder: Path) -> int:
-    """Read the bytes of the group's file pages, which the kernel can take back."""
+    """Read the bytes of the group's file pages, which the kernel can take back at once."""
     stat = dict(line.split() for line in _read(folder / "memory.stat").splitlines() if len(line.split()) == 2)
     prefix = "total_" if "total_inactive_file" in stat else ""
-    return sum(int(stat.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
+    clean = sum(int(stat.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))
+    # What has still to be written, to a slow disk perhaps, cannot be taken back in time.
+    unwritten = ("file_dirty", "file_writeback", f"{prefix}dirty", f"{prefix}writeback")
+    return max(0, clean - sum(int(stat.get(name, 0)) for name in unwritten))
+
+
+def _limits_of_process() -> Iterator[MemoryLimit]:
+    """Read the limits of the process itself: those of ``ulimit -v`` and ``-d``, which batch systems also set."""
+    if sys.platform == "win32":
+        return
+    held = psutil.Process().memory_info()
+    for name, option, used in (("AS", "v", held.vms), ("DATA", "d", getattr(held, "data", held.vms))):
+        limit, _ = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
+        if limit != resource.RLIM_INFINITY:
+            yield MemoryLimit(limit_bytes=limit, free_bytes=max(limit - used, 0), source=f"ulimit -{option}")
 
 
 def _number(path: Path) -> int | None:

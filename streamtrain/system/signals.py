@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, deferred to the end of a step: the first asks for a stop, the second stops at once."""
+"""Ctrl-C, SIGTERM and SIGHUP, deferred to the end of a step: the first asks for a stop, the second stops at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS: Final = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -43,19 +43,19 @@ class DeferredSignals:
 
 @contextmanager
 def terminated_cleanly() -> Iterator[None]:
-    """Have SIGTERM raise `Interrupted` at once inside the block, so that open resources are closed.
+    """Have SIGTERM and SIGHUP raise `Interrupted` at once inside the block, so that open resources are closed.
 
-    Where SIGTERM has a handler already, and outside the main thread, nothing changes.
+    A signal that has a handler already, or is ignored, stays as it is; so do both outside the main thread.
     """
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _end)
+    taken = [number for number in _SIGNALS if in_main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _end(number: int, _: FrameType | None) -> None:
@@ -69,7 +69,9 @@ def defer_signals() -> Iterator[DeferredSignals]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
-    before = {number: signal.signal(number, interrupts._take) for number in _SIGNALS}
+    # nohup, and a shell for what it runs in the background, have some of them ignored.
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupts._take) for number in heeded}
     try:
         yield interrupts
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -17,8 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
+if sys.platform != "win32":
+    import fcntl
+
 _FLUSHES_DIRECTORIES: Final = os.name == "posix"
-_NOT_FLUSHED: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
+_NO_SUCH_CALL: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY})
+_NOT_FLUSHED: Final = _NO_SUCH_CALL | {errno.EBADF}
+_NOT_OPENED: Final = frozenset({errno.EACCES, errno.EISDIR, errno.ENOSYS})
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 
@@ -39,21 +45,36 @@ class Syscalls:
         return os.writev(fd, buffers) if hasattr(os, "writev") else os.write(fd, buffers[0])
 
     def fsync(self, fd: int) -> None:
-        """Flush a file to the disk."""
+        """Flush a file to the disk, through the drive's own cache."""
+        if sys.platform == "darwin":
+            # There fsync(2) hands the data to the drive, which may keep it and write in another order.
+            try:
+                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+                return
+            except OSError as error:
+                if error.errno not in _NO_SUCH_CALL:
+                    raise
         os.fsync(fd)
 
     def fsync_dir(self, path: Path) -> None:
         """Flush a directory's entries to the disk, where the platform and the file system can."""
-        if _FLUSHES_DIRECTORIES:
+        if not _FLUSHES_DIRECTORIES:
+            return
+        try:
             fd = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            except OSError as error:
-                # Some network and user-space file systems have no such call; a failing disk has other error numbers.
-                if error.errno not in _NOT_FLUSHED:
-                    raise
-            finally:
-                os.close(fd)
+        except OSError as error:
+            # One may write in a folder that one may not read, and SMB opens no folder at all.
+            if error.errno not in _NOT_OPENED:
+                raise
+            return
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            # Some network and user-space file systems have no such call; a failing disk has other error numbers.
+            if error.errno not in _NOT_FLUSHED:
+                raise
+        finally:
+            os.close(fd)
 
     def rename(self, old: Path, new: Path) -> None:
         """Rename a file over another one or over nothing."""
@@ -84,14 +105,12 @@ class Syscalls:
         """Remove an empty directory."""
         os.rmdir(path)  # noqa: PTH106
 
-    def free(self, path: Path) -> tuple[int, int | None]:
-        """Return the bytes, and the files where they are limited, that may still be written below a directory."""
-        if not hasattr(os, "statvfs"):
-            import shutil
-
-            return shutil.disk_usage(path).free, None
+    def free(self, path: Path) -> tuple[int | None, int | None]:
+        """Return the bytes and files that may still be written below a directory; None for what is not known."""
         found = os.statvfs(path)
-        return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None
+        # Some user-space file systems answer with zeros; the first write tells whether a disk is full.
+        n_bytes = found.f_bavail * found.f_frsize if found.f_blocks else None
+        return n_bytes, found.f_favail if found.f_files and found.f_favail else None
 
 
 @cache

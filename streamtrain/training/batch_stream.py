@@ -15,7 +15,7 @@ from torch import Tensor
 from streamtrain.errors import Argument, Fix, InputError, UsageError, unknown_name
 from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import InputStatistics, Normalize, normalize_field
-from streamtrain.optim.gradients import BadWeightError, waits_for_reads
+from streamtrain.optim.gradients import BadWeightError, TrainingBatch, waits_for_reads
 from streamtrain.shuffle.order import I64
 from streamtrain.store.layout import Layout
 from streamtrain.store.schema.columns import TARGET, Schema
@@ -34,7 +34,7 @@ class StreamDataset(Protocol):
 
 
 class BatchStream(Protocol):
-    """Batches, epoch after epoch: named tuples of tensors (B, ...), best on the trainer's device, in field order."""
+    """Batches, epoch after epoch: named tuples or mappings of tensors (B, ...), best on the trainer's device."""
 
     @property
     def dataset(self) -> StreamDataset: ...
@@ -62,9 +62,14 @@ def check_is_stream(stream: object) -> None:
         raise UsageError(what, fix="a StreamLoader, or the Dataset itself")
 
 
+def fields_of(batch: Any) -> Mapping[str, Any]:
+    """Return the fields of a batch by name: of a named tuple or a mapping of tensors or arrays."""
+    return batch if isinstance(batch, Mapping) else batch._asdict()
+
+
 def fields_on(device: torch.device, batch: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return fields of a batch (a named tuple or a mapping of tensors or arrays) on a device."""
-    fields = batch if isinstance(batch, Mapping) else batch._asdict()
+    """Return fields of a batch on a device."""
+    fields = fields_of(batch)
     for name in names:
         if name not in fields:
             raise unknown_name("field", name, fields)
@@ -259,21 +264,16 @@ def check_weights(name: str, weight: Tensor, samples: Callable[[], I64 | None]) 
     )
 
 
-def weights_of(name: str, fields: Mapping[str, Tensor], samples: Callable[[], I64 | None]) -> Tensor:
-    """Return the weights (B,) of a batch, checked now unless reading them waits for a device."""
-    if not waits_for_reads(fields[name].device):
-        check_weights(name, fields[name], samples)
-    return fields[name]
-
-
 @contextmanager
-def weights_named(name: str | None, fields: Mapping[str, Tensor], samples: Callable[[], I64 | None]) -> Iterator[None]:
-    """Name the samples of bad weights that were found with the loss."""
+def weights_named(batch: TrainingBatch, samples: Callable[[], I64 | None]) -> Iterator[None]:
+    """Refuse bad weights, naming their samples: now, or with the loss where reading them waits for a device."""
+    if batch.weight is not None and not waits_for_reads(batch.weight.device):
+        check_weights(batch.names[-1], batch.weight, samples)
     try:
         yield
     except BadWeightError:
-        if name is not None:
-            check_weights(name, fields[name], samples)
+        if batch.weight is not None:
+            check_weights(batch.names[-1], batch.weight, samples)
         raise
 
 

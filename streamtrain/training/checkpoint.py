@@ -23,7 +23,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 
 from streamtrain.errors import CheckpointError, ResourceError, remedy
 from streamtrain.models.forward import original_model
+from streamtrain.store.writing.lock import is_folder_locked
 from streamtrain.system.files import Files, translate_os_errors
 from streamtrain.training.serialization import check_tensors, write_tensors
 
@@ -61,9 +62,13 @@ class Checkpoint:
 
     path: Path
     state: dict[str, Any]
+    # Read with the rest, where the run may remove the files at any moment.
+    held: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Read the tensors saved under a name; empty where there are none."""
+        if name in self.held:
+            return self.held[name]
         file = self.path / f"{name}{_SUFFIX}"
         return read_tensors(file) if file.exists() else {}
 
@@ -194,12 +199,52 @@ def find_checkpoint(run: Path, *, older_than: Checkpoint | None = None) -> tuple
 
 
 def newest_checkpoint(run: Path) -> Checkpoint:
-    """Return the newest whole checkpoint of a run, or refuse a run without one, with the reasons."""
-    found, skipped = find_checkpoint(run)
-    if found is None:
-        why = "; ".join(skipped) or "It was stopped before its first"
-        raise CheckpointError("the run has no whole checkpoint", where=str(run), why=why, fix="train again")
-    return found
+    """Return the newest whole checkpoint of a run, weights and all, or refuse a run without one, with the reasons.
+
+    The run may be trained meanwhile:
+
+    1. This process finds checkpoint 9, and checks or reads its files.
+    2. The trainer saves 11, and removes 9, its manifest first; or it replaces 9.
+    3. The manifest of 9 is no longer the one that was found, so nothing that was read counts, and 11 is read.
+    """
+    while True:
+        before = _manifests(run)
+        try:
+            found, skipped = find_checkpoint(run)
+            if found is None:
+                raise _no_checkpoint(run, skipped)
+            found = replace(found, held={name: found.tensors(name) for name in (MODEL, NORMALIZE)})
+        except CheckpointError:
+            if _manifests(run) == before:
+                raise
+            continue
+        after = _manifests(run)
+        is_there = before.get(found.path) is not None and before.get(found.path) == after.get(found.path)
+        # One that was skipped may have been whole, and replaced as it was read.
+        if is_there and (not skipped or before == after):
+            return found
+
+
+def _no_checkpoint(run: Path, skipped: tuple[str, ...]) -> CheckpointError:
+    what, why, fix = "the run has no whole checkpoint", "; ".join(skipped), "train again"
+    if is_folder_locked(run):
+        why, fix = why or "It is being trained, and has not saved its first", "wait for its next"
+    return CheckpointError(what, where=str(run), why=why or "It was stopped before its first", fix=fix)
+
+
+def _manifests(run: Path) -> dict[Path, tuple[int, ...] | None]:
+    """Return what identifies the manifest of each checkpoint; None for one that has none."""
+    return {folder: _identity(folder / _MANIFEST) for folder in _folders(run)}
+
+
+def _identity(file: Path) -> tuple[int, ...] | None:
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

@@ -23,8 +23,15 @@ from tqdm import tqdm
 from streamtrain.errors import Argument, DivergedError, Fix, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import random_state, seeded_random, set_random_state
-from streamtrain.optim.gradients import Learner, check_least_weight, least_weight, read_scalars
-from streamtrain.optim.rules import BatchResult, Figures, UpdateRule
+from streamtrain.optim.gradients import (
+    BatchResult,
+    Learner,
+    TrainingBatch,
+    check_least_weight,
+    least_weight,
+    read_scalars,
+)
+from streamtrain.optim.rules import Figures, UpdateRule
 from streamtrain.training.batch_stream import (
     BatchStream,
     SmallBatch,
@@ -36,12 +43,10 @@ from streamtrain.training.batch_stream import (
     last_batch_samples,
     samples_per_epoch,
     weights_named,
-    weights_of,
     zero_weight_error,
 )
 from streamtrain.training.metrics import EpochSummary, Metrics, RunningMetrics, Stopwatch
 from streamtrain.training.preflight import (
-    Batch,
     check_model_fits,
     check_small_batch,
     check_width,
@@ -195,6 +200,7 @@ class EpochLoop:
         self._inputs = inputs
         self._target = target
         self._weight = weight
+        self.fields = (*inputs, target, *([weight] if weight else []))
         self._is_checked = False
         self._fitting: set[tuple[object, ...]] = set()
         # Known beforehand, and checked with the first batch of a run or a measurement.
@@ -321,7 +327,7 @@ class EpochLoop:
 
     def _take_in(
         self,
-        batch: Any,
+        yielded: Any,
         stream: BatchStream,
         recorder: EpochRecorder,
         totals: Totals,
@@ -329,12 +335,11 @@ class EpochLoop:
     ) -> bool:
         """Learn from a batch; return False if the run was cut short inside it."""
         started = time.perf_counter()
-        fields = self.on_device(batch)
+        batch = self.on_device(yielded)
         recorder.copied(time.perf_counter() - started)
-        self._check_once(fields, class_counts(stream.dataset, self._target, self._learner.loss), trains=True)
-        weight = self._weight_of(fields, stream)
-        learned = self._learn(fields, totals.max_steps, weight, stream)
-        if learned.n_samples < len(fields[self._target]):
+        self._check_once(batch, class_counts(stream.dataset, self._target, self._learner.loss), trains=True)
+        learned = self._learn(batch, totals.max_steps, stream)
+        if learned.n_samples < len(batch):
             self.counts = self.counts.inside_batch(n_steps=self._rule.n_steps, n_samples=learned.n_new)
             self._cut(stream, place(n_batch_samples=learned.n_samples))
             recorder.add_partial(learned)
@@ -363,13 +368,12 @@ class EpochLoop:
             random_before=self._random_before if n_batch_samples else None,
         )
 
-    def _learn(self, fields: Batch, max_steps: int | None, weight: Tensor | None, stream: BatchStream) -> BatchResult:
-        inputs, target = self._inputs_of(fields), fields[self._target]
+    def _learn(self, batch: TrainingBatch, max_steps: int | None, stream: BatchStream) -> BatchResult:
         try:
-            with weights_named(self._weight, fields, lambda: last_batch_samples(stream)):
-                return self._rule.learn(inputs, target, max_steps, weight)
+            with weights_named(batch, lambda: last_batch_samples(stream)):
+                return self._rule.learn(batch, max_steps)
         except DivergedError as error:
-            name_bad_samples(error, self._learner, inputs, target, last_batch_samples(stream))
+            name_bad_samples(error, self._learner, batch, last_batch_samples(stream))
             raise
 
     def measure(self, stream: BatchStream) -> Metrics:
@@ -380,59 +384,53 @@ class EpochLoop:
         n_classes = class_counts(stream.dataset, self._target, loss)
         running = RunningMetrics(loss)
         with preserve_mode(model), self._located(stream):
-            for batch in stream:
-                fields = self.on_device(batch)
-                self._check_once(fields, None, trains=False)
+            for yielded in stream:
+                batch = self.on_device(yielded)
+                self._check_once(batch, None, trains=False)
                 model.eval()
                 with torch.no_grad():
-                    output = model(*self._inputs_of(fields))
-                    check_width(self._learner, output, fields, n_classes, may_be_wider=True)
-                    target, weight = fields[self._target], self._weight_of(fields, stream)
-                    total, weights, least = read_scalars(*loss.total(output, target, weight), least_weight(weight))
-                    with weights_named(self._weight, fields, lambda: last_batch_samples(stream)):
+                    output = model(*batch.inputs)
+                    check_width(self._learner, output, batch, n_classes, may_be_wider=True)
+                    with weights_named(batch, lambda: last_batch_samples(stream)):
+                        measured = loss.total(output, batch.target, batch.weight)
+                        total, weights, least = read_scalars(*measured, least_weight(batch.weight))
                         check_least_weight(least, weights)
                     mean = total / weights if weights else 0.0
-                    running.add(mean, output, target, weight=weights, sample_weights=weight)
+                    running.add(mean, output, batch.target, weight=weights, sample_weights=batch.weight)
         return running.mean()
 
-    def on_device(self, batch: Any) -> dict[str, Tensor]:
-        """Return the fields of a batch that the model and the loss take, on the device."""
-        names = (*self._inputs, self._target, *([self._weight] if self._weight else []))
-        return fields_on(self._device, batch, names)
+    def on_device(self, batch: Any) -> TrainingBatch:
+        """Return what the model and the loss take of a batch, on the device."""
+        fields = fields_on(self._device, batch, self.fields)
+        return TrainingBatch(
+            inputs=tuple(fields[name] for name in self._inputs),
+            target=fields[self._target],
+            weight=fields[self._weight] if self._weight else None,
+            names=self.fields,
+        )
 
     def check(
-        self, fields: Batch, n_classes: range | None, small: Sequence[SmallBatch] = (), *, trains: bool = True
+        self, batch: TrainingBatch, n_classes: range | None, small: Sequence[SmallBatch] = (), *, trains: bool = True
     ) -> None:
         """Refuse data that the model does not fit, or batches too small for it; nothing is changed."""
-        n_rows = 1 if trains and self._rule.name == "sample" else _CHECKED_ROWS
-        few = {name: tensor[:n_rows] for name, tensor in fields.items()}
-        if self._weight:
-            check_weight_field(self._weight, few[self._weight])
+        few = batch.rows(slice(1 if trains and self._rule.name == "sample" else _CHECKED_ROWS))
+        if few.weight is not None:
+            check_weight_field(few.names[-1], few.weight)
         try:
             self._check_fits(few, n_classes, trains=trains)
         except UsageError as misfit:
-            if len(few[self._target]) > 1 or not self._fits_twice(few, n_classes, trains=trains):
+            if len(few) > 1 or not self._fits_twice(few, n_classes, trains=trains):
                 raise
             raise too_small(misfit, self._lone_sample(trains=trains)) from misfit
-        self._check_small(fields, [each for each in small if each.n_samples < len(few[self._target])])
+        self._check_small(batch, [each for each in small if each.n_samples < len(few)])
 
-    def _check_fits(self, few: Batch, n_classes: range | None, *, trains: bool) -> None:
-        check_model_fits(
-            self._learner,
-            few,
-            inputs=self._inputs,
-            target=self._target,
-            weight=self._weight,
-            n_classes=n_classes,
-            spans=self._rule.spans,
-            trains=trains,
-        )
+    def _check_fits(self, few: TrainingBatch, n_classes: range | None, *, trains: bool) -> None:
+        check_model_fits(self._learner, few, n_classes=n_classes, spans=self._rule.spans, trains=trains)
 
-    def _fits_twice(self, one: Batch, n_classes: range | None, *, trains: bool) -> bool:
+    def _fits_twice(self, one: TrainingBatch, n_classes: range | None, *, trains: bool) -> bool:
         """Whether a lone sample would fit if there were two of it."""
-        two = {name: torch.cat([tensor] * 2) for name, tensor in one.items()}
         try:
-            self._check_fits(two, n_classes, trains=trains)
+            self._check_fits(one.rows([0, 0]), n_classes, trains=trains)
         except UsageError:
             return False
         return True
@@ -444,27 +442,26 @@ class EpochLoop:
             why, fix = "The first batch has no more", Fix("batches of more samples (", Argument("batch_size"), ")")
         return SmallBatch(n_samples=1, why=why, fix=fix, trains=trains)
 
-    def _check_small(self, fields: Batch, small: Sequence[SmallBatch]) -> None:
+    def _check_small(self, batch: TrainingBatch, small: Sequence[SmallBatch]) -> None:
         for each in small:
-            of: dict[str, Any] = {"inputs": self._inputs, "target": self._target, "weight": self._weight}
             try:
-                check_small_batch(self._learner, fields, each, **of)
+                check_small_batch(self._learner, batch, each)
             except UsageError as error:
                 if each.is_reached:
                     raise
                 warnings.warn(str(error), stacklevel=7)
 
-    def _check_once(self, fields: Batch, n_classes: range | None, *, trains: bool) -> None:
+    def _check_once(self, batch: TrainingBatch, n_classes: range | None, *, trains: bool) -> None:
         """Check the first batch of a run or a measurement, and any that is smaller than those checked."""
-        n_samples = len(fields[self._target])
+        n_samples = len(batch)
         if not self._is_checked:
-            like = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in fields.items())
+            like = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in batch.fields.items())
             if (trains, n_classes, like) not in self._fitting:
-                self.check(fields, n_classes, trains=trains)
+                self.check(batch, n_classes, trains=trains)
                 self._fitting |= {(trains, n_classes, like), (trains, None, like)}
             n_least = min(_CHECKED_ROWS, n_samples)
             smaller = [each for each in self._small if each.n_samples < n_least]
-            self._check_small(fields, smaller)
+            self._check_small(batch, smaller)
             passed = (each.n_samples for each in smaller if each.trains is trains and each.is_reached)
             self._n_least[trains] = min([n_least, *passed])
             self._is_checked = True
@@ -472,13 +469,7 @@ class EpochLoop:
             self._n_least[trains] = n_samples
             why = "Blocks of the dataset are left out, and with them the other samples of the batch"
             lost = SmallBatch(n_samples=n_samples, why=why, fix=Fix("a larger ", Argument("batch_size")), trains=trains)
-            self._check_small(fields, [lost])
-
-    def _inputs_of(self, fields: Batch) -> tuple[Tensor, ...]:
-        return tuple(fields[name] for name in self._inputs)
-
-    def _weight_of(self, fields: Batch, stream: BatchStream) -> Tensor | None:
-        return None if self._weight is None else weights_of(self._weight, fields, lambda: last_batch_samples(stream))
+            self._check_small(batch, [lost])
 
     @contextmanager
     def _located(self, stream: BatchStream) -> Iterator[None]:

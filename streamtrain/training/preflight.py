@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
@@ -21,7 +21,7 @@ from streamtrain.loader.device.failures import is_device_failure, is_out_of_memo
 from streamtrain.models.alignment import align, drop_last_axis, dtype_name
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import borrowed_random
-from streamtrain.optim.gradients import Learner, weights_kept
+from streamtrain.optim.gradients import Learner, TrainingBatch, weights_kept
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.training.batch_stream import SmallBatch
 from streamtrain.training.step_errors import explain_device
@@ -88,61 +88,36 @@ def _names(model: nn.Module, kind: type[nn.Module]) -> list[str]:
     return sorted({type(module).__name__ for module in model.modules() if isinstance(module, kind)})
 
 
-Batch = Mapping[str, Tensor]
-"""Field name -> tensor (B, ...), on the model's device."""
-
-
 def check_model_fits(
     learner: Learner,
-    batch: Batch,
+    batch: TrainingBatch,
     *,
-    inputs: tuple[str, ...],
-    target: str,
-    weight: str | None = None,
     n_classes: range | None = None,
     spans: str | None = None,
     trains: bool = True,
 ) -> None:
     """Run a batch forward, and where it ``trains`` backward, and raise a `UsageError` that says what does not fit."""
-    with _tried(learner, batch, inputs, target, weight, trains=trains, n_classes=n_classes) as output:
-        warn_of_broadcast_loss(learner.loss, output.detach(), batch[target])
-        warn_of_batch_dependent_loss(learner.loss, output.detach(), batch[target], spans)
+    with _tried(learner, batch, trains=trains, n_classes=n_classes) as output:
+        warn_of_broadcast_loss(learner.loss, output.detach(), batch.target)
+        warn_of_batch_dependent_loss(learner.loss, output.detach(), batch.target, spans)
 
 
 @contextmanager
-def _tried(
-    learner: Learner,
-    batch: Batch,
-    inputs: tuple[str, ...],
-    target: str,
-    weight: str | None,
-    *,
-    trains: bool,
-    n_classes: range | None = None,
-) -> Iterator[Tensor]:
+def _tried(learner: Learner, batch: TrainingBatch, *, trains: bool, n_classes: range | None = None) -> Iterator[Tensor]:
     """Run a batch forward and backward, yield the output, and leave nothing changed after the block."""
-    with preserve_training_state(learner), _room(learner, batch[target]), torch.set_grad_enabled(trains):
+    with preserve_training_state(learner), _room(learner, batch), torch.set_grad_enabled(trains):
         learner.model.train(trains)
         learner.optimizer.zero_grad(set_to_none=True)
-        output = _forward(learner.model, batch, inputs)
+        output = _forward(learner.model, batch)
         check_width(learner, output, batch, n_classes)
-        _backward(learner, output, batch[target], batch, batch[weight] if weight else None)
+        _backward(learner, output, batch)
         yield output
 
 
-def check_small_batch(
-    learner: Learner,
-    batch: Batch,
-    small: SmallBatch,
-    *,
-    inputs: tuple[str, ...],
-    target: str,
-    weight: str | None = None,
-) -> None:
+def check_small_batch(learner: Learner, batch: TrainingBatch, small: SmallBatch) -> None:
     """Refuse a model that cannot take a batch as small as this one, over which BatchNorm may have no variance."""
-    few = {name: tensor[: small.n_samples] for name, tensor in batch.items()}
     try:
-        with _tried(learner, few, inputs, target, weight, trains=small.trains):
+        with _tried(learner, batch.rows(slice(small.n_samples)), trains=small.trains):
             return
     except UsageError as misfit:
         raise too_small(misfit, small) from misfit
@@ -158,7 +133,7 @@ def too_small(misfit: UsageError, small: SmallBatch) -> UsageError:
 
 
 def check_width(
-    learner: Learner, output: Tensor, batch: Batch, n_classes: range | None, *, may_be_wider: bool = False
+    learner: Learner, output: Tensor, batch: TrainingBatch, n_classes: range | None, *, may_be_wider: bool = False
 ) -> None:
     """Refuse an output whose width is not a number of classes, or, with ``may_be_wider``, is too narrow."""
     if learner.loss.kind != "classes" or n_classes is None or output.ndim < 2 or output.shape[1] in n_classes:
@@ -170,19 +145,20 @@ def check_width(
         raise _misfit(learner.model, batch, error, f"end the model in {n_least} outputs")
 
 
-def _forward(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> Tensor:
+def _forward(model: nn.Module, batch: TrainingBatch) -> Tensor:
     try:
-        output = model(*(batch[name] for name in inputs))
+        output = model(*batch.inputs)
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
         if is_out_of_memory(error) or is_device_failure(error):
             raise
-        raise _misfit(model, batch, first_line(error), _input_fix(model, batch, inputs)) from error
+        raise _misfit(model, batch, first_line(error), _input_fix(model, batch)) from error
     if not isinstance(output, Tensor):
         raise _misfit(model, batch, f"the model returns {type(output).__name__}", "return one tensor")
     return output
 
 
-def _backward(learner: Learner, output: Tensor, target: Tensor, batch: Batch, weight: Tensor | None) -> None:
+def _backward(learner: Learner, output: Tensor, batch: TrainingBatch) -> None:
+    target = batch.target
     try:
         align(learner.loss, output, target)
     except UsageError as error:
@@ -190,7 +166,7 @@ def _backward(learner: Learner, output: Tensor, target: Tensor, batch: Batch, we
     of_shapes = f"{learner.loss.name} of an output of shape {tuple(output.shape)} and a target of {tuple(target.shape)}"
     try:
         with _no_broadcast(of_shapes, output, target):
-            mean, _ = learner.loss.objective(output, target, weight)
+            mean, _ = learner.loss.objective(output, target, batch.weight)
     except UsageError as error:
         raise _misfit(learner.model, batch, error.what, error.fix or "") from error
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -222,39 +198,30 @@ def _no_broadcast(of_shapes: str, output: Tensor, target: Tensor) -> Iterator[No
 
 
 @contextmanager
-def working_memory(
-    make: Callable[[Learner], UpdateRule],
-    learner: Learner,
-    batch: Batch,
-    *,
-    inputs: tuple[str, ...],
-    target: str,
-    weight: str | None = None,
-) -> Iterator[None]:
+def working_memory(make: Callable[[Learner], UpdateRule], learner: Learner, batch: TrainingBatch) -> Iterator[None]:
     """Hold the memory that training takes (gradients, sums, optimizer state), so that a meter can begin above it."""
     with preserve_training_state(learner):
         with _same_weights(learner):
             learner.model.train()
-            with _room(learner, batch[target]):
-                weights = batch[weight] if weight else None
-                held = _trained(make(learner), tuple(batch[name] for name in inputs), batch[target], weights)
+            with _room(learner, batch):
+                held = _trained(make(learner), batch)
                 later_memory = held.later_memory()
             state = learner.optimizer.state_dict()
         yield
         del held, later_memory, state
 
 
-def _room(learner: Learner, target: Tensor) -> AbstractContextManager[None]:
-    return explain_device(target.device, batch_size=len(target), optimizer=learner.optimizer)
+def _room(learner: Learner, batch: TrainingBatch) -> AbstractContextManager[None]:
+    return explain_device(batch.target.device, batch_size=len(batch), optimizer=learner.optimizer)
 
 
-def _trained(rule: UpdateRule, inputs: tuple[Tensor, ...], target: Tensor, weight: Tensor | None) -> UpdateRule:
+def _trained(rule: UpdateRule, batch: TrainingBatch) -> UpdateRule:
     # A pass and the first step of the next: by then a rule has allocated everything that it keeps.
-    rule.learn(inputs, target, max_steps=rule.n_steps + 1, weight=weight)
+    rule.learn(batch, max_steps=rule.n_steps + 1)
     rule.end_epoch()
     # Divergence at the first step is left for the training itself to report.
     with suppress(DivergedError):
-        rule.learn(inputs, target, max_steps=rule.n_steps + 1, weight=weight)
+        rule.learn(batch, max_steps=rule.n_steps + 1)
     return rule
 
 
@@ -290,8 +257,10 @@ def preserve_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _misfit(model: nn.Module, batch: Batch, error: str, fix: str) -> UsageError:
-    data = ", ".join(f"{name} {dtype_name(value.dtype)} {tuple(value.shape[1:])}" for name, value in batch.items())
+def _misfit(model: nn.Module, batch: TrainingBatch, error: str, fix: str) -> UsageError:
+    data = ", ".join(
+        f"{name} {dtype_name(value.dtype)} {tuple(value.shape[1:])}" for name, value in batch.fields.items()
+    )
     lines = [
         "the model does not fit the data",
         f"  data   {data}",
@@ -307,10 +276,10 @@ def _describe(model: nn.Module) -> str:
     return f"{type(inner).__name__} of {', '.join(dtypes)}"
 
 
-def _input_fix(model: nn.Module, batch: Batch, inputs: tuple[str, ...]) -> str:
+def _input_fix(model: nn.Module, batch: TrainingBatch) -> str:
     of_model = {parameter.dtype for parameter in model.parameters()}
-    misfits = [name for name in inputs if batch[name].dtype not in of_model]
+    misfits = [name for name, x in zip(batch.names, batch.inputs, strict=False) if x.dtype not in of_model]
     if misfits:
         return Fix(Argument("normalize", "auto"), f", or a transform that casts {', '.join(misfits)}")
-    shapes = " and ".join(str(tuple(batch[name].shape[1:])) for name in inputs)
+    shapes = " and ".join(str(tuple(x.shape[1:])) for x in batch.inputs)
     return f"a model that takes samples of shape {shapes}"

@@ -10,6 +10,7 @@
         memory.json                the memory it took, once it has ended
         checkpoints/00001175/      see `streamtrain.training.checkpoint`
         report.html
+        .lock                      while it is being trained: who does, see `streamtrain.store.writing.lock`
 
 Nothing in it is ever executed.
 """
@@ -20,8 +21,8 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, UsageError, remedy
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
+from streamtrain.store.writing.lock import FOLDER_LOCK, check_folder_unlocked, folder_lock, is_folder_locked
 from streamtrain.store.zarr_metadata import MANIFEST
 from streamtrain.system.files import (
     Files,
@@ -57,13 +59,16 @@ _LONGEST: Final = f"{CHECKPOINTS}/{LONGEST_NAME}"
 
 
 class RunFolder:
-    """A run being written; its folder appears with the first write."""
+    """A run being written, by nobody else until it is closed; a folder in which nothing was written goes again."""
 
     def __init__(
         self, path: Path, config: Mapping[str, object], *, resumes: bool = False, files: Files | None = None
     ) -> None:
+        # Looked at first, so that nothing is made in a place that is taken.
+        check_run(path, resumes=resumes)
         self.resumes = resumes and is_run(path)
-        check_writable(path) if self.resumes else check_new_run(path)
+        self._lock = ExitStack()
+        self._lock.enter_context(sole_writer(path, resumes=resumes))
         self.path = path
         self._config = config
         self._files = files or Files()
@@ -185,10 +190,11 @@ class RunFolder:
         return self._metrics
 
     def close(self) -> None:
-        """Close ``metrics.jsonl``."""
+        """Close ``metrics.jsonl``, and let other writers in."""
         if self._metrics is not None:
             os.close(self._metrics)
             self._metrics = None
+        self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -226,23 +232,49 @@ def is_run(path: Path) -> bool:
         raise CheckpointError(f"cannot be looked at: {error.strerror}", where=str(path), fix=fix) from error
 
 
-def check_new_run(path: Path) -> None:
-    """Refuse a place that is taken, or where no folder can be; leftovers of a run killed as it began do not count."""
+def check_run(path: Path, *, resumes: bool = False) -> None:
+    """Refuse a place where another process trains, that is taken unless its run resumes, or that cannot be written."""
     path = local_path(path)
-    with translate_os_errors("look at", path):
-        is_taken = path.exists() and not (path.is_dir() and all(is_temporary(entry.name) for entry in path.iterdir()))
-    if is_taken:
-        resuming = (", ", Argument("resume", "auto"), " to resume it, or remove it") if is_run(path) else ()
-        fix = Fix(ANOTHER, *resuming)
-        raise UsageError("the run folder is taken", where=str(path), fix=fix)
+    if (resumes and is_run(path)) or _is_taken(path):
+        check_folder_unlocked(path)
+    _refuse_taken(path, resumes=resumes)
     check_writable(path)
+
+
+@contextmanager
+def sole_writer(path: Path, *, resumes: bool = False) -> Iterator[None]:
+    """Hold the lock of a run's folder, or of one for several runs, while the block runs; refuse one that is taken."""
+    with folder_lock(path):
+        # Another process may have been there between the look and the lock.
+        _refuse_taken(path, resumes=resumes)
+        yield
+
+
+def _refuse_taken(path: Path, *, resumes: bool) -> None:
+    if not (resumes and is_run(path)) and _is_taken(path):
+        resuming = (", ", Argument("resume", "auto"), " to resume it, or remove it") if is_run(path) else ()
+        raise UsageError("the run folder is taken", where=str(path), fix=Fix(ANOTHER, *resuming))
+
+
+def _is_taken(path: Path) -> bool:
+    """Whether something is there; leftovers of a run killed as it began do not count."""
+    with translate_os_errors("look at", path):
+        if not path.is_dir():
+            return path.exists()
+        return not all(is_temporary(entry.name) or entry.name == FOLDER_LOCK for entry in path.iterdir())
 
 
 def check_writable(path: Path) -> None:
     """Refuse a run folder that cannot be made or written, before there is anything to write; leave nothing there."""
     if "\0" in str(path):
         raise UsageError(f"the run folder is {str(path)!r}", why="No name has a zero byte", fix=ANOTHER)
-    folder, files = existing_parent(path), Files()
+    # One that was there may have been another writer's, who ended without a file in it.
+    while not _try_folder(existing_parent(path), path):
+        pass
+
+
+def _try_folder(folder: Path, path: Path) -> bool:
+    """Make a folder for nothing in the one that a run's will be in; False where that has gone meanwhile."""
     dataset = next((above for above in (folder, *folder.parents) if (above / MANIFEST).exists()), None)
     if dataset is not None:
         raise UsageError("the run folder lies in a dataset", where=str(path), why=f"{dataset} is one", fix=ANOTHER)
@@ -254,33 +286,41 @@ def check_writable(path: Path) -> None:
     for part in (*inside.parts, str(folder / inside)):
         with translate_os_errors("create directory", path), suppress(FileNotFoundError, PermissionError):
             (folder / part).lstat()
-    probe = temporary_beside(folder / CHECKPOINTS)
+    probe, system = temporary_beside(folder / CHECKPOINTS), Files().system
     with translate_os_errors("create directory", path):
-        files.system.mkdir(probe)
-        files.system.rmdir(probe)
+        try:
+            system.mkdir(probe)
+        except FileNotFoundError:
+            if folder.exists():
+                raise
+            return False
+        system.rmdir(probe)
+    return True
 
 
 def check_room(
-    path: Path, n_bytes: int, *, n_there: int = 0, refuses: bool = True, of: str = "a checkpoint takes"
+    path: Path,
+    n_bytes: int,
+    *,
+    n_there: int = 0,
+    refuses: bool = True,
+    of: str = "a checkpoint takes",
+    another: Fix = ANOTHER,
 ) -> None:
     """Refuse a run whose checkpoints, of this size, have no room on the disk; warn if only the first ones have."""
     folder = existing_parent(path)
     with translate_os_errors("look at", folder):
         free_bytes, _ = Files().system.free(folder)
+    if free_bytes is None:
+        return
     n_fitting = free_bytes // max(n_bytes, 1)
     if n_fitting + n_there >= MOST_CHECKPOINTS and n_fitting:
         return
     what = f"{of} {format_bytes(n_bytes)}, and {format_bytes(free_bytes)} are free"
     if refuses and not n_fitting:
-        raise ResourceError(what, where=str(folder), fix=Fix("free some space, or ", ANOTHER))
+        raise ResourceError(what, where=str(folder), fix=Fix("free some space, or ", another))
     keeps = f"A run keeps {MOST_CHECKPOINTS - 1}, and writes the next before the oldest goes"
     warnings.warn(f"{folder}: {what}, enough for {n_fitting}. {keeps}", stacklevel=7)
-
-
-def next_run(parent: Path) -> Path:
-    """Return the folder of the next run: one more than the highest number in use."""
-    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    return parent / str(1 + max((int(name) for name in names if name.isdecimal()), default=0))
 
 
 def newest_run(parent: Path) -> Path | None:
@@ -295,7 +335,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"no run: {CONFIG} is missing", where=str(path), fix=_nearby_runs(path)) from None
+        begins = is_folder_locked(local_path(path))
+        fix = "wait for its first checkpoint: it is being trained" if begins else _nearby_runs(path)
+        raise CheckpointError(f"no run: {CONFIG} is missing", where=str(path), fix=fix) from None
     except OSError as error:
         fix = remedy(error, "train again")
         raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), fix=fix) from error

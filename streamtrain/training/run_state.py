@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sized
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
@@ -391,10 +391,12 @@ def budget_config(loader: StreamLoader, memory: int) -> dict[str, object]:
     return {"memory": memory, "lanes": loader.sizes.lanes, "groups": loader.sizes.groups}
 
 
-def open_run(checkpoint: str | Path | RunFolder | None, config: dict[str, object], *, resumes: bool) -> Run:
-    """Open the run kept in a folder; without a folder, a run that keeps nothing."""
+def open_run(
+    checkpoint: str | Path | RunFolder | None, config: dict[str, object], *, resumes: bool
+) -> AbstractContextManager[Run]:
+    """Open the run kept in a folder; without a folder, a run that keeps nothing. One that is open stays so."""
     if isinstance(checkpoint, RunFolder):
-        return checkpoint
+        return nullcontext(checkpoint)
     if checkpoint is not None:
         return RunFolder(local_path(checkpoint), config, resumes=resumes)
     if resumes:

@@ -14,33 +14,31 @@ from torch.optim import Optimizer
 
 from streamtrain.errors import Argument, DeviceError, DivergedError, Fix, StreamtrainError
 from streamtrain.loader.device.failures import device_failure, is_device_failure, is_out_of_memory
-from streamtrain.optim.gradients import Learner
+from streamtrain.optim.gradients import Learner, TrainingBatch
 from streamtrain.shuffle.order import I64
 from streamtrain.system.units import format_bytes
 
 _NAMED: Final = 8
 
 
-def name_bad_samples(
-    error: DivergedError, learner: Learner, inputs: tuple[Tensor, ...], target: Tensor, samples: I64 | None
-) -> None:
+def name_bad_samples(error: DivergedError, learner: Learner, batch: TrainingBatch, samples: I64 | None) -> None:
     """Add to an error the samples behind it, as far as they can be told apart."""
-    if samples is None or len(samples) != len(target):
+    if samples is None or len(samples) != len(batch):
         return
-    places, why = _find(learner, inputs, target)
+    places, why = _find(learner, batch)
     found = samples if places is None else samples[places]
     error.samples = tuple(int(sample) for sample in found)
     error.why = f"{why}: {_listed(found)}"
 
 
-def _find(learner: Learner, inputs: tuple[Tensor, ...], target: Tensor) -> tuple[I64 | None, str]:
-    bad = _bad_rows((*inputs, target))
+def _find(learner: Learner, batch: TrainingBatch) -> tuple[I64 | None, str]:
+    bad = _bad_rows((*batch.inputs, batch.target))
     if len(bad):
         return bad, "These samples hold values that are not finite"
     if not all(bool(torch.isfinite(parameter).all()) for parameter in learner.parameters):
         return None, "Weights are not finite since the step before; the batch is of samples"
     try:
-        bad_losses, bad_gradients = _by_sample(learner, inputs, target)
+        bad_losses, bad_gradients = _by_sample(learner, batch)
     except (StreamtrainError, RuntimeError, ValueError, TypeError, IndexError):
         # The loss may couple samples; then only the batch is known.
         return None, "The batch is of samples"
@@ -59,20 +57,21 @@ def _bad_rows(tensors: tuple[Tensor, ...]) -> I64:
     return _places(bad.tolist())
 
 
-def _by_sample(learner: Learner, inputs: tuple[Tensor, ...], target: Tensor) -> tuple[I64, I64]:
+def _by_sample(learner: Learner, batch: TrainingBatch) -> tuple[I64, I64]:
     """Find the samples whose own loss, and those whose own gradient, is not finite."""
     with torch.no_grad():
-        output = learner.model(*inputs)
-    ones = [slice(i, i + 1) for i in range(len(target))]
-    bad_losses = _places([not bool(torch.isfinite(learner.loss.total(output[one], target[one])[0])) for one in ones])
+        output = learner.model(*batch.inputs)
+    ones = [slice(i, i + 1) for i in range(len(batch))]
+    losses = [learner.loss.total(output[one], batch.target[one])[0] for one in ones]
+    bad_losses = _places([not bool(torch.isfinite(loss)) for loss in losses])
     if len(bad_losses):
         return bad_losses, _places([])
     # One at a time: in a shared graph, a non-finite gradient times the zero of another sample's loss is NaN.
-    return bad_losses, _places([_has_bad_gradient(learner, tuple(x[one] for x in inputs), target[one]) for one in ones])
+    return bad_losses, _places([_has_bad_gradient(learner, batch.rows(one)) for one in ones])
 
 
-def _has_bad_gradient(learner: Learner, inputs: tuple[Tensor, ...], target: Tensor) -> bool:
-    loss, _ = learner.loss.total(learner.model(*inputs), target)
+def _has_bad_gradient(learner: Learner, sample: TrainingBatch) -> bool:
+    loss, _ = learner.loss.total(learner.model(*sample.inputs), sample.target)
     gradients = torch.autograd.grad(loss, learner.parameters, allow_unused=True)
     return not all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None)
 

@@ -294,6 +294,8 @@ class Trainer:
             The checkpoint is of another run; every difference is named.
         ResourceError
             A checkpoint could not be written; the newest whole one is named.
+        LockedError
+            Another process, or another call of `fit`, trains in the checkpoint's folder.
         Interrupted
             A `KeyboardInterrupt`: a signal came, and the run is saved.
         """
@@ -434,7 +436,7 @@ class Trainer:
         make = partial(make_rule, self._rule.name, options=options)
         # A rehearsed step is not counted, scheduled or reported.
         learner = replace(self._learner, schedules=None, on_step=None)
-        return working_memory(make, learner, batch, inputs=self.inputs, target=self.target, weight=self.weight)
+        return working_memory(make, learner, batch)
 
     def begin_epoch_anew(self) -> None:
         """Forget an epoch that was cut short: the next call of `fit` starts it over, on any stream."""
@@ -459,8 +461,7 @@ class Trainer:
         """Refuse data of another schema; report once what is matched by position."""
         if self._schema is None:
             return
-        fields = (*self.inputs, self.target, *([self.weight] if self.weight else []))
-        where = str(getattr(stream.dataset, "path", "the data"))
+        fields, where = self._epoch_loop.fields, str(getattr(stream.dataset, "path", "the data"))
         theirs = schema_of_stream(stream)
         text = check_same_meaning(self._schema, theirs, fields=fields, of="the training data", where=where)
         if text is not None and text not in self._told_unnamed:
@@ -483,10 +484,7 @@ class Trainer:
         streams = (stream_identity(loader), None if val is None else stream_identity(val))
         before, self._stopping = self._stopping, (streams, stopping)
         if before is not None and before[0] == streams:
-            seen = EarlyStopping(until_loss=stopping.until_loss, patience=stopping.patience)
-            seen.load_state_dict(before[1].state_dict())
-            if not seen.reason:
-                stopping.load_state_dict(seen.state_dict())
+            stopping.continue_from(before[1])
 
     def _told(self) -> AbstractContextManager[None]:
         began = RunBegan(update=self._rule.name)

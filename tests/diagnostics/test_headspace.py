@@ -70,6 +70,12 @@ def test_batches_are_kept_once_and_belong_to_nobody_else(dataset: Any) -> None:
     assert found.ratio == found.perfect.samples_per_second / found.loader.samples_per_second
 
 
+def test_batches_may_be_mappings(dataset: Any) -> None:
+    trainer = st.Trainer(nn.Linear(8, 3), loss="cross_entropy")
+    with st.StreamLoader(dataset, batch_size=500, memory="16MB", transform=lambda batch: batch._asdict()) as loader:
+        assert headspace(trainer, loader, seconds=0.01).ratio > 0
+
+
 def test_train_tells_it_after_the_run(
     dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

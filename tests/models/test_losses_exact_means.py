@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from streamtrain.errors import InputError, UsageError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import make_rule
-from streamtrain.optim.gradients import Learner
+from streamtrain.optim.gradients import Learner, TrainingBatch
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.optim.step_options import StepOptions
 from streamtrain.training.batch_stream import check_weights
@@ -106,7 +106,7 @@ def test_the_epoch_gradient_is_the_concatenated_one(name: str, reduction: str, w
         running = RunningMetrics(rule.learner.loss)
         for i in range(0, n, batch_size):
             part = slice(i, i + batch_size)
-            seen = rule.learn((x[part],), y[part], weight=w[part] if weighted else None)
+            seen = rule.learn(TrainingBatch(inputs=(x[part],), target=y[part], weight=w[part] if weighted else None))
             running.add(seen.loss, seen.output, seen.target, weight=seen.weight, sample_weights=seen.sample_weights)
         rule.end_epoch()
         scale = gradient_of(whole).norm()
@@ -131,7 +131,7 @@ def test_a_window_s_step_is_that_on_its_samples_at_once(n: int, batch_size: int,
     rule = make(windowed, module, "batch", accumulate_grad_batches=k)
     for i in range(0, n, batch_size):
         part = slice(i, i + batch_size)
-        rule.learn((x[part],), y[part], weight=w[part] if weighted else None)
+        rule.learn(TrainingBatch(inputs=(x[part],), target=y[part], weight=w[part] if weighted else None))
         state = rule.state_dict()
         rule = make(windowed, module, "batch", accumulate_grad_batches=k)
         rule.load_state_dict(state)
@@ -150,7 +150,7 @@ def test_a_weight_scales_a_step_on_one_sample_and_0_skips_it() -> None:
         (weight * F.cross_entropy(plain(x[i : i + 1]), y[i : i + 1])).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     rule = make(ruled, "cross_entropy", "sample", sample_path="plain")
-    seen = rule.learn((x,), y, weight=torch.tensor([2, 0, 0.5]))
+    seen = rule.learn(TrainingBatch(inputs=(x,), target=y, weight=torch.tensor([2, 0, 0.5])))
     assert (rule.n_steps, seen.n_samples, seen.weight) == (2, 3, 2.5)
     for one, other in zip(plain.parameters(), ruled.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=1e-13)
@@ -159,8 +159,8 @@ def test_a_weight_scales_a_step_on_one_sample_and_0_skips_it() -> None:
 def test_a_batch_that_weighs_nothing_takes_no_step() -> None:
     x, y, _ = make_data(4, classes=True)
     rule = make(make_net(), "cross_entropy", "batch")
-    rule.learn((x,), y, weight=torch.zeros(4))
-    rule.learn((x,), torch.full_like(y, -100))
+    rule.learn(TrainingBatch(inputs=(x,), target=y, weight=torch.zeros(4)))
+    rule.learn(TrainingBatch(inputs=(x,), target=torch.full_like(y, -100)))
     assert rule.n_steps == 0
 
 
@@ -174,7 +174,7 @@ def test_a_loss_of_ones_own_is_weighed_by_its_samples_losses() -> None:
     ((distance(one(x), y) * w).sum() / w.sum()).backward()
     rule = make(other, distance, "epoch")
     for i in (0, 4, 8):
-        rule.learn((x[i : i + 4],), y[i : i + 4], weight=w[i : i + 4])
+        rule.learn(TrainingBatch(inputs=(x[i : i + 4],), target=y[i : i + 4], weight=w[i : i + 4]))
     rule.end_epoch()
     assert torch.allclose(gradient_of(one), gradient_of(other), rtol=1e-12)
     with pytest.raises(UsageError, match=r"none can be weighed. Fix: return the loss of each sample, \(B,\)"):

@@ -18,7 +18,7 @@ from streamtrain.errors import UsageError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import make_rule
 from streamtrain.optim.determinism import digest
-from streamtrain.optim.gradients import Learner
+from streamtrain.optim.gradients import Learner, TrainingBatch
 from streamtrain.optim.optimizers import FULL_BATCH, build_optimizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -136,7 +136,7 @@ def test_steps_are_those_of_the_optimizer_in_memory(optimizer: str) -> None:
     rule = make_rule("epoch", learner)
     n_passes = 0
     while rule.n_steps < 15:
-        rule.learn((x,), y)
+        rule.learn(TrainingBatch(inputs=(x,), target=y))
         rule.end_epoch()
         n_passes += 1
     for _ in range(15):
@@ -194,7 +194,7 @@ def test_a_run_ends_where_no_step_lowers_j(optimizer: str) -> None:
     learner = Learner(model=model, loss=resolve_loss("mse"), optimizer=build_optimizer(optimizer, model.parameters()))
     rule = make_rule("epoch", learner)
     for _ in range(60):
-        rule.learn((x,), x)
+        rule.learn(TrainingBatch(inputs=(x,), target=x))
         rule.end_epoch()
         if rule.converged:
             break
@@ -253,10 +253,10 @@ def test_data_that_changes_between_passes_is_refused() -> None:
         model=model, loss=resolve_loss("cross_entropy"), optimizer=build_optimizer("cg", model.parameters())
     )
     rule = make_rule("epoch", learner)
-    rule.learn((x,), y)
+    rule.learn(TrainingBatch(inputs=(x,), target=y))
     rule.end_epoch()
     with pytest.raises(UsageError, match="the data changes between the calls of a line search"):
-        rule.learn((x + 1e-3,), y)
+        rule.learn(TrainingBatch(inputs=(x + 1e-3,), target=y))
 
 
 @pytest.mark.parametrize("update", ["batch", "sample"])

@@ -20,7 +20,7 @@ from streamtrain.errors import DivergedError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import make_rule
 from streamtrain.optim.full_batch import SCALE, ObjectiveValue, objective_scale, trial_value
-from streamtrain.optim.gradients import Learner
+from streamtrain.optim.gradients import Learner, TrainingBatch
 from streamtrain.optim.optimizers import FULL_BATCH, build_optimizer
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.optim.step_options import StepOptions
@@ -49,7 +49,7 @@ def rule_of(model: nn.Module, loss: str | Function, optimizer: str, **options: A
 
 
 def a_pass(rule: UpdateRule, dtype: torch.dtype = torch.float64) -> None:
-    rule.learn((torch.zeros(2, 1, dtype=dtype),), torch.zeros(2, dtype=dtype))
+    rule.learn(TrainingBatch(inputs=(torch.zeros(2, 1, dtype=dtype),), target=torch.zeros(2, dtype=dtype)))
     rule.end_epoch()
 
 
@@ -142,8 +142,8 @@ def test_a_rule_goes_on_from_inside_any_pass(optimizer: str, loss: Function, is_
     rule.load_state_dict(whole.state_dict())
     for _ in range(20):
         for _ in range(2):
-            whole.learn((x,), y)
-            rule.learn((x,), y)
+            whole.learn(TrainingBatch(inputs=(x,), target=y))
+            rule.learn(TrainingBatch(inputs=(x,), target=y))
             rule = moved(rule, loss, optimizer, is_old)
         whole.end_epoch()
         rule.end_epoch()
@@ -265,7 +265,7 @@ def test_a_gradient_that_all_but_vanishes_ends_a_run(x: float, why: str) -> None
     nn.init.zeros_(model.bias)
     rule = rule_of(model, "cross_entropy", "cg")
     for _ in range(60):
-        rule.learn((inputs,), target)
+        rule.learn(TrainingBatch(inputs=(inputs,), target=target))
         rule.end_epoch()
         if rule.converged:
             break

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from streamtrain.errors import DivergedError, UsageError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import make_rule
-from streamtrain.optim.gradients import Clipping, Learner, grad_norm
+from streamtrain.optim.gradients import Clipping, Learner, TrainingBatch, grad_norm
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.optim.step_options import StepOptions
 from streamtrain.training.step_errors import name_bad_samples
@@ -56,7 +56,7 @@ def test_a_sum_that_overflows_ends_the_run_with_the_last_good_weights(
 
     def two_batches() -> None:
         for _ in range(2):
-            rule.learn((x,), torch.zeros(1))
+            rule.learn(TrainingBatch(inputs=(x,), target=torch.zeros(1)))
         rule.end_epoch()
 
     with pytest.raises(DivergedError, match="sum of the gradients is not finite, and each of them is") as caught:
@@ -69,7 +69,7 @@ def test_float64_holds_what_float32_cannot_and_a_mean_of_it_fits() -> None:
     net = slope()
     rule = rule_of(net, output_itself, lr=1e-38)
     for _ in range(2):
-        rule.learn((torch.full((1, 1), 2e38),), torch.zeros(1))
+        rule.learn(TrainingBatch(inputs=(torch.full((1, 1), 2e38),), target=torch.zeros(1)))
     rule.end_epoch()
     assert net.weight.item() == pytest.approx(-2.0)
 
@@ -78,8 +78,8 @@ def test_float64_holds_what_float32_cannot_and_a_mean_of_it_fits() -> None:
 def test_a_batch_without_any_weight_takes_no_part_whatever_it_holds(update: str, options: dict[str, int]) -> None:
     net = slope()
     rule = rule_of(net, "mse", update, **options)
-    rule.learn((torch.ones(1, 1),), torch.ones(1, 1), None, torch.ones(1))
-    rule.learn((torch.full((1, 1), torch.nan),), torch.ones(1, 1), None, torch.zeros(1))
+    rule.learn(TrainingBatch(inputs=(torch.ones(1, 1),), target=torch.ones(1, 1), weight=torch.ones(1)))
+    rule.learn(TrainingBatch(inputs=(torch.full((1, 1), torch.nan),), target=torch.ones(1, 1), weight=torch.zeros(1)))
     rule.end_epoch()
     assert net.weight.item() == pytest.approx(0.2)
     assert rule.n_steps == 1
@@ -93,7 +93,7 @@ def test_a_pass_without_any_weight_takes_no_step(options: dict[str, str]) -> Non
     else:
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     rule = make_rule("epoch", Learner(model=net, loss=resolve_loss("mse"), optimizer=optimizer))
-    rule.learn((torch.ones(2, 1),), torch.ones(2, 1), None, torch.zeros(2))
+    rule.learn(TrainingBatch(inputs=(torch.ones(2, 1),), target=torch.ones(2, 1), weight=torch.zeros(2)))
     rule.end_epoch()
     assert (net.weight.item(), rule.n_steps) == (0.0, 0)
 
@@ -113,7 +113,7 @@ def test_the_sample_with_a_bad_gradient_is_named_and_not_those_whose_class_is_ig
     target = torch.tensor([0, -100, 1, 1, -100])
     learner = Learner(model=net, loss=resolve_loss("cross_entropy"), optimizer=torch.optim.SGD(net.parameters()))
     error = DivergedError("the gradient is not finite")
-    name_bad_samples(error, learner, (x,), target, np.arange(100, 105))
+    name_bad_samples(error, learner, TrainingBatch(inputs=(x,), target=target), np.arange(100, 105))
     assert error.samples == (103,)
 
 
@@ -141,7 +141,7 @@ def test_one_sample_whose_output_has_no_axis_can_be_weighed() -> None:
 def test_sparse_gradients_are_summed_and_measured_but_not_clipped() -> None:
     net = nn.Sequential(nn.Embedding(5, 2, sparse=True), nn.Flatten())
     rule = rule_of(net, "mse")
-    rule.learn((torch.tensor([[1], [3]]),), torch.zeros(2, 2))
+    rule.learn(TrainingBatch(inputs=(torch.tensor([[1], [3]]),), target=torch.zeros(2, 2)))
     rule.end_epoch()
     assert rule.n_steps == 1
     norm = grad_norm(list(net.parameters()))
@@ -161,8 +161,8 @@ def test_layers_that_the_optimizer_is_given_later_are_summed_as_well() -> None:
     optimizer = torch.optim.SGD(streamed[0].parameters(), lr=0.1)
     rule = make_rule("epoch", Learner(model=streamed, loss=resolve_loss("mse"), optimizer=optimizer))
     optimizer.add_param_group({"params": list(streamed[1].parameters())})
-    rule.learn((x[:4],), y[:4])
-    rule.learn((x[4:],), y[4:])
+    rule.learn(TrainingBatch(inputs=(x[:4],), target=y[:4]))
+    rule.learn(TrainingBatch(inputs=(x[4:],), target=y[4:]))
     rule.end_epoch()
     nn.functional.mse_loss(whole(x), y).backward()  # type: ignore[no-untyped-call]
     for parameter, other in zip(streamed.parameters(), whole.parameters(), strict=True):

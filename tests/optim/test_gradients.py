@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 import streamtrain
 from streamtrain import StreamLoader, Trainer
 from streamtrain.errors import CheckpointError, DivergedError, UnknownName, UsageError
-from streamtrain.optim.gradients import Clipping, check_finite, gradient_sizes, weights_kept
+from streamtrain.optim.gradients import Clipping, TrainingBatch, check_finite, gradient_sizes, weights_kept
 from streamtrain.optim.schedules import SCHEDULES, RunLength, Schedule
 from streamtrain.training.progress import EarlyStopping
 
@@ -55,6 +55,17 @@ def weights(trainer):
 
 def assert_same(trainer, other):
     assert all(torch.equal(a, b) for a, b in zip(weights(trainer), weights(other), strict=True))
+
+
+def test_a_batch_has_its_rows_its_fields_by_name_and_its_weights_as_numbers():
+    x, y, w = torch.arange(6.0).view(3, 2), torch.arange(3), torch.tensor([1.0, 0.0, 2.5])
+    batch = TrainingBatch(inputs=(x, 2 * x), target=y, weight=w, names=("x", "z", "y", "w"))
+    some = batch.rows(slice(1, 3))
+    assert (len(batch), len(some), some.factors) == (3, 2, [0, 2.5])
+    found = {name: tensor.tolist() for name, tensor in some.fields.items()}
+    assert found == {"x": [[2, 3], [4, 5]], "z": [[4, 6], [8, 10]], "y": [1, 2], "w": [0, 2.5]}
+    same = TrainingBatch(inputs=(x,), target=x, names=("x", "x"))
+    assert (same.rows(slice(1)).factors, list(same.fields)) == ([None], ["x"])
 
 
 @pytest.mark.parametrize("update", ["batch", "sample", "epoch"])

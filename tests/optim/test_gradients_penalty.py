@@ -11,7 +11,7 @@ from torch import nn
 from streamtrain.errors import UsageError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.optim.build_rule import make_rule
-from streamtrain.optim.gradients import Learner, add_penalty, check_l2, penalized, penalty
+from streamtrain.optim.gradients import Learner, TrainingBatch, add_penalty, check_l2, penalized, penalty
 from streamtrain.optim.step_options import StepOptions
 
 L2 = 0.3
@@ -59,7 +59,7 @@ def test_every_step_has_it_once(update: str, options: dict[str, int]) -> None:
     learner = Learner(model=ruled, loss=resolve_loss("cross_entropy"), optimizer=optimizer, l2=L2)
     rule = make_rule(update, learner, StepOptions(**options))
     for start in range(0, 10, 4):
-        rule.learn((x[start : start + 4],), y[start : start + 4])
+        rule.learn(TrainingBatch(inputs=(x[start : start + 4],), target=y[start : start + 4]))
     rule.end_epoch()
     for ours, theirs in zip(ruled.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-13, atol=1e-15)

@@ -15,7 +15,7 @@ from streamtrain.errors import DivergedError, UnknownName
 from streamtrain.models.losses import LOSS_DEFINITIONS, resolve_loss
 from streamtrain.optim.build_rule import RULES, check_rule
 from streamtrain.optim.gradient_sum import GradientSum
-from streamtrain.optim.gradients import BatchGradient, Learner
+from streamtrain.optim.gradients import BatchResult, Learner, TrainingBatch
 from streamtrain.optim.optimizers import build_optimizer
 from streamtrain.optim.sample_rule import SampleRule
 
@@ -54,7 +54,7 @@ def test_epoch_gradient_is_that_of_the_whole_dataset(n: int, batch_size: int, lo
     resolve_loss(loss)(whole(x), y).backward()  # type: ignore[no-untyped-call]
     rule = RULES["epoch"](make_learner(streamed, loss))
     for start in range(0, n, batch_size):
-        rule.learn((x[start : start + batch_size],), y[start : start + batch_size])
+        rule.learn(TrainingBatch(inputs=(x[start : start + batch_size],), target=y[start : start + batch_size]))
     assert rule.n_steps == 0
     rule.end_epoch()
     assert rule.n_steps == 1
@@ -94,7 +94,7 @@ def test_sample_rule_is_bit_for_bit_the_plain_loop(optimizer: str, dtype: torch.
         steps.step()
     rule = RULES["sample"](make_learner(ruled, optimizer=optimizer))
     for start in range(0, len(x), 8):
-        rule.learn((x[start : start + 8],), y[start : start + 8])
+        rule.learn(TrainingBatch(inputs=(x[start : start + 8],), target=y[start : start + 8]))
     assert rule.n_steps == 21
     assert torch.equal(weights(plain), weights(ruled))
 
@@ -109,7 +109,7 @@ def test_batch_rule_steps_on_the_mean_of_each_batch_short_or_not() -> None:
         mean = nn.functional.cross_entropy(plain(x[start : start + 4]), y[start : start + 4])
         mean.backward()  # type: ignore[no-untyped-call]
         steps.step()
-        learned = rule.learn((x[start : start + 4],), y[start : start + 4])
+        learned = rule.learn(TrainingBatch(inputs=(x[start : start + 4],), target=y[start : start + 4]))
         assert learned.n_samples == len(x[start : start + 4])
     assert torch.equal(weights(plain), weights(ruled))
     assert rule.n_steps == 3
@@ -118,7 +118,7 @@ def test_batch_rule_steps_on_the_mean_of_each_batch_short_or_not() -> None:
 def test_sample_rule_stops_inside_a_batch() -> None:
     x, y = make_data(8)
     rule = RULES["sample"](make_learner(make_net()))
-    assert rule.learn((x,), y, max_steps=5).n_samples == 5
+    assert rule.learn(TrainingBatch(inputs=(x,), target=y), max_steps=5).n_samples == 5
     assert rule.n_steps == 5
 
 
@@ -129,7 +129,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(name: str) -> None:
     net = make_net()
     rule = RULES[name](make_learner(net))
     with pytest.raises(DivergedError, match="the loss is nan") as caught:
-        rule.learn((x,), y)
+        rule.learn(TrainingBatch(inputs=(x,), target=y))
     assert caught.value.exit_code == 8
     assert torch.isfinite(weights(net)).all()
     assert rule.n_steps == (2 if name == "sample" else 0)
@@ -147,7 +147,7 @@ def test_the_sample_rule_keeps_no_sample_s_output_by_itself(monkeypatch: pytest.
     n_alive: list[int] = []
     learn_one = SampleRule._learn_one
 
-    def watched(self: SampleRule, *arguments: Any) -> BatchGradient:
+    def watched(self: SampleRule, *arguments: Any) -> BatchResult:
         n_alive.append(sum(ref() is not None for ref in seen))
         found = learn_one(self, *arguments)
         seen.append(weakref.ref(found.output))
@@ -155,6 +155,6 @@ def test_the_sample_rule_keeps_no_sample_s_output_by_itself(monkeypatch: pytest.
 
     monkeypatch.setattr(SampleRule, "_learn_one", watched)
     x, y = make_data(20)
-    learned = SampleRule(make_learner(make_net())).learn((x,), y)
+    learned = SampleRule(make_learner(make_net())).learn(TrainingBatch(inputs=(x,), target=y))
     assert learned.output.shape == (20, 3)
     assert max(n_alive) == 0

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from streamtrain.models.losses import resolve_loss
 from streamtrain.optim import gradients
-from streamtrain.optim.gradients import Learner
+from streamtrain.optim.gradients import Learner, TrainingBatch
 from streamtrain.optim.rules import BatchRule
 
 N_PARAMETERS = 161
@@ -77,7 +77,7 @@ def test_a_step_waits_once_and_launches_little(monkeypatch, weighted):
         bare_step(learner, x, y, weight)
     rule = BatchRule(learner)
     with counted() as (ours, reads):
-        rule.learn((x,), y, weight=weight)
+        rule.learn(TrainingBatch(inputs=(x,), target=y, weight=weight))
     assert rule.n_steps == 1
     beside = (ours - bare).total()
     assert beside <= 12, ours - bare
@@ -96,5 +96,7 @@ def test_no_step_is_taken_on_what_is_not_finite(monkeypatch):
     learner = make_learner()
     before = [parameter.detach().clone() for parameter in learner.parameters]
     with pytest.raises(ArithmeticError, match="the loss is nan"):
-        BatchRule(learner).learn((torch.full((8, 4), float("nan")),), torch.zeros(8, dtype=torch.int64))
+        BatchRule(learner).learn(
+            TrainingBatch(inputs=(torch.full((8, 4), float("nan")),), target=torch.zeros(8, dtype=torch.int64))
+        )
     assert all(map(torch.equal, before, learner.parameters))

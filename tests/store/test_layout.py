@@ -24,6 +24,23 @@ def _plan(
 
 
 @pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (("x", "X"), "'x' and 'X' would share a folder"),
+        (("straße", "STRASSE"), "would share a folder"),
+        (("y", "\N{FULLWIDTH LATIN SMALL LETTER Y}"), "would share a folder"),
+        (("e\u0301tat", "état"), "would share a folder"),
+        (("x", "Aux"), "reserves it for a device"),
+        (("com1", "x"), "reserves it for a device"),
+    ],
+)
+def test_names_that_some_disks_take_for_one_are_refused(names: tuple[str, ...], match: str) -> None:
+    fields = tuple(Field(name=name, dtype=np.dtype("u1"), shape=()) for name in names)
+    with pytest.raises(UsageError, match=match):
+        plan_layout(fields, 10, shard_bytes=10**6, codec="none")
+
+
+@pytest.mark.parametrize(
     ("row_bytes", "n_samples", "block_rows"),
     [
         (3072, 1_000_000, 172),  # 512 KiB, in steps of 4 rows

@@ -129,3 +129,16 @@ def test_files_are_closed_whatever_happens(dataset: Dataset) -> None:
 def n_open_files() -> int:
     open_files = Path("/proc/self/fd")
     return len(list(open_files.iterdir())) if open_files.exists() else 0
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the question that some file systems do not know")
+@pytest.mark.parametrize(("number", "near"), [(errno.EOPNOTSUPP, False), (errno.EAGAIN, False), (errno.EINVAL, True)])
+def test_where_the_cache_is_not_told_a_block_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, near: bool
+) -> None:
+    def unknown(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "shard").write_bytes(bytes(100))
+    monkeypatch.setattr(os, "preadv", unknown)
+    assert LocalFile(tmp_path / "shard").is_near(50) is near

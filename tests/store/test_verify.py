@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import streamtrain
-from streamtrain.errors import DamagedBlock, DatasetError
+from streamtrain.errors import DamagedBlock, DatasetError, LockedError
+from streamtrain.store import verify as verify_module
 from streamtrain.store.verify import VerifyReport, verify
+from streamtrain.store.writing.lock import writer_lock
+from streamtrain.system.files import Files
 
 
 @pytest.fixture(scope="module", params=["none", "lz4", "zstd"])
@@ -123,3 +127,32 @@ def test_without_a_manifest_nothing_can_be_said(copy: Path, harm: Callable[[Path
     harm(copy)
     with pytest.raises(DatasetError, match=match):
         verify(copy, full=True)
+
+
+def test_an_ingest_that_begins_as_leftovers_are_listed_makes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "d.zarr", verify_module._found
+    streamtrain.ingest({"x": range(9)}, path)
+
+    def late(folder: Path) -> list[tuple[Path, str]]:
+        made.enter_context(writer_lock(path, Files()))
+        (path.with_name(".d.zarr.new")).mkdir()
+        return list(real(folder))
+
+    monkeypatch.setattr(verify_module, "_found", late)
+    with ExitStack() as made, pytest.raises(LockedError):
+        streamtrain.repair(path)
+
+
+def test_what_goes_as_it_is_listed_is_no_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real = tmp_path / "d.zarr", verify_module._size
+    streamtrain.ingest({"x": range(9)}, path)
+    (path / ".x.01234567.tmp").touch()
+
+    def late(found: Path) -> int:
+        found.unlink()
+        return real(found)
+
+    monkeypatch.setattr(verify_module, "_size", late)
+    assert streamtrain.repair(path) == ()

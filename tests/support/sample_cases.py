@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.models.losses import resolve_loss
-from streamtrain.optim.gradients import Learner
+from streamtrain.optim.gradients import Learner, TrainingBatch
 from streamtrain.optim.optimizers import build_optimizer
 from streamtrain.optim.sample_rule import SampleRule
 
@@ -49,10 +49,11 @@ def learn(rule: SampleRule, x: Tensor, y: Tensor, batch_size: int = 8, weight: T
     cuts = range(0, len(x), batch_size)
     return [
         rule.learn(
-            (x[i : i + batch_size],),
-            y[i : i + batch_size],
-            None,
-            None if weight is None else weight[i : i + batch_size],
+            TrainingBatch(
+                inputs=(x[i : i + batch_size],),
+                target=y[i : i + batch_size],
+                weight=None if weight is None else weight[i : i + batch_size],
+            )
         )
         for i in cuts
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from streamtrain.errors import ResourceError
-from streamtrain.system.files import Files, is_temporary
+from streamtrain.system.files import Files, is_temporary, numbered_folder
 from streamtrain.system.syscalls import Syscalls
 
 
@@ -119,3 +120,65 @@ def test_directories(tmp_path: Path) -> None:
     (tmp_path / "a" / "link").symlink_to(outside)
     files.remove_tree(tmp_path / "a")
     assert [entry.name for entry in tmp_path.iterdir()] == ["outside"]
+
+
+def test_directories_are_numbered_by_the_highest(tmp_path: Path) -> None:
+    parent = tmp_path / "a" / "runs"
+    assert Files().make_numbered_dir(parent) == parent / "1"
+    for name in ("12", "notes", "²"):
+        (parent / name).mkdir()
+    assert Files().make_numbered_dir(parent) == parent / "13"
+
+
+def test_of_many_at_once_each_gets_a_number_of_its_own(tmp_path: Path) -> None:
+    start, got = threading.Barrier(8), []
+
+    def take() -> None:
+        start.wait()
+        got.extend(Files().make_numbered_dir(tmp_path / "runs") for _ in range(5))
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(int(path.name) for path in got) == list(range(1, 41))
+
+
+def test_a_numbered_folder_that_stays_empty_goes_again(tmp_path: Path) -> None:
+    parent = tmp_path / "runs"
+    with numbered_folder(parent) as path:
+        assert path == parent / "1"
+    assert not parent.exists()
+    with numbered_folder(parent) as path:
+        (path / "kept").touch()
+    with numbered_folder(parent) as path:
+        assert path == parent / "2"
+    assert sorted(parent.rglob("*")) == [parent / "1", parent / "1" / "kept"]
+
+
+def test_a_parent_that_goes_meanwhile_is_made_anew(tmp_path: Path) -> None:
+    class Beaten(Syscalls):
+        """Another process, that ends, removes the parent that it found empty."""
+
+        def mkdir(self, path: Path) -> None:
+            if path.name == "1" and not removed:
+                removed.append(path.parent.rmdir())
+            super().mkdir(path)
+
+    removed: list[None] = []
+    assert Files(system=Beaten()).make_numbered_dir(tmp_path / "runs") == tmp_path / "runs" / "1"
+    assert removed
+
+
+def test_a_number_that_cannot_be_taken_is_told(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    with pytest.raises(ResourceError, match="something else is in its place"):
+        Files().make_numbered_dir(tmp_path / "runs")
+
+    class Full(Syscalls):
+        def mkdir(self, path: Path) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(ResourceError, match=r"cannot create directory: No space left.*free some space"):
+        Files(system=Full()).make_numbered_dir(tmp_path)

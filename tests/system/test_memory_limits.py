@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -9,7 +11,7 @@ import pytest
 
 from streamtrain.errors import BudgetError
 from streamtrain.system import memory
-from streamtrain.system.memory import MemoryLimit, memory_limit, require_memory
+from streamtrain.system.memory import MemoryLimit, memory_limit, n_cores, require_memory
 
 GIB = 1 << 30
 
@@ -105,6 +107,88 @@ def test_a_group_that_allows_more_than_is_free_on_the_machine(tmp_path: Path, mo
     )
     limit = memory_limit(tmp_path)
     assert (limit.limit_bytes, limit.free_bytes) == (8 * GIB, GIB)
+
+
+def test_version_1_where_it_is_mounted(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "4:cpuset,memory:/job\n",
+            "proc/self/mountinfo": "30 20 0:2 / /mnt/c\\040g rw,relatime shared:1 - cgroup cgroup rw,cpuset,memory\n"
+            "31 20 0:3 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n",
+            "mnt/c g/job/memory.limit_in_bytes": f"{2 * GIB}\n",
+            "mnt/c g/job/memory.usage_in_bytes": "0\n",
+        },
+    )
+    assert memory_limit(tmp_path).limit_bytes == 2 * GIB
+
+
+def test_pages_that_have_still_to_be_written_are_not_free(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/\n",
+            "sys/fs/cgroup/memory.max": f"{2 * GIB}\n",
+            "sys/fs/cgroup/memory.current": f"{2 * GIB}\n",
+            "sys/fs/cgroup/memory.stat": f"inactive_file {GIB}\nactive_file {GIB // 2}\nfile_dirty {GIB}\n"
+            f"file_writeback {GIB // 4}\nslab_reclaimable {GIB // 8}\n",
+        },
+    )
+    assert memory_limit(tmp_path).free_bytes == GIB // 4 + GIB // 8
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"proc/self/cgroup": "0::/pod\n", "sys/fs/cgroup/pod/cpu.max": "max 100000\n"}, 8),
+        ({"proc/self/cgroup": "0::/pod\n", "sys/fs/cgroup/pod/cpu.max": "150000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/pod/c\n", "sys/fs/cgroup/pod/cpu.max": "50000 100000\n"}, 1),
+        (
+            {
+                "proc/self/cgroup": "5:cpu,cpuacct:/pod\n",
+                "proc/self/mountinfo": "31 20 0:3 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n",
+                "sys/fs/cgroup/cpu,cpuacct/pod/cpu.cfs_quota_us": "300000\n",
+                "sys/fs/cgroup/cpu,cpuacct/pod/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:cpu:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            8,
+        ),
+    ],
+)
+def test_cores_are_those_of_affinity_and_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert n_cores(write(tmp_path, files)) == cores
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory by Linux's rules")
+@pytest.mark.parametrize(("name", "option"), [("RLIMIT_AS", "-v"), ("RLIMIT_DATA", "-d")])
+def test_a_limit_of_the_process_is_known_and_reported(name: str, option: str) -> None:
+    code = f"""
+import resource
+from streamtrain.errors import BudgetError
+from streamtrain.system.buffers import aligned_bytes
+from streamtrain.system.memory import memory_limit
+resource.setrlimit(resource.{name}, (600_000_000, 600_000_000))
+limit = memory_limit()
+assert limit.source == "ulimit {option}" and limit.limit_bytes == 600_000_000 > limit.free_bytes > 0, limit
+try:
+    aligned_bytes(10**9)
+except BudgetError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "the system gives no 1.00 GB of memory. A limit on the process (ulimit -v)" in done.stdout
 
 
 def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,3 +29,18 @@ def test_the_first_signal_is_held_back_and_the_second_interrupts() -> None:
         with pytest.raises(Interrupted, match="interrupted by SIGINT"):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_that_was_ignored_on_purpose_stays_ignored() -> None:
+    # Whoever runs the tests may have SIGHUP ignored.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with defer_signals() as interrupts:
+            signal.raise_signal(signal.SIGINT)
+            interrupts.stop_if_asked(None)
+            signal.raise_signal(signal.SIGHUP)
+            assert interrupts.number == signal.SIGHUP
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGHUP), before, strict=True):
+            signal.signal(number, handler)

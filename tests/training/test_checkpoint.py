@@ -24,7 +24,7 @@ from streamtrain.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from streamtrain.training.run_folder import RunFolder, last_epoch, newest_run, next_run, read_config
+from streamtrain.training.run_folder import RunFolder, last_epoch, newest_run, read_config
 
 
 @pytest.fixture
@@ -67,12 +67,6 @@ def test_a_taken_folder_is_refused(run: Path) -> None:
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError):
         RunFolder(run / "config.json", {})
-
-
-def test_runs_are_numbered_by_the_highest(run: Path) -> None:
-    (run.parent / "12").mkdir()
-    (run.parent / "notes").mkdir()
-    assert next_run(run.parent) == run.parent / "13"
 
 
 def test_no_run_names_those_beside_it(run: Path) -> None:

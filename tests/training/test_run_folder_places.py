@@ -14,7 +14,7 @@ import streamtrain as st
 from streamtrain.cli.main import main
 from streamtrain.errors import ResourceError, StreamtrainError, UsageError
 from streamtrain.system.syscalls import Syscalls
-from streamtrain.training.run_folder import check_new_run, check_writable
+from streamtrain.training.run_folder import check_run, check_writable
 
 pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
 
@@ -83,15 +83,49 @@ def test_a_name_with_a_zero_byte_is_none(data: st.Dataset) -> None:
 
 def test_a_place_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "a" / "b", Path("c")):
-        check_new_run(place)
+        check_run(place)
         check_writable(place)
     assert tree(tmp_path) == []
 
 
+def test_a_place_whose_folder_goes_meanwhile_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another command that wrote nothing removes the folder that the run's would be in."""
+    runs, mkdir, made = tmp_path / "runs", Syscalls.mkdir, []
+
+    def late(self: Syscalls, path: Path) -> None:
+        made.append(path.parent)
+        if runs.exists():
+            runs.rmdir()
+        mkdir(self, path)
+
+    runs.mkdir()
+    monkeypatch.setattr(Syscalls, "mkdir", late)
+    check_writable(runs / "1")
+    assert made == [runs, tmp_path]
+    assert tree(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_numbered_run_has_a_place_too(
+    data: st.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, inside: bool
+) -> None:
+    if inside:
+        monkeypatch.chdir(data.path)
+    else:
+        Path({"train": "runs", "compare": "comparisons"}[command]).touch()
+    before = tree(tmp_path)
+    words = [command, str(data.path), "--epochs", "1", "--model", "linear", "--memory", "16MB"]
+    assert main(words) == (UsageError if inside else ResourceError).exit_code
+    assert tree(tmp_path) == before
+
+
 @pytest.fixture
-def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def free(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """The bytes that are free on the disk, by a list of one that a test may change."""
-    found = [10**12]
+    found: list[int | None] = [10**12]
     monkeypatch.setattr(Syscalls, "free", lambda self, path: (found[0], None))
     return found
 
@@ -101,7 +135,7 @@ ONE = 101 * 100 * 4  # bytes of the weights
 
 @pytest.mark.parametrize(("optimizer", "n_tensors"), [("sgd", 1), ("adam", 3), ("adamw", 3), ("rmsprop", 2)])
 def test_a_run_whose_checkpoint_has_no_room_is_refused_before_the_first_step(
-    data: st.Dataset, tmp_path: Path, free: list[int], optimizer: str, n_tensors: int
+    data: st.Dataset, tmp_path: Path, free: list[int | None], optimizer: str, n_tensors: int
 ) -> None:
     def fit(out: str, **how: Any) -> st.Trainer:
         trainer = st.Trainer(nn.Linear(100, 100), loss="cross_entropy", optimizer=optimizer, device="cpu")
@@ -125,9 +159,11 @@ def test_a_run_whose_checkpoint_has_no_room_is_refused_before_the_first_step(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit("three")
+        free[0] = None
+        fit("on a disk that does not say")
 
 
-def test_a_run_that_resumes_needs_room_for_what_it_still_writes(data: st.Dataset, free: list[int]) -> None:
+def test_a_run_that_resumes_needs_room_for_what_it_still_writes(data: st.Dataset, free: list[int | None]) -> None:
     def fit(max_epochs: int, **how: Any) -> int:
         trainer = st.Trainer(nn.Linear(100, 100), loss="cross_entropy", optimizer="sgd", device="cpu")
         trainer.fit(data, max_epochs=max_epochs, memory="16MB", progress=False, checkpoint="r", **how)
@@ -142,17 +178,17 @@ def test_a_run_that_resumes_needs_room_for_what_it_still_writes(data: st.Dataset
     assert fit(3, resume="auto") == 3
 
 
-def test_a_comparison_has_room_for_all_its_runs(data: st.Dataset, free: list[int]) -> None:
+def test_a_comparison_has_room_for_all_its_runs(data: st.Dataset, free: list[int | None]) -> None:
     how: dict[str, Any] = {"max_epochs": 1, "rules": ("batch", "epoch"), "optimizers": ("sgd",), "memory": "16MB"}
     free[0] = 2 * ONE - 1
-    with pytest.raises(ResourceError, match="the checkpoints of all runs take"):
+    with pytest.raises(ResourceError, match=r"the checkpoints of all runs take .* or another out="):
         st.compare(nn.Linear(100, 100), data, out="c", **how)
     assert not Path("c").exists()
     assert len(st.compare(nn.Linear(100, 100), data, **how)) == 2, "without a folder, nothing is written"
 
 
 def test_the_command_line_has_an_exit_code_for_a_full_disk(
-    data: st.Dataset, free: list[int], capsys: pytest.CaptureFixture[str]
+    data: st.Dataset, free: list[int | None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     free[0] = 1000
     assert main(["train", "d.zarr", "--model", "linear", "--epochs", "1", "--memory", "16MB", "--out", "r"]) == 5

@@ -24,7 +24,7 @@ import numpy.typing as npt
 N_WATCHED: Final = 64
 """Batches whose row numbers are looked at to tell how well a loader mixes."""
 
-Batch = tuple[Any, Any]
+Batch = tuple[Any, ...]
 """Rows as ``(n, row_bytes)`` uint8 and their numbers as ``(n,)`` int64: tensors or arrays, whichever comes natural."""
 
 Variant = dict[str, Any]

@@ -11,7 +11,6 @@ rules for dtypes and class labels stand here and nowhere else.
 from __future__ import annotations
 
 import difflib
-import keyword
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -191,15 +190,12 @@ def field_of(name: str, dtype: np.dtype[Any], shape: Sequence[int], *, where: st
 
 
 def _check_attribute(name: str, where: str) -> None:
-    """Refuse a name that no attribute of a batch, a named tuple, can have."""
+    """Refuse a name that Python takes for another one where a batch is asked for it."""
     plain = unicodedata.normalize("NFKC", name)
-    if keyword.iskeyword(name):
-        why, other = f"batch.{name} is no Python: {name} is a word of the language", f"{name}_"
-    elif name.isidentifier() and plain != name:
-        why, other = f"Python takes batch.{name} for batch.{plain}, another name", plain
-    else:
+    if not name.isidentifier() or plain == name:
         return
-    fix = Fix(f"rename it, {other!r} say: ", Argument("fields", {other: name}), ", and the other fields too")
+    why = f"Python takes batch.{name} for batch.{plain}, another name"
+    fix = Fix(f"rename it, {plain!r} say: ", Argument("fields", {plain: name}), ", and the other fields too")
     raise InputError(f"field name {name!r} is not usable", where=where, why=why, fix=fix)
 
 

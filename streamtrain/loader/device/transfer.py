@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import Argument, BudgetError, DeviceError, Fix, StallError, UsageError
+from streamtrain.loader.batch import Batch
 from streamtrain.loader.budget import LoaderSizes
 from streamtrain.loader.device.accelerator import Accelerator, QueueMark, QueueWait
 from streamtrain.loader.device.device_pool import DeviceSpan, PoolOnDevice, PoolOnHost, keep
@@ -126,11 +127,11 @@ class DeviceTransfer:
         self._waits = [wait for wait, seconds in told if seconds is None]
         return sum(seconds for _, seconds in told if seconds is not None)
 
-    def finish(self, transform: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+    def finish(self, transform: Callable[[Batch], Any] | None) -> Callable[[Batch], Any]:
         """Make the function that a batch goes through on its way to the caller."""
         return self.hand_over if transform is None else lambda batch: transform(self.hand_over(batch))
 
-    def hand_over(self, batch: Any) -> Any:
+    def hand_over(self, batch: Batch) -> Batch:
         """Let the queue that the caller now computes in have a batch of the latest span.
 
         A caller that queues much and waits for nothing would need ever more memory: spans that it has released are

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from streamtrain.optim.gradients import Learner, non_finite_error
+from streamtrain.optim.gradients import Learner, TrainingBatch, non_finite_error
 from streamtrain.optim.sample_fast_path.network import Network, OutputGradient, output_gradient
 from streamtrain.optim.sample_fast_path.steps import Steps
 from streamtrain.optim.sample_fast_path.supported import chain
@@ -67,21 +67,14 @@ class FastLoop:
             return f"the first Linear is given {str(x.dtype).removeprefix('torch.')}"
         return None
 
-    def learn(
-        self,
-        x: Tensor,
-        target: Tensor,
-        factors: Sequence[float | None],
-        max_steps: int | None,
-        begun: SampleResult | None = None,
-    ) -> SampleResult:
+    def learn(self, batch: TrainingBatch, max_steps: int | None, begun: SampleResult | None = None) -> SampleResult:
         """Take in a batch, a step a sample, resuming after ``begun``, the result of the batch's first samples.
 
-        Each sample's loss is scaled by its factor; a factor of 0 measures it and takes no step.
+        Each sample's loss is scaled by its weight; a weight of 0 measures it and takes no step.
         """
         self.n_steps = 0
         self._learner.optimizer.zero_grad(set_to_none=True)
-        x = self._prepared(x)
+        x, target, factors = self._prepared(batch.inputs[0]), batch.target, batch.factors
         output = x.new_empty(len(x), self._net.output.all.shape[1])
         n_begun = 0 if begun is None else len(begun.losses)
         # The chunks are those of a batch taken in at once, so that the results are the same.

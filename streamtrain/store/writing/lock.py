@@ -1,6 +1,8 @@
-"""The lock of a destination: one writer at a time, by ``flock``, which the kernel releases when its process ends.
+"""The lock of a dataset or a folder: one writer at a time, by ``flock``, which ends with its process.
 
-The lock file names its writer, and goes with the lock. Why nobody can hold a file that has lost its name:
+A dataset's lock file stands beside it, as its folder is replaced; that of a run's folder inside it, where whoever sees
+the folder sees the lock, under whatever path. It names its writer, and goes with the lock.
+Why nobody can hold a file that has lost its name:
 
 1. A and B both open the file of a dead writer.
 2. A locks and removes it, makes a file of its own under the name, and locks that.
@@ -22,9 +24,23 @@ from streamtrain.errors import LockedError, ResourceError
 from streamtrain.store.manifest import dump_json
 from streamtrain.system.files import Files, translate_os_errors
 
+FOLDER_LOCK: Final = ".lock"
+"""The lock file inside a folder that is written as a whole, such as a run's."""
+
 _MOST_BYTES: Final = 4096
 _POLLS: Final = 3
 _POLL_SECONDS: Final = 0.01
+_held: Final[set[int]] = set()
+
+
+def _let_go_in_child() -> None:
+    # A lock ends with the last copy of its descriptor: a forked child must not keep its parent's alive.
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def lock_path(path: Path) -> Path:
@@ -35,15 +51,21 @@ def lock_path(path: Path) -> Path:
 @contextmanager
 def writer_lock(path: Path, files: Files) -> Iterator[None]:
     """Be the only writer of a dataset while the ``with`` block runs; refuse where another process or thread is."""
-    files.ensure_dir(path.parent)
-    lock = lock_path(path)
-    with translate_os_errors("lock", lock):
-        while (fd := _take(lock, files)) is None:
-            pass
-    try:
+    with _hold(lock_path(path), files):
         yield
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Be the only writer of a folder while the ``with`` block runs; one made for it goes again if it stays empty."""
+    is_made = not folder.exists()
+    try:
+        with _hold(folder / FOLDER_LOCK, Files()):
+            yield
     finally:
-        _release(lock, fd, files)
+        if is_made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def check_unlocked(path: Path) -> None:
@@ -52,33 +74,85 @@ def check_unlocked(path: Path) -> None:
         pass
 
 
+def check_folder_unlocked(folder: Path) -> None:
+    """Refuse a folder that somebody is writing, without locking it."""
+    with _of_dead_writer(folder / FOLDER_LOCK):
+        pass
+
+
+def is_folder_locked(folder: Path) -> bool:
+    """Say whether somebody is writing a folder."""
+    try:
+        check_folder_unlocked(folder)
+    except LockedError:
+        return True
+    except ResourceError:
+        pass  # without locks nobody holds one
+    return False
+
+
+@contextmanager
+def _hold(lock: Path, files: Files) -> Iterator[None]:
+    files.ensure_dir(lock.parent)
+    with translate_os_errors("lock", lock):
+        while (fd := _take(lock, files)) is None:
+            pass
+    owner = os.getpid()
+    _held.add(fd)
+    try:
+        yield
+    finally:
+        # In a forked child it is closed already, and the file stays its parent's.
+        if os.getpid() == owner:
+            _held.discard(fd)
+            _release(lock, fd, files)
+
+
 def _take(lock: Path, files: Files) -> int | None:
     """Make and lock the lock file; None where somebody else changed it meanwhile."""
     try:
         fd = files.system.open(lock)
+    except FileNotFoundError:
+        # Its folder was another writer's, who ended without a file in it.
+        files.ensure_dir(lock.parent)
+        return None
     except FileExistsError:
         with _of_dead_writer(lock) as found:
             if found is not None and _is_same(lock, found):
                 files.system.unlink(lock)
         return None
     try:
-        # Until it is locked, others take it for a dead writer's.
+        # Until it is locked, others take it for a dead writer's; from then on they can read whose it is.
+        files.system.writev(fd, [dump_json({"pid": os.getpid(), "host": platform.node()})])
         if _flock(lock, fd) and _is_same(lock, fd):
-            files.system.writev(fd, [dump_json({"pid": os.getpid(), "host": platform.node()})])
             return fd
     except BaseException:
-        _release(lock, fd, files)
+        _give_up(lock, fd, files)
         raise
     os.close(fd)
     return None
 
 
+def _give_up(lock: Path, fd: int, files: Files) -> None:
+    """Remove our file, which may not be locked yet; where somebody else has it locked, it is theirs to remove."""
+    try:
+        is_free = _flock(lock, fd)
+    except ResourceError:
+        is_free = True  # there are no locks
+    if is_free:
+        _release(lock, fd, files)
+    else:
+        os.close(fd)
+
+
 def _release(lock: Path, fd: int, files: Files) -> None:
     """Remove our file, then the lock; a file that cannot be removed is a dead writer's as soon as it is closed."""
-    with suppress(OSError):
-        if _is_same(lock, fd):
-            files.system.unlink(lock)
-    os.close(fd)
+    try:
+        with suppress(OSError):
+            if _is_same(lock, fd):
+                files.system.unlink(lock)
+    finally:
+        os.close(fd)
 
 
 @contextmanager
@@ -93,7 +167,7 @@ def _of_dead_writer(lock: Path) -> Iterator[int | None]:
         return
     except OSError as error:
         what = f"the lock file cannot be opened: {error.strerror}"
-        raise LockedError(what, where=str(lock), fix="delete it if nobody writes the dataset") from error
+        raise LockedError(what, where=str(lock), fix="delete it if nobody writes there") from error
     try:
         # Whoever only looks needs no longer, nor does a writer to give its name.
         for _ in range(_POLLS):
@@ -126,7 +200,7 @@ def _flock(lock: Path, fd: int) -> bool:
         return False
     except (ImportError, OSError) as error:
         what = f"cannot lock: {getattr(error, 'strerror', error)}; without locks two processes could write at once"
-        fix = "write to a disk with file locks (flock), such as a local one, and copy the dataset from there"
+        fix = "write to a disk with file locks (flock), such as a local one, and copy what was written from there"
         raise ResourceError(what, where=str(lock), fix=fix) from error
     return True
 

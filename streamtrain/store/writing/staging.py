@@ -4,7 +4,7 @@
 
     d.zarr         the dataset; or one being made where nothing was, until its root stands
     .d.zarr.new    its successor, made by an overwrite or append; afterwards, for a moment, what it replaced
-    .d.zarr.old    what was replaced, until it is removed
+    .d.zarr.old    what was replaced, until it is removed; `.d.zarr.old.….tmp` where that was not possible yet
     .d.zarr.lock   the lock of the writer
 
 The journal tells these apart: it moves with what is being made, and is removed last. So a folder with root and journal
@@ -16,12 +16,13 @@ what would have to remove them is refused.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import filterfalse, islice
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
@@ -41,13 +42,17 @@ from streamtrain.store.manifest import MOST_MANIFEST_BYTES, Manifest, parse_mani
 from streamtrain.store.shard import read_bounded, unreadable
 from streamtrain.store.writing.journal import JOURNAL, JournalHeader, begin_journal
 from streamtrain.store.writing.lock import writer_lock
-from streamtrain.system.files import Files, is_temporary, translate_os_errors
+from streamtrain.system.files import Files, is_temporary, temporary_beside, translate_os_errors
 
 DestinationState = Literal["absent", "committed", "incomplete", "foreign"]
 
 _OURS: Final = re.compile(
     rf"{zarr_metadata.ROOT}|{zarr_metadata.PRIVATE}/(journal|manifest\.json|zarr\.json|(crc32c|stats)(/[^/]+)*/(zarr\.json|\d+))"
 )
+_IN_USE: Final = re.compile(r"\.nfs[0-9a-f]+|\.fuse_hidden\w+")
+"""Names that file servers give to files which are removed while somebody reads them."""
+_NOBODYS: Final = re.compile(rf"{_IN_USE.pattern}|\.DS_Store|\._.*|@eaDir|Thumbs\.db|desktop\.ini", re.IGNORECASE)
+"""Names of nobody's data: file managers, too, leave some in any folder."""
 _OF_FIELD: Final = re.compile(r"([^/]+)/(zarr\.json|c/\d+(/0)*)")
 _N_SHOWN: Final = 3
 _POLLS: Final = 50
@@ -128,6 +133,11 @@ def _is_ours(key: str, manifest: Manifest | None = None) -> bool:
     )
 
 
+def is_nobodys(key: str) -> bool:
+    """Say whether a file, by its path inside a dataset, was left by a file server or a file manager."""
+    return any(map(_NOBODYS.fullmatch, key.split("/")))
+
+
 def check_foreign_files(folder: Path, layout: Layout) -> None:
     """Refuse a folder in which files that no ingest wrote stand where a dataset's own have to be."""
     names = {zarr_metadata.PRIVATE, *(field.name for field in layout.fields)}
@@ -158,7 +168,9 @@ def keep_foreign_files(old: Path, path: Path, files: Files) -> None:
     for key in dict.fromkeys(key if top in own else top for top, key in found):
         if not os.path.lexists(path / key):
             files.ensure_dir((path / key).parent)
-            files.rename(old / key, path / key)
+            # What somebody still reads keeps its place on a file server.
+            with suppress(ResourceError) if _IN_USE.fullmatch(Path(key).name) else nullcontext():
+                files.rename(old / key, path / key)
 
 
 def incomplete(path: Path) -> DatasetError:
@@ -176,7 +188,7 @@ def check_ours(folder: Path) -> None:
 
 
 def _refuse(folder: Path, foreign: Iterator[str], why: str) -> None:
-    found = list(islice(foreign, _N_SHOWN + 1))
+    found = list(islice(filterfalse(is_nobodys, foreign), _N_SHOWN + 1))
     if found:
         listed = ", ".join(sorted(found)[:_N_SHOWN]) + (", ..." if len(found) > _N_SHOWN else "")
         what = f"the folder holds files that no ingest wrote, {why}: {listed}"
@@ -192,12 +204,29 @@ def begin_folder(folder: Path, path: Path, header: JournalHeader, files: Files) 
         begin_journal(fresh, header, files)
         if folder != fresh:
             files.rename(fresh, folder)
+        else:
+            _check_renames(path, fresh, files)
     except BaseException:
         # Whoever comes next would tidy it up, but nobody may come.
         for made in {fresh, folder}:
             with suppress(OSError, StreamtrainError):
                 remove_dataset(made, files)
         raise
+
+
+def _check_renames(path: Path, full: Path, files: Files) -> None:
+    """Refuse a folder that cannot get another name, such as one of an image's layers under an overlay."""
+    try:
+        # No folder takes the place of one that is not empty, so nothing changes where this would be possible.
+        files.system.rename(path, full)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise ResourceError(
+                "the file system cannot rename the dataset, which replacing it takes",
+                where=str(path),
+                why="It lies in a lower layer, such as a container's image",
+                fix="copy it to a volume first, and give that path",
+            ) from error
 
 
 def publish(folder: Path, path: Path, files: Files) -> None:
@@ -217,7 +246,8 @@ def publish(folder: Path, path: Path, files: Files) -> None:
 def tidy(path: Path, files: Files) -> None:
     """Finish what a writer that ended left half done, short of its work; whoever calls this holds the lock.
 
-    What is still being made is left: only a resumed ingest can finish it.
+    What is still being made is left: only a resumed ingest can finish it. What was replaced and cannot be removed, as
+    somebody still reads it on a file server, is set aside.
     """
     _close_gap(path, files)
     if destination_state(path) == "committed":
@@ -231,7 +261,10 @@ def tidy(path: Path, files: Files) -> None:
     elif os.path.lexists(successor(path)) and not has_journal(successor(path)):
         remove_dataset(successor(path), files)
     if destination_state(path) == "committed":
-        remove_dataset(predecessor(path), files)
+        try:
+            remove_dataset(predecessor(path), files)
+        except ResourceError:
+            files.rename(predecessor(path), temporary_beside(predecessor(path)))
         if has_journal(path):
             files.remove(path / JOURNAL)
 
@@ -310,6 +343,25 @@ def remove_unfinished_files(folder: Path, layout: Layout, kept: frozenset[str], 
             if key not in kept and key not in foreign and key != JOURNAL:
                 with translate_os_errors("remove", folder / key):
                     files.system.unlink(folder / key)
+
+
+def set_aside(path: Path) -> list[Path]:
+    """List what datasets under this name were replaced by others and could not be removed."""
+    with _looking_at(path.parent):
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        own = f".{predecessor(path).name}."
+        return sorted(found for found in beside if found.name.startswith(own) and is_temporary(found.name))
+
+
+def check_names(path: Path, layout_names: Iterable[str]) -> None:
+    """Refuse a path whose name, with what is put around it, or a field's, is longer than the file system takes."""
+    folder = next((each for each in path.absolute().parents if each.is_dir()), Path("/"))
+    most_bytes = os.pathconf(folder, "PC_NAME_MAX")
+    around = len(os.fsencode(temporary_beside(predecessor(path)).name)) - len(os.fsencode(path.name))
+    for name, most in ((path.name, most_bytes - around), *((name, most_bytes) for name in layout_names)):
+        if (n_bytes := len(os.fsencode(name))) > most:
+            what = f"the name {name[:30]}... has {n_bytes} bytes; here it may have {most}"
+            raise UsageError(what, where=str(folder), fix="a shorter name")
 
 
 def temporaries(folder: Path) -> Iterator[Path]:

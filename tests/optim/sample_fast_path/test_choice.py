@@ -19,6 +19,7 @@ from sample_cases import (
 from torch import nn
 
 from streamtrain.errors import CheckpointError, DivergedError, UnknownName, UsageError
+from streamtrain.optim.gradients import TrainingBatch
 from streamtrain.optim.sample_fast_path.loop import CHUNK
 from streamtrain.optim.sample_rule import SampleRule
 
@@ -27,11 +28,11 @@ def test_samples_of_several_axes_are_seen_at_the_first_batch() -> None:
     x, y = torch.randn(6, 5, 4, generator=seeded(), dtype=torch.float64), torch.zeros(6, 5, 3, dtype=torch.float64)
     rule = make_rule(make_net(), "auto", "mse")
     assert rule.choice.path == "fast", "the model alone does not tell"
-    rule.learn((x,), y)
+    rule.learn(TrainingBatch(inputs=(x,), target=y))
     assert (rule.choice.path, rule.choice.why) == ("plain", "the first Linear is given samples of shape (5, 4)")
     wrong = make_rule(make_net(), "fast", "mse")
     with pytest.raises(UsageError, match="the first Linear is given float32"):
-        wrong.learn((x[:, 0].float(),), y[:, 0])
+        wrong.learn(TrainingBatch(inputs=(x[:, 0].float(),), target=y[:, 0]))
 
 
 def test_a_model_that_changes_on_the_way() -> None:
@@ -65,7 +66,7 @@ def test_divergence_stops_before_the_step_with_the_last_good_weights(optimizer: 
             mine[2].weight.fill_(50.0 if what == "gradient" else 0.5)
         rule = make_rule(mine, path, "l1", **OPTIONS[optimizer] | {"lr": 1e-40 if what == "gradient" else 0.01})
         if n:
-            rule.learn((x[:n],), y[:n])
+            rule.learn(TrainingBatch(inputs=(x[:n],), target=y[:n]))
         return rule
 
     good = run("fast", bad)
@@ -73,14 +74,14 @@ def test_divergence_stops_before_the_step_with_the_last_good_weights(optimizer: 
     with pytest.raises(
         DivergedError, match="the loss is nan" if what == "loss" else "the gradient is not finite"
     ) as caught:
-        rule.learn((x,), y)
+        rule.learn(TrainingBatch(inputs=(x,), target=y))
     assert caught.value.exit_code == 8
     assert rule.n_steps == bad
     have, want = tensors(rule), tensors(good)
     assert have.keys() == want.keys()
     assert all(torch.equal(have[name], want[name]) for name in want), "the weights of the sample before, bit for bit"
     with pytest.raises(DivergedError, match=caught.value.what.split(",")[0]):
-        run("plain", 0).learn((x,), y)
+        run("plain", 0).learn(TrainingBatch(inputs=(x,), target=y))
 
 
 def test_a_label_out_of_range_is_refused() -> None:
@@ -88,9 +89,9 @@ def test_a_label_out_of_range_is_refused() -> None:
     y[5] = 3
     for path in ("fast", "plain"):
         with pytest.raises((UsageError, IndexError), match=r"label 3 of 3 classes|out of bounds"):
-            make_rule(make_net(), path).learn((x,), y)
+            make_rule(make_net(), path).learn(TrainingBatch(inputs=(x,), target=y))
     with pytest.raises(UsageError, match="mse needs a float target"):
-        make_rule(make_net(), "fast", "mse").learn((x,), y)
+        make_rule(make_net(), "fast", "mse").learn(TrainingBatch(inputs=(x,), target=y))
 
 
 @pytest.mark.parametrize("path", ["fast", "plain"])
@@ -126,7 +127,7 @@ def test_a_run_does_not_go_on_along_another_path() -> None:
     resumed = make_rule(make_net(), "auto")
     resumed.load_state_dict(fast)
     with pytest.raises(CheckpointError, match="The first Linear is given float32"):
-        resumed.learn((torch.zeros(2, 4),), torch.zeros(2, dtype=torch.int64))
+        resumed.learn(TrainingBatch(inputs=(torch.zeros(2, 4),), target=torch.zeros(2, dtype=torch.int64)))
     before_there_were_two = {"name": "sample", "n_steps": 3}
     old = make_rule(make_net(), "auto")
     old.load_state_dict(before_there_were_two)

@@ -29,7 +29,7 @@ from streamtrain.errors import DivergedError
 from streamtrain.models.factory import ToVector
 from streamtrain.models.losses import resolve_loss
 from streamtrain.models.normalization import Normalize, NormalizedModel
-from streamtrain.optim.gradients import Learner, reading_weights
+from streamtrain.optim.gradients import Learner, TrainingBatch, reading_weights
 from streamtrain.optim.sample_fast_path import loop
 from streamtrain.optim.sample_fast_path.loop import CHUNK
 from streamtrain.optim.sample_fast_path.network import ACTIVATIONS, Network
@@ -131,7 +131,7 @@ def test_any_batches_and_any_last_step(n: int, batch_size: int, max_steps: int |
         if max_steps is not None and plain.n_steps >= max_steps:
             break
         some = slice(i, i + max(batch_size, n // 4))
-        seen = [rule.learn((x[some],), y[some], max_steps) for rule in (fast, plain)]
+        seen = [rule.learn(TrainingBatch(inputs=(x[some],), target=y[some]), max_steps) for rule in (fast, plain)]
         assert_same_seen(seen[:1], seen[1:])
     assert_same(fast, plain)
 
@@ -140,7 +140,10 @@ def test_any_batches_and_any_last_step(n: int, batch_size: int, max_steps: int |
 def test_a_last_step_at_the_end_of_a_chunk(max_steps: int) -> None:
     x, y = make_data(2 * CHUNK + 30)
     fast, plain = pair(lambda path: make_rule(make_net(), path))
-    assert_same_seen([fast.learn((x,), y, max_steps)], [plain.learn((x,), y, max_steps)])
+    assert_same_seen(
+        [fast.learn(TrainingBatch(inputs=(x,), target=y), max_steps)],
+        [plain.learn(TrainingBatch(inputs=(x,), target=y), max_steps)],
+    )
     assert fast.n_steps == max_steps
     assert_same(fast, plain)
 
@@ -149,8 +152,8 @@ def test_an_activation_in_place_before_the_first_layer_meets_each_sample_once() 
     net = [nn.LeakyReLU(0.1, inplace=True), nn.Linear(4, 3)]
     x, y = make_data(5)
     fast, plain = pair(lambda path: make_rule(make_net(*copy.deepcopy(net)), path))
-    fast.learn((x.clone(),), y)
-    plain.learn((x.clone(),), y)
+    fast.learn(TrainingBatch(inputs=(x.clone(),), target=y))
+    plain.learn(TrainingBatch(inputs=(x.clone(),), target=y))
     assert_same(fast, plain)
 
 
@@ -199,10 +202,10 @@ def test_the_optimizer_s_own_options_and_schedulers_are_heeded_between_batches()
         )
         scheduler = torch.optim.lr_scheduler.ExponentialLR(rule.learner.optimizer, 0.5)
         for i in range(0, 64, 16):
-            rule.learn((x[i : i + 16],), torch.sin(x[i : i + 16, :3]))
+            rule.learn(TrainingBatch(inputs=(x[i : i + 16],), target=torch.sin(x[i : i + 16, :3])))
             scheduler.step()
         rule.learner.optimizer.param_groups[0]["momentum"] = 0.9
-        rule.learn((x[:16],), torch.sin(x[:16, :3]))
+        rule.learn(TrainingBatch(inputs=(x[:16],), target=torch.sin(x[:16, :3])))
         return rule
 
     assert_same(*pair(trained))
@@ -215,7 +218,7 @@ def test_a_finished_optimizer_goes_on_from_its_state_on_either_path() -> None:
         mixed, plain = pair(lambda path, o=optimizer, k=options: make_rule(make_net(), path, optimizer=o, **k))
         learn(plain, x, y)
         learn(mixed, x[:16], y[:16])
-        SampleRule(mixed.learner, path="plain").learn((x[16:32],), y[16:32])
+        SampleRule(mixed.learner, path="plain").learn(TrainingBatch(inputs=(x[16:32],), target=y[16:32]))
         learn(mixed, x[32:], y[32:])
         mixed.n_steps = 48
         assert_same(mixed, plain)
@@ -237,9 +240,9 @@ def test_moments_of_a_unit_that_is_off_become_zero_not_subnormal() -> None:
 def test_outputs_belong_to_the_caller() -> None:
     x, y = make_data(10)
     rule = make_rule(make_net(), "fast")
-    first = rule.learn((x,), y)
+    first = rule.learn(TrainingBatch(inputs=(x,), target=y))
     kept = first.output.clone()
-    rule.learn((x,), y)
+    rule.learn(TrainingBatch(inputs=(x,), target=y))
     assert torch.equal(first.output, kept)
     (first.output * torch.ones(3, dtype=torch.float64, requires_grad=True)).sum().backward()  # no inference tensor
 

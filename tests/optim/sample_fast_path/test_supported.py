@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812 - the name torch's own docume
 from streamtrain.errors import UsageError
 from streamtrain.models.losses import LOSS_DEFINITIONS, resolve_loss
 from streamtrain.models.normalization import NormalizedModel
-from streamtrain.optim.gradients import Clipping, Learner
+from streamtrain.optim.gradients import Clipping, Learner, TrainingBatch
 from streamtrain.optim.sample_fast_path.network import GRADIENT_WRITERS
 from streamtrain.optim.sample_fast_path.supported import why_unsupported
 from streamtrain.optim.schedules import OptimizerSchedules
@@ -85,7 +85,9 @@ def test_a_model_that_is_not_known_is_for_the_plain_loop(make: Callable[[], nn.M
     assert rule.choice.path == "plain"
     assert reason in (rule.choice.why or "")
     with pytest.raises(UsageError, match=f"sample_path is 'fast', and .*{reason}"):
-        make_rule(make(), "fast").learn((torch.zeros(2, 4),), torch.zeros(2, dtype=torch.int64))
+        make_rule(make(), "fast").learn(
+            TrainingBatch(inputs=(torch.zeros(2, 4),), target=torch.zeros(2, dtype=torch.int64))
+        )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,15 @@ import pytest
 import streamtrain
 from streamtrain.errors import LockedError, ResourceError
 from streamtrain.store.writing import lock
-from streamtrain.store.writing.lock import check_unlocked, lock_path, writer_lock
+from streamtrain.store.writing.lock import (
+    FOLDER_LOCK,
+    check_folder_unlocked,
+    check_unlocked,
+    folder_lock,
+    is_folder_locked,
+    lock_path,
+    writer_lock,
+)
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import Syscalls
 
@@ -239,3 +247,91 @@ def test_a_full_disk_leaves_no_lock(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with _lock(tmp_path / "d"):
         pass
+
+
+def test_a_folder_has_one_writer_and_goes_again_if_it_stays_empty(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "1"
+    with folder_lock(folder):
+        assert [path.name for path in folder.iterdir()] == [FOLDER_LOCK]
+        assert is_folder_locked(folder)
+        for attempt in (lambda: check_folder_unlocked(folder), folder_lock(folder).__enter__):
+            with pytest.raises(LockedError, match=rf"pid {os.getpid()} on host {platform.node()}"):
+                attempt()
+    assert not folder.exists()
+    assert not is_folder_locked(folder)
+    with folder_lock(folder):
+        (folder / "kept").touch()
+    assert [path.name for path in folder.iterdir()] == ["kept"]
+    with folder_lock(tmp_path / "runs"):
+        pass
+    assert (tmp_path / "runs").is_dir(), "which was there before"
+
+
+def test_a_folder_that_goes_as_it_is_locked_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, real = tmp_path / "run", Syscalls.open
+
+    def late(self: Syscalls, path: Path) -> int:
+        monkeypatch.setattr(Syscalls, "open", real)
+        folder.rmdir()  # by another writer, who ended without a file in it
+        return real(self, path)
+
+    monkeypatch.setattr(Syscalls, "open", late)
+    with folder_lock(folder):
+        assert is_folder_locked(folder)
+
+
+FORK = """
+import os, sys
+from pathlib import Path
+from streamtrain.store.writing.lock import folder_lock
+with folder_lock(Path(sys.argv[1])):
+    child = os.fork()
+    if child == 0 and sys.argv[2] == "ends":
+        sys.exit()  # by way of the end of the block
+    if child == 0:
+        os.read(0, 1)  # until the test has looked
+        os._exit(0)
+    if sys.argv[2] == "stays":
+        os._exit(0)
+    os.wait()
+    print("alone", flush=True)
+    os.read(0, 1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_forked_child_does_not_keep_the_lock_of_a_dead_parent(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORK, str(tmp_path / "run"), "stays"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as parent:
+        assert parent.wait() == 0
+        assert (tmp_path / "run" / FOLDER_LOCK).exists()
+        assert not is_folder_locked(tmp_path / "run")
+        with folder_lock(tmp_path / "run"):
+            pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_forked_child_that_ends_does_not_let_go_of_its_parent_s_lock(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORK, str(tmp_path / "run"), "ends"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"alone\n"
+        with pytest.raises(LockedError, match=f"pid {parent.pid} on host"):
+            check_folder_unlocked(tmp_path / "run")
+        parent.communicate(b".")
+    assert not is_folder_locked(tmp_path / "run")
+
+
+def test_a_writer_is_named_as_soon_as_it_has_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the lock and whatever its writer does next, others know already who it is."""
+    real, seen = lock._is_same, []
+
+    def looked_at(path: Path, fd: int) -> bool:
+        if path.exists() and not seen:
+            seen.append(path.read_text())
+        return real(path, fd)
+
+    monkeypatch.setattr(lock, "_is_same", looked_at)
+    with folder_lock(tmp_path / "run"):
+        pass
+    assert json.loads(seen[0]) == {"pid": os.getpid(), "host": platform.node()}

@@ -55,8 +55,7 @@ def nothing_beside(path: Path) -> bool:
 
 NOTES: dict[str, Callable[[Path], None]] = {
     "a note": lambda path: write(path / "README.txt"),
-    "a hidden file": lambda path: write(path / ".DS_Store"),
-    "what a network disk leaves of an open file": lambda path: write(path / "x/c/.nfs00000001"),
+    "a hidden file": lambda path: write(path / ".notes"),
     "a note among a field's files": lambda path: write(path / "x/notes.md"),
     "a folder": lambda path: write(path / "runs/1/checkpoints/a.txt"),
     "a link": lambda path: link(path / "latest"),

@@ -10,7 +10,7 @@ import torch
 
 import streamtrain
 from streamtrain import StreamLoader, Trainer
-from streamtrain.loader import world
+from streamtrain.loader import stream_loader
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def afresh(monkeypatch):
-    monkeypatch.setattr(world, "_told", [])
+    monkeypatch.setattr(stream_loader, "_told_ranks", [])
     monkeypatch.delenv("WORLD_SIZE", raising=False)
 
 
@@ -83,4 +83,4 @@ def test_a_process_group_tells_before_the_launcher(dataset, monkeypatch, distrib
 
 def test_a_torch_without_process_groups_is_one_process(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.distributed", group(8, is_available=False))
-    assert world.world_size() == 1
+    assert stream_loader.world_size() == 1
