@@ -14,7 +14,13 @@ from streamtrain.cli.compatibility import check_alike, chosen_target, input_shap
 from streamtrain.cli.options import FIELD_OPTIONS, parse_names, set_threads
 from streamtrain.cli.output import as_command_line, emit, json_option, note, print_text
 from streamtrain.comparison.compare import compare
-from streamtrain.comparison.report import format_metric, format_number, summary_rows, write_comparison
+from streamtrain.comparison.report import (
+    format_metric,
+    format_number,
+    hold_drawing_memory,
+    summary_rows,
+    write_comparison,
+)
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
 from streamtrain.comparison.settings import EVERY_OPTIMIZER, ComparisonSettings
 from streamtrain.errors import Lines, UsageError
@@ -66,7 +72,8 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     help="One for all, or by optimizer, sgd=0.1,adam=0.001, or by both, sample:sgd=0.01; else as for train.",
 )
 @click.option("--batch-size", type=int, default=256, help="Samples of a batch; for other update rules, of a read.")
-@click.option("--memory", default="512MB", help="Budget for all that the loaders own.")
+@click.option("--memory", help="Budget for all that the loaders own; 512MB by default, or what --max-memory leaves.")
+@click.option("--max-memory", help="Budget for the whole process; auto is the control group's limit, or the RAM.")
 @click.option("--seed", type=int, default=0, help="Of the order and of the initial weights, the same for every run.")
 @click.option("--target-loss", type=float, help="Training loss to time each run to; by default half of the first.")
 @click.option("--surface", is_flag=True, help="Measure the error surface around the paths of the weights.")
@@ -131,6 +138,8 @@ def _compare(
     say(f"data    {dest}: {len(dataset):,} samples")
     say(f"model   {model}, {n_parameters(first):,} weights, {named.name}")
     say(_line(_HEAD))
+    if setting.max_memory is not None:
+        hold_drawing_memory()
     with unnamed_was_told():
         return compare(
             first,

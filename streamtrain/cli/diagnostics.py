@@ -59,9 +59,9 @@ def _sole_writer(folder: Path) -> Iterator[Path]:
     """Hold the profile's folder from before the command runs, so that nothing is run whose profile has no place."""
     from streamtrain.store.writing.lock import folder_lock
 
-    _check_free(local_path(folder))
     with ExitStack() as held:
         try:
+            _check_free(local_path(folder))
             held.enter_context(folder_lock(folder))
         except ResourceError as error:
             if isinstance(error.__cause__, OSError) and is_of_machine(error.__cause__):

@@ -58,7 +58,7 @@ def evaluate_command(
     dataset = open_dataset(dest)
     trainer = _trained(run, config, model, weight, device)
     _check_meaning(run, trainer, dataset)
-    trainer.check(dataset[: min(2, len(dataset))])
+    trainer.check(dataset[: min(2, len(dataset))], trains=False)
     size = min(batch_size, len(dataset))
     with StreamLoader(dataset, batch_size=size, memory=memory, shuffle=False, device=device) as loader:
         metrics = trainer.evaluate(loader)

@@ -52,6 +52,7 @@ from streamtrain.training.metrics import METRIC_NAMES, History, score_name
 from streamtrain.training.run_folder import (
     RunFolder,
     check_run,
+    check_writable,
     last_epoch,
     newest_run,
     write_memory,
@@ -294,11 +295,13 @@ def _fit(
 
 
 def _check_out(options: TrainOptions) -> None:
-    """Refuse a run's folder that is taken, or in which another process trains, before anything is read."""
+    """Refuse a run's folder that is taken, or cannot be written, before anything is read."""
     if options.out is not None:
         check_run(options.out, resumes=options.resume)
     elif options.resume:
         raise UsageError("--resume without --out", fix=f"--out {newest_run(RUNS) or 'RUN'}")
+    else:
+        check_writable(RUNS)
 
 
 def _with_headspace(

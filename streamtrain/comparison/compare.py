@@ -26,7 +26,7 @@ from streamtrain.system.arguments import naming_nearest
 from streamtrain.system.files import local_path
 from streamtrain.system.memory import held_bytes, trim_heap
 from streamtrain.system.progress_bar import is_shown
-from streamtrain.system.units import format_duration
+from streamtrain.system.units import format_bytes, format_duration
 from streamtrain.training.run_folder import check_run, sole_writer
 
 Say = Callable[[str], None]
@@ -43,7 +43,8 @@ def compare(
     max_epochs: int | None = None,
     seconds: float | None = None,
     batch_size: int = 256,
-    memory: str | int = "512MB",
+    memory: str | int | None = None,
+    max_memory: str | None = None,
     seed: int = 0,
     device: str = "auto",
     target_loss: float | None = None,
@@ -82,8 +83,11 @@ def compare(
         pass. At least one of the two must be given; the first that is reached ends a run.
     batch_size : int
         Samples of a batch, and of each read under the other rules.
-    memory : str or int
-        The budget of all loaders together.
+    memory : str or int, optional
+        The budget of all loaders together; by default 512 MB, or what is left of ``max_memory``.
+    max_memory : str, optional
+        The budget of the whole process, of which the loaders get what the runs and the surface leave; ``"auto"`` is
+        what the machine allows.
     seed : int
         Seed of the data's order, the same for every run.
     device : str
@@ -118,7 +122,7 @@ def compare(
         An argument is wrong, a rule does not work with an optimizer, or ``val`` has other columns or classes than
         ``dataset``; raised before anything is trained.
     BudgetError
-        The memory is too small.
+        The memory is too small; raised before anything is trained.
     ResourceError
         The folder cannot be made (raised before anything is trained), or a run cannot be saved in it.
     LockedError
@@ -223,14 +227,14 @@ def _sole_writer(out: Path) -> Iterator[None]:
 
 def _about(setup: ComparisonSetup) -> dict[str, str]:
     setting = setup.setting
-    ends = {"epochs": setting.max_epochs, "seconds each": setting.seconds}
+    given = {"epochs": setting.max_epochs, "seconds each": setting.seconds, "memory of the process": setting.max_memory}
     found = {
         "dataset": setup.about["dataset"],
         "model": setup.about.get("model", type(setup.model).__name__),
         "loss": setup.loss.name,
-        **{name: end for name, end in ends.items() if end is not None},
+        **{name: value for name, value in given.items() if value is not None},
         "batch size": setting.batch_size,
-        "memory": setting.memory,
+        "memory": setting.memory or format_bytes(setup.memory),
         "seed": setting.seed,
     }
     return {name: str(value) for name, value in found.items()}

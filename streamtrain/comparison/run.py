@@ -16,28 +16,37 @@ from torch import nn
 
 from streamtrain.comparison.results import ComparedRun, LearningCurvePoint
 from streamtrain.comparison.settings import ComparisonSettings
-from streamtrain.comparison.surface import Snapshot, Trajectory, n_snapshots
+from streamtrain.comparison.surface import SURFACE_BYTES_PER_WEIGHT, Snapshot, Trajectory, n_snapshots
 from streamtrain.comparison.variance import UpdateVariance
 from streamtrain.errors import Argument, DivergedError, Fix, ResourceError, UsageError, with_remedy
 from streamtrain.loader.batch import Batch
 from streamtrain.loader.quarantine import first_rows
 from streamtrain.loader.shared_budget import (
+    DEFAULT_MEMORY,
+    NonLoaderMemory,
+    check_memory_options,
     check_shared_memory,
     eval_loader_bytes,
+    in_terms_of_process,
+    loader_budget_bytes,
     n_preflight_rows,
     non_loader_memory,
     smallest_budget_bytes,
+    smallest_shared_budget_bytes,
+    steady_lanes,
     train_loader_bytes,
 )
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.losses import Loss
+from streamtrain.models.real_view import as_real
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
-from streamtrain.system.memory import MemoryMeter, trim_heap
+from streamtrain.system.memory import MemoryMeter, held_bytes, trim_heap
 from streamtrain.system.units import parse_bytes
-from streamtrain.training.batch_stream import class_counts, normalize_fields
+from streamtrain.training.batch_stream import class_counts, last_batch, normalize_fields
+from streamtrain.training.checkpoint import MOST_CHECKPOINTS, checkpoint_bytes
 from streamtrain.training.metrics import Metrics
-from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, write_memory
+from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, check_room, write_memory
 from streamtrain.training.run_state import budget_config
 from streamtrain.training.trainer import Rows, Trainer
 
@@ -55,15 +64,16 @@ class ComparisonSetup:
     is_normalized: bool
     out: Path | None
     about: dict[str, object]
+    memory: int = 0
+    """The budget of all loaders together, in bytes, once `check` has found it."""
+    lanes: int | None = None
+    """Of the shuffle, where they follow from the budget of the process."""
+    taken: NonLoaderMemory | None = None
+    """What a run holds besides its loaders, where that sized them."""
     pass_seconds: float = 0.0
     """Duration of the last measuring pass over the training data."""
     measuring_bytes: int = 0
     """Memory that the measuring loaders hold between two passes."""
-
-    @property
-    def memory(self) -> int:
-        """The budget of all loaders together, in bytes."""
-        return parse_bytes(self.setting.memory, name="memory")
 
     def trainer(self, rule: str, optimizer: str, on_step: Callable[[], None] | None = None) -> Trainer:
         """Make a trainer of a copy of the model."""
@@ -85,14 +95,27 @@ class ComparisonSetup:
         measured = [self.dataset, val] if val else [self.dataset]
         if val is not None:
             self._check_meaning(val)
-        self._check_memory(measured)
+        least_bytes = self._check_memory(measured)
         rows = self.rows()
         n_classes = class_counts(self.dataset, self.target, self.loss)
+        size = self.setting.batch_size
+        trained = last_batch(len(self.dataset), size)
+        seen = [last_batch(len(data), size, trains=False) for data in measured]
+        kept_bytes = 0
         for rule, optimizer in self.setting.pairs():
-            self.trainer(rule, optimizer).check(rows, n_classes=n_classes)
-            self.loader(rule, shares=len(measured)).close()
+            small = [each for each in ([] if rule == "sample" else [trained]) + seen if each]
+            trainer = self.trainer(rule, optimizer)
+            trainer.check(rows, n_classes=n_classes, small=small)
+            kept_bytes += checkpoint_bytes(trainer.model, trainer.optimizer)
+        if self.out is not None:
+            of = "the checkpoints of all runs take"
+            check_room(self.out, kept_bytes, n_there=MOST_CHECKPOINTS, of=of, another=Fix("another ", Argument("out")))
+        del rows
         if self.setting.grid:
             self._check_surface()
+        self._size_loaders(least_bytes, n_measured=len(measured))
+        for rule in self.setting.rules:
+            self.loader(rule, shares=len(measured)).close()
 
     def _check_meaning(self, val: Dataset) -> None:
         fields, where = (*self.inputs, self.target), str(val.path)
@@ -100,17 +123,59 @@ class ComparisonSetup:
         text = check_same_meaning(ours, theirs, fields=fields, of="the training data", where=where)
         warn_of_unnamed(text, stacklevel=4)
 
-    def _check_memory(self, measured: Sequence[Dataset]) -> None:
+    def _check_memory(self, measured: Sequence[Dataset]) -> int:
+        """Find the smallest budget of all loaders together; refuse a stated one that is less."""
+        memory, max_memory = self.setting.memory, self.setting.max_memory
+        check_memory_options(memory, max_memory)
         size = self.setting.batch_size
         least = [smallest_budget_bytes(data, min(size, len(data)), shuffle=False) for data in measured]
         is_shuffled = {rule != "epoch" for rule in self.setting.rules}
         training = [
             smallest_budget_bytes(self.dataset, min(size, len(self.dataset)), shuffle=each) for each in is_shuffled
         ]
-        check_shared_memory(self.memory, max(training), least)
+        if not (max_memory and memory is None):
+            check_shared_memory(parse_bytes(memory or DEFAULT_MEMORY, name="memory"), max(training), least)
+        return smallest_shared_budget_bytes(max(training), least)
+
+    def _size_loaders(self, least_bytes: int, *, n_measured: int) -> None:
+        """Find the loaders' budget: the stated one, or what the largest run leaves of the process's."""
+        memory, max_memory = self.setting.memory, self.setting.max_memory
+        if max_memory is None:
+            self.memory = parse_bytes(memory or DEFAULT_MEMORY, name="memory")
+            return
+        taken = self._largest_run(held_bytes())
+        self.memory = loader_budget_bytes(memory, max_memory, taken, least_bytes=least_bytes, held_now=held_bytes())
+        if memory is None:
+            self.taken = taken
+            size = min(self.setting.batch_size, len(self.dataset))
+            self.lanes = steady_lanes(self.dataset, size, train_loader_bytes(self.memory, n_measured))
+
+    def _largest_run(self, reserved_bytes: int) -> NonLoaderMemory:
+        """Rehearse a step of every run, and return the most that one holds besides its loaders."""
+        found = []
+        for pair in self.setting.pairs():
+            variance = UpdateVariance()
+            trainer = self.trainer(*pair, on_step=variance.stepped)
+            variance.begin(_trainable(trainer.model))
+            with ExitStack() as stack:
+                found.append(non_loader_memory(reserved_bytes, *_rehearse(self, trainer, variance, stack)))
+            del trainer, variance
+            trim_heap()
+        most = max(found, key=lambda taken: taken.total_bytes)
+        if not self.setting.grid:
+            return most
+        # The snapshots of all runs stay until the surface is drawn; by then what the runs held may not be back yet.
+        paths_bytes = len(found) * (self.n_kept() + 1) * self._weights_bytes
+        n_weights = sum(as_real(parameter.detach()).numel() for parameter in _trainable(self.model))
+        surface_bytes = paths_bytes + n_weights * SURFACE_BYTES_PER_WEIGHT
+        return replace(most, training_bytes=most.training_bytes + surface_bytes)
+
+    @property
+    def _weights_bytes(self) -> int:
+        return sum(parameter.numel() * parameter.element_size() for parameter in _trainable(self.model))
 
     def _check_surface(self) -> None:
-        n_weights = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        n_weights = sum(p.numel() for p in _trainable(self.model))
         if n_weights < 2:
             raise UsageError(
                 f"a surface lies over two weights at the least, and trained are {n_weights}", fix="no surface"
@@ -123,24 +188,26 @@ class ComparisonSetup:
 
     def n_kept(self) -> int:
         """Return the number of snapshots of each run; 0 without a surface."""
-        n_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        return n_snapshots(len(list(self.setting.pairs())), n_bytes) if self.setting.grid else 0
+        return n_snapshots(len(list(self.setting.pairs())), self._weights_bytes) if self.setting.grid else 0
 
     def loader(self, rule: str, *, shares: int) -> StreamLoader:
         """Open the loader that a run trains from, which shares the memory with ``shares`` others."""
-        return StreamLoader(
-            self.dataset,
-            batch_size=min(self.setting.batch_size, len(self.dataset)),
-            memory=train_loader_bytes(self.memory, shares),
-            seed=self.setting.seed,
-            shuffle=rule != "epoch",
-            device=self.setting.device,
-        )
+        with in_terms_of_process(self.taken):
+            return StreamLoader(
+                self.dataset,
+                batch_size=min(self.setting.batch_size, len(self.dataset)),
+                memory=train_loader_bytes(self.memory, shares),
+                seed=self.setting.seed,
+                shuffle=rule != "epoch",
+                lanes=self.lanes if rule != "epoch" else None,
+                device=self.setting.device,
+            )
 
     def ordered(self, data: Dataset) -> StreamLoader:
         """Open a loader that measures."""
         size, memory = min(self.setting.batch_size, len(data)), eval_loader_bytes(self.memory)
-        return StreamLoader(data, batch_size=size, memory=memory, shuffle=False, device=self.setting.device)
+        with in_terms_of_process(self.taken):
+            return StreamLoader(data, batch_size=size, memory=memory, shuffle=False, device=self.setting.device)
 
     def measure(self, trainer: Trainer, ordered: StreamLoader) -> Metrics:
         """Measure loss and score over the training data, and time the pass."""
@@ -216,17 +283,12 @@ def train_run(
         folder=setup.out / "-".join(pair) if setup.out else None,
     )
     with ExitStack() as stack:
-        weights = _trained(trainer)
+        weights = _trainable(trainer.model)
         # The copies of the weights belong to no loader, so they are made before the meter starts.
         variance.begin(weights)
         most = setup.n_kept()
         path = Trajectory(weights, most - most % 2) if most else None
-        with ExitStack() as rehearsal:
-            # A step holds its memory for milliseconds.
-            with MemoryMeter(interval_seconds=0.001) as step:
-                rehearsal.enter_context(trainer.working_memory(setup.rows()))
-                variance.stepped()
-            meter = stack.enter_context(MemoryMeter())
+        step, meter = _rehearse(setup, trainer, variance, stack)
         loader = stack.enter_context(setup.loader(pair[0], shares=len(passes)))
         folder = stack.enter_context(_folder(run, trainer, loader, setup))
         tracker = _RunTracker(setup, trainer, loader, variance, path)
@@ -252,16 +314,29 @@ def train_run(
     return replace(run, memory=memory), tracker.snapshots(run)
 
 
+def _rehearse(
+    setup: ComparisonSetup, trainer: Trainer, variance: UpdateVariance, stack: ExitStack
+) -> tuple[MemoryMeter, MemoryMeter]:
+    """Rehearse a step; return the meter that watched it, and one that runs from there on until the stack closes."""
+    with ExitStack() as rehearsal:
+        # A step holds its memory for milliseconds.
+        with MemoryMeter(interval_seconds=0.001) as step:
+            rehearsal.enter_context(trainer.working_memory(setup.rows()))
+            variance.stepped()
+        return step, stack.enter_context(MemoryMeter())
+
+
 def _folder(
     run: ComparedRun, trainer: Trainer, loader: StreamLoader, setup: ComparisonSetup
 ) -> AbstractContextManager[Run]:
     if run.folder is None:
         return nullcontext(NullRunFolder())
-    return RunFolder(run.folder, trainer.describe(loader) | setup.about | budget_config(loader, setup.memory))
+    budgets = budget_config(loader, setup.memory) | {"max_memory": setup.setting.max_memory}
+    return RunFolder(run.folder, trainer.describe(loader) | setup.about | budgets)
 
 
-def _trained(trainer: Trainer) -> list[nn.Parameter]:
-    return [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _log(folder: Run, point: LearningCurvePoint) -> None:
@@ -285,7 +360,7 @@ class _RunTracker:
         self._variance = variance
         self._keeping_seconds = 0.0
         self._stream = TimedStream(loader, self._after_batch, self._overhead_seconds)
-        self._weights = _trained(trainer)
+        self._weights = _trainable(trainer.model)
         self._path = path
         self._seconds = 0.0
         self._n_steps_last: int | None = None

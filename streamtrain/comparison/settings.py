@@ -32,7 +32,8 @@ class ComparisonSettings:
     max_epochs: int | None = None
     seconds: float | None = None
     batch_size: int = 256
-    memory: str | int = "512MB"
+    memory: str | int | None = None
+    max_memory: str | None = None
     seed: int = 0
     device: str = "auto"
     target_loss: float | None = None

@@ -69,8 +69,8 @@ class Batch(tuple[Tensor, ...]):
     __replace__ = _replace
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickle looks a class up by its module and name, where one made for a dataset is not.
-        return _batch, (self._names, *self)
+        # Pickle finds a class by its name, and that of a dataset's fields has none in the module.
+        return _batch_of, (self._names, tuple(self))
 
     def __repr__(self) -> str:
         return f"Batch({', '.join(f'{name}={tensor!r}' for name, tensor in self._asdict().items())})"
@@ -84,5 +84,5 @@ def batch_type(names: Sequence[str]) -> type[Batch]:
     return kind
 
 
-def _batch(names: Sequence[str], *tensors: Tensor) -> Batch:
-    return batch_type(names)(*tensors)
+def _batch_of(names: Sequence[str], tensors: Iterable[Tensor]) -> Batch:
+    return batch_type(names)._make(tensors)

@@ -6,7 +6,8 @@ the measured memory of the model, its gradients, the optimizer's state and a ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -124,7 +125,7 @@ def non_loader_memory(reserved_bytes: int, step: MemoryMeter, after: MemoryMeter
     )
 
 
-def check_memory_options(memory: str | None, max_memory: str | None) -> None:
+def check_memory_options(memory: str | int | None, max_memory: str | None) -> None:
     """Refuse a text that is not a size, or more than the machine allows, before anything is begun."""
     for name, value in (("memory", memory), ("max_memory", max_memory)):
         if value is None or (name == "max_memory" and value == "auto"):
@@ -163,7 +164,7 @@ def require_rehearsal(parameter_bytes: int, n_states: int) -> None:
 
 
 def loader_budget_bytes(
-    memory: str | None,
+    memory: str | int | None,
     max_memory: str | None,
     taken: NonLoaderMemory,
     *,
@@ -217,6 +218,17 @@ def steady_lanes(dataset: Dataset, batch_size: int, n_bytes: int, *, groups: int
     while stated > n_bytes and stated > least:
         stated //= 2
     return solve(dataset.layout, batch_size=batch_size, memory=max(stated, least), groups=groups)[0].lanes
+
+
+@contextmanager
+def in_terms_of_process(taken: NonLoaderMemory | None) -> Iterator[None]:
+    """Restate a refusal inside the block, if the budget for the whole process sized the loaders."""
+    try:
+        yield
+    except BudgetError as error:
+        if taken is None:
+            raise
+        raise process_budget_error(error, taken) from error
 
 
 def process_budget_error(error: BudgetError, taken: NonLoaderMemory) -> BudgetError:

@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final, Never, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from streamtrain.loader.device.transfer import Placement, make_transfer
 from streamtrain.loader.quarantine import EMPTY_BATCH, Quarantine, QuarantinedBlock, batch_finisher, reader_of
 from streamtrain.loader.reading.pool import Pool
 from streamtrain.loader.telemetry import LoaderTelemetry
-from streamtrain.loader.world import OfOneProcess, warn_of_ranks
+from streamtrain.loader.world import OfOneProcess, refuse_worker, warn_of_ranks
 from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder
 from streamtrain.shuffle.positions import samples_at
 from streamtrain.store.dataset import Dataset
@@ -320,6 +320,7 @@ class StreamLoader(OfOneProcess):
     def __iter__(self) -> Iterator[Batch]:
         if self._closed:
             raise UsageError("the loader is closed", fix="make a new one")
+        refuse_worker()
         warn_of_ranks()
         self._turn += 1
         if self._entered and self._position:
@@ -400,6 +401,13 @@ class StreamLoader(OfOneProcess):
         self._pool_at = None
         self.wait_seconds += time.perf_counter() - started
         return self._pool
+
+    def __reduce__(self) -> Never:
+        raise UsageError(
+            "a loader cannot be pickled or copied",
+            why="It owns threads, and the memory that its batches are lent from",
+            fix="hand over the Dataset, and make a StreamLoader there",
+        )
 
     def _closer(self, pool: Pool) -> Callable[[], None]:
         return partial(self._carrier.close, pool.close) if self._carrier else pool.close

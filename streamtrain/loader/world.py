@@ -1,4 +1,4 @@
-"""The processes of a training: their number, as torch.distributed or the launcher has it, and what stays in one."""
+"""The processes of a training: ranks, workers of a DataLoader, and what stays in one process."""
 
 from __future__ import annotations
 
@@ -20,6 +20,19 @@ def world_size() -> int:
         return int(distributed.get_world_size())
     told = os.environ.get("WORLD_SIZE", "")
     return int(told) if told.isdecimal() and told != "0" else 1
+
+
+def refuse_worker() -> None:
+    """Refuse to read in a worker process of torch's DataLoader, where each worker would read all samples."""
+    # A worker has imported it.
+    data: Any = sys.modules.get("torch.utils.data")
+    worker = data and data.get_worker_info()
+    if worker is not None:
+        raise UsageError(
+            f"a StreamLoader is iterated in worker {worker.id} of {worker.num_workers} of a DataLoader",
+            why="It reads with threads of its own, and every worker would read all samples",
+            fix="iterate the StreamLoader itself, or num_workers=0; a Dataset's rows can be read in workers",
+        )
 
 
 def warn_of_ranks() -> None:

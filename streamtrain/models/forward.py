@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -47,41 +48,80 @@ def make_forward(
     Under autocast the output is float32, so that the loss is measured in it. The compiled function is compiled once for
     batches of any size: a batch's result does not depend on the sizes before it.
     """
-    run: ForwardFunction = _compiled(model) if compiled else model
-    return _narrowed(run, device, autocast) if autocast is not None else run
+    run: ForwardFunction = model
+    if is_compiled(model):
+        run = _Explained(original_model(model), model)
+    elif compiled:
+        with _quiet():
+            run = _Explained(model, torch.compile(model))
+    return _Narrowed(run, device, autocast) if autocast is not None else run
 
 
-def _narrowed(run: ForwardFunction, device: torch.device, dtype: torch.dtype) -> ForwardFunction:
-    def forward(*inputs: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=dtype):
-            output = run(*inputs)
-        return output.float() if isinstance(output, Tensor) and output.dtype is dtype else output
+@dataclass(frozen=True, slots=True)
+class _Narrowed:
+    """A forward pass under autocast; not a closure, which a copy of a trainer would share."""
 
-    return forward
+    run: ForwardFunction
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, dtype=self.dtype):
+            output = self.run(*inputs)
+        return output.float() if isinstance(output, Tensor) and output.dtype is self.dtype else output
 
 
 _OFF: Final = Argument("compile", False)
 
 
-def _compiled(model: nn.Module) -> ForwardFunction:
-    with _quiet():
-        run = torch.compile(model)
-    n_warned = 0
+def check_model(model: object) -> None:
+    """Refuse what is no module, and a module that cannot change between training and evaluation."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model is {model!r}, not a torch.nn.Module", fix="models.build_model makes one by name")
+    try:
+        model.train(model.training)
+    except NotImplementedError as error:
+        raise UsageError(
+            f"the model cannot be trained: {first_line(error)}",
+            why="torch.export keeps a model as it was, in training or in evaluation",
+            fix="the model that was exported",
+        ) from error
 
-    def forward(*inputs: Tensor) -> Tensor:
-        nonlocal n_warned
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the user has compiled a model, or a part of it."""
+    return any(_wrapped(part) is not None or part._compiled_call_impl is not None for part in model.modules())
+
+
+def original_model(model: nn.Module) -> nn.Module:
+    """Return the model inside those that `torch.compile` made, whose ``state_dict`` has the names of before."""
+    while (inner := _wrapped(model)) is not None:
+        model = inner
+    return model
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    # By its name: the class lives in torch's compiler, which takes seconds to import.
+    inner = getattr(model, "_orig_mod", None) if type(model).__name__ == "OptimizedModule" else None
+    return inner if isinstance(inner, nn.Module) else None
+
+
+class _Explained:
+    """What was compiled of a model, with errors of the compiler in words."""
+
+    def __init__(self, model: nn.Module, run: ForwardFunction) -> None:
+        self._model, self._run = model, run
+        self._is_warm = False
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
         for x in inputs:
             torch._dynamo.maybe_mark_dynamic(x, 0)
         try:
-            if n_warned == 0:
-                with _quiet():
-                    output: Tensor = run(*inputs)
-                n_warned = 1
-                return output
-            output = run(*inputs)
+            with nullcontext() if self._is_warm else _quiet():
+                output = self._run(*inputs)
         except torch._dynamo.exc.TorchRuntimeError as error:
             # This error names the compiler's stand-ins for tensors; the model itself raises the readable one.
-            model(*inputs)
+            self._model.forward(*inputs)
             raise ResourceError(_not_compiled(error), fix=Fix("train without it: ", _OFF)) from error
         except Exception as error:
             if not _is_of_compiler(error):
@@ -91,9 +131,8 @@ def _compiled(model: nn.Module) -> ForwardFunction:
                 why="torch.compile needs a C++ compiler on the CPU (the variable CXX may name one), and Triton on CUDA",
                 fix=Fix("install one, or train without it: ", _OFF),
             ) from error
+        self._is_warm = True
         return output
-
-    return forward
 
 
 @contextmanager

@@ -104,7 +104,7 @@ class NormalizedModel(nn.Module):
         self._rescale = nn.ModuleList(nn.Identity() for _ in inputs)
         self.model = model
         # In a tuple, since torch would register a module a second time.
-        self._run = (forward or model,)
+        self._run = (model if forward is None else forward,)
 
     def put(self, modules: Mapping[str, nn.Module], device: torch.device) -> None:
         """Put modules before the named inputs, on a device."""

@@ -200,7 +200,7 @@ class TrainingBatch:
         """The weight of each sample as a number; None without weights."""
         return [None] * len(self) if self.weight is None else self.weight.tolist()
 
-    def rows(self, some: slice) -> TrainingBatch:
+    def rows(self, some: slice | list[int]) -> TrainingBatch:
         """Select some of the samples."""
         weight = None if self.weight is None else self.weight[some]
         inputs = tuple(x[some] for x in self.inputs)

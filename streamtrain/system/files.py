@@ -251,6 +251,13 @@ class Files:
         self.system.rmdir(path)
 
 
+def existing_parent(path: Path) -> Path:
+    """Return the nearest folder above a path, or the path itself, that is there."""
+    with translate_os_errors("look at", path):
+        path = path.absolute()
+        return next(folder for folder in (path, *path.parents) if folder.exists() or folder.is_symlink())
+
+
 @contextmanager
 def numbered_folder(parent: Path) -> Iterator[Path]:
     """Take the next number in a directory while the ``with`` block runs; what stays empty goes again."""
@@ -265,6 +272,8 @@ def numbered_folder(parent: Path) -> Iterator[Path]:
 
 def temporary_beside(path: Path) -> Path:
     """Make up a hidden, unused name in the same directory."""
+    if not path.name:
+        raise UsageError("a folder, and no file in it", where=str(path), fix="the path of a file")
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 

@@ -139,6 +139,8 @@ def _explained(error: OSError, path: str | os.PathLike[str]) -> tuple[str | None
 
             why = f"{format_bytes(memory_limit().free_bytes)} of memory are free"
             return why, Fix("end other processes, or a smaller ", Argument("memory"))
+        case errno.ENAMETOOLONG:
+            return None, "a shorter path"
         case number if number in _OF_THE_NETWORK:
             return None, "see to the network disk (mount it again, say)"
     return None, remedy(error, "see to the disk, or choose another")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamtrain.errors import Argument, Fix, InputError, StreamtrainWarning, UsageError, unknown_name
 from streamtrain.models.losses import Loss
@@ -53,6 +53,13 @@ class BatchStream(Protocol):
     def set_epoch(self, epoch: int, /) -> None: ...
     def sequential(self) -> BatchStream: ...
     def close(self) -> None: ...
+
+
+def check_is_stream(stream: object) -> None:
+    """Refuse data that no epochs can be made of, such as a DataLoader."""
+    if missing := [name for name in ("dataset", "batch_size", "seed", "shuffle") if not hasattr(stream, name)]:
+        what = f"the data is a {type(stream).__name__}, which has no {missing[0]}"
+        raise UsageError(what, fix="a StreamLoader, or the Dataset itself")
 
 
 def fields_of(batch: Any) -> Mapping[str, Any]:
@@ -147,6 +154,7 @@ def every_sample(stream: BatchStream) -> Iterator[BatchStream]:
 
     A stream that is shuffled, drops the last batch, or stands inside an epoch is not touched: a second one is opened.
     """
+    check_is_stream(stream)
     if not (stream.shuffle or stream.drop_last or _is_inside_epoch(stream)):
         yield stream
         return
@@ -160,8 +168,8 @@ def _is_inside_epoch(stream: BatchStream) -> bool:
     return ask is not None and bool(ask().get("batch"))
 
 
-def check_stream(stream: BatchStream, model: nn.Module, update: str) -> None:
-    """Refuse a stream that an update rule cannot train on; warn of a last batch too small for BatchNorm."""
+def check_stream(stream: BatchStream, update: str) -> None:
+    """Refuse a stream that an update rule cannot train on."""
     if len(stream) == 0:
         raise UsageError(
             f"0 batches: {len(stream.dataset)} samples, batch_size {stream.batch_size}, drop_last {stream.drop_last}",
@@ -173,15 +181,38 @@ def check_stream(stream: BatchStream, model: nn.Module, update: str) -> None:
             why="The rule steps on the mean over the whole dataset, and drop_last leaves samples out",
             fix=Fix(Argument("drop_last", False)),
         )
-    n_last = len(stream.dataset) % stream.batch_size
-    if n_last == 1 and not stream.drop_last and update != "sample" and _has_batch_norm(model):
-        warnings.warn(
-            StreamtrainWarning(
-                f"the last batch has one sample (of {stream.batch_size}), over which BatchNorm has no variance",
-                fix=Fix(Argument("drop_last", True), ", or another ", Argument("batch_size")),
-            ),
-            stacklevel=6,
-        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmallBatch:
+    """A batch that is smaller than others: where it comes from, and what avoids it."""
+
+    n_samples: int
+    why: str
+    fix: str
+    # Whether it is trained on, and not only measured.
+    trains: bool = True
+    # Whether the run comes to it, or ends before.
+    is_reached: bool = True
+
+
+def last_batch(
+    n_samples: int, batch_size: int, *, drop_last: bool = False, trains: bool = True, can_drop: bool = False
+) -> SmallBatch | None:
+    """Describe the last batch of a pass; None where it is as large as the others."""
+    n_last = n_samples % batch_size
+    if drop_last or not n_last or n_samples < batch_size:
+        return None
+    # The nearest size that leaves nothing over, or more than this one does.
+    sizes = range(2, n_samples + 1)
+    fits = [size for size in sizes if not 0 < n_samples % size <= n_last]
+    size = Argument("batch_size", min(fits, key=lambda size: abs(size - batch_size), default=n_samples))
+    return SmallBatch(
+        n_samples=n_last,
+        why=f"It is the last of a pass: {n_samples:,} samples in batches of {batch_size:,}",
+        fix=Fix(Argument("drop_last", True), ", or ", size) if can_drop else Fix(size),
+        trains=trains,
+    )
 
 
 def warn_of_waiting_device(stream: BatchStream, device: torch.device, update: str, *, stacklevel: int = 2) -> None:
@@ -205,11 +236,6 @@ def warn_of_waiting_device(stream: BatchStream, device: torch.device, update: st
             ),
             stacklevel=stacklevel,
         )
-
-
-def _has_batch_norm(model: nn.Module) -> bool:
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.SyncBatchNorm)
-    return any(isinstance(module, kinds) for module in model.modules())
 
 
 _NAMED: Final = 8

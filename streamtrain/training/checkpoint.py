@@ -30,8 +30,10 @@ from typing import Any, Final
 import safetensors
 import safetensors.torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from streamtrain.errors import CheckpointError, ResourceError, StreamtrainError, first_line
+from streamtrain.models.forward import original_model
 from streamtrain.store.writing.lock import is_folder_locked
 from streamtrain.system.files import Files, is_folder, is_regular, is_there, names_in, open_to_read, read_whole
 from streamtrain.system.json_values import objects, whole_number
@@ -50,8 +52,11 @@ _LEFT: Final = "manifest.left"
 _SUFFIX: Final = ".safetensors"
 _KEPT: Final = 2
 _COUNTS: Final = ("n_epochs", "n_batches", "n_steps", "n_samples")
+MOST_CHECKPOINTS: Final = _KEPT + 1
+"""On the disk at a time: a new one is whole before the oldest is removed."""
 _NEW: Final = ".new"
 _BATCH_DIGITS: Final = 8
+LONGEST_NAME: Final = f"{'0' * _BATCH_DIGITS}{_NEW}/.optimizer{_SUFFIX}.{'0' * _BATCH_DIGITS}.tmp"
 _MANIFEST_BYTES: Final = 1 << 20
 
 
@@ -107,6 +112,21 @@ def write_checkpoint(
         for old in _outlived(run, n_batches):
             _remove(files, old)
     return folder
+
+
+_STATES: Final = dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax"), 2) | {"RMSprop": 1, "Adagrad": 1}
+"""Tensors, of the size of a weight, that an optimizer keeps for it at the least."""
+
+
+def checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
+    """Compute what a checkpoint takes at the least: the model, and the state that the optimizer has or will have."""
+    state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+    kept = sum(value.nbytes for value in state)
+    if not state:
+        for group in optimizer.param_groups:
+            n_kept = _STATES.get(type(optimizer).__name__, 1 if group.get("momentum") else 0)
+            kept += n_kept * sum(weight.nbytes for weight in group["params"])
+    return kept + sum(value.nbytes for value in model.state_dict().values() if isinstance(value, Tensor))
 
 
 def _fill(files: Files, folder: Path, state: Mapping[str, object], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -339,7 +359,7 @@ def _is_replacement(path: Path) -> bool:
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Load a model's weights, or refuse those of another model."""
     try:
-        model.load_state_dict(checkpoint.tensors(MODEL))
+        original_model(model).load_state_dict(checkpoint.tensors(MODEL))
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise CheckpointError(

@@ -10,7 +10,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from streamtrain.errors import DivergedError, StreamtrainWarning, UsageError
+from streamtrain.errors import Argument, DivergedError, Fix, StreamtrainWarning, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import random_state, seeded_random, set_random_state
 from streamtrain.optim.gradients import (
@@ -35,17 +35,25 @@ from streamtrain.optim.rules import Figures, UpdateRule
 from streamtrain.system.progress_bar import is_shown
 from streamtrain.training.batch_stream import (
     BatchStream,
+    SmallBatch,
     check_weight_field,
     class_counts,
     device_share,
     fields_on,
+    last_batch,
     last_batch_samples,
     samples_per_epoch,
     weights_named,
     zero_weight_error,
 )
 from streamtrain.training.metrics import EpochSummary, Metrics, RunningMetrics, Stopwatch
-from streamtrain.training.preflight import check_model_fits, check_width, preserve_mode
+from streamtrain.training.preflight import (
+    check_model_fits,
+    check_small_batch,
+    check_width,
+    preserve_mode,
+    too_small,
+)
 from streamtrain.training.progress import Counts, Totals, run_length
 from streamtrain.training.run_folder import Run
 from streamtrain.training.run_state import MidEpochState, ResumableStream, stream_identity, stream_state
@@ -161,6 +169,13 @@ def _of_whole(figures: Figures) -> Figures:
 _CHECKED_ROWS: Final = 8
 
 
+def _last_batch_of(stream: BatchStream, *, trains: bool = True, can_drop: bool = False) -> list[SmallBatch]:
+    found = last_batch(
+        len(stream.dataset), stream.batch_size, drop_last=stream.drop_last, trains=trains, can_drop=can_drop
+    )
+    return [found] if found else []
+
+
 class EpochLoop:
     """Train a model over epochs of a stream, or measure it over a pass."""
 
@@ -189,13 +204,28 @@ class EpochLoop:
         self.fields = (*inputs, target, *([weight] if weight else []))
         self._is_checked = False
         self._fitting: set[tuple[object, ...]] = set()
+        # Known beforehand, and checked with the first batch of a run or a measurement.
+        self._small: list[SmallBatch] = []
+        # The fewest samples that were checked, in training or not.
+        self._n_least: dict[bool, int] = {}
 
-    def begin(self, stream: BatchStream, totals: Totals) -> None:
-        """Set the schedules up for a run over a stream."""
+    def begin(self, stream: BatchStream, val: BatchStream | None, totals: Totals) -> None:
+        """Set up for a run over a stream: its schedules, and the small batches to expect."""
         self._is_checked = self.is_cut = False
+        self._small = list(self._last_batches(stream, val, totals))
         if self._learner.schedules is not None:
             of_epoch = self._rule.steps_per_epoch(len(stream), samples_per_epoch(stream))
             self._learner.schedules.begin(run_length(totals, of_epoch))
+
+    def _last_batches(self, stream: BatchStream, val: BatchStream | None, totals: Totals) -> Iterator[SmallBatch]:
+        """Yield the last batches of the passes that the run makes."""
+        of_epoch = self._rule.steps_per_epoch(len(stream), samples_per_epoch(stream))
+        is_cut = totals.max_steps is not None and totals.max_steps - self._rule.n_steps < of_epoch
+        if self._rule.name != "sample":
+            found = _last_batch_of(stream, can_drop=self._rule.name != "epoch")
+            yield from (replace(each, is_reached=not is_cut) for each in found)
+        if val is not None:
+            yield from _last_batch_of(val, trains=False)
 
     def resume(self, stream: BatchStream, restored: tuple[Counts, MidEpochState | None] | None) -> None:
         """Resume at a checkpoint, or where the last call ended; warn if that was on another stream."""
@@ -309,7 +339,7 @@ class EpochLoop:
         started = time.perf_counter()
         batch = self.on_device(yielded)
         recorder.copied(time.perf_counter() - started)
-        self._check_once(batch, class_counts(stream.dataset, self._target, self._learner.loss))
+        self._check_once(batch, class_counts(stream.dataset, self._target, self._learner.loss), trains=True)
         learned = self._learn(batch, totals.max_steps, stream)
         if learned.n_samples < len(batch):
             self.counts = self.counts.inside_batch(n_steps=self._rule.n_steps, n_samples=learned.n_new)
@@ -352,12 +382,13 @@ class EpochLoop:
         """Return loss and score over a pass; nothing is changed."""
         loss, model = self._learner.loss, self._learner.model
         self._is_checked = False
+        self._small = list(_last_batch_of(stream, trains=False))
         n_classes = class_counts(stream.dataset, self._target, loss)
         running = RunningMetrics(loss)
         with preserve_mode(model), self._located(stream):
             for yielded in stream:
                 batch = self.on_device(yielded)
-                self._check_once(batch, None)
+                self._check_once(batch, None, trains=False)
                 model.eval()
                 with torch.no_grad():
                     output = model(*batch.inputs)
@@ -380,22 +411,67 @@ class EpochLoop:
             names=self.fields,
         )
 
-    def check(self, batch: TrainingBatch, n_classes: range | None) -> None:
-        """Refuse data that the model does not fit; nothing is changed."""
-        few = batch.rows(slice(1 if self._rule.name == "sample" else _CHECKED_ROWS))
+    def check(
+        self, batch: TrainingBatch, n_classes: range | None, small: Sequence[SmallBatch] = (), *, trains: bool = True
+    ) -> None:
+        """Refuse data that the model does not fit, or batches too small for it; nothing is changed."""
+        few = batch.rows(slice(1 if trains and self._rule.name == "sample" else _CHECKED_ROWS))
         if few.weight is not None:
             check_weight_field(few.names[-1], few.weight)
-        check_model_fits(self._learner, few, n_classes=n_classes, spans=self._rule.spans)
+        try:
+            self._check_fits(few, n_classes, trains=trains)
+        except UsageError as misfit:
+            if len(few) > 1 or not self._fits_twice(few, n_classes, trains=trains):
+                raise
+            raise too_small(misfit, self._lone_sample(trains=trains)) from misfit
+        self._check_small(batch, [each for each in small if each.n_samples < len(few)])
 
-    def _check_once(self, batch: TrainingBatch, n_classes: range | None) -> None:
-        """Check the first batch of a run or a measurement, unless one of the same kind has passed."""
-        if self._is_checked:
-            return
-        like = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in batch.fields.items())
-        if (n_classes, like) not in self._fitting:
-            self.check(batch, n_classes)
-            self._fitting |= {(n_classes, like), (None, like)}
-        self._is_checked = True
+    def _check_fits(self, few: TrainingBatch, n_classes: range | None, *, trains: bool) -> None:
+        check_model_fits(self._learner, few, n_classes=n_classes, spans=self._rule.spans, trains=trains)
+
+    def _fits_twice(self, one: TrainingBatch, n_classes: range | None, *, trains: bool) -> bool:
+        """Whether a lone sample would fit if there were two of it."""
+        try:
+            self._check_fits(one.rows([0, 0]), n_classes, trains=trains)
+        except UsageError:
+            return False
+        return True
+
+    def _lone_sample(self, *, trains: bool) -> SmallBatch:
+        if trains and self._rule.name == "sample":
+            why, fix = "update='sample' steps on one sample", Fix(Argument("update", "batch"))
+        else:
+            why, fix = "The first batch has no more", Fix("batches of more samples (", Argument("batch_size"), ")")
+        return SmallBatch(n_samples=1, why=why, fix=fix, trains=trains)
+
+    def _check_small(self, batch: TrainingBatch, small: Sequence[SmallBatch]) -> None:
+        for each in small:
+            try:
+                check_small_batch(self._learner, batch, each)
+            except UsageError as error:
+                if each.is_reached:
+                    raise
+                warnings.warn(str(error), stacklevel=7)
+
+    def _check_once(self, batch: TrainingBatch, n_classes: range | None, *, trains: bool) -> None:
+        """Check the first batch of a run or a measurement, and any that is smaller than those checked."""
+        n_samples = len(batch)
+        if not self._is_checked:
+            like = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in batch.fields.items())
+            if (trains, n_classes, like) not in self._fitting:
+                self.check(batch, n_classes, trains=trains)
+                self._fitting |= {(trains, n_classes, like), (trains, None, like)}
+            n_least = min(_CHECKED_ROWS, n_samples)
+            smaller = [each for each in self._small if each.n_samples < n_least]
+            self._check_small(batch, smaller)
+            passed = (each.n_samples for each in smaller if each.trains is trains and each.is_reached)
+            self._n_least[trains] = min([n_least, *passed])
+            self._is_checked = True
+        elif n_samples < self._n_least.get(trains, 0) and not (trains and self._rule.name == "sample"):
+            self._n_least[trains] = n_samples
+            why = "Blocks of the dataset are left out, and with them the other samples of the batch"
+            lost = SmallBatch(n_samples=n_samples, why=why, fix=Fix("a larger ", Argument("batch_size")), trains=trains)
+            self._check_small(batch, [lost])
 
     @contextmanager
     def _located(self, stream: BatchStream) -> Iterator[None]:

@@ -23,6 +23,7 @@ from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import borrowed_random
 from streamtrain.optim.gradients import Learner, TrainingBatch, weights_kept
 from streamtrain.optim.rules import UpdateRule
+from streamtrain.training.batch_stream import SmallBatch
 from streamtrain.training.step_errors import explain_device
 
 _TOLERANCE: Final = 1e-3
@@ -91,17 +92,47 @@ def _names(model: nn.Module, kind: type[nn.Module]) -> list[str]:
 
 
 def check_model_fits(
-    learner: Learner, batch: TrainingBatch, *, n_classes: range | None = None, spans: str | None = None
+    learner: Learner,
+    batch: TrainingBatch,
+    *,
+    n_classes: range | None = None,
+    spans: str | None = None,
+    trains: bool = True,
 ) -> None:
-    """Run a batch forward and backward, and raise a `UsageError` that says what does not fit."""
-    with preserve_training_state(learner), _room(learner, batch):
-        learner.model.train()
+    """Run a batch forward, and where it ``trains`` backward, and raise a `UsageError` that says what does not fit."""
+    with _tried(learner, batch, trains=trains, n_classes=n_classes) as output:
+        warn_of_broadcast_loss(learner.loss, output.detach(), batch.target)
+        warn_of_batch_dependent_loss(learner.loss, output.detach(), batch.target, spans)
+
+
+@contextmanager
+def _tried(learner: Learner, batch: TrainingBatch, *, trains: bool, n_classes: range | None = None) -> Iterator[Tensor]:
+    """Run a batch forward and backward, yield the output, and leave nothing changed after the block."""
+    with preserve_training_state(learner), _room(learner, batch), torch.set_grad_enabled(trains):
+        learner.model.train(trains)
         learner.optimizer.zero_grad(set_to_none=True)
         output = _forward(learner.model, batch)
         check_width(learner, output, batch, n_classes)
         _backward(learner, output, batch)
-        warn_of_broadcast_loss(learner.loss, output.detach(), batch.target)
-        warn_of_batch_dependent_loss(learner.loss, output.detach(), batch.target, spans)
+        yield output
+
+
+def check_small_batch(learner: Learner, batch: TrainingBatch, small: SmallBatch) -> None:
+    """Refuse a model that cannot take a batch as small as this one, over which BatchNorm may have no variance."""
+    try:
+        with _tried(learner, batch.rows(slice(small.n_samples)), trains=small.trains):
+            return
+    except UsageError as misfit:
+        raise too_small(misfit, small) from misfit
+
+
+def too_small(misfit: UsageError, small: SmallBatch) -> UsageError:
+    """Make the error for a model that takes larger batches, but not this one."""
+    cause = misfit.__cause__ or misfit
+    error = cause.what if isinstance(cause, UsageError) else first_line(cause)
+    samples = f"{small.n_samples} sample{'s' if small.n_samples > 1 else ''}"
+    cannot = f"the model cannot {'train on' if small.trains else 'be measured on'} a batch of {samples}: {error}"
+    return UsageError(cannot, why=small.why, fix=Fix(small.fix, ", or a model without layers over the batch"))
 
 
 def check_width(
@@ -146,6 +177,8 @@ def _backward(learner: Learner, output: Tensor, batch: TrainingBatch) -> None:
             raise
         fix = f"a loss that takes an output of shape {tuple(output.shape)}, and labels in its range"
         raise _misfit(learner.model, batch, f"{of_shapes}: {first_line(error)}", fix) from error
+    if not torch.is_grad_enabled():
+        return
     if not isinstance(mean, Tensor) or mean.ndim or not mean.requires_grad or mean.is_complex():
         what = f"shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
         what = "a complex number" if isinstance(mean, Tensor) and mean.is_complex() and not mean.ndim else what

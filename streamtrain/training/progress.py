@@ -116,3 +116,10 @@ class EarlyStopping:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a ``state_dict``."""
         self._last, self._lowest, self._n_in_vain = state["last"], state["lowest"], state["n_in_vain"]
+
+    def continue_from(self, before: EarlyStopping) -> None:
+        """Continue from the losses that another has seen, unless they end the run at once."""
+        seen = EarlyStopping(until_loss=self.until_loss, patience=self.patience)
+        seen.load_state_dict(before.state_dict())
+        if not seen.reason:
+            self.load_state_dict(seen.state_dict())

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -27,11 +28,13 @@ from typing import Any, Final, Self
 
 from torch import Tensor
 
-from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, UsageError
+from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, StreamtrainWarning, UsageError
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
 from streamtrain.store.writing.lock import FOLDER_LOCK, check_folder_unlocked, folder_lock, is_folder_locked
+from streamtrain.store.zarr_metadata import MANIFEST
 from streamtrain.system.files import (
     Files,
+    existing_parent,
     is_folder,
     is_regular,
     is_temporary,
@@ -41,6 +44,7 @@ from streamtrain.system.files import (
     open_to_read,
     read_whole,
     status_of,
+    temporary_beside,
 )
 from streamtrain.system.refusals import (
     is_of_machine,
@@ -50,13 +54,22 @@ from streamtrain.system.refusals import (
     translate_read_errors,
     with_room,
 )
-from streamtrain.training.checkpoint import Checkpoint, leave_behind, write_checkpoint
+from streamtrain.system.units import format_bytes
+from streamtrain.training.checkpoint import (
+    CHECKPOINTS,
+    LONGEST_NAME,
+    MOST_CHECKPOINTS,
+    Checkpoint,
+    leave_behind,
+    write_checkpoint,
+)
 
 ANOTHER: Final = Fix("another ", Argument("checkpoint"))
 CONFIG: Final = "config.json"
 SCHEMA: Final = "schema.json"
 METRICS: Final = "metrics.jsonl"
 MEMORY: Final = "memory.json"
+_LONGEST: Final = f"{CHECKPOINTS}/{LONGEST_NAME}"
 
 
 class RunFolder:
@@ -67,6 +80,7 @@ class RunFolder:
     ) -> None:
         # Looked at first, so that nothing is made in a place that is taken.
         check_run(path, resumes=resumes)
+        self.resumes = resumes and is_run(path)
         self._lock = ExitStack()
         self._lock.enter_context(sole_writer(path, resumes=resumes))
         self.path = path
@@ -115,6 +129,11 @@ class RunFolder:
                     if lines.read(1) != b"\n":
                         return f"no line that ends at byte {n_bytes}, after which the checkpoint was made"
         return None
+
+    @property
+    def n_checkpoints(self) -> int:
+        """The number of checkpoints that are there, whole or not."""
+        return len(list((self.path / CHECKPOINTS).glob("*")))
 
     def resume_from(self, found: Checkpoint | None) -> None:
         """Resume from a checkpoint, or start afresh; later lines and checkpoints go at the first write."""
@@ -231,16 +250,17 @@ def is_run(path: Path) -> bool:
 
 
 def check_run(path: Path, *, resumes: bool = False) -> None:
-    """Refuse a place where another process trains, or that is taken, unless the run there resumes."""
+    """Refuse a place where another process trains, that is taken unless its run resumes, or that cannot be written."""
     path = local_path(path)
     if (resumes and is_run(path)) or _is_taken(path):
         check_folder_unlocked(path)
     _refuse_taken(path, resumes=resumes)
+    check_writable(path)
 
 
 @contextmanager
 def sole_writer(path: Path, *, resumes: bool = False) -> Iterator[None]:
-    """Hold the lock of a run's folder, or of one for several runs, while the block runs; refuse as `check_run` does."""
+    """Hold the lock of a run's folder, or of one for several runs, while the block runs; refuse one that is taken."""
     with folder_lock(path):
         # Another process may have been there between the look and the lock.
         _refuse_taken(path, resumes=resumes)
@@ -259,6 +279,66 @@ def _is_taken(path: Path) -> bool:
         if not is_folder(path):
             return status_of(path) is not None
         return not all(is_temporary(name) or name == FOLDER_LOCK for name in names_in(path))
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a run folder that cannot be made or written, before there is anything to write; leave nothing there."""
+    if "\0" in str(path):
+        raise UsageError(f"the run folder is {str(path)!r}", why="No name has a zero byte", fix=ANOTHER)
+    # One that was there may have been another writer's, who ended without a file in it.
+    while not _try_folder(existing_parent(path), path):
+        pass
+
+
+def _try_folder(folder: Path, path: Path) -> bool:
+    """Make a folder for nothing in the one that a run's will be in; False where that has gone meanwhile."""
+    dataset = next((above for above in (folder, *folder.parents) if (above / MANIFEST).exists()), None)
+    if dataset is not None:
+        raise UsageError("the run folder lies in a dataset", where=str(path), why=f"{dataset} is one", fix=ANOTHER)
+    if not folder.is_dir():
+        what = "cannot create directory: something else is in its place"
+        raise ResourceError(what, where=str(folder), fix="choose another path")
+    # The longest of the names that a run writes, as deep as the folders that are still missing.
+    inside = path.absolute().relative_to(folder) / _LONGEST
+    for part in (*inside.parts, str(folder / inside)):
+        with translate_os_errors("create directory", path), suppress(FileNotFoundError, PermissionError):
+            (folder / part).lstat()
+    probe, system = temporary_beside(folder / CHECKPOINTS), Files().system
+    with translate_os_errors("create directory", path):
+        try:
+            system.mkdir(probe)
+        except FileNotFoundError:
+            if folder.exists():
+                raise
+            return False
+        system.rmdir(probe)
+    return True
+
+
+def check_room(
+    path: Path,
+    n_bytes: int,
+    *,
+    n_there: int = 0,
+    refuses: bool = True,
+    of: str = "a checkpoint takes",
+    another: Fix = ANOTHER,
+) -> None:
+    """Refuse a run whose checkpoints, of this size, have no room on the disk; warn if only the first ones have."""
+    folder = existing_parent(path)
+    with translate_os_errors("look at", folder):
+        free_bytes, _ = Files().system.free(folder)
+    if free_bytes is None:
+        return
+    n_fitting = free_bytes // max(n_bytes, 1)
+    if n_fitting + n_there >= MOST_CHECKPOINTS and n_fitting:
+        return
+    what = f"{of} {format_bytes(n_bytes)}, and {format_bytes(free_bytes)} are free"
+    if refuses and not n_fitting:
+        raise ResourceError(what, where=str(folder), fix=Fix("free some space, or ", another))
+    keeps = f"A run keeps {MOST_CHECKPOINTS - 1}, and writes the next before the oldest goes"
+    text = f"{folder}: {what}, enough for {n_fitting}. {keeps}"
+    warnings.warn(StreamtrainWarning(text, fix=Fix("free some space, or ", another)), stacklevel=7)
 
 
 def newest_run(parent: Path) -> Path | None:

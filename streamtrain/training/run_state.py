@@ -44,13 +44,14 @@ from streamtrain.training.checkpoint import (
     MODEL,
     NORMALIZE,
     Checkpoint,
+    checkpoint_bytes,
     find_checkpoint,
     load_weights,
     normalize_states,
     normalize_tensors,
 )
 from streamtrain.training.progress import Counts, EarlyStopping
-from streamtrain.training.run_folder import METRICS, NullRunFolder, Run, RunFolder, read_schema
+from streamtrain.training.run_folder import METRICS, NullRunFolder, Run, RunFolder, check_room, read_schema
 from streamtrain.training.serialization import check_like, flatten_names, pack, unpack
 
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
@@ -162,6 +163,12 @@ class RunState:
         self.unsaved: ResourceError | None = None
         self._stopping = stopping
         self._last_saved: Path | None = None
+        if isinstance(run, RunFolder) and not run.resumes:
+            self._check_room(run)
+
+    def _check_room(self, run: RunFolder) -> None:
+        n_bytes = checkpoint_bytes(self._normalized_model.model, self._rule.learner.optimizer)
+        check_room(run.path, n_bytes, n_there=run.n_checkpoints, refuses=not self._warns)
 
     def is_due(self, counts: Counts) -> bool:
         """Whether a checkpoint is due after this batch."""
@@ -306,6 +313,9 @@ class RunState:
             if not isinstance(self._stream, ResumableStream):
                 raise UsageError("the stream has no load_state_dict, so it cannot go on", fix="a StreamLoader")
             counts = Counts(**found.state["counts"])
+            if not is_over(counts):
+                assert isinstance(self._run, RunFolder)
+                self._check_room(self._run)
             _put_stream_back(self._stream, found, is_over=is_over(counts))
         except CheckpointError as error:
             error.where = str(found.path)

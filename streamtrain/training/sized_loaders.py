@@ -20,7 +20,7 @@ from streamtrain.store.dataset import Dataset
 from streamtrain.system.events import Reserved, publish_event
 from streamtrain.system.memory import MemoryMeter, held_bytes, memory_limit
 from streamtrain.system.units import format_bytes, megabytes, parse_bytes
-from streamtrain.training.batch_stream import BatchStream, class_counts
+from streamtrain.training.batch_stream import BatchStream, check_is_stream, class_counts
 
 
 class Rehearsing(Protocol):
@@ -151,12 +151,8 @@ def make_loaders(
     taken: NonLoaderMemory | None = None,
 ) -> Iterator[StreamLoader]:
     """Make the training and the validation loader, within the budget of both."""
-    try:
+    with shared_budget.in_terms_of_process(taken if options.max_memory and not options.memory else None):
         yield from _loaders(options, dataset, val, memory)
-    except BudgetError as error:
-        if taken is None or options.memory or not options.max_memory:
-            raise
-        raise shared_budget.process_budget_error(error, taken) from error
 
 
 def _loaders(options: LoaderOptions, dataset: Dataset, val: Dataset | None, memory: int) -> Iterator[StreamLoader]:
@@ -191,6 +187,8 @@ def streams_of(
         return
     if any(isinstance(each, Dataset) for each in given):
         raise UsageError("a dataset beside a loader", fix="two loaders, or two datasets")
+    for each in given:
+        check_is_stream(each)
     streams = cast("list[BatchStream]", [*given, None])
     if replace(options, max_memory=None) != LoaderOptions(shuffle=options.shuffle, device=options.device):
         raise UsageError("a loader has its own batch_size, seed and memory", fix="leave them out, or give a dataset")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from streamtrain.errors import UsageError
 from streamtrain.loader.device.resolve import resolve_device
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.loader.world import OfOneProcess
-from streamtrain.models.forward import check_autocast, make_forward
+from streamtrain.models.forward import check_autocast, check_model, is_compiled, make_forward, original_model
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.optim.build_rule import check_rule, make_learner, make_rule
@@ -34,6 +34,7 @@ from streamtrain.system.events import RunBegan, RunEnded, publish_around
 from streamtrain.system.signals import DeferredSignals, defer_signals
 from streamtrain.training.batch_stream import (
     BatchStream,
+    SmallBatch,
     StreamDataset,
     check_stream,
     every_sample,
@@ -61,7 +62,7 @@ class Trainer(OfOneProcess):
     Parameters
     ----------
     model : torch.nn.Module
-        Takes the inputs, (B, ...) each, and returns one tensor (B, ...). It is moved to the device.
+        Takes the inputs, (B, ...) each, and returns one tensor (B, ...), compiled or not. It is moved to the device.
     loss : str or callable
         ``cross_entropy``, ``nll``, ``bce_with_logits``, ``mse``, ``l1``, or (output, target) -> mean over the samples,
         or each sample's loss (B,); see `streamtrain.models.losses.resolve_loss`.
@@ -165,10 +166,9 @@ class Trainer(OfOneProcess):
     ) -> None:
         # StepOptions takes the arguments by their names.
         given = locals()
-        self._options = StepOptions.of(given)
         check_rule(update)
-        if not isinstance(model, nn.Module):
-            raise UsageError(f"model is {model!r}, not a torch.nn.Module", fix="models.build_model makes one by name")
+        check_model(model)
+        self._options = StepOptions.of(given | {"compile": compile or is_compiled(model)})
         # A lone name in place of a tuple is a tuple of letters to Python.
         self.inputs = tuple([inputs] if isinstance(inputs, str) else inputs)
         self.target = target
@@ -180,7 +180,8 @@ class Trainer(OfOneProcess):
         with naming_misspelt(optimizer_options, type(self)):
             self.optimizer = build_optimizer(optimizer, model.parameters(), lr=lr, update=update, **of_optimizer)
         forward = make_forward(model, device=self.device, autocast=check_autocast(autocast), compiled=compile)
-        self._normalized_model = NormalizedModel(model, self.inputs, forward)
+        # A checkpoint has the names of the model itself, compiled or not.
+        self._normalized_model = NormalizedModel(original_model(model), self.inputs, forward)
         self._learner = make_learner(self._normalized_model, self.loss, self.optimizer, self._options)
         self._rule = make_rule(update, self._learner, self._options)
         self._stopping: tuple[object, EarlyStopping] | None = None
@@ -364,12 +365,12 @@ class Trainer(OfOneProcess):
 
     def _begin(self, loader: BatchStream, val: BatchStream | None, totals: Totals) -> None:
         """Prepare a run: check the stream, learn its schema and statistics, set up the schedules."""
-        check_stream(loader, self.model, self._rule.name)
+        check_stream(loader, self._rule.name)
         warn_of_waiting_device(loader, self.device, self._rule.name, stacklevel=6)
         warn_of_batch_dependent_modules(self.model, self._rule.spans)
         self._learn_schema(loader, val)
         self._prepare(loader.dataset)
-        self._epoch_loop.begin(loader, totals)
+        self._epoch_loop.begin(loader, val, totals)
 
     def _is_over(self, totals: Totals, stopping: EarlyStopping) -> bool:
         ended = self._epoch_loop.is_cut or totals.reached_by(self.counts)
@@ -419,10 +420,12 @@ class Trainer(OfOneProcess):
         with every_sample(loader) as stream:
             return self._epoch_loop.measure(stream)
 
-    def check(self, rows: Rows, *, n_classes: int | range | None = None) -> None:
+    def check(
+        self, rows: Rows, *, n_classes: int | range | None = None, small: Sequence[SmallBatch] = (), trains: bool = True
+    ) -> None:
         """Run a few rows forward and backward, and refuse a model that does not fit; nothing is changed."""
         counts = range(n_classes, n_classes + 1) if isinstance(n_classes, int) else n_classes
-        self._epoch_loop.check(self._epoch_loop.on_device(rows), counts)
+        self._epoch_loop.check(self._epoch_loop.on_device(rows), counts, small, trains=trains)
 
     def working_memory(self, rows: Rows) -> AbstractContextManager[None]:
         """Hold the memory that a step on these rows takes while the block runs; nothing is changed.
@@ -484,10 +487,7 @@ class Trainer(OfOneProcess):
         streams = (stream_identity(loader), None if val is None else stream_identity(val))
         before, self._stopping = self._stopping, (streams, stopping)
         if before is not None and before[0] == streams:
-            seen = EarlyStopping(until_loss=stopping.until_loss, patience=stopping.patience)
-            seen.load_state_dict(before[1].state_dict())
-            if not seen.reason:
-                stopping.load_state_dict(seen.state_dict())
+            stopping.continue_from(before[1])
 
     def _told(self) -> AbstractContextManager[None]:
         began = RunBegan(update=self._rule.name)

@@ -116,3 +116,17 @@ def test_what_fits_in_memory_is_told_in_words(tmp_path: Path, capsys: pytest.Cap
     assert "full reshuffle" not in out
     assert "100.00% of the blocks at a time" in out
     assert "none (all of it stays in memory) in a later one" in out
+
+
+@pytest.mark.parametrize(("n_samples", "n_classes"), [(1, 1), (2, 2), (3, 1), (300, 2), (300, 7)])
+def test_a_plan_of_the_smallest_batches_and_data_has_figures(
+    n_samples: int, n_classes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, y in (("classes", np.arange(n_samples) % n_classes), ("floats", np.arange(n_samples) / 3)):
+        path = tmp_path / f"{name}.zarr"
+        st.ingest({"x": np.zeros((n_samples, 2), "f4"), "y": y}, path, block="16B", progress=False)
+        for batch_size in (1, 2, n_samples, n_samples + 1, 1000):
+            for more in ([], ["--json"]):
+                assert main(["plan", str(path), "--batch-size", str(batch_size), *more]) == 0
+                out, err = capsys.readouterr()
+                assert "nan" not in out.lower() + err.lower()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import keyword
+import pickle
 import re
 import subprocess
 import sys
@@ -45,6 +46,14 @@ def test_fields_are_replaced_by_name_and_the_others_stay(batch: Any) -> None:
     assert (other["class"].tolist(), other.x[0].tolist()) == ([6, 7], [2, 2, 2])
     assert other["None"] is batch["None"]
     assert batch["class"].tolist() == [4, 5]
+
+
+def test_a_batch_goes_through_pickle_as_it_is(batch: Any) -> None:
+    for twin in (pickle.loads(pickle.dumps(batch)), copy.deepcopy(batch)):
+        assert isinstance(twin, Batch)
+        assert list(twin._asdict()) == ["x", "class", "None"]
+        assert all(torch.equal(twin[name], batch[name]) for name in twin._asdict())
+        assert twin._replace(**{"class": batch.x})["class"] is batch.x
 
 
 def test_what_is_no_field_is_refused(batch: Any) -> None:

@@ -197,10 +197,10 @@ def test_a_run_has_a_line_every_few_batches_and_every_epoch(tmp_path: Path) -> N
     assert (config["update"], config["loss"], config["seed"]) == ("batch", "cross_entropy", 3)
 
 
-def test_a_last_batch_of_one_under_batch_norm_is_warned_of() -> None:
+def test_a_last_batch_of_one_that_the_run_does_not_reach_is_warned_of() -> None:
     model = nn.Sequential(make_model(8), nn.BatchNorm1d(8), nn.Linear(8, N_CLASSES))
     trainer = Trainer(model, loss="cross_entropy")
-    with pytest.warns(UserWarning, match="the last batch has one sample"):
+    with pytest.warns(UserWarning, match=r"cannot train on a batch of 1 sample.*last of a pass: 49 samples"):
         trainer.fit(Batches(make_data(49), batch_size=8), max_steps=3)
 
 

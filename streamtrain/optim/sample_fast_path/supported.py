@@ -85,7 +85,8 @@ def _why_not_model(model: nn.Module) -> str | None:
 
 
 def _has_own_ways(module: nn.Module) -> bool:
-    return any(getattr(module, hooks) for hooks in _HOOKS) or not _REPLACEABLE.isdisjoint(vars(module))
+    has_hooks = any(getattr(module, hooks) for hooks in _HOOKS)
+    return has_hooks or not _REPLACEABLE.isdisjoint(vars(module)) or module._compiled_call_impl is not None
 
 
 def _why_not_parameters(learner: Learner) -> str | None:
