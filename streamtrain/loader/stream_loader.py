@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, Final, Never, Self
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
@@ -401,13 +401,6 @@ class StreamLoader(OfOneProcess):
         self._pool_at = None
         self.wait_seconds += time.perf_counter() - started
         return self._pool
-
-    def __reduce__(self) -> Never:
-        raise UsageError(
-            "a loader cannot be pickled or copied",
-            why="It owns threads, and the memory that its batches are lent from",
-            fix="hand over the Dataset, and make a StreamLoader there",
-        )
 
     def _closer(self, pool: Pool) -> Callable[[], None]:
         return partial(self._carrier.close, pool.close) if self._carrier else pool.close

@@ -21,6 +21,9 @@ from streamtrain.store.layout import Layout
 from streamtrain.store.schema.columns import TARGET, Schema
 from streamtrain.store.statistics import MOST_VALUES, Histogram
 
+Rows = Mapping[str, npt.NDArray[Any]]
+"""Field name -> array (n_rows, ...), as ``dataset[0:n_rows]`` gives them."""
+
 
 class StreamDataset(Protocol):
     """What the trainer needs of the dataset behind a stream."""

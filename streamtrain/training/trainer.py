@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -34,6 +33,7 @@ from streamtrain.system.events import RunBegan, RunEnded, publish_around
 from streamtrain.system.signals import DeferredSignals, defer_signals
 from streamtrain.training.batch_stream import (
     BatchStream,
+    Rows,
     SmallBatch,
     StreamDataset,
     check_stream,
@@ -51,8 +51,6 @@ from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder
 from streamtrain.training.run_state import ResumePoint, RunState, describe_run, open_run, stream_identity
 from streamtrain.training.sized_loaders import LoaderOptions, streams_of
 
-Rows = Mapping[str, npt.NDArray[Any]]
-"""Field name -> array (n_rows, ...), as ``dataset[0:n_rows]`` gives them."""
 _OF_OPTIMIZERS: Final = ("momentum", "betas", "eps", "weight_decay", "nesterov")
 
 

@@ -104,10 +104,10 @@ def test_a_loader_is_not_handed_to_a_process(data: st.Dataset) -> None:
             with pytest.raises(UsageError, match="Fix: hand over the Dataset, and make a StreamLoader there"):
                 attempt(loader)
         spawned = multiprocessing.get_context("spawn").Process(target=list, args=(loader,))
-        with pytest.raises(UsageError, match="a loader cannot be pickled"):
+        with pytest.raises(UsageError, match="a StreamLoader cannot be pickled"):
             spawned.start()
         workers = DataLoader(Batches(loader), batch_size=None, num_workers=1, multiprocessing_context="spawn")
-        with pytest.raises(UsageError, match="a loader cannot be pickled"):
+        with pytest.raises(UsageError, match="a StreamLoader cannot be pickled"):
             list(workers)
 
 
