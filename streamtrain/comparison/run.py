@@ -43,12 +43,12 @@ from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
 from streamtrain.system.memory import MemoryMeter, held_bytes, trim_heap
 from streamtrain.system.units import parse_bytes
-from streamtrain.training.batch_stream import class_counts, last_batch, normalize_fields
+from streamtrain.training.batch_stream import Rows, class_counts, last_batch, normalize_fields
 from streamtrain.training.checkpoint import MOST_CHECKPOINTS, checkpoint_bytes
 from streamtrain.training.metrics import Metrics
 from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, check_room, write_memory
 from streamtrain.training.run_state import budget_config
-from streamtrain.training.trainer import Rows, Trainer
+from streamtrain.training.trainer import Trainer
 
 
 @dataclass(slots=True, kw_only=True)
