@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import UsageError
-from streamtrain.training.trainer import Rows, Trainer
+from streamtrain.training.batch_stream import Rows
+from streamtrain.training.trainer import Trainer
 
 
 @pytest.fixture
