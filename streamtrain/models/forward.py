@@ -10,7 +10,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -54,24 +53,16 @@ def make_forward(
     elif compiled:
         with _quiet():
             run = _Explained(model, torch.compile(model))
-    return _Narrowed(run, device, autocast) if autocast is not None else run
+    return _narrowed(run, device, autocast) if autocast is not None else run
 
 
-@dataclass(frozen=True, slots=True)
-class _Narrowed:
-    """A forward pass under autocast; not a closure, which a copy of a trainer would share."""
+def _narrowed(run: ForwardFunction, device: torch.device, dtype: torch.dtype) -> ForwardFunction:
+    def forward(*inputs: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=dtype):
+            output = run(*inputs)
+        return output.float() if isinstance(output, Tensor) and output.dtype is dtype else output
 
-    run: ForwardFunction
-    device: torch.device
-    dtype: torch.dtype
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, dtype=self.dtype):
-            output = self.run(*inputs)
-        return output.float() if isinstance(output, Tensor) and output.dtype is self.dtype else output
-
-
-_OFF: Final = Argument("compile", False)
+    return forward
 
 
 def check_model(model: object) -> None:
@@ -104,6 +95,9 @@ def _wrapped(model: nn.Module) -> nn.Module | None:
     # By its name: the class lives in torch's compiler, which takes seconds to import.
     inner = getattr(model, "_orig_mod", None) if type(model).__name__ == "OptimizedModule" else None
     return inner if isinstance(inner, nn.Module) else None
+
+
+_OFF: Final = Argument("compile", False)
 
 
 class _Explained:

@@ -275,7 +275,7 @@ def _refuse_taken(path: Path, *, resumes: bool) -> None:
 
 def _is_taken(path: Path) -> bool:
     """Whether something is there; leftovers of a run killed as it began do not count."""
-    with translate_read_errors(path, CheckpointError, ANOTHER):
+    with translate_os_errors("look at", path):
         if not is_folder(path):
             return status_of(path) is not None
         return not all(is_temporary(name) or name == FOLDER_LOCK for name in names_in(path))
@@ -283,8 +283,6 @@ def _is_taken(path: Path) -> bool:
 
 def check_writable(path: Path) -> None:
     """Refuse a run folder that cannot be made or written, before there is anything to write; leave nothing there."""
-    if "\0" in str(path):
-        raise UsageError(f"the run folder is {str(path)!r}", why="No name has a zero byte", fix=ANOTHER)
     # One that was there may have been another writer's, who ended without a file in it.
     while not _try_folder(existing_parent(path), path):
         pass

@@ -77,7 +77,7 @@ def test_profiles_and_reports_have_places_too(data: st.Dataset, place: str, caps
 
 def test_a_name_with_a_zero_byte_is_none(data: st.Dataset) -> None:
     trainer = st.Trainer(nn.Linear(100, 100), loss="cross_entropy", device="cpu")
-    with pytest.raises(UsageError, match="No name has a zero byte"):
+    with pytest.raises(UsageError, match="with a zero byte in it, which no file can be called"):
         trainer.fit(data, max_epochs=1, memory="16MB", checkpoint="a\0b")
 
 
