@@ -197,7 +197,7 @@ class StreamtrainError(Exception):
         text = ". ".join(part.rstrip(". ") for part in (head, why) if part)
         return text if text.endswith("?") or not self.why else text + "."
 
-    def message(self) -> Fix:
+    def text(self) -> Fix:
         """The whole text, in which the remedy's arguments and calls are still values."""
         return with_remedy(self.told(), self.fix)
 
@@ -226,7 +226,7 @@ class StreamtrainWarning(UserWarning):
         self.what = what
         self.fix = fix
 
-    def message(self) -> Fix:
+    def text(self) -> Fix:
         """The whole text, in which the remedy's arguments and calls are still values."""
         return with_remedy(printable(self.what), self.fix)
 

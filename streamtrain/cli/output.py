@@ -73,7 +73,7 @@ def warning_text(
 ) -> str:
     """Write a Python warning as the command line says it; others than ours as Python does."""
     if isinstance(message, StreamtrainWarning):
-        return f"warning: {printable(as_command_line(message.message()))}\n"
+        return f"warning: {printable(as_command_line(message.text()))}\n"
     return printable(f"{filename}:{lineno}: {category.__name__}: {message}") + "\n"
 
 

@@ -206,7 +206,7 @@ def _with_surface(
         return replace(found, surface=_surface(setup, loader, paths, grid, say))
     except (StreamtrainError, RuntimeError) as error:
         # The finished runs must not be lost.
-        text = error.message() if isinstance(error, StreamtrainError) else str(error)
+        text = error.text() if isinstance(error, StreamtrainError) else str(error)
         say(Fix("surface: not measured: ", text))
         return replace(found, no_surface=text)
 

@@ -47,7 +47,7 @@ def test_a_remedy_in_python_and_in_a_shell(fix: Fix, python: str | None, shell: 
 
 def test_a_message_ends_in_its_remedy_as_it_is() -> None:
     assert str(UsageError("what.", why="why", fix="columns=...")) == "what. why. Fix: columns=..."
-    message = UsageError("what", where="here", fix=Fix(Argument("drop_last", True))).message()
+    message = UsageError("what", where="here", fix=Fix(Argument("drop_last", True))).text()
     assert message == "here: what. Fix: drop_last=True."
     assert as_command_line(message) == "here: what. Fix: --drop-last."
 
