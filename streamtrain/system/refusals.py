@@ -27,6 +27,7 @@ _OF_THE_NETWORK: Final = frozenset(
     if hasattr(errno, name)
 )
 _USUAL_OPEN_FILES: Final = 1024
+_SHORTER: Final = "a shorter path"
 
 T = TypeVar("T")
 _closers: list[Callable[[], int]] = []
@@ -101,7 +102,8 @@ def read_failure(
         failure = os_failure(error, "read", path)
         failure.what = f"{what}: {_reason(error)}"
         return failure
-    return kind(f"{what}: {error.strerror or error}", where=os.fspath(path), fix=remedy(error, fix))
+    fix = _SHORTER if error.errno == errno.ENAMETOOLONG else remedy(error, fix)
+    return kind(f"{what}: {error.strerror or error}", where=os.fspath(path), fix=fix)
 
 
 @contextmanager
@@ -140,7 +142,7 @@ def _explained(error: OSError, path: str | os.PathLike[str]) -> tuple[str | None
             why = f"{format_bytes(memory_limit().free_bytes)} of memory are free"
             return why, Fix("end other processes, or a smaller ", Argument("memory"))
         case errno.ENAMETOOLONG:
-            return None, "a shorter path"
+            return None, _SHORTER
         case number if number in _OF_THE_NETWORK:
             return None, "see to the network disk (mount it again, say)"
     return None, remedy(error, "see to the disk, or choose another")

@@ -29,6 +29,7 @@ from typing import Any, Final
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -119,9 +120,13 @@ _STATES: Final = dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax"), 2)
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
-    """Compute what a checkpoint takes at the least: the model, and the state that the optimizer has or will have."""
+    """Compute what a checkpoint takes at the least: the model, and the state that the optimizer has or will have.
+
+    The model's state is one that passed `check_tensors`.
+    """
     state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
-    kept = sum(value.nbytes for value in state)
+    # A sparse momentum, which has no size of its own, is refused where it is saved.
+    kept = sum(value.nbytes for value in state if value.layout == torch.strided)
     if not state:
         for group in optimizer.param_groups:
             n_kept = _STATES.get(type(optimizer).__name__, 1 if group.get("momentum") else 0)

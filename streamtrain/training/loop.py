@@ -451,7 +451,7 @@ class EpochLoop:
             except UsageError as error:
                 if each.is_reached:
                     raise
-                warnings.warn(str(error), stacklevel=7)
+                warnings.warn(StreamtrainWarning(error.told(), fix=error.fix), stacklevel=7)
 
     def _check_once(self, batch: TrainingBatch, n_classes: range | None, *, trains: bool) -> None:
         """Check the first batch of a run or a measurement, and any that is smaller than those checked."""

@@ -52,7 +52,7 @@ from streamtrain.training.checkpoint import (
 )
 from streamtrain.training.progress import Counts, EarlyStopping
 from streamtrain.training.run_folder import METRICS, NullRunFolder, Run, RunFolder, check_room, read_schema
-from streamtrain.training.serialization import check_like, flatten_names, pack, unpack
+from streamtrain.training.serialization import check_like, check_tensors, flatten_names, pack, unpack
 
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
 
@@ -167,6 +167,7 @@ class RunState:
             self._check_room(run)
 
     def _check_room(self, run: RunFolder) -> None:
+        check_tensors(self._normalized_model.model.state_dict())
         n_bytes = checkpoint_bytes(self._normalized_model.model, self._rule.learner.optimizer)
         check_room(run.path, n_bytes, n_there=run.n_checkpoints, refuses=not self._warns)
 

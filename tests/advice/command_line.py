@@ -45,7 +45,7 @@ def a_grid_without_a_surface(w: World) -> None:
     "comparison/settings.py:ComparisonSettings.__post_init__: each one once",
     "comparison/run.py:ComparisonSetup._check_surface: no surface",
     "loader/shared_budget.py:check_shared_memory: memory={}",
-    "comparison/compare.py:_check_out: another out=, or remove it",
+    "comparison/compare.py:_sole_writer: another out=, or remove it",
 )
 def comparisons(w: World) -> None:
     w.dataset(x=X[:, :1], y=X[:, 0])
@@ -156,8 +156,8 @@ def options_to_leave_out(w: World) -> None:
 
 
 @world(
-    "cli/train.py:_out: --out {}",
-    "training/run_folder.py:check_new_run: another checkpoint={}",
+    "cli/train.py:_check_out: --out {}",
+    "training/run_folder.py:_refuse_taken: another checkpoint={}",
 )
 def run_folders(w: World) -> None:
     w.dataset()
@@ -177,8 +177,8 @@ def options_of_ingest(w: World) -> None:
 
 @world(
     "cli/diagnostics.py:profile_command: --interval 0.05",
-    "cli/diagnostics.py:_make: an --out that does not exist, or is empty",
-    "cli/diagnostics.py:_unusable: another --out",
+    "cli/diagnostics.py:_check_free: an --out that does not exist, or is empty",
+    "cli/diagnostics.py:_sole_writer: another --out",
 )
 def profiles(w: World) -> None:
     w.refuses("profile --interval 0 --out p -- true")
@@ -342,7 +342,12 @@ def devices(w: World) -> None:
     w.typed(f"{TRAIN} --device mps")
 
 
-@world("loader/shared_budget.py:loader_budget_bytes: max_memory={} or more", "system/memory.py:at_most: {} or less")
+@world(
+    "loader/shared_budget.py:loader_budget_bytes: max_memory={} or more",
+    "loader/shared_budget.py:check_memory_options: {} or less",
+    "system/memory.py:at_most: {} or less",
+)
 def budgets_of_the_process(w: World) -> None:
     typed(w, "train d.zarr --model linear --epochs 1 --batch-size 20 --max-memory 50MB")
     w.typed("train d.zarr --model linear --epochs 1 --batch-size 20 --memory 900TB")
+    w.typed("train d.zarr --model linear --epochs 1 --batch-size 20 --max-memory 900TB")

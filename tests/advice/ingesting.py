@@ -159,7 +159,7 @@ def a_disk_without_room(w: World) -> None:
 @world(
     f"{_RESUME}check_destination: choose another path",
     f"{_RESUME}check_destination: ingest without append= first",
-    f"{_RESUME}check_destination: {{}} or {{}}, or choose another path",
+    f"{_RESUME}check_destination: overwrite=True or append=True, or choose another path",
 )
 def destinations_that_are_taken(w: World) -> None:
     np.save("x.npy", X)
@@ -182,7 +182,7 @@ def a_source_inside_its_destination(w: World) -> None:
 
 @world(
     f"{_RESUME}check_rereadable: leave resume= out; or write the rows to files first, and ingest those",
-    f"{_RESUME}check_finished_ingest: leave resume= out, with {{}}; or choose another path",
+    f"{_RESUME}check_finished_ingest: leave resume= out, with overwrite=True; or choose another path",
 )
 def resuming_what_cannot_be_read_again(w: World) -> None:
     rows = {"x": X, "y": Y}
@@ -197,7 +197,7 @@ def resuming_what_cannot_be_read_again(w: World) -> None:
 
 @world(
     f"{_RESUME}_then_resume: {{}}, then the same ingest with resume=True: {{}}",
-    "system/files.py:translate_os_errors: free some space",
+    "system/refusals.py:_explained: free some space",
     "store/writing/staging.py:incomplete: the same ingest with resume=True, or streamtrain.repair({})",
 )
 def an_ingest_cut_short(w: World) -> None:
@@ -213,7 +213,7 @@ def an_ingest_cut_short(w: World) -> None:
 
 
 @world(
-    f"{_RESUME}_refuse: give what it was begun with; or ingest from the start with {{}}",
+    f"{_RESUME}_refuse: give what it was begun with; or ingest from the start with overwrite=True",
     f"{_RESUME}find_interrupted: give what it was begun with; or leave resume out, to begin again",
 )
 def resuming_another_ingest(w: World) -> None:

@@ -29,7 +29,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "needs a disk that fails otherwise than by being full": (
         "ingestion/resume.py:_then_resume: see to the disk, then the same ingest with resume=True: {}",
-        "system/files.py:translate_os_errors: see to the disk, or choose another",
+        "system/refusals.py:_explained: see to the disk, or choose another",
     ),
     "needs an array that lies about its shape": (
         "ingestion/sources/arrays.py:_rows_of: correct the shape that the array claims",
@@ -39,7 +39,6 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "needs a header made to do harm": (
         "ingestion/sources/binary.py:packing_of: check that the file is what its name says",
-        "ingestion/sources/binary.py:read_header: write the file again",
     ),
     "needs an archive of gigabytes of zeros": (
         "ingestion/sources/compressed.py:check_ratio: store it uncompressed if it is meant",
@@ -57,23 +56,41 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "needs a disk that fails to read": (
         "ingestion/sources/input_files.py:check_file: copy it to another disk",
         "ingestion/sources/registry.py:_listed: copy it to another disk",
-        "store/shard.py:unreadable: restore it from a copy, or ingest again",
-        "store/shard.py:LocalFile.__init__: restore it from a copy, or ingest again",
+        "store/byte_ranges.py:unreadable: restore it from a copy, or ingest again",
+        "store/writing/journal.py:read_journal: restore it from a copy, or ingest again",
         "training/checkpoint.py:_unreadable: train again",
         "training/run_folder.py:RunFolder.why_not_after: another checkpoint=",
         "training/run_folder.py:is_run: another checkpoint=",
+        "training/checkpoint.py:_is_there: train again",
+        "ingestion/sources/input_files.py:open_bytes: copy it to another disk",
+        "ingestion/sources/tables/parquet.py:_reading: copy it to another disk",
     ),
     "needs a plug-in that is installed": (
         "ingestion/sources/registry.py:_plugin: install a newer version of the plug-in, or what it needs",
     ),
-    "needs a text that only Arrow refuses": ("ingestion/sources/tables/delimited.py:_refusal: write the file again",),
-    "needs a footer that lies about its rows": ("ingestion/sources/tables/parquet.py:probe: write the file again",),
+    "needs a text that only Arrow refuses": (
+        "ingestion/sources/tables/delimited.py:_unreadable: write the file again",
+    ),
+    "needs a footer that lies about its rows": ("ingestion/sources/tables/parquet.py:_probe: write the file again",),
+    "needs a limit on the memory of the process": (
+        "system/buffers.py:aligned_bytes: a smaller memory=, or a higher limit",
+    ),
+    "needs memory that fails": ("diagnostics/doctor.py:_decoder.once: test the machine's memory",),
+    "cuts the text of a chart, and is no remedy": ("diagnostics/charts.py:printable: {}…",),
+    "needs limits of the machine that only its administrator changes": (
+        "system/refusals.py:_explained: end processes that hold files open, or raise fs.file-max",
+        "system/refusals.py:_open_files_explained: close some of the process's files",
+        "system/refusals.py:_open_files_explained: have the limit raised by who set it (limits.conf, say), to {}",
+    ),
+    "needs a network disk that fails": (
+        "system/refusals.py:_explained: see to the network disk (mount it again, say)",
+    ),
     "needs a GPU": (
         "loader/device/cuda.py:_HostLocking._lock_no_more: pool='device', which copies least",
         "loader/device/memory_terms.py:fit_to_device: memory={}{}",
-        "loader/device/resolve.py:_explained: a build of torch for it, or {}",
-        "loader/device/resolve.py:_explained: end that process, another GPU, or {}",
-        "loader/device/resolve.py:_explained: look at the driver (nvidia-smi), or {}",
+        "loader/device/resolve.py:_explained: a build of torch for it, or device='cpu'",
+        "loader/device/resolve.py:_explained: end that process, another GPU, or device='cpu'",
+        "loader/device/resolve.py:_explained: look at the driver (nvidia-smi), or device='cpu'",
         "loader/device/transfer.py:Placement.__post_init__: one of {}",
         "loader/device/transfer.py:DeviceTransfer._check_dtypes: batches on the CPU (device='cpu') with a transform that casts it, or data of float32",
         "loader/device/transfer.py:DeviceTransfer._admit: look at what the device does (nvidia-smi), or wait longer: timeout=",
@@ -88,6 +105,8 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "loader/reading/pool.py:Pool.next_span: close it when no one iterates it",
     ),
     "needs a machine without free memory": (
+        "loader/shared_budget.py:require_rehearsal: a smaller model, or free memory: {} in all would do",
+        "system/refusals.py:_explained: end other processes, or a smaller memory=",
         "loader/shared_budget.py:loader_budget_bytes: free memory; {} in all would do",
     ),
     "needs a GPU, whose batches take more than the loaders were checked for": (
@@ -104,8 +123,8 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "loader/world.py:warn_of_ranks: train in one process, or ingest a dataset of its own for each rank",
     ),
     "needs a machine without a compiler, or minutes of compiling": (
-        "models/forward.py:_compiled.forward: train without it: {}",
-        "models/forward.py:_compiled.forward: install one, or train without it: {}",
+        "models/forward.py:_Explained.__call__: train without it: compile=False",
+        "models/forward.py:_Explained.__call__: install one, or train without it: compile=False",
     ),
     "needs a device without float64": ("optim/gradient_sum.py:GradientSum._begin: grad_sum_dtype='compensated'",),
     "needs a checkpoint of an earlier release": (
@@ -136,11 +155,9 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "needs a writer killed between two renames, and a file put in its place": (
         "store/verify.py:remove_leftovers: move it away, then streamtrain.repair({})",
     ),
-    "needs a lock file of another user": (
-        "store/writing/lock.py:_of_dead_writer: delete it if nobody writes the dataset",
-    ),
+    "needs a lock file of another user": ("store/writing/lock.py:_of_dead_writer: delete it if nobody writes there",),
     "needs a file system without locks": (
-        "store/writing/lock.py:_flock: write to a disk with file locks (flock), such as a local one, and copy the dataset from there",
+        "store/writing/lock.py:_flock: write to a disk with file locks (flock), such as a local one, and copy what was written from there",
     ),
     "needs a writer killed between two renames, and a link put in its place": (
         "store/writing/staging.py:remove_dataset: move it away",
@@ -163,9 +180,6 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "a folder is listed before; needs one that is made meanwhile": (
         "ingestion/sources/input_files.py:check_file: give a file in it",
     ),
-    "ingest refuses such names; needs a dataset of an earlier release": (
-        "loader/stream_loader.py:batch_type: ingest it again under other names: fields=",
-    ),
     "needs statistics that no stored values have": (
         "models/normalization.py:normalize_field: normalize={}, and rescale in the model",
     ),
@@ -181,6 +195,8 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "a damaged checkpoint is skipped with its digest before its state is read": (
         "training/checkpoint.py:read_tensors: train again",
         "training/serialization.py:unpack: train again",
+        "training/serialization.py:check_like: train again",
+        "training/checkpoint.py:_read_state: train again",
         "training/run_state.py:RunState._put_back: another checkpoint=",
     ),
     "needs a stream of the user's own": ("training/run_state.py:RunState._put_back: a StreamLoader",),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import streamtrain
+from streamtrain.errors import Argument
 
 PACKAGE: Final = Path(streamtrain.__file__).parent
 HOLE: Final = "{}"
@@ -24,7 +25,8 @@ _MANY: Final = 2_000
 class Remedy:
     """A remedy: the file and function that give it, and its words.
 
-    Where ``returned`` is set a function made it for others, which may keep it: then the words alone are looked for.
+    Where ``returned`` is set a function made it for others, which may keep it, and name one more way behind it: then
+    the words alone are looked for.
     """
 
     file: str
@@ -41,7 +43,8 @@ class Remedy:
         """Whether a message with this fix, made under these files and functions, gives it."""
         pattern = ".*".join(map(re.escape, self.words.split(HOLE)))
         is_here = any(file == self.file and function.endswith(self.function) for file, function in places)
-        return (is_here or self.returned) and re.fullmatch(pattern, fix, re.DOTALL) is not None
+        more = "(, or .*)?" if self.returned else ""
+        return (is_here or self.returned) and re.fullmatch(pattern + more, fix, re.DOTALL) is not None
 
 
 @cache
@@ -82,11 +85,14 @@ def _takers(trees: Mapping[str, ast.Module]) -> dict[str, int]:
 
 
 def _makers(trees: Mapping[str, ast.Module], takers: Mapping[str, int]) -> set[str]:
-    """Functions whose result is used as a remedy."""
+    """Functions whose result is used as a remedy, or returned by one of them."""
     used = (node for tree in trees.values() for _, node in _given(tree, takers))
     called = {call.func.id for node in used for call in ast.walk(node) if _is_named_call(call)}
-    defined = (node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
-    return called & {node.name for node in defined}
+    defined = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    makers = called & {node.name for node in defined}
+    returns = [node for of in defined if of.name in makers for node in ast.walk(of) if isinstance(node, ast.Return)]
+    handed_on = {node.value.func.id for node in returns if _is_named_call(node.value)}  # type: ignore[arg-type, union-attr]
+    return makers | handed_on & {node.name for node in defined}
 
 
 def _is_named_call(node: ast.AST) -> bool:
@@ -94,26 +100,36 @@ def _is_named_call(node: ast.AST) -> bool:
 
 
 def _given(tree: ast.AST, takers: Mapping[str, int]) -> Iterator[tuple[str, ast.expr]]:
-    """Every expression given as a remedy: ``fix=``, a variable or attribute ``fix``, or at a taker's place."""
+    """Every expression given as a remedy: ``fix=``, a variable or attribute ``fix``, or at a taker's place.
+
+    A class that gives a remedy to its base class has it in ``_instead``.
+    """
     for function, node in _within(tree, ""):
         match node:
             case ast.Call():
                 yield from ((function, keyword.value) for keyword in node.keywords if keyword.arg == "fix")
                 place = takers.get(getattr(node.func, "id", ""), len(node.args))
                 yield from ((function, argument) for argument in node.args[place : place + 1])
-            case ast.Assign(targets=[ast.Name(id="fix") | ast.Attribute(attr="fix")]):
+            case ast.Assign(targets=[ast.Name(id="fix" | "_instead") | ast.Attribute(attr="fix")]):
                 yield function, node.value
-            case ast.Assign(targets=[ast.Tuple(elts=[_, ast.Name(id="fix")])], value=ast.Tuple(elts=[_, value])):
-                yield function, value
+            case ast.Assign(targets=[ast.Tuple(elts=[*_, ast.Name(id="fix")])], value=value):
+                yield function, _last(value)
             case ast.Dict():
                 pairs = zip(node.keys, node.values, strict=True)
                 yield from ((function, value) for key, value in pairs if getattr(key, "value", "") == "fix")
 
 
+def _last(value: ast.expr) -> ast.expr:
+    """The remedy of a pair or more, behind what it is told with."""
+    return value.elts[-1] if isinstance(value, ast.Tuple) else value
+
+
 def _keeps_for_later(node: ast.AST) -> bool:
     """Whether a remedy is given to an error that is there already, or to a value that is no error yet."""
     match node:
-        case ast.Assign(targets=[ast.Attribute(attr="fix")]) | ast.Call(func=ast.Name(id="Difference")):
+        case ast.Assign(targets=[ast.Attribute(attr="fix") | ast.Name(id="_instead")]):
+            return True
+        case ast.Call(func=ast.Name(id="Difference" | "SmallBatch")):
             return True
         case _:
             return False
@@ -133,7 +149,7 @@ def _remedies_of(file: str, tree: ast.Module, takers: Mapping[str, int], makers:
         yield from (Remedy(file, function, words, returned=function in is_later) for words in _words(value, file))
     for function, node in _within(tree, ""):
         if isinstance(node, ast.Return) and node.value is not None and function.rpartition(".")[2] in makers:
-            yield from (Remedy(file, function, words, returned=True) for words in _words(node.value, file))
+            yield from (Remedy(file, function, words, returned=True) for words in _words(_last(node.value), file))
 
 
 def _words(node: ast.expr, file: str) -> list[str]:
@@ -185,7 +201,7 @@ def _joined(parts: list[ast.expr], file: str) -> list[str]:
 
 
 def _constant(file: str, name: str) -> str:
-    """The text of a module's constant; a hole where it is none."""
+    """The text, or the argument, of a module's constant; a hole where it is neither."""
     module = importlib.import_module(f"streamtrain.{file.removesuffix('.py').replace('/', '.')}")
     value = getattr(module, name, None)
-    return str(value) if isinstance(value, str) else HOLE
+    return str(value) if isinstance(value, str | Argument) else HOLE

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from streamtrain.store.writing.lock import folder_lock
 from tests.advice.command_line import TRAIN
 from tests.advice.remedies import all_remedies
 from tests.advice.training import fit
@@ -43,7 +44,8 @@ def edited(path: Path, **changes: object) -> None:
 
 @world(
     f"{_READER}read_run: {AGAIN}",
-    f"{_READER}_read_metrics: {AGAIN}",
+    f"{_READER}_read_bytes: {AGAIN}",
+    f"{_READER}_parse_lines: {AGAIN}",
     f"{_READER}_parse: {AGAIN}",
     f"{_READER}_read_memory: {AGAIN}",
 )
@@ -57,11 +59,12 @@ def reports_of_damaged_runs(w: World) -> None:
         lambda run: edited(run / "config.json", deep=deep),
         lambda run: (run / "metrics.jsonl").unlink(),
         lambda run: (run / "metrics.jsonl").write_text("{"),
+        lambda run: (run / "metrics.jsonl").write_bytes(b"\xff"),
         lambda run: (run / "memory.json").write_text("[]"),
     )
 
 
-@world(f"{_READER}_read_metrics: {AGAIN}, with resume='auto'")
+@world(f"{_READER}_parse_lines: {AGAIN}, with resume='auto'")
 def a_report_of_a_run_that_did_not_begin(w: World) -> None:
     w.dataset()
     w.works(f"{TRAIN} --out run")
@@ -78,7 +81,7 @@ def a_report_of_a_run_that_did_not_begin(w: World) -> None:
     f"{_EVALUATE}_trained: {AGAIN}",
     f"{_FOLDER}read_config: {AGAIN}",
     f"{_FOLDER}read_schema: {AGAIN}",
-    f"{_CHECKPOINT}newest_checkpoint: {AGAIN}",
+    f"{_CHECKPOINT}_no_checkpoint: {AGAIN}",
 )
 def evaluations_of_damaged_runs(w: World) -> None:
     def incomplete(run: Path) -> None:
@@ -108,7 +111,7 @@ def folders_that_are_no_run(w: World) -> None:
     w.works(f"evaluate {named} {rest}")
 
 
-@world(f"{_EVALUATE}_build: --model FILE.py:FACTORY")
+@world(f"{_EVALUATE}_build: model='FILE.py:FACTORY'")
 def a_run_of_a_model_made_in_python(w: World) -> None:
     w.dataset()
     Path("m.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(4, 3)\n")
@@ -120,7 +123,10 @@ def a_run_of_a_model_made_in_python(w: World) -> None:
     w.works("evaluate run d.zarr --memory 16MB --batch-size 20 --model m.py:build")
 
 
-@world(f"{_EVALUATE}_refuse_code_of_the_run: --model {{}}, if you trust it")
+@world(
+    f"{_EVALUATE}_not_named: model={{}}, if you know what is in the file",
+    f"{_EVALUATE}_not_named: model='FILE.py:FACTORY', if you know what is in the file",
+)
 def a_run_that_brings_its_model(w: World) -> None:
     w.dataset()
     Path("m.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(4, 3)\n")
@@ -128,6 +134,30 @@ def a_run_that_brings_its_model(w: World) -> None:
     shutil.copy("m.py", "run/m.py")
     edited(Path("run/config.json"), model="run/m.py:build")
     w.typed("evaluate run d.zarr --memory 16MB --batch-size 20")
+    Path("run/m.py").unlink()
+    w.refuses("evaluate run d.zarr --memory 16MB --batch-size 20")
+    w.works("evaluate run d.zarr --memory 16MB --batch-size 20 --model m.py:build")
+
+
+@world(
+    f"{_READER}_no_line_yet: wait for its first",
+    f"{_FOLDER}read_config: wait for its first checkpoint: it is being trained",
+    f"{_CHECKPOINT}_no_checkpoint: wait for its next",
+)
+def runs_that_are_being_trained(w: World) -> None:
+    w.dataset()
+    evaluate = "evaluate run d.zarr --memory 16MB --batch-size 20"
+    Path("run").mkdir()
+    with folder_lock(Path("run")):
+        w.refuses(evaluate)
+    w.works(f"{TRAIN} --out run")
+    Path("run/checkpoints").rename("checkpoints"), Path("run/metrics.jsonl").rename("metrics.jsonl")
+    with folder_lock(Path("run")):
+        w.refuses(evaluate)
+        w.refuses("report run")
+        Path("checkpoints").rename("run/checkpoints"), Path("metrics.jsonl").rename("run/metrics.jsonl")
+        w.works(evaluate)
+        w.works("report run")
 
 
 @world(f"{_CHECKPOINT}load_weights: the model that the run was trained with")

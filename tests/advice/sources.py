@@ -87,12 +87,16 @@ def samples_without_elements(w: World) -> None:
 @world(
     f"{_BASE}field_of: rename it where it comes from, or fields={{}}",
     f"{_BASE}_check_attribute: rename it, {{}} say: fields={{}}, and the other fields too",
+    "store/layout.py:_check_names: rename the field",
 )
 def names_that_no_field_can_have(w: World) -> None:
     w.followed(ingest, {"my column": X})
     np.savez("given.npz", **{"a b": X})
     w.typed("ingest given.npz other.zarr")
-    w.followed(ingest, {"class": X}, "third.zarr")
+    w.followed(ingest, {"ﬁt": X}, "third.zarr")
+    for wrong in ({"a": X, "A": X}, {"con": X}):
+        w.refused(ingest, wrong, "fourth.zarr")
+    ingest({"a": X, "other_a": X}, "fourth.zarr")
 
 
 @world(f"{_BASE}choose_fields: did you mean {{}}?", f"{_BASE}choose_fields: name one of these")

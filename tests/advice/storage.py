@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 import streamtrain as st
 from streamtrain.store.verify import verify
 from streamtrain.store.writing import lock
 from streamtrain.store.writing.lock import writer_lock
 from streamtrain.system.files import Files
+from streamtrain.system.syscalls import Syscalls
 from tests.advice.world import World, X, Y, world
 
 _RESTORE = "restore it from a copy, or ingest again"
@@ -82,7 +88,7 @@ def a_root_that_is_no_json(w: World) -> None:
     harmed(w, lambda folder: (folder / "zarr.json").write_text("{"))
 
 
-@world(f"store/dataset.py:_read_root: {_RESTORE}")
+@world(f"store/dataset.py:read_root: {_RESTORE}")
 def a_root_with_more_in_it(w: World) -> None:
     harmed(w, lambda folder: edited(folder / "zarr.json", more=1))
 
@@ -110,6 +116,93 @@ def shards_without_a_table_to_hold_them_to(w: World) -> None:
     harmed(w, harm)
 
 
+_NO_LINKS = "put the file itself there (DVC: cache.type copy; git-annex: unlock), or restore it from a copy"
+
+
+@world(f"store/shard.py:check_length: {_NO_LINKS}", f"store/shard.py:read_bounded: {_NO_LINKS}")
+def links_for_stored_files(w: World) -> None:
+    w.dataset()
+    for file in (shard(Path("d.zarr")), Path("d.zarr/zarr.json")):
+        Path("cache").mkdir(exist_ok=True)
+        kept = file.rename(Path("cache") / file.name).resolve()
+        file.symlink_to(kept)
+        assert w.run("verify d.zarr") == 4
+        with pytest.raises(st.DatasetError) as caught:
+            st.open("d.zarr")[0:60]
+        w.note(caught.value)
+        file.unlink()
+        shutil.copy(kept, file)
+        w.works("verify d.zarr")
+
+
+@world(
+    "store/writing/staging.py:real_path: name a folder in it",
+    "store/writing/staging.py:_check_name: choose a shorter name",
+    "store/writing/staging.py:check_names: a shorter name",
+    "system/refusals.py:_explained: a shorter path",
+    "system/refusals.py:read_failure: a shorter path",
+)
+def names_that_leave_no_room(w: World) -> None:
+    for name in ("/", "n" * 252, "n" * 240, "n/" * 2500):
+        w.refused(st.ingest, {"x": X}, name, progress=False)
+    st.ingest({"x": X}, w.folder / "d.zarr", progress=False)
+    st.ingest({"x": X}, "n" * 230, progress=False)
+
+
+@world(
+    "system/files.py:_check_path: os.fsdecode(path)",
+    'system/files.py:_check_path: a text or a Path, "d.zarr" say',
+    "system/files.py:_check_path: check it",
+    "system/files.py:temporary_beside: the path of a file",
+)
+def paths_that_are_none(w: World) -> None:
+    w.dataset()
+    for path in (b"d.zarr", 5, "d\0.zarr", "d\udfff\ud800.zarr"):
+        w.refused(st.open, path)
+    for right in (os.fsdecode(b"d.zarr"), "d.zarr", Path("d.zarr")):
+        st.open(right)
+    w.refused(Files().begin, Path("/"))
+    Files().begin(Path("file")).abandon()
+
+
+@world("store/writing/staging.py:_check_renames: copy it to a volume first, and give that path")
+def a_dataset_of_an_image(w: World) -> None:
+    w.dataset("image/d.zarr")
+    before = Syscalls.rename
+
+    def rename(self: Syscalls, old: Path, new: Path) -> None:
+        if old.parent.name == "image":
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        before(self, old, new)
+
+    w.monkeypatch.setattr(Syscalls, "rename", rename)
+    w.refused(w.dataset, "image/d.zarr", overwrite=True)
+    shutil.copytree("image/d.zarr", "volume/d.zarr")
+    w.dataset("volume/d.zarr", overwrite=True)
+    w.dataset("volume/d.zarr", append=True)
+
+
+@world("system/refusals.py:_open_files_explained: raise the limit: ulimit -n {}")
+def too_many_open_files(w: World) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    w.dataset()
+    before = Syscalls.open_file
+
+    def open_file(self: Syscalls, path: Path, flags: int) -> int:
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < soft:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return before(self, path, flags)
+
+    w.monkeypatch.setattr(Syscalls, "open_file", open_file)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+    try:
+        fix = w.refused(st.open, "d.zarr")
+        assert int(fix.rpartition(" ")[2]) > soft - 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    st.open("d.zarr")
+
+
 @world("store/verify.py:_foreign: remove it")
 def a_file_that_nobody_wrote(w: World) -> None:
     w.dataset()
@@ -122,9 +215,9 @@ def a_file_that_nobody_wrote(w: World) -> None:
 
 
 @world(
-    "store/dataset.py:_read_root: give the directory ingest wrote",
-    "store/dataset.py:_read_root: ingest its arrays into a dataset",
-    "store/dataset.py:_read_root: upgrade streamtrain (pip install -U streamtrain)",
+    "store/dataset.py:read_root: give the directory ingest wrote",
+    "store/dataset.py:read_root: ingest its arrays into a dataset",
+    "store/dataset.py:read_root: upgrade streamtrain (pip install -U streamtrain)",
     "store/dataset.py:_check_folder: did you mean {}?",
     "store/dataset.py:_check_folder: check the path",
     "store/dataset.py:_check_folder: ingest it first, and open the result",

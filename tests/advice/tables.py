@@ -63,13 +63,18 @@ def headers_that_cannot_be_read(w: World) -> None:
 
 @world(
     f"{_CSV}_refusal: complete the line, close its quotes, or quote the values that hold a delimiter",
-    f"{_CSV}_refusal: close the quote",
+    f"{_CSV}_too_long: close the quote",
+    f"{_CSV}_too_long: close the quote; or, if the record is so long, memory={{}}",
 )
 def ragged_lines(w: World) -> None:
     rewritten(w, "a,b\n1,2\n3\n", "a,b\n1,2\n3,4\n")
-    rows = "1,2\n" * 200_000
+    Path("l.csv").write_text(f'a,y\n1,"{"x" * 4_500_000}"\n2,z\n')
+    assert "--memory 269MB" in w.refuses("ingest l.csv f.zarr --label-column y --memory 40MB")
+    w.works("ingest l.csv f.zarr --label-column y --memory 269MB")
+    rows = "1,2\n" * 4_300_000
     Path("q.csv").write_text(f'a,b\n1,"2\n{rows}')
     w.refuses("ingest q.csv e.zarr")
+    w.refuses("ingest q.csv e.zarr --memory 40MB")
     Path("q.csv").write_text(f'a,b\n1,"2"\n{rows}')
     w.works("ingest q.csv e.zarr")
 
@@ -88,7 +93,7 @@ def columns_of_text(w: World) -> None:
     w.typed("ingest t.parquet f.zarr --label-column y")
 
 
-@world(f"{_SURVEY}_check_exact: leave the column out, or split the number over two columns")
+@world(f"{_SURVEY}_rounded: leave the column out, or split the number over two columns")
 def numbers_that_float64_rounds(w: World) -> None:
     wrong = "a,b\n9007199254740993,1\n0.5,2\n"
     Path("t.csv").write_text(wrong)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,18 @@ import streamtrain as st
 from streamtrain.training import sized_loaders
 from tests.advice.world import World, X, Y, world
 
-_LOADER = {"batch_size", "memory", "drop_last", "lanes", "groups", "seed", "shuffle", "transform", "timeout"}
+_LOADER = {
+    "batch_size",
+    "memory",
+    "drop_last",
+    "on_bad_block",
+    "lanes",
+    "groups",
+    "seed",
+    "shuffle",
+    "transform",
+    "timeout",
+}
 _FIT = {"max_epochs", "max_steps", "val", "checkpoint", "resume", "until_loss", "on_checkpoint_failure"}
 _STREAM = "training/batch_stream.py:"
 _OPTIMIZERS = "optim/optimizers.py:"
@@ -71,20 +82,6 @@ def streams_that_a_rule_cannot_train_on(w: World) -> None:
 
     trainer = st.Trainer(net(), loss="cross_entropy")
     w.followed(lambda batch_size: trainer.fit(Stream(batch_size), max_epochs=1, progress=False), batch_size=99)
-
-
-@world(f"{_STREAM}check_stream: drop_last=True, or another batch_size=")
-def a_last_batch_of_one(w: World) -> None:
-    data = w.dataset()
-    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-
-    def fit_until_it_fails() -> None:
-        with suppress(ValueError):
-            fit(data, model, batch_size=59)
-
-    w.warned(fit_until_it_fails)
-    fit(data, model, batch_size=59, drop_last=True)
-    fit(data, model, batch_size=20)
 
 
 @world(
@@ -330,7 +327,7 @@ def a_run_without_an_end(w: World) -> None:
 
 
 @world(
-    "training/trainer.py:Trainer.__init__: models.build_model makes one by name",
+    "models/forward.py:check_model: models.build_model makes one by name",
     "training/trainer.py:Trainer._begin_normalizing: None, 'auto', or a mapping of input to module",
     "training/trainer.py:Trainer.evaluate: fit first, or give the modules themselves",
 )
@@ -407,6 +404,7 @@ def loaders(w: World) -> None:
 @world(
     "loader/augmentation.py:uniform: torch.float32 or torch.float64",
     "loader/augmentation.py:_words: the keys given to transform(batch, keys)",
+    "loader/augmentation.py:_words: (28, 28), say",
 )
 def random_numbers_for_transforms(w: World) -> None:
     data = w.dataset()
@@ -421,6 +419,8 @@ def random_numbers_for_transforms(w: World) -> None:
     w.refused(fit, data, transform=noisy(torch.float32, lambda keys: keys.float()))
     fit(data, transform=noisy(torch.float32))
     fit(data, transform=noisy(torch.float64))
+    w.refused(st.uniform, torch.arange(3), 5)
+    assert st.uniform(torch.arange(3), (28, 28)).shape == (3, 28, 28)
 
 
 @world("training/run_state.py:open_run: checkpoint='runs/a', the folder of the run")

@@ -112,7 +112,7 @@ class World:
 
     def followed(self, function: Callable[..., Any], *given: Any, **named: Any) -> None:
         """Call what is refused, and again with the arguments that each remedy names, until it works."""
-        changes = _changed_arguments(self.refused(function, *given, **named))
+        changes = changed_arguments(self.refused(function, *given, **named))
         assert changes, f"nothing to change: {self.said[-1].error}"
         for change in changes:
             self._call_on(function, given, named | change, _MOST_STEPS)
@@ -126,7 +126,7 @@ class World:
             return
         assert n_left, f"still refused: {error}"
         self.note(error)
-        (change, *_) = _changed_arguments(error.fix or "") or [None]
+        (change, *_) = changed_arguments(error.fix or "") or [None]
         assert change, f"its remedy leads nowhere: {error}"
         self._call_on(function, given, named | change, n_left - 1)
 
@@ -196,7 +196,7 @@ _PYTHON: Final = re.compile(r"(?<![-\w'])(?!index=)[a-z_]+=(?:'|\"|\[|\{|\(|True
 _OR: Final = re.compile(r"[;,]? or |; ")
 
 
-def _changed_arguments(fix: str) -> list[dict[str, Any]]:
+def changed_arguments(fix: str) -> list[dict[str, Any]]:
     """The arguments that a remedy gives a value, by alternative."""
     changes: list[dict[str, Any]] = [{}]
     for part in fix.parts if isinstance(fix, Fix) else ():
