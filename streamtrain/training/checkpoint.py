@@ -292,9 +292,16 @@ def _checked(folder: Path) -> Checkpoint:
 
 
 def _read_state(file: Path) -> dict[str, Any]:
-    """Read the state; refuse one whose outermost values no run has written."""
     try:
-        state = objects([json.loads(read_whole(file))])[0]
+        return objects([json.loads(read_whole(file))])[0]
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError("is damaged", where=str(file), why=first_line(error), fix="train again") from error
+
+
+def check_state(found: Checkpoint) -> None:
+    """Refuse a state whose outermost values no run has written."""
+    state = found.state
+    try:
         for name in ("metrics_bytes", *(f"counts.{name}" for name in _COUNTS), "n_batch_samples"):
             of, _, key = name.rpartition(".")
             found = state[of] if of else state
@@ -303,9 +310,9 @@ def _read_state(file: Path) -> dict[str, Any]:
         if set(state["counts"]) != set(_COUNTS):
             raise ValueError("its counts are not those of a run")
         objects([state["identity"], state.get("stream") or {}])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError("is damaged", where=str(file), why=first_line(error), fix="train again") from error
-    return state
+    except (ValueError, KeyError, TypeError) as error:
+        where, why = str(found.path / _STATE), first_line(error)
+        raise CheckpointError("is damaged", where=where, why=why, fix="train again") from error
 
 
 def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:

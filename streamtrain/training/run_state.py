@@ -44,6 +44,7 @@ from streamtrain.training.checkpoint import (
     MODEL,
     NORMALIZE,
     Checkpoint,
+    check_state,
     checkpoint_bytes,
     find_checkpoint,
     load_weights,
@@ -264,6 +265,8 @@ class RunState:
         """
         newest, skipped = find_checkpoint(run.path)
         found: Checkpoint | None = newest
+        if newest is not None:
+            check_state(newest)
         while found is not None and (why := run.why_not_after(found.state["metrics_bytes"])):
             older, more = find_checkpoint(run.path, older_than=found)
             skipped = (*skipped, f"{found.path}: {METRICS} has {why}", *more)

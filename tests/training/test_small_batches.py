@@ -210,7 +210,7 @@ def test_the_command_line_says_it_too(data: dict[int, st.Dataset], capsys: pytes
     assert "Fix: --drop-last, or --batch-size 9, or a model" in capsys.readouterr().err
     assert not Path("r").exists()
     assert main([*words, "--epochs", "1", "--drop-last"]) == 0
-    assert main(["evaluate", "r", str(data[1].path)]) == 0
+    assert main(["evaluate", "r", str(data[1].path), "--model", "net.py:build"]) == 0
 
 
 @given(n_samples=st_.integers(1, 300), batch_size=st_.integers(1, 320))
