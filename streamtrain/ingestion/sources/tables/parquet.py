@@ -260,10 +260,12 @@ class _RowGroup:
 
 def _row_groups(path: Path, chosen: ChosenColumns, metadata: Any = None) -> Generator[_RowGroup, None, None]:
     with _reading(str(path)), _open_file(path, chosen.label, metadata) as file:
-        leaves = enumerate(file.schema.names)
-        label = next((i for i, name in leaves if name == chosen.label == file.schema.column(i).path), None)
+        # Not from the footer's own schema: the two would hold each other. Of a struct, several columns are stored.
+        first = None if chosen.label is None else file.schema_arrow.names.index(chosen.label)
         for number in range(file.num_row_groups):
             described = file.metadata.row_group(number)
+            stored = () if first is None else map(described.column, range(first, described.num_columns))
+            label = next((column for column in stored if column.path_in_schema == chosen.label), None)
             yield _RowGroup(
                 path=path,
                 file=file,
@@ -271,7 +273,7 @@ def _row_groups(path: Path, chosen: ChosenColumns, metadata: Any = None) -> Gene
                 n_rows=described.num_rows,
                 column_bytes=described.total_byte_size // max(1, described.num_columns),
                 label=chosen.label,
-                label_bytes=0 if label is None else described.column(label).total_uncompressed_size,
+                label_bytes=0 if label is None else label.total_uncompressed_size,
             )
 
 
