@@ -296,6 +296,11 @@ def trim_heap() -> bool:
     Otherwise memory held at the beginning of a piece of work includes what earlier pieces have freed.
     """
     gc.collect()
+    return return_freed()
+
+
+def return_freed() -> bool:
+    """Return freed memory to the system as `trim_heap` does, but look for no circles: time grows with all there is."""
     if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         return False
     library.malloc_trim(0)

@@ -125,12 +125,14 @@ def stacked(batch: Any) -> npt.NDArray[Any] | None:
     Booleans, dictionaries and columns with nulls are none.
     """
     types = arrow("pyarrow.types")
-    kinds = set(batch.schema.types)
-    if len(kinds) > 1 or not all(types.is_integer(kind) or types.is_floating(kind) for kind in kinds):
+    first, *others = batch.schema.types
+    if not (types.is_integer(first) or types.is_floating(first)) or any(kind.id != first.id for kind in others):
         return None
-    if any(column.null_count for column in batch.columns):
+    cells = arrow().concat_arrays(batch.columns)
+    if cells.null_count:
         return None
-    return np.stack([column.to_numpy(zero_copy_only=False) for column in batch.columns])
+    values: npt.NDArray[Any] = cells.to_numpy(zero_copy_only=False)
+    return values.reshape(1 + len(others), batch.num_rows)
 
 
 def missing_in(column: Any) -> npt.NDArray[np.bool_]:

@@ -44,7 +44,7 @@ from streamtrain.ingestion.sources.tables.table_columns import (
     run_of,
     table_source,
 )
-from streamtrain.system.memory import trim_heap
+from streamtrain.system.memory import return_freed
 from streamtrain.system.refusals import read_failure, refusal_behind, with_room
 
 _BUFFER_BYTES: Final = 1 << 16
@@ -70,13 +70,14 @@ def probe(path: Path, options: SourceOptions) -> TableSource:
 def _probe(path: Path, options: SourceOptions) -> TableSource:
     refuse_options(path, "Parquet", options, "dtype", "shape")
     provenance = provenance_of(path, "parquet")
-    chosen, footer = _choose(path, options)
-    columns, n_rows = _survey(path, chosen, surveys_of(chosen.names, chosen.label, options.classes))
+    chosen, footer, metadata = _choose(path, options)
+    columns, n_rows = _survey(path, chosen, surveys_of(chosen.names, chosen.label, options.classes), metadata)
+    del metadata
     if n_rows != footer.n_rows:
         what = f"the row groups hold {n_rows:,} rows, the footer claims {footer.n_rows:,}"
         raise InputError(what, where=str(path), fix="write the file again")
     # The footer of a wide table may be larger than all else.
-    trim_heap()
+    return_freed()
     facts = ({**provenance[0], **facts_of(chosen)},)
     where = partial(_place_of, path)
     source = table_source(path, chosen, columns, n_rows, facts, partial(_runs, path, footer), where)
@@ -100,26 +101,28 @@ class _Footer:
     most_rows: int  # of a row group
 
 
-def _choose(path: Path, options: SourceOptions) -> tuple[ChosenColumns, _Footer]:
-    # What is opened here is held no longer than the call: Arrow's footer of a wide table is large.
+def _choose(path: Path, options: SourceOptions) -> tuple[ChosenColumns, _Footer, Any]:
+    """Choose columns; return with them what Arrow holds of the footer, too: in a wide table it is large."""
     with _reading(str(path)), _open_file(path) as file:
         schema, footer = file.schema_arrow, file.metadata
         chosen = choose_columns(schema.names, options, str(path), schema.metadata)
         _check_types(path, schema, chosen)
-    return chosen, _Footer(
+    size = _Footer(
         n_rows=footer.num_rows,
         n_columns=footer.num_columns,
         n_groups=footer.num_row_groups,
         most_rows=max((footer.row_group(number).num_rows for number in range(footer.num_row_groups)), default=0),
     )
+    return chosen, size, footer
 
 
 @contextmanager
-def _open_file(path: Path, label: str | None = None) -> Iterator[Any]:
+def _open_file(path: Path, label: str | None = None, metadata: Any = None) -> Iterator[Any]:
     parquet = arrow("pyarrow.parquet")
     # Row groups are read through a small buffer, not held whole; page checksums are compared where there are any.
     # Texts that are labels stay in their dictionary.
     options = {
+        "metadata": metadata,
         "read_dictionary": None if label is None else [label],
         "buffer_size": _BUFFER_BYTES,
         "pre_buffer": False,
@@ -144,32 +147,34 @@ def _reading(where: str) -> Iterator[None]:
 def _check_types(path: Path, schema: Any, chosen: ChosenColumns) -> None:
     types = arrow("pyarrow.types")
 
-    def is_number(kind: Any) -> bool:
+    def value_type(kind: Any) -> Any:
+        return kind.value_type if types.is_dictionary(kind) else kind
+
+    def is_number(declared: Any) -> bool:
+        kind = value_type(declared)
         return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
 
-    kinds = {name: schema.field(name).type for name in chosen.names}
-    numbers = [name for name in chosen.features if is_number(_value_type(kinds[name]))]
-    for name, declared in kinds.items():
-        kind = _value_type(declared)
-        is_string = types.is_string(kind) or types.is_large_string(kind)
-        if not is_number(kind) and not (is_string and name == chosen.label):
+    # Asked for one column, Arrow searches all names.
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    for name in chosen.names:
+        if is_number(kinds[name]):
+            continue
+        kind = value_type(kinds[name])
+        if name != chosen.label or not (types.is_string(kind) or types.is_large_string(kind)):
+            numbers = [name for name in chosen.features if is_number(kinds[name])]
             raise InputError(
-                f"column {name!r} is {declared}, which is not supported",
+                f"column {name!r} is {kinds[name]}, which is not supported",
                 where=str(path),
                 why="Features are bool, integer or float columns; the label may be text",
                 fix=leaving_out("make number columns of it", numbers),
             )
 
 
-def _value_type(declared: Any) -> Any:
-    return declared.value_type if arrow("pyarrow.types").is_dictionary(declared) else declared
-
-
 def _survey(
-    path: Path, chosen: ChosenColumns, columns: tuple[ColumnSurvey, ...]
+    path: Path, chosen: ChosenColumns, columns: tuple[ColumnSurvey, ...], metadata: Any
 ) -> tuple[tuple[ColumnSurvey, ...], int]:
     n_rows = 0
-    for group in _row_groups(path, chosen):
+    for group in _row_groups(path, chosen, metadata):
         n_before = n_rows
         for first, names in _column_groups(group, chosen):
             for start, batch in _batches(group, names, _DECODED_BYTES):
@@ -187,7 +192,7 @@ def _runs(
     if footer.n_groups == 1 and footer.most_rows * row_bytes <= max_bytes:
         run = _whole(path, chosen, dtypes)
         # The file is closed by now, and the memory of its footer is free for others.
-        trim_heap()
+        return_freed()
         yield run
         return
     for group in _row_groups(path, chosen):
@@ -253,12 +258,14 @@ class _RowGroup:
     label_bytes: int
 
 
-def _row_groups(path: Path, chosen: ChosenColumns) -> Generator[_RowGroup, None, None]:
-    with _reading(str(path)), _open_file(path, chosen.label) as file:
-        schema = file.metadata.schema
-        label = next((i for i in range(len(schema)) if schema.column(i).path == chosen.label), None)
+def _row_groups(path: Path, chosen: ChosenColumns, metadata: Any = None) -> Generator[_RowGroup, None, None]:
+    with _reading(str(path)), _open_file(path, chosen.label, metadata) as file:
+        # Not from the footer's own schema: the two would hold each other. Of a struct, several columns are stored.
+        first = None if chosen.label is None else file.schema_arrow.names.index(chosen.label)
         for number in range(file.num_row_groups):
             described = file.metadata.row_group(number)
+            stored = () if first is None else map(described.column, range(first, described.num_columns))
+            label = next((column for column in stored if column.path_in_schema == chosen.label), None)
             yield _RowGroup(
                 path=path,
                 file=file,
@@ -266,7 +273,7 @@ def _row_groups(path: Path, chosen: ChosenColumns) -> Generator[_RowGroup, None,
                 n_rows=described.num_rows,
                 column_bytes=described.total_byte_size // max(1, described.num_columns),
                 label=chosen.label,
-                label_bytes=0 if label is None else described.column(label).total_uncompressed_size,
+                label_bytes=0 if label is None else label.total_uncompressed_size,
             )
 
 
@@ -300,9 +307,10 @@ def _batches(group: _RowGroup, names: list[str], max_bytes: int) -> Iterator[tup
 
 def _check_text(batch: Any) -> None:
     # Arrow takes the file's word that text is UTF-8; a dictionary's values are held to the same.
-    for column in batch.columns:
-        if not arrow("pyarrow.types").is_primitive(column.type):
-            column.validate(full=True)
+    is_primitive = arrow("pyarrow.types").is_primitive
+    for number, kind in enumerate(batch.schema.types):
+        if not is_primitive(kind):
+            batch.column(number).validate(full=True)
 
 
 def _place_of(path: Path, row: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,19 @@ def test_columns_are_read_in_parts_as_they_are_whole(
     classes = np.array(source.classes)[np.concatenate([run["y"] for run in runs])]
     assert classes.tolist() == names
     assert max(run["x"].nbytes for run in runs) <= max(max_bytes, 80)
+
+
+def test_a_footer_is_freed_with_its_file(folder: Path, read_all: Callable[..., Any]) -> None:
+    path = write(folder, {"a": [1.0, 2.0], "y": [0, 1]})
+    gc.collect()
+    gc.disable()
+    try:
+        before = _n_footers()
+        read_all(open_source(path, options=LABELLED), 1 << 20)
+        assert _n_footers() == before
+    finally:
+        gc.enable()
+
+
+def _n_footers() -> int:
+    return sum(type(held) is pq.FileMetaData for held in gc.get_objects())
