@@ -1,4 +1,4 @@
-"""What the system refused, its figure, and the remedy."""
+"""Refusals of the system: what ran out, its figure, and the remedy."""
 
 from __future__ import annotations
 
