@@ -31,6 +31,7 @@ from torch import Tensor
 from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, StreamtrainWarning, UsageError
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
 from streamtrain.store.writing.lock import FOLDER_LOCK, check_folder_unlocked, folder_lock, is_folder_locked
+from streamtrain.store.writing.staging import is_nobodys
 from streamtrain.store.zarr_metadata import MANIFEST
 from streamtrain.system.files import (
     Files,
@@ -274,11 +275,11 @@ def _refuse_taken(path: Path, *, resumes: bool) -> None:
 
 
 def _is_taken(path: Path) -> bool:
-    """Whether something is there; leftovers of a run killed as it began do not count."""
+    """Whether something is there; leftovers of a run killed as it began, and what is nobody's, do not count."""
     with translate_read_errors(path, CheckpointError, ANOTHER):
         if not is_folder(path):
             return status_of(path) is not None
-        return not all(is_temporary(name) or name == FOLDER_LOCK for name in names_in(path))
+        return not all(is_temporary(name) or is_nobodys(name) or name == FOLDER_LOCK for name in names_in(path))
 
 
 def check_writable(path: Path) -> None:

@@ -60,6 +60,14 @@ def test_a_place_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     assert list(contents(tmp_path)) == ["notes"]
 
 
+@pytest.mark.parametrize("name", [".nfs000000000000012a00000003", ".DS_Store"])
+def test_what_a_file_server_or_a_file_manager_left_takes_no_place(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with RunFolder(tmp_path, {"model": "ours"}) as folder:
+        folder.log(kind="batch", loss=0.5)
+    assert sorted(contents(tmp_path)) == sorted([name, "config.json", "metrics.jsonl"])
+
+
 def test_of_two_that_find_a_place_free_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other begins, writes and ends between our look and our lock."""
     real, path = run_folder.folder_lock, tmp_path / "run"
