@@ -168,11 +168,20 @@ class RunFolder:
         """Save a checkpoint with its position in ``metrics.jsonl``; the one before it is kept."""
         self._forget_other_past()
         metrics = self._write_metrics()
+        self._check_still_there(metrics)
         self._write_schema()
         with translate_os_errors("flush", self.path / METRICS):
             self._files.system.fsync(metrics)
         n_bytes = os.fstat(metrics).st_size if self._partial_at is None else self._partial_at
         return write_checkpoint(self._files, self.path, n_batches, {**state, "metrics_bytes": n_bytes}, tensors)
+
+    def _check_still_there(self, metrics: int) -> None:
+        """Refuse to save beside metrics that lost their name, in a folder that may be another run's by now."""
+        with translate_os_errors("look at", self.path / METRICS):
+            named = status_of(self.path / METRICS)
+        if named is None or not os.path.samestat(named, os.fstat(metrics)):
+            what = "was removed or replaced while the run was trained"
+            raise ResourceError(what, where=str(self.path / METRICS), fix=ANOTHER)
 
     def _write_metrics(self) -> int:
         """Write the pending lines, so that a reader of the file sees them as they come."""
