@@ -193,12 +193,13 @@ def remove(source: Path) -> None:
 
 
 def in_a_fresh_process(part: str, source: Path, dest: Path, memory: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Measure a case in a process that has done nothing else; again with the least that it names, if it is refused."""
-    first = _measured(part, source, dest, memory, options)
-    if "least" not in first:
-        return first
-    again = _measured(part, source, dest, first["least"], options)
-    return {"refused": memory, **again, "ratio": again.get("ratio")}
+    """Measure a case in a process that has done nothing else; again with what it names, while it is refused."""
+    found, refused = _measured(part, source, dest, memory, options), {}
+    # Names of classes that do not fit are refused before the rest is known.
+    while "least" in found:
+        refused = {"refused": memory}
+        found = _measured(part, source, dest, found["least"], options)
+    return {**refused, **found, "ratio": found.get("ratio")}
 
 
 def _measured(part: str, source: Path, dest: Path, memory: str, options: dict[str, Any]) -> dict[str, Any]:

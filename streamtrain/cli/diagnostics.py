@@ -74,9 +74,12 @@ def _sole_writer(folder: Path) -> Iterator[Path]:
 
 def _check_free(folder: Path) -> None:
     from streamtrain.store.writing.lock import FOLDER_LOCK
+    from streamtrain.store.writing.staging import is_nobodys
 
     with translate_os_errors("look at", folder):
-        is_free = status_of(folder) is None or (is_folder(folder) and set(names_in(folder)) <= {FOLDER_LOCK})
+        is_free = status_of(folder) is None or (
+            is_folder(folder) and all(name == FOLDER_LOCK or is_nobodys(name) for name in names_in(folder))
+        )
     if not is_free:
         raise UsageError(
             "the profile's folder is taken", where=str(folder), fix="an --out that does not exist, or is empty"

@@ -141,6 +141,8 @@ def _explained(error: OSError, path: str | os.PathLike[str]) -> tuple[str | None
 
             why = f"{format_bytes(memory_limit().free_bytes)} of memory are free"
             return why, Fix("end other processes, or a smaller ", Argument("memory"))
+        case errno.EFBIG:
+            return _file_size_explained()
         case errno.ENAMETOOLONG:
             return None, _SHORTER
         case number if number in _OF_THE_NETWORK:
@@ -161,6 +163,22 @@ def _open_files_explained() -> tuple[str | None, str]:
     if allowed > soft:
         return why, f"raise the limit: ulimit -n {allowed}"
     return why, f"have the limit raised by who set it (limits.conf, say), to {wanted:,}"
+
+
+def _file_size_explained() -> tuple[str, str]:
+    try:
+        import resource  # which Windows lacks
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        is_limited = soft != resource.RLIM_INFINITY
+    except ImportError:
+        is_limited = False
+    if not is_limited:
+        return "The file system takes no file of that size", "choose another disk"
+    why = f"This process may write files of {format_bytes(soft)} (RLIMIT_FSIZE)"
+    if hard != soft:
+        return why, "raise the limit: ulimit -f $(ulimit -H -f)"
+    return why, "have the limit raised by who set it (limits.conf, say)"
 
 
 def _room_at(path: Path) -> str | None:

@@ -210,6 +210,11 @@ def find_checkpoint(run: Path, *, older_than: Checkpoint | None = None) -> tuple
     return None, tuple(skipped)
 
 
+def was_saved(run: Path) -> bool:
+    """Say whether a run ever finished a checkpoint that it has not left behind, whole or not by now."""
+    return any(_is_there(folder / _MANIFEST) for folder in _folders(run))
+
+
 def newest_checkpoint(run: Path) -> Checkpoint:
     """Return the newest whole checkpoint of a run, weights and all, or refuse a run without one, with the reasons.
 

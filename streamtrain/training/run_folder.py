@@ -31,6 +31,7 @@ from torch import Tensor
 from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, StreamtrainWarning, UsageError
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
 from streamtrain.store.writing.lock import FOLDER_LOCK, check_folder_unlocked, folder_lock, is_folder_locked
+from streamtrain.store.writing.staging import is_nobodys
 from streamtrain.store.zarr_metadata import MANIFEST
 from streamtrain.system.files import (
     Files,
@@ -167,11 +168,20 @@ class RunFolder:
         """Save a checkpoint with its position in ``metrics.jsonl``; the one before it is kept."""
         self._forget_other_past()
         metrics = self._write_metrics()
+        self._check_still_there(metrics)
         self._write_schema()
         with translate_os_errors("flush", self.path / METRICS):
             self._files.system.fsync(metrics)
         n_bytes = os.fstat(metrics).st_size if self._partial_at is None else self._partial_at
         return write_checkpoint(self._files, self.path, n_batches, {**state, "metrics_bytes": n_bytes}, tensors)
+
+    def _check_still_there(self, metrics: int) -> None:
+        """Refuse to save beside metrics that lost their name, in a folder that may be another run's by now."""
+        with translate_os_errors("look at", self.path / METRICS):
+            named = status_of(self.path / METRICS)
+        if named is None or not os.path.samestat(named, os.fstat(metrics)):
+            what = "was removed or replaced while the run was trained"
+            raise ResourceError(what, where=str(self.path / METRICS), fix=ANOTHER)
 
     def _write_metrics(self) -> int:
         """Write the pending lines, so that a reader of the file sees them as they come."""
@@ -274,11 +284,11 @@ def _refuse_taken(path: Path, *, resumes: bool) -> None:
 
 
 def _is_taken(path: Path) -> bool:
-    """Whether something is there; leftovers of a run killed as it began do not count."""
+    """Whether something is there; leftovers of a run killed as it began, and what is nobody's, do not count."""
     with translate_os_errors("look at", path):
         if not is_folder(path):
             return status_of(path) is not None
-        return not all(is_temporary(name) or name == FOLDER_LOCK for name in names_in(path))
+        return not all(is_temporary(name) or is_nobodys(name) or name == FOLDER_LOCK for name in names_in(path))
 
 
 def check_writable(path: Path) -> None:

@@ -41,6 +41,7 @@ from streamtrain.system.arguments import check_int
 from streamtrain.system.files import local_path
 from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.checkpoint import (
+    CHECKPOINTS,
     MODEL,
     NORMALIZE,
     Checkpoint,
@@ -50,9 +51,10 @@ from streamtrain.training.checkpoint import (
     load_weights,
     normalize_states,
     normalize_tensors,
+    was_saved,
 )
 from streamtrain.training.progress import Counts, EarlyStopping
-from streamtrain.training.run_folder import METRICS, NullRunFolder, Run, RunFolder, check_room, read_schema
+from streamtrain.training.run_folder import ANOTHER, METRICS, NullRunFolder, Run, RunFolder, check_room, read_schema
 from streamtrain.training.serialization import check_like, check_tensors, flatten_names, pack, unpack
 
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
@@ -274,6 +276,14 @@ class RunState:
         if found is None and newest is not None:
             # Refused, with the reason: starting afresh would throw whole checkpoints away.
             run.rewind(newest.state["metrics_bytes"])
+        if found is None and was_saved(run.path):
+            # What is left of them may be all that there is of days of work; one killed while it began had none yet.
+            raise CheckpointError(
+                "the run has no whole checkpoint to resume from",
+                where=str(run.path),
+                why="; ".join(skipped),
+                fix=Fix(ANOTHER, f", or remove {run.path / CHECKPOINTS} to start afresh here"),
+            )
         return found, skipped
 
     def _check_identity(self, found: Checkpoint) -> None:

@@ -11,6 +11,9 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "training/run_state.py:RunState.save: {}, then the same with resume='auto'",
         "training/run_state.py:_unsaved: see to the disk",
     ),
+    "needs a run's folder that goes while it is trained": (
+        "training/run_folder.py:RunFolder._check_still_there: another checkpoint=",
+    ),
     "installs a package": (
         "diagnostics/profile_charts.py:check_can_draw: pip install 'streamtrain[plot]', or png=False",
         "ingestion/sources/tables/arrow.py:arrow: pip install 'streamtrain[arrow]'",

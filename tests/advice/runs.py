@@ -241,6 +241,18 @@ def metrics_that_are_gone(w: World) -> None:
     w.works(f"{TRAIN} --out another --epochs 2 --resume")
 
 
+@world("training/run_state.py:RunState._find: another checkpoint=, or remove {} to start afresh here")
+def a_run_whose_checkpoints_are_all_damaged(w: World) -> None:
+    w.dataset()
+    w.works(f"{TRAIN} --out run")
+    for state in Path("run").glob("checkpoints/*/state.json"):
+        state.write_text("{")
+    w.refuses(f"{TRAIN} --out run --resume")
+    w.works(f"{TRAIN} --out another --resume")
+    shutil.rmtree("run/checkpoints")
+    w.works(f"{TRAIN} --out run --resume")
+
+
 @world("training/run_state.py:RunState.restore: a new trainer, or no resume")
 def a_trainer_that_has_trained_already(w: World) -> None:
     data, run = w.dataset(), w.folder / "run"

@@ -211,3 +211,13 @@ def text_labels_beyond_the_classes(w: World) -> None:
     w.works("ingest t.csv e.zarr --label-column y --classes cat,dog,bird")
     Path("t.csv").write_text("a,y\n1,cat\n2,dog\n3,dog\n")
     w.works("ingest t.csv f.zarr --label-column y --classes 2")
+
+
+@world(f"{_SURVEY}class_names: memory={{}}, or another label column")
+def names_that_do_not_fit(w: World) -> None:
+    names = [f"{number}{'n' * 2000}" for number in range(2000)]
+    Path("t.csv").write_text("a,b,y\n" + "".join(f"{i},{i % 3},{name}\n" for i, name in enumerate(names)))
+    pq.write_table(pa.table({"a": range(2000), "b": [1] * 2000, "y": names}), "t.parquet")
+    for name in ("t.csv", "t.parquet"):
+        line = f"ingest {name} {name}.zarr --memory 16MB --label-column y"
+        w.typed(line)

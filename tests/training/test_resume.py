@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,22 @@ def test_damaged_checkpoints_are_skipped_and_named(dataset: st.Dataset, tmp_path
             history = fit(make_trainer("batch", "adam"), loader, run)
         assert history.resumed_from_batch == 0
         assert metrics(run) == whole, "afresh"
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(dataset: st.Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with make_loader(dataset, "batch") as loader:
+        fit(make_trainer("batch", "adam"), loader, run)
+        for state in run.glob("checkpoints/*/state.json"):
+            state.write_bytes(state.read_bytes()[:-1])
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        with pytest.raises(CheckpointError, match="no whole checkpoint to resume from") as caught:
+            fit(make_trainer("batch", "adam"), loader, run)
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+        assert "state.json: has " in (caught.value.why or "")
+        assert f"remove {run / 'checkpoints'} to start afresh" in str(caught.value.fix)
+        shutil.rmtree(run / "checkpoints")
+        assert fit(make_trainer("batch", "adam"), loader, run).counts.n_epochs == 3
 
 
 def test_a_complete_run_has_nothing_left(dataset: st.Dataset, tmp_path: Path) -> None:

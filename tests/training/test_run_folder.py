@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,23 @@ def test_a_place_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
         RunFolder(tmp_path, {})
     tmp_path.chmod(0o755)
     assert list(contents(tmp_path)) == ["notes"]
+
+
+@pytest.mark.parametrize("name", [".nfs000000000000012a00000003", ".DS_Store"])
+def test_what_a_file_server_or_a_file_manager_left_takes_no_place(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with RunFolder(tmp_path, {"model": "ours"}) as folder:
+        folder.log(kind="batch", loss=0.5)
+    assert sorted(contents(tmp_path)) == sorted([name, "config.json", "metrics.jsonl"])
+
+
+def test_a_folder_that_was_removed_meanwhile_gets_no_checkpoint(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", {}) as folder:
+        folder.save(1, {}, {})
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(ResourceError, match=r"metrics\.jsonl: was removed or replaced while the run was trained"):
+            folder.save(2, {}, {})
+    assert not (tmp_path / "run").exists()
 
 
 def test_of_two_that_find_a_place_free_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

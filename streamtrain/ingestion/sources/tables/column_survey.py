@@ -9,6 +9,8 @@ text in quotes, or named as a class, they are names. Blanks around a name belong
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -16,7 +18,7 @@ from typing import Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import Argument, Fix, InputError
+from streamtrain.errors import Argument, BudgetError, Fix, InputError
 from streamtrain.ingestion.sources.tables.arrow import (
     arrow,
     distinct_texts,
@@ -28,6 +30,7 @@ from streamtrain.ingestion.sources.tables.arrow import (
     stacked,
     without_dictionary,
 )
+from streamtrain.system.units import format_bytes
 
 MAX_CLASSES: Final = 100_000
 
@@ -56,6 +59,8 @@ class ColumnSurvey:
     missing_rows: list[int] = field(default_factory=list)
     classes: set[str] | None = None  # the distinct texts of a label; None above MAX_CLASSES
     known: frozenset[str] = frozenset()
+    n_name_chars: int = 0  # in the distinct texts, all together
+    memory: int | None = None  # where the texts cannot fit in it, long ones stand in ``classes`` by their digests
     n_marks: int = 0  # labels like NA, which are missing beside numbers and names beside names
     mark_rows: list[int] = field(default_factory=list)
 
@@ -66,14 +71,20 @@ _CLASS_BYTES: Final = 300
 
 def class_bytes(names: Collection[str]) -> int:
     """Project the memory of the names of classes: in sets, arrays and JSON, up to the commit."""
-    return _CLASS_COPIES * sum(map(len, names)) + _CLASS_BYTES * len(names)
+    return _bytes_of(sum(map(len, names)), len(names))
 
 
-def surveys_of(names: Sequence[str], label: str | None, classes: Collection[str] | None) -> tuple[ColumnSurvey, ...]:
+def _bytes_of(n_chars: int, n_names: int) -> int:
+    return _CLASS_COPIES * n_chars + _CLASS_BYTES * n_names
+
+
+def surveys_of(
+    names: Sequence[str], label: str | None, classes: Collection[str] | None, memory: int | None
+) -> tuple[ColumnSurvey, ...]:
     """Make an empty survey of each column; the names of classes may be known."""
     known = frozenset(classes or ())
     return tuple(
-        ColumnSurvey(name=name, is_label=True, classes=set(), known=known)
+        ColumnSurvey(name=name, is_label=True, classes=set(), known=known, memory=memory)
         if name == label
         else ColumnSurvey(name=name, is_label=False)
         for name in names
@@ -281,10 +292,36 @@ def _note_names(column: ColumnSurvey, text: Any, first_row: int) -> Any:
         return text
     names = distinct_texts(text)
     blank = sorted(name for name in names if not name.strip() and name not in column.known)
-    column.classes |= names.difference(blank)
+    _add_classes(column, names.difference(blank))
+    return _nulled(column, without_dictionary(text), blank, first_row) if blank else text
+
+
+def _add_classes(column: ColumnSurvey, names: set[str]) -> None:
+    assert column.classes is not None
+    was_folded = _is_folded(column)
+    new = [name for name in names if (_folded(name) if was_folded else name) not in column.classes]
+    column.n_name_chars += sum(map(len, new))
+    column.classes.update(map(_folded, new) if was_folded else new)
     if len(column.classes) > MAX_CLASSES:
         column.classes = None
-    return _nulled(column, without_dictionary(text), blank, first_row) if blank else text
+    elif not was_folded and _is_folded(column):
+        # They are counted to the end all the same: the refusal says how much memory would do.
+        column.classes = set(map(_folded, column.classes))
+
+
+def _is_folded(column: ColumnSurvey) -> bool:
+    n_names = len(column.classes or ())
+    return column.memory is not None and _bytes_of(column.n_name_chars, n_names) > column.memory
+
+
+_DIGEST_BYTES: Final = 16
+
+
+def _folded(name: str) -> str:
+    """Return a text as it is, or the digest of a longer one."""
+    if len(name) <= 2 * _DIGEST_BYTES:
+        return name
+    return hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def _without_marks(column: ColumnSurvey, text: Any, first_row: int) -> Any:
@@ -358,5 +395,16 @@ def class_names(column: ColumnSurvey, where: str) -> tuple[str, ...]:
             where=where,
             why="Text labels are the names of classes",
             fix="name another label column",
+        )
+    if column.memory is not None and _is_folded(column):
+        n_bytes = _bytes_of(column.n_name_chars, len(column.classes))
+        # What is given for all the rest now stays for it.
+        enough = math.ceil((n_bytes + column.memory) / 10**6)
+        raise BudgetError(
+            f"memory is {format_bytes(column.memory)}, and the {len(column.classes):,} distinct texts of label column "
+            f"{column.name!r} take {format_bytes(n_bytes)}",
+            where=where,
+            why="Text labels are the names of classes",
+            fix=Fix(Argument("memory", f"{enough}MB"), ", or another label column"),
         )
     return tuple(sorted(column.classes))

@@ -11,7 +11,7 @@ import csv
 import io
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -96,7 +96,7 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
     text = _open_text(path, options)
     _check_delimiter(text, options)
     chosen = choose_columns(text.header, options, f"{path}:1")
-    columns, n_rows, longest = _survey(text, chosen, options.classes)
+    columns, n_rows, longest = _survey(text, chosen, options)
     facts = ({**provenance[0], **facts_of(chosen)},)
     reading = ReadingMemory(
         lasting_bytes=2 * COLUMN_BYTES * len(text.header),
@@ -181,12 +181,12 @@ def _is_number(text: str) -> bool:
 
 
 def _survey(
-    text: DelimitedText, chosen: ChosenColumns, classes: Collection[str] | None
+    text: DelimitedText, chosen: ChosenColumns, options: SourceOptions
 ) -> tuple[tuple[ColumnSurvey, ...], int, int]:
     """Find what is in the columns; count the rows, and the bytes of the longest run of records."""
     place = partial(place_of, text)
     by_column = chosen.names if len(text.header) < _WIDE else chosen.names[len(chosen.features) :]
-    columns = surveys_of(by_column, chosen.label, classes)
+    columns = surveys_of(by_column, chosen.label, options.classes, options.memory)
     features = FeatureSurvey(chosen.features)
     n_rows = longest = 0
     for run in _record_runs(text):

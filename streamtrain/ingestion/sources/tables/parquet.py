@@ -71,7 +71,8 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
     refuse_options(path, "Parquet", options, "dtype", "shape")
     provenance = provenance_of(path, "parquet")
     chosen, footer, metadata = _choose(path, options)
-    columns, n_rows = _survey(path, chosen, surveys_of(chosen.names, chosen.label, options.classes), metadata)
+    surveys = surveys_of(chosen.names, chosen.label, options.classes, options.memory)
+    columns, n_rows = _survey(path, chosen, surveys, metadata)
     del metadata
     if n_rows != footer.n_rows:
         what = f"the row groups hold {n_rows:,} rows, the footer claims {footer.n_rows:,}"

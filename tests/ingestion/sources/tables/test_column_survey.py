@@ -15,8 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import streamtrain
-from streamtrain.errors import InputError
-from streamtrain.ingestion.sources.tables.column_survey import MISSING_MARKS
+from streamtrain.errors import BudgetError, InputError
+from streamtrain.ingestion.sources.tables.column_survey import (
+    MISSING_MARKS,
+    add_typed,
+    class_bytes,
+    class_names,
+    surveys_of,
+)
 
 
 def in_quotes(path: Path, labels: list[str], delimiter: str = ",") -> Path:
@@ -176,3 +182,20 @@ def test_every_format_stores_the_same_or_refuses_the_same(
         are_numbers = all(label in ("7", "0.5") for label in labels)
         numbers = [float(label) for label in labels] if are_numbers else None
         assert in_csv == [labels if is_named else numbers] * len(in_csv)
+
+
+def test_names_that_cannot_fit_are_counted_and_not_held() -> None:
+    names = [f"{number}{'é' * 1000}" for number in range(400)] + ["short"]
+    (column,) = surveys_of(["y"], "y", None, memory=200_000)
+    for start in range(0, len(names), 3):
+        # Some come twice, also as digests.
+        add_typed(column, pa.array(names[max(0, start - 5) : start + 3]), start)
+    assert sum(map(len, column.classes or ())) < 50_000
+    needed = class_bytes(names)
+    with pytest.raises(BudgetError, match=r"the 401 distinct texts of label column 'y' take 3\.3 MB") as caught:
+        class_names(column, "t")
+    memory = -(-(needed + 200_000) // 10**6)
+    assert f"memory='{memory}MB'" in str(caught.value.fix)
+    (column,) = surveys_of(["y"], "y", None, memory=memory * 10**6)
+    add_typed(column, pa.array(names), 0)
+    assert class_names(column, "t") == tuple(sorted(names))
