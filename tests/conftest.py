@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
+from tqdm import TMonitor
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There is a worker for each core; more threads than cores spin while they wait for each other.
@@ -84,8 +85,9 @@ def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 _GRACE_SECONDS = 2.0
 # Threads that a library starts once and keeps for the life of the process: zarr's event loop and its pool, asyncio's
-# and dask's default pools, tqdm's monitor. Our own have names of ours, which a test of the architecture holds.
-_LASTING_THREADS = ("zarr_io", "zarr_pool", "asyncio_", "ThreadPoolExecutor-", "tqdm_monitor")
+# and dask's default pools, and tqdm's monitor, which is known by its class: it has a name in new versions only. Our own
+# have names of ours, which a test of the architecture holds.
+_LASTING_THREADS = ("zarr_io", "zarr_pool", "asyncio_", "ThreadPoolExecutor-")
 # Files likewise: the fonts that matplotlib has drawn with.
 _LASTING_FILES = (".ttf", ".otf", ".ttc")
 _OPEN_FILES = Path("/proc/self/fd")
@@ -119,7 +121,7 @@ def _settled(find: Callable[[], list[str]]) -> list[str]:
 
 
 def _is_of_the_test(thread: threading.Thread, before: set[threading.Thread]) -> bool:
-    return thread not in before and not thread.name.startswith(_LASTING_THREADS)
+    return not (thread in before or isinstance(thread, TMonitor) or thread.name.startswith(_LASTING_THREADS))
 
 
 def _open_files() -> Counter[str]:

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 from run_script import ROOT, SCRIPTS
 
 
@@ -38,15 +39,17 @@ def test_every_python_that_is_promised_is_tested_by_the_same_command() -> None:
     text = (ROOT / ".github" / "workflows" / "test.yml").read_text()
     classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
     promised = [line.split()[-1] for line in classifiers if re.search(r"Python :: 3\.\d+$", line)]
-    assert re.findall(r'"(3\.\d+)"', text) == promised
-    assert re.findall(r"- run: (.*)", text) == ["scripts/test"]
+    every_python, *ends = re.split(r"^  \w+:$", text.partition("\njobs:\n")[2], flags=re.M)[1:]
+    assert re.findall(r'"(3\.\d+)"', every_python) == promised
+    assert re.findall(r"- run: (.*)", every_python) == ["scripts/test"]
+    assert [re.findall(r"- run: (.*)", job) for job in ends] == [["scripts/test --oldest"], ["scripts/test --newest"]]
 
 
 def test_a_commit_is_checked_by_the_tools_of_the_whole_run() -> None:
     hooks = re.findall(r"entry: (\.venv/bin/\w+)", (ROOT / ".pre-commit-config.yaml").read_text())
     run = (SCRIPTS / "test").read_text()
     assert len(hooks) == 4
-    assert all(f"\n{tool}" in run for tool in hooks)
+    assert all(re.search(rf"^ *{re.escape(tool)}\b", run, flags=re.M) for tool in hooks)
 
 
 def test_what_quick_leaves_out_is_there() -> None:
@@ -64,24 +67,42 @@ def test_what_quick_leaves_out_is_there() -> None:
 
 
 def test_constraints_pin_every_requirement_once() -> None:
-    lines = (SCRIPTS / "constraints.txt").read_text().splitlines()
-    pinned = [line.split("==")[0].lower() for line in lines if line and not line.startswith("#")]
-    assert len(pinned) == len(set(pinned))
-    assert requirements() <= set(pinned)
-    assert "torch==2.13.0" in lines
+    pinned = constraints("constraints.txt")
+    assert requirements("test", "dev").keys() <= pinned.keys()
+    assert pinned["torch"] == "2.13.0"
 
 
-def requirements() -> set[str]:
-    """What pyproject.toml asks for by name: the core, the extras and the groups."""
+def test_the_oldest_versions_are_the_lower_bounds() -> None:
+    pinned = constraints("constraints-oldest.txt")
+    assert {name: Version(pinned[name]) for name in requirements("test")} == requirements("test")
+
+
+def test_the_page_of_the_tests_has_the_versions_that_are_pinned() -> None:
+    tested, oldest = constraints("constraints.txt"), constraints("constraints-oldest.txt")
+    rows = re.findall(r"^\| `([\w-]+)` \| (\S+) \| (\S+) \|", (ROOT / "tests" / "README.md").read_text(), flags=re.M)
+    assert {row[0] for row in rows} == requirements("test").keys()
+    assert rows == [(name, oldest[name], tested[name]) for name, *_ in rows]
+
+
+def constraints(file: str) -> dict[str, str]:
+    """The version of each package that a file of constraints pins, once each."""
+    lines = [line for line in (SCRIPTS / file).read_text().splitlines() if not line.startswith("#")]
+    pinned = {name.lower(): version for name, version in (line.split("==") for line in lines)}
+    assert len(pinned) == len(lines)
+    return pinned
+
+
+def requirements(*groups: str) -> dict[str, Version]:
+    """Lower bounds in pyproject.toml by name: of the core, the extras and these groups."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     lists = [
         settings["project"]["dependencies"],
         *settings["project"]["optional-dependencies"].values(),
-        *settings["dependency-groups"].values(),
+        *(settings["dependency-groups"][group] for group in groups),
     ]
     asked = [line for lines in lists for line in lines if isinstance(line, str) and not line.startswith("streamtrain")]
     assert all(">=" in line and "<" not in line for line in asked), "lower bounds, and no upper ones"
-    return {line.split(">=")[0] for line in asked}
+    return {name: Version(bound) for name, bound in (line.split(">=") for line in asked)}
 
 
 # A stand-in for Python: it makes a .venv with itself in it, and writes down what pip is asked for.
@@ -98,7 +119,7 @@ def checkout(tmp_path: Path) -> Path:
     """A folder with spaces in its name, and in it what setup reads."""
     folder = tmp_path / "a check out"
     (folder / "scripts").mkdir(parents=True)
-    for name in ("pyproject.toml", "scripts/setup", "scripts/constraints.txt"):
+    for name in ("pyproject.toml", "scripts/setup", "scripts/constraints.txt", "scripts/constraints-oldest.txt"):
         shutil.copy(ROOT / name, folder / name)
     stand_in = folder / "my python"
     stand_in.write_text(STAND_IN)
@@ -106,12 +127,12 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def setup(checkout: Path) -> tuple[int, str]:
+def setup(checkout: Path, *words: str) -> tuple[int, str]:
     """Run setup from elsewhere; its exit code and what pip was asked for."""
     log = checkout / "pip.log"
     log.unlink(missing_ok=True)
     environment = {**os.environ, "PYTHON": str(checkout / "my python")}
-    run = subprocess.run([checkout / "scripts" / "setup"], cwd="/", env=environment, check=False)
+    run = subprocess.run([checkout / "scripts" / "setup", *words], cwd="/", env=environment, check=False)
     return run.returncode, log.read_text() if log.exists() else ""
 
 
@@ -120,6 +141,20 @@ def test_setup_installs_once(checkout: Path) -> None:
     assert code == 0
     assert "--constraint scripts/constraints.txt --editable .[all] --group dev" in asked
     assert setup(checkout) == (0, "")
+
+
+def test_the_oldest_and_the_newest_versions_have_environments_of_their_own(checkout: Path) -> None:
+    code, asked = setup(checkout, "--oldest")
+    assert code == 0
+    assert "--constraint scripts/constraints-oldest.txt --editable .[all] --group test" in asked
+    assert setup(checkout, "--oldest") == (0, "")
+    for _ in range(2):
+        code, asked = setup(checkout, "--newest")
+        assert code == 0
+        assert "--upgrade --upgrade-strategy eager --editable .[all] --group test" in asked
+        assert "--constraint" not in asked
+    assert {path.name for path in checkout.glob(".venv*")} == {".venv-oldest", ".venv-newest"}
+    assert setup(checkout, "--latest") == (2, "")
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "scripts/constraints.txt"])

@@ -59,7 +59,7 @@ def test_optimizers_come_back(name: str) -> None:
         optimizer.zero_grad()
         loss = model(torch.ones(4, 3)).square().mean()
         torch.autograd.backward(loss)
-        return loss
+        return loss.detach()
 
     for _ in range(3):
         optimizer.step(closure)
