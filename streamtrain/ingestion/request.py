@@ -29,7 +29,7 @@ from streamtrain.store.layout import CHECKSUM_BYTES, UNKNOWN_SAMPLES, Codec, Lay
 from streamtrain.store.shard import index_bytes
 from streamtrain.store.statistics import MOST_VALUES, tally_bytes, work_bytes
 from streamtrain.store.writing.writer import FLUSHERS
-from streamtrain.system.arguments import check_int, check_names, is_int
+from streamtrain.system.arguments import check_names, is_int
 from streamtrain.system.files import Files
 from streamtrain.system.memory import Projection, n_cores
 from streamtrain.system.units import format_bytes
@@ -265,7 +265,8 @@ def parse_workers(n_workers: int | None) -> int:
     """Check a number of workers; by default one per core this process may use, up to 16."""
     if n_workers is None:
         return min(n_cores(), MOST_WORKERS)
-    check_int(n_workers, "n_workers", most=_MOST_THREADS)
+    if not is_int(n_workers, 1, _MOST_THREADS):
+        raise UsageError(f"n_workers is {n_workers!r:.80}; it must be a positive integer, at most {_MOST_THREADS}")
     return n_workers
 
 
