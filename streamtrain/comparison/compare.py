@@ -22,7 +22,7 @@ from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.matching import unnamed_was_told
-from streamtrain.system.arguments import naming_nearest
+from streamtrain.system.arguments import check_dataset, check_functions, naming_nearest
 from streamtrain.system.files import local_path
 from streamtrain.system.memory import held_bytes, trim_heap
 from streamtrain.system.progress_bar import is_shown
@@ -138,8 +138,14 @@ def compare(
     >>> [(run.rule, run.last.n_steps) for run in found]
     [('sample', 128), ('batch', 8), ('epoch', 2)]
     """
+    check_dataset(dataset)
+    if val is not None:
+        check_dataset(val)
+    if about is not None and not isinstance(about, Mapping):
+        raise UsageError(f"about is {about!r:.80}; it must be a mapping")
+    check_functions(on_point=on_point, on_runs=on_runs, say=say)
     # ComparisonSettings takes the arguments by their names.
-    rates = {EVERY_OPTIMIZER: lr} if isinstance(lr, int | float) else lr or {}
+    rates = {EVERY_OPTIMIZER: lr} if isinstance(lr, int | float) else {} if lr is None else lr
     setting = ComparisonSettings.of(locals() | {"lr": rates})
     out = None if out is None else local_path(out)
     setup = ComparisonSetup(
@@ -149,7 +155,7 @@ def compare(
         loss=resolve_loss(loss),
         inputs=inputs,
         target=target,
-        is_normalized=normalize == "auto",
+        is_normalized=isinstance(normalize, str) and normalize == "auto",
         out=out,
         about={"dataset": str(dataset.path), **(about or {})},
     )

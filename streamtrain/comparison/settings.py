@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -10,7 +9,7 @@ from typing import Any, Final, Self
 
 from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 from streamtrain.optim.build_rule import check_rule
-from streamtrain.system.arguments import check_batch_size, is_number
+from streamtrain.system.arguments import check_batch_size, check_names, is_int, is_number
 from streamtrain.training.progress import Totals
 
 _LEAST_GRID: Final = 2
@@ -45,6 +44,7 @@ class ComparisonSettings:
         return cls(**{each.name: given[each.name] for each in fields(cls)})
 
     def __post_init__(self) -> None:
+        check_names(rules=self.rules, optimizers=self.optimizers)
         for rule in self.rules:
             check_rule(rule)
         for kind, names in (("rules", self.rules), ("optimizers", self.optimizers)):
@@ -61,15 +61,17 @@ class ComparisonSettings:
         if self.target_loss is not None and not is_number(self.target_loss):
             raise UsageError(f"target_loss is {self.target_loss!r}; it must be finite")
         check_batch_size(self.batch_size, self.batch_size, drop_last=False)
-        if self.grid is not None and not _LEAST_GRID <= self.grid <= _MOST_GRID:
-            raise UsageError(f"the grid is {self.grid}; it must be from {_LEAST_GRID} to {_MOST_GRID}")
+        if self.grid is not None and not is_int(self.grid, _LEAST_GRID, _MOST_GRID):
+            raise UsageError(f"the grid is {self.grid!r:.80}; it must be from {_LEAST_GRID} to {_MOST_GRID}")
 
     def _check_lr(self) -> None:
+        if not isinstance(self.lr, Mapping):
+            raise UsageError(f"lr is {self.lr!r:.80}; it must be a number, or one by optimizer")
         known = {EVERY_OPTIMIZER, *self.optimizers, *(_SEPARATOR.join(pair) for pair in self.pairs())}
         for name, lr in self.lr.items():
             if name not in known:
                 raise unknown_name("optimizer to give a learning rate", name, known)
-            if not (math.isfinite(lr) and lr > 0):
+            if not (is_number(lr) and lr > 0):
                 raise UsageError(f"lr of {name} is {lr!r}; it must be positive and finite")
 
     def pairs(self) -> Iterator[tuple[str, str]]:

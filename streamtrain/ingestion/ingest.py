@@ -69,8 +69,9 @@ from streamtrain.store.writing.staging import (
     tidy,
 )
 from streamtrain.store.writing.writer import DatasetWriter
+from streamtrain.system.arguments import check_flags, check_optional_functions
 from streamtrain.system.files import Files, local_path
-from streamtrain.system.progress_bar import ByteProgress
+from streamtrain.system.progress_bar import ByteProgress, parse_progress
 from streamtrain.system.units import parse_bytes
 
 _ROWS_SHOWN: Final = 3
@@ -190,13 +191,15 @@ def ingest(
     >>> len(ingest(rows, dataset.path, append=True))
     20
     """
+    check_flags(overwrite=overwrite, append=append, resume=resume)
+    check_optional_functions(say=say)
     request = IngestRequest(
         memory=parse_bytes(memory, name="memory"),
         block_bytes=None if block is None else parse_bytes(block, name="block"),
         shard_bytes=parse_bytes(shard, name="shard"),
         codec=parse_codec(codec),
         n_workers=parse_workers(n_workers),
-        progress=progress,
+        progress=parse_progress(progress),
         options=source_options(**options),
         classes=parse_classes(classes),
     )

@@ -29,7 +29,7 @@ from streamtrain.store.layout import CHECKSUM_BYTES, UNKNOWN_SAMPLES, Codec, Lay
 from streamtrain.store.shard import index_bytes
 from streamtrain.store.statistics import MOST_VALUES, tally_bytes, work_bytes
 from streamtrain.store.writing.writer import FLUSHERS
-from streamtrain.system.arguments import is_int
+from streamtrain.system.arguments import check_names, is_int
 from streamtrain.system.files import Files
 from streamtrain.system.memory import Projection, n_cores
 from streamtrain.system.units import format_bytes
@@ -219,6 +219,7 @@ def source_options(**options: object) -> SourceOptions:
             parsed["shape"] = tuple(int(n) for n in (shape if isinstance(shape, Sequence) else (shape,)))
         if "columns" in parsed:
             columns = parsed["columns"]
+            check_names(columns=columns)
             parsed["columns"] = (columns,) if isinstance(columns, str) else tuple(columns)
     except (TypeError, ValueError, OverflowError, SyntaxError) as error:
         raise UsageError(f"an option is not of its kind: {error}", fix=_OF_RAW) from None
@@ -227,6 +228,7 @@ def source_options(**options: object) -> SourceOptions:
     return SourceOptions(**parsed)
 
 
+_MOST_THREADS: Final = 1024
 _OF_RAW: Final = Fix(Argument("dtype", "float32"), " and ", Argument("shape", (28, 28)), ", say")
 
 
@@ -263,8 +265,8 @@ def parse_workers(n_workers: int | None) -> int:
     """Check a number of workers; by default one per core this process may use, up to 16."""
     if n_workers is None:
         return min(n_cores(), MOST_WORKERS)
-    if not is_int(n_workers, 1):
-        raise UsageError(f"n_workers is {n_workers!r}; it must be a positive integer")
+    if not is_int(n_workers, 1, _MOST_THREADS):
+        raise UsageError(f"n_workers is {n_workers!r:.80}; it must be a positive integer, at most {_MOST_THREADS}")
     return n_workers
 
 

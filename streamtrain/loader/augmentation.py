@@ -22,7 +22,7 @@ from torch import Tensor
 from streamtrain.errors import UsageError
 from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.shuffle.positions import iter_positions
-from streamtrain.system.arguments import is_int
+from streamtrain.system.arguments import check_int, is_int
 from streamtrain.system.counter_rng import MIX, random_key, words
 
 _SAMPLE_KEYS: Final = 4
@@ -66,8 +66,8 @@ def uniform(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: to
     >>> numbers.shape, bool((numbers >= 0).all() and (numbers < 1).all()), round(numbers.mean().item(), 1)
     (torch.Size([1000, 3]), True, 0.5)
     """
-    if dtype not in _BITS:
-        raise UsageError(f"dtype is {dtype}", fix="torch.float32 or torch.float64")
+    if not isinstance(dtype, torch.dtype) or dtype not in _BITS:
+        raise UsageError(f"dtype is {dtype!r:.80}", fix="torch.float32 or torch.float64")
     bits = _BITS[dtype]
     return _shifted(_words(keys, shape, draw), 64 - bits).to(dtype) * 2.0**-bits
 
@@ -89,11 +89,16 @@ def normal(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: tor
 
 
 def _words(keys: Tensor, shape: Sequence[int], draw: int) -> Tensor:
-    if not isinstance(keys, Tensor) or keys.dtype != torch.int64 or keys.ndim != 1:
-        told = f"{keys.dtype} of shape {tuple(keys.shape)}" if isinstance(keys, Tensor) else f"{keys!r:.80}"
+    if not isinstance(keys, Tensor) or keys.is_nested or keys.dtype != torch.int64 or keys.ndim != 1:
+        told = (
+            f"{keys.dtype} of shape {tuple(keys.shape)}"
+            if isinstance(keys, Tensor) and not keys.is_nested
+            else f"{keys!r:.80}"
+        )
         raise UsageError(f"keys are {told}", fix="the keys given to transform(batch, keys)")
     if not isinstance(shape, Sequence) or not all(is_int(length, 0) for length in shape):
         raise UsageError(f"shape is {shape!r:.80}; it must be a list of lengths", fix="(28, 28), say")
+    check_int(draw, "draw", least=0)
     starts = _mixed(keys + _signed((draw + 1) * _GAMMA))
     counters = torch.arange(math.prod(shape), dtype=torch.int64, device=keys.device)
     return _mixed(starts[:, None] + counters).view(len(keys), *shape)

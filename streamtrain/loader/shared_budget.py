@@ -128,7 +128,7 @@ def non_loader_memory(reserved_bytes: int, step: MemoryMeter, after: MemoryMeter
 def check_memory_options(memory: str | int | None, max_memory: str | None) -> None:
     """Refuse a text that is not a size, or more than the machine allows, before anything is begun."""
     for name, value in (("memory", memory), ("max_memory", max_memory)):
-        if value is None or (name == "max_memory" and value == "auto"):
+        if value is None or (name == "max_memory" and isinstance(value, str) and value == "auto"):
             continue
         n_bytes = parse_bytes(value, name=name)
         limit = memory_limit()

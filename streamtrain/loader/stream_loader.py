@@ -26,7 +26,9 @@ from streamtrain.store.dataset import Dataset
 from streamtrain.system.arguments import (
     check_batch_size,
     check_dataset,
+    check_flags,
     check_int,
+    check_optional_functions,
     check_reading,
     check_seed,
     naming_nearest,
@@ -53,6 +55,10 @@ def checked_state(state: object, mine: Mapping[str, Any]) -> dict[str, Any]:
     """Validate a state to resume from, of this release or an earlier one, against the loader's ``mine``."""
     if not isinstance(state, Mapping):
         raise UsageError(f"the state is {type(state).__name__}", fix="what state_dict() returned")
+    for name, value in state.items():
+        # Arrays and tensors compare by elements.
+        if not isinstance(value, int | str | None):
+            raise UsageError(f"the state's {name} is {value!r:.80}", fix="what state_dict() returned")
     is_first = state.get("version") == 1
     known = {**_FIRST_VERSION, **state, "version": LOADER_STATE_VERSION} if is_first else dict(state)
     if is_first and mine.get("order") is None:
@@ -185,6 +191,8 @@ class StreamLoader(OfOneProcess):
         check_batch_size(batch_size, len(dataset), drop_last=drop_last)
         check_seed(seed)
         check_reading(on_bad_block, timeout, reshuffle)
+        check_flags(shuffle=shuffle)
+        check_optional_functions(transform=transform)
         self._telemetry = LoaderTelemetry()
         self.dataset = dataset
         self.batch_size = batch_size

@@ -111,6 +111,8 @@ class NormalizedModel(nn.Module):
         for name, module in modules.items():
             if name not in self.inputs:
                 raise unknown_name("input", name, self.inputs)
+            if not isinstance(module, nn.Module):
+                raise UsageError(f"normalize of {name} is {module!r:.80}", fix="a torch.nn.Module")
             if isinstance(module, Normalize):
                 module.dtype = self._float_dtype()
             self._rescale[self.inputs.index(name)] = module.to(device)

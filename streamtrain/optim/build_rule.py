@@ -7,7 +7,7 @@ from typing import Final
 from torch import nn
 from torch.optim import Optimizer
 
-from streamtrain.errors import Argument, Fix, UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.optim.full_batch import FullBatchRule
 from streamtrain.optim.gradient_sum import GradientSum
@@ -18,7 +18,7 @@ from streamtrain.optim.sample_fast_path.choice import check_sample_path
 from streamtrain.optim.sample_rule import SampleRule
 from streamtrain.optim.schedules import OptimizerSchedules
 from streamtrain.optim.step_options import StepOptions
-from streamtrain.system.arguments import check_int
+from streamtrain.system.arguments import check_choice, check_int
 
 RULES: Final[dict[str, type[UpdateRule]]] = {rule.name: rule for rule in (BatchRule, SampleRule, EpochRule)}
 _DEFAULTS: Final = StepOptions()
@@ -26,8 +26,7 @@ _DEFAULTS: Final = StepOptions()
 
 def check_rule(update: str) -> None:
     """Refuse a name that is not an update rule."""
-    if update not in RULES:
-        raise unknown_name("update rule", update, RULES)
+    check_choice(update, "update rule", RULES)
 
 
 def make_rule(update: str, learner: Learner, options: StepOptions = _DEFAULTS) -> UpdateRule:

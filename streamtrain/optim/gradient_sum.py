@@ -25,8 +25,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import Argument, Fix, UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, UsageError
 from streamtrain.models.real_view import as_real
+from streamtrain.system.arguments import check_choice
 
 GRAD_SUM_DTYPES: Final = ("float64", "compensated", "float32")
 
@@ -122,8 +123,7 @@ def _add_exactly(total: Tensor, remainder: Tensor, term: Tensor) -> None:
 
 def check_grad_sum_dtype(dtype: str) -> None:
     """Refuse a name that is not a dtype of a gradient sum."""
-    if dtype not in GRAD_SUM_DTYPES:
-        raise unknown_name("grad_sum_dtype", dtype, GRAD_SUM_DTYPES)
+    check_choice(dtype, "grad_sum_dtype", GRAD_SUM_DTYPES)
 
 
 class ExactSum:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from streamtrain.errors import UsageError, unknown_name
 from streamtrain.optim.conjugate_gradient import ConjugateGradient
-from streamtrain.system.arguments import is_int, is_number
+from streamtrain.system.arguments import MOST_INT, is_int, is_number
 
 Parameters = Iterable[torch.nn.Parameter]
 OptimizerFactory = Callable[[Parameters], Optimizer]
@@ -76,7 +76,12 @@ def build_optimizer(
     if name not in _KNOWN:
         raise unknown_name("optimizer", optimizer, _KNOWN)
     _check_taken(name, given)
+    _check_kinds(name, given)
     _check_values(given)
+    if given.get("capturable") and trained[0].device.type == "cpu":
+        raise UsageError(
+            "capturable is True on the CPU", why="Only steps on a device can be captured", fix="leave it out"
+        )
     return _make(name, trained, _defaults(name, update) | given)
 
 
@@ -94,9 +99,10 @@ def _given_optimizer(
             why="They would have no effect",
             fix="set them where the optimizer is made, or name the optimizer as text",
         )
-    if not callable(optimizer) and not isinstance(optimizer, Optimizer):
+    is_made_here = callable(optimizer) and not isinstance(optimizer, torch.nn.Module)
+    if not is_made_here and not isinstance(optimizer, Optimizer):
         raise UsageError(
-            f"optimizer is {optimizer!r}", fix="a name, an optimizer, or a factory (parameters) -> optimizer"
+            f"optimizer is {optimizer!r:.80}", fix="a name, an optimizer, or a factory (parameters) -> optimizer"
         )
     made = optimizer if isinstance(optimizer, Optimizer) else optimizer([p for p in parameters if p.requires_grad])
     if not isinstance(made, Optimizer):
@@ -144,6 +150,40 @@ def _make(name: str, trained: list[torch.nn.Parameter], options: Mapping[str, ob
         raise UsageError(f"{name} refuses its arguments: {error}", fix="see torch.optim for what it takes") from error
 
 
+def _check_kinds(name: str, given: Mapping[str, object]) -> None:
+    """Refuse values of another kind than an option's default: some of them torch notices at the first step only."""
+    for option, parameter in inspect.signature(_KNOWN[name]).parameters.items():
+        wanted = _kind_of(option, parameter.default)
+        if option in given and option not in _RANGES and not _is_of(wanted, given[option]):
+            raise UsageError(f"{option} is {given[option]!r:.80}; it must be {wanted}")
+    if given.get("differentiable"):
+        raise UsageError("differentiable is True", why="No step is differentiated here", fix="leave it out")
+
+
+def _kind_of(option: str, default: object) -> str | None:
+    if isinstance(default, bool) or option in _FLAGS:
+        return "True or False"
+    if isinstance(default, tuple):
+        return f"{len(default)} numbers"
+    return "a finite number" if isinstance(default, int | float) else None
+
+
+def _is_of(wanted: str | None, value: object) -> bool:
+    match wanted:
+        case None:
+            return True
+        case "True or False":
+            return isinstance(value, bool)
+        case "a finite number":
+            return is_number(value)
+    # Adafactor has None among its numbers.
+    return isinstance(value, tuple | list) and all(part is None or is_number(part) for part in value)
+
+
+_FLAGS: Final = ("foreach", "fused")
+"""Flags whose default torch chooses."""
+
+
 def _check_values(given: Mapping[str, object]) -> None:
     for name, value in given.items():
         if name in _RANGES:
@@ -170,7 +210,7 @@ def _are_betas(value: object) -> bool:
 
 _RANGES: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "lr": (_is_positive, "positive and finite"),
-    "history_size": (lambda value: is_int(value, 1), "an integer of at least 1"),
+    "history_size": (lambda value: is_int(value, 1, MOST_INT), "an integer of at least 1"),
     "momentum": (_is_fraction, "in [0, 1)"),
     "betas": (_are_betas, "two numbers in [0, 1)"),
     "weight_decay": (_is_not_negative, "0 or positive, and finite"),

@@ -27,7 +27,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from streamtrain.errors import Argument, Fix, UsageError, unknown_name
-from streamtrain.system.arguments import is_number
+from streamtrain.system.arguments import check_choice, is_number
 
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
 Beta1 = Callable[[int], float]
@@ -41,6 +41,7 @@ _SHORT: Final = {
 _BY_FACTORY: Final = frozenset({"lambda", "multiplicative", "chainedscheduler", "sequential"})
 _BY_STEP: Final = (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
 _INTERVALS: Final = ("step", "epoch")
+_PLAIN: Final = (bool, int, float, str, type(None))
 _N_TRIED: Final = 3
 _NEEDED: Final = inspect.Parameter.empty
 
@@ -103,8 +104,10 @@ class Schedule:
     options: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.every is not None and self.every not in _INTERVALS:
-            raise unknown_name("schedule_every", str(self.every), _INTERVALS)
+        if self.every is not None:
+            check_choice(self.every, "schedule_every", _INTERVALS)
+        if not isinstance(self.options, Mapping):
+            raise UsageError(f"options is {self.options!r:.80}; it must be a mapping of a schedule's options")
         if self.kind is None:
             if self.options:
                 raise UsageError("options given beside a schedule's factory", fix="give them in the factory")
@@ -129,11 +132,14 @@ class Schedule:
         value = self.options[option]
         if option == "milestones" and not (isinstance(value, list | tuple) and all(type(n) is int for n in value)):
             what, fix = "is no list of integers", Fix(Argument("options", {option: [30, 80]}), ", say")
+        elif not all(isinstance(part, _PLAIN) for part in (value if isinstance(value, list | tuple) else [value])):
+            # A run's folder holds the options.
+            what, fix = "is no number or text, nor a list of them", Fix("one of them")
         elif isinstance(value, str) and is_number(default):
             what, fix = "is no number", Fix(Argument("options", {option: default}), ", say")
         else:
             return
-        raise UsageError(f"{self.known_as}'s {option} is {value!r}, which {what}", fix=fix)
+        raise UsageError(f"{self.known_as}'s {option} is {value!r:.80}, which {what}", fix=fix)
 
     @property
     def kind(self) -> type[LRScheduler] | None:

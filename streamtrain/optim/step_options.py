@@ -11,6 +11,7 @@ import torch
 from streamtrain.models.alignment import dtype_name
 from streamtrain.models.forward import check_autocast
 from streamtrain.optim.schedules import Beta1, OptimizerSchedules, Schedule, ScheduleFactory
+from streamtrain.system.arguments import check_flags, check_optional_functions
 
 
 def _option(default: object, help_text: str, **command_line: object) -> Any:
@@ -52,6 +53,10 @@ class StepOptions:
     loss_tolerance: float | None = _option(
         None, "With lbfgs, cg: end where a step lowers J by at most this.", type=float
     )
+
+    def __post_init__(self) -> None:
+        check_flags(compile=self.compile)
+        check_optional_functions(on_step=self.on_step)
 
     def describe(self, schedules: OptimizerSchedules | None) -> dict[str, object]:
         """Describe the options for ``config.json``, without those that the rule describes itself."""

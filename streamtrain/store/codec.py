@@ -89,9 +89,9 @@ def parse_codec(codec: str) -> CodecChoice:
     """Check a codec's name."""
     choices: tuple[CodecChoice, ...] = ("auto", *CODECS)
     for choice in choices:
-        if choice == codec:
+        if isinstance(codec, str) and choice == codec:
             return choice
-    raise unknown_name("codec", str(codec), choices)
+    raise unknown_name("codec", f"{codec!s:.80}", choices)
 
 
 def trial_rows(layout: Layout) -> int:

@@ -39,6 +39,7 @@ from streamtrain.store.writing.staging import (
     tidy,
 )
 from streamtrain.store.zarr_metadata import PRIVATE, shard_key
+from streamtrain.system.arguments import check_flags, check_functions
 from streamtrain.system.files import Files, is_there, local_path, walk
 from streamtrain.system.refusals import translate_os_errors
 from streamtrain.system.syscalls import SYSTEM
@@ -98,6 +99,8 @@ def verify(
     >>> [(error.field, error.block, error.samples) for error in verify(path, full=True).damage]
     [('x', 0, (0, 30))]
     """
+    check_flags(full=full)
+    check_functions(tell=tell)
     started, folder = time.perf_counter(), local_path(path)
     manifest = read_in_place(folder, read_facts)
     damage = [*file_damage(folder, manifest), *_foreign(folder, manifest)]
@@ -231,6 +234,7 @@ def repair(path: str | os.PathLike[str], *, remove: bool = False) -> tuple[Lefto
     >>> len(repair(path))
     0
     """
+    check_flags(remove=remove)
     folder = real_path(local_path(path))
     return remove_leftovers(folder, Files()) if remove else find_leftovers(folder)
 

@@ -8,6 +8,15 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from streamtrain.system.arguments import check_flags
+
+
+def parse_progress(show: bool | None) -> bool | None:
+    """Refuse a choice of a bar that is none."""
+    if show is not None:
+        check_flags(progress=show)
+    return show
+
 
 def is_shown(show: bool | None) -> bool:
     """Say whether a bar is shown: by default where stderr is a terminal, and never where stderr is closed."""

@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 from streamtrain.errors import Argument, Fix, UsageError
-from streamtrain.system.arguments import is_int
+from streamtrain.system.arguments import MOST_INT, is_int
 
 _MEGABYTE: Final = 10**6
 
@@ -32,8 +32,11 @@ _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
 def parse_bytes(size: int | str, *, name: str = "size") -> int:
     """Turn a size into bytes; ``name`` is what an error calls it."""
     n_bytes = size if is_int(size) else _parse(size, name)
-    if n_bytes <= 0:
-        raise UsageError(f"{name} is {size!r}; it must be positive", fix=Fix(Argument(name, "64MB"), ", say"))
+    if not 0 < n_bytes <= MOST_INT:
+        raise UsageError(
+            f"{name} is {size!r:.80}; it must be positive, and below 2**63 bytes",
+            fix=Fix(Argument(name, "64MB"), ", say"),
+        )
     return n_bytes
 
 
@@ -43,11 +46,13 @@ def _parse(size: object, name: str) -> int:
     if match is None or unit not in _UNITS:
         known = "B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024)"
         raise UsageError(
-            f"{name} {size!r} is not a size",
+            f"{name} {size!r:.80} is not a size",
             why=f"A size is a number and a unit: {known}",
             fix=Fix(Argument(name, "512MB"), ", say"),
         )
-    return int(float(match.group(1)) * _UNITS[unit])
+    n_bytes = float(match.group(1)) * _UNITS[unit]
+    # A text of hundreds of digits is infinite.
+    return int(min(n_bytes, 2.0**64))
 
 
 def format_bytes(n_bytes: float) -> str:

@@ -32,6 +32,7 @@ from streamtrain.optim.gradients import (
     read_scalars,
 )
 from streamtrain.optim.rules import Figures, UpdateRule
+from streamtrain.system.arguments import check_int
 from streamtrain.system.progress_bar import is_shown
 from streamtrain.training.batch_stream import (
     BatchStream,
@@ -68,8 +69,7 @@ class EpochRecorder:
     def __init__(
         self, loss: Loss, stream: BatchStream, run: Run, *, log_every: int, epoch: int, progress: bool | None = None
     ) -> None:
-        if log_every < 1:
-            raise UsageError(f"log_every is {log_every!r}; it must be at least 1")
+        check_int(log_every, "log_every")
         self.running = RunningMetrics(loss)
         self._of_pass: Figures = {}
         self._of_weights = self._of_pass

@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,30 @@ from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import borrowed_random
 from streamtrain.optim.gradients import Learner, TrainingBatch, weights_kept
 from streamtrain.optim.rules import UpdateRule
+from streamtrain.system.arguments import check_choice, check_names, check_optional_functions
+from streamtrain.system.progress_bar import parse_progress
 from streamtrain.training.batch_stream import SmallBatch
 from streamtrain.training.step_errors import explain_device
 
 _TOLERANCE: Final = 1e-3
+
+
+def check_fields(inputs: object, target: object, weight: object) -> tuple[str, ...]:
+    """Refuse what names no fields; return the inputs, one or several."""
+    check_names(inputs=inputs)
+    for name, value in (("target", target), ("weight", weight)):
+        if not isinstance(value, str) and not (name == "weight" and value is None):
+            raise UsageError(f"{name} is {value!r:.80}; it must be the name of a field")
+    # A lone name in place of a tuple is a tuple of letters to Python.
+    return (inputs,) if isinstance(inputs, str) else tuple(cast("Sequence[str]", inputs))
+
+
+def check_fit(*, resume: object, progress: bool | None, on_epoch: object, on_resume: object) -> None:
+    """Refuse arguments of `Trainer.fit` that would be noticed only inside a run."""
+    if resume is not None:
+        check_choice(resume, "resume", ["auto"])
+    parse_progress(progress)
+    check_optional_functions(on_epoch=on_epoch, on_resume=on_resume)
 
 
 def warn_of_batch_dependent_modules(model: nn.Module, spans: str | None) -> None:

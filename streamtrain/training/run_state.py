@@ -28,7 +28,6 @@ from streamtrain.errors import (
     UsageError,
     differences,
     first_line,
-    unknown_name,
 )
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
@@ -37,7 +36,7 @@ from streamtrain.models.normalization import NormalizedModel
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.store.schema.columns import TARGET, Schema
 from streamtrain.store.schema.matching import first_difference
-from streamtrain.system.arguments import check_int
+from streamtrain.system.arguments import check_choice, check_int
 from streamtrain.system.files import local_path
 from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.checkpoint import (
@@ -145,8 +144,7 @@ class RunState:
         on_failure: str = "error",
         stopping: EarlyStopping,
     ) -> None:
-        if on_failure not in ON_CHECKPOINT_FAILURE:
-            raise unknown_name("on_checkpoint_failure", on_failure, ON_CHECKPOINT_FAILURE)
+        check_choice(on_failure, "on_checkpoint_failure", ON_CHECKPOINT_FAILURE)
         if every is not None:
             check_int(every, "checkpoint_every")
         self._run = run

@@ -17,6 +17,7 @@ from streamtrain.loader.shared_budget import NonLoaderMemory, smallest_budget_by
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.losses import Loss
 from streamtrain.store.dataset import Dataset
+from streamtrain.system.arguments import check_batch_size, check_seed
 from streamtrain.system.events import Reserved, publish_event
 from streamtrain.system.memory import MemoryMeter, held_bytes, memory_limit
 from streamtrain.system.units import format_bytes, megabytes, parse_bytes
@@ -54,6 +55,13 @@ class LoaderOptions:
     on_bad_block: str = "error"
     device: str = "auto"
     shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size, self.batch_size, drop_last=self.drop_last)
+        check_seed(self.seed)
+        for name, size in (("memory", self.memory), ("max_memory", self.max_memory)):
+            if size is not None and not (isinstance(size, str) and size == "auto"):
+                parse_bytes(size, name=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +187,7 @@ def streams_of(
     trainer: Rehearsing, data: BatchStream | Dataset, val: BatchStream | Dataset | None, options: LoaderOptions
 ) -> Iterator[tuple[BatchStream, BatchStream | None]]:
     """Make loaders of datasets for the block; given loaders are only checked against ``max_memory``."""
-    given = [each for each in (data, val) if each is not None]
+    given = [data] if val is None else [data, val]
     if all(isinstance(each, Dataset) for each in given):
         datasets = cast("list[Dataset]", [*given, None])
         with sized_loaders(trainer, datasets[0], datasets[1], options, reserved_bytes=held_bytes()) as loaders:

@@ -45,7 +45,7 @@ from streamtrain.training.batch_stream import (
 )
 from streamtrain.training.loop import EpochLoop, EpochRecorder
 from streamtrain.training.metrics import EpochSummary, History, Metrics
-from streamtrain.training.preflight import warn_of_batch_dependent_modules, working_memory
+from streamtrain.training.preflight import check_fields, check_fit, warn_of_batch_dependent_modules, working_memory
 from streamtrain.training.progress import Counts, EarlyStopping, Totals
 from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder
 from streamtrain.training.run_state import ResumePoint, RunState, describe_run, open_run, stream_identity
@@ -166,11 +166,8 @@ class Trainer(OfOneProcess):
         given = locals()
         check_rule(update)
         check_model(model)
-        self._options = StepOptions.of(given | {"compile": compile or is_compiled(model)})
-        # A lone name in place of a tuple is a tuple of letters to Python.
-        self.inputs = tuple([inputs] if isinstance(inputs, str) else inputs)
-        self.target = target
-        self.weight = weight
+        self._options = StepOptions.of(given | {"compile": is_compiled(model) or compile})
+        self.inputs, self.target, self.weight = check_fields(inputs, target, weight), target, weight
         self.device = resolve_device(device)
         self.model = model.to(self.device)
         self.loss = resolve_loss(loss)
@@ -191,10 +188,10 @@ class Trainer(OfOneProcess):
         )
 
     def _begin_normalizing(self, normalize: Literal["auto"] | Mapping[str, nn.Module] | None) -> None:
-        self._awaits_statistics = normalize == "auto"
+        self._awaits_statistics = isinstance(normalize, str) and normalize == "auto"
         if isinstance(normalize, Mapping):
             self._normalized_model.put(normalize, self.device)
-        elif normalize not in (None, "auto"):
+        elif normalize is not None and not self._awaits_statistics:
             raise UsageError(f"normalize is {normalize!r}", fix="None, 'auto', or a mapping of input to module")
 
     def __repr__(self) -> str:
@@ -300,6 +297,7 @@ class Trainer(OfOneProcess):
         Interrupted
             A `KeyboardInterrupt`: a signal came, and the run is saved.
         """
+        check_fit(resume=resume, progress=progress, on_epoch=on_epoch, on_resume=on_resume)
         totals = Totals(max_epochs=max_epochs, max_steps=max_steps)
         stopping = EarlyStopping(until_loss=until_loss, patience=patience)
         saving = {"every": checkpoint_every, "on_failure": on_checkpoint_failure}

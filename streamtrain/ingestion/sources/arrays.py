@@ -52,14 +52,30 @@ class ArrayLike(Protocol):
         """Return a run of rows, as an array or something that becomes one."""
 
 
+def is_nested(value: object) -> bool:
+    """Recognize a nested tensor, which refuses even to tell its shape."""
+    return getattr(value, "is_nested", False) is True
+
+
 def is_array(value: object) -> TypeGuard[ArrayLike]:
     """Say whether a value can be read by slices without conversion."""
     # A slice of pandas' objects goes by their labels, not by rows.
-    return isinstance(value, ArrayLike) and isinstance(value.dtype, np.dtype) and not hasattr(value, "iloc")
+    return (
+        not is_nested(value)
+        and isinstance(value, ArrayLike)
+        and isinstance(value.dtype, np.dtype)
+        and not hasattr(value, "iloc")
+    )
 
 
 def open_array(value: object, where: str) -> Any:
     """Return a value that is read by slices: itself where it can be, else as `to_array` makes it."""
+    if is_nested(value):
+        raise InputError(
+            f"a nested {type(value).__name__} has rows of different lengths",
+            where=where,
+            fix="pad it, x.to_padded_tensor(0.0)",
+        )
     is_read_by_slices = is_dask(value) or is_array(value)
     return (
         to_array(value, where)

@@ -40,6 +40,8 @@ class IterableSource(Source):
     n_samples, seekable = None, False
 
     def __init__(self, items: Iterable[Mapping[str, Any]], options: SourceOptions = NO_OPTIONS) -> None:
+        if hasattr(items, "readline"):
+            raise InputError("an open file is no source", fix="its path, whose suffix says the format")
         iterator = iter(items)
         self._options = options
         self._again = None if iterator is items else items

@@ -12,7 +12,9 @@ from streamtrain.errors import Argument, DeviceError, Fix, StreamtrainWarning, U
 from streamtrain.loader.device.accelerator import Accelerator, SynchronousAccelerator
 from streamtrain.loader.device.cuda import CudaAccelerator
 from streamtrain.loader.device.failures import BUSY, CPU, NO_KERNEL
+from streamtrain.system.arguments import is_int
 
+_MOST_DEVICES: Final = 127  # torch numbers them in a byte
 _AUTO: Final = Fix(Argument("device", "auto"))
 _working: set[tuple[int, torch.device]] = set()  # the devices that have computed something, by process
 
@@ -22,8 +24,10 @@ def make_accelerator(device: torch.device) -> Accelerator:
     return CudaAccelerator(device) if device.type == "cuda" else SynchronousAccelerator(device)
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
+def resolve_device(device: str | torch.device | int) -> torch.device:
     """Turn a name into a device that is there, and works; ``"auto"`` is CUDA where it works, else the CPU."""
+    if not isinstance(device, str | torch.device) and not is_int(device, 0, _MOST_DEVICES):
+        raise UsageError(f"device is {device!r:.80}, which is no device", fix=Fix(_AUTO, ", cpu, cuda or cuda:0"))
     if device == "auto":
         return _best_device()
     try:

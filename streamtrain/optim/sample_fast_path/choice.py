@@ -12,18 +12,18 @@ from typing import Final
 
 from torch import Tensor
 
-from streamtrain.errors import Argument, CheckpointError, Fix, StreamtrainWarning, UsageError, unknown_name
+from streamtrain.errors import Argument, CheckpointError, Fix, StreamtrainWarning, UsageError
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.sample_fast_path.loop import FastLoop
 from streamtrain.optim.sample_fast_path.supported import why_unsupported
+from streamtrain.system.arguments import check_choice
 
 SAMPLE_PATHS: Final = ("auto", "plain", "fast")
 
 
 def check_sample_path(name: str) -> None:
     """Refuse a name that is not a path."""
-    if name not in SAMPLE_PATHS:
-        raise unknown_name("sample path", name, SAMPLE_PATHS)
+    check_choice(name, "sample path", SAMPLE_PATHS)
 
 
 class SamplePathChoice:
