@@ -309,9 +309,9 @@ def check_state(found: Checkpoint) -> None:
     try:
         for name in ("metrics_bytes", *(f"counts.{name}" for name in _COUNTS), "n_batch_samples"):
             of, _, key = name.rpartition(".")
-            found = state[of] if of else state
-            if key in found or key != "n_batch_samples":
-                whole_number(found[key])
+            group = state[of] if of else state
+            if key in group or key != "n_batch_samples":
+                whole_number(group[key])
         if set(state["counts"]) != set(_COUNTS):
             raise ValueError("its counts are not those of a run")
         objects([state["identity"], state.get("stream") or {}])
