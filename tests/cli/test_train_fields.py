@@ -107,8 +107,9 @@ def test_several_inputs_are_for_a_model_of_the_users_own(
     assert "model linear takes one input; --inputs names images, more. Fix: name one" in capsys.readouterr().err
     assert train(tmp_path, named, "--inputs", ",", "--target", "labels") == 2
     (tmp_path / "two.py").write_text(MODEL)
-    assert train(tmp_path, named, *words, model=f"{tmp_path}/two.py:Two") == 0
-    assert main(["evaluate", f"{tmp_path}/run", named, "--memory", "16MB", "--device", "cpu"]) == 0
+    model = f"{tmp_path}/two.py:Two"
+    assert train(tmp_path, named, *words, model=model) == 0
+    assert main(["evaluate", f"{tmp_path}/run", named, "--model", model, "--memory", "16MB", "--device", "cpu"]) == 0
 
 
 def test_a_comparison(tmp_path: Path, named: str, capsys: pytest.CaptureFixture[str]) -> None:
