@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -230,6 +231,18 @@ def evaluations_of_damaged_checkpoints(w: World) -> None:
     )
     remedy = all_remedies()[f"{_CHECKPOINT}_checked: {AGAIN}"]
     assert w.has_said(remedy)
+
+
+@world(f"{_CHECKPOINT}check_state: {AGAIN}")
+def a_state_that_no_run_has_written(w: World) -> None:
+    def forge(run: Path) -> None:
+        for folder in (run / "checkpoints").iterdir():
+            edited(folder / "state.json", counts={})
+            state, manifest = (folder / "state.json").read_bytes(), folder / "manifest.json"
+            entry = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+            edited(manifest, files=json.loads(manifest.read_text())["files"] | {"state.json": entry})
+
+    harmed(w, f"{TRAIN} --out run --epochs 2 --resume", forge)
 
 
 @world(f"{_FOLDER}RunFolder.rewind: another checkpoint=")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 import streamtrain as st
+from streamtrain.ingestion.sources.registry import open_source
 from tests.advice.world import World, X, Y, world
 
 _ARRAYS = "ingestion/sources/arrays.py:"
@@ -42,6 +43,12 @@ def sparse_arrays(w: World) -> None:
     tensor = torch.from_numpy(X).to_sparse()
     assert "x.to_dense()" in w.refused(ingest, {"x": tensor})
     ingest({"x": tensor.to_dense()})
+
+
+@world(f"{_ARRAYS}open_array: pad it, x.to_padded_tensor(0.0)")
+def nested_tensors(w: World) -> None:
+    x = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    check(w, {"x": x}, {"x": x.to_padded_tensor(0.0)})
 
 
 @world(f"{_ARRAYS}_no_array: x.float(), say")
@@ -181,6 +188,22 @@ def files_of_two_shapes(w: World) -> None:
 @world(f"{_ITERABLES}IterableSource.__init__: yield at least one dict of arrays")
 def an_iterator_of_nothing(w: World) -> None:
     check(w, iter([]), iter([{"x": X}]))
+
+
+@world(f"{_ITERABLES}IterableSource.__init__: its path, whose suffix says the format")
+def an_open_file(w: World) -> None:
+    np.save("x.npy", X)
+    with Path("x.npy").open("rb") as file:
+        check(w, file, file.name)
+
+
+@world(f"{_ITERABLES}IterableSource._take_items: give a new one, or an iterable")
+def an_iterator_read_before(w: World) -> None:
+    source = open_source(iter([{"x": X}]))
+    ingest(source, "a.zarr")
+    w.refused(ingest, source, "b.zarr")
+    ingest(iter([{"x": X}]), "b.zarr")
+    ingest([{"x": X}], "c.zarr")
 
 
 @world(f"{_ITERABLES}IterableSource._blocks: yield at least one row")

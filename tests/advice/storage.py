@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -201,6 +202,42 @@ def too_many_open_files(w: World) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     st.open("d.zarr")
+
+
+_FILE_SIZE = "system/refusals.py:_file_size_explained: "
+
+
+@world(
+    f"{_FILE_SIZE}raise the limit: ulimit -f $(ulimit -H -f)",
+    f"{_FILE_SIZE}have the limit raised by who set it (limits.conf, say)",
+)
+def limits_on_the_size_of_files(w: World) -> None:
+    of_process = resource.RLIMIT_FSIZE
+    soft, hard = resource.getrlimit(of_process)
+    resource.setrlimit(of_process, (100, hard))
+    try:
+        fix = w.refused(w.dataset)
+        with w.monkeypatch.context() as patch:
+            patch.setattr(resource, "getrlimit", lambda limit: (100, 100))
+            w.refused(w.dataset)
+    finally:
+        resource.setrlimit(of_process, (soft, hard))
+    w.dataset()
+    shell = f"ulimit -S -f 1; {fix.removeprefix('raise the limit: ')}; ulimit -S -f; ulimit -H -f"
+    raised, allowed = subprocess.run(["sh", "-c", shell], check=True, capture_output=True, text=True).stdout.split()
+    assert raised == allowed
+
+
+@world(f"{_FILE_SIZE}choose another disk")
+def a_disk_of_small_files(w: World) -> None:
+    with w.monkeypatch.context() as patch:
+
+        def writev(self: Syscalls, fd: int, buffers: object) -> int:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+        patch.setattr(Syscalls, "writev", writev)
+        w.refused(w.dataset)
+    w.dataset("other/d.zarr")
 
 
 @world("store/verify.py:_foreign: remove it")

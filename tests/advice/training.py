@@ -113,6 +113,8 @@ def an_epoch_of_ignored_targets(w: World) -> None:
     f"{_OPTIMIZERS}_check_same_parameters: make it from model.parameters() of the same model object",
     f"{_OPTIMIZERS}_check_taken: leave it out",
     f"{_OPTIMIZERS}_make: see torch.optim for what it takes",
+    f"{_OPTIMIZERS}build_optimizer: leave it out",
+    f"{_OPTIMIZERS}_check_kinds: leave it out",
 )
 def optimizers(w: World) -> None:
     data, model = w.dataset(), net()
@@ -128,6 +130,8 @@ def optimizers(w: World) -> None:
     w.refused(fit, data, model, optimizer=of_model(net().parameters()))
     w.refused(fit, data, model, optimizer="adam", momentum=0.9)
     w.refused(fit, data, model, optimizer="adadelta", rho=5.0)
+    w.refused(fit, data, model, optimizer="adam", capturable=True)
+    w.refused(fit, data, model, optimizer="adam", differentiable=True)
     fit(data, model, optimizer=of_model(model.parameters()))
     fit(data, model, optimizer=of_model)
     fit(data, model, optimizer="sgd", lr=0.1)
@@ -138,14 +142,17 @@ def optimizers(w: World) -> None:
     f"{_SCHEDULES}Schedule.__post_init__: give them in the factory",
     f"{_SCHEDULES}Schedule.known_as: a name, a Schedule, or a function of the optimizer",
     f"{_SCHEDULES}Schedule.make: return an LRScheduler",
+    f"{_SCHEDULES}Schedule._check_value: one of them",
 )
-def schedules_by_factory(w: World) -> None:
+def schedules_by_factory_or_name(w: World) -> None:
     factory = lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)  # noqa: E731
     w.refused(st.Schedule, name=factory, options={"gamma": 0.9})
     data = w.dataset()
     w.refused(fit, data, schedule=5)
     w.refused(fit, data, schedule=lambda optimizer: None)
     fit(data, schedule=st.Schedule(name=factory))
+    w.refused(st.Schedule, name="exponential", options={"gamma": torch.tensor(0.9)})
+    fit(data, schedule=st.Schedule(name="exponential", options={"gamma": 0.9}))
 
 
 @world(
@@ -328,6 +335,7 @@ def a_run_without_an_end(w: World) -> None:
 
 @world(
     "models/forward.py:check_model: models.build_model makes one by name",
+    "models/normalization.py:NormalizedModel.put: a torch.nn.Module",
     "training/trainer.py:Trainer._begin_normalizing: None, 'auto', or a mapping of input to module",
     "training/trainer.py:Trainer.evaluate: fit first, or give the modules themselves",
 )
@@ -338,6 +346,7 @@ def trainers(w: World) -> None:
     w.refused(fit, data, "linear")  # type: ignore[arg-type]
     fit(data, build_model("linear", input_shape=(4,), n_outputs=3))
     w.refused(fit, data, normalize=5)
+    w.refused(fit, data, normalize={"x": 5})
     fit(data, normalize={"x": nn.Identity()})
     with st.StreamLoader(data, batch_size=20, memory="16MB") as loader:
         trainer = st.Trainer(net(), loss="cross_entropy", normalize="auto")
@@ -374,7 +383,7 @@ def loaders_beside_datasets(w: World) -> None:
     "loader/stream_loader.py:StreamLoader.__iter__: make a new one",
     "loader/stream_loader.py:StreamLoader._check_turn: close it when no one iterates it",
     "loader/stream_loader.py:StreamLoader._check_turn: use one iterator at a time",
-    "system/arguments.py:check_reading: 300, say, or None",
+    "system/arguments.py:check_reading: 300, say, or None to wait for ever",
 )
 def loaders(w: World) -> None:
     data = w.dataset()
@@ -466,17 +475,6 @@ def a_factory_that_fails(w: World) -> None:
     data = w.dataset()
     w.refused(fit, data, schedule=lambda optimizer: torch.optim.lr_scheduler.CyclicLR(optimizer, 0.1, 0.2, mode="no"))
     fit(data, schedule=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1))
-
-
-@world("ingestion/sources/iterables.py:IterableSource._take_items: give a new one, or an iterable")
-def an_iterator_read_before(w: World) -> None:
-    from streamtrain.ingestion.sources.registry import open_source
-
-    source = open_source(iter([{"x": X}]))
-    st.ingest(source, w.folder / "a.zarr", progress=False)
-    w.refused(st.ingest, source, w.folder / "b.zarr", progress=False)
-    st.ingest(iter([{"x": X}]), w.folder / "b.zarr", progress=False)
-    st.ingest([{"x": X}], w.folder / "c.zarr", progress=False)
 
 
 @world("comparison/settings.py:ComparisonSettings.__post_init__: max_epochs=3, say")
