@@ -145,11 +145,14 @@ def add_text(
 
 
 def _not_a_number(name: str, text: Any, where: str, numbers: Sequence[str]) -> InputError:
+    value = text.as_py()
+    # A quote that is never closed makes one cell of the lines after it.
+    correct = "close the quote, or correct the value" if "\n" in value else "correct the value"
     return InputError(
-        f"column {name!r} holds {text.as_py()!r}, which is not a number",
+        f"column {name!r} holds {value!r:.80}, which is not a number",
         where=where,
         why="Features are numbers",
-        fix=leaving_out("correct the value", numbers),
+        fix=leaving_out(correct, numbers),
     )
 
 

@@ -306,7 +306,7 @@ def _numbers(text: DelimitedText, cells: Any, dtype: np.dtype[Any], names: Seque
         cell = first_refused(cells, dtype)
         if not cells[cell].as_py().strip():
             raise ValuesMissing(names[cell % len(names)])
-        raise _unreadable(text, f"{cells[cell].as_py()!r} is not {dtype}")
+        raise _unreadable(text, f"{cells[cell].as_py()!r:.80} is not {dtype}")
     return numbers_in(values)
 
 
