@@ -6,6 +6,7 @@ import inspect
 import signal
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -234,6 +235,16 @@ FUNCTIONS = {
 CASES = [(call, argument) for call, (_, arguments) in CALLS.items() for argument in arguments]
 
 
+PARTS: Final = 4
+"""Each argument meets one of so many parts of the values, and each value as many arguments; `1` tries them all."""
+
+
+def chosen(call: str, argument: str) -> dict[str, Callable[[], object]]:
+    """Choose the values for an argument, always the same ones."""
+    first = zlib.crc32(f"{call} {argument}".encode())
+    return {name: make for i, (name, make) in enumerate(WRONG.items()) if (first + i) % PARTS == 0}
+
+
 def wrong(run: Callable[..., None], data: st.Dataset, argument: str, value: object) -> str | None:
     """Say what is wrong with what a call made of a value; None where nothing is."""
     try:
@@ -257,7 +268,7 @@ def test_a_wrong_value_is_refused_or_works(
     call: str, argument: str, data: st.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {}
-    for name, make in WRONG.items():
+    for name, make in chosen(call, argument).items():
         if argument in FUNCTIONS and callable(make()):
             continue  # a function of the user's, whose errors are the user's
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
