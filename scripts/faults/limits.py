@@ -31,6 +31,7 @@ from scripts.faults.stages import tree_of
 from scripts.faults.syscall_faults import failing
 from scripts.runner import memory_folder, new_parser, print_result, working_folder
 from streamtrain.cli.main import main as run_command
+from streamtrain.system.files import is_temporary
 
 ERRORS: Final = (*("EMFILE", "ENFILE", "EIO", "ENOSPC", "EDQUOT", "EACCES", "EPERM", "ESTALE", "ETIMEDOUT", "ENOMEM"),)
 RESOURCE_CODE: Final = 5
@@ -218,7 +219,10 @@ def _wrong(place: Place, number: int, met: Sequence[str], code: int, text: str) 
         return f"exit code {code}, not {expected}"
     if os.strerror(number) not in text or not (is_done or "Fix: " in text):
         return "it does not say why, or what to do"
-    if not any(Path(path).name.strip(".").split(".")[0] in text for path in met):
+    # A folder that is only made to see whether one can be stands for the one that it is made in.
+    named = {Path(path).name.strip(".").split(".")[0] for path in met}
+    named |= {Path(path).parent.name for path in met if is_temporary(Path(path).name)}
+    if not any(name in text for name in named):
         return "it does not name the file"
     lies = [lie for lie in _LIES if lie in text]
     return f"it says {lies[0]!r}" if lies and is_allowed else ""

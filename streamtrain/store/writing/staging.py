@@ -304,6 +304,9 @@ def tidy(path: Path, files: Files) -> None:
     elif _is_there(successor(path)) and not has_journal(successor(path)):
         remove_dataset(successor(path), files)
     if destination_state(path) == "committed":
+        for left in set_aside(path):
+            with suppress(ResourceError, UsageError):
+                remove_dataset(left, files)
         try:
             remove_dataset(predecessor(path), files)
         except ResourceError:
