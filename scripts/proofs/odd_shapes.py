@@ -68,7 +68,7 @@ SHAPES: Final = {
     "blocks": Shape(n_rows=10**6, n_columns=1, memory="256MB", options={"block": "12B", "shard": "62.5KB"}),
 }
 QUICK: Final = {"long": 10, "wide": 2, "classes": 10, "cells": 10, "shards": 100, "blocks": 20}
-"""What ``--quick`` divides the rows by."""
+"""The number that ``--quick`` divides the rows by."""
 
 
 def main() -> None:

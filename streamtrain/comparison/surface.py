@@ -30,7 +30,7 @@ from streamtrain.system.units import format_bytes
 PATH_BYTES: Final = 256_000_000
 """Of all snapshots of a comparison together."""
 SURFACE_BYTES_PER_WEIGHT: Final = 80
-"""What a plane through the snapshots, and the model moved over it, hold at most for each weight."""
+"""The most that a plane through the snapshots, and the model moved over it, hold for each weight."""
 _MOST_KEPT: Final = 200
 _LEAST_KEPT: Final = 4
 _COLUMNS: Final = 1 << 16

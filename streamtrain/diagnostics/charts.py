@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
+from streamtrain import errors
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -207,7 +209,7 @@ def printable(text: str, most: int = 100) -> str:
     >>> printable("a\nb\ud800"), printable("shoulder", most=6)
     ('a\\nb\\ud800', 'shoul…')
     """
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+    plain = errors.printable(text[:most])
     return plain if len(text) <= most else f"{plain[: most - 1]}…"
 
 

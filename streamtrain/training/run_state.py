@@ -106,7 +106,7 @@ class MidEpochState:
 
 
 _LIKE_THE_WEIGHT: Final = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "sum"})
-"""What torch's optimizers keep of each weight, in its shape; all of it or none."""
+"""Values that torch's optimizers keep of each weight, in its shape; all of it or none."""
 
 
 def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from streamtrain.errors import Argument
 
 PACKAGE: Final = Path(streamtrain.__file__).parent
 HOLE: Final = "{}"
-"""What is computed stands so in a remedy's words."""
+"""The mark for what is computed in a remedy's words."""
 _MANY: Final = 2_000
 
 

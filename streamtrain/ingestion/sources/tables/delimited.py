@@ -272,7 +272,7 @@ def _batch(
 
 
 _RAGGED: Final = re.compile(r"Row #(\d+): Expected \d+ columns, got (\d+): (.*)", re.DOTALL)
-"""What Arrow says of a record of too few or too many values."""
+"""Arrow's message for a record of too few or too many values."""
 
 
 def _cells(text: DelimitedText, run: bytes, n_rows: int) -> Cells:
