@@ -15,7 +15,11 @@ Importing the package imports neither torch nor zarr; a name brings what it need
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
+
+if os.name != "posix":
+    raise ImportError("streamtrain runs on Linux and macOS; on Windows, install it in the Subsystem for Linux (WSL 2)")
 
 if TYPE_CHECKING:
     from streamtrain.comparison.compare import compare

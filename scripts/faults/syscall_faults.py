@@ -34,6 +34,12 @@ class Watched(Syscalls):
     def after(self, name: str, result: Any, *arguments: Any) -> None:
         """Called when a call has succeeded."""
 
+    def step(self) -> None:
+        """Count a step inside a call, as one of its own."""
+        with self.lock:
+            self.n_calls += 1
+            self.before("step", self.n_calls)
+
     def _pass(self, name: str, *arguments: Any) -> Any:
         with self.lock:
             self.n_calls += 1
