@@ -125,6 +125,7 @@ def two_writers(world: World, folder: Path, chance: random.Random) -> None:
 
     def alone() -> None:
         (folder / "inside").mkdir()  # fails where another is inside
+        time.sleep(0.001)  # in which the other tries
         (folder / "inside").rmdir()
 
     def act() -> None:
