@@ -312,8 +312,8 @@ def schedules(w: World) -> None:
     "loader/budget.py:_check_fits: memory={}, or fewer lanes",
     "system/arguments.py:check_batch_size: batch_size=256, say",
     "system/arguments.py:check_batch_size: batch_size={}, or drop_last=False",
-    "loader/budget.py:_check_fits: lanes=64, say",
-    "loader/budget.py:_check_fits: groups=8, say",
+    "loader/budget.py:solve: lanes=64, say",
+    "loader/budget.py:solve: groups=8, say",
     "shuffle/order.py:ShuffleParameters.__post_init__: lanes={}",
     "shuffle/order.py:ShuffleParameters.__post_init__: groups={}",
 )
