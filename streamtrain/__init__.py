@@ -18,9 +18,6 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
-if os.name != "posix":
-    raise ImportError("streamtrain runs on Linux and macOS; on Windows, install it in the Subsystem for Linux (WSL 2)")
-
 if TYPE_CHECKING:
     from streamtrain.comparison.compare import compare
     from streamtrain.errors import (
@@ -52,6 +49,9 @@ if TYPE_CHECKING:
     from streamtrain.store.verify import repair, verify
     from streamtrain.training.metrics import History
     from streamtrain.training.trainer import Trainer
+
+if os.name != "posix":
+    raise ImportError("streamtrain runs on Linux and macOS; on Windows, install it in the Subsystem for Linux (WSL 2)")
 
 __version__ = "0.1.0"
 
