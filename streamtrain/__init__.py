@@ -15,6 +15,7 @@ Importing the package imports neither torch nor zarr; a name brings what it need
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     from streamtrain.store.verify import repair, verify
     from streamtrain.training.metrics import History
     from streamtrain.training.trainer import Trainer
+
+if os.name != "posix":
+    raise ImportError("streamtrain runs on Linux and macOS; on Windows, install it in the Subsystem for Linux (WSL 2)")
 
 __version__ = "0.1.0"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 import numpy as np
 
 import streamtrain as st
+from scripts.faults.stand_ins import Machine, on
 from scripts.faults.syscall_faults import Failing, Watched, WithoutExchange
 from streamtrain.ingestion.ingest import run_ingest
 from streamtrain.ingestion.request import IngestRequest
@@ -31,7 +33,8 @@ Tree = dict[str, bytes]
 class Stage:
     """One way of writing a dataset: from a file (of a ``.npy`` the labels lie beside it), over what a template holds.
 
-    ``exchanges`` says whether the system can exchange two names, ``resumes`` whether the disturbed run resumes another.
+    ``exchanges`` says whether the system can exchange two names, ``resumes`` whether the disturbed run resumes another;
+    ``machine`` is another one than this.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Stage:
     template: Path
     exchanges: bool = True
     resumes: bool = False
+    machine: Machine | None = None
+    is_read: bool = False  # by others, until it is resumed
 
     def act(self, folder: Path, system: Watched | None = None, *, resume: bool = False) -> None:
         """Write the dataset in a directory that `begin` made."""
@@ -48,20 +53,35 @@ class Stage:
             options=SourceOptions(),
         )  # fmt: skip
         files = Files(system=system if system is None or self.exchanges else WithoutExchange(system))
-        resume = resume or self.resumes
         labels = self.source.with_name("labels.npy") if self.source.suffix == ".npy" else None
-        run_ingest(
-            open_source(self.source, labels=labels),
-            folder / "d.zarr",
-            request,
-            files=files,
-            mode=self.mode,
-            resume=resume,
-        )
+        with self._on_machine(folder, system, resume=resume):
+            run_ingest(
+                open_source(self.source, labels=labels),
+                folder / "d.zarr",
+                request,
+                files=files,
+                mode=self.mode,
+                resume=resume or self.resumes,
+            )
+
+    @contextmanager
+    def _on_machine(self, folder: Path, system: Watched | None, *, resume: bool) -> Iterator[None]:
+        if self.machine is None:
+            yield
+            return
+        if system is not None:
+            self.machine.between = system.step
+        self.machine.release(folder)
+        if self.is_read and not resume:
+            self.machine.read_by_others(folder)
+        with on(self.machine):
+            yield
 
     def begin(self, folder: Path) -> Path:
         """A new directory with what is there before."""
         shutil.copytree(self.template, folder)
+        if self.machine is not None:
+            self.machine.begin(folder)
         return folder
 
 
@@ -85,10 +105,10 @@ def make_stages(folder: Path) -> dict[str, Stage]:
     return {stage.name: stage for stage in stages}
 
 
-def make_templates(folder: Path, create: Stage) -> str:
-    """Write the sources, a dataset, and an interrupted one."""
+def make_templates(folder: Path, create: Stage, *, part: int = 1) -> str:
+    """Write the sources, a dataset, and an interrupted one; of all that only one part of so many."""
     chance = np.random.default_rng(0)
-    for name, n_rows in (("first", N_ROWS), ("more", N_MORE), ("other", N_ROWS)):
+    for name, n_rows in (("first", N_ROWS // part), ("more", N_MORE // part), ("other", N_ROWS // part)):
         rows = {"x": chance.integers(0, 50, (n_rows, 24), np.uint8), "y": chance.integers(0, 9, n_rows)}
         np.savez_compressed(folder / name, x=rows["x"], y=rows["y"])
         if name == "first":
@@ -97,8 +117,8 @@ def make_templates(folder: Path, create: Stage) -> str:
     create.template.mkdir()
     create.act(create.begin(folder / "full"))
     with suppress(st.ResourceError):
-        create.act(create.begin(folder / "half"), Failing(260, errno.ENOSPC))
+        create.act(create.begin(folder / "half"), Failing(30 + 230 // part, errno.ENOSPC))
     found = read_journal(folder / "half" / "d.zarr")
     assert found is not None
-    assert len(found[1]) > 5, "the interrupted ingest has done something"
+    assert len(found[1]) > 5 // part, "the interrupted ingest has done something"
     return ""

@@ -34,6 +34,12 @@ class Watched(Syscalls):
     def after(self, name: str, result: Any, *arguments: Any) -> None:
         """Called when a call has succeeded."""
 
+    def step(self) -> None:
+        """Count a step inside a call, as one of its own."""
+        with self.lock:
+            self.n_calls += 1
+            self.before("step", self.n_calls)
+
     def _pass(self, name: str, *arguments: Any) -> Any:
         with self.lock:
             self.n_calls += 1
@@ -329,6 +335,12 @@ class _Unreadable(io.RawIOBase):
         super().close()
 
 
+def unreadable(raw: Any, error: OSError, buffering: int) -> Any:
+    """Make an open file one whose reading fails."""
+    found = _Unreadable(raw, error)
+    return found if buffering == 0 else io.BufferedReader(found)
+
+
 @contextmanager
 def failing(call: str, pattern: str, code: int) -> Iterator[list[str]]:
     """Fail a call of the whole process on every path that matches; the list holds the paths on which it did."""
@@ -343,8 +355,7 @@ def failing(call: str, pattern: str, code: int) -> Iterator[list[str]]:
         error = OSError(code, os.strerror(code), path)
         if call != "stream":
             raise error
-        raw = _Unreadable(original(self, first, 0), error)
-        return raw if rest[0] == 0 else io.BufferedReader(raw)
+        return unreadable(original(self, first, 0), error, rest[0])
 
     setattr(Syscalls, call, stand_in)
     try:

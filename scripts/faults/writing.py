@@ -49,14 +49,14 @@ class Before:
 def reference(stage: Stage, folder: Path) -> Before:
     """Run a stage undisturbed, in a process of its own."""
     old = tree_of(stage.template / "d.zarr") if destination_state(stage.template / "d.zarr") == "committed" else None
-    _in_peace(lambda: stage.act(stage.begin(folder)))
+    in_peace(lambda: stage.act(stage.begin(folder)))
     assert [entry.name for entry in folder.iterdir()] == ["d.zarr"], "an ingest leaves nothing beside its dataset"
     new = tree_of(folder / "d.zarr")
     shutil.rmtree(folder)
     return Before(old=old, new=new)
 
 
-def _in_peace(act: Callable[[], object]) -> str:
+def in_peace(act: Callable[[], object]) -> str:
     status, text = in_child(lambda: f"done {act()}")
     assert status == 0, status
     assert text.startswith("done "), text
@@ -148,7 +148,7 @@ def count_calls(stage: Stage, folder: Path) -> int:
         stage.act(stage.begin(folder), system)
         return system.n_calls
 
-    n_calls = int(_in_peace(count))
+    n_calls = int(in_peace(count))
     shutil.rmtree(folder)
     return n_calls
 
@@ -227,7 +227,7 @@ def try_fault(
                 results = killed(stage, found, here, numbers, is_torn=fault != "kill -9")
         log.write_text(json.dumps(list(results)))
 
-    _in_peace(work)
+    in_peace(work)
     results = json.loads(log.read_text())
     return {
         "stage": stage.name,
@@ -246,7 +246,7 @@ def results(
     """Try faults at stages, one after another; everything is written below a directory that goes again."""
     with working_folder(parent) as folder:
         known = make_stages(folder)
-        _in_peace(lambda: make_templates(folder, known["create"]))
+        in_peace(lambda: make_templates(folder, known["create"]))
         for stage in map(known.__getitem__, stages):
             found, n_calls = reference(stage, folder / "case"), count_calls(stage, folder / "case")
             for fault in faults:

@@ -161,7 +161,7 @@ def link_shards(base: Dataset, folder: Path, files: Files, say: Callable[[str], 
             old, path = base.shard_path(field.name, shard), folder / zarr_metadata.shard_key(field, shard)
             files.ensure_dir(path.parent, flush_folder=False)
             if os.path.lexists(path):
-                files.system.unlink(path)
+                files.unlink(path)
             if can_link and not (can_link := files.link(old, path)):
                 n_bytes = sum(file.n_bytes for stored in missing.values() for file in stored)
                 check_free_bytes(folder, n_bytes, files)

@@ -6,6 +6,7 @@ The rows that were read are compared with what the source promised before the co
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -14,7 +15,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Final
 
-from streamtrain.errors import InputError, StreamtrainError, UsageError
+from streamtrain.errors import InputError, StreamtrainError, StreamtrainWarning, UsageError
 from streamtrain.ingestion.append import AppendedSource, appended_source, in_columns_of, n_full_shards, unnamed_columns
 from streamtrain.ingestion.request import (
     IngestRequest,
@@ -26,6 +27,7 @@ from streamtrain.ingestion.request import (
     run_bytes,
     sizes_for_request,
     source_options,
+    warning_of_memory,
 )
 from streamtrain.ingestion.resume import (
     IngestTask,
@@ -266,6 +268,14 @@ def _say_nothing(text: str) -> None:
     """Say nothing."""
 
 
+def _tell(warning: StreamtrainWarning | None, say: Say) -> None:
+    """Say a warning, or issue it where nobody listens."""
+    if warning is not None and say is _say_nothing:
+        warnings.warn(warning, stacklevel=5)
+    elif warning is not None:
+        say(f"warning: {warning}")
+
+
 def _whole(base: Dataset | None, source: Source, say: Say) -> Source:
     """Join a dataset's last rows to the source; say or warn what is matched by position."""
     if base is None:
@@ -308,6 +318,7 @@ def _begin(source: Source, path: Path, request: IngestRequest, mode: Mode, files
         layout, sizes = plan_ingest(whole, stream, request)
         header = _header(mode if folder != path else "create", base, layout, whole, request)
         check_disk_space(path.parent, layout, files, n_kept=0 if base is None else n_full_shards(base))
+        _tell(warning_of_memory(path.parent, layout), say)
         begin_folder(folder, path, header, files)
         work = IngestTask(path=path, folder=folder, header=header, source=whole, own=source, base=base, shards={})
         _write(work, sizes, stream, request, files, say)

@@ -18,7 +18,16 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import Argument, BudgetError, Fix, InputError, ResourceError, UsageError, unknown_name
+from streamtrain.errors import (
+    Argument,
+    BudgetError,
+    Fix,
+    InputError,
+    ResourceError,
+    StreamtrainWarning,
+    UsageError,
+    unknown_name,
+)
 from streamtrain.ingestion.append import AppendedSource, appended_layout, check_free_bytes
 from streamtrain.ingestion.row_stream import RowStream, part_rows
 from streamtrain.ingestion.sources.base import MOST_PIECE_BYTES, NO_READING, ReadingMemory, Source, SourceOptions
@@ -31,7 +40,7 @@ from streamtrain.store.statistics import MOST_VALUES, tally_bytes, work_bytes
 from streamtrain.store.writing.writer import FLUSHERS
 from streamtrain.system.arguments import check_names, is_int
 from streamtrain.system.files import Files
-from streamtrain.system.memory import Projection, n_cores
+from streamtrain.system.memory import Projection, is_in_memory, memory_limit, n_cores
 from streamtrain.system.units import format_bytes
 
 MOST_WORKERS: Final = 16
@@ -324,6 +333,16 @@ def _choose_codec(source: Source, stream: RowStream | None, layout: Layout) -> C
     # On a thread of its own: on the main thread blosc may start others.
     with ThreadPoolExecutor(1, thread_name_prefix="streamtrain-ingest") as one:
         return one.submit(choose_codec, first, layout.block_rows).result()
+
+
+def warning_of_memory(folder: Path, layout: Layout) -> StreamtrainWarning | None:
+    """Warn of a dataset that takes more than half of the memory, in a folder that lies there."""
+    free_bytes = memory_limit().free_bytes
+    if layout.n_samples >= UNKNOWN_SAMPLES or 2 * layout.n_bytes <= free_bytes or not is_in_memory(folder):
+        return None
+    size, free = format_bytes(layout.n_bytes), format_bytes(free_bytes)
+    what = f"{folder} lies in memory (tmpfs), and the dataset takes up to {size} of the {free} that are free"
+    return StreamtrainWarning(what, fix="a folder on a disk")
 
 
 def check_disk_space(folder: Path, layout: Layout, files: Files, *, n_kept: int = 0) -> None:

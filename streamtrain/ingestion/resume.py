@@ -271,7 +271,7 @@ def keep_or_discard(
         return
     with suppress(OSError):
         # Written but perhaps not durable, so it is not to count.
-        files.system.unlink(work.folder / zarr_metadata.ROOT)
+        files.unlink(work.folder / zarr_metadata.ROOT)
     say(f"{work.path}: {n_done:,} shards are done; the same ingest, resumed, continues from there")
     if isinstance(error, ResourceError):
         error.fix = _then_resume(error, f"{n_done:,} shards are done")

@@ -3,12 +3,14 @@
 ``project`` says what given sizes cost; ``solve`` finds the most lanes, and then the most slots, that a budget allows.
 The shuffle parameters (lanes, groups) follow from layout, batch size and the stated budget alone, never from the
 machine, so that the same call gives the same order everywhere. The number of threads may follow the machine: the
-budget counts the most that may run.
+budget counts the most that may run. Where pages are larger than 4 KiB, what mappings take more comes out of the reserve
+and of what is read ahead or kept, never out of the lanes.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -134,6 +136,8 @@ class LoaderProjection(Projection):
 def project(layout: Layout, sizes: LoaderSizes, *, budget_bytes: int, rho: float | None = None) -> LoaderProjection:
     """Project what the loader owns at these sizes, and what to expect of its order."""
     terms = _terms(layout, sizes)
+    if more := _larger_pages_bytes(layout, sizes):
+        terms["pages"] = more
     return LoaderProjection(budget_bytes=budget_bytes, terms=terms, expected=expect(layout, sizes, rho))
 
 
@@ -202,22 +206,38 @@ def solve(
         check_int(groups, "groups", fix=Fix(Argument("groups", 8), ", say"))
     lanes, groups = (lanes, groups) if shuffle else (1, 1)
     least = _least(layout, batch_size, lanes, groups, shuffle=shuffle)
-    needed = project(layout, least, budget_bytes=memory)
-    if needed.total_bytes > memory:
-        raise BudgetError(
-            f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(needed.total_bytes)}",
-            why=f"The least the loader owns: {needed}",
-            fix=Fix(
-                Argument("memory", n_bytes=needed.total_bytes),
-                None if lanes is None or not shuffle else ", or fewer lanes",
-            ),
-        )
+    with_fewer = lanes is not None and shuffle
+    _check_fits(project(layout, least, budget_bytes=memory), with_fewer)
     comfortable = _comfortable(layout, least, memory)
     larger = [] if shuffle else [_in_pieces(layout, comfortable, memory // parts) for parts in _LARGE_PARTS]
     start = next((sizes for sizes in (*larger, comfortable) if _fits(layout, sizes, memory)), least)
     sizes = start if lanes else _with_solved_lanes(layout, start, memory, groups)
     sizes = _most_slots(layout, sizes, memory)
-    return sizes, project(layout, sizes, budget_bytes=memory, rho=rho)
+    if _larger_pages_bytes(layout, sizes):
+        sizes = _within_larger_pages(layout, sizes, least, memory)
+    projection = project(layout, sizes, budget_bytes=memory, rho=rho)
+    _check_fits(projection, with_fewer)
+    return sizes, projection
+
+
+def _check_fits(needed: LoaderProjection, with_fewer: bool) -> None:
+    if needed.total_bytes > needed.budget_bytes:
+        raise BudgetError(
+            f"memory is {format_bytes(needed.budget_bytes)}, and the smallest that works is "
+            f"{format_bytes(needed.total_bytes)}",
+            why=f"The least the loader owns: {needed}",
+            fix=Fix(Argument("memory", n_bytes=needed.total_bytes), ", or fewer lanes" if with_fewer else None),
+        )
+
+
+def _within_larger_pages(layout: Layout, sizes: LoaderSizes, least: LoaderSizes, memory: int) -> LoaderSizes:
+    """Make room for what larger pages take: out of the reserve, then of the kept blocks, then of all but the lanes."""
+    tight = replace(sizes, reserve_bytes=max(0, sizes.reserve_bytes - _larger_pages_bytes(layout, sizes)))
+    over = project(layout, tight, budget_bytes=memory).total_bytes - memory
+    fewer = replace(tight, slots=max(tight.working_slots, tight.slots - max(0, -(-over // layout.block_bytes))))
+    if project(layout, fewer, budget_bytes=memory).total_bytes <= memory:
+        return fewer
+    return _with_slots(layout, replace(least, lanes=sizes.lanes, groups=sizes.groups))
 
 
 def _least(layout: Layout, batch_size: int, lanes: int | None, groups: int | None, *, shuffle: bool) -> LoaderSizes:
@@ -358,5 +378,12 @@ def _most_slots(layout: Layout, sizes: LoaderSizes, memory: int) -> LoaderSizes:
     return replace(sizes, slots=min(layout.n_blocks, sizes.slots + more))
 
 
-def _pages(n_bytes: int) -> int:
-    return -(-n_bytes // PAGE_BYTES) * PAGE_BYTES
+def _pages(n_bytes: int, page_bytes: int = PAGE_BYTES) -> int:
+    return -(-n_bytes // page_bytes) * page_bytes
+
+
+def _larger_pages_bytes(layout: Layout, sizes: LoaderSizes) -> int:
+    """Count what the mappings of slots and spans take beyond their 4 KiB pages where the system's are larger."""
+    n_rows = [sizes.slots * layout.block_rows, *[sizes.span_samples(layout.n_samples)] * sizes.spans]
+    mapped = [n * field.row_bytes for n in n_rows for field in layout.fields]
+    return sum(_pages(n_bytes, mmap.PAGESIZE) - _pages(n_bytes) for n_bytes in mapped)

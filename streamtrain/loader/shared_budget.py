@@ -6,6 +6,7 @@ the measured memory of the model, its gradients, the optimizer's state and a ste
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from streamtrain.errors import Argument, BudgetError, Fix
 from streamtrain.loader.budget import solve
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.store.dataset import Dataset
-from streamtrain.store.layout import PAGE_BYTES
 from streamtrain.system.memory import MemoryMeter, at_most, held_bytes, memory_limit
 from streamtrain.system.units import format_bytes, megabytes, parse_bytes
 
@@ -133,7 +133,7 @@ def check_memory_options(memory: str | int | None, max_memory: str | None) -> No
         n_bytes = parse_bytes(value, name=name)
         limit = memory_limit()
         # The kernel rounds a group's limit down to whole pages.
-        if n_bytes - limit.limit_bytes >= PAGE_BYTES:
+        if n_bytes - limit.limit_bytes >= mmap.PAGESIZE:
             # What the process holds already is part of its own budget, and of no loader's.
             there = min(limit.limit_bytes, limit.free_bytes + held_bytes())
             raise BudgetError(

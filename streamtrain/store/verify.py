@@ -272,7 +272,7 @@ def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:
         elif destination_state(path) == "committed":
             for temporary in temporaries(path):
                 with translate_os_errors("remove", temporary):
-                    files.system.unlink(temporary)
+                    files.unlink(temporary)
     return found
 
 

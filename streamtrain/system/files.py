@@ -3,6 +3,12 @@
 Every file is written under a hidden temporary name beside its target, flushed to the disk and renamed, and the
 directory is flushed; so a crash at any instant leaves the old file or the new one. Writers take a `Files`; a test
 passes one with another `Syscalls` to make any call fail or stop. A failed flush is never retried.
+
+Over NFS a call that changes names may be answered as if it had failed though it was done:
+
+1. The server renames a file, and its answer is lost.
+2. The client asks again, and the server finds nothing under the old name: ENOENT. After mkdir or link it is EEXIST.
+3. So such an answer is held against what is there (rename(2), link(2) and mkdir(2) name this fault).
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +107,10 @@ class FileWriter:
             # Never retried: after a failed fsync the kernel may drop the pages and report success next time.
             with translate_os_errors("flush", self._path):
                 self._system.fsync(self._fd)
+            status = os.fstat(self._fd)
             self._close()
             with translate_os_errors("rename", self._path):
-                self._system.rename(self._temporary, self._path)
+                _rename(self._system, self._temporary, self._path, status)
                 if flush_folder:
                     with_room(lambda: self._system.fsync_dir(self._path.parent))
         except BaseException:
@@ -163,7 +170,7 @@ class Files:
         """Create a directory that must not exist yet, and missing parents; ``flush_folder`` as in `finish`."""
         self.ensure_dir(path.parent, flush_folder=flush_folder)
         with translate_os_errors("create directory", path):
-            self.system.mkdir(path)
+            self.mkdir(path)
             try:
                 if flush_folder:
                     with_room(lambda: self.system.fsync_dir(path.parent))
@@ -171,6 +178,21 @@ class Files:
                 with suppress(OSError):
                     self.system.rmdir(path)
                 raise
+
+    def mkdir(self, path: Path) -> None:
+        """Create a directory that must not exist yet; an empty one is taken for ours, whose answer was lost."""
+        with _answered(FileExistsError, lambda: is_folder(path) and not SYSTEM.names(path)):
+            self.system.mkdir(path)
+
+    def rmdir(self, path: Path) -> None:
+        """Remove an empty directory, if it is there."""
+        with suppress(FileNotFoundError):
+            self.system.rmdir(path)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file, if it is there."""
+        with suppress(FileNotFoundError):
+            self.system.unlink(path)
 
     def ensure_dir(self, path: Path, *, flush_folder: bool = True) -> None:
         """Create a directory and its missing parents, unless it exists already; see `make_dir`."""
@@ -200,7 +222,7 @@ class Files:
     def rename(self, old: Path, new: Path) -> None:
         """Rename a file or a directory inside its directory, durably."""
         with translate_os_errors("rename", new):
-            self.system.rename(old, new)
+            _rename(self.system, old, new, SYSTEM.stat(old, follow=False))
             with_room(lambda: self.system.fsync_dir(new.parent))
 
     def exchange(self, one: Path, other: Path) -> bool:
@@ -222,7 +244,8 @@ class Files:
         """
         with translate_os_errors("link", new):
             try:
-                self.system.link(old, new)
+                with _answered(FileExistsError, lambda: os.path.samestat(SYSTEM.stat(old), SYSTEM.stat(new))):
+                    self.system.link(old, new)
             except OSError as error:
                 if error.errno in _NO_LINKS:
                     return False
@@ -238,7 +261,7 @@ class Files:
     def remove(self, path: Path) -> None:
         """Remove a file, durably."""
         with translate_os_errors("remove", path):
-            self.system.unlink(path)
+            self.unlink(path)
             with_room(lambda: self.system.fsync_dir(path.parent))
 
     def remove_tree(self, path: Path) -> None:
@@ -247,8 +270,29 @@ class Files:
             if entry.is_dir() and not entry.is_symlink():
                 self.remove_tree(entry)
             else:
-                self.system.unlink(entry)
-        self.system.rmdir(path)
+                self.unlink(entry)
+        self.rmdir(path)
+
+
+@contextmanager
+def _answered(refusal: type[OSError], is_done: Callable[[], bool]) -> Iterator[None]:
+    """Make a call that changes names; where its first answer was lost, the second refuses what is done already."""
+    try:
+        yield
+    except refusal:
+        if not is_done():
+            raise
+
+
+def _rename(system: Syscalls, old: Path, new: Path, status: os.stat_result) -> None:
+    """Rename what has this status."""
+
+    def is_done() -> bool:
+        found = status_of(new)
+        return found is not None and os.path.samestat(found, status)
+
+    with _answered(FileNotFoundError, is_done):
+        system.rename(old, new)
 
 
 def existing_parent(path: Path) -> Path:

@@ -2,8 +2,8 @@
 
 *Limits.* A control group (version 1 or 2) limits a container or a batch job, and the kernel kills a process that
 exceeds it, however much RAM the machine has. Every group from the process's own up to the root counts, and the smallest
-limit holds. Clean file pages do not count as used: the kernel reclaims them when others need the memory. A limit of
-the process itself (``ulimit``) is one more.
+limit holds. Clean file pages do not count as used: the kernel reclaims them when others need the memory; ZFS does the
+same with its own cache, down to a least size. A limit of the process itself (``ulimit``) is one more.
 
 *Meter.* The peak is that of anonymous memory, private and shared (Python's ``mmap(-1, n)`` is shared), and of pinned
 and CUDA memory held by torch. Resident pages of files are left out where the system counts them apart (Linux).
@@ -14,8 +14,8 @@ ones that stay, and the heap grows. Fixed limits return large tensors at once; h
 of mapping them anew.
 
 Sources: the kernel's ``cgroup-v2.rst`` (memory.max, memory.high, memory.stat, cpu.max), ``cgroup-v1/memory.rst`` and
-``sched-bwc.rst``; getrlimit(2),
-mallopt(3), malloc_trim(3), and torch's ``c10/core/impl/alloc_cpu.cpp``.
+``sched-bwc.rst``; getrlimit(2), mallopt(3), malloc_trim(3), proc_pid_mountinfo(5), and torch's
+``c10/core/impl/alloc_cpu.cpp``; OpenZFS's ``arc.c`` (arcstats: size, c_min).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import gc
 import math
 import os
 import re
+import resource
 import sys
 import threading
 from collections.abc import Iterator
@@ -36,9 +37,6 @@ import psutil
 
 from streamtrain.errors import Argument, BudgetError, Fix
 from streamtrain.system.units import format_bytes
-
-if sys.platform != "win32":
-    import resource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +78,8 @@ class MemoryLimit:
 def memory_limit(root: Path = _ROOT) -> MemoryLimit:
     """Return the tightest limit on this process, read anew at every call, since groups may shrink."""
     ram = psutil.virtual_memory()
-    limits = [MemoryLimit(limit_bytes=ram.total, free_bytes=min(ram.available, ram.total), source="RAM")]
+    available = min(ram.available + _zfs_cache_bytes(root), ram.total)
+    limits = [MemoryLimit(limit_bytes=ram.total, free_bytes=available, source="RAM")]
     for folder in control_groups("memory", root):
         limits += _limits_at(folder)
     limits += _limits_of_process()
@@ -89,6 +88,22 @@ def memory_limit(root: Path = _ROOT) -> MemoryLimit:
     return MemoryLimit(
         limit_bytes=limit.limit_bytes, free_bytes=min(each.free_bytes for each in limits), source=limit.source
     )
+
+
+def _zfs_cache_bytes(root: Path) -> int:
+    """Read what ZFS gives back of its cache, which the system does not count as available."""
+    lines = map(str.split, _read(root / "proc/spl/kstat/zfs/arcstats").splitlines())
+    stats = {words[0]: int(words[2]) for words in lines if len(words) == 3 and words[2].isdecimal()}
+    return max(0, stats.get("size", 0) - stats.get("c_min", 0))
+
+
+def is_in_memory(folder: Path, root: Path = _ROOT) -> bool:
+    """Say whether files in a folder are held in memory (tmpfs), where the system tells."""
+    device = folder.stat().st_dev
+    here = f"{os.major(device)}:{os.minor(device)}"
+    mounts = [line.split(" ") for line in _read(root / "proc/self/mountinfo").splitlines()]
+    kinds = (words[words.index("-") + 1] for words in mounts if words[2:3] == [here] and "-" in words[:-1])
+    return next(kinds, "") in ("tmpfs", "ramfs")
 
 
 def require_memory(n_bytes: int, *, held: bool = False) -> None:
@@ -181,8 +196,6 @@ def _cached_bytes(folder: Path) -> int:
 
 def _limits_of_process() -> Iterator[MemoryLimit]:
     """Read the limits of the process itself: those of ``ulimit -v`` and ``-d``, which batch systems also set."""
-    if sys.platform == "win32":
-        return
     held = psutil.Process().memory_info()
     for name, option, used in (("AS", "v", held.vms), ("DATA", "d", getattr(held, "data", held.vms))):
         limit, _ = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))

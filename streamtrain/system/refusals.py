@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,10 +51,6 @@ def with_room(opening: Callable[[], T]) -> T:
 
 def most_open_files() -> int | None:
     """Return how many files this process may have open; None where that is not limited, or not known."""
-    try:
-        import resource  # which Windows lacks
-    except ImportError:
-        return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
 
@@ -154,8 +151,6 @@ def _open_files_explained() -> tuple[str | None, str]:
     soft = most_open_files()
     if soft is None:
         return None, "close some of the process's files"
-    import resource
-
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(_USUAL_OPEN_FILES, 2 * soft)
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -166,14 +161,8 @@ def _open_files_explained() -> tuple[str | None, str]:
 
 
 def _file_size_explained() -> tuple[str, str]:
-    try:
-        import resource  # which Windows lacks
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        is_limited = soft != resource.RLIM_INFINITY
-    except ImportError:
-        is_limited = False
-    if not is_limited:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if soft == resource.RLIM_INFINITY:
         return "The file system takes no file of that size", "choose another disk"
     why = f"This process may write files of {format_bytes(soft)} (RLIMIT_FSIZE)"
     if hard != soft:

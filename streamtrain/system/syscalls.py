@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import sys
 from collections.abc import Sequence
@@ -19,10 +20,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
-if sys.platform != "win32":
-    import fcntl
-
-_FLUSHES_DIRECTORIES: Final = os.name == "posix"
 _NO_SUCH_CALL: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY})
 _NOT_FLUSHED: Final = _NO_SUCH_CALL | {errno.EBADF}
 _NOT_OPENED: Final = frozenset({errno.EACCES, errno.EISDIR, errno.ENOSYS})
@@ -35,7 +32,7 @@ class Syscalls:
 
     def open_file(self, path: str | os.PathLike[str], flags: int = 0) -> int:
         """Open a file for reading."""
-        return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | flags)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
 
     def stream(self, fd: int, buffering: int) -> BinaryIO:
         """Make an open file one that is read in order, and closed with it."""
@@ -55,11 +52,11 @@ class Syscalls:
 
     def open(self, path: Path) -> int:
         """Create a file that must not exist yet, for writing."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def append(self, path: Path) -> int:
         """Open a file that exists, for writing at its end."""
-        return os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+        return os.open(path, os.O_WRONLY | os.O_APPEND)
 
     def truncate(self, path: Path, n_bytes: int) -> None:
         """Cut a file to a length."""
@@ -67,7 +64,7 @@ class Syscalls:
 
     def writev(self, fd: int, buffers: Sequence[Buffer]) -> int:
         """Write some of the buffers' bytes, in order; return how many."""
-        return os.writev(fd, buffers) if hasattr(os, "writev") else os.write(fd, buffers[0])
+        return os.writev(fd, buffers)
 
     def fsync(self, fd: int) -> None:
         """Flush a file to the disk, through the drive's own cache."""
@@ -83,8 +80,6 @@ class Syscalls:
 
     def fsync_dir(self, path: Path) -> None:
         """Flush a directory's entries to the disk, where the platform and the file system can."""
-        if not _FLUSHES_DIRECTORIES:
-            return
         try:
             fd = os.open(path, os.O_RDONLY)
         except OSError as error:

@@ -166,7 +166,7 @@ def _outlived(run: Path, n_batches: int) -> list[Path]:
 def _remove(files: Files, folder: Path) -> None:
     # The manifest first: if the rest cannot be removed, what is left is not a checkpoint.
     if is_there(folder / _MANIFEST):
-        files.system.unlink(folder / _MANIFEST)
+        files.unlink(folder / _MANIFEST)
     files.remove_tree(folder)
 
 

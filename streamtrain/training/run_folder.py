@@ -311,15 +311,15 @@ def _try_folder(folder: Path, path: Path) -> bool:
     for part in (*inside.parts, str(folder / inside)):
         with translate_os_errors("create directory", path), suppress(FileNotFoundError, PermissionError):
             (folder / part).lstat()
-    probe, system = temporary_beside(folder / CHECKPOINTS), Files().system
+    probe, files = temporary_beside(folder / CHECKPOINTS), Files()
     with translate_os_errors("create directory", path):
         try:
-            system.mkdir(probe)
+            files.mkdir(probe)
         except FileNotFoundError:
             if folder.exists():
                 raise
             return False
-        system.rmdir(probe)
+        files.rmdir(probe)
     return True
 
 

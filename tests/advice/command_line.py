@@ -308,8 +308,8 @@ def schedules(w: World) -> None:
 
 
 @world(
-    "loader/budget.py:solve: memory={}",
-    "loader/budget.py:solve: memory={}, or fewer lanes",
+    "loader/budget.py:_check_fits: memory={}",
+    "loader/budget.py:_check_fits: memory={}, or fewer lanes",
     "system/arguments.py:check_batch_size: batch_size=256, say",
     "system/arguments.py:check_batch_size: batch_size={}, or drop_last=False",
     "loader/budget.py:solve: lanes=64, say",

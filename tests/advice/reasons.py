@@ -14,6 +14,10 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "needs a run's folder that goes while it is trained": (
         "training/run_folder.py:RunFolder._check_still_there: another checkpoint=",
     ),
+    "needs a dataset of half the memory": ("ingestion/request.py:warning_of_memory: a folder on a disk",),
+    "needs NFS and another user; followed in `test_lock.py`": (
+        "store/writing/lock.py:_flock: delete it if nobody writes there",
+    ),
     "installs a package": (
         "diagnostics/profile_charts.py:check_can_draw: pip install 'streamtrain[plot]', or png=False",
         "ingestion/sources/tables/arrow.py:arrow: pip install 'streamtrain[arrow]'",

@@ -11,6 +11,8 @@ Why nobody can hold a file that has lost its name:
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import platform
@@ -72,13 +74,13 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 def check_unlocked(path: Path) -> None:
     """Refuse a dataset that somebody is writing, without locking it."""
-    with _of_dead_writer(lock_path(path)):
+    with _of_dead_writer(lock_path(path), fcntl.LOCK_SH):
         pass
 
 
 def check_folder_unlocked(folder: Path) -> None:
     """Refuse a folder that somebody is writing, without locking it."""
-    with _of_dead_writer(folder / FOLDER_LOCK):
+    with _of_dead_writer(folder / FOLDER_LOCK, fcntl.LOCK_SH):
         pass
 
 
@@ -119,9 +121,9 @@ def _take(lock: Path, files: Files) -> int | None:
         files.ensure_dir(lock.parent)
         return None
     except FileExistsError:
-        with _of_dead_writer(lock) as found:
+        with _of_dead_writer(lock, fcntl.LOCK_EX) as found:
             if found is not None and _is_same(lock, found):
-                files.system.unlink(lock)
+                files.unlink(lock)
         return None
     try:
         # Until it is locked, others take it for a dead writer's; from then on they can read whose it is.
@@ -158,10 +160,13 @@ def _release(lock: Path, fd: int, files: Files) -> None:
 
 
 @contextmanager
-def _of_dead_writer(lock: Path) -> Iterator[int | None]:
-    """Hold the lock file that a dead writer left, None where there is none; refuse a living writer's."""
+def _of_dead_writer(lock: Path, kind: int) -> Iterator[int | None]:
+    """Hold the lock file that a dead writer left, None where there is none; refuse a living writer's.
+
+    Who only looks shares the lock, for which any file system asks no more than reading.
+    """
     try:
-        # NFS needs writing for a lock; another user's file can be locked without, elsewhere.
+        # NFS needs writing for a lock of one's own; another user's file can be locked without, elsewhere.
         flags = os.O_RDWR if os.access(lock, os.W_OK) else os.O_RDONLY
         flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         fd = with_room(lambda: SYSTEM.open_file(lock, flags))
@@ -176,7 +181,7 @@ def _of_dead_writer(lock: Path) -> Iterator[int | None]:
     try:
         # Whoever only looks needs no longer, nor does a writer to give its name.
         for _ in range(_POLLS):
-            if _flock(lock, fd):
+            if _flock(lock, fd, kind):
                 break
             time.sleep(_POLL_SECONDS)
         else:
@@ -195,16 +200,17 @@ def _owner(fd: int) -> str:
         return "pid ? on host ?"
 
 
-def _flock(lock: Path, fd: int) -> bool:
+def _flock(lock: Path, fd: int, kind: int = fcntl.LOCK_EX) -> bool:
     """Get the kernel's lock on an open file; False where somebody else has it."""
     try:
-        import fcntl  # which Windows lacks
-
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except (ImportError, OSError) as error:
-        what = f"cannot lock: {getattr(error, 'strerror', error)}; without locks two processes could write at once"
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            what = "the lock file is another user's, and this file system locks only what one may write"
+            raise LockedError(what, where=str(lock), fix="delete it if nobody writes there") from error
+        what = f"cannot lock: {error.strerror}; without locks two processes could write at once"
         fix = "write to a disk with file locks (flock), such as a local one, and copy what was written from there"
         raise ResourceError(what, where=str(lock), fix=fix) from error
     return True

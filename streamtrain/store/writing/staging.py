@@ -327,12 +327,12 @@ def remove_dataset(folder: Path, files: Files) -> None:
         # Then the journal: nobody resumes from shards that are going.
         for name in (zarr_metadata.ROOT, JOURNAL):
             if status_of(folder / name):
-                files.system.unlink(folder / name)
+                files.unlink(folder / name)
         folder = _set_aside(folder, files)
         # The private folder marks the rest as ours and not the user's, and goes last.
         for entry in [folder / name for name in names_in(folder)]:
             if entry.name != zarr_metadata.PRIVATE:
-                files.remove_tree(entry) if entry.is_dir() else files.system.unlink(entry)
+                files.remove_tree(entry) if entry.is_dir() else files.unlink(entry)
         files.remove_tree(folder)
 
 
@@ -390,7 +390,7 @@ def remove_unfinished_files(folder: Path, layout: Layout, kept: frozenset[str], 
             key = (Path(parent).relative_to(folder) / name).as_posix()
             if key not in kept and key not in foreign and key != JOURNAL:
                 with translate_os_errors("remove", folder / key):
-                    files.system.unlink(folder / key)
+                    files.unlink(folder / key)
 
 
 def set_aside(path: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import streamtrain
+from scripts.faults.stand_ins import lock_by_range
 from streamtrain.errors import LockedError, ResourceError
 from streamtrain.store.writing import lock
 from streamtrain.store.writing.lock import (
@@ -29,8 +31,6 @@ from streamtrain.store.writing.lock import (
 )
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import Syscalls
-
-fcntl = pytest.importorskip("fcntl")
 
 HOLD = """
 import sys, time
@@ -229,11 +229,30 @@ def test_a_file_system_without_locks_is_refused_with_a_way_out(
         check_unlocked(tmp_path / "d")
 
 
-def test_a_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    with pytest.raises(ResourceError, match=r"cannot lock: .*fcntl.*Fix: .*flock"), _lock(tmp_path / "d"):
+def test_a_lock_of_another_user_is_not_taken_over_where_locking_takes_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS: looking is possible, and a writer is told what to do."""
+    monkeypatch.setattr(fcntl, "flock", lock_by_range)
+    monkeypatch.setattr(lock.os, "access", lambda path, mode: False)
+    lock_path(tmp_path / "d").write_text("{}")
+    check_unlocked(tmp_path / "d")
+    with (
+        pytest.raises(LockedError, match=r"another user's.*Fix: delete it if nobody writes there"),
+        _lock(tmp_path / "d"),
+    ):
         pass
-    assert not list(tmp_path.iterdir())
+    assert lock_path(tmp_path / "d").read_text() == "{}"
+
+
+def test_any_number_may_look_at_once(tmp_path: Path) -> None:
+    lock_path(tmp_path / "d").write_text("{}")
+    with lock_path(tmp_path / "d").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        check_unlocked(tmp_path / "d")
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(LockedError):
+            check_unlocked(tmp_path / "d")
 
 
 class FullDisk(Syscalls):
