@@ -206,3 +206,18 @@ def stored_facts(dataset: Dataset) -> dict[str, Any]:
         "shards": layout.n_shards * len(layout.fields),
         "classes": dict(enumerate(dataset.classes)) if dataset.classes else None,
     }
+
+
+def task_facts(dataset: Dataset) -> dict[str, object] | None:
+    """Return the task of a dataset's labels and what it follows from, for ``--json``."""
+    task = dataset.label_task()
+    return None if task is None else task.named()
+
+
+def label_text(dataset: Dataset) -> str:
+    """Say which task a dataset's labels are of, with the way out; nothing of a dataset without labels."""
+    # Loads NumPy, which help does without.
+    from streamtrain.store.schema.task import label_line
+
+    task = dataset.label_task()
+    return "" if task is None else as_command_line(label_line(task))
