@@ -241,20 +241,18 @@ def undecided(task: LabelTask, where: str) -> UsageError:
     for way in readings(task.labels):
         ways += [Argument("task", way), ", or "]
     what = told.removesuffix(" Undecided; train asks for ")
-    return UsageError(f"the task is undecided: {what}", where=where, fix=Fix(*ways[:-1]))
+    return UsageError(f"the task is undecided: {what.removesuffix('?')}", where=where, fix=Fix(*ways[:-1]))
 
 
 def check_told(labels: Labels, task: TaskName, where: str) -> None:
     """Refuse a task that labels cannot be of."""
     if (misfit := _misfit(labels, task)) is None:
         return
-    fits = readings(labels)
-    ways = [Argument("task", way) for way in fits]
     raise UsageError(
         f"{task} of {labels.name}, which holds {describe_labels(labels)}",
         where=where,
         why=misfit,
-        fix=Fix(ways[0]) if ways else "name another target",
+        fix=Fix(Argument("task", readings(labels)[0])),
     )
 
 
@@ -274,7 +272,7 @@ def _misfit(labels: Labels, task: TaskName) -> str | None:
         return _FRACTIONS
     if labels.values is None and labels.min is not None and labels.kind != "f":
         return f"There can be {MOST_VALUES:,} classes, and there are more values"
-    if not labels.is_column and labels.max is not None and labels.max >= MOST_VALUES:
+    if labels.kind != "f" and not labels.is_column and labels.max is not None and labels.max >= MOST_VALUES:
         return f"Classes are numbered from 0 to {MOST_VALUES - 1:,}"
     return None
 

@@ -106,7 +106,7 @@ def test_a_task_that_labels_cannot_be_of_is_refused(labels: Labels, task: Any, w
 def test_what_is_undecided_names_both_ways() -> None:
     error = undecided(task_of(whole(range(3, 10))), "d.zarr")
     assert as_command_line(error.fix or "") == "--task classification, or --task regression"
-    assert "7 whole numbers from 3 to 9: classes or a quantity?" in error.what
+    assert "7 whole numbers from 3 to 9: classes or a quantity" in error.what
 
 
 def column(folder: Path, values: Any, **given: Any) -> st.Dataset:
