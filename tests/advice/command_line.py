@@ -110,7 +110,7 @@ def a_target_of_small_integers(w: World) -> None:
     w.works("ingest f.npz d.zarr --fields x=x,y=t --overwrite")
     w.works(TRAIN)
     w.works("ingest g.npz d.zarr --overwrite")
-    w.works(f"{TRAIN} --target t")
+    w.works(f"{TRAIN} --target t --task regression")
 
 
 @world(f"{_COMPATIBILITY}_check_labels: divide the samples so that every class is in both, or leave those out")

@@ -73,3 +73,9 @@ def an_ignored_label_that_is_a_class(w: World) -> None:
 def a_task_that_labels_cannot_be_of(w: World) -> None:
     w.dataset(y=Y * 1.5)
     w.typed(f"{_TRAIN} --task classification")
+
+
+@world(f"{_READING}settled: loss='cross_entropy'")
+def a_loss_for_two_classes(w: World) -> None:
+    w.dataset()
+    w.typed(f"{_TRAIN} --loss bce_with_logits")

@@ -14,7 +14,15 @@ from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.columns import TARGET
-from streamtrain.store.schema.task import LabelTask, TaskName, check_task, check_told, undecided
+from streamtrain.store.schema.task import (
+    Labels,
+    LabelTask,
+    TaskName,
+    check_task,
+    check_told,
+    describe_labels,
+    undecided,
+)
 
 DEFAULT_LOSSES: Final[dict[TaskName, str]] = {
     "classification": "cross_entropy",
@@ -125,7 +133,18 @@ def settled(
     if told is not None and told not in fitting:
         fix = Fix(Argument("loss", DEFAULT_LOSSES[told]), ", or ", Argument("task", fitting[0]))
         raise UsageError(f"loss {resolved.name} is one of {' or '.join(fitting)}, and the task {told}", fix=fix)
-    return resolved, told or (found.name if found.name in fitting else fitting[0])
+    name = told or (found.name if found.name in fitting else fitting[0])
+    if name == "regression":
+        check_told(found.labels, name, where)
+    if resolved.kind == "logits" and name == "classification" and not _are_two(found.labels):
+        what = f"loss {resolved.name} of {describe_labels(found.labels)}"
+        why = "One output tells two classes apart, numbered 0 and 1"
+        raise UsageError(what, where=where, why=why, fix=Fix(Argument("loss", "cross_entropy")))
+    return resolved, name
+
+
+def _are_two(labels: Labels) -> bool:
+    return not labels.shape and labels.values is not None and set(labels.values) <= {0, 1}
 
 
 def _by_task(found: LabelTask | None, told: TaskName | None, where: str) -> tuple[Loss, TaskName]:

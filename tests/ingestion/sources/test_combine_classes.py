@@ -53,7 +53,7 @@ def test_a_label_far_down_is_named_by_its_file_and_row(tmp_path: Path) -> None:
 def test_a_negative_label_is_stored_as_it_comes(labels: Any, tmp_path: Path) -> None:
     dataset = streamtrain.ingest({"x": X[:3], "y": labels}, tmp_path / "d.zarr")
     assert dataset[:]["y"].tolist() == labels.tolist()
-    with pytest.raises(InputError, match=rf"row 2: label {labels[2]} is none of the 2 classes 0 to 1"):
+    with pytest.raises(InputError, match=rf"row 2 of the arrays: label {labels[2]} is none of the 2 classes 0 to 1"):
         streamtrain.ingest({"x": X[:3], "y": labels}, tmp_path / "e.zarr", classes=2)
 
 
