@@ -248,8 +248,10 @@ def _parse_fields(chosen: object) -> dict[str, str]:
 def parse_classes(classes: int | Sequence[str] | None) -> Classes | Literal["auto"] | None:
     """Check a number of classes, or their names; with ``"auto"`` they are the values of the labels."""
     fix = Fix(Argument("classes", 10), ", or ", Argument("classes", ["cat", "dog"]), ", say")
-    if classes is None or classes == AUTO:
-        return AUTO if classes else None
+    if classes is None:
+        return None
+    if isinstance(classes, str) and classes == AUTO:
+        return AUTO
     if is_int(classes):
         return _counted(classes, classes, fix)
     if not isinstance(classes, list | tuple) or not all(isinstance(name, str) and name for name in classes):

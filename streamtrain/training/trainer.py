@@ -35,6 +35,7 @@ from streamtrain.training.batch_stream import (
     Rows,
     SmallBatch,
     StreamDataset,
+    check_is_stream,
     check_stream,
     every_sample,
     in_stored_order,
@@ -411,6 +412,7 @@ class Trainer(OfOneProcess):
         if isinstance(loader, Dataset):
             with StreamLoader(loader, shuffle=False, device=self.device) as whole:
                 return self.evaluate(whole)
+        check_is_stream(loader)
         self._read_labels(loader.dataset)
         self._schema.check(loader, self._epoch_loop.fields)
         with every_sample(loader) as stream:
