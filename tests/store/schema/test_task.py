@@ -150,7 +150,7 @@ def test_a_told_task_is_kept(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="that of the dataset 'classification'"):
         column(tmp_path, ROWS % 7, task="regression", append=True)
     with pytest.raises(UnknownName, match="unknown task"):
-        column(tmp_path, ROWS, task="regresion")
+        column(tmp_path, ROWS, task="quantity")
 
 
 @pytest.mark.parametrize(
