@@ -12,7 +12,7 @@ import click
 
 from streamtrain.cli.compatibility import check_alike, chosen_target, input_shape, n_outputs
 from streamtrain.cli.options import FIELD_OPTIONS, parse_names, set_threads
-from streamtrain.cli.output import as_command_line, emit, json_option, note, print_text
+from streamtrain.cli.output import as_command_line, emit, json_option, label_text, note, print_text
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import (
     format_metric,
@@ -64,7 +64,8 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
 @click.option("--epochs", type=int, help="Epochs of each run; 3, unless --seconds is given.")
 @click.option("--seconds", type=float, help="Training time of each run; the epoch rule ends the pass it is in.")
 @click.option("--val", type=_path, help="A dataset to measure on after every epoch as well.")
-@click.option("--loss", help="cross_entropy (default for class labels), mse (default for floats), ...; as for train.")
+@click.option("--loss", help="cross_entropy, bce_with_logits, mse, ...; by default that of the task; as for train.")
+@click.option("--task", help="classification, multilabel or regression; as for train.")
 @click.option(
     "--lr",
     callback=_parse_rates,
@@ -107,6 +108,7 @@ def _compare(
     target: str,
     val: Path | None,
     loss: str | None,
+    task: str | None,
     normalize: str,
     threads: int | None,
     out: Path,
@@ -132,12 +134,11 @@ def _compare(
     if val_dataset is not None:
         check_alike(dataset, val_dataset, fields=(*inputs, target))
     shape = input_shape(dataset, inputs, model)
-    y, named = chosen_target(dataset, target, loss)
+    y, named, _, of = chosen_target(dataset, target, loss, task)
     width = n_outputs(dataset, named, y)
     first = build_model(model, input_shape=shape, n_outputs=width, seed=setting.seed)
-    say(f"data    {dest}: {len(dataset):,} samples")
-    say(f"model   {model}, {n_parameters(first):,} weights, {named.name}")
-    say(_line(_HEAD))
+    heads = [f"data    {dest}: {len(dataset):,} samples", f"label   {label_text(dataset, target, of)}"]
+    say(Lines.of([*heads, f"model   {model}, {n_parameters(first):,} weights, {named.name}", _line(_HEAD)]))
     if setting.max_memory is not None:
         hold_drawing_memory()
     with unnamed_was_told():
@@ -146,6 +147,7 @@ def _compare(
             dataset,
             **{each.name: getattr(setting, each.name) for each in fields(setting)},
             loss=named,
+            task=of,
             val=val_dataset,
             inputs=inputs,
             target=target,

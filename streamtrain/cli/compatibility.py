@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-import torch
 
 from streamtrain.cli.output import note
 from streamtrain.errors import Argument, Fix, InputError, UsageError, unknown_name
 from streamtrain.models.factory import is_file_model
-from streamtrain.models.losses import IGNORED, Loss, default_loss, resolve_loss
+from streamtrain.models.losses import IGNORED, Loss
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, TARGET, column_lists
 from streamtrain.store.schema.matching import check_same_meaning, listed
+from streamtrain.store.schema.task import TaskName
 from streamtrain.store.statistics import MOST_VALUES
 from streamtrain.training.batch_stream import class_counts
+from streamtrain.training.labels.reading import LabelReading, label_reading, settled
 
 _N_SHOWN: Final = 5
 _FEW_LANES: Final = 16
@@ -47,16 +48,19 @@ def input_shape(dataset: Dataset, names: tuple[str, ...], model: str) -> tuple[i
     return shapes[0]
 
 
-def chosen_target(dataset: Dataset, name: str, loss: str | None) -> tuple[Field, Loss]:
-    """Return the field to learn and its loss, given or by default; refuse a target that no loss fits."""
+def chosen_target(
+    dataset: Dataset, name: str, loss: str | None, task: str | None
+) -> tuple[Field, Loss, LabelReading, TaskName | None]:
+    """Return the field to learn, its loss, how its labels are read, and as what; refuse a target that no loss fits."""
     y = find_field(dataset, name)
-    if y.dtype.kind in "biu" and y.dtype != np.int64 and loss is None:
+    if y.dtype.kind in "biu" and y.dtype != np.int64 and loss is None and len(y.shape) != 1:
         raise UsageError(
             f"no loss fits the target {name}, which is {y.dtype.name}, by default",
             where=str(dataset.path),
             fix=f"ingest it as y, which makes class labels of it: --fields x=...,y={name}; or as a float",
         )
-    return y, resolve_loss(loss or default_loss(torch.from_numpy(np.empty(0, y.dtype)).dtype))
+    resolved, of = settled(dataset, name, loss, task)
+    return y, resolved, label_reading(dataset, name, resolved, of), of
 
 
 def check_alike(

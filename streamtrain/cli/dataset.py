@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from streamtrain.cli.output import command_line, emit, json_option, stored_facts
+from streamtrain.cli.output import command_line, emit, json_option, label_text, stored_facts, task_facts
 from streamtrain.errors import DamagedBlock, DatasetError, Lines
 from streamtrain.system.units import format_bytes, format_duration
 
@@ -37,6 +37,7 @@ def _info_result(dataset: Dataset) -> dict[str, Any]:
         "n_classes": dataset.n_classes,
         "histogram": _counts(dataset.label_histogram),
         "rho": dataset.rho,
+        "task": task_facts(dataset),
         "sources": dataset.manifest.sources,
     }
 
@@ -73,6 +74,7 @@ def _info_text(dataset: Dataset) -> str:
         "blocks": f"{layout.n_blocks:,} of {layout.block_rows:,} samples, {format_bytes(layout.block_bytes)}",
         "shards": f"{layout.n_shards * len(layout.fields):,} files, {layout.shard_blocks:,} blocks each",
         "labels": _labels(dataset),
+        "label": label_text(dataset),
         "sources": "; ".join(str(source.get("path", source.get("format"))) for source in dataset.manifest.sources),
     }
     lines = [f"{name:<8} {value}" for name, value in facts.items() if value]
@@ -83,7 +85,7 @@ def _labels(dataset: Dataset) -> str:
     histogram = dataset.label_histogram
     if histogram is None:
         return ""
-    names = dict(enumerate(dataset.classes or ()))
+    names = dict(enumerate(dataset.manifest.classes or ()))
     pairs = list(zip(histogram.values.tolist(), histogram.counts.tolist(), strict=True))
     shown = [f"{names.get(value, value)} {count:,}" for value, count in pairs[:_CLASSES_SHOWN]]
     more = [f"and {len(pairs) - _CLASSES_SHOWN:,} more"] if len(pairs) > _CLASSES_SHOWN else []

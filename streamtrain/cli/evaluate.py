@@ -19,8 +19,9 @@ from streamtrain.models.normalization import Normalize
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.schema.columns import Schema
 from streamtrain.store.schema.matching import check_same_meaning
-from streamtrain.system.arguments import is_int
+from streamtrain.system.arguments import is_int, is_number
 from streamtrain.training.checkpoint import Checkpoint, load_weights, newest_checkpoint, normalize_states
+from streamtrain.training.labels.reading import reading_of_config
 from streamtrain.training.run_folder import CONFIG, read_config, read_schema
 from streamtrain.training.trainer import Trainer
 
@@ -90,6 +91,7 @@ def _trained(run: Path, config: dict[str, Any], model: str | None, weight: str |
     except (KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise CheckpointError("is not complete", where=str(run / CONFIG), why=why, fix="train again") from error
+    trainer.read_labels(reading_of_config(config))
     load_weights(trainer.model, checkpoint)
     return trainer
 
@@ -124,6 +126,9 @@ _TYPES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "normalize": (lambda value: _is_list(value, _is_text), "a list of texts"),
     "input_shape": (lambda value: _is_list(value, _is_size), "a list of positive integers"),
     "n_outputs": (_is_size, "a positive integer"),
+    "class_values": (lambda value: _is_list(value, is_number), "a list of numbers"),
+    "ignored_label": (lambda value: value is None or is_int(value), "an integer or null"),
+    "labels_as_float": (lambda value: isinstance(value, bool), "true or false"),
 }
 """The values of a run's configuration that are read here: their check, and its name."""
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamtrain.cli.output import emit, json_option, note, stored_facts
+from streamtrain.cli.output import (
+    as_command_line,
+    emit,
+    json_option,
+    label_text,
+    note,
+    stored_facts,
+    task_facts,
+)
 from streamtrain.errors import Lines, UsageError
 from streamtrain.system.units import format_bytes, format_duration
 
@@ -21,7 +29,12 @@ if TYPE_CHECKING:
 @click.option("--labels", metavar="SRC", help="A file whose rows become field y.")
 @click.option("--label-column", metavar="C", help="Tables: the column that becomes field y.")
 @click.option("--columns", metavar="A,B", help="Tables: the columns of field x; all but the label by default.")
-@click.option("--classes", metavar="N|A,B", help="How many classes y holds, or their names; others are refused.")
+@click.option(
+    "--classes",
+    metavar="N|A,B|auto",
+    help="How many classes y holds, or their names; others are refused. auto: the whole numbers there are.",
+)
+@click.option("--task", metavar="TASK", help="classification, multilabel or regression; follows from y by default.")
 @click.option("--fields", metavar="x=A,y=B", help=".npz: the members that become fields x, y, ...; no others are read.")
 @click.option("--dtype", help="Raw binary: the element type.")
 @click.option("--shape", metavar="28,28", help="Raw binary: the shape of one sample.")
@@ -57,11 +70,11 @@ def ingest_command(
         classes=None if classes is None else _parse_classes(classes),
         fields=None if fields is None else _parse_fields(fields),
         shape=None if shape is None else _parse_shape(shape),
-        say=note,
+        say=lambda text: note(as_command_line(text)),
         **options,
     )
     result = _result(dataset, time.perf_counter() - started)
-    emit(as_json, result, _text(result))
+    emit(as_json, result, _text(result, dataset))
 
 
 def _parse_shape(text: str) -> tuple[int, ...]:
@@ -80,7 +93,9 @@ def _parse_fields(text: str) -> dict[str, str]:
     return fields
 
 
-def _parse_classes(text: str) -> int | list[str]:
+def _parse_classes(text: str) -> int | str | list[str]:
+    if text == "auto":
+        return text
     return int(text) if text.removeprefix("-").isdecimal() else text.split(",")
 
 
@@ -88,12 +103,13 @@ def _result(dataset: Dataset, seconds: float) -> dict[str, Any]:
     return {
         **stored_facts(dataset),
         "fields": {field.name: {"dtype": field.dtype.name, "shape": field.shape} for field in dataset.fields},
+        "task": task_facts(dataset),
         "seconds": round(seconds, 3),
         "mb_per_s": round(dataset.nbytes / seconds / 1e6, 1),
     }
 
 
-def _text(result: dict[str, Any]) -> str:
+def _text(result: dict[str, Any], dataset: Dataset) -> str:
     fields = ", ".join(f"{name} {f['dtype']} {f['shape']}" for name, f in result["fields"].items())
     lines = [
         f"{result['dataset']}: {result['samples']:,} samples of {fields}",
@@ -104,4 +120,6 @@ def _text(result: dict[str, Any]) -> str:
     ]
     if result["classes"]:
         lines.append("classes: " + ", ".join(f"{number} = {name}" for number, name in result["classes"].items()))
+    if label := label_text(dataset):
+        lines.append(f"label   {label}")
     return Lines.of(lines)

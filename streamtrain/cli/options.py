@@ -79,7 +79,12 @@ class TrainOptions:
         None, "A dataset to measure on after every epoch; its loader has 1/4 of --memory.", type=_PATH
     )
     loss: str | None = _option(
-        None, "cross_entropy (default for class labels), nll, bce_with_logits, mse (default for floats), l1."
+        None,
+        "cross_entropy (default of classification), nll, bce_with_logits (multilabel), mse (regression), l1, huber, "
+        "poisson.",
+    )
+    task: str | None = _option(
+        None, "How labels are read: classification, multilabel or regression; by default as `info` says."
     )
     update: str = _option("batch", "The update rule: one step per batch, sample or epoch.")
     optimizer: str = _option("adam", "Any of torch.optim by name: sgd, adam, ..., lbfgs; or cg.")

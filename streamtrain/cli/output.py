@@ -20,6 +20,7 @@ from streamtrain.system.units import format_bytes, format_duration, megabytes
 if TYPE_CHECKING:
     from streamtrain.diagnostics.headspace import Headspace
     from streamtrain.store.dataset import Dataset
+    from streamtrain.store.schema.task import TaskName
     from streamtrain.training.metrics import EpochSummary, Metrics, Speed
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
@@ -206,3 +207,20 @@ def stored_facts(dataset: Dataset) -> dict[str, Any]:
         "shards": layout.n_shards * len(layout.fields),
         "classes": dict(enumerate(dataset.classes)) if dataset.classes else None,
     }
+
+
+def task_facts(dataset: Dataset) -> dict[str, object] | None:
+    """Return the task of a dataset's labels and what it follows from, for ``--json``."""
+    task = dataset.label_task()
+    return None if task is None else task.named()
+
+
+def label_text(dataset: Dataset, field: str = "y", told: TaskName | None = None) -> str:
+    """Say which task a dataset's labels are of, with the way out; nothing of a dataset without labels."""
+    # Loads NumPy, which help does without.
+    from streamtrain.store.schema.task import label_line, task_of
+
+    task = dataset.label_task(field)
+    if task is None:
+        return ""
+    return as_command_line(label_line(task if told in (None, task.name) else task_of(task.labels, told)))

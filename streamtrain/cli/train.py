@@ -28,6 +28,7 @@ from streamtrain.cli.output import (
     error_text,
     headspace_line,
     json_option,
+    label_text,
     memory_line,
     note,
     print_text,
@@ -41,6 +42,7 @@ from streamtrain.loader.quarantine import QuarantinedBlock
 from streamtrain.models.factory import build_model, n_parameters
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.schema.matching import unnamed_was_told
+from streamtrain.store.schema.task import TaskName
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.events import Reserved, publish_event
 from streamtrain.system.files import numbered_folder
@@ -48,6 +50,7 @@ from streamtrain.system.memory import held_bytes, limit_heap_growth
 from streamtrain.system.signals import Interrupted
 from streamtrain.system.units import format_bytes, format_rate
 from streamtrain.training.batch_stream import normalize_fields
+from streamtrain.training.labels.reading import reading_config
 from streamtrain.training.metrics import METRIC_NAMES, History, score_name
 from streamtrain.training.run_folder import (
     RunFolder,
@@ -212,10 +215,10 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     val = open_dataset(options.val) if options.val else None
     if val is not None:
         check_alike(dataset, val, options.weight, fields=(*options.inputs, options.target))
-    trainer, about = _make_trainer(options, dataset)
+    trainer, about, task = _make_trainer(options, dataset)
 
     def say_heading() -> None:
-        say(_heading(options, dataset, trainer))
+        say(_heading(options, dataset, trainer, task))
         for doubt in training_warnings(dataset, options.batch_size):
             note(f"warning: {doubt}")
 
@@ -320,10 +323,10 @@ def _with_headspace(
         return replace(trained, interrupt=interrupt)
 
 
-def _make_trainer(options: TrainOptions, dataset: Dataset) -> tuple[Trainer, dict[str, object]]:
+def _make_trainer(options: TrainOptions, dataset: Dataset) -> tuple[Trainer, dict[str, object], TaskName | None]:
     """Make the trainer, and the settings that rebuild its model for the run's configuration."""
     shape = input_shape(dataset, options.inputs, options.model)
-    y, loss = chosen_target(dataset, options.target, options.loss)
+    y, loss, reading, task = chosen_target(dataset, options.target, options.loss, options.task)
     width = n_outputs(dataset, loss, y)
     trainer = Trainer(
         build_model(options.model, input_shape=shape, n_outputs=width, seed=options.seed),
@@ -341,21 +344,21 @@ def _make_trainer(options: TrainOptions, dataset: Dataset) -> tuple[Trainer, dic
         nesterov=options.nesterov or None,
         **{each.name: getattr(options.step, each.name) for each in fields(options.step)},
     )
+    trainer.read_labels(reading)
     about = {"model": options.model, "input_shape": list(shape), "n_outputs": width}
-    return trainer, about | {
-        "dataset": str(options.dest),
-        "dataset_id": dataset.id,
-        "max_memory": options.max_memory,
-    }
+    about |= reading_config(reading)
+    of_data = {"dataset": str(options.dest), "dataset_id": dataset.id, "max_memory": options.max_memory}
+    return trainer, about | of_data, task
 
 
-def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer) -> str:
+def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer, task: TaskName | None) -> str:
     fields = ", ".join(f"{field.name} {field.dtype.name}{list(field.shape) or ''}" for field in dataset.fields)
     size = f"{len(dataset):,} samples of {fields}, {format_bytes(dataset.nbytes)}"
     lr = trainer.optimizer.param_groups[0]["lr"]
     return Lines.of(
         [
             f"data    {options.dest}: {size}",
+            f"label   {label_text(dataset, options.target, task)}",
             f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}",
             f"update  {trainer.way}, {options.optimizer}, lr {lr:g}, on {trainer.device}",
         ]

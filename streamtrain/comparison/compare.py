@@ -19,7 +19,7 @@ from streamtrain.comparison.surface import LossSurface, Snapshot, measure_surfac
 from streamtrain.errors import Argument, Fix, StreamtrainError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
-from streamtrain.models.losses import Loss, LossFunction, resolve_loss
+from streamtrain.models.losses import Loss, LossFunction
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import check_dataset, check_functions, naming_nearest
@@ -27,6 +27,7 @@ from streamtrain.system.files import local_path
 from streamtrain.system.memory import held_bytes, trim_heap
 from streamtrain.system.progress_bar import is_shown
 from streamtrain.system.units import format_bytes, format_duration
+from streamtrain.training.labels.reading import settled
 from streamtrain.training.run_folder import check_run, sole_writer
 
 Say = Callable[[str], None]
@@ -49,7 +50,8 @@ def compare(
     device: str = "auto",
     target_loss: float | None = None,
     grid: int | None = None,
-    loss: str | LossFunction | Loss = "cross_entropy",
+    loss: str | LossFunction | Loss | None = None,
+    task: str | None = None,
     val: Dataset | None = None,
     inputs: tuple[str, ...] = ("x",),
     target: str = "y",
@@ -97,8 +99,10 @@ def compare(
         is negative, lower by half its size.
     grid : int, optional
         Measure the loss on a grid of this many by this many points around the paths of the weights; by default on none.
-    loss : str or callable
-        As in `Trainer`.
+    loss : str or callable, optional
+        As in `Trainer`; by default that of the task.
+    task : {"classification", "multilabel", "regression"}, optional
+        How labels are read; by default as `Dataset.task` says.
     val : Dataset, optional
         Measured after every epoch as well.
     inputs, target : tuple of str, str
@@ -148,11 +152,13 @@ def compare(
     rates = {EVERY_OPTIMIZER: lr} if isinstance(lr, int | float) else {} if lr is None else lr
     setting = ComparisonSettings.of(locals() | {"lr": rates})
     out = None if out is None else local_path(out)
+    settled_loss, settled_task = settled(dataset, target, loss, task)
     setup = ComparisonSetup(
         model=model,
         dataset=dataset,
         setting=setting,
-        loss=resolve_loss(loss),
+        loss=settled_loss,
+        task=settled_task,
         inputs=inputs,
         target=target,
         is_normalized=isinstance(normalize, str) and normalize == "auto",

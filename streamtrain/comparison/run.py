@@ -45,6 +45,7 @@ from streamtrain.system.memory import MemoryMeter, held_bytes, trim_heap
 from streamtrain.system.units import parse_bytes
 from streamtrain.training.batch_stream import Rows, class_counts, last_batch, normalize_fields
 from streamtrain.training.checkpoint import MOST_CHECKPOINTS, checkpoint_bytes
+from streamtrain.training.labels.reading import label_reading
 from streamtrain.training.metrics import Metrics
 from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, check_room, write_memory
 from streamtrain.training.run_state import budget_config
@@ -64,6 +65,7 @@ class ComparisonSetup:
     is_normalized: bool
     out: Path | None
     about: dict[str, object]
+    task: str | None = None
     memory: int = 0
     """The budget of all loaders together, in bytes, once `check` has found it."""
     lanes: int | None = None
@@ -77,7 +79,7 @@ class ComparisonSetup:
 
     def trainer(self, rule: str, optimizer: str, on_step: Callable[[], None] | None = None) -> Trainer:
         """Make a trainer of a copy of the model."""
-        return Trainer(
+        trainer = Trainer(
             copy.deepcopy(self.model),
             loss=self.loss,
             optimizer=optimizer,
@@ -89,6 +91,8 @@ class ComparisonSetup:
             device=self.setting.device,
             on_step=on_step,
         )
+        trainer.read_labels(label_reading(self.dataset, self.target, self.loss, self.task))
+        return trainer
 
     def check(self, val: Dataset | None) -> None:
         """Refuse a comparison if any of its runs cannot be made."""

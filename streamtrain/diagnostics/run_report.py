@@ -314,7 +314,7 @@ def _histogram(dataset: Dataset) -> list[Drawing]:
     histogram = dataset.label_histogram
     if histogram is None:
         return []
-    names = dict(enumerate(dataset.classes or ()))
+    names = dict(enumerate(dataset.manifest.classes or ()))
     pairs = list(zip(histogram.values.tolist(), histogram.counts.tolist(), strict=True))
     bars = [
         Bar(label=names.get(value, str(value)), pieces={"samples": float(count)}, text=f"{count:,}")

@@ -22,6 +22,7 @@ from streamtrain.ingestion.sources.tables.table_columns import TableSource, in_o
 from streamtrain.store import zarr_metadata
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import UNKNOWN_SAMPLES, Layout
+from streamtrain.store.manifest import AUTO
 from streamtrain.store.schema.columns import INPUT, TARGET, Schema, schema_of
 from streamtrain.store.schema.matching import first_difference, unnamed
 from streamtrain.store.shard import StoredFile, shard_exists
@@ -35,7 +36,7 @@ class AppendedSource(Source):
 
     def __init__(self, base: Dataset, more: Source, codes: npt.NDArray[np.int64] | None) -> None:
         self.base, self.more, self.codes = base, more, codes
-        self.fields, self.classes = base.fields, base.classes
+        self.fields, self.classes = base.fields, base.manifest.classes
         self.n_samples = None if more.n_samples is None else len(base) + more.n_samples
         self.provenance = (*base.manifest.sources, *more.provenance)
         self.seekable, self.chunk_bytes, self.reading = more.seekable, more.chunk_bytes, more.reading
@@ -78,7 +79,7 @@ def appended_source(base: Dataset, more: Source) -> AppendedSource:
     more = in_columns_of(base.schema, more)
     _check_columns(base, more)
     declared = base.manifest.options.get("classes")
-    if declared is not None and any(field.name == TARGET for field in more.fields):
+    if declared not in (None, AUTO) and any(field.name == TARGET for field in more.fields):
         more = ClassCheckedSource(more, declared if isinstance(declared, int) else tuple(declared))
     _check_fields(base, more)
     return AppendedSource(base, more, _codes(base, more))
@@ -123,7 +124,7 @@ def _check_columns(base: Dataset, more: Source) -> None:
     """Refuse columns of other names, or in an order that nobody here can change."""
     own = _schema(more)
     # `_check_fields` compares dtypes and shapes more strictly, and classes are numbered anew.
-    same_classes = base.classes if own.classes is not None else None
+    same_classes = base.manifest.classes if own.classes is not None else None
     found = first_difference(
         replace(base.schema, fields=()),
         replace(own, fields=(), classes=same_classes),
@@ -195,16 +196,17 @@ def _check_fields(base: Dataset, more: Source) -> None:
 
 def _codes(base: Dataset, more: Source) -> npt.NDArray[np.int64] | None:
     """Map each class of the source to the dataset's number; None where they have the same."""
-    if more.classes == base.classes:
+    classes = base.manifest.classes
+    if more.classes == classes:
         return None
-    unknown = sorted(set(more.classes or ()) - set(base.classes or ()))
-    if more.classes is None or base.classes is None or unknown:
+    unknown = sorted(set(more.classes or ()) - set(classes or ()))
+    if more.classes is None or classes is None or unknown:
         kinds = "numbers" if more.classes is None else ", ".join(map(repr, unknown[:5])) or "text"
-        known = "numbers" if base.classes is None else ", ".join(map(repr, base.classes[:5]))
+        known = "numbers" if classes is None else ", ".join(map(repr, classes[:5]))
         raise InputError(
             f"the source has other classes than the dataset: {kinds}",
             where=str(base.path),
             why=f"The dataset's labels are {known}",
             fix="correct the labels, or ingest all sources anew",
         )
-    return np.array([base.classes.index(name) for name in more.classes], np.int64)
+    return np.array([classes.index(name) for name in more.classes], np.int64)

@@ -15,7 +15,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Final
 
-from streamtrain.errors import InputError, StreamtrainError, StreamtrainWarning, UsageError
+from streamtrain.errors import Argument, Fix, InputError, StreamtrainError, StreamtrainWarning, UsageError
 from streamtrain.ingestion.append import AppendedSource, appended_source, in_columns_of, n_full_shards, unnamed_columns
 from streamtrain.ingestion.request import (
     IngestRequest,
@@ -55,7 +55,10 @@ from streamtrain.ingestion.write_stream import write_stream
 from streamtrain.store.codec import parse_codec
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.layout import UNKNOWN_SAMPLES, Layout
+from streamtrain.store.manifest import AUTO
+from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.schema.matching import warn_of_unnamed
+from streamtrain.store.schema.task import LabelTask, check_task
 from streamtrain.store.shard import shard_exists
 from streamtrain.store.statistics import FieldStats
 from streamtrain.store.writing.journal import JournalHeader, Mode
@@ -114,6 +117,7 @@ def ingest(
     *,
     labels: object = None,
     classes: int | Sequence[str] | None = None,
+    task: str | None = None,
     memory: int | str = "1GB",
     block: int | str | None = None,
     shard: int | str = "64MB",
@@ -137,8 +141,12 @@ def ingest(
     labels : same as source, optional
         What becomes field ``y``.
     classes : int or sequence of str, optional
-        How many classes field ``y`` holds, numbered from 0, or their names; other labels are refused. By default whole
-        numbers are classes as they come, text is sorted and numbered, and floats are values to be predicted.
+        How many classes field ``y`` holds, numbered from 0, or their names; other labels are refused. ``"auto"`` makes
+        classes of the different whole numbers there are. By default numbers are stored as they come, and text is sorted
+        and numbered.
+    task : {"classification", "multilabel", "regression"}, optional
+        How labels are read; by default that follows from what they hold, see `Dataset.task`. Nothing is stored
+        otherwise for it, and a training may say otherwise.
     memory : int or str
         What the ingest may own, in bytes or as text with a unit.
     block : int or str, optional
@@ -204,6 +212,7 @@ def ingest(
         progress=parse_progress(progress),
         options=source_options(**options),
         classes=parse_classes(classes),
+        task=check_task(task),
     )
     if overwrite and append:
         raise UsageError("overwrite and append exclude each other", fix="choose one of them")
@@ -215,18 +224,51 @@ def ingest(
     known = _known_names(request, path, mode)
     opened = open_source(source, labels=labels, options=replace(request.options, classes=known, memory=request.memory))
     _tell_left_out(opened, say)
-    if request.classes is not None:
+    _check_has_labels(opened, request)
+    if request.classes not in (None, AUTO):
         opened = ClassCheckedSource(opened, request.classes)
+    before = open_dataset(path).label_task() if mode == "append" and destination_state(path) == "committed" else None
+    _check_same_task(before, request, dest)
     dataset = run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
+    _tell_other_task(before, dataset, say)
     dataset.path = local_path(dest)  # which may be a link to it
     return dataset
 
 
 def _known_names(request: IngestRequest, path: Path, mode: Mode) -> tuple[str, ...] | None:
     """List the names of classes that are given, and those of the dataset appended to."""
-    base = open_dataset(path).classes if mode == "append" and destination_state(path) == "committed" else None
+    base = open_dataset(path).manifest.classes if mode == "append" and destination_state(path) == "committed" else None
     named = request.classes if isinstance(request.classes, tuple) else None
     return named if base is None else (*base, *(named or ()))
+
+
+def _check_has_labels(source: Source, request: IngestRequest) -> None:
+    """Refuse a task, or classes, of labels that there are none of."""
+    if any(field.name == TARGET for field in source.fields):
+        return
+    for name, value in (("task", request.task), ("classes", AUTO if request.classes == AUTO else None)):
+        if value is not None:
+            what = f"{name} is {value!r}, of field {TARGET}, and there is none"
+            raise UsageError(what, fix=f"give labels, or leave {name} out")
+
+
+def _check_same_task(before: LabelTask | None, request: IngestRequest, dest: str | os.PathLike[str]) -> None:
+    """Refuse a task of rows to append that is not the dataset's: it is one for all rows."""
+    if before is not None and request.task not in (None, before.name):
+        what = f"task is {request.task!r}, and that of the dataset {before.name!r}"
+        raise UsageError(what, where=str(dest), fix="leave it out, and tell the training")
+
+
+def _tell_other_task(before: LabelTask | None, dataset: Dataset, say: Say | None) -> None:
+    """Warn where the rule says otherwise of the labels after an append."""
+    now = dataset.label_task()
+    if before is None or now is None or before.name == now.name:
+        return
+    text = f"before the append its labels were read as {before.name or 'undecided'}, now as {now.name or 'undecided'}"
+    if say is None:
+        warnings.warn(StreamtrainWarning(text, fix=Fix(Argument("task", before.name))), stacklevel=3)
+    else:
+        say(Fix(f"warning: {text}: ", Argument("task", before.name)))
 
 
 def _tell_left_out(source: Source, say: Say | None) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,8 @@ from streamtrain.ingestion.sources.combine import Classes
 from streamtrain.ingestion.sources.tables.column_survey import class_bytes
 from streamtrain.store.codec import TRIAL_BYTES, CodecChoice, check_encodable, choose_codec, trial_rows
 from streamtrain.store.layout import CHECKSUM_BYTES, UNKNOWN_SAMPLES, Codec, Layout, plan_layout
+from streamtrain.store.manifest import AUTO
+from streamtrain.store.schema.task import TaskName
 from streamtrain.store.shard import index_bytes
 from streamtrain.store.statistics import MOST_VALUES, tally_bytes, work_bytes
 from streamtrain.store.writing.writer import FLUSHERS
@@ -199,17 +201,19 @@ class IngestRequest:
     n_workers: int
     progress: bool | None
     options: SourceOptions
-    classes: Classes | None = None
+    classes: Classes | Literal["auto"] | None = None
+    task: TaskName | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return what shapes the dataset, for its manifest; budget and workers do not."""
         options = {field.name: getattr(self.options, field.name) for field in fields(SourceOptions)}
         given = {name: value.name if isinstance(value, np.dtype) else value for name, value in options.items()}
+        given |= {"classes": self.classes, "task": self.task}
         return {
             "block": self.block_bytes,
             "shard": self.shard_bytes,
             "codec": self.codec,
-            **{name: value for name, value in (given | {"classes": self.classes}).items() if value is not None},
+            **{name: value for name, value in given.items() if value is not None},
         }
 
 
@@ -250,11 +254,13 @@ def _parse_fields(chosen: object) -> dict[str, str]:
     return dict(chosen)
 
 
-def parse_classes(classes: int | Sequence[str] | None) -> Classes | None:
-    """Check a number of classes, or their names."""
+def parse_classes(classes: int | Sequence[str] | None) -> Classes | Literal["auto"] | None:
+    """Check a number of classes, or their names; with ``"auto"`` they are the values of the labels."""
     fix = Fix(Argument("classes", 10), ", or ", Argument("classes", ["cat", "dog"]), ", say")
     if classes is None:
         return None
+    if isinstance(classes, str) and classes == AUTO:
+        return AUTO
     if is_int(classes):
         return _counted(classes, classes, fix)
     if not isinstance(classes, list | tuple) or not all(isinstance(name, str) and name for name in classes):

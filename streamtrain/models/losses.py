@@ -141,6 +141,8 @@ LOSS_DEFINITIONS: Final[dict[str, tuple[LossKind, LossFunction, type[nn.Module]]
     "bce_with_logits": ("logits", F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss),
     "mse": ("values", F.mse_loss, nn.MSELoss),
     "l1": ("values", F.l1_loss, nn.L1Loss),
+    "huber": ("values", F.huber_loss, nn.HuberLoss),
+    "poisson": ("numbers", F.poisson_nll_loss, nn.PoissonNLLLoss),
 }
 """Name -> kind, function and module."""
 

@@ -34,6 +34,8 @@ from streamtrain.store.manifest import (
     read_checksums,
 )
 from streamtrain.store.schema.columns import INPUT, TARGET, Schema, schema_of
+from streamtrain.store.schema.label_task import class_values, label_task
+from streamtrain.store.schema.task import LabelTask
 from streamtrain.store.shard import ShardReader, damaged_block, read_bounded, read_stored, unread_block
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
@@ -91,13 +93,32 @@ class Dataset:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The names of labels 0, 1, ..., where they were strings."""
-        return self.manifest.classes
+        """The names of classes 0, 1, ..., where they were strings, or are values of a table's column."""
+        values = self.class_values() if self.manifest.classes is None and self.task == "classification" else None
+        return self.manifest.classes if values is None else tuple(f"{value:.0f}" for value in values.tolist())
+
+    @property
+    def task(self) -> str | None:
+        """The task of field ``y``: "classification", "multilabel" or "regression"; None if it is undecided.
+
+        It was told at the ingest, or follows from the stored statistics; a training may say otherwise.
+        """
+        found = self.label_task()
+        return None if found is None else found.name
+
+    def label_task(self, field: str = TARGET) -> LabelTask | None:
+        """Return the task of a field of labels and what it follows from; None without that field."""
+        described = next((each for each in self.fields if each.name == field), None)
+        return None if described is None else label_task(self.manifest, described)
+
+    def class_values(self, ignored: int | None = None) -> Array | None:
+        """Return the stored labels that classes 0, 1, ... stand for; None where a label is its class's number."""
+        return class_values(self.manifest, ignored)
 
     @property
     def schema(self) -> Schema:
         """What the numbers mean: fields, names of columns and of classes."""
-        return schema_of(self.fields, self.manifest.sources, classes=self.classes)
+        return schema_of(self.fields, self.manifest.sources, classes=self.manifest.classes)
 
     @property
     def columns(self) -> tuple[str, ...] | None:
@@ -106,9 +127,14 @@ class Dataset:
 
     @property
     def n_classes(self) -> int | None:
-        """The number of classes of field ``y``: as given to the ingest, else 0 to its largest label; else None."""
-        if self.classes is not None:
-            return len(self.classes)
+        """The number of classes of field ``y``: as given to the ingest, else 0 to its largest label; else None.
+
+        Of a quantity it is None.
+        """
+        if (classes := self.classes) is not None:
+            return len(classes)
+        if self.task == "regression":
+            return None
         told = self.manifest.options.get("classes")
         if isinstance(told, int):
             return told
@@ -163,7 +189,13 @@ class Dataset:
             raise
         summary = self.manifest.statistics[field]
         features = settle_features(np.frombuffer(data, "<f8").astype(np.float64).reshape(shape), described.dtype)
-        return FieldStats(features=features, overall=summary.overall, histogram=summary.histogram, rho=summary.rho)
+        return FieldStats(
+            features=features,
+            overall=summary.overall,
+            histogram=summary.histogram,
+            rho=summary.rho,
+            facts=summary.facts,
+        )
 
     def shard_path(self, field: str, shard: int) -> Path:
         """The file of a field's shard."""

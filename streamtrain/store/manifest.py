@@ -18,7 +18,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +29,17 @@ from streamtrain.store.byte_ranges import RESTORE, LocalFile, unreadable
 from streamtrain.store.codec import HEADER_BYTES, MOST_ENCODABLE_BYTES, header_mismatch
 from streamtrain.store.layout import CHECKSUM_BYTES, CODECS, Field, Layout, parse_field
 from streamtrain.store.moments import Summary
+from streamtrain.store.schema.task import check_task
 from streamtrain.store.shard import ShardReader, StoredFile, check_length, index_bytes, read_stored
-from streamtrain.store.statistics import MOST_VALUES, Histogram, settle_summary, stats_shape
+from streamtrain.store.statistics import MOST_VALUES, Histogram, LabelFacts, has_facts, settle_summary, stats_shape
 from streamtrain.system.arguments import is_int
 from streamtrain.system.json_values import number_or_nan, objects, texts, texts_or_none, whole_number
 from streamtrain.system.refusals import is_of_machine
 from streamtrain.system.syscalls import SYSTEM
 
 FORMAT: Final = 1
+AUTO: Final[Literal["auto"]] = "auto"
+"""In place of classes: the values of the labels, in order, as of a table's column."""
 MOST_MANIFEST_BYTES: Final = 2**28
 
 Json = dict[str, Any]
@@ -49,6 +52,7 @@ class FieldSummary:
     overall: Summary
     histogram: Histogram | None
     rho: float | None
+    facts: LabelFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,8 +186,22 @@ def _summary_json(summary: FieldSummary) -> Json:
         "n_nan": overall.n_nan,
         "n_inf": overall.n_inf,
         "rho": summary.rho,
-        "histogram": histogram and {"values": histogram.values.tolist(), "counts": histogram.counts.tolist()},
+        "histogram": _histogram_json(histogram),
+        # Only of labels whose task does not follow from their histogram; older versions leave it unread.
+        **({} if summary.facts is None else {"label": _facts_json(summary.facts)}),
     }
+
+
+def _histogram_json(histogram: Histogram | None) -> Json | None:
+    if histogram is None:
+        return None
+    return {"values": histogram.values.tolist(), "counts": histogram.counts.tolist()}
+
+
+def _facts_json(facts: LabelFacts) -> Json:
+    if facts.is_whole is None:
+        return {"is_binary": facts.is_binary, "is_one_hot": facts.is_one_hot}
+    return {"is_whole": facts.is_whole, "whole": _histogram_json(facts.whole)}
 
 
 def _parse_summary(found: Json, field: Field) -> FieldSummary:
@@ -194,13 +212,37 @@ def _parse_summary(found: Json, field: Field) -> FieldSummary:
         overall=settle_summary(Summary(mean=mean, std=std, min=least, max=most, n_nan=n_nan, n_inf=n_inf), field.dtype),
         histogram=None if histogram is None else _parse_histogram(histogram, field),
         rho=None if math.isnan(rho) else rho,
+        facts=_parse_facts(found["label"], field) if "label" in found else None,
     )
 
 
+def _parse_facts(found: Json, field: Field) -> LabelFacts:
+    flags = {name: value for name, value in found.items() if name != "whole"}
+    names = {"is_whole"} if "whole" in found else {"is_binary", "is_one_hot"}
+    if not has_facts(field) or flags.keys() != names or not all(isinstance(value, bool) for value in flags.values()):
+        raise ValueError(f"what is said of the labels {field.name} makes no sense")
+    whole = found.get("whole")
+    if whole is None:
+        return LabelFacts(**flags)
+    as_float = Field(name=field.name, dtype=np.dtype(np.float64), shape=())
+    return LabelFacts(**flags, whole=_histogram_of(whole, as_float, is_value=_is_number))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float)
+
+
 def _parse_histogram(found: Json, field: Field) -> Histogram:
+    if field.shape or field.dtype.kind not in "biu":
+        raise ValueError(f"the histogram of {field.name} is not one of whole numbers")
+    return _histogram_of(
+        found, field, is_value=(lambda value: isinstance(value, bool)) if field.dtype.kind == "b" else is_int
+    )
+
+
+def _histogram_of(found: Json, field: Field, *, is_value: Callable[[object], bool]) -> Histogram:
     values, counts = found["values"], found["counts"]
-    is_value = (lambda value: isinstance(value, bool)) if field.dtype.kind == "b" else is_int
-    if field.shape or field.dtype.kind not in "biu" or not (_are(values, is_value) and _are(counts, is_int)):
+    if not (_are(values, is_value) and _are(counts, is_int)):
         raise ValueError(f"the histogram of {field.name} is not one of whole numbers")
     histogram = Histogram(values=np.array(values, field.dtype), counts=np.array(counts, np.int64))
     is_ascending = bool((histogram.values[1:] > histogram.values[:-1]).all())
@@ -217,10 +259,10 @@ def parse_options(value: object) -> Json:
     """Read back the options of an ingest, of which the classes say what labels mean; ValueError where they cannot."""
     options = objects([value])[0]
     classes = options.get("classes")
-    if classes is not None and not (
-        texts(classes) if isinstance(classes, list) else whole_number(classes, 1, MOST_VALUES)
-    ):
+    is_listed = isinstance(classes, list) and bool(texts(classes))
+    if classes not in (None, AUTO) and not is_listed and not whole_number(classes, 1, MOST_VALUES):
         raise ValueError("no class is named")
+    check_task(options.get("task"))
     return options
 
 
@@ -248,7 +290,8 @@ def check_manifest(folder: Path, manifest: Manifest) -> None:
             why = f"Its shape needs {least:,}" + ("" if least == most else f" to {most:,}")
             raise DatasetError(what, where=where, why=why, fix=RESTORE)
     for name, summary in manifest.statistics.items():
-        if summary.histogram is not None and sum(summary.histogram.counts.tolist()) != layout.n_samples:
+        counted = summary.histogram or (summary.facts and summary.facts.whole)
+        if counted and sum(counted.counts.tolist()) != layout.n_samples:
             raise DatasetError(f"the histogram of {name} does not count its samples", where=where, fix=RESTORE)
 
 

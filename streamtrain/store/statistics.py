@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from streamtrain.store.layout import Field
 from streamtrain.store.moments import MOST_LOST, IntegerSums, Moments, Summary
+from streamtrain.store.schema.columns import TARGET
 
 Array = npt.NDArray[Any]
 
@@ -28,12 +29,61 @@ MOST_VALUES: Final = 2**16
 """A field of more distinct values than this has no histogram."""
 
 
+_WHOLE: Final = 2.0**53
+"""Up to here float64 holds every whole number."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
-    """The distinct values of an integer field, ascending, and their counts."""
+    """The distinct values of a field, ascending, and their counts."""
 
     values: npt.NDArray[Any]
     counts: npt.NDArray[np.int64]
+
+
+class ValueCounts:
+    """Running counts of the distinct values of a field, up to a limit."""
+
+    def __init__(self) -> None:
+        self.too_many = False
+        self._runs: list[tuple[Array, Array]] = []
+        self._n_runs = 0
+
+    def add(self, values: Array, counts: Array) -> None:
+        """Add values and how often each occurs; a value may occur in several calls."""
+        if not self.too_many:
+            self._runs.append((values, counts))
+            self._n_runs += len(values)
+            if self._n_runs > 2 * MOST_VALUES:
+                self._condense()
+
+    def _condense(self) -> None:
+        """Merge what was counted so far; give up above the limit, which no order of merging can change."""
+        if self._runs:
+            values, places = np.unique(np.concatenate([values for values, _ in self._runs]), return_inverse=True)
+            counts = np.zeros(len(values), np.int64)
+            np.add.at(counts, places, np.concatenate([counts for _, counts in self._runs]))
+            if len(values) > MOST_VALUES:
+                self.give_up()
+            else:
+                self._runs, self._n_runs = [(values, counts)], len(values)
+
+    def give_up(self) -> None:
+        """Count no further."""
+        self.too_many, self._runs, self._n_runs = True, [], 0
+
+    def merge(self, other: ValueCounts) -> None:
+        """Add the counts of other rows."""
+        if other.too_many:
+            self.give_up()
+        for values, counts in other._runs:
+            self.add(values, counts)
+
+    def histogram(self) -> Histogram | None:
+        """Return the histogram; None above the limit."""
+        if not self.too_many:
+            self._condense()
+        return None if self.too_many or not self._runs else Histogram(values=self._runs[0][0], counts=self._runs[0][1])
 
 
 class LabelTally:
@@ -41,15 +91,13 @@ class LabelTally:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.is_integer = dtype.kind in "biu"
-        self.too_many = not self.is_integer
         self.n_samples = 0
         self.n_blocks = 0
         self.n_pairs = 0  # ordered pairs of samples inside a block
         self.n_equal_pairs = 0
         self.sum_squared_rows = 0  # Σ n_b²
         self.m2_within = 0.0  # Σ over blocks of the squared deviations from the block's mean
-        self._runs: list[tuple[Array, Array]] = []
-        self._n_runs = 0
+        self._counts = ValueCounts()
 
     def add(self, rows: Array, block_rows: int) -> None:
         """Add rows that start at a block's edge; only the last block may be short."""
@@ -76,39 +124,17 @@ class LabelTally:
         starts = np.flatnonzero(starts_run)
         lengths = np.diff(starts, append=blocks.size)
         self.n_equal_pairs += int((lengths * (lengths - 1)).sum())
-        self._count(blocks.ravel()[starts], lengths)
-
-    def _count(self, values: Array, counts: Array) -> None:
-        if not self.too_many:
-            self._runs.append((values, counts))
-            self._n_runs += len(values)
-            if self._n_runs > 2 * MOST_VALUES:
-                self._condense()
-
-    def _condense(self) -> None:
-        """Merge what was counted so far; give up above the limit, which no order of merging can change."""
-        if self._runs:
-            values, places = np.unique(np.concatenate([values for values, _ in self._runs]), return_inverse=True)
-            counts = np.zeros(len(values), np.int64)
-            np.add.at(counts, places, np.concatenate([counts for _, counts in self._runs]))
-            self.too_many = len(values) > MOST_VALUES
-            self._runs = [] if self.too_many else [(values, counts)]
-            self._n_runs = 0 if self.too_many else len(values)
+        self._counts.add(blocks.ravel()[starts], lengths)
 
     def merge(self, other: LabelTally) -> None:
         """Add the tally of later rows, which start at a block's edge."""
         for name in ("n_samples", "n_blocks", "n_pairs", "n_equal_pairs", "sum_squared_rows", "m2_within"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        if other.too_many:
-            self.too_many, self._runs, self._n_runs = True, [], 0
-        for values, counts in other._runs:
-            self._count(values, counts)
+        self._counts.merge(other._counts)
 
     def histogram(self) -> Histogram | None:
-        """The histogram; None for floats and above 65,536 values."""
-        if not self.too_many:
-            self._condense()
-        return None if self.too_many or not self._runs else Histogram(values=self._runs[0][0], counts=self._runs[0][1])
+        """Return the histogram; None for floats and above 65,536 values."""
+        return self._counts.histogram()
 
     def rho(self, m2: float) -> float | None:
         """The intra-block correlation, from -1 to 1; ``m2`` is the sum of squared deviations over all rows.
@@ -154,6 +180,59 @@ def _m2_within(blocks: Array) -> float:
         return float(np.square(values, out=values).sum())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelFacts:
+    """What else is known of labels that are floats or matrices; None where it has no meaning."""
+
+    is_whole: bool | None = None  # of floats, one a sample: none has a fraction
+    whole: Histogram | None = None  # their values, if they are whole, up to 65,536
+    is_binary: bool | None = None  # of a matrix: all are 0 or 1
+    is_one_hot: bool | None = None  # and exactly one in each row is 1
+
+
+class LabelFactsTally:
+    """The running facts of a label field."""
+
+    def __init__(self, field: Field) -> None:
+        self._is_float, self._is_matrix = _is_float_label(field), len(field.shape) == 1
+        self._is_whole = self._is_binary = self._is_one_hot = True
+        self._counts = ValueCounts()
+
+    def add(self, rows: Array) -> None:
+        """Look at rows; what has been refuted is not looked at again."""
+        if self._is_float and self._is_whole:
+            self._is_whole = bool((np.abs(rows) < _WHOLE).all() and (rows == np.floor(rows)).all())
+            if self._is_whole:
+                self._counts.add(*np.unique(rows.astype(np.float64) + 0.0, return_counts=True))
+            else:
+                self._counts.give_up()
+        if self._is_matrix and self._is_binary:
+            self._is_binary = bool(((rows == 0) | (rows == 1)).all())
+            self._is_one_hot &= self._is_binary and bool((np.count_nonzero(rows, axis=1) == 1).all())
+
+    def merge(self, other: LabelFactsTally) -> None:
+        """Add the facts of other rows."""
+        self._is_whole &= other._is_whole
+        self._is_binary &= other._is_binary
+        self._is_one_hot &= other._is_one_hot
+        self._counts.merge(other._counts)
+
+    def finish(self) -> LabelFacts:
+        """Return the facts of all rows so far."""
+        if self._is_float:
+            return LabelFacts(is_whole=self._is_whole, whole=self._counts.histogram() if self._is_whole else None)
+        return LabelFacts(is_binary=self._is_binary, is_one_hot=self._is_one_hot)
+
+
+def _is_float_label(field: Field) -> bool:
+    return field.name == TARGET and field.shape == () and field.dtype.kind == "f"
+
+
+def has_facts(field: Field) -> bool:
+    """Whether a field is one of labels whose histogram does not say all."""
+    return _is_float_label(field) or (field.name == TARGET and len(field.shape) == 1)
+
+
 MOST_FEATURES: Final = 2**18
 """A sample of more features than this gets one figure for the whole field."""
 
@@ -170,6 +249,7 @@ class FieldStats:
     overall: Summary
     histogram: Histogram | None  # of integer scalars, up to 65,536 values
     rho: float | None  # how alike two values of one block are, from -1 to 1; None if no block has two or all are equal
+    facts: LabelFacts | None = None  # of labels that are floats or a matrix
 
     @property
     def mean(self) -> npt.NDArray[np.float64]:
@@ -204,8 +284,6 @@ class FieldStats:
 
 _ROUNDINGS: Final = 4
 """A spread of so many roundings of the mean is that of a constant which was computed in more than one way."""
-_WHOLE: Final = 2.0**53
-"""Up to here float64 holds every whole number."""
 
 
 def settle_features(features: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[np.float64]:
@@ -242,6 +320,7 @@ class FieldTally:
         self.nonfinite_rows: tuple[int, ...] = ()
         self._moments: Any = _moments(field)
         self._labels = LabelTally(field.dtype) if field.shape == () else None
+        self._facts = LabelFactsTally(field) if has_facts(field) else None
 
     def merge(self, other: FieldTally) -> None:
         """Add the tally of later rows, which start at a block's edge."""
@@ -249,6 +328,8 @@ class FieldTally:
         self.nonfinite_rows = (self.nonfinite_rows + other.nonfinite_rows)[:NONFINITE_ROWS]
         if self._labels is not None and other._labels is not None:
             self._labels.merge(other._labels)
+        if self._facts is not None and other._facts is not None:
+            self._facts.merge(other._facts)
 
     def add(self, rows: Array, *, first_row: int, block_rows: int) -> None:
         """Count rows that start at a block's edge; see `tally_rows`."""
@@ -259,6 +340,8 @@ class FieldTally:
             self._remember(first_row + (start + nonfinite) * len(rows) // len(flat))
         if self._labels is not None:
             self._labels.add(rows, block_rows)
+        if self._facts is not None:
+            self._facts.add(rows)
 
     def _remember(self, rows: Array) -> None:
         known = dict.fromkeys((*self.nonfinite_rows, *rows.tolist()))
@@ -274,6 +357,7 @@ class FieldTally:
             overall=settle_summary(overall.summary(), self.field.dtype),
             histogram=self._labels.histogram() if self._labels else None,
             rho=self._labels.rho(overall.unscaled_m2()) if self._labels else None,
+            facts=self._facts.finish() if self._facts else None,
         )
 
 
@@ -297,7 +381,8 @@ def stats_shape(field: Field) -> tuple[int, ...]:
 
 def tally_bytes(field: Field, n_rows: int) -> int:
     """Bound the memory of a field's tally of ``n_rows`` rows."""
-    return 64 * count_features(field) + (16 * min(n_rows, 2 * MOST_VALUES) if field.shape == () else 0)
+    n_counted = (field.shape == ()) + _is_float_label(field)
+    return 64 * count_features(field) + 16 * min(n_rows, 2 * MOST_VALUES) * n_counted
 
 
 def work_bytes(field: Field, n_rows: int) -> int:

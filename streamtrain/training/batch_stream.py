@@ -19,6 +19,7 @@ from streamtrain.optim.gradients import BadWeightError, TrainingBatch, waits_for
 from streamtrain.shuffle.order import I64
 from streamtrain.store.layout import Layout
 from streamtrain.store.schema.columns import TARGET, Schema
+from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
 from streamtrain.store.statistics import MOST_VALUES, Histogram
 
 Rows = Mapping[str, npt.NDArray[Any]]
@@ -96,14 +97,46 @@ def schema_of_stream(stream: BatchStream) -> Schema:
     return schema if getattr(stream, "transform", None) is None else replace(schema, fields=())
 
 
+class LearnedSchema:
+    """The schema of the stream that a trainer took its first step on, which later ones are compared with."""
+
+    def __init__(self) -> None:
+        self._schema: Schema | None = None
+        self._told_unnamed: set[str] = set()
+
+    def learn(self, stream: BatchStream, val: BatchStream | None, fields: tuple[str, ...], *, anew: bool) -> None:
+        """Take the schema of a stream where there is none yet, and compare the streams with it."""
+        if self._schema is None or anew:
+            self._schema = schema_of_stream(stream)
+        for each in (stream, val):
+            if each is not None:
+                self.check(each, fields, stacklevel=7)
+
+    def check(self, stream: BatchStream, fields: tuple[str, ...], *, stacklevel: int = 3) -> None:
+        """Refuse data of another schema; report once what is matched by position."""
+        if self._schema is None:
+            return
+        where, theirs = str(getattr(stream.dataset, "path", "the data")), schema_of_stream(stream)
+        text = check_same_meaning(self._schema, theirs, fields=fields, of="the training data", where=where)
+        if text is not None and text not in self._told_unnamed:
+            self._told_unnamed.add(text)
+            warn_of_unnamed(text, stacklevel=stacklevel)
+
+
 def class_counts(data: StreamDataset, target: str, loss: Loss) -> range | None:
     """Return the possible numbers of classes of a target; None where they are unknown.
 
     There is more than one only where the loss ignores the highest label: the model decides whether it is a class.
     """
+    ask = getattr(data, "class_values", None)
+    numbered = ask(loss.ignored) if ask is not None and target == TARGET else None
+    if numbered is not None:
+        return range(len(numbered), len(numbered) + 1)
     histogram = _histogram(data, target)
     values = None if histogram is None else histogram.values[histogram.values != loss.ignored]
-    n_classes = data.n_classes if target == TARGET else _past(values)
+    n_classes = data.n_classes if target == TARGET else None
+    # Labels that are ignored may lie outside the classes, and a task that is told may be another one.
+    n_classes = _past(values) if n_classes is None else n_classes
     if n_classes is None:
         return None
     if loss.ignored != n_classes - 1:

@@ -47,6 +47,7 @@ from streamtrain.training.batch_stream import (
     weights_named,
     zero_weight_error,
 )
+from streamtrain.training.labels.reading import AS_STORED
 from streamtrain.training.metrics import EpochSummary, Metrics, RunningMetrics, Stopwatch
 from streamtrain.training.preflight import (
     check_model_fits,
@@ -195,6 +196,7 @@ class EpochLoop:
         self.is_cut = False
         self._cut_stream: tuple[object, ...] | None = None
         self._random_before: Mapping[str, Tensor] | None = None
+        self.reading = AS_STORED
         self._learner = learner
         self._rule = rule
         self._device = device
@@ -406,7 +408,7 @@ class EpochLoop:
         fields = fields_on(self._device, batch, self.fields)
         return TrainingBatch(
             inputs=tuple(fields[name] for name in self._inputs),
-            target=fields[self._target],
+            target=self.reading(fields[self._target]),
             weight=fields[self._weight] if self._weight else None,
             names=self.fields,
         )

@@ -26,16 +26,16 @@ from streamtrain.optim.sample_rule import SampleRule
 from streamtrain.optim.schedules import Beta1, Schedule, ScheduleFactory
 from streamtrain.optim.step_options import StepOptions
 from streamtrain.store.dataset import Dataset
-from streamtrain.store.schema.columns import Schema
-from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
 from streamtrain.system.arguments import naming_misspelt, naming_nearest
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
 from streamtrain.system.signals import DeferredSignals, defer_signals
 from streamtrain.training.batch_stream import (
     BatchStream,
+    LearnedSchema,
     Rows,
     SmallBatch,
     StreamDataset,
+    check_is_stream,
     check_stream,
     every_sample,
     in_stored_order,
@@ -43,6 +43,7 @@ from streamtrain.training.batch_stream import (
     schema_of_stream,
     warn_of_waiting_device,
 )
+from streamtrain.training.labels.reading import AS_STORED, LabelReading, label_reading
 from streamtrain.training.loop import EpochLoop, EpochRecorder
 from streamtrain.training.metrics import EpochSummary, History, Metrics
 from streamtrain.training.preflight import check_fields, check_fit, warn_of_batch_dependent_modules, working_memory
@@ -180,8 +181,7 @@ class Trainer(OfOneProcess):
         self._learner = make_learner(self._normalized_model, self.loss, self.optimizer, self._options)
         self._rule = make_rule(update, self._learner, self._options)
         self._stopping: tuple[object, EarlyStopping] | None = None
-        self._schema: Schema | None = None
-        self._told_unnamed: set[str] = set()
+        self._schema = LearnedSchema()
         self._begin_normalizing(normalize)
         self._epoch_loop = EpochLoop(
             self._learner, self._rule, device=self.device, inputs=self.inputs, target=target, weight=weight
@@ -364,7 +364,7 @@ class Trainer(OfOneProcess):
         check_stream(loader, self._rule.name)
         warn_of_waiting_device(loader, self.device, self._rule.name, stacklevel=6)
         warn_of_batch_dependent_modules(self.model, self._rule.spans)
-        self._learn_schema(loader, val)
+        self._schema.learn(loader, val, self._epoch_loop.fields, anew=self.counts == Counts())
         self._prepare(loader.dataset)
         self._epoch_loop.begin(loader, val, totals)
 
@@ -412,7 +412,9 @@ class Trainer(OfOneProcess):
         if isinstance(loader, Dataset):
             with StreamLoader(loader, shuffle=False, device=self.device) as whole:
                 return self.evaluate(whole)
-        self._check_meaning(loader)
+        check_is_stream(loader)
+        self._read_labels(loader.dataset)
+        self._schema.check(loader, self._epoch_loop.fields)
         with every_sample(loader) as stream:
             return self._epoch_loop.measure(stream)
 
@@ -437,6 +439,10 @@ class Trainer(OfOneProcess):
         learner = replace(self._learner, schedules=None, on_step=None)
         return working_memory(make, learner, batch)
 
+    def read_labels(self, reading: LabelReading) -> None:
+        """Give the loss what is read of the labels in this way, in training and evaluation."""
+        self._epoch_loop.reading = reading
+
     def begin_epoch_anew(self) -> None:
         """Forget an epoch that was cut short: the next call of `fit` starts it over, on any stream."""
         self._epoch_loop.begin_epoch_anew()
@@ -448,29 +454,16 @@ class Trainer(OfOneProcess):
             self._rule, self._normalized_model, loader, fields | self._options.describe(self._learner.schedules)
         )
 
-    def _learn_schema(self, stream: BatchStream, val: BatchStream | None) -> None:
-        """Take the schema of the stream that the first step is taken on, and compare later ones with it."""
-        if self._schema is None or self.counts == Counts():
-            self._schema = schema_of_stream(stream)
-        for each in (stream, val):
-            if each is not None:
-                self._check_meaning(each, stacklevel=7)
-
-    def _check_meaning(self, stream: BatchStream, *, stacklevel: int = 3) -> None:
-        """Refuse data of another schema; report once what is matched by position."""
-        if self._schema is None:
-            return
-        fields, where = self._epoch_loop.fields, str(getattr(stream.dataset, "path", "the data"))
-        theirs = schema_of_stream(stream)
-        text = check_same_meaning(self._schema, theirs, fields=fields, of="the training data", where=where)
-        if text is not None and text not in self._told_unnamed:
-            self._told_unnamed.add(text)
-            warn_of_unnamed(text, stacklevel=stacklevel)
-
     def _prepare(self, data: StreamDataset) -> None:
         if self._awaits_statistics:
             self._normalized_model.put(normalize_fields(data, self.inputs), self.device)
             self._awaits_statistics = False
+        self._read_labels(data)
+
+    def _read_labels(self, data: StreamDataset) -> None:
+        """Number classes as the data that came first does."""
+        if self._epoch_loop.reading is AS_STORED:
+            self._epoch_loop.reading = label_reading(data, self.target, self.loss)
 
     def _after_epoch(self, loss: float, stopping: EarlyStopping) -> None:
         if self._rule.is_fresh:

@@ -230,7 +230,7 @@ def losses_and_their_targets(w: World) -> None:
     one, many = w.dataset(), w.dataset("hot.zarr", y=hot)
     w.refused(fit, many)
     fit(w.dataset("argmax.zarr", y=hot.argmax(axis=1)))
-    w.followed(fit, w.dataset("floats.zarr", y=Y * 1.0), net(1), loss="cross_entropy")
+    w.followed(fit, w.dataset("floats.zarr", y=Y * 1.5), net(1), loss="cross_entropy")
     w.followed(fit, one, loss="mse")
     fit(w.dataset("as_float.zarr", y=Y * 1.0), net(1), loss="mse")
     w.refused(fit, many, net(2), loss="mse")

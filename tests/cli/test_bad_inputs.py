@@ -101,9 +101,9 @@ INGEST: dict[str, tuple[Make, list[str], int, str]] = {
     ),
     "14 a negative label": (
         both(npy("x.npy", X), npy("y.npy", np.arange(20) - 1)),
-        ["x.npy", "--labels", "y.npy"],
+        ["x.npy", "--labels", "y.npy", "--classes", "19"],
         3,
-        r"y\.npy row 0: label -1 is negative.*number the classes from 0",
+        r"y\.npy row 0: label -1 is none of the 19 classes 0 to 18",
     ),
     "14 a class too many": (
         both(npy("x.npy", X), npy("y.npy", np.arange(20))),
@@ -214,8 +214,8 @@ TRAIN: dict[str, tuple[list[str], int, str]] = {
     "77 not imported": (["--model", "{tmp}/broken.py:make"], 2, r"broken\.py cannot be imported: NameError"),
     "77 no module": (["--model", "{tmp}/three.py:make"], 2, r"three\.py:make returned int, not a torch\.nn\.Module"),
     "78 no images": (["--model", "cnn"], 2, r"a cnn needs images; a sample has the shape \(3,\)"),
-    "79 a loss for numbers": (["--loss", "mse"], 2, "mse needs a float target; the target is int64"),
-    "79 a loss for floats": (["--loss", "bce_with_logits"], 2, "bce_with_logits|Fix"),
+    "79 a loss for two": (["--loss", "bce_with_logits"], 2, "bce_with_logits of 3 whole numbers from 0 to 2"),
+    "121 a loss of another task": (["--loss", "mse", "--task", "classification"], 2, "mse is one of regression"),
     "80 batch of none": (["--batch-size", "0"], 2, "batch_size is 0"),
     "80 no number": (["--batch-size", "2.5"], 2, r"2\.5"),
     "81 no batch": (["--batch-size", "101", "--drop-last"], 2, "0 batches: batch_size is 101"),

@@ -32,6 +32,7 @@ def test_compare_in_text(stored: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["compare", str(stored), *SMALL, "--val", str(stored), "--out", "c"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
+    assert lines.pop(1) == "label   y: 3 classes, 0 to 2 (--task regression if they are quantities)"
     assert lines[1] == "model   linear, 15 weights, cross_entropy"
     assert lines[2].split()[:4] == ["rule", "optimizer", "epoch", "updates"]
     ends = [line.split()[:4] for line in lines[3:15] if line.split()[2] == "1"]

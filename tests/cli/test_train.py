@@ -51,6 +51,7 @@ def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0].startswith("data    ")
+    assert lines.pop(1) == "label   y: 3 classes, 0 to 2 (--task regression if they are quantities)"
     assert re.fullmatch(r"order   \d+ lanes in \d+ groups?", lines[3])
     assert (
         lines[4]
@@ -144,7 +145,11 @@ def test_a_model_from_a_file_is_built_again_from_it(stored: Path, capsys: pytest
         (["--model", "linear", "--batch-size", "0"], 2, "batch_size is 0"),
         (["--model", "linear", "--batch-size", "601", "--drop-last"], 2, "drop_last"),
         (["--model", "linear", "--update", "epoch", "--drop-last"], 2, "update='epoch' with drop_last"),
-        (["--model", "linear", "--loss", "mse"], 2, "mse needs a float target; the target is int64"),
+        (
+            ["--model", "linear", "--loss", "mse", "--task", "multilabel"],
+            2,
+            "mse is one of regression, and the task multilabel",
+        ),
         (["--model", "linear", "--normalize", "none"], 2, "--normalize auto"),
         (["--model", "linear", "--memory", "4X"], 2, "memory '4X' is not a size"),
         (["--model", "linear", "--memory", "10KB"], 5, "the smallest that works"),

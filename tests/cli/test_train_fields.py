@@ -70,7 +70,7 @@ def test_without_such_fields_the_command_says_how_to_name_them(
 
 
 def test_a_number_that_is_to_be_predicted(tmp_path: Path, named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(tmp_path, named, "--inputs", "images", "--target", "age", "--json") == 0
+    assert train(tmp_path, named, "--inputs", "images", "--target", "age", "--task", "regression", "--json") == 0
     assert "rmse" in json.loads(capsys.readouterr().out)["epochs"][0]
 
 
@@ -125,7 +125,8 @@ def test_labels_of_another_name_that_are_ignored(tmp_path: Path, capsys: pytest.
     data = streamtrain.ingest({"x": X, "labels": labels}, tmp_path / "d.zarr").path
     val = streamtrain.ingest({"x": X, "labels": Y}, tmp_path / "v.zarr").path
     for one, other in ((data, val), (val, data)):
-        assert train(tmp_path / one.stem, str(one), "--target", "labels", "--val", str(other), "--json") == 0
+        task = ["--task", "classification", "--target", "labels"]
+        assert train(tmp_path / one.stem, str(one), *task, "--val", str(other), "--json") == 0
         assert json.loads((tmp_path / one.stem / "run/config.json").read_text())["n_outputs"] == 3
     unseen = streamtrain.ingest({"x": X, "labels": Y + 1}, tmp_path / "u.zarr").path
     capsys.readouterr()

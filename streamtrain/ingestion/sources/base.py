@@ -299,14 +299,6 @@ def _check_bools(values: npt.NDArray[Any], place: Callable[[int], str]) -> None:
 
 
 def _check_labels(values: npt.NDArray[Any], place: Callable[[int], str]) -> None:
-    row = int(values.argmin())
-    if values[row] < 0:
-        raise InputError(
-            f"label {values[row]} is negative",
-            where=place(row),
-            why="Whole numbers in field y are classes, numbered from 0",
-            fix="number the classes from 0; store values to be predicted as floats, or under another name than y",
-        )
     row = int(values.argmax())
     if values[row] > _INT64_MAX:
         raise InputError(

@@ -237,7 +237,7 @@ class DatasetWriter:
             sources=sources,
             options=options,
             statistics={
-                name: FieldSummary(overall=stats.overall, histogram=stats.histogram, rho=stats.rho)
+                name: FieldSummary(overall=stats.overall, histogram=stats.histogram, rho=stats.rho, facts=stats.facts)
                 for name, stats in statistics.items()
             },
             files=self._stored,

@@ -171,7 +171,9 @@ def test_every_format_stores_the_same_or_refuses_the_same(
         except InputError:
             found.append(None)
         else:
-            found.append([dataset.classes[label] if dataset.classes else label for label in dataset[:]["y"].tolist()])
+            found.append(
+                [names[label] if (names := dataset.manifest.classes) else label for label in dataset[:]["y"].tolist()]
+            )
     if any(not label.strip() for label in labels):
         assert found == [None] * len(QUOTED)
     else:

@@ -1,0 +1,81 @@
+"""Worlds of tasks: labels that could be read in more than one way, and ones that cannot be read as told."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+import streamtrain as st
+from streamtrain.training.labels.reading import settled
+from tests.advice.training import fit, net
+from tests.advice.world import World, X, Y, world
+
+_INGEST = "ingestion/ingest.py:"
+_READING = "training/labels/reading.py:"
+_TRAIN = "train d.zarr --model linear --epochs 1"
+
+
+@world(f"{_INGEST}_check_has_labels: give labels, or leave {{}} out")
+def a_task_without_labels(w: World) -> None:
+    w.refused(st.ingest, {"x": X}, "d.zarr", task="regression")
+    st.ingest({"x": X}, "a.zarr")
+    st.ingest({"x": X, "y": Y}, "b.zarr", task="regression")
+
+
+@world(f"{_INGEST}_check_same_task: leave it out, and tell the training")
+def another_task_of_appended_rows(w: World) -> None:
+    w.dataset()
+    w.refused(st.ingest, {"x": X, "y": Y}, "d.zarr", task="regression", append=True)
+    st.ingest({"x": X, "y": Y}, "d.zarr", append=True)
+    w.works(f"{_TRAIN} --task regression")
+
+
+@world(f"{_INGEST}_tell_other_task: task={{}}")
+def an_append_that_leaves_the_task_open(w: World) -> None:
+    w.dataset()
+    w.warned(st.ingest, {"x": X, "y": Y + 7}, "d.zarr", append=True)
+    w.works(f"{_TRAIN} --task classification")
+
+
+@world(f"{_READING}settled: loss={{}}, or task={{}}")
+def a_loss_of_another_task(w: World) -> None:
+    w.dataset()
+    w.typed(f"{_TRAIN} --loss mse --task classification")
+
+
+@world(f"{_READING}_by_task: ingest them as field y")
+def a_task_of_no_field(w: World) -> None:
+    data = st.ingest({"x": X}, "d.zarr")
+    w.refused(settled, data, "y", None)
+    settled(w.dataset("e.zarr"), "y", None)
+
+
+@world(
+    f"{_READING}LabelReading._numbered: divide the samples so that every class is in both, or leave those out",
+)
+def a_class_that_training_lacks(w: World) -> None:
+    data = st.ingest({"x": X, "y": Y - 1}, "d.zarr", classes="auto")
+    more = st.ingest({"x": X, "y": Y + 4}, "e.zarr", classes="auto")
+    trainer = fit(data)
+    w.refused(trainer.evaluate, more)
+    trainer.evaluate(data)
+
+
+@world(f"{_READING}_check_ignored: store another number, such as -1, for what is ignored")
+def an_ignored_label_that_is_a_class(w: World) -> None:
+    data = st.ingest({"x": X, "y": Y + 1}, "d.zarr", classes="auto")
+    w.refused(fit, data, loss=nn.CrossEntropyLoss(ignore_index=1))
+    other = st.ingest({"x": X, "y": np.where(Y == 0, -1, Y)}, "e.zarr", classes="auto")
+    fit(other, net(2), loss=nn.CrossEntropyLoss(ignore_index=-1))
+
+
+@world("store/schema/task.py:check_told: task={}")
+def a_task_that_labels_cannot_be_of(w: World) -> None:
+    w.dataset(y=Y * 1.5)
+    w.typed(f"{_TRAIN} --task classification")
+
+
+@world(f"{_READING}settled: loss='cross_entropy'")
+def a_loss_for_two_classes(w: World) -> None:
+    w.dataset()
+    w.typed(f"{_TRAIN} --loss bce_with_logits")
