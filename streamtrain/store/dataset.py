@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -23,6 +24,7 @@ from streamtrain.store.byte_ranges import RESTORE, LocalFile, unreadable
 from streamtrain.store.layout import Field, Layout
 from streamtrain.store.manifest import (
     FORMAT,
+    FORMAT_OF_TABLES,
     MOST_MANIFEST_BYTES,
     Json,
     Manifest,
@@ -31,9 +33,10 @@ from streamtrain.store.manifest import (
     file_damage,
     load_json,
     parse_manifest,
+    read_categories,
     read_checksums,
 )
-from streamtrain.store.schema.columns import INPUT, TARGET, Schema, schema_of
+from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET, CategoryColumn, Schema, schema_of
 from streamtrain.store.shard import ShardReader, damaged_block, read_bounded, read_stored, unread_block
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
@@ -73,6 +76,7 @@ class Dataset:
         self.path = path
         self.manifest = manifest
         self.block_checksums = block_checksums
+        self._categories: tuple[CategoryColumn, ...] | None = None
 
     @property
     def id(self) -> str:
@@ -96,13 +100,52 @@ class Dataset:
 
     @property
     def schema(self) -> Schema:
-        """What the numbers mean: fields, names of columns and of classes."""
-        return schema_of(self.fields, self.manifest.sources, classes=self.classes)
+        """What the numbers mean: fields, names of columns, categories, targets and classes.
+
+        Raises
+        ------
+        DatasetError
+            A stored list of categories is damaged.
+        """
+        named, facts = self._named, self.manifest.schema
+        if facts is None:
+            return named
+        return replace(
+            named, kinds=facts.kinds, categories=self._read_categories(), targets=facts.targets, fills=facts.fills
+        )
+
+    @property
+    def _named(self) -> Schema:
+        """The schema without what files of their own hold."""
+        named, facts = schema_of(self.fields, self.manifest.sources, classes=self.classes), self.manifest.schema
+        if facts is None:
+            return named
+        told = {INPUT: facts.columns, TARGET: facts.targets, CATEGORIES: tuple(each.name for each in facts.categories)}
+        return replace(named, columns={**named.columns, **{name: names for name, names in told.items() if names}})
+
+    def _read_categories(self) -> tuple[CategoryColumn, ...]:
+        if self._categories is None:
+            try:
+                self._categories = read_categories(self.path, self.manifest)
+            except DatasetError:
+                self.check_not_replaced()
+                raise
+        return self._categories
+
+    @property
+    def categories(self) -> dict[str, CategoryColumn]:
+        """The columns of field ``cat``, in order: of each ``names`` (codes 2, 3, ...), ``counts`` and ``size``."""
+        return {category.name: category for category in self._read_categories()}
+
+    @property
+    def targets(self) -> tuple[str, ...] | None:
+        """The names of the columns of field ``y``, where there are several."""
+        return (self.manifest.schema.targets or None) if self.manifest.schema else None
 
     @property
     def columns(self) -> tuple[str, ...] | None:
         """The names of the columns of field ``x``, where it was read from a table."""
-        return self.schema.columns.get(INPUT)
+        return self._named.columns.get(INPUT)
 
     @property
     def n_classes(self) -> int | None:
@@ -352,7 +395,7 @@ def read_facts(folder: Path) -> Manifest:
     """Read root and manifest and compare them; no other file is read."""
     ours = read_root(folder)
     manifest = _read_manifest(folder, ours)
-    if ours.get("id") != manifest.id:
+    if ours.get("id") != manifest.id or ours.get("format") != manifest.format:
         raise _other_id(folder)
     check_manifest(folder, manifest)
     return manifest
@@ -361,7 +404,7 @@ def read_facts(folder: Path) -> Manifest:
 def checked_dataset(folder: Path, manifest: Manifest) -> Dataset:
     """Make the dataset of files that match its manifest, after reading and checking its checksum table."""
     checksums = read_checksums(folder, manifest)
-    if dataset_id(manifest.layout, manifest.classes, checksums) != manifest.id:
+    if dataset_id(manifest.layout, manifest.classes, checksums, manifest.schema) != manifest.id:
         raise _other_id(folder)
     return Dataset(path=folder, manifest=manifest, block_checksums=checksums)
 
@@ -395,9 +438,9 @@ def read_root(folder: Path) -> Json:
             where=str(folder),
             fix="ingest its arrays into a dataset",
         )
-    if ours.get("format") != FORMAT:
+    if ours.get("format") not in (FORMAT, FORMAT_OF_TABLES):
         raise DatasetError(
-            f"the dataset has format {ours.get('format')!r}; this version reads format {FORMAT}",
+            f"the dataset has format {ours.get('format')!r}; this version reads formats up to {FORMAT_OF_TABLES}",
             where=str(folder),
             fix="upgrade streamtrain (pip install -U streamtrain)",
         )

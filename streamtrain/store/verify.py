@@ -109,6 +109,7 @@ def verify(
     if dataset is not None:
         for field in dataset.fields:
             _collected(lambda name=field.name: dataset.stats(name), damage)  # type: ignore[misc]
+        _collected(lambda: dataset.categories, damage)
     if full:
         known = {error.where for error in damage}
         total = sum(
