@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -27,8 +28,21 @@ if TYPE_CHECKING:
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.argument("dest", metavar="DEST")
 @click.option("--labels", metavar="SRC", help="A file whose rows become field y.")
-@click.option("--label-column", metavar="C", help="Tables: the column that becomes field y.")
+@click.option("--label-column", metavar="C,...", help="Tables: the column that becomes field y; or several, A,B.")
 @click.option("--columns", metavar="A,B", help="Tables: the columns of field x; all but the label by default.")
+@click.option("--exclude", metavar="A,B", help="Tables: columns to leave out.")
+@click.option("--categorical", metavar="A,B", help="Tables: columns that become codes, field cat.")
+@click.option("--category-min-count", type=int, metavar="K", help="Rarer categories share one code.")
+@click.option("--category-limit", type=int, metavar="N", help="The most categories of a column; a million by default.")
+@click.option("--hash", metavar="C=N", help="Tables: columns of so many codes without names.")
+@click.option("--dates", metavar="C[=days]", help="Tables: columns of dates, as seconds or days since 1970.")
+@click.option("--na", metavar="RULE", help="Missing numbers: error (the default), fill=V, fill=mean or drop.")
+@click.option("--na-mask", is_flag=True, default=None, help="Add field x_missing: which values were filled in.")
+@click.option("--nan", metavar="RULE", help="NaN and infinity as values: error (the default) or keep.")
+@click.option("--drop-unlabelled", is_flag=True, default=None, help="Leave out rows whose label is missing.")
+@click.option("--weight-column", metavar="C", help="Tables: the column that becomes field weight.")
+@click.option("--id-column", metavar="C", help="Tables: the column of whole numbers that becomes field id.")
+@click.option("--auto", is_flag=True, default=None, help="Choose for each column what fits it, and say how.")
 @click.option(
     "--classes",
     metavar="N|A,B|auto",
@@ -54,6 +68,11 @@ def ingest_command(
     classes: str | None,
     fields: str | None,
     shape: str | None,
+    label_column: str | None,
+    exclude: str | None,
+    categorical: str | None,
+    hash: str | None,
+    dates: str | None,
     **options: Any,
 ) -> None:
     """Turn raw files into a dataset at DEST, where nothing may be unless one of three options says otherwise.
@@ -66,7 +85,12 @@ def ingest_command(
     dataset = ingest(
         list(sources) if len(sources) > 1 else sources[0],
         dest,
-        columns=None if columns is None else tuple(columns.split(",")),
+        columns=_parse_list(columns),
+        label_column=_parse_list(label_column),
+        exclude=_parse_list(exclude),
+        categorical=_parse_list(categorical),
+        hash=None if hash is None else _parse_hash(hash),
+        dates=None if dates is None else _parse_dates(dates),
         classes=None if classes is None else _parse_classes(classes),
         fields=None if fields is None else _parse_fields(fields),
         shape=None if shape is None else _parse_shape(shape),
@@ -75,6 +99,35 @@ def ingest_command(
     )
     result = _result(dataset, time.perf_counter() - started)
     emit(as_json, result, _text(result, dataset))
+
+
+def _parse_list(text: str | None) -> tuple[str, ...] | None:
+    """Split a list of columns; ``i1..i13`` are those numbers."""
+    if text is None:
+        return None
+    return tuple(name for word in text.split(",") for name in _in_range(word))
+
+
+def _in_range(word: str) -> list[str]:
+    found = _RANGE.fullmatch(word)
+    if found is None or int(found[2]) > int(found[3]):
+        return [word]
+    return [f"{found[1]}{number}" for number in range(int(found[2]), int(found[3]) + 1)]
+
+
+_RANGE: Final = re.compile(r"(.*?)(\d+)\.\.\1(\d+)")
+
+
+def _parse_hash(text: str) -> dict[str, int]:
+    pairs = [word.rpartition("=") for word in text.split(",")]
+    if not all(name and size.isdecimal() for name, _, size in pairs):
+        raise UsageError(f"--hash {text!r} is not a list of COLUMN=NUMBER", fix="--hash city=100000, say")
+    return {each: int(size) for name, _, size in pairs for each in _in_range(name)}
+
+
+def _parse_dates(text: str) -> dict[str, str]:
+    pairs = [word.partition("=") for word in text.split(",")]
+    return {each: unit or "seconds" for name, _, unit in pairs for each in _in_range(name)}
 
 
 def _parse_shape(text: str) -> tuple[int, ...]:

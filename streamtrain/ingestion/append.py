@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError, ResourceError
+from streamtrain.errors import InputError, ResourceError, UsageError
 from streamtrain.ingestion.sources.arrays import NamedArrays
 from streamtrain.ingestion.sources.base import Rows, Source, describe_kinds, kinds_of
 from streamtrain.ingestion.sources.combine import ClassCheckedSource, Concatenation, LabelledSource, name_of
@@ -76,6 +76,13 @@ def n_full_shards(base: Dataset) -> int:
 
 def appended_source(base: Dataset, more: Source) -> AppendedSource:
     """Put the rows of a source behind a dataset's last ones; refuse other columns, fields or classes."""
+    if base.manifest.schema is not None or more.schema_facts is not None:
+        raise UsageError(
+            "rows cannot be appended where columns are categories, dates or filled in",
+            where=str(base.path),
+            why="They would be numbered and filled in by themselves",
+            fix="ingest all sources together, as one dataset",
+        )
     more = in_columns_of(base.schema, more)
     _check_columns(base, more)
     declared = base.manifest.options.get("classes")

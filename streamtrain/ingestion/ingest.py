@@ -49,7 +49,7 @@ from streamtrain.ingestion.row_stream import RowStream
 from streamtrain.ingestion.sources.base import Source
 from streamtrain.ingestion.sources.combine import ClassCheckedSource
 from streamtrain.ingestion.sources.input_files import changed
-from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.ingestion.sources.registry import choose_automatically, open_source
 from streamtrain.ingestion.write_shards import Tallies, write_shards
 from streamtrain.ingestion.write_stream import write_stream
 from streamtrain.store.codec import parse_codec
@@ -83,7 +83,7 @@ _ROWS_SHOWN: Final = 3
 
 
 def checked_statistics(
-    source: Source, provenance: tuple[dict[str, Any], ...], tallies: Tallies, n_samples: int
+    source: Source, provenance: tuple[dict[str, Any], ...], tallies: Tallies, n_samples: int, *, keep_nan: bool = False
 ) -> Mapping[str, FieldStats]:
     """Return the statistics, if what was read can be trusted and trained on."""
     change = changed(provenance)
@@ -95,6 +95,8 @@ def checked_statistics(
         raise InputError(f"the source promised {source.n_samples} rows and gave {n_samples}", fix="check the source")
     statistics = {tally.field.name: tally.finish() for tally in tallies}
     for tally in tallies:
+        if keep_nan and tally.field.name != TARGET:
+            continue
         _check_finite(source, tally.field.name, statistics[tally.field.name], tally.nonfinite_rows)
     return statistics
 
@@ -221,6 +223,8 @@ def ingest(
     check_unlocked(path)
     recover_interrupted_swap(path, Files())
     check_destination(path, mode, resume=resume)
+    if request.options.table.auto:
+        request = _chosen_automatically(source, request, say)
     known = _known_names(request, path, mode)
     opened = open_source(source, labels=labels, options=replace(request.options, classes=known, memory=request.memory))
     _tell_left_out(opened, say)
@@ -233,6 +237,19 @@ def ingest(
     _tell_other_task(before, dataset, say)
     dataset.path = local_path(dest)  # which may be a link to it
     return dataset
+
+
+def _chosen_automatically(source: object, request: IngestRequest, say: Say | None) -> IngestRequest:
+    """Choose what fits the columns; tell the arguments that say the same."""
+    options, arguments = choose_automatically(source, replace(request.options, memory=request.memory))
+    told = [part for argument in arguments for part in (" ", argument)]
+    text = Fix("auto stands for", *(told or [" no option at all"]))
+    if say is None:
+        warnings.warn(StreamtrainWarning(text), stacklevel=3)
+    else:
+        say(text)
+    table = replace(options.table, auto=False)
+    return replace(request, options=replace(options, table=table, memory=request.options.memory))
 
 
 def _known_names(request: IngestRequest, path: Path, mode: Mode) -> tuple[str, ...] | None:
@@ -427,13 +444,16 @@ def _write(
                     tallies, n_samples = write_stream(
                         stream, writer, sizes, pool=pool, progress=progress, compare=compare
                     )
-            statistics = checked_statistics(whole, work.own.provenance, tallies, n_samples)
+            statistics = checked_statistics(
+                whole, work.own.provenance, tallies, n_samples, keep_nan=request.options.table.nan == "keep"
+            )
             writer.commit(
                 n_samples=n_samples,
                 classes=whole.classes,
                 sources=whole.provenance,
                 options=work.header.options,
                 statistics=statistics,
+                schema=whole.schema_facts,
             )
         # What does not open must not replace what does.
         open_dataset(work.folder)

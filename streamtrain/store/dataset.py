@@ -6,42 +6,39 @@ length, and the id is the digest of layout and checksum table. A file's bytes ar
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import DamagedBlock, DatasetError, OutOfRange, ResourceError, UsageError, unknown_name
 from streamtrain.store import zarr_metadata
-from streamtrain.store.byte_ranges import RESTORE, LocalFile, unreadable
+from streamtrain.store.byte_ranges import RESTORE, LocalFile
 from streamtrain.store.layout import Field, Layout
 from streamtrain.store.manifest import (
-    FORMAT,
     MOST_MANIFEST_BYTES,
     Json,
     Manifest,
     check_manifest,
     dataset_id,
     file_damage,
-    load_json,
     parse_manifest,
+    read_categories,
     read_checksums,
 )
-from streamtrain.store.schema.columns import INPUT, TARGET, Schema, schema_of
+from streamtrain.store.root import read_root
+from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET, CategoryColumn, Schema, schema_of
 from streamtrain.store.schema.label_task import class_values, label_task
 from streamtrain.store.schema.task import LabelTask
 from streamtrain.store.shard import ShardReader, damaged_block, read_bounded, read_stored, unread_block
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
-from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
-from streamtrain.system.files import Files, is_there, local_path, names_in
+from streamtrain.system.files import local_path
 from streamtrain.system.refusals import refusal_behind
-from streamtrain.system.syscalls import SYSTEM
 from streamtrain.system.units import format_bytes
 
 Array = npt.NDArray[Any]
@@ -75,6 +72,7 @@ class Dataset:
         self.path = path
         self.manifest = manifest
         self.block_checksums = block_checksums
+        self._categories: tuple[CategoryColumn, ...] | None = None
 
     @property
     def id(self) -> str:
@@ -117,13 +115,55 @@ class Dataset:
 
     @property
     def schema(self) -> Schema:
-        """What the numbers mean: fields, names of columns and of classes."""
-        return schema_of(self.fields, self.manifest.sources, classes=self.manifest.classes)
+        """What the numbers mean: fields, names of columns, categories, targets and classes.
+
+        Raises
+        ------
+        DatasetError
+            A stored list of categories is damaged.
+        """
+        named, facts = self._named, self.manifest.schema
+        if facts is None:
+            return named
+        return replace(
+            named, kinds=facts.kinds, categories=self._read_categories(), targets=facts.targets, fills=facts.fills
+        )
+
+    @property
+    def _named(self) -> Schema:
+        """The schema without what files of their own hold."""
+        named, facts = (
+            schema_of(self.fields, self.manifest.sources, classes=self.manifest.classes),
+            self.manifest.schema,
+        )
+        if facts is None:
+            return named
+        told = {INPUT: facts.columns, TARGET: facts.targets, CATEGORIES: tuple(each.name for each in facts.categories)}
+        return replace(named, columns={**named.columns, **{name: names for name, names in told.items() if names}})
+
+    def _read_categories(self) -> tuple[CategoryColumn, ...]:
+        if self._categories is None:
+            try:
+                self._categories = read_categories(self.path, self.manifest)
+            except DatasetError:
+                self.check_not_replaced()
+                raise
+        return self._categories
+
+    @property
+    def categories(self) -> dict[str, CategoryColumn]:
+        """The columns of field ``cat``, in order: of each ``names`` (codes 2, 3, ...), ``counts`` and ``size``."""
+        return {category.name: category for category in self._read_categories()}
+
+    @property
+    def targets(self) -> tuple[str, ...] | None:
+        """The names of the columns of field ``y``, where there are several."""
+        return (self.manifest.schema.targets or None) if self.manifest.schema else None
 
     @property
     def columns(self) -> tuple[str, ...] | None:
         """The names of the columns of field ``x``, where it was read from a table."""
-        return self.schema.columns.get(INPUT)
+        return self._named.columns.get(INPUT)
 
     @property
     def n_classes(self) -> int | None:
@@ -311,9 +351,6 @@ class Dataset:
         return f"<Dataset {str(self.path)!r}: {len(self):,} samples of {fields}; {sizes}, {self.layout.codec}>"
 
 
-_MOST_ROOT_BYTES: Final = 2**24
-
-
 def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     """Open a dataset.
 
@@ -384,7 +421,7 @@ def read_facts(folder: Path) -> Manifest:
     """Read root and manifest and compare them; no other file is read."""
     ours = read_root(folder)
     manifest = _read_manifest(folder, ours)
-    if ours.get("id") != manifest.id:
+    if ours.get("id") != manifest.id or ours.get("format") != manifest.format:
         raise _other_id(folder)
     check_manifest(folder, manifest)
     return manifest
@@ -393,7 +430,7 @@ def read_facts(folder: Path) -> Manifest:
 def checked_dataset(folder: Path, manifest: Manifest) -> Dataset:
     """Make the dataset of files that match its manifest, after reading and checking its checksum table."""
     checksums = read_checksums(folder, manifest)
-    if dataset_id(manifest.layout, manifest.classes, checksums) != manifest.id:
+    if dataset_id(manifest.layout, manifest.classes, checksums, manifest.schema) != manifest.id:
         raise _other_id(folder)
     return Dataset(path=folder, manifest=manifest, block_checksums=checksums)
 
@@ -406,71 +443,6 @@ def replaced(folder: Path) -> DatasetError:
 
 def _other_id(folder: Path) -> DatasetError:
     return DatasetError("the dataset's id does not match its content", where=str(folder), fix=RESTORE)
-
-
-def read_root(folder: Path) -> Json:
-    """Read format, id and the manifest's digest from the root."""
-    _check_folder(folder)
-    root = folder / zarr_metadata.ROOT
-    state = destination_state(folder)
-    if state == "incomplete":
-        raise incomplete(folder)
-    if not _is_there(root):
-        what = "not a streamtrain dataset: there is no zarr.json"
-        raise DatasetError(what, where=str(folder), fix="give the directory ingest wrote")
-    found = load_json(read_bounded(root, _MOST_ROOT_BYTES), where=str(root))
-    attributes = found.get("attributes")
-    ours = attributes.get("streamtrain") if isinstance(attributes, dict) else None
-    if not isinstance(ours, dict):
-        raise DatasetError(
-            "a Zarr group or array, but not a streamtrain dataset: it has no manifest",
-            where=str(folder),
-            fix="ingest its arrays into a dataset",
-        )
-    if ours.get("format") != FORMAT:
-        raise DatasetError(
-            f"the dataset has format {ours.get('format')!r}; this version reads format {FORMAT}",
-            where=str(folder),
-            fix="upgrade streamtrain (pip install -U streamtrain)",
-        )
-    if found != {"attributes": {"streamtrain": ours}, "zarr_format": 3, "node_type": "group"}:
-        raise DatasetError("the root is not the one that was committed", where=str(root), fix=RESTORE)
-    return ours
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return is_there(path)
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def _check_folder(folder: Path) -> None:
-    if not _is_there(folder):
-        recover_interrupted_swap(real_path(folder), Files())
-    try:
-        mode = SYSTEM.stat(folder).st_mode
-    except (FileNotFoundError, NotADirectoryError) as error:
-        near = _near(folder.name, _names_beside(folder))
-        fix = f"did you mean {str(folder.with_name(near[0]))!r}?" if near else "check the path"
-        raise DatasetError(f"no such dataset: {error.strerror}", where=str(folder), fix=fix) from None
-    except OSError as error:
-        raise unreadable(folder, error) from error
-    if not stat.S_ISDIR(mode):
-        raise DatasetError("a file, not a dataset", where=str(folder), fix="ingest it first, and open the result")
-
-
-def _names_beside(folder: Path) -> list[str]:
-    try:
-        return names_in(folder.parent)
-    except OSError:
-        return []
-
-
-def _near(name: str, names: list[str]) -> list[str]:
-    """Find the name most like ``name``, compared without the suffix that all datasets share."""
-    stems = {Path(each).stem: each for each in names}
-    return [stems[stem] for stem in difflib.get_close_matches(Path(name).stem, stems, n=1, cutoff=0.6)]
 
 
 def _read_manifest(folder: Path, ours: Json) -> Manifest:

@@ -29,6 +29,8 @@ from streamtrain.store.byte_ranges import RESTORE, LocalFile, unreadable
 from streamtrain.store.codec import HEADER_BYTES, MOST_ENCODABLE_BYTES, header_mismatch
 from streamtrain.store.layout import CHECKSUM_BYTES, CODECS, Field, Layout, parse_field
 from streamtrain.store.moments import Summary
+from streamtrain.store.schema.columns import CategoryColumn
+from streamtrain.store.schema.facts import MOST_VOCABULARY_BYTES, StoredFacts, parse_stored_facts, read_vocabulary
 from streamtrain.store.schema.task import check_task
 from streamtrain.store.shard import ShardReader, StoredFile, check_length, index_bytes, read_stored
 from streamtrain.store.statistics import MOST_VALUES, Histogram, LabelFacts, has_facts, settle_summary, stats_shape
@@ -40,6 +42,8 @@ from streamtrain.system.syscalls import SYSTEM
 FORMAT: Final = 1
 AUTO: Final[Literal["auto"]] = "auto"
 """In place of classes: the values of the labels, in order, as of a table's column."""
+FORMAT_OF_TABLES: Final = 2
+"""That of a dataset whose numbers mean more than an older version knows, which would misread it."""
 MOST_MANIFEST_BYTES: Final = 2**28
 
 Json = dict[str, Any]
@@ -66,11 +70,23 @@ class Manifest:
     options: Json
     statistics: Mapping[str, FieldSummary]
     files: Mapping[str, StoredFile]  # by key, without the manifest and the root
+    schema: StoredFacts | None = None  # of a table with more than plain columns
+
+    @property
+    def format(self) -> int:
+        """The number of the format that it is written in."""
+        return FORMAT if self.schema is None else FORMAT_OF_TABLES
 
 
-def dataset_id(layout: Layout, classes: tuple[str, ...] | None, checksums: npt.NDArray[np.uint32]) -> str:
-    """Compute the digest of a dataset's content."""
-    digest = hashlib.sha256(dump_json({"layout": layout_json(layout), "classes": classes}))
+def dataset_id(
+    layout: Layout,
+    classes: tuple[str, ...] | None,
+    checksums: npt.NDArray[np.uint32],
+    schema: StoredFacts | None = None,
+) -> str:
+    """Compute the digest of a dataset's content, and of what it means where a schema says so."""
+    meaning = {} if schema is None else {"schema": schema.as_json()}
+    digest = hashlib.sha256(dump_json({"layout": layout_json(layout), "classes": classes, **meaning}))
     digest.update(checksums.astype("<u4").tobytes())
     return digest.hexdigest()
 
@@ -111,7 +127,8 @@ def dump_manifest(manifest: Manifest) -> bytes:
     """Encode a manifest as it is stored."""
     return dump_json(
         {
-            "format": FORMAT,
+            "format": manifest.format,
+            **({} if manifest.schema is None else {"schema": manifest.schema.as_json()}),
             "id": manifest.id,
             "layout": layout_json(manifest.layout),
             "classes": manifest.classes,
@@ -136,6 +153,7 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
             options=parse_options(found["options"]),
             statistics={field.name: _parse_summary(found["statistics"][field.name], field) for field in layout.fields},
             files={key: parse_file(pair) for key, pair in found["files"].items()},
+            schema=parse_stored_facts(found.get("schema"), layout.fields),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, DatasetError):
@@ -280,8 +298,9 @@ def check_manifest(folder: Path, manifest: Manifest) -> None:
     """Compare the manifest's keys and lengths with its layout, without a look at the files."""
     layout, where = manifest.layout, str(folder / zarr_metadata.MANIFEST)
     # The number is compared first: a layout may claim more shards than there is memory for their names.
-    n_expected = layout.n_shards * len(layout.fields) + 3 * len(layout.fields) + 4
-    if len(manifest.files) != n_expected or manifest.files.keys() != _keys(layout):
+    vocabularies = vocabulary_keys(manifest.schema)
+    n_expected = layout.n_shards * len(layout.fields) + 3 * len(layout.fields) + 4 + len(vocabularies)
+    if len(manifest.files) != n_expected or manifest.files.keys() != _keys(layout) | {*vocabularies.values()}:
         raise DatasetError("the manifest's files are not those of its layout", where=where, fix=RESTORE)
     for key, least, most in _lengths(layout):
         n_bytes = manifest.files[key].n_bytes
@@ -289,10 +308,38 @@ def check_manifest(folder: Path, manifest: Manifest) -> None:
             what = f"the layout claims more or less than {key} holds: {n_bytes:,} bytes"
             why = f"Its shape needs {least:,}" + ("" if least == most else f" to {most:,}")
             raise DatasetError(what, where=where, why=why, fix=RESTORE)
+    if any(manifest.files[key].n_bytes > MOST_VOCABULARY_BYTES for key in vocabularies.values()):
+        raise DatasetError("a list of categories is too long to be one", where=where, fix=RESTORE)
     for name, summary in manifest.statistics.items():
         counted = summary.histogram or (summary.facts and summary.facts.whole)
         if counted and sum(counted.counts.tolist()) != layout.n_samples:
             raise DatasetError(f"the histogram of {name} does not count its samples", where=where, fix=RESTORE)
+
+
+def vocabulary_keys(schema: StoredFacts | None) -> dict[int, str]:
+    """Name the files of vocabularies, by the number of their column."""
+    names = {} if schema is None else schema.vocabulary_names()
+    return {number: f"{zarr_metadata.PRIVATE}/{name}" for number, name in names.items()}
+
+
+def read_categories(folder: Path, manifest: Manifest) -> tuple[CategoryColumn, ...]:
+    """Read the names of categories, held against the manifest."""
+    if manifest.schema is None:
+        return ()
+    keys, found = vocabulary_keys(manifest.schema), []
+    for number, stored in enumerate(manifest.schema.categories):
+        if number not in keys:
+            found.append(CategoryColumn(name=stored.name, hash_size=stored.hash_size))
+            continue
+        key = keys[number]
+        try:
+            found.append(read_vocabulary(stored, read_stored(folder, key, manifest.files[key])))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            where = str(folder / key)
+            raise DatasetError(
+                f"the list of categories does not make sense: {error}", where=where, fix=RESTORE
+            ) from error
+    return tuple(found)
 
 
 def file_damage(folder: Path, manifest: Manifest) -> Iterator[DatasetError]:

@@ -18,9 +18,10 @@ from typing import Any, Final
 from streamtrain.errors import Call, DamagedBlock, DatasetError, Fix, UsageError
 from streamtrain.store.byte_ranges import RESTORE, LocalFile, open_regular, unreadable
 from streamtrain.store.codec import checksum
-from streamtrain.store.dataset import Dataset, checked_dataset, read_facts, read_in_place, read_root, replaced
+from streamtrain.store.dataset import Dataset, checked_dataset, read_facts, read_in_place, replaced
 from streamtrain.store.layout import Field
 from streamtrain.store.manifest import Manifest, file_damage
+from streamtrain.store.root import read_root
 from streamtrain.store.shard import ShardReader, StoredFile
 from streamtrain.store.writing.journal import JOURNAL
 from streamtrain.store.writing.lock import check_unlocked, lock_path, writer_lock
@@ -109,6 +110,7 @@ def verify(
     if dataset is not None:
         for field in dataset.fields:
             _collected(lambda name=field.name: dataset.stats(name), damage)  # type: ignore[misc]
+        _collected(lambda: dataset.categories, damage)
     if full:
         known = {error.where for error in damage}
         total = sum(

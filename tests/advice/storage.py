@@ -89,7 +89,7 @@ def a_root_that_is_no_json(w: World) -> None:
     harmed(w, lambda folder: (folder / "zarr.json").write_text("{"))
 
 
-@world(f"store/dataset.py:read_root: {_RESTORE}")
+@world(f"store/root.py:read_root: {_RESTORE}")
 def a_root_with_more_in_it(w: World) -> None:
     harmed(w, lambda folder: edited(folder / "zarr.json", more=1))
 
@@ -252,12 +252,12 @@ def a_file_that_nobody_wrote(w: World) -> None:
 
 
 @world(
-    "store/dataset.py:read_root: give the directory ingest wrote",
-    "store/dataset.py:read_root: ingest its arrays into a dataset",
-    "store/dataset.py:read_root: upgrade streamtrain (pip install -U streamtrain)",
-    "store/dataset.py:_check_folder: did you mean {}?",
-    "store/dataset.py:_check_folder: check the path",
-    "store/dataset.py:_check_folder: ingest it first, and open the result",
+    "store/root.py:read_root: give the directory ingest wrote",
+    "store/root.py:read_root: ingest its arrays into a dataset",
+    "store/root.py:read_root: upgrade streamtrain (pip install -U streamtrain)",
+    "store/root.py:_check_folder: did you mean {}?",
+    "store/root.py:_check_folder: check the path",
+    "store/root.py:_check_folder: ingest it first, and open the result",
 )
 def paths_that_are_no_dataset(w: World) -> None:
     w.dataset("flights.zarr")

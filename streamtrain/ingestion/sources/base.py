@@ -15,6 +15,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,9 +25,46 @@ import numpy.typing as npt
 from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import TARGET
+from streamtrain.store.schema.facts import SchemaFacts
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """A run of consecutive rows: field name -> array of shape (n_rows, *field.shape), the same n_rows in each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableOptions:
+    """How to read a table, and what its columns become."""
+
+    # Delimited text: its header, columns and marks.
+    header: str = "first"
+    names: tuple[str, ...] | None = None
+    delimiter: str = "auto"
+    encoding: str = "utf-8"
+    na_values: tuple[str, ...] | None = None
+    # Of dates and times that name no zone.
+    timezone: str = "UTC"
+    # Columns that become codes of field ``cat``; those of ``hash`` have that many codes and no names.
+    categorical: tuple[str, ...] = ()
+    category_min_count: int = 1
+    category_limit: int = 1_000_000
+    hash: Mapping[str, int] = dataclass_field(default_factory=dict)
+    # Columns of dates, which are appended to field ``x``: in "days" or "seconds".
+    dates: Mapping[str, str] = dataclass_field(default_factory=dict)
+    # Missing numbers: "error", "fill=V", "fill=mean" or "drop"; and NaN and infinity as values: "error" or "keep".
+    na: str = "error"
+    na_mask: bool = False
+    nan: str = "error"
+    drop_unlabelled: bool = False
+    # Columns that are left out, and those that become fields ``weight`` and ``id``.
+    exclude: tuple[str, ...] = ()
+    weight_column: str | None = None
+    id_column: str | None = None
+    # Whether the columns are to become what fits them.
+    auto: bool = False
+
+
+PLAIN_TABLE: Final = TableOptions()
+"""That of which nothing is said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +72,7 @@ class SourceOptions:
     """How to read raw files; each format uses the options that concern it and refuses the others."""
 
     # Tables: the column that becomes field ``y``, and those that become field ``x``, by default all the others.
-    label_column: str | None = None
+    label_column: str | tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
     # Raw binary: the element type and the shape of one sample.
     dtype: np.dtype[np.generic] | None = None
@@ -45,6 +83,14 @@ class SourceOptions:
     classes: tuple[str, ...] | None = None
     # What the ingest may own, in bytes; None where nobody said.
     memory: int | None = None
+    # Tables: what is said of them beyond the label column and the features.
+    table: TableOptions = PLAIN_TABLE
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label columns."""
+        given = self.label_column
+        return () if given is None else (given,) if isinstance(given, str) else given
 
 
 NO_OPTIONS: Final = SourceOptions()
@@ -102,6 +148,8 @@ class Source(ABC):
         are read in parallel.
     classes : tuple of str or None
         The sorted names of string labels mapped to 0, 1, ... in field ``y``; None where labels are numbers.
+    schema_facts : SchemaFacts or None
+        What the manifest keeps of a table beyond plain columns; None where there is nothing.
     chunk_bytes : int
         The bytes that `iter_blocks` makes at once, however small its ``max_bytes``; 0 where it keeps to that.
     reading : ReadingMemory
@@ -127,6 +175,7 @@ class Source(ABC):
     provenance: tuple[dict[str, Any], ...]
     seekable: bool
     classes: tuple[str, ...] | None = None
+    schema_facts: SchemaFacts | None = None
     chunk_bytes: int = 0
     reading: ReadingMemory = NO_READING
 

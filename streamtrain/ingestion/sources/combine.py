@@ -47,7 +47,7 @@ class Concatenation(Source):
 
     def __init__(self, parts: Sequence[Source]) -> None:
         self.parts = tuple(parts)
-        self.fields, self.classes = parts[0].fields, parts[0].classes
+        self.fields, self.classes, self.schema_facts = parts[0].fields, parts[0].classes, parts[0].schema_facts
         self.provenance = tuple(entry for part in parts for entry in part.provenance)
         self.seekable = all(part.seekable for part in parts)
         self.chunk_bytes = max(part.chunk_bytes for part in parts)
@@ -167,7 +167,7 @@ class LabelledSource(Source):
         self.features, self.labels = features, labels
         self.fields = (*features.fields, field_of(TARGET, own.dtype, own.shape, where=name_of(labels)))
         self.n_samples = labels.n_samples if features.n_samples is None else features.n_samples
-        self.classes = labels.classes
+        self.classes, self.schema_facts = labels.classes, features.schema_facts
         self.provenance = (*features.provenance, *({**entry, "field": TARGET} for entry in labels.provenance))
         self.seekable = features.seekable and labels.seekable
         self.chunk_bytes = features.chunk_bytes + labels.chunk_bytes
@@ -269,6 +269,7 @@ class ClassCheckedSource(Source):
         self.source, self.allowed = source, allowed
         self.fields = tuple(_as_label(field) if field is labels else field for field in source.fields)
         self.classes = source.classes if isinstance(allowed, int) else allowed
+        self.schema_facts = source.schema_facts
         self.n_samples, self.provenance = source.n_samples, source.provenance
         self.seekable, self.chunk_bytes, self.reading = source.seekable, source.chunk_bytes, source.reading
         self._n_classes = allowed if isinstance(allowed, int) else len(allowed)

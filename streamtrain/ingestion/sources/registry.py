@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -27,12 +27,25 @@ from streamtrain.ingestion.sources.arrays import (
     is_sparse,
     open_array,
 )
-from streamtrain.ingestion.sources.base import NO_OPTIONS, Probe, Source, SourceOptions, check_source, choose_fields
+from streamtrain.ingestion.sources.base import (
+    NO_OPTIONS,
+    PLAIN_TABLE,
+    Probe,
+    Source,
+    SourceOptions,
+    check_source,
+    choose_fields,
+)
 from streamtrain.ingestion.sources.column_names import column_names
 from streamtrain.ingestion.sources.combine import concatenate, name_of, with_labels
 from streamtrain.ingestion.sources.input_files import check_file, first_bytes, look_up
 from streamtrain.ingestion.sources.iterables import IterableSource
 from streamtrain.ingestion.sources.tables import delimited, parquet
+from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
+from streamtrain.ingestion.sources.tables.roles.choice import has_roles
+from streamtrain.ingestion.sources.tables.roles.findings import choose_for_all, told_at_once
+from streamtrain.ingestion.sources.tables.roles.reader import TableReader
+from streamtrain.ingestion.sources.tables.roles.role_table import open_tables
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.files import local_path, names_in
 from streamtrain.system.refusals import read_failure
@@ -71,6 +84,7 @@ class FileFormat:
     probe: Probe
     suffixes: tuple[str, ...] = ()
     content: tuple[str, ...] = ()
+    reader: Callable[[Path, SourceOptions], TableReader] | None = None  # of a table
     is_table: bool = False
     is_text: bool = False
     has_names: bool = False
@@ -88,8 +102,22 @@ _FORMATS: Final = (
     ),
     RAW,
     FileFormat(name="idx", probe=idx.probe, suffixes=("-ubyte", ".idx", ".idx.gz"), content=("gzip data",)),
-    FileFormat(name="CSV", probe=delimited.probe, suffixes=(".csv", ".tsv", ".tab"), is_table=True, is_text=True),
-    FileFormat(name="Parquet", probe=parquet.probe, suffixes=(".parquet", ".pq"), content=("Parquet",), is_table=True),
+    FileFormat(
+        name="CSV",
+        probe=delimited.probe,
+        reader=delimited.reader,
+        suffixes=(".csv", ".tsv", ".tab"),
+        is_table=True,
+        is_text=True,
+    ),
+    FileFormat(
+        name="Parquet",
+        probe=parquet.probe,
+        reader=parquet.reader,
+        suffixes=(".parquet", ".pq"),
+        content=("Parquet",),
+        is_table=True,
+    ),
 )
 
 
@@ -213,8 +241,9 @@ def _open(source: object, options: SourceOptions) -> Source:
     if files is not None:
         return _open_files(files, options)
     for option in dataclasses.fields(options):
-        if getattr(options, option.name) is not None and option.name not in ("classes", "fields", "memory"):
+        if getattr(options, option.name) is not None and option.name not in ("classes", "fields", "memory", "table"):
             raise UsageError(f"{option.name} applies to files only", fix=Fix("leave ", Argument(option.name), " out"))
+    _check_no_roles(options, "what is in memory")
     # Before `Source` was a base class, a plug-in's source was known by its attributes.
     is_like_one = hasattr(source, "iter_blocks") and hasattr(source, "provenance")
     if options.fields is None and (isinstance(source, Source) or is_like_one):
@@ -316,5 +345,45 @@ def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
         raise _no_names(f"{families[0].name} files", str(files[0]))
     for file, family in zip(files, families, strict=True):
         check_content(file, family)
+    reader = families[0].reader
+    if reader is None:
+        _check_no_roles(options, f"{families[0].name} files")
+    elif has_roles(options):
+        return _open_tables([reader(file, options) for file in files], options)
+    try:
+        return _opened(files, families, options)
+    except UnfitColumns as error:
+        if reader is None:
+            raise
+        raise told_at_once(error, [reader(file, options) for file in files], options) from error
+
+
+def _open_tables(readers: Sequence[TableReader], options: SourceOptions) -> Source:
+    try:
+        return open_tables(readers, options)
+    except UnfitColumns as error:
+        raise told_at_once(error, readers, options) from error
+
+
+def _check_no_roles(options: SourceOptions, kind: str) -> None:
+    """Refuse options of tables for what is none; NaN may be kept anywhere."""
+    given = dataclasses.replace(options.table, nan=PLAIN_TABLE.nan)
+    for option in dataclasses.fields(given):
+        if getattr(given, option.name) != getattr(PLAIN_TABLE, option.name):
+            fix = Fix("leave ", Argument(option.name), " out")
+            raise UsageError(f"{option.name} does not apply to {kind}", fix=fix)
+
+
+def choose_automatically(source: object, options: SourceOptions) -> tuple[SourceOptions, tuple[Argument, ...]]:
+    """Choose what takes every column of a table's files; return the arguments that say the same."""
+    files = _files_of(source)
+    families = [] if files is None else [format_of(file, options) for file in files]
+    if files is None or families[0].reader is None:
+        _check_no_roles(options, "what is no table in files")
+        return options, ()
+    return choose_for_all([families[0].reader(file, options) for file in files], options)
+
+
+def _opened(files: Sequence[Path], families: Sequence[FileFormat], options: SourceOptions) -> Source:
     probed = [family.probe(file, options) for file, family in zip(files, families, strict=True)]
     return concatenate([check_source(part, str(file)) for part, file in zip(probed, files, strict=True)])

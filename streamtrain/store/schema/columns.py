@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from streamtrain.store.layout import Field, parse_field
-from streamtrain.system.json_values import texts, texts_or_none
+from streamtrain.system.json_values import number_or_nan, objects, texts, texts_or_none, whole_number
 
 Names = tuple[str, ...]
 
@@ -20,8 +20,32 @@ INPUT: Final = "x"
 """The field that a table's features become."""
 TARGET: Final = "y"
 """The field that a table's label becomes: of whole numbers, one per sample, they are classes."""
+CATEGORIES: Final = "cat"
+"""The field that a table's categories become: a code a column."""
+MISSING: Final = "x_missing"
+"""The field that says which values of ``x`` were filled in."""
+WEIGHT: Final = "weight"
+ID: Final = "id"
 
 _VERSION: Final = 1
+_VERSION_OF_TABLES: Final = 2
+
+_FIRST_CATEGORY: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CategoryColumn:
+    """A column of categories: their names by code, or the size of a hash of them."""
+
+    name: str
+    names: Names = ()  # of codes 2, 3, ...; 0 is missing, 1 another one
+    counts: tuple[int, ...] = ()
+    hash_size: int | None = None
+
+    @property
+    def size(self) -> int:
+        """The number of codes."""
+        return _FIRST_CATEGORY + (len(self.names) if self.hash_size is None else self.hash_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +55,11 @@ class Schema:
     fields: tuple[Field, ...] = ()
     columns: Mapping[str, Names] = field(default_factory=dict)  # in their order, by field; a label has one
     classes: Names | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)  # column of x -> "number", "date" or "date in days"
+    categories: tuple[CategoryColumn, ...] = ()  # of field cat, in its order
+    targets: Names = ()  # columns of y, where there are several
+    fills: Mapping[str, float] = field(default_factory=dict)  # column of x -> its value where one is missing
+    task: str | None = None  # where it was told
 
     def field(self, name: str) -> Field | None:
         """Return the field of that name, or None."""
@@ -69,23 +98,76 @@ def _fits(described: Field, names: Names) -> bool:
 
 def schema_json(schema: Schema) -> dict[str, Any]:
     """Turn a schema into JSON values, which `parse_schema` reads back."""
+    told = {
+        "kinds": dict(schema.kinds),
+        "categories": [category_json(each) for each in schema.categories],
+        "targets": list(schema.targets),
+        "fills": dict(schema.fills),
+    }
+    more = {name: value for name, value in told.items() if value}
     return {
-        "version": _VERSION,
+        "version": _VERSION_OF_TABLES if more else _VERSION,
         "fields": {each.name: {"dtype": each.dtype.name, "shape": list(each.shape)} for each in schema.fields},
         "columns": {name: list(names) for name, names in schema.columns.items()},
         "classes": None if schema.classes is None else list(schema.classes),
+        **more,
     }
 
 
 def parse_schema(found: object) -> Schema:
     """Read a schema back, without trust; refuse with ValueError."""
     try:
-        if not isinstance(found, dict) or found["version"] != _VERSION:
+        if not isinstance(found, dict) or found["version"] not in (_VERSION, _VERSION_OF_TABLES):
             raise ValueError("it is none of this version")
         return Schema(
             fields=tuple(parse_field(name, each["dtype"], each["shape"]) for name, each in found["fields"].items()),
             columns={name: texts(names) for name, names in found["columns"].items()},
             classes=texts_or_none(found["classes"]),
+            kinds=parse_kinds(found.get("kinds", {})),
+            categories=tuple(parse_category(each) for each in objects(found.get("categories", []))),
+            targets=texts(found.get("targets", [])),
+            fills=parse_fills(found.get("fills", {})),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def category_json(category: CategoryColumn) -> dict[str, Any]:
+    """Turn a column of categories into JSON values, which `parse_category` reads back."""
+    if category.hash_size is not None:
+        return {"name": category.name, "hash_size": category.hash_size}
+    return {"name": category.name, "names": list(category.names), "counts": list(category.counts)}
+
+
+def parse_category(found: Mapping[str, Any]) -> CategoryColumn:
+    """Read a column of categories back, without trust."""
+    if not isinstance(found["name"], str):
+        raise ValueError("a column has no name")
+    if "hash_size" in found:
+        return CategoryColumn(name=found["name"], hash_size=whole_number(found["hash_size"], 1, MOST_CODES))
+    names, counts = texts(found["names"]), found["counts"]
+    if not isinstance(counts, list) or len(counts) != len(names) or len(set(names)) != len(names):
+        raise ValueError(f"the categories of {found['name']!r} are not different ones, with their counts")
+    return CategoryColumn(name=found["name"], names=names, counts=tuple(whole_number(count) for count in counts))
+
+
+MOST_CODES: Final = 2**31 - 3
+"""Codes are int32, and two of them are taken."""
+KINDS: Final = ("number", "date", "date in days")
+
+
+def parse_kinds(found: object) -> dict[str, str]:
+    """Read kinds of columns back."""
+    if not isinstance(found, dict) or not all(isinstance(n, str) and kind in KINDS for n, kind in found.items()):
+        raise ValueError("its columns are of no known kind")
+    return found
+
+
+def parse_fills(found: object) -> dict[str, float]:
+    """Read values that stand for missing ones back."""
+    if not isinstance(found, dict):
+        raise ValueError("what stands for missing values is not there")
+    fills = {str(name): number_or_nan(value) for name, value in found.items()}
+    if any(value != value for value in fills.values()):
+        raise ValueError("what stands for a missing value is no number")
+    return fills

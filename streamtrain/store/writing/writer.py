@@ -28,7 +28,8 @@ import numpy.typing as npt
 from streamtrain.store import zarr_metadata
 from streamtrain.store.codec import encode
 from streamtrain.store.layout import Layout
-from streamtrain.store.manifest import FORMAT, FieldSummary, Json, Manifest, dataset_id, dump_manifest
+from streamtrain.store.manifest import FieldSummary, Json, Manifest, dataset_id, dump_manifest
+from streamtrain.store.schema.facts import SchemaFacts, stored_facts_of
 from streamtrain.store.shard import ShardWriter, StoredFile, file_of
 from streamtrain.store.statistics import FieldStats, FieldTally, tally_rows
 from streamtrain.store.writing.journal import Journal, Shards
@@ -219,6 +220,7 @@ class DatasetWriter:
         sources: tuple[Json, ...],
         options: Json,
         statistics: Mapping[str, FieldStats],
+        schema: SchemaFacts | None = None,
     ) -> None:
         """Describe what was written and make it a dataset; nothing opens before the last file of this."""
         layout = self.layout = replace(self.layout, n_samples=n_samples)
@@ -230,8 +232,10 @@ class DatasetWriter:
         self._write(zarr_metadata.group(zarr_metadata.STATISTICS))
         for name, stats in statistics.items():
             self._write(zarr_metadata.small_array(f"{zarr_metadata.STATISTICS}/{name}", stats.features, ("statistic",)))
+        facts, vocabularies = (None, {}) if schema is None else stored_facts_of(schema)
+        self._write({f"{zarr_metadata.PRIVATE}/{name}": data for name, data in vocabularies.items()})
         manifest = Manifest(
-            id=dataset_id(layout, classes, checksums),
+            id=dataset_id(layout, classes, checksums, facts),
             layout=layout,
             classes=classes,
             sources=sources,
@@ -241,14 +245,17 @@ class DatasetWriter:
                 for name, stats in statistics.items()
             },
             files=self._stored,
+            schema=facts,
         )
-        self._write_root(manifest.id, dump_manifest(manifest))
+        self._write_root(manifest)
 
-    def _write_root(self, identity: str, manifest: bytes) -> None:
+    def _write_root(self, manifest: Manifest) -> None:
         # All that the manifest describes is durable before it is, and that before the root.
         self._flusher.wait()
-        self._files.write_bytes(self.path / zarr_metadata.MANIFEST, manifest)
-        ours = {"format": FORMAT, "id": identity, "manifest_sha256": hashlib.sha256(manifest).hexdigest()}
+        data = dump_manifest(manifest)
+        self._files.write_bytes(self.path / zarr_metadata.MANIFEST, data)
+        digest = hashlib.sha256(data).hexdigest()
+        ours = {"format": manifest.format, "id": manifest.id, "manifest_sha256": digest}
         (root,) = zarr_metadata.group("", {"streamtrain": ours}).values()
         self._files.write_bytes(self.path / zarr_metadata.ROOT, root)
 

@@ -46,6 +46,10 @@ _FLOAT64: Final = np.dtype(np.float64)
 _EXACT_FLOAT64: Final = 2.0**53
 
 
+class UnfitColumns(InputError):
+    """Columns hold what a table's features and labels cannot be as they are; another option would take them."""
+
+
 @dataclass(slots=True, kw_only=True)
 class ColumnSurvey:
     """What has been seen of a column so far."""
@@ -144,11 +148,11 @@ def add_text(
         raise _not_a_number(column.name, text[row], place(first_row + row), numbers)
 
 
-def _not_a_number(name: str, text: Any, where: str, numbers: Sequence[str]) -> InputError:
+def _not_a_number(name: str, text: Any, where: str, numbers: Sequence[str]) -> UnfitColumns:
     value = text.as_py()
     # A quote that is never closed makes one cell of the lines after it.
     correct = "close the quote, or correct the value" if "\n" in value else "correct the value"
-    return InputError(
+    return UnfitColumns(
         f"column {name!r} holds {value!r:.80}, which is not a number",
         where=where,
         why="Features are numbers",
@@ -186,9 +190,9 @@ class FeatureSurvey:
             self.dtype = _FLOAT64
             values = parsed(text, _FLOAT64)
         if values is None:
-            is_missing = _is_one_of(_trimmed(text), ("", *MISSING_MARKS))
+            is_missing = is_one_of(_trimmed(text), ("", *MISSING_MARKS))
             self._note_missing(is_missing, first_row)
-            text = _with_nulls(text, is_missing)
+            text = with_nulls(text, is_missing)
             values = parsed(text, _FLOAT64)
         if values is None:
             cell = first_refused(text, _FLOAT64)
@@ -332,34 +336,36 @@ def _without_marks(column: ColumnSurvey, text: Any, first_row: int) -> Any:
     marks = [mark for mark in MISSING_MARKS if mark not in column.known and column.classes and mark in column.classes]
     if column.dtype is None or not marks:
         return text
-    is_mark = _is_one_of(text, marks)
+    is_mark = is_one_of(text, marks)
     _note_rows(column.mark_rows, np.flatnonzero(is_mark), first_row)
     column.n_marks += int(is_mark.sum())
-    return _with_nulls(text, is_mark)
+    return with_nulls(text, is_mark)
 
 
 def _nulled(column: ColumnSurvey, text: Any, missing: Sequence[str], first_row: int) -> Any:
     """Make some texts, blanks around them or not, nulls; note them as missing."""
-    is_missing = _is_one_of(_trimmed(text) if "" in missing else text, missing)
+    is_missing = is_one_of(_trimmed(text) if "" in missing else text, missing)
     _note_missing(column, is_missing, first_row)
-    return _with_nulls(text, is_missing)
+    return with_nulls(text, is_missing)
 
 
 def without_names(text: Any, names: Sequence[str], *, but: npt.NDArray[np.bool_]) -> Any:
     """Make some texts nulls, other than where ``but`` says."""
-    return _with_nulls(text, _is_one_of(text, names) & ~but)
+    return with_nulls(text, is_one_of(text, names) & ~but)
 
 
 def _trimmed(text: Any) -> Any:
     return arrow("pyarrow.compute").utf8_trim_whitespace(text)
 
 
-def _is_one_of(text: Any, values: Sequence[str]) -> npt.NDArray[np.bool_]:
+def is_one_of(text: Any, values: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Return a mask of the texts that are among some."""
     found = arrow("pyarrow.compute").is_in(text, value_set=arrow().array(values, arrow().string()))
     return cast("npt.NDArray[np.bool_]", found.to_numpy(zero_copy_only=False))
 
 
-def _with_nulls(text: Any, where: npt.NDArray[np.bool_]) -> Any:
+def with_nulls(text: Any, where: npt.NDArray[np.bool_]) -> Any:
+    """Make the texts of a mask nulls."""
     return arrow("pyarrow.compute").if_else(arrow().array(where), arrow().scalar(None, text.type), text)
 
 
@@ -379,7 +385,7 @@ def check_no_missing(
     what = "labels" if column.is_label else "values"
     others = f"; {len(bad) - 1} more columns have some too" if len(bad) > 1 else ""
     shown = ", ".join(places(column.missing_rows)) + (", ..." if column.n_missing > len(column.missing_rows) else "")
-    raise InputError(
+    raise UnfitColumns(
         f"{column.n_missing:,} {what} are empty, NaN or infinite in column {column.name!r}{others}",
         where=shown,
         why="Nothing is imputed",

@@ -27,6 +27,7 @@ from streamtrain.ingestion.sources.input_files import open_bytes, provenance_of,
 from streamtrain.ingestion.sources.tables.arrow import (
     arrow,
     arrow_type,
+    columns_of,
     first_refused,
     numbers_in,
     parsed,
@@ -42,6 +43,7 @@ from streamtrain.ingestion.sources.tables.column_survey import (
     without_names,
 )
 from streamtrain.ingestion.sources.tables.records import Cells, RaggedRecord, cells_of, record_runs
+from streamtrain.ingestion.sources.tables.roles.reader import CellColumns, TableBatch, TableReader
 from streamtrain.ingestion.sources.tables.table_columns import (
     COLUMN_BYTES,
     ChosenColumns,
@@ -105,6 +107,45 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
     return table_source(path, chosen, columns, n_rows, facts, partial(_runs, text), partial(place_of, text), reading)
 
 
+def reader(path: Path, options: SourceOptions) -> TableReader:
+    """Open a CSV or TSV file for columns of any role: read its header."""
+    arrow()
+    refuse_options(path, "CSV", options, "dtype", "shape")
+    text = _open_text(path, options)
+    _check_delimiter(text, options)
+    return TableReader(
+        path=path,
+        header=text.header,
+        types=None,
+        batches=partial(_column_batches, text),
+        place=partial(place_of, text),
+        provenance=provenance_of(path, "csv"),
+        nulls=text.nulls,
+        reading=ReadingMemory(lasting_bytes=2 * COLUMN_BYTES * len(text.header)),
+    )
+
+
+def _column_batches(text: DelimitedText, names: Sequence[str]) -> Iterator[TableBatch]:
+    """Read columns as text, in runs of records."""
+    n_rows = 0
+    chosen = ChosenColumns(features=tuple(names), label=None)
+    for run in _record_runs(text):
+        if len(text.header) < _WIDE:
+            batch = _batch(text, chosen, run, n_rows, {})
+            found = TableBatch(n_rows=batch.num_rows, columns=columns_of(batch), n_bytes=len(run))
+        else:
+            cells = _cells(text, run, n_rows)
+            columns = CellColumns(text.header, cells, partial(_without_marks, text))
+            found = TableBatch(n_rows=cells.n_rows, columns=columns, n_bytes=len(run))
+        yield found
+        n_rows += found.n_rows
+        del found
+
+
+def _without_marks(text: DelimitedText, column: Any, quoted: npt.NDArray[np.bool_]) -> Any:
+    return without_names(column, text.nulls, but=quoted)
+
+
 def _open_text(path: Path, options: SourceOptions) -> DelimitedText:
     delimiter = _DELIMITERS.get(path.suffix.lower(), ",")
     header = _read_header(path, delimiter)
@@ -139,7 +180,7 @@ def _check_delimiter(text: DelimitedText, options: SourceOptions) -> None:
     """Refuse a header of one name that another delimiter divides, where a column of several is asked for."""
     (name, *more), path = text.header, text.path
     found = next((mark for mark in _OTHER_DELIMITERS if mark in name and mark != text.delimiter), None)
-    wanted = {*(options.columns or ()), *([options.label_column] if options.label_column else [])}
+    wanted = {*(options.columns or ()), *options.labels}
     if found is not None and not more and wanted != {name}:
         to = shlex.quote(f"{path.stem}-tabs.tsv")
         raise InputError(

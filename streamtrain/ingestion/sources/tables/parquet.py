@@ -5,7 +5,7 @@ A first pass checks every value, the second reads.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,11 +27,13 @@ from streamtrain.ingestion.sources.tables.arrow import (
 )
 from streamtrain.ingestion.sources.tables.column_survey import (
     ColumnSurvey,
+    UnfitColumns,
     add_typed_batch,
     check_no_missing,
     leaving_out,
     surveys_of,
 )
+from streamtrain.ingestion.sources.tables.roles.reader import TableBatch, TableReader
 from streamtrain.ingestion.sources.tables.table_columns import (
     COLUMN_BYTES,
     ChosenColumns,
@@ -90,6 +92,44 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
         is_one_group=footer.n_groups == 1,
     )
     return source
+
+
+def reader(path: Path, options: SourceOptions) -> TableReader:
+    """Open a Parquet file for columns of any role: read its footer."""
+    arrow()
+    refuse_options(path, "Parquet", options, "dtype", "shape")
+    with _reading(str(path)), _open_file(path) as file:
+        schema, footer = file.schema_arrow, file.metadata
+        n_groups, n_columns, n_rows = footer.num_row_groups, footer.num_columns, footer.num_rows
+        n_bytes = [footer.row_group(number).total_byte_size for number in range(n_groups)]
+    row_bytes = sum(n_bytes) // max(1, n_rows) + 1
+    return TableReader(
+        path=path,
+        header=tuple(schema.names),
+        types=dict(zip(schema.names, schema.types, strict=True)),
+        batches=partial(_column_batches, path, max(1, _DECODED_BYTES // (2 * row_bytes))),
+        place=partial(_place_of, path),
+        provenance=provenance_of(path, "parquet"),
+        nulls=(),
+        metadata=schema.metadata,
+        reading=ReadingMemory(
+            lasting_bytes=COLUMN_BYTES * n_columns,
+            working_bytes=_FOOTER_BYTES * n_columns * n_groups
+            + 4 * _DECODED_BYTES
+            + n_columns * _BUFFER_BYTES
+            + 2 * min(max(n_bytes, default=0), n_columns * _PAGE_BYTES),
+        ),
+    )
+
+
+def _column_batches(path: Path, n_rows: int, names: Sequence[str]) -> Iterator[TableBatch]:
+    """Read columns as they are declared, a row group after another."""
+    with _reading(str(path)), _open_file(path) as file:
+        for number in range(file.num_row_groups):
+            with _reading(f"{path} row group {number}"):
+                for batch in file.iter_batches(n_rows, row_groups=[number], columns=list(names), use_threads=False):
+                    _check_text(batch)
+                    yield TableBatch(n_rows=batch.num_rows, columns=columns_of(batch))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +203,7 @@ def _check_types(path: Path, schema: Any, chosen: ChosenColumns) -> None:
         kind = value_type(kinds[name])
         if name != chosen.label or not (types.is_string(kind) or types.is_large_string(kind)):
             numbers = [name for name in chosen.features if is_number(kinds[name])]
-            raise InputError(
+            raise UnfitColumns(
                 f"column {name!r} is {kinds[name]}, which is not supported",
                 where=str(path),
                 why="Features are bool, integer or float columns; the label may be text",

@@ -92,10 +92,10 @@ def choose_columns(
     header: Sequence[str], options: SourceOptions, where: str, metadata: Mapping[bytes, bytes] | None = None
 ) -> ChosenColumns:
     """Choose feature and label columns by name; read an index only if it is named."""
-    _check_header(header, where)
+    check_header(header, where)
     index = index_columns(header, metadata)
     data = [name for name in header if name not in index]
-    label = options.label_column
+    label = next(iter(options.labels), None)
     # Labels alone are to be read.
     if options.columns == () and label is None:
         label = _only_column(data or header, where)
@@ -107,7 +107,8 @@ def choose_columns(
     return chosen
 
 
-def _check_header(header: Sequence[str], where: str) -> None:
+def check_header(header: Sequence[str], where: str) -> None:
+    """Refuse a header that names a column twice, or not at all."""
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise InputError(f"the header names column {twice[0]!r} twice", where=where, fix="rename one of them")
@@ -119,7 +120,7 @@ def _check_header(header: Sequence[str], where: str) -> None:
 
 def _only_column(header: Sequence[str], where: str) -> str:
     if len(header) > 1:
-        listed = _listed(header)
+        listed = listed_header(header)
         fix = Fix(Argument("label_column", header[-1]), ", say")
         raise UsageError("which column holds the labels is not said", where=where, why=f"It has {listed}", fix=fix)
     return header[0]
@@ -132,7 +133,7 @@ def _check_chosen(chosen: ChosenColumns, header: Sequence[str], where: str) -> N
             near = difflib.get_close_matches(name, header, n=1)
             kind = "label column" if name == chosen.label else "column"
             fix = f"did you mean {near[0]!r}?" if near else "name one of these"
-            raise InputError(f"no {kind} {name!r}", where=where, why=f"It has {_listed(header)}", fix=fix)
+            raise InputError(f"no {kind} {name!r}", where=where, why=f"It has {listed_header(header)}", fix=fix)
     if chosen.label in chosen.features:
         fix = "take it out of columns"
         raise UsageError(f"column {chosen.label!r} is both label and feature", where=where, fix=fix)
@@ -144,7 +145,8 @@ def _check_chosen(chosen: ChosenColumns, header: Sequence[str], where: str) -> N
         raise UsageError("no column is left to read", where=where, why=why, fix="name columns or a label column")
 
 
-def _listed(header: Sequence[str]) -> str:
+def listed_header(header: Sequence[str]) -> str:
+    """List the first names of a header."""
     more = f" and {len(header) - _N_LISTED:,} more" if len(header) > _N_LISTED else ""
     return ", ".join(header[:_N_LISTED]) + more
 

@@ -1,0 +1,1 @@
+"""Roles of the columns of a table: numbers, dates, categories, labels, weights; and what is learned of them."""

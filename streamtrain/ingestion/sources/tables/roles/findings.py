@@ -1,0 +1,312 @@
+"""Columns of a table that are unfit, told in one message with the options that would take them; and those of `auto`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+
+from streamtrain.errors import Argument, Fix, InputError
+from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.tables.arrow import (
+    arrow,
+    distinct_texts,
+    is_text,
+    missing_in,
+    numbers_in,
+    parsed,
+    returning_memory,
+    without_dictionary,
+)
+from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns, with_nulls
+from streamtrain.ingestion.sources.tables.roles.choice import TableRoles, choose_roles, missing_rule
+from streamtrain.ingestion.sources.tables.roles.numbers import FLOAT64, is_number_type, missing_text, read_numbers
+from streamtrain.ingestion.sources.tables.roles.reader import TableBatch, TableReader
+from streamtrain.ingestion.sources.tables.roles.rows import missing_labels
+
+_MOST_DISTINCT: Final = 20_000
+_ROWS_A_CATEGORY: Final = 20
+_N_TOLD: Final = 20
+_N_NAMED: Final = 50
+
+
+@dataclass(slots=True, kw_only=True)
+class _Finding:
+    """What has been seen of a column so far."""
+
+    name: str
+    n_missing: int = 0
+    n_infinite: int = 0
+    least: float = np.inf
+    most: float = -np.inf
+    is_number: bool = True
+    is_date: bool = True
+    texts: set[str] | None = field(default_factory=set)  # distinct ones; None above a limit
+    kind: str = ""  # of a column that is neither numbers nor text nor dates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What all files hold, by column, where columns are numbers by default; and how many labels are missing."""
+
+    roles: TableRoles
+    columns: tuple[_Finding, ...]
+    n_rows: int
+    n_unlabelled: int
+
+    def dates(self) -> list[str]:
+        """Columns of dates."""
+        return [each.name for each in self.columns if self._role(each) == "dates"]
+
+    def categories(self) -> list[str]:
+        """Columns of texts that come again and again."""
+        return [each.name for each in self.columns if self._role(each) == "categorical"]
+
+    def others(self) -> list[str]:
+        """Columns that nothing but their leaving out takes."""
+        return [each.name for each in self.columns if self._role(each) == "other"]
+
+    def constants(self) -> list[str]:
+        """Columns of one value, or of none."""
+        return [each.name for each in self.columns if self._is_constant(each)]
+
+    def missing(self) -> list[_Finding]:
+        """Columns of numbers or dates that have values missing, but not all."""
+        kinds = ("number", "dates")
+        return [
+            each for each in self.columns if each.n_missing and self._role(each) in kinds and not self._is_empty(each)
+        ]
+
+    def infinite(self) -> list[_Finding]:
+        """Columns of numbers of which some are infinite."""
+        return [each for each in self.columns if each.n_infinite and self._role(each) == "number"]
+
+    def empty(self) -> list[str]:
+        """Columns without a value."""
+        return [each.name for each in self.columns if self._is_empty(each)]
+
+    def _is_empty(self, each: _Finding) -> bool:
+        return each.n_missing >= self.n_rows
+
+    def _is_constant(self, each: _Finding) -> bool:
+        if self._is_empty(each):
+            return True
+        if each.n_missing:
+            return False
+        is_one = each.least == each.most if each.is_number else each.texts is not None and len(each.texts) == 1
+        return is_one and not each.kind
+
+    def _role(self, each: _Finding) -> str:
+        if self._is_empty(each) or each.kind:
+            return "other" if each.kind else "number"
+        if each.is_number:
+            return "number"
+        if each.is_date:
+            return "dates"
+        few = each.texts is not None and self.n_rows >= _ROWS_A_CATEGORY * len(each.texts)
+        return "categorical" if few else "other"
+
+    def lines(self) -> Iterator[str]:
+        """Describe each column that is unfit."""
+        for each in self.columns:
+            said = [*self._held(each)]
+            if each.n_missing and not self._is_empty(each):
+                said.append(f"{each.n_missing:,} missing")
+            if each.n_infinite:
+                said.append(f"{each.n_infinite:,} infinite")
+            if said and (self._role(each) not in ("categorical",) or not each.is_number):
+                yield f"{each.name}: {', '.join(said)}"
+        if self.n_unlabelled:
+            yield f"{', '.join(self.roles.labels)}: {self.n_unlabelled:,} labels missing"
+
+    def _held(self, each: _Finding) -> Iterator[str]:
+        if self._is_empty(each):
+            yield "all missing"
+        elif each.kind:
+            yield each.kind
+        elif each.is_number:
+            return
+        elif each.is_date:
+            yield "dates"
+        else:
+            yield f"over {_MOST_DISTINCT:,} texts" if each.texts is None else f"{len(each.texts):,} texts"
+
+
+def look(readers: Sequence[TableReader], options: SourceOptions) -> Findings:
+    """Look through all files for what is in the columns that are read as numbers, and for labels that are missing."""
+    with returning_memory():
+        roles = choose_roles(readers[0].header, options, str(readers[0].path), readers[0].metadata)
+        findings = [_Finding(name=name) for name in (*roles.numbers, *roles.dates)]
+        n_rows = n_unlabelled = 0
+        for reader in readers:
+            names = (*roles.inputs, *roles.labels)
+            for batch in reader.batches(names):
+                _add(findings, batch, reader)
+                n_rows += batch.n_rows
+                n_unlabelled += int(_unlabelled(batch, roles, options, reader).sum())
+        return Findings(roles=roles, columns=tuple(findings), n_rows=n_rows, n_unlabelled=n_unlabelled)
+
+
+def _unlabelled(batch: TableBatch, roles: TableRoles, options: SourceOptions, reader: TableReader) -> Any:
+    missing = np.zeros(batch.n_rows, bool)
+    for name in roles.labels:
+        column = batch.columns[name]
+        missing |= missing_labels(column, options.classes or ())
+        if len(roles.labels) > 1 and is_text(column):
+            missing |= missing_text(without_dictionary(column), reader.nulls)
+    return missing
+
+
+def _add(findings: Sequence[_Finding], batch: TableBatch, reader: TableReader) -> None:
+    # All at once where they are numbers, which those of a wide table mostly are.
+    names = [each.name for each in findings if each.is_number and not each.kind]
+    found = read_numbers(batch, names, FLOAT64, reader.nulls, keep_nan=False)
+    if not isinstance(found, str) and len(names) == len(findings):
+        for each, values, missing in zip(findings, found.values.T, found.missing.T, strict=True):
+            _add_numbers(each, values, missing)
+        return
+    for each in findings:
+        _add_column(each, batch, reader)
+
+
+def _add_column(each: _Finding, batch: TableBatch, reader: TableReader) -> None:
+    column = batch.columns[each.name]
+    types = arrow("pyarrow.types")
+    plain = without_dictionary(column)
+    if is_text(plain):
+        _add_text(each, plain, reader)
+    elif is_number_type(plain.type):
+        found = read_numbers(batch, [each.name], FLOAT64, reader.nulls, keep_nan=False)
+        if isinstance(found, str):
+            # Whole numbers that float64 rounds are numbers all the same.
+            _add_numbers(each, numbers_in(plain).astype(FLOAT64), missing_in(plain))
+        else:
+            _add_numbers(each, found.values[:, 0], found.missing[:, 0])
+    else:
+        each.n_missing += plain.null_count
+        each.is_number = False
+        if not (types.is_timestamp(plain.type) or types.is_date(plain.type)):
+            each.is_date, each.kind = False, str(plain.type)
+
+
+def _add_text(each: _Finding, text: Any, reader: TableReader) -> None:
+    missing = missing_text(text, reader.nulls)
+    there = with_nulls(text, missing).drop_null()
+    each.n_missing += int(missing.sum())
+    if not len(there):
+        return
+    values = parsed(there, FLOAT64)
+    if values is not None:
+        numbers = numbers_in(values)
+        each.n_infinite += int(np.isinf(numbers).sum())
+        each.least, each.most = min(each.least, float(numbers.min())), max(each.most, float(numbers.max()))
+    else:
+        each.is_number = False
+    each.is_date = each.is_date and _are_dates(there)
+    if each.texts is not None:
+        each.texts |= distinct_texts(there)
+        each.texts = each.texts if len(each.texts) <= _MOST_DISTINCT else None
+
+
+def _are_dates(texts: Any) -> bool:
+    compute = arrow("pyarrow.compute")
+    found = compute.match_substring_regex(compute.utf8_trim_whitespace(texts), _DATE)
+    return bool(numbers_in(found).all())
+
+
+_DATE: Final = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:?.*)?$"
+
+
+def _add_numbers(each: _Finding, values: Any, missing: Any) -> None:
+    each.n_missing += int(missing.sum())
+    there = values[~missing]
+    if len(there):
+        each.n_infinite += int(np.isinf(there).sum())
+        each.least, each.most = min(each.least, float(there.min())), max(each.most, float(there.max()))
+        each.is_date = False
+
+
+def told_at_once(error: UnfitColumns, readers: Sequence[TableReader], options: SourceOptions) -> InputError:
+    """Tell, behind the first thing that is unfit, all others, and the options that would take them."""
+    findings = look(readers, options)
+    lines = [*findings.lines()]
+    arguments = _remedy(findings, options)
+    if not lines or not arguments:
+        return error
+    shown = "; ".join(lines[:_N_TOLD]) + (
+        f"; and {len(lines) - _N_TOLD:,} more columns" if len(lines) > _N_TOLD else ""
+    )
+    parts: list[Any] = [arguments[0]]
+    for argument in arguments[1:]:
+        parts += [" ", argument]
+    return UnfitColumns(
+        error.what,
+        where=error.where,
+        why=f"{error.why.rstrip('. ')}. Unfit are {shown}" if error.why else f"Unfit are {shown}",
+        fix=Fix(error.fix or "correct the values", "; or, to take the table as it is, ", *parts),
+    )
+
+
+def _remedy(findings: Findings, options: SourceOptions) -> list[Argument]:
+    """List the arguments that would take all of it, beside those that were given."""
+    table = options.table
+    dates = {**table.dates, **dict.fromkeys(findings.dates(), "seconds")}
+    categories = [*table.categorical, *findings.categories()]
+    left_out = [*findings.others(), *findings.empty()]
+    arguments = []
+    if len(categories) > len(table.categorical):
+        arguments.append(Argument("categorical", categories))
+    if len(dates) > len(table.dates):
+        arguments.append(Argument("dates", dates))
+    missing = [each.name for each in findings.missing()]
+    if missing and missing_rule(table)[0] == "error":
+        arguments.append(Argument("na", "fill=mean"))
+    if findings.n_unlabelled and not table.drop_unlabelled:
+        arguments.append(Argument("drop_unlabelled", True))
+    if findings.infinite() and table.nan == "error":
+        arguments.append(Argument("nan", "keep"))
+    taken = {*findings.dates(), *findings.categories(), *left_out}
+    if options.columns is not None and taken:
+        rest = [name for name in options.columns if name not in taken]
+        arguments.append(Argument("columns", rest if rest and len(rest) <= _N_NAMED else None))
+    elif left_out:
+        arguments.append(Argument("exclude", [*table.exclude, *left_out]))
+    return arguments
+
+
+def choose_for_all(
+    readers: Sequence[TableReader], options: SourceOptions
+) -> tuple[SourceOptions, tuple[Argument, ...]]:
+    """Choose what takes every column of these files; return the arguments that say so, beside those given."""
+    findings = look(readers, options)
+    table = options.table
+    left_out = [*dict.fromkeys([*findings.others(), *findings.constants()])]
+    dates = {name: "seconds" for name in findings.dates() if name not in left_out and name not in table.dates}
+    categories = [name for name in findings.categories() if name not in left_out]
+    is_missing = any(each.name not in left_out for each in findings.missing()) and table.na == "error"
+    chosen = replace(
+        table,
+        auto=False,
+        categorical=(*table.categorical, *categories),
+        dates={**table.dates, **dates},
+        na="fill=mean" if is_missing else table.na,
+        na_mask=table.na_mask or is_missing,
+        drop_unlabelled=table.drop_unlabelled or findings.n_unlabelled > 0,
+    )
+    columns = options.columns
+    if columns is None:
+        chosen = replace(chosen, exclude=(*table.exclude, *left_out))
+    else:
+        taken = {*left_out, *dates, *categories}
+        columns = tuple(name for name in columns if name not in taken)
+    resolved = replace(options, table=chosen, columns=columns)
+    names = ("categorical", "dates", "na", "na_mask", "drop_unlabelled", "exclude")
+    said = [(name, getattr(chosen, name), getattr(table, name)) for name in names]
+    arguments = [
+        Argument(name, list(now) if isinstance(now, tuple) else now) for name, now, was in said if now and now != was
+    ]
+    if columns != options.columns:
+        arguments.append(Argument("columns", list(columns or ())))
+    return resolved, tuple(arguments)
