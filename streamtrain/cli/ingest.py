@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--category-limit", type=int, metavar="N", help="The most categories of a column; a million by default.")
 @click.option("--hash", metavar="C=N", help="Tables: columns of so many codes without names.")
 @click.option("--dates", metavar="C[=days]", help="Tables: columns of dates, as seconds or days since 1970.")
+@click.option("--timezone", metavar="ZONE", help="Of dates and times that name no zone; UTC by default.")
 @click.option("--na", metavar="RULE", help="Missing numbers: error (the default), fill=V, fill=mean or drop.")
 @click.option("--na-mask", is_flag=True, default=None, help="Add field x_missing: which values were filled in.")
 @click.option("--nan", metavar="RULE", help="NaN and infinity as values: error (the default) or keep.")

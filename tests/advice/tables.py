@@ -123,8 +123,8 @@ def too_many_classes(w: World) -> None:
 
 
 @world(
-    f"{_COLUMNS}_check_header: rename one of them",
-    f"{_COLUMNS}_check_header: name it; or leave it out of the file, as pandas does with to_csv(..., index=False)",
+    f"{_COLUMNS}check_header: rename one of them",
+    f"{_COLUMNS}check_header: name it; or leave it out of the file, as pandas does with to_csv(..., index=False)",
 )
 def headers_with_faults(w: World) -> None:
     rewritten(w, "a,a\n1,2\n", "a,b\n1,2\n")

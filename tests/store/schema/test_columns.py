@@ -54,7 +54,7 @@ def test_it_comes_back_from_json() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "none of this version"),
+        ({"version": 3}, "none of this version"),
         ({"fields": [1]}, "AttributeError"),
         ({"fields": {"x": {"dtype": "float64", "shape": [-1]}}}, "-1 is not a positive integer"),
         ({"fields": {"x": {"dtype": "no such", "shape": []}}}, "not a dtype"),
