@@ -29,7 +29,6 @@ from streamtrain.ingestion.sources.tables.column_survey import (
     ColumnSurvey,
     add_typed_batch,
     check_no_missing,
-    leaving_out,
     surveys_of,
 )
 from streamtrain.ingestion.sources.tables.table_columns import (
@@ -44,6 +43,7 @@ from streamtrain.ingestion.sources.tables.table_columns import (
     run_of,
     table_source,
 )
+from streamtrain.ingestion.sources.tables.typed_columns import check_types, plain_batch
 from streamtrain.system.memory import return_freed
 from streamtrain.system.refusals import read_failure, refusal_behind, with_room
 
@@ -107,7 +107,7 @@ def _choose(path: Path, options: SourceOptions) -> tuple[ChosenColumns, _Footer,
     with _reading(str(path)), _open_file(path) as file:
         schema, footer = file.schema_arrow, file.metadata
         chosen = choose_columns(schema.names, options, str(path), schema.metadata)
-        _check_types(path, schema, chosen)
+        check_types(str(path), schema, chosen)
     size = _Footer(
         n_rows=footer.num_rows,
         n_columns=footer.num_columns,
@@ -143,32 +143,6 @@ def _reading(where: str) -> Iterator[None]:
             raise read_failure(refusal, where, InputError, "copy it to another disk") from error
         what = f"the Parquet data is damaged: {first_line(error)}"
         raise InputError(what, where=where, fix="write or download the file again") from error
-
-
-def _check_types(path: Path, schema: Any, chosen: ChosenColumns) -> None:
-    types = arrow("pyarrow.types")
-
-    def value_type(kind: Any) -> Any:
-        return kind.value_type if types.is_dictionary(kind) else kind
-
-    def is_number(declared: Any) -> bool:
-        kind = value_type(declared)
-        return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
-
-    # Asked for one column, Arrow searches all names.
-    kinds = dict(zip(schema.names, schema.types, strict=True))
-    for name in chosen.names:
-        if is_number(kinds[name]):
-            continue
-        kind = value_type(kinds[name])
-        if name != chosen.label or not (types.is_string(kind) or types.is_large_string(kind)):
-            numbers = [name for name in chosen.features if is_number(kinds[name])]
-            raise InputError(
-                f"column {name!r} is {kinds[name]}, which is not supported",
-                where=str(path),
-                why="Features are bool, integer or float columns; the label may be text",
-                fix=leaving_out("make number columns of it", numbers),
-            )
 
 
 def _survey(
@@ -302,7 +276,7 @@ def _batches(group: _RowGroup, names: list[str], max_bytes: int) -> Iterator[tup
     with _reading(f"{group.path} row group {group.number}"):
         for batch in group.file.iter_batches(n_rows, row_groups=[group.number], columns=names, use_threads=False):
             _check_text(batch)
-            yield start, batch
+            yield start, plain_batch(batch, f"{group.path} row group {group.number}", start)
             start += batch.num_rows
 
 
