@@ -292,7 +292,8 @@ def _tell_left_out(source: Source, say: Say | None) -> None:
     for entry in source.provenance:
         if say is not None and "left_out" in entry:
             listed = ", ".join(entry["left_out"])
-            say(f"{entry['path']}: left out {listed}, an index and no feature; name the columns to take it")
+            take = "name the columns to take it" if "path" in entry else "frame.reset_index() makes it a column"
+            say(f"{entry.get('path', entry['format'])}: left out {listed}, an index and no feature; {take}")
 
 
 def run_ingest(

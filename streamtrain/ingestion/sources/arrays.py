@@ -32,6 +32,7 @@ from streamtrain.ingestion.sources.base import (
     unmasked,
 )
 from streamtrain.ingestion.sources.column_names import OrderedColumns, column_order, names_provenance, without_index
+from streamtrain.ingestion.sources.sparse import compressed_rows, is_sparse
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, Names
 
@@ -76,12 +77,10 @@ def open_array(value: object, where: str) -> Any:
             where=where,
             fix="pad it, x.to_padded_tensor(0.0)",
         )
+    if is_sparse(value):
+        return compressed_rows(value, where)
     is_read_by_slices = is_dask(value) or is_array(value)
-    return (
-        to_array(value, where)
-        if isinstance(value, np.ma.MaskedArray) or not is_read_by_slices
-        else _dense(value, where)
-    )
+    return to_array(value, where) if isinstance(value, np.ma.MaskedArray) or not is_read_by_slices else value
 
 
 def to_array(value: object, where: str, first_row: int = 0) -> npt.NDArray[Any]:
@@ -120,25 +119,11 @@ def _item(item: object, where: str) -> object:
     return unmasked(found, lambda _: where) if isinstance(found, np.ma.MaskedArray) else found
 
 
-def is_sparse(value: object) -> bool:
-    """Recognize a sparse matrix or tensor without an import of its library."""
-    layout = getattr(value, "layout", None)
-    is_sparse_tensor = hasattr(value, "to_dense") and "sparse" in str(layout)
-    return is_sparse_tensor or hasattr(value, "toarray") or hasattr(value, "todense")
-
-
 def _dense(value: object, where: str) -> object:
     if not is_sparse(value):
         return value
-    make = next(name for name in ("toarray", "todense", "to_dense") if hasattr(value, name))
-    runs = '({"x": x[i : i + 1000].toarray(), "y": y[i : i + 1000]} for i in range(0, x.shape[0], 1000))'
-    in_runs = f", or a run of rows at a time: {runs}" if make == "toarray" and hasattr(value, "__getitem__") else ""
-    raise InputError(
-        f"a {type(value).__name__} is sparse, and datasets are dense",
-        where=where,
-        why="Its zeros would be stored too, which may be many times as much",
-        fix=f"make it dense, x.{make}(){in_runs}",
-    )
+    rows = compressed_rows(value, where)
+    return rows[0 : rows.shape[0]]
 
 
 def _no_array(value: object, where: str, why: str) -> InputError:

@@ -24,7 +24,6 @@ from streamtrain.ingestion.sources.arrays import (
     DaskSource,
     is_array,
     is_dask,
-    is_sparse,
     open_array,
 )
 from streamtrain.ingestion.sources.base import (
@@ -40,12 +39,14 @@ from streamtrain.ingestion.sources.column_names import column_names
 from streamtrain.ingestion.sources.combine import concatenate, name_of, with_labels
 from streamtrain.ingestion.sources.input_files import check_file, first_bytes, look_up
 from streamtrain.ingestion.sources.iterables import IterableSource
-from streamtrain.ingestion.sources.tables import delimited, parquet
+from streamtrain.ingestion.sources.sparse import is_sparse
+from streamtrain.ingestion.sources.tables import delimited, frames, parquet
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
 from streamtrain.ingestion.sources.tables.roles.choice import has_roles
 from streamtrain.ingestion.sources.tables.roles.findings import choose_for_all, told_at_once
 from streamtrain.ingestion.sources.tables.roles.reader import TableReader
 from streamtrain.ingestion.sources.tables.roles.role_table import open_tables
+from streamtrain.ingestion.sources.text_labels import TextLabels, is_text_labels
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.files import local_path, names_in
 from streamtrain.system.refusals import read_failure
@@ -186,7 +187,18 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
         return _with_clear_names(_open(source, options), options)
     own, label_options = _split_options(labels, options)
     _check_distinct([*(_files_of(source) or ()), *(_files_of(labels) or ())])
-    return _with_clear_names(with_labels(_open(source, own), _open(labels, label_options)), options)
+    opened = _open_text_labels(labels) or _open(labels, label_options)
+    return _with_clear_names(with_labels(_open(source, own), opened), options)
+
+
+def _open_text_labels(labels: object) -> Source | None:
+    """Open a series of text; None where it is a path, a list of paths, or none of text."""
+    if _paths_in(labels) is not None or not is_text_labels(labels):
+        return None
+    text = TextLabels(labels, f"array {TARGET!r}")
+    source = ArraySource({TARGET: text})
+    source.classes = text.classes
+    return source
 
 
 def _with_clear_names(source: Source, options: SourceOptions) -> Source:
@@ -240,6 +252,8 @@ def _open(source: object, options: SourceOptions) -> Source:
     files = _files_of(source)
     if files is not None:
         return _open_files(files, options)
+    if options.dtype is None and options.shape is None and options.fields is None and frames.is_frame(source):
+        return _open_frame(source, options)
     for option in dataclasses.fields(options):
         if getattr(options, option.name) is not None and option.name not in ("classes", "fields", "memory", "table"):
             raise UsageError(f"{option.name} applies to files only", fix=Fix("leave ", Argument(option.name), " out"))
@@ -249,6 +263,15 @@ def _open(source: object, options: SourceOptions) -> Source:
     if options.fields is None and (isinstance(source, Source) or is_like_one):
         return check_source(source, "source")
     return _open_memory(source, options)
+
+
+def _open_frame(frame: object, options: SourceOptions) -> Source:
+    if has_roles(options):
+        return _open_tables([frames.reader(frame)], options)
+    try:
+        return frames.open_frame(frame, options)
+    except UnfitColumns as error:
+        raise told_at_once(error, [frames.reader(frame)], options) from error
 
 
 def _open_memory(source: object, options: SourceOptions) -> Source:
@@ -286,11 +309,20 @@ def _open_arrays(arrays: Mapping[Any, Any], options: SourceOptions) -> Source:
     if not arrays or not all(isinstance(name, str) for name in arrays):
         raise UsageError("fields are named by text, and there is at least one", fix='{"x": x, "y": y}, say')
     chosen = choose_fields(arrays, options, where="the arrays")
-    named = {field: open_array(arrays[name], f"array {name!r}") for field, name in chosen.items()}
+    named = {field: _open_named(arrays[name], name, field) for field, name in chosen.items()}
     found = {field: column_names(arrays[name]) for field, name in chosen.items()}
     columns = {field: names for field, names in found.items() if names is not None}
     kind = DaskSource if any(map(is_dask, named.values())) else ArraySource
-    return kind(named, columns)
+    source = kind(named, columns)
+    if isinstance(labels := named.get(TARGET), TextLabels):
+        source.classes = labels.classes
+    return source
+
+
+def _open_named(values: object, name: str, field: str) -> Any:
+    if field == TARGET and is_text_labels(values):
+        return TextLabels(values, f"array {name!r}")
+    return open_array(values, f"array {name!r}")
 
 
 def _files_of(source: object) -> list[Path] | None:
@@ -377,6 +409,8 @@ def _check_no_roles(options: SourceOptions, kind: str) -> None:
 def choose_automatically(source: object, options: SourceOptions) -> tuple[SourceOptions, tuple[Argument, ...]]:
     """Choose what takes every column of a table's files; return the arguments that say the same."""
     files = _files_of(source)
+    if files is None and frames.is_frame(source):
+        return choose_for_all([frames.reader(source)], options)
     families = [] if files is None else [format_of(file, options) for file in files]
     if files is None or families[0].reader is None:
         _check_no_roles(options, "what is no table in files")

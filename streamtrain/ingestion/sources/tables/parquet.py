@@ -27,10 +27,8 @@ from streamtrain.ingestion.sources.tables.arrow import (
 )
 from streamtrain.ingestion.sources.tables.column_survey import (
     ColumnSurvey,
-    UnfitColumns,
     add_typed_batch,
     check_no_missing,
-    leaving_out,
     surveys_of,
 )
 from streamtrain.ingestion.sources.tables.roles.reader import TableBatch, TableReader
@@ -46,6 +44,7 @@ from streamtrain.ingestion.sources.tables.table_columns import (
     run_of,
     table_source,
 )
+from streamtrain.ingestion.sources.tables.typed_columns import check_types, plain_batch, plain_type
 from streamtrain.system.memory import return_freed
 from streamtrain.system.refusals import read_failure, refusal_behind, with_room
 
@@ -106,7 +105,7 @@ def reader(path: Path, options: SourceOptions) -> TableReader:
     return TableReader(
         path=path,
         header=tuple(schema.names),
-        types=dict(zip(schema.names, schema.types, strict=True)),
+        types={name: plain_type(kind) for name, kind in zip(schema.names, schema.types, strict=True)},
         batches=partial(_column_batches, path, max(1, _DECODED_BYTES // (2 * row_bytes))),
         place=partial(_place_of, path),
         provenance=provenance_of(path, "parquet"),
@@ -124,12 +123,14 @@ def reader(path: Path, options: SourceOptions) -> TableReader:
 
 def _column_batches(path: Path, n_rows: int, names: Sequence[str]) -> Iterator[TableBatch]:
     """Read columns as they are declared, a row group after another."""
+    n_done = 0
     with _reading(str(path)), _open_file(path) as file:
         for number in range(file.num_row_groups):
             with _reading(f"{path} row group {number}"):
                 for batch in file.iter_batches(n_rows, row_groups=[number], columns=list(names), use_threads=False):
                     _check_text(batch)
-                    yield TableBatch(n_rows=batch.num_rows, columns=columns_of(batch))
+                    yield TableBatch(n_rows=batch.num_rows, columns=columns_of(plain_batch(batch, str(path), n_done)))
+                    n_done += batch.num_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +148,7 @@ def _choose(path: Path, options: SourceOptions) -> tuple[ChosenColumns, _Footer,
     with _reading(str(path)), _open_file(path) as file:
         schema, footer = file.schema_arrow, file.metadata
         chosen = choose_columns(schema.names, options, str(path), schema.metadata)
-        _check_types(path, schema, chosen)
+        check_types(str(path), schema, chosen)
     size = _Footer(
         n_rows=footer.num_rows,
         n_columns=footer.num_columns,
@@ -183,32 +184,6 @@ def _reading(where: str) -> Iterator[None]:
             raise read_failure(refusal, where, InputError, "copy it to another disk") from error
         what = f"the Parquet data is damaged: {first_line(error)}"
         raise InputError(what, where=where, fix="write or download the file again") from error
-
-
-def _check_types(path: Path, schema: Any, chosen: ChosenColumns) -> None:
-    types = arrow("pyarrow.types")
-
-    def value_type(kind: Any) -> Any:
-        return kind.value_type if types.is_dictionary(kind) else kind
-
-    def is_number(declared: Any) -> bool:
-        kind = value_type(declared)
-        return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
-
-    # Asked for one column, Arrow searches all names.
-    kinds = dict(zip(schema.names, schema.types, strict=True))
-    for name in chosen.names:
-        if is_number(kinds[name]):
-            continue
-        kind = value_type(kinds[name])
-        if name != chosen.label or not (types.is_string(kind) or types.is_large_string(kind)):
-            numbers = [name for name in chosen.features if is_number(kinds[name])]
-            raise UnfitColumns(
-                f"column {name!r} is {kinds[name]}, which is not supported",
-                where=str(path),
-                why="Features are bool, integer or float columns; the label may be text",
-                fix=leaving_out("make number columns of it", numbers),
-            )
 
 
 def _survey(
@@ -342,7 +317,7 @@ def _batches(group: _RowGroup, names: list[str], max_bytes: int) -> Iterator[tup
     with _reading(f"{group.path} row group {group.number}"):
         for batch in group.file.iter_batches(n_rows, row_groups=[group.number], columns=names, use_threads=False):
             _check_text(batch)
-            yield start, batch
+            yield start, plain_batch(batch, f"{group.path} row group {group.number}", start)
             start += batch.num_rows
 
 

@@ -161,7 +161,7 @@ def facts_of(chosen: ChosenColumns) -> dict[str, Any]:
 class TableSource(Source):
     """A table that was surveyed, read in order."""
 
-    path: Path
+    path: Path | str  # of a file, or the name of what lies in memory
     chosen: ChosenColumns
     columns: tuple[ColumnSurvey, ...]  # of the chosen, in their order
     n_samples: int
@@ -240,7 +240,7 @@ def run_of(batch: Any, chosen: ChosenColumns, dtype: np.dtype[Any] | None) -> Ta
 
 
 def table_source(
-    path: Path,
+    path: Path | str,
     chosen: ChosenColumns,
     columns: tuple[ColumnSurvey, ...],
     n_samples: int,
