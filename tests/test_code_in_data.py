@@ -213,9 +213,9 @@ def test_code_that_a_run_names_runs_only_where_the_user_names_it(
     config = json.loads(Path("run/config.json").read_text())
     Path("run/config.json").write_text(json.dumps(config | {"model": f"{file}:f"}))
     capsys.readouterr()
-    assert main(["evaluate", "run", data, "--memory", "16MB"]) == 2
+    assert main(["evaluate", "run", data, "--memory", "16MB"]) == 6
     err = capsys.readouterr().err
-    assert f"Fix: --model {file}:f, if you know what is in the file." in err
+    assert f"Fix: --model {file}:f, if you know what is in it." in err
     assert main(["report", "run"]) == 0
     assert main(["info", data]) == 0
     assert main([*train, "--model", "linear", "--resume"]) in (0, 6)

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import click
 
-from streamtrain.cli.compatibility import check_alike, chosen_target, input_shape, n_outputs
-from streamtrain.cli.options import FIELD_OPTIONS, parse_names, set_threads
+from streamtrain.cli.compatibility import check_alike, chosen_inputs, chosen_target, n_outputs
+from streamtrain.cli.options import FIELD_OPTIONS, MODEL_HELP, MODEL_OPTIONS, parse_names, set_threads
 from streamtrain.cli.output import as_command_line, emit, json_option, label_text, note, print_text
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import (
@@ -24,12 +24,15 @@ from streamtrain.comparison.report import (
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
 from streamtrain.comparison.settings import EVERY_OPTIMIZER, ComparisonSettings
 from streamtrain.errors import Lines, UsageError
-from streamtrain.models.factory import build_model, n_parameters
+from streamtrain.models.factory import BuiltModel, check_model_name, make_model, n_parameters
+from streamtrain.models.losses import Loss
+from streamtrain.models.model_data import describe_data
 from streamtrain.store.dataset import open_dataset
 from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.files import numbered_folder
 from streamtrain.system.memory import limit_heap_growth
+from streamtrain.training.checkpoint import load_initial_weights
 
 COMPARISONS: Final = Path("comparisons")
 _GRID: Final = 15
@@ -56,9 +59,12 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
 
 @click.command("compare", context_settings={"show_default": True})
 @click.argument("dest", type=_path)
-@click.option("--model", default="mlp:128", help="linear, mlp:256,128 (hidden widths), cnn, or FILE.py:FACTORY.")
+@click.option("--model", default="mlp:128", help=MODEL_HELP)
 @FIELD_OPTIONS[0]
 @FIELD_OPTIONS[1]
+@MODEL_OPTIONS[0]
+@MODEL_OPTIONS[1]
+@MODEL_OPTIONS[2]
 @click.option("--rules", default="sample,batch,epoch", callback=parse_names, help="Update rules.")
 @click.option("--optimizers", default="sgd,adam", callback=parse_names, help="Optimizers; each runs by every rule.")
 @click.option("--epochs", type=int, help="Epochs of each run; 3, unless --seconds is given.")
@@ -104,7 +110,10 @@ def _compare(
     *,
     dest: Path,
     model: str,
-    inputs: tuple[str, ...],
+    model_args: tuple[tuple[str, object], ...],
+    init: str | None,
+    init_partial: bool,
+    inputs: tuple[str, ...] | None,
     target: str,
     val: Path | None,
     loss: str | None,
@@ -123,27 +132,25 @@ def _compare(
         raise UsageError("--grid without --surface", fix=f"--surface --grid {grid}")
     limit_heap_growth()
     check_seed(given["seed"])
-    setting = ComparisonSettings(
-        max_epochs=3 if epochs is None and seconds is None else epochs,
-        seconds=seconds,
-        grid=(_GRID if grid is None else grid) if surface else None,
-        **given,
-    )
+    max_epochs = 3 if epochs is None and seconds is None else epochs
+    points = (_GRID if grid is None else grid) if surface else None
+    setting = ComparisonSettings(max_epochs=max_epochs, seconds=seconds, grid=points, **given)
+    check_model_name(model)
     dataset = open_dataset(dest)
+    inputs = chosen_inputs(dataset, inputs, model, target)
     val_dataset = open_dataset(val) if val else None
     if val_dataset is not None:
         check_alike(dataset, val_dataset, fields=(*inputs, target))
-    shape = input_shape(dataset, inputs, model)
     y, named, _, of = chosen_target(dataset, target, loss, task)
-    width = n_outputs(dataset, named, y)
-    first = build_model(model, input_shape=shape, n_outputs=width, seed=setting.seed)
-    heads = [f"data    {dest}: {len(dataset):,} samples", f"label   {label_text(dataset, target, of)}"]
-    say(Lines.of([*heads, f"model   {model}, {n_parameters(first):,} weights, {named.name}", _line(_HEAD)]))
+    data = describe_data(dataset, inputs, n_outputs(dataset, named, y), named, task=of)
+    built = make_model(model, data, seed=setting.seed, model_args=dict(model_args))
+    load_initial_weights(built.module, init, partial=init_partial)
+    say(_heading(f"{dest}: {len(dataset):,} samples", label_text(dataset, target, of), built, named))
     if setting.max_memory is not None:
         hold_drawing_memory()
     with unnamed_was_told():
         return compare(
-            first,
+            built.module,
             dataset,
             **{each.name: getattr(setting, each.name) for each in fields(setting)},
             loss=named,
@@ -153,11 +160,16 @@ def _compare(
             target=target,
             normalize="auto" if normalize == "auto" else None,
             out=out,
-            about={"model": model, "input_shape": list(shape), "n_outputs": width, "dataset": str(dest)},
+            about={**built.config(), **data.config(), "dataset": str(dest)},
             on_point=lambda run, point: say(_line(_point(run, point))),
             on_runs=lambda runs: write_comparison(runs, out),
             say=lambda text: note(as_command_line(text)),
         )
+
+
+def _heading(data: str, label: str, built: BuiltModel, loss: Loss) -> str:
+    model = f"{built.name}, {n_parameters(built.module):,} weights, {loss.name}{built.told()}"
+    return Lines.of([f"data    {data}", f"label   {label}", f"model   {model}", _line(_HEAD)])
 
 
 _HEAD: Final = (

@@ -10,8 +10,10 @@ import numpy as np
 
 from streamtrain.cli.output import note
 from streamtrain.errors import Argument, Fix, InputError, UsageError, unknown_name
-from streamtrain.models.factory import is_file_model
+from streamtrain.models.factory import is_code
 from streamtrain.models.losses import IGNORED, Loss
+from streamtrain.models.model_data import category_sizes, default_inputs
+from streamtrain.models.table_inputs import CATEGORIES
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, TARGET, column_lists
@@ -37,15 +39,18 @@ def find_field(dataset: Dataset, name: str) -> Field:
     raise error
 
 
-def input_shape(dataset: Dataset, names: tuple[str, ...], model: str) -> tuple[int, ...]:
-    """Return the sample shape of a model's first input; refuse several inputs for a model that takes one."""
+def chosen_inputs(
+    dataset: Dataset, names: tuple[str, ...] | None, model: str, target: str, weight: str | None = None
+) -> tuple[str, ...]:
+    """Return the fields that a model takes: as named, else by default; refuse names that the dataset lacks."""
+    if names is None:
+        takes = None if is_code(model) else not model.startswith("cnn")
+        names = default_inputs(dataset, takes_fields=takes, target=target, weight=weight)
     if not names:
         raise UsageError("--inputs names no field", fix="--inputs x, say")
-    shapes = [find_field(dataset, name).shape for name in names]
-    if len(names) > 1 and not is_file_model(model):
-        fix = "name one, or --model FILE.py:FACTORY"
-        raise UsageError(f"model {model} takes one input; --inputs names {', '.join(names)}", fix=fix)
-    return shapes[0]
+    for name in names:
+        find_field(dataset, name)
+    return names
 
 
 def chosen_target(
@@ -73,7 +78,21 @@ def check_alike(
         find_field(val, name)
     where = f"--val {val.path}"
     say_unnamed(check_same_meaning(dataset.schema, val.schema, fields=named, of="the training data", where=where))
+    if CATEGORIES in fields:
+        check_categories(category_sizes(dataset), val, where)
     _check_labels(dataset, val, fields[-1])
+
+
+def check_categories(known: tuple[int, ...], data: Dataset, where: str) -> None:
+    """Refuse data with codes of categories above those that a model was made for."""
+    theirs = category_sizes(data)
+    if len(known) != len(theirs) or any(has > size for has, size in zip(theirs, known, strict=False)):
+        raise InputError(
+            f"{CATEGORIES} has columns of {', '.join(map(str, theirs))} codes; the training data's have "
+            f"{', '.join(map(str, known))}",
+            where=where,
+            fix="code it by the categories of the training data",
+        )
 
 
 def say_unnamed(text: str | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -9,20 +11,24 @@ from typing import Any, Final
 import click
 from torch import nn
 
-from streamtrain.cli.compatibility import say_unnamed
+from streamtrain.cli.compatibility import check_categories, say_unnamed
 from streamtrain.cli.output import emit, json_option, result_lines
 from streamtrain.errors import Argument, CheckpointError, Fix, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.models.factory import build_model, is_file_model
-from streamtrain.models.losses import resolve_loss
+from streamtrain.models.factory import code_of, is_code, make_model
+from streamtrain.models.losses import Loss, resolve_loss
+from streamtrain.models.model_data import ModelData, describe_data
 from streamtrain.models.normalization import Normalize
+from streamtrain.models.table_inputs import CATEGORIES
+from streamtrain.models.user_code import file_digest
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.schema.columns import Schema
 from streamtrain.store.schema.matching import check_same_meaning
+from streamtrain.store.zarr_metadata import MANIFEST
 from streamtrain.system.arguments import is_int, is_number
-from streamtrain.training.checkpoint import Checkpoint, load_weights, newest_checkpoint, normalize_states
+from streamtrain.training.checkpoint import MODEL, Checkpoint, load_weights, newest_checkpoint, normalize_states
 from streamtrain.training.labels.reading import reading_of_config
-from streamtrain.training.run_folder import CONFIG, read_config, read_schema
+from streamtrain.training.run_folder import CONFIG, is_run, read_config, read_schema
 from streamtrain.training.trainer import Trainer
 
 _path = click.Path(path_type=Path)
@@ -32,7 +38,7 @@ _NONE = "none"
 @click.command("evaluate", context_settings={"show_default": True})
 @click.argument("run", type=_path)
 @click.argument("dest", type=_path)
-@click.option("--model", help="The FILE.py:FACTORY that the run was trained with: code runs only where it is named.")
+@click.option("--model", help="The FILE.py:NAME or PACKAGE.MODULE:NAME of the run, where it is asked for.")
 @click.option(
     "--weight", metavar="FIELD", help="The field of the samples' weights, or none; by default as in training."
 )
@@ -57,8 +63,10 @@ def evaluate_command(
     """
     config = read_config(run)
     dataset = open_dataset(dest)
-    trainer = _trained(run, config, model, weight, device)
+    trainer = _trained(run, config, model, weight, device, dataset)
     _check_meaning(run, trainer, dataset)
+    if CATEGORIES in trainer.inputs and (sizes := tuple(config.get("category_sizes", ()))):
+        check_categories(sizes, dataset, str(dataset.path))
     trainer.check(dataset[: min(2, len(dataset))], trains=False)
     size = min(batch_size, len(dataset))
     with StreamLoader(dataset, batch_size=size, memory=memory, shuffle=False, device=device) as loader:
@@ -74,14 +82,17 @@ def _check_meaning(run: Path, trainer: Trainer, dataset: Dataset) -> None:
     say_unnamed(check_same_meaning(ours, dataset.schema, fields=fields, of=of, where=where))
 
 
-def _trained(run: Path, config: dict[str, Any], model: str | None, weight: str | None, device: str) -> Trainer:
+def _trained(
+    run: Path, config: dict[str, Any], model: str | None, weight: str | None, device: str, dataset: Dataset
+) -> Trainer:
     """Rebuild the run's trainer as it was when the run ended."""
     _check_types(run, config)
     checkpoint = newest_checkpoint(run)
     try:
+        loss = resolve_loss(config["loss"], ignore_index=config.get("ignore_index"))
         trainer = Trainer(
-            _build(run, config, model),
-            loss=resolve_loss(config["loss"], ignore_index=config.get("ignore_index")),
+            _build(run, config, model, checkpoint, dataset, loss),
+            loss=loss,
             inputs=tuple(config["inputs"]),
             target=config["target"],
             weight=config.get("weight") if weight is None else (None if weight == _NONE else weight),
@@ -125,37 +136,95 @@ _TYPES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "inputs": (lambda value: _is_list(value, _is_text), "a list of texts"),
     "normalize": (lambda value: _is_list(value, _is_text), "a list of texts"),
     "input_shape": (lambda value: _is_list(value, _is_size), "a list of positive integers"),
+    "input_shapes": (lambda value: _is_list(value, lambda each: _is_list(each, _is_size)), "a list of shapes"),
     "n_outputs": (_is_size, "a positive integer"),
     "class_values": (lambda value: _is_list(value, is_number), "a list of numbers"),
     "ignored_label": (lambda value: value is None or is_int(value), "an integer or null"),
     "labels_as_float": (lambda value: isinstance(value, bool), "true or false"),
+    "category_sizes": (lambda value: _is_list(value, _is_size), "a list of positive integers"),
+    "model_args": (lambda value: isinstance(value, dict), "an object"),
+    "model_sha256": (_is_text, "a text"),
 }
 """The values of a run's configuration that are read here: their check, and its name."""
 
 
-def _build(run: Path, config: dict[str, Any], model: str | None) -> nn.Module:
+def _build(
+    run: Path, config: dict[str, Any], model: str | None, checkpoint: Checkpoint, dataset: Dataset, loss: Loss
+) -> nn.Module:
     name = model or config["model"]
     if "n_outputs" not in config and model is None:
         what = f"the run does not say how its model ({name}) is built"
-        raise UsageError(what, where=str(run / CONFIG), fix=Fix(_A_FACTORY))
-    if model is None and is_file_model(name):
-        raise _not_named(run, name)
-    shape = tuple(config.get("input_shape", ()))
-    return build_model(name, input_shape=shape, n_outputs=config.get("n_outputs", 1))
+        raise UsageError(what, where=str(run / CONFIG), fix=Fix(_BY_NAME))
+    if is_code(name):
+        if model is None and (why := _why_not_called(run, name, config.get("model_sha256"))):
+            raise _not_named(run, name, why)
+    else:
+        _check_sizes(run, config, name, checkpoint)
+    inputs = config["inputs"]
+    shapes = config.get("input_shapes") or [config.get("input_shape", ())]
+    data = ModelData(
+        shapes=dict(zip(inputs, map(tuple, [*shapes, *([()] * (len(inputs) - len(shapes)))]), strict=False)),
+        n_outputs=config.get("n_outputs", 1),
+        category_sizes=tuple(config.get("category_sizes", ())),
+        classes=dataset.classes,
+        task=describe_data(dataset, (), 1, loss).task,
+        dataset=dataset,
+    )
+    return make_model(name, data, model_args=config.get("model_args")).module
 
 
-_A_FACTORY: Final = Argument("model", "FILE.py:FACTORY")
+_BY_NAME: Final = Argument("model", "FILE.py:NAME")
 
 
-def _not_named(run: Path, model: str) -> UsageError:
-    """Make the error for a run that names code: a run is data and may come from anyone, so the user has to name it."""
-    is_there = Path(model.rpartition(":")[0]).is_file()
-    return UsageError(
+def _why_not_called(run: Path, model: str, digest: str | None) -> str | None:
+    """Say why code that a run names is not called by itself: a run is data and may come from anyone."""
+    code = code_of(model)
+    if code is None or not code.is_file:
+        return "Code of a package may have changed since"
+    file = Path(code.place).resolve()
+    if not file.is_file():
+        return "A run is data, and may come from anyone; no such file is here"
+    if any(is_run(folder) or (folder / MANIFEST).exists() for folder in file.parents) or run.resolve() in file.parents:
+        return "The file lies in a run or a dataset, which are data, and may come from anyone"
+    if digest is None:
+        return "A run is data, and may come from anyone; this one does not say what was in the file"
+    return None if file_digest(file) == digest else f"{code.place} is not the file of the training any more (SHA-256)"
+
+
+def _not_named(run: Path, model: str, why: str) -> CheckpointError:
+    """Make the error for a run that names code which the user has to name."""
+    code = code_of(model)
+    is_there = code is None or not code.is_file or Path(code.place).is_file()
+    return CheckpointError(
         f"the run's model is code, {model!r}, which runs only where you name it",
         where=str(run / CONFIG),
-        why="A run is data, and may come from anyone" + ("" if is_there else "; no such file is here"),
-        fix=Fix(Argument("model", model) if is_there else _A_FACTORY, ", if you know what is in the file"),
+        why=why,
+        fix=Fix(Argument("model", model) if is_there else _BY_NAME, ", if you know what is in it"),
     )
+
+
+def _check_sizes(run: Path, config: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
+    """Refuse sizes above those of the saved weights, before a model of them takes the memory."""
+    weights = [tensor.shape for tensor in checkpoint.tensors(MODEL).values()]
+    n_saved = sum(map(math.prod, weights))
+    widest = max((shape[1] for shape in weights if len(shape) == 2), default=0)
+    channels = [shape[1] for shape in weights if len(shape) == 4]
+    # A cnn's Linear takes 32 numbers of each 4 by 4 pixels, and up to 7 by 7 at the edges are one of these.
+    most = min(channels) * 49 * widest // 32 if name == "cnn" and channels else widest
+    shape = config.get("input_shape", ())
+    sizes = config.get("category_sizes", ())
+    others = [math.prod(each) for each in config.get("input_shapes", ())]
+    first = 0 if config["inputs"][:1] == [CATEGORIES] and sizes else math.prod(shape)
+    for told, size, limit in (
+        ("n_outputs", config.get("n_outputs", 1), n_saved),
+        ("input_shape", first, most),
+        ("input_shapes", max(others, default=0), n_saved),
+        ("category_sizes", sum(sizes), n_saved),
+        ("model", max(map(int, re.findall(r"[0-9]+", name)), default=0), n_saved),
+    ):
+        if size > limit:
+            why = f"{told} is {config[told]!r}, and the saved weights are of a model that takes at most {limit:,}"
+            raise CheckpointError("is damaged", where=str(run / CONFIG), why=why, fix="train again")
 
 
 def _normalize(checkpoint: Checkpoint, names: list[str]) -> dict[str, nn.Module]:

@@ -37,29 +37,61 @@ def _parse_pairs(
     pairs = []
     for word in value:
         name, is_pair, text = word.partition("=")
-        if not is_pair:
-            raise UsageError(f"--schedule-option {word!r} is no NAME=VALUE", fix="--schedule-option step_size=10, say")
+        if not is_pair or not name:
+            option, example = parameter.opts[0], _EXAMPLES[parameter.opts[0]]
+            raise UsageError(f"{option} {word!r} is no NAME=VALUE", fix=f"{option} {example}, say")
         try:
             pairs.append((name, json.loads(text)))
-        except ValueError:
+        except (ValueError, RecursionError):
             pairs.append((name, text))
     return tuple(pairs)
 
 
-def parse_names(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+_EXAMPLES: Final = {"--schedule-option": "step_size=10", "--model-arg": "width=64"}
+
+
+def parse_names(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     """Parse ``a,b`` into names."""
-    return tuple(word.strip() for word in value.split(",") if word.strip())
+    return None if value is None else tuple(word.strip() for word in value.split(",") if word.strip())
 
 
 _PATH: Final = click.Path(path_type=Path)
 
 FIELD_OPTIONS: Final = (
     click.option(
-        "--inputs", default="x", callback=parse_names, metavar="A,B", help="The fields that the model takes, in order."
+        "--inputs",
+        callback=parse_names,
+        metavar="A,B",
+        help="The fields that the model takes, in order; by default all but y, id, weight, "
+        "of which linear and mlp take x, x_missing and cat, and cnn x.",
     ),
     click.option("--target", default="y", metavar="FIELD", help="The field that the loss compares with."),
 )
 """Options for the fields to learn from, shared by all commands that train."""
+
+MODEL_HELP: Final = (
+    "linear, mlp (mlp:256,128) or mlp:WIDTHS, cnn; or code of your own, FILE.py:NAME or PACKAGE.MODULE:NAME: a "
+    "function, a class or a ready module. It is called with what its signature names of dataset, input_shape, "
+    "n_outputs, num_classes, classes, task, category_sizes; one required argument of another name gets the dataset, "
+    "two get input_shape and n_outputs."
+)
+MODEL_OPTIONS: Final = (
+    click.option(
+        "--model-arg",
+        "model_args",
+        multiple=True,
+        callback=_parse_pairs,
+        metavar="NAME=VALUE",
+        help="An argument for a model of your own, as JSON; repeatable.",
+    ),
+    click.option(
+        "--init",
+        metavar="RUN|FILE",
+        help="Start from the weights of a run, or of a .safetensors file; names and shapes must agree.",
+    ),
+    click.option("--init-partial", is_flag=True, help="With --init: take the weights that agree, and list the others."),
+)
+"""Options of how a model is made, shared by all commands that train."""
 
 
 def _option(default: Any = None, help_text: str | None = None, **of_click: Any) -> Any:
@@ -72,9 +104,12 @@ class TrainOptions:
     """The options of ``train``, each declared once; those of a step are in `StepOptions`."""
 
     dest: Path
-    inputs: tuple[str, ...]
+    inputs: tuple[str, ...] | None
     target: str
-    model: str = _option(None, "linear, mlp:256,128 (hidden widths), cnn, or FILE.py:FACTORY.", required=True)
+    model_args: tuple[tuple[str, object], ...] = ()
+    init: str | None = None
+    init_partial: bool = False
+    model: str = _option(None, MODEL_HELP, required=True)
     val: Path | None = _option(
         None, "A dataset to measure on after every epoch; its loader has 1/4 of --memory.", type=_PATH
     )
@@ -199,7 +234,9 @@ def _of_fields(options: type[Any]) -> Iterator[Callable[..., Any]]:
 
 def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the argument DEST and all the options of ``train``."""
-    for add in reversed([click.argument("dest", type=_PATH), *FIELD_OPTIONS, *_of_fields(TrainOptions)]):
+    for add in reversed(
+        [click.argument("dest", type=_PATH), *FIELD_OPTIONS, *MODEL_OPTIONS, *_of_fields(TrainOptions)]
+    ):
         command = add(command)
     return command
 

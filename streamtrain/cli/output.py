@@ -56,6 +56,7 @@ _OPTIONS: Final = {
     "checkpoint": "out",
     "every": "schedule-every",
     "max_epochs": "epochs",
+    "model_args": "model-arg",
     "options": "schedule-option",
 }
 """Arguments whose option has another name."""
@@ -122,9 +123,9 @@ _PLAIN: Final = frozenset(range(32, 127)) - frozenset(b"'\\")
 
 
 def _pairs(name: str, pairs: Mapping[str, object]) -> list[str]:
-    """Write NAME=VALUE pairs as an option takes them: those of a schedule one by one, others in one list."""
+    """Write NAME=VALUE pairs as an option takes them: those of a schedule or a model one by one, others in one list."""
     words = [f"{key}={_as_word(value)}" for key, value in pairs.items()]
-    return words if name == "options" else [",".join(words)]
+    return words if name in ("options", "model_args") else [",".join(words)]
 
 
 def _as_word(value: object) -> str:

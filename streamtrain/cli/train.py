@@ -13,8 +13,8 @@ import click
 
 from streamtrain.cli.compatibility import (
     check_alike,
+    chosen_inputs,
     chosen_target,
-    input_shape,
     n_outputs,
     poor_shuffle,
     training_warnings,
@@ -39,7 +39,8 @@ from streamtrain.errors import Lines, ResourceError, StreamtrainError, UsageErro
 from streamtrain.loader import shared_budget
 from streamtrain.loader.plan import few_lanes
 from streamtrain.loader.quarantine import QuarantinedBlock
-from streamtrain.models.factory import build_model, n_parameters
+from streamtrain.models.factory import check_model_name, make_model, n_parameters
+from streamtrain.models.model_data import describe_data
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.store.schema.task import TaskName
@@ -211,14 +212,17 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     check_seed(options.seed)
     shared_budget.check_memory_options(options.memory, options.max_memory)
     _check_out(options)
+    check_model_name(options.model)
     dataset = open_dataset(options.dest)
+    inputs = chosen_inputs(dataset, options.inputs, options.model, options.target, options.weight)
+    options = replace(options, inputs=inputs)
     val = open_dataset(options.val) if options.val else None
     if val is not None:
-        check_alike(dataset, val, options.weight, fields=(*options.inputs, options.target))
-    trainer, about, task = _make_trainer(options, dataset)
+        check_alike(dataset, val, options.weight, fields=(*inputs, options.target))
+    trainer, about, told, task = _make_trainer(options, dataset, inputs)
 
     def say_heading() -> None:
-        say(_heading(options, dataset, trainer, task))
+        say(_heading(options, dataset, trainer, told, task))
         for doubt in training_warnings(dataset, options.batch_size):
             note(f"warning: {doubt}")
 
@@ -323,21 +327,25 @@ def _with_headspace(
         return replace(trained, interrupt=interrupt)
 
 
-def _make_trainer(options: TrainOptions, dataset: Dataset) -> tuple[Trainer, dict[str, object], TaskName | None]:
-    """Make the trainer, and the settings that rebuild its model for the run's configuration."""
-    shape = input_shape(dataset, options.inputs, options.model)
+def _make_trainer(
+    options: TrainOptions, dataset: Dataset, inputs: tuple[str, ...]
+) -> tuple[Trainer, dict[str, object], str, TaskName | None]:
+    """Make the trainer, the settings that rebuild its model for the run's configuration, and what to say of both."""
     y, loss, reading, task = chosen_target(dataset, options.target, options.loss, options.task)
-    width = n_outputs(dataset, loss, y)
+    data = describe_data(dataset, inputs, n_outputs(dataset, loss, y), loss, task=task)
+    built = make_model(options.model, data, seed=options.seed, model_args=dict(options.model_args))
     trainer = Trainer(
-        build_model(options.model, input_shape=shape, n_outputs=width, seed=options.seed),
+        built.module,
+        init=options.init,
+        init_partial=options.init_partial,
         loss=loss,
         optimizer=options.optimizer,
         lr=options.lr,
         update=options.update,
-        inputs=options.inputs,
+        inputs=inputs,
         target=options.target,
         # Made here, not by "auto" when training begins: the rows are checked before that.
-        normalize=normalize_fields(dataset, options.inputs) if options.normalize == "auto" else None,
+        normalize=normalize_fields(dataset, inputs) if options.normalize == "auto" else None,
         device=options.device,
         weight=options.weight,
         **{name: getattr(options, name) for name in ("momentum", "betas", "eps", "weight_decay")},
@@ -345,13 +353,19 @@ def _make_trainer(options: TrainOptions, dataset: Dataset) -> tuple[Trainer, dic
         **{each.name: getattr(options.step, each.name) for each in fields(options.step)},
     )
     trainer.read_labels(reading)
-    about = {"model": options.model, "input_shape": list(shape), "n_outputs": width}
-    about |= reading_config(reading)
-    of_data = {"dataset": str(options.dest), "dataset_id": dataset.id, "max_memory": options.max_memory}
-    return trainer, about | of_data, task
+    about = {
+        **built.config(),
+        **data.config(),
+        **reading_config(reading),
+        **({"init": options.init} if options.init else {}),
+        "dataset": str(options.dest),
+        "dataset_id": dataset.id,
+        "max_memory": options.max_memory,
+    }
+    return trainer, about, built.told(), task
 
 
-def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer, task: TaskName | None) -> str:
+def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer, told: str, task: TaskName | None) -> str:
     fields = ", ".join(f"{field.name} {field.dtype.name}{list(field.shape) or ''}" for field in dataset.fields)
     size = f"{len(dataset):,} samples of {fields}, {format_bytes(dataset.nbytes)}"
     lr = trainer.optimizer.param_groups[0]["lr"]
@@ -359,7 +373,7 @@ def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer, task: Ta
         [
             f"data    {options.dest}: {size}",
             f"label   {label_text(dataset, options.target, task)}",
-            f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}",
+            f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}{told}",
             f"update  {trainer.way}, {options.optimizer}, lr {lr:g}, on {trainer.device}",
         ]
     )

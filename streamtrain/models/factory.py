@@ -1,40 +1,104 @@
-"""Models by name: ``linear``, ``mlp:256,128``, ``cnn``, or a factory in a file of the user's own.
+"""Models by name: ``linear``, ``mlp:256,128``, ``cnn``, or code of the user's own.
 
 The built-in models take samples of any shape, so a name is enough to train on a dataset.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 import math
-import shlex
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from torch import Tensor, nn
 
 from streamtrain.errors import Argument, Fix, UsageError, unknown_name
+from streamtrain.models.model_data import ModelData, Shape
 from streamtrain.models.seeding import seeded_random
+from streamtrain.models.table_inputs import CATEGORIES, FIELDS, CategoryEmbeddings, TableModel, embedding_width
+from streamtrain.models.user_code import CodeName, check_file, is_importable, make_from_code, parse_code_name
 
-Shape = tuple[int, ...]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltModel:
+    """A model made by its name, and what a run remembers of that."""
+
+    module: nn.Module
+    name: str
+    model_args: Mapping[str, object] = field(default_factory=dict)
+    # What a factory was called with, in words; None for the others.
+    called_with: str | None = None
+    # Of the file it is from.
+    sha256: str | None = None
+    # Its weights were there before the seed.
+    is_ready: bool = False
+
+    def config(self) -> dict[str, object]:
+        """What a run's configuration says of it."""
+        args = {"model_args": dict(self.model_args)} if self.model_args else {}
+        return {"model": self.name, **args, **({"model_sha256": self.sha256} if self.sha256 else {})}
+
+    def told(self) -> str:
+        """What the heading of a run ends with, of a model that code made."""
+        if self.is_ready:
+            return ", ready made: its weights do not follow from the seed"
+        return "" if self.called_with is None else f", called with {self.called_with or 'nothing'}"
 
 
 def build_model(model: str, *, input_shape: Shape, n_outputs: int, seed: int = 0) -> nn.Module:
-    """Build a model for samples of a shape; its initial weights follow from the seed alone.
+    """Build a model for samples of a shape, of one input; see `make_model`."""
+    return make_model(model, ModelData(shapes={"x": input_shape}, n_outputs=n_outputs), seed=seed).module
 
-    A factory in a file is called with ``input_shape`` and ``n_outputs`` where it takes them.
-    """
+
+def make_model(
+    model: str, data: ModelData, *, seed: int = 0, model_args: Mapping[str, object] | None = None
+) -> BuiltModel:
+    """Make a model by its name; the initial weights of all but a ready module follow from the seed alone."""
+    given = dict(model_args or {})
+    code = code_of(model)
     with seeded_random(seed):
-        if is_file_model(model):
-            return _from_file(model, input_shape, n_outputs)
-        name, _, argument = model.partition(":")
-        if name not in _BUILT_IN:
-            raise unknown_name("model", name, MODELS)
-        return _BUILT_IN[name](argument, input_shape, n_outputs)
+        if code is not None:
+            made = make_from_code(code, data.offered(), given)
+            return BuiltModel(
+                module=made.module,
+                name=model,
+                model_args=given,
+                called_with=made.called_with,
+                sha256=made.sha256,
+                is_ready=made.called_with is None,
+            )
+        name, colon, argument = model.partition(":")
+        if given:
+            what = f"model {name} takes no arguments: {', '.join(given)}"
+            raise UsageError(what, fix=Fix("leave out ", Argument("model_args"), ", or a model of your own"))
+        if len(data.shapes) > 1:
+            _check_inputs(name, tuple(data.shapes))
+        return BuiltModel(module=_BUILT_IN[name](argument if colon else None, data), name=model)
+
+
+def code_of(model: str) -> CodeName | None:
+    """Return the code that a model names; None for a built-in one; refuse what is neither."""
+    name = model.partition(":")[0]
+    if name in _BUILT_IN:
+        return None
+    code = parse_code_name(model)
+    if code is None or not (code.is_file or "." in code.place or is_importable(code.place)):
+        error = unknown_name("model", name, MODELS)
+        error.why = f"{error.why}; or code of your own: FILE.py:NAME, PACKAGE.MODULE:NAME"
+        raise error
+    return code
+
+
+def check_model_name(model: str) -> None:
+    """Refuse a name that no model has, before anything is read."""
+    code = code_of(model)
+    if code is not None and code.is_file:
+        check_file(code.place)
+
+
+def is_code(model: str) -> bool:
+    """Whether a model is named as code, and not as a built-in one."""
+    return model.partition(":")[0] not in _BUILT_IN
 
 
 def n_parameters(model: nn.Module) -> int:
@@ -42,28 +106,67 @@ def n_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def is_file_model(model: str) -> bool:
-    """Whether a model is given as a factory in a Python file, whose code runs when it is built."""
-    return ".py:" in model or model.endswith(".py")
-
-
-def _linear(argument: str, input_shape: Shape, n_outputs: int) -> nn.Module:
+def _linear(argument: str | None, data: ModelData) -> nn.Module:
     _refuse_argument("linear", argument)
-    return nn.Sequential(ToVector(), nn.Linear(math.prod(input_shape), n_outputs))
+    if not _is_table(data):
+        return nn.Sequential(ToVector(), nn.Linear(math.prod(data.input_shape), data.n_outputs))
+    width = _number_width(data)
+    return TableModel(
+        tuple(data.shapes),
+        _embeddings(data, (data.n_outputs,) * len(data.category_sizes)),
+        numbers=nn.Linear(width, data.n_outputs) if width else None,
+    )
 
 
-def _mlp(argument: str, input_shape: Shape, n_outputs: int) -> nn.Module:
-    layers: list[nn.Module] = [ToVector()]
-    width = math.prod(input_shape)
-    for hidden in _widths(argument):
-        layers += [nn.Linear(width, hidden), nn.ReLU()]
-        width = hidden
-    return nn.Sequential(*layers, nn.Linear(width, n_outputs))
+def _mlp(argument: str | None, data: ModelData) -> nn.Module:
+    hidden = _widths(_MLP_WIDTHS if argument is None else argument)
+    if not _is_table(data):
+        return nn.Sequential(ToVector(), *_layers(math.prod(data.input_shape), hidden, data.n_outputs))
+    widths = tuple(map(embedding_width, data.category_sizes)) if CATEGORIES in data.shapes else ()
+    embeddings = _embeddings(data, widths)
+    layers = nn.Sequential(*_layers(_number_width(data) + sum(widths), hidden, data.n_outputs))
+    return TableModel(tuple(data.shapes), embeddings, layers=layers)
 
 
-def _cnn(argument: str, input_shape: Shape, n_outputs: int) -> nn.Module:
+def _layers(width: int, hidden: list[int], n_outputs: int) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for each in hidden:
+        layers += [nn.Linear(width, each), nn.ReLU()]
+        width = each
+    return [*layers, nn.Linear(width, n_outputs)]
+
+
+def _is_table(data: ModelData) -> bool:
+    return len(data.shapes) > 1 or (CATEGORIES in data.shapes and bool(data.category_sizes))
+
+
+def _number_width(data: ModelData) -> int:
+    embedded = CATEGORIES if data.category_sizes else None
+    return sum(math.prod(shape) for name, shape in data.shapes.items() if name != embedded)
+
+
+def _embeddings(data: ModelData, widths: tuple[int, ...]) -> CategoryEmbeddings | None:
+    if CATEGORIES not in data.shapes or not data.category_sizes:
+        return None
+    return CategoryEmbeddings(data.category_sizes, widths)
+
+
+def _check_inputs(name: str, inputs: tuple[str, ...]) -> None:
+    """Refuse several inputs for a built-in model that does not take all of them."""
+    taken = FIELDS if name != "cnn" else ()
+    if not set(inputs) <= set(taken):
+        of_table = f", or of a table {', '.join(taken)}" if taken else ""
+        raise UsageError(
+            f"model {name} takes one input{of_table}; it is given {', '.join(inputs)}",
+            fix=Fix(
+                Argument("inputs", inputs[:1]), ", say, or a model of your own: ", Argument("model", "FILE.py:NAME")
+            ),
+        )
+
+
+def _cnn(argument: str | None, data: ModelData) -> nn.Module:
     _refuse_argument("cnn", argument)
-    to_channels = ToChannels(input_shape)
+    to_channels = ToChannels(data.input_shape)
     channels, height, width = to_channels.output_shape
     if min(height, width) < 4:
         raise UsageError(f"a cnn needs images of at least 4x4; a sample is {height}x{width}", fix=_MLP)
@@ -78,15 +181,21 @@ def _cnn(argument: str, input_shape: Shape, n_outputs: int) -> nn.Module:
         nn.Flatten(),
         nn.Linear(32 * (height // 4) * (width // 4), 128),
         nn.ReLU(),
-        nn.Linear(128, n_outputs),
+        nn.Linear(128, data.n_outputs),
     )
 
 
-_MLP: Final = Fix(Argument("model", "mlp:256,128"), ", say")
-_BUILT_IN: Final[dict[str, Callable[[str, Shape, int], nn.Module]]] = {"linear": _linear, "mlp": _mlp, "cnn": _cnn}
+_MLP_WIDTHS: Final = "256,128"
+_MLP: Final = Fix(Argument("model", f"mlp:{_MLP_WIDTHS}"), ", say")
+_BUILT_IN: Final[dict[str, Callable[[str | None, ModelData], nn.Module]]] = {
+    "linear": _linear,
+    "mlp": _mlp,
+    "cnn": _cnn,
+}
 
 MODELS: Final = tuple(_BUILT_IN)
-"""The names `build_model` knows."""
+"""The names of the built-in models."""
+_MOST_WIDTH: Final = 2**24
 
 
 class ToVector(nn.Module):
@@ -118,7 +227,7 @@ class ToChannels(nn.Module):
         return images.permute(0, 3, 1, 2) if self._is_last else images
 
 
-def _refuse_argument(name: str, argument: str) -> None:
+def _refuse_argument(name: str, argument: str | None) -> None:
     if argument:
         raise UsageError(
             f"model {name} takes no {argument!r}",
@@ -130,71 +239,6 @@ def _widths(argument: str) -> list[int]:
     words = [word.strip() for word in argument.split(",")]
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise UsageError(f"mlp widths {argument!r} are not positive integers", fix=_MLP)
+    if any(len(word) > 9 or int(word) > _MOST_WIDTH for word in words):
+        raise UsageError(f"mlp widths {argument:.80} are above {_MOST_WIDTH:,}, the most that are taken", fix=_MLP)
     return [int(word) for word in words]
-
-
-def _from_file(model: str, input_shape: Shape, n_outputs: int) -> nn.Module:
-    file, _, name = model.rpartition(":")
-    if not file or not name:
-        raise UsageError(
-            f"model {model!r} names no factory", fix=Fix(Argument("model", f"{model.removesuffix(':')}:build"), ", say")
-        )
-    factory = getattr(_import_file(Path(file)), name, None)
-    if not callable(factory):
-        raise UsageError(f"{file} has no callable {name!r}", fix="name a function or a class that the file defines")
-    made = _call(factory, model, {"input_shape": input_shape, "n_outputs": n_outputs})
-    if not isinstance(made, nn.Module):
-        raise UsageError(f"{model} returned {type(made).__name__}, not a torch.nn.Module", fix="return the model")
-    return made
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UsageError(f"model file {path} does not exist", fix="FILE.py:FACTORY, relative to the current directory")
-    name = f"streamtrain_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and typing look a class's module up there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise UsageError(
-            f"{path} cannot be imported: {type(error).__name__}: {error}", fix=_import_fix(path, error)
-        ) from error
-    return module
-
-
-def _import_fix(path: Path, error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        folder = shlex.quote(str(path.resolve().parent))
-        return f"install {error.name}, or put its folder on the path: PYTHONPATH={folder}"
-    return "correct the file"
-
-
-def _call(factory: Callable[..., object], model: str, offered: dict[str, object]) -> object:
-    try:
-        arguments, named = _arguments(factory, offered)
-        return factory(*arguments, **named)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"{model} failed: {type(error).__name__}: {error}",
-            why=f"It was called with {', '.join(offered)} where it takes them",
-            fix="correct the factory",
-        ) from error
-
-
-def _arguments(
-    factory: Callable[..., object], offered: dict[str, object]
-) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Choose the offered arguments that a factory takes: by name, or as its two required positional ones."""
-    parameters = inspect.signature(factory).parameters
-    named = {name: value for name, value in offered.items() if name in parameters}
-    required = [p for p in parameters.values() if p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD]
-    if not named and len(required) == len(offered):
-        return tuple(offered.values()), {}
-    return (), named

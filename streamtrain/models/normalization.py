@@ -133,7 +133,11 @@ class NormalizedModel(nn.Module):
         pairs = zip(self.inputs, self._rescale, strict=True)
         return {name: module for name, module in pairs if not isinstance(module, nn.Identity)}
 
+    def rescaled(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the inputs as the model is given them."""
+        return tuple(rescale(x) for rescale, x in zip(self._rescale, inputs, strict=True))
+
     def forward(self, *inputs: Tensor) -> Tensor:
         (run,) = self._run
-        output: Tensor = run(*(rescale(x) for rescale, x in zip(self._rescale, inputs, strict=True)))
+        output: Tensor = run(*self.rescaled(*inputs))
         return output

@@ -15,6 +15,7 @@ from torch import Tensor
 from streamtrain.errors import Argument, Fix, InputError, StreamtrainWarning, UsageError, unknown_name
 from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import InputStatistics, Normalize, normalize_field
+from streamtrain.models.table_inputs import is_scaled
 from streamtrain.optim.gradients import BadWeightError, TrainingBatch, waits_for_reads
 from streamtrain.shuffle.order import I64
 from streamtrain.store.layout import Layout
@@ -82,12 +83,13 @@ def fields_on(device: torch.device, batch: Any, names: tuple[str, ...]) -> dict[
 
 
 def normalize_fields(data: StreamDataset, names: tuple[str, ...]) -> dict[str, Normalize]:
-    """Return a module for each field that rescales it by the dataset's statistics."""
+    """Return a module for each field that rescales it by the dataset's statistics; codes and marks stay as they are."""
     known = {field.name: field for field in data.layout.fields}
     for name in names:
         if name not in known:
             raise unknown_name("field", name, known)
-    return {name: normalize_field(known[name], data.stats(name)) for name in names}
+    scaled = [name for name in names if is_scaled(known[name])]
+    return {name: normalize_field(known[name], data.stats(name)) for name in scaled}
 
 
 def schema_of_stream(stream: BatchStream) -> Schema:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -33,10 +34,29 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from streamtrain.errors import CheckpointError, ResourceError, StreamtrainError, first_line
+from streamtrain.errors import (
+    Argument,
+    CheckpointError,
+    Fix,
+    ResourceError,
+    StreamtrainError,
+    StreamtrainWarning,
+    UsageError,
+    first_line,
+)
 from streamtrain.models.forward import original_model
 from streamtrain.store.writing.lock import is_folder_locked
-from streamtrain.system.files import Files, is_folder, is_regular, is_there, names_in, open_to_read, read_whole
+from streamtrain.system.arguments import check_flags
+from streamtrain.system.files import (
+    Files,
+    is_folder,
+    is_regular,
+    is_there,
+    local_path,
+    names_in,
+    open_to_read,
+    read_whole,
+)
 from streamtrain.system.json_values import objects, whole_number
 from streamtrain.system.refusals import read_failure, refusal_behind, translate_os_errors, translate_read_errors
 from streamtrain.system.syscalls import SYSTEM
@@ -56,6 +76,7 @@ _COUNTS: Final = ("n_epochs", "n_batches", "n_steps", "n_samples")
 MOST_CHECKPOINTS: Final = _KEPT + 1
 """On the disk at a time: a new one is whole before the oldest is removed."""
 _NEW: Final = ".new"
+_MOST_LISTED: Final = 8
 _BATCH_DIGITS: Final = 8
 LONGEST_NAME: Final = f"{'0' * _BATCH_DIGITS}{_NEW}/.optimizer{_SUFFIX}.{'0' * _BATCH_DIGITS}.tmp"
 _MANIFEST_BYTES: Final = 1 << 20
@@ -384,6 +405,57 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
             where=str(checkpoint.path / f"{MODEL}{_SUFFIX}"),
             fix="the model that the run was trained with",
         ) from error
+
+
+def load_initial_weights(model: nn.Module, init: str | Path | None, *, partial: bool = False) -> None:
+    """Start a model from the weights of a run's newest checkpoint, or of a safetensors file.
+
+    Names and shapes must agree; with ``partial`` those that do are taken, and the others are told in a warning.
+    """
+    check_flags(init_partial=partial)
+    if init is None:
+        if partial:
+            raise UsageError("init_partial without init", fix=Fix(Argument("init", "runs/1"), ", say"))
+        return
+    if not isinstance(init, str | Path):
+        raise UsageError(f"init is {init!r:.80}; it must be a path")
+    path, target = local_path(init), original_model(model)
+    if path.suffix in (".pt", ".pth") and not path.is_dir():
+        to = path.with_suffix(_SUFFIX)
+        raise CheckpointError(
+            "is a file of torch.save, whose reading may run code",
+            where=str(path),
+            fix=f"convert it, if you know where it is from: import torch, safetensors.torch; "
+            f"safetensors.torch.save_file(torch.load({str(path)!r}, weights_only=True), {str(to)!r})",
+        )
+    found = newest_checkpoint(path).tensors(MODEL) if path.is_dir() else read_tensors(path)
+    own = target.state_dict()
+    fitting = {name: value for name, value in found.items() if name in own and own[name].shape == value.shape}
+    others = [
+        *(f"{name} {tuple(own[name].shape)}, there {_shape(found.get(name))}" for name in own.keys() - fitting.keys()),
+        *(f"{name}, there {_shape(found[name])}, here not" for name in found.keys() - own.keys()),
+    ]
+    if not fitting or (others and not partial):
+        raise UsageError(
+            f"the weights of init are of another model: {_listed(others)}",
+            where=str(path),
+            fix=Fix(Argument("init_partial", True), " takes those that agree") if fitting else "weights of this model",
+        )
+    target.load_state_dict(fitting, strict=False)
+    if others:
+        warnings.warn(
+            StreamtrainWarning(f"{path}: {len(fitting)} of {len(own)} weights are taken; left out: {_listed(others)}"),
+            stacklevel=3,
+        )
+
+
+def _shape(value: Tensor | None) -> str:
+    return "not" if value is None else str(tuple(value.shape))
+
+
+def _listed(others: list[str]) -> str:
+    more = f", and {len(others) - _MOST_LISTED} more" if len(others) > _MOST_LISTED else ""
+    return "; ".join(sorted(others)[:_MOST_LISTED]) + more
 
 
 def normalize_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from streamtrain.training.batch_stream import SmallBatch
 from streamtrain.training.step_errors import explain_device
 
 _TOLERANCE: Final = 1e-3
+_MOST_LAYERS: Final = 12
 
 
 def check_fields(inputs: object, target: object, weight: object) -> tuple[str, ...]:
@@ -174,7 +175,8 @@ def _forward(model: nn.Module, batch: TrainingBatch) -> Tensor:
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
         if is_out_of_memory(error) or is_device_failure(error):
             raise
-        raise _misfit(model, batch, first_line(error), _input_fix(model, batch)) from error
+        passed = _layers_passed(model, batch)
+        raise _misfit(model, batch, first_line(error), _input_fix(model, batch), passed) from error
     if not isinstance(output, Tensor):
         raise _misfit(model, batch, f"the model returns {type(output).__name__}", "return one tensor")
     return output
@@ -280,7 +282,34 @@ def preserve_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _misfit(model: nn.Module, batch: TrainingBatch, error: str, fix: str) -> UsageError:
+def _layers_passed(model: nn.Module, batch: TrainingBatch) -> list[str]:
+    """List the layers up to the one that fails, with the shapes of a sample before and after each."""
+    inner, lines = getattr(model, "model", model), list[str]()
+
+    def begin(name: str, layer: nn.Module) -> Callable[[nn.Module, tuple[object, ...]], None]:
+        return lambda _, given: lines.append(f"{name} {type(layer).__name__}: {_shapes(given)}")
+
+    def end(_: nn.Module, given: tuple[object, ...], output: object) -> None:
+        lines[-1] += f" -> {_shapes((output,))}"
+
+    leaves = [(name, layer) for name, layer in inner.named_modules() if name and not any(layer.children())]
+    hooks = [layer.register_forward_pre_hook(begin(name, layer)) for name, layer in leaves]
+    hooks += [layer.register_forward_hook(end) for _, layer in leaves]
+    try:
+        with torch.no_grad(), suppress(Exception):
+            rescaled = getattr(model, "rescaled", lambda *inputs: inputs)
+            inner(*rescaled(*batch.inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return lines[-_MOST_LAYERS:]
+
+
+def _shapes(values: tuple[object, ...]) -> str:
+    return ", ".join(str(tuple(value.shape[1:])) for value in values if isinstance(value, Tensor)) or "no tensor"
+
+
+def _misfit(model: nn.Module, batch: TrainingBatch, error: str, fix: str, layers: Sequence[str] = ()) -> UsageError:
     data = ", ".join(
         f"{name} {dtype_name(value.dtype)} {tuple(value.shape[1:])}" for name, value in batch.fields.items()
     )
@@ -288,6 +317,7 @@ def _misfit(model: nn.Module, batch: TrainingBatch, error: str, fix: str) -> Usa
         "the model does not fit the data",
         f"  data   {data}",
         f"  model  {_describe(model)}",
+        *(f"         {line}" for line in layers),
         f"  error  {error}",
     ]
     return UsageError(Lines.of(lines), fix=fix or None)

@@ -43,6 +43,7 @@ from streamtrain.training.batch_stream import (
     schema_of_stream,
     warn_of_waiting_device,
 )
+from streamtrain.training.checkpoint import load_initial_weights
 from streamtrain.training.labels.reading import AS_STORED, LabelReading, label_reading
 from streamtrain.training.loop import EpochLoop, EpochRecorder
 from streamtrain.training.metrics import EpochSummary, History, Metrics
@@ -61,7 +62,7 @@ class Trainer(OfOneProcess):
     Parameters
     ----------
     model : torch.nn.Module
-        Takes the inputs, (B, ...) each, and returns one tensor (B, ...), compiled or not. It is moved to the device.
+        Takes the inputs, (B, ...) each, and returns one tensor (B, ...). It is moved to the device.
     loss : str or callable
         ``cross_entropy``, ``nll``, ``bce_with_logits``, ``mse``, ``l1``, or (output, target) -> mean over the samples,
         or each sample's loss (B,); see `streamtrain.models.losses.resolve_loss`.
@@ -71,10 +72,10 @@ class Trainer(OfOneProcess):
         The learning rate; by default the optimizer's own (Adam 0.001), for SGD 0.1, or 0.01 with ``update="sample"``.
     update : {"batch", "sample", "epoch"}
         The update rule.
-    inputs : tuple of str
-        The fields that the model takes, in order.
-    target : str
-        The field that the loss compares with.
+    inputs, target : tuple of str, str
+        The fields that the model takes, in order, and the one that the loss compares with.
+    init : path, optional
+        A run's folder or a safetensors file to start from; with ``init_partial`` only some of its weights need agree.
     weight : str, optional
         The field of the samples' weights, one number of at least 0 per sample: J and the metrics are weighted means;
         `streamtrain.optim.rules` has their effect on a step on one sample.
@@ -95,8 +96,7 @@ class Trainer(OfOneProcess):
     clip_grad_norm, clip_grad_value : float, optional
         Limits of a step's gradient; see `streamtrain.optim.gradients.Clipping`.
     schedule : str, Schedule or callable, optional
-        How the learning rate changes, by a name of torch's schedulers, with options, or as a function of the optimizer;
-        see `streamtrain.optim.schedules`.
+        How the learning rate changes: a name of torch's schedulers, or more; see `streamtrain.optim.schedules`.
     beta1 : str or callable, optional
         How β₁ of Adam changes, a function of the step, ``"linear:LAST"`` or ``"exponential:FACTOR"``.
     autocast : str or torch.dtype, optional
@@ -104,7 +104,7 @@ class Trainer(OfOneProcess):
     compile : bool
         Whether `torch.compile` compiles the model.
     l2 : float
-        The factor of the penalty in J, l2/2 times the sum of the squared weights (not biases).
+        J has l2/2 times the sum of the squared weights (not biases) as a penalty.
     on_step : callable, optional
         Called after every step, without arguments, with the new weights in place. It may change anything, for example
         step a custom scheduler, so the rule ``sample`` takes the plain path with it.
@@ -140,6 +140,8 @@ class Trainer(OfOneProcess):
         update: str = "batch",
         inputs: tuple[str, ...] | str = ("x",),
         target: str = "y",
+        init: str | Path | None = None,
+        init_partial: bool = False,
         weight: str | None = None,
         normalize: Literal["auto"] | Mapping[str, nn.Module] | None = None,
         device: str | torch.device = "auto",
@@ -171,6 +173,7 @@ class Trainer(OfOneProcess):
         self.inputs, self.target, self.weight = check_fields(inputs, target, weight), target, weight
         self.device = resolve_device(device)
         self.model = model.to(self.device)
+        load_initial_weights(self.model, init, partial=init_partial)
         self.loss = resolve_loss(loss)
         of_optimizer = optimizer_options | {name: given[name] for name in _OF_OPTIMIZERS}
         with naming_misspelt(optimizer_options, type(self)):

@@ -58,7 +58,9 @@ def test_channels_come_to_the_front() -> None:
     [
         ("mpl:256", (8,), "did you mean 'mlp'"),
         ("resnet", (8,), "Known: cnn, linear, mlp"),
-        ("mlp", (8,), "not positive integers. Fix: model='mlp:256,128'"),
+        ("mlp:", (8,), "not positive integers. Fix: model='mlp:256,128'"),
+        ("mlp:16777217", (8,), "above 16,777,216"),
+        ("resnet18", (8,), "FILE.py:NAME, PACKAGE.MODULE:NAME"),
         ("mlp:0", (8,), "not positive integers"),
         ("mlp:8,,8", (8,), "not positive integers"),
         ("linear:5", (8,), "model linear takes no '5'"),
@@ -111,12 +113,12 @@ def test_a_factory_gets_the_shapes_if_it_takes_them(file: Path, factory: str) ->
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("three", "failed: TypeError: three.. missing 3 required"),
+        ("three", "needs a, b, c, which nothing is known of"),
         ("nothing", "returned NoneType, not a torch.nn.Module"),
         ("broken", "failed: RuntimeError: no such layer"),
-        ("number", "has no callable 'number'"),
-        ("missing", "has no callable 'missing'"),
-        ("", "names no factory"),
+        ("number", "is int, no function, class or torch.nn.Module"),
+        ("missing", "has no 'missing'"),
+        ("", "names no function"),
     ],
 )
 def test_a_factory_that_makes_no_model_is_refused(file: Path, factory: str, message: str) -> None:
@@ -144,5 +146,5 @@ def test_a_file_that_cannot_be_imported_shows_why(tmp_path: Path, text: str, mes
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none.py does not exist"):
         build(f"{tmp_path / 'none.py'}:build")
-    with pytest.raises(UsageError, match="names no factory"):
+    with pytest.raises(UsageError, match="names no function"):
         build(str(tmp_path / "none.py"))
