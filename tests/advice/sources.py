@@ -38,13 +38,6 @@ def check(w: World, wrong: Any, right: Any, **options: Any) -> None:
     ingest(right, **options)
 
 
-@world(f"{_ARRAYS}_dense: make it dense, x.{{}}(){{}}")
-def sparse_arrays(w: World) -> None:
-    tensor = torch.from_numpy(X).to_sparse()
-    assert "x.to_dense()" in w.refused(ingest, {"x": tensor})
-    ingest({"x": tensor.to_dense()})
-
-
 @world(f"{_ARRAYS}open_array: pad it, x.to_padded_tensor(0.0)")
 def nested_tensors(w: World) -> None:
     x = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
