@@ -23,6 +23,23 @@ TARGET: Final = "y"
 
 _VERSION: Final = 1
 
+_FIRST_CATEGORY: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CategoryColumn:
+    """A column of categories: their names by code, or the size of a hash of them."""
+
+    name: str
+    names: Names = ()  # of codes 2, 3, ...; 0 is missing, 1 another one
+    counts: tuple[int, ...] = ()
+    hash_size: int | None = None
+
+    @property
+    def size(self) -> int:
+        """The number of codes."""
+        return _FIRST_CATEGORY + (len(self.names) if self.hash_size is None else self.hash_size)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:

@@ -1,0 +1,210 @@
+"""Categories of a column: counted in a first pass within a budget, numbered, and turned into codes.
+
+Code 0 is a missing value, 1 another one (rare, or not seen), 2 and more are the categories by falling count, then by
+text. A hashed column has no list of names: its codes follow from the text alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import Argument, BudgetError, Fix, InputError
+from streamtrain.ingestion.sources.tables.arrow import arrow, is_text, parsed, without_dictionary
+from streamtrain.store.schema.columns import CategoryColumn
+from streamtrain.system.units import format_bytes
+
+_MISSING: Final = 0
+_OTHER: Final = 1
+_FIRST: Final = 2
+_SUGGESTED_HASH_SIZE: Final = 100_000
+_MIN_PENDING: Final = 1 << 14
+"""Texts that wait to be counted with the others: that all are looked at again costs as much as there are of them."""
+
+_TEXT_COPIES: Final = 6
+_CATEGORY_BYTES: Final = 300
+
+
+def category_bytes(n_text_bytes: int, n_names: int) -> int:
+    """Project the memory of so many categories: in arrays while they are counted, then as names with their codes."""
+    return _TEXT_COPIES * n_text_bytes + _CATEGORY_BYTES * n_names
+
+
+class CategorySurvey:
+    """The distinct texts of a column so far, and how often each was seen.
+
+    Parameters
+    ----------
+    name : str
+        The column's.
+    memory : int or None
+        The bytes that they may take; None where nobody said.
+    where : str, optional
+        The file, for errors.
+    """
+
+    def __init__(self, name: str, memory: int | None, where: str | None = None) -> None:
+        self.name = name
+        self.memory = memory
+        self.where = where
+        self.n_missing = 0
+        self._texts = arrow().array([], arrow().large_string())
+        self._counts = np.empty(0, np.int64)
+        self._pending: list[tuple[Any, npt.NDArray[np.int64]]] = []
+        self._n_pending = 0
+
+    def add(self, column: Any) -> None:
+        """Count the values of a run of the column: text, integers, booleans, or floats that are whole."""
+        encoded = _encoded(column, self.name, self.where)
+        self.n_missing += encoded.null_count
+        counts = np.bincount(_indices(encoded)[_valid(encoded)], minlength=len(encoded.dictionary))
+        self._pending.append((encoded.dictionary, counts.astype(np.int64)))
+        self._n_pending += len(encoded.dictionary)
+        if self._n_pending >= max(_MIN_PENDING, len(self._texts)):
+            self._merge()
+
+    def finish(self, min_count: int, limit: int) -> CategoryColumn:
+        """Number the categories; those seen fewer than ``min_count`` times are left to "other".
+
+        Raises
+        ------
+        BudgetError
+            There are more than ``limit`` distinct values, or more than fit in the memory.
+        InputError
+            They are numbers with fractions.
+        """
+        self._merge()
+        if len(self._texts) > limit:
+            raise self._too_many(f"over category_limit={limit:,}", Argument("category_limit", len(self._texts)))
+        self._check_no_fractions()
+        kept = np.flatnonzero(self._counts >= min_count)
+        names = self._texts.take(arrow().array(kept)).to_pylist()
+        counted = sorted(zip(names, self._counts[kept].tolist(), strict=True), key=lambda each: (-each[1], each[0]))
+        return CategoryColumn(
+            name=self.name, names=tuple(name for name, _ in counted), counts=tuple(count for _, count in counted)
+        )
+
+    def _merge(self) -> None:
+        texts = arrow().concat_arrays([self._texts, *(texts for texts, _ in self._pending)]).dictionary_encode()
+        counts = np.concatenate([self._counts, *(counts for _, counts in self._pending)])
+        # Sums in float64 are exact up to 2**53.
+        summed = np.bincount(_indices(texts), weights=counts, minlength=len(texts.dictionary))
+        self._texts, self._counts = texts.dictionary, summed.astype(np.int64)
+        self._pending, self._n_pending = [], 0
+        n_bytes = category_bytes(self._texts.nbytes, len(self._texts))
+        if self.memory is not None and n_bytes > self.memory:
+            enough = Argument("memory", f"{math.ceil(2 * n_bytes / 10**6)}MB")
+            raise self._too_many(f"which take {format_bytes(n_bytes)} of {format_bytes(self.memory)}", enough)
+
+    def _too_many(self, why: str, raised: Argument) -> BudgetError:
+        hashed = Argument("hash", {self.name: _SUGGESTED_HASH_SIZE})
+        return BudgetError(
+            f"column {self.name!r} has {len(self._texts):,} distinct values so far, {why}",
+            where=self.where,
+            why="The names of categories are kept with the dataset, those of a hashed column are not",
+            fix=Fix(hashed, ", or ", raised, " or more"),
+        )
+
+    def _check_no_fractions(self) -> None:
+        numbers = parsed(self._texts, np.dtype(np.float64)) if len(self._texts) else None
+        if numbers is None:
+            return
+        values = numbers.to_numpy(zero_copy_only=False)
+        broken = np.flatnonzero(np.isfinite(values) & (values % 1 != 0))
+        if len(broken):
+            raise _has_fractions(self.name, self._texts[int(broken[0])].as_py(), self.where)
+
+
+class CategoryCodes:
+    """The codes of a column's categories; made once, it serves all runs of the column."""
+
+    def __init__(self, category: CategoryColumn, where: str | None = None) -> None:
+        self.category = category
+        self.where = where
+        # Arrow's index_in would build such a table at each call.
+        self._codes = {name: code for code, name in enumerate(category.names, _FIRST)}
+
+    def of(self, column: Any) -> npt.NDArray[np.int32]:
+        """Return the codes of a run of the column, of shape (n_rows,)."""
+        encoded = _encoded(column, self.category.name, self.where)
+        texts = encoded.dictionary.to_pylist()
+        n_codes = self.category.hash_size
+        if n_codes is None:
+            codes = np.array([self._codes.get(text, _OTHER) for text in texts] or [_MISSING], np.int32)
+        else:
+            codes = np.array([hash_code(text, n_codes) for text in texts] or [_MISSING], np.int32)
+        return np.where(_valid(encoded), codes[_indices(encoded)], np.int32(_MISSING))
+
+
+def hash_code(text: str, n_codes: int) -> int:
+    """Return the code of a text in a hashed column.
+
+    Examples
+    --------
+    >>> hash_code("68fd1e64", 100_000)
+    56189
+    """
+    return _FIRST + int.from_bytes(hashlib.blake2b(text.encode()).digest()[:8], "little") % n_codes
+
+
+def _encoded(column: Any, name: str, where: str | None) -> Any:
+    """Encode a column as a dictionary of ``large_string``; blank texts become nulls, as empty cells are."""
+    plain = without_dictionary(column)
+    encoded = plain.dictionary_encode()
+    texts = _texts_of(encoded.dictionary, name, where)
+    is_blank = arrow("pyarrow.compute").equal(arrow("pyarrow.compute").utf8_trim_whitespace(texts), "")
+    texts = arrow("pyarrow.compute").if_else(is_blank, arrow().scalar(None, texts.type), texts)
+    if texts.null_count or arrow("pyarrow.types").is_floating(plain.type):
+        return texts.take(encoded.indices).dictionary_encode()
+    return arrow().DictionaryArray.from_arrays(encoded.indices, texts)
+
+
+def _texts_of(values: Any, name: str, where: str | None) -> Any:
+    """Write values as a CSV file shows them."""
+    types, kind = arrow("pyarrow.types"), arrow().large_string()
+    if types.is_floating(values.type):
+        return arrow().array([_whole(value, name, where) for value in values.to_pylist()], kind)
+    if types.is_decimal(values.type):
+        return arrow().array([_whole(value, name, where) for value in values.to_pylist()], kind)
+    known = types.is_integer(values.type) or types.is_boolean(values.type) or types.is_date32(values.type)
+    if is_text(values) or known or types.is_null(values.type):
+        return values.cast(kind)
+    raise InputError(
+        f"column {name!r} holds {values.type}, which is no category",
+        where=where,
+        why="Categories are text, whole numbers or booleans",
+        fix="store it as text",
+    )
+
+
+def _whole(value: Any, name: str, where: str | None) -> str | None:
+    """Write a number without a fraction as an integer; NaN is missing."""
+    if value is None or value != value:
+        return None
+    if not math.isfinite(value) or value % 1 != 0:
+        raise _has_fractions(name, str(value), where)
+    return str(int(value))
+
+
+def _has_fractions(name: str, value: str, where: str | None) -> InputError:
+    return InputError(
+        f"column {name!r} holds {value}, a number with a fraction, which is no category",
+        where=where,
+        why="Categories are text, whole numbers or booleans",
+        fix="leave it to the features, which are numbers; or round it, or name its ranges, in the source",
+    )
+
+
+def _valid(encoded: Any) -> npt.NDArray[np.bool_]:
+    valid: npt.NDArray[np.bool_] = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
+    return valid
+
+
+def _indices(encoded: Any) -> npt.NDArray[np.int64]:
+    """Return the places in the dictionary, 0 for nulls."""
+    indices: npt.NDArray[np.int64] = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
+    return indices
