@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 @click.option("--labels", metavar="SRC", help="A file whose rows become field y.")
 @click.option("--label-column", metavar="C", help="Tables: the column that becomes field y.")
 @click.option("--columns", metavar="A,B", help="Tables: the columns of field x; all but the label by default.")
+@click.option("--header", metavar="WHERE", help="CSV, TSV: first, or none with --names.")
+@click.option("--names", metavar="A,B,p1..p9", help="CSV, TSV without a header: the names of its columns.")
+@click.option("--delimiter", metavar="CHAR", help="CSV, TSV: by default found among , ; | and tab.")
+@click.option("--encoding", metavar="NAME", help="CSV, TSV: the encoding of the text; utf-8 by default.")
+@click.option("--na-values", metavar="A,B", help="CSV, TSV: texts that mean missing; NA, NaN, null and kin by default.")
 @click.option("--classes", metavar="N|A,B", help="How many classes y holds, or their names; others are refused.")
 @click.option("--fields", metavar="x=A,y=B", help=".npz: the members that become fields x, y, ...; no others are read.")
 @click.option("--dtype", help="Raw binary: the element type.")
@@ -38,6 +45,9 @@ def ingest_command(
     dest: str,
     as_json: bool,
     columns: str | None,
+    names: str | None,
+    delimiter: str | None,
+    na_values: str | None,
     classes: str | None,
     fields: str | None,
     shape: str | None,
@@ -53,7 +63,10 @@ def ingest_command(
     dataset = ingest(
         list(sources) if len(sources) > 1 else sources[0],
         dest,
-        columns=None if columns is None else tuple(columns.split(",")),
+        columns=None if columns is None else _parse_names(columns),
+        names=None if names is None else _parse_names(names),
+        delimiter=_TABS.get(delimiter or "", delimiter),
+        na_values=None if na_values is None else tuple(na_values.split(",")),
         classes=None if classes is None else _parse_classes(classes),
         fields=None if fields is None else _parse_fields(fields),
         shape=None if shape is None else _parse_shape(shape),
@@ -62,6 +75,29 @@ def ingest_command(
     )
     result = _result(dataset, time.perf_counter() - started)
     emit(as_json, result, _text(result))
+
+
+_TABS: Final = {"\\t": "\t", "tab": "\t"}
+_RANGE: Final = re.compile(r"(.*?)(\d+)\.\.\1(\d+)", re.DOTALL)
+_MOST_COLUMNS: Final = 1_000_000
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    """Split a list of names, in which ``p1..p9`` is nine of them."""
+    return tuple(name for word in text.split(",") for name in _in_range(word))
+
+
+def _in_range(word: str) -> Iterable[str]:
+    found = _RANGE.fullmatch(word)
+    if not found:
+        return [word]
+    prefix, first, last = found.groups()
+    if not int(first) <= int(last) < int(first) + _MOST_COLUMNS:
+        fix = f"{prefix}1..{prefix}9, say"
+        raise UsageError(f"{word!r:.80} is no range of 1 to {_MOST_COLUMNS:,} names", fix=fix)
+    # 01..12 keeps its zeros.
+    width = len(first) if first.startswith("0") else 0
+    return (f"{prefix}{number:0{width}}" for number in range(int(first), int(last) + 1))
 
 
 def _parse_shape(text: str) -> tuple[int, ...]:

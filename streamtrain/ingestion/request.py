@@ -24,6 +24,7 @@ from streamtrain.ingestion.row_stream import RowStream, part_rows
 from streamtrain.ingestion.sources.base import MOST_PIECE_BYTES, NO_READING, ReadingMemory, Source, SourceOptions
 from streamtrain.ingestion.sources.combine import Classes
 from streamtrain.ingestion.sources.tables.column_survey import class_bytes
+from streamtrain.ingestion.sources.tables.table_options import TEXT_OPTIONS, table_options
 from streamtrain.store.codec import TRIAL_BYTES, CodecChoice, check_encodable, choose_codec, trial_rows
 from streamtrain.store.layout import CHECKSUM_BYTES, UNKNOWN_SAMPLES, Codec, Layout, plan_layout
 from streamtrain.store.shard import index_bytes
@@ -194,7 +195,9 @@ class IngestRequest:
 
     def as_json(self) -> dict[str, Any]:
         """Return what shapes the dataset, for its manifest; budget and workers do not."""
-        options = {field.name: getattr(self.options, field.name) for field in fields(SourceOptions)}
+        options = {
+            field.name: getattr(self.options, field.name) for field in fields(SourceOptions) if field.name != "table"
+        } | self.options.table.given()
         given = {name: value.name if isinstance(value, np.dtype) else value for name, value in options.items()}
         return {
             "block": self.block_bytes,
@@ -206,11 +209,14 @@ class IngestRequest:
 
 def source_options(**options: object) -> SourceOptions:
     """Make `SourceOptions` from what a user gives; a dtype may be text, columns and shape any sequence."""
-    known = [field.name for field in fields(SourceOptions) if field.name not in ("classes", "memory")]
+    known = [field.name for field in fields(SourceOptions) if field.name not in ("classes", "memory", "table")]
+    known += TEXT_OPTIONS
     for name in options:
         if name not in known:
             raise unknown_name("option", name, known)
-    parsed: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    parsed: dict[str, Any] = {
+        name: value for name, value in options.items() if value is not None and name not in TEXT_OPTIONS
+    }
     try:
         if "dtype" in parsed:
             parsed["dtype"] = np.dtype(parsed["dtype"])
@@ -225,7 +231,8 @@ def source_options(**options: object) -> SourceOptions:
         raise UsageError(f"an option is not of its kind: {error}", fix=_OF_RAW) from None
     if "fields" in parsed:
         parsed["fields"] = _parse_fields(parsed["fields"])
-    return SourceOptions(**parsed)
+    table = table_options({name: value for name, value in options.items() if name in TEXT_OPTIONS})
+    return SourceOptions(**parsed, table=table)
 
 
 _MOST_THREADS: Final = 1024

@@ -14,7 +14,7 @@ import difflib
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,32 @@ from streamtrain.store.schema.columns import TARGET
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """A run of consecutive rows: field name -> array of shape (n_rows, *field.shape), the same n_rows in each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableOptions:
+    """How to read a table, and what its columns become."""
+
+    # Delimited text: its header, columns and marks.
+    header: str = "first"
+    names: tuple[str, ...] | None = None
+    delimiter: str = "auto"
+    encoding: str = "utf-8"
+    na_values: tuple[str, ...] | None = None
+    # Of dates and times that name no zone.
+    timezone: str = "UTC"
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that are not the default."""
+        return {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if getattr(self, each.name) != getattr(PLAIN_TABLE, each.name)
+        }
+
+
+PLAIN_TABLE: Final = TableOptions()
+"""That of which nothing is said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +71,8 @@ class SourceOptions:
     classes: tuple[str, ...] | None = None
     # What the ingest may own, in bytes; None where nobody said.
     memory: int | None = None
+    # Tables: what is said of them beyond the label column and the features.
+    table: TableOptions = PLAIN_TABLE
 
 
 NO_OPTIONS: Final = SourceOptions()

@@ -27,10 +27,18 @@ from streamtrain.ingestion.sources.arrays import (
     is_sparse,
     open_array,
 )
-from streamtrain.ingestion.sources.base import NO_OPTIONS, Probe, Source, SourceOptions, check_source, choose_fields
+from streamtrain.ingestion.sources.base import (
+    NO_OPTIONS,
+    PLAIN_TABLE,
+    Probe,
+    Source,
+    SourceOptions,
+    check_source,
+    choose_fields,
+)
 from streamtrain.ingestion.sources.column_names import column_names
 from streamtrain.ingestion.sources.combine import concatenate, name_of, with_labels
-from streamtrain.ingestion.sources.input_files import check_file, first_bytes, look_up
+from streamtrain.ingestion.sources.input_files import check_file, first_bytes, look_up, refuse_options
 from streamtrain.ingestion.sources.iterables import IterableSource
 from streamtrain.ingestion.sources.tables import delimited, parquet
 from streamtrain.store.schema.columns import TARGET
@@ -156,7 +164,7 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
     """
     if labels is None:
         return _with_clear_names(_open(source, options), options)
-    own, label_options = _split_options(labels, options)
+    own, label_options = _split_options(source, labels, options)
     _check_distinct([*(_files_of(source) or ()), *(_files_of(labels) or ())])
     return _with_clear_names(with_labels(_open(source, own), _open(labels, label_options)), options)
 
@@ -176,7 +184,7 @@ def _with_clear_names(source: Source, options: SourceOptions) -> Source:
     return source
 
 
-def _split_options(labels: object, options: SourceOptions) -> tuple[SourceOptions, SourceOptions]:
+def _split_options(source: object, labels: object, options: SourceOptions) -> tuple[SourceOptions, SourceOptions]:
     """Split the options into those of the features and those of the labels."""
     files = _files_of(labels)
     family = format_of(files[0], NO_OPTIONS) if files else None
@@ -189,8 +197,20 @@ def _split_options(labels: object, options: SourceOptions) -> tuple[SourceOption
             what = "labels cannot be raw binary: dtype and shape are those of the features"
             raise UsageError(what, where=str(labels), fix="save the labels as .npy")
         return own, SourceOptions(fields=named)
-    of_labels = SourceOptions(label_column=options.label_column, columns=(), fields=named, classes=options.classes)
+    of_labels = SourceOptions(
+        label_column=options.label_column, columns=(), fields=named, classes=options.classes, table=options.table
+    )
+    if _is_table(source):
+        # Both are written alike, but the names are those of the features' columns.
+        of_labels = dataclasses.replace(of_labels, table=dataclasses.replace(options.table, header="first", names=None))
+    else:
+        own = dataclasses.replace(own, table=PLAIN_TABLE)
     return dataclasses.replace(own, label_column=None), of_labels
+
+
+def _is_table(source: object) -> bool:
+    files = _files_of(source)
+    return files is not None and all(format_of(file, NO_OPTIONS).is_table for file in files[:1])
 
 
 def _paths_in(source: object) -> list[Path] | None:
@@ -213,8 +233,10 @@ def _open(source: object, options: SourceOptions) -> Source:
     if files is not None:
         return _open_files(files, options)
     for option in dataclasses.fields(options):
-        if getattr(options, option.name) is not None and option.name not in ("classes", "fields", "memory"):
+        if getattr(options, option.name) is not None and option.name not in ("classes", "fields", "memory", "table"):
             raise UsageError(f"{option.name} applies to files only", fix=Fix("leave ", Argument(option.name), " out"))
+    for name in options.table.given():
+        raise UsageError(f"{name} applies to tables only", fix=Fix("leave ", Argument(name), " out"))
     # Before `Source` was a base class, a plug-in's source was known by its attributes.
     is_like_one = hasattr(source, "iter_blocks") and hasattr(source, "provenance")
     if options.fields is None and (isinstance(source, Source) or is_like_one):
@@ -315,6 +337,8 @@ def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
     if options.fields is not None and not families[0].has_names:
         raise _no_names(f"{families[0].name} files", str(files[0]))
     for file, family in zip(files, families, strict=True):
+        if not family.is_table:
+            refuse_options(file, family.name, options, *options.table.given())
         check_content(file, family)
     probed = [family.probe(file, options) for file, family in zip(files, families, strict=True)]
     return concatenate([check_source(part, str(file)) for part, file in zip(probed, files, strict=True)])

@@ -44,6 +44,7 @@ from streamtrain.ingestion.sources.tables.table_columns import (
     run_of,
     table_source,
 )
+from streamtrain.ingestion.sources.tables.table_options import TEXT_OPTIONS
 from streamtrain.system.memory import return_freed
 from streamtrain.system.refusals import read_failure, refusal_behind, with_room
 
@@ -68,7 +69,7 @@ def probe(path: Path, options: SourceOptions) -> TableSource:
 
 
 def _probe(path: Path, options: SourceOptions) -> TableSource:
-    refuse_options(path, "Parquet", options, "dtype", "shape")
+    refuse_options(path, "Parquet", options, "dtype", "shape", *TEXT_OPTIONS)
     provenance = provenance_of(path, "parquet")
     chosen, footer, metadata = _choose(path, options)
     surveys = surveys_of(chosen.names, chosen.label, options.classes, options.memory)
