@@ -171,7 +171,8 @@ def names(function: Callable[..., object], but: str = "") -> list[str]:
 
 
 OF_RAW = ["dtype", "shape", "offset", "labels", "fields"]
-OF_TABLE = ["columns", "labels", "classes", "header", "fields", "dtype", "shape"]
+OF_TABLE = ["columns", "labels", "classes", "header", "names", "delimiter", "encoding", "na_values"]
+OF_TABLE += ["fields", "dtype", "shape"]
 OF_SGD = ["momentum", "nesterov", "weight_decay", "dampening", "maximize", "foreach", "fused", "differentiable"]
 STATE = [
     "version",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -44,6 +45,11 @@ if TYPE_CHECKING:
 @click.option("--weight-column", metavar="C", help="Tables: the column that becomes field weight.")
 @click.option("--id-column", metavar="C", help="Tables: the column of whole numbers that becomes field id.")
 @click.option("--auto", is_flag=True, default=None, help="Choose for each column what fits it, and say how.")
+@click.option("--header", metavar="WHERE", help="CSV, TSV: first, or none with --names.")
+@click.option("--names", metavar="A,B,p1..p9", help="CSV, TSV without a header: the names of its columns.")
+@click.option("--delimiter", metavar="CHAR", help="CSV, TSV: by default found among , ; | and tab.")
+@click.option("--encoding", metavar="NAME", help="CSV, TSV: the encoding of the text; utf-8 by default.")
+@click.option("--na-values", metavar="A,B", help="CSV, TSV: texts that mean missing; NA, NaN, null and kin by default.")
 @click.option(
     "--classes",
     metavar="N|A,B|auto",
@@ -66,6 +72,9 @@ def ingest_command(
     dest: str,
     as_json: bool,
     columns: str | None,
+    names: str | None,
+    delimiter: str | None,
+    na_values: str | None,
     classes: str | None,
     fields: str | None,
     shape: str | None,
@@ -92,6 +101,9 @@ def ingest_command(
         categorical=_parse_list(categorical),
         hash=None if hash is None else _parse_hash(hash),
         dates=None if dates is None else _parse_dates(dates),
+        names=_parse_list(names),
+        delimiter=_TABS.get(delimiter or "", delimiter),
+        na_values=None if na_values is None else tuple(na_values.split(",")),
         classes=None if classes is None else _parse_classes(classes),
         fields=None if fields is None else _parse_fields(fields),
         shape=None if shape is None else _parse_shape(shape),
@@ -109,16 +121,6 @@ def _parse_list(text: str | None) -> tuple[str, ...] | None:
     return tuple(name for word in text.split(",") for name in _in_range(word))
 
 
-def _in_range(word: str) -> list[str]:
-    found = _RANGE.fullmatch(word)
-    if found is None or int(found[2]) > int(found[3]):
-        return [word]
-    return [f"{found[1]}{number}" for number in range(int(found[2]), int(found[3]) + 1)]
-
-
-_RANGE: Final = re.compile(r"(.*?)(\d+)\.\.\1(\d+)")
-
-
 def _parse_hash(text: str) -> dict[str, int]:
     pairs = [word.rpartition("=") for word in text.split(",")]
     if not all(name and size.isdecimal() for name, _, size in pairs):
@@ -129,6 +131,24 @@ def _parse_hash(text: str) -> dict[str, int]:
 def _parse_dates(text: str) -> dict[str, str]:
     pairs = [word.partition("=") for word in text.split(",")]
     return {each: unit or "seconds" for name, _, unit in pairs for each in _in_range(name)}
+
+
+_TABS: Final = {"\\t": "\t", "tab": "\t"}
+_RANGE: Final = re.compile(r"(.*?)(\d+)\.\.\1(\d+)", re.DOTALL)
+_MOST_COLUMNS: Final = 1_000_000
+
+
+def _in_range(word: str) -> Iterable[str]:
+    found = _RANGE.fullmatch(word)
+    if not found:
+        return [word]
+    prefix, first, last = found.groups()
+    if not int(first) <= int(last) < int(first) + _MOST_COLUMNS:
+        fix = f"{prefix}1..{prefix}9, say"
+        raise UsageError(f"{word!r:.80} is no range of 1 to {_MOST_COLUMNS:,} names", fix=fix)
+    # 01..12 keeps its zeros.
+    width = len(first) if first.startswith("0") else 0
+    return (f"{prefix}{number:0{width}}" for number in range(int(first), int(last) + 1))
 
 
 def _parse_shape(text: str) -> tuple[int, ...]:

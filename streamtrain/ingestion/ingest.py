@@ -171,7 +171,9 @@ def ingest(
     say : callable, optional
         Called with a sentence on what an earlier ingest left.
     **options
-        How to read it: ``label_column``, ``columns``, ``dtype``, ``shape``, ``fields``; see `SourceOptions`.
+        How to read it: ``label_column``, ``columns``, ``dtype``, ``shape``, ``fields``; see `SourceOptions`. Delimited
+        text: ``header`` ("first", or "none" with ``names``), ``delimiter`` ("auto", or a character), ``encoding``
+        ("utf-8"), and ``na_values``, the texts that mean missing.
 
     Returns
     -------
@@ -228,6 +230,8 @@ def ingest(
     known = _known_names(request, path, mode)
     opened = open_source(source, labels=labels, options=replace(request.options, classes=known, memory=request.memory))
     _tell_left_out(opened, say)
+    if request.options.table.delimiter == "auto":
+        _tell_delimiters(opened, say)
     _check_has_labels(opened, request)
     if request.classes not in (None, AUTO):
         opened = ClassCheckedSource(opened, request.classes)
@@ -474,6 +478,12 @@ def _header(mode: Mode, base: Dataset | None, layout: Layout, source: Source, re
         sources=source.provenance,
         options=request.as_json() if base is None else base.manifest.options,
     )
+
+
+def _tell_delimiters(source: Source, say: Say | None) -> None:
+    for entry in source.provenance:
+        if say is not None and "delimiter" in entry:
+            say(f"{entry['path']}: the delimiter is {entry['delimiter']!r}")
 
 
 @contextmanager

@@ -33,7 +33,6 @@ from streamtrain.ingestion.row_stream import RowStream, part_rows
 from streamtrain.ingestion.sources.base import (
     MOST_PIECE_BYTES,
     NO_READING,
-    PLAIN_TABLE,
     ReadingMemory,
     Source,
     SourceOptions,
@@ -41,10 +40,10 @@ from streamtrain.ingestion.sources.base import (
 )
 from streamtrain.ingestion.sources.combine import Classes
 from streamtrain.ingestion.sources.tables.column_survey import class_bytes
+from streamtrain.ingestion.sources.tables.table_options import table_options
 from streamtrain.store.codec import TRIAL_BYTES, CodecChoice, check_encodable, choose_codec, trial_rows
 from streamtrain.store.layout import CHECKSUM_BYTES, UNKNOWN_SAMPLES, Codec, Layout, plan_layout
 from streamtrain.store.manifest import AUTO
-from streamtrain.store.schema.columns import MOST_CODES
 from streamtrain.store.schema.task import TaskName
 from streamtrain.store.shard import index_bytes
 from streamtrain.store.statistics import MOST_VALUES, tally_bytes, work_bytes
@@ -215,8 +214,9 @@ class IngestRequest:
 
     def as_json(self) -> dict[str, Any]:
         """Return what shapes the dataset, for its manifest; budget and workers do not."""
-        options = {field.name: getattr(self.options, field.name) for field in fields(SourceOptions)}
-        options |= vars_of(options.pop("table"))
+        options = {
+            field.name: getattr(self.options, field.name) for field in fields(SourceOptions) if field.name != "table"
+        } | self.options.table.given()
         given = {name: value.name if isinstance(value, np.dtype) else value for name, value in options.items()}
         given |= {"classes": self.classes, "task": self.task}
         return {
@@ -225,60 +225,6 @@ class IngestRequest:
             "codec": self.codec,
             **{name: value for name, value in given.items() if value is not None},
         }
-
-
-def vars_of(table: TableOptions) -> dict[str, Any]:
-    """Return what is said of a table, other than what holds anyway."""
-    named = {field.name: getattr(table, field.name) for field in fields(TableOptions)}
-    return {name: value for name, value in named.items() if value != getattr(PLAIN_TABLE, name)}
-
-
-_LISTS: Final = ("names", "na_values", "categorical", "exclude")
-
-
-def table_options(**options: Any) -> TableOptions:
-    """Make `TableOptions` from what a user gives."""
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in _LISTS:
-        if name in given:
-            check_names(**{name: given[name]})
-            given[name] = (given[name],) if isinstance(given[name], str) else tuple(given[name])
-    if "dates" in given:
-        dates = given["dates"]
-        dates = [dates] if isinstance(dates, str) else dates
-        given["dates"] = dict(dates) if isinstance(dates, Mapping) else dict.fromkeys(dates, "seconds")
-        wrong = [unit for unit in given["dates"].values() if unit not in ("days", "seconds")]
-        if wrong:
-            fix = Fix(Argument("dates", {next(iter(given["dates"])): "days"}), ", say")
-            raise UsageError(f"dates are counted in days or seconds, not in {wrong[0]!r}", fix=fix)
-    if "hash" in given and not (
-        isinstance(given["hash"], Mapping) and all(is_int(n, 1, MOST_CODES) for n in given["hash"].values())
-    ):
-        fix = Fix(Argument("hash", {"city": 100_000}), ", say")
-        raise UsageError(f"hash is {given['hash']!r:.80}; it maps columns to a number of codes", fix=fix)
-    for name in ("category_min_count", "category_limit"):
-        if name in given and not is_int(given[name], 1):
-            raise UsageError(f"{name} is {given[name]!r:.80}; it is a positive integer", fix=Fix(Argument(name, 1)))
-    _check_missing_rules(given)
-    return TableOptions(**given)
-
-
-def _check_missing_rules(given: Mapping[str, Any]) -> None:
-    na, nan = given.get("na", "error"), given.get("nan", "error")
-    is_rule = na in ("error", "drop", "fill=mean")
-    if not is_rule and isinstance(na, str) and na.startswith("fill="):
-        try:
-            is_rule = math.isfinite(float(na.removeprefix("fill=")))
-        except ValueError:
-            is_rule = False
-    if not is_rule:
-        fix = Fix(Argument("na", "error"), ", ", Argument("na", "drop"), " or ", Argument("na", "fill=mean"))
-        raise UsageError(f"na is {na!r:.80}; it is error, drop, fill=mean, or fill= and a number", fix=fix)
-    if nan not in ("error", "keep"):
-        raise UsageError(f"nan is {nan!r:.80}; it is error or keep", fix=Fix(Argument("nan", "keep")))
-    if given.get("na_mask") and not str(na).startswith("fill="):
-        fix = Fix(Argument("na", "fill=mean"), " too")
-        raise UsageError("na_mask says which values were filled in, and none are", fix=fix)
 
 
 def source_options(**options: object) -> SourceOptions:
@@ -304,7 +250,7 @@ def source_options(**options: object) -> SourceOptions:
         raise UsageError(f"an option is not of its kind: {error}", fix=_OF_RAW) from None
     if "fields" in parsed:
         parsed["fields"] = _parse_fields(parsed["fields"])
-    table = table_options(**{name: parsed.pop(name) for name in of_tables if name in parsed})
+    table = table_options({name: parsed.pop(name) for name in of_tables if name in parsed})
     if isinstance(parsed.get("label_column"), list | tuple):
         labels = tuple(parsed["label_column"])
         check_names(label_column=labels)

@@ -215,6 +215,20 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "training/checkpoint.py:_read_state: train again",
         "training/run_state.py:RunState._put_back: another checkpoint=",
     ),
+    "categories and dates are followed in the tests of their modules": (
+        "ingestion/sources/tables/categories.py:CategorySurvey._too_many: {}, or {} or more",
+        "ingestion/sources/tables/categories.py:_texts_of: store it as text",
+        "ingestion/sources/tables/categories.py:_has_fractions: leave it to the features, which are numbers; or round it, "
+        "or name its ranges, in the source",
+        "ingestion/sources/tables/dates.py:zone_of: did you mean timezone={}?",
+        "ingestion/sources/tables/dates.py:zone_of: timezone='UTC'",
+        "ingestion/sources/tables/dates.py:_typed: leave it to the features where it holds numbers, which need no "
+        "conversion",
+        "ingestion/sources/tables/dates.py:_not_iso: correct the value, or write the column in this form",
+        "ingestion/sources/tables/dates.py:_other_form: write all of them in the same form",
+        "ingestion/sources/tables/dates.py:_no_moment: write the offset from UTC behind the time, as +01:00; or, where "
+        "the times are UTC, name that zone",
+    ),
     "needs a stream of the user's own": ("training/run_state.py:RunState._put_back: a StreamLoader",),
     "needs an optimizer of the user's own, with a state of odd objects": (
         "training/serialization.py:pack.packed: tensors, numbers, texts, and lists and dicts of them",

@@ -8,11 +8,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import streamtrain as st
 from tests.advice.world import World, world
 
 _COLUMNS = "ingestion/sources/tables/table_columns.py:"
 _SURVEY = "ingestion/sources/tables/column_survey.py:"
 _CSV = "ingestion/sources/tables/delimited.py:"
+_TEXT = "ingestion/sources/tables/text/encoded_text.py:"
+_FORM = "ingestion/sources/tables/text/text_form.py:"
+_OPTIONS = "ingestion/sources/tables/table_options.py:"
 _PARQUET = "ingestion/sources/tables/parquet.py:"
 _COMBINE = "ingestion/sources/combine.py:"
 
@@ -25,33 +29,63 @@ def rewritten(w: World, wrong: str, right: str, options: str = "") -> None:
     w.works(f"ingest t.csv d.zarr {options}")
 
 
-@world(f"{_CSV}_check_delimiter: convert it: tr '{{}}' '\\t' < {{}} > {{}}")
+@world(f"{_CSV}_check_delimiter: delimiter={{}}")
 def another_delimiter(w: World) -> None:
-    Path("wine list.csv").write_text("acid;sugar;quality\n7.4;1.9;5\n7.8;2.6;6\n")
-    run_in_a_shell(w, ["ingest", "wine list.csv", "d.zarr", "--label-column", "quality"])
+    Path("wine.csv").write_text("acid;sugar;quality\n7.4;1.9;5\n7.8;2.6;6\n")
+    w.refuses("ingest wine.csv d.zarr --label-column quality --delimiter ,")
+    w.works("ingest wine.csv d.zarr --label-column quality --delimiter ;")
 
 
-@world(f"{_CSV}_not_utf8: convert it: iconv -f {{}} -t utf-8 {{}} > {{}}")
+@world(
+    f"{_TEXT}check_mark: encoding={{}}",
+    f"{_TEXT}unreadable_text: name the encoding it is written in: {{}}, say; or convert it: {{}}",
+    f"{_TEXT}unreadable_text: name the encoding it is written in, or correct the byte",
+)
 def other_encodings(w: World) -> None:
     for encoding in ("utf-16", "latin1"):
         Path(f"{encoding} t.csv").write_text("a,größe\n1,0\n2,1\n", encoding=encoding)
-        run_in_a_shell(w, ["ingest", f"{encoding} t.csv", f"{encoding}.zarr"])
-
-
-def run_in_a_shell(w: World, words: list[str]) -> None:
-    """Run the command that a remedy names, and ingest what it writes."""
-    command = w.refuses(words).partition("convert it: ")[2]
+        w.refuses(["ingest", f"{encoding} t.csv", f"{encoding}.zarr"])
+        w.works(["ingest", f"{encoding} t.csv", f"{encoding}.zarr", "--encoding", encoding])
+    command = w.refuses(["ingest", "latin1 t.csv", "d.zarr"]).partition("convert it: ")[2]
     subprocess.run(["sh", "-c", command], check=True)
-    written = command.rpartition("> ")[2].strip("'")
-    w.works([word if word != words[1] else written for word in words])
+    w.works(["ingest", command.rpartition("> ")[2].strip("'"), "d.zarr"])
+    w.refuses(["ingest", "latin1 t.csv", "e.zarr", "--encoding", "ascii"])
+    w.works(["ingest", "latin1 t.csv", "e.zarr", "--encoding", "latin1"])
 
 
-@world(f"{_CSV}_open_text: add a first line of {{}} column names")
+@world(
+    f"{_FORM}form_of: add a first line of column names; or name them: header='none' and names={{}}",
+    f"{_FORM}_names_for: name them: {{}}",
+    f"{_FORM}_names_for: give one name for each",
+    "cli/ingest.py:_in_range: {}1..{}9, say",
+)
 def no_header(w: World) -> None:
     rewritten(w, "1.5,2.5\n3.5,4.5\n", "a,b\n1.5,2.5\n3.5,4.5\n")
+    Path("n.csv").write_text("1.5,2.5\n3.5,4.5\n")
+    assert "--header none and --names c1,c2" in w.refuses("ingest n.csv n.zarr")
+    w.refuses("ingest n.csv n.zarr --header none")
+    w.refuses("ingest n.csv n.zarr --header none --names c1")
+    w.refuses("ingest n.csv n.zarr --header none --names c2..c1")
+    w.works("ingest n.csv n.zarr --header none --names c1..c2")
 
 
-@world(f"{_CSV}_read_header: write the file again", f"{_CSV}_read_header: check its quotes")
+@world(
+    f"{_OPTIONS}_check_names_wanted: where it does not, add header='none'; else leave names= out",
+    f"{_OPTIONS}_check_delimiter: {{}}, say; or leave it out",
+    f"{_OPTIONS}_check_encoding: {{}}, say",
+    f"{_OPTIONS}table_options: {{}}, say",
+)
+def options_of_text(w: World) -> None:
+    Path("o.csv").write_text("a;b\n1;2\n")
+    w.refuses("ingest o.csv o.zarr --names c,d")
+    w.refuses("ingest o.csv o.zarr --delimiter ;;")
+    w.refuses("ingest o.csv o.zarr --encoding base64")
+    w.works("ingest o.csv o.zarr --delimiter ; --encoding latin1")
+    w.refused(st.ingest, "o.csv", "p.zarr", delimiter=5)
+    st.ingest("o.csv", "p.zarr", delimiter=";")
+
+
+@world(f"{_FORM}_first_record: write the file again", f"{_FORM}form_of: check its quotes")
 def headers_that_cannot_be_read(w: World) -> None:
     rewritten(w, "\n\n\n", "a\n1\n")
     name = "n" * 140_000

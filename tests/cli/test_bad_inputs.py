@@ -119,6 +119,12 @@ INGEST: dict[str, tuple[Make, list[str], int, str]] = {
     ),
     "14 no class at all": (npy("x.npy", X), ["x.npy", "--classes", "-3"], 2, "classes are -3"),
     "18 Latin-1": (lambda folder: (folder / "x.csv").write_bytes(b"a,b\n1,\xe9\n"), ["x.csv"], 3, r"byte 6 .*iconv"),
+    "19 the mark of UTF-16": (
+        lambda folder: (folder / "x.csv").write_bytes("a,b\n1,2\n".encode("utf-16")),
+        ["x.csv"],
+        3,
+        "--encoding utf-16",
+    ),
     "19 a quote without end": (text("x.csv", 'a,b\n1,"2\n' + "3,4\n" * 200_000), ["x.csv"], 3, "close the quote"),
     "20 a short .npy": (cut(npy("x.npy", X), "x.npy", 8), ["x.npy"], 3, "truncated: 360 bytes found, 368 expected"),
     "21 ten to the fifteenth": (huge_header, ["x.npy"], 3, r"truncated: .*8\.00|claims"),

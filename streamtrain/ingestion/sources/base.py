@@ -14,7 +14,7 @@ import difflib
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any, Final
@@ -61,6 +61,14 @@ class TableOptions:
     id_column: str | None = None
     # Whether the columns are to become what fits them.
     auto: bool = False
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that are not the default."""
+        return {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if getattr(self, each.name) != getattr(PLAIN_TABLE, each.name)
+        }
 
 
 PLAIN_TABLE: Final = TableOptions()

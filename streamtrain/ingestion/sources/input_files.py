@@ -105,8 +105,9 @@ def _change(entry: Mapping[str, Any]) -> str | None:
 
 def refuse_options(path: Path, kind: str, options: SourceOptions, *names: str) -> None:
     """Refuse options that say nothing to a format, rather than overlook them."""
+    of_table = options.table.given()
     for name in names:
-        if getattr(options, name) is not None:
+        if name in of_table or getattr(options, name, None) is not None:
             fix = Fix("leave ", Argument(name), " out")
             raise UsageError(f"{name} does not apply to {kind} files", where=str(path), fix=fix)
 

@@ -185,7 +185,7 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
     """
     if labels is None:
         return _with_clear_names(_open(source, options), options)
-    own, label_options = _split_options(labels, options)
+    own, label_options = _split_options(source, labels, options)
     _check_distinct([*(_files_of(source) or ()), *(_files_of(labels) or ())])
     opened = _open_text_labels(labels) or _open(labels, label_options)
     return _with_clear_names(with_labels(_open(source, own), opened), options)
@@ -216,7 +216,7 @@ def _with_clear_names(source: Source, options: SourceOptions) -> Source:
     return source
 
 
-def _split_options(labels: object, options: SourceOptions) -> tuple[SourceOptions, SourceOptions]:
+def _split_options(source: object, labels: object, options: SourceOptions) -> tuple[SourceOptions, SourceOptions]:
     """Split the options into those of the features and those of the labels."""
     files = _files_of(labels)
     family = format_of(files[0], NO_OPTIONS) if files else None
@@ -229,8 +229,20 @@ def _split_options(labels: object, options: SourceOptions) -> tuple[SourceOption
             what = "labels cannot be raw binary: dtype and shape are those of the features"
             raise UsageError(what, where=str(labels), fix="save the labels as .npy")
         return own, SourceOptions(fields=named)
-    of_labels = SourceOptions(label_column=options.label_column, columns=(), fields=named, classes=options.classes)
+    of_labels = SourceOptions(
+        label_column=options.label_column, columns=(), fields=named, classes=options.classes, table=options.table
+    )
+    if _is_table(source):
+        # Both are written alike, but the names are those of the features' columns.
+        of_labels = dataclasses.replace(of_labels, table=dataclasses.replace(options.table, header="first", names=None))
+    else:
+        own = dataclasses.replace(own, table=PLAIN_TABLE)
     return dataclasses.replace(own, label_column=None), of_labels
+
+
+def _is_table(source: object) -> bool:
+    files = _files_of(source)
+    return files is not None and all(format_of(file, NO_OPTIONS).is_table for file in files[:1])
 
 
 def _paths_in(source: object) -> list[Path] | None:
@@ -399,11 +411,9 @@ def _open_tables(readers: Sequence[TableReader], options: SourceOptions) -> Sour
 
 def _check_no_roles(options: SourceOptions, kind: str) -> None:
     """Refuse options of tables for what is none; NaN may be kept anywhere."""
-    given = dataclasses.replace(options.table, nan=PLAIN_TABLE.nan)
-    for option in dataclasses.fields(given):
-        if getattr(given, option.name) != getattr(PLAIN_TABLE, option.name):
-            fix = Fix("leave ", Argument(option.name), " out")
-            raise UsageError(f"{option.name} does not apply to {kind}", fix=fix)
+    for name in options.table.given():
+        if name != "nan":
+            raise UsageError(f"{name} does not apply to {kind}", fix=Fix("leave ", Argument(name), " out"))
 
 
 def choose_automatically(source: object, options: SourceOptions) -> tuple[SourceOptions, tuple[Argument, ...]]:

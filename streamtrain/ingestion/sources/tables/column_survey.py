@@ -185,6 +185,8 @@ class FeatureSurvey:
     def add_text(self, text: Any, first_row: int, place: Callable[[int], str]) -> None:
         """Take in the cells of a run of rows, one row after another: whole numbers, else floats."""
         n_features = len(self.names)
+        if text.null_count:
+            self._note_missing(missing_in(text), first_row)
         values = parsed(text, self.dtype)
         if values is None:
             self.dtype = _FLOAT64

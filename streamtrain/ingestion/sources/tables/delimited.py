@@ -1,4 +1,4 @@
-"""CSV and TSV: text with a header line, a record per line, UTF-8.
+"""CSV and TSV: delimited text, a record per line, with a header line or names in its place.
 
 A first bounded pass counts the rows, finds every column's type and checks every value; the second reads. Places are
 lines of the file: Arrow counts records, so a line is looked up again when an error needs it.
@@ -6,13 +6,9 @@ lines of the file: Arrow counts records, so a line is looked up again when an er
 
 from __future__ import annotations
 
-import codecs
 import csv
-import io
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,12 +19,13 @@ import numpy.typing as npt
 
 from streamtrain.errors import Argument, BudgetError, Fix, InputError
 from streamtrain.ingestion.sources.base import ReadingMemory, SourceOptions
-from streamtrain.ingestion.sources.input_files import open_bytes, provenance_of, refuse_options
+from streamtrain.ingestion.sources.input_files import provenance_of, refuse_options
 from streamtrain.ingestion.sources.tables.arrow import (
     arrow,
     arrow_type,
     columns_of,
     first_refused,
+    missing_in,
     numbers_in,
     parsed,
     returning_memory,
@@ -56,15 +53,20 @@ from streamtrain.ingestion.sources.tables.table_columns import (
     run_of,
     table_source,
 )
+from streamtrain.ingestion.sources.tables.text.encoded_text import UTF_8, unreadable_text
+from streamtrain.ingestion.sources.tables.text.text_form import (
+    MAX_LINE_BYTES,
+    form_of,
+    open_lines,
+    other_delimiter,
+    own_delimiter,
+)
 from streamtrain.system.units import format_bytes
 
-_DELIMITERS: Final = {".tsv": "\t", ".tab": "\t"}
 _MIN_RUN_BYTES: Final = 1 << 18
 _MAX_RUN_BYTES: Final = 1 << 20
-_MAX_LINE_BYTES: Final = 1 << 24
 _MEMORY_PER_RECORD: Final = 16  # at least, for the copies of it that are held at once
-_MEMORY_FOR_ANY_RECORD: Final = f"{_MEMORY_PER_RECORD * _MAX_LINE_BYTES // 10**6 + 1}MB"
-_PIECE_BYTES: Final = 1 << 18
+_MEMORY_FOR_ANY_RECORD: Final = f"{_MEMORY_PER_RECORD * MAX_LINE_BYTES // 10**6 + 1}MB"
 _WIDE: Final = 100
 """Columns from which on cells are parsed as one array, and not column by column."""
 
@@ -83,6 +85,9 @@ class DelimitedText:
     run_bytes: int
     most_bytes: int  # of a record
     nulls: tuple[str, ...]  # a missing value, where it is not in quotes
+    has_own_nulls: bool = False  # not those that no number looks like
+    encoding: str = UTF_8
+    has_header: bool = True
 
 
 def probe(path: Path, options: SourceOptions) -> TableSource:
@@ -99,7 +104,7 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
     _check_delimiter(text, options)
     chosen = choose_columns(text.header, options, f"{path}:1")
     columns, n_rows, longest = _survey(text, chosen, options)
-    facts = ({**provenance[0], **facts_of(chosen)},)
+    facts = ({**provenance[0], **facts_of(chosen), **_facts_of_text(text)},)
     reading = ReadingMemory(
         lasting_bytes=2 * COLUMN_BYTES * len(text.header),
         working_bytes=_COPIES * longest + _CELL_BYTES * longest // 2,
@@ -119,7 +124,7 @@ def reader(path: Path, options: SourceOptions) -> TableReader:
         types=None,
         batches=partial(_column_batches, text),
         place=partial(place_of, text),
-        provenance=provenance_of(path, "csv"),
+        provenance=({**provenance_of(path, "csv")[0], **_facts_of_text(text)},),
         nulls=text.nulls,
         reading=ReadingMemory(lasting_bytes=2 * COLUMN_BYTES * len(text.header)),
     )
@@ -147,78 +152,49 @@ def _without_marks(text: DelimitedText, column: Any, quoted: npt.NDArray[np.bool
 
 
 def _open_text(path: Path, options: SourceOptions) -> DelimitedText:
-    delimiter = _DELIMITERS.get(path.suffix.lower(), ",")
-    header = _read_header(path, delimiter)
-    if _looks_like_data(header):
-        raise InputError(
-            "the first line holds numbers only: the header is missing",
-            where=f"{path}:1",
-            fix=f"add a first line of {len(header)} column names",
-        )
+    table = options.table
+    form = form_of(path, table, _wanted(options))
+    header = form.header
     n_header = sum(len(name) + 1 for name in header)
     # Some hundred records make a run worth its while, if that is not too much.
     run_bytes = max(_MIN_RUN_BYTES, min(256 * n_header, _MAX_RUN_BYTES)) if len(header) < _WIDE else _MIN_RUN_BYTES
-    most_bytes = _MAX_LINE_BYTES if options.memory is None else options.memory // _MEMORY_PER_RECORD
-    nulls = ("", *(mark for mark in MISSING_MARKS if mark not in (options.classes or ())))
+    most_bytes = MAX_LINE_BYTES if options.memory is None else options.memory // _MEMORY_PER_RECORD
+    marks = MISSING_MARKS if table.na_values is None else table.na_values
+    nulls = ("", *(mark for mark in marks if mark and mark not in (options.classes or ())))
     return DelimitedText(
         path=path,
-        delimiter=delimiter,
+        delimiter=form.delimiter,
         header=header,
         run_bytes=run_bytes,
-        most_bytes=min(most_bytes, _MAX_LINE_BYTES),
+        most_bytes=min(most_bytes, MAX_LINE_BYTES),
         nulls=nulls,
+        has_own_nulls=table.na_values is not None,
+        encoding=form.encoding,
+        has_header=form.has_header,
     )
 
 
-@contextmanager
-def _open_lines(path: Path, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
-    with open_bytes(path) as file, io.TextIOWrapper(file, "utf-8-sig", errors, newline="") as text:
-        yield text
+def _wanted(options: SourceOptions) -> set[str]:
+    return {*(options.columns or ()), *options.labels}
+
+
+def _facts_of_text(text: DelimitedText) -> dict[str, str]:
+    """Return what a manifest keeps of how the text is written, where the name of the file does not say it."""
+    delimiter = {"delimiter": text.delimiter} if text.delimiter != own_delimiter(text.path) else {}
+    return delimiter | ({"encoding": text.encoding} if text.encoding != UTF_8 else {})
 
 
 def _check_delimiter(text: DelimitedText, options: SourceOptions) -> None:
     """Refuse a header of one name that another delimiter divides, where a column of several is asked for."""
     (name, *more), path = text.header, text.path
-    found = next((mark for mark in _OTHER_DELIMITERS if mark in name and mark != text.delimiter), None)
-    wanted = {*(options.columns or ()), *options.labels}
-    if found is not None and not more and wanted != {name}:
-        to = shlex.quote(f"{path.stem}-tabs.tsv")
+    found = other_delimiter(name, text.delimiter)
+    if found is not None and not more and _wanted(options) != {name}:
         raise InputError(
             f"the header has one column, {name[:80]!r}",
             where=f"{path}:1",
-            why=f"The delimiter of a {path.suffix} is {text.delimiter!r}; here {found!r} seems to be it",
-            fix=f"convert it: tr '{found}' '\\t' < {shlex.quote(str(path))} > {to}",
+            why=f"It is read with the delimiter {text.delimiter!r}; here {found!r} seems to be it",
+            fix=Fix(Argument("delimiter", found)),
         )
-
-
-_OTHER_DELIMITERS: Final = (";", "|", "\t", ",")
-
-
-def _read_header(path: Path, delimiter: str) -> tuple[str, ...]:
-    try:
-        with _open_lines(path) as file:
-            lines = iter(lambda: file.readline(_MAX_LINE_BYTES), "")
-            return tuple(next(record for record in csv.reader(lines, delimiter=delimiter) if record))
-    except UnicodeDecodeError:
-        raise _not_utf8(path) from None
-    except StopIteration:
-        raise InputError("only blank lines, no header", where=str(path), fix="write the file again") from None
-    except csv.Error as error:
-        raise InputError(f"the header cannot be read: {error}", where=f"{path}:1", fix="check its quotes") from error
-
-
-def _looks_like_data(header: tuple[str, ...]) -> bool:
-    """Say whether a header is all numbers, other than 0, 1, 2, ... of a table without names."""
-    numbered = [str(number) for number in range(len(header) + 1)]
-    return list(header) not in (numbered[:-1], numbered[1:]) and all(map(_is_number, header))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _survey(
@@ -227,7 +203,9 @@ def _survey(
     """Find what is in the columns; count the rows, and the bytes of the longest run of records."""
     place = partial(place_of, text)
     by_column = chosen.names if len(text.header) < _WIDE else chosen.names[len(chosen.features) :]
-    columns = surveys_of(by_column, chosen.label, options.classes, options.memory)
+    # What is no mark here is a name, as it is in quotes.
+    names = (*(options.classes or ()), *(mark for mark in MISSING_MARKS if mark not in text.nulls))
+    columns = surveys_of(by_column, chosen.label, names, options.memory)
     features = FeatureSurvey(chosen.features)
     n_rows = longest = 0
     for run in _record_runs(text):
@@ -265,12 +243,20 @@ def _runs(text: DelimitedText, _: int, chosen: ChosenColumns, dtypes: TableDtype
 
 
 def _record_runs(text: DelimitedText) -> Iterator[bytes]:
-    return record_runs(text.path, text.delimiter, text.run_bytes, text.most_bytes, partial(_too_long, text))
+    return record_runs(
+        text.path,
+        text.delimiter,
+        text.run_bytes,
+        text.most_bytes,
+        partial(_too_long, text),
+        encoding=text.encoding,
+        has_header=text.has_header,
+    )
 
 
 def _too_long(text: DelimitedText, n_bytes: int) -> InputError | BudgetError:
     why = "A quote that is never closed makes one record of the rest of the file"
-    if n_bytes > text.most_bytes < _MAX_LINE_BYTES:
+    if n_bytes > text.most_bytes < MAX_LINE_BYTES:
         return BudgetError(
             f"a record is longer than {format_bytes(text.most_bytes)}, which is 1/{_MEMORY_PER_RECORD} of the memory",
             where=str(text.path),
@@ -280,7 +266,7 @@ def _too_long(text: DelimitedText, n_bytes: int) -> InputError | BudgetError:
     over = (
         "a quote is never closed"
         if n_bytes <= text.most_bytes
-        else f"a record is longer than {format_bytes(_MAX_LINE_BYTES)}"
+        else f"a record is longer than {format_bytes(MAX_LINE_BYTES)}"
     )
     return InputError(over, where=str(text.path), why=why, fix="close the quote")
 
@@ -321,7 +307,7 @@ def _cells(text: DelimitedText, run: bytes, n_rows: int) -> Cells:
     try:
         cells = cells_of(run, text.delimiter, len(text.header))
     except UnicodeDecodeError:
-        raise _not_utf8(text.path) from None
+        raise unreadable_text(text.path, text.encoding) from None
     if isinstance(cells, RaggedRecord):
         raise _refusal(text, cells, n_rows, "")
     return cells
@@ -345,19 +331,27 @@ def _numbers(text: DelimitedText, cells: Any, dtype: np.dtype[Any], names: Seque
     values = parsed(cells, dtype)
     if values is None:
         cell = first_refused(cells, dtype)
-        if not cells[cell].as_py().strip():
+        if not (cells[cell].as_py() or "").strip():
             raise ValuesMissing(names[cell % len(names)])
         raise _unreadable(text, f"{cells[cell].as_py()!r:.80} is not {dtype}")
+    if values.null_count:
+        raise ValuesMissing(names[int(missing_in(values).argmax()) % len(names)])
     return numbers_in(values)
 
 
 def _features(text: DelimitedText, chosen: ChosenColumns, cells: Cells) -> Any:
     """Return the cells of the features, one row after another, in the order they were chosen in."""
+    marked = cells.text
+    if text.has_own_nulls:
+        # -999 is a number, too.
+        quoted = np.zeros(len(marked), np.bool_)
+        quoted[cells.quoted] = True
+        marked = without_names(marked, text.nulls, but=quoted)
     if chosen.features == text.header:
-        return cells.text
+        return marked
     places = {name: number for number, name in enumerate(text.header)}
     of_row = np.array([places[name] for name in chosen.features])
-    return cells.text.take(arrow().array((np.arange(cells.n_rows)[:, None] * len(text.header) + of_row).reshape(-1)))
+    return marked.take(arrow().array((np.arange(cells.n_rows)[:, None] * len(text.header) + of_row).reshape(-1)))
 
 
 def _label(text: DelimitedText, chosen: ChosenColumns, cells: Cells) -> Any:
@@ -375,37 +369,12 @@ def _refusal(text: DelimitedText, row: RaggedRecord | None, n_rows: int, reason:
             fix="complete the line, close its quotes, or quote the values that hold a delimiter",
         )
     if "UTF8" in reason:
-        return _not_utf8(text.path)
+        return unreadable_text(text.path, text.encoding)
     return _unreadable(text, reason)
 
 
 def _unreadable(text: DelimitedText, reason: str) -> InputError:
     return InputError(f"the table cannot be read: {reason}", where=str(text.path), fix="write the file again")
-
-
-def _not_utf8(path: Path) -> InputError:
-    with open_bytes(path) as file:
-        has_mark = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    encoding = "utf-16" if has_mark else "latin1"
-    return InputError(
-        f"not UTF-8 text: byte {_first_bad_byte(path):,} is part of no character",
-        where=str(path),
-        fix=f"convert it: iconv -f {encoding} -t utf-8 {shlex.quote(str(path))} > {shlex.quote(f'utf8-{path.name}')}",
-    )
-
-
-def _first_bad_byte(path: Path) -> int:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0
-    with open_bytes(path) as file:
-        for piece in iter(lambda: file.read(_PIECE_BYTES), b""):
-            n_pending = len(decoder.getstate()[0])
-            try:
-                decoder.decode(piece)
-            except UnicodeDecodeError as error:
-                return offset - n_pending + error.start
-            offset += len(piece)
-    return offset
 
 
 def place_of(text: DelimitedText, row: int) -> str:
@@ -424,9 +393,9 @@ def _places(text: DelimitedText, rows: list[int]) -> list[str]:
 
 def _record_lines(text: DelimitedText) -> Iterator[int]:
     """Yield the line, from 1, that each record after the header starts at; blank lines are skipped."""
-    with _open_lines(text.path, errors="replace") as file:
-        reader = csv.reader(iter(lambda: file.readline(_MAX_LINE_BYTES), ""), delimiter=text.delimiter)
-        is_header, start = True, 1
+    with open_lines(text.path, text.encoding, errors="replace") as file:
+        reader = csv.reader(iter(lambda: file.readline(MAX_LINE_BYTES), ""), delimiter=text.delimiter)
+        is_header, start = text.has_header, 1
         try:
             for record in reader:
                 if record and not is_header:

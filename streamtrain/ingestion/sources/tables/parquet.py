@@ -44,6 +44,7 @@ from streamtrain.ingestion.sources.tables.table_columns import (
     run_of,
     table_source,
 )
+from streamtrain.ingestion.sources.tables.table_options import TEXT_OPTIONS
 from streamtrain.ingestion.sources.tables.typed_columns import check_types, plain_batch, plain_type
 from streamtrain.system.memory import return_freed
 from streamtrain.system.refusals import read_failure, refusal_behind, with_room
@@ -69,7 +70,7 @@ def probe(path: Path, options: SourceOptions) -> TableSource:
 
 
 def _probe(path: Path, options: SourceOptions) -> TableSource:
-    refuse_options(path, "Parquet", options, "dtype", "shape")
+    refuse_options(path, "Parquet", options, "dtype", "shape", *TEXT_OPTIONS)
     provenance = provenance_of(path, "parquet")
     chosen, footer, metadata = _choose(path, options)
     surveys = surveys_of(chosen.names, chosen.label, options.classes, options.memory)
@@ -96,7 +97,7 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
 def reader(path: Path, options: SourceOptions) -> TableReader:
     """Open a Parquet file for columns of any role: read its footer."""
     arrow()
-    refuse_options(path, "Parquet", options, "dtype", "shape")
+    refuse_options(path, "Parquet", options, "dtype", "shape", *TEXT_OPTIONS)
     with _reading(str(path)), _open_file(path) as file:
         schema, footer = file.schema_arrow, file.metadata
         n_groups, n_columns, n_rows = footer.num_row_groups, footer.num_columns, footer.num_rows

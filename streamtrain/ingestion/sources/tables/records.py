@@ -17,8 +17,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.ingestion.sources.input_files import open_bytes
 from streamtrain.ingestion.sources.tables.arrow import arrow
+from streamtrain.ingestion.sources.tables.text.encoded_text import UTF_8, open_text
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _QUOTED: Final = rb'"(?:[^"]++|"")*+"'
@@ -26,18 +26,26 @@ _LINE_END: Final = rb"(?:\r\n?|\n)"
 
 
 def record_runs(
-    path: Path, delimiter: str, n_bytes: int, most_bytes: int, refusal: Callable[[int], Exception]
+    path: Path,
+    delimiter: str,
+    n_bytes: int,
+    most_bytes: int,
+    refusal: Callable[[int], Exception],
+    *,
+    encoding: str = UTF_8,
+    has_header: bool = True,
 ) -> Iterator[bytes]:
-    """Yield a file's records after its header, about ``n_bytes`` at a time.
+    """Yield a file's records after its header, if it has one, in UTF-8, about ``n_bytes`` at a time.
 
     A record of more than ``most_bytes``, or with a quote that is not closed at the end of the file, is refused: raised
     is the error that ``refusal`` makes of the bytes read of it.
     """
-    is_header, rest = True, b""
-    with open_bytes(path) as file:
+    is_header, rest = has_header, b""
+    mark = _BYTE_ORDER_MARK
+    with open_text(path, encoding) as file:
         # A record that is longer than a piece is looked for again in twice as much.
         while piece := file.read(max(n_bytes - len(rest), len(rest), 1)):
-            rest = rest + piece if rest or not is_header else piece.removeprefix(_BYTE_ORDER_MARK)
+            rest, mark = rest + piece.removeprefix(mark), b""
             end = _records_end(rest, delimiter)
             if not end and len(rest) > most_bytes:
                 raise refusal(len(rest))

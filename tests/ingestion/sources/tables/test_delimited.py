@@ -141,7 +141,10 @@ def test_where_counts_lines_not_records(tmp_path: Path) -> None:
         ("a,b,y\n9007199254740993,0.5,3\n", r"column 'a' holds whole numbers up to 9007199254740993, beyond"),
         (b"a,b,y\n1,2,3\n1,\xe9,3\n", r"not UTF-8 text: byte 14 "),
         (b"a\xe9,b,y\n1,2,3\n", r"not UTF-8 text: byte 1 "),
-        ("a,b,y\n1,2,3\n".encode("utf-16"), r"not UTF-8 text: byte 0 "),
+        (
+            "a,b,y\n1,2,3\n".encode("utf-16"),
+            r"mark of UTF-16, and is read as utf-8. Fix: encoding='utf-16'",
+        ),
         ('a,b,y\n1,2,3\n4,5,"6\n7,8,9\n', r"a quote is never closed.*the rest of the file"),
     ],
 )

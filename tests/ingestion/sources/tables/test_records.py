@@ -31,7 +31,7 @@ def test_runs_are_the_file_and_whole_records(records: list[list[str]], line_end:
     path = Path(pa.__file__)  # any: opened below
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "streamtrain.ingestion.sources.tables.records.open_bytes", lambda _: io.BytesIO(b"h,i,j\n" + data)
+            "streamtrain.ingestion.sources.tables.records.open_text", lambda *_: io.BytesIO(b"h,i,j\n" + data)
         )
         runs = list(record_runs(path, ",", n_bytes, 10_000, lambda n: AssertionError(n)))
     assert b"".join(runs) == data
