@@ -14,7 +14,6 @@ from tests.advice.world import Said, World, X, Y, world
 
 _OPTIONS = "cli/options.py:"
 _COMPATIBILITY = "cli/compatibility.py:"
-_FACTORY = "models/factory.py:"
 _RULE = "optim/build_rule.py:"
 _SCHEDULES = "optim/schedules.py:"
 SMALL = "--memory 16MB --batch-size 20 --threads 1"
@@ -74,21 +73,6 @@ def a_run_of_a_comparison_that_diverges(w: World) -> None:
 
 
 @world(
-    f"{_COMPATIBILITY}input_shape: --inputs x, say",
-    f"{_COMPATIBILITY}input_shape: name one, or --model FILE.py:FACTORY",
-)
-def inputs(w: World) -> None:
-    typed(w, f"{TRAIN} --inputs ''")
-    w.refuses(f"{TRAIN} --inputs x,y")
-    w.works(f"{TRAIN} --inputs x")
-    Path("two.py").write_text(
-        "from torch import nn\nclass Two(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.a = nn.Linear(4, 3)\n    def forward(self, x, y):\n        return self.a(x)\n"
-    )
-    w.works(f"train d.zarr --model two.py:Two --inputs x,y --normalize none --epochs 1 {SMALL}")
-
-
-@world(
     f"{_COMPATIBILITY}find_field: --inputs and --target name the fields to learn from; or ingest with --fields x=...,y=..."
 )
 def fields_of_other_names(w: World) -> None:
@@ -136,13 +120,10 @@ def labels_that_are_no_classes(w: World) -> None:
 
 @world(
     f"{_OPTIONS}_parse_betas: --betas 0.9,0.999, say",
-    f"{_OPTIONS}_parse_pairs: --schedule-option step_size=10, say",
     f"{_OPTIONS}_schedule: --schedule cosine, say",
 )
 def options_of_train(w: World) -> None:
-    typed(
-        w, f"{TRAIN} --betas a,b", f"{TRAIN} --schedule step --schedule-option ten", f"{TRAIN} --schedule-every epoch"
-    )
+    typed(w, f"{TRAIN} --betas a,b", f"{TRAIN} --schedule-every epoch")
 
 
 @world(f"{_OPTIONS}TrainOptions.of: leave it out", f"{_OPTIONS}set_threads: leave it out, for one thread a core")
@@ -215,50 +196,6 @@ def misspelt_names(w: World) -> None:
         w.works(f"{line.rpartition(' ')[0]} {right}")
     w.refuses(f"{TRAIN} --optimizer zzzzzz")
     w.works(f"{TRAIN} --optimizer sgd")
-
-
-@world(
-    f"{_FACTORY}_cnn: model='mlp:256,128', say",
-    f"{_FACTORY}ToChannels.__init__: model='mlp:256,128', say",
-    f"{_FACTORY}_refuse_argument: model={{}}, or model={{}}",
-    f"{_FACTORY}_widths: model='mlp:256,128', say",
-)
-def models_by_name(w: World) -> None:
-    w.dataset("small.zarr", x=np.zeros((60, 3, 3), "f4"))
-    typed(w, TRAIN.replace("linear", "cnn"), TRAIN.replace("linear", "linear:8"), TRAIN.replace("linear", "mlp:a"))
-    w.typed(TRAIN.replace("linear", "cnn").replace("d.zarr", "small.zarr"))
-
-
-@world(
-    f"{_FACTORY}_from_file: model={{}}, say",
-    f"{_FACTORY}_from_file: name a function or a class that the file defines",
-    f"{_FACTORY}_from_file: return the model",
-    f"{_FACTORY}_import_file: FILE.py:FACTORY, relative to the current directory",
-    f"{_FACTORY}_call: correct the factory",
-    f"{_FACTORY}_import_fix: correct the file",
-    f"{_FACTORY}_import_fix: install {{}}, or put its folder on the path: PYTHONPATH={{}}",
-)
-def models_in_files(w: World) -> None:
-    w.dataset()
-    file, right = Path("m.py"), "from torch import nn\ndef build():\n    return nn.Linear(4, 3)\n"
-
-    def line(model: str) -> str:
-        return TRAIN.replace("linear", model)
-
-    file.write_text(right)
-    w.typed(line("m.py"))
-    w.refuses(line("m.py:zzz"))
-    w.refuses(line("n.py:build"))
-    for wrong in (
-        "def build():\n    return 5\n",
-        "def build():\n    raise KeyError(3)\n",
-        "def build(:\n",
-        "import zzz_other\n",
-    ):
-        file.write_text(wrong)
-        w.refuses(line("m.py:build"))
-    file.write_text(right)
-    w.works(line("m.py:build"))
 
 
 @world(

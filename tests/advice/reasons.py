@@ -28,6 +28,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "the tests run as root, whom no permission keeps out": (
         "errors.py:remedy: give this user the permission (chmod, chown)",
+        "models/user_code.py:_read: give this user the permission, or another file",
     ),
     "arrays whose columns have names come from data frames, which the tests do not install": (
         "ingestion/append.py:_check_columns: give the same columns, in that order",

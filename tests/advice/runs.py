@@ -112,7 +112,7 @@ def folders_that_are_no_run(w: World) -> None:
     w.works(f"evaluate {named} {rest}")
 
 
-@world(f"{_EVALUATE}_build: model='FILE.py:FACTORY'")
+@world(f"{_EVALUATE}_build: model='FILE.py:NAME'")
 def a_run_of_a_model_made_in_python(w: World) -> None:
     w.dataset()
     Path("m.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(4, 3)\n")
@@ -125,8 +125,8 @@ def a_run_of_a_model_made_in_python(w: World) -> None:
 
 
 @world(
-    f"{_EVALUATE}_not_named: model={{}}, if you know what is in the file",
-    f"{_EVALUATE}_not_named: model='FILE.py:FACTORY', if you know what is in the file",
+    f"{_EVALUATE}_not_named: model={{}}, if you know what is in it",
+    f"{_EVALUATE}_not_named: model='FILE.py:NAME', if you know what is in it",
 )
 def a_run_that_brings_its_model(w: World) -> None:
     w.dataset()

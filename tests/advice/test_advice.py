@@ -31,6 +31,7 @@ from tests.advice import (
     command_line,
     in_memory,
     ingesting,
+    models,
     runs,
     sources,
     storage,
@@ -45,7 +46,7 @@ from tests.advice.world import WORLDS, World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROOMS = [command_line, in_memory, ingesting, runs, sources, storage, surroundings, tables, tasks, training]
+ROOMS = [command_line, in_memory, ingesting, models, runs, sources, storage, surroundings, tables, tasks, training]
 _LEAST = 150
 
 

@@ -104,7 +104,9 @@ def test_several_inputs_are_for_a_model_of_the_users_own(
 ) -> None:
     words = ["--inputs", "images, more", "--target", "labels"]
     assert train(tmp_path, named, *words) == 2
-    assert "model linear takes one input; --inputs names images, more. Fix: name one" in capsys.readouterr().err
+    assert "model linear takes one input, or of a table x, x_missing, cat; it is given images, more" in (
+        capsys.readouterr().err
+    )
     assert train(tmp_path, named, "--inputs", ",", "--target", "labels") == 2
     (tmp_path / "two.py").write_text(MODEL)
     model = f"{tmp_path}/two.py:Two"
