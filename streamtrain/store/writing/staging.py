@@ -105,6 +105,15 @@ def destination_state(path: Path) -> DestinationState:
         return "committed" if status_of(path / zarr_metadata.ROOT) else "incomplete"
 
 
+def check_in_no_dataset(path: Path, what: str, fix: str) -> None:
+    """Refuse a place for other files, called ``what``, that lies in a dataset, whole or not."""
+    real = Path(os.path.realpath(path))
+    for above in (real, *real.parents):
+        # Where looking is refused, so is writing, which says why.
+        if os.path.isdir(above / zarr_metadata.PRIVATE):  # noqa: PTH112 - pathlib raises there
+            raise UsageError(f"{what} lies in a dataset", where=str(path), why=f"{above} is one", fix=fix)
+
+
 def has_journal(path: Path) -> bool:
     """Say whether a folder is still being made, or was not tidied up after."""
     with _looking_at(path):
