@@ -40,11 +40,13 @@ def profile_command(out: Path | None, interval: float, no_png: bool, words: tupl
     from streamtrain.diagnostics.profile_command import record_command
     from streamtrain.diagnostics.profile_report import profile_figures, profile_lines, write_profile
     from streamtrain.diagnostics.profile_timeline import build_timeline
+    from streamtrain.store.writing.staging import check_in_no_dataset
 
     if not interval > 0:
         raise UsageError(f"interval is {interval} s; it must be positive", fix="--interval 0.05")
     if not no_png:
         check_can_draw()
+    check_in_no_dataset(PROFILES if out is None else local_path(out), "the profile's folder", "another --out")
     with numbered_folder(PROFILES) if out is None else _sole_writer(out) as folder:
         watched = record_command(words, interval_seconds=interval, stdout=sys.stderr if as_json else None)
         found = build_timeline(watched)

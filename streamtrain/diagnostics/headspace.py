@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import torch
 
+from streamtrain.loader.batch import tensor_bytes
 from streamtrain.training.batch_stream import BatchStream, StreamDataset, fields_of
 from streamtrain.training.metrics import Speed
 from streamtrain.training.trainer import Trainer
@@ -104,7 +105,7 @@ def _copies(batches: Iterable[Any], device: torch.device) -> Iterator[dict[str, 
     n_bytes = 0
     for batch in batches:
         kept = {name: torch.as_tensor(values).to(device, copy=True) for name, values in fields_of(batch).items()}
-        n_bytes += sum(tensor.nbytes for tensor in kept.values())
+        n_bytes += tensor_bytes(kept.values())
         yield kept
         if n_bytes >= _KEPT_BYTES:
             return

@@ -24,11 +24,12 @@ from streamtrain.diagnostics.charts import (
 )
 from streamtrain.diagnostics.html import PageSection, Table, page
 from streamtrain.diagnostics.run_reader import RunRecord, metric_points, read_run
-from streamtrain.errors import StreamtrainError
+from streamtrain.errors import Argument, Fix, StreamtrainError
 from streamtrain.loader.plan import plan
 from streamtrain.shuffle.order import ORDER_VERSION
 from streamtrain.shuffle.quality import ShuffleQuality
 from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.writing.staging import check_in_no_dataset
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.files import Files, local_path
 from streamtrain.system.units import format_bytes, format_duration
@@ -57,10 +58,12 @@ def write_report(path: Path, *, dataset: Path | None = None, out: Path | None = 
     CheckpointError
         The folder is no run, or is damaged.
     UsageError
-        One of the three is a URL.
+        One of the three is a URL, or ``out`` lies in a dataset.
     """
     for given in filter(None, (dataset, out)):
         local_path(given)
+    if out is not None:
+        check_in_no_dataset(out, "the report", Fix("another ", Argument("out")))
     told = read_run(path)
     files, file = Files(), out or path / REPORT
     files.ensure_dir(file.parent)

@@ -1,4 +1,4 @@
-"""`Batch`: a named tuple of tensors with types, and its class for the fields of a dataset."""
+"""`Batch`: a named tuple of tensors with types, and its class for the fields of a dataset; the bytes of tensors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import namedtuple
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self, SupportsIndex, overload
 
+import torch
 from torch import Tensor
 
 from streamtrain.errors import unknown_name
@@ -86,3 +87,19 @@ def batch_type(names: Sequence[str]) -> type[Batch]:
 
 def _batch_of(names: Sequence[str], tensors: Iterable[Tensor]) -> Batch:
     return batch_type(names)._make(tensors)
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Add up what tensors hold: a sparse one has its values and their places."""
+    return sum(part.nbytes for tensor in tensors for part in _parts(tensor))
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    # Torch gives the size of the dense tensor for some of these layouts, and none for others.
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor,)

@@ -30,7 +30,6 @@ from typing import Any, Final
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -44,6 +43,7 @@ from streamtrain.errors import (
     UsageError,
     first_line,
 )
+from streamtrain.loader.batch import tensor_bytes
 from streamtrain.models.forward import original_model
 from streamtrain.store.writing.lock import is_folder_locked
 from streamtrain.system.arguments import check_flags
@@ -146,13 +146,12 @@ def checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
     The model's state is one that passed `check_tensors`.
     """
     state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
-    # A sparse momentum, which has no size of its own, is refused where it is saved.
-    kept = sum(value.nbytes for value in state if value.layout == torch.strided)
+    kept = tensor_bytes(state)
     if not state:
         for group in optimizer.param_groups:
             n_kept = _STATES.get(type(optimizer).__name__, 1 if group.get("momentum") else 0)
-            kept += n_kept * sum(weight.nbytes for weight in group["params"])
-    return kept + sum(value.nbytes for value in model.state_dict().values() if isinstance(value, Tensor))
+            kept += n_kept * tensor_bytes(group["params"])
+    return kept + tensor_bytes(value for value in model.state_dict().values() if isinstance(value, Tensor))
 
 
 def _fill(files: Files, folder: Path, state: Mapping[str, object], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:

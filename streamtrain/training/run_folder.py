@@ -31,8 +31,7 @@ from torch import Tensor
 from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, StreamtrainWarning, UsageError
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
 from streamtrain.store.writing.lock import FOLDER_LOCK, check_folder_unlocked, folder_lock, is_folder_locked
-from streamtrain.store.writing.staging import is_nobodys
-from streamtrain.store.zarr_metadata import MANIFEST
+from streamtrain.store.writing.staging import check_in_no_dataset, is_nobodys
 from streamtrain.system.files import (
     Files,
     existing_parent,
@@ -300,9 +299,7 @@ def check_writable(path: Path) -> None:
 
 def _try_folder(folder: Path, path: Path) -> bool:
     """Make a folder for nothing in the one that a run's will be in; False where that has gone meanwhile."""
-    dataset = next((above for above in (folder, *folder.parents) if (above / MANIFEST).exists()), None)
-    if dataset is not None:
-        raise UsageError("the run folder lies in a dataset", where=str(path), why=f"{dataset} is one", fix=ANOTHER)
+    check_in_no_dataset(path, "the run folder", ANOTHER)
     if not folder.is_dir():
         what = "cannot create directory: something else is in its place"
         raise ResourceError(what, where=str(folder), fix="choose another path")

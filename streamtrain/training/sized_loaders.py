@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from streamtrain.errors import Argument, BudgetError, Fix, UsageError
 from streamtrain.loader import shared_budget
+from streamtrain.loader.batch import tensor_bytes
 from streamtrain.loader.quarantine import first_rows
 from streamtrain.loader.shared_budget import NonLoaderMemory, smallest_budget_bytes, smallest_shared_budget_bytes
 from streamtrain.loader.stream_loader import StreamLoader
@@ -123,7 +124,7 @@ def _require_rehearsal(trainer: Rehearsing) -> None:
     n_states = 2 * given.get("history_size", 1) if "betas" in given or "history_size" in given else 1
     if not given.get("momentum", 1):
         n_states = 0
-    shared_budget.require_rehearsal(sum(each.nbytes for each in on_host), n_states)
+    shared_budget.require_rehearsal(tensor_bytes(on_host), n_states)
 
 
 def _budget(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from streamtrain.errors import Argument, DeviceError, DivergedError, Fix, StreamtrainError
+from streamtrain.loader.batch import tensor_bytes
 from streamtrain.loader.device.failures import device_failure, is_device_failure, is_out_of_memory
 from streamtrain.optim.gradients import Learner, TrainingBatch
 from streamtrain.shuffle.order import I64
@@ -114,7 +115,7 @@ def explain_device(
             raise
         # While the error is handled, its frames still hold the memory that the step took so far.
         held, most = _usage(device)
-        kept = sum(tensor.nbytes for tensor in _kept(optimizer) if tensor.device.type == device.type)
+        kept = tensor_bytes(each for each in _kept(optimizer) if each.device.type == device.type)
         needed = max(held - kept, 0) + failed_allocation_bytes(error)
         fits = suggest_batch_size(batch_size, room_bytes=most - kept, needed_bytes=needed)
         of_loader = f" and up to {format_bytes(loader_bytes)} that the loader holds" if loader_bytes else ""

@@ -160,14 +160,25 @@ def options_of_ingest(w: World) -> None:
     "cli/diagnostics.py:profile_command: --interval 0.05",
     "cli/diagnostics.py:_check_free: an --out that does not exist, or is empty",
     "cli/diagnostics.py:_sole_writer: another --out",
+    "cli/diagnostics.py:profile_command: another --out",
 )
 def profiles(w: World) -> None:
     w.refuses("profile --interval 0 --out p -- true")
     Path("taken").mkdir(), Path("taken/notes.txt").write_text("mine"), Path("empty").mkdir()
     w.refuses("profile --out taken -- true")
     w.refuses("profile --out taken/notes.txt/p -- true")
+    w.dataset()
+    w.refuses("profile --out d.zarr/p -- true")
     w.works("profile --interval 0.05 --out empty -- true")
     w.works("profile --out p -- true")
+
+
+@world("diagnostics/run_report.py:write_report: another out=")
+def reports_in_a_dataset(w: World) -> None:
+    w.dataset()
+    w.works("train d.zarr --model linear --epochs 1 --memory 16MB --out r")
+    w.refuses("report r --out d.zarr/r.html")
+    w.works("report r --out r.html")
 
 
 @world(

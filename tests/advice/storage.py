@@ -138,7 +138,6 @@ def links_for_stored_files(w: World) -> None:
 
 @world(
     "store/writing/staging.py:real_path: name a folder in it",
-    "store/writing/staging.py:_check_name: choose a shorter name",
     "store/writing/staging.py:check_names: a shorter name",
     "system/refusals.py:_explained: a shorter path",
     "system/refusals.py:read_failure: a shorter path",

@@ -75,6 +75,26 @@ def test_profiles_and_reports_have_places_too(data: st.Dataset, place: str, caps
     assert "bug" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", ["d.zarr/o", "d.zarr/deep/er/o", "link/o", "d.zarr"])
+def test_nothing_is_put_into_a_dataset(data: st.Dataset, tmp_path: Path, out: str) -> None:
+    assert main(["train", "d.zarr", "--model", "linear", "--epochs", "1", "--memory", "16MB", "--out", "r"]) == 0
+    Path("link").symlink_to("d.zarr")
+    before = tree(tmp_path)
+    model = ["--model", "linear", "--epochs", "1", "--memory", "16MB"]
+    assert main(["train", "d.zarr", *model, "--out", out]) == 2
+    assert main(["compare", "d.zarr", *model, "--out", out]) == 2
+    assert main(["profile", "--no-png", "--out", out, "--", "touch", "ran"]) == 2
+    assert main(["report", "r", "--out", out]) == 2
+    assert tree(tmp_path) == before
+
+
+def test_a_numbered_profile_is_not_put_there_either(data: st.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tree(data.path)
+    monkeypatch.chdir(data.path / "x")
+    assert main(["profile", "--no-png", "--", "touch", "ran"]) == 2
+    assert tree(data.path) == before
+
+
 def test_a_name_with_a_zero_byte_is_none(data: st.Dataset) -> None:
     trainer = st.Trainer(nn.Linear(100, 100), loss="cross_entropy", device="cpu")
     with pytest.raises(UsageError, match="with a zero byte in it, which no file can be called"):

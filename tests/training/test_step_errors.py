@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
-from streamtrain.training.step_errors import failed_allocation_bytes, suggest_batch_size
+from streamtrain.errors import DeviceError
+from streamtrain.loader.batch import tensor_bytes
+from streamtrain.training.step_errors import explain_device, failed_allocation_bytes, suggest_batch_size
 
 
 @pytest.mark.parametrize(("room_gb", "needed_gb", "expected"), [(3, 4, 128), (1, 8, 32), (0, 8, 0), (-1, 8, 0)])
@@ -22,3 +26,25 @@ def test_the_batch_size_is_at_most_half_and_less_where_the_room_is(room_gb, need
 )
 def test_the_failed_allocation_is_read_from_torchs_message(message, n_bytes):
     assert failed_allocation_bytes(RuntimeError(message)) == n_bytes
+
+
+def test_a_sparse_gradient_and_momentum_are_counted_too() -> None:
+    model = nn.Embedding(1000, 4, sparse=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.tensor([3, 5])).sum().backward()
+    optimizer.step()
+    cpu = torch.device("cpu")
+    # 16,000 bytes of weights; two rows of 4 numbers, and their places, in the gradient and in the momentum.
+    with (
+        pytest.raises(DeviceError, match=r"Beside the 16\.1 KB that the model and its optimizer keep"),
+        explain_device(cpu, batch_size=8, optimizer=optimizer),
+    ):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB.")
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support")
+def test_a_tensor_of_any_layout_has_bytes(layout: torch.layout) -> None:
+    dense = torch.eye(100)
+    assert tensor_bytes([dense, dense]) == 80_000
+    assert 100 * (4 + 8) <= tensor_bytes([dense.to_sparse(layout=layout)]) <= 100 * (4 + 16) + 8

@@ -67,7 +67,6 @@ _NOBODYS: Final = re.compile(rf"{_IN_USE.pattern}|\.DS_Store|\._.*|@eaDir|Thumbs
 """Names of nobody's data: file managers, too, leave some in any folder."""
 _OF_FIELD: Final = re.compile(r"([^/]+)/(zarr\.json|c/\d+(/0)*)")
 _N_SHOWN: Final = 3
-_MOST_NAME_BYTES: Final = 255 - len("..lock")  # what file systems allow, less what is added here
 _POLLS: Final = 50
 _POLL_SECONDS: Final = 0.02
 
@@ -87,24 +86,13 @@ def real_path(path: Path) -> Path:
 
     A path that leaves no name for a successor beside it is refused.
     """
-    _check_name(path.name)
+    check_names(path)
     with _looking_at(path):
         is_link = path.is_symlink() and status_of(path) is not None
         resolved = path.resolve() if is_link or path.name in ("", "..") else path
     if not resolved.name:
         raise UsageError("the root folder cannot be a dataset", where=str(path), fix="name a folder in it")
     return resolved
-
-
-def _check_name(name: str) -> None:
-    n_bytes = len(os.fsencode(name))
-    if n_bytes > _MOST_NAME_BYTES:
-        raise UsageError(
-            f"the name of a dataset has {n_bytes} bytes, and {_MOST_NAME_BYTES} at most",
-            where=name,
-            why="What replaces it is made beside it, under its name and a few letters more",
-            fix="choose a shorter name",
-        )
 
 
 def destination_state(path: Path) -> DestinationState:
@@ -115,6 +103,15 @@ def destination_state(path: Path) -> DestinationState:
         if not is_folder(path / zarr_metadata.PRIVATE):
             return "foreign"
         return "committed" if status_of(path / zarr_metadata.ROOT) else "incomplete"
+
+
+def check_in_no_dataset(path: Path, what: str, fix: str) -> None:
+    """Refuse a place for other files, called ``what``, that lies in a dataset, whole or not."""
+    real = Path(os.path.realpath(path))
+    for above in (real, *real.parents):
+        # Where looking is refused, so is writing, which says why.
+        if os.path.isdir(above / zarr_metadata.PRIVATE):  # noqa: PTH112 - pathlib raises there
+            raise UsageError(f"{what} lies in a dataset", where=str(path), why=f"{above} is one", fix=fix)
 
 
 def has_journal(path: Path) -> bool:
@@ -401,12 +398,13 @@ def set_aside(path: Path) -> list[Path]:
     return [path.with_name(name) for name in names if name.startswith(own) and is_temporary(name)]
 
 
-def check_names(path: Path, layout_names: Iterable[str]) -> None:
-    """Refuse a path whose name, with what is put around it, or a field's, is longer than the file system takes."""
-    folder = next((each for each in path.absolute().parents if each.is_dir()), Path("/"))
-    most_bytes = os.pathconf(folder, "PC_NAME_MAX")
-    around = len(os.fsencode(temporary_beside(predecessor(path)).name)) - len(os.fsencode(path.name))
-    for name, most in ((path.name, most_bytes - around), *((name, most_bytes) for name in layout_names)):
+def check_names(path: Path, field_names: Iterable[str] = ()) -> None:
+    """Refuse a dataset's name that, with what is put around it, is longer than the file system takes, or a field's."""
+    with _looking_at(path):
+        folder = next((each for each in path.absolute().parents if each.is_dir()), Path("/"))
+        most_bytes = os.pathconf(folder, "PC_NAME_MAX")
+    around = len(temporary_beside(predecessor(Path("d"))).name) - len("d")
+    for name, most in ((path.name, most_bytes - around), *((name, most_bytes) for name in field_names)):
         if (n_bytes := len(os.fsencode(name))) > most:
             what = f"the name {name[:30]}... has {n_bytes} bytes; here it may have {most}"
             raise UsageError(what, where=str(folder), fix="a shorter name")

@@ -157,9 +157,12 @@ def test_without_links_the_copy_is_announced_and_its_room_asked_for(tmp_path: Pa
     assert verify(path, full=True).damage == ()
 
 
-def test_names_that_a_disk_cannot_hold_are_refused_with_their_limit(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"has 240 bytes; here it may have 2\d\d"):
-        streamtrain.ingest(more(), tmp_path / ("d" * 240))
+@pytest.mark.parametrize("n_bytes", [240, 252, 300])
+def test_names_that_a_disk_cannot_hold_are_refused_with_their_limit(tmp_path: Path, n_bytes: int) -> None:
+    path = tmp_path / ("d" * n_bytes)
+    for refused in (lambda: streamtrain.ingest(more(), path), lambda: streamtrain.repair(path)):
+        with pytest.raises(UsageError, match=rf"has {n_bytes} bytes; here it may have 2\d\d"):
+            refused()
     assert not list(tmp_path.iterdir())
 
 
