@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import streamtrain as st
+from streamtrain.training.checkpoint import load_initial_weights
 from tests.advice.command_line import SMALL, TRAIN, typed
 from tests.advice.world import World, X, Y, world
 
@@ -162,7 +163,7 @@ def weights_to_start_from(w: World) -> None:
     w.works(f"{TRAIN} --out runs/b")
     w.works(f"{TRAIN} --init runs/b")
     torch.save({"1.weight": torch.zeros(3, 4), "1.bias": torch.zeros(3)}, "old.pt")
-    commands = w.refuses(f"{TRAIN} --init old.pt").partition(": ")[2]
+    commands = w.refused(load_initial_weights, torch.nn.Linear(4, 3), "old.pt").partition(": ")[2]
     exec(commands, {})
     w.works(f"{TRAIN} --init old.safetensors")
 
