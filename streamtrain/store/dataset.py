@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -35,6 +36,7 @@ from streamtrain.store.manifest import (
 )
 from streamtrain.store.schema.columns import INPUT, TARGET, Schema, schema_of
 from streamtrain.store.shard import ShardReader, damaged_block, read_bounded, read_stored, unread_block
+from streamtrain.store.split_root import split_folder
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
 from streamtrain.system.files import Files, is_there, local_path, names_in
@@ -282,13 +284,15 @@ class Dataset:
 _MOST_ROOT_BYTES: Final = 2**24
 
 
-def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+def open_dataset(path: str | os.PathLike[str], *, split: str | None = None) -> Dataset:
     """Open a dataset.
 
     Parameters
     ----------
     path : path-like
         The directory that `ingest` wrote.
+    split : str, optional
+        Which of the datasets in it, where it was ingested with ``split``: ``"train"``, say.
 
     Returns
     -------
@@ -297,6 +301,8 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
 
     Raises
     ------
+    UsageError
+        It holds several splits and none of them was named, or ``split`` is not one of them.
     DatasetError
         It is not a dataset, is incomplete, of a newer format, or some file is missing or not what was written.
 
@@ -309,7 +315,9 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     (600, [1, 2])
     """
     folder = local_path(path)
-    return read_in_place(folder, _opened)
+    if split is not None and not isinstance(split, str):
+        raise UsageError(f"split is {split!r:.80}; it must be the name of a split")
+    return read_in_place(folder, partial(_opened, split=split))
 
 
 def read_in_place(folder: Path, read: Callable[[Path], T]) -> T:
@@ -341,7 +349,9 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _opened(folder: Path) -> Dataset:
+def _opened(folder: Path, *, split: str | None = None) -> Dataset:
+    _check_folder(folder)
+    folder = split_folder(folder, split)
     manifest = read_facts(folder)
     for damage in file_damage(folder, manifest):
         raise damage
