@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from streamtrain.errors import UsageError
+from streamtrain.errors import Argument, DatasetError, Fix, UsageError
 from streamtrain.ingestion.request import (
     IngestRequest,
     parse_classes,
@@ -21,15 +21,20 @@ from streamtrain.ingestion.resume import (
 from streamtrain.ingestion.sources.base import Source
 from streamtrain.ingestion.sources.combine import ClassCheckedSource
 from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.ingestion.splits.ingest_splits import ingest_splits
+from streamtrain.ingestion.splits.rule import parse_split
 from streamtrain.ingestion.write_dataset import run_ingest
 from streamtrain.store.codec import parse_codec
 from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.split_root import SplitRule, chosen_split, is_split_root, read_rule, read_splits
 from streamtrain.store.writing.journal import Mode
 from streamtrain.store.writing.lock import check_unlocked
 from streamtrain.store.writing.staging import (
     destination_state,
+    has_journal,
     real_path,
     recover_interrupted_swap,
+    successor,
 )
 from streamtrain.system.arguments import check_flags, check_optional_functions
 from streamtrain.system.files import Files, local_path
@@ -52,6 +57,10 @@ def ingest(
     overwrite: bool = False,
     append: bool = False,
     resume: bool = False,
+    split: Mapping[str, float] | None = None,
+    split_by: str | None = None,
+    split_how: str | None = None,
+    split_seed: int | None = None,
     say: Say | None = None,
     **options: object,
 ) -> Dataset:
@@ -87,15 +96,25 @@ def ingest(
         shared with the old one by hard links, and the result takes its place in one step.
     resume : bool
         Resume an interrupted ingest of the same sources and options; where there is none, begin. Iterators cannot.
+    split : dict of str to float, optional
+        The share of each split, ``{"val": 0.1, "test": 0.1}``; train is the rest. At ``dest`` there is then one
+        dataset for each, and ``streamtrain.open(dest, split="val")`` opens one.
+    split_by : str, optional
+        A column of a table, or a field of one number a sample: rows of equal values stay in one split.
+    split_how : {"hash", "last"}, optional
+        ``"hash"``, the default, draws; ``"last"`` cuts off the last rows, in the order of ``split_by`` or
+        of the source.
+    split_seed : int, optional
+        Of the draw; by default 0.
     say : callable, optional
-        Called with a sentence on what an earlier ingest left.
+        Called with a sentence on what an earlier ingest left, and on each split.
     **options
         How to read it: ``label_column``, ``columns``, ``dtype``, ``shape``, ``fields``; see `SourceOptions`.
 
     Returns
     -------
     Dataset
-        The committed dataset, open.
+        The committed dataset, open; of splits that of train.
 
     Raises
     ------
@@ -134,6 +153,7 @@ def ingest(
         options=source_options(**options),
         classes=parse_classes(classes),
     )
+    rule = parse_split(split, by=split_by, how=split_how, seed=split_seed)
     if overwrite and append:
         raise UsageError("overwrite and append exclude each other", fix="choose one of them")
     mode: Mode = "overwrite" if overwrite else "append" if append else "create"
@@ -141,19 +161,43 @@ def ingest(
     check_unlocked(path)
     recover_interrupted_swap(path, Files())
     check_destination(path, mode, resume=resume)
+    rule = _rule_at(path, rule, mode, resume=resume)
     known = _known_names(request, path, mode)
     opened = open_source(source, labels=labels, options=replace(request.options, classes=known, memory=request.memory))
     _tell_left_out(opened, say)
     if request.classes is not None:
         opened = ClassCheckedSource(opened, request.classes)
-    dataset = run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
-    dataset.path = local_path(dest)  # which may be a link to it
+    if rule is not None:
+        dataset = ingest_splits(opened, path, request, rule, mode=mode, resume=resume, say=say)
+    else:
+        dataset = run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
+    inside = dataset.path.relative_to(path)
+    dataset.path = local_path(dest) / inside  # which may be a link to it
     return dataset
+
+
+def _rule_at(path: Path, rule: SplitRule | None, mode: Mode, *, resume: bool) -> SplitRule | None:
+    """Return the rule to divide rows by: an append follows that of the root that is there."""
+    if is_split_root(path.parent):
+        found = read_rule(path.parent)
+        if found is not None and path.name in found.names:
+            fix = Fix("give the folder above, of all splits: ", repr(str(path.parent)))
+            raise UsageError("what is written there is one of several splits", where=str(path), fix=fix)
+    if rule is None and mode == "append" and (root := read_splits(path)) is not None:
+        return root.rule
+    begun = path if destination_state(path) == "incomplete" else successor(path)
+    if resume and has_journal(begun) and is_split_root(begun) != (rule is not None):
+        there = "with splits" if is_split_root(begun) else "without splits"
+        fix = Fix("give what it was begun with; or ingest from the start with ", Argument("overwrite", True))
+        raise DatasetError(f"the interrupted ingest was begun {there}", where=str(path), fix=fix)
+    return rule
 
 
 def _known_names(request: IngestRequest, path: Path, mode: Mode) -> tuple[str, ...] | None:
     """List the names of classes that are given, and those of the dataset appended to."""
-    base = open_dataset(path).classes if mode == "append" and destination_state(path) == "committed" else None
+    base = None
+    if mode == "append" and destination_state(path) == "committed":
+        base = open_dataset(path, split=chosen_split(path)).classes
     named = request.classes if isinstance(request.classes, tuple) else None
     return named if base is None else (*base, *(named or ()))
 

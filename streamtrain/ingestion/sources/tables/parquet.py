@@ -5,7 +5,7 @@ A first pass checks every value, the second reads.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -81,7 +81,9 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
     return_freed()
     facts = ({**provenance[0], **facts_of(chosen)},)
     where = partial(_place_of, path)
-    source = table_source(path, chosen, columns, n_rows, facts, partial(_runs, path, footer), where)
+    source = table_source(
+        path, chosen, columns, n_rows, facts, partial(_runs, path, footer), where, header=partial(_names, path)
+    )
     row_bytes = sum(field.row_bytes for field in source.fields)
     source.reading = ReadingMemory(
         lasting_bytes=COLUMN_BYTES * footer.n_columns,
@@ -115,6 +117,12 @@ def _choose(path: Path, options: SourceOptions) -> tuple[ChosenColumns, _Footer,
         most_rows=max((footer.row_group(number).num_rows for number in range(footer.num_row_groups)), default=0),
     )
     return chosen, size, footer
+
+
+def _names(path: Path) -> Sequence[str]:
+    with _reading(str(path)), _open_file(path) as file:
+        names: Sequence[str] = file.schema_arrow.names
+    return names
 
 
 @contextmanager
