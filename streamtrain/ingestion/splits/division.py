@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,7 +41,8 @@ SplitsOf = Callable[[int, int], U8]
 """Gives the numbers of the splits of rows [start, stop)."""
 
 _STEP: Final = 1 << 16
-_PIECE_BYTES: Final = 1 << 18
+_STEP_BYTES: Final = 40 * _STEP  # the words of a step's rows, their splits, and those of one split
+_PIECE_BYTES: Final = 1 << 19
 _VALUE_BYTES: Final = 300
 _SHARE_OF_VALUES: Final = 4  # of the memory, for the distinct values that an order takes
 _SHARE_OF_GROUPS: Final = 64
@@ -185,42 +186,53 @@ class SplitSource(Source):
         self._n_piece = rows_within(_PIECE_BYTES, self.fields)
         # What is read of all splits, by each thread, beside what is taken of it.
         row_bytes = sum(field.row_bytes for field in self.fields)
-        own = ReadingMemory(lasting_bytes=division.ends.nbytes + 2 * n_workers * self._n_piece * row_bytes)
+        reading = n_workers * (2 * self._n_piece * row_bytes + _STEP_BYTES)
+        own = ReadingMemory(lasting_bytes=division.ends.nbytes + reading)
+        # Threads read neighbouring parts, and most of them the same few steps.
+        self._places = lru_cache(n_workers + 1)(self._step_places)
         self.reading = ReadingMemory(lasting_bytes=source.reading.lasting_bytes).beside(own)
 
     def where(self, row: int) -> str:
-        return self.source.where(self._row(row))
+        step = self._step_of(row)
+        return self.source.where(step * _STEP + int(self._places(step)[row - self._before(step)]))
 
     def read(self, start: int, stop: int) -> Rows:
         check_range(start, stop, self.n_samples)
         out = {field.name: np.empty((stop - start, *field.shape), field.dtype) for field in self.fields}
-        n_done = 0
-        if stop > start:
-            for first, last in self._pieces(self._row(start), self._row(stop - 1) + 1):
-                places = np.flatnonzero(self._division.splits_of(first, last) == self._split)
-                if len(places):
-                    n_done += self._take(first, places, out, n_done)
+        row = start
+        while row < stop:
+            step = self._step_of(row)
+            first = row - self._before(step)
+            places = self._places(step)[first : first + stop - row]
+            self._take(step * _STEP, places, out, row - start)
+            row += len(places)
         return out
 
-    def _take(self, first: int, places: npt.NDArray[np.intp], out: dict[str, npt.NDArray[Any]], n_done: int) -> int:
-        start, stop = int(places[0]), int(places[-1]) + 1
-        rows = self.source.read(first + start, first + stop)
-        for name, values in rows.items():
-            np.take(values, places - start, axis=0, out=out[name][n_done : n_done + len(places)], mode="clip")
-        return len(places)
+    def _take(self, first: int, places: npt.NDArray[np.uint16], out: dict[str, npt.NDArray[Any]], n_done: int) -> None:
+        """Take rows of one step, a piece of it at a time."""
+        begin = 0
+        while begin < len(places):
+            start = int(places[begin])
+            end = int(np.searchsorted(places, start + self._n_piece)) if self._n_piece < _STEP else len(places)
+            rows = self.source.read(first + start, first + int(places[end - 1]) + 1)
+            for name, values in rows.items():
+                into = out[name][n_done + begin : n_done + end]
+                np.take(values, (places[begin:end] - places[begin]).astype(np.intp), axis=0, out=into, mode="clip")
+            begin = end
 
-    def _pieces(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        for start in range(first, last, self._n_piece):
-            yield start, min(start + self._n_piece, last)
+    def _step_of(self, row: int) -> int:
+        """Return the step of all rows in which a row of this split lies."""
+        return int(np.searchsorted(self._division.ends[:, self._split], row, side="right")) - 1
 
-    def _row(self, row: int) -> int:
-        """Return the number of a row of this split among all rows."""
-        before = self._division.ends[:, self._split]
-        step = int(np.searchsorted(before, row, side="right")) - 1
-        start = step * _STEP
+    def _before(self, step: int) -> int:
+        return int(self._division.ends[step, self._split])
+
+    def _step_places(self, step: int) -> npt.NDArray[np.uint16]:
+        """Find the rows of this split among those of a step."""
         assert self.source.n_samples is not None, "which reading any range takes"
+        start = step * _STEP
         found = self._division.splits_of(start, min(start + _STEP, self.source.n_samples))
-        return start + int(np.flatnonzero(found == self._split)[row - int(before[step])])
+        return np.flatnonzero(found == self._split).astype(np.uint16)
 
 
 def check_not_empty(division: Division, rule: SplitRule, given: Source) -> None:
