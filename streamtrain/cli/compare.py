@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from streamtrain.cli.compatibility import check_alike, chosen_target, input_shape, n_outputs
+from streamtrain.cli.compatibility import check_alike, chosen_target, input_shape, n_outputs, validation_data
 from streamtrain.cli.options import FIELD_OPTIONS, parse_names, set_threads
 from streamtrain.cli.output import as_command_line, emit, json_option, note, print_text
 from streamtrain.comparison.compare import compare
@@ -25,7 +25,7 @@ from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurv
 from streamtrain.comparison.settings import EVERY_OPTIMIZER, ComparisonSettings
 from streamtrain.errors import Lines, UsageError
 from streamtrain.models.factory import build_model, n_parameters
-from streamtrain.store.dataset import open_dataset
+from streamtrain.store.dataset import open_preferred
 from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.files import numbered_folder
@@ -63,7 +63,11 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
 @click.option("--optimizers", default="sgd,adam", callback=parse_names, help="Optimizers; each runs by every rule.")
 @click.option("--epochs", type=int, help="Epochs of each run; 3, unless --seconds is given.")
 @click.option("--seconds", type=float, help="Training time of each run; the epoch rule ends the pass it is in.")
-@click.option("--val", type=_path, help="A dataset to measure on after every epoch as well.")
+@click.option(
+    "--val",
+    type=_path,
+    help="A dataset to measure on after every epoch; by default split val of DEST, or none.",
+)
 @click.option("--loss", help="cross_entropy (default for class labels), mse (default for floats), ...; as for train.")
 @click.option(
     "--lr",
@@ -127,8 +131,8 @@ def _compare(
         grid=(_GRID if grid is None else grid) if surface else None,
         **given,
     )
-    dataset = open_dataset(dest)
-    val_dataset = open_dataset(val) if val else None
+    dataset = open_preferred(dest)
+    val_dataset = validation_data(dest, val)
     if val_dataset is not None:
         check_alike(dataset, val_dataset, fields=(*inputs, target))
     shape = input_shape(dataset, inputs, model)
@@ -151,7 +155,7 @@ def _compare(
             target=target,
             normalize="auto" if normalize == "auto" else None,
             out=out,
-            about={"model": model, "input_shape": list(shape), "n_outputs": width, "dataset": str(dest)},
+            about={"model": model, "input_shape": list(shape), "n_outputs": width, "dataset": str(dataset.path)},
             on_point=lambda run, point: say(_line(_point(run, point))),
             on_runs=lambda runs: write_comparison(runs, out),
             say=lambda text: note(as_command_line(text)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -13,11 +14,13 @@ from streamtrain.cli.output import note
 from streamtrain.errors import Argument, Fix, InputError, UsageError, unknown_name
 from streamtrain.models.factory import is_file_model
 from streamtrain.models.losses import IGNORED, Loss, default_loss, resolve_loss
-from streamtrain.store.dataset import Dataset
+from streamtrain.store.dataset import Dataset, open_dataset, open_preferred
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, TARGET, column_lists
 from streamtrain.store.schema.matching import check_same_meaning, listed
+from streamtrain.store.split_root import VAL, chosen_split
 from streamtrain.store.statistics import MOST_VALUES
+from streamtrain.system.files import local_path
 from streamtrain.training.batch_stream import class_counts
 
 _N_SHOWN: Final = 5
@@ -57,6 +60,16 @@ def chosen_target(dataset: Dataset, name: str, loss: str | None) -> tuple[Field,
             fix=f"ingest it as y, which makes class labels of it: --fields x=...,y={name}; or as a float",
         )
     return y, resolve_loss(loss or default_loss(torch.from_numpy(np.empty(0, y.dtype)).dtype))
+
+
+_NO_VAL: Final = Path("none")
+
+
+def validation_data(dest: Path, val: Path | None) -> Dataset | None:
+    """Open the validation data: what was named, else split val of the training data; None where there is none."""
+    if val is None:
+        return open_dataset(dest, split=VAL) if chosen_split(local_path(dest), VAL) == VAL else None
+    return None if val == _NO_VAL else open_preferred(val, VAL)
 
 
 def check_alike(

@@ -76,7 +76,9 @@ class TrainOptions:
     target: str
     model: str = _option(None, "linear, mlp:256,128 (hidden widths), cnn, or FILE.py:FACTORY.", required=True)
     val: Path | None = _option(
-        None, "A dataset to measure on after every epoch; its loader has 1/4 of --memory.", type=_PATH
+        None,
+        "A dataset to measure on after every epoch, by default split val of DEST; or none. It has 1/4 of --memory.",
+        type=_PATH,
     )
     loss: str | None = _option(
         None, "cross_entropy (default for class labels), nll, bce_with_logits, mse (default for floats), l1."

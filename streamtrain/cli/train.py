@@ -18,6 +18,7 @@ from streamtrain.cli.compatibility import (
     n_outputs,
     poor_shuffle,
     training_warnings,
+    validation_data,
 )
 from streamtrain.cli.options import TrainOptions, set_threads, train_options
 from streamtrain.cli.output import (
@@ -39,7 +40,7 @@ from streamtrain.loader import shared_budget
 from streamtrain.loader.plan import few_lanes
 from streamtrain.loader.quarantine import QuarantinedBlock
 from streamtrain.models.factory import build_model, n_parameters
-from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.events import Reserved, publish_event
@@ -208,8 +209,8 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     check_seed(options.seed)
     shared_budget.check_memory_options(options.memory, options.max_memory)
     _check_out(options)
-    dataset = open_dataset(options.dest)
-    val = open_dataset(options.val) if options.val else None
+    dataset = open_preferred(options.dest)
+    val = validation_data(options.dest, options.val)
     if val is not None:
         check_alike(dataset, val, options.weight, fields=(*options.inputs, options.target))
     trainer, about = _make_trainer(options, dataset)
@@ -343,7 +344,7 @@ def _make_trainer(options: TrainOptions, dataset: Dataset) -> tuple[Trainer, dic
     )
     about = {"model": options.model, "input_shape": list(shape), "n_outputs": width}
     return trainer, about | {
-        "dataset": str(options.dest),
+        "dataset": str(dataset.path),
         "dataset_id": dataset.id,
         "max_memory": options.max_memory,
     }
@@ -355,7 +356,7 @@ def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer) -> str:
     lr = trainer.optimizer.param_groups[0]["lr"]
     return Lines.of(
         [
-            f"data    {options.dest}: {size}",
+            f"data    {dataset.path}: {size}",
             f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}",
             f"update  {trainer.way}, {options.optimizer}, lr {lr:g}, on {trainer.device}",
         ]

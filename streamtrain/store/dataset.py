@@ -36,7 +36,7 @@ from streamtrain.store.manifest import (
 )
 from streamtrain.store.schema.columns import INPUT, TARGET, Schema, schema_of
 from streamtrain.store.shard import ShardReader, damaged_block, read_bounded, read_stored, unread_block
-from streamtrain.store.split_root import split_folder
+from streamtrain.store.split_root import chosen_split, split_folder
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
 from streamtrain.system.files import Files, is_there, local_path, names_in
@@ -318,6 +318,13 @@ def open_dataset(path: str | os.PathLike[str], *, split: str | None = None) -> D
     if split is not None and not isinstance(split, str):
         raise UsageError(f"split is {split!r:.80}; it must be the name of a split")
     return read_in_place(folder, partial(_opened, split=split))
+
+
+def open_preferred(path: str | os.PathLike[str], *splits: str) -> Dataset:
+    """Open a dataset; of a root the first of these splits that it has, else train."""
+    folder = local_path(path)
+    _check_folder(folder)
+    return open_dataset(folder, split=chosen_split(folder, *splits))
 
 
 def read_in_place(folder: Path, read: Callable[[Path], T]) -> T:
