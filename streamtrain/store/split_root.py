@@ -50,8 +50,8 @@ class SplitRule:
         return (TRAIN, *(name for name, _ in self.shares))
 
     def as_json(self) -> Json:
-        """Return the rule as the root holds it."""
-        return {"shares": dict(self.shares), "how": self.how, "by": self.by, "seed": self.seed}
+        """Return the rule as the root holds it: shares in their order, which counts."""
+        return {"shares": [list(pair) for pair in self.shares], "how": self.how, "by": self.by, "seed": self.seed}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +137,7 @@ def read_splits(folder: Path) -> SplitRoot | None:
 
 def parse_rule(found: Mapping[str, Any]) -> SplitRule:
     """Parse a rule; raise the errors of Python for anything else."""
-    shares = tuple((str(name), float(share)) for name, share in found["shares"].items())
+    shares = tuple((str(name), float(share)) for name, share in found["shares"])
     how: How = HOWS[HOWS.index(found["how"])]
     by = found["by"]
     if not (by is None or isinstance(by, str)) or any(Path(name).name != name for name, _ in shares):

@@ -60,7 +60,7 @@ from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.shard import DamagedShard, read_bounded
 from streamtrain.store.split_root import TRAIN, SplitRoot, SplitRule, mark_bytes, mark_path, read_splits, root_bytes
 from streamtrain.store.writing.journal import JOURNAL, MOST_JOURNAL_BYTES, Mode
-from streamtrain.store.writing.lock import writer_lock
+from streamtrain.store.writing.lock import lock_path, writer_lock
 from streamtrain.store.writing.staging import (
     SPOOL,
     begin_folder,
@@ -284,6 +284,7 @@ def _write_split(work: _Work, name: str, part: SplitSource, request: IngestReque
     """Write the rows of one split, unless they are all there."""
     mode: Mode = "create" if work.base is None else "append"
     target = work.folder / name
+    tidy(target, work.files)
     if not is_known:
         # Nothing tells whether these are the rows of what was being made.
         for left in (target, successor(target)):
@@ -358,6 +359,9 @@ def _finish(work: _Work) -> None:
         with translate_os_errors("remove", work.spool):
             files.remove_tree(work.spool)
     found = {name: open_dataset(folder / name) for name in work.rule.names}
+    for name in found:
+        if is_there(lock := lock_path(folder / name)):
+            files.remove(lock)  # of a writer that was killed
     for key, data in zarr_metadata.group(zarr_metadata.PRIVATE).items():
         files.write_bytes(folder / key, data)
     n_samples = {name: len(dataset) for name, dataset in found.items()}
