@@ -15,10 +15,10 @@ import numpy as np
 import streamtrain as st
 from scripts.faults.stand_ins import Machine, on
 from scripts.faults.syscall_faults import Failing, Watched, WithoutExchange
-from streamtrain.ingestion.ingest import run_ingest
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.ingestion.write_dataset import run_ingest
 from streamtrain.store.writing.journal import Mode, read_journal
 from streamtrain.system.files import Files
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from streamtrain.cli.compatibility import check_alike, chosen_inputs, chosen_target, n_outputs
+from streamtrain.cli.compatibility import check_alike, chosen_inputs, chosen_target, n_outputs, validation_data
 from streamtrain.cli.options import FIELD_OPTIONS, MODEL_HELP, MODEL_OPTIONS, parse_names, set_threads
 from streamtrain.cli.output import as_command_line, emit, json_option, label_text, note, print_text
 from streamtrain.comparison.compare import compare
@@ -27,7 +27,7 @@ from streamtrain.errors import Lines, UsageError
 from streamtrain.models.factory import BuiltModel, check_model_name, make_model, n_parameters
 from streamtrain.models.losses import Loss
 from streamtrain.models.model_data import describe_data
-from streamtrain.store.dataset import open_dataset
+from streamtrain.store.dataset import open_preferred
 from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.files import numbered_folder
@@ -69,7 +69,11 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
 @click.option("--optimizers", default="sgd,adam", callback=parse_names, help="Optimizers; each runs by every rule.")
 @click.option("--epochs", type=int, help="Epochs of each run; 3, unless --seconds is given.")
 @click.option("--seconds", type=float, help="Training time of each run; the epoch rule ends the pass it is in.")
-@click.option("--val", type=_path, help="A dataset to measure on after every epoch as well.")
+@click.option(
+    "--val",
+    type=_path,
+    help="A dataset to measure on after every epoch; by default split val of DEST, or none.",
+)
 @click.option("--loss", help="cross_entropy, bce_with_logits, mse, ...; by default that of the task; as for train.")
 @click.option("--task", help="classification, multilabel or regression; as for train.")
 @click.option(
@@ -136,9 +140,9 @@ def _compare(
     points = (_GRID if grid is None else grid) if surface else None
     setting = ComparisonSettings(max_epochs=max_epochs, seconds=seconds, grid=points, **given)
     check_model_name(model)
-    dataset = open_dataset(dest)
+    dataset = open_preferred(dest)
     inputs = chosen_inputs(dataset, inputs, model, target)
-    val_dataset = open_dataset(val) if val else None
+    val_dataset = validation_data(dest, val)
     if val_dataset is not None:
         check_alike(dataset, val_dataset, fields=(*inputs, target))
     y, named, _, of = chosen_target(dataset, target, loss, task)
@@ -160,7 +164,7 @@ def _compare(
             target=target,
             normalize="auto" if normalize == "auto" else None,
             out=out,
-            about={**built.config(), **data.config(), "dataset": str(dest)},
+            about={**built.config(), **data.config(), "dataset": str(dataset.path)},
             on_point=lambda run, point: say(_line(_point(run, point))),
             on_runs=lambda runs: write_comparison(runs, out),
             say=lambda text: note(as_command_line(text)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -14,12 +15,14 @@ from streamtrain.models.factory import is_code
 from streamtrain.models.losses import IGNORED, Loss
 from streamtrain.models.model_data import category_sizes, default_inputs
 from streamtrain.models.table_inputs import CATEGORIES
-from streamtrain.store.dataset import Dataset
+from streamtrain.store.dataset import Dataset, open_dataset, open_preferred
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, TARGET, column_lists
 from streamtrain.store.schema.matching import check_same_meaning, listed
 from streamtrain.store.schema.task import TaskName
+from streamtrain.store.split_root import VAL, chosen_split
 from streamtrain.store.statistics import MOST_VALUES
+from streamtrain.system.files import local_path
 from streamtrain.training.batch_stream import class_counts
 from streamtrain.training.labels.reading import LabelReading, label_reading, settled
 
@@ -66,6 +69,16 @@ def chosen_target(
         )
     resolved, of = settled(dataset, name, loss, task)
     return y, resolved, label_reading(dataset, name, resolved, of), of
+
+
+_NO_VAL: Final = Path("none")
+
+
+def validation_data(dest: Path, val: Path | None) -> Dataset | None:
+    """Open the validation data: what was named, else split val of the training data; None where there is none."""
+    if val is None:
+        return open_dataset(dest, split=VAL) if chosen_split(local_path(dest), VAL) == VAL else None
+    return None if val == _NO_VAL else open_preferred(val, VAL)
 
 
 def check_alike(

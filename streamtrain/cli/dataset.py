@@ -12,7 +12,10 @@ from streamtrain.errors import DamagedBlock, DatasetError, Lines
 from streamtrain.system.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from streamtrain.store.dataset import Dataset
+    from streamtrain.store.split_root import SplitRoot
     from streamtrain.store.statistics import Histogram
     from streamtrain.store.verify import VerifyReport
 
@@ -21,13 +24,40 @@ _CLASSES_SHOWN: Final = 20
 
 @click.command("info")
 @click.argument("dest", metavar="DEST")
+@click.option("--split", metavar="NAME", help="Only this split of DEST.")
 @json_option
-def info_command(dest: str, as_json: bool) -> None:
-    """Show what the dataset at DEST holds."""
-    from streamtrain.store.dataset import open_dataset
+def info_command(dest: str, split: str | None, as_json: bool) -> None:
+    """Show what the dataset at DEST holds, or each of its splits."""
+    from streamtrain.store.dataset import open_dataset, open_preferred
+    from streamtrain.store.split_root import read_splits
 
-    dataset = open_dataset(dest)
-    emit(as_json, _info_result(dataset), _info_text(dataset))
+    root = read_splits(open_preferred(dest).path.parent) if split is None else None
+    if root is None:
+        dataset = open_dataset(dest, split=split)
+        emit(as_json, _info_result(dataset), _info_text(dataset))
+        return
+    datasets = {name: open_dataset(dest, split=name) for name in root.names}
+    result = {
+        "dataset": dest,
+        "samples": sum(root.n_samples.values()),
+        "split_rule": root.rule.as_json(),
+        "splits": {name: _info_result(dataset) for name, dataset in datasets.items()},
+    }
+    emit(as_json, result, Lines.of([*_root_lines(dest, root), *_of_each(map(_info_text, datasets.values()))]))
+
+
+def _root_lines(dest: str, root: SplitRoot) -> Iterator[str]:
+    total = sum(root.n_samples.values())
+    shares = ", ".join(f"{name} {n:,} ({n / total:.1%})" for name, n in root.n_samples.items())
+    yield f"{'dataset':<8} {dest}"
+    yield f"{'splits':<8} {shares}"
+    yield f"{'rule':<8} {root.rule.how} by {root.rule.by or 'row'}, seed {root.rule.seed}"
+
+
+def _of_each(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        yield ""
+        yield from text.splitlines()
 
 
 def _info_result(dataset: Dataset) -> dict[str, Any]:
@@ -126,7 +156,13 @@ def verify_command(dest: str, full: bool, as_json: bool) -> None:
             bar.update(n_bytes)
 
         verified = verify(dest, full=full, tell=tell)
-    emit(as_json, _verify_result(dest, verified), _verify_text(dest, verified))
+    reports = {f"{dest}/{name}": report for name, report in verified.splits} or {dest: verified}
+    result = _verify_result(dest, verified)
+    if verified.splits:
+        result["splits"] = {name: _verify_result(f"{dest}/{name}", each) for name, each in verified.splits}
+    own = [error for error in verified.damage if not any(error in each.damage for each in reports.values())]
+    lines = [_verify_text(name, report) for name, report in reports.items()]
+    emit(as_json, result, Lines.of([*lines, *(f"{dest}: {error}" for error in own)]))
     if verified.damage:
         raise click.exceptions.Exit(DatasetError.exit_code)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from streamtrain.cli.compatibility import check_categories, say_unnamed
 from streamtrain.cli.output import emit, json_option, result_lines
-from streamtrain.errors import Argument, CheckpointError, Fix, UsageError
+from streamtrain.errors import Argument, CheckpointError, Fix, Lines, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import code_of, is_code, make_model
 from streamtrain.models.losses import Loss, resolve_loss
@@ -21,9 +21,10 @@ from streamtrain.models.model_data import ModelData, describe_data
 from streamtrain.models.normalization import Normalize
 from streamtrain.models.table_inputs import CATEGORIES
 from streamtrain.models.user_code import file_digest
-from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.dataset import Dataset, open_dataset, open_preferred
 from streamtrain.store.schema.columns import Schema
 from streamtrain.store.schema.matching import check_same_meaning
+from streamtrain.store.split_root import TEST, VAL, is_split_root
 from streamtrain.system.arguments import is_int, is_number
 from streamtrain.training.checkpoint import MODEL, Checkpoint, load_weights, newest_checkpoint, normalize_states
 from streamtrain.training.labels.reading import reading_of_config
@@ -42,6 +43,7 @@ _NONE = "none"
     "--weight", metavar="FIELD", help="The field of the samples' weights, or none; by default as in training."
 )
 @click.option("--batch-size", type=int, default=256, help="Samples of a batch; the result does not depend on it.")
+@click.option("--split", metavar="NAME", help="The split of DEST to measure on; by default test, else val.")
 @click.option("--memory", default="512MB", help="Budget for all that the loader owns.")
 @click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
 @json_option
@@ -51,6 +53,7 @@ def evaluate_command(
     model: str | None,
     weight: str | None,
     batch_size: int,
+    split: str | None,
     memory: str,
     device: str,
     as_json: bool,
@@ -61,7 +64,8 @@ def evaluate_command(
     classes that the run was trained on, in their order.
     """
     config = read_config(run)
-    dataset = open_dataset(dest)
+    dataset = open_preferred(dest, TEST, VAL) if split is None else open_dataset(dest, split=split)
+    of_split = dataset.path.name if is_split_root(dataset.path.parent) else None
     trainer = _trained(run, config, model, weight, device, dataset)
     _check_meaning(run, trainer, dataset)
     if CATEGORIES in trainer.inputs and (sizes := tuple(config.get("category_sizes", ()))):
@@ -70,8 +74,16 @@ def evaluate_command(
     size = min(batch_size, len(dataset))
     with StreamLoader(dataset, batch_size=size, memory=memory, shuffle=False, device=device) as loader:
         metrics = trainer.evaluate(loader)
-    result = {"run": run, "dataset": dest, "samples": metrics.n_samples, "accuracy": None, **metrics.named()}
-    emit(as_json, result, result_lines(metrics))
+    result = {
+        "run": run,
+        "dataset": dest,
+        "split": of_split,
+        "samples": metrics.n_samples,
+        "accuracy": None,
+        **metrics.named(),
+    }
+    head = [f"split {of_split}"] if of_split else []
+    emit(as_json, result, Lines.of([*head, result_lines(metrics)]))
 
 
 def _check_meaning(run: Path, trainer: Trainer, dataset: Dataset) -> None:
@@ -190,9 +202,7 @@ def _not_named(run: Path, model: str, digest: str | None) -> CheckpointError:
         f"the run's model is code, {model!r}, which runs only where you name it",
         where=str(run / CONFIG),
         why=why,
-        fix=Fix(
-            Argument("model", model) if file is None or file.is_file() else _BY_NAME, ", if you know what is in it"
-        ),
+        fix=Fix(again, ", if you know what is in it"),
     )
 
 

@@ -65,6 +65,10 @@ if TYPE_CHECKING:
 @click.option("--memory", metavar="SIZE", default="1GB", show_default=True, help="What the ingest may own.")
 @click.option("--overwrite", is_flag=True, help="Replace the dataset at DEST when the new one is finished.")
 @click.option("--append", is_flag=True, help="Add the rows behind those of the dataset at DEST.")
+@click.option("--split", metavar="val=0.1,test=0.1", help="Divide the rows: a dataset for each, and train the rest.")
+@click.option("--split-by", metavar="COLUMN", help="Rows of equal values stay in one split; a column, or a field.")
+@click.option("--split-how", metavar="HOW", help="hash draws (default); last takes the last rows, in order.")
+@click.option("--split-seed", type=int, help="Of the draw; 0 by default.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted ingest; begin where there is none.")
 @json_option
 def ingest_command(
@@ -83,6 +87,7 @@ def ingest_command(
     categorical: str | None,
     hash: str | None,
     dates: str | None,
+    split: str | None,
     **options: Any,
 ) -> None:
     """Turn raw files into a dataset at DEST, where nothing may be unless one of three options says otherwise.
@@ -90,6 +95,7 @@ def ingest_command(
     SRC are files of one kind, or a folder of them: .npy, .npz, idx, CSV, TSV, Parquet, or raw binary.
     """
     from streamtrain.ingestion.ingest import ingest
+    from streamtrain.store.split_root import read_splits
 
     started = time.perf_counter()
     dataset = ingest(
@@ -107,10 +113,14 @@ def ingest_command(
         classes=None if classes is None else _parse_classes(classes),
         fields=None if fields is None else _parse_fields(fields),
         shape=None if shape is None else _parse_shape(shape),
+        split=None if split is None else _parse_split(split),
         say=lambda text: note(as_command_line(text)),
         **options,
     )
+    root = read_splits(dataset.path.parent)
     result = _result(dataset, time.perf_counter() - started)
+    if root is not None:
+        result |= {"splits": dict(root.n_samples), "split_rule": root.rule.as_json()}
     emit(as_json, result, _text(result, dataset))
 
 
@@ -165,6 +175,17 @@ def _parse_fields(text: str) -> dict[str, str]:
         fix = "--fields x=images,y=labels, say"
         raise UsageError(f"--fields {text!r} is not a list of different FIELD=NAME", fix=fix)
     return fields
+
+
+def _parse_split(text: str) -> dict[str, float]:
+    pairs = [word.partition("=") for word in text.split(",") if word.strip()]
+    try:
+        split = {name.strip(): float(share) for name, _, share in pairs}
+    except ValueError:
+        split = {}
+    if not split or len(split) < len(pairs) or not all(name.strip() for name, _, _ in pairs):
+        raise UsageError(f"--split {text!r} is not a list of different NAME=SHARE", fix="--split val=0.1,test=0.1, say")
+    return split
 
 
 def _parse_classes(text: str) -> int | str | list[str]:

@@ -111,7 +111,9 @@ class TrainOptions:
     init_partial: bool = False
     model: str = _option(None, MODEL_HELP, required=True)
     val: Path | None = _option(
-        None, "A dataset to measure on after every epoch; its loader has 1/4 of --memory.", type=_PATH
+        None,
+        "A dataset to measure on after every epoch, by default split val of DEST; or none. It has 1/4 of --memory.",
+        type=_PATH,
     )
     loss: str | None = _option(
         None,

@@ -45,9 +45,9 @@ def plan_command(
     a batch vary from batch to batch, drift how far an epoch's beginning strays from the whole; less is better.
     """
     from streamtrain.loader.plan import plan
-    from streamtrain.store.dataset import open_dataset
+    from streamtrain.store.dataset import open_preferred
 
-    dataset = open_dataset(dest)
+    dataset = open_preferred(dest)
     order: dict[str, Any] = {"lanes": lanes, "groups": groups, "seed": seed}
     found = plan(dataset, batch_size=batch_size, memory=memory, drop_last=drop_last, **order)
     emit(as_json, _result(dataset, found), _text(dataset, found))

@@ -18,6 +18,7 @@ from streamtrain.cli.compatibility import (
     n_outputs,
     poor_shuffle,
     training_warnings,
+    validation_data,
 )
 from streamtrain.cli.options import TrainOptions, set_threads, train_options
 from streamtrain.cli.output import (
@@ -41,7 +42,7 @@ from streamtrain.loader.plan import few_lanes
 from streamtrain.loader.quarantine import QuarantinedBlock
 from streamtrain.models.factory import check_model_name, make_model, n_parameters
 from streamtrain.models.model_data import describe_data
-from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.store.schema.task import TaskName
 from streamtrain.system.arguments import check_seed
@@ -213,10 +214,10 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     shared_budget.check_memory_options(options.memory, options.max_memory)
     _check_out(options)
     check_model_name(options.model)
-    dataset = open_dataset(options.dest)
+    dataset = open_preferred(options.dest)
     inputs = chosen_inputs(dataset, options.inputs, options.model, options.target, options.weight)
     options = replace(options, inputs=inputs)
-    val = open_dataset(options.val) if options.val else None
+    val = validation_data(options.dest, options.val)
     if val is not None:
         check_alike(dataset, val, options.weight, fields=(*inputs, options.target))
     trainer, about, told, task = _make_trainer(options, dataset, inputs)
@@ -358,7 +359,7 @@ def _make_trainer(
         **data.config(),
         **reading_config(reading),
         **({"init": options.init} if options.init else {}),
-        "dataset": str(options.dest),
+        "dataset": str(dataset.path),
         "dataset_id": dataset.id,
         "max_memory": options.max_memory,
     }
@@ -371,7 +372,7 @@ def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer, told: st
     lr = trainer.optimizer.param_groups[0]["lr"]
     return Lines.of(
         [
-            f"data    {options.dest}: {size}",
+            f"data    {dataset.path}: {size}",
             f"label   {label_text(dataset, options.target, task)}",
             f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}{told}",
             f"update  {trainer.way}, {options.optimizer}, lr {lr:g}, on {trainer.device}",

@@ -22,6 +22,7 @@ from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss, LossFunction
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.matching import unnamed_was_told
+from streamtrain.store.split_root import check_one_dataset
 from streamtrain.system.arguments import check_dataset, check_functions, naming_nearest
 from streamtrain.system.files import local_path
 from streamtrain.system.memory import held_bytes, trim_heap
@@ -142,8 +143,10 @@ def compare(
     >>> [(run.rule, run.last.n_steps) for run in found]
     [('sample', 128), ('batch', 8), ('epoch', 2)]
     """
+    check_one_dataset(dataset)
     check_dataset(dataset)
     if val is not None:
+        check_one_dataset(val)
         check_dataset(val)
     if about is not None and not isinstance(about, Mapping):
         raise UsageError(f"about is {about!r:.80}; it must be a mapping")

@@ -28,7 +28,7 @@ from streamtrain.errors import Argument, Fix, StreamtrainError
 from streamtrain.loader.plan import plan
 from streamtrain.shuffle.order import ORDER_VERSION
 from streamtrain.shuffle.quality import ShuffleQuality
-from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.writing.staging import check_in_no_dataset
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.files import Files, local_path
@@ -242,7 +242,7 @@ def _dataset(told: RunRecord, given: Path | None) -> tuple[Dataset | None, str]:
     if not isinstance(path, str | Path):
         return None, "Not known: the run does not say where its dataset is."
     try:
-        dataset = open_dataset(path)
+        dataset = open_preferred(path)
     except (StreamtrainError, OSError, ValueError) as error:
         return None, f"Not known: {error}"
     ours = told.config.get("dataset_id")

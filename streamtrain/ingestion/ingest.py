@@ -1,116 +1,50 @@
-"""The function `ingest`: arguments, lock, plan, write, check, commit.
-
-The rows that were read are compared with what the source promised before the commit.
-"""
+"""The function `ingest`: arguments checked, the source opened, its dataset or splits written."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any, Final
 
-from streamtrain.errors import Argument, Fix, InputError, StreamtrainError, StreamtrainWarning, UsageError
-from streamtrain.ingestion.append import AppendedSource, appended_source, in_columns_of, n_full_shards, unnamed_columns
+from streamtrain.errors import Argument, DatasetError, Fix, StreamtrainWarning, UsageError
 from streamtrain.ingestion.request import (
     IngestRequest,
-    IngestSizes,
-    check_disk_space,
     parse_classes,
     parse_workers,
-    plan_ingest,
-    run_bytes,
-    sizes_for_request,
     source_options,
-    warning_of_memory,
 )
 from streamtrain.ingestion.resume import (
-    IngestTask,
-    InterruptedIngest,
     Say,
     check_destination,
-    check_finished_ingest,
-    check_outside,
-    check_rereadable,
-    check_same_ingest,
-    discard_interrupted,
-    find_interrupted,
-    is_fingerprinted,
-    keep_or_discard,
-    prepare,
-    publish_and_tidy,
 )
-from streamtrain.ingestion.row_stream import RowStream
 from streamtrain.ingestion.sources.base import Source
 from streamtrain.ingestion.sources.combine import ClassCheckedSource
-from streamtrain.ingestion.sources.input_files import changed
 from streamtrain.ingestion.sources.registry import choose_automatically, open_source
-from streamtrain.ingestion.write_shards import Tallies, write_shards
-from streamtrain.ingestion.write_stream import write_stream
+from streamtrain.ingestion.sources.tables.roles.choice import has_roles
+from streamtrain.ingestion.splits.ingest_splits import ingest_splits
+from streamtrain.ingestion.splits.rule import parse_split
+from streamtrain.ingestion.write_dataset import run_ingest
 from streamtrain.store.codec import parse_codec
 from streamtrain.store.dataset import Dataset, open_dataset
-from streamtrain.store.layout import UNKNOWN_SAMPLES, Layout
 from streamtrain.store.manifest import AUTO
 from streamtrain.store.schema.columns import TARGET
-from streamtrain.store.schema.matching import warn_of_unnamed
 from streamtrain.store.schema.task import LabelTask, check_task
-from streamtrain.store.shard import shard_exists
-from streamtrain.store.statistics import FieldStats
-from streamtrain.store.writing.journal import JournalHeader, Mode
-from streamtrain.store.writing.lock import check_unlocked, writer_lock
+from streamtrain.store.split_root import SplitRule, chosen_split, is_split_root, read_rule, read_splits
+from streamtrain.store.writing.journal import Mode
+from streamtrain.store.writing.lock import check_unlocked
 from streamtrain.store.writing.staging import (
-    begin_folder,
-    check_foreign_files,
-    check_names,
     destination_state,
+    has_journal,
     real_path,
     recover_interrupted_swap,
     successor,
-    tidy,
 )
-from streamtrain.store.writing.writer import DatasetWriter
 from streamtrain.system.arguments import check_flags, check_optional_functions
 from streamtrain.system.files import Files, local_path
-from streamtrain.system.progress_bar import ByteProgress, parse_progress
+from streamtrain.system.progress_bar import parse_progress
 from streamtrain.system.units import parse_bytes
-
-_ROWS_SHOWN: Final = 3
-
-
-def checked_statistics(
-    source: Source, provenance: tuple[dict[str, Any], ...], tallies: Tallies, n_samples: int, *, keep_nan: bool = False
-) -> Mapping[str, FieldStats]:
-    """Return the statistics, if what was read can be trusted and trained on."""
-    change = changed(provenance)
-    if change:
-        raise InputError(change, fix="ingest again when nothing writes to it")
-    if n_samples == 0:
-        raise InputError("there are no samples", fix="give at least one row")
-    if source.n_samples is not None and source.n_samples != n_samples:
-        raise InputError(f"the source promised {source.n_samples} rows and gave {n_samples}", fix="check the source")
-    statistics = {tally.field.name: tally.finish() for tally in tallies}
-    for tally in tallies:
-        if keep_nan and tally.field.name != TARGET:
-            continue
-        _check_finite(source, tally.field.name, statistics[tally.field.name], tally.nonfinite_rows)
-    return statistics
-
-
-def _check_finite(source: Source, name: str, stats: FieldStats, rows: tuple[int, ...]) -> None:
-    n_nan, n_inf = stats.overall.n_nan, stats.overall.n_inf
-    if n_nan or n_inf:
-        counts = [f"{n:,} {kind}" for n, kind in ((n_nan, "NaN"), (n_inf, "infinite")) if n]
-        raise InputError(
-            f"field {name} holds {' and '.join(counts)} value{'s' * (n_nan + n_inf > 1)}",
-            where=source.where(rows[0]),
-            why=f"The first are at {', '.join(source.where(row) for row in rows[:_ROWS_SHOWN])}",
-            fix="remove those rows, or fill them in; they are never replaced silently",
-        )
 
 
 def ingest(
@@ -129,6 +63,10 @@ def ingest(
     overwrite: bool = False,
     append: bool = False,
     resume: bool = False,
+    split: Mapping[str, float] | None = None,
+    split_by: str | None = None,
+    split_how: str | None = None,
+    split_seed: int | None = None,
     say: Say | None = None,
     **options: object,
 ) -> Dataset:
@@ -168,8 +106,18 @@ def ingest(
         shared with the old one by hard links, and the result takes its place in one step.
     resume : bool
         Resume an interrupted ingest of the same sources and options; where there is none, begin. Iterators cannot.
+    split : dict of str to float, optional
+        The share of each split, ``{"val": 0.1, "test": 0.1}``; train is the rest. At ``dest`` there is then one
+        dataset for each, and ``streamtrain.open(dest, split="val")`` opens one.
+    split_by : str, optional
+        A column of a table, or a field of one number a sample: rows of equal values stay in one split.
+    split_how : {"hash", "last"}, optional
+        ``"hash"``, the default, draws; ``"last"`` cuts off the last rows, in the order of ``split_by`` or
+        of the source.
+    split_seed : int, optional
+        Of the draw; by default 0.
     say : callable, optional
-        Called with a sentence on what an earlier ingest left.
+        Called with a sentence on what an earlier ingest left, and on each split.
     **options
         How to read it: ``label_column``, ``columns``, ``dtype``, ``shape``, ``fields``; see `SourceOptions`. Delimited
         text: ``header`` ("first", or "none" with ``names``), ``delimiter`` ("auto", or a character), ``encoding``
@@ -178,7 +126,7 @@ def ingest(
     Returns
     -------
     Dataset
-        The committed dataset, open.
+        The committed dataset, open; of splits that of train.
 
     Raises
     ------
@@ -218,6 +166,7 @@ def ingest(
         classes=parse_classes(classes),
         task=check_task(task),
     )
+    rule = parse_split(split, by=split_by, how=split_how, seed=split_seed)
     if overwrite and append:
         raise UsageError("overwrite and append exclude each other", fix="choose one of them")
     mode: Mode = "overwrite" if overwrite else "append" if append else "create"
@@ -225,22 +174,39 @@ def ingest(
     check_unlocked(path)
     recover_interrupted_swap(path, Files())
     check_destination(path, mode, resume=resume)
+    rule = _rule_at(path, rule, mode, resume=resume)
     if request.options.table.auto:
         request = _chosen_automatically(source, request, say)
-    known = _known_names(request, path, mode)
-    opened = open_source(source, labels=labels, options=replace(request.options, classes=known, memory=request.memory))
-    _tell_left_out(opened, say)
-    if request.options.table.delimiter == "auto":
-        _tell_delimiters(opened, say)
-    _check_has_labels(opened, request)
-    if request.classes not in (None, AUTO):
-        opened = ClassCheckedSource(opened, request.classes)
-    before = open_dataset(path).label_task() if mode == "append" and destination_state(path) == "committed" else None
+    _check_learns_nothing(request, rule)
+    base = _appended_to(path, mode)
+    opened = _opened(source, labels, request, base, say)
+    before = None if base is None else base.label_task()
     _check_same_task(before, request, dest)
-    dataset = run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
+    if rule is not None:
+        dataset = ingest_splits(opened, path, request, rule, mode=mode, resume=resume, say=say)
+    else:
+        dataset = run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
     _tell_other_task(before, dataset, say)
-    dataset.path = local_path(dest)  # which may be a link to it
+    inside = dataset.path.relative_to(path)
+    dataset.path = local_path(dest) / inside  # which may be a link to it
     return dataset
+
+
+def _rule_at(path: Path, rule: SplitRule | None, mode: Mode, *, resume: bool) -> SplitRule | None:
+    """Return the rule to divide rows by: an append follows that of the root that is there."""
+    if is_split_root(path.parent):
+        found = read_rule(path.parent)
+        if found is not None and path.name in found.names:
+            fix = Fix("give the folder above, of all splits: ", repr(str(path.parent)))
+            raise UsageError("what is written there is one of several splits", where=str(path), fix=fix)
+    if rule is None and mode == "append" and (root := read_splits(path)) is not None:
+        return root.rule
+    begun = path if destination_state(path) == "incomplete" else successor(path)
+    if resume and has_journal(begun) and is_split_root(begun) != (rule is not None):
+        there = "with splits" if is_split_root(begun) else "without splits"
+        fix = Fix("give what it was begun with; or ingest from the start with ", Argument("overwrite", True))
+        raise DatasetError(f"the interrupted ingest was begun {there}", where=str(path), fix=fix)
+    return rule
 
 
 def _chosen_automatically(source: object, request: IngestRequest, say: Say | None) -> IngestRequest:
@@ -256,11 +222,41 @@ def _chosen_automatically(source: object, request: IngestRequest, say: Say | Non
     return replace(request, options=replace(options, table=table, memory=request.options.memory))
 
 
-def _known_names(request: IngestRequest, path: Path, mode: Mode) -> tuple[str, ...] | None:
+def _check_learns_nothing(request: IngestRequest, rule: SplitRule | None) -> None:
+    """Refuse splits of a table from whose rows something is learnt: it would be learnt from all splits."""
+    if rule is not None and has_roles(request.options):
+        raise UsageError(
+            "split is given with options that say what becomes of a table's columns",
+            why="Means, categories and classes would be learnt from the rows of all splits, not of train alone",
+            fix=Fix("ingest the parts apart, without ", Argument("split"), ": one source and dataset for each"),
+        )
+
+
+def _opened(source: object, labels: object, request: IngestRequest, base: Dataset | None, say: Say | None) -> Source:
+    """Open the source, and tell what it leaves out and was taken for; ``base`` is what its rows are appended to."""
+    options = replace(request.options, classes=_known_names(request, base), memory=request.memory)
+    opened = open_source(source, labels=labels, options=options)
+    _tell_left_out(opened, say)
+    if request.options.table.delimiter == "auto":
+        _tell_delimiters(opened, say)
+    _check_has_labels(opened, request)
+    if request.classes is None or request.classes == AUTO:
+        return opened
+    return ClassCheckedSource(opened, request.classes)
+
+
+def _known_names(request: IngestRequest, base: Dataset | None) -> tuple[str, ...] | None:
     """List the names of classes that are given, and those of the dataset appended to."""
-    base = open_dataset(path).manifest.classes if mode == "append" and destination_state(path) == "committed" else None
+    known = None if base is None else base.manifest.classes
     named = request.classes if isinstance(request.classes, tuple) else None
-    return named if base is None else (*base, *(named or ()))
+    return named if known is None else (*known, *(named or ()))
+
+
+def _appended_to(path: Path, mode: Mode) -> Dataset | None:
+    """Open the dataset that rows are appended to, of splits train."""
+    if mode != "append" or destination_state(path) != "committed":
+        return None
+    return open_dataset(path, split=chosen_split(path))
 
 
 def _check_has_labels(source: Source, request: IngestRequest) -> None:
@@ -300,198 +296,7 @@ def _tell_left_out(source: Source, say: Say | None) -> None:
             say(f"{entry.get('path', entry['format'])}: left out {listed}, an index and no feature; {take}")
 
 
-def run_ingest(
-    source: Source,
-    path: Path,
-    request: IngestRequest,
-    *,
-    files: Files | None = None,
-    mode: Mode = "create",
-    resume: bool = False,
-    say: Say | None = None,
-) -> Dataset:
-    """Write a source as a dataset, as its only writer; see `ingest`."""
-    files, say = files or Files(), say or _say_nothing
-    if resume:
-        check_rereadable(source)
-    check_outside(path, source)
-    check_names(path, (field.name for field in source.fields))
-    with writer_lock(path, files):
-        tidy(path, files)
-        check_destination(path, mode, resume=resume)
-        interrupted = find_interrupted(path, mode) if resume else None
-        if interrupted is not None:
-            _resume(source, interrupted, path, request, files, say)
-        elif not (resume and _is_complete(source, path, request, mode, say)):
-            _begin(source, path, request, mode, files, say)
-        # Opened before another writer can replace it.
-        return open_dataset(path)
-
-
-def _say_nothing(text: str) -> None:
-    """Say nothing."""
-
-
-def _tell(warning: StreamtrainWarning | None, say: Say) -> None:
-    """Say a warning, or issue it where nobody listens."""
-    if warning is not None and say is _say_nothing:
-        warnings.warn(warning, stacklevel=5)
-    elif warning is not None:
-        say(f"warning: {warning}")
-
-
-def _whole(base: Dataset | None, source: Source, say: Say) -> Source:
-    """Join a dataset's last rows to the source; say or warn what is matched by position."""
-    if base is None:
-        return source
-    whole = appended_source(base, source)
-    text = unnamed_columns(base, source)
-    if say is _say_nothing:
-        warn_of_unnamed(text, stacklevel=5)
-    elif text is not None:
-        say(f"warning: {text}")
-    return whole
-
-
-def _is_complete(source: Source, path: Path, request: IngestRequest, mode: Mode, say: Say) -> bool:
-    """Say whether the work to be resumed is done, and what is done otherwise."""
-    if destination_state(path) == "absent":
-        say(f"{path}: nothing to resume; starts afresh")
-        return False
-    dataset = open_dataset(path)
-    try:
-        own = in_columns_of(dataset.schema, source) if mode == "append" else source
-        check_finished_ingest(dataset.manifest, own, request.as_json(), path, mode)
-    except StreamtrainError:
-        if mode == "create":
-            raise
-        say(f"{path}: no interrupted {mode}; starts afresh")
-        return False
-    say(f"{path}: already complete; nothing was done")
-    return True
-
-
-def _begin(source: Source, path: Path, request: IngestRequest, mode: Mode, files: Files, say: Say) -> None:
-    base = open_dataset(path) if mode == "append" else None
-    if base is not None:
-        check_foreign_files(path, base.layout)
-    whole = _whole(base, source, say)
-    discard_interrupted(path, mode, files)
-    folder = path if destination_state(path) == "absent" else successor(path)
-    with _stream(whole, request) as stream:
-        layout, sizes = plan_ingest(whole, stream, request)
-        header = _header(mode if folder != path else "create", base, layout, whole, request)
-        check_disk_space(path.parent, layout, files, n_kept=0 if base is None else n_full_shards(base))
-        _tell(warning_of_memory(path.parent, layout), say)
-        begin_folder(folder, path, header, files)
-        work = IngestTask(path=path, folder=folder, header=header, source=whole, own=source, base=base, shards={})
-        _write(work, sizes, stream, request, files, say)
-
-
-def _resume(
-    source: Source, interrupted: InterruptedIngest, path: Path, request: IngestRequest, files: Files, say: Say
-) -> None:
-    """Finish an interrupted ingest: the shards of its journal stay, if they are what was written."""
-    header, folder = interrupted.header, interrupted.folder
-    base = open_dataset(path) if header.mode == "append" else None
-    whole = _whole(base, source, say)
-    n_samples = UNKNOWN_SAMPLES if whole.n_samples is None else whole.n_samples
-    layout = replace(header.layout, fields=whole.fields, n_samples=n_samples)
-    check_same_ingest(header, _header(header.mode, base, layout, whole, request), path)
-    if interrupted.is_finished:
-        say(f"{path}: its {header.mode} was finished, and takes its place")
-        publish_and_tidy(folder, path, files, say)
-        return
-    shards = {
-        shard: stored for shard, stored in interrupted.shards.items() if shard_exists(folder, layout, shard, stored)
-    }
-    n_linked = 0 if base is None else n_full_shards(base)
-    say(f"{path}: goes on; {len(shards):,} of {layout.n_shards - n_linked:,} shards are done")
-    with _stream(whole, request) as stream:
-        sizes = sizes_for_request(layout, whole, stream, request)
-        check_disk_space(path.parent, layout, files, n_kept=n_linked + len(shards))
-        work = IngestTask(path=path, folder=folder, header=header, source=whole, own=source, base=base, shards=shards)
-        _write(work, sizes, stream, request, files, say, is_begun=True)
-
-
-def _write(
-    work: IngestTask,
-    sizes: IngestSizes,
-    stream: RowStream | None,
-    request: IngestRequest,
-    files: Files,
-    say: Say,
-    *,
-    is_begun: bool = False,
-) -> None:
-    """Write what is missing, commit it, and put it in its place."""
-    layout, whole = work.header.layout, work.source
-    journal = None
-    try:
-        journal = prepare(work, files, say)
-        shown = layout.n_bytes if layout.n_samples < UNKNOWN_SAMPLES else None
-        with (
-            closing(journal),
-            DatasetWriter(
-                work.folder, layout, files=files, journal=journal, kept=work.kept, n_linked=work.n_linked
-            ) as writer,
-        ):
-            with (
-                ByteProgress(shown, show=request.progress) as progress,
-                # The pool ends before the writer does: no task may write into a directory that is being removed.
-                ThreadPoolExecutor(sizes.n_workers, thread_name_prefix="streamtrain-ingest") as pool,
-            ):
-                compare = is_begun and not is_fingerprinted(work.own)
-                if stream is None:
-                    tallies = write_shards(whole, writer, sizes, pool=pool, progress=progress, compare=compare)
-                    n_samples = layout.n_samples
-                else:
-                    tallies, n_samples = write_stream(
-                        stream, writer, sizes, pool=pool, progress=progress, compare=compare
-                    )
-            statistics = checked_statistics(
-                whole, work.own.provenance, tallies, n_samples, keep_nan=request.options.table.nan == "keep"
-            )
-            writer.commit(
-                n_samples=n_samples,
-                classes=whole.classes,
-                sources=whole.provenance,
-                options=work.header.options,
-                statistics=statistics,
-                schema=whole.schema_facts,
-            )
-        # What does not open must not replace what does.
-        open_dataset(work.folder)
-    except BaseException as error:
-        keep_or_discard(work, error, 0 if journal is None else journal.n_shards, files, say, is_begun=is_begun)
-        raise
-    publish_and_tidy(work.folder, work.path, files, say)
-
-
-def _header(mode: Mode, base: Dataset | None, layout: Layout, source: Source, request: IngestRequest) -> JournalHeader:
-    return JournalHeader(
-        mode=mode,
-        base=None if base is None else base.id,
-        version=version_of("streamtrain"),
-        layout=layout,
-        classes=source.classes,
-        sources=source.provenance,
-        options=request.as_json() if base is None else base.manifest.options,
-    )
-
-
 def _tell_delimiters(source: Source, say: Say | None) -> None:
     for entry in source.provenance:
         if say is not None and "delimiter" in entry:
             say(f"{entry['path']}: the delimiter is {entry['delimiter']!r}")
-
-
-@contextmanager
-def _stream(source: Source, request: IngestRequest) -> Iterator[RowStream | None]:
-    """Open a source that reads in order as a stream of rows; give None for one that reads any range."""
-    if source.seekable:
-        yield None
-    else:
-        first_row = source.first_row if isinstance(source, AppendedSource) else 0
-        with closing(RowStream(source, run_bytes(request.memory), first_row=first_row)) as stream:
-            yield stream

@@ -81,7 +81,7 @@ def check_outside(path: Path, source: Source) -> None:
 
 def check_rereadable(source: Source) -> None:
     """Refuse to resume from an iterator, which cannot be read from a place, or a second time."""
-    if not _is_rereadable(source):
+    if not is_rereadable(source):
         raise UsageError(
             "an ingest from an iterator cannot be resumed",
             why="It is read once, from the start, and nothing tells whether it gives the same rows again",
@@ -89,7 +89,8 @@ def check_rereadable(source: Source) -> None:
         )
 
 
-def _is_rereadable(source: Source) -> bool:
+def is_rereadable(source: Source) -> bool:
+    """Say whether a source can be read a second time."""
     return all(entry.get("format") != "iterator" for entry in source.provenance)
 
 
@@ -101,6 +102,18 @@ def is_fingerprinted(source: Source) -> bool:
 def check_same_ingest(there: JournalHeader, here: JournalHeader, path: Path) -> None:
     """Refuse to resume an ingest of other sources, options or version; list the differences."""
     _refuse(_told(there), _told(here), path, "was begun")
+
+
+def told_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Name what differs in what two ingests say of themselves, nested values by their dotted names."""
+    said = {name: dict(_flat("", _plain(value))) for name, value in (("there", there), ("here", here))}
+    flat = {name: {key.lstrip("."): item for key, item in items.items()} for name, items in said.items()}
+    return differences(flat["there"], dict.fromkeys(flat["there"]) | flat["here"])
+
+
+def refuse_differences(there: Mapping[str, Any], here: Mapping[str, Any], path: Path, how: str) -> None:
+    """Refuse an ingest of splits that is not the one to be resumed; list the differences."""
+    _refuse_found(told_differences(there, here), path, how)
 
 
 def check_finished_ingest(
@@ -124,7 +137,10 @@ def check_finished_ingest(
 
 
 def _refuse(there: dict[str, Any], here: dict[str, Any], path: Path, how: str) -> None:
-    found = differences(there, dict.fromkeys(there) | here)
+    _refuse_found(differences(there, dict.fromkeys(there) | here), path, how)
+
+
+def _refuse_found(found: list[str], path: Path, how: str) -> None:
     if found:
         more = f"; and {len(found) - _N_SHOWN} more" if len(found) > _N_SHOWN else ""
         raise DatasetError(
@@ -263,7 +279,7 @@ def keep_or_discard(
     """After an error, keep what can be resumed, else remove it; neither opens as a dataset."""
     # A damaged shard is one of the dataset that is appended to: going on would meet it again.
     wrong = isinstance(error, InputError | UsageError | BudgetError | DamagedShard)
-    if wrong or not (n_done or is_begun) or not _is_rereadable(work.own):
+    if wrong or not (n_done or is_begun) or not is_rereadable(work.own):
         try:
             remove_dataset(work.folder, files)
         except (OSError, StreamtrainError) as failure:

@@ -33,6 +33,7 @@ from streamtrain.shuffle.quality import (
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
 from streamtrain.store.schema.columns import TARGET
+from streamtrain.store.split_root import check_one_dataset
 from streamtrain.system.arguments import check_batch_size, check_dataset, check_seed, naming_nearest
 from streamtrain.system.units import format_bytes, parse_bytes
 
@@ -183,6 +184,7 @@ def plan(
     >>> found.n_batches, found.sizes.lanes, found.quality.variance < 0.5
     (391, 64, True)
     """
+    check_one_dataset(dataset)
     check_dataset(dataset)
     layout = dataset.layout
     check_batch_size(batch_size, layout.n_samples, drop_last=drop_last)

@@ -23,6 +23,7 @@ from streamtrain.loader.world import OfOneProcess, refuse_worker, warn_of_ranks
 from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder
 from streamtrain.shuffle.positions import samples_at
 from streamtrain.store.dataset import Dataset
+from streamtrain.store.split_root import check_one_dataset
 from streamtrain.system.arguments import (
     check_batch_size,
     check_dataset,
@@ -187,6 +188,7 @@ class StreamLoader(OfOneProcess):
         on_bad_block: str = "error",
         timeout: float | None = 300.0,
     ) -> None:
+        check_one_dataset(dataset)
         check_dataset(dataset)
         check_batch_size(batch_size, len(dataset), drop_last=drop_last)
         check_seed(seed)

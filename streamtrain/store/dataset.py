@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -31,11 +32,12 @@ from streamtrain.store.manifest import (
     read_categories,
     read_checksums,
 )
-from streamtrain.store.root import read_root
+from streamtrain.store.root import check_folder, read_root
 from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET, CategoryColumn, Schema, schema_of
 from streamtrain.store.schema.label_task import class_values, label_task
 from streamtrain.store.schema.task import LabelTask
 from streamtrain.store.shard import ShardReader, damaged_block, read_bounded, read_stored, unread_block
+from streamtrain.store.split_root import chosen_split, split_folder
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
 from streamtrain.system.files import local_path
 from streamtrain.system.refusals import refusal_behind
@@ -351,13 +353,15 @@ class Dataset:
         return f"<Dataset {str(self.path)!r}: {len(self):,} samples of {fields}; {sizes}, {self.layout.codec}>"
 
 
-def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+def open_dataset(path: str | os.PathLike[str], *, split: str | None = None) -> Dataset:
     """Open a dataset.
 
     Parameters
     ----------
     path : path-like
         The directory that `ingest` wrote.
+    split : str, optional
+        Which of the datasets in it, where it was ingested with ``split``: ``"train"``, say.
 
     Returns
     -------
@@ -366,6 +370,8 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
 
     Raises
     ------
+    UsageError
+        It holds several splits and none of them was named, or ``split`` is not one of them.
     DatasetError
         It is not a dataset, is incomplete, of a newer format, or some file is missing or not what was written.
 
@@ -378,7 +384,16 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     (600, [1, 2])
     """
     folder = local_path(path)
-    return read_in_place(folder, _opened)
+    if split is not None and not isinstance(split, str):
+        raise UsageError(f"split is {split!r:.80}; it must be the name of a split")
+    return read_in_place(folder, partial(_opened, split=split))
+
+
+def open_preferred(path: str | os.PathLike[str], *splits: str) -> Dataset:
+    """Open a dataset; of a root the first of these splits that it has, else train."""
+    folder = local_path(path)
+    check_folder(folder)
+    return open_dataset(folder, split=chosen_split(folder, *splits))
 
 
 def read_in_place(folder: Path, read: Callable[[Path], T]) -> T:
@@ -410,7 +425,9 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _opened(folder: Path) -> Dataset:
+def _opened(folder: Path, *, split: str | None = None) -> Dataset:
+    check_folder(folder)
+    folder = split_folder(folder, split)
     manifest = read_facts(folder)
     for damage in file_damage(folder, manifest):
         raise damage

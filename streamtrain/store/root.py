@@ -21,7 +21,7 @@ _MOST_ROOT_BYTES: Final = 2**24
 
 def read_root(folder: Path) -> Json:
     """Read format, id and the manifest's digest from the root."""
-    _check_folder(folder)
+    check_folder(folder)
     root = folder / zarr_metadata.ROOT
     state = destination_state(folder)
     if state == "incomplete":
@@ -56,7 +56,8 @@ def _is_there(path: Path) -> bool:
         raise unreadable(path, error) from error
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Refuse what is no folder; an interrupted swap is recovered first."""
     if not _is_there(folder):
         recover_interrupted_swap(real_path(folder), Files())
     try:

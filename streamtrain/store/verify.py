@@ -23,6 +23,7 @@ from streamtrain.store.layout import Field
 from streamtrain.store.manifest import Manifest, file_damage
 from streamtrain.store.root import read_root
 from streamtrain.store.shard import ShardReader, StoredFile
+from streamtrain.store.split_root import TRAIN, SplitRoot, read_splits
 from streamtrain.store.writing.journal import JOURNAL
 from streamtrain.store.writing.lock import check_unlocked, lock_path, writer_lock
 from streamtrain.store.writing.staging import (
@@ -60,6 +61,7 @@ class VerifyReport:
     damage: tuple[DatasetError, ...]
     n_bytes: int
     seconds: float
+    splits: tuple[tuple[str, VerifyReport], ...] = ()  # of a root: the report of each
 
     @property
     def bytes_per_second(self) -> float:
@@ -102,7 +104,34 @@ def verify(
     """
     check_flags(full=full)
     check_functions(tell=tell)
-    started, folder = time.perf_counter(), local_path(path)
+    folder = local_path(path)
+    root = read_splits(folder)
+    return _verify(folder, full=full, tell=tell) if root is None else _verify_splits(root, full=full, tell=tell)
+
+
+def _verify_splits(root: SplitRoot, *, full: bool, tell: VerifyProgress) -> VerifyReport:
+    reports = {name: _verify(root.folder(name), full=full, tell=tell) for name in root.names}
+    other = [
+        DatasetError(
+            "the split is not the one that was committed with the others", where=str(root.folder(name)), fix=RESTORE
+        )
+        for name, report in reports.items()
+        if report.manifest.id != root.ids[name]
+    ]
+    if (now := read_splits(root.path)) is None or now.ids != root.ids:
+        raise replaced(root.path)
+    return VerifyReport(
+        manifest=reports[TRAIN].manifest,
+        full=full,
+        damage=(*other, *(error for report in reports.values() for error in report.damage)),
+        n_bytes=sum(report.n_bytes for report in reports.values()),
+        seconds=sum(report.seconds for report in reports.values()),
+        splits=tuple(reports.items()),
+    )
+
+
+def _verify(folder: Path, *, full: bool, tell: VerifyProgress) -> VerifyReport:
+    started = time.perf_counter()
     manifest = read_in_place(folder, read_facts)
     damage = [*file_damage(folder, manifest), *_foreign(folder, manifest)]
     dataset = _collected(lambda: checked_dataset(folder, manifest), damage)

@@ -23,6 +23,7 @@ _APPEND = "ingestion/append.py:"
 _REQUEST = "ingestion/request.py:"
 _RESUME = "ingestion/resume.py:"
 _INGEST = "ingestion/ingest.py:"
+_WRITE = "ingestion/write_dataset.py:"
 SMALL = {"block": "64B", "shard": "64B", "codec": "none"}
 
 
@@ -66,7 +67,7 @@ def other_classes_behind(w: World) -> None:
     w.works("ingest b.csv d.zarr --label-column y --append")
 
 
-@world(f"{_INGEST}_check_finite: remove those rows, or fill them in; they are never replaced silently")
+@world(f"{_WRITE}_check_finite: remove those rows, or fill them in; they are never replaced silently")
 def values_that_are_not_finite(w: World) -> None:
     x = X.copy()
     x[3, 1] = np.nan
@@ -103,7 +104,7 @@ class Short(Source):
 
 
 @world(
-    f"{_INGEST}checked_statistics: check the source",
+    f"{_WRITE}checked_statistics: check the source",
     "ingestion/row_stream.py:check_rows: correct the source's reader",
     f"{_REQUEST}plan_ingest: give at least one row",
 )

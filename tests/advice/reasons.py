@@ -36,8 +36,8 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "ingestion/sources/column_names.py:column_order: give the same columns, in whatever order",
     ),
     "needs a file that changes while it is read": (
-        "ingestion/ingest.py:checked_statistics: ingest again when nothing writes to it",
-        "ingestion/ingest.py:checked_statistics: give at least one row",
+        "ingestion/write_dataset.py:checked_statistics: ingest again when nothing writes to it",
+        "ingestion/write_dataset.py:checked_statistics: give at least one row",
         "ingestion/sources/tables/table_columns.py:TableSource._changed: ingest again when nothing writes to it",
     ),
     "needs a disk that fails otherwise than by being full": (

@@ -16,10 +16,10 @@ from ingest_cases import SIZES, F, X, Y, interrupt, tree, write_files
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, LockedError, ResourceError, StreamtrainError, UsageError
-from streamtrain.ingestion.ingest import run_ingest
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.ingestion.write_dataset import run_ingest
 from streamtrain.store.verify import verify
 from streamtrain.store.writing.lock import writer_lock
 from streamtrain.store.zarr_metadata import shard_key

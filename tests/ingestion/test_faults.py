@@ -18,10 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import streamtrain
 from streamtrain.errors import DatasetError, ResourceError, UsageError
-from streamtrain.ingestion.ingest import run_ingest
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.ingestion.write_dataset import run_ingest
 from streamtrain.store.verify import find_leftovers, remove_leftovers
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import Syscalls

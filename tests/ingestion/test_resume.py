@@ -14,10 +14,10 @@ from ingest_cases import SIZES, F, Full, X, Y, identities, interrupt, tree, writ
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, ResourceError, UsageError
-from streamtrain.ingestion.ingest import run_ingest
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.ingestion.write_dataset import run_ingest
 from streamtrain.system.files import Files
 
 

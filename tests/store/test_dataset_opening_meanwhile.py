@@ -13,7 +13,7 @@ from torch import nn
 
 import streamtrain
 from streamtrain.errors import DamagedBlock, DatasetError, LockedError
-from streamtrain.ingestion import ingest
+from streamtrain.ingestion import write_dataset
 from streamtrain.loader.reading.block_reader import BlockReader
 from streamtrain.store import dataset, verify
 from streamtrain.store.shard import ShardReader
@@ -166,16 +166,16 @@ def test_a_manifest_that_is_replaced_as_it_is_verified_is_read_anew(
 
 def test_what_an_ingest_returns_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody replaces it between the commit and the opening: the lock is held until then."""
-    real, refused_as_locked = ingest.open_dataset, []
+    real, refused_as_locked = write_dataset.open_dataset, []
 
     def beside_another(path: Path) -> streamtrain.Dataset:
-        monkeypatch.setattr(ingest, "open_dataset", real)
+        monkeypatch.setattr(write_dataset, "open_dataset", real)
         with pytest.raises(LockedError):
             overwrite(path)
         refused_as_locked.append(path)
         return real(path)
 
-    monkeypatch.setattr(ingest, "open_dataset", beside_another)
+    monkeypatch.setattr(write_dataset, "open_dataset", beside_another)
     (tmp_path / "link").symlink_to(tmp_path / "d.zarr")
     made = streamtrain.ingest(ROWS, tmp_path / "d.zarr", **SMALL)
     assert refused_as_locked == [tmp_path / "d.zarr"]

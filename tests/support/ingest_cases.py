@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from streamtrain.errors import ResourceError
-from streamtrain.ingestion.ingest import run_ingest
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.ingestion.write_dataset import run_ingest
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import Syscalls
 

@@ -20,7 +20,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import filterfalse, islice
 from pathlib import Path, PurePosixPath
@@ -41,8 +41,9 @@ from streamtrain.store.byte_ranges import unreadable
 from streamtrain.store.layout import Layout
 from streamtrain.store.manifest import MOST_MANIFEST_BYTES, Manifest, parse_manifest
 from streamtrain.store.shard import read_bounded
-from streamtrain.store.writing.journal import JOURNAL, JournalHeader, begin_journal
-from streamtrain.store.writing.lock import writer_lock
+from streamtrain.store.split_root import is_split_root, mark_path, read_rule
+from streamtrain.store.writing.journal import JOURNAL
+from streamtrain.store.writing.lock import lock_path, writer_lock
 from streamtrain.system.files import (
     Files,
     is_folder,
@@ -57,6 +58,9 @@ from streamtrain.system.files import (
 from streamtrain.system.refusals import refusal_behind, translate_os_errors
 
 DestinationState = Literal["absent", "committed", "incomplete", "foreign"]
+
+SPOOL: Final = f"{zarr_metadata.PRIVATE}/spool"
+"""Folder in a split root that is being made: rows read once, and what else its splits are made of."""
 
 _OURS: Final = re.compile(
     rf"{zarr_metadata.ROOT}|{zarr_metadata.PRIVATE}/(journal|manifest\.json|zarr\.json|(crc32c|stats)(/[^/]+)*/(zarr\.json|\d+))"
@@ -136,6 +140,9 @@ def _looking_at(path: Path) -> Iterator[None]:
 
 def foreign_files(folder: Path) -> Iterator[str]:
     """List the files in a folder that no ingest can have written there, by their path inside it."""
+    if is_split_root(folder):
+        yield from _foreign_in_root(folder)
+        return
     manifest = _manifest_of(folder)
     for parent, folders, names in _walked(folder):
         inside = Path(parent).relative_to(folder)
@@ -144,6 +151,42 @@ def foreign_files(folder: Path) -> Iterator[str]:
             path = Path(parent) / name
             if path.is_symlink() or not path.is_file() or not (_is_ours(key, manifest) or is_temporary(name)):
                 yield key
+
+
+def _foreign_in_root(root: Path) -> Iterator[str]:
+    """List such files in a split root; what stands in the datasets of its splits is theirs to tell."""
+    rule = read_rule(root)
+    splits = [root / name for name in (rule.names if rule else ())]
+    datasets = {path.name for split in splits for path in (split, successor(split), predecessor(split))}
+    own = {zarr_metadata.ROOT, *(lock_path(split).name for split in splits)}
+    with _looking_at(root):
+        names = names_in(root)
+    for name in names:
+        path = root / name
+        if name in datasets and not path.is_symlink() and is_folder(path):
+            yield from (f"{name}/{key}" for key in foreign_files(path))
+        elif name == zarr_metadata.PRIVATE and not path.is_symlink():
+            yield from _foreign_in_private(root)
+        elif name not in own or not is_regular(path):
+            yield from _files_in(root, path)
+
+
+def _foreign_in_private(root: Path) -> Iterator[str]:
+    known = {JOURNAL, mark_path(root).relative_to(root).as_posix(), f"{zarr_metadata.PRIVATE}/zarr.json"}
+    spool = (root / SPOOL).relative_to(root).as_posix()
+    for key in _files_in(root, root / zarr_metadata.PRIVATE):
+        if key not in known and not key.startswith(f"{spool}/") and not is_temporary(Path(key).name):
+            yield key
+
+
+def _files_in(root: Path, path: Path) -> Iterator[str]:
+    """Yield what is at a path, a folder's files one by one, by the path inside the root."""
+    if path.is_symlink() or not path.is_dir():
+        yield path.relative_to(root).as_posix()
+        return
+    for parent, folders, names in _walked(path):
+        for name in names + [name for name in folders if (Path(parent) / name).is_symlink()]:
+            yield (Path(parent) / name).relative_to(root).as_posix()
 
 
 def _walked(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -235,13 +278,13 @@ def _refuse(folder: Path, foreign: Iterator[str], why: str) -> None:
         raise UsageError(what, where=str(folder), fix="move them away, or choose another path")
 
 
-def begin_folder(folder: Path, path: Path, header: JournalHeader, files: Files) -> None:
-    """Make the folder that an ingest writes to; it appears with its journal."""
+def begin_folder(folder: Path, path: Path, begin: Callable[[Path], None], files: Files) -> None:
+    """Make the folder that an ingest writes to; it appears with what ``begin`` puts there, its journal."""
     fresh = successor(path)
     files.make_dir(fresh)
     try:
         files.make_dir(fresh / zarr_metadata.PRIVATE)
-        begin_journal(fresh, header, files)
+        begin(fresh)
         if folder != fresh:
             files.rename(fresh, folder)
         else:

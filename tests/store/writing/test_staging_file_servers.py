@@ -12,10 +12,10 @@ import pytest
 
 import streamtrain
 from streamtrain.errors import ResourceError, UsageError
-from streamtrain.ingestion.ingest import run_ingest
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.ingestion.write_dataset import run_ingest
 from streamtrain.store.verify import verify
 from streamtrain.store.writing.staging import set_aside
 from streamtrain.system.files import Files

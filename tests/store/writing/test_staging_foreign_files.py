@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 import streamtrain
 from streamtrain.cli.main import main
 from streamtrain.errors import UsageError
-from streamtrain.ingestion.ingest import run_ingest
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.ingestion.write_dataset import run_ingest
 from streamtrain.store.verify import verify
 from streamtrain.store.writing.staging import successor
 from streamtrain.system.files import Files
@@ -197,7 +197,7 @@ import os, sys
 import numpy as np
 from pathlib import Path
 import streamtrain
-from streamtrain.ingestion.ingest import run_ingest
+from streamtrain.ingestion.write_dataset import run_ingest
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source

@@ -109,7 +109,8 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
         lasting_bytes=2 * COLUMN_BYTES * len(text.header),
         working_bytes=_COPIES * longest + _CELL_BYTES * longest // 2,
     )
-    return table_source(path, chosen, columns, n_rows, facts, partial(_runs, text), partial(place_of, text), reading)
+    runs, place = partial(_runs, text), partial(place_of, text)
+    return table_source(path, chosen, columns, n_rows, facts, runs, place, reading, lambda: text.header)
 
 
 def reader(path: Path, options: SourceOptions) -> TableReader:

@@ -198,6 +198,7 @@ def _surveyed(frame: _Frame, options: SourceOptions) -> Source:
         runs,
         lambda row: f"{frame.name} row {row}",
         _reading(frame, len(chosen.names)),
+        lambda: tuple(frame.schema.names),
     )
 
 

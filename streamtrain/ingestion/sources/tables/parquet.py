@@ -83,7 +83,9 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
     return_freed()
     facts = ({**provenance[0], **facts_of(chosen)},)
     where = partial(_place_of, path)
-    source = table_source(path, chosen, columns, n_rows, facts, partial(_runs, path, footer), where)
+    source = table_source(
+        path, chosen, columns, n_rows, facts, partial(_runs, path, footer), where, header=partial(_names, path)
+    )
     row_bytes = sum(field.row_bytes for field in source.fields)
     source.reading = ReadingMemory(
         lasting_bytes=COLUMN_BYTES * footer.n_columns,
@@ -157,6 +159,12 @@ def _choose(path: Path, options: SourceOptions) -> tuple[ChosenColumns, _Footer,
         most_rows=max((footer.row_group(number).num_rows for number in range(footer.num_row_groups)), default=0),
     )
     return chosen, size, footer
+
+
+def _names(path: Path) -> Sequence[str]:
+    with _reading(str(path)), _open_file(path) as file:
+        names: Sequence[str] = file.schema_arrow.names
+    return names
 
 
 @contextmanager

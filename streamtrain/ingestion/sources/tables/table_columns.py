@@ -171,6 +171,7 @@ class TableSource(Source):
     runs: Runs
     place: Callable[[int], str]
     reading: ReadingMemory
+    header: Callable[[], Sequence[str]] = tuple  # names all columns of the file
     seekable = False
 
     def where(self, row: int) -> str:
@@ -248,6 +249,7 @@ def table_source(
     runs: Runs,
     place: Callable[[int], str],
     reading: ReadingMemory = NO_READING,
+    header: Callable[[], Sequence[str]] = tuple,
 ) -> TableSource:
     """Make a source of a surveyed table: features in their narrowest common dtype, text labels numbered."""
     if not n_samples:
@@ -265,6 +267,7 @@ def table_source(
         runs=runs,
         place=place,
         reading=reading,
+        header=header,
     )
     features = [column.dtype for column in columns[: len(chosen.features)] if column.dtype is not None]
     dtype = np.result_type(*features) if features else None
