@@ -27,14 +27,14 @@ import pytest
 from streamtrain.cli.main import COMMANDS, _cli
 from streamtrain.cli.output import PYTHON_ONLY, as_command_line
 from streamtrain.errors import Argument, Fix
-from tests.advice import command_line, ingesting, runs, sources, storage, surroundings, tables, training
+from tests.advice import command_line, ingesting, runs, sources, splitting, storage, surroundings, tables, training
 from tests.advice.reasons import REASONS
 from tests.advice.remedies import all_remedies, arguments_named
 from tests.advice.world import WORLDS, World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROOMS = [command_line, ingesting, runs, sources, storage, surroundings, tables, training]
+ROOMS = [command_line, ingesting, runs, sources, splitting, storage, surroundings, tables, training]
 _LEAST = 150
 
 
