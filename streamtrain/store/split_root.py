@@ -120,18 +120,18 @@ def read_splits(folder: Path) -> SplitRoot | None:
         raise unreadable(path, error) from error
     try:
         ours = load_json(read_bounded(path, _MOST_BYTES), where=str(path))["attributes"]["streamtrain"]
+        if ours["format"] != FORMAT:
+            raise DatasetError(
+                f"the splits have format {ours['format']!r}; this version reads format {FORMAT}",
+                where=str(folder),
+                fix="upgrade streamtrain (pip install -U streamtrain)",
+            )
         found = ours["splits"]
         rule = parse_rule(found)
         n_samples = {name: whole_number(found["samples"][name]) for name in rule.names}
         ids = {name: str(found["ids"][name]) for name in rule.names}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DatasetError("the root of the splits is damaged", where=str(path), fix=RESTORE) from error
-    if ours.get("format") != FORMAT:
-        raise DatasetError(
-            f"the splits have format {ours.get('format')!r}; this version reads format {FORMAT}",
-            where=str(folder),
-            fix="upgrade streamtrain (pip install -U streamtrain)",
-        )
     return SplitRoot(path=folder, rule=rule, n_samples=n_samples, ids=ids)
 
 

@@ -214,7 +214,7 @@ def an_ingest_cut_short(w: World) -> None:
 
 
 @world(
-    f"{_RESUME}_refuse: give what it was begun with; or ingest from the start with overwrite=True",
+    f"{_RESUME}_refuse_found: give what it was begun with; or ingest from the start with overwrite=True",
     f"{_RESUME}find_interrupted: give what it was begun with; or leave resume out, to begin again",
 )
 def resuming_another_ingest(w: World) -> None:
