@@ -190,9 +190,7 @@ def _not_named(run: Path, model: str, digest: str | None) -> CheckpointError:
         f"the run's model is code, {model!r}, which runs only where you name it",
         where=str(run / CONFIG),
         why=why,
-        fix=Fix(
-            Argument("model", model) if file is None or file.is_file() else _BY_NAME, ", if you know what is in it"
-        ),
+        fix=Fix(again, ", if you know what is in it"),
     )
 
 
