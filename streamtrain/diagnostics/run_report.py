@@ -24,7 +24,7 @@ from streamtrain.diagnostics.charts import (
 )
 from streamtrain.diagnostics.html import PageSection, Table, page
 from streamtrain.diagnostics.run_reader import RunRecord, metric_points, read_run
-from streamtrain.errors import Argument, Fix, StreamtrainError, with_remedy
+from streamtrain.errors import Argument, Fix, StreamtrainError, StreamtrainWarning
 from streamtrain.loader.plan import plan
 from streamtrain.shuffle.order import ORDER_VERSION
 from streamtrain.shuffle.quality import ShuffleQuality
@@ -74,7 +74,7 @@ def write_report(
     data, why = _dataset(told, dataset)
     if data is None and say is not None:
         what = f"the report is without the shuffle and the dataset: {why}"
-        say(with_remedy(what, Fix(Argument("dataset"), " where it lies now")))
+        say(StreamtrainWarning(what, fix=Fix(Argument("dataset"), " where it lies now")).text())
     files.write_bytes(file, _page(told, data, why).encode())
     return file, told
 
