@@ -24,11 +24,10 @@ from streamtrain.models.user_code import file_digest
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.schema.columns import Schema
 from streamtrain.store.schema.matching import check_same_meaning
-from streamtrain.store.zarr_metadata import MANIFEST
 from streamtrain.system.arguments import is_int, is_number
 from streamtrain.training.checkpoint import MODEL, Checkpoint, load_weights, newest_checkpoint, normalize_states
 from streamtrain.training.labels.reading import reading_of_config
-from streamtrain.training.run_folder import CONFIG, is_run, read_config, read_schema
+from streamtrain.training.run_folder import CONFIG, read_config, read_schema
 from streamtrain.training.trainer import Trainer
 
 _path = click.Path(path_type=Path)
@@ -156,8 +155,8 @@ def _build(
         what = f"the run does not say how its model ({name}) is built"
         raise UsageError(what, where=str(run / CONFIG), fix=Fix(_BY_NAME))
     if is_code(name):
-        if model is None and (why := _why_not_called(run, name, config.get("model_sha256"))):
-            raise _not_named(run, name, why)
+        if model is None:
+            raise _not_named(run, name, config.get("model_sha256"))
     else:
         _check_sizes(run, config, name, checkpoint)
     inputs = config["inputs"]
@@ -176,30 +175,22 @@ def _build(
 _BY_NAME: Final = Argument("model", "FILE.py:NAME")
 
 
-def _why_not_called(run: Path, model: str, digest: str | None) -> str | None:
-    """Say why code that a run names is not called by itself: a run is data and may come from anyone."""
+def _not_named(run: Path, model: str, digest: str | None) -> CheckpointError:
+    """Make the error for a run that names code, which runs only where the user names it: a run may come from anyone."""
     code = code_of(model)
-    if code is None or not code.is_file:
-        return "Code of a package may have changed since"
-    file = Path(code.place).resolve()
-    if not file.is_file():
-        return "A run is data, and may come from anyone; no such file is here"
-    if any(is_run(folder) or (folder / MANIFEST).exists() for folder in file.parents) or run.resolve() in file.parents:
-        return "The file lies in a run or a dataset, which are data, and may come from anyone"
-    if digest is None:
-        return "A run is data, and may come from anyone; this one does not say what was in the file"
-    return None if file_digest(file) == digest else f"{code.place} is not the file of the training any more (SHA-256)"
-
-
-def _not_named(run: Path, model: str, why: str) -> CheckpointError:
-    """Make the error for a run that names code which the user has to name."""
-    code = code_of(model)
-    is_there = code is None or not code.is_file or Path(code.place).is_file()
+    file = Path(code.place) if code is not None and code.is_file else None
+    why = "A run is data, and may come from anyone"
+    if file is not None and not file.is_file():
+        why += "; no such file is here"
+    elif file is not None and digest is not None:
+        is_same = file_digest(file) == digest
+        why += f"; {file} is {'the' if is_same else 'not the'} file of the training{'' if is_same else ' any more'}"
+    again = Argument("model", model) if file is None or file.is_file() else _BY_NAME
     return CheckpointError(
         f"the run's model is code, {model!r}, which runs only where you name it",
         where=str(run / CONFIG),
         why=why,
-        fix=Fix(Argument("model", model) if is_there else _BY_NAME, ", if you know what is in it"),
+        fix=Fix(again, ", if you know what is in it"),
     )
 
 

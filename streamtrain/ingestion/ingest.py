@@ -46,10 +46,10 @@ from streamtrain.ingestion.resume import (
     publish_and_tidy,
 )
 from streamtrain.ingestion.row_stream import RowStream
-from streamtrain.ingestion.sources.base import Source
+from streamtrain.ingestion.sources.base import PLAIN_TABLE, Source
 from streamtrain.ingestion.sources.combine import ClassCheckedSource
 from streamtrain.ingestion.sources.input_files import changed
-from streamtrain.ingestion.sources.registry import choose_automatically, open_source
+from streamtrain.ingestion.sources.registry import choose_automatically, open_like, open_source
 from streamtrain.ingestion.write_shards import Tallies, write_shards
 from streamtrain.ingestion.write_stream import write_stream
 from streamtrain.store.codec import parse_codec
@@ -120,6 +120,7 @@ def ingest(
     labels: object = None,
     classes: int | Sequence[str] | None = None,
     task: str | None = None,
+    like: str | os.PathLike[str] | Dataset | None = None,
     memory: int | str = "1GB",
     block: int | str | None = None,
     shard: int | str = "64MB",
@@ -146,6 +147,9 @@ def ingest(
         How many classes field ``y`` holds, numbered from 0, or their names; other labels are refused. ``"auto"`` makes
         classes of the different whole numbers there are. By default numbers are stored as they come, and text is sorted
         and numbered.
+    like : Dataset or path-like, optional
+        Read the rows in the terms of another dataset: its columns by name, categories, fills, classes and task. A
+        category that it has not is "other"; a class that it has not is refused. Nothing is learned from the rows.
     task : {"classification", "multilabel", "regression"}, optional
         How labels are read; by default that follows from what they hold, see `Dataset.task`. Nothing is stored
         otherwise for it, and a training may say otherwise.
@@ -228,7 +232,11 @@ def ingest(
     if request.options.table.auto:
         request = _chosen_automatically(source, request, say)
     known = _known_names(request, path, mode)
-    opened = open_source(source, labels=labels, options=replace(request.options, classes=known, memory=request.memory))
+    options_of_source = replace(request.options, classes=known, memory=request.memory)
+    if like is None:
+        opened = open_source(source, labels=labels, options=options_of_source)
+    else:
+        request, opened = _opened_like(like, source, labels, request, mode)
     _tell_left_out(opened, say)
     if request.options.table.delimiter == "auto":
         _tell_delimiters(opened, say)
@@ -241,6 +249,28 @@ def ingest(
     _tell_other_task(before, dataset, say)
     dataset.path = local_path(dest)  # which may be a link to it
     return dataset
+
+
+def _opened_like(
+    like: str | os.PathLike[str] | Dataset, source: object, labels: object, request: IngestRequest, mode: Mode
+) -> tuple[IngestRequest, Source]:
+    """Open a source in the terms of another dataset, whose classes and task are the request's then."""
+    for name in ("classes", "task"):
+        if getattr(request, name) is not None:
+            fix = Fix("leave ", Argument(name), " out, or ", Argument("like"))
+            raise UsageError(f"{name} is given beside like", why="They are those of the other dataset", fix=fix)
+    if mode == "append":
+        fix = Fix("leave ", Argument("like"), " out")
+        raise UsageError(
+            "like is given, and rows are appended", why="They take the terms of the dataset there", fix=fix
+        )
+    base = like if isinstance(like, Dataset) else open_dataset(like)
+    opened = open_like(source, base, labels=labels, options=replace(request.options, memory=request.memory))
+    told, n_classes = base.manifest.options.get("task"), base.manifest.options.get("classes")
+    classes = base.manifest.classes or (n_classes if isinstance(n_classes, int) else None)
+    nan = base.manifest.options.get("nan", PLAIN_TABLE.nan)
+    options = replace(request.options, table=replace(request.options.table, nan=nan))
+    return replace(request, options=options, classes=classes, task=told, like=base.id), opened
 
 
 def _chosen_automatically(source: object, request: IngestRequest, say: Say | None) -> IngestRequest:
