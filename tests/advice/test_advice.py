@@ -32,6 +32,7 @@ from tests.advice import (
     in_memory,
     ingesting,
     models,
+    roles,
     runs,
     sources,
     storage,
@@ -46,7 +47,20 @@ from tests.advice.world import WORLDS, World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROOMS = [command_line, in_memory, ingesting, models, runs, sources, storage, surroundings, tables, tasks, training]
+ROOMS = [
+    command_line,
+    in_memory,
+    ingesting,
+    models,
+    roles,
+    runs,
+    sources,
+    storage,
+    surroundings,
+    tables,
+    tasks,
+    training,
+]
 _LEAST = 150
 
 

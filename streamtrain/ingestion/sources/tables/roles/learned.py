@@ -85,7 +85,7 @@ class TableLearner:
         self.roles, self.options, self.known = roles, options, known
         self._n = np.zeros(len(roles.inputs), np.int64)
         self._means = np.zeros(len(roles.inputs))
-        self._largest = np.zeros(len(roles.inputs))
+        self._largest = np.zeros(len(roles.inputs), np.uint64)
         vocabularies = [name for name in roles.categorical if name not in options.table.hash]
         memory = None if options.memory is None else options.memory // (2 * max(1, len(vocabularies)))
         self._surveys = {name: CategorySurvey(name, memory) for name in vocabularies} if known is None else {}
@@ -128,7 +128,10 @@ class TableLearner:
         means = (values / np.maximum(n_new, 1)).sum(axis=0)
         self._means += (means - self._means) * (n_new / np.maximum(self._n, 1))
         if run.inputs.values.dtype.kind in "iu":
-            self._largest = np.maximum(self._largest, np.abs(values).max(axis=0))
+            whole = np.where(there, run.inputs.values, 0)
+            # As floats the first that is not exact would be equal to the last that is.
+            sizes = np.abs(whole.astype(np.int64)) if whole.dtype.kind == "i" else whole
+            self._largest = np.maximum(self._largest, sizes.astype(np.uint64).max(axis=0))
 
     def _add_unseen(self, run: RoleRun, counts: FileCounts) -> None:
         named = dict(zip(self.roles.categorical, run.categories, strict=True))
@@ -161,7 +164,7 @@ class TableLearner:
             for name in self.roles.categorical
         )
         dtype = self._input_dtype(types)
-        self._check_exact(dtype, reader)
+        self._check_exact(dtype, types, reader)
         facts = SchemaFacts(
             columns=self.roles.inputs,
             kinds={
@@ -236,17 +239,23 @@ class TableLearner:
             return np.result_type(dtype, whole)
         return dtype
 
-    def _check_exact(self, dtype: np.dtype[Any], reader: TableReader) -> None:
+    def _check_exact(self, dtype: np.dtype[Any], types: list[ColumnTypes], reader: TableReader) -> None:
         if dtype.kind != "f":
             return
-        limit = 2.0 ** (np.finfo(dtype).nmant + 1)
+        limit = 2 ** (np.finfo(dtype).nmant + 1)
+        is_filled = all(each.numbers.kind != "f" for each in types)
+        why = (
+            f"What is filled in makes {dtype} of them" if is_filled else f"{dtype} is the dtype that all columns share"
+        )
         for name, largest in zip(self.roles.inputs, self._largest.tolist(), strict=True):
             if largest > limit:
                 raise InputError(
-                    f"column {name!r} holds {int(largest)}; {int(limit)} is the last whole number exact in {dtype}",
+                    f"column {name!r} holds {largest}; {limit} is the last whole number exact in {dtype}",
                     where=str(reader.path),
-                    why=f"{dtype} is the narrowest dtype that all columns share",
-                    fix="leave the column out, or store the other columns as whole numbers",
+                    why=why,
+                    fix=Fix("leave the column out, or fill in a whole number: ", Argument("na", "fill=0"))
+                    if is_filled
+                    else "leave the column out, or store the other columns as whole numbers",
                 )
 
     def _fills(self, dtype: np.dtype[Any]) -> Mapping[str, float]:
@@ -256,10 +265,14 @@ class TableLearner:
         if rule == "mean":
             empty = [name for name, n in zip(self.roles.inputs, self._n.tolist(), strict=True) if not n]
             if empty:
+                if self.options.columns is None:
+                    without = Argument("exclude", [*self.options.table.exclude, *empty])
+                else:
+                    without = Argument("columns", [name for name in self.options.columns if name not in empty])
                 raise InputError(
                     f"all values of column {empty[0]!r} are missing",
                     why="They have no mean",
-                    fix=Fix("leave it out: ", Argument("exclude", empty)),
+                    fix=Fix("leave it out: ", without),
                 )
         means = self._means.astype(dtype).astype(FLOAT64).tolist()
         filled = means if value is None else [value] * len(self.roles.inputs)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError
+from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.base import (
     MOST_PIECE_BYTES,
     ReadingMemory,
@@ -38,6 +38,7 @@ from streamtrain.ingestion.sources.tables.roles.rows import ColumnTypes, RoleRun
 from streamtrain.store.schema.columns import CATEGORIES, ID, INPUT, MISSING, TARGET, WEIGHT
 from streamtrain.store.schema.facts import SchemaFacts
 
+_N_NAMED: Final = 50
 _TEXT_COPIES: Final = 24
 """Memory of a run of text in cells, arrays of its columns, and numbers, to its length; measured."""
 
@@ -162,7 +163,7 @@ def _open_tables(readers: Sequence[TableReader], options: SourceOptions, known: 
     # Columns are matched by name, whatever their order in a file.
     roles = chosen[0]
     for reader, own in zip(readers, chosen, strict=True):
-        _check_same_columns(readers[0], roles, reader, own)
+        _check_same_columns(readers[0], roles, reader, own, options)
     learner = TableLearner(roles, options, known)
     types, counts = [], []
     for reader in readers:
@@ -234,23 +235,32 @@ def _read_as(learned: Learned, roles: TableRoles, types: ColumnTypes) -> np.dtyp
     return dtypes[INPUT] if roles.numbers and dtypes[INPUT].kind == "f" else types.numbers
 
 
-def _check_same_columns(first: TableReader, roles: TableRoles, reader: TableReader, own: TableRoles) -> None:
+def _check_same_columns(
+    first: TableReader, roles: TableRoles, reader: TableReader, own: TableRoles, options: SourceOptions
+) -> None:
     further = set(own.names) ^ set(roles.names)
     if further:
         name = sorted(further)[0]
         has, lacks = (reader, first) if name in own.names else (first, reader)
+        shared = [each for each in roles.numbers if each in own.numbers]
         raise InputError(
             f"column {name!r} is in {has.path} and not in {lacks.path}",
             where=str(reader.path),
             why="Files that are read together have the same columns",
-            fix="leave the column out, or ingest the files apart",
+            fix=_shared_columns(shared, options) if 0 < len(shared) <= _N_NAMED else "ingest the files apart",
         )
+
+
+def _shared_columns(names: list[str], options: SourceOptions) -> Fix:
+    # A column to leave out has to be in every file, and is never named beside those to read.
+    no_exclude = [" without ", Argument("exclude")] if options.table.exclude else []
+    return Fix(Argument("columns", names), *no_exclude, ", or ingest the files apart")
 
 
 def _no_rows(reader: TableReader, counts: Sequence[FileCounts]) -> InputError:
     n_read = sum(seen.n_read for seen in counts)
     if not n_read:
-        return InputError("the table has columns but no rows", where=str(reader.path), fix="leave the file out")
+        return InputError("the table has columns but no rows", where=str(reader.path), fix="give a file with rows")
     n_unlabelled = sum(seen.n_unlabelled for seen in counts)
     what = (
         "no row has a label" if n_unlabelled == n_read else "no row is left: in each, a value or the label is missing"
