@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from streamtrain.errors import Argument, Fix, InputError, StreamtrainError, StreamtrainWarning, UsageError
 from streamtrain.ingestion.append import AppendedSource, appended_source, in_columns_of, n_full_shards, unnamed_columns
+from streamtrain.ingestion.opening import open_requested
 from streamtrain.ingestion.request import (
     IngestRequest,
     IngestSizes,
@@ -46,10 +47,9 @@ from streamtrain.ingestion.resume import (
     publish_and_tidy,
 )
 from streamtrain.ingestion.row_stream import RowStream
-from streamtrain.ingestion.sources.base import PLAIN_TABLE, Source
+from streamtrain.ingestion.sources.base import Source
 from streamtrain.ingestion.sources.combine import ClassCheckedSource
 from streamtrain.ingestion.sources.input_files import changed
-from streamtrain.ingestion.sources.registry import choose_automatically, open_like, open_source
 from streamtrain.ingestion.write_shards import Tallies, write_shards
 from streamtrain.ingestion.write_stream import write_stream
 from streamtrain.store.codec import parse_codec
@@ -229,17 +229,7 @@ def ingest(
     check_unlocked(path)
     recover_interrupted_swap(path, Files())
     check_destination(path, mode, resume=resume)
-    if request.options.table.auto:
-        request = _chosen_automatically(source, request, say)
-    known = _known_names(request, path, mode)
-    options_of_source = replace(request.options, classes=known, memory=request.memory)
-    if like is None:
-        opened = open_source(source, labels=labels, options=options_of_source)
-    else:
-        request, opened = _opened_like(like, source, labels, request, mode)
-    _tell_left_out(opened, say)
-    if request.options.table.delimiter == "auto":
-        _tell_delimiters(opened, say)
+    request, opened = open_requested(source, labels, like, request, path=path, mode=mode, say=say)
     _check_has_labels(opened, request)
     if request.classes not in (None, AUTO):
         opened = ClassCheckedSource(opened, request.classes)
@@ -249,48 +239,6 @@ def ingest(
     _tell_other_task(before, dataset, say)
     dataset.path = local_path(dest)  # which may be a link to it
     return dataset
-
-
-def _opened_like(
-    like: str | os.PathLike[str] | Dataset, source: object, labels: object, request: IngestRequest, mode: Mode
-) -> tuple[IngestRequest, Source]:
-    """Open a source in the terms of another dataset, whose classes and task are the request's then."""
-    for name in ("classes", "task"):
-        if getattr(request, name) is not None:
-            fix = Fix("leave ", Argument(name), " out, or ", Argument("like"))
-            raise UsageError(f"{name} is given beside like", why="They are those of the other dataset", fix=fix)
-    if mode == "append":
-        fix = Fix("leave ", Argument("like"), " out")
-        raise UsageError(
-            "like is given, and rows are appended", why="They take the terms of the dataset there", fix=fix
-        )
-    base = like if isinstance(like, Dataset) else open_dataset(like)
-    opened = open_like(source, base, labels=labels, options=replace(request.options, memory=request.memory))
-    told, n_classes = base.manifest.options.get("task"), base.manifest.options.get("classes")
-    classes = base.manifest.classes or (n_classes if isinstance(n_classes, int) else None)
-    nan = base.manifest.options.get("nan", PLAIN_TABLE.nan)
-    options = replace(request.options, table=replace(request.options.table, nan=nan))
-    return replace(request, options=options, classes=classes, task=told, like=base.id), opened
-
-
-def _chosen_automatically(source: object, request: IngestRequest, say: Say | None) -> IngestRequest:
-    """Choose what fits the columns; tell the arguments that say the same."""
-    options, arguments = choose_automatically(source, replace(request.options, memory=request.memory))
-    told = [part for argument in arguments for part in (" ", argument)]
-    text = Fix("auto stands for", *(told or [" no option at all"]))
-    if say is None:
-        warnings.warn(StreamtrainWarning(text), stacklevel=3)
-    else:
-        say(text)
-    table = replace(options.table, auto=False)
-    return replace(request, options=replace(options, table=table, memory=request.options.memory))
-
-
-def _known_names(request: IngestRequest, path: Path, mode: Mode) -> tuple[str, ...] | None:
-    """List the names of classes that are given, and those of the dataset appended to."""
-    base = open_dataset(path).manifest.classes if mode == "append" and destination_state(path) == "committed" else None
-    named = request.classes if isinstance(request.classes, tuple) else None
-    return named if base is None else (*base, *(named or ()))
 
 
 def _check_has_labels(source: Source, request: IngestRequest) -> None:
@@ -320,14 +268,6 @@ def _tell_other_task(before: LabelTask | None, dataset: Dataset, say: Say | None
         warnings.warn(StreamtrainWarning(text, fix=Fix(Argument("task", before.name))), stacklevel=3)
     else:
         say(Fix(f"warning: {text}: ", Argument("task", before.name)))
-
-
-def _tell_left_out(source: Source, say: Say | None) -> None:
-    for entry in source.provenance:
-        if say is not None and "left_out" in entry:
-            listed = ", ".join(entry["left_out"])
-            take = "name the columns to take it" if "path" in entry else "frame.reset_index() makes it a column"
-            say(f"{entry.get('path', entry['format'])}: left out {listed}, an index and no feature; {take}")
 
 
 def run_ingest(
@@ -508,12 +448,6 @@ def _header(mode: Mode, base: Dataset | None, layout: Layout, source: Source, re
         sources=source.provenance,
         options=request.as_json() if base is None else base.manifest.options,
     )
-
-
-def _tell_delimiters(source: Source, say: Say | None) -> None:
-    for entry in source.provenance:
-        if say is not None and "delimiter" in entry:
-            say(f"{entry['path']}: the delimiter is {entry['delimiter']!r}")
 
 
 @contextmanager

@@ -434,6 +434,8 @@ def _open_tables(readers: Sequence[TableReader], options: SourceOptions, known: 
     try:
         return open_tables(readers, options, known)
     except UnfitColumns as error:
+        if known is not None and error.fix:
+            raise
         if known is not None:
             fix = "correct the value in the source, or leave its row out"
             raise InputError(error.what, where=error.where, why=error.why, fix=fix) from error

@@ -1,4 +1,4 @@
-"""Facts known of a table from another dataset: columns, categories, fills, classes and dtypes, for an ingest like it."""
+"""Facts known of a table from another dataset: columns, categories, fills, classes and dtypes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,98 @@
+"""Sources opened as a request says: with columns chosen by themselves, or in the terms of another dataset."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
+from streamtrain.ingestion.request import IngestRequest
+from streamtrain.ingestion.resume import Say
+from streamtrain.ingestion.sources.base import PLAIN_TABLE, Source
+from streamtrain.ingestion.sources.registry import choose_automatically, open_like, open_source
+from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.writing.journal import Mode
+from streamtrain.store.writing.staging import destination_state
+
+
+def open_requested(
+    source: object,
+    labels: object,
+    like: str | os.PathLike[str] | Dataset | None,
+    request: IngestRequest,
+    *,
+    path: Path,
+    mode: Mode,
+    say: Say | None,
+) -> tuple[IngestRequest, Source]:
+    """Open a source, and return with it the request that its columns or another dataset have completed."""
+    if request.options.table.auto:
+        request = _chosen_automatically(source, request, say)
+    if like is None:
+        known = _known_names(request, path, mode)
+        options = replace(request.options, classes=known, memory=request.memory)
+        opened = open_source(source, labels=labels, options=options)
+    else:
+        request, opened = _opened_like(like, source, labels, request, mode)
+    _tell_left_out(opened, say)
+    if request.options.table.delimiter == "auto":
+        _tell_delimiters(opened, say)
+    return request, opened
+
+
+def _opened_like(
+    like: str | os.PathLike[str] | Dataset, source: object, labels: object, request: IngestRequest, mode: Mode
+) -> tuple[IngestRequest, Source]:
+    """Open a source in the terms of another dataset, whose classes and task are the request's then."""
+    for name in ("classes", "task"):
+        if getattr(request, name) is not None:
+            fix = Fix("leave ", Argument(name), " out, or ", Argument("like"))
+            raise UsageError(f"{name} is given beside like", why="They are those of the other dataset", fix=fix)
+    if mode == "append":
+        fix = Fix("leave ", Argument("like"), " out")
+        raise UsageError(
+            "like is given, and rows are appended", why="They take the terms of the dataset there", fix=fix
+        )
+    base = like if isinstance(like, Dataset) else open_dataset(like)
+    opened = open_like(source, base, labels=labels, options=replace(request.options, memory=request.memory))
+    told, n_classes = base.manifest.options.get("task"), base.manifest.options.get("classes")
+    classes = base.manifest.classes or (n_classes if isinstance(n_classes, int) else None)
+    nan = base.manifest.options.get("nan", PLAIN_TABLE.nan)
+    options = replace(request.options, table=replace(request.options.table, nan=nan))
+    return replace(request, options=options, classes=classes, task=told, like=base.id), opened
+
+
+def _chosen_automatically(source: object, request: IngestRequest, say: Say | None) -> IngestRequest:
+    """Choose what fits the columns; tell the arguments that say the same."""
+    options, arguments = choose_automatically(source, replace(request.options, memory=request.memory))
+    told = [part for argument in arguments for part in (" ", argument)]
+    text = Fix("auto stands for", *(told or [" no option at all"]))
+    if say is None:
+        warnings.warn(StreamtrainWarning(text), stacklevel=4)
+    else:
+        say(text)
+    table = replace(options.table, auto=False)
+    return replace(request, options=replace(options, table=table, memory=request.options.memory))
+
+
+def _known_names(request: IngestRequest, path: Path, mode: Mode) -> tuple[str, ...] | None:
+    """List the names of classes that are given, and those of the dataset appended to."""
+    base = open_dataset(path).manifest.classes if mode == "append" and destination_state(path) == "committed" else None
+    named = request.classes if isinstance(request.classes, tuple) else None
+    return named if base is None else (*base, *(named or ()))
+
+
+def _tell_left_out(source: Source, say: Say | None) -> None:
+    for entry in source.provenance:
+        if say is not None and "left_out" in entry:
+            listed = ", ".join(entry["left_out"])
+            take = "name the columns to take it" if "path" in entry else "frame.reset_index() makes it a column"
+            say(f"{entry.get('path', entry['format'])}: left out {listed}, an index and no feature; {take}")
+
+
+def _tell_delimiters(source: Source, say: Say | None) -> None:
+    for entry in source.provenance:
+        if say is not None and "delimiter" in entry:
+            say(f"{entry['path']}: the delimiter is {entry['delimiter']!r}")
