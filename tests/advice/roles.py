@@ -184,24 +184,3 @@ def weights_and_ids(w: World) -> None:
     w.works("ingest t.csv e.zarr --exclude k,wt --id-column n")
     rewritten(w, "a,wt\n1,-1\n2,1\n", "a,wt\n1,1\n2,1\n", "--overwrite --weight-column wt")
     rewritten(w, "a,n\n1,\n2,1\n", "a,n\n2,1\n", "--overwrite --id-column n")
-
-
-@world(
-    f"{_LEARNER}_check_known: leave those rows out of the source, or ingest all anew",
-    f"{_LEARNER}_check_label_dtype: correct the labels, or ingest them as a dataset of their own",
-    f"{_ROWS}_unfit: round it in the source; or ingest it as a dataset of its own",
-)
-def rows_unlike_the_other_dataset(w: World) -> None:
-    Path("a.csv").write_text("a,y,k\n1,2,u\n3,4,v\n"), Path("b.csv").write_text("a,y,k\n1,2,u\n3,4,w\n")
-    w.works("ingest a.csv k.zarr --columns a --label-column k")
-    w.refuses("ingest b.csv d.zarr --like k.zarr")
-    w.works("ingest a.csv b.csv anew.zarr --columns a --label-column k")
-    Path("b.csv").write_text("a,y,k\n1,2,u\n")
-    w.works("ingest b.csv d.zarr --like k.zarr")
-    w.works("ingest a.csv y.zarr --columns a --label-column y")
-    for name, wrong in (("labels", "a,y\n1,2.5\n"), ("numbers", "a,y\n1.5,2\n")):
-        Path("b.csv").write_text(wrong)
-        w.refuses(f"ingest b.csv {name}.zarr --like y.zarr")
-        w.works(f"ingest b.csv {name}-own.zarr --label-column y")
-        Path("b.csv").write_text("a,y\n1,2\n")
-        w.works(f"ingest b.csv {name}.zarr --like y.zarr")
