@@ -55,7 +55,7 @@ def rows_behind_categories(w: World) -> None:
     Path("t.csv").write_text(_CITIES), Path("u.csv").write_text(_CITIES)
     w.works("ingest t.csv d.zarr --categorical city --dates when")
     w.refuses("ingest u.csv d.zarr --categorical city --dates when --append")
-    w.works("ingest t.csv u.csv e.zarr --categorical city --dates when")
+    w.works("ingest t.csv u.csv d.zarr --categorical city --dates when --overwrite")
 
 
 @world("ingestion/sources/registry.py:_check_no_roles: leave {} out")

@@ -253,7 +253,7 @@ def _check_same_columns(
 
 def _shared_columns(names: list[str], options: SourceOptions) -> Fix:
     # A column to leave out has to be in every file, and is never named beside those to read.
-    no_exclude: list[str | Argument] = [" without ", Argument("exclude")] if options.table.exclude else []
+    no_exclude: tuple[str | Argument, ...] = (" without ", Argument("exclude")) if options.table.exclude else ()
     return Fix(Argument("columns", names), *no_exclude, ", or ingest the files apart")
 
 
