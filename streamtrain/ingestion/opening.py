@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
 from streamtrain.ingestion.request import IngestRequest
@@ -13,6 +15,7 @@ from streamtrain.ingestion.resume import Say
 from streamtrain.ingestion.sources.base import PLAIN_TABLE, Source
 from streamtrain.ingestion.sources.registry import choose_automatically, open_like, open_source
 from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.schema.task import check_task
 from streamtrain.store.writing.journal import Mode
 from streamtrain.store.writing.staging import destination_state
 
@@ -39,6 +42,9 @@ def open_requested(
     _tell_left_out(opened, say)
     if request.options.table.delimiter == "auto":
         _tell_delimiters(opened, say)
+    _tell_counts(opened, say)
+    if like is None and say is not None:
+        _tell_zone(opened, request.options.table.timezone, say)
     return request, opened
 
 
@@ -57,11 +63,11 @@ def _opened_like(
         )
     base = like if isinstance(like, Dataset) else open_dataset(like)
     opened = open_like(source, base, labels=labels, options=replace(request.options, memory=request.memory))
-    told, n_classes = base.manifest.options.get("task"), base.manifest.options.get("classes")
+    n_classes = base.manifest.options.get("classes")
     classes = base.manifest.classes or (n_classes if isinstance(n_classes, int) else None)
     nan = base.manifest.options.get("nan", PLAIN_TABLE.nan)
     options = replace(request.options, table=replace(request.options.table, nan=nan))
-    return replace(request, options=options, classes=classes, task=told, like=base.id), opened
+    return replace(request, options=options, classes=classes, task=check_task(base.task), like=base.id), opened
 
 
 def _chosen_automatically(source: object, request: IngestRequest, say: Say | None) -> IngestRequest:
@@ -96,3 +102,34 @@ def _tell_delimiters(source: Source, say: Say | None) -> None:
     for entry in source.provenance:
         if say is not None and "delimiter" in entry:
             say(f"{entry['path']}: the delimiter is {entry['delimiter']!r}")
+
+
+def _tell_counts(source: Source, say: Say | None) -> None:
+    """Tell how many rows of a table are left out, and how many categories are "other"."""
+    n_rows = sum(entry.get("rows", 0) for entry in source.provenance)
+    for name, why in (("unlabelled", "their label is missing"), ("dropped", "a number in them is missing")):
+        n = sum(entry.get(name, 0) for entry in source.provenance)
+        if n:
+            _tell(f"{n:,} of {n_rows:,} rows are left out: {why}", n > _MANY * n_rows, say)
+    unseen: Counter[str] = sum((Counter(entry.get("unseen", {})) for entry in source.provenance), Counter())
+    for name, n in unseen.items():
+        _tell(f"column {name!r}: {n:,} values are 'other', which the dataset it is like does not have", False, say)
+
+
+def _tell_zone(source: Source, timezone: str, say: Say) -> None:
+    """Tell of which zone times were taken to be that name none."""
+    zoneless = dict.fromkeys(name for entry in source.provenance for name in entry.get("zoneless", ()))
+    if zoneless:
+        zone = Argument("timezone", "Europe/Rome" if timezone == "UTC" else "UTC")
+        say(Fix(f"times of {', '.join(zoneless)} name no zone and are taken as {timezone}: ", zone, " says another"))
+
+
+_MANY: Final = 0.1
+"""The share of rows left out above which it is a warning."""
+
+
+def _tell(text: str, is_warning: bool, say: Say | None) -> None:
+    if say is not None:
+        say(f"warning: {text}" if is_warning else text)
+    elif is_warning:
+        warnings.warn(StreamtrainWarning(text), stacklevel=5)

@@ -37,6 +37,28 @@ def test_columns_are_matched_by_name_and_nothing_is_learned(tmp_path: Path, base
     assert dataset.manifest.sources[0]["unseen"] == {"c": 1}
 
 
+def test_times_without_a_zone_are_of_the_other_s(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("t,y\n2020-07-01T12:00,0\n2020-07-01T13:00,1\n")
+    base = st.ingest(tmp_path / "a.csv", tmp_path / "a.zarr", label_column="y", dates="t", timezone="Europe/Rome")
+    assert base[0]["x"].tolist() == [1_593_597_600.0], "two hours before the same time of UTC"
+    assert st.ingest(tmp_path / "a.csv", tmp_path / "b.zarr", like=base).id == base.id
+
+
+def test_what_is_left_out_or_assumed_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,t,y\n1,2020-01-01T10:00,0\n,2020-01-01T11:00,1\n3,2020-01-01T12:00,\n")
+    told: list[str] = []
+    options = {"label_column": "y", "dates": "t", "na": "drop", "drop_unlabelled": True}
+    base = st.ingest(tmp_path / "a.csv", tmp_path / "a.zarr", say=told.append, **options)
+    assert len(base) == 1
+    assert told[:3] == [
+        "warning: 1 of 3 rows are left out: their label is missing",
+        "warning: 1 of 3 rows are left out: a number in them is missing",
+        "times of t name no zone and are taken as UTC: timezone='Europe/Rome' says another",
+    ]
+    with pytest.warns(st.StreamtrainWarning, match="left out"):
+        st.ingest(tmp_path / "a.csv", tmp_path / "b.zarr", **options)
+
+
 @pytest.mark.parametrize(
     ("table", "told"),
     [

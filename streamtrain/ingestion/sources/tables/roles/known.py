@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Final
 
 from streamtrain.errors import Argument, Fix, InputError, UsageError
-from streamtrain.ingestion.sources.base import SourceOptions, describe_kinds, kinds_of
+from streamtrain.ingestion.sources.base import SourceOptions, TableOptions, describe_kinds, kinds_of
 from streamtrain.ingestion.sources.tables.roles.learned import Learned
-from streamtrain.ingestion.sources.tables.table_options import table_options
+from streamtrain.ingestion.sources.tables.table_options import TEXT_OPTIONS, table_options
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, TARGET
 from streamtrain.store.schema.facts import SchemaFacts
 
-_OF_MEANING: Final = (
-    *("categorical", "category_min_count", "category_limit", "hash", "dates", "na", "na_mask", "nan"),
-    *("exclude", "weight_column", "id_column", "auto"),
-)
+_OF_READING: Final = frozenset({*TEXT_OPTIONS, "drop_unlabelled"})
+_OF_MEANING: Final = tuple(each.name for each in fields(TableOptions) if each.name not in _OF_READING)
 """Options that say what columns become, which the other dataset says."""
 
 

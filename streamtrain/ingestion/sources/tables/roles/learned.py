@@ -11,7 +11,13 @@ import numpy.typing as npt
 
 from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.base import SourceOptions, field_of
-from streamtrain.ingestion.sources.tables.categories import CategoryCodes, CategorySurvey, category_bytes
+from streamtrain.ingestion.sources.tables.categories import (
+    CATEGORY_SHARE,
+    CategoryCodes,
+    CategoryMemory,
+    CategorySurvey,
+    category_bytes,
+)
 from streamtrain.ingestion.sources.tables.column_survey import (
     ColumnSurvey,
     add_text,
@@ -87,7 +93,7 @@ class TableLearner:
         self._means = np.zeros(len(roles.inputs))
         self._largest = np.zeros(len(roles.inputs), np.uint64)
         vocabularies = [name for name in roles.categorical if name not in options.table.hash]
-        memory = None if options.memory is None else options.memory // (2 * max(1, len(vocabularies)))
+        memory = None if options.memory is None else CategoryMemory(limit=options.memory // CATEGORY_SHARE)
         self._surveys = {name: CategorySurvey(name, memory) for name in vocabularies} if known is None else {}
         of_known = [] if known is None else known.facts.categories
         self._codes = [CategoryCodes(each) for each in of_known if each.hash_size is None]

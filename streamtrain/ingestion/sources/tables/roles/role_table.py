@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -39,8 +39,8 @@ from streamtrain.store.schema.columns import CATEGORIES, ID, INPUT, MISSING, TAR
 from streamtrain.store.schema.facts import SchemaFacts
 
 _N_NAMED: Final = 50
-_TEXT_COPIES: Final = 24
-"""Memory of a run of text in cells, arrays of its columns, and numbers, to its length; measured."""
+_TEXT_COPIES: Final = 32
+"""Memory of a run of text in cells, arrays of its columns, and numbers, to its length; up to 28 were measured."""
 
 
 @dataclass(kw_only=True)
@@ -214,6 +214,8 @@ def _table(
     wanted = types if reader.types is not None else replace(types, numbers=_read_as(learned, roles, types))
     facts, *more = reader.provenance
     facts = {**facts, **facts_of_roles(roles), **seen.as_json(roles)}
+    if zoneless := [name for name, form in types.forms.items() if form.has_time and not form.has_zone]:
+        facts["zoneless"] = zoneless
     reading = replace(
         reader.reading,
         working_bytes=reader.reading.working_bytes + _TEXT_COPIES * seen.n_longest,
@@ -268,15 +270,3 @@ def _no_rows(reader: TableReader, counts: Sequence[FileCounts]) -> InputError:
     return InputError(
         f"{what}, of {n_read:,}", where=str(reader.path), fix="name another label column, or fill values in"
     )
-
-
-def counted(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up what was counted in the files of a table."""
-    total: dict[str, Any] = {"rows": 0, "unlabelled": 0, "dropped": 0, "missing": {}, "unseen": {}}
-    for entry in provenance:
-        for name in ("rows", "unlabelled", "dropped"):
-            total[name] += entry.get(name, 0)
-        for name in ("missing", "unseen"):
-            for column, n in entry.get(name, {}).items():
-                total[name][column] = total[name].get(column, 0) + n
-    return total
