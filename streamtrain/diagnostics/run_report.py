@@ -159,7 +159,7 @@ def _curves(told: RunRecord) -> Iterator[Drawing]:
         "validation": {"colour": COLOURS[1], "marker": "s"},
     }
     sources = {"between two lines of the log": told.batches, "training, after an epoch": told.measured}
-    updates = Axis(label="updates", from_zero=True)
+    updates = Axis(label="updates", from_zero=True, is_counted=True)
     for name in METRIC_NAMES:
         curves = []
         for label, look in looks.items():
@@ -178,7 +178,7 @@ def _curves(told: RunRecord) -> Iterator[Drawing]:
     if speed := metric_points(told.epochs, "epoch", "samples_per_second"):
         y = Axis(label="samples/s", from_zero=True)
         curve = Curve(label="samples/s", points=speed, colour=COLOURS[4], marker="D")
-        yield draw(LineChart(title="Speed", x=Axis(label="epoch"), y=y, curves=[curve]))
+        yield draw(LineChart(title="Speed", x=Axis(label="epoch", is_counted=True), y=y, curves=[curve]))
 
 
 def _memory(memory: Mapping[str, Any]) -> dict[str, Any]:
