@@ -78,6 +78,16 @@ def new_parser(description: str | None, **defaults: Any) -> argparse.ArgumentPar
     return parser
 
 
+def parse_sampled(parser: argparse.ArgumentParser, of: str) -> argparse.Namespace:
+    """Parse the arguments of a script that may try one of so many cases, from a first one on: ``every``, ``first``."""
+    parser.add_argument("--every", type=int, default=1, help=f"try one {of} of so many")
+    parser.add_argument("--first", type=int, default=0, help=f"of each run of so many {of}s, which: 0, 1, ...")
+    arguments = parser.parse_args()
+    if arguments.every < 1 or not 0 <= arguments.first < arguments.every:
+        parser.error("--every is at least 1, and --first less than that")
+    return arguments
+
+
 def run(
     arguments: argparse.Namespace,
     measure: Callable[[Path, argparse.Namespace], Iterable[Result]],

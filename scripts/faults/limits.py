@@ -29,7 +29,7 @@ import numpy as np
 import streamtrain as st
 from scripts.faults.stages import tree_of
 from scripts.faults.syscall_faults import failing
-from scripts.runner import memory_folder, new_parser, print_result, working_folder
+from scripts.runner import memory_folder, new_parser, parse_sampled, print_result, working_folder
 from streamtrain.cli.main import main as run_command
 from streamtrain.system.files import is_temporary
 
@@ -258,11 +258,7 @@ def main() -> None:
     """Try everything that was asked for; exit with 1 where anything is wrong."""
     parser = new_parser(__doc__)
     parser.add_argument("--error", action="append", choices=ERRORS, help="only these; all by default")
-    parser.add_argument("--every", type=int, default=1, help="try one place of so many")
-    parser.add_argument("--first", type=int, default=0, help="of each run of so many places, which: 0, 1, ...")
-    arguments = parser.parse_args()
-    if arguments.every < 1 or not 0 <= arguments.first < arguments.every:
-        parser.error("--every is at least 1, and --first less than that")
+    arguments = parse_sampled(parser, "place")
     n_wrong = 0
     print(f"{'stage':<26}{'error':<12}{'cases':>7}{'wrong':>7}{'seconds':>9}", file=sys.stderr)
     with working_folder(memory_folder()) as folder:

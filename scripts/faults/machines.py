@@ -28,7 +28,7 @@ from scripts.faults.stages import Stage, make_stages, make_templates
 from scripts.faults.stand_ins import MACHINES, MACOS_EOPNOTSUPP, MACOS_ERRNOS, Machine
 from scripts.faults.syscall_faults import Killing, Watched
 from scripts.faults.writing import Before, check, in_child, in_peace, reference
-from scripts.runner import memory_folder, new_parser, print_result, working_folder
+from scripts.runner import memory_folder, new_parser, parse_sampled, print_result, working_folder
 
 MODES: Final = ("create", "append", "overwrite")
 READ: Final = ("NFS", "NFS, lost answers", "SMB", "FUSE")
@@ -129,11 +129,7 @@ def main() -> None:
     """Try everything that was asked for; exit with 1 where anything is wrong."""
     parser = new_parser(__doc__)
     parser.add_argument("--machine", action="append", choices=MACHINES, help="only these; all by default")
-    parser.add_argument("--every", type=int, default=1, help="try one end of so many")
-    parser.add_argument("--first", type=int, default=0, help="of each run of so many ends, which: 0, 1, ...")
-    arguments = parser.parse_args()
-    if arguments.every < 1 or not 0 <= arguments.first < arguments.every:
-        parser.error("--every is at least 1, and --first less than that")
+    arguments = parse_sampled(parser, "end")
     names = arguments.machine or list(MACHINES)
     here = [name for name in names if name != "macOS" or errno.EOPNOTSUPP == MACOS_EOPNOTSUPP]
     is_wrong = _here(arguments, here)

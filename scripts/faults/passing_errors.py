@@ -30,7 +30,7 @@ import torch
 
 import streamtrain as st
 from scripts.faults.syscall_faults import unreadable
-from scripts.runner import memory_folder, new_parser, print_result, working_folder
+from scripts.runner import memory_folder, new_parser, parse_sampled, print_result, working_folder
 from streamtrain.cli.main import main as run_command
 from streamtrain.system.syscalls import Syscalls
 from streamtrain.training import run_folder
@@ -187,11 +187,7 @@ def main() -> None:
     """Try everything that was asked for; exit with 1 where anything is wrong."""
     parser = new_parser(__doc__)
     parser.add_argument("--error", action="append", choices=ERRORS, help="only these; all by default")
-    parser.add_argument("--every", type=int, default=1, help="try one call of so many")
-    parser.add_argument("--first", type=int, default=0, help="of each run of so many calls, which: 0, 1, ...")
-    arguments = parser.parse_args()
-    if arguments.every < 1 or not 0 <= arguments.first < arguments.every:
-        parser.error("--every is at least 1, and --first less than that")
+    arguments = parse_sampled(parser, "call")
     torch.set_num_threads(1)
     n_wrong = 0
     with working_folder(memory_folder()) as folder:

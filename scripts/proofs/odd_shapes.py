@@ -2,8 +2,9 @@
 """Memory of odd shapes: measured ÷ budget of an ingest and of a loader, for every kind of source.
 
 Shapes: ``long`` (one column), ``wide`` (30,000 columns), ``classes`` (labels of 2 KB of text), ``cells`` (a column of
-2 KB of text in quotes, not read), ``shards`` (10,000 files a field), ``blocks`` (a million blocks of a sample).
-Kinds: CSV, Parquet, .npz, idx, arrays.
+2 KB of text in quotes, not read), ``group`` (one row group of 128 MB), ``shards`` (10,000 files a field), ``blocks`` (a
+million blocks of a sample).
+Kinds: CSV, Parquet, .npz, idx, idx under gzip, arrays.
 
 *Measured* is the peak of the anonymous memory of a process that has imported all there is, less what it held before.
 Each case runs in a process of its own. A case that is refused is run again with the least that the refusal names, which
@@ -15,6 +16,7 @@ Prints a table on stderr and one JSON line per case on stdout.
 from __future__ import annotations
 
 import argparse
+import gzip
 import itertools
 import json
 import shutil
@@ -36,7 +38,7 @@ from streamtrain.errors import Argument, Fix
 from streamtrain.system.memory import MemoryMeter
 from streamtrain.system.units import format_bytes, parse_bytes
 
-KINDS: Final = ("csv", "parquet", "npz", "idx", "arrays")
+KINDS: Final = ("csv", "parquet", "npz", "idx", "idx-gz", "arrays")
 TABLES: Final = ("csv", "parquet")
 BAR: Final = 1.0
 SAMPLING_SECONDS: Final = 0.001
@@ -64,10 +66,11 @@ SHAPES: Final = {
     "wide": Shape(n_rows=1000, n_columns=30_000, memory="256MB"),
     "classes": Shape(n_rows=20_000, n_columns=4, memory="64MB", kinds=TABLES, n_texts=2000),
     "cells": Shape(n_rows=20_000, n_columns=4, memory="64MB", kinds=TABLES, has_cells=True),
+    "group": Shape(n_rows=4 * 10**6, n_columns=8, memory="48MB", kinds=("parquet",)),
     "shards": Shape(n_rows=10**5, n_columns=1, memory="64MB", options={"block": "12B", "shard": "80B"}),
     "blocks": Shape(n_rows=10**6, n_columns=1, memory="256MB", options={"block": "12B", "shard": "62.5KB"}),
 }
-QUICK: Final = {"long": 10, "wide": 2, "classes": 10, "cells": 10, "shards": 100, "blocks": 20}
+QUICK: Final = {"long": 10, "wide": 2, "classes": 10, "cells": 10, "group": 4, "shards": 100, "blocks": 20}
 """The number that ``--quick`` divides the rows by."""
 
 
@@ -128,7 +131,7 @@ def cases(folder: Path, name: str, kind: str, *, quick: bool, least: bool = Fals
 def write(shape: Shape, n_rows: int, kind: str, path: Path) -> None:
     """Write a source of a kind: features ``c00000``, ..., and labels."""
     rng = np.random.default_rng(0)
-    x = rng.integers(0, 200, (n_rows, shape.n_columns)).astype("u1" if kind == "idx" else "f4")
+    x = rng.integers(0, 200, (n_rows, shape.n_columns)).astype("u1" if kind.startswith("idx") else "f4")
     texts = [f"{i:06d}" + 'text, and "more" ' * (TEXT_BYTES // 17) for i in range(shape.n_texts)]
     y: Any = [texts[i % len(texts)] for i in range(n_rows)] if texts else np.arange(n_rows) % 7
     cells = ["a cell,\nof many lines " * (TEXT_BYTES // 22)] * n_rows if shape.has_cells else None
@@ -171,6 +174,14 @@ def write_idx(path: Path, x: Any, y: Any, names: list[str], cells: list[str] | N
         (path / name).with_suffix(".idx").write_bytes(head + values.tobytes())
 
 
+def write_idx_gz(path: Path, x: Any, y: Any, names: list[str], cells: list[str] | None) -> None:
+    """Write the same folder, each file under gzip."""
+    write_idx(path, x, y, names, cells)
+    for file in list(path.iterdir()):
+        file.with_suffix(".idx.gz").write_bytes(gzip.compress(file.read_bytes(), compresslevel=1))
+        file.unlink()
+
+
 def write_arrays(path: Path, x: Any, y: Any, names: list[str], cells: list[str] | None) -> None:
     """Write a folder of .npy files, to be loaded as arrays."""
     path.mkdir()
@@ -183,6 +194,7 @@ WRITERS: Final = {
     "parquet": write_parquet,
     "npz": write_npz,
     "idx": write_idx,
+    "idx-gz": write_idx_gz,
     "arrays": write_arrays,
 }
 
@@ -239,8 +251,9 @@ def measure_loader(source: Path, dest: Path, memory: str, options: dict[str, Any
 def _opened(source: Path) -> tuple[Any, Any]:
     if source.suffix == ".arrays":
         return {name: np.load(source / f"{name}.npy") for name in ("x", "y")}, None
-    if source.suffix == ".idx":
-        return source / "x.idx", source / "y.idx"
+    if source.suffix.startswith(".idx"):
+        x, y = sorted(source.iterdir())
+        return x, y
     return source, None
 
 

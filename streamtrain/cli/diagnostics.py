@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from streamtrain.cli.output import emit, json_option
+from streamtrain.cli.output import as_command_line, emit, json_option, note
 from streamtrain.errors import Lines, ResourceError, UsageError
 from streamtrain.system.files import is_folder, local_path, names_in, numbered_folder, status_of
 from streamtrain.system.refusals import is_of_machine, translate_os_errors
@@ -123,7 +123,7 @@ def report_command(run: Path, dataset: Path | None, out: Path | None, as_json: b
     """
     from streamtrain.diagnostics.run_report import write_report
 
-    file, told = write_report(run, dataset=dataset, out=out)
+    file, told = write_report(run, dataset=dataset, out=out, say=lambda text: note(f"warning: {as_command_line(text)}"))
     last = told.epochs[-1] if told.epochs else {}
     result = {"report": file, "run": run, "epochs": told.n_epochs, "last": last}
     emit(as_json, result, f"report  {file}")

@@ -197,12 +197,12 @@ def _not_named(run: Path, model: str, digest: str | None) -> CheckpointError:
     elif file is not None and digest is not None:
         is_same = file_digest(file) == digest
         why += f"; {file} is {'the' if is_same else 'not the'} file of the training{'' if is_same else ' any more'}"
-    again = Argument("model", model) if file is None or file.is_file() else _BY_NAME
+    is_there = file is None or file.is_file()
     return CheckpointError(
         f"the run's model is code, {model!r}, which runs only where you name it",
         where=str(run / CONFIG),
         why=why,
-        fix=Fix(again, ", if you know what is in it"),
+        fix=Fix(Argument("model", model) if is_there else _BY_NAME, ", if you know what is in it"),
     )
 
 

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     help="How many classes y holds, or their names; others are refused. auto: the whole numbers there are.",
 )
 @click.option("--task", metavar="TASK", help="classification, multilabel or regression; follows from y by default.")
+@click.option("--like", metavar="DATASET", help="Read the rows in the terms of another dataset, learning nothing.")
 @click.option("--fields", metavar="x=A,y=B", help=".npz: the members that become fields x, y, ...; no others are read.")
 @click.option("--dtype", help="Raw binary: the element type.")
 @click.option("--shape", metavar="28,28", help="Raw binary: the shape of one sample.")

@@ -20,9 +20,8 @@ from streamtrain.errors import Argument, Fix, StreamtrainError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss, LossFunction
-from streamtrain.store.dataset import Dataset
+from streamtrain.store.dataset import Dataset, opened
 from streamtrain.store.schema.matching import unnamed_was_told
-from streamtrain.store.split_root import check_one_dataset
 from streamtrain.system.arguments import check_dataset, check_functions, naming_nearest
 from streamtrain.system.files import local_path
 from streamtrain.system.memory import held_bytes, trim_heap
@@ -37,7 +36,7 @@ Say = Callable[[str], None]
 @naming_nearest
 def compare(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
     rules: tuple[str, ...] = ("sample", "batch", "epoch"),
     optimizers: tuple[str, ...] = ("sgd", "adam"),
@@ -53,7 +52,7 @@ def compare(
     grid: int | None = None,
     loss: str | LossFunction | Loss | None = None,
     task: str | None = None,
-    val: Dataset | None = None,
+    val: Dataset | str | Path | None = None,
     inputs: tuple[str, ...] = ("x",),
     target: str = "y",
     normalize: Literal["auto"] | None = None,
@@ -72,7 +71,7 @@ def compare(
     ----------
     model : torch.nn.Module
         Every run begins at its weights; it is not changed.
-    dataset : Dataset
+    dataset : Dataset or path
         The training data.
     rules, optimizers : tuple of str
         Every rule runs with every optimizer.
@@ -104,7 +103,7 @@ def compare(
         As in `Trainer`; by default that of the task.
     task : {"classification", "multilabel", "regression"}, optional
         How labels are read; by default as `Dataset.task` says.
-    val : Dataset, optional
+    val : Dataset or path, optional
         Measured after every epoch as well.
     inputs, target : tuple of str, str
         The fields that the model takes, and the one that the loss compares with.
@@ -143,10 +142,9 @@ def compare(
     >>> [(run.rule, run.last.n_steps) for run in found]
     [('sample', 128), ('batch', 8), ('epoch', 2)]
     """
-    check_one_dataset(dataset)
+    dataset, val = opened(dataset), opened(val)
     check_dataset(dataset)
     if val is not None:
-        check_one_dataset(val)
         check_dataset(val)
     if about is not None and not isinstance(about, Mapping):
         raise UsageError(f"about is {about!r:.80}; it must be a mapping")

@@ -76,11 +76,12 @@ _N_CONTOURS: Final = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """One direction of a chart; a logarithmic one has a place for zero, an even one may begin there."""
+    """One direction of a chart: a logarithmic one has a place for zero, an even one may begin there."""
 
     label: str
     is_log: bool = False
     from_zero: bool = False
+    is_counted: bool = False  # whole numbers alone have a tick
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,7 +323,7 @@ def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Axis, values: Sequence[
 
     positive = [value for value in values if value > 0]
     set_scale, ticks = getattr(axes, f"set_{side}scale"), getattr(axes, f"{side}axis")
-    locator: Locator = MaxNLocator(6, steps=[1, 2, 5, 10])
+    locator: Locator = MaxNLocator(6, steps=[1, 2, 5, 10], integer=axis.is_counted)
     if axis.is_log and len(positive) == len(values) > 0:
         set_scale("log")
         locator = _log_locator(min(positive), max(positive))

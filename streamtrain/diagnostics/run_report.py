@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from streamtrain.diagnostics.charts import (
 )
 from streamtrain.diagnostics.html import PageSection, Table, page
 from streamtrain.diagnostics.run_reader import RunRecord, metric_points, read_run
-from streamtrain.errors import Argument, Fix, StreamtrainError
+from streamtrain.errors import Argument, Fix, StreamtrainError, StreamtrainWarning
 from streamtrain.loader.plan import plan
 from streamtrain.shuffle.order import ORDER_VERSION
 from streamtrain.shuffle.quality import ShuffleQuality
@@ -50,8 +50,12 @@ _OTHERS: Final = {
 """Titles of the further figures that a line of metrics may have."""
 
 
-def write_report(path: Path, *, dataset: Path | None = None, out: Path | None = None) -> tuple[Path, RunRecord]:
+def write_report(
+    path: Path, *, dataset: Path | None = None, out: Path | None = None, say: Callable[[Fix], None] | None = None
+) -> tuple[Path, RunRecord]:
     """Write the report of a run's folder, by default into it; ``dataset`` is where its training data lies now.
+
+    What is of the dataset is left out where that is not to be had; ``say`` is told why.
 
     Raises
     ------
@@ -67,12 +71,20 @@ def write_report(path: Path, *, dataset: Path | None = None, out: Path | None = 
     told = read_run(path)
     files, file = Files(), out or path / REPORT
     files.ensure_dir(file.parent)
-    files.write_bytes(file, run_page(told, dataset=dataset).encode())
+    data, why = _dataset(told, dataset)
+    if data is None and say is not None:
+        what = f"the report is without the shuffle and the dataset: {why}"
+        say(StreamtrainWarning(what, fix=Fix(Argument("dataset"), " where it lies now")).text())
+    files.write_bytes(file, _page(told, data, why).encode())
     return file, told
 
 
 def run_page(told: RunRecord, *, dataset: Path | None = None) -> str:
     """Write the page."""
+    return _page(told, *_dataset(told, dataset))
+
+
+def _page(told: RunRecord, dataset: Dataset | None, why: str) -> str:
     config = told.config
     title = f"{_text(config.get('model'))}, {_text(config.get('update'))} rule, {_optimizer(config)}"
     settings = [(name, _text(value)) for name, value in sorted(_flat(config), key=itemgetter(0))]
@@ -82,7 +94,7 @@ def run_page(told: RunRecord, *, dataset: Path | None = None) -> str:
         PageSection(heading="Curves", drawings=list(_curves(told))),
         PageSection(heading="Memory against budget", **_memory(told.memory)),
         PageSection(heading="Where the time went", **_stalls(told)),
-        *_data_sections(told, dataset),
+        *_data_sections(told, dataset, why),
         PageSection(heading="Configuration", facts=settings),
         *([PageSection(heading="Epochs", table=_epochs(told))] if told.epochs else []),
     ]
@@ -147,7 +159,7 @@ def _curves(told: RunRecord) -> Iterator[Drawing]:
         "validation": {"colour": COLOURS[1], "marker": "s"},
     }
     sources = {"between two lines of the log": told.batches, "training, after an epoch": told.measured}
-    updates = Axis(label="updates", from_zero=True)
+    updates = Axis(label="updates", from_zero=True, is_counted=True)
     for name in METRIC_NAMES:
         curves = []
         for label, look in looks.items():
@@ -166,7 +178,7 @@ def _curves(told: RunRecord) -> Iterator[Drawing]:
     if speed := metric_points(told.epochs, "epoch", "samples_per_second"):
         y = Axis(label="samples/s", from_zero=True)
         curve = Curve(label="samples/s", points=speed, colour=COLOURS[4], marker="D")
-        yield draw(LineChart(title="Speed", x=Axis(label="epoch"), y=y, curves=[curve]))
+        yield draw(LineChart(title="Speed", x=Axis(label="epoch", is_counted=True), y=y, curves=[curve]))
 
 
 def _memory(memory: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,11 +239,10 @@ def _stalls(told: RunRecord) -> dict[str, Any]:
     return {"drawings": drawings, "notes": more}
 
 
-def _data_sections(told: RunRecord, given: Path | None) -> list[PageSection]:
+def _data_sections(told: RunRecord, dataset: Dataset | None, why: str) -> list[PageSection]:
     """What is known of the shuffle and of the dataset; where the dataset is not to be had, a line says why."""
-    dataset, why = _dataset(told, given)
     if dataset is None:
-        return [PageSection(heading=heading, notes=[why]) for heading in ("Shuffle", "Dataset")]
+        return [PageSection(heading=heading, notes=[f"Not known: {why}"]) for heading in ("Shuffle", "Dataset")]
     found = _shuffle(told, dataset)
     shuffle = {"notes": [found]} if isinstance(found, str) else {"facts": found}
     return [PageSection(heading="Shuffle", **shuffle), _statistics(dataset)]
@@ -240,14 +251,14 @@ def _data_sections(told: RunRecord, given: Path | None) -> list[PageSection]:
 def _dataset(told: RunRecord, given: Path | None) -> tuple[Dataset | None, str]:
     path = given or told.config.get("dataset")
     if not isinstance(path, str | Path):
-        return None, "Not known: the run does not say where its dataset is."
+        return None, "the run does not say where its dataset is."
     try:
         dataset = open_preferred(path)
     except (StreamtrainError, OSError, ValueError) as error:
-        return None, f"Not known: {error}"
+        return None, str(error)
     ours = told.config.get("dataset_id")
     if ours is not None and ours != dataset.id:
-        return None, f"Not known: the dataset at {path} is another one than the run was trained on."
+        return None, f"the dataset at {path} is another one than the run was trained on."
     return dataset, ""
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from streamtrain.errors import Argument, DatasetError, Fix, StreamtrainWarning, UsageError
+from streamtrain.ingestion.opening import Given, open_learning_from, open_requested
 from streamtrain.ingestion.request import (
     IngestRequest,
     parse_classes,
@@ -19,17 +20,12 @@ from streamtrain.ingestion.resume import (
     Say,
     check_destination,
 )
-from streamtrain.ingestion.sources.base import Source
-from streamtrain.ingestion.sources.combine import ClassCheckedSource
-from streamtrain.ingestion.sources.registry import choose_automatically, open_source
-from streamtrain.ingestion.sources.tables.roles.choice import has_roles
+from streamtrain.ingestion.sources.base import RowFilter
 from streamtrain.ingestion.splits.ingest_splits import ingest_splits
-from streamtrain.ingestion.splits.rule import parse_split
+from streamtrain.ingestion.splits.rule import parse_split, row_words, splits_of_words, word_edges
 from streamtrain.ingestion.write_dataset import run_ingest
 from streamtrain.store.codec import parse_codec
 from streamtrain.store.dataset import Dataset, open_dataset
-from streamtrain.store.manifest import AUTO
-from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.schema.task import LabelTask, check_task
 from streamtrain.store.split_root import SplitRule, chosen_split, is_split_root, read_rule, read_splits
 from streamtrain.store.writing.journal import Mode
@@ -54,6 +50,7 @@ def ingest(
     labels: object = None,
     classes: int | Sequence[str] | None = None,
     task: str | None = None,
+    like: str | os.PathLike[str] | Dataset | None = None,
     memory: int | str = "1GB",
     block: int | str | None = None,
     shard: int | str = "64MB",
@@ -84,6 +81,9 @@ def ingest(
         How many classes field ``y`` holds, numbered from 0, or their names; other labels are refused. ``"auto"`` makes
         classes of the different whole numbers there are. By default numbers are stored as they come, and text is sorted
         and numbered.
+    like : Dataset or path-like, optional
+        Read the rows in the terms of another dataset: its columns by name, categories, fills, classes and task. A
+        category that it has not is "other"; a class that it has not is refused. Nothing is learned from the rows.
     task : {"classification", "multilabel", "regression"}, optional
         How labels are read; by default that follows from what they hold, see `Dataset.task`. Nothing is stored
         otherwise for it, and a training may say otherwise.
@@ -175,17 +175,16 @@ def ingest(
     recover_interrupted_swap(path, Files())
     check_destination(path, mode, resume=resume)
     rule = _rule_at(path, rule, mode, resume=resume)
-    if request.options.table.auto:
-        request = _chosen_automatically(source, request, say)
-    _check_learns_nothing(request, rule)
-    base = _appended_to(path, mode)
-    opened = _opened(source, labels, request, base, say)
-    before = None if base is None else base.label_task()
+    given = Given(source=source, labels=labels, like=like, base=_appended_to(path, mode))
+    before = None if given.base is None else given.base.label_task()
     _check_same_task(before, request, dest)
-    if rule is not None:
-        dataset = ingest_splits(opened, path, request, rule, mode=mode, resume=resume, say=say)
-    else:
+    request, opened = open_requested(given, request, mode, learn_from := _train_rows(rule), say)
+    if rule is None:
         dataset = run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
+    else:
+        learns = like is None and given.base is None and learn_from is None
+        anew = partial(open_learning_from, given, request) if learns else None
+        dataset = ingest_splits(opened, path, request, rule, mode=mode, resume=resume, learns_anew=anew, say=say)
     _tell_other_task(before, dataset, say)
     inside = dataset.path.relative_to(path)
     dataset.path = local_path(dest) / inside  # which may be a link to it
@@ -209,47 +208,12 @@ def _rule_at(path: Path, rule: SplitRule | None, mode: Mode, *, resume: bool) ->
     return rule
 
 
-def _chosen_automatically(source: object, request: IngestRequest, say: Say | None) -> IngestRequest:
-    """Choose what fits the columns; tell the arguments that say the same."""
-    options, arguments = choose_automatically(source, replace(request.options, memory=request.memory))
-    told = [part for argument in arguments for part in (" ", argument)]
-    text = Fix("auto stands for", *(told or [" no option at all"]))
-    if say is None:
-        warnings.warn(StreamtrainWarning(text), stacklevel=3)
-    else:
-        say(text)
-    table = replace(options.table, auto=False)
-    return replace(request, options=replace(options, table=table, memory=request.options.memory))
-
-
-def _check_learns_nothing(request: IngestRequest, rule: SplitRule | None) -> None:
-    """Refuse splits of a table from whose rows something is learnt: it would be learnt from all splits."""
-    if rule is not None and has_roles(request.options):
-        raise UsageError(
-            "split is given with options that say what becomes of a table's columns",
-            why="Means, categories and classes would be learnt from the rows of all splits, not of train alone",
-            fix=Fix("ingest the parts apart, without ", Argument("split"), ": one source and dataset for each"),
-        )
-
-
-def _opened(source: object, labels: object, request: IngestRequest, base: Dataset | None, say: Say | None) -> Source:
-    """Open the source, and tell what it leaves out and was taken for; ``base`` is what its rows are appended to."""
-    options = replace(request.options, classes=_known_names(request, base), memory=request.memory)
-    opened = open_source(source, labels=labels, options=options)
-    _tell_left_out(opened, say)
-    if request.options.table.delimiter == "auto":
-        _tell_delimiters(opened, say)
-    _check_has_labels(opened, request)
-    if request.classes is None or request.classes == AUTO:
-        return opened
-    return ClassCheckedSource(opened, request.classes)
-
-
-def _known_names(request: IngestRequest, base: Dataset | None) -> tuple[str, ...] | None:
-    """List the names of classes that are given, and those of the dataset appended to."""
-    known = None if base is None else base.manifest.classes
-    named = request.classes if isinstance(request.classes, tuple) else None
-    return named if known is None else (*known, *(named or ()))
+def _train_rows(rule: SplitRule | None) -> RowFilter | None:
+    """Say of each row whether it is one of train, where that follows from its number; None where it does not."""
+    if rule is None or rule.how != "hash" or rule.by is not None:
+        return None
+    edges = word_edges(rule)
+    return lambda start, stop: splits_of_words(row_words(rule, start, stop), edges) == 0
 
 
 def _appended_to(path: Path, mode: Mode) -> Dataset | None:
@@ -257,16 +221,6 @@ def _appended_to(path: Path, mode: Mode) -> Dataset | None:
     if mode != "append" or destination_state(path) != "committed":
         return None
     return open_dataset(path, split=chosen_split(path))
-
-
-def _check_has_labels(source: Source, request: IngestRequest) -> None:
-    """Refuse a task, or classes, of labels that there are none of."""
-    if any(field.name == TARGET for field in source.fields):
-        return
-    for name, value in (("task", request.task), ("classes", AUTO if request.classes == AUTO else None)):
-        if value is not None:
-            what = f"{name} is {value!r}, of field {TARGET}, and there is none"
-            raise UsageError(what, fix=f"give labels, or leave {name} out")
 
 
 def _check_same_task(before: LabelTask | None, request: IngestRequest, dest: str | os.PathLike[str]) -> None:
@@ -286,17 +240,3 @@ def _tell_other_task(before: LabelTask | None, dataset: Dataset, say: Say | None
         warnings.warn(StreamtrainWarning(text, fix=Fix(Argument("task", before.name))), stacklevel=3)
     else:
         say(Fix(f"warning: {text}: ", Argument("task", before.name)))
-
-
-def _tell_left_out(source: Source, say: Say | None) -> None:
-    for entry in source.provenance:
-        if say is not None and "left_out" in entry:
-            listed = ", ".join(entry["left_out"])
-            take = "name the columns to take it" if "path" in entry else "frame.reset_index() makes it a column"
-            say(f"{entry.get('path', entry['format'])}: left out {listed}, an index and no feature; {take}")
-
-
-def _tell_delimiters(source: Source, say: Say | None) -> None:
-    for entry in source.provenance:
-        if say is not None and "delimiter" in entry:
-            say(f"{entry['path']}: the delimiter is {entry['delimiter']!r}")

@@ -211,6 +211,7 @@ class IngestRequest:
     options: SourceOptions
     classes: Classes | Literal["auto"] | None = None
     task: TaskName | None = None
+    like: str | None = None  # the id of the dataset in whose terms the rows are read
 
     def as_json(self) -> dict[str, Any]:
         """Return what shapes the dataset, for its manifest; budget and workers do not."""
@@ -218,7 +219,7 @@ class IngestRequest:
             field.name: getattr(self.options, field.name) for field in fields(SourceOptions) if field.name != "table"
         } | self.options.table.given()
         given = {name: value.name if isinstance(value, np.dtype) else value for name, value in options.items()}
-        given |= {"classes": self.classes, "task": self.task}
+        given |= {"classes": self.classes, "task": self.task, "like": self.like}
         return {
             "block": self.block_bytes,
             "shard": self.shard_bytes,
@@ -227,10 +228,14 @@ class IngestRequest:
         }
 
 
+_NOT_GIVEN: Final = ("classes", "memory", "learn_from", "table")
+"""Options of sources that are made of other arguments."""
+
+
 def source_options(**options: object) -> SourceOptions:
     """Make `SourceOptions` from what a user gives; a dtype may be text, columns and shape any sequence."""
     of_tables = [field.name for field in fields(TableOptions)]
-    known = [*(field.name for field in fields(SourceOptions) if field.name not in ("classes", "memory", "table"))]
+    known = [*(field.name for field in fields(SourceOptions) if field.name not in _NOT_GIVEN)]
     known += of_tables
     for name in options:
         if name not in known:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
@@ -30,10 +31,9 @@ from streamtrain.shuffle.quality import (
     pieces_of,
     standardized,
 )
-from streamtrain.store.dataset import Dataset
+from streamtrain.store.dataset import Dataset, opened
 from streamtrain.store.layout import Layout
 from streamtrain.store.schema.columns import TARGET
-from streamtrain.store.split_root import check_one_dataset
 from streamtrain.system.arguments import check_batch_size, check_dataset, check_seed, naming_nearest
 from streamtrain.system.units import format_bytes, parse_bytes
 
@@ -152,7 +152,7 @@ class Plan:
 
 @naming_nearest
 def plan(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
     batch_size: int = 256,
     memory: int | str = "512MB",
@@ -184,7 +184,7 @@ def plan(
     >>> found.n_batches, found.sizes.lanes, found.quality.variance < 0.5
     (391, 64, True)
     """
-    check_one_dataset(dataset)
+    dataset = opened(dataset)
     check_dataset(dataset)
     layout = dataset.layout
     check_batch_size(batch_size, layout.n_samples, drop_last=drop_last)

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Self
 
 import torch
@@ -22,8 +23,7 @@ from streamtrain.loader.telemetry import LoaderTelemetry
 from streamtrain.loader.world import OfOneProcess, refuse_worker, warn_of_ranks
 from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder
 from streamtrain.shuffle.positions import samples_at
-from streamtrain.store.dataset import Dataset
-from streamtrain.store.split_root import check_one_dataset
+from streamtrain.store.dataset import Dataset, opened
 from streamtrain.system.arguments import (
     check_batch_size,
     check_dataset,
@@ -120,7 +120,7 @@ class StreamLoader(OfOneProcess):
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : Dataset or path
         From ``streamtrain.open``.
     batch_size : int
         Samples of a batch; the last of an epoch may be shorter.
@@ -173,7 +173,7 @@ class StreamLoader(OfOneProcess):
     @naming_nearest
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | str | Path,
         *,
         batch_size: int = 256,
         memory: int | str = "512MB",
@@ -188,7 +188,7 @@ class StreamLoader(OfOneProcess):
         on_bad_block: str = "error",
         timeout: float | None = 300.0,
     ) -> None:
-        check_one_dataset(dataset)
+        dataset = opened(dataset)
         check_dataset(dataset)
         check_batch_size(batch_size, len(dataset), drop_last=drop_last)
         check_seed(seed)

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812 - the name torch's own docume
 from torch.nn.modules import loss as torch_losses
 
 from streamtrain.errors import UsageError, unknown_name
-from streamtrain.models.alignment import LossKind, align, check_element_weight, dtype_name
+from streamtrain.models.alignment import LossKind, align, check_element_weight
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """Output (B, ...) and target (B, ...) -> the mean over the B samples, a scalar tensor, or each sample's loss (B,)."""
@@ -285,17 +285,6 @@ def _reduced(module: nn.Module, reduction: str) -> nn.Module:
     other = copy.copy(module)
     other.reduction = reduction  # type: ignore[assignment]
     return other
-
-
-def default_loss(target_dtype: torch.dtype) -> str:
-    """Choose the loss of a target when none is named: ``cross_entropy`` for int64 class labels, ``mse`` for floats."""
-    if target_dtype == torch.int64:
-        return "cross_entropy"
-    if target_dtype.is_floating_point:
-        return "mse"
-    raise UsageError(
-        f"no loss fits a {dtype_name(target_dtype)} target by default", fix="name one, or store int64 or float"
-    )
 
 
 def _described(value: object) -> str:

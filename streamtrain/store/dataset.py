@@ -396,6 +396,11 @@ def open_preferred(path: str | os.PathLike[str], *splits: str) -> Dataset:
     return open_dataset(folder, split=chosen_split(folder, *splits))
 
 
+def opened(given: T | str | os.PathLike[str]) -> T | Dataset:
+    """Open a dataset that is given as a path; what is no path stays as it is."""
+    return open_dataset(given) if isinstance(given, str | os.PathLike) else given
+
+
 def read_in_place(folder: Path, read: Callable[[Path], T]) -> T:
     """Read a dataset's facts, anew where an ingest put another dataset under the name between two of the reads."""
     while True:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from streamtrain.store import zarr_metadata
 from streamtrain.store.byte_ranges import RESTORE, unreadable
 from streamtrain.store.manifest import Json, dump_json, load_json
 from streamtrain.store.shard import read_bounded
-from streamtrain.system.files import is_regular, local_path
+from streamtrain.system.files import is_regular
 from streamtrain.system.json_values import whole_number
 
 How = Literal["hash", "last"]
@@ -160,12 +159,6 @@ def split_folder(folder: Path, split: str | None) -> Path:
             fix=Fix(Argument("split", TRAIN), ", say"),
         )
     return root.folder(split)
-
-
-def check_one_dataset(dataset: object) -> None:
-    """Refuse the path of a root where one dataset is wanted."""
-    if isinstance(dataset, str | os.PathLike) and is_split_root(local_path(dataset)):
-        split_folder(local_path(dataset), None)
 
 
 def chosen_split(folder: Path, *preferred: str) -> str | None:

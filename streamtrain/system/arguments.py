@@ -86,10 +86,10 @@ def check_batch_size(batch_size: int, n_samples: int, *, drop_last: bool) -> Non
 
 
 def check_dataset(dataset: object) -> None:
-    """Refuse what is no open dataset, a path or arrays say."""
+    """Refuse what is no dataset, arrays say."""
     if not hasattr(getattr(dataset, "layout", None), "n_samples") or not hasattr(dataset, "__len__"):
         what = f"dataset is {dataset!r:.80}, and not a Dataset"
-        raise UsageError(what, fix="streamtrain.open(path); or ingest the arrays first")
+        raise UsageError(what, fix="give a dataset or its path; arrays are ingested first")
 
 
 def check_seed(seed: int) -> None:

@@ -15,11 +15,13 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Self
+
+from streamtrain.system.arguments import MOST_INT, is_int, is_number
 
 EVENTS_VARIABLE: Final = "STREAMTRAIN_EVENTS"
 """The environment variable that names the file."""
@@ -204,14 +206,29 @@ class RecordedEvent:
         try:
             values = json.loads(line)
             kind = EVENT_TYPES[values["event"]]
-            known = {field.name: values[field.name] for field in fields(kind)}
-            return cls(time=float(values["time"]), pid=int(values["pid"]), event=kind(**_revived(known)))
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            time, pid = _value(values["time"], "float"), _value(values["pid"], "int")
+            return cls(time=time, pid=pid, event=_revived(kind, values))
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
 
-def _revived(values: dict[str, Any]) -> dict[str, Any]:
-    return values | ({"work": ThreadSeconds(**values["work"])} if "work" in values else {})
+def _revived(kind: type[Any], values: Mapping[str, object]) -> Any:
+    # What a field's annotation says: an event holds nothing else, so whoever hears of it need not look.
+    return kind(**{field.name: _value(values[field.name], str(field.type)) for field in fields(kind)})
+
+
+def _value(value: Any, kind: str) -> Any:
+    if kind == ThreadSeconds.__name__ and isinstance(value, dict):
+        return _revived(ThreadSeconds, value)
+    if kind == "dict[str, int]" and isinstance(value, dict):
+        return {name: _value(number, "int") for name, number in value.items()}
+    if (
+        (kind == "str" and isinstance(value, str))
+        or (kind == "int" and is_int(value, 0, MOST_INT))
+        or (kind == "float" and is_number(value) and value >= 0)
+    ):
+        return value
+    raise ValueError(f"{value!r:.60} is not of the kind {kind}")
 
 
 def file_appender(path: str | Path) -> Listener:

@@ -21,7 +21,6 @@ from streamtrain.shuffle.order import I64
 from streamtrain.store.layout import Layout
 from streamtrain.store.schema.columns import TARGET, Schema
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
-from streamtrain.store.split_root import check_one_dataset
 from streamtrain.store.statistics import MOST_VALUES, Histogram
 
 Rows = Mapping[str, npt.NDArray[Any]]
@@ -63,7 +62,6 @@ class BatchStream(Protocol):
 
 def check_is_stream(stream: object) -> None:
     """Refuse data that no epochs can be made of, such as a DataLoader."""
-    check_one_dataset(stream)
     if missing := [name for name in ("dataset", "batch_size", "seed", "shuffle") if not hasattr(stream, name)]:
         what = f"the data is a {type(stream).__name__}, which has no {missing[0]}"
         raise UsageError(what, fix="a StreamLoader, or the Dataset itself")

@@ -25,7 +25,7 @@ from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
 from streamtrain.optim.sample_rule import SampleRule
 from streamtrain.optim.schedules import Beta1, Schedule, ScheduleFactory
 from streamtrain.optim.step_options import StepOptions
-from streamtrain.store.dataset import Dataset
+from streamtrain.store.dataset import Dataset, opened
 from streamtrain.system.arguments import naming_misspelt, naming_nearest
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
 from streamtrain.system.signals import DeferredSignals, defer_signals
@@ -219,13 +219,13 @@ class Trainer(OfOneProcess):
     @naming_nearest
     def fit(
         self,
-        loader: BatchStream | Dataset,
+        loader: BatchStream | Dataset | str | Path,
         *,
         max_epochs: int | None = None,
         max_steps: int | None = None,
         until_loss: float | None = None,
         patience: int | None = None,
-        val: BatchStream | Dataset | None = None,
+        val: BatchStream | Dataset | str | Path | None = None,
         batch_size: int = 256,
         seed: int = 0,
         memory: str | None = None,
@@ -243,7 +243,7 @@ class Trainer(OfOneProcess):
 
         Parameters
         ----------
-        loader : StreamLoader or Dataset
+        loader : StreamLoader, Dataset or path
             The training data. Its seed is also that of dropout and the like. A loader is made for a dataset.
         max_epochs, max_steps : int, optional
             Totals since the trainer was made, so that a second call continues; at least one must be given. An epoch
@@ -254,7 +254,7 @@ class Trainer(OfOneProcess):
             it was ``reached``.
         patience : int, optional
             End after this many epochs in a row without a loss below the lowest so far.
-        val : StreamLoader or Dataset, optional
+        val : StreamLoader, Dataset or path, optional
             Measured after every epoch, and where ``max_steps`` cuts one short.
         batch_size, seed, memory : optional
             Options of loaders made for datasets; both share ``memory``, by default 512 MB or what is left.
@@ -307,9 +307,11 @@ class Trainer(OfOneProcess):
         options = LoaderOptions(
             batch_size=batch_size, seed=seed, memory=memory, max_memory=max_memory, device=str(self.device)
         )
-        if isinstance(loader, Dataset):
-            self._prepare(loader)
-        with streams_of(self, loader, val, options) as streams:
+        data: BatchStream | Dataset = opened(loader)
+        validation: BatchStream | Dataset | None = opened(val)
+        if isinstance(data, Dataset):
+            self._prepare(data)
+        with streams_of(self, data, validation, options) as streams:
             recording = partial(EpochRecorder, self.loss, log_every=log_every, progress=progress)
             return self._fit(*streams, totals, stopping, checkpoint, resume, saving, recording, on_epoch, on_resume)
 
@@ -393,7 +395,7 @@ class Trainer(OfOneProcess):
             on_epoch(summary)
         return summary
 
-    def evaluate(self, loader: BatchStream | Dataset) -> Metrics:
+    def evaluate(self, loader: BatchStream | Dataset | str | Path) -> Metrics:
         """Measure loss and score over a stream, each sample once, in stored order; nothing is changed.
 
         This holds for any stream, also for one that drops the last batch or stands inside an epoch. Only samples in
@@ -412,13 +414,14 @@ class Trainer(OfOneProcess):
                 "normalize='auto' takes the statistics of the training data, and there was none yet",
                 fix="fit first, or give the modules themselves",
             )
-        if isinstance(loader, Dataset):
-            with StreamLoader(loader, shuffle=False, device=self.device) as whole:
+        data: BatchStream | Dataset = opened(loader)
+        if isinstance(data, Dataset):
+            with StreamLoader(data, shuffle=False, device=self.device) as whole:
                 return self.evaluate(whole)
-        check_is_stream(loader)
-        self._read_labels(loader.dataset)
-        self._schema.check(loader, self._epoch_loop.fields)
-        with every_sample(loader) as stream:
+        check_is_stream(data)
+        self._read_labels(data.dataset)
+        self._schema.check(data, self._epoch_loop.fields)
+        with every_sample(data) as stream:
             return self._epoch_loop.measure(stream)
 
     def check(

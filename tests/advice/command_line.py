@@ -173,12 +173,18 @@ def profiles(w: World) -> None:
     w.works("profile --out p -- true")
 
 
-@world("diagnostics/run_report.py:write_report: another out=")
-def reports_in_a_dataset(w: World) -> None:
+@world(
+    "diagnostics/run_report.py:write_report: another out=",
+    "diagnostics/run_report.py:write_report: dataset= where it lies now",
+)
+def reports(w: World) -> None:
     w.dataset()
     w.works("train d.zarr --model linear --epochs 1 --memory 16MB --out r")
     w.refuses("report r --out d.zarr/r.html")
     w.works("report r --out r.html")
+    Path("d.zarr").rename("moved.zarr")
+    assert w.run("report r") == 0
+    w.works("report r --dataset moved.zarr")
 
 
 @world(

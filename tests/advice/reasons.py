@@ -39,6 +39,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "ingestion/write_dataset.py:checked_statistics: ingest again when nothing writes to it",
         "ingestion/write_dataset.py:checked_statistics: give at least one row",
         "ingestion/sources/tables/table_columns.py:TableSource._changed: ingest again when nothing writes to it",
+        "ingestion/sources/tables/roles/role_table.py:RoleTable._changed: ingest again when nothing writes to it",
     ),
     "needs a disk that fails otherwise than by being full": (
         "ingestion/resume.py:_then_resume: see to the disk, then the same ingest with resume=True: {}",
@@ -150,6 +151,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "needs a manifest forged together with its digests": (
         "store/dataset.py:_other_id: restore it from a copy, or ingest again",
         "store/manifest.py:parse_manifest: restore it from a copy, or ingest again",
+        "store/manifest.py:read_categories: restore it from a copy, or ingest again",
         "store/manifest.py:check_manifest: restore it from a copy, or ingest again",
         "store/manifest.py:_check_description: restore it from a copy, or ingest again",
         "store/manifest.py:_check_claim: restore it from a copy, or ingest again",

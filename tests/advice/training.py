@@ -481,12 +481,3 @@ def a_factory_that_fails(w: World) -> None:
 def a_comparison_without_an_end(w: World) -> None:
     how = {"rules": ("batch",), "optimizers": ("sgd",), "loss": "cross_entropy", "batch_size": 20, "memory": "16MB"}
     w.followed(st.compare, net(), w.dataset(), **how, max_epochs=None)
-
-
-@world("models/losses.py:default_loss: name one, or store int64 or float")
-def a_target_without_a_loss(w: World) -> None:
-    from streamtrain.models.losses import default_loss
-
-    w.refused(default_loss, torch.uint8)
-    assert default_loss(torch.int64) == "cross_entropy"
-    assert default_loss(torch.float32) == "mse"

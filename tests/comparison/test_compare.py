@@ -183,3 +183,16 @@ def test_the_page_is_whole_and_escapes_names(data: st.Dataset, tmp_path: Path) -
     assert kept["about"]["model"] == HOSTILE
     assert [run["optimizer"] for run in kept["runs"]] == ["sgd", "adam"]
     assert len(kept["surface"]["loss"]) == 3
+
+
+def test_a_path_stands_for_its_dataset(data: st.Dataset) -> None:
+    given: dict[str, Any] = {
+        "rules": ("batch",),
+        "optimizers": ("sgd",),
+        "max_epochs": 1,
+        "batch_size": 20,
+        "loss": "mse",
+    }
+    found, expected = (compare(line(), each, val=each, **given) for each in (str(data.path), data))
+    assert [run.last.val for run in found] == [run.last.val for run in expected]
+    assert found.about["dataset"] == expected.about["dataset"]

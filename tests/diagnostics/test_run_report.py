@@ -107,6 +107,27 @@ def test_a_report_does_without_the_dataset(run: Path, stored: Path, tmp_path: Pa
     assert "another one than the run was trained on" in run_page(read_run(run))
 
 
+@pytest.mark.parametrize("harm", ["gone", "damaged", "a file", "no path"])
+def test_a_report_without_its_dataset_says_so(
+    run: Path, stored: Path, tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Path(shutil.copytree(stored, tmp_path / "copy.zarr"))
+    if harm == "gone":
+        shutil.rmtree(place)
+    elif harm == "damaged":
+        (place / "zarr.json").write_text("{")
+    elif harm == "a file":
+        place = place / "zarr.json"
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"dataset": [1] if harm == "no path" else str(place)}))
+    assert main(["report", str(run)]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith("warning: the report is without the shuffle and the dataset: ")
+    assert "Fix: --dataset where it lies now" in told
+    assert main(["report", str(run), "--dataset", str(stored)]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_a_run_that_was_stopped_early_has_a_report(run: Path) -> None:
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text(lines[0])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from streamtrain.errors import UnknownName, UsageError
-from streamtrain.models.losses import LOSS_DEFINITIONS, default_loss, resolve_loss
+from streamtrain.models.losses import LOSS_DEFINITIONS, resolve_loss
 
 
 @pytest.mark.parametrize("name", LOSS_DEFINITIONS)
@@ -110,10 +110,3 @@ def test_a_loss_of_ones_own_sees_what_the_model_returns() -> None:
 
     assert resolve_loss(distance).name == "distance"
     assert float(resolve_loss(distance)(torch.ones(2, 1), torch.zeros(2, dtype=torch.int64))) == 1
-
-
-def test_the_default_follows_from_the_target_and_none_fits_others() -> None:
-    assert default_loss(torch.int64) == "cross_entropy"
-    assert default_loss(torch.float32) == "mse"
-    with pytest.raises(UsageError, match="bool"):
-        default_loss(torch.bool)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import math
 import os
 import subprocess
 import sys
@@ -80,6 +82,27 @@ def test_seconds_are_summed_and_named() -> None:
 )
 def test_what_is_no_event_is_passed_over(line: str) -> None:
     assert RecordedEvent.from_line(line) is None
+
+
+WRONG: dict[str, list[object]] = {
+    "int": ["7", 1.5, True, None, [1], {"a": 1}, -1, 10**400],
+    "float": ["7", True, None, [1], math.nan, math.inf, -1.0, 10**400],
+    "str": [7, None, ["a"]],
+    "dict[str, int]": [[1], 7, "a", None, {"a": "b"}, {"a": 1.5}, {"a": None}, {"a": -1}],
+    "ThreadSeconds": [[1], 7, None, {}, {"disk": 1.0}, dict.fromkeys(ThreadSeconds().named(), "1")],
+}
+WHOLE: dict[str, object] = {"int": 7, "float": 1.5, "str": "a", "dict[str, int]": {"a": 1}}
+
+
+@pytest.mark.parametrize("kind", EVENT_TYPES)
+def test_an_event_with_a_value_of_another_type_is_passed_over(kind: str) -> None:
+    whole = {field.name: WHOLE.get(str(field.type), ThreadSeconds().named()) for field in fields(EVENT_TYPES[kind])}
+    head: dict[str, object] = {"time": 1.0, "pid": 2, "event": kind}
+    assert RecordedEvent.from_line(json.dumps(head | whole)) is not None
+    types = {"time": "float", "pid": "int"} | {field.name: str(field.type) for field in fields(EVENT_TYPES[kind])}
+    for name, of in types.items():
+        for wrong in WRONG[of]:
+            assert RecordedEvent.from_line(json.dumps(head | whole | {name: wrong})) is None, (name, wrong)
 
 
 def test_an_event_of_a_later_version_may_say_more() -> None:

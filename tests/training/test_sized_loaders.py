@@ -1,12 +1,14 @@
 """Training on datasets themselves: the same as on loaders made by hand, within a budget of the whole process."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import streamtrain as st
-from streamtrain.errors import Argument, BudgetError, Fix, UsageError
+from streamtrain.errors import Argument, BudgetError, DatasetError, Fix, UsageError
 from streamtrain.loader.shared_budget import NonLoaderMemory, process_budget_error
 from streamtrain.training import sized_loaders
 
@@ -88,3 +90,27 @@ def test_a_refusal_without_a_size_stays_a_budget_error():
     taken = NonLoaderMemory(reserved_bytes=1, training_bytes=1, step_bytes=1)
     refused = BudgetError("too small", fix=Fix("a larger ", Argument("memory"), ", or no ", Argument("val")))
     assert process_budget_error(refused, taken).fix == "a larger max_memory=, or no val="
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_stands_for_its_dataset(data, kind):
+    train, val = data
+    paths = [kind(each.path) for each in data]
+    one, other = new_trainer(), new_trainer()
+    of_paths = one.fit(paths[0], val=paths[1], max_epochs=1, batch_size=50, progress=False)
+    of_data = other.fit(train, val=val, max_epochs=1, batch_size=50, progress=False)
+    assert torch.equal(one.model.weight, other.model.weight)
+    assert of_paths.last.val == of_data.last.val
+    assert one.evaluate(paths[1]) == other.evaluate(val)
+    with st.StreamLoader(paths[0], batch_size=50) as loader, st.StreamLoader(train, batch_size=50) as expected:
+        assert all(torch.equal(a.x, b.x) for a, b in zip(loader, expected, strict=True))
+    assert st.plan(paths[0]).n_batches == st.plan(train).n_batches
+
+
+def test_a_path_at_which_there_is_none_is_refused(tmp_path):
+    gone = tmp_path / "gone.zarr"
+    with pytest.raises(DatasetError, match="no such dataset"):
+        new_trainer().fit(gone, max_epochs=1)
+    for use in (st.StreamLoader, st.plan, st.Trainer(nn.Linear(6, 3), loss="mse", device="cpu").evaluate):
+        with pytest.raises(DatasetError, match="no such dataset"):
+            use(str(gone))

@@ -75,6 +75,10 @@ PLAIN_TABLE: Final = TableOptions()
 """That of which nothing is said."""
 
 
+RowFilter = Callable[[int, int], npt.NDArray[np.bool_]]
+"""Says of each of the rows [start, stop) whether it is meant."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceOptions:
     """How to read raw files; each format uses the options that concern it and refuses the others."""
@@ -91,6 +95,8 @@ class SourceOptions:
     classes: tuple[str, ...] | None = None
     # What the ingest may own, in bytes; None where nobody said.
     memory: int | None = None
+    # Tables: which of the rows [start, stop), left out ones not counted, means and categories are learned from.
+    learn_from: RowFilter | None = None
     # Tables: what is said of them beyond the label column and the features.
     table: TableOptions = PLAIN_TABLE
 

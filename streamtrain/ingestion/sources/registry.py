@@ -44,9 +44,12 @@ from streamtrain.ingestion.sources.tables import delimited, frames, parquet
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
 from streamtrain.ingestion.sources.tables.roles.choice import has_roles
 from streamtrain.ingestion.sources.tables.roles.findings import choose_for_all, told_at_once
+from streamtrain.ingestion.sources.tables.roles.known import check_fields_like, known_of, options_like
+from streamtrain.ingestion.sources.tables.roles.learned import Learned
 from streamtrain.ingestion.sources.tables.roles.reader import TableReader
 from streamtrain.ingestion.sources.tables.roles.role_table import open_tables
 from streamtrain.ingestion.sources.text_labels import TextLabels, is_text_labels
+from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.files import local_path, names_in
 from streamtrain.system.refusals import read_failure
@@ -191,6 +194,26 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
     return _with_clear_names(with_labels(_open(source, own), opened), options)
 
 
+def open_like(source: object, dataset: Dataset, *, labels: object, options: SourceOptions) -> Source:
+    """Open raw data in the terms of another dataset: columns by name, its categories, fills, classes and dtypes."""
+    readers = None if labels is not None else _readers_of(source, options)
+    if readers is not None:
+        like = options_like(dataset, options)
+        return _with_clear_names(_open_tables(readers, like, known_of(dataset)), like)
+    opened = open_source(source, labels=labels, options=dataclasses.replace(options, classes=dataset.manifest.classes))
+    check_fields_like(opened.fields, dataset, name_of(opened))
+    return opened
+
+
+def _readers_of(source: object, options: SourceOptions) -> list[TableReader] | None:
+    """Open what is a table, for columns of any role; None where it is none."""
+    files = _files_of(source)
+    if files is None:
+        return [frames.reader(source)] if frames.is_frame(source) else None
+    reader = _checked_families(files, options)[0].reader
+    return None if reader is None else [reader(file, options) for file in files]
+
+
 def _open_text_labels(labels: object) -> Source | None:
     """Open a series of text; None where it is a path, a list of paths, or none of text."""
     if _paths_in(labels) is not None or not is_text_labels(labels):
@@ -267,7 +290,13 @@ def _open(source: object, options: SourceOptions) -> Source:
     if options.dtype is None and options.shape is None and options.fields is None and frames.is_frame(source):
         return _open_frame(source, options)
     for option in dataclasses.fields(options):
-        if getattr(options, option.name) is not None and option.name not in ("classes", "fields", "memory", "table"):
+        if getattr(options, option.name) is not None and option.name not in (
+            "classes",
+            "fields",
+            "memory",
+            "learn_from",
+            "table",
+        ):
             raise UsageError(f"{option.name} applies to files only", fix=Fix("leave ", Argument(option.name), " out"))
     _check_no_roles(options, "what is in memory")
     # Before `Source` was a base class, a plug-in's source was known by its attributes.
@@ -379,12 +408,17 @@ def _check_distinct(files: Sequence[Path]) -> None:
             raise InputError(what, where=str(file), fix="give every file once")
 
 
-def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
+def _checked_families(files: Sequence[Path], options: SourceOptions) -> list[FileFormat]:
     for file in files:
         check_file(file)
     _check_distinct(files)
     families = [format_of(file, options) for file in files]
     _check_one_kind(files, families)
+    return families
+
+
+def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
+    families = _checked_families(files, options)
     if options.fields is not None and not families[0].has_names:
         raise _no_names(f"{families[0].name} files", str(files[0]))
     for file, family in zip(files, families, strict=True):
@@ -402,10 +436,15 @@ def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
         raise told_at_once(error, [reader(file, options) for file in files], options) from error
 
 
-def _open_tables(readers: Sequence[TableReader], options: SourceOptions) -> Source:
+def _open_tables(readers: Sequence[TableReader], options: SourceOptions, known: Learned | None = None) -> Source:
     try:
-        return open_tables(readers, options)
+        return open_tables(readers, options, known)
     except UnfitColumns as error:
+        if known is not None and error.fix:
+            raise
+        if known is not None:
+            fix = "correct the value in the source, or leave its row out"
+            raise InputError(error.what, where=error.where, why=error.why, fix=fix) from error
         raise told_at_once(error, readers, options) from error
 
 

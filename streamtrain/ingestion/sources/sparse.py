@@ -32,11 +32,6 @@ class CompressedRows:
     def dtype(self) -> np.dtype[Any]:
         return self.values.dtype
 
-    @property
-    def dense_bytes(self) -> int:
-        """What it becomes with its zeros."""
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
-
     def __getitem__(self, rows: slice, /) -> npt.NDArray[Any]:
         first, last, _ = rows.indices(self.shape[0])
         starts = np.asarray(self.starts[first : last + 1], np.int64)

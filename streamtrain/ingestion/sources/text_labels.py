@@ -63,6 +63,9 @@ def _objects(values: Any, start: int, stop: int) -> list[Any]:
 
 def is_text_labels(value: Any) -> bool:
     """Say whether a value of one axis begins with text, after what is missing."""
+    # A tensor holds no text, and one that is nested has no shape to ask for.
+    if isinstance(value, type) or type(value).__module__.partition(".")[0] == "torch":
+        return False
     shape = getattr(value, "shape", None)
     if isinstance(value, str | bytes) or not hasattr(value, "__len__") or not hasattr(value, "__getitem__"):
         return False

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,13 @@ from streamtrain.ingestion.request import run_bytes
 from streamtrain.ingestion.sources.base import Source, rows_within
 from streamtrain.ingestion.sources.combine import ClassCheckedSource, Concatenation, LabelledSource, name_of
 from streamtrain.ingestion.sources.tables.arrow import arrow, is_text, missing_in, returning_memory, without_dictionary
+from streamtrain.ingestion.sources.tables.roles.role_table import RoleTable
 from streamtrain.ingestion.sources.tables.table_columns import ChosenColumns, TableDtypes, TableSource
 from streamtrain.ingestion.splits.rule import Value, plain_value, read_cell
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, TARGET, schema_of
+
+T = TypeVar("T", bound=Source)
 
 _PIECE_BYTES: Final = 1 << 20
 _N_LISTED: Final = 20
@@ -37,7 +41,9 @@ class GroupRun:
 
 def group_values(source: Source, given: Source, by: str, *, memory: int) -> Iterator[GroupRun]:
     """Yield the values of all rows; ``source`` reads any range of what ``given`` gives."""
-    tables = _tables(given)
+    if with_roles := _tables_of(RoleTable, given):
+        return _of_roles(with_roles, by)
+    tables = _tables_of(TableSource, given)
     numbers = {field.name: field for field in source.fields if field.row_bytes == field.dtype.itemsize}
     columns = schema_of(source.fields, source.provenance, classes=source.classes).columns.get(INPUT, ())
     labels = {table.chosen.label for table in tables}
@@ -54,16 +60,16 @@ def group_values(source: Source, given: Source, by: str, *, memory: int) -> Iter
     return _of_rows(source, numbers[by], 0, source.classes if by == TARGET else None)
 
 
-def _tables(source: Source) -> list[TableSource]:
+def _tables_of(kind: type[T], source: Source) -> list[T]:
+    if isinstance(source, kind):
+        return [source]
     match source:
-        case TableSource():
-            return [source]
         case Concatenation():
-            return [table for part in source.parts for table in _tables(part)]
+            return [table for part in source.parts for table in _tables_of(kind, part)]
         case ClassCheckedSource():
-            return _tables(source.source)
+            return _tables_of(kind, source.source)
         case LabelledSource():
-            return _tables(source.features) or _tables(source.labels)
+            return _tables_of(kind, source.features) or _tables_of(kind, source.labels)
     return []
 
 
@@ -73,10 +79,24 @@ def _of_rows(source: Source, field: Field, column: int, classes: Sequence[str] |
     for start in range(0, source.n_samples, n_piece):
         stop = min(start + n_piece, source.n_samples)
         values = source.read(start, stop)[field.name].reshape(stop - start, -1)[:, column]
-        _check_numbers(values, lambda row: source.where(row), start)
+        _check_numbers(values, partial(_shifted, source.where, start))
         distinct, codes = np.unique(values, return_inverse=True)
         named = [classes[value] if classes else plain_value(value) for value in distinct.tolist()]
         yield GroupRun(values=named, codes=codes.reshape(-1))
+
+
+def _of_roles(tables: Sequence[RoleTable], by: str) -> Iterator[GroupRun]:
+    for table in tables:
+        if by not in table.reader.header:
+            raise _unknown(by, table.reader.header, str(table.reader.path))
+    with returning_memory():
+        for table in tables:
+            for rows, column in table.column(by):
+                yield _of_column(column, partial(_place_of, table, rows), is_cells=table.reader.types is None)
+
+
+def _place_of(table: RoleTable, rows: npt.NDArray[np.intp], row: int) -> str:
+    return table.reader.place(int(rows[row]))
 
 
 def _of_tables(tables: Sequence[TableSource], by: str, memory: int) -> Iterator[GroupRun]:
@@ -89,22 +109,26 @@ def _of_tables(tables: Sequence[TableSource], by: str, memory: int) -> Iterator[
             is_cells = table.provenance[0]["format"] == "csv"
             n_done = 0
             for run in table.runs(run_bytes(memory), chosen, dtypes):
-                yield _of_column(run.label, table, n_done, is_cells=is_cells)
+                yield _of_column(run.label, partial(_shifted, table.where, n_done), is_cells=is_cells)
                 n_done += run.n_rows
 
 
-def _of_column(column: Any, table: TableSource, first_row: int, *, is_cells: bool) -> GroupRun:
+def _shifted(place: Callable[[int], str], first_row: int, row: int) -> str:
+    return place(first_row + row)
+
+
+def _of_column(column: Any, place: Callable[[int], str], *, is_cells: bool) -> GroupRun:
     if column.null_count:
-        raise _missing(table.where(first_row + int(missing_in(column).argmax())))
+        raise _missing(place(int(missing_in(column).argmax())))
     column = _comparable(without_dictionary(column))
     if arrow("pyarrow.types").is_floating(column.type):
-        _check_numbers(column.to_numpy(zero_copy_only=False), table.where, first_row)
+        _check_numbers(column.to_numpy(zero_copy_only=False), place)
     encoded = column.dictionary_encode()
     found = encoded.dictionary.to_pylist()
     values = [read_cell(value) for value in found] if is_cells else [plain_value(value) for value in found]
     if is_cells and not all(value.strip() for value in found):
         blank = next(number for number, value in enumerate(found) if not value.strip())
-        raise _missing(table.where(first_row + encoded.indices.to_pylist().index(blank)))
+        raise _missing(place(encoded.indices.to_pylist().index(blank)))
     codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     return GroupRun(values=values, codes=codes)
 
@@ -117,9 +141,9 @@ def _comparable(column: Any) -> Any:
     return column.cast(arrow().int8() if types.is_boolean(column.type) else arrow().string())
 
 
-def _check_numbers(values: npt.NDArray[Any], place: Callable[[int], str], first_row: int) -> None:
+def _check_numbers(values: npt.NDArray[Any], place: Callable[[int], str]) -> None:
     if values.dtype.kind == "f" and np.isnan(values).any():
-        raise _missing(place(first_row + int(np.isnan(values).argmax())))
+        raise _missing(place(int(np.isnan(values).argmax())))
 
 
 def _missing(where: str) -> InputError:

@@ -15,7 +15,7 @@ The root takes its place as a dataset does. An append begins with links to the f
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version as version_of
@@ -48,7 +48,8 @@ from streamtrain.ingestion.resume import (
     refuse_differences,
     told_differences,
 )
-from streamtrain.ingestion.sources.base import Source
+from streamtrain.ingestion.sources.base import RowFilter, Source
+from streamtrain.ingestion.sources.tables.roles.choice import missing_rule
 from streamtrain.ingestion.splits.division import Division, SplitSource, check_not_empty, divide, wanted_shares
 from streamtrain.ingestion.splits.rule import FEW_GROUPS
 from streamtrain.ingestion.splits.spool import spooled
@@ -90,6 +91,7 @@ class _Work:
     rule: SplitRule
     request: IngestRequest
     base: SplitRoot | None  # the root that is appended to
+    learns_anew: Callable[[RowFilter], Source] | None
     header: Json
     files: Files
     say: Say
@@ -111,9 +113,13 @@ def ingest_splits(
     files: Files | None = None,
     mode: Mode = "create",
     resume: bool = False,
+    learns_anew: Callable[[RowFilter], Source] | None = None,
     say: Say | None = None,
 ) -> Dataset:
-    """Write the splits of a source, as the only writer of their root; return the open dataset of train."""
+    """Write the splits of a source, as the only writer of their root; return the open dataset of train.
+
+    ``learns_anew`` opens the source again, to learn what it learns from some of its rows.
+    """
     files = files or Files()
     warn: Say = _warn if say is None else partial(_say_warning, say)
     say = say or _say_nothing
@@ -136,6 +142,7 @@ def ingest_splits(
             rule=rule,
             request=request,
             base=base,
+            learns_anew=learns_anew if _learns(source, request) else None,
             header=_header(source, request, rule, mode, base),
             files=files,
             say=say,
@@ -146,6 +153,15 @@ def ingest_splits(
             _begin(work)
             _write(work)
         return open_dataset(path, split=TRAIN)
+
+
+def _learns(source: Source, request: IngestRequest) -> bool:
+    """Say whether means or categories of a table are learned from its rows."""
+    facts = source.schema_facts
+    if facts is None:
+        return False
+    has_names = any(category.hash_size is None for category in facts.categories)
+    return has_names or (bool(facts.fills) and missing_rule(request.options.table)[0] == "mean")
 
 
 def _say_nothing(text: str) -> None:
@@ -254,12 +270,14 @@ def _write(work: _Work) -> None:
         work.files.ensure_dir(work.spool)
         is_known = work.resumes and is_fingerprinted(work.source)
         rows = work.source
+        if work.learns_anew is not None:
+            # Its rows are divided before it is known what they become: that is learned from those of train.
+            division = _divided(work, rows)
+            rows = work.learns_anew(lambda start, stop: division.splits_of(start, stop) == 0)
         if not rows.seekable:
             rows = spooled(rows, work.spool, work.request, work.files, may_exist=is_known)
-        first_row = 0 if work.base is None else sum(work.base.n_samples.values())
-        division = divide(
-            rows, work.source, work.rule, work.spool, work.files, memory=work.request.memory, first_row=first_row
-        )
+        if work.learns_anew is None:
+            division = _divided(work, rows)
         if work.base is None:
             check_not_empty(division, work.rule, work.source)
         request = work.request
@@ -279,6 +297,11 @@ def _write(work: _Work) -> None:
         work.say(line)
     for doubt in few_groups(work.rule, division):
         work.warn(doubt)
+
+
+def _divided(work: _Work, rows: Source) -> Division:
+    first_row = 0 if work.base is None else sum(work.base.n_samples.values())
+    return divide(rows, work.source, work.rule, work.spool, work.files, memory=work.request.memory, first_row=first_row)
 
 
 def _write_split(work: _Work, name: str, part: SplitSource, request: IngestRequest, *, is_known: bool) -> None:

@@ -108,9 +108,13 @@ def _why_not_parameters(learner: Learner) -> str | None:
     return None
 
 
+FAST_LOSSES: Final = frozenset({"cross_entropy", "nll", "bce_with_logits", "mse", "l1"})
+"""Losses whose gradient is written out; of the others the plain loop computes it."""
+
+
 def _why_not_loss(loss: Loss) -> str | None:
     _, function, module = LOSS_DEFINITIONS.get(loss.name, (None, None, None))
-    if loss.mean is not function and type(loss.mean) is not module:
+    if loss.name not in FAST_LOSSES or (loss.mean is not function and type(loss.mean) is not module):
         return f"the loss is {loss.name}"
     if any(isinstance(part, nn.Module) and _has_own_ways(part) for part in (loss.mean, loss.each)):
         return f"the loss {loss.name} has hooks, or a forward of its own"

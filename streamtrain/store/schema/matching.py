@@ -19,7 +19,7 @@ import numpy as np
 
 from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
 from streamtrain.store.layout import Field
-from streamtrain.store.schema.columns import TARGET, Names, Schema
+from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET, Names, Schema
 
 _N_SHOWN: Final = 12
 
@@ -69,6 +69,8 @@ def first_difference(ours: Schema, theirs: Schema, *, fields: Iterable[str], of:
     differences = (
         *(_columns_difference(name, ours, theirs, of) for name in names),
         _classes_difference(ours, theirs, of) if TARGET in names else None,
+        _categories_difference(ours, theirs, of) if CATEGORIES in names else None,
+        _numbers_of_columns_difference(ours, theirs, of) if INPUT in names else None,
         *(_numbers_difference(name, ours, theirs, of) for name in names),
     )
     return next(filter(None, differences), None)
@@ -146,6 +148,37 @@ def _classes_difference(ours: Schema, theirs: Schema, of: str) -> Difference | N
     again = Fix("ingest it again with ", named_in_order("classes", there))
     fix = "leave those samples out" if unknown is not None else again
     return Difference(what=f"{what}; in {of} they are {listed(there)}", why=why, fix=fix)
+
+
+def _categories_difference(ours: Schema, theirs: Schema, of: str) -> Difference | None:
+    """Compare categories by their codes: another list of names has other numbers for them."""
+    for there, here in zip(ours.categories, theirs.categories, strict=False):
+        if (there.names, there.hash_size) == (here.names, here.hash_size):
+            continue
+        pairs = enumerate(zip_longest(there.names, here.names), 2)
+        code, (one, two) = next((pair for pair in pairs if pair[1][0] != pair[1][1]), (2, (None, None)))
+        what = f"the categories of column {here.name!r} are numbered otherwise than in {of}"
+        why = f"The first difference: code {code} is {_shown(two)} here and {_shown(one)} there"
+        return Difference(what=what, why=why, fix=_LIKE)
+    return None
+
+
+def _shown(name: str | None) -> str:
+    return "none" if name is None else repr(name)
+
+
+def _numbers_of_columns_difference(ours: Schema, theirs: Schema, of: str) -> Difference | None:
+    """Compare what the numbers of x stand for: dates and their unit."""
+    if not ours.columns.get(INPUT) or ours.columns.get(INPUT) != theirs.columns.get(INPUT):
+        return None
+    for name in ours.columns[INPUT]:
+        there, here = ours.kinds.get(name, "number"), theirs.kinds.get(name, "number")
+        if there != here:
+            return Difference(what=f"column {name!r} is a {here}; in {of} it is a {there}", fix=_LIKE)
+    return None
+
+
+_LIKE: Final = Fix("ingest it again in the terms of the other: ", Argument("like"))
 
 
 def _numbers_difference(name: str, ours: Schema, theirs: Schema, of: str) -> Difference | None:

@@ -210,6 +210,8 @@ _QUESTIONS: Final = {
 def _of_classes(labels: Labels, held: str) -> str:
     if labels.is_named or labels.values is None or labels.min is None or labels.max is None:
         return f"{labels.name}: {held}"
+    if len(labels.values) == 1:
+        return f"{labels.name}: one class, {labels.min:.0f}"
     return f"{labels.name}: {len(labels.values):,} classes, {labels.min:.0f} to {labels.max:.0f}"
 
 

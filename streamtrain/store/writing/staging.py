@@ -63,7 +63,8 @@ SPOOL: Final = f"{zarr_metadata.PRIVATE}/spool"
 """Folder in a split root that is being made: rows read once, and what else its splits are made of."""
 
 _OURS: Final = re.compile(
-    rf"{zarr_metadata.ROOT}|{zarr_metadata.PRIVATE}/(journal|manifest\.json|zarr\.json|(crc32c|stats)(/[^/]+)*/(zarr\.json|\d+))"
+    rf"{zarr_metadata.ROOT}|{zarr_metadata.PRIVATE}/"
+    r"(journal|manifest\.json|zarr\.json|categories/\d+\.json|(crc32c|stats)(/[^/]+)*/(zarr\.json|\d+))"
 )
 _IN_USE: Final = re.compile(r"\.nfs[0-9a-f]+|\.fuse_hidden\w+")
 """Names that file servers give to files which are removed while somebody reads them."""

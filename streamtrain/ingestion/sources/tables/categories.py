@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -29,9 +30,26 @@ _TEXT_COPIES: Final = 6
 _CATEGORY_BYTES: Final = 300
 
 
+CATEGORY_SHARE: Final = 2
+"""Of the memory of an ingest, categories may take one part in so many."""
+
+
 def category_bytes(n_text_bytes: int, n_names: int) -> int:
     """Project the memory of so many categories: in arrays while they are counted, then as names with their codes."""
     return _TEXT_COPIES * n_text_bytes + _CATEGORY_BYTES * n_names
+
+
+@dataclass(slots=True, kw_only=True)
+class CategoryMemory:
+    """The bytes that the categories of a table's columns may take together, and those that each takes so far."""
+
+    limit: int
+    taken: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def n_bytes(self) -> int:
+        """All that is taken."""
+        return sum(self.taken.values())
 
 
 class CategorySurvey:
@@ -41,13 +59,13 @@ class CategorySurvey:
     ----------
     name : str
         The column's.
-    memory : int or None
-        The bytes that they may take; None where nobody said.
+    memory : CategoryMemory or None
+        What they share with those of other columns; None where nobody said.
     where : str, optional
         The file, for errors.
     """
 
-    def __init__(self, name: str, memory: int | None, where: str | None = None) -> None:
+    def __init__(self, name: str, memory: CategoryMemory | None, where: str | None = None) -> None:
         self.name = name
         self.memory = memory
         self.where = where
@@ -57,13 +75,20 @@ class CategorySurvey:
         self._pending: list[tuple[Any, npt.NDArray[np.int64]]] = []
         self._n_pending = 0
 
-    def add(self, column: Any) -> None:
-        """Count the values of a run of the column: text, integers, booleans, or floats that are whole."""
+    def add(self, column: Any, learned: npt.NDArray[np.bool_] | None = None) -> None:
+        """Count the values of a run of the column: text, integers, booleans, or floats that are whole.
+
+        Rows that are not ``learned`` from count among the missing ones only.
+        """
         encoded = _encoded(column, self.name, self.where)
         self.n_missing += encoded.null_count
-        counts = np.bincount(_indices(encoded)[_valid(encoded)], minlength=len(encoded.dictionary))
-        self._pending.append((encoded.dictionary, counts.astype(np.int64)))
-        self._n_pending += len(encoded.dictionary)
+        counted = _valid(encoded) if learned is None else _valid(encoded) & learned
+        texts, counts = encoded.dictionary, np.bincount(_indices(encoded)[counted], minlength=len(encoded.dictionary))
+        if learned is not None:
+            seen = np.flatnonzero(counts)
+            texts, counts = texts.take(arrow().array(seen)), counts[seen]
+        self._pending.append((texts, counts.astype(np.int64)))
+        self._n_pending += len(texts)
         if self._n_pending >= max(_MIN_PENDING, len(self._texts)):
             self._merge()
 
@@ -95,10 +120,14 @@ class CategorySurvey:
         summed = np.bincount(_indices(texts), weights=counts, minlength=len(texts.dictionary))
         self._texts, self._counts = texts.dictionary, summed.astype(np.int64)
         self._pending, self._n_pending = [], 0
-        n_bytes = category_bytes(self._texts.nbytes, len(self._texts))
-        if self.memory is not None and n_bytes > self.memory:
-            enough = Argument("memory", f"{math.ceil(2 * n_bytes / 10**6)}MB")
-            raise self._too_many(f"which take {format_bytes(n_bytes)} of {format_bytes(self.memory)}", enough)
+        if self.memory is None:
+            return
+        self.memory.taken[self.name] = category_bytes(self._texts.nbytes, len(self._texts))
+        n_bytes, limit = self.memory.n_bytes, self.memory.limit
+        if n_bytes > limit:
+            others = f" with those of {len(self.memory.taken) - 1} other columns" if len(self.memory.taken) > 1 else ""
+            enough = Argument("memory", f"{math.ceil(n_bytes * CATEGORY_SHARE / 10**6)}MB")
+            raise self._too_many(f"which take {format_bytes(n_bytes)}{others}, of {format_bytes(limit)}", enough)
 
     def _too_many(self, why: str, raised: Argument) -> BudgetError:
         hashed = Argument("hash", {self.name: _SUGGESTED_HASH_SIZE})

@@ -60,11 +60,6 @@ class Dates:
     values: npt.NDArray[np.float64]  # of shape (n_rows,), NaN where they are missing
     form: DateForm | None  # None where all are missing
 
-    @property
-    def is_local(self) -> bool:
-        """Whether a timezone had to be assumed."""
-        return self.form is not None and not self.form.has_zone
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DateColumn:

@@ -134,6 +134,8 @@ def _column_batches(path: Path, n_rows: int, names: Sequence[str]) -> Iterator[T
                     _check_text(batch)
                     yield TableBatch(n_rows=batch.num_rows, columns=columns_of(plain_batch(batch, str(path), n_done)))
                     n_done += batch.num_rows
+                    del batch
+                    return_freed()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,6 +330,9 @@ def _batches(group: _RowGroup, names: list[str], max_bytes: int) -> Iterator[tup
             _check_text(batch)
             yield start, plain_batch(batch, f"{group.path} row group {group.number}", start)
             start += batch.num_rows
+            # Pages and columns are of many sizes: what one leaves free takes none of the next, and would add up.
+            del batch
+            return_freed()
 
 
 def _check_text(batch: Any) -> None:

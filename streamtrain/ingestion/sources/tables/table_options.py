@@ -14,7 +14,7 @@ from streamtrain.store.schema.columns import MOST_CODES
 from streamtrain.system.arguments import check_names, is_int
 
 TEXT_OPTIONS: Final = ("header", "names", "delimiter", "encoding", "na_values")
-"""What says how delimited text is to be read."""
+"""Options of delimited text."""
 
 _LISTS: Final = ("names", "na_values", "categorical", "exclude")
 _HEADERS: Final = ("first", "none")

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import BudgetError, InputError
-from streamtrain.ingestion.sources.tables.categories import CategoryCodes, CategorySurvey, hash_code
+from streamtrain.ingestion.sources.tables.categories import CategoryCodes, CategoryMemory, CategorySurvey, hash_code
 from streamtrain.store.schema.columns import CategoryColumn
 
 texts = st.one_of(st.none(), st.sampled_from(["", " ", "a", "b", "B", " a", "NA", "é", "😀", "﷐"]), st.text(max_size=3))
 runs_of_texts = st.lists(st.lists(texts, max_size=20), max_size=6)
 
 
-def survey_of(*runs: pa.Array, memory: int | None = None) -> CategorySurvey:
-    survey = CategorySurvey("c", memory, "t.csv")
+def survey_of(*runs: pa.Array) -> CategorySurvey:
+    survey = CategorySurvey("c", None, "t.csv")
     for run in runs:
         survey.add(run)
     return survey
@@ -124,9 +124,9 @@ def test_too_many_are_refused_with_the_figure_and_the_hash() -> None:
 
 
 def test_they_are_refused_before_they_outgrow_the_memory() -> None:
-    survey = CategorySurvey("c", 10_000_000)
+    survey = CategorySurvey("c", CategoryMemory(limit=10_000_000))
     n_added = 0
-    with pytest.raises(BudgetError, match=r"distinct values so far, which take .* of 10\.0 MB"):  # noqa: PT012
+    with pytest.raises(BudgetError, match=r"distinct values so far, which take .*, of 10\.0 MB"):  # noqa: PT012
         for start in range(0, 10_000_000, 1000):
             survey.add(pa.array([f"value {number}" for number in range(start, start + 1000)]))
             n_added += 1000

@@ -21,6 +21,11 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 
 
+def is_local(found: Dates) -> bool:
+    """Say whether a time zone had to be assumed."""
+    return found.form is not None and not found.form.has_zone
+
+
 def place(row: int) -> str:
     return f"t.csv:{row + 2}"
 
@@ -54,7 +59,7 @@ def test_times_with_a_zone(values: list[datetime | None], separator: str) -> Non
     texts = [None if value is None else value.isoformat(separator) for value in values]
     found = read(texts)
     assert same(found.values, [math.nan if value is None else seconds_of(value) for value in values])
-    assert not found.is_local
+    assert not is_local(found)
 
 
 @given(st.lists(st.none() | st.datetimes(), max_size=10))
@@ -62,7 +67,7 @@ def test_times_without_a_zone_are_utc(values: list[datetime | None]) -> None:
     found = read([None if value is None else value.isoformat() for value in values])
     expected = [math.nan if value is None else seconds_of(value.replace(tzinfo=UTC)) for value in values]
     assert same(found.values, expected)
-    assert found.is_local == any(values)
+    assert is_local(found) == any(values)
     typed = read(pa.array(values, pa.timestamp("us")))
     assert same(typed.values, expected)
     assert typed.form == found.form
@@ -195,7 +200,7 @@ def test_timestamps_of_all_units(unit: str, zone: str | None) -> None:
     found = read(column, timezone="Europe/Berlin")
     local = moment.replace(tzinfo=BERLIN) if zone is None else moment
     assert same(found.values, [seconds_of(local), math.nan])
-    assert found.is_local == (zone is None)
+    assert is_local(found) == (zone is None)
 
 
 def test_a_dictionary_is_read_in_the_order_of_its_rows() -> None:
@@ -215,7 +220,7 @@ def test_nothing_but_missing_values_has_no_form() -> None:
         found = read(column)
         assert np.isnan(found.values).all()
         assert found.form is None
-        assert not found.is_local
+        assert not is_local(found)
 
 
 @pytest.mark.parametrize(

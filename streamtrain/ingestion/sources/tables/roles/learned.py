@@ -11,7 +11,13 @@ import numpy.typing as npt
 
 from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.base import SourceOptions, field_of
-from streamtrain.ingestion.sources.tables.categories import CategoryCodes, CategorySurvey, category_bytes
+from streamtrain.ingestion.sources.tables.categories import (
+    CATEGORY_SHARE,
+    CategoryCodes,
+    CategoryMemory,
+    CategorySurvey,
+    category_bytes,
+)
 from streamtrain.ingestion.sources.tables.column_survey import (
     ColumnSurvey,
     add_text,
@@ -83,11 +89,12 @@ class TableLearner:
 
     def __init__(self, roles: TableRoles, options: SourceOptions, known: Learned | None) -> None:
         self.roles, self.options, self.known = roles, options, known
+        self._n_rows = 0  # of all files, without those left out
         self._n = np.zeros(len(roles.inputs), np.int64)
         self._means = np.zeros(len(roles.inputs))
-        self._largest = np.zeros(len(roles.inputs))
+        self._largest = np.zeros(len(roles.inputs), np.uint64)
         vocabularies = [name for name in roles.categorical if name not in options.table.hash]
-        memory = None if options.memory is None else options.memory // (2 * max(1, len(vocabularies)))
+        memory = None if options.memory is None else CategoryMemory(limit=options.memory // CATEGORY_SHARE)
         self._surveys = {name: CategorySurvey(name, memory) for name in vocabularies} if known is None else {}
         of_known = [] if known is None else known.facts.categories
         self._codes = [CategoryCodes(each) for each in of_known if each.hash_size is None]
@@ -102,11 +109,15 @@ class TableLearner:
         counts.n_unlabelled += run.n_unlabelled
         counts.n_dropped += run.n_dropped
         counts.missing += run.inputs.missing.sum(axis=0)
-        self._add_numbers(run)
+        learned = None
+        if self.options.learn_from is not None:
+            learned = self.options.learn_from(self._n_rows, self._n_rows + len(run.rows))
+        self._n_rows += len(run.rows)
+        self._add_numbers(run, learned)
         for name, column in zip(self.roles.categorical, run.categories, strict=True):
             if name in self._surveys:
                 before = self._surveys[name].n_missing
-                self._surveys[name].add(column)
+                self._surveys[name].add(column, learned)
                 counts.others[name] = counts.others.get(name, 0) + self._surveys[name].n_missing - before
         self._add_unseen(run, counts)
         if self._label is not None:
@@ -117,18 +128,26 @@ class TableLearner:
             whole = (found == np.floor(found)).all(axis=0)
             self._targets_range = np.stack([np.where(whole, least, -np.inf), np.maximum(self._targets_range[1], most)])
 
-    def _add_numbers(self, run: RoleRun) -> None:
+    def _add_numbers(self, run: RoleRun, learned: npt.NDArray[np.bool_] | None) -> None:
         if not run.inputs.values.size:
             return
+        self._add_largest(run)
         there = ~run.inputs.missing & np.isfinite(run.inputs.values.astype(FLOAT64))
+        if learned is not None:
+            there &= learned[:, None]
         values = np.where(there, run.inputs.values, 0).astype(FLOAT64)
         n_new = there.sum(axis=0)
         self._n += n_new
         # A mean of means: a sum of large numbers would not be finite.
         means = (values / np.maximum(n_new, 1)).sum(axis=0)
         self._means += (means - self._means) * (n_new / np.maximum(self._n, 1))
+
+    def _add_largest(self, run: RoleRun) -> None:
         if run.inputs.values.dtype.kind in "iu":
-            self._largest = np.maximum(self._largest, np.abs(values).max(axis=0))
+            whole = np.where(run.inputs.missing, 0, run.inputs.values)
+            # As floats the first that is not exact would be equal to the last that is.
+            sizes = np.abs(whole.astype(np.int64)) if whole.dtype.kind == "i" else whole
+            self._largest = np.maximum(self._largest, sizes.astype(np.uint64).max(axis=0))
 
     def _add_unseen(self, run: RoleRun, counts: FileCounts) -> None:
         named = dict(zip(self.roles.categorical, run.categories, strict=True))
@@ -161,7 +180,7 @@ class TableLearner:
             for name in self.roles.categorical
         )
         dtype = self._input_dtype(types)
-        self._check_exact(dtype, reader)
+        self._check_exact(dtype, types, reader)
         facts = SchemaFacts(
             columns=self.roles.inputs,
             kinds={
@@ -236,17 +255,23 @@ class TableLearner:
             return np.result_type(dtype, whole)
         return dtype
 
-    def _check_exact(self, dtype: np.dtype[Any], reader: TableReader) -> None:
+    def _check_exact(self, dtype: np.dtype[Any], types: list[ColumnTypes], reader: TableReader) -> None:
         if dtype.kind != "f":
             return
-        limit = 2.0 ** (np.finfo(dtype).nmant + 1)
+        limit = 2 ** (np.finfo(dtype).nmant + 1)
+        is_filled = all(each.numbers.kind != "f" for each in types)
+        why = (
+            f"What is filled in makes {dtype} of them" if is_filled else f"{dtype} is the dtype that all columns share"
+        )
         for name, largest in zip(self.roles.inputs, self._largest.tolist(), strict=True):
             if largest > limit:
                 raise InputError(
-                    f"column {name!r} holds {int(largest)}; {int(limit)} is the last whole number exact in {dtype}",
+                    f"column {name!r} holds {largest}; {limit} is the last whole number exact in {dtype}",
                     where=str(reader.path),
-                    why=f"{dtype} is the narrowest dtype that all columns share",
-                    fix="leave the column out, or store the other columns as whole numbers",
+                    why=why,
+                    fix=Fix("leave the column out, or fill in a whole number: ", Argument("na", "fill=0"))
+                    if is_filled
+                    else "leave the column out, or store the other columns as whole numbers",
                 )
 
     def _fills(self, dtype: np.dtype[Any]) -> Mapping[str, float]:
@@ -256,10 +281,14 @@ class TableLearner:
         if rule == "mean":
             empty = [name for name, n in zip(self.roles.inputs, self._n.tolist(), strict=True) if not n]
             if empty:
+                if self.options.columns is None:
+                    without = Argument("exclude", [*self.options.table.exclude, *empty])
+                else:
+                    without = Argument("columns", [name for name in self.options.columns if name not in empty])
                 raise InputError(
                     f"all values of column {empty[0]!r} are missing",
                     why="They have no mean",
-                    fix=Fix("leave it out: ", Argument("exclude", empty)),
+                    fix=Fix("leave it out: ", without),
                 )
         means = self._means.astype(dtype).astype(FLOAT64).tolist()
         filled = means if value is None else [value] * len(self.roles.inputs)

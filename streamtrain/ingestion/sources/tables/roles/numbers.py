@@ -95,7 +95,8 @@ def _typed(column: Any, dtype: np.dtype[Any], *, keep_nan: bool) -> Found | None
         is_same = (values == own) | missing | (own != own)
         if own.dtype.kind in "iu" and dtype.kind == "f":
             # Compared as floats all would be equal.
-            is_same &= np.abs(own.astype(np.float64)) <= 2.0 ** (np.finfo(dtype).nmant + 1)
+            limit = 2 ** (np.finfo(dtype).nmant + 1)
+            is_same &= (own >= -limit) & (own <= limit) | missing
     return (
         (values, missing) if is_same.all() and not (dtype.kind in "biu" and (own != own).any(where=~missing)) else None
     )

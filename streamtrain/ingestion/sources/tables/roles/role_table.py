@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError
+from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.base import (
     MOST_PIECE_BYTES,
     ReadingMemory,
@@ -38,8 +38,9 @@ from streamtrain.ingestion.sources.tables.roles.rows import ColumnTypes, RoleRun
 from streamtrain.store.schema.columns import CATEGORIES, ID, INPUT, MISSING, TARGET, WEIGHT
 from streamtrain.store.schema.facts import SchemaFacts
 
-_TEXT_COPIES: Final = 24
-"""Memory of a run of text in cells, arrays of its columns, and numbers, to its length; measured."""
+_N_NAMED: Final = 50
+_TEXT_COPIES: Final = 32
+"""Memory of a run of text in cells, arrays of its columns, and numbers, to its length; up to 28 were measured."""
 
 
 @dataclass(kw_only=True)
@@ -89,11 +90,21 @@ class RoleTable(Source):
         if n_done != self.n_samples:
             raise self._changed(f"{n_done:,} rows now, {self.n_samples:,} when it was opened")
 
-    def _runs(self) -> Iterator[tuple[int, RoleRun]]:
+    def column(self, name: str) -> Iterator[tuple[npt.NDArray[np.intp], Any]]:
+        """Yield a column as the file has it: of each run the places of the rows that are kept, and their values."""
+        rows, first_row = self._row_reader(), 0
+        for batch in self.reader.batches(tuple(dict.fromkeys((*self.roles.names, name)))):
+            kept = rows.run(batch, first_row).rows
+            yield first_row + kept, batch.columns[name].take(arrow().array(kept))
+            first_row += batch.n_rows
+
+    def _row_reader(self) -> RowReader:
         # Forms of dates are found again, from the first run on; dtypes are known.
         types = replace(self.types, forms={}, may_widen=False)
-        rows = RowReader(reader=self.reader, roles=self.roles, options=self.options, types=types)
-        first_row = 0
+        return RowReader(reader=self.reader, roles=self.roles, options=self.options, types=types)
+
+    def _runs(self) -> Iterator[tuple[int, RoleRun]]:
+        rows, first_row = self._row_reader(), 0
         for batch in self.reader.batches(self.roles.names):
             yield first_row, rows.run(batch, first_row)
             first_row += batch.n_rows
@@ -162,7 +173,7 @@ def _open_tables(readers: Sequence[TableReader], options: SourceOptions, known: 
     # Columns are matched by name, whatever their order in a file.
     roles = chosen[0]
     for reader, own in zip(readers, chosen, strict=True):
-        _check_same_columns(readers[0], roles, reader, own)
+        _check_same_columns(readers[0], roles, reader, own, options)
     learner = TableLearner(roles, options, known)
     types, counts = [], []
     for reader in readers:
@@ -213,6 +224,8 @@ def _table(
     wanted = types if reader.types is not None else replace(types, numbers=_read_as(learned, roles, types))
     facts, *more = reader.provenance
     facts = {**facts, **facts_of_roles(roles), **seen.as_json(roles)}
+    if zoneless := [name for name, form in types.forms.items() if form.has_time and not form.has_zone]:
+        facts["zoneless"] = zoneless
     reading = replace(
         reader.reading,
         working_bytes=reader.reading.working_bytes + _TEXT_COPIES * seen.n_longest,
@@ -234,23 +247,32 @@ def _read_as(learned: Learned, roles: TableRoles, types: ColumnTypes) -> np.dtyp
     return dtypes[INPUT] if roles.numbers and dtypes[INPUT].kind == "f" else types.numbers
 
 
-def _check_same_columns(first: TableReader, roles: TableRoles, reader: TableReader, own: TableRoles) -> None:
+def _check_same_columns(
+    first: TableReader, roles: TableRoles, reader: TableReader, own: TableRoles, options: SourceOptions
+) -> None:
     further = set(own.names) ^ set(roles.names)
     if further:
         name = sorted(further)[0]
         has, lacks = (reader, first) if name in own.names else (first, reader)
+        shared = [each for each in roles.numbers if each in own.numbers]
         raise InputError(
             f"column {name!r} is in {has.path} and not in {lacks.path}",
             where=str(reader.path),
             why="Files that are read together have the same columns",
-            fix="leave the column out, or ingest the files apart",
+            fix=_shared_columns(shared, options) if 0 < len(shared) <= _N_NAMED else "ingest the files apart",
         )
+
+
+def _shared_columns(names: list[str], options: SourceOptions) -> Fix:
+    # A column to leave out has to be in every file, and is never named beside those to read.
+    no_exclude: tuple[str | Argument, ...] = (" without ", Argument("exclude")) if options.table.exclude else ()
+    return Fix(Argument("columns", names), *no_exclude, ", or ingest the files apart")
 
 
 def _no_rows(reader: TableReader, counts: Sequence[FileCounts]) -> InputError:
     n_read = sum(seen.n_read for seen in counts)
     if not n_read:
-        return InputError("the table has columns but no rows", where=str(reader.path), fix="leave the file out")
+        return InputError("the table has columns but no rows", where=str(reader.path), fix="give a file with rows")
     n_unlabelled = sum(seen.n_unlabelled for seen in counts)
     what = (
         "no row has a label" if n_unlabelled == n_read else "no row is left: in each, a value or the label is missing"
@@ -258,15 +280,3 @@ def _no_rows(reader: TableReader, counts: Sequence[FileCounts]) -> InputError:
     return InputError(
         f"{what}, of {n_read:,}", where=str(reader.path), fix="name another label column, or fill values in"
     )
-
-
-def counted(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up what was counted in the files of a table."""
-    total: dict[str, Any] = {"rows": 0, "unlabelled": 0, "dropped": 0, "missing": {}, "unseen": {}}
-    for entry in provenance:
-        for name in ("rows", "unlabelled", "dropped"):
-            total[name] += entry.get(name, 0)
-        for name in ("missing", "unseen"):
-            for column, n in entry.get(name, {}).items():
-                total[name][column] = total[name].get(column, 0) + n
-    return total

@@ -56,9 +56,12 @@ class ColumnTypes:
 
 def types_of(roles: TableRoles, reader: TableReader) -> ColumnTypes:
     """Return what the file declares; a text file declares nothing."""
+    # Beside dates all are float64, which says what it rounds.
+    of_dates = [FLOAT64] if roles.dates else []
     if reader.types is None:
-        return ColumnTypes()
-    return ColumnTypes(numbers=_common(reader, roles.numbers), targets=_common(reader, roles.labels))
+        return ColumnTypes(numbers=np.result_type(INT64, *of_dates))
+    numbers = np.result_type(_common(reader, roles.numbers), *of_dates)
+    return ColumnTypes(numbers=numbers, targets=_common(reader, roles.labels))
 
 
 def _common(reader: TableReader, names: tuple[str, ...]) -> np.dtype[Any]:

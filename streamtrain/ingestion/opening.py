@@ -1,0 +1,160 @@
+"""Sources opened as a request says: with columns chosen by themselves, or in the terms of another dataset."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Final
+
+from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
+from streamtrain.ingestion.request import IngestRequest
+from streamtrain.ingestion.resume import Say
+from streamtrain.ingestion.sources.base import PLAIN_TABLE, RowFilter, Source
+from streamtrain.ingestion.sources.combine import ClassCheckedSource
+from streamtrain.ingestion.sources.registry import choose_automatically, open_like, open_source
+from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.manifest import AUTO
+from streamtrain.store.schema.columns import TARGET
+from streamtrain.store.schema.task import check_task
+from streamtrain.store.writing.journal import Mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What is ingested, as it was given."""
+
+    source: object
+    labels: object
+    like: str | os.PathLike[str] | Dataset | None
+    base: Dataset | None  # what its rows are appended to
+
+
+def open_requested(
+    given: Given, request: IngestRequest, mode: Mode, learn_from: RowFilter | None, say: Say | None
+) -> tuple[IngestRequest, Source]:
+    """Open a source, and return with it the request that its columns or another dataset have completed."""
+    if request.options.table.auto:
+        request = _chosen_automatically(given.source, request, say)
+    if given.like is None:
+        opened = open_learning_from(given, request, learn_from)
+    else:
+        request, opened = _opened_like(given.like, given, request, mode)
+    _tell_left_out(opened, say)
+    if request.options.table.delimiter == "auto":
+        _tell_delimiters(opened, say)
+    _tell_counts(opened, say)
+    if given.like is None and say is not None:
+        _tell_zone(opened, request.options.table.timezone, say)
+    _check_has_labels(opened, request)
+    return request, opened if given.like is None else _checked(opened, request)
+
+
+def open_learning_from(given: Given, request: IngestRequest, learn_from: RowFilter | None) -> Source:
+    """Open a source whose means and categories are learned from some of its rows, or from all."""
+    known = _known_names(request, given.base)
+    options = replace(request.options, classes=known, memory=request.memory, learn_from=learn_from)
+    return _checked(open_source(given.source, labels=given.labels, options=options), request)
+
+
+def _checked(opened: Source, request: IngestRequest) -> Source:
+    """Check every label against the classes, where these are told."""
+    return opened if request.classes in (None, AUTO) else ClassCheckedSource(opened, request.classes)
+
+
+def _check_has_labels(source: Source, request: IngestRequest) -> None:
+    """Refuse a task, or classes, of labels that there are none of."""
+    if any(field.name == TARGET for field in source.fields):
+        return
+    for name, value in (("task", request.task), ("classes", AUTO if request.classes == AUTO else None)):
+        if value is not None:
+            what = f"{name} is {value!r}, of field {TARGET}, and there is none"
+            raise UsageError(what, fix=f"give labels, or leave {name} out")
+
+
+def _opened_like(
+    like: str | os.PathLike[str] | Dataset, given: Given, request: IngestRequest, mode: Mode
+) -> tuple[IngestRequest, Source]:
+    """Open a source in the terms of another dataset, whose classes and task are the request's then."""
+    for name in ("classes", "task"):
+        if getattr(request, name) is not None:
+            fix = Fix("leave ", Argument(name), " out, or ", Argument("like"))
+            raise UsageError(f"{name} is given beside like", why="They are those of the other dataset", fix=fix)
+    if mode == "append":
+        fix = Fix("leave ", Argument("like"), " out")
+        raise UsageError(
+            "like is given, and rows are appended", why="They take the terms of the dataset there", fix=fix
+        )
+    base = like if isinstance(like, Dataset) else open_dataset(like)
+    opened = open_like(given.source, base, labels=given.labels, options=replace(request.options, memory=request.memory))
+    n_classes = base.manifest.options.get("classes")
+    classes = base.manifest.classes or (n_classes if isinstance(n_classes, int) else None)
+    nan = base.manifest.options.get("nan", PLAIN_TABLE.nan)
+    options = replace(request.options, table=replace(request.options.table, nan=nan))
+    return replace(request, options=options, classes=classes, task=check_task(base.task), like=base.id), opened
+
+
+def _chosen_automatically(source: object, request: IngestRequest, say: Say | None) -> IngestRequest:
+    """Choose what fits the columns; tell the arguments that say the same."""
+    options, arguments = choose_automatically(source, replace(request.options, memory=request.memory))
+    told = [part for argument in arguments for part in (" ", argument)]
+    text = Fix("auto stands for", *(told or [" no option at all"]))
+    if say is None:
+        warnings.warn(StreamtrainWarning(text), stacklevel=4)
+    else:
+        say(text)
+    table = replace(options.table, auto=False)
+    return replace(request, options=replace(options, table=table, memory=request.options.memory))
+
+
+def _known_names(request: IngestRequest, base: Dataset | None) -> tuple[str, ...] | None:
+    """List the names of classes that are given, and those of the dataset appended to."""
+    known = None if base is None else base.manifest.classes
+    named = request.classes if isinstance(request.classes, tuple) else None
+    return named if known is None else (*known, *(named or ()))
+
+
+def _tell_left_out(source: Source, say: Say | None) -> None:
+    for entry in source.provenance:
+        if say is not None and "left_out" in entry:
+            listed = ", ".join(entry["left_out"])
+            take = "name the columns to take it" if "path" in entry else "frame.reset_index() makes it a column"
+            say(f"{entry.get('path', entry['format'])}: left out {listed}, an index and no feature; {take}")
+
+
+def _tell_delimiters(source: Source, say: Say | None) -> None:
+    for entry in source.provenance:
+        if say is not None and "delimiter" in entry:
+            say(f"{entry['path']}: the delimiter is {entry['delimiter']!r}")
+
+
+def _tell_counts(source: Source, say: Say | None) -> None:
+    """Tell how many rows of a table are left out, and how many categories are "other"."""
+    n_rows = sum(entry.get("rows", 0) for entry in source.provenance)
+    for name, why in (("unlabelled", "their label is missing"), ("dropped", "a number in them is missing")):
+        n = sum(entry.get(name, 0) for entry in source.provenance)
+        if n:
+            _tell(f"{n:,} of {n_rows:,} rows are left out: {why}", n > _MANY * n_rows, say)
+    unseen: Counter[str] = sum((Counter(entry.get("unseen", {})) for entry in source.provenance), Counter())
+    for name, n in unseen.items():
+        _tell(f"column {name!r}: {n:,} values are 'other', which the dataset it is like does not have", False, say)
+
+
+def _tell_zone(source: Source, timezone: str, say: Say) -> None:
+    """Tell of which zone times were taken to be that name none."""
+    zoneless = dict.fromkeys(name for entry in source.provenance for name in entry.get("zoneless", ()))
+    if zoneless:
+        zone = Argument("timezone", "Europe/Rome" if timezone == "UTC" else "UTC")
+        say(Fix(f"times of {', '.join(zoneless)} name no zone and are taken as {timezone}: ", zone, " says another"))
+
+
+_MANY: Final = 0.1
+"""The share of rows left out above which it is a warning."""
+
+
+def _tell(text: str, is_warning: bool, say: Say | None) -> None:
+    if say is not None:
+        say(f"warning: {text}" if is_warning else text)
+    elif is_warning:
+        warnings.warn(StreamtrainWarning(text), stacklevel=5)
