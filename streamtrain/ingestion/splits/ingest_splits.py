@@ -71,6 +71,7 @@ from streamtrain.store.writing.staging import (
     has_journal,
     remove_dataset,
     successor,
+    temporaries,
     tidy,
 )
 from streamtrain.system.files import Files, is_there, status_of, walk
@@ -231,6 +232,9 @@ def _resumed(work: _Work, mode: Mode) -> bool:
     if there.get("mode") != "append" and mode != "append":
         there["mode"] = mode  # an overwrite is resumed as what it is, too, once nothing is there
     refuse_differences(there, work.header, work.path, "was begun")
+    for temporary in temporaries(work.folder):
+        with translate_os_errors("remove", temporary):
+            work.files.unlink(temporary)
     if is_whole:
         work.say(f"{work.path}: its splits were finished, and take their place")
         _finish(work)

@@ -6,7 +6,7 @@ import errno
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from scripts.faults.stages import tree_of
 from scripts.faults.syscall_faults import Failing, Killing, Watched
 from scripts.faults.writing import in_child
 from streamtrain.ingestion.request import IngestRequest
-from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.base import RowFilter, Source, SourceOptions, TableOptions
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.ingestion.splits.ingest_splits import ingest_splits
 from streamtrain.store.split_root import SplitRule
@@ -28,6 +28,9 @@ from streamtrain.system.files import Files
 N_POINTS: Final = 7
 BY_ROW: Final = SplitRule(shares=(("val", 0.2), ("test", 0.2)))
 BY_GROUP: Final = SplitRule(shares=(("val", 0.3),), by="g")
+
+
+OF_TABLES: Final = SourceOptions(label_column="y", table=TableOptions(categorical=("city",), na="fill=mean"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +60,23 @@ class Act:
             memory=10**8, block_bytes=512, shard_bytes=2000, codec="lz4", n_workers=2, progress=False,
             options=SourceOptions(),
         )  # fmt: skip
-        opened = open_source(folder.parent / source)
-        path = folder / "d.zarr"
-        ingest_splits(opened, path, request, self.rule, files=Files(system=system), mode=mode, resume=resume)
+        options = OF_TABLES if source.endswith("csv") else SourceOptions()
+
+        def learning_from(rows: RowFilter | None) -> Source:
+            return open_source(folder.parent / source, options=replace(options, learn_from=rows))
+
+        ingest_splits(
+            learning_from(None), folder / "d.zarr", replace(request, options=options), self.rule,
+            files=Files(system=system), mode=mode, resume=resume, learns_anew=learning_from,
+        )  # fmt: skip
 
 
 ACTS: Final = (
     Act(name="create", mode="create", source="one.npz", rule=BY_ROW),
     Act(name="by group", mode="create", source="one.npz", rule=BY_GROUP),
     Act(name="read in any order", mode="create", source="x.npy", rule=BY_ROW),
+    Act(name="categories", mode="create", source="t.csv", rule=BY_ROW),
+    Act(name="categories by group", mode="create", source="t.csv", rule=BY_GROUP),
     Act(name="overwrite", mode="overwrite", source="two.npz", rule=BY_ROW, begins_with="one.npz"),
     Act(name="append", mode="append", source="two.npz", rule=BY_ROW, begins_with="one.npz"),
 )
@@ -79,6 +90,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, n_rows in (("one", 900), ("two", 400)):
         rows: dict[str, Any] = {"x": chance.integers(0, 50, (n_rows, 12), np.uint8)}
         np.savez_compressed(folder / name, **rows, y=chance.integers(0, 3, n_rows), g=np.arange(n_rows) % 200)
+    city = np.array(["Rome", "Oslo", "", "Lima"])[chance.integers(0, 4, 900)]
+    lines = [f"{n},{name},{n % 7 or ''},{n % 200},{n % 3}" for n, name in enumerate(city.tolist())]
+    (folder / "t.csv").write_text("\n".join(["a,city,b,g,y", *lines, ""]))
     np.save(folder / "x.npy", chance.integers(0, 50, (900, 12), np.uint8))
     return folder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ from streamtrain.ingestion.sources.tables.roles.rows import ColumnTypes, RoleRun
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import CATEGORIES, ID, INPUT, MISSING, TARGET, WEIGHT, CategoryColumn
 from streamtrain.store.schema.facts import SchemaFacts
+
+_BLOCK_BYTES: Final = 1 << 19
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +86,52 @@ class FileCounts:
         return {name: value for name, value in facts.items() if value}
 
 
+class ColumnMeans:
+    """The means of columns, of what is finite in them: the same ones however the rows come in runs."""
+
+    def __init__(self, n_columns: int) -> None:
+        self._n = np.zeros(n_columns, np.int64)
+        self._means = np.zeros(n_columns)
+        self._n_block = max(1, _BLOCK_BYTES // max(1, 8 * n_columns))
+        self._rest = np.empty((0, n_columns))
+
+    def add(self, values: npt.NDArray[np.float64]) -> None:
+        """Take in rows of shape (n_rows, n_columns); what is missing is NaN."""
+        start = 0
+        if len(self._rest):
+            start = min(self._n_block - len(self._rest), len(values))
+            self._rest = np.concatenate([self._rest, values[:start]])
+        while len(self._rest) == self._n_block or len(values) - start >= self._n_block:
+            if len(self._rest):
+                block, self._rest = self._rest, self._rest[:0].copy()
+            else:
+                block, start = values[start : start + self._n_block], start + self._n_block
+            self._add_block(block)
+        if start < len(values):
+            self._rest = values[start:].copy()
+
+    def finish(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Return the means, and of how many values each is."""
+        self._add_block(self._rest)
+        self._rest = self._rest[:0]
+        return self._means, self._n
+
+    def _add_block(self, block: npt.NDArray[np.float64]) -> None:
+        there = np.isfinite(block)
+        n_new = there.sum(axis=0)
+        self._n += n_new
+        # A mean of means: a sum of large numbers would not be finite.
+        means = (np.where(there, block, 0) / np.maximum(n_new, 1)).sum(axis=0)
+        self._means += (means - self._means) * (n_new / np.maximum(self._n, 1))
+
+
 class TableLearner:
     """What has been seen of a table's files so far."""
 
     def __init__(self, roles: TableRoles, options: SourceOptions, known: Learned | None) -> None:
         self.roles, self.options, self.known = roles, options, known
         self._n_rows = 0  # of all files, without those left out
-        self._n = np.zeros(len(roles.inputs), np.int64)
-        self._means = np.zeros(len(roles.inputs))
+        self._means = ColumnMeans(len(roles.inputs))
         self._largest = np.zeros(len(roles.inputs), np.uint64)
         vocabularies = [name for name in roles.categorical if name not in options.table.hash]
         memory = None if options.memory is None else CategoryMemory(limit=options.memory // CATEGORY_SHARE)
@@ -132,15 +172,10 @@ class TableLearner:
         if not run.inputs.values.size:
             return
         self._add_largest(run)
-        there = ~run.inputs.missing & np.isfinite(run.inputs.values.astype(FLOAT64))
-        if learned is not None:
-            there &= learned[:, None]
-        values = np.where(there, run.inputs.values, 0).astype(FLOAT64)
-        n_new = there.sum(axis=0)
-        self._n += n_new
-        # A mean of means: a sum of large numbers would not be finite.
-        means = (values / np.maximum(n_new, 1)).sum(axis=0)
-        self._means += (means - self._means) * (n_new / np.maximum(self._n, 1))
+        values = run.inputs.values.astype(FLOAT64)
+        unknown = run.inputs.missing if learned is None else run.inputs.missing | ~learned[:, None]
+        values[unknown] = np.nan
+        self._means.add(values)
 
     def _add_largest(self, run: RoleRun) -> None:
         if run.inputs.values.dtype.kind in "iu":
@@ -278,8 +313,9 @@ class TableLearner:
         rule, value = missing_rule(self.options.table)
         if rule not in ("fill", "mean"):
             return {}
+        means, counts = self._means.finish()
         if rule == "mean":
-            empty = [name for name, n in zip(self.roles.inputs, self._n.tolist(), strict=True) if not n]
+            empty = [name for name, n in zip(self.roles.inputs, counts.tolist(), strict=True) if not n]
             if empty:
                 if self.options.columns is None:
                     without = Argument("exclude", [*self.options.table.exclude, *empty])
@@ -290,8 +326,7 @@ class TableLearner:
                     why="They have no mean",
                     fix=Fix("leave it out: ", without),
                 )
-        means = self._means.astype(dtype).astype(FLOAT64).tolist()
-        filled = means if value is None else [value] * len(self.roles.inputs)
+        filled = means.astype(dtype).astype(FLOAT64).tolist() if value is None else [value] * len(self.roles.inputs)
         return dict(zip(self.roles.inputs, filled, strict=True))
 
     def _fields(
