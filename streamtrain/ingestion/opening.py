@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
+from streamtrain.ingestion.append import check_columns, in_columns_of, unnamed_columns
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.resume import Say
-from streamtrain.ingestion.sources.base import PLAIN_TABLE, Source
+from streamtrain.ingestion.sources.base import PLAIN_TABLE, Source, TableOptions
 from streamtrain.ingestion.sources.registry import choose_automatically, open_like, open_source
 from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.schema.columns import TARGET
+from streamtrain.store.schema.matching import warn_of_unnamed
 from streamtrain.store.schema.task import check_task
 from streamtrain.store.writing.journal import Mode
 from streamtrain.store.writing.staging import destination_state
@@ -31,25 +34,33 @@ def open_requested(
     say: Say | None,
 ) -> tuple[IngestRequest, Source]:
     """Open a source, and return with it the request that its columns or another dataset have completed."""
-    if request.options.table.auto:
+    before = open_dataset(path) if mode == "append" and destination_state(path) == "committed" else None
+    is_known = before is not None and before.manifest.schema is not None
+    if request.options.table.auto and not is_known:
         request = _chosen_automatically(source, request, say)
-    if like is None:
-        known = _known_names(request, path, mode)
-        options = replace(request.options, classes=known, memory=request.memory)
-        opened = open_source(source, labels=labels, options=options)
+    if like is not None:
+        request, opened = _opened_like(like, source, labels, request, mode, say)
+    elif before is not None and is_known:
+        request, opened = _opened_behind(before, source, labels, request)
     else:
-        request, opened = _opened_like(like, source, labels, request, mode)
+        options = replace(request.options, classes=_known_names(request, before), memory=request.memory)
+        opened = open_source(source, labels=labels, options=options)
     _tell_left_out(opened, say)
     if request.options.table.delimiter == "auto":
         _tell_delimiters(opened, say)
     _tell_counts(opened, say)
-    if like is None and say is not None:
+    if like is None and not is_known and say is not None:
         _tell_zone(opened, request.options.table.timezone, say)
     return request, opened
 
 
 def _opened_like(
-    like: str | os.PathLike[str] | Dataset, source: object, labels: object, request: IngestRequest, mode: Mode
+    like: str | os.PathLike[str] | Dataset,
+    source: object,
+    labels: object,
+    request: IngestRequest,
+    mode: Mode,
+    say: Say | None,
 ) -> tuple[IngestRequest, Source]:
     """Open a source in the terms of another dataset, whose classes and task are the request's then."""
     for name in ("classes", "task"):
@@ -62,12 +73,40 @@ def _opened_like(
             "like is given, and rows are appended", why="They take the terms of the dataset there", fix=fix
         )
     base = like if isinstance(like, Dataset) else open_dataset(like)
-    opened = open_like(source, base, labels=labels, options=replace(request.options, memory=request.memory))
+    opened, terms = open_like(source, base, labels=labels, options=replace(request.options, memory=request.memory))
+    opened = _matched_by_name(base, opened, say)
     n_classes = base.manifest.options.get("classes")
     classes = base.manifest.classes or (n_classes if isinstance(n_classes, int) else None)
-    nan = base.manifest.options.get("nan", PLAIN_TABLE.nan)
-    options = replace(request.options, table=replace(request.options.table, nan=nan))
+    options = replace(terms, table=_keeping_nan(base, terms.table), classes=request.options.classes, memory=None)
     return replace(request, options=options, classes=classes, task=check_task(base.task), like=base.id), opened
+
+
+def _opened_behind(
+    base: Dataset, source: object, labels: object, request: IngestRequest
+) -> tuple[IngestRequest, Source]:
+    """Open rows to append in the terms of the dataset, which knows categories, dates, fills or several targets."""
+    options = replace(request.options, memory=request.memory)
+    opened, terms = open_like(source, base, labels=labels, options=options, appends=True)
+    return replace(request, options=replace(request.options, table=_keeping_nan(base, terms.table))), opened
+
+
+def _keeping_nan(base: Dataset, table: TableOptions) -> TableOptions:
+    return replace(table, nan=base.manifest.options.get("nan", PLAIN_TABLE.nan))
+
+
+def _matched_by_name(base: Dataset, source: Source, say: Say | None) -> Source:
+    """Put columns in the order of the other dataset; refuse others; tell what is matched by position."""
+    if base.manifest.schema is not None:
+        return source  # of a table, whose columns were matched as they were read
+    source = in_columns_of(base.schema, source)
+    check_columns(base, source)
+    # Numbers of classes are what the other's are, whatever their names.
+    text = unnamed_columns(base, source, of="the other dataset", but=TARGET)
+    if say is None:
+        warn_of_unnamed(text, stacklevel=5)
+    elif text is not None:
+        say(f"warning: {text}")
+    return source
 
 
 def _chosen_automatically(source: object, request: IngestRequest, say: Say | None) -> IngestRequest:
@@ -83,9 +122,9 @@ def _chosen_automatically(source: object, request: IngestRequest, say: Say | Non
     return replace(request, options=replace(options, table=table, memory=request.options.memory))
 
 
-def _known_names(request: IngestRequest, path: Path, mode: Mode) -> tuple[str, ...] | None:
+def _known_names(request: IngestRequest, before: Dataset | None) -> tuple[str, ...] | None:
     """List the names of classes that are given, and those of the dataset appended to."""
-    base = open_dataset(path).manifest.classes if mode == "append" and destination_state(path) == "committed" else None
+    base = None if before is None else before.manifest.classes
     named = request.classes if isinstance(request.classes, tuple) else None
     return named if base is None else (*base, *(named or ()))
 
@@ -113,7 +152,7 @@ def _tell_counts(source: Source, say: Say | None) -> None:
             _tell(f"{n:,} of {n_rows:,} rows are left out: {why}", n > _MANY * n_rows, say)
     unseen: Counter[str] = sum((Counter(entry.get("unseen", {})) for entry in source.provenance), Counter())
     for name, n in unseen.items():
-        _tell(f"column {name!r}: {n:,} values are 'other', which the dataset it is like does not have", False, say)
+        _tell(f"column {name!r}: {n:,} values are 'other': the dataset has no such categories", False, say)
 
 
 def _tell_zone(source: Source, timezone: str, say: Say) -> None:
