@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +14,7 @@ from streamtrain.errors import DamagedBlock, DatasetError, Lines
 from streamtrain.system.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from streamtrain.store.dataset import Dataset
     from streamtrain.store.split_root import SplitRoot
@@ -20,21 +22,24 @@ if TYPE_CHECKING:
     from streamtrain.store.verify import VerifyReport
 
 _CLASSES_SHOWN: Final = 20
+_COLUMNS_SHOWN: Final = 30
+_CATEGORIES_SHOWN: Final = 3
 
 
 @click.command("info")
 @click.argument("dest", metavar="DEST")
 @click.option("--split", metavar="NAME", help="Only this split of DEST.")
+@click.option("--all", "show_all", is_flag=True, help=f"Show all columns of a table, not {_COLUMNS_SHOWN}.")
 @json_option
-def info_command(dest: str, split: str | None, as_json: bool) -> None:
-    """Show what the dataset at DEST holds, or each of its splits."""
+def info_command(dest: str, split: str | None, show_all: bool, as_json: bool) -> None:
+    """Show what the dataset at DEST holds, or each of its splits: of a table each column, too."""
     from streamtrain.store.dataset import open_dataset, open_preferred
     from streamtrain.store.split_root import read_splits
 
     root = read_splits(open_preferred(dest).path.parent) if split is None else None
     if root is None:
         dataset = open_dataset(dest, split=split)
-        emit(as_json, _info_result(dataset), _info_text(dataset))
+        emit(as_json, _info_result(dataset), _info_text(dataset, show_all=show_all))
         return
     datasets = {name: open_dataset(dest, split=name) for name in root.names}
     result = {
@@ -43,7 +48,8 @@ def info_command(dest: str, split: str | None, as_json: bool) -> None:
         "split_rule": root.rule.as_json(),
         "splits": {name: _info_result(dataset) for name, dataset in datasets.items()},
     }
-    emit(as_json, result, Lines.of([*_root_lines(dest, root), *_of_each(map(_info_text, datasets.values()))]))
+    texts = [_info_text(dataset, show_all=show_all) for dataset in datasets.values()]
+    emit(as_json, result, Lines.of([*_root_lines(dest, root), *_of_each(texts)]))
 
 
 def _root_lines(dest: str, root: SplitRoot) -> Iterator[str]:
@@ -68,6 +74,7 @@ def _info_result(dataset: Dataset) -> dict[str, Any]:
         "histogram": _counts(dataset.label_histogram),
         "rho": dataset.rho,
         "task": task_facts(dataset),
+        "columns": _columns(dataset),
         "sources": dataset.manifest.sources,
     }
 
@@ -94,7 +101,12 @@ def _counts(histogram: Histogram | None) -> dict[str, int] | None:
     return dict(zip(values, histogram.counts.tolist(), strict=True))
 
 
-def _info_text(dataset: Dataset) -> str:
+def _columns(dataset: Dataset) -> list[dict[str, Any]]:
+    found = dataset.describe()
+    return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+
+
+def _info_text(dataset: Dataset, *, show_all: bool) -> str:
     layout = dataset.layout
     facts = {
         "dataset": str(dataset.path),
@@ -108,30 +120,95 @@ def _info_text(dataset: Dataset) -> str:
         "sources": "; ".join(str(source.get("path", source.get("format"))) for source in dataset.manifest.sources),
     }
     lines = [f"{name:<8} {value}" for name, value in facts.items() if value]
-    return Lines.of([*lines, "", *_table(dataset)])
+    columns = _columns(dataset) if dataset.columns or dataset.categories or dataset.targets else []
+    shown = columns if show_all else columns[:_COLUMNS_SHOWN]
+    return Lines.of([*lines, *_column_lines(shown, len(columns)), "", *_table(dataset)])
+
+
+def _column_lines(columns: Sequence[Mapping[str, Any]], n_all: int) -> list[str]:
+    """Write a line a column: its figures, or its most frequent categories."""
+    if not columns:
+        return []
+    rows = [("column", "role", "missing", "mean", "std", "min", "max", "")]
+    for column in columns:
+        figures = (_figure(column[name], column["role"], name) for name in ("mean", "std", "min", "max"))
+        rows.append((column["name"], column["role"], _share(column["missing"]), *figures, _most_frequent(column)))
+    more = [f"and {n_all - len(columns):,} more: --all"] if n_all > len(columns) else []
+    return ["", *_aligned(rows), *more]
+
+
+def _share(share: float) -> str:
+    return "0" if not share else f"{share:.1%}" if share >= _LEAST_SHARE else "< 0.1%"
+
+
+_LEAST_SHARE: Final = 0.0005
+
+
+def _figure(value: float | None, role: str, name: str) -> str:
+    """Write a figure in the digits that tell; dates as dates."""
+    if value is None:
+        return ""
+    if role.startswith("date") and name != "std":
+        return _date(value, 1 if role == "date" else _DAY)
+    is_whole = math.isfinite(value) and value == int(value)
+    if abs(value) < _LARGE and (is_whole or abs(value) >= _SMALL):
+        return f"{value:.0f}"
+    return f"{value:.4g}"
+
+
+_DAY: Final = 86_400
+_SMALL, _LARGE = 1e4, 1e12
+
+
+def _date(value: float, unit: int) -> str:
+    try:
+        date = datetime.fromtimestamp(round(value * unit), UTC)
+    except (ValueError, OverflowError, OSError):
+        return f"{value:.6g}"
+    return f"{date:%Y-%m-%d}" if unit == _DAY else f"{date:%Y-%m-%d %H:%M}"
+
+
+def _most_frequent(column: Mapping[str, Any]) -> str:
+    """Write how many categories there are, and the most frequent ones."""
+    n, counts = column["n_categories"], column["categories"]
+    if n is None:
+        return ""
+    if counts is None:
+        return f"{n:,} codes of a hash"
+    first = [f"{name} {count:,}" for name, count in list(counts.items())[:_CATEGORIES_SHOWN]]
+    return f"{n:,}: {', '.join([*first, *(['...'] if n > len(first) else [])])}"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _labels(dataset: Dataset) -> str:
     histogram = dataset.label_histogram
     if histogram is None:
         return ""
+    rho = "" if dataset.rho is None else f" (correlation inside blocks {dataset.rho:.3f})"
+    if dataset.task == "regression":
+        return f"{len(histogram.values):,} values{rho}"
     names = dict(enumerate(dataset.manifest.classes or ()))
     pairs = list(zip(histogram.values.tolist(), histogram.counts.tolist(), strict=True))
     shown = [f"{names.get(value, value)} {count:,}" for value, count in pairs[:_CLASSES_SHOWN]]
     more = [f"and {len(pairs) - _CLASSES_SHOWN:,} more"] if len(pairs) > _CLASSES_SHOWN else []
-    rho = "" if dataset.rho is None else f" (correlation inside blocks {dataset.rho:.3f})"
     return ", ".join(shown + more) + rho
 
 
 def _table(dataset: Dataset) -> list[str]:
     head = ("field", "dtype", "shape", "mean", "std", "min", "max")
     rows: list[tuple[str, ...]] = [head]
+    unlike = {"x": len(dataset.columns or ()), "cat": len(dataset.categories), "y": len(dataset.targets or ())}
     for field in dataset.fields:
         overall = dataset.manifest.statistics[field.name].overall
         numbers = (f"{n:.6g}" for n in (overall.mean, overall.std, overall.min, overall.max))
-        rows.append((field.name, field.dtype.name, str(field.shape), *numbers))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        # Unlike columns have no mean together.
+        figures = ("",) * 4 if unlike.get(field.name, 0) > 1 else numbers
+        rows.append((field.name, field.dtype.name, str(field.shape), *figures))
+    return _aligned(rows)
 
 
 @click.command("verify")

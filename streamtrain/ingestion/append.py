@@ -18,6 +18,7 @@ from streamtrain.errors import InputError, ResourceError, UsageError
 from streamtrain.ingestion.sources.arrays import NamedArrays
 from streamtrain.ingestion.sources.base import Rows, Source, describe_kinds, kinds_of
 from streamtrain.ingestion.sources.combine import ClassCheckedSource, Concatenation, LabelledSource, name_of
+from streamtrain.ingestion.sources.tables.roles.known import known_of
 from streamtrain.ingestion.sources.tables.table_columns import TableSource, in_order
 from streamtrain.store import zarr_metadata
 from streamtrain.store.dataset import Dataset
@@ -36,7 +37,7 @@ class AppendedSource(Source):
 
     def __init__(self, base: Dataset, more: Source, codes: npt.NDArray[np.int64] | None) -> None:
         self.base, self.more, self.codes = base, more, codes
-        self.fields, self.classes = base.fields, base.manifest.classes
+        self.fields, self.classes, self.schema_facts = base.fields, base.manifest.classes, more.schema_facts
         self.n_samples = None if more.n_samples is None else len(base) + more.n_samples
         self.provenance = (*base.manifest.sources, *more.provenance)
         self.seekable, self.chunk_bytes, self.reading = more.seekable, more.chunk_bytes, more.reading
@@ -76,15 +77,17 @@ def n_full_shards(base: Dataset) -> int:
 
 def appended_source(base: Dataset, more: Source) -> AppendedSource:
     """Put the rows of a source behind a dataset's last ones; refuse other columns, fields or classes."""
-    if base.manifest.schema is not None or more.schema_facts is not None:
+    facts = known_of(base).facts if base.manifest.schema is not None else None
+    if more.schema_facts != facts:
         raise UsageError(
-            "rows cannot be appended where columns are categories, dates or filled in",
+            "the rows have categories, dates, fills or several targets that the dataset does not have",
             where=str(base.path),
             why="They would be numbered and filled in by themselves",
-            fix="ingest all sources together, as one dataset",
+            fix="leave the options that make them out; or ingest all sources together, as one dataset",
         )
-    more = in_columns_of(base.schema, more)
-    _check_columns(base, more)
+    if facts is None:
+        more = in_columns_of(base.schema, more)
+        check_columns(base, more)
     declared = base.manifest.options.get("classes")
     if declared not in (None, AUTO) and any(field.name == TARGET for field in more.fields):
         more = ClassCheckedSource(more, declared if isinstance(declared, int) else tuple(declared))
@@ -113,10 +116,12 @@ def _in_order(source: Source, names: tuple[str, ...]) -> Source:
     return source
 
 
-def unnamed_columns(base: Dataset, more: Source) -> str | None:
-    """Say what of a dataset and of what is appended to it has names on one side only."""
-    schema, own = base.schema, _schema(more)
-    return unnamed(schema, own, fields=_names(base), of="the dataset", where=name_of(more))
+def unnamed_columns(base: Dataset, more: Source, of: str = "the dataset", *, but: str | None = None) -> str | None:
+    """Say what of a dataset and of what is appended to it has names on one side only, one field left out."""
+    if more.schema_facts is not None:
+        return None  # all of them have names, which were matched
+    names = (name for name in _names(base) if name != but)
+    return unnamed(base.schema, _schema(more), fields=names, of=of, where=name_of(more))
 
 
 def _schema(source: Source) -> Schema:
@@ -127,7 +132,7 @@ def _names(base: Dataset) -> tuple[str, ...]:
     return tuple(field.name for field in base.fields)
 
 
-def _check_columns(base: Dataset, more: Source) -> None:
+def check_columns(base: Dataset, more: Source) -> None:
     """Refuse columns of other names, or in an order that nobody here can change."""
     own = _schema(more)
     # `_check_fields` compares dtypes and shapes more strictly, and classes are numbered anew.

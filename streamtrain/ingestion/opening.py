@@ -9,14 +9,16 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
+from streamtrain.ingestion.append import check_columns, in_columns_of, unnamed_columns
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.resume import Say
-from streamtrain.ingestion.sources.base import PLAIN_TABLE, RowFilter, Source
+from streamtrain.ingestion.sources.base import PLAIN_TABLE, RowFilter, Source, TableOptions
 from streamtrain.ingestion.sources.combine import ClassCheckedSource
 from streamtrain.ingestion.sources.registry import choose_automatically, open_like, open_source
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.manifest import AUTO
 from streamtrain.store.schema.columns import TARGET
+from streamtrain.store.schema.matching import warn_of_unnamed
 from streamtrain.store.schema.task import check_task
 from streamtrain.store.writing.journal import Mode
 
@@ -35,27 +37,34 @@ def open_requested(
     given: Given, request: IngestRequest, mode: Mode, learn_from: RowFilter | None, say: Say | None
 ) -> tuple[IngestRequest, Source]:
     """Open a source, and return with it the request that its columns or another dataset have completed."""
-    if request.options.table.auto:
+    is_known = given.base is not None and given.base.manifest.schema is not None
+    if request.options.table.auto and not is_known:
         request = _chosen_automatically(given.source, request, say)
-    if given.like is None:
-        opened = open_learning_from(given, request, learn_from)
+    if given.like is not None:
+        request, opened = _opened_like(given.like, given, request, mode, say)
+    elif given.base is not None and is_known:
+        request, opened = _opened_behind(given.base, given, request)
     else:
-        request, opened = _opened_like(given.like, given, request, mode)
+        opened = _opened_anew(given, request, learn_from)
     _tell_left_out(opened, say)
     if request.options.table.delimiter == "auto":
         _tell_delimiters(opened, say)
     _tell_counts(opened, say)
-    if given.like is None and say is not None:
+    if given.like is None and not is_known and say is not None:
         _tell_zone(opened, request.options.table.timezone, say)
     _check_has_labels(opened, request)
-    return request, opened if given.like is None else _checked(opened, request)
+    return request, _checked(opened, request)
 
 
 def open_learning_from(given: Given, request: IngestRequest, learn_from: RowFilter | None) -> Source:
     """Open a source whose means and categories are learned from some of its rows, or from all."""
+    return _checked(_opened_anew(given, request, learn_from), request)
+
+
+def _opened_anew(given: Given, request: IngestRequest, learn_from: RowFilter | None) -> Source:
     known = _known_names(request, given.base)
     options = replace(request.options, classes=known, memory=request.memory, learn_from=learn_from)
-    return _checked(open_source(given.source, labels=given.labels, options=options), request)
+    return open_source(given.source, labels=given.labels, options=options)
 
 
 def _checked(opened: Source, request: IngestRequest) -> Source:
@@ -74,7 +83,7 @@ def _check_has_labels(source: Source, request: IngestRequest) -> None:
 
 
 def _opened_like(
-    like: str | os.PathLike[str] | Dataset, given: Given, request: IngestRequest, mode: Mode
+    like: str | os.PathLike[str] | Dataset, given: Given, request: IngestRequest, mode: Mode, say: Say | None
 ) -> tuple[IngestRequest, Source]:
     """Open a source in the terms of another dataset, whose classes and task are the request's then."""
     for name in ("classes", "task"):
@@ -87,12 +96,39 @@ def _opened_like(
             "like is given, and rows are appended", why="They take the terms of the dataset there", fix=fix
         )
     base = like if isinstance(like, Dataset) else open_dataset(like)
-    opened = open_like(given.source, base, labels=given.labels, options=replace(request.options, memory=request.memory))
+    options = replace(request.options, memory=request.memory)
+    opened, terms = open_like(given.source, base, labels=given.labels, options=options)
+    opened = _matched_by_name(base, opened, say)
     n_classes = base.manifest.options.get("classes")
     classes = base.manifest.classes or (n_classes if isinstance(n_classes, int) else None)
-    nan = base.manifest.options.get("nan", PLAIN_TABLE.nan)
-    options = replace(request.options, table=replace(request.options.table, nan=nan))
+    options = replace(terms, table=_keeping_nan(base, terms.table), classes=request.options.classes, memory=None)
     return replace(request, options=options, classes=classes, task=check_task(base.task), like=base.id), opened
+
+
+def _opened_behind(base: Dataset, given: Given, request: IngestRequest) -> tuple[IngestRequest, Source]:
+    """Open rows to append in the terms of the dataset, which knows categories, dates, fills or several targets."""
+    options = replace(request.options, memory=request.memory)
+    opened, terms = open_like(given.source, base, labels=given.labels, options=options, appends=True)
+    return replace(request, options=replace(request.options, table=_keeping_nan(base, terms.table))), opened
+
+
+def _keeping_nan(base: Dataset, table: TableOptions) -> TableOptions:
+    return replace(table, nan=base.manifest.options.get("nan", PLAIN_TABLE.nan))
+
+
+def _matched_by_name(base: Dataset, source: Source, say: Say | None) -> Source:
+    """Put columns in the order of the other dataset; refuse others; tell what is matched by position."""
+    if base.manifest.schema is not None:
+        return source  # of a table, whose columns were matched as they were read
+    source = in_columns_of(base.schema, source)
+    check_columns(base, source)
+    # Numbers of classes are what the other's are, whatever their names.
+    text = unnamed_columns(base, source, of="the other dataset", but=TARGET)
+    if say is None:
+        warn_of_unnamed(text, stacklevel=5)
+    elif text is not None:
+        say(f"warning: {text}")
+    return source
 
 
 def _chosen_automatically(source: object, request: IngestRequest, say: Say | None) -> IngestRequest:
@@ -138,7 +174,7 @@ def _tell_counts(source: Source, say: Say | None) -> None:
             _tell(f"{n:,} of {n_rows:,} rows are left out: {why}", n > _MANY * n_rows, say)
     unseen: Counter[str] = sum((Counter(entry.get("unseen", {})) for entry in source.provenance), Counter())
     for name, n in unseen.items():
-        _tell(f"column {name!r}: {n:,} values are 'other', which the dataset it is like does not have", False, say)
+        _tell(f"column {name!r}: {n:,} values are 'other': the dataset has no such categories", False, say)
 
 
 def _tell_zone(source: Source, timezone: str, say: Say) -> None:

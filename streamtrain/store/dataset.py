@@ -34,6 +34,7 @@ from streamtrain.store.manifest import (
 )
 from streamtrain.store.root import check_folder, read_root
 from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET, CategoryColumn, Schema, schema_of
+from streamtrain.store.schema.description import described, described_columns
 from streamtrain.store.schema.label_task import class_values, label_task
 from streamtrain.store.schema.task import LabelTask
 from streamtrain.store.shard import ShardReader, damaged_block, read_bounded, read_stored, unread_block
@@ -166,6 +167,18 @@ class Dataset:
     def columns(self) -> tuple[str, ...] | None:
         """The names of the columns of field ``x``, where it was read from a table."""
         return self._named.columns.get(INPUT)
+
+    def describe(self) -> dict[str, list[Any]]:
+        """Describe each column, a list a property: role, share missing, mean, std, min, max, categories with counts.
+
+        >>> import tempfile, streamtrain as st
+        >>> dataset = st.ingest({"x": np.arange(6.0), "y": ["a", "b", "b"] * 2}, tempfile.mkdtemp() + "/d.zarr")
+        >>> dataset.describe()["mean"], dataset.describe()["categories"]
+        ([2.5, None], [None, {'b': 4, 'a': 2}])
+        """
+        names = dict(enumerate(self.manifest.classes or ()))
+        is_class = names or self.task == "classification"
+        return described(described_columns(self.manifest, self.schema, self.stats, names if is_class else None))
 
     @property
     def n_classes(self) -> int | None:

@@ -31,7 +31,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "models/user_code.py:_read: give this user the permission, or another file",
     ),
     "arrays whose columns have names come from data frames, which the tests do not install": (
-        "ingestion/append.py:_check_columns: give the same columns, in that order",
+        "ingestion/append.py:check_columns: give the same columns, in that order",
         "ingestion/sources/tables/frames.py:_pandas_frame: make the column one of numbers or text",
         "ingestion/sources/column_names.py:column_order: give the same columns, in whatever order",
     ),

@@ -50,12 +50,33 @@ def rules_of_what_is_missing(w: World) -> None:
     w.typed("ingest t.csv f.zarr --na-mask")
 
 
-@world("ingestion/append.py:appended_source: ingest all sources together, as one dataset")
-def rows_behind_categories(w: World) -> None:
+@world(
+    "ingestion/append.py:appended_source: leave the options that make them out; or ingest all sources together, as one "
+    "dataset"
+)
+def categories_behind_a_plain_table(w: World) -> None:
+    Path("t.csv").write_text("a,k,y\n1,1,0\n2,1,1\n"), Path("u.csv").write_text("a,k,y\n1,3,0\n2,1,1\n")
+    w.works("ingest t.csv d.zarr --label-column y")
+    w.refuses("ingest u.csv d.zarr --label-column y --categorical k --append")
+    w.works("ingest u.csv d.zarr --label-column y --append")
+    w.works("ingest t.csv u.csv d.zarr --categorical k --label-column y --overwrite")
+
+
+@world(f"{_ROLES}known.py:options_behind: leave {{}} out")
+def other_roles_behind(w: World) -> None:
     Path("t.csv").write_text(_CITIES), Path("u.csv").write_text(_CITIES)
     w.works("ingest t.csv d.zarr --categorical city --dates when")
-    w.refuses("ingest u.csv d.zarr --categorical city --dates when --append")
-    w.works("ingest t.csv u.csv d.zarr --categorical city --dates when --overwrite")
+    w.typed("ingest u.csv d.zarr --dates when=days --append")
+
+
+@world(
+    f"{_ROLES}known.py:without_names: give a table that has all of them, its labels in a column: a file or a data frame"
+)
+def rows_without_names_like_a_table(w: World) -> None:
+    Path("t.csv").write_text(_CITIES)
+    w.works("ingest t.csv d.zarr --categorical city --dates when")
+    w.refused(st.ingest, st.open("d.zarr")[:], "e.zarr", like="d.zarr")
+    w.works("ingest t.csv e.zarr --like d.zarr")
 
 
 @world("ingestion/sources/registry.py:_check_no_roles: leave {} out")

@@ -44,7 +44,13 @@ from streamtrain.ingestion.sources.tables import delimited, frames, parquet
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
 from streamtrain.ingestion.sources.tables.roles.choice import has_roles
 from streamtrain.ingestion.sources.tables.roles.findings import choose_for_all, told_at_once
-from streamtrain.ingestion.sources.tables.roles.known import check_fields_like, known_of, options_like
+from streamtrain.ingestion.sources.tables.roles.known import (
+    check_fields_like,
+    known_of,
+    options_behind,
+    options_like,
+    without_names,
+)
 from streamtrain.ingestion.sources.tables.roles.learned import Learned
 from streamtrain.ingestion.sources.tables.roles.reader import TableReader
 from streamtrain.ingestion.sources.tables.roles.role_table import open_tables
@@ -194,15 +200,22 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
     return _with_clear_names(with_labels(_open(source, own), opened), options)
 
 
-def open_like(source: object, dataset: Dataset, *, labels: object, options: SourceOptions) -> Source:
-    """Open raw data in the terms of another dataset: columns by name, its categories, fills, classes and dtypes."""
+def open_like(
+    source: object, dataset: Dataset, *, labels: object, options: SourceOptions, appends: bool = False
+) -> tuple[Source, SourceOptions]:
+    """Open raw data in the terms of another dataset: columns by name, its categories, fills, classes and dtypes.
+
+    Return with it the options that say the same. Rows to append may be given the dataset's own options again.
+    """
     readers = None if labels is not None else _readers_of(source, options)
     if readers is not None:
-        like = options_like(dataset, options)
-        return _with_clear_names(_open_tables(readers, like, known_of(dataset)), like)
+        like = (options_behind if appends else options_like)(dataset, options)
+        return _with_clear_names(_open_tables(readers, like, known_of(dataset)), like), like
     opened = open_source(source, labels=labels, options=dataclasses.replace(options, classes=dataset.manifest.classes))
+    if dataset.manifest.schema is not None:
+        raise without_names(dataset, name_of(opened))
     check_fields_like(opened.fields, dataset, name_of(opened))
-    return opened
+    return opened, options
 
 
 def _readers_of(source: object, options: SourceOptions) -> list[TableReader] | None:

@@ -169,6 +169,12 @@ class CategoryCodes:
         return np.where(_valid(encoded), codes[_indices(encoded)], np.int32(_MISSING))
 
 
+def count_missing(column: Any, name: str) -> int:
+    """Count the missing values of a run of a column whose categories are not surveyed."""
+    n_missing: int = _encoded(column, name, None).null_count
+    return n_missing
+
+
 def hash_code(text: str, n_codes: int) -> int:
     """Return the code of a text in a hashed column.
 

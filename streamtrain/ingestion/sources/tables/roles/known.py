@@ -12,12 +12,15 @@ from streamtrain.ingestion.sources.tables.roles.learned import Learned
 from streamtrain.ingestion.sources.tables.table_options import TEXT_OPTIONS, table_options
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field
-from streamtrain.store.schema.columns import INPUT, TARGET
+from streamtrain.store.schema.columns import INPUT, MISSING, TARGET
 from streamtrain.store.schema.facts import SchemaFacts
+from streamtrain.system.json_values import to_json_value
 
 _OF_READING: Final = frozenset({*TEXT_OPTIONS, "drop_unlabelled"})
 _OF_MEANING: Final = tuple(each.name for each in fields(TableOptions) if each.name not in _OF_READING)
 """Options that say what columns become, which the other dataset says."""
+_KEPT: Final = ("timezone", "category_min_count", "category_limit", "na", "nan")
+"""Those that neither its schema nor its fields say."""
 
 
 def known_of(dataset: Dataset) -> Learned:
@@ -36,11 +39,37 @@ def known_of(dataset: Dataset) -> Learned:
 def options_like(dataset: Dataset, options: SourceOptions) -> SourceOptions:
     """Return the options of an ingest like another dataset; refuse those that would say otherwise."""
     _check_unsaid(options)
+    return _in_terms_of(dataset, options)
+
+
+def options_behind(dataset: Dataset, options: SourceOptions) -> SourceOptions:
+    """Return the options for rows to append to a dataset; refuse those that say otherwise than it does."""
+    stored, given = dataset.manifest.options, options.table.given()
+    of_reading = {name: value for name, value in given.items() if name in _OF_READING}
+    unlabelled = {"drop_unlabelled": True} if stored.get("drop_unlabelled") else {}
+    plain = replace(options, columns=None, label_column=None, table=table_options(unlabelled | of_reading))
+    own = _in_terms_of(dataset, plain)
+    said = {name: getattr(options, name) for name in ("columns", "label_column")}
+    said |= {name: value for name, value in given.items() if name in _OF_MEANING and name != "auto"}
+    for name, value in said.items():
+        known = getattr(own if name in ("columns", "label_column") else own.table, name)
+        if value is not None and _plain(value) not in (_plain(known), stored.get(name)):
+            what = f"{name} is given otherwise than for the dataset that the rows are appended to"
+            why = "The columns, their categories and what stands for missing values are those of that dataset"
+            raise UsageError(what, where=str(dataset.path), why=why, fix=Fix("leave ", Argument(name), " out"))
+    return own
+
+
+def _in_terms_of(dataset: Dataset, options: SourceOptions) -> SourceOptions:
     known, stored = known_of(dataset), dataset.manifest.options
-    said: dict[str, Any] = {
-        name: stored[name] for name in _OF_MEANING if name in stored and name not in ("exclude", "auto")
-    }
-    dates = {name for name, kind in known.facts.kinds.items() if kind != "number"}
+    said: dict[str, Any] = {name: stored[name] for name in _KEPT if name in stored}
+    dates = {name: kind for name, kind in known.facts.kinds.items() if kind != "number"}
+    said["categorical"] = [each.name for each in known.facts.categories]
+    said["hash"] = {each.name: each.hash_size for each in known.facts.categories if each.hash_size is not None}
+    said["dates"] = {name: "days" if kind == "date in days" else "seconds" for name, kind in dates.items()}
+    if known.facts.fills:
+        said["na"] = said.get("na", "fill=mean")  # what they are filled with is known
+    said["na_mask"] = any(each.name == MISSING for each in known.fields)
     return replace(
         options,
         columns=tuple(name for name in known.facts.columns if name not in dates),
@@ -79,3 +108,22 @@ def check_fields_like(found: tuple[Field, ...], dataset: Dataset, where: str) ->
             where=where,
             fix="bring them to these dtypes and shapes",
         )
+
+
+def _plain(value: object) -> object:
+    """Return a value as a manifest holds it."""
+    return to_json_value(value)
+
+
+def without_names(dataset: Dataset, where: str) -> InputError:
+    """Make the error for rows whose columns have no names, where another dataset says what each of them becomes."""
+    names = ", ".join(map(repr, known_of(dataset).facts.columns[:_N_NAMED]))
+    return InputError(
+        "the columns have no names, and in the other dataset some are categories, dates or filled in",
+        where=where,
+        why=f"They are matched by name alone, labels too{f': {names}, ...' if names else ''}",
+        fix="give a table that has all of them, its labels in a column: a file or a data frame",
+    )
+
+
+_N_NAMED: Final = 5

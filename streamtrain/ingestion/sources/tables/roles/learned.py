@@ -17,6 +17,7 @@ from streamtrain.ingestion.sources.tables.categories import (
     CategoryMemory,
     CategorySurvey,
     category_bytes,
+    count_missing,
 )
 from streamtrain.ingestion.sources.tables.column_survey import (
     ColumnSurvey,
@@ -138,6 +139,7 @@ class TableLearner:
         self._surveys = {name: CategorySurvey(name, memory) for name in vocabularies} if known is None else {}
         of_known = [] if known is None else known.facts.categories
         self._codes = [CategoryCodes(each) for each in of_known if each.hash_size is None]
+        self._hashed = frozenset(options.table.hash)
         self._label: ColumnSurvey | None = None
         if len(roles.labels) == 1:
             (self._label,) = surveys_of(roles.labels, roles.labels[0], options.classes, options.memory)
@@ -159,6 +161,8 @@ class TableLearner:
                 before = self._surveys[name].n_missing
                 self._surveys[name].add(column, learned)
                 counts.others[name] = counts.others.get(name, 0) + self._surveys[name].n_missing - before
+            elif name in self._hashed:
+                counts.others[name] = counts.others.get(name, 0) + count_missing(column, name)
         self._add_unseen(run, counts)
         if self._label is not None:
             self._add_label(self._label, run, reader, first_row)

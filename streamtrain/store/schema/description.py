@@ -1,0 +1,147 @@
+"""The columns of a dataset, one by one: role, share missing, and figures, or categories with their counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+from streamtrain.store.layout import Field
+from streamtrain.store.manifest import Manifest
+from streamtrain.store.schema.columns import CATEGORIES, ID, INPUT, MISSING, TARGET, WEIGHT, CategoryColumn, Schema
+from streamtrain.store.schema.label_task import histogram_of
+from streamtrain.store.statistics import FieldStats
+
+_ROLES: Final = {INPUT: "number", TARGET: "label", WEIGHT: "weight", ID: "id"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribedColumn:
+    """A column, or a field whose columns have no names."""
+
+    name: str
+    field: str
+    role: str  # number, date, date in days, category, label, weight, id; or field
+    missing: float  # the share of its values that were missing, or are NaN
+    mean: float | None = None
+    std: float | None = None
+    min: float | None = None
+    max: float | None = None
+    n_categories: int | None = None
+    # The most frequent first; of a hashed column they have no names.
+    categories: Mapping[str, int] | None = None
+
+
+def described_columns(
+    manifest: Manifest, schema: Schema, stats: Callable[[str], FieldStats], classes: Mapping[Any, str] | None
+) -> Iterator[DescribedColumn]:
+    """Describe each column of a dataset in the order of its fields; ``classes`` are the names of its labels."""
+    missing = _Missing.of(manifest)
+    single = {WEIGHT: "weight_column", ID: "id_column"}
+    for field in manifest.layout.fields:
+        names = schema.targets if field.name == TARGET and field.shape else schema.columns.get(field.name, ())
+        if field.name == CATEGORIES and schema.categories:
+            yield from (_category(each, missing) for each in schema.categories)
+        elif field.name == TARGET and not field.shape and classes is not None:
+            yield _label(manifest, names, classes)
+        elif names and field.shape:
+            yield from _numbers(field, names, schema, stats(field.name), missing)
+        elif field.name != MISSING:
+            option = single.get(field.name, "")
+            own = [str(source[option]) for source in manifest.sources if option in source]
+            yield _field(manifest, field, names or own[:1])
+
+
+def described(columns: Iterable[DescribedColumn]) -> dict[str, list[Any]]:
+    """Turn described columns into a list a property."""
+    rows = [asdict(column) for column in columns]
+    return {each.name: [row[each.name] for row in rows] for each in fields(DescribedColumn)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Missing:
+    """How many values were missing in each column of the rows that were stored."""
+
+    counts: Counter[str]
+    n_rows: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> _Missing:
+        counts: Counter[str] = Counter()
+        n_rows = 0
+        for source in manifest.sources:
+            found = source.get("missing")
+            counts.update({name: _count(n) for name, n in (found if isinstance(found, dict) else {}).items()})
+            n_rows += sum(_count(source.get(name)) * sign for name, sign in _ROWS.items())
+        return cls(counts=counts, n_rows=max(n_rows, manifest.layout.n_samples))
+
+    def share(self, name: str, n_nan: float = 0) -> float:
+        return (self.counts[name] + n_nan) / self.n_rows
+
+
+_ROWS: Final = {"rows": 1, "unlabelled": -1, "dropped": -1}
+"""What a table's entry says of its rows: all of them, and those that are not stored."""
+
+
+def _count(found: object) -> int:
+    """Return a count that a source says of itself, in words of its own as far as anybody knows."""
+    return found if isinstance(found, int) else 0
+
+
+def _category(category: CategoryColumn, missing: _Missing) -> DescribedColumn:
+    has_names = category.hash_size is None
+    return DescribedColumn(
+        name=category.name,
+        field=CATEGORIES,
+        role="category",
+        missing=missing.share(category.name),
+        n_categories=len(category.names) if has_names else category.hash_size,
+        categories=dict(zip(category.names, category.counts, strict=True)) if has_names else None,
+    )
+
+
+def _label(manifest: Manifest, names: Sequence[str], classes: Mapping[Any, str]) -> DescribedColumn:
+    counted = histogram_of(manifest, TARGET)
+    counts = {} if counted is None else dict(zip(counted.values.tolist(), counted.counts.tolist(), strict=True))
+    of_names = {classes.get(value, f"{value:.0f}"): n for value, n in counts.items()}
+    return DescribedColumn(
+        name=names[0] if names else TARGET,
+        field=TARGET,
+        role="label",
+        missing=0.0,
+        n_categories=len(of_names),
+        categories=dict(sorted(of_names.items(), key=lambda each: -each[1])),
+    )
+
+
+def _numbers(
+    field: Field, names: Sequence[str], schema: Schema, stats: FieldStats, missing: _Missing
+) -> Iterator[DescribedColumn]:
+    for place, name in enumerate(names):
+        at = place if stats.mean.shape else ()
+        yield DescribedColumn(
+            name=name,
+            field=field.name,
+            role=schema.kinds.get(name) or _ROLES.get(field.name, "field"),
+            missing=missing.share(name, float(stats.n_nan[at])),
+            mean=float(stats.mean[at]),
+            std=float(stats.std[at]),
+            min=float(stats.min[at]),
+            max=float(stats.max[at]),
+        )
+
+
+def _field(manifest: Manifest, field: Field, names: Sequence[str]) -> DescribedColumn:
+    overall = manifest.statistics[field.name].overall
+    n_values = manifest.layout.n_samples * field.row_bytes // field.dtype.itemsize
+    return DescribedColumn(
+        name=names[0] if len(names) == 1 else field.name,
+        field=field.name,
+        role=_ROLES.get(field.name, "field"),
+        missing=overall.n_nan / max(n_values, 1),
+        mean=overall.mean,
+        std=overall.std,
+        min=overall.min,
+        max=overall.max,
+    )
