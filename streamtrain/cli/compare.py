@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from streamtrain.cli.compatibility import check_alike, chosen_inputs, chosen_target, n_outputs, validation_data
+from streamtrain.cli.compatibility import check_alike, chosen_inputs, chosen_target, validation_data
 from streamtrain.cli.options import FIELD_OPTIONS, MODEL_HELP, MODEL_OPTIONS, parse_names, set_threads
 from streamtrain.cli.output import as_command_line, emit, json_option, label_text, note, print_text
 from streamtrain.comparison.compare import compare
@@ -33,6 +33,7 @@ from streamtrain.system.arguments import check_seed
 from streamtrain.system.files import numbered_folder
 from streamtrain.system.memory import limit_heap_growth
 from streamtrain.training.checkpoint import load_initial_weights
+from streamtrain.training.labels.from_data import n_outputs
 
 COMPARISONS: Final = Path("comparisons")
 _GRID: Final = 15
@@ -76,6 +77,7 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
 )
 @click.option("--loss", help="cross_entropy, bce_with_logits, mse, ...; by default that of the task; as for train.")
 @click.option("--task", help="classification, multilabel or regression; as for train.")
+@click.option("--ignore-label", type=int, metavar="LABEL", help="A label that is no class; as for train.")
 @click.option(
     "--lr",
     callback=_parse_rates,
@@ -122,6 +124,7 @@ def _compare(
     val: Path | None,
     loss: str | None,
     task: str | None,
+    ignore_label: int | None,
     normalize: str,
     threads: int | None,
     out: Path,
@@ -136,16 +139,15 @@ def _compare(
         raise UsageError("--grid without --surface", fix=f"--surface --grid {grid}")
     limit_heap_growth()
     check_seed(given["seed"])
-    max_epochs = 3 if epochs is None and seconds is None else epochs
     points = (_GRID if grid is None else grid) if surface else None
-    setting = ComparisonSettings(max_epochs=max_epochs, seconds=seconds, grid=points, **given)
+    epochs = 3 if epochs is None and seconds is None else epochs
+    setting = ComparisonSettings(max_epochs=epochs, seconds=seconds, grid=points, **given)
     check_model_name(model)
     dataset = open_preferred(dest)
     inputs = chosen_inputs(dataset, inputs, model, target)
-    val_dataset = validation_data(dest, val)
-    if val_dataset is not None:
+    if (val_dataset := validation_data(dest, val)) is not None:
         check_alike(dataset, val_dataset, fields=(*inputs, target))
-    y, named, _, of = chosen_target(dataset, target, loss, task)
+    y, named, _, of = chosen_target(dataset, target, loss, task, ignore_label)
     data = describe_data(dataset, inputs, n_outputs(dataset, named, y), named, task=of)
     built = make_model(model, data, seed=setting.seed, model_args=dict(model_args))
     load_initial_weights(built.module, init, partial=init_partial)

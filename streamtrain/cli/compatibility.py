@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -10,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from streamtrain.cli.output import note
-from streamtrain.errors import Argument, Fix, InputError, UsageError, unknown_name
+from streamtrain.errors import InputError, UsageError, unknown_name
 from streamtrain.models.factory import is_code
 from streamtrain.models.losses import IGNORED, Loss
 from streamtrain.models.model_data import category_sizes, default_inputs
@@ -21,9 +20,7 @@ from streamtrain.store.schema.columns import INPUT, TARGET, column_lists
 from streamtrain.store.schema.matching import check_same_meaning, listed
 from streamtrain.store.schema.task import TaskName
 from streamtrain.store.split_root import VAL, chosen_split
-from streamtrain.store.statistics import MOST_VALUES
 from streamtrain.system.files import local_path
-from streamtrain.training.batch_stream import class_counts
 from streamtrain.training.labels.reading import LabelReading, label_reading, settled
 
 _N_SHOWN: Final = 5
@@ -57,7 +54,7 @@ def chosen_inputs(
 
 
 def chosen_target(
-    dataset: Dataset, name: str, loss: str | None, task: str | None
+    dataset: Dataset, name: str, loss: str | None, task: str | None, ignore_label: int | None = None
 ) -> tuple[Field, Loss, LabelReading, TaskName | None]:
     """Return the field to learn, its loss, how its labels are read, and as what; refuse a target that no loss fits."""
     y = find_field(dataset, name)
@@ -67,7 +64,7 @@ def chosen_target(
             where=str(dataset.path),
             fix=f"ingest it as y, which makes class labels of it: --fields x=...,y={name}; or as a float",
         )
-    resolved, of = settled(dataset, name, loss, task)
+    resolved, of = settled(dataset, name, loss, task, ignore_label=ignore_label)
     return y, resolved, label_reading(dataset, name, resolved, of), of
 
 
@@ -157,23 +154,3 @@ def poor_shuffle(dataset: Dataset, batch_size: int, lanes: int) -> str | None:
         f"with {lanes} lanes the labels of a batch vary up to {effect:.1f} times as much as if drawn at random: "
         "more --memory or --lanes shuffle better, and `streamtrain plan` measures how well"
     )
-
-
-def n_outputs(dataset: Dataset, loss: Loss, y: Field) -> int:
-    """Return the width that a model's output needs; refuse a loss of class labels where there are none."""
-    if loss.kind != "classes":
-        return math.prod(y.shape)
-    n_classes = class_counts(dataset, y.name, loss)
-    if n_classes is None and y.dtype == np.int64:
-        raise UsageError(
-            f"{loss.name} takes class labels from 0 to {MOST_VALUES - 1:,}; field {y.name} holds others",
-            where=str(dataset.path),
-            fix="number the classes from 0, without gaps; store quantities as floats",
-        )
-    if n_classes is None:
-        raise UsageError(
-            f"{loss.name} needs class labels 0, 1, ...; field {y.name} is {y.dtype.name}",
-            where=str(dataset.path),
-            fix=Fix(Argument("loss", "mse"), ", or ingest the labels as integers from 0"),
-        )
-    return n_classes.start

@@ -123,6 +123,12 @@ class TrainOptions:
     task: str | None = _option(
         None, "How labels are read: classification, multilabel or regression; by default as `info` says."
     )
+    ignore_label: int | None = _option(
+        None,
+        "A label that is no class, such as 255: it needs no output and counts in no figure.",
+        metavar="LABEL",
+        type=int,
+    )
     update: str = _option("batch", "The update rule: one step per batch, sample or epoch.")
     optimizer: str = _option("adam", "Any of torch.optim by name: sgd, adam, ..., lbfgs; or cg.")
     lr: float | None = _option(

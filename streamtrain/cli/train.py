@@ -15,7 +15,6 @@ from streamtrain.cli.compatibility import (
     check_alike,
     chosen_inputs,
     chosen_target,
-    n_outputs,
     poor_shuffle,
     training_warnings,
     validation_data,
@@ -52,7 +51,8 @@ from streamtrain.system.memory import held_bytes, limit_heap_growth
 from streamtrain.system.signals import Interrupted
 from streamtrain.system.units import format_bytes, format_rate
 from streamtrain.training.batch_stream import normalize_fields
-from streamtrain.training.labels.reading import reading_config
+from streamtrain.training.labels.from_data import n_outputs
+from streamtrain.training.labels.reading import n_ignored, reading_config
 from streamtrain.training.metrics import METRIC_NAMES, History, score_name
 from streamtrain.training.run_folder import (
     RunFolder,
@@ -332,7 +332,7 @@ def _make_trainer(
     options: TrainOptions, dataset: Dataset, inputs: tuple[str, ...]
 ) -> tuple[Trainer, dict[str, object], str, TaskName | None]:
     """Make the trainer, the settings that rebuild its model for the run's configuration, and what to say of both."""
-    y, loss, reading, task = chosen_target(dataset, options.target, options.loss, options.task)
+    y, loss, reading, task = chosen_target(dataset, options.target, options.loss, options.task, options.ignore_label)
     data = describe_data(dataset, inputs, n_outputs(dataset, loss, y), loss, task=task)
     built = make_model(options.model, data, seed=options.seed, model_args=dict(options.model_args))
     trainer = Trainer(
@@ -370,10 +370,12 @@ def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer, told: st
     fields = ", ".join(f"{field.name} {field.dtype.name}{list(field.shape) or ''}" for field in dataset.fields)
     size = f"{len(dataset):,} samples of {fields}, {format_bytes(dataset.nbytes)}"
     lr = trainer.optimizer.param_groups[0]["lr"]
+    n = n_ignored(dataset, options.target, trainer.loss)
+    ignored = f"; {n:,} of them {trainer.loss.ignored}, which is no class" if n else ""
     return Lines.of(
         [
             f"data    {dataset.path}: {size}",
-            f"label   {label_text(dataset, options.target, task)}",
+            f"label   {label_text(dataset, options.target, task)}{ignored}",
             f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}{told}",
             f"update  {trainer.way}, {options.optimizer}, lr {lr:g}, on {trainer.device}",
         ]

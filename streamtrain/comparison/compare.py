@@ -52,6 +52,7 @@ def compare(
     grid: int | None = None,
     loss: str | LossFunction | Loss | None = None,
     task: str | None = None,
+    ignore_label: int | None = None,
     val: Dataset | str | Path | None = None,
     inputs: tuple[str, ...] = ("x",),
     target: str = "y",
@@ -103,6 +104,8 @@ def compare(
         As in `Trainer`; by default that of the task.
     task : {"classification", "multilabel", "regression"}, optional
         How labels are read; by default as `Dataset.task` says.
+    ignore_label : int, optional
+        A label that is no class.
     val : Dataset or path, optional
         Measured after every epoch as well.
     inputs, target : tuple of str, str
@@ -153,7 +156,7 @@ def compare(
     rates = {EVERY_OPTIMIZER: lr} if isinstance(lr, int | float) else {} if lr is None else lr
     setting = ComparisonSettings.of(locals() | {"lr": rates})
     out = None if out is None else local_path(out)
-    settled_loss, settled_task = settled(dataset, target, loss, task)
+    settled_loss, settled_task = settled(dataset, target, loss, task, ignore_label=ignore_label)
     setup = ComparisonSetup(
         model=model,
         dataset=dataset,

@@ -68,7 +68,9 @@ def _narrowed(run: ForwardFunction, device: torch.device, dtype: torch.dtype) ->
 def check_model(model: object) -> None:
     """Refuse what is no module, and a module that cannot change between training and evaluation."""
     if not isinstance(model, nn.Module):
-        raise UsageError(f"model is {model!r}, not a torch.nn.Module", fix="models.build_model makes one by name")
+        raise UsageError(
+            f"model is {model!r}, not a torch.nn.Module", fix=Fix(Argument("model", "mlp"), " makes one by name")
+        )
     try:
         model.train(model.training)
     except NotImplementedError as error:

@@ -40,6 +40,15 @@ class Normalize(nn.Module):
         return ((x.to(self.mean.dtype) - self.mean) / self.std).to(self.dtype)
 
 
+def awaits_statistics(normalize: object) -> bool:
+    """Say whether inputs are normalized by the statistics of the training data; refuse what is no normalization."""
+    if normalize is None or isinstance(normalize, Mapping):
+        return False
+    if isinstance(normalize, str) and normalize == "auto":
+        return True
+    raise UsageError(f"normalize is {normalize!r}", fix="None, 'auto', or a mapping of input to module")
+
+
 class MeanAndStd(Protocol):
     """Mean and standard deviation over all values of a field."""
 

@@ -16,10 +16,9 @@ from torch.optim import Optimizer
 from streamtrain.errors import UsageError
 from streamtrain.loader.device.resolve import resolve_device
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.loader.world import OfOneProcess
-from streamtrain.models.forward import check_autocast, check_model, is_compiled, make_forward, original_model
+from streamtrain.models.forward import check_autocast, is_compiled, make_forward, original_model
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
-from streamtrain.models.normalization import NormalizedModel
+from streamtrain.models.normalization import NormalizedModel, awaits_statistics
 from streamtrain.optim.build_rule import check_rule, make_learner, make_rule
 from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
 from streamtrain.optim.sample_rule import SampleRule
@@ -44,7 +43,7 @@ from streamtrain.training.batch_stream import (
     warn_of_waiting_device,
 )
 from streamtrain.training.checkpoint import load_initial_weights
-from streamtrain.training.labels.reading import AS_STORED, LabelReading, label_reading
+from streamtrain.training.labels.from_data import BuiltLater, is_known
 from streamtrain.training.loop import EpochLoop, EpochRecorder
 from streamtrain.training.metrics import EpochSummary, History, Metrics
 from streamtrain.training.preflight import check_fields, check_fit, warn_of_batch_dependent_modules, working_memory
@@ -56,16 +55,21 @@ from streamtrain.training.sized_loaders import LoaderOptions, streams_of
 _OF_OPTIMIZERS: Final = ("momentum", "betas", "eps", "weight_decay", "nesterov")
 
 
-class Trainer(OfOneProcess):
+class Trainer(BuiltLater):
     """Train and evaluate a model on streams of batches.
 
     Parameters
     ----------
-    model : torch.nn.Module
-        Takes the inputs, (B, ...) each, and returns one tensor (B, ...). It is moved to the device.
-    loss : str or callable
+    model : torch.nn.Module or str
+        Takes the inputs, (B, ...) each, and returns one tensor (B, ...). It is moved to the device. By a name (``mlp``,
+        ``linear``, ``cnn``, ``FILE.py:NAME``) it is made when `fit` knows the data, with ``model_args``, from its seed.
+    loss : str or callable, optional
         ``cross_entropy``, ``nll``, ``bce_with_logits``, ``mse``, ``l1``, or (output, target) -> mean over the samples,
-        or each sample's loss (B,); see `streamtrain.models.losses.resolve_loss`.
+        or each sample's loss (B,); see `streamtrain.models.losses.resolve_loss`. By default that of the task.
+    task : {"classification", "multilabel", "regression"}, optional
+        How labels are read; by default as `Dataset.task` says.
+    ignore_label : int, optional
+        A label that is no class.
     optimizer : str, torch.optim.Optimizer or callable
         A name of ``torch.optim``, a finished optimizer, or a factory.
     lr : float, optional
@@ -73,7 +77,7 @@ class Trainer(OfOneProcess):
     update : {"batch", "sample", "epoch"}
         The update rule.
     inputs, target : tuple of str, str
-        The fields that the model takes, in order, and the one that the loss compares with.
+        The fields that the model takes, in order (by default ``x``), and the one that the loss compares with.
     init : path, optional
         A run's folder or a safetensors file to start from; with ``init_partial`` only some of its weights need agree.
     weight : str, optional
@@ -132,13 +136,16 @@ class Trainer(OfOneProcess):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | str,
         *,
-        loss: str | LossFunction | Loss,
+        loss: str | LossFunction | Loss | None = None,
+        task: str | None = None,
+        ignore_label: int | None = None,
+        model_args: Mapping[str, object] | None = None,
         optimizer: str | Optimizer | OptimizerFactory = "adam",
         lr: float | None = None,
         update: str = "batch",
-        inputs: tuple[str, ...] | str = ("x",),
+        inputs: tuple[str, ...] | str | None = None,
         target: str = "y",
         init: str | Path | None = None,
         init_partial: bool = False,
@@ -165,39 +172,45 @@ class Trainer(OfOneProcess):
         nesterov: bool | None = None,
         **optimizer_options: object,
     ) -> None:
-        # StepOptions takes the arguments by their names.
         given = locals()
         check_rule(update)
-        check_model(model)
-        self._options = StepOptions.of(given | {"compile": is_compiled(model) or compile})
-        self.inputs, self.target, self.weight = check_fields(inputs, target, weight), target, weight
-        self.device = resolve_device(device)
+        self.target, self.weight, self.device = target, weight, resolve_device(device)
+        fields = check_fields(("x",) if inputs is None else inputs, target, weight)
+        given["inputs"] = None if inputs is None else fields
+        self._awaits_statistics = awaits_statistics(normalize)
+        if is_known(given):
+            self._build(given)
+        else:
+            self._given = given
+
+    def _build(self, given: Mapping[str, Any]) -> None:
+        model, update, others = given["model"], given["update"], given["optimizer_options"]
+        # StepOptions takes the arguments by their names.
+        self._options = StepOptions.of({**given, "compile": is_compiled(model) or given["compile"]})
+        self.inputs = ("x",) if given["inputs"] is None else given["inputs"]
         self.model = model.to(self.device)
-        load_initial_weights(self.model, init, partial=init_partial)
-        self.loss = resolve_loss(loss)
-        of_optimizer = optimizer_options | {name: given[name] for name in _OF_OPTIMIZERS}
-        with naming_misspelt(optimizer_options, type(self)):
-            self.optimizer = build_optimizer(optimizer, model.parameters(), lr=lr, update=update, **of_optimizer)
-        forward = make_forward(model, device=self.device, autocast=check_autocast(autocast), compiled=compile)
+        load_initial_weights(self.model, given["init"], partial=given["init_partial"])
+        self.loss = resolve_loss(given["loss"], ignore_index=given["ignore_label"])
+        of_optimizer = others | {name: given[name] for name in ("lr", "update", *_OF_OPTIMIZERS)}
+        with naming_misspelt(others, type(self)):
+            self.optimizer = build_optimizer(given["optimizer"], model.parameters(), **of_optimizer)
+        cast = check_autocast(given["autocast"])
+        forward = make_forward(model, device=self.device, autocast=cast, compiled=given["compile"])
         # A checkpoint has the names of the model itself, compiled or not.
         self._normalized_model = NormalizedModel(original_model(model), self.inputs, forward)
         self._learner = make_learner(self._normalized_model, self.loss, self.optimizer, self._options)
         self._rule = make_rule(update, self._learner, self._options)
         self._stopping: tuple[object, EarlyStopping] | None = None
         self._schema = LearnedSchema()
-        self._begin_normalizing(normalize)
+        if isinstance(given["normalize"], Mapping):
+            self._normalized_model.put(given["normalize"], self.device)
         self._epoch_loop = EpochLoop(
-            self._learner, self._rule, device=self.device, inputs=self.inputs, target=target, weight=weight
+            self._learner, self._rule, device=self.device, inputs=self.inputs, target=self.target, weight=self.weight
         )
 
-    def _begin_normalizing(self, normalize: Literal["auto"] | Mapping[str, nn.Module] | None) -> None:
-        self._awaits_statistics = isinstance(normalize, str) and normalize == "auto"
-        if isinstance(normalize, Mapping):
-            self._normalized_model.put(normalize, self.device)
-        elif normalize is not None and not self._awaits_statistics:
-            raise UsageError(f"normalize is {normalize!r}", fix="None, 'auto', or a mapping of input to module")
-
     def __repr__(self) -> str:
+        if self._given is not None:
+            return f"Trainer(built when its data is there, on {self.device})"
         parts = type(self.model).__name__, self.loss.name, self.way, type(self.optimizer).__name__
         return f"Trainer({', '.join(parts)}, on {self.device}, {self.counts.n_steps} steps)"
 
@@ -287,8 +300,7 @@ class Trainer(OfOneProcess):
         InputError
             A sample's weight is negative or not finite, or all of them are 0.
         DivergedError
-            A loss or a gradient is not finite. Epoch, step, samples and the last checkpoint are named; no step was
-            taken with it.
+            A loss or a gradient is not finite; epoch, step, samples and the last checkpoint are named.
         DeviceError
             The device is out of memory; the message has the batch size that would fit.
         CheckpointError
@@ -309,6 +321,7 @@ class Trainer(OfOneProcess):
         )
         data: BatchStream | Dataset = opened(loader)
         validation: BatchStream | Dataset | None = opened(val)
+        self._build_from(data, seed)
         if isinstance(data, Dataset):
             self._prepare(data)
         with streams_of(self, data, validation, options) as streams:
@@ -415,6 +428,7 @@ class Trainer(OfOneProcess):
                 fix="fit first, or give the modules themselves",
             )
         data: BatchStream | Dataset = opened(loader)
+        self._build_from(data, None)
         if isinstance(data, Dataset):
             with StreamLoader(data, shuffle=False, device=self.device) as whole:
                 return self.evaluate(whole)
@@ -445,10 +459,6 @@ class Trainer(OfOneProcess):
         learner = replace(self._learner, schedules=None, on_step=None)
         return working_memory(make, learner, batch)
 
-    def read_labels(self, reading: LabelReading) -> None:
-        """Give the loss what is read of the labels in this way, in training and evaluation."""
-        self._epoch_loop.reading = reading
-
     def begin_epoch_anew(self) -> None:
         """Forget an epoch that was cut short: the next call of `fit` starts it over, on any stream."""
         self._epoch_loop.begin_epoch_anew()
@@ -456,20 +466,14 @@ class Trainer(OfOneProcess):
     def describe(self, loader: BatchStream) -> dict[str, object]:
         """Describe what this trainer does with a stream, as ``config.json`` holds it."""
         fields = {"inputs": list(self.inputs), "target": self.target, "weight": self.weight}
-        return describe_run(
-            self._rule, self._normalized_model, loader, fields | self._options.describe(self._learner.schedules)
-        )
+        options = self._options.describe(self._learner.schedules)
+        return {**describe_run(self._rule, self._normalized_model, loader, fields | options), **self._about}
 
     def _prepare(self, data: StreamDataset) -> None:
         if self._awaits_statistics:
             self._normalized_model.put(normalize_fields(data, self.inputs), self.device)
             self._awaits_statistics = False
         self._read_labels(data)
-
-    def _read_labels(self, data: StreamDataset) -> None:
-        """Number classes as the data that came first does."""
-        if self._epoch_loop.reading is AS_STORED:
-            self._epoch_loop.reading = label_reading(data, self.target, self.loss)
 
     def _after_epoch(self, loss: float, stopping: EarlyStopping) -> None:
         if self._rule.is_fresh:

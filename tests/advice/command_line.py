@@ -14,6 +14,7 @@ from tests.advice.world import Said, World, X, Y, world
 
 _OPTIONS = "cli/options.py:"
 _COMPATIBILITY = "cli/compatibility.py:"
+_FROM_DATA = "training/labels/from_data.py:"
 _RULE = "optim/build_rule.py:"
 _SCHEDULES = "optim/schedules.py:"
 SMALL = "--memory 16MB --batch-size 20 --threads 1"
@@ -106,8 +107,9 @@ def classes_that_only_validation_has(w: World) -> None:
 
 
 @world(
-    f"{_COMPATIBILITY}n_outputs: number the classes from 0, without gaps; store quantities as floats",
-    f"{_COMPATIBILITY}n_outputs: loss='mse', or ingest the labels as integers from 0",
+    f"{_FROM_DATA}n_outputs: number the classes from 0, without gaps; store quantities as floats",
+    f"{_FROM_DATA}n_outputs: loss='mse', or ingest the labels as integers from 0",
+    f"{_FROM_DATA}n_outputs: ignore_label={{}} where it is no class; or number the classes from 0",
 )
 def labels_that_are_no_classes(w: World) -> None:
     y = np.where(Y == 0, 1_000_000, Y)
@@ -116,6 +118,9 @@ def labels_that_are_no_classes(w: World) -> None:
     w.works(TRAIN.replace("d.zarr", "numbered.zarr"))
     w.works(TRAIN.replace("d.zarr", "f.zarr"))
     w.typed(f"{TRAIN.replace('d.zarr', 'f.zarr')} --loss cross_entropy")
+    w.dataset("hole.zarr", y=Y - 1)
+    w.typed(f"{TRAIN.replace('d.zarr', 'hole.zarr')} --task classification")
+    w.works(f"{TRAIN.replace('d.zarr', 'numbered.zarr')} --task classification")
 
 
 @world(

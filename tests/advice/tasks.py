@@ -9,6 +9,7 @@ import streamtrain as st
 from streamtrain.training.labels.reading import settled
 from tests.advice.training import fit, net
 from tests.advice.world import World, X, Y, world
+from tests.support.in_memory import Arrays, Batches
 
 _INGEST = "ingestion/ingest.py:"
 _READING = "training/labels/reading.py:"
@@ -41,6 +42,37 @@ def an_append_that_leaves_the_task_open(w: World) -> None:
 def a_loss_of_another_task(w: World) -> None:
     w.dataset()
     w.typed(f"{_TRAIN} --loss mse --task classification")
+
+
+@world(f"{_READING}check_ignoring: loss='cross_entropy', or leave ignore_label= out")
+def an_ignored_label_without_classes(w: World) -> None:
+    w.dataset()
+    w.refuses(f"{_TRAIN} --loss mse --ignore-label 2")
+    w.works(f"{_TRAIN} --loss cross_entropy --ignore-label 2")
+    w.works(f"{_TRAIN} --loss mse")
+
+
+@world(
+    "training/labels/from_data.py:is_known: leave model_args= out, or name the model by text",
+    f"{_READING}check_ignored_label: ignore_label=-1, say",
+    "training/labels/from_data.py:build_from_data: a model that is ready, and loss='cross_entropy', say, without task=",
+    "training/labels/from_data.py:build_from_data: fit first, or give a model that is ready",
+    "training/labels/from_data.py:build_from_data: target= names another",
+)
+def trainers_that_wait_for_their_data(w: World) -> None:
+    data, model_args = w.dataset(), {"width": 4}
+    w.refused(st.Trainer, net(), model_args=model_args)
+    st.Trainer(net())
+    w.refused(st.Trainer, "linear", ignore_label="-1")
+    st.Trainer("linear", ignore_label=-1)
+    trainer = st.Trainer("linear")
+    w.refused(trainer.evaluate, data)
+    trainer.fit(data, max_epochs=1, batch_size=20, memory="16MB", progress=False)
+    trainer.evaluate(data)
+    w.refused(st.Trainer("linear", loss="mse", target="z").fit, data, max_epochs=1, progress=False)
+    stream = Batches(Arrays(x=X.astype("f4"), y=Y.astype(np.int64)))
+    w.refused(st.Trainer(net()).evaluate, stream)
+    st.Trainer(net(), loss="cross_entropy").evaluate(stream)
 
 
 @world(f"{_READING}_by_task: ingest them as field y")

@@ -334,17 +334,15 @@ def a_run_without_an_end(w: World) -> None:
 
 
 @world(
-    "models/forward.py:check_model: models.build_model makes one by name",
+    "models/forward.py:check_model: model='mlp' makes one by name",
     "models/normalization.py:NormalizedModel.put: a torch.nn.Module",
-    "training/trainer.py:Trainer._begin_normalizing: None, 'auto', or a mapping of input to module",
+    "models/normalization.py:awaits_statistics: None, 'auto', or a mapping of input to module",
     "training/trainer.py:Trainer.evaluate: fit first, or give the modules themselves",
 )
 def trainers(w: World) -> None:
-    from streamtrain.models.factory import build_model
-
     data = w.dataset()
-    w.refused(fit, data, "linear")  # type: ignore[arg-type]
-    fit(data, build_model("linear", input_shape=(4,), n_outputs=3))
+    w.refused(fit, data, 5)  # type: ignore[arg-type]
+    fit(data, "mlp")  # type: ignore[arg-type]
     w.refused(fit, data, normalize=5)
     w.refused(fit, data, normalize={"x": 5})
     fit(data, normalize={"x": nn.Identity()})

@@ -239,7 +239,7 @@ def test_fields_and_totals_that_are_not_there() -> None:
     with pytest.raises(UsageError, match="neither max_epochs nor max_steps"):
         Trainer(make_model(), loss="cross_entropy").fit(stream)
     with pytest.raises(UsageError, match="not a torch"):
-        Trainer("linear", loss="mse")  # type: ignore[arg-type]
+        Trainer(4, loss="mse")  # type: ignore[arg-type]
 
 
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from streamtrain.store.schema.task import (
     describe_labels,
     undecided,
 )
+from streamtrain.system.arguments import is_int
 
 DEFAULT_LOSSES: Final[dict[TaskName, str]] = {
     "classification": "cross_entropy",
@@ -119,14 +120,23 @@ def _check_ignored(ignored: int | None, n_classes: int) -> None:
 
 
 def settled(
-    dataset: Dataset, target: str, loss: str | LossFunction | Loss | None, task: str | None = None
+    dataset: Dataset,
+    target: str,
+    loss: str | LossFunction | Loss | None,
+    task: str | None = None,
+    *,
+    ignore_label: int | None = None,
 ) -> tuple[Loss, TaskName | None]:
     """Return the loss and the task of a training: each as given, by the other, or by the dataset's labels."""
     told, where = check_task(task), str(dataset.path)
+    check_ignored_label(ignore_label)
     found = dataset.label_task(target)
     if loss is None:
-        return _by_task(found, told, where)
-    resolved = resolve_loss(loss)
+        # What ignores a label has classes.
+        of_classes = told or (None if ignore_label is None else "classification")
+        return _by_task(found, of_classes, where, ignore_label)
+    resolved = resolve_loss(loss, ignore_index=ignore_label)
+    check_ignoring(resolved, ignore_label)
     fitting = _TASKS_OF_LOSSES.get(resolved.name)
     if fitting is None or found is None:
         return resolved, told
@@ -147,11 +157,40 @@ def _are_two(labels: Labels) -> bool:
     return not labels.shape and labels.values is not None and set(labels.values) <= {0, 1}
 
 
-def _by_task(found: LabelTask | None, told: TaskName | None, where: str) -> tuple[Loss, TaskName]:
+def check_ignored_label(ignore_label: object) -> None:
+    """Refuse what is no label to ignore."""
+    if ignore_label is not None and not is_int(ignore_label):
+        what = f"ignore_label is {ignore_label!r:.80}; it is a whole number"
+        raise UsageError(what, fix=Fix(Argument("ignore_label", -1), ", say"))
+
+
+def check_ignoring(loss: Loss, ignore_label: int | None) -> None:
+    """Refuse a label that is to be ignored by a loss that ignores none, or another one."""
+    if ignore_label is None or loss.ignored == ignore_label:
+        return
+    why = "Only a loss of classes ignores one" if loss.ignored is None else f"It ignores {loss.ignored}"
+    raise UsageError(
+        f"ignore_label is {ignore_label} with the loss {loss.name}",
+        why=why,
+        fix=Fix(Argument("loss", "cross_entropy"), ", or leave ", Argument("ignore_label"), " out"),
+    )
+
+
+def n_ignored(dataset: Dataset, target: str, loss: Loss) -> int:
+    """Count the labels that a loss ignores."""
+    counted = dataset.histogram(target)
+    return 0 if counted is None else int(counted.counts[counted.values == loss.ignored].sum())
+
+
+def _by_task(
+    found: LabelTask | None, told: TaskName | None, where: str, ignore_label: int | None
+) -> tuple[Loss, TaskName]:
     if found is None:
         raise UsageError("the dataset has no labels", where=where, fix="ingest them as field y")
     name = told or found.name
     if name is None:
         raise undecided(found, where)
     check_told(found.labels, name, where)
-    return resolve_loss(DEFAULT_LOSSES[name]), name
+    loss = resolve_loss(DEFAULT_LOSSES[name], ignore_index=ignore_label)
+    check_ignoring(loss, ignore_label)
+    return loss, name
