@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from streamtrain.store.dataset import open_dataset as open
     from streamtrain.store.layout import Field, Layout
     from streamtrain.store.verify import repair, verify
-    from streamtrain.training.metrics import History
+    from streamtrain.training.metrics.history import History
     from streamtrain.training.trainer import Trainer
 
 if os.name != "posix":
@@ -95,7 +95,7 @@ _HOMES = {
     "Batch": "loader.batch",
     "Dataset": "store.dataset",
     "Field": "store.layout",
-    "History": "training.metrics",
+    "History": "training.metrics.history",
     "Layout": "store.layout",
     "Schedule": "optim.schedules",
     "StreamLoader": "loader.stream_loader",

@@ -12,7 +12,8 @@ import click
 from torch import nn
 
 from streamtrain.cli.compatibility import check_categories, say_unnamed
-from streamtrain.cli.output import emit, json_option, result_lines
+from streamtrain.cli.output import emit, json_option
+from streamtrain.cli.results import result_lines
 from streamtrain.errors import Argument, CheckpointError, Fix, Lines, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import code_of, is_code, make_model
@@ -28,7 +29,8 @@ from streamtrain.store.split_root import TEST, VAL, is_split_root
 from streamtrain.system.arguments import is_int, is_number
 from streamtrain.training.checkpoint import MODEL, Checkpoint, load_weights, newest_checkpoint, normalize_states
 from streamtrain.training.labels.reading import reading_of_config
-from streamtrain.training.run_folder import CONFIG, read_config, read_schema
+from streamtrain.training.labels.targets import CHECKS, targets_of_config
+from streamtrain.training.run_folder import CONFIG, read_baseline, read_config, read_schema
 from streamtrain.training.trainer import Trainer
 
 _path = click.Path(path_type=Path)
@@ -46,6 +48,10 @@ _NONE = "none"
 @click.option("--split", metavar="NAME", help="The split of DEST to measure on; by default test, else val.")
 @click.option("--memory", default="512MB", help="Budget for all that the loader owns.")
 @click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
+@click.option(
+    "--positive", metavar="CLASS", help="Of two classes, the one of precision and recall; by default class 1."
+)
+@click.option("--per-class", is_flag=True, help="Show every class, label or target, and not only the worst of many.")
 @json_option
 def evaluate_command(
     run: Path,
@@ -56,9 +62,11 @@ def evaluate_command(
     split: str | None,
     memory: str,
     device: str,
+    positive: str | None,
+    per_class: bool,
     as_json: bool,
 ) -> None:
-    """Measure the model of the folder RUN on the dataset DEST: loss, and accuracy or what else fits the loss.
+    """Measure the model of the folder RUN on the dataset DEST: loss, the scores of the task, and a table of classes.
 
     Inputs are rescaled as in training, by the statistics saved with the run. DEST must have the columns and
     classes that the run was trained on, in their order.
@@ -73,17 +81,12 @@ def evaluate_command(
     trainer.check(dataset[: min(2, len(dataset))], trains=False)
     size = min(batch_size, len(dataset))
     with StreamLoader(dataset, batch_size=size, memory=memory, shuffle=False, device=device) as loader:
-        metrics = trainer.evaluate(loader)
-    result = {
-        "run": run,
-        "dataset": dest,
-        "split": of_split,
-        "samples": metrics.n_samples,
-        "accuracy": None,
-        **metrics.named(),
-    }
+        metrics = trainer.evaluate(loader, positive=positive)
+    on = "train (again)" if dataset.id == config.get("dataset_id") else of_split or "test"
+    facts = {"split": of_split, "measured_on": on, "accuracy": None, **metrics.facts()}
+    result = {"run": run, "dataset": dest, "samples": metrics.n_samples, **facts}
     head = [f"split {of_split}"] if of_split else []
-    emit(as_json, result, Lines.of([*head, result_lines(metrics)]))
+    emit(as_json, result, Lines.of([*head, result_lines(metrics, on, every_row=per_class)]))
 
 
 def _check_meaning(run: Path, trainer: Trainer, dataset: Dataset) -> None:
@@ -114,6 +117,7 @@ def _trained(
         why = f"{type(error).__name__}: {error}"
         raise CheckpointError("is not complete", where=str(run / CONFIG), why=why, fix="train again") from error
     trainer.read_labels(reading_of_config(config))
+    trainer.learned.use(targets_of_config(config, read_baseline(run)))
     load_weights(trainer.model, checkpoint)
     return trainer
 
@@ -155,6 +159,7 @@ _TYPES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "category_sizes": (lambda value: _is_list(value, _is_size), "a list of positive integers"),
     "model_args": (lambda value: isinstance(value, dict), "an object"),
     "model_sha256": (_is_text, "a text"),
+    **CHECKS,
 }
 """The values of a run's configuration that are read here: their check, and its name."""
 

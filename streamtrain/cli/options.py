@@ -30,6 +30,18 @@ def _parse_betas(context: click.Context, parameter: click.Parameter, value: str 
         raise UsageError(f"betas {value!r} are not numbers", fix="--betas 0.9,0.999, say") from None
 
 
+def _parse_class_weight(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> str | dict[str, float] | None:
+    if value is None or value == "balanced":
+        return value
+    pairs = [word.rpartition("=") for word in value.split(",")]
+    try:
+        return {name.strip(): float(number) for name, _, number in pairs if name.strip() or number[1:1]}
+    except ValueError:
+        raise UsageError(f"--class-weight {value!r}", fix="--class-weight balanced, or A=2,B=0.5") from None
+
+
 def _parse_pairs(
     context: click.Context, parameter: click.Parameter, value: tuple[str, ...]
 ) -> tuple[tuple[str, object], ...]:
@@ -183,6 +195,17 @@ class TrainOptions:
         "auto",
         "auto: (x - mean) / std from the stored statistics, per column for tables; saved with the run.",
         type=click.Choice(["auto", "none"]),
+    )
+    normalize_target: str = _option(
+        "auto",
+        "auto: with mse, l1 and huber the loss is given (y - mean) / std; every other figure is in the data's units.",
+        type=click.Choice(["auto", "none"]),
+    )
+    class_weight: str | dict[str, float] | None = _option(
+        None,
+        "Weights of the classes in the loss: balanced, or of some of them.",
+        callback=_parse_class_weight,
+        metavar="balanced|A=2,B=0.5",
     )
     threads: int | None = _option(None, "Threads of torch on the CPU.", type=int)
     out: Path | None = _option(None, "The run's folder; by default runs/N, N being the next free number.", type=_PATH)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from streamtrain.diagnostics.headspace import Headspace
     from streamtrain.store.dataset import Dataset
     from streamtrain.store.schema.task import TaskName
-    from streamtrain.training.metrics import EpochSummary, Metrics, Speed
+    from streamtrain.training.metrics.history import EpochSummary, Speed
+    from streamtrain.training.metrics.running import Metrics
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 """Adds ``as_json: bool`` to a command."""
@@ -185,11 +186,6 @@ def headspace_line(found: Headspace) -> str:
         f"headspace {found.ratio:.2f}: with a perfect loader {perfect:,.0f} samples/s, with this one {real:,.0f} "
         f"({found.loader.stall_fraction:.1%} waiting)"
     )
-
-
-def result_lines(metrics: Metrics) -> str:
-    """Write loss and score of an evaluation, the score last."""
-    return Lines.of(f"test {name} {value:.4f}" for name, value in metrics.named().items())
 
 
 def stored_facts(dataset: Dataset) -> dict[str, Any]:

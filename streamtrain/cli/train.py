@@ -34,6 +34,7 @@ from streamtrain.cli.output import (
     print_text,
     time_lines,
 )
+from streamtrain.cli.results import no_better, outcome_line
 from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
 from streamtrain.errors import Lines, ResourceError, StreamtrainError, UsageError
 from streamtrain.loader import shared_budget
@@ -53,13 +54,18 @@ from streamtrain.system.units import format_bytes, format_rate
 from streamtrain.training.batch_stream import normalize_fields
 from streamtrain.training.labels.from_data import n_outputs
 from streamtrain.training.labels.reading import n_ignored, reading_config
-from streamtrain.training.metrics import METRIC_NAMES, History, score_name
+from streamtrain.training.metrics.baseline import short_number
+from streamtrain.training.metrics.history import History
+from streamtrain.training.metrics.tasks import score_name
+from streamtrain.training.metrics.user import METRIC_NAMES
 from streamtrain.training.run_folder import (
     RunFolder,
     check_run,
     check_writable,
+    is_run,
     last_epoch,
     newest_run,
+    read_config,
     write_memory,
 )
 from streamtrain.training.run_state import ResumePoint, budget_config
@@ -83,6 +89,7 @@ class TrainOutcome:
     history: History
     memory: dict[str, int]
     out: Path
+    lr: float
     headspace: Headspace | None
     quarantined: tuple[QuarantinedBlock, ...] = ()
     val_quarantined: tuple[QuarantinedBlock, ...] = ()
@@ -117,7 +124,8 @@ class TrainOutcome:
         """Return the last epoch's metrics; for a run that was complete already, from its file."""
         last = self.history.last
         if last is not None:
-            return last.train.named() | {"val": last.val.named() if last.val else None}
+            val = last.val.named() if last.val else None
+            return last.train.named() | {"val": val, "result": last.scores()}
         line = last_epoch(self.out) or {}
         val = {name.removeprefix("val_"): value for name, value in line.items() if name.startswith("val_")}
         return {name: line[name] for name in METRIC_NAMES if name in line} | {"val": val or None}
@@ -136,6 +144,7 @@ class TrainOutcome:
         return Lines.of(
             [
                 *self._ended(),
+                *([line] if (line := outcome_line(self.history)) else []),
                 memory_line(self.memory),
                 f"speed   {rate}, stall fraction {speed.stall_fraction:.3f}",
                 *time_lines(speed),
@@ -203,6 +212,10 @@ def train_command(as_json: bool, **given: Any) -> None:
     say: Callable[[str], None] = (lambda _: None) if as_json else print_text
     trained = _train(options, say)
     emit(as_json, trained.result(), trained.text())
+    lr = trained.lr
+    off = {"--normalize": options.normalize, "--normalize-target": options.normalize_target, "--lr": lr}
+    if hint := no_better(trained.history, off):
+        note(f"hint: {hint}")
     trained.raise_rest()
 
 
@@ -241,13 +254,14 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
                 few = few_lanes(dataset.layout, training.sizes, training.memory_bytes)
                 first, *more = [*str(expected).split("; "), *([few] if few else [])]
                 say(Lines.of([f"order   {first}", *(f"        {line}" for line in more)]))
-            say(epoch_head(score_name(trainer.loss), with_val=val is not None))
+            shape = next(field.shape for field in dataset.fields if field.name == options.target)
+            say(epoch_head(score_name(trainer.loss, shape), with_val=val is not None))
             with resume_hint(out), unnamed_was_told():
                 history = _fit(trainer, options, loaders, run, out, say)
             projected = sum(loader.projection.total_bytes for loader in loaders.all)
             names = ("training", "validation")
             terms = {name: loader.projection.terms for name, loader in zip(names, loaders.all, strict=False)}
-        trained = _outcome(history, loaders, projected, out)
+        trained = _outcome(history, loaders, projected, out, trainer.optimizer.param_groups[0]["lr"])
         try:
             write_memory(out, {**trained.memory, "terms": terms})
         except ResourceError as error:
@@ -255,7 +269,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     return _with_headspace(trained, trainer, options, dataset, loaders.memory_bytes) if options.headspace else trained
 
 
-def _outcome(history: History, loaders: SizedLoaders, projected: int, out: Path) -> TrainOutcome:
+def _outcome(history: History, loaders: SizedLoaders, projected: int, out: Path, lr: float) -> TrainOutcome:
     """Put together the outcome of a run whose loaders are closed."""
     taken, meter = loaders.taken, loaders.meter
     return TrainOutcome(
@@ -268,6 +282,7 @@ def _outcome(history: History, loaders: SizedLoaders, projected: int, out: Path)
             "process": meter.before_bytes + meter.peak_bytes,
         },
         out=out,
+        lr=lr,
         headspace=None,
         quarantined=loaders.training.quarantined,
         val_quarantined=loaders.validation.quarantined if loaders.validation else (),
@@ -347,6 +362,8 @@ def _make_trainer(
         target=options.target,
         # Made here, not by "auto" when training begins: the rows are checked before that.
         normalize=normalize_fields(dataset, inputs) if options.normalize == "auto" else None,
+        normalize_target="auto" if options.normalize_target == "auto" and not _is_unscaled(options) else None,
+        class_weight=options.class_weight,
         device=options.device,
         weight=options.weight,
         **{name: getattr(options, name) for name in ("momentum", "betas", "eps", "weight_decay")},
@@ -354,6 +371,7 @@ def _make_trainer(
         **{each.name: getattr(options.step, each.name) for each in fields(options.step)},
     )
     trainer.read_labels(reading)
+    trainer.learned.learn(dataset)
     about = {
         **built.config(),
         **data.config(),
@@ -366,6 +384,27 @@ def _make_trainer(
     return trainer, about, built.told(), task
 
 
+def _is_unscaled(options: TrainOptions) -> bool:
+    """Whether the run to resume is of an earlier version, which gave the loss the targets as they are stored."""
+    if not options.resume or options.out is None or not is_run(options.out):
+        return False
+    return "normalize_target" not in read_config(options.out)
+
+
+def _target_lines(options: TrainOptions, dataset: Dataset, trainer: Trainer) -> list[str]:
+    """Say in which units the loss is, where these are not the data's own."""
+    normalization = trainer.learned.targets.normalization
+    if normalization is None:
+        return []
+    task = dataset.label_task(options.target)
+    name = options.target if task is None else task.labels.name
+    if len(normalization.mean) > 1:
+        return [f"target  each of {name} less its mean, by its std: loss is in these units, rmse and mae in the data's"]
+    mean, std = normalization.mean[0], short_number(normalization.std[0])
+    less = f"{name} {'+' if mean < 0 else '-'} {short_number(abs(mean))}"
+    return [f"target  ({less}) / {std}: loss is in these units, rmse and mae in those of {name}"]
+
+
 def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer, told: str, task: TaskName | None) -> str:
     fields = ", ".join(f"{field.name} {field.dtype.name}{list(field.shape) or ''}" for field in dataset.fields)
     size = f"{len(dataset):,} samples of {fields}, {format_bytes(dataset.nbytes)}"
@@ -376,6 +415,7 @@ def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer, told: st
         [
             f"data    {dataset.path}: {size}",
             f"label   {label_text(dataset, options.target, task)}{ignored}",
+            *_target_lines(options, dataset, trainer),
             f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}{told}",
             f"update  {trainer.way}, {options.optimizer}, lr {lr:g}, on {trainer.device}",
         ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamtrain.comparison.surface import LossSurface
-from streamtrain.training.metrics import Metrics
+from streamtrain.training.metrics.running import Metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,7 +46,7 @@ from streamtrain.system.units import parse_bytes
 from streamtrain.training.batch_stream import Rows, class_counts, last_batch, normalize_fields
 from streamtrain.training.checkpoint import MOST_CHECKPOINTS, checkpoint_bytes
 from streamtrain.training.labels.reading import label_reading
-from streamtrain.training.metrics import Metrics
+from streamtrain.training.metrics.running import Metrics
 from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, check_room, write_memory
 from streamtrain.training.run_state import budget_config
 from streamtrain.training.trainer import Trainer

@@ -33,7 +33,7 @@ from streamtrain.store.writing.staging import check_in_no_dataset
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.files import Files, local_path
 from streamtrain.system.units import format_bytes, format_duration
-from streamtrain.training.metrics import METRIC_NAMES
+from streamtrain.training.metrics.user import METRIC_NAMES
 
 REPORT: Final = "report.html"
 _WALL: Final = {"compute": COLOURS[5], "transfer": COLOURS[2], "wait": COLOURS[1]}

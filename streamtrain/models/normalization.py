@@ -21,6 +21,7 @@ _MOST_IN_FLOAT32: Final = 2.0**125
 """float32 holds every difference of numbers below this."""
 _LEAST_OF_SPREAD: Final = 1e-3
 _ROUNDINGS: Final = 4
+_LEAST_OF_FLOATS: Final = 1e-12
 _WHOLE: Final = 2.0**53
 
 
@@ -83,7 +84,7 @@ def normalize_field(field: Field, statistics: InputStatistics) -> Normalize:
             f"field {field.name} has a mean or standard deviation that is not finite",
             fix=Fix(Argument("normalize", off=True), ", and rescale in the model"),
         )
-    std = np.where(_is_rounding(mean, std), 0.0, std)
+    std = spread_of(field, mean, std)
     is_narrow = field.dtype.name in _EXACT_IN_FLOAT32 and _fits_float32(mean, std)
     dtype = torch.float32 if is_narrow else torch.float64
     return Normalize(torch.as_tensor(mean, dtype=dtype), torch.as_tensor(std, dtype=dtype))
@@ -96,11 +97,12 @@ def _fits_float32(mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]) -
     return bool((np.abs(mean - mean.astype(np.float32)) <= _LEAST_OF_SPREAD * std).all())
 
 
-def _is_rounding(mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Mark spreads no larger than roundings of the mean, which the statistics of a constant may have."""
-    is_small = std <= _ROUNDINGS * np.finfo(np.float64).eps * np.abs(mean)
+def spread_of(field: Field, mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the spreads of a field's features: 0 where one is that of a constant, a rounding of the mean."""
+    least = _LEAST_OF_FLOATS if field.dtype.kind == "f" else _ROUNDINGS * np.finfo(np.float64).eps
     # Whole numbers up to 2^53 differ by 1 at least, and exactly.
-    return is_small & ((std < 0.25) | (np.abs(mean) > _WHOLE))
+    are_whole = (np.abs(mean) <= _WHOLE) & (std >= 0.25)
+    return np.where((std <= least * np.abs(mean)) & ~are_whole, 0.0, std)
 
 
 class NormalizedModel(nn.Module):

@@ -1,24 +1,19 @@
-"""The loop over one epoch of a stream: training batch after batch, or measuring, and its record.
-
-The record of an epoch is its summary, lines in ``metrics.jsonl`` on the way, and a progress bar on stderr.
-"""
+"""The loop over one epoch of a stream: training batch after batch, or measuring."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from streamtrain.errors import Argument, DivergedError, Fix, StreamtrainWarning, UsageError
 from streamtrain.models.losses import Loss
@@ -31,9 +26,7 @@ from streamtrain.optim.gradients import (
     least_weight,
     read_scalars,
 )
-from streamtrain.optim.rules import Figures, UpdateRule
-from streamtrain.system.arguments import check_int
-from streamtrain.system.progress_bar import is_shown
+from streamtrain.optim.rules import UpdateRule
 from streamtrain.training.batch_stream import (
     BatchStream,
     SmallBatch,
@@ -47,8 +40,12 @@ from streamtrain.training.batch_stream import (
     weights_named,
     zero_weight_error,
 )
+from streamtrain.training.labels.class_weights import weigh_classes
 from streamtrain.training.labels.reading import AS_STORED
-from streamtrain.training.metrics import EpochSummary, Metrics, RunningMetrics, Stopwatch
+from streamtrain.training.labels.targets import TargetSettings
+from streamtrain.training.metrics.recorder import EpochRecorder, Labels
+from streamtrain.training.metrics.running import Metrics, RunningMetrics, Scoring
+from streamtrain.training.metrics.user import UserMetric, check_metrics
 from streamtrain.training.preflight import (
     check_model_fits,
     check_small_batch,
@@ -57,115 +54,8 @@ from streamtrain.training.preflight import (
     too_small,
 )
 from streamtrain.training.progress import Counts, Totals, run_length
-from streamtrain.training.run_folder import Run
 from streamtrain.training.run_state import MidEpochState, ResumableStream, stream_identity, stream_state
 from streamtrain.training.step_errors import explain_device, name_bad_samples
-
-_REFRESH_SECONDS: Final = 0.2
-
-
-class EpochRecorder:
-    """Record one epoch; the ``with`` block is the epoch, or the rest of it for a run that resumes inside one."""
-
-    def __init__(
-        self, loss: Loss, stream: BatchStream, run: Run, *, log_every: int, epoch: int, progress: bool | None = None
-    ) -> None:
-        check_int(log_every, "log_every")
-        self.running = RunningMetrics(loss)
-        self._of_pass: Figures = {}
-        self._of_weights = self._of_pass
-        self._n_timed = 0
-        self._watch = Stopwatch(stream)
-        self._run = run
-        self._log_every = log_every
-        self._epoch = epoch
-        self._bar = tqdm(
-            total=samples_per_epoch(stream),
-            desc=f"epoch {epoch}",
-            unit=" samples",
-            unit_scale=True,
-            mininterval=_REFRESH_SECONDS,
-            leave=False,
-            file=sys.stderr,
-            disable=not is_shown(progress),
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def copied(self, seconds: float) -> None:
-        """Record the wall time of a batch's copy to the device."""
-        self._watch.transfer_seconds += seconds
-
-    def add(self, learned: BatchResult, counts: Counts) -> None:
-        """Record a batch and the counts after it."""
-        self._measure(learned)
-        self._n_timed += learned.n_new
-        # True when the bar has just been drawn: the means are computed no more often than they are seen.
-        if self._bar.update(learned.n_new):
-            self._show()
-        if counts.n_batches % self._log_every == 0:
-            self._log(counts, is_trial=learned.is_trial)
-
-    def add_partial(self, learned: BatchResult) -> None:
-        """Record the samples taken in of a batch in which the run was cut short."""
-        self._measure(learned)
-        self._n_timed += learned.n_new
-
-    def _measure(self, learned: BatchResult) -> None:
-        self.running.add(
-            learned.loss,
-            learned.output,
-            learned.target,
-            weight=learned.weight,
-            sample_weights=learned.sample_weights,
-        )
-
-    def _show(self) -> None:
-        train = self.running.mean()
-        stall = self._watch.speed(self._n_timed).stall_fraction
-        self._bar.set_postfix_str(f"loss {train.loss:.4f}, stall {stall:.1%}", refresh=False)
-
-    def _log(self, counts: Counts, *, is_trial: bool) -> None:
-        self._run.log(
-            kind="batch",
-            epoch=self._epoch,
-            batches=counts.n_batches,
-            steps=counts.n_steps,
-            samples=counts.n_samples,
-            loss=self.running.loss_since_last(),
-            **({"trial": 1} if is_trial else {}),
-        )
-
-    def settle(self, rule: UpdateRule) -> None:
-        """Record the results of a pass that has just ended for the rule."""
-        train = self.running.mean()
-        self._of_pass = {"loss": train.loss, "score": train.score}
-        self._of_pass |= {"objective": rule.objective, "grad_norm": rule.grad_norm}
-        self._of_weights = rule.figures_of_weights(self._of_pass)
-
-    def summary(self, counts: Counts, *, partial: bool = False) -> EpochSummary:
-        """Return the epoch so far, at its end or where the run was cut short."""
-        train, figures = self.running.mean(), self._of_weights
-        is_taken = figures is self._of_pass
-        return EpochSummary(
-            counts=counts,
-            train=train if is_taken else replace(train, loss=figures["loss"] or 0.0, score=figures["score"]),
-            val=None,
-            speed=self._watch.speed(self._n_timed),
-            grad_norm=figures.get("grad_norm"),
-            objective=figures.get("objective"),
-            partial=partial,
-            trial=None if is_taken else train.named() | _of_whole(self._of_pass),
-        )
-
-
-def _of_whole(figures: Figures) -> Figures:
-    return {name: figures.get(name) for name in ("objective", "grad_norm")}
-
 
 _CHECKED_ROWS: Final = 8
 
@@ -184,11 +74,11 @@ class EpochLoop:
         self,
         learner: Learner,
         rule: UpdateRule,
-        *,
         device: torch.device,
         inputs: tuple[str, ...],
         target: str,
         weight: str | None = None,
+        metrics: Mapping[str, UserMetric] | None = None,
     ) -> None:
         self.counts = Counts()
         # The position in an epoch that was cut short; None between two.
@@ -197,11 +87,13 @@ class EpochLoop:
         self._cut_stream: tuple[object, ...] | None = None
         self._random_before: Mapping[str, Tensor] | None = None
         self.reading = AS_STORED
+        self.targets = TargetSettings()
+        self.scoring = Scoring(metrics=check_metrics(metrics or {}))
         self._learner = learner
         self._rule = rule
         self._device = device
         self._inputs = inputs
-        self._target = target
+        self.target = target
         self._weight = weight
         self.fields = (*inputs, target, *([weight] if weight else []))
         self._is_checked = False
@@ -210,6 +102,11 @@ class EpochLoop:
         self._small: list[SmallBatch] = []
         # The fewest samples that were checked, in training or not.
         self._n_least: dict[bool, int] = {}
+
+    @property
+    def loss(self) -> Loss:
+        """The loss."""
+        return self._learner.loss
 
     def begin(self, stream: BatchStream, val: BatchStream | None, totals: Totals) -> None:
         """Set up for a run over a stream: its schedules, and the small batches to expect."""
@@ -339,17 +236,17 @@ class EpochLoop:
     ) -> bool:
         """Learn from a batch; return False if the run was cut short inside it."""
         started = time.perf_counter()
-        batch = self.on_device(yielded)
+        batch, labels = self._given(yielded)
         recorder.copied(time.perf_counter() - started)
-        self._check_once(batch, class_counts(stream.dataset, self._target, self._learner.loss), trains=True)
+        self._check_once(batch, class_counts(stream.dataset, self.target, self._learner.loss), trains=True)
         learned = self._learn(batch, totals.max_steps, stream)
         if learned.n_samples < len(batch):
             self.counts = self.counts.inside_batch(n_steps=self._rule.n_steps, n_samples=learned.n_new)
             self._cut(stream, place(n_batch_samples=learned.n_samples))
-            recorder.add_partial(learned)
+            recorder.add_partial(learned, labels)
             return False
         self.counts = self.counts.after_batch(n_steps=self._rule.n_steps, n_samples=learned.n_new)
-        recorder.add(learned, self.counts)
+        recorder.add(learned, self.counts, labels)
         return True
 
     def _cut(self, stream: BatchStream, place: MidEpochState) -> None:
@@ -380,16 +277,16 @@ class EpochLoop:
             name_bad_samples(error, self._learner, batch, last_batch_samples(stream))
             raise
 
-    def measure(self, stream: BatchStream) -> Metrics:
-        """Return loss and score over a pass; nothing is changed."""
+    def measure(self, stream: BatchStream, scoring: Scoring | None = None) -> Metrics:
+        """Return loss and all scores over a pass; nothing is changed."""
         loss, model = self._learner.loss, self._learner.model
         self._is_checked = False
         self._small = list(_last_batch_of(stream, trains=False))
-        n_classes = class_counts(stream.dataset, self._target, loss)
-        running = RunningMetrics(loss)
+        n_classes = class_counts(stream.dataset, self.target, loss)
+        running = RunningMetrics(loss, scoring or self.scoring, full=True)
         with preserve_mode(model), self._located(stream):
             for yielded in stream:
-                batch = self.on_device(yielded)
+                batch, (labels, weights_of_samples) = self._given(yielded)
                 self._check_once(batch, None, trains=False)
                 model.eval()
                 with torch.no_grad():
@@ -400,18 +297,26 @@ class EpochLoop:
                         total, weights, least = read_scalars(*measured, least_weight(batch.weight))
                         check_least_weight(least, weights)
                     mean = total / weights if weights else 0.0
-                    running.add(mean, output, batch.target, weight=weights, sample_weights=batch.weight)
+                    running.add(mean, output, labels, weight=weights, sample_weights=weights_of_samples)
         return running.mean()
 
     def on_device(self, batch: Any) -> TrainingBatch:
         """Return what the model and the loss take of a batch, on the device."""
+        return self._given(batch)[0]
+
+    def _given(self, batch: Any) -> tuple[TrainingBatch, Labels]:
+        """Return what the model and the loss take of a batch, and what its outputs are scored with."""
         fields = fields_on(self._device, batch, self.fields)
-        return TrainingBatch(
+        stored, weight = fields[self.target], fields[self._weight] if self._weight else None
+        normalization, class_weights = self.targets.normalization, self.targets.class_weights
+        target = self.reading(stored) if normalization is None else normalization.standardize(stored)
+        taken = TrainingBatch(
             inputs=tuple(fields[name] for name in self._inputs),
-            target=self.reading(fields[self._target]),
-            weight=fields[self._weight] if self._weight else None,
+            target=target,
+            weight=weight if class_weights is None else weigh_classes(class_weights, target, weight),
             names=self.fields,
         )
+        return taken, (stored if self.reading.values is None else target, weight)
 
     def check(
         self, batch: TrainingBatch, n_classes: range | None, small: Sequence[SmallBatch] = (), *, trains: bool = True

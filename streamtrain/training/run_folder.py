@@ -7,6 +7,7 @@
         schema.json                the columns and classes of its data, see `streamtrain.store.schema.columns`
         metrics.jsonl              a line every few batches, and one every epoch; that of an epoch that was cut short
                                    has "partial": true, and is removed when the run resumes
+        scores.json                the scores of the last epoch with their tables, and the baseline
         memory.json                the memory it took, once it has ended
         checkpoints/00001175/      see `streamtrain.training.checkpoint`
         report.html
@@ -46,6 +47,7 @@ from streamtrain.system.files import (
     status_of,
     temporary_beside,
 )
+from streamtrain.system.json_values import to_json_value
 from streamtrain.system.refusals import (
     is_of_machine,
     os_failure,
@@ -63,11 +65,13 @@ from streamtrain.training.checkpoint import (
     leave_behind,
     write_checkpoint,
 )
+from streamtrain.training.metrics.baseline import Baseline, parse_baseline
 
 ANOTHER: Final = Fix("another ", Argument("checkpoint"))
 CONFIG: Final = "config.json"
 SCHEMA: Final = "schema.json"
 METRICS: Final = "metrics.jsonl"
+SCORES: Final = "scores.json"
 MEMORY: Final = "memory.json"
 _LONGEST: Final = f"{CHECKPOINTS}/{LONGEST_NAME}"
 
@@ -89,6 +93,7 @@ class RunFolder:
         # Written with the first checkpoint; None for a resumed run, which keeps the file that it has.
         self.schema: Schema | None = None
         self._kept: Schema | None = None
+        self._scores: Mapping[str, object] | None = None
         self._metrics: int | None = None
         self._unwritten = bytearray()
         self._partial_at: int | None = None
@@ -169,6 +174,7 @@ class RunFolder:
         metrics = self._write_metrics()
         self._check_still_there(metrics)
         self._write_schema()
+        self._write_scores()
         with translate_os_errors("flush", self.path / METRICS):
             self._files.system.fsync(metrics)
         n_bytes = os.fstat(metrics).st_size if self._partial_at is None else self._partial_at
@@ -198,6 +204,16 @@ class RunFolder:
             assert self.schema is not None
             self._files.write_bytes(self.path / SCHEMA, (json.dumps(schema_json(self.schema)) + "\n").encode())
             self._kept = self.schema
+
+    def keep_scores(self, scores: Mapping[str, object]) -> None:
+        """Write ``scores.json`` with the next checkpoint."""
+        self._scores = scores
+
+    def _write_scores(self) -> None:
+        if self._scores is not None:
+            text = json.dumps(to_json_value(self._scores), allow_nan=False) + "\n"
+            self._files.write_bytes(self.path / SCORES, text.encode())
+            self._scores = None
 
     def _opened(self) -> int:
         if self._metrics is None:
@@ -234,6 +250,9 @@ class NullRunFolder:
     """A run that keeps nothing, in place of a `RunFolder`."""
 
     def log(self, **values: float | str) -> None:
+        """Do nothing."""
+
+    def keep_scores(self, scores: Mapping[str, object]) -> None:
         """Do nothing."""
 
     def save(self, n_batches: int, state: Mapping[str, object], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -375,6 +394,20 @@ def read_schema(path: Path) -> Schema | None:
     file = path / SCHEMA
     try:
         return parse_schema(json.loads(read_whole(file)))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise read_failure(error, file, CheckpointError, "train again") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError("is damaged", where=str(file), why=str(error), fix="train again") from error
+
+
+def read_baseline(path: Path) -> Baseline | None:
+    """Read the baseline of a run; None where a run of an earlier version, or without one, has none."""
+    file = local_path(path) / SCORES
+    try:
+        found = json.loads(read_whole(file))
+        return parse_baseline(found.get("baseline") if isinstance(found, dict) else found)
     except FileNotFoundError:
         return None
     except OSError as error:

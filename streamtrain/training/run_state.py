@@ -52,6 +52,7 @@ from streamtrain.training.checkpoint import (
     normalize_tensors,
     was_saved,
 )
+from streamtrain.training.labels.targets import NOT_TOLD
 from streamtrain.training.progress import Counts, EarlyStopping
 from streamtrain.training.run_folder import ANOTHER, METRICS, NullRunFolder, Run, RunFolder, check_room, read_schema
 from streamtrain.training.serialization import check_like, check_tensors, flatten_names, pack, unpack
@@ -288,7 +289,7 @@ class RunState:
         # A key that an earlier version did not write may have had any value.
         untold = {name: self._identity.get(name) for name in ("shuffle", "ignore_index")}
         before = {**untold, **_SINCE, **found.state["identity"]}
-        wrong = [*self._schema_difference(), *differences(before, {"ignore_index": None, **self._identity})]
+        wrong = [*self._schema_difference(), *differences(before, {"ignore_index": None, **NOT_TOLD, **self._identity})]
         if wrong:
             raise CheckpointError(
                 "the checkpoint is of another run",

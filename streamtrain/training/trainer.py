@@ -13,12 +13,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from streamtrain.errors import UsageError
 from streamtrain.loader.device.resolve import resolve_device
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.forward import check_autocast, is_compiled, make_forward, original_model
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
-from streamtrain.models.normalization import NormalizedModel, awaits_statistics
+from streamtrain.models.normalization import NormalizedModel
 from streamtrain.optim.build_rule import check_rule, make_learner, make_rule
 from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
 from streamtrain.optim.sample_rule import SampleRule
@@ -33,19 +32,23 @@ from streamtrain.training.batch_stream import (
     LearnedSchema,
     Rows,
     SmallBatch,
-    StreamDataset,
     check_is_stream,
     check_stream,
     every_sample,
     in_stored_order,
-    normalize_fields,
     schema_of_stream,
     warn_of_waiting_device,
 )
 from streamtrain.training.checkpoint import load_initial_weights
+from streamtrain.training.labels.class_weights import ClassWeight
 from streamtrain.training.labels.from_data import BuiltLater, is_known
-from streamtrain.training.loop import EpochLoop, EpochRecorder
-from streamtrain.training.metrics import EpochSummary, History, Metrics
+from streamtrain.training.labels.learned import LearnedData
+from streamtrain.training.labels.targets import TargetOptions
+from streamtrain.training.loop import EpochLoop
+from streamtrain.training.metrics.history import EpochSummary, History
+from streamtrain.training.metrics.recorder import EpochRecorder
+from streamtrain.training.metrics.running import Metrics
+from streamtrain.training.metrics.user import UserMetric
 from streamtrain.training.preflight import check_fields, check_fit, warn_of_batch_dependent_modules, working_memory
 from streamtrain.training.progress import Counts, EarlyStopping, Totals
 from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder
@@ -86,6 +89,14 @@ class Trainer(BuiltLater):
     normalize : None, "auto", or mapping of str to torch.nn.Module
         Normalization before the model: none, so that nothing is rescaled or cast; by the training data's stored
         statistics; or by a module for each named input.
+    normalize_target : None or "auto"
+        ``"auto"`` gives the losses mse, l1 and huber the targets as (y - mean) / std of the training data: J is in
+        these units, every other metric in the data's own.
+    class_weight : "balanced" or mapping of class to float, optional
+        Weights of samples by their class, in the loss alone: N / (K n) for n of N samples, or as given, else 1.
+    metrics : mapping of str to metric, optional
+        Further metrics of each epoch: objects with ``update(prediction, target)``, ``compute()`` and ``reset()``. A
+        prediction is the model's output (B, ...), of a regression in the data's units.
     device : str or torch.device
         ``"auto"`` is CUDA where there is any, else the CPU.
     accumulate_grad_batches : int
@@ -133,6 +144,7 @@ class Trainer(BuiltLater):
     """
 
     _instead = "train on, and hand over its model or its checkpoints"
+    _stopping: tuple[object, EarlyStopping] | None = None
 
     def __init__(
         self,
@@ -151,6 +163,9 @@ class Trainer(BuiltLater):
         init_partial: bool = False,
         weight: str | None = None,
         normalize: Literal["auto"] | Mapping[str, nn.Module] | None = None,
+        normalize_target: Literal["auto"] | None = None,
+        class_weight: ClassWeight | None = None,
+        metrics: Mapping[str, UserMetric] | None = None,
         device: str | torch.device = "auto",
         accumulate_grad_batches: int = 1,
         grad_sum_dtype: str = "float64",
@@ -177,7 +192,6 @@ class Trainer(BuiltLater):
         self.target, self.weight, self.device = target, weight, resolve_device(device)
         fields = check_fields(("x",) if inputs is None else inputs, target, weight)
         given["inputs"] = None if inputs is None else fields
-        self._awaits_statistics = awaits_statistics(normalize)
         if is_known(given):
             self._build(given)
         else:
@@ -200,13 +214,12 @@ class Trainer(BuiltLater):
         self._normalized_model = NormalizedModel(original_model(model), self.inputs, forward)
         self._learner = make_learner(self._normalized_model, self.loss, self.optimizer, self._options)
         self._rule = make_rule(update, self._learner, self._options)
-        self._stopping: tuple[object, EarlyStopping] | None = None
         self._schema = LearnedSchema()
-        if isinstance(given["normalize"], Mapping):
-            self._normalized_model.put(given["normalize"], self.device)
         self._epoch_loop = EpochLoop(
-            self._learner, self._rule, device=self.device, inputs=self.inputs, target=self.target, weight=self.weight
+            self._learner, self._rule, self.device, self.inputs, self.target, self.weight, given["metrics"]
         )
+        targets = TargetOptions(self.loss, given["normalize_target"], given["class_weight"])
+        self.learned = LearnedData(self._epoch_loop, self._normalized_model, self.device, given["normalize"], targets)
 
     def __repr__(self) -> str:
         if self._given is not None:
@@ -323,7 +336,7 @@ class Trainer(BuiltLater):
         validation: BatchStream | Dataset | None = opened(val)
         self._build_from(data, seed)
         if isinstance(data, Dataset):
-            self._prepare(data)
+            self.learned.learn(data)
         with streams_of(self, data, validation, options) as streams:
             recording = partial(EpochRecorder, self.loss, log_every=log_every, progress=progress)
             return self._fit(*streams, totals, stopping, checkpoint, resume, saving, recording, on_epoch, on_resume)
@@ -356,7 +369,7 @@ class Trainer(BuiltLater):
             self._epoch_loop.resume(stream, restored)
             resumed_from_batch = self.counts.n_batches if resume else 0
             while not self._is_over(totals, stopping):
-                recorder = recording(stream, run, epoch=self.counts.n_epochs + 1)
+                recorder = recording(self._epoch_loop.scoring, stream, run, epoch=self.counts.n_epochs + 1)
                 batches = self._epoch_loop.train(stream, recorder, totals)
                 with recorder, closing(batches), run_state.name_checkpoint_on_divergence():
                     for place in batches:
@@ -383,7 +396,7 @@ class Trainer(BuiltLater):
         warn_of_waiting_device(loader, self.device, self._rule.name, stacklevel=6)
         warn_of_batch_dependent_modules(self.model, self._rule.spans)
         self._schema.learn(loader, val, self._epoch_loop.fields, anew=self.counts == Counts())
-        self._prepare(loader.dataset)
+        self.learned.learn(loader.dataset)
         self._epoch_loop.begin(loader, val, totals)
 
     def _is_over(self, totals: Totals, stopping: EarlyStopping) -> bool:
@@ -404,12 +417,15 @@ class Trainer(BuiltLater):
         if not summary.partial:
             self._after_epoch((summary.val or summary.train).loss, stopping)
         run.log(kind="epoch", **summary.named())
+        run.keep_scores(summary.scores())
         if on_epoch is not None and not summary.partial:
             on_epoch(summary)
         return summary
 
-    def evaluate(self, loader: BatchStream | Dataset | str | Path) -> Metrics:
-        """Measure loss and score over a stream, each sample once, in stored order; nothing is changed.
+    def evaluate(self, loader: BatchStream | Dataset | str | Path, *, positive: str | int | None = None) -> Metrics:
+        """Measure loss and scores over a stream, each sample once, in stored order; nothing is changed.
+
+        Of two classes ``positive``, by default class 1, is the one of precision and recall.
 
         This holds for any stream, also for one that drops the last batch or stands inside an epoch. Only samples in
         ``quarantined`` blocks are left out, which shows in the metrics' ``n_samples``.
@@ -422,21 +438,16 @@ class Trainer(BuiltLater):
         DeviceError
             The device is out of memory; the message has the batch size that would fit.
         """
-        if self._awaits_statistics:
-            raise UsageError(
-                "normalize='auto' takes the statistics of the training data, and there was none yet",
-                fix="fit first, or give the modules themselves",
-            )
         data: BatchStream | Dataset = opened(loader)
         self._build_from(data, None)
         if isinstance(data, Dataset):
             with StreamLoader(data, shuffle=False, device=self.device) as whole:
-                return self.evaluate(whole)
+                return self.evaluate(whole, positive=positive)
         check_is_stream(data)
-        self._read_labels(data.dataset)
+        scoring = self.learned.scoring(data.dataset, positive)
         self._schema.check(data, self._epoch_loop.fields)
         with every_sample(data) as stream:
-            return self._epoch_loop.measure(stream)
+            return self._epoch_loop.measure(stream, scoring)
 
     def check(
         self, rows: Rows, *, n_classes: int | range | None = None, small: Sequence[SmallBatch] = (), trains: bool = True
@@ -466,14 +477,8 @@ class Trainer(BuiltLater):
     def describe(self, loader: BatchStream) -> dict[str, object]:
         """Describe what this trainer does with a stream, as ``config.json`` holds it."""
         fields = {"inputs": list(self.inputs), "target": self.target, "weight": self.weight}
-        options = self._options.describe(self._learner.schedules)
+        options = self._options.describe(self._learner.schedules) | self.learned.targets.config()
         return {**describe_run(self._rule, self._normalized_model, loader, fields | options), **self._about}
-
-    def _prepare(self, data: StreamDataset) -> None:
-        if self._awaits_statistics:
-            self._normalized_model.put(normalize_fields(data, self.inputs), self.device)
-            self._awaits_statistics = False
-        self._read_labels(data)
 
     def _after_epoch(self, loss: float, stopping: EarlyStopping) -> None:
         if self._rule.is_fresh:
@@ -497,4 +502,6 @@ class Trainer(BuiltLater):
     ) -> RunState:
         parts: dict[str, Any] = {"rule": self._rule, "front": self._normalized_model, "device": self.device}
         parts |= {"stopping": stopping, "schema": schema_of_stream(loader)}
+        if self.learned.targets.baseline is not None and not (isinstance(run, RunFolder) and run.resumes):
+            run.keep_scores({"baseline": self.learned.targets.baseline.config()})
         return RunState(run, stream=stream, identity=self.describe(loader), **parts, **when)

@@ -11,7 +11,7 @@ from streamtrain.cli import main as command_line
 from streamtrain.cli.output import as_command_line, epoch_head, memory_line, time_lines, warning_text
 from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
 from streamtrain.system.events import ThreadSeconds
-from streamtrain.training.metrics import Speed
+from streamtrain.training.metrics.history import Speed
 
 
 def test_lines_for_people() -> None:

@@ -61,6 +61,7 @@ def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[
     del lines[3:6]
     assert " ".join(lines[3].split()) == "epoch steps loss accuracy val loss val accuracy samples/s stall"
     assert [line.split()[:2] for line in lines[4:7]] == [["1", "19"], ["2", "38"], ["3", "57"]]
+    assert re.fullmatch(r"val     accuracy [01]\.\d{4} \(0\.\d{4} by always answering [012]\)", lines.pop(7))
     assert lines[7].startswith("memory  budget 64.0 MB, projected ")
     assert "samples/s, stall fraction 0." in lines[8]
     assert [line.split()[0] for line in lines[9:]] == ["time", "threads", "run"]
@@ -69,9 +70,12 @@ def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[
     assert lines[11] == "run     runs/1"
     assert err == ""
     assert main(["evaluate", "runs/1", f"{stored}/val-images.zarr"]) == 0
-    loss, accuracy = capsys.readouterr().out.splitlines()[-2:]
+    head, *rows, loss, f1, balanced, accuracy = capsys.readouterr().out.splitlines()
+    assert head.split() == ["class", "precision", "recall", "f1", "support"]
+    assert [row.split()[0] for row in rows] == ["0", "1", "2"]
     assert loss.startswith("test loss 0.")
-    assert accuracy == f"test accuracy {float(lines[6].split()[5]):.4f}"
+    assert [line.split()[:2] for line in (f1, balanced)] == [["test", "f1"], ["test", "balanced_accuracy"]]
+    assert accuracy.startswith(f"test accuracy {float(lines[6].split()[5]):.4f} (0.")
 
 
 def test_train_json(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,12 +112,12 @@ def test_the_same_seed_gives_the_same_weights(stored: Path, capsys: pytest.Captu
 
 def test_regression_has_its_own_score(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = [stored / "table.zarr", "--model", "linear", "--lr", "0.05", "--epochs", "30", "--batch-size", "32"]
-    result = train_json(capsys, *args)
+    result = train_json(capsys, *args, "--normalize-target", "none")
     assert result["accuracy"] is None
     assert result["rmse"] == pytest.approx(result["loss"] ** 0.5)
     assert result["rmse"] < 0.1
     assert main(["evaluate", "runs/1", f"{stored}/table.zarr"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("test rmse 0.0")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("train (again) rmse 0.0")
 
 
 def test_a_model_from_a_file_is_built_again_where_it_is_named(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,27 +92,31 @@ class Plain:
         self.model = nn.Sequential(nn.Flatten(), nn.Linear(4, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, n_outputs))
         self.load(folder)
         self.saved = load_file(newest(folder) / "normalize.safetensors")
+        self.units = json.loads((folder / "config.json").read_text())["normalize_target"]
 
     def load(self, folder: Path) -> None:
         """Take the weights that are saved."""
         self.model.load_state_dict(load_file(newest(folder) / "model.safetensors"))
 
     def each(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Each sample's loss, and its score where that is not the loss."""
+        """Each sample's loss, and whether its class was met, or its squared error in the data's own unit."""
         output = self.model((x - self.saved["x.mean"]) / self.saved["x.std"])
-        output = output if self.run.loss == "cross_entropy" else output[:, 0]
-        return EACH[self.run.loss](output, y, reduction="none"), (output.argmax(-1) == y).float()
+        if self.run.loss == "cross_entropy":
+            return EACH[self.run.loss](output, y, reduction="none"), (output.argmax(-1) == y).double()
+        (mean,), (std,) = self.units["mean"], self.units["std"]
+        losses = EACH[self.run.loss](output[:, 0], ((y.double() - mean) / std).float(), reduction="none")
+        return losses, (output[:, 0].detach().double() * std + mean - y).square()
 
     def penalty(self) -> Tensor:
         weights = [p for p in self.model.parameters() if p.ndim > 1]
         return self.run.l2 / 2 * sum((w**2).sum() for w in weights)
 
     def named(self, sums: Any) -> dict[str, float]:
-        """Loss and score, from weighted sums of the losses and of the hits, and the sum of the weights."""
-        loss, hits, of = (float(value) for value in sums)
-        loss /= of
-        score = {"cross_entropy": ("accuracy", hits / of), "mse": ("rmse", loss**0.5), "l1": ("mae", loss)}
-        return {"loss": loss} | dict([score[self.run.loss]])
+        """Loss and score, from weighted sums of the losses and of the hits or squares, and the sum of the weights."""
+        loss, scores, of = (float(value) for value in sums)
+        is_of_classes = self.run.loss == "cross_entropy"
+        score = {"accuracy": scores / of} if is_of_classes else {"rmse": (scores / of) ** 0.5}
+        return {"loss": loss / of} | score
 
     @torch.no_grad()
     def sums(self, x: Tensor, y: Tensor, w: Tensor) -> Any:

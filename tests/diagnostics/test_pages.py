@@ -23,7 +23,7 @@ from streamtrain.diagnostics.profile_timeline import build_timeline
 from streamtrain.diagnostics.run_reader import read_run
 from streamtrain.diagnostics.run_report import run_page
 from streamtrain.system.events import EpochBegan, EpochEnded, LoaderOpened, RecordedEvent, ThreadSeconds
-from streamtrain.training.metrics import Metrics
+from streamtrain.training.metrics.running import Metrics
 
 EVIL = '<script>alert("&$x$")<img src=x onerror=alert(1)>'
 ALLOWED = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "table", "tr", "td", "th", "div"}
@@ -78,7 +78,7 @@ def hostile_run(folder: Path) -> str:
 
 def hostile_comparison(folder: Path) -> str:
     """A comparison whose rules, optimizers, description, score, weights and divergences are hostile."""
-    metrics = Metrics(loss=0.5, score_name=EVIL, score=0.5, n_samples=9)
+    metrics = Metrics(loss=0.5, scores={EVIL: 0.5}, n_samples=9)
     points = [
         LearningCurvePoint(epochs=i, n_steps=int(i), seconds=i, train=metrics, val=metrics, variance=i or None)
         for i in (0.0, 1.0, 2.0)

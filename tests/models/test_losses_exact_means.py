@@ -19,7 +19,7 @@ from streamtrain.optim.gradients import Learner, TrainingBatch
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.optim.step_options import StepOptions
 from streamtrain.training.batch_stream import check_weights
-from streamtrain.training.metrics import RunningMetrics
+from streamtrain.training.metrics.running import RunningMetrics
 from streamtrain.training.preflight import warn_of_batch_dependent_loss, warn_of_batch_dependent_modules
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,7 +12,8 @@ from torch import nn
 from streamtrain.errors import UsageError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.system.events import ThreadSeconds
-from streamtrain.training.metrics import EpochSummary, History, Metrics, RunningMetrics, Speed, Stopwatch
+from streamtrain.training.metrics.history import EpochSummary, History, Speed, Stopwatch
+from streamtrain.training.metrics.running import Metrics, RunningMetrics
 from streamtrain.training.progress import Counts, Totals
 
 
@@ -50,7 +51,8 @@ def test_regression_has_the_error_in_the_targets_unit() -> None:
     assert metrics.score_name == "rmse"
     assert metrics.score == pytest.approx(math.sqrt(loss.item()), rel=1e-6)
     metrics, output, target, _ = running("l1", [6, 5])
-    assert metrics.named()["mae"] == pytest.approx((output[:, 0] - target).abs().mean().item(), rel=1e-6)
+    squared = (output[:, 0] - target).square().mean().item()
+    assert metrics.named()["rmse"] == pytest.approx(math.sqrt(squared), rel=1e-6), "scores follow the task"
 
 
 @pytest.mark.parametrize("weights", [None, torch.ones(3)], ids=["alike", "weighted"])
@@ -108,7 +110,7 @@ def test_a_stopwatch_tells_the_kinds_of_time_apart() -> None:
 
 
 def test_an_epochs_line_holds_everything_flat() -> None:
-    train = Metrics(loss=0.5, score_name="accuracy", score=0.8, n_samples=4)
+    train = Metrics(loss=0.5, scores={"accuracy": 0.8}, n_samples=4)
     summary = EpochSummary(
         counts=Counts(n_epochs=1, n_batches=2, n_steps=2, n_samples=4),
         train=train,

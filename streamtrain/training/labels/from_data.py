@@ -15,13 +15,14 @@ from streamtrain.models.factory import check_model_name, is_code, make_model
 from streamtrain.models.forward import check_model
 from streamtrain.models.losses import Loss, resolve_loss
 from streamtrain.models.model_data import default_inputs, describe_data
+from streamtrain.models.normalization import awaits_statistics
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.task import check_task
 from streamtrain.store.statistics import MOST_VALUES
-from streamtrain.training.batch_stream import StreamDataset, class_counts
+from streamtrain.training.batch_stream import class_counts
+from streamtrain.training.labels.learned import LearnedData
 from streamtrain.training.labels.reading import (
-    AS_STORED,
     LabelReading,
     check_ignored_label,
     check_ignoring,
@@ -29,7 +30,6 @@ from streamtrain.training.labels.reading import (
     reading_config,
     settled,
 )
-from streamtrain.training.loop import EpochLoop
 
 _BUILT: Final = ("model", "loss", "optimizer", "counts")
 
@@ -55,6 +55,7 @@ def is_known(given: Mapping[str, Any]) -> bool:
             what = "model_args are given beside a ready model"
             raise UsageError(what, fix=Fix("leave ", Argument("model_args"), " out, or name the model by text"))
     check_task(given["task"])
+    awaits_statistics(given["normalize"])  # or refuses what is neither
     ignored = given["ignore_label"]
     check_ignored_label(ignored)
     if loss is not None:
@@ -125,7 +126,7 @@ class BuiltLater(OfOneProcess):
 
     target: str
     loss: Loss
-    _epoch_loop: EpochLoop
+    learned: LearnedData
     # The arguments of a trainer that is not built yet.
     _given: Mapping[str, Any] | None = None
     _about: Mapping[str, object] = {}
@@ -153,9 +154,4 @@ class BuiltLater(OfOneProcess):
 
     def read_labels(self, reading: LabelReading) -> None:
         """Give the loss what is read of the labels in this way, in training and evaluation."""
-        self._epoch_loop.reading = reading
-
-    def _read_labels(self, data: StreamDataset) -> None:
-        """Number classes as the data that came first does."""
-        if self._epoch_loop.reading is AS_STORED:
-            self._epoch_loop.reading = label_reading(data, self.target, self.loss)
+        self.learned.read_as(reading)

@@ -1,26 +1,15 @@
-"""Metrics of a run: loss, score and speed, epoch by epoch.
-
-Means are over samples, never over batches, so a short last batch counts by its samples; where samples have weights,
-loss and score are weighted means, and where classes have weights, the loss is. The score fits the loss: accuracy for
-classes and logits, rmse beside mse, mae beside l1, none for a custom loss.
-"""
+"""The epochs of a run: loss, scores and speed, one by one and in all."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
-
-import torch
-from torch import Tensor
+from typing import Protocol
 
 from streamtrain.errors import ResourceError
-from streamtrain.models.alignment import align
-from streamtrain.models.losses import Loss
-from streamtrain.optim.gradient_sum import ExactSum
 from streamtrain.system.events import ThreadSeconds
+from streamtrain.training.metrics.running import Metrics
 from streamtrain.training.progress import Counts
 
 
@@ -100,125 +89,6 @@ def _work(stream: HasWaitSeconds) -> ThreadSeconds:
     return work if isinstance(work, ThreadSeconds) else ThreadSeconds()
 
 
-_SCORES: Final = {"classes": "accuracy", "logits": "accuracy"}
-_SCORES_OF_VALUES: Final = {"mse": "rmse", "l1": "mae"}
-METRIC_NAMES: Final = ("loss", *dict.fromkeys((*_SCORES.values(), *_SCORES_OF_VALUES.values())))
-"""Metric names that a line of metrics may hold."""
-
-
-def score_name(loss: Loss) -> str | None:
-    """Return the name of the score that fits a loss."""
-    return _SCORES.get(loss.kind) or _SCORES_OF_VALUES.get(loss.name)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metrics:
-    """Mean loss and score over ``n_samples`` samples."""
-
-    loss: float
-    score_name: str | None
-    score: float | None
-    n_samples: int
-
-    def named(self, prefix: str = "") -> dict[str, float]:
-        """Return loss and score by prefixed name."""
-        score = {} if self.score_name is None or self.score is None else {f"{prefix}{self.score_name}": self.score}
-        return {f"{prefix}loss": self.loss} | score
-
-
-class RunningMetrics:
-    """Sums of loss and score over batches."""
-
-    def __init__(self, loss: Loss) -> None:
-        self._loss = loss
-        self._loss_sum = ExactSum()
-        self._weight = ExactSum()
-        self._n_samples = 0
-        self._hits: Tensor | float = 0
-        self._of: Tensor | float = 0
-        self._marked = (0.0, 0.0)
-
-    @property
-    def weight(self) -> float:
-        """The sum of weights behind the mean loss."""
-        return self._weight.value
-
-    def add(
-        self,
-        loss: float,
-        output: Tensor,
-        target: Tensor,
-        *,
-        weight: float | None = None,
-        sample_weights: Tensor | None = None,
-    ) -> None:
-        """Add a batch by its mean loss and the sum of weights in that mean, by default B."""
-        weight = float(len(target)) if weight is None else weight
-        self._loss_sum.add(loss * weight)
-        self._weight.add(weight)
-        self._n_samples += len(target)
-        if self._loss.kind in _SCORES:
-            # The counts stay on the device: reading them would wait for it at every batch.
-            hits, of = _hits(self._loss, output, target, sample_weights)
-            self._hits, self._of = self._hits + hits, self._of + of
-
-    def mean(self) -> Metrics:
-        """Return the means over everything added so far; NaN over nothing."""
-        loss = self._loss_sum.value / self._weight.value if self._weight.value else math.nan
-        return Metrics(loss=loss, score_name=score_name(self._loss), score=self._score(loss), n_samples=self._n_samples)
-
-    def _score(self, loss: float) -> float | None:
-        match score_name(self._loss):
-            case None:
-                return None
-            case "accuracy":
-                return float(self._hits) / float(self._of) if self._of else math.nan
-            case "rmse":
-                return math.sqrt(loss)
-            case _:
-                return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the sums as numbers; reading them waits for the device."""
-        return {
-            "loss_sum": self._loss_sum.state(),
-            "weight": self._weight.state(),
-            "n_samples": self._n_samples,
-            "hits": float(self._hits),
-            "of": float(self._of),
-            "marked": list(self._marked),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the sums of a ``state_dict``."""
-        self._loss_sum, self._weight = ExactSum(*state["loss_sum"]), ExactSum(*state["weight"])
-        self._n_samples, self._hits, self._of = state["n_samples"], state["hits"], state["of"]
-        self._marked = (state["marked"][0], state["marked"][1])
-
-    def loss_since_last(self) -> float:
-        """Return the mean loss over the samples added since the last call."""
-        loss_sum, weight = self._marked
-        self._marked = (self._loss_sum.value, self._weight.value)
-        new = self._weight.value - weight
-        return (self._loss_sum.value - loss_sum) / new if new else math.nan
-
-
-def _hits(loss: Loss, output: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | int]:
-    """Count the targets that were met and all targets, weighted where samples are."""
-    output, target = align(loss, output, target)
-    if loss.kind == "classes":
-        counted = loss.counted(target)
-        # A model may predict the ignored class correctly, which does not count.
-        met = (output.argmax(1) == target) & counted
-    else:
-        met, counted = (output > 0) == (target > 0.5), None
-    if weights is None:
-        return torch.count_nonzero(met), target.numel() if counted is None else torch.count_nonzero(counted)
-    of_sample = weights.double().view(-1, *(1,) * (target.ndim - 1)).expand(target.shape)
-    of = of_sample if counted is None else of_sample * counted
-    return (of * met).sum(), of.sum()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochSummary:
     """One epoch of a run."""
@@ -242,8 +112,17 @@ class EpochSummary:
         """The epoch's number in the run, counted from 1."""
         return self.counts.n_epochs + self.partial
 
+    def measured(self) -> dict[str, float]:
+        """Return loss and all scores by name, those on validation data with ``val_`` before it."""
+        return self.train.named(full=True) | (self.val.named("val_", full=True) if self.val else {})
+
+    def scores(self) -> dict[str, object]:
+        """Return the scores with their tables, as ``scores.json`` holds them."""
+        measured_on, metrics = ("train", self.train) if self.val is None else ("val", self.val)
+        return {"epoch": self.number, "measured_on": measured_on, **metrics.facts()}
+
     def named(self) -> dict[str, float]:
-        """Return everything by name, flat, as one line of ``metrics.jsonl``."""
+        """Return what is measured each epoch by name, flat, as one line of ``metrics.jsonl``."""
         return {
             "epoch": self.number,
             **({"partial": True} if self.partial else {}),
