@@ -12,8 +12,9 @@ import click
 from torch import nn
 
 from streamtrain.cli.compatibility import check_categories, say_unnamed
-from streamtrain.cli.output import emit, json_option, result_lines
-from streamtrain.errors import Argument, CheckpointError, Fix, UsageError
+from streamtrain.cli.options import chosen_checkpoint
+from streamtrain.cli.output import as_command_line, emit, json_option, result_lines, which_option
+from streamtrain.errors import Argument, CheckpointError, Fix, Lines, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import code_of, is_code, make_model
 from streamtrain.models.losses import Loss, resolve_loss
@@ -25,7 +26,7 @@ from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.schema.columns import Schema
 from streamtrain.store.schema.matching import check_same_meaning
 from streamtrain.system.arguments import is_int, is_number
-from streamtrain.training.checkpoint import MODEL, Checkpoint, load_weights, newest_checkpoint, normalize_states
+from streamtrain.training.checkpoint import MODEL, Checkpoint, load_weights, normalize_states
 from streamtrain.training.labels.reading import reading_of_config
 from streamtrain.training.run_folder import CONFIG, read_config, read_schema
 from streamtrain.training.trainer import Trainer
@@ -41,6 +42,7 @@ _NONE = "none"
 @click.option(
     "--weight", metavar="FIELD", help="The field of the samples' weights, or none; by default as in training."
 )
+@which_option
 @click.option("--batch-size", type=int, default=256, help="Samples of a batch; the result does not depend on it.")
 @click.option("--memory", default="512MB", help="Budget for all that the loader owns.")
 @click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
@@ -50,6 +52,7 @@ def evaluate_command(
     dest: Path,
     model: str | None,
     weight: str | None,
+    which: str,
     batch_size: int,
     memory: str,
     device: str,
@@ -57,12 +60,15 @@ def evaluate_command(
 ) -> None:
     """Measure the model of the folder RUN on the dataset DEST: loss, and accuracy or what else fits the loss.
 
-    Inputs are rescaled as in training, by the statistics saved with the run. DEST must have the columns and
+    The weights are those of the best epoch, where the run has a monitor, and else the last. Inputs are rescaled as in
+    training, by the statistics saved with the run. DEST must have the columns and
     classes that the run was trained on, in their order.
     """
     config = read_config(run)
     dataset = open_dataset(dest)
-    trainer = _trained(run, config, model, weight, device, dataset)
+    _check_types(run, config)
+    chosen = chosen_checkpoint(run, which)
+    trainer = _trained(run, config, model, weight, device, dataset, chosen.checkpoint)
     _check_meaning(run, trainer, dataset)
     if CATEGORIES in trainer.inputs and (sizes := tuple(config.get("category_sizes", ()))):
         check_categories(sizes, dataset, str(dataset.path))
@@ -70,8 +76,9 @@ def evaluate_command(
     size = min(batch_size, len(dataset))
     with StreamLoader(dataset, batch_size=size, memory=memory, shuffle=False, device=device) as loader:
         metrics = trainer.evaluate(loader)
-    result = {"run": run, "dataset": dest, "samples": metrics.n_samples, "accuracy": None, **metrics.named()}
-    emit(as_json, result, result_lines(metrics))
+    result = {"run": run, "dataset": dest, "weights": chosen.named(), "samples": metrics.n_samples}
+    result |= {"accuracy": None, **metrics.named()}
+    emit(as_json, result, Lines.of([as_command_line(chosen.told()), Lines(result_lines(metrics))]))
 
 
 def _check_meaning(run: Path, trainer: Trainer, dataset: Dataset) -> None:
@@ -82,11 +89,15 @@ def _check_meaning(run: Path, trainer: Trainer, dataset: Dataset) -> None:
 
 
 def _trained(
-    run: Path, config: dict[str, Any], model: str | None, weight: str | None, device: str, dataset: Dataset
+    run: Path,
+    config: dict[str, Any],
+    model: str | None,
+    weight: str | None,
+    device: str,
+    dataset: Dataset,
+    checkpoint: Checkpoint,
 ) -> Trainer:
-    """Rebuild the run's trainer as it was when the run ended."""
-    _check_types(run, config)
-    checkpoint = newest_checkpoint(run)
+    """Rebuild the run's trainer as it was at a checkpoint."""
     try:
         loss = resolve_loss(config["loss"], ignore_index=config.get("ignore_index"))
         trainer = Trainer(

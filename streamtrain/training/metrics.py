@@ -21,6 +21,7 @@ from streamtrain.models.alignment import align
 from streamtrain.models.losses import Loss
 from streamtrain.optim.gradient_sum import ExactSum
 from streamtrain.system.events import ThreadSeconds
+from streamtrain.training.best.monitor import BestEpoch
 from streamtrain.training.progress import Counts
 
 
@@ -283,6 +284,8 @@ class History:
     stopped_by : str
         What ended the run: ``"epochs"``, ``"steps"``, ``"until_loss"`` or ``"patience"``; with a line search also
         ``"grad_tolerance"``, ``"loss_tolerance"``, or ``"stuck"`` where no step lowers J any more.
+    best : BestEpoch, optional
+        The best epoch of the run by its monitor, with its ``epoch``, ``value`` and ``checkpoint``; None without one.
 
     Examples
     --------
@@ -301,9 +304,11 @@ class History:
     unsaved: ResourceError | None = None
     reached: bool | None = None
     stopped_by: str = "epochs"
+    best: BestEpoch | None = None
 
     def __repr__(self) -> str:
         measured = f", loss {self.last.train.loss:.4g}" if self.last is not None else ""
+        measured += f", best epoch {self.best.epoch}" if self.best else ""
         return f"History({len(self)} epochs, {self.counts.n_steps} steps in all{measured}, ended by {self.stopped_by})"
 
     def __iter__(self) -> Iterator[EpochSummary]:

@@ -142,6 +142,7 @@ def make_case(rng: random.Random) -> Case:
         "checkpoint_every": rng.choice([None, 1, 3, 4]),
         "log_every": rng.choice([1, 3, 5]),
         "patience": rng.choice([None, 1, 2]),
+        "monitor": "loss",
     }
     has_dropout = update in ("batch", "accumulate") or (path == "plain" and update == "sample")
     return Case(
