@@ -230,7 +230,8 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     if val is not None:
         check_alike(dataset, val, options.weight, fields=(*inputs, options.target))
     trainer, about, told, task = _make_trainer(options, dataset, inputs)
-    watched, limits = (options.monitor, options.monitor_mode), {"patience": options.patience}
+    limits = {name: getattr(options, name) for name in ("until_loss", "patience", "min_delta")}
+    watched = (options.monitor, options.monitor_mode)
     make_watch(trainer.loss, watched, has_val=val is not None, limits=limits)
 
     def say_heading() -> None:
