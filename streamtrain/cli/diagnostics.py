@@ -10,8 +10,8 @@ from typing import Final
 
 import click
 
-from streamtrain.cli.output import as_command_line, emit, json_option, note
-from streamtrain.errors import Lines, ResourceError, UsageError
+from streamtrain.cli.output import as_command_line, emit, json_option, note, which_option
+from streamtrain.errors import CheckpointError, Fix, Lines, ResourceError, UsageError
 from streamtrain.system.files import is_folder, local_path, names_in, numbered_folder, status_of
 from streamtrain.system.refusals import is_of_machine, translate_os_errors
 
@@ -113,17 +113,31 @@ _path = click.Path(path_type=Path)
 @click.command("report")
 @click.argument("run", type=_path)
 @click.option("--dataset", type=_path, help="The run's training data, where it lies elsewhere than it did.")
+@which_option
 @click.option("--out", type=_path, help="The file; by default report.html in the run's folder.")
 @json_option
-def report_command(run: Path, dataset: Path | None, out: Path | None, as_json: bool) -> None:
+def report_command(run: Path, dataset: Path | None, which: str, out: Path | None, as_json: bool) -> None:
     """Write the report of the folder RUN: one HTML file that needs nothing else.
 
     Configuration, curves, memory against budget, where the time went, how well the data was shuffled, and its
     statistics. What is of the dataset is left out, with the reason, where the dataset is gone.
     """
+    from streamtrain.cli.options import chosen_checkpoint
+    from streamtrain.diagnostics.run_reader import read_run
     from streamtrain.diagnostics.run_report import write_report
 
-    file, told = write_report(run, dataset=dataset, out=out, say=lambda text: note(f"warning: {as_command_line(text)}"))
+    read_run(run)
+    try:
+        chosen = chosen_checkpoint(run, which)
+    except CheckpointError as error:
+        # The report is of what there is.
+        note(f"warning: the report is without a checkpoint: {error.told()}")
+        chosen = None
+    file, told = write_report(run, dataset=dataset, out=out, chosen=chosen, say=_warn)
     last = told.epochs[-1] if told.epochs else {}
-    result = {"report": file, "run": run, "epochs": told.n_epochs, "last": last}
-    emit(as_json, result, f"report  {file}")
+    result = {"report": file, "run": run, "weights": chosen and chosen.named(), "epochs": told.n_epochs, "last": last}
+    emit(as_json, result, Lines.of([*([as_command_line(chosen.told())] if chosen else []), f"report  {file}"]))
+
+
+def _warn(text: Fix) -> None:
+    note(f"warning: {as_command_line(text)}")

@@ -12,7 +12,8 @@ import click
 from torch import nn
 
 from streamtrain.cli.compatibility import check_categories, say_unnamed
-from streamtrain.cli.output import emit, json_option
+from streamtrain.cli.options import chosen_checkpoint
+from streamtrain.cli.output import as_command_line, emit, json_option, which_option
 from streamtrain.cli.results import result_lines
 from streamtrain.errors import Argument, CheckpointError, Fix, Lines, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
@@ -27,7 +28,7 @@ from streamtrain.store.schema.columns import Schema
 from streamtrain.store.schema.matching import check_same_meaning
 from streamtrain.store.split_root import TEST, VAL, is_split_root
 from streamtrain.system.arguments import is_int, is_number
-from streamtrain.training.checkpoint import MODEL, Checkpoint, load_weights, newest_checkpoint, normalize_states
+from streamtrain.training.checkpoint import MODEL, Checkpoint, load_weights, normalize_states
 from streamtrain.training.labels.reading import reading_of_config
 from streamtrain.training.labels.targets import CHECKS, targets_of_config
 from streamtrain.training.run_folder import CONFIG, read_baseline, read_config, read_schema
@@ -44,6 +45,7 @@ _NONE = "none"
 @click.option(
     "--weight", metavar="FIELD", help="The field of the samples' weights, or none; by default as in training."
 )
+@which_option
 @click.option("--batch-size", type=int, default=256, help="Samples of a batch; the result does not depend on it.")
 @click.option("--split", metavar="NAME", help="The split of DEST to measure on; by default test, else val.")
 @click.option("--memory", default="512MB", help="Budget for all that the loader owns.")
@@ -58,6 +60,7 @@ def evaluate_command(
     dest: Path,
     model: str | None,
     weight: str | None,
+    which: str,
     batch_size: int,
     split: str | None,
     memory: str,
@@ -68,13 +71,16 @@ def evaluate_command(
 ) -> None:
     """Measure the model of the folder RUN on the dataset DEST: loss, the scores of the task, and a table of classes.
 
-    Inputs are rescaled as in training, by the statistics saved with the run. DEST must have the columns and
+    The weights are those of the best epoch, where the run has a monitor, and else the last. Inputs are rescaled as in
+    training, by the statistics saved with the run. DEST must have the columns and
     classes that the run was trained on, in their order.
     """
     config = read_config(run)
     dataset = open_preferred(dest, TEST, VAL) if split is None else open_dataset(dest, split=split)
     of_split = dataset.path.name if is_split_root(dataset.path.parent) else None
-    trainer = _trained(run, config, model, weight, device, dataset)
+    _check_types(run, config)
+    chosen = chosen_checkpoint(run, which)
+    trainer = _trained(run, config, model, weight, device, dataset, chosen.checkpoint)
     _check_meaning(run, trainer, dataset)
     if CATEGORIES in trainer.inputs and (sizes := tuple(config.get("category_sizes", ()))):
         check_categories(sizes, dataset, str(dataset.path))
@@ -84,9 +90,10 @@ def evaluate_command(
         metrics = trainer.evaluate(loader, positive=positive)
     on = "train (again)" if dataset.id == config.get("dataset_id") else of_split or "test"
     facts = {"split": of_split, "measured_on": on, "accuracy": None, **metrics.facts()}
-    result = {"run": run, "dataset": dest, "samples": metrics.n_samples, **facts}
+    result = {"run": run, "dataset": dest, "weights": chosen.named(), "samples": metrics.n_samples, **facts}
     head = [f"split {of_split}"] if of_split else []
-    emit(as_json, result, Lines.of([*head, result_lines(metrics, on, every_row=per_class)]))
+    lines = [as_command_line(chosen.told()), *head, result_lines(metrics, on, every_row=per_class)]
+    emit(as_json, result, Lines.of(lines))
 
 
 def _check_meaning(run: Path, trainer: Trainer, dataset: Dataset) -> None:
@@ -97,11 +104,15 @@ def _check_meaning(run: Path, trainer: Trainer, dataset: Dataset) -> None:
 
 
 def _trained(
-    run: Path, config: dict[str, Any], model: str | None, weight: str | None, device: str, dataset: Dataset
+    run: Path,
+    config: dict[str, Any],
+    model: str | None,
+    weight: str | None,
+    device: str,
+    dataset: Dataset,
+    checkpoint: Checkpoint,
 ) -> Trainer:
-    """Rebuild the run's trainer as it was when the run ended."""
-    _check_types(run, config)
-    checkpoint = newest_checkpoint(run)
+    """Rebuild the run's trainer as it was at a checkpoint."""
     try:
         loss = resolve_loss(config["loss"], ignore_index=config.get("ignore_index"))
         trainer = Trainer(

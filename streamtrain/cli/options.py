@@ -12,11 +12,14 @@ from typing import Any, Final, Self
 import click
 import torch
 
+from streamtrain.cli.output import note
 from streamtrain.errors import UsageError
 from streamtrain.optim.schedules import Schedule
 from streamtrain.optim.step_options import StepOptions
 from streamtrain.system.arguments import ON_BAD_BLOCK, RESHUFFLE
 from streamtrain.system.memory import n_cores
+from streamtrain.training.best.chosen_checkpoint import ChosenCheckpoint, checkpoint_of
+from streamtrain.training.best.monitor import MODES
 from streamtrain.training.run_state import ON_CHECKPOINT_FAILURE
 from streamtrain.training.sized_loaders import LoaderOptions
 
@@ -170,9 +173,16 @@ class TrainOptions:
     until_loss: float | None = _option(
         None, "End after the epoch whose loss, on --val if given, is at most this.", type=float
     )
-    patience: int | None = _option(
-        None, "End after N epochs in a row without a new lowest loss.", type=int, metavar="N"
+    monitor: str | None = _option(
+        None, "The metric that says which epoch is best; val_loss where there is --val.", metavar="NAME"
     )
+    monitor_mode: str | None = _option(
+        None, "Whether its smallest or its largest is best, for a metric of your own.", type=click.Choice(MODES)
+    )
+    patience: int | None = _option(
+        None, "End after N epochs in a row without a better value of --monitor.", type=int, metavar="N"
+    )
+    min_delta: float = _option(0.0, "For --patience: a change of at most this is none.", type=float)
     batch_size: int = _option(256, "Samples of a batch; for other update rules, of a read.", type=int)
     memory: str | None = _option(
         None, "Budget for all that the loaders own; 512MB by default, or what --max-memory leaves."
@@ -270,6 +280,14 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = add(command)
     return command
+
+
+def chosen_checkpoint(run: Path, which: str) -> ChosenCheckpoint:
+    """Read the checkpoint of ``--checkpoint``; warn where it is not the best, although that was asked for."""
+    chosen = checkpoint_of(run, which)
+    if chosen.doubt:
+        note(f"warning: {chosen.doubt}")
+    return chosen
 
 
 def most_threads() -> int:

@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 """Adds ``as_json: bool`` to a command."""
 
+which_option = click.option(
+    "--checkpoint",
+    "which",
+    default="best",
+    metavar="WHICH",
+    help="The best epoch of the run, its last, or the one that so many batches name: best, last or BATCHES.",
+)
+"""Adds ``which: str`` to a command that reads a run."""
+
 
 def emit(as_json: bool, result: Mapping[str, object], text: str) -> None:
     """Print a result on stdout: one JSON object, or the text for people."""
@@ -59,6 +68,7 @@ _OPTIONS: Final = {
     "max_epochs": "epochs",
     "model_args": "model-arg",
     "options": "schedule-option",
+    "which": "checkpoint",
 }
 """Arguments whose option has another name."""
 PYTHON_ONLY: Final = frozenset({"pool", "timeout"})

@@ -52,6 +52,8 @@ from streamtrain.system.memory import held_bytes, limit_heap_growth
 from streamtrain.system.signals import Interrupted
 from streamtrain.system.units import format_bytes, format_rate
 from streamtrain.training.batch_stream import normalize_fields
+from streamtrain.training.best.monitor import BestEpoch
+from streamtrain.training.best.watch import make_watch
 from streamtrain.training.labels.from_data import n_outputs
 from streamtrain.training.labels.reading import n_ignored, reading_config
 from streamtrain.training.metrics.baseline import short_number
@@ -107,6 +109,7 @@ class TrainOutcome:
             **self._last(),
             "reached": self.history.reached,
             "stopped_by": self.history.stopped_by,
+            "best": self.history.best.named() if self.history.best else None,
             "resumed_from_batch": self.history.resumed_from_batch,
             "memory": self.memory,
             "samples_per_second": speed.samples_per_second,
@@ -132,10 +135,13 @@ class TrainOutcome:
 
     def _ended(self) -> list[str]:
         """Describe an end before the run's total, or a loss that was not reached."""
-        by, reached = self.history.stopped_by, self.history.reached
+        by, reached, best = self.history.stopped_by, self.history.reached, self.history.best
         if by not in _ENDED and reached is None:
             return []
-        return [f"ended   {_ENDED.get(by, f'by {by}')}{'; --until-loss was not reached' if reached is False else ''}"]
+        how = _ENDED.get(by, f"by {by}")
+        if by == "patience" and best is not None and not best.monitor.endswith("loss"):
+            how = f"by --patience: {best.monitor} has no longer improved"
+        return [f"ended   {how}{'; --until-loss was not reached' if reached is False else ''}"]
 
     def text(self) -> str:
         """Write the lines below the table of epochs."""
@@ -153,8 +159,12 @@ class TrainOutcome:
                 *(f"left out of --val {out}" for out in self.val_quarantined),
                 *([f"checkpoints that could not be saved: {n_failed}"] if n_failed else []),
                 f"run     {self.out}",
+                *([f"best    {self._best(self.history.best)}"] if self.history.best else []),
             ]
         )
+
+    def _best(self, best: BestEpoch) -> str:
+        return f"epoch {best.epoch} of {self.history.counts.n_epochs}: {best.told()}"
 
     def raise_rest(self) -> None:
         """Raise the failed save or the Ctrl-C that ends the command after its result is printed."""
@@ -234,6 +244,9 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
     if val is not None:
         check_alike(dataset, val, options.weight, fields=(*inputs, options.target))
     trainer, about, told, task = _make_trainer(options, dataset, inputs)
+    limits = {name: getattr(options, name) for name in ("until_loss", "patience", "min_delta")}
+    watched = (options.monitor, options.monitor_mode)
+    make_watch(trainer.loss, watched, data=dataset, target=options.target, has_val=val is not None, limits=limits)
 
     def say_heading() -> None:
         say(_heading(options, dataset, trainer, told, task))
@@ -302,7 +315,10 @@ def _fit(
         max_epochs=options.epochs,
         max_steps=options.max_steps,
         until_loss=options.until_loss,
+        monitor=options.monitor,
+        monitor_mode=options.monitor_mode,
         patience=options.patience,
+        min_delta=options.min_delta,
         val=loaders.validation,
         checkpoint=run,
         checkpoint_every=options.checkpoint_every,

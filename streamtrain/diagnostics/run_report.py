@@ -33,6 +33,7 @@ from streamtrain.store.writing.staging import check_in_no_dataset
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.files import Files, local_path
 from streamtrain.system.units import format_bytes, format_duration
+from streamtrain.training.best.chosen_checkpoint import ChosenCheckpoint
 from streamtrain.training.metrics.user import METRIC_NAMES
 
 REPORT: Final = "report.html"
@@ -51,11 +52,17 @@ _OTHERS: Final = {
 
 
 def write_report(
-    path: Path, *, dataset: Path | None = None, out: Path | None = None, say: Callable[[Fix], None] | None = None
+    path: Path,
+    *,
+    dataset: Path | None = None,
+    out: Path | None = None,
+    chosen: ChosenCheckpoint | None = None,
+    say: Callable[[Fix], None] | None = None,
 ) -> tuple[Path, RunRecord]:
     """Write the report of a run's folder, by default into it; ``dataset`` is where its training data lies now.
 
-    What is of the dataset is left out where that is not to be had; ``say`` is told why.
+    The figures at its head are those of the chosen checkpoint's epoch, by default of the last. What is of the dataset
+    is left out where that is not to be had; ``say`` is told why.
 
     Raises
     ------
@@ -75,7 +82,7 @@ def write_report(
     if data is None and say is not None:
         what = f"the report is without the shuffle and the dataset: {why}"
         say(StreamtrainWarning(what, fix=Fix(Argument("dataset"), " where it lies now")).text())
-    files.write_bytes(file, _page(told, data, why).encode())
+    files.write_bytes(file, _page(told, data, why, chosen).encode())
     return file, told
 
 
@@ -84,13 +91,13 @@ def run_page(told: RunRecord, *, dataset: Path | None = None) -> str:
     return _page(told, *_dataset(told, dataset))
 
 
-def _page(told: RunRecord, dataset: Dataset | None, why: str) -> str:
+def _page(told: RunRecord, dataset: Dataset | None, why: str, chosen: ChosenCheckpoint | None = None) -> str:
     config = told.config
     title = f"{_text(config.get('model'))}, {_text(config.get('update'))} rule, {_optimizer(config)}"
     settings = [(name, _text(value)) for name, value in sorted(_flat(config), key=itemgetter(0))]
     sections = [
         PageSection(notes=[str(told.path)]),
-        PageSection(facts=list(_headline(told))),
+        PageSection(facts=list(_headline(told, chosen))),
         PageSection(heading="Curves", drawings=list(_curves(told))),
         PageSection(heading="Memory against budget", **_memory(told.memory)),
         PageSection(heading="Where the time went", **_stalls(told)),
@@ -119,7 +126,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, ob
             yield f"{prefix}{name}", value
 
 
-def _headline(told: RunRecord) -> Iterator[tuple[str, str]]:
+def _headline(told: RunRecord, chosen: ChosenCheckpoint | None) -> Iterator[tuple[str, str]]:
     last = told.epochs[-1] if told.epochs else None
     if last is None:
         yield "epochs", "none came to its end"
@@ -127,14 +134,22 @@ def _headline(told: RunRecord) -> Iterator[tuple[str, str]]:
     part = " and a part of the next" if last.get("partial") else ""
     updates = f"{last.get('steps', 0):,.0f} updates, {last.get('samples', 0):,.0f} samples"
     yield "epochs", f"{told.n_epochs:,}{part}, {updates}"
+    if chosen is not None and chosen.is_best and chosen.best is not None:
+        yield "best", f"epoch {chosen.best.epoch} of {told.n_epochs}: {chosen.best.told()}"
+    shown = next((line for line in told.epochs if chosen and not chosen.is_last and _is_of(line, chosen)), last)
+    when = "the last epoch" if shown is last else f"epoch {_number(shown)}"
     for name in METRIC_NAMES:
-        if is_placed(last.get(name, math.nan)):
-            val = f"; on the validation data {last[f'val_{name}']:.4f}" if f"val_{name}" in last else ""
-            yield name, f"{last[name]:.4f} over the last epoch{val}"
+        if is_placed(shown.get(name, math.nan)):
+            val = f"; on the validation data {shown[f'val_{name}']:.4f}" if f"val_{name}" in shown else ""
+            yield name, f"{shown[name]:.4f} over {when}{val}"
     seconds = sum(epoch.get("seconds", 0.0) for epoch in told.epochs)
     rate = sum(_samples(told)) / seconds if seconds > 0 else 0.0
     if is_placed(seconds):
         yield "time", f"{format_duration(seconds)}: {rate:,.0f} samples/s"
+
+
+def _is_of(line: Mapping[str, float], chosen: ChosenCheckpoint) -> bool:
+    return line.get("epoch") == chosen.epoch and not line.get("partial")
 
 
 def _samples(told: RunRecord) -> Iterator[float]:

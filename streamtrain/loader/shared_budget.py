@@ -97,6 +97,7 @@ class NonLoaderMemory:
     reserved_bytes: int  # before there was a model: the interpreter and the libraries
     training_bytes: int  # the model, its gradients, and the optimizer's state
     step_bytes: int  # what a step takes on top of that and gives back
+    best_bytes: int = 0  # a copy of the weights of the best epoch, where no run folder keeps them
 
     @property
     def spare_bytes(self) -> int:
@@ -106,13 +107,14 @@ class NonLoaderMemory:
     @property
     def total_bytes(self) -> int:
         """The sum, with the spare bytes."""
-        return self.reserved_bytes + self.training_bytes + self.step_bytes + self.spare_bytes
+        return self.reserved_bytes + self.training_bytes + self.step_bytes + self.best_bytes + self.spare_bytes
 
     def __str__(self) -> str:
+        best = f" + the best weights {format_bytes(self.best_bytes)}" if self.best_bytes else ""
         return (
             f"reserved {format_bytes(self.reserved_bytes)} + model, gradients and optimizer state "
-            f"{format_bytes(self.training_bytes)} + a step {format_bytes(self.step_bytes)} + what allocators keep "
-            f"{format_bytes(self.spare_bytes)}"
+            f"{format_bytes(self.training_bytes)} + a step {format_bytes(self.step_bytes)}{best} + "
+            f"what allocators keep {format_bytes(self.spare_bytes)}"
         )
 
 

@@ -4,8 +4,8 @@ The schedulers of ``torch.optim.lr_scheduler`` go by their names: ``cosine``, ``
 ``exponential``, ``linear``, ``constant``, ``polynomial``, ``cyclic``, ``restarts`` (cosine annealing with warm
 restarts), ``plateau`` (reduce on a plateau of the loss), or torch's own class name in any case. Those that take
 functions or other schedulers need a factory. They step once an epoch, as in torch's documentation; ``onecycle`` and
-``cyclic`` once an optimizer step; `Schedule.every` overrides. ``plateau`` is given the loss at each epoch's end, on the
-validation data where there is any.
+``cyclic`` once an optimizer step; `Schedule.every` overrides. ``plateau`` is given at each epoch's end what the run
+monitors, or else the loss; where the largest is best, its ``mode`` is ``max``.
 
 β₁ is a function of the step t = 1, 2, ... D. P. Kingma, J. Ba, *Adam: a method for stochastic optimization*, ICLR 2015,
 let it decay as β₁ λ^(t-1) (theorem 4.1). torch divides the first moment by 1 - β₁^t with the β₁ of that step.
@@ -60,10 +60,14 @@ SCHEDULES: Final[Mapping[str, type[LRScheduler]]] = _names()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLength:
-    """Epochs and optimizer steps of a whole run, for the schedules that end with it."""
+    """Epochs and optimizer steps of a whole run, for the schedules that end with it.
+
+    ``best`` says whether the monitor is best at its ``min`` or its ``max``; None without one.
+    """
 
     n_epochs: int
     n_steps: int
+    best: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,12 +169,14 @@ class Schedule:
         return self.every or ("step" if self.kind in _BY_STEP else "epoch")
 
     def completed(self, optimizer: Optimizer, run: RunLength) -> dict[str, object]:
-        """Complete the options with the end of the run where the class needs it."""
+        """Complete the options with the end of the run where the class needs it, and with what is best there."""
         taken = {} if self.kind is None else _taken(self.kind)
         ends = {"T_max": self._n_times(run), "max_lr": [group["lr"] for group in optimizer.param_groups]}
         filled: dict[str, object] = {name: end for name, end in ends.items() if taken.get(name) is _NEEDED}
         if "steps_per_epoch" in taken and not {"total_steps", "epochs"} & self.options.keys():
             filled["total_steps"] = self._n_times(run)
+        if self.kind is ReduceLROnPlateau and run.best == "max":
+            filled["mode"] = run.best
         return filled | dict(self.options)
 
     def _n_times(self, run: RunLength) -> int:
@@ -316,13 +322,20 @@ class OptimizerSchedules:
         completed = self._schedule.completed(self._optimizer, run)
         if self._scheduler is None:
             self._scheduler, self._completed = self._schedule.make(self._optimizer, run), completed
-            return
+        self._check_mode(self._schedule, run.best)
         for name in ("T_max", "total_steps"):
             if completed.get(name) != self._completed.get(name):
                 raise UsageError(
                     f"the schedule was set up for {name}={self._completed[name]}; this call means {completed[name]}",
                     fix=Fix("a new trainer with ", Argument("options", {name: completed[name]}), " of the schedule"),
                 )
+
+    def _check_mode(self, schedule: Schedule, best: str | None) -> None:
+        """Refuse a plateau that takes for worse what the run takes for better."""
+        if isinstance(self._scheduler, ReduceLROnPlateau) and best not in (None, self._scheduler.mode):
+            what = f"{schedule.known_as} has the mode {self._scheduler.mode!r}"
+            fix = Fix(Argument("options", {"mode": best}), " of the schedule") if schedule.kind else f"mode={best!r}"
+            raise UsageError(what, why=f"What the run monitors is best at its {best}", fix=fix)
 
     def _begin_beta1(self, n_steps: int) -> None:
         given = self._beta1_given

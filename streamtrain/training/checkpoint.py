@@ -9,9 +9,10 @@
         state.json                     counts, the loader's position, all that is not a tensor
         manifest.json                  bytes and SHA-256 of each of these; written last
 
-A folder without its manifest is not a checkpoint. Once a new one is durable, the one before it is kept and older ones
-are removed. A checkpoint that replaces another, of the same batch, is written beside it, as ``00001175.new``, and the
-two exchange names; where the system cannot exchange them and the run is killed meanwhile, it is found under that name.
+A folder without its manifest is not a checkpoint. Each names the best epoch so far, if there is one, and the checkpoint
+at its end. Once a new one is durable, the one before it is kept, and what either names as the best; older ones are
+removed. A checkpoint that replaces another, of the same batch, is written beside it, as ``00001175.new``, and the two
+exchange names; where the system cannot exchange them and the run is killed meanwhile, it is found under that name.
 
 A run that skips a damaged checkpoint resumes from an older one, and so do its metrics. From then on the skipped one
 belongs to another past, even if it can be read again: its manifest is put aside as ``manifest.left``.
@@ -22,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,10 +57,12 @@ from streamtrain.system.files import (
     names_in,
     open_to_read,
     read_whole,
+    status_of,
 )
 from streamtrain.system.json_values import objects, whole_number
 from streamtrain.system.refusals import read_failure, refusal_behind, translate_os_errors, translate_read_errors
 from streamtrain.system.syscalls import SYSTEM
+from streamtrain.training.best.monitor import best_of
 from streamtrain.training.serialization import check_tensors, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"
@@ -74,7 +77,7 @@ _SUFFIX: Final = ".safetensors"
 _KEPT: Final = 2
 _COUNTS: Final = ("n_epochs", "n_batches", "n_steps", "n_samples")
 MOST_CHECKPOINTS: Final = _KEPT + 1
-"""On the disk at a time: a new one is whole before the oldest is removed."""
+"""On the disk at a time, without the best one: a new one is whole before the oldest is removed."""
 _NEW: Final = ".new"
 _MOST_LISTED: Final = 8
 _BATCH_DIGITS: Final = 8
@@ -99,6 +102,11 @@ class Checkpoint:
         return read_tensors(file) if _is_there(file) else {}
 
 
+def checkpoint_folder(run: Path, n_batches: int) -> Path:
+    """Return the folder of the checkpoint after so many batches."""
+    return run / CHECKPOINTS / f"{n_batches:0{_BATCH_DIGITS}d}"
+
+
 def write_checkpoint(
     files: Files,
     run: Path,
@@ -106,14 +114,14 @@ def write_checkpoint(
     state: Mapping[str, object],
     tensors: Mapping[str, Mapping[str, Tensor]],
 ) -> Path:
-    """Write a checkpoint of a run, and remove all but it and the one before.
+    """Write a checkpoint of a run, and remove all but it, the one before, and what either names as the best.
 
     If it cannot be written, the earlier checkpoints stay as they were.
     """
     files_of = {f"{name}{_SUFFIX}": some for name, some in tensors.items() if some}
     for some in files_of.values():
         check_tensors(some)
-    folder = run / CHECKPOINTS / f"{n_batches:0{_BATCH_DIGITS}d}"
+    folder = checkpoint_folder(run, n_batches)
     with translate_os_errors("look at", folder):
         begun = folder.with_name(f"{folder.name}{_NEW}") if is_there(folder) else folder
     with translate_os_errors("remove", begun):
@@ -129,8 +137,8 @@ def write_checkpoint(
         with suppress(OSError):
             _remove(files, begun)
         raise
-    # An old checkpoint that cannot be removed takes space, and does no other harm.
-    with suppress(OSError):
+    # An old checkpoint that cannot be removed takes space, and does no other harm; nor can one be that may be the best.
+    with suppress(OSError, CheckpointError):
         for old in _outlived(run, n_batches):
             _remove(files, old)
     return folder
@@ -175,12 +183,16 @@ def _replace(files: Files, folder: Path, begun: Path) -> None:
 
 
 def _outlived(run: Path, n_batches: int) -> list[Path]:
-    """List what a checkpoint makes obsolete: everything but it and the one before."""
+    """List what a checkpoint makes obsolete: everything but it, the one before, and what either calls the best."""
     named = [folder for folder in _folders(run) if not folder.suffix and int(folder.name) <= n_batches]
-    whole = [folder for folder in named if is_regular(folder / _MANIFEST)]
+    newest = [folder for folder in named if is_regular(folder / _MANIFEST)][:_KEPT]
     parent = run / CHECKPOINTS
+    kept = {
+        *newest,
+        *(found.checkpoint for folder in newest if (found := best_of(_read_state(folder / _STATE), folder))),
+    }
     begun = [parent / name for name in names_in(parent) if name.removesuffix(_NEW).isdecimal()]
-    return [path for path in begun if path not in whole[:_KEPT]]
+    return [path for path in begun if path not in kept]
 
 
 def _remove(files: Files, folder: Path) -> None:
@@ -215,10 +227,13 @@ def find_checkpoint(run: Path, *, older_than: Checkpoint | None = None) -> tuple
     """Find the newest whole checkpoint of a run, and say what is wrong with each newer one.
 
     One that cannot be read for now is an error: it may be whole, and a run that resumes without it would remove it.
-    With ``older_than``, a checkpoint of the run, only older ones are considered.
+    With ``older_than``, a checkpoint of the run, only older ones are considered. One that is kept as the best alone is
+    not: a run does not go back so far unasked.
     """
     skipped: list[str] = []
     folders = _folders(run)
+    to_resume = [folder for folder in folders if _is_there(folder / _MANIFEST)][:_KEPT]
+    folders = folders[: folders.index(to_resume[-1]) + 1] if len(to_resume) == _KEPT else folders
     for folder in folders[folders.index(older_than.path) + 1 if older_than else 0 :]:
         try:
             return read_checkpoint(folder), tuple(skipped)
@@ -236,7 +251,12 @@ def was_saved(run: Path) -> bool:
 
 
 def newest_checkpoint(run: Path) -> Checkpoint:
-    """Return the newest whole checkpoint of a run, weights and all, or refuse a run without one, with the reasons.
+    """Return the newest whole checkpoint of a run, weights and all, or refuse a run without one, with the reasons."""
+    return read_steadily(run, lambda newest: newest)
+
+
+def read_steadily(run: Path, choose: Callable[[Checkpoint], Checkpoint]) -> Checkpoint:
+    """Return the checkpoint that is chosen, given the newest whole one of a run, weights and all.
 
     The run may be trained meanwhile:
 
@@ -250,7 +270,7 @@ def newest_checkpoint(run: Path) -> Checkpoint:
             found, skipped = find_checkpoint(run)
             if found is None:
                 raise _no_checkpoint(run, skipped)
-            found = replace(found, held={name: found.tensors(name) for name in (MODEL, NORMALIZE)})
+            found = with_weights(choose(found))
         except CheckpointError:
             if _manifests(run) == before:
                 raise
@@ -260,6 +280,11 @@ def newest_checkpoint(run: Path) -> Checkpoint:
         # One that was skipped may have been whole, and replaced as it was read.
         if is_there and (not skipped or before == after):
             return found
+
+
+def with_weights(found: Checkpoint) -> Checkpoint:
+    """Read the weights and the normalization, so that nothing is read later."""
+    return replace(found, held={name: found.tensors(name) for name in (MODEL, NORMALIZE)})
 
 
 def _no_checkpoint(run: Path, skipped: tuple[str, ...]) -> CheckpointError:
@@ -275,13 +300,9 @@ def _manifests(run: Path) -> dict[Path, tuple[int, ...] | None]:
 
 
 def _identity(file: Path) -> tuple[int, ...] | None:
-    try:
-        status = file.stat()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _unreadable(file, error) from error
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+    with translate_read_errors(file, CheckpointError, "train again"):
+        status = status_of(file)
+    return status and (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -338,6 +359,7 @@ def check_state(found: Checkpoint) -> None:
     except (ValueError, KeyError, TypeError) as error:
         where, why = str(found.path / _STATE), first_line(error)
         raise CheckpointError("is damaged", where=where, why=why, fix="train again") from error
+    best_of(state, found.path)
 
 
 def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -383,14 +405,11 @@ def _folders(run: Path) -> list[Path]:
     try:
         entries = [parent / name for name in names_in(parent)] if is_folder(parent) else []
         found = [path for path in entries if path.name.isdecimal()]
-        found += [path for path in entries if _is_replacement(path) and is_regular(path / _MANIFEST)]
+        replacing = [path for path in entries if path.suffix == _NEW and path.stem.isdecimal()]
+        found += [path for path in replacing if is_regular(path / _MANIFEST)]
     except OSError as error:
         raise _unreadable(parent, error) from error
     return sorted(found, key=lambda path: (-int(path.stem), path.suffix))
-
-
-def _is_replacement(path: Path) -> bool:
-    return path.suffix == _NEW and path.stem.isdecimal()
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -428,11 +447,11 @@ def load_initial_weights(model: nn.Module, init: str | Path | None, *, partial: 
             f"safetensors.torch.save_file(torch.load({str(path)!r}, weights_only=True), {str(to)!r})",
         )
     found = newest_checkpoint(path).tensors(MODEL) if path.is_dir() else read_tensors(path)
-    own = target.state_dict()
-    fitting = {name: value for name, value in found.items() if name in own and own[name].shape == value.shape}
+    own, there = ({name: tuple(value.shape) for name, value in of.items()} for of in (target.state_dict(), found))
+    fitting = {name: value for name, value in found.items() if own.get(name) == there[name]}
     others = [
-        *(f"{name} {tuple(own[name].shape)}, there {_shape(found.get(name))}" for name in own.keys() - fitting.keys()),
-        *(f"{name}, there {_shape(found[name])}, here not" for name in found.keys() - own.keys()),
+        *(f"{name} {own[name]}, there {there.get(name, 'not')}" for name in own.keys() - fitting.keys()),
+        *(f"{name}, there {there[name]}, here not" for name in there.keys() - own.keys()),
     ]
     if not fitting or (others and not partial):
         raise UsageError(
@@ -446,10 +465,6 @@ def load_initial_weights(model: nn.Module, init: str | Path | None, *, partial: 
             StreamtrainWarning(f"{path}: {len(fitting)} of {len(own)} weights are taken; left out: {_listed(others)}"),
             stacklevel=3,
         )
-
-
-def _shape(value: Tensor | None) -> str:
-    return "not" if value is None else str(tuple(value.shape))
 
 
 def _listed(others: list[str]) -> str:

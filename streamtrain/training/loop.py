@@ -108,13 +108,13 @@ class EpochLoop:
         """The loss."""
         return self._learner.loss
 
-    def begin(self, stream: BatchStream, val: BatchStream | None, totals: Totals) -> None:
-        """Set up for a run over a stream: its schedules, and the small batches to expect."""
+    def begin(self, stream: BatchStream, val: BatchStream | None, totals: Totals, best: str | None = None) -> None:
+        """Set up for a run over a stream: its schedules, given the monitor's mode, and the small batches to expect."""
         self._is_checked = self.is_cut = False
         self._small = list(self._last_batches(stream, val, totals))
         if self._learner.schedules is not None:
             of_epoch = self._rule.steps_per_epoch(len(stream), samples_per_epoch(stream))
-            self._learner.schedules.begin(run_length(totals, of_epoch))
+            self._learner.schedules.begin(run_length(totals, of_epoch, best))
 
     def _last_batches(self, stream: BatchStream, val: BatchStream | None, totals: Totals) -> Iterator[SmallBatch]:
         """Yield the last batches of the passes that the run makes."""

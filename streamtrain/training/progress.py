@@ -1,26 +1,28 @@
 """Progress of a run: counts, totals, and early stopping.
 
-Early stopping compares the loss after each epoch: the validation loss, or without validation data the mean over the
-epoch's training batches, each measured just before it changed the weights.
+Early stopping by a loss compares the validation loss, or without validation data the mean over the epoch's training
+batches, each measured just before it changed the weights; by patience, what the run monitors.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from streamtrain.errors import Argument, Fix, UsageError
 from streamtrain.optim.schedules import RunLength
 from streamtrain.system.arguments import check_int, is_number
+from streamtrain.training.best.monitor import Monitor
 
 
-def run_length(totals: Totals, steps_per_epoch: int) -> RunLength:
-    """Return the length of a run, given the steps of an epoch."""
+def run_length(totals: Totals, steps_per_epoch: int, best: str | None = None) -> RunLength:
+    """Return the length of a run, given the steps of an epoch; ``best`` is its monitor's mode."""
     of_epochs = math.inf if totals.max_epochs is None else totals.max_epochs * steps_per_epoch
     of_steps = math.inf if totals.max_steps is None else totals.max_steps
     n_steps = int(min(of_epochs, of_steps))
-    return RunLength(n_epochs=-(-n_steps // max(1, steps_per_epoch)), n_steps=n_steps)
+    return RunLength(n_epochs=-(-n_steps // max(1, steps_per_epoch)), n_steps=n_steps, best=best)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,24 +80,43 @@ class Totals:
         return epochs_reached or self.steps_reached_by(counts)
 
 
-class EarlyStopping:
-    """Early stopping: at a loss of ``until_loss``, or after ``patience`` epochs without a new lowest loss."""
+_LOSS: Final = Monitor(name="loss", mode="min")
 
-    def __init__(self, *, until_loss: float | None = None, patience: int | None = None) -> None:
+
+class EarlyStopping:
+    """Early stopping: at a loss of ``until_loss``, or after ``patience`` epochs in which the monitor did not improve.
+
+    A change of at most ``min_delta`` is no improvement; several small ones in a row are one as soon as they add up to
+    more.
+    """
+
+    def __init__(self, *, until_loss: float | None = None, patience: int | None = None, min_delta: float = 0.0) -> None:
         if until_loss is not None and not is_number(until_loss):
             raise UsageError(f"until_loss is {until_loss!r}; it must be a finite number")
         if patience is not None:
             check_int(patience, "patience")
+        if not (is_number(min_delta) and min_delta >= 0):
+            raise UsageError(f"min_delta is {min_delta!r}; it must be a finite number of at least 0")
         self.until_loss = until_loss
         self.patience = patience
-        self._last = self._lowest = math.inf
+        self._min_delta = min_delta
+        self._last = math.inf
         self._n_in_vain = 0
+        self.monitor_by(_LOSS)
 
-    def look(self, loss: float) -> None:
-        """Record an epoch's loss; NaN is never the lowest."""
+    def monitor_by(self, monitor: Monitor) -> None:
+        """Look at another value than the loss, from the first epoch on."""
+        self._monitor = monitor
+        self._reference = monitor.worst
+
+    def look(self, loss: float, value: float | None = None) -> None:
+        """Record an epoch's loss, and its monitor's value where that is another; NaN is no improvement."""
+        value = loss if value is None else value
         self._last = loss
-        self._n_in_vain = 0 if loss < self._lowest else self._n_in_vain + 1
-        self._lowest = min(self._lowest, loss) if loss == loss else self._lowest
+        if self._monitor.improves(value, self._reference, by=self._min_delta):
+            self._reference, self._n_in_vain = value, 0
+        else:
+            self._n_in_vain += 1
 
     @property
     def reached(self) -> bool | None:
@@ -110,16 +131,16 @@ class EarlyStopping:
         return "patience" if self.patience is not None and self._n_in_vain >= self.patience else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the losses seen; without the limits, so that a run may resume with others."""
-        return {"last": self._last, "lowest": self._lowest, "n_in_vain": self._n_in_vain}
+        """Return what was seen; without the limits, so that a run may resume with others."""
+        return {"last": self._last, "lowest": self._reference, "n_in_vain": self._n_in_vain}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a ``state_dict``."""
-        self._last, self._lowest, self._n_in_vain = state["last"], state["lowest"], state["n_in_vain"]
+        self._last, self._reference, self._n_in_vain = state["last"], state["lowest"], state["n_in_vain"]
 
     def continue_from(self, before: EarlyStopping) -> None:
-        """Continue from the losses that another has seen, unless they end the run at once."""
-        seen = EarlyStopping(until_loss=self.until_loss, patience=self.patience)
+        """Continue from what another has seen, unless that ends the run at once."""
+        seen = copy.copy(self)
         seen.load_state_dict(before.state_dict())
         if not seen.reason:
             self.load_state_dict(seen.state_dict())

@@ -249,6 +249,8 @@ class RunFolder:
 class NullRunFolder:
     """A run that keeps nothing, in place of a `RunFolder`."""
 
+    path = None
+
     def log(self, **values: float | str) -> None:
         """Do nothing."""
 
@@ -344,6 +346,7 @@ def check_room(
     n_bytes: int,
     *,
     n_there: int = 0,
+    n_kept: int = MOST_CHECKPOINTS - 1,
     refuses: bool = True,
     of: str = "a checkpoint takes",
     another: Fix = ANOTHER,
@@ -355,12 +358,12 @@ def check_room(
     if free_bytes is None:
         return
     n_fitting = free_bytes // max(n_bytes, 1)
-    if n_fitting + n_there >= MOST_CHECKPOINTS and n_fitting:
+    if n_fitting + n_there > n_kept and n_fitting:
         return
     what = f"{of} {format_bytes(n_bytes)}, and {format_bytes(free_bytes)} are free"
     if refuses and not n_fitting:
         raise ResourceError(what, where=str(folder), fix=Fix("free some space, or ", another))
-    keeps = f"A run keeps {MOST_CHECKPOINTS - 1}, and writes the next before the oldest goes"
+    keeps = f"A run keeps {n_kept}, and writes the next before the oldest goes"
     text = f"{folder}: {what}, enough for {n_fitting}. {keeps}"
     warnings.warn(StreamtrainWarning(text, fix=Fix("free some space, or ", another)), stacklevel=7)
 

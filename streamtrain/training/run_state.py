@@ -39,9 +39,11 @@ from streamtrain.store.schema.matching import first_difference
 from streamtrain.system.arguments import check_choice, check_int
 from streamtrain.system.files import local_path
 from streamtrain.training.batch_stream import BatchStream
+from streamtrain.training.best.watch import EpochWatch
 from streamtrain.training.checkpoint import (
     CHECKPOINTS,
     MODEL,
+    MOST_CHECKPOINTS,
     NORMALIZE,
     Checkpoint,
     check_state,
@@ -53,7 +55,7 @@ from streamtrain.training.checkpoint import (
     was_saved,
 )
 from streamtrain.training.labels.targets import NOT_TOLD
-from streamtrain.training.progress import Counts, EarlyStopping
+from streamtrain.training.progress import Counts
 from streamtrain.training.run_folder import ANOTHER, METRICS, NullRunFolder, Run, RunFolder, check_room, read_schema
 from streamtrain.training.serialization import check_like, check_tensors, flatten_names, pack, unpack
 
@@ -62,8 +64,8 @@ ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
 _TRAINING: Final = "training"
 _BATCH_SAMPLES: Final = "batch_samples"
 _FREE: Final = (
-    "Free to change are max_epochs, max_steps, until_loss, patience, grad_tolerance, loss_tolerance, memory, threads, "
-    "device, val, log_every, checkpoint_every and on_checkpoint_failure"
+    "Free to change are max_epochs, max_steps, until_loss, patience, min_delta, grad_tolerance, loss_tolerance, "
+    "memory, threads, device, val, log_every, checkpoint_every and on_checkpoint_failure"
 )
 _SINCE: Final = {"reshuffle": "epoch", "compile": False, "l2": 0.0}
 """Meaning of a checkpoint from before these options existed, where it is not None."""
@@ -143,7 +145,7 @@ class RunState:
         schema: Schema,
         every: int | None,
         on_failure: str = "error",
-        stopping: EarlyStopping,
+        watch: EpochWatch,
     ) -> None:
         check_choice(on_failure, "on_checkpoint_failure", ON_CHECKPOINT_FAILURE)
         if every is not None:
@@ -163,7 +165,7 @@ class RunState:
         self._warns = on_failure == "warn"
         self.n_failed = 0
         self.unsaved: ResourceError | None = None
-        self._stopping = stopping
+        self._watch = watch
         self._last_saved: Path | None = None
         if isinstance(run, RunFolder) and not run.resumes:
             self._check_room(run)
@@ -171,7 +173,8 @@ class RunState:
     def _check_room(self, run: RunFolder) -> None:
         check_tensors(self._normalized_model.model.state_dict())
         n_bytes = checkpoint_bytes(self._normalized_model.model, self._rule.learner.optimizer)
-        check_room(run.path, n_bytes, n_there=run.n_checkpoints, refuses=not self._warns)
+        kept = MOST_CHECKPOINTS - 1 + (self._watch.monitor is not None)
+        check_room(run.path, n_bytes, n_kept=kept, n_there=run.n_checkpoints, refuses=not self._warns)
 
     def is_due(self, counts: Counts) -> bool:
         """Whether a checkpoint is due after this batch."""
@@ -186,7 +189,7 @@ class RunState:
             "rule": self._rule.state_dict(),
             "optimizer": self._rule.learner.optimizer.state_dict(),
             "schedules": schedules.state_dict() if schedules else None,
-            "stopping": self._stopping.state_dict(),
+            "stopping": self._watch.stopping.state_dict(),
             "random": inside.random if inside else None,
             "metrics": inside.metrics if inside else None,
             **({"random_before": inside.random_before} if inside and inside.random_before else {}),
@@ -197,6 +200,7 @@ class RunState:
             "counts": asdict(counts),
             "stream": inside.stream if inside else stream_state(self._stream),
             **({_BATCH_SAMPLES: inside.n_batch_samples} if inside and inside.n_batch_samples else {}),
+            **({"best": best} if (best := self._watch.record()) else {}),
             _TRAINING: tree,
         }
         modules = normalize_tensors(self._normalized_model.modules_by_input())
@@ -204,8 +208,9 @@ class RunState:
         try:
             # The state's tensors are the parameters themselves.
             with self._rule.at_last_step():
-                saved = self._run.save(counts.n_batches, state, contents)
+                saved = self._run.save(_begun(counts, inside), state, contents)
         except ResourceError as error:
+            self._watch.not_saved()
             self.n_failed += 1
             self.unsaved = _unsaved(self._run.path, counts, error)
             if self._warns:
@@ -215,6 +220,7 @@ class RunState:
             if not self._warns:
                 raise self.unsaved from error
             return None
+        self._watch.saved()
         self.unsaved, self._last_saved = None, saved
         return saved
 
@@ -290,6 +296,7 @@ class RunState:
         untold = {name: self._identity.get(name) for name in ("shuffle", "ignore_index")}
         before = {**untold, **_SINCE, **found.state["identity"]}
         wrong = [*self._schema_difference(), *differences(before, {"ignore_index": None, **NOT_TOLD, **self._identity})]
+        wrong += self._watch.differences(found.state.get("best"), found.path.parent)
         if wrong:
             raise CheckpointError(
                 "the checkpoint is of another run",
@@ -312,8 +319,8 @@ class RunState:
             self._normalized_model.modules_by_input()[name].load_state_dict(state)
         try:
             training = unpack(found.state[_TRAINING], found.tensors(_TRAINING))
-            optimizer, stopping = self._rule.learner.optimizer, self._stopping
-            own = {"rule": self._rule.state_dict(), "stopping": stopping.state_dict()}
+            optimizer = self._rule.learner.optimizer
+            own = {"rule": self._rule.state_dict(), "stopping": self._watch.stopping.state_dict()}
             check_like(training, own | {"optimizer": optimizer.state_dict()}, _TRAINING)
             check_optimizer_state(optimizer, training["optimizer"])
             metrics, random = training["metrics"], training["random"]
@@ -321,8 +328,7 @@ class RunState:
             self._rule.load_state_dict(training["rule"])
             if self._rule.learner.schedules and training.get("schedules"):
                 self._rule.learner.schedules.load_state_dict(training["schedules"])
-            if "stopping" in training:
-                self._stopping.load_state_dict(training["stopping"])
+            self._watch.load(training.get("stopping"), found.state.get("best"), found.path.parent)
             if not isinstance(self._stream, ResumableStream):
                 raise UsageError("the stream has no load_state_dict, so it cannot go on", fix="a StreamLoader")
             counts = Counts(**found.state["counts"])
@@ -396,6 +402,11 @@ def _put_stream_back(stream: ResumableStream, found: Checkpoint, *, is_over: boo
     except CheckpointError:
         if not is_over:
             raise
+
+
+def _begun(counts: Counts, inside: MidEpochState | None) -> int:
+    """Count the batches that a checkpoint is named by, with one that was begun: the best may be at its beginning."""
+    return counts.n_batches + (inside is not None and inside.n_batch_samples > 0)
 
 
 def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:

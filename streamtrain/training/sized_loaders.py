@@ -90,11 +90,13 @@ def sized_loaders(
     options: LoaderOptions,
     *,
     reserved_bytes: int,
+    best_bytes: int = 0,
     on_checked: Callable[[], object] = lambda: None,
 ) -> Iterator[SizedLoaders]:
     """Rehearse a step, and make loaders that fit into the memory it leaves.
 
-    ``reserved_bytes`` is what the process held before there was a model; ``on_checked`` is called once the model fits.
+    ``reserved_bytes`` is what the process held before there was a model, ``best_bytes`` what a copy of its best weights
+    will take; ``on_checked`` is called once the model fits.
     """
     options = replace(options, shuffle=options.shuffle and not trainer.reads_in_order)
     if options.max_memory:
@@ -111,7 +113,7 @@ def sized_loaders(
             del rows
             meter = stack.enter_context(MemoryMeter())
         publish_event(Reserved(held_bytes=meter.before_bytes))
-        taken = shared_budget.non_loader_memory(reserved_bytes, step, meter)
+        taken = replace(shared_budget.non_loader_memory(reserved_bytes, step, meter), best_bytes=best_bytes)
         options, memory = _budget(options, dataset, val, taken)
         loaders = [stack.enter_context(loader) for loader in make_loaders(options, dataset, val, memory, taken)]
         validation = loaders[1] if len(loaders) > 1 else None
@@ -185,13 +187,21 @@ def _loaders(options: LoaderOptions, dataset: Dataset, val: Dataset | None, memo
 
 @contextmanager
 def streams_of(
-    trainer: Rehearsing, data: BatchStream | Dataset, val: BatchStream | Dataset | None, options: LoaderOptions
+    trainer: Rehearsing,
+    data: BatchStream | Dataset,
+    val: BatchStream | Dataset | None,
+    options: LoaderOptions,
+    *,
+    best_bytes: int = 0,
 ) -> Iterator[tuple[BatchStream, BatchStream | None]]:
     """Make loaders of datasets for the block; given loaders are only checked against ``max_memory``."""
     given = [data] if val is None else [data, val]
     if all(isinstance(each, Dataset) for each in given):
         datasets = cast("list[Dataset]", [*given, None])
-        with sized_loaders(trainer, datasets[0], datasets[1], options, reserved_bytes=held_bytes()) as loaders:
+        sizing = sized_loaders(
+            trainer, datasets[0], datasets[1], options, reserved_bytes=held_bytes(), best_bytes=best_bytes
+        )
+        with sizing as loaders:
             yield loaders.training, loaders.validation
         return
     if any(isinstance(each, Dataset) for each in given):
@@ -202,15 +212,15 @@ def streams_of(
     if replace(options, max_memory=None) != LoaderOptions(shuffle=options.shuffle, device=options.device):
         raise UsageError("a loader has its own batch_size, seed and memory", fix="leave them out, or give a dataset")
     if options.max_memory is not None:
-        _check_process(streams[:-1], options.max_memory)
+        _check_process(streams[:-1], options.max_memory, best_bytes)
     yield streams[0], streams[1]
 
 
-def _check_process(streams: list[BatchStream], max_memory: str) -> None:
+def _check_process(streams: list[BatchStream], max_memory: str, best_bytes: int) -> None:
     """Refuse given loaders whose plan exceeds what a process's budget leaves beside what it holds."""
     planned = sum(stream.projection.host_bytes for stream in streams if isinstance(stream, StreamLoader))
     limit = memory_limit().limit_bytes if max_memory == "auto" else parse_bytes(max_memory, name="max_memory")
-    held = held_bytes()
+    held = held_bytes() + best_bytes
     if planned + held > limit:
         raise BudgetError(
             f"max_memory is {format_bytes(limit)}; the process holds {format_bytes(held)}, and the loaders are planned "

@@ -39,6 +39,7 @@ from streamtrain.training.batch_stream import (
     schema_of_stream,
     warn_of_waiting_device,
 )
+from streamtrain.training.best.watch import EpochWatch, check_same_weights, make_watch
 from streamtrain.training.checkpoint import load_initial_weights
 from streamtrain.training.labels.class_weights import ClassWeight
 from streamtrain.training.labels.from_data import BuiltLater, is_known
@@ -50,7 +51,7 @@ from streamtrain.training.metrics.recorder import EpochRecorder
 from streamtrain.training.metrics.running import Metrics
 from streamtrain.training.metrics.user import UserMetric
 from streamtrain.training.preflight import check_fields, check_fit, warn_of_batch_dependent_modules, working_memory
-from streamtrain.training.progress import Counts, EarlyStopping, Totals
+from streamtrain.training.progress import Counts, Totals
 from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder
 from streamtrain.training.run_state import ResumePoint, RunState, describe_run, open_run, stream_identity
 from streamtrain.training.sized_loaders import LoaderOptions, streams_of
@@ -144,7 +145,7 @@ class Trainer(BuiltLater):
     """
 
     _instead = "train on, and hand over its model or its checkpoints"
-    _stopping: tuple[object, EarlyStopping] | None = None
+    _watch: EpochWatch | None = None
 
     def __init__(
         self,
@@ -250,7 +251,11 @@ class Trainer(BuiltLater):
         max_epochs: int | None = None,
         max_steps: int | None = None,
         until_loss: float | None = None,
+        monitor: str | None = None,
+        monitor_mode: str | None = None,
         patience: int | None = None,
+        min_delta: float = 0.0,
+        restore_best: bool = False,
         val: BatchStream | Dataset | str | Path | None = None,
         batch_size: int = 256,
         seed: int = 0,
@@ -274,12 +279,18 @@ class Trainer(BuiltLater):
         max_epochs, max_steps : int, optional
             Totals since the trainer was made, so that a second call continues; at least one must be given. An epoch
             that ``max_steps`` cuts short does not count: the next call continues inside it, and a run in slices has the
-            result of the whole. Until the epoch ends, ``patience`` and schedules of epochs ignore it.
+            result of the whole. Until it ends, schedules of epochs ignore it, and it is not the best.
         until_loss : float, optional
             End after the epoch whose loss, on ``val`` where there is one, is at most this; the history reports whether
             it was ``reached``.
-        patience : int, optional
-            End after this many epochs in a row without a loss below the lowest so far.
+        monitor, monitor_mode : str, optional
+            The metric that says which epoch is best, by default ``"val_loss"`` where there is ``val``; ``"min"`` or
+            ``"max"`` for a metric of your own. The best checkpoint is kept, and `History.best` names it.
+        patience, min_delta : int and float, optional
+            End after this many epochs in a row in which the monitor did not improve by more than ``min_delta``.
+        restore_best : bool
+            Whether the model ends with the weights of the best epoch, whatever ends the run, and not with the last. A
+            further call needs ``resume="auto"`` then. Without a run folder a copy is kept in CPU memory.
         val : StreamLoader, Dataset or path, optional
             Measured after every epoch, and where ``max_steps`` cuts one short.
         batch_size, seed, memory : optional
@@ -327,7 +338,8 @@ class Trainer(BuiltLater):
         """
         check_fit(resume=resume, progress=progress, on_epoch=on_epoch, on_resume=on_resume)
         totals = Totals(max_epochs=max_epochs, max_steps=max_steps)
-        stopping = EarlyStopping(until_loss=until_loss, patience=patience)
+        check_same_weights(self._watch, resumes=resume is not None)
+        limits = {"until_loss": until_loss, "patience": patience, "min_delta": min_delta}
         saving = {"every": checkpoint_every, "on_failure": on_checkpoint_failure}
         options = LoaderOptions(
             batch_size=batch_size, seed=seed, memory=memory, max_memory=max_memory, device=str(self.device)
@@ -335,18 +347,29 @@ class Trainer(BuiltLater):
         data: BatchStream | Dataset = opened(loader)
         validation: BatchStream | Dataset | None = opened(val)
         self._build_from(data, seed)
+        watch = make_watch(
+            self.loss,
+            (monitor, monitor_mode),
+            data=data,
+            target=self.target,
+            own=self._epoch_loop.scoring.metrics,
+            has_val=val is not None,
+            limits=limits,
+            restored=original_model(self.model) if restore_best else None,
+            copies=checkpoint is None,
+        )
         if isinstance(data, Dataset):
             self.learned.learn(data)
-        with streams_of(self, data, validation, options) as streams:
+        with streams_of(self, data, validation, options, best_bytes=watch.copy_bytes) as streams:
             recording = partial(EpochRecorder, self.loss, log_every=log_every, progress=progress)
-            return self._fit(*streams, totals, stopping, checkpoint, resume, saving, recording, on_epoch, on_resume)
+            return self._fit(*streams, totals, watch, checkpoint, resume, saving, recording, on_epoch, on_resume)
 
     def _fit(
         self,
         loader: BatchStream,
         val: BatchStream | None,
         totals: Totals,
-        stopping: EarlyStopping,
+        watch: EpochWatch,
         checkpoint: str | Path | RunFolder | None,
         resume: Literal["auto"] | None,
         saving: dict[str, Any],
@@ -354,21 +377,23 @@ class Trainer(BuiltLater):
         on_epoch: Callable[[EpochSummary], None] | None,
         on_resume: Callable[[ResumePoint], None] | None,
     ) -> History:
-        self._stopping_on(loader, val, stopping)
-        self._begin(loader, val, totals)
+        self._begin(loader, val, totals, watch.mode)
         summaries: list[EpochSummary] = []
+        streams = (stream_identity(loader), None if val is None else stream_identity(val))
         with (
             open_run(checkpoint, self.describe(loader), resumes=resume is not None) as run,
+            watch.over(streams, run, lambda: self.counts, before=self._watch),
             in_stored_order(loader) if self._rule.in_stored_order else nullcontext(loader) as stream,
             nullcontext(val) if val is None else in_stored_order(val) as measured,
             self._told(),
             nullcontext(DeferredSignals()) if isinstance(run, NullRunFolder) else defer_signals() as interrupts,
         ):
-            run_state = self._run_state(run, stream, loader, stopping, **saving)
+            run_state = self._run_state(run, stream, loader, watch, **saving)
             restored = run_state.restore(is_over=totals.reached_by, tell=on_resume) if resume else None
             self._epoch_loop.resume(stream, restored)
+            self._watch = watch
             resumed_from_batch = self.counts.n_batches if resume else 0
-            while not self._is_over(totals, stopping):
+            while not (self._epoch_loop.is_cut or totals.reached_by(self.counts) or watch.ended_by(self._rule)):
                 recorder = recording(self._epoch_loop.scoring, stream, run, epoch=self.counts.n_epochs + 1)
                 batches = self._epoch_loop.train(stream, recorder, totals)
                 with recorder, closing(batches), run_state.name_checkpoint_on_divergence():
@@ -376,7 +401,7 @@ class Trainer(BuiltLater):
                         if run_state.is_due(self.counts) or interrupts.number is not None:
                             interrupts.stop_if_asked(run_state.save(self.counts, place()))
                 summary = recorder.summary(self.counts, partial=self._epoch_loop.is_cut)
-                summaries.append(self._end_epoch(summary, measured, stopping, run, on_epoch))
+                summaries.append(self._end_epoch(summary, measured, watch, run, on_epoch))
                 interrupts.stop_if_asked(run_state.save(self.counts, self._epoch_loop.inside))
             if self.counts == Counts():
                 run_state.save(self.counts)
@@ -386,36 +411,35 @@ class Trainer(BuiltLater):
             resumed_from_batch=resumed_from_batch,
             checkpoint_failures=run_state.n_failed,
             unsaved=run_state.unsaved,
-            reached=stopping.reached,
-            stopped_by=stopping.reason or self._rule.converged or totals.name_reached_by(self.counts),
+            reached=watch.stopping.reached,
+            stopped_by=watch.ended_by(self._rule) or totals.name_reached_by(self.counts),
+            best=watch.best,
         )
 
-    def _begin(self, loader: BatchStream, val: BatchStream | None, totals: Totals) -> None:
+    def _begin(self, loader: BatchStream, val: BatchStream | None, totals: Totals, best: str | None) -> None:
         """Prepare a run: check the stream, learn its schema and statistics, set up the schedules."""
         check_stream(loader, self._rule.name)
         warn_of_waiting_device(loader, self.device, self._rule.name, stacklevel=6)
         warn_of_batch_dependent_modules(self.model, self._rule.spans)
         self._schema.learn(loader, val, self._epoch_loop.fields, anew=self.counts == Counts())
         self.learned.learn(loader.dataset)
-        self._epoch_loop.begin(loader, val, totals)
-
-    def _is_over(self, totals: Totals, stopping: EarlyStopping) -> bool:
-        ended = self._epoch_loop.is_cut or totals.reached_by(self.counts)
-        return ended or bool(stopping.reason or self._rule.converged)
+        self._epoch_loop.begin(loader, val, totals, best)
 
     def _end_epoch(
         self,
         summary: EpochSummary,
         val: BatchStream | None,
-        stopping: EarlyStopping,
+        watch: EpochWatch,
         run: Run,
         on_epoch: Callable[[EpochSummary], None] | None,
     ) -> EpochSummary:
-        """Finish an epoch: validation, early stopping, the line of metrics, the caller's function."""
+        """Finish an epoch: validation, the best and early stopping, the line of metrics, the caller's function."""
         if val is not None:
             summary = replace(summary, val=self.evaluate(val))
         if not summary.partial:
-            self._after_epoch((summary.val or summary.train).loss, stopping)
+            value = watch.look(summary, is_fresh=self._rule.is_fresh)
+            if self._learner.schedules is not None:
+                self._learner.schedules.after_epoch(value)
         run.log(kind="epoch", **summary.named())
         run.keep_scores(summary.scores())
         if on_epoch is not None and not summary.partial:
@@ -480,28 +504,15 @@ class Trainer(BuiltLater):
         options = self._options.describe(self._learner.schedules) | self.learned.targets.config()
         return {**describe_run(self._rule, self._normalized_model, loader, fields | options), **self._about}
 
-    def _after_epoch(self, loss: float, stopping: EarlyStopping) -> None:
-        if self._rule.is_fresh:
-            stopping.look(loss)
-        if self._learner.schedules is not None:
-            self._learner.schedules.after_epoch(loss)
-
-    def _stopping_on(self, loader: BatchStream, val: BatchStream | None, stopping: EarlyStopping) -> None:
-        """Continue the early stopping of the last call, unless it has ended or was on other streams."""
-        streams = (stream_identity(loader), None if val is None else stream_identity(val))
-        before, self._stopping = self._stopping, (streams, stopping)
-        if before is not None and before[0] == streams:
-            stopping.continue_from(before[1])
-
     def _told(self) -> AbstractContextManager[None]:
         began = RunBegan(update=self._rule.name)
         return publish_around(began, lambda: RunEnded(n_steps=self.counts.n_steps, n_samples=self.counts.n_samples))
 
     def _run_state(
-        self, run: Run, stream: BatchStream, loader: BatchStream, stopping: EarlyStopping, **when: Any
+        self, run: Run, stream: BatchStream, loader: BatchStream, watch: EpochWatch, **when: Any
     ) -> RunState:
         parts: dict[str, Any] = {"rule": self._rule, "front": self._normalized_model, "device": self.device}
-        parts |= {"stopping": stopping, "schema": schema_of_stream(loader)}
+        parts |= {"watch": watch, "schema": schema_of_stream(loader)}
         if self.learned.targets.baseline is not None and not (isinstance(run, RunFolder) and run.resumes):
             run.keep_scores({"baseline": self.learned.targets.baseline.config()})
         return RunState(run, stream=stream, identity=self.describe(loader), **parts, **when)

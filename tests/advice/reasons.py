@@ -80,6 +80,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "training/run_folder.py:RunFolder.why_not_after: another checkpoint=",
         "training/run_folder.py:is_run: another checkpoint=",
         "training/checkpoint.py:_is_there: train again",
+        "training/checkpoint.py:_identity: train again",
         "ingestion/sources/input_files.py:open_bytes: copy it to another disk",
         "ingestion/sources/tables/parquet.py:_reading: copy it to another disk",
     ),
@@ -171,6 +172,9 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "needs a shard that is whole, and whose blocks were moved inside it": (
         "store/verify.py:_shard_damage: restore it from a copy, or ingest again",
     ),
+    "is for a metric of the user's own; `test_monitor.py` follows it": (
+        "training/best/monitor.py:choose_monitor: monitor_mode='max', or monitor_mode='min'",
+    ),
     "needs a writer killed between two renames, and a file put in its place": (
         "store/verify.py:remove_leftovers: move it away, then streamtrain.repair({})",
     ),
@@ -216,6 +220,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "training/serialization.py:unpack: train again",
         "training/serialization.py:check_like: train again",
         "training/checkpoint.py:_read_state: train again",
+        "training/best/monitor.py:best_of: train again",
         "training/run_state.py:RunState._put_back: another checkpoint=",
     ),
     "categories and dates are followed in the tests of their modules": (

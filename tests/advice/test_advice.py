@@ -28,6 +28,7 @@ from streamtrain.cli.main import COMMANDS, _cli
 from streamtrain.cli.output import PYTHON_ONLY, as_command_line
 from streamtrain.errors import Argument, Fix
 from tests.advice import (
+    best,
     command_line,
     in_memory,
     ingesting,
@@ -50,6 +51,7 @@ from tests.advice.world import WORLDS, World
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOMS = [
+    best,
     command_line,
     in_memory,
     ingesting,

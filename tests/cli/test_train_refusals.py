@@ -124,6 +124,6 @@ def test_a_run_that_is_stuck_says_so(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_run_that_came_to_its_total_says_nothing(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(table, "--epochs", 1) == 0
     assert train(table, "--max-steps", 2) == 0
-    assert train(table, "--lr", 1e-30, "--optimizer", "sgd", "--patience", 1) == 0
+    assert train(table, "--lr", 1e-30, "--optimizer", "sgd", "--patience", 1, "--monitor", "loss") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ended")]
     assert lines == ["ended   by --patience: the loss has no longer fallen"]

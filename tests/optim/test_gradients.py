@@ -236,7 +236,7 @@ def test_a_run_ends_at_a_loss(dataset):
 def test_patience_survives_a_resume(dataset, tmp_path):
     def fit(loader, **totals):
         trainer = trainer_of(lr=1e-30)
-        return trainer.fit(loader, patience=3, checkpoint=tmp_path / "r", resume="auto", **totals)
+        return trainer.fit(loader, patience=3, monitor="loss", checkpoint=tmp_path / "r", resume="auto", **totals)
 
     with loader_of(dataset, reshuffle="never") as loader, loader_of(dataset, shuffle=False) as val:
         first = fit(loader, val=val, max_epochs=2)

@@ -142,6 +142,7 @@ def make_case(rng: random.Random) -> Case:
         "checkpoint_every": rng.choice([None, 1, 3, 4]),
         "log_every": rng.choice([1, 3, 5]),
         "patience": rng.choice([None, 1, 2]),
+        "monitor": "loss",
     }
     has_dropout = update in ("batch", "accumulate") or (path == "plain" and update == "sample")
     return Case(
@@ -294,6 +295,13 @@ def difference(case: Case, whole: Path, pieces: Path) -> str | None:
     states = [json.loads((end / "state.json").read_bytes()) for end in ends]
     if states[0]["counts"] != states[1]["counts"]:
         return f"counts {states[1]['counts']}, not {states[0]['counts']}"
+    bests = [state["best"] for state in states]
+    if bests[0] != bests[1]:
+        return f"the best is {bests[1]}, not {bests[0]}"
+    if "checkpoint" in bests[0]:
+        files = [run / "checkpoints" / bests[0]["checkpoint"] / "model.safetensors" for run in (whole, pieces)]
+        if files[0].read_bytes() != files[1].read_bytes():
+            return "the best has other weights"
     lines = [metrics(run) for run in (whole, pieces)]
     if lines[0] != lines[1]:
         pairs = zip([*lines[0], None], [*lines[1], None], strict=False)

@@ -117,14 +117,14 @@ def test_an_epoch_that_is_cut_short_does_not_count(dataset: st.Dataset) -> None:
     seen: list[EpochSummary] = []
     with make_loader(dataset) as loader:
         for n_steps in range(2, EPOCH_BATCHES, 3):
-            history = trainer.fit(loader, max_steps=n_steps, patience=1, on_epoch=seen.append)
+            history = trainer.fit(loader, max_steps=n_steps, patience=1, monitor="loss", on_epoch=seen.append)
             assert (history.counts.n_epochs, history.counts.n_batches) == (0, n_steps)
             assert history.last is not None
             assert (history.last.partial, history.last.number, history.last.train.n_samples) == (
                 True, 1, n_steps * BATCH_SIZE,
             )  # fmt: skip
         assert (seen, trainer.optimizer.param_groups[0]["lr"]) == ([], 1e-30)
-        history = trainer.fit(loader, max_steps=EPOCH_BATCHES, patience=1, on_epoch=seen.append)
+        history = trainer.fit(loader, max_steps=EPOCH_BATCHES, patience=1, monitor="loss", on_epoch=seen.append)
         assert [(summary.partial, summary.number, summary.train.n_samples) for summary in seen] == [(False, 1, N)]
         assert history.counts.n_epochs == 1
 
@@ -136,13 +136,13 @@ def test_patience_counts_on_over_calls_as_in_one(dataset: st.Dataset) -> None:
     whole, sliced = make(), make()
     # Without a shuffle every epoch has the same loss, to the bit.
     with make_loader(dataset, shuffle=False) as loader:
-        assert whole.fit(loader, max_epochs=9, patience=2).stopped_by == "patience"
+        assert whole.fit(loader, max_epochs=9, patience=2, monitor="loss").stopped_by == "patience"
         for n_steps in (5, 12, 17, 24, 30):
-            assert sliced.fit(loader, max_steps=n_steps, patience=2).stopped_by == "steps"
-        assert sliced.fit(loader, max_epochs=9, patience=2).stopped_by == "patience"
+            assert sliced.fit(loader, max_steps=n_steps, patience=2, monitor="loss").stopped_by == "steps"
+        assert sliced.fit(loader, max_epochs=9, patience=2, monitor="loss").stopped_by == "patience"
         assert_same(sliced, whole)
         # What it ended does not end the next call at once.
-        assert sliced.fit(loader, max_epochs=5, patience=2).counts.n_epochs == 5
+        assert sliced.fit(loader, max_epochs=5, patience=2, monitor="loss").counts.n_epochs == 5
 
 
 def test_the_last_batch_s_step_ends_its_epoch(dataset: st.Dataset) -> None:
@@ -218,7 +218,13 @@ def test_an_epoch_that_ran_out_of_time_does_not_count_either(dataset: st.Dataset
 
 
 def fit(trainer: st.Trainer, dataset: st.Dataset, run: Path, *, killed_after: int | None = None, **how: Any) -> Any:
-    options: dict[str, Any] = {"max_epochs": 3, "checkpoint_every": 5, "log_every": 3, "patience": 2} | how
+    options: dict[str, Any] = {
+        "max_epochs": 3,
+        "checkpoint_every": 5,
+        "log_every": 3,
+        "patience": 2,
+        "monitor": "loss",
+    } | how
     loader: Any = make_loader(dataset)
     if killed_after is not None:
         loader = Doomed(dataset, batch_size=BATCH_SIZE, memory="8MB", seed=5)

@@ -11,10 +11,10 @@ from torch import Tensor
 from streamtrain.training.metrics.auc import Ranking
 from streamtrain.training.metrics.multilabel import label_scores
 from streamtrain.training.metrics.sums import Bins, Total
+from streamtrain.training.metrics.tasks import FEW_CLASSES
 
 MOST_IN_CONFUSION: Final = 1000
 """Of more classes only the counts of each are kept."""
-_FEW: Final = 20
 _TOP: Final = 5
 
 
@@ -68,7 +68,7 @@ class ClassTally:
         self._confusion = Bins(n_classes**2) if is_small else None
         # Of each class: met, predicted, true.
         self._of_class = () if is_small else tuple(Bins(n_classes) for _ in range(3))
-        self._top = (Total(), Total()) if n_classes > _FEW else None
+        self._top = (Total(), Total()) if n_classes > FEW_CLASSES else None
         self._ranking = Ranking() if n_classes == 2 else None
 
     def add(self, output: Tensor, target: Tensor, weights: Tensor | None) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from streamtrain.errors import ResourceError
 from streamtrain.system.events import ThreadSeconds
+from streamtrain.training.best.monitor import BestEpoch
 from streamtrain.training.metrics.running import Metrics
 from streamtrain.training.progress import Counts
 
@@ -162,6 +163,8 @@ class History:
     stopped_by : str
         What ended the run: ``"epochs"``, ``"steps"``, ``"until_loss"`` or ``"patience"``; with a line search also
         ``"grad_tolerance"``, ``"loss_tolerance"``, or ``"stuck"`` where no step lowers J any more.
+    best : BestEpoch, optional
+        The best epoch of the run by its monitor, with its ``epoch``, ``value`` and ``checkpoint``; None without one.
 
     Examples
     --------
@@ -180,9 +183,11 @@ class History:
     unsaved: ResourceError | None = None
     reached: bool | None = None
     stopped_by: str = "epochs"
+    best: BestEpoch | None = None
 
     def __repr__(self) -> str:
         measured = f", loss {self.last.train.loss:.4g}" if self.last is not None else ""
+        measured += f", best epoch {self.best.epoch}" if self.best else ""
         return f"History({len(self)} epochs, {self.counts.n_steps} steps in all{measured}, ended by {self.stopped_by})"
 
     def __iter__(self) -> Iterator[EpochSummary]:

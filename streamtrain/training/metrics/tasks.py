@@ -18,6 +18,10 @@ SCORE_NAMES: Final[dict[ScoredTask, str]] = {"classification": "accuracy", "mult
 """The score of each epoch."""
 
 
+FEW_CLASSES: Final = 20
+"""Of more, the five best are looked at as well."""
+
+
 def scored_as(loss: Loss, shape: tuple[int, ...] = ()) -> ScoredTask | None:
     """Name the task of a loss on targets of some shape a sample; None of a loss that tells none.
 
@@ -34,6 +38,21 @@ def score_name(loss: Loss, shape: tuple[int, ...] = ()) -> str | None:
     """Return the name of the score of each epoch."""
     task = scored_as(loss, shape)
     return None if task is None else SCORE_NAMES[task]
+
+
+def measured_names(loss: Loss, shape: tuple[int, ...] = (), n_classes: int | None = None) -> tuple[str, ...]:
+    """List what an evaluation measures; where the number of classes is not known, all that it may be."""
+    match scored_as(loss, shape):
+        case "classification":
+            n_classes = n_classes if loss.kind == "classes" else 2
+            of_two = ("precision", "recall", "auc") if n_classes in (None, 2) else ()
+            of_many = ("top5_accuracy",) if n_classes is None or n_classes > FEW_CLASSES else ()
+            return ("loss", "accuracy", "f1", "balanced_accuracy", *of_two, *of_many)
+        case "multilabel":
+            return ("loss", "f1", "accuracy", "exact_match")
+        case "regression":
+            return ("loss", "rmse", "mae", "r2", "max_error")
+    return ("loss",)
 
 
 def threshold(loss: Loss) -> float:
