@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from streamtrain.optim.step_options import StepOptions
 from streamtrain.store.dataset import Dataset, opened
 from streamtrain.system.arguments import naming_misspelt, naming_nearest
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
-from streamtrain.system.signals import DeferredSignals, defer_signals
 from streamtrain.training.batch_stream import (
     BatchStream,
     LearnedSchema,
@@ -41,6 +40,7 @@ from streamtrain.training.batch_stream import (
 )
 from streamtrain.training.best.watch import EpochWatch, check_same_weights, make_watch
 from streamtrain.training.checkpoint import load_initial_weights
+from streamtrain.training.fitting import FitPlan, Fitting
 from streamtrain.training.labels.class_weights import ClassWeight
 from streamtrain.training.labels.from_data import BuiltLater, is_known
 from streamtrain.training.labels.learned import LearnedData
@@ -52,7 +52,7 @@ from streamtrain.training.metrics.running import Metrics
 from streamtrain.training.metrics.user import UserMetric
 from streamtrain.training.preflight import check_fields, check_fit, warn_of_batch_dependent_modules, working_memory
 from streamtrain.training.progress import Counts, Totals
-from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder
+from streamtrain.training.run_folder import Run, RunFolder
 from streamtrain.training.run_state import ResumePoint, RunState, describe_run, open_run, stream_identity
 from streamtrain.training.sized_loaders import LoaderOptions, streams_of
 
@@ -340,7 +340,14 @@ class Trainer(BuiltLater):
         totals = Totals(max_epochs=max_epochs, max_steps=max_steps)
         check_same_weights(self._watch, resumes=resume is not None)
         limits = {"until_loss": until_loss, "patience": patience, "min_delta": min_delta}
-        saving = {"every": checkpoint_every, "on_failure": on_checkpoint_failure}
+        plan = FitPlan(
+            totals=totals,
+            every=checkpoint_every,
+            on_failure=on_checkpoint_failure,
+            resumes=resume is not None,
+            on_epoch=on_epoch,
+            on_resume=on_resume,
+        )
         options = LoaderOptions(
             batch_size=batch_size, seed=seed, memory=memory, max_memory=max_memory, device=str(self.device)
         )
@@ -362,59 +369,38 @@ class Trainer(BuiltLater):
             self.learned.learn(data)
         with streams_of(self, data, validation, options, best_bytes=watch.copy_bytes) as streams:
             recording = partial(EpochRecorder, self.loss, log_every=log_every, progress=progress)
-            return self._fit(*streams, totals, watch, checkpoint, resume, saving, recording, on_epoch, on_resume)
+            return self._fit(*streams, watch, plan, checkpoint, recording)
 
     def _fit(
         self,
         loader: BatchStream,
         val: BatchStream | None,
-        totals: Totals,
         watch: EpochWatch,
+        plan: FitPlan,
         checkpoint: str | Path | RunFolder | None,
-        resume: Literal["auto"] | None,
-        saving: dict[str, Any],
         recording: Callable[..., EpochRecorder],
-        on_epoch: Callable[[EpochSummary], None] | None,
-        on_resume: Callable[[ResumePoint], None] | None,
     ) -> History:
-        self._begin(loader, val, totals, watch.mode)
-        summaries: list[EpochSummary] = []
+        self._begin(loader, val, plan.totals, watch.mode)
+        before, self._watch = self._watch, watch
         streams = (stream_identity(loader), None if val is None else stream_identity(val))
         with (
-            open_run(checkpoint, self.describe(loader), resumes=resume is not None) as run,
-            watch.over(streams, run, lambda: self.counts, before=self._watch),
+            open_run(checkpoint, self.describe(loader), resumes=plan.resumes) as run,
+            watch.over(streams, run, lambda: self.counts, before=before),
             in_stored_order(loader) if self._rule.in_stored_order else nullcontext(loader) as stream,
             nullcontext(val) if val is None else in_stored_order(val) as measured,
             self._told(),
-            nullcontext(DeferredSignals()) if isinstance(run, NullRunFolder) else defer_signals() as interrupts,
         ):
-            run_state = self._run_state(run, stream, loader, watch, **saving)
-            restored = run_state.restore(is_over=totals.reached_by, tell=on_resume) if resume else None
-            self._epoch_loop.resume(stream, restored)
-            self._watch = watch
-            resumed_from_batch = self.counts.n_batches if resume else 0
-            while not (self._epoch_loop.is_cut or totals.reached_by(self.counts) or watch.ended_by(self._rule)):
-                recorder = recording(self._epoch_loop.scoring, stream, run, epoch=self.counts.n_epochs + 1)
-                batches = self._epoch_loop.train(stream, recorder, totals)
-                with recorder, closing(batches), run_state.name_checkpoint_on_divergence():
-                    for place in batches:
-                        if run_state.is_due(self.counts) or interrupts.number is not None:
-                            interrupts.stop_if_asked(run_state.save(self.counts, place()))
-                summary = recorder.summary(self.counts, partial=self._epoch_loop.is_cut)
-                summaries.append(self._end_epoch(summary, measured, watch, run, on_epoch))
-                interrupts.stop_if_asked(run_state.save(self.counts, self._epoch_loop.inside))
-            if self.counts == Counts():
-                run_state.save(self.counts)
-        return History(
-            epochs=tuple(summaries),
-            counts=self.counts,
-            resumed_from_batch=resumed_from_batch,
-            checkpoint_failures=run_state.n_failed,
-            unsaved=run_state.unsaved,
-            reached=watch.stopping.reached,
-            stopped_by=watch.ended_by(self._rule) or totals.name_reached_by(self.counts),
-            best=watch.best,
-        )
+            fitting = Fitting(
+                loop=self._epoch_loop,
+                learner=self._learner,
+                rule=self._rule,
+                watch=watch,
+                state=self._run_state(run, stream, loader, watch, plan),
+                run=run,
+                recording=partial(recording, self._epoch_loop.scoring, stream, run),
+                measure=None if measured is None else partial(self.evaluate, measured),
+            )
+            return fitting.epochs(stream, plan)
 
     def _begin(self, loader: BatchStream, val: BatchStream | None, totals: Totals, best: str | None) -> None:
         """Prepare a run: check the stream, learn its schema and statistics, set up the schedules."""
@@ -424,27 +410,6 @@ class Trainer(BuiltLater):
         self._schema.learn(loader, val, self._epoch_loop.fields, anew=self.counts == Counts())
         self.learned.learn(loader.dataset)
         self._epoch_loop.begin(loader, val, totals, best)
-
-    def _end_epoch(
-        self,
-        summary: EpochSummary,
-        val: BatchStream | None,
-        watch: EpochWatch,
-        run: Run,
-        on_epoch: Callable[[EpochSummary], None] | None,
-    ) -> EpochSummary:
-        """Finish an epoch: validation, the best and early stopping, the line of metrics, the caller's function."""
-        if val is not None:
-            summary = replace(summary, val=self.evaluate(val))
-        if not summary.partial:
-            value = watch.look(summary, is_fresh=self._rule.is_fresh)
-            if self._learner.schedules is not None:
-                self._learner.schedules.after_epoch(value)
-        run.log(kind="epoch", **summary.named())
-        run.keep_scores(summary.scores())
-        if on_epoch is not None and not summary.partial:
-            on_epoch(summary)
-        return summary
 
     def evaluate(self, loader: BatchStream | Dataset | str | Path, *, positive: str | int | None = None) -> Metrics:
         """Measure loss and scores over a stream, each sample once, in stored order; nothing is changed.
@@ -509,10 +474,11 @@ class Trainer(BuiltLater):
         return publish_around(began, lambda: RunEnded(n_steps=self.counts.n_steps, n_samples=self.counts.n_samples))
 
     def _run_state(
-        self, run: Run, stream: BatchStream, loader: BatchStream, watch: EpochWatch, **when: Any
+        self, run: Run, stream: BatchStream, loader: BatchStream, watch: EpochWatch, plan: FitPlan
     ) -> RunState:
         parts: dict[str, Any] = {"rule": self._rule, "front": self._normalized_model, "device": self.device}
         parts |= {"watch": watch, "schema": schema_of_stream(loader)}
         if self.learned.targets.baseline is not None and not (isinstance(run, RunFolder) and run.resumes):
             run.keep_scores({"baseline": self.learned.targets.baseline.config()})
-        return RunState(run, stream=stream, identity=self.describe(loader), **parts, **when)
+        parts |= {"every": plan.every, "on_failure": plan.on_failure}
+        return RunState(run, stream=stream, identity=self.describe(loader), **parts)
