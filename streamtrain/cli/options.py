@@ -40,7 +40,9 @@ def _parse_class_weight(
         return value
     pairs = [word.rpartition("=") for word in value.split(",")]
     try:
-        return {name.strip(): float(number) for name, _, number in pairs if name.strip() or number[1:1]}
+        if all(name.strip() for name, _, _ in pairs):
+            return {name.strip(): float(number) for name, _, number in pairs}
+        raise ValueError(value)
     except ValueError:
         raise UsageError(f"--class-weight {value!r}", fix="--class-weight balanced, or A=2,B=0.5") from None
 

@@ -87,7 +87,9 @@ def outcome_line(history: History) -> str | None:
 def no_better(history: History, settings: Mapping[str, object]) -> str | None:
     """Say what may have kept a training from being better than its baseline; None where it is better, or unknown."""
     last = history.last
-    metrics = None if last is None else last.val or last.train
+    # Over a first epoch, training is measured at weights that have hardly begun to learn.
+    is_told = last is not None and (last.val is not None or last.number > 1)
+    metrics = (last.val or last.train) if last is not None and is_told else None
     name = None if metrics is None else metrics.score_name
     if last is None or metrics is None or name is None or (of_baseline := metrics.of_baseline.get(name)) is None:
         return None

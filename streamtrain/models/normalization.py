@@ -99,10 +99,12 @@ def _fits_float32(mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]) -
 
 def spread_of(field: Field, mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the spreads of a field's features: 0 where one is that of a constant, a rounding of the mean."""
-    least = _LEAST_OF_FLOATS if field.dtype.kind == "f" else _ROUNDINGS * np.finfo(np.float64).eps
+    is_rounding = std <= _ROUNDINGS * np.finfo(np.float64).eps * np.abs(mean)
+    if field.dtype.kind == "f":
+        is_rounding |= std < _LEAST_OF_FLOATS * np.abs(mean)
     # Whole numbers up to 2^53 differ by 1 at least, and exactly.
     are_whole = (np.abs(mean) <= _WHOLE) & (std >= 0.25)
-    return np.where((std <= least * np.abs(mean)) & ~are_whole, 0.0, std)
+    return np.where(is_rounding & ~are_whole, 0.0, std)
 
 
 class NormalizedModel(nn.Module):

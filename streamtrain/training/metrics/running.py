@@ -215,11 +215,10 @@ class RunningMetrics:
             case "regression":
                 self._add_errors(self._in_units(output), target, weights)
             case "multilabel":
-                output, target = align(self._loss, output, target)
                 tally = self._tally_of(MarkTally)
                 tally.add(output > threshold(self._loss), target > 0.5, weights)
             case _:
-                self._add_classes(*align(self._loss, output, target), weights)
+                self._add_classes(output, target, weights)
 
     def _tally_of(self, kind: Any, *given: Any, **how: Any) -> Any:
         """Return the tally of the task, made with the first batch; it resumes from what was kept."""
@@ -248,6 +247,8 @@ class RunningMetrics:
 
     def _add_classes(self, output: Tensor, target: Tensor, weights: Tensor | None) -> None:
         is_of_classes = self._loss.kind == "classes"
+        # Labels of 0 and 1 are scored as they are stored; the loss may have been given floats.
+        output, target = align(self._loss, output, target) if is_of_classes else drop_last_axis(output, target)
         if is_of_classes and target.ndim > 1:
             output, target = output.movedim(1, -1).reshape(-1, output.shape[1]), target.reshape(-1)
         elif not is_of_classes:
