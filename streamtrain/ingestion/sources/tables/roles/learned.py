@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -85,13 +85,53 @@ class FileCounts:
         return {name: value for name, value in facts.items() if value}
 
 
+class RunningMeans:
+    """Means of columns, by a number of rows that the columns alone decide: not by how they were read."""
+
+    def __init__(self, n_columns: int) -> None:
+        self._n = np.zeros(n_columns, np.int64)
+        self._means = np.zeros(n_columns)
+        self._n_together = max(1, _CELLS_TOGETHER // max(1, n_columns))
+        self._waiting: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]] = []
+        self._n_waiting = 0
+
+    def add(self, values: npt.NDArray[np.float64], there: npt.NDArray[np.bool_]) -> None:
+        """Take in rows, with 0 for each value that is not there."""
+        start = 0
+        while start < len(values):
+            stop = min(len(values), start + self._n_together - self._n_waiting)
+            self._waiting.append((values[start:stop], there[start:stop]))
+            self._n_waiting += stop - start
+            start = stop
+            if self._n_waiting == self._n_together:
+                self._take_in()
+        self._waiting = [(rows.copy(), marks.copy()) for rows, marks in self._waiting]
+
+    def _take_in(self) -> None:
+        values = np.concatenate([rows for rows, _ in self._waiting])
+        n_new = np.concatenate([marks for _, marks in self._waiting]).sum(axis=0)
+        self._waiting, self._n_waiting = [], 0
+        self._n += n_new
+        # A mean of means: a sum of large numbers would not be finite.
+        means = (values / np.maximum(n_new, 1)).sum(axis=0)
+        self._means += (means - self._means) * (n_new / np.maximum(self._n, 1))
+
+    def finish(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Return how many values each column has, and their mean."""
+        if self._waiting:
+            self._take_in()
+        return self._n, self._means
+
+
+_CELLS_TOGETHER: Final = 1 << 16
+
+
 class TableLearner:
     """What has been seen of a table's files so far."""
 
     def __init__(self, roles: TableRoles, options: SourceOptions, known: Learned | None) -> None:
         self.roles, self.options, self.known = roles, options, known
-        self._n = np.zeros(len(roles.inputs), np.int64)
-        self._means = np.zeros(len(roles.inputs))
+        self._means = RunningMeans(len(roles.inputs))
         self._largest = np.zeros(len(roles.inputs), np.uint64)
         vocabularies = [name for name in roles.categorical if name not in options.table.hash]
         memory = None if options.memory is None else CategoryMemory(limit=options.memory // CATEGORY_SHARE)
@@ -130,18 +170,13 @@ class TableLearner:
     def _add_numbers(self, run: RoleRun) -> None:
         if not run.inputs.values.size:
             return
-        there = ~run.inputs.missing & np.isfinite(run.inputs.values.astype(FLOAT64))
-        values = np.where(there, run.inputs.values, 0).astype(FLOAT64)
-        n_new = there.sum(axis=0)
-        self._n += n_new
-        # A mean of means: a sum of large numbers would not be finite.
-        means = (values / np.maximum(n_new, 1)).sum(axis=0)
-        self._means += (means - self._means) * (n_new / np.maximum(self._n, 1))
+        there = ~run.inputs.missing & np.isfinite(run.inputs.values)
         if run.inputs.values.dtype.kind in "iu":
             whole = np.where(there, run.inputs.values, 0)
             # As floats the first that is not exact would be equal to the last that is.
             sizes = np.abs(whole.astype(np.int64)) if whole.dtype.kind == "i" else whole
             self._largest = np.maximum(self._largest, sizes.astype(np.uint64).max(axis=0))
+        self._means.add(np.where(there, run.inputs.values, 0).astype(FLOAT64), there)
 
     def _add_unseen(self, run: RoleRun, counts: FileCounts) -> None:
         named = dict(zip(self.roles.categorical, run.categories, strict=True))
@@ -272,8 +307,9 @@ class TableLearner:
         rule, value = missing_rule(self.options.table)
         if rule not in ("fill", "mean"):
             return {}
+        counts, means = self._means.finish()
         if rule == "mean":
-            empty = [name for name, n in zip(self.roles.inputs, self._n.tolist(), strict=True) if not n]
+            empty = [name for name, n in zip(self.roles.inputs, counts.tolist(), strict=True) if not n]
             if empty:
                 if self.options.columns is None:
                     without = Argument("exclude", [*self.options.table.exclude, *empty])
@@ -284,8 +320,7 @@ class TableLearner:
                     why="They have no mean",
                     fix=Fix("leave it out: ", without),
                 )
-        means = self._means.astype(dtype).astype(FLOAT64).tolist()
-        filled = means if value is None else [value] * len(self.roles.inputs)
+        filled = means.astype(dtype).astype(FLOAT64).tolist() if value is None else [value] * len(self.roles.inputs)
         return dict(zip(self.roles.inputs, filled, strict=True))
 
     def _fields(
