@@ -77,6 +77,8 @@ def is_text(column: Any) -> bool:
 
 def without_dictionary(column: Any) -> Any:
     """Decode a dictionary-encoded Arrow array, and cast text to ``string``."""
+    if column.type == arrow().string():
+        return column
     decoded = column.dictionary_decode() if arrow("pyarrow.types").is_dictionary(column.type) else column
     return decoded.cast(arrow().string()) if is_text(decoded) else decoded
 

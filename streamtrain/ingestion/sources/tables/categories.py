@@ -80,14 +80,16 @@ class CategorySurvey:
 
         Rows that are not ``learned`` from count among the missing ones only.
         """
-        encoded = _encoded(column, self.name, self.where)
-        self.n_missing += encoded.null_count
-        counted = _valid(encoded) if learned is None else _valid(encoded) & learned
-        texts, counts = encoded.dictionary, np.bincount(_indices(encoded)[counted], minlength=len(encoded.dictionary))
-        if learned is not None:
-            seen = np.flatnonzero(counts)
-            texts, counts = texts.take(arrow().array(seen)), counts[seen]
-        self._pending.append((texts, counts.astype(np.int64)))
+        texts, places = _distinct(column, self.name, self.where)
+        is_null = texts.is_null().to_numpy(zero_copy_only=False)
+        if texts.null_count:
+            self.n_missing += int(is_null[places].sum())
+        counts = np.bincount(places if learned is None else places[learned], minlength=len(texts))
+        counts[is_null] = 0
+        if not counts.all():
+            kept = np.flatnonzero(counts)
+            texts, counts = texts.take(arrow().array(kept)), counts[kept]
+        self._pending.append((texts, counts))
         self._n_pending += len(texts)
         if self._n_pending >= max(_MIN_PENDING, len(self._texts)):
             self._merge()
@@ -114,10 +116,11 @@ class CategorySurvey:
         )
 
     def _merge(self) -> None:
-        texts = arrow().concat_arrays([self._texts, *(texts for texts, _ in self._pending)]).dictionary_encode()
+        found = [texts.cast(self._texts.type) for texts, _ in self._pending]
+        texts = arrow().concat_arrays([self._texts, *found]).dictionary_encode()
         counts = np.concatenate([self._counts, *(counts for _, counts in self._pending)])
         # Sums in float64 are exact up to 2**53.
-        summed = np.bincount(_indices(texts), weights=counts, minlength=len(texts.dictionary))
+        summed = np.bincount(texts.indices.to_numpy(), weights=counts, minlength=len(texts.dictionary))
         self._texts, self._counts = texts.dictionary, summed.astype(np.int64)
         self._pending, self._n_pending = [], 0
         if self.memory is None:
@@ -155,24 +158,27 @@ class CategoryCodes:
         self.category = category
         self.where = where
         # Arrow's index_in would build such a table at each call.
-        self._codes = {name: code for code, name in enumerate(category.names, _FIRST)}
+        self._codes: dict[str | None, int] = {name: code for code, name in enumerate(category.names, _FIRST)}
+        self._codes[None] = _MISSING
 
     def of(self, column: Any) -> npt.NDArray[np.int32]:
         """Return the codes of a run of the column, of shape (n_rows,)."""
-        encoded = _encoded(column, self.category.name, self.where)
-        texts = encoded.dictionary.to_pylist()
+        texts, places = _distinct(column, self.category.name, self.where)
         n_codes = self.category.hash_size
         if n_codes is None:
-            codes = np.array([self._codes.get(text, _OTHER) for text in texts] or [_MISSING], np.int32)
+            codes = [self._codes.get(text, _OTHER) for text in texts.to_pylist()]
         else:
-            codes = np.array([hash_code(text, n_codes) for text in texts] or [_MISSING], np.int32)
-        return np.where(_valid(encoded), codes[_indices(encoded)], np.int32(_MISSING))
+            codes = [_MISSING if text is None else hash_code(text, n_codes) for text in texts.to_pylist()]
+        coded: npt.NDArray[np.int32] = np.array(codes, np.int32)[places]
+        return coded
 
 
 def count_missing(column: Any, name: str) -> int:
     """Count the missing values of a run of a column whose categories are not surveyed."""
-    n_missing: int = _encoded(column, name, None).null_count
-    return n_missing
+    texts, places = _distinct(column, name, None)
+    if not texts.null_count:
+        return 0
+    return int(np.count_nonzero(texts.is_null().to_numpy(zero_copy_only=False)[places]))
 
 
 def hash_code(text: str, n_codes: int) -> int:
@@ -186,16 +192,36 @@ def hash_code(text: str, n_codes: int) -> int:
     return _FIRST + int.from_bytes(hashlib.blake2b(text.encode()).digest()[:8], "little") % n_codes
 
 
-def _encoded(column: Any, name: str, where: str | None) -> Any:
-    """Encode a column as a dictionary of ``large_string``; blank texts become nulls, as empty cells are."""
+def _distinct(column: Any, name: str, where: str | None) -> tuple[Any, npt.NDArray[np.int32]]:
+    """Return the distinct texts of a column, null where they are missing or blank, and the place of each row's.
+
+    Floats may have two of the same text.
+    """
+    compute = arrow("pyarrow.compute")
+    values, places = _encoded(column)
+    texts = _texts_of(values, name, where)
+    is_blank = compute.equal(compute.utf8_trim_whitespace(texts), "")
+    if is_blank.true_count:
+        texts = compute.if_else(is_blank, arrow().scalar(None, texts.type), texts)
+    return texts, places
+
+
+def _encoded(column: Any) -> tuple[Any, npt.NDArray[np.int32]]:
+    """Encode a column as a dictionary, in which a null has its place, too."""
+    types = arrow("pyarrow.types")
+    places: npt.NDArray[np.int32]
+    if types.is_dictionary(column.type) and column.type.value_type == arrow().string():
+        # As a file is parsed. Of its texts some may not be there, where rows were left out.
+        values, indices = column.dictionary, column.indices
+        if indices.null_count:
+            values = arrow().concat_arrays([values, arrow().nulls(1, values.type)])
+            indices = indices.fill_null(len(values) - 1)
+        places = indices.to_numpy().astype(np.int32, copy=False)
+        return values, places
     plain = without_dictionary(column)
-    encoded = plain.dictionary_encode()
-    texts = _texts_of(encoded.dictionary, name, where)
-    is_blank = arrow("pyarrow.compute").equal(arrow("pyarrow.compute").utf8_trim_whitespace(texts), "")
-    texts = arrow("pyarrow.compute").if_else(is_blank, arrow().scalar(None, texts.type), texts)
-    if texts.null_count or arrow("pyarrow.types").is_floating(plain.type):
-        return texts.take(encoded.indices).dictionary_encode()
-    return arrow().DictionaryArray.from_arrays(encoded.indices, texts)
+    encoded = arrow("pyarrow.compute").dictionary_encode(plain, null_encoding="encode")
+    places = encoded.indices.to_numpy()
+    return encoded.dictionary, places
 
 
 def _texts_of(values: Any, name: str, where: str | None) -> Any:
@@ -205,8 +231,10 @@ def _texts_of(values: Any, name: str, where: str | None) -> Any:
         return arrow().array([_whole(value, name, where) for value in values.to_pylist()], kind)
     if types.is_decimal(values.type):
         return arrow().array([_whole(value, name, where) for value in values.to_pylist()], kind)
+    if is_text(values):
+        return values
     known = types.is_integer(values.type) or types.is_boolean(values.type) or types.is_date32(values.type)
-    if is_text(values) or known or types.is_null(values.type):
+    if known or types.is_null(values.type):
         return values.cast(kind)
     raise InputError(
         f"column {name!r} holds {values.type}, which is no category",
@@ -232,14 +260,3 @@ def _has_fractions(name: str, value: str, where: str | None) -> InputError:
         why="Categories are text, whole numbers or booleans",
         fix="leave it to the features, which are numbers; or round it, or name its ranges, in the source",
     )
-
-
-def _valid(encoded: Any) -> npt.NDArray[np.bool_]:
-    valid: npt.NDArray[np.bool_] = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
-    return valid
-
-
-def _indices(encoded: Any) -> npt.NDArray[np.int64]:
-    """Return the places in the dictionary, 0 for nulls."""
-    indices: npt.NDArray[np.int64] = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
-    return indices

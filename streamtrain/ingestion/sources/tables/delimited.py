@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +40,7 @@ from streamtrain.ingestion.sources.tables.column_survey import (
     without_names,
 )
 from streamtrain.ingestion.sources.tables.records import Cells, RaggedRecord, cells_of, record_runs
-from streamtrain.ingestion.sources.tables.roles.reader import CellColumns, TableBatch, TableReader
+from streamtrain.ingestion.sources.tables.roles.reader import CellColumns, TableBatch, TableReader, read_ahead
 from streamtrain.ingestion.sources.tables.table_columns import (
     COLUMN_BYTES,
     ChosenColumns,
@@ -65,6 +65,8 @@ from streamtrain.system.units import format_bytes
 
 _MIN_RUN_BYTES: Final = 1 << 18
 _MAX_RUN_BYTES: Final = 1 << 20
+_MAX_ROLE_RUN_BYTES: Final = 1 << 22
+_MEMORY_PER_RUN: Final = 128  # at least, of a table whose columns have roles
 _MEMORY_PER_RECORD: Final = 16  # at least, for the copies of it that are held at once
 _MEMORY_FOR_ANY_RECORD: Final = f"{_MEMORY_PER_RECORD * MAX_LINE_BYTES // 10**6 + 1}MB"
 _WIDE: Final = 100
@@ -119,11 +121,14 @@ def reader(path: Path, options: SourceOptions) -> TableReader:
     refuse_options(path, "CSV", options, "dtype", "shape")
     text = _open_text(path, options)
     _check_delimiter(text, options)
+    if options.memory is not None and len(text.header) < _WIDE:
+        share = options.memory // _MEMORY_PER_RUN
+        text = replace(text, run_bytes=max(text.run_bytes, min(share, _MAX_ROLE_RUN_BYTES)))
     return TableReader(
         path=path,
         header=text.header,
         types=None,
-        batches=partial(_column_batches, text),
+        batches=lambda names: read_ahead(_column_batches(text, frozenset(options.table.categorical), names)),
         place=partial(place_of, text),
         provenance=({**provenance_of(path, "csv")[0], **_facts_of_text(text)},),
         nulls=text.nulls,
@@ -131,13 +136,13 @@ def reader(path: Path, options: SourceOptions) -> TableReader:
     )
 
 
-def _column_batches(text: DelimitedText, names: Sequence[str]) -> Iterator[TableBatch]:
-    """Read columns as text, in runs of records."""
+def _column_batches(text: DelimitedText, categorical: frozenset[str], names: Sequence[str]) -> Iterator[TableBatch]:
+    """Read columns as text, in runs of records; categories as dictionaries."""
     n_rows = 0
     chosen = ChosenColumns(features=tuple(names), label=None)
     for run in _record_runs(text):
         if len(text.header) < _WIDE:
-            batch = _batch(text, chosen, run, n_rows, {})
+            batch = _batch(text, chosen, run, n_rows, {}, categorical)
             found = TableBatch(n_rows=batch.num_rows, columns=columns_of(batch), n_bytes=len(run))
         else:
             cells = _cells(text, run, n_rows)
@@ -273,9 +278,15 @@ def _too_long(text: DelimitedText, n_bytes: int) -> InputError | BudgetError:
 
 
 def _batch(
-    text: DelimitedText, chosen: ChosenColumns, run: bytes, n_rows: int, dtypes: Mapping[str, np.dtype[Any] | None]
+    text: DelimitedText,
+    chosen: ChosenColumns,
+    run: bytes,
+    n_rows: int,
+    dtypes: Mapping[str, np.dtype[Any] | None],
+    categorical: frozenset[str] = frozenset(),
 ) -> Any:
     """Parse the chosen columns of a run of records; as text where no dtype is named."""
+    encoded = arrow().dictionary(arrow().int32(), arrow().string())
     csv_module = arrow("pyarrow.csv")
     try:
         table = csv_module.read_csv(
@@ -285,7 +296,9 @@ def _batch(
             csv_module.ParseOptions(delimiter=text.delimiter, newlines_in_values=True),
             csv_module.ConvertOptions(
                 include_columns=chosen.names,
-                column_types={name: arrow_type(dtypes.get(name)) for name in chosen.names},
+                column_types={
+                    name: encoded if name in categorical else arrow_type(dtypes.get(name)) for name in chosen.names
+                },
                 null_values=text.nulls,
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=False,

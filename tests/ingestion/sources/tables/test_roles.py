@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -212,9 +213,27 @@ def test_a_vocabulary_that_was_changed_is_refused(tmp_path: Path) -> None:
     assert len(st.verify(ds.path).damage) == 1
 
 
-def test_rows_are_not_appended_under_numbers_of_their_own(tmp_path: Path) -> None:
+def test_rows_are_appended_under_the_numbers_of_the_dataset(tmp_path: Path) -> None:
     path = written(tmp_path / "t.csv")
     ds = st.ingest(path, tmp_path / "d", na="fill=0", **OPTIONS)
-    with pytest.raises(UsageError, match="append"):
-        st.ingest(path, ds.path, na="fill=0", append=True, **OPTIONS)
-    assert len(st.open(ds.path)) == 3
+    grown = st.ingest(path, ds.path, na="fill=0", append=True, **OPTIONS)
+    assert grown[3:]["cat"].tolist() == ds[:]["cat"].tolist()
+
+
+@pytest.mark.parametrize("n_columns", [3, 150])
+def test_means_do_not_depend_on_how_rows_were_read(tmp_path: Path, n_columns: int) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(900, n_columns)) * 10.0 ** rng.integers(-9, 9, n_columns)
+    lines = [",".join("" if rng.random() < 0.1 else f"{value!r}" for value in row) for row in values.tolist()]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join([",".join(f"p{n}" for n in range(n_columns)), *lines]) + "\n")
+    found = {
+        st.ingest(path, tmp_path / memory, na="fill=mean", memory=memory, block="1KB", codec="none").id
+        for memory in ("40MB", "256MB", "2GB")
+    }
+    frame = pyarrow.csv.read_csv(path)
+    found |= {
+        st.ingest(each, tmp_path / f"{n}", na="fill=mean", block="1KB", codec="none").id
+        for n, each in enumerate((frame, pa.Table.from_batches(frame.to_batches(max_chunksize=7))))
+    }
+    assert len(found) == 1

@@ -35,8 +35,6 @@ from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import CATEGORIES, ID, INPUT, MISSING, TARGET, WEIGHT, CategoryColumn
 from streamtrain.store.schema.facts import SchemaFacts
 
-_BLOCK_BYTES: Final = 1 << 19
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
@@ -87,43 +85,45 @@ class FileCounts:
         return {name: value for name, value in facts.items() if value}
 
 
-class ColumnMeans:
-    """The means of columns, of what is finite in them: the same ones however the rows come in runs."""
+class RunningMeans:
+    """Means of columns, by a number of rows that the columns alone decide: not by how they were read."""
 
     def __init__(self, n_columns: int) -> None:
         self._n = np.zeros(n_columns, np.int64)
         self._means = np.zeros(n_columns)
-        self._n_block = max(1, _BLOCK_BYTES // max(1, 8 * n_columns))
-        self._rest = np.empty((0, n_columns))
+        self._n_together = max(1, _CELLS_TOGETHER // max(1, n_columns))
+        self._waiting: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]] = []
+        self._n_waiting = 0
 
-    def add(self, values: npt.NDArray[np.float64]) -> None:
-        """Take in rows of shape (n_rows, n_columns); what is missing is NaN."""
+    def add(self, values: npt.NDArray[np.float64], there: npt.NDArray[np.bool_]) -> None:
+        """Take in rows, with 0 for each value that is not there."""
         start = 0
-        if len(self._rest):
-            start = min(self._n_block - len(self._rest), len(values))
-            self._rest = np.concatenate([self._rest, values[:start]])
-        while len(self._rest) == self._n_block or len(values) - start >= self._n_block:
-            if len(self._rest):
-                block, self._rest = self._rest, self._rest[:0].copy()
-            else:
-                block, start = values[start : start + self._n_block], start + self._n_block
-            self._add_block(block)
-        if start < len(values):
-            self._rest = values[start:].copy()
+        while start < len(values):
+            stop = min(len(values), start + self._n_together - self._n_waiting)
+            self._waiting.append((values[start:stop], there[start:stop]))
+            self._n_waiting += stop - start
+            start = stop
+            if self._n_waiting == self._n_together:
+                self._take_in()
+        self._waiting = [(rows.copy(), marks.copy()) for rows, marks in self._waiting]
 
-    def finish(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Return the means, and of how many values each is."""
-        self._add_block(self._rest)
-        self._rest = self._rest[:0]
-        return self._means, self._n
-
-    def _add_block(self, block: npt.NDArray[np.float64]) -> None:
-        there = np.isfinite(block)
-        n_new = there.sum(axis=0)
+    def _take_in(self) -> None:
+        values = np.concatenate([rows for rows, _ in self._waiting])
+        n_new = np.concatenate([marks for _, marks in self._waiting]).sum(axis=0)
+        self._waiting, self._n_waiting = [], 0
         self._n += n_new
         # A mean of means: a sum of large numbers would not be finite.
-        means = (np.where(there, block, 0) / np.maximum(n_new, 1)).sum(axis=0)
+        means = (values / np.maximum(n_new, 1)).sum(axis=0)
         self._means += (means - self._means) * (n_new / np.maximum(self._n, 1))
+
+    def finish(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Return how many values each column has, and their mean."""
+        if self._waiting:
+            self._take_in()
+        return self._n, self._means
+
+
+_CELLS_TOGETHER: Final = 1 << 16
 
 
 class TableLearner:
@@ -132,7 +132,7 @@ class TableLearner:
     def __init__(self, roles: TableRoles, options: SourceOptions, known: Learned | None) -> None:
         self.roles, self.options, self.known = roles, options, known
         self._n_rows = 0  # of all files, without those left out
-        self._means = ColumnMeans(len(roles.inputs))
+        self._means = RunningMeans(len(roles.inputs))
         self._largest = np.zeros(len(roles.inputs), np.uint64)
         vocabularies = [name for name in roles.categorical if name not in options.table.hash]
         memory = None if options.memory is None else CategoryMemory(limit=options.memory // CATEGORY_SHARE)
@@ -175,18 +175,15 @@ class TableLearner:
     def _add_numbers(self, run: RoleRun, learned: npt.NDArray[np.bool_] | None) -> None:
         if not run.inputs.values.size:
             return
-        self._add_largest(run)
-        values = run.inputs.values.astype(FLOAT64)
-        unknown = run.inputs.missing if learned is None else run.inputs.missing | ~learned[:, None]
-        values[unknown] = np.nan
-        self._means.add(values)
-
-    def _add_largest(self, run: RoleRun) -> None:
-        if run.inputs.values.dtype.kind in "iu":
-            whole = np.where(run.inputs.missing, 0, run.inputs.values)
+        there = ~run.inputs.missing & np.isfinite(run.inputs.values)
+        values = np.where(there, run.inputs.values, 0)
+        if values.dtype.kind in "iu":
             # As floats the first that is not exact would be equal to the last that is.
-            sizes = np.abs(whole.astype(np.int64)) if whole.dtype.kind == "i" else whole
+            sizes = np.abs(values.astype(np.int64)) if values.dtype.kind == "i" else values
             self._largest = np.maximum(self._largest, sizes.astype(np.uint64).max(axis=0))
+        if learned is not None:
+            there &= learned[:, None]
+        self._means.add(np.where(there, values, 0).astype(FLOAT64), there)
 
     def _add_unseen(self, run: RoleRun, counts: FileCounts) -> None:
         named = dict(zip(self.roles.categorical, run.categories, strict=True))
@@ -317,7 +314,7 @@ class TableLearner:
         rule, value = missing_rule(self.options.table)
         if rule not in ("fill", "mean"):
             return {}
-        means, counts = self._means.finish()
+        counts, means = self._means.finish()
         if rule == "mean":
             empty = [name for name, n in zip(self.roles.inputs, counts.tolist(), strict=True) if not n]
             if empty:

@@ -72,8 +72,11 @@ def _parsed_text(text: Any, dtype: np.dtype[Any], nulls: Sequence[str]) -> Found
         values = parsed(text, dtype)
     if values is None:
         return None
-    numbers, missing = numbers_in(values), missing_in(values)
-    return numbers, missing | np.isnan(numbers) if dtype.kind == "f" else missing
+    if dtype.kind == "f":
+        # Nulls become NaN, as what is written so.
+        numbers: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
+        return numbers, np.isnan(numbers)
+    return numbers_in(values), missing_in(values)
 
 
 def missing_text(text: Any, nulls: Sequence[str]) -> npt.NDArray[np.bool_]:

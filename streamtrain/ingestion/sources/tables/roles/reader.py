@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,19 @@ class TableBatch:
     n_rows: int
     columns: Mapping[str, Any]
     n_bytes: int = 0  # of the text that it was read from
+
+
+def read_ahead(batches: Iterator[TableBatch]) -> Iterator[TableBatch]:
+    """Yield batches, while a thread parses the next one."""
+    with (
+        closing(cast("Generator[TableBatch]", batches)),
+        ThreadPoolExecutor(1, thread_name_prefix="streamtrain-ingest-parser") as parser,
+    ):
+        pending = parser.submit(next, batches, None)
+        while (batch := pending.result()) is not None:
+            pending = parser.submit(next, batches, None)
+            yield batch
+            del batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
