@@ -296,7 +296,7 @@ def _row_groups(path: Path, chosen: ChosenColumns, metadata: Any = None) -> Gene
                 n_rows=described.num_rows,
                 column_bytes=described.total_byte_size // max(1, described.num_columns),
                 label=chosen.label,
-                label_bytes=0 if label is None else _stored_bytes(path, file, number, chosen.label, label),
+                label_bytes=0 if label is None else _stored_bytes(path, file, number, str(chosen.label), label),
             )
 
 
