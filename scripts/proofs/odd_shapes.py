@@ -2,8 +2,8 @@
 """Memory of odd shapes: measured ÷ budget of an ingest and of a loader, for every kind of source.
 
 Shapes: ``long`` (one column), ``wide`` (30,000 columns), ``classes`` (labels of 2 KB of text), ``cells`` (a column of
-2 KB of text in quotes, not read), ``group`` (one row group of 128 MB), ``shards`` (10,000 files a field), ``blocks`` (a
-million blocks of a sample).
+2 KB of text in quotes, not read), ``categories`` (such a column, as categories), ``group`` (one row group of 128 MB),
+``shards`` (10,000 files a field), ``blocks`` (a million blocks of a sample).
 Kinds: CSV, Parquet, .npz, idx, idx under gzip, arrays.
 
 *Measured* is the peak of the anonymous memory of a process that has imported all there is, less what it held before.
@@ -56,8 +56,9 @@ class Shape:
     n_columns: int
     memory: str  # of the ingest
     kinds: tuple[str, ...] = KINDS
-    n_texts: int = 0  # distinct labels of 2 KB
+    n_texts: int = 0  # distinct ones of 2 KB: labels, or categories
     has_cells: bool = False
+    has_categories: bool = False
     options: Mapping[str, str] | None = None
 
 
@@ -66,11 +67,21 @@ SHAPES: Final = {
     "wide": Shape(n_rows=1000, n_columns=30_000, memory="256MB"),
     "classes": Shape(n_rows=20_000, n_columns=4, memory="64MB", kinds=TABLES, n_texts=2000),
     "cells": Shape(n_rows=20_000, n_columns=4, memory="64MB", kinds=TABLES, has_cells=True),
+    "categories": Shape(n_rows=20_000, n_columns=4, memory="128MB", kinds=TABLES, n_texts=2000, has_categories=True),
     "group": Shape(n_rows=4 * 10**6, n_columns=8, memory="48MB", kinds=("parquet",)),
     "shards": Shape(n_rows=10**5, n_columns=1, memory="64MB", options={"block": "12B", "shard": "80B"}),
     "blocks": Shape(n_rows=10**6, n_columns=1, memory="256MB", options={"block": "12B", "shard": "62.5KB"}),
 }
-QUICK: Final = {"long": 10, "wide": 2, "classes": 10, "cells": 10, "group": 4, "shards": 100, "blocks": 20}
+QUICK: Final = {
+    "long": 10,
+    "wide": 2,
+    "classes": 10,
+    "cells": 10,
+    "categories": 4,
+    "group": 4,
+    "shards": 100,
+    "blocks": 20,
+}
 """The number that ``--quick`` divides the rows by."""
 
 
@@ -117,6 +128,7 @@ def cases(folder: Path, name: str, kind: str, *, quick: bool, least: bool = Fals
     if kind in TABLES:
         options |= {"label_column": "y"}
         options |= {"columns": [f"c{i:05d}" for i in range(shape.n_columns)]} if shape.has_cells else {}
+        options |= {"categorical": ["note"]} if shape.has_categories else {}
     if "shard" in options:
         options["shard"] = f"{parse_bytes(options['shard']) // (QUICK[name] if quick and name == 'blocks' else 1)}B"
     ingest_memory, loader_memory = (NOTHING, NOTHING) if least else (shape.memory, LOADER_MEMORY)
@@ -133,8 +145,11 @@ def write(shape: Shape, n_rows: int, kind: str, path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 200, (n_rows, shape.n_columns)).astype("u1" if kind.startswith("idx") else "f4")
     texts = [f"{i:06d}" + 'text, and "more" ' * (TEXT_BYTES // 17) for i in range(shape.n_texts)]
-    y: Any = [texts[i % len(texts)] for i in range(n_rows)] if texts else np.arange(n_rows) % 7
-    cells = ["a cell,\nof many lines " * (TEXT_BYTES // 22)] * n_rows if shape.has_cells else None
+    of_rows = [texts[i % len(texts)] for i in range(n_rows)] if texts else None
+    y: Any = np.arange(n_rows) % 7 if of_rows is None or shape.has_categories else of_rows
+    cells = of_rows if shape.has_categories else None
+    if shape.has_cells:
+        cells = ["a cell,\nof many lines " * (TEXT_BYTES // 22)] * n_rows
     names = [f"c{i:05d}" for i in range(shape.n_columns)]
     WRITERS[kind](path, x, y, names, cells)
 

@@ -24,6 +24,7 @@ _OTHER: Final = 1
 _FIRST: Final = 2
 _SUGGESTED_HASH_SIZE: Final = 100_000
 _MIN_PENDING: Final = 1 << 14
+_MIN_PENDING_BYTES: Final = 1 << 20
 """Texts that wait to be counted with the others: that all are looked at again costs as much as there are of them."""
 
 _TEXT_COPIES: Final = 6
@@ -73,7 +74,7 @@ class CategorySurvey:
         self._texts = arrow().array([], arrow().large_string())
         self._counts = np.empty(0, np.int64)
         self._pending: list[tuple[Any, npt.NDArray[np.int64]]] = []
-        self._n_pending = 0
+        self._n_pending = self._pending_bytes = 0
 
     def add(self, column: Any, learned: npt.NDArray[np.bool_] | None = None) -> None:
         """Count the values of a run of the column: text, integers, booleans, or floats that are whole.
@@ -91,7 +92,9 @@ class CategorySurvey:
             texts, counts = texts.take(arrow().array(kept)), counts[kept]
         self._pending.append((texts, counts))
         self._n_pending += len(texts)
-        if self._n_pending >= max(_MIN_PENDING, len(self._texts)):
+        self._pending_bytes += texts.nbytes
+        are_many = self._n_pending >= max(_MIN_PENDING, len(self._texts))
+        if are_many or self._pending_bytes >= max(_MIN_PENDING_BYTES, self._texts.nbytes):
             self._merge()
 
     def finish(self, min_count: int, limit: int) -> CategoryColumn:
@@ -122,7 +125,7 @@ class CategorySurvey:
         # Sums in float64 are exact up to 2**53.
         summed = np.bincount(texts.indices.to_numpy(), weights=counts, minlength=len(texts.dictionary))
         self._texts, self._counts = texts.dictionary, summed.astype(np.int64)
-        self._pending, self._n_pending = [], 0
+        self._pending, self._n_pending, self._pending_bytes = [], 0, 0
         if self.memory is None:
             return
         self.memory.taken[self.name] = category_bytes(self._texts.nbytes, len(self._texts))

@@ -240,7 +240,7 @@ def _runs(text: DelimitedText, _: int, chosen: ChosenColumns, dtypes: TableDtype
     for run in _record_runs(text):
         if len(text.header) < _WIDE:
             kinds = dict.fromkeys(chosen.features, dtypes.features) | {str(chosen.label): dtypes.label}
-            rows = run_of(_batch(text, chosen, run, n_rows, kinds), chosen, dtypes.features)
+            rows = run_of(_batch(text, chosen, run, n_rows, kinds), chosen, dtypes)
         else:
             rows = _wide_run(text, chosen, dtypes, _cells(text, run, n_rows))
         yield rows
@@ -335,7 +335,7 @@ def _wide_run(text: DelimitedText, chosen: ChosenColumns, dtypes: TableDtypes, c
     label = None
     if chosen.label is not None:
         label = _label(text, chosen, cells)
-        label = label if dtypes.label is None else parsed(label, dtypes.label)
+        label = dtypes.numbered(label) if dtypes.label is None else parsed(label, dtypes.label)
         if label is None:
             raise _unreadable(text, f"a label is not {dtypes.label}")
     return TableRun(n_rows=cells.n_rows, features=features, label=label)

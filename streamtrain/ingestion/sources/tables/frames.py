@@ -187,7 +187,7 @@ def _surveyed(frame: _Frame, options: SourceOptions) -> Source:
 
     def runs(max_bytes: int, chosen: ChosenColumns, dtypes: TableDtypes) -> Iterator[TableRun]:
         for batch in _batches(frame, chosen, min(max_bytes, _RUN_BYTES)):
-            yield run_of(batch, chosen, dtypes.features)
+            yield run_of(batch, chosen, dtypes)
 
     return table_source(
         frame.name,
@@ -223,12 +223,13 @@ def _once(value: Any, name: str, options: SourceOptions) -> Source:
             fix="hold it in memory, pyarrow.table(x); or write it to a Parquet file",
         )
     kinds = [number_dtype(reader.schema.field(column).type) for column in chosen.features]
-    source = IterableSource(_items(reader, name, chosen, np.result_type(*kinds) if kinds else None))
+    dtypes = TableDtypes(features=np.result_type(*kinds) if kinds else None)
+    source = IterableSource(_items(reader, name, chosen, dtypes))
     source.provenance = ({"format": "iterator", **facts_of(chosen)},)
     return source
 
 
-def _items(reader: Iterable[Any], name: str, chosen: ChosenColumns, dtype: np.dtype[Any] | None) -> Iterator[Any]:
+def _items(reader: Iterable[Any], name: str, chosen: ChosenColumns, dtypes: TableDtypes) -> Iterator[Any]:
     n_done = 0
     for whole in reader:
         batch = plain_batch(whole.select(list(chosen.names)), name, n_done)
@@ -237,7 +238,7 @@ def _items(reader: Iterable[Any], name: str, chosen: ChosenColumns, dtype: np.dt
                 row = n_done + int(missing_in(values).argmax())
                 fix = "fill it in or leave its row out of the stream"
                 raise InputError(f"a value of column {column!r} is missing", where=f"{name} row {row}", fix=fix)
-        run = run_of(batch, chosen, dtype)
+        run = run_of(batch, chosen, dtypes)
         label = {} if chosen.label is None else {"y": run.label.to_numpy(zero_copy_only=False)}
         if batch.num_rows:
             yield ({} if run.features is None else {"x": run.features}) | label

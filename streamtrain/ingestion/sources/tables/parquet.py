@@ -45,12 +45,14 @@ from streamtrain.ingestion.sources.tables.table_columns import (
     table_source,
 )
 from streamtrain.ingestion.sources.tables.table_options import TEXT_OPTIONS
-from streamtrain.ingestion.sources.tables.typed_columns import check_types, plain_batch, plain_type
+from streamtrain.ingestion.sources.tables.typed_columns import check_types, is_text_type, plain_batch, plain_type
 from streamtrain.system.memory import return_freed
 from streamtrain.system.refusals import read_failure, refusal_behind, with_room
 
 _BUFFER_BYTES: Final = 1 << 16
 _PAGE_BYTES: Final = 1 << 20
+_PAGE_ROWS: Final = 1024
+"""Rows after which programs look at the size of a page that they write: of long texts it is larger than the usual."""
 _DECODED_BYTES: Final = 2 << 20
 _MOST_COLUMNS: Final = 100
 """Columns that are decoded at once, and their memory, where it is not all of them."""
@@ -74,7 +76,7 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
     provenance = provenance_of(path, "parquet")
     chosen, footer, metadata = _choose(path, options)
     surveys = surveys_of(chosen.names, chosen.label, options.classes, options.memory)
-    columns, n_rows = _survey(path, chosen, surveys, metadata)
+    columns, n_rows, page_bytes = _survey(path, chosen, surveys, metadata)
     del metadata
     if n_rows != footer.n_rows:
         what = f"the row groups hold {n_rows:,} rows, the footer claims {footer.n_rows:,}"
@@ -89,7 +91,7 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
     row_bytes = sum(field.row_bytes for field in source.fields)
     source.reading = ReadingMemory(
         lasting_bytes=COLUMN_BYTES * footer.n_columns,
-        working_bytes=_FOOTER_BYTES * footer.n_columns * footer.n_groups + 2 * _DECODED_BYTES,
+        working_bytes=_FOOTER_BYTES * footer.n_columns * footer.n_groups + max(2 * _DECODED_BYTES, 2 * page_bytes),
         group_bytes=footer.most_rows * row_bytes,
         is_one_group=footer.n_groups == 1,
     )
@@ -119,7 +121,7 @@ def reader(path: Path, options: SourceOptions) -> TableReader:
             working_bytes=_FOOTER_BYTES * n_columns * n_groups
             + 4 * _DECODED_BYTES
             + n_columns * _BUFFER_BYTES
-            + 2 * min(max(n_bytes, default=0), n_columns * _PAGE_BYTES),
+            + 2 * min(max(n_bytes, default=0), n_columns * _PAGE_BYTES + _PAGE_ROWS * row_bytes),
         ),
     )
 
@@ -199,16 +201,17 @@ def _reading(where: str) -> Iterator[None]:
 
 def _survey(
     path: Path, chosen: ChosenColumns, columns: tuple[ColumnSurvey, ...], metadata: Any
-) -> tuple[tuple[ColumnSurvey, ...], int]:
-    n_rows = 0
+) -> tuple[tuple[ColumnSurvey, ...], int, int]:
+    """Look at every value; return with what was found the rows, and the bytes of a page of labels at most."""
+    n_rows = page_bytes = 0
     for group in _row_groups(path, chosen, metadata):
-        n_before = n_rows
+        n_before, page_bytes = n_rows, max(page_bytes, _label_page_bytes(group))
         for first, names in _column_groups(group, chosen):
             for start, batch in _batches(group, names, _DECODED_BYTES):
                 add_typed_batch(columns[first : first + len(names)], batch, n_before + start)
                 n_rows = max(n_rows, n_before + start + batch.num_rows)
     check_no_missing(columns, lambda rows: [_place_of(path, row) for row in rows])
-    return columns, n_rows
+    return columns, n_rows, page_bytes
 
 
 def _runs(
@@ -225,7 +228,7 @@ def _runs(
     for group in _row_groups(path, chosen):
         if group.n_rows * row_bytes > max_bytes and _bytes_of_all(group, chosen) <= max_bytes // 2:
             for _, batch in _batches(group, list(chosen.names), max_bytes // 2):
-                yield run_of(batch, chosen, dtypes.features)
+                yield run_of(batch, chosen, dtypes)
             continue
         # All columns at once may be larger than memory: some at a time, for every run of rows anew.
         step = max(1, max_bytes // row_bytes)
@@ -253,9 +256,13 @@ def _run_by_columns(group: _RowGroup, start: int, stop: int, chosen: ChosenColum
         for row, batch in _batches(group, names, _DECODED_BYTES):
             if row >= stop:
                 break
+            if row + batch.num_rows <= start:
+                # Arrow keeps all of a batch for a slice of it, one without rows, too.
+                continue
             part = batch.slice(max(0, start - row), max(0, stop - max(row, start)))
             if first == n_features:
-                labels.append(part.column(0))
+                # By number: texts may be long, and all those of the run are held at once.
+                labels.append(dtypes.numbered(part.column(0)))
             elif features is not None:
                 _put(features[max(row, start) - start :, first:], part)
     label = arrow().concat_arrays(labels) if len(labels) > 1 else labels[0] if labels else None
@@ -287,12 +294,9 @@ class _RowGroup:
 
 def _row_groups(path: Path, chosen: ChosenColumns, metadata: Any = None) -> Generator[_RowGroup, None, None]:
     with _reading(str(path)), _open_file(path, chosen.label, metadata) as file:
-        # Not from the footer's own schema: the two would hold each other. Of a struct, several columns are stored.
-        first = None if chosen.label is None else file.schema_arrow.names.index(chosen.label)
+        label = _place_of_texts(file.schema_arrow, chosen.label)
         for number in range(file.num_row_groups):
             described = file.metadata.row_group(number)
-            stored = () if first is None else map(described.column, range(first, described.num_columns))
-            label = next((column for column in stored if column.path_in_schema == chosen.label), None)
             yield _RowGroup(
                 path=path,
                 file=file,
@@ -300,13 +304,42 @@ def _row_groups(path: Path, chosen: ChosenColumns, metadata: Any = None) -> Gene
                 n_rows=described.num_rows,
                 column_bytes=described.total_byte_size // max(1, described.num_columns),
                 label=chosen.label,
-                label_bytes=0 if label is None else label.total_uncompressed_size,
+                label_bytes=0 if label is None else _stored_bytes(path, file, number, str(chosen.label), label),
             )
+
+
+def _place_of_texts(schema: Any, label: str | None) -> int | None:
+    """Find the number of a column of texts among the stored ones; None where the label is none."""
+    # Not from the footer's own schema: the two would hold each other.
+    if label is None or not is_text_type(schema.types[place := schema.names.index(label)]):
+        return None
+    return sum(map(_n_stored, schema.types[:place]))
+
+
+def _n_stored(kind: Any) -> int:
+    """Count the columns that are stored of one: of a struct, several."""
+    return sum(_n_stored(kind.field(number).type) for number in range(kind.num_fields)) or 1
+
+
+def _stored_bytes(path: Path, file: Any, group: int, name: str, place: int) -> int:
+    """Return the bytes of a column in a row group, not compressed."""
+    # Arrow ends the process when it is asked for a column that is described wrong. When it is to read it, it raises.
+    with _reading(f"{path} row group {group}"):
+        next(file.iter_batches(1, row_groups=[group], columns=[name], use_threads=False), None)
+    column = file.metadata.row_group(group).column(place)
+    return int(column.total_uncompressed_size) if column.path_in_schema == name else 0
 
 
 def _bytes_of_all(group: _RowGroup, chosen: ChosenColumns) -> int:
     """Project the memory of decoding all columns at once: a page of each, maybe a dictionary, as read and decoded."""
-    return len(chosen.names) * (_BUFFER_BYTES + 2 * min(group.column_bytes, _PAGE_BYTES))
+    n_bytes = len(chosen.names) * (_BUFFER_BYTES + 2 * min(group.column_bytes, _PAGE_BYTES))
+    return n_bytes + 2 * _label_page_bytes(group)
+
+
+def _label_page_bytes(group: _RowGroup) -> int:
+    """Project a page of labels: of texts, it may be much larger than one of numbers."""
+    row_bytes = -(-group.label_bytes // max(1, group.n_rows))
+    return min(group.label_bytes, max(_PAGE_BYTES, _PAGE_ROWS * row_bytes))
 
 
 def _column_groups(group: _RowGroup, chosen: ChosenColumns) -> Iterator[tuple[int, list[str]]]:

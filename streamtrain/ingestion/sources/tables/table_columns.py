@@ -69,15 +69,20 @@ class TableRun:
 
     n_rows: int
     features: npt.NDArray[Any] | None = None  # of shape (n_rows, n_features)
-    label: Any = None  # an Arrow array
+    label: Any = None  # an Arrow array; of text, the numbers of its classes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableDtypes:
-    """The dtypes of a table: of its features, and of its label; None for text."""
+    """The dtypes of a table: of its features, and of its label; None for text, whose classes are named."""
 
     features: np.dtype[Any] | None
-    label: np.dtype[Any] | None
+    label: np.dtype[Any] | None = None
+    classes: Any = None  # an Arrow array of texts
+
+    def numbered(self, label: Any) -> Any:
+        """Number the texts of a label, null where one is no class; leave numbers as they are."""
+        return label if self.classes is None else places_in(self.classes, label)
 
 
 class ValuesMissing(Exception):
@@ -184,11 +189,10 @@ class TableSource(Source):
 
     def _iter_runs(self, max_bytes: int) -> Iterator[Rows]:
         n_rows = rows_within(min(max_bytes, MOST_PIECE_BYTES), self.fields)
-        names = None if self.classes is None else arrow().array(self.classes, arrow().string())
         n_done = 0
         try:
             for run in self.runs(max_bytes, self.chosen, self._dtypes()):
-                rows = {field.name: self._field(field, run, names, n_done) for field in self.fields}
+                rows = {field.name: self._field(field, run, n_done) for field in self.fields}
                 n_done += run.n_rows
                 del run
                 yield from pieces(rows, n_rows)
@@ -201,20 +205,21 @@ class TableSource(Source):
     def _dtypes(self) -> TableDtypes:
         of_field = {field.name: field.dtype for field in self.fields}
         return TableDtypes(
-            features=of_field.get(INPUT), label=of_field[TARGET] if self.chosen.label and not self.classes else None
+            features=of_field.get(INPUT),
+            label=of_field[TARGET] if self.chosen.label and not self.classes else None,
+            classes=None if self.classes is None else arrow().array(self.classes, arrow().string()),
         )
 
-    def _field(self, field: Field, run: TableRun, names: Any | None, first_row: int) -> npt.NDArray[Any]:
+    def _field(self, field: Field, run: TableRun, first_row: int) -> npt.NDArray[Any]:
         if field.name != TARGET:
             assert run.features is not None
             return run.features
-        if names is None:
+        if self.classes is None:
             values = numbers_of(str(self.chosen.label), without_dictionary(run.label))
             return as_field(values, field, lambda row: self.where(first_row + row))
-        indices = places_in(names, run.label)
-        if indices.null_count:
+        if run.label.null_count:
             raise self._changed(f"column {self.chosen.label!r} has a label it did not have")
-        return numbers_in(indices).astype(np.int64)
+        return numbers_in(run.label).astype(np.int64)
 
     def _changed(self, what: str) -> InputError:
         fix = "ingest again when nothing writes to it"
@@ -228,16 +233,15 @@ def numbers_of(name: str, column: Any) -> npt.NDArray[Any]:
     return numbers_in(column)
 
 
-def run_of(batch: Any, chosen: ChosenColumns, dtype: np.dtype[Any] | None) -> TableRun:
+def run_of(batch: Any, chosen: ChosenColumns, dtypes: TableDtypes) -> TableRun:
     """Make a run of rows of an Arrow batch of the chosen columns."""
-    columns = columns_of(batch)
+    columns, dtype = columns_of(batch), dtypes.features
     features = np.empty((batch.num_rows, len(chosen.features)), dtype) if dtype is not None else None
     if features is not None:
         for number, name in enumerate(chosen.features):
             features[:, number] = numbers_of(name, without_dictionary(columns[name]))
-    return TableRun(
-        n_rows=batch.num_rows, features=features, label=None if chosen.label is None else columns[chosen.label]
-    )
+    label = None if chosen.label is None else dtypes.numbered(columns[chosen.label])
+    return TableRun(n_rows=batch.num_rows, features=features, label=label)
 
 
 def table_source(

@@ -143,3 +143,13 @@ def test_many_runs_give_what_one_gives() -> None:
 
 def test_the_hash_is_pinned() -> None:
     assert hash_code("", 2**31 - 3) == 2 + int.from_bytes(hashlib.blake2b(b"").digest()[:8], "little") % (2**31 - 3)
+
+
+def test_long_texts_wait_by_their_bytes_to_be_counted() -> None:
+    memory = CategoryMemory(limit=10**9)
+    survey = CategorySurvey("c", memory)
+    for n_done in range(4):
+        survey.add(pa.array([f"{n_done} {row} " + "x" * 300_000 for row in range(4)]))
+        assert memory.n_bytes >= 300_000 * 4 * (n_done // 2 + 1)
+    survey.add(pa.array(["0 0 " + "x" * 300_000]))
+    assert survey.finish(1, 100).counts == (2, *(1,) * 15)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from streamtrain.errors import InputError
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.ingestion.sources.tables import parquet
 
 LABELLED = SourceOptions(label_column="y")
 
@@ -44,6 +45,56 @@ def test_blocks_equal_the_table(
     np.testing.assert_array_equal(read["x"], np.stack([a, b.astype("f4")], axis=1), strict=True)
     np.testing.assert_array_equal(read["y"], np.arange(n_rows), strict=True)
     assert source.where(n_rows - 1) == f"{path} row {n_rows - 1}"
+
+
+@given(
+    n_rows=st.integers(1, 100), group=st.integers(1, 40), max_bytes=st.integers(1, 2000), in_dictionary=st.booleans()
+)
+def test_texts_of_labels_are_the_same_classes_whatever_is_read_at_once(
+    folder: Path, read_all: Callable[..., Any], n_rows: int, group: int, max_bytes: int, in_dictionary: bool
+) -> None:
+    texts = [f"{row * 7 % 13:02} " * 99 for row in range(n_rows)]
+    path = write(folder, {"a": np.ones(n_rows), "y": texts}, row_group_size=group, use_dictionary=in_dictionary)
+    source = open_source(path, options=LABELLED)
+    assert source.classes == tuple(sorted(set(texts)))
+    assert [source.classes[code] for code in read_all(source, max_bytes)["y"]] == texts
+
+
+def test_runs_of_a_large_row_group_hold_no_batch_of_the_rows_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_rows = 10**6
+    path = write(folder, {"a": np.ones(n_rows, "f4"), "y": np.arange(n_rows) % 7}, use_dictionary=False)
+    source, held, batches = open_source(path, options=LABELLED), list[int](), parquet._batches
+
+    def watched(*arguments: Any) -> Iterator[tuple[int, Any]]:
+        for each in batches(*arguments):
+            held.append(pa.default_memory_pool().bytes_allocated())
+            yield each
+
+    monkeypatch.setattr(parquet, "_batches", watched)
+    assert sum(int(block["y"].sum()) for block in source.iter_blocks(12 * n_rows // 8)) == (np.arange(n_rows) % 7).sum()
+    assert len(held) > 50
+    assert max(held) < 6_000_000
+
+
+def test_a_page_of_long_texts_is_in_the_memory(folder: Path) -> None:
+    n_rows, n_chars = 1200, 5000
+    texts = [f"{row % 3}" * n_chars for row in range(n_rows)]
+    long = open_source(write(folder, {"a": np.ones(n_rows), "y": texts}, use_dictionary=False), options=LABELLED)
+    short = open_source(write(folder, {"a": np.ones(n_rows), "y": ["0"] * n_rows}), options=LABELLED)
+    # Programs look at its size after each 1024 rows.
+    assert long.reading.working_bytes >= 2 * 1024 * n_chars > short.reading.working_bytes
+
+
+def test_a_column_that_is_described_wrong_is_damage_and_ends_no_process(folder: Path) -> None:
+    path = write(folder, {"a": np.ones(12), "y": list("abc" * 4)})
+    # That its values may be missing, which they cannot where their levels are counted.
+    optional, required = (bytes((0x15, 12, 0x25, 2 * kind, 0x18, 1)) + b"y" for kind in (1, 0))
+    assert path.read_bytes().count(optional) == 1
+    path.write_bytes(path.read_bytes().replace(optional, required))
+    with pytest.raises(InputError, match="row group 0: the Parquet data is damaged"):
+        open_source(path, options=LABELLED)
 
 
 @pytest.mark.parametrize(
