@@ -51,7 +51,7 @@ from streamtrain.system.memory import held_bytes, limit_heap_growth
 from streamtrain.system.signals import Interrupted
 from streamtrain.system.units import format_bytes, format_rate
 from streamtrain.training.batch_stream import normalize_fields
-from streamtrain.training.labels.reading import reading_config
+from streamtrain.training.labels.facts import label_config
 from streamtrain.training.metrics import METRIC_NAMES, History, score_name
 from streamtrain.training.run_folder import (
     RunFolder,
@@ -356,7 +356,7 @@ def _make_trainer(
     about = {
         **built.config(),
         **data.config(),
-        **reading_config(reading),
+        **label_config(dataset, options.target, loss, reading, task),
         **({"init": options.init} if options.init else {}),
         "dataset": str(options.dest),
         "dataset_id": dataset.id,

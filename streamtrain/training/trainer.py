@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from streamtrain.errors import UsageError
 from streamtrain.loader.device.resolve import resolve_device
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.loader.world import OfOneProcess
 from streamtrain.models.forward import check_autocast, check_model, is_compiled, make_forward, original_model
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.models.normalization import NormalizedModel
@@ -44,6 +43,7 @@ from streamtrain.training.batch_stream import (
     warn_of_waiting_device,
 )
 from streamtrain.training.checkpoint import load_initial_weights
+from streamtrain.training.inference.predicts import PredictsInTraining
 from streamtrain.training.labels.reading import AS_STORED, LabelReading, label_reading
 from streamtrain.training.loop import EpochLoop, EpochRecorder
 from streamtrain.training.metrics import EpochSummary, History, Metrics
@@ -56,7 +56,7 @@ from streamtrain.training.sized_loaders import LoaderOptions, streams_of
 _OF_OPTIMIZERS: Final = ("momentum", "betas", "eps", "weight_decay", "nesterov")
 
 
-class Trainer(OfOneProcess):
+class Trainer(PredictsInTraining):
     """Train and evaluate a model on streams of batches.
 
     Parameters
@@ -332,7 +332,7 @@ class Trainer(OfOneProcess):
         self._begin(loader, val, totals)
         summaries: list[EpochSummary] = []
         with (
-            open_run(checkpoint, self.describe(loader), resumes=resume is not None) as run,
+            open_run(checkpoint, self._config(self.describe(loader), loader), resumes=resume is not None) as run,
             in_stored_order(loader) if self._rule.in_stored_order else nullcontext(loader) as stream,
             nullcontext(val) if val is None else in_stored_order(val) as measured,
             self._told(),

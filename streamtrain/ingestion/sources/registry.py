@@ -196,16 +196,17 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
 
 def open_like(source: object, dataset: Dataset, *, labels: object, options: SourceOptions) -> Source:
     """Open raw data in the terms of another dataset: columns by name, its categories, fills, classes and dtypes."""
-    readers = None if labels is not None else _readers_of(source, options)
+    readers = None if labels is not None else readers_of(source, options)
     if readers is not None:
-        like = options_like(dataset, options)
-        return _with_clear_names(_open_tables(readers, like, known_of(dataset)), like)
+        schema = dataset.schema
+        like = options_like(schema, options)
+        return _with_clear_names(open_readers(readers, like, known_of(schema)), like)
     opened = open_source(source, labels=labels, options=dataclasses.replace(options, classes=dataset.manifest.classes))
     check_fields_like(opened.fields, dataset, name_of(opened))
     return opened
 
 
-def _readers_of(source: object, options: SourceOptions) -> list[TableReader] | None:
+def readers_of(source: object, options: SourceOptions) -> list[TableReader] | None:
     """Open what is a table, for columns of any role; None where it is none."""
     files = _files_of(source)
     if files is None:
@@ -302,7 +303,7 @@ def _open(source: object, options: SourceOptions) -> Source:
 
 def _open_frame(frame: object, options: SourceOptions) -> Source:
     if has_roles(options):
-        return _open_tables([frames.reader(frame)], options)
+        return open_readers([frames.reader(frame)], options)
     try:
         return frames.open_frame(frame, options)
     except UnfitColumns as error:
@@ -421,7 +422,7 @@ def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
     if reader is None:
         _check_no_roles(options, f"{families[0].name} files")
     elif has_roles(options):
-        return _open_tables([reader(file, options) for file in files], options)
+        return open_readers([reader(file, options) for file in files], options)
     try:
         return _opened(files, families, options)
     except UnfitColumns as error:
@@ -430,7 +431,8 @@ def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
         raise told_at_once(error, [reader(file, options) for file in files], options) from error
 
 
-def _open_tables(readers: Sequence[TableReader], options: SourceOptions, known: Learned | None = None) -> Source:
+def open_readers(readers: Sequence[TableReader], options: SourceOptions, known: Learned | None = None) -> Source:
+    """Open the files of a table for columns of any role."""
     try:
         return open_tables(readers, options, known)
     except UnfitColumns as error:

@@ -30,7 +30,7 @@ DEFAULT_LOSSES: Final[dict[TaskName, str]] = {
     "regression": "mse",
 }
 
-_TASKS_OF_LOSSES: Final[dict[str, tuple[TaskName, ...]]] = {
+TASKS_OF_LOSSES: Final[dict[str, tuple[TaskName, ...]]] = {
     "cross_entropy": ("classification",),
     "nll": ("classification",),
     "bce_with_logits": ("multilabel", "classification"),
@@ -127,7 +127,7 @@ def settled(
     if loss is None:
         return _by_task(found, told, where)
     resolved = resolve_loss(loss)
-    fitting = _TASKS_OF_LOSSES.get(resolved.name)
+    fitting = TASKS_OF_LOSSES.get(resolved.name)
     if fitting is None or found is None:
         return resolved, told
     if told is not None and told not in fitting:

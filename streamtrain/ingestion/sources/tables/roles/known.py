@@ -1,8 +1,7 @@
-"""Facts known of a table from another dataset: columns, categories, fills, classes and dtypes."""
+"""Facts known of a table from a schema: columns, categories, fills, classes and dtypes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, Final
 
@@ -12,17 +11,16 @@ from streamtrain.ingestion.sources.tables.roles.learned import Learned
 from streamtrain.ingestion.sources.tables.table_options import TEXT_OPTIONS, table_options
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field
-from streamtrain.store.schema.columns import INPUT, TARGET
+from streamtrain.store.schema.columns import INPUT, MISSING, TARGET, Schema
 from streamtrain.store.schema.facts import SchemaFacts
 
 _OF_READING: Final = frozenset({*TEXT_OPTIONS, "drop_unlabelled"})
 _OF_MEANING: Final = tuple(each.name for each in fields(TableOptions) if each.name not in _OF_READING)
-"""Options that say what columns become, which the other dataset says."""
+"""Options that say what columns become, which the schema says."""
 
 
-def known_of(dataset: Dataset) -> Learned:
-    """Return what a dataset says of the numbers of a table."""
-    schema = dataset.schema
+def known_of(schema: Schema) -> Learned:
+    """Return what a schema says of the numbers of a table."""
     facts = SchemaFacts(
         columns=schema.columns.get(INPUT, ()),
         kinds=schema.kinds,
@@ -30,24 +28,32 @@ def known_of(dataset: Dataset) -> Learned:
         targets=schema.targets,
         fills=schema.fills,
     )
-    return Learned(fields=dataset.fields, classes=dataset.manifest.classes, facts=facts)
+    return Learned(fields=schema.fields, classes=schema.classes, facts=facts)
 
 
-def options_like(dataset: Dataset, options: SourceOptions) -> SourceOptions:
-    """Return the options of an ingest like another dataset; refuse those that would say otherwise."""
+def options_like(schema: Schema, options: SourceOptions) -> SourceOptions:
+    """Return the options that read a table as a schema says; refuse those that would say otherwise."""
     _check_unsaid(options)
-    known, stored = known_of(dataset), dataset.manifest.options
+    dates = {name: _UNITS[kind] for name, kind in schema.kinds.items() if kind in _UNITS}
+    told = {name: value for name, value in schema.reading.items() if name != "drop_unlabelled"}
     said: dict[str, Any] = {
-        name: stored[name] for name in _OF_MEANING if name in stored and name not in ("exclude", "auto")
+        "categorical": tuple(each.name for each in schema.categories),
+        "hash": {each.name: each.hash_size for each in schema.categories if each.hash_size is not None},
+        "dates": dates,
+        "na": "fill=mean" if schema.fills else "error",
+        "na_mask": schema.field(MISSING) is not None,
+        **told,
     }
-    dates = {name for name, kind in known.facts.kinds.items() if kind != "number"}
     return replace(
         options,
-        columns=tuple(name for name in known.facts.columns if name not in dates),
-        label_column=known.facts.targets or _label_of(dataset),
-        classes=known.classes or options.classes,
-        table=table_options({**options.table.given(), **said, **_single(dataset.manifest.sources)}),
+        columns=tuple(name for name in schema.columns.get(INPUT, ()) if name not in dates),
+        label_column=schema.targets or label_of(schema),
+        classes=schema.classes or options.classes,
+        table=table_options({**options.table.given(), **said}),
     )
+
+
+_UNITS: Final = {"date": "seconds", "date in days": "days"}
 
 
 def _check_unsaid(options: SourceOptions) -> None:
@@ -59,15 +65,10 @@ def _check_unsaid(options: SourceOptions) -> None:
         raise UsageError(f"{said[0]} is given beside like", why=why, fix=fix)
 
 
-def _label_of(dataset: Dataset) -> str | None:
-    labels = dataset.schema.columns.get(TARGET, ())
+def label_of(schema: Schema) -> str | None:
+    """Return the name of the label column, where there is one."""
+    labels = schema.columns.get(TARGET, ())
     return labels[0] if len(labels) == 1 else None
-
-
-def _single(sources: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the columns that became a field of their own, by option."""
-    first = next(iter(sources), {})
-    return {name: first[name] for name in ("weight_column", "id_column") if name in first}
 
 
 def check_fields_like(found: tuple[Field, ...], dataset: Dataset, where: str) -> None:
