@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy.typing as npt
 
@@ -30,6 +30,31 @@ class Predicts:
     @abstractmethod
     def predictor(self) -> Predictor:
         """Return the model with all that its predictions need."""
+
+    @overload
+    def predict(
+        self,
+        data: object,
+        probabilities: bool = False,
+        batch_size: int = 1024,
+        memory: int | str = "512MB",
+        out: None = None,
+        rows: tuple[int, int | None] | str | None = None,
+        overwrite: bool = False,
+    ) -> Array: ...
+
+    @overload
+    def predict(
+        self,
+        data: object,
+        probabilities: bool = False,
+        batch_size: int = 1024,
+        memory: int | str = "512MB",
+        *,
+        out: str | Path,
+        rows: tuple[int, int | None] | str | None = None,
+        overwrite: bool = False,
+    ) -> PredictionSummary: ...
 
     def predict(
         self,
