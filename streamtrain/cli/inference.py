@@ -19,7 +19,7 @@ from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.store.dataset import open_dataset
 from streamtrain.store.schema.columns import Schema
 from streamtrain.system.files import local_path
-from streamtrain.system.memory import MemoryMeter
+from streamtrain.system.memory import MemoryMeter, limit_heap_growth
 from streamtrain.system.units import format_bytes, format_duration, format_rate, parse_bytes
 from streamtrain.training.inference.batches import is_raw
 from streamtrain.training.inference.export import check_export, export
@@ -117,6 +117,7 @@ def predict_command(
     those of the training. Without --out the first ten rows are shown.
     """
     set_threads(None)
+    limit_heap_growth()
     _check_out(out, sources, overwrite=overwrite, as_json=as_json)
     options = PredictOptions.of(
         probabilities=probabilities,
@@ -244,7 +245,7 @@ def _joined(predictor: Predictor, shown: list[Part], options: PredictOptions) ->
     columns: dict[str, list[Any]] = {}
     for part in shown:
         for name, values in columns_of(part, predictor.form, probabilities=options.probabilities).items():
-            columns.setdefault(name, []).extend(values.tolist() if hasattr(values, "tolist") else values)
+            columns.setdefault(name, []).extend(values.tolist())
     return columns
 
 

@@ -137,6 +137,8 @@ def terms_that_say_nothing(w: World) -> None:
     f"{_BATCHES}_of_runs: an array, numpy.asarray(x) say; streamtrain.rows(..., like=model) reads raw files",
     f"{_BATCHES}_of_arrays: arrays of one length",
     f"{_BATCHES}_as_array: an array with rows first: x[None]",
+    f"{_BATCHES}_as_array: x.to_dense(), or x.to_padded_tensor(0.0) of a nested one",
+    f"{_BATCHES}_as_array: fill it in: x.filled(value)",
     f"{_BATCHES}as_known: arrays with rows first, each of that shape",
     f"{_BATCHES}as_known: x.astype({{}}), if it is of that scale",
     "training/inference/predicts.py:Predicts.predict: leave it out",
@@ -152,6 +154,11 @@ def data_that_a_model_does_not_take(w: World) -> None:
     w.refused(model.predict, X.tolist())
     w.refused(model.predict, np.float32(1))
     w.refused(model.predict, X[0])
+    w.refused(model.predict, torch.from_numpy(X).to_sparse())
+    assert len(model.predict(torch.from_numpy(X).to_sparse().to_dense())) == len(X)
+    masked = np.ma.masked_less(X, 0)
+    w.refused(model.predict, masked)
+    assert len(model.predict(masked.filled(0))) == len(X)
     w.refused(model.predict, X.astype(int))
     w.refused(model.predict, X, overwrite=True)
     assert len(model.predict({"x": np.asarray(X.tolist()), "id": np.arange(len(X))})) == len(X)

@@ -181,7 +181,13 @@ def _of_arrays(data: Mapping[str, Any], wanted: Wanted) -> InputBatches:
 
 def _as_array(values: Any) -> Any:
     if isinstance(values, Tensor):
-        return values.detach().cpu().numpy()
+        if values.is_nested or values.layout != torch.strided:
+            fix = "x.to_dense(), or x.to_padded_tensor(0.0) of a nested one"
+            raise UsageError("a sparse or nested tensor, and a model takes rows of one length", fix=fix)
+        dense = values.detach().cpu()
+        return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
+    if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
+        raise UsageError("a value is masked, and what is masked is no data", fix="fill it in: x.filled(value)")
     found = values if isinstance(values, np.ndarray) else np.asarray(values)
     if not found.ndim:
         raise UsageError("a single number is no batch", fix="an array with rows first: x[None]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,32 @@ from streamtrain.training.inference.predictions import Part, PredictionForm
 Array = npt.NDArray[Any]
 
 
-def columns_of(part: Part, form: PredictionForm, *, probabilities: bool) -> dict[str, Array | Sequence[str]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedValues:
+    """A column of names, by their numbers."""
+
+    numbers: Array
+    names: tuple[str, ...]
+
+    def tolist(self) -> list[str]:
+        """Return the names."""
+        return [self.names[number] for number in self.numbers.tolist()]
+
+
+def columns_of(part: Part, form: PredictionForm, *, probabilities: bool) -> dict[str, Array | NamedValues]:
     """Return a part as columns by name, each of one value a row; classes by their names."""
     if part.prediction.ndim > 2 or (form.task == "classification" and part.prediction.ndim > 1):
         what = f"a prediction is an array of shape {part.prediction.shape[1:]}, and a table has one value a cell"
         raise UsageError(what, fix="a file of arrays: .npy or .zarr")
-    columns: dict[str, Array | Sequence[str]] = {"row": part.rows}
+    columns: dict[str, Array | NamedValues] = {"row": part.rows}
     if part.id is not None:
         columns["id"] = part.id
     if part.prediction.ndim == 2:
         names = target_names(form, part.prediction.shape[1])
         columns |= {f"prediction_{name}": part.prediction[:, n] for n, name in enumerate(names)}
-    elif part.class_numbers is not None and form.classes is not None:
-        columns["prediction"] = [form.class_name(number) for number in part.class_numbers.tolist()]
+    elif part.class_numbers is not None and part.probabilities is not None and form.classes is not None:
+        names = tuple(form.class_name(number) for number in range(part.probabilities.shape[1]))
+        columns["prediction"] = NamedValues(numbers=part.class_numbers, names=names)
     else:
         columns["prediction"] = part.prediction
     if part.probability is not None:

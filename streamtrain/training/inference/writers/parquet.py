@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 from typing import Any, Final
 
 import numpy as np
@@ -11,9 +12,9 @@ import numpy as np
 from streamtrain.errors import UsageError
 from streamtrain.system.files import FileWriter
 from streamtrain.training.inference.predictions import Part, PredictionForm
-from streamtrain.training.inference.writers.columns import columns_of
+from streamtrain.training.inference.writers.columns import Array, NamedValues, columns_of
 
-_COPIES: Final = 4
+_COPIES: Final = 8
 """Of a row group while it is encoded: as it came, as Arrow, encoded, compressed."""
 
 
@@ -43,14 +44,15 @@ class ParquetWriter:
         self._most = max(1, buffer_bytes // _COPIES)
         self._out = _Out(out)
         self._writer: Any = None
-        self._held: list[Any] = []
+        self._held: list[dict[str, Array | NamedValues]] = []
+        self._n_bytes = 0
 
     def add(self, part: Part) -> None:
         """Take in a part; write a row group where enough rows are held."""
         columns = columns_of(part, self._form, probabilities=self._probabilities)
-        arrays = {name: values if isinstance(values, np.ndarray) else list(values) for name, values in columns.items()}
-        self._held.append(self._arrow.table(arrays))
-        if sum(table.nbytes for table in self._held) >= self._most:
+        self._held.append(columns)
+        self._n_bytes += sum(_numbers(values).nbytes for values in columns.values())
+        if self._n_bytes >= self._most:
             self._write_group()
 
     def finish(self) -> None:
@@ -62,16 +64,37 @@ class ParquetWriter:
     def _write_group(self) -> None:
         if not self._held:
             return
-        table = self._arrow.concat_tables(self._held)
+        names = list(self._held[0])
+        table = self._arrow.table(
+            [self._column([columns.pop(name) for columns in self._held]) for name in names], names
+        )
+        self._held.clear()
+        self._n_bytes = 0
         if self._writer is None:
             parquet = importlib.import_module("pyarrow.parquet")
-            self._writer = parquet.ParquetWriter(self._out, table.schema)
+            texts = [name for name in names if self._arrow.types.is_dictionary(table.schema.field(name).type)]
+            # Numbers that hardly repeat have no use for a dictionary, which takes memory; read back, texts are texts.
+            self._writer = parquet.ParquetWriter(
+                self._out, table.schema, use_dictionary=texts, store_schema=False, write_statistics=False
+            )
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
-        self._held.clear()
+
+    def _column(self, parts: list[Array | NamedValues]) -> Any:
+        numbers = np.concatenate([_numbers(values) for values in parts])
+        first = parts[0]
+        if isinstance(first, NamedValues):
+            return self._arrow.DictionaryArray.from_arrays(numbers.astype(np.int32), list(first.names))
+        return self._arrow.array(numbers)
+
+
+def _numbers(values: Array | NamedValues) -> Array:
+    return values.numbers if isinstance(values, NamedValues) else values
 
 
 def check_arrow() -> Any:
     """Import pyarrow, or say how to install it."""
+    # Arrow's own pool holds twice as much, most of it freed.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     try:
         return importlib.import_module("pyarrow")
     except ModuleNotFoundError as error:

@@ -27,7 +27,7 @@ from streamtrain.training.inference.predictions import Part
 
 _SHARD_BYTES: Final = 64_000_000
 _BLOCK_BYTES: Final = 512 * 2**10
-_COPIES: Final = 4
+_COPIES: Final = 8
 """Of the rows that are held: as they came, joined, encoded, counted."""
 
 Rows = dict[str, npt.NDArray[Any]]

@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from typing import Any, Final
-
-import numpy as np
+from typing import Final
 
 from streamtrain.training.inference.predictions import Part, PredictionForm
 from streamtrain.training.inference.writers.columns import columns_of
 
-_MOST_BYTES: Final = 1 << 20
+_MOST_BYTES: Final = 1 << 18
 
 
 class TextWriter:
@@ -39,7 +37,7 @@ class TextWriter:
         if not self._has_head:
             self._csv.writerow(columns)
             self._has_head = True
-        self._csv.writerows(zip(*map(_cells, columns.values()), strict=True))
+        self._csv.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
         if self._text.tell() >= self._most:
             self.flush()
 
@@ -48,8 +46,3 @@ class TextWriter:
         self._write(self._text.getvalue().encode())
         self._text.seek(0)
         self._text.truncate()
-
-
-def _cells(values: Any) -> list[Any]:
-    found: list[Any] = values.tolist() if isinstance(values, np.ndarray) else list(values)
-    return found
