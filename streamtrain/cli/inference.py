@@ -35,7 +35,7 @@ from streamtrain.training.inference.predicting import (
 from streamtrain.training.inference.predictions import Part
 from streamtrain.training.inference.saved_run import read_run
 from streamtrain.training.inference.writers.columns import columns_of
-from streamtrain.training.inference.writers.target import buffer_bytes, check_target
+from streamtrain.training.inference.writers.target import buffer_bytes, check_target, writer_terms
 from streamtrain.training.inference.writers.text import TextWriter
 
 _path = click.Path(path_type=Path)
@@ -124,7 +124,7 @@ def predict_command(
         batch_size=batch_size,
         memory=memory,
         rows=rows,
-        is_written=out is not None,
+        writes=None if out is None else Path(out).suffix,
         say=note,
     )
     with MemoryMeter() as meter:
@@ -159,8 +159,7 @@ def predict_command(
 
 def _share(options: PredictOptions) -> str:
     """Return what reading raw rows may own of the memory."""
-    writer = buffer_bytes(options.memory) if options.is_written else 0
-    return f"{options.memory - writer}B"
+    return f"{options.memory - sum(writer_terms(options.writes, options.memory).values())}B"
 
 
 def _check_out(out: str | None, sources: Sequence[str], *, overwrite: bool, as_json: bool) -> None:

@@ -26,7 +26,7 @@ from streamtrain.training.inference.batches import InputBatches, Wanted, open_ba
 from streamtrain.training.inference.predictions import Part, PredictionForm, check_probabilities
 from streamtrain.training.inference.summary import PredictionSummary
 from streamtrain.training.inference.writers.columns import array_of, no_probabilities
-from streamtrain.training.inference.writers.target import buffer_bytes, check_target, open_target
+from streamtrain.training.inference.writers.target import check_target, open_target, writer_terms
 from streamtrain.training.preflight import preserve_mode
 
 Array = npt.NDArray[Any]
@@ -56,7 +56,7 @@ class PredictOptions:
     batch_size: int = 1024
     memory: int
     rows: tuple[int, int | None] = (0, None)
-    is_written: bool = False
+    writes: str | None = None  # the suffix of the file
     say: Callable[[str], None] | None = None
 
     @classmethod
@@ -67,7 +67,7 @@ class PredictOptions:
         batch_size: int = 1024,
         memory: int | str = "512MB",
         rows: tuple[int, int | None] | str | None = None,
-        is_written: bool = False,
+        writes: str | None = None,
         say: Callable[[str], None] | None = None,
     ) -> PredictOptions:
         """Check options as a user gives them."""
@@ -78,7 +78,7 @@ class PredictOptions:
             batch_size=batch_size,
             memory=parse_bytes(memory, name="memory"),
             rows=_checked_rows(rows),
-            is_written=is_written,
+            writes=writes,
             say=say,
         )
 
@@ -109,13 +109,13 @@ def opened_parts(
 ) -> Iterator[tuple[Iterator[Part], int | None, Mapping[str, int]]]:
     """Open data, and yield its predictions, how many there will be if known, and the terms of the memory."""
     start, stop = options.rows
-    writer = buffer_bytes(options.memory) if options.is_written else 0
+    of_writer = writer_terms(options.writes, options.memory)
     work = options.work_bytes(predictor.schema, predictor.inputs)
     wanted = Wanted(
         inputs=predictor.inputs,
         schema=predictor.schema,
         batch_size=options.batch_size,
-        memory_bytes=options.memory - writer - work,
+        memory_bytes=options.memory - sum(of_writer.values()) - work,
         device=predictor.device,
         first_row=start // options.batch_size * options.batch_size,
         of=predictor.name,
@@ -123,7 +123,7 @@ def opened_parts(
     )
     with _whole_budget(options, work), open_batches(data, wanted) as found:
         n_rows = _check_range(start, stop, found.n_rows)
-        terms = {**found.terms, **({"writer": writer} if writer else {}), "batch": work}
+        terms = {**found.terms, **of_writer, "batch": work}
         with closing(_between(_parts(predictor, found), start, stop)) as parts:
             yield parts, n_rows, terms
 
@@ -137,7 +137,8 @@ def _whole_budget(options: PredictOptions, work: int) -> Iterator[None]:
         argument = error.fix.argument("memory") if isinstance(error.fix, Fix) else None
         if argument is None or argument.n_bytes is None:
             raise
-        whole = -(-(argument.n_bytes + work) * 8 // 7) + 8
+        # Writing and encoding take an eighth each, at most.
+        whole = -(-(argument.n_bytes + work) * 4 // 3) + 8
         what = f"memory is {format_bytes(options.memory)}, and the smallest that works is {format_bytes(whole)}"
         fix = Fix(Argument("memory", n_bytes=whole))
         raise BudgetError(what, why=error.told(), fix=fix) from error
@@ -272,7 +273,7 @@ def write(predictor: Predictor, data: object, options: PredictOptions, out: str 
     """Write predictions to a file or dataset: all of them, or nothing."""
     check_flags(overwrite=overwrite)
     path = check_target(out, overwrite=overwrite, sources=paths_of(data))
-    options = replace(options, is_written=True)
+    options = replace(options, writes=path.suffix)
     with opened_parts(predictor, data, options) as (parts, n_rows, terms):
         target = open_target(
             path,

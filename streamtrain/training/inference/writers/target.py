@@ -41,6 +41,18 @@ def buffer_bytes(memory: int) -> int:
     return min(memory // _PARTS, _MOST_BUFFER_BYTES)
 
 
+_ENCODING_BYTES: Final = {".parquet": 10_000_000, ".zarr": 10_000_000}
+"""What Arrow, or encoding and flushing blocks, takes besides the rows, measured."""
+
+
+def writer_terms(kind: str | None, memory: int) -> dict[str, int]:
+    """Project what writing takes of a memory budget, by the suffix of the file; nothing where nothing is written."""
+    if kind is None:
+        return {}
+    encoding = min(_ENCODING_BYTES.get(kind.lower(), 0), memory // _PARTS)
+    return {"writer": buffer_bytes(memory)} | ({"encoding": encoding} if encoding else {})
+
+
 def check_target(out: str | Path, *, overwrite: bool, sources: Iterable[str] = ()) -> Path:
     """Refuse a place that predictions cannot be written to."""
     path = local_path(out)
