@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from streamtrain.ingestion.ingest import ingest
+    from streamtrain.ingestion.rows import rows
     from streamtrain.loader.augmentation import normal, uniform
     from streamtrain.loader.batch import Batch
     from streamtrain.loader.plan import plan
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from streamtrain.store.dataset import open_dataset as open
     from streamtrain.store.layout import Field, Layout
     from streamtrain.store.verify import repair, verify
+    from streamtrain.training.inference.model import load
     from streamtrain.training.metrics.history import History
     from streamtrain.training.trainer import Trainer
 
@@ -82,10 +84,12 @@ __all__ = [
     "__version__",
     "compare",
     "ingest",
+    "load",
     "normal",
     "open",
     "plan",
     "repair",
+    "rows",
     "uniform",
     "verify",
 ]
@@ -102,10 +106,12 @@ _HOMES = {
     "Trainer": "training.trainer",
     "compare": "comparison.compare",
     "ingest": "ingestion.ingest",
+    "load": "training.inference.model",
     "normal": "loader.augmentation",
     "open": "store.dataset",
     "plan": "loader.plan",
     "repair": "store.verify",
+    "rows": "ingestion.rows",
     "uniform": "loader.augmentation",
     "verify": "store.verify",
 }

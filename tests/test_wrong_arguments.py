@@ -104,6 +104,22 @@ def evaluated(data: st.Dataset, **given: Any) -> None:
     st.Trainer(nn.Linear(3, 3), loss="cross_entropy").evaluate(**given)
 
 
+def predicted(dataset: st.Dataset, **given: Any) -> None:
+    trainer = st.Trainer(nn.Linear(3, 3), loss="cross_entropy")
+    trainer.fit(dataset, max_steps=1, memory="4MB", batch_size=4)
+    trainer.predict(**{"data": ROWS, "memory": "4MB", **given})
+    list(trainer.iter_predict(**{"data": ROWS, "memory": "4MB", **{n: v for n, v in given.items() if n in OF_PARTS}}))
+
+
+def loaded_model(data: st.Dataset, **given: Any) -> None:
+    fitted(data, checkpoint="run")
+    st.load(**{"run": "run", "model": nn.Linear(3, 3), **given})
+
+
+def raw_rows(data: st.Dataset, **given: Any) -> None:
+    list(st.rows(**{"source": ROWS, "like": data, **given}))
+
+
 def set_epoch(data: st.Dataset, **given: Any) -> None:
     with loader_of(data) as loader:
         loader.set_epoch(**given)
@@ -173,6 +189,7 @@ def names(function: Callable[..., object], but: str = "") -> list[str]:
 OF_RAW = ["dtype", "shape", "offset", "labels", "fields"]
 OF_TABLE = ["columns", "labels", "classes", "header", "names", "delimiter", "encoding", "na_values"]
 OF_TABLE += ["fields", "dtype", "shape"]
+OF_PARTS = ["data", "probabilities", "batch_size", "memory", "rows"]
 OF_SGD = ["momentum", "nesterov", "weight_decay", "dampening", "maximize", "foreach", "fused", "differentiable"]
 STATE = [
     "version",
@@ -215,6 +232,9 @@ CALLS: Final[Mapping[str, tuple[Callable[..., None], list[str]]]] = {
     "fit, a dataset": (fitted_data, ["batch_size", "seed", "memory", "max_memory", "val"]),
     "fit, resumed": (resumed, ["resume", "checkpoint", "max_steps", "checkpoint_every", "log_every"]),
     "evaluate": (evaluated, ["loader"]),
+    "predict": (predicted, names(st.Trainer.predict)),
+    "load": (loaded_model, names(st.load)),
+    "rows": (raw_rows, names(st.rows)),
     "compare": (compared, names(st.compare)),
     "Field": (plain(st.Field, name="x", dtype=np.dtype("f4"), shape=(3,)), names(st.Field)),
 }

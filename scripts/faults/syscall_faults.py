@@ -57,6 +57,9 @@ class Watched(Syscalls):
     def writev(self, fd: int, buffers: Sequence[Any]) -> int:
         return int(self._pass("writev", fd, buffers))
 
+    def pwrite(self, fd: int, data: Any, offset: int) -> int:
+        return int(self._pass("pwrite", fd, data, offset))
+
     def fsync(self, fd: int) -> None:
         self._pass("fsync", fd)
 

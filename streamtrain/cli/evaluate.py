@@ -1,37 +1,32 @@
-"""``streamtrain evaluate RUN DEST``: measure a run's model on a dataset."""
+"""``streamtrain evaluate RUN SRC...``: measure a run's model on a dataset, or on raw files."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import click
-from torch import nn
+import numpy as np
 
-from streamtrain.cli.compatibility import check_categories, say_unnamed
-from streamtrain.cli.options import chosen_checkpoint
-from streamtrain.cli.output import as_command_line, emit, json_option, which_option
+from streamtrain.cli.compatibility import check_categories
+from streamtrain.cli.inference import DEVICE_OPTION, MODEL_OPTION, opened_data, text_options, with_text_options
+from streamtrain.cli.output import as_command_line, emit, json_option, note, which_option
 from streamtrain.cli.results import result_lines
-from streamtrain.errors import Argument, CheckpointError, Fix, Lines, UsageError
+from streamtrain.errors import Lines
+from streamtrain.ingestion.rows import RawRows
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.models.factory import code_of, is_code, make_model
-from streamtrain.models.losses import Loss, resolve_loss
-from streamtrain.models.model_data import ModelData, describe_data
-from streamtrain.models.normalization import Normalize
+from streamtrain.models.losses import resolve_loss
 from streamtrain.models.table_inputs import CATEGORIES
-from streamtrain.models.user_code import file_digest
-from streamtrain.store.dataset import Dataset, open_dataset, open_preferred
-from streamtrain.store.schema.columns import Schema
-from streamtrain.store.schema.matching import check_same_meaning
+from streamtrain.store.dataset import Dataset
+from streamtrain.store.schema.arrangement import arrange
 from streamtrain.store.split_root import TEST, VAL, is_split_root
-from streamtrain.system.arguments import is_int, is_number
-from streamtrain.training.checkpoint import MODEL, Checkpoint, load_weights, normalize_states
+from streamtrain.training.batch_stream import BatchStream
+from streamtrain.training.checkpoint import load_weights
+from streamtrain.training.inference.raw_stream import RawStream, check_known_labels
+from streamtrain.training.inference.saved_run import SavedRun, build_module, normalize_modules, read_run
 from streamtrain.training.labels.reading import reading_of_config
-from streamtrain.training.labels.targets import CHECKS, targets_of_config
-from streamtrain.training.run_folder import CONFIG, read_baseline, read_config, read_schema
 from streamtrain.training.trainer import Trainer
 
 _path = click.Path(path_type=Path)
@@ -40,27 +35,28 @@ _NONE = "none"
 
 @click.command("evaluate", context_settings={"show_default": True})
 @click.argument("run", type=_path)
-@click.argument("dest", type=_path)
-@click.option("--model", help="The FILE.py:NAME or PACKAGE.MODULE:NAME of the run, where it is asked for.")
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
+@which_option
+@MODEL_OPTION
 @click.option(
     "--weight", metavar="FIELD", help="The field of the samples' weights, or none; by default as in training."
 )
-@which_option
 @click.option("--batch-size", type=int, default=256, help="Samples of a batch; the result does not depend on it.")
-@click.option("--split", metavar="NAME", help="The split of DEST to measure on; by default test, else val.")
+@click.option("--split", metavar="NAME", help="The split of SRC to measure on; by default test, else val.")
 @click.option("--memory", default="512MB", help="Budget for all that the loader owns.")
-@click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
+@DEVICE_OPTION
 @click.option(
     "--positive", metavar="CLASS", help="Of two classes, the one of precision and recall; by default class 1."
 )
 @click.option("--per-class", is_flag=True, help="Show every class, label or target, and not only the worst of many.")
+@with_text_options
 @json_option
 def evaluate_command(
     run: Path,
-    dest: Path,
+    sources: tuple[str, ...],
+    which: str,
     model: str | None,
     weight: str | None,
-    which: str,
     batch_size: int,
     split: str | None,
     memory: str,
@@ -68,190 +64,93 @@ def evaluate_command(
     positive: str | None,
     per_class: bool,
     as_json: bool,
+    **of_text: Any,
 ) -> None:
-    """Measure the model of the folder RUN on the dataset DEST: loss, the scores of the task, and a table of classes.
+    """Measure the model of the folder RUN on SRC: loss, the scores of the task, and a table of classes.
 
-    The weights are those of the best epoch, where the run has a monitor, and else the last. Inputs are rescaled as in
-    training, by the statistics saved with the run. DEST must have the columns and
-    classes that the run was trained on, in their order.
+    SRC is a dataset, or raw files with labels. The weights are those of the best epoch, where the run has a monitor,
+    and else the last. Inputs are rescaled as in training, by the statistics saved with the run. Columns are matched by
+    name with those of the training, and classes have the training's numbers.
     """
-    config = read_config(run)
-    dataset = open_preferred(dest, TEST, VAL) if split is None else open_dataset(dest, split=split)
-    of_split = dataset.path.name if is_split_root(dataset.path.parent) else None
-    _check_types(run, config)
-    chosen = chosen_checkpoint(run, which)
-    trainer = _trained(run, config, model, weight, device, dataset, chosen.checkpoint)
-    _check_meaning(run, trainer, dataset)
-    if CATEGORIES in trainer.inputs and (sizes := tuple(config.get("category_sizes", ()))):
-        check_categories(sizes, dataset, str(dataset.path))
-    trainer.check(dataset[: min(2, len(dataset))], trains=False)
-    size = min(batch_size, len(dataset))
-    with StreamLoader(dataset, batch_size=size, memory=memory, shuffle=False, device=device) as loader:
-        metrics = trainer.evaluate(loader, positive=positive)
-    on = "train (again)" if dataset.id == config.get("dataset_id") else of_split or "test"
+    saved = read_run(run, which)
+    used = saved.config.get("weight") if weight is None else (None if weight == _NONE else weight)
+    labels = (saved.config["target"], *([used] if used else []))
+    text = text_options(of_text, memory)
+    data = opened_data(sources, saved.schema, saved.inputs, text, labels, split=split, preferred=(TEST, VAL))
+    trainer = _trained(saved, model, used, device, data)
+    opened = _of_dataset if isinstance(data, Dataset) else _of_rows
+    with opened(saved, trainer, data, batch_size, memory) as stream:
+        metrics = trainer.evaluate(stream, positive=positive)
+    of_split, on = _measured_on(saved, data)
     facts = {"split": of_split, "measured_on": on, "accuracy": None, **metrics.facts()}
-    result = {"run": run, "dataset": dest, "weights": chosen.named(), "samples": metrics.n_samples, **facts}
+    where = sources[0] if isinstance(data, Dataset) else list(sources)
+    result = {"run": run, "dataset": where, "weights": saved.chosen.named(), "samples": metrics.n_samples, **facts}
     head = [f"split {of_split}"] if of_split else []
-    lines = [as_command_line(chosen.told()), *head, result_lines(metrics, on, every_row=per_class)]
+    lines = [as_command_line(saved.chosen.told()), *head, result_lines(metrics, on, every_row=per_class)]
     emit(as_json, result, Lines.of(lines))
 
 
-def _check_meaning(run: Path, trainer: Trainer, dataset: Dataset) -> None:
-    """Refuse a dataset of other columns or classes than the run was trained on."""
-    ours, fields = read_schema(run) or Schema(), (*trainer.inputs, trainer.target)
-    of, where = f"run {run}", str(dataset.path)
-    say_unnamed(check_same_meaning(ours, dataset.schema, fields=fields, of=of, where=where))
+def _measured_on(saved: SavedRun, data: Dataset | RawRows) -> tuple[str | None, str]:
+    """Name the split that is measured on, if it is one, and what the figures are of."""
+    if not isinstance(data, Dataset):
+        return None, TEST
+    of_split = data.path.name if is_split_root(data.path.parent) else None
+    return of_split, "train (again)" if data.id == saved.config.get("dataset_id") else of_split or TEST
 
 
-def _trained(
-    run: Path,
-    config: dict[str, Any],
-    model: str | None,
-    weight: str | None,
-    device: str,
-    dataset: Dataset,
-    checkpoint: Checkpoint,
-) -> Trainer:
-    """Rebuild the run's trainer as it was at a checkpoint."""
-    try:
-        loss = resolve_loss(config["loss"], ignore_index=config.get("ignore_index"))
-        trainer = Trainer(
-            _build(run, config, model, checkpoint, dataset, loss),
-            loss=loss,
-            inputs=tuple(config["inputs"]),
-            target=config["target"],
-            weight=config.get("weight") if weight is None else (None if weight == _NONE else weight),
-            normalize=_normalize(checkpoint, config["normalize"]),
-            device=device,
-        )
-    except (KeyError, TypeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise CheckpointError("is not complete", where=str(run / CONFIG), why=why, fix="train again") from error
+@contextmanager
+def _of_dataset(
+    saved: SavedRun, trainer: Trainer, data: Dataset, batch_size: int, memory: str
+) -> Iterator[BatchStream]:
+    """Read a stored dataset, its columns in the order of the run's."""
+    fields = (*trainer.inputs, trainer.target)
+    arrangement = arrange(saved.schema, data.schema, fields=fields, of=f"run {saved.path}", where=str(data.path))
+    for text in arrangement.told:
+        note(f"warning: {text}")
+    if CATEGORIES in trainer.inputs and (sizes := tuple(saved.config.get("category_sizes", ()))):
+        check_categories(sizes, data, str(data.path))
+    trainer.check(arrangement.of(data[: min(_CHECKED, len(data))]), trains=False)
+
+    def arranged(batch: Any) -> Any:
+        return batch._replace(**arrangement.of({name: getattr(batch, name) for name in arrangement.orders}))
+
+    size = min(batch_size, len(data))
+    transform = arranged if arrangement.orders else None
+    with StreamLoader(
+        data, batch_size=size, memory=memory, shuffle=False, device=trainer.device, transform=transform
+    ) as loader:
+        yield loader
+
+
+_CHECKED: Final = 2
+
+
+@contextmanager
+def _of_rows(saved: SavedRun, trainer: Trainer, data: RawRows, batch_size: int, memory: str) -> Iterator[BatchStream]:
+    """Read raw rows with their labels."""
+    n_rows = data.n_rows or sum(len(run[trainer.target]) for run in data)
+    n_classes = saved.config.get("n_outputs") if saved.task == "classification" else None
+    if n_classes is not None and trainer.loss.kind == "classes":
+        check_known_labels(data, trainer.target, reading_of_config(saved.config), n_classes, trainer.loss.ignored)
+    stream = RawStream(data, data.fields, n_rows, n_classes=n_classes, batch_size=batch_size)
+    first = next(iter(stream))
+    trainer.check({name: np.asarray(values[:_CHECKED]) for name, values in first.items()}, trains=False)
+    yield stream
+
+
+def _trained(saved: SavedRun, model: str | None, weight: str | None, device: str, data: object) -> Trainer:
+    """Rebuild the run's trainer as it was when the run ended."""
+    config = saved.config
+    trainer = Trainer(
+        build_module(saved, model, data if isinstance(data, Dataset) else None),
+        loss=resolve_loss(config["loss"], ignore_index=config.get("ignore_index")),
+        inputs=saved.inputs,
+        target=config["target"],
+        weight=weight,
+        normalize=normalize_modules(saved),
+        device=device,
+    )
     trainer.read_labels(reading_of_config(config))
-    trainer.learned.use(targets_of_config(config, read_baseline(run)))
-    load_weights(trainer.model, checkpoint)
+    trainer.learned.use(saved.targets)
+    load_weights(trainer.model, saved.chosen.checkpoint)
     return trainer
-
-
-def _check_types(run: Path, config: dict[str, Any]) -> None:
-    """Refuse a configuration that no run has written, before anything is built from it."""
-    for name, (is_right, what) in _TYPES.items():
-        if name in config and not is_right(config[name]):
-            why = f"{name} is {config[name]!r}, and not {what}"
-            raise CheckpointError("is damaged", where=str(run / CONFIG), why=why, fix="train again")
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_size(value: object) -> bool:
-    return is_int(value, 1)
-
-
-def _is_list(value: object, is_right: Callable[[object], bool]) -> bool:
-    return isinstance(value, list) and all(map(is_right, value))
-
-
-_TYPES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
-    "model": (_is_text, "a text"),
-    "loss": (_is_text, "a text"),
-    "target": (_is_text, "a text"),
-    "ignore_index": (is_int, "an integer"),
-    "weight": (lambda value: value is None or _is_text(value), "a text or null"),
-    "inputs": (lambda value: _is_list(value, _is_text), "a list of texts"),
-    "normalize": (lambda value: _is_list(value, _is_text), "a list of texts"),
-    "input_shape": (lambda value: _is_list(value, _is_size), "a list of positive integers"),
-    "input_shapes": (lambda value: _is_list(value, lambda each: _is_list(each, _is_size)), "a list of shapes"),
-    "n_outputs": (_is_size, "a positive integer"),
-    "class_values": (lambda value: _is_list(value, is_number), "a list of numbers"),
-    "ignored_label": (lambda value: value is None or is_int(value), "an integer or null"),
-    "labels_as_float": (lambda value: isinstance(value, bool), "true or false"),
-    "category_sizes": (lambda value: _is_list(value, _is_size), "a list of positive integers"),
-    "model_args": (lambda value: isinstance(value, dict), "an object"),
-    "model_sha256": (_is_text, "a text"),
-    **CHECKS,
-}
-"""The values of a run's configuration that are read here: their check, and its name."""
-
-
-def _build(
-    run: Path, config: dict[str, Any], model: str | None, checkpoint: Checkpoint, dataset: Dataset, loss: Loss
-) -> nn.Module:
-    name = model or config["model"]
-    if "n_outputs" not in config and model is None:
-        what = f"the run does not say how its model ({name}) is built"
-        raise UsageError(what, where=str(run / CONFIG), fix=Fix(_BY_NAME))
-    if is_code(name):
-        if model is None:
-            raise _not_named(run, name, config.get("model_sha256"))
-    else:
-        _check_sizes(run, config, name, checkpoint)
-    inputs = config["inputs"]
-    shapes = config.get("input_shapes") or [config.get("input_shape", ())]
-    data = ModelData(
-        shapes=dict(zip(inputs, map(tuple, [*shapes, *([()] * (len(inputs) - len(shapes)))]), strict=False)),
-        n_outputs=config.get("n_outputs", 1),
-        category_sizes=tuple(config.get("category_sizes", ())),
-        classes=dataset.classes,
-        task=describe_data(dataset, (), 1, loss).task,
-        dataset=dataset,
-    )
-    return make_model(name, data, model_args=config.get("model_args")).module
-
-
-_BY_NAME: Final = Argument("model", "FILE.py:NAME")
-
-
-def _not_named(run: Path, model: str, digest: str | None) -> CheckpointError:
-    """Make the error for a run that names code, which runs only where the user names it: a run may come from anyone."""
-    code = code_of(model)
-    file = Path(code.place) if code is not None and code.is_file else None
-    why = "A run is data, and may come from anyone"
-    if file is not None and not file.is_file():
-        why += "; no such file is here"
-    elif file is not None and digest is not None:
-        is_same = file_digest(file) == digest
-        why += f"; {file} is {'the' if is_same else 'not the'} file of the training{'' if is_same else ' any more'}"
-    is_there = file is None or file.is_file()
-    return CheckpointError(
-        f"the run's model is code, {model!r}, which runs only where you name it",
-        where=str(run / CONFIG),
-        why=why,
-        fix=Fix(Argument("model", model) if is_there else _BY_NAME, ", if you know what is in it"),
-    )
-
-
-def _check_sizes(run: Path, config: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
-    """Refuse sizes above those of the saved weights, before a model of them takes the memory."""
-    weights = [tensor.shape for tensor in checkpoint.tensors(MODEL).values()]
-    n_saved = sum(map(math.prod, weights))
-    widest = max((shape[1] for shape in weights if len(shape) == 2), default=0)
-    channels = [shape[1] for shape in weights if len(shape) == 4]
-    # A cnn's Linear takes 32 numbers of each 4 by 4 pixels, and up to 7 by 7 at the edges are one of these.
-    most = min(channels) * 49 * widest // 32 if name == "cnn" and channels else widest
-    shape = config.get("input_shape", ())
-    sizes = config.get("category_sizes", ())
-    others = [math.prod(each) for each in config.get("input_shapes", ())]
-    first = 0 if config["inputs"][:1] == [CATEGORIES] and sizes else math.prod(shape)
-    for told, size, limit in (
-        ("n_outputs", config.get("n_outputs", 1), n_saved),
-        ("input_shape", first, most),
-        ("input_shapes", max(others, default=0), n_saved),
-        ("category_sizes", sum(sizes), n_saved),
-        ("model", max(map(int, re.findall(r"[0-9]+", name)), default=0), n_saved),
-    ):
-        if size > limit:
-            why = f"{told} is {config[told]!r}, and the saved weights are of a model that takes at most {limit:,}"
-            raise CheckpointError("is damaged", where=str(run / CONFIG), why=why, fix="train again")
-
-
-def _normalize(checkpoint: Checkpoint, names: list[str]) -> dict[str, nn.Module]:
-    states = normalize_states(checkpoint)
-    modules: dict[str, nn.Module] = {}
-    for name in names:
-        state = states.get(name, {})
-        if not state.keys() >= {"mean", "std"}:
-            raise CheckpointError(f"what rescales {name} is missing", where=str(checkpoint.path), fix="train again")
-        modules[name] = Normalize(state["mean"], state["std"])
-    return modules

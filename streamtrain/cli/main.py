@@ -38,6 +38,8 @@ COMMANDS: Final = {
     "plan": "Show what a run takes, and how well its data is shuffled.",
     "train": "Train a model on a dataset.",
     "evaluate": "Measure a trained model on a dataset.",
+    "predict": "Predict every row of a dataset, or of raw files.",
+    "export": "Write a trained model to one file.",
     "compare": "Train by several update rules and optimizers, side by side.",
     "report": "Write a run's report: one HTML file.",
     "profile": "Watch a command's memory beside its loaders' budgets.",
@@ -47,6 +49,7 @@ COMMANDS: Final = {
 
 _MODULES: Final = {
     **dict.fromkeys(("info", "repair", "verify"), "dataset"),
+    **dict.fromkeys(("predict", "export"), "inference"),
     **dict.fromkeys(("report", "profile", "doctor"), "diagnostics"),
 }
 """Command name -> the module of `streamtrain.cli` it is in, where that has another name."""

@@ -54,8 +54,9 @@ from streamtrain.system.units import format_bytes, format_rate
 from streamtrain.training.batch_stream import normalize_fields
 from streamtrain.training.best.monitor import BestEpoch
 from streamtrain.training.best.watch import make_watch
+from streamtrain.training.labels.facts import label_config
 from streamtrain.training.labels.from_data import n_outputs
-from streamtrain.training.labels.reading import n_ignored, reading_config
+from streamtrain.training.labels.reading import n_ignored
 from streamtrain.training.metrics.baseline import short_number
 from streamtrain.training.metrics.history import History
 from streamtrain.training.metrics.tasks import score_name
@@ -391,7 +392,7 @@ def _make_trainer(
     about = {
         **built.config(),
         **data.config(),
-        **reading_config(reading),
+        **label_config(dataset, options.target, loss, reading, task),
         **({"init": options.init} if options.init else {}),
         "dataset": str(dataset.path),
         "dataset_id": dataset.id,

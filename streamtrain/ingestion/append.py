@@ -77,7 +77,7 @@ def n_full_shards(base: Dataset) -> int:
 
 def appended_source(base: Dataset, more: Source) -> AppendedSource:
     """Put the rows of a source behind a dataset's last ones; refuse other columns, fields or classes."""
-    facts = known_of(base).facts if base.manifest.schema is not None else None
+    facts = known_of(base.schema).facts if base.manifest.schema is not None else None
     if more.schema_facts != facts:
         raise UsageError(
             "the rows have categories, dates, fills or several targets that the dataset does not have",

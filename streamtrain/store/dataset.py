@@ -33,7 +33,7 @@ from streamtrain.store.manifest import (
     read_checksums,
 )
 from streamtrain.store.root import check_folder, read_root
-from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET, CategoryColumn, Schema, schema_of
+from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET, CategoryColumn, Schema, reading_of, schema_of
 from streamtrain.store.schema.description import described, described_columns
 from streamtrain.store.schema.label_task import class_values, label_task
 from streamtrain.store.schema.task import LabelTask
@@ -135,10 +135,9 @@ class Dataset:
     @property
     def _named(self) -> Schema:
         """The schema without what files of their own hold."""
-        named, facts = (
-            schema_of(self.fields, self.manifest.sources, classes=self.manifest.classes),
-            self.manifest.schema,
-        )
+        manifest = self.manifest
+        named, facts = schema_of(self.fields, manifest.sources, classes=manifest.classes), manifest.schema
+        named = replace(named, reading=reading_of(manifest.options, manifest.sources))
         if facts is None:
             return named
         told = {INPUT: facts.columns, TARGET: facts.targets, CATEGORIES: tuple(each.name for each in facts.categories)}

@@ -91,6 +91,15 @@ class FileWriter:
             self.n_bytes += n_written
             views = _without_first(views, n_written)
 
+    def write_again(self, head: bytes) -> None:
+        """Write over the first bytes, once what belongs there is known."""
+        assert self._fd is not None, "the file is finished, or was abandoned"
+        assert len(head) <= self.n_bytes
+        n_done = 0
+        while n_done < len(head):
+            with translate_os_errors("write", self._path):
+                n_done += self._system.pwrite(self._fd, head[n_done:], n_done)
+
     @property
     def folder(self) -> Path:
         """The directory of the file."""

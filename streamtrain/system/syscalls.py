@@ -66,6 +66,10 @@ class Syscalls:
         """Write some of the buffers' bytes, in order; return how many."""
         return os.writev(fd, buffers)
 
+    def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
+        """Write some bytes at a place of a file; return how many."""
+        return os.pwrite(fd, data, offset)
+
     def fsync(self, fd: int) -> None:
         """Flush a file to the disk, through the drive's own cache."""
         if sys.platform == "darwin":

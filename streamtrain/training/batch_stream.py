@@ -106,6 +106,11 @@ class LearnedSchema:
         self._schema: Schema | None = None
         self._told_unnamed: set[str] = set()
 
+    @property
+    def schema(self) -> Schema:
+        """What was learned; nothing is known before."""
+        return self._schema or Schema()
+
     def learn(self, stream: BatchStream, val: BatchStream | None, fields: tuple[str, ...], *, anew: bool) -> None:
         """Take the schema of a stream where there is none yet, and compare the streams with it."""
         if self._schema is None or anew:

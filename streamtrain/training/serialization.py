@@ -146,22 +146,22 @@ def check_tensors(state: Mapping[str, Any]) -> None:
             )
 
 
-def write_tensors(out: FileWriter, state: Mapping[str, Tensor]) -> str:
+def write_tensors(out: FileWriter, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Write tensors that passed `check_tensors`; return the SHA-256 of the file in hexadecimal.
 
     Tensors that share memory are written once for each name.
     """
     digest = hashlib.sha256()
-    for piece in _pieces(state):
+    for piece in _pieces(state, metadata):
         digest.update(piece)
         out.write(piece)
     return digest.hexdigest()
 
 
-def _pieces(state: Mapping[str, Tensor]) -> Iterator[memoryview]:
+def _pieces(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Iterator[memoryview]:
     # Wide elements first, so that each tensor begins at a multiple of its element size.
     ordered = sorted(state.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    entries: dict[str, dict[str, object]] = {}
+    entries: dict[str, dict[str, object]] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name, tensor in ordered:
         stop = at + tensor.nbytes

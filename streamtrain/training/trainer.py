@@ -41,6 +41,7 @@ from streamtrain.training.batch_stream import (
 from streamtrain.training.best.watch import EpochWatch, check_same_weights, make_watch
 from streamtrain.training.checkpoint import load_initial_weights
 from streamtrain.training.fitting import FitPlan, Fitting
+from streamtrain.training.inference.predicts import PredictsInTraining
 from streamtrain.training.labels.class_weights import ClassWeight
 from streamtrain.training.labels.from_data import BuiltLater, is_known
 from streamtrain.training.labels.learned import LearnedData
@@ -59,7 +60,7 @@ from streamtrain.training.sized_loaders import LoaderOptions, streams_of
 _OF_OPTIMIZERS: Final = ("momentum", "betas", "eps", "weight_decay", "nesterov")
 
 
-class Trainer(BuiltLater):
+class Trainer(PredictsInTraining, BuiltLater):
     """Train and evaluate a model on streams of batches.
 
     Parameters
@@ -384,7 +385,7 @@ class Trainer(BuiltLater):
         before, self._watch = self._watch, watch
         streams = (stream_identity(loader), None if val is None else stream_identity(val))
         with (
-            open_run(checkpoint, self.describe(loader), resumes=plan.resumes) as run,
+            open_run(checkpoint, self._config(self.describe(loader), loader), resumes=plan.resumes) as run,
             watch.over(streams, run, lambda: self.counts, before=before),
             in_stored_order(loader) if self._rule.in_stored_order else nullcontext(loader) as stream,
             nullcontext(val) if val is None else in_stored_order(val) as measured,

@@ -38,7 +38,7 @@ def options_beside_it(w: World) -> None:
 
 
 @world(
-    "ingestion/sources/registry.py:_open_tables: correct the value in the source, or leave its row out",
+    "ingestion/sources/registry.py:open_readers: correct the value in the source, or leave its row out",
     f"{_LEARNER}_check_known: leave those rows out of the source, or ingest all anew",
 )
 def values_that_the_other_has_not(w: World) -> None:

@@ -168,7 +168,7 @@ def weights_to_start_from(w: World) -> None:
     w.works(f"{TRAIN} --init old.safetensors")
 
 
-@world("cli/evaluate.py:_check_sizes: train again")
+@world("training/inference/saved_run.py:_check_sizes: train again")
 def sizes_of_no_saved_weights(w: World) -> None:
     w.dataset()
     evaluate = "evaluate run d.zarr --memory 16MB --batch-size 20"

@@ -193,7 +193,9 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "training/batch_stream.py:check_weight_field: floats or integers",
     ),
     "needs a checkpoint of another release": ("training/checkpoint.py:_checked: the matching release",),
-    "is shown in the tests of `evaluate`, with a run that lacks it": ("cli/evaluate.py:_normalize: train again",),
+    "is shown in the tests of `evaluate`, with a run that lacks it": (
+        "training/inference/saved_run.py:normalize_modules: train again",
+    ),
     "needs a model of gigabytes": (
         "comparison/surface.py:n_snapshots: fewer rules or optimizers, a smaller model, or no surface",
     ),

@@ -19,7 +19,7 @@ from tests.advice.world import World, world
 
 _READER = "diagnostics/run_reader.py:"
 _CHECKPOINT = "training/checkpoint.py:"
-_EVALUATE = "cli/evaluate.py:"
+_SAVED = "training/inference/saved_run.py:"
 _FOLDER = "training/run_folder.py:"
 _MATCHING = "store/schema/matching.py:"
 AGAIN = "train again"
@@ -78,8 +78,8 @@ def a_report_of_a_run_that_did_not_begin(w: World) -> None:
 
 
 @world(
-    f"{_EVALUATE}_check_types: {AGAIN}",
-    f"{_EVALUATE}_trained: {AGAIN}",
+    f"{_SAVED}_check_types: {AGAIN}",
+    f"{_SAVED}read_run: {AGAIN}",
     f"{_FOLDER}read_config: {AGAIN}",
     f"{_FOLDER}read_schema: {AGAIN}",
     f"{_CHECKPOINT}_no_checkpoint: {AGAIN}",
@@ -112,7 +112,7 @@ def folders_that_are_no_run(w: World) -> None:
     w.works(f"evaluate {named} {rest}")
 
 
-@world(f"{_EVALUATE}_build: model='FILE.py:NAME'")
+@world(f"{_SAVED}build_module: model='FILE.py:NAME'")
 def a_run_of_a_model_made_in_python(w: World) -> None:
     w.dataset()
     Path("m.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(4, 3)\n")
@@ -125,8 +125,8 @@ def a_run_of_a_model_made_in_python(w: World) -> None:
 
 
 @world(
-    f"{_EVALUATE}_not_named: model={{}}, if you know what is in it",
-    f"{_EVALUATE}_not_named: model='FILE.py:NAME', if you know what is in it",
+    f"{_SAVED}_not_named: model={{}}, if you know what is in it",
+    f"{_SAVED}_not_named: model='FILE.py:NAME', if you know what is in it",
 )
 def a_run_that_brings_its_model(w: World) -> None:
     w.dataset()

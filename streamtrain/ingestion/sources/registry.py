@@ -207,10 +207,10 @@ def open_like(
 
     Return with it the options that say the same. Rows to append may be given the dataset's own options again.
     """
-    readers = None if labels is not None else _readers_of(source, options)
+    readers = None if labels is not None else readers_of(source, options)
     if readers is not None:
-        like = (options_behind if appends else options_like)(dataset, options)
-        return _with_clear_names(_open_tables(readers, like, known_of(dataset)), like), like
+        like = options_behind(dataset, options) if appends else options_like(dataset.schema, options)
+        return _with_clear_names(open_readers(readers, like, known_of(dataset.schema)), like), like
     opened = open_source(source, labels=labels, options=dataclasses.replace(options, classes=dataset.manifest.classes))
     if dataset.manifest.schema is not None:
         raise without_names(dataset, name_of(opened))
@@ -218,7 +218,7 @@ def open_like(
     return opened, options
 
 
-def _readers_of(source: object, options: SourceOptions) -> list[TableReader] | None:
+def readers_of(source: object, options: SourceOptions) -> list[TableReader] | None:
     """Open what is a table, for columns of any role; None where it is none."""
     files = _files_of(source)
     if files is None:
@@ -321,7 +321,7 @@ def _open(source: object, options: SourceOptions) -> Source:
 
 def _open_frame(frame: object, options: SourceOptions) -> Source:
     if has_roles(options):
-        return _open_tables([frames.reader(frame)], options)
+        return open_readers([frames.reader(frame)], options)
     try:
         return frames.open_frame(frame, options)
     except UnfitColumns as error:
@@ -440,7 +440,7 @@ def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
     if reader is None:
         _check_no_roles(options, f"{families[0].name} files")
     elif has_roles(options):
-        return _open_tables([reader(file, options) for file in files], options)
+        return open_readers([reader(file, options) for file in files], options)
     try:
         return _opened(files, families, options)
     except UnfitColumns as error:
@@ -449,7 +449,8 @@ def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
         raise told_at_once(error, [reader(file, options) for file in files], options) from error
 
 
-def _open_tables(readers: Sequence[TableReader], options: SourceOptions, known: Learned | None = None) -> Source:
+def open_readers(readers: Sequence[TableReader], options: SourceOptions, known: Learned | None = None) -> Source:
+    """Open the files of a table for columns of any role."""
     try:
         return open_tables(readers, options, known)
     except UnfitColumns as error:

@@ -32,6 +32,9 @@ _VERSION_OF_TABLES: Final = 2
 
 _FIRST_CATEGORY: Final = 2
 
+READING: Final = ("na", "nan", "timezone", "drop_unlabelled", "weight_column", "id_column")
+"""Options of an ingest by which more rows of the same meaning are read."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CategoryColumn:
@@ -60,6 +63,8 @@ class Schema:
     targets: Names = ()  # columns of y, where there are several
     fills: Mapping[str, float] = field(default_factory=dict)  # column of x -> its value where one is missing
     task: str | None = None  # where it was told
+    # How more rows are read, as far as the rest does not show it; the numbers mean the same however they were read.
+    reading: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def field(self, name: str) -> Field | None:
         """Return the field of that name, or None."""
@@ -74,6 +79,12 @@ def schema_of(
     known = {each.name: each for each in fields}
     fitting = {name: names for name, names in named.items() if name in known and _fits(known[name], names)}
     return Schema(fields=fields, columns=fitting, classes=classes)
+
+
+def reading_of(options: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Collect from an ingest's options and its first source how more rows are read."""
+    said = {**options, **(sources[0] if sources else {})}
+    return {name: said[name] for name in READING if said.get(name)}
 
 
 def column_lists(sources: Iterable[Mapping[str, Any]]) -> dict[str, list[Names]]:
@@ -111,6 +122,7 @@ def schema_json(schema: Schema) -> dict[str, Any]:
         "columns": {name: list(names) for name, names in schema.columns.items()},
         "classes": None if schema.classes is None else list(schema.classes),
         **more,
+        **({"reading": dict(schema.reading)} if schema.reading else {}),
     }
 
 
@@ -127,9 +139,19 @@ def parse_schema(found: object) -> Schema:
             categories=tuple(parse_category(each) for each in objects(found.get("categories", []))),
             targets=texts(found.get("targets", [])),
             fills=parse_fills(found.get("fills", {})),
+            reading=_parse_reading(found.get("reading", {})),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _parse_reading(found: object) -> dict[str, Any]:
+    known = set(READING)
+    if not isinstance(found, dict) or not found.keys() <= known:
+        raise ValueError("how rows are read is not there")
+    if not all(isinstance(value, str | bool) for value in found.values()):
+        raise ValueError("how rows are read is no text")
+    return found
 
 
 def category_json(category: CategoryColumn) -> dict[str, Any]:

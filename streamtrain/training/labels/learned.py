@@ -65,8 +65,8 @@ class LearnedData:
         loop.targets = targets
         loop.scoring = replace(loop.scoring, normalization=targets.normalization, baseline=targets.baseline)
 
-    def scoring(self, data: StreamDataset, positive: str | int | None) -> Scoring:
-        """Say how outputs on other data are scored; refuse it where statistics of training data are missing."""
+    def check_known(self) -> None:
+        """Refuse to look at other data where statistics of training data are missing."""
         awaited = "normalize='auto'" if self._awaits_statistics else None
         if self._targets is not None and self._targets.needs_statistics:
             awaited = awaited or "normalize_target or class_weight"
@@ -75,6 +75,10 @@ class LearnedData:
                 f"{awaited} takes the statistics of the training data, and there was none yet",
                 fix="fit first, or give the modules themselves",
             )
+
+    def scoring(self, data: StreamDataset, positive: str | int | None) -> Scoring:
+        """Say how outputs on other data are scored."""
+        self.check_known()
         self.read_labels(data)
         names = names_of_rows(data, self._loop.target, self._loop.loss, self._loop.reading)
         chosen = 1 if positive is None else class_number(positive, names)

@@ -31,7 +31,7 @@ DEFAULT_LOSSES: Final[dict[TaskName, str]] = {
     "regression": "mse",
 }
 
-_TASKS_OF_LOSSES: Final[dict[str, tuple[TaskName, ...]]] = {
+TASKS_OF_LOSSES: Final[dict[str, tuple[TaskName, ...]]] = {
     "cross_entropy": ("classification",),
     "nll": ("classification",),
     "bce_with_logits": ("multilabel", "classification"),
@@ -137,7 +137,7 @@ def settled(
         return _by_task(found, of_classes, where, ignore_label)
     resolved = resolve_loss(loss, ignore_index=ignore_label)
     check_ignoring(resolved, ignore_label)
-    fitting = _TASKS_OF_LOSSES.get(resolved.name)
+    fitting = TASKS_OF_LOSSES.get(resolved.name)
     if fitting is None or found is None:
         return resolved, told
     if told is not None and told not in fitting:

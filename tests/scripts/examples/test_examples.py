@@ -64,7 +64,13 @@ def source_plugin(text: str) -> None:
     assert "".join(text.split()) == "[[0.50.2.][0.1.0.][-1.0.0.]][010]"
 
 
-EXPECTED = {f"{check.__name__}.py": check for check in (train_from_store, two_inputs, plain_loop, lbfgs, source_plugin)}
+def predict_table(text: str) -> None:
+    assert text.startswith("1,000 predictions, off by ")
+    assert figures(r"off by ([\d.]+)", text)[0] < 0.5 * figures(r"vary by ([\d.]+)", text)[0]
+
+
+CHECKS = (train_from_store, two_inputs, plain_loop, lbfgs, source_plugin, predict_table)
+EXPECTED = {f"{check.__name__}.py": check for check in CHECKS}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

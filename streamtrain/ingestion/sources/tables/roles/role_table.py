@@ -52,7 +52,7 @@ class RoleTable(Source):
     options: SourceOptions
     learned: Learned
     types: ColumnTypes
-    n_samples: int
+    n_samples: int | None  # None where nobody has counted them
     provenance: tuple[dict[str, Any], ...]
     reading: ReadingMemory
     seekable = False
@@ -87,7 +87,7 @@ class RoleTable(Source):
                 del run
                 yield from pieces(rows, n_rows)
                 del rows
-        if n_done != self.n_samples:
+        if self.n_samples not in (None, n_done):
             raise self._changed(f"{n_done:,} rows now, {self.n_samples:,} when it was opened")
 
     def column(self, name: str) -> Iterator[tuple[npt.NDArray[np.intp], Any]]:
@@ -193,6 +193,33 @@ def _open_tables(readers: Sequence[TableReader], options: SourceOptions, known: 
     lasting = tables[0].reading.lasting_bytes + learned.n_bytes  # which all of them share
     tables[0].reading = replace(tables[0].reading, lasting_bytes=lasting)
     return tables[0] if len(tables) == 1 else Concatenation(tables)
+
+
+def open_unsurveyed(readers: Sequence[TableReader], options: SourceOptions, known: Learned) -> Source:
+    """Make a source of a table's files in terms that are known: each row is read once, and checked as it is read."""
+    tables = [_unsurveyed(reader, options, known) for reader in readers]
+    lasting = tables[0].reading.lasting_bytes + known.n_bytes
+    tables[0].reading = replace(tables[0].reading, lasting_bytes=lasting)
+    return tables[0] if len(tables) == 1 else Concatenation(tables)
+
+
+def _unsurveyed(reader: TableReader, options: SourceOptions, known: Learned) -> RoleTable:
+    roles = choose_roles(reader.header, options, str(reader.path), reader.metadata)
+    types = _known_types(known, roles)
+    if reader.types is not None and types.numbers.kind == "f":
+        # What declares floats of another width is rounded as arrays are; text is parsed as what it becomes.
+        types = replace(types, numbers=np.dtype(np.float64))
+    facts, *more = reader.provenance
+    return RoleTable(
+        reader=reader,
+        roles=roles,
+        options=options,
+        learned=known,
+        types=types,
+        n_samples=None,
+        provenance=({**facts, **facts_of_roles(roles)}, *more),
+        reading=reader.reading,
+    )
 
 
 def _survey(rows: RowReader, learner: TableLearner, seen: FileCounts) -> None:

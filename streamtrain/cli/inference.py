@@ -1,0 +1,329 @@
+"""``streamtrain predict RUN SRC...`` and ``streamtrain export RUN``: what a run's model says of any data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from streamtrain.cli.options import set_threads
+from streamtrain.cli.output import as_command_line, emit, json_option, note, print_text, which_option
+from streamtrain.errors import Lines, UsageError
+from streamtrain.ingestion.request import source_options
+from streamtrain.ingestion.rows import open_rows
+from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.store.dataset import open_dataset, open_preferred
+from streamtrain.store.schema.columns import Schema
+from streamtrain.system.files import local_path
+from streamtrain.system.memory import MemoryMeter, limit_heap_growth
+from streamtrain.system.units import format_bytes, format_duration, format_rate, parse_bytes
+from streamtrain.training.inference.batches import is_raw
+from streamtrain.training.inference.export import check_export, export
+from streamtrain.training.inference.model import TrainedModel, load
+from streamtrain.training.inference.predicting import (
+    PredictOptions,
+    Predictor,
+    Written,
+    consume,
+    opened_parts,
+    write,
+)
+from streamtrain.training.inference.predictions import Part
+from streamtrain.training.inference.saved_run import read_run
+from streamtrain.training.inference.writers.columns import columns_of
+from streamtrain.training.inference.writers.target import buffer_bytes, check_target, writer_terms
+from streamtrain.training.inference.writers.text import TextWriter
+
+_path = click.Path(path_type=Path)
+_N_SHOWN: Final = 10
+STDOUT: Final = "-"
+
+MODEL_OPTION: Final = click.option(
+    "--model", help="The FILE.py:NAME or PACKAGE.MODULE:NAME of the run, where it is asked for."
+)
+DEVICE_OPTION: Final = click.option(
+    "--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ..."
+)
+TEXT_OPTIONS: Final = (
+    click.option("--delimiter", metavar="CHAR", help="Raw text: by default found among , ; | and tab."),
+    click.option("--encoding", metavar="NAME", help="Raw text: its encoding; utf-8 by default."),
+    click.option("--header", metavar="WHERE", help="Raw text: first, or none with --names."),
+    click.option("--names", metavar="A,B", help="Raw text without a header: the names of its columns."),
+    click.option("--na-values", metavar="A,B", help="Raw text: texts that mean missing."),
+)
+"""How raw text is written, where it is not as by default."""
+
+
+def with_text_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of raw text."""
+    for add in reversed(TEXT_OPTIONS):
+        command = add(command)
+    return command
+
+
+def text_options(given: dict[str, Any], memory: str) -> SourceOptions:
+    """Take the options of raw text as click gives them."""
+    said = {name: value for name, value in given.items() if value is not None}
+    for name in ("names", "na_values"):
+        if name in said:
+            said[name] = tuple(said[name].split(","))
+    if said.get("delimiter") in _TABS:
+        said["delimiter"] = "\t"
+    return replace(source_options(**said), memory=parse_bytes(memory, name="memory"))
+
+
+_TABS: Final = ("\\t", "tab")
+
+
+@click.command("predict", context_settings={"show_default": True})
+@click.argument("run", type=_path)
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
+@click.option("--out", metavar="FILE", help="A .csv, .tsv, .parquet, .npy or .zarr; - is CSV on stdout.")
+@click.option("--probabilities", is_flag=True, help="Of every class, not only of the predicted one.")
+@click.option("--split", metavar="NAME", help="The split of SRC to predict, where it has splits.")
+@click.option("--rows", metavar="A:B", help="Rows A up to, not including, B; from 0.")
+@which_option
+@MODEL_OPTION
+@click.option("--batch-size", type=int, default=1024, help="Samples of a batch.")
+@click.option("--memory", default="512MB", help="Budget for all that reading and writing own.")
+@DEVICE_OPTION
+@click.option("--overwrite", is_flag=True, help="Replace what is at --out when the new one is whole.")
+@with_text_options
+@json_option
+def predict_command(
+    run: Path,
+    sources: tuple[str, ...],
+    out: str | None,
+    probabilities: bool,
+    split: str | None,
+    rows: str | None,
+    which: str,
+    model: str | None,
+    batch_size: int,
+    memory: str,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+    **of_text: Any,
+) -> None:
+    """Predict every row of SRC, in order, by the model of the folder RUN.
+
+    SRC is a dataset, or raw files of any format that `streamtrain ingest` reads: their columns are matched by name with
+    those of the training. Without --out the first ten rows are shown.
+    """
+    set_threads(None)
+    limit_heap_growth()
+    _check_out(out, sources, overwrite=overwrite, as_json=as_json)
+    options = PredictOptions.of(
+        probabilities=probabilities,
+        batch_size=batch_size,
+        memory=memory,
+        rows=rows,
+        writes=None if out is None else Path(out).suffix,
+        say=note,
+    )
+    with MemoryMeter() as meter:
+        loaded = load(run, which, device, model)
+        note(as_command_line(loaded.weights))
+        data = opened_data(sources, loaded.schema, loaded.inputs, text_options(of_text, _share(options)), split=split)
+        started = time.perf_counter()
+        predictor = replace(loaded.predictor(), name="the run")
+        shown: list[Part] = []
+        if out is None:
+            written = _show(predictor, data, options, shown)
+        elif out == STDOUT:
+            written = _print(predictor, data, options)
+        else:
+            written = write(predictor, data, options, out, overwrite=overwrite)
+        seconds = time.perf_counter() - started
+    _tell_others(written)
+    result = _result(run, sources, out, loaded, written, seconds, options.memory, meter)
+    if out is None:
+        columns = _joined(predictor, shown, options)
+        result["predictions"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        emit(as_json, result, Lines.of([*_table(columns), _keeping(run, sources)]))
+        return
+    text = Lines.of([*_lines(written, seconds, result["memory"]), *([f"out     {out}"] if out != STDOUT else [])])
+    if out == STDOUT:
+        note(text)
+    else:
+        emit(as_json, result, text)
+    if hint := written.summary.hint():
+        note(f"hint: {hint}")
+
+
+def _share(options: PredictOptions) -> str:
+    """Return what reading raw rows may own of the memory."""
+    return f"{options.memory - sum(writer_terms(options.writes, options.memory).values())}B"
+
+
+def _check_out(out: str | None, sources: Sequence[str], *, overwrite: bool, as_json: bool) -> None:
+    if out == STDOUT and as_json:
+        raise UsageError("--json with --out -", why="Both are for stdout", fix="--out predictions.csv, say")
+    if overwrite and out in (None, STDOUT):
+        raise UsageError("--overwrite without a file", fix="--out predictions.csv, say")
+    if out not in (None, STDOUT):
+        check_target(str(out), overwrite=overwrite, sources=sources)
+
+
+def opened_data(
+    sources: Sequence[str],
+    schema: Schema,
+    inputs: Sequence[str],
+    options: SourceOptions,
+    labels: Sequence[str] = (),
+    *,
+    split: str | None = None,
+    preferred: Sequence[str] = (),
+) -> Any:
+    """Open a dataset, of splits the one that is named or preferred, or raw files by a run's schema."""
+    first = local_path(sources[0])
+    if len(sources) == 1 and not is_raw(first) and (first.exists() or first.suffix in ("", ".zarr")):
+        named = split is not None or not preferred
+        return open_dataset(first, split=split) if named else open_preferred(first, *preferred)
+    if split is not None:
+        raise UsageError("--split with raw files", why="It names one of the datasets of an ingest", fix="leave it out")
+    source: Any = list(sources) if len(sources) > 1 else sources[0]
+    return open_rows(
+        source,
+        schema,
+        inputs=inputs,
+        labels=labels,
+        options=options,
+        of="the run",
+        say=lambda text: note(as_command_line(text)),
+    )
+
+
+def _show(predictor: Predictor, data: object, options: PredictOptions, shown: list[Part]) -> Written:
+    """Predict the first rows alone."""
+    start, stop = options.rows
+
+    def add(part: Part) -> None:
+        shown.append(part.between(start, start + _N_SHOWN))
+
+    with opened_parts(predictor, data, options) as (parts, n_rows, terms):
+        limit = start + _N_SHOWN if stop is None else min(stop, start + _N_SHOWN)
+        needed = limit if n_rows is None else min(limit, start + n_rows)
+        return consume(predictor, _up_to(parts, needed), options, add, terms)
+
+
+def _up_to(parts: Any, stop: int) -> Any:
+    for part in parts:
+        yield part.between(0, stop)
+        if part.first_row + len(part) >= stop:
+            return
+
+
+def _print(predictor: Predictor, data: object, options: PredictOptions) -> Written:
+    def write_text(text: bytes) -> None:
+        if text:
+            print_text(Lines(text.decode().removesuffix("\n")))
+
+    text = TextWriter(
+        write_text,
+        predictor.form,
+        delimiter=",",
+        probabilities=options.probabilities,
+        buffer_bytes=buffer_bytes(options.memory),
+    )
+    with opened_parts(predictor, data, options) as (parts, _, terms):
+        written = consume(predictor, parts, options, text.add, terms)
+    text.flush()
+    return written
+
+
+def _joined(predictor: Predictor, shown: list[Part], options: PredictOptions) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {}
+    for part in shown:
+        for name, values in columns_of(part, predictor.form, probabilities=options.probabilities).items():
+            columns.setdefault(name, []).extend(values.tolist())
+    return columns
+
+
+def _table(columns: dict[str, list[Any]]) -> list[str]:
+    cells = [[name, *map(_cell, values)] for name, values in columns.items()]
+    widths = [max(map(len, column)) for column in cells]
+    return [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        for row in zip(*cells, strict=True)
+    ]
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _keeping(run: Path, sources: Sequence[str]) -> str:
+    from streamtrain.cli.output import command_line
+
+    return f"all of them: {command_line(['streamtrain', 'predict', str(run), *sources, '--out', 'predictions.csv'])}"
+
+
+def _tell_others(written: Written) -> None:
+    for name, n in written.unseen.items():
+        note(f"column {name!r}: {n:,} values are 'other', which the training did not have, or too rarely")
+
+
+def _result(
+    run: Path,
+    sources: Sequence[str],
+    out: str | None,
+    loaded: TrainedModel,
+    written: Written,
+    seconds: float,
+    budget: int,
+    meter: MemoryMeter,
+) -> dict[str, Any]:
+    summary = written.summary
+    return {
+        "run": run,
+        "source": list(sources),
+        "out": out,
+        "task": loaded.task,
+        "checkpoint": loaded.best,
+        **summary.named(),
+        "unseen": dict(written.unseen),
+        "seconds": round(seconds, 3),
+        "rows_per_second": round(summary.n_rows / max(seconds, 1e-9), 1),
+        "memory": {
+            "budget": budget,
+            "projected": sum(written.terms.values()),
+            "measured": max(0, meter.peak_bytes),
+            "terms": dict(written.terms),
+        },
+    }
+
+
+def _lines(written: Written, seconds: float, memory: dict[str, Any]) -> list[str]:
+    summary = written.summary
+    rate = format_rate(summary.n_rows, seconds, "rows")
+    terms = " + ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in memory["terms"].items())
+    return [
+        f"rows    {summary.n_rows:,} in {format_duration(seconds)}, {rate}",
+        *summary.lines(),
+        f"memory  budget {format_bytes(memory['budget'])}: {terms}",
+    ]
+
+
+@click.command("export", context_settings={"show_default": True})
+@click.argument("run", type=_path)
+@click.option("--out", metavar="FILE", required=True, help="A .safetensors file.")
+@which_option
+@click.option("--overwrite", is_flag=True, help="Replace what is at --out when the new one is whole.")
+@json_option
+def export_command(run: Path, out: str, which: str, overwrite: bool, as_json: bool) -> None:
+    """Write the weights of the folder RUN, and what rescales its inputs, to one file that needs no streamtrain.
+
+    Its tensors are model.* and normalize.*; its header holds the schema and the task as JSON.
+    """
+    path = check_export(run, out, overwrite=overwrite)
+    saved = read_run(run, which)
+    note(as_command_line(saved.chosen.told()))
+    told = export(saved, path)
+    size = f"{told['tensors']} tensors, {format_bytes(int(str(told['bytes'])))}"
+    emit(as_json, {"run": run, "out": path, **told}, Lines.of([f"out     {path}: {size}"]))

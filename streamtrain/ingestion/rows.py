@@ -1,0 +1,327 @@
+"""Rows of raw data in the terms of a schema, for a model to predict: `rows`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import Argument, Fix, InputError, StreamtrainWarning, UsageError
+from streamtrain.ingestion.request import source_options
+from streamtrain.ingestion.sources.base import ReadingMemory, Source, SourceOptions
+from streamtrain.ingestion.sources.combine import name_of
+from streamtrain.ingestion.sources.registry import open_readers, open_source, readers_of
+from streamtrain.ingestion.sources.tables.arrow import arrow, is_text, places_in, returning_memory, without_dictionary
+from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
+from streamtrain.ingestion.sources.tables.roles.known import known_of, label_of, options_like
+from streamtrain.ingestion.sources.tables.roles.learned import Learned
+from streamtrain.ingestion.sources.tables.roles.reader import TableReader
+from streamtrain.ingestion.sources.tables.roles.role_table import open_unsurveyed
+from streamtrain.ingestion.sources.tables.roles.rows import missing_labels
+from streamtrain.store.dataset import open_dataset
+from streamtrain.store.layout import Field
+from streamtrain.store.schema.arrangement import AS_IT_IS, Arrangement, arrange, check_columns, ignored_columns
+from streamtrain.store.schema.columns import CATEGORIES, ID, INPUT, MISSING, TARGET, WEIGHT, Schema, schema_of
+from streamtrain.system.arguments import check_optional_functions
+from streamtrain.system.units import parse_bytes
+
+Say = Callable[[str], None]
+_RUN_BYTES: Final = 1 << 20
+_N_SHOWN: Final = 5
+
+
+class KnowsItsData(Protocol):
+    """A dataset, or a model that was trained on one."""
+
+    @property
+    def schema(self) -> Schema: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawRows:
+    """Rows of raw data, which are read when they are iterated: dicts of arrays, in order; made by `rows`.
+
+    Attributes
+    ----------
+    fields : tuple of Field
+        What the arrays are.
+    n_rows : int or None
+        How many rows there are; None where only reading them tells.
+    """
+
+    fields: tuple[Field, ...]
+    n_rows: int | None
+    source: Source
+    arrangement: Arrangement = AS_IT_IS
+
+    @property
+    def name(self) -> str:
+        """What is read."""
+        return name_of(self.source)
+
+    @property
+    def reading(self) -> ReadingMemory:
+        """The memory that reading takes besides the rows."""
+        return self.source.reading
+
+    def __iter__(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """Yield runs of at most a megabyte of rows, or one row."""
+        try:
+            for run in self.source.iter_blocks(_RUN_BYTES):
+                rows = self.arrangement.of({field.name: run[field.name] for field in self.fields})
+                yield {field.name: rows[field.name].astype(field.dtype, copy=False) for field in self.fields}
+        except UnfitColumns as error:
+            raise _unfit(error) from error
+
+
+def _unfit(error: UnfitColumns) -> InputError:
+    fix = error.fix or "correct the value in the source, or leave its row out"
+    return InputError(error.what, where=error.where, why=error.why, fix=fix)
+
+
+def rows(
+    source: object,
+    *,
+    like: KnowsItsData | str | os.PathLike[str],
+    memory: int | str = "512MB",
+    say: Say | None = None,
+    **options: object,
+) -> RawRows:
+    r"""Read raw data in the terms of a model, or of a dataset: the inputs alone, each row once, nothing stored.
+
+    Parameters
+    ----------
+    source : path, list of paths, array, dict of arrays, or data frame
+        As for `streamtrain.ingest`.
+    like : model, Dataset or path of one
+        What `streamtrain.load` returns, or a dataset. Columns are matched by name; a category that it has not is
+        "other". Further columns are ignored, labels too.
+    memory : int or str
+        What reading may own.
+    say : callable, optional
+        Called with a sentence on what is put in order or ignored; by default that is a warning.
+    **options
+        How text is written: ``header``, ``names``, ``delimiter``, ``encoding``, ``na_values``; and ``fields``,
+        ``dtype``, ``shape`` of arrays.
+
+    Returns
+    -------
+    RawRows
+        An iterable of dicts of arrays, in bounded memory.
+
+    Raises
+    ------
+    UsageError
+        A column is missing, or a field has another dtype or shape.
+    InputError
+        A value is no number, or missing where nothing stands for it; or a label is of a class that is not known.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile, streamtrain as st
+    >>> from pathlib import Path
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "old.csv").write_text("a,b,y\\n1,2.5,0\n3,4.5,1\n")
+    >>> dataset = st.ingest(folder / "old.csv", folder / "old.zarr", label_column="y")
+    >>> _ = (folder / "new.csv").write_text("b,a\n0.5,7\n")
+    >>> [run["x"].tolist() for run in rows(folder / "new.csv", like=dataset)]
+    [[[7.0, 0.5]]]
+    """
+    check_optional_functions(say=say)
+    known = _known(like)
+    if say is None:
+
+        def say(text: str) -> None:
+            warnings.warn(StreamtrainWarning(text), stacklevel=4)
+
+    inputs = getattr(known, "inputs", None) or _inputs_of(known.schema)
+    return open_rows(
+        source,
+        known.schema,
+        inputs=inputs,
+        options=replace(source_options(**options), memory=parse_bytes(memory, name="memory")),
+        of="the model" if hasattr(known, "inputs") else "the dataset",
+        say=say,
+    )
+
+
+def _known(like: object) -> KnowsItsData:
+    if isinstance(like, str | os.PathLike):
+        return open_dataset(like)
+    if not isinstance(getattr(like, "schema", None), Schema):
+        what = f"like is {like!r:.80}, which says nothing of columns"
+        raise UsageError(what, fix="a dataset, or streamtrain.load(RUN)")
+    return like  # type: ignore[return-value]
+
+
+def _inputs_of(schema: Schema) -> tuple[str, ...]:
+    return tuple(each.name for each in schema.fields if each.name not in (TARGET, WEIGHT, ID))
+
+
+def open_rows(
+    source: object,
+    schema: Schema,
+    *,
+    inputs: Sequence[str],
+    options: SourceOptions,
+    of: str,
+    say: Say,
+    labels: Sequence[str] = (),
+) -> RawRows:
+    """Open raw data for some fields of a schema; with ``labels``, what a model is measured by, surveyed first.
+
+    ``of`` describes the schema in messages.
+    """
+    _check_known(schema, (*inputs, *labels), of)
+    readers = readers_of(source, options)
+    has_names = bool(schema.columns.get(INPUT) or schema.categories)
+    if readers is None or not has_names:
+        return _of_arrays(source, schema, (*inputs, *labels), options, of, say)
+    columns = _columns_of(schema, (*inputs, *labels))
+    for reader in readers:
+        _check_header(reader, columns, of)
+    own = _id_of(schema, readers)
+    _tell_ignored(readers, {*columns, *_labels_of(schema), *schema.reading.values(), *own}, of, say)
+    wanted = (*inputs, *labels, *((ID,) if own else ()))
+    known = replace(known_of(schema), fields=tuple(each for each in schema.fields if each.name in wanted))
+    like = _options_of(schema, options, wanted, is_measured=bool(labels))
+    _check_classes(readers, schema)
+    if labels:
+        opened = open_readers(readers, like, known)
+        _tell_left_out(opened, say)
+    else:
+        opened = _open_unsurveyed(readers, like, known)
+    return RawRows(fields=opened.fields, n_rows=opened.n_samples, source=opened)
+
+
+def _open_unsurveyed(readers: Sequence[TableReader], options: SourceOptions, known: Learned) -> Source:
+    with returning_memory():
+        return open_unsurveyed(readers, options, known)
+
+
+def _check_known(schema: Schema, names: Iterable[str], of: str) -> None:
+    for name in names:
+        if schema.field(name) is None:
+            what = f"{of} does not say what field {name} is"
+            why = "It was trained by an earlier version, or on batches that a transform changed"
+            raise UsageError(what, why=why, fix="a dataset, or train again")
+
+
+def _columns_of(schema: Schema, fields: Iterable[str]) -> tuple[str, ...]:
+    """List the columns that become some fields."""
+    named = {MISSING: INPUT}
+    lists = {name: schema.columns.get(name, ()) for name in (INPUT, CATEGORIES)}
+    lists |= {TARGET: _labels_of(schema), WEIGHT: (schema.reading.get("weight_column", WEIGHT),)}
+    return tuple(dict.fromkeys(column for field in fields for column in lists.get(named.get(field, field), ())))
+
+
+def _labels_of(schema: Schema) -> tuple[str, ...]:
+    return schema.targets or tuple(filter(None, [label_of(schema)]))
+
+
+def _id_of(schema: Schema, readers: Sequence[TableReader]) -> tuple[str, ...]:
+    """Return the column of ids, where all files have it."""
+    name = schema.reading.get("id_column")
+    return (name,) if name and all(name in reader.header for reader in readers) else ()
+
+
+def _check_header(reader: TableReader, columns: Sequence[str], of: str) -> None:
+    where = str(reader.path)
+    twice = [name for name, n in Counter(reader.header).items() if n > 1]
+    if twice:
+        raise UsageError(f"the header names column {twice[0]!r} twice", where=where, fix="rename one of them")
+    check_columns(columns, reader.header, of=of, where=where)
+
+
+def _tell_ignored(readers: Sequence[TableReader], known: set[str], of: str, say: Say) -> None:
+    further = dict.fromkeys(name for reader in readers for name in reader.header if name not in known)
+    text = ignored_columns(further, of=of, where=str(readers[0].path))
+    if text is not None:
+        say(text)
+
+
+def _options_of(schema: Schema, options: SourceOptions, wanted: Sequence[str], *, is_measured: bool) -> SourceOptions:
+    like = options_like(schema, options)
+    is_dropped = like.table.na == "drop" and not is_measured
+    table = replace(
+        like.table,
+        # No row is left out of predictions.
+        na="error" if is_dropped else like.table.na,
+        drop_unlabelled=is_measured and bool(schema.reading.get("drop_unlabelled")),
+        weight_column=like.table.weight_column if WEIGHT in wanted else None,
+        id_column=like.table.id_column if ID in wanted else None,
+    )
+    return replace(like, label_column=like.label_column if TARGET in wanted else None, table=table)
+
+
+def _check_classes(readers: Sequence[TableReader], schema: Schema) -> None:
+    """Refuse labels of classes that are not known, with their count; labels need not be there."""
+    label = label_of(schema)
+    if schema.classes is None or label is None or not all(label in reader.header for reader in readers):
+        return
+    names, unseen = arrow().array(schema.classes, arrow().string()), Counter[str]()
+    with returning_memory():
+        for reader in readers:
+            for batch in reader.batches([label]):
+                unseen += _unseen(batch.columns[label], names, schema.classes)
+    if unseen:
+        listed = ", ".join(map(repr, sorted(unseen)[:_N_SHOWN]))
+        raise InputError(
+            f"label column {label!r} has labels of classes that are not known, {unseen.total():,} in all: {listed}",
+            where=str(readers[0].path),
+            why=f"Known are {', '.join(map(repr, schema.classes[:_N_SHOWN]))}",
+            fix="leave those rows out of the source, or the column",
+        )
+
+
+def _unseen(column: Any, names: Any, classes: tuple[str, ...]) -> Counter[str]:
+    plain = without_dictionary(column)
+    text = plain if is_text(plain) else plain.cast(arrow().string())
+    there = ~missing_labels(text, classes)
+    places = places_in(names, text)
+    found = np.flatnonzero(there & places.is_null().to_numpy(zero_copy_only=False))
+    return Counter(text.take(arrow().array(found)).to_pylist())
+
+
+def _tell_left_out(source: Source, say: Say) -> None:
+    """Tell how many rows are left out of a measurement."""
+    n_rows = sum(entry.get("rows", 0) for entry in source.provenance)
+    for name, why in (("unlabelled", "their label is missing"), ("dropped", "a number in them is missing")):
+        if n := sum(entry.get(name, 0) for entry in source.provenance):
+            say(f"{name_of(source)}: {n:,} of {n_rows:,} rows are left out: {why}")
+
+
+def _of_arrays(
+    source: object, schema: Schema, names: Sequence[str], options: SourceOptions, of: str, say: Say
+) -> RawRows:
+    """Open arrays, and tables where names are on one side only."""
+    opened = open_source(source, options=replace(options, classes=schema.classes))
+    found, where = {each.name for each in opened.fields}, name_of(opened)
+    for name in names:
+        if name not in found:
+            fix = Fix(Argument("fields", {name: "NAME"}), " says which one it is, if it is there")
+            what, why = f"it has no field {name}, which {of} takes", f"It has {', '.join(sorted(found))}"
+            raise UsageError(what, where=where, why=why, fix=fix)
+    theirs = schema_of(opened.fields, _named(opened.provenance), classes=opened.classes)
+    arrangement = arrange(schema, theirs, fields=names, of=of, where=where)
+    for text in arrangement.told:
+        say(text)
+    wanted = (*names, *({ID} & found))
+    fields = tuple(_as_known(schema, each) for each in opened.fields if each.name in wanted)
+    return RawRows(fields=fields, n_rows=opened.n_samples, source=opened, arrangement=arrangement)
+
+
+def _as_known(schema: Schema, own: Field) -> Field:
+    """Take the schema's dtype for what it holds: floats of another width, whole numbers as floats."""
+    known = schema.field(own.name) or own
+    return known if np.can_cast(own.dtype, known.dtype, "same_kind") else replace(own, shape=known.shape)
+
+
+def _named(provenance: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    return tuple(entry for entry in provenance if "columns" in entry)

@@ -1,0 +1,84 @@
+"""Export of a run: one safetensors file of weights and normalization, which says what its numbers mean."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Final
+
+from streamtrain.errors import Argument, Fix, UsageError
+from streamtrain.store.schema.columns import schema_json
+from streamtrain.store.writing.staging import check_in_no_dataset
+from streamtrain.system.files import Files, is_folder, is_there, local_path
+from streamtrain.system.refusals import translate_os_errors
+from streamtrain.training.checkpoint import MODEL, NORMALIZE
+from streamtrain.training.inference.saved_run import SavedRun, class_names
+from streamtrain.training.serialization import check_tensors, write_tensors
+
+SUFFIX: Final = ".safetensors"
+_ANOTHER: Final = Fix("another ", Argument("out"))
+_PICKLES: Final = (".pt", ".pth", ".bin", ".pkl")
+_OF_ONNX: Final = (".mlmodel", ".mlpackage", ".tflite")
+
+
+def check_export(run: str | Path, out: str | Path, *, overwrite: bool) -> Path:
+    """Refuse a file that is not exported to, with what works."""
+    path = local_path(out)
+    suffix, load = path.suffix.lower(), f"streamtrain.load({str(run)!r})"
+    if suffix == ".pt2":
+        why = "Its format is tied to torch's version, and may hold pickles"
+        raise UsageError("no export to .pt2", where=str(out), why=why, fix=f"torch.export.export({load}, (x,)), by you")
+    if suffix in _PICKLES:
+        why = "It is a pickle, whose reading runs code"
+        fix = f"torch.save({load}.module.state_dict(), {str(out)!r}), by you"
+        raise UsageError(f"no export to {suffix}", where=str(out), why=why, fix=fix)
+    if suffix in (".ts", ".torchscript"):
+        why = "TorchScript is deprecated"
+        fix = f"torch.export.export({load}, (x,)), by you"
+        raise UsageError("no export to TorchScript", where=str(out), why=why, fix=fix)
+    if suffix == ".onnx" or suffix in _OF_ONNX:
+        why = "Not yet" if suffix == ".onnx" else "Its tools make it from ONNX"
+        fix = f"torch.onnx.export({load}, (x,), 'm.onnx'), by you, with onnxscript installed"
+        raise UsageError(f"no export to {suffix}", where=str(out), why=why, fix=fix)
+    if suffix != SUFFIX:
+        fix = Fix(Argument("out", f"{path.stem or 'model'}{SUFFIX}"))
+        raise UsageError(f"out is {str(out)!r}, whose suffix names no kind of file", fix=fix)
+    check_in_no_dataset(path.parent, "the exported file", _ANOTHER)
+    with translate_os_errors("look at", path):
+        if is_folder(path) or (is_there(path) and not overwrite):
+            fix = _ANOTHER if is_folder(path) else Fix(Argument("overwrite", True), ", or ", _ANOTHER)
+            raise UsageError("something exists there already", where=str(path), fix=fix)
+        if not path.parent.is_dir():
+            raise UsageError("there is no such folder", where=str(path.parent), fix=_ANOTHER)
+    return path
+
+
+def export(run: SavedRun, path: Path, *, files: Files | None = None) -> dict[str, object]:
+    """Write weights and normalization, and in the header what they mean; return what the header says."""
+    checkpoint = run.chosen.checkpoint
+    tensors = {f"{of}.{name}": tensor for of in (MODEL, NORMALIZE) for name, tensor in checkpoint.tensors(of).items()}
+    check_tensors(tensors)
+    told: dict[str, object] = {
+        "model": run.config["model"],
+        "model_args": run.config.get("model_args", {}),
+        "inputs": list(run.inputs),
+        "task": run.task,
+        "classes": class_names(run),
+        "class_values": run.config.get("class_values"),
+        "loss": run.config["loss"],
+        **{name: run.chosen.named()[name] for name in ("epoch", "monitor", "value")},
+        # Outputs are (y - mean) / std of the targets, where that is told.
+        "normalize_target": None if run.normalized_target is None else run.normalized_target.config(),
+        "version": version_of("streamtrain"),
+    }
+    # Names and texts alone: that is all that a safetensors header takes.
+    metadata = {
+        "format": "pt",
+        "streamtrain": json.dumps(told),
+        "schema": json.dumps(schema_json(run.schema)),
+        "task": run.task or "",
+    }
+    with (files or Files()).create(path) as out:
+        write_tensors(out, tensors, metadata)
+    return told | {"tensors": len(tensors), "bytes": out.n_bytes}

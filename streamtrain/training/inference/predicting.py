@@ -1,0 +1,322 @@
+"""Predictions on data of any kind, a part at a time, in bounded memory: iterated, held, or written to a file."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from streamtrain.errors import Argument, BudgetError, Fix, OutOfRange, UsageError
+from streamtrain.store.dataset import Dataset
+from streamtrain.store.schema.columns import CATEGORIES, ID, Schema
+from streamtrain.system.arguments import check_flags, check_int, is_int
+from streamtrain.system.units import format_bytes, parse_bytes
+from streamtrain.training.batch_stream import fields_of, fields_on
+from streamtrain.training.inference.batches import InputBatches, Wanted, open_batches
+from streamtrain.training.inference.predictions import Part, PredictionForm, check_probabilities
+from streamtrain.training.inference.summary import PredictionSummary
+from streamtrain.training.inference.writers.columns import array_of, no_probabilities
+from streamtrain.training.inference.writers.target import check_target, open_target, writer_terms
+from streamtrain.training.preflight import preserve_mode
+
+Array = npt.NDArray[Any]
+_COPIES_OF_BATCH: Final = 3
+_FLOAT_BYTES: Final = 4
+_OTHER_CATEGORY: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictor:
+    """A model with all that its predictions need."""
+
+    model: nn.Module  # of stored inputs
+    inputs: tuple[str, ...]
+    schema: Schema
+    form: PredictionForm
+    device: torch.device
+    in_units: Callable[[Tensor], Tensor] | None = None  # to the data's own, where the model's outputs are in others
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "the model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictOptions:
+    """How data is predicted: which rows, in what batches, within which memory."""
+
+    probabilities: bool = False
+    batch_size: int = 1024
+    memory: int
+    rows: tuple[int, int | None] = (0, None)
+    writes: str | None = None  # the suffix of the file
+    say: Callable[[str], None] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        probabilities: bool = False,
+        batch_size: int = 1024,
+        memory: int | str = "512MB",
+        rows: tuple[int, int | None] | str | None = None,
+        writes: str | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> PredictOptions:
+        """Check options as a user gives them."""
+        check_flags(probabilities=probabilities)
+        check_int(batch_size, "batch_size")
+        return cls(
+            probabilities=probabilities,
+            batch_size=batch_size,
+            memory=parse_bytes(memory, name="memory"),
+            rows=_checked_rows(rows),
+            writes=writes,
+            say=say,
+        )
+
+    def work_bytes(self, schema: Schema, inputs: tuple[str, ...]) -> int:
+        """Project what a batch takes as floats before the model; at most a quarter of the memory."""
+        shapes = (each.shape for each in schema.fields if each.name in inputs)
+        n_numbers = self.batch_size * sum(map(math.prod, shapes))
+        return min(self.memory // 4, _COPIES_OF_BATCH * _FLOAT_BYTES * n_numbers)
+
+
+def _checked_rows(rows: object) -> tuple[int, int | None]:
+    if rows is None:
+        return 0, None
+    found = _RANGE.fullmatch(rows) if isinstance(rows, str) else None
+    match (int(found[1] or 0), int(found[2]) if found[2] else None) if found else rows:
+        case (start, stop) if is_int(start, 0) and (stop is None or is_int(stop, start)):
+            return start, stop
+    why = "It is a first row, and the one behind the last"
+    raise UsageError(f"rows is {rows!r:.80}", why=why, fix=Fix(Argument("rows", "0:1000"), ", say"))
+
+
+_RANGE: Final = re.compile(r"(\d{0,18}):(\d{0,18})")
+
+
+@contextmanager
+def opened_parts(
+    predictor: Predictor, data: object, options: PredictOptions
+) -> Iterator[tuple[Iterator[Part], int | None, Mapping[str, int]]]:
+    """Open data, and yield its predictions, how many there will be if known, and the terms of the memory."""
+    start, stop = options.rows
+    of_writer = writer_terms(options.writes, options.memory)
+    work = options.work_bytes(predictor.schema, predictor.inputs)
+    wanted = Wanted(
+        inputs=predictor.inputs,
+        schema=predictor.schema,
+        batch_size=options.batch_size,
+        memory_bytes=options.memory - sum(of_writer.values()) - work,
+        device=predictor.device,
+        first_row=start // options.batch_size * options.batch_size,
+        of=predictor.name,
+        say=options.say,
+    )
+    with _whole_budget(options, work), open_batches(data, wanted) as found:
+        n_rows = _check_range(start, stop, found.n_rows)
+        terms = {**found.terms, **of_writer, "batch": work}
+        with closing(_between(_parts(predictor, found), start, stop)) as parts:
+            yield parts, n_rows, terms
+
+
+@contextmanager
+def _whole_budget(options: PredictOptions, work: int) -> Iterator[None]:
+    """Restate a loader's refusal in terms of all of the memory."""
+    try:
+        yield
+    except BudgetError as error:
+        argument = error.fix.argument("memory") if isinstance(error.fix, Fix) else None
+        if argument is None or argument.n_bytes is None:
+            raise
+        # Writing and encoding take an eighth each, at most.
+        whole = -(-(argument.n_bytes + work) * 4 // 3) + 8
+        what = f"memory is {format_bytes(options.memory)}, and the smallest that works is {format_bytes(whole)}"
+        fix = Fix(Argument("memory", n_bytes=whole))
+        raise BudgetError(what, why=error.told(), fix=fix) from error
+
+
+def _check_range(start: int, stop: int | None, n_rows: int | None) -> int | None:
+    """Refuse rows that are not there; return how many there will be."""
+    if n_rows is None:
+        return None if stop is None else stop - start
+    if start > n_rows or (stop is not None and stop > n_rows):
+        raise _outside(start, stop, n_rows)
+    return (n_rows if stop is None else stop) - start
+
+
+def _outside(start: int, stop: int | None, n_rows: int) -> OutOfRange:
+    what = f"rows {start:,} to {'the end' if stop is None else f'{stop:,}'} of {n_rows:,}"
+    return OutOfRange(what, fix=Fix(Argument("rows", f"{min(start, n_rows)}:{n_rows}")))
+
+
+def _between(parts: Iterator[Part], start: int, stop: int | None) -> Generator[Part, None, None]:
+    """Yield the predictions of some rows; refuse where they end before."""
+    n_rows = 0
+    for part in parts:
+        n_rows = part.first_row + len(part)
+        kept = part.between(start, stop)
+        # An empty range has its columns, too.
+        if len(kept) or not len(part) or (start == stop and start < n_rows):
+            yield kept
+        if stop is not None and n_rows >= stop:
+            return
+    if n_rows < max(start, stop or 0):
+        raise _outside(start, stop, n_rows)
+
+
+def _parts(predictor: Predictor, found: InputBatches) -> Iterator[Part]:
+    row = found.first_row
+    for batch in found.batches:
+        part = _part(predictor, batch, row)
+        yield part
+        row += len(part)
+        del batch, part
+    if row == found.first_row:
+        yield from _of_no_rows(predictor, row)
+
+
+def _part(predictor: Predictor, batch: Mapping[str, Any], row: int) -> Part:
+    fields = fields_of(batch)
+    inputs = fields_on(predictor.device, fields, predictor.inputs)
+    model = predictor.model
+    with preserve_mode(model), torch.inference_mode():
+        model.eval()
+        output = model(*inputs.values())
+    n = len(next(iter(inputs.values())))
+    if not isinstance(output, Tensor) or not output.ndim or len(output) != n:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UsageError(f"the model gives {shape} for {n} samples", fix="a model that gives one row a sample")
+    id_ = np.asarray(torch.as_tensor(fields[ID]).cpu()) if ID in fields else None
+    output = output if predictor.in_units is None else predictor.in_units(output)
+    part = predictor.form.part(output, row, id_)
+    others = _others(predictor.schema, inputs.get(CATEGORIES))
+    return replace(part, unseen=others) if others else part
+
+
+def _of_no_rows(predictor: Predictor, row: int) -> Iterator[Part]:
+    """Yield an empty part, which has the columns all the same."""
+    fields = {name: predictor.schema.field(name) for name in predictor.inputs}
+    if any(each is None for each in fields.values()):
+        return
+    # Not of none: a reshape cannot say how wide no elements are.
+    one = {name: np.zeros((1, *each.shape), each.dtype) for name, each in fields.items() if each}
+    yield _part(predictor, one, row).between(row, row)
+
+
+def _others(schema: Schema, codes: Tensor | None) -> dict[str, int] | None:
+    """Count the categories that the training did not have, or had too rarely."""
+    if codes is None or not schema.categories or codes.ndim != 2:
+        return None
+    counts = (codes == _OTHER_CATEGORY).sum(0).tolist()
+    named = zip(schema.categories, counts, strict=False)
+    return {each.name: int(n) for each, n in named if n and each.hash_size is None}
+
+
+def iterate(predictor: Predictor, data: object, options: PredictOptions) -> Iterator[dict[str, Array]]:
+    """Yield predictions as dicts of arrays."""
+    with opened_parts(predictor, data, options) as (parts, _, _):
+        for part in parts:
+            yield as_arrays(part, probabilities=options.probabilities)
+
+
+def as_arrays(part: Part, *, probabilities: bool) -> dict[str, Array]:
+    """Return a part by name."""
+    found = {"row": part.rows, "prediction": part.prediction}
+    if part.id is not None:
+        found["id"] = part.id
+    if part.probability is not None:
+        found["probability"] = part.probability
+    if probabilities:
+        if part.probabilities is None:
+            raise no_probabilities()
+        found["probabilities"] = part.probabilities
+    return found
+
+
+def hold(predictor: Predictor, data: object, options: PredictOptions) -> Array:
+    """Return all predictions as one array; refuse what the memory does not hold."""
+    held: list[Array] = []
+    n_bytes = 0
+    with opened_parts(predictor, data, options) as (parts, n_rows, _):
+        for part in parts:
+            values = array_of(part, probabilities=options.probabilities)
+            n_bytes += values.nbytes
+            known = n_rows is not None and len(values) and values.nbytes // len(values) * n_rows
+            if max(n_bytes, known or 0) > options.memory:
+                raise BudgetError(
+                    f"the predictions take {format_bytes(max(n_bytes, known or 0))} or more, and memory is "
+                    f"{format_bytes(options.memory)}",
+                    fix=Fix(Argument("out", "predictions.npy"), " writes them as they come"),
+                )
+            held.append(values)
+    return np.concatenate(held) if held else np.zeros(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What came of predictions that were written."""
+
+    summary: PredictionSummary
+    terms: Mapping[str, int]
+    unseen: Mapping[str, int]
+
+
+def write(predictor: Predictor, data: object, options: PredictOptions, out: str | Path, *, overwrite: bool) -> Written:
+    """Write predictions to a file or dataset: all of them, or nothing."""
+    check_flags(overwrite=overwrite)
+    path = check_target(out, overwrite=overwrite, sources=paths_of(data))
+    options = replace(options, writes=path.suffix)
+    with opened_parts(predictor, data, options) as (parts, n_rows, terms):
+        target = open_target(
+            path,
+            predictor.form,
+            probabilities=options.probabilities,
+            n_rows=n_rows,
+            memory=options.memory,
+            source=next(iter(paths_of(data)), "arrays"),
+        )
+        with target as writer:
+            return consume(predictor, parts, options, writer.add, terms)
+
+
+def consume(
+    predictor: Predictor,
+    parts: Iterator[Part],
+    options: PredictOptions,
+    add: Callable[[Part], None],
+    terms: Mapping[str, int],
+) -> Written:
+    """Hand over every part, and count."""
+    summary = PredictionSummary(form=predictor.form, labels=predictor.labels)
+    unseen: Counter[str] = Counter()
+    for part in parts:
+        if options.probabilities:
+            if part.probabilities is None:
+                raise no_probabilities()
+            check_probabilities(predictor.form, part.probabilities.shape[-1])
+        add(part)
+        summary.add(part)
+        unseen.update(part.unseen or {})
+        del part
+    return Written(summary=summary, terms=terms, unseen=dict(unseen))
+
+
+def paths_of(data: object) -> tuple[str, ...]:
+    """List the files and folders that data is read from."""
+    if isinstance(data, str | Path):
+        return (str(data),)
+    dataset = data if isinstance(data, Dataset) else getattr(data, "dataset", None)
+    if isinstance(dataset, Dataset):
+        return (str(dataset.path),)
+    provenance = getattr(getattr(data, "source", None), "provenance", ())
+    return tuple(str(entry["path"]) for entry in provenance if "path" in entry)

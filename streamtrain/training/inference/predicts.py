@@ -1,0 +1,152 @@
+"""The methods `predict` and `iter_predict`, of a loaded model and of a trainer alike."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, overload
+
+import numpy.typing as npt
+
+from streamtrain.errors import UsageError
+from streamtrain.loader.world import OfOneProcess
+from streamtrain.models.losses import Loss
+from streamtrain.models.normalization import NormalizedModel
+from streamtrain.models.target_normalization import in_units_of_data
+from streamtrain.system.arguments import check_flags
+from streamtrain.training.batch_stream import BatchStream, LearnedSchema
+from streamtrain.training.inference.predicting import PredictOptions, Predictor, hold, iterate, write
+from streamtrain.training.inference.predictions import form_of_loss
+from streamtrain.training.inference.summary import PredictionSummary
+from streamtrain.training.labels.facts import label_config
+from streamtrain.training.labels.learned import LearnedData
+from streamtrain.training.loop import EpochLoop
+
+Array = npt.NDArray[Any]
+
+
+class Predicts:
+    """What predicts, by a `Predictor` that a subclass makes."""
+
+    @abstractmethod
+    def predictor(self) -> Predictor:
+        """Return the model with all that its predictions need."""
+
+    @overload
+    def predict(
+        self,
+        data: object,
+        probabilities: bool = False,
+        batch_size: int = 1024,
+        memory: int | str = "512MB",
+        out: None = None,
+        rows: tuple[int, int | None] | str | None = None,
+        overwrite: bool = False,
+    ) -> Array: ...
+
+    @overload
+    def predict(
+        self,
+        data: object,
+        probabilities: bool = False,
+        batch_size: int = 1024,
+        memory: int | str = "512MB",
+        *,
+        out: str | Path,
+        rows: tuple[int, int | None] | str | None = None,
+        overwrite: bool = False,
+    ) -> PredictionSummary: ...
+
+    def predict(
+        self,
+        data: object,
+        probabilities: bool = False,
+        batch_size: int = 1024,
+        memory: int | str = "512MB",
+        out: str | Path | None = None,
+        rows: tuple[int, int | None] | str | None = None,
+        overwrite: bool = False,
+    ) -> Array | PredictionSummary:
+        """Predict every row, in order.
+
+        Parameters
+        ----------
+        data : Dataset, path of one, array, dict of arrays, data frame, or batches
+            Columns are matched by name. Raw files are read by `streamtrain.rows`.
+        probabilities : bool
+            Of all classes, and not only the predicted one.
+        batch_size : int
+            Samples of a batch.
+        memory : int or str
+            Budget for reading, writing and what is held.
+        out : path, optional
+            A .csv, .tsv, .parquet, .npy or .zarr to write; nothing is there before it is whole.
+        rows : (int, int) or str, optional
+            The first row, and the one behind the last; or both as ``"0:1000"``.
+        overwrite : bool
+            Replace what is at ``out`` when the new one is whole.
+
+        Returns
+        -------
+        ndarray or PredictionSummary
+            Labels as they are stored, class numbers or quantities, (N,) or (N, k); with ``probabilities`` those of each
+            class, (N, K) float32. With ``out`` a summary of what was written.
+
+        Raises
+        ------
+        UsageError
+            The data lacks a column or field, or has others than the model takes; or something is at ``out``.
+        BudgetError
+            ``memory`` is too small, or smaller than the result.
+        """
+        options = PredictOptions.of(probabilities=probabilities, batch_size=batch_size, memory=memory, rows=rows)
+        if out is not None:
+            return write(self.predictor(), data, options, out, overwrite=overwrite).summary
+        check_flags(overwrite=overwrite)
+        if overwrite:
+            raise UsageError("overwrite without out", fix="leave it out")
+        return hold(self.predictor(), data, options)
+
+    def iter_predict(
+        self,
+        data: object,
+        probabilities: bool = False,
+        batch_size: int = 1024,
+        memory: int | str = "512MB",
+        rows: tuple[int, int | None] | str | None = None,
+    ) -> Iterator[dict[str, Array]]:
+        """Yield predictions batch by batch: dicts of ``row``, ``prediction``, and of classes ``probability``."""
+        options = PredictOptions.of(probabilities=probabilities, batch_size=batch_size, memory=memory, rows=rows)
+        return iterate(self.predictor(), data, options)
+
+
+class PredictsInTraining(Predicts, OfOneProcess):
+    """The predictions of a trainer, on the weights in hand."""
+
+    inputs: tuple[str, ...]
+    target: str
+    loss: Loss
+    device: Any
+    _normalized_model: NormalizedModel
+    _epoch_loop: EpochLoop
+    _schema: LearnedSchema
+    learned: LearnedData
+
+    def predictor(self) -> Predictor:
+        """Return the model as it is now; its mode, and that of its parts, stays as it was."""
+        self.learned.check_known()
+        schema, normalization = self._schema.schema, self.learned.targets.normalization
+        return Predictor(
+            model=self._normalized_model,
+            inputs=self.inputs,
+            schema=schema,
+            form=form_of_loss(self.loss, self._epoch_loop.reading, schema, self.target),
+            device=self.device,
+            in_units=partial(in_units_of_data, self.loss, normalization=normalization),
+        )
+
+    def _config(self, described: dict[str, object], loader: BatchStream) -> dict[str, object]:
+        """Add to a run's description what it keeps of its labels."""
+        return described | label_config(loader.dataset, self.target, self.loss, self._epoch_loop.reading)

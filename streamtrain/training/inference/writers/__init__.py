@@ -1,0 +1,1 @@
+"""Files that predictions are written to, each whole or not at all."""
