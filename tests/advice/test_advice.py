@@ -39,6 +39,7 @@ from tests.advice import (
     storage,
     surroundings,
     tables,
+    targets,
     tasks,
     training,
 )
@@ -60,6 +61,7 @@ ROOMS = [
     storage,
     surroundings,
     tables,
+    targets,
     tasks,
     training,
 ]

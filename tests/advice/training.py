@@ -336,8 +336,8 @@ def a_run_without_an_end(w: World) -> None:
 @world(
     "models/forward.py:check_model: models.build_model makes one by name",
     "models/normalization.py:NormalizedModel.put: a torch.nn.Module",
-    "training/trainer.py:Trainer._begin_normalizing: None, 'auto', or a mapping of input to module",
-    "training/trainer.py:Trainer.evaluate: fit first, or give the modules themselves",
+    "training/labels/learned.py:LearnedData.__init__: None, 'auto', or a mapping of input to module",
+    "training/labels/learned.py:LearnedData.scoring: fit first, or give the modules themselves",
 )
 def trainers(w: World) -> None:
     from streamtrain.models.factory import build_model

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from streamtrain.errors import Argument, Fix, UsageError, unknown_name
+from streamtrain.errors import UsageError, unknown_name
 from streamtrain.models.losses import Loss
 from streamtrain.system.arguments import is_number
 
@@ -57,7 +57,7 @@ def check_one_class_a_sample(shape: tuple[int, ...], name: str) -> None:
     if shape not in ((), (1,)):
         raise UsageError(
             f"class_weight, and field {name} has {' × '.join(map(str, shape))} classes a sample",
-            fix=Fix(Argument("loss"), "=torch.nn.CrossEntropyLoss(weight=...), or BCEWithLogitsLoss(pos_weight=...)"),
+            fix="loss=torch.nn.CrossEntropyLoss(weight=...), or BCEWithLogitsLoss(pos_weight=...), in Python",
         )
 
 
