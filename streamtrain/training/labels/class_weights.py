@@ -20,7 +20,7 @@ def check_class_weight(given: object, loss: Loss) -> None:
     """Refuse class weights that are no such, or have no place in a loss."""
     if given is None:
         return
-    if given != BALANCED and not isinstance(given, Mapping):
+    if not isinstance(given, Mapping) and not (isinstance(given, str) and given == BALANCED):
         raise UsageError(f"class_weight is {given!r:.80}", fix="'balanced', or a mapping of class to weight")
     for name, weight in given.items() if isinstance(given, Mapping) else ():
         if not is_number(weight) or weight < 0:

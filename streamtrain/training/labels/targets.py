@@ -25,7 +25,6 @@ from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.arguments import is_number
 from streamtrain.training.labels.class_weights import (
-    BALANCED,
     ClassWeight,
     balanced,
     check_class_weight,
@@ -133,10 +132,9 @@ class TargetOptions:
                 fix="labels of at most 65,536 whole numbers from 0",
             )
         n_classes = max(max(counts) + 1, len(_names(data, field.name) or ()))
-        if given == BALANCED:
+        if isinstance(given, str):
             weights = balanced([counts.get(number, 0) for number in range(n_classes)])
         else:
-            assert isinstance(given, Mapping)
             weights = told(given, [class_name(data, field.name, reading, number) for number in range(n_classes)])
         return torch.tensor(weights, dtype=torch.float64)
 
