@@ -78,6 +78,11 @@ def takes_normalized_target(loss: Loss) -> bool:
     return loss.kind == "values" and loss.name in _LOSSES
 
 
+def counts_events(loss: Loss) -> bool:
+    """Whether a loss takes counts, or rates, of at least 0."""
+    return loss.name in _COUNTS
+
+
 def normalize_target(field: Field, statistics: InputStatistics) -> TargetNormalization:
     """Make the normalization of a field of targets; those of several axes share one scale."""
     of = statistics if len(field.shape) <= 1 else statistics.overall
@@ -95,6 +100,6 @@ def in_units_of_data(loss: Loss, output: Tensor, normalization: TargetNormalizat
     """Return a regression's outputs as predictions: in the targets' own units, and of a poisson loss as counts."""
     if normalization is not None:
         return normalization.restore(output)
-    if loss.name in _COUNTS and getattr(loss.mean, "log_input", True):
+    if counts_events(loss) and getattr(loss.mean, "log_input", True):
         return _wide(output).exp()
     return output

@@ -207,6 +207,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "needs statistics that no stored values have": (
         "models/normalization.py:normalize_field: normalize={}, and rescale in the model",
+        "models/target_normalization.py:normalize_target: normalize_target={}",
     ),
     "needs gradients at the edge of float32": (
         "optim/gradients.py:check_finite_sum: grad_sum_dtype='float64', or a loss of another scale",

@@ -82,6 +82,7 @@ def a_report_of_a_run_that_did_not_begin(w: World) -> None:
     f"{_SAVED}read_run: {AGAIN}",
     f"{_FOLDER}read_config: {AGAIN}",
     f"{_FOLDER}read_schema: {AGAIN}",
+    f"{_FOLDER}read_baseline: {AGAIN}",
     f"{_CHECKPOINT}_no_checkpoint: {AGAIN}",
 )
 def evaluations_of_damaged_runs(w: World) -> None:
@@ -97,6 +98,7 @@ def evaluations_of_damaged_runs(w: World) -> None:
         incomplete,
         lambda run: (run / "config.json").write_text("{"),
         lambda run: (run / "schema.json").write_text("{"),
+        lambda run: (run / "scores.json").write_text("{"),
         lambda run: shutil.rmtree(run / "checkpoints"),
     )
 

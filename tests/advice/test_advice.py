@@ -42,6 +42,7 @@ from tests.advice import (
     storage,
     surroundings,
     tables,
+    targets,
     tasks,
     training,
 )
@@ -66,6 +67,7 @@ ROOMS = [
     storage,
     surroundings,
     tables,
+    targets,
     tasks,
     training,
 ]

@@ -337,7 +337,7 @@ def a_run_without_an_end(w: World) -> None:
     "models/forward.py:check_model: model='mlp' makes one by name",
     "models/normalization.py:NormalizedModel.put: a torch.nn.Module",
     "models/normalization.py:awaits_statistics: None, 'auto', or a mapping of input to module",
-    "training/trainer.py:Trainer.evaluate: fit first, or give the modules themselves",
+    "training/labels/learned.py:LearnedData.check_known: fit first, or give the modules themselves",
 )
 def trainers(w: World) -> None:
     data = w.dataset()

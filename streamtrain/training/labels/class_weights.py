@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from streamtrain.errors import Argument, Fix, UsageError, unknown_name
+from streamtrain.errors import UsageError, unknown_name
 from streamtrain.models.losses import Loss
 from streamtrain.system.arguments import is_number
 
@@ -20,7 +20,7 @@ def check_class_weight(given: object, loss: Loss) -> None:
     """Refuse class weights that are no such, or have no place in a loss."""
     if given is None:
         return
-    if given != BALANCED and not isinstance(given, Mapping):
+    if not isinstance(given, Mapping) and not (isinstance(given, str) and given == BALANCED):
         raise UsageError(f"class_weight is {given!r:.80}", fix="'balanced', or a mapping of class to weight")
     for name, weight in given.items() if isinstance(given, Mapping) else ():
         if not is_number(weight) or weight < 0:
@@ -57,7 +57,7 @@ def check_one_class_a_sample(shape: tuple[int, ...], name: str) -> None:
     if shape not in ((), (1,)):
         raise UsageError(
             f"class_weight, and field {name} has {' × '.join(map(str, shape))} classes a sample",
-            fix=Fix(Argument("loss"), "=torch.nn.CrossEntropyLoss(weight=...), or BCEWithLogitsLoss(pos_weight=...)"),
+            fix="loss=torch.nn.CrossEntropyLoss(weight=...), or BCEWithLogitsLoss(pos_weight=...), in Python",
         )
 
 

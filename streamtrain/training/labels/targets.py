@@ -12,10 +12,11 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from streamtrain.errors import UsageError
+from streamtrain.errors import Argument, Fix, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.target_normalization import (
     TargetNormalization,
+    counts_events,
     is_target_normalization,
     normalize_target,
     takes_normalized_target,
@@ -24,7 +25,6 @@ from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.arguments import is_number
 from streamtrain.training.labels.class_weights import (
-    BALANCED,
     ClassWeight,
     balanced,
     check_class_weight,
@@ -111,6 +111,8 @@ class TargetOptions:
     def learn(self, data: Any, target: str, reading: LabelReading) -> TargetSettings:
         """Learn of training data what was asked for, and its baseline."""
         field = next((each for each in data.layout.fields if each.name == target), None)
+        if field is not None and counts_events(self._loss):
+            _check_counts(data, field)
         return TargetSettings(
             normalization=normalize_target(field, data.stats(target)) if field and self.normalizes else None,
             is_of_differences=takes_normalized_target(self._loss),
@@ -130,12 +132,21 @@ class TargetOptions:
                 fix="labels of at most 65,536 whole numbers from 0",
             )
         n_classes = max(max(counts) + 1, len(_names(data, field.name) or ()))
-        if given == BALANCED:
+        if isinstance(given, str):
             weights = balanced([counts.get(number, 0) for number in range(n_classes)])
         else:
-            assert isinstance(given, Mapping)
             weights = told(given, [class_name(data, field.name, reading, number) for number in range(n_classes)])
         return torch.tensor(weights, dtype=torch.float64)
+
+
+def _check_counts(data: Any, field: Field) -> None:
+    """Refuse targets that a loss of counts has no meaning for."""
+    least = float(data.stats(field.name).overall.min)
+    if least < 0:
+        raise UsageError(
+            f"field {field.name} has targets from {least:g} on, and poisson takes counts of at least 0",
+            fix=Fix(Argument("loss", "mse"), ", or ", Argument("loss", "huber")),
+        )
 
 
 def _names(data: Any, target: str) -> tuple[str, ...] | None:
