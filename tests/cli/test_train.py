@@ -63,7 +63,7 @@ def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[
     assert [line.split()[:2] for line in lines[4:7]] == [["1", "19"], ["2", "38"], ["3", "57"]]
     assert lines[7].startswith("memory  budget 64.0 MB, projected ")
     assert "samples/s, stall fraction 0." in lines[8]
-    assert [line.split()[0] for line in lines[9:]] == ["time", "threads", "run"]
+    assert [line.split()[0] for line in lines[9:]] == ["time", "threads", "run", "best"]
     assert "compute " in lines[9]
     assert "gather " in lines[10]
     assert lines[11] == "run     runs/1"
