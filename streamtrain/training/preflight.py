@@ -23,7 +23,7 @@ from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import borrowed_random
 from streamtrain.optim.gradients import Learner, TrainingBatch, weights_kept
 from streamtrain.optim.rules import UpdateRule
-from streamtrain.system.arguments import check_choice, check_names, check_optional_functions
+from streamtrain.system.arguments import check_choice, check_flags, check_names, check_optional_functions
 from streamtrain.system.progress_bar import parse_progress
 from streamtrain.training.batch_stream import SmallBatch
 from streamtrain.training.step_errors import explain_device
@@ -42,8 +42,11 @@ def check_fields(inputs: object, target: object, weight: object) -> tuple[str, .
     return (inputs,) if isinstance(inputs, str) else tuple(cast("Sequence[str]", inputs))
 
 
-def check_fit(*, resume: object, progress: bool | None, on_epoch: object, on_resume: object) -> None:
+def check_fit(
+    *, resume: object, progress: bool | None, restore_best: object, on_epoch: object, on_resume: object
+) -> None:
     """Refuse arguments of `Trainer.fit` that would be noticed only inside a run."""
+    check_flags(restore_best=restore_best)
     if resume is not None:
         check_choice(resume, "resume", ["auto"])
     parse_progress(progress)

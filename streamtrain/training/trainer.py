@@ -337,7 +337,7 @@ class Trainer(PredictsInTraining, BuiltLater):
         Interrupted
             A `KeyboardInterrupt`: a signal came, and the run is saved.
         """
-        check_fit(resume=resume, progress=progress, on_epoch=on_epoch, on_resume=on_resume)
+        check_fit(resume=resume, progress=progress, restore_best=restore_best, on_epoch=on_epoch, on_resume=on_resume)
         totals = Totals(max_epochs=max_epochs, max_steps=max_steps)
         check_same_weights(self._watch, resumes=resume is not None)
         limits = {"until_loss": until_loss, "patience": patience, "min_delta": min_delta}

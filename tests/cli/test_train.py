@@ -64,7 +64,7 @@ def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[
     assert re.fullmatch(r"val     accuracy [01]\.\d{4} \(0\.\d{4} by always answering [012]\)", lines.pop(7))
     assert lines[7].startswith("memory  budget 64.0 MB, projected ")
     assert "samples/s, stall fraction 0." in lines[8]
-    assert [line.split()[0] for line in lines[9:]] == ["time", "threads", "run"]
+    assert [line.split()[0] for line in lines[9:]] == ["time", "threads", "run", "best"]
     assert "compute " in lines[9]
     assert "gather " in lines[10]
     assert lines[11] == "run     runs/1"

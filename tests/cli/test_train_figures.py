@@ -217,7 +217,7 @@ def test_every_figure_is_that_of_the_saved_weights(stored: Path, capsys: pytest.
             assert told["val"] == near(val_figures)
             assert [{name: each[name] for name in of_line} for each in told["epochs"]] == [near(of_line)]
     for dataset, some, size in ((data, rows, 7), (val, val_rows, 1000)):
-        found = command(capsys, "evaluate", out, dataset.path, "--batch-size", size, *MEMORY)
+        found = command(capsys, "evaluate", out, dataset.path, "--checkpoint", "last", "--batch-size", size, *MEMORY)
         figures = plain.named(plain.sums(**some))
         assert {name: found[name] for name in figures} == near(figures)
         assert found["samples"] == len(dataset)

@@ -22,6 +22,7 @@ from streamtrain.optim.schedules import Schedule
 from streamtrain.system.files import Files
 from streamtrain.system.signals import Interrupted
 from streamtrain.training import run_folder
+from streamtrain.training.best import chosen_checkpoint
 from streamtrain.training.best.chosen_checkpoint import checkpoint_of
 from streamtrain.training.checkpoint import MODEL, newest_checkpoint
 from streamtrain.training.metrics import Metrics
@@ -375,3 +376,23 @@ def test_the_record_is_in_every_checkpoint(run: Path) -> None:
         state = json.loads((run / "checkpoints" / f"{epoch * EPOCH_BATCHES:08d}" / "state.json").read_bytes())
         record = {key: state["best"][key] for key in ("monitor", "mode", "epoch", "step", "value", "checkpoint")}
         assert list(record.values()) == ["val_loss", "min", 5, 30, 0.6, "00000030"]
+
+
+def test_a_best_that_goes_while_it_is_read_is_the_new_one(
+    tmp_path: Path, loader: st.StreamLoader, val: st.StreamLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, path = (0.5, 0.6, 0.7, 0.4, 0.8, 0.9), tmp_path / "run"
+    how: dict[str, Any] = {"val": val, "checkpoint": path, "resume": "auto", "progress": False}
+    make(losses).fit(loader, max_epochs=3, **how)
+    real, left = chosen_checkpoint.read_checkpoint, [1]
+
+    def read(folder: Path) -> Any:
+        if left[0]:
+            left[0] = 0
+            make(losses).fit(loader, max_epochs=6, **how)
+            assert not folder.exists()
+        return real(folder)
+
+    monkeypatch.setattr(chosen_checkpoint, "read_checkpoint", read)
+    found = checkpoint_of(path)
+    assert (found.epoch, found.is_best, found.doubt) == (4, True, None)
