@@ -16,7 +16,6 @@ from streamtrain.cli.inference import (
     DEVICE_OPTION,
     MODEL_OPTION,
     opened_data,
-    text_options,
     with_text_options,
 )
 from streamtrain.cli.output import emit, json_option, note, result_lines
@@ -70,7 +69,7 @@ def evaluate_command(
     saved = read_run(run, which)
     used = saved.config.get("weight") if weight is None else (None if weight == _NONE else weight)
     labels = (saved.config["target"], *([used] if used else []))
-    data = opened_data(sources, saved.schema, saved.inputs, text_options(of_text, memory), labels)
+    data = opened_data(sources, saved.schema, saved.inputs, of_text, memory, labels)
     trainer = _trained(saved, model, used, device, data)
     opened = _of_dataset if isinstance(data, Dataset) else _of_rows
     with opened(saved, trainer, data, batch_size, memory) as stream:

@@ -11,7 +11,7 @@ from streamtrain.ingestion.sources.tables.roles.learned import Learned
 from streamtrain.ingestion.sources.tables.table_options import TEXT_OPTIONS, table_options
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field
-from streamtrain.store.schema.columns import INPUT, MISSING, TARGET, Schema
+from streamtrain.store.schema.columns import INPUT, MISSING, READING, TARGET, Schema
 from streamtrain.store.schema.facts import SchemaFacts
 
 _OF_READING: Final = frozenset({*TEXT_OPTIONS, "drop_unlabelled"})
@@ -35,7 +35,7 @@ def options_like(schema: Schema, options: SourceOptions) -> SourceOptions:
     """Return the options that read a table as a schema says; refuse those that would say otherwise."""
     _check_unsaid(options)
     dates = {name: _UNITS[kind] for name, kind in schema.kinds.items() if kind in _UNITS}
-    told = {name: value for name, value in schema.reading.items() if name != "drop_unlabelled"}
+    told = {name: schema.reading[name] for name in READING if name in schema.reading and name != "drop_unlabelled"}
     said: dict[str, Any] = {
         "categorical": tuple(each.name for each in schema.categories),
         "hash": {each.name: each.hash_size for each in schema.categories if each.hash_size is not None},
