@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from streamtrain.cli.compatibility import check_categories
-from streamtrain.cli.inference import DEVICE_OPTION, MODEL_OPTION, opened_data, text_options, with_text_options
+from streamtrain.cli.inference import DEVICE_OPTION, MODEL_OPTION, opened_data, with_text_options
 from streamtrain.cli.output import as_command_line, emit, json_option, note, which_option
 from streamtrain.cli.results import result_lines
 from streamtrain.errors import Lines
@@ -75,8 +75,8 @@ def evaluate_command(
     saved = read_run(run, which)
     used = saved.config.get("weight") if weight is None else (None if weight == _NONE else weight)
     labels = (saved.config["target"], *([used] if used else []))
-    text = text_options(of_text, memory)
-    data = opened_data(sources, saved.schema, saved.inputs, text, labels, split=split, preferred=(TEST, VAL))
+    given = (saved.schema, saved.inputs, of_text, memory, labels)
+    data = opened_data(sources, *given, split=split, preferred=(TEST, VAL))
     trainer = _trained(saved, model, used, device, data)
     opened = _of_dataset if isinstance(data, Dataset) else _of_rows
     with opened(saved, trainer, data, batch_size, memory) as stream:

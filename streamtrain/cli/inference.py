@@ -17,7 +17,7 @@ from streamtrain.ingestion.request import source_options
 from streamtrain.ingestion.rows import open_rows
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.store.dataset import open_dataset, open_preferred
-from streamtrain.store.schema.columns import Schema
+from streamtrain.store.schema.columns import TEXT_FORM, Schema
 from streamtrain.system.files import local_path
 from streamtrain.system.memory import MemoryMeter, limit_heap_growth
 from streamtrain.system.units import format_bytes, format_duration, format_rate, parse_bytes
@@ -129,7 +129,7 @@ def predict_command(
     with MemoryMeter() as meter:
         loaded = load(run, which, device, model)
         note(as_command_line(loaded.weights))
-        data = opened_data(sources, loaded.schema, loaded.inputs, text_options(of_text, _share(options)), split=split)
+        data = opened_data(sources, loaded.schema, loaded.inputs, of_text, _share(options), split=split)
         started = time.perf_counter()
         predictor = replace(loaded.predictor(), name="the run")
         shown: list[Part] = []
@@ -174,7 +174,8 @@ def opened_data(
     sources: Sequence[str],
     schema: Schema,
     inputs: Sequence[str],
-    options: SourceOptions,
+    of_text: dict[str, Any],
+    memory: str,
     labels: Sequence[str] = (),
     *,
     split: str | None = None,
@@ -193,7 +194,8 @@ def opened_data(
         schema,
         inputs=inputs,
         labels=labels,
-        options=options,
+        options=text_options(of_text, memory),
+        form_is_told=any(of_text[name] is not None for name in TEXT_FORM),
         of="the run",
         say=lambda text: note(as_command_line(text)),
     )

@@ -16,6 +16,7 @@ from streamtrain.errors import Argument, Fix, InputError, StreamtrainWarning, Us
 from streamtrain.ingestion.request import source_options
 from streamtrain.ingestion.sources.base import ReadingMemory, Source, SourceOptions
 from streamtrain.ingestion.sources.combine import name_of
+from streamtrain.ingestion.sources.registry import is_text as is_text_source
 from streamtrain.ingestion.sources.registry import open_readers, open_source, readers_of
 from streamtrain.ingestion.sources.tables.arrow import arrow, is_text, places_in, returning_memory, without_dictionary
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
@@ -24,10 +25,21 @@ from streamtrain.ingestion.sources.tables.roles.learned import Learned
 from streamtrain.ingestion.sources.tables.roles.reader import TableReader
 from streamtrain.ingestion.sources.tables.roles.role_table import open_unsurveyed
 from streamtrain.ingestion.sources.tables.roles.rows import missing_labels
+from streamtrain.ingestion.sources.tables.table_options import table_options
 from streamtrain.store.dataset import open_dataset
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.arrangement import AS_IT_IS, Arrangement, arrange, check_columns, ignored_columns
-from streamtrain.store.schema.columns import CATEGORIES, ID, INPUT, MISSING, TARGET, WEIGHT, Schema, schema_of
+from streamtrain.store.schema.columns import (
+    CATEGORIES,
+    ID,
+    INPUT,
+    MISSING,
+    TARGET,
+    TEXT_FORM,
+    WEIGHT,
+    Schema,
+    schema_of,
+)
 from streamtrain.system.arguments import check_optional_functions
 from streamtrain.system.units import parse_bytes
 
@@ -148,6 +160,7 @@ def rows(
         options=replace(source_options(**options), memory=parse_bytes(memory, name="memory")),
         of="the model" if hasattr(known, "inputs") else "the dataset",
         say=say,
+        form_is_told=bool(options.keys() & set(TEXT_FORM)),
     )
 
 
@@ -173,12 +186,15 @@ def open_rows(
     of: str,
     say: Say,
     labels: Sequence[str] = (),
+    form_is_told: bool = False,
 ) -> RawRows:
     """Open raw data for some fields of a schema; with ``labels``, what a model is measured by, surveyed first.
 
-    ``of`` describes the schema in messages.
+    ``of`` describes the schema in messages. Text is written as that of the training, unless its form is told.
     """
     _check_known(schema, (*inputs, *labels), of)
+    if not form_is_told:
+        options = _in_form(source, schema, options)
     readers = readers_of(source, options)
     has_names = bool(schema.columns.get(INPUT) or schema.categories)
     if readers is None or not has_names:
@@ -187,7 +203,7 @@ def open_rows(
     for reader in readers:
         _check_header(reader, columns, of)
     own = _id_of(schema, readers)
-    _tell_ignored(readers, {*columns, *_labels_of(schema), *schema.reading.values(), *own}, of, say)
+    _tell_ignored(readers, {*columns, *_labels_of(schema), *_singles_of(schema), *own}, of, say)
     wanted = (*inputs, *labels, *((ID,) if own else ()))
     known = replace(known_of(schema), fields=tuple(each for each in schema.fields if each.name in wanted))
     like = _options_of(schema, options, wanted, is_measured=bool(labels))
@@ -198,6 +214,14 @@ def open_rows(
     else:
         opened = _open_unsurveyed(readers, like, known)
     return RawRows(fields=opened.fields, n_rows=opened.n_samples, source=opened)
+
+
+def _in_form(source: object, schema: Schema, options: SourceOptions) -> SourceOptions:
+    """Read text as that of the training was written, where nobody says otherwise."""
+    said = {name: schema.reading[name] for name in TEXT_FORM if name in schema.reading}
+    if not said or not is_text_source(source):
+        return options
+    return replace(options, table=table_options({**options.table.given(), **said}))
 
 
 def _open_unsurveyed(readers: Sequence[TableReader], options: SourceOptions, known: Learned) -> Source:
@@ -223,6 +247,10 @@ def _columns_of(schema: Schema, fields: Iterable[str]) -> tuple[str, ...]:
 
 def _labels_of(schema: Schema) -> tuple[str, ...]:
     return schema.targets or tuple(filter(None, [label_of(schema)]))
+
+
+def _singles_of(schema: Schema) -> tuple[str, ...]:
+    return tuple(schema.reading[name] for name in ("weight_column", "id_column") if name in schema.reading)
 
 
 def _id_of(schema: Schema, readers: Sequence[TableReader]) -> tuple[str, ...]:

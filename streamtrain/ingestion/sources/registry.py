@@ -227,6 +227,12 @@ def readers_of(source: object, options: SourceOptions) -> list[TableReader] | No
     return None if reader is None else [reader(file, options) for file in files]
 
 
+def is_text(source: object) -> bool:
+    """Say whether a source is files of delimited text."""
+    files = _files_of(source)
+    return files is not None and all(format_of(file, NO_OPTIONS).is_text for file in files)
+
+
 def _open_text_labels(labels: object) -> Source | None:
     """Open a series of text; None where it is a path, a list of paths, or none of text."""
     if _paths_in(labels) is not None or not is_text_labels(labels):

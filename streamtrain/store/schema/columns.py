@@ -34,6 +34,8 @@ _FIRST_CATEGORY: Final = 2
 
 READING: Final = ("na", "nan", "timezone", "drop_unlabelled", "weight_column", "id_column")
 """Options of an ingest by which more rows of the same meaning are read."""
+TEXT_FORM: Final = ("header", "names", "encoding", "na_values")
+"""Options of how its text was written, as more of it will be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,11 @@ def schema_of(
 def reading_of(options: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Collect from an ingest's options and its first source how more rows are read."""
     said = {**options, **(sources[0] if sources else {})}
-    return {name: said[name] for name in READING if said.get(name)}
+    return {name: _plain(said[name]) for name in (*READING, *TEXT_FORM) if said.get(name)}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def column_lists(sources: Iterable[Mapping[str, Any]]) -> dict[str, list[Names]]:
@@ -146,12 +152,16 @@ def parse_schema(found: object) -> Schema:
 
 
 def _parse_reading(found: object) -> dict[str, Any]:
-    known = set(READING)
+    known = {*READING, *TEXT_FORM}
     if not isinstance(found, dict) or not found.keys() <= known:
         raise ValueError("how rows are read is not there")
-    if not all(isinstance(value, str | bool) for value in found.values()):
+    return {name: texts(value) if isinstance(value, list) else _text_or_flag(value) for name, value in found.items()}
+
+
+def _text_or_flag(value: object) -> str | bool:
+    if not isinstance(value, str | bool):
         raise ValueError("how rows are read is no text")
-    return found
+    return value
 
 
 def category_json(category: CategoryColumn) -> dict[str, Any]:

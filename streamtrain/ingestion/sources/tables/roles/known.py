@@ -12,7 +12,7 @@ from streamtrain.ingestion.sources.tables.roles.learned import Learned
 from streamtrain.ingestion.sources.tables.table_options import TEXT_OPTIONS, table_options
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field
-from streamtrain.store.schema.columns import INPUT, MISSING, TARGET, Schema
+from streamtrain.store.schema.columns import INPUT, MISSING, READING, TARGET, Schema
 from streamtrain.store.schema.facts import SchemaFacts
 from streamtrain.system.json_values import to_json_value
 
@@ -61,7 +61,7 @@ def options_behind(dataset: Dataset, options: SourceOptions) -> SourceOptions:
 
 def _in_terms_of(schema: Schema, options: SourceOptions, more: Mapping[str, Any]) -> SourceOptions:
     dates = {name: _UNITS[kind] for name, kind in schema.kinds.items() if kind in _UNITS}
-    told = {name: value for name, value in schema.reading.items() if name != "drop_unlabelled"}
+    told = {name: schema.reading[name] for name in READING if name in schema.reading and name != "drop_unlabelled"}
     said: dict[str, Any] = {
         "categorical": tuple(each.name for each in schema.categories),
         "hash": {each.name: each.hash_size for each in schema.categories if each.hash_size is not None},
