@@ -86,6 +86,7 @@ def test_info_says_the_same(name: str, facts: Any) -> None:
     task = told.pop("task")
     assert {each["field"] for each in told.pop("columns")} == {field["name"] for field in told["fields"]}
     assert (task and task["name"]) == (None if told["n_classes"] is None else "classification")
+    assert {column["field"] for column in told.pop("columns")} == set(told["fields"])
     assert told == facts["info"][name]
     assert list(told) == list(facts["info"][name]), "in the same order"
 
