@@ -179,6 +179,7 @@ def hash_code(text: str, n_codes: int) -> int:
 def _encoded(column: Any, name: str, where: str | None) -> Any:
     """Encode a column as a dictionary of ``large_string``; blank texts become nulls, as empty cells are."""
     plain = without_dictionary(column)
+    _check_type(plain, name, where)
     encoded = plain.dictionary_encode()
     texts = _texts_of(encoded.dictionary, name, where)
     is_blank = arrow("pyarrow.compute").equal(arrow("pyarrow.compute").utf8_trim_whitespace(texts), "")
@@ -188,22 +189,25 @@ def _encoded(column: Any, name: str, where: str | None) -> Any:
     return arrow().DictionaryArray.from_arrays(encoded.indices, texts)
 
 
+def _check_type(values: Any, name: str, where: str | None) -> None:
+    """Refuse what is no category, before Arrow is asked for its distinct values, which not all types have."""
+    types, kind = arrow("pyarrow.types"), values.type
+    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind)
+    if not (is_number or is_text(values) or types.is_date32(kind) or types.is_null(kind)):
+        raise InputError(
+            f"column {name!r} holds {kind}, which is no category",
+            where=where,
+            why="Categories are text, whole numbers or booleans",
+            fix="store it as text",
+        )
+
+
 def _texts_of(values: Any, name: str, where: str | None) -> Any:
     """Write values as a CSV file shows them."""
     types, kind = arrow("pyarrow.types"), arrow().large_string()
-    if types.is_floating(values.type):
+    if types.is_floating(values.type) or types.is_decimal(values.type):
         return arrow().array([_whole(value, name, where) for value in values.to_pylist()], kind)
-    if types.is_decimal(values.type):
-        return arrow().array([_whole(value, name, where) for value in values.to_pylist()], kind)
-    known = types.is_integer(values.type) or types.is_boolean(values.type) or types.is_date32(values.type)
-    if is_text(values) or known or types.is_null(values.type):
-        return values.cast(kind)
-    raise InputError(
-        f"column {name!r} holds {values.type}, which is no category",
-        where=where,
-        why="Categories are text, whole numbers or booleans",
-        fix="store it as text",
-    )
+    return values.cast(kind)
 
 
 def _whole(value: Any, name: str, where: str | None) -> str | None:
