@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,8 @@ def test_a_column_of_any_type_is_taken_or_refused(kind: str, role: str, tmp_path
     path = tmp_path / "t.parquet"
     pq.write_table(table, path)
     for source in (path, table):
-        try:
+        with suppress(StreamtrainError):
             assert open_source(source, options=source_options(**ROLES[role])).n_samples == N
-        except StreamtrainError as error:
-            assert str(error)
 
 
 @pytest.mark.parametrize("kind", ["binary", "moments", "list"])
