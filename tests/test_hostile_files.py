@@ -34,7 +34,7 @@ SECONDS = 10
 MOST_GROWN_BYTES = 400_000_000
 N_FAST = 40
 N_FAST_OWN = 16
-"""Fewer: several commands read each. ``scripts/faults/run hostile 2000 manifest lock ...`` is the full sweep."""
+"""Fewer, since several commands read each; ``scripts/faults/run hostile 2000 manifest lock ...`` is the full sweep."""
 REFUSED = {2, 3, 4, 5, 6, 8, 9}
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 

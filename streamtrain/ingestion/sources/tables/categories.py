@@ -201,6 +201,7 @@ def _distinct(column: Any, name: str, where: str | None) -> tuple[Any, npt.NDArr
     Floats may have two of the same text.
     """
     compute = arrow("pyarrow.compute")
+    _check_type(column, name, where)
     values, places = _encoded(column)
     texts = _texts_of(values, name, where)
     is_blank = compute.equal(compute.utf8_trim_whitespace(texts), "")
@@ -227,24 +228,26 @@ def _encoded(column: Any) -> tuple[Any, npt.NDArray[np.int32]]:
     return encoded.dictionary, places
 
 
+def _check_type(values: Any, name: str, where: str | None) -> None:
+    """Refuse what is no category, before Arrow is asked for its distinct values, which not all types have."""
+    types = arrow("pyarrow.types")
+    kind = values.type.value_type if types.is_dictionary(values.type) else values.type
+    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind)
+    if not (is_number or is_text(values) or types.is_date32(kind) or types.is_null(kind)):
+        raise InputError(
+            f"column {name!r} holds {kind}, which is no category",
+            where=where,
+            why="Categories are text, whole numbers or booleans",
+            fix="store it as text",
+        )
+
+
 def _texts_of(values: Any, name: str, where: str | None) -> Any:
     """Write values as a CSV file shows them."""
     types, kind = arrow("pyarrow.types"), arrow().large_string()
-    if types.is_floating(values.type):
+    if types.is_floating(values.type) or types.is_decimal(values.type):
         return arrow().array([_whole(value, name, where) for value in values.to_pylist()], kind)
-    if types.is_decimal(values.type):
-        return arrow().array([_whole(value, name, where) for value in values.to_pylist()], kind)
-    if is_text(values):
-        return values
-    known = types.is_integer(values.type) or types.is_boolean(values.type) or types.is_date32(values.type)
-    if known or types.is_null(values.type):
-        return values.cast(kind)
-    raise InputError(
-        f"column {name!r} holds {values.type}, which is no category",
-        where=where,
-        why="Categories are text, whole numbers or booleans",
-        fix="store it as text",
-    )
+    return values if is_text(values) else values.cast(kind)
 
 
 def _whole(value: Any, name: str, where: str | None) -> str | None:

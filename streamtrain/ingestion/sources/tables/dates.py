@@ -114,6 +114,7 @@ def days_or_seconds(column: Any, of: DateColumn, place: Place, form: DateForm | 
     valid = np.flatnonzero(~missing_in(plain))
     if not len(valid):
         return Dates(values=values, form=form)
+    _check_type(plain.type, of, place(int(valid[0])))
     encoded = plain.drop_null().dictionary_encode()
     codes = numbers_in(encoded.indices)
     # Distinct values stand in the order in which they come first.
@@ -158,27 +159,33 @@ def _without_blanks(column: Any) -> Any:
 def _instants_of(values: Any, of: DateColumn, at: Place, form: DateForm | None) -> _Instants:
     if is_text(values):
         return _parsed(values, of, at, form)
-    instants = _typed(values, of, at)
+    instants = _typed(values)
     if form not in (None, instants.form):
         raise _other_form(of, at(0), str(values[0].as_py()), instants.form, form)
     return instants
 
 
-def _typed(values: Any, of: DateColumn, at: Place) -> _Instants:
-    types, kind = arrow("pyarrow.types"), values.type
-    if types.is_timestamp(kind):
+def _check_type(kind: Any, of: DateColumn, where: str) -> None:
+    """Refuse what holds no dates, before Arrow is asked for its distinct values, which not all types have."""
+    types = arrow("pyarrow.types")
+    is_of_text = types.is_string(kind) or types.is_large_string(kind)
+    if not (is_of_text or types.is_timestamp(kind) or types.is_date(kind)):
+        raise InputError(
+            f"column {of.name!r} holds {kind}, not dates",
+            where=where,
+            fix="leave it to the features where it holds numbers, which need no conversion",
+        )
+
+
+def _typed(values: Any) -> _Instants:
+    kind = values.type
+    if arrow("pyarrow.types").is_timestamp(kind):
         form = DateForm(has_time=True, has_zone=kind.tz is not None)
         per_second = _UNITS[kind.unit]
-    elif types.is_date(kind):
+    else:
         form = DateForm(has_time=False, has_zone=False)
         # Its own unit is a day in 32 bits, and a thousandth of a second in 64.
         values, per_second = values.cast(arrow().timestamp("ms")), 10**3
-    else:
-        raise InputError(
-            f"column {of.name!r} holds {kind}, not dates",
-            where=at(0),
-            fix="leave it to the features where it holds numbers, which need no conversion",
-        )
     seconds, rest = np.divmod(numbers_in(values.cast(arrow().int64())), per_second)
     return _Instants(seconds=seconds, nanoseconds=rest * (10**9 // per_second), form=form)
 

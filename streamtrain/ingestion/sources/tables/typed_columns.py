@@ -54,6 +54,18 @@ def check_types(where: str, schema: Any, chosen: ChosenColumns) -> None:
         )
 
 
+def check_label_type(where: str, name: str, declared: Any) -> None:
+    """Refuse a label that is neither numbers nor text; one without any value is told later."""
+    if is_number_type(declared) or is_text_type(declared) or arrow("pyarrow.types").is_null(declared):
+        return
+    raise UnfitColumns(
+        f"label column {name!r} is {declared}, which is not supported",
+        where=where,
+        why="Labels are numbers or text",
+        fix="make numbers or text of it, or name another label column",
+    )
+
+
 def plain_type(declared: Any) -> Any:
     """Return the type that `plain_batch` brings a column to."""
     types, kind = arrow("pyarrow.types"), value_type(declared)

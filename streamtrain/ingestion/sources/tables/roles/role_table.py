@@ -35,6 +35,7 @@ from streamtrain.ingestion.sources.tables.roles.choice import TableRoles, choose
 from streamtrain.ingestion.sources.tables.roles.learned import FileCounts, Learned, TableLearner
 from streamtrain.ingestion.sources.tables.roles.reader import TableReader
 from streamtrain.ingestion.sources.tables.roles.rows import ColumnTypes, RoleRun, RowReader, types_of
+from streamtrain.ingestion.sources.tables.typed_columns import check_label_type
 from streamtrain.store.schema.columns import CATEGORIES, ID, INPUT, MISSING, TARGET, WEIGHT
 from streamtrain.store.schema.facts import SchemaFacts
 
@@ -174,6 +175,8 @@ def _open_tables(readers: Sequence[TableReader], options: SourceOptions, known: 
     roles = chosen[0]
     for reader, own in zip(readers, chosen, strict=True):
         _check_same_columns(readers[0], roles, reader, own, options)
+        if reader.types is not None and len(roles.labels) == 1:
+            check_label_type(str(reader.path), roles.labels[0], reader.types[roles.labels[0]])
     learner = TableLearner(roles, options, known)
     types, counts = [], []
     for reader in readers:
