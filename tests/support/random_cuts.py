@@ -266,7 +266,8 @@ def _unreadable_newest(run: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if file.parent.exists():
+        # A run that came by this batch again has written it anew.
+        if file.parent.exists() and not file.exists():
             os.rename(away, file)  # noqa: PTH104
         else:
             away.unlink()
