@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 import streamtrain as st
-import streamtrain.cli.evaluate
+import streamtrain.cli.inference.evaluate
 import streamtrain.cli.ingest
 import streamtrain.cli.train
 from scripts.runner import Result, memory_folder, new_parser, require_disk, run

@@ -45,7 +45,7 @@ def loaded(**given: Any) -> Any:
 
 
 @world(
-    "cli/inference.py:_check_out: --out predictions.csv, say",
+    "cli/inference/predict.py:_check_out: --out predictions.csv, say",
     f"{_TARGET}check_target: out='predictions.csv', say",
     f"{_TARGET}check_target: overwrite=True, or another out=",
     f"{_TARGET}check_target: another out=",

@@ -29,7 +29,7 @@ MEASURED = ("loss", "accuracy", "mine")
 def choose(
     name: str | None = None, mode: str | None = None, *, has_val: bool = False, **needing: Any
 ) -> Monitor | None:
-    return choose_monitor(name, mode, measured=MEASURED, has_val=has_val, needing=needing)
+    return choose_monitor(name, mode, measured=MEASURED, on_val=MEASURED if has_val else None, needing=needing)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from streamtrain.training import run_folder
 from streamtrain.training.best import chosen_checkpoint
 from streamtrain.training.best.chosen_checkpoint import checkpoint_of
 from streamtrain.training.checkpoint import MODEL, newest_checkpoint
-from streamtrain.training.metrics import Metrics
+from streamtrain.training.metrics.running import Metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from streamtrain.cli.compatibility import check_categories
-from streamtrain.cli.inference import DEVICE_OPTION, MODEL_OPTION, opened_data, with_text_options
+from streamtrain.cli.inference.predict import DEVICE_OPTION, MODEL_OPTION, opened_data, with_text_options
 from streamtrain.cli.output import as_command_line, emit, json_option, note, which_option
 from streamtrain.cli.results import result_lines
 from streamtrain.errors import Lines
