@@ -112,7 +112,12 @@ def _trained(
         why = f"{type(error).__name__}: {error}"
         raise CheckpointError("is not complete", where=str(run / CONFIG), why=why, fix="train again") from error
     trainer.read_labels(reading_of_config(config))
-    trainer.learned.use(targets_of_config(config, read_baseline(run)))
+    targets = targets_of_config(config, read_baseline(run))
+    n_targets = 1 if targets.normalization is None else len(targets.normalization.mean)
+    if n_targets not in (1, config.get("n_outputs", n_targets)):
+        why = f"normalize_target is of {n_targets} targets, and the model has {config['n_outputs']} outputs"
+        raise CheckpointError("is damaged", where=str(run / CONFIG), why=why, fix="train again")
+    trainer.learned.use(targets)
     load_weights(trainer.model, checkpoint)
     return trainer
 

@@ -1,4 +1,4 @@
-"""What train and evaluate say of a result: its units, its baseline, tables, scores.json, hints."""
+"""Results as train and evaluate say them: units, baseline, tables, scores.json, hints."""
 
 from __future__ import annotations
 
