@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamtrain.errors import Argument, DivergedError, Fix, StreamtrainWarning, UsageError
 from streamtrain.models.losses import Loss
@@ -89,6 +89,9 @@ class EpochLoop:
         self.reading = AS_STORED
         self.targets = TargetSettings()
         self.scoring = Scoring(metrics=check_metrics(metrics or {}))
+        for metric in self.scoring.metrics.values():
+            if isinstance(metric, nn.Module):
+                metric.to(device)
         self._learner = learner
         self._rule = rule
         self._device = device

@@ -1,4 +1,4 @@
-"""The results that train and evaluate print: their units, its baseline, tables, scores.json, hints."""
+"""Results as train and evaluate say them: units, baseline, tables, scores.json, hints."""
 
 from __future__ import annotations
 

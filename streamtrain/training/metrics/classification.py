@@ -30,8 +30,8 @@ class AccuracyTally:
             self._hits.add(met.count_nonzero())
             self._of.add(torch.tensor(met.numel()) if counted is None else counted.count_nonzero())
         else:
-            self._hits.add((weights * met).sum())
-            self._of.add((weights if counted is None else weights * counted).sum())
+            self._hits.add((weights * met.to(weights.device)).sum())
+            self._of.add((weights if counted is None else weights * counted.to(weights.device)).sum())
 
     def merge(self, other: AccuracyTally) -> None:
         """Add the counts over other samples."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamtrain.training.metrics.sums import Total
+from streamtrain.training.metrics.sums import Total, wide
 
 _NAMES = ("weight", "met", "predicted", "support", "right", "exact")
 
@@ -30,7 +30,7 @@ class MarkTally:
             "exact": right.all(1),
         }
         for name, marks in found.items():
-            self._totals[name].add(marks.sum(0) if weights is None else weights @ marks.double())
+            self._totals[name].add(marks.sum(0) if weights is None else weights @ wide(marks))
 
     def merge(self, other: MarkTally) -> None:
         """Add the counts over other samples."""

@@ -197,8 +197,11 @@ class RunningMetrics:
     def _kept_batches(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
         if len(self._batches) < 2:
             return self._batches[0] if self._batches else None
+        # One that was restored lies in host memory.
+        device = self._batches[-1][0].device
         outputs, targets, weights = zip(*self._batches, strict=True)
-        return torch.cat(outputs), torch.cat(targets), None if weights[0] is None else torch.cat(weights)
+        output, target = (torch.cat([part.to(device) for part in parts]) for parts in (outputs, targets))
+        return output, target, None if weights[0] is None else torch.cat([part.to(device) for part in weights])
 
     def _score_kept(self) -> None:
         kept, self._batches, self._n_elements = self._kept_batches(), [], 0

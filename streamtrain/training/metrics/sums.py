@@ -27,6 +27,10 @@ class Total:
 
     def add(self, term: Tensor) -> None:
         """Add a term, whose memory is not written again."""
+        if self._sum is not None and self._sum.device != term.device:
+            # Restored from a file, or another process's.
+            self._sum = self._sum.to(term.device)
+            self._lost = None if self._lost is None else self._lost.to(term.device)
         if self._sum is None:
             self._sum = term
         elif not term.dtype.is_floating_point:
@@ -39,7 +43,7 @@ class Total:
         """Add the terms of another sum."""
         for term in (other._sum, other._lost):
             if term is not None:
-                self.add(term.to(self._sum.device) if self._sum is not None else term)
+                self.add(term)
 
     @property
     def value(self) -> Tensor:
