@@ -129,7 +129,7 @@ def predict_command(
     )
     with MemoryMeter() as meter:
         loaded = load(run, which, device, model)
-        note(_weights_text(loaded))
+        note(as_command_line(loaded.chosen.told()))
         data = opened_data(sources, loaded.schema, loaded.inputs, of_text, _share(options))
         started = time.perf_counter()
         predictor = replace(loaded.predictor(), name="the run")
@@ -194,14 +194,6 @@ def opened_data(
         of="the run",
         say=lambda text: note(as_command_line(text)),
     )
-
-
-def _weights_text(loaded: TrainedModel) -> str:
-    best = loaded.best
-    if best["monitor"] is None:
-        return f"weights of epoch {best['epoch']}, the last"
-    value = "" if best["value"] is None else f" ({best['value']:.4g})"
-    return f"weights of epoch {best['epoch']}, the best by {best['monitor']}{value}"
 
 
 def _show(predictor: Predictor, data: object, options: PredictOptions, shown: list[Part]) -> Written:
@@ -290,7 +282,7 @@ def _result(
         "source": list(sources),
         "out": out,
         "task": loaded.task,
-        "checkpoint": loaded.best,
+        "weights": loaded.best,
         **summary.named(),
         "unseen": dict(written.unseen),
         "seconds": round(seconds, 3),
@@ -328,7 +320,7 @@ def export_command(run: Path, out: str, which: str, overwrite: bool, as_json: bo
     """
     path = check_export(run, out, overwrite=overwrite)
     saved = read_run(run, which)
-    note(str(saved.chosen))
+    note(as_command_line(saved.chosen.told()))
     told = export(saved, path)
     size = f"{told['tensors']} tensors, {format_bytes(int(str(told['bytes'])))}"
     emit(as_json, {"run": run, "out": path, **told}, Lines.of([f"out     {path}: {size}"]))

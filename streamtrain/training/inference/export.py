@@ -67,9 +67,7 @@ def export(run: SavedRun, path: Path, *, files: Files | None = None) -> dict[str
         "classes": class_names(run),
         "class_values": run.config.get("class_values"),
         "loss": run.config["loss"],
-        "epoch": run.chosen.epoch,
-        "monitor": run.chosen.monitor,
-        "value": run.chosen.value,
+        "weights": {name: value for name, value in run.chosen.named().items() if name != "checkpoint"},
         "version": version_of("streamtrain"),
     }
     # Names and texts alone: that is all that a safetensors header takes.

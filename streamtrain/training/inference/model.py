@@ -46,8 +46,7 @@ class TrainedModel(Predicts, nn.Module):
         self.inputs = run.inputs
         self.schema: Schema = run.schema
         self.config: dict[str, Any] = run.config
-        chosen = run.chosen
-        self.best: dict[str, Any] = {"epoch": chosen.epoch, "monitor": chosen.monitor, "value": chosen.value}
+        self.chosen = run.chosen
         self._form = form_of_run(run)
         self._device = device
         self._normalized = NormalizedModel(module, run.inputs)
@@ -57,6 +56,11 @@ class TrainedModel(Predicts, nn.Module):
     def module(self) -> nn.Module:
         """The model itself, without what rescales its inputs."""
         return self._normalized.model
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """Return which weights these are: their epoch, and what it is the best by, if it is."""
+        return self.chosen.named()
 
     @property
     def task(self) -> str | None:

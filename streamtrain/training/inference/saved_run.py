@@ -43,18 +43,23 @@ AGAIN: Final = "train again"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenCheckpoint:
-    """The checkpoint whose weights are taken, and what the run says of it."""
+    """The checkpoint whose weights are taken."""
 
     checkpoint: Checkpoint
-    epoch: int
-    monitor: str | None = None  # what it is the best by
-    value: float | None = None
+    is_last: bool
 
-    def __str__(self) -> str:
-        if self.monitor is None:
-            return f"weights of epoch {self.epoch}, the last"
-        value = "" if self.value is None else f" ({self.value:.4g})"
-        return f"weights of epoch {self.epoch}, the best by {self.monitor}{value}"
+    @property
+    def epoch(self) -> int:
+        """The last epoch that was finished."""
+        return int(self.checkpoint.state["counts"]["n_epochs"])
+
+    def told(self) -> Fix:
+        """Say which weights these are."""
+        return Fix(f"weights of epoch {self.epoch}{', the last' if self.is_last else ''}")
+
+    def named(self) -> dict[str, object]:
+        """Return what it is by name."""
+        return {"checkpoint": str(self.checkpoint.path), "epoch": self.epoch, "is_last": self.is_last}
 
 
 def checkpoint_of(run: Path, which: str) -> ChosenCheckpoint:
@@ -68,7 +73,7 @@ def checkpoint_of(run: Path, which: str) -> ChosenCheckpoint:
         found = replace(found, held={name: found.tensors(name) for name in (MODEL, NORMALIZE)})
     else:
         raise unknown_name("checkpoint", which, ("best", "last", "BATCHES"))
-    return ChosenCheckpoint(checkpoint=found, epoch=found.state["counts"]["n_epochs"])
+    return ChosenCheckpoint(checkpoint=found, is_last=not which.isdecimal())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
