@@ -139,7 +139,7 @@ def rows(
     >>> import numpy as np, tempfile, streamtrain as st
     >>> from pathlib import Path
     >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = (folder / "old.csv").write_text("a,b,y\\n1,2.5,0\n3,4.5,1\n")
+    >>> _ = (folder / "old.csv").write_text("a,b,y\n1,2.5,0\n3,4.5,1\n")
     >>> dataset = st.ingest(folder / "old.csv", folder / "old.zarr", label_column="y")
     >>> _ = (folder / "new.csv").write_text("b,a\n0.5,7\n")
     >>> [run["x"].tolist() for run in rows(folder / "new.csv", like=dataset)]

@@ -287,7 +287,7 @@ def _result(
         "source": list(sources),
         "out": out,
         "task": loaded.task,
-        "checkpoint": loaded.best,
+        "weights": loaded.best,
         **summary.named(),
         "unseen": dict(written.unseen),
         "seconds": round(seconds, 3),

@@ -67,7 +67,7 @@ def export(run: SavedRun, path: Path, *, files: Files | None = None) -> dict[str
         "classes": class_names(run),
         "class_values": run.config.get("class_values"),
         "loss": run.config["loss"],
-        **{name: run.chosen.named()[name] for name in ("epoch", "monitor", "value")},
+        "weights": {name: value for name, value in run.chosen.named().items() if name != "checkpoint"},
         # Outputs are (y - mean) / std of the targets, where that is told.
         "normalize_target": None if run.normalized_target is None else run.normalized_target.config(),
         "version": version_of("streamtrain"),

@@ -48,8 +48,8 @@ class TrainedModel(Predicts, nn.Module):
         self.schema: Schema = run.schema
         self.config: dict[str, Any] = run.config
         self.weights = run.chosen.told()
-        self.best: dict[str, Any] = {name: run.chosen.named()[name] for name in ("epoch", "monitor", "value")}
-        self._in_units = run.in_units
+        self.best: dict[str, Any] = run.chosen.named()
+        self._in_units = run.in_units()
         self._form = form_of_run(run)
         self._device = device
         self._normalized = NormalizedModel(module, run.inputs)
@@ -83,7 +83,7 @@ class TrainedModel(Predicts, nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return raw outputs (B, ...) for inputs in the dtype that they are stored in, (B, ...) each."""
         output: Tensor = self._normalized(*inputs)
-        return self._in_units(output)
+        return output if self._in_units is None else self._in_units(output)
 
     def predictor(self) -> Predictor:
         """Return it with all that its predictions need."""

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,12 +65,19 @@ class SavedRun:
         """What it learnt of the targets."""
         return targets_of_config(self.config, read_baseline(self.path))
 
-    def in_units(self, output: Tensor) -> Tensor:
-        """Return outputs in the data's own units."""
+    def check_targets(self) -> None:
+        """Refuse units of other targets than the model has outputs."""
+        n_targets = 1 if self.normalized_target is None else len(self.normalized_target.mean)
+        if n_targets not in (1, self.config.get("n_outputs", n_targets)):
+            why = f"normalize_target is of {n_targets} targets, and the model has {self.config['n_outputs']} outputs"
+            raise CheckpointError("is damaged", where=str(self.path / CONFIG), why=why, fix=AGAIN)
+
+    def in_units(self) -> Callable[[Tensor], Tensor] | None:
+        """Return what brings outputs to the data's own units; None where they are in these."""
         loss = self.config["loss"]
         if self.task != "regression" or loss not in LOSS_DEFINITIONS:
-            return output
-        return in_units_of_data(resolve_loss(loss), output, self.normalized_target)
+            return None
+        return partial(in_units_of_data, resolve_loss(loss), normalization=self.normalized_target)
 
     @property
     def normalized_target(self) -> TargetNormalization | None:
@@ -88,7 +96,9 @@ def read_run(run: str | Path, which: Which = BEST) -> SavedRun:
     chosen = checkpoint_of(path, which)
     if chosen.doubt:
         warnings.warn(StreamtrainWarning(chosen.doubt), stacklevel=3)
-    return SavedRun(path=path, config=config, schema=read_schema(path) or Schema(), chosen=chosen)
+    found = SavedRun(path=path, config=config, schema=read_schema(path) or Schema(), chosen=chosen)
+    found.check_targets()
+    return found
 
 
 def _check_types(run: Path, config: dict[str, Any]) -> None:
