@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -136,7 +136,9 @@ def reader(path: Path, options: SourceOptions) -> TableReader:
     )
 
 
-def _column_batches(text: DelimitedText, categorical: frozenset[str], names: Sequence[str]) -> Iterator[TableBatch]:
+def _column_batches(
+    text: DelimitedText, categorical: frozenset[str], names: Sequence[str]
+) -> Generator[TableBatch, None, None]:
     """Read columns as text, in runs of records; categories as dictionaries."""
     n_rows = 0
     chosen = ChosenColumns(features=tuple(names), label=None)

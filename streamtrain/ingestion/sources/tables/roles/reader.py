@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,17 +26,25 @@ class TableBatch:
     n_bytes: int = 0  # of the text that it was read from
 
 
-def read_ahead(batches: Iterator[TableBatch]) -> Iterator[TableBatch]:
+def read_ahead(batches: Generator[TableBatch, None, None]) -> Iterator[TableBatch]:
     """Yield batches, while a thread parses the next one."""
-    with (
-        closing(cast("Generator[TableBatch]", batches)),
-        ThreadPoolExecutor(1, thread_name_prefix="streamtrain-ingest-parser") as parser,
-    ):
-        pending = parser.submit(next, batches, None)
-        while (batch := pending.result()) is not None:
-            pending = parser.submit(next, batches, None)
-            yield batch
-            del batch
+    with closing(batches):
+        pending = _parsed_meanwhile(batches)
+        try:
+            while (batch := pending.result()) is not None:
+                pending = _parsed_meanwhile(batches)
+                yield batch
+                del batch
+        finally:
+            wait([pending])
+
+
+def _parsed_meanwhile(batches: Iterator[TableBatch]) -> Future[TableBatch | None]:
+    """Parse the next batch in a thread that ends with it: none waits where an error leaves the loop over batches."""
+    parser = ThreadPoolExecutor(1, thread_name_prefix="streamtrain-ingest-parser")
+    pending = parser.submit(next, batches, None)
+    parser.shutdown(wait=False)
+    return pending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
