@@ -142,5 +142,5 @@ def test_long_texts_are_copied_a_megabyte_at_a_time(kind: str) -> None:
     library = pytest.importorskip(kind)
     frame = library.DataFrame({"c": texts} if kind == "polars" else {"c": library.Series(texts, dtype=object)})
     runs = list(frames.reader(frame).batches(["c"]))
-    assert sum((run.columns["c"].to_pylist() for run in runs), []) == texts
+    assert [text for run in runs for text in run.columns["c"].to_pylist()] == texts
     assert max(run.n_rows for run in runs) * 2000 <= 2**20
