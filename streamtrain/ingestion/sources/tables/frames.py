@@ -138,8 +138,14 @@ def _sliced(table: Any, n_rows: int) -> Iterator[Any]:
 
 
 def _streamed(frame: Any, n_rows: int) -> Iterator[Any]:
-    for start in range(0, len(frame), n_rows):
-        yield from arrow().RecordBatchReader.from_stream(frame.slice(start, n_rows))
+    step = _copied_at_once(frame.estimated_size(), len(frame), n_rows)
+    for start in range(0, len(frame), step):
+        yield from arrow().RecordBatchReader.from_stream(frame.slice(start, step))
+
+
+def _copied_at_once(n_bytes: int, n_total: int, most_rows: int) -> int:
+    """Say how many rows of a frame are copied at once: texts may be long."""
+    return max(1, min(most_rows, _RUN_BYTES * n_total // max(1, n_bytes)))
 
 
 def _pandas_frame(value: Any, name: str) -> _Frame:
@@ -156,8 +162,9 @@ def _pandas_frame(value: Any, name: str) -> _Frame:
 
     def batches(names: list[str], n_rows: int) -> Iterator[Any]:
         own = pa.schema([schema.field(column) for column in names])
-        for start in range(0, len(value), n_rows):
-            run = value[names].iloc[start : start + n_rows]
+        step = _copied_at_once(int(value[names].memory_usage(deep=True).sum()), len(value), n_rows)
+        for start in range(0, len(value), step):
+            run = value[names].iloc[start : start + step]
             yield from (
                 pa.Table.from_pandas(run, schema=own, preserve_index=False, nthreads=1).combine_chunks().to_batches()
             )

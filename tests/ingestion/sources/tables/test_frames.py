@@ -11,6 +11,7 @@ import pytest
 
 import streamtrain
 from streamtrain.errors import InputError, UsageError
+from streamtrain.ingestion.sources.tables import frames
 
 pa = pytest.importorskip("pyarrow")
 
@@ -133,3 +134,13 @@ def test_a_stream_has_no_roles(tmp_path: Path) -> None:
     reader = pa.table({"a": [1.0, None], "y": [0, 1]}).to_reader()
     with pytest.raises(UsageError, match=r"read once.*pyarrow\.table"):
         streamtrain.ingest(reader, tmp_path / "d.zarr", label_column="y", na="drop")
+
+
+@pytest.mark.parametrize("kind", ["polars", "pandas"])
+def test_long_texts_are_copied_a_megabyte_at_a_time(kind: str) -> None:
+    texts = [f"{row % 7} " + "x" * 2000 for row in range(3000)]
+    library = pytest.importorskip(kind)
+    frame = library.DataFrame({"c": texts} if kind == "polars" else {"c": library.Series(texts, dtype=object)})
+    runs = list(frames.reader(frame).batches(["c"]))
+    assert [text for run in runs for text in run.columns["c"].to_pylist()] == texts
+    assert max(run.n_rows for run in runs) * 2000 <= 2**20
