@@ -49,7 +49,8 @@ COMMANDS: Final = {
 
 _MODULES: Final = {
     **dict.fromkeys(("info", "repair", "verify"), "dataset"),
-    **dict.fromkeys(("predict", "export"), "inference"),
+    **dict.fromkeys(("predict", "export"), "inference.predict"),
+    "evaluate": "inference.evaluate",
     **dict.fromkeys(("report", "profile", "doctor"), "diagnostics"),
 }
 """Command name -> the module of `streamtrain.cli` it is in, where that has another name."""

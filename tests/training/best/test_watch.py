@@ -47,7 +47,7 @@ def make(losses: Sequence[float] = (), **options: Any) -> st.Trainer:
 
     def evaluate(_: Any) -> Metrics:
         n_epochs = max(trainer.counts.n_epochs, 1)
-        return Metrics(loss=losses[n_epochs - 1], score_name="accuracy", score=0.5, n_samples=120)
+        return Metrics(loss=losses[n_epochs - 1], scores={"accuracy": 0.5}, n_samples=120)
 
     if losses:
         trainer.evaluate = evaluate  # type: ignore[method-assign, assignment]
