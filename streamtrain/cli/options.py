@@ -287,9 +287,14 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def chosen_checkpoint(run: Path, which: str) -> ChosenCheckpoint:
     """Read the checkpoint of ``--checkpoint``; warn where it is not the best, although that was asked for."""
     chosen = checkpoint_of(run, which)
+    note_doubt(chosen)
+    return chosen
+
+
+def note_doubt(chosen: ChosenCheckpoint) -> None:
+    """Warn where the best checkpoint was asked for, and is not the one."""
     if chosen.doubt:
         note(f"warning: {chosen.doubt}")
-    return chosen
 
 
 def most_threads() -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from streamtrain.cli.compatibility import check_categories
 from streamtrain.cli.inference.predict import DEVICE_OPTION, MODEL_OPTION, opened_data, with_text_options
+from streamtrain.cli.options import note_doubt
 from streamtrain.cli.output import as_command_line, emit, json_option, note, which_option
 from streamtrain.cli.results import result_lines
 from streamtrain.errors import Lines
@@ -73,6 +74,7 @@ def evaluate_command(
     name with those of the training, and classes have the training's numbers.
     """
     saved = read_run(run, which)
+    note_doubt(saved.chosen)
     used = saved.config.get("weight") if weight is None else (None if weight == _NONE else weight)
     labels = (saved.config["target"], *([used] if used else []))
     given = (saved.schema, saved.inputs, of_text, memory, labels)
@@ -132,7 +134,7 @@ def _of_rows(saved: SavedRun, trainer: Trainer, data: RawRows, batch_size: int, 
     n_classes = saved.config.get("n_outputs") if saved.task == "classification" else None
     if n_classes is not None and trainer.loss.kind == "classes":
         check_known_labels(data, trainer.target, reading_of_config(saved.config), n_classes, trainer.loss.ignored)
-    stream = RawStream(data, data.fields, n_rows, n_classes=n_classes, batch_size=batch_size)
+    stream = RawStream(data, data.fields, n_rows, known=saved.schema, n_classes=n_classes, batch_size=batch_size)
     first = next(iter(stream))
     trainer.check({name: np.asarray(values[:_CHECKED]) for name, values in first.items()}, trains=False)
     yield stream

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from streamtrain.cli.options import set_threads
+from streamtrain.cli.options import note_doubt, set_threads
 from streamtrain.cli.output import as_command_line, emit, json_option, note, print_text, which_option
 from streamtrain.errors import Lines, UsageError
 from streamtrain.ingestion.request import source_options
@@ -325,6 +325,7 @@ def export_command(run: Path, out: str, which: str, overwrite: bool, as_json: bo
     """
     path = check_export(run, out, overwrite=overwrite)
     saved = read_run(run, which)
+    note_doubt(saved.chosen)
     note(as_command_line(saved.chosen.told()))
     told = export(saved, path)
     size = f"{told['tensors']} tensors, {format_bytes(int(str(told['bytes'])))}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from streamtrain.errors import StreamtrainWarning
 from streamtrain.loader.device.resolve import resolve_device
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.store.schema.columns import INPUT, Schema
@@ -140,6 +142,8 @@ def load(
     (torch.Size([20, 2]), (20,), 'classification')
     """
     found = read_run(run, which)
+    if found.chosen.doubt:
+        warnings.warn(StreamtrainWarning(found.chosen.doubt), stacklevel=2)
     place = resolve_device(device)
     module = build_module(found, model).to(place)
     load_weights(module, found.chosen.checkpoint)

@@ -29,6 +29,8 @@ class RawData:
     layout: Layout
     schema: Schema
     n_classes: int | None
+    classes: tuple[str, ...] | None
+    targets: tuple[str, ...] | None
 
     def stats(self, field: str, /) -> InputStatistics:
         """Refuse: nothing is learned of what is measured."""
@@ -43,9 +45,24 @@ class RawStream:
 
     drop_last, shuffle, seed, wait_seconds = False, False, 0, 0.0
 
-    def __init__(self, rows: Rows, fields: tuple[Field, ...], n_rows: int, *, n_classes: int | None, batch_size: int):
+    def __init__(
+        self,
+        rows: Rows,
+        fields: tuple[Field, ...],
+        n_rows: int,
+        *,
+        known: Schema,
+        n_classes: int | None,
+        batch_size: int,
+    ) -> None:
         layout = Layout(fields=fields, n_samples=n_rows, block_rows=1, shard_blocks=1, codec="none")
-        self.dataset = RawData(layout=layout, schema=Schema(fields=fields), n_classes=n_classes)
+        self.dataset = RawData(
+            layout=layout,
+            schema=Schema(fields=fields),
+            n_classes=n_classes,
+            classes=known.classes,
+            targets=known.targets or None,
+        )
         self.batch_size = min(batch_size, n_rows)
         self._rows = rows
 

@@ -86,17 +86,15 @@ class SavedRun:
 
 
 def read_run(run: str | Path, which: Which = BEST) -> SavedRun:
-    """Read a run's folder, without trust; refuse what no run has written, and warn where the best is not there."""
+    """Read a run's folder, without trust; refuse what no run has written."""
     path = local_path(run)
     config = read_config(path)
     _check_types(path, config)
     for name in ("model", "loss", "inputs", "target", "normalize"):
         if name not in config:
             raise CheckpointError("is not complete", where=str(path / CONFIG), why=f"{name} is missing", fix=AGAIN)
-    chosen = checkpoint_of(path, which)
-    if chosen.doubt:
-        warnings.warn(StreamtrainWarning(chosen.doubt), stacklevel=3)
-    found = SavedRun(path=path, config=config, schema=read_schema(path) or Schema(), chosen=chosen)
+    schema = read_schema(path) or Schema()
+    found = SavedRun(path=path, config=config, schema=schema, chosen=checkpoint_of(path, which))
     found.check_targets()
     return found
 

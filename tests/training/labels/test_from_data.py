@@ -96,7 +96,7 @@ def test_a_run_of_a_model_by_name_is_resumed_and_evaluated(tmp_path: Path, capsy
     assert trainer.counts.n_epochs == 2
     assert main(["evaluate", str(run), str(data.path)]) == 0
     told = capsys.readouterr().out
-    assert f"test loss {trainer.evaluate(data).loss:.4f}" in told
+    assert f" loss {trainer.evaluate(data).loss:.4f}" in told
 
 
 def test_fields_of_a_table_are_what_a_model_by_name_takes(tmp_path: Path) -> None:
