@@ -23,7 +23,7 @@ def test_commands_run(in_own_folder: Path, capsys: pytest.CaptureFixture[str]) -
     quickstart = next(block for block in shell_blocks(README) if "streamtrain ingest" in block)
     for command, exit_code in commands(quickstart):
         run(command, exit_code)
-    assert "accuracy" in capsys.readouterr().out
+    assert "test rmse" in capsys.readouterr().out
 
 
 def test_it_is_short_and_lists_every_page_of_the_guide() -> None:

@@ -430,6 +430,9 @@ def few_groups(rule: SplitRule, division: Division) -> Iterator[str]:
 
 def _labels(dataset: Dataset) -> str:
     histogram = dataset.label_histogram
+    if dataset.task == "regression":
+        overall = dataset.stats(TARGET).overall
+        return f"; {TARGET}: mean {overall.mean:.4g}, std {overall.std:.4g}"
     if histogram is None:
         return ""
     pairs = list(zip(histogram.values.tolist(), histogram.counts.tolist(), strict=True))
