@@ -228,12 +228,12 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "categories and dates are followed in the tests of their modules": (
         "ingestion/sources/tables/categories.py:CategorySurvey._too_many: {}, or {} or more",
-        "ingestion/sources/tables/categories.py:_texts_of: store it as text",
+        "ingestion/sources/tables/categories.py:_check_type: store it as text",
         "ingestion/sources/tables/categories.py:_has_fractions: leave it to the features, which are numbers; or round it, "
         "or name its ranges, in the source",
         "ingestion/sources/tables/dates.py:zone_of: did you mean timezone={}?",
         "ingestion/sources/tables/dates.py:zone_of: timezone='UTC'",
-        "ingestion/sources/tables/dates.py:_typed: leave it to the features where it holds numbers, which need no "
+        "ingestion/sources/tables/dates.py:_check_type: leave it to the features where it holds numbers, which need no "
         "conversion",
         "ingestion/sources/tables/dates.py:_not_iso: correct the value, or write the column in this form",
         "ingestion/sources/tables/dates.py:_other_form: write all of them in the same form",

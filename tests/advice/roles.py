@@ -50,6 +50,19 @@ def rules_of_what_is_missing(w: World) -> None:
     w.typed("ingest t.csv f.zarr --na-mask")
 
 
+_DECLARED = "ingestion/sources/tables/typed_columns.py:"
+
+
+@world(f"{_DECLARED}check_label_type: make numbers or text of it, or name another label column")
+def labels_of_another_type(w: World) -> None:
+    columns = {"a": [1.0, 2.0], "b": [b"x", b"y"], "w": [1.0, 2.0], "y": [0, 1]}
+    pq.write_table(pa.table(columns), "t.parquet")
+    w.refuses("ingest t.parquet d.zarr --label-column b --weight-column w")
+    w.works("ingest t.parquet d.zarr --label-column y --weight-column w --exclude b")
+    pq.write_table(pa.table(columns | {"b": ["x", "y"]}), "t.parquet")
+    w.works("ingest t.parquet e.zarr --label-column b --weight-column w")
+
+
 @world(
     "ingestion/append.py:appended_source: leave the options that make them out; or ingest all sources together, as one "
     "dataset"

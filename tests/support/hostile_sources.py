@@ -219,7 +219,12 @@ def parquet(rng: Rng, folder: Path) -> Made:
     if not rng.integers(6):
         data[-8:-4] = struct.pack("<i", int(pick(rng, (0, -1, 2**31 - 1, 1, len(data)))))
     path.write_bytes(data)
-    return [str(path), *pick(rng, ([], ["--label-column", "y"], ["--label-column", "y"]))], None
+    column, label = str(pick(rng, ("a", "b"))), ["--label-column", str(pick(rng, ("y", "y", "y", "a")))]
+    roles = (
+        *(["--drop-unlabelled"], ["--auto"], ["--na", "drop"], ["--categorical", column], ["--hash", f"{column}=9"]),
+        *(["--dates", column], ["--weight-column", column], ["--id-column", column]),
+    )
+    return [str(path), *pick(rng, ([], label, label, [*label, *pick(rng, roles)]))], None
 
 
 def raw(rng: Rng, folder: Path) -> Made:

@@ -58,7 +58,7 @@ def check_label_type(where: str, name: str, declared: Any) -> None:
     """Refuse a label that is neither numbers nor text; one without any value is told later."""
     if is_number_type(declared) or is_text_type(declared) or arrow("pyarrow.types").is_null(declared):
         return
-    raise UnfitColumns(
+    raise InputError(
         f"label column {name!r} is {declared}, which is not supported",
         where=where,
         why="Labels are numbers or text",
