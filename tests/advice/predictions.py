@@ -44,6 +44,13 @@ def loaded(**given: Any) -> Any:
     return st.load("run", device="cpu", **given)
 
 
+@world("cli/inference/predict.py:opened_data: leave it out")
+def splits_of_raw_files(w: World) -> None:
+    table_run(w)
+    w.refuses("predict run t.csv --split val")
+    w.works("predict run t.csv")
+
+
 @world(
     "cli/inference/predict.py:_check_out: --out predictions.csv, say",
     f"{_TARGET}check_target: out='predictions.csv', say",
@@ -225,15 +232,6 @@ def predictions_that_no_file_holds(w: World) -> None:
     st.Trainer(nn.Linear(4, 3), loss="cross_entropy", device="cpu").predict(X)
 
 
-@world("training/inference/predicts.py:PredictsInTraining.predictor: fit first, or give the modules themselves")
-def predictions_before_any_statistics(w: World) -> None:
-    data = w.dataset()
-    trainer = st.Trainer(nn.Linear(4, 3), loss="cross_entropy", normalize="auto", device="cpu")
-    w.refused(trainer.predict, X)
-    trainer.fit(data, max_epochs=1, memory="16MB", progress=False)
-    trainer.predict(X)
-
-
 @world("training/inference/raw_stream.py:check_known_labels: leave those rows out of the source")
 def labels_of_raw_arrays(w: World) -> None:
     array_run(w)
@@ -256,14 +254,12 @@ def a_machine_without_arrow(w: World) -> None:
 
 
 @world(
-    "training/inference/saved_run.py:checkpoint_of: 'best', 'last', or the number of batches as text",
     "training/inference/saved_run.py:build_module: a torch.nn.Module, or the name of code: 'FILE.py:NAME'",
 )
 def arguments_of_another_type(w: World) -> None:
     array_run(w)
-    w.refused(st.load, "run", which=3)
     w.refused(st.load, "run", model=nn.Linear)
-    for which in ("best", "last", "3"):
+    for which in ("best", "last", "3", 3):
         st.load("run", which=which, device="cpu")
 
 

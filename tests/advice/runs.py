@@ -15,7 +15,7 @@ from streamtrain.store.writing.lock import folder_lock
 from tests.advice.command_line import TRAIN
 from tests.advice.remedies import all_remedies
 from tests.advice.training import fit
-from tests.advice.world import World, world
+from tests.advice.world import World, X, world
 
 _READER = "diagnostics/run_reader.py:"
 _CHECKPOINT = "training/checkpoint.py:"
@@ -101,6 +101,18 @@ def evaluations_of_damaged_runs(w: World) -> None:
         lambda run: (run / "scores.json").write_text("{"),
         lambda run: shutil.rmtree(run / "checkpoints"),
     )
+
+
+@world(f"{_SAVED}SavedRun.check_targets: {AGAIN}")
+def units_of_more_targets(w: World) -> None:
+    w.dataset(y=X[:, :2].astype("float64"))
+    train = f"{TRAIN} --out run"
+    w.works(train)
+    edited(Path("run/config.json"), normalize_target={"mean": [0.0] * 3, "std": [1.0] * 3})
+    w.refuses("evaluate run d.zarr --memory 16MB --batch-size 20")
+    shutil.rmtree("run")
+    w.works(train)
+    w.works("evaluate run d.zarr --memory 16MB --batch-size 20")
 
 
 @world(f"{_FOLDER}_nearby_runs: one of {{}}", f"{_FOLDER}_nearby_runs: name the folder that a run wrote")

@@ -254,9 +254,9 @@ def a_file_that_nobody_wrote(w: World) -> None:
     "store/root.py:read_root: give the directory ingest wrote",
     "store/root.py:read_root: ingest its arrays into a dataset",
     "store/root.py:read_root: upgrade streamtrain (pip install -U streamtrain)",
-    "store/root.py:_check_folder: did you mean {}?",
-    "store/root.py:_check_folder: check the path",
-    "store/root.py:_check_folder: ingest it first, and open the result",
+    "store/root.py:check_folder: did you mean {}?",
+    "store/root.py:check_folder: check the path",
+    "store/root.py:check_folder: ingest it first, and open the result",
 )
 def paths_that_are_no_dataset(w: World) -> None:
     w.dataset("flights.zarr")

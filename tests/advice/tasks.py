@@ -16,7 +16,7 @@ _READING = "training/labels/reading.py:"
 _TRAIN = "train d.zarr --model linear --epochs 1"
 
 
-@world(f"{_INGEST}_check_has_labels: give labels, or leave {{}} out")
+@world("ingestion/opening.py:_check_has_labels: give labels, or leave {} out")
 def a_task_without_labels(w: World) -> None:
     w.refused(st.ingest, {"x": X}, "d.zarr", task="regression")
     st.ingest({"x": X}, "a.zarr")

@@ -349,8 +349,9 @@ def trainers(w: World) -> None:
     with st.StreamLoader(data, batch_size=20, memory="16MB") as loader:
         trainer = st.Trainer(net(), loss="cross_entropy", normalize="auto")
         w.refused(trainer.evaluate, loader)
+        w.refused(trainer.predict, data)
         trainer.fit(loader, max_epochs=1, progress=False)
-        trainer.evaluate(loader)
+        trainer.evaluate(loader), trainer.predict(data)
         st.Trainer(net(), loss="cross_entropy", normalize={"x": nn.Identity()}).evaluate(loader)
 
 
