@@ -70,7 +70,8 @@ def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[
     assert lines[11] == "run     runs/1"
     assert err == ""
     assert main(["evaluate", "runs/1", f"{stored}/val-images.zarr"]) == 0
-    head, *rows, loss, f1, balanced, accuracy = capsys.readouterr().out.splitlines()
+    weights, head, *rows, loss, f1, balanced, accuracy = capsys.readouterr().out.splitlines()
+    assert weights.startswith("weights of epoch ")
     assert head.split() == ["class", "precision", "recall", "f1", "support"]
     assert [row.split()[0] for row in rows] == ["0", "1", "2"]
     assert loss.startswith("test loss 0.")
@@ -127,11 +128,13 @@ def test_a_model_from_a_file_is_built_again_where_it_is_named(stored: Path, caps
     Path("net.py").write_text(f"{net}\n")
     assert main(["evaluate", "runs/1", f"{stored}/images.zarr"]) == 6
     assert "Fix: --model net.py:build, if you know what is in it." in capsys.readouterr().err
-    assert main(["evaluate", "runs/1", f"{stored}/images.zarr", "--model", "net.py:build"]) == 0
+    with pytest.warns(st.StreamtrainWarning, match=r"net\.py is not the file that runs/1 was trained with any more"):
+        assert main(["evaluate", "runs/1", f"{stored}/images.zarr", "--model", "net.py:build"]) == 0
     Path("net.py").rename("moved.py")
     assert main(["evaluate", "runs/1", f"{stored}/images.zarr"]) == 6
     assert "no such file is here. Fix: --model FILE.py:NAME, if you know" in capsys.readouterr().err
-    assert main(["evaluate", "runs/1", f"{stored}/images.zarr", "--model", "moved.py:build"]) == 0
+    with pytest.warns(st.StreamtrainWarning, match=r"moved\.py is not the file"):
+        assert main(["evaluate", "runs/1", f"{stored}/images.zarr", "--model", "moved.py:build"]) == 0
 
 
 @pytest.mark.parametrize(

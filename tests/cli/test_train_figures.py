@@ -92,7 +92,7 @@ class Plain:
         self.model = nn.Sequential(nn.Flatten(), nn.Linear(4, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, n_outputs))
         self.load(folder)
         self.saved = load_file(newest(folder) / "normalize.safetensors")
-        self.units = json.loads((folder / "config.json").read_text())["normalize_target"]
+        self.units = json.loads((folder / "config.json").read_text()).get("normalize_target")
 
     def load(self, folder: Path) -> None:
         """Take the weights that are saved."""

@@ -6,7 +6,7 @@ import torch
 
 import streamtrain
 from streamtrain import StreamLoader, Trainer
-from streamtrain.cli import evaluate
+from streamtrain.cli.inference import evaluate
 from streamtrain.cli.main import main
 from streamtrain.errors import DeviceError
 from streamtrain.loader import shared_budget
@@ -96,4 +96,4 @@ def test_the_commands_bring_their_batches_to_the_device(dataset, monkeypatch, tm
     options = ["--model", "linear", "--epochs", "1", "--device", "cpu", "--memory", "64MB", "--out", run]
     assert main(["train", data, *options, "--val", data]) == 0, capsys.readouterr().err
     assert main(["evaluate", run, data, "--device", "cpu"]) == 0, capsys.readouterr().err
-    assert asked == ["cpu"] * 3
+    assert list(map(str, asked)) == ["cpu"] * 3
