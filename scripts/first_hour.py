@@ -18,11 +18,14 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # streamtrain and scripts, run from anywhere
 
-from scripts.hour import results, tables, uses
+from scripts.hour import kills, large, own_models, results, tables, uses
 from scripts.hour.session import Check, Row, Session, Sizes, Unexpected
 from scripts.runner import Result, new_parser, run
 
-ROWS: Final = {row.number: row for row in sorted(results.ROWS + uses.ROWS, key=lambda row: row.number)}
+PARTS: Final = (results, large, kills, uses, own_models)
+ROWS: Final = {
+    row.number: row for row in sorted((row for part in PARTS for row in part.ROWS), key=lambda row: row.number)
+}
 
 SIZES: Final = {
     "full": Sizes(
@@ -39,7 +42,7 @@ SIZES: Final = {
         flights=30_000,
         epochs=3,
         samples=5_000,
-        auc=10**5,
+        auc=150_000,
         predicted=10**5,
         repeats=3,
         permutations=20,
