@@ -20,6 +20,7 @@ from streamtrain.errors import Argument, DivergedError, Fix, Lines, StreamtrainW
 from streamtrain.loader.device.failures import is_device_failure, is_out_of_memory
 from streamtrain.models.alignment import align, drop_last_axis, dtype_name
 from streamtrain.models.losses import Loss
+from streamtrain.models.normalization import NormalizedModel
 from streamtrain.models.seeding import borrowed_random
 from streamtrain.optim.gradients import Learner, TrainingBatch, weights_kept
 from streamtrain.optim.rules import UpdateRule
@@ -334,7 +335,12 @@ def _describe(model: nn.Module) -> str:
 
 def _input_fix(model: nn.Module, batch: TrainingBatch) -> str:
     of_model = {parameter.dtype for parameter in model.parameters()}
-    misfits = [name for name, x in zip(batch.names, batch.inputs, strict=False) if x.dtype not in of_model]
+    rescaled = model.modules_by_input() if isinstance(model, NormalizedModel) else {}
+    misfits = [
+        name
+        for name, x in zip(batch.names, batch.inputs, strict=False)
+        if x.dtype not in of_model and name not in rescaled
+    ]
     if misfits:
         return Fix(Argument("normalize", "auto"), f", or a transform that casts {', '.join(misfits)}")
     shapes = " and ".join(str(tuple(x.shape[1:])) for x in batch.inputs)

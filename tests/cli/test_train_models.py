@@ -175,6 +175,13 @@ def test_wrong_models_are_refused_with_the_line(
     assert "Traceback" not in err
 
 
+def test_rescaled_inputs_are_not_told_to_be_rescaled(nets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    st.ingest({"x": np.arange(90.0).reshape(30, 3), "y": np.arange(30) % 3}, "doubles")
+    for rescaling, fix in (("auto", "a model that takes samples of shape (3,)"), ("none", "--normalize auto, or")):
+        assert main(["train", "doubles", *SMALL, "--normalize", rescaling, "--model", "nets.py:wide"]) == 2
+        assert f"Fix: {fix}" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_run_starts_from_the_weights_of_another(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = ["train", str(stored), "--inputs", "x", "--memory", "16MB", "--batch-size", "20", "--epochs"]
     assert main([*train, "1", "--model", "mlp:4"]) == 0

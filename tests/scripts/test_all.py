@@ -11,7 +11,7 @@ import pytest
 from run_script import SCRIPTS, help_of, run_script
 
 FILES = sorted(path.relative_to(SCRIPTS) for path in SCRIPTS.rglob("*.py") if "peers" not in path.parts)
-ROOT_ON_THE_PATH = "\nsys.path.insert(0, str(Path(__file__).resolve().parents[2]))"
+ROOT_ON_THE_PATH = "\nsys.path.insert(0, str(Path(__file__).resolve().parents[{}]))"
 COMMANDS = [str(path) for path in FILES if '__name__ == "__main__"' in (SCRIPTS / path).read_text()]
 
 
@@ -33,7 +33,7 @@ def test_a_script_is_run_by_its_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if "from scripts." in (SCRIPTS / name).read_text()])
 def test_a_script_finds_what_it_imports(name: str) -> None:
-    before, _, after = (SCRIPTS / name).read_text().partition(ROOT_ON_THE_PATH)
+    before, _, after = (SCRIPTS / name).read_text().partition(ROOT_ON_THE_PATH.format(len(Path(name).parts)))
     assert "from scripts." in after
     assert "from scripts." not in before
     assert "streamtrain" not in before.partition("from __future__")[2]

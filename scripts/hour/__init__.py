@@ -1,0 +1,1 @@
+"""The rows of the table of the first hour, and the data that they are run on."""
