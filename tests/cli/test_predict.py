@@ -336,3 +336,30 @@ def test_code_of_the_users_own_runs_only_where_it_is_named(
     Path("net.py").write_text(Path("net.py").read_text() + "# changed\n")
     with pytest.warns(st.StreamtrainWarning, match="not the file"):
         st.load("run", model="net.py:net", device="cpu")
+
+
+def test_of_one_class_that_class_is_predicted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    st.ingest({"x": x, "y": np.zeros(50, np.int64)}, tmp_path / "d")
+    assert main(["train", str(tmp_path / "d"), "--model", "linear", "--out", str(tmp_path / "r"), *SMALL]) == 0
+    model = st.load(tmp_path / "r", device="cpu")
+    np.testing.assert_array_equal(model.predict(x), np.zeros(50))
+    np.testing.assert_array_equal(model.predict(x, probabilities=True), np.ones((50, 1)))
+    capfd.readouterr()
+
+
+def test_raw_members_of_other_names_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64)
+    st.ingest({"x": x, "y": y}, tmp_path / "d")
+    run, raw = str(tmp_path / "r"), str(tmp_path / "n.npz")
+    assert main(["train", str(tmp_path / "d"), "--model", "linear", "--out", run, *SMALL]) == 0
+    np.savez(raw, images=x, labels=y)
+    capfd.readouterr()
+    assert main(["evaluate", run, raw]) == 2
+    assert "--fields x=NAME" in capfd.readouterr().err
+    assert main(["evaluate", run, str(tmp_path / "d"), "--json"]) == 0
+    stored = json.loads(capfd.readouterr().out)
+    assert main(["evaluate", run, raw, "--fields", "x=images,y=labels", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["loss"] == pytest.approx(stored["loss"], rel=1e-6)
+    assert main(["predict", run, raw, "--fields", "x=images"]) == 0

@@ -17,6 +17,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from streamtrain.errors import Argument, CheckpointError, Fix, StreamtrainWarning, UsageError
+from streamtrain.models.alignment import LossKind
 from streamtrain.models.factory import code_of, is_code, make_model
 from streamtrain.models.losses import LOSS_DEFINITIONS, resolve_loss
 from streamtrain.models.model_data import ModelData
@@ -56,9 +57,14 @@ class SavedRun:
         """What the run learns, where that is known."""
         if self.config.get("task") is not None:
             return str(self.config["task"])
-        name, target = self.config["loss"], self.schema.field(self.config["target"])
-        kind = LOSS_DEFINITIONS[name][0] if name in LOSS_DEFINITIONS else "custom"
-        return task_of_loss(name, kind, None if target is None else target.shape)
+        target = self.schema.field(self.config["target"])
+        return task_of_loss(self.config["loss"], self.loss_kind, None if target is None else target.shape)
+
+    @property
+    def loss_kind(self) -> LossKind:
+        """What its loss compares."""
+        name = self.config["loss"]
+        return LOSS_DEFINITIONS[name][0] if name in LOSS_DEFINITIONS else "custom"
 
     @property
     def targets(self) -> TargetSettings:
