@@ -120,7 +120,7 @@ def resuming_with_splits_what_has_none(w: World) -> None:
 
 @world(
     f"{_ROOT}split_folder: leave split= out",
-    f"{_ROOT}split_folder: split={{}}, say",
+    f"{_ROOT}split_folder: split={{}}, or {{}}",
     f"{_ROOT}read_splits: restore it from a copy, or ingest again",
     f"{_ROOT}read_splits: upgrade streamtrain (pip install -U streamtrain)",
     "store/verify.py:_verify_splits: restore it from a copy, or ingest again",

@@ -297,9 +297,12 @@ def _write(work: _Work) -> None:
         _keep_or_discard(work, error)
         raise
     _finish(work)
-    for line in told(read_splits(work.path), division):
+    root = read_splits(work.path)
+    assert root is not None, "which was just written"
+    is_new = work.base is None
+    for line in told(root, division, is_new=is_new):
         work.say(line)
-    for doubt in few_groups(work.rule, division):
+    for doubt in few_groups(root, division, is_new=is_new):
         work.warn(doubt)
 
 
@@ -408,23 +411,26 @@ def _finish(work: _Work) -> None:
     publish_and_tidy(folder, work.path, files, work.say)
 
 
-def told(root: SplitRoot | None, division: Division) -> Iterator[str]:
+def told(root: SplitRoot, division: Division, *, is_new: bool) -> Iterator[str]:
     """Say of each split its rows, its groups, its share wanted and got, and its labels."""
-    assert root is not None, "which was just written"
     total = sum(root.n_samples.values())
     each = zip(root.names, division.n_groups, wanted_shares(root.rule), strict=True)
     for name, n_groups, wanted in each:
         dataset = open_dataset(root.path, split=name)
-        groups = f" in {'countless' if n_groups is None else f'{n_groups:,}'} groups" if root.rule.by else ""
+        groups = f" in {'countless' if n_groups is None else f'{n_groups:,}'} groups" if root.rule.by and is_new else ""
         got = f"{len(dataset) / total:.1%} of all, {wanted:.1%} wanted"
         yield f"{name}: {len(dataset):,} rows{groups}, {got}{_labels(dataset)}"
 
 
-def few_groups(rule: SplitRule, division: Division) -> Iterator[str]:
+def few_groups(root: SplitRoot, division: Division, *, is_new: bool) -> Iterator[str]:
     """Warn of splits too small to say anything."""
-    for name, n_groups in zip(rule.names, division.n_groups, strict=True):
+    by = root.rule.by
+    if by is not None and not is_new:
+        return  # how many of the groups were there before is not known
+    for name, n_divided in zip(root.names, division.n_groups, strict=True):
+        n_groups = root.n_samples[name] if by is None else n_divided
         if n_groups is not None and n_groups < FEW_GROUPS:
-            kind = "rows" if rule.by is None else f"groups of {rule.by}"
+            kind = "rows" if by is None else f"groups of {by}"
             yield f"split {name} has {n_groups} {kind}: below {FEW_GROUPS} its figures say little"
 
 
