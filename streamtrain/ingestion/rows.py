@@ -232,7 +232,8 @@ def _open_unsurveyed(readers: Sequence[TableReader], options: SourceOptions, kno
 def _check_known(schema: Schema, names: Iterable[str], of: str) -> None:
     for name in names:
         if schema.field(name) is None:
-            what = f"{of} does not say what field {name} is"
+            known = ", ".join(each.name for each in schema.fields)
+            what = f"{of} does not say what field {name} is{f', only {known}' if known else ''}"
             why = "It was trained by an earlier version, or on batches that a transform changed"
             raise UsageError(what, why=why, fix="a dataset, or train again")
 
