@@ -8,8 +8,9 @@ import random
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -363,3 +364,27 @@ def test_raw_members_of_other_names_are_named(tmp_path: Path, capfd: pytest.Capt
     assert main(["evaluate", run, raw, "--fields", "x=images,y=labels", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["loss"] == pytest.approx(stored["loss"], rel=1e-6)
     assert main(["predict", run, raw, "--fields", "x=images"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "normalize"),
+    [
+        (nn.SmoothL1Loss(), "auto"),
+        (partial(nn.functional.huber_loss, delta=2.0), "auto"),
+        (nn.functional.poisson_nll_loss, None),
+        (partial(nn.functional.poisson_nll_loss, full=True), None),
+        (nn.PoissonNLLLoss(log_input=False), None),
+    ],
+)
+def test_losses_of_torch_predict_in_the_units_of_the_data(
+    tmp_path: Path, loss: Any, normalize: Literal["auto"] | None
+) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    dataset = st.ingest({"x": x, "y": (100 + 9 * x[:, 0]).astype(np.float32)}, tmp_path / "d")
+    model = nn.Sequential(nn.Linear(3, 1), nn.Softplus())
+    trainer = st.Trainer(model, loss=loss, normalize_target=normalize, device="cpu")
+    trainer.fit(dataset, max_epochs=1, progress=False, checkpoint=tmp_path / "run")
+    loaded = st.load(tmp_path / "run", model=model, device="cpu")
+    np.testing.assert_array_equal(loaded.predict(dataset), trainer.predict(dataset))
+    rmse = np.sqrt(np.mean((loaded.predict(dataset) - dataset[:]["y"]) ** 2))
+    assert trainer.evaluate(dataset).scores["rmse"] == pytest.approx(rmse)
