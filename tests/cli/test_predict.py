@@ -21,6 +21,7 @@ from torch import nn
 
 import streamtrain as st
 from streamtrain.cli.main import main
+from streamtrain.models.factory import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N = 300
@@ -388,3 +389,20 @@ def test_losses_of_torch_predict_in_the_units_of_the_data(
     np.testing.assert_array_equal(loaded.predict(dataset), trainer.predict(dataset))
     rmse = np.sqrt(np.mean((loaded.predict(dataset) - dataset[:]["y"]) ** 2))
     assert trainer.evaluate(dataset).scores["rmse"] == pytest.approx(rmse)
+
+
+@pytest.mark.parametrize("is_log", [True, False])
+def test_a_poisson_loss_is_measured_as_it_was_trained(
+    tmp_path: Path, is_log: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    dataset = st.ingest({"x": np.abs(x), "y": np.abs(x[:, 0])}, tmp_path / "d")
+    weights = build_model("linear", input_shape=(3,), n_outputs=1).state_dict()
+    safetensors.torch.save_file({name: value.abs() for name, value in weights.items()}, tmp_path / "w.safetensors")
+    init = tmp_path / "w.safetensors"
+    trainer = st.Trainer("linear", loss=nn.PoissonNLLLoss(log_input=is_log), init=init, device="cpu")
+    trainer.fit(dataset, max_epochs=0, progress=False, checkpoint=tmp_path / "run")
+    capfd.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), str(tmp_path / "d"), "--json"]) == 0
+    rmse = np.sqrt(np.mean((trainer.predict(dataset) - dataset[:]["y"]) ** 2))
+    assert json.loads(capfd.readouterr().out)["rmse"] == pytest.approx(rmse)

@@ -25,7 +25,9 @@ from typing import Final
 import numpy as np
 
 from streamtrain.errors import (
+    Argument,
     BudgetError,
+    Fix,
     InputError,
     StreamtrainError,
     StreamtrainWarning,
@@ -378,7 +380,9 @@ def _check_classes(work: _Work) -> None:
             raise InputError(
                 f"split {name} has classes of which train has no sample: {listed}{', ...' * (len(new) > _N_SHOWN)}",
                 why="What was never seen in training cannot be told in validation",
-                fix="leave those samples out; or give another seed or smaller shares",
+                fix="leave those samples out; or give another seed or smaller shares"
+                if names
+                else Fix("give another seed or smaller shares; or ", Argument("task", "regression"), " of quantities"),
             )
 
 
