@@ -126,8 +126,8 @@ def too_little_memory(w: World) -> None:
 
 @world(
     f"{_REQUEST}source_options: dtype='float32' and shape=(28, 28), say",
-    f"{_REQUEST}parse_fields: fields={{'x': 'images', 'y': 'labels'}}, say",
-    f"{_REQUEST}parse_fields: leave it out, for every field under its own name",
+    f"{_REQUEST}_parse_fields: fields={{'x': 'images', 'y': 'labels'}}, say",
+    f"{_REQUEST}_parse_fields: leave it out, for every field under its own name",
     f"{_REQUEST}parse_classes: classes=10, or classes=['cat', 'dog'], say",
 )
 def options_of_the_wrong_kind(w: World) -> None:
