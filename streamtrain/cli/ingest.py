@@ -112,7 +112,7 @@ def ingest_command(
         delimiter=_TABS.get(delimiter or "", delimiter),
         na_values=None if na_values is None else tuple(na_values.split(",")),
         classes=None if classes is None else _parse_classes(classes),
-        fields=None if fields is None else _parse_fields(fields),
+        fields=None if fields is None else parse_fields(fields),
         shape=None if shape is None else _parse_shape(shape),
         split=None if split is None else _parse_split(split),
         say=lambda text: note(as_command_line(text)),
@@ -169,7 +169,8 @@ def _parse_shape(text: str) -> tuple[int, ...]:
         raise UsageError(f"--shape {text!r} is not a list of integers", fix="--shape 28,28, say") from None
 
 
-def _parse_fields(text: str) -> dict[str, str]:
+def parse_fields(text: str) -> dict[str, str]:
+    """Read FIELD=NAME,... as a mapping."""
     pairs = [word.partition("=") for word in text.split(",") if word.strip()]
     fields = {field.strip(): name.strip() for field, _, name in pairs}
     if len(fields) < len(pairs) or not all(map(all, pairs)):

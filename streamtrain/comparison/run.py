@@ -41,11 +41,13 @@ from streamtrain.models.losses import Loss
 from streamtrain.models.real_view import as_real
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
+from streamtrain.store.schema.task import TaskName
 from streamtrain.system.memory import MemoryMeter, held_bytes, trim_heap
 from streamtrain.system.units import parse_bytes
 from streamtrain.training.batch_stream import Rows, class_counts, last_batch, normalize_fields
 from streamtrain.training.checkpoint import MOST_CHECKPOINTS, checkpoint_bytes
-from streamtrain.training.labels.reading import label_reading
+from streamtrain.training.labels.facts import label_config
+from streamtrain.training.labels.reading import LabelReading, label_reading
 from streamtrain.training.metrics.running import Metrics
 from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, check_room, write_memory
 from streamtrain.training.run_state import budget_config
@@ -65,7 +67,7 @@ class ComparisonSetup:
     is_normalized: bool
     out: Path | None
     about: dict[str, object]
-    task: str | None = None
+    task: TaskName | None = None
     memory: int = 0
     """The budget of all loaders together, in bytes, once `check` has found it."""
     lanes: int | None = None
@@ -91,8 +93,12 @@ class ComparisonSetup:
             device=self.setting.device,
             on_step=on_step,
         )
-        trainer.read_labels(label_reading(self.dataset, self.target, self.loss, self.task))
+        trainer.read_labels(self.reading())
         return trainer
+
+    def reading(self) -> LabelReading:
+        """Say how the labels are read."""
+        return label_reading(self.dataset, self.target, self.loss, self.task)
 
     def check(self, val: Dataset | None) -> None:
         """Refuse a comparison if any of its runs cannot be made."""
@@ -336,7 +342,8 @@ def _folder(
     if run.folder is None:
         return nullcontext(NullRunFolder())
     budgets = budget_config(loader, setup.memory) | {"max_memory": setup.setting.max_memory}
-    return RunFolder(run.folder, trainer.describe(loader) | setup.about | budgets)
+    labels = label_config(setup.dataset, setup.target, setup.loss, setup.reading(), setup.task)
+    return RunFolder(run.folder, trainer.describe(loader) | labels | setup.about | budgets)
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

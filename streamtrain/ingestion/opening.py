@@ -15,7 +15,7 @@ from streamtrain.ingestion.resume import Say
 from streamtrain.ingestion.sources.base import PLAIN_TABLE, RowFilter, Source, TableOptions
 from streamtrain.ingestion.sources.combine import ClassCheckedSource
 from streamtrain.ingestion.sources.registry import choose_automatically, open_like, open_source
-from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.manifest import AUTO
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.schema.matching import warn_of_unnamed
@@ -95,7 +95,7 @@ def _opened_like(
         raise UsageError(
             "like is given, and rows are appended", why="They take the terms of the dataset there", fix=fix
         )
-    base = like if isinstance(like, Dataset) else open_dataset(like)
+    base = like if isinstance(like, Dataset) else open_preferred(like)
     options = replace(request.options, memory=request.memory)
     opened, terms = open_like(given.source, base, labels=given.labels, options=options)
     opened = _matched_by_name(base, opened, say)

@@ -26,7 +26,7 @@ from streamtrain.ingestion.sources.tables.roles.reader import TableReader
 from streamtrain.ingestion.sources.tables.roles.role_table import open_unsurveyed
 from streamtrain.ingestion.sources.tables.roles.rows import missing_labels
 from streamtrain.ingestion.sources.tables.table_options import table_options
-from streamtrain.store.dataset import open_dataset
+from streamtrain.store.dataset import open_preferred
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.arrangement import AS_IT_IS, Arrangement, arrange, check_columns, ignored_columns
 from streamtrain.store.schema.columns import (
@@ -166,7 +166,7 @@ def rows(
 
 def _known(like: object) -> KnowsItsData:
     if isinstance(like, str | os.PathLike):
-        return open_dataset(like)
+        return open_preferred(like)
     if not isinstance(getattr(like, "schema", None), Schema):
         what = f"like is {like!r:.80}, which says nothing of columns"
         raise UsageError(what, fix="a dataset, or streamtrain.load(RUN)")
@@ -232,7 +232,8 @@ def _open_unsurveyed(readers: Sequence[TableReader], options: SourceOptions, kno
 def _check_known(schema: Schema, names: Iterable[str], of: str) -> None:
     for name in names:
         if schema.field(name) is None:
-            what = f"{of} does not say what field {name} is"
+            known = ", ".join(each.name for each in schema.fields)
+            what = f"{of} does not say what field {name} is{f', only {known}' if known else ''}"
             why = "It was trained by an earlier version, or on batches that a transform changed"
             raise UsageError(what, why=why, fix="a dataset, or train again")
 

@@ -96,10 +96,13 @@ def normalize_target(field: Field, statistics: InputStatistics) -> TargetNormali
     return TargetNormalization(mean=mean, std=np.where(std == 0, 1.0, std))
 
 
-def in_units_of_data(loss: Loss, output: Tensor, normalization: TargetNormalization | None = None) -> Tensor:
-    """Return a regression's outputs as predictions: in the targets' own units, and of a poisson loss as counts."""
+def takes_logarithms(loss: Loss) -> bool:
+    """Whether a loss takes the logarithms of what is predicted."""
+    return counts_events(loss) and bool(getattr(loss.mean, "log_input", True))
+
+
+def in_units_of_data(output: Tensor, normalization: TargetNormalization | None = None, *, is_log: bool) -> Tensor:
+    """Return a regression's outputs as predictions: in the targets' own units, and of logarithms as counts."""
     if normalization is not None:
         return normalization.restore(output)
-    if counts_events(loss) and getattr(loss.mean, "log_input", True):
-        return _wide(output).exp()
-    return output
+    return _wide(output).exp() if is_log else output

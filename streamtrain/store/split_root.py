@@ -156,7 +156,7 @@ def split_folder(folder: Path, split: str | None) -> Path:
         raise UsageError(
             f"there are {len(root.names)} datasets here: {', '.join(root.names)}",
             where=str(folder),
-            fix=Fix(Argument("split", TRAIN), ", say"),
+            fix=Fix(Argument("split", TRAIN), f", or {root.folder(TRAIN)}"),
         )
     return root.folder(split)
 

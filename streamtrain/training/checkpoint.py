@@ -63,7 +63,7 @@ from streamtrain.system.json_values import objects, whole_number
 from streamtrain.system.refusals import read_failure, refusal_behind, translate_os_errors, translate_read_errors
 from streamtrain.system.syscalls import SYSTEM
 from streamtrain.training.best.monitor import best_of
-from streamtrain.training.serialization import check_tensors, write_tensors
+from streamtrain.training.serialization import check_tensors, unprefixed, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"
 MODEL: Final = "model"
@@ -447,6 +447,8 @@ def load_initial_weights(model: nn.Module, init: str | Path | None, *, partial: 
             f"safetensors.torch.save_file(torch.load({str(path)!r}, weights_only=True), {str(to)!r})",
         )
     found = newest_checkpoint(path).tensors(MODEL) if path.is_dir() else read_tensors(path)
+    if not found.keys() & target.state_dict().keys():  # an export has them beside their normalization
+        found = unprefixed(found, f"{MODEL}.") or found
     own, there = ({name: tuple(value.shape) for name, value in of.items()} for of in (target.state_dict(), found))
     fitting = {name: value for name, value in found.items() if own.get(name) == there[name]}
     others = [
@@ -461,10 +463,8 @@ def load_initial_weights(model: nn.Module, init: str | Path | None, *, partial: 
         )
     target.load_state_dict(fitting, strict=False)
     if others:
-        warnings.warn(
-            StreamtrainWarning(f"{path}: {len(fitting)} of {len(own)} weights are taken; left out: {_listed(others)}"),
-            stacklevel=3,
-        )
+        text = f"{path}: {len(fitting)} of {len(own)} weights are taken; left out: {_listed(others)}"
+        warnings.warn(text, StreamtrainWarning, stacklevel=3)
 
 
 def _listed(others: list[str]) -> str:

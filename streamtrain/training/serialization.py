@@ -62,6 +62,11 @@ def flatten_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def unprefixed(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the values whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
 def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Rebuild a state from what `pack` returned."""
     match tree:

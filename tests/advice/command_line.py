@@ -154,7 +154,7 @@ def run_folders(w: World) -> None:
     w.works(f"{TRAIN} --out runs/2")
 
 
-@world("cli/ingest.py:_parse_shape: --shape 28,28, say", "cli/ingest.py:_parse_fields: --fields x=images,y=labels, say")
+@world("cli/ingest.py:_parse_shape: --shape 28,28, say", "cli/ingest.py:parse_fields: --fields x=images,y=labels, say")
 def options_of_ingest(w: World) -> None:
     np.zeros((2, 28, 28), "f4").tofile("x.bin"), np.savez("f.npz", images=X, labels=Y)
     w.typed("ingest x.bin d.zarr --dtype float32 --shape 28x28")

@@ -59,6 +59,7 @@ def columns_to_split_by(w: World) -> None:
     "ingestion/splits/division.py:_by_order: memory={}, say; or sort the source, and leave split_by= out",
     "ingestion/splits/division.py:check_not_empty: give more rows, or a larger share: split=",
     f"{_WRITE}_check_classes: leave those samples out; or give another seed or smaller shares",
+    f"{_WRITE}_check_classes: give another seed or smaller shares; or task='regression' of quantities",
 )
 def rows_that_cannot_be_divided(w: World) -> None:
     many = {"x": np.zeros((20_000, 1), "f4"), "t": np.arange(20_000)}
@@ -72,6 +73,8 @@ def rows_that_cannot_be_divided(w: World) -> None:
     w.refused(ingest, labels, "b.zarr", split={"val": 0.2}, split_how="last")
     ingest(labels, "b.zarr", split={"val": 0.1}, split_how="hash")
     ingest({"x": X[:50], "y": labels["y"][:50]}, "c.zarr", split={"val": 0.2}, split_how="last")
+    ingest(labels, "e.zarr", split={"val": 0.2}, split_how="last", task="regression")
+    w.refused(ingest, {**labels, "y": labels["y"].astype(str)}, "f.zarr", split={"val": 0.2}, split_how="last")
 
 
 @world(
@@ -120,7 +123,7 @@ def resuming_with_splits_what_has_none(w: World) -> None:
 
 @world(
     f"{_ROOT}split_folder: leave split= out",
-    f"{_ROOT}split_folder: split={{}}, say",
+    f"{_ROOT}split_folder: split={{}}, or {{}}",
     f"{_ROOT}read_splits: restore it from a copy, or ingest again",
     f"{_ROOT}read_splits: upgrade streamtrain (pip install -U streamtrain)",
     "store/verify.py:_verify_splits: restore it from a copy, or ingest again",

@@ -95,3 +95,19 @@ def test_compare_refuses_before_it_trains(
 def test_compare_has_its_dataset(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "none.zarr"]) == 4
     assert "none.zarr" in capsys.readouterr().err
+
+
+def test_the_runs_of_a_comparison_know_their_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    draw = np.random.default_rng(0)
+    rows = "\n".join(f"{value:.3f},{1 + (value > 0) + (value > 1)}" for value in draw.normal(size=90))
+    Path("t.csv").write_text(f"a,y\n{rows}\n")
+    assert main(["ingest", "t.csv", "d", "--label-column", "y", "--split", "val=0.3"]) == 0
+    words = ["--rules", "batch", "--optimizers", "sgd", "--lr", "sgd=1", "--task", "classification", "--out", "c"]
+    assert main(["compare", "d", *SMALL, *words]) == 0
+    result = json.loads(Path("c/comparison.json").read_text())["runs"][0]
+    capsys.readouterr()
+    assert main(["evaluate", "c/batch-sgd", "d", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == result["epochs"][-1]["val_accuracy"]
+    model = st.load("c/batch-sgd", device="cpu")
+    assert model.classes == ("1", "2", "3")
+    assert set(model.predict("d/val")) <= {1, 2, 3}

@@ -8,8 +8,9 @@ import random
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from torch import nn
 
 import streamtrain as st
 from streamtrain.cli.main import main
+from streamtrain.models.factory import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N = 300
@@ -336,3 +338,71 @@ def test_code_of_the_users_own_runs_only_where_it_is_named(
     Path("net.py").write_text(Path("net.py").read_text() + "# changed\n")
     with pytest.warns(st.StreamtrainWarning, match="not the file"):
         st.load("run", model="net.py:net", device="cpu")
+
+
+def test_of_one_class_that_class_is_predicted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    st.ingest({"x": x, "y": np.zeros(50, np.int64)}, tmp_path / "d")
+    assert main(["train", str(tmp_path / "d"), "--model", "linear", "--out", str(tmp_path / "r"), *SMALL]) == 0
+    model = st.load(tmp_path / "r", device="cpu")
+    np.testing.assert_array_equal(model.predict(x), np.zeros(50))
+    np.testing.assert_array_equal(model.predict(x, probabilities=True), np.ones((50, 1)))
+    capfd.readouterr()
+
+
+def test_raw_members_of_other_names_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64)
+    st.ingest({"x": x, "y": y}, tmp_path / "d")
+    run, raw = str(tmp_path / "r"), str(tmp_path / "n.npz")
+    assert main(["train", str(tmp_path / "d"), "--model", "linear", "--out", run, *SMALL]) == 0
+    np.savez(raw, images=x, labels=y)
+    capfd.readouterr()
+    assert main(["evaluate", run, raw]) == 2
+    assert "--fields x=NAME" in capfd.readouterr().err
+    assert main(["evaluate", run, str(tmp_path / "d"), "--json"]) == 0
+    stored = json.loads(capfd.readouterr().out)
+    assert main(["evaluate", run, raw, "--fields", "x=images,y=labels", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["loss"] == pytest.approx(stored["loss"], rel=1e-6)
+    assert main(["predict", run, raw, "--fields", "x=images"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "normalize"),
+    [
+        (nn.SmoothL1Loss(), "auto"),
+        (partial(nn.functional.huber_loss, delta=2.0), "auto"),
+        (nn.functional.poisson_nll_loss, None),
+        (partial(nn.functional.poisson_nll_loss, full=True), None),
+        (nn.PoissonNLLLoss(log_input=False), None),
+    ],
+)
+def test_losses_of_torch_predict_in_the_units_of_the_data(
+    tmp_path: Path, loss: Any, normalize: Literal["auto"] | None
+) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    dataset = st.ingest({"x": x, "y": (100 + 9 * x[:, 0]).astype(np.float32)}, tmp_path / "d")
+    model = nn.Sequential(nn.Linear(3, 1), nn.Softplus())
+    trainer = st.Trainer(model, loss=loss, normalize_target=normalize, device="cpu")
+    trainer.fit(dataset, max_epochs=1, progress=False, checkpoint=tmp_path / "run")
+    loaded = st.load(tmp_path / "run", model=model, device="cpu")
+    np.testing.assert_array_equal(loaded.predict(dataset), trainer.predict(dataset))
+    rmse = np.sqrt(np.mean((loaded.predict(dataset) - dataset[:]["y"]) ** 2))
+    assert trainer.evaluate(dataset).scores["rmse"] == pytest.approx(rmse)
+
+
+@pytest.mark.parametrize("is_log", [True, False])
+def test_a_poisson_loss_is_measured_as_it_was_trained(
+    tmp_path: Path, is_log: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    dataset = st.ingest({"x": np.abs(x), "y": np.abs(x[:, 0])}, tmp_path / "d")
+    weights = build_model("linear", input_shape=(3,), n_outputs=1).state_dict()
+    safetensors.torch.save_file({name: value.abs() for name, value in weights.items()}, tmp_path / "w.safetensors")
+    init = tmp_path / "w.safetensors"
+    trainer = st.Trainer("linear", loss=nn.PoissonNLLLoss(log_input=is_log), init=init, device="cpu")
+    trainer.fit(dataset, max_epochs=0, progress=False, checkpoint=tmp_path / "run")
+    capfd.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), str(tmp_path / "d"), "--json"]) == 0
+    rmse = np.sqrt(np.mean((trainer.predict(dataset) - dataset[:]["y"]) ** 2))
+    assert json.loads(capfd.readouterr().out)["rmse"] == pytest.approx(rmse)

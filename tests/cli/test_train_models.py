@@ -186,9 +186,10 @@ def test_a_run_starts_from_the_weights_of_another(stored: Path, capsys: pytest.C
     train = ["train", str(stored), "--inputs", "x", "--memory", "16MB", "--batch-size", "20", "--epochs"]
     assert main([*train, "1", "--model", "mlp:4"]) == 0
     (file,) = Path("runs/1/checkpoints").glob("*/model.safetensors")
-    for init in ("runs/1", str(file)):
+    assert main(["export", "runs/1", "--out", "1.safetensors"]) == 0
+    for init in ("runs/1", str(file), "1.safetensors"):
         assert main([*train, "0", "--model", "mlp:4", "--init", init]) == 0
-    for run in ("2", "3"):
+    for run in ("2", "3", "4"):
         (copy,) = Path("runs", run, "checkpoints").glob("*/model.safetensors")
         assert copy.read_bytes() == file.read_bytes()
     capsys.readouterr()

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import click
 import numpy as np
+from torch import nn
 
 from streamtrain.cli.compatibility import check_categories
 from streamtrain.cli.inference.predict import DEVICE_OPTION, MODEL_OPTION, opened_data, with_text_options
@@ -18,7 +19,7 @@ from streamtrain.cli.results import result_lines
 from streamtrain.errors import Lines
 from streamtrain.ingestion.rows import RawRows
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.models.losses import resolve_loss
+from streamtrain.models.losses import Loss, resolve_loss
 from streamtrain.models.table_inputs import CATEGORIES
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.arrangement import arrange
@@ -140,12 +141,18 @@ def _of_rows(saved: SavedRun, trainer: Trainer, data: RawRows, batch_size: int, 
     yield stream
 
 
+def _loss(saved: SavedRun) -> Loss:
+    if "log_output" in saved.config:
+        return resolve_loss(nn.PoissonNLLLoss(log_input=saved.gives_logarithms))
+    return resolve_loss(saved.config["loss"], ignore_index=saved.config.get("ignore_index"))
+
+
 def _trained(saved: SavedRun, model: str | None, weight: str | None, device: str, data: object) -> Trainer:
     """Rebuild the run's trainer as it was when the run ended."""
     config = saved.config
     trainer = Trainer(
         build_module(saved, model, data if isinstance(data, Dataset) else None),
-        loss=resolve_loss(config["loss"], ignore_index=config.get("ignore_index")),
+        loss=_loss(saved),
         inputs=saved.inputs,
         target=config["target"],
         weight=weight,

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import click
 
+from streamtrain.cli.ingest import parse_fields
 from streamtrain.cli.options import note_doubt, set_threads
 from streamtrain.cli.output import as_command_line, emit, json_option, note, print_text, which_option
 from streamtrain.errors import Lines, UsageError
@@ -54,8 +55,9 @@ TEXT_OPTIONS: Final = (
     click.option("--header", metavar="WHERE", help="Raw text: first, or none with --names."),
     click.option("--names", metavar="A,B", help="Raw text without a header: the names of its columns."),
     click.option("--na-values", metavar="A,B", help="Raw text: texts that mean missing."),
+    click.option("--fields", metavar="x=A,y=B", help="Raw .npz: the members that become fields x, y, ..."),
 )
-"""How raw text is written, where it is not as by default."""
+"""How raw text is written, and what raw arrays are called, where it is not as by default."""
 
 
 def with_text_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,6 +75,8 @@ def text_options(given: dict[str, Any], memory: str) -> SourceOptions:
             said[name] = tuple(said[name].split(","))
     if said.get("delimiter") in _TABS:
         said["delimiter"] = "\t"
+    if "fields" in said:
+        said["fields"] = parse_fields(said["fields"])
     return replace(source_options(**said), memory=parse_bytes(memory, name="memory"))
 
 

@@ -25,7 +25,9 @@ from typing import Final
 import numpy as np
 
 from streamtrain.errors import (
+    Argument,
     BudgetError,
+    Fix,
     InputError,
     StreamtrainError,
     StreamtrainWarning,
@@ -297,9 +299,12 @@ def _write(work: _Work) -> None:
         _keep_or_discard(work, error)
         raise
     _finish(work)
-    for line in told(read_splits(work.path), division):
+    root = read_splits(work.path)
+    assert root is not None, "which was just written"
+    is_new = work.base is None
+    for line in told(root, division, is_new=is_new):
         work.say(line)
-    for doubt in few_groups(work.rule, division):
+    for doubt in few_groups(root, division, is_new=is_new):
         work.warn(doubt)
 
 
@@ -375,7 +380,9 @@ def _check_classes(work: _Work) -> None:
             raise InputError(
                 f"split {name} has classes of which train has no sample: {listed}{', ...' * (len(new) > _N_SHOWN)}",
                 why="What was never seen in training cannot be told in validation",
-                fix="leave those samples out; or give another seed or smaller shares",
+                fix="leave those samples out; or give another seed or smaller shares"
+                if names
+                else Fix("give another seed or smaller shares; or ", Argument("task", "regression"), " of quantities"),
             )
 
 
@@ -408,23 +415,26 @@ def _finish(work: _Work) -> None:
     publish_and_tidy(folder, work.path, files, work.say)
 
 
-def told(root: SplitRoot | None, division: Division) -> Iterator[str]:
+def told(root: SplitRoot, division: Division, *, is_new: bool) -> Iterator[str]:
     """Say of each split its rows, its groups, its share wanted and got, and its labels."""
-    assert root is not None, "which was just written"
     total = sum(root.n_samples.values())
     each = zip(root.names, division.n_groups, wanted_shares(root.rule), strict=True)
     for name, n_groups, wanted in each:
         dataset = open_dataset(root.path, split=name)
-        groups = f" in {'countless' if n_groups is None else f'{n_groups:,}'} groups" if root.rule.by else ""
+        groups = f" in {'countless' if n_groups is None else f'{n_groups:,}'} groups" if root.rule.by and is_new else ""
         got = f"{len(dataset) / total:.1%} of all, {wanted:.1%} wanted"
         yield f"{name}: {len(dataset):,} rows{groups}, {got}{_labels(dataset)}"
 
 
-def few_groups(rule: SplitRule, division: Division) -> Iterator[str]:
+def few_groups(root: SplitRoot, division: Division, *, is_new: bool) -> Iterator[str]:
     """Warn of splits too small to say anything."""
-    for name, n_groups in zip(rule.names, division.n_groups, strict=True):
+    by = root.rule.by
+    if by is not None and not is_new:
+        return  # how many of the groups were there before is not known
+    for name, n_divided in zip(root.names, division.n_groups, strict=True):
+        n_groups = root.n_samples[name] if by is None else n_divided
         if n_groups is not None and n_groups < FEW_GROUPS:
-            kind = "rows" if rule.by is None else f"groups of {rule.by}"
+            kind = "rows" if by is None else f"groups of {by}"
             yield f"split {name} has {n_groups} {kind}: below {FEW_GROUPS} its figures say little"
 
 

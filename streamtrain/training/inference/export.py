@@ -70,6 +70,7 @@ def export(run: SavedRun, path: Path, *, files: Files | None = None) -> dict[str
         "weights": {name: value for name, value in run.chosen.named().items() if name != "checkpoint"},
         # Outputs are (y - mean) / std of the targets, where that is told.
         "normalize_target": None if run.normalized_target is None else run.normalized_target.config(),
+        "log_output": run.gives_logarithms,
         "version": version_of("streamtrain"),
     }
     # Names and texts alone: that is all that a safetensors header takes.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import UsageError
+from streamtrain.models.alignment import LossKind
 from streamtrain.models.losses import Loss
 from streamtrain.store.schema.columns import TARGET, Schema
 from streamtrain.training.inference.saved_run import SavedRun, class_names
@@ -77,6 +78,7 @@ class PredictionForm:
     targets: tuple[str, ...] = ()
     label: str = TARGET  # what is predicted, in words
     has_one_target: bool = False
+    has_output_per_class: bool = False  # else one output may tell two classes apart
 
     def class_name(self, number: int) -> str:
         """Return the name of a class."""
@@ -85,7 +87,8 @@ class PredictionForm:
     def part(self, output: Tensor, first_row: int, id_: Array | None) -> Part:
         """Make predictions of outputs (n, ...)."""
         if self.task == "classification":
-            probabilities = _class_probabilities(output)
+            tells_two = not self.has_output_per_class and (output.ndim == 1 or output.shape[1] == 1)
+            probabilities = _of_two_classes(output) if tells_two else torch.softmax(output, 1)
             numbers = probabilities.argmax(1).cpu().numpy()
             return Part(
                 first_row=first_row,
@@ -112,19 +115,21 @@ class PredictionForm:
         return labels
 
 
-def _class_probabilities(output: Tensor) -> Tensor:
-    """Return the probability of each class, (n, K, ...); one output tells two classes apart."""
-    if output.ndim == 1 or output.shape[1] == 1:
-        second = torch.sigmoid(output.reshape(len(output)))
-        return torch.stack([1 - second, second], dim=1)
-    return torch.softmax(output, 1)
+def _of_two_classes(output: Tensor) -> Tensor:
+    second = torch.sigmoid(output.reshape(len(output)))
+    return torch.stack([1 - second, second], dim=1)
 
 
 def form_of_run(run: SavedRun) -> PredictionForm:
     """Return the form of a run's predictions."""
     values = run.config.get("class_values")
     return _form(
-        run.task, class_names(run), None if values is None else tuple(values), run.schema, run.config["target"]
+        run.task,
+        run.loss_kind,
+        class_names(run),
+        None if values is None else tuple(values),
+        run.schema,
+        run.config["target"],
     )
 
 
@@ -135,11 +140,12 @@ def form_of_loss(loss: Loss, reading: LabelReading, schema: Schema, target: str)
     classes = schema.classes if task == "classification" else None
     if reading.values is not None:
         classes = tuple(f"{value:.0f}" for value in reading.values)
-    return _form(task, classes, reading.values, schema, target)
+    return _form(task, loss.kind, classes, reading.values, schema, target)
 
 
 def _form(
     task: str | None,
+    kind: LossKind,
     classes: tuple[str, ...] | None,
     values: tuple[int | float, ...] | None,
     schema: Schema,
@@ -153,6 +159,7 @@ def _form(
         targets=schema.targets,
         label=named[0] if len(named) == 1 else target,
         has_one_target=field is None or not field.shape,
+        has_output_per_class=kind == "classes",
     )
 
 

@@ -14,7 +14,7 @@ from streamtrain.errors import UsageError
 from streamtrain.loader.world import OfOneProcess
 from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import NormalizedModel
-from streamtrain.models.target_normalization import in_units_of_data
+from streamtrain.models.target_normalization import in_units_of_data, takes_logarithms
 from streamtrain.system.arguments import check_flags
 from streamtrain.training.batch_stream import BatchStream, LearnedSchema
 from streamtrain.training.inference.predicting import PredictOptions, Predictor, hold, iterate, write
@@ -144,7 +144,7 @@ class PredictsInTraining(Predicts, OfOneProcess):
             schema=schema,
             form=form_of_loss(self.loss, self._epoch_loop.reading, schema, self.target),
             device=self.device,
-            in_units=partial(in_units_of_data, self.loss, normalization=normalization),
+            in_units=partial(in_units_of_data, normalization=normalization, is_log=takes_logarithms(self.loss)),
         )
 
     def _config(self, described: dict[str, object], loader: BatchStream) -> dict[str, object]:

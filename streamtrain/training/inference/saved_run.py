@@ -17,8 +17,9 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from streamtrain.errors import Argument, CheckpointError, Fix, StreamtrainWarning, UsageError
+from streamtrain.models.alignment import LossKind
 from streamtrain.models.factory import code_of, is_code, make_model
-from streamtrain.models.losses import LOSS_DEFINITIONS, resolve_loss
+from streamtrain.models.losses import LOSS_DEFINITIONS
 from streamtrain.models.model_data import ModelData
 from streamtrain.models.normalization import Normalize
 from streamtrain.models.table_inputs import CATEGORIES
@@ -56,9 +57,14 @@ class SavedRun:
         """What the run learns, where that is known."""
         if self.config.get("task") is not None:
             return str(self.config["task"])
-        name, target = self.config["loss"], self.schema.field(self.config["target"])
-        kind = LOSS_DEFINITIONS[name][0] if name in LOSS_DEFINITIONS else "custom"
-        return task_of_loss(name, kind, None if target is None else target.shape)
+        target = self.schema.field(self.config["target"])
+        return task_of_loss(self.config["loss"], self.loss_kind, None if target is None else target.shape)
+
+    @property
+    def loss_kind(self) -> LossKind:
+        """What its loss compares."""
+        name = self.config["loss"]
+        return LOSS_DEFINITIONS[name][0] if name in LOSS_DEFINITIONS else "custom"
 
     @property
     def targets(self) -> TargetSettings:
@@ -74,10 +80,15 @@ class SavedRun:
 
     def in_units(self) -> Callable[[Tensor], Tensor] | None:
         """Return what brings outputs to the data's own units; None where they are in these."""
-        loss = self.config["loss"]
-        if self.task != "regression" or loss not in LOSS_DEFINITIONS:
+        normalization, is_log = self.normalized_target, self.gives_logarithms
+        if normalization is None and not is_log:
             return None
-        return partial(in_units_of_data, resolve_loss(loss), normalization=self.normalized_target)
+        return partial(in_units_of_data, normalization=normalization, is_log=is_log)
+
+    @property
+    def gives_logarithms(self) -> bool:
+        """Whether the outputs are logarithms; a run of an earlier version says so by its loss alone."""
+        return bool(self.config.get("log_output", self.config["loss"] == "poisson"))
 
     @property
     def normalized_target(self) -> TargetNormalization | None:
@@ -138,6 +149,7 @@ _TYPES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "n_outputs": (_is_size, "a positive integer"),
     "class_values": (lambda value: _is_list(value, is_number), "a list of numbers"),
     "ignored_label": (lambda value: value is None or is_int(value), "an integer or null"),
+    "log_output": (lambda value: isinstance(value, bool), "true or false"),
     "labels_as_float": (lambda value: isinstance(value, bool), "true or false"),
     "category_sizes": (lambda value: _is_list(value, _is_size), "a list of positive integers"),
     "model_args": (lambda value: isinstance(value, dict), "an object"),

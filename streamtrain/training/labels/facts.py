@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from streamtrain.models.losses import Loss
+from streamtrain.models.target_normalization import counts_events, takes_logarithms
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.task import TaskName
 from streamtrain.training.labels.reading import TASKS_OF_LOSSES, LabelReading, reading_config
@@ -24,7 +25,8 @@ def label_config(
     shape = data.layout.field(target).shape if isinstance(data, Dataset) else None
     found = task or task_of_loss(loss.name, loss.kind, shape)
     spread = _spread(data, target, reading, found) if isinstance(data, Dataset) else None
-    return {**reading_config(reading), "task": found, **({"labels": spread} if spread else {})}
+    units = {"log_output": takes_logarithms(loss)} if counts_events(loss) else {}
+    return {**reading_config(reading), "task": found, **units, **({"labels": spread} if spread else {})}
 
 
 def task_of_loss(name: str, kind: str, shape: tuple[int, ...] | None) -> TaskName | None:

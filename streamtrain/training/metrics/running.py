@@ -19,7 +19,7 @@ from streamtrain.errors import StreamtrainWarning
 from streamtrain.models.alignment import align, drop_last_axis
 from streamtrain.models.losses import Loss
 from streamtrain.models.real_view import as_real
-from streamtrain.models.target_normalization import TargetNormalization, in_units_of_data
+from streamtrain.models.target_normalization import TargetNormalization, in_units_of_data, takes_logarithms
 from streamtrain.optim.gradient_sum import ExactSum
 from streamtrain.training.metrics.baseline import Baseline
 from streamtrain.training.metrics.classification import MOST_IN_CONFUSION, AccuracyTally, ClassTally
@@ -179,7 +179,7 @@ class RunningMetrics:
         self._keep(output, target, sample_weights)
 
     def _in_units(self, output: Tensor) -> Tensor:
-        return in_units_of_data(self._loss, output, self._scoring.normalization)
+        return in_units_of_data(output, self._scoring.normalization, is_log=takes_logarithms(self._loss))
 
     def _keep(self, output: Tensor, target: Tensor, weights: Tensor | None) -> None:
         """Keep a batch until there is enough to score at once: a small one costs as many operations as a large."""

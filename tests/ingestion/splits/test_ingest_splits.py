@@ -248,6 +248,27 @@ def test_few_groups_are_warned_of(tmp_path: Path) -> None:
     assert said[2] == "warning: split val has 12 rows: below 30 its figures say little"
 
 
+def test_an_append_warns_of_splits_that_stay_small(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    g = np.repeat(np.arange(N // 2), 2)
+    for name, options in {"rows": {}, "groups": {"split_by": "g"}}.items():
+        st.ingest({"x": X, "g": g}, tmp_path / name, split={"val": 0.3}, **options)  # type: ignore[arg-type]
+        said: list[str] = []
+        st.ingest({"x": X[:20], "g": g[:20]}, tmp_path / name, append=True, say=said.append)
+        assert [line.split(" ")[0] for line in said] == ["train:", "val:"]
+        assert not any("groups" in line for line in said)
+    assert not recwarn.list
+    st.ingest({"x": X[:60]}, tmp_path / "few", split={"val": 0.2})
+    with pytest.warns(st.StreamtrainWarning, match=r"split val has \d+ rows: below 30"):
+        st.ingest({"x": X[:5]}, tmp_path / "few", append=True)
+
+
+def test_rows_are_read_in_the_terms_of_a_root(tmp_path: Path) -> None:
+    st.ingest({"x": X, "y": Y}, tmp_path / "d", split=SPLIT)
+    train = st.open(tmp_path / "d", split="train")
+    assert st.ingest({"x": X, "y": Y}, tmp_path / "e", like=tmp_path / "d").manifest.options["like"] == train.id
+    assert st.rows({"x": X}, like=tmp_path / "d").n_rows == N
+
+
 def test_what_is_there_is_appended_to_and_replaced_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "d"
     st.ingest({"x": X}, path, split=SPLIT)
