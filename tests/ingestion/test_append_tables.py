@@ -165,7 +165,7 @@ class _Full:
         return self.before(system, path)
 
 
-def test_what_is_resumed_is_the_same_to_the_last_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_append_is_the_same_to_the_last_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     for name in ("a.csv", "b.csv"):
         rows = [f"{rng.choice(['', '1.5', '2'])},{rng.choice(['u', 'v', 'w', ''])},{n % 3}" for n in range(300)]

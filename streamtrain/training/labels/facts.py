@@ -22,9 +22,10 @@ def label_config(
     data: object, target: str, loss: Loss, reading: LabelReading, task: TaskName | None = None
 ) -> dict[str, object]:
     """Return what a run's configuration keeps of the labels it is trained on."""
-    shape = data.layout.field(target).shape if isinstance(data, Dataset) else None
+    fields = data.fields if isinstance(data, Dataset) else ()
+    shape = next((field.shape for field in fields if field.name == target), None)
     found = task or task_of_loss(loss.name, loss.kind, shape)
-    spread = _spread(data, target, reading, found) if isinstance(data, Dataset) else None
+    spread = _spread(data, target, reading, found) if isinstance(data, Dataset) and shape is not None else None
     units = {"log_output": takes_logarithms(loss)} if counts_events(loss) else {}
     return {**reading_config(reading), "task": found, **units, **({"labels": spread} if spread else {})}
 

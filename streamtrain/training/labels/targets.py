@@ -141,7 +141,8 @@ class TargetOptions:
 
 def _check_counts(data: Any, field: Field) -> None:
     """Refuse targets that a loss of counts has no meaning for."""
-    least = float(data.stats(field.name).overall.min)
+    # A stream of the user's own need not know it.
+    least = getattr(data.stats(field.name).overall, "min", 0.0)
     if least < 0:
         raise UsageError(
             f"field {field.name} has targets from {least:g} on, and poisson takes counts of at least 0",

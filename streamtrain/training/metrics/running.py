@@ -218,6 +218,7 @@ class RunningMetrics:
             case "regression":
                 self._add_errors(self._in_units(output), target, weights)
             case "multilabel":
+                output, target = drop_last_axis(output, target)
                 tally = self._tally_of(MarkTally)
                 tally.add(output > threshold(self._loss), target > 0.5, weights)
             case _:
