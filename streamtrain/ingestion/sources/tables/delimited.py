@@ -40,7 +40,7 @@ from streamtrain.ingestion.sources.tables.column_survey import (
     without_names,
 )
 from streamtrain.ingestion.sources.tables.records import Cells, RaggedRecord, cells_of, record_runs
-from streamtrain.ingestion.sources.tables.roles.reader import CellColumns, TableBatch, TableReader, read_ahead
+from streamtrain.ingestion.sources.tables.roles.reader import CellColumns, TableBatch, TableReader
 from streamtrain.ingestion.sources.tables.table_columns import (
     COLUMN_BYTES,
     ChosenColumns,
@@ -128,7 +128,7 @@ def reader(path: Path, options: SourceOptions) -> TableReader:
         path=path,
         header=text.header,
         types=None,
-        batches=lambda names: read_ahead(_column_batches(text, frozenset(options.table.categorical), names)),
+        batches=lambda names: _column_batches(text, frozenset(options.table.categorical), names),
         place=partial(place_of, text),
         provenance=({**provenance_of(path, "csv")[0], **_facts_of_text(text)},),
         nulls=text.nulls,

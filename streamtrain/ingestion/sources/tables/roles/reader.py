@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,27 +22,6 @@ class TableBatch:
     n_rows: int
     columns: Mapping[str, Any]
     n_bytes: int = 0  # of the text that it was read from
-
-
-def read_ahead(batches: Generator[TableBatch, None, None]) -> Iterator[TableBatch]:
-    """Yield batches, while a thread parses the next one."""
-    with closing(batches):
-        pending = _parsed_meanwhile(batches)
-        try:
-            while (batch := pending.result()) is not None:
-                pending = _parsed_meanwhile(batches)
-                yield batch
-                del batch
-        finally:
-            wait([pending])
-
-
-def _parsed_meanwhile(batches: Iterator[TableBatch]) -> Future[TableBatch | None]:
-    """Parse the next batch in a thread that ends with it: none waits where an error leaves the loop over batches."""
-    parser = ThreadPoolExecutor(1, thread_name_prefix="streamtrain-ingest-parser")
-    pending = parser.submit(next, batches, None)
-    parser.shutdown(wait=False)
-    return pending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
