@@ -55,6 +55,12 @@ _DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
+def tallied(wrongs: Sequence[str]) -> Result:
+    """Count cases, of which each says what is wrong with it, or nothing."""
+    first_wrong = next(filter(None, wrongs), None)
+    return {"cases": len(wrongs), "wrong": sum(map(bool, wrongs)), "first_wrong": first_wrong}
+
+
 def new_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """Make a parser that knows these of the common options; a list as the default stands for one value or more.
 

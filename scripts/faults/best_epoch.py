@@ -31,7 +31,7 @@ from torch import nn
 import streamtrain as st
 from scripts.faults.syscall_faults import Killing, Watched, WithoutExchange
 from scripts.faults.writing import in_child, in_peace
-from scripts.runner import memory_folder, new_parser, parse_sampled, print_result, working_folder
+from scripts.runner import memory_folder, new_parser, parse_sampled, print_result, tallied, working_folder
 from streamtrain.system.files import Files
 from streamtrain.training.best.chosen_checkpoint import BEST, LAST, ChosenCheckpoint, checkpoint_of
 from streamtrain.training.checkpoint import MODEL
@@ -175,9 +175,7 @@ def results(kinds: Sequence[str], faults: Sequence[str], every: int, first: int)
                     "fault": fault,
                     "best": whole.best["epoch"],
                     "calls": whole.n_calls,
-                    "cases": len(wrongs),
-                    "wrong": sum(map(bool, wrongs)),
-                    "first_wrong": next(filter(None, wrongs), None),
+                    **tallied(wrongs),
                     "seconds": round(time.perf_counter() - started, 1),
                 }
 

@@ -29,7 +29,7 @@ import numpy as np
 import streamtrain as st
 from scripts.faults.stages import tree_of
 from scripts.faults.syscall_faults import failing
-from scripts.runner import memory_folder, new_parser, parse_sampled, print_result, working_folder
+from scripts.runner import memory_folder, new_parser, parse_sampled, print_result, tallied, working_folder
 from streamtrain.cli.main import main as run_command
 from streamtrain.system.files import is_temporary
 
@@ -251,9 +251,7 @@ def results(errors: Sequence[str], every: int, first: int, folder: Path) -> Iter
             yield {
                 "stage": f"{command} under a limit",
                 "fault": error,
-                "cases": len(wrongs),
-                "wrong": sum(map(bool, wrongs)),
-                "first_wrong": next(filter(None, wrongs), None),
+                **tallied(wrongs),
                 "seconds": round(time.perf_counter() - started, 1),
             }
 

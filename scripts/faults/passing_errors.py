@@ -30,7 +30,7 @@ import torch
 
 import streamtrain as st
 from scripts.faults.syscall_faults import unreadable
-from scripts.runner import memory_folder, new_parser, parse_sampled, print_result, working_folder
+from scripts.runner import memory_folder, new_parser, parse_sampled, print_result, tallied, working_folder
 from streamtrain.cli.main import main as run_command
 from streamtrain.system.syscalls import Syscalls
 from streamtrain.training import run_folder
@@ -176,9 +176,7 @@ def results(errors: Sequence[str], every: int, first: int, folder: Path) -> Iter
                 "stage": f"{start} with a passing error",
                 "fault": error,
                 "calls": n_calls,
-                "cases": len(wrongs),
-                "wrong": sum(map(bool, wrongs)),
-                "first_wrong": next(filter(None, wrongs), None),
+                **tallied(wrongs),
                 "seconds": round(time.perf_counter() - started, 1),
             }
 
