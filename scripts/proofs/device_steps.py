@@ -74,7 +74,7 @@ def loader_on(dataset: Dataset, pool: Any, **options: Any) -> st.StreamLoader:
     """A loader whose pool has no room to spare, so that every slot is used again and again."""
     given: dict[str, Any] = {"batch_size": 100, "memory": "96MB", "lanes": 16, "seed": 3} | options
     loader = st.StreamLoader(dataset, device=Placement(device="cuda", pool=pool), **given)
-    loader._sizes = replace(loader.sizes, slots=loader.sizes.working_slots)
+    loader._own_sizes = replace(loader.sizes, slots=loader.sizes.working_slots)
     return loader
 
 

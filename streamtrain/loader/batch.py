@@ -1,10 +1,10 @@
-"""`Batch`: a named tuple of tensors with types, and its class for the fields of a dataset; the bytes of tensors."""
+"""`Batch`: a named tuple of tensors with types, and its class for the fields of a dataset; spans cut into batches."""
 
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self, SupportsIndex, overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, SupportsIndex, overload
 
 import torch
 from torch import Tensor
@@ -103,3 +103,20 @@ def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
     return (tensor,)
+
+
+BatchGroup = tuple[Tensor, ...]  # the fields of some batches in a row
+
+_BATCHES_AT_ONCE: Final = 512
+
+
+def groups_of(fields: Iterable[Tensor], batch_size: int) -> list[BatchGroup]:
+    """Cut the fields of a span, (n, ...) each, into groups of batches, the first one last."""
+    parts = [torch.split(field, batch_size * _BATCHES_AT_ONCE) for field in fields]
+    return list(zip(*parts, strict=True))[::-1]
+
+
+def batches_of(group: BatchGroup, batch_size: int, make: Callable[[Iterable[Tensor]], Batch]) -> list[Batch]:
+    """Cut a group into its batches, the first one last."""
+    parts = [torch.split(field, batch_size) for field in group]
+    return list(map(make, zip(*parts, strict=True)))[::-1]

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from streamtrain.errors import CheckpointError, DeviceError, UsageError, differences
-from streamtrain.loader.augmentation import Transform
-from streamtrain.loader.batch import Batch, batch_type
-from streamtrain.loader.budget import LoaderProjection, LoaderSizes, epoch_orders, expect, solve
+from streamtrain.errors import Argument, DeviceError, Fix, UsageError
+from streamtrain.loader.augmentation import Transform, takes_keys
+from streamtrain.loader.batch import Batch, BatchGroup, batch_type, batches_of, groups_of
+from streamtrain.loader.budget import LoaderProjection, LoaderSizes, solve
+from streamtrain.loader.deal import Deal
 from streamtrain.loader.device.transfer import Placement, make_transfer
+from streamtrain.loader.loader_state import LOADER_STATE_VERSION, checked_state
 from streamtrain.loader.quarantine import EMPTY_BATCH, Quarantine, QuarantinedBlock, batch_finisher, reader_of
 from streamtrain.loader.reading.pool import Pool
 from streamtrain.loader.telemetry import LoaderTelemetry
-from streamtrain.loader.world import OfOneProcess, refuse_worker, warn_of_ranks
+from streamtrain.loader.world import OfOneProcess, present_rank, refuse_worker, told_rank, warn_of_ranks
 from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder
 from streamtrain.shuffle.positions import samples_at
+from streamtrain.shuffle.share import Rank
 from streamtrain.store.dataset import Dataset, opened
 from streamtrain.system.arguments import (
     check_batch_size,
@@ -37,75 +41,6 @@ from streamtrain.system.arguments import (
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.memory import n_cores, require_memory
 from streamtrain.system.units import parse_bytes
-
-
-def samples_ending_at(order: EpochOrder, position: int, batch_size: int, quarantine: Quarantine | None) -> I64:
-    """Find the samples of the batch that ends at a position, without those that are left out."""
-    found = samples_at(order, max(position - 1, 0) // batch_size * batch_size, position)
-    kept = quarantine.kept(found) if quarantine else None
-    return found if kept is None else found[kept]
-
-
-LOADER_STATE_VERSION: Final = 2
-_LEAST: Final = {"seed": 0, "epoch": 0, "batch": 0, "lanes": 1, "groups": 1}
-"""Entries of a state that may differ from the loader's, and the least of each."""
-_FIRST_VERSION: Final = {"reshuffle": "epoch", "order": 1}  # defaults where a state of version 1 has none
-
-
-def checked_state(state: object, mine: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate a state to resume from, of this release or an earlier one, against the loader's ``mine``."""
-    if not isinstance(state, Mapping):
-        raise UsageError(f"the state is {type(state).__name__}", fix="what state_dict() returned")
-    for name, value in state.items():
-        # Arrays and tensors compare by elements.
-        if not isinstance(value, int | str | None):
-            raise UsageError(f"the state's {name} is {value!r:.80}", fix="what state_dict() returned")
-    is_first = state.get("version") == 1
-    known = {**_FIRST_VERSION, **state, "version": LOADER_STATE_VERSION} if is_first else dict(state)
-    if is_first and mine.get("order") is None:
-        known["order"] = None
-    ours = {name: value for name, value in mine.items() if name not in _LEAST and name != "order"}
-    if wrong := differences(known, ours):
-        raise UsageError("the state is of another loader", why="; ".join(wrong), fix="make the loader as it was")
-    for name, least in _LEAST.items():
-        check_int(known.get(name), f"the state's {name}", least)
-    return known if known.get("order") == mine.get("order") else _in_this_order(known, mine)
-
-
-def _in_this_order(state: dict[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
-    """Adapt a state of another order that stands between epochs: the next one is of this order, by its lanes."""
-    begun = state["batch"] > 0
-    # Then every epoch is the same, but those before had other batches.
-    repeats = state.get("reshuffle") == "never" and state["epoch"] > 0
-    if begun or repeats:
-        where = f"inside epoch {state['epoch']}" if begun else f"after {state['epoch']} epochs that are all alike,"
-        raise CheckpointError(
-            f"the state stands {where} of order {state.get('order')}, and this release makes order {ORDER_VERSION}",
-            why=(
-                "Order 1 is that of streamtrain 0.1.0, whose lanes began and ended every epoch at their cuts. The "
-                "samples behind the state are not those that this order has behind it: some would come twice"
-            ),
-            fix="finish that epoch with the release that began it, or begin a new run",
-        )
-    return {**state, "lanes": mine["lanes"], "groups": mine["groups"], "order": mine["order"]}
-
-
-BatchGroup = tuple[Tensor, ...]  # the fields of some batches in a row
-
-_BATCHES_AT_ONCE: Final = 512
-
-
-def groups_of(fields: Iterable[Tensor], batch_size: int) -> list[BatchGroup]:
-    """Cut the fields of a span, (n, ...) each, into groups of batches, the first one last."""
-    parts = [torch.split(field, batch_size * _BATCHES_AT_ONCE) for field in fields]
-    return list(zip(*parts, strict=True))[::-1]
-
-
-def batches_of(group: BatchGroup, batch_size: int, make: Callable[[Iterable[Tensor]], Batch]) -> list[Batch]:
-    """Cut a group into its batches, the first one last."""
-    parts = [torch.split(field, batch_size) for field in group]
-    return list(map(make, zip(*parts, strict=True)))[::-1]
-
 
 _ORDER = ("seed", "batch_size", "shuffle", "reshuffle", "drop_last")
 _SAME = ("batch_size", "seed", "transform", "device", "on_bad_block", "timeout")
@@ -123,7 +58,7 @@ class StreamLoader(OfOneProcess):
     dataset : Dataset or path
         From ``streamtrain.open``.
     batch_size : int
-        Samples of a batch; the last of an epoch may be shorter.
+        Samples of a batch, of all ranks together; the last of an epoch may be shorter.
     memory : int or str
         The budget for everything the loader owns, like ``"512MB"``.
     seed : int
@@ -148,6 +83,10 @@ class StreamLoader(OfOneProcess):
         ``quarantined``: batches are then shorter by its samples, and one that lost all is not yielded.
     timeout : float, optional
         Seconds that a read may take, or that nothing may happen, before a `StallError`; None waits for ever.
+    rank, world_size : int, optional
+        Share each epoch between ``world_size`` ranks, of which this is one: the batches of all ranks together are the
+        same for any number. By default those of ``torch.distributed``, asked when an epoch begins. ``memory`` is that
+        of one rank.
 
     Raises
     ------
@@ -187,6 +126,8 @@ class StreamLoader(OfOneProcess):
         device: str | torch.device | Placement | None = None,
         on_bad_block: str = "error",
         timeout: float | None = 300.0,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         dataset = opened(dataset)
         check_dataset(dataset)
@@ -210,10 +151,13 @@ class StreamLoader(OfOneProcess):
         self.wait_seconds = 0.0
         self._quarantine = Quarantine(dataset.layout) if on_bad_block == "quarantine" else None
         self._carrier = make_transfer(device, timeout=timeout)
-        self._sizes, self._projection = self._solve(lanes, groups)
+        self._told_rank = told_rank(rank, world_size)
+        order: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last}
+        self._deal = Deal(rank=self._told_rank or Rank(), layout=dataset.layout, **order)
+        self._solve(lanes, groups)
         require_memory(self._projection.host_bytes)
         self._batch_type = batch_type([field.name for field in dataset.layout.fields])
-        self._epoch = self._position = self._turn = 0
+        self._epoch = self._batch = self._turn = 0
         self._pool: Pool | None = None
         self._pool_at: tuple[int, int] | None = None
         self._entered = self._closed = False
@@ -224,22 +168,58 @@ class StreamLoader(OfOneProcess):
         weakref.finalize(self, self._telemetry.closed)
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
-        return (len(self.dataset) if self.drop_last else len(self.dataset) + self.batch_size - 1) // self.batch_size
+        """Batches of an epoch, the same on all ranks."""
+        return self._deal.n_batches
 
     def __repr__(self) -> str:
         order = f"{self._sizes.lanes} lanes in {self._sizes.groups} groups" if self.shuffle else "stored order"
         return f"StreamLoader({len(self)} batches of {self.batch_size}, {order}, {self._projection})"
 
     @property
+    def rank(self) -> int:
+        """The number of this process among those that share the epoch."""
+        return self._present_deal().rank.rank
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes that share the epoch."""
+        return self._present_deal().rank.world_size
+
+    @property
+    def local_batch_size(self) -> int:
+        """Samples of this rank in a whole batch."""
+        return self._present_deal().local_batch_size
+
+    @property
+    def grad_scale(self) -> float:
+        """The factor for a mean loss of the last batch, so that the mean over ranks is the mean over the whole batch.
+
+        1.0 unless ranks have different numbers of samples of a short last batch, and 0.0 where this one has none.
+
+        Raises
+        ------
+        UsageError
+            Damaged blocks are left out, and other ranks' shares are not known.
+        """
+        if self._quarantine is not None and self.world_size > 1:
+            raise UsageError(
+                "grad_scale is not known where on_bad_block is 'quarantine'",
+                why="Other ranks may have left out samples of the batch",
+                fix=Fix(Argument("on_bad_block", "error")),
+            )
+        return self._deal.grad_scale(max(self._place()[1] - 1, 0))
+
+    @property
     def projection(self) -> LoaderProjection:
         """The planned bound of the loader's memory, as a sum of named terms, and what to expect of the order."""
+        self._present_deal()
         return self._projection
 
     @property
     def sizes(self) -> LoaderSizes:
-        """The lanes, groups, slots and spans solved from the budget."""
-        return self._sizes
+        """The lanes, groups, slots and spans solved from the budget, lanes and groups those of all ranks."""
+        of_all, own = self._sizes, self._own_sizes
+        return replace(own, batch_size=of_all.batch_size, lanes=of_all.lanes, groups=of_all.groups)
 
     @property
     def work(self) -> ThreadSeconds:
@@ -270,18 +250,26 @@ class StreamLoader(OfOneProcess):
         """Set the epoch of the next ``iter()``, which then starts at its beginning."""
         check_int(epoch, "epoch", least=0)
         self._turn += 1
-        self._epoch, self._position, self._entered, self._ended = epoch, 0, False, None
+        self._epoch, self._batch, self._entered, self._ended = epoch, 0, False, None
 
     def last_samples(self) -> I64:
         """Return the rows in the dataset of the batch that was yielded last, in its order, (B,) int64."""
-        epoch, position = self._epoch, self._position
-        if not position and self._ended is not None:
-            epoch, position = self._ended, self._n_positions()
-        return samples_ending_at(self._orders()(epoch), position, self.batch_size, self._quarantine)
+        epoch, batch = self._place()
+        start, stop = self._deal.start(max(batch - 1, 0)), self._deal.start(batch)
+        found = samples_at(self._orders()(epoch), start, stop)
+        kept = self._quarantine.kept(found) if self._quarantine else None
+        return found if kept is None else found[kept]
+
+    def _place(self) -> tuple[int, int]:
+        """Give the epoch of the batch that was yielded last, and the batches of it so far."""
+        if not self._batch and self._ended is not None:
+            return self._ended, len(self)
+        return self._epoch, self._batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the loader's place, counted in yielded batches: a few numbers and the dataset's id."""
-        place = {"epoch": self._epoch, "batch": -(-self._position // self.batch_size)}
+        self._take_rank()
+        place = {"epoch": self._epoch, "batch": self._batch}
         lanes = {"lanes": self._sizes.lanes, "groups": self._sizes.groups}
         order = {name: getattr(self, name) for name in _ORDER}
         kind = {"version": LOADER_STATE_VERSION, "dataset": self.dataset.id, "order": self.order_version}
@@ -303,27 +291,53 @@ class StreamLoader(OfOneProcess):
         self._turn += 1
         if state["lanes"] != self._sizes.lanes or state["groups"] != self._sizes.groups:
             self._stop_pool()
-            self._sizes, self._projection = self._solve(state["lanes"], state["groups"])
+            self._solve(state["lanes"], state["groups"])
         if state["seed"] != self.seed:
             self._stop_pool()
         self.seed, self._epoch = state["seed"], state["epoch"]
-        self._position = min(state["batch"] * self.batch_size, self._n_positions())
+        self._batch = min(state["batch"], len(self))
         self._entered, self._ended, self._pool_at = False, None, None
 
-    def _solve(self, lanes: int | None, groups: int | None = None) -> tuple[LoaderSizes, LoaderProjection]:
+    def _solve(self, lanes: int | None, groups: int | None = None) -> None:
+        """Solve the sizes of the whole order, and those of this rank's pool with their projection."""
         layout, memory, rho = self.dataset.layout, self.memory_bytes, self.dataset.rho
         order: dict[str, Any] = {"shuffle": self.shuffle, "lanes": lanes, "groups": groups}
-        sizes, projection = solve(layout, batch_size=self.batch_size, memory=memory, rho=rho, **order)
-        if self._carrier is None:
-            return sizes, projection
-        sizes, fitted = self._carrier.fit(layout, sizes, budget_bytes=memory)
-        expected = expect(layout, sizes, rho)
-        return sizes, LoaderProjection(budget_bytes=fitted.budget_bytes, terms=fitted.terms, expected=expected)
+        self._sizes, whole = solve(layout, batch_size=self.batch_size, memory=memory, rho=rho, **order)
+        self._own_sizes, self._projection = self._deal.solve(self._sizes, whole, memory=memory, rho=rho)
+        if self._carrier is not None:
+            self._own_sizes, fitted = self._carrier.fit(layout, self._own_sizes, budget_bytes=memory)
+            expected = self._deal.expect(self._own_sizes, rho)
+            self._projection = LoaderProjection(budget_bytes=fitted.budget_bytes, terms=fitted.terms, expected=expected)
+
+    def _present_deal(self) -> Deal:
+        """Give the deal of the epoch that is under way, else that of the next one."""
+        if not (self._entered and self._batch):
+            self._take_rank()
+        return self._deal
+
+    def _take_rank(self) -> None:
+        """Take over the rank that torch.distributed gives this process, unless one was given."""
+        rank = self._told_rank or present_rank()
+        if rank == self._deal.rank:
+            return
+        if self._entered and self._batch:
+            began = self._deal.rank.world_size
+            raise UsageError(
+                f"torch.distributed has {rank.world_size} ranks, and this epoch began with {began}",
+                fix="make or leave the process group between two epochs",
+            )
+        self._stop_pool()
+        self._deal = replace(self._deal, rank=rank)
+        self._solve(self._sizes.lanes, self._sizes.groups)
 
     def sequential(self) -> StreamLoader:
-        """Make a loader over the same dataset in its stored order, all samples, with the same budget."""
+        """Make a loader over the same dataset in its stored order, all samples, with the same budget.
+
+        Several ranks take a range of blocks each, so that each block is read once; their numbers of batches differ.
+        """
         same = {name: getattr(self, name) for name in _SAME}
         ordered = StreamLoader(self.dataset, memory=self.memory_bytes, shuffle=False, **same)
+        ordered._told_rank, ordered._deal = self._told_rank, replace(ordered._deal, by_blocks=True)
         ordered._quarantine = self._quarantine
         return ordered
 
@@ -331,32 +345,54 @@ class StreamLoader(OfOneProcess):
         if self._closed:
             raise UsageError("the loader is closed", fix="make a new one")
         refuse_worker()
-        warn_of_ranks()
+        if self._told_rank is None:
+            warn_of_ranks()
         self._turn += 1
-        if self._entered and self._position:
-            self._epoch, self._position = self._epoch + 1, 0
+        if self._entered and self._batch:
+            self._epoch, self._batch = self._epoch + 1, 0
+        self._take_rank()
         self._entered = True
         return self._batches(self._turn)
 
     def _batches(self, turn: int) -> Iterator[Batch]:
         self._check_turn(turn)
-        n_positions, first = self._n_positions(), self._position
-        with self._telemetry.epoch(self, self._epoch, lambda: self._position - first if self._turn == turn else 0):
-            pool = self._running_pool()
+        deal, first = self._deal, self._batch
+
+        def taken() -> int:
+            return deal.start(self._batch) - deal.start(first) if self._turn == turn else 0
+
+        with self._telemetry.epoch(self, self._epoch, taken):
+            pool = self._running_pool() if first < deal.n_with_samples else None
             finish = self._carrier.finish(self._last()) if self._carrier else self._last()
             groups: list[BatchGroup] = []
-            while self._position < n_positions:
+            while pool is not None and self._batch < deal.n_with_samples:
                 groups = groups or self._next_groups(pool)
-                batches = batches_of(groups.pop(), self.batch_size, self._batch_type._make)
+                batches = batches_of(groups.pop(), deal.local_batch_size, self._batch_type._make)
                 while batches:
-                    self._position = min(self._position + self.batch_size, n_positions)
+                    self._batch += 1
                     # Nothing here may keep the batch: its memory is lent until the caller releases it.
                     done = [batches.pop() if finish is None else finish(batches.pop())]
                     if done[0] is not EMPTY_BATCH:
                         yield done.pop()
                         self._check_turn(turn)
-        self._epoch, self._position, self._ended = self._epoch + 1, 0, self._epoch
-        self._pool_at = (self._epoch, 0)
+            if self._batch < deal.n_batches:
+                # Other ranks have the last samples.
+                self._batch += 1
+                yield self._without_samples()
+                self._check_turn(turn)
+        self._epoch, self._batch, self._ended = self._epoch + 1, 0, self._epoch
+        self._pool_at = (self._epoch, 0) if self._pool else None
+
+    def _without_samples(self) -> Any:
+        """Make a batch of no samples, for a rank whose share of the last batch is empty."""
+        fields = self.dataset.layout.fields
+        device = self._carrier.device if self._carrier else None
+        empty = [torch.from_numpy(np.empty((0, *field.shape), field.dtype)).to(device) for field in fields]
+        batch = self._batch_type._make(empty)
+        if self.transform is None:
+            return batch
+        keys = (torch.empty(0, dtype=torch.int64, device=device),) if takes_keys(self.transform) else ()
+        return self.transform(batch, *keys)
 
     def _check_turn(self, turn: int) -> None:
         if self._closed:
@@ -368,7 +404,7 @@ class StreamLoader(OfOneProcess):
         """Take the next span's batches in groups, the first one last."""
         started, next_span = time.perf_counter(), partial(pool.next_span, self.timeout)
         tensors = self._carrier.take(next_span) if self._carrier else map(torch.from_numpy, next_span().arrays)
-        groups = groups_of(tensors, self.batch_size)
+        groups = groups_of(tensors, self._deal.local_batch_size)
         self.wait_seconds += time.perf_counter() - started
         if self._carrier:
             self.wait_seconds += self._carrier.waited_seconds()
@@ -379,15 +415,13 @@ class StreamLoader(OfOneProcess):
 
     def _last(self) -> Callable[[Batch], Any] | None:
         """Make the function that every batch from here on goes through before it is the caller's."""
-        place = {"seed": self.seed, "epoch": self._epoch, "start": self._position, "stop": self._n_positions()}
+        deal, start = self._deal, self._deal.start(self._batch)
+        place = {"seed": self.seed, "epoch": self._epoch, "start": start, "stop": deal.n_positions}
         order = partial(self._orders(), self._epoch)
-        return batch_finisher(self._quarantine, self.transform, order, batch_size=self.batch_size, **place)
+        return batch_finisher(self._quarantine, self.transform, order, batch_size=deal.local_batch_size, **place)
 
     def _orders(self) -> Callable[[int], EpochOrder]:
-        return epoch_orders(self.dataset.layout, self._sizes, self.seed, shuffle=self.shuffle, reshuffle=self.reshuffle)
-
-    def _n_positions(self) -> int:
-        return len(self) * self.batch_size if self.drop_last else len(self.dataset)
+        return self._deal.order_of(self._sizes, self.seed, self.reshuffle)
 
     def _running_pool(self) -> Pool:
         """Give the pool, at the next batch; no seek is needed where an epoch follows on the one before."""
@@ -398,16 +432,16 @@ class StreamLoader(OfOneProcess):
             pool = Pool(
                 reader_of(self.dataset, self._quarantine, besides=self._projection.host_bytes),
                 self.dataset.layout,
-                self._sizes,
+                self._own_sizes,
                 self._orders(),
-                n_positions=self._n_positions(),
+                n_positions=self._deal.n_positions,
                 # At least two: one thread reads while another waits.
-                threads=min(self._sizes.threads, max(2, n_cores())),
-                memory=self._carrier.memory(self.dataset.layout, self._sizes) if self._carrier else None,
+                threads=min(self._own_sizes.threads, max(2, n_cores())),
+                memory=self._carrier.memory(self.dataset.layout, self._own_sizes) if self._carrier else None,
             )
             self._stop, self._pool = weakref.finalize(self, self._closer(pool)), pool
-        if self._pool_at != (self._epoch, self._position):
-            self._pool.seek(self._epoch, self._position, self.timeout)
+        if self._pool_at != (self._epoch, self._batch):
+            self._pool.seek(self._epoch, self._deal.start(self._batch), self.timeout)
         self._pool_at = None
         self.wait_seconds += time.perf_counter() - started
         return self._pool

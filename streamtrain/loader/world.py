@@ -8,18 +8,35 @@ import warnings
 from typing import Any, ClassVar, NoReturn, SupportsIndex
 
 from streamtrain.errors import StreamtrainWarning, UsageError
+from streamtrain.shuffle.share import Rank
+from streamtrain.system.arguments import check_int
 
 _told: list[int] = []
 
 
-def world_size() -> int:
-    """Count the ranks of the default process group, else those that the launcher names, else 1."""
+def told_rank(rank: int | None, world_size: int | None) -> Rank | None:
+    """Check a rank and a world size that were given; None where neither was."""
+    if rank is None and world_size is None:
+        return None
+    if rank is None or world_size is None:
+        raise UsageError(
+            f"rank is {rank} and world_size is {world_size}",
+            fix="both of them, or neither: torch.distributed is then asked when an epoch begins",
+        )
+    check_int(world_size, "world_size")
+    check_int(rank, "rank", least=0)
+    if rank >= world_size:
+        raise UsageError(f"rank is {rank} of a world_size of {world_size}", why="Ranks count from 0")
+    return Rank(rank=rank, world_size=world_size)
+
+
+def present_rank() -> Rank:
+    """Ask torch.distributed for this process's rank; one of one where there is no group."""
     # No group exists unless somebody has imported it.
     distributed: Any = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        return int(distributed.get_world_size())
-    told = os.environ.get("WORLD_SIZE", "")
-    return int(told) if told.isdecimal() and told != "0" else 1
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return Rank()
+    return Rank(rank=distributed.get_rank(), world_size=distributed.get_world_size())
 
 
 def refuse_worker() -> None:
@@ -36,14 +53,16 @@ def refuse_worker() -> None:
 
 
 def warn_of_ranks() -> None:
-    """Warn once per process that several ranks do not share the data."""
-    if not _told and (n_ranks := world_size()) > 1:
+    """Warn once per process that a launcher named several ranks, which no process group joins."""
+    named = os.environ.get("WORLD_SIZE", "")
+    n_ranks = int(named) if named.isdecimal() and "RANK" in os.environ else 1
+    if not _told and n_ranks > 1 and present_rank() == Rank():
         _told.append(n_ranks)
         warnings.warn(
             StreamtrainWarning(
-                f"{n_ranks} processes train together, and each reads all samples in the same order: a loader does not "
-                "share its epoch between ranks yet, so the gradient is that of one process at as many times the work",
-                fix="train in one process, or ingest a dataset of its own for each rank",
+                f"RANK and WORLD_SIZE name {n_ranks} processes, but torch.distributed has no process group: "
+                "each process reads all samples, in the same order",
+                fix="torch.distributed.init_process_group() before the first epoch, or rank= and world_size=",
             ),
             stacklevel=3,
         )

@@ -130,6 +130,31 @@ def _nearest_divisor(number: int, wanted: int) -> int:
     return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - wanted), -d))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPart:
+    """A part of the stored order: the same stretch of every whole batch, and some samples in a row at the end."""
+
+    n_samples: int
+    n_whole: int  # whole batches
+    batch_size: int
+    first: int  # within a batch, of this part's samples
+    share: int  # samples of a batch; those after the whole batches are n_samples - n_whole * share
+    last: int  # the first sample after the whole batches
+
+    def samples_at(self, positions: I64) -> I64:
+        """Find the samples at some positions of this part, (n,) each."""
+        samples = positions // self.share * (self.batch_size - self.share) + positions + self.first
+        after = positions - self.n_whole * self.share
+        return np.where(after < 0, samples, self.last + after)
+
+    def positions_from(self, samples: I64) -> I64:
+        """Count the samples of this part before some samples, (n,) each."""
+        batch = samples // self.batch_size
+        within = np.clip(samples - batch * self.batch_size - self.first, 0, self.share)
+        after = np.clip(samples - self.last, 0, self.n_samples - self.n_whole * self.share)
+        return np.where(batch < self.n_whole, batch * self.share + within, self.n_whole * self.share + after)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EpochOrder:
     """One epoch's order: its visits, lane after lane, each lane's in the order in which they come."""
@@ -149,6 +174,9 @@ class EpochOrder:
     rows_key: int  # this and the next two: keys of the random words, 0 for the sequential order
     rounds_key: int
     turns_key: int
+    first_group: int = 0  # number of the first group among those of all ranks, and the distance to the next
+    group_step: int = 1
+    part: StoredPart | None = None  # of the sequential order: the samples at its positions, if not all
 
     @property
     def lanes(self) -> int:
@@ -175,25 +203,32 @@ class EpochOrder:
         return first, end
 
 
-def sequential_order(n_samples: int, block_rows: int) -> EpochOrder:
-    """Describe the stored order in the same form: one lane whose runs are the blocks."""
+def sequential_order(n_samples: int, block_rows: int, part: StoredPart | None = None) -> EpochOrder:
+    """Describe the stored order, or a part of it, in the same form: one lane whose runs are the blocks."""
     first = np.arange(0, n_samples, block_rows, dtype=np.int64)
+    length = np.diff(first, append=n_samples)
+    begins, n_positions = first, n_samples
+    if part is not None:
+        before = part.positions_from(np.append(first, n_samples))
+        visited = np.flatnonzero(np.diff(before))
+        first, length, begins, n_positions = first[visited], length[visited], before[visited], part.n_samples
     return EpochOrder(
-        n_samples=n_samples,
+        n_samples=n_positions,
         block_rows=block_rows,
         groups=1,
         shuffled=False,
         n_rounds=1,
         longest_run=min(block_rows, n_samples),
-        stride=n_samples + 1,
-        lane_lengths=np.array([n_samples], np.int64),
+        stride=n_positions + 1,
+        lane_lengths=np.array([n_positions], np.int64),
         lane_ranks=np.zeros(1, np.int64),
         run_first=first,
-        run_length=np.diff(first, append=n_samples),
-        visit_key=first,
+        run_length=length,
+        visit_key=begins,
         rows_key=0,
         rounds_key=0,
         turns_key=0,
+        part=part,
     )
 
 

@@ -74,8 +74,12 @@ def samples_at(order: EpochOrder, start: int, stop: int) -> I64:
 def _stored(order: EpochOrder, start: int, stop: int) -> SamplePositions:
     """Find positions [start, stop) of the sequential order."""
     visited = _visited(order, start, stop, None)
+    visits = np.repeat(visited.visit, visited.length)
+    if order.part is not None:
+        samples = order.part.samples_at(np.arange(start, start + len(visits)))
+        return SamplePositions(start=start, visits=visits, rows=samples - order.run_first[visits])
     rows = np.arange(visited.n_samples) + np.repeat(visited.rank - visited.place, visited.length)
-    return SamplePositions(start=start, visits=np.repeat(visited.visit, visited.length), rows=rows)
+    return SamplePositions(start=start, visits=visits, rows=rows)
 
 
 def _shuffled_sweeps(order: EpochOrder, rows: _RowOrders, deals: _Deals, start: int, stop: int) -> SamplePositions:
@@ -192,6 +196,9 @@ class _Deals:
 def deals_of(order: EpochOrder, numbers: I64) -> I64:
     """Order a group's lanes for each ``season * groups + group``: (n, lanes of a group) int64."""
     lanes_each = order.lanes // order.groups
+    season, group = np.divmod(numbers, order.groups)
+    # Words are drawn by the group's number among those of all ranks.
+    numbers = season * (order.groups * order.group_step) + order.first_group + group * order.group_step
     lanes = np.arange(lanes_each)
     rounds = np.zeros((len(numbers), lanes_each), np.uint32)
     if order.n_rounds > 1:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import Argument, Fix, InputError, StreamtrainWarning, UsageError, unknown_name
+from streamtrain.loader.world import present_rank
 from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import InputStatistics, Normalize, normalize_field
 from streamtrain.models.table_inputs import is_scaled
 from streamtrain.optim.gradients import BadWeightError, TrainingBatch, waits_for_reads
 from streamtrain.shuffle.order import I64
+from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
 from streamtrain.store.schema.columns import TARGET, Schema
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
@@ -65,6 +67,19 @@ def check_is_stream(stream: object) -> None:
     if missing := [name for name in ("dataset", "batch_size", "seed", "shuffle") if not hasattr(stream, name)]:
         what = f"the data is a {type(stream).__name__}, which has no {missing[0]}"
         raise UsageError(what, fix="a StreamLoader, or the Dataset itself")
+    check_one_process(stream)
+
+
+def check_one_process(data: object) -> None:
+    """Refuse a loader's share of the batches, and a dataset whose loader would be dealt one."""
+    # A stream of the user's own, without a world size, is whatever its author made it.
+    world_size = present_rank().world_size if isinstance(data, Dataset) else getattr(data, "world_size", 1)
+    if world_size > 1:
+        raise UsageError(
+            f"a Trainer works in one process, and {world_size} share the batches of its loader",
+            why="It does not exchange gradients or metrics between ranks",
+            fix="a loop of your own with DistributedDataParallel, or a loader of all samples: rank=0, world_size=1",
+        )
 
 
 def fields_of(batch: Any) -> Mapping[str, Any]:

@@ -32,6 +32,7 @@ from streamtrain.training.batch_stream import (
     Rows,
     SmallBatch,
     check_is_stream,
+    check_one_process,
     check_stream,
     every_sample,
     in_stored_order,
@@ -429,6 +430,7 @@ class Trainer(PredictsInTraining, BuiltLater):
             The device is out of memory; the message has the batch size that would fit.
         """
         data: BatchStream | Dataset = opened(loader)
+        check_one_process(data)
         self._build_from(data, None)
         if isinstance(data, Dataset):
             with StreamLoader(data, shuffle=False, device=self.device) as whole:

@@ -132,14 +132,15 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "loader/shared_budget.py:make_val_loader: {} or more, or no val=",
     ),
     "needs the state of an earlier release": (
-        "loader/stream_loader.py:_in_this_order: finish that epoch with the release that began it, or begin a new run",
+        "loader/loader_state.py:_in_this_order: finish that epoch with the release that began it, or begin a new run",
     ),
     "needs a forked process": ("loader/reading/workers.py:Workers.check_process: make one in the child, or spawn it",),
     "needs a disk that hangs": (
         "loader/reading/workers.py:Deadline._stalled: look at the disk, or wait longer: timeout=",
     ),
     "needs several processes": (
-        "loader/world.py:warn_of_ranks: train in one process, or ingest a dataset of its own for each rank",
+        "loader/world.py:warn_of_ranks: torch.distributed.init_process_group() before the first epoch, or rank= and world_size=",
+        "loader/stream_loader.py:StreamLoader._take_rank: make or leave the process group between two epochs",
     ),
     "needs a machine without a compiler, or minutes of compiling": (
         "models/forward.py:_Explained.__call__: train without it: compile=False",

@@ -376,61 +376,6 @@ def loaders_beside_datasets(w: World) -> None:
         )
 
 
-@world(
-    "loader/stream_loader.py:checked_state: what state_dict() returned",
-    "loader/stream_loader.py:checked_state: make the loader as it was",
-    "loader/stream_loader.py:StreamLoader.__iter__: make a new one",
-    "loader/stream_loader.py:StreamLoader._check_turn: close it when no one iterates it",
-    "loader/stream_loader.py:StreamLoader._check_turn: use one iterator at a time",
-    "system/arguments.py:check_reading: 300, say, or None to wait for ever",
-)
-def loaders(w: World) -> None:
-    data = w.dataset()
-
-    def loader(**how: Any) -> st.StreamLoader:
-        return st.StreamLoader(data, **{"batch_size": 20, "memory": "16MB"} | how)
-
-    with loader() as one, loader(batch_size=10) as other:
-        w.refused(one.load_state_dict, 5)
-        w.refused(one.load_state_dict, other.state_dict())
-        one.load_state_dict(one.state_dict())
-        first = iter(one)
-        next(first)
-        list(one)
-        w.refused(next, first)
-        last = iter(one)
-        next(last)
-    w.refused(next, last)
-    w.refused(iter, one)
-    with loader() as one:
-        list(one)
-    w.refused(loader, timeout=-1)
-    loader(timeout=300).close()
-    loader(timeout=None).close()
-
-
-@world(
-    "loader/augmentation.py:uniform: torch.float32 or torch.float64",
-    "loader/augmentation.py:_words: the keys given to transform(batch, keys)",
-    "loader/augmentation.py:_words: (28, 28), say",
-)
-def random_numbers_for_transforms(w: World) -> None:
-    data = w.dataset()
-
-    def noisy(dtype: Any, keys_of: Any = lambda keys: keys) -> Any:
-        def transform(batch: Any, keys: Any) -> Any:
-            return batch._replace(x=batch.x + st.uniform(keys_of(keys), (4,), dtype=dtype).float())
-
-        return transform
-
-    w.refused(fit, data, transform=noisy(torch.int64))
-    w.refused(fit, data, transform=noisy(torch.float32, lambda keys: keys.float()))
-    fit(data, transform=noisy(torch.float32))
-    fit(data, transform=noisy(torch.float64))
-    w.refused(st.uniform, torch.arange(3), 5)
-    assert st.uniform(torch.arange(3), (28, 28)).shape == (3, 28, 28)
-
-
 @world("training/run_state.py:open_run: checkpoint='runs/a', the folder of the run")
 def resuming_without_a_folder(w: World) -> None:
     w.followed(fit, w.dataset(), resume="auto")

@@ -1,4 +1,4 @@
-"""Ranks that train together: the warning that each reads all samples, once and only then."""
+"""Processes that train together: the rank that torch.distributed gives, and the warning where nothing does."""
 
 import sys
 import types
@@ -6,11 +6,11 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 
 import streamtrain
-from streamtrain import StreamLoader, Trainer
+from streamtrain import StreamLoader
 from streamtrain.loader import world
+from streamtrain.shuffle.share import Rank
 
 
 @pytest.fixture(scope="module")
@@ -22,41 +22,25 @@ def dataset(tmp_path_factory):
 def afresh(monkeypatch):
     monkeypatch.setattr(world, "_told", [])
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "0")
 
 
-def told(dataset):
+def told(dataset, **how):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
-            with StreamLoader(dataset, memory="16MB") as loader:
+            with StreamLoader(dataset, batch_size=8, memory="16MB", **how) as loader:
                 for _ in range(2):
                     list(loader)
     return [(str(warning.message), warning.filename) for warning in caught]
 
 
-def fitted(dataset, loader):
-    Trainer(torch.nn.Linear(1, 1), loss="mse", device="cpu").fit(dataset if loader is None else loader, max_epochs=2)
-
-
-def in_epochs(_, loader):
-    for epoch in range(2):
-        loader.set_epoch(epoch)
-        list(loader)
-
-
-@pytest.mark.parametrize("use", [fitted, in_epochs, lambda dataset, _: fitted(dataset, None)])
-def test_training_says_it_too(tmp_path, monkeypatch, use):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    x = np.ones((9, 1), np.float32)
-    dataset = streamtrain.ingest({"x": x, "y": x}, tmp_path / "d.zarr")
-    with StreamLoader(dataset, memory="16MB") as loader, pytest.warns(UserWarning, match="4 processes") as caught:
-        use(dataset, loader)
-    assert sum("processes train together" in str(each.message) for each in caught) == 1
-
-
 def group(n_ranks, *, is_available=True):
     return types.SimpleNamespace(
-        is_available=lambda: is_available, is_initialized=lambda: n_ranks > 0, get_world_size=lambda: n_ranks
+        is_available=lambda: is_available,
+        is_initialized=lambda: n_ranks > 0,
+        get_world_size=lambda: n_ranks,
+        get_rank=lambda: n_ranks - 1,
     )
 
 
@@ -67,20 +51,36 @@ def test_one_process_is_told_nothing(dataset, monkeypatch, value):
     assert told(dataset) == []
 
 
-def test_under_a_launcher_it_is_said_once_and_where_the_loader_is_iterated(dataset, monkeypatch):
+def test_a_number_of_processes_alone_is_none_of_ours(dataset, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("RANK")
+    assert told(dataset) == []
+
+
+def test_under_a_launcher_without_a_group_it_is_said_once_and_where_the_loader_is_iterated(dataset, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     [(message, file)] = told(dataset)
-    assert message.startswith("4 processes train together, and each reads all samples in the same order")
-    assert "train in one process, or ingest a dataset of its own for each rank" in message
+    assert message.startswith("RANK and WORLD_SIZE name 4 processes, but torch.distributed has no process group")
+    assert "torch.distributed.init_process_group() before the first epoch" in message
     assert file == __file__
 
 
-@pytest.mark.parametrize(("distributed", "expected"), [(group(2), 1), (group(1), 0), (group(0), 0)])
-def test_a_process_group_tells_before_the_launcher(dataset, monkeypatch, distributed, expected):
+def test_a_loader_that_was_given_its_rank_is_told_nothing(dataset, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert told(dataset, rank=0, world_size=1) == []
+
+
+@pytest.mark.parametrize(
+    ("distributed", "expected"),
+    [
+        (group(2), Rank(rank=1, world_size=2)),
+        (group(1), Rank()),
+        (group(0), Rank()),
+        (group(8, is_available=False), Rank()),
+    ],
+)
+def test_a_process_group_gives_the_rank(dataset, monkeypatch, distributed, expected):
     monkeypatch.setitem(sys.modules, "torch.distributed", distributed)
-    assert len(told(dataset)) == expected
-
-
-def test_a_torch_without_process_groups_is_one_process(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.distributed", group(8, is_available=False))
-    assert world.world_size() == 1
+    assert world.present_rank() == expected
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert len(told(dataset)) == (expected == Rank())

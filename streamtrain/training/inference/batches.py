@@ -117,7 +117,11 @@ def _of_dataset(data: Dataset, wanted: Wanted) -> Iterator[InputBatches]:
 
 
 def _loader(data: Dataset, batch_size: int, wanted: Wanted) -> StreamLoader:
-    return StreamLoader(data, batch_size=batch_size, memory=wanted.memory_bytes, shuffle=False, device=wanted.device)
+    # Every row is predicted here, also where processes train together.
+    alone: dict[str, Any] = {"rank": 0, "world_size": 1}
+    return StreamLoader(
+        data, batch_size=batch_size, memory=wanted.memory_bytes, shuffle=False, device=wanted.device, **alone
+    )
 
 
 @contextmanager

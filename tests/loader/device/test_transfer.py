@@ -38,7 +38,7 @@ def on(dataset, pool, **options):
 
 def squeezed(loader):
     """A loader whose pool has no room for blocks that are not needed, so that every slot is used again and again."""
-    loader._sizes = replace(loader.sizes, slots=loader.sizes.working_slots)
+    loader._own_sizes = replace(loader.sizes, slots=loader.sizes.working_slots)
     return loader
 
 
