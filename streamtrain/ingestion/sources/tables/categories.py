@@ -166,14 +166,22 @@ class CategoryCodes:
 
     def of(self, column: Any) -> npt.NDArray[np.int32]:
         """Return the codes of a run of the column, of shape (n_rows,)."""
-        texts, places = _distinct(column, self.category.name, self.where)
+        _check_type(column, self.category.name, self.where)
+        values, places = _encoded(column)
+        texts = _texts_of(values, self.category.name, self.where)
+        is_hashed = self.category.hash_size is not None
+        codes: list[int | None] = [None] if is_hashed else list(map(self._codes.get, _listed(texts)))
+        if None in codes:
+            # Only what is not among the names may be blank.
+            codes = [self._code(text) for text in _listed(_without_blanks(texts))]
+        coded: npt.NDArray[np.int32] = np.array(codes, np.int32).take(places)
+        return coded
+
+    def _code(self, text: str | None) -> int:
         n_codes = self.category.hash_size
         if n_codes is None:
-            codes = [self._codes.get(text, _OTHER) for text in texts.to_pylist()]
-        else:
-            codes = [_MISSING if text is None else hash_code(text, n_codes) for text in texts.to_pylist()]
-        coded: npt.NDArray[np.int32] = np.array(codes, np.int32)[places]
-        return coded
+            return self._codes.get(text, _OTHER)
+        return _MISSING if text is None else hash_code(text, n_codes)
 
 
 def count_missing(column: Any, name: str) -> int:
@@ -200,14 +208,21 @@ def _distinct(column: Any, name: str, where: str | None) -> tuple[Any, npt.NDArr
 
     Floats may have two of the same text.
     """
-    compute = arrow("pyarrow.compute")
     _check_type(column, name, where)
     values, places = _encoded(column)
-    texts = _texts_of(values, name, where)
+    return _without_blanks(_texts_of(values, name, where)), places
+
+
+def _without_blanks(texts: Any) -> Any:
+    compute = arrow("pyarrow.compute")
     is_blank = compute.equal(compute.utf8_trim_whitespace(texts), "")
-    if is_blank.true_count:
-        texts = compute.if_else(is_blank, arrow().scalar(None, texts.type), texts)
-    return texts, places
+    return compute.if_else(is_blank, arrow().scalar(None, texts.type), texts) if is_blank.true_count else texts
+
+
+def _listed(texts: Any) -> list[str | None]:
+    # Arrow's own lists are made a scalar at a time.
+    listed: list[str | None] = texts.to_numpy(zero_copy_only=False).tolist()
+    return listed
 
 
 def _encoded(column: Any) -> tuple[Any, npt.NDArray[np.int32]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +40,15 @@ from streamtrain.ingestion.sources.tables.column_survey import (
     without_names,
 )
 from streamtrain.ingestion.sources.tables.records import Cells, RaggedRecord, cells_of, record_runs
-from streamtrain.ingestion.sources.tables.roles.reader import CellColumns, TableBatch, TableReader
+from streamtrain.ingestion.sources.tables.roles.reader import (
+    NO_NUMBERS,
+    CellColumns,
+    NumbersParsed,
+    ParsedColumns,
+    TableBatch,
+    TableReader,
+    read_ahead,
+)
 from streamtrain.ingestion.sources.tables.table_columns import (
     COLUMN_BYTES,
     ChosenColumns,
@@ -129,6 +137,9 @@ def reader(path: Path, options: SourceOptions) -> TableReader:
         header=text.header,
         types=None,
         batches=lambda names: _column_batches(text, frozenset(options.table.categorical), names),
+        parsed=lambda names, numbers: read_ahead(
+            _column_batches(text, frozenset(options.table.categorical), names, numbers)
+        ),
         place=partial(place_of, text),
         provenance=({**provenance_of(path, "csv")[0], **_facts_of_text(text)},),
         nulls=text.nulls,
@@ -137,15 +148,15 @@ def reader(path: Path, options: SourceOptions) -> TableReader:
 
 
 def _column_batches(
-    text: DelimitedText, categorical: frozenset[str], names: Sequence[str]
+    text: DelimitedText, categorical: frozenset[str], names: Sequence[str], numbers: NumbersParsed = NO_NUMBERS
 ) -> Generator[TableBatch, None, None]:
-    """Read columns as text, in runs of records; categories as dictionaries."""
+    """Read columns as text, in runs of records; categories as dictionaries, numbers as such where they are."""
     n_rows = 0
     chosen = ChosenColumns(features=tuple(names), label=None)
+    parser = _RunParser(text=text, chosen=chosen, categorical=categorical, numbers=numbers)
     for run in _record_runs(text):
         if len(text.header) < _WIDE:
-            batch = _batch(text, chosen, run, n_rows, {}, categorical)
-            found = TableBatch(n_rows=batch.num_rows, columns=columns_of(batch), n_bytes=len(run))
+            found = parser.batch(run, n_rows)
         else:
             cells = _cells(text, run, n_rows)
             columns = CellColumns(text.header, cells, partial(_without_marks, text))
@@ -153,6 +164,41 @@ def _column_batches(
         yield found
         n_rows += found.n_rows
         del found
+
+
+_PARSED: Final = (np.dtype(np.int64), np.dtype(np.float32), np.dtype(np.float64))
+
+
+@dataclass(slots=True, kw_only=True)
+class _RunParser:
+    """Parses runs of records: numbers as such, until one is not, or is asked for as text."""
+
+    text: DelimitedText
+    chosen: ChosenColumns
+    categorical: frozenset[str]
+    numbers: NumbersParsed
+    given_up: set[np.dtype[Any]] = field(default_factory=set)
+
+    def batch(self, run: bytes, first_row: int) -> TableBatch:
+        """Parse a run."""
+        dtype = self.numbers.dtype()
+        if self.numbers.names and dtype in _PARSED and dtype not in self.given_up:
+            dtypes = dict.fromkeys(self.numbers.names, dtype)
+            try:
+                batch = _parsed_run(self.text, self.chosen, run, dtypes, self.categorical)
+            except arrow().ArrowInvalid:
+                self.given_up.add(dtype)
+            else:
+                as_text = partial(self._as_text, run, first_row)
+                columns = ParsedColumns(columns_of(batch), self.numbers.names, as_text)
+                return TableBatch(n_rows=batch.num_rows, columns=columns, n_bytes=len(run))
+        batch = _batch(self.text, self.chosen, run, first_row, {}, self.categorical)
+        return TableBatch(n_rows=batch.num_rows, columns=columns_of(batch), n_bytes=len(run))
+
+    def _as_text(self, run: bytes, first_row: int) -> Mapping[str, Any]:
+        # Those of the next run will be asked for, too.
+        self.given_up.update(_PARSED)
+        return columns_of(_batch(self.text, self.chosen, run, first_row, {}, self.categorical))
 
 
 def _without_marks(text: DelimitedText, column: Any, quoted: npt.NDArray[np.bool_]) -> Any:
@@ -288,29 +334,39 @@ def _batch(
     categorical: frozenset[str] = frozenset(),
 ) -> Any:
     """Parse the chosen columns of a run of records; as text where no dtype is named."""
-    encoded = arrow().dictionary(arrow().int32(), arrow().string())
-    csv_module = arrow("pyarrow.csv")
     try:
-        table = csv_module.read_csv(
-            arrow().BufferReader(run),
-            csv_module.ReadOptions(use_threads=False, block_size=len(run) + 1, column_names=list(text.header)),
-            # No invalid_row_handler: Arrow's threads would free it, also when Python has ended.
-            csv_module.ParseOptions(delimiter=text.delimiter, newlines_in_values=True),
-            csv_module.ConvertOptions(
-                include_columns=chosen.names,
-                column_types={
-                    name: encoded if name in categorical else arrow_type(dtypes.get(name)) for name in chosen.names
-                },
-                null_values=text.nulls,
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        )
+        return _parsed_run(text, chosen, run, dtypes, categorical)
     except arrow().ArrowInvalid as error:
         reason = str(error)
         found = _RAGGED.search(reason)
         ragged = found and RaggedRecord(row=int(found[1]) - 1, n_cells=int(found[2]), text=found[3])
         raise _refusal(text, ragged, n_rows, reason) from error
+
+
+def _parsed_run(
+    text: DelimitedText,
+    chosen: ChosenColumns,
+    run: bytes,
+    dtypes: Mapping[str, np.dtype[Any] | None],
+    categorical: frozenset[str],
+) -> Any:
+    encoded = arrow().dictionary(arrow().int32(), arrow().string())
+    csv_module = arrow("pyarrow.csv")
+    table = csv_module.read_csv(
+        arrow().BufferReader(run),
+        csv_module.ReadOptions(use_threads=False, block_size=len(run) + 1, column_names=list(text.header)),
+        # No invalid_row_handler: Arrow's threads would free it, also when Python has ended.
+        csv_module.ParseOptions(delimiter=text.delimiter, newlines_in_values=True),
+        csv_module.ConvertOptions(
+            include_columns=chosen.names,
+            column_types={
+                name: encoded if name in categorical else arrow_type(dtypes.get(name)) for name in chosen.names
+            },
+            null_values=text.nulls,
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
     return table.combine_chunks().to_batches()[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import streamtrain as st
 from streamtrain.cli.main import main
 from streamtrain.errors import BudgetError, DatasetError, InputError, UsageError
+from streamtrain.ingestion.sources.tables import delimited
 
 # Of so few rows each one that is left out is more than a tenth.
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows are left out")
@@ -237,3 +239,34 @@ def test_means_do_not_depend_on_how_rows_were_read(tmp_path: Path, n_columns: in
         for n, each in enumerate((frame, pa.Table.from_batches(frame.to_batches(max_chunksize=7))))
     }
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("cells", "wanted"),
+    [
+        (("1", "2.5", "", "4"), [1, 2.5, 9, 4]),
+        (("1", '"2"', '""', " 4 "), [1, 2, 9, 4]),
+        (("1", " NA", '"NA"', "9007199254740992"), [1, 9, 9, 2**53]),
+        (("1", "9223372036854775807", "2", "3"), [1, 2**63 - 1, 2, 3]),
+    ],
+    ids=["fraction", "quotes and blanks", "marks", "large"],
+)
+def test_numbers_are_the_same_whether_parsed_at_once_or_from_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cells: tuple[str, ...], wanted: list[float]
+) -> None:
+    # Runs of a few rows: what makes them text comes after runs of numbers, and again none.
+    monkeypatch.setattr(delimited, "_MIN_RUN_BYTES", 64)
+    rows = [(cell, "red", "0") for cell in cells for _ in range(20)]
+    path = written(tmp_path / "t.csv", rows, ("a", "kind", "y"))
+    ds = st.ingest(path, tmp_path / "ds", label_column="y", categorical="kind", na="fill=9")
+    assert ds[:]["x"][:, 0].tolist() == [each for each in wanted for _ in range(20)]
+
+
+def test_the_thread_that_parses_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "_MIN_RUN_BYTES", 64)
+    rows = [("1", "red", "0")] * 40 + [("9007199254740993", "red", "0"), ("0.5", "red", "0")] + [("2", "b", "1")] * 400
+    path = written(tmp_path / "t.csv", rows, ("a", "kind", "y"))
+    with pytest.raises(InputError, match="9007199254740993") as caught:
+        st.ingest(path, tmp_path / "ds", label_column="y", categorical="kind")
+    assert caught.value.__traceback__, "which holds on to the loop over the runs"
+    assert not [each for each in threading.enumerate() if each.name.startswith("streamtrain-ingest-parser")]

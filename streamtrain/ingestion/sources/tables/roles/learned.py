@@ -175,15 +175,18 @@ class TableLearner:
     def _add_numbers(self, run: RoleRun, learned: npt.NDArray[np.bool_] | None) -> None:
         if not run.inputs.values.size:
             return
-        there = ~run.inputs.missing & np.isfinite(run.inputs.values)
-        values = np.where(there, run.inputs.values, 0)
+        values, there = run.inputs.values, ~run.inputs.missing
+        if values.dtype.kind == "f":
+            there &= np.isfinite(values)
+        values = np.where(there, values, 0)
         if values.dtype.kind in "iu":
             # As floats the first that is not exact would be equal to the last that is.
             sizes = np.abs(values.astype(np.int64)) if values.dtype.kind == "i" else values
             self._largest = np.maximum(self._largest, sizes.astype(np.uint64).max(axis=0))
         if learned is not None:
             there &= learned[:, None]
-        self._means.add(np.where(there, values, 0).astype(FLOAT64), there)
+            values = np.where(there, values, 0)
+        self._means.add(values.astype(FLOAT64), there)
 
     def _add_unseen(self, run: RoleRun, counts: FileCounts) -> None:
         named = dict(zip(self.roles.categorical, run.categories, strict=True))

@@ -23,7 +23,7 @@ from streamtrain.ingestion.sources.tables.arrow import (
     without_dictionary,
 )
 from streamtrain.ingestion.sources.tables.column_survey import MISSING_MARKS, is_one_of, with_nulls
-from streamtrain.ingestion.sources.tables.roles.reader import CellColumns, TableBatch
+from streamtrain.ingestion.sources.tables.roles.reader import CellColumns, ParsedColumns, TableBatch
 
 INT64: Final = np.dtype(np.int64)
 FLOAT64: Final = np.dtype(np.float64)
@@ -49,6 +49,12 @@ def read_numbers(
         if flat is not None:
             values, missing = (each.reshape(batch.n_rows, len(names)) for each in flat)
             return Numbers(values=values, missing=missing)
+    if isinstance(batch.columns, ParsedColumns):
+        together = batch.columns.numbers(names, dtype)
+        if together is not None:
+            columns = (each.reshape(len(names), batch.n_rows).T for each in _found(together, dtype))
+            values, missing = map(np.ascontiguousarray, columns)
+            return Numbers(values=values, missing=missing)
     values = np.empty((batch.n_rows, len(names)), dtype)
     missing = np.zeros((batch.n_rows, len(names)), bool)
     for number, name in enumerate(names):
@@ -70,8 +76,11 @@ def _parsed_text(text: Any, dtype: np.dtype[Any], nulls: Sequence[str]) -> Found
     if values is None:
         text = with_nulls(text, missing_text(text, nulls))
         values = parsed(text, dtype)
-    if values is None:
-        return None
+    return None if values is None else _found(values, dtype)
+
+
+def _found(values: Any, dtype: np.dtype[Any]) -> Found:
+    """Convert numbers that were text."""
     if dtype.kind == "f":
         # Nulls become NaN, as what is written so.
         numbers: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -67,10 +68,11 @@ class RoleTable(Source):
     def where(self, row: int) -> str:
         """Find the place of a row: rows that were dropped count in the file."""
         n_kept = 0
-        for first_row, run in self._runs():
-            if row < n_kept + len(run.rows):
-                return self.reader.place(first_row + int(run.rows[row - n_kept]))
-            n_kept += len(run.rows)
+        with closing(self._runs()) as runs:
+            for first_row, run in runs:
+                if row < n_kept + len(run.rows):
+                    return self.reader.place(first_row + int(run.rows[row - n_kept]))
+                n_kept += len(run.rows)
         return f"{self.reader.path} row {row}"
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
@@ -79,8 +81,8 @@ class RoleTable(Source):
         codes = [CategoryCodes(each) for each in self.learned.facts.categories]
         names = None if self.classes is None else arrow().array(self.classes, arrow().string())
         fills = np.array([self.learned.facts.fills.get(name, 0) for name in self.roles.inputs])
-        with returning_memory():
-            for first_row, run in self._runs():
+        with returning_memory(), closing(self._runs()) as runs:
+            for first_row, run in runs:
                 rows = {
                     field.name: self._field(field.name, run, codes, names, fills, first_row) for field in self.fields
                 }
@@ -104,11 +106,13 @@ class RoleTable(Source):
         types = replace(self.types, forms={}, may_widen=False)
         return RowReader(reader=self.reader, roles=self.roles, options=self.options, types=types)
 
-    def _runs(self) -> Iterator[tuple[int, RoleRun]]:
+    def _runs(self) -> Generator[tuple[int, RoleRun], None, None]:
         rows, first_row = self._row_reader(), 0
-        for batch in self.reader.batches(self.roles.names):
-            yield first_row, rows.run(batch, first_row)
-            first_row += batch.n_rows
+        with closing(rows.batches()) as batches:
+            for batch in batches:
+                yield first_row, rows.run(batch, first_row)
+                first_row += batch.n_rows
+                del batch
 
     def _field(
         self,
@@ -226,10 +230,12 @@ def _unsurveyed(reader: TableReader, options: SourceOptions, known: Learned) -> 
 
 
 def _survey(rows: RowReader, learner: TableLearner, seen: FileCounts) -> None:
-    for batch in rows.reader.batches(rows.roles.names):
-        learner.add(rows.run(batch, seen.n_read), rows.reader, seen.n_read, seen)
-        seen.n_read += batch.n_rows
-        seen.n_longest = max(seen.n_longest, batch.n_bytes)
+    with closing(rows.batches()) as batches:
+        for batch in batches:
+            learner.add(rows.run(batch, seen.n_read), rows.reader, seen.n_read, seen)
+            seen.n_read += batch.n_rows
+            seen.n_longest = max(seen.n_longest, batch.n_bytes)
+            del batch
 
 
 def _known_types(known: Learned, roles: TableRoles) -> ColumnTypes:

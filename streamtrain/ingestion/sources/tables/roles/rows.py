@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from streamtrain.ingestion.sources.tables.roles.numbers import (
     missing_text,
     read_numbers,
 )
-from streamtrain.ingestion.sources.tables.roles.reader import TableBatch, TableReader
+from streamtrain.ingestion.sources.tables.roles.reader import NumbersParsed, TableBatch, TableReader
 
 Mask = npt.NDArray[np.bool_]
 
@@ -80,6 +80,14 @@ class RowReader:
     roles: TableRoles
     options: SourceOptions
     types: ColumnTypes
+
+    def batches(self) -> Generator[TableBatch, None, None]:
+        """Yield the table's batches; to be closed."""
+        if self.reader.parsed is not None:
+            numbers = NumbersParsed(names=self.roles.numbers, dtype=lambda: self.types.numbers)
+            yield from self.reader.parsed(self.roles.names, numbers)
+        else:
+            yield from self.reader.batches(self.roles.names)
 
     def run(self, batch: TableBatch, first_row: int) -> RoleRun:
         """Read a batch; refuse what is missing or unfit."""
