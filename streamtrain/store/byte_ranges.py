@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from streamtrain.errors import DatasetError, StreamtrainError
-from streamtrain.system.refusals import read_failure, with_room
-from streamtrain.system.syscalls import SYSTEM
+from streamtrain.system.refusals import read_failure
+from streamtrain.system.syscalls import SYSTEM, with_room
 
 RESTORE: Final = "restore it from a copy, or ingest again"
 _NOT_TOLD: Final = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP})

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from streamtrain.errors import ResourceError, UsageError
-from streamtrain.system.refusals import is_of_machine, translate_os_errors, with_room
-from streamtrain.system.syscalls import SYSTEM
+from streamtrain.system.refusals import is_of_machine, translate_os_errors
+from streamtrain.system.syscalls import SYSTEM, with_room
 from streamtrain.system.syscalls import Syscalls as Syscalls
 
 if TYPE_CHECKING:

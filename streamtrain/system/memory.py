@@ -36,6 +36,7 @@ from typing import Any, Final, Self
 import psutil
 
 from streamtrain.errors import Argument, BudgetError, Fix
+from streamtrain.system.syscalls import TOO_MANY_OPEN, with_room
 from streamtrain.system.units import format_bytes
 
 
@@ -77,7 +78,7 @@ class MemoryLimit:
 
 def memory_limit(root: Path = _ROOT) -> MemoryLimit:
     """Return the tightest limit on this process, read anew at every call, since groups may shrink."""
-    ram = psutil.virtual_memory()
+    ram = with_room(psutil.virtual_memory)
     available = min(ram.available + _zfs_cache_bytes(root), ram.total)
     limits = [MemoryLimit(limit_bytes=ram.total, free_bytes=available, source="RAM")]
     for folder in control_groups("memory", root):
@@ -196,7 +197,7 @@ def _cached_bytes(folder: Path) -> int:
 
 def _limits_of_process() -> Iterator[MemoryLimit]:
     """Read the limits of the process itself: those of ``ulimit -v`` and ``-d``, which batch systems also set."""
-    held = psutil.Process().memory_info()
+    held = _resident()
     for name, option, used in (("AS", "v", held.vms), ("DATA", "d", getattr(held, "data", held.vms))):
         limit, _ = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
         if limit != resource.RLIM_INFINITY:
@@ -211,22 +212,47 @@ def _number(path: Path) -> int | None:
 def _read(path: Path) -> str:
     # No such file on other systems and with other versions; and a group can go while it is read.
     try:
-        return path.read_text()
-    except OSError:
+        return with_room(path.read_text)
+    except OSError as error:
+        if error.errno in TOO_MANY_OPEN:
+            raise  # the limit is there, and not known
         return ""
 
 
 _STATUS: Final = Path("/proc/self/status")
+_STATUS_BYTES: Final = 1 << 16
 _ANONYMOUS: Final = re.compile(rb"^Rss(?:Anon|Shmem):\s+(\d+) kB", re.MULTILINE)
 
 
 def anonymous_bytes() -> int:
     """Measure the anonymous memory of the process; all its resident memory where the system gives no parts."""
+    status = _open_status()
     try:
-        kibibytes = _ANONYMOUS.findall(_STATUS.read_bytes())
-    except OSError:
-        kibibytes = []
-    return sum(map(int, kibibytes)) * 1024 if kibibytes else int(psutil.Process().memory_info().rss)
+        return _anonymous_bytes(status)
+    finally:
+        _close_status(status)
+
+
+def _open_status() -> int | None:
+    """Open the kernel's figures of this process; None where there is no such file."""
+    try:
+        return with_room(lambda: os.open(_STATUS, os.O_RDONLY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return None
+
+
+def _close_status(status: int | None) -> None:
+    if status is not None:
+        os.close(status)
+
+
+def _anonymous_bytes(status: int | None) -> int:
+    kibibytes = [] if status is None else _ANONYMOUS.findall(os.pread(status, _STATUS_BYTES, 0))
+    return sum(map(int, kibibytes)) * 1024 if kibibytes else int(_resident().rss)
+
+
+def _resident() -> Any:
+    return with_room(lambda: psutil.Process().memory_info())
 
 
 def device_bytes() -> tuple[int, int]:
@@ -254,6 +280,7 @@ class MemoryMeter:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="streamtrain-memory-meter", daemon=True)
         self._before = self._peak = 0
+        self._status: int | None = None  # open all along: a process may come to have no file to spare
 
     @property
     def before_bytes(self) -> int:
@@ -266,7 +293,8 @@ class MemoryMeter:
         return self._peak - self._before
 
     def __enter__(self) -> Self:
-        self._before = self._peak = held_bytes()
+        self._status = _open_status()
+        self._before = self._peak = self._held_bytes()
         self._thread.start()
         return self
 
@@ -274,13 +302,17 @@ class MemoryMeter:
         self._ended.set()
         self._thread.join()
         self._sample()
+        _close_status(self._status)
 
     def _watch(self) -> None:
         while not self._ended.wait(self._interval_seconds):
             self._sample()
 
     def _sample(self) -> None:
-        self._peak = max(self._peak, held_bytes())
+        self._peak = max(self._peak, self._held_bytes())
+
+    def _held_bytes(self) -> int:
+        return _anonymous_bytes(self._status) + sum(device_bytes())
 
 
 _TRIM_THRESHOLD: Final = -1

@@ -9,16 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from streamtrain.errors import Argument, Fix, ResourceError, StreamtrainError, remedy
 from streamtrain.system.syscalls import SYSTEM
 from streamtrain.system.units import format_bytes
 
-_TOO_MANY_OPEN: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
 _OF_THE_FILE: Final = _ABSENT | {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO}
 _NOT_ALLOWED: Final = frozenset({errno.EACCES, errno.EPERM})
@@ -29,24 +28,6 @@ _OF_THE_NETWORK: Final = frozenset(
 )
 _USUAL_OPEN_FILES: Final = 1024
 _SHORTER: Final = "a shorter path"
-
-T = TypeVar("T")
-_closers: list[Callable[[], int]] = []
-
-
-def close_when_needed(closer: Callable[[], int]) -> None:
-    """Have a function called that closes some files of a cache, and returns how many, when too many are open."""
-    _closers.append(closer)
-
-
-def with_room(opening: Callable[[], T]) -> T:
-    """Make a call that opens a file; where too many are open, close some that are only cached, and try again."""
-    while True:
-        try:
-            return opening()
-        except OSError as error:
-            if error.errno not in _TOO_MANY_OPEN or not sum([closer() for closer in _closers]):
-                raise
 
 
 def most_open_files() -> int | None:

@@ -12,19 +12,38 @@ import errno
 import fcntl
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
+TOO_MANY_OPEN: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _NO_SUCH_CALL: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY})
 _NOT_FLUSHED: Final = _NO_SUCH_CALL | {errno.EBADF}
 _NOT_OPENED: Final = frozenset({errno.EACCES, errno.EISDIR, errno.ENOSYS})
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
+
+T = TypeVar("T")
+_closers: list[Callable[[], int]] = []
+
+
+def close_when_needed(closer: Callable[[], int]) -> None:
+    """Have a function called that closes some files of a cache, and returns how many, when too many are open."""
+    _closers.append(closer)
+
+
+def with_room(opening: Callable[[], T]) -> T:
+    """Make a call that opens a file; where too many are open, close some that are only cached, and try again."""
+    while True:
+        try:
+            return opening()
+        except OSError as error:
+            if error.errno not in TOO_MANY_OPEN or not sum([closer() for closer in _closers]):
+                raise
 
 
 class Syscalls:

@@ -54,8 +54,8 @@ from streamtrain.system.refusals import (
     read_failure,
     translate_os_errors,
     translate_read_errors,
-    with_room,
 )
+from streamtrain.system.syscalls import with_room
 from streamtrain.system.units import format_bytes
 from streamtrain.training.checkpoint import (
     CHECKPOINTS,

@@ -8,8 +8,9 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from open_file_limits import at_most, needs_proc, nothing_left
 
-from streamtrain.system.memory import MemoryMeter, anonymous_bytes, device_bytes, held_bytes
+from streamtrain.system.memory import MemoryMeter, anonymous_bytes, device_bytes, held_bytes, memory_limit
 
 N_BYTES = 32_000_000
 
@@ -44,6 +45,21 @@ def test_the_last_value_is_seen_however_short_the_block() -> None:
         memory = touch(N_BYTES)
     assert meter.peak_bytes > 0.9 * N_BYTES
     memory.close()
+
+
+@needs_proc
+def test_a_peak_is_seen_while_no_file_can_be_opened() -> None:
+    with at_most(20), MemoryMeter() as meter, nothing_left():
+        memory = touch(N_BYTES)
+        time.sleep(0.1)
+        memory.close()
+    assert meter.peak_bytes > 0.9 * N_BYTES
+
+
+@needs_proc
+def test_a_limit_that_cannot_be_read_is_not_left_out() -> None:
+    with at_most(20), nothing_left(), pytest.raises(OSError, match="Too many open files"):
+        memory_limit()
 
 
 def test_memory_is_read_in_bytes() -> None:

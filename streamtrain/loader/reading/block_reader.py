@@ -24,7 +24,8 @@ from streamtrain.errors import DamagedBlock, DatasetError, ResourceError
 from streamtrain.store.codec import HEADER_BYTES
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.shard import ShardReader
-from streamtrain.system.refusals import close_when_needed, most_open_files
+from streamtrain.system.refusals import most_open_files
+from streamtrain.system.syscalls import close_when_needed
 
 _MOST_OPEN_FILES: Final = 1024
 _SHARE: Final = 2

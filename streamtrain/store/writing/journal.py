@@ -23,7 +23,8 @@ from streamtrain.store.manifest import Json, dump_json, layout_json, load_json, 
 from streamtrain.store.shard import StoredFile, read_bounded
 from streamtrain.system.files import Files, is_there
 from streamtrain.system.json_values import objects, texts_or_none, whole_number
-from streamtrain.system.refusals import translate_os_errors, translate_read_errors, with_room
+from streamtrain.system.refusals import translate_os_errors, translate_read_errors
+from streamtrain.system.syscalls import with_room
 
 JOURNAL: Final = f"{zarr_metadata.PRIVATE}/journal"
 MOST_JOURNAL_BYTES: Final = 2**28

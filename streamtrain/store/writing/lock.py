@@ -25,8 +25,8 @@ from typing import Final
 from streamtrain.errors import LockedError, ResourceError
 from streamtrain.store.manifest import dump_json
 from streamtrain.system.files import Files
-from streamtrain.system.refusals import is_of_machine, os_failure, translate_os_errors, with_room
-from streamtrain.system.syscalls import SYSTEM
+from streamtrain.system.refusals import is_of_machine, os_failure, translate_os_errors
+from streamtrain.system.syscalls import SYSTEM, with_room
 
 FOLDER_LOCK: Final = ".lock"
 """The lock file inside a folder that is written as a whole, such as a run's."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from open_file_limits import at_most, n_open, needs_proc, nothing_left
 
 import streamtrain
 from streamtrain.errors import ResourceError
@@ -27,43 +25,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return streamtrain.ingest(source, tmp_path_factory.mktemp("many") / "d.zarr", block=80, shard=80, codec="lz4")
 
 
-def n_open() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-@contextmanager
-def at_most(n_files: int) -> Iterator[None]:
-    """Allow so many files more than are open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (n_open() + n_files, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@contextmanager
-def nothing_left() -> Iterator[None]:
-    """Open files until no more may be."""
-    held: list[int] = []
-    try:
-        with suppress(OSError):
-            while True:
-                held.append(os.open(os.devnull, os.O_RDONLY))
-        yield
-    finally:
-        for fd in held:
-            os.close(fd)
-
-
 def read(reader: BlockReader, block: int) -> None:
     slots = [
         memoryview(np.empty(reader._layout.block_rows * field.row_bytes, np.uint8)) for field in reader._layout.fields
     ]
     reader.read(block, slots)
-
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="nothing tells what is open")
 
 
 @needs_proc

@@ -47,7 +47,8 @@ from streamtrain.ingestion.sources.tables.table_columns import (
 from streamtrain.ingestion.sources.tables.table_options import TEXT_OPTIONS
 from streamtrain.ingestion.sources.tables.typed_columns import check_types, is_text_type, plain_batch, plain_type
 from streamtrain.system.memory import return_freed
-from streamtrain.system.refusals import read_failure, refusal_behind, with_room
+from streamtrain.system.refusals import read_failure, refusal_behind
+from streamtrain.system.syscalls import with_room
 
 _BUFFER_BYTES: Final = 1 << 16
 _PAGE_BYTES: Final = 1 << 20
