@@ -125,7 +125,7 @@ def _matched_by_name(base: Dataset, source: Source, say: Say | None) -> Source:
     # Numbers of classes are what the other's are, whatever their names.
     text = unnamed_columns(base, source, of="the other dataset", but=TARGET)
     if say is None:
-        warn_of_unnamed(text, stacklevel=5)
+        warn_of_unnamed(text, stacklevel=6)
     elif text is not None:
         say(f"warning: {text}")
     return source
@@ -137,7 +137,7 @@ def _chosen_automatically(source: object, request: IngestRequest, say: Say | Non
     told = [part for argument in arguments for part in (" ", argument)]
     text = Fix("auto stands for", *(told or [" no option at all"]))
     if say is None:
-        warnings.warn(StreamtrainWarning(text), stacklevel=4)
+        warnings.warn(StreamtrainWarning(text), stacklevel=5)
     else:
         say(text)
     table = replace(options.table, auto=False)
@@ -193,4 +193,4 @@ def _tell(text: str, is_warning: bool, say: Say | None) -> None:
     if say is not None:
         say(f"warning: {text}" if is_warning else text)
     elif is_warning:
-        warnings.warn(StreamtrainWarning(text), stacklevel=5)
+        warnings.warn(StreamtrainWarning(text), stacklevel=6)

@@ -7,12 +7,12 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
 
 import torch
 from torch import Tensor
 
-from streamtrain.errors import CheckpointError, DeviceError, UsageError, differences
+from streamtrain.errors import CheckpointError, DeviceError, NotASequence, UsageError, differences
 from streamtrain.loader.augmentation import Transform
 from streamtrain.loader.batch import Batch, batch_type
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, epoch_orders, expect, solve
@@ -32,8 +32,8 @@ from streamtrain.system.arguments import (
     check_optional_functions,
     check_reading,
     check_seed,
-    naming_nearest,
 )
+from streamtrain.system.calls.public import PublicIterator, public
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.memory import n_cores, require_memory
 from streamtrain.system.units import parse_bytes
@@ -170,7 +170,7 @@ class StreamLoader(OfOneProcess):
 
     _instead = "hand over the dataset, which can be pickled, and make a loader of it there"
 
-    @naming_nearest
+    @public
     def __init__(
         self,
         dataset: Dataset | str | Path,
@@ -227,6 +227,11 @@ class StreamLoader(OfOneProcess):
         """Batches of an epoch."""
         return (len(self.dataset) if self.drop_last else len(self.dataset) + self.batch_size - 1) // self.batch_size
 
+    @public
+    def __getitem__(self, index: object) -> NoReturn:
+        fix = f"loader.dataset[{index!r:.20}] reads samples, next(iter(loader)) is a batch"
+        raise NotASequence("a StreamLoader is a stream, and is not indexed", fix=fix)
+
     def __repr__(self) -> str:
         order = f"{self._sizes.lanes} lanes in {self._sizes.groups} groups" if self.shuffle else "stored order"
         return f"StreamLoader({len(self)} batches of {self.batch_size}, {order}, {self._projection})"
@@ -266,6 +271,7 @@ class StreamLoader(OfOneProcess):
         """The epoch that is under way, else that of the next ``iter()``."""
         return self._epoch
 
+    @public
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next ``iter()``, which then starts at its beginning."""
         check_int(epoch, "epoch", least=0)
@@ -287,6 +293,7 @@ class StreamLoader(OfOneProcess):
         kind = {"version": LOADER_STATE_VERSION, "dataset": self.dataset.id, "order": self.order_version}
         return {**kind, **place, **lanes, **order}
 
+    @public
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume where ``state_dict`` was taken, with its lanes and groups, whatever the budget gives.
 
@@ -327,6 +334,7 @@ class StreamLoader(OfOneProcess):
         ordered._quarantine = self._quarantine
         return ordered
 
+    @public
     def __iter__(self) -> Iterator[Batch]:
         if self._closed:
             raise UsageError("the loader is closed", fix="make a new one")
@@ -336,7 +344,8 @@ class StreamLoader(OfOneProcess):
         if self._entered and self._position:
             self._epoch, self._position = self._epoch + 1, 0
         self._entered = True
-        return self._batches(self._turn)
+        length = "len(loader) is the number of batches, len(loader.dataset) that of samples"
+        return PublicIterator(self._batches(self._turn), length=length)
 
     def _batches(self, turn: int) -> Iterator[Batch]:
         self._check_turn(turn)

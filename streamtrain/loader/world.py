@@ -45,7 +45,7 @@ def warn_of_ranks() -> None:
                 "share its epoch between ranks yet, so the gradient is that of one process at as many times the work",
                 fix="train in one process, or ingest a dataset of its own for each rank",
             ),
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -40,6 +40,7 @@ from streamtrain.store.schema.task import LabelTask
 from streamtrain.store.shard import ShardReader, damaged_block, read_bounded, read_stored, unread_block
 from streamtrain.store.split_root import chosen_split, split_folder
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
+from streamtrain.system.calls.public import public
 from streamtrain.system.files import local_path
 from streamtrain.system.refusals import refusal_behind
 from streamtrain.system.units import format_bytes
@@ -223,6 +224,7 @@ class Dataset:
         """Bytes of all stored files."""
         return sum(file.n_bytes for file in self.manifest.files.values())
 
+    @public
     def stats(self, field: str) -> FieldStats:
         """The statistics of a field, its per-feature arrays read now.
 
@@ -279,6 +281,7 @@ class Dataset:
         if now != self.id:
             raise replaced(self.path)
 
+    @public
     def read_block(self, field: str, block: int) -> Array:
         """Read one block of a field, checked.
 
@@ -316,6 +319,7 @@ class Dataset:
     def __len__(self) -> int:
         return self.layout.n_samples
 
+    @public
     def __getitem__(self, key: int | slice) -> dict[str, Array]:
         """Read some samples: one (arrays of the fields' shapes) by an int, several by a slice of any step."""
         if isinstance(key, slice):
@@ -365,6 +369,7 @@ class Dataset:
         return f"<Dataset {str(self.path)!r}: {len(self):,} samples of {fields}; {sizes}, {self.layout.codec}>"
 
 
+@public
 def open_dataset(path: str | os.PathLike[str], *, split: str | None = None) -> Dataset:
     """Open a dataset.
 

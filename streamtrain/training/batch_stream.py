@@ -60,13 +60,6 @@ class BatchStream(Protocol):
     def close(self) -> None: ...
 
 
-def check_is_stream(stream: object) -> None:
-    """Refuse data that no epochs can be made of, such as a DataLoader."""
-    if missing := [name for name in ("dataset", "batch_size", "seed", "shuffle") if not hasattr(stream, name)]:
-        what = f"the data is a {type(stream).__name__}, which has no {missing[0]}"
-        raise UsageError(what, fix="a StreamLoader, or the Dataset itself")
-
-
 def fields_of(batch: Any) -> Mapping[str, Any]:
     """Return the fields of a batch by name: of a named tuple or a mapping of tensors or arrays."""
     return batch if isinstance(batch, Mapping) else batch._asdict()
@@ -197,7 +190,6 @@ def every_sample(stream: BatchStream) -> Iterator[BatchStream]:
 
     A stream that is shuffled, drops the last batch, or stands inside an epoch is not touched: a second one is opened.
     """
-    check_is_stream(stream)
     if not (stream.shuffle or stream.drop_last or _is_inside_epoch(stream)):
         yield stream
         return

@@ -29,6 +29,7 @@ from streamtrain.cli.output import PYTHON_ONLY, as_command_line
 from streamtrain.errors import Argument, Fix
 from tests.advice import (
     best,
+    calls,
     command_line,
     in_memory,
     ingesting,
@@ -54,6 +55,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOMS = [
     best,
+    calls,
     command_line,
     in_memory,
     ingesting,
