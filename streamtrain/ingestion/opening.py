@@ -14,6 +14,7 @@ from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.resume import Say
 from streamtrain.ingestion.sources.base import PLAIN_TABLE, RowFilter, Source, TableOptions
 from streamtrain.ingestion.sources.combine import ClassCheckedSource
+from streamtrain.ingestion.sources.indexed.stored import StoredSource
 from streamtrain.ingestion.sources.registry import choose_automatically, open_like, open_source
 from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.manifest import AUTO
@@ -46,12 +47,17 @@ def open_requested(
         request, opened = _opened_behind(given.base, given, request)
     else:
         opened = _opened_anew(given, request, learn_from)
+    if say is not None:
+        for text in opened.told:
+            say(text)
     _tell_left_out(opened, say)
     if request.options.table.delimiter == "auto":
         _tell_delimiters(opened, say)
     _tell_counts(opened, say)
     if given.like is None and not is_known and say is not None:
         _tell_zone(opened, request.options.table.timezone, say)
+    if isinstance(opened, StoredSource):
+        request = replace(request, task=request.task or opened.told_task)
     _check_has_labels(opened, request)
     return request, _checked(opened, request)
 

@@ -276,6 +276,8 @@ _OF_RAW: Final = Fix(Argument("dtype", "float32"), " and ", Argument("shape", (2
 
 
 def _parse_fields(chosen: object) -> dict[str, str]:
+    if isinstance(chosen, Mapping):  # places in a sample are names as well
+        chosen = {name: str(value) if is_int(value, 0) else value for name, value in chosen.items()}
     if not isinstance(chosen, Mapping) or not all(isinstance(word, str) for pair in chosen.items() for word in pair):
         fix = Fix(Argument("fields", {"x": "images", "y": "labels"}), ", say")
         raise UsageError(f"fields is {chosen!r}; it maps each field to what it is made of", fix=fix)

@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn, Self
 import torch
 from torch import Tensor
 
-from streamtrain.errors import CheckpointError, DeviceError, NotASequence, UsageError, differences
+from streamtrain.errors import Argument, CheckpointError, DeviceError, Fix, NotASequence, UsageError, differences
 from streamtrain.loader.augmentation import Transform
 from streamtrain.loader.batch import Batch, batch_type
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, epoch_orders, expect, solve
@@ -69,6 +69,9 @@ def checked_state(state: object, mine: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError("the state is of another loader", why="; ".join(wrong), fix="make the loader as it was")
     for name, least in _LEAST.items():
         check_int(known.get(name), f"the state's {name}", least)
+    if (seed := known["seed"]) != mine["seed"]:
+        why = f"seed: {seed} there, {mine['seed']} here"
+        raise UsageError("the state is of another loader", why=why, fix=Fix("make it with ", Argument("seed", seed)))
     return known if known.get("order") == mine.get("order") else _in_this_order(known, mine)
 
 
@@ -311,9 +314,7 @@ class StreamLoader(OfOneProcess):
         if state["lanes"] != self._sizes.lanes or state["groups"] != self._sizes.groups:
             self._stop_pool()
             self._sizes, self._projection = self._solve(state["lanes"], state["groups"])
-        if state["seed"] != self.seed:
-            self._stop_pool()
-        self.seed, self._epoch = state["seed"], state["epoch"]
+        self._epoch = state["epoch"]
         self._position = min(state["batch"] * self.batch_size, self._n_positions())
         self._entered, self._ended, self._pool_at = False, None, None
 

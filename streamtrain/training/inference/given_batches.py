@@ -12,6 +12,7 @@ from torch import Tensor
 
 from streamtrain.errors import Lines, UsageError
 from streamtrain.models.normalization import InputStatistics
+from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field, Layout
 from streamtrain.store.schema.columns import Schema
 
@@ -22,8 +23,10 @@ _BATCH: Final = 256
 def check_can_train(*streams: object) -> None:
     """Refuse data that no epochs can be made of, such as arrays or a DataLoader; None and datasets are not."""
     for stream in streams:
-        if stream is not None and not hasattr(stream, "layout") and not is_stream(stream):
-            raise _no_epochs(f"a {type(stream).__name__}", _source_of(stream), _batch_size_of(stream))
+        if stream is not None and not isinstance(stream, Dataset) and not is_stream(stream):
+            raise _no_epochs(
+                f"a {type(stream).__name__}", _source_of(stream), _batch_size_of(stream), _label_of(stream)
+            )
 
 
 def is_stream(data: object) -> bool:
@@ -36,9 +39,9 @@ def arrays_given(given: Sequence[Any]) -> UsageError:
     return _no_epochs("arrays", '{"x": x, "y": y}', _BATCH)
 
 
-def _no_epochs(given: str, source: str, batch_size: int) -> UsageError:
+def _no_epochs(given: str, source: str, batch_size: int, options: str = "") -> UsageError:
     lines = (
-        f'dataset = st.ingest({source}, "data.zarr")',
+        f'dataset = st.ingest({source}, "data.zarr"{options})',
         f"loader = st.StreamLoader(dataset, batch_size={batch_size})",
     )
     why = "Training reads a stored dataset, again in every epoch"
@@ -49,12 +52,15 @@ def _source_of(data: object) -> str:
     """Write the source that `ingest` takes in place of data, where ``loader`` is its name."""
     if hasattr(data, "dataset") and hasattr(data, "sampler"):
         return "loader.dataset" if hasattr(data.dataset, "__len__") else "loader"
+    is_array = hasattr(data, "shape") and not isinstance(data, Mapping) and not hasattr(data, "__arrow_c_stream__")
+    return '{"x": x, "y": y}' if is_array else "loader"
+
+
+def _label_of(data: object) -> str:
+    """Write the option of the label column that a data frame needs."""
     columns = getattr(data, "columns", None) if hasattr(data, "__arrow_c_stream__") else None
     names = [] if columns is None else [str(name) for name in columns]
-    if names:
-        return f"loader, label_column={'y' if 'y' in names else names[-1]!r}"
-    is_array = hasattr(data, "shape") and not isinstance(data, Mapping)
-    return '{"x": x, "y": y}' if is_array else "loader"
+    return f", label_column={'y' if 'y' in names else names[-1]!r}" if names else ""
 
 
 def _batch_size_of(data: object) -> int:
