@@ -5,6 +5,8 @@
     StreamtrainError                      1   a bug, or an error without a class of its own
     ├── UsageError         (ValueError)   2   an argument is wrong
     │   ├── UnknownName    (LookupError)  2   a name is not among the known ones
+    │   ├── UnknownArgument  (TypeError)  2   a function has no argument of that name
+    │   ├── NotASequence     (TypeError)  2   a stream is indexed, or asked for a length it does not have
     │   └── OutOfRange     (IndexError)   2   an index is past the end
     ├── InputError         (ValueError)   3   the raw data is bad
     ├── DatasetError       (OSError)      4   the dataset on disk is missing, incomplete or damaged
@@ -27,7 +29,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from types import TracebackType
+from typing import Any, ClassVar, Self
 
 
 def printable(text: str) -> str:
@@ -163,6 +166,13 @@ class StreamtrainError(Exception):
     fix : str, optional
         The remedy, computed where it can be; a `Fix` where it has arguments in it.
 
+    Attributes
+    ----------
+    cause : BaseException or None
+        The error behind it, with its traceback, where a public function raised it.
+    inner_traceback : traceback or None
+        The frames inside of that function.
+
     Examples
     --------
     >>> str(StreamtrainError("3 columns, expected 4", where="a.csv:7", fix="complete the line"))
@@ -170,6 +180,8 @@ class StreamtrainError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    cause: BaseException | None = None
+    inner_traceback: TracebackType | None = None
 
     def __init__(
         self,
@@ -184,6 +196,11 @@ class StreamtrainError(Exception):
         self.where = where
         self.why = why
         self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Neither a traceback nor every cause can be handed to another process.
+        given = {name: value for name, value in self.__dict__.items() if name not in ("cause", "inner_traceback")}
+        return type(self), self.args, given
 
     def to_json(self) -> dict[str, object]:
         """The error as values: class, exit code, what, where, why, fix."""
@@ -242,6 +259,14 @@ class UsageError(StreamtrainError, ValueError):
 
 class UnknownName(UsageError, LookupError):
     """A name is not among the known ones."""
+
+
+class UnknownArgument(UsageError, TypeError):
+    """A function has no argument of that name."""
+
+
+class NotASequence(UsageError, TypeError):
+    """A stream is indexed, or asked for a length that it does not have."""
 
 
 class OutOfRange(UsageError, IndexError):

@@ -22,7 +22,8 @@ from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss, LossFunction
 from streamtrain.store.dataset import Dataset, opened
 from streamtrain.store.schema.matching import unnamed_was_told
-from streamtrain.system.arguments import check_dataset, check_functions, naming_nearest
+from streamtrain.system.arguments import check_dataset, check_functions
+from streamtrain.system.calls.public import public
 from streamtrain.system.files import local_path
 from streamtrain.system.memory import held_bytes, trim_heap
 from streamtrain.system.progress_bar import is_shown
@@ -33,7 +34,7 @@ from streamtrain.training.run_folder import check_run, sole_writer
 Say = Callable[[str], None]
 
 
-@naming_nearest
+@public
 def compare(
     model: nn.Module,
     dataset: Dataset | str | Path,

@@ -12,6 +12,7 @@ from streamtrain.errors import Argument, DatasetError, Fix, StreamtrainWarning, 
 from streamtrain.ingestion.opening import Given, open_learning_from, open_requested
 from streamtrain.ingestion.request import (
     IngestRequest,
+    check_option_names,
     parse_classes,
     parse_workers,
     source_options,
@@ -38,11 +39,13 @@ from streamtrain.store.writing.staging import (
     successor,
 )
 from streamtrain.system.arguments import check_flags, check_optional_functions
+from streamtrain.system.calls.public import public
 from streamtrain.system.files import Files, local_path
 from streamtrain.system.progress_bar import parse_progress
 from streamtrain.system.units import parse_bytes
 
 
+@public
 def ingest(
     source: object,
     dest: str | os.PathLike[str],
@@ -153,6 +156,7 @@ def ingest(
     >>> len(ingest(rows, dataset.path, append=True))
     20
     """
+    check_option_names(options, ingest)
     check_flags(overwrite=overwrite, append=append, resume=resume)
     check_optional_functions(say=say)
     request = IngestRequest(
@@ -186,8 +190,7 @@ def ingest(
         anew = partial(open_learning_from, given, request) if learns else None
         dataset = ingest_splits(opened, path, request, rule, mode=mode, resume=resume, learns_anew=anew, say=say)
     _tell_other_task(before, dataset, say)
-    inside = dataset.path.relative_to(path)
-    dataset.path = local_path(dest) / inside  # which may be a link to it
+    dataset.path = local_path(dest) / dataset.path.relative_to(path)  # which may be a link to it
     return dataset
 
 
@@ -237,6 +240,6 @@ def _tell_other_task(before: LabelTask | None, dataset: Dataset, say: Say | None
         return
     text = f"before the append its labels were read as {before.name or 'undecided'}, now as {now.name or 'undecided'}"
     if say is None:
-        warnings.warn(StreamtrainWarning(text, fix=Fix(Argument("task", before.name))), stacklevel=3)
+        warnings.warn(StreamtrainWarning(text, fix=Fix(Argument("task", before.name))), stacklevel=4)
     else:
         say(Fix(f"warning: {text}: ", Argument("task", before.name)))

@@ -14,6 +14,7 @@ from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.resume import Say
 from streamtrain.ingestion.sources.base import PLAIN_TABLE, RowFilter, Source, TableOptions
 from streamtrain.ingestion.sources.combine import ClassCheckedSource
+from streamtrain.ingestion.sources.indexed.stored import StoredSource
 from streamtrain.ingestion.sources.registry import choose_automatically, open_like, open_source
 from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.manifest import AUTO
@@ -46,12 +47,17 @@ def open_requested(
         request, opened = _opened_behind(given.base, given, request)
     else:
         opened = _opened_anew(given, request, learn_from)
+    if say is not None:
+        for text in opened.told:
+            say(text)
     _tell_left_out(opened, say)
     if request.options.table.delimiter == "auto":
         _tell_delimiters(opened, say)
     _tell_counts(opened, say)
     if given.like is None and not is_known and say is not None:
         _tell_zone(opened, request.options.table.timezone, say)
+    if isinstance(opened, StoredSource):
+        request = replace(request, task=request.task or opened.told_task)
     _check_has_labels(opened, request)
     return request, _checked(opened, request)
 
@@ -125,7 +131,7 @@ def _matched_by_name(base: Dataset, source: Source, say: Say | None) -> Source:
     # Numbers of classes are what the other's are, whatever their names.
     text = unnamed_columns(base, source, of="the other dataset", but=TARGET)
     if say is None:
-        warn_of_unnamed(text, stacklevel=5)
+        warn_of_unnamed(text, stacklevel=6)
     elif text is not None:
         say(f"warning: {text}")
     return source
@@ -137,7 +143,7 @@ def _chosen_automatically(source: object, request: IngestRequest, say: Say | Non
     told = [part for argument in arguments for part in (" ", argument)]
     text = Fix("auto stands for", *(told or [" no option at all"]))
     if say is None:
-        warnings.warn(StreamtrainWarning(text), stacklevel=4)
+        warnings.warn(StreamtrainWarning(text), stacklevel=5)
     else:
         say(text)
     table = replace(options.table, auto=False)
@@ -193,4 +199,4 @@ def _tell(text: str, is_warning: bool, say: Say | None) -> None:
     if say is not None:
         say(f"warning: {text}" if is_warning else text)
     elif is_warning:
-        warnings.warn(StreamtrainWarning(text), stacklevel=5)
+        warnings.warn(StreamtrainWarning(text), stacklevel=6)

@@ -6,6 +6,7 @@ for the workers that a budget allows.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,6 @@ from streamtrain.errors import (
     ResourceError,
     StreamtrainWarning,
     UsageError,
-    unknown_name,
 )
 from streamtrain.ingestion.append import AppendedSource, appended_layout, check_free_bytes
 from streamtrain.ingestion.row_stream import RowStream, part_rows
@@ -49,6 +49,8 @@ from streamtrain.store.shard import index_bytes
 from streamtrain.store.statistics import MOST_VALUES, tally_bytes, work_bytes
 from streamtrain.store.writing.writer import FLUSHERS
 from streamtrain.system.arguments import check_names, is_int
+from streamtrain.system.calls.argument_names import unknown_argument
+from streamtrain.system.calls.public import name_of
 from streamtrain.system.files import Files
 from streamtrain.system.memory import Projection, is_in_memory, memory_limit, n_cores
 from streamtrain.system.units import format_bytes
@@ -232,14 +234,20 @@ _NOT_GIVEN: Final = ("classes", "memory", "learn_from", "table")
 """Options of sources that are made of other arguments."""
 
 
-def source_options(**options: object) -> SourceOptions:
-    """Make `SourceOptions` from what a user gives; a dtype may be text, columns and shape any sequence."""
-    of_tables = [field.name for field in fields(TableOptions)]
-    known = [*(field.name for field in fields(SourceOptions) if field.name not in _NOT_GIVEN)]
-    known += of_tables
+def check_option_names(options: Mapping[str, object], function: Callable[..., object]) -> None:
+    """Refuse an option of reading that there is not, naming the nearest of those and of a function's own arguments."""
+    own = [name for name, each in inspect.signature(function).parameters.items() if each.kind is not each.VAR_KEYWORD]
+    known = [*(each.name for each in fields(SourceOptions) if each.name not in _NOT_GIVEN), *own]
+    known += [each.name for each in fields(TableOptions)]
     for name in options:
         if name not in known:
-            raise unknown_name("option", name, known)
+            raise unknown_argument(name, known, name_of(function), options[name])
+
+
+def source_options(**options: object) -> SourceOptions:
+    """Make `SourceOptions` from what a user gives; a dtype may be text, columns and shape any sequence."""
+    check_option_names(options, source_options)
+    of_tables = [field.name for field in fields(TableOptions)]
     parsed: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     try:
         if "dtype" in parsed:
@@ -268,6 +276,8 @@ _OF_RAW: Final = Fix(Argument("dtype", "float32"), " and ", Argument("shape", (2
 
 
 def _parse_fields(chosen: object) -> dict[str, str]:
+    if isinstance(chosen, Mapping):  # places in a sample are names as well
+        chosen = {name: str(value) if is_int(value, 0) else value for name, value in chosen.items()}
     if not isinstance(chosen, Mapping) or not all(isinstance(word, str) for pair in chosen.items() for word in pair):
         fix = Fix(Argument("fields", {"x": "images", "y": "labels"}), ", say")
         raise UsageError(f"fields is {chosen!r}; it maps each field to what it is made of", fix=fix)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import Argument, Fix, InputError, StreamtrainWarning, UsageError
-from streamtrain.ingestion.request import source_options
+from streamtrain.ingestion.request import check_option_names, source_options
 from streamtrain.ingestion.sources.base import ReadingMemory, Source, SourceOptions
 from streamtrain.ingestion.sources.combine import name_of
 from streamtrain.ingestion.sources.registry import is_text as is_text_source
@@ -41,6 +41,7 @@ from streamtrain.store.schema.columns import (
     schema_of,
 )
 from streamtrain.system.arguments import check_optional_functions
+from streamtrain.system.calls.public import public
 from streamtrain.system.units import parse_bytes
 
 Say = Callable[[str], None]
@@ -82,6 +83,7 @@ class RawRows:
         """The memory that reading takes besides the rows."""
         return self.source.reading
 
+    @public
     def __iter__(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Yield runs of at most a megabyte of rows, or one row."""
         try:
@@ -97,6 +99,7 @@ def _unfit(error: UnfitColumns) -> InputError:
     return InputError(error.what, where=error.where, why=error.why, fix=fix)
 
 
+@public
 def rows(
     source: object,
     *,
@@ -145,12 +148,13 @@ def rows(
     >>> [run["x"].tolist() for run in rows(folder / "new.csv", like=dataset)]
     [[[7.0, 0.5]]]
     """
+    check_option_names(options, rows)
     check_optional_functions(say=say)
     known = _known(like)
     if say is None:
 
         def say(text: str) -> None:
-            warnings.warn(StreamtrainWarning(text), stacklevel=4)
+            warnings.warn(StreamtrainWarning(text), stacklevel=5)
 
     inputs = getattr(known, "inputs", None) or _inputs_of(known.schema)
     return open_rows(

@@ -135,7 +135,7 @@ def _say_nothing(text: str) -> None:
 def _tell(warning: StreamtrainWarning | None, say: Say) -> None:
     """Say a warning, or issue it where nobody listens."""
     if warning is not None and say is _say_nothing:
-        warnings.warn(warning, stacklevel=5)
+        warnings.warn(warning, stacklevel=6)
     elif warning is not None:
         say(f"warning: {warning}")
 
@@ -147,7 +147,7 @@ def _whole(base: Dataset | None, source: Source, say: Say) -> Source:
     whole = appended_source(base, source)
     text = unnamed_columns(base, source)
     if say is _say_nothing:
-        warn_of_unnamed(text, stacklevel=5)
+        warn_of_unnamed(text, stacklevel=6)
     elif text is not None:
         say(f"warning: {text}")
     return whole

@@ -23,6 +23,7 @@ from streamtrain.errors import UsageError
 from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.shuffle.positions import iter_positions
 from streamtrain.system.arguments import check_int, is_int
+from streamtrain.system.calls.public import public
 from streamtrain.system.counter_rng import MIX, random_key, words
 
 _SAMPLE_KEYS: Final = 4
@@ -36,6 +37,7 @@ def sample_keys(seed: int, epoch: int, samples: I64) -> Tensor:
     return torch.from_numpy(words(random_key(seed, epoch, _SAMPLE_KEYS), samples).view(np.int64))
 
 
+@public
 def uniform(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Draw numbers in [0, 1) for each sample.
 
@@ -72,6 +74,7 @@ def uniform(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: to
     return _shifted(_words(keys, shape, draw), 64 - bits).to(dtype) * 2.0**-bits
 
 
+@public
 def normal(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Draw normal deviates, of mean 0 and variance 1, for each sample; parameters and errors are `uniform`'s.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import unknown_name
+from streamtrain.system.calls.public import public
 
 
 class Batch(tuple[Tensor, ...]):
@@ -50,6 +51,7 @@ class Batch(tuple[Tensor, ...]):
     def __getitem__(self, key: SupportsIndex | str, /) -> Tensor: ...
     @overload
     def __getitem__(self, key: slice, /) -> tuple[Tensor, ...]: ...
+    @public
     def __getitem__(self, key: SupportsIndex | slice | str, /) -> Tensor | tuple[Tensor, ...]:
         return super().__getitem__(self._place(key) if isinstance(key, str) else key)
 
@@ -61,6 +63,7 @@ class Batch(tuple[Tensor, ...]):
     def _asdict(self) -> dict[str, Tensor]:
         return dict(zip(self._names, self, strict=True))
 
+    @public
     def _replace(self, /, **fields: Tensor) -> Self:
         tensors = list(self)
         for name, tensor in fields.items():

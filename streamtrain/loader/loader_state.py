@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from streamtrain.errors import CheckpointError, UsageError, differences
+from streamtrain.errors import Argument, CheckpointError, Fix, UsageError, differences
 from streamtrain.shuffle.order import ORDER_VERSION
 from streamtrain.system.arguments import check_int
 
@@ -32,6 +32,9 @@ def checked_state(state: object, mine: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError("the state is of another loader", why="; ".join(wrong), fix="make the loader as it was")
     for name, least in _LEAST.items():
         check_int(known.get(name), f"the state's {name}", least)
+    if (seed := known["seed"]) != mine["seed"]:
+        why = f"seed: {seed} there, {mine['seed']} here"
+        raise UsageError("the state is of another loader", why=why, fix=Fix("make it with ", Argument("seed", seed)))
     return known if known.get("order") == mine.get("order") else _in_this_order(known, mine)
 
 

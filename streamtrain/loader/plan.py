@@ -34,7 +34,8 @@ from streamtrain.shuffle.quality import (
 from streamtrain.store.dataset import Dataset, opened
 from streamtrain.store.layout import Layout
 from streamtrain.store.schema.columns import TARGET
-from streamtrain.system.arguments import check_batch_size, check_dataset, check_seed, naming_nearest
+from streamtrain.system.arguments import check_batch_size, check_dataset, check_seed
+from streamtrain.system.calls.public import public
 from streamtrain.system.units import format_bytes, parse_bytes
 
 
@@ -150,7 +151,7 @@ class Plan:
     why: str
 
 
-@naming_nearest
+@public
 def plan(
     dataset: Dataset | str | Path,
     *,

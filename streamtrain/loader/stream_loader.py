@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
 
-from streamtrain.errors import Argument, DeviceError, Fix, UsageError
+from streamtrain.errors import Argument, DeviceError, Fix, NotASequence, UsageError
 from streamtrain.loader.augmentation import Transform, takes_keys
 from streamtrain.loader.batch import Batch, BatchGroup, batch_type, batches_of, groups_of
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, solve
@@ -36,8 +36,8 @@ from streamtrain.system.arguments import (
     check_optional_functions,
     check_reading,
     check_seed,
-    naming_nearest,
 )
+from streamtrain.system.calls.public import PublicIterator, public
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.memory import n_cores, require_memory
 from streamtrain.system.units import parse_bytes
@@ -109,7 +109,7 @@ class StreamLoader(OfOneProcess):
 
     _instead = "hand over the dataset, which can be pickled, and make a loader of it there"
 
-    @naming_nearest
+    @public
     def __init__(
         self,
         dataset: Dataset | str | Path,
@@ -170,6 +170,11 @@ class StreamLoader(OfOneProcess):
     def __len__(self) -> int:
         """Batches of an epoch, the same on all ranks."""
         return self._deal.n_batches
+
+    @public
+    def __getitem__(self, index: object) -> NoReturn:
+        fix = f"loader.dataset[{index!r:.20}] reads samples, next(iter(loader)) is a batch"
+        raise NotASequence("a StreamLoader is a stream, and is not indexed", fix=fix)
 
     def __repr__(self) -> str:
         order = f"{self._sizes.lanes} lanes in {self._sizes.groups} groups" if self.shuffle else "stored order"
@@ -246,6 +251,7 @@ class StreamLoader(OfOneProcess):
         """The epoch that is under way, else that of the next ``iter()``."""
         return self._epoch
 
+    @public
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next ``iter()``, which then starts at its beginning."""
         check_int(epoch, "epoch", least=0)
@@ -275,6 +281,7 @@ class StreamLoader(OfOneProcess):
         kind = {"version": LOADER_STATE_VERSION, "dataset": self.dataset.id, "order": self.order_version}
         return {**kind, **place, **lanes, **order}
 
+    @public
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume where ``state_dict`` was taken, with its lanes and groups, whatever the budget gives.
 
@@ -292,9 +299,7 @@ class StreamLoader(OfOneProcess):
         if state["lanes"] != self._sizes.lanes or state["groups"] != self._sizes.groups:
             self._stop_pool()
             self._solve(state["lanes"], state["groups"])
-        if state["seed"] != self.seed:
-            self._stop_pool()
-        self.seed, self._epoch = state["seed"], state["epoch"]
+        self._epoch = state["epoch"]
         self._batch = min(state["batch"], len(self))
         self._entered, self._ended, self._pool_at = False, None, None
 
@@ -341,6 +346,7 @@ class StreamLoader(OfOneProcess):
         ordered._quarantine = self._quarantine
         return ordered
 
+    @public
     def __iter__(self) -> Iterator[Batch]:
         if self._closed:
             raise UsageError("the loader is closed", fix="make a new one")
@@ -352,7 +358,8 @@ class StreamLoader(OfOneProcess):
             self._epoch, self._batch = self._epoch + 1, 0
         self._take_rank()
         self._entered = True
-        return self._batches(self._turn)
+        length = "len(loader) is the number of batches, len(loader.dataset) that of samples"
+        return PublicIterator(self._batches(self._turn), length=length)
 
     def _batches(self, turn: int) -> Iterator[Batch]:
         self._check_turn(turn)

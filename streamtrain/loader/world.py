@@ -64,7 +64,7 @@ def warn_of_ranks() -> None:
                 "each process reads all samples, in the same order",
                 fix="torch.distributed.init_process_group() before the first epoch, or rank= and world_size=",
             ),
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -71,8 +71,11 @@ def check_model(model: object) -> None:
         raise UsageError(
             f"model is {model!r}, not a torch.nn.Module", fix=Fix(Argument("model", "mlp"), " makes one by name")
         )
+    modes = [(module, module.training) for module in model.modules()]
     try:
         model.train(model.training)
+        for module, training in modes:  # parts that the user left in evaluation mode
+            module.training = training
     except NotImplementedError as error:
         raise UsageError(
             f"the model cannot be trained: {first_line(error)}",

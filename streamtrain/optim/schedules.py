@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 from streamtrain.system.arguments import check_choice, is_number
+from streamtrain.system.calls.public import public
 
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
 Beta1 = Callable[[int], float]
@@ -107,6 +108,7 @@ class Schedule:
     every: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
 
+    @public
     def __post_init__(self) -> None:
         if self.every is not None:
             check_choice(self.every, "schedule_every", _INTERVALS)

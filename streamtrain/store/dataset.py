@@ -32,6 +32,7 @@ from streamtrain.store.manifest import (
     read_categories,
     read_checksums,
 )
+from streamtrain.store.reads.drawn import drawn_samples
 from streamtrain.store.root import check_folder, read_root
 from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET, CategoryColumn, Schema, reading_of, schema_of
 from streamtrain.store.schema.description import described, described_columns
@@ -40,6 +41,7 @@ from streamtrain.store.schema.task import LabelTask
 from streamtrain.store.shard import ShardReader, damaged_block, read_bounded, read_stored, unread_block
 from streamtrain.store.split_root import chosen_split, split_folder
 from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, settle_features, stats_shape
+from streamtrain.system.calls.public import public
 from streamtrain.system.files import local_path
 from streamtrain.system.refusals import refusal_behind
 from streamtrain.system.units import format_bytes
@@ -223,6 +225,7 @@ class Dataset:
         """Bytes of all stored files."""
         return sum(file.n_bytes for file in self.manifest.files.values())
 
+    @public
     def stats(self, field: str) -> FieldStats:
         """The statistics of a field, its per-feature arrays read now.
 
@@ -279,6 +282,7 @@ class Dataset:
         if now != self.id:
             raise replaced(self.path)
 
+    @public
     def read_block(self, field: str, block: int) -> Array:
         """Read one block of a field, checked.
 
@@ -316,16 +320,26 @@ class Dataset:
     def __len__(self) -> int:
         return self.layout.n_samples
 
+    @public
     def __getitem__(self, key: int | slice) -> dict[str, Array]:
         """Read some samples: one (arrays of the fields' shapes) by an int, several by a slice of any step."""
         if isinstance(key, slice):
             return {field.name: self._read(field, range(*key.indices(len(self)))) for field in self.fields}
+        row = self._row(key)
+        return {field.name: self._read(field, range(row, row + 1))[0, ...] for field in self.fields}
+
+    @public
+    def __getitems__(self, keys: list[int]) -> list[dict[str, Array]]:
+        """Read samples for torch's ``DataLoader``, which asks for those of a batch so."""
+        return drawn_samples(self, [self._row(key) for key in keys])
+
+    def _row(self, key: object) -> int:
         if isinstance(key, bool) or not isinstance(key, int | np.integer):
             raise UsageError(f"a dataset is indexed by an int or a slice, not by {type(key).__name__}")
         row = int(key) + (len(self) if key < 0 else 0)
         if not 0 <= row < len(self):
             raise OutOfRange(f"sample {key} of {len(self)}", fix=f"the last one is {len(self) - 1}")
-        return {field.name: self._read(field, range(row, row + 1))[0, ...] for field in self.fields}
+        return row
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
         """Each sample in order, a block read once."""
@@ -365,6 +379,7 @@ class Dataset:
         return f"<Dataset {str(self.path)!r}: {len(self):,} samples of {fields}; {sizes}, {self.layout.codec}>"
 
 
+@public
 def open_dataset(path: str | os.PathLike[str], *, split: str | None = None) -> Dataset:
     """Open a dataset.
 

@@ -15,6 +15,7 @@ from typing import Final, Literal
 import numpy as np
 
 from streamtrain.errors import UsageError
+from streamtrain.system.calls.public import public
 from streamtrain.system.json_values import whole_number
 
 Codec = Literal["none", "lz4", "zstd"]
@@ -67,6 +68,7 @@ class Field:
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
 
+    @public
     def __post_init__(self) -> None:
         if (
             not isinstance(self.name, str)

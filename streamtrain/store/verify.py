@@ -42,6 +42,7 @@ from streamtrain.store.writing.staging import (
 )
 from streamtrain.store.zarr_metadata import PRIVATE, shard_key
 from streamtrain.system.arguments import check_flags, check_functions
+from streamtrain.system.calls.public import public
 from streamtrain.system.files import Files, is_there, local_path, walk
 from streamtrain.system.refusals import translate_os_errors
 from streamtrain.system.syscalls import SYSTEM
@@ -69,6 +70,7 @@ class VerifyReport:
         return self.n_bytes / self.seconds if self.seconds else 0.0
 
 
+@public
 def verify(
     path: str | os.PathLike[str], *, full: bool = False, tell: VerifyProgress = lambda done, total: None
 ) -> VerifyReport:
@@ -236,6 +238,7 @@ class Leftover:
     n_bytes: int  # files that a dataset shares with it included
 
 
+@public
 def repair(path: str | os.PathLike[str], *, remove: bool = False) -> tuple[Leftover, ...]:
     """List what interrupted ingests to a destination left, and remove it if asked to.
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
-import inspect
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Final, ParamSpec, TypeGuard, TypeVar
+from collections.abc import Iterable
+from typing import Final, TypeGuard
 
 from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 
-_Given = ParamSpec("_Given")
-_Result = TypeVar("_Result")
 ON_BAD_BLOCK: Final = ("error", "quarantine")
 RESHUFFLE: Final = ("epoch", "never")
 MOST_INT: Final = 2**63 - 1
@@ -104,31 +98,3 @@ def check_reading(on_bad_block: str, timeout: float | None, reshuffle: str) -> N
     if timeout is not None and not (is_number(timeout) and 0 < timeout <= threading.TIMEOUT_MAX):
         what = f"timeout is {timeout!r:.80}; it must be a positive number of seconds"
         raise UsageError(what, fix="300, say, or None to wait for ever")
-
-
-def naming_nearest(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-    """Wrap a function to suggest the nearest argument name where a call has an unknown one."""
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
-
-    @functools.wraps(function)
-    def call(*given: _Given.args, **named: _Given.kwargs) -> _Result:
-        if not named.keys() <= known_names:
-            raise unknown_name("argument", next(name for name in named if name not in known_names), known)
-        return function(*given, **named)
-
-    known_names = frozenset(known)
-    return call
-
-
-@contextmanager
-def naming_misspelt(options: Mapping[str, object], function: Callable[..., object]) -> Iterator[None]:
-    """Name what is nearly an argument of the function's own where options meant for somebody else are refused."""
-    try:
-        yield
-    except UsageError:
-        arguments = inspect.signature(function).parameters
-        known = [name for name, argument in arguments.items() if argument.kind is not argument.VAR_KEYWORD]
-        for name in options:
-            if difflib.get_close_matches(name, known, n=1, cutoff=0.8):
-                raise unknown_name("argument", name, known) from None
-        raise

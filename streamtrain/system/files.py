@@ -17,6 +17,7 @@ import errno
 import os
 import re
 import secrets
+import shlex
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -52,8 +53,27 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     scheme, _, rest = url.groups()
     rest = rest.lstrip("/") if scheme != "file" else rest
     is_file = scheme == "file" and rest.lstrip("/")
-    fix = f"give the path itself, /{rest.lstrip('/')}" if is_file else "copy it here or mount it, and give that path"
-    raise UsageError("a URL, and no file or folder of this machine", where=f"{scheme}://{rest}", fix=fix)
+    url_text = f"{scheme}://{rest}"
+    fix = f"give the path itself, /{rest.lstrip('/')}" if is_file else _download(scheme, url_text)
+    raise UsageError("a URL, and no file or folder of this machine", where=url_text, fix=fix)
+
+
+_DOWNLOADS: Final = {
+    **dict.fromkeys(("http", "https", "ftp"), "curl -LO {url}"),
+    "s3": "aws s3 cp {url} {name}",
+    **dict.fromkeys(("gs", "gcs"), "gcloud storage cp {url} {name}"),
+}
+
+
+def _download(scheme: str, url: str) -> str:
+    """Return the command that fetches a URL; of a folder, all in it."""
+    command = _DOWNLOADS.get(scheme.lower())
+    if command is None:
+        return "copy it here or mount it, and give that path"
+    name = url.rstrip("/").rpartition("/")[2]
+    is_folder = name.endswith(".zarr") or "." not in name
+    command = command.replace(" cp ", " cp --recursive ") if is_folder else command
+    return f"download it first: {command.format(url=shlex.quote(url), name=shlex.quote(name))}"
 
 
 def _check_path(path: object) -> None:

@@ -62,14 +62,6 @@ class BatchStream(Protocol):
     def close(self) -> None: ...
 
 
-def check_is_stream(stream: object) -> None:
-    """Refuse data that no epochs can be made of, such as a DataLoader."""
-    if missing := [name for name in ("dataset", "batch_size", "seed", "shuffle") if not hasattr(stream, name)]:
-        what = f"the data is a {type(stream).__name__}, which has no {missing[0]}"
-        raise UsageError(what, fix="a StreamLoader, or the Dataset itself")
-    check_one_process(stream)
-
-
 def check_one_process(data: object) -> None:
     """Refuse a loader's share of the batches, and a dataset whose loader would be dealt one."""
     # A stream of the user's own, without a world size, is whatever its author made it.
@@ -212,7 +204,6 @@ def every_sample(stream: BatchStream) -> Iterator[BatchStream]:
 
     A stream that is shuffled, drops the last batch, or stands inside an epoch is not touched: a second one is opened.
     """
-    check_is_stream(stream)
     if not (stream.shuffle or stream.drop_last or _is_inside_epoch(stream)):
         yield stream
         return

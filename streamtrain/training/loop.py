@@ -51,6 +51,7 @@ from streamtrain.training.preflight import (
     check_small_batch,
     check_width,
     preserve_mode,
+    put_in_training_mode,
     too_small,
 )
 from streamtrain.training.progress import Counts, Totals, run_length
@@ -172,7 +173,7 @@ class EpochLoop:
     ) -> Generator[Callable[[], MidEpochState], None, None]:
         inside, self.inside = self.inside, None
         n_taken, n_batches = inside.n_batches if inside else 0, len(stream)
-        self._learner.model.train()
+        put_in_training_mode(self._learner.model)
         with seeded_random(stream.seed, self.counts.n_epochs, device=self._device), self._located(stream):
             if inside is not None:
                 recorder.running.load_state_dict(inside.metrics)

@@ -134,7 +134,10 @@ def check_model_fits(
 def _tried(learner: Learner, batch: TrainingBatch, *, trains: bool, n_classes: range | None = None) -> Iterator[Tensor]:
     """Run a batch forward and backward, yield the output, and leave nothing changed after the block."""
     with preserve_training_state(learner), _room(learner, batch), torch.set_grad_enabled(trains):
-        learner.model.train(trains)
+        if trains:
+            put_in_training_mode(learner.model)
+        else:
+            learner.model.eval()
         learner.optimizer.zero_grad(set_to_none=True)
         output = _forward(learner.model, batch)
         check_width(learner, output, batch, n_classes)
@@ -226,12 +229,20 @@ def _no_broadcast(of_shapes: str, output: Tensor, target: Tensor) -> Iterator[No
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
+def put_in_training_mode(model: nn.Module) -> None:
+    """Put a model in training mode; parts that its user left in evaluation mode stay so, unless the whole model is."""
+    inner = getattr(model, "model", model)
+    if not (isinstance(inner, nn.Module) and inner.training):
+        model.train()
+    model.training = True
+
+
 @contextmanager
 def working_memory(make: Callable[[Learner], UpdateRule], learner: Learner, batch: TrainingBatch) -> Iterator[None]:
     """Hold the memory that training takes (gradients, sums, optimizer state), so that a meter can begin above it."""
     with preserve_training_state(learner):
         with _same_weights(learner):
-            learner.model.train()
+            put_in_training_mode(learner.model)
             with _room(learner, batch):
                 held = _trained(make(learner), batch)
                 later_memory = held.later_memory()

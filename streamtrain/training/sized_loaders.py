@@ -22,7 +22,7 @@ from streamtrain.system.arguments import check_batch_size, check_seed
 from streamtrain.system.events import Reserved, publish_event
 from streamtrain.system.memory import MemoryMeter, held_bytes, memory_limit
 from streamtrain.system.units import format_bytes, megabytes, parse_bytes
-from streamtrain.training.batch_stream import BatchStream, check_is_stream, check_one_process, class_counts
+from streamtrain.training.batch_stream import BatchStream, check_one_process, class_counts
 
 
 class Rehearsing(Protocol):
@@ -207,8 +207,6 @@ def streams_of(
         return
     if any(isinstance(each, Dataset) for each in given):
         raise UsageError("a dataset beside a loader", fix="two loaders, or two datasets")
-    for each in given:
-        check_is_stream(each)
     streams = cast("list[BatchStream]", [*given, None])
     if replace(options, max_memory=None) != LoaderOptions(shuffle=options.shuffle, device=options.device):
         raise UsageError("a loader has its own batch_size, seed and memory", fix="leave them out, or give a dataset")

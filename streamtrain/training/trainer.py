@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -24,14 +24,13 @@ from streamtrain.optim.sample_rule import SampleRule
 from streamtrain.optim.schedules import Beta1, Schedule, ScheduleFactory
 from streamtrain.optim.step_options import StepOptions
 from streamtrain.store.dataset import Dataset, opened
-from streamtrain.system.arguments import naming_misspelt, naming_nearest
+from streamtrain.system.calls.public import naming_misspelt, public, public_explaining, refuse_other_names
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
 from streamtrain.training.batch_stream import (
     BatchStream,
     LearnedSchema,
     Rows,
     SmallBatch,
-    check_is_stream,
     check_one_process,
     check_stream,
     every_sample,
@@ -42,6 +41,7 @@ from streamtrain.training.batch_stream import (
 from streamtrain.training.best.watch import EpochWatch, check_same_weights, make_watch
 from streamtrain.training.checkpoint import load_initial_weights
 from streamtrain.training.fitting import FitPlan, Fitting
+from streamtrain.training.inference.given_batches import GivenBatches, arrays_given, check_can_train, is_stream
 from streamtrain.training.inference.predicts import PredictsInTraining
 from streamtrain.training.labels.class_weights import ClassWeight
 from streamtrain.training.labels.from_data import BuiltLater, is_known
@@ -149,6 +149,7 @@ class Trainer(PredictsInTraining, BuiltLater):
     _instead = "train on, and hand over its model or its checkpoints"
     _watch: EpochWatch | None = None
 
+    @public
     def __init__(
         self,
         model: nn.Module | str,
@@ -191,6 +192,7 @@ class Trainer(PredictsInTraining, BuiltLater):
         **optimizer_options: object,
     ) -> None:
         given = locals()
+        refuse_other_names(optimizer_options, type(self))
         check_rule(update)
         self.target, self.weight, self.device = target, weight, resolve_device(device)
         fields = check_fields(("x",) if inputs is None else inputs, target, weight)
@@ -245,7 +247,7 @@ class Trainer(PredictsInTraining, BuiltLater):
         """Epochs, batches, steps and samples so far."""
         return self._epoch_loop.counts
 
-    @naming_nearest
+    @public_explaining(arrays_given)
     def fit(
         self,
         loader: BatchStream | Dataset | str | Path,
@@ -339,11 +341,10 @@ class Trainer(PredictsInTraining, BuiltLater):
             A `KeyboardInterrupt`: a signal came, and the run is saved.
         """
         check_fit(resume=resume, progress=progress, restore_best=restore_best, on_epoch=on_epoch, on_resume=on_resume)
-        totals = Totals(max_epochs=max_epochs, max_steps=max_steps)
         check_same_weights(self._watch, resumes=resume is not None)
         limits = {"until_loss": until_loss, "patience": patience, "min_delta": min_delta}
         plan = FitPlan(
-            totals=totals,
+            totals=Totals(max_epochs=max_epochs, max_steps=max_steps),
             every=checkpoint_every,
             on_failure=on_checkpoint_failure,
             resumes=resume is not None,
@@ -355,6 +356,7 @@ class Trainer(PredictsInTraining, BuiltLater):
         )
         data: BatchStream | Dataset = opened(loader)
         validation: BatchStream | Dataset | None = opened(val)
+        check_can_train(data, validation)
         self._build_from(data, seed)
         watch = make_watch(
             self.loss,
@@ -413,8 +415,13 @@ class Trainer(PredictsInTraining, BuiltLater):
         self.learned.learn(loader.dataset)
         self._epoch_loop.begin(loader, val, totals, best)
 
-    def evaluate(self, loader: BatchStream | Dataset | str | Path, *, positive: str | int | None = None) -> Metrics:
+    @public
+    def evaluate(
+        self, loader: BatchStream | Dataset | Iterable[Any] | str | Path, *, positive: str | int | None = None
+    ) -> Metrics:
         """Measure loss and scores over a stream, each sample once, in stored order; nothing is changed.
+
+        Batches of one's own, an iterable of dicts or of tuples (inputs, target), are measured as they come.
 
         Of two classes ``positive``, by default class 1, is the one of precision and recall.
 
@@ -429,15 +436,16 @@ class Trainer(PredictsInTraining, BuiltLater):
         DeviceError
             The device is out of memory; the message has the batch size that would fit.
         """
-        data: BatchStream | Dataset = opened(loader)
+        data: Any = opened(loader)
         check_one_process(data)
         self._build_from(data, None)
         if isinstance(data, Dataset):
             with StreamLoader(data, shuffle=False, device=self.device) as whole:
                 return self.evaluate(whole, positive=positive)
-        check_is_stream(data)
+        if not is_stream(data):
+            data = GivenBatches(data, self._epoch_loop.fields)
         scoring = self.learned.scoring(data.dataset, positive)
-        self._schema.check(data, self._epoch_loop.fields)
+        self._schema.check(data, self._epoch_loop.fields, stacklevel=4)
         with every_sample(data) as stream:
             return self._epoch_loop.measure(stream, scoring)
 

@@ -58,6 +58,10 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "needs a header made to do harm": (
         "ingestion/sources/binary.py:packing_of: check that the file is what its name says",
     ),
+    "is a recipe for files of other programs; `tests/test_messages.py` runs them": (
+        "ingestion/sources/recognition/recipes.py:recipe: in Python, {}",
+        'ingestion/sources/recognition/recipes.py:class_folders_recipe: {}import numpy, pathlib, PIL.Image, streamtrain as st; paths = sorted(pathlib.Path({}).glob("*/*")); names = sorted({path.parent.name for path in paths}); st.ingest(({"x": numpy.asarray(PIL.Image.open(path).convert("RGB").resize((64, 64)))[None], "y": numpy.array([names.index(path.parent.name)])} for path in paths), "data.zarr", classes=names)',
+    ),
     "needs an archive of gigabytes of zeros": (
         "ingestion/sources/compressed.py:check_ratio: store it uncompressed if it is meant",
     ),

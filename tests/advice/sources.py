@@ -262,7 +262,7 @@ def standard_input(w: World) -> None:
     w.works("ingest x.npy d.zarr")
 
 
-@world(f"{_REGISTRY}_open: leave {{}} out")
+@world(f"{_REGISTRY}_check_in_memory: leave {{}} out")
 def options_of_files_beside_arrays(w: World) -> None:
     w.refused(ingest, {"x": X}, label_column="y")
     ingest({"x": X})
@@ -288,7 +288,6 @@ def arrays_without_names(w: World) -> None:
 
 @world(
     f"{_REGISTRY}_listed: give the folder that holds the data files",
-    f"{_REGISTRY}_listed: give the folders of files as a list",
 )
 def folders_without_files(w: World) -> None:
     Path("data/a").mkdir(parents=True)

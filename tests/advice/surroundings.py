@@ -60,7 +60,6 @@ def a_batch_of_which_damage_leaves_one(w: World) -> None:
 
 
 @world(
-    "training/batch_stream.py:check_is_stream: a StreamLoader, or the Dataset itself",
     "system/arguments.py:check_dataset: give a dataset or its path; arrays are ingested first",
 )
 def data_of_another_kind(w: World) -> None:

@@ -29,7 +29,9 @@ from streamtrain.cli.output import PYTHON_ONLY, as_command_line
 from streamtrain.errors import Argument, Fix
 from tests.advice import (
     best,
+    calls,
     command_line,
+    given,
     in_memory,
     ingesting,
     like,
@@ -55,7 +57,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOMS = [
     best,
+    calls,
     command_line,
+    given,
     in_memory,
     ingesting,
     like,

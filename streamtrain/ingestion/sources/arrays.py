@@ -32,7 +32,7 @@ from streamtrain.ingestion.sources.base import (
     unmasked,
 )
 from streamtrain.ingestion.sources.column_names import OrderedColumns, column_order, names_provenance, without_index
-from streamtrain.ingestion.sources.sparse import compressed_rows, is_sparse
+from streamtrain.ingestion.sources.sparse import compressed_rows, dense_size, is_sparse
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, Names
 
@@ -145,6 +145,9 @@ class NamedArrays(Source):
         self.n_samples = _common_length(arrays)
         named = tuple({"format": self.kind, **names} for names in names_provenance(columns))
         self.provenance = named or ({"format": self.kind},)
+        self.told = tuple(
+            text for field in self.fields if (text := dense_size(arrays[field.name], field, self.n_samples))
+        )
 
     def in_order(self, names: Names, of: str) -> Self:
         """Put the columns of field ``x`` in this order, where they have names."""

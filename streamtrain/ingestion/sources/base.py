@@ -168,6 +168,8 @@ class Source(ABC):
         The bytes that `iter_blocks` makes at once, however small its ``max_bytes``; 0 where it keeps to that.
     reading : ReadingMemory
         What it holds besides the rows it gives; by default nothing.
+    told : tuple of str
+        Sentences for the user before it is read.
 
     Examples
     --------
@@ -192,6 +194,7 @@ class Source(ABC):
     schema_facts: SchemaFacts | None = None
     chunk_bytes: int = 0
     reading: ReadingMemory = NO_READING
+    told: tuple[str, ...] = ()
 
     @abstractmethod
     def where(self, row: int) -> str:

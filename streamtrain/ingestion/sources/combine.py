@@ -52,6 +52,7 @@ class Concatenation(Source):
         self.seekable = all(part.seekable for part in parts)
         self.chunk_bytes = max(part.chunk_bytes for part in parts)
         self.reading = reduce(ReadingMemory.then, (part.reading for part in parts))
+        self.told = tuple(text for part in parts for text in part.told)
         counts = [part.n_samples for part in parts]
         self._starts = [0, *accumulate(n or 0 for n in counts)]
         self.n_samples = None if None in counts else self._starts[-1]
@@ -172,6 +173,7 @@ class LabelledSource(Source):
         self.seekable = features.seekable and labels.seekable
         self.chunk_bytes = features.chunk_bytes + labels.chunk_bytes
         self.reading = features.reading.beside(labels.reading)
+        self.told = (*features.told, *labels.told)
 
     def where(self, row: int) -> str:
         return self.features.where(row)

@@ -54,6 +54,7 @@ class IterableSource(Source):
         self._columns = _columns_of(first)
         named = tuple({"format": "iterator", **names} for names in names_provenance(self._columns))
         self.provenance = named or ({"format": "iterator"},)
+        self.told = ("an iterator is read once, from its start: an ingest of it cannot be resumed",)
 
     def where(self, row: int) -> str:
         return f"row {row} of the iterator"

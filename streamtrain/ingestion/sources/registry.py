@@ -37,8 +37,18 @@ from streamtrain.ingestion.sources.base import (
 )
 from streamtrain.ingestion.sources.column_names import column_names
 from streamtrain.ingestion.sources.combine import concatenate, name_of, with_labels
+from streamtrain.ingestion.sources.indexed.stored import open_stored, stored_datasets
+from streamtrain.ingestion.sources.indexed.torch_data import (
+    NamedBatches,
+    SampleSource,
+    is_data_loader,
+    is_torch_dataset,
+)
 from streamtrain.ingestion.sources.input_files import check_file, first_bytes, look_up
 from streamtrain.ingestion.sources.iterables import IterableSource
+from streamtrain.ingestion.sources.recognition.content import N_SNIFFED, kind_of, sniff
+from streamtrain.ingestion.sources.recognition.folders import check_no_labels_among, check_not_zarr, folder_of_folders
+from streamtrain.ingestion.sources.recognition.recipes import recipe
 from streamtrain.ingestion.sources.sparse import is_sparse
 from streamtrain.ingestion.sources.tables import delimited, frames, parquet
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
@@ -62,28 +72,9 @@ from streamtrain.system.refusals import read_failure
 
 ENTRY_POINT_GROUP: Final = "streamtrain.sources"
 
-_MAGICS: Final = (
-    (b"\x93NUMPY", "a .npy array"),
-    (b"PK\x03\x04", "a zip archive"),
-    (b"PK\x05\x06", "an empty zip archive"),
-    (b"\x1f\x8b\x08", "gzip data"),
-    (b"PAR1", "Parquet"),
-    (b"ARROW1", "Arrow IPC"),
-    (b"\x89HDF\r\n\x1a\n", "HDF5"),
-    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"GIF8", "a GIF image"),
-    (b"%PDF", "a PDF document"),
-    (b"\x28\xb5\x2f\xfd", "zstd data"),
-    (b"\xfd7zXZ\x00", "xz data"),
-    (b"\x80\x04\x95", "a Python pickle"),
-    (b"\x7fELF", "a program"),
-    (b"SQLite format 3\x00", "a SQLite database"),
-)
 _CHOOSING: Final = (Argument("columns"), " and ", Argument("label_column"), " choose")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _IDX_NAME: Final = re.compile(r"(idx\d-[a-z]+|\.idx)(\.gz)?$")
-_N_SNIFFED: Final = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,23 +147,20 @@ def _plugin(suffix: str) -> FileFormat | None:
 def _unknown(path: Path, suffix: str) -> InputError:
     own = [suffix for family in _FORMATS for suffix in family.suffixes]
     others = [f".{point.name}" for point in entry_points(group=ENTRY_POINT_GROUP)]
-    found = sniff(first_bytes(path, _N_SNIFFED)) if path.is_file() else None
+    found = kind_of(path) if path.is_file() else None
     return InputError(
         f"no reader for files named *{suffix}" if suffix else "the name has no suffix to tell the format",
         where=str(path),
         why=f"{f'It looks like {found}. ' if found else ''}Known: {' '.join([*own, *others])}",
-        fix="convert or rename it, or give dtype and shape to read it as raw binary",
+        fix=(recipe(path, found) or "convert it to one of those")
+        if found
+        else "convert or rename it, or give dtype and shape to read it as raw binary",
     )
-
-
-def sniff(head: bytes) -> str | None:
-    """Recognize a format by the first bytes of a file; None where they show nothing."""
-    return next((kind for magic, kind in _MAGICS if head.startswith(magic)), None)
 
 
 def check_content(path: Path, family: FileFormat) -> None:
     """Refuse a file whose content is plainly of another format than its name."""
-    head = first_bytes(path, _N_SNIFFED)
+    head = first_bytes(path, N_SNIFFED)
     found = sniff(head)
     # Raw bytes and unknown formats may start like anything; so may a text's first column name.
     if found is None or family not in _FORMATS or family is RAW or (family.is_text and not _CONTROL.search(head)):
@@ -220,7 +208,7 @@ def open_like(
 
 def readers_of(source: object, options: SourceOptions) -> list[TableReader] | None:
     """Open what is a table, for columns of any role; None where it is none."""
-    files = _files_of(source)
+    files = None if stored_datasets(source) is not None else _files_of(source)
     if files is None:
         return [frames.reader(source)] if frames.is_frame(source) else None
     reader = _checked_families(files, options)[0].reader
@@ -303,26 +291,29 @@ def _path(text: str | os.PathLike[str]) -> Path:
 
 
 def _open(source: object, options: SourceOptions) -> Source:
+    datasets = stored_datasets(source)
+    if datasets is not None:
+        _check_in_memory(options, "stored datasets")
+        return concatenate(open_stored(datasets, options))
     files = _files_of(source)
     if files is not None:
         return _open_files(files, options)
     if options.dtype is None and options.shape is None and options.fields is None and frames.is_frame(source):
         return _open_frame(source, options)
-    for option in dataclasses.fields(options):
-        if getattr(options, option.name) is not None and option.name not in (
-            "classes",
-            "fields",
-            "memory",
-            "learn_from",
-            "table",
-        ):
-            raise UsageError(f"{option.name} applies to files only", fix=Fix("leave ", Argument(option.name), " out"))
-    _check_no_roles(options, "what is in memory")
+    _check_in_memory(options, "what is in memory")
     # Before `Source` was a base class, a plug-in's source was known by its attributes.
     is_like_one = hasattr(source, "iter_blocks") and hasattr(source, "provenance")
     if options.fields is None and (isinstance(source, Source) or is_like_one):
         return check_source(source, "source")
     return _open_memory(source, options)
+
+
+def _check_in_memory(options: SourceOptions, kind: str) -> None:
+    """Refuse options of files for what is none."""
+    for name in ("label_column", "columns", "dtype", "shape"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"{name} applies to files only", fix=Fix("leave ", Argument(name), " out"))
+    _check_no_roles(options, kind)
 
 
 def _open_frame(frame: object, options: SourceOptions) -> Source:
@@ -342,6 +333,10 @@ def _open_memory(source: object, options: SourceOptions) -> Source:
         raise _no_names(f"a {type(source).__name__}")
     if is_lone:
         return _open_arrays({"x": source}, options)
+    if is_torch_dataset(source):
+        return SampleSource(source, options)
+    if is_data_loader(source):
+        return IterableSource(NamedBatches(source, options), options)
     if isinstance(source, Iterable) and not _is_listed_wrong(source):
         return IterableSource(source, options)
     raise UsageError(
@@ -396,16 +391,17 @@ def _files_of(source: object) -> list[Path] | None:
 def _listed(folder: Path) -> list[Path]:
     """List the files of a folder by name, but those that start with a dot or underscore, as other tools do."""
     try:
-        entries = [folder / name for name in names_in(folder) if not name.startswith((".", "_"))]
+        names = names_in(folder)
     except OSError as error:
         what = "the folder is not readable"
         raise read_failure(error, folder, InputError, "copy it to another disk", what=what) from error
+    check_not_zarr(folder, names)
+    entries = [folder / name for name in names if not name.startswith((".", "_"))]
     if not entries:
         raise InputError("no files in the folder", where=str(folder), fix="give the folder that holds the data files")
     inner = [entry.name for entry in entries if S_ISDIR(look_up(entry).st_mode)]
     if inner:
-        fix = "give the folders of files as a list"
-        raise InputError(f"the folder holds folders: {', '.join(inner[:5])}", where=str(folder), fix=fix)
+        raise folder_of_folders(folder, inner)
     return entries
 
 
@@ -477,7 +473,7 @@ def _check_no_roles(options: SourceOptions, kind: str) -> None:
 
 def choose_automatically(source: object, options: SourceOptions) -> tuple[SourceOptions, tuple[Argument, ...]]:
     """Choose what takes every column of a table's files; return the arguments that say the same."""
-    files = _files_of(source)
+    files = None if stored_datasets(source) is not None else _files_of(source)
     if files is None and frames.is_frame(source):
         return choose_for_all([frames.reader(source)], options)
     families = [] if files is None else [format_of(file, options) for file in files]
@@ -489,4 +485,6 @@ def choose_automatically(source: object, options: SourceOptions) -> tuple[Source
 
 def _opened(files: Sequence[Path], families: Sequence[FileFormat], options: SourceOptions) -> Source:
     probed = [family.probe(file, options) for file, family in zip(files, families, strict=True)]
-    return concatenate([check_source(part, str(file)) for part, file in zip(probed, files, strict=True)])
+    sources = [check_source(part, str(file)) for part, file in zip(probed, files, strict=True)]
+    check_no_labels_among(sources)
+    return concatenate(sources)

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import InputError
+from streamtrain.store.layout import Field
+from streamtrain.system.units import format_bytes
 
 
 def is_sparse(value: object) -> bool:
@@ -45,6 +47,14 @@ class CompressedRows:
         # A place that is stored twice holds the sum, as in SciPy and torch.
         np.add.at(out, (np.repeat(np.arange(last - first), np.diff(starts)), columns), self.values[begin:end])
         return out
+
+
+def dense_size(values: object, field: Field, n_rows: int) -> str | None:
+    """Say how large a sparse matrix is once it is dense; None of any other array."""
+    if not isinstance(values, CompressedRows):
+        return None
+    n_bytes, held = n_rows * field.row_bytes, values.values.nbytes + values.columns.nbytes + values.starts.nbytes
+    return f"{field.name} is sparse, {format_bytes(held)}; dense it takes {format_bytes(n_bytes)} before compression"
 
 
 def _broken(where: str, what: str) -> InputError:

@@ -176,7 +176,7 @@ def _say_warning(say: Say, text: str) -> None:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, StreamtrainWarning, stacklevel=5)
+    warnings.warn(text, StreamtrainWarning, stacklevel=6)
 
 
 def _check_can_append(path: Path, rule: SplitRule, mode: Mode) -> None:

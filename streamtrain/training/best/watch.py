@@ -29,7 +29,7 @@ from streamtrain.models.losses import Loss
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.store.dataset import Dataset
 from streamtrain.system.signals import Interrupted
-from streamtrain.training.batch_stream import BatchStream, check_is_stream, class_counts
+from streamtrain.training.batch_stream import BatchStream, class_counts
 from streamtrain.training.best.monitor import (
     BestEpoch,
     Monitor,
@@ -203,8 +203,6 @@ def make_watch(
     """
     stopping = EarlyStopping(**limits)
     needing = {"patience": stopping.patience, "restore_best": restored}
-    if not isinstance(data, Dataset):
-        check_is_stream(data)
     dataset = data if isinstance(data, Dataset) else data.dataset
     shape = next((field.shape for field in dataset.layout.fields if field.name == target), ())
     n_classes = class_counts(dataset, target, loss)

@@ -23,6 +23,7 @@ from streamtrain.store.zarr_metadata import PRIVATE, ROOT
 from streamtrain.system.files import local_path
 from streamtrain.training.batch_stream import every_sample, fields_of, schema_of_stream
 from streamtrain.training.inference.frames import frame_arrays, is_frame
+from streamtrain.training.inference.given_batches import fields_by_name, is_batches
 
 Array = npt.NDArray[Any]
 Say = Callable[[str], None]
@@ -153,8 +154,8 @@ def _of_runs(data: Any, wanted: Wanted) -> InputBatches:
         data = {wanted.inputs[0]: data}
     if isinstance(data, Mapping):
         return _of_arrays(data, wanted)
-    if isinstance(data, Iterable) and not isinstance(data, list | tuple | str | bytes):
-        runs = (fields_of(batch) for batch in data)
+    if is_batches(data):
+        runs = (fields_by_name(batch, wanted.inputs) for batch in data)
         batches = in_batches(runs, wanted.batch_size, (*wanted.inputs, ID))
         reading = getattr(data, "reading", None)
         terms = {} if reading is None else {"source": reading.lasting_bytes + reading.working_bytes}

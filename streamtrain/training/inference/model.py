@@ -13,6 +13,7 @@ from streamtrain.errors import StreamtrainWarning
 from streamtrain.loader.device.resolve import resolve_device
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.store.schema.columns import INPUT, Schema
+from streamtrain.system.calls.public import public
 from streamtrain.training.best.chosen_checkpoint import BEST, Which
 from streamtrain.training.checkpoint import load_weights
 from streamtrain.training.inference.predicting import Predictor
@@ -99,6 +100,7 @@ class TrainedModel(Predicts, nn.Module):
         )
 
 
+@public
 def load(
     run: str | Path,
     which: Which = BEST,
@@ -143,7 +145,7 @@ def load(
     """
     found = read_run(run, which)
     if found.chosen.doubt:
-        warnings.warn(StreamtrainWarning(found.chosen.doubt), stacklevel=2)
+        warnings.warn(StreamtrainWarning(found.chosen.doubt), stacklevel=3)
     place = resolve_device(device)
     module = build_module(found, model).to(place)
     load_weights(module, found.chosen.checkpoint)

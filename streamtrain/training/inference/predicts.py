@@ -16,6 +16,7 @@ from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.models.target_normalization import in_units_of_data, takes_logarithms
 from streamtrain.system.arguments import check_flags
+from streamtrain.system.calls.public import PublicIterator, public
 from streamtrain.training.batch_stream import BatchStream, LearnedSchema
 from streamtrain.training.inference.predicting import PredictOptions, Predictor, hold, iterate, write
 from streamtrain.training.inference.predictions import form_of_loss
@@ -59,6 +60,7 @@ class Predicts:
         overwrite: bool = False,
     ) -> PredictionSummary: ...
 
+    @public
     def predict(
         self,
         data: object,
@@ -109,6 +111,7 @@ class Predicts:
             raise UsageError("overwrite without out", fix="leave it out")
         return hold(self.predictor(), data, options)
 
+    @public
     def iter_predict(
         self,
         data: object,
@@ -119,7 +122,7 @@ class Predicts:
     ) -> Iterator[dict[str, Array]]:
         """Yield predictions batch by batch: dicts of ``row``, ``prediction``, and of classes ``probability``."""
         options = PredictOptions.of(probabilities=probabilities, batch_size=batch_size, memory=memory, rows=rows)
-        return iterate(self.predictor(), data, options)
+        return PublicIterator(iterate(self.predictor(), data, options))
 
 
 class PredictsInTraining(Predicts, OfOneProcess):

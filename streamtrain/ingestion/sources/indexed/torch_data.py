@@ -1,0 +1,174 @@
+"""What torch reads as sources: a ``Dataset`` sample by sample in the order of its indices, a ``DataLoader`` by batches.
+
+Both are recognized by what they offer, and torch is never imported here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from streamtrain.errors import Argument, Fix, InputError, UsageError
+from streamtrain.ingestion.sources.arrays import to_array
+from streamtrain.ingestion.sources.base import (
+    Rows,
+    Source,
+    SourceOptions,
+    as_field,
+    choose_fields,
+    field_of,
+    rows_within,
+)
+from streamtrain.store.layout import Field
+from streamtrain.store.schema.columns import INPUT, TARGET
+from streamtrain.system.units import format_duration
+
+_IN_ORDER: Final = ("SequentialSampler", "_InfiniteConstantSampler")  # the second of an IterableDataset
+_TRIAL_SECONDS: Final = 0.1
+_TRIAL_SAMPLES: Final = 64
+_LONG_SECONDS: Final = 1.0
+
+
+def is_torch_dataset(value: object) -> bool:
+    """Recognize a torch ``Dataset`` with a length."""
+    return _is_of(value, "Dataset") and hasattr(value, "__len__") and hasattr(value, "__getitem__")
+
+
+def is_data_loader(value: object) -> bool:
+    """Recognize a torch ``DataLoader``."""
+    return _is_of(value, "DataLoader")
+
+
+def _is_of(value: object, name: str) -> bool:
+    return any(kind.__name__ == name and kind.__module__.startswith("torch.utils.data") for kind in type(value).__mro__)
+
+
+class SampleSource(Source):
+    """A torch ``Dataset``, one sample after another."""
+
+    seekable = False
+    n_samples: int
+
+    def __init__(self, samples: Any, options: SourceOptions) -> None:
+        self._samples, self._options = samples, options
+        self._kind = type(samples).__name__
+        self.n_samples = len(samples)
+        if not self.n_samples:
+            raise InputError(f"the {self._kind} holds no samples", fix="give at least one")
+        started = time.perf_counter()
+        first = self._sample(0)
+        self.fields = tuple(_field(name, value, self.where(0)) for name, value in first.items())
+        self.provenance = ({"format": "torch", "dataset": self._kind},)
+        self.told = self._rate(started)
+
+    def where(self, row: int) -> str:
+        return f"sample {row} of the {self._kind}"
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        """Yield samples stacked into runs."""
+        n_rows = rows_within(max_bytes, self.fields)
+        for start in range(0, self.n_samples, n_rows):
+            stop = min(start + n_rows, self.n_samples)
+            out = {field.name: np.empty((stop - start, *field.shape), field.dtype) for field in self.fields}
+            for row in range(start, stop):
+                self._put(self._sample(row), out, row, row - start)
+            yield out
+
+    def _put(self, sample: Mapping[str, npt.NDArray[Any]], out: Rows, row: int, place: int) -> None:
+        for field in self.fields:
+            value = sample.get(field.name)
+            found = None if value is None else _field(field.name, value, self.where(row))
+            if value is None or found != field:
+                here = "missing" if found is None else f"{found.dtype} {found.shape}"
+                what = f"{field.name} is {here}; in sample 0 it is {field.dtype} {field.shape}"
+                raise InputError(what, where=self.where(row), fix="give every sample one dtype and shape")
+            out[field.name][place] = as_field(value[None], field, lambda _: self.where(row))[0]
+
+    def _sample(self, row: int) -> dict[str, npt.NDArray[Any]]:
+        values = self._named(self._samples[row], row)
+        chosen = choose_fields(values, self._options, where=self.where(row))
+        return {field: self._array(values[name], row) for field, name in chosen.items()}
+
+    def _named(self, sample: Any, row: int) -> dict[str, Any]:
+        """Name the values of a sample: by their keys, or x and y, or their places where these are chosen from."""
+        if hasattr(sample, "_asdict"):
+            sample = sample._asdict()
+        if isinstance(sample, Mapping):
+            return {str(name): value for name, value in sample.items()}
+        values = list(sample) if isinstance(sample, tuple | list) else [sample]
+        if self._options.fields is not None:
+            return {str(place): value for place, value in enumerate(values)}
+        if not 1 <= len(values) <= 2:
+            fix = Fix(Argument("fields", {"x": 0, "y": 1}), " takes the first two")
+            raise UsageError(f"a sample is {len(values)} values", where=self.where(row), fix=fix)
+        return dict(zip((INPUT, TARGET), values, strict=False))
+
+    def _array(self, value: Any, row: int) -> npt.NDArray[Any]:
+        if type(value).__module__.partition(".")[0] == "PIL":
+            raise InputError(
+                f"a value is a {type(value).__name__} of PIL, which a dataset does not hold",
+                where=self.where(row),
+                why="Arrays of one shape are stored: images decoded and of one size",
+                fix="give the dataset transform=numpy.asarray, after resizing where sizes differ",
+            )
+        return to_array(value, self.where(row))
+
+    def _rate(self, started: float) -> tuple[str, ...]:
+        """Read a few samples more, and say how long all will take, where that is long."""
+        n_read = 1
+        while (seconds := time.perf_counter() - started) < _TRIAL_SECONDS and n_read < min(
+            self.n_samples, _TRIAL_SAMPLES
+        ):
+            self._samples[n_read]
+            n_read += 1
+        rate = n_read / max(seconds, 1e-9)
+        needed = self.n_samples / rate
+        takes = f", which takes about {format_duration(needed)}" if needed >= _LONG_SECONDS else ""
+        return (f"{self._kind}: {self.n_samples:,} samples are read one by one, about {rate:,.0f} a second{takes}",)
+
+
+def _field(name: str, value: npt.NDArray[Any], where: str) -> Field:
+    return field_of(name, value.dtype, value.shape, where=where)
+
+
+class NamedBatches(Iterable[Mapping[str, Any]]):
+    """The batches of a ``DataLoader`` that goes in order, as dicts of arrays."""
+
+    def __init__(self, loader: Any, options: SourceOptions) -> None:
+        _check_in_order(loader)
+        self._loader, self._options = loader, options
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for batch in self._loader:
+            yield self._named(batch)
+
+    def _named(self, batch: Any) -> Mapping[str, Any]:
+        if hasattr(batch, "_asdict"):
+            batch = batch._asdict()
+        if isinstance(batch, Mapping):
+            return batch
+        values = list(batch) if isinstance(batch, tuple | list) else [batch]
+        if self._options.fields is not None:
+            return {str(place): value for place, value in enumerate(values)}
+        if not 1 <= len(values) <= 2:
+            fix = Fix(Argument("fields", {"x": 0, "y": 1}), " takes the first two")
+            raise UsageError(f"a batch of the DataLoader is {len(values)} values", fix=fix)
+        return dict(zip((INPUT, TARGET), values, strict=False))
+
+
+def _check_in_order(loader: Any) -> None:
+    """Refuse a loader that draws samples, or leaves some out."""
+    sampler, batches = type(loader.sampler).__name__, type(loader.batch_sampler).__name__
+    if sampler not in _IN_ORDER or batches not in ("BatchSampler", "NoneType"):
+        drawn = sampler if sampler != "SequentialSampler" else batches
+        raise UsageError(
+            f"the DataLoader draws its samples ({drawn})",
+            why="A dataset is stored in order, and shuffled when it is read",
+            fix="make it with shuffle=False and no sampler; or give loader.dataset",
+        )
+    if getattr(loader, "drop_last", False):
+        raise UsageError("the DataLoader drops its last batch", fix=Fix("make it with ", Argument("drop_last", False)))

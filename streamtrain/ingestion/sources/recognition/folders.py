@@ -1,0 +1,71 @@
+"""Folders that are no list of files of one kind: of classes, of Zarr arrays, of features and their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+
+from streamtrain.errors import Argument, Fix, InputError
+from streamtrain.ingestion.sources.base import Source
+from streamtrain.ingestion.sources.combine import name_of
+from streamtrain.ingestion.sources.recognition.content import kind_of
+from streamtrain.ingestion.sources.recognition.recipes import class_folders_recipe, recipe
+from streamtrain.system.files import names_in
+
+
+def check_not_zarr(folder: Path, names: Sequence[str]) -> None:
+    """Refuse a folder that is a Zarr group or array of somebody else's."""
+    if {"zarr.json", ".zgroup", ".zarray"} & set(names):
+        why = "A folder given as a source is a folder of files of one kind"
+        raise InputError("it looks like Zarr", where=str(folder), why=why, fix=recipe(folder, "Zarr"))
+
+
+def folder_of_folders(folder: Path, inner: Sequence[str]) -> InputError:
+    """Build the error for a folder that holds folders: of classes, or of anything else."""
+    what = f"the folder holds folders: {', '.join(inner[:5])}"
+    kinds = [found for name in inner if (found := _kind_in(folder / name))]
+    if kinds and all("image" in kind for kind in kinds):
+        why = f"It looks like a folder of classes, {len(inner)} in all, each of images ({kinds[0]} in {inner[0]})"
+        return InputError(what, where=str(folder), why=why, fix=class_folders_recipe(folder))
+    listed = " ".join(repr(str(folder / name)) for name in inner[:5])
+    return InputError(what, where=str(folder), fix=f"give the folders of files as a list: {listed}")
+
+
+def _kind_in(folder: Path) -> str | None:
+    """Say what the first file of a folder is."""
+    files = (folder / name for name in sorted(names_in(folder)) if not name.startswith((".", "_")))
+    first = next((file for file in files if file.is_file()), None)
+    return None if first is None else kind_of(first)
+
+
+def check_no_labels_among(sources: Sequence[Source]) -> None:
+    """Refuse files of features among which their labels lie, as the four of MNIST do."""
+    single = [source for source in sources if _is_labels(source)]
+    features = [source for source in sources if source not in single]
+    if not single or not features or any(len(source.fields) != 1 for source in sources):
+        return
+    pairs = [
+        (of, max(alike, key=lambda label: _n_alike(name_of(of), name_of(label))))
+        for of in features
+        if (alike := [label for label in single if label.n_samples == of.n_samples])
+    ]
+    if not pairs:
+        return
+    of, labels = max(pairs, key=lambda pair: pair[0].n_samples or 0)
+    listed = "; ".join(f"{name_of(one)} and {name_of(other)}, {one.n_samples:,} rows each" for one, other in pairs)
+    raise InputError(
+        f"{len(sources)} files do not hold the same: {len(features)} hold samples, {len(single)} their labels",
+        where=str(Path(name_of(of)).parent),
+        why=f"Those with as many rows are {listed}",
+        fix=Fix(f"give {name_of(of)} with ", Argument("labels", name_of(labels))),
+    )
+
+
+def _n_alike(one: str, other: str) -> int:
+    """Count the characters that two names begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _is_labels(source: Source) -> bool:
+    return len(source.fields) == 1 and not source.fields[0].shape and source.fields[0].dtype.kind in "iub"

@@ -1,0 +1,1 @@
+"""Samples of a dataset, read as they are asked for."""

@@ -1,0 +1,65 @@
+"""Samples drawn by index, as a torch ``DataLoader`` asks for them: each block read once a batch, and a warning."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, Protocol
+from weakref import WeakSet
+
+import numpy.typing as npt
+
+from streamtrain.errors import StreamtrainWarning
+from streamtrain.store.layout import Layout
+
+Array = npt.NDArray[Any]
+
+
+class BlockReads(Protocol):
+    """What samples are read from."""
+
+    @property
+    def layout(self) -> Layout: ...
+    def read_block(self, field: str, block: int) -> Array: ...
+
+
+_told: WeakSet[BlockReads] = WeakSet()
+
+
+def drawn_samples(dataset: BlockReads, rows: Sequence[int]) -> list[dict[str, Array]]:
+    """Read some rows, in their order; warn once of a dataset whose rows are drawn here and there."""
+    layout = dataset.layout
+    places: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(row // layout.block_rows, []).append(place)
+    _warn_of_draws(dataset, rows, len(places))
+    found: list[dict[str, Array]] = [{} for _ in rows]
+    for field in layout.fields:
+        for block, of_block in places.items():
+            values, start = dataset.read_block(field.name, block), layout.block_range(block)[0]
+            for place in of_block:
+                found[place][field.name] = values[rows[place] - start, ...].copy()
+    return found
+
+
+def _warn_of_draws(dataset: BlockReads, rows: Sequence[int], n_blocks: int) -> None:
+    if dataset in _told or list(rows) == list(range(rows[0], rows[0] + len(rows))) or _is_later_worker():
+        return
+    _told.add(dataset)
+    factor = n_blocks * dataset.layout.block_rows / len(rows)
+    warnings.warn(
+        StreamtrainWarning(
+            f"samples are drawn here and there, and a block of {dataset.layout.block_rows:,} is read for each sample "
+            f"or two: {factor:,.1f} times the data",
+            fix="a StreamLoader, which shuffles and reads each block about once",
+        ),
+        stacklevel=4,
+    )
+
+
+def _is_later_worker() -> bool:
+    """Say whether this is a worker process of a DataLoader, other than the first."""
+    data: Any = sys.modules.get("torch.utils.data")
+    worker = data and data.get_worker_info()
+    return worker is not None and worker.id > 0

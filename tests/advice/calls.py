@@ -1,0 +1,66 @@
+"""Worlds of calls in Python: unknown arguments, arrays where a dataset is meant, batches of one's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import streamtrain as st
+from tests.advice.world import World, X, Y, world
+
+_NAMES = "system/calls/argument_names.py:"
+_GIVEN = "training/inference/given_batches.py:"
+
+
+def fit(data: object, **given: Any) -> None:
+    trainer = st.Trainer(nn.Linear(4, 3), loss="cross_entropy", device="cpu")
+    trainer.fit(data, **{"max_epochs": 1, "progress": False, "memory": "16MB"} | given)  # type: ignore[arg-type]
+
+
+@world(
+    f"{_NAMES}unknown_argument: leave it out",
+    f"{_NAMES}unknown_argument: give {{}} to {{}}",
+    f"{_NAMES}unknown_argument: did you mean {{}}?",
+    f"{_NAMES}unknown_argument: use one of the known argument names",
+    f"{_NAMES}_renamed: it is {{}} here",
+    f"{_NAMES}surplus_argument: leave the others out",
+    f"{_NAMES}surplus_argument: name the others: {{}}, say",
+)
+def arguments(w: World) -> None:
+    data = w.dataset()
+    assert w.refused(st.StreamLoader, data, num_workers=2) == "leave it out"
+    assert w.refused(fit, data, lr=0.1) == "give lr=0.1 to Trainer"
+    assert w.refused(fit, data, max_epoch=1) == "did you mean 'max_epochs'?"
+    assert w.refused(fit, data, qqq=1) == "use one of the known argument names"
+    assert w.refused(fit, data, validation_data=data) == "it is 'val' here"
+    assert w.refused(st.StreamLoader, data, 32) == "name the others: batch_size=32, say"
+    assert w.refused(st.Batch.__getitem__, (1,), 1, 2) == "leave the others out"
+    st.Trainer(nn.Linear(4, 3), loss="cross_entropy", device="cpu", lr=0.1)
+    fit(data, val=data, memory="64MB")
+    st.StreamLoader(data, batch_size=32, memory="16MB").close()
+
+
+@world(
+    "loader/stream_loader.py:StreamLoader.__getitem__: loader.dataset[{}] reads samples, next(iter(loader)) is a batch"
+)
+def a_loader_by_index(w: World) -> None:
+    with st.StreamLoader(w.dataset(), memory="16MB") as loader:
+        w.refused(lambda: loader[0])
+        assert loader.dataset[0]["x"].shape == (4,)
+        assert len(next(iter(loader)).x) == 60
+
+
+@world(
+    f"{_GIVEN}fields_by_name: yield tensors or arrays, {{}}; or a dict of them",
+    f"{_GIVEN}GivenBatches.__init__: {{{{}}}}",
+    f"{_GIVEN}GivenBatches.__init__: at least one; an iterator is used up once it was read",
+)
+def given_batches(w: World) -> None:
+    trainer = st.Trainer(nn.Linear(4, 3), loss="cross_entropy", device="cpu")
+    for wrong in (iter(["a"]), X, iter(())):
+        w.refused(trainer.evaluate, wrong)
+    for right in (iter([(X, Y)]), {"x": X, "y": Y}, [{"x": torch.from_numpy(X), "y": np.asarray(Y)}]):
+        assert trainer.evaluate(right).n_samples == 60
