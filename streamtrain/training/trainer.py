@@ -28,7 +28,6 @@ from streamtrain.system.arguments import naming_misspelt, naming_nearest
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
 from streamtrain.training.batch_stream import (
     BatchStream,
-    LearnedSchema,
     Rows,
     SmallBatch,
     check_is_stream,
@@ -216,7 +215,6 @@ class Trainer(PredictsInTraining, BuiltLater):
         self._normalized_model = NormalizedModel(original_model(model), self.inputs, forward)
         self._learner = make_learner(self._normalized_model, self.loss, self.optimizer, self._options)
         self._rule = make_rule(update, self._learner, self._options)
-        self._schema = LearnedSchema()
         self._epoch_loop = EpochLoop(
             self._learner, self._rule, self.device, self.inputs, self.target, self.weight, given["metrics"]
         )
@@ -321,7 +319,7 @@ class Trainer(PredictsInTraining, BuiltLater):
         Raises
         ------
         UsageError
-            The model does not fit the data, ``val`` has other columns or classes, or an argument is wrong.
+            The model does not fit the data, ``val`` lacks columns or has other classes, or an argument is wrong.
         InputError
             A sample's weight is negative or not finite, or all of them are 0.
         DivergedError
@@ -408,7 +406,7 @@ class Trainer(PredictsInTraining, BuiltLater):
         check_stream(loader, self._rule.name)
         warn_of_waiting_device(loader, self.device, self._rule.name, stacklevel=6)
         warn_of_batch_dependent_modules(self.model, self._rule.spans)
-        self._schema.learn(loader, val, self._epoch_loop.fields, anew=self.counts == Counts())
+        self.learned.schema.learn(loader, val, self._epoch_loop.fields, anew=self.counts == Counts())
         self.learned.learn(loader.dataset)
         self._epoch_loop.begin(loader, val, totals, best)
 
@@ -423,8 +421,8 @@ class Trainer(PredictsInTraining, BuiltLater):
         Raises
         ------
         UsageError
-            The model does not fit the data, still needs the statistics of its training data, or was trained on other
-            columns or classes.
+            The model does not fit the data, still needs the statistics of its training data, or was trained on columns
+            that are missing or on other classes. Columns in another order are put in order.
         DeviceError
             The device is out of memory; the message has the batch size that would fit.
         """
@@ -434,10 +432,10 @@ class Trainer(PredictsInTraining, BuiltLater):
             with StreamLoader(data, shuffle=False, device=self.device) as whole:
                 return self.evaluate(whole, positive=positive)
         check_is_stream(data)
-        scoring = self.learned.scoring(data.dataset, positive)
-        self._schema.check(data, self._epoch_loop.fields)
+        arrangement = self.learned.schema.arrangement(data, self._epoch_loop.fields)
+        scoring = self.learned.scoring(data.dataset, positive, arrangement)
         with every_sample(data) as stream:
-            return self._epoch_loop.measure(stream, scoring)
+            return self._epoch_loop.measure(stream, scoring, arrangement)
 
     def check(
         self, rows: Rows, *, n_classes: int | range | None = None, small: Sequence[SmallBatch] = (), trains: bool = True

@@ -11,10 +11,10 @@ import click
 import numpy as np
 from torch import nn
 
-from streamtrain.cli.compatibility import check_categories
+from streamtrain.cli.compatibility import check_categories, say_matched
 from streamtrain.cli.inference.predict import DEVICE_OPTION, MODEL_OPTION, opened_data, with_text_options
 from streamtrain.cli.options import note_doubt
-from streamtrain.cli.output import as_command_line, emit, json_option, note, which_option
+from streamtrain.cli.output import as_command_line, emit, json_option, which_option
 from streamtrain.cli.results import result_lines
 from streamtrain.errors import Lines
 from streamtrain.ingestion.rows import RawRows
@@ -23,6 +23,7 @@ from streamtrain.models.losses import Loss, resolve_loss
 from streamtrain.models.table_inputs import CATEGORIES
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.arrangement import arrange
+from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.store.split_root import TEST, VAL, is_split_root
 from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.checkpoint import load_weights
@@ -108,20 +109,16 @@ def _of_dataset(
     """Read a stored dataset, its columns in the order of the run's."""
     fields = (*trainer.inputs, trainer.target)
     arrangement = arrange(saved.schema, data.schema, fields=fields, of=f"run {saved.path}", where=str(data.path))
-    for text in arrangement.told:
-        note(f"warning: {text}")
+    say_matched(arrangement)
     if CATEGORIES in trainer.inputs and (sizes := tuple(saved.config.get("category_sizes", ()))):
-        check_categories(sizes, data, str(data.path))
+        check_categories(sizes, data, str(data.path), arrangement)
     trainer.check(arrangement.of(data[: min(_CHECKED, len(data))]), trains=False)
-
-    def arranged(batch: Any) -> Any:
-        return batch._replace(**arrangement.of({name: getattr(batch, name) for name in arrangement.orders}))
-
+    trainer.learned.schema.take(saved.schema, f"run {saved.path}")
     size = min(batch_size, len(data))
-    transform = arranged if arrangement.orders else None
-    with StreamLoader(
-        data, batch_size=size, memory=memory, shuffle=False, device=trainer.device, transform=transform
-    ) as loader:
+    with (
+        matching_was_told(),
+        StreamLoader(data, batch_size=size, memory=memory, shuffle=False, device=trainer.device) as loader,
+    ):
         yield loader
 
 

@@ -16,7 +16,7 @@ from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.models.target_normalization import in_units_of_data, takes_logarithms
 from streamtrain.system.arguments import check_flags
-from streamtrain.training.batch_stream import BatchStream, LearnedSchema
+from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.inference.predicting import PredictOptions, Predictor, hold, iterate, write
 from streamtrain.training.inference.predictions import form_of_loss
 from streamtrain.training.inference.summary import PredictionSummary
@@ -131,13 +131,12 @@ class PredictsInTraining(Predicts, OfOneProcess):
     device: Any
     _normalized_model: NormalizedModel
     _epoch_loop: EpochLoop
-    _schema: LearnedSchema
     learned: LearnedData
 
     def predictor(self) -> Predictor:
         """Return the model as it is now; its mode, and that of its parts, stays as it was."""
         self.learned.check_known()
-        schema, normalization = self._schema.schema, self.learned.targets.normalization
+        schema, normalization = self.learned.schema.schema, self.learned.targets.normalization
         return Predictor(
             model=self._normalized_model,
             inputs=self.inputs,
