@@ -478,6 +478,6 @@ class Trainer(PredictsInTraining, BuiltLater):
         parts: dict[str, Any] = {"rule": self._rule, "front": self._normalized_model, "device": self.device}
         parts |= {"watch": watch, "schema": schema_of_stream(loader)}
         if self.learned.targets.baseline is not None and not (isinstance(run, RunFolder) and run.resumes):
-            run.keep_scores({"baseline": self.learned.targets.baseline.config()})
+            run.keep_baseline(self.learned.targets.baseline.config())
         parts |= {"every": plan.every, "on_failure": plan.on_failure}
         return RunState(run, stream=stream, identity=self.describe(loader), **parts)
