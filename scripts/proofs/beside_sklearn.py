@@ -10,6 +10,7 @@ mean error or accuracy on the split "test" is compared: the bar is 1 %. One JSON
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
 import subprocess
@@ -24,9 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # streamtrain and 
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 import streamtrain as st
 from scripts.data import fashion_mnist
@@ -50,7 +48,7 @@ class Peers:
 
 def digits(folder: Path, arguments: Any) -> str:
     """Write the digits that scikit-learn brings."""
-    found = load_digits()
+    found = importlib.import_module("sklearn.datasets").load_digits()
     np.save(folder / "images.npy", found.images.astype(np.uint8))
     np.save(folder / "labels.npy", found.target)
     return f"{folder / 'images.npy'} {folder / 'data'} --labels {folder / 'labels.npy'}"
@@ -125,8 +123,9 @@ def of_scikit_learn(peers: Peers, place: Path, out: Path, figure: str, seed: int
     is_regression = figure == "rmse"
     (inputs, labels), (new, wanted) = (rows_of(place / "data" / split, out) for split in ("train", "test"))
     mean, std = (labels.mean(), labels.std()) if is_regression else (0, 1)
-    model = (MLPRegressor if is_regression else MLPClassifier)(
-        peers.widths,
+    networks = importlib.import_module("sklearn.neural_network")
+    model = (networks.MLPRegressor if is_regression else networks.MLPClassifier)(
+        hidden_layer_sizes=peers.widths,
         solver="adam",
         alpha=0.0,
         batch_size=peers.batch_size,
@@ -136,7 +135,8 @@ def of_scikit_learn(peers: Peers, place: Path, out: Path, figure: str, seed: int
         random_state=seed,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        # Of more epochs that would lower the loss: both get as many.
+        warnings.simplefilter("ignore")
         model.fit(inputs, (labels - mean) / std if is_regression else labels)
     answers = model.predict(new) * std + mean
     return float(np.sqrt(np.mean((wanted - answers) ** 2)) if is_regression else np.mean(wanted == answers))

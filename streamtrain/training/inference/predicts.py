@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 import numpy.typing as npt
+import torch
 
 from streamtrain.errors import UsageError
 from streamtrain.loader.world import OfOneProcess
+from streamtrain.models.forward import check_autocast
 from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.models.target_normalization import in_units_of_data, takes_logarithms
@@ -44,6 +47,7 @@ class Predicts:
         out: None = None,
         rows: tuple[int, int | None] | str | None = None,
         overwrite: bool = False,
+        autocast: str | torch.dtype | None = None,
     ) -> Array: ...
 
     @overload
@@ -57,6 +61,7 @@ class Predicts:
         out: str | Path,
         rows: tuple[int, int | None] | str | None = None,
         overwrite: bool = False,
+        autocast: str | torch.dtype | None = None,
     ) -> PredictionSummary: ...
 
     def predict(
@@ -68,6 +73,7 @@ class Predicts:
         out: str | Path | None = None,
         rows: tuple[int, int | None] | str | None = None,
         overwrite: bool = False,
+        autocast: str | torch.dtype | None = None,
     ) -> Array | PredictionSummary:
         """Predict every row, in order.
 
@@ -87,6 +93,8 @@ class Predicts:
             The first row, and the one behind the last; or both as ``"0:1000"``.
         overwrite : bool
             Replace what is at ``out`` when the new one is whole.
+        autocast : str or torch.dtype, optional
+            ``"bfloat16"`` for the operations for which `torch.autocast` deems it precise enough; float32 by default.
 
         Returns
         -------
@@ -102,12 +110,13 @@ class Predicts:
             ``memory`` is too small, or smaller than the result.
         """
         options = PredictOptions.of(probabilities=probabilities, batch_size=batch_size, memory=memory, rows=rows)
+        predictor = replace(self.predictor(), autocast=check_autocast(autocast))
         if out is not None:
-            return write(self.predictor(), data, options, out, overwrite=overwrite).summary
+            return write(predictor, data, options, out, overwrite=overwrite).summary
         check_flags(overwrite=overwrite)
         if overwrite:
             raise UsageError("overwrite without out", fix="leave it out")
-        return hold(self.predictor(), data, options)
+        return hold(predictor, data, options)
 
     def iter_predict(
         self,
@@ -116,10 +125,11 @@ class Predicts:
         batch_size: int = 1024,
         memory: int | str = "512MB",
         rows: tuple[int, int | None] | str | None = None,
+        autocast: str | torch.dtype | None = None,
     ) -> Iterator[dict[str, Array]]:
         """Yield predictions batch by batch: dicts of ``row``, ``prediction``, and of classes ``probability``."""
         options = PredictOptions.of(probabilities=probabilities, batch_size=batch_size, memory=memory, rows=rows)
-        return iterate(self.predictor(), data, options)
+        return iterate(replace(self.predictor(), autocast=check_autocast(autocast)), data, options)
 
 
 class PredictsInTraining(Predicts, OfOneProcess):
