@@ -168,9 +168,8 @@ def _loss(saved: SavedRun, data: Dataset | RawRows) -> tuple[Loss, bool]:
         fix = "a stored dataset of a known task; or streamtrain.load(RUN).predict(...), and scores of your own"
         raise UsageError(what, where=str(saved.path), fix=fix)
     is_of_two = task == "classification" and saved.config.get("n_outputs") == 1
-    return resolve_loss(
-        "bce_with_logits" if is_of_two else DEFAULT_LOSSES[cast("TaskName", task)], ignore_index=ignored
-    ), False
+    name = "bce_with_logits" if is_of_two else DEFAULT_LOSSES[cast("TaskName", task)]
+    return resolve_loss(name, ignore_index=ignored), False
 
 
 def _trained(saved: SavedRun, model: str | None, loss: Loss, weight: str | None, device: str, data: object) -> Trainer:
