@@ -28,7 +28,7 @@ from streamtrain.models.factory import BuiltModel, check_model_name, make_model,
 from streamtrain.models.losses import Loss
 from streamtrain.models.model_data import describe_data
 from streamtrain.store.dataset import open_preferred
-from streamtrain.store.schema.matching import unnamed_was_told
+from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.files import numbered_folder
 from streamtrain.system.memory import limit_heap_growth
@@ -154,7 +154,7 @@ def _compare(
     say(_heading(f"{dest}: {len(dataset):,} samples", label_text(dataset, target, of), built, named))
     if setting.max_memory is not None:
         hold_drawing_memory()
-    with unnamed_was_told():
+    with matching_was_told():
         return compare(
             built.module,
             dataset,

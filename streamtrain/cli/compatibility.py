@@ -16,8 +16,9 @@ from streamtrain.models.model_data import category_sizes, default_inputs
 from streamtrain.models.table_inputs import CATEGORIES
 from streamtrain.store.dataset import Dataset, open_dataset, open_preferred
 from streamtrain.store.layout import Field
+from streamtrain.store.schema.arrangement import Arrangement, arrange
 from streamtrain.store.schema.columns import INPUT, TARGET, column_lists
-from streamtrain.store.schema.matching import check_same_meaning, listed
+from streamtrain.store.schema.matching import listed
 from streamtrain.store.schema.task import TaskName
 from streamtrain.store.split_root import VAL, chosen_split
 from streamtrain.system.files import local_path
@@ -81,21 +82,22 @@ def validation_data(dest: Path, val: Path | None) -> Dataset | None:
 def check_alike(
     dataset: Dataset, val: Dataset, weight: str | None = None, *, fields: tuple[str, ...] = (INPUT, TARGET)
 ) -> None:
-    """Refuse validation data whose fields, weights or classes differ from the training data's; the target is last."""
+    """Refuse validation data that lacks fields or columns, or has other classes; the target is the last of fields."""
     named = (*fields, *([weight] if weight else []))
     for name in named:
         find_field(dataset, name)
         find_field(val, name)
     where = f"--val {val.path}"
-    say_unnamed(check_same_meaning(dataset.schema, val.schema, fields=named, of="the training data", where=where))
+    arrangement = arrange(dataset.schema, val.schema, fields=named, of="the training data", where=where)
+    say_matched(arrangement)
     if CATEGORIES in fields:
-        check_categories(category_sizes(dataset), val, where)
+        check_categories(category_sizes(dataset), val, where, arrangement)
     _check_labels(dataset, val, fields[-1])
 
 
-def check_categories(known: tuple[int, ...], data: Dataset, where: str) -> None:
+def check_categories(known: tuple[int, ...], data: Dataset, where: str, arrangement: Arrangement) -> None:
     """Refuse data with codes of categories above those that a model was made for."""
-    theirs = category_sizes(data)
+    theirs = arrangement.of_columns(CATEGORIES, category_sizes(data))
     if len(known) != len(theirs) or any(has > size for has, size in zip(theirs, known, strict=False)):
         raise InputError(
             f"{CATEGORIES} has columns of {', '.join(map(str, theirs))} codes; the training data's have "
@@ -105,9 +107,9 @@ def check_categories(known: tuple[int, ...], data: Dataset, where: str) -> None:
         )
 
 
-def say_unnamed(text: str | None) -> None:
-    """Warn on stderr about what could only be matched by its position."""
-    if text is not None:
+def say_matched(arrangement: Arrangement) -> None:
+    """Say on stderr how columns were matched, where that is worth a look."""
+    for text in arrangement.told:
         note(f"warning: {text}")
 
 

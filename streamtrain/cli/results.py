@@ -17,10 +17,10 @@ _HIGHER_IS_BETTER: Final = frozenset({"accuracy", "f1"})
 _FEW_STEPS: Final = 100
 
 
-def result_lines(metrics: Metrics, on: str, *, every_row: bool = False) -> Lines:
+def result_lines(metrics: Metrics, on: str, *, every_row: bool = False, with_loss: bool = True) -> Lines:
     """Write loss and scores of an evaluation, each named by what it was measured on; the task's own score is last."""
     first, *others = [*metrics.scores] or [""]
-    names = ["loss", *others, *([first] if first else [])]
+    names = [*(["loss"] if with_loss else []), *others, *([first] if first else [])]
     values = metrics.named(full=True)
     table = [] if metrics.table is None else _table(metrics.table, every_row=every_row)
     return Lines.of([*table, *(f"{on} {score_text(metrics, name, values[name])}" for name in names)])

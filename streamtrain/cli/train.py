@@ -43,7 +43,7 @@ from streamtrain.loader.quarantine import QuarantinedBlock
 from streamtrain.models.factory import check_model_name, make_model, n_parameters
 from streamtrain.models.model_data import describe_data
 from streamtrain.store.dataset import Dataset, open_preferred
-from streamtrain.store.schema.matching import unnamed_was_told
+from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.store.schema.task import TaskName
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.events import Reserved, publish_event
@@ -270,7 +270,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
                 say(Lines.of([f"order   {first}", *(f"        {line}" for line in more)]))
             shape = next(field.shape for field in dataset.fields if field.name == options.target)
             say(epoch_head(score_name(trainer.loss, shape), with_val=val is not None))
-            with resume_hint(out), unnamed_was_told():
+            with resume_hint(out), matching_was_told():
                 history = _fit(trainer, options, loaders, run, out, say)
             projected = sum(loader.projection.total_bytes for loader in loaders.all)
             names = ("training", "validation")

@@ -21,7 +21,7 @@ from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss, LossFunction
 from streamtrain.store.dataset import Dataset, opened
-from streamtrain.store.schema.matching import unnamed_was_told
+from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.system.arguments import check_dataset, check_functions
 from streamtrain.system.calls.public import public
 from streamtrain.system.files import local_path
@@ -186,7 +186,7 @@ def _compare(
     trim_heap()
     before_bytes = held_bytes()
     with ExitStack() as stack:
-        stack.enter_context(unnamed_was_told())
+        stack.enter_context(matching_was_told())
         passes = [stack.enter_context(setup.ordered(data)) for data in ([dataset, val] if val else [dataset])]
         first = setup.first(passes)
         trim_heap()

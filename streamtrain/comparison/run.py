@@ -40,7 +40,7 @@ from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.losses import Loss
 from streamtrain.models.real_view import as_real
 from streamtrain.store.dataset import Dataset
-from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
+from streamtrain.store.schema.arrangement import arrange
 from streamtrain.store.schema.task import TaskName
 from streamtrain.system.memory import MemoryMeter, held_bytes, trim_heap
 from streamtrain.system.units import parse_bytes
@@ -94,6 +94,7 @@ class ComparisonSetup:
             on_step=on_step,
         )
         trainer.read_labels(self.reading())
+        trainer.learned.schema.take(self.dataset.schema, _TRAINED_ON)
         return trainer
 
     def reading(self) -> LabelReading:
@@ -130,8 +131,7 @@ class ComparisonSetup:
     def _check_meaning(self, val: Dataset) -> None:
         fields, where = (*self.inputs, self.target), str(val.path)
         ours, theirs = self.dataset.schema, val.schema
-        text = check_same_meaning(ours, theirs, fields=fields, of="the training data", where=where)
-        warn_of_unnamed(text, stacklevel=4)
+        arrange(ours, theirs, fields=fields, of=_TRAINED_ON, where=where).warn_once(set(), stacklevel=4)
 
     def _check_memory(self, measured: Sequence[Dataset]) -> int:
         """Find the smallest budget of all loaders together; refuse a stated one that is less."""
@@ -232,6 +232,9 @@ class ComparisonSetup:
         train = self.measure(trainer, passes[0])
         val = trainer.evaluate(passes[1]) if len(passes) > 1 else None
         return LearningCurvePoint(epochs=0.0, n_steps=0, seconds=0.0, train=train, val=val)
+
+
+_TRAINED_ON: Final = "the training data"
 
 
 class TimedStream:

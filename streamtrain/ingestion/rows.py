@@ -190,11 +190,13 @@ def open_rows(
     of: str,
     say: Say,
     labels: Sequence[str] = (),
+    labels_from: object = None,
     form_is_told: bool = False,
 ) -> RawRows:
     """Open raw data for some fields of a schema; with ``labels``, what a model is measured by, surveyed first.
 
-    ``of`` describes the schema in messages. Text is written as that of the training, unless its form is told.
+    ``of`` describes the schema in messages. Text is written as that of the training, unless its form is told. Arrays
+    may have their labels in a source of their own, ``labels_from``.
     """
     _check_known(schema, (*inputs, *labels), of)
     if not form_is_told:
@@ -202,7 +204,10 @@ def open_rows(
     readers = readers_of(source, options)
     has_names = bool(schema.columns.get(INPUT) or schema.categories)
     if readers is None or not has_names:
-        return _of_arrays(source, schema, (*inputs, *labels), options, of, say)
+        return _of_arrays(source, schema, (*inputs, *labels), options, of, say, labels_from)
+    if labels_from is not None:
+        what = "a table, whose labels are a column of it, and labels beside it"
+        raise UsageError(what, where=str(readers[0].path), fix=Fix("leave ", Argument("labels"), " out"))
     columns = _columns_of(schema, (*inputs, *labels))
     for reader in readers:
         _check_header(reader, columns, of)
@@ -331,14 +336,22 @@ def _tell_left_out(source: Source, say: Say) -> None:
 
 
 def _of_arrays(
-    source: object, schema: Schema, names: Sequence[str], options: SourceOptions, of: str, say: Say
+    source: object,
+    schema: Schema,
+    names: Sequence[str],
+    options: SourceOptions,
+    of: str,
+    say: Say,
+    labels_from: object = None,
 ) -> RawRows:
     """Open arrays, and tables where names are on one side only."""
-    opened = open_source(source, options=replace(options, classes=schema.classes))
+    opened = open_source(source, labels=labels_from, options=replace(options, classes=schema.classes))
     found, where = {each.name for each in opened.fields}, name_of(opened)
     for name in names:
         if name not in found:
             fix = Fix(Argument("fields", {name: "NAME"}), " says which one it is, if it is there")
+            if name == TARGET and labels_from is None:
+                fix = Fix(Argument("labels", "FILE"), " if they are in a file of their own; or ", fix)
             what, why = f"it has no field {name}, which {of} takes", f"It has {', '.join(sorted(found))}"
             raise UsageError(what, where=where, why=why, fix=fix)
     theirs = schema_of(opened.fields, _named(opened.provenance), classes=opened.classes)

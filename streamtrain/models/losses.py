@@ -183,6 +183,24 @@ def resolve_loss(loss: str | LossFunction | Loss, *, ignore_index: int | None = 
     return Loss(name=getattr(loss, "__name__", type(loss).__name__), kind="custom", mean=loss)
 
 
+_NOT_SETTINGS: Final = ("reduction", "ignore_index", "training")
+
+
+def has_settings(loss: Loss) -> bool:
+    """Whether a loss of torch is a module with settings of its own, which its name does not tell: a delta, weights."""
+    module = loss.mean
+    if not isinstance(module, nn.Module) or type(module) not in _KINDS:
+        return False
+    own, default = (_settings(each) for each in (module, type(module)()))
+    return any(isinstance(value, Tensor) or value != default.get(name) for name, value in own.items())
+
+
+def _settings(module: nn.Module) -> dict[str, object]:
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    held = {name: value for name, value in module._buffers.items() if value is not None}
+    return {name: value for name, value in (public | held).items() if name not in _NOT_SETTINGS}
+
+
 def _of_function(name: str, ignore_index: int | None = None) -> Loss:
     kind, function, _ = LOSS_DEFINITIONS[name]
     if kind != "classes":

@@ -21,8 +21,9 @@ from streamtrain.optim.gradients import BadWeightError, TrainingBatch, waits_for
 from streamtrain.shuffle.order import I64
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
+from streamtrain.store.schema.arrangement import AS_IT_IS, Arrangement, arrange
 from streamtrain.store.schema.columns import TARGET, Schema
-from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
+from streamtrain.store.schema.matching import check_same_meaning
 from streamtrain.store.statistics import MOST_VALUES, Histogram
 
 Rows = Mapping[str, npt.NDArray[Any]]
@@ -106,35 +107,60 @@ def schema_of_stream(stream: BatchStream) -> Schema:
     return schema if getattr(stream, "transform", None) is None else replace(schema, fields=())
 
 
+_TRAINED_ON: Final = "the training data"
+
+
 class LearnedSchema:
     """The schema of the stream that a trainer took its first step on, which later ones are compared with."""
 
     def __init__(self) -> None:
         self._schema: Schema | None = None
-        self._told_unnamed: set[str] = set()
+        self._of = _TRAINED_ON
+        self._said: set[str] = set()
 
     @property
     def schema(self) -> Schema:
         """What was learned; nothing is known before."""
         return self._schema or Schema()
 
+    def take(self, schema: Schema, of: str) -> None:
+        """Take a schema that is known, and what it is of."""
+        self._schema, self._of = schema, of
+
     def learn(self, stream: BatchStream, val: BatchStream | None, fields: tuple[str, ...], *, anew: bool) -> None:
         """Take the schema of a stream where there is none yet, and compare the streams with it."""
         if self._schema is None or anew:
-            self._schema = schema_of_stream(stream)
-        for each in (stream, val):
-            if each is not None:
-                self.check(each, fields, stacklevel=7)
+            self.take(schema_of_stream(stream), _TRAINED_ON)
+        same = as_they_are(self.schema, stream, fields=fields, of=self._of)
+        same.warn_once(self._said, stacklevel=6)
+        if val is not None:
+            self.arrangement(val, fields, stacklevel=7)
 
-    def check(self, stream: BatchStream, fields: tuple[str, ...], *, stacklevel: int = 3) -> None:
-        """Refuse data of another schema; report once what is matched by position."""
+    def arrangement(self, stream: BatchStream, fields: tuple[str, ...], *, stacklevel: int = 3) -> Arrangement:
+        """Match the columns of other data by name, and refuse another meaning; what is worth a look is said once."""
         if self._schema is None:
-            return
-        where, theirs = str(getattr(stream.dataset, "path", "the data")), schema_of_stream(stream)
-        text = check_same_meaning(self._schema, theirs, fields=fields, of="the training data", where=where)
-        if text is not None and text not in self._told_unnamed:
-            self._told_unnamed.add(text)
-            warn_of_unnamed(text, stacklevel=stacklevel)
+            return AS_IT_IS
+        found = arranged(self._schema, stream, fields=fields, of=self._of)
+        found.warn_once(self._said, stacklevel=stacklevel)
+        return found
+
+
+def arranged(ours: Schema, stream: BatchStream, *, fields: tuple[str, ...], of: str) -> Arrangement:
+    """Match the columns of a stream with a schema by name."""
+    if getattr(stream, "transform", None) is not None:
+        # Nobody here knows what a transform makes of columns in another order.
+        return as_they_are(ours, stream, fields=fields, of=of)
+    return arrange(ours, schema_of_stream(stream), fields=fields, of=of, where=_place(stream))
+
+
+def as_they_are(ours: Schema, stream: BatchStream, *, fields: tuple[str, ...], of: str) -> Arrangement:
+    """Refuse a stream whose columns are not those of a schema, in its order."""
+    theirs = schema_of_stream(stream)
+    return Arrangement(unnamed=check_same_meaning(ours, theirs, fields=fields, of=of, where=_place(stream)))
+
+
+def _place(stream: BatchStream) -> str:
+    return str(getattr(stream.dataset, "path", "the data"))
 
 
 def class_counts(data: StreamDataset, target: str, loss: Loss) -> range | None:

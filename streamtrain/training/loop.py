@@ -27,6 +27,7 @@ from streamtrain.optim.gradients import (
     read_scalars,
 )
 from streamtrain.optim.rules import UpdateRule
+from streamtrain.store.schema.arrangement import AS_IT_IS, Arrangement
 from streamtrain.training.batch_stream import (
     BatchStream,
     SmallBatch,
@@ -281,8 +282,10 @@ class EpochLoop:
             name_bad_samples(error, self._learner, batch, last_batch_samples(stream))
             raise
 
-    def measure(self, stream: BatchStream, scoring: Scoring | None = None) -> Metrics:
-        """Return loss and all scores over a pass; nothing is changed."""
+    def measure(
+        self, stream: BatchStream, scoring: Scoring | None = None, arrangement: Arrangement = AS_IT_IS
+    ) -> Metrics:
+        """Return loss and all scores over a pass, with its columns in order; nothing is changed."""
         loss, model = self._learner.loss, self._learner.model
         self._is_checked = False
         self._small = list(_last_batch_of(stream, trains=False))
@@ -290,7 +293,7 @@ class EpochLoop:
         running = RunningMetrics(loss, scoring or self.scoring, full=True)
         with preserve_mode(model), self._located(stream):
             for yielded in stream:
-                batch, (labels, weights_of_samples) = self._given(yielded)
+                batch, (labels, weights_of_samples) = self._given(yielded, arrangement)
                 self._check_once(batch, None, trains=False)
                 model.eval()
                 with torch.no_grad():
@@ -308,9 +311,9 @@ class EpochLoop:
         """Return what the model and the loss take of a batch, on the device."""
         return self._given(batch)[0]
 
-    def _given(self, batch: Any) -> tuple[TrainingBatch, Labels]:
+    def _given(self, batch: Any, arrangement: Arrangement = AS_IT_IS) -> tuple[TrainingBatch, Labels]:
         """Return what the model and the loss take of a batch, and what its outputs are scored with."""
-        fields = fields_on(self._device, batch, self.fields)
+        fields = arrangement.of(fields_on(self._device, batch, self.fields))
         stored, weight = fields[self.target], fields[self._weight] if self._weight else None
         normalization, class_weights = self.targets.normalization, self.targets.class_weights
         target = self.reading(stored) if normalization is None else normalization.standardize(stored)

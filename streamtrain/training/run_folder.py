@@ -7,7 +7,8 @@
         schema.json                the columns and classes of its data, see `streamtrain.store.schema.columns`
         metrics.jsonl              a line every few batches, and one every epoch; that of an epoch that was cut short
                                    has "partial": true, and is removed when the run resumes
-        scores.json                the scores of the last epoch with their tables, and the baseline
+        scores.json                the scores of the last epoch with their tables, and the baseline; under "best" those
+                                   of the best epoch, see `streamtrain.training.metrics.kept_scores`
         memory.json                the memory it took, once it has ended
         checkpoints/00001175/      see `streamtrain.training.checkpoint`
         report.html
@@ -47,7 +48,6 @@ from streamtrain.system.files import (
     status_of,
     temporary_beside,
 )
-from streamtrain.system.json_values import to_json_value
 from streamtrain.system.refusals import (
     is_of_machine,
     os_failure,
@@ -66,6 +66,7 @@ from streamtrain.training.checkpoint import (
     write_checkpoint,
 )
 from streamtrain.training.metrics.baseline import Baseline, parse_baseline
+from streamtrain.training.metrics.kept_scores import KeptScores
 
 ANOTHER: Final = Fix("another ", Argument("checkpoint"))
 CONFIG: Final = "config.json"
@@ -93,7 +94,7 @@ class RunFolder:
         # Written with the first checkpoint; None for a resumed run, which keeps the file that it has.
         self.schema: Schema | None = None
         self._kept: Schema | None = None
-        self._scores: Mapping[str, object] | None = None
+        self._scores = KeptScores()
         self._metrics: int | None = None
         self._unwritten = bytearray()
         self._partial_at: int | None = None
@@ -143,6 +144,8 @@ class RunFolder:
     def resume_from(self, found: Checkpoint | None) -> None:
         """Resume from a checkpoint, or start afresh; later lines and checkpoints go at the first write."""
         self._resumed_from = (found,)
+        if found is not None:
+            self._scores.resume(_read_scores(self.path), found.state["counts"]["n_batches"])
 
     def _forget_other_past(self) -> None:
         if self._resumed_from is None:
@@ -174,11 +177,15 @@ class RunFolder:
         metrics = self._write_metrics()
         self._check_still_there(metrics)
         self._write_schema()
-        self._write_scores()
+        best = state.get("best")
+        best_epoch = best.get("epoch") if isinstance(best, Mapping) else None
+        self._write_scores(best_epoch)
         with translate_os_errors("flush", self.path / METRICS):
             self._files.system.fsync(metrics)
         n_bytes = os.fstat(metrics).st_size if self._partial_at is None else self._partial_at
-        return write_checkpoint(self._files, self.path, n_batches, {**state, "metrics_bytes": n_bytes}, tensors)
+        saved = write_checkpoint(self._files, self.path, n_batches, {**state, "metrics_bytes": n_bytes}, tensors)
+        self._scores.saved(best_epoch)
+        return saved
 
     def _check_still_there(self, metrics: int) -> None:
         """Refuse to save beside metrics that lost their name, in a folder that may be another run's by now."""
@@ -206,14 +213,18 @@ class RunFolder:
             self._kept = self.schema
 
     def keep_scores(self, scores: Mapping[str, object]) -> None:
-        """Write ``scores.json`` with the next checkpoint."""
-        self._scores = scores
+        """Write the scores of an epoch to ``scores.json`` with the next checkpoint."""
+        self._scores.keep(scores)
 
-    def _write_scores(self) -> None:
-        if self._scores is not None:
-            text = json.dumps(to_json_value(self._scores), allow_nan=False) + "\n"
-            self._files.write_bytes(self.path / SCORES, text.encode())
-            self._scores = None
+    def keep_baseline(self, baseline: Mapping[str, object]) -> None:
+        """Write the baseline to ``scores.json`` with the first checkpoint."""
+        self._scores.keep_baseline(baseline)
+
+    def _write_scores(self, best_epoch: int | None) -> None:
+        text = self._scores.changed(best_epoch)
+        if text is not None:
+            self._files.write_bytes(self.path / SCORES, f"{text}\n".encode())
+            self._scores.written(text)
 
     def _opened(self) -> int:
         if self._metrics is None:
@@ -255,6 +266,9 @@ class NullRunFolder:
         """Do nothing."""
 
     def keep_scores(self, scores: Mapping[str, object]) -> None:
+        """Do nothing."""
+
+    def keep_baseline(self, baseline: Mapping[str, object]) -> None:
         """Do nothing."""
 
     def save(self, n_batches: int, state: Mapping[str, object], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -417,6 +431,16 @@ def read_baseline(path: Path) -> Baseline | None:
         raise read_failure(error, file, CheckpointError, "train again") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError("is damaged", where=str(file), why=str(error), fix="train again") from error
+
+
+def _read_scores(path: Path) -> object:
+    """Read what is in ``scores.json``; None where it is not there, or damaged: the next epoch is written anew."""
+    try:
+        return json.loads(read_whole(path / SCORES))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    except OSError as error:
+        raise read_failure(error, path / SCORES, CheckpointError, ANOTHER) from error
 
 
 def write_memory(path: Path, memory: Mapping[str, object]) -> None:

@@ -39,6 +39,7 @@ from streamtrain.store.schema.matching import first_difference
 from streamtrain.system.arguments import check_choice, check_int
 from streamtrain.system.files import local_path
 from streamtrain.training.batch_stream import BatchStream
+from streamtrain.training.best.chosen_checkpoint import kept_best
 from streamtrain.training.best.watch import EpochWatch
 from streamtrain.training.checkpoint import (
     CHECKPOINTS,
@@ -59,6 +60,7 @@ from streamtrain.training.progress import Counts
 from streamtrain.training.run_folder import ANOTHER, METRICS, NullRunFolder, Run, RunFolder, check_room, read_schema
 from streamtrain.training.serialization import check_like, check_tensors, flatten_names, pack, unpack
 
+_FROM_THE_BEST: Final = " begins either with the best weights, which are whole"
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
 
 _TRAINING: Final = "training"
@@ -283,11 +285,14 @@ class RunState:
             run.rewind(newest.state["metrics_bytes"])
         if found is None and was_saved(run.path):
             # What is left of them may be all that there is of days of work; one killed while it began had none yet.
+            best = kept_best(run.path)
+            init = None if best is None else Argument("init", f"{best.path}/{MODEL}.safetensors")
+            weights = () if init is None else ("; ", init, _FROM_THE_BEST)
             raise CheckpointError(
                 "the run has no whole checkpoint to resume from",
                 where=str(run.path),
                 why="; ".join(skipped),
-                fix=Fix(ANOTHER, f", or remove {run.path / CHECKPOINTS} to start afresh here"),
+                fix=Fix(ANOTHER, f", or remove {run.path / CHECKPOINTS} to start afresh here", *weights),
             )
         return found, skipped
 

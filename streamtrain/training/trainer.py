@@ -28,7 +28,6 @@ from streamtrain.system.calls.public import naming_misspelt, public, public_expl
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
 from streamtrain.training.batch_stream import (
     BatchStream,
-    LearnedSchema,
     Rows,
     SmallBatch,
     check_one_process,
@@ -219,7 +218,6 @@ class Trainer(PredictsInTraining, BuiltLater):
         self._normalized_model = NormalizedModel(original_model(model), self.inputs, forward)
         self._learner = make_learner(self._normalized_model, self.loss, self.optimizer, self._options)
         self._rule = make_rule(update, self._learner, self._options)
-        self._schema = LearnedSchema()
         self._epoch_loop = EpochLoop(
             self._learner, self._rule, self.device, self.inputs, self.target, self.weight, given["metrics"]
         )
@@ -324,7 +322,7 @@ class Trainer(PredictsInTraining, BuiltLater):
         Raises
         ------
         UsageError
-            The model does not fit the data, ``val`` has other columns or classes, or an argument is wrong.
+            The model does not fit the data, ``val`` lacks columns or has other classes, or an argument is wrong.
         InputError
             A sample's weight is negative or not finite, or all of them are 0.
         DivergedError
@@ -411,7 +409,7 @@ class Trainer(PredictsInTraining, BuiltLater):
         check_stream(loader, self._rule.name)
         warn_of_waiting_device(loader, self.device, self._rule.name, stacklevel=6)
         warn_of_batch_dependent_modules(self.model, self._rule.spans)
-        self._schema.learn(loader, val, self._epoch_loop.fields, anew=self.counts == Counts())
+        self.learned.schema.learn(loader, val, self._epoch_loop.fields, anew=self.counts == Counts())
         self.learned.learn(loader.dataset)
         self._epoch_loop.begin(loader, val, totals, best)
 
@@ -431,8 +429,8 @@ class Trainer(PredictsInTraining, BuiltLater):
         Raises
         ------
         UsageError
-            The model does not fit the data, still needs the statistics of its training data, or was trained on other
-            columns or classes.
+            The model does not fit the data, still needs the statistics of its training data, or was trained on columns
+            that are missing or on other classes. Columns in another order are put in order.
         DeviceError
             The device is out of memory; the message has the batch size that would fit.
         """
@@ -444,10 +442,10 @@ class Trainer(PredictsInTraining, BuiltLater):
                 return self.evaluate(whole, positive=positive)
         if not is_stream(data):
             data = GivenBatches(data, self._epoch_loop.fields)
-        scoring = self.learned.scoring(data.dataset, positive)
-        self._schema.check(data, self._epoch_loop.fields, stacklevel=4)
+        arrangement = self.learned.schema.arrangement(data, self._epoch_loop.fields, stacklevel=4)
+        scoring = self.learned.scoring(data.dataset, positive, arrangement)
         with every_sample(data) as stream:
-            return self._epoch_loop.measure(stream, scoring)
+            return self._epoch_loop.measure(stream, scoring, arrangement)
 
     def check(
         self, rows: Rows, *, n_classes: int | range | None = None, small: Sequence[SmallBatch] = (), trains: bool = True
@@ -490,6 +488,6 @@ class Trainer(PredictsInTraining, BuiltLater):
         parts: dict[str, Any] = {"rule": self._rule, "front": self._normalized_model, "device": self.device}
         parts |= {"watch": watch, "schema": schema_of_stream(loader)}
         if self.learned.targets.baseline is not None and not (isinstance(run, RunFolder) and run.resumes):
-            run.keep_scores({"baseline": self.learned.targets.baseline.config()})
+            run.keep_baseline(self.learned.targets.baseline.config())
         parts |= {"every": plan.every, "on_failure": plan.on_failure}
         return RunState(run, stream=stream, identity=self.describe(loader), **parts)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import streamtrain as st
 from streamtrain.optim.schedules import Schedule
 from tests.advice.command_line import TRAIN
 from tests.advice.training import net
-from tests.advice.world import World, world
+from tests.advice.world import World, X, Y, world
 
 _MONITOR = "training/best/monitor.py:choose_monitor: "
+_OR_VAL = ", or val= with data to measure on, which split= at ingest sets aside (val=0.1, say)"
 _CHOSEN = "training/best/chosen_checkpoint.py:"
 _MODE = "optim/schedules.py:OptimizerSchedules._check_mode: "
 
@@ -26,14 +29,19 @@ def fit(
 
 
 @world(
-    f"{_MONITOR}monitor='loss', or val= with data to measure on",
-    f"{_MONITOR}monitor={{}}, or val= with data to measure on",
+    f"{_MONITOR}monitor='loss'{_OR_VAL}",
+    f"{_MONITOR}monitor={{}}{_OR_VAL}",
+    f"{_MONITOR}monitor={{}}, which is measured on the validation data alone",
 )
 def monitors_without_validation_data(w: World) -> None:
     data = w.dataset()
     for line in (f"{TRAIN} --patience 2", f"{TRAIN} --monitor val_accuracy"):
         w.typed(line)
         w.works(f"{line} --val d.zarr")
+    np.savez("more.npz", x=X, y=Y)
+    w.works("ingest more.npz split --split val=0.1")
+    w.works(f"{TRAIN.replace('d.zarr', 'split')} --patience 2")
+    w.typed(f"{TRAIN} --val d.zarr --monitor f1")
     w.followed(fit, data, restore_best=True)
     w.followed(fit, data, monitor="val_loss")
     fit(data, val=data, restore_best=True)
@@ -46,6 +54,20 @@ def checkpoints_that_are_not_there(w: World) -> None:
     for command in ("evaluate run d.zarr", "report run"):
         w.typed(f"{command} --checkpoint 77")
         w.typed(f"{command} --checkpoint first")
+
+
+@world(f"{_CHOSEN}checkpoint_of: which={{}}, the best, which is whole; or {{}}")
+def runs_whose_newest_checkpoints_are_damaged(w: World) -> None:
+    w.dataset()
+    train = f"{TRAIN} --out run --epochs 3 --monitor loss --monitor-mode max"
+    w.works(train)
+    _, *newer = sorted(Path("run/checkpoints").iterdir())
+    for folder in newer:
+        (folder / "model.safetensors").write_bytes(b"")
+    w.typed("evaluate run d.zarr")
+    told = w.refuses(f"{train} --resume")
+    init = told.rpartition("; ")[2].removesuffix(" begins either with the best weights, which are whole")
+    w.works(f"{TRAIN} --out other {init}")
 
 
 @world("training/best/watch.py:check_same_weights: resume='auto' to go on from the last weights, or a new trainer")

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 import streamtrain as st
 from tests.advice.world import World, X, Y, world
@@ -44,11 +45,32 @@ def loaded(**given: Any) -> Any:
     return st.load("run", device="cpu", **given)
 
 
-@world("cli/inference/predict.py:opened_data: leave it out")
+@world("cli/inference/predict.py:opened_data: leave it out", "ingestion/rows.py:open_rows: leave labels= out")
 def splits_of_raw_files(w: World) -> None:
     table_run(w)
     w.refuses("predict run t.csv --split val")
     w.works("predict run t.csv")
+    for source in ("t.csv", "t.zarr"):
+        w.refuses(f"evaluate run {source} --labels t.csv")
+        w.works(f"evaluate run {source}")
+
+
+@world(
+    "cli/inference/evaluate.py:_loss: a stored dataset of a known task; or streamtrain.load(RUN).predict(...), and scores of "
+    "your own"
+)
+def a_loss_that_is_code(w: World) -> None:
+    data = w.dataset(y=X[:, 0] / 3)
+
+    def own(output: Tensor, target: Tensor) -> Tensor:
+        return functional.mse_loss(output.squeeze(1), target)
+
+    trainer = st.Trainer("linear", loss=own, device="cpu")
+    trainer.fit(data, max_epochs=1, memory="16MB", checkpoint="run", progress=False)
+    np.savez("more.npz", x=X, y=X[:, 0] / 3)
+    w.refuses("evaluate run more.npz")
+    w.works("evaluate run d.zarr")
+    assert len(loaded().predict(data)) == len(data)
 
 
 @world(
@@ -232,9 +254,16 @@ def predictions_that_no_file_holds(w: World) -> None:
     st.Trainer(nn.Linear(4, 3), loss="cross_entropy", device="cpu").predict(X)
 
 
-@world("training/inference/raw_stream.py:check_known_labels: leave those rows out of the source")
+@world(
+    "training/inference/raw_stream.py:check_known_labels: leave those rows out of the source",
+    "ingestion/rows.py:_of_arrays: labels='FILE' if they are in a file of their own; or {}",
+)
 def labels_of_raw_arrays(w: World) -> None:
     array_run(w)
+    np.save("x.npy", X)
+    np.save("y.npy", Y)
+    w.refuses("evaluate run x.npy")
+    w.works("evaluate run x.npy --labels y.npy")
     np.savez("more.npz", x=X, y=Y + 2)
     w.refuses("evaluate run more.npz")
     np.savez("more.npz", x=X[Y == 0], y=Y[Y == 0] + 2)

@@ -83,6 +83,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "training/checkpoint.py:_unreadable: train again",
         "training/run_folder.py:RunFolder.why_not_after: another checkpoint=",
         "training/run_folder.py:is_run: another checkpoint=",
+        "training/run_folder.py:_read_scores: another checkpoint=",
         "training/checkpoint.py:_is_there: train again",
         "training/checkpoint.py:_identity: train again",
         "ingestion/sources/input_files.py:open_bytes: copy it to another disk",

@@ -98,6 +98,8 @@ class Count:
     f"{_METRICS}check_metrics: another name for the metric",
     f"{_METRICS}check_metrics: an object with update(prediction, target), compute() and reset(), as torchmetrics has "
     "them",
+    f"{_METRICS}check_metrics: one of torchmetrics, or the attribute synchronized = True where compute() gathers from "
+    "all",
     f"{_METRICS}computed: one number, and a metric for each",
 )
 def metrics_of_ones_own(w: World) -> None:
@@ -107,3 +109,8 @@ def metrics_of_ones_own(w: World) -> None:
         w.refused(fit, data, metrics=metrics)
     trainer = st.Trainer(net(), loss="cross_entropy", device="cpu", metrics={"ap": Count()})
     fit(data, on=trainer)
+    w.monkeypatch.setenv("WORLD_SIZE", "2")
+    w.refused(fit, data, metrics={"ap": Count()})
+    gathering = Count()
+    gathering.synchronized = True  # type: ignore[attr-defined]
+    st.Trainer(net(), loss="cross_entropy", device="cpu", metrics={"ap": gathering})

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import streamtrain as st
 from streamtrain.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
@@ -124,3 +126,49 @@ def test_a_run_that_is_no_better_than_its_baseline_gets_a_hint(capsys: pytest.Ca
         assert part in hint
     _, err = train(capsys, "q", "--val", "q", "--epochs", "9", "--optimizer", "sgd")
     assert "hint:" not in err
+
+
+@pytest.mark.parametrize("rule", ["batch", "sample", "epoch"])
+def test_the_loss_of_a_module_is_left_out_and_the_scores_stand(capsys: pytest.CaptureFixture[str], rule: str) -> None:
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    data = st.ingest({"x": x, "y": x[:, 0] * 3 + 1}, "d.zarr")
+
+    def own(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return ((output.squeeze(1) - target) ** 2).mean()
+
+    losses = {"HuberLoss": torch.nn.HuberLoss(delta=0.5), "SmoothL1Loss": torch.nn.SmoothL1Loss(), "own": own}
+    for name, loss in losses.items():
+        trainer = st.Trainer("mlp:4", loss=loss, update=rule, optimizer="sgd", lr=0.01, normalize="auto", device="cpu")
+        trainer.fit(data, max_epochs=1, checkpoint=name, progress=False, memory="16MB")
+        capsys.readouterr()
+        assert main(["evaluate", name, "d.zarr", "--json"]) == 0
+        told = capsys.readouterr()
+        assert told.err.count("was made in Python: the scores are without it") == 1
+        found, expected = json.loads(told.out), trainer.evaluate(data)
+        assert found["loss"] is None
+        assert found["rmse"] == pytest.approx(expected.scores.get("rmse", found["rmse"]), rel=1e-6)
+        assert main(["evaluate", name, "d.zarr"]) == 0
+        assert "loss" not in capsys.readouterr().out
+
+
+def test_labels_of_raw_arrays_may_be_files_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.uint8)
+    np.save("x.npy", x)
+    np.save("y.npy", y)
+    Path("y-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + len(y).to_bytes(4, "big") + y.tobytes())
+    assert main(["ingest", "x.npy", "d", "--labels", "y.npy"]) == 0
+    assert main(["train", "d", "--model", "mlp:4", *FAST, "--epochs", "1", "--out", "run"]) == 0
+    expected = evaluated(capsys, "run", "d")
+    for labels in ("y.npy", "y-idx1-ubyte"):
+        told = evaluated(capsys, "run", "x.npy", "--labels", labels)
+        assert {name: told[name] for name in ("loss", "auc", "confusion")} == {
+            name: expected[name] for name in ("loss", "auc", "confusion")
+        }
+
+
+def test_a_lone_target_has_the_name_of_its_column(capsys: pytest.CaptureFixture[str]) -> None:
+    table("q", lambda x, y, _: round(1000 * x - 300 * y) + 0.5)
+    train(capsys, "q", "--out", "run", "--epochs", "1")
+    for source in ("q", "q.csv"):
+        assert [row["target"] for row in evaluated(capsys, "run", source)["targets"]] == ["y"]

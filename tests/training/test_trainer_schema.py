@@ -17,7 +17,7 @@ from torch import nn
 import streamtrain as st
 from streamtrain.comparison.compare import compare
 from streamtrain.errors import CheckpointError, UsageError
-from streamtrain.store.schema.matching import UnnamedColumns
+from streamtrain.store.schema.matching import MatchedColumns, UnnamedColumns
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Open = Callable[..., st.StreamLoader]
@@ -49,8 +49,8 @@ ORDER = "the columns of x are 'depth', 'height', 'width'; in the training data t
 
 def test_other_columns_and_classes_are_refused_before_the_first_step(load: Open) -> None:
     learner = trainer()
-    with pytest.raises(UsageError, match=ORDER):
-        learner.fit(load(), max_epochs=1, val=load("depth", "height", "width"))
+    with pytest.raises(UsageError, match="no column 'width', which the training data has"):
+        learner.fit(load(), max_epochs=1, val=load("depth", "height"))
     with pytest.raises(UsageError, match="label 0 is 'cat' here and 'ant' there"):
         learner.fit(load(), max_epochs=1, val=load(classes=["cat", "bee", "ant"]))
     assert learner.counts.n_batches == 0
@@ -58,11 +58,73 @@ def test_other_columns_and_classes_are_refused_before_the_first_step(load: Open)
     assert learner.evaluate(load()).score == 1.0
 
 
-def test_what_was_trained_is_not_measured_or_trained_on_other_data(load: Open) -> None:
+ANOTHER_ORDER = "the columns of x are put in the order of the training data"
+
+
+@pytest.mark.parametrize("rule", ["batch", "sample", "epoch"])
+def test_columns_in_another_order_are_put_in_order_and_said_once(load: Open, rule: str) -> None:
+    torch.manual_seed(0)
+    learner = st.Trainer(
+        nn.Linear(3, 3), loss="cross_entropy", lr=0.1, normalize="auto", device="cpu", update=rule, optimizer="sgd"
+    )
+    data, other = load(), load("depth", "height", "width")
+    with pytest.warns(MatchedColumns, match=ANOTHER_ORDER) as caught:
+        history = learner.fit(data, max_epochs=2, val=other)
+    assert [Path(warning.filename).name for warning in caught] == ["test_trainer_schema.py"]
+    expected = learner.evaluate(data).facts()
+    assert history.last is not None
+    assert history.last.val is not None
+    assert history.last.val.loss == expected["loss"]
+    # Were it said again, it would be an error.
+    assert learner.evaluate(other).facts() == expected
+
+
+def test_further_columns_are_ignored_and_named(tmp_path: Path) -> None:
+    columns, labels = named_tables.rows()
+    further = {"weight": [9.0] * len(labels), **columns}
+    made = {
+        name: st.ingest(
+            named_tables.write(tmp_path / f"{name}.csv", of, labels, tuple(of)), tmp_path / name, label_column="kind"
+        )
+        for name, of in (("a", columns), ("b", further))
+    }
+    learner = trainer()
+    with pytest.warns(MatchedColumns, match="ignored, since the training data has no such columns: 'weight'"):
+        learner.fit(made["a"], val=made["b"], max_epochs=1, batch_size=8, progress=False)
+    with pytest.raises(UsageError, match="it has no column 'weight'"):
+        st.Trainer(nn.Linear(4, 3), normalize="auto").fit(
+            made["b"], val=made["a"], max_epochs=1, batch_size=8, progress=False
+        )
+
+
+@pytest.mark.parametrize("task", ["regression", "multilabel"])
+def test_targets_in_another_order_are_put_in_order_with_their_names(tmp_path: Path, task: str) -> None:
+    rng = np.random.default_rng(0)
+    values = {"a": rng.normal(size=40), "b": rng.normal(size=40)}
+    if task == "regression":
+        values |= {"u": values["a"] * 2, "v": rng.normal(size=40) * 5}
+    else:
+        values |= {"u": (values["a"] > 0) * 1, "v": (values["b"] > 0.5) * 1}
+    made = {}
+    for targets in ("u,v", "v,u"):
+        path = named_tables.write(tmp_path / f"{targets}.csv", values, ["-"] * 40, tuple(values))
+        options = {"label_column": targets.split(","), "columns": ["a", "b"][:: 1 if targets == "u,v" else -1]}
+        made[targets] = st.ingest(path, tmp_path / targets, **options)
+    learner = st.Trainer(nn.Linear(2, 2), task=task, normalize="auto", device="cpu")
+    with pytest.warns(MatchedColumns):
+        learner.fit(made["u,v"], val=made["v,u"], max_epochs=1, progress=False)
+    assert learner.evaluate(made["v,u"]).facts() == learner.evaluate(made["u,v"]).facts()
+
+
+def test_a_transform_of_other_columns_is_left_alone(load: Open) -> None:
+    other = load("depth", "height", "width", transform=lambda batch, keys: batch)
+    with pytest.raises(UsageError, match=ORDER):
+        trainer().fit(load(), max_epochs=1, val=other)
+
+
+def test_what_was_trained_is_not_trained_on_other_data(load: Open) -> None:
     learner = trainer()
     learner.fit(load(), max_epochs=1)
-    with pytest.raises(UsageError, match=ORDER):
-        learner.evaluate(load("depth", "height", "width"))
     with pytest.raises(UsageError, match=ORDER):
         learner.fit(load("depth", "height", "width"), max_epochs=2)
     assert learner.counts.n_epochs == 1
@@ -70,15 +132,17 @@ def test_what_was_trained_is_not_measured_or_trained_on_other_data(load: Open) -
 
 def test_before_the_first_step_another_dataset_may_take_its_place(load: Open) -> None:
     learner = trainer()
-    with pytest.raises(UsageError, match=ORDER):
-        learner.fit(load(), max_epochs=1, val=load("depth", "height", "width"))
+    with pytest.raises(UsageError, match="no column 'width'"):
+        learner.fit(load(), max_epochs=1, val=load("depth", "height"))
     learner.fit(load("depth", "height", "width"), max_epochs=1)
 
 
 def test_a_transform_hides_no_names(load: Open) -> None:
     noisy = load(transform=lambda batch, keys: batch._replace(x=batch.x + 0.01))
-    with pytest.raises(UsageError, match=ORDER):
+    with pytest.warns(MatchedColumns, match=ANOTHER_ORDER):
         trainer().fit(noisy, max_epochs=1, val=load("depth", "height", "width"))
+    with pytest.raises(UsageError, match="no column 'width'"):
+        trainer().fit(noisy, max_epochs=1, val=load("depth", "height"))
 
 
 def test_dtypes_that_a_transform_makes_are_not_compared(tmp_path: Path) -> None:
@@ -152,8 +216,13 @@ def test_a_run_without_a_checkpoint_begins_with_the_schema_of_its_data(load: Ope
     assert (run / "schema.json").read_bytes() != first
 
 
-def test_compare_refuses_other_validation_data(load: Open) -> None:
+def test_compare_puts_the_columns_of_validation_data_in_order(load: Open) -> None:
     setting = {"rules": ("batch",), "optimizers": ("sgd",), "max_epochs": 1, "batch_size": 8, "memory": "16MB"}
-    val = load("depth", "height", "width").dataset
-    with pytest.raises(UsageError, match=ORDER):
-        compare(nn.Linear(3, 3), load().dataset, **setting, val=val, normalize="auto")
+    data, other = load().dataset, load("depth", "height", "width").dataset
+    model = nn.Linear(3, 3)
+    with pytest.warns(MatchedColumns, match=ANOTHER_ORDER) as caught:
+        found = compare(model, data, **setting, val=other, normalize="auto")
+    assert len(caught) == 1
+    assert [point.val.loss for point in found.runs[0].points] == [point.train.loss for point in found.runs[0].points]
+    with pytest.raises(UsageError, match="no column 'width'"):
+        compare(model, data, **setting, val=load("depth", "height").dataset, normalize="auto")

@@ -5,30 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import click
 import numpy as np
 from torch import nn
+from torch.nn import functional
+from torch.nn.modules.loss import _Loss
 
-from streamtrain.cli.compatibility import check_categories
+from streamtrain.cli.compatibility import check_categories, say_matched
 from streamtrain.cli.inference.predict import DEVICE_OPTION, MODEL_OPTION, opened_data, with_text_options
 from streamtrain.cli.options import note_doubt
 from streamtrain.cli.output import as_command_line, emit, json_option, note, which_option
 from streamtrain.cli.results import result_lines
-from streamtrain.errors import Lines
+from streamtrain.errors import Lines, UsageError
 from streamtrain.ingestion.rows import RawRows
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.models.losses import Loss, resolve_loss
+from streamtrain.models.losses import LOSS_DEFINITIONS, Loss, resolve_loss
 from streamtrain.models.table_inputs import CATEGORIES
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.arrangement import arrange
+from streamtrain.store.schema.matching import matching_was_told
+from streamtrain.store.schema.task import TaskName
 from streamtrain.store.split_root import TEST, VAL, is_split_root
 from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.checkpoint import load_weights
 from streamtrain.training.inference.raw_stream import RawStream, check_known_labels
 from streamtrain.training.inference.saved_run import SavedRun, build_module, normalize_modules, read_run
-from streamtrain.training.labels.reading import reading_of_config
+from streamtrain.training.labels.reading import DEFAULT_LOSSES, reading_of_config
+from streamtrain.training.metrics.tasks import scored_as
 from streamtrain.training.trainer import Trainer
 
 _path = click.Path(path_type=Path)
@@ -44,6 +49,7 @@ _NONE = "none"
     "--weight", metavar="FIELD", help="The field of the samples' weights, or none; by default as in training."
 )
 @click.option("--batch-size", type=int, default=256, help="Samples of a batch; the result does not depend on it.")
+@click.option("--labels", multiple=True, metavar="FILE", help="Raw arrays: a file of their labels; repeatable.")
 @click.option("--split", metavar="NAME", help="The split of SRC to measure on; by default test, else val.")
 @click.option("--memory", default="512MB", help="Budget for all that the loader owns.")
 @DEVICE_OPTION
@@ -60,6 +66,7 @@ def evaluate_command(
     model: str | None,
     weight: str | None,
     batch_size: int,
+    labels: tuple[str, ...],
     split: str | None,
     memory: str,
     device: str,
@@ -77,19 +84,24 @@ def evaluate_command(
     saved = read_run(run, which)
     note_doubt(saved.chosen)
     used = saved.config.get("weight") if weight is None else (None if weight == _NONE else weight)
-    labels = (saved.config["target"], *([used] if used else []))
-    given = (saved.schema, saved.inputs, of_text, memory, labels)
-    data = opened_data(sources, *given, split=split, preferred=(TEST, VAL))
-    trainer = _trained(saved, model, used, device, data)
+    fields = (saved.config["target"], *([used] if used else []))
+    given = (saved.schema, saved.inputs, of_text, memory, fields)
+    data = opened_data(sources, *given, labels_from=labels, split=split, preferred=(TEST, VAL))
+    loss, is_own = _loss(saved, data)
+    trainer = _trained(saved, model, loss, used, device, data)
     opened = _of_dataset if isinstance(data, Dataset) else _of_rows
     with opened(saved, trainer, data, batch_size, memory) as stream:
         metrics = trainer.evaluate(stream, positive=positive)
+    if not is_own:
+        note(f"the run's loss, {saved.config['loss']}, was made in Python: the scores are without it")
     of_split, on = _measured_on(saved, data)
     facts = {"split": of_split, "measured_on": on, "accuracy": None, **metrics.facts()}
     where = sources[0] if isinstance(data, Dataset) else list(sources)
+    facts |= {} if is_own else {"loss": None}
     result = {"run": run, "dataset": where, "weights": saved.chosen.named(), "samples": metrics.n_samples, **facts}
     head = [f"split {of_split}"] if of_split else []
-    lines = [as_command_line(saved.chosen.told()), *head, result_lines(metrics, on, every_row=per_class)]
+    scores = result_lines(metrics, on, every_row=per_class, with_loss=is_own)
+    lines = [as_command_line(saved.chosen.told()), *head, scores]
     emit(as_json, result, Lines.of(lines))
 
 
@@ -108,20 +120,16 @@ def _of_dataset(
     """Read a stored dataset, its columns in the order of the run's."""
     fields = (*trainer.inputs, trainer.target)
     arrangement = arrange(saved.schema, data.schema, fields=fields, of=f"run {saved.path}", where=str(data.path))
-    for text in arrangement.told:
-        note(f"warning: {text}")
+    say_matched(arrangement)
     if CATEGORIES in trainer.inputs and (sizes := tuple(saved.config.get("category_sizes", ()))):
-        check_categories(sizes, data, str(data.path))
+        check_categories(sizes, data, str(data.path), arrangement)
     trainer.check(arrangement.of(data[: min(_CHECKED, len(data))]), trains=False)
-
-    def arranged(batch: Any) -> Any:
-        return batch._replace(**arrangement.of({name: getattr(batch, name) for name in arrangement.orders}))
-
+    trainer.learned.schema.take(saved.schema, f"run {saved.path}")
     size = min(batch_size, len(data))
-    transform = arranged if arrangement.orders else None
-    with StreamLoader(
-        data, batch_size=size, memory=memory, shuffle=False, device=trainer.device, transform=transform
-    ) as loader:
+    with (
+        matching_was_told(),
+        StreamLoader(data, batch_size=size, memory=memory, shuffle=False, device=trainer.device) as loader,
+    ):
         yield loader
 
 
@@ -141,18 +149,35 @@ def _of_rows(saved: SavedRun, trainer: Trainer, data: RawRows, batch_size: int, 
     yield stream
 
 
-def _loss(saved: SavedRun) -> Loss:
+def _loss(saved: SavedRun, data: Dataset | RawRows) -> tuple[Loss, bool]:
+    """Return the loss that outputs are scored by, and whether it is the run's own: that of its task where it is not."""
+    name, ignored = saved.config["loss"], saved.config.get("ignore_index")
     if "log_output" in saved.config:
-        return resolve_loss(nn.PoissonNLLLoss(log_input=saved.gives_logarithms))
-    return resolve_loss(saved.config["loss"], ignore_index=saved.config.get("ignore_index"))
+        return resolve_loss(nn.PoissonNLLLoss(log_input=saved.gives_logarithms)), True
+    if name in LOSS_DEFINITIONS:
+        return resolve_loss(name, ignore_index=ignored), not saved.config.get("loss_has_settings")
+    # Its arguments are not known, so torch's loss of that name says how outputs are read, and not what it comes to.
+    of_torch = getattr(nn, name, None) or getattr(functional, name, None)
+    if isinstance(of_torch, type):
+        of_torch = of_torch() if issubclass(of_torch, _Loss) else None
+    if callable(of_torch) and scored_as(found := resolve_loss(of_torch)) is not None:
+        return found, False
+    task = saved.task or (data.task if isinstance(data, Dataset) else None)
+    if task is None:
+        what = f"the run's loss is code, {name!r}, and what its outputs are is not known"
+        fix = "a stored dataset of a known task; or streamtrain.load(RUN).predict(...), and scores of your own"
+        raise UsageError(what, where=str(saved.path), fix=fix)
+    is_of_two = task == "classification" and saved.config.get("n_outputs") == 1
+    name = "bce_with_logits" if is_of_two else DEFAULT_LOSSES[cast("TaskName", task)]
+    return resolve_loss(name, ignore_index=ignored), False
 
 
-def _trained(saved: SavedRun, model: str | None, weight: str | None, device: str, data: object) -> Trainer:
+def _trained(saved: SavedRun, model: str | None, loss: Loss, weight: str | None, device: str, data: object) -> Trainer:
     """Rebuild the run's trainer as it was when the run ended."""
     config = saved.config
     trainer = Trainer(
         build_module(saved, model, data if isinstance(data, Dataset) else None),
-        loss=_loss(saved),
+        loss=loss,
         inputs=saved.inputs,
         target=config["target"],
         weight=weight,

@@ -17,6 +17,7 @@ from streamtrain.errors import Lines, UsageError
 from streamtrain.ingestion.request import source_options
 from streamtrain.ingestion.rows import open_rows
 from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.models.forward import check_autocast
 from streamtrain.store.dataset import open_dataset, open_preferred
 from streamtrain.store.schema.columns import TEXT_FORM, Schema
 from streamtrain.system.files import local_path
@@ -95,6 +96,7 @@ _TABS: Final = ("\\t", "tab")
 @click.option("--batch-size", type=int, default=1024, help="Samples of a batch.")
 @click.option("--memory", default="512MB", help="Budget for all that reading and writing own.")
 @DEVICE_OPTION
+@click.option("--autocast", metavar="bf16", help="Compute in bfloat16 where that is good enough; else in float32.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out when the new one is whole.")
 @with_text_options
 @json_option
@@ -110,6 +112,7 @@ def predict_command(
     batch_size: int,
     memory: str,
     device: str,
+    autocast: str | None,
     overwrite: bool,
     as_json: bool,
     **of_text: Any,
@@ -130,12 +133,13 @@ def predict_command(
         writes=None if out is None else Path(out).suffix,
         say=note,
     )
+    narrowed = check_autocast(autocast)
     with MemoryMeter() as meter:
         loaded = load(run, which, device, model)
         note(as_command_line(loaded.weights))
         data = opened_data(sources, loaded.schema, loaded.inputs, of_text, _share(options), split=split)
         started = time.perf_counter()
-        predictor = replace(loaded.predictor(), name="the run")
+        predictor = replace(loaded.predictor(), name="the run", autocast=narrowed)
         shown: list[Part] = []
         if out is None:
             written = _show(predictor, data, options, shown)
@@ -182,12 +186,15 @@ def opened_data(
     memory: str,
     labels: Sequence[str] = (),
     *,
+    labels_from: Sequence[str] = (),
     split: str | None = None,
     preferred: Sequence[str] = (),
 ) -> Any:
     """Open a dataset, of splits the one that is named or preferred, or raw files by a run's schema."""
     first = local_path(sources[0])
     if len(sources) == 1 and not is_raw(first) and (first.exists() or first.suffix in ("", ".zarr")):
+        if labels_from:
+            raise UsageError("--labels with a dataset", why="Its labels are a field of it", fix="leave it out")
         named = split is not None or not preferred
         return open_dataset(first, split=split) if named else open_preferred(first, *preferred)
     if split is not None:
@@ -198,6 +205,7 @@ def opened_data(
         schema,
         inputs=inputs,
         labels=labels,
+        labels_from=(list(labels_from) if len(labels_from) > 1 else labels_from[0]) if labels_from else None,
         options=text_options(of_text, memory),
         form_is_told=any(of_text[name] is not None for name in TEXT_FORM),
         of="the run",

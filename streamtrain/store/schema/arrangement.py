@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -10,7 +11,7 @@ from typing import Any, Final
 from streamtrain.errors import UsageError
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import CATEGORIES, INPUT, MISSING, TARGET, Names, Schema
-from streamtrain.store.schema.matching import check_same_meaning, listed
+from streamtrain.store.schema.matching import MatchedColumns, UnnamedColumns, check_same_meaning, listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,14 +19,35 @@ class Arrangement:
     """Where the known columns stand in other data, by field; what is in order already is left out."""
 
     orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    # What is to be said of it: columns that were put in order, or ignored, or have no names.
-    told: tuple[str, ...] = ()
+    # What is to be said of it: columns that were put in order, or ignored.
+    named: tuple[str, ...] = ()
+    # And columns that have names on one side only.
+    unnamed: str | None = None
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """All that is to be said of it, in sentences."""
+        return (*self.named, *filter(None, [self.unnamed]))
 
     def of(self, rows: Mapping[str, Any]) -> dict[str, Any]:
         """Put the columns of a run of rows in order: arrays or tensors of shape (n_rows, n_columns)."""
         return {
             name: values[:, list(self.orders[name])] if name in self.orders else values for name, values in rows.items()
         }
+
+    def of_columns(self, name: str, values: Sequence[Any]) -> tuple[Any, ...]:
+        """Put facts of a field's columns in order, one each."""
+        return tuple(values[place] for place in self.orders[name]) if name in self.orders else tuple(values)
+
+    def warn_once(self, said: set[str], *, stacklevel: int) -> None:
+        """Issue what has not been said yet as Python warnings, ``stacklevel`` callers up."""
+        kinds = {
+            **dict.fromkeys(self.named, MatchedColumns),
+            **({self.unnamed: UnnamedColumns} if self.unnamed else {}),
+        }
+        for text in [each for each in kinds if each not in said]:
+            said.add(text)
+            warnings.warn(text, kinds[text], stacklevel=stacklevel + 1)
 
 
 AS_IT_IS: Final = Arrangement()
@@ -51,7 +73,7 @@ def arrange(ours: Schema, theirs: Schema, *, fields: Iterable[str], of: str, whe
     if INPUT in orders and MISSING in names:
         orders[MISSING] = orders[INPUT]
     unnamed = check_same_meaning(ours, _arranged(theirs, ours, orders), fields=names, of=of, where=where)
-    return Arrangement(orders=orders, told=(*told, *filter(None, [unnamed])))
+    return Arrangement(orders=orders, named=tuple(told), unnamed=unnamed)
 
 
 def check_columns(needed: Iterable[str], there: Sequence[str], *, of: str, where: str) -> None:
@@ -89,7 +111,7 @@ def _arranged(theirs: Schema, ours: Schema, orders: Mapping[str, tuple[int, ...]
     columns = {name: ours.columns[name] if name in orders else own for name, own in theirs.columns.items()}
     categories = theirs.categories
     if CATEGORIES in orders and categories:
-        categories = tuple(categories[place] for place in orders[CATEGORIES])
+        categories = Arrangement(orders=orders).of_columns(CATEGORIES, categories)
     return replace(
         theirs,
         fields=tuple(_with_columns(each, orders.get(each.name)) for each in theirs.fields),

@@ -24,7 +24,11 @@ from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET, Names, S
 _N_SHOWN: Final = 12
 
 
-class UnnamedColumns(StreamtrainWarning):
+class MatchedColumns(StreamtrainWarning):
+    """Columns of other data were matched in a way that is worth a look: put in order, or ignored."""
+
+
+class UnnamedColumns(MatchedColumns):
     """Columns or classes have names on one side only, so they are matched by their places."""
 
 
@@ -56,10 +60,10 @@ def warn_of_unnamed(text: str | None, *, stacklevel: int) -> None:
 
 
 @contextmanager
-def unnamed_was_told() -> Iterator[None]:
-    """Suppress further warnings of columns matched by position inside the block."""
+def matching_was_told() -> Iterator[None]:
+    """Suppress further warnings of matched columns inside the block."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnnamedColumns)
+        warnings.simplefilter("ignore", MatchedColumns)
         yield
 
 

@@ -111,10 +111,30 @@ def checkpoint_of(run: str | Path, which: Which = BEST) -> ChosenCheckpoint:
         check_state(found)
         return _chosen(found, seen[-1])
     except CheckpointError as error:
+        if not seen and not refusal_behind(error) and (kept := kept_best(path)) is not None:
+            error.fix = Fix(Argument("which", int(kept.path.stem)), f", the best, which is whole; or {error.fix}")
         if refusal_behind(error) or not seen or _best_is(seen[-1]):
             raise
         newest = _newest(path)
         return _chosen(newest, newest, doubt=error.told())
+
+
+def kept_best(run: Path) -> Checkpoint | None:
+    """Return the newest whole checkpoint of any age, which is kept as the best where the newest two are damaged."""
+    for n_batches in reversed(_numbers(run)):
+        try:
+            found = read_checkpoint(checkpoint_folder(run, n_batches))
+            check_state(found)
+        except CheckpointError:
+            continue
+        return found
+    return None
+
+
+def _numbers(run: Path) -> list[int]:
+    """List the batches that the checkpoints of a run are named by, whole or not."""
+    parent = run / CHECKPOINTS
+    return sorted(int(name) for name in names_in(parent) if name.isdecimal()) if is_folder(parent) else []
 
 
 def _best_after(seen: list[Checkpoint]) -> Callable[[Checkpoint], Checkpoint]:
@@ -153,10 +173,9 @@ def _newest(run: Path) -> Checkpoint:
 def _numbered(run: Path, n_batches: int) -> ChosenCheckpoint:
     """Read the checkpoint of so many batches, whatever state the newest one is in."""
     folder = checkpoint_folder(run, n_batches)
-    parent = run / CHECKPOINTS
-    names = [name for name in names_in(parent) if name.isdecimal()] if is_folder(parent) else []
-    if folder.name not in names:
-        there = ", ".join(str(int(name)) for name in names[-_MOST_NAMED:])
+    numbers = _numbers(run)
+    if n_batches not in numbers:
+        there = ", ".join(map(str, numbers[-_MOST_NAMED:]))
         what = f"the run has no checkpoint after {n_batches:,} batches"
         raise UsageError(what, where=str(run), why=f"It has those after {there}" if there else None, fix=Fix(_LAST))
     found = with_weights(read_checkpoint(folder))

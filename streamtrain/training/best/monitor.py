@@ -30,7 +30,10 @@ _LARGEST: Final = (
     "top5_accuracy",
     "r2",
 )
-_OR_VAL: Final = Fix(", or ", Argument("val"), " with data to measure on")
+_OR_VAL: Final = Fix(
+    *(", or ", Argument("val"), " with data to measure on, which "),
+    *(Argument("split"), " at ingest sets aside (val=0.1, say)"),
+)
 _MODE_OF: Final = dict.fromkeys(_SMALLEST, "min") | dict.fromkeys(_LARGEST, "max")
 """Whether a metric is best at its smallest or its largest."""
 
@@ -85,7 +88,10 @@ def choose_monitor(
         what = f"monitor is {chosen!r}, and there is no validation data"
         raise UsageError(what, fix=Fix(Argument("monitor", bare), _OR_VAL))
     if chosen not in known:
-        raise unknown_name("monitor", chosen, known)
+        error = unknown_name("monitor", chosen, known)
+        if f"{_VAL}{chosen}" in known:
+            error.fix = Fix(Argument("monitor", f"{_VAL}{chosen}"), ", which is measured on the validation data alone")
+        raise error
     mode = mode or _MODE_OF.get(bare)
     if mode is None:
         what = f"whether {chosen} is best at its smallest or its largest is not known"

@@ -21,7 +21,7 @@ from streamtrain.store.schema.arrangement import arrange
 from streamtrain.store.schema.columns import ID, TARGET, Schema
 from streamtrain.store.zarr_metadata import PRIVATE, ROOT
 from streamtrain.system.files import local_path
-from streamtrain.training.batch_stream import every_sample, fields_of, schema_of_stream
+from streamtrain.training.batch_stream import arranged, every_sample, fields_of, schema_of_stream
 from streamtrain.training.inference.frames import frame_arrays, is_frame
 from streamtrain.training.inference.given_batches import fields_by_name, is_batches
 
@@ -127,9 +127,10 @@ def _loader(data: Dataset, batch_size: int, wanted: Wanted) -> StreamLoader:
 
 @contextmanager
 def _of_stream(data: Any, wanted: Wanted) -> Iterator[InputBatches]:
-    theirs, where = schema_of_stream(data), str(getattr(data.dataset, "path", "the data"))
-    compared = compared_fields(wanted.schema, theirs, wanted.inputs)
-    arrangement = arrange(wanted.schema, theirs, fields=compared, of=wanted.of, where=where)
+    compared = compared_fields(wanted.schema, schema_of_stream(data), wanted.inputs)
+    arrangement = arranged(wanted.schema, data, fields=compared, of=wanted.of)
+    for text in arrangement.told:
+        wanted.tell(text)
     with every_sample(data) as stream:
         n_rows = len(stream.dataset)
         yield InputBatches(batches=(arrangement.of(fields_of(batch)) for batch in stream), n_rows=n_rows)

@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -47,6 +47,7 @@ class Predictor:
     in_units: Callable[[Tensor], Tensor] | None = None  # to the data's own, where the model's outputs are in others
     labels: Mapping[str, Any] = field(default_factory=dict)
     name: str = "the model"
+    autocast: torch.dtype | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,9 +190,16 @@ def _part(predictor: Predictor, batch: Mapping[str, Any], row: int) -> Part:
     fields = fields_of(batch)
     inputs = fields_on(predictor.device, fields, predictor.inputs)
     model = predictor.model
-    with preserve_mode(model), torch.inference_mode():
+    narrowed = predictor.autocast
+    with (
+        preserve_mode(model),
+        torch.inference_mode(),
+        torch.autocast(predictor.device.type, dtype=narrowed) if narrowed else nullcontext(),
+    ):
         model.eval()
         output = model(*inputs.values())
+        if narrowed and isinstance(output, Tensor) and output.dtype is narrowed:
+            output = output.float()
     n = len(next(iter(inputs.values())))
     if not isinstance(output, Tensor) or not output.ndim or len(output) != n:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

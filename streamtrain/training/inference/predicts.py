@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 import numpy.typing as npt
+import torch
 
 from streamtrain.errors import UsageError
 from streamtrain.loader.world import OfOneProcess
+from streamtrain.models.forward import check_autocast
 from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.models.target_normalization import in_units_of_data, takes_logarithms
 from streamtrain.system.arguments import check_flags
 from streamtrain.system.calls.public import PublicIterator, public
-from streamtrain.training.batch_stream import BatchStream, LearnedSchema
+from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.inference.predicting import PredictOptions, Predictor, hold, iterate, write
 from streamtrain.training.inference.predictions import form_of_loss
 from streamtrain.training.inference.summary import PredictionSummary
@@ -45,6 +48,7 @@ class Predicts:
         out: None = None,
         rows: tuple[int, int | None] | str | None = None,
         overwrite: bool = False,
+        autocast: str | torch.dtype | None = None,
     ) -> Array: ...
 
     @overload
@@ -58,6 +62,7 @@ class Predicts:
         out: str | Path,
         rows: tuple[int, int | None] | str | None = None,
         overwrite: bool = False,
+        autocast: str | torch.dtype | None = None,
     ) -> PredictionSummary: ...
 
     @public
@@ -70,6 +75,7 @@ class Predicts:
         out: str | Path | None = None,
         rows: tuple[int, int | None] | str | None = None,
         overwrite: bool = False,
+        autocast: str | torch.dtype | None = None,
     ) -> Array | PredictionSummary:
         """Predict every row, in order.
 
@@ -89,6 +95,8 @@ class Predicts:
             The first row, and the one behind the last; or both as ``"0:1000"``.
         overwrite : bool
             Replace what is at ``out`` when the new one is whole.
+        autocast : str or torch.dtype, optional
+            ``"bfloat16"`` for the operations for which `torch.autocast` deems it precise enough; float32 by default.
 
         Returns
         -------
@@ -104,12 +112,13 @@ class Predicts:
             ``memory`` is too small, or smaller than the result.
         """
         options = PredictOptions.of(probabilities=probabilities, batch_size=batch_size, memory=memory, rows=rows)
+        predictor = replace(self.predictor(), autocast=check_autocast(autocast))
         if out is not None:
-            return write(self.predictor(), data, options, out, overwrite=overwrite).summary
+            return write(predictor, data, options, out, overwrite=overwrite).summary
         check_flags(overwrite=overwrite)
         if overwrite:
             raise UsageError("overwrite without out", fix="leave it out")
-        return hold(self.predictor(), data, options)
+        return hold(predictor, data, options)
 
     @public
     def iter_predict(
@@ -119,10 +128,12 @@ class Predicts:
         batch_size: int = 1024,
         memory: int | str = "512MB",
         rows: tuple[int, int | None] | str | None = None,
+        autocast: str | torch.dtype | None = None,
     ) -> Iterator[dict[str, Array]]:
         """Yield predictions batch by batch: dicts of ``row``, ``prediction``, and of classes ``probability``."""
         options = PredictOptions.of(probabilities=probabilities, batch_size=batch_size, memory=memory, rows=rows)
-        return PublicIterator(iterate(self.predictor(), data, options))
+        predictor = replace(self.predictor(), autocast=check_autocast(autocast))
+        return PublicIterator(iterate(predictor, data, options))
 
 
 class PredictsInTraining(Predicts, OfOneProcess):
@@ -134,13 +145,12 @@ class PredictsInTraining(Predicts, OfOneProcess):
     device: Any
     _normalized_model: NormalizedModel
     _epoch_loop: EpochLoop
-    _schema: LearnedSchema
     learned: LearnedData
 
     def predictor(self) -> Predictor:
         """Return the model as it is now; its mode, and that of its parts, stays as it was."""
         self.learned.check_known()
-        schema, normalization = self._schema.schema, self.learned.targets.normalization
+        schema, normalization = self.learned.schema.schema, self.learned.targets.normalization
         return Predictor(
             model=self._normalized_model,
             inputs=self.inputs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,6 @@ class RawData:
     schema: Schema
     n_classes: int | None
     classes: tuple[str, ...] | None
-    targets: tuple[str, ...] | None
 
     def stats(self, field: str, /) -> InputStatistics:
         """Refuse: nothing is learned of what is measured."""
@@ -58,10 +57,9 @@ class RawStream:
         layout = Layout(fields=fields, n_samples=n_rows, block_rows=1, shard_blocks=1, codec="none")
         self.dataset = RawData(
             layout=layout,
-            schema=Schema(fields=fields),
+            schema=replace(known, fields=fields),
             n_classes=n_classes,
             classes=known.classes,
-            targets=known.targets or None,
         )
         self.batch_size = min(batch_size, n_rows)
         self._rows = rows

@@ -150,6 +150,7 @@ _TYPES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "class_values": (lambda value: _is_list(value, is_number), "a list of numbers"),
     "ignored_label": (lambda value: value is None or is_int(value), "an integer or null"),
     "log_output": (lambda value: isinstance(value, bool), "true or false"),
+    "loss_has_settings": (lambda value: isinstance(value, bool), "true or false"),
     "labels_as_float": (lambda value: isinstance(value, bool), "true or false"),
     "category_sizes": (lambda value: _is_list(value, _is_size), "a list of positive integers"),
     "model_args": (lambda value: isinstance(value, dict), "an object"),

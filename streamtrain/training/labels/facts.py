@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from streamtrain.models.losses import Loss
+from streamtrain.models.losses import Loss, has_settings
 from streamtrain.models.target_normalization import counts_events, takes_logarithms
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.task import TaskName
@@ -27,7 +27,8 @@ def label_config(
     found = task or task_of_loss(loss.name, loss.kind, shape)
     spread = _spread(data, target, reading, found) if isinstance(data, Dataset) and shape is not None else None
     units = {"log_output": takes_logarithms(loss)} if counts_events(loss) else {}
-    return {**reading_config(reading), "task": found, **units, **({"labels": spread} if spread else {})}
+    own = {"loss_has_settings": True} if has_settings(loss) else {}
+    return {**reading_config(reading), "task": found, **units, **own, **({"labels": spread} if spread else {})}
 
 
 def task_of_loss(name: str, kind: str, shape: tuple[int, ...] | None) -> TaskName | None:

@@ -11,7 +11,8 @@ from torch import nn
 
 from streamtrain.errors import UsageError
 from streamtrain.models.normalization import NormalizedModel, awaits_statistics
-from streamtrain.training.batch_stream import StreamDataset, normalize_fields
+from streamtrain.store.schema.arrangement import AS_IT_IS, Arrangement
+from streamtrain.training.batch_stream import LearnedSchema, StreamDataset, normalize_fields
 from streamtrain.training.labels.reading import AS_STORED, LabelReading, label_reading
 from streamtrain.training.labels.targets import TargetOptions, TargetSettings, class_number, names_of_rows
 from streamtrain.training.loop import EpochLoop
@@ -29,6 +30,7 @@ class LearnedData:
         normalize: Literal["auto"] | Mapping[str, nn.Module] | None,
         targets: TargetOptions,
     ) -> None:
+        self.schema = LearnedSchema()
         self._loop, self._model, self._device = loop, model, device
         self._awaits_statistics = awaits_statistics(normalize)
         # None once they are known.
@@ -76,10 +78,12 @@ class LearnedData:
                 fix="fit first, or give the modules themselves",
             )
 
-    def scoring(self, data: StreamDataset, positive: str | int | None) -> Scoring:
-        """Say how outputs on other data are scored."""
+    def scoring(self, data: StreamDataset, positive: str | int | None, arrangement: Arrangement = AS_IT_IS) -> Scoring:
+        """Say how outputs on other data are scored, with its columns in order."""
         self.check_known()
         self.read_labels(data)
         names = names_of_rows(data, self._loop.target, self._loop.loss, self._loop.reading)
+        if names is not None:
+            names = arrangement.of_columns(self._loop.target, names)
         chosen = 1 if positive is None else class_number(positive, names)
         return replace(self._loop.scoring, names=names, positive=chosen)

@@ -22,7 +22,7 @@ from streamtrain.models.target_normalization import (
     takes_normalized_target,
 )
 from streamtrain.store.layout import Field
-from streamtrain.store.schema.columns import TARGET
+from streamtrain.store.schema.columns import TARGET, Schema
 from streamtrain.system.arguments import is_number
 from streamtrain.training.labels.class_weights import (
     ClassWeight,
@@ -161,8 +161,9 @@ def names_of_rows(data: Any, target: str, loss: Loss, reading: LabelReading) -> 
     if reading.values is not None:
         return tuple(f"{value:g}" for value in reading.values)
     is_of_columns = target == TARGET and scored_as(loss, (2,)) in ("multilabel", "regression")
-    named = getattr(data, "targets", None) if is_of_columns else None
-    return tuple(named) if named else None
+    schema = getattr(data, "schema", None) if is_of_columns else None
+    # Several targets, or the one column that there is.
+    return schema.targets or schema.columns.get(TARGET) if isinstance(schema, Schema) else None
 
 
 def class_number(name: str | int, names: tuple[str, ...] | None) -> int:

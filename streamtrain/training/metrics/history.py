@@ -120,7 +120,8 @@ class EpochSummary:
     def scores(self) -> dict[str, object]:
         """Return the scores with their tables, as ``scores.json`` holds them."""
         measured_on, metrics = ("train", self.train) if self.val is None else ("val", self.val)
-        return {"epoch": self.number, "measured_on": measured_on, **metrics.facts()}
+        place = {"epoch": self.number, "batches": self.counts.n_batches, **({"partial": True} if self.partial else {})}
+        return {**place, "measured_on": measured_on, **metrics.facts()}
 
     def named(self) -> dict[str, float]:
         """Return what is measured each epoch by name, flat, as one line of ``metrics.jsonl``."""

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 from torch import Tensor
 
 from streamtrain.errors import UsageError
+from streamtrain.loader.world import present_rank
 from streamtrain.system.arguments import is_number
 
 METRIC_NAMES: Final = (
@@ -49,7 +50,19 @@ def check_metrics(metrics: object) -> dict[str, UserMetric]:
                 why="A mean of batch means is not a metric" if is_function else None,
                 fix="an object with update(prediction, target), compute() and reset(), as torchmetrics has them",
             )
+        if present_rank().world_size > 1 and not _is_synchronized(metric):
+            raise UsageError(
+                f"metric {name} is not synchronized, and {present_rank().world_size} processes train together",
+                why="Its compute() would be of the samples of one process",
+                fix="one of torchmetrics, or the attribute synchronized = True where compute() gathers from all",
+            )
     return dict(metrics)
+
+
+def _is_synchronized(metric: object) -> bool:
+    """Whether a metric says that it computes over all processes, as those of torchmetrics do."""
+    is_of_torchmetrics = any(each.__module__.split(".")[0] == "torchmetrics" for each in type(metric).__mro__)
+    return is_of_torchmetrics or getattr(metric, "synchronized", False) is True
 
 
 def computed(name: str, metric: UserMetric) -> float:
