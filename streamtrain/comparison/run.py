@@ -403,7 +403,7 @@ class _RunTracker:
                 self._stream,
                 max_epochs=self._trainer.counts.n_epochs + 1,
                 val=passes[1] if len(passes) > 1 else None,
-                checkpoint=folder if isinstance(folder, RunFolder) else None,
+                checkpoint=folder,
             )
         except DivergedError as error:
             return replace(run, diverged=self._diverged(run, error.told()))
