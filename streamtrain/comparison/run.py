@@ -318,6 +318,7 @@ def train_run(
         "projected": projected,
         "measured": max(0, loaders_bytes),
         "process": meter.before_bytes + meter.peak_bytes,
+        "above": meter.peak_bytes,
     }
     if run.folder:
         write_memory(run.folder, {**memory, "terms": terms})
