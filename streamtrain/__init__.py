@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streamtrain.comparison.compare import compare
+    from streamtrain.diagnostics.history_plot import plot
     from streamtrain.errors import (
         BudgetError,
         CheckpointError,
@@ -92,6 +93,7 @@ __all__ = [
     "normal",
     "open",
     "plan",
+    "plot",
     "repair",
     "rows",
     "uniform",
@@ -114,6 +116,7 @@ _HOMES = {
     "normal": "loader.augmentation",
     "open": "store.dataset",
     "plan": "loader.plan",
+    "plot": "diagnostics.history_plot",
     "repair": "store.verify",
     "rows": "ingestion.rows",
     "uniform": "loader.augmentation",

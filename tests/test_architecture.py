@@ -31,7 +31,7 @@ MODULES = {
 INITS = {module for module, path in MODULES.items() if path.name == "__init__.py"}
 PYTHON_FILES = sorted(path for folder in ("streamtrain", "tests", "scripts") for path in (ROOT / folder).rglob("*.py"))
 
-MAX_LINES, MAX_FUNCTION_LINES, MAX_FILES, MAX_ENTRIES, MAX_MODULES = 500, 60, 12, 12, 240
+MAX_LINES, MAX_FUNCTION_LINES, MAX_FILES, MAX_ENTRIES, MAX_MODULES = 500, 60, 12, 12, 270
 
 # Rule 4: where a library may be imported, in functions too.
 PLACES = {
@@ -47,8 +47,8 @@ PLACES = {
 WITHOUT_TORCH = {
     *(f"loader.{name}" for name in ("budget", "plan", "block_reader", "workers", "pool_memory", "pool", "telemetry")),
     *(f"loader.{name}" for name in ("shared_budget", "device.memory_terms")),
-    *(f"diagnostics.{name}" for name in ("charts", "html", "run_reader", "run_report", "profile_command")),
-    *(f"diagnostics.{name}" for name in ("profile_timeline", "profile_charts", "profile_report")),
+    *(f"diagnostics.{name}" for name in ("charts", "html", "run_reader", "run_curves", "run_report")),
+    *(f"diagnostics.{name}" for name in ("profile_command", "profile_timeline", "profile_charts", "profile_report")),
     *("comparison.results", "comparison.report"),
     *(f"cli.{name}" for name in ("main", "output", "ingest", "dataset", "plan", "diagnostics")),
 }
@@ -189,7 +189,7 @@ def test_libraries_stay_in_their_place(module: str) -> None:
 def test_what_is_imported_is_declared_and_used() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = {line.split(">=")[0] for line in project["dependencies"]}
-    extra = {"pyarrow", "matplotlib"}
+    extra = {"pyarrow", "matplotlib", "pandas"}
     type_checkers = {"_typeshed"}
     used = {name for module in MODULES for name in distributions(module)} - sys.stdlib_module_names - {"streamtrain"}
     assert used - extra - type_checkers == core

@@ -221,7 +221,7 @@ def verify_command(dest: str, full: bool, as_json: bool) -> None:
     Lengths and metadata are looked at by default; --full reads every stored byte.
     """
     from streamtrain.store.verify import verify
-    from streamtrain.system.progress_bar import ProgressBar, is_shown
+    from streamtrain.system.display.progress_bar import ProgressBar, is_shown
 
     # Shown where stderr is a terminal.
     with ProgressBar(

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from streamtrain.diagnostics.headspace import Headspace
     from streamtrain.store.dataset import Dataset
     from streamtrain.store.schema.task import TaskName
-    from streamtrain.training.metrics.history import EpochSummary, Speed
-    from streamtrain.training.metrics.running import Metrics
+    from streamtrain.training.metrics.history import Speed
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 """Adds ``as_json: bool`` to a command."""
@@ -141,32 +140,6 @@ def _pairs(name: str, pairs: Mapping[str, object]) -> list[str]:
 
 def _as_word(value: object) -> str:
     return json.dumps(value, separators=(",", ":")) if isinstance(value, bool | list | tuple) else str(value)
-
-
-_WIDTH: Final = 12
-
-
-def epoch_head(score_name: str | None, *, with_val: bool) -> str:
-    """Write the head of the table of epochs."""
-    names = [name for name in ("loss", score_name) if name]
-    columns = [*names, *(f"val {name}" for name in names if with_val)]
-    middle = "".join(f"{name:>{max(_WIDTH, len(name) + 2)}}" for name in columns)
-    return f"epoch{'steps':>11}{middle}{'samples/s':>{_WIDTH}}{'stall':>8}"
-
-
-def epoch_line(summary: EpochSummary) -> str:
-    """Write one epoch in the columns of `epoch_head`, and whether it was cut short."""
-    values = [*_values(summary.train, ""), *(_values(summary.val, "val ") if summary.val else [])]
-    middle = "".join(f"{value:>{max(_WIDTH, len(name) + 2)}.4f}" for name, value in values)
-    speed = summary.speed
-    return (
-        f"{summary.number:>5}{summary.counts.n_steps:>11,}{middle}"
-        f"{speed.samples_per_second:>{_WIDTH},.0f}{speed.stall_fraction:>8.1%}{'  partial' if summary.partial else ''}"
-    )
-
-
-def _values(metrics: Metrics, prefix: str) -> list[tuple[str, float]]:
-    return [(f"{prefix}{name}", value) for name, value in metrics.named().items()]
 
 
 def memory_line(memory: Mapping[str, int]) -> str:

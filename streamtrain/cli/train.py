@@ -23,8 +23,6 @@ from streamtrain.cli.options import TrainOptions, set_threads, train_options
 from streamtrain.cli.output import (
     command_line,
     emit,
-    epoch_head,
-    epoch_line,
     error_text,
     headspace_line,
     json_option,
@@ -58,7 +56,7 @@ from streamtrain.training.labels.facts import label_config
 from streamtrain.training.labels.from_data import n_outputs
 from streamtrain.training.labels.reading import n_ignored
 from streamtrain.training.metrics.baseline import short_number
-from streamtrain.training.metrics.history import History
+from streamtrain.training.metrics.history import History, epoch_head, epoch_line
 from streamtrain.training.metrics.tasks import score_name
 from streamtrain.training.metrics.user import METRIC_NAMES
 from streamtrain.training.run_folder import (

@@ -24,9 +24,9 @@ from streamtrain.store.dataset import Dataset, opened
 from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.system.arguments import check_dataset, check_functions
 from streamtrain.system.calls.public import public
+from streamtrain.system.display.progress_bar import is_shown
 from streamtrain.system.files import local_path
 from streamtrain.system.memory import held_bytes, trim_heap
-from streamtrain.system.progress_bar import is_shown
 from streamtrain.system.units import format_bytes, format_duration
 from streamtrain.training.labels.reading import settled
 from streamtrain.training.run_folder import check_run, sole_writer

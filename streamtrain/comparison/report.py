@@ -23,6 +23,7 @@ from streamtrain.diagnostics.charts import (
     SurfaceChart,
     draw,
     is_wide,
+    spans_decade,
 )
 from streamtrain.diagnostics.html import PageSection, page
 from streamtrain.system.files import Files
@@ -62,7 +63,7 @@ def comparison_page(comparison: Comparison) -> str:
     title = f"{rules} with {optimizers}"
     counts = f"{comparison.n_samples:,} samples; {comparison.n_weights:,} weights, with which each run begins."
     diverged = [f"{run.label} diverged: {run.diverged}" for run in comparison if run.diverged]
-    drawings = [*_charts(comparison), *_amounts(comparison)]
+    drawings = [*(draw(chart) for chart in _charts(comparison) if chart.has_a_line), *_amounts(comparison)]
     sections = [
         PageSection(notes=[counts]),
         PageSection(facts=list(comparison.about.items())),
@@ -81,7 +82,7 @@ def summary_rows(comparison: Comparison) -> list[list[str]]:
     has_val = comparison.runs[0].last.val is not None
     head = ["run", "lr", "updates", "s per epoch", "loss", *([score] if score else [])]
     head += [f"val {name}" for name in ("loss", score) if name and has_val]
-    head += [f"epochs to {target}", f"seconds to {target}", "process peak"]
+    head += [f"epochs to {target}", f"seconds to {target}", "memory"]
     return [head, *(_summary(comparison, run) for run in comparison)]
 
 
@@ -96,7 +97,7 @@ def _summary(comparison: Comparison, run: ComparedRun) -> list[str]:
         *(format_metric(value) for values in measured for value in values.values()),
         _known(reached.epochs if reached else None),
         _known(reached.seconds if reached else None),
-        format_bytes(run.memory.get("process", 0)),
+        format_bytes(_memory(run) or 0),
     ]
 
 
@@ -153,7 +154,7 @@ def _curve(comparison: Comparison, run: ComparedRun, points: list[tuple[float, f
     )
 
 
-def _charts(comparison: Comparison) -> Iterator[Drawing]:
+def _charts(comparison: Comparison) -> Iterator[LineChart]:
     def lines(x: Callable[[LearningCurvePoint], float], y: Callable[[LearningCurvePoint], float | None]) -> list[Curve]:
         found = []
         for run in comparison:
@@ -161,8 +162,8 @@ def _charts(comparison: Comparison) -> Iterator[Drawing]:
             found.append(_curve(comparison, run, points))
         return found
 
-    def chart(title: str, x: Axis, y: Axis, some: list[Curve], levels: tuple[ReferenceLine, ...] = ()) -> Drawing:
-        return draw(LineChart(title=title, x=x, y=y, curves=some, levels=levels))
+    def chart(title: str, x: Axis, y: Axis, some: list[Curve], levels: tuple[ReferenceLine, ...] = ()) -> LineChart:
+        return LineChart(title=title, x=x, y=y, curves=some, levels=levels)
 
     ends = [run.last for run in comparison]
     epochs = Axis(label="epochs", from_zero=True)
@@ -170,26 +171,34 @@ def _charts(comparison: Comparison) -> Iterator[Drawing]:
     seconds = Axis(label="seconds of training", from_zero=True, is_log=is_wide(point.seconds for point in ends))
     losses = [point.train.loss for run in comparison for point in run.points]
     # The target is drawn on the same axis.
-    loss = Axis(label="training loss J", is_log=is_wide(losses) and comparison.target_loss >= 0)
+    loss = Axis(label="training loss J", is_log=spans_decade(losses) and comparison.target_loss > 0)
     target = (ReferenceLine(label=f"target {comparison.target_loss:.4g}", value=comparison.target_loss),)
-    yield chart("Loss against epochs", epochs, loss, lines(lambda p: p.epochs, lambda p: p.train.loss), target)
-    yield chart("Loss against updates", steps, loss, lines(lambda p: p.n_steps, lambda p: p.train.loss), target)
-    yield chart("Loss against time", seconds, loss, lines(lambda p: p.seconds, lambda p: p.train.loss), target)
+    yield chart("Training loss by epoch", epochs, loss, lines(lambda p: p.epochs, lambda p: p.train.loss), target)
+    yield chart("Training loss by update", steps, loss, lines(lambda p: p.n_steps, lambda p: p.train.loss), target)
+    yield chart("Training loss by time", seconds, loss, lines(lambda p: p.seconds, lambda p: p.train.loss), target)
     score = ends[0].train.score_name
     if score:
         scores = lines(lambda p: p.epochs, lambda p: p.train.score)
-        yield chart(f"{score.capitalize()} against epochs", epochs, Axis(label=score), scores)
+        yield chart(f"Training {score} by epoch", epochs, Axis(label=score), scores)
+    if ends[0].val and score:
+        scores = lines(lambda p: p.epochs, lambda p: p.val.score if p.val else None)
+        yield chart(f"Validation {score} by epoch", epochs, Axis(label=score), scores)
     if ends[0].val:
         val = lines(lambda p: p.epochs, lambda p: p.val.loss if p.val else None)
-        label = Axis(label="validation loss", is_log=is_wide(y for line in val for _, y in line.points))
-        yield chart("Validation loss against epochs", epochs, label, val)
+        label = Axis(label="validation loss", is_log=spans_decade(y for line in val for _, y in line.points))
+        yield chart("Validation loss by epoch", epochs, label, val)
     label = Axis(label="relative variance", is_log=True)
-    yield chart("Variance of the updates", epochs, label, lines(lambda p: p.epochs, lambda p: p.variance))
+    yield chart("Variance of the updates, relative", epochs, label, lines(lambda p: p.epochs, lambda p: p.variance))
 
 
 def _amounts(comparison: Comparison) -> Iterator[Drawing]:
     yield _bars("Training time of an epoch", comparison, lambda run: run.seconds_per_epoch, format_duration)
-    yield _bars("Most that the process held", comparison, lambda run: run.memory.get("process"), format_bytes)
+    yield _bars("Memory above what the process held before", comparison, _memory, format_bytes)
+
+
+def _memory(run: ComparedRun) -> int | None:
+    """Return what a run took above the memory that the process held before it."""
+    return run.memory.get("above", run.memory.get("process"))
 
 
 def _bars(

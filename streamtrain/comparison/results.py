@@ -49,7 +49,8 @@ class ComparedRun:
     lr: float
     # The beginning, and the end of each epoch.
     points: tuple[LearningCurvePoint, ...]
-    # Bytes: the loaders' "budget", their "projected" and "measured" memory, and the peak of the whole "process".
+    # Bytes: the loaders' "budget", their "projected" and "measured" memory, and the peak of the whole "process", of
+    # which "above" came with the run.
     memory: dict[str, int]
     # Where and how the run diverged, which ended it.
     diverged: str | None = None

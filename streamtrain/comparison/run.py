@@ -321,6 +321,7 @@ def train_run(
         "projected": projected,
         "measured": max(0, loaders_bytes),
         "process": meter.before_bytes + meter.peak_bytes,
+        "above": meter.peak_bytes,
     }
     if run.folder:
         write_memory(run.folder, {**memory, "terms": terms})
@@ -406,7 +407,7 @@ class _RunTracker:
                 self._stream,
                 max_epochs=self._trainer.counts.n_epochs + 1,
                 val=passes[1] if len(passes) > 1 else None,
-                checkpoint=folder if isinstance(folder, RunFolder) else None,
+                checkpoint=folder,
             )
         except DivergedError as error:
             return replace(run, diverged=self._diverged(run, error.told()))

@@ -1,7 +1,8 @@
 """Line, bar and surface charts as SVG: drawn by matplotlib, which the extra ``plot`` brings.
 
 The colours can be told apart by people with any colour vision, and are dark enough on white; the first are those of
-M. Okabe and K. Ito, "Color Universal Design" (2002); yellow, which is too light, is left out.
+M. Okabe and K. Ito, "Color Universal Design" (2002); yellow, which is too light, is left out. In an SVG each stands as
+a variable of the page, which has another value where its reader prefers dark pages.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -24,13 +26,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ticker import Locator, LogLocator
 
-COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5c00", "#56b4e9", "#000000")
+COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5c00", "#56b4e9", "#010101")
 """For things of different kinds, in the order of their use."""
 MARKERS: Final = ("o", "s", "^", "D")
 """Likewise, for who sees no colours at all."""
 DASHES: Final = ("-", "--", ":", "-.")
 """Of curves: solid first."""
 QUIET: Final = "#555555"
+THEME: Final[Mapping[str, tuple[str, str]]] = {
+    "page": ("#ffffff", "#15181c"),
+    "ink": ("#222222", "#e6e8eb"),
+    "quiet": (QUIET, "#aab1ba"),
+    "axis": ("#777777", "#8b939d"),
+    "grid": ("#e6e6e6", "#31363d"),
+    "mid": ("#999999", "#8d949d"),
+    "file": ("#3d3d3d", "#d5d9de"),
+    "budget": ("#c1272d", "#ff7b7f"),
+    "projected": ("#8e44ad", "#c990e4"),
+    **{f"c{i}": (colour, dark) for i, (colour, dark) in enumerate(zip(COLOURS, (
+        "#59b2e8", "#f08b4a", "#3fc79a", "#e6a3c6", "#cdae4e", "#9ad6f7", "#e8eaed"), strict=True))},
+}  # fmt: skip
+"""Colours of a page by name: on white, and where dark pages are preferred; those of texts have a contrast of 4.5."""
 _RELIEF: Final = ("#3b528b", "#4c7ba6", "#6aa3bb", "#9bc6cb", "#cfe3dc", "#f7f7ee")
 """From low to high, even steps of lightness, so that it reads in grey as well."""
 _STYLE: Final[dict[Any, Any]] = {
@@ -40,13 +56,14 @@ _STYLE: Final[dict[Any, Any]] = {
     # What stands between two dollar signs would be typeset as mathematics.
     "text.parse_math": False,
     "text.color": "#222222",
-    "font.size": 9,
-    "axes.titlesize": 10,
+    "font.size": 11.5,
+    "axes.titlesize": 11.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 9,
     "axes.edgecolor": "#777777",
-    "axes.labelcolor": "#333333",
+    "axes.labelcolor": "#222222",
+    "axes.labelsize": 11.5,
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -56,13 +73,18 @@ _STYLE: Final[dict[Any, Any]] = {
     "xtick.color": QUIET,
     "ytick.color": QUIET,
     "legend.frameon": False,
-    "legend.handlelength": 3.2,
+    "legend.handlelength": 2.6,
+    "legend.fontsize": 11.5,
 }
-_WIDTH: Final = 5.4
-_LETTER: Final = 0.077
+# A point is a pixel where the page is as wide as a phone.
+_WIDTH: Final = 4.9
+_LETTER: Final = 0.098
 """Inches of a letter, about."""
-_LABEL_LETTERS: Final = 28
+_LABEL_LETTERS: Final = 19
+_TEXT_LETTERS: Final = 20
 _WIDE: Final = 20.0
+_HALO: Final = "#fefefe"
+"""White on a page of either kind."""
 _MOST: Final = 1e300
 """Differences and margins of larger numbers are not finite."""
 _MOST_DRAWN: Final = 1e150
@@ -72,6 +94,7 @@ _LEAST: Final = 1e-150
 _MOST_MARKED: Final = 60
 """A curve of more points has no markers."""
 _N_CONTOURS: Final = 12
+_MOST_SAID: Final = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +104,7 @@ class Axis:
     label: str
     is_log: bool = False
     from_zero: bool = False
-    is_counted: bool = False  # whole numbers alone have a tick
+    is_counted: bool = False  # whole numbers alone have a tick, from 1 on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,13 +129,21 @@ class ReferenceLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineChart:
-    """Curves over one pair of axes."""
+    """Curves over one pair of axes; ``ticks`` are short marks at its foot, by the name of what they mark."""
 
     title: str
     x: Axis
     y: Axis
     curves: Sequence[Curve]
     levels: Sequence[ReferenceLine] = ()
+    # A value of the horizontal axis that is drawn right up.
+    upright: ReferenceLine | None = None
+    ticks: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def has_a_line(self) -> bool:
+        """Whether anything of it is more than a point."""
+        return any(sum(abs(y) <= _MOST_DRAWN for _, y in curve.points) > 1 for curve in self.curves)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +195,8 @@ class Drawing:
 
     title: str
     svg: str
+    # What is to be seen on it, for those who do not see it.
+    alt: str = ""
     rows: Sequence[Sequence[str]] = ()
     is_full_width: bool = False
 
@@ -183,6 +216,12 @@ def is_wide(values: Iterable[float]) -> bool:
     placed = [value for value in values if is_placed(value)]
     positive = [value for value in placed if value > 0]
     return bool(positive) and min(placed) >= 0 and max(positive) > _WIDE * min(positive)
+
+
+def spans_decade(values: Iterable[float]) -> bool:
+    """Whether positive numbers lie a factor of ten apart, or more."""
+    placed = [value for value in values if is_placed(value)]
+    return bool(placed) and min(placed) > 0 and max(placed) >= 10 * min(placed)
 
 
 def format_tick(value: float) -> str:
@@ -226,18 +265,37 @@ def house_style() -> Iterator[None]:
         yield
 
 
+_NAMES: Final = {light: name for name, (light, _) in THEME.items()}
+_OF_THEME: Final = re.compile("|".join(_NAMES))
+
+
 def to_svg(figure: Figure) -> str:
     """The same drawing as the same text at any time; to be called in the house style."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return text.getvalue().partition("<svg")[2].join(("<svg", ""))
+    svg = text.getvalue().partition("<svg")[2].join(("<svg", ""))
+    return _OF_THEME.sub(lambda found: f"var(--{_NAMES[found[0]]})", svg)
 
 
 def draw(chart: LineChart | BarChart | SurfaceChart) -> Drawing:
     """Draw a chart, where matplotlib is installed."""
     rows = _bar_rows(chart) if isinstance(chart, BarChart) else ()
     svg = _chart_svg(chart) if can_draw() else ""
-    return Drawing(title=chart.title, svg=svg, rows=rows, is_full_width=isinstance(chart, SurfaceChart))
+    wide = isinstance(chart, SurfaceChart)
+    return Drawing(title=chart.title, svg=svg, alt=_alt(chart), rows=rows, is_full_width=wide)
+
+
+def _alt(chart: LineChart | BarChart | SurfaceChart) -> str:
+    """Say what a drawing shows."""
+    if isinstance(chart, BarChart):
+        return f"{chart.title}: {'; '.join(f'{bar.label} {bar.text}' for bar in chart.bars[:_MOST_SAID])}"
+    if isinstance(chart, SurfaceChart):
+        return f"{chart.title} over {chart.x_label} and {chart.y_label}, with {len(chart.paths)} paths"
+    ends = []
+    for curve in chart.curves[:_MOST_SAID]:
+        placed = [y for _, y in curve.points if is_placed(y)]
+        ends += [f"{curve.label} from {placed[0]:.4g} to {placed[-1]:.4g}"] if placed else []
+    return f"{chart.title} by {chart.x.label}: {'; '.join(ends)}"
 
 
 def _bar_rows(chart: BarChart) -> list[list[str]]:
@@ -254,15 +312,14 @@ def _chart_svg(chart: LineChart | BarChart | SurfaceChart) -> str:
     return to_svg(_bar_figure(chart) if isinstance(chart, BarChart) else _surface_figure(chart))
 
 
-def _canvas(
-    title: str, width: float, height: float, *, left: float, right: float, bottom: float
-) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes, its size and margins in inches."""
+def _canvas(width: float, height: float, *, left: float, right: float, bottom: float) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, its size and margins in inches; the page has its title, where it can wrap."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + 0.32) / height))
-    axes.set_title(printable(title))
+    figure.patch.set_alpha(0)
+    axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + 0.12) / height))
+    axes.patch.set_alpha(0)
     return figure, axes
 
 
@@ -270,22 +327,24 @@ def _legend(figure: Figure, axes: Axes, labels: Sequence[str]) -> None:
     """Name the curves or pieces below the axes, in as many columns as there is room for."""
     height = figure.get_figheight()
     figure.legend(*axes.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.02, 0.04 / height),
-                  ncols=_n_columns(labels), borderaxespad=0, columnspacing=1.4, fontsize=8.5)  # fmt: skip
+                  ncols=_n_columns(labels), borderaxespad=0, columnspacing=1.2)  # fmt: skip
 
 
 def _n_columns(labels: Sequence[str]) -> int:
-    return max(1, min(4, int(_WIDTH / _LETTER / (max(map(len, labels), default=0) + 9))))
+    return max(1, min(3, int(_WIDTH / _LETTER / (max(map(len, labels), default=0) + 6))))
 
 
 def _legend_height(labels: Sequence[str]) -> float:
-    return 0.19 * -(-len(labels) // _n_columns(labels)) + 0.06 if labels else 0.0
+    return 0.235 * -(-len(labels) // _n_columns(labels)) + 0.08 if labels else 0.0
 
 
 def _line_figure(chart: LineChart) -> Figure:
-    is_said = {curve.label for curve in chart.curves} <= {chart.title, chart.y.label}
-    labels = [] if is_said else [printable(curve.label, 60) for curve in chart.curves]
+    ticks = {name: values for name, values in chart.ticks.items() if values}
+    named = [*([chart.upright.label] if chart.upright else []), *ticks]
+    is_said = {curve.label for curve in chart.curves} <= {chart.title, chart.y.label} and not named
+    labels = [] if is_said else [printable(label, 40) for label in [*(curve.label for curve in chart.curves), *named]]
     below = _legend_height(labels)
-    figure, axes = _canvas(chart.title, _WIDTH, 3.3 + below, left=0.85, right=0.16, bottom=0.52 + below)
+    figure, axes = _canvas(_WIDTH, 2.95 + below, left=0.82, right=0.12, bottom=0.58 + below)
     levels = [level for level in chart.levels if not math.isnan(_place(level.value))]
     xs: list[float] = []
     ys = [_place(level.value) for level in levels]
@@ -294,18 +353,23 @@ def _line_figure(chart: LineChart) -> Figure:
         drawn = [point for point in points if not any(map(math.isnan, point))]
         xs, ys = [*xs, *(x for x, _ in drawn)], [*ys, *(y for _, y in drawn)]
         is_marked = curve.marker and not curve.is_faint and len(drawn) <= _MOST_MARKED
-        axes.plot(*zip(*points, strict=True) if points else ((), ()), label=printable(curve.label, 60),
+        axes.plot(*zip(*points, strict=True) if points else ((), ()), label=printable(curve.label, 40),
                   color=curve.colour, linestyle=curve.dash, marker=curve.marker if is_marked else "", markersize=6,
                   markeredgecolor="white", linewidth=0.9 if curve.is_faint else 1.6,
-                  alpha=0.45 if curve.is_faint else 1.0, clip_on=False)  # fmt: skip
+                  alpha=0.55 if curve.is_faint else 1.0, clip_on=False)  # fmt: skip
     for level in levels:
         axes.axhline(_place(level.value), color=QUIET, linestyle=":", linewidth=1.2)
         axes.annotate(printable(level.label), (1, _place(level.value)), xycoords=("axes fraction", "data"), ha="right",
-                      va="bottom", color=QUIET, fontsize=8)  # fmt: skip
+                      va="bottom", color=QUIET)  # fmt: skip
     if not xs:
         axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes)
     _set_axis(axes, "x", chart.x, xs)
     _set_axis(axes, "y", chart.y, ys)
+    if chart.upright is not None:
+        axes.axvline(chart.upright.value, color=QUIET, linestyle=":", linewidth=1.4, label=printable(named[0], 40))
+    for name, values in ticks.items():
+        axes.plot(values, [0.0] * len(values), transform=axes.get_xaxis_transform(), linestyle="", marker="|",
+                  markersize=9, color=QUIET, label=printable(name, 40), clip_on=False)  # fmt: skip
     axes.grid(axis="y")
     if labels:
         _legend(figure, axes, labels)
@@ -319,11 +383,15 @@ def _place(value: float) -> float:
 
 def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Axis, values: Sequence[float]) -> None:
     """Scale, ticks and label of an axis on which these values are drawn."""
-    from matplotlib.ticker import MaxNLocator, NullLocator, SymmetricalLogLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 
     positive = [value for value in values if value > 0]
     set_scale, ticks = getattr(axes, f"set_{side}scale"), getattr(axes, f"{side}axis")
-    locator: Locator = MaxNLocator(6, steps=[1, 2, 5, 10], integer=axis.is_counted)
+    locator: Locator = MaxNLocator(6, steps=[1, 2, 5, 10], integer=axis.is_counted, min_n_ticks=1)
+    if axis.is_counted and not axis.is_log and values:
+        low, high = min(values), max(values)
+        whole = [tick for tick in locator.tick_values(min(low, 1.0), high) if 1 <= tick <= high]
+        locator = FixedLocator(whole or [max(round(high), 1)])
     if axis.is_log and len(positive) == len(values) > 0:
         set_scale("log")
         locator = _log_locator(min(positive), max(positive))
@@ -354,11 +422,11 @@ def _bar_figure(chart: BarChart) -> Figure:
     below = _legend_height(names) if chart.is_stacked else 0.0
     labels = [printable(bar.label, _LABEL_LETTERS) for bar in chart.bars]
     left = max(1.1, 0.2 + _LETTER * max(map(len, labels), default=0))
-    text_room = 0.15 + _LETTER * max((len(bar.text) for bar in chart.bars), default=0)
+    texts = [printable(bar.text, _TEXT_LETTERS) for bar in chart.bars]
+    text_room = 0.12 + _LETTER * max(map(len, texts), default=0)
     n_bars = len(chart.bars)
-    figure, axes = _canvas(
-        chart.title, _WIDTH, 0.42 + 0.26 * max(n_bars, 1) + below, left=left, right=0.05, bottom=0.1 + below
-    )
+    height = 0.22 + 0.3 * max(n_bars, 1) + below
+    figure, axes = _canvas(_WIDTH, height, left=left, right=0.05, bottom=0.1 + below)
     room = _WIDTH - left - 0.05
     longest = max((sum(map(_length, bar.pieces.values())) for bar in chart.bars), default=0.0) or 1.0
     ends = np.zeros(n_bars)
@@ -367,11 +435,11 @@ def _bar_figure(chart: BarChart) -> Figure:
         colour = (chart.colours or {}).get(piece, COLOURS[i % len(COLOURS)])
         axes.barh(range(n_bars), lengths, left=ends, height=0.68, color=colour, label=name)
         ends += lengths
-    for i, bar in enumerate(chart.bars):
-        axes.text(ends[i] + 0.015, i, printable(bar.text), va="center", color="#333333")
+    for i, text in enumerate(texts):
+        axes.text(ends[i] + 0.015, i, text, va="center")
     axes.set_yticks(range(n_bars), labels)
-    axes.set(xticks=[], xlim=(0, room / max(room - text_room, 1.0)), ylim=(max(n_bars, 1) - 0.5, -0.5))
-    axes.tick_params(axis="y", length=0, labelcolor="#333333")
+    axes.set(xticks=[], xlim=(0, room / max(room - text_room, 0.5)), ylim=(max(n_bars, 1) - 0.5, -0.5))
+    axes.tick_params(axis="y", length=0, labelcolor="#222222")
     axes.spines["bottom"].set_visible(False)
     if below:
         _legend(figure, axes, names)
@@ -387,7 +455,7 @@ def _surface_figure(chart: SurfaceChart) -> Figure:
 
     labels = [printable(path.label, 60) for path in chart.paths]
     below = _legend_height(labels)
-    figure, axes = _canvas(chart.title, 8.6, 5.9 + below, left=0.8, right=1.3, bottom=0.55 + below)
+    figure, axes = _canvas(8.6, 5.9 + below, left=0.9, right=1.3, bottom=0.6 + below)
     heights = np.ma.masked_invalid([[_place(height) for height in row] for row in chart.heights])
     finite = np.sort(heights.compressed())
     is_log = is_wide(finite) and finite[0] > 0
@@ -409,7 +477,7 @@ def _surface_figure(chart: SurfaceChart) -> Figure:
             format=lambda value, _: format_tick(value),
         )
         bar.minorticks_off()
-        bar.ax.set_title(printable(chart.height_label), fontsize=9, fontweight="normal")
+        bar.set_label(printable(chart.height_label))
     for path, label in zip(chart.paths, labels, strict=True):
         _draw_path(axes, path, label)
     axes.spines[["top", "right"]].set_visible(True)
@@ -425,7 +493,7 @@ def _draw_path(axes: Axes, path: Curve, label: str) -> None:
     if not path.points:
         return
     xs, ys = zip(*((_place(x), _place(y)) for x, y in path.points), strict=True)
-    axes.plot(xs, ys, color="white", linewidth=3.4, alpha=0.75)
+    axes.plot(xs, ys, color=_HALO, linewidth=3.4, alpha=0.75)
     axes.plot(xs, ys, color=path.colour, linestyle=path.dash, linewidth=1.7, label=label, marker=path.marker,
-              markersize=9, markeredgecolor="white", markevery=[len(xs) - 1])  # fmt: skip
-    axes.plot(xs[:1], ys[:1], color="black", marker="o", markersize=6, markeredgecolor="white")
+              markersize=9, markeredgecolor=_HALO, markevery=[len(xs) - 1])  # fmt: skip
+    axes.plot(xs[:1], ys[:1], color="#1f1f1f", marker="o", markersize=6, markeredgecolor=_HALO)

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: style inside, drawings as inline SVG, and no script.
+"""Self-contained HTML pages: style inside, drawings as inline SVG, and no script, on white or, where asked, dark.
 
 The template escapes everything from outside, and a policy in the page forbids the browser to load or to run anything.
 """
@@ -12,11 +12,19 @@ from typing import Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from streamtrain.diagnostics.charts import Drawing
+from streamtrain.diagnostics.charts import THEME, Drawing
 
 Table = Sequence[Sequence[str]]
 """Rows of cells; the first row is the head."""
 _UNDRAWN: Final = "pip install streamtrain[plot] draws the charts."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareMatrix:
+    """A table of shares, each with the text that it is explained by; the first name of the head is of the rows."""
+
+    head: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[float, str]]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +35,7 @@ class PageSection:
     facts: Sequence[tuple[str, str]] = ()
     drawings: Sequence[Drawing] = ()
     table: Table = ()
+    matrix: ShareMatrix | None = None
     notes: Sequence[str] = ()
 
 
@@ -47,6 +56,7 @@ def page(title: str, heading: str, sections: Sequence[PageSection]) -> str:
     )
     drawings = [drawing for section in sections for drawing in section.drawings]
     note = "" if all(drawing.svg for drawing in drawings) else _UNDRAWN
-    text = templates.get_template("page.html").render(title=title, heading=heading, sections=sections, note=note)
+    given = {"title": title, "heading": heading, "sections": sections, "note": note, "theme": THEME}
+    text = templates.get_template("page.html").render(**given)
     # A file's name may hold bytes that no encoding knows.
     return text.encode(errors="backslashreplace").decode() + "\n"

@@ -25,6 +25,7 @@ MEMORY_COLOURS: Final = {"anonymous": "#8ab0d6", "shared": "#c9def2", "pinned": 
 FILE_COLOUR: Final = "#3d3d3d"
 LEVEL_COLOURS: Final = {"budget": "#c1272d", "projected": "#8e44ad", "before": "#555555"}
 BAR_COLOURS: Final = ("#d8e3ef", "#b9cce2")
+_ON_BAR: Final = "#202020"  # of a bar's light colour, whatever the page's
 WAIT_COLOUR: Final = "#e4572e"
 MEMORY_LABELS: Final = {
     "anonymous": "anonymous",
@@ -43,13 +44,13 @@ _MOST_WORDS: Final = 100
 _MOST_LETTERS: Final = 24
 _LEAST_SHOWN: Final = 0.002
 """A kind that never was more than this share of the whole is left out of the drawing."""
-_INCHES: Final = (11.0, 5.2)
-_ROW_INCHES: Final = 0.45
-_TITLE_POINTS: Final = 11.0
-_DPI: Final = 120
-_ROWS_WORDS: Final = "; above, the epochs of its loaders by number, from 0"
+_INCHES: Final = (8.6, 4.8)
+_ROW_INCHES: Final = 0.5
+_TITLE_POINTS: Final = 11.5
+_DPI: Final = 150
+_ROWS_WORDS: Final = "; above, the epochs of the loaders"
 _LINES: Final = {"budget": "-", "projected": "--", "before": ":"}
-_LABELLED_SHARE: Final = 0.025
+_LABELLED_SHARE: Final = 0.035
 """An epoch narrower than this share of the axis has no number on it."""
 
 
@@ -114,13 +115,15 @@ def write_png(timeline: Timeline, path: Path) -> None:
         points -= 0.5
         title.set_fontsize(points)
     summary = timeline_summary(timeline)
-    figure.axes[0].set_title(printable(summary), fontsize=10, fontweight="normal", color="#333333", pad=30)
+    figure.axes[0].set_title(printable(summary), fontsize=10, fontweight="normal", pad=86)
     figure.savefig(path)
 
 
 def draw_timeline(timeline: Timeline) -> Drawing:
     """Draw a timeline for a page, where matplotlib is installed."""
-    return Drawing(title="Memory over time", svg=_timeline_svg(timeline) if can_draw() else "", is_full_width=True)
+    svg = _timeline_svg(timeline) if can_draw() else ""
+    alt = f"Memory over {timeline.seconds:.1f} s: {timeline_summary(timeline)}"
+    return Drawing(title="Memory over time", svg=svg, alt=alt, is_full_width=True)
 
 
 @house_style()
@@ -141,7 +144,7 @@ def timeline_figure(timeline: Timeline) -> Figure:
     panels[0].set_xlim(0, right)
     if rows:
         _draw_rows(panels[1], rows, right)
-    panels[-1].set_xlabel("seconds since the command began" + _ROWS_WORDS * bool(rows))
+    panels[-1].set_xlabel("seconds of the command" + _ROWS_WORDS * bool(rows))
     return figure
 
 
@@ -191,8 +194,8 @@ def _draw_memory(axes: Axes, timeline: Timeline, *, has_rows: bool) -> None:
         handles=handles,
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
-        ncols=8,
-        fontsize=8.5,
+        ncols=2,
+        fontsize=10.5,
         handlelength=1.8,
         columnspacing=1.2,
         borderaxespad=0.2,
@@ -212,7 +215,7 @@ def _draw_rows(axes: Axes, rows: list[list[LoaderSpan]], right: float) -> None:
     # Names of one folder differ at their ends.
     axes.set_yticks(range(len(rows)), [n if len(n) <= _MOST_LETTERS else f"…{n[1 - _MOST_LETTERS :]}" for n in names])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0, labelsize=8.5)
+    axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
 
 
@@ -223,4 +226,4 @@ def _draw_epoch(axes: Axes, span: EpochSpan, y: float, colour: str, right: float
     axes.barh(y + 0.27, width * wait, left=span.start, height=0.08, color=WAIT_COLOUR, zorder=3)
     if width >= _LABELLED_SHARE * right:
         middle = (span.start + span.stop) / 2
-        axes.text(middle, y - 0.02, f"{span.epoch}", ha="center", va="center", fontsize=8, color="#222222", zorder=4)
+        axes.text(middle, y - 0.02, f"{span.epoch + 1}", ha="center", va="center", color=_ON_BAR, zorder=4)

@@ -169,10 +169,11 @@ def profile_page(timeline: Timeline) -> str:
     command = shlex.join(timeline.watched.command)
     lines = [line.partition(" ") for line in profile_lines(timeline)[1:]]
     short = short_command(timeline.watched.command)
+    figures = [("command", command), *((name, text.strip()) for name, _, text in lines)]
     sections = [
         PageSection(notes=[timeline_summary(timeline)]),
-        PageSection(drawings=[draw_timeline(timeline)]),
-        PageSection(facts=[("command", command), *((name, text.strip()) for name, _, text in lines)]),
+        PageSection(heading="Timeline", drawings=[draw_timeline(timeline)]),
+        PageSection(heading="Figures", facts=figures),
         *_tables(timeline),
     ]
     return page(f"Memory of {short}", short, sections)
@@ -190,12 +191,12 @@ def _tables(timeline: Timeline) -> list[PageSection]:
         total = ["projected", *(format_bytes(loader.projected_bytes) for loader in loaders)]
         budget = ["budget", *(format_bytes(loader.opened.budget_bytes) for loader in loaders)]
         heading = "Projections of the loaders, in order of their opening"
-        tables.append(PageSection(heading=heading, table=[head, *terms, total, budget]))
+        tables.append(PageSection(heading=heading, table=[head, budget, total, *terms]))
     told = [(loader, span.ended) for loader in timeline.loaders for span in loader.epochs if span.ended]
     rows = [
         [
             PurePath(loader.opened.dataset).name,
-            f"{ended.epoch}",
+            f"{ended.epoch + 1}",
             f"{ended.n_samples:,}",
             format_duration(ended.seconds),
             f"{ended.wait_seconds / ended.seconds:.1%}" if ended.seconds else "",

@@ -14,12 +14,13 @@ from streamtrain.errors import Argument, CheckpointError, Fix
 from streamtrain.store.writing.lock import is_folder_locked
 from streamtrain.system.files import read_whole
 from streamtrain.system.refusals import read_failure
-from streamtrain.training.run_folder import CONFIG, MEMORY, METRICS, read_config
+from streamtrain.training.run_folder import CONFIG, MEMORY, METRICS, SCORES, read_config
 
 _KINDS: Final = ("batch", "epoch", "measured")
 _TEXTS: Final = frozenset({"kind"})
 _FLAGS: Final = frozenset({"partial"})
 _TERMS: Final = "terms"
+_TABLES: Final = ("classes", "labels", "targets", "errors", "confusion")
 _MOST_BYTES: Final = 2**63
 _MOST_DEEP: Final = 20
 
@@ -41,6 +42,7 @@ class RunRecord:
     epochs: tuple[MetricsLine, ...]
     measured: tuple[MetricsLine, ...]
     memory: dict[str, Any]
+    scores: dict[str, Any]
 
     @property
     def n_epochs(self) -> int:
@@ -70,6 +72,7 @@ def read_run(path: Path) -> RunRecord:
         epochs=of["epoch"],
         measured=of["measured"],
         memory=_read_memory(path / MEMORY),
+        scores=_read_scores(path / SCORES),
     )
 
 
@@ -132,17 +135,38 @@ def _parse(text: str, where: str) -> tuple[str, MetricsLine]:
 
 
 def _read_memory(file: Path) -> dict[str, Any]:
+    found = _read_json(file)
+    if not isinstance(found, dict) or not _is_memory(found):
+        raise CheckpointError("is damaged: no bytes by name", where=str(file), fix="train again")
+    return found
+
+
+def _read_scores(file: Path) -> dict[str, Any]:
+    found = _read_json(file)
+    is_whole = isinstance(found, dict) and _is_flat(found, _MOST_DEEP)
+    if is_whole and all(map(_are_rows, [found.get(name) or [] for name in _TABLES])):
+        return dict(found)
+    raise CheckpointError("is damaged: no scores by name", where=str(file), fix="train again")
+
+
+def _are_rows(found: object) -> bool:
+    """Whether it is a table: a list of dictionaries, or of lists of numbers."""
+    return isinstance(found, list) and all(
+        isinstance(row, dict) or (isinstance(row, list) and all(isinstance(n, int | float) for n in row))
+        for row in found
+    )
+
+
+def _read_json(file: Path) -> Any:
+    """Read a file that a run may have; an empty dictionary where it has none."""
     try:
-        found = json.loads(read_whole(file))
+        return json.loads(read_whole(file))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise read_failure(error, file, CheckpointError, "train again") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
-    if not isinstance(found, dict) or not _is_memory(found):
-        raise CheckpointError("is damaged: no bytes by name", where=str(file), fix="train again")
-    return found
 
 
 def _is_memory(found: dict[str, Any]) -> bool:

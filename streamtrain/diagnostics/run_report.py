@@ -10,20 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from streamtrain.diagnostics.charts import (
-    COLOURS,
-    Axis,
-    Bar,
-    BarChart,
-    Curve,
-    Drawing,
-    LineChart,
-    draw,
-    is_placed,
-    is_wide,
-)
-from streamtrain.diagnostics.html import PageSection, Table, page
-from streamtrain.diagnostics.run_reader import RunRecord, metric_points, read_run
+from streamtrain.diagnostics.charts import COLOURS, Bar, BarChart, Drawing, draw, format_tick, is_placed
+from streamtrain.diagnostics.html import PageSection, ShareMatrix, Table, page
+from streamtrain.diagnostics.run_curves import draw_curves
+from streamtrain.diagnostics.run_reader import RunRecord, read_run
 from streamtrain.errors import Argument, Fix, StreamtrainError, StreamtrainWarning
 from streamtrain.loader.plan import plan
 from streamtrain.shuffle.order import ORDER_VERSION
@@ -39,16 +29,12 @@ from streamtrain.training.metrics.user import METRIC_NAMES
 REPORT: Final = "report.html"
 _WALL: Final = {"compute": COLOURS[5], "transfer": COLOURS[2], "wait": COLOURS[1]}
 _MOST_CLASSES: Final = 30
-_MOST_POINTS: Final = 1000
 _MOST_BARS: Final = 40
 _MOST_LETTERS: Final = 400
-_OTHERS: Final = {
-    "grad_norm": "Norm of the gradient",
-    "gradient_norm": "Norm of the gradient",
-    "lr": "Learning rate",
-    "update_variance": "Variance of the updates",
-}
-"""Titles of the further figures that a line of metrics may have."""
+_MOST_IN_MATRIX: Final = 50
+_MOST_ROWS: Final = 200
+_MOST_BINS: Final = 16
+_MOST_NAME: Final = 24
 
 
 def write_report(
@@ -93,12 +79,18 @@ def run_page(told: RunRecord, *, dataset: Path | None = None) -> str:
 
 def _page(told: RunRecord, dataset: Dataset | None, why: str, chosen: ChosenCheckpoint | None = None) -> str:
     config = told.config
-    title = f"{_text(config.get('model'))}, {_text(config.get('update'))} rule, {_optimizer(config)}"
+    label = _label(config, dataset)
+    n_samples = config.get("n_samples")
+    size = f", {n_samples:,} samples" if isinstance(n_samples, int) else ""
+    title = f"{label} by {_text(config.get('model'))}{size}"
+    how = f"{_text(config.get('update'))} rule, {_optimizer(config)}; {told.path}"
     settings = [(name, _text(value)) for name, value in sorted(_flat(config), key=itemgetter(0))]
+    curves = list(draw_curves(told, label, _best_epoch(told, chosen)))
     sections = [
-        PageSection(notes=[str(told.path)]),
+        PageSection(notes=[how]),
         PageSection(facts=list(_headline(told, chosen))),
-        PageSection(heading="Curves", drawings=list(_curves(told))),
+        *([PageSection(heading="Curves", drawings=curves)] if curves else []),
+        *_score_sections(told.scores, label),
         PageSection(heading="Memory against budget", **_memory(told.memory)),
         PageSection(heading="Where the time went", **_stalls(told)),
         *_data_sections(told, dataset, why),
@@ -106,6 +98,18 @@ def _page(told: RunRecord, dataset: Dataset | None, why: str, chosen: ChosenChec
         *([PageSection(heading="Epochs", table=_epochs(told))] if told.epochs else []),
     ]
     return page(f"Run {told.path.name}: {title}", title, sections)
+
+
+def _label(config: Mapping[str, Any], dataset: Dataset | None) -> str:
+    """The name of what is learned: the column's, where the dataset knows it."""
+    target = _text(config.get("target") or "y")
+    task = dataset.label_task(target) if dataset is not None else None
+    return target if task is None else task.labels.name
+
+
+def _best_epoch(told: RunRecord, chosen: ChosenCheckpoint | None) -> int | None:
+    best = None if chosen is None or chosen.best is None else chosen.best.epoch
+    return best if best is not None and any(line.get("epoch") == best for line in told.epochs) else None
 
 
 def _text(value: object) -> str:
@@ -159,41 +163,78 @@ def _samples(told: RunRecord) -> Iterator[float]:
         before = epoch.get("samples", 0.0)
 
 
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    every = -(-len(points) // _MOST_POINTS)
-    # A curve without its last point would end before the run did.
-    return [*points[:-1:every], points[-1]] if every > 1 else points
+def _score_sections(scores: Mapping[str, Any], label: str) -> Iterator[PageSection]:
+    """Scores of each class, label or target of the last epoch, the confusion of classes, and errors by their size."""
+    where = f"{_text(scores.get('measured_on', 'val'))}, epoch {_text(scores.get('epoch', '?'))}"
+    where = where.replace("val,", "validation data,").replace("train,", "training data,")
+    for kind in ("classes", "labels", "targets"):
+        rows = [row for row in scores.get(kind) or () if row and isinstance(row, dict)]
+        if not rows or (kind == "targets" and len(rows) == 1):
+            continue
+        table = [list(map(_text, rows[0])), *([_score(value) for value in row.values()] for row in rows[:_MOST_ROWS])]
+        if all(len(row) == len(table[0]) for row in table):
+            yield PageSection(heading=f"Scores by {_text(next(iter(rows[0])))} on the {where}", table=table)
+    names = [_text(next(iter(row.values()), "")) for row in scores.get("classes") or () if isinstance(row, dict)]
+    confusion = scores.get("confusion") or []
+    if confusion and len(confusion) <= _MOST_IN_MATRIX and all(len(row) == len(confusion) for row in confusion):
+        names = names if len(names) == len(confusion) else [str(i) for i in range(len(confusion))]
+        notes = ["A row is a true class, a column what was predicted: shares of the row, counts where pointed at."]
+        yield PageSection(heading=f"Confusion on the {where}", matrix=_confusion(names, confusion), notes=notes)
+    drawings = [draw(chart) for chart in _error_charts(scores, label)]
+    if drawings:
+        notes = ["An error is what was predicted less what was true."]
+        yield PageSection(heading=f"Errors on the {where}", drawings=drawings, notes=notes)
 
 
-def _curves(told: RunRecord) -> Iterator[Drawing]:
-    """Loss and score, what else the lines of metrics tell, and speed."""
-    looks: dict[str, dict[str, Any]] = {
-        "between two lines of the log": {"colour": COLOURS[0], "is_faint": True},
-        "training, over an epoch": {"colour": COLOURS[0]},
-        "training, after an epoch": {"colour": COLOURS[2], "marker": "^", "dash": "--"},
-        "validation": {"colour": COLOURS[1], "marker": "s"},
-    }
-    sources = {"between two lines of the log": told.batches, "training, after an epoch": told.measured}
-    updates = Axis(label="updates", from_zero=True, is_counted=True)
-    for name in METRIC_NAMES:
-        curves = []
-        for label, look in looks.items():
-            field = f"val_{name}" if label == "validation" else name
-            if points := _thinned(metric_points(sources.get(label, told.epochs), "steps", field)):
-                curves.append(Curve(label=label, points=points, **look))
-        if curves:
-            is_log = name == "loss" and is_wide(y for curve in curves for _, y in curve.points)
-            title = f"{name.capitalize()} against updates"
-            yield draw(LineChart(title=title, x=updates, y=Axis(label=name, is_log=is_log), curves=curves))
-    for name, title in _OTHERS.items():
-        if points := sorted(_thinned(metric_points([*told.batches, *told.epochs, *told.measured], "steps", name))):
-            y = Axis(label=title.lower(), is_log=is_wide(value for _, value in points))
-            curve = Curve(label=title, points=points, colour=COLOURS[3], marker="D")
-            yield draw(LineChart(title=title, x=updates, y=y, curves=[curve]))
-    if speed := metric_points(told.epochs, "epoch", "samples_per_second"):
-        y = Axis(label="samples/s", from_zero=True)
-        curve = Curve(label="samples/s", points=speed, colour=COLOURS[4], marker="D")
-        yield draw(LineChart(title="Speed", x=Axis(label="epoch", is_counted=True), y=y, curves=[curve]))
+def _score(value: object) -> str:
+    return _cell(float(value)) if isinstance(value, int | float) else _text("" if value is None else value)
+
+
+def _confusion(names: list[str], counts: list[list[float]]) -> ShareMatrix:
+    short = [name if len(name) <= _MOST_NAME else f"{name[: _MOST_NAME - 1]}…" for name in names]
+    rows = []
+    for name, row in zip(short, counts, strict=True):
+        total = sum(row)
+        cells = [(n / total if total > 0 else 0.0, f"{n:,g} of {total:,g} {name}: {other}")
+                 for other, n in zip(short, row, strict=True)]  # fmt: skip
+        rows.append((name, cells))
+    return ShareMatrix(head=["true", *short], rows=rows)
+
+
+def _error_charts(scores: Mapping[str, Any], label: str) -> Iterator[BarChart]:
+    targets = [row for row in scores.get("targets") or () if isinstance(row, dict)]
+    for i, errors in enumerate(scores.get("errors") or ()):
+        edges, counts = (_numbers(errors.get(name)) if isinstance(errors, dict) else [] for name in ("edges", "counts"))
+        if len(edges) != len(counts) + 1 or not counts:
+            continue
+        while len(counts) > _MOST_BINS and edges[1] > edges[0]:
+            edges, counts = _halved(edges, counts)
+        of = _text(next(iter(targets[i].values()), "")) if len(targets) > 1 and i < len(targets) else label
+        bars = [
+            Bar(
+                label=f"{format_tick(low)} to {format_tick(high)}",
+                pieces={"samples": count},
+                text=f"{count / sum(counts):.1%}" if sum(counts) > 0 else "",
+            )
+            for low, high, count in zip(edges, edges[1:], counts, strict=False)
+        ]
+        yield BarChart(title=f"Errors of {of} by their size", bars=bars, format=lambda value: f"{value:,.0f}")
+
+
+def _halved(edges: list[float], counts: list[float]) -> tuple[list[float], list[float]]:
+    """Join each two bins, so that zero stays an edge."""
+    width = edges[1] - edges[0]
+    if round(edges[0] / width) % 2:
+        edges, counts = [edges[0] - width, *edges], [0.0, *counts]
+    if len(counts) % 2:
+        edges, counts = [*edges, edges[-1] + width], [*counts, 0.0]
+    return edges[::2], [a + b for a, b in zip(counts[::2], counts[1::2], strict=True)]
+
+
+def _numbers(found: object) -> list[float]:
+    """Return a list if all in it can be drawn, else nothing."""
+    numbers = found if isinstance(found, list) else []
+    return numbers if all(isinstance(n, int | float) and is_placed(n) for n in numbers) else []
 
 
 def _memory(memory: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,7 +273,7 @@ def _stalls(told: RunRecord) -> dict[str, Any]:
         epoch for epoch in told.epochs if all(is_placed(epoch.get(f"{kind}_seconds", math.nan)) for kind in _WALL)
     ]
     if not epochs:
-        return {"notes": ["No epoch came to its end."]}
+        return {"notes": ["Not known: no line of metrics tells it."]}
     bars = [
         Bar(
             label=f"epoch {_number(epoch)}",

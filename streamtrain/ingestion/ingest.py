@@ -40,8 +40,8 @@ from streamtrain.store.writing.staging import (
 )
 from streamtrain.system.arguments import check_flags, check_optional_functions
 from streamtrain.system.calls.public import public
+from streamtrain.system.display.progress_bar import parse_progress
 from streamtrain.system.files import Files, local_path
-from streamtrain.system.progress_bar import parse_progress
 from streamtrain.system.units import parse_bytes
 
 

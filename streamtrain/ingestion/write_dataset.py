@@ -63,8 +63,8 @@ from streamtrain.store.writing.staging import (
     tidy,
 )
 from streamtrain.store.writing.writer import DatasetWriter
+from streamtrain.system.display.progress_bar import ByteProgress
 from streamtrain.system.files import Files
-from streamtrain.system.progress_bar import ByteProgress
 
 _ROWS_SHOWN: Final = 3
 

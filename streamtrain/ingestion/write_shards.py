@@ -25,7 +25,7 @@ from streamtrain.store.layout import Layout
 from streamtrain.store.shard import DamagedShard, reread
 from streamtrain.store.statistics import FieldTally, tally_rows
 from streamtrain.store.writing.writer import DatasetWriter, encode_part
-from streamtrain.system.progress_bar import ByteProgress
+from streamtrain.system.display.progress_bar import ByteProgress
 
 ReadRows = Callable[[int, int], Rows]
 

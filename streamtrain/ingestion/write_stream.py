@@ -27,7 +27,7 @@ from streamtrain.store.layout import Layout
 from streamtrain.store.shard import DamagedShard
 from streamtrain.store.statistics import FieldTally
 from streamtrain.store.writing.writer import DatasetWriter, EncodedPart, OpenShard, encode_part
-from streamtrain.system.progress_bar import ByteProgress
+from streamtrain.system.display.progress_bar import ByteProgress
 
 
 def write_stream(

@@ -37,6 +37,7 @@ from streamtrain.store.root import check_folder, read_root
 from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET, CategoryColumn, Schema, reading_of, schema_of
 from streamtrain.store.schema.description import described, described_columns
 from streamtrain.store.schema.label_task import class_values, label_task
+from streamtrain.store.schema.summary import dataset_html, dataset_line
 from streamtrain.store.schema.task import LabelTask
 from streamtrain.store.shard import ShardReader, damaged_block, read_bounded, read_stored, unread_block
 from streamtrain.store.split_root import chosen_split, split_folder
@@ -44,7 +45,6 @@ from streamtrain.store.statistics import MOST_VALUES, FieldStats, Histogram, set
 from streamtrain.system.calls.public import public
 from streamtrain.system.files import local_path
 from streamtrain.system.refusals import refusal_behind
-from streamtrain.system.units import format_bytes
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -374,9 +374,11 @@ class Dataset:
         return self
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{field.name} {field.dtype.name}{list(field.shape) or ''}" for field in self.fields)
-        sizes = f"{format_bytes(self.nbytes)}, {self.layout.n_blocks:,} blocks of {self.layout.block_rows:,}"
-        return f"<Dataset {str(self.path)!r}: {len(self):,} samples of {fields}; {sizes}, {self.layout.codec}>"
+        return dataset_line(self.path, self.layout, self.columns, self.label_task())
+
+    def _repr_html_(self) -> str:
+        names, columns = dict(enumerate(self.classes or ())), self.describe()
+        return dataset_html(repr(self), self.manifest, columns, self.label_histogram, names)
 
 
 @public

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 
+from torch import nn
+from torch.optim import Optimizer
+
+from streamtrain.errors import Argument, Fix, StreamtrainWarning
+from streamtrain.models.factory import n_parameters
+from streamtrain.models.losses import Loss
 from streamtrain.optim.gradients import Learner
 from streamtrain.optim.rules import UpdateRule
+from streamtrain.system.display.notebook_html import clipped
+from streamtrain.system.display.progress_bar import RunProgress
 from streamtrain.system.signals import DeferredSignals, defer_signals
-from streamtrain.training.batch_stream import BatchStream
+from streamtrain.training.batch_stream import BatchStream, samples_per_epoch
 from streamtrain.training.best.watch import EpochWatch
 from streamtrain.training.loop import EpochLoop
-from streamtrain.training.metrics.history import EpochSummary, History
+from streamtrain.training.metrics.history import EpochSummary, History, epoch_line, head_of
 from streamtrain.training.metrics.recorder import EpochRecorder
 from streamtrain.training.metrics.running import Metrics
-from streamtrain.training.progress import Counts, Totals
-from streamtrain.training.run_folder import NullRunFolder, Run
+from streamtrain.training.progress import Counts, Totals, run_length
+from streamtrain.training.run_folder import NullRunFolder, Run, epochs_backwards
 from streamtrain.training.run_state import ResumePoint, RunState
+
+
+def trainer_line(model: nn.Module, loss: Loss, optimizer: Optimizer, rule: str, counts: Counts) -> str:
+    """Say what a trainer is in at most 100 characters."""
+    name = f"{clipped(type(model).__name__, 22)}, {n_parameters(model):,} weights, {clipped(loss.name, 16)}"
+    step = f"{clipped(type(optimizer).__name__.lower(), 10)} lr {optimizer.param_groups[0]['lr']:.3g}"
+    return clipped(f"Trainer({name}, {step}, {rule} rule: epoch {counts.n_epochs})", 100)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +46,8 @@ class FitPlan:
     resumes: bool
     on_epoch: Callable[[EpochSummary], None] | None
     on_resume: Callable[[ResumePoint], None] | None
+    # Without lines where a run is handed over open: whoever does so prints a table.
+    progress: RunProgress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,19 +67,22 @@ class Fitting:
     def epochs(self, stream: BatchStream, plan: FitPlan) -> History:
         """Train epoch by epoch, from where the run was if it is resumed."""
         loop, state, summaries = self.loop, self.state, list[EpochSummary]()
-        with nullcontext(DeferredSignals()) if isinstance(self.run, NullRunFolder) else defer_signals() as interrupts:
+        quiet = nullcontext(DeferredSignals())
+        with plan.progress as bar, quiet if isinstance(self.run, NullRunFolder) else defer_signals() as interrupts:
             restored = state.restore(is_over=plan.totals.reached_by, tell=plan.on_resume) if plan.resumes else None
             loop.resume(stream, restored)
+            self._look_back(stream, plan)
             resumed_from_batch = loop.counts.n_batches if plan.resumes else 0
             while not (loop.is_cut or plan.totals.reached_by(loop.counts) or self.watch.ended_by(self.rule)):
-                recorder = self.recording(epoch=loop.counts.n_epochs + 1)
+                self._begin_bar(stream, plan)
+                recorder = self.recording(epoch=loop.counts.n_epochs + 1, progress=bar)
                 batches = loop.train(stream, recorder, plan.totals)
                 with recorder, closing(batches), state.name_checkpoint_on_divergence():
                     for place in batches:
                         if state.is_due(loop.counts) or interrupts.number is not None:
                             interrupts.stop_if_asked(state.save(loop.counts, place()))
                 summary = recorder.summary(loop.counts, partial=loop.is_cut)
-                summaries.append(self._end_epoch(summary, plan.on_epoch))
+                summaries.append(self._end_epoch(summary, plan))
                 interrupts.stop_if_asked(state.save(loop.counts, loop.inside))
             if loop.counts == Counts():
                 state.save(loop.counts)
@@ -74,9 +95,29 @@ class Fitting:
             reached=self.watch.stopping.reached,
             stopped_by=self.watch.ended_by(self.rule) or plan.totals.name_reached_by(loop.counts),
             best=self.watch.best,
+            run=self.run.path,
         )
 
-    def _end_epoch(self, summary: EpochSummary, on_epoch: Callable[[EpochSummary], None] | None) -> EpochSummary:
+    def _look_back(self, stream: BatchStream, plan: FitPlan) -> None:
+        """Read the epochs of a run that resumes; warn where a total is reached before anything is done."""
+        loop, counts = self.loop, self.loop.counts
+        if plan.resumes and self.run.path is not None:
+            own = loop.scoring.metrics
+            lines = [*epochs_backwards(self.run.path)][::-1]
+            found = [EpochSummary.of_line(line, own, n_batches=len(stream)) for line in lines]
+            loop.epochs = [epoch for epoch in found if epoch.number <= counts.n_epochs and not epoch.partial]
+        elif counts.n_steps and plan.totals.reached_by(counts):
+            warnings.warn(_reached(plan.totals, counts), stacklevel=6)
+
+    def _begin_bar(self, stream: BatchStream, plan: FitPlan) -> None:
+        counts, of_pass = self.loop.counts, samples_per_epoch(stream)
+        of_epoch = max(1, self.rule.steps_per_epoch(len(stream), of_pass))
+        n_epochs = run_length(plan.totals, of_epoch).n_steps / of_epoch
+        last = f"/{plan.totals.max_epochs}" if plan.totals.max_epochs is not None else ""
+        label = f"epoch {counts.n_epochs + 1}{last}"
+        plan.progress.begin_epoch(label, total=max(round(n_epochs * of_pass), 1), done=counts.n_samples)
+
+    def _end_epoch(self, summary: EpochSummary, plan: FitPlan) -> EpochSummary:
         """Finish an epoch: validation, the best and early stopping, the line of metrics, the caller's function."""
         if self.measure is not None:
             summary = replace(summary, val=self.measure())
@@ -84,8 +125,27 @@ class Fitting:
             value = self.watch.look(summary, is_fresh=self.rule.is_fresh)
             if self.learner.schedules is not None:
                 self.learner.schedules.after_epoch(value)
+        self.loop.keep(summary)
         self.run.log(kind="epoch", **summary.named())
         self.run.keep_scores(summary.scores())
-        if on_epoch is not None and not summary.partial:
-            on_epoch(summary)
+        plan.progress.end_epoch(head_of(summary), epoch_line(summary), _figures(summary))
+        if plan.on_epoch is not None and not summary.partial:
+            with plan.progress.aside():
+                plan.on_epoch(summary)
         return summary
+
+
+def _figures(summary: EpochSummary) -> str:
+    """Write what was measured of an epoch, to stand behind the bar until the next one has figures of its own."""
+    figures = (summary.val.named("val_") if summary.val else summary.train.named()).items()
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures)
+
+
+def _reached(totals: Totals, counts: Counts) -> StreamtrainWarning:
+    """Say which total is reached already, and what would train further."""
+    by_steps = totals.steps_reached_by(counts)
+    name, given = ("max_steps", totals.max_steps) if by_steps else ("max_epochs", totals.max_epochs)
+    n_done, unit = (counts.n_steps, "step") if by_steps else (counts.n_epochs, "epoch")
+    done = f"{n_done:,} {unit} is done" if n_done == 1 else f"{n_done:,} {unit}s are done"
+    fix = Fix(Argument(name, n_done + max(given or 0, 1)), ", or a new Trainer")
+    return StreamtrainWarning(f"{name}={given} is a total, and {done}", fix=fix)

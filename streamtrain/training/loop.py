@@ -44,6 +44,7 @@ from streamtrain.training.batch_stream import (
 from streamtrain.training.labels.class_weights import weigh_classes
 from streamtrain.training.labels.reading import AS_STORED
 from streamtrain.training.labels.targets import TargetSettings
+from streamtrain.training.metrics.history import EpochSummary
 from streamtrain.training.metrics.recorder import EpochRecorder, Labels
 from streamtrain.training.metrics.running import Metrics, RunningMetrics, Scoring
 from streamtrain.training.metrics.user import UserMetric, check_metrics
@@ -83,6 +84,8 @@ class EpochLoop:
         metrics: Mapping[str, UserMetric] | None = None,
     ) -> None:
         self.counts = Counts()
+        # Since the trainer was made, or the run began.
+        self.epochs: list[EpochSummary] = []
         # The position in an epoch that was cut short; None between two.
         self.inside: MidEpochState | None = None
         self.is_cut = False
@@ -146,6 +149,12 @@ class EpochLoop:
                 stacklevel=4,
             )
             self.begin_epoch_anew()
+
+    def keep(self, summary: EpochSummary) -> None:
+        """Keep the summary of an epoch, in place of that of its part where it was cut short before."""
+        if self.epochs and self.epochs[-1].partial:
+            self.epochs.pop()
+        self.epochs.append(summary)
 
     def begin_epoch_anew(self) -> None:
         """Forget the progress inside the epoch; the steps taken stay."""

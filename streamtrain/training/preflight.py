@@ -25,7 +25,7 @@ from streamtrain.models.seeding import borrowed_random
 from streamtrain.optim.gradients import Learner, TrainingBatch, weights_kept
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.system.arguments import check_choice, check_flags, check_names, check_optional_functions
-from streamtrain.system.progress_bar import parse_progress
+from streamtrain.system.display.progress_bar import parse_progress
 from streamtrain.training.batch_stream import SmallBatch
 from streamtrain.training.step_errors import explain_device
 

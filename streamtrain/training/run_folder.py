@@ -450,16 +450,21 @@ def write_memory(path: Path, memory: Mapping[str, object]) -> None:
 
 def last_epoch(path: Path) -> dict[str, Any] | None:
     """Return the last line of ``metrics.jsonl`` that sums up an epoch; None where there is none."""
+    return next(epochs_backwards(path), None)
+
+
+def epochs_backwards(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of ``metrics.jsonl`` that sum up an epoch, the last one first, up to one that cannot be read."""
     try:
         lines = read_whole(path / METRICS).decode().splitlines()
-        values = map(json.loads, reversed(lines))
-        return next((line for line in values if line.get("kind") == "epoch"), None)
+        for line in map(json.loads, reversed(lines)):
+            if line.get("kind") == "epoch":
+                yield line
     except OSError as error:
         if is_of_machine(error):
             raise os_failure(error, "read", path / METRICS) from error
-        return None
     except (ValueError, AttributeError, RecursionError):
-        return None
+        return
 
 
 def _nearby_runs(path: Path) -> str:

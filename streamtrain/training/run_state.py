@@ -465,10 +465,10 @@ def budget_config(loader: StreamLoader, memory: int) -> dict[str, object]:
 
 
 def open_run(
-    checkpoint: str | Path | RunFolder | None, config: dict[str, object], *, resumes: bool
+    checkpoint: str | Path | Run | None, config: dict[str, object], *, resumes: bool
 ) -> AbstractContextManager[Run]:
     """Open the run kept in a folder; without a folder, a run that keeps nothing. One that is open stays so."""
-    if isinstance(checkpoint, RunFolder):
+    if isinstance(checkpoint, Run):
         return nullcontext(checkpoint)
     if checkpoint is not None:
         return RunFolder(local_path(checkpoint), config, resumes=resumes)

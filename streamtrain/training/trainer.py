@@ -25,6 +25,7 @@ from streamtrain.optim.schedules import Beta1, Schedule, ScheduleFactory
 from streamtrain.optim.step_options import StepOptions
 from streamtrain.store.dataset import Dataset, opened
 from streamtrain.system.calls.public import naming_misspelt, public, public_explaining, refuse_other_names
+from streamtrain.system.display.progress_bar import RunProgress
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
 from streamtrain.training.batch_stream import (
     BatchStream,
@@ -39,7 +40,7 @@ from streamtrain.training.batch_stream import (
 )
 from streamtrain.training.best.watch import EpochWatch, check_same_weights, make_watch
 from streamtrain.training.checkpoint import load_initial_weights
-from streamtrain.training.fitting import FitPlan, Fitting
+from streamtrain.training.fitting import FitPlan, Fitting, trainer_line
 from streamtrain.training.inference.given_batches import GivenBatches, arrays_given, check_can_train, is_stream
 from streamtrain.training.inference.predicts import PredictsInTraining
 from streamtrain.training.labels.class_weights import ClassWeight
@@ -227,8 +228,7 @@ class Trainer(PredictsInTraining, BuiltLater):
     def __repr__(self) -> str:
         if self._given is not None:
             return f"Trainer(built when its data is there, on {self.device})"
-        parts = type(self.model).__name__, self.loss.name, self.way, type(self.optimizer).__name__
-        return f"Trainer({', '.join(parts)}, on {self.device}, {self.counts.n_steps} steps)"
+        return trainer_line(self.model, self.loss, self.optimizer, self._rule.name, self.counts)
 
     @property
     def way(self) -> str:
@@ -244,6 +244,14 @@ class Trainer(PredictsInTraining, BuiltLater):
     def counts(self) -> Counts:
         """Epochs, batches, steps and samples so far."""
         return self._epoch_loop.counts
+
+    @property
+    def history(self) -> History:
+        """All epochs since the trainer was made, or since the run began that it resumed."""
+        if self._given is not None:
+            return History(epochs=(), counts=Counts())
+        best, run = (self._watch.best, self._watch.run) if self._watch else (None, None)
+        return History(epochs=tuple(self._epoch_loop.epochs), counts=self.counts, best=best, run=run)
 
     @public_explaining(arrays_given)
     def fit(
@@ -263,7 +271,7 @@ class Trainer(PredictsInTraining, BuiltLater):
         seed: int = 0,
         memory: str | None = None,
         max_memory: str | None = None,
-        checkpoint: str | Path | RunFolder | None = None,
+        checkpoint: str | Path | Run | None = None,
         checkpoint_every: int | None = None,
         on_checkpoint_failure: str = "error",
         resume: Literal["auto"] | None = None,
@@ -313,7 +321,7 @@ class Trainer(PredictsInTraining, BuiltLater):
         log_every : int
             Batches between two lines of ``metrics.jsonl``.
         progress : bool, optional
-            Whether to show a bar on stderr; by default where that is a terminal.
+            Whether to show a bar, and a line an epoch; by default where stderr is a terminal, and in a notebook.
         on_epoch : callable, optional
             Called with the summary of every finished epoch.
         on_resume : callable, optional
@@ -348,6 +356,7 @@ class Trainer(PredictsInTraining, BuiltLater):
             resumes=resume is not None,
             on_epoch=on_epoch,
             on_resume=on_resume,
+            progress=RunProgress(show=progress, has_lines=not isinstance(checkpoint, Run)),
         )
         options = LoaderOptions(
             batch_size=batch_size, seed=seed, memory=memory, max_memory=max_memory, device=str(self.device)
@@ -370,8 +379,7 @@ class Trainer(PredictsInTraining, BuiltLater):
         if isinstance(data, Dataset):
             self.learned.learn(data)
         with streams_of(self, data, validation, options, best_bytes=watch.copy_bytes) as streams:
-            recording = partial(EpochRecorder, self.loss, log_every=log_every, progress=progress)
-            return self._fit(*streams, watch, plan, checkpoint, recording)
+            return self._fit(*streams, watch, plan, checkpoint, partial(EpochRecorder, self.loss, log_every=log_every))
 
     def _fit(
         self,
@@ -379,7 +387,7 @@ class Trainer(PredictsInTraining, BuiltLater):
         val: BatchStream | None,
         watch: EpochWatch,
         plan: FitPlan,
-        checkpoint: str | Path | RunFolder | None,
+        checkpoint: str | Path | Run | None,
         recording: Callable[..., EpochRecorder],
     ) -> History:
         self._begin(loader, val, plan.totals, watch.mode)
@@ -440,8 +448,7 @@ class Trainer(PredictsInTraining, BuiltLater):
         if isinstance(data, Dataset):
             with StreamLoader(data, shuffle=False, device=self.device) as whole:
                 return self.evaluate(whole, positive=positive)
-        if not is_stream(data):
-            data = GivenBatches(data, self._epoch_loop.fields)
+        data = data if is_stream(data) else GivenBatches(data, self._epoch_loop.fields)
         arrangement = self.learned.schema.arrangement(data, self._epoch_loop.fields, stacklevel=4)
         scoring = self.learned.scoring(data.dataset, positive, arrangement)
         with every_sample(data) as stream:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from streamtrain.cli import main as command_line
-from streamtrain.cli.output import as_command_line, epoch_head, memory_line, time_lines, warning_text
+from streamtrain.cli.output import as_command_line, memory_line, time_lines, warning_text
 from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
 from streamtrain.system.events import ThreadSeconds
-from streamtrain.training.metrics.history import Speed
+from streamtrain.training.metrics.history import Speed, epoch_head
 
 
 def test_lines_for_people() -> None:

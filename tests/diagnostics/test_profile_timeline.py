@@ -241,7 +241,7 @@ def test_the_page_shows_epochs_and_levels() -> None:
     for word in ("budget", "projected", "held before the loader", "anonymous", "share of an epoch spent waiting"):
         assert f">{word}</text>" in page, word
     assert "budget 64.0 MB, projected 48.0 MB, measured 50.0 MB (0.78 of the budget)</td>" in page
-    row = [f"<td>{cell}</td>" for cell in ("d.zarr", "0", "100", "4.0 s", "25.0%", "1.00")]
+    row = [f"<td>{cell}</td>" for cell in ("d.zarr", "1", "100", "4.0 s", "25.0%", "1.00")]
     assert "".join(row) in page
 
 

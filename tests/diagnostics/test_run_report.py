@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -17,6 +18,8 @@ import torch
 
 import streamtrain as st
 from streamtrain.cli.main import main
+from streamtrain.diagnostics.charts import LineChart
+from streamtrain.diagnostics.run_curves import _charts
 from streamtrain.diagnostics.run_reader import read_run
 from streamtrain.diagnostics.run_report import run_page, write_report
 from streamtrain.errors import CheckpointError
@@ -182,6 +185,106 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     capsys.readouterr()
     assert main(["report", str(tmp_path)]) == 6
     assert f"no run: config.json is missing. Fix: one of {run}" in capsys.readouterr().err
+
+
+def write_lines(run: Path, lines: list[dict[str, Any]]) -> None:
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def charts_of(run: Path) -> list[LineChart]:
+    return [chart for chart in _charts(read_run(run), "arr_delay", None) if chart.has_a_line]
+
+
+def test_curves_are_over_epochs_from_1_and_say_what_is_drawn(run: Path) -> None:
+    text = write_report(run)[0].read_text()
+    for title in ("Training and validation loss of label", "Training and validation accuracy of label"):
+        assert f"<h3>{title}</h3>" in text
+    loss, accuracy, speed = charts_of(run)
+    assert [curve.label for curve in loss.curves] == ["training, inside an epoch", "training", "validation"]
+    inside, training, validation = (dict(curve.points) for curve in loss.curves)
+    assert list(training) == list(validation) == [1, 2]
+    assert all(0 < at <= 2 for at in inside)
+    assert inside.keys() - {1, 2} == inside.keys(), "none of them at the end of an epoch"
+    assert [axis.x.label for axis in (loss, accuracy, speed)] == ["epoch"] * 3
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["one epoch", "cut short"])
+def test_a_run_of_one_epoch_has_no_empty_chart(run: Path, is_whole: bool) -> None:
+    line = {"kind": "epoch", "epoch": 1, "steps": 3, "samples": 60, "loss": 0.5, "val_loss": 0.4, "seconds": 1.0}
+    write_lines(run, [line | ({} if is_whole else {"partial": True})])
+    assert charts_of(run) == []
+    text = write_report(run)[0].read_text()
+    assert "<h2>Curves</h2>" not in text
+    assert "nothing to show" not in text
+
+
+def test_a_line_search_is_one_point_a_step_and_its_trials_are_ticks(run: Path) -> None:
+    taken = [{"kind": "epoch", "epoch": i, "steps": i, "samples": 300 * i, "loss": 10.0 / i**2} for i in (1, 2, 4)]
+    trial = {"kind": "epoch", "epoch": 3, "steps": 2, "samples": 900, "loss": 2.5, "trial_loss": 77.0}
+    write_lines(run, [*taken[:2], trial, taken[2]])
+    (loss,) = charts_of(run)
+    assert [curve.points for curve in loss.curves] == [[(1, 10.0), (2, 2.5), (4, 0.625)]]
+    assert loss.ticks == {"trial of a line search": [3]}
+    assert loss.y.is_log, "it spans a decade"
+    assert loss.x.label == "pass over the data"
+    assert "trial of a line search" in run_page(read_run(run))
+
+
+def test_classes_and_their_confusion_are_tables(run: Path) -> None:
+    text = write_report(run)[0].read_text()
+    scores = json.loads((run / "scores.json").read_text())
+    assert "<h2>Scores by class on the validation data, epoch 2</h2>" in text
+    assert "<h2>Confusion on the validation data, epoch 2</h2>" in text
+    row = scores["confusion"][0]
+    assert f'title="{row[0]} of {sum(row)} ' in text.replace(".0 of", " of").replace(".0 ", " ")
+    assert "shoe &amp; sock" in text
+
+
+def test_errors_of_a_regression_are_bars(run: Path) -> None:
+    errors = {"edges": [float(edge) for edge in range(-11, 12)], "counts": [1.0] * 22}
+    (run / "scores.json").write_text(json.dumps({"epoch": 2, "measured_on": "val", "errors": [errors]}))
+    text = run_page(read_run(run))
+    assert "<h3>Errors of label by their size</h3>" in text
+    assert "-2 to 0" in text, "two bins are one, and zero is an edge"
+
+
+@pytest.mark.parametrize(
+    "scores", ["[]", "{", '{"classes": 3}', '{"confusion": [["<b>"]]}', '{"errors": "x"}', '{"classes": [[[]]]}']
+)
+def test_damaged_scores_are_refused(run: Path, scores: str) -> None:
+    (run / "scores.json").write_text(scores)
+    with pytest.raises(CheckpointError, match=r"scores\.json"):
+        read_run(run)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {"classes": [{"class": PAYLOAD, "f1": None}, {"class": 1}], "confusion": [[1, 2], [3]], "epoch": PAYLOAD},
+        {"errors": [{"edges": [1], "counts": [1]}, {"edges": [0, 1e308], "counts": ["x"]}, [1]], "task": PAYLOAD},
+        {"errors": [{"edges": [0, 0] * 20, "counts": [0] * 39}], "targets": [{PAYLOAD: 1}, {}], "labels": [{}, [1]]},
+        {"confusion": [[0, 0], [0, 0]], "measured_on": [PAYLOAD]},
+    ],
+)
+def test_odd_scores_have_a_page(run: Path, scores: dict[str, object]) -> None:
+    (run / "scores.json").write_text(json.dumps(scores))
+    page = run_page(read_run(run))
+    assert "<script" not in page
+    assert "<h2>Epochs</h2>" in page
+
+
+def test_a_page_is_for_light_and_dark_screens_and_for_paper(run: Path) -> None:
+    text = write_report(run)[0].read_text()
+    assert "@media screen and (prefers-color-scheme: dark)" in text
+    assert "@media print" in text
+    levels = [int(level) for level in re.findall(r"<h([1-6])>", text)]
+    assert levels[0] == 1
+    assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(levels)), "no level is skipped"
+    assert text.count('role="img" aria-label="') == text.count("<svg")
+    assert len(text) < 2_000_000
+    widths = [float(width) for width in re.findall(r'<svg[^>]*viewBox="0 0 ([\d.]+)', text)]
+    sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", text.partition("<body>")[2])]
+    assert min(sizes) * 376 / max(widths) >= 12, "where the page is 400 pixels wide"
 
 
 def pixels(png: bytes) -> tuple[int, int, bytes]:

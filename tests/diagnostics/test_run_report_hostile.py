@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from streamtrain.cli.main import main
 from streamtrain.diagnostics import charts
+from streamtrain.diagnostics.run_curves import _thinned
 from streamtrain.diagnostics.run_reader import RunRecord, read_run
-from streamtrain.diagnostics.run_report import _thinned, run_page, write_report
+from streamtrain.diagnostics.run_report import run_page, write_report
 from streamtrain.errors import CheckpointError
 
 SECONDS = {"compute_seconds": 1.0, "transfer_seconds": 0.5, "wait_seconds": 0.25, "seconds": 1.75}
@@ -90,7 +91,9 @@ def test_a_number_that_means_nothing_is_left_out(run: Path, name: str, text: str
 def test_losses_at_the_ends_of_all_numbers_have_a_page(run: Path, losses: tuple[float, ...]) -> None:
     lines = [EPOCH | {"steps": i, "loss": loss} for i, loss in enumerate(losses)]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert "Loss against updates" in write_report(run)[0].read_text()
+    text = write_report(run)[0].read_text()
+    assert "<h2>Epochs</h2>" in text
+    assert "nothing to show" not in text
 
 
 def test_names_that_meet_when_they_are_joined_have_a_page(run: Path) -> None:

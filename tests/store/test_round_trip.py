@@ -151,8 +151,8 @@ def test_indexing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="int or a slice"):
         dataset["x"]  # type: ignore[index]
     assert [int(sample["y"]) for sample in dataset] == y.tolist()
-    assert repr(dataset).startswith("<Dataset ")
-    assert "23 samples of x float64[2], y int64" in repr(dataset)
+    assert repr(dataset).startswith("Dataset('")
+    assert repr(dataset).endswith("/d.zarr': 23 samples, x float64[2], y int64, classification)")
 
 
 def test_facts(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class EpochWatch:
         # Of a run that was monitored before, and is not in this call.
         self._before: Monitor | None = None
         self._place: tuple[object, ...] = ()
-        self._run: Path | None = None
+        self.run: Path | None = None
 
     @property
     def mode(self) -> str | None:
@@ -112,11 +112,11 @@ class EpochWatch:
             monitor=monitor.name,
             value=value,
             figures=same_data(figures, monitor.name),
-            checkpoint=checkpoint_folder(self._run, counts.n_batches) if self._run else None,
+            checkpoint=checkpoint_folder(self.run, counts.n_batches) if self.run else None,
         )
         if self._restored is not None and self._copies:
             self._copy = {name: _copy(kept) for name, kept in self._restored.state_dict().items()}
-        if self._run is None:
+        if self.run is None:
             self._kept = self.best
 
     def saved(self) -> None:
@@ -151,10 +151,10 @@ class EpochWatch:
         What an earlier call watched on the same streams is gone on with. A block may also end by a signal, or a loss
         that is not finite.
         """
-        self._place, self._run = (streams, self.monitor), run.path
+        self._place, self.run = (streams, self.monitor), run.path
         if before is not None and before._place == self._place:
             self.stopping.continue_from(before.stopping)
-            if before._run == self._run and (before._copy is not None or not self._copies):
+            if before.run == self.run and (before._copy is not None or not self._copies):
                 self.best = self._kept = before.best
                 self._copy = before._copy
         try:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import StreamtrainWarning
 from streamtrain.loader.device.resolve import resolve_device
+from streamtrain.models.factory import n_parameters
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.store.schema.columns import INPUT, Schema
 from streamtrain.system.calls.public import public
+from streamtrain.system.display.notebook_html import clipped, clipped_left, html_facts, html_table, html_title
 from streamtrain.training.best.chosen_checkpoint import BEST, Which
 from streamtrain.training.checkpoint import load_weights
 from streamtrain.training.inference.predicting import Predictor
 from streamtrain.training.inference.predictions import form_of_run
 from streamtrain.training.inference.predicts import Predicts
 from streamtrain.training.inference.saved_run import SavedRun, build_module, normalize_modules, read_run
+
+_MOST_NAMES: Final = 20
 
 
 class TrainedModel(Predicts, nn.Module):
@@ -47,6 +52,7 @@ class TrainedModel(Predicts, nn.Module):
 
     def __init__(self, run: SavedRun, module: nn.Module, device: torch.device) -> None:
         nn.Module.__init__(self)
+        self._run = run.path
         self.inputs = run.inputs
         self.schema: Schema = run.schema
         self.config: dict[str, Any] = run.config
@@ -57,6 +63,27 @@ class TrainedModel(Predicts, nn.Module):
         self._device = device
         self._normalized = NormalizedModel(module, run.inputs)
         self._normalized.put(normalize_modules(run), device)
+
+    def __repr__(self) -> str:
+        n_classes = f" of {len(self.classes)} classes" if self.classes else ""
+        kind = f"{clipped(str(self.config.get('model')), 20)}, {n_parameters(self.module):,} weights"
+        what = f", {kind}, {self.task or 'no task'}{n_classes}, epoch {self.best.get('epoch')})"
+        return f"TrainedModel('{clipped_left(str(self._run), 84 - len(what))}'{what}"
+
+    def _repr_html_(self) -> str:
+        """Write it for a notebook: its weights, its inputs, its classes or targets, and its layers."""
+        facts = [["weights", self.weights], ["inputs", ", ".join(self.inputs)]]
+        for name, values in (("columns", self.columns), ("targets", self.targets), ("classes", self.classes)):
+            facts += [[name, f"{len(values):,}: {', '.join(values[:_MOST_NAMES])}"]] if values else []
+        layers = [[name, type(layer).__name__, f"{n_parameters(layer):,}"] for name, layer in self._layers()]
+        table = html_table([["layer", "type", "weights"], *layers])
+        return f"{html_title(repr(self))}{html_facts(facts)}{table}"
+
+    def _layers(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the modules that hold no others, by name."""
+        for name, layer in self.module.named_modules():
+            if next(layer.children(), None) is None:
+                yield name or "module", layer
 
     @property
     def module(self) -> nn.Module:

@@ -1,17 +1,25 @@
-"""The epochs of a run: loss, scores and speed, one by one and in all."""
+"""The epochs of a run: loss, scores and speed, one by one, in all, and as a table."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol, Self, overload
 
-from streamtrain.errors import ResourceError
+from streamtrain.errors import Fix, ResourceError, UsageError, unknown_name
+from streamtrain.system.display.notebook_html import html_table, html_title
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.training.best.monitor import BestEpoch
 from streamtrain.training.metrics.running import Metrics
+from streamtrain.training.metrics.user import METRIC_NAMES
 from streamtrain.training.progress import Counts
+
+_WIDTH: Final = 12
+_MOST_LINES: Final = 60
+_VAL: Final = "val_"
 
 
 class HasWaitSeconds(Protocol):
@@ -108,6 +116,39 @@ class EpochSummary:
     # Cut short: it does not count as an epoch, and a resumed run continues inside it.
     partial: bool = False
 
+    @classmethod
+    def of_line(cls, line: Mapping[str, object], own: Collection[str] = (), *, n_batches: int = 0) -> Self:
+        """Return the epoch of a line of ``metrics.jsonl``, where epochs have ``n_batches`` each.
+
+        ``own`` are the names of metrics of the user's own.
+        """
+        values = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
+        names = [name for name in line if name.removeprefix(_VAL) in (*METRIC_NAMES[1:], *own)]
+
+        def metrics(prefix: str) -> Metrics:
+            scores = {n[len(prefix) :]: values.get(n, math.nan) for n in names if n.startswith(_VAL) == bool(prefix)}
+            return Metrics(loss=values.get(f"{prefix}loss", math.nan), scores=scores, n_samples=0)
+
+        partial = bool(line.get("partial"))
+        n_epochs = int(values.get("epoch", 0)) - partial
+        counts = {f"n_{name}": int(values.get(name, 0)) for name in ("steps", "samples")}
+        seconds = {kind: values.get(f"{kind}_seconds", 0.0) for kind in ("wait", "transfer")}
+        total = values.get("seconds", 0.0)
+        return cls(
+            counts=Counts(n_epochs=n_epochs, n_batches=n_epochs * n_batches, **counts),
+            train=metrics(""),
+            val=metrics(_VAL) if f"{_VAL}loss" in line else None,
+            speed=Speed(
+                n_samples=round(values.get("samples_per_second", 0.0) * total),
+                seconds=total,
+                wait_seconds=seconds["wait"],
+                transfer_seconds=seconds["transfer"],
+            ),
+            grad_norm=values.get("grad_norm"),
+            objective=values.get("objective"),
+            partial=partial,
+        )
+
     @property
     def number(self) -> int:
         """The epoch's number in the run, counted from 1."""
@@ -143,9 +184,35 @@ class EpochSummary:
         }
 
 
+def epoch_head(*score_names: str | None, with_val: bool) -> str:
+    """Write the head of the table of epochs."""
+    columns = ["loss", *filter(None, score_names)]
+    columns += [f"val {name}" for name in columns if with_val]
+    middle = "".join(f"{name:>{max(_WIDTH, len(name) + 2)}}" for name in columns)
+    return f"epoch{'steps':>11}{middle}{'samples/s':>{_WIDTH}}{'stall':>8}"
+
+
+def head_of(summary: EpochSummary) -> str:
+    """Write the head of the table that an epoch is a line of."""
+    return epoch_head(*list(summary.train.named())[1:], with_val=summary.val is not None)
+
+
+def epoch_line(summary: EpochSummary) -> str:
+    """Write one epoch in the columns of `epoch_head`, and whether it was cut short."""
+    values = summary.train.named() | (summary.val.named("val ") if summary.val else {})
+    middle = "".join(f"{value:>{max(_WIDTH, len(name) + 2)}.4f}" for name, value in values.items())
+    speed = summary.speed
+    return (
+        f"{summary.number:>5}{summary.counts.n_steps:>11,}{middle}"
+        f"{speed.samples_per_second:>{_WIDTH},.0f}{speed.stall_fraction:>8.1%}{'  partial' if summary.partial else ''}"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class History:
-    """Result of `Trainer.fit`: its epochs, in order.
+class History(Sequence[EpochSummary]):
+    """Result of `Trainer.fit`: its epochs, in order, as a sequence and as a table.
+
+    ``history[-1]`` is the last epoch, ``history["val_loss"]`` the values of all, and `streamtrain.plot` draws them.
 
     Parameters
     ----------
@@ -166,6 +233,8 @@ class History:
         ``"grad_tolerance"``, ``"loss_tolerance"``, or ``"stuck"`` where no step lowers J any more.
     best : BestEpoch, optional
         The best epoch of the run by its monitor, with its ``epoch``, ``value`` and ``checkpoint``; None without one.
+    run : Path, optional
+        The folder of the run; None where it keeps none.
 
     Examples
     --------
@@ -173,8 +242,8 @@ class History:
     >>> data = st.ingest({"x": np.eye(4, dtype="float32"), "y": np.arange(4)}, tempfile.mkdtemp() + "/d.zarr")
     >>> trainer = st.Trainer(torch.nn.Linear(4, 4), loss="cross_entropy", device="cpu")
     >>> history = trainer.fit(data, batch_size=2, max_epochs=3, progress=False)
-    >>> len(history), history.counts.n_steps, history.stopped_by
-    (3, 6, 'epochs')
+    >>> len(history), history[-1].counts.n_steps, history["steps"], history.stopped_by
+    (3, 6, [2, 4, 6], 'epochs')
     """
 
     epochs: tuple[EpochSummary, ...]
@@ -185,17 +254,74 @@ class History:
     reached: bool | None = None
     stopped_by: str = "epochs"
     best: BestEpoch | None = None
+    run: Path | None = None
 
     def __repr__(self) -> str:
-        measured = f", loss {self.last.train.loss:.4g}" if self.last is not None else ""
-        measured += f", best epoch {self.best.epoch}" if self.best else ""
-        return f"History({len(self)} epochs, {self.counts.n_steps} steps in all{measured}, ended by {self.stopped_by})"
+        if not self.epochs:
+            return epoch_head(with_val=False)
+        first = self.epochs[0]
+        lines = [epoch_line(epoch) for epoch in self.epochs]
+        if len(lines) > _MOST_LINES:
+            lines = [*lines[:5], f"  ... {len(lines) - _MOST_LINES:,} more", *lines[5 - _MOST_LINES :]]
+        return "\n".join([head_of(first), *lines])
+
+    def _repr_html_(self) -> str:
+        """Write the table for a notebook, its best epoch marked."""
+        lines = [line.split() for line in map(epoch_line, self.epochs)]
+        shown = lines if len(lines) <= _MOST_LINES else [*lines[:5], *lines[5 - _MOST_LINES :]]
+        best = str(self.best.epoch) if self.best else None
+        marked = next((i for i, line in enumerate(shown) if line[0] == best), None)
+        told = f"; best epoch {best} by {self.best.monitor}" if self.best else ""
+        title = html_title(f"{len(self)} epoch{'s' * (len(self) != 1)}, {self.counts.n_steps:,} steps in all{told}")
+        if not self.epochs:
+            return title
+        first = self.epochs[0]
+        names = [*first.train.named(), *(first.val.named("val ") if first.val else {})]
+        head = ["epoch", "steps", *names, "samples/s", "stall"]
+        rows = [line if len(line) == len(head) else [f"{line[0]} (partial)", *line[1:-1]] for line in shown]
+        return title + html_table([head, *rows], marked=marked, first=_MOST_LINES)
 
     def __iter__(self) -> Iterator[EpochSummary]:
         return iter(self.epochs)
 
     def __len__(self) -> int:
         return len(self.epochs)
+
+    @overload
+    def __getitem__(self, key: int) -> EpochSummary: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[EpochSummary, ...]: ...
+    @overload
+    def __getitem__(self, key: str) -> list[float]: ...
+    def __getitem__(self, key: int | slice | str) -> EpochSummary | tuple[EpochSummary, ...] | list[float]:
+        """Return an epoch, several, or the values of all by the name of what was measured."""
+        if not isinstance(key, str):
+            return self.epochs[key]
+        values = self.to_dict()
+        if key not in values:
+            raise unknown_name("column of the history", key, values)
+        return values[key]
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Return a list a column by name, as Keras's ``history.history``; NaN where an epoch has no value."""
+        rows = [epoch.named() for epoch in self.epochs]
+        names = dict.fromkeys(name for row in rows for name in row if name != "partial")
+        return {name: [row.get(name, math.nan) for row in rows] for name in names}
+
+    def to_frame(self) -> Any:
+        """Return the same columns as a data frame of pandas, a row an epoch.
+
+        Raises
+        ------
+        UsageError
+            pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            what = "pandas is not installed, and a data frame is of pandas"
+            raise UsageError(what, fix=Fix("pip install pandas, or history.to_dict()")) from None
+        return pd.DataFrame(self.to_dict())
 
     @property
     def last(self) -> EpochSummary | None:

@@ -1,27 +1,23 @@
-"""The record of an epoch: its summary, lines in ``metrics.jsonl`` on the way, and a progress bar on stderr."""
+"""The record of an epoch: its summary, lines in ``metrics.jsonl`` on the way, and the progress bar."""
 
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
-from typing import Final, Self
+from typing import Self
 
 from torch import Tensor
-from tqdm import tqdm
 
 from streamtrain.models.losses import Loss
 from streamtrain.optim.gradients import BatchResult
 from streamtrain.optim.rules import Figures, UpdateRule
 from streamtrain.system.arguments import check_int
-from streamtrain.system.progress_bar import is_shown
-from streamtrain.training.batch_stream import BatchStream, samples_per_epoch
+from streamtrain.system.display.progress_bar import RunProgress
+from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.metrics.history import EpochSummary, Stopwatch
 from streamtrain.training.metrics.running import Metrics, RunningMetrics, Scoring
 from streamtrain.training.progress import Counts
 from streamtrain.training.run_folder import Run
-
-_REFRESH_SECONDS: Final = 0.2
 
 Labels = tuple[Tensor, Tensor | None]
 """What the outputs of a batch are scored with: labels in the data's own units, and the samples' weights."""
@@ -39,7 +35,7 @@ class EpochRecorder:
         *,
         log_every: int,
         epoch: int,
-        progress: bool | None = None,
+        progress: RunProgress,
     ) -> None:
         check_int(log_every, "log_every")
         self.running = RunningMetrics(loss, scoring)
@@ -50,22 +46,13 @@ class EpochRecorder:
         self._run = run
         self._log_every = log_every
         self._epoch = epoch
-        self._bar = tqdm(
-            total=samples_per_epoch(stream),
-            desc=f"epoch {epoch}",
-            unit=" samples",
-            unit_scale=True,
-            mininterval=_REFRESH_SECONDS,
-            leave=False,
-            file=sys.stderr,
-            disable=not is_shown(progress),
-        )
+        self._progress = progress
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        return
 
     def copied(self, seconds: float) -> None:
         """Record the wall time of a batch's copy to the device."""
@@ -76,7 +63,7 @@ class EpochRecorder:
         self._measure(learned, labels)
         self._n_timed += learned.n_new
         # True when the bar has just been drawn: the means are computed no more often than they are seen.
-        if self._bar.update(learned.n_new):
+        if self._progress.advance(learned.n_new):
             self._show()
         if counts.n_batches % self._log_every == 0:
             self._log(counts, is_trial=learned.is_trial)
@@ -94,7 +81,7 @@ class EpochRecorder:
 
     def _show(self) -> None:
         stall = self._watch.speed(self._n_timed).stall_fraction
-        self._bar.set_postfix_str(f"loss {self.running.loss:.4f}, stall {stall:.1%}", refresh=False)
+        self._progress.say(f"loss {self.running.loss:.4f}, stall {stall:.1%}")
 
     def _log(self, counts: Counts, *, is_trial: bool) -> None:
         self._run.log(

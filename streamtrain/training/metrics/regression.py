@@ -7,10 +7,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from streamtrain.training.metrics.error_histogram import ErrorHistogram
 from streamtrain.training.metrics.sums import Total
 
 MOST_TARGETS: Final = 1000
 """A sample of more targets, or of several axes, is so many samples of one."""
+MOST_COUNTED: Final = 16
+"""Of more targets the errors are not counted by their size."""
 _ALIKE: Final = 1e-3
 
 
@@ -32,6 +35,7 @@ class RegressionTally:
         self._weight, self._squares, self._errors, self._of_constant = Total(), Total(), Total(), Total()
         self._largest: Tensor | None = None
         self._largest_of_constant: Tensor | None = None
+        self.histograms: list[ErrorHistogram] = []
         # Of the targets: the sum of weights, mean and squared deviations, least and most, (k,) each.
         self._moments: tuple[Tensor, Tensor, Tensor] | None = None
         self._ends: tuple[Tensor, Tensor] | None = None
@@ -44,8 +48,15 @@ class RegressionTally:
         self._weight.add(_total(torch.ones_like(target[:, :1]), weights))
         self._squares.add(_total(errors.square(), weights))
         if self._full:
+            self._count(errors, weights)
             self._add_further(errors.abs(), target, weights)
             self._ends_of_predicted = _wider(self._ends_of_predicted, (predicted.amin(0), predicted.amax(0)))
+
+    def _count(self, errors: Tensor, weights: Tensor | None) -> None:
+        if errors.shape[1] <= MOST_COUNTED:
+            self.histograms = self.histograms or [ErrorHistogram() for _ in range(errors.shape[1])]
+            for histogram, of_target in zip(self.histograms, errors.T, strict=True):
+                histogram.add(of_target, weights)
 
     def _add_further(self, errors: Tensor, target: Tensor, weights: Tensor | None) -> None:
         self._errors.add(_total(errors, weights))
@@ -76,6 +87,9 @@ class RegressionTally:
         self.n_samples += other.n_samples
         for name in ("_weight", "_squares", "_errors", "_of_constant"):
             getattr(self, name).merge(getattr(other, name))
+        for mine, theirs in zip(self.histograms, other.histograms, strict=False):
+            mine.merge(theirs)
+        self.histograms = self.histograms or other.histograms
         if other._moments is not None and other._ends is not None:
             self._merge_moments(other._moments, other._ends)
         for name in ("_largest", "_largest_of_constant"):

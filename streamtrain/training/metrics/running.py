@@ -48,6 +48,8 @@ class ScoreTable:
     n_ignored: int = 0
     # Whether every prediction was the same.
     is_alike: bool = False
+    # Of each target: the edges of bins of its errors, and the weights in them.
+    errors: tuple[Mapping[str, object], ...] = ()
     # The largest errors of scores that are not exact.
     bounds: Mapping[str, float] = field(default_factory=dict)
 
@@ -104,6 +106,8 @@ class Metrics:
             kind = {"classification": "classes", "multilabel": "labels", "regression": "targets"}[table.task]
             found |= {f"{name}_bound": bound for name, bound in table.bounds.items()}
             found |= {"task": table.task, kind: table.rows() if len(table) <= MOST_IN_CONFUSION else None}
+            if table.errors:
+                found["errors"] = table.errors
             if table.task == "classification":
                 found |= {"confusion": table.confusion, "ignored": table.n_ignored}
         return found
@@ -347,6 +351,7 @@ class RunningMetrics:
             columns={name: tuple(values.tolist()) for name, values in columns.items()},
             confusion=confusion,
             n_ignored=n_ignored,
+            errors=tuple(each.facts() for each in tally.histograms) if isinstance(tally, RegressionTally) else (),
             is_alike=tally.is_alike(),
             bounds=bounds,
         )

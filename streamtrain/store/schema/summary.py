@@ -1,0 +1,67 @@
+"""A dataset in one line, and as HTML for a notebook: its fields, its columns, and bars of its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from streamtrain.store.layout import Field, Layout
+from streamtrain.store.manifest import Manifest
+from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET
+from streamtrain.store.schema.task import LabelTask
+from streamtrain.store.statistics import Histogram
+from streamtrain.system.display.notebook_html import clipped, clipped_left, html_bars, html_table, html_title
+from streamtrain.system.units import format_bytes
+
+_MOST_LETTERS: Final = 100
+_LEAST_OF_PATH: Final = 12
+_MOST_CLASSES: Final = 20
+
+
+def dataset_line(path: Path, layout: Layout, columns: Sequence[str] | None, task: LabelTask | None) -> str:
+    """Say what a dataset is in at most 100 characters."""
+    kind = "no labels" if task is None else task.name or "task undecided"
+    held = _fields(layout.fields) if columns is None else f"{len(columns):,} column{'s' * (len(columns) != 1)}"
+    what = f": {layout.n_samples:,} samples, {held}, {kind})"
+    room = _MOST_LETTERS - len("Dataset('')") - len(what) + 1
+    if room < _LEAST_OF_PATH:
+        what = f": {layout.n_samples:,} samples, {len(layout.fields):,} fields, {kind})"
+        room = _MOST_LETTERS - len("Dataset('')") - len(what) + 1
+    return f"Dataset('{clipped_left(str(path), room)}'{what}"
+
+
+def _fields(fields: Sequence[Field]) -> str:
+    return ", ".join(f"{clipped(field.name, 24)} {field.dtype.name}{list(field.shape) or ''}" for field in fields)
+
+
+def dataset_html(
+    line: str,
+    manifest: Manifest,
+    columns: Mapping[str, Sequence[Any]],
+    labels: Histogram | None,
+    names: Mapping[int, str],
+) -> str:
+    """Write a dataset for a notebook; ``names`` are those of its classes."""
+    layout = manifest.layout
+    sizes = f"{format_bytes(layout.n_bytes)}, {layout.n_blocks:,} blocks of {layout.block_rows:,}, {layout.codec}"
+    fields = [["field", "dtype", "shape", "bytes a sample"]]
+    fields += [[each.name, each.dtype.name, str(each.shape), f"{each.row_bytes:,}"] for each in layout.fields]
+    parts = [html_title(line), f"<div>{sizes}</div>", html_table(fields)]
+    if any(field in (INPUT, CATEGORIES) for field in columns["field"]):
+        parts.append(html_table([["column", "role", "missing", "mean", "std", "min", "max"], *_rows(columns)]))
+    if labels is not None and (names or len(labels.values) <= _MOST_CLASSES):
+        counts = zip(labels.values.tolist(), labels.counts.tolist(), strict=True)
+        parts.append(f"<div>{TARGET}:</div>{html_bars({names.get(value, str(value)): n for value, n in counts})}")
+    return "".join(parts)
+
+
+def _rows(columns: Mapping[str, Sequence[Any]]) -> list[list[str]]:
+    found = zip(*(columns[name] for name in ("name", "role", "missing", "mean", "std", "min", "max")), strict=True)
+    return [
+        [name, role, f"{share:.1%}" if share else "", *map(_figure, values)] for name, role, share, *values in found
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

@@ -1,0 +1,1 @@
+"""Output for people who watch: progress bars, and HTML for notebooks."""
