@@ -78,7 +78,7 @@ _WRITING: Final = "Writing"
 @option(
     "--na-mask", is_flag=True, default=None, section=_TABLES, help="Add field x_missing: which values were filled in."
 )
-@option("--nan", type=Choice(("error", "keep")), section=_TABLES, help="NaN and infinity; by default error.")
+@option("--nan", type=Suggestion(("error", "keep")), section=_TABLES, help="NaN and infinity; by default error.")
 @option("--weight-column", metavar="C", section=_TABLES, help="The column that becomes field weight.")
 @option("--id-column", metavar="C", section=_TABLES, help="The column of whole numbers that becomes field id.")
 @option("--header", type=Suggestion(("first", "none")), section=_TEXT, help="first, or none with --names.")

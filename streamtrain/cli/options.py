@@ -60,7 +60,7 @@ def _parse_pairs(
         name, is_pair, text = word.partition("=")
         if not is_pair or not name:
             option, example = parameter.opts[0], _EXAMPLES[parameter.opts[0]]
-            raise UsageError(f"{option} {word!r} is no NAME=VALUE", fix=f"{option} {example}, say")
+            raise UsageError(f"{option} {word!r} is not NAME=VALUE", fix=f"{option} {example}, say")
         try:
             pairs.append((name, json.loads(text)))
         except (ValueError, RecursionError):
@@ -181,7 +181,9 @@ class TrainOptions:
         metavar="LABEL",
         type=int,
     )
-    update: str = _option("batch", "A step per batch, sample or epoch.", "Steps", type=Choice(values.UPDATES))
+    update: str = _option(
+        "batch", "A step per batch, sample or epoch.", "Steps", type=Choice(values.UPDATES, "update rule")
+    )
     optimizer: str = _option(
         "adam",
         f"{', '.join(values.OPTIMIZERS)}.",
@@ -350,7 +352,7 @@ _TYPES_OF_STEPS: Final = {
     "schedule": Suggestion(values.SCHEDULES),
     "grad_sum_dtype": Choice(values.GRAD_SUM_DTYPES),
     "sample_path": Choice(values.SAMPLE_PATHS),
-    "autocast": Choice(values.AUTOCAST),
+    "autocast": Suggestion(values.AUTOCAST),
 }
 """Types of those options of a step that are names; click is for the command line alone."""
 

@@ -47,7 +47,7 @@ def weights(run: Path) -> dict[str, Any]:
 
 def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["train", f"{stored}/images.zarr", "--model", "mlp:16", "--val", f"{stored}/val-images.zarr"]
-    assert main([*args, "--epochs", "3", "--batch-size", "32", "--memory", "64MB"]) == 0
+    assert main([*args, "--epochs", "3", "--batch-size", "32", "--memory", "64MB", "-v"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0].startswith("data    ")

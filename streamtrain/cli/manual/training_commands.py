@@ -108,7 +108,7 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
 @option(
     "--rules",
     default="sample,batch,epoch",
-    type=Names(values.UPDATES, is_closed=True),
+    type=Names(values.UPDATES, "update rule"),
     section="Runs",
     help="Update rules: some of sample, batch and epoch.",
 )

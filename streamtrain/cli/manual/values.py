@@ -57,23 +57,30 @@ _MANIFESTS: Final = ("_streamtrain/manifest.json", "_streamtrain/splits.json")
 _CONFIG: Final = ("config.json",)
 
 
-def _named(param: click.Parameter | None) -> str:
-    return ((param and param.name) or "value").replace("_", " ")
+def _name(param: click.Parameter | None) -> str:
+    return (param and param.name) or "value"
 
 
 class Choice(_Choice):
-    """One of some names, the most common first; any other is refused with the nearest."""
+    """One of some names, the most common first; any other is refused with the nearest, as the library does.
+
+    ``kind`` is what the error calls it, by default the option's name.
+    """
+
+    def __init__(self, choices: Sequence[str], kind: str | None = None) -> None:
+        super().__init__(choices)
+        self.kind = kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return a known name as it is."""
         if value not in self.choices:
-            raise unknown_name(_named(param), str(value), self.choices)
+            raise unknown_name(self.kind or _name(param), str(value), self.choices)
         return value
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str | None:
         """Write a few names where the value stands; many are in the help."""
         text = f"[{'|'.join(self.choices)}]"
-        return text if len(text) <= _SHORT else _named(param).upper().replace(" ", "_")
+        return text if len(text) <= _SHORT else _name(param).upper()
 
 
 class Suggestion(Choice):
@@ -85,21 +92,21 @@ class Suggestion(Choice):
 
 
 class Names(ValueType):
-    """Names with commas between them, completed one by one; those of a closed list are checked."""
+    """Names with commas between them, completed one by one; where they have a ``kind``, there are no others."""
 
     name = "names"
 
-    def __init__(self, known: Sequence[str], *, is_closed: bool = False) -> None:
-        self.known, self.is_closed = known, is_closed
+    def __init__(self, known: Sequence[str], kind: str | None = None) -> None:
+        self.known, self.kind = known, kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """Split a list at its commas."""
         if not isinstance(value, str):
             return tuple(value)
         names = tuple(word.strip() for word in value.split(",") if word.strip())
-        for name in names if self.is_closed else ():
+        for name in names if self.kind is not None else ():
             if name not in self.known:
-                raise unknown_name(_named(param).removesuffix("s"), name, self.known)
+                raise unknown_name(str(self.kind), name, self.known)
         return names
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:

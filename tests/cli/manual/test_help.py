@@ -130,7 +130,7 @@ def test_help_and_usage_errors_load_neither_torch_nor_zarr() -> None:
         (["train", "d", "--model", "mlp", "--memory", "512"], "memory '512' is not a size. A size is a number and a"),
         (["train", "d", "--model", "mlp", "--max-memory", "8"], "Fix: --max-memory 512MB, say."),
         (["ingest", "a.csv", "d", "--block", "9"], "block '9' is not a size"),
-        (["compare", "d", "--rules", "batch,epohc"], "unknown rule 'epohc'"),
+        (["compare", "d", "--rules", "batch,epohc"], "unknown update rule 'epohc'"),
         (["train", "--mdoel", "mlp"], "No such option: --mdoel. Did you mean --model?"),
         (["guide", "tabels"], "did you mean 'tables'?"),
         (["completion", "bsh"], "did you mean 'bash'?"),
