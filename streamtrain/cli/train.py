@@ -28,6 +28,7 @@ from streamtrain.cli.output import (
     error_text,
     headspace_line,
     is_quiet,
+    is_verbose,
     label_text,
     memory_line,
     note,
@@ -261,6 +262,8 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
                 few = few_lanes(dataset.layout, training.sizes, training.memory_bytes)
                 first, *more = [*str(expected).split("; "), *([few] if few else [])]
                 say(Lines.of([f"order   {first}", *(f"        {line}" for line in more)]))
+            if is_verbose():
+                say(Lines.of(f"loader  {loader.projection}" for loader in loaders.all))
             shape = next(field.shape for field in dataset.fields if field.name == options.target)
             say(epoch_head(score_name(trainer.loss, shape), with_val=val is not None))
             with resume_hint(out), unnamed_was_told():
