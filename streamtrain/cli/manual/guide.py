@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +17,7 @@ from streamtrain.cli.output import emit, json_option, print_text
 from streamtrain.errors import Lines, unknown_name
 
 _FOLDER: Final = Path(__file__).parents[2] / "guide"
+_WIDTH: Final = 54
 _FIRST: Final = ("quickstart", "commands", "ingest", "tables", "splits", "models", "predict", "memory", "shuffle")
 
 
@@ -33,7 +36,7 @@ class _Page(ValueType):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Complete the names of the pages."""
         return [
-            CompletionItem(name, help=_title(path)) for name, path in guide_pages().items() if _has(name, incomplete)
+            CompletionItem(name, help=_contents(path)) for name, path in guide_pages().items() if _has(name, incomplete)
         ]
 
 
@@ -41,9 +44,10 @@ def _has(name: str, start: str) -> bool:
     return name.startswith(start)
 
 
-def _title(path: Path) -> str:
-    with path.open(encoding="utf-8") as lines:
-        return next(lines, "").lstrip("# ").rstrip()
+def _contents(path: Path) -> str:
+    """List the headings of a page, as many as fit in a line."""
+    headings = re.findall(r"^## (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return textwrap.shorten(", ".join(headings), _WIDTH, placeholder=" ...")
 
 
 @command(
@@ -60,9 +64,9 @@ def guide_command(page: str | None, as_json: bool) -> None:
     """
     pages = guide_pages()
     if page is None:
-        titles = {name: _title(path) for name, path in pages.items()}
-        width = max(map(len, titles), default=0)
-        emit(as_json, {"pages": titles}, Lines.of(f"{name:<{width}}  {title}" for name, title in titles.items()))
+        contents = {name: _contents(path) for name, path in pages.items()}
+        width = max(map(len, contents), default=0)
+        emit(as_json, {"pages": contents}, Lines.of(f"{name:<{width}}  {line}" for name, line in contents.items()))
         return
     name = page.removesuffix(".md")
     if name not in pages:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 
 from streamtrain.cli.main import COMMANDS, _cli, main
 from streamtrain.cli.manual import values
 from streamtrain.cli.manual.guide import guide_pages
 from streamtrain.cli.manual.sections import names_of
-from streamtrain.errors import DatasetError, nearest_name
+from streamtrain.errors import DatasetError, UnknownName, nearest_name
+from streamtrain.optim.optimizers import build_optimizer
 from streamtrain.store.dataset import open_dataset
 
 LETTERS = string.ascii_lowercase + "-"
@@ -85,6 +87,13 @@ def test_a_misspelt_word_is_refused_with_the_right_one(
 ) -> None:
     assert main(words) == 2
     assert fix in capsys.readouterr().err
+
+
+def test_the_most_common_optimizers_are_guessed_first() -> None:
+    model = torch.nn.Linear(1, 1)
+    for wrong, right in (("adma", "adam"), ("adamq", "adam"), ("gsd", "sgd")):
+        with pytest.raises(UnknownName, match=f"did you mean '{right}'"):
+            build_optimizer(wrong, model.parameters())
 
 
 def test_a_misspelt_path_is_refused_with_the_right_one(tmp_path: Path) -> None:
