@@ -27,7 +27,7 @@ class, the exit code, and the names of the values ``what``, ``where``, ``why`` a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -392,17 +392,48 @@ def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
-    """Build the error for an unknown name, with the nearest known ones.
+    """Build the error for an unknown name, with the nearest known one.
+
+    Of names that are equally near, the first is taken: known names begin with the most common.
 
     Examples
     --------
     >>> str(unknown_name("optimizer", "adm", ["adam", "sgd"]))
     "unknown optimizer 'adm'. Known: adam, sgd. Fix: did you mean 'adam'?"
     """
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name).lower(), names, n=1)
+    names = sorted(known) if isinstance(known, Set) else list(known)
+    near = nearest_name(str(name).lower(), names)
     return UnknownName(
         f"unknown {kind} {name!r:.80}",
-        why=f"Known: {', '.join(names)}",
-        fix=f"did you mean {near[0]!r}?" if near else f"use one of the known {kind} names",
+        why=f"Known: {', '.join(sorted(names))}",
+        fix=f"did you mean {near!r}?" if near else f"use one of the known {kind} names",
     )
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Find the known name that is the fewest edits away, of several the first; None where nothing is similar.
+
+    Examples
+    --------
+    >>> nearest_name("adma", ["adamax", "adam"])
+    'adam'
+    """
+    names = list(known)
+    most = {each: max(1, max(len(each), len(name)) // 3) for each in names}
+    near = [each for each in names if abs(len(each) - len(name)) <= most[each]]
+    edits = {each: _n_edits(name, each) for each in near}
+    found = min((each for each in near if edits[each] <= most[each]), key=edits.__getitem__, default=None)
+    return found if found is not None else next(iter(difflib.get_close_matches(name, names, n=1)), None)
+
+
+def _n_edits(one: str, other: str) -> int:
+    """Count the letters to insert, delete or replace, or neighbors to swap, that turn one word into the other."""
+    above: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one):
+        two_above, above, row = above, row, [i + 1]
+        for j, its in enumerate(other):
+            n = min(above[j] + (letter != its), above[j + 1] + 1, row[j] + 1)
+            is_swap = i > 0 and j > 0 and (letter, one[i - 1]) == (other[j - 1], its)
+            row.append(min(n, two_above[j - 1] + 1) if is_swap else n)
+    return row[-1]

@@ -51,6 +51,8 @@ WITHOUT_TORCH = {
     *(f"diagnostics.{name}" for name in ("profile_command", "profile_timeline", "profile_charts", "profile_report")),
     *("comparison.results", "comparison.report"),
     *(f"cli.{name}" for name in ("main", "output", "ingest", "dataset", "plan", "diagnostics")),
+    *(f"cli.manual.{name}" for name in ("values", "sections", "guide", "completion")),
+    *(f"cli.manual.{name}" for name in ("training_commands", "inference_commands")),
 }
 # Everything here draws from a seed it is given; what draws from a state of the process is left out.
 SEEDED = {"SeedSequence", "Generator", "BitGenerator", "PCG64", "PCG64DXSM", "Philox", "SFC64", "default_rng"}

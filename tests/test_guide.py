@@ -65,7 +65,7 @@ def commands_named(page: Path) -> Iterator[tuple[str, set[str]]]:
 def test_options_that_a_page_names_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known: dict[str, set[str]] = {}
     for name in COMMANDS:
-        assert main([name, "--help"]) == 0
+        assert main([name, "--help-all"]) == 0
         known[name] = set(OPTION.findall(capsys.readouterr().out))
     known[""] = set().union(*known.values())
     named = [(name, options) for name, options in commands_named(page) if name or page != FIGURES]

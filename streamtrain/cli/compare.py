@@ -1,4 +1,4 @@
-"""``streamtrain compare DEST``: several update rules and optimizers, side by side."""
+"""The work of ``streamtrain compare DEST``: several update rules and optimizers, side by side."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
-import click
-
 from streamtrain.cli.compatibility import check_alike, chosen_inputs, chosen_target, validation_data
-from streamtrain.cli.options import FIELD_OPTIONS, MODEL_HELP, MODEL_OPTIONS, parse_names, set_threads
-from streamtrain.cli.output import as_command_line, emit, json_option, label_text, note, print_text
+from streamtrain.cli.options import GRID, set_threads
+from streamtrain.cli.output import as_command_line, emit, label_text, note, progress_text
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import (
     format_metric,
@@ -22,7 +20,7 @@ from streamtrain.comparison.report import (
     write_comparison,
 )
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
-from streamtrain.comparison.settings import EVERY_OPTIMIZER, ComparisonSettings
+from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.errors import Lines, UsageError
 from streamtrain.models.factory import BuiltModel, check_model_name, make_model, n_parameters
 from streamtrain.models.losses import Loss
@@ -36,74 +34,11 @@ from streamtrain.training.checkpoint import load_initial_weights
 from streamtrain.training.labels.from_data import n_outputs
 
 COMPARISONS: Final = Path("comparisons")
-_GRID: Final = 15
-
-_path = click.Path(path_type=Path)
 
 
-def _parse_rates(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, float]:
-    rates: dict[str, float] = {}
-    for word in (value or "").split(","):
-        name, _, number = word.rpartition("=")
-        if not word.strip():
-            continue
-        name = name.strip() or EVERY_OPTIMIZER
-        if name in rates:
-            of = "all" if name == EVERY_OPTIMIZER else name
-            raise UsageError(f"learning rate {word.strip()!r} is the second of {of}", fix="each one once")
-        try:
-            rates[name] = float(number)
-        except ValueError:
-            raise UsageError(f"learning rate {word!r} is none", fix="--lr sgd=0.1,adam=0.001, say") from None
-    return rates
-
-
-@click.command("compare", context_settings={"show_default": True})
-@click.argument("dest", type=_path)
-@click.option("--model", default="mlp:128", help=MODEL_HELP)
-@FIELD_OPTIONS[0]
-@FIELD_OPTIONS[1]
-@MODEL_OPTIONS[0]
-@MODEL_OPTIONS[1]
-@MODEL_OPTIONS[2]
-@click.option("--rules", default="sample,batch,epoch", callback=parse_names, help="Update rules.")
-@click.option("--optimizers", default="sgd,adam", callback=parse_names, help="Optimizers; each runs by every rule.")
-@click.option("--epochs", type=int, help="Epochs of each run; 3, unless --seconds is given.")
-@click.option("--seconds", type=float, help="Training time of each run; the epoch rule ends the pass it is in.")
-@click.option(
-    "--val",
-    type=_path,
-    help="A dataset to measure on after every epoch; by default split val of DEST, or none.",
-)
-@click.option("--loss", help="cross_entropy, bce_with_logits, mse, ...; by default that of the task; as for train.")
-@click.option("--task", help="classification, multilabel or regression; as for train.")
-@click.option("--ignore-label", type=int, metavar="LABEL", help="A label that is no class; as for train.")
-@click.option(
-    "--lr",
-    callback=_parse_rates,
-    metavar="LR|NAME=LR,...",
-    help="One for all, or by optimizer, sgd=0.1,adam=0.001, or by both, sample:sgd=0.01; else as for train.",
-)
-@click.option("--batch-size", type=int, default=256, help="Samples of a batch; for other update rules, of a read.")
-@click.option("--memory", help="Budget for all that the loaders own; 512MB by default, or what --max-memory leaves.")
-@click.option("--max-memory", help="Budget for the whole process; auto is the control group's limit, or the RAM.")
-@click.option("--seed", type=int, default=0, help="Of the order and of the initial weights, the same for every run.")
-@click.option("--target-loss", type=float, help="Training loss to time each run to; by default half of the first.")
-@click.option("--surface", is_flag=True, help="Measure the error surface around the paths of the weights.")
-@click.option("--grid", type=int, help=f"With --surface: so many by so many passes over the data.  [default: {_GRID}]")
-@click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
-@click.option("--normalize", type=click.Choice(["auto", "none"]), default="auto", help="As for train.")
-@click.option("--threads", type=int, help="Threads of torch on the CPU.")
-@click.option("--out", type=_path, help="The comparison's folder; by default comparisons/N, N the next free number.")
-@json_option
-def compare_command(as_json: bool, **given: Any) -> None:
-    """Train a model on the dataset DEST by several update rules and optimizers, and put the runs side by side.
-
-    Every run begins with the same weights and takes the data in the order of the same seed. After every epoch the loss
-    of the weights is measured over the whole training data; that pass counts as no training time. The folder holds
-    comparison.html with the table and the curves, comparison.json, and a run's folder for each run.
-    """
-    say: Callable[[str], None] = (lambda _: None) if as_json else print_text
+def run_compare(*, as_json: bool, **given: Any) -> None:
+    """Compare as the command line says, and print the table."""
+    say = progress_text(as_json)
     with nullcontext(given["out"]) if given["out"] else numbered_folder(COMPARISONS) as out:
         found = _compare(say, **given | {"out": out})
         files = write_comparison(found, out)
@@ -139,7 +74,7 @@ def _compare(
         raise UsageError("--grid without --surface", fix=f"--surface --grid {grid}")
     limit_heap_growth()
     check_seed(given["seed"])
-    points = (_GRID if grid is None else grid) if surface else None
+    points = (GRID if grid is None else grid) if surface else None
     epochs = 3 if epochs is None and seconds is None else epochs
     setting = ComparisonSettings(max_epochs=epochs, seconds=seconds, grid=points, **given)
     check_model_name(model)

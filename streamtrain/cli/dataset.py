@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from streamtrain.cli.output import command_line, emit, json_option, label_text, stored_facts, task_facts
+from streamtrain.cli.manual.sections import command, option
+from streamtrain.cli.manual.values import DATASET_TEXT, Split
+from streamtrain.cli.output import command_line, emit, is_quiet, json_option, label_text, stored_facts, task_facts
 from streamtrain.errors import DamagedBlock, DatasetError, Lines
 from streamtrain.system.units import format_bytes, format_duration
 
@@ -26,13 +28,13 @@ _COLUMNS_SHOWN: Final = 30
 _CATEGORIES_SHOWN: Final = 3
 
 
-@click.command("info")
-@click.argument("dest", metavar="DEST")
-@click.option("--split", metavar="NAME", help="Only this split of DEST.")
-@click.option("--all", "show_all", is_flag=True, help=f"Show all columns of a table, not {_COLUMNS_SHOWN}.")
+@command("info", examples=("streamtrain info flights", "streamtrain info flights --split val --json"), page="tables")
+@click.argument("dest", metavar="DEST", type=DATASET_TEXT)
+@option("--split", type=Split(), metavar="NAME", help="Only this split of DEST.")
+@option("--all", "show_all", is_flag=True, help=f"Show all columns of a table, not only {_COLUMNS_SHOWN}.")
 @json_option
 def info_command(dest: str, split: str | None, show_all: bool, as_json: bool) -> None:
-    """Show what the dataset at DEST holds, or each of its splits: of a table each column, too."""
+    """Show what the dataset at DEST holds, or each of its splits; for a table, each column, too."""
     from streamtrain.store.dataset import open_dataset, open_preferred
     from streamtrain.store.split_root import read_splits
 
@@ -211,21 +213,21 @@ def _table(dataset: Dataset) -> list[str]:
     return _aligned(rows)
 
 
-@click.command("verify")
-@click.argument("dest", metavar="DEST")
-@click.option("--full", is_flag=True, help="Read every block, too, and hold it against its checksum.")
+@command("verify", examples=("streamtrain verify flights", "streamtrain verify flights --full"), page="damaged-data")
+@click.argument("dest", metavar="DEST", type=DATASET_TEXT)
+@option("--full", is_flag=True, help="Read every block, too, and compare it with its checksum.")
 @json_option
 def verify_command(dest: str, full: bool, as_json: bool) -> None:
-    """Hold the dataset at DEST against its manifest, and list all damage; with any, the exit code is 4.
+    """Check the dataset at DEST against its manifest, and list all damage; if there is any, the exit code is 4.
 
-    Lengths and metadata are looked at by default; --full reads every stored byte.
+    Lengths and metadata are checked by default; --full reads every stored byte.
     """
     from streamtrain.store.verify import verify
     from streamtrain.system.display.progress_bar import ProgressBar, is_shown
 
     # Shown where stderr is a terminal.
     with ProgressBar(
-        desc="verify", unit="B", unit_scale=True, disable=not (full and is_shown(None)), leave=False
+        desc="verify", unit="B", unit_scale=True, disable=not (full and not is_quiet() and is_shown(None)), leave=False
     ) as bar:
 
         def tell(n_bytes: int, total: int) -> None:
@@ -280,12 +282,12 @@ def _verify_text(dest: str, verified: VerifyReport) -> str:
     return Lines.of([head, *(f"  {error}" for error in verified.damage)])
 
 
-@click.command("repair")
-@click.argument("dest", metavar="DEST")
-@click.option("--remove", is_flag=True, help="Remove what is listed.")
+@command("repair", examples=("streamtrain repair flights", "streamtrain repair flights --remove"), page="damaged-data")
+@click.argument("dest", metavar="DEST", type=DATASET_TEXT)
+@option("--remove", is_flag=True, help="Remove what is listed.")
 @json_option
 def repair_command(dest: str, remove: bool, as_json: bool) -> None:
-    """List what interrupted ingests to DEST left: never a file of a dataset that was committed."""
+    """List what interrupted ingests to DEST left behind; files of a finished dataset are never among it."""
     from streamtrain.store.verify import repair
     from streamtrain.store.writing.staging import destination_state
 

@@ -10,22 +10,31 @@ from typing import Final
 
 import click
 
-from streamtrain.cli.output import as_command_line, emit, json_option, note, which_option
+from streamtrain.cli.manual.sections import command, option
+from streamtrain.cli.manual.values import DATASET, RUN
+from streamtrain.cli.options import which_option
+from streamtrain.cli.output import as_command_line, emit, json_option, note
 from streamtrain.errors import CheckpointError, Fix, Lines, ResourceError, UsageError
 from streamtrain.system.files import is_folder, local_path, names_in, numbered_folder, status_of
 from streamtrain.system.refusals import is_of_machine, translate_os_errors
 
 PROFILES: Final = Path("profiles")
 
+_path = click.Path(path_type=Path)
 
-@click.command("profile", context_settings={"show_default": True, "allow_interspersed_args": False})
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="The profile's folder; by default profiles/N, N the next free number.",
+
+@command(
+    "profile",
+    context_settings={"show_default": True, "allow_interspersed_args": False},
+    examples=(
+        "streamtrain profile -- python train.py",
+        "streamtrain profile --no-png -- streamtrain info flights",
+    ),
+    page="memory",
 )
-@click.option("--interval", type=float, default=0.05, metavar="SECONDS", help="Between two readings, at least.")
-@click.option("--no-png", is_flag=True, help="Leave the PNG out, which needs matplotlib.")
+@option("--out", type=_path, help="The profile's folder; by default profiles/N, the next free N.")
+@option("--interval", type=float, default=0.05, metavar="SECONDS", help="The least time between two readings.")
+@option("--no-png", is_flag=True, help="Leave out the PNG, which needs matplotlib.")
 @click.argument("words", nargs=-1, required=True, metavar="-- COMMAND...", type=click.UNPROCESSED)
 @json_option
 def profile_command(out: Path | None, interval: float, no_png: bool, words: tuple[str, ...], as_json: bool) -> None:
@@ -88,8 +97,8 @@ def _check_free(folder: Path) -> None:
         )
 
 
-@click.command("doctor")
-@click.argument("path", type=click.Path(path_type=Path), default=".")
+@command("doctor", examples=("streamtrain doctor", "streamtrain doctor flights"), page="machines")
+@click.argument("path", type=_path, default=".")
 @json_option
 def doctor_command(path: Path, as_json: bool) -> None:
     """Check this machine, and the disk of the folder PATH, within a few seconds.
@@ -107,14 +116,15 @@ def doctor_command(path: Path, as_json: bool) -> None:
     emit(as_json, {each.name or each.label: each.value for each in found}, Lines.of(lines))
 
 
-_path = click.Path(path_type=Path)
-
-
-@click.command("report")
-@click.argument("run", type=_path)
-@click.option("--dataset", type=_path, help="The run's training data, where it lies elsewhere than it did.")
+@command(
+    "report",
+    examples=("streamtrain report runs/1", "streamtrain report runs/1 --checkpoint last --out last.html"),
+    page="checkpoints-and-resume",
+)
+@click.argument("run", type=RUN)
+@option("--dataset", type=DATASET, help="The run's training data, if it has moved.")
 @which_option
-@click.option("--out", type=_path, help="The file; by default report.html in the run's folder.")
+@option("--out", type=_path, help="The file; by default report.html in the run's folder.")
 @json_option
 def report_command(run: Path, dataset: Path | None, which: str, out: Path | None, as_json: bool) -> None:
     """Write the report of the folder RUN: one HTML file that needs nothing else.

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from streamtrain.cli.manual.sections import command, option
+from streamtrain.cli.manual.values import CODECS, DATASET_TEXT, FILE, MISSING, SIZE, TASKS, Choice, Suggestion
 from streamtrain.cli.output import (
     as_command_line,
     emit,
+    is_quiet,
     json_option,
     label_text,
     note,
@@ -25,52 +28,85 @@ if TYPE_CHECKING:
     from streamtrain.store.dataset import Dataset
 
 
-@click.command("ingest")
-@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
-@click.argument("dest", metavar="DEST")
-@click.option("--labels", metavar="SRC", help="A file whose rows become field y.")
-@click.option("--label-column", metavar="C,...", help="Tables: the column that becomes field y; or several, A,B.")
-@click.option("--columns", metavar="A,B", help="Tables: the columns of field x; all but the label by default.")
-@click.option("--exclude", metavar="A,B", help="Tables: columns to leave out.")
-@click.option("--categorical", metavar="A,B", help="Tables: columns that become codes, field cat.")
-@click.option("--category-min-count", type=int, metavar="K", help="Rarer categories share one code.")
-@click.option("--category-limit", type=int, metavar="N", help="The most categories of a column; a million by default.")
-@click.option("--hash", metavar="C=N", help="Tables: columns of so many codes without names.")
-@click.option("--dates", metavar="C[=days]", help="Tables: columns of dates, as seconds or days since 1970.")
-@click.option("--timezone", metavar="ZONE", help="Of dates and times that name no zone; UTC by default.")
-@click.option("--na", metavar="RULE", help="Missing numbers: error (the default), fill=V, fill=mean or drop.")
-@click.option("--na-mask", is_flag=True, default=None, help="Add field x_missing: which values were filled in.")
-@click.option("--nan", metavar="RULE", help="NaN and infinity as values: error (the default) or keep.")
-@click.option("--drop-unlabelled", is_flag=True, default=None, help="Leave out rows whose label is missing.")
-@click.option("--weight-column", metavar="C", help="Tables: the column that becomes field weight.")
-@click.option("--id-column", metavar="C", help="Tables: the column of whole numbers that becomes field id.")
-@click.option("--auto", is_flag=True, default=None, help="Choose for each column what fits it, and say how.")
-@click.option("--header", metavar="WHERE", help="CSV, TSV: first, or none with --names.")
-@click.option("--names", metavar="A,B,p1..p9", help="CSV, TSV without a header: the names of its columns.")
-@click.option("--delimiter", metavar="CHAR", help="CSV, TSV: by default found among , ; | and tab.")
-@click.option("--encoding", metavar="NAME", help="CSV, TSV: the encoding of the text; utf-8 by default.")
-@click.option("--na-values", metavar="A,B", help="CSV, TSV: texts that mean missing; NA, NaN, null and kin by default.")
-@click.option(
-    "--classes",
-    metavar="N|A,B|auto",
-    help="How many classes y holds, or their names; others are refused. auto: the whole numbers there are.",
+_LABELS: Final = "Labels and task"
+_TABLES: Final = "Columns of tables"
+_TEXT: Final = "Text: CSV and TSV"
+_ARRAYS: Final = "Arrays and raw binary"
+_STORAGE: Final = "Storage"
+_SPLITS: Final = "Splits"
+_WRITING: Final = "Writing"
+
+
+@command(
+    "ingest",
+    examples=(
+        "streamtrain ingest flights.csv flights --label-column arr_delay --auto --split val=0.1,test=0.1",
+        "streamtrain ingest x.npy digits --labels y.npy --task classification",
+    ),
+    page="ingest",
 )
-@click.option("--task", metavar="TASK", help="classification, multilabel or regression; follows from y by default.")
-@click.option("--like", metavar="DATASET", help="Read the rows in the terms of another dataset, learning nothing.")
-@click.option("--fields", metavar="x=A,y=B", help=".npz: the members that become fields x, y, ...; no others are read.")
-@click.option("--dtype", help="Raw binary: the element type.")
-@click.option("--shape", metavar="28,28", help="Raw binary: the shape of one sample.")
-@click.option("--block", metavar="SIZE", help="Decoded bytes of a block; about 512KiB by default.")
-@click.option("--shard", metavar="SIZE", default="64MB", show_default=True, help="Decoded bytes of a shard file.")
-@click.option("--codec", default="auto", show_default=True, help="auto, none, lz4 or zstd.")
-@click.option("--memory", metavar="SIZE", default="1GB", show_default=True, help="What the ingest may own.")
-@click.option("--overwrite", is_flag=True, help="Replace the dataset at DEST when the new one is finished.")
-@click.option("--append", is_flag=True, help="Add the rows behind those of the dataset at DEST.")
-@click.option("--split", metavar="val=0.1,test=0.1", help="Divide the rows: a dataset for each, and train the rest.")
-@click.option("--split-by", metavar="COLUMN", help="Rows of equal values stay in one split; a column, or a field.")
-@click.option("--split-how", metavar="HOW", help="hash draws (default); last takes the last rows, in order.")
-@click.option("--split-seed", type=int, help="Of the draw; 0 by default.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted ingest; begin where there is none.")
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...", type=FILE)
+@click.argument("dest", metavar="DEST", type=DATASET_TEXT)
+@option("--labels", metavar="SRC", type=FILE, section=_LABELS, help="A file whose rows become field y.")
+@option("--label-column", metavar="A,B", section=_LABELS, help="The column that becomes field y, or several.")
+@option("--classes", metavar="N|A,B|auto", section=_LABELS, help="Number or names of the classes; auto: as found.")
+@option("--task", type=Choice(TASKS), section=_LABELS, help=f"{', '.join(TASKS)}; by default from y.")
+@option("--drop-unlabelled", is_flag=True, default=None, section=_LABELS, help="Leave out rows whose label is missing.")
+@option(
+    "--like",
+    metavar="DATASET",
+    type=DATASET_TEXT,
+    section=_LABELS,
+    help="Read the rows as those of another dataset were read.",
+)
+@option("--auto", is_flag=True, default=None, section=_TABLES, help="Choose what fits each column, and say how.")
+@option("--columns", metavar="A,B", section=_TABLES, help="The columns of field x; by default all but the label.")
+@option("--exclude", metavar="A,B", section=_TABLES, help="Columns to leave out.")
+@option("--categorical", metavar="A,B", section=_TABLES, help="Columns that become codes, field cat.")
+@option("--category-min-count", type=int, section=_TABLES, help="Rarer categories share one code.")
+@option("--category-limit", type=int, section=_TABLES, help="The most categories of a column; by default a million.")
+@option("--hash", metavar="C=N", section=_TABLES, help="Columns that become N codes without names.")
+@option("--dates", metavar="C[=days]", section=_TABLES, help="Columns of dates, as seconds or days since 1970.")
+@option("--timezone", metavar="ZONE", section=_TABLES, help="For dates and times without one; by default UTC.")
+@option(
+    "--na",
+    type=Suggestion(MISSING),
+    metavar="RULE",
+    section=_TABLES,
+    help="Missing numbers: error (the default), fill=V, fill=mean or drop.",
+)
+@option(
+    "--na-mask", is_flag=True, default=None, section=_TABLES, help="Add field x_missing: which values were filled in."
+)
+@option("--nan", type=Suggestion(("error", "keep")), section=_TABLES, help="NaN and infinity; by default error.")
+@option("--weight-column", metavar="C", section=_TABLES, help="The column that becomes field weight.")
+@option("--id-column", metavar="C", section=_TABLES, help="The column of whole numbers that becomes field id.")
+@option("--header", type=Suggestion(("first", "none")), section=_TEXT, help="first, or none with --names.")
+@option("--names", metavar="A,B,p1..p9", section=_TEXT, help="The names of the columns, without a header.")
+@option("--delimiter", metavar="CHAR", section=_TEXT, help="By default found among , ; | and tab.")
+@option("--encoding", metavar="NAME", section=_TEXT, help="By default utf-8.")
+@option("--na-values", metavar="A,B", section=_TEXT, help="Words that mean missing; by default NA, NaN, null, ...")
+@option("--fields", metavar="x=A,y=B", section=_ARRAYS, help=".npz: the members that become fields x, y, ...")
+@option("--dtype", metavar="DTYPE", section=_ARRAYS, help="Raw binary: the element type.")
+@option("--shape", metavar="28,28", section=_ARRAYS, help="Raw binary: the shape of one sample.")
+@option("--split", metavar="val=0.1,test=0.1", section=_SPLITS, help="Divide the rows; the rest is split train.")
+@option("--split-by", metavar="COLUMN", section=_SPLITS, help="Rows of equal values stay in one split.")
+@option("--split-how", type=Choice(("hash", "last")), section=_SPLITS, help="hash draws (the default); last: in order.")
+@option("--split-seed", type=int, section=_SPLITS, help="For the draw; by default 0.")
+@option("--block", type=SIZE, section=_STORAGE, help="Of a block; by default about 512KiB, less for small data.")
+@option("--shard", type=SIZE, default="64MB", show_default=True, section=_STORAGE, help="Of a shard file.")
+@option(
+    "--codec",
+    type=Choice(CODECS),
+    default="auto",
+    show_default=True,
+    section=_STORAGE,
+    help="auto, none, lz4 or zstd.",
+)
+@option("--memory", type=SIZE, default="1GB", show_default=True, section=_WRITING, help="What the ingest may own.")
+@option("--overwrite", is_flag=True, section=_WRITING, help="Replace the dataset at DEST when the new one is complete.")
+@option("--append", is_flag=True, section=_WRITING, help="Add the rows behind those of the dataset at DEST.")
+@option("--resume", is_flag=True, section=_WRITING, help="Resume an interrupted ingest; start if there is none.")
 @json_option
 def ingest_command(
     sources: tuple[str, ...],
@@ -91,7 +127,7 @@ def ingest_command(
     split: str | None,
     **options: Any,
 ) -> None:
-    """Turn raw files into a dataset at DEST, where nothing may be unless one of three options says otherwise.
+    """Turn raw files into a dataset at DEST, which must not exist without --overwrite, --append or --resume.
 
     SRC are files of one kind, or a folder of them: .npy, .npz, idx, CSV, TSV, Parquet, or raw binary.
     """
@@ -116,6 +152,7 @@ def ingest_command(
         shape=None if shape is None else _parse_shape(shape),
         split=None if split is None else _parse_split(split),
         say=lambda text: note(as_command_line(text)),
+        progress=False if is_quiet() else None,
         **options,
     )
     root = read_splits(dataset.path.parent)

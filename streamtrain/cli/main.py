@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import importlib.metadata
 import json
 import os
 import re
@@ -23,9 +22,12 @@ from contextlib import contextmanager
 from typing import Final, TextIO
 
 import click
+from click.shell_completion import CompletionItem
 
-from streamtrain.cli.output import error_text, note, warning_text
-from streamtrain.errors import Lines, ResourceError, StreamtrainError, printable, unknown_name
+from streamtrain.cli.manual.sections import Context, names_of
+from streamtrain.cli.manual.values import COMPLETION
+from streamtrain.cli.output import error_text, has_color, note, verbosity_options, warning_text
+from streamtrain.errors import Lines, ResourceError, StreamtrainError, nearest_name, printable, unknown_name
 from streamtrain.system.refusals import is_of_machine, os_failure
 from streamtrain.system.signals import terminated_cleanly
 from streamtrain.system.units import format_bytes
@@ -33,27 +35,40 @@ from streamtrain.system.units import format_bytes
 COMMANDS: Final = {
     "ingest": "Turn raw files into a dataset.",
     "info": "Show what a dataset holds.",
-    "repair": "List, and remove, what interrupted ingests left.",
-    "verify": "Hold a dataset against its manifest; list all damage.",
-    "plan": "Show what a run takes, and how well its data is shuffled.",
+    "verify": "Check a dataset against its manifest, and list all damage.",
+    "repair": "List what interrupted ingests left behind, and remove it.",
+    "plan": "Show the memory, reads and shuffle quality of a run.",
     "train": "Train a model on a dataset.",
-    "evaluate": "Measure a trained model on a dataset.",
-    "predict": "Predict every row of a dataset, or of raw files.",
-    "export": "Write a trained model to one file.",
+    "evaluate": "Measure a trained model on a dataset or raw files.",
+    "predict": "Predict every row of a dataset or of raw files.",
     "compare": "Train by several update rules and optimizers, side by side.",
     "report": "Write a run's report: one HTML file.",
-    "profile": "Watch a command's memory beside its loaders' budgets.",
+    "export": "Write a trained model to one file.",
     "doctor": "Check this machine: versions, memory, disk and decoding.",
+    "profile": "Draw a command's memory beside its loaders' budgets.",
+    "guide": "Show a page of the guide.",
+    "completion": "Print the script that completes commands in a shell.",
 }
 """Command name -> its line in ``--help``; the command is ``NAME_command`` of its module."""
 
+GROUPS: Final = {
+    "Data": ("ingest", "info", "verify", "repair"),
+    "Train": ("plan", "train", "evaluate", "predict", "compare"),
+    "Results": ("report", "export"),
+    "Machine": ("doctor", "profile", "guide", "completion"),
+}
+"""The commands as ``--help`` groups them."""
+
 _MODULES: Final = {
     **dict.fromkeys(("info", "repair", "verify"), "dataset"),
-    **dict.fromkeys(("predict", "export"), "inference.predict"),
-    "evaluate": "inference.evaluate",
     **dict.fromkeys(("report", "profile", "doctor"), "diagnostics"),
+    **dict.fromkeys(("train", "compare"), "manual.training_commands"),
+    **dict.fromkeys(("evaluate", "predict", "export"), "manual.inference_commands"),
+    **{name: f"manual.{name}" for name in ("guide", "completion")},
 }
-"""Command name -> the module of `streamtrain.cli` it is in, where that has another name."""
+"""Command name -> the module of `streamtrain.cli` that declares it, where that has another name."""
+
+_WIDTH: Final = max(map(len, COMMANDS))
 
 EXIT_BUG: Final = 1
 EXIT_INTERRUPTED: Final = 130
@@ -69,6 +84,10 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line, by default with ``sys.argv[1:]``, and return its exit code."""
     words = tuple(sys.argv[1:] if args is None else args) or ("--help",)
     _open_closed_streams()
+    if instruction := os.environ.get(COMPLETION):
+        from streamtrain.cli.manual.completion import answer
+
+        return answer(_cli, instruction)
     try:
         with terminated_cleanly(), _warnings_for_a_shell():
             return _run(words)
@@ -100,7 +119,7 @@ def _warnings_for_a_shell() -> Iterator[None]:
 
 def _run(words: tuple[str, ...]) -> int:
     try:
-        with _cli.make_context("streamtrain", list(words), obj=words) as context:
+        with _cli.make_context("streamtrain", list(words), obj=words, color=has_color()) as context:
             _cli.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code
@@ -150,7 +169,13 @@ def _outcome(error: BaseException) -> tuple[str, int]:
 
 
 def _usage(error: click.UsageError) -> str:
-    message = printable(error.format_message())
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        known = [name.removeprefix("--") for name in (*names_of(error.ctx.command), "--help")]
+        near = nearest_name(error.option_name.lstrip("-"), known)
+        suggested = f" Did you mean --{near}?" if near else ""
+        message = printable(f"No such option: {error.option_name}.{suggested}")
+    else:
+        message = printable(error.format_message())
     return f"{message}\nSee '{error.ctx.command_path} --help'." if error.ctx else message
 
 
@@ -196,12 +221,25 @@ def _drop(stream: TextIO) -> None:
     os.close(nowhere)
 
 
-def _debug_option() -> click.Option:
-    return click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def _common_options() -> list[click.Option]:
+    """Make the options that every command has."""
+    debug = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
+    return [*verbosity_options(), debug]
+
+
+def _show_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        # Takes as long to import as all the rest here.
+        from importlib.metadata import version
+
+        click.echo(f"streamtrain {version('streamtrain')}")
+        context.exit()
 
 
 class _LazyGroup(click.Group):
-    """A group whose commands are imported when they are called, each with ``--debug`` added."""
+    """A group whose commands are imported when they are called, each with the options that all have."""
+
+    context_class = Context
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -212,7 +250,7 @@ class _LazyGroup(click.Group):
         module = importlib.import_module(f"streamtrain.cli.{_MODULES.get(cmd_name, cmd_name)}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         if all(parameter.name != "debug" for parameter in command.params):
-            command.params.append(_debug_option())
+            command.params += _common_options()
         return command
 
     def resolve_command(
@@ -222,18 +260,34 @@ class _LazyGroup(click.Group):
             raise unknown_name("command", args[0], COMMANDS)
         return super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # click would import each command for its line of help.
+        names = [CompletionItem(name, help=line) for name, line in COMMANDS.items() if name.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:<{_WIDTH}}", COMMANDS[name]) for name in names])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_paragraph()
+        formatter.write_text("Begin with: streamtrain guide quickstart")
 
 
-_cli = click.version_option(
-    importlib.metadata.version("streamtrain"), prog_name="streamtrain", message="%(prog)s %(version)s"
-)(
-    _LazyGroup(
-        "streamtrain",
-        help="Train PyTorch models on datasets larger than memory, from a sharded Zarr store.",
-        params=[_debug_option()],
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
+_cli = _LazyGroup(
+    "streamtrain",
+    help="Train PyTorch models on datasets larger than memory, from a sharded Zarr store.",
+    params=[
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_version,
+            help="Show the version and exit.",
+        ),
+        *_common_options(),
+    ],
+    context_settings={"help_option_names": ["-h", "--help"]},
 )

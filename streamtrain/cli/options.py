@@ -1,4 +1,7 @@
-"""The options of ``streamtrain train``, and those that commands share, such as ``--threads``."""
+"""The options of ``streamtrain train``, and those that commands share, such as ``--threads``.
+
+Declared without torch, which is imported where they are used.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,22 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
-import torch
 
+from streamtrain.cli.manual import values
+from streamtrain.cli.manual.sections import option
+from streamtrain.cli.manual.values import DATASET, FILE, SIZE, SIZE_OR_AUTO, Choice, Code, Suggestion
 from streamtrain.cli.output import note
 from streamtrain.errors import UsageError
-from streamtrain.optim.schedules import Schedule
 from streamtrain.optim.step_options import StepOptions
 from streamtrain.system.arguments import ON_BAD_BLOCK, RESHUFFLE
-from streamtrain.system.memory import n_cores
-from streamtrain.training.best.chosen_checkpoint import ChosenCheckpoint, checkpoint_of
-from streamtrain.training.best.monitor import MODES
-from streamtrain.training.run_state import ON_CHECKPOINT_FAILURE
-from streamtrain.training.sized_loaders import LoaderOptions
+
+if TYPE_CHECKING:
+    from streamtrain.optim.schedules import Schedule
+    from streamtrain.training.best.chosen_checkpoint import ChosenCheckpoint
+    from streamtrain.training.sized_loaders import LoaderOptions
 
 
 def _parse_betas(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -56,7 +60,7 @@ def _parse_pairs(
         name, is_pair, text = word.partition("=")
         if not is_pair or not name:
             option, example = parameter.opts[0], _EXAMPLES[parameter.opts[0]]
-            raise UsageError(f"{option} {word!r} is no NAME=VALUE", fix=f"{option} {example}, say")
+            raise UsageError(f"{option} {word!r} is not NAME=VALUE", fix=f"{option} {example}, say")
         try:
             pairs.append((name, json.loads(text)))
         except (ValueError, RecursionError):
@@ -74,46 +78,70 @@ def parse_names(context: click.Context, parameter: click.Parameter, value: str |
 
 _PATH: Final = click.Path(path_type=Path)
 
+which_option = click.option(
+    "--checkpoint",
+    "which",
+    default="best",
+    type=Suggestion(values.CHECKPOINTS),
+    metavar="WHICH",
+    help="The weights of the best epoch, of the last, or of a checkpoint by its number: best, last or BATCHES.",
+)
+"""Adds ``which: str`` to a command that reads a run."""
+
+GRID: Final = 15
+"""Points on a side of the error surface that ``compare --surface`` measures."""
+
+DEVICE_HELP: Final = "auto (cuda if there is one), cpu, cuda, cuda:1, ..."
+
 FIELD_OPTIONS: Final = (
-    click.option(
+    option(
         "--inputs",
         callback=parse_names,
         metavar="A,B",
-        help="The fields that the model takes, in order; by default all but y, id, weight, "
-        "of which linear and mlp take x, x_missing and cat, and cnn x.",
+        section="Data",
+        help="The fields that the model takes, in order; by default all but y, id and weight (linear and mlp: x, "
+        "x_missing and cat; cnn: x).",
     ),
-    click.option("--target", default="y", metavar="FIELD", help="The field that the loss compares with."),
+    option("--target", default="y", metavar="FIELD", section="Data", help="The field to learn."),
 )
 """Options for the fields to learn from, shared by all commands that train."""
 
 MODEL_HELP: Final = (
     "linear, mlp (mlp:256,128) or mlp:WIDTHS, cnn; or code of your own, FILE.py:NAME or PACKAGE.MODULE:NAME: a "
-    "function, a class or a ready module. It is called with what its signature names of dataset, input_shape, "
-    "n_outputs, num_classes, classes, task, category_sizes; one required argument of another name gets the dataset, "
-    "two get input_shape and n_outputs."
+    "function, class or ready module. It is called with what its signature names of dataset, input_shape, n_outputs, "
+    "num_classes, classes, task, category_sizes; one required argument of another name gets the dataset, two get "
+    "input_shape and n_outputs."
 )
 MODEL_OPTIONS: Final = (
-    click.option(
+    option(
         "--model-arg",
         "model_args",
         multiple=True,
         callback=_parse_pairs,
         metavar="NAME=VALUE",
-        help="An argument for a model of your own, as JSON; repeatable.",
+        section="Model",
+        help="An argument of your own model, as JSON; repeatable.",
     ),
-    click.option(
+    option(
         "--init",
         metavar="RUN|FILE",
-        help="Start from the weights of a run, or of a .safetensors file; names and shapes must agree.",
+        type=FILE,
+        section="Model",
+        help="Start from weights: a run's, or a .safetensors file.",
     ),
-    click.option("--init-partial", is_flag=True, help="With --init: take the weights that agree, and list the others."),
+    option(
+        "--init-partial",
+        is_flag=True,
+        section="More on the model",
+        help="With --init: take the weights that agree, and list the others.",
+    ),
 )
 """Options of how a model is made, shared by all commands that train."""
 
 
-def _option(default: Any = None, help_text: str | None = None, **of_click: Any) -> Any:
-    """Declare a field that is an option: its default, its help, and what else click takes."""
-    return field(default=default, metadata={"help": help_text, **of_click})
+def _option(default: Any = None, help_text: str | None = None, section: str | None = None, **of_click: Any) -> Any:
+    """Declare a field that is an option: its default, its help, its section, and what else click takes."""
+    return field(default=default, metadata={"help": help_text, "section": section, **of_click})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,115 +154,169 @@ class TrainOptions:
     model_args: tuple[tuple[str, object], ...] = ()
     init: str | None = None
     init_partial: bool = False
-    model: str = _option(None, MODEL_HELP, required=True)
+    model: str = _option(None, MODEL_HELP, "Model", required=True, type=Code())
     val: Path | None = _option(
         None,
-        "A dataset to measure on after every epoch, by default split val of DEST; or none. It has 1/4 of --memory.",
-        type=_PATH,
+        "The dataset to measure on after every epoch, or none; by default split val of DEST.",
+        "Data",
+        type=DATASET,
+    )
+    task: str | None = _option(
+        None,
+        "classification, multilabel or regression; by default as `info` says.",
+        "Task and loss",
+        type=Choice(values.TASKS),
     )
     loss: str | None = _option(
         None,
-        "cross_entropy (default of classification), nll, bce_with_logits (multilabel), mse (regression), l1, huber, "
+        "cross_entropy (of classification), bce_with_logits (of multilabel), mse (of regression), l1, huber, nll, "
         "poisson.",
-    )
-    task: str | None = _option(
-        None, "How labels are read: classification, multilabel or regression; by default as `info` says."
+        "Task and loss",
+        type=Choice(values.LOSSES),
     )
     ignore_label: int | None = _option(
         None,
-        "A label that is no class, such as 255: it needs no output and counts in no figure.",
+        "A label that is not a class, such as 255: it has no output and counts in no figure.",
+        "More on the task",
         metavar="LABEL",
         type=int,
     )
-    update: str = _option("batch", "The update rule: one step per batch, sample or epoch.")
-    optimizer: str = _option("adam", "Any of torch.optim by name: sgd, adam, ..., lbfgs; or cg.")
-    lr: float | None = _option(
-        None, "By default torch's own (adam 0.001), for sgd 0.1, or 0.01 with --update sample.", type=float
+    update: str = _option(
+        "batch", "A step per batch, sample or epoch.", "Steps", type=Choice(values.UPDATES, "update rule")
     )
-    momentum: float | None = _option(None, "For optimizers that have it.", type=float)
-    betas: tuple[float, ...] | None = _option(None, "For adam and its kin.", callback=_parse_betas, metavar="B1,B2")
-    eps: float | None = _option(None, "For adam and its kin.", type=float)
-    weight_decay: float | None = _option(None, type=float)
-    nesterov: bool = _option(False, "For sgd with momentum.", is_flag=True)
-    weight: str | None = _option(None, "A field of weights, one a sample: means are weighted by it.", metavar="FIELD")
+    optimizer: str = _option(
+        "adam",
+        f"{', '.join(values.OPTIMIZERS)}.",
+        "Steps",
+        type=Suggestion(values.OPTIMIZERS),
+    )
+    lr: float | None = _option(
+        None,
+        "By default torch's own (adam 0.001); for sgd 0.1, or 0.01 with --update sample.",
+        "Steps",
+        type=float,
+    )
+    momentum: float | None = _option(None, "For optimizers that have it.", "Optimizer", type=float)
+    betas: tuple[float, ...] | None = _option(
+        None, "For adam and similar optimizers.", "Optimizer", callback=_parse_betas, metavar="B1,B2"
+    )
+    eps: float | None = _option(None, "For adam and similar optimizers.", "Optimizer", type=float)
+    weight_decay: float | None = _option(None, "Weight decay of the optimizer.", "Steps", type=float)
+    nesterov: bool = _option(False, "For sgd with momentum.", "Optimizer", is_flag=True)
+    weight: str | None = _option(None, "A field that holds the weight of each sample.", "Data", metavar="FIELD")
     step: StepOptions = field(default_factory=StepOptions)
     schedule_every: str | None = _option(
-        None, "step or epoch; by default epoch, and step for onecycle and cyclic.", metavar="WHAT"
+        None,
+        "When the schedule changes the rate; by default each epoch, or each step for onecycle and cyclic.",
+        "Optimizer",
+        type=Choice(values.EVERY),
     )
     schedule_option: tuple[tuple[str, object], ...] = _option(
         (),
-        "What torch's scheduler takes: step_size=10, milestones=[30,80], ...",
+        "An argument of torch's scheduler, such as step_size=10 or milestones=[30,80]; repeatable.",
+        "Optimizer",
         multiple=True,
         callback=_parse_pairs,
         metavar="NAME=VALUE",
     )
-    epochs: int = _option(5, type=int)
-    max_steps: int | None = _option(
-        None, "End at this many steps in all, if they come before the epochs do; --resume resumes there.", type=int
-    )
+    epochs: int = _option(5, "Passes over the data, in all.", "Steps", type=int)
+    max_steps: int | None = _option(None, "End at N steps in all, if the epochs take more.", "Steps", type=int)
     until_loss: float | None = _option(
-        None, "End after the epoch whose loss, on --val if given, is at most this.", type=float
+        None, "End after the epoch whose loss, on --val if given, is at most this.", "More on stopping", type=float
     )
     monitor: str | None = _option(
-        None, "The metric that says which epoch is best; val_loss where there is --val.", metavar="NAME"
+        None, "Decides which epoch is best; by default val_loss.", "Stopping and best", metavar="NAME"
     )
     monitor_mode: str | None = _option(
-        None, "Whether its smallest or its largest is best, for a metric of your own.", type=click.Choice(MODES)
+        None,
+        "Whether its smallest or its largest value is best, for a metric of your own.",
+        "More on stopping",
+        type=Choice(values.MODES),
     )
     patience: int | None = _option(
-        None, "End after N epochs in a row without a better value of --monitor.", type=int, metavar="N"
+        None,
+        "End after N epochs without a better --monitor.",
+        "Stopping and best",
+        type=int,
+        metavar="N",
     )
-    min_delta: float = _option(0.0, "For --patience: a change of at most this is none.", type=float)
-    batch_size: int = _option(256, "Samples of a batch; for other update rules, of a read.", type=int)
+    min_delta: float = _option(0.0, "The least change that counts for --patience.", "Stopping and best", type=float)
+    batch_size: int = _option(256, "Samples of a batch.", "Data", type=int)
     memory: str | None = _option(
-        None, "Budget for all that the loaders own; 512MB by default, or what --max-memory leaves."
+        None,
+        "For the loaders; 512MB by default, or the rest of --max-memory.",
+        "Memory",
+        type=SIZE,
     )
     max_memory: str | None = _option(
-        None, "Budget for the whole process; auto is the control group's limit, or the RAM."
+        None,
+        "For the whole process; auto: the limit of its control group, or the RAM.",
+        "Memory",
+        type=SIZE_OR_AUTO,
     )
-    lanes: int | None = _option(None, "Lanes of the shuffle; solved from --memory by default.", type=int)
-    groups: int | None = _option(None, "Groups the lanes are dealt to; follows from batch size and blocks.", type=int)
+    lanes: int | None = _option(
+        None, "Streams of blocks that a batch draws from; by default as many as fit --memory.", "Shuffle", type=int
+    )
+    groups: int | None = _option(None, "Groups of lanes; by default from batch size and blocks.", "Shuffle", type=int)
     reshuffle: str = _option(
         "epoch",
         "Form the batches anew every epoch, or never: every epoch then has the same ones.",
-        type=click.Choice(RESHUFFLE),
+        "Shuffle",
+        type=Choice(RESHUFFLE),
     )
-    drop_last: bool = _option(False, "Leave out a short last batch.", is_flag=True)
-    on_bad_block: str = _option("error", "End, or leave its samples out.", type=click.Choice(ON_BAD_BLOCK))
-    seed: int = _option(0, "Of the order, the initial weights, and dropout.", type=int)
-    device: str = _option("auto", "auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
+    drop_last: bool = _option(False, "Leave out a short last batch.", "Shuffle", is_flag=True)
+    on_bad_block: str = _option(
+        "error", "On a damaged block: end, or leave its samples out.", "Faults", type=Choice(ON_BAD_BLOCK)
+    )
+    seed: int = _option(0, "For order, initial weights and dropout.", "Model", type=int)
+    device: str = _option("auto", DEVICE_HELP, "Memory", type=Suggestion(values.DEVICES), metavar="DEVICE")
     normalize: str = _option(
         "auto",
-        "auto: (x - mean) / std from the stored statistics, per column for tables; saved with the run.",
-        type=click.Choice(["auto", "none"]),
+        "Rescale inputs: (x - mean) / std.",
+        "Data",
+        type=Choice(["auto", "none"]),
     )
     normalize_target: str = _option(
         "auto",
-        "auto: with mse, l1 and huber the loss is given (y - mean) / std; every other figure is in the data's units.",
-        type=click.Choice(["auto", "none"]),
+        "auto: mse, l1 and huber are computed on (y - mean) / std; every other figure is in the data's units.",
+        "More on the task",
+        type=Choice(["auto", "none"]),
     )
     class_weight: str | dict[str, float] | None = _option(
         None,
-        "Weights of the classes in the loss: balanced, or of some of them.",
+        "Of classes in the loss: balanced, or A=2,B=0.5.",
+        "Task and loss",
         callback=_parse_class_weight,
-        metavar="balanced|A=2,B=0.5",
+        type=Suggestion(["balanced"]),
+        metavar="WEIGHTS",
     )
-    threads: int | None = _option(None, "Threads of torch on the CPU.", type=int)
-    out: Path | None = _option(None, "The run's folder; by default runs/N, N being the next free number.", type=_PATH)
+    threads: int | None = _option(None, "Threads of torch on the CPU.", "Memory", type=int)
+    out: Path | None = _option(None, "The run's folder; by default runs/N, the next free N.", "Output", type=_PATH)
     checkpoint_every: int | None = _option(
-        None, "Save between epochs, and every so many batches.", type=int, metavar="BATCHES"
+        None,
+        "Save after every N batches, too.",
+        "Output",
+        type=int,
+        metavar="N",
     )
     on_checkpoint_failure: str = _option(
         "error",
-        "End where a checkpoint cannot be written, or warn and try again; exit code 5 if the last one failed.",
-        type=click.Choice(ON_CHECKPOINT_FAILURE),
+        "If a checkpoint cannot be written: end, or warn and try again; exit code 5 if the last one failed.",
+        "Faults",
+        type=Choice(values.ON_CHECKPOINT_FAILURE),
     )
-    resume: bool = _option(False, "Resume the run in --out from its newest checkpoint, if it has one.", is_flag=True)
-    log_every: int = _option(50, "Batches between two lines of metrics.jsonl.", type=int, metavar="BATCHES")
-    headspace: bool = _option(False, "Measure at the end how much faster a perfect loader would be.", is_flag=True)
+    resume: bool = _option(False, "Resume the run in --out, if it has a checkpoint.", "Output", is_flag=True)
+    log_every: int = _option(
+        50, "Batches between two lines of metrics.jsonl.", "More on output", type=int, metavar="BATCHES"
+    )
+    headspace: bool = _option(
+        False, "Measure at the end how much faster a perfect loader would be.", "Speed", is_flag=True
+    )
 
     def loading(self) -> LoaderOptions:
         """Collect the options of the loaders."""
+        from streamtrain.training.sized_loaders import LoaderOptions
+
         names = {each.name for each in fields(LoaderOptions)} - {"shuffle"}
         return LoaderOptions(shuffle=self.update != "epoch", **{name: getattr(self, name) for name in names})
 
@@ -258,10 +340,21 @@ def _schedule(given: Mapping[str, Any]) -> Schedule | None:
     """Make the learning-rate schedule, if one is named."""
     name, every, options = (given[f"schedule{part}"] for part in ("", "_every", "_option"))
     if name is not None:
+        from streamtrain.optim.schedules import Schedule
+
         return Schedule(name=name, every=every, options=dict(options))
     if options or every:
         raise UsageError("--schedule-option or --schedule-every without --schedule", fix="--schedule cosine, say")
     return None
+
+
+_TYPES_OF_STEPS: Final = {
+    "schedule": Suggestion(values.SCHEDULES),
+    "grad_sum_dtype": Choice(values.GRAD_SUM_DTYPES),
+    "sample_path": Choice(values.SAMPLE_PATHS),
+    "autocast": Suggestion(values.AUTOCAST),
+}
+"""Types of those options of a step that are names; click is for the command line alone."""
 
 
 def _of_fields(options: type[Any]) -> Iterator[Callable[..., Any]]:
@@ -271,21 +364,24 @@ def _of_fields(options: type[Any]) -> Iterator[Callable[..., Any]]:
             yield from _of_fields(StepOptions)
         elif each.metadata:
             name = f"--{each.name.replace('_', '-')}"
-            default: dict[str, Any] = {} if each.metadata.get("required") else {"default": each.default}
-            yield click.option(name, each.name, **default, **each.metadata)
+            given: dict[str, Any] = {} if each.metadata.get("required") else {"default": each.default}
+            if each.name in _TYPES_OF_STEPS:
+                given["type"] = _TYPES_OF_STEPS[each.name]
+            yield option(name, each.name, **given, **each.metadata)
 
 
 def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the argument DEST and all the options of ``train``."""
-    for add in reversed(
-        [click.argument("dest", type=_PATH), *FIELD_OPTIONS, *MODEL_OPTIONS, *_of_fields(TrainOptions)]
-    ):
+    first, *others = _of_fields(TrainOptions)
+    for add in reversed([click.argument("dest", type=DATASET), first, *MODEL_OPTIONS, *FIELD_OPTIONS, *others]):
         command = add(command)
     return command
 
 
 def chosen_checkpoint(run: Path, which: str) -> ChosenCheckpoint:
     """Read the checkpoint of ``--checkpoint``; warn where it is not the best, although that was asked for."""
+    from streamtrain.training.best.chosen_checkpoint import checkpoint_of
+
     chosen = checkpoint_of(run, which)
     note_doubt(chosen)
     return chosen
@@ -304,6 +400,10 @@ def most_threads() -> int:
 
 def set_threads(threads: int | None) -> None:
     """Set torch's number of threads, from 1 to `most_threads`; None is torch's own, within the quota."""
+    import torch
+
+    from streamtrain.system.memory import n_cores
+
     if threads is None:
         # torch counts the machine's cores, and a container may have a quota of them.
         if (cores := n_cores()) < torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:

@@ -1,4 +1,4 @@
-"""Text, tables and JSON: the ``--json`` option, results that several commands print, remedies as options."""
+"""Text, tables and JSON: ``--json``, ``--quiet`` and ``--verbose``, colors, results that several commands print."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,14 +26,55 @@ if TYPE_CHECKING:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 """Adds ``as_json: bool`` to a command."""
 
-which_option = click.option(
-    "--checkpoint",
-    "which",
-    default="best",
-    metavar="WHICH",
-    help="The best epoch of the run, its last, or the one that so many batches name: best, last or BATCHES.",
-)
-"""Adds ``which: str`` to a command that reads a run."""
+_VERBOSITY: Final = "streamtrain.verbosity"
+
+
+def _set_verbosity(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[_VERBOSITY] = parameter.name
+
+
+def verbosity_options() -> list[click.Option]:
+    """Make the options of how much is printed, which every command has."""
+    hidden: dict[str, Any] = {"is_flag": True, "expose_value": False, "callback": _set_verbosity}
+    return [
+        click.Option(["-q", "--quiet"], help="Print the result alone.", **hidden),
+        click.Option(["-v", "--verbose"], help="Print all figures of memory and threads.", **hidden),
+    ]
+
+
+def is_quiet() -> bool:
+    """Say whether the command prints its result alone."""
+    return _verbosity() == "quiet"
+
+
+def is_verbose() -> bool:
+    """Say whether the command prints all its figures."""
+    return _verbosity() == "verbose"
+
+
+def _verbosity() -> object:
+    context = click.get_current_context(silent=True)
+    return context.meta.get(_VERBOSITY) if context else None
+
+
+def progress_text(as_json: bool) -> Callable[[str], None]:
+    """Return what prints lines before the result: nothing beside ``--json``, and under ``--quiet``."""
+    return (lambda _: None) if as_json or is_quiet() else print_text
+
+
+def has_color() -> bool | None:
+    """Return False where no color is wanted; None leaves it to click, which colors terminals alone."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
+
+
+_HEADS: Final = {"error:": "red", "warning:": "yellow", "hint:": "yellow"}
+
+
+def colored(text: str) -> str:
+    """Color the word that a message begins with."""
+    head, blank, rest = text.partition(" ")
+    return f"{click.style(head, fg=_HEADS[head], bold=True)}{blank}{rest}" if head in _HEADS else text
 
 
 def emit(as_json: bool, result: Mapping[str, object], text: str) -> None:
@@ -56,9 +97,14 @@ def print_text(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print text on stderr, escaped where it is not printable; one that is closed, or full, stops no work."""
+    """Print text on stderr, escaped where it is not printable; one that is closed, or full, stops no work.
+
+    Under ``--quiet`` only dangers are printed: errors and warnings.
+    """
+    if is_quiet() and not text.startswith(("error:", "warning:")):
+        return
     with suppress(OSError):
-        click.echo(printable(text), err=True)
+        click.echo(colored(printable(text)), err=True, color=has_color())
 
 
 _OPTIONS: Final = {
@@ -85,8 +131,14 @@ def warning_text(
 ) -> str:
     """Write a Python warning as the command line says it; others than ours as Python does."""
     if isinstance(message, StreamtrainWarning):
-        return f"warning: {printable(as_command_line(message.text()))}\n"
+        return f"{_on_stderr('warning:')} {printable(as_command_line(message.text()))}\n"
     return printable(f"{filename}:{lineno}: {category.__name__}: {message}") + "\n"
+
+
+def _on_stderr(head: str) -> str:
+    # Python writes a warning by itself, and strips no color.
+    is_plain = sys.stderr is None or not sys.stderr.isatty() or has_color() is False
+    return head if is_plain else colored(head)
 
 
 def as_command_line(fix: str) -> str:
@@ -143,15 +195,19 @@ def _as_word(value: object) -> str:
 
 
 def memory_line(memory: Mapping[str, int]) -> str:
-    """Write budget, projection and measured peak side by side."""
-    return "memory  " + ", ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in memory.items())
+    """Write budget, projection and measured peak side by side, and the rest under ``--verbose``."""
+    shown = {name: n for name, n in memory.items() if name in _MEMORY_SHOWN or is_verbose()}
+    return "memory  " + ", ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in shown.items())
+
+
+_MEMORY_SHOWN: Final = ("budget", "projected", "measured")
 
 
 def time_lines(speed: Speed) -> list[str]:
-    """Write how the wall time of training divides, and the work of the loader's threads meanwhile."""
+    """Write how the wall time of training divides; under ``--verbose``, the work of the loader's threads, too."""
     wall = ", ".join(f"{kind} {share:.1%}" for kind, share in _shares(speed.wall()).items())
     lines = [f"time    {format_duration(speed.seconds)}: {wall}"]
-    if speed.work.total > 0:
+    if is_verbose() and speed.work.total > 0:
         work = ", ".join(f"{kind} {share:.0%}" for kind, share in _shares(speed.work.named()).items() if share > 0)
         lines.append(f"threads {format_duration(speed.work.total)} of work: {work}")
     return lines

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from streamtrain.cli.manual.sections import command, option
+from streamtrain.cli.manual.values import DATASET, SIZE
 from streamtrain.cli.output import emit, json_option
 from streamtrain.errors import Lines
-from streamtrain.shuffle.order import ORDER_VERSION
 from streamtrain.system.units import format_bytes
 
 if TYPE_CHECKING:
@@ -19,14 +20,19 @@ if TYPE_CHECKING:
     from streamtrain.store.dataset import Dataset
 
 
-@click.command("plan", context_settings={"show_default": True})
-@click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--batch-size", type=int, default=256, help="Samples of a batch.")
-@click.option("--memory", default="512MB", help="Budget for all that the loader owns, with a unit.")
-@click.option("--lanes", type=int, help="Lanes of the shuffle; solved from --memory by default.")
-@click.option("--groups", type=int, help="Groups the lanes are dealt to; follows from batch size and blocks.")
-@click.option("--drop-last", is_flag=True, help="Leave out a short last batch.")
-@click.option("--seed", type=int, default=0, help="Of the order.")
+@command(
+    "plan",
+    context_settings={"show_default": True},
+    examples=("streamtrain plan flights", "streamtrain plan flights --batch-size 1024 --memory 64MB"),
+    page="shuffle",
+)
+@click.argument("dest", type=DATASET)
+@option("--batch-size", type=int, default=256, help="Samples of a batch.")
+@option("--memory", type=SIZE, default="512MB", help="Budget for all that the loader owns.")
+@option("--lanes", type=int, help="Streams of blocks that a batch draws from; by default as many as fit --memory.")
+@option("--groups", type=int, help="Groups of lanes; by default from batch size and blocks.")
+@option("--drop-last", is_flag=True, help="Leave out a short last batch.")
+@option("--seed", type=int, default=0, help="For the order.")
 @json_option
 def plan_command(
     dest: Path,
@@ -54,6 +60,8 @@ def plan_command(
 
 
 def _result(dataset: Dataset, plan: Plan) -> dict[str, Any]:
+    from streamtrain.shuffle.order import ORDER_VERSION
+
     sizes, enough, expected = plan.sizes, plan.enough, plan.projection.expected
     assert expected is not None
     return {

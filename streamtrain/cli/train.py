@@ -1,4 +1,4 @@
-"""``streamtrain train DEST``: train a model on a dataset, within a memory budget."""
+"""The work of ``streamtrain train DEST``: train a model on a dataset, within a memory budget."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from streamtrain.cli.compatibility import (
     training_warnings,
     validation_data,
 )
-from streamtrain.cli.options import TrainOptions, set_threads, train_options
+from streamtrain.cli.options import TrainOptions, set_threads
 from streamtrain.cli.output import (
     command_line,
     emit,
     error_text,
     headspace_line,
-    json_option,
+    is_quiet,
+    is_verbose,
     label_text,
     memory_line,
     note,
-    print_text,
+    progress_text,
     time_lines,
 )
 from streamtrain.cli.results import no_better, outcome_line
@@ -208,17 +209,10 @@ def _given(words: list[str], option: str) -> bool:
 RUNS: Final = Path("runs")
 
 
-@click.command("train", context_settings={"show_default": True})
-@train_options
-@json_option
-def train_command(as_json: bool, **given: Any) -> None:
-    """Train a model on the dataset DEST.
-
-    The table on stdout has a line for every epoch. The run's folder holds config.json, metrics.jsonl and checkpoints,
-    for `streamtrain evaluate` and --resume. Ctrl-C saves the run before it ends; a second one ends it at once.
-    """
+def run_train(*, as_json: bool, **given: Any) -> None:
+    """Train as the command line says, and print the result."""
     options = TrainOptions.of(given)
-    say: Callable[[str], None] = (lambda _: None) if as_json else print_text
+    say = progress_text(as_json)
     trained = _train(options, say)
     emit(as_json, trained.result(), trained.text())
     lr = trained.lr
@@ -266,6 +260,8 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
                 few = few_lanes(dataset.layout, training.sizes, training.memory_bytes)
                 first, *more = [*str(expected).split("; "), *([few] if few else [])]
                 say(Lines.of([f"order   {first}", *(f"        {line}" for line in more)]))
+            if is_verbose():
+                say(Lines.of(f"loader  {loader.projection}" for loader in loaders.all))
             shape = next(field.shape for field in dataset.fields if field.name == options.target)
             say(epoch_head(score_name(trainer.loss, shape), with_val=val is not None))
             with resume_hint(out), matching_was_told():
@@ -324,6 +320,7 @@ def _fit(
         on_checkpoint_failure=options.on_checkpoint_failure,
         resume="auto" if options.resume else None,
         log_every=options.log_every,
+        progress=False if is_quiet() else None,
         on_epoch=lambda summary: say(epoch_line(summary)),
         on_resume=partial(say_resumed, out),
     )

@@ -22,7 +22,7 @@ OptimizerFactory = Callable[[Parameters], Optimizer]
 
 _NOT_BY_GRADIENT_ALONE: Final = frozenset({"lbfgs", "sparseadam"})
 
-FULL_BATCH: Final[Mapping[str, type[Optimizer]]] = {"cg": ConjugateGradient, "lbfgs": torch.optim.LBFGS}
+FULL_BATCH: Final[dict[str, type[Optimizer]]] = {"cg": ConjugateGradient, "lbfgs": torch.optim.LBFGS}
 """The optimizers that ask for J over the whole dataset by a closure."""
 
 _LBFGS: Final[Mapping[str, object]] = {
@@ -35,7 +35,7 @@ _LBFGS: Final[Mapping[str, object]] = {
     "history_size": 50,
 }
 
-OPTIMIZERS: Final[Mapping[str, type[Optimizer]]] = {
+OPTIMIZERS: Final[dict[str, type[Optimizer]]] = {
     name.lower(): item
     for name, item in sorted(vars(torch.optim).items())
     if isinstance(item, type)
@@ -45,7 +45,11 @@ OPTIMIZERS: Final[Mapping[str, type[Optimizer]]] = {
 }
 """The optimizers that step by a gradient."""
 
-_KNOWN: Final[Mapping[str, type[Optimizer]]] = {**OPTIMIZERS, **FULL_BATCH}
+_COMMON: Final = ("adam", "adamw", "sgd", "lbfgs")
+_KNOWN: Final[Mapping[str, type[Optimizer]]] = {
+    name: (OPTIMIZERS | FULL_BATCH)[name] for name in (*_COMMON, *sorted({*OPTIMIZERS, *FULL_BATCH} - {*_COMMON}))
+}
+"""All of them, the most common first: where a misspelt name is as near to two, the first is suggested."""
 
 SGD_LR: Final = 0.1
 SGD_SAMPLE_LR: Final = 0.01

@@ -1,57 +1,67 @@
-"""Options of an optimizer step: accumulation, clipping, schedules, autocast, compile and penalties."""
+"""Options of an optimizer step: accumulation, clipping, schedules, autocast, compile and penalties.
+
+The command line reads them for its help, so nothing here imports torch before a step is described.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-
-from streamtrain.models.alignment import dtype_name
-from streamtrain.models.forward import check_autocast
-from streamtrain.optim.schedules import Beta1, OptimizerSchedules, Schedule, ScheduleFactory
 from streamtrain.system.arguments import check_flags, check_optional_functions
 
+if TYPE_CHECKING:
+    import torch
 
-def _option(default: object, help_text: str, **command_line: object) -> Any:
-    """Declare an option with its help on the command line, and anything else that click takes."""
-    return field(default=default, metadata={"help": help_text, **command_line})
+    from streamtrain.optim.schedules import Beta1, OptimizerSchedules, Schedule, ScheduleFactory
+
+
+def _option(default: object, help_text: str, section: str, **command_line: object) -> Any:
+    """Declare an option with its help on the command line, its section there, and anything else that click takes."""
+    return field(default=default, metadata={"help": help_text, "section": section, **command_line})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOptions:
     """The options of a step, each declared once; `streamtrain.Trainer` explains them."""
 
-    accumulate_grad_batches: int = _option(1, "Batches of a step, with the update rule batch.", type=int, metavar="K")
+    accumulate_grad_batches: int = _option(
+        1, "Batches of a step, with the update rule batch.", "More on steps", type=int, metavar="K"
+    )
     grad_sum_dtype: str = _option(
-        "float64", "What gradients are summed in over batches: float64, compensated (two float32), or float32."
+        "float64",
+        "The type in which gradients are summed over batches: float64, compensated (two float32), or float32.",
+        "Update rules",
     )
     sample_path: str = _option(
         "auto",
         "With the update rule sample: plain, fast (the same to rounding), or auto: fast for models that it knows.",
+        "Update rules",
     )
     clip_grad_norm: float | None = _option(
-        None, "The most a gradient's Euclidean norm may be.", type=float, metavar="NORM"
+        None, "Scale longer gradients down to this norm.", "Steps", type=float, metavar="NORM"
     )
     clip_grad_value: float | None = _option(
-        None, "The most a component of a gradient may be.", type=float, metavar="VALUE"
+        None, "The most a component of a gradient may be.", "Optimizer", type=float, metavar="VALUE"
     )
     schedule: str | Schedule | ScheduleFactory | None = _option(
-        None, "Of the learning rate: cosine, onecycle, step, plateau, ... of torch's schedulers."
+        None,
+        "cosine, step, onecycle, plateau, linear, exponential, constant, multistep, cyclic, polynomial, restarts.",
+        "Steps",
     )
     beta1: str | Beta1 | None = _option(
-        None, "How Adam's beta1 changes: linear:LAST over the run, or exponential:FACTOR a step."
+        None, "How Adam's beta1 changes: linear:LAST over the run, or exponential:FACTOR a step.", "Optimizer"
     )
-    autocast: str | torch.dtype | None = _option(None, "Compute in bfloat16 where that is good enough.", metavar="bf16")
-    compile: bool = _option(False, "Compile the model with torch.compile.", is_flag=True)
-    l2: float = _option(0.0, "J has l2/2 times the sum of the squared weights in it.", type=float)
+    autocast: str | torch.dtype | None = _option(None, "Compute in bfloat16 where that is good enough.", "Speed")
+    compile: bool = _option(False, "Compile the model with torch.compile.", "Speed", is_flag=True)
+    l2: float = _option(0.0, "Add l2/2 times the sum of the squared weights to the mean loss.", "Optimizer", type=float)
     on_step: Callable[[], None] | None = None
     grad_tolerance: float | None = _option(
-        None, "With lbfgs, cg: end at a gradient whose norm is at most this.", type=float
+        None, "End at a gradient whose norm is at most this.", "L-BFGS and CG", type=float
     )
     loss_tolerance: float | None = _option(
-        None, "With lbfgs, cg: end where a step lowers J by at most this.", type=float
+        None, "End where a step lowers the mean loss by at most this.", "L-BFGS and CG", type=float
     )
 
     def __post_init__(self) -> None:
@@ -60,6 +70,9 @@ class StepOptions:
 
     def describe(self, schedules: OptimizerSchedules | None) -> dict[str, object]:
         """Describe the options for ``config.json``, without those that the rule describes itself."""
+        from streamtrain.models.alignment import dtype_name
+        from streamtrain.models.forward import check_autocast
+
         autocast = check_autocast(self.autocast)
         return {
             "clip_grad_norm": self.clip_grad_norm,

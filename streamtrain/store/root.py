@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import stat
 from pathlib import Path
 from typing import Final
 
-from streamtrain.errors import DatasetError
+from streamtrain.errors import DatasetError, nearest_name
 from streamtrain.store import zarr_metadata
 from streamtrain.store.byte_ranges import RESTORE, unreadable
 from streamtrain.store.manifest import FORMAT, FORMAT_OF_TABLES, Json, load_json
@@ -82,4 +81,5 @@ def _names_beside(folder: Path) -> list[str]:
 def _near(name: str, names: list[str]) -> list[str]:
     """Find the name most like ``name``, compared without the suffix that all datasets share."""
     stems = {Path(each).stem: each for each in names}
-    return [stems[stem] for stem in difflib.get_close_matches(Path(name).stem, stems, n=1, cutoff=0.6)]
+    near = nearest_name(Path(name).stem, sorted(stems))
+    return [] if near is None else [stems[near]]

@@ -29,7 +29,10 @@ def typed(w: World, *lines: str) -> None:
         w.typed(line)
 
 
-@world("cli/compare.py:_parse_rates: each one once", "cli/compare.py:_parse_rates: --lr sgd=0.1,adam=0.001, say")
+@world(
+    "cli/manual/training_commands.py:_parse_rates: each one once",
+    "cli/manual/training_commands.py:_parse_rates: --lr sgd=0.1,adam=0.001, say",
+)
 def learning_rates(w: World) -> None:
     typed(w, f"{COMPARE} --rules batch --lr fast")
     w.refuses(f"{COMPARE} --rules batch --lr 0.1,0.2")

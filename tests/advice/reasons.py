@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 _REASONS: Final[dict[str, tuple[str, ...]]] = {
+    "needs an old bash; tests/cli/manual/test_completion.py has a program that says it is one": (
+        "cli/manual/completion.py:_check_bash: install a newer bash, or use zsh or fish",
+    ),
     "needs a disk that fails in the middle of a run": (
         "comparison/run.py:_RunTracker.epoch: {}, then compare again",
         "comparison/run.py:_RunTracker.epoch: see to the disk, then compare again",

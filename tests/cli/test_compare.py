@@ -73,7 +73,7 @@ def test_compare_json_with_a_surface(stored: Path, capsys: pytest.CaptureFixture
         (["--rules", "bach"], 2, "unknown update rule 'bach'"),
         (["--optimizers", "adm"], 2, "unknown optimizer 'adm'"),
         (["--rules", "batch", "--optimizers", "lbfgs"], 2, "LBFGS with update='batch'"),
-        (["--lr", "sgd=fast"], 2, "learning rate 'sgd=fast' is none"),
+        (["--lr", "sgd=fast"], 2, "'sgd=fast' is not a learning rate"),
         (["--lr", "rmsprop=1"], 2, "unknown optimizer to give a learning rate 'rmsprop'"),
         (["--epochs", "-1"], 2, "max_epochs is -1"),
         (["--seconds", "0"], 2, "seconds is 0.0; it must be positive"),

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 
+import click
 import pytest
 
 from streamtrain.cli import main as command_line
-from streamtrain.cli.output import as_command_line, memory_line, time_lines, warning_text
+from streamtrain.cli.output import (
+    as_command_line,
+    memory_line,
+    note,
+    progress_text,
+    time_lines,
+    verbosity_options,
+    warning_text,
+)
 from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.training.metrics.history import Speed, epoch_head
@@ -16,13 +26,68 @@ from streamtrain.training.metrics.history import Speed, epoch_head
 
 def test_lines_for_people() -> None:
     assert epoch_head("accuracy", with_val=False) == "epoch      steps        loss    accuracy   samples/s   stall"
-    memory = {"budget": 16_000_000, "projected": 15_200_000, "measured": 12_345_678}
-    assert memory_line(memory) == "memory  budget 16.0 MB, projected 15.2 MB, measured 12.3 MB"
+    memory = {"budget": 16_000_000, "projected": 15_200_000, "measured": 12_345_678, "step": 4_100}
+    short = "memory  budget 16.0 MB, projected 15.2 MB, measured 12.3 MB"
+    assert memory_line(memory) == short
     work = ThreadSeconds(disk=0.5, decode=0.25, gather=1.0, index=0.25)
-    assert time_lines(Speed(n_samples=9, seconds=4.0, wait_seconds=0.1, work=work)) == [
-        "time    4.0 s: compute 97.5%, transfer 0.0%, wait 2.5%",
-        "threads 2.0 s of work: disk 25%, decode 12%, gather 50%, index 12%",
-    ]
+    speed = Speed(n_samples=9, seconds=4.0, wait_seconds=0.1, work=work)
+    first = "time    4.0 s: compute 97.5%, transfer 0.0%, wait 2.5%"
+    assert time_lines(speed) == [first]
+    with verbosity("--verbose"):
+        assert memory_line(memory) == f"{short}, step 4.1 KB"
+        second = "threads 2.0 s of work: disk 25%, decode 12%, gather 50%, index 12%"
+        assert time_lines(speed) == [first, second]
+
+
+def verbosity(flag: str) -> click.Context:
+    """The context of a command that was given a flag."""
+    return click.Command("work", params=verbosity_options()).make_context("work", [flag])
+
+
+def test_quiet_keeps_dangers_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["weights of epoch 5", "hint: more epochs", "warning: few lanes", "error: damaged"]
+    for text in texts:
+        note(text)
+    assert capsys.readouterr().err.splitlines() == texts
+    with verbosity("-q"):
+        for text in texts:
+            note(text)
+        progress_text(False)("a line of an epoch")
+    out, err = capsys.readouterr()
+    assert (out, err.splitlines()) == ("", texts[2:])
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "variables", "has_colors"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"TERM": "dumb"}, False),
+    ],
+)
+def test_colors_are_for_terminals_that_want_them(
+    is_terminal: bool,
+    variables: dict[str, str],
+    has_colors: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: is_terminal, raising=False)
+    assert command_line.main(["train", "--help"]) == 0
+    assert command_line.main(["trian"]) == 2
+    out, err = capsys.readouterr()
+    assert ("\x1b[1mSteps:\x1b[0m" in out, "\x1b" in out) == (has_colors, has_colors)
+    assert err.startswith(f"{click.style('error:', fg='red', bold=True)} " if has_colors else "error: unknown")
+    ours = StreamtrainWarning("few samples")
+    told = warning_text(ours, type(ours), "a.py", 3)
+    assert click.unstyle(told) == "warning: few samples\n"
+    assert ("\x1b" in told) == has_colors
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def weights(run: Path) -> dict[str, Any]:
 
 def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["train", f"{stored}/images.zarr", "--model", "mlp:16", "--val", f"{stored}/val-images.zarr"]
-    assert main([*args, "--epochs", "3", "--batch-size", "32", "--memory", "64MB"]) == 0
+    assert main([*args, "--epochs", "3", "--batch-size", "32", "--memory", "64MB", "-v"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0].startswith("data    ")
@@ -58,7 +58,8 @@ def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[
         == "        blocks read ÷ blocks stored 1.000 in the first epoch, 0 (all of it stays in memory) in a later one"
     )
     assert lines[5].startswith("        against a full reshuffle batches vary at most 1 times, drift at most ")
-    del lines[3:6]
+    assert all(re.fullmatch(r"loader  .+ \+ .+ = [\d.]+ .B of [\d.]+ MB", line) for line in lines[6:8])
+    del lines[3:8]
     assert " ".join(lines[3].split()) == "epoch steps loss accuracy val loss val accuracy samples/s stall"
     assert [line.split()[:2] for line in lines[4:7]] == [["1", "19"], ["2", "38"], ["3", "57"]]
     assert re.fullmatch(r"val     accuracy [01]\.\d{4} \(0\.\d{4} by always answering [012]\)", lines.pop(7))

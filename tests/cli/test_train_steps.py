@@ -80,7 +80,7 @@ def test_a_run_resumes_with_its_batches_and_no_others(table: Path, capsys: pytes
         (["--schedule", "cosin"], "unknown schedule 'cosin'"),
         (["--schedule", "step"], "Fix: --schedule-option step_size=VALUE"),
         (["--schedule-option", "gamma=0.5"], "--schedule-option or --schedule-every without --schedule"),
-        (["--schedule", "step", "--schedule-option", "gamma"], "--schedule-option 'gamma' is no NAME=VALUE"),
+        (["--schedule", "step", "--schedule-option", "gamma"], "--schedule-option 'gamma' is not NAME=VALUE"),
         (["--update", "epoch", "--drop-last"], "update='epoch' with drop_last"),
         (["--autocast", "fp16"], "autocast to float16"),
         (["--optimizer", "sgd", "--beta1", "linear:0.5"], "beta1 with SGD, which has none"),

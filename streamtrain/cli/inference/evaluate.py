@@ -1,4 +1,4 @@
-"""``streamtrain evaluate RUN SRC...``: measure a run's model on a dataset, or on raw files."""
+"""The work of ``streamtrain evaluate RUN SRC...``: measure a run's model on a dataset, or on raw files."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
-import click
 import numpy as np
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules.loss import _Loss
 
 from streamtrain.cli.compatibility import check_categories, say_matched
-from streamtrain.cli.inference.predict import DEVICE_OPTION, MODEL_OPTION, opened_data, with_text_options
+from streamtrain.cli.inference.predict import opened_data
 from streamtrain.cli.options import note_doubt
-from streamtrain.cli.output import as_command_line, emit, json_option, note, which_option
+from streamtrain.cli.output import as_command_line, emit, note
 from streamtrain.cli.results import result_lines
 from streamtrain.errors import Lines, UsageError
 from streamtrain.ingestion.rows import RawRows
@@ -36,30 +35,11 @@ from streamtrain.training.labels.reading import DEFAULT_LOSSES, reading_of_confi
 from streamtrain.training.metrics.tasks import scored_as
 from streamtrain.training.trainer import Trainer
 
-_path = click.Path(path_type=Path)
 _NONE = "none"
 
 
-@click.command("evaluate", context_settings={"show_default": True})
-@click.argument("run", type=_path)
-@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
-@which_option
-@MODEL_OPTION
-@click.option(
-    "--weight", metavar="FIELD", help="The field of the samples' weights, or none; by default as in training."
-)
-@click.option("--batch-size", type=int, default=256, help="Samples of a batch; the result does not depend on it.")
-@click.option("--labels", multiple=True, metavar="FILE", help="Raw arrays: a file of their labels; repeatable.")
-@click.option("--split", metavar="NAME", help="The split of SRC to measure on; by default test, else val.")
-@click.option("--memory", default="512MB", help="Budget for all that the loader owns.")
-@DEVICE_OPTION
-@click.option(
-    "--positive", metavar="CLASS", help="Of two classes, the one of precision and recall; by default class 1."
-)
-@click.option("--per-class", is_flag=True, help="Show every class, label or target, and not only the worst of many.")
-@with_text_options
-@json_option
-def evaluate_command(
+def run_evaluate(
+    *,
     run: Path,
     sources: tuple[str, ...],
     which: str,
@@ -75,12 +55,7 @@ def evaluate_command(
     as_json: bool,
     **of_text: Any,
 ) -> None:
-    """Measure the model of the folder RUN on SRC: loss, the scores of the task, and a table of classes.
-
-    SRC is a dataset, or raw files with labels. The weights are those of the best epoch, where the run has a monitor,
-    and else the last. Inputs are rescaled as in training, by the statistics saved with the run. Columns are matched by
-    name with those of the training, and classes have the training's numbers.
-    """
+    """Evaluate as the command line says, and print loss and scores."""
     saved = read_run(run, which)
     note_doubt(saved.chosen)
     used = saved.config.get("weight") if weight is None else (None if weight == _NONE else weight)

@@ -1,18 +1,16 @@
-"""``streamtrain predict RUN SRC...`` and ``streamtrain export RUN``: what a run's model says of any data."""
+"""The work of ``streamtrain predict RUN SRC...`` and ``streamtrain export RUN``: a run's model, applied or written."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import click
-
 from streamtrain.cli.ingest import parse_fields
 from streamtrain.cli.options import note_doubt, set_threads
-from streamtrain.cli.output import as_command_line, emit, json_option, note, print_text, which_option
+from streamtrain.cli.output import as_command_line, emit, is_verbose, note, print_text
 from streamtrain.errors import Lines, UsageError
 from streamtrain.ingestion.request import source_options
 from streamtrain.ingestion.rows import open_rows
@@ -40,32 +38,8 @@ from streamtrain.training.inference.writers.columns import columns_of
 from streamtrain.training.inference.writers.target import buffer_bytes, check_target, writer_terms
 from streamtrain.training.inference.writers.text import TextWriter
 
-_path = click.Path(path_type=Path)
 _N_SHOWN: Final = 10
 STDOUT: Final = "-"
-
-MODEL_OPTION: Final = click.option(
-    "--model", help="The FILE.py:NAME or PACKAGE.MODULE:NAME of the run, where it is asked for."
-)
-DEVICE_OPTION: Final = click.option(
-    "--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ..."
-)
-TEXT_OPTIONS: Final = (
-    click.option("--delimiter", metavar="CHAR", help="Raw text: by default found among , ; | and tab."),
-    click.option("--encoding", metavar="NAME", help="Raw text: its encoding; utf-8 by default."),
-    click.option("--header", metavar="WHERE", help="Raw text: first, or none with --names."),
-    click.option("--names", metavar="A,B", help="Raw text without a header: the names of its columns."),
-    click.option("--na-values", metavar="A,B", help="Raw text: texts that mean missing."),
-    click.option("--fields", metavar="x=A,y=B", help="Raw .npz: the members that become fields x, y, ..."),
-)
-"""How raw text is written, and what raw arrays are called, where it is not as by default."""
-
-
-def with_text_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of raw text."""
-    for add in reversed(TEXT_OPTIONS):
-        command = add(command)
-    return command
 
 
 def text_options(given: dict[str, Any], memory: str) -> SourceOptions:
@@ -84,23 +58,8 @@ def text_options(given: dict[str, Any], memory: str) -> SourceOptions:
 _TABS: Final = ("\\t", "tab")
 
 
-@click.command("predict", context_settings={"show_default": True})
-@click.argument("run", type=_path)
-@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
-@click.option("--out", metavar="FILE", help="A .csv, .tsv, .parquet, .npy or .zarr; - is CSV on stdout.")
-@click.option("--probabilities", is_flag=True, help="Of every class, not only of the predicted one.")
-@click.option("--split", metavar="NAME", help="The split of SRC to predict, where it has splits.")
-@click.option("--rows", metavar="A:B", help="Rows A up to, not including, B; from 0.")
-@which_option
-@MODEL_OPTION
-@click.option("--batch-size", type=int, default=1024, help="Samples of a batch.")
-@click.option("--memory", default="512MB", help="Budget for all that reading and writing own.")
-@DEVICE_OPTION
-@click.option("--autocast", metavar="bf16", help="Compute in bfloat16 where that is good enough; else in float32.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --out when the new one is whole.")
-@with_text_options
-@json_option
-def predict_command(
+def run_predict(
+    *,
     run: Path,
     sources: tuple[str, ...],
     out: str | None,
@@ -117,11 +76,7 @@ def predict_command(
     as_json: bool,
     **of_text: Any,
 ) -> None:
-    """Predict every row of SRC, in order, by the model of the folder RUN.
-
-    SRC is a dataset, or raw files of any format that `streamtrain ingest` reads: their columns are matched by name with
-    those of the training. Without --out the first ten rows are shown.
-    """
+    """Predict as the command line says, and print the first rows or what was written."""
     set_threads(None)
     limit_heap_growth()
     _check_out(out, sources, overwrite=overwrite, as_json=as_json)
@@ -320,21 +275,12 @@ def _lines(written: Written, seconds: float, memory: dict[str, Any]) -> list[str
     return [
         f"rows    {summary.n_rows:,} in {format_duration(seconds)}, {rate}",
         *summary.lines(),
-        f"memory  budget {format_bytes(memory['budget'])}: {terms}",
+        f"memory  budget {format_bytes(memory['budget'])}{f': {terms}' if is_verbose() else ''}",
     ]
 
 
-@click.command("export", context_settings={"show_default": True})
-@click.argument("run", type=_path)
-@click.option("--out", metavar="FILE", required=True, help="A .safetensors file.")
-@which_option
-@click.option("--overwrite", is_flag=True, help="Replace what is at --out when the new one is whole.")
-@json_option
-def export_command(run: Path, out: str, which: str, overwrite: bool, as_json: bool) -> None:
-    """Write the weights of the folder RUN, and what rescales its inputs, to one file that needs no streamtrain.
-
-    Its tensors are model.* and normalize.*; its header holds the schema and the task as JSON.
-    """
+def run_export(*, run: Path, out: str, which: str, overwrite: bool, as_json: bool) -> None:
+    """Export as the command line says, and print what was written."""
     path = check_export(run, out, overwrite=overwrite)
     saved = read_run(run, which)
     note_doubt(saved.chosen)

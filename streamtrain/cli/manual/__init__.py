@@ -1,0 +1,1 @@
+"""The command line explains itself: help, the guide, completion."""

@@ -1,0 +1,128 @@
+"""The options and the help of ``streamtrain evaluate``, ``predict`` and ``export``, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from streamtrain.cli.manual import values
+from streamtrain.cli.manual.sections import command, option
+from streamtrain.cli.manual.values import FILE, RUN, SIZE, Code, Split, Suggestion
+from streamtrain.cli.options import DEVICE_HELP, which_option
+from streamtrain.cli.output import json_option
+
+_SOURCES: Final = click.argument("sources", nargs=-1, required=True, metavar="SRC...", type=FILE)
+_MODEL: Final = option(
+    "--model", type=Code(), help="The FILE.py:NAME or PACKAGE.MODULE:NAME of the run, where it is asked for."
+)
+_DEVICE: Final = option("--device", default="auto", type=Suggestion(values.DEVICES), metavar="DEVICE", help=DEVICE_HELP)
+_OVERWRITE: Final = option("--overwrite", is_flag=True, help="Replace what is at --out when the new file is complete.")
+_TEXT: Final = "Raw files"
+_TEXT_OPTIONS: Final = (
+    option("--delimiter", metavar="CHAR", section=_TEXT, help="Text: by default found among , ; | and tab."),
+    option("--encoding", metavar="NAME", section=_TEXT, help="Text: its encoding; utf-8 by default."),
+    option("--header", type=Suggestion(("first", "none")), section=_TEXT, help="Text: first, or none with --names."),
+    option("--names", metavar="A,B", section=_TEXT, help="Text without a header: the names of its columns."),
+    option("--na-values", metavar="A,B", section=_TEXT, help="Text: words that mean missing."),
+    option("--fields", metavar="x=A,y=B", section=_TEXT, help=".npz: the members that become fields x, y, ..."),
+)
+"""How raw text is written, and what raw arrays are called, where it is not as by default."""
+
+
+def _with_text_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for add in reversed(_TEXT_OPTIONS):
+        function = add(function)
+    return function
+
+
+@command(
+    "predict",
+    context_settings={"show_default": True},
+    examples=(
+        "streamtrain predict runs/1 new.csv",
+        "streamtrain predict runs/1 new.csv --out predictions.csv",
+        "streamtrain predict runs/1 flights --split test --out test.npy",
+    ),
+    page="predict",
+)
+@click.argument("run", type=RUN)
+@_SOURCES
+@option("--out", metavar="FILE", type=FILE, help="A .csv, .tsv, .parquet, .npy or .zarr; - is CSV on stdout.")
+@option("--probabilities", is_flag=True, help="Write those of every class, and not only of the predicted one.")
+@option("--split", type=Split(), metavar="NAME", help="The split of SRC to predict, where it has splits.")
+@option("--rows", metavar="A:B", help="Rows A up to, not including, B; from 0.")
+@which_option
+@_MODEL
+@option("--batch-size", type=int, default=1024, help="Samples of a batch.")
+@option("--memory", type=SIZE, default="512MB", help="Budget for all that reading and writing own.")
+@_DEVICE
+@option("--autocast", metavar="bf16", help="Compute in bfloat16 where that is good enough; else in float32.")
+@_OVERWRITE
+@_with_text_options
+@json_option
+def predict_command(as_json: bool, **given: Any) -> None:
+    """Predict every row of SRC, in order, by the model of the folder RUN.
+
+    SRC is a dataset, or raw files of any format that `streamtrain ingest` reads: their columns are matched by name with
+    those of the training. Without --out the first ten rows are shown.
+    """
+    from streamtrain.cli.inference.predict import run_predict
+
+    run_predict(as_json=as_json, **given)
+
+
+@command(
+    "evaluate",
+    context_settings={"show_default": True},
+    examples=("streamtrain evaluate runs/1 flights", "streamtrain evaluate runs/1 flights.csv --checkpoint last"),
+    page="predict",
+)
+@click.argument("run", type=RUN)
+@_SOURCES
+@which_option
+@_MODEL
+@option("--weight", metavar="FIELD", help="The field of the samples' weights, or none; by default as in training.")
+@option("--batch-size", type=int, default=256, help="Samples of a batch; the result does not depend on it.")
+@option("--labels", multiple=True, metavar="FILE", type=FILE, help="Raw arrays: a file of their labels; repeatable.")
+@option("--split", type=Split(), metavar="NAME", help="The split of SRC to measure on; by default test, else val.")
+@option("--memory", type=SIZE, default="512MB", help="Budget for all that the loader owns.")
+@_DEVICE
+@option(
+    "--positive", metavar="CLASS", help="Of two classes, the one that precision and recall are of; by default class 1."
+)
+@option("--per-class", is_flag=True, help="Show every class, label or target, and not only the worst of many.")
+@_with_text_options
+@json_option
+def evaluate_command(as_json: bool, **given: Any) -> None:
+    """Measure the model of the folder RUN on SRC: loss, the scores of the task, and a table of classes.
+
+    SRC is a dataset, or raw files with labels. The weights are those of the best epoch where the run has a monitor,
+    else the last. Inputs are rescaled as in training, by the statistics saved with the run. Columns are matched by name
+    with those of the training, and classes have the training's numbers.
+    """
+    from streamtrain.cli.inference.evaluate import run_evaluate
+
+    run_evaluate(as_json=as_json, **given)
+
+
+@command(
+    "export",
+    context_settings={"show_default": True},
+    examples=("streamtrain export runs/1 --out model.safetensors",),
+    page="predict",
+)
+@click.argument("run", type=RUN)
+@option("--out", metavar="FILE", type=FILE, required=True, help="A .safetensors file.")
+@which_option
+@_OVERWRITE
+@json_option
+def export_command(as_json: bool, **given: Any) -> None:
+    """Write the weights of the folder RUN, and what rescales its inputs, to one file that needs no streamtrain.
+
+    Its tensors are model.* and normalize.*; its header holds the schema and the task as JSON.
+    """
+    from streamtrain.cli.inference.predict import run_export
+
+    run_export(as_json=as_json, **given)

@@ -1,0 +1,188 @@
+"""The options and the help of ``streamtrain train`` and ``compare``, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from streamtrain.cli.manual import values
+from streamtrain.cli.manual.sections import command, option
+from streamtrain.cli.manual.values import DATASET, SIZE, SIZE_OR_AUTO, Choice, Code, Names, Suggestion
+from streamtrain.cli.options import DEVICE_HELP, FIELD_OPTIONS, GRID, MODEL_HELP, MODEL_OPTIONS, train_options
+from streamtrain.cli.output import json_option
+from streamtrain.errors import UsageError
+
+EVERY_OPTIMIZER: Final = "every"
+"""The library's name of a rate that is not of one optimizer."""
+
+_FIRST_WEEK: Final = ("Model", "Data", "Task and loss", "Steps", "Stopping and best", "Memory", "Output")
+
+
+@command(
+    "train",
+    context_settings={"show_default": True},
+    first=_FIRST_WEEK,
+    examples=(
+        "streamtrain train flights --model mlp --patience 3",
+        "streamtrain train flights --model linear --optimizer sgd --lr 0.03 --epochs 2",
+        "streamtrain train flights --model mlp:64 --out runs/wide --memory 256MB",
+    ),
+    page="models",
+)
+@train_options
+@json_option
+def train_command(as_json: bool, **given: Any) -> None:
+    """Train a model on the dataset DEST.
+
+    The run's folder holds its configuration, metrics and checkpoints, for `streamtrain evaluate` and --resume. Ctrl-C
+    saves the run before it ends; a second one ends it at once.
+    """
+    from streamtrain.cli.train import run_train
+
+    run_train(as_json=as_json, **given)
+
+
+def _parse_rates(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, float]:
+    rates: dict[str, float] = {}
+    for word in (value or "").split(","):
+        name, _, number = word.rpartition("=")
+        if not word.strip():
+            continue
+        name = name.strip() or EVERY_OPTIMIZER
+        if name in rates:
+            of = "all" if name == EVERY_OPTIMIZER else name
+            raise UsageError(f"learning rate {word.strip()!r} is the second of {of}", fix="each one once")
+        try:
+            rates[name] = float(number)
+        except ValueError:
+            raise UsageError(f"{word!r} is not a learning rate", fix="--lr sgd=0.1,adam=0.001, say") from None
+    return rates
+
+
+@command(
+    "compare",
+    context_settings={"show_default": True},
+    examples=(
+        "streamtrain compare flights --epochs 1",
+        "streamtrain compare flights --rules batch --lr sgd=0.03,adam=0.001 --epochs 1",
+    ),
+    page="update-rules",
+)
+@click.argument("dest", type=DATASET)
+@option("--model", default="mlp:128", type=Code(), section="Model", help=MODEL_HELP)
+@MODEL_OPTIONS[0]
+@MODEL_OPTIONS[1]
+@MODEL_OPTIONS[2]
+@FIELD_OPTIONS[0]
+@FIELD_OPTIONS[1]
+@option(
+    "--val",
+    type=DATASET,
+    section="Data",
+    help="A dataset to measure on after every epoch; by default split val of DEST, if there is one.",
+)
+@option("--normalize", type=Choice(["auto", "none"]), default="auto", section="Data", help="As for train.")
+@option(
+    "--batch-size",
+    type=int,
+    default=256,
+    section="Data",
+    help="Samples of a batch; for other update rules, of a read.",
+)
+@option("--task", type=Choice(values.TASKS), section="Task and loss", help=f"{', '.join(values.TASKS)}; as for train.")
+@option(
+    "--loss",
+    type=Choice(values.LOSSES),
+    section="Task and loss",
+    help=f"{', '.join(values.LOSSES)}; by default of the task.",
+)
+@option(
+    "--ignore-label",
+    type=int,
+    metavar="LABEL",
+    section="Task and loss",
+    help="A label that is not a class; as for train.",
+)
+@option(
+    "--rules",
+    default="sample,batch,epoch",
+    type=Names(values.UPDATES, "update rule"),
+    section="Runs",
+    help="Update rules: some of sample, batch and epoch.",
+)
+@option(
+    "--optimizers",
+    default="sgd,adam",
+    type=Names(values.OPTIMIZERS),
+    section="Runs",
+    help="Optimizers; each runs by every rule.",
+)
+@option(
+    "--lr",
+    callback=_parse_rates,
+    metavar="LR|NAME=LR,...",
+    section="Runs",
+    help="One for all, or by optimizer, sgd=0.1,adam=0.001, or by both, sample:sgd=0.01; else as for train.",
+)
+@option("--epochs", type=int, section="Runs", help="Epochs of each run; 3, unless --seconds is given.")
+@option(
+    "--seconds",
+    type=float,
+    section="Runs",
+    help="Training time of each run; the epoch rule ends the pass it is in.",
+)
+@option(
+    "--target-loss",
+    type=float,
+    section="Runs",
+    help="Training loss to time each run to; by default half of the first.",
+)
+@option("--seed", type=int, default=0, section="Runs", help="For the order and the initial weights of every run.")
+@option("--surface", is_flag=True, section="Runs", help="Measure the error surface around the paths of the weights.")
+@option(
+    "--grid",
+    type=int,
+    metavar="N",
+    section="Runs",
+    help=f"With --surface: measure it at N by N points, a pass over the data each.  [default: {GRID}]",
+)
+@option(
+    "--memory",
+    type=SIZE,
+    section="Memory",
+    help="For the loaders; 512MB by default, or the rest of --max-memory.",
+)
+@option(
+    "--max-memory",
+    type=SIZE_OR_AUTO,
+    section="Memory",
+    help="For the whole process; auto: the limit of its control group, or the RAM.",
+)
+@option(
+    "--device",
+    default="auto",
+    type=Suggestion(values.DEVICES),
+    metavar="DEVICE",
+    section="Memory",
+    help=DEVICE_HELP,
+)
+@option("--threads", type=int, section="Memory", help="Threads of torch on the CPU.")
+@option(
+    "--out",
+    type=click.Path(path_type=Path),
+    section="Output",
+    help="The comparison's folder; by default comparisons/N, the next free N.",
+)
+@json_option
+def compare_command(as_json: bool, **given: Any) -> None:
+    """Train a model on the dataset DEST by several update rules and optimizers, and put the runs side by side.
+
+    Every run begins with the same weights and takes the data in the order of the same seed. After every epoch the loss
+    of the weights is measured over the whole training data; that pass does not count as training time. The folder holds
+    comparison.html with the table and the curves, comparison.json, and a run's folder for each run.
+    """
+    from streamtrain.cli.compare import run_compare
+
+    run_compare(as_json=as_json, **given)
