@@ -124,21 +124,21 @@ def picture(results: list[Result]) -> str:
 
     stream, load = results
     whole, budget = (stream[name] / 1e9 for name in ("decoded_bytes", "budget_bytes"))
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "picture", "font.family": "sans-serif", "font.size": 11}
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "picture", "font.family": "sans-serif", "font.size": 12}
     style |= {"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK}
     with rc_context(style):
-        figure = Figure(figsize=(7.2, 3.2), facecolor=PAPER, layout="constrained")
+        figure = Figure(figsize=(5.6, 3.0), facecolor=PAPER, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot(facecolor=PAPER)
         axes.plot(*curve(load), color=FAINT, linewidth=2)
         axes.axhline(budget, color=LIMIT, linewidth=1.5, linestyle="--")
         axes.plot(*curve(stream), color=LINE, linewidth=2.5)
-        axes.text(whole / 2, whole * 0.56, "loaded into memory ", color=FAINT, ha="right")
+        axes.text(whole / 2, whole * 0.58, "loaded into memory ", color=FAINT, ha="right")
         peak = format_bytes(stream["peak_bytes"])
         axes.text(
             whole, budget + whole * 0.02, f"budget {format_bytes(stream['budget_bytes'])}", color=LIMIT, ha="right"
         )
-        axes.text(whole * 0.16, budget + whole * 0.02, f"streamed in shuffled batches: at most {peak}", color=LINE)
+        axes.text(whole * 0.16, budget + whole * 0.02, f"streamed: at most {peak}", color=LINE)
         axes.set(xlabel="GB of the dataset read", ylabel="GB of memory taken")
         axes.set(xlim=(0, whole * 1.01), ylim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
