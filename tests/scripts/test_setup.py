@@ -13,7 +13,6 @@ import pytest
 from packaging.version import Version
 from run_script import ROOT, SCRIPTS
 
-
 SHELL_SCRIPTS = ["setup", "test", "demo", "docs", "faults/run"]
 
 
