@@ -50,10 +50,10 @@ def follow(page: Path) -> int:
 
 
 def commands(block: str) -> list[tuple[list[str], int]]:
-    """The commands of a block, as words, each with its exit code; a quoted word may go over several lines."""
+    """The commands of a block, as words, each with its exit code; a quoted word or a backslash goes over several lines."""
     found: list[tuple[list[str], int]] = []
     pending = ""
-    for line in block.splitlines(keepends=True):
+    for line in block.replace("\\\n", "").splitlines(keepends=True):
         pending += line
         if pending.count('"') % 2 == 0:
             code = re.search(r"# exit code (\d+)", pending)
