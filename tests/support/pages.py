@@ -50,7 +50,7 @@ def follow(page: Path) -> int:
 
 
 def commands(block: str) -> list[tuple[list[str], int]]:
-    """The commands of a block, as words, each with its exit code; a quoted word or a backslash goes over several lines."""
+    """The commands of a block, as words, each with its exit code; one may go over several lines."""
     found: list[tuple[list[str], int]] = []
     pending = ""
     for line in block.replace("\\\n", "").splitlines(keepends=True):
