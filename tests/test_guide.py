@@ -14,6 +14,7 @@ from run_script import help_of
 
 import streamtrain
 from streamtrain.cli.main import COMMANDS, main
+from streamtrain.errors import UsageError
 
 CONCEPTS = GUIDE / "concepts.md"
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
@@ -82,6 +83,16 @@ def test_scripts_take_the_options_that_pages_name(
     for script, options in named.items():
         if options:
             assert options - set(OPTION.findall(help_of(script, monkeypatch, capsys))) == set(), script
+
+
+def test_the_error_that_a_page_shows_is_the_one_printed(
+    after_concepts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(after_concepts)
+    capsys.readouterr()
+    assert main(["train", "clouds.zarr", "--model", "mpl", "--json"]) == UsageError.exit_code
+    shown = re.findall(r"^    (error: .*|\{.*)$", (GUIDE / "errors.md").read_text(), re.MULTILINE)
+    assert capsys.readouterr().err.splitlines()[-2:] == shown
 
 
 def test_exit_codes_are_those_of_the_errors() -> None:
