@@ -95,6 +95,23 @@ def test_the_error_that_a_page_shows_is_the_one_printed(
     assert capsys.readouterr().err.splitlines()[-2:] == shown
 
 
+def test_the_lines_of_train_that_a_page_shows_are_printed(
+    after_concepts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(after_concepts)
+    capsys.readouterr()
+    words = ["--model", "mlp:32", "--epochs", "1", "--memory", "16MB", "--out", str(tmp_path / "run")]
+    assert main(["train", "clouds.zarr", *words]) == 0
+    printed = {without_figures(line) for line in capsys.readouterr().out.splitlines()}
+    shown = re.findall(r"^    (\w+ .*)$", (GUIDE / "profile.md").read_text(), re.MULTILINE)
+    assert len(shown) > 2
+    assert [line for line in shown if without_figures(line) not in printed] == []
+
+
+def without_figures(line: str) -> str:
+    return re.sub(r"[\d,.]+( [KMG]?B\b| m?s\b|%)?", "N", line)
+
+
 def test_exit_codes_are_those_of_the_errors() -> None:
     rows = re.findall(r"^\| (\d+) \| .*? \| (.+?) \|$", (GUIDE / "errors.md").read_text(), re.MULTILINE)
     for code, names in rows:
