@@ -1,13 +1,16 @@
 """Train PyTorch models on datasets larger than memory, streamed from a sharded Zarr store within a byte budget.
 
-The smallest whole::
+The smallest complete example:
 
-    import streamtrain as st
-
-    st.ingest({"x": images, "y": labels}, "digits.zarr")
-    loader = st.StreamLoader(st.open("digits.zarr"), batch_size=256, memory="64MB", seed=0)
-    trainer = st.Trainer(model, loss="cross_entropy", optimizer="adam", lr=1e-3)
-    trainer.fit(loader, max_epochs=5)
+>>> import numpy as np, tempfile, torch
+>>> import streamtrain as st
+>>> images, labels = np.random.default_rng(0).random((100, 784), dtype="float32"), np.arange(100) % 10
+>>> dataset = st.ingest({"x": images, "y": labels}, tempfile.mkdtemp() + "/digits.zarr")
+>>> with st.StreamLoader(dataset, batch_size=20, memory="64MB", seed=0) as loader:
+...     trainer = st.Trainer(torch.nn.Linear(784, 10), loss="cross_entropy", optimizer="adam", lr=1e-3)
+...     history = trainer.fit(loader, max_epochs=2)
+>>> [epoch.counts.n_steps for epoch in history]
+[5, 10]
 
 Importing the package imports neither torch nor zarr; a name brings what it needs when it is first used.
 """

@@ -9,20 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from pages import GUIDE, GUIDE_PAGES, PAGES, README, ROOT, code_spans, follow
+from pages import FIGURES, GUIDE, GUIDE_PAGES, PAGES, ROOT, code_spans, follow
 from run_script import help_of
 
 import streamtrain
 from streamtrain.cli.main import COMMANDS, main
+from streamtrain.errors import UsageError
 
-QUICKSTART = GUIDE / "quickstart.md"
+CONCEPTS = GUIDE / "concepts.md"
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
-# Its commands take hours; that they exist is all that is tested of them.
-FIGURES = GUIDE / "figures.md"
 
 
 def name_of(page: Path) -> str:
-    return page.stem
+    return page.parent.name if page == FIGURES else page.stem
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,20 +34,20 @@ def one_thread_throughout() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def after_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which the quickstart's commands ran, which the other pages begin in."""
-    folder = tmp_path_factory.mktemp("quickstart")
+def after_concepts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the example of the concepts was made, which the other pages begin in."""
+    folder = tmp_path_factory.mktemp("concepts")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert follow(QUICKSTART) > 3
+        assert follow(CONCEPTS) > 3
     return folder
 
 
-@pytest.mark.parametrize("page", [page for page in GUIDE_PAGES if page not in (FIGURES, QUICKSTART)], ids=name_of)
+@pytest.mark.parametrize("page", [page for page in GUIDE_PAGES if page != CONCEPTS], ids=name_of)
 def test_a_page_s_commands_and_python_run(
-    page: Path, after_quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, after_concepts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(shutil.copytree(after_quickstart, tmp_path / "here"))
+    monkeypatch.chdir(shutil.copytree(after_concepts, tmp_path / "here"))
     assert follow(page) > 0
 
 
@@ -86,23 +85,35 @@ def test_scripts_take_the_options_that_pages_name(
             assert options - set(OPTION.findall(help_of(script, monkeypatch, capsys))) == set(), script
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
-    for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", page.read_text()):
-        found = page.parent / target if target else page
-        assert found.exists(), target
-        headings = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE) if found.suffix == ".md" else []
-        assert not heading or heading in map(anchor, headings), f"{target}#{heading}"
+def test_the_error_that_a_page_shows_is_the_one_printed(
+    after_concepts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(after_concepts)
+    capsys.readouterr()
+    assert main(["train", "clouds.zarr", "--model", "mpl", "--json"]) == UsageError.exit_code
+    shown = re.findall(r"^    (error: .*|\{.*)$", (GUIDE / "errors.md").read_text(), re.MULTILINE)
+    assert capsys.readouterr().err.splitlines()[-2:] == shown
 
 
-def anchor(heading: str) -> str:
-    """A heading as links to it are written."""
-    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+def test_the_lines_of_train_that_a_page_shows_are_printed(
+    after_concepts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(after_concepts)
+    capsys.readouterr()
+    words = ["--model", "mlp:32", "--epochs", "1", "--memory", "16MB", "--out", str(tmp_path / "run")]
+    assert main(["train", "clouds.zarr", *words]) == 0
+    printed = {without_figures(line) for line in capsys.readouterr().out.splitlines()}
+    shown = re.findall(r"^    (\w+ .*)$", (GUIDE / "profile.md").read_text(), re.MULTILINE)
+    assert len(shown) > 2
+    assert [line for line in shown if without_figures(line) not in printed] == []
 
 
-@pytest.mark.parametrize("page", [README, GUIDE / "errors.md"], ids=name_of)
-def test_exit_codes_are_those_of_the_errors(page: Path) -> None:
-    rows = re.findall(r"^\| (\d+) \| .*? \| (.+?) \|$", page.read_text(), re.MULTILINE)
+def without_figures(line: str) -> str:
+    return re.sub(r"[\d,.]+( [KMG]?B\b| m?s\b|%)?", "N", line)
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    rows = re.findall(r"^\| (\d+) \| .*? \| (.+?) \|$", (GUIDE / "errors.md").read_text(), re.MULTILINE)
     for code, names in rows:
         for name in re.findall(r"`(\w+Error)`", names):
             assert getattr(streamtrain, name).exit_code == int(code)

@@ -52,5 +52,5 @@ def test_no_script_hides_a_module_that_others_import() -> None:
 
 def test_the_page_names_every_script() -> None:
     page = (SCRIPTS / "README.md").read_text()
-    names = [*COMMANDS, "setup", "demo", "test", "faults/run"]
+    names = [*COMMANDS, "setup", "demo", "docs", "test", "faults/run"]
     assert [name for name in names if f"`{name}`" not in page and f"`{Path(name).name}`" not in page] == []

@@ -13,8 +13,10 @@ import pytest
 from packaging.version import Version
 from run_script import ROOT, SCRIPTS
 
+SHELL_SCRIPTS = ["setup", "test", "demo", "docs", "faults/run"]
 
-@pytest.mark.parametrize("path", ["scripts/setup", "scripts/test", "scripts/demo", "scripts/faults/run", ".ci/run"])
+
+@pytest.mark.parametrize("path", [*(f"scripts/{name}" for name in SHELL_SCRIPTS), ".ci/run"])
 def test_shell_scripts_are_posix_and_executable(path: str) -> None:
     script = ROOT / path
     assert os.access(script, os.X_OK)
@@ -22,7 +24,7 @@ def test_shell_scripts_are_posix_and_executable(path: str) -> None:
     subprocess.run(["sh", "-n", str(script)], check=True)
 
 
-@pytest.mark.parametrize("name", ["setup", "test", "demo", "faults/run"])
+@pytest.mark.parametrize("name", SHELL_SCRIPTS)
 def test_what_a_shell_script_runs_is_there(name: str) -> None:
     named = re.findall(r"(?:scripts|tests)/[\w/]+\.(?:py|txt)", (SCRIPTS / name).read_text())
     assert [path for path in named if not (ROOT / path).exists()] == []

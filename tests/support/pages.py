@@ -1,4 +1,4 @@
-"""The pages for users: the README and the guide, their commands as words, and those run in this process."""
+"""The pages of the repository: those for users, their commands as words, and those run in this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 GUIDE = ROOT / "streamtrain" / "guide"
 GUIDE_PAGES = sorted(GUIDE.glob("*.md"))
-PAGES = [README, *GUIDE_PAGES]
+FIGURES = ROOT / "scripts" / "README.md"
+"""Its commands take hours; that they exist is all that is tested of them."""
+PAGES = [README, *GUIDE_PAGES, FIGURES]
+ALL_PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(page for name in ("data", "scripts", "streamtrain", "tests") for page in (ROOT / name).rglob("*.md")),
+    ]
+)
 
 _SHELL_BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _DOCTEST_OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
@@ -42,10 +50,10 @@ def follow(page: Path) -> int:
 
 
 def commands(block: str) -> list[tuple[list[str], int]]:
-    """The commands of a block, as words, each with its exit code; a quoted word may go over several lines."""
+    """The commands of a block, as words, each with its exit code; one may go over several lines."""
     found: list[tuple[list[str], int]] = []
     pending = ""
-    for line in block.splitlines(keepends=True):
+    for line in block.replace("\\\n", "").splitlines(keepends=True):
         pending += line
         if pending.count('"') % 2 == 0:
             code = re.search(r"# exit code (\d+)", pending)
