@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from streamtrain.store.layout import Field, Layout
     from streamtrain.store.verify import repair, verify
     from streamtrain.training.inference.model import load
-    from streamtrain.training.metrics.history import History
+    from streamtrain.training.records.history import History
     from streamtrain.training.trainer import Trainer
 
 if os.name != "posix":
@@ -108,7 +108,7 @@ _HOMES = {
     "Batch": "loader.batch",
     "Dataset": "store.dataset",
     "Field": "store.layout",
-    "History": "training.metrics.history",
+    "History": "training.records.history",
     "Layout": "store.layout",
     "Schedule": "optim.schedules",
     "StreamLoader": "loader.stream_loader",

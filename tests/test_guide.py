@@ -100,7 +100,7 @@ def test_the_lines_of_train_that_a_page_shows_are_printed(
 ) -> None:
     monkeypatch.chdir(after_concepts)
     capsys.readouterr()
-    words = ["--model", "mlp:32", "--epochs", "1", "--memory", "16MB", "--out", str(tmp_path / "run")]
+    words = ["--model", "mlp:32", "--epochs", "1", "--memory", "16MB", "--verbose", "--out", str(tmp_path / "run")]
     assert main(["train", "clouds.zarr", *words]) == 0
     printed = {without_figures(line) for line in capsys.readouterr().out.splitlines()}
     shown = re.findall(r"^    (\w+ .*)$", (GUIDE / "profile.md").read_text(), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What a person tries in Python in the first hour, row by row: it works, or one line says what does."""
+"""The first hour in Python, row by row: what a person tries works, or one line says what does."""
 
 from __future__ import annotations
 
@@ -362,7 +362,7 @@ def test_a_stored_table_keeps_its_schema() -> None:
     [
         ("https://host/x.npy", "curl -LO https://host/x.npy"),
         ("s3://bucket/x.npy", "aws s3 cp s3://bucket/x.npy x.npy"),
-        ("s3://bucket/d.zarr", "aws s3 cp --recursive s3://bucket/d.zarr d.zarr"),
+        ("s3://bucket/d.zarr", "aws s3 sync s3://bucket/d.zarr d.zarr"),
         ("gs://bucket/x.npy", "gcloud storage cp gs://bucket/x.npy x.npy"),
     ],
 )

@@ -30,7 +30,7 @@ _path = click.Path(path_type=Path)
         "streamtrain profile -- python train.py",
         "streamtrain profile --no-png -- streamtrain info flights",
     ),
-    page="memory",
+    page="profile",
 )
 @option("--out", type=_path, help="The profile's folder; by default profiles/N, the next free N.")
 @option("--interval", type=float, default=0.05, metavar="SECONDS", help="The least time between two readings.")
@@ -119,7 +119,7 @@ def doctor_command(path: Path, as_json: bool) -> None:
 @command(
     "report",
     examples=("streamtrain report runs/1", "streamtrain report runs/1 --checkpoint last --out last.html"),
-    page="checkpoints-and-resume",
+    page="resume",
 )
 @click.argument("run", type=RUN)
 @option("--dataset", type=DATASET, help="The run's training data, if it has moved.")

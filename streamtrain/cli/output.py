@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from streamtrain.diagnostics.headspace import Headspace
     from streamtrain.store.dataset import Dataset
     from streamtrain.store.schema.task import TaskName
-    from streamtrain.training.metrics.history import Speed
+    from streamtrain.training.records.history import Speed
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 """Adds ``as_json: bool`` to a command."""

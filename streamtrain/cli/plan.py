@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "plan",
     context_settings={"show_default": True},
     examples=("streamtrain plan flights", "streamtrain plan flights --batch-size 1024 --memory 64MB"),
-    page="shuffle",
+    page="concepts",
 )
 @click.argument("dest", type=DATASET)
 @option("--batch-size", type=int, default=256, help="Samples of a batch.")

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from streamtrain.errors import Lines
-from streamtrain.training.metrics.history import History
 from streamtrain.training.metrics.running import Metrics, ScoreTable
+from streamtrain.training.records.history import History
 
 _FEW_ROWS: Final = 20
 _N_WORST: Final = 5

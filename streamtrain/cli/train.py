@@ -57,9 +57,9 @@ from streamtrain.training.labels.facts import label_config
 from streamtrain.training.labels.from_data import n_outputs
 from streamtrain.training.labels.reading import n_ignored
 from streamtrain.training.metrics.baseline import short_number
-from streamtrain.training.metrics.history import History, epoch_head, epoch_line
 from streamtrain.training.metrics.tasks import score_name
 from streamtrain.training.metrics.user import METRIC_NAMES
+from streamtrain.training.records.history import History, epoch_head, epoch_line
 from streamtrain.training.run_folder import (
     RunFolder,
     check_run,

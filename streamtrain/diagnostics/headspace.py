@@ -17,7 +17,7 @@ import torch
 
 from streamtrain.loader.batch import tensor_bytes
 from streamtrain.training.batch_stream import BatchStream, StreamDataset, fields_of
-from streamtrain.training.metrics.history import Speed
+from streamtrain.training.records.history import Speed
 from streamtrain.training.trainer import Trainer
 
 _KEPT_BYTES: Final = 64_000_000

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from streamtrain.diagnostics.charts import COLOURS, QUIET, can_draw, format_tick, house_style, is_wide, printable
 from streamtrain.errors import Fix, UsageError
 from streamtrain.system.files import Files, local_path
-from streamtrain.training.metrics.history import History
+from streamtrain.training.records.history import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import DamagedBlock, DatasetError, OutOfRange, ResourceError, UsageError, unknown_name
+from streamtrain.errors import DamagedBlock, DatasetError, ResourceError, UsageError, unknown_name
 from streamtrain.store import zarr_metadata
 from streamtrain.store.byte_ranges import RESTORE, LocalFile
 from streamtrain.store.layout import Field, Layout
@@ -32,7 +32,7 @@ from streamtrain.store.manifest import (
     read_categories,
     read_checksums,
 )
-from streamtrain.store.reads.drawn import drawn_samples
+from streamtrain.store.reads.drawn import drawn_samples, row_of
 from streamtrain.store.root import check_folder, read_root
 from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET, CategoryColumn, Schema, reading_of, schema_of
 from streamtrain.store.schema.description import described, described_columns
@@ -325,21 +325,13 @@ class Dataset:
         """Read some samples: one (arrays of the fields' shapes) by an int, several by a slice of any step."""
         if isinstance(key, slice):
             return {field.name: self._read(field, range(*key.indices(len(self)))) for field in self.fields}
-        row = self._row(key)
+        row = row_of(key, len(self))
         return {field.name: self._read(field, range(row, row + 1))[0, ...] for field in self.fields}
 
     @public
     def __getitems__(self, keys: list[int]) -> list[dict[str, Array]]:
         """Read samples for torch's ``DataLoader``, which asks for those of a batch so."""
-        return drawn_samples(self, [self._row(key) for key in keys])
-
-    def _row(self, key: object) -> int:
-        if isinstance(key, bool) or not isinstance(key, int | np.integer):
-            raise UsageError(f"a dataset is indexed by an int or a slice, not by {type(key).__name__}")
-        row = int(key) + (len(self) if key < 0 else 0)
-        if not 0 <= row < len(self):
-            raise OutOfRange(f"sample {key} of {len(self)}", fix=f"the last one is {len(self) - 1}")
-        return row
+        return drawn_samples(self, [row_of(key, len(self)) for key in keys])
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
         """Each sample in order, a block read once."""

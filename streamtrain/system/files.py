@@ -59,21 +59,21 @@ def local_path(path: str | os.PathLike[str]) -> Path:
 
 
 _DOWNLOADS: Final = {
-    **dict.fromkeys(("http", "https", "ftp"), "curl -LO {url}"),
-    "s3": "aws s3 cp {url} {name}",
-    **dict.fromkeys(("gs", "gcs"), "gcloud storage cp {url} {name}"),
+    **dict.fromkeys(("http", "https", "ftp"), ("curl -LO {url}", "wget -r {url}")),
+    "s3": ("aws s3 cp {url} {name}", "aws s3 sync {url} {name}"),
+    **dict.fromkeys(("gs", "gcs"), ("gcloud storage cp {url} {name}", "gcloud storage cp -r {url} {name}")),
 }
+"""The commands that fetch a file, and all in a folder."""
 
 
 def _download(scheme: str, url: str) -> str:
     """Return the command that fetches a URL; of a folder, all in it."""
-    command = _DOWNLOADS.get(scheme.lower())
-    if command is None:
+    commands = _DOWNLOADS.get(scheme.lower())
+    if commands is None:
         return "copy it here or mount it, and give that path"
     name = url.rstrip("/").rpartition("/")[2]
     is_folder = name.endswith(".zarr") or "." not in name
-    command = command.replace(" cp ", " cp --recursive ") if is_folder else command
-    return f"download it first: {command.format(url=shlex.quote(url), name=shlex.quote(name))}"
+    return f"download it first: {commands[is_folder].format(url=shlex.quote(url), name=shlex.quote(name))}"
 
 
 def _check_path(path: object) -> None:

@@ -21,10 +21,10 @@ from streamtrain.system.signals import DeferredSignals, defer_signals
 from streamtrain.training.batch_stream import BatchStream, samples_per_epoch
 from streamtrain.training.best.watch import EpochWatch
 from streamtrain.training.loop import EpochLoop
-from streamtrain.training.metrics.history import EpochSummary, History, epoch_line, head_of
-from streamtrain.training.metrics.recorder import EpochRecorder
 from streamtrain.training.metrics.running import Metrics
 from streamtrain.training.progress import Counts, Totals, run_length
+from streamtrain.training.records.history import EpochSummary, History, epoch_line, head_of
+from streamtrain.training.records.recorder import EpochRecorder
 from streamtrain.training.run_folder import NullRunFolder, Run, epochs_backwards
 from streamtrain.training.run_state import ResumePoint, RunState
 

@@ -44,8 +44,6 @@ from streamtrain.training.batch_stream import (
 from streamtrain.training.labels.class_weights import weigh_classes
 from streamtrain.training.labels.reading import AS_STORED
 from streamtrain.training.labels.targets import TargetSettings
-from streamtrain.training.metrics.history import EpochSummary
-from streamtrain.training.metrics.recorder import EpochRecorder, Labels
 from streamtrain.training.metrics.running import Metrics, RunningMetrics, Scoring
 from streamtrain.training.metrics.user import UserMetric, check_metrics
 from streamtrain.training.preflight import (
@@ -57,6 +55,8 @@ from streamtrain.training.preflight import (
     too_small,
 )
 from streamtrain.training.progress import Counts, Totals, run_length
+from streamtrain.training.records.history import EpochSummary
+from streamtrain.training.records.recorder import EpochRecorder, Labels
 from streamtrain.training.run_state import MidEpochState, ResumableStream, stream_identity, stream_state
 from streamtrain.training.step_errors import explain_device, name_bad_samples
 

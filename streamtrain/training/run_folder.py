@@ -8,7 +8,7 @@
         metrics.jsonl              a line every few batches, and one every epoch; that of an epoch that was cut short
                                    has "partial": true, and is removed when the run resumes
         scores.json                the scores of the last epoch with their tables, and the baseline; under "best" those
-                                   of the best epoch, see `streamtrain.training.metrics.kept_scores`
+                                   of the best epoch, see `streamtrain.training.records.kept_scores`
         memory.json                the memory it took, once it has ended
         checkpoints/00001175/      see `streamtrain.training.checkpoint`
         report.html
@@ -66,7 +66,7 @@ from streamtrain.training.checkpoint import (
     write_checkpoint,
 )
 from streamtrain.training.metrics.baseline import Baseline, parse_baseline
-from streamtrain.training.metrics.kept_scores import KeptScores
+from streamtrain.training.records.kept_scores import KeptScores
 
 ANOTHER: Final = Fix("another ", Argument("checkpoint"))
 CONFIG: Final = "config.json"

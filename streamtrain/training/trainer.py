@@ -48,12 +48,12 @@ from streamtrain.training.labels.from_data import BuiltLater, is_known
 from streamtrain.training.labels.learned import LearnedData
 from streamtrain.training.labels.targets import TargetOptions
 from streamtrain.training.loop import EpochLoop
-from streamtrain.training.metrics.history import EpochSummary, History
-from streamtrain.training.metrics.recorder import EpochRecorder
 from streamtrain.training.metrics.running import Metrics
 from streamtrain.training.metrics.user import UserMetric
 from streamtrain.training.preflight import check_fields, check_fit, warn_of_batch_dependent_modules, working_memory
 from streamtrain.training.progress import Counts, Totals
+from streamtrain.training.records.history import EpochSummary, History
+from streamtrain.training.records.recorder import EpochRecorder
 from streamtrain.training.run_folder import Run, RunFolder
 from streamtrain.training.run_state import ResumePoint, RunState, describe_run, open_run, stream_identity
 from streamtrain.training.sized_loaders import LoaderOptions, streams_of

@@ -277,7 +277,7 @@ def paths_that_are_no_dataset(w: World) -> None:
     w.works("info flights.zarr")
 
 
-@world("store/dataset.py:Dataset._row: the last one is {}")
+@world("store/reads/drawn.py:row_of: the last one is {}")
 def a_sample_past_the_end(w: World) -> None:
     dataset = w.dataset()
     dataset[int(w.refused(dataset.__getitem__, 60).rpartition(" ")[2])]

@@ -21,7 +21,7 @@ from streamtrain.cli.output import (
 )
 from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
 from streamtrain.system.events import ThreadSeconds
-from streamtrain.training.metrics.history import Speed, epoch_head
+from streamtrain.training.records.history import Speed, epoch_head
 
 
 def test_lines_for_people() -> None:

@@ -26,7 +26,7 @@ from streamtrain.errors import CheckpointError
 from streamtrain.optim.schedules import Schedule
 from streamtrain.system.signals import Interrupted
 from streamtrain.training.checkpoint import newest_checkpoint
-from streamtrain.training.metrics.history import EpochSummary
+from streamtrain.training.records.history import EpochSummary
 from streamtrain.training.run_state import ResumePoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,9 +12,9 @@ from torch import nn
 from streamtrain.errors import UsageError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.system.events import ThreadSeconds
-from streamtrain.training.metrics.history import EpochSummary, History, Speed, Stopwatch
 from streamtrain.training.metrics.running import Metrics, RunningMetrics
 from streamtrain.training.progress import Counts, Totals
+from streamtrain.training.records.history import EpochSummary, History, Speed, Stopwatch
 
 
 def running(loss_name: str, sizes: list[int]) -> tuple[Metrics, torch.Tensor, torch.Tensor, torch.Tensor]:

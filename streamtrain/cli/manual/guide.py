@@ -18,7 +18,7 @@ from streamtrain.errors import Lines, unknown_name
 
 _FOLDER: Final = Path(__file__).parents[2] / "guide"
 _WIDTH: Final = 54
-_FIRST: Final = ("quickstart", "commands", "ingest", "tables", "splits", "models", "predict", "memory", "shuffle")
+_FIRST: Final = ("concepts", "commands", "ingest", "tables", "splits", "train", "update-rules", "resume", "predict")
 
 
 def guide_pages() -> dict[str, Path]:
@@ -52,7 +52,7 @@ def _contents(path: Path) -> str:
 
 @command(
     "guide",
-    examples=("streamtrain guide", "streamtrain guide quickstart"),
+    examples=("streamtrain guide", "streamtrain guide concepts"),
     page="commands",
 )
 @click.argument("page", type=_Page(), required=False)

@@ -29,7 +29,7 @@ _FIRST_WEEK: Final = ("Model", "Data", "Task and loss", "Steps", "Stopping and b
         "streamtrain train flights --model linear --optimizer sgd --lr 0.03 --epochs 2",
         "streamtrain train flights --model mlp:64 --out runs/wide --memory 256MB",
     ),
-    page="models",
+    page="train",
 )
 @train_options
 @json_option

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 from weakref import WeakSet
 
+import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import StreamtrainWarning
+from streamtrain.errors import OutOfRange, StreamtrainWarning, UsageError
 from streamtrain.store.layout import Layout
 
 Array = npt.NDArray[Any]
@@ -63,3 +64,13 @@ def _is_later_worker() -> bool:
     data: Any = sys.modules.get("torch.utils.data")
     worker = data and data.get_worker_info()
     return worker is not None and worker.id > 0
+
+
+def row_of(key: object, n_samples: int) -> int:
+    """Find the row that an index means, negative ones counted from the end."""
+    if isinstance(key, bool) or not isinstance(key, int | np.integer):
+        raise UsageError(f"a dataset is indexed by an int or a slice, not by {type(key).__name__}")
+    row = int(key) + (n_samples if key < 0 else 0)
+    if not 0 <= row < n_samples:
+        raise OutOfRange(f"sample {key} of {n_samples}", fix=f"the last one is {n_samples - 1}")
+    return row

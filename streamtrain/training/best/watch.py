@@ -40,9 +40,9 @@ from streamtrain.training.best.monitor import (
     same_data,
 )
 from streamtrain.training.checkpoint import checkpoint_folder, load_weights, read_checkpoint
-from streamtrain.training.metrics.history import EpochSummary
 from streamtrain.training.metrics.tasks import measured_names, score_name
 from streamtrain.training.progress import Counts, EarlyStopping
+from streamtrain.training.records.history import EpochSummary
 from streamtrain.training.run_folder import Run
 
 

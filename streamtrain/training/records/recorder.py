@@ -14,9 +14,9 @@ from streamtrain.optim.rules import Figures, UpdateRule
 from streamtrain.system.arguments import check_int
 from streamtrain.system.display.progress_bar import RunProgress
 from streamtrain.training.batch_stream import BatchStream
-from streamtrain.training.metrics.history import EpochSummary, Stopwatch
 from streamtrain.training.metrics.running import Metrics, RunningMetrics, Scoring
 from streamtrain.training.progress import Counts
+from streamtrain.training.records.history import EpochSummary, Stopwatch
 from streamtrain.training.run_folder import Run
 
 Labels = tuple[Tensor, Tensor | None]

@@ -13,8 +13,8 @@ from torch import nn
 
 import streamtrain as st
 from streamtrain.diagnostics import charts
-from streamtrain.training.metrics.history import EpochSummary, History
 from streamtrain.training.progress import Counts
+from streamtrain.training.records.history import EpochSummary, History
 
 FIT = {"batch_size": 20, "progress": False}
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as some
 from torch import nn
 
 import streamtrain as st
-from streamtrain.training.metrics.kept_scores import KeptScores
+from streamtrain.training.records.kept_scores import KeptScores
 
 
 def of_epoch(epoch: int, n_batches: int, *, partial: bool = False) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Epochs as records: history, scores.json, metrics.jsonl."""
