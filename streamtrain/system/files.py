@@ -67,13 +67,15 @@ _DOWNLOADS: Final = {
 
 
 def _download(scheme: str, url: str) -> str:
-    """Return the command that fetches a URL; of a folder, all in it."""
+    """Return what to do about a URL, with the command that fetches it; of a folder, all in it."""
+    mounted = "copy it here or mount it, and give that path"
     commands = _DOWNLOADS.get(scheme.lower())
     if commands is None:
-        return "copy it here or mount it, and give that path"
+        return mounted
     name = url.rstrip("/").rpartition("/")[2]
     is_folder = name.endswith(".zarr") or "." not in name
-    return f"download it first: {commands[is_folder].format(url=shlex.quote(url), name=shlex.quote(name))}"
+    command = commands[is_folder].format(url=shlex.quote(url), name=shlex.quote(name))
+    return f"{mounted}; download it first: {command}"
 
 
 def _check_path(path: object) -> None:
