@@ -30,6 +30,7 @@ from streamtrain.errors import Argument, Fix
 from tests.advice import (
     best,
     command_line,
+    histories,
     in_memory,
     ingesting,
     like,
@@ -55,6 +56,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROOMS = [
     best,
     command_line,
+    histories,
     in_memory,
     ingesting,
     like,
