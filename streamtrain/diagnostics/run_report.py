@@ -146,10 +146,21 @@ def _headline(told: RunRecord, chosen: ChosenCheckpoint | None) -> Iterator[tupl
         if is_placed(shown.get(name, math.nan)):
             val = f"; on the validation data {shown[f'val_{name}']:.4f}" if f"val_{name}" in shown else ""
             yield name, f"{shown[name]:.4f} over {when}{val}"
+    yield from _baseline(told.scores)
     seconds = sum(epoch.get("seconds", 0.0) for epoch in told.epochs)
     rate = sum(_samples(told)) / seconds if seconds > 0 else 0.0
     if is_placed(seconds):
         yield "time", f"{format_duration(seconds)}: {rate:,.0f} samples/s"
+
+
+def _baseline(scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Say what an answer without inputs scores."""
+    found = scores.get("baseline")
+    if isinstance(found, dict) and isinstance(found.get("told"), str):
+        for name in METRIC_NAMES:
+            if isinstance(found.get(name), int | float):
+                yield "baseline", f"{name} {found[name]:.4f} by always answering {_text(found['told'])}"
+                return
 
 
 def _is_of(line: Mapping[str, float], chosen: ChosenCheckpoint) -> bool:

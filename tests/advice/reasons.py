@@ -27,6 +27,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "installs a package": (
         "diagnostics/profile_charts.py:check_can_draw: pip install 'streamtrain[plot]', or png=False",
+        "diagnostics/history_plot.py:plot: pip install 'streamtrain[plot]'",
         "ingestion/sources/tables/arrow.py:arrow: pip install 'streamtrain[arrow]'",
     ),
     "the tests run as root, whom no permission keeps out": (

@@ -50,6 +50,8 @@ def edited(path: Path, **changes: object) -> None:
     f"{_READER}_parse_lines: {AGAIN}",
     f"{_READER}_parse: {AGAIN}",
     f"{_READER}_read_memory: {AGAIN}",
+    f"{_READER}_read_scores: {AGAIN}",
+    f"{_READER}_read_json: {AGAIN}",
 )
 def reports_of_damaged_runs(w: World) -> None:
     deep: list[object] = []
@@ -63,6 +65,8 @@ def reports_of_damaged_runs(w: World) -> None:
         lambda run: (run / "metrics.jsonl").write_text("{"),
         lambda run: (run / "metrics.jsonl").write_bytes(b"\xff"),
         lambda run: (run / "memory.json").write_text("[]"),
+        lambda run: (run / "memory.json").write_text("{"),
+        lambda run: (run / "scores.json").write_text("[]"),
     )
 
 

@@ -234,6 +234,7 @@ def test_classes_and_their_confusion_are_tables(run: Path) -> None:
     text = write_report(run)[0].read_text()
     scores = json.loads((run / "scores.json").read_text())
     assert "<h2>Scores by class on the validation data, epoch 2</h2>" in text
+    assert re.search(r"<td>baseline</td><td>accuracy 0\.\d{4} by always answering ", text)
     assert "<h2>Confusion on the validation data, epoch 2</h2>" in text
     row = scores["confusion"][0]
     assert f'title="{row[0]} of {sum(row)} ' in text.replace(".0 of", " of").replace(".0 ", " ")
