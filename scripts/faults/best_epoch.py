@@ -2,8 +2,8 @@
 """Trainings killed at every call that changes the disk: the best epoch is there then, and is found again on resume.
 
 A case is right if right after the kill the best of the newest whole checkpoint can be read, with the weights that the
-epoch had in a run that nobody killed; and if the run, resumed, ends with the same best epoch, value and weights, and
-the same last weights, bit for bit.
+epoch had in a run that nobody killed, and with its scores; and if the run, resumed, ends with the same best epoch,
+value and weights, and the same last weights, bit for bit, and with the scores of both.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from scripts.runner import memory_folder, new_parser, parse_sampled, print_resul
 from streamtrain.system.files import Files
 from streamtrain.training.best.chosen_checkpoint import BEST, LAST, ChosenCheckpoint, checkpoint_of
 from streamtrain.training.checkpoint import MODEL
-from streamtrain.training.run_folder import RunFolder
+from streamtrain.training.run_folder import SCORES, RunFolder
 
 FAULTS: Final = ("kill -9", "kill -9 in a write", "kill -9 without exchange")
 KINDS: Final[dict[str, dict[str, Any]]] = {
@@ -131,6 +131,8 @@ def check(folder: Path, kind: str, whole: Undisturbed) -> str:
             return f"the best is not there: {found.doubt}"
         if found.best and weights_of(found) != whole.of_epochs[found.best.epoch]:
             return f"the weights of epoch {found.best.epoch} are others"
+        if found.best and losses_kept(folder / "run").get(found.best.epoch) != found.best.value:
+            return f"the scores of epoch {found.best.epoch} are not there"
     resumed = json.loads(train(folder, kind))
     if resumed["best"] != whole.best:
         return f"the best is {resumed['best']}, not {whole.best}"
@@ -139,7 +141,21 @@ def check(folder: Path, kind: str, whole: Undisturbed) -> str:
     best, last = (checkpoint_of(folder / "run", which) for which in (BEST, LAST))
     if best.doubt or weights_of(best) != whole.of_epochs[whole.best["epoch"]] or weights_of(last) != whole.last:
         return "the checkpoints of the resumed run hold other weights"
+    scores = json.loads((folder / "run" / SCORES).read_text())
+    if (scores["epoch"], scores["best"]["epoch"], scores["best"]["loss"]) != (
+        N_EPOCHS,
+        whole.best["epoch"],
+        whole.best["value"],
+    ):
+        return "the scores are of other epochs"
     return ""
+
+
+def losses_kept(run: Path) -> dict[int, float]:
+    """Read the losses in the file of scores by their epochs."""
+    found = json.loads((run / SCORES).read_text())
+    kept = [found, found.get("best"), *found.get("before", [])]
+    return {each["epoch"]: each["loss"] for each in kept if each and "epoch" in each}
 
 
 def killed(folder: Path, kind: str, whole: Undisturbed, fault: str, numbers: Sequence[int]) -> Iterator[str]:

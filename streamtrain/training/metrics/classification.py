@@ -18,6 +18,15 @@ MOST_IN_CONFUSION: Final = 1000
 _TOP: Final = 5
 
 
+def largest(output: Tensor) -> Tensor:
+    """Return the class (N,) of the largest output of (N, K), of equal ones the first; NaN counts as the largest."""
+    if output.shape[1] != 2:
+        return output.max(1).indices
+    # In a tenth of the time.
+    first, second = output.unbind(1)
+    return ((second > first) | (second.isnan() & ~first.isnan())).long()
+
+
 class AccuracyTally:
     """The targets that were met, and all; on their device, since reading them would wait for it at every batch."""
 
@@ -76,7 +85,7 @@ class ClassTally:
         if output.ndim == 1:
             predicted, scores = (output > 0).long(), output.double()
         else:
-            predicted = output.argmax(1)
+            predicted = largest(output)
             scores = (output[:, 1].double() - output[:, 0].double()) if self.n_classes == 2 else output
         if self._confusion is not None:
             self._confusion.add(target * self.n_classes + predicted, weights)

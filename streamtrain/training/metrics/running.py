@@ -22,7 +22,7 @@ from streamtrain.models.real_view import as_real
 from streamtrain.models.target_normalization import TargetNormalization, in_units_of_data, takes_logarithms
 from streamtrain.optim.gradient_sum import ExactSum
 from streamtrain.training.metrics.baseline import Baseline
-from streamtrain.training.metrics.classification import MOST_IN_CONFUSION, AccuracyTally, ClassTally
+from streamtrain.training.metrics.classification import MOST_IN_CONFUSION, AccuracyTally, ClassTally, largest
 from streamtrain.training.metrics.multilabel import MarkTally
 from streamtrain.training.metrics.regression import RegressionTally, by_target
 from streamtrain.training.metrics.sums import Total, wide
@@ -135,6 +135,8 @@ class RunningMetrics:
         self._full = full
         self._loss_sum = ExactSum()
         self._weight = ExactSum()
+        # Not summed yet: mean loss and sum of weights of batches.
+        self._terms: list[tuple[float, float]] = []
         self._n_samples = 0
         self._is_weighted = False
         self._task: ScoredTask | None = None
@@ -143,7 +145,9 @@ class RunningMetrics:
         # Not scored yet: batches whose samples are of one shape and dtype.
         self._batches: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self._n_elements = 0
-        self._of_sample: tuple[object, ...] | None = None
+        self._form: tuple[Any, ...] | None = None
+        self._of_batch = 0
+        self._is_at_once = False
         self._marked = (0.0, 0.0)
         # A metric of the user's own cannot resume inside an epoch.
         self._metrics = dict(self._scoring.metrics)
@@ -153,12 +157,20 @@ class RunningMetrics:
     @property
     def weight(self) -> float:
         """The sum of weights behind the mean loss."""
+        self._sum_up()
         return self._weight.value
 
     @property
     def loss(self) -> float:
         """The mean loss so far; NaN of nothing."""
+        self._sum_up()
         return self._loss_sum.value / self._weight.value if self._weight.value else math.nan
+
+    def _sum_up(self) -> None:
+        terms, self._terms = self._terms, []
+        for loss, weight in terms:
+            self._loss_sum.add(loss * weight)
+            self._weight.add(weight)
 
     def add(
         self,
@@ -170,11 +182,13 @@ class RunningMetrics:
         sample_weights: Tensor | None = None,
     ) -> None:
         """Add a batch by its mean loss and the sum of weights in that mean, by default B; targets are as stored."""
-        weight = float(len(target)) if weight is None else weight
-        self._loss_sum.add(loss * weight)
-        self._weight.add(weight)
-        self._n_samples += len(target)
-        self._is_weighted |= sample_weights is not None
+        # Here is little to do for each batch, and the rest is done at once: a small model's step takes as long as a few
+        # dozen lines of Python.
+        n_samples = target.shape[0]
+        self._terms.append((loss, float(n_samples) if weight is None else weight))
+        self._n_samples += n_samples
+        if sample_weights is not None:
+            self._is_weighted = True
         if self._metrics:
             is_regression = scored_as(self._loss, tuple(target.shape[1:])) == "regression"
             predicted = self._in_units(output) if is_regression else output
@@ -187,16 +201,24 @@ class RunningMetrics:
 
     def _keep(self, output: Tensor, target: Tensor, weights: Tensor | None) -> None:
         """Keep a batch until there is enough to score at once: a small one costs as many operations as a large."""
-        of_sample = output.shape[1:], output.dtype, target.shape[1:], target.dtype, weights is None
-        if of_sample != self._of_sample:
-            self._score_kept()
-        self._of_sample = of_sample
+        form = output.shape, target.shape, output.dtype, target.dtype, weights is None
+        if form != self._form:
+            self._take_form(form)
         # Copies: a loader, or a compiled model, may write the next batch in the same memory.
         self._batches.append((output.clone(), target.clone(), None if weights is None else weights.clone()))
-        self._n_elements += output.numel()
-        is_at_once = output.ndim == 0 or (weights is not None and not self._full and self._loss.kind == "classes")
-        if self._n_elements >= _AT_ONCE or is_at_once:
+        self._n_elements += self._of_batch
+        if self._n_elements >= _AT_ONCE or self._is_at_once:
             self._score_kept()
+
+    def _take_form(self, form: tuple[Any, ...]) -> None:
+        """Prepare for batches of these shapes and dtypes; those whose samples have others are scored before."""
+        before, self._form = self._form, form
+        output, target, *rest = form
+        if before is not None and (output[1:], target[1:], *rest) != (before[0][1:], before[1][1:], *before[2:]):
+            self._score_kept()
+        self._of_batch = math.prod(output)
+        has_weights = not form[-1]
+        self._is_at_once = not output or (has_weights and not self._full and self._loss.kind == "classes")
 
     def _kept_batches(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
         if len(self._batches) < 2:
@@ -208,6 +230,7 @@ class RunningMetrics:
         return output, target, None if weights[0] is None else torch.cat([part.to(device) for part in weights])
 
     def _score_kept(self) -> None:
+        self._sum_up()
         kept, self._batches, self._n_elements = self._kept_batches(), [], 0
         if kept is not None:
             self._score(*kept)
@@ -265,7 +288,7 @@ class RunningMetrics:
         # A model may predict the ignored class correctly, which does not count.
         counted = self._loss.counted(target) if is_of_classes else None
         if not self._full:
-            predicted = output.argmax(1) if is_of_classes else (output > 0).long()
+            predicted = largest(output) if is_of_classes else (output > 0).long()
             met = predicted == target
             self._tally_of(AccuracyTally).add(met if counted is None else met & counted, counted, weights)
             return
@@ -281,13 +304,13 @@ class RunningMetrics:
 
     def merge(self, other: RunningMetrics) -> None:
         """Add the sums over other samples, such as another process's; metrics of the user's own are not merged."""
+        for each in (self, other):
+            each._score_kept()
         for mine, theirs in ((self._loss_sum, other._loss_sum), (self._weight, other._weight)):
             for term in theirs.state():
                 mine.add(term)
         self._n_samples += other._n_samples
         self._is_weighted |= other._is_weighted
-        for each in (self, other):
-            each._score_kept()
         if self._tally is None:
             self._task, self._tally = other._task, other._tally
         elif other._tally is not None:
@@ -367,6 +390,7 @@ class RunningMetrics:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums as numbers and tensors; of an epoch's own scores, not of an evaluation's."""
+        self._sum_up()
         hits, of, scores = 0.0, 0.0, self._kept
         if self._counts_alone():
             # How counts are grouped makes no difference.
@@ -395,6 +419,7 @@ class RunningMetrics:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the sums of a ``state_dict``."""
         self._loss_sum, self._weight = ExactSum(*state["loss_sum"]), ExactSum(*state["weight"])
+        self._terms = []
         self._n_samples = state["n_samples"]
         is_told = "scores" in state or "batches" in state
         self._kept = state.get("scores") if is_told else self._of_earlier(state)
@@ -421,6 +446,7 @@ class RunningMetrics:
 
     def loss_since_last(self) -> float:
         """Return the mean loss over the samples added since the last call."""
+        self._sum_up()
         loss_sum, weight = self._marked
         self._marked = (self._loss_sum.value, self._weight.value)
         new = self._weight.value - weight

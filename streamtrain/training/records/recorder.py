@@ -77,7 +77,8 @@ class EpochRecorder:
         target, weights = labels
         n = learned.n_samples
         weights = None if weights is None else weights[:n]
-        self.running.add(learned.loss, learned.output, target[:n], weight=learned.weight, sample_weights=weights)
+        target = target if n == target.shape[0] else target[:n]
+        self.running.add(learned.loss, learned.output, target, weight=learned.weight, sample_weights=weights)
 
     def _show(self) -> None:
         stall = self._watch.speed(self._n_timed).stall_fraction
