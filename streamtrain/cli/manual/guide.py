@@ -18,7 +18,19 @@ from streamtrain.errors import Lines, unknown_name
 
 _FOLDER: Final = Path(__file__).parents[2] / "guide"
 _WIDTH: Final = 54
-_FIRST: Final = ("quickstart", "commands", "ingest", "tables", "splits", "models", "predict", "memory", "shuffle")
+_FIRST: Final = (
+    "quickstart",
+    "concepts",
+    "commands",
+    "ingest",
+    "tables",
+    "splits",
+    "train",
+    "models",
+    "predict",
+    "memory",
+    "shuffle",
+)
 
 
 def guide_pages() -> dict[str, Path]:
@@ -52,7 +64,7 @@ def _contents(path: Path) -> str:
 
 @command(
     "guide",
-    examples=("streamtrain guide", "streamtrain guide quickstart"),
+    examples=("streamtrain guide", "streamtrain guide tables"),
     page="commands",
 )
 @click.argument("page", type=_Page(), required=False)
