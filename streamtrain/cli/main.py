@@ -272,7 +272,7 @@ class _LazyGroup(click.Group):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_paragraph()
-        formatter.write_text("Begin with: streamtrain guide quickstart")
+        formatter.write_text("The pages of the guide: streamtrain guide")
 
 
 _cli = _LazyGroup(

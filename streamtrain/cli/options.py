@@ -268,12 +268,13 @@ class TrainOptions:
     on_bad_block: str = _option(
         "error", "On a damaged block: end, or leave its samples out.", "Faults", type=Choice(ON_BAD_BLOCK)
     )
-    seed: int = _option(0, "For order, initial weights and dropout.", "Model", type=int)
+    seed: int = _option(0, "For order, first weights and dropout.", "Model", type=int)
     device: str = _option("auto", DEVICE_HELP, "Memory", type=Suggestion(values.DEVICES), metavar="DEVICE")
     normalize: str = _option(
         "auto",
         "Rescale inputs: (x - mean) / std.",
         "Data",
+        metavar="auto|none",
         type=Choice(["auto", "none"]),
     )
     normalize_target: str = _option(

@@ -52,7 +52,7 @@ def _contents(path: Path) -> str:
 
 @command(
     "guide",
-    examples=("streamtrain guide", "streamtrain guide concepts"),
+    examples=("streamtrain guide", "streamtrain guide tables"),
     page="commands",
 )
 @click.argument("page", type=_Page(), required=False)

@@ -36,8 +36,8 @@ _FIRST_WEEK: Final = ("Model", "Data", "Task and loss", "Steps", "Stopping and b
 def train_command(as_json: bool, **given: Any) -> None:
     """Train a model on the dataset DEST.
 
-    The run's folder holds its configuration, metrics and checkpoints, for `streamtrain evaluate` and --resume. Ctrl-C
-    saves the run before it ends; a second one ends it at once.
+    The run's folder holds its configuration, metrics and checkpoints. Ctrl-C saves the run before it ends; a second
+    one ends it at once.
     """
     from streamtrain.cli.train import run_train
 
@@ -64,6 +64,7 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
 @command(
     "compare",
     context_settings={"show_default": True},
+    first=("Model", "Data", "Task and loss", "Runs", "Memory", "Output"),
     examples=(
         "streamtrain compare flights --epochs 1",
         "streamtrain compare flights --rules batch --lr sgd=0.03,adam=0.001 --epochs 1",
@@ -136,16 +137,16 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
 @option(
     "--target-loss",
     type=float,
-    section="Runs",
+    section="Figures",
     help="Training loss to time each run to; by default half of the first.",
 )
 @option("--seed", type=int, default=0, section="Runs", help="For the order and the initial weights of every run.")
-@option("--surface", is_flag=True, section="Runs", help="Measure the error surface around the paths of the weights.")
+@option("--surface", is_flag=True, section="Figures", help="Measure the error surface around the paths of the weights.")
 @option(
     "--grid",
     type=int,
     metavar="N",
-    section="Runs",
+    section="Figures",
     help=f"With --surface: measure it at N by N points, a pass over the data each.  [default: {GRID}]",
 )
 @option(

@@ -65,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("streamtrain evaluate runs/1 flights --split v", ["val"]),
         ("streamtrain compare flights --rules batch,e", ["batch,epoch"]),
         ("streamtrain ingest --codec z", ["zstd"]),
-        ("streamtrain guide qu", ["concepts"]),
+        ("streamtrain guide ta", ["tables"]),
         ("streamtrain completion z", ["zsh"]),
         ("streamtrain train --lonas", []),
     ],
