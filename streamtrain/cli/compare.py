@@ -11,15 +11,23 @@ from typing import Any, Final
 import click
 
 from streamtrain.cli.compatibility import check_alike, chosen_inputs, chosen_target, validation_data
-from streamtrain.cli.options import FIELD_OPTIONS, MODEL_HELP, MODEL_OPTIONS, parse_names, set_threads
+from streamtrain.cli.options import (
+    FIELD_OPTIONS,
+    MODEL_HELP,
+    MODEL_OPTIONS,
+    options_of_train,
+    parse_names,
+    set_threads,
+)
 from streamtrain.cli.output import as_command_line, emit, json_option, label_text, note, print_text
+from streamtrain.cli.train import resume_hint
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import (
+    COMPARISON_HTML,
+    COMPARISON_JSON,
     format_metric,
     format_number,
-    hold_drawing_memory,
     summary_rows,
-    write_comparison,
 )
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
 from streamtrain.comparison.settings import EVERY_OPTIMIZER, ComparisonSettings
@@ -27,7 +35,7 @@ from streamtrain.errors import Lines, UsageError
 from streamtrain.models.factory import BuiltModel, check_model_name, make_model, n_parameters
 from streamtrain.models.losses import Loss
 from streamtrain.models.model_data import describe_data
-from streamtrain.store.dataset import open_preferred
+from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.schema.matching import unnamed_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.files import numbered_folder
@@ -41,20 +49,20 @@ _GRID: Final = 15
 _path = click.Path(path_type=Path)
 
 
-def _parse_rates(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, float]:
-    rates: dict[str, float] = {}
+def _parse_rates(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, tuple[float, ...]]:
+    """Parse ``0.3,0.1`` or ``sgd=0.1,adam=0.001``; each rate of a name is a run."""
+    rates: dict[str, tuple[float, ...]] = {}
     for word in (value or "").split(","):
-        name, _, number = word.rpartition("=")
         if not word.strip():
             continue
-        name = name.strip() or EVERY_OPTIMIZER
-        if name in rates:
-            of = "all" if name == EVERY_OPTIMIZER else name
-            raise UsageError(f"learning rate {word.strip()!r} is the second of {of}", fix="each one once")
+        name, _, number = word.rpartition("=")
         try:
-            rates[name] = float(number)
+            rate = float(number)
         except ValueError:
-            raise UsageError(f"learning rate {word!r} is none", fix="--lr sgd=0.1,adam=0.001, say") from None
+            what = f"{number.strip()!r} is not a learning rate"
+            raise UsageError(what, where=f"--lr {value}", fix="--lr 0.1,0.03 or --lr sgd=0.1,adam=0.001, say") from None
+        name = name.strip() or EVERY_OPTIMIZER
+        rates[name] = (*rates.get(name, ()), rate)
     return rates
 
 
@@ -81,8 +89,9 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
 @click.option(
     "--lr",
     callback=_parse_rates,
-    metavar="LR|NAME=LR,...",
-    help="One for all, or by optimizer, sgd=0.1,adam=0.001, or by both, sample:sgd=0.01; else as for train.",
+    metavar="LR,...|NAME=LR,...",
+    help="For all optimizers, 0.3,0.1,0.03, or for one, sgd=0.1,adam=0.001, or for a rule and an optimizer, "
+    "sample:sgd=0.01; each of several rates is a run. By default as for train.",
 )
 @click.option("--batch-size", type=int, default=256, help="Samples of a batch; for other update rules, of a read.")
 @click.option("--memory", help="Budget for all that the loaders own; 512MB by default, or what --max-memory leaves.")
@@ -92,23 +101,36 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
 @click.option("--surface", is_flag=True, help="Measure the error surface around the paths of the weights.")
 @click.option("--grid", type=int, help=f"With --surface: so many by so many passes over the data.  [default: {_GRID}]")
 @click.option("--device", default="auto", help="auto (cuda where there is any, else cpu), cpu, cuda, cuda:1, ...")
-@click.option("--normalize", type=click.Choice(["auto", "none"]), default="auto", help="As for train.")
+@options_of_train("normalize", "normalize_target", "class_weight")
 @click.option("--threads", type=int, help="Threads of torch on the CPU.")
 @click.option("--out", type=_path, help="The comparison's folder; by default comparisons/N, N the next free number.")
+@click.option(
+    "--resume", is_flag=True, help="Resume the comparison in --out: read its finished runs, and resume the one begun."
+)
 @json_option
 def compare_command(as_json: bool, **given: Any) -> None:
     """Train a model on the dataset DEST by several update rules and optimizers, and put the runs side by side.
 
     Every run begins with the same weights and takes the data in the order of the same seed. After every epoch the loss
     of the weights is measured over the whole training data; that pass counts as no training time. The folder holds
-    comparison.html with the table and the curves, comparison.json, and a run's folder for each run.
+    comparison.html with the table and the curves, comparison.json, and a run's folder for each run. Page and JSON are
+    written after each run; Ctrl-C saves the comparison before it ends, for --resume.
     """
     say: Callable[[str], None] = (lambda _: None) if as_json else print_text
-    with nullcontext(given["out"]) if given["out"] else numbered_folder(COMPARISONS) as out:
+    if given["resume"] and given["out"] is None:
+        raise UsageError("--resume without --out", fix=f"--out {_newest() or 'FOLDER'}")
+    set_threads(given.pop("threads"))
+    with nullcontext(given["out"]) if given["out"] else numbered_folder(COMPARISONS) as out, resume_hint(out):
         found = _compare(say, **given | {"out": out})
-        files = write_comparison(found, out)
-    text = Lines.of(["", *_columns(summary_rows(found)), *_diverged(found), f"report  {files[0]}"])
-    emit(as_json, {**found.named(), "out": out, "report": files[0]}, text)
+    page = out / COMPARISON_HTML
+    text = Lines.of(["", *_columns(summary_rows(found)), *_diverged(found), f"report  {page}"])
+    emit(as_json, {**found.named(), "out": out, "report": page}, text)
+
+
+def _newest() -> Path | None:
+    """Return the comparison that was written to last; None where there is none."""
+    found = [record for record in COMPARISONS.glob(f"*/{COMPARISON_JSON}") if record.is_file()]
+    return max(found, key=lambda record: record.stat().st_mtime).parent if found else None
 
 
 def _compare(
@@ -125,23 +147,23 @@ def _compare(
     loss: str | None,
     task: str | None,
     ignore_label: int | None,
-    normalize: str,
-    threads: int | None,
+    class_weight: str | dict[str, float] | None,
     out: Path,
+    resume: bool,
     surface: bool,
     grid: int | None,
     epochs: int | None,
     seconds: float | None,
     **given: Any,
 ) -> Comparison:
-    set_threads(threads)
     if grid is not None and not surface:
         raise UsageError("--grid without --surface", fix=f"--surface --grid {grid}")
     limit_heap_growth()
     check_seed(given["seed"])
-    points = (_GRID if grid is None else grid) if surface else None
-    epochs = 3 if epochs is None and seconds is None else epochs
-    setting = ComparisonSettings(max_epochs=epochs, seconds=seconds, grid=points, **given)
+    scaled: Any = {name: "auto" for name in ("normalize", "normalize_target") if given.pop(name) == "auto"}
+    given["grid"] = (_GRID if grid is None else grid) if surface else None
+    given["max_epochs"] = 3 if epochs is None and seconds is None else epochs
+    setting = ComparisonSettings(seconds=seconds, **given)
     check_model_name(model)
     dataset = open_preferred(dest)
     inputs = chosen_inputs(dataset, inputs, model, target)
@@ -151,9 +173,7 @@ def _compare(
     data = describe_data(dataset, inputs, n_outputs(dataset, named, y), named, task=of)
     built = make_model(model, data, seed=setting.seed, model_args=dict(model_args))
     load_initial_weights(built.module, init, partial=init_partial)
-    say(_heading(f"{dest}: {len(dataset):,} samples", label_text(dataset, target, of), built, named))
-    if setting.max_memory is not None:
-        hold_drawing_memory()
+    say(_heading(dest, dataset, label_text(dataset, target, of), built, named))
     with unnamed_was_told():
         return compare(
             built.module,
@@ -164,18 +184,19 @@ def _compare(
             val=val_dataset,
             inputs=inputs,
             target=target,
-            normalize="auto" if normalize == "auto" else None,
+            **scaled,
+            class_weight=class_weight,
             out=out,
+            resume="auto" if resume else None,
             about={**built.config(), **data.config(), "dataset": str(dataset.path)},
             on_point=lambda run, point: say(_line(_point(run, point))),
-            on_runs=lambda runs: write_comparison(runs, out),
             say=lambda text: note(as_command_line(text)),
         )
 
 
-def _heading(data: str, label: str, built: BuiltModel, loss: Loss) -> str:
+def _heading(dest: Path, dataset: Dataset, label: str, built: BuiltModel, loss: Loss) -> str:
     model = f"{built.name}, {n_parameters(built.module):,} weights, {loss.name}{built.told()}"
-    return Lines.of([f"data    {data}", f"label   {label}", f"model   {model}", _line(_HEAD)])
+    return Lines.of([f"data    {dest}: {len(dataset):,} samples", f"label   {label}", f"model   {model}", _line(_HEAD)])
 
 
 _HEAD: Final = (
@@ -190,7 +211,7 @@ def _point(run: ComparedRun, point: LearningCurvePoint) -> tuple[str, ...]:
     values = (point.train.loss, point.train.score, val.loss if val else None, val.score if val else None)
     return (
         run.rule,
-        run.optimizer,
+        f"{run.optimizer} {run.rate}" if run.rate else run.optimizer,
         format_number(point.epochs),
         f"{point.n_steps:,}",
         f"{point.seconds:.2f}",

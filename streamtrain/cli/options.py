@@ -275,6 +275,18 @@ def _of_fields(options: type[Any]) -> Iterator[Callable[..., Any]]:
             yield click.option(name, each.name, **default, **each.metadata)
 
 
+def options_of_train(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command some of the options of ``train``, by the names of their fields."""
+
+    def give(command: Callable[..., Any]) -> Callable[..., Any]:
+        for each in reversed([each for each in fields(TrainOptions) if each.name in names]):
+            option = click.option(f"--{each.name.replace('_', '-')}", each.name, default=each.default, **each.metadata)
+            command = option(command)
+        return command
+
+    return give
+
+
 def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the argument DEST and all the options of ``train``."""
     for add in reversed(
