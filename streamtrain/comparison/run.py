@@ -34,7 +34,7 @@ from streamtrain.training.metrics.history import EpochSummary, History
 from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, write_memory
 from streamtrain.training.run_state import budget_config
 from streamtrain.training.serialization import pack, unpack
-from streamtrain.training.step_errors import DIVERGED, next_lower_rate
+from streamtrain.training.step_errors import next_lower_rate
 from streamtrain.training.trainer import Trainer
 
 
@@ -267,7 +267,6 @@ class _RunTracker:
         try:
             history = self._fit(folder, passes)
         except DivergedError as error:
-            error.what = error.what.removeprefix(DIVERGED)
             self._end_diverged(error.told())
             return
         if history.last is None and not self._is_pending:
@@ -312,7 +311,9 @@ class _RunTracker:
         if not math.isfinite(train.loss):
             counts = self._trainer.counts
             after = f"after epoch {counts.n_epochs}, step {counts.n_steps:,}"
-            self._end_diverged(f"{after}: the loss is {train.loss}, at a learning rate of {self.run.lr:g}")
+            self._end_diverged(
+                f"{after}: the loss is {train.loss}. The run diverged at a learning rate of {self.run.lr:g}"
+            )
             return
         # Of an epoch that was measured by a run that ended before it said so, there is no history.
         val = history.last.val if history.last else self._trainer.evaluate(passes[1]) if len(passes) > 1 else None

@@ -87,15 +87,11 @@ def _listed(samples: I64) -> str:
     return named if len(samples) <= _NAMED else f"{named}, ... ({len(samples)} in all)"
 
 
-DIVERGED: Final = "diverged: "
-"""What the text of a divergence begins with."""
-
-
 def name_rate(error: DivergedError, optimizer: Optimizer) -> None:
     """Add to an error the learning rate that it came at, and the next lower one as its remedy."""
     group = optimizer.param_groups[0]
     lr = float(group["lr"])
-    error.what = f"{DIVERGED}{error.what}, at a learning rate of {lr:g}"
+    error.why = f"The run diverged at a learning rate of {lr:g}. {error.why or ''}".strip()
     if isinstance(error.fix, Fix) and error.fix.argument("lr") is not None:
         # Schedules change the rate that was given.
         lower = next_lower_rate(float(group.get("initial_lr", lr)))
