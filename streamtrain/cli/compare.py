@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import torch
 
 from streamtrain.cli.compatibility import check_alike, chosen_inputs, chosen_target, validation_data
 from streamtrain.cli.options import (
@@ -20,6 +21,8 @@ from streamtrain.cli.options import (
     set_threads,
 )
 from streamtrain.cli.output import as_command_line, emit, json_option, label_text, note, print_text
+from streamtrain.cli.preparation.raw_files import refuse_raw_file
+from streamtrain.cli.preparation.threads import CoreWatch
 from streamtrain.cli.train import resume_hint
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import (
@@ -30,6 +33,7 @@ from streamtrain.comparison.report import (
     summary_rows,
 )
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
+from streamtrain.comparison.run import PointCallback
 from streamtrain.comparison.settings import EVERY_OPTIMIZER, ComparisonSettings
 from streamtrain.errors import Lines, UsageError
 from streamtrain.models.factory import BuiltModel, check_model_name, make_model, n_parameters
@@ -120,8 +124,14 @@ def compare_command(as_json: bool, **given: Any) -> None:
     if given["resume"] and given["out"] is None:
         raise UsageError("--resume without --out", fix=f"--out {_newest() or 'FOLDER'}")
     set_threads(given.pop("threads"))
+    cores = CoreWatch()
+
+    def tell(run: ComparedRun, point: LearningCurvePoint) -> None:
+        cores.look()
+        say(_line(_point(run, point)))
+
     with nullcontext(given["out"]) if given["out"] else numbered_folder(COMPARISONS) as out, resume_hint(out):
-        found = _compare(say, **given | {"out": out})
+        found = _compare(say, tell, **given | {"out": out})
     page = out / COMPARISON_HTML
     text = Lines.of(["", *_columns(summary_rows(found)), *_diverged(found), f"report  {page}"])
     emit(as_json, {**found.named(), "out": out, "report": page}, text)
@@ -135,6 +145,7 @@ def _newest() -> Path | None:
 
 def _compare(
     say: Callable[[str], None],
+    on_point: PointCallback,
     *,
     dest: Path,
     model: str,
@@ -165,6 +176,7 @@ def _compare(
     given["max_epochs"] = 3 if epochs is None and seconds is None else epochs
     setting = ComparisonSettings(seconds=seconds, **given)
     check_model_name(model)
+    refuse_raw_file(dest)
     dataset = open_preferred(dest)
     inputs = chosen_inputs(dataset, inputs, model, target)
     if (val_dataset := validation_data(dest, val)) is not None:
@@ -188,8 +200,8 @@ def _compare(
             class_weight=class_weight,
             out=out,
             resume="auto" if resume else None,
-            about={**built.config(), **data.config(), "dataset": str(dataset.path)},
-            on_point=lambda run, point: say(_line(_point(run, point))),
+            about={**built.config(), **data.config(), "dataset": str(dataset.path), "threads": torch.get_num_threads()},
+            on_point=on_point,
             say=lambda text: note(as_command_line(text)),
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from streamtrain.cli.output import command_line, emit, json_option, label_text, stored_facts, task_facts
+from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.errors import DamagedBlock, DatasetError, Lines
 from streamtrain.system.units import format_bytes, format_duration
 
@@ -36,6 +37,7 @@ def info_command(dest: str, split: str | None, show_all: bool, as_json: bool) ->
     from streamtrain.store.dataset import open_dataset, open_preferred
     from streamtrain.store.split_root import read_splits
 
+    refuse_raw_file(dest)
     root = read_splits(open_preferred(dest).path.parent) if split is None else None
     if root is None:
         dataset = open_dataset(dest, split=split)

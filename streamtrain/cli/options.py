@@ -231,6 +231,11 @@ class TrainOptions:
     )
     resume: bool = _option(False, "Resume the run in --out from its newest checkpoint, if it has one.", is_flag=True)
     log_every: int = _option(50, "Batches between two lines of metrics.jsonl.", type=int, metavar="BATCHES")
+    dry_run: bool = _option(
+        False,
+        "Check everything up to the first step, show layers, memory, steps and time, and write nothing.",
+        is_flag=True,
+    )
     headspace: bool = _option(False, "Measure at the end how much faster a perfect loader would be.", is_flag=True)
 
     def loading(self) -> LoaderOptions:

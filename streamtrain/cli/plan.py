@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamtrain.cli.output import emit, json_option
+from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.errors import Lines
 from streamtrain.shuffle.order import ORDER_VERSION
 from streamtrain.system.units import format_bytes
@@ -47,6 +48,7 @@ def plan_command(
     from streamtrain.loader.plan import plan
     from streamtrain.store.dataset import open_preferred
 
+    refuse_raw_file(dest)
     dataset = open_preferred(dest)
     order: dict[str, Any] = {"lanes": lanes, "groups": groups, "seed": seed}
     found = plan(dataset, batch_size=batch_size, memory=memory, drop_last=drop_last, **order)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy.typing as npt
+import torch
 
 from streamtrain.errors import UsageError
 from streamtrain.loader.world import OfOneProcess
@@ -148,5 +149,6 @@ class PredictsInTraining(Predicts, OfOneProcess):
         )
 
     def _config(self, described: dict[str, object], loader: BatchStream) -> dict[str, object]:
-        """Add to a run's description what it keeps of its labels."""
-        return described | label_config(loader.dataset, self.target, self.loss, self._epoch_loop.reading)
+        """Add to a run's description what it keeps of its labels, and torch's threads."""
+        labels = label_config(loader.dataset, self.target, self.loss, self._epoch_loop.reading)
+        return described | labels | {"threads": torch.get_num_threads()}
