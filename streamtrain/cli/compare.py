@@ -123,6 +123,7 @@ def compare_command(as_json: bool, **given: Any) -> None:
     say: Callable[[str], None] = (lambda _: None) if as_json else print_text
     if given["resume"] and given["out"] is None:
         raise UsageError("--resume without --out", fix=f"--out {_newest() or 'FOLDER'}")
+    refuse_raw_file(given["dest"])
     set_threads(given.pop("threads"))
     cores = CoreWatch()
 
@@ -176,7 +177,6 @@ def _compare(
     given["max_epochs"] = 3 if epochs is None and seconds is None else epochs
     setting = ComparisonSettings(seconds=seconds, **given)
     check_model_name(model)
-    refuse_raw_file(dest)
     dataset = open_preferred(dest)
     inputs = chosen_inputs(dataset, inputs, model, target)
     if (val_dataset := validation_data(dest, val)) is not None:

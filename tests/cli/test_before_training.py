@@ -1,4 +1,4 @@
-"""What ``train`` says before and after a training: a dry run, crowded cores, raw files, and the next commands."""
+"""``train`` before and after the steps: a dry run, crowded cores, raw files, the next commands."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What comes before the first step of a training: the cores that are free, a dry run, raw files told from datasets."""
+"""Checks and looks before the first step of a training: raw files, cores that are free, a dry run."""
