@@ -31,7 +31,7 @@ MODULES = {
 INITS = {module for module, path in MODULES.items() if path.name == "__init__.py"}
 PYTHON_FILES = sorted(path for folder in ("streamtrain", "tests", "scripts") for path in (ROOT / folder).rglob("*.py"))
 
-MAX_LINES, MAX_FUNCTION_LINES, MAX_FILES, MAX_ENTRIES, MAX_MODULES = 500, 60, 12, 12, 231
+MAX_LINES, MAX_FUNCTION_LINES, MAX_FILES, MAX_ENTRIES, MAX_MODULES = 500, 60, 12, 12, 232
 
 # Rule 4: where a library may be imported, in functions too.
 PLACES = {

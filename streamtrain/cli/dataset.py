@@ -33,11 +33,22 @@ _CATEGORIES_SHOWN: Final = 3
 @click.option("--all", "show_all", is_flag=True, help=f"Show all columns of a table, not {_COLUMNS_SHOWN}.")
 @json_option
 def info_command(dest: str, split: str | None, show_all: bool, as_json: bool) -> None:
-    """Show what the dataset at DEST holds, or each of its splits: of a table each column, too."""
+    """Show what the dataset at DEST holds, or each of its splits: of a table each column, too.
+
+    DEST may be the folder of a run as well: its task, model, data, best epoch and checkpoints.
+    """
     from streamtrain.store.dataset import open_dataset, open_preferred
     from streamtrain.store.split_root import read_splits
+    from streamtrain.system.files import is_there, local_path
 
     refuse_raw_file(dest)
+    run = local_path(dest)
+    if split is None and is_there(run / "config.json"):
+        # Loads torch, which a dataset is shown without.
+        from streamtrain.cli.preparation.run_facts import run_result, run_text
+
+        emit(as_json, run_result(run), run_text(run))
+        return
     root = read_splits(open_preferred(dest).path.parent) if split is None else None
     if root is None:
         dataset = open_dataset(dest, split=split)

@@ -85,6 +85,26 @@ def test_the_last_lines_are_commands_that_work(stored: str, capsys: pytest.Captu
     assert "hint" not in capsys.readouterr().err, "who says none knows"
 
 
+def test_info_of_a_run(stored: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", stored, *SMALL, "--model", "linear", "--epochs", "2", "--val", stored, "--out", "r"]) == 0
+    capsys.readouterr()
+    assert main(["info", "r"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["run"] == "r: not being trained, 2 epochs"
+    assert lines["task"] == "classification of y"
+    assert lines["model"] == "linear, 21 weights, cross_entropy"
+    assert lines["data"] == "d: 90 samples"
+    assert lines["best"].startswith("epoch 2 of 2: val_loss ")
+    assert lines["last"].startswith("2 epochs: loss ")
+    assert lines["saved"] == "00000012, 00000024"
+    assert lines["resume"].startswith("the command that trained it, with --out r --resume")
+    assert main(["info", "r", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["best"]["epoch"], found["epochs"], found["damaged"]) == (2, 2, [])
+    Path("r/config.json").write_text("{")
+    assert main(["info", "r"]) == 6
+
+
 @pytest.mark.parametrize("command", [["train", "--model", "linear"], ["info"], ["plan"], ["compare"]])
 def test_a_raw_file_is_refused_with_the_command_that_ingests_it(
     command: list[str], capsys: pytest.CaptureFixture[str]
