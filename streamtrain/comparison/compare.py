@@ -238,9 +238,10 @@ def _compare(
         trim_heap()
         setup.measuring_bytes = max(0, held_bytes() - before_bytes)
         compared = _Compared(setup, _begun(setup, first, settings), on_point)
+        if record is not None:
+            # Before anything is written: an interrupt must not lose what is not read yet.
+            compared.read(record, val, say)
         with compared.written_if_interrupted():
-            if record is not None:
-                compared.read(record, val, say)
             compared.train(passes, first, resumes=record is not None)
             if setup.setting.grid is None:
                 compared.write()
