@@ -8,24 +8,30 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from streamtrain.cli.compatibility import check_alike, chosen_inputs, chosen_target, validation_data
 from streamtrain.cli.options import GRID, set_threads
 from streamtrain.cli.output import as_command_line, emit, label_text, note, progress_text
+from streamtrain.cli.preparation.raw_files import refuse_raw_file
+from streamtrain.cli.preparation.threads import CoreWatch
+from streamtrain.cli.train import resume_hint
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import (
+    COMPARISON_HTML,
+    COMPARISON_JSON,
     format_metric,
     format_number,
-    hold_drawing_memory,
     summary_rows,
-    write_comparison,
 )
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
+from streamtrain.comparison.run import PointCallback
 from streamtrain.comparison.settings import ComparisonSettings
 from streamtrain.errors import Lines, UsageError
 from streamtrain.models.factory import BuiltModel, check_model_name, make_model, n_parameters
 from streamtrain.models.losses import Loss
 from streamtrain.models.model_data import describe_data
-from streamtrain.store.dataset import open_preferred
+from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.files import numbered_folder
@@ -39,15 +45,32 @@ COMPARISONS: Final = Path("comparisons")
 def run_compare(*, as_json: bool, **given: Any) -> None:
     """Compare as the command line says, and print the table."""
     say = progress_text(as_json)
-    with nullcontext(given["out"]) if given["out"] else numbered_folder(COMPARISONS) as out:
-        found = _compare(say, **given | {"out": out})
-        files = write_comparison(found, out)
-    text = Lines.of(["", *_columns(summary_rows(found)), *_diverged(found), f"report  {files[0]}"])
-    emit(as_json, {**found.named(), "out": out, "report": files[0]}, text)
+    if given["resume"] and given["out"] is None:
+        raise UsageError("--resume without --out", fix=f"--out {_newest() or 'FOLDER'}")
+    refuse_raw_file(given["dest"])
+    set_threads(given.pop("threads"))
+    cores = CoreWatch()
+
+    def tell(run: ComparedRun, point: LearningCurvePoint) -> None:
+        cores.look()
+        say(_line(_point(run, point)))
+
+    with nullcontext(given["out"]) if given["out"] else numbered_folder(COMPARISONS) as out, resume_hint(out):
+        found = _compare(say, tell, **given | {"out": out})
+    page = out / COMPARISON_HTML
+    text = Lines.of(["", *_columns(summary_rows(found)), *_diverged(found), f"report  {page}"])
+    emit(as_json, {**found.named(), "out": out, "report": page}, text)
+
+
+def _newest() -> Path | None:
+    """Return the comparison that was written to last; None where there is none."""
+    found = [record for record in COMPARISONS.glob(f"*/{COMPARISON_JSON}") if record.is_file()]
+    return max(found, key=lambda record: record.stat().st_mtime).parent if found else None
 
 
 def _compare(
     say: Callable[[str], None],
+    on_point: PointCallback,
     *,
     dest: Path,
     model: str,
@@ -60,23 +83,23 @@ def _compare(
     loss: str | None,
     task: str | None,
     ignore_label: int | None,
-    normalize: str,
-    threads: int | None,
+    class_weight: str | dict[str, float] | None,
     out: Path,
+    resume: bool,
     surface: bool,
     grid: int | None,
     epochs: int | None,
     seconds: float | None,
     **given: Any,
 ) -> Comparison:
-    set_threads(threads)
     if grid is not None and not surface:
         raise UsageError("--grid without --surface", fix=f"--surface --grid {grid}")
     limit_heap_growth()
     check_seed(given["seed"])
-    points = (GRID if grid is None else grid) if surface else None
-    epochs = 3 if epochs is None and seconds is None else epochs
-    setting = ComparisonSettings(max_epochs=epochs, seconds=seconds, grid=points, **given)
+    scaled: Any = {name: "auto" for name in ("normalize", "normalize_target") if given.pop(name) == "auto"}
+    given["grid"] = (GRID if grid is None else grid) if surface else None
+    given["max_epochs"] = 3 if epochs is None and seconds is None else epochs
+    setting = ComparisonSettings(seconds=seconds, **given)
     check_model_name(model)
     dataset = open_preferred(dest)
     inputs = chosen_inputs(dataset, inputs, model, target)
@@ -86,9 +109,7 @@ def _compare(
     data = describe_data(dataset, inputs, n_outputs(dataset, named, y), named, task=of)
     built = make_model(model, data, seed=setting.seed, model_args=dict(model_args))
     load_initial_weights(built.module, init, partial=init_partial)
-    say(_heading(f"{dest}: {len(dataset):,} samples", label_text(dataset, target, of), built, named))
-    if setting.max_memory is not None:
-        hold_drawing_memory()
+    say(_heading(dest, dataset, label_text(dataset, target, of), built, named))
     with matching_was_told():
         return compare(
             built.module,
@@ -99,18 +120,19 @@ def _compare(
             val=val_dataset,
             inputs=inputs,
             target=target,
-            normalize="auto" if normalize == "auto" else None,
+            **scaled,
+            class_weight=class_weight,
             out=out,
-            about={**built.config(), **data.config(), "dataset": str(dataset.path)},
-            on_point=lambda run, point: say(_line(_point(run, point))),
-            on_runs=lambda runs: write_comparison(runs, out),
+            resume="auto" if resume else None,
+            about={**built.config(), **data.config(), "dataset": str(dataset.path), "threads": torch.get_num_threads()},
+            on_point=on_point,
             say=lambda text: note(as_command_line(text)),
         )
 
 
-def _heading(data: str, label: str, built: BuiltModel, loss: Loss) -> str:
+def _heading(dest: Path, dataset: Dataset, label: str, built: BuiltModel, loss: Loss) -> str:
     model = f"{built.name}, {n_parameters(built.module):,} weights, {loss.name}{built.told()}"
-    return Lines.of([f"data    {data}", f"label   {label}", f"model   {model}", _line(_HEAD)])
+    return Lines.of([f"data    {dest}: {len(dataset):,} samples", f"label   {label}", f"model   {model}", _line(_HEAD)])
 
 
 _HEAD: Final = (
@@ -125,7 +147,7 @@ def _point(run: ComparedRun, point: LearningCurvePoint) -> tuple[str, ...]:
     values = (point.train.loss, point.train.score, val.loss if val else None, val.score if val else None)
     return (
         run.rule,
-        run.optimizer,
+        f"{run.optimizer} {run.rate}" if run.rate else run.optimizer,
         format_number(point.epochs),
         f"{point.n_steps:,}",
         f"{point.seconds:.2f}",

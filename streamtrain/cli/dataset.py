@@ -12,6 +12,7 @@ import click
 from streamtrain.cli.manual.sections import command, option
 from streamtrain.cli.manual.values import DATASET_TEXT, Split
 from streamtrain.cli.output import command_line, emit, is_quiet, json_option, label_text, stored_facts, task_facts
+from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.errors import DamagedBlock, DatasetError, Lines
 from streamtrain.system.units import format_bytes, format_duration
 
@@ -34,10 +35,22 @@ _CATEGORIES_SHOWN: Final = 3
 @option("--all", "show_all", is_flag=True, help=f"Show all columns of a table, not only {_COLUMNS_SHOWN}.")
 @json_option
 def info_command(dest: str, split: str | None, show_all: bool, as_json: bool) -> None:
-    """Show what the dataset at DEST holds, or each of its splits; for a table, each column, too."""
+    """Show what the dataset at DEST holds, or each of its splits; for a table, each column, too.
+
+    DEST may be the folder of a run as well: its task, model, data, best epoch and checkpoints.
+    """
     from streamtrain.store.dataset import open_dataset, open_preferred
     from streamtrain.store.split_root import read_splits
+    from streamtrain.system.files import is_there, local_path
 
+    refuse_raw_file(dest)
+    run = local_path(dest)
+    if split is None and is_there(run / "config.json"):
+        # Loads torch, which a dataset is shown without.
+        from streamtrain.cli.preparation.run_facts import run_result, run_text
+
+        emit(as_json, run_result(run), run_text(run))
+        return
     root = read_splits(open_preferred(dest).path.parent) if split is None else None
     if root is None:
         dataset = open_dataset(dest, split=split)

@@ -313,6 +313,12 @@ class TrainOptions:
     headspace: bool = _option(
         False, "Measure at the end how much faster a perfect loader would be.", "Speed", is_flag=True
     )
+    dry_run: bool = _option(
+        False,
+        "Check everything up to the first step, show layers, memory, steps and time, and write nothing.",
+        "Output",
+        is_flag=True,
+    )
 
     def loading(self) -> LoaderOptions:
         """Collect the options of the loaders."""
@@ -358,17 +364,28 @@ _TYPES_OF_STEPS: Final = {
 """Types of those options of a step that are names; click is for the command line alone."""
 
 
-def _of_fields(options: type[Any]) -> Iterator[Callable[..., Any]]:
-    """Make click options of a dataclass's fields, in their order; those of a step stand where it has them."""
+def _of_fields(options: type[Any], names: tuple[str, ...] = ()) -> Iterator[Callable[..., Any]]:
+    """Make click options of a dataclass's fields, or of some, in their order; those of a step where it has them."""
     for each in fields(options):
         if each.name == "step":
-            yield from _of_fields(StepOptions)
-        elif each.metadata:
+            yield from _of_fields(StepOptions, names)
+        elif each.metadata and (not names or each.name in names):
             name = f"--{each.name.replace('_', '-')}"
             given: dict[str, Any] = {} if each.metadata.get("required") else {"default": each.default}
             if each.name in _TYPES_OF_STEPS:
                 given["type"] = _TYPES_OF_STEPS[each.name]
             yield option(name, each.name, **given, **each.metadata)
+
+
+def options_of_train(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command some of the options of ``train``, by the names of their fields."""
+
+    def give(command: Callable[..., Any]) -> Callable[..., Any]:
+        for add in reversed(list(_of_fields(TrainOptions, names))):
+            command = add(command)
+        return command
+
+    return give
 
 
 def train_options(command: Callable[..., Any]) -> Callable[..., Any]:

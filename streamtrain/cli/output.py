@@ -186,7 +186,8 @@ _PLAIN: Final = frozenset(range(32, 127)) - frozenset(b"'\\")
 
 def _pairs(name: str, pairs: Mapping[str, object]) -> list[str]:
     """Write NAME=VALUE pairs as an option takes them: those of a schedule or a model one by one, others in one list."""
-    words = [f"{key}={_as_word(value)}" for key, value in pairs.items()]
+    each = {key: value if name == "lr" and isinstance(value, list | tuple) else [value] for key, value in pairs.items()}
+    words = [f"{key}={_as_word(value)}" for key, values in each.items() for value in values]
     return words if name in ("options", "model_args") else [",".join(words)]
 
 

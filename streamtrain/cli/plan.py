@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from streamtrain.cli.manual.sections import command, option
 from streamtrain.cli.manual.values import DATASET, SIZE
 from streamtrain.cli.output import emit, json_option
+from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.errors import Lines
-from streamtrain.system.units import format_bytes
+from streamtrain.system.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from streamtrain.loader.budget import OrderExpectation
     from streamtrain.loader.plan import Plan, ReadCounts
     from streamtrain.shuffle.quality import ShuffleQuality
@@ -28,7 +31,12 @@ if TYPE_CHECKING:
 )
 @click.argument("dest", type=DATASET)
 @option("--batch-size", type=int, default=256, help="Samples of a batch.")
-@option("--memory", type=SIZE, default="512MB", help="Budget for all that the loader owns.")
+@option("--memory", type=SIZE, default="512MB", help="Budget for all that the loaders own.")
+@option(
+    "--val",
+    type=DATASET,
+    help="The validation data, which takes 1/4 of --memory; by default split val of DEST, if there is one.",
+)
 @option("--lanes", type=int, help="Streams of blocks that a batch draws from; by default as many as fit --memory.")
 @option("--groups", type=int, help="Groups of lanes; by default from batch size and blocks.")
 @option("--drop-last", is_flag=True, help="Leave out a short last batch.")
@@ -38,6 +46,7 @@ def plan_command(
     dest: Path,
     batch_size: int,
     memory: str,
+    val: Path | None,
     lanes: int | None,
     groups: int | None,
     drop_last: bool,
@@ -50,13 +59,31 @@ def plan_command(
     at which batches would vary no more than those of a full random reshuffle. Batch variance is how much the labels of
     a batch vary from batch to batch, drift how far an epoch's beginning strays from the whole; less is better.
     """
+    from streamtrain.loader.budget import BUDGET_PARTS
     from streamtrain.loader.plan import plan
     from streamtrain.store.dataset import open_preferred
 
+    refuse_raw_file(dest)
     dataset = open_preferred(dest)
     order: dict[str, Any] = {"lanes": lanes, "groups": groups, "seed": seed}
-    found = plan(dataset, batch_size=batch_size, memory=memory, drop_last=drop_last, **order)
-    emit(as_json, _result(dataset, found), _text(dataset, found))
+    whole = parse_bytes(memory, name="memory")
+    of_validation = whole // BUDGET_PARTS if _has_validation(dest, val) else 0
+    found = plan(dataset, batch_size=batch_size, memory=whole - of_validation, drop_last=drop_last, **order)
+    result = _result(dataset, found) | {"validation_memory": of_validation}
+    emit(as_json, result, _text(dataset, found, of_validation))
+
+
+def _has_validation(dest: Path, val: Path | None) -> bool:
+    """Whether training measures on validation data: as named, else on split val of the training data."""
+    from streamtrain.store.dataset import open_preferred
+    from streamtrain.store.split_root import VAL, chosen_split
+    from streamtrain.system.files import local_path
+
+    if val is None:
+        return chosen_split(local_path(dest), VAL) == VAL
+    if val != Path("none"):
+        open_preferred(val, VAL)
+    return val != Path("none")
 
 
 def _result(dataset: Dataset, plan: Plan) -> dict[str, Any]:
@@ -121,27 +148,72 @@ def _quality(quality: ShuffleQuality | None) -> dict[str, Any] | None:
     }
 
 
-def _text(dataset: Dataset, plan: Plan) -> str:
+_TERMS: Final = {
+    "lanes": "blocks that the shuffle draws samples from",
+    "prefetch": "blocks read ahead of them",
+    "cache": "blocks kept for the next epoch",
+    "batches": "batches gathered ahead of the training",
+    "decoding": "blocks while they are decompressed",
+    "order": "which block and row comes when",
+    "index work": "numbers while a stretch of the order is computed",
+    "checksums": "those of the stored blocks",
+    "threads": "the threads that read, and their objects",
+    "reserve": "for what the allocator keeps",
+    "pages": "memory that is mapped in whole pages",
+    "device": "blocks and batches on the device",
+}
+"""What is in each term of the memory."""
+_AS_GOOD: Final = 1.05
+"""A ratio to a full reshuffle below which it is called as good."""
+
+
+def _text(dataset: Dataset, plan: Plan, of_validation: int) -> str:
     from streamtrain.loader.plan import few_lanes
 
     layout, sizes, expected = dataset.layout, plan.sizes, plan.projection.expected
     assert expected is not None
     steps = _steps(dataset, plan)
-    facts = {
-        "dataset": f"{dataset.path}: {len(dataset):,} samples in {_blocks(layout.n_blocks)} of {layout.block_rows:,}, "
-        f"{format_bytes(dataset.nbytes)}, stored in {format_bytes(dataset.stored_bytes)} ({layout.codec})",
-        "memory": str(plan.projection),
-        "shuffle": f"{_lanes(sizes.lanes)} in {sizes.groups} group{'s' * (sizes.groups > 1)}, "
-        f"{min(sizes.lanes / layout.n_blocks, 1):.2%} of the blocks at a time; room for {sizes.prefetch:,} read ahead",
-        "reads": f"about {_reads_text(plan.first)} in the first epoch, {_later_text(plan.later)} in a later one",
-        "lanes": few_lanes(layout, sizes, plan.projection.budget_bytes),
-        "steps": f"{steps['batch']:,} in an epoch of batches of {sizes.batch_size:,}; "
-        f"{steps['sample']:,} with --update sample, 1 with --update epoch",
-        "labels": _labels_text(dataset, plan),
-        "quality": _quality_text(plan.quality) if plan.quality else _unmeasured_text(plan.why, expected),
-        "random": _random_text(plan),
-    }
-    return Lines.of(f"{name:<8} {value}" for name, value in facts.items() if value)
+    stored = f"stored in {format_bytes(dataset.stored_bytes)} ({layout.codec})"
+    rows = f"{_samples(len(dataset))} in {_blocks(layout.n_blocks)} of {layout.block_rows:,}"
+    share = min(sizes.lanes / layout.n_blocks, 1)
+    facts = [
+        ("dataset", f"{dataset.path}: {rows}, {format_bytes(dataset.nbytes)}, {stored}"),
+        ("memory", _memory_text(plan, of_validation)),
+        *(("", line) for line in _term_lines(plan)),
+        (
+            "shuffle",
+            f"{_lanes(sizes.lanes)} in {sizes.groups} group{'s' * (sizes.groups > 1)}, {share:.2%} of the "
+            f"blocks at a time: a batch draws its samples from all lanes; room for {sizes.prefetch:,} read ahead",
+        ),
+        ("reads", f"about {_reads_text(plan.first)} in the first epoch"),
+        ("", f"{_later_text(plan.later)} in a later one"),
+        ("lanes", few_lanes(layout, sizes, plan.projection.budget_bytes)),
+        (
+            "steps",
+            f"{steps['batch']:,} in an epoch of batches of {sizes.batch_size:,}; {steps['sample']:,} with "
+            "--update sample, 1 with --update epoch",
+        ),
+        ("labels", _labels_text(dataset, plan)),
+        *zip(("quality", "", ""), _quality_lines(plan, expected), strict=False),
+        ("random", _random_text(plan)),
+    ]
+    return Lines.of(f"{name:<8} {value}" for name, value in facts if value)
+
+
+def _memory_text(plan: Plan, of_validation: int) -> str:
+    projection = plan.projection
+    total = f"{format_bytes(projection.total_bytes)} of {format_bytes(projection.budget_bytes)}"
+    if not of_validation:
+        return total
+    return f"{total} for training, which has 3/4; validation has 1/4, {format_bytes(of_validation)}"
+
+
+def _term_lines(plan: Plan) -> Iterator[str]:
+    """Write each term of the memory in a line, with what is in it; of those that take nothing, none."""
+    terms = {name: format_bytes(n_bytes) for name, n_bytes in plan.projection.terms.items() if n_bytes}
+    for name, size in terms.items():
+        text = _TERMS.get(name)
+        yield f"{name:<10} {size:>9}{f'  {text}' if text else ''}"
 
 
 def _lanes(lanes: int) -> str:
@@ -165,30 +237,35 @@ def _labels_text(dataset: Dataset, plan: Plan) -> str:
     rho = "" if dataset.rho is None else f", correlation inside blocks {round(dataset.rho, 3) + 0.0:.3f}"
     if plan.quality is None:
         return ""
-    return (f"{len(histogram.values):,} classes" if histogram else "numbers") + rho
+    n = len(histogram.values) if histogram else 0
+    return (f"{n:,} class{'es' * (n != 1)}" if n else "numbers") + rho
 
 
-def _quality_text(quality: ShuffleQuality) -> str:
-    met = (
-        ""
-        if quality.coincidence is None
-        else f", the same blocks meet in a batch {quality.coincidence:.3g} times as often"
-    )
-    return (
-        f"batch variance {quality.variance:.3g} times a full reshuffle's, drift {quality.drift:.3g} times{met}; "
-        f"over {quality.n_samples:,} samples of epoch 0"
-    )
-
-
-def _unmeasured_text(why: str, expected: OrderExpectation) -> str:
+def _quality_lines(plan: Plan, expected: OrderExpectation) -> list[str]:
+    """Write a line for each figure of the shuffle, with what it is."""
     from streamtrain.loader.plan import ONE_BATCH
 
-    if why == ONE_BATCH:
-        return why
-    return (
-        f"not measured: {why}; batch variance at most {expected.variance:.3g} times a full reshuffle's, drift at most "
-        f"{expected.drift:.3g} times"
-    )
+    if plan.why == ONE_BATCH:
+        return [plan.why]
+    quality = plan.quality
+    figures: ShuffleQuality | OrderExpectation = quality or expected
+    how = f"over {_samples(quality.n_samples)} of epoch 0" if quality else f"at the most (not measured: {plan.why})"
+    lines = [
+        f"batch variance {_against_reshuffle(figures.variance)} {how}: how much labels vary from batch to batch",
+        f"drift {_against_reshuffle(figures.drift)}: how far the beginning of an epoch strays from the whole",
+    ]
+    if quality is not None and quality.coincidence is not None:
+        lines.append(f"{quality.coincidence:.3g} times as often as in one, the same blocks meet in a batch")
+    return lines
+
+
+def _against_reshuffle(ratio: float) -> str:
+    """Compare a figure of the shuffle, of which less is better, with a full reshuffle's."""
+    return "as good as a full reshuffle" if ratio < _AS_GOOD else f"{ratio:.3g} times a full reshuffle's"
+
+
+def _samples(n: int) -> str:
+    return f"{n:,} sample{'s' * (n != 1)}"
 
 
 def _random_text(plan: Plan) -> str:
@@ -199,6 +276,6 @@ def _random_text(plan: Plan) -> str:
     if enough is None:
         return f"no memory makes batches vary as little as a full reshuffle's: at best {plan.most.variance:.3g} times"
     return (
-        f"from --memory {format_bytes(enough.memory_bytes).replace(' ', '')} on, with {enough.lanes:,} lanes, batches "
-        f"vary no more than a full reshuffle's; drift is {enough.quality.drift:.3g} times then"
+        f"from --memory {format_bytes(enough.memory_bytes).replace(' ', '')} on, with {_lanes(enough.lanes)}, batch "
+        f"variance is as good as a full reshuffle; drift is then {_against_reshuffle(enough.quality.drift)}"
     )

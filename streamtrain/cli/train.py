@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import click
+import torch
 
 from streamtrain.cli.compatibility import (
     check_alike,
@@ -33,6 +34,9 @@ from streamtrain.cli.output import (
     progress_text,
     time_lines,
 )
+from streamtrain.cli.preparation.dry_run import dry_run
+from streamtrain.cli.preparation.raw_files import refuse_raw_file
+from streamtrain.cli.preparation.threads import CoreWatch
 from streamtrain.cli.results import no_better, outcome_line
 from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
 from streamtrain.errors import Lines, ResourceError, StreamtrainError, UsageError
@@ -44,9 +48,10 @@ from streamtrain.models.model_data import describe_data
 from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.store.schema.task import TaskName
+from streamtrain.store.split_root import TEST, chosen_split
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.events import Reserved, publish_event
-from streamtrain.system.files import numbered_folder
+from streamtrain.system.files import local_path, numbered_folder
 from streamtrain.system.memory import held_bytes, limit_heap_growth
 from streamtrain.system.signals import Interrupted
 from streamtrain.system.units import format_bytes, format_rate
@@ -59,7 +64,7 @@ from streamtrain.training.labels.reading import n_ignored
 from streamtrain.training.metrics.baseline import short_number
 from streamtrain.training.metrics.tasks import score_name
 from streamtrain.training.metrics.user import METRIC_NAMES
-from streamtrain.training.records.history import History, epoch_head, epoch_line
+from streamtrain.training.records.history import EpochSummary, History, epoch_head, epoch_line
 from streamtrain.training.run_folder import (
     RunFolder,
     check_run,
@@ -97,6 +102,7 @@ class TrainOutcome:
     val_quarantined: tuple[QuarantinedBlock, ...] = ()
     unwritten: ResourceError | None = None  # memory.json; the run itself is done
     interrupt: KeyboardInterrupt | None = None  # came while the headspace was measured
+    then: tuple[str, ...] = ()  # commands that use the run
 
     def result(self) -> dict[str, object]:
         """Collect everything by name, for ``--json``."""
@@ -207,29 +213,60 @@ def _given(words: list[str], option: str) -> bool:
 
 
 RUNS: Final = Path("runs")
+_NO_VAL: Final = (
+    "there is no validation data, which shows how well the model does on data it never saw: ingest with --split val=0.1"
+)
 
 
 def run_train(*, as_json: bool, **given: Any) -> None:
     """Train as the command line says, and print the result."""
     options = TrainOptions.of(given)
     say = progress_text(as_json)
-    trained = _train(options, say)
+    begun = _begin(options, say)
+    if options.dry_run:
+        with begun.sized() as loaders:
+            found = dry_run(begun.trainer, begun.dataset, loaders, options.epochs)
+        emit(as_json, found.result(), found.text())
+        return
+    trained = _train(begun, say)
     emit(as_json, trained.result(), trained.text())
     lr = trained.lr
     off = {"--normalize": options.normalize, "--normalize-target": options.normalize_target, "--lr": lr}
     if hint := no_better(trained.history, off):
         note(f"hint: {hint}")
+    if not as_json:
+        note(Lines.of(f"{'' if i else 'next':<8}{command}" for i, command in enumerate(trained.then)))
     trained.raise_rest()
 
 
-def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """A training that is checked, and about to size its loaders."""
+
+    options: TrainOptions
+    dataset: Dataset
+    val: Dataset | None
+    trainer: Trainer
+    about: dict[str, object]
+    cores: CoreWatch
+    sizing: Callable[..., AbstractContextManager[SizedLoaders]]
+
+    def sized(self) -> AbstractContextManager[SizedLoaders]:
+        """Rehearse a step, and make the loaders."""
+        return self.sizing(self.trainer, self.dataset, self.val, self.options.loading())
+
+
+def _begin(options: TrainOptions, say: Callable[[str], None]) -> _Begun:
+    """Open, match and check all that a training takes."""
     set_threads(options.threads)
+    cores = CoreWatch()
     limit_heap_growth()
     reserved = held_bytes()
     check_seed(options.seed)
     shared_budget.check_memory_options(options.memory, options.max_memory)
     _check_out(options)
     check_model_name(options.model)
+    refuse_raw_file(options.dest)
     dataset = open_preferred(options.dest)
     inputs = chosen_inputs(dataset, options.inputs, options.model, options.target, options.weight)
     options = replace(options, inputs=inputs)
@@ -245,13 +282,20 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
         say(_heading(options, dataset, trainer, told, task))
         for doubt in training_warnings(dataset, options.batch_size):
             note(f"warning: {doubt}")
+        if options.val is None and val is None:
+            note(f"hint: {_NO_VAL}")
 
     sizing = partial(sized_loaders, reserved_bytes=reserved, on_checked=say_heading)
+    return _Begun(options=options, dataset=dataset, val=val, trainer=trainer, about=about, cores=cores, sizing=sizing)
+
+
+def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
+    options, dataset, val, trainer = begun.options, begun.dataset, begun.val, begun.trainer
     # The run's folder is held until its memory is written, which is known once the loaders are closed.
     with ExitStack() as of_run:
-        with sizing(trainer, dataset, val, options.loading()) as loaders:
+        with begun.sized() as loaders:
             training = loaders.training
-            config = trainer.describe(training) | about | budget_config(training, loaders.memory_bytes)
+            config = trainer.describe(training) | begun.about | budget_config(training, loaders.memory_bytes)
             if training.shuffle and (poor := poor_shuffle(dataset, options.batch_size, training.sizes.lanes)):
                 note(f"warning: {poor}")
             out = options.out or of_run.enter_context(numbered_folder(RUNS))
@@ -262,19 +306,29 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> TrainOutcome:
                 say(Lines.of([f"order   {first}", *(f"        {line}" for line in more)]))
             if is_verbose():
                 say(Lines.of(f"loader  {loader.projection}" for loader in loaders.all))
+            begun.cores.look()
             shape = next(field.shape for field in dataset.fields if field.name == options.target)
             say(epoch_head(score_name(trainer.loss, shape), with_val=val is not None))
             with resume_hint(out), matching_was_told():
-                history = _fit(trainer, options, loaders, run, out, say)
+                history = _fit(begun, loaders, run, out, say)
             projected = sum(loader.projection.total_bytes for loader in loaders.all)
             names = ("training", "validation")
             terms = {name: loader.projection.terms for name, loader in zip(names, loaders.all, strict=False)}
         trained = _outcome(history, loaders, projected, out, trainer.optimizer.param_groups[0]["lr"])
+        trained = replace(trained, then=_next_commands(out, options.dest))
         try:
             write_memory(out, {**trained.memory, "terms": terms})
         except ResourceError as error:
             trained = replace(trained, unwritten=error)
     return _with_headspace(trained, trainer, options, dataset, loaders.memory_bytes) if options.headspace else trained
+
+
+def _next_commands(out: Path, dest: Path) -> tuple[str, ...]:
+    """Name the commands that use the run."""
+    has_test = chosen_split(local_path(dest), TEST) == TEST
+    run, data = str(out), [str(dest), *(["--split", TEST] if has_test else [])]
+    commands = (["evaluate", run, *data], ["predict", run, *data, "--out", "predictions.csv"], ["report", run])
+    return tuple(command_line(["streamtrain", *words]) for words in commands)
 
 
 def _outcome(history: History, loaders: SizedLoaders, projected: int, out: Path, lr: float) -> TrainOutcome:
@@ -297,15 +351,14 @@ def _outcome(history: History, loaders: SizedLoaders, projected: int, out: Path,
     )
 
 
-def _fit(
-    trainer: Trainer,
-    options: TrainOptions,
-    loaders: SizedLoaders,
-    run: RunFolder,
-    out: Path,
-    say: Callable[[str], None],
-) -> History:
-    history = trainer.fit(
+def _fit(begun: _Begun, loaders: SizedLoaders, run: RunFolder, out: Path, say: Callable[[str], None]) -> History:
+    options = begun.options
+
+    def say_epoch(summary: EpochSummary) -> None:
+        begun.cores.look()
+        say(epoch_line(summary))
+
+    history = begun.trainer.fit(
         loaders.training,
         max_epochs=options.epochs,
         max_steps=options.max_steps,
@@ -321,7 +374,7 @@ def _fit(
         resume="auto" if options.resume else None,
         log_every=options.log_every,
         progress=False if is_quiet() else None,
-        on_epoch=lambda summary: say(epoch_line(summary)),
+        on_epoch=say_epoch,
         on_resume=partial(say_resumed, out),
     )
     if history.last is not None and history.last.partial:
@@ -392,6 +445,7 @@ def _make_trainer(
         "dataset": str(dataset.path),
         "dataset_id": dataset.id,
         "max_memory": options.max_memory,
+        "threads": torch.get_num_threads(),
     }
     return trainer, about, built.told(), task
 

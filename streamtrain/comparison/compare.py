@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from tqdm import tqdm
 
+from streamtrain.comparison.record import (
+    ComparisonRecord,
+    check_same,
+    finished_run,
+    read_record,
+    settings_of,
+    sole_comparer,
+    with_lanes,
+    write_path,
+)
+from streamtrain.comparison.report import hold_drawing_memory, write_comparison
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
-from streamtrain.comparison.run import ComparisonSetup, train_run
-from streamtrain.comparison.settings import EVERY_OPTIMIZER, ComparisonSettings
+from streamtrain.comparison.run import PointCallback, train_run
+from streamtrain.comparison.settings import ComparisonSettings, Rates, rates_by_name
+from streamtrain.comparison.setup import ComparisonSetup
 from streamtrain.comparison.surface import LossSurface, Snapshot, measure_surface
 from streamtrain.errors import Argument, Fix, StreamtrainError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
@@ -27,9 +40,10 @@ from streamtrain.system.calls.public import public
 from streamtrain.system.display.progress_bar import is_shown
 from streamtrain.system.files import local_path
 from streamtrain.system.memory import held_bytes, trim_heap
+from streamtrain.system.signals import Interrupted
 from streamtrain.system.units import format_bytes, format_duration
+from streamtrain.training.labels.class_weights import ClassWeight
 from streamtrain.training.labels.reading import settled
-from streamtrain.training.run_folder import check_run, sole_writer
 
 Say = Callable[[str], None]
 
@@ -41,7 +55,7 @@ def compare(
     *,
     rules: tuple[str, ...] = ("sample", "batch", "epoch"),
     optimizers: tuple[str, ...] = ("sgd", "adam"),
-    lr: Mapping[str, float] | float | None = None,
+    lr: Rates | Sequence[float] | float | None = None,
     max_epochs: int | None = None,
     seconds: float | None = None,
     batch_size: int = 256,
@@ -58,7 +72,10 @@ def compare(
     inputs: tuple[str, ...] = ("x",),
     target: str = "y",
     normalize: Literal["auto"] | None = None,
+    normalize_target: Literal["auto"] | None = None,
+    class_weight: ClassWeight | None = None,
     out: str | Path | None = None,
+    resume: Literal["auto"] | None = None,
     about: Mapping[str, object] | None = None,
     on_point: Callable[[ComparedRun, LearningCurvePoint], None] = lambda run, point: None,
     on_runs: Callable[[Comparison], object] = lambda found: None,
@@ -77,9 +94,9 @@ def compare(
         The training data.
     rules, optimizers : tuple of str
         Every rule runs with every optimizer.
-    lr : float or mapping of str to float, optional
-        One for all, or by rule and optimizer (``"sample:sgd"``), by optimizer (``"sgd"``), or for ``"every"`` one, in
-        this order of precedence; else the trainer's default.
+    lr : float, sequence of float or mapping, optional
+        One for all, or several, each of which is a run; or those of rule and optimizer (``"sample:sgd"``), of an
+        optimizer (``"sgd"``), or of ``"every"`` one, in this order of precedence; else the trainer's default.
     max_epochs : int, optional
         Epochs of each run.
     seconds : float, optional
@@ -113,8 +130,14 @@ def compare(
         The fields that the model takes, and the one that the loss compares with.
     normalize : None or "auto"
         As in `Trainer`: ``"auto"`` rescales the inputs by the training data's statistics.
+    normalize_target, class_weight : optional
+        As in `Trainer`.
     out : pathlib.Path, optional
-        Folder for the run folders, which are named by rule and optimizer.
+        Folder for ``comparison.html``, ``comparison.json`` and the run folders, which are named by rule and optimizer.
+        Page and JSON are written after each run, and where a signal ends the comparison.
+    resume : {None, "auto"}
+        None requires an empty folder; ``"auto"`` resumes the comparison in ``out``, or begins it where there is none:
+        finished runs are read, and the one that was begun resumes, bit for bit.
     about : mapping, optional
         More for each run's ``config.json``: ``model``, ``input_shape`` and ``n_outputs`` as `build_model` takes them.
     on_point : callable, optional
@@ -135,6 +158,10 @@ def compare(
         The folder cannot be made (raised before anything is trained), or a run cannot be saved in it.
     LockedError
         Another process compares in the folder.
+    CheckpointError
+        The comparison to resume has other settings; every difference is named.
+    Interrupted
+        A `KeyboardInterrupt`: a signal came, and the comparison is saved in ``out``.
 
     Examples
     --------
@@ -147,15 +174,14 @@ def compare(
     [('sample', 128), ('batch', 8), ('epoch', 2)]
     """
     dataset, val = opened(dataset), opened(val)
-    check_dataset(dataset)
-    if val is not None:
-        check_dataset(val)
+    for each in (dataset, *([] if val is None else [val])):
+        check_dataset(each)
     if about is not None and not isinstance(about, Mapping):
         raise UsageError(f"about is {about!r:.80}; it must be a mapping")
     check_functions(on_point=on_point, on_runs=on_runs, say=say)
+    _check_resume(resume, out)
     # ComparisonSettings takes the arguments by their names.
-    rates = {EVERY_OPTIMIZER: lr} if isinstance(lr, int | float) else {} if lr is None else lr
-    setting = ComparisonSettings.of(locals() | {"lr": rates})
+    setting = ComparisonSettings.of(locals() | {"lr": {} if lr is None else rates_by_name(lr)})
     out = None if out is None else local_path(out)
     settled_loss, settled_task = settled(dataset, target, loss, task, ignore_label=ignore_label)
     setup = ComparisonSetup(
@@ -167,48 +193,142 @@ def compare(
         inputs=inputs,
         target=target,
         is_normalized=isinstance(normalize, str) and normalize == "auto",
+        normalize_target=normalize_target,
+        class_weight=class_weight,
         out=out,
         about={"dataset": str(dataset.path), **(about or {})},
     )
-    with nullcontext() if out is None else _sole_writer(out):
+    with nullcontext() if out is None else sole_comparer(out, resumes=resume is not None):
         return _compare(setup, val, on_point, on_runs, say)
+
+
+def _check_resume(resume: object, out: object) -> None:
+    if not (resume is None or (isinstance(resume, str) and resume == "auto")):
+        raise UsageError(f"resume is {resume!r:.80}", fix=Fix(Argument("resume", "auto"), ", or leave it out"))
+    if resume is not None and out is None:
+        raise UsageError("resume without out", fix=Fix(Argument("out", "comparisons/1"), ", say"))
 
 
 def _compare(
     setup: ComparisonSetup,
     val: Dataset | None,
-    on_point: Callable[[ComparedRun, LearningCurvePoint], None],
+    on_point: PointCallback,
     on_runs: Callable[[Comparison], object],
     say: Say,
 ) -> Comparison:
-    setting, dataset = setup.setting, setup.dataset
+    record = None if setup.out is None else read_record(setup.out)
+    settings = settings_of(setup, val)
+    if record is not None and setup.out is not None:
+        check_same(record, settings, setup.out)
+        setup.lanes = record.lanes
+    if setup.out is not None and setup.setting.max_memory is not None:
+        # What drawing holds on to is there before the memory is divided.
+        hold_drawing_memory()
     setup.check(val)
+    if setup.out is not None:
+        # And before the first run is measured, since the others come after a page.
+        hold_drawing_memory()
     trim_heap()
     before_bytes = held_bytes()
     with ExitStack() as stack:
         stack.enter_context(matching_was_told())
-        passes = [stack.enter_context(setup.ordered(data)) for data in ([dataset, val] if val else [dataset])]
+        passes = [
+            stack.enter_context(setup.ordered(data)) for data in ([setup.dataset, val] if val else [setup.dataset])
+        ]
         first = setup.first(passes)
         trim_heap()
         setup.measuring_bytes = max(0, held_bytes() - before_bytes)
-        runs: list[ComparedRun] = []
-        paths: list[tuple[str, list[Snapshot]]] = []
-        for pair in setting.pairs():
-            run, path = train_run(setup, pair, passes, first, on_point)
-            runs.append(run)
-            paths.append((run.label, path))
-        loss_then = first.train.loss
-        found = Comparison(
-            runs=tuple(runs),
-            target_loss=loss_then - abs(loss_then) / 2 if setting.target_loss is None else setting.target_loss,
-            n_samples=len(dataset),
-            n_weights=n_parameters(setup.model),
-            about=_about(setup),
-        )
-        if setting.grid is None:
-            return found
-        on_runs(found)
-        return _with_surface(found, setup, passes[0], paths, setting.grid, say)
+        compared = _Compared(setup, _begun(setup, first, settings), on_point)
+        if record is not None:
+            # Before anything is written: an interrupt must not lose what is not read yet.
+            compared.read(record, val, say)
+        with compared.written_if_interrupted():
+            compared.train(passes, first, resumes=record is not None)
+            if setup.setting.grid is None:
+                compared.write()
+                return compared.found
+            on_runs(compared.found)
+            whole = _with_surface(compared.found, setup, passes[0], compared.paths, setup.setting.grid, say)
+            if setup.out is not None:
+                write_comparison(whole, setup.out)
+            return whole
+
+
+def _begun(setup: ComparisonSetup, first: LearningCurvePoint, settings: Mapping[str, Any]) -> Comparison:
+    loss, target = first.train.loss, setup.setting.target_loss
+    return Comparison(
+        runs=(),
+        target_loss=loss - abs(loss) / 2 if target is None else target,
+        n_samples=len(setup.dataset),
+        n_weights=n_parameters(setup.model),
+        about=_about(setup),
+        settings=with_lanes(settings, setup),
+    )
+
+
+class _Compared:
+    """The runs of a comparison so far, recorded in its folder as they end."""
+
+    def __init__(self, setup: ComparisonSetup, begun: Comparison, on_point: PointCallback) -> None:
+        self._setup, self._begun, self._on_point = setup, begun, on_point
+        self._choices = list(setup.setting.choices())
+        # By the names of their folders.
+        self._runs: dict[str, ComparedRun] = {}
+        self._paths: dict[str, list[Snapshot]] = {}
+
+    @property
+    def found(self) -> Comparison:
+        """The comparison so far."""
+        names = (choice.folder_name for choice in self._choices)
+        return replace(self._begun, runs=tuple(self._runs[name] for name in names if name in self._runs))
+
+    @property
+    def paths(self) -> list[tuple[str, list[Snapshot]]]:
+        """The label of each run, and the path of its weights."""
+        return [(run.label, self._paths[name]) for name, run in self._runs.items()]
+
+    def read(self, record: ComparisonRecord, val: Dataset | None, say: Say) -> None:
+        """Read the runs that are finished."""
+        for choice in self._choices:
+            if (kept := finished_run(record, choice, self._setup, val)) is not None:
+                run, self._paths[choice.folder_name] = kept
+                self._runs[choice.folder_name] = run
+                say(f"{run.label}: finished, and read back")
+
+    def train(self, passes: list[StreamLoader], first: LearningCurvePoint, *, resumes: bool) -> None:
+        """Train the other runs."""
+        if not resumes:
+            self.write()
+        for choice in self._choices:
+            name = choice.folder_name
+            if name not in self._runs:
+                seen = partial(self._seen, name)
+                run, path = train_run(self._setup, choice, passes, first, seen, resumes=resumes)
+                if run.folder is not None:
+                    write_path(run.folder, path)
+                self._runs[name], self._paths[name] = run, path
+                self.write()
+
+    def _seen(self, name: str, run: ComparedRun, point: LearningCurvePoint) -> None:
+        self._runs[name] = run
+        self._on_point(run, point)
+
+    def write(self) -> None:
+        """Write page and JSON."""
+        if self._setup.out is not None:
+            write_comparison(self.found, self._setup.out)
+
+    @contextmanager
+    def written_if_interrupted(self) -> Iterator[None]:
+        """Write the comparison as it is where a signal ends the block."""
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            if self._setup.out is None:
+                raise
+            self.write()
+            number = getattr(interrupt, "number", signal.SIGINT)
+            raise Interrupted(number, getattr(interrupt, "saved", None) or str(self._setup.out)) from None
 
 
 def _with_surface(
@@ -226,20 +346,6 @@ def _with_surface(
         text = error.text() if isinstance(error, StreamtrainError) else str(error)
         say(Fix("surface: not measured: ", text))
         return replace(found, no_surface=text)
-
-
-@contextmanager
-def _sole_writer(out: Path) -> Iterator[None]:
-    with ExitStack() as held:
-        try:
-            # Looked at first, so that nothing is made in a place that is taken.
-            check_run(out)
-            held.enter_context(sole_writer(out))
-        except UsageError as error:
-            # A comparison cannot be resumed.
-            error.fix = Fix("another ", Argument("out"), ", or remove it")
-            raise
-        yield
 
 
 def _about(setup: ComparisonSetup) -> dict[str, str]:
@@ -265,7 +371,7 @@ def _surface(
     seconds = grid**2 * setup.pass_seconds
     say(f"surface: {grid**2:,} passes over {len(setup.dataset):,} samples, about {format_duration(seconds)}")
     # Any rule and optimizer will do: the loss does not depend on them.
-    trainer = setup.trainer(*next(setup.setting.pairs()))
+    trainer = setup.trainer(next(setup.setting.choices()))
     with tqdm(total=grid**2, desc="surface", unit=" passes", leave=False, disable=not is_shown(None)) as bar:
         done = partial(bar.update, 1)
         return measure_surface(trainer.model, lambda: trainer.evaluate(ordered).loss, paths, grid=grid, done=done)

@@ -42,12 +42,13 @@ _EXACT: Final = "The loss is that of the weights after each epoch, over the whol
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write both files into a folder, and return their paths."""
+    """Write both files into a folder, and return their paths; one without runs has no page yet."""
     files = Files()
     files.ensure_dir(folder)
     text = json.dumps(to_json_value(comparison.named()), indent=2) + "\n"
     files.write_bytes(folder / COMPARISON_JSON, text.encode())
-    files.write_bytes(folder / COMPARISON_HTML, comparison_page(comparison).encode())
+    if comparison.runs:
+        files.write_bytes(folder / COMPARISON_HTML, comparison_page(comparison).encode())
     return [folder / COMPARISON_HTML, folder / COMPARISON_JSON]
 
 
@@ -62,12 +63,13 @@ def comparison_page(comparison: Comparison) -> str:
     optimizers = ", ".join(dict.fromkeys(run.optimizer for run in comparison))
     title = f"{rules} with {optimizers}"
     counts = f"{comparison.n_samples:,} samples; {comparison.n_weights:,} weights, with which each run begins."
-    diverged = [f"{run.label} diverged: {run.diverged}" for run in comparison if run.diverged]
+    notes = [f"{run.label} diverged: {run.diverged}" for run in comparison if run.diverged]
+    notes += [f"{run.label} is not finished" for run in comparison if not run.is_finished]
     drawings = [*(draw(chart) for chart in _charts(comparison) if chart.has_a_line), *_amounts(comparison)]
     sections = [
         PageSection(notes=[counts]),
         PageSection(facts=list(comparison.about.items())),
-        PageSection(heading="Results", table=summary_rows(comparison), notes=diverged),
+        PageSection(heading="Results", table=summary_rows(comparison), notes=notes),
         PageSection(heading="Curves", drawings=drawings, notes=[f"{_EXACT} {_VARIANCE}"]),
         *_surface(comparison),
         PageSection(heading="Epochs", table=epoch_rows(comparison)),
@@ -142,8 +144,8 @@ def _epoch(run: ComparedRun, point: LearningCurvePoint) -> list[str]:
 
 
 def _curve(comparison: Comparison, run: ComparedRun, points: list[tuple[float, float]]) -> Curve:
-    """Return the curve of a run: colour and marker are those of its rule, dashes those of its optimizer."""
-    rule = list(dict.fromkeys(each.rule for each in comparison)).index(run.rule)
+    """Return the curve of a run: colour and marker are those of its rule and rate, dashes those of its optimizer."""
+    rule = list(dict.fromkeys((each.rule, each.rate) for each in comparison)).index((run.rule, run.rate))
     optimizer = list(dict.fromkeys(each.optimizer for each in comparison)).index(run.optimizer)
     return Curve(
         label=run.label,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Self
 
+from streamtrain.comparison.settings import RunChoice, rate_text
 from streamtrain.comparison.surface import LossSurface
+from streamtrain.system.json_values import number_or_nan, objects, whole_number
 from streamtrain.training.metrics.running import Metrics
+
+_OF_POINTS: Final = ("epochs", "steps", "seconds", "update_variance", "update_window")
+_VAL: Final = "val_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +44,44 @@ class LearningCurvePoint:
             "update_window": self.n_window,
         }
 
+    @classmethod
+    def of(cls, named: Mapping[str, Any], *, n_samples: int, n_val: int | None) -> Self:
+        """Rebuild a point from its values by name; ``n_val`` are the samples of the validation data, if any."""
+        epochs, steps, seconds, variance, window = (named[name] for name in _OF_POINTS)
+        scores = {name: number_or_nan(value) for name, value in named.items() if name not in _OF_POINTS}
+        of_train = {name: value for name, value in scores.items() if not name.startswith(_VAL)}
+        of_val = {name.removeprefix(_VAL): value for name, value in scores.items() if name.startswith(_VAL)}
+        return cls(
+            epochs=number_or_nan(epochs),
+            n_steps=whole_number(steps),
+            seconds=number_or_nan(seconds),
+            train=_metrics(of_train, n_samples),
+            val=None if n_val is None else _metrics(of_val, n_val),
+            variance=None if variance is None else number_or_nan(variance),
+            n_window=whole_number(window),
+        )
+
+
+def _metrics(named: dict[str, float], n_samples: int) -> Metrics:
+    return Metrics(loss=named.pop("loss"), scores=named, n_samples=n_samples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """How a run diverged, and the learning rate to try next."""
+
+    how: str
+    next_lr: float
+
+    def named(self) -> dict[str, Any]:
+        """Return everything by name."""
+        return {"how": self.how, "next_lr": self.next_lr}
+
+    @classmethod
+    def of(cls, named: Mapping[str, Any]) -> Self:
+        """Rebuild one from its values by name."""
+        return cls(how=str(named["how"]), next_lr=number_or_nan(named["next_lr"]))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedRun:
@@ -52,14 +95,24 @@ class ComparedRun:
     # Bytes: the loaders' "budget", their "projected" and "measured" memory, and the peak of the whole "process", of
     # which "above" came with the run.
     memory: dict[str, int]
-    # Where and how the run diverged, which ended it.
+    # Where and how the run diverged, which ended it: in words, and as values.
     diverged: str | None = None
+    divergence: Divergence | None = None
     folder: Path | None = None
+    # Whether only its learning rate tells it from other runs.
+    by_rate: bool = False
+    # Whether it has all its epochs, or diverged.
+    is_finished: bool = True
+
+    @property
+    def rate(self) -> str | None:
+        """The learning rate in words, where that tells the run from others."""
+        return rate_text(self.lr) if self.by_rate else None
 
     @property
     def label(self) -> str:
-        """Rule and optimizer in words."""
-        return f"{self.rule}, {self.optimizer}"
+        """Rule and optimizer in words, and the learning rate where that tells the run from others."""
+        return f"{self.rule}, {self.optimizer}{f', lr {self.rate}' if self.rate else ''}"
 
     @property
     def last(self) -> LearningCurvePoint:
@@ -91,9 +144,27 @@ class ComparedRun:
             "update_variance": self.last.variance,
             "memory": self.memory,
             "diverged": self.diverged,
+            "divergence": self.divergence.named() if self.divergence else None,
+            "finished": self.is_finished,
             "run": self.folder,
             "epochs": [point.named() for point in self.points],
         }
+
+    @classmethod
+    def of(cls, named: Mapping[str, Any], choice: RunChoice, *, n_samples: int, n_val: int | None) -> Self:
+        """Rebuild a run from its values by name, all but its folder and the text of a divergence."""
+        divergence = named.get("divergence")
+        return cls(
+            rule=choice.rule,
+            optimizer=choice.optimizer,
+            lr=number_or_nan(named["lr"]),
+            points=tuple(
+                LearningCurvePoint.of(each, n_samples=n_samples, n_val=n_val) for each in objects(named["epochs"])
+            ),
+            memory={str(name): whole_number(value) for name, value in objects([named["memory"]])[0].items()},
+            divergence=None if divergence is None else Divergence.of(objects([divergence])[0]),
+            by_rate=choice.by_rate,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +176,8 @@ class Comparison:
     n_samples: int
     n_weights: int
     about: dict[str, str]
+    # What a comparison that resumes must have as it was, and the lanes of its shuffle.
+    settings: Mapping[str, Any] = field(default_factory=dict)
     surface: LossSurface | None = None
     # Why the surface could not be measured.
     no_surface: str | None = None
@@ -119,6 +192,7 @@ class Comparison:
         """Return everything by name, as ``comparison.json`` holds it."""
         return {
             "about": self.about,
+            "settings": self.settings,
             "samples": self.n_samples,
             "weights": self.n_weights,
             "target_loss": self.target_loss,

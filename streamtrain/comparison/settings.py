@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Final, Self
@@ -21,13 +21,46 @@ _FOREVER: Final = 2**31
 """Epochs of a run that only its time ends."""
 
 
+Rates = Mapping[str, float | Sequence[float]]
+"""Learning rates by name; each of several is a run."""
+
+
+def rates_by_name(lr: Rates | Sequence[float] | float) -> Rates:
+    """Give one rate, or several, to every optimizer."""
+    return lr if isinstance(lr, Mapping) else {EVERY_OPTIMIZER: lr}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunChoice:
+    """What tells a run of a comparison from the others."""
+
+    rule: str
+    optimizer: str
+    # None leaves it to the trainer.
+    lr: float | None = None
+    # Whether it is one of several rates of the same rule and optimizer.
+    by_rate: bool = False
+
+    @property
+    def folder_name(self) -> str:
+        """The name of the run's folder."""
+        rate = (rate_text(self.lr),) if self.by_rate and self.lr is not None else ()
+        return "-".join((self.rule, self.optimizer, *rate))
+
+
+def rate_text(lr: float) -> str:
+    """Write a learning rate shortly, and always so that it is read back as it is."""
+    short = f"{lr:g}"
+    return short if float(short) == lr else repr(lr)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonSettings:
     """What is compared, and how; `streamtrain.compare` documents each field."""
 
     rules: tuple[str, ...] = ("sample", "batch", "epoch")
     optimizers: tuple[str, ...] = ("sgd", "adam")
-    lr: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    lr: Rates = field(default_factory=lambda: MappingProxyType({}))
     max_epochs: int | None = None
     seconds: float | None = None
     batch_size: int = 256
@@ -66,20 +99,34 @@ class ComparisonSettings:
 
     def _check_lr(self) -> None:
         if not isinstance(self.lr, Mapping):
-            raise UsageError(f"lr is {self.lr!r:.80}; it must be a number, or one by optimizer")
+            raise UsageError(f"lr is {self.lr!r:.80}; it must be a number, several, or those of each optimizer")
         known = {EVERY_OPTIMIZER, *self.optimizers, *(_SEPARATOR.join(pair) for pair in self.pairs())}
-        for name, lr in self.lr.items():
+        for name, given in self.lr.items():
             if name not in known:
                 raise unknown_name("optimizer to give a learning rate", name, known)
-            if not (is_number(lr) and lr > 0):
-                raise UsageError(f"lr of {name} is {lr!r}; it must be positive and finite")
+            rates = _several(given)
+            for lr in rates:
+                if not (is_number(lr) and lr > 0):
+                    raise UsageError(f"lr of {name} is {lr!r:.80}; it must be positive and finite")
+            if not rates or len(set(rates)) < len(rates):
+                of = "all" if name == EVERY_OPTIMIZER else name
+                listed = ", ".join(map(str, rates)) or "none"
+                raise UsageError(f"the learning rates of {of} are {listed}", fix="each one once")
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """Yield rule and optimizer of each run, in order."""
+        """Yield every rule with every optimizer, in order."""
         return ((rule, optimizer) for optimizer in self.optimizers for rule in self.rules)
 
-    def lr_of(self, rule: str, optimizer: str) -> float | None:
-        """Return the learning rate of a run; None leaves it to the trainer."""
+    def choices(self) -> Iterator[RunChoice]:
+        """Yield the runs, in order."""
+        for rule, optimizer in self.pairs():
+            given = self.lr_of(rule, optimizer)
+            rates = (None,) if given is None else _several(given)
+            for lr in rates:
+                yield RunChoice(rule=rule, optimizer=optimizer, lr=lr, by_rate=len(rates) > 1)
+
+    def lr_of(self, rule: str, optimizer: str) -> float | Sequence[float] | None:
+        """Return the learning rates of a rule and an optimizer; None leaves them to the trainer."""
         names = (f"{rule}{_SEPARATOR}{optimizer}", optimizer, EVERY_OPTIMIZER)
         return next((self.lr[name] for name in names if name in self.lr), None)
 
@@ -87,3 +134,7 @@ class ComparisonSettings:
     def most_epochs(self) -> int:
         """The limit of epochs of a run that its time does not end first."""
         return _FOREVER if self.max_epochs is None else self.max_epochs
+
+
+def _several(given: Any) -> tuple[float, ...]:
+    return tuple(given) if isinstance(given, list | tuple) else (given,)

@@ -12,7 +12,7 @@ snapshots, along the two directions in which they spread the most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -84,6 +84,25 @@ class Trajectory:
         """Keep the last weights in any case."""
         if not self.kept or self.kept[-1].n_steps != n_steps:
             self._keep(n_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the path so far; its tensors are not copied."""
+        return {
+            "every": self._every,
+            "n_offered": self._n_offered,
+            "n_steps": [snapshot.n_steps for snapshot in self.kept],
+            "weights": [snapshot.weights for snapshot in self.kept],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a path of the same parameters."""
+        self._rows += [snapshot.weights for snapshot in self.kept]
+        self.kept = []
+        for n_steps, weights in zip(state["n_steps"], state["weights"], strict=True):
+            row = self._rows.pop()
+            row.copy_(weights)
+            self.kept.append(Snapshot(n_steps=n_steps, weights=row))
+        self._every, self._n_offered = int(state["every"]), int(state["n_offered"])
 
     def _keep(self, n_steps: int) -> None:
         row = self._rows.pop()

@@ -17,8 +17,8 @@ weights move little. A run with one step per epoch has a window over its epochs.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,22 @@ class UpdateVariance:
             pairs = zip(self._before, self._first, strict=True)
             moved = float(sum(_square(last, first) for last, first in pairs))
         return max(self.n_seen * float(self._squares) / moved - 1.0, 0.0) if moved > 0 else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the window so far; its tensors are not copied."""
+        return {
+            "n_seen": self.n_seen,
+            "squares": float(self._squares),
+            "first": self._first,
+            "before": self._before,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a window of the same parameters."""
+        for own, found in ((self._first, state["first"]), (self._before, state["before"])):
+            for weight, value in zip(own, found, strict=True):
+                weight.copy_(value)
+        self.n_seen, self._squares = int(state["n_seen"]), float(state["squares"])
 
 
 def _square(one: Tensor, other: Tensor) -> Tensor:

@@ -49,6 +49,8 @@ _MOST_SLOTS_IN_LANES: Final = 0.6
 """The share of the slots that lanes may have while they are fewer than a batch's samples."""
 _LARGE_PARTS: Final = (8, 16, 32)
 _LARGEST_PIECE_BYTES: Final = 16 << 20
+BUDGET_PARTS: Final = 4
+"""Parts of a budget that loaders share; one that measures has one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from streamtrain.errors import Argument, BudgetError, Fix
-from streamtrain.loader.budget import solve
+from streamtrain.loader.budget import BUDGET_PARTS, solve
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.store.dataset import Dataset
 from streamtrain.system.memory import MemoryMeter, at_most, held_bytes, memory_limit
 from streamtrain.system.units import format_bytes, megabytes, parse_bytes
 
-BUDGET_PARTS: Final = 4  # a loader that measures has one of these parts
 _MOST_REHEARSED_BYTES: Final = 64_000_000
 
 

@@ -58,7 +58,7 @@ from streamtrain.training.progress import Counts, Totals, run_length
 from streamtrain.training.records.history import EpochSummary
 from streamtrain.training.records.recorder import EpochRecorder, Labels
 from streamtrain.training.run_state import MidEpochState, ResumableStream, stream_identity, stream_state
-from streamtrain.training.step_errors import explain_device, name_bad_samples
+from streamtrain.training.step_errors import explain_device, name_bad_samples, name_rate
 
 _CHECKED_ROWS: Final = 8
 
@@ -405,4 +405,5 @@ class EpochLoop:
                 yield
         except DivergedError as error:
             error.where = f"epoch {self.counts.n_epochs + 1}, step {self._rule.n_steps + 1}"
+            name_rate(error, self._learner.optimizer)
             raise

@@ -1,7 +1,8 @@
-"""Explanations of a failed step: the samples that diverged, and a batch size that fits the device."""
+"""Explanations of a failed step: the samples that diverged, a lower learning rate, a batch size that fits."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -84,6 +85,30 @@ def _places(bad: list[bool]) -> I64:
 def _listed(samples: I64) -> str:
     named = ", ".join(str(sample) for sample in samples[:_NAMED])
     return named if len(samples) <= _NAMED else f"{named}, ... ({len(samples)} in all)"
+
+
+def name_rate(error: DivergedError, optimizer: Optimizer) -> None:
+    """Add to an error the learning rate that it came at, and the next lower one as its remedy."""
+    group = optimizer.param_groups[0]
+    lr = float(group["lr"])
+    error.why = f"The run diverged at a learning rate of {lr:g}. {error.why or ''}".strip()
+    if isinstance(error.fix, Fix) and error.fix.argument("lr") is not None:
+        # Schedules change the rate that was given.
+        lower = next_lower_rate(float(group.get("initial_lr", lr)))
+        error.fix = Fix("a lower learning rate, ", Argument("lr", lower), ", or normalized inputs")
+
+
+def next_lower_rate(lr: float) -> float:
+    """Return the largest of ..., 0.01, 0.03, 0.1, 0.3, 1, ... that is at most half of a learning rate.
+
+    >>> next_lower_rate(0.1), next_lower_rate(0.03), next_lower_rate(0.25)
+    (0.03, 0.01, 0.1)
+    """
+    if not 0 < lr < math.inf:
+        return lr
+    power = math.floor(math.log10(lr))
+    rates = (float(f"{digit}e{power + above}") for above in (1, 0, -1) for digit in (3, 1))
+    return next((rate for rate in rates if rate <= lr / 2), lr / 2)
 
 
 _WANTED: Final = re.compile(r"[Tt]ried to allocate ([0-9.]+) (bytes|[KMGT]iB)")

@@ -9,14 +9,22 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "cli/manual/completion.py:_check_bash: install a newer bash, or use zsh or fish",
     ),
     "needs a disk that fails in the middle of a run": (
-        "comparison/run.py:_RunTracker.epoch: {}, then compare again",
-        "comparison/run.py:_RunTracker.epoch: see to the disk, then compare again",
         "training/run_state.py:RunState.save: {}, then the same with resume='auto'",
         "training/run_state.py:_unsaved: see to the disk",
     ),
     "is the way out in a sentence that refuses nothing; tests/store/schema/test_task.py reads it": (
         "store/schema/task.py:label_line: {}task=",
         "store/schema/task.py:label_line: {} (task={}{})",
+    ),
+    "needs a record that is damaged, or cannot be read; tests/comparison/test_resume.py has some": (
+        "comparison/record.py:is_comparison: another out=",
+        "comparison/record.py:read_record: another out=",
+        "comparison/record.py:finished_run: another out=",
+        "comparison/record.py:_read_path: another out=",
+        "comparison/run.py:ObservedRunFolder.resume_from: another out=",
+    ),
+    "is given with the rate by the trainer: training/step_errors.py:name_rate": (
+        "optim/gradients.py:non_finite_error: a smaller lr=, or normalized inputs",
     ),
     "needs a run's folder that goes while it is trained": (
         "training/run_folder.py:RunFolder._check_still_there: another checkpoint=",

@@ -283,7 +283,7 @@ def sample_paths(w: World) -> None:
     fit(data, **again, max_epochs=3)
 
 
-@world("optim/gradients.py:non_finite_error: a smaller lr=, or normalized inputs")
+@world("training/step_errors.py:name_rate: a lower learning rate, lr={}, or normalized inputs")
 def training_that_diverges(w: World) -> None:
     data = w.dataset(x=X * 1e18, y=X[:, 0])
     w.refused(fit, data, net(1), loss="mse", optimizer="sgd", lr=1e30, max_epochs=9)
@@ -421,7 +421,14 @@ def a_factory_that_fails(w: World) -> None:
     fit(data, schedule=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1))
 
 
-@world("comparison/settings.py:ComparisonSettings.__post_init__: max_epochs=3, say")
+@world(
+    "comparison/settings.py:ComparisonSettings.__post_init__: max_epochs=3, say",
+    "comparison/compare.py:_check_resume: resume='auto', or leave it out",
+    "comparison/compare.py:_check_resume: out='comparisons/1', say",
+)
 def a_comparison_without_an_end(w: World) -> None:
     how = {"rules": ("batch",), "optimizers": ("sgd",), "loss": "cross_entropy", "batch_size": 20, "memory": "16MB"}
-    w.followed(st.compare, net(), w.dataset(), **how, max_epochs=None)
+    data = w.dataset()
+    w.followed(st.compare, net(), data, **how, max_epochs=None)
+    w.followed(st.compare, net(), data, **how, max_epochs=1, resume="auto")
+    w.followed(st.compare, net(), data, **how, max_epochs=1, out="c", resume=True)

@@ -10,6 +10,7 @@ import pytest
 
 import streamtrain as st
 from streamtrain.cli.main import main
+from streamtrain.system.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
 
@@ -73,7 +74,8 @@ def test_compare_json_with_a_surface(stored: Path, capsys: pytest.CaptureFixture
         (["--rules", "bach"], 2, "unknown update rule 'bach'"),
         (["--optimizers", "adm"], 2, "unknown optimizer 'adm'"),
         (["--rules", "batch", "--optimizers", "lbfgs"], 2, "LBFGS with update='batch'"),
-        (["--lr", "sgd=fast"], 2, "'sgd=fast' is not a learning rate"),
+        (["--lr", "sgd=fast"], 2, "--lr sgd=fast: 'fast' is not a learning rate"),
+        (["--class-weight", "7=2"], 2, "unknown class '7'"),
         (["--lr", "rmsprop=1"], 2, "unknown optimizer to give a learning rate 'rmsprop'"),
         (["--epochs", "-1"], 2, "max_epochs is -1"),
         (["--seconds", "0"], 2, "seconds is 0.0; it must be positive"),
@@ -111,3 +113,54 @@ def test_the_runs_of_a_comparison_know_their_classes(capsys: pytest.CaptureFixtu
     model = st.load("c/batch-sgd", device="cpu")
     assert model.classes == ("1", "2", "3")
     assert set(model.predict("d/val")) <= {1, 2, 3}
+
+
+def test_several_rates_are_several_runs_and_what_diverges_names_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    st.ingest({"x": x, "y": x @ np.float32([100.0, -50.0])}, "d", progress=False)
+    words = ["compare", "d", *SMALL, "--rules", "batch", "--optimizers", "sgd", "--lr", "1e30,0.1,0.03", "--out", "c"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert {run.name for run in Path("c").glob("batch-*")} == {f"batch-sgd-{lr}" for lr in ("1e+30", "0.1", "0.03")}
+    assert "Fix: a lower learning rate: --lr 3e+29." in out
+    runs = json.loads(Path("c/comparison.json").read_text())["runs"]
+    assert [(run["lr"], run["diverged"] is None) for run in runs] == [(1e30, False), (0.1, True), (0.03, True)]
+    assert runs[1]["epochs"][0]["loss"] < 10, "targets are in units of their spread, as in train"
+    assert main([*words[:-2], "--normalize-target", "none", "--lr", "0.1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["epochs"][0]["loss"] > 100
+
+
+def test_a_comparison_resumes(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", str(stored), *SMALL, "--optimizers", "sgd", "--class-weight", "balanced", "--out"]
+    assert main([*words, "whole"]) == 0
+    assert main(["compare", str(stored), *SMALL, "--resume"]) == 2
+    assert "--resume without --out. Fix: --out FOLDER" in capsys.readouterr().err
+    fit = st.Trainer.fit
+
+    def interrupted(trainer: st.Trainer, *given: object, **how: object) -> object:
+        if trainer.way == "epoch":
+            raise Interrupted(15)
+        return fit(trainer, *given, **how)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(st.Trainer, "fit", interrupted)
+        assert main([*words, "c"]) == 128 + 15
+    err = capsys.readouterr().err
+    assert "interrupted by SIGTERM; saved c; " in err
+    assert err.strip().endswith(f"streamtrain {' '.join(words)} c --resume")
+    assert main([*words, "c", "--resume", "--seed", "1"]) == 6
+    assert "seed: 0 there, 1 here" in capsys.readouterr().err
+    assert main([*words, "c", "--resume"]) == 0
+    assert "sample, sgd: finished, and read back" in capsys.readouterr().err
+    losses = [
+        [
+            point["loss"]
+            for run in json.loads(Path(out, "comparison.json").read_text())["runs"]
+            for point in run["epochs"]
+        ]
+        for out in ("whole", "c")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6

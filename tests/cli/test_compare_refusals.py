@@ -50,8 +50,8 @@ def test_the_memory_that_a_refusal_names_is_enough(
         (["--surface", "--grid", "0"], "the grid is 0; it must be from 2 to 201\n"),
         (["--surface", "--grid", "1"], "the grid is 1; it must be from 2 to 201\n"),
         (["--grid", "5"], "--grid without --surface. Fix: --surface --grid 5"),
-        (["--lr", "sgd=0.1,sgd=0.2"], "learning rate 'sgd=0.2' is the second of sgd. Fix: each one once"),
-        (["--lr", "0.1, 0.2"], "learning rate '0.2' is the second of all"),
+        (["--lr", "sgd=0.1,sgd=0.1"], "the learning rates of sgd are 0.1, 0.1. Fix: each one once"),
+        (["--lr", "0.1, 0.2,0.1"], "the learning rates of all are 0.1, 0.2, 0.1"),
         (["--optimizers", "SGD,sgd"], "optimizers are SGD, sgd. Fix: each one once"),
     ],
 )
@@ -66,9 +66,10 @@ def test_what_means_nothing_is_refused(
 def test_a_folder_that_is_taken_has_a_remedy_of_compare(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(stored), *ONE, "--out", "c"]) == 0
     capsys.readouterr()
-    for taken in ("c", "c/batch-sgd"):
+    for taken, resuming in (("c", " --resume to resume it,"), ("c/batch-sgd", "")):
         assert main(["compare", str(stored), *ONE, "--out", taken]) == 2
-        assert f"{taken}: the run folder is taken. Fix: another --out, or remove it." in capsys.readouterr().err
+        fix = f"another --out,{resuming} or remove it."
+        assert f"{taken}: the run folder is taken. Fix: {fix}" in capsys.readouterr().err
     Path("file").write_text("")
     assert main(["compare", str(stored), *ONE, "--out", "file/c"]) == 5
     out, err = capsys.readouterr()

@@ -48,7 +48,9 @@ def test_json(sorted_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_text(sorted_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(sorted_data), "--memory", "8MB", "--batch-size", "64", "--lanes", "10"]) == 0
     out = capsys.readouterr().out
-    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith(" "))
+    terms = [line.split("  ") for line in out.splitlines() if line.startswith(" ")]
+    assert all(len(line[-1].split()) > 3 for line in terms), "half a sentence for each"
     assert list(lines) == ["dataset", "memory", "shuffle", "reads", "lanes", "steps", "labels", "quality", "random"]
     assert lines["memory"].endswith("of 8.0 MB")
     assert lines["shuffle"].startswith("10 lanes in 2 groups, 2.00% of the blocks")
@@ -130,3 +132,23 @@ def test_a_plan_of_the_smallest_batches_and_data_has_figures(
                 assert main(["plan", str(path), "--batch-size", str(batch_size), *more]) == 0
                 out, err = capsys.readouterr()
                 assert "nan" not in out.lower() + err.lower()
+
+
+def test_validation_data_takes_its_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = {"x": np.zeros((200, 3), np.float32), "y": np.arange(200) % 2}
+    st.ingest(source, tmp_path / "split", split={"val": 0.25}, progress=False)
+    st.ingest(source, tmp_path / "whole", progress=False)
+    for words, parts in (
+        ([tmp_path / "split"], True),
+        ([tmp_path / "split", "--val", "none"], False),
+        ([tmp_path / "whole"], False),
+        ([tmp_path / "whole", "--val", tmp_path / "split"], True),
+    ):
+        assert main(["plan", *map(str, words), "--memory", "40MB"]) == 0
+        out = capsys.readouterr().out
+        of_both = "of 30.0 MB for training, which has 3/4; validation has 1/4, 10.0 MB\n"
+        assert (of_both if parts else "of 40.0 MB\n") in out
+        assert main(["plan", *map(str, words), "--memory", "40MB", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["memory"]["budget"] + found["validation_memory"] == 40_000_000
+    assert main(["plan", str(tmp_path / "whole"), "--val", str(tmp_path / "none")]) == 4

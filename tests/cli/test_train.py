@@ -69,7 +69,8 @@ def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[
     assert "compute " in lines[9]
     assert "gather " in lines[10]
     assert lines[11] == "run     runs/1"
-    assert err == ""
+    then = [line.removeprefix("next").split()[:3] for line in err.splitlines()]
+    assert then == [["streamtrain", command, "runs/1"] for command in ("evaluate", "predict", "report")]
     assert main(["evaluate", "runs/1", f"{stored}/val-images.zarr"]) == 0
     weights, head, *rows, loss, f1, balanced, accuracy = capsys.readouterr().out.splitlines()
     assert weights.startswith("weights of epoch ")

@@ -109,7 +109,10 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(data: st.Dataset, tmp_pat
     assert (len(sample.points), len(epoch.points)) == (3, 3)
     page = comparison_page(found)
     assert "batch, sgd diverged: " in page
-    assert "step 1" in batch.diverged
+    assert batch.diverged.startswith(
+        "epoch 1, step 2: the loss is inf. The run diverged at a learning rate of 1e+200. "
+    )
+    assert "Fix: a lower learning rate: lr={'batch:sgd': 3e+199}." in batch.diverged
     assert json.loads(write_comparison(found, tmp_path / "c")[1].read_text())["runs"][1]["diverged"] == batch.diverged
 
 

@@ -181,21 +181,23 @@ def test_the_folder_is_made_before_anything_is_trained(data: st.Dataset, tmp_pat
     assert told == []
 
 
-def test_no_remedy_is_one_that_a_comparison_lacks(
+def test_a_comparison_that_could_not_be_saved_resumes_once_the_disk_is_mended(
     data: st.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare(line(), data, **setting(rules=("batch",)), loss="mse", out=tmp_path / "c")
-    with pytest.raises(UsageError, match="Fix: another out=, or remove it") as taken:
-        compare(line(), data, **setting(), loss="mse", out=tmp_path / "c" / "batch-sgd")
-    assert "resume" not in str(taken.value)
+    few = setting(rules=("batch",))
+    compare(line(), data, **few, loss="mse", out=tmp_path / "c")
+    with pytest.raises(UsageError, match="Fix: another out=, or remove it"):
+        compare(line(), data, **few, loss="mse", out=tmp_path / "c" / "batch-sgd")
 
     def fail(*_: object) -> None:
         raise ResourceError("cannot write: no space left", fix="free some space")
 
-    monkeypatch.setattr("streamtrain.training.run_folder.write_checkpoint", fail)
-    with pytest.raises(ResourceError, match="Fix: free some space, then compare again") as full:
-        compare(line(), data, **setting(), loss="mse", out=tmp_path / "full")
-    assert "resume" not in str(full.value)
+    with monkeypatch.context() as patched:
+        patched.setattr("streamtrain.training.run_folder.write_checkpoint", fail)
+        with pytest.raises(ResourceError, match="Fix: free some space, then the same with resume='auto'"):
+            compare(line(), data, **few, loss="mse", out=tmp_path / "full")
+    found = compare(line(), data, **few, loss="mse", out=tmp_path / "full", resume="auto")
+    assert [point.n_steps for point in found.runs[0].points] == [0, 5, 10]
 
 
 def test_numbers_of_a_table_are_short_and_whole_ones_in_full() -> None:

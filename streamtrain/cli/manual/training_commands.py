@@ -10,7 +10,15 @@ import click
 from streamtrain.cli.manual import values
 from streamtrain.cli.manual.sections import command, option
 from streamtrain.cli.manual.values import DATASET, SIZE, SIZE_OR_AUTO, Choice, Code, Names, Suggestion
-from streamtrain.cli.options import DEVICE_HELP, FIELD_OPTIONS, GRID, MODEL_HELP, MODEL_OPTIONS, train_options
+from streamtrain.cli.options import (
+    DEVICE_HELP,
+    FIELD_OPTIONS,
+    GRID,
+    MODEL_HELP,
+    MODEL_OPTIONS,
+    options_of_train,
+    train_options,
+)
 from streamtrain.cli.output import json_option
 from streamtrain.errors import UsageError
 
@@ -44,20 +52,20 @@ def train_command(as_json: bool, **given: Any) -> None:
     run_train(as_json=as_json, **given)
 
 
-def _parse_rates(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, float]:
-    rates: dict[str, float] = {}
+def _parse_rates(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, tuple[float, ...]]:
+    """Parse ``0.3,0.1`` or ``sgd=0.1,adam=0.001``; each rate of a name is a run."""
+    rates: dict[str, tuple[float, ...]] = {}
     for word in (value or "").split(","):
-        name, _, number = word.rpartition("=")
         if not word.strip():
             continue
-        name = name.strip() or EVERY_OPTIMIZER
-        if name in rates:
-            of = "all" if name == EVERY_OPTIMIZER else name
-            raise UsageError(f"learning rate {word.strip()!r} is the second of {of}", fix="each one once")
+        name, _, number = word.rpartition("=")
         try:
-            rates[name] = float(number)
+            rate = float(number)
         except ValueError:
-            raise UsageError(f"{word!r} is not a learning rate", fix="--lr sgd=0.1,adam=0.001, say") from None
+            what = f"{number.strip()!r} is not a learning rate"
+            raise UsageError(what, where=f"--lr {value}", fix="--lr 0.1,0.03 or --lr sgd=0.1,adam=0.001, say") from None
+        name = name.strip() or EVERY_OPTIMIZER
+        rates[name] = (*rates.get(name, ()), rate)
     return rates
 
 
@@ -84,7 +92,7 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     section="Data",
     help="A dataset to measure on after every epoch; by default split val of DEST, if there is one.",
 )
-@option("--normalize", type=Choice(["auto", "none"]), default="auto", section="Data", help="As for train.")
+@options_of_train("normalize", "normalize_target", "class_weight")
 @option(
     "--batch-size",
     type=int,
@@ -123,9 +131,10 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
 @option(
     "--lr",
     callback=_parse_rates,
-    metavar="LR|NAME=LR,...",
+    metavar="LR,...|NAME=LR,...",
     section="Runs",
-    help="One for all, or by optimizer, sgd=0.1,adam=0.001, or by both, sample:sgd=0.01; else as for train.",
+    help="For all, 0.3,0.1; or by optimizer, sgd=0.1,adam=0.001; or by both, sample:sgd=0.01; else as for train. Each "
+    "of several rates is a run.",
 )
 @option("--epochs", type=int, section="Runs", help="Epochs of each run; 3, unless --seconds is given.")
 @option(
@@ -176,13 +185,20 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     section="Output",
     help="The comparison's folder; by default comparisons/N, the next free N.",
 )
+@option(
+    "--resume",
+    is_flag=True,
+    section="Output",
+    help="Resume the comparison in --out: read its finished runs, and resume the one begun.",
+)
 @json_option
 def compare_command(as_json: bool, **given: Any) -> None:
     """Train a model on the dataset DEST by several update rules and optimizers, and put the runs side by side.
 
     Every run begins with the same weights and takes the data in the order of the same seed. After every epoch the loss
     of the weights is measured over the whole training data; that pass does not count as training time. The folder holds
-    comparison.html with the table and the curves, comparison.json, and a run's folder for each run.
+    comparison.html with the table and the curves, comparison.json, and a run's folder for each run. Page and JSON are
+    written after each run; Ctrl-C saves the comparison before it ends, for --resume.
     """
     from streamtrain.cli.compare import run_compare
 

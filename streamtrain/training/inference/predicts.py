@@ -161,5 +161,6 @@ class PredictsInTraining(Predicts, OfOneProcess):
         )
 
     def _config(self, described: dict[str, object], loader: BatchStream) -> dict[str, object]:
-        """Add to a run's description what it keeps of its labels."""
-        return described | label_config(loader.dataset, self.target, self.loss, self._epoch_loop.reading)
+        """Add to a run's description what it keeps of its labels, and torch's threads."""
+        labels = label_config(loader.dataset, self.target, self.loss, self._epoch_loop.reading)
+        return described | labels | {"threads": torch.get_num_threads()}

@@ -1,0 +1,99 @@
+"""Facts of a run's folder, as ``streamtrain info RUN`` shows them: task, model, data, best epoch, checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from streamtrain.cli.output import command_line
+from streamtrain.diagnostics.run_reader import RunRecord, read_run
+from streamtrain.errors import Lines
+from streamtrain.store.writing.lock import is_folder_locked
+from streamtrain.system.files import names_in
+from streamtrain.training.best.monitor import BestEpoch, best_of
+from streamtrain.training.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint
+
+
+def run_result(path: Path) -> dict[str, Any]:
+    """Collect the facts of a run by name, for ``--json``."""
+    run, (newest, skipped) = read_run(path), find_checkpoint(path)
+    best = _best(newest)
+    return {
+        "run": path,
+        "state": _state(path),
+        **{name: run.config.get(name) for name in ("model", "n_parameters", "loss", "task", "update", "optimizer")},
+        **{name: run.config.get(name) for name in ("dataset", "dataset_id", "n_samples", "seed", "threads")},
+        "epochs": run.n_epochs,
+        "best": best.named() if best else None,
+        "checkpoints": _checkpoints(path),
+        "newest": newest.path if newest else None,
+        "damaged": skipped,
+    }
+
+
+def run_text(path: Path) -> Lines:
+    """Write the facts of a run, a line each."""
+    run, (newest, skipped) = read_run(path), find_checkpoint(path)
+    config, best = run.config, _best(newest)
+    facts = [
+        ("run", f"{path}: {_state(path)}, {_plural(run.n_epochs, 'epoch')}"),
+        ("task", _task(config)),
+        ("model", f"{config.get('model')}, {_number(config.get('n_parameters'))} weights, {config.get('loss')}"),
+        ("data", f"{config.get('dataset') or 'of a loader'}: {_number(config.get('n_samples'))} samples"),
+        ("update", f"{config.get('update')}, {_optimizer(config)}, batches of {config.get('batch_size')}"),
+        (
+            "best",
+            f"epoch {best.epoch} of {run.n_epochs}: {best.told()}" if best else "not known: nothing was monitored",
+        ),
+        ("last", _last(run)),
+        ("saved", ", ".join(_checkpoints(path)) or "no checkpoint yet"),
+        *(("damaged", each) for each in skipped),
+        (
+            "resume",
+            f"the command that trained it, with {command_line(['--out', str(path), '--resume'])}; --epochs is "
+            "the total",
+        ),
+        ("next", command_line(["streamtrain", "evaluate", str(path), str(config.get("dataset") or "DEST")])),
+    ]
+    return Lines.of(f"{name:<8} {value}" for name, value in facts if value)
+
+
+def _state(path: Path) -> str:
+    return "being trained" if is_folder_locked(path) else "not being trained"
+
+
+def _task(config: dict[str, Any]) -> str:
+    return f"{config['task']} of {config.get('target', 'y')}" if config.get("task") else ""
+
+
+def _optimizer(config: dict[str, Any]) -> str:
+    optimizer = config.get("optimizer")
+    if not isinstance(optimizer, dict):
+        return str(optimizer)
+    return f"{optimizer.get('name')}, lr {optimizer.get('lr')}"
+
+
+def _best(newest: Checkpoint | None) -> BestEpoch | None:
+    return best_of(newest.state, newest.path) if newest else None
+
+
+def _last(run: RunRecord) -> str:
+    if not run.epochs:
+        return ""
+    line = run.epochs[-1]
+    named = ("loss", "accuracy", "f1", "rmse")
+    figures = [f"{name} {line[name]:.4g}" for base in named for name in (base, f"val_{base}") if name in line]
+    return f"{_plural(run.n_epochs, 'epoch')}: {', '.join(figures)}"
+
+
+def _checkpoints(path: Path) -> list[str]:
+    folder = path / CHECKPOINTS
+    return sorted(name for name in names_in(folder) if name.isdecimal()) if folder.is_dir() else []
+
+
+def _number(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'s' * (n != 1)}"
