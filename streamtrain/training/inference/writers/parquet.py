@@ -96,6 +96,7 @@ def check_arrow() -> Any:
     # Arrow's own pool holds twice as much, most of it freed.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     try:
+        importlib.import_module("pyarrow.parquet")
         return importlib.import_module("pyarrow")
     except ModuleNotFoundError as error:
         fix = "pip install 'streamtrain[arrow]', or a file of another kind: .csv, .npy, .zarr"
