@@ -34,8 +34,17 @@ def find_field(dataset: Dataset, name: str) -> Field:
         if field.name == name:
             return field
     error = unknown_name("field", name, (field.name for field in dataset.fields))
-    if name in (INPUT, TARGET):
-        error.fix = "--inputs and --target name the fields to learn from; or ingest with --fields x=...,y=..."
+    labels = [field.name for field in dataset.fields if not field.shape and field.name != INPUT]
+    inputs = [field.name for field in dataset.fields if field.name not in labels]
+    if name == TARGET and not labels:
+        error.what = f"the dataset has no labels: there is no field {TARGET}"
+        error.fix = "ingest it again with --labels FILE, or of a table with --label-column NAME"
+    elif name in (INPUT, TARGET):
+        x, y = (inputs or labels)[0], labels[0] if labels else "..."
+        error.fix = (
+            f"--inputs and --target name the fields to learn from: --inputs {x} --target {y}; "
+            f"or ingest with --fields x={x},y={y}"
+        )
     raise error
 
 

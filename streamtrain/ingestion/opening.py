@@ -13,7 +13,7 @@ from streamtrain.ingestion.append import check_columns, in_columns_of, unnamed_c
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.resume import Say
 from streamtrain.ingestion.sources.base import PLAIN_TABLE, RowFilter, Source, TableOptions
-from streamtrain.ingestion.sources.combine import ClassCheckedSource
+from streamtrain.ingestion.sources.combine import ClassCheckedSource, StrippedClasses
 from streamtrain.ingestion.sources.indexed.stored import StoredSource
 from streamtrain.ingestion.sources.registry import choose_automatically, open_like, open_source
 from streamtrain.store.dataset import Dataset, open_preferred
@@ -50,6 +50,8 @@ def open_requested(
     if say is not None:
         for text in opened.told:
             say(text)
+    if isinstance(opened, StrippedClasses):
+        _tell(opened.text, True, say)
     _tell_left_out(opened, say)
     if request.options.table.delimiter == "auto":
         _tell_delimiters(opened, say)

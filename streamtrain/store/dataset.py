@@ -325,10 +325,8 @@ class Dataset:
         """Read some samples: one (arrays of the fields' shapes) by an int, several by a slice of any step."""
         if isinstance(key, slice):
             return {field.name: self._read(field, range(*key.indices(len(self)))) for field in self.fields}
-        row = self._row(key)
-        return {field.name: self._read(field, range(row, row + 1))[0, ...] for field in self.fields}
+        return {field.name: self._read(field, range(row := self._row(key), row + 1))[0, ...] for field in self.fields}
 
-    @public
     def __getitems__(self, keys: list[int]) -> list[dict[str, Array]]:
         """Read samples for torch's ``DataLoader``, which asks for those of a batch so."""
         return drawn_samples(self, [self._row(key) for key in keys])

@@ -66,14 +66,15 @@ _DOWNLOADS: Final = {
 
 
 def _download(scheme: str, url: str) -> str:
-    """Return the command that fetches a URL; of a folder, all in it."""
+    """Return what to do about a URL, with the command that fetches it; of a folder, all in it."""
+    mounted = "copy it here or mount it, and give that path"
     command = _DOWNLOADS.get(scheme.lower())
     if command is None:
-        return "copy it here or mount it, and give that path"
+        return mounted
     name = url.rstrip("/").rpartition("/")[2]
     is_folder = name.endswith(".zarr") or "." not in name
-    command = command.replace(" cp ", " cp --recursive ") if is_folder else command
-    return f"download it first: {command.format(url=shlex.quote(url), name=shlex.quote(name))}"
+    command = command.replace("s3 cp", "s3 sync").replace("storage cp", "storage cp -r") if is_folder else command
+    return f"{mounted}; download it first: {command.format(url=shlex.quote(url), name=shlex.quote(name))}"
 
 
 def _check_path(path: object) -> None:

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from streamtrain.errors import Argument, Fix, InputError, StreamtrainWarning, UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, InputError, StreamtrainWarning, UnknownName, UsageError, unknown_name
 from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import InputStatistics, Normalize, normalize_field
 from streamtrain.models.table_inputs import is_scaled
 from streamtrain.optim.gradients import BadWeightError, TrainingBatch, waits_for_reads
 from streamtrain.shuffle.order import I64
 from streamtrain.store.layout import Layout
-from streamtrain.store.schema.columns import TARGET, Schema
+from streamtrain.store.schema.columns import INPUT, TARGET, Schema
 from streamtrain.store.schema.matching import check_same_meaning, warn_of_unnamed
 from streamtrain.store.statistics import MOST_VALUES, Histogram
 
@@ -70,9 +70,21 @@ def fields_on(device: torch.device, batch: Any, names: tuple[str, ...]) -> dict[
     fields = fields_of(batch)
     for name in names:
         if name not in fields:
-            raise unknown_name("field", name, fields)
+            raise missing_field(name, {each: tuple(values.shape[1:]) for each, values in fields.items()})
     # Not asynchronous: a copy from plain memory gains nothing by it, and its owner may overwrite it at once.
     return {name: torch.as_tensor(fields[name]).to(device) for name in names}
+
+
+def missing_field(name: str, shapes: Mapping[str, tuple[int, ...]]) -> UnknownName:
+    """Build the error for a field that data lacks; where it is x or y, with the fields that it has in their place."""
+    error = unknown_name("field", name, shapes)
+    labels = [each for each, shape in shapes.items() if not shape and each != INPUT]
+    inputs = [each for each in shapes if each not in labels]
+    if name == TARGET and not labels:
+        error.what, error.fix = f"the data has no labels: there is no field {TARGET}", "ingest it with its labels"
+    elif name in (INPUT, TARGET) and inputs and labels:
+        error.fix = Fix("Trainer(", Argument("inputs", inputs[0]), ", ", Argument("target", labels[0]), ", ...)")
+    return error
 
 
 def normalize_fields(data: StreamDataset, names: tuple[str, ...]) -> dict[str, Normalize]:
@@ -80,7 +92,7 @@ def normalize_fields(data: StreamDataset, names: tuple[str, ...]) -> dict[str, N
     known = {field.name: field for field in data.layout.fields}
     for name in names:
         if name not in known:
-            raise unknown_name("field", name, known)
+            raise missing_field(name, {each: field.shape for each, field in known.items()})
     scaled = [name for name in names if is_scaled(known[name])]
     return {name: normalize_field(known[name], data.stats(name)) for name in scaled}
 

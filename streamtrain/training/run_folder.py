@@ -18,6 +18,7 @@ Nothing in it is ever executed.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
@@ -374,12 +375,21 @@ def newest_run(parent: Path) -> Path | None:
     return max(runs, key=lambda run: run.stat().st_mtime) if runs else None
 
 
+def _no_such_run(path: Path) -> CheckpointError:
+    beside = [run.parent.name for run in path.parent.glob(f"*/{CONFIG}")]
+    near = difflib.get_close_matches(path.name, sorted(beside), n=1)
+    fix = f"did you mean {str(path.with_name(near[0]))!r}?" if near else _nearby_runs(path)
+    return CheckpointError("no such folder", where=str(path), fix=fix)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read a run's ``config.json``."""
     file = local_path(path) / CONFIG
     try:
         config = json.loads(read_whole(file))
     except (FileNotFoundError, NotADirectoryError):
+        if not local_path(path).exists():
+            raise _no_such_run(local_path(path)) from None
         begins = is_folder_locked(local_path(path))
         fix = "wait for its first checkpoint: it is being trained" if begins else _nearby_runs(path)
         raise CheckpointError(f"no run: {CONFIG} is missing", where=str(path), fix=fix) from None

@@ -53,6 +53,23 @@ def a_loader_by_index(w: World) -> None:
         assert len(next(iter(loader)).x) == 60
 
 
+@world("training/batch_stream.py:missing_field: Trainer(inputs={}, target={}, ...)")
+def fields_of_other_names(w: World) -> None:
+    data = st.ingest({"images": X, "labels": Y}, "d.zarr", progress=False)
+    assert w.refused(fit, data) == "Trainer(inputs='images', target='labels', ...)"
+    model = nn.Linear(4, 3)
+    named = st.Trainer(model, loss="cross_entropy", device="cpu", inputs="images", target="labels")
+    named.fit(data, max_epochs=1, progress=False, memory="16MB")
+
+
+@world("training/run_folder.py:_no_such_run: did you mean {}?")
+def a_run_of_another_name(w: World) -> None:
+    data = w.dataset()
+    fit(data, checkpoint="runs/first")
+    assert w.refused(st.load, "runs/fist", model=nn.Linear(4, 3)) == "did you mean 'runs/first'?"
+    st.load("runs/first", model=nn.Linear(4, 3))
+
+
 @world(
     f"{_GIVEN}fields_by_name: yield tensors or arrays, {{}}; or a dict of them",
     f"{_GIVEN}GivenBatches.__init__: {{{{}}}}",

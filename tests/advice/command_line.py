@@ -74,14 +74,21 @@ def a_run_of_a_comparison_that_diverges(w: World) -> None:
 
 
 @world(
-    f"{_COMPATIBILITY}find_field: --inputs and --target name the fields to learn from; or ingest with --fields x=...,y=..."
+    f"{_COMPATIBILITY}find_field: --inputs and --target name the fields to learn from: --inputs {{}} --target {{}}; or "
+    "ingest with --fields x={},y={}",
+    f"{_COMPATIBILITY}find_field: ingest it again with --labels FILE, or of a table with --label-column NAME",
 )
 def fields_of_other_names(w: World) -> None:
     np.savez("f.npz", images=X, labels=Y)
     w.works("ingest f.npz d.zarr")
-    w.refuses(TRAIN)
+    assert "--inputs images --target labels; or ingest with --fields x=images,y=labels" in w.refuses(TRAIN)
     w.works(f"{TRAIN} --inputs images --target labels")
     w.works("ingest f.npz d.zarr --fields x=images,y=labels --overwrite")
+    w.works(TRAIN)
+    np.save("x.npy", X), np.save("y.npy", Y)
+    w.works("ingest x.npy d.zarr --overwrite")
+    w.refuses(TRAIN)
+    w.works("ingest x.npy d.zarr --labels y.npy --overwrite")
     w.works(TRAIN)
 
 

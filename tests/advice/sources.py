@@ -239,15 +239,6 @@ def a_file_of_the_wrong_name(w: World) -> None:
     w.works("ingest x.npy d.zarr")
 
 
-@world(f"{_REGISTRY}_with_clear_names: strip the labels in the source; or name all classes, to keep both")
-def classes_that_differ_in_blanks(w: World) -> None:
-    Path("t.csv").write_text("a,y\n1,dog\n2, dog\n")
-    w.refuses("ingest t.csv d.zarr --label-column y")
-    w.works(["ingest", "t.csv", "d.zarr", "--label-column", "y", "--classes", "dog, dog"])
-    Path("t.csv").write_text("a,y\n1,dog\n2,dog\n")
-    w.works("ingest t.csv e.zarr --label-column y")
-
-
 @world(f"{_REGISTRY}_split_options: save the labels as .npy")
 def raw_labels(w: World) -> None:
     X.tofile("x.bin"), Y.tofile("y.bin"), np.save("y.npy", Y)

@@ -139,13 +139,15 @@ def numbers_that_float64_rounds(w: World) -> None:
 @world(
     f"{_SURVEY}check_no_missing: fill them in or drop their rows in the source",
     f"{_SURVEY}check_no_missing: fill them in or drop their rows in the source; where NA, null or the like is a class, "
-    'quote it, "NA", or name the classes',
+    """quote it, "NA", or name the classes; or na_values=('',)""",
 )
 def missing_values(w: World) -> None:
     rewritten(w, "a,b\n1,\n2,3\n", "a,b\n1,0\n2,3\n")
     rewritten(w, "a,y\n1,dog\n2,NA\n", 'a,y\n1,dog\n2,"NA"\n', "--overwrite --label-column y")
     Path("t.csv").write_text("a,y\n1,dog\n2,NA\n")
+    assert w.refuses("ingest t.csv e.zarr --label-column y").count("; or --na-values ''") == 1
     w.works("ingest t.csv e.zarr --label-column y --classes NA,dog")
+    w.works("ingest t.csv f.zarr --label-column y --na-values ''")
 
 
 @world(f"{_SURVEY}class_names: name another label column")

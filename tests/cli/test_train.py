@@ -235,7 +235,7 @@ def test_divergence_has_its_exit_code(stored: Path, capsys: pytest.CaptureFixtur
 def test_what_evaluate_refuses(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = f"{stored}/images.zarr"
     assert main(["evaluate", "runs/1", images]) == 6
-    assert "no run: config.json is missing" in capsys.readouterr().err
+    assert "runs/1: no such folder" in capsys.readouterr().err
     train_json(capsys, images, "--model", "linear", "--epochs", 0)
     assert main(["evaluate", "runs/1", f"{stored}/none.zarr"]) == 4
     assert main(["evaluate", "runs/1", f"{stored}/table.zarr"]) == 2

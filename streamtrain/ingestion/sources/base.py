@@ -310,7 +310,9 @@ def choose_fields(known: Collection[str], options: SourceOptions, *, where: str)
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             fix = f"did you mean {near[0]!r}?" if near else "name one of these"
-            raise InputError(f"fields names {name!r}", where=where, why=f"It has {', '.join(known)}", fix=fix)
+            # A number is a place in the samples of torch's data, which nothing else has.
+            kind = UsageError if name.isdecimal() else InputError
+            raise kind(f"fields names {name!r}", where=where, why=f"It has {', '.join(known)}", fix=fix)
     return options.fields
 
 

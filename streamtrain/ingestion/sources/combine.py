@@ -9,6 +9,7 @@ so is a class that nobody named; both are refused here, by the row, and not by a
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -256,6 +257,43 @@ Classes = int | tuple[str, ...]
 
 _N_LISTED: Final = 5
 _PIECE_ROWS: Final = 2**16
+
+
+class StrippedClasses(Source):
+    """A source whose classes that differ only in the blanks around their names are one."""
+
+    def __init__(self, source: Source, names: Sequence[str], stripped: Sequence[str]) -> None:
+        self.source = source
+        self.fields, self.n_samples, self.provenance = source.fields, source.n_samples, source.provenance
+        self.seekable, self.chunk_bytes, self.reading = source.seekable, source.chunk_bytes, source.reading
+        self.schema_facts, self.told = source.schema_facts, source.told
+        self.classes = tuple(sorted(set(stripped)))
+        self._numbers = np.array([self.classes.index(name) for name in stripped], np.int64)
+        changed = [name for name, other in zip(names, stripped, strict=True) if name != other]
+        shown = ", ".join(f"{name!r} is {name.strip()!r}" for name in changed[:_N_SHOWN])
+        self.text = f"{len(changed)} class name{'s' * (len(changed) > 1)} stripped of blanks: {shown}"
+
+    def where(self, row: int) -> str:
+        return self.source.where(row)
+
+    def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
+        yield from map(self._numbered, self.source.iter_blocks(max_bytes))
+
+    def read(self, start: int, stop: int) -> Rows:
+        return self._numbered(self.source.read(start, stop))
+
+    def _numbered(self, rows: Rows) -> Rows:
+        return {**rows, TARGET: self._numbers[rows[TARGET]]}
+
+
+def merge_blanks(source: Source) -> Source:
+    """Make one class of those whose names differ only in the blanks around them."""
+    names = source.classes or ()
+    n_alike = Counter(name.strip() for name in names)
+    if len(n_alike) == len(names):
+        return source
+    stripped = [name.strip() if n_alike[name.strip()] > 1 else name for name in names]
+    return StrippedClasses(source, names, stripped)
 
 
 class ClassCheckedSource(Source):

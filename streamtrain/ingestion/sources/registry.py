@@ -36,7 +36,7 @@ from streamtrain.ingestion.sources.base import (
     choose_fields,
 )
 from streamtrain.ingestion.sources.column_names import column_names
-from streamtrain.ingestion.sources.combine import concatenate, name_of, with_labels
+from streamtrain.ingestion.sources.combine import concatenate, merge_blanks, name_of, with_labels
 from streamtrain.ingestion.sources.indexed.stored import open_stored, stored_datasets
 from streamtrain.ingestion.sources.indexed.torch_data import (
     NamedBatches,
@@ -232,18 +232,8 @@ def _open_text_labels(labels: object) -> Source | None:
 
 
 def _with_clear_names(source: Source, options: SourceOptions) -> Source:
-    """Refuse two classes that differ only in blanks, unless the classes are known."""
-    names: dict[str, str] = {}
-    for name in source.classes or () if options.classes is None else ():
-        other = names.setdefault(name.strip(), name)
-        if other != name:
-            raise InputError(
-                f"classes {other!r} and {name!r} differ only in the blanks around them",
-                where=name_of(source),
-                why="They would be two classes",
-                fix="strip the labels in the source; or name all classes, to keep both",
-            )
-    return source
+    """Make one class of two that differ only in blanks, unless the classes are known."""
+    return merge_blanks(source) if options.classes is None else source
 
 
 def _split_options(source: object, labels: object, options: SourceOptions) -> tuple[SourceOptions, SourceOptions]:

@@ -99,7 +99,8 @@ def stored_datasets(source: object) -> list[Dataset] | None:
 def is_dataset_path(path: str | os.PathLike[str]) -> bool:
     """Say whether a folder is, or was to be, a dataset of streamtrain."""
     folder: Path = local_path(path)
-    return (folder / PRIVATE).is_dir() and (folder / ROOT).is_file()
+    # Of a path that cannot be looked up `os.path` says no, and `Path` raises.
+    return os.path.isdir(folder / PRIVATE) and os.path.isfile(folder / ROOT)  # noqa: PTH112, PTH113
 
 
 def open_stored(datasets: Sequence[Dataset], options: SourceOptions) -> list[Source]:

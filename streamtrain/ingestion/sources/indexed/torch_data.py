@@ -1,4 +1,4 @@
-"""What torch reads as sources: a ``Dataset`` sample by sample in the order of its indices, a ``DataLoader`` by batches.
+"""Sources of torch: a ``Dataset`` sample by sample in the order of its indices, a ``DataLoader`` by batches.
 
 Both are recognized by what they offer, and torch is never imported here.
 """

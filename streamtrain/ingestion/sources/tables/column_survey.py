@@ -391,11 +391,16 @@ def check_no_missing(
         f"{column.n_missing:,} {what} are empty, NaN or infinite in column {column.name!r}{others}",
         where=shown,
         why="Nothing is imputed",
-        fix="fill them in or drop their rows in the source" + (_NAMED_SO if may_be_named and column.classes else ""),
+        fix=Fix(
+            "fill them in or drop their rows in the source", _NAMED_SO if may_be_named and column.classes else None
+        ),
     )
 
 
-_NAMED_SO: Final = """; where NA, null or the like is a class, quote it, "NA", or name the classes"""
+_NAMED_SO: Final = Fix(
+    """; where NA, null or the like is a class, quote it, "NA", or name the classes; or """,
+    Argument("na_values", ("",)),
+)
 
 
 def class_names(column: ColumnSurvey, where: str) -> tuple[str, ...]:

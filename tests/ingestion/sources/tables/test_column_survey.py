@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import streamtrain
-from streamtrain.errors import BudgetError, InputError
+from streamtrain.errors import BudgetError, InputError, StreamtrainWarning
 from streamtrain.ingestion.sources.tables.column_survey import (
     MISSING_MARKS,
     add_typed,
@@ -144,8 +144,9 @@ def test_blanks_around_a_name_belong_to_it(tmp_path: Path, way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_two_names_that_differ_in_blanks_alone(tmp_path: Path, way: str) -> None:
     source = write(tmp_path, way, ["cat", "dog", " cat"])
-    with pytest.raises(InputError, match="classes ' cat' and 'cat' differ only in the blanks around them"):
-        ingest(source, tmp_path / "d.zarr")
+    with pytest.warns(StreamtrainWarning, match="1 class name stripped of blanks: ' cat' is 'cat'"):
+        dataset = ingest(source, tmp_path / "c.zarr")
+    assert (dataset.classes, dataset[:]["y"].tolist()) == (("cat", "dog"), [0, 1, 0])
     assert ingest(source, tmp_path / "d.zarr", classes=["cat", "dog", " cat"])[:]["y"].tolist() == [0, 1, 2]
     with pytest.raises(InputError, match="none of the classes: ' cat'"):
         ingest(source, tmp_path / "e.zarr", classes=["cat", "dog"])
@@ -153,8 +154,9 @@ def test_two_names_that_differ_in_blanks_alone(tmp_path: Path, way: str) -> None
 
 def test_two_names_that_differ_in_blanks_in_two_files(tmp_path: Path) -> None:
     files = [in_quotes(tmp_path / "a.csv", ["cat", "dog"]), in_quotes(tmp_path / "b.csv", ["cat ", "dog"])]
-    with pytest.raises(InputError, match="classes 'cat' and 'cat ' differ only in the blanks"):
-        ingest(files, tmp_path / "d.zarr")
+    with pytest.warns(StreamtrainWarning, match="'cat ' is 'cat'"):
+        dataset = ingest(files, tmp_path / "d.zarr")
+    assert (dataset.classes, dataset[:]["y"].tolist()) == (("cat", "dog"), [0, 1, 0, 1])
 
 
 NAMES = st.sampled_from(["cat", "dog", "NA", "null", "7", "0.5", "", " ", "x,y", 'say "no"', "ä"])
