@@ -1,4 +1,4 @@
-"""What goes wrong in the first hour, row by row: the message says what it is, and its advice, followed, works."""
+"""Messages of the first hour, row by row: each says what is wrong, and its advice, followed, works."""
 
 from __future__ import annotations
 

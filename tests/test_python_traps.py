@@ -1,4 +1,4 @@
-"""The first hour in Python, row by row: what a person tries works, or one line says what does."""
+"""Traps of the first hour in Python, row by row: the call works, or one line says what does."""
 
 from __future__ import annotations
 

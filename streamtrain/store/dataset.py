@@ -328,7 +328,6 @@ class Dataset:
         row = row_of(key, len(self))
         return {field.name: self._read(field, range(row, row + 1))[0, ...] for field in self.fields}
 
-    @public
     def __getitems__(self, keys: list[int]) -> list[dict[str, Array]]:
         """Read samples for torch's ``DataLoader``, which asks for those of a batch so."""
         return drawn_samples(self, [row_of(key, len(self)) for key in keys])

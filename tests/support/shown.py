@@ -1,4 +1,4 @@
-"""Output that a person sees of an error: the traceback of a script, or the last line of a command."""
+"""Errors as a person sees them: the traceback of a script, or the last line of a command."""
 
 from __future__ import annotations
 

@@ -52,7 +52,10 @@ def _source_of(data: object) -> str:
     """Write the source that `ingest` takes in place of data, where ``loader`` is its name."""
     if hasattr(data, "dataset") and hasattr(data, "sampler"):
         return "loader.dataset" if hasattr(data.dataset, "__len__") else "loader"
-    is_array = hasattr(data, "shape") and not isinstance(data, Mapping) and not hasattr(data, "__arrow_c_stream__")
+    # Asked of the type: a nested tensor refuses to tell its shape.
+    is_array = (
+        hasattr(type(data), "shape") and not isinstance(data, Mapping) and not hasattr(data, "__arrow_c_stream__")
+    )
     return '{"x": x, "y": y}' if is_array else "loader"
 
 
@@ -76,7 +79,7 @@ def fields_by_name(batch: Any, names: Sequence[str]) -> Mapping[str, Any]:
         found: Mapping[str, Any] = batch._asdict()
         return found
     values = list(batch) if isinstance(batch, tuple | list) else [batch]
-    if not values or not all(hasattr(each, "shape") for each in values):
+    if not values or not all(hasattr(type(each), "shape") for each in values):
         what = f"a batch is a {type(batch).__name__}, and not tensors"
         raise UsageError(what, fix=f"yield tensors or arrays, {', '.join(names)}; or a dict of them")
     return dict(zip(names, values, strict=False))
@@ -84,7 +87,7 @@ def fields_by_name(batch: Any, names: Sequence[str]) -> Mapping[str, Any]:
 
 def is_batches(data: object) -> bool:
     """Say whether data may be an iterable of batches: a list of numbers is not."""
-    if isinstance(data, str | bytes | Mapping) or hasattr(data, "shape") or not isinstance(data, Iterable):
+    if isinstance(data, str | bytes | Mapping) or hasattr(type(data), "shape") or not isinstance(data, Iterable):
         return False
     return not isinstance(data, list | tuple) or all(isinstance(each, Mapping | tuple | list) for each in data)
 

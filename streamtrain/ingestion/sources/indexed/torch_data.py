@@ -1,4 +1,4 @@
-"""Data that torch reads, as sources: a ``Dataset`` sample by sample by index, a ``DataLoader`` batch by batch.
+"""Sources of torch: a ``Dataset`` sample by sample in the order of its indices, a ``DataLoader`` by batches.
 
 Both are recognized by what they offer, and torch is never imported here.
 """
