@@ -38,7 +38,7 @@ WORKS_FROM: Final = 64
 """The least limit under which everything must be done."""
 _ROWS: Final = 2  # of a shard, which is one block
 _FILE_BYTES: Final = 4096
-_COMMON: Final = ("--memory", "16MB", "--device", "cpu", "--json")
+_COMMON: Final = ("--memory", "48MB", "--device", "cpu", "--json")
 _TRAIN: Final = (
     *("train", "a.zarr", "--val", "b.zarr", "--out", "run", "--model", "linear", "--batch-size", "100"),
     *("--checkpoint-every", "20", "--threads", "1", "--on-bad-block", "quarantine", *_COMMON, "--epochs"),

@@ -7,6 +7,7 @@ the metrics. The description is written to ``config.json`` and compared on resum
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sized
@@ -114,8 +115,23 @@ _LIKE_THE_WEIGHT: Final = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", 
 """Values that torch's optimizers keep of each weight, in its shape; all of it or none."""
 
 
-def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Refuse a state of other weights than the optimizer's: torch takes it, and fails at the next step."""
+def defaults_since(optimizer: torch.optim.Optimizer, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options, by their names in an identity, that a checkpoint does not tell: torch has them since."""
+    known = inspect.signature(type(optimizer)).parameters.items()
+    named = {f"optimizer.{name}": each.default for name, each in known if each.default is not each.empty}
+    return {name: value for name, value in named.items() if name not in before and isinstance(value, _JSON)}
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], told: Mapping[str, Any]) -> None:
+    """Refuse a state of other weights or options than the optimizer's: torch takes it, and fails at the next step.
+
+    An option that the checkpoint's identity does not tell is None, or came with a newer torch: it is as it is here.
+    """
+    for own, group in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        for name in own.keys() - group.keys():
+            if name == "params" or f"optimizer.{name}" in told:
+                raise ValueError(f"the optimizer's state has no {name}")
+            group[name] = own[name]
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     named: set[frozenset[str]] = set()
     for place, kept in state["state"].items():
@@ -299,7 +315,10 @@ class RunState:
     def _check_identity(self, found: Checkpoint) -> None:
         # A key that an earlier version did not write may have had any value.
         untold = {name: self._identity.get(name) for name in ("shuffle", "ignore_index")}
-        before = {**untold, **_SINCE, **found.state["identity"]}
+        told = found.state["identity"]
+        since = defaults_since(self._rule.learner.optimizer, told)
+        since = {name: value for name, value in since.items() if name in self._identity}
+        before = {**untold, **_SINCE, **since, **told}
         wrong = [*self._schema_difference(), *differences(before, {"ignore_index": None, **NOT_TOLD, **self._identity})]
         wrong += self._watch.differences(found.state.get("best"), found.path.parent)
         if wrong:
@@ -327,7 +346,7 @@ class RunState:
             optimizer = self._rule.learner.optimizer
             own = {"rule": self._rule.state_dict(), "stopping": self._watch.stopping.state_dict()}
             check_like(training, own | {"optimizer": optimizer.state_dict()}, _TRAINING)
-            check_optimizer_state(optimizer, training["optimizer"])
+            check_optimizer_state(optimizer, training["optimizer"], found.state["identity"])
             metrics, random = training["metrics"], training["random"]
             optimizer.load_state_dict(training["optimizer"])
             self._rule.load_state_dict(training["rule"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import streamtrain as st
 from streamtrain.diagnostics.run_reader import read_run
 from streamtrain.diagnostics.run_report import run_page
 from streamtrain.errors import CheckpointError
+from streamtrain.training.checkpoint import newest_checkpoint
 from streamtrain.training.run_state import describe_run
 
 N = 120
@@ -82,3 +84,43 @@ def test_a_run_of_before_the_shuffle_was_described_goes_on(
     assert "shuffle" not in read_run(tmp_path / "run").config
     trainer = fit(dataset, tmp_path / "run", shuffle=shuffle, update=update, max_epochs=2, resume="auto")
     assert trainer.counts.n_epochs == 2
+
+
+def change_state(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the state of a run's newest checkpoint, under a manifest that agrees with it."""
+    folder = newest_checkpoint(run).path
+    state = json.loads((folder / "state.json").read_text())
+    change(state)
+    data = json.dumps(state).encode()
+    (folder / "state.json").write_bytes(data)
+    told = json.loads((folder / "manifest.json").read_text())
+    told["files"]["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(told))
+
+
+def without_option(name: str, *, told: bool) -> Callable[[dict[str, Any]], None]:
+    """Leave out an option of the optimizer; not ``told``, as a version of torch does that has no such option."""
+
+    def change(state: dict[str, Any]) -> None:
+        (group,) = dict(dict(state["training"]["dict"])["optimizer"]["dict"])["param_groups"]
+        group["dict"] = [pair for pair in group["dict"] if pair[0] != name]
+        if not told:
+            del state["identity"][f"optimizer.{name}"]
+
+    return change
+
+
+def test_a_run_of_a_torch_without_an_option_resumes_with_one_that_has_it(dataset: st.Dataset, tmp_path: Path) -> None:
+    whole = fit(dataset, tmp_path / "whole", shuffle=True, max_epochs=2)
+    fit(dataset, tmp_path / "run", shuffle=True, max_epochs=1)
+    change_state(tmp_path / "run", without_option("maximize", told=False))
+    resumed = fit(dataset, tmp_path / "run", shuffle=True, max_epochs=2, resume="auto")
+    assert all(map(torch.equal, resumed.model.parameters(), whole.model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["lr", "momentum", "nesterov"])
+def test_a_checkpoint_that_lost_an_option_is_refused(dataset: st.Dataset, tmp_path: Path, name: str) -> None:
+    fit(dataset, tmp_path / "run", shuffle=True, max_epochs=1)
+    change_state(tmp_path / "run", without_option(name, told=True))
+    with pytest.raises(CheckpointError, match=f"the optimizer's state has no {name}"):
+        fit(dataset, tmp_path / "run", shuffle=True, max_epochs=2, resume="auto")
