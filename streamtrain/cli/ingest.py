@@ -250,7 +250,7 @@ def _text(result: dict[str, Any], dataset: Dataset) -> str:
         f"{format_bytes(result['bytes'])} stored in {format_bytes(result['stored_bytes'])} ({result['codec']}), "
         f"{result['blocks']:,} blocks of {result['block_rows']:,} samples ({format_bytes(result['block_bytes'])}), "
         f"{result['shards']:,} shard files",
-        f"{format_duration(result['seconds'])}, {result['mb_per_s']:,.0f} MB/s",
+        f"{format_duration(result['seconds'])}, {result['mb_per_s']:,.{0 if result['mb_per_s'] >= 1 else 1}f} MB/s",
     ]
     if result["classes"]:
         lines.append("classes: " + ", ".join(f"{number} = {name}" for number, name in result["classes"].items()))

@@ -238,7 +238,9 @@ def _labels_text(dataset: Dataset, plan: Plan) -> str:
     if plan.quality is None:
         return ""
     n = len(histogram.values) if histogram else 0
-    return (f"{n:,} class{'es' * (n != 1)}" if n else "numbers") + rho
+    if dataset.task == "classification":
+        return f"{n:,} class{'es' * (n != 1)}{rho}"
+    return (f"{n:,} value{'s' * (n != 1)}" if n else "numbers") + rho
 
 
 def _quality_lines(plan: Plan, expected: OrderExpectation) -> list[str]:

@@ -302,8 +302,9 @@ def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
             run = of_run.enter_context(RunFolder(out, config, resumes=options.resume))
             if expected := training.projection.expected:
                 few = few_lanes(dataset.layout, training.sizes, training.memory_bytes)
-                first, *more = [*str(expected).split("; "), *([few] if few else [])]
-                say(Lines.of([f"order   {first}", *(f"        {line}" for line in more)]))
+                first, *more = str(expected).split("; ")
+                shown = [*(more if is_verbose() else []), *([few] if few else [])]
+                say(Lines.of([f"order   {first}", *(f"        {line}" for line in shown)]))
             if is_verbose():
                 say(Lines.of(f"loader  {loader.projection}" for loader in loaders.all))
             begun.cores.look()

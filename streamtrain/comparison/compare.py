@@ -307,7 +307,9 @@ class _Compared:
                 if run.folder is not None:
                     write_path(run.folder, path)
                 self._runs[name], self._paths[name] = run, path
-                self.write()
+                if choice is not self._choices[-1]:
+                    # After the last one the whole comparison is written.
+                    self.write()
 
     def _seen(self, name: str, run: ComparedRun, point: LearningCurvePoint) -> None:
         self._runs[name] = run

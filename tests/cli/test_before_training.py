@@ -90,7 +90,7 @@ def test_info_of_a_run(stored: str, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["info", "r"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert lines["run"] == "r: not being trained, 2 epochs"
+    assert lines["run"] == "r: not running, 2 epochs"
     assert lines["task"] == "classification of y"
     assert lines["model"] == "linear, 21 weights, cross_entropy"
     assert lines["data"] == "d: 90 samples"

@@ -59,7 +59,7 @@ def run_text(path: Path) -> Lines:
 
 
 def _state(path: Path) -> str:
-    return "being trained" if is_folder_locked(path) else "not being trained"
+    return "being trained now" if is_folder_locked(path) else "not running"
 
 
 def _task(config: dict[str, Any]) -> str:
