@@ -33,7 +33,6 @@ Array = npt.NDArray[Any]
 _COPIES_OF_BATCH: Final = 3
 _FLOAT_BYTES: Final = 4
 _OTHER_CATEGORY: Final = 1
-_PARTS_OF_OUTPUTS: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +126,7 @@ def opened_parts(
     with _whole_budget(options, work), open_batches(data, wanted) as found:
         n_rows = _check_range(start, stop, found.n_rows)
         terms = {**found.terms, **of_writer, "batch": work}
-        together = 1 if options.writes is None else min(_TOGETHER_BYTES, options.memory // _PARTS_OF_OUTPUTS)
-        with closing(_between(_parts(predictor, found, together), start, stop)) as parts:
+        with closing(_between(_parts(predictor, found), start, stop)) as parts:
             yield parts, n_rows, terms
 
 
@@ -177,72 +175,40 @@ def _between(parts: Iterator[Part], start: int, stop: int | None) -> Generator[P
         raise _outside(start, stop, n_rows)
 
 
-_TOGETHER_BYTES: Final = 2**19
-"""Outputs of small batches are turned into predictions together: each call of torch's waits for all its threads."""
-
-
-def _parts(predictor: Predictor, found: InputBatches, most_bytes: int) -> Iterator[Part]:
-    row, batches = found.first_row, iter(found.batches)
-    while (part := _part(predictor, batches, row, most_bytes)) is not None:
+def _parts(predictor: Predictor, found: InputBatches) -> Iterator[Part]:
+    row = found.first_row
+    for batch in found.batches:
+        part = _part(predictor, batch, row)
         yield part
         row += len(part)
-        del part
+        del batch, part
     if row == found.first_row:
         yield from _of_no_rows(predictor, row)
 
 
-def _part(predictor: Predictor, batches: Iterator[Mapping[str, Any]], row: int, most_bytes: int) -> Part | None:
-    """Predict a batch, and further ones until their outputs are as large; None where there is no batch left."""
-    outputs: list[Tensor] = []
-    ids: list[Array] = []
-    unseen: Counter[str] = Counter()
-    with preserve_mode(predictor.model):
-        predictor.model.eval()
-        while not outputs or sum(each.nbytes for each in outputs) < most_bytes:
-            batch = next(batches, None)
-            if batch is None:
-                break
-            fields = fields_of(batch)
-            inputs = fields_on(predictor.device, fields, predictor.inputs)
-            outputs.append(_output(predictor, inputs))
-            if ID in fields:
-                ids.append(np.array(torch.as_tensor(fields[ID]).cpu()))
-            unseen.update(_others(predictor.schema, inputs.get(CATEGORIES)))
-            del batch, fields, inputs
-            if predictor.form.is_by_batch(outputs[0]):
-                break
-    if not outputs:
-        return None
-    if len({each.shape[1:] for each in outputs}) > 1:
-        shapes = sorted({tuple(each.shape[1:]) for each in outputs})
-        raise UsageError(f"the model gives rows of shape {shapes[0]}, and of {shapes[1]}", fix=_ONE_SHAPE)
-    with torch.inference_mode():
-        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        outputs.clear()
-        output = output if predictor.in_units is None else predictor.in_units(output)
-        part = predictor.form.part(output, row, np.concatenate(ids) if ids else None)
-    return replace(part, unseen=dict(unseen)) if unseen else part
-
-
-_ONE_SHAPE: Final = "a model whose rows are all of one shape"
-
-
-def _output(predictor: Predictor, inputs: Mapping[str, Tensor]) -> Tensor:
+def _part(predictor: Predictor, batch: Mapping[str, Any], row: int) -> Part:
+    fields = fields_of(batch)
+    inputs = fields_on(predictor.device, fields, predictor.inputs)
+    model = predictor.model
     narrowed = predictor.autocast
     with (
+        preserve_mode(model),
         torch.inference_mode(),
         torch.autocast(predictor.device.type, dtype=narrowed) if narrowed else nullcontext(),
     ):
-        output = predictor.model(*inputs.values())
+        model.eval()
+        output = model(*inputs.values())
         if narrowed and isinstance(output, Tensor) and output.dtype is narrowed:
             output = output.float()
     n = len(next(iter(inputs.values())))
     if not isinstance(output, Tensor) or not output.ndim or len(output) != n:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UsageError(f"the model gives {shape} for {n} samples", fix="a model that gives one row a sample")
-    # What a model hands through is memory that the next batch may be read into.
-    held = {each.untyped_storage().data_ptr() for each in inputs.values()}
-    return output.clone() if output.untyped_storage().data_ptr() in held else output
+    id_ = np.asarray(torch.as_tensor(fields[ID]).cpu()) if ID in fields else None
+    output = output if predictor.in_units is None else predictor.in_units(output)
+    part = predictor.form.part(output, row, id_)
+    others = _others(predictor.schema, inputs.get(CATEGORIES))
+    return replace(part, unseen=others) if others else part
 
 
 def _of_no_rows(predictor: Predictor, row: int) -> Iterator[Part]:
@@ -252,15 +218,13 @@ def _of_no_rows(predictor: Predictor, row: int) -> Iterator[Part]:
         return
     # Not of none: a reshape cannot say how wide no elements are.
     one = {name: np.zeros((1, *each.shape), each.dtype) for name, each in fields.items() if each}
-    part = _part(predictor, iter([one]), row, 1)
-    assert part is not None
-    yield part.between(row, row)
+    yield _part(predictor, one, row).between(row, row)
 
 
-def _others(schema: Schema, codes: Tensor | None) -> dict[str, int]:
+def _others(schema: Schema, codes: Tensor | None) -> dict[str, int] | None:
     """Count the categories that the training did not have, or had too rarely."""
     if codes is None or not schema.categories or codes.ndim != 2:
-        return {}
+        return None
     counts = (codes == _OTHER_CATEGORY).sum(0).tolist()
     named = zip(schema.categories, counts, strict=False)
     return {each.name: int(n) for each, n in named if n and each.hash_size is None}

@@ -87,7 +87,8 @@ class PredictionForm:
     def part(self, output: Tensor, first_row: int, id_: Array | None) -> Part:
         """Make predictions of outputs (n, ...)."""
         if self.task == "classification":
-            probabilities = _of_two_classes(output) if self._tells_two(output) else torch.softmax(output, 1)
+            tells_two = not self.has_output_per_class and (output.ndim == 1 or output.shape[1] == 1)
+            probabilities = _of_two_classes(output) if tells_two else torch.softmax(output, 1)
             numbers = probabilities.argmax(1).cpu().numpy()
             return Part(
                 first_row=first_row,
@@ -103,13 +104,6 @@ class PredictionForm:
         values = output[:, 0] if output.ndim == 2 and output.shape[1] == 1 and self.has_one_target else output
         values = values.float() if values.dtype == torch.bfloat16 else values
         return Part(first_row=first_row, prediction=values.cpu().numpy(), id=id_)
-
-    def is_by_batch(self, output: Tensor) -> bool:
-        """Whether a prediction depends on its place among the others, in its last bit: a sigmoid's does."""
-        return self.task == "multilabel" or (self.task == "classification" and self._tells_two(output))
-
-    def _tells_two(self, output: Tensor) -> bool:
-        return not self.has_output_per_class and (output.ndim == 1 or output.shape[1] == 1)
 
     def _labels(self, numbers: Array) -> Array:
         if self.values is None:
