@@ -142,6 +142,17 @@ def test_a_hostile_file_of_our_own_is_refused_or_right(name: str, whole: Path, t
     assert (found.total(), failed) == (N_FAST_OWN, [])
 
 
+FOUND = (("config.json", 103), ("checkpoint state", 97), ("checkpoint state", 135), ("checkpoint tensors", 162))
+"""Seeds of the full sweep that ended as bugs: no inputs, an option lost, a huge number, no statistics of an input."""
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("name", "seed"), FOUND)
+def test_what_the_full_sweep_found_is_refused(name: str, seed: int, whole: Path, tmp_path: Path) -> None:
+    found, failed = attempts(of_own(name, whole), tmp_path, range(seed, seed + 1))
+    assert (dict(found), failed) == ({"refused": 1}, [])
+
+
 def main() -> None:
     """Try so many of each format, or of the named ones; print what came of them, in JSON and for people."""
     import torch

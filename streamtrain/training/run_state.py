@@ -317,8 +317,7 @@ class RunState:
         untold = {name: self._identity.get(name) for name in ("shuffle", "ignore_index")}
         told = found.state["identity"]
         since = defaults_since(self._rule.learner.optimizer, told)
-        since = {name: value for name, value in since.items() if name in self._identity}
-        before = {**untold, **_SINCE, **since, **told}
+        before = {**untold, **_SINCE, **{name: since[name] for name in since.keys() & self._identity}, **told}
         wrong = [*self._schema_difference(), *differences(before, {"ignore_index": None, **NOT_TOLD, **self._identity})]
         wrong += self._watch.differences(found.state.get("best"), found.path.parent)
         if wrong:
@@ -339,9 +338,8 @@ class RunState:
 
     def _put_back(self, found: Checkpoint, is_over: Callable[[Counts], bool]) -> tuple[Counts, MidEpochState | None]:
         load_weights(self._normalized_model.model, found)
-        for name, state in normalize_states(found).items():
-            self._normalized_model.modules_by_input()[name].load_state_dict(state)
         try:
+            self._put_normalization_back(found)
             training = unpack(found.state[_TRAINING], found.tensors(_TRAINING))
             optimizer = self._rule.learner.optimizer
             own = {"rule": self._rule.state_dict(), "stopping": self._watch.stopping.state_dict()}
@@ -363,7 +361,7 @@ class RunState:
         except CheckpointError as error:
             error.where = str(found.path)
             raise
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CheckpointError(
                 f"cannot go on: {first_line(error)}", where=str(found.path), fix=Fix("another ", Argument("checkpoint"))
             ) from error
@@ -383,6 +381,15 @@ class RunState:
             n_batch_samples=found.state.get(_BATCH_SAMPLES, 0),
             random_before=training.get("random_before"),
         )
+
+    def _put_normalization_back(self, found: Checkpoint) -> None:
+        """Take the statistics of the inputs from a checkpoint, all of them and no others."""
+        modules, states = self._normalized_model.modules_by_input(), normalize_states(found)
+        for name in {*modules, *states}:
+            before = {key: value.shape for key, value in states.get(name, {}).items()}
+            if name not in modules or before != {key: value.shape for key, value in modules[name].state_dict().items()}:
+                raise CheckpointError(f"what rescales {name} is missing, or of another shape", fix="train again")
+            modules[name].load_state_dict(states[name])
 
     def _warn_of_counted_cut(self, counts: Counts, n_batches: int) -> None:
         """Warn of an epoch that an earlier version counted although max_steps had cut it short."""

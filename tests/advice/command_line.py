@@ -50,7 +50,7 @@ def a_grid_without_a_surface(w: World) -> None:
     "loader/shared_budget.py:check_shared_memory: memory={}",
     "comparison/record.py:_take: another out={}, or remove it",
     "comparison/record.py:check_same: compare as it was begun, or another out=",
-    "cli/compare.py:compare_command: --out {}",
+    "cli/compare.py:run_compare: --out {}",
 )
 def comparisons(w: World) -> None:
     w.dataset(x=X[:, :1], y=X[:, 0])

@@ -271,6 +271,7 @@ def paths_that_are_no_dataset(w: World) -> None:
     w.refuses("info newer.zarr")  # nothing newer is there to be installed
     assert "flights.zarr" in w.refuses("info fligths.zarr")
     w.refuses("info qqqq/zzzz")
+    w.refused(st.open, "x.csv")
     w.refuses("info x.csv")
     w.works("ingest x.csv x.zarr")
     w.works("info x.zarr")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -109,7 +111,9 @@ def metrics_of_ones_own(w: World) -> None:
         w.refused(fit, data, metrics=metrics)
     trainer = st.Trainer(net(), loss="cross_entropy", device="cpu", metrics={"ap": Count()})
     fit(data, on=trainer)
-    w.monkeypatch.setenv("WORLD_SIZE", "2")
+    group = {"is_available": lambda: True, "is_initialized": lambda: True}
+    two = SimpleNamespace(**group, get_rank=lambda: 0, get_world_size=lambda: 2)
+    w.monkeypatch.setitem(sys.modules, "torch.distributed", two)
     w.refused(fit, data, metrics={"ap": Count()})
     gathering = Count()
     gathering.synchronized = True  # type: ignore[attr-defined]

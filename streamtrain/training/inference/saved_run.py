@@ -142,7 +142,7 @@ _TYPES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "labels": (_is_spread, "lists of numbers"),
     "ignore_index": (is_int, "an integer"),
     "weight": (lambda value: value is None or _is_text(value), "a text or null"),
-    "inputs": (lambda value: _is_list(value, _is_text), "a list of texts"),
+    "inputs": (lambda value: _is_list(value, _is_text) and value != [], "a list of at least one text"),
     "normalize": (lambda value: _is_list(value, _is_text), "a list of texts"),
     "input_shape": (lambda value: _is_list(value, _is_size), "a list of positive integers"),
     "input_shapes": (lambda value: _is_list(value, lambda each: _is_list(each, _is_size)), "a list of shapes"),
