@@ -56,7 +56,7 @@ def commands_named(page: Path) -> Iterator[tuple[str, set[str]]]:
     for span in code_spans(page):
         words = span.split()
         name = words[1] if words[0] == "streamtrain" and len(words) > 1 else words[0]
-        if not span.startswith("scripts/"):
+        if not span.startswith(("scripts/", "torchrun ")):
             yield name if name in COMMANDS else "", set(OPTION.findall(span.partition(" -- ")[0]))
 
 

@@ -181,6 +181,7 @@ def data_that_a_model_does_not_take(w: World) -> None:
     w.refused(model.predict, {"features": X})
     w.refused(model.predict, {"x": X, "id": np.arange(3)})
     w.refused(model.predict, X.tolist())
+    w.refused(model.predict, 5)
     w.refused(model.predict, np.float32(1))
     w.refused(model.predict, X[0])
     w.refused(model.predict, torch.from_numpy(X).to_sparse())
