@@ -175,7 +175,10 @@ def _usage(error: click.UsageError) -> str:
         suggested = f" Did you mean --{near}?" if near else ""
         message = printable(f"No such option: {error.option_name}.{suggested}")
     else:
-        message = printable(error.format_message())
+        # Some of click's messages are lists over several lines.
+        message = printable(" ".join(error.format_message().split()))
+        if isinstance(error, click.MissingParameter) and error.param is not None and error.param.name == "model":
+            message = f"{message} Fix: --model mlp, say; or linear, cnn, FILE.py:NAME."
     return f"{message}\nSee '{error.ctx.command_path} --help'." if error.ctx else message
 
 

@@ -192,7 +192,7 @@ class TrainOptions:
     )
     lr: float | None = _option(
         None,
-        "By default torch's own (adam 0.001); for sgd 0.1, or 0.01 with --update sample.",
+        "The learning rate; by default torch's own (adam 0.001); for sgd 0.1, or 0.01 with --update sample.",
         "Steps",
         type=float,
     )

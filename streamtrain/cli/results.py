@@ -81,7 +81,10 @@ def outcome_line(history: History) -> str | None:
         return None
     metrics, on = (last.val, "val") if last.val else (last.train, "train")
     name = metrics.score_name
-    return None if name is None else f"{on:<8}{score_text(metrics, name, metrics.scores[name])}"
+    if name is None:
+        return None
+    is_best = history.best is None or history.best.epoch == last.number
+    return f"{on:<8}{score_text(metrics, name, metrics.scores[name])}{'' if is_best else ' after the last epoch'}"
 
 
 def no_better(history: History, settings: Mapping[str, object]) -> str | None:

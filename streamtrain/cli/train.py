@@ -232,7 +232,8 @@ def run_train(*, as_json: bool, **given: Any) -> None:
     emit(as_json, trained.result(), trained.text())
     lr = trained.lr
     off = {"--normalize": options.normalize, "--normalize-target": options.normalize_target, "--lr": lr}
-    if hint := no_better(trained.history, off):
+    # Weights of classes trade accuracy, which the baseline is measured by, for the rare ones.
+    if options.class_weight is None and (hint := no_better(trained.history, off)):
         note(f"hint: {hint}")
     if not as_json:
         note(Lines.of(f"{'' if i else 'next':<8}{command}" for i, command in enumerate(trained.then)))

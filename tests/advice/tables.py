@@ -257,3 +257,12 @@ def names_that_do_not_fit(w: World) -> None:
     for name in ("t.csv", "t.parquet"):
         line = f"ingest {name} {name}.zarr --memory 16MB --label-column y"
         w.typed(line)
+
+
+@world("ingestion/sources/tables/foreign_forms.py:other_form: {}; or leave it out: exclude={}")
+def numbers_with_a_decimal_comma(w: World) -> None:
+    rows = [f"{n},5;{n}" for n in range(40)]
+    Path("t.csv").write_text("\n".join(["size;y", *rows]))
+    w.typed("ingest t.csv d.zarr --label-column y --auto --task regression")
+    Path("t.csv").write_text("\n".join(["size;y", *rows]).replace(",", "."))
+    w.works("ingest t.csv e.zarr --label-column y --task regression")

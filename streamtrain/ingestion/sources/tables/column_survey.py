@@ -30,6 +30,7 @@ from streamtrain.ingestion.sources.tables.arrow import (
     stacked,
     without_dictionary,
 )
+from streamtrain.ingestion.sources.tables.foreign_forms import foreign_form, other_form
 from streamtrain.system.units import format_bytes
 
 MAX_CLASSES: Final = 100_000
@@ -404,7 +405,9 @@ _NAMED_SO: Final = Fix(
 
 
 def class_names(column: ColumnSurvey, where: str) -> tuple[str, ...]:
-    """Return the sorted texts of a label column; refuse more than can be classes."""
+    """Return the sorted texts of a label column; refuse more than can be classes, and what is not meant as text."""
+    if not column.known and (form := foreign_form(column.classes)):
+        raise InputError(f"the labels in column {column.name!r} are {form}", where=where, fix=other_form())
     if column.classes is None:
         raise InputError(
             f"label column {column.name!r} holds more than {MAX_CLASSES:,} distinct texts",

@@ -21,6 +21,7 @@ from streamtrain.ingestion.sources.tables.arrow import (
     without_dictionary,
 )
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns, with_nulls
+from streamtrain.ingestion.sources.tables.foreign_forms import foreign_form, other_form
 from streamtrain.ingestion.sources.tables.roles.choice import TableRoles, choose_roles, missing_rule
 from streamtrain.ingestion.sources.tables.roles.numbers import FLOAT64, is_number_type, missing_text, read_numbers
 from streamtrain.ingestion.sources.tables.roles.reader import TableBatch, TableReader
@@ -131,7 +132,9 @@ class Findings:
         elif each.is_date:
             yield "dates"
         else:
-            yield f"over {_MOST_DISTINCT:,} texts" if each.texts is None else f"{len(each.texts):,} texts"
+            form = foreign_form(each.texts)
+            texts = f"over {_MOST_DISTINCT:,} texts" if each.texts is None else f"{len(each.texts):,} texts"
+            yield f"{texts}, {form}" if form else texts
 
 
 def look(readers: Sequence[TableReader], options: SourceOptions) -> Findings:
@@ -281,6 +284,10 @@ def choose_for_all(
 ) -> tuple[SourceOptions, tuple[Argument, ...]]:
     """Choose what takes every column of these files; return the arguments that say so, beside those given."""
     findings = look(readers, options)
+    texts = [each for each in findings.columns if not (each.is_number or each.is_date)]
+    if forms := {each.name: form for each in texts if (form := foreign_form(each.texts))}:
+        what = "; ".join(f"column {name!r} holds {form}" for name, form in forms.items())
+        raise InputError(what, where=str(readers[0].path), why="They would be texts", fix=other_form(list(forms)))
     table = options.table
     left_out = [*dict.fromkeys([*findings.others(), *findings.constants()])]
     dates = {name: "seconds" for name in findings.dates() if name not in left_out and name not in table.dates}
