@@ -83,6 +83,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of comparisons are written without their drawings, which take most of the time."""
+    from streamtrain.comparison import report
+    from streamtrain.diagnostics.charts import Drawing
+
+    monkeypatch.setattr(report, "draw", lambda chart: Drawing(title=chart.title, svg="", alt=""))
+
+
+@pytest.fixture
 def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that relative paths begin at is the test's own."""
     monkeypatch.chdir(tmp_path)

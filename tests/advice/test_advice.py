@@ -26,7 +26,6 @@ import pytest
 
 from streamtrain.cli.main import COMMANDS, _cli
 from streamtrain.cli.output import PYTHON_ONLY, as_command_line
-from streamtrain.comparison import report
 from streamtrain.errors import Argument, Fix
 from tests.advice import (
     best,
@@ -55,14 +54,7 @@ from tests.advice.reasons import REASONS
 from tests.advice.remedies import all_remedies, arguments_named
 from tests.advice.world import WORLDS, World
 
-
-@pytest.fixture(autouse=True)
-def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages of comparisons are not drawn: a remedy does not show on them, and drawing takes most of the time."""
-    monkeypatch.setattr(report, "comparison_page", lambda _: "")
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 ROOMS = [
     best,

@@ -12,7 +12,7 @@ import streamtrain as st
 from streamtrain.cli.main import main
 from streamtrain.system.signals import Interrupted
 
-pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
+pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread", "undrawn")
 
 
 @pytest.fixture(scope="module")

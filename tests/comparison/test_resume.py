@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,12 @@ import streamtrain as st
 from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import COMPARISON_HTML, COMPARISON_JSON
 from streamtrain.comparison.run import ObservedRunFolder, log_point
-from streamtrain.diagnostics import charts
 from streamtrain.errors import CheckpointError, UsageError
 from streamtrain.system.signals import Interrupted
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 OF_TIME = {"seconds", "seconds_per_epoch", "seconds_to_target", "memory"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def undrawn() -> Iterator[None]:
-    """Pages without their drawings, which take most of the time."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(charts, "can_draw", lambda: False)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,7 @@ def test_a_wrong_value_is_refused_with_the_way_out(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn", "one_thread")
 def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
