@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, Self, overload
 
 from streamtrain.errors import Fix, ResourceError, UsageError, unknown_name
-from streamtrain.system.display.notebook_html import html_table, html_title
+from streamtrain.system.display.notebook_html import clipped, html_table, html_title
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.training.best.monitor import BestEpoch
 from streamtrain.training.metrics.running import Metrics
@@ -148,6 +148,13 @@ class EpochSummary:
             objective=values.get("objective"),
             partial=partial,
         )
+
+    def __repr__(self) -> str:
+        values = self.train.named() | (self.val.named("val_") if self.val else {})
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        cut = ", partial" * self.partial
+        place = f"epoch {self.number}{cut}, {self.counts.n_steps:,} steps: "
+        return f"EpochSummary({place}{clipped(figures, 86 - len(place))})"
 
     @property
     def number(self) -> int:
