@@ -50,6 +50,8 @@ class ScoreTable:
     # Weights of the samples by true class, a row each, and predicted class; up to 1,000 classes.
     confusion: tuple[tuple[float, ...], ...] | None = None
     n_ignored: int = 0
+    # Of two classes, the one whose precision and recall are among the scores.
+    positive: int | None = None
     # Whether every prediction was the same.
     is_alike: bool = False
     # Of each target: the edges of bins of its errors, and the weights in them.
@@ -396,6 +398,7 @@ class RunningMetrics:
             columns={name: tuple(values.tolist()) for name, values in columns.items()},
             confusion=confusion,
             n_ignored=n_ignored,
+            positive=tally.positive if isinstance(tally, ClassTally) and tally.n_classes == 2 else None,
             errors=tuple(each.facts() for each in tally.histograms) if isinstance(tally, RegressionTally) else (),
             is_alike=tally.is_alike(),
             bounds=bounds,

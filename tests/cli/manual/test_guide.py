@@ -17,7 +17,7 @@ def test_the_list_names_every_page_and_its_headings(capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(guide_pages())
     assert all(len(line) <= 80 for line in lines)
-    assert any(line.startswith("splits  ") and len(line) > 40 for line in lines)
+    assert any(line.startswith("resume  ") and len(line) > 40 for line in lines)
 
 
 def test_a_page_is_printed_as_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
