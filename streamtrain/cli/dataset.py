@@ -216,12 +216,12 @@ def _labels(dataset: Dataset) -> str:
 def _table(dataset: Dataset) -> list[str]:
     head = ("field", "dtype", "shape", "mean", "std", "min", "max")
     rows: list[tuple[str, ...]] = [head]
-    unlike = {"x": len(dataset.columns or ()), "cat": len(dataset.categories), "y": len(dataset.targets or ())}
+    columns = dataset.schema.columns
     for field in dataset.fields:
         overall = dataset.manifest.statistics[field.name].overall
         numbers = (f"{n:.6g}" for n in (overall.mean, overall.std, overall.min, overall.max))
         # Unlike columns have no mean together.
-        figures = ("",) * 4 if unlike.get(field.name, 0) > 1 else numbers
+        figures = ("",) * 4 if len(columns.get(field.name, ())) > 1 else numbers
         rows.append((field.name, field.dtype.name, str(field.shape), *figures))
     return _aligned(rows)
 

@@ -18,9 +18,8 @@ _FEW_STEPS: Final = 100
 
 
 def result_lines(metrics: Metrics, on: str, *, every_row: bool = False, with_loss: bool = True) -> Lines:
-    """Write loss and scores of an evaluation, each named by what it was measured on; the task's own score is last."""
-    first, *others = [*metrics.scores] or [""]
-    names = [*(["loss"] if with_loss else []), *others, *([first] if first else [])]
+    """Write scores and loss of an evaluation, each named by what it was measured on; the task's own score is first."""
+    names = [*metrics.scores, *(["loss"] if with_loss else [])]
     values = metrics.named(full=True)
     table = [] if metrics.table is None else _table(metrics.table, every_row=every_row)
     return Lines.of([*table, *(f"{on} {score_text(metrics, name, values[name])}" for name in names)])
@@ -29,11 +28,21 @@ def result_lines(metrics: Metrics, on: str, *, every_row: bool = False, with_los
 def score_text(metrics: Metrics, name: str, value: float) -> str:
     """Write a score, with its bound where it is not exact, and what the baseline comes to."""
     bound = metrics.table.bounds.get(name, 0.0) if metrics.table else 0.0
-    text = f"{name} {value:.5f} ± {bound:.5f}" if bound else f"{name} {_number(value)}"
+    told = _told(metrics.table, name)
+    text = f"{told} {value:.5f} ± {bound:.5f}" if bound else f"{told} {_number(value)}"
     of_baseline = metrics.of_baseline.get(name)
     if name not in _WITH_BASELINE or of_baseline is None or metrics.baseline is None:
         return text
     return f"{text} ({_number(of_baseline)} by always answering {metrics.baseline.told})"
+
+
+def _told(table: ScoreTable | None, name: str) -> str:
+    """Say of which classes a score is."""
+    if table is None or table.task != "classification":
+        return name
+    if table.positive is not None and name in ("precision", "recall"):
+        return f"{name} of {table.name(table.positive)}"
+    return "f1 macro" if name == "f1" else name
 
 
 def _number(value: float) -> str:

@@ -150,16 +150,13 @@ class TrainOutcome:
         return [f"ended   {how}{'; --until-loss was not reached' if reached is False else ''}"]
 
     def text(self) -> str:
-        """Write the lines below the table of epochs."""
-        speed, n_failed = self.history.speed, self.history.checkpoint_failures
-        rate = format_rate(speed.n_samples, speed.seconds, "samples")
+        """Write the lines below the table of epochs; those of memory and time are left out under ``--quiet``."""
+        n_failed = self.history.checkpoint_failures
         return Lines.of(
             [
                 *self._ended(),
                 *([line] if (line := outcome_line(self.history)) else []),
-                memory_line(self.memory),
-                f"speed   {rate}, stall fraction {speed.stall_fraction:.3f}",
-                *time_lines(speed),
+                *([] if is_quiet() else self._cost()),
                 *([headspace_line(self.headspace)] if self.headspace else []),
                 *(f"left out {out}" for out in self.quarantined),
                 *(f"left out of --val {out}" for out in self.val_quarantined),
@@ -168,6 +165,13 @@ class TrainOutcome:
                 *([f"best    {self._best(self.history.best)}"] if self.history.best else []),
             ]
         )
+
+    def _cost(self) -> list[str]:
+        """Write what the run took."""
+        speed = self.history.speed
+        rate = format_rate(speed.n_samples, speed.seconds, "samples")
+        told = f"speed   {rate}, stall fraction {speed.stall_fraction:.3f}"
+        return [memory_line(self.memory), told, *time_lines(speed)]
 
     def _best(self, best: BestEpoch) -> str:
         return f"epoch {best.epoch} of {self.history.counts.n_epochs}: {best.told()}"

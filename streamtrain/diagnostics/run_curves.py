@@ -15,6 +15,7 @@ from streamtrain.diagnostics.charts import (
     LineChart,
     ReferenceLine,
     draw,
+    is_placed,
     is_wide,
     spans_decade,
 )
@@ -62,8 +63,10 @@ def _charts(told: RunRecord, label: str, best: int | None) -> Iterator[LineChart
         curves = []
         for kind, look in _LOOKS.items():
             field = f"{_VAL}{name}" if kind == "validation" else name
-            if points := _thinned(metric_points(lines[kind], "at", field)):
-                curves.append(Curve(label=kind, points=points, **look))
+            curve = Curve(label=kind, points=_thinned(metric_points(lines[kind], "at", field)), **look)
+            # A legend names only what is seen: a single point has no faint line.
+            if sum(is_placed(y) for _, y in curve.points) > (1 if curve.is_faint else 0):
+                curves.append(curve)
         is_log = name == "loss" and spans_decade(y for curve in curves for _, y in curve.points)
         title = f"{_measured_on(curves)} {name} of {label}"
         y = Axis(label=name, is_log=is_log)

@@ -14,6 +14,7 @@ from streamtrain.errors import Argument, CheckpointError, Fix
 from streamtrain.store.writing.lock import is_folder_locked
 from streamtrain.system.files import read_whole
 from streamtrain.system.refusals import read_failure
+from streamtrain.training.records.kept_scores import BEST
 from streamtrain.training.run_folder import CONFIG, MEMORY, METRICS, SCORES, read_config
 
 _KINDS: Final = ("batch", "epoch", "measured")
@@ -143,9 +144,11 @@ def _read_memory(file: Path) -> dict[str, Any]:
 
 def _read_scores(file: Path) -> dict[str, Any]:
     found = _read_json(file)
-    is_whole = isinstance(found, dict) and _is_flat(found, _MOST_DEEP)
-    if is_whole and all(map(_are_rows, [found.get(name) or [] for name in _TABLES])):
-        return dict(found)
+    if isinstance(found, dict) and _is_flat(found, _MOST_DEEP):
+        best = found.get(BEST)
+        epochs = [found, best if isinstance(best, dict) else {}]
+        if all(_are_rows(epoch.get(name) or []) for epoch in epochs for name in _TABLES):
+            return dict(found)
     raise CheckpointError("is damaged: no scores by name", where=str(file), fix="train again")
 
 

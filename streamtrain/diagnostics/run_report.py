@@ -25,6 +25,7 @@ from streamtrain.system.files import Files, local_path
 from streamtrain.system.units import format_bytes, format_duration
 from streamtrain.training.best.chosen_checkpoint import ChosenCheckpoint
 from streamtrain.training.metrics.user import METRIC_NAMES
+from streamtrain.training.records.kept_scores import BEST
 
 REPORT: Final = "report.html"
 _WALL: Final = {"compute": COLOURS[5], "transfer": COLOURS[2], "wait": COLOURS[1]}
@@ -90,7 +91,7 @@ def _page(told: RunRecord, dataset: Dataset | None, why: str, chosen: ChosenChec
         PageSection(notes=[how]),
         PageSection(facts=list(_headline(told, chosen))),
         *([PageSection(heading="Curves", drawings=curves)] if curves else []),
-        *_score_sections(told.scores, label),
+        *_score_sections(_scores_of(told.scores, chosen), label),
         PageSection(heading="Memory against budget", **_memory(told.memory)),
         PageSection(heading="Where the time went", **_stalls(told)),
         *_data_sections(told, dataset, why),
@@ -163,6 +164,13 @@ def _baseline(scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 return
 
 
+def _scores_of(scores: Mapping[str, Any], chosen: ChosenCheckpoint | None) -> Mapping[str, Any]:
+    """Choose the scores of the chosen checkpoint's epoch, where the run keeps them, else those of the last."""
+    best = scores.get(BEST)
+    is_best = chosen is not None and not chosen.is_last and isinstance(best, dict) and best.get("epoch") == chosen.epoch
+    return best if is_best and isinstance(best, dict) else scores
+
+
 def _is_of(line: Mapping[str, float], chosen: ChosenCheckpoint) -> bool:
     return line.get("epoch") == chosen.epoch and not line.get("partial")
 
@@ -175,7 +183,7 @@ def _samples(told: RunRecord) -> Iterator[float]:
 
 
 def _score_sections(scores: Mapping[str, Any], label: str) -> Iterator[PageSection]:
-    """Scores of each class, label or target of the last epoch, the confusion of classes, and errors by their size."""
+    """Scores of each class, label or target, the confusion of classes, and errors by their size."""
     where = f"{_text(scores.get('measured_on', 'val'))}, epoch {_text(scores.get('epoch', '?'))}"
     where = where.replace("val,", "validation data,").replace("train,", "training data,")
     for kind in ("classes", "labels", "targets"):
@@ -221,15 +229,19 @@ def _error_charts(scores: Mapping[str, Any], label: str) -> Iterator[BarChart]:
         while len(counts) > _MOST_BINS and edges[1] > edges[0]:
             edges, counts = _halved(edges, counts)
         of = _text(next(iter(targets[i].values()), "")) if len(targets) > 1 and i < len(targets) else label
-        bars = [
-            Bar(
-                label=f"{format_tick(low)} to {format_tick(high)}",
-                pieces={"samples": count},
-                text=f"{count / sum(counts):.1%}" if sum(counts) > 0 else "",
-            )
-            for low, high, count in zip(edges, edges[1:], counts, strict=False)
-        ]
-        yield BarChart(title=f"Errors of {of} by their size", bars=bars, format=lambda value: f"{value:,.0f}")
+        yield _bin_chart(f"Errors of {of} by their size", edges, counts)
+
+
+def _bin_chart(title: str, edges: list[float], counts: list[float]) -> BarChart:
+    bars = [
+        Bar(
+            label=f"{format_tick(low)} to {format_tick(high)}",
+            pieces={"samples": count},
+            text=f"{count / sum(counts):.1%}" if sum(counts) > 0 else "",
+        )
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
+    ]
+    return BarChart(title=title, bars=bars, format=lambda value: f"{value:,.0f}")
 
 
 def _halved(edges: list[float], counts: list[float]) -> tuple[list[float], list[float]]:
@@ -312,7 +324,7 @@ def _data_sections(told: RunRecord, dataset: Dataset | None, why: str) -> list[P
         return [PageSection(heading=heading, notes=[f"Not known: {why}"]) for heading in ("Shuffle", "Dataset")]
     found = _shuffle(told, dataset)
     shuffle = {"notes": [found]} if isinstance(found, str) else {"facts": found}
-    return [PageSection(heading="Shuffle", **shuffle), _statistics(dataset)]
+    return [PageSection(heading="Shuffle", **shuffle), _statistics(dataset), *_columns(dataset)]
 
 
 def _dataset(told: RunRecord, given: Path | None) -> tuple[Dataset | None, str]:
@@ -378,9 +390,30 @@ def _statistics(dataset: Dataset) -> PageSection:
     for field in dataset.fields:
         overall = dataset.manifest.statistics[field.name].overall
         numbers = [f"{value:.6g}" for value in (overall.mean, overall.std, overall.min, overall.max)]
+        # Unlike columns have no mean together.
+        numbers = [""] * len(numbers) if _has_unlike_columns(dataset, field.name) else numbers
         counts = [f"{overall.n_nan:,}", f"{overall.n_inf:,}", _constant(dataset, field.name)]
         rows.append([field.name, field.dtype.name, str(field.shape), *numbers, *counts])
     return PageSection(heading="Dataset", facts=facts, drawings=_histogram(dataset), table=rows)
+
+
+def _has_unlike_columns(dataset: Dataset, field: str) -> bool:
+    try:
+        return len(dataset.schema.columns.get(field, ())) > 1
+    except StreamtrainError:
+        return False
+
+
+def _columns(dataset: Dataset) -> Iterator[PageSection]:
+    """The figures of each column of a table."""
+    if not any(_has_unlike_columns(dataset, field.name) for field in dataset.fields):
+        return
+    found = dataset.describe()
+    names = ("name", "field", "missing", "mean", "std", "min", "max")
+    rows = list(zip(*(found[name] for name in names), strict=True))
+    notes = [f"The first {_MOST_ROWS} of {len(rows):,}."] if len(rows) > _MOST_ROWS else []
+    table = [["column", *names[1:]], *(["" if value is None else _score(value) for value in row] for row in rows)]
+    yield PageSection(heading="Columns", table=table[: _MOST_ROWS + 1], notes=notes)
 
 
 def _constant(dataset: Dataset, field: str) -> str:
@@ -395,6 +428,10 @@ def _histogram(dataset: Dataset) -> list[Drawing]:
     histogram = dataset.label_histogram
     if histogram is None:
         return []
+    if dataset.task == "regression" and len(histogram.values) > _MOST_BINS:
+        counts, edges = np.histogram(histogram.values, bins=_MOST_BINS, weights=histogram.counts.astype(np.float64))
+        label = _label({}, dataset)
+        return [draw(_bin_chart(f"Samples by {label}", edges.tolist(), counts.tolist()))]
     names = dict(enumerate(dataset.manifest.classes or ()))
     pairs = list(zip(histogram.values.tolist(), histogram.counts.tolist(), strict=True))
     bars = [

@@ -74,8 +74,9 @@ def ingest(
 
     Parameters
     ----------
-    source : path, list of paths, array, dict of arrays, or iterable of dicts of arrays
-        See `streamtrain.ingestion.sources.registry.open_source`.
+    source : path, list of paths, array, dict of arrays, data frame, or iterable of dicts of arrays
+        Frames are of pandas, polars or pyarrow. Also datasets and loaders of torch, and datasets that are stored; see
+        `streamtrain.ingestion.sources.registry.open_source`.
     dest : path-like
         The directory to make; nothing may be there, unless one of the three below says otherwise.
     labels : same as source, optional
@@ -122,9 +123,12 @@ def ingest(
     say : callable, optional
         Called with a sentence on what an earlier ingest left, and on each split.
     **options
-        How to read it: ``label_column``, ``columns``, ``dtype``, ``shape``, ``fields``; see `SourceOptions`. Delimited
-        text: ``header`` ("first", or "none" with ``names``), ``delimiter`` ("auto", or a character), ``encoding``
-        ("utf-8"), and ``na_values``, the texts that mean missing.
+        How to read it. Arrays: ``dtype``, ``shape``, ``fields``. Tables and frames: ``label_column``, ``columns`` or
+        ``exclude``, ``weight_column``, ``id_column``; ``auto=True`` reads each column as what it holds, or name them:
+        ``categorical`` (with ``category_min_count``, ``category_limit``, ``hash``), ``dates={"day": "days"}``
+        (with ``timezone``). Missing values: ``na`` ("error", "drop", "fill=mean", "fill=0"), ``na_mask``, ``nan``,
+        ``drop_unlabelled``. Delimited text: ``header`` ("first", or "none" with ``names``), ``delimiter`` ("auto", or a
+        character), ``encoding`` ("utf-8"), and ``na_values``, the texts that mean missing.
 
     Returns
     -------

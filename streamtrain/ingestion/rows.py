@@ -42,6 +42,7 @@ from streamtrain.store.schema.columns import (
 )
 from streamtrain.system.arguments import check_optional_functions
 from streamtrain.system.calls.public import public
+from streamtrain.system.display.notebook_html import clipped, clipped_left
 from streamtrain.system.units import parse_bytes
 
 Say = Callable[[str], None]
@@ -72,6 +73,12 @@ class RawRows:
     n_rows: int | None
     source: Source
     arrangement: Arrangement = AS_IT_IS
+
+    def __repr__(self) -> str:
+        n_rows = "" if self.n_rows is None else f"{self.n_rows:,} rows, "
+        held = ", ".join(f"{each.name} {each.dtype.name}{list(each.shape) or ''}" for each in self.fields)
+        what = f": {n_rows}{clipped(held, 50)})"
+        return f"RawRows('{clipped_left(self.name, 88 - len(what))}'{what}"
 
     @property
     def name(self) -> str:

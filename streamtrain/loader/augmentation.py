@@ -48,7 +48,7 @@ def uniform(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: to
     shape : sequence of int
         Numbers of one sample.
     draw : int
-        Which draw this is: the same draw of the same keys is the same numbers.
+        Which draw this is: the same draw of the same keys is the same numbers, so a transform numbers its own.
     dtype : torch.dtype
         float32 (multiples of 2**-24) or float64 (of 2**-53).
 
@@ -63,10 +63,16 @@ def uniform(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: to
 
     Examples
     --------
-    >>> keys = sample_keys(0, 0, np.arange(1000))
-    >>> numbers = uniform(keys, (3,))
-    >>> numbers.shape, bool((numbers >= 0).all() and (numbers < 1).all()), round(numbers.mean().item(), 1)
-    (torch.Size([1000, 3]), True, 0.5)
+    >>> import numpy as np, tempfile, streamtrain as st
+    >>> dataset = st.ingest({"x": np.zeros((1000, 3))}, tempfile.mkdtemp() + "/d.zarr")
+    >>> def transform(batch, keys):
+    ...     return st.uniform(keys, (3,)), st.uniform(keys, (3,), draw=1)
+    >>> with st.StreamLoader(dataset, batch_size=1000, transform=transform) as loader:
+    ...     first, second = next(iter(loader))
+    >>> first.shape, bool((first >= 0).all() and (first < 1).all()), bool((first == second).any())
+    (torch.Size([1000, 3]), True, False)
+    >>> round(first.mean().item(), 1)
+    0.5
     """
     if not isinstance(dtype, torch.dtype) or dtype not in _BITS:
         raise UsageError(f"dtype is {dtype!r:.80}", fix="torch.float32 or torch.float64")
@@ -82,7 +88,8 @@ def normal(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: tor
 
     Examples
     --------
-    >>> numbers = normal(sample_keys(0, 0, np.arange(1000)), (100,))
+    >>> import torch, streamtrain as st
+    >>> numbers = st.normal(torch.arange(1000), (100,))
     >>> abs(round(numbers.mean().item(), 1)), round(numbers.std().item(), 1)
     (0.0, 1.0)
     """

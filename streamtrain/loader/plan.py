@@ -150,6 +150,12 @@ class Plan:
     enough: SufficientMemory | None  # None where no memory makes the shuffle as good as random, or without labels
     why: str
 
+    def __repr__(self) -> str:
+        memory = f"{format_bytes(self.projection.total_bytes)} of {format_bytes(self.projection.budget_bytes)}"
+        of = f"{self.n_batches:,} batches of {self.sizes.batch_size:,}, {self.sizes.lanes:,} lanes, {memory}"
+        mixed = f", variance {self.quality.variance:.3g}, drift {self.quality.drift:.3g}" if self.quality else ""
+        return f"Plan({of}{mixed})"
+
 
 @public
 def plan(

@@ -181,7 +181,7 @@ class StreamLoader(OfOneProcess):
         order = f"{self._sizes.lanes:,} lanes" if self.shuffle else "in stored order"
         memory = format_bytes(self.memory_bytes).replace(".0 ", " ").replace(" ", "")
         given = f"batch_size={self.batch_size}, memory='{memory}', seed={self.seed}"
-        what = f", {given}: {len(self):,} batches, {order}, epoch {self._epoch + 1})"
+        what = f", {given}: {len(self):,} batches, {order}, epoch {self._epoch})"
         return clipped(f"StreamLoader('{clipped_left(str(self.dataset.path), 85 - len(what))}'{what}", 100)
 
     @property
@@ -252,12 +252,12 @@ class StreamLoader(OfOneProcess):
 
     @property
     def epoch(self) -> int:
-        """The epoch that is under way, else that of the next ``iter()``."""
+        """The epoch that is under way, else that of the next ``iter()``, counted from 0."""
         return self._epoch
 
     @public
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next ``iter()``, which then starts at its beginning."""
+        """Set the epoch of the next ``iter()``, counted from 0, which then starts at its beginning."""
         check_int(epoch, "epoch", least=0)
         self._turn += 1
         self._epoch, self._batch, self._entered, self._ended = epoch, 0, False, None
@@ -277,7 +277,7 @@ class StreamLoader(OfOneProcess):
         return self._epoch, self._batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the loader's place, counted in yielded batches: a few numbers and the dataset's id."""
+        """Return the loader's place, epoch and yielded batches counted from 0: a few numbers and the dataset's id."""
         self._take_rank()
         place = {"epoch": self._epoch, "batch": self._batch}
         lanes = {"lanes": self._sizes.lanes, "groups": self._sizes.groups}

@@ -306,6 +306,11 @@ class OptimizerSchedules:
         """Whether anything changes from step to step."""
         return self._beta1_given is not None or self._every == "step"
 
+    @property
+    def lr(self) -> float | None:
+        """The learning rate now; None where no schedule changes it."""
+        return None if self._schedule is None else float(self._optimizer.param_groups[0]["lr"])
+
     def describe(self) -> dict[str, object]:
         """Describe the schedules for ``config.json``."""
         schedule, beta1 = self._schedule, self._beta1_given

@@ -251,6 +251,12 @@ class FieldStats:
     rho: float | None  # how alike two values of one block are, from -1 to 1; None if no block has two or all are equal
     facts: LabelFacts | None = None  # of labels that are floats or a matrix
 
+    def __repr__(self) -> str:
+        size, whole = math.prod(self.features.shape[1:]), self.overall
+        figures = f"mean {whole.mean:.4g}, std {whole.std:.4g}, min {whole.min:.4g}, max {whole.max:.4g}"
+        missing = f", {whole.n_nan:,} NaN" * (whole.n_nan > 0) + f", {whole.n_inf:,} infinite" * (whole.n_inf > 0)
+        return f"FieldStats({size:,} feature{'s' * (size != 1)}: {figures}{missing})"
+
     @property
     def mean(self) -> npt.NDArray[np.float64]:
         """The mean of each feature's finite values."""

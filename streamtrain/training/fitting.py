@@ -124,6 +124,7 @@ class Fitting:
         if not summary.partial:
             value = self.watch.look(summary, is_fresh=self.rule.is_fresh)
             if self.learner.schedules is not None:
+                summary = replace(summary, lr=self.learner.schedules.lr)
                 self.learner.schedules.after_epoch(value)
         self.loop.keep(summary)
         self.run.log(kind="epoch", **summary.named())

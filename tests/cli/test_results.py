@@ -115,6 +115,11 @@ def test_two_classes_have_a_positive_one(capsys: pytest.CaptureFixture[str], los
         assert {name: told[name] for name in ("precision", "recall")} == {
             name: told["classes"][row][name] for name in ("precision", "recall")
         }
+    capsys.readouterr()
+    assert main(["evaluate", "run", "b", *FAST, "--positive", "no"]) == 0
+    told = [line.removeprefix("train (again) ") for line in capsys.readouterr().out.splitlines() if "(again)" in line]
+    names = ["accuracy", "f1 macro", "balanced_accuracy", "precision of no", "recall of no", "auc", "loss"]
+    assert [line.startswith(f"{name} 0.") for line, name in zip(told, names, strict=True)] == [True] * 7
     assert main(["evaluate", "run", "b", *FAST, "--positive", "maybe"]) == 2
 
 

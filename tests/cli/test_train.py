@@ -74,13 +74,22 @@ def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[
     then = [line.removeprefix("next").split()[:3] for line in err.splitlines()]
     assert then == [["streamtrain", command, "runs/1"] for command in ("evaluate", "predict", "report")]
     assert main(["evaluate", "runs/1", f"{stored}/val-images.zarr"]) == 0
-    weights, head, *rows, loss, f1, balanced, accuracy = capsys.readouterr().out.splitlines()
+    weights, head, *rows, accuracy, f1, balanced, loss = capsys.readouterr().out.splitlines()
     assert weights.startswith("weights of epoch ")
     assert head.split() == ["class", "precision", "recall", "f1", "support"]
     assert [row.split()[0] for row in rows] == ["0", "1", "2"]
     assert loss.startswith("test loss 0.")
-    assert [line.split()[:2] for line in (f1, balanced)] == [["test", "f1"], ["test", "balanced_accuracy"]]
+    assert f1.startswith("test f1 macro ")
+    assert balanced.startswith("test balanced_accuracy ")
     assert accuracy.startswith(f"test accuracy {float(lines[6].split()[5]):.4f} (0.")
+
+
+def test_quiet_train_prints_its_result_alone(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "linear", "--epochs", "1", "--val", f"{stored}/val-images.zarr", "--memory", "16MB", "--quiet"]
+    assert main(["train", f"{stored}/images.zarr", *words]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["val", "run", "best"]
+    assert not [line for line in err.splitlines() if not line.startswith("warning:")]
 
 
 def test_train_json(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,9 @@ from streamtrain.diagnostics.run_curves import _charts
 from streamtrain.diagnostics.run_reader import read_run
 from streamtrain.diagnostics.run_report import run_page, write_report
 from streamtrain.errors import CheckpointError
+from streamtrain.training.best.chosen_checkpoint import ChosenCheckpoint
+from streamtrain.training.best.monitor import BestEpoch
+from streamtrain.training.checkpoint import Checkpoint
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PAYLOAD = "</title><script>document.title='owned'</script><img src=x onerror=document.title='owned'>"
@@ -249,8 +252,49 @@ def test_errors_of_a_regression_are_bars(run: Path) -> None:
     assert "-2 to 0" in text, "two bins are one, and zero is an edge"
 
 
+def test_the_scores_shown_are_those_of_the_best_epoch(run: Path) -> None:
+    kept = [{"epoch": i, "batches": 30 * i, "measured_on": "val", "classes": [{"class": "a", "f1": i}]} for i in (1, 2)]
+    (run / "scores.json").write_text(json.dumps(kept[1] | {"best": kept[0]}))
+    checkpoint = Checkpoint(path=run / "a", state={"counts": {"n_epochs": 1}})
+    best = BestEpoch(epoch=1, step=30, n_batches=30, monitor="val_loss", value=0.5)
+    chosen = ChosenCheckpoint(checkpoint=checkpoint, is_last=False, is_best=True, best=best, last=checkpoint)
+    assert "Scores by class on the validation data, epoch 1</h2>" in write_report(run, chosen=chosen)[0].read_text()
+    assert "Scores by class on the validation data, epoch 2</h2>" in write_report(run)[0].read_text()
+
+
+def test_quantities_are_in_bins_and_a_table_has_its_columns_apart(tmp_path: Path) -> None:
+    rows = "".join(f"{i % 7},{1000 + i},{i % 60 - 20}\n" for i in range(300))
+    (tmp_path / "d.csv").write_text(f"hour,distance,delay\n{rows}")
+    data = st.ingest(tmp_path / "d.csv", tmp_path / "d.zarr", label_column="delay", task="regression")
+    with st.StreamLoader(data, batch_size=50, memory="16MB") as loader:
+        trainer = st.Trainer("linear", normalize="auto", device="cpu")
+        trainer.fit(loader, max_epochs=2, checkpoint=tmp_path / "run", progress=False)
+    told = read_run(tmp_path / "run")
+    text = run_page(told)
+    assert "<h3>Samples by delay</h3>" in text, "a run of Python knows its data, too"
+    assert "-20 to -16.3" in text
+    assert re.search(r"<td>x</td><td>\w+</td><td>\(2,\)</td>(<td></td>){4}<td>0</td>", text)
+    assert "<td>distance</td><td>x</td><td>0</td><td>1150</td>" in text.replace("1,150", "1150")
+    assert told.config["lanes"] > 0
+
+
+def test_a_legend_names_no_curve_that_is_a_point(run: Path) -> None:
+    epochs = [{"kind": "epoch", "epoch": i, "samples": 300 * i, "loss": 1 / i, "val_loss": 1 / i} for i in (1, 2)]
+    write_lines(run, [{"kind": "batch", "steps": 5, "samples": 100, "loss": 2.0}, *epochs])
+    assert [curve.label for curve in charts_of(run)[0].curves] == ["training", "validation"]
+
+
 @pytest.mark.parametrize(
-    "scores", ["[]", "{", '{"classes": 3}', '{"confusion": [["<b>"]]}', '{"errors": "x"}', '{"classes": [[[]]]}']
+    "scores",
+    [
+        "[]",
+        '{"best": {"errors": "x"}}',
+        "{",
+        '{"classes": 3}',
+        '{"confusion": [["<b>"]]}',
+        '{"errors": "x"}',
+        '{"classes": [[[]]]}',
+    ],
 )
 def test_damaged_scores_are_refused(run: Path, scores: str) -> None:
     (run / "scores.json").write_text(scores)

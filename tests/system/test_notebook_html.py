@@ -61,6 +61,28 @@ def test_a_dataset_of_many_fields_and_columns_is_no_longer(tmp_path: Path) -> No
     assert all(len(repr(each)) <= 100 and len(each._repr_html_()) < 30_000 for each in (dataset, table))
 
 
+def test_results_are_lines(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(200, 3)).astype("float32"), np.arange(200) % 3
+    dataset = st.ingest({"x": x, "y": [EVIL[:30] + str(i) for i in y]}, tmp_path / "d", progress=False)
+    trainer = st.Trainer("linear", device="cpu")
+    history = trainer.fit(dataset, val=dataset, max_epochs=1, checkpoint=tmp_path / "run", progress=False)
+    metrics, model = trainer.evaluate(dataset), st.load(tmp_path / "run", device="cpu")
+    summary = model.predict(dataset, out=tmp_path / "p.npy")
+    shown = [history[-1], metrics, summary, st.rows({"x": x}, like=dataset), st.plan(dataset), dataset.stats("x")]
+    begins = ["EpochSummary(epoch 1, 1 steps: loss ", "Metrics(loss ", "PredictionSummary(200 rows; "]
+    begins += ["RawRows('array': 200 rows, x float32[3])", "Plan(1 batches of 256, ", "FieldStats(3 features: mean "]
+    for each, begin in zip(shown, begins, strict=True):
+        assert repr(each).startswith(begin)
+        assert len(repr(each)) <= 100
+        assert repr(each).isprintable()
+    assert "200 samples" in repr(metrics)
+    page = metrics._repr_html_()
+    assert "balanced_accuracy" in page
+    assert "support" in page
+    assert "<script" not in page
+
+
 def test_a_model_and_a_trainer_are_lines(tmp_path: Path) -> None:
     x = np.arange(60, dtype="float32").reshape(20, 3)
     dataset = st.ingest({"x": x, "y": ["cat", "dog"] * 10}, tmp_path / "d", progress=False)

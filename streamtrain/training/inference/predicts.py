@@ -13,11 +13,13 @@ import numpy.typing as npt
 import torch
 
 from streamtrain.errors import UsageError
+from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.loader.world import OfOneProcess
 from streamtrain.models.forward import check_autocast
 from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.models.target_normalization import in_units_of_data, takes_logarithms
+from streamtrain.store.dataset import Dataset
 from streamtrain.system.arguments import check_flags
 from streamtrain.system.calls.public import PublicIterator, public
 from streamtrain.training.batch_stream import BatchStream
@@ -27,6 +29,7 @@ from streamtrain.training.inference.summary import PredictionSummary
 from streamtrain.training.labels.facts import label_config
 from streamtrain.training.labels.learned import LearnedData
 from streamtrain.training.loop import EpochLoop
+from streamtrain.training.run_state import budget_config
 
 Array = npt.NDArray[Any]
 
@@ -161,6 +164,8 @@ class PredictsInTraining(Predicts, OfOneProcess):
         )
 
     def _config(self, described: dict[str, object], loader: BatchStream) -> dict[str, object]:
-        """Add to a run's description what it keeps of its labels, and torch's threads."""
+        """Add to a run's description its labels, where its data is, its budget, and torch's threads."""
         labels = label_config(loader.dataset, self.target, self.loss, self._epoch_loop.reading)
-        return described | labels | {"threads": torch.get_num_threads()}
+        where = {"dataset": str(loader.dataset.path)} if isinstance(loader.dataset, Dataset) else {}
+        budget = budget_config(loader, loader.memory_bytes) if isinstance(loader, StreamLoader) else {}
+        return described | labels | where | budget | {"threads": torch.get_num_threads()}

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from streamtrain.system.display.notebook_html import clipped
 from streamtrain.training.inference.predictions import Part, PredictionForm
 
 _CLEAR_SHARE: Final = 0.2
@@ -39,6 +40,16 @@ class PredictionSummary:
     _counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     _mean: npt.NDArray[np.float64] | None = None
     _squares: npt.NDArray[np.float64] | None = None
+
+    def __repr__(self) -> str:
+        return f"PredictionSummary({clipped('; '.join([f'{self.n_rows:,} rows', *self._told()]), 81)})"
+
+    def _told(self) -> Iterator[str]:
+        if len(self._counts):
+            most = np.argsort(-self._counts, kind="stable")[:_N_SHOWN].tolist()
+            yield ", ".join(f"{self.form.class_name(n)} {self._counts[n]:,}" for n in most if self._counts[n])
+        for n, (mean, std) in enumerate(list(zip(self.mean, self.std, strict=True))[:_N_SHOWN]):
+            yield f"{self._target(n)} mean {mean:.4g}, std {std:.4g}"
 
     def add(self, part: Part) -> None:
         """Count a part."""

@@ -21,6 +21,7 @@ from streamtrain.models.losses import Loss
 from streamtrain.models.real_view import as_real
 from streamtrain.models.target_normalization import TargetNormalization, in_units_of_data, takes_logarithms
 from streamtrain.optim.gradient_sum import ExactSum
+from streamtrain.system.display.notebook_html import clipped, html_table, html_title
 from streamtrain.training.metrics.baseline import Baseline
 from streamtrain.training.metrics.classification import MOST_IN_CONFUSION, AccuracyTally, ClassTally, largest
 from streamtrain.training.metrics.multilabel import MarkTally
@@ -31,6 +32,9 @@ from streamtrain.training.metrics.user import UserMetric, computed
 
 _AT_ONCE: Final = 2**15
 """Elements of outputs that are scored at once."""
+
+_FEWEST_ROWS: Final = 2
+"""A table of one class or target says nothing more."""
 
 Tally = AccuracyTally | ClassTally | MarkTally | RegressionTally
 
@@ -46,6 +50,8 @@ class ScoreTable:
     # Weights of the samples by true class, a row each, and predicted class; up to 1,000 classes.
     confusion: tuple[tuple[float, ...], ...] | None = None
     n_ignored: int = 0
+    # Of two classes, the one whose precision and recall are among the scores.
+    positive: int | None = None
     # Whether every prediction was the same.
     is_alike: bool = False
     # Of each target: the edges of bins of its errors, and the weights in them.
@@ -80,6 +86,24 @@ class Metrics:
     baseline: Baseline | None = None
     # The scores of the baseline's answer to the same samples.
     of_baseline: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.named(full=True).items())
+        of = f" of {self.n_samples:,} samples" if self.n_samples else ""
+        return f"Metrics({clipped(figures, 89 - len(of))}{of})"
+
+    def _repr_html_(self) -> str:
+        """Write loss and scores for a notebook, beside those of the baseline, and the table of classes or targets."""
+        baseline = self.of_baseline if self.baseline is not None else {}
+        head = ["", "value", *([f"always answering {self.baseline.told}"] if self.baseline and baseline else [])]
+        rows = [
+            [name, f"{value:.4g}", *([f"{baseline[name]:.4g}" if name in baseline else ""] if baseline else [])]
+            for name, value in self.named(full=True).items()
+        ]
+        table = [] if self.table is None or len(self.table) < _FEWEST_ROWS else self.table.rows()
+        cells = [[value if isinstance(value, str) else f"{value:.4g}" for value in row.values()] for row in table]
+        more = html_table([[*table[0]], *cells]) if table else ""
+        return f"{html_title(repr(self))}{html_table([head, *rows])}{more}"
 
     @property
     def score_name(self) -> str | None:
@@ -374,6 +398,7 @@ class RunningMetrics:
             columns={name: tuple(values.tolist()) for name, values in columns.items()},
             confusion=confusion,
             n_ignored=n_ignored,
+            positive=tally.positive if isinstance(tally, ClassTally) and tally.n_classes == 2 else None,
             errors=tuple(each.facts() for each in tally.histograms) if isinstance(tally, RegressionTally) else (),
             is_alike=tally.is_alike(),
             bounds=bounds,

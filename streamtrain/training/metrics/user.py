@@ -19,7 +19,7 @@ METRIC_NAMES: Final = (
 """Metric names of ours that a line of metrics may hold."""
 
 _TAKEN: Final = frozenset(
-    {"epoch", "partial", "steps", "samples", "batches", "kind", "objective", "grad_norm", "seconds", "trial"}
+    {"epoch", "partial", "steps", "samples", "batches", "kind", "objective", "grad_norm", "lr", "seconds", "trial"}
     | {"samples_per_second", "stall_fraction"}
 )
 _METHODS: Final = ("update", "compute", "reset")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, Self, overload
 
 from streamtrain.errors import Fix, ResourceError, UsageError, unknown_name
-from streamtrain.system.display.notebook_html import html_table, html_title
+from streamtrain.system.display.notebook_html import clipped, html_table, html_title
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.training.best.monitor import BestEpoch
 from streamtrain.training.metrics.running import Metrics
@@ -111,6 +111,8 @@ class EpochSummary:
     # Over the whole dataset, where a rule computes them; J includes the penalty.
     grad_norm: float | None = None
     objective: float | None = None
+    # At the epoch's end, where a schedule changes it.
+    lr: float | None = None
     # The measurements of a line search's trial that was not taken.
     trial: Mapping[str, float | None] | None = None
     # Cut short: it does not count as an epoch, and a resumed run continues inside it.
@@ -146,8 +148,16 @@ class EpochSummary:
             ),
             grad_norm=values.get("grad_norm"),
             objective=values.get("objective"),
+            lr=values.get("lr"),
             partial=partial,
         )
+
+    def __repr__(self) -> str:
+        values = self.train.named() | (self.val.named("val_") if self.val else {})
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        cut = ", partial" * self.partial
+        place = f"epoch {self.number}{cut}, {self.counts.n_steps:,} steps: "
+        return f"EpochSummary({place}{clipped(figures, 86 - len(place))})"
 
     @property
     def number(self) -> int:
@@ -176,6 +186,7 @@ class EpochSummary:
             **({} if self.grad_norm is None else {"grad_norm": self.grad_norm}),
             **{f"trial_{name}": value for name, value in (self.trial or {}).items() if value is not None},
             **(self.val.named("val_") if self.val else {}),
+            **({} if self.lr is None else {"lr": self.lr}),
             "seconds": self.speed.seconds,
             "samples_per_second": self.speed.samples_per_second,
             "stall_fraction": self.speed.stall_fraction,

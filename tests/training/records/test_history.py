@@ -65,6 +65,18 @@ def test_a_frame_without_pandas_is_a_sentence(history: History, monkeypatch: pyt
         history.to_frame()
 
 
+def test_a_learning_rate_that_changes_is_a_column(history: History, tmp_path: Path) -> None:
+    x = np.arange(40, dtype="float32").reshape(20, 2)
+    dataset = st.ingest({"x": x, "y": np.arange(20) % 2}, tmp_path / "d", progress=False)
+    schedule = st.Schedule(name="step", options={"step_size": 1, "gamma": 0.5})
+    trainer = st.Trainer("linear", lr=0.4, schedule=schedule, task="classification", device="cpu")
+    where = {"checkpoint": tmp_path / "run", "resume": "auto", "progress": False}
+    assert trainer.fit(dataset, max_epochs=2, **where)["lr"] == [0.4, 0.2]
+    assert trainer.fit(dataset, max_epochs=3, **where)["lr"] == [0.1]
+    assert trainer.history["lr"] == [0.4, 0.2, 0.1]
+    assert "lr" not in history.to_dict()
+
+
 def test_a_history_prints_as_the_table_of_train(history: History) -> None:
     head, *lines = repr(history).splitlines()
     assert " ".join(head.split()) == "epoch steps loss accuracy val loss val accuracy samples/s stall"
