@@ -73,6 +73,8 @@ class Argument:
         The value where it is a size.
     off : bool
         Whether the value is None, which turns off what would be done.
+    within : str
+        What stands around it in Python alone, where it is an argument of a value: ``{}`` is its place.
 
     Examples
     --------
@@ -84,11 +86,13 @@ class Argument:
     value: object = None
     n_bytes: int | None = None
     off: bool = False
+    within: str = "{}"
 
     def __str__(self) -> str:
         if self.n_bytes is not None:
             return f"{self.name}='{self.n_bytes}B'"
-        return f"{self.name}={'' if self.value is None and not self.off else repr(self.value)}"
+        own = f"{self.name}={'' if self.value is None and not self.off else repr(self.value)}"
+        return self.within.replace("{}", own, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,7 @@ def _tried(learner: Learner, batch: TrainingBatch, *, trains: bool, n_classes: r
         else:
             learner.model.eval()
         learner.optimizer.zero_grad(set_to_none=True)
-        output = _forward(learner.model, batch)
+        output = forward(learner.model, batch)
         check_width(learner, output, batch, n_classes)
         _backward(learner, output, batch)
         yield output
@@ -176,7 +176,8 @@ def check_width(
         raise _misfit(learner.model, batch, error, f"end the model in {n_least} outputs")
 
 
-def _forward(model: nn.Module, batch: TrainingBatch) -> Tensor:
+def forward(model: nn.Module, batch: TrainingBatch) -> Tensor:
+    """Run a batch forward; refuse what the model does not take, or an output that is no tensor."""
     try:
         output = model(*batch.inputs)
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:

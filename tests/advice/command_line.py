@@ -50,7 +50,7 @@ def a_grid_without_a_surface(w: World) -> None:
     "loader/shared_budget.py:check_shared_memory: memory={}",
     "comparison/record.py:_take: another out={}, or remove it",
     "comparison/record.py:check_same: compare as it was begun, or another out=",
-    "cli/compare.py:compare_command: --out {}",
+    "cli/compare.py:run_compare: --out {}",
 )
 def comparisons(w: World) -> None:
     w.dataset(x=X[:, :1], y=X[:, 0])
@@ -260,10 +260,7 @@ def options_of_steps(w: World) -> None:
 
 
 @world(
-    f"{_SCHEDULES}Schedule.__post_init__: options={{}}",
-    f"{_SCHEDULES}Schedule._check_value: options={{}}, say",
     f"{_SCHEDULES}Schedule._refusals: what torch.optim.lr_scheduler.{{}} takes",
-    f"{_SCHEDULES}_plateau_by_step: every='epoch'",
     f"{_SCHEDULES}OptimizerSchedules._check_beta1: optimizer='adam', or one of its kin",
     f"{_SCHEDULES}OptimizerSchedules._check_beta1: options={{'cycle_momentum': False}} of the schedule, or no beta1=",
     f"{_SCHEDULES}beta1_of: linear:LAST with LAST in [0, 1), exponential:FACTOR with FACTOR in (0, 1], or a function",

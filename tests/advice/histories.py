@@ -20,7 +20,7 @@ def plots(w: World) -> None:
     st.plot(trainer.history, path="losses.svg")
 
 
-@world("training/metrics/history.py:History.to_frame: pip install pandas, or history.to_dict()")
+@world("training/records/history.py:History.to_frame: pip install pandas, or history.to_dict()")
 def a_machine_without_pandas(w: World) -> None:
     history = fit(w.dataset()).history
     with w.monkeypatch.context() as patch:

@@ -231,7 +231,8 @@ def frames_that_a_model_does_not_take(w: World) -> None:
     "training/inference/writers/columns.py:no_probabilities: leave it out: only classes have them",
     "training/inference/predictions.py:check_probabilities: leave it out, for the probability of the predicted class",
     "training/inference/writers/store.py:StoreWriter.finish: a file: .csv",
-    f"{_PREDICT}_part: a model that gives one row a sample",
+    f"{_PREDICT}_output: a model that gives one row a sample",
+    f"{_PREDICT}_part: a model whose rows are all of one shape",
 )
 def predictions_that_no_file_holds(w: World) -> None:
     array_run(w, y=X[:, 0])
@@ -251,6 +252,13 @@ def predictions_that_no_file_holds(w: World) -> None:
     wide.predict(X[:0], out="none.csv")
     whole = st.Trainer(nn.Sequential(nn.Linear(4, 3), nn.Flatten(0)), loss="cross_entropy", device="cpu")
     w.refused(whole.predict, X)
+
+    class Ragged(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[:, : 1 + len(x) // 20]
+
+    ragged = st.Trainer(Ragged(4, 3), loss="mse", device="cpu")
+    w.refused(ragged.predict, X, batch_size=40, out="ragged.npy")
     st.Trainer(nn.Linear(4, 3), loss="cross_entropy", device="cpu").predict(X)
 
 

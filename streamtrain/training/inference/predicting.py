@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import Argument, BudgetError, Fix, OutOfRange, UsageError
+from streamtrain.optim.gradients import TrainingBatch
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.columns import CATEGORIES, ID, Schema
 from streamtrain.system.arguments import check_flags, check_int, is_int
@@ -27,7 +28,7 @@ from streamtrain.training.inference.predictions import Part, PredictionForm, che
 from streamtrain.training.inference.summary import PredictionSummary
 from streamtrain.training.inference.writers.columns import array_of, no_probabilities
 from streamtrain.training.inference.writers.target import check_target, open_target, writer_terms
-from streamtrain.training.preflight import preserve_mode
+from streamtrain.training.preflight import forward, preserve_mode
 
 Array = npt.NDArray[Any]
 _COPIES_OF_BATCH: Final = 3
@@ -229,19 +230,20 @@ _ONE_SHAPE: Final = "a model whose rows are all of one shape"
 
 def _output(predictor: Predictor, inputs: Mapping[str, Tensor]) -> Tensor:
     narrowed = predictor.autocast
+    tensors = tuple(inputs.values())
+    batch = TrainingBatch(inputs=tensors, target=tensors[0], names=tuple(inputs))
     with (
         torch.inference_mode(),
         torch.autocast(predictor.device.type, dtype=narrowed) if narrowed else nullcontext(),
     ):
-        output = predictor.model(*inputs.values())
-        if narrowed and isinstance(output, Tensor) and output.dtype is narrowed:
+        output = forward(predictor.model, batch)
+        if narrowed and output.dtype is narrowed:
             output = output.float()
-    n = len(next(iter(inputs.values())))
-    if not isinstance(output, Tensor) or not output.ndim or len(output) != n:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UsageError(f"the model gives {shape} for {n} samples", fix="a model that gives one row a sample")
+    if not output.ndim or len(output) != len(batch):
+        what = f"the model gives {tuple(output.shape)} for {len(batch)} samples"
+        raise UsageError(what, fix="a model that gives one row a sample")
     # What a model hands through is memory that the next batch may be read into.
-    held = {each.untyped_storage().data_ptr() for each in inputs.values()}
+    held = {each.untyped_storage().data_ptr() for each in tensors}
     return output.clone() if output.untyped_storage().data_ptr() in held else output
 
 
