@@ -410,7 +410,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     return UnknownName(
         f"unknown {kind} {name!r:.80}",
         why=f"Known: {', '.join(sorted(names))}",
-        fix=f"did you mean {near!r}?" if near else f"use one of the known {kind} names",
+        fix=f"did you mean {near!r}?" if near else "use one of these",
     )
 
 

@@ -109,7 +109,7 @@ class Schedule:
     streamtrain.errors.UsageError: step asks for step_size. It takes step_size, gamma. Fix: ...
     """
 
-    name: str | ScheduleFactory
+    name: str | ScheduleFactory = field(kw_only=False)
     every: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
 

@@ -29,6 +29,15 @@ def typed(w: World, *lines: str) -> None:
         w.typed(line)
 
 
+@world("comparison/settings.py:ComparisonSettings._check_line_searches: rules={}, or leave {} out")
+def a_comparison_of_line_searches(w: World) -> None:
+    w.dataset()
+    line = f"{COMPARE} --rules batch,epoch --optimizers adam,lbfgs"
+    assert w.refuses(line) == "--rules epoch, or leave lbfgs out"
+    w.works(f"{COMPARE} --rules epoch --optimizers adam,lbfgs")
+    w.works(f"{COMPARE} --rules batch,epoch --optimizers adam")
+
+
 @world(
     "comparison/settings.py:ComparisonSettings._check_lr: each one once",
     "cli/manual/training_commands.py:_parse_rates: --lr 0.1,0.03 or --lr sgd=0.1,adam=0.001, say",
@@ -228,7 +237,7 @@ def a_folder_for_the_doctor(w: World) -> None:
     w.works("doctor .")
 
 
-@world("errors.py:unknown_name: did you mean {}?", "errors.py:unknown_name: use one of the known {} names")
+@world("errors.py:unknown_name: did you mean {}?", "errors.py:unknown_name: use one of these")
 def misspelt_names(w: World) -> None:
     w.dataset()
     for line, right in ((f"{TRAIN} --optimizer adm", "adam"), (f"{TRAIN} --update bach", "batch")):

@@ -339,10 +339,13 @@ def a_run_without_an_end(w: World) -> None:
 
 @world(
     "models/forward.py:check_model: model='mlp' makes one by name",
+    "models/forward.py:check_model: model={}(...), with its arguments",
+    "models/losses.py:_refuse_class: loss={}{}()",
     "models/normalization.py:NormalizedModel.put: a torch.nn.Module",
     "models/normalization.py:awaits_statistics: None, 'auto', or a mapping of input to module",
     "training/labels/learned.py:LearnedData.check_known: fit first, or give the modules themselves",
     "training/labels/from_data.py:BuiltLater._not_built: fit first",
+    f"{_PREFLIGHT}check_fit: resume='auto', or leave it out",
 )
 def trainers(w: World) -> None:
     data = w.dataset()
@@ -352,6 +355,11 @@ def trainers(w: World) -> None:
         later.predict(data)
     w.refused(fit, data, 5)  # type: ignore[arg-type]
     fit(data, "mlp")  # type: ignore[arg-type]
+    w.refused(fit, data, nn.Linear)  # type: ignore[arg-type]
+    fit(data, nn.Linear(4, 3))
+    assert w.refused(fit, data, loss=nn.CrossEntropyLoss) == "loss=nn.CrossEntropyLoss()"
+    fit(data, loss=nn.CrossEntropyLoss())
+    w.followed(fit, data, resume=True, checkpoint="run")
     w.refused(fit, data, normalize=5)
     w.refused(fit, data, normalize={"x": 5})
     fit(data, normalize={"x": nn.Identity()})
@@ -413,10 +421,13 @@ def states_that_no_checkpoint_holds(w: World) -> None:
 
 
 @world(
-    "optim/determinism.py:check_deterministic: a transform that takes no keys and draws nothing, or another optimizer"
+    "loader/augmentation.py:transformed: end it in: return batch",
+    "optim/determinism.py:check_deterministic: a transform that takes no keys and draws nothing, or another optimizer",
 )
 def transforms_under_a_line_search(w: World) -> None:
     data = w.dataset()
+    w.refused(fit, data, transform=lambda batch: None)
+    fit(data, transform=lambda batch: batch)
     draws = lambda batch: batch._replace(x=batch.x + torch.randn(batch.x.shape))  # noqa: E731
     w.refused(fit, data, transform=draws, update="epoch", optimizer="lbfgs", max_epochs=3)
     fit(data, transform=lambda batch: batch._replace(x=2 * batch.x), update="epoch", optimizer="lbfgs")
