@@ -113,6 +113,12 @@ class Call:
         return f"streamtrain.{self.name}({', '.join([repr(self.path), *(f'{flag}=True' for flag in self.flags)])})"
 
 
+class _Between(str):
+    """What stands between arguments that are given together: a comma in Python, a blank in a shell."""
+
+    __slots__ = ()
+
+
 FixPart = str | Argument | Call
 
 
@@ -136,7 +142,20 @@ class Fix(str):
 
     def said_by(self, say: Callable[[Argument | Call], str]) -> str:
         """The words, with every argument and call as ``say`` puts it."""
-        return "".join(part if isinstance(part, str) else say(part) for part in self.parts)
+        said = (part if isinstance(part, str) else say(part) for part in self.parts)
+        return "".join(" " if isinstance(part, _Between) else part for part in said)
+
+    @classmethod
+    def together(cls, arguments: Iterable[Argument]) -> Self:
+        """Name arguments that mend something when all of them are given.
+
+        Examples
+        --------
+        >>> Fix.together([Argument("na", "drop"), Argument("categorical", ["city"])])
+        "na='drop', categorical=['city']"
+        """
+        parts = [part for argument in arguments for part in (_Between(", "), argument)]
+        return cls(*parts[1:])
 
     def argument(self, name: str) -> Argument | None:
         """The first argument of a name in it."""

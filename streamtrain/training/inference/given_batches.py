@@ -17,6 +17,7 @@ from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field, Layout
 from streamtrain.store.schema.columns import Schema
 from streamtrain.system.arguments import a_kind
+from streamtrain.training.inference.frames import is_frame
 
 _ATTRIBUTES: Final = ("dataset", "batch_size", "seed", "shuffle")
 _BATCH: Final = 256
@@ -120,6 +121,11 @@ class GivenBatches:
     def __init__(self, batches: Any, names: Sequence[str]) -> None:
         if isinstance(batches, Mapping):
             batches = [batches]
+        if is_frame(batches):
+            what = f"{a_kind(batches)} is not data to evaluate"
+            raise UsageError(what, why="Its columns and labels are not read yet", fix=_LIKE)
+        if _lacks(batches, names):
+            raise UsageError("the rows are without labels", why="They are a model's inputs alone", fix=_LIKE)
         if not is_batches(batches):
             named = ", ".join(f"{name!r}: {name}" for name in names)
             what = f"{a_kind(batches)} is not data to evaluate"
@@ -151,6 +157,15 @@ class GivenBatches:
 
     def close(self) -> None:
         """Do nothing: what is open is the caller's."""
+
+
+_LIKE: Final = 'st.ingest(frame, "new.zarr", like=dataset), and evaluate on that'
+
+
+def _lacks(rows: Any, names: Sequence[str]) -> bool:
+    """Whether these are raw rows that were read without their labels."""
+    fields = getattr(rows, "fields", ()) if hasattr(rows, "reading") else ()
+    return bool(fields) and not {*names} <= {each.name for each in fields}
 
 
 def _as_tensor(values: Any) -> Tensor:
