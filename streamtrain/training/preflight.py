@@ -48,7 +48,7 @@ def check_fit(
 ) -> None:
     """Refuse arguments of `Trainer.fit` that would be noticed only inside a run."""
     check_flags(restore_best=restore_best)
-    if resume not in (None, "auto"):
+    if resume is not None and not (isinstance(resume, str) and resume == "auto"):
         what = f"resume is {resume!r:.80}; it must be 'auto' or None"
         raise UsageError(what, fix=Fix(Argument("resume", "auto"), ", or leave it out"))
     parse_progress(progress)
