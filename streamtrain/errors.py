@@ -73,6 +73,8 @@ class Argument:
         The value where it is a size.
     off : bool
         Whether the value is None, which turns off what would be done.
+    within : str
+        What stands around it in Python alone, where it is an argument of a value: ``{}`` is its place.
 
     Examples
     --------
@@ -84,11 +86,13 @@ class Argument:
     value: object = None
     n_bytes: int | None = None
     off: bool = False
+    within: str = "{}"
 
     def __str__(self) -> str:
         if self.n_bytes is not None:
             return f"{self.name}='{self.n_bytes}B'"
-        return f"{self.name}={'' if self.value is None and not self.off else repr(self.value)}"
+        own = f"{self.name}={'' if self.value is None and not self.off else repr(self.value)}"
+        return self.within.replace("{}", own, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,12 @@ class Call:
 
     def __str__(self) -> str:
         return f"streamtrain.{self.name}({', '.join([repr(self.path), *(f'{flag}=True' for flag in self.flags)])})"
+
+
+class _Between(str):
+    """What stands between arguments that are given together: a comma in Python, a blank in a shell."""
+
+    __slots__ = ()
 
 
 FixPart = str | Argument | Call
@@ -132,7 +142,20 @@ class Fix(str):
 
     def said_by(self, say: Callable[[Argument | Call], str]) -> str:
         """The words, with every argument and call as ``say`` puts it."""
-        return "".join(part if isinstance(part, str) else say(part) for part in self.parts)
+        said = (part if isinstance(part, str) else say(part) for part in self.parts)
+        return "".join(" " if isinstance(part, _Between) else part for part in said)
+
+    @classmethod
+    def together(cls, arguments: Iterable[Argument]) -> Self:
+        """Name arguments that mend something when all of them are given.
+
+        Examples
+        --------
+        >>> Fix.together([Argument("na", "drop"), Argument("categorical", ["city"])])
+        "na='drop', categorical=['city']"
+        """
+        parts = [part for argument in arguments for part in (_Between(", "), argument)]
+        return cls(*parts[1:])
 
     def argument(self, name: str) -> Argument | None:
         """The first argument of a name in it."""
@@ -406,7 +429,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     return UnknownName(
         f"unknown {kind} {name!r:.80}",
         why=f"Known: {', '.join(sorted(names))}",
-        fix=f"did you mean {near!r}?" if near else f"use one of the known {kind} names",
+        fix=f"did you mean {near!r}?" if near else "use one of these",
     )
 
 

@@ -51,7 +51,9 @@ def info_command(dest: str, split: str | None, show_all: bool, as_json: bool) ->
 
         emit(as_json, run_result(run), run_text(run))
         return
-    root = read_splits(open_preferred(dest).path.parent) if split is None else None
+    first = open_preferred(dest) if split is None else None
+    # A split that is given by its own folder is a dataset like others.
+    root = read_splits(run) if first is not None and first.path.parent.samefile(run) else None
     if root is None:
         dataset = open_dataset(dest, split=split)
         emit(as_json, _info_result(dataset), _info_text(dataset, show_all=show_all))

@@ -26,8 +26,9 @@ from click.shell_completion import CompletionItem
 
 from streamtrain.cli.manual.sections import Context, names_of
 from streamtrain.cli.manual.values import COMPLETION
-from streamtrain.cli.output import error_text, has_color, note, verbosity_options, warning_text
+from streamtrain.cli.output import error_text, has_color, note, option_name, verbosity_options, warning_text
 from streamtrain.errors import Lines, ResourceError, StreamtrainError, nearest_name, printable, unknown_name
+from streamtrain.system.calls.argument_names import names_here
 from streamtrain.system.refusals import is_of_machine, os_failure
 from streamtrain.system.signals import terminated_cleanly
 from streamtrain.system.units import format_bytes
@@ -171,8 +172,8 @@ def _outcome(error: BaseException) -> tuple[str, int]:
 def _usage(error: click.UsageError) -> str:
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
         known = [name.removeprefix("--") for name in (*names_of(error.ctx.command), "--help")]
-        near = nearest_name(error.option_name.lstrip("-"), known)
-        suggested = f" Did you mean --{near}?" if near else ""
+        meant = _meant(error.option_name.lstrip("-"), known)
+        suggested = f" Did you mean --{meant}?" if meant else ""
         message = printable(f"No such option: {error.option_name}.{suggested}")
     else:
         # Some of click's messages are lists over several lines.
@@ -180,6 +181,13 @@ def _usage(error: click.UsageError) -> str:
         if isinstance(error, click.MissingParameter) and error.param is not None and error.param.name == "model":
             message = f"{message} Fix: --model mlp, say; or linear, cnn, FILE.py:NAME."
     return f"{message}\nSee '{error.ctx.command_path} --help'." if error.ctx else message
+
+
+def _meant(word: str, known: Sequence[str]) -> str | None:
+    """Find the option that is meant: by its name in Python or in another library, or else by the nearest name."""
+    name = word.replace("-", "_")
+    options = map(option_name, (name, *names_here(name)))
+    return next((option for option in options if option in known), None) or nearest_name(word, known)
 
 
 def _wrapped(message: str) -> str:

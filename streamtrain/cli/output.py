@@ -151,7 +151,7 @@ def _for_a_shell(part: Argument | Call) -> str:
         return command_line(["streamtrain", part.name, part.path, *(f"--{flag}" for flag in part.flags)])
     if part.name in PYTHON_ONLY:
         return f"{part} in Python"
-    option = f"--{_OPTIONS.get(part.name, part.name).replace('_', '-')}"
+    option = f"--{option_name(part.name)}"
     if part.n_bytes is not None:
         return f"{option} {megabytes(part.n_bytes)}"
     if part.off:
@@ -167,6 +167,11 @@ def _for_a_shell(part: Argument | Call) -> str:
             return f"{option} {command_line([','.join(map(str, values))])}"
     # In Python ``resume`` may be "auto" or a path; here it is a flag.
     return option if part.name == "resume" else f"{option} {command_line([str(part.value)])}"
+
+
+def option_name(argument: str) -> str:
+    """Return the option that stands for an argument, without its dashes."""
+    return _OPTIONS.get(argument, argument).replace("_", "-")
 
 
 def command_line(words: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss, LossFunction
 from streamtrain.store.dataset import Dataset, opened
 from streamtrain.store.schema.matching import matching_was_told
-from streamtrain.system.arguments import check_dataset, check_functions
+from streamtrain.system.arguments import check_dataset, check_functions, check_seed
 from streamtrain.system.calls.public import public
 from streamtrain.system.display.progress_bar import is_shown
 from streamtrain.system.files import local_path
@@ -182,6 +182,7 @@ def compare(
     _check_resume(resume, out)
     # ComparisonSettings takes the arguments by their names.
     setting = ComparisonSettings.of(locals() | {"lr": {} if lr is None else rates_by_name(lr)})
+    check_seed(seed)
     out = None if out is None else local_path(out)
     settled_loss, settled_task = settled(dataset, target, loss, task, ignore_label=ignore_label)
     setup = ComparisonSetup(
@@ -217,6 +218,8 @@ def _compare(
     say: Say,
 ) -> Comparison:
     record = None if setup.out is None else read_record(setup.out)
+    # Refuses what no run can be made of before it is described.
+    setup.trainer(next(iter(setup.setting.choices())))
     settings = settings_of(setup, val)
     if record is not None and setup.out is not None:
         check_same(record, settings, setup.out)

@@ -9,6 +9,8 @@ from typing import Any, Final, Self
 
 from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 from streamtrain.optim.build_rule import check_rule
+from streamtrain.optim.optimizers import FULL_BATCH
+from streamtrain.optim.rules import EpochRule
 from streamtrain.system.arguments import check_batch_size, check_names, is_int, is_number
 from streamtrain.training.progress import Totals
 
@@ -84,6 +86,7 @@ class ComparisonSettings:
             # PyTorch's optimizers are found by name in any case.
             if not names or len({name.lower() for name in names}) < len(names):
                 raise UsageError(f"{kind} are {', '.join(names) or 'none'}", fix="each one once")
+        self._check_line_searches()
         self._check_lr()
         if self.max_epochs is None and self.seconds is None:
             raise UsageError("neither epochs nor seconds are given", fix=Fix(Argument("max_epochs", 3), ", say"))
@@ -96,6 +99,16 @@ class ComparisonSettings:
         check_batch_size(self.batch_size, self.batch_size, drop_last=False)
         if self.grid is not None and not is_int(self.grid, _LEAST_GRID, _MOST_GRID):
             raise UsageError(f"the grid is {self.grid!r:.80}; it must be from {_LEAST_GRID} to {_MOST_GRID}")
+
+    def _check_line_searches(self) -> None:
+        searching = next((name for name in self.optimizers if name.lower() in FULL_BATCH), None)
+        rule = next((rule for rule in self.rules if rule != EpochRule.name), None)
+        if searching is not None and rule is not None:
+            raise UsageError(
+                f"{searching} with the rule {rule!r}",
+                why="Its line search compares J over the whole dataset, one pass for each value",
+                fix=Fix(Argument("rules", [EpochRule.name]), f", or leave {searching} out"),
+            )
 
     def _check_lr(self) -> None:
         if not isinstance(self.lr, Mapping):

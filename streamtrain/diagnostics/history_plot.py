@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamtrain.diagnostics.charts import COLOURS, QUIET, can_draw, format_tick, house_style, is_wide, printable
 from streamtrain.errors import Fix, UsageError
+from streamtrain.system.calls.public import public
 from streamtrain.system.files import Files, local_path
 from streamtrain.training.records.history import History
 
@@ -23,6 +24,7 @@ _VAL: Final = "val_"
 _FORMATS: Final = ("png", "svg", "pdf", "jpg")
 
 
+@public
 def plot(history: History, *, path: str | Path | None = None) -> Figure:
     """Draw a history: a chart a metric, training and validation data on it, the best epoch marked.
 

@@ -142,8 +142,7 @@ def _matched_by_name(base: Dataset, source: Source, say: Say | None) -> Source:
 def _chosen_automatically(source: object, request: IngestRequest, say: Say | None) -> IngestRequest:
     """Choose what fits the columns; tell the arguments that say the same."""
     options, arguments = choose_automatically(source, replace(request.options, memory=request.memory))
-    told = [part for argument in arguments for part in (" ", argument)]
-    text = Fix("auto stands for", *(told or [" no option at all"]))
+    text = Fix("auto stands for ", Fix.together(arguments) if arguments else "no option at all")
     if say is None:
         warnings.warn(StreamtrainWarning(text), stacklevel=5)
     else:

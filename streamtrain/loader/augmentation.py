@@ -150,6 +150,14 @@ def takes_keys(transform: Transform | None) -> bool:
     return len(needed) > 1
 
 
+def transformed(transform: Transform, *given: Any) -> Any:
+    """Call a transform; refuse that it returns nothing."""
+    batch = transform(*given)
+    if batch is None:
+        raise UsageError("the transform returned None", fix="end it in: return batch")
+    return batch
+
+
 def batch_samples(order: EpochOrder, start: int, stop: int, batch_size: int) -> Iterator[I64]:
     """Yield the samples of each batch at positions [start, stop) of an epoch."""
     rest = np.empty(0, np.int64)

@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import DamagedBlock, StreamtrainWarning, printable
-from streamtrain.loader.augmentation import Transform, batch_samples, sample_keys, takes_keys
+from streamtrain.loader.augmentation import Transform, batch_samples, sample_keys, takes_keys, transformed
 from streamtrain.loader.batch import Batch
 from streamtrain.loader.reading.block_reader import BlockReader
 from streamtrain.shuffle.order import I64, EpochOrder
@@ -145,7 +146,7 @@ def batch_finisher(
     """
     with_keys = takes_keys(transform)
     if quarantine is None and not with_keys:
-        return transform
+        return None if transform is None else partial(transformed, transform)
     at, samples_of = start, None
 
     def finish(batch: Batch) -> Any:
@@ -162,8 +163,8 @@ def batch_finisher(
         if transform is None:
             return batch
         if not with_keys or samples is None:
-            return transform(batch)
-        return transform(batch, _beside(batch, sample_keys(seed, epoch, samples)))
+            return transformed(transform, batch)
+        return transformed(transform, batch, _beside(batch, sample_keys(seed, epoch, samples)))
 
     return finish
 

@@ -174,7 +174,8 @@ class StreamLoader(OfOneProcess):
 
     @public
     def __getitem__(self, index: object) -> NoReturn:
-        fix = f"loader.dataset[{index!r:.20}] reads samples, next(iter(loader)) is a batch"
+        samples = f"loader.dataset[{index!r:.20}] reads samples"
+        fix = f"iterate it, without a DataLoader around it; next(iter(loader)) is a batch, {samples}"
         raise NotASequence("a StreamLoader is a stream, and is not indexed", fix=fix)
 
     def __repr__(self) -> str:

@@ -67,6 +67,9 @@ def _narrowed(run: ForwardFunction, device: torch.device, dtype: torch.dtype) ->
 
 def check_model(model: object) -> None:
     """Refuse what is no module, and a module that cannot change between training and evaluation."""
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        what = f"model is the class {model.__name__}, and not a model made of it"
+        raise UsageError(what, fix=f"model={model.__name__}(...), with its arguments")
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"model is {model!r}, not a torch.nn.Module", fix=Fix(Argument("model", "mlp"), " makes one by name")

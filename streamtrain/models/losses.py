@@ -163,6 +163,7 @@ def resolve_loss(loss: str | LossFunction | Loss, *, ignore_index: int | None = 
         if loss not in LOSS_DEFINITIONS:
             raise unknown_name("loss", loss, LOSS_DEFINITIONS)
         return _of_function(loss, ignore_index)
+    _refuse_class(loss)
     if not callable(loss):
         raise UsageError(
             f"loss is {loss!r}", fix=f"one of {', '.join(LOSS_DEFINITIONS)}, or a function (output, target) -> mean"
@@ -181,6 +182,14 @@ def resolve_loss(loss: str | LossFunction | Loss, *, ignore_index: int | None = 
             fix="reduction='mean' or 'none'",
         )
     return Loss(name=getattr(loss, "__name__", type(loss).__name__), kind="custom", mean=loss)
+
+
+def _refuse_class(loss: object) -> None:
+    """Refuse the class of a loss, in the place of one made of it."""
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        of = "nn." if loss.__module__.startswith("torch.nn.") else ""
+        what = f"loss is the class {loss.__name__}, and not a loss made of it"
+        raise UsageError(what, fix=f"loss={of}{loss.__name__}()")
 
 
 _NOT_SETTINGS: Final = ("reduction", "ignore_index", "training")

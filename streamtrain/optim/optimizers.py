@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch.optim import Optimizer
 
-from streamtrain.errors import UsageError, unknown_name
+from streamtrain.errors import Argument, Fix, UsageError, unknown_name
 from streamtrain.optim.conjugate_gradient import ConjugateGradient
 from streamtrain.system.arguments import MOST_INT, is_int, is_number
 
@@ -135,7 +135,13 @@ def _check_taken(name: str, given: Mapping[str, object]) -> None:
     accepted = _accepted(name)
     for argument in given:
         if argument not in accepted:
-            raise UsageError(f"{name} takes no {argument!r}", why=f"It takes {', '.join(accepted)}", fix="leave it out")
+            ours = _OF_TRAINER.get(argument) if name in FULL_BATCH else None
+            fix = Fix(Argument(ours, given[argument])) if ours else "leave it out"
+            raise UsageError(f"{name} takes no {argument!r}", why=f"It takes {', '.join(accepted)}", fix=fix)
+
+
+_OF_TRAINER: Final = {"weight_decay": "l2", "tolerance_grad": "grad_tolerance", "tolerance_change": "loss_tolerance"}
+"""Options of torch's L-BFGS, and the trainer's own for a line search."""
 
 
 def _defaults(name: str, update: str) -> dict[str, object]:

@@ -42,9 +42,14 @@ _SHORT: Final = {
 _BY_FACTORY: Final = frozenset({"lambda", "multiplicative", "chainedscheduler", "sequential"})
 _BY_STEP: Final = (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
 _INTERVALS: Final = ("step", "epoch")
+_BY_EPOCH: Final = "It looks at an epoch's loss"
 _PLAIN: Final = (bool, int, float, str, type(None))
 _N_TRIED: Final = 3
 _NEEDED: Final = inspect.Parameter.empty
+_FILLED_IN: Final = ("T_max", "max_lr")
+"""Options that follow from the run and its optimizer."""
+_EXAMPLES: Final = {"step_size": 10, "milestones": [30, 80], "gamma": 0.9, "T_0": 10, "base_lr": 0.0001}
+"""A value for each option that a schedule cannot do without."""
 
 
 def _names() -> dict[str, type[LRScheduler]]:
@@ -104,7 +109,7 @@ class Schedule:
     streamtrain.errors.UsageError: step asks for step_size. It takes step_size, gamma. Fix: ...
     """
 
-    name: str | ScheduleFactory
+    name: str | ScheduleFactory = field(kw_only=False)
     every: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
 
@@ -117,34 +122,50 @@ class Schedule:
         if self.kind is None:
             if self.options:
                 raise UsageError("options given beside a schedule's factory", fix="give them in the factory")
+            self._check_factory()
             return
         if self.kind is ReduceLROnPlateau and self.every == "step":
-            raise _plateau_by_step("plateau")
+            raise UsageError("plateau every step", why=_BY_EPOCH, fix=_schedule_with("plateau", "every", "epoch"))
         taken = _taken(self.kind)
         for option in self.options:
             if option not in taken:
                 raise UsageError(f"{self.known_as} takes no {option!r}", why=f"It takes {', '.join(taken)}")
             self._check_value(option, taken[option])
         for option, default in taken.items():
-            if default is _NEEDED and option not in {*self.options, "T_max", "max_lr"}:
+            if default is _NEEDED and option not in {*self.options, *_FILLED_IN}:
                 raise UsageError(
                     f"{self.known_as} asks for {option}",
                     why=f"It takes {', '.join(taken)}",
-                    fix=Fix(Argument("options", {option: "VALUE"})),
+                    fix=_schedule_with(self.known_as, "options", {**self.options, option: _EXAMPLES[option]}),
                 )
+
+    def _check_factory(self) -> None:
+        """Refuse a class whose options are missing: it is known by name, with the end of the run filled in."""
+        named = next((name for name, kind in SCHEDULES.items() if kind is self.name), None)
+        taken = _taken(SCHEDULES[named]) if named is not None else {}
+        missing = [option for option, default in taken.items() if default is _NEEDED]
+        if named is None or not missing:
+            return
+        what = f"schedule is the class {self.known_as}, which needs {', '.join(missing)} beside the optimizer"
+        options = {option: _EXAMPLES[option] for option in missing if option not in _FILLED_IN}
+        if not options:
+            raise UsageError(what, fix=Fix(Argument("schedule", named)))
+        raise UsageError(what, fix=_schedule_with(named, "options", options))
 
     def _check_value(self, option: str, default: object) -> None:
         """Refuse values that torch accepts but cannot use."""
         value = self.options[option]
         if option == "milestones" and not (isinstance(value, list | tuple) and all(type(n) is int for n in value)):
-            what, fix = "is no list of integers", Fix(Argument("options", {option: [30, 80]}), ", say")
+            what, mended = "is no list of integers", _EXAMPLES[option]
         elif not all(isinstance(part, _PLAIN) for part in (value if isinstance(value, list | tuple) else [value])):
             # A run's folder holds the options.
-            what, fix = "is no number or text, nor a list of them", Fix("one of them")
+            what = "is no number or text, nor a list of them"
+            raise UsageError(f"{self.known_as}'s {option} is {value!r:.80}, which {what}", fix="one of them")
         elif isinstance(value, str) and is_number(default):
-            what, fix = "is no number", Fix(Argument("options", {option: default}), ", say")
+            what, mended = "is no number", default
         else:
             return
+        fix = _schedule_with(self.known_as, "options", {**self.options, option: mended})
         raise UsageError(f"{self.known_as}'s {option} is {value!r:.80}, which {what}", fix=fix)
 
     @property
@@ -211,7 +232,8 @@ class Schedule:
         if not isinstance(made, LRScheduler):
             raise UsageError(f"the schedule's factory returned {type(made).__name__}", fix="return an LRScheduler")
         if isinstance(made, ReduceLROnPlateau) and self.every_ == "step":
-            raise _plateau_by_step(self.known_as)
+            fix = Fix(Argument("every", "epoch"), " of the schedule")
+            raise UsageError(f"{self.known_as} every step", why=_BY_EPOCH, fix=fix)
         return made
 
     def _made(self, optimizer: Optimizer, run: RunLength) -> Any:
@@ -233,8 +255,8 @@ class Schedule:
             ) from error
 
 
-def _plateau_by_step(name: str) -> UsageError:
-    return UsageError(f"{name} every step", why="It looks at an epoch's loss", fix=Fix(Argument("every", "epoch")))
+def _schedule_with(name: str, argument: str, value: object) -> Fix:
+    return Fix(Argument(argument, value, within=f"schedule=st.Schedule(name={name!r}, {{}})"), ", say")
 
 
 def _taken(kind: type[LRScheduler]) -> dict[str, object]:

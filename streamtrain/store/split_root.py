@@ -156,7 +156,7 @@ def split_folder(folder: Path, split: str | None) -> Path:
         raise UsageError(
             f"there are {len(root.names)} datasets here: {', '.join(root.names)}",
             where=str(folder),
-            fix=Fix(Argument("split", TRAIN), f", or {root.folder(TRAIN)}"),
+            fix=f"give one of them: {root.folder(TRAIN)}, say",
         )
     return root.folder(split)
 

@@ -25,6 +25,12 @@ def is_int(value: object, least: float = -math.inf, most: float = math.inf) -> T
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
+def a_kind(value: object) -> str:
+    """Name the type of a value with its article: a dict, an ndarray."""
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' or name == 'ndarray' else 'a'} {name}"
+
+
 def check_int(value: object, name: str, least: int = 1, most: float = math.inf, *, fix: str | None = None) -> None:
     """Refuse a value that is not an integer from ``least`` to ``most``."""
     if not is_int(value, least, most):

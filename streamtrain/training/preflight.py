@@ -24,7 +24,7 @@ from streamtrain.models.normalization import NormalizedModel
 from streamtrain.models.seeding import borrowed_random
 from streamtrain.optim.gradients import Learner, TrainingBatch, weights_kept
 from streamtrain.optim.rules import UpdateRule
-from streamtrain.system.arguments import check_choice, check_flags, check_names, check_optional_functions
+from streamtrain.system.arguments import check_flags, check_names, check_optional_functions
 from streamtrain.system.display.progress_bar import parse_progress
 from streamtrain.training.batch_stream import SmallBatch
 from streamtrain.training.step_errors import explain_device
@@ -48,8 +48,9 @@ def check_fit(
 ) -> None:
     """Refuse arguments of `Trainer.fit` that would be noticed only inside a run."""
     check_flags(restore_best=restore_best)
-    if resume is not None:
-        check_choice(resume, "resume", ["auto"])
+    if resume is not None and not (isinstance(resume, str) and resume == "auto"):
+        what = f"resume is {resume!r:.80}; it must be 'auto' or None"
+        raise UsageError(what, fix=Fix(Argument("resume", "auto"), ", or leave it out"))
     parse_progress(progress)
     check_optional_functions(on_epoch=on_epoch, on_resume=on_resume)
 
@@ -139,7 +140,7 @@ def _tried(learner: Learner, batch: TrainingBatch, *, trains: bool, n_classes: r
         else:
             learner.model.eval()
         learner.optimizer.zero_grad(set_to_none=True)
-        output = _forward(learner.model, batch)
+        output = forward(learner.model, batch)
         check_width(learner, output, batch, n_classes)
         _backward(learner, output, batch)
         yield output
@@ -172,11 +173,13 @@ def check_width(
     if not (may_be_wider and output.shape[1] >= n_classes.stop):
         n_least = n_classes.start
         besides = f", not counting {learner.loss.ignored}, which the loss ignores" if len(n_classes) > 1 else ""
-        error = f"{output.shape[1]} outputs for {n_least} classes{besides}"
+        n_outputs = output.shape[1]
+        error = f"{n_outputs} output{'s' * (n_outputs != 1)} for {n_least} classes{besides}"
         raise _misfit(learner.model, batch, error, f"end the model in {n_least} outputs")
 
 
-def _forward(model: nn.Module, batch: TrainingBatch) -> Tensor:
+def forward(model: nn.Module, batch: TrainingBatch) -> Tensor:
+    """Run a batch forward; refuse what the model does not take, or an output that is no tensor."""
     try:
         output = model(*batch.inputs)
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:

@@ -35,6 +35,7 @@ from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, St
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
 from streamtrain.store.writing.lock import FOLDER_LOCK, check_folder_unlocked, folder_lock, is_folder_locked
 from streamtrain.store.writing.staging import check_in_no_dataset, is_nobodys
+from streamtrain.store.zarr_metadata import ROOT
 from streamtrain.system.files import (
     Files,
     existing_parent,
@@ -404,9 +405,11 @@ def read_config(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         if not local_path(path).exists():
             raise _no_such_run(local_path(path)) from None
+        is_dataset = (local_path(path) / ROOT).exists()
         begins = is_folder_locked(local_path(path))
         fix = "wait for its first checkpoint: it is being trained" if begins else _nearby_runs(path)
-        raise CheckpointError(f"no run: {CONFIG} is missing", where=str(path), fix=fix) from None
+        what = "a dataset, and not the folder of a run" if is_dataset else f"no run: {CONFIG} is missing"
+        raise CheckpointError(what, where=str(path), fix=fix) from None
     except OSError as error:
         raise read_failure(error, file, CheckpointError, "train again") from error
     except (ValueError, RecursionError) as error:
@@ -480,7 +483,9 @@ def epochs_backwards(path: Path) -> Iterator[dict[str, Any]]:
 def _nearby_runs(path: Path) -> str:
     found = (sorted(parent.glob(f"*/{CONFIG}")) for parent in (path, path.parent) if parent.is_dir())
     runs = [str(config.parent) for config in next(filter(None, found), [])]
-    return f"one of {', '.join(runs[:8])}" if runs else "name the folder that a run wrote"
+    if not runs:
+        return "name the folder that a run wrote"
+    return f"give {runs[0]}" if len(runs) == 1 else f"give one of {', '.join(runs[:8])}"
 
 
 def _finite(value: float | str) -> float | str | None:

@@ -44,7 +44,7 @@ from streamtrain.training.fitting import FitPlan, Fitting, trainer_line
 from streamtrain.training.inference.given_batches import GivenBatches, arrays_given, check_can_train, is_stream
 from streamtrain.training.inference.predicts import PredictsInTraining
 from streamtrain.training.labels.class_weights import ClassWeight
-from streamtrain.training.labels.from_data import BuiltLater, is_known
+from streamtrain.training.labels.from_data import is_known
 from streamtrain.training.labels.learned import LearnedData
 from streamtrain.training.labels.targets import TargetOptions
 from streamtrain.training.loop import EpochLoop
@@ -61,7 +61,7 @@ from streamtrain.training.sized_loaders import LoaderOptions, streams_of
 _OF_OPTIMIZERS: Final = ("momentum", "betas", "eps", "weight_decay", "nesterov")
 
 
-class Trainer(PredictsInTraining, BuiltLater):
+class Trainer(PredictsInTraining):
     """Train and evaluate a model on streams of batches.
 
     Parameters

@@ -26,6 +26,7 @@ def fit(data: object, **given: Any) -> None:
     f"{_NAMES}unknown_argument: did you mean {{}}?",
     f"{_NAMES}unknown_argument: use one of the known argument names",
     f"{_NAMES}_renamed: it is {{}} here",
+    f"{_GIVEN}arrays_given: name the second: val=",
     f"{_NAMES}surplus_argument: leave the others out",
     f"{_NAMES}surplus_argument: name the others: {{}}, say",
 )
@@ -40,11 +41,19 @@ def arguments(w: World) -> None:
     assert w.refused(st.Batch.__getitem__, (1,), 1, 2) == "leave the others out"
     st.Trainer(nn.Linear(4, 3), loss="cross_entropy", device="cpu", lr=0.1)
     fit(data, val=data, memory="64MB")
+    trainer = st.Trainer(nn.Linear(4, 3), loss="cross_entropy", device="cpu")
+    assert w.refused(trainer.fit, data, "d.zarr", max_epochs=1) == "name the second: val="
+    assert w.refused(st.plot, trainer.history, "x.png") == "name the others: path='x.png', say"
+    assert w.refused(st.plot, trainer.history, out="x.png") == "path='x.png'"
+    st.plot(trainer.history, path="x.png")
+    assert w.refused(st.ingest, {"x": X}, "n.zarr", val_split=0.5) == "split={'val': 0.5}"
+    assert w.refused(fit, data, verbose=1) == "progress=True"
     st.StreamLoader(data, batch_size=32, memory="16MB").close()
 
 
 @world(
-    "loader/stream_loader.py:StreamLoader.__getitem__: loader.dataset[{}] reads samples, next(iter(loader)) is a batch"
+    "loader/stream_loader.py:StreamLoader.__getitem__: iterate it, without a DataLoader around it; next(iter(loader)) is a "
+    "batch, {}"
 )
 def a_loader_by_index(w: World) -> None:
     with st.StreamLoader(w.dataset(), memory="16MB") as loader:

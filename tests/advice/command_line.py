@@ -29,6 +29,15 @@ def typed(w: World, *lines: str) -> None:
         w.typed(line)
 
 
+@world("comparison/settings.py:ComparisonSettings._check_line_searches: rules={}, or leave {} out")
+def a_comparison_of_line_searches(w: World) -> None:
+    w.dataset()
+    line = f"{COMPARE} --rules batch,epoch --optimizers adam,lbfgs"
+    assert w.refuses(line) == "--rules epoch, or leave lbfgs out"
+    w.works(f"{COMPARE} --rules epoch --optimizers adam,lbfgs")
+    w.works(f"{COMPARE} --rules batch,epoch --optimizers adam")
+
+
 @world(
     "comparison/settings.py:ComparisonSettings._check_lr: each one once",
     "cli/manual/training_commands.py:_parse_rates: --lr 0.1,0.03 or --lr sgd=0.1,adam=0.001, say",
@@ -228,7 +237,7 @@ def a_folder_for_the_doctor(w: World) -> None:
     w.works("doctor .")
 
 
-@world("errors.py:unknown_name: did you mean {}?", "errors.py:unknown_name: use one of the known {} names")
+@world("errors.py:unknown_name: did you mean {}?", "errors.py:unknown_name: use one of these")
 def misspelt_names(w: World) -> None:
     w.dataset()
     for line, right in ((f"{TRAIN} --optimizer adm", "adam"), (f"{TRAIN} --update bach", "batch")):
@@ -260,10 +269,7 @@ def options_of_steps(w: World) -> None:
 
 
 @world(
-    f"{_SCHEDULES}Schedule.__post_init__: options={{}}",
-    f"{_SCHEDULES}Schedule._check_value: options={{}}, say",
     f"{_SCHEDULES}Schedule._refusals: what torch.optim.lr_scheduler.{{}} takes",
-    f"{_SCHEDULES}_plateau_by_step: every='epoch'",
     f"{_SCHEDULES}OptimizerSchedules._check_beta1: optimizer='adam', or one of its kin",
     f"{_SCHEDULES}OptimizerSchedules._check_beta1: options={{'cycle_momentum': False}} of the schedule, or no beta1=",
     f"{_SCHEDULES}beta1_of: linear:LAST with LAST in [0, 1), exponential:FACTOR with FACTOR in (0, 1], or a function",

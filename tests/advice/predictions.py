@@ -21,7 +21,8 @@ _FRAMES = "training/inference/frames.py:"
 _EXPORT = "training/inference/export.py:check_export: "
 _ROWS = "ingestion/rows.py:"
 _PREDICT = "training/inference/predicting.py:"
-RAW = "streamtrain.rows(frame, like=model), which reads all that an ingest does"
+RAW = "st.rows(frame, like=model), which reads all that an ingest does; of a Trainer, like=dataset"
+LIKE = 'st.ingest(frame, "new.zarr", like=dataset), and evaluate on that'
 SMALL = "--epochs 1 --memory 16MB --batch-size 20 --threads 1"
 TABLE = "a,b,c,y\n" + "1,2.5,u,no\n3,4.5,v,yes\n" * 10
 
@@ -199,6 +200,7 @@ def data_that_a_model_does_not_take(w: World) -> None:
 @world(
     f"{_BATCHES}_of_runs: a dict of arrays, {{{{}}}}",
     f"{_FRAMES}frame_arrays: {RAW}",
+    "training/inference/given_batches.py:GivenBatches.__init__: " + LIKE,
     f"{_FRAMES}_column: {RAW}",
     f"{_FRAMES}_codes: {RAW}",
     f"{_FRAMES}_numbers: fill it in, or leave the row out",
@@ -219,6 +221,15 @@ def frames_that_a_model_does_not_take(w: World) -> None:
     dated, frame = st.load("days", device="cpu"), pa.table({"a": [1], "t": ["2020-01-01"]})
     w.refused(dated.predict, frame)
     assert len(dated.predict(st.rows(frame, like=dated))) == 1
+    days = st.open("days.zarr")
+    trainer = st.Trainer("mlp", normalize="auto", device="cpu")
+    trainer.fit(days, max_epochs=1, progress=False, memory="16MB")
+    w.refused(trainer.predict, frame)
+    assert len(trainer.predict(st.rows(frame, like=days))) == 1
+    labelled = pa.table({"a": [1], "t": ["2020-01-01"], "y": ["no"]})
+    for unlabelled in (labelled, st.rows(labelled, like=days)):
+        w.refused(trainer.evaluate, unlabelled)
+    assert trainer.evaluate(st.ingest(labelled, "new.zarr", like=days, progress=False)).n_samples == 1
     Path("whole.csv").write_text("a,y\n1,no\n2,yes\n")
     w.works("ingest whole.csv whole.zarr --label-column y")
     w.works(f"train whole.zarr --model linear --out whole {SMALL.replace('20', '2')}")
@@ -233,6 +244,7 @@ def frames_that_a_model_does_not_take(w: World) -> None:
     "training/inference/predictions.py:check_probabilities: leave it out, for the probability of the predicted class",
     "training/inference/writers/store.py:StoreWriter.finish: a file: .csv",
     f"{_PREDICT}_part: a model that gives one row a sample",
+    f"{_PREDICT}_parts: a model whose rows are all of one shape",
 )
 def predictions_that_no_file_holds(w: World) -> None:
     array_run(w, y=X[:, 0])
@@ -252,6 +264,13 @@ def predictions_that_no_file_holds(w: World) -> None:
     wide.predict(X[:0], out="none.csv")
     whole = st.Trainer(nn.Sequential(nn.Linear(4, 3), nn.Flatten(0)), loss="cross_entropy", device="cpu")
     w.refused(whole.predict, X)
+
+    class Ragged(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[:, : 1 + len(x) // 20]
+
+    ragged = st.Trainer(Ragged(4, 3), loss="mse", device="cpu")
+    w.refused(ragged.predict, X, batch_size=40, out="ragged.npy")
     st.Trainer(nn.Linear(4, 3), loss="cross_entropy", device="cpu").predict(X)
 
 

@@ -120,15 +120,24 @@ def units_of_more_targets(w: World) -> None:
     w.works("evaluate run d.zarr --memory 16MB --batch-size 20")
 
 
-@world(f"{_FOLDER}_nearby_runs: one of {{}}", f"{_FOLDER}_nearby_runs: name the folder that a run wrote")
+@world(
+    f"{_FOLDER}_nearby_runs: give {{}}",
+    f"{_FOLDER}_nearby_runs: give one of {{}}",
+    f"{_FOLDER}_nearby_runs: name the folder that a run wrote",
+)
 def folders_that_are_no_run(w: World) -> None:
     w.dataset()
     Path("elsewhere").mkdir()
     rest = "d.zarr --memory 16MB --batch-size 20"
     w.refuses(f"evaluate elsewhere {rest}")
     w.works(f"{TRAIN} --out runs/a")
-    named = w.refuses(f"evaluate runs/b {rest}").removeprefix("one of ")
+    named = w.refuses(f"evaluate runs/b {rest}").removeprefix("give ")
     w.works(f"evaluate {named} {rest}")
+    w.works(f"{TRAIN} --out runs/c")
+    assert w.refuses(f"evaluate runs/xx {rest}") == "give one of runs/a, runs/c"
+    for command in ("evaluate", "predict"):
+        assert w.refuses(f"{command} d.zarr runs/a") == f"streamtrain {command} runs/a d.zarr"
+        w.works(f"{command} runs/a d.zarr")
 
 
 @world(f"{_SAVED}build_module: model='FILE.py:NAME'")

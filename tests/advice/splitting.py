@@ -123,7 +123,7 @@ def resuming_with_splits_what_has_none(w: World) -> None:
 
 @world(
     f"{_ROOT}split_folder: leave split= out",
-    f"{_ROOT}split_folder: split={{}}, or {{}}",
+    f"{_ROOT}split_folder: give one of them: {{}}, say",
     f"{_ROOT}read_splits: restore it from a copy, or ingest again",
     f"{_ROOT}read_splits: upgrade streamtrain (pip install -U streamtrain)",
     "store/verify.py:_verify_splits: restore it from a copy, or ingest again",
@@ -133,7 +133,9 @@ def opening_splits(w: World) -> None:
     w.refused(st.open, "d.zarr", split="val")
     st.open("d.zarr")
     ingest(ROWS, "s.zarr", **_HALF)
-    w.followed(st.open, "s.zarr")
+    assert "s.zarr/train" in w.refused(st.open, "s.zarr")
+    st.open("s.zarr/train")
+    w.works("info s.zarr/train")
     root = Path("s.zarr/zarr.json")
     whole = root.read_text()
     for wrong in ('"format": 2', '"format": 9'), ('"splits"', '"spilts"'):

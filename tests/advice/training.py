@@ -142,6 +142,7 @@ def optimizers(w: World) -> None:
     f"{_SCHEDULES}Schedule.__post_init__: give them in the factory",
     f"{_SCHEDULES}Schedule.known_as: a name, a Schedule, or a function of the optimizer",
     f"{_SCHEDULES}Schedule.make: return an LRScheduler",
+    f"{_SCHEDULES}Schedule.make: every='epoch' of the schedule",
     f"{_SCHEDULES}Schedule._check_value: one of them",
 )
 def schedules_by_factory_or_name(w: World) -> None:
@@ -151,6 +152,9 @@ def schedules_by_factory_or_name(w: World) -> None:
     w.refused(fit, data, schedule=5)
     w.refused(fit, data, schedule=lambda optimizer: None)
     fit(data, schedule=st.Schedule(name=factory))
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    w.refused(fit, data, schedule=st.Schedule(name=lambda optimizer: plateau(optimizer), every="step"))
+    fit(data, schedule=st.Schedule(name=lambda optimizer: plateau(optimizer), every="epoch"))
     w.refused(st.Schedule, name="exponential", options={"gamma": torch.tensor(0.9)})
     fit(data, schedule=st.Schedule(name="exponential", options={"gamma": 0.9}))
 
@@ -174,7 +178,7 @@ def schedules_with_an_end(w: World) -> None:
 
 @world(
     f"{_PREFLIGHT}check_width: end the model in {{}} outputs",
-    f"{_PREFLIGHT}_forward: return one tensor",
+    f"{_PREFLIGHT}forward: return one tensor",
     f"{_PREFLIGHT}_backward: return the mean over the samples, or each one's loss",
     f"{_PREFLIGHT}_backward: a loss that takes an output of shape {{}}, and labels in its range",
 )
@@ -335,14 +339,27 @@ def a_run_without_an_end(w: World) -> None:
 
 @world(
     "models/forward.py:check_model: model='mlp' makes one by name",
+    "models/forward.py:check_model: model={}(...), with its arguments",
+    "models/losses.py:_refuse_class: loss={}{}()",
     "models/normalization.py:NormalizedModel.put: a torch.nn.Module",
     "models/normalization.py:awaits_statistics: None, 'auto', or a mapping of input to module",
     "training/labels/learned.py:LearnedData.check_known: fit first, or give the modules themselves",
+    "training/labels/from_data.py:BuiltLater._not_built: fit first",
+    f"{_PREFLIGHT}check_fit: resume='auto', or leave it out",
 )
 def trainers(w: World) -> None:
     data = w.dataset()
+    for later in (st.Trainer("mlp"), st.Trainer(net())):
+        w.refused(later.predict, data)
+        later.fit(data, max_epochs=1, memory="16MB", progress=False)
+        later.predict(data)
     w.refused(fit, data, 5)  # type: ignore[arg-type]
     fit(data, "mlp")  # type: ignore[arg-type]
+    w.refused(fit, data, nn.Linear)  # type: ignore[arg-type]
+    fit(data, nn.Linear(4, 3))
+    assert w.refused(fit, data, loss=nn.CrossEntropyLoss) == "loss=nn.CrossEntropyLoss()"
+    fit(data, loss=nn.CrossEntropyLoss())
+    w.followed(fit, data, resume=True, checkpoint="run")
     w.refused(fit, data, normalize=5)
     w.refused(fit, data, normalize={"x": 5})
     fit(data, normalize={"x": nn.Identity()})
@@ -404,19 +421,30 @@ def states_that_no_checkpoint_holds(w: World) -> None:
 
 
 @world(
-    "optim/determinism.py:check_deterministic: a transform that takes no keys and draws nothing, or another optimizer"
+    "loader/augmentation.py:transformed: end it in: return batch",
+    "optim/determinism.py:check_deterministic: a transform that takes no keys and draws nothing, or another optimizer",
 )
 def transforms_under_a_line_search(w: World) -> None:
     data = w.dataset()
+    w.refused(fit, data, transform=lambda batch: None)
+    fit(data, transform=lambda batch: batch)
     draws = lambda batch: batch._replace(x=batch.x + torch.randn(batch.x.shape))  # noqa: E731
     w.refused(fit, data, transform=draws, update="epoch", optimizer="lbfgs", max_epochs=3)
     fit(data, transform=lambda batch: batch._replace(x=2 * batch.x), update="epoch", optimizer="lbfgs")
     fit(data, transform=draws)
 
 
-@world("optim/schedules.py:Schedule._refusals: see the factory")
+@world(
+    f"{_SCHEDULES}Schedule._refusals: see the factory",
+    f"{_SCHEDULES}Schedule._check_factory: schedule={{}}",
+    f"{_SCHEDULES}_schedule_with: {{}}, say",
+)
 def a_factory_that_fails(w: World) -> None:
     data = w.dataset()
+    w.followed(fit, data, schedule=torch.optim.lr_scheduler.CosineAnnealingLR)
+    for schedule in (torch.optim.lr_scheduler.StepLR, torch.optim.lr_scheduler.CyclicLR, "step", "multistep"):
+        fix = w.refused(fit, data, schedule=schedule)
+        fit(data, **eval(f"dict({fix.removesuffix(', say')})", {"st": st}), optimizer="sgd")
     w.refused(fit, data, schedule=lambda optimizer: torch.optim.lr_scheduler.CyclicLR(optimizer, 0.1, 0.2, mode="no"))
     fit(data, schedule=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1))
 

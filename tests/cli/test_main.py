@@ -144,7 +144,7 @@ def test_debug_of_a_wrapped_command_is_not_ours(work: Raiser, capsys: pytest.Cap
     ("args", "message"),
     [
         (["trian"], f"unknown command 'trian'. Known: {', '.join(sorted(COMMANDS))}. Fix: did you mean 'train'?"),
-        (["xyzzy"], "Fix: use one of the known command names."),
+        (["xyzzy"], "Fix: use one of these."),
         (["--verison"], "Did you mean --version?"),
         (["work", "--memroy", "1GB"], "Did you mean --memory?"),
         (["work", "--memory"], "requires an argument"),

@@ -187,7 +187,7 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (tmp_path / "elsewhere" / "r.html").exists()
     capsys.readouterr()
     assert main(["report", str(tmp_path)]) == 6
-    assert f"no run: config.json is missing. Fix: one of {run}" in capsys.readouterr().err
+    assert f"no run: config.json is missing. Fix: give {run}" in capsys.readouterr().err
 
 
 def write_lines(run: Path, lines: list[dict[str, Any]]) -> None:

@@ -223,7 +223,7 @@ def test_progress_is_shown_on_stderr_when_asked(capsys: pytest.CaptureFixture[st
         ({"optimizer": "sdg"}, "did you mean 'sgd'"),
         ({"normalize": "yes"}, "normalize is 'yes'"),
         ({"normalize": {"z": nn.Identity()}}, "unknown input 'z'"),
-        ({"device": "gpu"}, "device 'gpu' is none that torch knows"),
+        ({"device": "gpu"}, "torch knows no device 'gpu'"),
         ({"lr": -1}, "lr is -1"),
     ],
 )

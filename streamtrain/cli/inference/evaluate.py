@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.modules.loss import _Loss
 
 from streamtrain.cli.compatibility import check_categories, say_matched
-from streamtrain.cli.inference.predict import opened_data
+from streamtrain.cli.inference.predict import opened_data, refuse_swapped
 from streamtrain.cli.options import note_doubt
 from streamtrain.cli.output import as_command_line, emit, note
 from streamtrain.cli.results import result_lines
@@ -56,6 +56,7 @@ def run_evaluate(
     **of_text: Any,
 ) -> None:
     """Evaluate as the command line says, and print loss and scores."""
+    refuse_swapped("evaluate", run, sources)
     saved = read_run(run, which)
     note_doubt(saved.chosen)
     used = saved.config.get("weight") if weight is None else (None if weight == _NONE else weight)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from streamtrain.cli.ingest import parse_fields
 from streamtrain.cli.options import note_doubt, set_threads
-from streamtrain.cli.output import as_command_line, emit, is_verbose, note, print_text
+from streamtrain.cli.output import as_command_line, command_line, emit, is_verbose, note, print_text
 from streamtrain.errors import Lines, UsageError
 from streamtrain.ingestion.request import source_options
 from streamtrain.ingestion.rows import open_rows
@@ -37,6 +37,7 @@ from streamtrain.training.inference.saved_run import read_run
 from streamtrain.training.inference.writers.columns import columns_of
 from streamtrain.training.inference.writers.target import buffer_bytes, check_target, writer_terms
 from streamtrain.training.inference.writers.text import TextWriter
+from streamtrain.training.run_folder import is_run
 
 _N_SHOWN: Final = 10
 STDOUT: Final = "-"
@@ -77,6 +78,7 @@ def run_predict(
     **of_text: Any,
 ) -> None:
     """Predict as the command line says, and print the first rows or what was written."""
+    refuse_swapped("predict", run, sources)
     set_threads(None)
     limit_heap_growth()
     _check_out(out, sources, overwrite=overwrite, as_json=as_json)
@@ -131,6 +133,14 @@ def _check_out(out: str | None, sources: Sequence[str], *, overwrite: bool, as_j
         raise UsageError("--overwrite without a file", fix="--out predictions.csv, say")
     if out not in (None, STDOUT):
         check_target(str(out), overwrite=overwrite, sources=sources)
+
+
+def refuse_swapped(command: str, run: Path, sources: Sequence[str]) -> None:
+    """Refuse the data in the place of the run, and the run in that of the data."""
+    if len(sources) == 1 and not is_run(run) and is_run(Path(sources[0])):
+        what = "the run and the data are swapped"
+        fix = command_line(["streamtrain", command, sources[0], str(run)])
+        raise UsageError(what, why=f"{sources[0]} is a run", fix=fix)
 
 
 def opened_data(

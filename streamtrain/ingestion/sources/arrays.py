@@ -35,6 +35,7 @@ from streamtrain.ingestion.sources.column_names import OrderedColumns, column_or
 from streamtrain.ingestion.sources.sparse import compressed_rows, dense_size, is_sparse
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, Names
+from streamtrain.system.arguments import a_kind
 
 
 @runtime_checkable
@@ -127,7 +128,7 @@ def _dense(value: object, where: str) -> object:
 
 
 def _no_array(value: object, where: str, why: str) -> InputError:
-    what = f"a {type(value).__name__} does not become an array"
+    what = f"{a_kind(value)} does not become an array"
     fix = "x.float(), say" if "ScalarType" in why else "give a NumPy array"
     return InputError(what, where=where, why=why, fix=fix)
 

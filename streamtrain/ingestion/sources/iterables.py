@@ -32,6 +32,7 @@ from streamtrain.ingestion.sources.base import (
 from streamtrain.ingestion.sources.column_names import column_names, column_order, names_provenance
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import Names
+from streamtrain.system.arguments import a_kind
 
 
 class IterableSource(Source):
@@ -98,7 +99,7 @@ def _columns_of(item: Mapping[str, Any]) -> dict[str, Names]:
 def _arrays(item: object, number: int, options: SourceOptions) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
     where = f"item {number} of the iterator"
     if not isinstance(item, Mapping) or not item:
-        what = f"a {type(item).__name__} is not a dict of arrays" if not isinstance(item, Mapping) else "an empty dict"
+        what = f"{a_kind(item)} is not a dict of arrays" if not isinstance(item, Mapping) else "an empty dict"
         raise InputError(what, where=where, fix='yield {"x": x, "y": y}, each with its rows first')
     named = {str(name): values for name, values in item.items()}
     arrays = {field: to_array(named[name], where) for field, name in choose_fields(named, options, where=where).items()}

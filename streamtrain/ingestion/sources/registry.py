@@ -67,6 +67,7 @@ from streamtrain.ingestion.sources.tables.roles.role_table import open_tables
 from streamtrain.ingestion.sources.text_labels import TextLabels, is_text_labels
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.columns import TARGET
+from streamtrain.system.arguments import a_kind
 from streamtrain.system.files import local_path, names_in
 from streamtrain.system.refusals import read_failure
 
@@ -320,7 +321,7 @@ def _open_memory(source: object, options: SourceOptions) -> Source:
         return _open_arrays(source, options)
     is_lone = is_array(source) or is_dask(source) or is_sparse(source) or hasattr(source, "__array__")
     if options.fields is not None and (is_lone or isinstance(source, Source)):
-        raise _no_names(f"a {type(source).__name__}")
+        raise _no_names(a_kind(source))
     if is_lone:
         return _open_arrays({"x": source}, options)
     if is_torch_dataset(source):
@@ -330,7 +331,7 @@ def _open_memory(source: object, options: SourceOptions) -> Source:
     if isinstance(source, Iterable) and not _is_listed_wrong(source):
         return IterableSource(source, options)
     raise UsageError(
-        f"a {type(source).__name__} is not a source of data",
+        f"{a_kind(source)} is not a source of data",
         why="A source is a path, a list of paths, an array, a dict of arrays or an iterable of dicts of arrays",
         fix='{"x": x, "y": y}, say',
     )

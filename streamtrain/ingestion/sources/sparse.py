@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from streamtrain.errors import InputError
 from streamtrain.store.layout import Field
+from streamtrain.system.arguments import a_kind
 from streamtrain.system.units import format_bytes
 
 
@@ -87,7 +88,7 @@ def _not_by_rows(value: Any, where: str) -> InputError:
         runs = '({"x": x[i : i + 1000].toarray(), "y": y[i : i + 1000]} for i in range(0, x.shape[0], 1000))'
         fix += f", or a run of rows at a time: {runs}"
     return InputError(
-        f"a {type(value).__name__} is sparse, and datasets are dense",
+        f"{a_kind(value)} is sparse, and datasets are dense",
         where=where,
         why="Its zeros would be stored too, which may be many times as much",
         fix=fix,

@@ -33,9 +33,7 @@ def resolve_device(device: str | torch.device | int) -> torch.device:
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise UsageError(
-            f"device {device!r} is none that torch knows", fix=Fix(_AUTO, ", cpu, cuda or cuda:0")
-        ) from error
+        raise UsageError(f"torch knows no device {device!r}", fix=Fix(_AUTO, ", cpu, cuda or cuda:0")) from error
     if resolved.type == "meta":
         raise UsageError("device 'meta' holds no data, so nothing can be trained there", fix=_AUTO)
     if resolved.type == "cuda":

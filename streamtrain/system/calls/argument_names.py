@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -53,6 +53,7 @@ _ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "block": ("chunks", "chunk_size", "chunksize", "chunk"),
         "split": ("val_split", "validation_split", "test_size", "valid_size"),
         "n_workers": ("n_jobs", "workers", "num_proc", "num_workers"),
+        "path": ("out", "filename", "fname"),
         "overwrite": ("force", "exist_ok"),
     }
 )
@@ -114,6 +115,11 @@ def unknown_argument(name: str, known: Collection[str], function: str, value: ob
     return UnknownArgument(what, why=f"Known: {', '.join(sorted(known))}", fix="use one of the known argument names")
 
 
+def names_here(name: str) -> tuple[str, ...]:
+    """Return the names of ours for an argument of another library."""
+    return _OURS.get(name, ())
+
+
 def is_misspelt(name: str, known: Collection[str]) -> bool:
     """Say whether a name is nearly one of the known ones, or another library's name for one of them."""
     return name in _OURS or name in _NEEDLESS or any(_is_near(name, each) for each in known)
@@ -133,7 +139,36 @@ def _place(name: str, function: str) -> tuple[str, str] | None:
 
 
 def _with_value(name: str, value: object) -> Argument:
-    return Argument(name, value if isinstance(value, int | float | str) else None)
+    return Argument(name, _AS_OURS.get(name, _as_it_is)(value))
+
+
+def _as_it_is(value: object) -> object:
+    return value if isinstance(value, int | float | str) else None
+
+
+def _share(value: object) -> object:
+    return {"val": value} if isinstance(value, float) and 0 < value < 1 else None
+
+
+def _flag(value: object) -> object:
+    return bool(value) if isinstance(value, int) else None
+
+
+def _number(value: object) -> object:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _auto(value: object) -> object:
+    return "auto" if value else None
+
+
+_AS_OURS: Final[Mapping[str, Callable[[object], object]]] = {
+    "split": _share,
+    "progress": _flag,
+    "patience": _number,
+    "resume": _auto,
+}
+"""Names of ours whose values are of another kind than elsewhere."""
 
 
 def _renamed(ours: str, value: object) -> Fix:

@@ -20,6 +20,7 @@ from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.schema.arrangement import arrange
 from streamtrain.store.schema.columns import ID, TARGET, Schema
 from streamtrain.store.zarr_metadata import PRIVATE, ROOT
+from streamtrain.system.arguments import a_kind
 from streamtrain.system.files import local_path
 from streamtrain.training.batch_stream import arranged, every_sample, fields_of, schema_of_stream
 from streamtrain.training.inference.frames import frame_arrays, is_frame
@@ -162,7 +163,7 @@ def _of_runs(data: Any, wanted: Wanted) -> InputBatches:
         terms = {} if reading is None else {"source": reading.lasting_bytes + reading.working_bytes}
         return InputBatches(batches=batches, n_rows=getattr(data, "n_rows", None), terms=terms)
     raise UsageError(
-        f"a {type(data).__name__} is no data to predict",
+        f"{a_kind(data)} is no data to predict",
         why="That is a dataset or its path, an array, a dict of arrays, a data frame, or batches",
         fix="an array, numpy.asarray(x) say; streamtrain.rows(..., like=model) reads raw files",
     )

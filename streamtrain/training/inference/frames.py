@@ -16,7 +16,7 @@ from streamtrain.store.schema.columns import CATEGORIES, INPUT, MISSING, Categor
 
 Array = npt.NDArray[Any]
 _MISSING, _OTHER, _FIRST = 0, 1, 2
-_RAW: Final = "streamtrain.rows(frame, like=model), which reads all that an ingest does"
+_RAW: Final = "st.rows(frame, like=model), which reads all that an ingest does; of a Trainer, like=dataset"
 
 
 def is_frame(value: Any) -> bool:
@@ -30,11 +30,9 @@ def frame_arrays(frame: Any, schema: Schema, inputs: tuple[str, ...], of: str) -
     if not names and inputs == (INPUT,):
         return {INPUT: np.asarray(frame)}
     unread = set(inputs) - {INPUT, MISSING, CATEGORIES}
-    special = [name for name, kind in schema.kinds.items() if kind != "number"]
-    special += [each.name for each in schema.categories if each.hash_size is not None]
-    if unread or special:
-        what = f"{', '.join([*sorted(unread), *special])} is more than a number or a category with a name"
-        raise UsageError(what, where=where, fix=_RAW)
+    if unread or _dates(schema) or _hashed(schema):
+        why = "Numbers, and categories by their names, are all that is taken from a data frame as it is"
+        raise UsageError(_unread(schema, unread), where=where, why=why, fix=_RAW)
     header = [str(name) for name in getattr(frame, "column_names", frame.columns)]
     needed = (*(names if INPUT in inputs else ()), *(each.name for each in schema.categories if CATEGORIES in inputs))
     check_columns(needed, header, of=of, where=where)
@@ -45,6 +43,26 @@ def frame_arrays(frame: Any, schema: Schema, inputs: tuple[str, ...], of: str) -
         codes = [_codes(frame, each, where) for each in schema.categories]
         found[CATEGORIES] = np.stack(codes, axis=1)
     return {name: found[name] for name in inputs}
+
+
+def _dates(schema: Schema) -> list[str]:
+    return [name for name, kind in schema.kinds.items() if kind != "number"]
+
+
+def _hashed(schema: Schema) -> list[str]:
+    return [each.name for each in schema.categories if each.hash_size is not None]
+
+
+def _unread(schema: Schema, unread: set[str]) -> str:
+    """Say what a model takes that is not read from a data frame here."""
+    for names, one, several in (
+        (_dates(schema), "is a date", "are dates"),
+        (_hashed(schema), "is a hashed category", "are hashed categories"),
+    ):
+        if names:
+            listed = ", ".join(map(repr, names))
+            return f"column {listed} {one}" if len(names) == 1 else f"columns {listed} {several}"
+    return f"the model takes the field {', '.join(sorted(unread))}"
 
 
 def _numbers(frame: Any, names: tuple[str, ...], schema: Schema, where: str) -> tuple[Array, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
@@ -10,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamtrain.errors import Lines, UsageError
+from streamtrain.errors import Argument, Fix, Lines, UsageError
 from streamtrain.models.normalization import InputStatistics
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field, Layout
 from streamtrain.store.schema.columns import Schema
+from streamtrain.system.arguments import a_kind
+from streamtrain.training.inference.frames import is_frame
 
 _ATTRIBUTES: Final = ("dataset", "batch_size", "seed", "shuffle")
 _BATCH: Final = 256
@@ -24,9 +27,7 @@ def check_can_train(*streams: object) -> None:
     """Refuse data that no epochs can be made of, such as arrays or a DataLoader; None and datasets are not."""
     for stream in streams:
         if stream is not None and not isinstance(stream, Dataset) and not is_stream(stream):
-            raise _no_epochs(
-                f"a {type(stream).__name__}", _source_of(stream), _batch_size_of(stream), _label_of(stream)
-            )
+            raise _no_epochs(a_kind(stream), _source_of(stream), _batch_size_of(stream), _label_of(stream))
 
 
 def is_stream(data: object) -> bool:
@@ -35,7 +36,10 @@ def is_stream(data: object) -> bool:
 
 
 def arrays_given(given: Sequence[Any]) -> UsageError:
-    """Build the error for ``fit(x, y)``: arrays in place of a stored dataset."""
+    """Build the error for ``fit(x, y)``: arrays in place of a stored dataset, or validation data without its name."""
+    if all(isinstance(each, Dataset | str | os.PathLike) or is_stream(each) for each in given[1:3]):
+        what = f"fit takes one dataset by position, and is given {len(given) - 1}"
+        return UsageError(what, fix=Fix("name the second: ", Argument("val")))
     return _no_epochs("arrays", '{"x": x, "y": y}', _BATCH)
 
 
@@ -80,7 +84,7 @@ def fields_by_name(batch: Any, names: Sequence[str]) -> Mapping[str, Any]:
         return found
     values = list(batch) if isinstance(batch, tuple | list) else [batch]
     if not values or not all(hasattr(type(each), "shape") for each in values):
-        what = f"a batch is a {type(batch).__name__}, and not tensors"
+        what = f"a batch is {a_kind(batch)}, and not tensors"
         raise UsageError(what, fix=f"yield tensors or arrays, {', '.join(names)}; or a dict of them")
     return dict(zip(names, values, strict=False))
 
@@ -117,9 +121,14 @@ class GivenBatches:
     def __init__(self, batches: Any, names: Sequence[str]) -> None:
         if isinstance(batches, Mapping):
             batches = [batches]
+        if is_frame(batches):
+            what = f"{a_kind(batches)} is not data to evaluate"
+            raise UsageError(what, why="Its columns and labels are not read yet", fix=_LIKE)
+        if _lacks(batches, names):
+            raise UsageError("the rows are without labels", why="They are a model's inputs alone", fix=_LIKE)
         if not is_batches(batches):
             named = ", ".join(f"{name!r}: {name}" for name in names)
-            what = f"a {type(batches).__name__} is not data to evaluate"
+            what = f"{a_kind(batches)} is not data to evaluate"
             why = "That is a dataset or its path, a loader, or batches with labels"
             raise UsageError(what, why=why, fix=f"{{{named}}}")
         self._names = tuple(names)
@@ -148,6 +157,15 @@ class GivenBatches:
 
     def close(self) -> None:
         """Do nothing: what is open is the caller's."""
+
+
+_LIKE: Final = 'st.ingest(frame, "new.zarr", like=dataset), and evaluate on that'
+
+
+def _lacks(rows: Any, names: Sequence[str]) -> bool:
+    """Whether these are raw rows that were read without their labels."""
+    fields = getattr(rows, "fields", ()) if hasattr(rows, "reading") else ()
+    return bool(fields) and not {*names} <= {each.name for each in fields}
 
 
 def _as_tensor(values: Any) -> Tensor:

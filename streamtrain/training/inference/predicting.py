@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import Argument, BudgetError, Fix, OutOfRange, UsageError
+from streamtrain.optim.gradients import TrainingBatch
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.columns import CATEGORIES, ID, Schema
 from streamtrain.system.arguments import check_flags, check_int, is_int
@@ -27,7 +28,7 @@ from streamtrain.training.inference.predictions import Part, PredictionForm, che
 from streamtrain.training.inference.summary import PredictionSummary
 from streamtrain.training.inference.writers.columns import array_of, no_probabilities
 from streamtrain.training.inference.writers.target import check_target, open_target, writer_terms
-from streamtrain.training.preflight import preserve_mode
+from streamtrain.training.preflight import forward, preserve_mode
 
 Array = npt.NDArray[Any]
 _COPIES_OF_BATCH: Final = 3
@@ -176,9 +177,13 @@ def _between(parts: Iterator[Part], start: int, stop: int | None) -> Generator[P
 
 
 def _parts(predictor: Predictor, found: InputBatches) -> Iterator[Part]:
-    row = found.first_row
+    row, widths = found.first_row, set[tuple[int, ...]]()
     for batch in found.batches:
         part = _part(predictor, batch, row)
+        widths.add((part.prediction if part.probabilities is None else part.probabilities).shape[1:])
+        if len(widths) > 1:
+            what = f"the model gives rows of shape {' and '.join(map(str, sorted(widths)))}"
+            raise UsageError(what, fix="a model whose rows are all of one shape")
         yield part
         row += len(part)
         del batch, part
@@ -191,19 +196,20 @@ def _part(predictor: Predictor, batch: Mapping[str, Any], row: int) -> Part:
     inputs = fields_on(predictor.device, fields, predictor.inputs)
     model = predictor.model
     narrowed = predictor.autocast
+    tensors = tuple(inputs.values())
+    given = TrainingBatch(inputs=tensors, target=tensors[0], names=tuple(inputs))
     with (
         preserve_mode(model),
         torch.inference_mode(),
         torch.autocast(predictor.device.type, dtype=narrowed) if narrowed else nullcontext(),
     ):
         model.eval()
-        output = model(*inputs.values())
-        if narrowed and isinstance(output, Tensor) and output.dtype is narrowed:
+        output = forward(model, given)
+        if narrowed and output.dtype is narrowed:
             output = output.float()
-    n = len(next(iter(inputs.values())))
-    if not isinstance(output, Tensor) or not output.ndim or len(output) != n:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UsageError(f"the model gives {shape} for {n} samples", fix="a model that gives one row a sample")
+    if not output.ndim or len(output) != len(given):
+        what = f"the model gives {tuple(output.shape)} for {len(given)} samples"
+        raise UsageError(what, fix="a model that gives one row a sample")
     id_ = np.asarray(torch.as_tensor(fields[ID]).cpu()) if ID in fields else None
     output = output if predictor.in_units is None else predictor.in_units(output)
     part = predictor.form.part(output, row, id_)

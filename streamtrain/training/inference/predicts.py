@@ -14,9 +14,7 @@ import torch
 
 from streamtrain.errors import UsageError
 from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.loader.world import OfOneProcess
 from streamtrain.models.forward import check_autocast
-from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.models.target_normalization import in_units_of_data, takes_logarithms
 from streamtrain.store.dataset import Dataset
@@ -27,7 +25,7 @@ from streamtrain.training.inference.predicting import PredictOptions, Predictor,
 from streamtrain.training.inference.predictions import form_of_loss
 from streamtrain.training.inference.summary import PredictionSummary
 from streamtrain.training.labels.facts import label_config
-from streamtrain.training.labels.learned import LearnedData
+from streamtrain.training.labels.from_data import BuiltLater
 from streamtrain.training.loop import EpochLoop
 from streamtrain.training.run_state import budget_config
 
@@ -139,19 +137,17 @@ class Predicts:
         return PublicIterator(iterate(predictor, data, options))
 
 
-class PredictsInTraining(Predicts, OfOneProcess):
+class PredictsInTraining(Predicts, BuiltLater):
     """The predictions of a trainer, on the weights in hand."""
 
     inputs: tuple[str, ...]
-    target: str
-    loss: Loss
     device: Any
     _normalized_model: NormalizedModel
     _epoch_loop: EpochLoop
-    learned: LearnedData
 
     def predictor(self) -> Predictor:
         """Return the model as it is now; its mode, and that of its parts, stays as it was."""
+        self.check_built()
         self.learned.check_known()
         schema, normalization = self.learned.schema.schema, self.learned.targets.normalization
         return Predictor(

@@ -31,7 +31,9 @@ from streamtrain.training.labels.reading import (
     settled,
 )
 
-_BUILT: Final = ("model", "loss", "optimizer", "counts")
+_BUILT: Final = ("model", "loss", "optimizer", "counts", "inputs", "way", "reads_in_order")
+_USED: Final = ("learned", "_epoch_loop", "_rule", "_learner", "_normalized_model", "_options")
+"""What a trainer's methods take of it once it is built."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +139,19 @@ class BuiltLater(OfOneProcess):
             """Say of what is not there yet when it is: this is called for what is missing alone."""
             if name in _BUILT and self._given is not None:
                 raise AttributeError(f"the trainer has no {name} yet: it follows from the data, and fit makes it")
+            if name in _USED and self._given is not None:
+                raise AttributeError(str(self._not_built()))
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def check_built(self) -> None:
+        """Refuse what needs all of the trainer, where parts of it wait for the data."""
+        if self._given is not None:
+            raise self._not_built()
+
+    def _not_built(self) -> UsageError:
+        model = self._given and self._given["model"]
+        made = f"model {model} is made" if isinstance(model, str) else "its loss is chosen"
+        return UsageError(f"the trainer is not complete yet: {made} for its training data", fix="fit first")
 
     def _build_from(self, data: object, seed: int | None) -> None:
         """Build what has waited for the data."""

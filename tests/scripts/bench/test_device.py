@@ -37,7 +37,7 @@ def test_every_way_is_measured_beside_its_limit_and_nothing_is_left(tmp_path: Pa
     ("arguments", "code", "messages"),
     [
         ((), 5, ["there is no device 'cuda'", "Found: cpu", "--device cpu shows that it runs"]),
-        (("--device", "gpu"), 2, ["device 'gpu' is none that torch knows"]),
+        (("--device", "gpu"), 2, ["torch knows no device 'gpu'"]),
     ],
 )
 def test_what_it_cannot_do_it_says(tmp_path: Path, arguments: tuple[str, ...], code: int, messages: list[str]) -> None:

@@ -37,6 +37,7 @@ from streamtrain.ingestion.sources.tables.typed_columns import (
     plain_batch,
     plain_type,
 )
+from streamtrain.system.arguments import a_kind
 
 _RUN_BYTES: Final = 1 << 20
 _HELD_BYTES: Final = 16  # of a value: as Arrow and as NumPy
@@ -90,7 +91,7 @@ def reader(value: Any) -> TableReader:
     if frame is None:
         why = "Missing values, categories, dates and the like take two passes"
         fix = "hold it in memory, pyarrow.table(x); or write it to a Parquet file"
-        raise UsageError(f"a {type(value).__name__} is read once", why=why, fix=fix)
+        raise UsageError(f"{a_kind(value)} is read once", why=why, fix=fix)
 
     def batches(names: Sequence[str]) -> Iterator[TableBatch]:
         n_done = 0

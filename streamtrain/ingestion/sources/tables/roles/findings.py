@@ -241,14 +241,11 @@ def told_at_once(error: UnfitColumns, readers: Sequence[TableReader], options: S
     shown = "; ".join(lines[:_N_TOLD]) + (
         f"; and {len(lines) - _N_TOLD:,} more columns" if len(lines) > _N_TOLD else ""
     )
-    parts: list[Any] = [arguments[0]]
-    for argument in arguments[1:]:
-        parts += [" ", argument]
     return UnfitColumns(
         error.what,
         where=error.where,
         why=f"{error.why.rstrip('. ')}. Unfit are {shown}" if error.why else f"Unfit are {shown}",
-        fix=Fix(error.fix or "correct the values", "; or, to take the table as it is, ", *parts),
+        fix=Fix(error.fix or "correct the values", "; or, to take the table as it is, ", Fix.together(arguments)),
     )
 
 
