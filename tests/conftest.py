@@ -36,12 +36,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-def pytest_collection_finish() -> None:
-    """Leave what was imported and collected out of later garbage collections, which take a third of a second each."""
-    gc.collect()
-    gc.freeze()
-
-
 def is_slow(item: pytest.Item) -> bool:
     name = getattr(item, "originalname", None) or item.name
     place = str(item.path.relative_to(TESTS)) if TESTS in item.path.parents else ""
@@ -96,6 +90,13 @@ def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that relative paths begin at is the test's own."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def settled_heap() -> None:
+    """Leave what is there before a module's tests out of their garbage collections, which took a third of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 _GRACE_SECONDS = 2.0

@@ -29,6 +29,16 @@ _COLUMNS_SHOWN: Final = 30
 _CATEGORIES_SHOWN: Final = 3
 
 
+def _is_run(path: Path) -> bool:
+    from streamtrain.system.files import is_there
+
+    try:
+        return is_there(path / "config.json")
+    except PermissionError:
+        # Opening says what may not be read.
+        return False
+
+
 @command("info", examples=("streamtrain info flights", "streamtrain info flights --split val --json"), page="tables")
 @click.argument("dest", metavar="DEST", type=DATASET_TEXT)
 @option("--split", type=Split(), metavar="NAME", help="Only this split of DEST.")
@@ -41,11 +51,11 @@ def info_command(dest: str, split: str | None, show_all: bool, as_json: bool) ->
     """
     from streamtrain.store.dataset import open_dataset, open_preferred
     from streamtrain.store.split_root import read_splits
-    from streamtrain.system.files import is_there, local_path
+    from streamtrain.system.files import local_path
 
     refuse_raw_file(dest)
     run = local_path(dest)
-    if split is None and is_there(run / "config.json"):
+    if split is None and _is_run(run):
         # Loads torch, which a dataset is shown without.
         from streamtrain.cli.preparation.run_facts import run_result, run_text
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import Argument, Fix, UsageError, unknown_name
+from streamtrain.errors import Argument, CheckpointError, Fix, UsageError, unknown_name
 from streamtrain.store.layout import Field
 
 _EXACT_IN_FLOAT32: Final = ("bool", "int8", "uint8", "int16", "uint16", "float16", "float32")
@@ -140,6 +140,15 @@ class NormalizedModel(nn.Module):
     def calls_model(self) -> bool:
         """Whether the model is simply called, neither compiled nor under autocast."""
         return self._run[0] is self.model
+
+    def put_back(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take the statistics of the inputs from a checkpoint, all of them and no others."""
+        modules = self.modules_by_input()
+        for name in {*modules, *states}:
+            before = {key: value.shape for key, value in states.get(name, {}).items()}
+            if name not in modules or before != {key: value.shape for key, value in modules[name].state_dict().items()}:
+                raise CheckpointError(f"what rescales {name} is missing, or of another shape", fix="train again")
+            modules[name].load_state_dict(states[name])
 
     def modules_by_input(self) -> dict[str, nn.Module]:
         """The modules before the inputs, by name; inputs that pass unchanged are left out."""

@@ -339,7 +339,7 @@ class RunState:
     def _put_back(self, found: Checkpoint, is_over: Callable[[Counts], bool]) -> tuple[Counts, MidEpochState | None]:
         load_weights(self._normalized_model.model, found)
         try:
-            self._put_normalization_back(found)
+            self._normalized_model.put_back(normalize_states(found))
             training = unpack(found.state[_TRAINING], found.tensors(_TRAINING))
             optimizer = self._rule.learner.optimizer
             own = {"rule": self._rule.state_dict(), "stopping": self._watch.stopping.state_dict()}
@@ -381,15 +381,6 @@ class RunState:
             n_batch_samples=found.state.get(_BATCH_SAMPLES, 0),
             random_before=training.get("random_before"),
         )
-
-    def _put_normalization_back(self, found: Checkpoint) -> None:
-        """Take the statistics of the inputs from a checkpoint, all of them and no others."""
-        modules, states = self._normalized_model.modules_by_input(), normalize_states(found)
-        for name in {*modules, *states}:
-            before = {key: value.shape for key, value in states.get(name, {}).items()}
-            if name not in modules or before != {key: value.shape for key, value in modules[name].state_dict().items()}:
-                raise CheckpointError(f"what rescales {name} is missing, or of another shape", fix="train again")
-            modules[name].load_state_dict(states[name])
 
     def _warn_of_counted_cut(self, counts: Counts, n_batches: int) -> None:
         """Warn of an epoch that an earlier version counted although max_steps had cut it short."""

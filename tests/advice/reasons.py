@@ -243,7 +243,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "training/checkpoint.py:_read_state: train again",
         "training/best/monitor.py:best_of: train again",
         "training/run_state.py:RunState._put_back: another checkpoint=",
-        "training/run_state.py:RunState._put_normalization_back: train again",
+        "models/normalization.py:NormalizedModel.put_back: train again",
     ),
     "categories and dates are followed in the tests of their modules": (
         "ingestion/sources/tables/categories.py:CategorySurvey._too_many: {}, or {} or more",

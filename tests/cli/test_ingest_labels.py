@@ -54,7 +54,9 @@ def test_99_the_same_number_for_another_class(tmp_path: Path, capsys: pytest.Cap
 
 def test_16_a_single_class_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path, make(tmp_path / "d.zarr", np.full(20, 1)), "--batch-size", "10") == 0
-    assert capsys.readouterr().err == "warning: every label is 1: of one class nothing can be learnt\n"
+    warning, *others = capsys.readouterr().err.splitlines()
+    assert warning == "warning: every label is 1: of one class nothing can be learnt"
+    assert not [line for line in others if line.startswith("warning")]
 
 
 def test_81_a_batch_of_all_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,4 +74,4 @@ def test_85_so_few_lanes_that_batches_are_of_few_classes(tmp_path: Path, capsys:
     assert "warning: with 2 lanes the labels of a batch vary up to 20.0 times" in capsys.readouterr().err
     words = ["train", path, "--model", "linear", "--batch-size", "40", "--lanes", "20"]
     assert main([*words, "--out", f"{tmp_path}/many"]) == 0
-    assert "lanes" not in capsys.readouterr().err
+    assert "warning" not in capsys.readouterr().err

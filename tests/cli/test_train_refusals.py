@@ -75,7 +75,7 @@ def test_compare_has_the_same_limits_of_threads(table: Path, capsys: pytest.Capt
         ("weight", 5, "weight is 5, and not a text or null"),
         ("target", 5, "target is 5, and not a text"),
         ("target", None, "target is None, and not a text"),
-        ("inputs", "x", "inputs is 'x', and not a list of texts"),
+        ("inputs", "x", "inputs is 'x', and not a list of at least one text"),
         ("inputs", [5], "inputs is [5]"),
         ("normalize", {"x": 1}, "and not a list of texts"),
         ("model", 5, "model is 5, and not a text"),

@@ -49,7 +49,7 @@ def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
 
 def error_of(process: subprocess.Popen[str]) -> str:
     _, error = process.communicate(timeout=60)
-    return error
+    return "".join(line for line in error.splitlines(keepends=True) if not line.startswith("hint: "))
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on() -> None:

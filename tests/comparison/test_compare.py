@@ -68,7 +68,7 @@ def test_every_rule_runs_with_every_optimizer(data: st.Dataset, tmp_path: Path) 
         assert kept.config.get("sample_path") == ("fast" if run.rule == "sample" else None)
         assert [measured["loss"] for measured in kept.measured] == [point.train.loss for point in run.points]
         assert [epoch["val_loss"] for epoch in kept.epochs] == [point.val.loss for point in run.points[1:]]
-        assert kept.memory.keys() == {"budget", "projected", "measured", "process", "terms"}
+        assert kept.memory.keys() == {"budget", "projected", "measured", "process", "above", "terms"}
     assert found.target_loss == found.runs[0].points[0].train.loss / 2
     windows = [[point.n_window for point in run.points[1:]] for run in found.runs[:3]]
     assert windows == [[90, 90], [5, 5], [1, 2]]
