@@ -73,7 +73,7 @@ def test_compare_json_with_a_surface(stored: Path, capsys: pytest.CaptureFixture
     [
         (["--rules", "bach"], 2, "unknown update rule 'bach'"),
         (["--optimizers", "adm"], 2, "unknown optimizer 'adm'"),
-        (["--rules", "batch", "--optimizers", "lbfgs"], 2, "LBFGS with update='batch'"),
+        (["--rules", "batch", "--optimizers", "lbfgs"], 2, "lbfgs with the rule 'batch'"),
         (["--lr", "sgd=fast"], 2, "--lr sgd=fast: 'fast' is not a learning rate"),
         (["--class-weight", "7=2"], 2, "unknown class '7'"),
         (["--lr", "rmsprop=1"], 2, "unknown optimizer to give a learning rate 'rmsprop'"),

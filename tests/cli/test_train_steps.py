@@ -78,7 +78,7 @@ def test_a_run_resumes_with_its_batches_and_no_others(table: Path, capsys: pytes
     ("options", "message"),
     [
         (["--schedule", "cosin"], "unknown schedule 'cosin'"),
-        (["--schedule", "step"], "Fix: --schedule-option step_size=VALUE"),
+        (["--schedule", "step"], "Fix: --schedule-option step_size=10"),
         (["--schedule-option", "gamma=0.5"], "--schedule-option or --schedule-every without --schedule"),
         (["--schedule", "step", "--schedule-option", "gamma"], "--schedule-option 'gamma' is not NAME=VALUE"),
         (["--update", "epoch", "--drop-last"], "update='epoch' with drop_last"),

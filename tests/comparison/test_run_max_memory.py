@@ -12,7 +12,7 @@ import pytest
 from compare_cases import ingested, line
 
 import streamtrain as st
-from streamtrain.comparison import run as runs
+from streamtrain.comparison import setup
 from streamtrain.comparison.compare import compare
 from streamtrain.errors import BudgetError
 from streamtrain.loader import shared_budget
@@ -107,7 +107,7 @@ def test_what_the_machine_refuses_is_said_in_terms_of_the_process(
     def refuse(*_: object, **__: object) -> None:
         raise BudgetError("2 MB are needed", fix=shared_budget.at_most("memory", 10**8))
 
-    monkeypatch.setattr(runs, "StreamLoader", refuse)
+    monkeypatch.setattr(setup, "StreamLoader", refuse)
     with pytest.raises(BudgetError, match=r"Fix: max_memory='\d+MB' or less"):
         compare(line(), data, max_memory="20GB", max_epochs=1, batch_size=20, loss="mse")
     limit = MemoryLimit(limit_bytes=10**9, free_bytes=10**8, source="memory.max")

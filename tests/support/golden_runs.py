@@ -152,13 +152,13 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The same as version 0.1.0 had it: of a trial that was not taken, the trial's own figures, and nothing said so."""
+    """The same as version 0.1.0 had it: of a trial that was not taken, the trial's own figures, unsaid, and no rate."""
     return [_of_pass(line) for line in lines(run)]
 
 
 def _of_pass(line: dict[str, Any]) -> dict[str, Any]:
     of_trial = {name.removeprefix("trial_"): value for name, value in line.items() if name.startswith("trial_")}
-    of_line = {name: value for name, value in line.items() if not name.startswith("trial")}
+    of_line = {name: value for name, value in line.items() if not name.startswith("trial") and name != "lr"}
     return {name: of_trial.get(name, value) for name, value in of_line.items()}
 
 

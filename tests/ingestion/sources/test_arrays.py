@@ -111,7 +111,7 @@ def test_bad_arrays(arrays: dict[str, Any], message: str) -> None:
     [
         ({}, "at least one"),
         ({1: np.zeros(3)}, "named by text"),
-        (7, "a int is not a source"),
+        (7, "an int is not a source"),
         (None, "a NoneType is not a source"),
         ([np.zeros(3), np.zeros(3)], "a list is not a source"),
         (b"x.npy", "a bytes is not a source"),
