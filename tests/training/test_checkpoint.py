@@ -70,7 +70,7 @@ def test_a_taken_folder_is_refused(run: Path) -> None:
 
 
 def test_no_run_names_those_beside_it(run: Path) -> None:
-    with pytest.raises(CheckpointError, match=rf"no such folder. Fix: (one of |did you mean '){run}") as caught:
+    with pytest.raises(CheckpointError, match=rf"no such folder. Fix: (give |one of |did you mean '){run}") as caught:
         read_config(run.parent / "2")
     assert caught.value.exit_code == 6
 
