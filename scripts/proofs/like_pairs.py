@@ -37,7 +37,7 @@ CHANGES: Final = (
     *("none", "none", "none", "none", "category", "missing", "further"),
     *("class", "left_out", "renamed", "type", "date", "number"),
 )
-"""What is otherwise in the second table; the first five it may be ingested with, and "missing" of a column."""
+"""Differences of the second table; the first five it may be ingested with, and "missing" of a column."""
 
 Table = dict[str, list[str]]
 

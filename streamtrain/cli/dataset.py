@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from streamtrain.cli.manual.sections import command, option
-from streamtrain.cli.manual.values import DATASET_TEXT, Split
+from streamtrain.cli.commands.sections import command, option
+from streamtrain.cli.commands.values import DATASET_TEXT, Split
 from streamtrain.cli.output import command_line, emit, is_quiet, json_option, label_text, stored_facts, task_facts
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.errors import DamagedBlock, DatasetError, Lines

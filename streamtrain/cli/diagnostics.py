@@ -10,8 +10,8 @@ from typing import Final
 
 import click
 
-from streamtrain.cli.manual.sections import command, option
-from streamtrain.cli.manual.values import DATASET, RUN
+from streamtrain.cli.commands.sections import command, option
+from streamtrain.cli.commands.values import DATASET, RUN
 from streamtrain.cli.options import which_option
 from streamtrain.cli.output import as_command_line, emit, json_option, note
 from streamtrain.errors import CheckpointError, Fix, Lines, ResourceError, UsageError

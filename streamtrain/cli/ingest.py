@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from streamtrain.cli.manual.sections import command, option
-from streamtrain.cli.manual.values import CODECS, DATASET_TEXT, FILE, MISSING, SIZE, TASKS, Choice, Suggestion
+from streamtrain.cli.commands.sections import command, option
+from streamtrain.cli.commands.values import CODECS, DATASET_TEXT, FILE, MISSING, SIZE, TASKS, Choice, Suggestion
 from streamtrain.cli.output import (
     as_command_line,
     emit,

@@ -24,8 +24,8 @@ from typing import Final, TextIO
 import click
 from click.shell_completion import CompletionItem
 
-from streamtrain.cli.manual.sections import Context, names_of
-from streamtrain.cli.manual.values import COMPLETION
+from streamtrain.cli.commands.sections import Context, names_of
+from streamtrain.cli.commands.values import COMPLETION
 from streamtrain.cli.output import error_text, has_color, note, option_name, verbosity_options, warning_text
 from streamtrain.errors import Lines, ResourceError, StreamtrainError, nearest_name, printable, unknown_name
 from streamtrain.system.calls.argument_names import names_here
@@ -63,8 +63,8 @@ GROUPS: Final = {
 _MODULES: Final = {
     **dict.fromkeys(("info", "repair", "verify"), "dataset"),
     **dict.fromkeys(("report", "profile", "doctor"), "diagnostics"),
-    **dict.fromkeys(("train", "compare"), "manual.training_commands"),
-    **dict.fromkeys(("evaluate", "predict", "export"), "manual.inference_commands"),
+    **dict.fromkeys(("train", "compare"), "commands.training_commands"),
+    **dict.fromkeys(("evaluate", "predict", "export"), "commands.inference_commands"),
     **{name: f"manual.{name}" for name in ("guide", "completion")},
 }
 """Command name -> the module of `streamtrain.cli` that declares it, where that has another name."""

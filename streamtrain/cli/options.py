@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
 
-from streamtrain.cli.manual import values
-from streamtrain.cli.manual.sections import option
-from streamtrain.cli.manual.values import DATASET, FILE, SIZE, SIZE_OR_AUTO, Choice, Code, Suggestion
+from streamtrain.cli.commands import values
+from streamtrain.cli.commands.sections import option
+from streamtrain.cli.commands.values import DATASET, FILE, SIZE, SIZE_OR_AUTO, Choice, Code, Suggestion
 from streamtrain.cli.output import note
 from streamtrain.errors import UsageError
 from streamtrain.optim.step_options import StepOptions

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from streamtrain.cli.manual.sections import command, option
-from streamtrain.cli.manual.values import DATASET, SIZE
+from streamtrain.cli.commands.sections import command, option
+from streamtrain.cli.commands.values import DATASET, SIZE
 from streamtrain.cli.output import emit, json_option
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.errors import Lines
@@ -162,7 +162,7 @@ _TERMS: Final = {
     "pages": "memory that is mapped in whole pages",
     "device": "blocks and batches on the device",
 }
-"""What is in each term of the memory."""
+"""The contents of each term of the memory."""
 _AS_GOOD: Final = 1.05
 """A ratio to a full reshuffle below which it is called as good."""
 

@@ -40,7 +40,7 @@ def a_comparison_of_line_searches(w: World) -> None:
 
 @world(
     "comparison/settings.py:ComparisonSettings._check_lr: each one once",
-    "cli/manual/training_commands.py:_parse_rates: --lr 0.1,0.03 or --lr sgd=0.1,adam=0.001, say",
+    "cli/commands/training_commands.py:_parse_rates: --lr 0.1,0.03 or --lr sgd=0.1,adam=0.001, say",
 )
 def learning_rates(w: World) -> None:
     typed(w, f"{COMPARE} --rules batch --lr fast")

@@ -111,7 +111,7 @@ def test_the_remedy_that_is_named_works(made: Path) -> None:
 def accuracy(run: Path, dataset: Path) -> Any:
     from click.testing import CliRunner
 
-    from streamtrain.cli.manual.inference_commands import evaluate_command
+    from streamtrain.cli.commands.inference_commands import evaluate_command
 
     told = CliRunner().invoke(evaluate_command, [str(run), str(dataset), "--json"], catch_exceptions=False)
     return json.loads(told.stdout)["accuracy"]

@@ -19,6 +19,7 @@ from streamtrain.errors import (
     DatasetError,
     InputError,
     StreamtrainError,
+    UnknownArgument,
     UnknownName,
     UsageError,
 )
@@ -130,7 +131,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
     _refused(UsageError, 2, "number and a unit", source, path, memory="512")
     _refused(UsageError, 2, "block is 0; it must be positive", source, path, block=0)
     _refused(UnknownName, 2, "unknown codec 'lz5'", source, path, codec="lz5")
-    _refused(UnknownName, 2, "did you mean 'columns'", source, path, colums=("a",))
+    _refused(UnknownArgument, 2, "did you mean 'columns'", source, path, colums=("a",))
     _refused(UsageError, 2, "dtype='float32'", source, path, dtype="flot32")
     _refused(UsageError, 2, "positive integer", source, path, n_workers=0)
 

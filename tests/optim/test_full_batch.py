@@ -274,7 +274,7 @@ def test_other_rules_are_refused(update: str, optimizer: str) -> None:
         ({"optimizer": "adam", "grad_tolerance": 1e-3}, "grad_tolerance with Adam"),
         ({"clip_grad_norm": 1.0}, "clip_grad_norm with LBFGS"),
         ({"history_size": 0}, "history_size is 0"),
-        ({"max_iter": 20}, "lbfgs takes no 'max_iter'"),
+        ({"max_iter": 20}, "unknown argument 'max_iter' of Trainer"),
         ({"l2": -1.0}, "l2 is -1.0"),
     ],
 )

@@ -1,1 +1,1 @@
-"""The command line explains itself: help, the guide, completion."""
+"""streamtrain guide and completion: the manual and the shell's completion, printed."""

@@ -8,8 +8,8 @@ from typing import Final
 import click
 from click.shell_completion import ShellComplete, get_completion_class, shell_complete
 
-from streamtrain.cli.manual.sections import command
-from streamtrain.cli.manual.values import COMPLETION, Choice
+from streamtrain.cli.commands.sections import command
+from streamtrain.cli.commands.values import COMPLETION, Choice
 from streamtrain.cli.output import emit, json_option
 from streamtrain.errors import Lines, UsageError
 

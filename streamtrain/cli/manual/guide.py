@@ -11,8 +11,8 @@ from typing import Final
 import click
 from click.shell_completion import CompletionItem
 
-from streamtrain.cli.manual.sections import command
-from streamtrain.cli.manual.values import ValueType
+from streamtrain.cli.commands.sections import command
+from streamtrain.cli.commands.values import ValueType
 from streamtrain.cli.output import emit, json_option, print_text
 from streamtrain.errors import Lines, unknown_name
 

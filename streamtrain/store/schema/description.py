@@ -81,7 +81,7 @@ class _Missing:
 
 
 _ROWS: Final = {"rows": 1, "unlabelled": -1, "dropped": -1}
-"""What a table's entry says of its rows: all of them, and those that are not stored."""
+"""Entries of a table about its rows: all of them, and those that are not stored."""
 
 
 def _count(found: object) -> int:

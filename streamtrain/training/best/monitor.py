@@ -35,7 +35,7 @@ _OR_VAL: Final = Fix(
     *(Argument("split"), " at ingest sets aside (val=0.1, say)"),
 )
 _MODE_OF: Final = dict.fromkeys(_SMALLEST, "min") | dict.fromkeys(_LARGEST, "max")
-"""Whether a metric is best at its smallest or its largest."""
+"""The ways a metric can be best: at its smallest, or at its largest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ from streamtrain.training.labels.reading import (
 
 _BUILT: Final = ("model", "loss", "optimizer", "counts", "inputs", "way", "reads_in_order")
 _USED: Final = ("learned", "_epoch_loop", "_rule", "_learner", "_normalized_model", "_options")
-"""What a trainer's methods take of it once it is built."""
+"""Parts of a trainer that its methods need, there once it is built."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from streamtrain.training.records.history import EpochSummary, Stopwatch
 from streamtrain.training.run_folder import Run
 
 Labels = tuple[Tensor, Tensor | None]
-"""What the outputs of a batch are scored with: labels in the data's own units, and the samples' weights."""
+"""The other side of a batch's outputs in a score: labels in the data's own units, and the samples' weights."""
 
 
 class EpochRecorder:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from streamtrain.cli.commands import values
 from streamtrain.cli.main import COMMANDS, main
-from streamtrain.cli.manual import values
 
 BIN = Path(sys.executable).parent
 

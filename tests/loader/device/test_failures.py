@@ -181,7 +181,7 @@ def test_a_device_that_fails_in_a_step_is_no_misfit(dataset, error):
         for act in (lambda: trainer.fit(loader, max_epochs=1, progress=False), lambda: trainer.evaluate(loader)):
             with pytest.raises(DeviceError, match=r"cpu: the device failed: .*Fix: ") as caught:
                 act()
-            assert caught.value.__cause__ is error
+            assert caught.value.cause is error
         trainer.model.fails = False
         trainer.fit(loader, max_epochs=1, progress=False)
         assert trainer.counts.n_epochs == 1

@@ -11,7 +11,7 @@ import pytest
 from streamtrain.store.schema.task import Labels, task_of
 
 COLUMNS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("public_columns.json").read_text())
-"""What `scripts/proofs/public_columns.py` found in packages that hold them, and what each column is."""
+"""Columns that `scripts/proofs/public_columns.py` found in packages that hold them, and what each column is."""
 
 
 def task_by_rule(column: dict[str, Any]) -> str | None:

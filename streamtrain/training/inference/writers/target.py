@@ -42,7 +42,7 @@ def buffer_bytes(memory: int) -> int:
 
 
 _ENCODING_BYTES: Final = {".parquet": 10_000_000, ".zarr": 10_000_000}
-"""What Arrow, or encoding and flushing blocks, takes besides the rows, measured."""
+"""Memory of Arrow, or of encoding and flushing blocks, besides the rows, measured."""
 
 
 def writer_terms(kind: str | None, memory: int) -> dict[str, int]:

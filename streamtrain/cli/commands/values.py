@@ -195,7 +195,7 @@ class Code(ValueType):
 
 DATASET: Final = Folder(_MANIFESTS, path_type=Path)
 DATASET_TEXT: Final = Folder(_MANIFESTS, readable=False)
-"""Where the library is given the text as it was typed."""
+"""A dataset that the library is given as it was typed."""
 RUN: Final = Folder(_CONFIG, path_type=Path)
 FILE: Final = click.Path(readable=False)
 SIZE: Final = Size()

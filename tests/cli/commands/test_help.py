@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from streamtrain.cli.commands import training_commands, values
+from streamtrain.cli.commands.sections import Command
 from streamtrain.cli.main import COMMANDS, GROUPS, _cli, main
-from streamtrain.cli.manual import training_commands, values
 from streamtrain.cli.manual.guide import guide_pages
-from streamtrain.cli.manual.sections import Command
 from streamtrain.comparison.settings import EVERY_OPTIMIZER
 from streamtrain.ingestion.sources.tables.table_options import _HEADERS
 from streamtrain.models.factory import MODELS

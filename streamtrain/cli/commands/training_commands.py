@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import click
 
-from streamtrain.cli.manual import values
-from streamtrain.cli.manual.sections import command, option
-from streamtrain.cli.manual.values import DATASET, SIZE, SIZE_OR_AUTO, Choice, Code, Names, Suggestion
+from streamtrain.cli.commands import values
+from streamtrain.cli.commands.sections import command, option
+from streamtrain.cli.commands.values import DATASET, SIZE, SIZE_OR_AUTO, Choice, Code, Names, Suggestion
 from streamtrain.cli.options import (
     DEVICE_HELP,
     FIELD_OPTIONS,

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import click
 
-from streamtrain.cli.manual import values
-from streamtrain.cli.manual.sections import command, option
-from streamtrain.cli.manual.values import FILE, RUN, SIZE, Code, Split, Suggestion
+from streamtrain.cli.commands import values
+from streamtrain.cli.commands.sections import command, option
+from streamtrain.cli.commands.values import FILE, RUN, SIZE, Code, Split, Suggestion
 from streamtrain.cli.options import DEVICE_HELP, which_option
 from streamtrain.cli.output import json_option
 
@@ -28,7 +28,7 @@ _TEXT_OPTIONS: Final = (
     option("--na-values", metavar="A,B", section=_TEXT, help="Text: words that mean missing."),
     option("--fields", metavar="x=A,y=B", section=_TEXT, help=".npz: the members that become fields x, y, ..."),
 )
-"""How raw text is written, and what raw arrays are called, where it is not as by default."""
+"""The form of raw text, and the names of raw arrays, where they are not the default."""
 
 
 def _with_text_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,10 +11,10 @@ import click
 import pytest
 import torch
 
+from streamtrain.cli.commands import values
+from streamtrain.cli.commands.sections import names_of
 from streamtrain.cli.main import COMMANDS, _cli, main
-from streamtrain.cli.manual import values
 from streamtrain.cli.manual.guide import guide_pages
-from streamtrain.cli.manual.sections import names_of
 from streamtrain.errors import DatasetError, UnknownName, nearest_name
 from streamtrain.optim.optimizers import build_optimizer
 from streamtrain.store.dataset import open_dataset
