@@ -17,6 +17,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import torch
+from open_file_limits import at_most, nothing_left
 from PIL import Image
 from shown import typed, works
 from torch import nn
@@ -251,6 +252,19 @@ def test_a_run_that_diverges_names_a_lower_rate() -> None:
     assert "--lr" in err
 
 
+def test_a_comparison_that_diverges_names_the_step_and_a_lower_rate() -> None:
+    data = st.ingest({"x": X * 1e4, "y": X[:, 0] * 1e4}, "d.zarr")
+    words = "--model linear --rules batch --optimizers sgd --epochs 3 --normalize none --memory 16MB"
+    said = accepted(f"compare d.zarr {words} --lr 10 --out c")
+    assert re.search(r"diverged batch, sgd: after epoch \d, step \d: the loss is \w+\.", said), said
+    [option] = re.findall(r"(--lr [\d.e-]+)\.\n", said)
+    assert "diverged" not in accepted(f"compare d.zarr {words.replace(' 3', ' 1')} {option} --out e")
+    with pytest.raises(st.DivergedError, match=r"step \d+: the loss is .* Fix: .*lr="):
+        st.Trainer(nn.Linear(4, 1), loss="mse", optimizer="sgd", lr=10, normalize=None, device="cpu").fit(
+            data, max_epochs=3, memory="16MB"
+        )
+
+
 def test_a_budget_too_small() -> None:
     st.ingest({"x": X, "y": Y}, "d.zarr")
     err = refused("train d.zarr --model linear --epochs 1 --max-memory 50MB", 5)
@@ -293,3 +307,41 @@ def test_what_works_without_a_word() -> None:
         trainer.fit(data, max_epochs=1, memory="16MB")
         with torch.no_grad():
             assert trainer.evaluate(data).n_samples == 60
+
+
+def test_fewer_open_files_than_shards_are_no_damage() -> None:
+    st.ingest({"x": X.repeat(40, 0), "y": Y.repeat(40)}, "d.zarr", block="512B", shard="1KB")
+    accepted(TRAIN)
+    with at_most(16):
+        accepted("evaluate run d.zarr")
+        accepted("verify d.zarr --full")
+    with at_most(0), nothing_left():
+        for command in ("evaluate run d.zarr", "verify d.zarr --full"):
+            err = refused(command, 5)
+            assert "ulimit -n" in err
+            assert "damaged" not in err
+        with pytest.raises(st.StreamtrainError, match="ulimit -n") as caught:
+            st.verify("d.zarr")
+    assert caught.value.exit_code == 5
+
+
+def test_slices_of_a_run_add_up() -> None:
+    data = st.ingest({"x": X, "y": Y}, "d.zarr")
+    line = "train d.zarr --model linear --batch-size 8 --memory 16MB --out run"
+    assert re.search(r"\n +1 +5 .*partial\n", accepted(f"{line} --max-steps 5"))
+    said = accepted(f"{line} --max-steps 10 --resume")
+    assert re.search(r"\n +1 +8 .*\n +2 +10 .*partial\n", said), "the cut epoch goes on"
+    trainer = st.Trainer(nn.Linear(4, 3), loss="cross_entropy", device="cpu")
+    with st.StreamLoader(data, batch_size=8, memory="16MB") as loader:
+        assert trainer.fit(loader, max_steps=5).counts.n_steps == 5
+        assert trainer.fit(loader, max_steps=10).counts.n_steps == 10
+
+
+def test_the_terms_of_a_plan_are_explained() -> None:
+    st.ingest({"x": X.repeat(40, 0), "y": Y.repeat(40)}, "d.zarr", block="2KB")
+    lines = accepted("plan d.zarr --batch-size 32").splitlines()
+    terms = [line for line in lines if line.startswith("         ") and re.search(r"\d (B|KB|MB) ", line)]
+    assert len(terms) >= 6
+    assert all(re.search(r"\d (B|KB|MB)  [a-z ]{10,}", line) for line in terms), terms
+    assert "1 blocks" not in "\n".join(lines)
+    assert "as good as a full reshuffle" in "\n".join(lines)
