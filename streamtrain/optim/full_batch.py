@@ -130,20 +130,23 @@ class FullBatchRule(EpochRule):
     def learn(self, batch: TrainingBatch, max_steps: int | None = None) -> BatchResult:
         if self._before_trial is None:
             self._first_batch = check_deterministic(self.learner.model, batch, self._first_batch)
-            self._before_trial = self._advance() or copy_weights(self.learner.parameters)
-            self._look_where_it_is()
+            self._go_to_trial()
         learned = super().learn(batch, max_steps)
         self._loss.add(learned.loss * learned.weight)
         return learned if self._checks else replace(learned, is_trial=True)
 
     def end_epoch(self) -> None:
         """Note J and its gradient, and take the step that they make possible."""
-        divisor = put_mean(self._sum, self.learner, check=self._checks)
+        if self._before_trial is None and self.exchange.world_size > 1:
+            # More ranks than blocks: this one had no batch.
+            self._go_to_trial()
+        divisor = put_mean(self._sum, self.learner, exchange=self.exchange, check=self._checks)
         if not divisor:
             return
+        [loss] = self.exchange.add([self._loss.value])
         parameters = self.learner.parameters
         add_penalty(parameters, self.learner.l2)
-        self.objective = self._loss.value / divisor + penalty(parameters, self.learner.l2)
+        self.objective = loss / divisor + penalty(parameters, self.learner.l2)
         self.grad_norm = grad_norm(parameters)
         at = self._measured_at = digest(parameters)
         if self._checks and not math.isfinite(self.objective):
@@ -203,6 +206,11 @@ class FullBatchRule(EpochRule):
         with weights_kept(self.learner.parameters):
             put_weights(self.learner.parameters, self._before_trial)
             yield
+
+    def _go_to_trial(self) -> None:
+        """Go to the weights that the optimizer asks for next."""
+        self._before_trial = self._advance() or copy_weights(self.learner.parameters)
+        self._look_where_it_is()
 
     def _look_where_it_is(self) -> None:
         """Note whether the pass is at a trial, whose values need not be finite."""
@@ -272,6 +280,7 @@ class FullBatchRule(EpochRule):
             "trial": None if self._before_trial is None else copy_weights(self.learner.parameters),
             "loss": self._loss.state(),
             "first_batch": self._first_batch,
+            **({"world_size": self.exchange.world_size} if self.exchange.world_size > 1 else {}),
             "begins_anew": self._begins_anew,
             "stuck": self.stuck,
             "settled": self.settled,
@@ -291,7 +300,9 @@ class FullBatchRule(EpochRule):
         self._scale = state.get("scale", SCALE)
         self._put_trial(state.get("trial"), state.get("before_trial"))
         self._loss = ExactSum(*state["loss"])
-        self._first_batch = state["first_batch"]
+        # Other ranks begin a pass with other batches.
+        alone = self.exchange.world_size == 1 and state.get("world_size", 1) == 1
+        self._first_batch = state["first_batch"] if alone else None
         self._begins_anew = state["begins_anew"]
         self.stuck = state["stuck"]
         self.settled = state["settled"]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from streamtrain.errors import Argument, Fix, UsageError
 from streamtrain.models.real_view import as_real
+from streamtrain.optim.exchange import Exchange
 from streamtrain.system.arguments import check_choice
 
 GRAD_SUM_DTYPES: Final = ("float64", "compensated", "float32")
@@ -81,6 +82,23 @@ class GradientSum:
         if self._dtype == "compensated":
             self._remainders[i] = torch.zeros_like(gradient, dtype=kind)
 
+    def add_over(self, exchange: Exchange, parameters: Sequence[nn.Parameter]) -> None:
+        """Add up the sums of all ranks, each of which then has the same."""
+        if exchange.world_size == 1:
+            return
+        self._weight, *n_ranks = exchange.add([self._weight, *(float(i in self._sums) for i in range(len(parameters)))])
+        for i in (i for i, n in enumerate(n_ranks) if n and i not in self._sums):
+            self._begin(i, as_real(parameters[i]).detach())
+        # What the ranks' compensated sums have to tell one another needs more digits than float32.
+        sums = {i: self._total(i) if i not in self._remainders else self._wide_total(i) for i in sorted(self._sums)}
+        exchange.add_tensors(list(sums.values()))
+        self._sums, self._remainders = sums, {}
+
+    def _wide_total(self, i: int) -> Tensor:
+        if self._sums[i].device.type == "mps":
+            return self._total(i)
+        return self._sums[i].double() + self._remainders[i]
+
     def put(self, parameters: Sequence[nn.Parameter], divisor: float = 1.0) -> None:
         """Put each sum, divided once, in place of its parameter's gradient, and begin anew."""
         for i, parameter in enumerate(parameters):
@@ -102,6 +120,17 @@ class GradientSum:
         self._weight = state["weight"]
         self._sums = _placed(parameters, state["sums"])
         self._remainders = _placed(parameters, state["remainders"])
+
+
+def joined_sums(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Add up what several sums return as their ``state_dict``."""
+    joined: dict[str, Any] = {"weight": sum(each["weight"] for each in states), "sums": {}, "remainders": {}}
+    for kind in ("sums", "remainders"):
+        for each in states:
+            for i, tensor in each[kind].items():
+                joined[kind][i] = joined[kind][i] + tensor if i in joined[kind] else tensor
+    joined["weight"] = float(joined["weight"])
+    return joined
 
 
 def _placed(parameters: Sequence[nn.Parameter], tensors: dict[int, Tensor]) -> dict[int, Tensor]:
@@ -149,6 +178,11 @@ class ExactSum:
         larger, smaller = (self._total, term) if abs(self._total) >= abs(term) else (term, self._total)
         self._lost += (larger - total) + smaller
         self._total = total
+
+    def merge(self, other: ExactSum) -> None:
+        """Add the terms of another sum."""
+        for term in other.state():
+            self.add(term)
 
     def state(self) -> list[float]:
         """The two numbers from which the sum is made again."""

@@ -222,6 +222,8 @@ class BatchResult:
     is_trial: bool = False
     # Samples that an earlier call took in, before the run was cut short inside the batch.
     n_before: int = 0
+    # Of the batch of all ranks, where they were exchanged: the mean loss, the weight, and the number of samples.
+    of_all: tuple[float, float, int] | None = None
 
     @property
     def n_samples(self) -> int:
@@ -244,6 +246,9 @@ def batch_gradient(
     ``summed``. With ``check`` a loss or a gradient that is not finite is a DivergedError.
     """
     learner.optimizer.zero_grad(set_to_none=True)
+    if not len(batch):
+        # A rank's share of a last batch of fewer samples than there are ranks.
+        return BatchResult(loss=0.0, output=batch.target, target=batch.target, weight=0.0, sample_weights=batch.weight)
     output: Tensor = learner.model(*batch.inputs)
     measured, weights = (learner.loss.total if summed else learner.loss.objective)(output, batch.target, batch.weight)
     factor = None if scale is None else torch.full_like(measured, scale)

@@ -13,21 +13,27 @@ torch's own and cancel there, as in torch; with ``reduction="sum"`` they do not.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from streamtrain.optim.gradient_sum import GradientSum
+from streamtrain.models.real_view import as_real
+from streamtrain.optim.exchange import ALONE, Exchange, refuse_sparse
+from streamtrain.optim.gradient_sum import GradientSum, joined_sums
 from streamtrain.optim.gradients import (
     BatchResult,
     Learner,
     TrainingBatch,
     add_penalty,
     batch_gradient,
+    check_finite,
     check_finite_sum,
     grad_norm,
+    gradient_sizes,
 )
 
 Figures = dict[str, float | None]
@@ -45,6 +51,8 @@ class UpdateRule(ABC):
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
+        # With the other ranks of a training that share its batches.
+        self.exchange: Exchange = ALONE
         self.n_steps = 0
         # The norm of the whole dataset's gradient at the last step; under the rule epoch alone.
         self.grad_norm: float | None = None
@@ -121,6 +129,10 @@ class UpdateRule(ABC):
         """Resume from a ``state_dict``."""
         self.n_steps = state["n_steps"]
 
+    def joined(self, states: Sequence[dict[str, Any]], *, is_first: bool) -> dict[str, Any]:
+        """Join the states of several ranks: the first of the new ones gets what all of them have summed."""
+        return states[0]
+
     def _step(self) -> None:
         """Step on the mean gradient with the penalty's added."""
         if self.learner.l2:
@@ -162,6 +174,9 @@ class BatchRule(UpdateRule):
         self._sum.load_state_dict(self.learner.parameters, state["sum"])
         self._n_waiting = state["n_waiting"]
 
+    def joined(self, states: Sequence[dict[str, Any]], *, is_first: bool) -> dict[str, Any]:
+        return states[0] | {"sum": joined_sums([each["sum"] for each in states] if is_first else [])}
+
     def abandon(self) -> None:
         self._sum.clear()
         self._n_waiting = 0
@@ -174,9 +189,12 @@ class BatchRule(UpdateRule):
         return -(-n_batches // self._accumulate)
 
     def learn(self, batch: TrainingBatch, max_steps: int | None = None) -> BatchResult:
-        seen = batch_gradient(self.learner, batch, summed=self._accumulate > 1)
+        is_shared = self.exchange.world_size > 1
+        seen = batch_gradient(self.learner, batch, summed=is_shared or self._accumulate > 1, check=not is_shared)
+        if is_shared:
+            seen = self._exchanged(seen)
         if self._accumulate == 1:
-            if seen.weight:
+            if seen.weight if seen.of_all is None else seen.of_all[1]:
                 self._step()
         else:
             _add(self._sum, self.learner, seen)
@@ -185,9 +203,33 @@ class BatchRule(UpdateRule):
                 self.end_epoch()
         return seen
 
+    def _exchanged(self, seen: BatchResult) -> BatchResult:
+        """Exchange the loss of a batch, and its gradient where a step follows, whose mean all ranks then have."""
+        exchange, parameters = self.exchange, self.learner.parameters
+        if not seen.weight:
+            # The gradient is 0, or 0 times what is not finite.
+            self.learner.optimizer.zero_grad(set_to_none=True)
+        refuse_sparse(parameters)
+        has_gradient = [float(parameter.grad is not None) for parameter in parameters]
+        told = [seen.loss * seen.weight if seen.weight else 0.0, seen.weight, float(seen.n_samples), *has_gradient]
+        loss, weight, n_samples, *n_ranks = exchange.add(told)
+        mean = loss / weight if weight else 0.0
+        if self._accumulate == 1 and weight:
+            some = [parameter for parameter, n in zip(parameters, n_ranks, strict=True) if n]
+            for parameter in some:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            gradients = [as_real(parameter.grad) for parameter in some if parameter.grad is not None]
+            exchange.add_tensors(gradients)
+            torch._foreach_div_(gradients, 1.0 if self.learner.loss.summed else weight)
+            check_finite(mean, [float(size) for size in gradient_sizes(parameters)], parameters)
+        elif weight:
+            check_finite(mean, [float(size) for size in gradient_sizes(parameters)], parameters)
+        return replace(seen, of_all=(mean, weight, round(n_samples)))
+
     def end_epoch(self) -> None:
         self._n_waiting = 0
-        if put_mean(self._sum, self.learner):
+        if put_mean(self._sum, self.learner, exchange=self.exchange):
             self._step()
 
 
@@ -222,7 +264,7 @@ class EpochRule(UpdateRule):
         return seen
 
     def end_epoch(self) -> None:
-        if not put_mean(self._sum, self.learner):
+        if not put_mean(self._sum, self.learner, exchange=self.exchange):
             return
         add_penalty(self.learner.parameters, self.learner.l2)
         self.grad_norm = grad_norm(self.learner.parameters)
@@ -235,12 +277,13 @@ def _add(total: GradientSum, learner: Learner, seen: BatchResult) -> None:
         total.add(learner.parameters, seen.weight)
 
 
-def put_mean(total: GradientSum, learner: Learner, *, check: bool = True) -> float:
+def put_mean(total: GradientSum, learner: Learner, *, exchange: Exchange = ALONE, check: bool = True) -> float:
     """Leave the mean gradient, or the summed loss's own, in the parameters; return what the sum was divided by.
 
-    That is 0 where nothing summed has a weight; then the parameters keep their gradients. With ``check`` a sum that is
-    not finite is a DivergedError.
+    The sum is that of all ranks. It is divided by 0 where nothing summed has a weight; then the parameters keep their
+    gradients. With ``check`` a sum that is not finite is a DivergedError.
     """
+    total.add_over(exchange, learner.parameters)
     if not total.weight:
         total.clear()
         return 0.0

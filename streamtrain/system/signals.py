@@ -30,10 +30,10 @@ class DeferredSignals:
     def __init__(self) -> None:
         self.number: int | None = None
 
-    def stop_if_asked(self, saved: Path | None) -> None:
-        """Raise `Interrupted` if a signal came."""
-        if self.number is not None:
-            raise Interrupted(self.number, str(saved) if saved else None)
+    def stop(self, number: int | None, saved: Path | None) -> None:
+        """Raise `Interrupted` if a signal asked for it, here or at another rank."""
+        if number is not None:
+            raise Interrupted(number, str(saved) if saved else None)
 
     def _take(self, number: int, _: FrameType | None) -> None:
         if self.number is not None:

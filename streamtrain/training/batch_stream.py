@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import Argument, Fix, InputError, StreamtrainWarning, UnknownName, UsageError, unknown_name
-from streamtrain.loader.world import present_rank
 from streamtrain.models.losses import Loss
 from streamtrain.models.normalization import InputStatistics, Normalize, normalize_field
 from streamtrain.models.table_inputs import is_scaled
 from streamtrain.optim.gradients import BadWeightError, TrainingBatch, waits_for_reads
 from streamtrain.shuffle.order import I64
-from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
 from streamtrain.store.schema.arrangement import AS_IT_IS, Arrangement, arrange
 from streamtrain.store.schema.columns import INPUT, TARGET, Schema
@@ -61,18 +59,6 @@ class BatchStream(Protocol):
     def set_epoch(self, epoch: int, /) -> None: ...
     def sequential(self) -> BatchStream: ...
     def close(self) -> None: ...
-
-
-def check_one_process(data: object) -> None:
-    """Refuse a loader's share of the batches, and a dataset whose loader would be dealt one."""
-    # A stream of the user's own, without a world size, is whatever its author made it.
-    world_size = present_rank().world_size if isinstance(data, Dataset) else getattr(data, "world_size", 1)
-    if world_size > 1:
-        raise UsageError(
-            f"a Trainer works in one process, and {world_size} share the batches of its loader",
-            why="It does not exchange gradients or metrics between ranks",
-            fix="a loop of your own with DistributedDataParallel, or a loader of all samples: rank=0, world_size=1",
-        )
 
 
 def fields_of(batch: Any) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from streamtrain.training.metrics.running import Metrics
 from streamtrain.training.progress import Counts, Totals, run_length
 from streamtrain.training.records.history import EpochSummary, History, epoch_line, head_of
 from streamtrain.training.records.recorder import EpochRecorder
-from streamtrain.training.run_folder import NullRunFolder, Run, epochs_backwards
+from streamtrain.training.run_folder import FollowedRun, Run, RunFolder, epochs_backwards
 from streamtrain.training.run_state import ResumePoint, RunState
 
 
@@ -68,10 +68,12 @@ class Fitting:
         """Train epoch by epoch, from where the run was if it is resumed."""
         loop, state, summaries = self.loop, self.state, list[EpochSummary]()
         quiet = nullcontext(DeferredSignals())
-        with plan.progress as bar, quiet if isinstance(self.run, NullRunFolder) else defer_signals() as interrupts:
+        is_kept = isinstance(self.run, RunFolder | FollowedRun)
+        with plan.progress as bar, defer_signals() if is_kept else quiet as interrupts:
             restored = state.restore(is_over=plan.totals.reached_by, tell=plan.on_resume) if plan.resumes else None
             loop.resume(stream, restored)
             self._look_back(stream, plan)
+            self.rule.exchange.asked = lambda: interrupts.number
             resumed_from_batch = loop.counts.n_batches if plan.resumes else 0
             while not (loop.is_cut or plan.totals.reached_by(loop.counts) or self.watch.ended_by(self.rule)):
                 self._begin_bar(stream, plan)
@@ -79,11 +81,13 @@ class Fitting:
                 batches = loop.train(stream, recorder, plan.totals)
                 with recorder, closing(batches), state.name_checkpoint_on_divergence():
                     for place in batches:
-                        if state.is_due(loop.counts) or interrupts.number is not None:
-                            interrupts.stop_if_asked(state.save(loop.counts, place()))
+                        asked = self.rule.exchange.asked_to_stop()
+                        if state.is_due(loop.counts) or asked is not None:
+                            interrupts.stop(asked, state.save(loop.agreed_counts(), place()))
                 summary = recorder.summary(loop.counts, partial=loop.is_cut)
                 summaries.append(self._end_epoch(summary, plan))
-                interrupts.stop_if_asked(state.save(loop.counts, loop.inside))
+                asked = self.rule.exchange.asked_to_stop()
+                interrupts.stop(asked, state.save(loop.agreed_counts(), loop.inside))
             if loop.counts == Counts():
                 state.save(loop.counts)
         return History(

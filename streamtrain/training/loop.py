@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from streamtrain.errors import Argument, DivergedError, Fix, StreamtrainWarning, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import random_state, seeded_random, set_random_state
+from streamtrain.optim.exchange import ALONE, Exchange
 from streamtrain.optim.gradients import (
     BatchResult,
     Learner,
@@ -55,19 +56,23 @@ from streamtrain.training.preflight import (
     too_small,
 )
 from streamtrain.training.progress import Counts, Totals, run_length
+from streamtrain.training.ranks import world_size_of
 from streamtrain.training.records.history import EpochSummary
 from streamtrain.training.records.recorder import EpochRecorder, Labels
-from streamtrain.training.run_state import MidEpochState, ResumableStream, stream_identity, stream_state
+from streamtrain.training.run_description import ResumableStream, stream_identity, stream_state
+from streamtrain.training.run_state import MidEpochState
 from streamtrain.training.step_errors import explain_device, name_bad_samples, name_rate
 
 _CHECKED_ROWS: Final = 8
+_OF_PASS: Final = ("n_batches", "n_samples")
 
 
 def _last_batch_of(stream: BatchStream, *, trains: bool = True, can_drop: bool = False) -> list[SmallBatch]:
     found = last_batch(
         len(stream.dataset), stream.batch_size, drop_last=stream.drop_last, trains=trains, can_drop=can_drop
     )
-    return [found] if found else []
+    # The least that a rank has of it; one that has nothing leaves the model out.
+    return [replace(found, n_samples=max(1, found.n_samples // world_size_of(stream)))] if found else []
 
 
 class EpochLoop:
@@ -91,6 +96,8 @@ class EpochLoop:
         self.is_cut = False
         self._cut_stream: tuple[object, ...] | None = None
         self._random_before: Mapping[str, Tensor] | None = None
+        # The last counts that all ranks had.
+        self._agreed = self.counts
         self.reading = AS_STORED
         self.targets = TargetSettings()
         self.scoring = Scoring(metrics=check_metrics(metrics or {}))
@@ -183,10 +190,15 @@ class EpochLoop:
     ) -> Generator[Callable[[], MidEpochState], None, None]:
         inside, self.inside = self.inside, None
         n_taken, n_batches = inside.n_batches if inside else 0, len(stream)
+        exchange = self._rule.exchange
+        # In stored order some ranks have a batch more than others; after it, no rank can wait for the others.
+        n_pauses = min(exchange.gather(n_batches)) if self._rule.in_stored_order else n_batches
+        self._agreed = self.counts
         put_in_training_mode(self._learner.model)
-        with seeded_random(stream.seed, self.counts.n_epochs, device=self._device), self._located(stream):
-            if inside is not None:
-                recorder.running.load_state_dict(inside.metrics)
+        key = (self.counts.n_epochs, *([exchange.rank] if exchange.rank else []))
+        with seeded_random(stream.seed, *key, device=self._device), self._located(stream):
+            if inside is not None and inside.metrics:
+                recorder.running.load_state_dict(*inside.metrics)
             for batch in self._batches(stream, inside, totals):
                 place = partial(self._place, stream, recorder.running, n_taken)
                 if not self._take_in(batch, stream, recorder, totals, place):
@@ -198,7 +210,7 @@ class EpochLoop:
                         self._cut(stream, place())
                         return
                     break
-                if n_taken < n_batches:
+                if n_taken < n_pauses:
                     try:
                         yield place
                     except GeneratorExit:
@@ -208,16 +220,30 @@ class EpochLoop:
             if n_taken < n_batches and getattr(stream, "ran_out_of_time", False):
                 self._cut(stream, self._place(stream, recorder.running, n_taken))
                 return
-            if not recorder.running.weight:
+            if not any(exchange.gather(recorder.running.weight)):
                 raise zero_weight_error(self._weight)
             self._rule.end_epoch()
             recorder.settle(self._rule)
-        self.counts = self.counts.after_epoch(n_steps=self._rule.n_steps)
+        self.counts = self.agreed_counts().after_epoch(n_steps=self._rule.n_steps)
+
+    def agreed_counts(self) -> Counts:
+        """Return the counts as all ranks have them: each has counted its own batches of a pass in stored order."""
+        exchange = self._rule.exchange
+        if exchange.world_size == 1 or not self._rule.in_stored_order:
+            return self.counts
+        new = exchange.gather(tuple(getattr(self.counts, of) - getattr(self._agreed, of) for of in _OF_PASS))
+        n_batches, n_samples = max(n for n, _ in new), sum(n for _, n in new)
+        self.counts = self._agreed = replace(
+            self.counts,
+            n_batches=self._agreed.n_batches + n_batches,
+            n_samples=self._agreed.n_samples + n_samples,
+        )
+        return self.counts
 
     def _batches(self, stream: BatchStream, inside: MidEpochState | None, totals: Totals) -> Iterator[Any]:
         """Yield the batches of the epoch from the run's position on."""
         batches = self._entered(stream, inside)
-        if inside is not None:
+        if inside is not None and inside.random is not None:
             set_random_state(inside.random_before or inside.random, self._device)
         for _ in itertools.count():
             left = math.inf if totals.max_steps is None else totals.max_steps - self.counts.n_steps
@@ -227,7 +253,7 @@ class EpochLoop:
                 batch = next(batches)
             except StopIteration:
                 return
-            if inside is not None and inside.random_before is not None:
+            if inside is not None and inside.random_before is not None and inside.random is not None:
                 # The batch was drawn again from the state before it; now comes the state after the samples taken in.
                 set_random_state(inside.random, self._device)
             inside = None
@@ -252,14 +278,16 @@ class EpochLoop:
         started = time.perf_counter()
         batch, labels = self._given(yielded)
         recorder.copied(time.perf_counter() - started)
-        self._check_once(batch, class_counts(stream.dataset, self.target, self._learner.loss), trains=True)
+        if len(batch):
+            self._check_once(batch, class_counts(stream.dataset, self.target, self._learner.loss), trains=True)
         learned = self._learn(batch, totals.max_steps, stream)
         if learned.n_samples < len(batch):
             self.counts = self.counts.inside_batch(n_steps=self._rule.n_steps, n_samples=learned.n_new)
             self._cut(stream, place(n_batch_samples=learned.n_samples))
             recorder.add_partial(learned, labels)
             return False
-        self.counts = self.counts.after_batch(n_steps=self._rule.n_steps, n_samples=learned.n_new)
+        n_samples = learned.n_new if learned.of_all is None else learned.of_all[2]
+        self.counts = self.counts.after_batch(n_steps=self._rule.n_steps, n_samples=n_samples)
         recorder.add(learned, self.counts, labels)
         return True
 
@@ -276,7 +304,7 @@ class EpochLoop:
             state = state | {"batch": state["batch"] - 1}
         return MidEpochState(
             n_batches=n_batches,
-            metrics=running.state_dict(),
+            metrics=(running.state_dict(),),
             random=random_state(self._device),
             stream=state,
             n_batch_samples=n_batch_samples,
@@ -292,9 +320,16 @@ class EpochLoop:
             raise
 
     def measure(
-        self, stream: BatchStream, scoring: Scoring | None = None, arrangement: Arrangement = AS_IT_IS
+        self,
+        stream: BatchStream,
+        scoring: Scoring | None = None,
+        arrangement: Arrangement = AS_IT_IS,
+        exchange: Exchange = ALONE,
     ) -> Metrics:
-        """Return loss and all scores over a pass, with its columns in order; nothing is changed."""
+        """Return loss and all scores over a pass, with its columns in order; nothing is changed.
+
+        Of a stream that ranks share, they are those of all of it.
+        """
         loss, model = self._learner.loss, self._learner.model
         self._is_checked = False
         self._small = list(_last_batch_of(stream, trains=False))
@@ -314,7 +349,7 @@ class EpochLoop:
                         check_least_weight(least, weights)
                     mean = total / weights if weights else 0.0
                     running.add(mean, output, labels, weight=weights, sample_weights=weights_of_samples)
-        return running.mean()
+        return running.over(exchange).mean()
 
     def on_device(self, batch: Any) -> TrainingBatch:
         """Return what the model and the loss take of a batch, on the device."""

@@ -283,6 +283,10 @@ class NullRunFolder:
         return
 
 
+class FollowedRun(NullRunFolder):
+    """The run that the first rank keeps, as another rank has it."""
+
+
 Run = RunFolder | NullRunFolder
 
 

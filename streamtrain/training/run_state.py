@@ -1,20 +1,19 @@
-"""The state of a run: saved to a checkpoint and restored, and the description that identifies the run.
+"""The state of a run: saved to a checkpoint and restored.
 
 A run resumes bit for bit: the state holds the weights and the optimizer's state, the loader's position counted in
 consumed batches, a partial gradient sum, the schedules, the random state that dropout draws from, and the sums behind
-the metrics. The description is written to ``config.json`` and compared on resume.
+the metrics. Inside an epoch that ranks share, each has sums and a random state of its own, which the first one saves.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 
 import torch
 
@@ -30,16 +29,13 @@ from streamtrain.errors import (
     differences,
     first_line,
 )
-from streamtrain.loader.stream_loader import StreamLoader
-from streamtrain.models.factory import n_parameters
-from streamtrain.models.losses import IGNORED
 from streamtrain.models.normalization import NormalizedModel
+from streamtrain.optim.exchange import Exchange
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.store.schema.columns import TARGET, Schema
 from streamtrain.store.schema.matching import first_difference
 from streamtrain.system.arguments import check_choice, check_int
 from streamtrain.system.files import local_path
-from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.best.chosen_checkpoint import kept_best
 from streamtrain.training.best.watch import EpochWatch
 from streamtrain.training.checkpoint import (
@@ -58,7 +54,24 @@ from streamtrain.training.checkpoint import (
 )
 from streamtrain.training.labels.targets import NOT_TOLD
 from streamtrain.training.progress import Counts
-from streamtrain.training.run_folder import ANOTHER, METRICS, NullRunFolder, Run, RunFolder, check_room, read_schema
+from streamtrain.training.run_description import (
+    FREE,
+    SINCE,
+    ResumableStream,
+    defaults_since,
+    how_to_resume,
+    stream_state,
+)
+from streamtrain.training.run_folder import (
+    ANOTHER,
+    METRICS,
+    FollowedRun,
+    NullRunFolder,
+    Run,
+    RunFolder,
+    check_room,
+    read_schema,
+)
 from streamtrain.training.serialization import check_like, check_tensors, flatten_names, pack, unpack
 
 _FROM_THE_BEST: Final = " begins either with the best weights, which are whole"
@@ -66,22 +79,8 @@ ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
 
 _TRAINING: Final = "training"
 _BATCH_SAMPLES: Final = "batch_samples"
-_FREE: Final = (
-    "Free to change are max_epochs, max_steps, until_loss, patience, min_delta, grad_tolerance, loss_tolerance, "
-    "memory, threads, device, val, log_every, checkpoint_every and on_checkpoint_failure"
-)
-_SINCE: Final = {"reshuffle": "epoch", "compile": False, "l2": 0.0}
-"""Meaning of a checkpoint from before these options existed, where it is not None."""
-_PLACE: Final = frozenset({"epoch", "batch", "lanes", "groups"})
-"""The keys of a stream's state that are its position; lanes and groups are taken from it."""
-
-
-@runtime_checkable
-class ResumableStream(Protocol):
-    """A stream that can report its position and resume there."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+_RANKS: Final = "ranks"
+"""What the other ranks of a training have of their own inside an epoch: rule, random state, metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +101,10 @@ class MidEpochState:
 
     # Of the epoch, taken in as a whole.
     n_batches: int
-    metrics: dict[str, Any]
-    random: Mapping[str, torch.Tensor]
+    # The sums behind the metrics: this process's, or those of several ranks of before, or none.
+    metrics: tuple[dict[str, Any], ...]
+    # None where another number of ranks draws anew.
+    random: Mapping[str, torch.Tensor] | None
     # Its position before the next batch that is not taken in as a whole; None where it cannot say.
     stream: dict[str, Any] | None = None
     # Taken in of that batch; then random_before is the random state before its transform, which may draw numbers.
@@ -113,13 +114,6 @@ class MidEpochState:
 
 _LIKE_THE_WEIGHT: Final = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "sum"})
 """Values that torch's optimizers keep of each weight, in its shape; all of it or none."""
-
-
-def defaults_since(optimizer: torch.optim.Optimizer, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options, by their names in an identity, that a checkpoint does not tell: torch has them since."""
-    known = inspect.signature(type(optimizer)).parameters.items()
-    named = {f"optimizer.{name}": each.default for name, each in known if each.default is not each.empty}
-    return {name: value for name, value in named.items() if name not in before and isinstance(value, _JSON)}
 
 
 def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], told: Mapping[str, Any]) -> None:
@@ -200,17 +194,24 @@ class RunState:
 
     def save(self, counts: Counts, inside: MidEpochState | None = None) -> Path | None:
         """Save the run as it stands, between epochs or inside one; return the checkpoint's folder, if there is one."""
+        own: dict[str, Any] = {
+            "rule": self._rule.state_dict(),
+            "random": inside.random if inside else None,
+            "metrics": inside.metrics[0] if inside else None,
+        }
+        ranks = self._of_ranks(own) if inside else None
         if not isinstance(self._run, RunFolder):
             return None
         schedules = self._rule.learner.schedules
         training = {
-            "rule": self._rule.state_dict(),
+            "rule": own["rule"],
             "optimizer": self._rule.learner.optimizer.state_dict(),
             "schedules": schedules.state_dict() if schedules else None,
             "stopping": self._watch.stopping.state_dict(),
-            "random": inside.random if inside else None,
-            "metrics": inside.metrics if inside else None,
+            "random": own["random"],
+            "metrics": own["metrics"],
             **({"random_before": inside.random_before} if inside and inside.random_before else {}),
+            **({} if ranks is None else {_RANKS: ranks[1:]}),
         }
         tree, tensors = pack(training, _TRAINING)
         state = {
@@ -242,6 +243,12 @@ class RunState:
         self.unsaved, self._last_saved = None, saved
         return saved
 
+    def _of_ranks(self, own: dict[str, Any]) -> list[dict[str, Any]] | None:
+        """Gather at the first rank what each has of its own inside an epoch; None where one process trains."""
+        exchange = self._rule.exchange
+        is_kept = isinstance(self._run, RunFolder | FollowedRun)
+        return exchange.to_first(own) if exchange.world_size > 1 and is_kept else None
+
     @contextmanager
     def name_checkpoint_on_divergence(self) -> Iterator[None]:
         """Add the last checkpoint to an error of divergence inside the block."""
@@ -261,8 +268,7 @@ class RunState:
         says that the run is over, its stream need not be able to resume. Nothing in the folder changes until the next
         write.
         """
-        assert isinstance(self._run, RunFolder)
-        found, skipped = self._find(self._run)
+        found, skipped = self._rule.exchange.of_first(self._found)
         n_batches = found.state["counts"]["n_batches"] if found else 0
         n_batch_samples = found.state.get(_BATCH_SAMPLES, 0) if found else 0
         resumed = ResumePoint(n_batches=n_batches, skipped=skipped, n_batch_samples=n_batch_samples)
@@ -274,14 +280,24 @@ class RunState:
         if found is None:
             if self._rule.n_steps:
                 raise UsageError(
-                    f"resume finds no checkpoint in {self._run.path}, and the trainer has taken steps already",
+                    f"resume finds no checkpoint in {self._run.path or 'the run'}, and the trainer has taken steps",
                     why="A run that starts afresh begins at the weights the model was made with",
                     fix="a new trainer, or no resume",
                 )
-            self._run.resume_from(None)
+            if isinstance(self._run, RunFolder):
+                self._run.resume_from(None)
             return Counts(), None
-        self._check_identity(found)
         return self._put_back(found, is_over)
+
+    def _found(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
+        """Find the checkpoint to resume from, of this run; with its tensors where other ranks are given it."""
+        assert isinstance(self._run, RunFolder)
+        found, skipped = self._find(self._run)
+        if found is not None:
+            self._check_identity(found)
+            if self._rule.exchange.world_size > 1:
+                found = replace(found, held={name: found.tensors(name) for name in (MODEL, NORMALIZE, _TRAINING)})
+        return found, skipped
 
     def _find(self, run: RunFolder) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Find the newest whole checkpoint that the metrics go with, and say what is wrong with newer ones.
@@ -317,15 +333,15 @@ class RunState:
         untold = {name: self._identity.get(name) for name in ("shuffle", "ignore_index")}
         told = found.state["identity"]
         since = defaults_since(self._rule.learner.optimizer, told)
-        before = {**untold, **_SINCE, **{name: since[name] for name in since.keys() & self._identity}, **told}
+        before = {**untold, **SINCE, **{name: since[name] for name in since.keys() & self._identity}, **told}
         wrong = [*self._schema_difference(), *differences(before, {"ignore_index": None, **NOT_TOLD, **self._identity})]
         wrong += self._watch.differences(found.state.get("best"), found.path.parent)
         if wrong:
             raise CheckpointError(
                 "the checkpoint is of another run",
                 where=str(found.path),
-                why=Lines.of(["It differs in", *(f"  {line}" for line in wrong), _FREE]),
-                fix=_how_to_resume(before, self._identity),
+                why=Lines.of(["It differs in", *(f"  {line}" for line in wrong), FREE]),
+                fix=how_to_resume(before, self._identity),
             )
 
     def _schema_difference(self) -> Iterator[str]:
@@ -341,11 +357,11 @@ class RunState:
         try:
             self._normalized_model.put_back(normalize_states(found))
             training = unpack(found.state[_TRAINING], found.tensors(_TRAINING))
+            inside = self._inside(found, training)
             optimizer = self._rule.learner.optimizer
             own = {"rule": self._rule.state_dict(), "stopping": self._watch.stopping.state_dict()}
             check_like(training, own | {"optimizer": optimizer.state_dict()}, _TRAINING)
             check_optimizer_state(optimizer, training["optimizer"], found.state["identity"])
-            metrics, random = training["metrics"], training["random"]
             optimizer.load_state_dict(training["optimizer"])
             self._rule.load_state_dict(training["rule"])
             if self._rule.learner.schedules and training.get("schedules"):
@@ -354,8 +370,7 @@ class RunState:
             if not isinstance(self._stream, ResumableStream):
                 raise UsageError("the stream has no load_state_dict, so it cannot go on", fix="a StreamLoader")
             counts = Counts(**found.state["counts"])
-            if not is_over(counts):
-                assert isinstance(self._run, RunFolder)
+            if not is_over(counts) and isinstance(self._run, RunFolder):
                 self._check_room(self._run)
             _put_stream_back(self._stream, found, is_over=is_over(counts))
         except CheckpointError as error:
@@ -366,21 +381,43 @@ class RunState:
                 f"cannot go on: {first_line(error)}", where=str(found.path), fix=Fix("another ", Argument("checkpoint"))
             ) from error
         self._last_saved = found.path
-        assert isinstance(self._run, RunFolder)
-        self._run.schema = None
-        self._run.resume_from(found)
-        stream = found.state["stream"]
-        if metrics is None:
-            self._warn_of_counted_cut(counts, stream["batch"])
-            return counts, None
-        return counts, MidEpochState(
-            n_batches=stream["batch"],
-            metrics=metrics,
-            random=random,
-            stream=stream,
+        if isinstance(self._run, RunFolder):
+            self._run.schema = None
+            self._run.resume_from(found)
+        if inside is None:
+            self._warn_of_counted_cut(counts, found.state["stream"]["batch"])
+        elif self._rule.in_stored_order and _n_ranks(found) != self._rule.exchange.world_size:
+            return self._begin_pass_anew(counts, inside), None
+        return counts, inside
+
+    def _inside(self, found: Checkpoint, training: dict[str, Any]) -> MidEpochState | None:
+        """Return what this process goes on with inside an epoch, and put its part of the rule's state in place."""
+        if training["metrics"] is None:
+            return None
+        exchange, ranks = self._rule.exchange, [training, *training.get(_RANKS, ())]
+        own = ranks[exchange.rank] if exchange.rank < len(ranks) else None
+        if len(ranks) == exchange.world_size:
+            training["rule"] = ranks[exchange.rank]["rule"]
+        else:
+            training["rule"] = self._rule.joined([each["rule"] for each in ranks], is_first=exchange.rank == 0)
+        return MidEpochState(
+            n_batches=found.state["stream"]["batch"],
+            metrics=tuple(each["metrics"] for each in ranks[exchange.rank :: exchange.world_size]),
+            random=own["random"] if own else None,
+            stream=found.state["stream"],
             n_batch_samples=found.state.get(_BATCH_SAMPLES, 0),
             random_before=training.get("random_before"),
         )
+
+    def _begin_pass_anew(self, counts: Counts, inside: MidEpochState) -> Counts:
+        """Forget a pass in stored order, of which another number of ranks has other parts."""
+        stream: Any = self._stream
+        self._rule.abandon()
+        stream.set_epoch(counts.n_epochs)
+        of_pass = sum(each["n_samples"] for states in self._rule.exchange.gather(inside.metrics) for each in states)
+        text = f"the pass of epoch {counts.n_epochs + 1} begins anew: other ranks had read other parts of it"
+        warnings.warn(StreamtrainWarning(text), stacklevel=5)
+        return replace(counts, n_batches=counts.n_batches - inside.n_batches, n_samples=counts.n_samples - of_pass)
 
     def _warn_of_counted_cut(self, counts: Counts, n_batches: int) -> None:
         """Warn of an epoch that an earlier version counted although max_steps had cut it short."""
@@ -394,28 +431,11 @@ class RunState:
             )
 
 
-_AS_IT_WAS: Final = Fix("train as it was trained, or another ", Argument("checkpoint"))
-
-
-def _how_to_resume(before: Mapping[str, Any], now: Mapping[str, Any]) -> Fix:
-    """Say how the run can be resumed: also where its schedule was set up for another end."""
-    there, here = (of.get("schedule.T_max") for of in (before, now))
-    if there is None or there == here:
-        return _AS_IT_WAS
-    option = Argument("options", {"T_max": there})
-    return Fix("the schedule as it was set up, ", option, ", past whose end its rate rises again; or ", _AS_IT_WAS)
-
-
-def stream_state(stream: object) -> dict[str, Any] | None:
-    """Return the position of a stream; None where it cannot say."""
-    return stream.state_dict() if isinstance(stream, ResumableStream) else None
-
-
-def stream_identity(stream: BatchStream) -> tuple[object, ...]:
-    """Return what two streams must share so that one can resume at the other's position."""
-    state = stream_state(stream) or {}
-    order = (stream.batch_size, stream.seed, stream.shuffle, stream.drop_last)
-    return (getattr(stream.dataset, "id", stream.dataset), *order, {k: v for k, v in state.items() if k not in _PLACE})
+def _n_ranks(found: Checkpoint) -> int:
+    """Return the number of ranks that saved a checkpoint inside an epoch."""
+    tree = found.state[_TRAINING]
+    named = dict(tree["dict"]) if isinstance(tree, dict) else {}
+    return 1 + len(named.get(_RANKS, ()))
 
 
 def _put_stream_back(stream: ResumableStream, found: Checkpoint, *, is_over: bool) -> None:
@@ -445,48 +465,17 @@ def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
     )
 
 
-_JSON: Final = (bool, int, float, str, tuple, list)
-
-
-def describe_run(
-    rule: UpdateRule, front: NormalizedModel, stream: BatchStream, fields: Mapping[str, object]
-) -> dict[str, object]:
-    """Describe a rule, its learner and its stream as JSON values by name."""
-    learner = rule.learner
-    defaults = {name: value for name, value in learner.optimizer.defaults.items() if isinstance(value, _JSON)}
-    return {
-        "model": type(front.model).__name__,
-        "n_parameters": n_parameters(front.model),
-        "loss": learner.loss.name,
-        **({} if learner.loss.ignored in (None, IGNORED) else {"ignore_index": learner.loss.ignored}),
-        "update": rule.name,
-        **rule.options(),
-        "optimizer": {"name": type(learner.optimizer).__name__, **defaults},
-        **fields,
-        "normalize": sorted(front.modules_by_input()),
-        "batch_size": stream.batch_size,
-        "drop_last": stream.drop_last,
-        # The effect, not the option: a rule that sums over the whole dataset reads in stored order either way.
-        "shuffle": stream.shuffle and not rule.in_stored_order,
-        "reshuffle": getattr(stream, "reshuffle", "epoch"),
-        "order": None if rule.in_stored_order else getattr(stream, "order_version", None),
-        "seed": stream.seed,
-        "n_samples": len(stream.dataset),
-        "dataset_id": getattr(stream.dataset, "id", None),
-    }
-
-
-def budget_config(loader: StreamLoader, memory: int) -> dict[str, object]:
-    """Return what follows from a run's memory budget, as JSON values by name."""
-    return {"memory": memory, "lanes": loader.sizes.lanes, "groups": loader.sizes.groups}
-
-
 def open_run(
-    checkpoint: str | Path | Run | None, config: dict[str, object], *, resumes: bool
+    checkpoint: str | Path | Run | None, config: dict[str, object], resumes: bool, exchange: Exchange
 ) -> AbstractContextManager[Run]:
-    """Open the run kept in a folder; without a folder, a run that keeps nothing. One that is open stays so."""
+    """Open the run kept in a folder; without a folder, a run that keeps nothing. One that is open stays so.
+
+    Of several ranks only the first one keeps it.
+    """
     if isinstance(checkpoint, Run):
         return nullcontext(checkpoint)
+    if checkpoint is not None and exchange.rank:
+        return FollowedRun()
     if checkpoint is not None:
         return RunFolder(local_path(checkpoint), config, resumes=resumes)
     if resumes:

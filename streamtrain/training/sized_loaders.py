@@ -22,7 +22,7 @@ from streamtrain.system.arguments import check_batch_size, check_seed
 from streamtrain.system.events import Reserved, publish_event
 from streamtrain.system.memory import MemoryMeter, held_bytes, memory_limit
 from streamtrain.system.units import format_bytes, megabytes, parse_bytes
-from streamtrain.training.batch_stream import BatchStream, check_one_process, class_counts
+from streamtrain.training.batch_stream import BatchStream, class_counts
 
 
 class Rehearsing(Protocol):
@@ -196,7 +196,6 @@ def streams_of(
 ) -> Iterator[tuple[BatchStream, BatchStream | None]]:
     """Make loaders of datasets for the block; given loaders are only checked against ``max_memory``."""
     given = [data] if val is None else [data, val]
-    check_one_process(data)
     if all(isinstance(each, Dataset) for each in given):
         datasets = cast("list[Dataset]", [*given, None])
         sizing = sized_loaders(

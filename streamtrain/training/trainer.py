@@ -19,6 +19,7 @@ from streamtrain.models.forward import check_autocast, is_compiled, make_forward
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.optim.build_rule import check_rule, make_learner, make_rule
+from streamtrain.optim.exchange import Exchange
 from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
 from streamtrain.optim.sample_rule import SampleRule
 from streamtrain.optim.schedules import Beta1, Schedule, ScheduleFactory
@@ -31,7 +32,6 @@ from streamtrain.training.batch_stream import (
     BatchStream,
     Rows,
     SmallBatch,
-    check_one_process,
     check_stream,
     every_sample,
     in_stored_order,
@@ -52,10 +52,12 @@ from streamtrain.training.metrics.running import Metrics
 from streamtrain.training.metrics.user import UserMetric
 from streamtrain.training.preflight import check_fields, check_fit, warn_of_batch_dependent_modules, working_memory
 from streamtrain.training.progress import Counts, Totals
+from streamtrain.training.ranks import check_ranks, exchange_over, join_ranks
 from streamtrain.training.records.history import EpochSummary, History
 from streamtrain.training.records.recorder import EpochRecorder
+from streamtrain.training.run_description import describe_run, stream_identity
 from streamtrain.training.run_folder import Run, RunFolder
-from streamtrain.training.run_state import ResumePoint, RunState, describe_run, open_run, stream_identity
+from streamtrain.training.run_state import ResumePoint, RunState, open_run
 from streamtrain.training.sized_loaders import LoaderOptions, streams_of
 
 _OF_OPTIMIZERS: Final = ("momentum", "betas", "eps", "weight_decay", "nesterov")
@@ -148,6 +150,7 @@ class Trainer(PredictsInTraining):
 
     _instead = "train on, and hand over its model or its checkpoints"
     _watch: EpochWatch | None = None
+    _exchange: Exchange | None = None
 
     @public
     def __init__(
@@ -358,13 +361,13 @@ class Trainer(PredictsInTraining):
             on_resume=on_resume,
             progress=RunProgress(show=progress, has_lines=not isinstance(checkpoint, Run)),
         )
-        options = LoaderOptions(
-            batch_size=batch_size, seed=seed, memory=memory, max_memory=max_memory, device=str(self.device)
-        )
+        sizes: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "memory": memory, "max_memory": max_memory}
+        options = LoaderOptions(device=str(self.device), **sizes)
         data: BatchStream | Dataset = opened(loader)
         validation: BatchStream | Dataset | None = opened(val)
         check_can_train(data, validation)
         self._build_from(data, seed)
+        self._exchange = exchange = join_ranks(data, self._rule, self.model, self.counts, before=self._exchange)
         watch = make_watch(
             self.loss,
             (monitor, monitor_mode),
@@ -374,12 +377,14 @@ class Trainer(PredictsInTraining):
             has_val=val is not None,
             limits=limits,
             restored=original_model(self.model) if restore_best else None,
-            copies=checkpoint is None,
+            copies=checkpoint is None or exchange.rank > 0,
         )
         if isinstance(data, Dataset):
             self.learned.learn(data)
-        with streams_of(self, data, validation, options, best_bytes=watch.copy_bytes) as streams:
-            return self._fit(*streams, watch, plan, checkpoint, partial(EpochRecorder, self.loss, log_every=log_every))
+        recording = partial(EpochRecorder, self.loss, log_every=log_every, exchange=exchange)
+        streams = streams_of(self, data, validation, options, best_bytes=watch.copy_bytes)
+        with exchange.failing_together(), streams as (loader, val):
+            return self._fit(loader, val, watch, plan, checkpoint, recording)
 
     def _fit(
         self,
@@ -391,21 +396,27 @@ class Trainer(PredictsInTraining):
         recording: Callable[..., EpochRecorder],
     ) -> History:
         self._begin(loader, val, plan.totals, watch.mode)
+        description = self.describe(loader)
+        check_ranks(self._rule.exchange, self.model, description, loader, val)
         before, self._watch = self._watch, watch
         streams = (stream_identity(loader), None if val is None else stream_identity(val))
         with (
-            open_run(checkpoint, self._config(self.describe(loader), loader), resumes=plan.resumes) as run,
+            open_run(checkpoint, self._config(description, loader), plan.resumes, self._rule.exchange) as run,
             watch.over(streams, run, lambda: self.counts, before=before),
             in_stored_order(loader) if self._rule.in_stored_order else nullcontext(loader) as stream,
             nullcontext(val) if val is None else in_stored_order(val) as measured,
             self._told(),
         ):
+            if self.learned.targets.baseline is not None and not (isinstance(run, RunFolder) and run.resumes):
+                run.keep_baseline(self.learned.targets.baseline.config())
+            parts: dict[str, Any] = {"rule": self._rule, "front": self._normalized_model, "device": self.device}
+            parts |= {"schema": schema_of_stream(loader), "every": plan.every, "on_failure": plan.on_failure}
             fitting = Fitting(
                 loop=self._epoch_loop,
                 learner=self._learner,
                 rule=self._rule,
                 watch=watch,
-                state=self._run_state(run, stream, loader, watch, plan),
+                state=RunState(run, stream=stream, identity=description, watch=watch, **parts),
                 run=run,
                 recording=partial(recording, self._epoch_loop.scoring, stream, run),
                 measure=None if measured is None else partial(self.evaluate, measured),
@@ -443,7 +454,6 @@ class Trainer(PredictsInTraining):
             The device is out of memory; the message has the batch size that would fit.
         """
         data: Any = opened(loader)
-        check_one_process(data)
         self._build_from(data, None)
         if isinstance(data, Dataset):
             with StreamLoader(data, shuffle=False, device=self.device) as whole:
@@ -451,8 +461,9 @@ class Trainer(PredictsInTraining):
         data = data if is_stream(data) else GivenBatches(data, self._epoch_loop.fields)
         arrangement = self.learned.schema.arrangement(data, self._epoch_loop.fields, stacklevel=4)
         scoring = self.learned.scoring(data.dataset, positive, arrangement)
-        with every_sample(data) as stream:
-            return self._epoch_loop.measure(stream, scoring, arrangement)
+        exchange = exchange_over(data, self._exchange)
+        with every_sample(data) as stream, exchange.failing_together():
+            return self._epoch_loop.measure(stream, scoring, arrangement, exchange)
 
     def check(
         self, rows: Rows, *, n_classes: int | range | None = None, small: Sequence[SmallBatch] = (), trains: bool = True
@@ -466,8 +477,7 @@ class Trainer(PredictsInTraining):
 
         A `MemoryMeter` begun inside the block then measures memory above that.
         """
-        batch = self._epoch_loop.on_device(rows)
-        options = self._options
+        batch, options = self._epoch_loop.on_device(rows), self._options
         if isinstance(self._rule, SampleRule):
             options = replace(options, sample_path=self._rule.choice.path)
         make = partial(make_rule, self._rule.name, options=options)
@@ -488,13 +498,3 @@ class Trainer(PredictsInTraining):
     def _told(self) -> AbstractContextManager[None]:
         began = RunBegan(update=self._rule.name)
         return publish_around(began, lambda: RunEnded(n_steps=self.counts.n_steps, n_samples=self.counts.n_samples))
-
-    def _run_state(
-        self, run: Run, stream: BatchStream, loader: BatchStream, watch: EpochWatch, plan: FitPlan
-    ) -> RunState:
-        parts: dict[str, Any] = {"rule": self._rule, "front": self._normalized_model, "device": self.device}
-        parts |= {"watch": watch, "schema": schema_of_stream(loader)}
-        if self.learned.targets.baseline is not None and not (isinstance(run, RunFolder) and run.resumes):
-            run.keep_baseline(self.learned.targets.baseline.config())
-        parts |= {"every": plan.every, "on_failure": plan.on_failure}
-        return RunState(run, stream=stream, identity=self.describe(loader), **parts)

@@ -6,6 +6,7 @@ loss and scores are weighted, and where classes have weights, the loss is. Score
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from streamtrain.models.alignment import align, drop_last_axis
 from streamtrain.models.losses import Loss
 from streamtrain.models.real_view import as_real
 from streamtrain.models.target_normalization import TargetNormalization, in_units_of_data, takes_logarithms
+from streamtrain.optim.exchange import Exchange
 from streamtrain.optim.gradient_sum import ExactSum
 from streamtrain.system.display.notebook_html import clipped, html_table, html_title
 from streamtrain.training.metrics.baseline import Baseline
@@ -150,6 +152,19 @@ class Scoring:
     positive: int = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Share:
+    """One rank's sums, as they are sent to the others."""
+
+    loss_sum: ExactSum
+    weight: ExactSum
+    n_samples: int
+    is_weighted: bool
+    task: ScoredTask | None
+    tally: Tally | None
+    kept: list[dict[str, Any]]
+
+
 class RunningMetrics:
     """Sums of loss and scores over batches; ``full`` are those of an evaluation."""
 
@@ -165,7 +180,8 @@ class RunningMetrics:
         self._is_weighted = False
         self._task: ScoredTask | None = None
         self._tally: Tally | None = None
-        self._kept: dict[str, Any] | None = None
+        # The states of tallies that this one resumes from.
+        self._kept: list[dict[str, Any]] = []
         # Not scored yet: batches whose samples are of one shape and dtype.
         self._batches: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self._n_elements = 0
@@ -279,11 +295,25 @@ class RunningMetrics:
         """Return the tally of the task, made with the first batch; it resumes from what was kept."""
         if self._tally is None:
             self._tally = kind(*given, **how)
-            # An earlier version counted hits of labels too.
-            if self._kept is not None and self._kept.keys() == self._tally.state().keys():  # type: ignore[union-attr]
-                self._tally.load_state(self._kept)  # type: ignore[union-attr]
-            self._kept = None
+            # Not added, but put in place: a run resumes to the last bit.
+            if self._kept and self._is_of(self._kept[0], self._tally):
+                self._tally.load_state(self._kept.pop(0))  # type: ignore[union-attr]
+            self._load_kept(self._tally)
         return self._tally
+
+    def _load_kept(self, tally: Any) -> None:
+        """Add the states of several ranks to a tally."""
+        kept, self._kept = self._kept, []
+        for state in kept:
+            if self._is_of(state, tally):
+                more = copy.deepcopy(tally)
+                more.load_state(state)
+                tally.merge(more)
+
+    @staticmethod
+    def _is_of(state: dict[str, Any], tally: Any) -> bool:
+        # An earlier version counted hits of labels too.
+        return bool(state.keys() == tally.state().keys())
 
     def _add_errors(self, predicted: Tensor, target: Tensor, weights: Tensor | None) -> None:
         predicted, target = drop_last_axis(predicted, target)
@@ -328,17 +358,44 @@ class RunningMetrics:
 
     def merge(self, other: RunningMetrics) -> None:
         """Add the sums over other samples, such as another process's; metrics of the user's own are not merged."""
-        for each in (self, other):
-            each._score_kept()
-        for mine, theirs in ((self._loss_sum, other._loss_sum), (self._weight, other._weight)):
-            for term in theirs.state():
-                mine.add(term)
-        self._n_samples += other._n_samples
-        self._is_weighted |= other._is_weighted
+        self._score_kept()
+        self._take(other._share())
+
+    def over(self, exchange: Exchange) -> RunningMetrics:
+        """Return the sums of all ranks together; metrics of the user's own are synchronized by themselves."""
+        if exchange.world_size == 1:
+            return self
+        whole = copy.copy(self)
+        whole._loss_sum, whole._weight, whole._n_samples = ExactSum(), ExactSum(), 0
+        whole._terms, whole._batches, whole._n_elements, whole._tally, whole._kept = [], [], 0, None, []
+        for share in exchange.gather(self._share()):
+            whole._take(share)
+        return whole
+
+    def _share(self) -> _Share:
+        self._score_kept()
+        return _Share(
+            loss_sum=self._loss_sum,
+            weight=self._weight,
+            n_samples=self._n_samples,
+            is_weighted=self._is_weighted,
+            task=self._task,
+            tally=self._tally,
+            kept=self._kept,
+        )
+
+    def _take(self, share: _Share) -> None:
+        self._loss_sum.merge(share.loss_sum)
+        self._weight.merge(share.weight)
+        self._n_samples += share.n_samples
+        self._is_weighted |= share.is_weighted
         if self._tally is None:
-            self._task, self._tally = other._task, other._tally
-        elif other._tally is not None:
-            self._tally.merge(other._tally)  # type: ignore[arg-type]
+            self._task, self._tally = share.task or self._task, share.tally
+        elif share.tally is not None:
+            self._tally.merge(share.tally)  # type: ignore[arg-type]
+        self._kept = [*self._kept, *share.kept]
+        if self._tally is not None:
+            self._load_kept(self._tally)
 
     def mean(self) -> Metrics:
         """Return the means over everything added so far; NaN over nothing."""
@@ -416,7 +473,7 @@ class RunningMetrics:
     def state_dict(self) -> dict[str, Any]:
         """Return the sums as numbers and tensors; of an epoch's own scores, not of an evaluation's."""
         self._sum_up()
-        hits, of, scores = 0.0, 0.0, self._kept
+        hits, of, scores = 0.0, 0.0, self._kept[0] if self._kept else None
         if self._counts_alone():
             # How counts are grouped makes no difference.
             self._score_kept()
@@ -441,16 +498,20 @@ class RunningMetrics:
         _, target, weights = self._batches[0] if self._batches else (None, torch.empty(0), None)
         return weights is None and scored_as(self._loss, tuple(target.shape[1:])) in ("classification", None)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the sums of a ``state_dict``."""
+    def load_state_dict(self, state: dict[str, Any], *others: dict[str, Any]) -> None:
+        """Restore the sums of a ``state_dict``, and add those of others, such as of ranks that are no more."""
         self._loss_sum, self._weight = ExactSum(*state["loss_sum"]), ExactSum(*state["weight"])
-        self._terms = []
-        self._n_samples = state["n_samples"]
-        is_told = "scores" in state or "batches" in state
-        self._kept = state.get("scores") if is_told else self._of_earlier(state)
-        self._tally = None
-        if (batches := state.get("batches")) is not None:
-            self._keep(*batches)
+        self._terms, self._n_samples, self._kept, self._tally = [], state["n_samples"], [], None
+        for each in others:
+            self._loss_sum.merge(ExactSum(*each["loss_sum"]))
+            self._weight.merge(ExactSum(*each["weight"]))
+            self._n_samples += each["n_samples"]
+        for each in (state, *others):
+            is_told = "scores" in each or "batches" in each
+            kept = each.get("scores") if is_told else self._of_earlier(each)
+            self._kept += [] if kept is None else [kept]
+            if (batches := each.get("batches")) is not None:
+                self._keep(*batches)
         self._marked = (state["marked"][0], state["marked"][1])
         if self._metrics:
             names = ", ".join(self._metrics)

@@ -9,6 +9,7 @@ from typing import Self
 from torch import Tensor
 
 from streamtrain.models.losses import Loss
+from streamtrain.optim.exchange import ALONE, Exchange
 from streamtrain.optim.gradients import BatchResult
 from streamtrain.optim.rules import Figures, UpdateRule
 from streamtrain.system.arguments import check_int
@@ -36,8 +37,12 @@ class EpochRecorder:
         log_every: int,
         epoch: int,
         progress: RunProgress,
+        exchange: Exchange = ALONE,
     ) -> None:
         check_int(log_every, "log_every")
+        self._exchange = exchange
+        # Of the ranks' exchanged batches since the last line: the sum of losses, and of weights.
+        self._of_all = (0.0, 0.0)
         self.running = RunningMetrics(loss, scoring)
         self._of_pass: Figures = {}
         self._of_weights = self._of_pass
@@ -62,8 +67,11 @@ class EpochRecorder:
         """Record a batch and the counts after it."""
         self._measure(learned, labels)
         self._n_timed += learned.n_new
+        if learned.of_all is not None:
+            (loss, weight, _), (losses, weights) = learned.of_all, self._of_all
+            self._of_all = losses + loss * weight, weights + weight
         # True when the bar has just been drawn: the means are computed no more often than they are seen.
-        if self._progress.advance(learned.n_new):
+        if self._progress.advance(learned.n_new * self._exchange.world_size):
             self._show()
         if counts.n_batches % self._log_every == 0:
             self._log(counts, is_trial=learned.is_trial)
@@ -76,6 +84,8 @@ class EpochRecorder:
     def _measure(self, learned: BatchResult, labels: Labels) -> None:
         target, weights = labels
         n = learned.n_samples
+        if not n:
+            return
         weights = None if weights is None else weights[:n]
         target = target if n == target.shape[0] else target[:n]
         self.running.add(learned.loss, learned.output, target, weight=learned.weight, sample_weights=weights)
@@ -85,32 +95,38 @@ class EpochRecorder:
         self._progress.say(f"loss {self.running.loss:.4f}, stall {stall:.1%}")
 
     def _log(self, counts: Counts, *, is_trial: bool) -> None:
+        loss = self.running.loss_since_last()
+        if self._of_all[1]:
+            loss, self._of_all = self._of_all[0] / self._of_all[1], (0.0, 0.0)
         self._run.log(
             kind="batch",
             epoch=self._epoch,
             batches=counts.n_batches,
             steps=counts.n_steps,
             samples=counts.n_samples,
-            loss=self.running.loss_since_last(),
+            loss=loss,
             **({"trial": 1} if is_trial else {}),
         )
 
+    def _mean(self) -> Metrics:
+        return self.running.over(self._exchange).mean()
+
     def settle(self, rule: UpdateRule) -> None:
         """Record the results of a pass that has just ended for the rule."""
-        train = self.running.mean()
+        train = self._mean()
         self._of_pass = dict(train.named())
         self._of_pass |= {"objective": rule.objective, "grad_norm": rule.grad_norm}
         self._of_weights = rule.figures_of_weights(self._of_pass)
 
     def summary(self, counts: Counts, *, partial: bool = False) -> EpochSummary:
         """Return the epoch so far, at its end or where the run was cut short."""
-        train, figures = self.running.mean(), self._of_weights
+        train, figures = self._mean(), self._of_weights
         is_taken = figures is self._of_pass
         return EpochSummary(
             counts=counts,
             train=train if is_taken else _measured_at(train, figures),
             val=None,
-            speed=self._watch.speed(self._n_timed),
+            speed=self._watch.speed(sum(self._exchange.gather(self._n_timed))),
             grad_norm=figures.get("grad_norm"),
             objective=figures.get("objective"),
             partial=partial,

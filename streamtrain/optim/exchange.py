@@ -1,0 +1,227 @@
+"""The exchange between the ranks of a training: sums of numbers and gradients, objects, and the reason of a failure.
+
+Every sum of numbers carries along whether a rank was asked to stop, so that all ranks stop at the same step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from streamtrain import errors
+from streamtrain.errors import StallError, StreamtrainError, UsageError
+
+_T = TypeVar("_T")
+
+
+class Exchange:
+    """One process, which has nobody to exchange anything with."""
+
+    rank = 0
+    world_size = 1
+    # Seconds spent waiting for the other ranks.
+    seconds = 0.0
+
+    def __init__(self) -> None:
+        # The number of the signal that asked this process to stop, or None.
+        self.asked: Callable[[], int | None] = lambda: None
+
+    def add(self, values: Sequence[float]) -> list[float]:
+        """Add numbers over the ranks."""
+        return list(values)
+
+    def add_tensors(self, tensors: Sequence[Tensor]) -> None:
+        """Add tensors over the ranks, in place."""
+
+    def gather(self, value: _T) -> list[_T]:
+        """Give the values of all ranks to each."""
+        return [value]
+
+    def to_first(self, value: _T) -> list[_T] | None:
+        """Give the values of all ranks to the first; None to others."""
+        return [value]
+
+    def copy_of_first(self, tensors: Sequence[Tensor]) -> None:
+        """Put the first rank's values into the tensors of all."""
+
+    def of_first(self, make: Callable[[], _T]) -> _T:
+        """Give what the first rank makes, or raise its error."""
+        return make()
+
+    def asked_to_stop(self) -> int | None:
+        """Return the signal by which any rank was asked to stop, the same on all."""
+        return self.asked()
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Let the other ranks know why this one fails in the block."""
+        yield
+
+
+ALONE: Final = Exchange()
+
+_LARGE_BYTES: Final = 1 << 20
+"""Tensors from here on are added one by one, without a copy."""
+_LOOK_SECONDS: Final = 5.0
+_SIGNALS: Final = (2, 15, 1)
+
+
+class RankExchange(Exchange):
+    """The ranks of torch.distributed's process group, on gloo or NCCL.
+
+    Raises
+    ------
+    StreamtrainError
+        Of any call: another rank has failed. It is the other's error, or a StallError where that rank is gone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        distributed: Any = sys.modules["torch.distributed"]
+        self._distributed = distributed
+        self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        is_on_cuda = "nccl" in distributed.get_backend()
+        self._device = torch.device("cuda", torch.cuda.current_device()) if is_on_cuda else torch.device("cpu")
+        # Objects go through host memory.
+        self._of_objects = distributed.new_group(backend="gloo") if is_on_cuda else None
+        self._heard: int | None = None
+        self._is_heard = False
+
+    def add(self, values: Sequence[float]) -> list[float]:
+        own = self.asked()
+        flags = [float(own == number) for number in _SIGNALS]
+        sums = torch.tensor([*flags, *values], dtype=torch.float64, device=self._device)
+        self._all(lambda: self._distributed.all_reduce(sums))
+        found: list[float] = sums.tolist()
+        asked = [number for number, n_ranks in zip(_SIGNALS, found, strict=False) if n_ranks]
+        self._heard, self._is_heard = asked[0] if asked else None, True
+        return found[len(_SIGNALS) :]
+
+    def asked_to_stop(self) -> int | None:
+        if not self._is_heard:
+            self.add(())
+        self._is_heard = False
+        return self._heard
+
+    def add_tensors(self, tensors: Sequence[Tensor]) -> None:
+        small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        whole: list[Tensor] = []
+        for tensor in tensors:
+            if tensor.numel() * tensor.element_size() >= _LARGE_BYTES and tensor.is_contiguous():
+                whole.append(tensor)
+            else:
+                small.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        joined = [torch.cat([each.reshape(-1) for each in some]) for some in small.values()]
+
+        def add_all() -> None:
+            begun = [self._distributed.all_reduce(each, async_op=True) for each in (*whole, *joined)]
+            for each in begun:
+                each.wait()
+
+        self._all(add_all)
+        for some, flat in zip(small.values(), joined, strict=True):
+            parts = torch.split(flat, [each.numel() for each in some])
+            torch._foreach_copy_(some, [part.view_as(each) for part, each in zip(parts, some, strict=True)])
+
+    def gather(self, value: _T) -> list[_T]:
+        found: list[Any] = [None] * self.world_size
+        self._all(lambda: self._distributed.all_gather_object(found, value, group=self._of_objects))
+        return found
+
+    def to_first(self, value: _T) -> list[_T] | None:
+        found: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        self._all(lambda: self._distributed.gather_object(value, found, dst=0, group=self._of_objects))
+        return found
+
+    def copy_of_first(self, tensors: Sequence[Tensor]) -> None:
+        def copy_all() -> None:
+            begun = [self._distributed.broadcast(each, src=0, async_op=True) for each in tensors]
+            for each in begun:
+                each.wait()
+
+        self._all(copy_all)
+
+    def of_first(self, make: Callable[[], _T]) -> _T:
+        made: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                made[0] = make()
+            except StreamtrainError as error:
+                made[1] = error
+        self._all(lambda: self._distributed.broadcast_object_list(made, src=0, group=self._of_objects))
+        if made[1] is not None:
+            raise made[1]
+        value: _T = made[0]
+        return value
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        try:
+            yield
+        except StreamtrainError as error:
+            self._tell(error)
+            raise
+
+    def _all(self, act: Callable[[], None]) -> None:
+        """Do what all ranks do at once; where one of them does not, raise its reason."""
+        began = time.perf_counter()
+        try:
+            act()
+        except (RuntimeError, ValueError) as error:
+            raise self._failure() from error
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def _tell(self, error: StreamtrainError) -> None:
+        # What another rank has told is told; a store that cannot be reached is gone with the rank that held it.
+        if not isinstance(error, _OfRank):
+            with suppress(RuntimeError, ValueError):
+                self._store().set(f"streamtrain/failed/{self.rank}", json.dumps(error.to_json()))
+
+    def _failure(self) -> StreamtrainError:
+        """Find the reason why another rank does not take part."""
+        until = time.monotonic() + _LOOK_SECONDS
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        while time.monotonic() < until:
+            for rank in others:
+                with suppress(RuntimeError, ValueError):
+                    store, key = self._store(), f"streamtrain/failed/{rank}"
+                    if store.check([key]):
+                        return _told_by(rank, json.loads(store.get(key)))
+            time.sleep(0.05)
+        named = ", ".join(map(str, others))
+        return StallError(
+            f"rank {named} is gone or silent" if len(others) == 1 else f"one of the ranks {named} is gone or silent",
+            why="The connection to it broke, or it did not answer in time, and it left no reason",
+            fix="its own output tells more; then resume the run",
+        )
+
+    def _store(self) -> Any:
+        return self._distributed.distributed_c10d._get_default_store()
+
+
+class _OfRank(StreamtrainError):
+    """The error of another rank."""
+
+
+def _told_by(rank: int, told: dict[str, Any]) -> StreamtrainError:
+    """Make an error of the class of another rank's, which names the rank."""
+    known = getattr(errors, str(told["class"]), StreamtrainError)
+    kind = next(each for each in known.__mro__ if "__init__" not in vars(each) or each is StreamtrainError)
+    here = type(kind.__name__, (kind, _OfRank), {"__module__": kind.__module__})
+    where = f"rank {rank}: {told['where']}" if told["where"] else f"rank {rank}"
+    found: StreamtrainError = here(told["what"], where=where, why=told["why"], fix=told["fix"])
+    return found
+
+
+def refuse_sparse(parameters: Sequence[nn.Parameter]) -> None:
+    """Refuse sparse gradients, which are not added over ranks."""
+    if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in parameters):
+        raise UsageError("sparse gradients cannot be added over ranks", fix="sparse=False where the layers are made")

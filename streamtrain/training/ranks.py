@@ -1,0 +1,130 @@
+"""The ranks of a training: who shares a stream, and what all of them must have alike before it begins."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from streamtrain.errors import Argument, BudgetError, Fix, Lines, UsageError
+from streamtrain.loader.stream_loader import StreamLoader
+from streamtrain.loader.world import present_rank
+from streamtrain.optim.exchange import Exchange, RankExchange
+from streamtrain.optim.rules import UpdateRule
+from streamtrain.store.dataset import Dataset
+from streamtrain.system.memory import memory_limit
+from streamtrain.system.units import format_bytes, megabytes
+from streamtrain.training.batch_stream import BatchStream
+from streamtrain.training.progress import Counts
+from streamtrain.training.serialization import flatten_names
+
+_MOST_NAMED: Final = 5
+
+
+def world_size_of(data: object) -> int:
+    """Return the number of ranks that share a stream, or the loader that will be made of a dataset."""
+    # A stream of the user's own, without a world size, is whatever its author made it.
+    return present_rank().world_size if isinstance(data, Dataset) else getattr(data, "world_size", 1)
+
+
+def exchange_over(data: object, before: Exchange | None = None) -> Exchange:
+    """Return the exchange of the ranks that share a stream, the one before if it is theirs.
+
+    Raises
+    ------
+    UsageError
+        A loader was given a rank, and there is no process group of its world size.
+    """
+    world_size, present = world_size_of(data), present_rank()
+    if before is not None and (before.rank, before.world_size) == (present.rank, world_size):
+        return before
+    if world_size == 1:
+        return Exchange()
+    if world_size != present.world_size:
+        raise UsageError(
+            f"the loader has a share of {world_size} ranks, and torch.distributed has {present.world_size}",
+            why="A Trainer adds gradients and metrics over the ranks of the process group",
+            fix="torch.distributed.init_process_group() before, and a loader without rank= and world_size=; "
+            "or one of all samples: rank=0, world_size=1",
+        )
+    return RankExchange()
+
+
+def join_ranks(
+    data: BatchStream | Dataset, rule: UpdateRule, model: nn.Module, counts: Counts, *, before: Exchange | None
+) -> Exchange:
+    """Let a rule take part with the other ranks that share its data, if there are any, from the first one's weights."""
+    exchange = exchange_over(data, before)
+    if exchange.world_size > 1 and rule.name == "sample":
+        raise UsageError(
+            f"update='sample' steps on one sample at a time, and {exchange.world_size} ranks share the batches",
+            fix=Fix(Argument("update", "batch")),
+        )
+    rule.exchange = exchange
+    if counts == Counts():
+        exchange.copy_of_first([*model.state_dict().values()])
+    return exchange
+
+
+def check_ranks(
+    exchange: Exchange,
+    model: nn.Module,
+    description: Mapping[str, object],
+    loader: BatchStream,
+    val: BatchStream | None,
+) -> None:
+    """Refuse ranks that would not train the same, or whose loaders do not fit their host together."""
+    if exchange.world_size == 1:
+        return
+    from streamtrain import __version__
+
+    shapes = [tuple(parameter.shape) for parameter in model.parameters()]
+    versions = {"streamtrain": __version__, "torch": torch.__version__, "numpy": np.__version__}
+    facts = {**flatten_names(description), "val": getattr(val and val.dataset, "id", None)}
+    if isinstance(loader, StreamLoader):
+        facts |= {"lanes": loader.sizes.lanes, "groups": loader.sizes.groups}
+    own = {**versions, "shapes of the weights": str(shapes), **{name: _plain(value) for name, value in facts.items()}}
+    all_ranks = exchange.gather(own)
+    wrong = [
+        f"{name} is {_short(first)}, and {_short(other.get(name))} on rank {rank}"
+        for rank, other in enumerate(all_ranks)
+        for name, first in all_ranks[0].items()
+        if other.get(name) != first
+    ]
+    if wrong:
+        raise UsageError(
+            "the ranks do not train the same",
+            why=Lines.of(["On rank 0", *(f"  {line}" for line in wrong[:_MOST_NAMED])]),
+            fix="the same command, data and versions on every rank",
+        )
+    _check_memory_together(exchange, [loader, *([] if val is None else [val])])
+
+
+def _check_memory_together(exchange: Exchange, streams: list[BatchStream]) -> None:
+    """Refuse ranks whose loaders together need more memory than their host, or its control group, has free."""
+    planned = sum(stream.projection.host_bytes for stream in streams if isinstance(stream, StreamLoader))
+    limit = memory_limit()
+    hosts: dict[str, list[tuple[int, int]]] = {}
+    for host, *figures in exchange.gather((platform.node(), planned, limit.free_bytes)):
+        hosts.setdefault(host, []).append((figures[0], figures[1]))
+    for host, ranks in hosts.items():
+        needed, free = sum(each for each, _ in ranks), min(each for _, each in ranks)
+        if needed > free:
+            raise BudgetError(
+                f"the loaders of {len(ranks)} ranks take {format_bytes(needed)}, and {format_bytes(free)} are free",
+                where=host,
+                fix=Fix(Argument("memory", megabytes(free // len(ranks))), " for each rank"),
+            )
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
