@@ -27,7 +27,16 @@ from click.shell_completion import CompletionItem
 from streamtrain.cli.commands.sections import Context, names_of
 from streamtrain.cli.commands.values import COMPLETION
 from streamtrain.cli.output import error_text, has_color, note, option_name, verbosity_options, warning_text
-from streamtrain.errors import Lines, ResourceError, StreamtrainError, nearest_name, printable, unknown_name
+from streamtrain.cli.ranks import does_nothing, is_first, told_to_launcher
+from streamtrain.errors import (
+    Lines,
+    ResourceError,
+    StreamtrainError,
+    StreamtrainWarning,
+    nearest_name,
+    printable,
+    unknown_name,
+)
 from streamtrain.system.calls.argument_names import names_here
 from streamtrain.system.refusals import is_of_machine, os_failure
 from streamtrain.system.signals import terminated_cleanly
@@ -99,6 +108,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if _has(words, "--debug"):
             traceback.print_exc()
         message, code = _outcome(error)
+        told_to_launcher(message, code)
         note(Lines(_wrapped(f"error: {message}")))
         if _has(words, "--json"):
             # The last line: what comes before it is for people.
@@ -112,10 +122,13 @@ def _warnings_for_a_shell() -> Iterator[None]:
     """Print the library's warnings, inside the block, with their remedies as options."""
     before = warnings.formatwarning
     warnings.formatwarning = warning_text
-    try:
-        yield
-    finally:
-        warnings.formatwarning = before
+    with warnings.catch_warnings():
+        if not is_first():
+            warnings.simplefilter("ignore", StreamtrainWarning)
+        try:
+            yield
+        finally:
+            warnings.formatwarning = before
 
 
 def _run(words: tuple[str, ...]) -> int:
@@ -269,6 +282,8 @@ class _LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if not ctx.resilient_parsing and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise unknown_name("command", args[0], COMMANDS)
+        if not ctx.resilient_parsing and args[0] in COMMANDS and does_nothing(args[0]):
+            ctx.exit()
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:

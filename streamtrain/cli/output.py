@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from streamtrain.cli.ranks import is_first
 from streamtrain.errors import Argument, Call, Fix, Lines, StreamtrainError, StreamtrainWarning, printable
 from streamtrain.system.json_values import to_json_value
 from streamtrain.system.refusals import os_failure
@@ -84,6 +85,8 @@ def emit(as_json: bool, result: Mapping[str, object], text: str) -> None:
 
 def print_text(text: str) -> None:
     """Print text on stdout, escaped where it is not printable; a stream that was closed from the start loses it."""
+    if not is_first():
+        return
     # A letter that the terminal's encoding lacks: an escape in the output is better than a crash.
     encoding = (sys.stdout and sys.stdout.encoding) or "utf-8"
     try:
@@ -103,6 +106,10 @@ def note(text: str) -> None:
     """
     if is_quiet() and not text.startswith(("error:", "warning:")):
         return
+    if not is_first():
+        if not text.startswith("error:"):
+            return
+        text = "\n".join(f"rank {os.environ['RANK']}: {line}" for line in text.splitlines())
     with suppress(OSError):
         click.echo(colored(printable(text)), err=True, color=has_color())
 

@@ -37,6 +37,7 @@ from streamtrain.cli.output import (
 from streamtrain.cli.preparation.dry_run import dry_run
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.cli.preparation.threads import CoreWatch
+from streamtrain.cli.ranks import device_of_rank, is_first, launch, of_first, process_group
 from streamtrain.cli.results import no_better, outcome_line
 from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
 from streamtrain.errors import Lines, ResourceError, StreamtrainError, UsageError
@@ -67,6 +68,8 @@ from streamtrain.training.metrics.user import METRIC_NAMES
 from streamtrain.training.records.history import EpochSummary, History, epoch_head, epoch_line
 from streamtrain.training.run_description import budget_config
 from streamtrain.training.run_folder import (
+    FollowedRun,
+    Run,
     RunFolder,
     check_run,
     check_writable,
@@ -226,6 +229,14 @@ _NO_VAL: Final = (
 def run_train(*, as_json: bool, **given: Any) -> None:
     """Train as the command line says, and print the result."""
     options = TrainOptions.of(given)
+    options = replace(options, device=device_of_rank(options.device))
+    with process_group(options.device):
+        _run_train(options, as_json=as_json)
+
+
+def _run_train(options: TrainOptions, *, as_json: bool) -> None:
+    if options.headspace and launch() is not None:
+        raise UsageError("the headspace is measured in one process", fix="start it without torchrun, or no --headspace")
     say = progress_text(as_json)
     begun = _begin(options, say)
     if options.dry_run:
@@ -270,7 +281,7 @@ def _begin(options: TrainOptions, say: Callable[[str], None]) -> _Begun:
     reserved = held_bytes()
     check_seed(options.seed)
     shared_budget.check_memory_options(options.memory, options.max_memory)
-    _check_out(options)
+    of_first(lambda: _check_out(options))
     check_model_name(options.model)
     refuse_raw_file(options.dest)
     dataset = open_preferred(options.dest)
@@ -304,8 +315,9 @@ def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
             config = trainer.describe(training) | begun.about | budget_config(training, loaders.memory_bytes)
             if training.shuffle and (poor := poor_shuffle(dataset, options.batch_size, training.sizes.lanes)):
                 note(f"warning: {poor}")
-            out = options.out or of_run.enter_context(numbered_folder(RUNS))
-            run = of_run.enter_context(RunFolder(out, config, resumes=options.resume))
+            out = options.out or (of_run.enter_context(numbered_folder(RUNS)) if is_first() else RUNS)
+            opened: Run = RunFolder(out, config, resumes=options.resume) if is_first() else FollowedRun()
+            run = of_run.enter_context(opened)
             if expected := training.projection.expected:
                 few = few_lanes(dataset.layout, training.sizes, training.memory_bytes)
                 first, *more = str(expected).split("; ")
@@ -324,7 +336,8 @@ def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
         trained = _outcome(history, loaders, projected, out, trainer.optimizer.param_groups[0]["lr"])
         trained = replace(trained, then=_next_commands(out, options.dest))
         try:
-            write_memory(out, {**trained.memory, "terms": terms})
+            if is_first():
+                write_memory(out, {**trained.memory, "terms": terms})
         except ResourceError as error:
             trained = replace(trained, unwritten=error)
     return _with_headspace(trained, trainer, options, dataset, loaders.memory_bytes) if options.headspace else trained
@@ -358,7 +371,7 @@ def _outcome(history: History, loaders: SizedLoaders, projected: int, out: Path,
     )
 
 
-def _fit(begun: _Begun, loaders: SizedLoaders, run: RunFolder, out: Path, say: Callable[[str], None]) -> History:
+def _fit(begun: _Begun, loaders: SizedLoaders, run: Run, out: Path, say: Callable[[str], None]) -> History:
     options = begun.options
 
     def say_epoch(summary: EpochSummary) -> None:
@@ -380,7 +393,7 @@ def _fit(begun: _Begun, loaders: SizedLoaders, run: RunFolder, out: Path, say: C
         on_checkpoint_failure=options.on_checkpoint_failure,
         resume="auto" if options.resume else None,
         log_every=options.log_every,
-        progress=False if is_quiet() else None,
+        progress=False if is_quiet() or not is_first() else None,
         on_epoch=say_epoch,
         on_resume=partial(say_resumed, out),
     )
@@ -459,9 +472,10 @@ def _make_trainer(
 
 def _is_unscaled(options: TrainOptions) -> bool:
     """Whether the run to resume is of an earlier version, which gave the loss the targets as they are stored."""
-    if not options.resume or options.out is None or not is_run(options.out):
+    out = options.out
+    if not options.resume or out is None:
         return False
-    return "normalize_target" not in read_config(options.out)
+    return of_first(lambda: is_run(out) and "normalize_target" not in read_config(out))
 
 
 def _target_lines(options: TrainOptions, dataset: Dataset, trainer: Trainer) -> list[str]:

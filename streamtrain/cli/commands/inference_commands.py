@@ -103,8 +103,11 @@ def evaluate_command(as_json: bool, **given: Any) -> None:
     with those of the training, and classes have the training's numbers.
     """
     from streamtrain.cli.inference.evaluate import run_evaluate
+    from streamtrain.cli.ranks import device_of_rank, process_group
 
-    run_evaluate(as_json=as_json, **given)
+    given["device"] = device_of_rank(given["device"])
+    with process_group(given["device"]):
+        run_evaluate(as_json=as_json, **given)
 
 
 @command(
