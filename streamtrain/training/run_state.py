@@ -59,7 +59,7 @@ from streamtrain.training.checkpoint import (
 from streamtrain.training.labels.targets import NOT_TOLD
 from streamtrain.training.progress import Counts
 from streamtrain.training.run_folder import ANOTHER, METRICS, NullRunFolder, Run, RunFolder, check_room, read_schema
-from streamtrain.training.serialization import check_like, check_tensors, flatten_names, pack, unpack
+from streamtrain.training.serialization import aligned, check_like, check_tensors, flatten_names, pack, unpack
 
 _FROM_THE_BEST: Final = " begins either with the best weights, which are whole"
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
@@ -340,7 +340,7 @@ class RunState:
         load_weights(self._normalized_model.model, found)
         try:
             self._normalized_model.put_back(normalize_states(found))
-            training = unpack(found.state[_TRAINING], found.tensors(_TRAINING))
+            training = unpack(found.state[_TRAINING], aligned(found.tensors(_TRAINING)))
             optimizer = self._rule.learner.optimizer
             own = {"rule": self._rule.state_dict(), "stopping": self._watch.stopping.state_dict()}
             check_like(training, own | {"optimizer": optimizer.state_dict()}, _TRAINING)
