@@ -72,7 +72,7 @@ from streamtrain.training.run_folder import (
     check_room,
     read_schema,
 )
-from streamtrain.training.serialization import check_like, check_tensors, flatten_names, pack, unpack
+from streamtrain.training.serialization import aligned, check_like, check_tensors, flatten_names, pack, unpack
 
 _FROM_THE_BEST: Final = " begins either with the best weights, which are whole"
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
@@ -356,7 +356,7 @@ class RunState:
         load_weights(self._normalized_model.model, found)
         try:
             self._normalized_model.put_back(normalize_states(found))
-            training = unpack(found.state[_TRAINING], found.tensors(_TRAINING))
+            training = unpack(found.state[_TRAINING], aligned(found.tensors(_TRAINING)))
             inside = self._inside(found, training)
             optimizer = self._rule.learner.optimizer
             own = {"rule": self._rule.state_dict(), "stopping": self._watch.stopping.state_dict()}

@@ -117,6 +117,8 @@ def check_like(found: object, own: object, name: str) -> None:
 
 
 _ALIGNMENT: Final = 8
+_OF_TORCH: Final = 64
+"""Bytes at a multiple of which torch's own tensors begin."""
 _NAMES: Final = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -179,3 +181,8 @@ def _pieces(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> 
         if tensor.numel():
             # One at a time: only one of a device's tensors is on the host.
             yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def aligned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that lie in a file as it is packed: sums over vectors are rounded by where in memory these begin."""
+    return {name: tensor if tensor.data_ptr() % _OF_TORCH == 0 else tensor.clone() for name, tensor in tensors.items()}
