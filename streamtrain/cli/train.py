@@ -316,8 +316,7 @@ def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
             if training.shuffle and (poor := poor_shuffle(dataset, options.batch_size, training.sizes.lanes)):
                 note(f"warning: {poor}")
             out = options.out or (of_run.enter_context(numbered_folder(RUNS)) if is_first() else RUNS)
-            opened: Run = RunFolder(out, config, resumes=options.resume) if is_first() else FollowedRun()
-            run = of_run.enter_context(opened)
+            run = _opened(of_run, out, config, resumes=options.resume)
             if expected := training.projection.expected:
                 few = few_lanes(dataset.layout, training.sizes, training.memory_bytes)
                 first, *more = str(expected).split("; ")
@@ -341,6 +340,13 @@ def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
         except ResourceError as error:
             trained = replace(trained, unwritten=error)
     return _with_headspace(trained, trainer, options, dataset, loaders.memory_bytes) if options.headspace else trained
+
+
+def _opened(of_run: ExitStack, out: Path, config: dict[str, object], *, resumes: bool) -> Run:
+    """Open the run's folder; of several ranks the first one keeps it."""
+    if is_first():
+        return of_run.enter_context(RunFolder(out, config, resumes=resumes))
+    return FollowedRun()
 
 
 def _next_commands(out: Path, dest: Path) -> tuple[str, ...]:

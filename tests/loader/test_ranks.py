@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import streamtrain
-from streamtrain import StreamLoader, Trainer, uniform
+from streamtrain import StreamLoader, uniform
 from streamtrain.errors import StreamtrainWarning, UsageError
 from streamtrain.loader import world
 
@@ -197,18 +197,6 @@ def test_what_cannot_be_shared_is_refused(data, how, message, fix):
 def test_grad_scale_is_refused_where_samples_may_be_left_out(data):
     with share(data(320), 0, 2, on_bad_block="quarantine") as loader, pytest.raises(UsageError, match="not known"):
         loader.grad_scale  # noqa: B018
-
-
-def test_a_trainer_refuses_a_share(data, monkeypatch):
-    trainer = Trainer(torch.nn.Linear(1, 1), loss="mse", device="cpu")
-    with share(data(320), 0, 2) as loader:
-        for use in (lambda: trainer.fit(loader, max_epochs=1), lambda: trainer.evaluate(loader)):
-            with pytest.raises(UsageError, match="works in one process, and 2 share"):
-                use()
-    monkeypatch.setitem(sys.modules, "torch.distributed", distributed(1, 2))
-    for use in (lambda: trainer.fit(data(320), max_epochs=1), lambda: trainer.evaluate(data(320))):
-        with pytest.raises(UsageError, match="works in one process, and 2 share"):
-            use()
 
 
 def test_a_launcher_without_a_group_is_told(data, monkeypatch):
