@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from streamtrain.loader.budget import OrderExpectation
-    from streamtrain.loader.plan import Plan, ReadCounts
+    from streamtrain.loader.plan import Plan, RankPlan, ReadCounts
     from streamtrain.shuffle.quality import ShuffleQuality
     from streamtrain.store.dataset import Dataset
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 )
 @option("--lanes", type=int, help="Streams of blocks that a batch draws from; by default as many as fit --memory.")
 @option("--groups", type=int, help="Groups of lanes; by default from batch size and blocks.")
+@option("--ranks", type=int, metavar="N", help="Show what each of N ranks has, which share the batches.")
 @option("--drop-last", is_flag=True, help="Leave out a short last batch.")
 @option("--seed", type=int, default=0, help="For the order.")
 @json_option
@@ -49,6 +50,7 @@ def plan_command(
     val: Path | None,
     lanes: int | None,
     groups: int | None,
+    ranks: int | None,
     drop_last: bool,
     seed: int,
     as_json: bool,
@@ -65,7 +67,7 @@ def plan_command(
 
     refuse_raw_file(dest)
     dataset = open_preferred(dest)
-    order: dict[str, Any] = {"lanes": lanes, "groups": groups, "seed": seed}
+    order: dict[str, Any] = {"lanes": lanes, "groups": groups, "seed": seed, "ranks": ranks}
     whole = parse_bytes(memory, name="memory")
     of_validation = whole // BUDGET_PARTS if _has_validation(dest, val) else 0
     found = plan(dataset, batch_size=batch_size, memory=whole - of_validation, drop_last=drop_last, **order)
@@ -123,6 +125,23 @@ def _result(dataset: Dataset, plan: Plan) -> dict[str, Any]:
         if enough
         else None,
         "with_most_lanes": _quality(plan.most),
+        "ranks": _ranks(plan.ranks),
+    }
+
+
+def _ranks(ranks: RankPlan | None) -> dict[str, Any] | None:
+    """Give the values of one rank of several."""
+    if ranks is None:
+        return None
+    return {
+        "world_size": ranks.world_size,
+        "batch_size": ranks.local_batch_size,
+        "last_batch": ranks.last_batch,
+        "lanes": ranks.sizes.lanes,
+        "groups": ranks.sizes.groups,
+        "memory": {"projected": ranks.projection.total_bytes, "terms": ranks.projection.terms},
+        "reads": {"first_epoch": _reads(ranks.first), "later_epochs": _reads(ranks.later)},
+        "possible_world_sizes": ranks.possible,
     }
 
 
@@ -196,6 +215,7 @@ def _text(dataset: Dataset, plan: Plan, of_validation: int) -> str:
         ("labels", _labels_text(dataset, plan)),
         *zip(("quality", "", ""), _quality_lines(plan, expected), strict=False),
         ("random", _random_text(plan)),
+        *zip(("ranks", *[""] * 3), _rank_lines(plan.ranks), strict=False),
     ]
     return Lines.of(f"{name:<8} {value}" for name, value in facts if value)
 
@@ -214,6 +234,22 @@ def _term_lines(plan: Plan) -> Iterator[str]:
     for name, size in terms.items():
         text = _TERMS.get(name)
         yield f"{name:<10} {size:>9}{f'  {text}' if text else ''}"
+
+
+def _rank_lines(ranks: RankPlan | None) -> list[str]:
+    """Say what one rank of several has."""
+    if ranks is None:
+        return []
+    projection, last = ranks.projection, sorted({*ranks.last_batch}, reverse=True)
+    memory = f"{format_bytes(projection.total_bytes)} of {format_bytes(projection.budget_bytes)}"
+    empty = "; a rank without samples takes the step as well" if 0 in last else ""
+    return [
+        f"each of {ranks.world_size} has {_samples(ranks.local_batch_size)} of a batch, of the last one "
+        f"{' or '.join(f'{n:,}' for n in last)}{empty}",
+        f"{_lanes(ranks.sizes.lanes)} and {memory} each",
+        f"about {_reads_text(ranks.first)} each in the first epoch, {_later_text(ranks.later)} in a later one",
+        f"{', '.join(map(str, ranks.possible))} ranks can share these batches and groups",
+    ]
 
 
 def _lanes(lanes: int) -> str:

@@ -10,6 +10,7 @@ bytes, or as float32 deviations where labels are numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from streamtrain.errors import BudgetError, UsageError
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, shuffle_of, solve
+from streamtrain.loader.deal import Deal
 from streamtrain.loader.reading.block_reader import BlockReader
 from streamtrain.shuffle.order import I64, EpochOrder, shuffled_order
 from streamtrain.shuffle.quality import (
@@ -31,10 +33,11 @@ from streamtrain.shuffle.quality import (
     pieces_of,
     standardized,
 )
+from streamtrain.shuffle.share import Rank
 from streamtrain.store.dataset import Dataset, opened
 from streamtrain.store.layout import Layout
 from streamtrain.store.schema.columns import TARGET
-from streamtrain.system.arguments import check_batch_size, check_dataset, check_seed
+from streamtrain.system.arguments import check_batch_size, check_dataset, check_int, check_seed
 from streamtrain.system.calls.public import public
 from streamtrain.system.units import format_bytes, parse_bytes
 
@@ -137,6 +140,20 @@ class SufficientMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlan:
+    """The part of a run that each of several ranks has."""
+
+    world_size: int
+    local_batch_size: int
+    sizes: LoaderSizes  # of a rank's own pool
+    projection: LoaderProjection  # of one rank, whose budget is the plan's
+    first: ReadCounts  # of one rank in the first epoch
+    later: ReadCounts
+    last_batch: tuple[int, ...]  # samples of each rank in the last batch
+    possible: tuple[int, ...]  # the numbers of ranks that can share the batches and groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A run as planned."""
 
@@ -149,6 +166,7 @@ class Plan:
     most: ShuffleQuality | None  # with as many lanes as any memory gives, over the stretch that memories are tried on
     enough: SufficientMemory | None  # None where no memory makes the shuffle as good as random, or without labels
     why: str
+    ranks: RankPlan | None = None  # where they were asked for
 
     def __repr__(self) -> str:
         memory = f"{format_bytes(self.projection.total_bytes)} of {format_bytes(self.projection.budget_bytes)}"
@@ -167,8 +185,9 @@ def plan(
     groups: int | None = None,
     drop_last: bool = False,
     seed: int = 0,
+    ranks: int | None = None,
 ) -> Plan:
-    """Plan a shuffled run; arguments as those of `StreamLoader`.
+    """Plan a shuffled run; arguments as those of `StreamLoader`, and the number of ranks that share it.
 
     Returns
     -------
@@ -178,7 +197,7 @@ def plan(
     Raises
     ------
     UsageError
-        An argument is wrong, or ``drop_last`` leaves no batch.
+        An argument is wrong, ``drop_last`` leaves no batch, or so many ranks cannot share the batches.
     BudgetError
         ``memory`` is too small.
 
@@ -214,6 +233,31 @@ def plan(
         most=most,
         enough=enough,
         why=why,
+        ranks=None if ranks is None else _of_ranks(dataset, sizes, projection, ranks, drop_last=drop_last),
+    )
+
+
+def _of_ranks(
+    dataset: Dataset, sizes: LoaderSizes, whole: LoaderProjection, world_size: int, *, drop_last: bool
+) -> RankPlan:
+    check_int(world_size, "ranks")
+    layout, batch_size = dataset.layout, sizes.batch_size
+    how: dict[str, Any] = {"layout": layout, "batch_size": batch_size, "shuffle": True, "drop_last": drop_last}
+    deals = [Deal(rank=Rank(rank=rank, world_size=world_size), **how) for rank in range(world_size)]
+    own, projection = deals[0].solve(sizes, whole, memory=whole.budget_bytes, rho=dataset.rho)
+    assert projection.expected is not None
+    first, later = (_reads(dataset, ratio, of=world_size) for ratio in projection.expected.reads)
+    n_before = (deals[0].n_batches - 1) * deals[0].local_batch_size
+    shared = math.gcd(batch_size, sizes.groups)
+    return RankPlan(
+        world_size=world_size,
+        local_batch_size=deals[0].local_batch_size,
+        sizes=own,
+        projection=projection,
+        first=first,
+        later=later,
+        last_batch=tuple(max(0, each.n_positions - n_before) for each in deals),
+        possible=tuple(n for n in range(1, shared + 1) if shared % n == 0),
     )
 
 
@@ -221,11 +265,11 @@ def _order(layout: Layout, sizes: LoaderSizes, seed: int, epoch: int) -> EpochOr
     return shuffled_order(shuffle_of(layout, sizes), seed=seed, epoch=epoch)
 
 
-def _reads(dataset: Dataset, ratio: float) -> ReadCounts:
-    n_stored = dataset.layout.n_blocks
-    return ReadCounts(
-        n_blocks=round(ratio * n_stored), n_stored=n_stored, stored_bytes=round(dataset.stored_bytes * ratio)
-    )
+def _reads(dataset: Dataset, ratio: float, *, of: int = 1) -> ReadCounts:
+    """Count the reads of one of several ranks, which has the same number of blocks as the others."""
+    n_stored = -(-dataset.layout.n_blocks // of)
+    stored_bytes = round(dataset.stored_bytes * ratio / of)
+    return ReadCounts(n_blocks=round(ratio * n_stored), n_stored=n_stored, stored_bytes=stored_bytes)
 
 
 def few_lanes(layout: Layout, sizes: LoaderSizes, memory: int) -> str:

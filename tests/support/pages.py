@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import doctest
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
+
+from processes_of_ranks import FOR_ALL
 
 from streamtrain.cli.main import main
 
@@ -67,6 +72,10 @@ def run(command: list[str], exit_code: int = 0) -> None:
     program, *words = command
     if program == "python":
         exec(compile(words[1], "a page", "exec"), {})
+    elif program == "torchrun":
+        several = [sys.executable, "-m", "torch.distributed.run", *words]
+        done = subprocess.run(several, env={**os.environ, **FOR_ALL}, capture_output=True, text=True, timeout=300)
+        assert done.returncode == exit_code, done.stderr
     else:
         assert program == "streamtrain"
         assert main(words) == exit_code, command

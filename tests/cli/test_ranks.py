@@ -1,0 +1,102 @@
+"""Commands that a launcher starts as several ranks."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from subprocess import Popen
+
+import numpy as np
+import pytest
+from processes_of_ranks import ended, started
+
+import streamtrain as st
+from streamtrain.cli import ranks
+from streamtrain.cli.main import main
+
+TRAIN = (
+    "-m streamtrain train d.zarr --val v.zarr --model linear --optimizer sgd --batch-size 16 --memory 16MB --out run"
+)
+LONG = f"{TRAIN} --epochs 100000".split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, chance = tmp_path_factory.mktemp("ranks"), np.random.default_rng(0)
+    for name, n in (("d", 331), ("v", 50)):
+        x = chance.normal(size=(n, 4)).astype(np.float32)
+        st.ingest({"x": x, "y": (x[:, 0] > 0).astype(np.int64)}, folder / f"{name}.zarr", block="320B")
+    return folder
+
+
+def wait_for_an_epoch(first: Popen[str]) -> None:
+    assert first.stdout is not None
+    while not first.stdout.readline().split()[:1] == ["2"]:
+        assert first.poll() is None, first.communicate()
+
+
+def test_ranks_end_together_and_the_run_goes_on(folder: Path) -> None:
+    with started(LONG, 2, folder, PYTHONUNBUFFERED="1") as running:
+        wait_for_an_epoch(running[0])
+        running[1].send_signal(signal.SIGTERM)
+        (code, _, err), (other_code, other_out, other_err) = ended(running)
+    assert (code, other_code) == (143, 143)
+    assert "interrupted by SIGTERM; saved run/checkpoints/" in err
+    assert other_out == ""
+    assert other_err.splitlines() == ["rank 1: error: interrupted by SIGTERM"]
+    # Killed, a rank leaves no reason. The error file is torchrun's, which has no other way to know the code.
+    with started([*LONG, "--resume"], 2, folder, PYTHONUNBUFFERED="1", TORCHELASTIC_ERROR_FILE="error.json") as running:
+        assert running[0].stderr is not None
+        while "goes on after batch" not in running[0].stderr.readline():
+            assert running[0].poll() is None
+        running[1].kill()
+        (code, _, err), (killed, _, _) = ended(running)
+    assert (code, killed) == (7, -9)
+    assert "error: rank 1 is gone or silent" in err
+    assert json.loads((folder / "error.json").read_text())["message"]["errorCode"] == 7
+    assert main(["evaluate", str(folder / "run"), str(folder / "v.zarr")]) == 0
+
+
+@pytest.fixture
+def as_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("as_rank")
+def test_what_ranks_do_not_share(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(folder / "d.zarr")
+    for words in (["info", data], ["plan", data]):
+        assert main(words) == 0
+        assert capsys.readouterr() == ("", "")
+    assert main(["predict", "run", data, "--out", "p.csv"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("rank 1: error: predict was started as 2 ranks")
+    assert "--rows" in err
+    assert main(["ingest", data, "e.zarr"]) == 2
+    assert "Fix: start it without torchrun." in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("as_rank")
+def test_a_launch_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranks.launch() == ranks.Launch(rank=1, world_size=2, local_rank=0)
+    for name, value in (("RANK", "one"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert ranks.launch() is None
+
+
+def test_a_plan_for_ranks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", str(folder / "d.zarr"), "--batch-size", "16", "--memory", "16MB"]
+    assert main([*words, "--ranks", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ranks"]["world_size"] == 2
+    assert found["ranks"]["batch_size"] == 8
+    assert sum(found["ranks"]["last_batch"]) == 331 % 16
+    assert found["ranks"]["lanes"] * 2 == found["lanes"]
+    assert {1, 2} <= set(found["ranks"]["possible_world_sizes"])
+    assert main([*words, "--ranks", "2"]) == 0
+    assert "ranks    each of 2 has 8 samples of a batch, of the last one 6 or 5" in capsys.readouterr().out
+    assert main([*words, "--ranks", "3"]) == 2
+    assert "cannot be shared by 3 ranks" in capsys.readouterr().err
