@@ -168,6 +168,9 @@ class RankExchange(Exchange):
         except StreamtrainError as error:
             self._tell(error)
             raise
+        except Exception as error:
+            self._tell(StreamtrainError(f"{type(error).__name__}: {error}"))
+            raise
 
     def _all(self, act: Callable[[], None]) -> None:
         """Do what all ranks do at once; where one of them does not, raise its reason."""

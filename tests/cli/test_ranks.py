@@ -15,10 +15,8 @@ import streamtrain as st
 from streamtrain.cli import ranks
 from streamtrain.cli.main import main
 
-TRAIN = (
-    "-m streamtrain train d.zarr --val v.zarr --model linear --optimizer sgd --batch-size 16 --memory 16MB --out run"
-)
-LONG = f"{TRAIN} --epochs 100000".split()
+TRAIN = "-m streamtrain train d.zarr --val v.zarr --model linear --optimizer sgd --batch-size 16 --memory 16MB"
+LONG = f"{TRAIN} --out run --epochs 100000".split()
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def wait_for_an_epoch(first: Popen[str]) -> None:
     assert first.stdout is not None
-    while not first.stdout.readline().split()[:1] == ["2"]:
+    while first.stdout.readline().split()[:1] != ["2"]:
         assert first.poll() is None, first.communicate()
 
 
