@@ -34,8 +34,8 @@ from scripts.faults.writing import in_child, in_peace
 from scripts.runner import memory_folder, new_parser, parse_sampled, print_result, tallied, working_folder
 from streamtrain.system.files import Files
 from streamtrain.training.best.chosen_checkpoint import BEST, LAST, ChosenCheckpoint, checkpoint_of
-from streamtrain.training.checkpoint import MODEL
-from streamtrain.training.run_folder import SCORES, RunFolder
+from streamtrain.training.run.checkpoint import MODEL
+from streamtrain.training.run.run_folder import SCORES, RunFolder
 
 FAULTS: Final = ("kill -9", "kill -9 in a write", "kill -9 without exchange")
 KINDS: Final[dict[str, dict[str, Any]]] = {

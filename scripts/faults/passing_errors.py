@@ -34,7 +34,7 @@ from scripts.runner import memory_folder, new_parser, parse_sampled, print_resul
 from streamtrain.cli.main import main as run_command
 from streamtrain.system.syscalls import Syscalls
 from streamtrain.training import run_folder
-from streamtrain.training.checkpoint import MODEL, newest_checkpoint, read_checkpoint, write_checkpoint
+from streamtrain.training.run.checkpoint import MODEL, newest_checkpoint, read_checkpoint, write_checkpoint
 
 ERRORS: Final = ("ESTALE", "EIO", "EMFILE", "ETIMEDOUT")
 STARTS: Final = ("a training", "a resumed training")

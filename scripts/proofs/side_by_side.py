@@ -39,7 +39,7 @@ import streamtrain.cli.train
 from scripts.runner import Result, memory_folder, new_parser, require_disk, run
 from streamtrain.cli.main import main as streamtrain_main
 from streamtrain.store.verify import verify
-from streamtrain.training.checkpoint import MODEL, newest_checkpoint
+from streamtrain.training.run.checkpoint import MODEL, newest_checkpoint
 
 N_SAMPLES: Final = 600
 EPOCHS: Final = 4

@@ -36,8 +36,8 @@ from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.files import numbered_folder
 from streamtrain.system.memory import limit_heap_growth
-from streamtrain.training.checkpoint import load_initial_weights
 from streamtrain.training.labels.from_data import n_outputs
+from streamtrain.training.run.checkpoint import load_initial_weights
 
 COMPARISONS: Final = Path("comparisons")
 

@@ -66,8 +66,8 @@ from streamtrain.training.metrics.baseline import short_number
 from streamtrain.training.metrics.tasks import score_name
 from streamtrain.training.metrics.user import METRIC_NAMES
 from streamtrain.training.records.history import EpochSummary, History, epoch_head, epoch_line
-from streamtrain.training.run_description import budget_config
-from streamtrain.training.run_folder import (
+from streamtrain.training.run.run_description import budget_config
+from streamtrain.training.run.run_folder import (
     FollowedRun,
     Run,
     RunFolder,
@@ -79,7 +79,7 @@ from streamtrain.training.run_folder import (
     read_config,
     write_memory,
 )
-from streamtrain.training.run_state import ResumePoint
+from streamtrain.training.run.run_state import ResumePoint
 from streamtrain.training.sized_loaders import SizedLoaders, make_loaders, sized_loaders
 from streamtrain.training.trainer import Trainer
 

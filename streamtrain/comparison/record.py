@@ -24,9 +24,9 @@ from streamtrain.store.writing.lock import check_folder_unlocked, folder_lock
 from streamtrain.system.files import Files, is_regular, read_whole
 from streamtrain.system.json_values import objects, to_json_value, whole_number
 from streamtrain.system.refusals import read_failure
-from streamtrain.training.checkpoint import read_tensors
-from streamtrain.training.run_folder import check_run, check_writable, sole_writer
-from streamtrain.training.serialization import write_tensors
+from streamtrain.training.run.checkpoint import read_tensors
+from streamtrain.training.run.run_folder import check_run, check_writable, sole_writer
+from streamtrain.training.run.serialization import write_tensors
 
 _PATH: Final = "path.safetensors"
 _LANES: Final = "lanes"

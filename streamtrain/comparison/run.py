@@ -28,12 +28,12 @@ from streamtrain.loader.shared_budget import non_loader_memory
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.system.json_values import objects, to_json_value
 from streamtrain.system.memory import trim_heap
-from streamtrain.training.checkpoint import Checkpoint
 from streamtrain.training.labels.facts import label_config
 from streamtrain.training.records.history import EpochSummary, History
-from streamtrain.training.run_description import budget_config
-from streamtrain.training.run_folder import NullRunFolder, Run, RunFolder, write_memory
-from streamtrain.training.serialization import pack, unpack
+from streamtrain.training.run.checkpoint import Checkpoint
+from streamtrain.training.run.run_description import budget_config
+from streamtrain.training.run.run_folder import NullRunFolder, Run, RunFolder, write_memory
+from streamtrain.training.run.serialization import pack, unpack
 from streamtrain.training.step_errors import next_lower_rate
 from streamtrain.training.trainer import Trainer
 

@@ -15,7 +15,7 @@ from streamtrain.store.writing.lock import is_folder_locked
 from streamtrain.system.files import read_whole
 from streamtrain.system.refusals import read_failure
 from streamtrain.training.records.kept_scores import BEST
-from streamtrain.training.run_folder import CONFIG, MEMORY, METRICS, SCORES, read_config
+from streamtrain.training.run.run_folder import CONFIG, MEMORY, METRICS, SCORES, read_config
 
 _KINDS: Final = ("batch", "epoch", "measured")
 _TEXTS: Final = frozenset({"kind"})

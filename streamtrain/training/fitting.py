@@ -25,8 +25,8 @@ from streamtrain.training.metrics.running import Metrics
 from streamtrain.training.progress import Counts, Totals, run_length
 from streamtrain.training.records.history import EpochSummary, History, epoch_line, head_of
 from streamtrain.training.records.recorder import EpochRecorder
-from streamtrain.training.run_folder import FollowedRun, Run, RunFolder, epochs_backwards
-from streamtrain.training.run_state import ResumePoint, RunState
+from streamtrain.training.run.run_folder import FollowedRun, Run, RunFolder, epochs_backwards
+from streamtrain.training.run.run_state import ResumePoint, RunState
 
 
 def trainer_line(model: nn.Module, loss: Loss, optimizer: Optimizer, rule: str, counts: Counts) -> str:

@@ -59,8 +59,8 @@ from streamtrain.training.progress import Counts, Totals, run_length
 from streamtrain.training.ranks import world_size_of
 from streamtrain.training.records.history import EpochSummary
 from streamtrain.training.records.recorder import EpochRecorder, Labels
-from streamtrain.training.run_description import ResumableStream, stream_identity, stream_state
-from streamtrain.training.run_state import MidEpochState
+from streamtrain.training.run.run_description import ResumableStream, stream_identity, stream_state
+from streamtrain.training.run.run_state import MidEpochState
 from streamtrain.training.step_errors import explain_device, name_bad_samples, name_rate
 
 _CHECKED_ROWS: Final = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +21,7 @@ from streamtrain.system.memory import memory_limit
 from streamtrain.system.units import format_bytes, megabytes
 from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.progress import Counts
-from streamtrain.training.serialization import flatten_names
+from streamtrain.training.run.serialization import flatten_names
 
 _MOST_NAMED: Final = 5
 
@@ -80,10 +81,8 @@ def check_ranks(
     """Refuse ranks that would not train the same, or whose loaders do not fit their host together."""
     if exchange.world_size == 1:
         return
-    from streamtrain import __version__
-
     shapes = [tuple(parameter.shape) for parameter in model.parameters()]
-    versions = {"streamtrain": __version__, "torch": torch.__version__, "numpy": np.__version__}
+    versions = {"streamtrain": version("streamtrain"), "torch": torch.__version__, "numpy": np.__version__}
     facts = {**flatten_names(description), "val": getattr(val and val.dataset, "id", None)}
     if isinstance(loader, StreamLoader):
         facts |= {"lanes": loader.sizes.lanes, "groups": loader.sizes.groups}

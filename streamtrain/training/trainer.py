@@ -39,7 +39,6 @@ from streamtrain.training.batch_stream import (
     warn_of_waiting_device,
 )
 from streamtrain.training.best.watch import EpochWatch, check_same_weights, make_watch
-from streamtrain.training.checkpoint import load_initial_weights
 from streamtrain.training.fitting import FitPlan, Fitting, trainer_line
 from streamtrain.training.inference.given_batches import GivenBatches, arrays_given, check_can_train, is_stream
 from streamtrain.training.inference.predicts import PredictsInTraining
@@ -55,9 +54,10 @@ from streamtrain.training.progress import Counts, Totals
 from streamtrain.training.ranks import check_ranks, exchange_over, join_ranks
 from streamtrain.training.records.history import EpochSummary, History
 from streamtrain.training.records.recorder import EpochRecorder
-from streamtrain.training.run_description import describe_run, stream_identity
-from streamtrain.training.run_folder import Run, RunFolder
-from streamtrain.training.run_state import ResumePoint, RunState, open_run
+from streamtrain.training.run.checkpoint import load_initial_weights
+from streamtrain.training.run.run_description import describe_run, stream_identity
+from streamtrain.training.run.run_folder import Run, RunFolder
+from streamtrain.training.run.run_state import ResumePoint, RunState, open_run
 from streamtrain.training.sized_loaders import LoaderOptions, streams_of
 
 _OF_OPTIMIZERS: Final = ("momentum", "betas", "eps", "weight_decay", "nesterov")

@@ -71,7 +71,7 @@ def fields_of_other_names(w: World) -> None:
     named.fit(data, max_epochs=1, progress=False, memory="16MB")
 
 
-@world("training/run_folder.py:_no_such_run: did you mean {}?")
+@world("training/run/run_folder.py:_no_such_run: did you mean {}?")
 def a_run_of_another_name(w: World) -> None:
     data = w.dataset()
     fit(data, checkpoint="runs/first")

@@ -9,7 +9,7 @@ import numpy as np
 from streamtrain.cli.output import as_command_line
 from streamtrain.comparison import run
 from streamtrain.errors import StreamtrainError, with_remedy
-from streamtrain.training.run_folder import newest_run
+from streamtrain.training.run.run_folder import newest_run
 from tests.advice.world import Said, World, X, Y, world
 
 _OPTIONS = "cli/options.py:"
@@ -170,7 +170,7 @@ def options_to_leave_out(w: World) -> None:
 
 @world(
     "cli/train.py:_check_out: --out {}",
-    "training/run_folder.py:_refuse_taken: another checkpoint={}",
+    "training/run/run_folder.py:_refuse_taken: another checkpoint={}",
 )
 def run_folders(w: World) -> None:
     w.dataset()

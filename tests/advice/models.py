@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 import streamtrain as st
-from streamtrain.training.checkpoint import load_initial_weights
+from streamtrain.training.run.checkpoint import load_initial_weights
 from tests.advice.command_line import SMALL, TRAIN, typed
 from tests.advice.world import World, X, Y, world
 
 _FACTORY = "models/factory.py:"
 _CODE = "models/user_code.py:"
-_INITIAL = "training/checkpoint.py:load_initial_weights:"
+_INITIAL = "training/run/checkpoint.py:load_initial_weights:"
 _RIGHT = "from torch import nn\ndef build():\n    return nn.Linear(4, 3)\nready = nn.Linear(4, 3)\n"
 _CODES = np.arange(len(X), dtype=np.int32)[:, None] % 4
 _TABLE = f"train d.zarr --model mlp:4 --epochs 1 {SMALL}"

@@ -9,8 +9,8 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "cli/manual/completion.py:_check_bash: install a newer bash, or use zsh or fish",
     ),
     "needs a disk that fails in the middle of a run": (
-        "training/run_state.py:RunState.save: {}, then the same with resume='auto'",
-        "training/run_state.py:_unsaved: see to the disk",
+        "training/run/run_state.py:RunState.save: {}, then the same with resume='auto'",
+        "training/run/run_state.py:_unsaved: see to the disk",
     ),
     "is the way out in a sentence that refuses nothing; tests/store/schema/test_task.py reads it": (
         "store/schema/task.py:label_line: {}task=",
@@ -27,7 +27,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "optim/gradients.py:non_finite_error: a smaller lr=, or normalized inputs",
     ),
     "needs a run's folder that goes while it is trained": (
-        "training/run_folder.py:RunFolder._check_still_there: another checkpoint=",
+        "training/run/run_folder.py:RunFolder._check_still_there: another checkpoint=",
     ),
     "needs a dataset of half the memory": ("ingestion/request.py:warning_of_memory: a folder on a disk",),
     "needs NFS and another user; followed in `test_lock.py`": (
@@ -92,12 +92,12 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "ingestion/sources/registry.py:_listed: copy it to another disk",
         "store/byte_ranges.py:unreadable: restore it from a copy, or ingest again",
         "store/writing/journal.py:read_journal: restore it from a copy, or ingest again",
-        "training/checkpoint.py:_unreadable: train again",
-        "training/run_folder.py:RunFolder.why_not_after: another checkpoint=",
-        "training/run_folder.py:is_run: another checkpoint=",
-        "training/run_folder.py:_read_scores: another checkpoint=",
-        "training/checkpoint.py:_is_there: train again",
-        "training/checkpoint.py:_identity: train again",
+        "training/run/checkpoint.py:_unreadable: train again",
+        "training/run/run_folder.py:RunFolder.why_not_after: another checkpoint=",
+        "training/run/run_folder.py:is_run: another checkpoint=",
+        "training/run/run_folder.py:_read_scores: another checkpoint=",
+        "training/run/checkpoint.py:_is_there: train again",
+        "training/run/checkpoint.py:_identity: train again",
         "ingestion/sources/input_files.py:open_bytes: copy it to another disk",
         "ingestion/sources/tables/parquet.py:_reading: copy it to another disk",
     ),
@@ -210,7 +210,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "no dataset holds complex numbers: it needs a stream of the user's own": (
         "training/batch_stream.py:check_weight_field: floats or integers",
     ),
-    "needs a checkpoint of another release": ("training/checkpoint.py:_checked: the matching release",),
+    "needs a checkpoint of another release": ("training/run/checkpoint.py:_checked: the matching release",),
     "is shown in the tests of `evaluate`, with a run that lacks it": (
         "training/inference/saved_run.py:normalize_modules: train again",
     ),
@@ -237,12 +237,12 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "optim/sample_fast_path/network.py:_one_hot: labels from 0 to {}",
     ),
     "a damaged checkpoint is skipped with its digest before its state is read": (
-        "training/checkpoint.py:read_tensors: train again",
-        "training/serialization.py:unpack: train again",
-        "training/serialization.py:check_like: train again",
-        "training/checkpoint.py:_read_state: train again",
+        "training/run/checkpoint.py:read_tensors: train again",
+        "training/run/serialization.py:unpack: train again",
+        "training/run/serialization.py:check_like: train again",
+        "training/run/checkpoint.py:_read_state: train again",
         "training/best/monitor.py:best_of: train again",
-        "training/run_state.py:RunState._put_back: another checkpoint=",
+        "training/run/run_state.py:RunState._put_back: another checkpoint=",
         "models/normalization.py:NormalizedModel.put_back: train again",
     ),
     "categories and dates are followed in the tests of their modules": (
@@ -259,9 +259,9 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "ingestion/sources/tables/dates.py:_no_moment: write the offset from UTC behind the time, as +01:00; or, where "
         "the times are UTC, name that zone",
     ),
-    "needs a stream of the user's own": ("training/run_state.py:RunState._put_back: a StreamLoader",),
+    "needs a stream of the user's own": ("training/run/run_state.py:RunState._put_back: a StreamLoader",),
     "needs an optimizer of the user's own, with a state of odd objects": (
-        "training/serialization.py:pack.packed: tensors, numbers, texts, and lists and dicts of them",
+        "training/run/serialization.py:pack.packed: tensors, numbers, texts, and lists and dicts of them",
     ),
 }
 REASONS: Final = {key: reason for reason, keys in _REASONS.items() for key in keys}

@@ -19,9 +19,9 @@ from tests.advice.training import fit
 from tests.advice.world import World, X, world
 
 _READER = "diagnostics/run_reader.py:"
-_CHECKPOINT = "training/checkpoint.py:"
+_CHECKPOINT = "training/run/checkpoint.py:"
 _SAVED = "training/inference/saved_run.py:"
-_FOLDER = "training/run_folder.py:"
+_FOLDER = "training/run/run_folder.py:"
 _MATCHING = "store/schema/matching.py:"
 AGAIN = "train again"
 
@@ -199,8 +199,8 @@ def weights_of_another_model(w: World) -> None:
 
 
 @world(
-    "training/run_state.py:_how_to_resume: train as it was trained, or another checkpoint=",
-    "training/run_state.py:_how_to_resume: the schedule as it was set up, {}, past whose end its rate rises again; or train as it was trained, or another checkpoint=",
+    "training/run/run_state.py:_how_to_resume: train as it was trained, or another checkpoint=",
+    "training/run/run_state.py:_how_to_resume: the schedule as it was set up, {}, past whose end its rate rises again; or train as it was trained, or another checkpoint=",
 )
 def a_checkpoint_of_another_run(w: World) -> None:
     w.dataset()
@@ -287,7 +287,7 @@ def metrics_that_are_gone(w: World) -> None:
     w.works(f"{TRAIN} --out another --epochs 2 --resume")
 
 
-@world("training/run_state.py:RunState._find: another checkpoint=, or remove {} to start afresh here{}")
+@world("training/run/run_state.py:RunState._find: another checkpoint=, or remove {} to start afresh here{}")
 def a_run_whose_checkpoints_are_all_damaged(w: World) -> None:
     w.dataset()
     w.works(f"{TRAIN} --out run")
@@ -299,7 +299,7 @@ def a_run_whose_checkpoints_are_all_damaged(w: World) -> None:
     w.works(f"{TRAIN} --out run --resume")
 
 
-@world("training/run_state.py:RunState.restore: a new trainer, or no resume")
+@world("training/run/run_state.py:RunState.restore: a new trainer, or no resume")
 def a_trainer_that_has_trained_already(w: World) -> None:
     data, run = w.dataset(), w.folder / "run"
     trainer = fit(data)
@@ -308,7 +308,7 @@ def a_trainer_that_has_trained_already(w: World) -> None:
     fit(data, on=trainer, checkpoint=w.folder / "other", max_epochs=2)
 
 
-@world("training/run_state.py:RunState.name_checkpoint_on_divergence: {}. The last checkpoint is {}")
+@world("training/run/run_state.py:RunState.name_checkpoint_on_divergence: {}. The last checkpoint is {}")
 def divergence_after_a_checkpoint(w: World) -> None:
     data, calls = w.dataset(), [0]
 

@@ -127,9 +127,9 @@ def an_exported_model(w: World) -> None:
 
 
 @world(
-    "training/run_folder.py:_try_folder: another checkpoint=",
-    "training/run_folder.py:_try_folder: choose another path",
-    "training/run_folder.py:check_room: free some space, or {}",
+    "training/run/run_folder.py:_try_folder: another checkpoint=",
+    "training/run/run_folder.py:_try_folder: choose another path",
+    "training/run/run_folder.py:check_room: free some space, or {}",
 )
 def places_for_a_run(w: World) -> None:
     data = w.dataset()

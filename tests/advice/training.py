@@ -393,14 +393,14 @@ def loaders_beside_datasets(w: World) -> None:
         )
 
 
-@world("training/run_state.py:open_run: checkpoint='runs/a', the folder of the run")
+@world("training/run/run_state.py:open_run: checkpoint='runs/a', the folder of the run")
 def resuming_without_a_folder(w: World) -> None:
     w.followed(fit, w.dataset(), resume="auto")
 
 
 @world(
-    "training/serialization.py:check_tensors: a buffer of it",
-    "training/serialization.py:check_tensors: a dense tensor of floats, integers or booleans",
+    "training/run/serialization.py:check_tensors: a buffer of it",
+    "training/run/serialization.py:check_tensors: a dense tensor of floats, integers or booleans",
 )
 def states_that_no_checkpoint_holds(w: World) -> None:
     class Odd(nn.Linear):

@@ -193,7 +193,7 @@ def test_a_comparison_that_could_not_be_saved_resumes_once_the_disk_is_mended(
         raise ResourceError("cannot write: no space left", fix="free some space")
 
     with monkeypatch.context() as patched:
-        patched.setattr("streamtrain.training.run_folder.write_checkpoint", fail)
+        patched.setattr("streamtrain.training.run.run_folder.write_checkpoint", fail)
         with pytest.raises(ResourceError, match="Fix: free some space, then the same with resume='auto'"):
             compare(line(), data, **few, loss="mse", out=tmp_path / "full")
     found = compare(line(), data, **few, loss="mse", out=tmp_path / "full", resume="auto")

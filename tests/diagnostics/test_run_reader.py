@@ -9,7 +9,7 @@ import pytest
 from streamtrain.diagnostics import run_reader
 from streamtrain.diagnostics.run_reader import read_run
 from streamtrain.errors import CheckpointError
-from streamtrain.training.run_folder import RunFolder
+from streamtrain.training.run.run_folder import RunFolder
 
 LINES = [f'{{"kind": "epoch", "epoch": {number}, "steps": {number}}}\n' for number in range(1, 5)]
 

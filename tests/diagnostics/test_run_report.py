@@ -25,7 +25,7 @@ from streamtrain.diagnostics.run_report import run_page, write_report
 from streamtrain.errors import CheckpointError
 from streamtrain.training.best.chosen_checkpoint import ChosenCheckpoint
 from streamtrain.training.best.monitor import BestEpoch
-from streamtrain.training.checkpoint import Checkpoint
+from streamtrain.training.run.checkpoint import Checkpoint
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PAYLOAD = "</title><script>document.title='owned'</script><img src=x onerror=document.title='owned'>"

@@ -14,7 +14,7 @@ from torch import nn
 
 import streamtrain as st
 from streamtrain.errors import CheckpointError, UsageError
-from streamtrain.training.checkpoint import newest_checkpoint
+from streamtrain.training.run.checkpoint import newest_checkpoint
 
 N, BATCH_SIZE = 300, 20
 EPOCH_BATCHES = N // BATCH_SIZE

@@ -24,7 +24,7 @@ from streamtrain.optim.gradients import Learner, TrainingBatch
 from streamtrain.optim.optimizers import FULL_BATCH, build_optimizer
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.optim.step_options import StepOptions
-from streamtrain.training.serialization import pack, unpack
+from streamtrain.training.run.serialization import pack, unpack
 from streamtrain.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from streamtrain.errors import UsageError
 from streamtrain.optim.optimizers import FULL_BATCH
 from streamtrain.training.batch_stream import BatchStream
-from streamtrain.training.checkpoint import MODEL, newest_checkpoint
+from streamtrain.training.run.checkpoint import MODEL, newest_checkpoint
 from streamtrain.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -31,7 +31,7 @@ from streamtrain.optim.schedules import Schedule
 from streamtrain.system.files import Files
 from streamtrain.system.signals import Interrupted
 from streamtrain.system.syscalls import Syscalls
-from streamtrain.training.run_folder import RunFolder
+from streamtrain.training.run.run_folder import RunFolder
 
 N_SAMPLES, N_FEATURES, BATCH_SIZE, N_EPOCHS = 210, 5, 20, 3
 EPOCH_BATCHES = 11

@@ -25,9 +25,9 @@ from streamtrain.diagnostics.headspace import headspace
 from streamtrain.errors import CheckpointError
 from streamtrain.optim.schedules import Schedule
 from streamtrain.system.signals import Interrupted
-from streamtrain.training.checkpoint import newest_checkpoint
 from streamtrain.training.records.history import EpochSummary
-from streamtrain.training.run_state import ResumePoint
+from streamtrain.training.run.checkpoint import newest_checkpoint
+from streamtrain.training.run.run_state import ResumePoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

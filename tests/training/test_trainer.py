@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from streamtrain.errors import DeviceError, DivergedError, StreamtrainWarning, UnknownName, UsageError
 from streamtrain.models.factory import build_model
-from streamtrain.training.checkpoint import newest_checkpoint
 from streamtrain.training.records.history import EpochSummary
+from streamtrain.training.run.checkpoint import newest_checkpoint
 from streamtrain.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -28,11 +28,11 @@ from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.store.schema.task import TaskName
 from streamtrain.store.split_root import TEST, VAL, is_split_root
 from streamtrain.training.batch_stream import BatchStream
-from streamtrain.training.checkpoint import load_weights
 from streamtrain.training.inference.raw_stream import RawStream, check_known_labels
 from streamtrain.training.inference.saved_run import SavedRun, build_module, normalize_modules, read_run
 from streamtrain.training.labels.reading import DEFAULT_LOSSES, reading_of_config
 from streamtrain.training.metrics.tasks import scored_as
+from streamtrain.training.run.checkpoint import load_weights
 from streamtrain.training.trainer import Trainer
 
 _NONE = "none"

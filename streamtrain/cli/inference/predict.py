@@ -37,7 +37,7 @@ from streamtrain.training.inference.saved_run import read_run
 from streamtrain.training.inference.writers.columns import columns_of
 from streamtrain.training.inference.writers.target import buffer_bytes, check_target, writer_terms
 from streamtrain.training.inference.writers.text import TextWriter
-from streamtrain.training.run_folder import is_run
+from streamtrain.training.run.run_folder import is_run
 
 _N_SHOWN: Final = 10
 STDOUT: Final = "-"

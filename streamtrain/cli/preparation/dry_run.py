@@ -17,7 +17,7 @@ from streamtrain.loader.shared_budget import NonLoaderMemory
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.store.dataset import Dataset
 from streamtrain.system.units import format_bytes, format_duration
-from streamtrain.training.checkpoint import checkpoint_bytes
+from streamtrain.training.run.checkpoint import checkpoint_bytes
 from streamtrain.training.sized_loaders import SizedLoaders
 from streamtrain.training.trainer import Trainer
 

@@ -11,7 +11,7 @@ from streamtrain.errors import Lines
 from streamtrain.store.writing.lock import is_folder_locked
 from streamtrain.system.files import names_in
 from streamtrain.training.best.monitor import BestEpoch, best_of
-from streamtrain.training.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint
+from streamtrain.training.run.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint
 
 
 def run_result(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from streamtrain.system.arguments import is_int
 from streamtrain.system.files import is_folder, local_path, names_in
 from streamtrain.system.refusals import refusal_behind
 from streamtrain.training.best.monitor import BestEpoch, best_of
-from streamtrain.training.checkpoint import (
+from streamtrain.training.run.checkpoint import (
     CHECKPOINTS,
     Checkpoint,
     check_state,

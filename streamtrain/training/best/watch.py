@@ -1,7 +1,7 @@
 """The look at a run after each epoch: whether it ends early, and which epoch is best, whose weights it keeps.
 
-The weights are those of a checkpoint, which names it; see `streamtrain.training.checkpoint`. A trainer without a run
-folder that is to end with them keeps a copy in CPU memory.
+The weights are those of a checkpoint, which names it; see `streamtrain.training.run.checkpoint`. A trainer without a
+run folder that is to end with them keeps a copy in CPU memory.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from streamtrain.training.best.monitor import (
     parse_best,
     same_data,
 )
-from streamtrain.training.checkpoint import checkpoint_folder, load_weights, read_checkpoint
 from streamtrain.training.metrics.tasks import measured_names, score_name
 from streamtrain.training.progress import Counts, EarlyStopping
 from streamtrain.training.records.history import EpochSummary
-from streamtrain.training.run_folder import Run
+from streamtrain.training.run.checkpoint import checkpoint_folder, load_weights, read_checkpoint
+from streamtrain.training.run.run_folder import Run
 
 
 class EpochWatch:

@@ -12,9 +12,9 @@ from streamtrain.store.schema.columns import schema_json
 from streamtrain.store.writing.staging import check_in_no_dataset
 from streamtrain.system.files import Files, is_folder, is_there, local_path
 from streamtrain.system.refusals import translate_os_errors
-from streamtrain.training.checkpoint import MODEL, NORMALIZE
 from streamtrain.training.inference.saved_run import SavedRun, class_names
-from streamtrain.training.serialization import check_tensors, write_tensors
+from streamtrain.training.run.checkpoint import MODEL, NORMALIZE
+from streamtrain.training.run.serialization import check_tensors, write_tensors
 
 SUFFIX: Final = ".safetensors"
 _ANOTHER: Final = Fix("another ", Argument("out"))

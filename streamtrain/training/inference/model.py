@@ -18,11 +18,11 @@ from streamtrain.store.schema.columns import INPUT, Schema
 from streamtrain.system.calls.public import public
 from streamtrain.system.display.notebook_html import clipped, clipped_left, html_facts, html_table, html_title
 from streamtrain.training.best.chosen_checkpoint import BEST, Which
-from streamtrain.training.checkpoint import load_weights
 from streamtrain.training.inference.predicting import Predictor
 from streamtrain.training.inference.predictions import form_of_run
 from streamtrain.training.inference.predicts import Predicts
 from streamtrain.training.inference.saved_run import SavedRun, build_module, normalize_modules, read_run
+from streamtrain.training.run.checkpoint import load_weights
 
 _MOST_NAMES: Final = 20
 

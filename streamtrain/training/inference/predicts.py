@@ -27,7 +27,7 @@ from streamtrain.training.inference.summary import PredictionSummary
 from streamtrain.training.labels.facts import label_config
 from streamtrain.training.labels.from_data import BuiltLater
 from streamtrain.training.loop import EpochLoop
-from streamtrain.training.run_description import budget_config
+from streamtrain.training.run.run_description import budget_config
 
 Array = npt.NDArray[Any]
 

@@ -30,10 +30,10 @@ from streamtrain.store.schema.columns import INPUT, Schema
 from streamtrain.system.arguments import is_int, is_number
 from streamtrain.system.files import local_path
 from streamtrain.training.best.chosen_checkpoint import BEST, ChosenCheckpoint, Which, checkpoint_of
-from streamtrain.training.checkpoint import MODEL, Checkpoint, normalize_states
 from streamtrain.training.labels.facts import task_of_loss
 from streamtrain.training.labels.targets import CHECKS, TargetSettings, targets_of_config
-from streamtrain.training.run_folder import CONFIG, read_baseline, read_config, read_schema
+from streamtrain.training.run.checkpoint import MODEL, Checkpoint, normalize_states
+from streamtrain.training.run.run_folder import CONFIG, read_baseline, read_config, read_schema
 
 AGAIN: Final = "train again"
 

@@ -18,7 +18,7 @@ from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.metrics.running import Metrics, RunningMetrics, Scoring
 from streamtrain.training.progress import Counts
 from streamtrain.training.records.history import EpochSummary, Stopwatch
-from streamtrain.training.run_folder import Run
+from streamtrain.training.run.run_folder import Run
 
 Labels = tuple[Tensor, Tensor | None]
 """The other side of a batch's outputs in a score: labels in the data's own units, and the samples' weights."""

@@ -29,8 +29,8 @@ from streamtrain.optim.schedules import SCHEDULES
 from streamtrain.store.codec import CODECS
 from streamtrain.store.zarr_metadata import MANIFEST
 from streamtrain.training.best.monitor import MODES
-from streamtrain.training.run_folder import CONFIG
-from streamtrain.training.run_state import ON_CHECKPOINT_FAILURE
+from streamtrain.training.run.run_folder import CONFIG
+from streamtrain.training.run.run_state import ON_CHECKPOINT_FAILURE
 
 _MOST_LINES, _MOST_COLUMNS = 90, 80
 

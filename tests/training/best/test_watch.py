@@ -24,8 +24,8 @@ from streamtrain.system.signals import Interrupted
 from streamtrain.training import run_folder
 from streamtrain.training.best import chosen_checkpoint
 from streamtrain.training.best.chosen_checkpoint import checkpoint_of
-from streamtrain.training.checkpoint import MODEL, newest_checkpoint
 from streamtrain.training.metrics.running import Metrics
+from streamtrain.training.run.checkpoint import MODEL, newest_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

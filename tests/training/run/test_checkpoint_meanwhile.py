@@ -14,14 +14,14 @@ from streamtrain.errors import CheckpointError
 from streamtrain.models.normalization import Normalize
 from streamtrain.system.files import Files
 from streamtrain.training import checkpoint
-from streamtrain.training.checkpoint import (
+from streamtrain.training.run.checkpoint import (
     load_weights,
     newest_checkpoint,
     normalize_states,
     normalize_tensors,
     write_checkpoint,
 )
-from streamtrain.training.run_folder import RunFolder
+from streamtrain.training.run.run_folder import RunFolder
 
 
 def save(run: Path, n_batches: int, value: float) -> None:

@@ -14,7 +14,7 @@ import streamtrain as st
 from streamtrain.cli.main import main
 from streamtrain.errors import ResourceError, StreamtrainError, UsageError
 from streamtrain.system.syscalls import Syscalls
-from streamtrain.training.run_folder import check_run, check_writable
+from streamtrain.training.run.run_folder import check_run, check_writable
 
 pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
 

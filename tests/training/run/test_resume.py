@@ -18,8 +18,8 @@ from torch import nn
 import streamtrain as st
 from streamtrain.errors import CheckpointError, UsageError
 from streamtrain.system.signals import Interrupted
-from streamtrain.training.checkpoint import newest_checkpoint
-from streamtrain.training.run_state import ResumePoint
+from streamtrain.training.run.checkpoint import newest_checkpoint
+from streamtrain.training.run.run_state import ResumePoint
 
 N, N_FEATURES, BATCH_SIZE = 230, 6, 20
 EPOCH_BATCHES = 12

@@ -20,8 +20,8 @@ from streamtrain.cli.main import main
 from streamtrain.errors import ResourceError, UnknownName
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import Syscalls
-from streamtrain.training.checkpoint import find_checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
-from streamtrain.training.run_folder import RunFolder
+from streamtrain.training.run.checkpoint import find_checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
+from streamtrain.training.run.run_folder import RunFolder
 
 EPOCH_BATCHES = 10
 

@@ -17,7 +17,7 @@ from streamtrain.errors import LockedError, ResourceError, UsageError
 from streamtrain.store.writing import lock
 from streamtrain.store.writing.lock import FOLDER_LOCK
 from streamtrain.training import run_folder
-from streamtrain.training.run_folder import RunFolder, read_config
+from streamtrain.training.run.run_folder import RunFolder, read_config
 
 fcntl = pytest.importorskip("fcntl")
 

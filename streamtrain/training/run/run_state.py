@@ -38,7 +38,9 @@ from streamtrain.system.arguments import check_choice, check_int
 from streamtrain.system.files import local_path
 from streamtrain.training.best.chosen_checkpoint import kept_best
 from streamtrain.training.best.watch import EpochWatch
-from streamtrain.training.checkpoint import (
+from streamtrain.training.labels.targets import NOT_TOLD
+from streamtrain.training.progress import Counts
+from streamtrain.training.run.checkpoint import (
     CHECKPOINTS,
     MODEL,
     MOST_CHECKPOINTS,
@@ -52,9 +54,7 @@ from streamtrain.training.checkpoint import (
     normalize_tensors,
     was_saved,
 )
-from streamtrain.training.labels.targets import NOT_TOLD
-from streamtrain.training.progress import Counts
-from streamtrain.training.run_description import (
+from streamtrain.training.run.run_description import (
     FREE,
     SINCE,
     ResumableStream,
@@ -62,7 +62,7 @@ from streamtrain.training.run_description import (
     how_to_resume,
     stream_state,
 )
-from streamtrain.training.run_folder import (
+from streamtrain.training.run.run_folder import (
     ANOTHER,
     METRICS,
     FollowedRun,
@@ -72,7 +72,7 @@ from streamtrain.training.run_folder import (
     check_room,
     read_schema,
 )
-from streamtrain.training.serialization import aligned, check_like, check_tensors, flatten_names, pack, unpack
+from streamtrain.training.run.serialization import aligned, check_like, check_tensors, flatten_names, pack, unpack
 
 _FROM_THE_BEST: Final = " begins either with the best weights, which are whole"
 ON_CHECKPOINT_FAILURE: Final = ("error", "warn")

@@ -10,7 +10,7 @@
         scores.json                the scores of the last epoch with their tables, and the baseline; under "best" those
                                    of the best epoch, see `streamtrain.training.records.kept_scores`
         memory.json                the memory it took, once it has ended
-        checkpoints/00001175/      see `streamtrain.training.checkpoint`
+        checkpoints/00001175/      see `streamtrain.training.run.checkpoint`
         report.html
         .lock                      while it is being trained: who does, see `streamtrain.store.writing.lock`
 
@@ -59,7 +59,9 @@ from streamtrain.system.refusals import (
 )
 from streamtrain.system.syscalls import with_room
 from streamtrain.system.units import format_bytes
-from streamtrain.training.checkpoint import (
+from streamtrain.training.metrics.baseline import Baseline, parse_baseline
+from streamtrain.training.records.kept_scores import KeptScores
+from streamtrain.training.run.checkpoint import (
     CHECKPOINTS,
     LONGEST_NAME,
     MOST_CHECKPOINTS,
@@ -67,8 +69,6 @@ from streamtrain.training.checkpoint import (
     leave_behind,
     write_checkpoint,
 )
-from streamtrain.training.metrics.baseline import Baseline, parse_baseline
-from streamtrain.training.records.kept_scores import KeptScores
 
 ANOTHER: Final = Fix("another ", Argument("checkpoint"))
 CONFIG: Final = "config.json"

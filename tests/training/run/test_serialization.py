@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from streamtrain.errors import CheckpointError, UsageError
-from streamtrain.training.serialization import aligned, pack, unpack
+from streamtrain.training.run.serialization import aligned, pack, unpack
 
 scalars = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False)
 states = st.recursive(

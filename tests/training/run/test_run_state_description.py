@@ -17,8 +17,8 @@ import streamtrain as st
 from streamtrain.diagnostics.run_reader import read_run
 from streamtrain.diagnostics.run_report import run_page
 from streamtrain.errors import CheckpointError
-from streamtrain.training.checkpoint import newest_checkpoint
-from streamtrain.training.run_description import describe_run
+from streamtrain.training.run.checkpoint import newest_checkpoint
+from streamtrain.training.run.run_description import describe_run
 
 N = 120
 

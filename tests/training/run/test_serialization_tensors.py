@@ -12,7 +12,7 @@ import torch
 from streamtrain.errors import UsageError
 from streamtrain.system.files import Files
 from streamtrain.system.memory import MemoryMeter
-from streamtrain.training.serialization import _NAMES, check_tensors, write_tensors
+from streamtrain.training.run.serialization import _NAMES, check_tensors, write_tensors
 
 
 def write(path: Path, state: dict[str, torch.Tensor]) -> str:

@@ -14,7 +14,7 @@ from streamtrain.errors import CheckpointError, ResourceError, UsageError
 from streamtrain.models.normalization import Normalize
 from streamtrain.system.files import Files
 from streamtrain.system.syscalls import Syscalls
-from streamtrain.training.checkpoint import (
+from streamtrain.training.run.checkpoint import (
     Checkpoint,
     find_checkpoint,
     load_weights,
@@ -24,7 +24,7 @@ from streamtrain.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from streamtrain.training.run_folder import RunFolder, last_epoch, newest_run, read_config
+from streamtrain.training.run.run_folder import RunFolder, last_epoch, newest_run, read_config
 
 
 @pytest.fixture

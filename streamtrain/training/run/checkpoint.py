@@ -63,7 +63,7 @@ from streamtrain.system.json_values import objects, whole_number
 from streamtrain.system.refusals import read_failure, refusal_behind, translate_os_errors, translate_read_errors
 from streamtrain.system.syscalls import SYSTEM
 from streamtrain.training.best.monitor import best_of
-from streamtrain.training.serialization import check_tensors, unprefixed, write_tensors
+from streamtrain.training.run.serialization import check_tensors, unprefixed, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"
 MODEL: Final = "model"
