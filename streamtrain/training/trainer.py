@@ -351,7 +351,6 @@ class Trainer(PredictsInTraining):
         """
         check_fit(resume=resume, progress=progress, restore_best=restore_best, on_epoch=on_epoch, on_resume=on_resume)
         check_same_weights(self._watch, resumes=resume is not None)
-        limits = {"until_loss": until_loss, "patience": patience, "min_delta": min_delta}
         plan = FitPlan(
             totals=Totals(max_epochs=max_epochs, max_steps=max_steps),
             every=checkpoint_every,
@@ -375,16 +374,15 @@ class Trainer(PredictsInTraining):
             target=self.target,
             own=self._epoch_loop.scoring.metrics,
             has_val=val is not None,
-            limits=limits,
+            limits={"until_loss": until_loss, "patience": patience, "min_delta": min_delta},
             restored=original_model(self.model) if restore_best else None,
             copies=checkpoint is None or exchange.rank > 0,
         )
         if isinstance(data, Dataset):
             self.learned.learn(data)
-        recording = partial(EpochRecorder, self.loss, log_every=log_every, exchange=exchange)
         streams = streams_of(self, data, validation, options, best_bytes=watch.copy_bytes)
         with exchange.failing_together(), streams as (loader, val):
-            return self._fit(loader, val, watch, plan, checkpoint, recording)
+            return self._fit(loader, val, watch, plan, checkpoint, log_every)
 
     def _fit(
         self,
@@ -393,7 +391,7 @@ class Trainer(PredictsInTraining):
         watch: EpochWatch,
         plan: FitPlan,
         checkpoint: str | Path | Run | None,
-        recording: Callable[..., EpochRecorder],
+        log_every: int,
     ) -> History:
         self._begin(loader, val, plan.totals, watch.mode)
         description = self.describe(loader)
@@ -409,6 +407,7 @@ class Trainer(PredictsInTraining):
         ):
             if self.learned.targets.baseline is not None and not (isinstance(run, RunFolder) and run.resumes):
                 run.keep_baseline(self.learned.targets.baseline.config())
+            recording = partial(EpochRecorder, self.loss, self._epoch_loop.scoring, stream, run, log_every=log_every)
             parts: dict[str, Any] = {"rule": self._rule, "front": self._normalized_model, "device": self.device}
             parts |= {"schema": schema_of_stream(loader), "every": plan.every, "on_failure": plan.on_failure}
             fitting = Fitting(
@@ -418,7 +417,7 @@ class Trainer(PredictsInTraining):
                 watch=watch,
                 state=RunState(run, stream=stream, identity=description, watch=watch, **parts),
                 run=run,
-                recording=partial(recording, self._epoch_loop.scoring, stream, run),
+                recording=partial(recording, exchange=self._rule.exchange),
                 measure=None if measured is None else partial(self.evaluate, measured),
             )
             return fitting.epochs(stream, plan)
