@@ -33,7 +33,7 @@ from scripts.faults.syscall_faults import unreadable
 from scripts.runner import memory_folder, new_parser, parse_sampled, print_result, tallied, working_folder
 from streamtrain.cli.main import main as run_command
 from streamtrain.system.syscalls import Syscalls
-from streamtrain.training import run_folder
+from streamtrain.training.run import run_folder
 from streamtrain.training.run.checkpoint import MODEL, newest_checkpoint, read_checkpoint, write_checkpoint
 
 ERRORS: Final = ("ESTALE", "EIO", "EMFILE", "ETIMEDOUT")

@@ -21,10 +21,10 @@ from streamtrain.errors import CheckpointError, ResourceError, UsageError
 from streamtrain.optim.schedules import Schedule
 from streamtrain.system.files import Files
 from streamtrain.system.signals import Interrupted
-from streamtrain.training import run_folder
 from streamtrain.training.best import chosen_checkpoint
 from streamtrain.training.best.chosen_checkpoint import checkpoint_of
 from streamtrain.training.metrics.running import Metrics
+from streamtrain.training.run import run_folder
 from streamtrain.training.run.checkpoint import MODEL, newest_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,7 +13,7 @@ from torch import nn
 from streamtrain.errors import CheckpointError
 from streamtrain.models.normalization import Normalize
 from streamtrain.system.files import Files
-from streamtrain.training import checkpoint
+from streamtrain.training.run import checkpoint
 from streamtrain.training.run.checkpoint import (
     load_weights,
     newest_checkpoint,

@@ -16,7 +16,7 @@ import streamtrain as st
 from streamtrain.errors import LockedError, ResourceError, UsageError
 from streamtrain.store.writing import lock
 from streamtrain.store.writing.lock import FOLDER_LOCK
-from streamtrain.training import run_folder
+from streamtrain.training.run import run_folder
 from streamtrain.training.run.run_folder import RunFolder, read_config
 
 fcntl = pytest.importorskip("fcntl")
