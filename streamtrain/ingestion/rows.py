@@ -115,17 +115,17 @@ def rows(
     say: Say | None = None,
     **options: object,
 ) -> RawRows:
-    r"""Read raw data in the terms of a model, or of a dataset: the inputs alone, each row once, nothing stored.
+    r"""Read raw data as a model or a dataset takes it: the inputs alone, each row once, nothing stored.
 
     Parameters
     ----------
     source : path, list of paths, array, dict of arrays, or data frame
         As for `streamtrain.ingest`.
     like : model, Dataset or path of one
-        What `streamtrain.load` returns, or a dataset. Columns are matched by name; a category that it has not is
-        "other". Further columns are ignored, labels too.
+        What `streamtrain.load` returns, or a dataset. Columns are matched by name; an unknown category becomes "other".
+        Further columns are ignored, labels too.
     memory : int or str
-        What reading may own.
+        The memory budget of reading.
     say : callable, optional
         Called with a sentence on what is put in order or ignored; by default that is a warning.
     **options
@@ -142,7 +142,7 @@ def rows(
     UsageError
         A column is missing, or a field has another dtype or shape.
     InputError
-        A value is no number, or missing where nothing stands for it; or a label is of a class that is not known.
+        A value is not a number, or is missing and has no fill; or a label is of an unknown class.
 
     Examples
     --------

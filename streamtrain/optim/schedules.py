@@ -93,7 +93,7 @@ class Schedule:
     Raises
     ------
     UnknownName
-        No scheduler has that name, or ``every`` is neither.
+        No scheduler has that name, or ``every`` is neither of the two.
     UsageError
         The class does not take an option, or needs one that is missing.
 
@@ -170,7 +170,7 @@ class Schedule:
 
     @property
     def kind(self) -> type[LRScheduler] | None:
-        """The scheduler's class; None of a factory."""
+        """The scheduler's class; None for a factory."""
         return None if callable(self.name) else SCHEDULES[self.known_as]
 
     @property
@@ -192,7 +192,7 @@ class Schedule:
         return self.every or ("step" if self.kind in _BY_STEP else "epoch")
 
     def completed(self, optimizer: Optimizer, run: RunLength) -> dict[str, object]:
-        """Complete the options with the end of the run where the class needs it, and with what is best there."""
+        """Complete the options with what the class needs to know of the run: its end, and which values are best."""
         taken = {} if self.kind is None else _taken(self.kind)
         ends = {"T_max": self._n_times(run), "max_lr": [group["lr"] for group in optimizer.param_groups]}
         filled: dict[str, object] = {name: end for name, end in ends.items() if taken.get(name) is _NEEDED}

@@ -88,9 +88,9 @@ def verify(
     Raises
     ------
     DatasetError
-        Root or manifest do not tell what the dataset must be, or another dataset has taken its place meanwhile.
+        The root or manifest does not say what the dataset must be, or another dataset has replaced it meanwhile.
     ResourceError
-        Something could not be read for now, so nobody can say whether it is damaged.
+        Something cannot be read now, so it is not known whether it is damaged.
 
     Examples
     --------
@@ -254,9 +254,9 @@ def repair(path: str | os.PathLike[str], *, remove: bool = False) -> tuple[Lefto
     Raises
     ------
     LockedError
-        An ingest is at work there, and what it makes is no leftover.
+        An ingest is running there, and its files are no leftovers.
     UsageError
-        What would be removed holds files that no ingest wrote, or is the dataset itself, whose name is taken.
+        Something to remove holds files that no ingest wrote, or is the dataset itself, whose place is taken.
     ResourceError
         Something cannot be removed.
 

@@ -134,7 +134,7 @@ def load(
     device: str | torch.device = "auto",
     model: str | nn.Module | None = None,
 ) -> TrainedModel:
-    """Load the model of a run: its folder is all that is needed.
+    """Load the model of a run; nothing but its folder is needed.
 
     Parameters
     ----------
@@ -145,8 +145,8 @@ def load(
     device : str or torch.device
         ``"auto"`` is CUDA where there is any, else the CPU.
     model : str or torch.nn.Module, optional
-        Code of your own that the run was trained with: ``"FILE.py:NAME"``, or the module. A run never runs code that
-        nobody names.
+        Code of your own that the run was trained with: ``"FILE.py:NAME"``, or the module. Code runs only if you name it
+        here.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def load(
     Raises
     ------
     CheckpointError
-        It is no run, is damaged, or its model is code that ``model`` has to name.
+        The folder is not a run, is damaged, or its model is code that ``model`` has to name.
 
     Examples
     --------
