@@ -436,9 +436,9 @@ def _opened_again(path: str, id_: str) -> Dataset:
     """Open a dataset that was handed over; refuse another one that has taken its place."""
     dataset = open_dataset(path)
     if dataset.id != id_:
-        what = f"the dataset is another one than was handed over: its id is {dataset.id[:16]}, not {id_[:16]}"
+        what = f"the dataset is not the one that was passed on: its id is {dataset.id[:16]}, not {id_[:16]}"
         why = "It was replaced or appended to meanwhile"
-        raise DatasetError(what, where=path, why=why, fix="open it again, and hand that over")
+        raise DatasetError(what, where=path, why=why, fix="open it again, and pass that on")
     return dataset
 
 

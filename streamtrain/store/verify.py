@@ -222,7 +222,7 @@ def _shard_damage(dataset: Dataset, field: Field, column: int, shard: int) -> li
                 except DamagedBlock as error:
                     found.append(error)
             if not blocks.is_gapless():
-                what = "the shard's blocks do not lie as they were written"
+                what = "the shard's blocks are not where they were written"
                 found.append(DatasetError(what, where=blocks.stored.where, fix=RESTORE))
     except DatasetError as error:
         found.append(error)
@@ -295,7 +295,7 @@ def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:
     with writer_lock(path, files):
         tidy(path, files)
         if _is_displaced(path):
-            what = "something that is not a dataset stands where one was being replaced when its writer ended"
+            what = "something that is not a dataset is in the place of one that was being replaced"
             fix = Fix("move it away, then ", Call("repair", str(path), ("remove",)))
             raise UsageError(what, where=str(path), fix=fix)
         for folder in (successor(path), predecessor(path), *set_aside(path)):

@@ -77,8 +77,8 @@ def arrays_of_other_kinds(w: World) -> None:
 
 
 @world(
-    f"{_MATCHING}_categories_difference: ingest it again in the terms of the other: like=",
-    f"{_MATCHING}_numbers_of_columns_difference: ingest it again in the terms of the other: like=",
+    f"{_MATCHING}_categories_difference: ingest it again like the other: like=",
+    f"{_MATCHING}_numbers_of_columns_difference: ingest it again like the other: like=",
 )
 def validation_data_that_means_something_else(w: World) -> None:
     _based(w)

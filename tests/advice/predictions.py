@@ -118,7 +118,7 @@ def memory_that_is_too_small(w: World) -> None:
 
 
 @world(
-    "store/schema/arrangement.py:check_columns: rename what is meant, if {}",
+    "store/schema/arrangement.py:check_columns: rename the columns, if {}",
     "store/schema/arrangement.py:check_columns: data with all of these columns",
     f"{_ROWS}_check_header: rename one of them",
     f"{_ROWS}_check_classes: leave those rows out of the source, or the column",

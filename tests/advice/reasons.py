@@ -45,7 +45,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "arrays whose columns have names come from data frames, which the tests do not install": (
         "ingestion/append.py:check_columns: give the same columns, in that order",
         "ingestion/sources/tables/frames.py:_pandas_frame: make the column one of numbers or text",
-        "ingestion/sources/column_names.py:column_order: give the same columns, in whatever order",
+        "ingestion/sources/column_names.py:column_order: give the same columns, in any order",
     ),
     "needs a file that changes while it is read": (
         "ingestion/write_dataset.py:checked_statistics: ingest again when nothing writes to it",
@@ -60,7 +60,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "needs an array that lies about its shape": (
         "ingestion/sources/arrays.py:_rows_of: correct the shape that the array claims",
     ),
-    "needs a sparse matrix made to do harm": ("ingestion/sources/sparse.py:_broken: make it anew",),
+    "needs a sparse matrix made to do harm": ("ingestion/sources/sparse.py:_broken: build it again",),
     "needs labels that change while they are read": (
         "ingestion/sources/text_labels.py:TextLabels.__getitem__: ingest again when nothing writes to it",
     ),
@@ -252,8 +252,8 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "or name its ranges, in the source",
         "ingestion/sources/tables/dates.py:zone_of: did you mean timezone={}?",
         "ingestion/sources/tables/dates.py:zone_of: timezone='UTC'",
-        "ingestion/sources/tables/dates.py:_check_type: leave it to the features where it holds numbers, which need no "
-        "conversion",
+        "ingestion/sources/tables/dates.py:_check_type: if it holds numbers, leave it among the features: numbers "
+        "need no conversion",
         "ingestion/sources/tables/dates.py:_not_iso: correct the value, or write the column in this form",
         "ingestion/sources/tables/dates.py:_other_form: write all of them in the same form",
         "ingestion/sources/tables/dates.py:_no_moment: write the offset from UTC behind the time, as +01:00; or, where "

@@ -37,7 +37,7 @@ def test_a_spawned_process_opens_it_again(whole_dataset: Path, monkeypatch: pyte
 def test_another_dataset_under_its_name_is_refused(dataset_to_harm: Path) -> None:
     data = pickle.dumps(st.open(dataset_to_harm))
     st.ingest({"x": np.zeros((5, 3))}, dataset_to_harm, overwrite=True)
-    with pytest.raises(st.DatasetError, match="the dataset is another one than was handed over"):
+    with pytest.raises(st.DatasetError, match="the dataset is not the one that was passed on"):
         pickle.loads(data)
 
 

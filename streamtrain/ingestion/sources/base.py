@@ -348,11 +348,11 @@ def unmasked(values: npt.NDArray[Any], place: Callable[[int], str]) -> npt.NDArr
     mask = np.ma.getmaskarray(values)
     if mask.any():
         rows = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1) if mask.ndim else mask)
-        others = f"; {len(rows) - 1:,} more of the rows at hand have one too" if len(rows) > 1 else ""
+        others = f"; {len(rows) - 1:,} more of these rows have one too" if len(rows) > 1 else ""
         raise InputError(
             f"a value is masked{others}",
             where=place(int(rows[0])),
-            why="What is masked is no data, and nothing is imputed",
+            why="A masked value is not data, and nothing is imputed",
             fix="fill it in, x.filled(0) say, or leave such rows out of every field",
         )
     data: npt.NDArray[Any] = np.asarray(values.data)

@@ -306,7 +306,7 @@ def _check_renames(path: Path, full: Path, files: Files) -> None:
     except OSError as error:
         if error.errno == errno.EXDEV:
             raise ResourceError(
-                "the file system cannot rename the dataset, which replacing it takes",
+                "the file system cannot rename the dataset, which is needed to replace it",
                 where=str(path),
                 why="It lies in a lower layer, such as a container's image",
                 fix="copy it to a volume first, and give that path",

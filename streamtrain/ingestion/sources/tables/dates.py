@@ -173,7 +173,7 @@ def _check_type(kind: Any, of: DateColumn, where: str) -> None:
         raise InputError(
             f"column {of.name!r} holds {kind}, not dates",
             where=where,
-            fix="leave it to the features where it holds numbers, which need no conversion",
+            fix="if it holds numbers, leave it among the features: numbers need no conversion",
         )
 
 
@@ -268,7 +268,7 @@ def _zone_offsets(local: int, zone: tzinfo) -> tuple[int, int]:
 
 def _not_iso(of: DateColumn, texts: Any, number: int, at: Place) -> InputError:
     return InputError(
-        f"column {of.name!r} holds {texts[number].as_py()!r:.80}, which is no date of ISO 8601",
+        f"column {of.name!r} holds {texts[number].as_py()!r:.80}, which is not an ISO 8601 date",
         where=at(number),
         why="Dates are read as 2026-11-30, 2026-11-30T12:00:00.5, 2026-11-30 12:00Z or 2026-11-30T12:00+01:00",
         fix="correct the value, or write the column in this form",
@@ -277,9 +277,9 @@ def _not_iso(of: DateColumn, texts: Any, number: int, at: Place) -> InputError:
 
 def _other_form(of: DateColumn, where: str, value: str, form: DateForm, first: DateForm) -> InputError:
     return InputError(
-        f"column {of.name!r} holds {value!r:.80}, {form}; before it stands {first}",
+        f"column {of.name!r} holds {value!r:.80}, {form}; every value before it is {first}",
         where=where,
-        why="The dates of one column are of one form",
+        why="All dates of a column have one form",
         fix="write all of them in the same form",
     )
 
