@@ -204,7 +204,7 @@ def _rule_at(path: Path, rule: SplitRule | None, mode: Mode, *, resume: bool) ->
         found = read_rule(path.parent)
         if found is not None and path.name in found.names:
             fix = Fix("give the folder above, of all splits: ", repr(str(path.parent)))
-            raise UsageError("what is written there is one of several splits", where=str(path), fix=fix)
+            raise UsageError("this is one of several splits, which are written together", where=str(path), fix=fix)
     if rule is None and mode == "append" and (root := read_splits(path)) is not None:
         return root.rule
     begun = path if destination_state(path) == "incomplete" else successor(path)
@@ -234,7 +234,7 @@ def _check_same_task(before: LabelTask | None, request: IngestRequest, dest: str
     """Refuse a task of rows to append that is not the dataset's: it is one for all rows."""
     if before is not None and request.task not in (None, before.name):
         what = f"task is {request.task!r}, and that of the dataset {before.name!r}"
-        raise UsageError(what, where=str(dest), fix="leave it out, and tell the training")
+        raise UsageError(what, where=str(dest), fix="leave it out, and give it to the training")
 
 
 def _tell_other_task(before: LabelTask | None, dataset: Dataset, say: Say | None) -> None:

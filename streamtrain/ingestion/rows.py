@@ -179,7 +179,7 @@ def _known(like: object) -> KnowsItsData:
     if isinstance(like, str | os.PathLike):
         return open_preferred(like)
     if not isinstance(getattr(like, "schema", None), Schema):
-        what = f"like is {like!r:.80}, which says nothing of columns"
+        what = f"like is {like!r:.80}, which does not name columns"
         raise UsageError(what, fix="a dataset, or streamtrain.load(RUN)")
     return like  # type: ignore[return-value]
 
@@ -320,7 +320,7 @@ def _check_classes(readers: Sequence[TableReader], schema: Schema) -> None:
         raise InputError(
             f"label column {label!r} has labels of classes that are not known, {unseen.total():,} in all: {listed}",
             where=str(readers[0].path),
-            why=f"Known are {', '.join(map(repr, schema.classes[:_N_SHOWN]))}",
+            why=f"The classes are {', '.join(map(repr, schema.classes[:_N_SHOWN]))}",
             fix="leave those rows out of the source, or the column",
         )
 
@@ -356,7 +356,7 @@ def _of_arrays(
     found, where = {each.name for each in opened.fields}, name_of(opened)
     for name in names:
         if name not in found:
-            fix = Fix(Argument("fields", {name: "NAME"}), " says which one it is, if it is there")
+            fix = Fix(Argument("fields", {name: "NAME"}), " names it, if it is there")
             if name == TARGET and labels_from is None:
                 fix = Fix(Argument("labels", "FILE"), " if they are in a file of their own; or ", fix)
             what, why = f"it has no field {name}, which {of} takes", f"It has {', '.join(sorted(found))}"

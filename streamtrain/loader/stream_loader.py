@@ -108,7 +108,7 @@ class StreamLoader(OfOneProcess):
     ([4, 4, 2], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
 
-    _instead = "hand over the dataset, which can be pickled, and make a loader of it there"
+    _instead = "pass the dataset, which can be pickled, and make a loader of it there"
 
     @public
     def __init__(

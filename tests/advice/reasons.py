@@ -54,8 +54,8 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "ingestion/sources/tables/roles/role_table.py:RoleTable._changed: ingest again when nothing writes to it",
     ),
     "needs a disk that fails otherwise than by being full": (
-        "ingestion/resume.py:_then_resume: see to the disk, then the same ingest with resume=True: {}",
-        "system/refusals.py:_explained: see to the disk, or choose another",
+        "ingestion/resume.py:_then_resume: check the disk, then the same ingest with resume=True: {}",
+        "system/refusals.py:_explained: check the disk, or choose another",
     ),
     "needs an array that lies about its shape": (
         "ingestion/sources/arrays.py:_rows_of: correct the shape that the array claims",
@@ -116,11 +116,9 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "needs limits of the machine that only its administrator changes": (
         "system/refusals.py:_explained: end processes that hold files open, or raise fs.file-max",
         "system/refusals.py:_open_files_explained: close some of the process's files",
-        "system/refusals.py:_open_files_explained: have the limit raised by who set it (limits.conf, say), to {}",
+        "system/refusals.py:_open_files_explained: raise the limit to {} where it is set (such as limits.conf)",
     ),
-    "needs a network disk that fails": (
-        "system/refusals.py:_explained: see to the network disk (mount it again, say)",
-    ),
+    "needs a network disk that fails": ("system/refusals.py:_explained: check the network disk, such as its mount",),
     "needs a GPU": (
         "loader/device/cuda.py:_HostLocking._lock_no_more: pool='device', which copies least",
         "loader/device/memory_terms.py:fit_to_device: memory={}{}",
