@@ -140,7 +140,7 @@ def training_warnings(dataset: Dataset, batch_size: int) -> Iterator[str]:
     """Warn, in sentences, about data and settings that are allowed but train badly."""
     labels = dataset.label_histogram
     if labels is not None and len(labels.values) == 1:
-        yield f"every label is {labels.values[0]}: of one class nothing can be learnt"
+        yield f"every label is {labels.values[0]}: nothing can be learned from one class"
     orders = list(dict.fromkeys(column_lists(dataset.manifest.sources).get(INPUT, ())))
     if len(orders) > 1:
         one, other, *_ = orders

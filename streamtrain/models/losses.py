@@ -112,7 +112,7 @@ class Loss:
         if not _is_per_sample(losses, target):
             if weight is not None:
                 raise UsageError(
-                    f"{self.name} returns {_described(losses)} for {len(target)} samples, so none can be weighed",
+                    f"{self.name} returns {_described(losses)} for {len(target)} samples, so they cannot be weighted",
                     fix="return the loss of each sample, (B,)",
                 )
             return losses * len(target), len(target)
@@ -178,7 +178,7 @@ def resolve_loss(loss: str | LossFunction | Loss, *, ignore_index: int | None = 
     if isinstance(loss, nn.Module) and getattr(loss, "reduction", "mean") == "sum":
         raise UsageError(
             f"{type(loss).__name__} has reduction='sum'",
-            why="Of a sum, unlike one of torch's own modules, the mean is not known",
+            why="A sum gives no mean, except that of torch's own modules",
             fix="reduction='mean' or 'none'",
         )
     return Loss(name=getattr(loss, "__name__", type(loss).__name__), kind="custom", mean=loss)

@@ -352,7 +352,7 @@ class RunState:
                 self._rule.learner.schedules.load_state_dict(training["schedules"])
             self._watch.load(training.get("stopping"), found.state.get("best"), found.path.parent)
             if not isinstance(self._stream, ResumableStream):
-                raise UsageError("the stream has no load_state_dict, so it cannot go on", fix="a StreamLoader")
+                raise UsageError("the stream has no load_state_dict, so it cannot resume", fix="a StreamLoader")
             counts = Counts(**found.state["counts"])
             if not is_over(counts):
                 assert isinstance(self._run, RunFolder)
@@ -363,7 +363,9 @@ class RunState:
             raise
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CheckpointError(
-                f"cannot go on: {first_line(error)}", where=str(found.path), fix=Fix("another ", Argument("checkpoint"))
+                f"cannot resume: {first_line(error)}",
+                where=str(found.path),
+                fix=Fix("another ", Argument("checkpoint")),
             ) from error
         self._last_saved = found.path
         assert isinstance(self._run, RunFolder)

@@ -96,8 +96,7 @@ class Trainer(PredictsInTraining):
         ``"auto"`` gives the losses mse, l1 and huber the targets as (y - mean) / std of the training data: J is in
         these units, every other metric in the data's own.
     class_weight : "balanced" or mapping of class to float, optional
-        Weights of samples by their class, in the loss alone: ``"balanced"`` is N / (K n) for a class with n of the N
-        samples of K classes; a class that the mapping lacks has weight 1.
+        Weights of classes, in the loss alone: ``"balanced"`` is N / (K n) for n of N samples; one not given has 1.
     metrics : mapping of str to metric, optional
         Further metrics of each epoch: objects with ``update(prediction, target)``, ``compute()`` and ``reset()``. A
         prediction is the model's output (B, ...), of a regression in the data's units.

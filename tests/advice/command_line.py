@@ -270,7 +270,7 @@ def options_of_steps(w: World) -> None:
 
 @world(
     f"{_SCHEDULES}Schedule._refusals: what torch.optim.lr_scheduler.{{}} takes",
-    f"{_SCHEDULES}OptimizerSchedules._check_beta1: optimizer='adam', or one of its kin",
+    f"{_SCHEDULES}OptimizerSchedules._check_beta1: optimizer='adam', or a similar one",
     f"{_SCHEDULES}OptimizerSchedules._check_beta1: options={{'cycle_momentum': False}} of the schedule, or no beta1=",
     f"{_SCHEDULES}beta1_of: linear:LAST with LAST in [0, 1), exponential:FACTOR with FACTOR in (0, 1], or a function",
 )

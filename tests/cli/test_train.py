@@ -287,7 +287,7 @@ def test_a_stopped_run_goes_on_and_says_where(stored: Path, capsys: pytest.Captu
     done = train_json(capsys, *args, "--epochs", 3, "--out", "parts")
     assert (done["loss"], done["accuracy"], done["epochs"]) == (whole["loss"], whole["accuracy"], [])
     assert main(["train", *map(str, args), "--epochs", "3", "--out", "parts"]) == 0
-    assert "parts: goes on after batch" in capsys.readouterr().err
+    assert "parts: resumes after batch" in capsys.readouterr().err
 
 
 def test_what_resume_refuses(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,4 +126,4 @@ def test_a_run_that_came_to_its_total_says_nothing(table: Path, capsys: pytest.C
     assert train(table, "--max-steps", 2) == 0
     assert train(table, "--lr", 1e-30, "--optimizer", "sgd", "--patience", 1, "--monitor", "loss") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ended")]
-    assert lines == ["ended   by --patience: the loss has no longer fallen"]
+    assert lines == ["ended   by --patience: the loss stopped falling"]

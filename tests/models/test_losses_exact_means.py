@@ -177,7 +177,7 @@ def test_a_loss_of_ones_own_is_weighed_by_its_samples_losses() -> None:
         rule.learn(TrainingBatch(inputs=(x[i : i + 4],), target=y[i : i + 4], weight=w[i : i + 4]))
     rule.end_epoch()
     assert torch.allclose(gradient_of(one), gradient_of(other), rtol=1e-12)
-    with pytest.raises(UsageError, match=r"none can be weighed. Fix: return the loss of each sample, \(B,\)"):
+    with pytest.raises(UsageError, match=r"they cannot be weighted. Fix: return the loss of each sample, \(B,\)"):
         resolve_loss(lambda output, target: output.mean()).total(torch.ones(2, 1), torch.ones(2), torch.ones(2))
 
 

@@ -310,6 +310,6 @@ def normalize_modules(run: SavedRun) -> Mapping[str, nn.Module]:
     for name in run.config["normalize"]:
         state = states.get(name, {})
         if not state.keys() >= {"mean", "std"}:
-            raise CheckpointError(f"what rescales {name} is missing", where=str(checkpoint.path), fix=AGAIN)
+            raise CheckpointError(f"the normalization of {name} is missing", where=str(checkpoint.path), fix=AGAIN)
         modules[name] = Normalize(state["mean"], state["std"])
     return modules

@@ -54,7 +54,7 @@ def is_known(given: Mapping[str, Any]) -> bool:
     else:
         check_model(model)
         if given["model_args"]:
-            what = "model_args are given beside a ready model"
+            what = "model_args are given together with a ready model"
             raise UsageError(what, fix=Fix("leave ", Argument("model_args"), " out, or name the model by text"))
     check_task(given["task"])
     awaits_statistics(given["normalize"])  # or refuses what is neither
