@@ -146,7 +146,7 @@ def training_warnings(dataset: Dataset, batch_size: int) -> Iterator[str]:
         one, other, *_ = orders
         yield (
             f"its sources do not agree on the columns of {INPUT}: {listed(one)}, then {listed(other)}: an earlier "
-            "version appended them without a look at their names; ingest all sources anew"
+            "version appended them without comparing their names; ingest all sources again"
         )
     if batch_size > len(dataset):
         yield f"batch_size is {batch_size:,}, and there are {len(dataset):,} samples: each epoch is one batch"

@@ -200,7 +200,7 @@ def _in_range(word: str) -> Iterable[str]:
     prefix, first, last = found.groups()
     if not int(first) <= int(last) < int(first) + _MOST_COLUMNS:
         fix = f"{prefix}1..{prefix}9, say"
-        raise UsageError(f"{word!r:.80} is no range of 1 to {_MOST_COLUMNS:,} names", fix=fix)
+        raise UsageError(f"{word!r:.80} is not a range of 1 to {_MOST_COLUMNS:,} names", fix=fix)
     # 01..12 keeps its zeros.
     width = len(first) if first.startswith("0") else 0
     return (f"{prefix}{number:0{width}}" for number in range(int(first), int(last) + 1))

@@ -349,7 +349,9 @@ def _shuffle(told: RunRecord, dataset: Dataset) -> list[tuple[str, str]] | str:
     if config.get("shuffle") is False:
         return "None: the run read in stored order, since its loader was made with shuffle=False."
     if config.get("order") != ORDER_VERSION:
-        return "Not measured: the run's samples came in the order of an earlier release, which this one has not."
+        return (
+            "Not measured: the run's samples came in the order of an earlier release, which this release does not make."
+        )
     try:
         found = plan(dataset, **_order(config))
     except (StreamtrainError, TypeError, ValueError, OverflowError) as error:

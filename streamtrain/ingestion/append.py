@@ -219,6 +219,6 @@ def _codes(base: Dataset, more: Source) -> npt.NDArray[np.int64] | None:
             f"the source has other classes than the dataset: {kinds}",
             where=str(base.path),
             why=f"The dataset's labels are {known}",
-            fix="correct the labels, or ingest all sources anew",
+            fix="correct the labels, or ingest all sources again",
         )
     return np.array([classes.index(name) for name in more.classes], np.int64)

@@ -213,7 +213,7 @@ def open_rows(
     if readers is None or not has_names:
         return _of_arrays(source, schema, (*inputs, *labels), options, of, say, labels_from)
     if labels_from is not None:
-        what = "a table, whose labels are a column of it, and labels beside it"
+        what = "a table, whose labels are one of its columns, together with labels of their own"
         raise UsageError(what, where=str(readers[0].path), fix=Fix("leave ", Argument("labels"), " out"))
     columns = _columns_of(schema, (*inputs, *labels))
     for reader in readers:

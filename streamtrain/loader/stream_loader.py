@@ -410,7 +410,7 @@ class StreamLoader(OfOneProcess):
         if self._closed:
             raise UsageError("the loader was closed meanwhile", fix="close it when no one iterates it")
         if self._turn != turn:
-            raise UsageError("the loader was iterated anew meanwhile", fix="use one iterator at a time")
+            raise UsageError("a new iteration of the loader began meanwhile", fix="use one iterator at a time")
 
     def _next_groups(self, pool: Pool) -> list[BatchGroup]:
         """Take the next span's batches in groups, the first one last."""

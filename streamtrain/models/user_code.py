@@ -169,7 +169,7 @@ def _import_module(code: CodeName) -> ModuleType:
                 fix=f"install its package, or put its folder on PYTHONPATH; a file is {_FORMS.partition(' ')[0]}",
             ) from error
         what = f"{code.place} cannot be imported: {_last_line(error)}"
-        raise UsageError(what, where=_place(error, None), fix="correct the package, or install it anew") from error
+        raise UsageError(what, where=_place(error, None), fix="correct the package, or install it again") from error
 
 
 def _find(module: ModuleType, code: CodeName) -> object:

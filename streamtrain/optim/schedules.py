@@ -146,7 +146,7 @@ class Schedule:
         missing = [option for option, default in taken.items() if default is _NEEDED]
         if named is None or not missing:
             return
-        what = f"schedule is the class {self.known_as}, which needs {', '.join(missing)} beside the optimizer"
+        what = f"schedule is the class {self.known_as}, which needs {', '.join(missing)} besides the optimizer"
         options = {option: _EXAMPLES[option] for option in missing if option not in _FILLED_IN}
         if not options:
             raise UsageError(what, fix=Fix(Argument("schedule", named)))
@@ -156,13 +156,13 @@ class Schedule:
         """Refuse values that torch accepts but cannot use."""
         value = self.options[option]
         if option == "milestones" and not (isinstance(value, list | tuple) and all(type(n) is int for n in value)):
-            what, mended = "is no list of integers", _EXAMPLES[option]
+            what, mended = "is not a list of integers", _EXAMPLES[option]
         elif not all(isinstance(part, _PLAIN) for part in (value if isinstance(value, list | tuple) else [value])):
             # A run's folder holds the options.
-            what = "is no number or text, nor a list of them"
+            what = "is not a number, a text or a list of these"
             raise UsageError(f"{self.known_as}'s {option} is {value!r:.80}, which {what}", fix="one of them")
         elif isinstance(value, str) and is_number(default):
-            what, mended = "is no number", default
+            what, mended = "is not a number", default
         else:
             return
         fix = _schedule_with(self.known_as, "options", {**self.options, option: mended})

@@ -145,7 +145,7 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any
             if value is not None and getattr(value, "shape", None) != weights[place].shape:
                 raise ValueError(f"what the optimizer keeps of weight {place} is not of its shape")
     if len(named) > 1:
-        raise ValueError("the optimizer keeps other things of one weight than of another")
+        raise ValueError("the optimizer does not keep the same values of every weight")
 
 
 class RunState:
@@ -443,7 +443,7 @@ def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
         f"the checkpoint after batch {counts.n_batches:,} was not saved: {error.what}",
         where=error.where,
         why=error.why,
-        fix=error.fix or "see to the disk",
+        fix=error.fix or "check the disk",
     )
 
 

@@ -146,7 +146,7 @@ class Trainer(PredictsInTraining):
     (0.1, 0)
     """
 
-    _instead = "train on, and hand over its model or its checkpoints"
+    _instead = "train here, and pass its model or its checkpoints"
     _watch: EpochWatch | None = None
 
     @public

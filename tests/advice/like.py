@@ -39,7 +39,7 @@ def options_beside_it(w: World) -> None:
 
 @world(
     "ingestion/sources/registry.py:open_readers: correct the value in the source, or leave its row out",
-    f"{_LEARNER}_check_known: leave those rows out of the source, or ingest all anew",
+    f"{_LEARNER}_check_known: leave those rows out of the source, or ingest all sources again",
 )
 def values_that_the_other_has_not(w: World) -> None:
     _based(w)

@@ -10,7 +10,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "needs a disk that fails in the middle of a run": (
         "training/run_state.py:RunState.save: {}, then the same with resume='auto'",
-        "training/run_state.py:_unsaved: see to the disk",
+        "training/run_state.py:_unsaved: check the disk",
     ),
     "is the way out in a sentence that refuses nothing; tests/store/schema/test_task.py reads it": (
         "store/schema/task.py:label_line: {}task=",
@@ -202,7 +202,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "store/writing/staging.py:remove_dataset: move it away",
     ),
     "needs a folder of another user": (
-        "store/writing/staging.py:recover_interrupted_swap: streamtrain.repair({}), by somebody who may write there",
+        "store/writing/staging.py:recover_interrupted_swap: streamtrain.repair({}), as a user who may write there",
     ),
     "is a size in other remedies": ("system/units.py:megabytes: {}MB",),
     "no dataset holds complex numbers: it needs a stream of the user's own": (
@@ -254,7 +254,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "need no conversion",
         "ingestion/sources/tables/dates.py:_not_iso: correct the value, or write the column in this form",
         "ingestion/sources/tables/dates.py:_other_form: write all of them in the same form",
-        "ingestion/sources/tables/dates.py:_no_moment: write the offset from UTC behind the time, as +01:00; or, where "
+        "ingestion/sources/tables/dates.py:_no_moment: write the offset from UTC after the time, such as +01:00; or, where "
         "the times are UTC, name that zone",
     ),
     "needs a stream of the user's own": ("training/run_state.py:RunState._put_back: a StreamLoader",),

@@ -195,6 +195,6 @@ def test_what_changes_its_meaning_is_named() -> None:
         warn_of_batch_dependent_modules(model, "accumulate_grad_batches=4")
     warn_of_batch_dependent_modules(model, None)
     output, target = torch.arange(8.0)[:, None], torch.zeros(8)
-    with pytest.warns(UserWarning, match=r"update='epoch': it is no mean over the samples"):
+    with pytest.warns(UserWarning, match=r"update='epoch': it is not a mean over the samples"):
         warn_of_batch_dependent_loss(resolve_loss(lambda o, t: o.std()), output, target, "update='epoch'")
     warn_of_batch_dependent_loss(resolve_loss(lambda o, t: o.mean()), output, target, "update='epoch'")

@@ -58,12 +58,12 @@ def sgd(*lrs: float) -> Optimizer:
         (
             "multistep",
             {"milestones": "x"},
-            r"milestones is 'x', which is no list of integers. Fix: .*'milestones': \[30, 80",
+            r"milestones is 'x', which is not a list of integers. Fix: .*'milestones': \[30, 80",
         ),
-        ("multistep", {"milestones": [1.5]}, "milestones is .* no list of integers"),
-        ("multistep", {"milestones": 3}, "milestones is 3, which is no list of integers"),
-        ("constant", {"total_iters": "x"}, "total_iters is 'x', which is no number. Fix: .*'total_iters': 5"),
-        ("plateau", {"patience": "x"}, "patience is 'x', which is no number"),
+        ("multistep", {"milestones": [1.5]}, "milestones is .* not a list of integers"),
+        ("multistep", {"milestones": 3}, "milestones is 3, which is not a list of integers"),
+        ("constant", {"total_iters": "x"}, "total_iters is 'x', which is not a number. Fix: .*'total_iters': 5"),
+        ("plateau", {"patience": "x"}, "patience is 'x', which is not a number"),
     ],
 )
 def test_what_torch_would_trip_over_later_is_refused_at_once(name: str, options: dict[str, Any], message: str) -> None:

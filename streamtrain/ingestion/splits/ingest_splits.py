@@ -198,7 +198,7 @@ def _check_can_append(path: Path, rule: SplitRule, mode: Mode) -> None:
             "no rows can be appended to splits in order",
             where=str(path),
             why="The last rows would then be different ones, and rows would change their split",
-            fix="ingest all sources anew",
+            fix="ingest all sources again",
         )
 
 

@@ -280,7 +280,7 @@ def _misfit(labels: Labels, task: TaskName) -> str | None:
 
 
 _NO_LABELS: Final = "Labels are a matrix of 0 and 1, a column each"
-_NAMED: Final = "Classes are no quantities"
+_NAMED: Final = "Classes are not quantities"
 _FRACTIONS: Final = "Classes are whole numbers"
 _MATRIX: Final = "A class is one number a sample"
 _ONE_HOT: Final = "A class is one number a sample: of one-hot rows {'y': y.argmax(1)}"

@@ -255,7 +255,7 @@ def _warn_of_change(run: SavedRun, model: str) -> None:
     code, digest = code_of(model), run.config.get("model_sha256")
     file = Path(code.place) if code is not None and code.is_file else None
     if file is not None and digest is not None and file.is_file() and file_digest(file) != digest:
-        text = f"{file} is not the file that {run.path} was trained with any more"
+        text = f"{file} is not the file that {run.path} was trained with"
         warnings.warn(StreamtrainWarning(text), stacklevel=4)
 
 

@@ -103,7 +103,7 @@ def n_outputs(dataset: Dataset, loss: Loss, y: Field) -> int:
         what = f"{loss.name} takes class labels from 0 to {MOST_VALUES - 1:,}; field {y.name} holds others"
         hole = _lone_negative(dataset, y)
         if hole is not None:
-            fix = Fix(Argument("ignore_label", hole), " where it is no class; or number the classes from 0")
+            fix = Fix(Argument("ignore_label", hole), " if it is not a class; or number the classes from 0")
             raise UsageError(what, where=str(dataset.path), why=f"One of them is {hole}", fix=fix)
         fix = Fix("number the classes from 0, without gaps; store quantities as floats")
         raise UsageError(what, where=str(dataset.path), fix=fix)

@@ -147,7 +147,7 @@ def test_a_step_without_room_is_told_with_the_batch_size_that_fits(monkeypatch, 
     monkeypatch.setattr(rooms, "_usage", lambda _: (held, most))
     with (
         pytest.raises(
-            DeviceError, match=r"cpu: the device is out of memory at batch_size 100\. Beside the 4\.0 MB"
+            DeviceError, match=r"cpu: the device is out of memory at batch_size 100\. Besides the 4\.0 MB"
         ) as caught,
         explain_device(torch.device("cpu"), batch_size=100, optimizer=torch.optim.SGD([weight])),
     ):

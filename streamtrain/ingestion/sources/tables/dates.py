@@ -138,7 +138,7 @@ def zone_of(name: str) -> tzinfo:
         near = difflib.get_close_matches(name, sorted(zoneinfo.available_timezones()), n=1)
         raise UsageError(
             f"timezone {name!r} is not known",
-            why="It is a name of the IANA database, as Europe/Berlin",
+            why="It is a name of the IANA database, such as Europe/Berlin",
             fix=Fix("did you mean ", Argument("timezone", near[0]), "?") if near else Fix(Argument("timezone", "UTC")),
         ) from None
 
@@ -290,5 +290,5 @@ def _no_moment(local: int, of: DateColumn, *, is_twice: bool, where: str) -> Inp
         f"column {of.name!r} holds {_EPOCH + timedelta(seconds=int(local))}, which {how} in {of.timezone}",
         where=where,
         why="Its clock is set back" if is_twice else "Its clock is set forward",
-        fix="write the offset from UTC behind the time, as +01:00; or, where the times are UTC, name that zone",
+        fix="write the offset from UTC after the time, such as +01:00; or, where the times are UTC, name that zone",
     )

@@ -253,7 +253,7 @@ class TableLearner:
             raise InputError(
                 f"label column {self.roles.labels[0]!r} has labels that the other dataset does not have: {listed}",
                 why=f"It has {known}",
-                fix="leave those rows out of the source, or ingest all anew",
+                fix="leave those rows out of the source, or ingest all sources again",
             )
 
     def _check_label_dtype(self, found: np.dtype[Any]) -> None:
