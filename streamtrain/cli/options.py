@@ -108,9 +108,9 @@ FIELD_OPTIONS: Final = (
 
 MODEL_HELP: Final = (
     "linear, mlp (mlp:256,128) or mlp:WIDTHS, cnn; or code of your own, FILE.py:NAME or PACKAGE.MODULE:NAME: a "
-    "function, class or ready module. It is called with those of dataset, input_shape, n_outputs, num_classes, "
-    "classes, task, category_sizes that it names; one required argument of another name gets the dataset, two get "
-    "input_shape and n_outputs."
+    "function, class or ready module. It gets those arguments that its signature names: dataset, input_shape, "
+    "n_outputs, num_classes, classes, task, category_sizes; one required argument of another name gets the dataset, "
+    "two get input_shape and n_outputs."
 )
 MODEL_OPTIONS: Final = (
     option(
@@ -198,11 +198,11 @@ class TrainOptions:
     )
     momentum: float | None = _option(None, "Momentum, for optimizers that have it.", "Optimizer", type=float)
     betas: tuple[float, ...] | None = _option(
-        None, "For adam and similar optimizers.", "Optimizer", callback=_parse_betas, metavar="B1,B2"
+        None, "Betas of adam and similar optimizers.", "Optimizer", callback=_parse_betas, metavar="B1,B2"
     )
-    eps: float | None = _option(None, "For adam and similar optimizers.", "Optimizer", type=float)
+    eps: float | None = _option(None, "Epsilon of adam and similar optimizers.", "Optimizer", type=float)
     weight_decay: float | None = _option(None, "Weight decay of the optimizer.", "Steps", type=float)
-    nesterov: bool = _option(False, "For sgd with momentum.", "Optimizer", is_flag=True)
+    nesterov: bool = _option(False, "Nesterov momentum, for sgd.", "Optimizer", is_flag=True)
     weight: str | None = _option(None, "A field that holds the weight of each sample.", "Data", metavar="FIELD")
     step: StepOptions = field(default_factory=StepOptions)
     schedule_every: str | None = _option(

@@ -153,7 +153,7 @@ IGNORED: Final = -100
 def resolve_loss(loss: str | LossFunction | Loss, *, ignore_index: int | None = None) -> Loss:
     """Turn a name or a callable into a `Loss`.
 
-    torch's functions and modules are recognised, ``partial(F.huber_loss, delta=2.0)`` too, with their class weights and
+    torch's functions and modules are recognized, ``partial(F.huber_loss, delta=2.0)`` too, with their class weights and
     reduction: with ``"sum"`` J is the sum, ``"none"`` is taken as ``"mean"``. Any other callable must return the mean
     over its batch or, so that samples can be weighted, the loss of each sample, (B,).
     """

@@ -63,7 +63,7 @@ def _with_text_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @_with_text_options
 @json_option
 def predict_command(as_json: bool, **given: Any) -> None:
-    """Predict every row of SRC, in order, by the model of the folder RUN.
+    """Predict every row of SRC, in order, with the model of the folder RUN.
 
     SRC is a dataset, or raw files of any format that `streamtrain ingest` reads: their columns are matched by name with
     those of the training. Without --out the first ten rows are shown.
@@ -117,7 +117,7 @@ def evaluate_command(as_json: bool, **given: Any) -> None:
 @_OVERWRITE
 @json_option
 def export_command(as_json: bool, **given: Any) -> None:
-    """Write the weights of the folder RUN, and what rescales its inputs, to one file that needs no streamtrain.
+    """Write the weights of the folder RUN, and the normalization of its inputs, to one file that needs no streamtrain.
 
     Its tensors are model.* and normalize.*; its header holds the schema and the task as JSON.
     """

@@ -1,6 +1,6 @@
 """The models, losses and optimizers that the fast path supports, and the reason where one is not.
 
-They are recognised by their exact type and without anything attached, so that no user code is bypassed: a hook, a
+They are recognized by their exact type and without anything attached, so that no user code is bypassed: a hook, a
 replaced function, or a callback after every step, which may change or read anything. The rest is left to the plain
 loop, which has no conditions.
 """

@@ -33,7 +33,7 @@ class TrainedModel(Predicts, nn.Module):
     Attributes
     ----------
     module : torch.nn.Module
-        The model itself, without what rescales its inputs.
+        The model itself, without the normalization of its inputs.
     inputs : tuple of str
         The fields that it takes, in order.
     task : str or None
@@ -47,7 +47,7 @@ class TrainedModel(Predicts, nn.Module):
     config : dict
         The run's configuration.
     best : dict
-        The epoch whose weights these are, and what it is the best by, if it is; ``weights`` says it in a sentence.
+        The epoch of these weights, and the monitor that it is best by, if it is; ``weights`` is a sentence on it.
     """
 
     def __init__(self, run: SavedRun, module: nn.Module, device: torch.device) -> None:
@@ -87,7 +87,7 @@ class TrainedModel(Predicts, nn.Module):
 
     @property
     def module(self) -> nn.Module:
-        """The model itself, without what rescales its inputs."""
+        """The model itself, without the normalization of its inputs."""
         return self._normalized.model
 
     @property
