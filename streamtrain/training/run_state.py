@@ -145,7 +145,7 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any
             if value is not None and getattr(value, "shape", None) != weights[place].shape:
                 raise ValueError(f"what the optimizer keeps of weight {place} is not of its shape")
     if len(named) > 1:
-        raise ValueError("the optimizer keeps other things of one weight than of another")
+        raise ValueError("the optimizer does not keep the same values of every weight")
 
 
 class RunState:
@@ -352,7 +352,7 @@ class RunState:
                 self._rule.learner.schedules.load_state_dict(training["schedules"])
             self._watch.load(training.get("stopping"), found.state.get("best"), found.path.parent)
             if not isinstance(self._stream, ResumableStream):
-                raise UsageError("the stream has no load_state_dict, so it cannot go on", fix="a StreamLoader")
+                raise UsageError("the stream has no load_state_dict, so it cannot resume", fix="a StreamLoader")
             counts = Counts(**found.state["counts"])
             if not is_over(counts):
                 assert isinstance(self._run, RunFolder)
@@ -363,7 +363,9 @@ class RunState:
             raise
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CheckpointError(
-                f"cannot go on: {first_line(error)}", where=str(found.path), fix=Fix("another ", Argument("checkpoint"))
+                f"cannot resume: {first_line(error)}",
+                where=str(found.path),
+                fix=Fix("another ", Argument("checkpoint")),
             ) from error
         self._last_saved = found.path
         assert isinstance(self._run, RunFolder)
@@ -441,7 +443,7 @@ def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
         f"the checkpoint after batch {counts.n_batches:,} was not saved: {error.what}",
         where=error.where,
         why=error.why,
-        fix=error.fix or "see to the disk",
+        fix=error.fix or "check the disk",
     )
 
 
