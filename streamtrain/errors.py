@@ -4,14 +4,14 @@
 
     StreamtrainError                      1   a bug, or an error without a class of its own
     ├── UsageError         (ValueError)   2   an argument is wrong
-    │   ├── UnknownName    (LookupError)  2   a name is not among the known ones
+    │   ├── UnknownName    (LookupError)  2   a name is unknown
     │   ├── UnknownArgument  (TypeError)  2   a function has no argument of that name
     │   ├── NotASequence     (TypeError)  2   a stream is indexed, or asked for a length it does not have
     │   └── OutOfRange     (IndexError)   2   an index is past the end
     ├── InputError         (ValueError)   3   the raw data is bad
     ├── DatasetError       (OSError)      4   the dataset on disk is missing, incomplete or damaged
     │   └── DamagedBlock                  4   a stored block does not match its checksum
-    ├── ResourceError      (OSError)      5   not enough of the machine
+    ├── ResourceError      (OSError)      5   not enough memory, disk or device
     │   ├── BudgetError    (MemoryError)  5   the memory budget is too small
     │   └── DeviceError    (RuntimeError) 5   the device is missing or too small
     ├── CheckpointError    (ValueError)   6   a checkpoint is missing, damaged or of another run
@@ -61,20 +61,20 @@ class Lines(str):
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument that mends an error, with the value that does; it prints as Python has it.
+    """An argument that fixes an error, with its value; it prints as Python code.
 
     Parameters
     ----------
     name : str
         Its name in Python; the command line's option follows from it.
     value : object, optional
-        The value; without one the argument is only named.
+        The value; without one only the name is printed.
     n_bytes : int, optional
         The value where it is a size.
     off : bool
-        Whether the value is None, which turns off what would be done.
+        Whether the value is None, which switches something off.
     within : str
-        What stands around it in Python alone, where it is an argument of a value: ``{}`` is its place.
+        Python code to print around it, where it belongs inside a value; ``{}`` marks its place.
 
     Examples
     --------
@@ -97,7 +97,7 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A function of the library, and command, that mends an error.
+    """A function of the library, or a command, that fixes an error.
 
     Examples
     --------
@@ -123,7 +123,7 @@ FixPart = str | Argument | Call
 
 
 class Fix(str):
-    """A remedy: words, and arguments and calls as values, so that it can be said in Python and for a shell.
+    """A fix: words, with arguments and calls as values, so that it can be printed for Python and for a shell.
 
     Examples
     --------
@@ -176,7 +176,7 @@ def with_remedy(told: str, fix: str | None) -> Fix:
 
 
 class StreamtrainError(Exception):
-    """The root of all errors of ours.
+    """Base class of all errors that streamtrain raises.
 
     Parameters
     ----------
@@ -187,14 +187,14 @@ class StreamtrainError(Exception):
     why : str, optional
         The reason, with its terms.
     fix : str, optional
-        The remedy, computed where it can be; a `Fix` where it has arguments in it.
+        How to fix it; a `Fix` where it names arguments.
 
     Attributes
     ----------
     cause : BaseException or None
         The error behind it, with its traceback, where a public function raised it.
     inner_traceback : traceback or None
-        The frames inside of that function.
+        The frames inside that function.
 
     Examples
     --------
@@ -246,14 +246,14 @@ class StreamtrainError(Exception):
 
 
 class StreamtrainWarning(UserWarning):
-    """What is allowed and yet no good idea, or was mended by itself; with a remedy where there is one.
+    """Something allowed but rarely a good idea, or a problem that streamtrain worked around; often with a fix.
 
     Parameters
     ----------
     what : str
-        What is so, and what it does.
+        What was found, and its effect.
     fix : str, optional
-        The remedy, as of a `StreamtrainError`.
+        How to fix it, as in `StreamtrainError`.
 
     Examples
     --------
@@ -281,7 +281,7 @@ class UsageError(StreamtrainError, ValueError):
 
 
 class UnknownName(UsageError, LookupError):
-    """A name is not among the known ones."""
+    """A name is unknown; the message lists the known ones."""
 
 
 class UnknownArgument(UsageError, TypeError):
@@ -341,7 +341,7 @@ class DamagedBlock(DatasetError):
 
 
 class ResourceError(StreamtrainError, OSError):
-    """Not enough of the machine: memory, disk or device."""
+    """Not enough memory, disk or device."""
 
     exit_code = 5
 

@@ -140,13 +140,13 @@ def training_warnings(dataset: Dataset, batch_size: int) -> Iterator[str]:
     """Warn, in sentences, about data and settings that are allowed but train badly."""
     labels = dataset.label_histogram
     if labels is not None and len(labels.values) == 1:
-        yield f"every label is {labels.values[0]}: of one class nothing can be learnt"
+        yield f"every label is {labels.values[0]}: nothing can be learned from one class"
     orders = list(dict.fromkeys(column_lists(dataset.manifest.sources).get(INPUT, ())))
     if len(orders) > 1:
         one, other, *_ = orders
         yield (
             f"its sources do not agree on the columns of {INPUT}: {listed(one)}, then {listed(other)}: an earlier "
-            "version appended them without a look at their names; ingest all sources anew"
+            "version appended them without comparing their names; ingest all sources again"
         )
     if batch_size > len(dataset):
         yield f"batch_size is {batch_size:,}, and there are {len(dataset):,} samples: each epoch is one batch"

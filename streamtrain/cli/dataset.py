@@ -312,7 +312,7 @@ def _verify_text(dest: str, verified: VerifyReport) -> str:
 @option("--remove", is_flag=True, help="Remove what is listed.")
 @json_option
 def repair_command(dest: str, remove: bool, as_json: bool) -> None:
-    """List what interrupted ingests to DEST left behind; files of a finished dataset are never among it."""
+    """List what interrupted ingests to DEST left behind; files of a finished dataset are never listed."""
     from streamtrain.store.verify import repair
     from streamtrain.store.writing.staging import destination_state
 

@@ -41,9 +41,9 @@ def profile_command(out: Path | None, interval: float, no_png: bool, words: tupl
     """Run COMMAND, and draw its memory over time beside the budgets of its loaders.
 
     All its processes are counted: what they hold for themselves (anonymous, shared, pinned and device memory), and
-    apart from that what is mapped from files. The folder holds timeline.png, timeline.html and profile.json (bytes and
-    seconds). The exit code is the command's own. With --json the command's output goes to stderr, so that stdout has
-    the one object.
+    separately what is mapped from files. The folder holds timeline.png, timeline.html and profile.json (bytes and
+    seconds). The exit code is the command's own. With --json the command's output goes to stderr, so that stdout holds
+    only that object.
     """
     from streamtrain.diagnostics.profile_charts import check_can_draw
     from streamtrain.diagnostics.profile_command import record_command
@@ -104,8 +104,8 @@ def doctor_command(path: Path, as_json: bool) -> None:
     """Check this machine, and the disk of the folder PATH, within a few seconds.
 
     PATH is where the data lies or will lie, by default the current folder; for a dataset it is the folder that holds
-    it. The rates are limits measured just now: of reading one file in a row and of decoding made-up blocks. Nothing is
-    left on the disk.
+    it. The rates are limits measured just now: of reading one file from start to end and of decoding made-up blocks.
+    Nothing is left on the disk.
     """
     from streamtrain.diagnostics.doctor import check_up
 
@@ -130,7 +130,7 @@ def report_command(run: Path, dataset: Path | None, which: str, out: Path | None
     """Write the report of the folder RUN: one HTML file that needs nothing else.
 
     Configuration, curves, memory against budget, where the time went, how well the data was shuffled, and its
-    statistics. What is of the dataset is left out, with the reason, where the dataset is gone.
+    statistics. If the dataset is gone, what belongs to it is left out, with the reason.
     """
     from streamtrain.cli.options import chosen_checkpoint
     from streamtrain.diagnostics.run_reader import read_run

@@ -57,9 +57,11 @@ _WRITING: Final = "Writing"
     metavar="DATASET",
     type=DATASET_TEXT,
     section=_LABELS,
-    help="Read the rows as those of another dataset were read.",
+    help="Read the rows like those of another dataset.",
 )
-@option("--auto", is_flag=True, default=None, section=_TABLES, help="Choose what fits each column, and say how.")
+@option(
+    "--auto", is_flag=True, default=None, section=_TABLES, help="Choose options that fit each column, and print them."
+)
 @option("--columns", metavar="A,B", section=_TABLES, help="The columns of field x; by default all but the label.")
 @option("--exclude", metavar="A,B", section=_TABLES, help="Columns to leave out.")
 @option("--categorical", metavar="A,B", section=_TABLES, help="Columns that become codes, field cat.")
@@ -67,7 +69,7 @@ _WRITING: Final = "Writing"
 @option("--category-limit", type=int, section=_TABLES, help="The most categories of a column; by default a million.")
 @option("--hash", metavar="C=N", section=_TABLES, help="Columns that become N codes without names.")
 @option("--dates", metavar="C[=days]", section=_TABLES, help="Columns of dates, as seconds or days since 1970.")
-@option("--timezone", metavar="ZONE", section=_TABLES, help="For dates and times without one; by default UTC.")
+@option("--timezone", metavar="ZONE", section=_TABLES, help="The zone of times that name none; by default UTC.")
 @option(
     "--na",
     type=Suggestion(MISSING),
@@ -91,10 +93,15 @@ _WRITING: Final = "Writing"
 @option("--shape", metavar="28,28", section=_ARRAYS, help="Raw binary: the shape of one sample.")
 @option("--split", metavar="val=0.1,test=0.1", section=_SPLITS, help="Divide the rows; the rest is split train.")
 @option("--split-by", metavar="COLUMN", section=_SPLITS, help="Rows of equal values stay in one split.")
-@option("--split-how", type=Choice(("hash", "last")), section=_SPLITS, help="hash draws (the default); last: in order.")
-@option("--split-seed", type=int, section=_SPLITS, help="For the draw; by default 0.")
-@option("--block", type=SIZE, section=_STORAGE, help="Of a block; by default about 512KiB, less for small data.")
-@option("--shard", type=SIZE, default="64MB", show_default=True, section=_STORAGE, help="Of a shard file.")
+@option(
+    "--split-how",
+    type=Choice(("hash", "last")),
+    section=_SPLITS,
+    help="hash: drawn (the default); last: the last rows.",
+)
+@option("--split-seed", type=int, section=_SPLITS, help="Seed of the draw; by default 0.")
+@option("--block", type=SIZE, section=_STORAGE, help="Block size; by default about 512KiB, less for small data.")
+@option("--shard", type=SIZE, default="64MB", show_default=True, section=_STORAGE, help="Shard file size.")
 @option(
     "--codec",
     type=Choice(CODECS),
@@ -103,9 +110,9 @@ _WRITING: Final = "Writing"
     section=_STORAGE,
     help="auto, none, lz4 or zstd.",
 )
-@option("--memory", type=SIZE, default="1GB", show_default=True, section=_WRITING, help="What the ingest may own.")
+@option("--memory", type=SIZE, default="1GB", show_default=True, section=_WRITING, help="Memory budget of the ingest.")
 @option("--overwrite", is_flag=True, section=_WRITING, help="Replace the dataset at DEST when the new one is complete.")
-@option("--append", is_flag=True, section=_WRITING, help="Add the rows behind those of the dataset at DEST.")
+@option("--append", is_flag=True, section=_WRITING, help="Add the rows after those of the dataset at DEST.")
 @option("--resume", is_flag=True, section=_WRITING, help="Resume an interrupted ingest; start if there is none.")
 @json_option
 def ingest_command(
@@ -193,7 +200,7 @@ def _in_range(word: str) -> Iterable[str]:
     prefix, first, last = found.groups()
     if not int(first) <= int(last) < int(first) + _MOST_COLUMNS:
         fix = f"{prefix}1..{prefix}9, say"
-        raise UsageError(f"{word!r:.80} is no range of 1 to {_MOST_COLUMNS:,} names", fix=fix)
+        raise UsageError(f"{word!r:.80} is not a range of 1 to {_MOST_COLUMNS:,} names", fix=fix)
     # 01..12 keeps its zeros.
     width = len(first) if first.startswith("0") else 0
     return (f"{prefix}{number:0{width}}" for number in range(int(first), int(last) + 1))

@@ -108,9 +108,9 @@ FIELD_OPTIONS: Final = (
 
 MODEL_HELP: Final = (
     "linear, mlp (mlp:256,128) or mlp:WIDTHS, cnn; or code of your own, FILE.py:NAME or PACKAGE.MODULE:NAME: a "
-    "function, class or ready module. It is called with what its signature names of dataset, input_shape, n_outputs, "
-    "num_classes, classes, task, category_sizes; one required argument of another name gets the dataset, two get "
-    "input_shape and n_outputs."
+    "function, class or ready module. It gets those arguments that its signature names: dataset, input_shape, "
+    "n_outputs, num_classes, classes, task, category_sizes; one required argument of another name gets the dataset, "
+    "two get input_shape and n_outputs."
 )
 MODEL_OPTIONS: Final = (
     option(
@@ -133,7 +133,7 @@ MODEL_OPTIONS: Final = (
         "--init-partial",
         is_flag=True,
         section="More on the model",
-        help="With --init: take the weights that agree, and list the others.",
+        help="With --init: take the weights that match, and list the others.",
     ),
 )
 """Options of how a model is made, shared by all commands that train."""
@@ -196,13 +196,13 @@ class TrainOptions:
         "Steps",
         type=float,
     )
-    momentum: float | None = _option(None, "For optimizers that have it.", "Optimizer", type=float)
+    momentum: float | None = _option(None, "Momentum, for optimizers that have it.", "Optimizer", type=float)
     betas: tuple[float, ...] | None = _option(
-        None, "For adam and similar optimizers.", "Optimizer", callback=_parse_betas, metavar="B1,B2"
+        None, "Betas of adam and similar optimizers.", "Optimizer", callback=_parse_betas, metavar="B1,B2"
     )
-    eps: float | None = _option(None, "For adam and similar optimizers.", "Optimizer", type=float)
+    eps: float | None = _option(None, "Epsilon of adam and similar optimizers.", "Optimizer", type=float)
     weight_decay: float | None = _option(None, "Weight decay of the optimizer.", "Steps", type=float)
-    nesterov: bool = _option(False, "For sgd with momentum.", "Optimizer", is_flag=True)
+    nesterov: bool = _option(False, "Nesterov momentum, for sgd.", "Optimizer", is_flag=True)
     weight: str | None = _option(None, "A field that holds the weight of each sample.", "Data", metavar="FIELD")
     step: StepOptions = field(default_factory=StepOptions)
     schedule_every: str | None = _option(
@@ -225,11 +225,11 @@ class TrainOptions:
         None, "End after the epoch whose loss, on --val if given, is at most this.", "More on stopping", type=float
     )
     monitor: str | None = _option(
-        None, "Decides which epoch is best; by default val_loss.", "Stopping and best", metavar="NAME"
+        None, "Metric that decides the best epoch; by default val_loss.", "Stopping and best", metavar="NAME"
     )
     monitor_mode: str | None = _option(
         None,
-        "Whether its smallest or its largest value is best, for a metric of your own.",
+        "Whether the smallest or largest --monitor is best, for a metric of your own.",
         "More on stopping",
         type=Choice(values.MODES),
     )
@@ -244,13 +244,13 @@ class TrainOptions:
     batch_size: int = _option(256, "Samples of a batch.", "Data", type=int)
     memory: str | None = _option(
         None,
-        "For the loaders; 512MB by default, or the rest of --max-memory.",
+        "Budget of the loaders; by default 512MB, or the rest of --max-memory.",
         "Memory",
         type=SIZE,
     )
     max_memory: str | None = _option(
         None,
-        "For the whole process; auto: the limit of its control group, or the RAM.",
+        "Budget of the whole process; auto: its control group's limit, or the RAM.",
         "Memory",
         type=SIZE_OR_AUTO,
     )
@@ -268,7 +268,7 @@ class TrainOptions:
     on_bad_block: str = _option(
         "error", "On a damaged block: end, or leave its samples out.", "Faults", type=Choice(ON_BAD_BLOCK)
     )
-    seed: int = _option(0, "For order, first weights and dropout.", "Model", type=int)
+    seed: int = _option(0, "Seed of order, weights and dropout.", "Model", type=int)
     device: str = _option("auto", DEVICE_HELP, "Memory", type=Suggestion(values.DEVICES), metavar="DEVICE")
     normalize: str = _option(
         "auto",
@@ -285,13 +285,13 @@ class TrainOptions:
     )
     class_weight: str | dict[str, float] | None = _option(
         None,
-        "Of classes in the loss: balanced, or A=2,B=0.5.",
+        "Class weights in the loss: balanced, or A=2,B=0.5.",
         "Task and loss",
         callback=_parse_class_weight,
         type=Suggestion(["balanced"]),
         metavar="WEIGHTS",
     )
-    threads: int | None = _option(None, "Threads of torch on the CPU.", "Memory", type=int)
+    threads: int | None = _option(None, "Torch's threads on the CPU.", "Memory", type=int)
     out: Path | None = _option(None, "The run's folder; by default runs/N, the next free N.", "Output", type=_PATH)
     checkpoint_every: int | None = _option(
         None,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 )
 @click.argument("dest", type=DATASET)
 @option("--batch-size", type=int, default=256, help="Samples of a batch.")
-@option("--memory", type=SIZE, default="512MB", help="Budget for all that the loaders own.")
+@option("--memory", type=SIZE, default="512MB", help="Memory budget of the loaders.")
 @option(
     "--val",
     type=DATASET,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @option("--groups", type=int, help="Groups of lanes; by default from batch size and blocks.")
 @option("--ranks", type=int, metavar="N", help="Show what each of N ranks has, which share the batches.")
 @option("--drop-last", is_flag=True, help="Leave out a short last batch.")
-@option("--seed", type=int, default=0, help="For the order.")
+@option("--seed", type=int, default=0, help="Seed of the order.")
 @json_option
 def plan_command(
     dest: Path,

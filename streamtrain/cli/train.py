@@ -85,7 +85,7 @@ from streamtrain.training.trainer import Trainer
 
 _ENDED: Final = {
     "until_loss": "by --until-loss",
-    "patience": "by --patience: the loss has no longer fallen",
+    "patience": "by --patience: the loss stopped falling",
     "grad_tolerance": "by --grad-tolerance: the norm of the gradient is at most that",
     "loss_tolerance": "by --loss-tolerance: a step lowered J by at most that",
     "stuck": "where no step lowers J any more",
@@ -150,7 +150,7 @@ class TrainOutcome:
             return []
         how = _ENDED.get(by, f"by {by}")
         if by == "patience" and best is not None and not best.monitor.endswith("loss"):
-            how = f"by --patience: {best.monitor} has no longer improved"
+            how = f"by --patience: {best.monitor} stopped improving"
         return [f"ended   {how}{'; --until-loss was not reached' if reached is False else ''}"]
 
     def text(self) -> str:
@@ -193,7 +193,7 @@ def say_resumed(out: Path, resumed: ResumePoint) -> None:
     for skipped in resumed.skipped:
         note(f"warning: skipped a damaged checkpoint, {skipped}")
     part = f" and {resumed.n_batch_samples:,} samples of the next" if resumed.n_batch_samples else ""
-    goes_on = f"{out}: goes on after batch {resumed.n_batches:,}{part}"
+    goes_on = f"{out}: resumes after batch {resumed.n_batches:,}{part}"
     note(goes_on if resumed.n_batches or part else f"{out}: no checkpoint; starts afresh")
 
 
@@ -492,7 +492,7 @@ def _target_lines(options: TrainOptions, dataset: Dataset, trainer: Trainer) -> 
     task = dataset.label_task(options.target)
     name = options.target if task is None else task.labels.name
     if len(normalization.mean) > 1:
-        return [f"target  each of {name} less its mean, by its std: loss is in these units, rmse and mae in the data's"]
+        return [f"target  ({name} - mean) / std, one by one: loss is in these units, rmse and mae in the data's"]
     mean, std = normalization.mean[0], short_number(normalization.std[0])
     less = f"{name} {'+' if mean < 0 else '-'} {short_number(abs(mean))}"
     return [f"target  ({less}) / {std}: loss is in these units, rmse and mae in those of {name}"]
@@ -503,7 +503,7 @@ def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer, told: st
     size = f"{len(dataset):,} samples of {fields}, {format_bytes(dataset.nbytes)}"
     lr = trainer.optimizer.param_groups[0]["lr"]
     n = n_ignored(dataset, options.target, trainer.loss)
-    ignored = f"; {n:,} of them {trainer.loss.ignored}, which is no class" if n else ""
+    ignored = f"; {n:,} of them {trainer.loss.ignored}, which is not a class" if n else ""
     return Lines.of(
         [
             f"data    {dataset.path}: {size}",

@@ -81,7 +81,7 @@ def compare(
     on_runs: Callable[[Comparison], object] = lambda found: None,
     say: Say = lambda text: None,
 ) -> Comparison:
-    """Train copies of a model by every rule with every optimizer, and measure them alike.
+    """Train copies of a model by every rule with every optimizer, and measure them in the same way.
 
     Each run has the same initial weights, and its data in the order of the same seed. After every epoch, a pass over
     the whole training data measures loss and score of the weights; it does not count as training time.
@@ -95,8 +95,8 @@ def compare(
     rules, optimizers : tuple of str
         Every rule runs with every optimizer.
     lr : float, sequence of float or mapping, optional
-        One for all, or several, each of which is a run; or those of rule and optimizer (``"sample:sgd"``), of an
-        optimizer (``"sgd"``), or of ``"every"`` one, in this order of precedence; else the trainer's default.
+        One for all, or several, with a run for each; or a mapping by rule and optimizer (``"sample:sgd"``), optimizer
+        (``"sgd"``) or ``"every"``, of which the first that matches counts. By default the trainer's.
     max_epochs : int, optional
         Epochs of each run.
     seconds : float, optional
@@ -114,10 +114,10 @@ def compare(
     device : str
         As in `Trainer`.
     target_loss : float, optional
-        The mean loss over the training data that each run is timed to; by default half the initial loss, or where that
-        is negative, lower by half its size.
+        The mean loss over the training data that each run is timed to; by default half the initial loss, or
+        1.5 times it where that is negative.
     grid : int, optional
-        Measure the loss on a grid of this many by this many points around the paths of the weights; by default on none.
+        Measure the loss at ``grid`` by ``grid`` points around the paths of the weights; by default it is not measured.
     loss : str or callable, optional
         As in `Trainer`; by default that of the task.
     task : {"classification", "multilabel", "regression"}, optional

@@ -26,7 +26,7 @@ _FORMATS: Final = ("png", "svg", "pdf", "jpg")
 
 @public
 def plot(history: History, *, path: str | Path | None = None) -> Figure:
-    """Draw a history: a chart a metric, training and validation data on it, the best epoch marked.
+    """Draw a history: one chart per metric, with training and validation data and the best epoch marked.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def plot(history: History, *, path: str | Path | None = None) -> Figure:
     Raises
     ------
     UsageError
-        matplotlib is not installed, it is no history, or a file of this suffix cannot be drawn.
+        matplotlib is not installed, this is not a `History`, or the file's suffix is not one of these.
 
     Examples
     --------

@@ -60,7 +60,7 @@ def timeline_summary(timeline: Timeline) -> str:
     if not timeline.was_seen:
         return NOT_SEEN
     if not kept:
-        return f"peak {format_bytes(timeline.peak_bytes)}; no loader of streamtrain told of itself"
+        return f"peak {format_bytes(timeline.peak_bytes)}; no streamtrain loader reported its memory"
     worst = budget_line(max(kept, key=lambda one: one.ratio))
     return worst if len(kept) == 1 else f"{worst}, the most of {len(kept)} times"
 

@@ -98,7 +98,7 @@ def profile_lines(timeline: Timeline) -> list[str]:
         *_deaths(timeline),
     ]
     if not timeline.kept:
-        found.append("memory  no loader of streamtrain told of itself, so there is no budget to compare with")
+        found.append("memory  no streamtrain loader reported its memory, so there is no budget to compare with")
     return found
 
 

@@ -134,7 +134,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, ob
 def _headline(told: RunRecord, chosen: ChosenCheckpoint | None) -> Iterator[tuple[str, str]]:
     last = told.epochs[-1] if told.epochs else None
     if last is None:
-        yield "epochs", "none came to its end"
+        yield "epochs", "none finished"
         return
     part = " and a part of the next" if last.get("partial") else ""
     updates = f"{last.get('steps', 0):,.0f} updates, {last.get('samples', 0):,.0f} samples"
@@ -268,7 +268,7 @@ def _memory(memory: Mapping[str, Any]) -> dict[str, Any]:
         if name in memory
     ]
     if not bars:
-        return {"notes": ["Not known: the run did not come to its end, or was not made by a command."]}
+        return {"notes": ["Not known: the run did not finish, or was not made by a command."]}
     colours = {"budget": "#999999", "projected": COLOURS[3], "measured": COLOURS[0]}
     notes = []
     if "process" in memory:
@@ -349,7 +349,9 @@ def _shuffle(told: RunRecord, dataset: Dataset) -> list[tuple[str, str]] | str:
     if config.get("shuffle") is False:
         return "None: the run read in stored order, since its loader was made with shuffle=False."
     if config.get("order") != ORDER_VERSION:
-        return "Not measured: the run's samples came in the order of an earlier release, which this one has not."
+        return (
+            "Not measured: the run's samples came in the order of an earlier release, which this release does not make."
+        )
     try:
         found = plan(dataset, **_order(config))
     except (StreamtrainError, TypeError, ValueError, OverflowError) as error:

@@ -82,7 +82,7 @@ def appended_source(base: Dataset, more: Source) -> AppendedSource:
         raise UsageError(
             "the rows have categories, dates, fills or several targets that the dataset does not have",
             where=str(base.path),
-            why="They would be numbered and filled in by themselves",
+            why="They would not be numbered and filled in like those of the dataset",
             fix="leave the options that make them out; or ingest all sources together, as one dataset",
         )
     if facts is None:
@@ -178,7 +178,7 @@ def link_shards(base: Dataset, folder: Path, files: Files, say: Callable[[str], 
             if can_link and not (can_link := files.link(old, path)):
                 n_bytes = sum(file.n_bytes for stored in missing.values() for file in stored)
                 check_free_bytes(folder, n_bytes, files)
-                say(f"{folder}: no links here; copies {format_bytes(n_bytes)} of full shards")
+                say(f"{folder}: no hard links here; {format_bytes(n_bytes)} of full shards are copied")
             if not can_link:
                 files.copy(old, path)
 
@@ -219,6 +219,6 @@ def _codes(base: Dataset, more: Source) -> npt.NDArray[np.int64] | None:
             f"the source has other classes than the dataset: {kinds}",
             where=str(base.path),
             why=f"The dataset's labels are {known}",
-            fix="correct the labels, or ingest all sources anew",
+            fix="correct the labels, or ingest all sources again",
         )
     return np.array([classes.index(name) for name in more.classes], np.int64)

@@ -78,21 +78,21 @@ def ingest(
         Frames are of pandas, polars or pyarrow. Also datasets and loaders of torch, and datasets that are stored; see
         `streamtrain.ingestion.sources.registry.open_source`.
     dest : path-like
-        The directory to make; nothing may be there, unless one of the three below says otherwise.
+        The directory to make; nothing may be there, except with ``overwrite``, ``append`` or ``resume``.
     labels : same as source, optional
         What becomes field ``y``.
     classes : int or sequence of str, optional
-        How many classes field ``y`` holds, numbered from 0, or their names; other labels are refused. ``"auto"`` makes
-        classes of the different whole numbers there are. By default numbers are stored as they come, and text is sorted
-        and numbered.
+        How many classes field ``y`` holds, numbered from 0, or their names; other labels are refused. ``"auto"``
+        makes each distinct whole number a class. By default numbers are stored as they come, and text is sorted and
+        numbered.
     like : Dataset or path-like, optional
-        Read the rows in the terms of another dataset: its columns by name, categories, fills, classes and task. A
-        category that it has not is "other"; a class that it has not is refused. Nothing is learned from the rows.
+        Read the rows like those of another dataset: with its columns, by name, and its categories, fills, classes and
+        task. An unknown category becomes "other"; an unknown class is refused. Nothing is learned from the rows.
     task : {"classification", "multilabel", "regression"}, optional
-        How labels are read; by default that follows from what they hold, see `Dataset.task`. Nothing is stored
-        otherwise for it, and a training may say otherwise.
+        How labels are read; by default that follows from what they hold, see `Dataset.task`. The stored values do not
+        change with it, and a training may override it.
     memory : int or str
-        What the ingest may own, in bytes or as text with a unit.
+        The memory budget of the ingest, in bytes or as text with a unit.
     block : int or str, optional
         Decoded bytes of a block, the unit of reading and shuffling, down to one sample; by default about 512 KiB.
     shard : int or str
@@ -106,20 +106,20 @@ def ingest(
     overwrite : bool
         Replace the dataset at ``dest``, in one step when the new one is finished. Other folders are refused.
     append : bool
-        Add the rows behind those of the dataset at ``dest``, which keeps its block, shard and codec. Full shards are
+        Add the rows after those of the dataset at ``dest``, which keeps its block, shard and codec. Full shards are
         shared with the old one by hard links, and the result takes its place in one step.
     resume : bool
-        Resume an interrupted ingest of the same sources and options; where there is none, begin. Iterators cannot.
+        Resume an interrupted ingest of the same sources and options, or begin if there is none. Not for iterators.
     split : dict of str to float, optional
         The share of each split, ``{"val": 0.1, "test": 0.1}``; train is the rest. At ``dest`` there is then one
         dataset for each, and ``streamtrain.open(dest, split="val")`` opens one.
     split_by : str, optional
-        A column of a table, or a field of one number a sample: rows of equal values stay in one split.
+        A column of a table, or a field of one number per sample: rows of equal values stay in one split.
     split_how : {"hash", "last"}, optional
-        ``"hash"``, the default, draws; ``"last"`` cuts off the last rows, in the order of ``split_by`` or
-        of the source.
+        ``"hash"``, the default, draws rows at random; ``"last"`` cuts off the last rows, in the order of
+        ``split_by`` or of the source.
     split_seed : int, optional
-        Of the draw; by default 0.
+        Seed of the draw; by default 0.
     say : callable, optional
         Called with a sentence on what an earlier ingest left, and on each split.
     **options
@@ -133,16 +133,16 @@ def ingest(
     Returns
     -------
     Dataset
-        The committed dataset, open; of splits that of train.
+        The committed dataset, open; with splits, that of ``train``.
 
     Raises
     ------
     UsageError
         An argument is wrong, or something is at ``dest``.
     InputError
-        The raw data is bad, or what is appended does not fit: nothing readable is left of it.
+        The raw data is bad, or appended rows do not fit; nothing of it can be opened.
     DatasetError
-        An interrupted ingest is at ``dest``, or the one to resume was of other sources or options.
+        An interrupted ingest is at ``dest``, or the one to resume had other sources or options.
     BudgetError
         ``memory`` is too small; the message has the smallest that works.
     ResourceError
@@ -204,7 +204,7 @@ def _rule_at(path: Path, rule: SplitRule | None, mode: Mode, *, resume: bool) ->
         found = read_rule(path.parent)
         if found is not None and path.name in found.names:
             fix = Fix("give the folder above, of all splits: ", repr(str(path.parent)))
-            raise UsageError("what is written there is one of several splits", where=str(path), fix=fix)
+            raise UsageError("this is one of several splits, which are written together", where=str(path), fix=fix)
     if rule is None and mode == "append" and (root := read_splits(path)) is not None:
         return root.rule
     begun = path if destination_state(path) == "incomplete" else successor(path)
@@ -234,7 +234,7 @@ def _check_same_task(before: LabelTask | None, request: IngestRequest, dest: str
     """Refuse a task of rows to append that is not the dataset's: it is one for all rows."""
     if before is not None and request.task not in (None, before.name):
         what = f"task is {request.task!r}, and that of the dataset {before.name!r}"
-        raise UsageError(what, where=str(dest), fix="leave it out, and tell the training")
+        raise UsageError(what, where=str(dest), fix="leave it out, and give it to the training")
 
 
 def _tell_other_task(before: LabelTask | None, dataset: Dataset, say: Say | None) -> None:

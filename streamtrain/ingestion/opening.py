@@ -97,12 +97,10 @@ def _opened_like(
     for name in ("classes", "task"):
         if getattr(request, name) is not None:
             fix = Fix("leave ", Argument(name), " out, or ", Argument("like"))
-            raise UsageError(f"{name} is given beside like", why="They are those of the other dataset", fix=fix)
+            raise UsageError(f"{name} is given together with like", why="They are those of the other dataset", fix=fix)
     if mode == "append":
         fix = Fix("leave ", Argument("like"), " out")
-        raise UsageError(
-            "like is given, and rows are appended", why="They take the terms of the dataset there", fix=fix
-        )
+        raise UsageError("like is given, and rows are appended", why="They are read like the dataset there", fix=fix)
     base = like if isinstance(like, Dataset) else open_preferred(like)
     options = replace(request.options, memory=request.memory)
     opened, terms = open_like(given.source, base, labels=given.labels, options=options)

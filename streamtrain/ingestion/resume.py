@@ -144,7 +144,7 @@ def _refuse_found(found: list[str], path: Path, how: str) -> None:
     if found:
         more = f"; and {len(found) - _N_SHOWN} more" if len(found) > _N_SHOWN else ""
         raise DatasetError(
-            f"the dataset there {how} otherwise: {'; '.join(found[:_N_SHOWN])}{more}",
+            f"the dataset there {how} differently: {'; '.join(found[:_N_SHOWN])}{more}",
             where=str(path),
             fix=Fix("give what it was begun with; or ingest from the start with ", OVERWRITE),
         )
@@ -239,7 +239,7 @@ def find_interrupted(path: Path, mode: Mode) -> InterruptedIngest | None:
 def missing_journal_error(path: Path) -> DatasetError:
     """Make the error for an unfinished ingest whose journal is missing."""
     error = incomplete(path)
-    error.why = "It has no journal, so nobody can tell what was done"
+    error.why = "It has no journal, so it is not known what was done"
     error.fix = Fix(Call("repair", str(path), ("remove",)), ", and ingest again")
     return error
 
@@ -294,7 +294,7 @@ def keep_or_discard(
 
 
 def _then_resume(error: ResourceError, why: str) -> Fix:
-    return Fix(error.fix or "see to the disk", ", then the same ingest with ", Argument("resume", True), f": {why}")
+    return Fix(error.fix or "check the disk", ", then the same ingest with ", Argument("resume", True), f": {why}")
 
 
 def publish_and_tidy(folder: Path, path: Path, files: Files, say: Say) -> None:

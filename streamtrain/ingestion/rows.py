@@ -115,17 +115,17 @@ def rows(
     say: Say | None = None,
     **options: object,
 ) -> RawRows:
-    r"""Read raw data in the terms of a model, or of a dataset: the inputs alone, each row once, nothing stored.
+    r"""Read raw data as a model or a dataset takes it: the inputs alone, each row once, nothing stored.
 
     Parameters
     ----------
     source : path, list of paths, array, dict of arrays, or data frame
         As for `streamtrain.ingest`.
     like : model, Dataset or path of one
-        What `streamtrain.load` returns, or a dataset. Columns are matched by name; a category that it has not is
-        "other". Further columns are ignored, labels too.
+        What `streamtrain.load` returns, or a dataset. Columns are matched by name; an unknown category becomes "other".
+        Further columns are ignored, labels too.
     memory : int or str
-        What reading may own.
+        The memory budget of reading.
     say : callable, optional
         Called with a sentence on what is put in order or ignored; by default that is a warning.
     **options
@@ -142,7 +142,7 @@ def rows(
     UsageError
         A column is missing, or a field has another dtype or shape.
     InputError
-        A value is no number, or missing where nothing stands for it; or a label is of a class that is not known.
+        A value is not a number, or is missing and has no fill; or a label is of an unknown class.
 
     Examples
     --------
@@ -179,7 +179,7 @@ def _known(like: object) -> KnowsItsData:
     if isinstance(like, str | os.PathLike):
         return open_preferred(like)
     if not isinstance(getattr(like, "schema", None), Schema):
-        what = f"like is {like!r:.80}, which says nothing of columns"
+        what = f"like is {like!r:.80}, which does not name columns"
         raise UsageError(what, fix="a dataset, or streamtrain.load(RUN)")
     return like  # type: ignore[return-value]
 
@@ -213,7 +213,7 @@ def open_rows(
     if readers is None or not has_names:
         return _of_arrays(source, schema, (*inputs, *labels), options, of, say, labels_from)
     if labels_from is not None:
-        what = "a table, whose labels are a column of it, and labels beside it"
+        what = "a table, whose labels are one of its columns, together with labels of their own"
         raise UsageError(what, where=str(readers[0].path), fix=Fix("leave ", Argument("labels"), " out"))
     columns = _columns_of(schema, (*inputs, *labels))
     for reader in readers:
@@ -320,7 +320,7 @@ def _check_classes(readers: Sequence[TableReader], schema: Schema) -> None:
         raise InputError(
             f"label column {label!r} has labels of classes that are not known, {unseen.total():,} in all: {listed}",
             where=str(readers[0].path),
-            why=f"Known are {', '.join(map(repr, schema.classes[:_N_SHOWN]))}",
+            why=f"The classes are {', '.join(map(repr, schema.classes[:_N_SHOWN]))}",
             fix="leave those rows out of the source, or the column",
         )
 
@@ -356,7 +356,7 @@ def _of_arrays(
     found, where = {each.name for each in opened.fields}, name_of(opened)
     for name in names:
         if name not in found:
-            fix = Fix(Argument("fields", {name: "NAME"}), " says which one it is, if it is there")
+            fix = Fix(Argument("fields", {name: "NAME"}), " names it, if it is there")
             if name == TARGET and labels_from is None:
                 fix = Fix(Argument("labels", "FILE"), " if they are in a file of their own; or ", fix)
             what, why = f"it has no field {name}, which {of} takes", f"It has {', '.join(sorted(found))}"

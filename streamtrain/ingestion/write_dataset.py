@@ -206,7 +206,7 @@ def _resume(
         shard: stored for shard, stored in interrupted.shards.items() if shard_exists(folder, layout, shard, stored)
     }
     n_linked = 0 if base is None else n_full_shards(base)
-    say(f"{path}: goes on; {len(shards):,} of {layout.n_shards - n_linked:,} shards are done")
+    say(f"{path}: resumes; {len(shards):,} of {layout.n_shards - n_linked:,} shards are done")
     with _stream(whole, request) as stream:
         sizes = sizes_for_request(layout, whole, stream, request)
         check_disk_space(path.parent, layout, files, n_kept=n_linked + len(shards))

@@ -46,9 +46,9 @@ def uniform(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: to
     keys : (n,) int64 tensor
         What a loader hands to ``transform(batch, keys)``.
     shape : sequence of int
-        Numbers of one sample.
+        Shape of the numbers of one sample.
     draw : int
-        Which draw this is: the same draw of the same keys is the same numbers, so a transform numbers its own.
+        Number of the draw: the same keys and draw give the same numbers, so each call in a transform needs its own.
     dtype : torch.dtype
         float32 (multiples of 2**-24) or float64 (of 2**-53).
 
@@ -59,7 +59,7 @@ def uniform(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: to
     Raises
     ------
     UsageError
-        The keys are not an int64 vector, or the dtype is neither.
+        The keys are not an int64 vector, or the dtype is neither of the two.
 
     Examples
     --------
@@ -82,9 +82,9 @@ def uniform(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: to
 
 @public
 def normal(keys: Tensor, shape: Sequence[int] = (), *, draw: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Draw normal deviates, of mean 0 and variance 1, for each sample; parameters and errors are `uniform`'s.
+    """Draw normal numbers, of mean 0 and variance 1, for each sample; parameters and errors are those of `uniform`.
 
-    They are made of ``uniform`` of the same keys and draw: give one of them another ``draw``.
+    They are computed from `uniform` with the same keys and draw: if you use both, give one of them another ``draw``.
 
     Examples
     --------

@@ -16,13 +16,13 @@ from streamtrain.system.calls.public import public
 class Batch(tuple[Tensor, ...]):
     """Samples as a named tuple of tensors, (B, ...) each, in the order of the dataset's fields.
 
-    Each field is an attribute, and also an item: ``batch["class"]`` where its name is a word of Python. Batches are
+    Each field is an attribute, and also an item: ``batch["class"]`` where its name is a Python keyword. Batches are
     made by a `StreamLoader`; ``_asdict`` and ``_replace`` are those of every named tuple.
 
     Raises
     ------
     UnknownName
-        An item or a replaced field is none of the dataset's.
+        The dataset has no such field.
 
     Examples
     --------

@@ -46,10 +46,10 @@ def _in_this_order(state: dict[str, Any], mine: Mapping[str, Any]) -> dict[str, 
     if begun or repeats:
         where = f"inside epoch {state['epoch']}" if begun else f"after {state['epoch']} epochs that are all alike,"
         raise CheckpointError(
-            f"the state stands {where} of order {state.get('order')}, and this release makes order {ORDER_VERSION}",
+            f"the state was taken {where} of order {state.get('order')}, and this release makes order {ORDER_VERSION}",
             why=(
-                "Order 1 is that of streamtrain 0.1.0, whose lanes began and ended every epoch at their cuts. The "
-                "samples behind the state are not those that this order has behind it: some would come twice"
+                "Order 1 is that of streamtrain 0.1.0. The samples it has used so far are not those that this order "
+                "would have used: some would come twice"
             ),
             fix="finish that epoch with the release that began it, or begin a new run",
         )

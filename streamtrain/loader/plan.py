@@ -55,7 +55,7 @@ class StoredLabels:
         self._layout = dataset.layout
         self._field = dataset.layout.field(TARGET)
         if self._field.shape:
-            raise UsageError(f"field {TARGET} has {len(self._field.shape)} axes a sample", where=str(dataset.path))
+            raise UsageError(f"field {TARGET} has {len(self._field.shape)} axes per sample", where=str(dataset.path))
         statistics = dataset.manifest.statistics[TARGET]
         self._overall = statistics.overall
         self._values = statistics.histogram.values if statistics.histogram else None

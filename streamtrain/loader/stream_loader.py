@@ -78,12 +78,12 @@ class StreamLoader(OfOneProcess):
         Called with each `Batch` on the loader's device, returns what is yielded instead. One that takes two arguments
         also gets a key for each sample, for `streamtrain.uniform` and `streamtrain.normal`.
     device : str, torch.device or Placement, optional
-        Where batches end; ``"auto"`` is CUDA where there is any. By default they stay on the CPU.
+        The device that batches are put on; ``"auto"`` is CUDA where there is any. By default they stay on the CPU.
     on_bad_block : {"error", "quarantine"}
-        Whether a damaged block is an error, before a batch with a sample of it, or left out, with a warning and in
-        ``quarantined``: batches are then shorter by its samples, and one that lost all is not yielded.
+        ``"error"`` raises before a batch that needs a damaged block; ``"quarantine"`` leaves the block's samples out,
+        with a warning, and lists it in ``quarantined``. Batches are then shorter, and an empty one is not yielded.
     timeout : float, optional
-        Seconds that a read may take, or that nothing may happen, before a `StallError`; None waits for ever.
+        Seconds that a read may take, or that nothing may happen, before a `StallError`; None waits forever.
     rank, world_size : int, optional
         Share each epoch between ``world_size`` ranks, of which this is one: the batches of all ranks together are the
         same for any number. By default those of ``torch.distributed``, asked when an epoch begins. ``memory`` is that
@@ -97,7 +97,7 @@ class StreamLoader(OfOneProcess):
         ``memory`` is too small; the message names every term and the smallest budget that works. Or it is more than
         the machine, or the process's control group, has free.
     DeviceError
-        The device is not there, or has too little memory; the message has the budget that would fit.
+        The device is missing, or has too little memory; the message has the budget that would fit.
 
     Examples
     --------
@@ -108,7 +108,7 @@ class StreamLoader(OfOneProcess):
     ([4, 4, 2], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
 
-    _instead = "hand over the dataset, which can be pickled, and make a loader of it there"
+    _instead = "pass the dataset, which can be pickled, and make a loader of it there"
 
     @public
     def __init__(
@@ -202,14 +202,14 @@ class StreamLoader(OfOneProcess):
 
     @property
     def grad_scale(self) -> float:
-        """The factor for a mean loss of the last batch, so that the mean over ranks is the mean over the whole batch.
+        """The factor for the mean loss of the last batch, so that the mean over ranks is that over the whole batch.
 
         1.0 unless ranks have different numbers of samples of a short last batch, and 0.0 where this one has none.
 
         Raises
         ------
         UsageError
-            Damaged blocks are left out, and other ranks' shares are not known.
+            Damaged blocks are left out, so the other ranks' numbers of samples are not known.
         """
         if self._quarantine is not None and self.world_size > 1:
             raise UsageError(
@@ -238,7 +238,7 @@ class StreamLoader(OfOneProcess):
 
     @property
     def blocks_read(self) -> int:
-        """Blocks read so far, each time it was read; those that were still in memory do not count."""
+        """Block reads so far; a block that is still in memory is not read again."""
         return self._blocks_read_before + (self._pool.n_read if self._pool else 0)
 
     @property
@@ -253,7 +253,7 @@ class StreamLoader(OfOneProcess):
 
     @property
     def epoch(self) -> int:
-        """The epoch that is under way, else that of the next ``iter()``, counted from 0."""
+        """The current epoch, or between two the next one, counted from 0."""
         return self._epoch
 
     @public
@@ -264,7 +264,7 @@ class StreamLoader(OfOneProcess):
         self._epoch, self._batch, self._entered, self._ended = epoch, 0, False, None
 
     def last_samples(self) -> I64:
-        """Return the rows in the dataset of the batch that was yielded last, in its order, (B,) int64."""
+        """Return the row number in the dataset of each sample of the batch that was yielded last, (B,) int64."""
         epoch, batch = self._place()
         start, stop = self._deal.start(max(batch - 1, 0)), self._deal.start(batch)
         found = samples_at(self._orders()(epoch), start, stop)
@@ -288,14 +288,14 @@ class StreamLoader(OfOneProcess):
 
     @public
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume where ``state_dict`` was taken, with its lanes and groups, whatever the budget gives.
+        """Resume where ``state_dict`` was taken, with the lanes and groups of the state, not those of the budget.
 
         Raises
         ------
         UsageError
             The state is of another dataset or of other parameters, or is not a loader state.
         CheckpointError
-            The state stands inside an epoch of an earlier order.
+            The state was taken inside an epoch whose order an earlier release made.
         BudgetError
             The state's lanes do not fit the budget.
         """
@@ -410,7 +410,7 @@ class StreamLoader(OfOneProcess):
         if self._closed:
             raise UsageError("the loader was closed meanwhile", fix="close it when no one iterates it")
         if self._turn != turn:
-            raise UsageError("the loader was iterated anew meanwhile", fix="use one iterator at a time")
+            raise UsageError("a new iteration of the loader began meanwhile", fix="use one iterator at a time")
 
     def _next_groups(self, pool: Pool) -> list[BatchGroup]:
         """Take the next span's batches in groups, the first one last."""

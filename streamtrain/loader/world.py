@@ -80,6 +80,6 @@ class OfOneProcess:
         name = type(self).__name__
         raise UsageError(
             f"a {name} cannot be pickled or copied",
-            why="Threads, memory and a device of this process are behind it",
+            why="It owns threads, memory and a device of this process",
             fix=self._instead,
         )

@@ -77,7 +77,7 @@ def _align_values(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple[Tens
 
 def _align_label_lists(loss: NamedLoss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if target.dtype != torch.int64:
-        fix = "store the lists as int64, each filled up with -1"
+        fix = "store the lists as int64, each padded with -1"
         raise _wrong_dtype(loss, output, target, "int64 lists of labels", fix)
     before = output, target
     output, target = drop_last_axis(output, target)

@@ -82,7 +82,7 @@ def check_model(model: object) -> None:
     except NotImplementedError as error:
         raise UsageError(
             f"the model cannot be trained: {first_line(error)}",
-            why="torch.export keeps a model as it was, in training or in evaluation",
+            why="torch.export fixes a model in training or in evaluation mode",
             fix="the model that was exported",
         ) from error
 

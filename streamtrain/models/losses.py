@@ -112,7 +112,7 @@ class Loss:
         if not _is_per_sample(losses, target):
             if weight is not None:
                 raise UsageError(
-                    f"{self.name} returns {_described(losses)} for {len(target)} samples, so none can be weighed",
+                    f"{self.name} returns {_described(losses)} for {len(target)} samples, so they cannot be weighted",
                     fix="return the loss of each sample, (B,)",
                 )
             return losses * len(target), len(target)
@@ -153,7 +153,7 @@ IGNORED: Final = -100
 def resolve_loss(loss: str | LossFunction | Loss, *, ignore_index: int | None = None) -> Loss:
     """Turn a name or a callable into a `Loss`.
 
-    torch's functions and modules are recognised, ``partial(F.huber_loss, delta=2.0)`` too, with their class weights and
+    torch's functions and modules are recognized, ``partial(F.huber_loss, delta=2.0)`` too, with their class weights and
     reduction: with ``"sum"`` J is the sum, ``"none"`` is taken as ``"mean"``. Any other callable must return the mean
     over its batch or, so that samples can be weighted, the loss of each sample, (B,).
     """
@@ -178,7 +178,7 @@ def resolve_loss(loss: str | LossFunction | Loss, *, ignore_index: int | None = 
     if isinstance(loss, nn.Module) and getattr(loss, "reduction", "mean") == "sum":
         raise UsageError(
             f"{type(loss).__name__} has reduction='sum'",
-            why="Of a sum, unlike one of torch's own modules, the mean is not known",
+            why="A sum gives no mean, except that of torch's own modules",
             fix="reduction='mean' or 'none'",
         )
     return Loss(name=getattr(loss, "__name__", type(loss).__name__), kind="custom", mean=loss)

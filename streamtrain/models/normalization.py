@@ -147,7 +147,7 @@ class NormalizedModel(nn.Module):
         for name in {*modules, *states}:
             before = {key: value.shape for key, value in states.get(name, {}).items()}
             if name not in modules or before != {key: value.shape for key, value in modules[name].state_dict().items()}:
-                raise CheckpointError(f"what rescales {name} is missing, or of another shape", fix="train again")
+                raise CheckpointError(f"the normalization of {name} is missing, or of another shape", fix="train again")
             modules[name].load_state_dict(states[name])
 
     def modules_by_input(self) -> dict[str, nn.Module]:

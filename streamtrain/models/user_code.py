@@ -95,7 +95,7 @@ def make_from_code(code: CodeName, offered: Mapping[str, object], given: Mapping
         told = ", ".join(f"{name}={_brief(name, value)}" for name, value in taken.items())
     else:
         raise UsageError(
-            f"{code.text} is {type(named).__name__}, no function, class or torch.nn.Module",
+            f"{code.text} is {type(named).__name__}, not a function, class or torch.nn.Module",
             fix="name a function or a class that makes the model, or the model itself",
         )
     if not isinstance(made, nn.Module):
@@ -169,7 +169,7 @@ def _import_module(code: CodeName) -> ModuleType:
                 fix=f"install its package, or put its folder on PYTHONPATH; a file is {_FORMS.partition(' ')[0]}",
             ) from error
         what = f"{code.place} cannot be imported: {_last_line(error)}"
-        raise UsageError(what, where=_place(error, None), fix="correct the package, or install it anew") from error
+        raise UsageError(what, where=_place(error, None), fix="correct the package, or install it again") from error
 
 
 def _find(module: ModuleType, code: CodeName) -> object:
@@ -210,7 +210,7 @@ def _arguments(
         chosen |= zip(others, (offered["input_shape"], offered["n_outputs"]), strict=True)
     elif others:
         raise UsageError(
-            f"{code.text} needs {', '.join(others)}, which nothing is known of",
+            f"{code.text} needs {', '.join(others)}, which are not known here",
             why=f"Known by name: {', '.join(offered)}",
             fix=Fix("give each: ", Argument("model_args", dict.fromkeys(others, 1)), ", say"),
         )

@@ -81,7 +81,7 @@ def _check_effect(update: str, options: StepOptions) -> None:
     if k > 1 and update != "batch":
         raise UsageError(
             f"accumulate_grad_batches is {k} with update={update!r}",
-            why="Only the rule 'batch' steps on some batches",
+            why="Only the rule 'batch' takes a step over several batches",
             fix=Fix(Argument("update", "batch")),
         )
     if sample_path != "auto" and update != "sample":

@@ -76,8 +76,8 @@ def check_finite_sum(parameters: Iterable[nn.Parameter]) -> None:
     """Refuse a mean of finite gradients that is not finite, before a step is taken on it."""
     if not _are_finite(parameters):
         raise DivergedError(
-            "the sum of the gradients is not finite, and each of them is",
-            why="It has left the range of the numbers it is held in, or of the weights' own",
+            "the sum of the gradients is not finite, though each of them is",
+            why="It is too large for its own dtype, or for that of the weights",
             fix=Fix(Argument("grad_sum_dtype", "float64"), ", or a loss of another scale"),
         )
 
@@ -86,7 +86,7 @@ def non_finite_error(loss: float) -> DivergedError:
     """Build the error for a loss that is not finite, or a finite loss whose gradient is not."""
     return DivergedError(
         f"the gradient is not finite, at a loss of {loss:g}" if math.isfinite(loss) else f"the loss is {loss}",
-        why="The weights, or a sample, have left the range of the numbers",
+        why="The weights or a sample hold numbers that are not finite, or too large",
         fix=Fix("a smaller ", Argument("lr"), ", or normalized inputs"),
     )
 

@@ -99,7 +99,7 @@ def _given_optimizer(
 ) -> Optimizer:
     if given:
         raise UsageError(
-            f"{', '.join(given)} given beside a finished optimizer",
+            f"{', '.join(given)} given together with a ready optimizer",
             why="They would have no effect",
             fix="set them where the optimizer is made, or name the optimizer as text",
         )

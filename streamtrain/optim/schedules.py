@@ -42,7 +42,7 @@ _SHORT: Final = {
 _BY_FACTORY: Final = frozenset({"lambda", "multiplicative", "chainedscheduler", "sequential"})
 _BY_STEP: Final = (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
 _INTERVALS: Final = ("step", "epoch")
-_BY_EPOCH: Final = "It looks at an epoch's loss"
+_BY_EPOCH: Final = "It watches the loss of epochs"
 _PLAIN: Final = (bool, int, float, str, type(None))
 _N_TRIED: Final = 3
 _NEEDED: Final = inspect.Parameter.empty
@@ -93,7 +93,7 @@ class Schedule:
     Raises
     ------
     UnknownName
-        No scheduler has that name, or ``every`` is neither.
+        No scheduler has that name, or ``every`` is neither of the two.
     UsageError
         The class does not take an option, or needs one that is missing.
 
@@ -106,7 +106,7 @@ class Schedule:
     >>> Schedule(name="step")
     Traceback (most recent call last):
     ...
-    streamtrain.errors.UsageError: step asks for step_size. It takes step_size, gamma. Fix: ...
+    streamtrain.errors.UsageError: step needs step_size. It takes step_size, gamma. Fix: ...
     """
 
     name: str | ScheduleFactory = field(kw_only=False)
@@ -121,7 +121,7 @@ class Schedule:
             raise UsageError(f"options is {self.options!r:.80}; it must be a mapping of a schedule's options")
         if self.kind is None:
             if self.options:
-                raise UsageError("options given beside a schedule's factory", fix="give them in the factory")
+                raise UsageError("options given together with a schedule's factory", fix="give them in the factory")
             self._check_factory()
             return
         if self.kind is ReduceLROnPlateau and self.every == "step":
@@ -134,7 +134,7 @@ class Schedule:
         for option, default in taken.items():
             if default is _NEEDED and option not in {*self.options, *_FILLED_IN}:
                 raise UsageError(
-                    f"{self.known_as} asks for {option}",
+                    f"{self.known_as} needs {option}",
                     why=f"It takes {', '.join(taken)}",
                     fix=_schedule_with(self.known_as, "options", {**self.options, option: _EXAMPLES[option]}),
                 )
@@ -146,7 +146,7 @@ class Schedule:
         missing = [option for option, default in taken.items() if default is _NEEDED]
         if named is None or not missing:
             return
-        what = f"schedule is the class {self.known_as}, which needs {', '.join(missing)} beside the optimizer"
+        what = f"schedule is the class {self.known_as}, which needs {', '.join(missing)} besides the optimizer"
         options = {option: _EXAMPLES[option] for option in missing if option not in _FILLED_IN}
         if not options:
             raise UsageError(what, fix=Fix(Argument("schedule", named)))
@@ -156,13 +156,13 @@ class Schedule:
         """Refuse values that torch accepts but cannot use."""
         value = self.options[option]
         if option == "milestones" and not (isinstance(value, list | tuple) and all(type(n) is int for n in value)):
-            what, mended = "is no list of integers", _EXAMPLES[option]
+            what, mended = "is not a list of integers", _EXAMPLES[option]
         elif not all(isinstance(part, _PLAIN) for part in (value if isinstance(value, list | tuple) else [value])):
             # A run's folder holds the options.
-            what = "is no number or text, nor a list of them"
+            what = "is not a number, a text or a list of these"
             raise UsageError(f"{self.known_as}'s {option} is {value!r:.80}, which {what}", fix="one of them")
         elif isinstance(value, str) and is_number(default):
-            what, mended = "is no number", default
+            what, mended = "is not a number", default
         else:
             return
         fix = _schedule_with(self.known_as, "options", {**self.options, option: mended})
@@ -170,7 +170,7 @@ class Schedule:
 
     @property
     def kind(self) -> type[LRScheduler] | None:
-        """The scheduler's class; None of a factory."""
+        """The scheduler's class; None for a factory."""
         return None if callable(self.name) else SCHEDULES[self.known_as]
 
     @property
@@ -192,7 +192,7 @@ class Schedule:
         return self.every or ("step" if self.kind in _BY_STEP else "epoch")
 
     def completed(self, optimizer: Optimizer, run: RunLength) -> dict[str, object]:
-        """Complete the options with the end of the run where the class needs it, and with what is best there."""
+        """Complete the options with what the class needs to know of the run: its end, and which values are best."""
         taken = {} if self.kind is None else _taken(self.kind)
         ends = {"T_max": self._n_times(run), "max_lr": [group["lr"] for group in optimizer.param_groups]}
         filled: dict[str, object] = {name: end for name, end in ends.items() if taken.get(name) is _NEEDED}
@@ -311,12 +311,12 @@ class OptimizerSchedules:
         if "betas" not in self._optimizer.param_groups[0]:
             name = type(self._optimizer).__name__
             raise UsageError(
-                f"beta1 with {name}, which has none", fix=Fix(Argument("optimizer", "adam"), ", or one of its kin")
+                f"beta1 with {name}, which has none", fix=Fix(Argument("optimizer", "adam"), ", or a similar one")
             )
         schedule = self._schedule
         if schedule is not None and schedule.kind in _BY_STEP and schedule.options.get("cycle_momentum", True):
             raise UsageError(
-                "beta1 given beside a schedule that changes it",
+                "beta1 given together with a schedule that changes it",
                 fix=Fix(Argument("options", {"cycle_momentum": False}), " of the schedule, or no ", Argument("beta1")),
             )
 
@@ -355,7 +355,7 @@ class OptimizerSchedules:
         for name in ("T_max", "total_steps"):
             if completed.get(name) != self._completed.get(name):
                 raise UsageError(
-                    f"the schedule was set up for {name}={self._completed[name]}; this call means {completed[name]}",
+                    f"the schedule was set up for {name}={self._completed[name]}; this call has {completed[name]}",
                     fix=Fix("a new trainer with ", Argument("options", {name: completed[name]}), " of the schedule"),
                 )
 
@@ -374,7 +374,7 @@ class OptimizerSchedules:
             self._beta1_steps = n_steps if isinstance(given, str) and given.startswith("linear:") else None
         elif self._beta1_steps is not None and n_steps != self._beta1_steps:
             raise UsageError(
-                f"beta1 was set up for {self._beta1_steps} steps; this call means {n_steps}",
+                f"beta1 was set up for {self._beta1_steps} steps; this call has {n_steps}",
                 fix="beta1 as a function of the step, which has no end",
             )
 

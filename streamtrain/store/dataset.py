@@ -104,7 +104,7 @@ class Dataset:
     def task(self) -> str | None:
         """The task of field ``y``: "classification", "multilabel" or "regression"; None if it is undecided.
 
-        It was told at the ingest, or follows from the stored statistics; a training may say otherwise.
+        It was given at the ingest, or follows from the stored statistics; a training may override it.
         """
         found = self.label_task()
         return None if found is None else found.name
@@ -156,7 +156,7 @@ class Dataset:
 
     @property
     def categories(self) -> dict[str, CategoryColumn]:
-        """The columns of field ``cat``, in order: of each ``names`` (codes 2, 3, ...), ``counts`` and ``size``."""
+        """The columns of field ``cat``, in order, each with ``names`` (of codes 2, 3, ...), ``counts`` and ``size``."""
         return {category.name: category for category in self._read_categories()}
 
     @property
@@ -170,7 +170,7 @@ class Dataset:
         return self._named.columns.get(INPUT)
 
     def describe(self) -> dict[str, list[Any]]:
-        """Describe each column, a list a property: role, share missing, mean, std, min, max, categories with counts.
+        """Describe the columns, a list per property: role, share missing, mean, std, min, max, categories with counts.
 
         >>> import tempfile, streamtrain as st
         >>> dataset = st.ingest({"x": np.arange(6.0), "y": ["a", "b", "b"] * 2}, tempfile.mkdtemp() + "/d.zarr")
@@ -183,9 +183,9 @@ class Dataset:
 
     @property
     def n_classes(self) -> int | None:
-        """The number of classes of field ``y``: as given to the ingest, else 0 to its largest label; else None.
+        """The number of classes of field ``y``: as given to the ingest, else from 0 to its largest label.
 
-        Of a quantity it is None.
+        None for quantities, and where it is not known.
         """
         if (classes := self.classes) is not None:
             return len(classes)
@@ -227,7 +227,7 @@ class Dataset:
 
     @public
     def stats(self, field: str) -> FieldStats:
-        """The statistics of a field, its per-feature arrays read now.
+        """Return the statistics of a field; reads its per-feature arrays.
 
         Raises
         ------
@@ -259,7 +259,7 @@ class Dataset:
         return self.path / zarr_metadata.shard_key(self._field(field), shard)
 
     def open_shard(self, field: str, block: int, *, indexed: bool = True) -> ShardReader:
-        """Open the shard of a field that holds a block; the block is damaged where the file is missing or wrong."""
+        """Open the shard of a field that holds a block; raise `DamagedBlock` if the file is missing or wrong."""
         described, shard = self._field(field), block // self.layout.shard_blocks
         path = f"{self.path}/{zarr_metadata.shard_key(described, shard)}"
         try:
@@ -271,9 +271,9 @@ class Dataset:
             raise damaged_block(self.layout, described, block, where=path, why=error.what) from error
 
     def check_not_replaced(self) -> None:
-        """After an error of reading, refuse to read on where another dataset has taken the place of this one.
+        """After a read error, raise if another dataset has replaced this one.
 
-        Nothing of the other can be taken for data of this one: each block is compared with the checksums of this one.
+        Data of the other is never returned: each block is compared with the checksums of this dataset.
         """
         try:
             now = read_root(self.path).get("id")
@@ -298,7 +298,7 @@ class Dataset:
         DatasetError
             Another dataset has taken the place of this one.
         ResourceError
-            They cannot be read for now: the machine is short of something, or its disk or network failed.
+            The bytes cannot be read now: the machine ran short of something, or its disk or network failed.
         """
         start, stop = self.layout.block_range(block)
         with self.open_shard(field, block) as shard:
@@ -436,9 +436,9 @@ def _opened_again(path: str, id_: str) -> Dataset:
     """Open a dataset that was handed over; refuse another one that has taken its place."""
     dataset = open_dataset(path)
     if dataset.id != id_:
-        what = f"the dataset is another one than was handed over: its id is {dataset.id[:16]}, not {id_[:16]}"
+        what = f"the dataset is not the one that was passed on: its id is {dataset.id[:16]}, not {id_[:16]}"
         why = "It was replaced or appended to meanwhile"
-        raise DatasetError(what, where=path, why=why, fix="open it again, and hand that over")
+        raise DatasetError(what, where=path, why=why, fix="open it again, and pass that on")
     return dataset
 
 

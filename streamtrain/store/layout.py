@@ -199,7 +199,7 @@ def _check_names(fields: tuple[Field, ...]) -> None:
         if folded in _DEVICES:
             raise UsageError(f"field name {name!r} is not usable: Windows reserves it for a device", fix=fix)
         if (other := taken.setdefault(folded, name)) is not name:
-            what = f"fields {other!r} and {name!r} would share a folder where a disk knows no upper and lower case"
+            what = f"fields {other!r} and {name!r} would share a folder on a disk that ignores case"
             raise UsageError(what, fix=fix)
 
 

@@ -238,7 +238,7 @@ def _parse_facts(found: Json, field: Field) -> LabelFacts:
     flags = {name: value for name, value in found.items() if name != "whole"}
     names = {"is_whole"} if "whole" in found else {"is_binary", "is_one_hot"}
     if not has_facts(field) or flags.keys() != names or not all(isinstance(value, bool) for value in flags.values()):
-        raise ValueError(f"what is said of the labels {field.name} makes no sense")
+        raise ValueError(f"the description of the labels {field.name} makes no sense")
     whole = found.get("whole")
     if whole is None:
         return LabelFacts(**flags)

@@ -88,9 +88,9 @@ def verify(
     Raises
     ------
     DatasetError
-        Root or manifest do not tell what the dataset must be, or another dataset has taken its place meanwhile.
+        The root or manifest does not say what the dataset must be, or another dataset has replaced it meanwhile.
     ResourceError
-        Something could not be read for now, so nobody can say whether it is damaged.
+        Something cannot be read now, so it is not known whether it is damaged.
 
     Examples
     --------
@@ -222,7 +222,7 @@ def _shard_damage(dataset: Dataset, field: Field, column: int, shard: int) -> li
                 except DamagedBlock as error:
                     found.append(error)
             if not blocks.is_gapless():
-                what = "the shard's blocks do not lie as they were written"
+                what = "the shard's blocks are not where they were written"
                 found.append(DatasetError(what, where=blocks.stored.where, fix=RESTORE))
     except DatasetError as error:
         found.append(error)
@@ -254,9 +254,9 @@ def repair(path: str | os.PathLike[str], *, remove: bool = False) -> tuple[Lefto
     Raises
     ------
     LockedError
-        An ingest is at work there, and what it makes is no leftover.
+        An ingest is running there, and its files are no leftovers.
     UsageError
-        What would be removed holds files that no ingest wrote, or is the dataset itself, whose name is taken.
+        Something to remove holds files that no ingest wrote, or is the dataset itself, whose place is taken.
     ResourceError
         Something cannot be removed.
 
@@ -295,7 +295,7 @@ def remove_leftovers(path: Path, files: Files) -> tuple[Leftover, ...]:
     with writer_lock(path, files):
         tidy(path, files)
         if _is_displaced(path):
-            what = "something that is not a dataset stands where one was being replaced when its writer ended"
+            what = "something that is not a dataset is in the place of one that was being replaced"
             fix = Fix("move it away, then ", Call("repair", str(path), ("remove",)))
             raise UsageError(what, where=str(path), fix=fix)
         for folder in (successor(path), predecessor(path), *set_aside(path)):

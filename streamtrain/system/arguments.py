@@ -103,4 +103,4 @@ def check_reading(on_bad_block: str, timeout: float | None, reshuffle: str) -> N
     check_choice(on_bad_block, "on_bad_block", ON_BAD_BLOCK)
     if timeout is not None and not (is_number(timeout) and 0 < timeout <= threading.TIMEOUT_MAX):
         what = f"timeout is {timeout!r:.80}; it must be a positive number of seconds"
-        raise UsageError(what, fix="300, say, or None to wait for ever")
+        raise UsageError(what, fix="300, say, or None to wait forever")

@@ -32,7 +32,7 @@ def aligned_bytes(n_bytes: int, *, in_children: bool = True) -> npt.NDArray[np.u
         if error.errno != errno.ENOMEM:
             raise
         raise BudgetError(
-            f"the system gives no {format_bytes(n_bytes)} of memory",
+            f"the system cannot provide {format_bytes(n_bytes)} of memory",
             why="A limit on the process (ulimit -v) or on all of them (vm.overcommit_memory) is reached",
             fix=Fix("a smaller ", Argument("memory"), ", or a higher limit"),
         ) from error

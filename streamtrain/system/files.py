@@ -55,7 +55,7 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     is_file = scheme == "file" and rest.lstrip("/")
     url_text = f"{scheme}://{rest}"
     fix = f"give the path itself, /{rest.lstrip('/')}" if is_file else _download(scheme, url_text)
-    raise UsageError("a URL, and no file or folder of this machine", where=url_text, fix=fix)
+    raise UsageError("a URL, not a file or folder on this machine", where=url_text, fix=fix)
 
 
 _DOWNLOADS: Final = {
@@ -87,9 +87,11 @@ def _check_path(path: object) -> None:
     try:
         encoded = os.fsencode(text)
     except UnicodeEncodeError as error:
-        raise UsageError(f"a path is {text!r}, which no file can be called: {error.reason}", fix="check it") from error
+        raise UsageError(
+            f"a path is {text!r}, which cannot be the name of a file: {error.reason}", fix="check it"
+        ) from error
     if b"\0" in encoded:
-        raise UsageError(f"a path is {text!r}, with a zero byte in it, which no file can be called", fix="check it")
+        raise UsageError(f"a path is {text!r}, with a zero byte in it, which no file name can have", fix="check it")
 
 
 class FileWriter:

@@ -124,8 +124,8 @@ def _explained(error: OSError, path: str | os.PathLike[str]) -> tuple[str | None
         case errno.ENAMETOOLONG:
             return None, _SHORTER
         case number if number in _OF_THE_NETWORK:
-            return None, "see to the network disk (mount it again, say)"
-    return None, remedy(error, "see to the disk, or choose another")
+            return None, "check the network disk, such as its mount"
+    return None, remedy(error, "check the disk, or choose another")
 
 
 def _open_files_explained() -> tuple[str | None, str]:
@@ -138,7 +138,7 @@ def _open_files_explained() -> tuple[str | None, str]:
     why = f"This process may have {soft:,} files open (RLIMIT_NOFILE)"
     if allowed > soft:
         return why, f"raise the limit: ulimit -n {allowed}"
-    return why, f"have the limit raised by who set it (limits.conf, say), to {wanted:,}"
+    return why, f"raise the limit to {wanted:,} where it is set (such as limits.conf)"
 
 
 def _file_size_explained() -> tuple[str, str]:
@@ -148,7 +148,7 @@ def _file_size_explained() -> tuple[str, str]:
     why = f"This process may write files of {format_bytes(soft)} (RLIMIT_FSIZE)"
     if hard != soft:
         return why, "raise the limit: ulimit -f $(ulimit -H -f)"
-    return why, "have the limit raised by who set it (limits.conf, say)"
+    return why, "raise the limit where it is set (such as limits.conf)"
 
 
 def _room_at(path: Path) -> str | None:

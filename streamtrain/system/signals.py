@@ -18,7 +18,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int, saved: str | None = None, *, go_on: str | None = None) -> None:
         parts = [f"interrupted by {signal.Signals(number).name}", saved and f"saved {saved}"]
-        super().__init__("; ".join(filter(None, [*parts, go_on and f"go on with: {go_on}"])))
+        super().__init__("; ".join(filter(None, [*parts, go_on and f"resume with: {go_on}"])))
         self.number = number
         self.saved = saved
         self.exit_code = 128 + number

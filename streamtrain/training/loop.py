@@ -151,7 +151,7 @@ class EpochLoop:
         elif self.inside is not None and self._cut_stream != stream_identity(stream):
             warnings.warn(
                 f"epoch {self.counts.n_epochs + 1} was cut short on a stream of other data, or of another order: "
-                "what is left of it is not trained on, and the epoch begins anew",
+                "what is left of it is not trained on, and the epoch starts over",
                 StreamtrainWarning,
                 stacklevel=4,
             )

@@ -85,7 +85,7 @@ def warn_of_batch_dependent_loss(loss: Loss, output: Tensor, target: Tensor, spa
         parts += (len(target) - half) * float(loss(output[half:], target[half:]))
     if not abs(parts / len(target) - whole) <= _TOLERANCE * (abs(whole) + _TOLERANCE):
         warnings.warn(
-            f"{loss.name} under {spans}: it is no mean over the samples of a batch "
+            f"{loss.name} under {spans}: it is not a mean over the samples of a batch "
             f"({whole:.6g} over {len(target)} samples, {parts / len(target):.6g} over their halves), so the mean over "
             "the batches depends on how they are formed",
             StreamtrainWarning,

@@ -148,7 +148,7 @@ def explain_device(
         raise DeviceError(
             f"the device is out of memory at batch_size {batch_size}",
             where=str(device),
-            why=f"Beside the {format_bytes(kept)} that the model and its optimizer keep{of_loader}, the step needs "
+            why=f"Besides the {format_bytes(kept)} that the model and its optimizer keep{of_loader}, the step needs "
             f"more than {format_bytes(needed)}, and {format_bytes(max(0, most - kept))} are there for it",
             fix=Fix(Argument("batch_size", fits), *less)
             if fits

@@ -77,7 +77,7 @@ class Trainer(PredictsInTraining):
     task : {"classification", "multilabel", "regression"}, optional
         How labels are read; by default as `Dataset.task` says.
     ignore_label : int, optional
-        A label that is no class.
+        A label that is not a class.
     optimizer : str, torch.optim.Optimizer or callable
         A name of ``torch.optim``, a finished optimizer, or a factory.
     lr : float, optional
@@ -90,7 +90,7 @@ class Trainer(PredictsInTraining):
         A run's folder or a safetensors file to start from; with ``init_partial`` only some of its weights need agree.
     weight : str, optional
         The field of the samples' weights, one number of at least 0 per sample: J and the metrics are weighted means;
-        `streamtrain.optim.rules` has their effect on a step on one sample.
+        `streamtrain.optim.rules` describes their effect on a step on one sample.
     normalize : None, "auto", or mapping of str to torch.nn.Module
         Normalization before the model: none, so that nothing is rescaled or cast; by the training data's stored
         statistics; or by a module for each named input.
@@ -98,7 +98,7 @@ class Trainer(PredictsInTraining):
         ``"auto"`` gives the losses mse, l1 and huber the targets as (y - mean) / std of the training data: J is in
         these units, every other metric in the data's own.
     class_weight : "balanced" or mapping of class to float, optional
-        Weights of samples by their class, in the loss alone: N / (K n) for n of N samples, or as given, else 1.
+        Weights of classes, in the loss alone: ``"balanced"`` is N / (K n) for n of N samples; one not given has 1.
     metrics : mapping of str to metric, optional
         Further metrics of each epoch: objects with ``update(prediction, target)``, ``compute()`` and ``reset()``. A
         prediction is the model's output (B, ...), of a regression in the data's units.
@@ -120,11 +120,11 @@ class Trainer(PredictsInTraining):
     beta1 : str or callable, optional
         How β₁ of Adam changes, a function of the step, ``"linear:LAST"`` or ``"exponential:FACTOR"``.
     autocast : str or torch.dtype, optional
-        ``"bfloat16"``, or ``"bf16"``: the dtype of the operations for which `torch.autocast` deems it precise enough.
+        ``"bfloat16"``, or ``"bf16"``: the dtype of the operations for which `torch.autocast` finds it precise enough.
     compile : bool
         Whether `torch.compile` compiles the model.
     l2 : float
-        J has l2/2 times the sum of the squared weights (not biases) as a penalty.
+        Adds l2/2 times the sum of the squared weights (not biases) to J.
     on_step : callable, optional
         Called after every step, without arguments, with the new weights in place. It may change anything, for example
         step a custom scheduler, so the rule ``sample`` takes the plain path with it.
@@ -148,7 +148,7 @@ class Trainer(PredictsInTraining):
     (0.1, 0)
     """
 
-    _instead = "train on, and hand over its model or its checkpoints"
+    _instead = "train here, and pass its model or its checkpoints"
     _watch: EpochWatch | None = None
     _exchange: Exchange | None = None
 
@@ -250,7 +250,7 @@ class Trainer(PredictsInTraining):
 
     @property
     def history(self) -> History:
-        """All epochs since the trainer was made, or since the run began that it resumed."""
+        """All epochs since the trainer was made, or since the run that it resumed began."""
         if self._given is not None:
             return History(epochs=(), counts=Counts())
         best, run = (self._watch.best, self._watch.run) if self._watch else (None, None)
@@ -292,7 +292,7 @@ class Trainer(PredictsInTraining):
         max_epochs, max_steps : int, optional
             Totals since the trainer was made, so that a second call continues; at least one must be given. An epoch
             that ``max_steps`` cuts short does not count: the next call continues inside it, and a run in slices has the
-            result of the whole. Until it ends, schedules of epochs ignore it, and it is not the best.
+            result of the whole. Until it ends, schedules of epochs ignore it, and it cannot be the best.
         until_loss : float, optional
             End after the epoch whose loss, on ``val`` where there is one, is at most this; the history reports whether
             it was ``reached``.
@@ -310,7 +310,7 @@ class Trainer(PredictsInTraining):
             Options of loaders made for datasets; both share ``memory``, by default 512 MB or what is left.
         max_memory : str, optional
             The budget of the whole process, of which loaders made here get what training leaves; ``"auto"`` is what the
-            machine allows. Given loaders are only compared with it.
+            machine allows. Your own loaders are only checked against it.
         checkpoint : path, optional
             The run's folder: ``config.json``, ``metrics.jsonl`` and checkpoints, one after every epoch. Ctrl-C and
             SIGTERM then end the run after the current step, saved; a second one ends it at once.
@@ -437,9 +437,9 @@ class Trainer(PredictsInTraining):
     ) -> Metrics:
         """Measure loss and scores over a stream, each sample once, in stored order; nothing is changed.
 
-        Batches of one's own, an iterable of dicts or of tuples (inputs, target), are measured as they come.
+        Your own batches, an iterable of dicts or of tuples (inputs, target), are measured as they come.
 
-        Of two classes ``positive``, by default class 1, is the one of precision and recall.
+        With two classes, precision and recall are those of ``positive``, by default class 1.
 
         This holds for any stream, also for one that drops the last batch or stands inside an epoch. Only samples in
         ``quarantined`` blocks are left out, which shows in the metrics' ``n_samples``.

@@ -136,7 +136,7 @@ def classes_that_only_validation_has(w: World) -> None:
 @world(
     f"{_FROM_DATA}n_outputs: number the classes from 0, without gaps; store quantities as floats",
     f"{_FROM_DATA}n_outputs: loss='mse', or ingest the labels as integers from 0",
-    f"{_FROM_DATA}n_outputs: ignore_label={{}} where it is no class; or number the classes from 0",
+    f"{_FROM_DATA}n_outputs: ignore_label={{}} if it is not a class; or number the classes from 0",
 )
 def labels_that_are_no_classes(w: World) -> None:
     y = np.where(Y == 0, 1_000_000, Y)
@@ -270,7 +270,7 @@ def options_of_steps(w: World) -> None:
 
 @world(
     f"{_SCHEDULES}Schedule._refusals: what torch.optim.lr_scheduler.{{}} takes",
-    f"{_SCHEDULES}OptimizerSchedules._check_beta1: optimizer='adam', or one of its kin",
+    f"{_SCHEDULES}OptimizerSchedules._check_beta1: optimizer='adam', or a similar one",
     f"{_SCHEDULES}OptimizerSchedules._check_beta1: options={{'cycle_momentum': False}} of the schedule, or no beta1=",
     f"{_SCHEDULES}beta1_of: linear:LAST with LAST in [0, 1), exponential:FACTOR with FACTOR in (0, 1], or a function",
 )

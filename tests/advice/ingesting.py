@@ -57,7 +57,7 @@ def other_dtypes_behind(w: World) -> None:
     ingest(more, "own.zarr")
 
 
-@world(f"{_APPEND}_codes: correct the labels, or ingest all sources anew")
+@world(f"{_APPEND}_codes: correct the labels, or ingest all sources again")
 def other_classes_behind(w: World) -> None:
     Path("a.csv").write_text("a,y\n1,cat\n2,dog\n"), Path("b.csv").write_text("a,y\n1,bird\n")
     w.works("ingest a.csv d.zarr --label-column y")

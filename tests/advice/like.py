@@ -39,7 +39,7 @@ def options_beside_it(w: World) -> None:
 
 @world(
     "ingestion/sources/registry.py:open_readers: correct the value in the source, or leave its row out",
-    f"{_LEARNER}_check_known: leave those rows out of the source, or ingest all anew",
+    f"{_LEARNER}_check_known: leave those rows out of the source, or ingest all sources again",
 )
 def values_that_the_other_has_not(w: World) -> None:
     _based(w)
@@ -77,8 +77,8 @@ def arrays_of_other_kinds(w: World) -> None:
 
 
 @world(
-    f"{_MATCHING}_categories_difference: ingest it again in the terms of the other: like=",
-    f"{_MATCHING}_numbers_of_columns_difference: ingest it again in the terms of the other: like=",
+    f"{_MATCHING}_categories_difference: ingest it again like the other: like=",
+    f"{_MATCHING}_numbers_of_columns_difference: ingest it again like the other: like=",
 )
 def validation_data_that_means_something_else(w: World) -> None:
     _based(w)

@@ -42,7 +42,7 @@ def ranks_that_share_an_epoch(w: World) -> None:
     "loader/stream_loader.py:StreamLoader.__iter__: make a new one",
     "loader/stream_loader.py:StreamLoader._check_turn: close it when no one iterates it",
     "loader/stream_loader.py:StreamLoader._check_turn: use one iterator at a time",
-    "system/arguments.py:check_reading: 300, say, or None to wait for ever",
+    "system/arguments.py:check_reading: 300, say, or None to wait forever",
 )
 def loaders(w: World) -> None:
     data = w.dataset()

@@ -81,7 +81,7 @@ def models_in_files(w: World) -> None:
 
 @world(
     f"{_CODE}_import_module: install its package, or put its folder on PYTHONPATH; a file is {{}}",
-    f"{_CODE}_import_module: correct the package, or install it anew",
+    f"{_CODE}_import_module: correct the package, or install it again",
 )
 def models_in_packages(w: World) -> None:
     w.dataset()

@@ -118,12 +118,12 @@ def memory_that_is_too_small(w: World) -> None:
 
 
 @world(
-    "store/schema/arrangement.py:check_columns: rename what is meant, if {}",
+    "store/schema/arrangement.py:check_columns: rename the columns, if {}",
     "store/schema/arrangement.py:check_columns: data with all of these columns",
     f"{_ROWS}_check_header: rename one of them",
     f"{_ROWS}_check_classes: leave those rows out of the source, or the column",
     f"{_ROWS}_unfit: correct the value in the source, or leave its row out",
-    f"{_ROWS}_of_arrays: fields={{}} says which one it is, if it is there",
+    f"{_ROWS}_of_arrays: fields={{}} names it, if it is there",
 )
 def raw_files_that_do_not_fit(w: World) -> None:
     table_run(w)

@@ -10,7 +10,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "needs a disk that fails in the middle of a run": (
         "training/run/run_state.py:RunState.save: {}, then the same with resume='auto'",
-        "training/run/run_state.py:_unsaved: see to the disk",
+        "training/run/run_state.py:_unsaved: check the disk",
     ),
     "is the way out in a sentence that refuses nothing; tests/store/schema/test_task.py reads it": (
         "store/schema/task.py:label_line: {}task=",
@@ -45,7 +45,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "arrays whose columns have names come from data frames, which the tests do not install": (
         "ingestion/append.py:check_columns: give the same columns, in that order",
         "ingestion/sources/tables/frames.py:_pandas_frame: make the column one of numbers or text",
-        "ingestion/sources/column_names.py:column_order: give the same columns, in whatever order",
+        "ingestion/sources/column_names.py:column_order: give the same columns, in any order",
     ),
     "needs a file that changes while it is read": (
         "ingestion/write_dataset.py:checked_statistics: ingest again when nothing writes to it",
@@ -54,13 +54,13 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "ingestion/sources/tables/roles/role_table.py:RoleTable._changed: ingest again when nothing writes to it",
     ),
     "needs a disk that fails otherwise than by being full": (
-        "ingestion/resume.py:_then_resume: see to the disk, then the same ingest with resume=True: {}",
-        "system/refusals.py:_explained: see to the disk, or choose another",
+        "ingestion/resume.py:_then_resume: check the disk, then the same ingest with resume=True: {}",
+        "system/refusals.py:_explained: check the disk, or choose another",
     ),
     "needs an array that lies about its shape": (
         "ingestion/sources/arrays.py:_rows_of: correct the shape that the array claims",
     ),
-    "needs a sparse matrix made to do harm": ("ingestion/sources/sparse.py:_broken: make it anew",),
+    "needs a sparse matrix made to do harm": ("ingestion/sources/sparse.py:_broken: build it again",),
     "needs labels that change while they are read": (
         "ingestion/sources/text_labels.py:TextLabels.__getitem__: ingest again when nothing writes to it",
     ),
@@ -116,11 +116,9 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "needs limits of the machine that only its administrator changes": (
         "system/refusals.py:_explained: end processes that hold files open, or raise fs.file-max",
         "system/refusals.py:_open_files_explained: close some of the process's files",
-        "system/refusals.py:_open_files_explained: have the limit raised by who set it (limits.conf, say), to {}",
+        "system/refusals.py:_open_files_explained: raise the limit to {} where it is set (such as limits.conf)",
     ),
-    "needs a network disk that fails": (
-        "system/refusals.py:_explained: see to the network disk (mount it again, say)",
-    ),
+    "needs a network disk that fails": ("system/refusals.py:_explained: check the network disk, such as its mount",),
     "needs a GPU": (
         "loader/device/cuda.py:_HostLocking._lock_no_more: pool='device', which copies least",
         "loader/device/memory_terms.py:fit_to_device: memory={}{}",
@@ -204,7 +202,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "store/writing/staging.py:remove_dataset: move it away",
     ),
     "needs a folder of another user": (
-        "store/writing/staging.py:recover_interrupted_swap: streamtrain.repair({}), by somebody who may write there",
+        "store/writing/staging.py:recover_interrupted_swap: streamtrain.repair({}), as a user who may write there",
     ),
     "is a size in other remedies": ("system/units.py:megabytes: {}MB",),
     "no dataset holds complex numbers: it needs a stream of the user's own": (
@@ -252,11 +250,11 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "or name its ranges, in the source",
         "ingestion/sources/tables/dates.py:zone_of: did you mean timezone={}?",
         "ingestion/sources/tables/dates.py:zone_of: timezone='UTC'",
-        "ingestion/sources/tables/dates.py:_check_type: leave it to the features where it holds numbers, which need no "
-        "conversion",
+        "ingestion/sources/tables/dates.py:_check_type: if it holds numbers, leave it among the features: numbers "
+        "need no conversion",
         "ingestion/sources/tables/dates.py:_not_iso: correct the value, or write the column in this form",
         "ingestion/sources/tables/dates.py:_other_form: write all of them in the same form",
-        "ingestion/sources/tables/dates.py:_no_moment: write the offset from UTC behind the time, as +01:00; or, where "
+        "ingestion/sources/tables/dates.py:_no_moment: write the offset from UTC after the time, such as +01:00; or, where "
         "the times are UTC, name that zone",
     ),
     "needs a stream of the user's own": ("training/run/run_state.py:RunState._put_back: a StreamLoader",),

@@ -212,7 +212,7 @@ def a_checkpoint_of_another_run(w: World) -> None:
 
 
 @world(
-    f"{_MATCHING}_columns_difference: ingest the same columns of both",
+    f"{_MATCHING}_columns_difference: ingest the same columns in both",
     f"{_MATCHING}_columns_difference: ingest it again with {{}}",
     f"{_MATCHING}_classes_difference: leave those samples out",
 )

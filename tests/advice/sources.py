@@ -177,7 +177,7 @@ def an_iterator_of_nothing(w: World) -> None:
     check(w, iter([]), iter([{"x": X}]))
 
 
-@world(f"{_ITERABLES}IterableSource.__init__: its path, whose suffix says the format")
+@world(f"{_ITERABLES}IterableSource.__init__: give its path, whose suffix tells the format")
 def an_open_file(w: World) -> None:
     np.save("x.npy", X)
     with Path("x.npy").open("rb") as file:

@@ -90,7 +90,7 @@ def sources_to_split_that_break_their_promise(w: World) -> None:
 @world(
     f"{_WRITE}_check_can_append: leave split out, to append to the dataset as it is",
     f"{_WRITE}_check_can_append: leave split out: an append divides its rows as the others were",
-    f"{_WRITE}_check_can_append: ingest all sources anew",
+    f"{_WRITE}_check_can_append: ingest all sources again",
     "ingestion/ingest.py:_rule_at: give the folder above, of all splits: {}",
 )
 def appending_to_splits(w: World) -> None:

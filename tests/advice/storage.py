@@ -208,7 +208,7 @@ _FILE_SIZE = "system/refusals.py:_file_size_explained: "
 
 @world(
     f"{_FILE_SIZE}raise the limit: ulimit -f $(ulimit -H -f)",
-    f"{_FILE_SIZE}have the limit raised by who set it (limits.conf, say)",
+    f"{_FILE_SIZE}raise the limit where it is set (such as limits.conf)",
 )
 def limits_on_the_size_of_files(w: World) -> None:
     of_process = resource.RLIMIT_FSIZE

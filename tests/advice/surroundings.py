@@ -96,9 +96,9 @@ def workers_of_a_data_loader(w: World) -> None:
 
 
 @world(
-    "loader/stream_loader.py:StreamLoader: hand over the dataset, which can be pickled, and make a loader of it there",
-    "training/trainer.py:Trainer: train on, and hand over its model or its checkpoints",
-    "store/dataset.py:_opened_again: open it again, and hand that over",
+    "loader/stream_loader.py:StreamLoader: pass the dataset, which can be pickled, and make a loader of it there",
+    "training/trainer.py:Trainer: train here, and pass its model or its checkpoints",
+    "store/dataset.py:_opened_again: open it again, and pass that on",
     "store/dataset.py:replaced: open it again",
 )
 def what_is_handed_to_another_process(w: World) -> None:

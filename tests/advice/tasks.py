@@ -23,7 +23,7 @@ def a_task_without_labels(w: World) -> None:
     st.ingest({"x": X, "y": Y}, "b.zarr", task="regression")
 
 
-@world(f"{_INGEST}_check_same_task: leave it out, and tell the training")
+@world(f"{_INGEST}_check_same_task: leave it out, and give it to the training")
 def another_task_of_appended_rows(w: World) -> None:
     w.dataset()
     w.refused(st.ingest, {"x": X, "y": Y}, "d.zarr", task="regression", append=True)

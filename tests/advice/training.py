@@ -225,7 +225,7 @@ def inputs_that_do_not_fit(w: World) -> None:
     f"{_ALIGNMENT}_align_classes: loss='mse' or loss='l1', or store the labels as int64",
     f"{_ALIGNMENT}_align_values: loss='cross_entropy' for class labels, or store the target as a float",
     f"{_ALIGNMENT}_wrong_shape: give the model {{}}",
-    f"{_ALIGNMENT}_align_label_lists: store the lists as int64, each filled up with -1",
+    f"{_ALIGNMENT}_align_label_lists: store the lists as int64, each padded with -1",
     f"{_ALIGNMENT}_unfit: a function (output, target) -> each sample's loss, (B,), that calls it with all it takes",
     f"{_ALIGNMENT}check_element_weight: a weight for each element of a sample; weights of samples are a field: weight='w'",
 )

@@ -121,7 +121,7 @@ def test_a_dataset_whose_name_is_taken_is_not_removed(dataset: Path, capsys: pyt
     (item,) = _repair(capsys, dataset)["leftovers"]
     assert "the dataset itself, to be put back" in item["what"]
     assert main(["repair", str(dataset), "--remove"]) == 2
-    assert "stands where one was being replaced" in capsys.readouterr().err
+    assert "in the place of one that was being replaced" in capsys.readouterr().err
     dataset.rmdir()
     assert _repair(capsys, dataset, "--remove")["dataset"]
     assert _tree(dataset) == before

@@ -56,7 +56,7 @@ def test_the_exit_code_is_the_commands(capfd: pytest.CaptureFixture[str]) -> Non
     out, err = capfd.readouterr()
     assert out.splitlines()[0] == "hello"
     assert "exit code 7" in out
-    assert "no loader of streamtrain" in out
+    assert "no streamtrain loader" in out
     assert err == ""
     assert sorted(path.name for path in Path("profiles/1").iterdir()) == ["profile.json", "timeline.html"]
     assert main(["profile", "--no-png", PYTHON, "-c", ""]) == 0

@@ -55,7 +55,7 @@ def test_99_the_same_number_for_another_class(tmp_path: Path, capsys: pytest.Cap
 def test_16_a_single_class_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path, make(tmp_path / "d.zarr", np.full(20, 1)), "--batch-size", "10") == 0
     warning, *others = capsys.readouterr().err.splitlines()
-    assert warning == "warning: every label is 1: of one class nothing can be learnt"
+    assert warning == "warning: every label is 1: nothing can be learned from one class"
     assert not [line for line in others if line.startswith("warning")]
 
 

@@ -29,7 +29,7 @@ def test_ranges_of_names(text: str, names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("text", ["p3..p1", "p1..p99999999999"])
 def test_ranges_that_are_none(text: str) -> None:
-    with pytest.raises(UsageError, match="is no range"):
+    with pytest.raises(UsageError, match="is not a range"):
         _parse_list(text)
 
 

@@ -141,7 +141,7 @@ def test_a_model_from_a_file_is_built_again_where_it_is_named(stored: Path, caps
     Path("net.py").write_text(f"{net}\n")
     assert main(["evaluate", "runs/1", f"{stored}/images.zarr"]) == 6
     assert "Fix: --model net.py:build, if you know what is in it." in capsys.readouterr().err
-    with pytest.warns(st.StreamtrainWarning, match=r"net\.py is not the file that runs/1 was trained with any more"):
+    with pytest.warns(st.StreamtrainWarning, match=r"net\.py is not the file that runs/1 was trained with"):
         assert main(["evaluate", "runs/1", f"{stored}/images.zarr", "--model", "net.py:build"]) == 0
     Path("net.py").rename("moved.py")
     assert main(["evaluate", "runs/1", f"{stored}/images.zarr"]) == 6
@@ -287,7 +287,7 @@ def test_a_stopped_run_goes_on_and_says_where(stored: Path, capsys: pytest.Captu
     done = train_json(capsys, *args, "--epochs", 3, "--out", "parts")
     assert (done["loss"], done["accuracy"], done["epochs"]) == (whole["loss"], whole["accuracy"], [])
     assert main(["train", *map(str, args), "--epochs", "3", "--out", "parts"]) == 0
-    assert "parts: goes on after batch" in capsys.readouterr().err
+    assert "parts: resumes after batch" in capsys.readouterr().err
 
 
 def test_what_resume_refuses(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:

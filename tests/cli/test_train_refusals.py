@@ -37,7 +37,7 @@ def train(table: Path, *options: object) -> int:
         (["--schedule", "step", "--schedule-option", "step_size=0"], "step with step_size=0"),
         (["--schedule", "cosine", "--schedule-option", "T_max=0"], "cosine with T_max=0"),
         (["--schedule", "exponential", "--schedule-option", "gamma=nan"], "exponential with gamma='nan'"),
-        (["--schedule", "multistep", "--schedule-option", "milestones=x"], "which is no list of integers"),
+        (["--schedule", "multistep", "--schedule-option", "milestones=x"], "which is not a list of integers"),
         (["--optimizer", "lbfgs", "--update", "epoch", "--beta1", "linear:0.5"], "beta1 with LBFGS"),
         (["--threads", 999_999], f"threads is 999999; it may be at most {most_threads()} here"),
         (["--update", "epoch", "--lanes", 4], "--lanes with --update epoch"),
@@ -126,4 +126,4 @@ def test_a_run_that_came_to_its_total_says_nothing(table: Path, capsys: pytest.C
     assert train(table, "--max-steps", 2) == 0
     assert train(table, "--lr", 1e-30, "--optimizer", "sgd", "--patience", 1, "--monitor", "loss") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ended")]
-    assert lines == ["ended   by --patience: the loss has no longer fallen"]
+    assert lines == ["ended   by --patience: the loss stopped falling"]

@@ -60,7 +60,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on() -> None:
     assert process.returncode == 130
     (line,) = error.splitlines()
     found = re.fullmatch(
-        r"error: interrupted by SIGINT; saved (run/checkpoints/\d+); go on with: (streamtrain .*)", line
+        r"error: interrupted by SIGINT; saved (run/checkpoints/\d+); resume with: (streamtrain .*)", line
     )
     assert found is not None, line
     assert (Path(found[1]) / "manifest.json").exists()

@@ -88,7 +88,7 @@ def test_every_command_refuses_a_url_wherever_it_takes_a_path(
     for url in URLS if name in ("ingest to", "train into", "info") else URLS[:1]:
         assert main([url if word == "URL" else word for word in COMMANDS[name]]) == 2, url
         err = capsys.readouterr().err
-        assert f"{url}: a URL, and no file or folder of this machine. Fix: copy it here or mount it" in err
+        assert f"{url}: a URL, not a file or folder on this machine. Fix: copy it here or mount it" in err
     assert tree(here) == before
 
 

@@ -139,8 +139,8 @@ def test_a_run_that_was_stopped_early_has_a_report(run: Path) -> None:
     (run / "metrics.jsonl").write_text(lines[0])
     (run / "memory.json").unlink()
     page = run_page(read_run(run))
-    assert "none came to its end" in page
-    assert "the run did not come to its end" in page
+    assert "none finished" in page
+    assert "the run did not finish" in page
 
 
 @pytest.mark.parametrize(

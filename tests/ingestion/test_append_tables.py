@@ -65,11 +65,11 @@ def test_every_kind_of_table_is_taken(tmp_path: Path, base: Dataset, write: str)
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"categorical": ["h"]}, "categorical is given otherwise"),
-        ({"na": "fill=0"}, "na is given otherwise"),
-        ({"columns": ["w"]}, "columns is given otherwise"),
-        ({"exclude": ["w"]}, "exclude is given otherwise"),
-        ({"dates": ["t"]}, "dates is given otherwise"),
+        ({"categorical": ["h"]}, "categorical differs from that of the dataset"),
+        ({"na": "fill=0"}, "na differs from that of the dataset"),
+        ({"columns": ["w"]}, "columns differs from that of the dataset"),
+        ({"exclude": ["w"]}, "exclude differs from that of the dataset"),
+        ({"dates": ["t"]}, "dates differs from that of the dataset"),
         ({"like": "a.zarr"}, "like is given, and rows are appended"),
     ],
 )
@@ -85,7 +85,7 @@ def test_other_options_are_refused(tmp_path: Path, base: Dataset, given: dict[st
         (MORE.replace("yes", "maybe"), "'maybe'"),
         (MORE.replace("y,c,h,a", "y,c,h,b"), "no column 'a'"),
         (MORE.replace("7,2020", "q,2020"), "'q', which is not a number"),
-        (MORE.replace("2020-01-09", "once"), "'once', which is no date"),
+        (MORE.replace("2020-01-09", "once"), "'once', which is not an ISO 8601 date"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(tmp_path: Path, base: Dataset, table: str, told: str) -> None:

@@ -64,7 +64,7 @@ def test_what_is_left_out_or_assumed_is_told(tmp_path: Path) -> None:
     [
         ("y,t,c,a\nmaybe,2020-02-01,v,1\n", "'maybe'"),
         ("y,t,c\nno,2020-01-01,u\n", "no column 'a'"),
-        ("y,t,c,a\nno,once,u,1\n", "'once', which is no date"),
+        ("y,t,c,a\nno,once,u,1\n", "'once', which is not an ISO 8601 date"),
         ("y,t,c,a\nno,2020-01-01,u,q\n", "'q', which is not a number"),
         ("y,t,c,a\n1,2020-01-01,u,1\n", "numbers"),
     ],

@@ -150,7 +150,7 @@ def test_resuming_nothing_begins_and_resuming_what_is_done_does_nothing(files: P
         "nothing to resume; starts afresh",
         "already complete; nothing was done",
     ]
-    with pytest.raises(DatasetError, match=r"the dataset there was made otherwise: options\.block"):
+    with pytest.raises(DatasetError, match=r"the dataset there was made differently: options\.block"):
         streamtrain.ingest(str(files / "x.npy"), path, resume=True, **SIZES | {"block": "2KB"})
     with pytest.raises(UsageError, match="nothing tells whether it is of these arrays"):
         streamtrain.ingest({"x": X}, path, resume=True, **SIZES)

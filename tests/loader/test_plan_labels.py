@@ -52,7 +52,7 @@ def test_only_the_labels_of_the_blocks_asked_for_are_read(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"x": np.arange(4.0)}, "there is no field y"), ({"y": np.zeros((4, 2))}, "field y has 1 axes a sample")],
+    [({"x": np.arange(4.0)}, "there is no field y"), ({"y": np.zeros((4, 2))}, "field y has 1 axes per sample")],
 )
 def test_what_has_no_labels_says_so(tmp_path: Path, fields: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(st.UsageError, match=message):

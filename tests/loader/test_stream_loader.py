@@ -195,7 +195,7 @@ def test_two_iterations_at_once_are_an_error(dataset):
         first = iter(loader)
         next(first)
         next(iter(loader))
-        with pytest.raises(UsageError, match="iterated anew"):
+        with pytest.raises(UsageError, match="a new iteration of the loader began"):
             next(first)
 
 

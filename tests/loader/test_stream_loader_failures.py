@@ -40,7 +40,7 @@ def test_a_damaged_state_is_refused_at_once(dataset, change):
 def test_an_iterator_made_before_another_takes_nothing_from_it(dataset):
     with StreamLoader(dataset, batch_size=64, memory="4MB") as loader:
         stale, live = iter(loader), iter(loader)
-        with pytest.raises(UsageError, match="iterated anew"):
+        with pytest.raises(UsageError, match="a new iteration of the loader began"):
             next(stale)
         assert len(list(live)) == len(loader)
 

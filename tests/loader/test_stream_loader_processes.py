@@ -107,7 +107,7 @@ def test_rows_of_a_dataset_are_read_in_workers(data: st.Dataset) -> None:
 def test_a_loader_is_not_handed_to_a_process(data: st.Dataset) -> None:
     with st.StreamLoader(data, batch_size=20, memory="16MB") as loader:
         for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
-            with pytest.raises(UsageError, match="Fix: hand over the dataset, which can be pickled, and make a loader"):
+            with pytest.raises(UsageError, match="Fix: pass the dataset, which can be pickled, and make a loader"):
                 attempt(loader)
         spawned = multiprocessing.get_context("spawn").Process(target=list, args=(loader,))
         with pytest.raises(UsageError, match="a StreamLoader cannot be pickled"):

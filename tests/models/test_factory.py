@@ -113,10 +113,10 @@ def test_a_factory_gets_the_shapes_if_it_takes_them(file: Path, factory: str) ->
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("three", "needs a, b, c, which nothing is known of"),
+        ("three", "needs a, b, c, which are not known here"),
         ("nothing", "returned NoneType, not a torch.nn.Module"),
         ("broken", "failed: RuntimeError: no such layer"),
-        ("number", "is int, no function, class or torch.nn.Module"),
+        ("number", "is int, not a function, class or torch.nn.Module"),
         ("missing", "has no 'missing'"),
         ("", "names no function"),
     ],

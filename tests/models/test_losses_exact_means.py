@@ -177,7 +177,7 @@ def test_a_loss_of_ones_own_is_weighed_by_its_samples_losses() -> None:
         rule.learn(TrainingBatch(inputs=(x[i : i + 4],), target=y[i : i + 4], weight=w[i : i + 4]))
     rule.end_epoch()
     assert torch.allclose(gradient_of(one), gradient_of(other), rtol=1e-12)
-    with pytest.raises(UsageError, match=r"none can be weighed. Fix: return the loss of each sample, \(B,\)"):
+    with pytest.raises(UsageError, match=r"they cannot be weighted. Fix: return the loss of each sample, \(B,\)"):
         resolve_loss(lambda output, target: output.mean()).total(torch.ones(2, 1), torch.ones(2), torch.ones(2))
 
 
@@ -195,6 +195,6 @@ def test_what_changes_its_meaning_is_named() -> None:
         warn_of_batch_dependent_modules(model, "accumulate_grad_batches=4")
     warn_of_batch_dependent_modules(model, None)
     output, target = torch.arange(8.0)[:, None], torch.zeros(8)
-    with pytest.warns(UserWarning, match=r"update='epoch': it is no mean over the samples"):
+    with pytest.warns(UserWarning, match=r"update='epoch': it is not a mean over the samples"):
         warn_of_batch_dependent_loss(resolve_loss(lambda o, t: o.std()), output, target, "update='epoch'")
     warn_of_batch_dependent_loss(resolve_loss(lambda o, t: o.mean()), output, target, "update='epoch'")

@@ -135,7 +135,7 @@ def test_another_end_of_the_run_is_another_schedule(dataset, tmp_path):
             trainer_of(schedule="cosine").fit(loader, max_epochs=2, checkpoint=tmp_path / "r", resume="auto")
         trainer = trainer_of(schedule="cosine")
         trainer.fit(loader, max_epochs=1)
-        with pytest.raises(UsageError, match="set up for T_max=1; this call means 2"):
+        with pytest.raises(UsageError, match="set up for T_max=1; this call has 2"):
             trainer.fit(loader, max_epochs=2)
 
 
@@ -159,11 +159,14 @@ def test_a_plateau_is_one_of_the_loss(dataset):
     ("given", "message"),
     [
         ({"schedule": "cosin"}, "unknown schedule 'cosin'.*did you mean 'cosine'"),
-        ({"schedule": "step"}, "step asks for step_size"),
+        ({"schedule": "step"}, "step needs step_size"),
         ({"schedule": Schedule(name="onecycle", options={"total_steps": -1})}, "onecycle with total_steps=-1"),
         ({"beta1": "linear:0.5"}, "beta1 with SGD, which has none"),
         ({"optimizer": "adam", "beta1": "quadratic:0.5"}, "beta1 is 'quadratic:0.5'"),
-        ({"optimizer": "adam", "beta1": "linear:0.5", "schedule": "onecycle"}, "beside a schedule that changes it"),
+        (
+            {"optimizer": "adam", "beta1": "linear:0.5", "schedule": "onecycle"},
+            "together with a schedule that changes it",
+        ),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm is 0.0; it must be positive and finite"),
         ({"clip_grad_value": True}, "clip_grad_value is True"),
         ({"autocast": "float16"}, "autocast to float16"),

@@ -101,7 +101,7 @@ def test_a_finished_optimizer_has_to_be_of_this_model_and_alone(net: nn.Module) 
     other = torch.optim.SGD(nn.Linear(3, 2).parameters(), lr=1.0)
     with pytest.raises(UsageError, match="holds parameters that the model does not"):
         build_optimizer(other, net.parameters())
-    with pytest.raises(UsageError, match="lr given beside a finished optimizer"):
+    with pytest.raises(UsageError, match="lr given together with a ready optimizer"):
         build_optimizer(torch.optim.SGD(net.parameters()), net.parameters(), lr=0.1)
 
 

@@ -58,12 +58,12 @@ def sgd(*lrs: float) -> Optimizer:
         (
             "multistep",
             {"milestones": "x"},
-            r"milestones is 'x', which is no list of integers. Fix: .*'milestones': \[30, 80",
+            r"milestones is 'x', which is not a list of integers. Fix: .*'milestones': \[30, 80",
         ),
-        ("multistep", {"milestones": [1.5]}, "milestones is .* no list of integers"),
-        ("multistep", {"milestones": 3}, "milestones is 3, which is no list of integers"),
-        ("constant", {"total_iters": "x"}, "total_iters is 'x', which is no number. Fix: .*'total_iters': 5"),
-        ("plateau", {"patience": "x"}, "patience is 'x', which is no number"),
+        ("multistep", {"milestones": [1.5]}, "milestones is .* not a list of integers"),
+        ("multistep", {"milestones": 3}, "milestones is 3, which is not a list of integers"),
+        ("constant", {"total_iters": "x"}, "total_iters is 'x', which is not a number. Fix: .*'total_iters': 5"),
+        ("plateau", {"patience": "x"}, "patience is 'x', which is not a number"),
     ],
 )
 def test_what_torch_would_trip_over_later_is_refused_at_once(name: str, options: dict[str, Any], message: str) -> None:
@@ -115,7 +115,7 @@ def test_beta1_that_ends_with_the_run_knows_another_end(dataset: st.Dataset, tmp
         assert same.counts.n_epochs == 1
         trainer = trainer_of(beta1="linear:0.5")
         trainer.fit(loader, max_epochs=1)
-        with pytest.raises(UsageError, match="beta1 was set up for 6 steps; this call means 12"):
+        with pytest.raises(UsageError, match="beta1 was set up for 6 steps; this call has 12"):
             trainer.fit(loader, max_epochs=2)
 
 
@@ -150,5 +150,5 @@ def test_a_factory_goes_by_epoch_whatever_it_is_called() -> None:
 
 def test_a_factory_of_a_plateau_by_step_is_refused() -> None:
     schedules = OptimizerSchedules(sgd(), Schedule(name=lambda optimizer: ReduceLROnPlateau(optimizer), every="step"))
-    with pytest.raises(UsageError, match=r"every step\. It looks at an epoch's loss\. Fix: every='epoch'"):
+    with pytest.raises(UsageError, match=r"every step\. It watches the loss of epochs\. Fix: every='epoch'"):
         schedules.begin(RUN)

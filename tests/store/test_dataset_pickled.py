@@ -37,7 +37,7 @@ def test_a_spawned_process_opens_it_again(whole_dataset: Path, monkeypatch: pyte
 def test_another_dataset_under_its_name_is_refused(dataset_to_harm: Path) -> None:
     data = pickle.dumps(st.open(dataset_to_harm))
     st.ingest({"x": np.zeros((5, 3))}, dataset_to_harm, overwrite=True)
-    with pytest.raises(st.DatasetError, match="the dataset is another one than was handed over"):
+    with pytest.raises(st.DatasetError, match="the dataset is not the one that was passed on"):
         pickle.loads(data)
 
 
@@ -58,7 +58,7 @@ def test_a_batch_comes_back(whole_dataset: Path) -> None:
 def test_a_loader_and_a_trainer_are_refused(hand_over: Callable[[object], object], whole_dataset: Path) -> None:
     trainer = st.Trainer(nn.Linear(3, 3), loss="cross_entropy", device="cpu")
     with st.StreamLoader(st.open(whole_dataset), batch_size=10, memory="8MB") as loader:
-        for each, fix in ((loader, "hand over the dataset"), (trainer, "hand over its model")):
+        for each, fix in ((loader, "pass the dataset"), (trainer, "pass its model")):
             with pytest.raises(st.UsageError, match=f"cannot be pickled or copied.*{fix}"):
                 hand_over(each)
 

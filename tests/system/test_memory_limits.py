@@ -188,7 +188,7 @@ except BudgetError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "the system gives no 1.00 GB of memory. A limit on the process (ulimit -v)" in done.stdout
+    assert "the system cannot provide 1.00 GB of memory. A limit on the process (ulimit -v)" in done.stdout
 
 
 def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

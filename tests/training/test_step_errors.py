@@ -36,7 +36,7 @@ def test_a_sparse_gradient_and_momentum_are_counted_too() -> None:
     cpu = torch.device("cpu")
     # 16,000 bytes of weights; two rows of 4 numbers, and their places, in the gradient and in the momentum.
     with (
-        pytest.raises(DeviceError, match=r"Beside the 16\.1 KB that the model and its optimizer keep"),
+        pytest.raises(DeviceError, match=r"Besides the 16\.1 KB that the model and its optimizer keep"),
         explain_device(cpu, batch_size=8, optimizer=optimizer),
     ):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB.")

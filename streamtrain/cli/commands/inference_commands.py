@@ -15,7 +15,7 @@ from streamtrain.cli.output import json_option
 
 _SOURCES: Final = click.argument("sources", nargs=-1, required=True, metavar="SRC...", type=FILE)
 _MODEL: Final = option(
-    "--model", type=Code(), help="The FILE.py:NAME or PACKAGE.MODULE:NAME of the run, where it is asked for."
+    "--model", type=Code(), help="The run's FILE.py:NAME or PACKAGE.MODULE:NAME, where it is asked for."
 )
 _DEVICE: Final = option("--device", default="auto", type=Suggestion(values.DEVICES), metavar="DEVICE", help=DEVICE_HELP)
 _OVERWRITE: Final = option("--overwrite", is_flag=True, help="Replace what is at --out when the new file is complete.")
@@ -50,20 +50,20 @@ def _with_text_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("run", type=RUN)
 @_SOURCES
 @option("--out", metavar="FILE", type=FILE, help="A .csv, .tsv, .parquet, .npy or .zarr; - is CSV on stdout.")
-@option("--probabilities", is_flag=True, help="Write those of every class, and not only of the predicted one.")
+@option("--probabilities", is_flag=True, help="Write those of every class, not only of the predicted one.")
 @option("--split", type=Split(), metavar="NAME", help="The split of SRC to predict, where it has splits.")
-@option("--rows", metavar="A:B", help="Rows A up to, not including, B; from 0.")
+@option("--rows", metavar="A:B", help="Rows A to B-1, counted from 0.")
 @which_option
 @_MODEL
 @option("--batch-size", type=int, default=1024, help="Samples of a batch.")
-@option("--memory", type=SIZE, default="512MB", help="Budget for all that reading and writing own.")
+@option("--memory", type=SIZE, default="512MB", help="Memory budget of reading and writing.")
 @_DEVICE
 @option("--autocast", metavar="bf16", help="Compute in bfloat16 where that is good enough; else in float32.")
 @_OVERWRITE
 @_with_text_options
 @json_option
 def predict_command(as_json: bool, **given: Any) -> None:
-    """Predict every row of SRC, in order, by the model of the folder RUN.
+    """Predict every row of SRC, in order, with the model of the folder RUN.
 
     SRC is a dataset, or raw files of any format that `streamtrain ingest` reads: their columns are matched by name with
     those of the training. Without --out the first ten rows are shown.
@@ -87,12 +87,10 @@ def predict_command(as_json: bool, **given: Any) -> None:
 @option("--batch-size", type=int, default=256, help="Samples of a batch; the result does not depend on it.")
 @option("--labels", multiple=True, metavar="FILE", type=FILE, help="Raw arrays: a file of their labels; repeatable.")
 @option("--split", type=Split(), metavar="NAME", help="The split of SRC to measure on; by default test, else val.")
-@option("--memory", type=SIZE, default="512MB", help="Budget for all that the loader owns.")
+@option("--memory", type=SIZE, default="512MB", help="Memory budget of the loader.")
 @_DEVICE
-@option(
-    "--positive", metavar="CLASS", help="Of two classes, the one that precision and recall are of; by default class 1."
-)
-@option("--per-class", is_flag=True, help="Show every class, label or target, and not only the worst of many.")
+@option("--positive", metavar="CLASS", help="With two classes, the one of precision and recall; by default class 1.")
+@option("--per-class", is_flag=True, help="Show every class, label or target, not only the worst of many.")
 @_with_text_options
 @json_option
 def evaluate_command(as_json: bool, **given: Any) -> None:
@@ -122,7 +120,7 @@ def evaluate_command(as_json: bool, **given: Any) -> None:
 @_OVERWRITE
 @json_option
 def export_command(as_json: bool, **given: Any) -> None:
-    """Write the weights of the folder RUN, and what rescales its inputs, to one file that needs no streamtrain.
+    """Write the weights of the folder RUN, and the normalization of its inputs, to one file that needs no streamtrain.
 
     Its tensors are model.* and normalize.*; its header holds the schema and the task as JSON.
     """

@@ -126,15 +126,15 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     default="sgd,adam",
     type=Names(values.OPTIMIZERS),
     section="Runs",
-    help="Optimizers; each runs by every rule.",
+    help="Optimizers; each runs with every rule.",
 )
 @option(
     "--lr",
     callback=_parse_rates,
     metavar="LR,...|NAME=LR,...",
     section="Runs",
-    help="For all, 0.3,0.1; or by optimizer, sgd=0.1,adam=0.001; or by both, sample:sgd=0.01; else as for train. Each "
-    "of several rates is a run.",
+    help="Learning rates: of all, 0.3,0.1; by optimizer, sgd=0.1,adam=0.001; or by both, sample:sgd=0.01; else as "
+    "for train. Each of several rates is a run.",
 )
 @option("--epochs", type=int, section="Runs", help="Epochs of each run; 3, unless --seconds is given.")
 @option(
@@ -147,9 +147,9 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     "--target-loss",
     type=float,
     section="Figures",
-    help="Training loss to time each run to; by default half of the first.",
+    help="Training loss that each run is timed to; by default half the first one.",
 )
-@option("--seed", type=int, default=0, section="Runs", help="For the order and the initial weights of every run.")
+@option("--seed", type=int, default=0, section="Runs", help="Seed of the order and the initial weights of every run.")
 @option("--surface", is_flag=True, section="Figures", help="Measure the error surface around the paths of the weights.")
 @option(
     "--grid",
@@ -162,13 +162,13 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     "--memory",
     type=SIZE,
     section="Memory",
-    help="For the loaders; 512MB by default, or the rest of --max-memory.",
+    help="Budget of the loaders; by default 512MB, or the rest of --max-memory.",
 )
 @option(
     "--max-memory",
     type=SIZE_OR_AUTO,
     section="Memory",
-    help="For the whole process; auto: the limit of its control group, or the RAM.",
+    help="Budget of the whole process; auto: its control group's limit, or the RAM.",
 )
 @option(
     "--device",
@@ -178,7 +178,7 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     section="Memory",
     help=DEVICE_HELP,
 )
-@option("--threads", type=int, section="Memory", help="Threads of torch on the CPU.")
+@option("--threads", type=int, section="Memory", help="Torch's threads on the CPU.")
 @option(
     "--out",
     type=click.Path(path_type=Path),

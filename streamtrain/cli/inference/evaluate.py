@@ -69,7 +69,7 @@ def run_evaluate(
     with opened(saved, trainer, data, batch_size, memory) as stream:
         metrics = trainer.evaluate(stream, positive=positive)
     if not is_own:
-        note(f"the run's loss, {saved.config['loss']}, was made in Python: the scores are without it")
+        note(f"the run's loss, {saved.config['loss']}, was made in Python, so it is not among the scores")
     of_split, on = _measured_on(saved, data)
     facts = {"split": of_split, "measured_on": on, "accuracy": None, **metrics.facts()}
     where = sources[0] if isinstance(data, Dataset) else list(sources)

@@ -128,7 +128,7 @@ def _dense(value: object, where: str) -> object:
 
 
 def _no_array(value: object, where: str, why: str) -> InputError:
-    what = f"{a_kind(value)} does not become an array"
+    what = f"{a_kind(value)} cannot become an array"
     fix = "x.float(), say" if "ScalarType" in why else "give a NumPy array"
     return InputError(what, where=where, why=why, fix=fix)
 
@@ -179,7 +179,7 @@ def _rows_of(values: object, field: Field, start: int, stop: int) -> npt.NDArray
     where = f"array {field.name!r}"
     rows = to_array(values, where, start)
     if rows.shape != (stop - start, *field.shape):
-        what = f"rows were read or computed to shape {rows.shape}, their array promised {(stop - start, *field.shape)}"
+        what = f"the rows have shape {rows.shape}, where their array promised {(stop - start, *field.shape)}"
         raise InputError(what, where=f"{where} row {start}", fix="correct the shape that the array claims")
     return as_field(rows, field, lambda row: f"{where} row {start + row}")
 

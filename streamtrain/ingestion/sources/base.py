@@ -72,11 +72,11 @@ class TableOptions:
 
 
 PLAIN_TABLE: Final = TableOptions()
-"""That of which nothing is said."""
+"""The options of a table when none are given."""
 
 
 RowFilter = Callable[[int, int], npt.NDArray[np.bool_]]
-"""Says of each of the rows [start, stop) whether it is meant."""
+"""Says for each of the rows [start, stop) whether it is taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +91,9 @@ class SourceOptions:
     shape: tuple[int, ...] | None = None
     # Archives, dicts and iterables of dicts: each field to make, and its array's name; others are left out.
     fields: Mapping[str, str] | None = None
-    # Tables: known names of classes, which are labels whatever else they look like (NA, null).
+    # Tables: known names of classes, which are labels even if they look like missing values (NA, null).
     classes: tuple[str, ...] | None = None
-    # What the ingest may own, in bytes; None where nobody said.
+    # The budget of the ingest, in bytes; None where none is given.
     memory: int | None = None
     # Tables: which of the rows [start, stop), left out ones not counted, means and categories are learned from.
     learn_from: RowFilter | None = None
@@ -108,7 +108,7 @@ class SourceOptions:
 
 
 NO_OPTIONS: Final = SourceOptions()
-"""Those of who says nothing."""
+"""The options when none are given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +138,7 @@ class ReadingMemory:
 
 
 MOST_PIECE_BYTES: Final = 1 << 20
-"""Rows that a table gives at once, though it may have read more."""
+"""Bytes of rows that a table gives at once, though it may have read more."""
 
 NO_READING: Final = ReadingMemory()
 
@@ -169,7 +169,7 @@ class Source(ABC):
     reading : ReadingMemory
         What it holds besides the rows it gives; by default nothing.
     told : tuple of str
-        Sentences for the user before it is read.
+        Sentences to print before it is read.
 
     Examples
     --------
@@ -230,7 +230,7 @@ def check_source(source: object, of: str) -> Source:
         f"{type(source).__name__} lacks {', '.join(lacks)}",
         where=of,
         why="A source subclasses streamtrain.ingestion.sources.base.Source and sets seekable: True where read() gives "
-        "any of its n_samples rows, else False. Before, its methods alone decided",
+        "any of its n_samples rows, else False. Earlier versions looked at its methods alone",
         fix="correct the plug-in, or install a newer version of it",
     )
 
@@ -348,11 +348,11 @@ def unmasked(values: npt.NDArray[Any], place: Callable[[int], str]) -> npt.NDArr
     mask = np.ma.getmaskarray(values)
     if mask.any():
         rows = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1) if mask.ndim else mask)
-        others = f"; {len(rows) - 1:,} more of the rows at hand have one too" if len(rows) > 1 else ""
+        others = f"; {len(rows) - 1:,} more of these rows have one too" if len(rows) > 1 else ""
         raise InputError(
             f"a value is masked{others}",
             where=place(int(rows[0])),
-            why="What is masked is no data, and nothing is imputed",
+            why="A masked value is not data, and nothing is imputed",
             fix="fill it in, x.filled(0) say, or leave such rows out of every field",
         )
     data: npt.NDArray[Any] = np.asarray(values.data)

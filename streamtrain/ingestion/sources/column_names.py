@@ -53,8 +53,8 @@ def column_order(there: Names, here: Names, *, of: str, where: str) -> list[int]
     """Find where each of the first names stands among the second ones, which must be the same names."""
     other = names_difference(there, here, of)
     if other is not None:
-        fix = "give the same columns, in whatever order"
-        raise InputError(f"its columns are others than those of {of}: {other}", where=where, fix=fix)
+        fix = "give the same columns, in any order"
+        raise InputError(f"its columns are not those of {of}: {other}", where=where, fix=fix)
     places = {name: place for place, name in enumerate(here)}
     return [places[name] for name in there]
 

@@ -103,7 +103,7 @@ def concatenate(parts: Sequence[Source]) -> Source:
         groups.setdefault(_signature(part), []).append(name_of(part))
     if len(groups) > 1:
         raise InputError(
-            f"{len(parts)} sources do not hold the same",
+            f"{len(parts)} sources hold different data",
             where=", ".join(names[0] for names in list(groups.values())[:_N_SHOWN]),
             why="; ".join(_line(names, held) for held, names in list(groups.items())[:_N_SHOWN]),
             fix="convert them to one dtype, shape and list of columns, or ingest them apart",
@@ -343,9 +343,9 @@ class ClassCheckedSource(Source):
             row = int(is_class.argmin())
             of_labels = self.source.labels if isinstance(self.source, LabelledSource) else self.source
             raise InputError(
-                f"label {labels[row]} is none of the {self._n_classes:,} classes 0 to {self._n_classes - 1}",
+                f"label {labels[row]} is not one of the {self._n_classes:,} classes 0 to {self._n_classes - 1}",
                 where=of_labels.where(first_row + row),
-                why="Nothing is rounded or left out unasked",
+                why="Nothing is rounded or left out unless you ask for it",
                 fix="correct it, or the number of classes; leave classes out where y is a value to be predicted",
             )
 
@@ -361,13 +361,13 @@ def _codes(source: Source, found: tuple[str, ...], classes: Classes) -> npt.NDAr
             listed = ", ".join(map(repr, found[:_N_LISTED])) + ", ..." * (len(found) > _N_LISTED)
             fix = "correct the labels, or the number of classes"
             raise InputError(
-                f"{len(found):,} classes are there, {classes:,} were named: {listed}", where=name_of(source), fix=fix
+                f"{len(found):,} classes were found, {classes:,} were named: {listed}", where=name_of(source), fix=fix
             )
         return np.arange(len(found))
     unseen = [name for name in found if name not in classes]
     if unseen:
         raise InputError(
-            f"labels that are none of the classes: {', '.join(map(repr, unseen[:_N_LISTED]))}",
+            f"labels that are not among the classes: {', '.join(map(repr, unseen[:_N_LISTED]))}",
             where=name_of(source),
             why=f"The classes are {', '.join(map(repr, classes[:_N_LISTED]))}{', ...' * (len(classes) > _N_LISTED)}",
             fix="correct the labels, or name their classes too",

@@ -42,7 +42,7 @@ class IterableSource(Source):
 
     def __init__(self, items: Iterable[Mapping[str, Any]], options: SourceOptions = NO_OPTIONS) -> None:
         if hasattr(items, "readline"):
-            raise InputError("an open file is no source", fix="its path, whose suffix says the format")
+            raise InputError("an open file is not a source", fix="give its path, whose suffix tells the format")
         iterator = iter(items)
         self._options = options
         self._again = None if iterator is items else items

@@ -291,7 +291,7 @@ def _open(source: object, options: SourceOptions) -> Source:
         return _open_files(files, options)
     if options.dtype is None and options.shape is None and options.fields is None and frames.is_frame(source):
         return _open_frame(source, options)
-    _check_in_memory(options, "what is in memory")
+    _check_in_memory(options, "data in memory")
     # Before `Source` was a base class, a plug-in's source was known by its attributes.
     is_like_one = hasattr(source, "iter_blocks") and hasattr(source, "provenance")
     if options.fields is None and (isinstance(source, Source) or is_like_one):
@@ -353,7 +353,7 @@ def _no_names(kind: str, where: str | None = None) -> UsageError:
 
 def _open_arrays(arrays: Mapping[Any, Any], options: SourceOptions) -> Source:
     if not arrays or not all(isinstance(name, str) for name in arrays):
-        raise UsageError("fields are named by text, and there is at least one", fix='{"x": x, "y": y}, say')
+        raise UsageError("names of fields are text, and at least one is needed", fix='{"x": x, "y": y}, say')
     chosen = choose_fields(arrays, options, where="the arrays")
     named = {field: _open_named(arrays[name], name, field) for field, name in chosen.items()}
     found = {field: column_names(arrays[name]) for field, name in chosen.items()}
@@ -469,7 +469,7 @@ def choose_automatically(source: object, options: SourceOptions) -> tuple[Source
         return choose_for_all([frames.reader(source)], options)
     families = [] if files is None else [format_of(file, options) for file in files]
     if files is None or families[0].reader is None:
-        _check_no_roles(options, "what is no table in files")
+        _check_no_roles(options, "data that is not a table in files")
         return options, ()
     return choose_for_all([families[0].reader(file, options) for file in files], options)
 

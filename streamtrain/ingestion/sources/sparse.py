@@ -59,7 +59,7 @@ def dense_size(values: object, field: Field, n_rows: int) -> str | None:
 
 
 def _broken(where: str, what: str) -> InputError:
-    return InputError(f"the sparse matrix is damaged: {what}", where=where, fix="make it anew")
+    return InputError(f"the sparse matrix is damaged: {what}", where=where, fix="build it again")
 
 
 def compressed_rows(value: Any, where: str) -> CompressedRows:

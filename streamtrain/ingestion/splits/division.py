@@ -156,7 +156,7 @@ def _by_order(runs: Runs, rule: SplitRule, path: Path, files: Files, *, memory: 
         if len(counts) > most:
             raise BudgetError(
                 f"memory is {format_bytes(memory)}, and column {rule.by!r} has more than {most:,} distinct values",
-                why="A split in the order of a column holds them all",
+                why="A split in the order of a column keeps all of them in memory",
                 fix=Fix(
                     Argument("memory", n_bytes=2 * memory),
                     ", say; or sort the source, and leave ",
@@ -242,7 +242,7 @@ def check_not_empty(division: Division, rule: SplitRule, given: Source) -> None:
         if not n_rows:
             what = f"split {name} has no rows: there are {sum(division.n_samples):,}"
             groups = [n or 0 for n in division.n_groups]
-            why = f"Of column {rule.by!r} there are {sum(groups):,} groups" if rule.by else None
+            why = f"Column {rule.by!r} has {sum(groups):,} groups" if rule.by else None
             fix = Fix("give more rows, or a larger share: ", Argument("split"))
             raise InputError(what, where=name_of(given), why=why, fix=fix)
 

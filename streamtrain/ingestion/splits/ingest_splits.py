@@ -189,7 +189,7 @@ def _check_can_append(path: Path, rule: SplitRule, mode: Mode) -> None:
     if base.rule != rule:
         found = told_differences(base.rule.as_json(), rule.as_json())
         raise UsageError(
-            f"the splits there were made otherwise: {'; '.join(found[:_N_SHOWN])}",
+            f"the splits there were made differently: {'; '.join(found[:_N_SHOWN])}",
             where=str(path),
             fix="leave split out: an append divides its rows as the others were",
         )
@@ -197,8 +197,8 @@ def _check_can_append(path: Path, rule: SplitRule, mode: Mode) -> None:
         raise UsageError(
             "no rows can be appended to splits in order",
             where=str(path),
-            why="The last rows would be others, and rows change their split",
-            fix="ingest all sources anew",
+            why="The last rows would then be different ones, and rows would change their split",
+            fix="ingest all sources again",
         )
 
 
@@ -241,7 +241,7 @@ def _resumed(work: _Work, mode: Mode) -> bool:
         work.say(f"{work.path}: its splits were finished, and take their place")
         _finish(work)
     else:
-        work.say(f"{work.path}: goes on")
+        work.say(f"{work.path}: resumes")
         _write(replace(work, resumes=True))
     return True
 
@@ -379,7 +379,7 @@ def _check_classes(work: _Work) -> None:
             listed = ", ".join(repr(names[label]) if names else str(label) for label in new[:_N_SHOWN])
             raise InputError(
                 f"split {name} has classes of which train has no sample: {listed}{', ...' * (len(new) > _N_SHOWN)}",
-                why="What was never seen in training cannot be told in validation",
+                why="A class that training never sees cannot be predicted in validation",
                 fix="leave those samples out; or give another seed or smaller shares"
                 if names
                 else Fix("give another seed or smaller shares; or ", Argument("task", "regression"), " of quantities"),

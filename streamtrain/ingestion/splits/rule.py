@@ -72,7 +72,7 @@ def _parse_shares(split: object) -> tuple[tuple[str, float], ...]:
         what = f"the shares sum to {float(total):g}; it must be less than 1"
         raise UsageError(what, why="train is the rest, and has to have rows", fix=_SAY)
     if len(shares) > _MOST_SPLITS or len({name.casefold() for name, _ in shares} | {TRAIN}) <= len(shares):
-        raise UsageError(f"split names {len(shares)} splits, alike or too many; 100 at most", fix=_SAY)
+        raise UsageError(f"split names {len(shares)} splits; names must differ, and there may be 100 at most", fix=_SAY)
     return tuple(shares)
 
 

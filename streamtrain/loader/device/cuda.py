@@ -252,7 +252,7 @@ class _HostLocking:
         else:
             self.way = "allocated"
             warnings.warn(
-                f"{device}: host memory cannot be registered ({refused}), so torch allocates what is copied from, in "
+                f"{device}: host memory cannot be registered ({refused}), so torch allocates buffers for copies, in "
                 "powers of two: some of the memory budget is lost to that",
                 StreamtrainWarning,
                 stacklevel=2,

@@ -163,7 +163,7 @@ class _DeviceMemory:
             self._accelerator.give_back()
             return
         warnings.warn(
-            f"{self._accelerator.device} has not done in {_DRAIN_SECONDS:g} seconds what a loader gave it to do: "
+            f"{self._accelerator.device} did not finish the work of a loader in {_DRAIN_SECONDS:g} seconds: "
             "the loader's memory is kept until the process ends",
             StreamtrainWarning,
             stacklevel=2,

@@ -23,9 +23,9 @@ _REMEDIES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"device-side assert"), "labels and indexes within their range; CUDA_LAUNCH_BLOCKING=1 names the call"),
     (re.compile(r"ALLOC_FAILED|NOT_INITIALIZED|out of memory"), "a smaller batch_size, or a smaller model"),
     (NO_KERNEL, Fix("a build of torch for this device, or ", CPU)),
-    (BUSY, Fix("end the process that has the device to itself, or ", CPU)),
+    (BUSY, Fix("end the process that uses the device exclusively, or ", CPU)),
 )
-_ANY_REMEDY: Final = "begin a new process; if it comes again, the log of the device's driver has more"
+_ANY_REMEDY: Final = "start a new process; if it happens again, the log of the device's driver has more"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -27,7 +27,7 @@ def make_accelerator(device: torch.device) -> Accelerator:
 def resolve_device(device: str | torch.device | int) -> torch.device:
     """Turn a name into a device that is there, and works; ``"auto"`` is CUDA where it works, else the CPU."""
     if not isinstance(device, str | torch.device) and not is_int(device, 0, _MOST_DEVICES):
-        raise UsageError(f"device is {device!r:.80}, which is no device", fix=Fix(_AUTO, ", cpu, cuda or cuda:0"))
+        raise UsageError(f"device is {device!r:.80}, which is not a device", fix=Fix(_AUTO, ", cpu, cuda or cuda:0"))
     if device == "auto":
         return _best_device()
     try:
@@ -54,7 +54,7 @@ def _best_device() -> torch.device:
     try:
         _try_cuda(torch.device("cuda"))
     except DeviceError as error:
-        text = f"there is a GPU, and it does not work, so the CPU is taken. {error.told()}"
+        text = f"there is a GPU, but it does not work, so the CPU is used. {error.told()}"
         warnings.warn(StreamtrainWarning(text, fix=error.fix), stacklevel=3)
         return torch.device("cpu")
     return torch.device("cuda")
@@ -89,7 +89,7 @@ def _explained(device: torch.device, error: RuntimeError) -> dict[str, str]:
         why = f"It is of sm_{major}{minor}, and torch {torch.__version__} has kernels for {built}: {first}"
         return {"why": why, "fix": Fix("a build of torch for it, or ", CPU)}
     if BUSY.search(text):
-        why = f"Another process has it to itself: {first}"
+        why = f"Another process uses it exclusively: {first}"
         return {"why": why, "fix": Fix("end that process, another GPU, or ", CPU)}
     return {"why": first, "fix": Fix("look at the driver (nvidia-smi), or ", CPU)}
 

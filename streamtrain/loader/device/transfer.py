@@ -153,7 +153,7 @@ class DeviceTransfer:
         before, self._taken = self._taken, self._accelerator.mark()
         if before is not None and not before.wait(self._timeout):
             raise StallError(
-                f"the device did not come to the end of its work within {self._timeout:g} seconds",
+                f"the device did not finish its work within {self._timeout:g} seconds",
                 where=str(self.device),
                 why="What was queued on it before the last batches is not done yet",
                 fix=Fix("look at what the device does (nvidia-smi), or wait longer: ", Argument("timeout")),

@@ -163,7 +163,7 @@ class Pool:
         """Resume at a position of an epoch, dropping what was under way; waits ``timeout`` seconds for its end."""
         self._workers.check_process()
         with self._lock:
-            self._workers.pause(Deadline(self._reader, self._workers, timeout, "what was under way did not end").left)
+            self._workers.pause(Deadline(self._reader, self._workers, timeout, "the work under way did not end").left)
             self._slots.release(keep=self._workers.error is None)
             self._setting_up = self._indexing = self._placing = False
             self._epochs.clear()

@@ -72,7 +72,7 @@ class SamplePathChoice:
         if self._asked == "fast" or on_step is None or why_unsupported(replace(self._learner, on_step=None)):
             raise self._cannot_resume(reason)
         # An earlier version took the fast path in spite of a callback; such a run can still be resumed.
-        text = f"the run took the fast sample path; it goes on by the plain one, as {reason}"
+        text = f"the run took the fast sample path; it continues on the plain one, because {reason}"
         warnings.warn(text, StreamtrainWarning, stacklevel=2)
         self._taken, self._why = "plain", reason
 

@@ -1,6 +1,6 @@
 """The models, losses and optimizers that the fast path supports, and the reason where one is not.
 
-They are recognised by their exact type and without anything attached, so that no user code is bypassed: a hook, a
+They are recognized by their exact type and without anything attached, so that no user code is bypassed: a hook, a
 replaced function, or a callback after every step, which may change or read anything. The rest is left to the plain
 loop, which has no conditions.
 """
@@ -102,7 +102,7 @@ def _why_not_parameters(learner: Learner) -> str | None:
     if any(parameter.device.type != "cpu" for parameter in used):
         return f"the model is on {used[0].device}"
     if not all(parameter.is_contiguous() and type(parameter) is nn.Parameter for parameter in used):
-        return "the weights do not lie in rows"
+        return "the weights are not contiguous"
     if any(parameter._backward_hooks or parameter._post_accumulate_grad_hooks for parameter in used):
         return "a weight has hooks"
     return None
@@ -169,7 +169,7 @@ def _why_not_step(learner: Learner) -> str | None:
     if learner.clipping != Clipping():
         return "gradients are clipped"
     if learner.schedules is not None and learner.schedules.by_step:
-        return "a schedule goes on after every step"
+        return "a schedule steps after every step"
     if learner.on_step is not None and not only_reads_weights(learner.on_step):
         return "on_step is called after every step, and may change anything"
     return None

@@ -51,8 +51,8 @@ def _warn_of_draws(dataset: BlockReads, rows: Sequence[int], n_blocks: int) -> N
     factor = n_blocks * dataset.layout.block_rows / len(rows)
     warnings.warn(
         StreamtrainWarning(
-            f"samples are drawn here and there, and a block of {dataset.layout.block_rows:,} is read for each sample "
-            f"or two: {factor:,.1f} times the data",
+            f"samples are read at random indices, and each read takes a whole block of {dataset.layout.block_rows:,}: "
+            f"{factor:,.1f} times the data",
             fix="a StreamLoader, which shuffles and reads each block about once",
         ),
         stacklevel=4,

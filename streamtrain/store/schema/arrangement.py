@@ -88,7 +88,7 @@ def check_columns(needed: Iterable[str], there: Sequence[str], *, of: str, where
         f"it has no column {listed(missing)}, which {of} has",
         where=where,
         why=f"It has {listed(tuple(there))}",
-        fix=f"rename what is meant, if {' and '.join(found)}" if found else "data with all of these columns",
+        fix=f"rename the columns, if {' and '.join(found)}" if found else "data with all of these columns",
     )
 
 

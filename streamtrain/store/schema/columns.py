@@ -136,7 +136,7 @@ def parse_schema(found: object) -> Schema:
     """Read a schema back, without trust; refuse with ValueError."""
     try:
         if not isinstance(found, dict) or found["version"] not in (_VERSION, _VERSION_OF_TABLES):
-            raise ValueError("it is none of this version")
+            raise ValueError("its version is unknown")
         return Schema(
             fields=tuple(parse_field(name, each["dtype"], each["shape"]) for name, each in found["fields"].items()),
             columns={name: texts(names) for name, names in found["columns"].items()},
@@ -154,13 +154,13 @@ def parse_schema(found: object) -> Schema:
 def _parse_reading(found: object) -> dict[str, Any]:
     known = {*READING, *TEXT_FORM}
     if not isinstance(found, dict) or not found.keys() <= known:
-        raise ValueError("how rows are read is not there")
+        raise ValueError("it does not say how rows are read")
     return {name: texts(value) if isinstance(value, list) else _text_or_flag(value) for name, value in found.items()}
 
 
 def _text_or_flag(value: object) -> str | bool:
     if not isinstance(value, str | bool):
-        raise ValueError("how rows are read is no text")
+        raise ValueError("how rows are read is not text")
     return value
 
 
@@ -179,7 +179,7 @@ def parse_category(found: Mapping[str, Any]) -> CategoryColumn:
         return CategoryColumn(name=found["name"], hash_size=whole_number(found["hash_size"], 1, MOST_CODES))
     names, counts = texts(found["names"]), found["counts"]
     if not isinstance(counts, list) or len(counts) != len(names) or len(set(names)) != len(names):
-        raise ValueError(f"the categories of {found['name']!r} are not different ones, with their counts")
+        raise ValueError(f"the categories of {found['name']!r} are not distinct, or not counted")
     return CategoryColumn(name=found["name"], names=names, counts=tuple(whole_number(count) for count in counts))
 
 
@@ -191,15 +191,15 @@ KINDS: Final = ("number", "date", "date in days")
 def parse_kinds(found: object) -> dict[str, str]:
     """Read kinds of columns back."""
     if not isinstance(found, dict) or not all(isinstance(n, str) and kind in KINDS for n, kind in found.items()):
-        raise ValueError("its columns are of no known kind")
+        raise ValueError("its columns are of an unknown kind")
     return found
 
 
 def parse_fills(found: object) -> dict[str, float]:
     """Read values that stand for missing ones back."""
     if not isinstance(found, dict):
-        raise ValueError("what stands for missing values is not there")
+        raise ValueError("it does not say what stands for missing values")
     fills = {str(name): number_or_nan(value) for name, value in found.items()}
     if any(value != value for value in fills.values()):
-        raise ValueError("what stands for a missing value is no number")
+        raise ValueError("what stands for a missing value is not a number")
     return fills

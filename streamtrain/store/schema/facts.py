@@ -115,7 +115,7 @@ def read_vocabulary(stored: StoredCategories, data: bytes) -> CategoryColumn:
         raise ValueError("it is not a JSON object")
     category = parse_category(found)
     if category.name != stored.name or len(category.names) != stored.n_names or category.hash_size is not None:
-        raise ValueError("its column or the number of its categories is another one")
+        raise ValueError("its column or its number of categories differs")
     return category
 
 

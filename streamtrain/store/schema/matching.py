@@ -132,7 +132,7 @@ def _columns_difference(name: str, ours: Schema, theirs: Schema, of: str) -> Dif
     what = f"the columns of {name} are {listed(here)}; in {of} they are {listed(there)}"
     other = names_difference(there, here, of)
     if other is not None:
-        return Difference(what=what, why=f"The first difference: {other}", fix="ingest the same columns of both")
+        return Difference(what=what, why=f"The first difference: {other}", fix="ingest the same columns in both")
     place = next(n for n, (one, two) in enumerate(zip(there, here, strict=True)) if one != two)
     why = f"The first difference: column {place} is {here[place]!r} here and {there[place]!r} there"
     return Difference(what=what, why=why, fix=Fix("ingest it again with ", named_in_order("columns", there)))
@@ -161,7 +161,7 @@ def _categories_difference(ours: Schema, theirs: Schema, of: str) -> Difference 
             continue
         pairs = enumerate(zip_longest(there.names, here.names), 2)
         code, (one, two) = next((pair for pair in pairs if pair[1][0] != pair[1][1]), (2, (None, None)))
-        what = f"the categories of column {here.name!r} are numbered otherwise than in {of}"
+        what = f"the categories of column {here.name!r} are numbered differently than in {of}"
         why = f"The first difference: code {code} is {_shown(two)} here and {_shown(one)} there"
         return Difference(what=what, why=why, fix=_LIKE)
     return None
@@ -182,7 +182,7 @@ def _numbers_of_columns_difference(ours: Schema, theirs: Schema, of: str) -> Dif
     return None
 
 
-_LIKE: Final = Fix("ingest it again in the terms of the other: ", Argument("like"))
+_LIKE: Final = Fix("ingest it again like the other: ", Argument("like"))
 
 
 def _numbers_difference(name: str, ours: Schema, theirs: Schema, of: str) -> Difference | None:

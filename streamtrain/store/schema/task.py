@@ -192,13 +192,13 @@ def sentence(task: LabelTask) -> tuple[str, ...]:
     if task.name is None:
         return (f"{labels.name}: {held}: {_QUESTIONS[_other_reading(labels)]} Undecided; train asks for ", "")
     if task.by == "told":
-        return (f"{labels.name}: {held}: {task.name}, as told", "")
+        return (f"{labels.name}: {held}: {task.name}, as given", "")
     if task.name == "classification":
         return (_of_classes(labels, held), " if they are quantities")
     return (f"{labels.name}: {held}: {what}, so {task.name}", _WAYS[task.name])
 
 
-_MEANINGS: Final = {"regression": "a quantity", "multilabel": "labels, any number of them a sample"}
+_MEANINGS: Final = {"regression": "a quantity", "multilabel": "any number of labels per sample"}
 _WAYS: Final = {"regression": " makes each a class", "multilabel": " if they are quantities"}
 _QUESTIONS: Final = {
     "multilabel": "a class, or labels?",
@@ -280,7 +280,7 @@ def _misfit(labels: Labels, task: TaskName) -> str | None:
 
 
 _NO_LABELS: Final = "Labels are a matrix of 0 and 1, a column each"
-_NAMED: Final = "Classes are no quantities"
+_NAMED: Final = "Classes are not quantities"
 _FRACTIONS: Final = "Classes are whole numbers"
 _MATRIX: Final = "A class is one number a sample"
 _ONE_HOT: Final = "A class is one number a sample: of one-hot rows {'y': y.argmax(1)}"

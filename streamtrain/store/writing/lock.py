@@ -208,7 +208,7 @@ def _flock(lock: Path, fd: int, kind: int = fcntl.LOCK_EX) -> bool:
         return False
     except OSError as error:
         if error.errno == errno.EBADF:
-            what = "the lock file is another user's, and this file system locks only what one may write"
+            what = "the lock file belongs to another user, and this file system locks only files that you may write"
             raise LockedError(what, where=str(lock), fix="delete it if nobody writes there") from error
         what = f"cannot lock: {error.strerror}; without locks two processes could write at once"
         fix = "write to a disk with file locks (flock), such as a local one, and copy what was written from there"

@@ -306,7 +306,7 @@ def _check_renames(path: Path, full: Path, files: Files) -> None:
     except OSError as error:
         if error.errno == errno.EXDEV:
             raise ResourceError(
-                "the file system cannot rename the dataset, which replacing it takes",
+                "the file system cannot rename the dataset, which is needed to replace it",
                 where=str(path),
                 why="It lies in a lower layer, such as a container's image",
                 fix="copy it to a volume first, and give that path",
@@ -403,7 +403,7 @@ def recover_interrupted_swap(path: Path, files: Files) -> bool:
             if not isinstance(error.__cause__, PermissionError):
                 raise
             what = f"the dataset was being replaced when its writer ended, and cannot be put back: {error.what}"
-            fix = Fix(Call("repair", str(path), ("remove",)), ", by somebody who may write there")
+            fix = Fix(Call("repair", str(path), ("remove",)), ", as a user who may write there")
             raise DatasetError(what, where=str(path), fix=fix) from error
     with writer_lock(path, files):
         _close_gap(path, files)

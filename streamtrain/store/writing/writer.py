@@ -1,7 +1,7 @@
 """The writer of a dataset: shards in any order and from any thread, then one commit.
 
 The private group's folder comes first and the root ``zarr.json`` last, so a killed run leaves a directory that is
-recognised as incomplete and does not open. Every file is durable before the root names it, and each shard before the
+recognized as incomplete and does not open. Every file is durable before the root names it, and each shard before the
 journal names it, from which a later run resumes.
 
 Files are flushed by threads of their own, while the next ones are written: a flush waits for the disk and needs no

@@ -85,7 +85,7 @@ def is_raw(path: str | os.PathLike[str]) -> bool:
 def _opened(path: str | os.PathLike[str]) -> Dataset:
     place = local_path(path)
     if is_raw(place):
-        what = "raw data, and no dataset"
+        what = "raw data, not a dataset"
         fix = f"streamtrain.rows({str(path)!r}, like=model) reads it, or ingest it"
         raise UsageError(what, where=str(path), fix=fix)
     return open_dataset(place)
@@ -163,8 +163,8 @@ def _of_runs(data: Any, wanted: Wanted) -> InputBatches:
         terms = {} if reading is None else {"source": reading.lasting_bytes + reading.working_bytes}
         return InputBatches(batches=batches, n_rows=getattr(data, "n_rows", None), terms=terms)
     raise UsageError(
-        f"{a_kind(data)} is no data to predict",
-        why="That is a dataset or its path, an array, a dict of arrays, a data frame, or batches",
+        f"{a_kind(data)} is not data to predict",
+        why="Data to predict is a dataset or its path, an array, a dict of arrays, a data frame, or batches",
         fix="an array, numpy.asarray(x) say; streamtrain.rows(..., like=model) reads raw files",
     )
 
@@ -194,10 +194,10 @@ def _as_array(values: Any) -> Any:
         dense = values.detach().cpu()
         return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
     if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
-        raise UsageError("a value is masked, and what is masked is no data", fix="fill it in: x.filled(value)")
+        raise UsageError("a value is masked, and a masked value is not data", fix="fill it in: x.filled(value)")
     found = values if isinstance(values, np.ndarray) else np.asarray(values)
     if not found.ndim:
-        raise UsageError("a single number is no batch", fix="an array with rows first: x[None]")
+        raise UsageError("a single number is not a batch", fix="an array with rows first: x[None]")
     return found
 
 

@@ -87,13 +87,13 @@ def _column(frame: Any, name: str, where: str) -> Array:
         return values.astype(np.int64) if values.dtype.kind == "b" else values
     if values.dtype.kind == "f":
         return values.astype(np.float64, copy=False)
-    raise UsageError(f"column {name!r} is {values.dtype}, and no plain numbers", where=where, fix=_RAW)
+    raise UsageError(f"column {name!r} is {values.dtype}, not plain numbers", where=where, fix=_RAW)
 
 
 def _codes(frame: Any, category: CategoryColumn, where: str) -> Array:
     values = np.asarray(frame[category.name])
     if values.dtype.kind in "fb":
-        what = f"column {category.name!r} is {values.dtype}, and no text"
+        what = f"column {category.name!r} is {values.dtype}, not text"
         raise UsageError(what, where=where, fix=_RAW)
     known = {name: code for code, name in enumerate(category.names, _FIRST)}
     return np.array([_code(value, known) for value in values.tolist()], np.int32)

@@ -129,7 +129,7 @@ class GivenBatches:
         if not is_batches(batches):
             named = ", ".join(f"{name!r}: {name}" for name in names)
             what = f"{a_kind(batches)} is not data to evaluate"
-            why = "That is a dataset or its path, a loader, or batches with labels"
+            why = "Data to evaluate is a dataset or its path, a loader, or batches with labels"
             raise UsageError(what, why=why, fix=f"{{{named}}}")
         self._names = tuple(names)
         self._rest = iter(batches)

@@ -33,7 +33,7 @@ class TrainedModel(Predicts, nn.Module):
     Attributes
     ----------
     module : torch.nn.Module
-        The model itself, without what rescales its inputs.
+        The model itself, without the normalization of its inputs.
     inputs : tuple of str
         The fields that it takes, in order.
     task : str or None
@@ -47,7 +47,7 @@ class TrainedModel(Predicts, nn.Module):
     config : dict
         The run's configuration.
     best : dict
-        The epoch whose weights these are, and what it is the best by, if it is; ``weights`` says it in a sentence.
+        The epoch of these weights, and the monitor that it is best by, if it is; ``weights`` is a sentence on it.
     """
 
     def __init__(self, run: SavedRun, module: nn.Module, device: torch.device) -> None:
@@ -87,7 +87,7 @@ class TrainedModel(Predicts, nn.Module):
 
     @property
     def module(self) -> nn.Module:
-        """The model itself, without what rescales its inputs."""
+        """The model itself, without the normalization of its inputs."""
         return self._normalized.model
 
     @property
@@ -134,7 +134,7 @@ def load(
     device: str | torch.device = "auto",
     model: str | nn.Module | None = None,
 ) -> TrainedModel:
-    """Load the model of a run: its folder is all that is needed.
+    """Load the model of a run; nothing but its folder is needed.
 
     Parameters
     ----------
@@ -145,8 +145,8 @@ def load(
     device : str or torch.device
         ``"auto"`` is CUDA where there is any, else the CPU.
     model : str or torch.nn.Module, optional
-        Code of your own that the run was trained with: ``"FILE.py:NAME"``, or the module. A run never runs code that
-        nobody names.
+        Code of your own that the run was trained with: ``"FILE.py:NAME"``, or the module. Code runs only if you name it
+        here.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def load(
     Raises
     ------
     CheckpointError
-        It is no run, is damaged, or its model is code that ``model`` has to name.
+        The folder is not a run, is damaged, or its model is code that ``model`` has to name.
 
     Examples
     --------

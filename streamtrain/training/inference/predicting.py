@@ -99,7 +99,7 @@ def _checked_rows(rows: object) -> tuple[int, int | None]:
     match (int(found[1] or 0), int(found[2]) if found[2] else None) if found else rows:
         case (start, stop) if is_int(start, 0) and (stop is None or is_int(stop, start)):
             return start, stop
-    why = "It is a first row, and the one behind the last"
+    why = "It is the first row, and the row after the last one"
     raise UsageError(f"rows is {rows!r:.80}", why=why, fix=Fix(Argument("rows", "0:1000"), ", say"))
 
 

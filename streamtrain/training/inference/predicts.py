@@ -85,19 +85,19 @@ class Predicts:
         data : Dataset, path of one, array, dict of arrays, data frame, or batches
             Columns are matched by name. Raw files are read by `streamtrain.rows`.
         probabilities : bool
-            Of all classes, and not only the predicted one.
+            Return those of all classes, not only the predicted label.
         batch_size : int
             Samples of a batch.
         memory : int or str
-            Budget for reading, writing and what is held.
+            Budget for reading, writing and the predictions held.
         out : path, optional
-            A .csv, .tsv, .parquet, .npy or .zarr to write; nothing is there before it is whole.
+            A .csv, .tsv, .parquet, .npy or .zarr to write; it appears when it is complete.
         rows : (int, int) or str, optional
-            The first row, and the one behind the last; or both as ``"0:1000"``.
+            The first row and the row after the last one; or both as ``"0:1000"``.
         overwrite : bool
-            Replace what is at ``out`` when the new one is whole.
+            Replace what is at ``out`` when the new one is complete.
         autocast : str or torch.dtype, optional
-            ``"bfloat16"`` for the operations for which `torch.autocast` deems it precise enough; float32 by default.
+            ``"bfloat16"`` for the operations for which `torch.autocast` finds it precise enough; float32 by default.
 
         Returns
         -------
@@ -108,7 +108,7 @@ class Predicts:
         Raises
         ------
         UsageError
-            The data lacks a column or field, or has others than the model takes; or something is at ``out``.
+            The data lacks a column or field that the model takes, or one does not fit; or something is at ``out``.
         BudgetError
             ``memory`` is too small, or smaller than the result.
         """
@@ -131,7 +131,7 @@ class Predicts:
         rows: tuple[int, int | None] | str | None = None,
         autocast: str | torch.dtype | None = None,
     ) -> Iterator[dict[str, Array]]:
-        """Yield predictions batch by batch: dicts of ``row``, ``prediction``, and of classes ``probability``."""
+        """Yield predictions batch by batch: dicts of ``row``, ``prediction``, and ``probability`` for classes."""
         options = PredictOptions.of(probabilities=probabilities, batch_size=batch_size, memory=memory, rows=rows)
         predictor = replace(self.predictor(), autocast=check_autocast(autocast))
         return PublicIterator(iterate(predictor, data, options))

@@ -255,7 +255,7 @@ def _warn_of_change(run: SavedRun, model: str) -> None:
     code, digest = code_of(model), run.config.get("model_sha256")
     file = Path(code.place) if code is not None and code.is_file else None
     if file is not None and digest is not None and file.is_file() and file_digest(file) != digest:
-        text = f"{file} is not the file that {run.path} was trained with any more"
+        text = f"{file} is not the file that {run.path} was trained with"
         warnings.warn(StreamtrainWarning(text), stacklevel=4)
 
 
@@ -310,6 +310,6 @@ def normalize_modules(run: SavedRun) -> Mapping[str, nn.Module]:
     for name in run.config["normalize"]:
         state = states.get(name, {})
         if not state.keys() >= {"mean", "std"}:
-            raise CheckpointError(f"what rescales {name} is missing", where=str(checkpoint.path), fix=AGAIN)
+            raise CheckpointError(f"the normalization of {name} is missing", where=str(checkpoint.path), fix=AGAIN)
         modules[name] = Normalize(state["mean"], state["std"])
     return modules

@@ -116,7 +116,7 @@ class PredictionSummary:
             if abs(apart[n]) > _CLEAR_SHARE:
                 return (
                     f"class {self.form.class_name(n)} is {self._counts[n] / self.n_rows:.0%} of the predictions and "
-                    f"{shares[n]:.0%} of the training's labels: other data, or a model that has not learnt it"
+                    f"{shares[n]:.0%} of the training's labels: other data, or a model that has not learned it"
                 )
         for n, (mean, before, std) in enumerate(
             zip(self.mean, self.labels.get("mean", ()), self.labels.get("std", ()), strict=False)
@@ -124,7 +124,7 @@ class PredictionSummary:
             if abs(mean - before) > _CLEAR_MEAN * std > 0:
                 return (
                     f"the mean of {self._target(n)} is {mean:.4g} here and {before:.4g} in the training's labels: "
-                    "other data, or a model that has not learnt it"
+                    "other data, or a model that has not learned it"
                 )
         return None
 

@@ -27,7 +27,7 @@ def check_class_weight(given: object, loss: Loss) -> None:
             raise UsageError(f"the weight of class {name} is {weight!r}; it must be 0 or positive, and finite")
     if loss.kind not in ("classes", "logits", "custom"):
         what = f"class_weight with the loss {loss.name}"
-        raise UsageError(what, why="Its targets are no classes", fix="leave it out, or a loss of classes")
+        raise UsageError(what, why="Its targets are not classes", fix="leave it out, or a loss of classes")
     inside = loss.class_weights is not None or bool(loss.element_weights)
     if inside or any(getattr(loss.mean, name, None) is not None for name in ("weight", "pos_weight")):
         why = "They would be weighed twice"

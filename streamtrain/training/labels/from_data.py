@@ -54,7 +54,7 @@ def is_known(given: Mapping[str, Any]) -> bool:
     else:
         check_model(model)
         if given["model_args"]:
-            what = "model_args are given beside a ready model"
+            what = "model_args are given together with a ready model"
             raise UsageError(what, fix=Fix("leave ", Argument("model_args"), " out, or name the model by text"))
     check_task(given["task"])
     awaits_statistics(given["normalize"])  # or refuses what is neither
@@ -103,7 +103,7 @@ def n_outputs(dataset: Dataset, loss: Loss, y: Field) -> int:
         what = f"{loss.name} takes class labels from 0 to {MOST_VALUES - 1:,}; field {y.name} holds others"
         hole = _lone_negative(dataset, y)
         if hole is not None:
-            fix = Fix(Argument("ignore_label", hole), " where it is no class; or number the classes from 0")
+            fix = Fix(Argument("ignore_label", hole), " if it is not a class; or number the classes from 0")
             raise UsageError(what, where=str(dataset.path), why=f"One of them is {hole}", fix=fix)
         fix = Fix("number the classes from 0, without gaps; store quantities as floats")
         raise UsageError(what, where=str(dataset.path), fix=fix)

@@ -223,7 +223,7 @@ def epoch_line(summary: EpochSummary) -> str:
 class History(Sequence[EpochSummary]):
     """Result of `Trainer.fit`: its epochs, in order, as a sequence and as a table.
 
-    ``history[-1]`` is the last epoch, ``history["val_loss"]`` the values of all, and `streamtrain.plot` draws them.
+    ``history[-1]`` is the last epoch, ``history["val_loss"]`` its value in every epoch; `streamtrain.plot` draws them.
 
     Parameters
     ----------
@@ -232,7 +232,7 @@ class History(Sequence[EpochSummary]):
     counts : Counts
         Totals since the trainer was made, or since the run first began.
     resumed_from_batch : int
-        Whole batches taken in before a resumed run continued; else 0.
+        Whole batches done before the run was resumed; else 0.
     checkpoint_failures : int
         Checkpoints that could not be written, under ``on_checkpoint_failure="warn"``.
     unsaved : ResourceError, optional
@@ -314,13 +314,13 @@ class History(Sequence[EpochSummary]):
         return values[key]
 
     def to_dict(self) -> dict[str, list[float]]:
-        """Return a list a column by name, as Keras's ``history.history``; NaN where an epoch has no value."""
+        """Return one list per column, like Keras's ``history.history``; NaN where an epoch has no value."""
         rows = [epoch.named() for epoch in self.epochs]
         names = dict.fromkeys(name for row in rows for name in row if name != "partial")
         return {name: [row.get(name, math.nan) for row in rows] for name in names}
 
     def to_frame(self) -> Any:
-        """Return the same columns as a data frame of pandas, a row an epoch.
+        """Return the same columns as a pandas data frame, one row per epoch.
 
         Raises
         ------

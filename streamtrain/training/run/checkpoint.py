@@ -373,7 +373,7 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         what = f"is not complete: {_MANIFEST} is missing"
         if is_there(folder / _LEFT):
-            what = "was left behind: the run went on from an older one"
+            what = "is outdated: the run continued from an older one"
         raise CheckpointError(what, where=str(folder), fix="train again") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"is damaged: {error}", where=str(file), fix="train again") from error

@@ -419,7 +419,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
     if not isinstance(config, dict):
-        raise CheckpointError("is no JSON object", where=str(file), fix="train again")
+        raise CheckpointError("is not a JSON object", where=str(file), fix="train again")
     return config
 
 

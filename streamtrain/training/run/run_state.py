@@ -139,7 +139,7 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any
             if value is not None and getattr(value, "shape", None) != weights[place].shape:
                 raise ValueError(f"what the optimizer keeps of weight {place} is not of its shape")
     if len(named) > 1:
-        raise ValueError("the optimizer keeps other things of one weight than of another")
+        raise ValueError("the optimizer does not keep the same values of every weight")
 
 
 class RunState:
@@ -368,7 +368,7 @@ class RunState:
                 self._rule.learner.schedules.load_state_dict(training["schedules"])
             self._watch.load(training.get("stopping"), found.state.get("best"), found.path.parent)
             if not isinstance(self._stream, ResumableStream):
-                raise UsageError("the stream has no load_state_dict, so it cannot go on", fix="a StreamLoader")
+                raise UsageError("the stream has no load_state_dict, so it cannot resume", fix="a StreamLoader")
             counts = Counts(**found.state["counts"])
             if not is_over(counts) and isinstance(self._run, RunFolder):
                 self._check_room(self._run)
@@ -378,7 +378,9 @@ class RunState:
             raise
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CheckpointError(
-                f"cannot go on: {first_line(error)}", where=str(found.path), fix=Fix("another ", Argument("checkpoint"))
+                f"cannot resume: {first_line(error)}",
+                where=str(found.path),
+                fix=Fix("another ", Argument("checkpoint")),
             ) from error
         self._last_saved = found.path
         if isinstance(self._run, RunFolder):
@@ -461,7 +463,7 @@ def _unsaved(run: Path, counts: Counts, error: ResourceError) -> ResourceError:
         f"the checkpoint after batch {counts.n_batches:,} was not saved: {error.what}",
         where=error.where,
         why=error.why,
-        fix=error.fix or "see to the disk",
+        fix=error.fix or "check the disk",
     )
 
 

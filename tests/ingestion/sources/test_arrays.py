@@ -97,7 +97,7 @@ def test_a_label_beyond_int64() -> None:
         ({"x": np.zeros(3, "c16")}, "complex"),
         ({"count": np.zeros(3)}, "'count' is not usable"),
         ({"a b": np.zeros(3)}, "'a b' is not usable"),
-        ({"x": [[1, 2], "three"]}, "a list does not become an array"),
+        ({"x": [[1, 2], "three"]}, "a list cannot become an array"),
     ],
 )
 def test_bad_arrays(arrays: dict[str, Any], message: str) -> None:
@@ -110,7 +110,7 @@ def test_bad_arrays(arrays: dict[str, Any], message: str) -> None:
     ("source", "message"),
     [
         ({}, "at least one"),
-        ({1: np.zeros(3)}, "named by text"),
+        ({1: np.zeros(3)}, "names of fields are text"),
         (7, "an int is not a source"),
         (None, "a NoneType is not a source"),
         ([np.zeros(3), np.zeros(3)], "a list is not a source"),

@@ -64,7 +64,7 @@ def test_unknown_shapes_are_refused() -> None:
 
 def test_a_graph_that_lies_about_its_shape() -> None:
     x = from_array(np.zeros((10, 3)), chunks=5).map_blocks(lambda values: values[:, :2], dtype="f8")
-    with pytest.raises(InputError, match=r"computed to shape \(5, 2\)"):
+    with pytest.raises(InputError, match=r"the rows have shape \(5, 2\)"):
         list(open_source(x).iter_blocks(1000))
 
 

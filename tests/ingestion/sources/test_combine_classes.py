@@ -33,7 +33,7 @@ def test_the_first_label_that_is_no_class(
     assert source.seekable != streamed
     bad = [row for row, label in enumerate(labels) if label not in range(7)]
     if bad:
-        with pytest.raises(InputError, match=rf"row {bad[0]} of the .*: label {y[bad[0]]} is none of the 7 classes"):
+        with pytest.raises(InputError, match=rf"row {bad[0]} of the .*: label {y[bad[0]]} is not one of the 7 classes"):
             read_all(source, max_bytes)
     else:
         np.testing.assert_array_equal(read_all(source, max_bytes)["y"], np.array(labels, "i8"), strict=True)
@@ -45,7 +45,7 @@ def test_a_label_far_down_is_named_by_its_file_and_row(tmp_path: Path) -> None:
     source = ClassCheckedSource(open_source(tmp_path / "x.npy", labels=tmp_path / "y.npy"), 3)
     assert source.seekable
     assert source.read(0, 150_000)["y"].dtype == np.int64
-    with pytest.raises(InputError, match=r"y\.npy row 150001: label 2\.5 is none of the 3 classes 0 to 2"):
+    with pytest.raises(InputError, match=r"y\.npy row 150001: label 2\.5 is not one of the 3 classes 0 to 2"):
         source.read(100_000, 200_000)
 
 
@@ -53,7 +53,7 @@ def test_a_label_far_down_is_named_by_its_file_and_row(tmp_path: Path) -> None:
 def test_a_negative_label_is_stored_as_it_comes(labels: Any, tmp_path: Path) -> None:
     dataset = streamtrain.ingest({"x": X[:3], "y": labels}, tmp_path / "d.zarr")
     assert dataset[:]["y"].tolist() == labels.tolist()
-    with pytest.raises(InputError, match=rf"row 2 of the arrays: label {labels[2]} is none of the 2 classes 0 to 1"):
+    with pytest.raises(InputError, match=rf"row 2 of the arrays: label {labels[2]} is not one of the 2 classes 0 to 1"):
         streamtrain.ingest({"x": X[:3], "y": labels}, tmp_path / "e.zarr", classes=2)
 
 
@@ -79,7 +79,7 @@ def test_names_have_the_order_they_were_given(tmp_path: Path) -> None:
 def test_a_number_of_classes_is_that_of_the_dataset(tmp_path: Path) -> None:
     dataset = streamtrain.ingest({"x": X, "y": np.arange(20.0) % 4}, tmp_path / "d.zarr", classes=10)
     assert (dataset.classes, dataset.n_classes, dataset.fields[1].dtype) == (None, 10, np.dtype("int64"))
-    with pytest.raises(InputError, match=r"row 1 of the arrays: label 12\.0 is none of the 10 classes"):
+    with pytest.raises(InputError, match=r"row 1 of the arrays: label 12\.0 is not one of the 10 classes"):
         streamtrain.ingest({"x": X[:2], "y": np.array([9.0, 12.0])}, dataset.path, append=True)
     appended = streamtrain.ingest({"x": X[:2], "y": np.array([9.0, 0.0])}, dataset.path, append=True)
     assert (len(appended), appended.n_classes) == (22, 10)
@@ -89,7 +89,7 @@ def test_a_number_of_classes_is_that_of_the_dataset(tmp_path: Path) -> None:
     streamtrain.ingest(source, tmp_path / "e.zarr", label_column="kind", classes=2)
     with pytest.raises(DatasetError, match=r"options\.classes: 2 there, 3 here"):
         streamtrain.ingest(source, tmp_path / "e.zarr", label_column="kind", classes=3, resume=True)
-    with pytest.raises(InputError, match=r"a\.csv: 2 classes are there, 1 were named: 'ant', 'cat'"):
+    with pytest.raises(InputError, match=r"a\.csv: 2 classes were found, 1 were named: 'ant', 'cat'"):
         streamtrain.ingest(source, tmp_path / "f.zarr", label_column="kind", classes=1)
 
 

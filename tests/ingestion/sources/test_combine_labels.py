@@ -49,7 +49,7 @@ def test_labels_from_a_table(tmp_path: Path, read_all: Callable[..., Any]) -> No
     for name, options in (("one", SourceOptions()), ("two", SourceOptions(label_column="kind"))):
         source = open_source(tmp_path / "x.npy", labels=tmp_path / f"{name}.csv", options=options)
         assert (source.classes, read_all(source)["y"].tolist()) == (("a", "b"), [1, 0, 1])
-    with pytest.raises(UsageError, match="which column holds the labels"):
+    with pytest.raises(UsageError, match="the label column is not named"):
         open_source(tmp_path / "x.npy", labels=tmp_path / "two.csv")
 
 

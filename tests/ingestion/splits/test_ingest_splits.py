@@ -274,7 +274,7 @@ def test_what_is_there_is_appended_to_and_replaced_as_it_is(tmp_path: Path) -> N
     st.ingest({"x": X}, path, split=SPLIT)
     with pytest.raises(st.UsageError, match="exists there already"):
         st.ingest({"x": X}, path, split=SPLIT)
-    with pytest.raises(st.UsageError, match="were made otherwise"):
+    with pytest.raises(st.UsageError, match="were made differently"):
         st.ingest({"x": X}, path, split={"val": 0.3}, append=True)
     with pytest.raises(st.UsageError, match="one of several splits"):
         st.ingest({"x": X}, path / "val", append=True)

@@ -231,14 +231,14 @@ def test_a_gpu_that_computes_is_taken(gpu):
     ("fails", "why"),
     [
         (no_kernels, r"It is of sm_37, and torch \S+ has kernels for sm_75, sm_90: .*Fix: a build of torch for it"),
-        (taken, r"Another process has it to itself: .*Fix: end that process, another GPU, or device='cpu'"),
+        (taken, r"Another process uses it exclusively: .*Fix: end that process, another GPU, or device='cpu'"),
     ],
 )
 def test_a_gpu_that_does_not_compute_is_told_with_the_reason(gpu, fails, why):
     gpu(fails)
     with pytest.raises(DeviceError, match=rf"the device 'cuda' does not work\. {why}"):
         resolve.resolve_device("cuda")
-    with pytest.warns(UserWarning, match=f"there is a GPU, and it does not work, so the CPU is taken.*{why[:20]}"):
+    with pytest.warns(UserWarning, match=f"there is a GPU, but it does not work, so the CPU is used.*{why[:20]}"):
         assert resolve.resolve_device("auto") == torch.device("cpu")
 
 

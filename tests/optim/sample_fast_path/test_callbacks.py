@@ -332,7 +332,7 @@ def test_a_run_that_an_earlier_version_took_along_the_fast_path_with_a_callback_
     learn(base, *make_data(3))
     with_callback = replace(base.learner, on_step=lambda: None)
     rule = SampleRule(with_callback, path="auto")
-    with pytest.warns(UserWarning, match="took the fast sample path; it goes on by the plain one, as on_step"):
+    with pytest.warns(UserWarning, match="took the fast sample path; it continues on the plain one, because on_step"):
         rule.load_state_dict(base.state_dict())
     assert rule.choice.path == "plain"
     with pytest.raises(CheckpointError, match="cannot be taken here"):

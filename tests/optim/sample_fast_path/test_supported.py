@@ -128,7 +128,7 @@ def test_what_belongs_to_every_step_is_for_the_plain_loop() -> None:
     assert why_unsupported(Learner(**known, l2=0.1)) == "there is a penalty l2"
     assert why_unsupported(Learner(**known, clipping=Clipping(norm=1.0))) == "gradients are clipped"
     by_step = OptimizerSchedules(optimizer, None, "exponential:0.9")
-    assert why_unsupported(Learner(**known, schedules=by_step)) == "a schedule goes on after every step"
+    assert why_unsupported(Learner(**known, schedules=by_step)) == "a schedule steps after every step"
     by_epoch = OptimizerSchedules(optimizer, "cosine")
     assert why_unsupported(Learner(**known, schedules=by_epoch)) is None
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -54,7 +54,7 @@ def test_it_comes_back_from_json() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 3}, "none of this version"),
+        ({"version": 3}, "its version is unknown"),
         ({"fields": [1]}, "AttributeError"),
         ({"fields": {"x": {"dtype": "float64", "shape": [-1]}}}, "-1 is not a positive integer"),
         ({"fields": {"x": {"dtype": "no such", "shape": []}}}, "not a dtype"),
@@ -71,5 +71,5 @@ def test_what_is_no_schema_is_refused(change: dict[str, Any], message: str) -> N
 
 
 def test_a_list_is_no_schema() -> None:
-    with pytest.raises(ValueError, match="none of this version"):
+    with pytest.raises(ValueError, match="its version is unknown"):
         parse_schema([])

@@ -90,7 +90,7 @@ def test_few_numbered_from_the_start_always_are(n_values: int, first: int, n: in
 @pytest.mark.parametrize(
     ("labels", "task", "why"),
     [
-        (Labels(kind="i", shape=(), n_samples=N, is_named=True), "regression", "Classes are no quantities"),
+        (Labels(kind="i", shape=(), n_samples=N, is_named=True), "regression", "Classes are not quantities"),
         (Labels(kind="f", shape=(), n_samples=N, min=0.5, max=3), "classification", "whole numbers"),
         (whole(range(3)), "multilabel", "matrix of 0 and 1"),
         (matrix("i", 3, is_binary=True, is_one_hot=True), "classification", "argmax"),

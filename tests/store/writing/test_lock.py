@@ -238,7 +238,7 @@ def test_a_lock_of_another_user_is_not_taken_over_where_locking_takes_writing(
     lock_path(tmp_path / "d").write_text("{}")
     check_unlocked(tmp_path / "d")
     with (
-        pytest.raises(LockedError, match=r"another user's.*Fix: delete it if nobody writes there"),
+        pytest.raises(LockedError, match=r"belongs to another user.*Fix: delete it if nobody writes there"),
         _lock(tmp_path / "d"),
     ):
         pass

@@ -153,7 +153,7 @@ def test_without_links_the_copy_is_announced_and_its_room_asked_for(tmp_path: Pa
     with pytest.raises(ResourceError, match=r"are needed, and 3\.0 KB are free"):
         append(path, WithoutLinks(3000))
     assert nothing_beside(path)
-    assert "no links here; copies" in append(path, WithoutLinks(10**6))[0]
+    assert "no hard links here; " in append(path, WithoutLinks(10**6))[0]
     assert verify(path, full=True).damage == ()
 
 

@@ -121,7 +121,7 @@ def test_code_of_ones_own_is_called_with_model_args(tmp_path: Path, monkeypatch:
     [
         ({"model": "mpl"}, "did you mean 'mlp'"),
         ({"model": 3}, "model"),
-        ({"model": nn.Linear(1, 1), "model_args": {"a": 1}}, "beside a ready model"),
+        ({"model": nn.Linear(1, 1), "model_args": {"a": 1}}, "together with a ready model"),
         ({"model": "mlp", "task": "regresion"}, "did you mean 'regression'"),
         ({"model": "mlp", "loss": "msee"}, "did you mean 'mse'"),
         ({"model": "mlp", "loss": "mse", "ignore_label": 3}, "ignore_label is 3 with the loss mse"),
@@ -163,7 +163,7 @@ def test_an_ignored_label_is_no_class(tmp_path: Path, ignored: int, capsys: pyte
     assert trainer.evaluate(data).n_samples == 60
     words = ["train", str(data.path), "--model", "linear", "--ignore-label", str(ignored), "--epochs", "1"]
     assert main([*words, "--batch-size", "8", "--memory", "8MB", "--out", str(tmp_path / "run")]) == 0
-    assert f"12 of them {ignored}, which is no class" in capsys.readouterr().out
+    assert f"12 of them {ignored}, which is not a class" in capsys.readouterr().out
     assert main(["evaluate", str(tmp_path / "run"), str(data.path)]) == 0
 
 

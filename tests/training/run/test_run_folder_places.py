@@ -97,7 +97,7 @@ def test_a_numbered_profile_is_not_put_there_either(data: st.Dataset, monkeypatc
 
 def test_a_name_with_a_zero_byte_is_none(data: st.Dataset) -> None:
     trainer = st.Trainer(nn.Linear(100, 100), loss="cross_entropy", device="cpu")
-    with pytest.raises(UsageError, match="with a zero byte in it, which no file can be called"):
+    with pytest.raises(UsageError, match="with a zero byte in it, which no file name can have"):
         trainer.fit(data, max_epochs=1, memory="16MB", checkpoint="a\0b")
 
 

@@ -110,7 +110,7 @@ class SampleSource(Source):
     def _array(self, value: Any, row: int) -> npt.NDArray[Any]:
         if type(value).__module__.partition(".")[0] == "PIL":
             raise InputError(
-                f"a value is a {type(value).__name__} of PIL, which a dataset does not hold",
+                f"a value is a PIL {type(value).__name__}, which a dataset cannot hold",
                 where=self.where(row),
                 why="Arrays of one shape are stored: images decoded and of one size",
                 fix="give the dataset transform=numpy.asarray, after resizing where sizes differ",

@@ -55,7 +55,7 @@ def check_no_labels_among(sources: Sequence[Source]) -> None:
     of, labels = max(pairs, key=lambda pair: pair[0].n_samples or 0)
     listed = "; ".join(f"{name_of(one)} and {name_of(other)}, {one.n_samples:,} rows each" for one, other in pairs)
     raise InputError(
-        f"{len(sources)} files do not hold the same: {len(features)} hold samples, {len(single)} their labels",
+        f"{len(sources)} files hold different data: {len(features)} hold samples, {len(single)} their labels",
         where=str(Path(name_of(of)).parent),
         why=f"Those with as many rows are {listed}",
         fix=Fix(f"give {name_of(of)} with ", Argument("labels", name_of(labels))),

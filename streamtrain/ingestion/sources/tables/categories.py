@@ -250,7 +250,7 @@ def _check_type(values: Any, name: str, where: str | None) -> None:
     is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind)
     if not (is_number or is_text(values) or types.is_date32(kind) or types.is_null(kind)):
         raise InputError(
-            f"column {name!r} holds {kind}, which is no category",
+            f"column {name!r} holds {kind}, which cannot be a category",
             where=where,
             why="Categories are text, whole numbers or booleans",
             fix="store it as text",
@@ -276,7 +276,7 @@ def _whole(value: Any, name: str, where: str | None) -> str | None:
 
 def _has_fractions(name: str, value: str, where: str | None) -> InputError:
     return InputError(
-        f"column {name!r} holds {value}, a number with a fraction, which is no category",
+        f"column {name!r} holds {value}, a number with a fraction, which cannot be a category",
         where=where,
         why="Categories are text, whole numbers or booleans",
         fix="leave it to the features, which are numbers; or round it, or name its ranges, in the source",

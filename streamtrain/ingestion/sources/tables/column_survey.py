@@ -276,7 +276,7 @@ def _rounded(name: str, text: Any, where: str) -> InputError:
     return InputError(
         f"column {name!r} holds {literal}, which float64 rounds to {int(float(literal))}",
         where=where,
-        why="Beside fractions whole numbers are exact up to 2**53",
+        why="In a column with fractions, whole numbers are exact only up to 2**53",
         fix="leave the column out, or split the number over two columns",
     )
 

@@ -138,7 +138,7 @@ def zone_of(name: str) -> tzinfo:
         near = difflib.get_close_matches(name, sorted(zoneinfo.available_timezones()), n=1)
         raise UsageError(
             f"timezone {name!r} is not known",
-            why="It is a name of the IANA database, as Europe/Berlin",
+            why="It is a name of the IANA database, such as Europe/Berlin",
             fix=Fix("did you mean ", Argument("timezone", near[0]), "?") if near else Fix(Argument("timezone", "UTC")),
         ) from None
 
@@ -173,7 +173,7 @@ def _check_type(kind: Any, of: DateColumn, where: str) -> None:
         raise InputError(
             f"column {of.name!r} holds {kind}, not dates",
             where=where,
-            fix="leave it to the features where it holds numbers, which need no conversion",
+            fix="if it holds numbers, leave it among the features: numbers need no conversion",
         )
 
 
@@ -268,7 +268,7 @@ def _zone_offsets(local: int, zone: tzinfo) -> tuple[int, int]:
 
 def _not_iso(of: DateColumn, texts: Any, number: int, at: Place) -> InputError:
     return InputError(
-        f"column {of.name!r} holds {texts[number].as_py()!r:.80}, which is no date of ISO 8601",
+        f"column {of.name!r} holds {texts[number].as_py()!r:.80}, which is not an ISO 8601 date",
         where=at(number),
         why="Dates are read as 2026-11-30, 2026-11-30T12:00:00.5, 2026-11-30 12:00Z or 2026-11-30T12:00+01:00",
         fix="correct the value, or write the column in this form",
@@ -277,9 +277,9 @@ def _not_iso(of: DateColumn, texts: Any, number: int, at: Place) -> InputError:
 
 def _other_form(of: DateColumn, where: str, value: str, form: DateForm, first: DateForm) -> InputError:
     return InputError(
-        f"column {of.name!r} holds {value!r:.80}, {form}; before it stands {first}",
+        f"column {of.name!r} holds {value!r:.80}, {form}; every value before it is {first}",
         where=where,
-        why="The dates of one column are of one form",
+        why="All dates of a column have one form",
         fix="write all of them in the same form",
     )
 
@@ -290,5 +290,5 @@ def _no_moment(local: int, of: DateColumn, *, is_twice: bool, where: str) -> Inp
         f"column {of.name!r} holds {_EPOCH + timedelta(seconds=int(local))}, which {how} in {of.timezone}",
         where=where,
         why="Its clock is set back" if is_twice else "Its clock is set forward",
-        fix="write the offset from UTC behind the time, as +01:00; or, where the times are UTC, name that zone",
+        fix="write the offset from UTC after the time, such as +01:00; or, where the times are UTC, name that zone",
     )

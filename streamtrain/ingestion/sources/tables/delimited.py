@@ -246,7 +246,7 @@ def _check_delimiter(text: DelimitedText, options: SourceOptions) -> None:
         raise InputError(
             f"the header has one column, {name[:80]!r}",
             where=f"{path}:1",
-            why=f"It is read with the delimiter {text.delimiter!r}; here {found!r} seems to be it",
+            why=f"It is read with the delimiter {text.delimiter!r}, but its delimiter seems to be {found!r}",
             fix=Fix(Argument("delimiter", found)),
         )
 

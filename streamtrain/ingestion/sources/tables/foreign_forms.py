@@ -26,5 +26,5 @@ def foreign_form(texts: Collection[str] | None) -> str | None:
 
 def other_form(columns: list[str] | None = None) -> Fix:
     """Say how such columns come in, or, with their names, how they are left out."""
-    ways = "write it as 37.5, or 2023-02-28, or hand over a data frame of pandas, which reads such forms"
+    ways = "write it as 37.5, or 2023-02-28, or give a pandas data frame, which reads such forms"
     return Fix(ways) if columns is None else Fix(ways, "; or leave it out: ", Argument("exclude", columns))

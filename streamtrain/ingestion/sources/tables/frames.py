@@ -77,7 +77,7 @@ def open_frame(value: Any, options: SourceOptions) -> Source:
     arrow()
     name = f"the {type(value).__name__}"
     if _is_lazy(value):
-        why = "It is a query, which would run anew for every pass"
+        why = "It is a query, which would run again in every pass"
         raise InputError("a LazyFrame holds no rows yet", fix="frame.collect(), or frame.sink_parquet(FILE)", why=why)
     with returning_memory():
         frame = _frame_of(value, name)

@@ -127,7 +127,7 @@ def _only_column(header: Sequence[str], where: str) -> str:
     if len(header) > 1:
         listed = listed_header(header)
         fix = Fix(Argument("label_column", header[-1]), ", say")
-        raise UsageError("which column holds the labels is not said", where=where, why=f"It has {listed}", fix=fix)
+        raise UsageError("the label column is not named", where=where, why=f"It has {listed}", fix=fix)
     return header[0]
 
 
@@ -198,7 +198,7 @@ class TableSource(Source):
                 yield from pieces(rows, n_rows)
                 del rows
         except ValuesMissing as missing:
-            raise self._changed(f"column {str(missing)!r} has values missing that were there") from None
+            raise self._changed(f"column {str(missing)!r} has missing values that were there before") from None
         if n_done != self.n_samples:
             raise self._changed(f"{n_done:,} rows now, {self.n_samples:,} when it was opened")
 
@@ -296,7 +296,7 @@ def in_order(source: TableSource, names: tuple[str, ...], of: str) -> TableSourc
     other = names_difference(names, source.chosen.features, of)
     if other is not None:
         fix = Fix(named_in_order("columns", names), ", if it has them all; or ingest it as a dataset of its own")
-        raise InputError(f"its columns are others than those of {of}: {other}", where=str(source.path), fix=fix)
+        raise InputError(f"its columns are not those of {of}: {other}", where=str(source.path), fix=fix)
     surveyed = {column.name: column for column in source.columns}
     facts, *more = source.provenance
     return replace(

@@ -30,7 +30,7 @@ def table_options(given: Mapping[str, Any]) -> TableOptions:
             said[name] = (said[name],) if isinstance(said[name], str) else tuple(said[name])
     for name in ("header", "delimiter", "encoding"):
         if not isinstance(said.get(name, ""), str):
-            raise UsageError(f"{name} is {said[name]!r:.80}; it is text", fix=Fix(_EXAMPLES[name], ", say"))
+            raise UsageError(f"{name} is {said[name]!r:.80}; it must be text", fix=Fix(_EXAMPLES[name], ", say"))
     if said.get("header", "first") not in _HEADERS:
         raise unknown_name("header", said["header"], _HEADERS)
     _check_roles(said)
@@ -64,7 +64,9 @@ def _check_roles(given: dict[str, Any]) -> None:
         raise UsageError(f"hash is {given['hash']!r:.80}; it maps columns to a number of codes", fix=fix)
     for name in ("category_min_count", "category_limit"):
         if name in given and not is_int(given[name], 1):
-            raise UsageError(f"{name} is {given[name]!r:.80}; it is a positive integer", fix=Fix(Argument(name, 1)))
+            raise UsageError(
+                f"{name} is {given[name]!r:.80}; it must be a positive integer", fix=Fix(Argument(name, 1))
+            )
 
 
 def _check_missing_rules(given: Mapping[str, Any]) -> None:
@@ -77,9 +79,9 @@ def _check_missing_rules(given: Mapping[str, Any]) -> None:
             is_rule = False
     if not is_rule:
         fix = Fix(Argument("na", "error"), ", ", Argument("na", "drop"), " or ", Argument("na", "fill=mean"))
-        raise UsageError(f"na is {na!r:.80}; it is error, drop, fill=mean, or fill= and a number", fix=fix)
+        raise UsageError(f"na is {na!r:.80}; it must be error, drop, fill=mean, or fill= and a number", fix=fix)
     if nan not in ("error", "keep"):
-        raise UsageError(f"nan is {nan!r:.80}; it is error or keep", fix=Fix(Argument("nan", "keep")))
+        raise UsageError(f"nan is {nan!r:.80}; it must be error or keep", fix=Fix(Argument("nan", "keep")))
     if given.get("na_mask") and not str(na).startswith("fill="):
         fix = Fix(Argument("na", "fill=mean"), " too")
         raise UsageError("na_mask says which values were filled in, and none are", fix=fix)
@@ -96,7 +98,7 @@ def _check_names_wanted(said: Mapping[str, Any]) -> None:
 def _check_delimiter(delimiter: str) -> None:
     if delimiter != "auto" and (len(delimiter) != 1 or not delimiter.isascii() or delimiter in _NO_DELIMITERS):
         raise UsageError(
-            f"delimiter is {delimiter!r:.80}; it is one ASCII character, and no quote or line end",
+            f"delimiter is {delimiter!r:.80}; it must be one ASCII character other than a quote or line end",
             fix=Fix(_EXAMPLES["delimiter"], ", say; or leave it out"),
         )
 

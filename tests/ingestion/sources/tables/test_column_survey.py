@@ -148,7 +148,7 @@ def test_two_names_that_differ_in_blanks_alone(tmp_path: Path, way: str) -> None
         dataset = ingest(source, tmp_path / "c.zarr")
     assert (dataset.classes, dataset[:]["y"].tolist()) == (("cat", "dog"), [0, 1, 0])
     assert ingest(source, tmp_path / "d.zarr", classes=["cat", "dog", " cat"])[:]["y"].tolist() == [0, 1, 2]
-    with pytest.raises(InputError, match="none of the classes: ' cat'"):
+    with pytest.raises(InputError, match="not among the classes: ' cat'"):
         ingest(source, tmp_path / "e.zarr", classes=["cat", "dog"])
 
 

@@ -163,7 +163,7 @@ def test_the_first_text_that_is_no_date_is_refused(text: str) -> None:
     if text.strip() != text:
         assert read([text]).form == DateForm(has_time=False, has_zone=False)
         return
-    with pytest.raises(InputError, match=r"t\.csv:5: column 't' holds .*, which is no date of ISO 8601"):
+    with pytest.raises(InputError, match=r"t\.csv:5: column 't' holds .*, which is not an ISO 8601 date"):
         read([good, None, good, text, text, good])
 
 
@@ -177,7 +177,7 @@ def test_the_first_text_that_is_no_date_is_refused(text: str) -> None:
     ],
 )
 def test_a_second_form_is_refused(first: str, other: str) -> None:
-    with pytest.raises(InputError, match=r"t\.csv:4: column 't' holds '2021-.*; before it stands a date"):
+    with pytest.raises(InputError, match=r"t\.csv:4: column 't' holds '2021-.*; every value before it is a date"):
         read([first, "", other, first])
     before = read([first]).form
     with pytest.raises(InputError, match=r"t\.csv:3: "):
@@ -187,7 +187,7 @@ def test_a_second_form_is_refused(first: str, other: str) -> None:
 
 
 def test_a_typed_column_of_another_type_than_before_is_refused() -> None:
-    with pytest.raises(InputError, match="a date; before it stands a date and time with a zone"):
+    with pytest.raises(InputError, match="a date; every value before it is a date and time with a zone"):
         read(pa.array([1], pa.date32()), form=DateForm(has_time=True, has_zone=True))
 
 

@@ -170,7 +170,7 @@ def test_a_bad_line_far_down_is_found(tmp_path: Path, line: str) -> None:
     [
         (labelled("a", columns=("a", "b")), "both label and feature"),
         (SourceOptions(columns=("a", "a")), "chosen twice"),
-        (SourceOptions(columns=()), "which column holds the labels"),
+        (SourceOptions(columns=()), "the label column is not named"),
         (SourceOptions(dtype=np.dtype("f4")), "dtype does not apply to CSV"),
     ],
 )
@@ -191,7 +191,7 @@ def test_too_many_texts_are_no_classes(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ("a,y\n1,p\n", "1 rows now, 2 when it was opened"),
         ("a,y\n1,p\n2,r\n", "a label it did not have"),
-        ("a,y\n1,p\n,q\n", "values missing that were there"),
+        ("a,y\n1,p\n,q\n", "missing values that were there"),
         ("a,y\n1,p\nz,q\n", "cannot be read"),
     ],
 )

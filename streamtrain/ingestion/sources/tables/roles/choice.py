@@ -70,7 +70,9 @@ def choose_roles(
     taken = dict.fromkeys(chain.from_iterable(named.values()))
     if options.columns is not None and table.exclude:
         fix = Fix("leave ", Argument("columns"), " or ", Argument("exclude"), " out")
-        raise UsageError("columns says what is read, and exclude what is not: they exclude each other", fix=fix)
+        raise UsageError(
+            "columns and exclude are both given: one lists the columns to read, the other those to leave out", fix=fix
+        )
     others = tuple(name for name in header if name not in index and name not in taken)
     named["columns"] = others if options.columns is None else options.columns
     _check_named(named, header, where)
@@ -102,7 +104,7 @@ def _check_named(named: Mapping[str, Names], header: Sequence[str], where: str) 
                 raise InputError(f"no {kind} {name!r}", where=where, why=f"It has {listed_header(header)}", fix=fix)
             if name in of:
                 what = f"column {name!r} is named twice, in {of[name]} and {option}"
-                raise UsageError(what, where=where, why="A column becomes one thing", fix="name it once")
+                raise UsageError(what, where=where, why="A column has one role", fix="name it once")
             of[name] = option
 
 

@@ -53,7 +53,7 @@ def options_behind(dataset: Dataset, options: SourceOptions) -> SourceOptions:
     for name, value in said.items():
         known = getattr(own if name in ("columns", "label_column") else own.table, name)
         if value is not None and to_json_value(value) not in (to_json_value(known), stored.get(name)):
-            what = f"{name} is given otherwise than for the dataset that the rows are appended to"
+            what = f"{name} differs from that of the dataset that the rows are appended to"
             why = "The columns, their categories and what stands for missing values are those of that dataset"
             raise UsageError(what, where=str(dataset.path), why=why, fix=Fix("leave ", Argument(name), " out"))
     return own
@@ -89,7 +89,7 @@ def _check_unsaid(options: SourceOptions) -> None:
     if said:
         why = "The columns, their categories and what stands for missing values are those of the other dataset"
         fix = Fix("leave ", Argument(said[0]), " out, or ", Argument("like"))
-        raise UsageError(f"{said[0]} is given beside like", why=why, fix=fix)
+        raise UsageError(f"{said[0]} is given together with like", why=why, fix=fix)
 
 
 def label_of(schema: Schema) -> str | None:

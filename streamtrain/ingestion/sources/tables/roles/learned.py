@@ -251,9 +251,9 @@ class TableLearner:
             listed = ", ".join(map(repr, unseen[:5])) if classes else "numbers"
             known = ", ".join(map(repr, ours[:5])) if ours else "numbers"
             raise InputError(
-                f"label column {self.roles.labels[0]!r} has labels that the other dataset has not: {listed}",
-                why=f"There they are {known}",
-                fix="leave those rows out of the source, or ingest all anew",
+                f"label column {self.roles.labels[0]!r} has labels that the other dataset does not have: {listed}",
+                why=f"It has {known}",
+                fix="leave those rows out of the source, or ingest all sources again",
             )
 
     def _check_label_dtype(self, found: np.dtype[Any]) -> None:
@@ -299,9 +299,7 @@ class TableLearner:
             return
         limit = 2 ** (np.finfo(dtype).nmant + 1)
         is_filled = all(each.numbers.kind != "f" for each in types)
-        why = (
-            f"What is filled in makes {dtype} of them" if is_filled else f"{dtype} is the dtype that all columns share"
-        )
+        why = f"The filled-in value makes them {dtype}" if is_filled else f"{dtype} is the dtype that all columns share"
         for name, largest in zip(self.roles.inputs, self._largest.tolist(), strict=True):
             if largest > limit:
                 raise InputError(

@@ -186,7 +186,7 @@ class RowReader:
                 raise InputError(
                     f"column {names[number]!r} holds {literal}, which {found.values.dtype} rounds",
                     where=place(row),
-                    why="Beside fractions whole numbers are exact up to 2**53",
+                    why="In a column with fractions, whole numbers are exact only up to 2**53",
                     fix="leave the column out, or split the number over two columns",
                 )
 
@@ -207,7 +207,7 @@ class RowReader:
         row = int(rows[at])
         value = column[row].as_py()
         if wanted != dtype and not self.types.may_widen and read_numbers_at(text, at):
-            what = f"column {name!r} holds {value!r:.80}, and {dtype} is what the other dataset has of it"
+            what = f"column {name!r} holds {value!r:.80}, where the other dataset has {dtype}"
             fix = "round it in the source; or ingest it as a dataset of its own"
             return InputError(what, where=place(row), fix=fix)
         what = f"column {name!r} holds {value!r:.80}, which is not a number"

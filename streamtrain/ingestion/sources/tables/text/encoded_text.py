@@ -79,7 +79,7 @@ def check_mark(path: Path, encoding: str) -> None:
 def unreadable_text(path: Path, encoding: str) -> InputError:
     """Make the error for the first byte of a file that is no text of its encoding."""
     byte, line = _first_bad_byte(path, encoding)
-    what, where = f"not {encoding.upper()} text: byte {byte:,} is part of no character", f"{path}:{line}"
+    what, where = f"not {encoding.upper()} text: byte {byte:,} is not part of a character", f"{path}:{line}"
     if _name_of(encoding) not in ("utf-8", "utf-8-sig"):
         return InputError(what, where=where, fix="name the encoding it is written in, or correct the byte")
     converted = shlex.quote(f"utf8-{path.name}")
