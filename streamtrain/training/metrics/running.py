@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from streamtrain.optim.gradient_sum import ExactSum
 from streamtrain.system.display.notebook_html import clipped, html_table, html_title
 from streamtrain.training.metrics.baseline import Baseline
 from streamtrain.training.metrics.classification import MOST_IN_CONFUSION, AccuracyTally, ClassTally, largest
+from streamtrain.training.metrics.mistakes import Mistakes
 from streamtrain.training.metrics.multilabel import MarkTally
 from streamtrain.training.metrics.regression import RegressionTally, by_target
 from streamtrain.training.metrics.sums import Total, wide
@@ -56,6 +57,10 @@ class ScoreTable:
     is_alike: bool = False
     # Of each target: the edges of bins of its errors, and the weights in them.
     errors: tuple[Mapping[str, object], ...] = ()
+    # Likewise: what was predicted by what was true, see `PairHistogram`.
+    pairs: tuple[Mapping[str, object] | None, ...] = ()
+    # Of two classes: points of the ROC curve.
+    curve: Mapping[str, object] | None = None
     # The largest errors of scores that are not exact.
     bounds: Mapping[str, float] = field(default_factory=dict)
 
@@ -86,6 +91,8 @@ class Metrics:
     baseline: Baseline | None = None
     # The scores of the baseline's answer to the same samples.
     of_baseline: Mapping[str, float] = field(default_factory=dict)
+    # The samples of the largest losses: row, truth, prediction, loss.
+    mistakes: Sequence[Mapping[str, object]] = ()
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.named(full=True).items())
@@ -131,9 +138,13 @@ class Metrics:
             found |= {f"{name}_bound": bound for name, bound in table.bounds.items()}
             found |= {"task": table.task, kind: table.rows() if len(table) <= MOST_IN_CONFUSION else None}
             if table.errors:
-                found["errors"] = table.errors
+                found |= {"errors": table.errors, "pairs": table.pairs}
+            if table.curve is not None:
+                found["roc"] = table.curve
             if table.task == "classification":
                 found |= {"confusion": table.confusion, "ignored": table.n_ignored}
+        if self.mistakes:
+            found["mistakes"] = self.mistakes
         return found
 
 
@@ -165,6 +176,7 @@ class RunningMetrics:
         self._is_weighted = False
         self._task: ScoredTask | None = None
         self._tally: Tally | None = None
+        self.mistakes = Mistakes()
         self._kept: dict[str, Any] | None = None
         # Not scored yet: batches whose samples are of one shape and dtype.
         self._batches: list[tuple[Tensor, Tensor, Tensor | None]] = []
@@ -335,6 +347,7 @@ class RunningMetrics:
                 mine.add(term)
         self._n_samples += other._n_samples
         self._is_weighted |= other._is_weighted
+        self.mistakes.merge(other.mistakes)
         if self._tally is None:
             self._task, self._tally = other._task, other._tally
         elif other._tally is not None:
@@ -400,6 +413,8 @@ class RunningMetrics:
             n_ignored=n_ignored,
             positive=tally.positive if isinstance(tally, ClassTally) and tally.n_classes == 2 else None,
             errors=tuple(each.facts() for each in tally.histograms) if isinstance(tally, RegressionTally) else (),
+            pairs=tuple(each.facts() for each in tally.pairs) if isinstance(tally, RegressionTally) else (),
+            curve=tally.curve() if isinstance(tally, ClassTally) else None,
             is_alike=tally.is_alike(),
             bounds=bounds,
         )
@@ -411,6 +426,7 @@ class RunningMetrics:
             table=table,
             baseline=baseline,
             of_baseline=of_baseline,
+            mistakes=self.mistakes.facts(self._loss, self._in_units, self._scoring.names),
         )
 
     def state_dict(self) -> dict[str, Any]:
