@@ -179,6 +179,24 @@ def command_line(words: Iterable[str]) -> str:
     return " ".join(map(_quoted, words))
 
 
+_NOT_REPEATED: Final = frozenset({"--json", "--quiet", "--resume", "--verbose", "-q", "-v"})
+
+
+def typed_words() -> list[str]:
+    """Return the command's words as they were typed."""
+    context = click.get_current_context(silent=True)
+    return list((context.find_root().obj or ()) if context else ())
+
+
+def typed_command() -> dict[str, object]:
+    """Return the command that repeats a run, by name: as it was typed, but into a folder of its own."""
+    words, kept = typed_words(), list[str]()
+    for i, word in enumerate(words):
+        is_of_out = word.startswith("--out=") or word == "--out" or words[i - 1 : i] == ["--out"]
+        kept += [] if is_of_out or word in _NOT_REPEATED else [word]
+    return {"command": command_line(["streamtrain", *kept])} if kept else {}
+
+
 def _quoted(word: str) -> str:
     if word.isprintable():
         return shlex.quote(word)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from streamtrain.diagnostics import charts
+from streamtrain.diagnostics import charts, grids
 from streamtrain.diagnostics.charts import (
     Axis,
     Bar,
@@ -22,12 +22,12 @@ from streamtrain.diagnostics.charts import (
     Curve,
     LineChart,
     ReferenceLine,
-    SurfaceChart,
     draw,
     format_tick,
     is_wide,
     printable,
 )
+from streamtrain.diagnostics.grids import SurfaceChart, draw_surface, shades_of
 
 HOSTILE = '<script>alert("&$x$")</script>'
 SVG = "{http://www.w3.org/2000/svg}"
@@ -104,7 +104,7 @@ def test_wide_values_ask_for_a_logarithmic_axis() -> None:
 
 
 def test_shades_go_from_dark_to_light() -> None:
-    lightness = [sum(int(shade[at : at + 2], 16) for at in (1, 3, 5)) for shade in charts._RELIEF]
+    lightness = [sum(int(shade[at : at + 2], 16) for at in (1, 3, 5)) for shade in grids.RELIEF]
     assert lightness == sorted(lightness)
 
 
@@ -127,9 +127,13 @@ def hostile_charts() -> list[LineChart | BarChart | SurfaceChart]:
     ]
 
 
+def svg_of(chart: LineChart | BarChart | SurfaceChart) -> str:
+    return (draw_surface(chart) if isinstance(chart, SurfaceChart) else draw(chart)).svg
+
+
 @pytest.mark.parametrize(("number", "n_texts"), [(0, 7), (1, 3), (2, 4)], ids=["lines", "bars", "surface"])
 def test_texts_are_escaped_and_mathematics_is_not_set(number: int, n_texts: int) -> None:
-    svg = draw(hostile_charts()[number]).svg
+    svg = svg_of(hostile_charts()[number])
     assert "<script" not in svg
     texts = ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
     assert len([text for text in texts if "<script" in text]) == n_texts
@@ -138,9 +142,9 @@ def test_texts_are_escaped_and_mathematics_is_not_set(number: int, n_texts: int)
 
 
 def test_a_chart_is_the_same_text_whatever_style_a_user_has() -> None:
-    before = [draw(chart).svg for chart in hostile_charts()]
+    before = [svg_of(chart) for chart in hostile_charts()]
     with matplotlib.rc_context({"svg.fonttype": "path", "axes.grid": True, "font.size": 20, "axes.facecolor": "red"}):
-        assert [draw(chart).svg for chart in hostile_charts()] == before
+        assert [svg_of(chart) for chart in hostile_charts()] == before
         assert matplotlib.rcParams["font.size"] == 20, "and the style is put back"
 
 
@@ -174,10 +178,14 @@ def test_no_finite_numbers_are_too_large_or_small_to_draw(values: tuple[float, .
     ],
 )
 def test_a_surface_of_any_heights_is_drawn(heights: list[list[float]]) -> None:
-    figure = figure_of(charts._surface_figure, surface(heights))
-    (mesh,) = (each for each in figure.axes[0].collections if hasattr(each, "get_coordinates"))
-    white = np.ma.getmaskarray(mesh.get_array())
-    np.testing.assert_array_equal(white, ~(np.abs(heights) <= 1e150))
+    figure = figure_of(grids._surface_figure, surface(heights))
+    shades, edges = shades_of(heights)
+    is_placed = np.abs(heights) <= 1e150
+    np.testing.assert_array_equal(shades >= 0, is_placed)
+    areas = [patch.get_path().to_polygons() for patch in figure.axes[0].patches]
+    assert sum(np.ptp(box[:, 0]) * np.ptp(box[:, 1]) for boxes in areas for box in boxes) == is_placed.sum()
+    measured = {0.0 if abs(height) < 1e-150 else height for row in heights for height in row}
+    assert set(edges) <= measured, "nothing is said of a height between those that were measured"
 
 
 def test_a_lone_point_is_drawn_and_many_have_no_markers() -> None:

@@ -19,7 +19,7 @@ import torch
 import streamtrain as st
 from streamtrain.cli.main import main
 from streamtrain.diagnostics.charts import LineChart
-from streamtrain.diagnostics.run_curves import _charts
+from streamtrain.diagnostics.run.curves import _charts
 from streamtrain.diagnostics.run_reader import read_run
 from streamtrain.diagnostics.run_report import run_page, write_report
 from streamtrain.errors import CheckpointError
@@ -274,7 +274,7 @@ def test_quantities_are_in_bins_and_a_table_has_its_columns_apart(tmp_path: Path
     assert "<h3>Samples by delay</h3>" in text, "a run of Python knows its data, too"
     assert "-20 to -16.3" in text
     assert re.search(r"<td>x</td><td>\w+</td><td>\(2,\)</td>(<td></td>){4}<td>0</td>", text)
-    assert "<td>distance</td><td>x</td><td>0</td><td>1150</td>" in text.replace("1,150", "1150")
+    assert "<td>distance</td><td>x</td><td>0</td><td>1,149.5</td>" in text
     assert told.config["lanes"] > 0
 
 

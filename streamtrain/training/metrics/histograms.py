@@ -108,10 +108,10 @@ class PairHistogram:
         theirs._widen(*self._ends)
         self.counts += theirs.counts
 
-    def facts(self) -> dict[str, object] | None:
+    def facts(self) -> dict[str, object]:
         """Return where the bins begin, their width and number, and the weights by (true, predicted) that are not 0."""
         if self._ends is None:
-            return None
+            return {}
         width = 2.0**self._power
         n_bins = math.floor(self._ends[1] / width) - self._first + 1
         cells = [[i, j, _whole(float(self.counts[i, j]))] for i, j in self.counts.nonzero().tolist()]

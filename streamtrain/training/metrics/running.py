@@ -22,6 +22,7 @@ from streamtrain.models.real_view import as_real
 from streamtrain.models.target_normalization import TargetNormalization, in_units_of_data, takes_logarithms
 from streamtrain.optim.gradient_sum import ExactSum
 from streamtrain.system.display.notebook_html import clipped, html_table, html_title
+from streamtrain.system.units import format_cell, format_figure, format_figures
 from streamtrain.training.metrics.baseline import Baseline
 from streamtrain.training.metrics.classification import MOST_IN_CONFUSION, AccuracyTally, ClassTally, largest
 from streamtrain.training.metrics.mistakes import Mistakes
@@ -58,7 +59,7 @@ class ScoreTable:
     # Of each target: the edges of bins of its errors, and the weights in them.
     errors: tuple[Mapping[str, object], ...] = ()
     # Likewise: what was predicted by what was true, see `PairHistogram`.
-    pairs: tuple[Mapping[str, object] | None, ...] = ()
+    pairs: tuple[Mapping[str, object], ...] = ()
     # Of two classes: points of the ROC curve.
     curve: Mapping[str, object] | None = None
     # The largest errors of scores that are not exact.
@@ -95,7 +96,7 @@ class Metrics:
     mistakes: Sequence[Mapping[str, object]] = ()
 
     def __repr__(self) -> str:
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.named(full=True).items())
+        figures = format_figures(self.named(full=True))
         of = f" of {self.n_samples:,} samples" if self.n_samples else ""
         return f"Metrics({clipped(figures, 89 - len(of))}{of})"
 
@@ -104,11 +105,11 @@ class Metrics:
         baseline = self.of_baseline if self.baseline is not None else {}
         head = ["", "value", *([f"always answering {self.baseline.told}"] if self.baseline and baseline else [])]
         rows = [
-            [name, f"{value:.4g}", *([f"{baseline[name]:.4g}" if name in baseline else ""] if baseline else [])]
+            [name, format_figure(value), *([format_cell(baseline.get(name))] if baseline else [])]
             for name, value in self.named(full=True).items()
         ]
         table = [] if self.table is None or len(self.table) < _FEWEST_ROWS else self.table.rows()
-        cells = [[value if isinstance(value, str) else f"{value:.4g}" for value in row.values()] for row in table]
+        cells = [list(map(format_cell, row.values())) for row in table]
         more = html_table([[*table[0]], *cells]) if table else ""
         return f"{html_title(repr(self))}{html_table([head, *rows])}{more}"
 
