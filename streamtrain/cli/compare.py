@@ -142,7 +142,7 @@ _HEAD: Final = (
     *("rule", "optimizer", "epoch", "updates", "time", "loss", "score"),
     *("val loss", "val score", "variance"),
 )
-_WIDTHS: Final = (-6, -9, 5, 10, 11, 8, 8, 8, 9, 9)
+_WIDTHS: Final = (-6, -9, 5, 10, 11, 11, 11, 11, 11, 9)
 
 
 def _point(run: ComparedRun, point: LearningCurvePoint) -> tuple[str, ...]:

@@ -228,7 +228,7 @@ def _surface(comparison: Comparison) -> Iterator[PageSection]:
         if comparison.no_surface is not None:
             yield PageSection(notes=[f"The error surface was not measured: {comparison.no_surface}"])
         return
-    by_label = {run.label: run for run in comparison}
+    by_label = {path.label: path for path in surface.paths}
     chart = SurfaceChart(
         title="Training loss J",
         x_label=surface.labels[0],
@@ -237,7 +237,9 @@ def _surface(comparison: Comparison) -> Iterator[PageSection]:
         xs=surface.xs.tolist(),
         ys=surface.ys.tolist(),
         heights=surface.loss.tolist(),
-        paths=[_curve(comparison, by_label[path.label], list(path.places)) for path in surface.paths],
+        paths=[
+            _curve(comparison, run, list(by_label[run.label].places)) for run in comparison if run.label in by_label
+        ],
     )
     exact = "Both weights of the model are drawn: the surface is J itself."
     plane = (

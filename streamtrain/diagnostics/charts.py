@@ -12,6 +12,8 @@ import io
 import math
 import re
 import warnings
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -120,7 +122,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceLine:
-    """A value of the vertical axis that is drawn right across, with its name on it."""
+    """A value of an axis that is drawn right across, with its name in the legend."""
 
     label: str
     value: float
@@ -253,10 +255,16 @@ def house_style() -> Iterator[None]:
 _NAMES: Final = {light: name for name, (light, _) in THEME.items()}
 _OF_THEME: Final = re.compile("|".join(_NAMES))
 _NEEDLESS: Final = re.compile(
-    r'<!--.*?-->|<g id="[^"]*"/>| transform="rotate\(-0 [^"]*\)"|(?<=\n) +|\n(?=[<"/])', re.DOTALL
+    r"<!--.*?-->| transform=\"rotate\(-0 [^\"]*\)\"|font-family: 'DejaVu Sans', sans-serif; "
+    r"|(?<=\n) +| ?\n(?=[<\"/CLMQz])",
+    re.DOTALL,
 )
-_NUMBER: Final = re.compile(r"(\.\d\d)\d+(?=[ ,)\"\n])")
+_NUMBER: Final = re.compile(r"(\.\d\d)\d+(?=[ ,)\"\nCLMQz])")
 """A hundredth of a point is less than is seen."""
+_TAG: Final = re.compile(r"</?g(?: [^>]*)?>")
+_BARE: Final = re.compile(r"<g(?: id=\"[^\"]*\")?>")
+_LOOK: Final = re.compile(r'style="([^"]*)"')
+_LEAST_USES: Final = 3
 
 
 def to_svg(figure: Figure) -> str:
@@ -264,7 +272,32 @@ def to_svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = _NUMBER.sub(r"\1", _NEEDLESS.sub("", text.getvalue().partition("<svg")[2].join(("<svg", ""))))
-    return _OF_THEME.sub(lambda found: f"var(--{_NAMES[found[0]]})", svg)
+    svg = _OF_THEME.sub(lambda found: f"var(--{_NAMES[found[0]]})", svg)
+    return _with_classes(_without_groups(svg))
+
+
+def _without_groups(svg: str) -> str:
+    """Leave out the groups that only have a name; what is text in a drawing has no tags."""
+    is_kept: list[bool] = []
+
+    def of(tag: re.Match[str]) -> str:
+        if tag[0].endswith("/>"):
+            return ""
+        if tag[0] != "</g>":
+            is_kept.append(_BARE.fullmatch(tag[0]) is None)
+            return tag[0] if is_kept[-1] else ""
+        return tag[0] if is_kept.pop() else ""
+
+    return _TAG.sub(of, svg)
+
+
+def _with_classes(svg: str) -> str:
+    """Give a look that many marks have a class, named by what it is: several drawings stand on a page."""
+    uses = Counter(_LOOK.findall(svg))
+    names = {look: f"l{zlib.crc32(look.encode()):x}" for look, n in uses.items() if n >= _LEAST_USES}
+    rules = "".join(f".{name}{{{look}}}" for look, name in names.items())
+    svg = _LOOK.sub(lambda found: f'class="{names[found[1]]}"' if found[1] in names else found[0], svg)
+    return svg.replace("</style>", f"{rules}</style>", 1)
 
 
 def draw(chart: LineChart | BarChart) -> Drawing:
@@ -326,12 +359,12 @@ def legend_height(labels: Sequence[str]) -> float:
 
 def _line_figure(chart: LineChart) -> Figure:
     ticks = {name: values for name, values in chart.ticks.items() if values}
-    named = [*([chart.upright.label] if chart.upright else []), *ticks]
+    levels = [level for level in chart.levels if not math.isnan(place(level.value))]
+    named = [*(level.label for level in levels), *([chart.upright.label] if chart.upright else []), *ticks]
     is_said = {curve.label for curve in chart.curves} <= {chart.title, chart.y.label} and not named
     labels = [] if is_said else [printable(label, 40) for label in [*(curve.label for curve in chart.curves), *named]]
     below = legend_height(labels)
     figure, axes = canvas(_WIDTH, 2.95 + below, left=0.82, right=0.12, bottom=0.58 + below)
-    levels = [level for level in chart.levels if not math.isnan(place(level.value))]
     xs: list[float] = []
     ys = [place(level.value) for level in levels]
     for curve in chart.curves:
@@ -344,15 +377,14 @@ def _line_figure(chart: LineChart) -> Figure:
                   markeredgecolor="white", linewidth=0.9 if curve.is_faint else 1.6,
                   alpha=0.55 if curve.is_faint else 1.0, clip_on=False)  # fmt: skip
     for level in levels:
-        axes.axhline(place(level.value), color=QUIET, linestyle=":", linewidth=1.2)
-        axes.annotate(printable(level.label), (1, place(level.value)), xycoords=("axes fraction", "data"), ha="right",
-                      va="bottom", color=QUIET)  # fmt: skip
+        axes.axhline(place(level.value), color=QUIET, linestyle=":", linewidth=1.2, label=printable(level.label, 40))
     if not xs:
         axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes)
-    set_axis(axes, "x", chart.x, xs)
+    set_axis(axes, "x", chart.x, [*xs, *(value for values in ticks.values() for value in values)] if xs else xs)
     set_axis(axes, "y", chart.y, ys)
     if chart.upright is not None:
-        axes.axvline(chart.upright.value, color=QUIET, linestyle=":", linewidth=1.4, label=printable(named[0], 40))
+        upright = chart.upright
+        axes.axvline(upright.value, color=QUIET, linestyle=":", linewidth=1.4, label=printable(upright.label, 40))
     for name, values in ticks.items():
         axes.plot(values, [0.0] * len(values), transform=axes.get_xaxis_transform(), linestyle="", marker="|",
                   markersize=9, color=QUIET, label=printable(name, 40), clip_on=False)  # fmt: skip
@@ -432,6 +464,7 @@ def _bar_figure(chart: BarChart) -> Figure:
     axes.set(xticks=[], xlim=(0, room / max(room - text_room, 0.5)), ylim=(max(n_bars, 1) - 0.5, -0.5))
     axes.tick_params(axis="y", length=0, labelcolor="#222222")
     axes.spines["bottom"].set_visible(False)
+    axes.spines["left"].set_visible(not is_above)
     if below:
         legend(figure, axes, names)
     return figure

@@ -148,9 +148,8 @@ def _scale(figure: Figure, axes: Axes, edges: Sequence[float], looks: Sequence[d
     _fill(scale, np.array([0.0, 1.0]), steps, np.arange(len(edges) - 1)[:, None], looks)
     scale.set(xlim=(0, 1), ylim=(0, len(edges) - 1), xticks=[])
     scale.yaxis.tick_right()
-    scale.yaxis.set_label_position("right")
     scale.set_yticks(steps, [f"{edge:.3g}" for edge in edges])
-    scale.set_ylabel(printable(label))
+    scale.set_xlabel(printable(label, 20))
 
 
 def _draw_path(axes: Axes, path: Curve, label: str) -> None:

@@ -42,9 +42,22 @@ _MOST_CLASSES: Final = 30
 _MOST_BARS: Final = 40
 _TOLD_APART: Final = ("command", "fit", "versions")
 _OF_TRAINER: Final = (
-    *("weight", "clip_grad_norm", "clip_grad_value", "schedule", "beta1", "autocast", "compile", "l2"),
+    *(
+        "update",
+        "inputs",
+        "target",
+        "weight",
+        "clip_grad_norm",
+        "clip_grad_value",
+        "schedule",
+        "beta1",
+        "autocast",
+        "compile",
+        "l2",
+    ),
     *("grad_tolerance", "loss_tolerance", "accumulate_grad_batches"),
 )
+_USUAL: Final = {"update": "batch", "inputs": ["x"], "target": "y", "accumulate_grad_batches": 1}
 _MOST_SAMPLED: Final = 100_000
 _MOST_BLOCKS: Final = 64
 _MOST_TARGETS: Final = 16
@@ -123,7 +136,8 @@ def _repeat(config: Mapping[str, Any]) -> Iterator[PageSection]:
     command, fit = config.get("command"), config.get("fit")
     lines = [command] if isinstance(command, str) else list(_calls(config, fit)) if isinstance(fit, dict) else []
     if found or lines:
-        yield PageSection(heading="How to repeat it", lines=lines, facts=found)
+        notes = ["The calls, as far as the run's configuration tells them."] if lines and lines != [command] else []
+        yield PageSection(heading="How to repeat it", lines=lines, facts=found, notes=notes)
 
 
 def _calls(config: Mapping[str, Any], fit: Mapping[str, Any]) -> Iterator[str]:
@@ -131,13 +145,25 @@ def _calls(config: Mapping[str, Any], fit: Mapping[str, Any]) -> Iterator[str]:
     optimizer = config.get("optimizer")
     of_optimizer = optimizer if isinstance(optimizer, dict) else {}
     given = {"loss": config.get("loss"), "optimizer": str(of_optimizer.get("name", optimizer)).lower()}
-    given |= {"lr": of_optimizer.get("lr"), **{name: config.get(name) for name in ("update", *_OF_TRAINER)}}
-    yield f"trainer = st.Trainer({short_text(config.get('model'))}(...), {_arguments(given)})"
+    others = {name: config.get(name) for name in _OF_TRAINER}
+    given |= {"lr": of_optimizer.get("lr")} | {
+        name: value for name, value in others.items() if value != _USUAL.get(name)
+    }
+    scaled = {"normalize": config.get("normalize"), "normalize_target": _at(config, "normalize_target", "mean")}
+    given |= {name: "auto" for name, value in scaled.items() if value}
+    # Of a model that is made by its name the configuration has what it was made by.
+    model = short_text(config.get("model"))
+    yield f"trainer = st.Trainer({repr(model) if 'n_outputs' in config else f'{model}(...)'}, {_arguments(given)})"
     data = {name: config.get(name) for name in ("batch_size", "seed", "memory", "drop_last")}
     shuffle = ", shuffle=False" if config.get("shuffle") is False and config.get("update") != "epoch" else ""
     where = short_text(repr(config["dataset"])) if config.get("dataset") else "..."
     yield f"loader = st.StreamLoader({where}, {_arguments(data)}{shuffle})"
     yield f"trainer.fit(loader, {_arguments(fit)})"
+
+
+def _at(config: Mapping[str, Any], name: str, of: str) -> object:
+    found = config.get(name)
+    return found.get(of) if isinstance(found, dict) else None
 
 
 def _arguments(given: Mapping[str, Any]) -> str:

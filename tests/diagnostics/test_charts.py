@@ -27,7 +27,7 @@ from streamtrain.diagnostics.charts import (
     is_wide,
     printable,
 )
-from streamtrain.diagnostics.grids import SurfaceChart, draw_surface, shades_of
+from streamtrain.diagnostics.grids import PairChart, SurfaceChart, draw_pairs, draw_surface, shades_of
 
 HOSTILE = '<script>alert("&$x$")</script>'
 SVG = "{http://www.w3.org/2000/svg}"
@@ -223,6 +223,51 @@ def test_bars_are_as_long_as_their_amounts_and_their_texts_inside_the_picture() 
     assert [text.get_text() for text in figure.legends[0].texts] == ["a", "b"]
     lone = BarChart(title="", bars=[Bar(label="", pieces={"one": 1.0})], format=str)
     assert not figure_of(charts._bar_figure, lone).legends
+
+
+def test_a_name_too_long_for_its_place_stands_whole_above_its_bar() -> None:
+    name = "sample, adam, lr 0.001 (diverged)"
+    figure = figure_of(charts._bar_figure, BarChart(title="", bars=[Bar(label=name, pieces={"a": 1.0})], format=str))
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == []
+    (above,) = (text for text in axes.texts if text.get_text() == name)
+    (bar,) = axes.patches
+    assert above.get_window_extent().y0 >= bar.get_window_extent().y1
+    assert above.get_window_extent().x1 <= figure.bbox.width
+
+
+def test_a_drawing_says_what_many_marks_have_in_common_once() -> None:
+    svg = svg_of(hostile_charts()[0])
+    root = ElementTree.fromstring(svg)
+    marks = list(root.iter(f"{SVG}use"))
+    assert len(marks) > 20, "no mark was lost with its group"
+    styles = "".join(style.text or "" for style in root.iter(f"{SVG}style"))
+    used = {each.get("class") for each in root.iter() if each.get("class")}
+    assert used
+    assert all(f".{name}{{" in styles for name in used)
+    assert not [each for each in root.iter(f"{SVG}g") if not each.attrib], "a group does something"
+
+
+def test_trials_are_within_the_axis_and_a_level_is_named_in_the_legend() -> None:
+    axis = Axis(label="pass", is_counted=True)
+    curve = Curve(label="training", points=[(1, 3.0), (2, 1.0)])
+    level = ReferenceLine(label="target 2", value=2.0)
+    chart = LineChart(title="", x=axis, y=Axis(label=""), curves=[curve], levels=[level], ticks={"trial": [9.0]})
+    figure = figure_of(charts._line_figure, chart)
+    assert [text.get_text() for text in figure.legends[0].texts] == ["training", "target 2", "trial"]
+    numbers = [float(tick.get_text()) for tick in figure.axes[0].get_xticklabels() if tick.get_text()]
+    assert max(numbers) >= 8
+
+
+def test_predictions_by_what_was_true_have_a_shade_by_their_count() -> None:
+    counts = {(0, 0): 1.0, (1, 1): 10.0, (2, 2): 100.0, (2, 1): 1.0}
+    chart = PairChart(title="", label="price", low=-5.0, width=5.0, n_bins=3, counts=counts)
+    (axes,) = figure_of(grids._pair_figure, chart).axes
+    areas = {patch.get_alpha(): len(patch.get_path().to_polygons()) for patch in axes.patches}
+    assert sorted(areas.items()) == sorted(areas.items(), key=lambda each: -each[1]), "the darkest are the fewest"
+    assert sum(areas.values()) == 4
+    assert axes.get_xlim() == axes.get_ylim() == (-5.0, 10.0)
+    assert "99% of 112 samples" in draw_pairs(chart).alt or "100% of 112" in draw_pairs(chart).alt
 
 
 def test_without_matplotlib_bars_are_a_table_and_curves_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
