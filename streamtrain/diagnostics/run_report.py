@@ -31,6 +31,7 @@ from streamtrain.system.units import (
     format_figure,
     format_number,
     format_share,
+    format_value,
 )
 from streamtrain.training.best.chosen_checkpoint import ChosenCheckpoint
 from streamtrain.training.metrics.user import METRIC_NAMES
@@ -377,7 +378,7 @@ def _statistics(dataset: Dataset) -> PageSection:
     rows = [["field", "dtype", "shape", "mean", "std", "min", "max", "NaN", "infinite", "constant features"]]
     for field in dataset.fields:
         overall = dataset.manifest.statistics[field.name].overall
-        numbers = [format_cell(value) for value in (overall.mean, overall.std, overall.min, overall.max)]
+        numbers = [format_value(value) for value in (overall.mean, overall.std, overall.min, overall.max)]
         # Unlike columns have no mean together.
         numbers = [""] * len(numbers) if _has_unlike_columns(dataset, field.name) else numbers
         counts = [f"{overall.n_nan:,}", f"{overall.n_inf:,}", _constant(dataset, field.name)]
@@ -401,8 +402,12 @@ def _columns(dataset: Dataset) -> Iterator[PageSection]:
     names = ("name", "field", "missing", "mean", "std", "min", "max")
     rows = list(zip(*(found[name] for name in names), strict=True))
     notes = [f"The first {MOST_ROWS} of {len(rows):,}."] if len(rows) > MOST_ROWS else []
-    table = [["column", *names[1:]], *([format_cell(value) for value in row] for row in rows)]
+    table = [["column", *names[1:]], *([_value(value) for value in row] for row in rows)]
     yield PageSection(heading="Columns", table=table[: MOST_ROWS + 1], notes=notes)
+
+
+def _value(value: object) -> str:
+    return format_value(value) if isinstance(value, float) else format_cell(value)
 
 
 def _constant(dataset: Dataset, field: str) -> str:

@@ -16,6 +16,7 @@ from streamtrain.system.arguments import MOST_INT, is_int
 
 _MEGABYTE: Final = 10**6
 _MOST_IN_FULL: Final = 1e15
+_MOST_PLAIN: Final = 1e12
 
 
 def megabytes(n_bytes: int) -> str:
@@ -97,9 +98,25 @@ def format_number(value: float) -> str:
     >>> [format_number(value) for value in (4.0, 1e6, 0.25, 33.1478, 1234.5678)]
     ['4', '1,000,000', '0.25', '33.15', '1,234.57']
     """
-    if float(value).is_integer() and abs(value) < _MOST_IN_FULL:
+    if _is_whole(value, _MOST_IN_FULL):
         return f"{value:,.0f}"
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.6g}"
+
+
+def format_value(value: float) -> str:
+    """Write a value of the data for people, which may be a year as well as a price: in the digits that tell.
+
+    Examples
+    --------
+    >>> [format_value(value) for value in (2013.0, 26519.8, 0.0041807, -1.29e-05, 1e15)]
+    ['2013', '26520', '0.004181', '-1.29e-05', '1e+15']
+    """
+    is_plain = value == 0 or 1e4 <= abs(value) < _MOST_PLAIN
+    return f"{value:.0f}" if is_plain or _is_whole(value, _MOST_PLAIN) else f"{value:.4g}"
+
+
+def _is_whole(value: float, below: float) -> bool:
+    return abs(value) < below and float(value).is_integer()
 
 
 def format_cell(value: object) -> str:
