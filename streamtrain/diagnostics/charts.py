@@ -261,6 +261,7 @@ _NEEDLESS: Final = re.compile(
 )
 _NUMBER: Final = re.compile(r"(\.\d\d)\d+(?=[ ,)\"\nCLMQz])")
 """A hundredth of a point is less than is seen."""
+_BOX: Final = re.compile(r"M (\S+) (\S+)L (\S+) \2L \3 (\S+)L \1 \4z")
 _TAG: Final = re.compile(r"</?g(?: [^>]*)?>")
 _BARE: Final = re.compile(r"<g(?: id=\"[^\"]*\")?>")
 _LOOK: Final = re.compile(r'style="([^"]*)"')
@@ -272,6 +273,7 @@ def to_svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = _NUMBER.sub(r"\1", _NEEDLESS.sub("", text.getvalue().partition("<svg")[2].join(("<svg", ""))))
+    svg = _BOX.sub(r"M\1 \2H\3V\4H\1z", svg)
     svg = _OF_THEME.sub(lambda found: f"var(--{_NAMES[found[0]]})", svg)
     return _with_classes(_without_groups(svg))
 

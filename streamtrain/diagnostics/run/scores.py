@@ -132,8 +132,8 @@ def _target(targets: Sequence[Mapping[str, Any]], i: int, label: str) -> str:
 
 
 _PAIRS: Final = (
-    "A cell is as dark as it has samples, counted in even bins of what was true and what was predicted; on the dotted "
-    "line a prediction is right. "
+    "A cell has the samples of an even bin of what was true and of what was predicted, and the legend says how many; "
+    "on the dotted line a prediction is right. "
 )
 
 
