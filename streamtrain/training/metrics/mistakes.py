@@ -15,6 +15,8 @@ from streamtrain.training.metrics.tasks import scored_as, threshold
 MOST_MISTAKES: Final = 10
 _MOST_NUMBERS: Final = 16
 """Of a sample with more targets only its row and its loss are told."""
+_MOST_OUTPUTS: Final = 65_536
+"""Likewise."""
 
 Rows = Callable[[], Sequence[int]]
 """The rows in the dataset of a batch's samples, which take a while to find."""
@@ -40,8 +42,10 @@ class Mistakes:
         if not found:
             return
         numbers, output = rows(), output.reshape(len(target), *output.shape[1:])
-        kept = [(loss, int(numbers[i]), target[i].cpu().clone(), output[i].cpu().clone()) for loss, i in found]
-        self._keep(kept)
+        is_told = target[0].numel() <= _MOST_NUMBERS and output[0].numel() <= _MOST_OUTPUTS
+        # Of masks and images, which take as much memory as they like, nothing is kept.
+        target, output = (target, output) if is_told else (target[:, None][:, :0], output[:, None][:, :0])
+        self._keep([(loss, int(numbers[i]), target[i].cpu().clone(), output[i].cpu().clone()) for loss, i in found])
 
     def _keep(self, more: Sequence[tuple[float, int, Tensor, Tensor]]) -> None:
         self._kept = sorted([*self._kept, *more], key=lambda each: (-each[0], each[1]))[:MOST_MISTAKES]
@@ -56,7 +60,7 @@ class Mistakes:
         """Return row, truth, prediction and loss of each, with the names of classes and labels."""
         found: list[dict[str, object]] = []
         for of_sample, row, target, output in self._kept:
-            told = _told(loss, output[None], target[None], in_units, names)
+            told = _told(loss, output[None], target[None], in_units, names) if target.numel() else {}
             found.append({"row": row, **told, "loss": of_sample})
         return found
 
@@ -80,10 +84,10 @@ def _told(
         case "classification" if target.numel() == 1 and output.numel() == 1:
             marks = int(target > 0.5), int(output > threshold(loss))
             return {"true": _name(names, marks[0]), "predicted": _name(names, marks[1])}
-        case "multilabel" if target.numel() <= _MOST_NUMBERS:
+        case "multilabel":
             output, target = drop_last_axis(output, target)
             return {"true": _marked(target[0] > 0.5, names), "predicted": _marked(output[0] > threshold(loss), names)}
-        case "regression" if target.numel() <= _MOST_NUMBERS and not (target.is_complex() or output.is_complex()):
+        case "regression" if not (target.is_complex() or output.is_complex()):
             predicted, target = drop_last_axis(in_units(output), target)
             return {"true": _numbers(target[0]), "predicted": _numbers(predicted[0])}
     return {}

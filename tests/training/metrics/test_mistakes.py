@@ -121,3 +121,14 @@ def test_what_is_ignored_is_no_mistake() -> None:
     assert [row["row"] for row in kept.facts(loss, lambda output: output, None)] == [0, 2]
     assert losses_of_samples(torch.zeros(()), loss, target) is None
     assert losses_of_samples(None, loss, target) is None
+
+
+@pytest.mark.parametrize(("targets", "outputs"), [((4, 4, 4), (4, 4, 4)), ((), (70_000,))])
+def test_of_large_samples_only_row_and_loss_are_kept(targets: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+    kept = Mistakes()
+    kept.add(torch.tensor([1.0, 2.0]), torch.zeros(2, *outputs), torch.zeros(2, *targets), lambda: range(2))
+    assert kept.facts(resolve_loss("mse"), lambda output: output, None) == [
+        {"row": 1, "loss": 2.0},
+        {"row": 0, "loss": 1.0},
+    ]
+    assert sum(tensor.numel() for _, _, *tensors in kept._kept for tensor in tensors) == 0
