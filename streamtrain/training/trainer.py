@@ -394,7 +394,7 @@ class Trainer(PredictsInTraining):
         before, self._watch = self._watch, watch
         streams = (stream_identity(loader), None if val is None else stream_identity(val))
         with (
-            open_run(checkpoint, self._config(self.describe(loader), loader), resumes=plan.resumes) as run,
+            open_run(checkpoint, self._config(self.describe(loader), loader, watch, plan), resumes=plan.resumes) as run,
             watch.over(streams, run, lambda: self.counts, before=before),
             in_stored_order(loader) if self._rule.in_stored_order else nullcontext(loader) as stream,
             nullcontext(val) if val is None else in_stored_order(val) as measured,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,8 +22,10 @@ from streamtrain.models.real_view import as_real
 from streamtrain.models.target_normalization import TargetNormalization, in_units_of_data, takes_logarithms
 from streamtrain.optim.gradient_sum import ExactSum
 from streamtrain.system.display.notebook_html import clipped, html_table, html_title
+from streamtrain.system.units import format_cell, format_figure, format_figures
 from streamtrain.training.metrics.baseline import Baseline
 from streamtrain.training.metrics.classification import MOST_IN_CONFUSION, AccuracyTally, ClassTally, largest
+from streamtrain.training.metrics.mistakes import Mistakes
 from streamtrain.training.metrics.multilabel import MarkTally
 from streamtrain.training.metrics.regression import RegressionTally, by_target
 from streamtrain.training.metrics.sums import Total, wide
@@ -56,6 +58,10 @@ class ScoreTable:
     is_alike: bool = False
     # Of each target: the edges of bins of its errors, and the weights in them.
     errors: tuple[Mapping[str, object], ...] = ()
+    # Likewise: what was predicted by what was true, see `PairHistogram`.
+    pairs: tuple[Mapping[str, object], ...] = ()
+    # Of two classes: points of the ROC curve.
+    curve: Mapping[str, object] | None = None
     # The largest errors of scores that are not exact.
     bounds: Mapping[str, float] = field(default_factory=dict)
 
@@ -86,9 +92,11 @@ class Metrics:
     baseline: Baseline | None = None
     # The scores of the baseline's answer to the same samples.
     of_baseline: Mapping[str, float] = field(default_factory=dict)
+    # The samples of the largest losses: row, truth, prediction, loss.
+    mistakes: Sequence[Mapping[str, object]] = ()
 
     def __repr__(self) -> str:
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.named(full=True).items())
+        figures = format_figures(self.named(full=True))
         of = f" of {self.n_samples:,} samples" if self.n_samples else ""
         return f"Metrics({clipped(figures, 89 - len(of))}{of})"
 
@@ -97,11 +105,11 @@ class Metrics:
         baseline = self.of_baseline if self.baseline is not None else {}
         head = ["", "value", *([f"always answering {self.baseline.told}"] if self.baseline and baseline else [])]
         rows = [
-            [name, f"{value:.4g}", *([f"{baseline[name]:.4g}" if name in baseline else ""] if baseline else [])]
+            [name, format_figure(value), *([format_cell(baseline.get(name))] if baseline else [])]
             for name, value in self.named(full=True).items()
         ]
         table = [] if self.table is None or len(self.table) < _FEWEST_ROWS else self.table.rows()
-        cells = [[value if isinstance(value, str) else f"{value:.4g}" for value in row.values()] for row in table]
+        cells = [list(map(format_cell, row.values())) for row in table]
         more = html_table([[*table[0]], *cells]) if table else ""
         return f"{html_title(repr(self))}{html_table([head, *rows])}{more}"
 
@@ -131,9 +139,13 @@ class Metrics:
             found |= {f"{name}_bound": bound for name, bound in table.bounds.items()}
             found |= {"task": table.task, kind: table.rows() if len(table) <= MOST_IN_CONFUSION else None}
             if table.errors:
-                found["errors"] = table.errors
+                found |= {"errors": table.errors, "pairs": table.pairs}
+            if table.curve is not None:
+                found["roc"] = table.curve
             if table.task == "classification":
                 found |= {"confusion": table.confusion, "ignored": table.n_ignored}
+        if self.mistakes:
+            found["mistakes"] = self.mistakes
         return found
 
 
@@ -165,6 +177,7 @@ class RunningMetrics:
         self._is_weighted = False
         self._task: ScoredTask | None = None
         self._tally: Tally | None = None
+        self.mistakes = Mistakes()
         self._kept: dict[str, Any] | None = None
         # Not scored yet: batches whose samples are of one shape and dtype.
         self._batches: list[tuple[Tensor, Tensor, Tensor | None]] = []
@@ -335,6 +348,7 @@ class RunningMetrics:
                 mine.add(term)
         self._n_samples += other._n_samples
         self._is_weighted |= other._is_weighted
+        self.mistakes.merge(other.mistakes)
         if self._tally is None:
             self._task, self._tally = other._task, other._tally
         elif other._tally is not None:
@@ -400,6 +414,8 @@ class RunningMetrics:
             n_ignored=n_ignored,
             positive=tally.positive if isinstance(tally, ClassTally) and tally.n_classes == 2 else None,
             errors=tuple(each.facts() for each in tally.histograms) if isinstance(tally, RegressionTally) else (),
+            pairs=tuple(each.facts() for each in tally.pairs) if isinstance(tally, RegressionTally) else (),
+            curve=tally.curve() if isinstance(tally, ClassTally) else None,
             is_alike=tally.is_alike(),
             bounds=bounds,
         )
@@ -411,6 +427,7 @@ class RunningMetrics:
             table=table,
             baseline=baseline,
             of_baseline=of_baseline,
+            mistakes=self.mistakes.facts(self._loss, self._in_units, self._scoring.names),
         )
 
     def state_dict(self) -> dict[str, Any]:
