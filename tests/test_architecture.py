@@ -47,7 +47,10 @@ PLACES = {
 WITHOUT_TORCH = {
     *(f"loader.{name}" for name in ("budget", "plan", "block_reader", "workers", "pool_memory", "pool", "telemetry")),
     *(f"loader.{name}" for name in ("shared_budget", "device.memory_terms")),
-    *(f"diagnostics.{name}" for name in ("charts", "html", "run_reader", "run_curves", "run_report")),
+    *(
+        f"diagnostics.{name}"
+        for name in ("charts", "html", "grids", "run_reader", "run.curves", "run.scores", "run_report")
+    ),
     *(f"diagnostics.{name}" for name in ("profile_command", "profile_timeline", "profile_charts", "profile_report")),
     *("comparison.results", "comparison.report"),
     *(f"cli.{name}" for name in ("main", "output", "ingest", "dataset", "plan", "diagnostics")),

@@ -12,7 +12,7 @@ import torch
 
 from streamtrain.cli.compatibility import check_alike, chosen_inputs, chosen_target, validation_data
 from streamtrain.cli.options import GRID, set_threads
-from streamtrain.cli.output import as_command_line, emit, label_text, note, progress_text
+from streamtrain.cli.output import as_command_line, emit, label_text, note, progress_text, typed_command
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.cli.preparation.threads import CoreWatch
 from streamtrain.cli.train import resume_hint
@@ -20,8 +20,6 @@ from streamtrain.comparison.compare import compare
 from streamtrain.comparison.report import (
     COMPARISON_HTML,
     COMPARISON_JSON,
-    format_metric,
-    format_number,
     summary_rows,
 )
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
@@ -36,6 +34,7 @@ from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.files import numbered_folder
 from streamtrain.system.memory import limit_heap_growth
+from streamtrain.system.units import format_duration, format_figure, format_number
 from streamtrain.training.labels.from_data import n_outputs
 from streamtrain.training.run.checkpoint import load_initial_weights
 
@@ -124,10 +123,14 @@ def _compare(
             class_weight=class_weight,
             out=out,
             resume="auto" if resume else None,
-            about={**built.config(), **data.config(), "dataset": str(dataset.path), "threads": torch.get_num_threads()},
+            about={**built.config(), **data.config(), "dataset": str(dataset.path), **_circumstances()},
             on_point=on_point,
             say=lambda text: note(as_command_line(text)),
         )
+
+
+def _circumstances() -> dict[str, object]:
+    return {"threads": torch.get_num_threads(), **typed_command()}
 
 
 def _heading(dest: Path, dataset: Dataset, label: str, built: BuiltModel, loss: Loss) -> str:
@@ -136,10 +139,10 @@ def _heading(dest: Path, dataset: Dataset, label: str, built: BuiltModel, loss: 
 
 
 _HEAD: Final = (
-    *("rule", "optimizer", "epoch", "updates", "seconds", "loss", "score"),
+    *("rule", "optimizer", "epoch", "updates", "time", "loss", "score"),
     *("val loss", "val score", "variance"),
 )
-_WIDTHS: Final = (-6, -9, 5, 10, 8, 8, 8, 8, 9, 9)
+_WIDTHS: Final = (-6, -9, 5, 10, 11, 11, 11, 11, 11, 9)
 
 
 def _point(run: ComparedRun, point: LearningCurvePoint) -> tuple[str, ...]:
@@ -150,8 +153,8 @@ def _point(run: ComparedRun, point: LearningCurvePoint) -> tuple[str, ...]:
         f"{run.optimizer} {run.rate}" if run.rate else run.optimizer,
         format_number(point.epochs),
         f"{point.n_steps:,}",
-        f"{point.seconds:.2f}",
-        *("" if value is None else format_metric(value) for value in values),
+        format_duration(point.seconds),
+        *("" if value is None else format_figure(value) for value in values),
         "" if point.variance is None else format_number(point.variance),
     )
 

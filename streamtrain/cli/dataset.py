@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +13,7 @@ from streamtrain.cli.commands.values import DATASET_TEXT, Split
 from streamtrain.cli.output import command_line, emit, is_quiet, json_option, label_text, stored_facts, task_facts
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.errors import DamagedBlock, DatasetError, Lines
-from streamtrain.system.units import format_bytes, format_duration
+from streamtrain.system.units import format_bytes, format_duration, format_share, format_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -81,7 +80,7 @@ def info_command(dest: str, split: str | None, show_all: bool, as_json: bool) ->
 
 def _root_lines(dest: str, root: SplitRoot) -> Iterator[str]:
     total = sum(root.n_samples.values())
-    shares = ", ".join(f"{name} {n:,} ({n / total:.1%})" for name, n in root.n_samples.items())
+    shares = ", ".join(f"{name} {n:,} ({format_share(n / total)})" for name, n in root.n_samples.items())
     yield f"{'dataset':<8} {dest}"
     yield f"{'splits':<8} {shares}"
     yield f"{'rule':<8} {root.rule.how} by {root.rule.by or 'row'}, seed {root.rule.seed}"
@@ -165,7 +164,7 @@ def _column_lines(columns: Sequence[Mapping[str, Any]], n_all: int) -> list[str]
 
 
 def _share(share: float) -> str:
-    return "0" if not share else f"{share:.1%}" if share >= _LEAST_SHARE else "< 0.1%"
+    return "0" if not share else format_share(share) if share >= _LEAST_SHARE else "< 0.1%"
 
 
 _LEAST_SHARE: Final = 0.0005
@@ -177,21 +176,17 @@ def _figure(value: float | None, role: str, name: str) -> str:
         return ""
     if role.startswith("date") and name != "std":
         return _date(value, 1 if role == "date" else _DAY)
-    is_whole = math.isfinite(value) and value == int(value)
-    if abs(value) < _LARGE and (is_whole or abs(value) >= _SMALL):
-        return f"{value:.0f}"
-    return f"{value:.4g}"
+    return format_value(value)
 
 
 _DAY: Final = 86_400
-_SMALL, _LARGE = 1e4, 1e12
 
 
 def _date(value: float, unit: int) -> str:
     try:
         date = datetime.fromtimestamp(round(value * unit), UTC)
     except (ValueError, OverflowError, OSError):
-        return f"{value:.6g}"
+        return format_value(value)
     return f"{date:%Y-%m-%d}" if unit == _DAY else f"{date:%Y-%m-%d %H:%M}"
 
 
@@ -231,7 +226,7 @@ def _table(dataset: Dataset) -> list[str]:
     columns = dataset.schema.columns
     for field in dataset.fields:
         overall = dataset.manifest.statistics[field.name].overall
-        numbers = (f"{n:.6g}" for n in (overall.mean, overall.std, overall.min, overall.max))
+        numbers = map(format_value, (overall.mean, overall.std, overall.min, overall.max))
         # Unlike columns have no mean together.
         figures = ("",) * 4 if len(columns.get(field.name, ())) > 1 else numbers
         rows.append((field.name, field.dtype.name, str(field.shape), *figures))

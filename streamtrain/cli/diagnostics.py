@@ -129,8 +129,9 @@ def doctor_command(path: Path, as_json: bool) -> None:
 def report_command(run: Path, dataset: Path | None, which: str, out: Path | None, as_json: bool) -> None:
     """Write the report of the folder RUN: one HTML file that needs nothing else.
 
-    Configuration, curves, memory against budget, where the time went, how well the data was shuffled, and its
-    statistics. If the dataset is gone, what belongs to it is left out, with the reason.
+    Curves; scores with the confusion of classes, the ROC curve of two classes, or predictions by what was true; the
+    largest mistakes; memory against budget, where the time went, how well the data was shuffled, and its statistics;
+    how to repeat the run. If the dataset is gone, what belongs to it is left out, with the reason.
     """
     from streamtrain.cli.options import chosen_checkpoint
     from streamtrain.diagnostics.run_reader import read_run

@@ -16,7 +16,7 @@ from streamtrain.cli.ranks import is_first
 from streamtrain.errors import Argument, Call, Fix, Lines, StreamtrainError, StreamtrainWarning, printable
 from streamtrain.system.json_values import to_json_value
 from streamtrain.system.refusals import os_failure
-from streamtrain.system.units import format_bytes, format_duration, megabytes
+from streamtrain.system.units import format_bytes, format_duration, format_share, megabytes
 
 if TYPE_CHECKING:
     from streamtrain.diagnostics.headspace import Headspace
@@ -186,6 +186,24 @@ def command_line(words: Iterable[str]) -> str:
     return " ".join(map(_quoted, words))
 
 
+_NOT_REPEATED: Final = frozenset({"--json", "--quiet", "--resume", "--verbose", "-q", "-v"})
+
+
+def typed_words() -> list[str]:
+    """Return the command's words as they were typed."""
+    context = click.get_current_context(silent=True)
+    return list((context.find_root().obj or ()) if context else ())
+
+
+def typed_command() -> dict[str, object]:
+    """Return the command that repeats a run, by name: as it was typed, but into a folder of its own."""
+    words, kept = typed_words(), list[str]()
+    for i, word in enumerate(words):
+        is_of_out = word.startswith("--out=") or word == "--out" or words[i - 1 : i] == ["--out"]
+        kept += [] if is_of_out or word in _NOT_REPEATED else [word]
+    return {"command": command_line(["streamtrain", *kept])} if kept else {}
+
+
 def _quoted(word: str) -> str:
     if word.isprintable():
         return shlex.quote(word)
@@ -218,10 +236,12 @@ _MEMORY_SHOWN: Final = ("budget", "projected", "measured")
 
 def time_lines(speed: Speed) -> list[str]:
     """Write how the wall time of training divides; under ``--verbose``, the work of the loader's threads, too."""
-    wall = ", ".join(f"{kind} {share:.1%}" for kind, share in _shares(speed.wall()).items())
+    wall = ", ".join(f"{kind} {format_share(share)}" for kind, share in _shares(speed.wall()).items())
     lines = [f"time    {format_duration(speed.seconds)}: {wall}"]
     if is_verbose() and speed.work.total > 0:
-        work = ", ".join(f"{kind} {share:.0%}" for kind, share in _shares(speed.work.named()).items() if share > 0)
+        work = ", ".join(
+            f"{kind} {format_share(share)}" for kind, share in _shares(speed.work.named()).items() if share > 0
+        )
         lines.append(f"threads {format_duration(speed.work.total)} of work: {work}")
     return lines
 
@@ -236,7 +256,7 @@ def headspace_line(found: Headspace) -> str:
     perfect, real = found.perfect.samples_per_second, found.loader.samples_per_second
     return (
         f"headspace {found.ratio:.2f}: with a perfect loader {perfect:,.0f} samples/s, with this one {real:,.0f} "
-        f"({found.loader.stall_fraction:.1%} waiting)"
+        f"({format_share(found.loader.stall_fraction)} waiting)"
     )
 
 

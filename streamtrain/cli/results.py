@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from streamtrain.errors import Lines
-from streamtrain.training.metrics.running import Metrics, ScoreTable
+from streamtrain.system.units import format_figure, format_number
+from streamtrain.training.metrics.results import Metrics, ScoreTable
 from streamtrain.training.records.history import History
 
 _FEW_ROWS: Final = 20
@@ -29,11 +29,11 @@ def score_text(metrics: Metrics, name: str, value: float) -> str:
     """Write a score, with its bound where it is not exact, and what the baseline comes to."""
     bound = metrics.table.bounds.get(name, 0.0) if metrics.table else 0.0
     told = _told(metrics.table, name)
-    text = f"{told} {value:.5f} ± {bound:.5f}" if bound else f"{told} {_number(value)}"
+    text = f"{told} {value:.5f} ± {bound:.5f}" if bound else f"{told} {format_figure(value)}"
     of_baseline = metrics.of_baseline.get(name)
     if name not in _WITH_BASELINE or of_baseline is None or metrics.baseline is None:
         return text
-    return f"{text} ({_number(of_baseline)} by always answering {metrics.baseline.told})"
+    return f"{text} ({format_figure(of_baseline)} by always answering {metrics.baseline.told})"
 
 
 def _told(table: ScoreTable | None, name: str) -> str:
@@ -43,11 +43,6 @@ def _told(table: ScoreTable | None, name: str) -> str:
     if table.positive is not None and name in ("precision", "recall"):
         return f"{name} of {table.name(table.positive)}"
     return "f1 macro" if name == "f1" else name
-
-
-def _number(value: float) -> str:
-    is_plain = value == 0 or 1e-3 <= abs(value) < 1e6 or not math.isfinite(value)
-    return f"{value:.4f}" if is_plain else f"{value:.4g}"
 
 
 def _table(table: ScoreTable, *, every_row: bool) -> Iterator[str]:
@@ -73,14 +68,14 @@ def _table(table: ScoreTable, *, every_row: bool) -> Iterator[str]:
 
 
 def _cell(name: str, value: float) -> str:
-    return f"{value:,.6g}" if name == "support" else _number(value)
+    return format_number(value) if name == "support" else format_figure(value)
 
 
 def _confusions(table: ScoreTable) -> Iterator[str]:
     matrix = table.confusion or ()
     found = [(value, i, j) for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j and value]
     for value, i, j in sorted(found, key=lambda each: (-each[0], each[1:]))[:_N_WORST]:
-        yield f"{table.name(i)} taken for {table.name(j)}: {value:,.6g}"
+        yield f"{table.name(i)} taken for {table.name(j)}: {format_number(value)}"
 
 
 def outcome_line(history: History) -> str | None:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import click
 import torch
 
 from streamtrain.cli.compatibility import (
@@ -33,6 +32,8 @@ from streamtrain.cli.output import (
     note,
     progress_text,
     time_lines,
+    typed_command,
+    typed_words,
 )
 from streamtrain.cli.preparation.dry_run import dry_run
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
@@ -205,15 +206,10 @@ def resume_hint(out: Path) -> Iterator[None]:
     except Interrupted as interrupt:
         if interrupt.saved is None:
             raise
-        words = _words(click.get_current_context(silent=True))
+        words = typed_words() or ["train"]
         command = words + ([] if _given(words, "--out") else ["--out", str(out)])
         command += [] if "--resume" in words else ["--resume"]
         raise Interrupted(interrupt.number, interrupt.saved, go_on=command_line(["streamtrain", *command])) from None
-
-
-def _words(context: click.Context | None) -> list[str]:
-    """Return the command as it was typed."""
-    return list((context.find_root().obj or ()) if context else ()) or ["train"]
 
 
 def _given(words: list[str], option: str) -> bool:
@@ -472,6 +468,7 @@ def _make_trainer(
         "dataset_id": dataset.id,
         "max_memory": options.max_memory,
         "threads": torch.get_num_threads(),
+        **typed_command(),
     }
     return trainer, about, built.told(), task
 

@@ -42,6 +42,7 @@ from streamtrain.system.files import local_path
 from streamtrain.system.memory import held_bytes, trim_heap
 from streamtrain.system.signals import Interrupted
 from streamtrain.system.units import format_bytes, format_duration
+from streamtrain.system.versions import library_versions
 from streamtrain.training.labels.class_weights import ClassWeight
 from streamtrain.training.labels.reading import settled
 
@@ -364,6 +365,8 @@ def _about(setup: ComparisonSetup) -> dict[str, str]:
         "batch size": setting.batch_size,
         "memory": setting.memory or format_bytes(setup.memory),
         "seed": setting.seed,
+        "versions": ", ".join(f"{name} {version}" for name, version in library_versions().items()),
+        **{name: value for name, value in setup.about.items() if name == "command"},
     }
     return {name: str(value) for name, value in found.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,20 +21,21 @@ from streamtrain.diagnostics.charts import (
     Drawing,
     LineChart,
     ReferenceLine,
-    SurfaceChart,
     draw,
     is_wide,
     spans_decade,
 )
+from streamtrain.diagnostics.grids import SurfaceChart, draw_surface
 from streamtrain.diagnostics.html import PageSection, page
 from streamtrain.system.files import Files
 from streamtrain.system.json_values import to_json_value
-from streamtrain.system.units import format_bytes, format_duration
+from streamtrain.system.units import format_bytes, format_duration, format_figure, format_number
 
 COMPARISON_HTML: Final = "comparison.html"
 COMPARISON_JSON: Final = "comparison.json"
-_MOST_IN_FULL: Final = 1e15
-_MOST_IN_PLACES: Final = 1e5
+COMMAND: Final = "command"
+"""The name of the command among the facts of a comparison."""
+_CROSS: Final = "X"
 _VARIANCE: Final = (
     "Variance of the updates: over a window of n steps u (the first of each epoch, at most 100), the mean of "
     "|u − mean u|² ÷ |mean u|². 0: all updates are the same; near n or above: they are all noise. A lone step has none."
@@ -58,17 +60,21 @@ def hold_drawing_memory() -> None:
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """Return the page of a comparison."""
+    """Return the page of a comparison, its runs in the order of their losses."""
     rules = ", ".join(dict.fromkeys(run.rule for run in comparison))
     optimizers = ", ".join(dict.fromkeys(run.optimizer for run in comparison))
     title = f"{rules} with {optimizers}"
+    comparison = replace(comparison, runs=comparison.best_first())
     counts = f"{comparison.n_samples:,} samples; {comparison.n_weights:,} weights, with which each run begins."
-    notes = [f"{run.label} diverged: {run.diverged}" for run in comparison if run.diverged]
+    notes = [_order_and_target(comparison)]
+    notes += [f"{run.label} diverged: {run.diverged}" for run in comparison if run.diverged]
     notes += [f"{run.label} is not finished" for run in comparison if not run.is_finished]
     drawings = [*(draw(chart) for chart in _charts(comparison) if chart.has_a_line), *_amounts(comparison)]
+    about = {name: value for name, value in comparison.about.items() if name != COMMAND}
+    command = comparison.about.get(COMMAND)
     sections = [
         PageSection(notes=[counts]),
-        PageSection(facts=list(comparison.about.items())),
+        PageSection(lines=[command] if command else [], facts=list(about.items())),
         PageSection(heading="Results", table=summary_rows(comparison), notes=notes),
         PageSection(heading="Curves", drawings=drawings, notes=[f"{_EXACT} {_VARIANCE}"]),
         *_surface(comparison),
@@ -77,53 +83,56 @@ def comparison_page(comparison: Comparison) -> str:
     return page(f"Comparison: {title}", f"Update rules side by side: {title}", sections)
 
 
+def _order_and_target(comparison: Comparison) -> str:
+    """Say what the runs are in the order of, and what their target is and where it comes from."""
+    first, target = comparison.runs[0].points[0].train.loss, comparison.target_loss
+    is_half = target == first - abs(first) / 2
+    whence = "half of the loss that every run begins with" if is_half and first > 0 else "the one that was asked for"
+    whence = "the loss that every run begins with, less half of its size" if is_half and first <= 0 else whence
+    data = "validation" if comparison.has_val else "training"
+    told = f"The target is a training loss of {format_figure(target)}, {whence}"
+    order = f"Best first, by the {data} loss after the last epoch."
+    return f"{order} {told}: epochs and time are those until a run was first measured there, or below."
+
+
 def summary_rows(comparison: Comparison) -> list[list[str]]:
-    """Return the header, and a row for each run."""
+    """Return the header, and a row for each run, the best first."""
     score = comparison.runs[0].last.train.score_name
-    target = f"loss {comparison.target_loss:.4g}"
     has_val = comparison.runs[0].last.val is not None
-    head = ["run", "lr", "updates", "s per epoch", "loss", *([score] if score else [])]
+    head = ["run", "lr", "updates", "time per epoch", "loss", *([score] if score else [])]
     head += [f"val {name}" for name in ("loss", score) if name and has_val]
-    head += [f"epochs to {target}", f"seconds to {target}", "memory"]
-    return [head, *(_summary(comparison, run) for run in comparison)]
+    head += ["epochs to target", "time to target", "memory"]
+    return [head, *(_summary(comparison, run) for run in comparison.best_first())]
+
+
+def _name(run: ComparedRun) -> str:
+    return f"{run.label} (diverged)" if run.has_diverged else run.label
 
 
 def _summary(comparison: Comparison, run: ComparedRun) -> list[str]:
     last, reached = run.last, run.first_at(comparison.target_loss)
     measured = [last.train.named(), last.val.named() if last.val else {}]
     return [
-        run.label,
+        _name(run),
         f"{run.lr:g}",
         f"{last.n_steps:,}",
-        _known(run.seconds_per_epoch),
-        *(format_metric(value) for values in measured for value in values.values()),
+        _known(run.seconds_per_epoch, format_duration),
+        *(format_figure(value) for values in measured for value in values.values()),
         _known(reached.epochs if reached else None),
-        _known(reached.seconds if reached else None),
-        format_bytes(_memory(run) or 0),
+        _known(reached.seconds if reached else None, format_duration),
+        _known(_memory(run), format_bytes),
     ]
 
 
-def _known(value: float | None) -> str:
-    return "–" if value is None else format_number(value)
-
-
-def format_number(value: float) -> str:
-    """Format a number for a table: whole numbers in full, others in 4 to 6 digits."""
-    if value.is_integer() and abs(value) < _MOST_IN_FULL:
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.6g}"
-
-
-def format_metric(value: float) -> str:
-    """Format a loss or a score for a table, in at most 11 characters."""
-    return f"{value:.4f}" if abs(value) < _MOST_IN_PLACES else f"{value:.4e}"
+def _known(value: float | None, form: Callable[[float], str] = format_number) -> str:
+    return "–" if value is None else form(value)
 
 
 def epoch_rows(comparison: Comparison) -> list[list[str]]:
     """Return the header, and a row for each epoch of each run."""
     names = list(comparison.runs[0].last.train.named())
     has_val = comparison.runs[0].last.val is not None
-    head = ["run", "epoch", "updates", "seconds", *names, *(f"val {name}" for name in names if has_val)]
+    head = ["run", "epoch", "updates", "time", *names, *(f"val {name}" for name in names if has_val)]
     return [
         [*head, "variance of updates", "over steps"],
         *(_epoch(run, point) for run in comparison for point in run.points),
@@ -133,11 +142,11 @@ def epoch_rows(comparison: Comparison) -> list[list[str]]:
 def _epoch(run: ComparedRun, point: LearningCurvePoint) -> list[str]:
     values = [*point.train.named().values(), *(point.val.named().values() if point.val else ())]
     return [
-        run.label,
+        _name(run),
         format_number(point.epochs),
         f"{point.n_steps:,}",
-        f"{point.seconds:.2f}",
-        *(format_metric(value) for value in values),
+        format_duration(point.seconds),
+        *(format_figure(value) for value in values),
         _known(point.variance),
         f"{point.n_window}" if point.n_window else "",
     ]
@@ -148,10 +157,10 @@ def _curve(comparison: Comparison, run: ComparedRun, points: list[tuple[float, f
     rule = list(dict.fromkeys((each.rule, each.rate) for each in comparison)).index((run.rule, run.rate))
     optimizer = list(dict.fromkeys(each.optimizer for each in comparison)).index(run.optimizer)
     return Curve(
-        label=run.label,
+        label=_name(run),
         points=points,
         colour=COLOURS[rule % len(COLOURS)],
-        marker=MARKERS[rule % len(MARKERS)],
+        marker=_CROSS if run.has_diverged else MARKERS[rule % len(MARKERS)],
         dash=DASHES[optimizer % len(DASHES)],
     )
 
@@ -174,7 +183,7 @@ def _charts(comparison: Comparison) -> Iterator[LineChart]:
     losses = [point.train.loss for run in comparison for point in run.points]
     # The target is drawn on the same axis.
     loss = Axis(label="training loss J", is_log=spans_decade(losses) and comparison.target_loss > 0)
-    target = (ReferenceLine(label=f"target {comparison.target_loss:.4g}", value=comparison.target_loss),)
+    target = (ReferenceLine(label=f"target {format_figure(comparison.target_loss)}", value=comparison.target_loss),)
     yield chart("Training loss by epoch", epochs, loss, lines(lambda p: p.epochs, lambda p: p.train.loss), target)
     yield chart("Training loss by update", steps, loss, lines(lambda p: p.n_steps, lambda p: p.train.loss), target)
     yield chart("Training loss by time", seconds, loss, lines(lambda p: p.seconds, lambda p: p.train.loss), target)
@@ -209,7 +218,7 @@ def _bars(
     bars = []
     for run in comparison:
         value = of(run)
-        bars.append(Bar(label=run.label, pieces={title: value or 0.0}, text=form(value) if value else "–"))
+        bars.append(Bar(label=_name(run), pieces={title: value or 0.0}, text=form(value) if value else "–"))
     return draw(BarChart(title=title, bars=bars, format=form))
 
 
@@ -219,7 +228,7 @@ def _surface(comparison: Comparison) -> Iterator[PageSection]:
         if comparison.no_surface is not None:
             yield PageSection(notes=[f"The error surface was not measured: {comparison.no_surface}"])
         return
-    by_label = {run.label: run for run in comparison}
+    by_label = {path.label: path for path in surface.paths}
     chart = SurfaceChart(
         title="Training loss J",
         x_label=surface.labels[0],
@@ -228,7 +237,9 @@ def _surface(comparison: Comparison) -> Iterator[PageSection]:
         xs=surface.xs.tolist(),
         ys=surface.ys.tolist(),
         heights=surface.loss.tolist(),
-        paths=[_curve(comparison, by_label[path.label], list(path.places)) for path in surface.paths],
+        paths=[
+            _curve(comparison, run, list(by_label[run.label].places)) for run in comparison if run.label in by_label
+        ],
     )
     exact = "Both weights of the model are drawn: the surface is J itself."
     plane = (
@@ -236,9 +247,14 @@ def _surface(comparison: Comparison) -> Iterator[PageSection]:
         f"they spread the most ({sum(surface.shares or ()):.0%} of it). Paths are seen from above: they need not lie "
         "in the plane, so J on it is not J on them."
     )
-    cells = f"{surface.loss.size:,} values of J, each a pass over the training data. A black point is the beginning."
+    cells = (
+        f"Each of the {surface.loss.size:,} cells is one value of J, measured at its middle by a pass over the data of "
+        "the training; nothing is drawn between them, and each shade has equally many. A black point is the beginning"
+    )
+    cross = ", a cross the last point that was measured of a run that diverged"
+    ended = f"{cross}." if any(run.has_diverged for run in comparison) else "."
     yield PageSection(
         heading="The error surface, and the paths of the weights",
-        drawings=[draw(chart)],
-        notes=[f"{exact if surface.shares is None else plane} {cells}"],
+        drawings=[draw_surface(chart)],
+        notes=[f"{exact if surface.shares is None else plane} {cells}{ended}"],
     )

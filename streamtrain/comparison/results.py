@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Final, Self
 from streamtrain.comparison.settings import RunChoice, rate_text
 from streamtrain.comparison.surface import LossSurface
 from streamtrain.system.json_values import number_or_nan, objects, whole_number
-from streamtrain.training.metrics.running import Metrics
+from streamtrain.training.metrics.results import Metrics
 
 _OF_POINTS: Final = ("epochs", "steps", "seconds", "update_variance", "update_window")
 _VAL: Final = "val_"
@@ -115,6 +116,11 @@ class ComparedRun:
         return f"{self.rule}, {self.optimizer}{f', lr {self.rate}' if self.rate else ''}"
 
     @property
+    def has_diverged(self) -> bool:
+        """Whether it ended by that, so that its last point is from before."""
+        return self.diverged is not None or self.divergence is not None
+
+    @property
     def last(self) -> LearningCurvePoint:
         """The last point."""
         return self.points[-1]
@@ -187,6 +193,20 @@ class Comparison:
 
     def __len__(self) -> int:
         return len(self.runs)
+
+    @property
+    def has_val(self) -> bool:
+        """Whether all runs were measured on validation data."""
+        return all(run.last.val is not None for run in self)
+
+    def best_first(self) -> tuple[ComparedRun, ...]:
+        """Return the runs by their last loss, on validation data where there is some; those that diverged come last."""
+
+        def rank(run: ComparedRun) -> tuple[bool, float]:
+            metrics = run.last.val if self.has_val and run.last.val else run.last.train
+            return run.has_diverged, math.inf if math.isnan(metrics.loss) else metrics.loss
+
+        return tuple(sorted(self, key=rank))
 
     def named(self) -> dict[str, Any]:
         """Return everything by name, as ``comparison.json`` holds it."""

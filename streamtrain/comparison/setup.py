@@ -44,7 +44,7 @@ from streamtrain.system.units import parse_bytes
 from streamtrain.training.batch_stream import Rows, class_counts, last_batch, normalize_fields
 from streamtrain.training.labels.class_weights import ClassWeight
 from streamtrain.training.labels.reading import LabelReading, label_reading
-from streamtrain.training.metrics.running import Metrics
+from streamtrain.training.metrics.results import Metrics
 from streamtrain.training.run.checkpoint import MOST_CHECKPOINTS, checkpoint_bytes
 from streamtrain.training.run.run_folder import check_room
 from streamtrain.training.trainer import Trainer

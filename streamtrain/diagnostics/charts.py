@@ -1,4 +1,4 @@
-"""Line, bar and surface charts as SVG: drawn by matplotlib, which the extra ``plot`` brings.
+"""Line and bar charts as SVG: drawn by matplotlib, which the extra ``plot`` brings.
 
 The colours can be told apart by people with any colour vision, and are dark enough on white; the first are those of
 M. Okabe and K. Ito, "Color Universal Design" (2002); yellow, which is too light, is left out. In an SVG each stands as
@@ -12,6 +12,8 @@ import io
 import math
 import re
 import warnings
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,12 +49,12 @@ THEME: Final[Mapping[str, tuple[str, str]]] = {
         "#59b2e8", "#f08b4a", "#3fc79a", "#e6a3c6", "#cdae4e", "#9ad6f7", "#e8eaed"), strict=True))},
 }  # fmt: skip
 """Colours of a page by name: on white, and where dark pages are preferred; those of texts have a contrast of 4.5."""
-_RELIEF: Final = ("#3b528b", "#4c7ba6", "#6aa3bb", "#9bc6cb", "#cfe3dc", "#f7f7ee")
-"""From low to high, even steps of lightness, so that it reads in grey as well."""
 _STYLE: Final[dict[Any, Any]] = {
     "svg.hashsalt": "streamtrain",
     # Text stays text: it can be searched and read aloud, and the browser has letters that the font lacks.
     "svg.fonttype": "none",
+    # The page has its own font; here are the widths that a drawing is laid out by.
+    "font.sans-serif": ["DejaVu Sans"],
     # What stands between two dollar signs would be typeset as mathematics.
     "text.parse_math": False,
     "text.color": "#222222",
@@ -82,9 +84,9 @@ _LETTER: Final = 0.098
 """Inches of a letter, about."""
 _LABEL_LETTERS: Final = 19
 _TEXT_LETTERS: Final = 20
+_MOST_LETTERS: Final = 46
+"""Of a name, on a line of its own."""
 _WIDE: Final = 20.0
-_HALO: Final = "#fefefe"
-"""White on a page of either kind."""
 _MOST: Final = 1e300
 """Differences and margins of larger numbers are not finite."""
 _MOST_DRAWN: Final = 1e150
@@ -93,7 +95,6 @@ _LEAST: Final = 1e-150
 """Smaller values are drawn as 0."""
 _MOST_MARKED: Final = 60
 """A curve of more points has no markers."""
-_N_CONTOURS: Final = 12
 _MOST_SAID: Final = 12
 
 
@@ -121,7 +122,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceLine:
-    """A value of the vertical axis that is drawn right across, with its name on it."""
+    """A value of an axis that is drawn right across, with its name in the legend."""
 
     label: str
     value: float
@@ -173,20 +174,6 @@ class BarChart:
     def is_stacked(self) -> bool:
         """Whether a bar has several pieces, so that their names are to be told."""
         return any(len(bar.pieces) > 1 for bar in self.bars)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SurfaceChart:
-    """A surface of heights ``[j][i]`` at (``xs[i]``, ``ys[j]``), white where they are not finite, and paths over it."""
-
-    title: str
-    x_label: str
-    y_label: str
-    height_label: str
-    xs: Sequence[float]
-    ys: Sequence[float]
-    heights: Sequence[Sequence[float]]
-    paths: Sequence[Curve]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,30 +254,65 @@ def house_style() -> Iterator[None]:
 
 _NAMES: Final = {light: name for name, (light, _) in THEME.items()}
 _OF_THEME: Final = re.compile("|".join(_NAMES))
+_NEEDLESS: Final = re.compile(
+    r"<!--.*?-->| transform=\"rotate\(-0 [^\"]*\)\"|font-family: 'DejaVu Sans', sans-serif; "
+    r"|(?<=\n) +| ?\n(?=[<\"/CLMQz])",
+    re.DOTALL,
+)
+_NUMBER: Final = re.compile(r"(\.\d\d)\d+(?=[ ,)\"\nCLMQz])")
+"""A hundredth of a point is less than is seen."""
+_BOX: Final = re.compile(r"M (\S+) (\S+)L (\S+) \2L \3 (\S+)L \1 \4z")
+_TAG: Final = re.compile(r"</?g(?: [^>]*)?>")
+_BARE: Final = re.compile(r"<g(?: id=\"[^\"]*\")?>")
+_LOOK: Final = re.compile(r'style="([^"]*)"')
+_LEAST_USES: Final = 3
 
 
 def to_svg(figure: Figure) -> str:
     """The same drawing as the same text at any time; to be called in the house style."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = text.getvalue().partition("<svg")[2].join(("<svg", ""))
-    return _OF_THEME.sub(lambda found: f"var(--{_NAMES[found[0]]})", svg)
+    svg = _NUMBER.sub(r"\1", _NEEDLESS.sub("", text.getvalue().partition("<svg")[2].join(("<svg", ""))))
+    svg = _BOX.sub(r"M\1 \2H\3V\4H\1z", svg)
+    svg = _OF_THEME.sub(lambda found: f"var(--{_NAMES[found[0]]})", svg)
+    return _with_classes(_without_groups(svg))
 
 
-def draw(chart: LineChart | BarChart | SurfaceChart) -> Drawing:
+def _without_groups(svg: str) -> str:
+    """Leave out the groups that only have a name; what is text in a drawing has no tags."""
+    is_kept: list[bool] = []
+
+    def of(tag: re.Match[str]) -> str:
+        if tag[0].endswith("/>"):
+            return ""
+        if tag[0] != "</g>":
+            is_kept.append(_BARE.fullmatch(tag[0]) is None)
+            return tag[0] if is_kept[-1] else ""
+        return tag[0] if is_kept.pop() else ""
+
+    return _TAG.sub(of, svg)
+
+
+def _with_classes(svg: str) -> str:
+    """Give a look that many marks have a class, named by what it is: several drawings stand on a page."""
+    uses = Counter(_LOOK.findall(svg))
+    names = {look: f"l{zlib.crc32(look.encode()):x}" for look, n in uses.items() if n >= _LEAST_USES}
+    rules = "".join(f".{name}{{{look}}}" for look, name in names.items())
+    svg = _LOOK.sub(lambda found: f'class="{names[found[1]]}"' if found[1] in names else found[0], svg)
+    return svg.replace("</style>", f"{rules}</style>", 1)
+
+
+def draw(chart: LineChart | BarChart) -> Drawing:
     """Draw a chart, where matplotlib is installed."""
     rows = _bar_rows(chart) if isinstance(chart, BarChart) else ()
     svg = _chart_svg(chart) if can_draw() else ""
-    wide = isinstance(chart, SurfaceChart)
-    return Drawing(title=chart.title, svg=svg, alt=_alt(chart), rows=rows, is_full_width=wide)
+    return Drawing(title=chart.title, svg=svg, alt=_alt(chart), rows=rows)
 
 
-def _alt(chart: LineChart | BarChart | SurfaceChart) -> str:
+def _alt(chart: LineChart | BarChart) -> str:
     """Say what a drawing shows."""
     if isinstance(chart, BarChart):
         return f"{chart.title}: {'; '.join(f'{bar.label} {bar.text}' for bar in chart.bars[:_MOST_SAID])}"
-    if isinstance(chart, SurfaceChart):
-        return f"{chart.title} over {chart.x_label} and {chart.y_label}, with {len(chart.paths)} paths"
     ends = []
     for curve in chart.curves[:_MOST_SAID]:
         placed = [y for _, y in curve.points if is_placed(y)]
@@ -306,13 +328,11 @@ def _bar_rows(chart: BarChart) -> list[list[str]]:
 
 
 @house_style()
-def _chart_svg(chart: LineChart | BarChart | SurfaceChart) -> str:
-    if isinstance(chart, LineChart):
-        return to_svg(_line_figure(chart))
-    return to_svg(_bar_figure(chart) if isinstance(chart, BarChart) else _surface_figure(chart))
+def _chart_svg(chart: LineChart | BarChart) -> str:
+    return to_svg(_line_figure(chart) if isinstance(chart, LineChart) else _bar_figure(chart))
 
 
-def _canvas(width: float, height: float, *, left: float, right: float, bottom: float) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float, *, left: float, right: float, bottom: float) -> tuple[Figure, Axes]:
     """A figure with one pair of axes, its size and margins in inches; the page has its title, where it can wrap."""
     from matplotlib.figure import Figure
 
@@ -323,7 +343,7 @@ def _canvas(width: float, height: float, *, left: float, right: float, bottom: f
     return figure, axes
 
 
-def _legend(figure: Figure, axes: Axes, labels: Sequence[str]) -> None:
+def legend(figure: Figure, axes: Axes, labels: Sequence[str]) -> None:
     """Name the curves or pieces below the axes, in as many columns as there is room for."""
     height = figure.get_figheight()
     figure.legend(*axes.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.02, 0.04 / height),
@@ -334,22 +354,23 @@ def _n_columns(labels: Sequence[str]) -> int:
     return max(1, min(3, int(_WIDTH / _LETTER / (max(map(len, labels), default=0) + 6))))
 
 
-def _legend_height(labels: Sequence[str]) -> float:
+def legend_height(labels: Sequence[str]) -> float:
+    """Return the inches that names below the axes take."""
     return 0.235 * -(-len(labels) // _n_columns(labels)) + 0.08 if labels else 0.0
 
 
 def _line_figure(chart: LineChart) -> Figure:
     ticks = {name: values for name, values in chart.ticks.items() if values}
-    named = [*([chart.upright.label] if chart.upright else []), *ticks]
+    levels = [level for level in chart.levels if not math.isnan(place(level.value))]
+    named = [*(level.label for level in levels), *([chart.upright.label] if chart.upright else []), *ticks]
     is_said = {curve.label for curve in chart.curves} <= {chart.title, chart.y.label} and not named
     labels = [] if is_said else [printable(label, 40) for label in [*(curve.label for curve in chart.curves), *named]]
-    below = _legend_height(labels)
-    figure, axes = _canvas(_WIDTH, 2.95 + below, left=0.82, right=0.12, bottom=0.58 + below)
-    levels = [level for level in chart.levels if not math.isnan(_place(level.value))]
+    below = legend_height(labels)
+    figure, axes = canvas(_WIDTH, 2.95 + below, left=0.82, right=0.12, bottom=0.58 + below)
     xs: list[float] = []
-    ys = [_place(level.value) for level in levels]
+    ys = [place(level.value) for level in levels]
     for curve in chart.curves:
-        points = [(_place(x), _place(y)) for x, y in curve.points]
+        points = [(place(x), place(y)) for x, y in curve.points]
         drawn = [point for point in points if not any(map(math.isnan, point))]
         xs, ys = [*xs, *(x for x, _ in drawn)], [*ys, *(y for _, y in drawn)]
         is_marked = curve.marker and not curve.is_faint and len(drawn) <= _MOST_MARKED
@@ -358,30 +379,29 @@ def _line_figure(chart: LineChart) -> Figure:
                   markeredgecolor="white", linewidth=0.9 if curve.is_faint else 1.6,
                   alpha=0.55 if curve.is_faint else 1.0, clip_on=False)  # fmt: skip
     for level in levels:
-        axes.axhline(_place(level.value), color=QUIET, linestyle=":", linewidth=1.2)
-        axes.annotate(printable(level.label), (1, _place(level.value)), xycoords=("axes fraction", "data"), ha="right",
-                      va="bottom", color=QUIET)  # fmt: skip
+        axes.axhline(place(level.value), color=QUIET, linestyle=":", linewidth=1.2, label=printable(level.label, 40))
     if not xs:
         axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes)
-    _set_axis(axes, "x", chart.x, xs)
-    _set_axis(axes, "y", chart.y, ys)
+    set_axis(axes, "x", chart.x, [*xs, *(value for values in ticks.values() for value in values)] if xs else xs)
+    set_axis(axes, "y", chart.y, ys)
     if chart.upright is not None:
-        axes.axvline(chart.upright.value, color=QUIET, linestyle=":", linewidth=1.4, label=printable(named[0], 40))
+        upright = chart.upright
+        axes.axvline(upright.value, color=QUIET, linestyle=":", linewidth=1.4, label=printable(upright.label, 40))
     for name, values in ticks.items():
         axes.plot(values, [0.0] * len(values), transform=axes.get_xaxis_transform(), linestyle="", marker="|",
                   markersize=9, color=QUIET, label=printable(name, 40), clip_on=False)  # fmt: skip
     axes.grid(axis="y")
     if labels:
-        _legend(figure, axes, labels)
+        legend(figure, axes, labels)
     return figure
 
 
-def _place(value: float) -> float:
+def place(value: float) -> float:
     """A number as it is drawn: NaN where it has no place."""
     return (value if abs(value) >= _LEAST else 0.0) if abs(value) <= _MOST_DRAWN else math.nan
 
 
-def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Axis, values: Sequence[float]) -> None:
+def set_axis(axes: Axes, side: Literal["x", "y"], axis: Axis, values: Sequence[float]) -> None:
     """Scale, ticks and label of an axis on which these values are drawn."""
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 
@@ -419,81 +439,38 @@ def _log_locator(low: float, high: float) -> LogLocator:
 
 def _bar_figure(chart: BarChart) -> Figure:
     names = [printable(name, 60) for name in chart.pieces]
-    below = _legend_height(names) if chart.is_stacked else 0.0
-    labels = [printable(bar.label, _LABEL_LETTERS) for bar in chart.bars]
-    left = max(1.1, 0.2 + _LETTER * max(map(len, labels), default=0))
+    below = legend_height(names) if chart.is_stacked else 0.0
+    labels = [printable(bar.label, _MOST_LETTERS) for bar in chart.bars]
+    longest_label = max(map(len, labels), default=0)
+    # A name that is too long to stand before its bar stands above it.
+    is_above = longest_label > _LABEL_LETTERS
+    left = 0.1 if is_above else max(1.1, 0.2 + _LETTER * longest_label)
     texts = [printable(bar.text, _TEXT_LETTERS) for bar in chart.bars]
     text_room = 0.12 + _LETTER * max(map(len, texts), default=0)
     n_bars = len(chart.bars)
-    height = 0.22 + 0.3 * max(n_bars, 1) + below
-    figure, axes = _canvas(_WIDTH, height, left=left, right=0.05, bottom=0.1 + below)
+    height = 0.22 + (0.5 if is_above else 0.3) * max(n_bars, 1) + below
+    figure, axes = canvas(_WIDTH, height, left=left, right=0.05, bottom=0.1 + below)
     room = _WIDTH - left - 0.05
     longest = max((sum(map(_length, bar.pieces.values())) for bar in chart.bars), default=0.0) or 1.0
-    ends = np.zeros(n_bars)
+    ends, places = np.zeros(n_bars), np.arange(n_bars) + (0.2 if is_above else 0.0)
     for i, (piece, name) in enumerate(zip(chart.pieces, names, strict=True)):
         lengths = np.array([_length(bar.pieces.get(piece, 0.0)) / longest for bar in chart.bars])
         colour = (chart.colours or {}).get(piece, COLOURS[i % len(COLOURS)])
-        axes.barh(range(n_bars), lengths, left=ends, height=0.68, color=colour, label=name)
+        axes.barh(places, lengths, left=ends, height=0.42 if is_above else 0.68, color=colour, label=name)
         ends += lengths
     for i, text in enumerate(texts):
-        axes.text(ends[i] + 0.015, i, text, va="center")
-    axes.set_yticks(range(n_bars), labels)
+        axes.text(ends[i] + 0.015, places[i], text, va="center")
+    for i, label in enumerate(labels if is_above else ()):
+        axes.text(0, i - 0.27, label, va="center")
+    axes.set_yticks([] if is_above else range(n_bars), [] if is_above else labels)
     axes.set(xticks=[], xlim=(0, room / max(room - text_room, 0.5)), ylim=(max(n_bars, 1) - 0.5, -0.5))
     axes.tick_params(axis="y", length=0, labelcolor="#222222")
     axes.spines["bottom"].set_visible(False)
+    axes.spines["left"].set_visible(not is_above)
     if below:
-        _legend(figure, axes, names)
+        legend(figure, axes, names)
     return figure
 
 
 def _length(value: float) -> float:
     return max(value, 0.0) if is_placed(value) else 0.0
-
-
-def _surface_figure(chart: SurfaceChart) -> Figure:
-    from matplotlib.colors import LinearSegmentedColormap, LogNorm
-
-    labels = [printable(path.label, 60) for path in chart.paths]
-    below = _legend_height(labels)
-    figure, axes = _canvas(8.6, 5.9 + below, left=0.9, right=1.3, bottom=0.6 + below)
-    heights = np.ma.masked_invalid([[_place(height) for height in row] for row in chart.heights])
-    finite = np.sort(heights.compressed())
-    is_log = is_wide(finite) and finite[0] > 0
-    # The legend of 50 shades or more would be an image, which the page's policy forbids.
-    shades = LinearSegmentedColormap.from_list("relief", _RELIEF, N=48)
-    mesh = axes.pcolormesh(
-        chart.xs, chart.ys, heights, shading="nearest", cmap=shades, norm=LogNorm() if is_log else None
-    )
-    # Between any two lines lie equally many places, so that a flat valley has its lines as well as its walls.
-    levels = {finite[i * len(finite) // _N_CONTOURS] for i in range(1, _N_CONTOURS) if len(finite)}
-    if inside := sorted(level for level in levels if finite[0] < level < finite[-1]):
-        axes.contour(chart.xs, chart.ys, heights, levels=inside, colors="#1f2a44", alpha=0.35, linewidths=0.8)
-    if len(finite) and finite[0] < finite[-1]:
-        box = axes.get_position()
-        bar = figure.colorbar(
-            mesh,
-            cax=figure.add_axes((box.x1 + 0.03, box.y0, 0.02, box.height)),
-            ticks=_log_locator(finite[0], finite[-1]) if is_log else None,
-            format=lambda value, _: format_tick(value),
-        )
-        bar.minorticks_off()
-        bar.set_label(printable(chart.height_label))
-    for path, label in zip(chart.paths, labels, strict=True):
-        _draw_path(axes, path, label)
-    axes.spines[["top", "right"]].set_visible(True)
-    _set_axis(axes, "x", Axis(label=chart.x_label), ())
-    _set_axis(axes, "y", Axis(label=chart.y_label), ())
-    if labels:
-        _legend(figure, axes, labels)
-    return figure
-
-
-def _draw_path(axes: Axes, path: Curve, label: str) -> None:
-    """Draw a path with a mark at its end and a smaller, black one at its beginning."""
-    if not path.points:
-        return
-    xs, ys = zip(*((_place(x), _place(y)) for x, y in path.points), strict=True)
-    axes.plot(xs, ys, color=_HALO, linewidth=3.4, alpha=0.75)
-    axes.plot(xs, ys, color=path.colour, linestyle=path.dash, linewidth=1.7, label=label, marker=path.marker,
-              markersize=9, markeredgecolor=_HALO, markevery=[len(xs) - 1])  # fmt: skip
-    axes.plot(xs[:1], ys[:1], color="#1f1f1f", marker="o", markersize=6, markeredgecolor=_HALO)

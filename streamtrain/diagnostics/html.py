@@ -32,6 +32,8 @@ class PageSection:
     """A part of a page; what it has none of is left out."""
 
     heading: str = ""
+    # To be copied as they are.
+    lines: Sequence[str] = ()
     facts: Sequence[tuple[str, str]] = ()
     drawings: Sequence[Drawing] = ()
     table: Table = ()

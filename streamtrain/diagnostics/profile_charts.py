@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from streamtrain.diagnostics.charts import Drawing, can_draw, house_style, printable, to_svg
 from streamtrain.diagnostics.profile_timeline import MEMORY_KINDS, BudgetSpan, EpochSpan, LoaderSpan, Timeline
 from streamtrain.errors import Argument, Fix, UsageError
-from streamtrain.system.units import format_bytes
+from streamtrain.system.units import format_bytes, format_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +69,7 @@ def budget_line(kept: BudgetSpan) -> str:
     """Budget, projection and measured peak."""
     return (
         f"budget {format_bytes(kept.budget_bytes)}, projected {format_bytes(kept.projected_bytes)}, "
-        f"measured {format_bytes(kept.measured_bytes)} ({kept.ratio:.2f} of the budget)"
+        f"measured {format_bytes(kept.measured_bytes)} ({format_share(kept.ratio)} of the budget)"
     )
 
 

@@ -19,7 +19,7 @@ from streamtrain.diagnostics.profile_charts import (
 )
 from streamtrain.diagnostics.profile_timeline import BudgetSpan, Timeline
 from streamtrain.system.files import Files
-from streamtrain.system.units import format_bytes, format_duration, format_rate
+from streamtrain.system.units import format_bytes, format_duration, format_rate, format_share
 
 PROFILE_PNG: Final = "timeline.png"
 PROFILE_HTML: Final = "timeline.html"
@@ -129,9 +129,11 @@ def _epochs(timeline: Timeline) -> list[str]:
         return []
     rate = format_rate(sum(epoch.n_samples for epoch in ended), seconds, "samples")
     wait = sum(epoch.wait_seconds for epoch in ended) / seconds
-    found = [f"epochs  {len(ended)} in {format_duration(seconds)}: {rate}, {wait:.1%} waiting for data"]
+    found = [f"epochs  {len(ended)} in {format_duration(seconds)}: {rate}, {format_share(wait)} waiting for data"]
     if total := timeline.work.total:
-        shares = ", ".join(f"{kind} {part / total:.0%}" for kind, part in timeline.work.named().items() if part)
+        shares = ", ".join(
+            f"{kind} {format_share(part / total)}" for kind, part in timeline.work.named().items() if part
+        )
         found.append(f"threads {format_duration(total)} of work: {shares}")
     return found
 
@@ -199,8 +201,8 @@ def _tables(timeline: Timeline) -> list[PageSection]:
             f"{ended.epoch + 1}",
             f"{ended.n_samples:,}",
             format_duration(ended.seconds),
-            f"{ended.wait_seconds / ended.seconds:.1%}" if ended.seconds else "",
-            *(f"{seconds:.2f}" for seconds in ended.work.named().values()),
+            format_share(ended.wait_seconds / ended.seconds) if ended.seconds else "",
+            *map(format_duration, ended.work.named().values()),
         ]
         for loader, ended in told[:_MOST_ROWS]
     ]

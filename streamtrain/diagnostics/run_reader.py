@@ -21,7 +21,7 @@ _KINDS: Final = ("batch", "epoch", "measured")
 _TEXTS: Final = frozenset({"kind"})
 _FLAGS: Final = frozenset({"partial"})
 _TERMS: Final = "terms"
-_TABLES: Final = ("classes", "labels", "targets", "errors", "confusion")
+_TABLES: Final = ("classes", "labels", "targets", "errors", "confusion", "pairs", "mistakes")
 _MOST_BYTES: Final = 2**63
 _MOST_DEEP: Final = 20
 

@@ -10,19 +10,29 @@ from typing import Any, Final
 
 import numpy as np
 
-from streamtrain.diagnostics.charts import COLOURS, Bar, BarChart, Drawing, draw, format_tick, is_placed
-from streamtrain.diagnostics.html import PageSection, ShareMatrix, Table, page
-from streamtrain.diagnostics.run_curves import draw_curves
+from streamtrain.diagnostics.charts import COLOURS, Bar, BarChart, Drawing, draw, is_placed
+from streamtrain.diagnostics.html import PageSection, Table, page
+from streamtrain.diagnostics.run.curves import draw_curves
+from streamtrain.diagnostics.run.scores import MOST_BINS, MOST_ROWS, bin_chart, score_sections, short_text
 from streamtrain.diagnostics.run_reader import RunRecord, read_run
 from streamtrain.errors import Argument, Fix, StreamtrainError, StreamtrainWarning
 from streamtrain.loader.plan import plan
 from streamtrain.shuffle.order import ORDER_VERSION
 from streamtrain.shuffle.quality import ShuffleQuality
 from streamtrain.store.dataset import Dataset, open_preferred
+from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.writing.staging import check_in_no_dataset
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.files import Files, local_path
-from streamtrain.system.units import format_bytes, format_duration
+from streamtrain.system.units import (
+    format_bytes,
+    format_cell,
+    format_duration,
+    format_figure,
+    format_number,
+    format_share,
+    format_value,
+)
 from streamtrain.training.best.chosen_checkpoint import ChosenCheckpoint
 from streamtrain.training.metrics.user import METRIC_NAMES
 from streamtrain.training.records.kept_scores import BEST
@@ -31,11 +41,28 @@ REPORT: Final = "report.html"
 _WALL: Final = {"compute": COLOURS[5], "transfer": COLOURS[2], "wait": COLOURS[1]}
 _MOST_CLASSES: Final = 30
 _MOST_BARS: Final = 40
-_MOST_LETTERS: Final = 400
-_MOST_IN_MATRIX: Final = 50
-_MOST_ROWS: Final = 200
-_MOST_BINS: Final = 16
-_MOST_NAME: Final = 24
+_TOLD_APART: Final = ("command", "fit", "versions")
+_OF_TRAINER: Final = (
+    *(
+        "update",
+        "inputs",
+        "target",
+        "weight",
+        "clip_grad_norm",
+        "clip_grad_value",
+        "schedule",
+        "beta1",
+        "autocast",
+        "compile",
+        "l2",
+    ),
+    *("grad_tolerance", "loss_tolerance", "accumulate_grad_batches"),
+)
+_USUAL: Final = {"update": "batch", "inputs": ["x"], "target": "y", "accumulate_grad_batches": 1}
+_MOST_SAMPLED: Final = 100_000
+_MOST_BLOCKS: Final = 64
+_MOST_TARGETS: Final = 16
+_MOST_BINNED: Final = 1e150
 
 
 def write_report(
@@ -83,27 +110,71 @@ def _page(told: RunRecord, dataset: Dataset | None, why: str, chosen: ChosenChec
     label = _label(config, dataset)
     n_samples = config.get("n_samples")
     size = f", {n_samples:,} samples" if isinstance(n_samples, int) else ""
-    title = f"{label} by {_text(config.get('model'))}{size}"
-    how = f"{_text(config.get('update'))} rule, {_optimizer(config)}; {told.path}"
-    settings = [(name, _text(value)) for name, value in sorted(_flat(config), key=itemgetter(0))]
+    title = f"{label} by {short_text(config.get('model'))}{size}"
+    how = f"{short_text(config.get('update'))} rule, {_optimizer(config)}; {told.path}"
+    others = {name: value for name, value in config.items() if name not in _TOLD_APART}
+    settings = [(name, short_text(value)) for name, value in sorted(_flat(others), key=itemgetter(0))]
     curves = list(draw_curves(told, label, _best_epoch(told, chosen)))
     sections = [
         PageSection(notes=[how]),
         PageSection(facts=list(_headline(told, chosen))),
         *([PageSection(heading="Curves", drawings=curves)] if curves else []),
-        *_score_sections(_scores_of(told.scores, chosen), label),
+        *score_sections(_scores_of(told.scores, chosen), label),
         PageSection(heading="Memory against budget", **_memory(told.memory)),
         PageSection(heading="Where the time went", **_stalls(told)),
         *_data_sections(told, dataset, why),
+        *_repeat(config),
         PageSection(heading="Configuration", facts=settings),
         *([PageSection(heading="Epochs", table=_epochs(told))] if told.epochs else []),
     ]
     return page(f"Run {told.path.name}: {title}", title, sections)
 
 
+def _repeat(config: Mapping[str, Any]) -> Iterator[PageSection]:
+    """Say how the run is made again: its command, or its calls in Python, and the versions that it was made with."""
+    versions = config.get("versions")
+    found = [(str(name), short_text(value)) for name, value in versions.items()] if isinstance(versions, dict) else []
+    command, fit = config.get("command"), config.get("fit")
+    lines = [command] if isinstance(command, str) else list(_calls(config, fit)) if isinstance(fit, dict) else []
+    if found or lines:
+        notes = ["The calls, as far as the run's configuration tells them."] if lines and lines != [command] else []
+        yield PageSection(heading="How to repeat it", lines=lines, facts=found, notes=notes)
+
+
+def _calls(config: Mapping[str, Any], fit: Mapping[str, Any]) -> Iterator[str]:
+    """Write the calls of a run in Python, as far as its configuration tells them."""
+    optimizer = config.get("optimizer")
+    of_optimizer = optimizer if isinstance(optimizer, dict) else {}
+    given = {"loss": config.get("loss"), "optimizer": str(of_optimizer.get("name", optimizer)).lower()}
+    others = {name: config.get(name) for name in _OF_TRAINER}
+    given |= {"lr": of_optimizer.get("lr")} | {
+        name: value for name, value in others.items() if value != _USUAL.get(name)
+    }
+    scaled = {"normalize": config.get("normalize"), "normalize_target": _at(config, "normalize_target", "mean")}
+    given |= {name: "auto" for name, value in scaled.items() if value}
+    # Of a model that is made by its name the configuration has what it was made by.
+    model = short_text(config.get("model"))
+    yield f"trainer = st.Trainer({repr(model) if 'n_outputs' in config else f'{model}(...)'}, {_arguments(given)})"
+    data = {name: config.get(name) for name in ("batch_size", "seed", "memory", "drop_last")}
+    shuffle = ", shuffle=False" if config.get("shuffle") is False and config.get("update") != "epoch" else ""
+    where = short_text(repr(config["dataset"])) if config.get("dataset") else "..."
+    yield f"loader = st.StreamLoader({where}, {_arguments(data)}{shuffle})"
+    yield f"trainer.fit(loader, {_arguments(fit)})"
+
+
+def _at(config: Mapping[str, Any], name: str, of: str) -> object:
+    found = config.get(name)
+    return found.get(of) if isinstance(found, dict) else None
+
+
+def _arguments(given: Mapping[str, Any]) -> str:
+    told = {name: value for name, value in given.items() if value not in (None, False, 0.0) or name == "seed"}
+    return ", ".join(f"{name}={short_text(repr(value))}" for name, value in told.items())
+
+
 def _label(config: Mapping[str, Any], dataset: Dataset | None) -> str:
     """The name of what is learned: the column's, where the dataset knows it."""
-    target = _text(config.get("target") or "y")
+    target = short_text(config.get("target") or "y")
     task = dataset.label_task(target) if dataset is not None else None
     return target if task is None else task.labels.name
 
@@ -113,14 +184,9 @@ def _best_epoch(told: RunRecord, chosen: ChosenCheckpoint | None) -> int | None:
     return best if best is not None and any(line.get("epoch") == best for line in told.epochs) else None
 
 
-def _text(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…"
-
-
 def _optimizer(config: Mapping[str, Any]) -> str:
     optimizer = config.get("optimizer")
-    return _text(optimizer.get("name") if isinstance(optimizer, dict) else optimizer)
+    return short_text(optimizer.get("name") if isinstance(optimizer, dict) else optimizer)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -145,8 +211,9 @@ def _headline(told: RunRecord, chosen: ChosenCheckpoint | None) -> Iterator[tupl
     when = "the last epoch" if shown is last else f"epoch {_number(shown)}"
     for name in METRIC_NAMES:
         if is_placed(shown.get(name, math.nan)):
-            val = f"; on the validation data {shown[f'val_{name}']:.4f}" if f"val_{name}" in shown else ""
-            yield name, f"{shown[name]:.4f} over {when}{val}"
+            of_val = shown.get(f"val_{name}")
+            val = "" if of_val is None else f"; on the validation data {format_figure(of_val)}"
+            yield name, f"{format_figure(shown[name])} over {when}{val}"
     yield from _baseline(told.scores)
     seconds = sum(epoch.get("seconds", 0.0) for epoch in told.epochs)
     rate = sum(_samples(told)) / seconds if seconds > 0 else 0.0
@@ -160,7 +227,7 @@ def _baseline(scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(found, dict) and isinstance(found.get("told"), str):
         for name in METRIC_NAMES:
             if isinstance(found.get(name), int | float):
-                yield "baseline", f"{name} {found[name]:.4f} by always answering {_text(found['told'])}"
+                yield "baseline", f"{name} {format_figure(found[name])} by always answering {short_text(found['told'])}"
                 return
 
 
@@ -180,84 +247,6 @@ def _samples(told: RunRecord) -> Iterator[float]:
     for epoch in told.epochs:
         yield max(epoch.get("samples", 0.0) - before, 0.0)
         before = epoch.get("samples", 0.0)
-
-
-def _score_sections(scores: Mapping[str, Any], label: str) -> Iterator[PageSection]:
-    """Scores of each class, label or target, the confusion of classes, and errors by their size."""
-    where = f"{_text(scores.get('measured_on', 'val'))}, epoch {_text(scores.get('epoch', '?'))}"
-    where = where.replace("val,", "validation data,").replace("train,", "training data,")
-    for kind in ("classes", "labels", "targets"):
-        rows = [row for row in scores.get(kind) or () if row and isinstance(row, dict)]
-        if not rows or (kind == "targets" and len(rows) == 1):
-            continue
-        table = [list(map(_text, rows[0])), *([_score(value) for value in row.values()] for row in rows[:_MOST_ROWS])]
-        if all(len(row) == len(table[0]) for row in table):
-            yield PageSection(heading=f"Scores by {_text(next(iter(rows[0])))} on the {where}", table=table)
-    names = [_text(next(iter(row.values()), "")) for row in scores.get("classes") or () if isinstance(row, dict)]
-    confusion = scores.get("confusion") or []
-    if confusion and len(confusion) <= _MOST_IN_MATRIX and all(len(row) == len(confusion) for row in confusion):
-        names = names if len(names) == len(confusion) else [str(i) for i in range(len(confusion))]
-        notes = ["A row is a true class, a column what was predicted: shares of the row, counts where pointed at."]
-        yield PageSection(heading=f"Confusion on the {where}", matrix=_confusion(names, confusion), notes=notes)
-    drawings = [draw(chart) for chart in _error_charts(scores, label)]
-    if drawings:
-        notes = ["An error is what was predicted less what was true."]
-        yield PageSection(heading=f"Errors on the {where}", drawings=drawings, notes=notes)
-
-
-def _score(value: object) -> str:
-    return _cell(float(value)) if isinstance(value, int | float) else _text("" if value is None else value)
-
-
-def _confusion(names: list[str], counts: list[list[float]]) -> ShareMatrix:
-    short = [name if len(name) <= _MOST_NAME else f"{name[: _MOST_NAME - 1]}…" for name in names]
-    rows = []
-    for name, row in zip(short, counts, strict=True):
-        total = sum(row)
-        cells = [(n / total if total > 0 else 0.0, f"{n:,g} of {total:,g} {name}: {other}")
-                 for other, n in zip(short, row, strict=True)]  # fmt: skip
-        rows.append((name, cells))
-    return ShareMatrix(head=["true", *short], rows=rows)
-
-
-def _error_charts(scores: Mapping[str, Any], label: str) -> Iterator[BarChart]:
-    targets = [row for row in scores.get("targets") or () if isinstance(row, dict)]
-    for i, errors in enumerate(scores.get("errors") or ()):
-        edges, counts = (_numbers(errors.get(name)) if isinstance(errors, dict) else [] for name in ("edges", "counts"))
-        if len(edges) != len(counts) + 1 or not counts:
-            continue
-        while len(counts) > _MOST_BINS and edges[1] > edges[0]:
-            edges, counts = _halved(edges, counts)
-        of = _text(next(iter(targets[i].values()), "")) if len(targets) > 1 and i < len(targets) else label
-        yield _bin_chart(f"Errors of {of} by their size", edges, counts)
-
-
-def _bin_chart(title: str, edges: list[float], counts: list[float]) -> BarChart:
-    bars = [
-        Bar(
-            label=f"{format_tick(low)} to {format_tick(high)}",
-            pieces={"samples": count},
-            text=f"{count / sum(counts):.1%}" if sum(counts) > 0 else "",
-        )
-        for low, high, count in zip(edges, edges[1:], counts, strict=False)
-    ]
-    return BarChart(title=title, bars=bars, format=lambda value: f"{value:,.0f}")
-
-
-def _halved(edges: list[float], counts: list[float]) -> tuple[list[float], list[float]]:
-    """Join each two bins, so that zero stays an edge."""
-    width = edges[1] - edges[0]
-    if round(edges[0] / width) % 2:
-        edges, counts = [edges[0] - width, *edges], [0.0, *counts]
-    if len(counts) % 2:
-        edges, counts = [*edges, edges[-1] + width], [*counts, 0.0]
-    return edges[::2], [a + b for a, b in zip(counts[::2], counts[1::2], strict=True)]
-
-
-def _numbers(found: object) -> list[float]:
-    """Return a list if all in it can be drawn, else nothing."""
-    numbers = found if isinstance(found, list) else []
-    return numbers if all(isinstance(n, int | float) and is_placed(n) for n in numbers) else []
 
 
 def _memory(memory: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,7 +290,7 @@ def _stalls(told: RunRecord) -> dict[str, Any]:
         Bar(
             label=f"epoch {_number(epoch)}",
             pieces={kind: epoch[f"{kind}_seconds"] for kind in _WALL},
-            text=f"{stall:.1%} waiting" if is_placed(stall := epoch.get("stall_fraction", 0.0)) else "",
+            text=f"{format_share(stall)} waiting" if is_placed(stall := epoch.get("stall_fraction", 0.0)) else "",
         )
         for epoch in epochs[:_MOST_BARS]
     ]
@@ -310,7 +299,7 @@ def _stalls(told: RunRecord) -> dict[str, Any]:
     total = sum(work.values())
     if total > 0:
         threads = [
-            Bar(label=kind, pieces={"threads": value}, text=f"{format_duration(value)}, {value / total:.0%}")
+            Bar(label=kind, pieces={"threads": value}, text=f"{format_duration(value)}, {format_share(value / total)}")
             for kind, value in work.items()
         ]
         drawings.append(draw(BarChart(title="What the loader's threads did", bars=threads, format=format_duration)))
@@ -391,12 +380,13 @@ def _statistics(dataset: Dataset) -> PageSection:
     rows = [["field", "dtype", "shape", "mean", "std", "min", "max", "NaN", "infinite", "constant features"]]
     for field in dataset.fields:
         overall = dataset.manifest.statistics[field.name].overall
-        numbers = [f"{value:.6g}" for value in (overall.mean, overall.std, overall.min, overall.max)]
+        numbers = [format_value(value) for value in (overall.mean, overall.std, overall.min, overall.max)]
         # Unlike columns have no mean together.
         numbers = [""] * len(numbers) if _has_unlike_columns(dataset, field.name) else numbers
         counts = [f"{overall.n_nan:,}", f"{overall.n_inf:,}", _constant(dataset, field.name)]
         rows.append([field.name, field.dtype.name, str(field.shape), *numbers, *counts])
-    return PageSection(heading="Dataset", facts=facts, drawings=_histogram(dataset), table=rows)
+    drawings, notes = _histogram(dataset)
+    return PageSection(heading="Dataset", facts=facts, drawings=drawings, table=rows, notes=notes)
 
 
 def _has_unlike_columns(dataset: Dataset, field: str) -> bool:
@@ -413,9 +403,13 @@ def _columns(dataset: Dataset) -> Iterator[PageSection]:
     found = dataset.describe()
     names = ("name", "field", "missing", "mean", "std", "min", "max")
     rows = list(zip(*(found[name] for name in names), strict=True))
-    notes = [f"The first {_MOST_ROWS} of {len(rows):,}."] if len(rows) > _MOST_ROWS else []
-    table = [["column", *names[1:]], *(["" if value is None else _score(value) for value in row] for row in rows)]
-    yield PageSection(heading="Columns", table=table[: _MOST_ROWS + 1], notes=notes)
+    notes = [f"The first {MOST_ROWS} of {len(rows):,}."] if len(rows) > MOST_ROWS else []
+    table = [["column", *names[1:]], *([_value(value) for value in row] for row in rows)]
+    yield PageSection(heading="Columns", table=table[: MOST_ROWS + 1], notes=notes)
+
+
+def _value(value: object) -> str:
+    return format_value(value) if isinstance(value, float) else format_cell(value)
 
 
 def _constant(dataset: Dataset, field: str) -> str:
@@ -426,14 +420,14 @@ def _constant(dataset: Dataset, field: str) -> str:
     return f"{int(np.count_nonzero(std == 0)):,} of {std.size:,}"
 
 
-def _histogram(dataset: Dataset) -> list[Drawing]:
-    histogram = dataset.label_histogram
+def _histogram(dataset: Dataset) -> tuple[list[Drawing], list[str]]:
+    """Draw how often labels occur, classes one by one and quantities in bins, and say of how many samples that is."""
+    histogram, label = dataset.label_histogram, _label({}, dataset)
     if histogram is None:
-        return []
-    if dataset.task == "regression" and len(histogram.values) > _MOST_BINS:
-        counts, edges = np.histogram(histogram.values, bins=_MOST_BINS, weights=histogram.counts.astype(np.float64))
-        label = _label({}, dataset)
-        return [draw(_bin_chart(f"Samples by {label}", edges.tolist(), counts.tolist()))]
+        return _sampled_histogram(dataset, label)
+    if dataset.task == "regression" and len(histogram.values) > MOST_BINS:
+        counts, edges = np.histogram(histogram.values, bins=MOST_BINS, weights=histogram.counts.astype(np.float64))
+        return [draw(bin_chart(f"Samples by {label}", edges.tolist(), counts.tolist()))], []
     names = dict(enumerate(dataset.manifest.classes or ()))
     pairs = list(zip(histogram.values.tolist(), histogram.counts.tolist(), strict=True))
     bars = [
@@ -441,12 +435,35 @@ def _histogram(dataset: Dataset) -> list[Drawing]:
         for value, count in pairs[:_MOST_CLASSES]
     ]
     more = f", the first {_MOST_CLASSES} of {len(pairs):,}" if len(pairs) > _MOST_CLASSES else ""
-    return [draw(BarChart(title=f"Samples by label{more}", bars=bars, format=lambda value: f"{value:,.0f}"))]
+    return [draw(BarChart(title=f"Samples by label{more}", bars=bars, format=format_number))], []
+
+
+def _sampled_histogram(dataset: Dataset, label: str) -> tuple[list[Drawing], list[str]]:
+    """Draw labels of which no counts are stored, in bins: those of all blocks, or of some that are spread evenly."""
+    field = next((each for each in dataset.fields if each.name == TARGET), None)
+    if field is None or field.dtype.kind != "f" or math.prod(field.shape) > _MOST_TARGETS:
+        return [], []
+    layout = dataset.layout
+    n_read = min(layout.n_blocks, _MOST_BLOCKS, max(_MOST_SAMPLED // layout.block_rows, 1))
+    try:
+        blocks = [dataset.read_block(TARGET, i * layout.n_blocks // n_read) for i in range(n_read)]
+    except (StreamtrainError, OSError) as error:
+        return [], [f"How the labels are spread is not known: {error}"]
+    values = np.concatenate(blocks).reshape(sum(map(len, blocks)), -1).astype(np.float64)
+    targets, drawings = dataset.targets or (label,) * values.shape[1], []
+    for name, of in zip(targets, values.T, strict=False):
+        placed = of[np.abs(of) <= _MOST_BINNED]
+        if len(placed) and placed.min() < placed.max():
+            counts, edges = np.histogram(placed, bins=MOST_BINS)
+            drawings.append(draw(bin_chart(f"Samples by {name}", edges.tolist(), counts.tolist())))
+    is_part = n_read < layout.n_blocks
+    some = f"The bins are of {len(values):,} samples, in {n_read:,} of the {layout.n_blocks:,} blocks."
+    return drawings, [some] if is_part and drawings else []
 
 
 def _epochs(told: RunRecord) -> Table:
     names = [name for name in told.epochs[0] if not name.endswith("_seconds") and name not in ("epoch", "partial")]
-    rows = [[_number(line), *(_cell(line.get(name)) for name in names)] for line in _ends(told.epochs)]
+    rows = [[_number(line), *(format_cell(line.get(name)) for name in names)] for line in _ends(told.epochs)]
     return [["epoch", *(name.replace("_", " ") for name in names)], *rows]
 
 
@@ -457,9 +474,3 @@ def _number(epoch: Mapping[str, float]) -> str:
 def _ends(lines: tuple[Mapping[str, float], ...]) -> Iterable[Mapping[str, float]]:
     half = _MOST_BARS // 2
     return lines if len(lines) <= _MOST_BARS else (*lines[:half], *lines[-half:])
-
-
-def _cell(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return ""
-    return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1 else f"{value:.4g}"

@@ -58,6 +58,13 @@ class Loss:
 
     def total(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor | int]:
         """Compute the weighted sum of a batch's losses, a scalar tensor, and the sum of the weights."""
+        total, weights, _ = self.total_and_each(output, target, weight)
+        return total, weights
+
+    def total_and_each(
+        self, output: Tensor, target: Tensor, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | int, Tensor | None]:
+        """Compute the same, and the losses (B, ...) that were added up; None of a loss that tells their mean alone."""
         output, target = self._lined_up(output, target)
         if self.each is None:
             return self._own_total(output, target, weight)
@@ -68,10 +75,10 @@ class Loss:
             losses = losses.flatten(1).sum(1) if losses.ndim > 1 else losses
         weights = self._weights(target, losses)
         if weight is None:
-            return _summed(losses), losses.numel() if weights is None else _summed(weights)
+            return _summed(losses), losses.numel() if weights is None else _summed(weights), losses
         of_sample = weight.to(losses.dtype).view(-1, *(1,) * (losses.ndim - 1))
         of_each = of_sample.expand_as(losses) if weights is None else of_sample * weights
-        return _summed(losses * of_sample), of_each.sum(dtype=_wide(losses))
+        return _summed(losses * of_sample), of_each.sum(dtype=_wide(losses)), losses
 
     def objective(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor | int]:
         """Compute J over a batch, the scalar tensor that a step lowers, and the sum of the weights in it.
@@ -107,7 +114,9 @@ class Loss:
         # The ignored class may lie outside the class weights.
         return self.class_weights.to(target.device)[target.where(kept, 0)] * kept
 
-    def _own_total(self, output: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | int]:
+    def _own_total(
+        self, output: Tensor, target: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | int, Tensor | None]:
         losses = self.mean(output, target)
         if not _is_per_sample(losses, target):
             if weight is not None:
@@ -115,10 +124,10 @@ class Loss:
                     f"{self.name} returns {_described(losses)} for {len(target)} samples, so they cannot be weighted",
                     fix="return the loss of each sample, (B,)",
                 )
-            return losses * len(target), len(target)
+            return losses * len(target), len(target), None
         if weight is None:
-            return _summed(losses), len(target)
-        return _summed(losses * weight.to(losses.dtype)), weight.sum(dtype=_wide(losses))
+            return _summed(losses), len(target), losses
+        return _summed(losses * weight.to(losses.dtype)), weight.sum(dtype=_wide(losses)), losses
 
 
 def _is_per_sample(losses: Tensor, target: Tensor) -> bool:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from streamtrain.store.layout import Field
 from streamtrain.store.moments import MOST_LOST, IntegerSums, Moments, Summary
 from streamtrain.store.schema.columns import TARGET
+from streamtrain.system.units import format_value
 
 Array = npt.NDArray[Any]
 
@@ -253,7 +254,7 @@ class FieldStats:
 
     def __repr__(self) -> str:
         size, whole = math.prod(self.features.shape[1:]), self.overall
-        figures = f"mean {whole.mean:.4g}, std {whole.std:.4g}, min {whole.min:.4g}, max {whole.max:.4g}"
+        figures = ", ".join(f"{name} {format_value(getattr(whole, name))}" for name in ("mean", "std", "min", "max"))
         missing = f", {whole.n_nan:,} NaN" * (whole.n_nan > 0) + f", {whole.n_inf:,} infinite" * (whole.n_inf > 0)
         return f"FieldStats({size:,} feature{'s' * (size != 1)}: {figures}{missing})"
 

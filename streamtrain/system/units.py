@@ -1,4 +1,4 @@
-"""Sizes, rates and durations, parsed and formatted.
+"""Sizes, rates, durations and figures, parsed and formatted: one way for each kind, on pages as in the terminal.
 
 A size is an int of bytes or text with a unit: decimal ``KB MB GB TB`` (powers of 1000) or binary ``KiB MiB GiB TiB``
 (powers of 1024), case-insensitive. Text without a unit is refused: ``"512"`` could mean anything.
@@ -6,13 +6,17 @@ A size is an int of bytes or text with a unit: decimal ``KB MB GB TB`` (powers o
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from streamtrain.errors import Argument, Fix, UsageError
 from streamtrain.system.arguments import MOST_INT, is_int
 
 _MEGABYTE: Final = 10**6
+_MOST_IN_FULL: Final = 1e15
+_MOST_PLAIN: Final = 1e12
 
 
 def megabytes(n_bytes: int) -> str:
@@ -66,6 +70,75 @@ def format_bytes(n_bytes: float) -> str:
 def format_rate(amount: float, seconds: float, unit: str) -> str:
     """Write an amount per second for people."""
     return f"{amount / seconds if seconds > 0 else 0:,.0f} {unit}/s"
+
+
+def format_figure(value: float) -> str:
+    """Write a loss, a score or another measured figure for people, so that those of a column can be compared.
+
+    Examples
+    --------
+    >>> [format_figure(value) for value in (0.48264, 17.9, 12258.6079, 0.0, 3e-5, 8.12e11, float("nan"))]
+    ['0.4826', '17.9000', '12,258.6', '0.0000', '3e-05', '8.12e+11', 'nan']
+    """
+    if value and not 1e-3 <= abs(value) < 1e9:
+        return f"{value:.4g}"
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}"
+
+
+def format_figures(figures: Mapping[str, float]) -> str:
+    """Write figures in a row, each behind its name."""
+    return ", ".join(f"{name} {format_figure(value)}" for name, value in figures.items())
+
+
+def format_number(value: float) -> str:
+    """Write a number that may be a count for people: a whole one in full, another in at least 4 digits.
+
+    Examples
+    --------
+    >>> [format_number(value) for value in (4.0, 1e6, 0.25, 33.1478, 1234.5678)]
+    ['4', '1,000,000', '0.25', '33.15', '1,234.57']
+    """
+    if _is_whole(value, _MOST_IN_FULL):
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.6g}"
+
+
+def format_value(value: float) -> str:
+    """Write a value of the data for people, which may be a year as well as a price: in the digits that tell.
+
+    Examples
+    --------
+    >>> [format_value(value) for value in (2013.0, 26519.8, 0.0041807, -1.29e-05, 1e15)]
+    ['2013', '26520', '0.004181', '-1.29e-05', '1e+15']
+    """
+    is_plain = value == 0 or 1e4 <= abs(value) < _MOST_PLAIN
+    return f"{value:.0f}" if is_plain or _is_whole(value, _MOST_PLAIN) else f"{value:.4g}"
+
+
+def _is_whole(value: float, below: float) -> bool:
+    return abs(value) < below and float(value).is_integer()
+
+
+def format_cell(value: object) -> str:
+    """Write a value of a table for people: a count in full, a figure as such, a text as it is, nothing for NaN.
+
+    Examples
+    --------
+    >>> [format_cell(value) for value in (1200, 1200.0, 0.25, "ant", None, float("nan"))]
+    ['1,200', '1,200', '0.2500', 'ant', '', '']
+    """
+    if not isinstance(value, int | float):
+        return "" if value is None else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if math.isnan(value):
+        return ""
+    return format_number(value) if value.is_integer() else format_figure(value)
+
+
+def format_share(share: float) -> str:
+    """Write a part of 1 for people, in percent."""
+    return f"{share:.1%}"
 
 
 def format_duration(seconds: float) -> str:

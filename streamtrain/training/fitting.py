@@ -18,10 +18,11 @@ from streamtrain.optim.rules import UpdateRule
 from streamtrain.system.display.notebook_html import clipped
 from streamtrain.system.display.progress_bar import RunProgress
 from streamtrain.system.signals import DeferredSignals, defer_signals
+from streamtrain.system.units import format_figures
 from streamtrain.training.batch_stream import BatchStream, samples_per_epoch
 from streamtrain.training.best.watch import EpochWatch
 from streamtrain.training.loop import EpochLoop
-from streamtrain.training.metrics.running import Metrics
+from streamtrain.training.metrics.results import Metrics
 from streamtrain.training.progress import Counts, Totals, run_length
 from streamtrain.training.records.history import EpochSummary, History, epoch_line, head_of
 from streamtrain.training.records.recorder import EpochRecorder
@@ -142,8 +143,7 @@ class Fitting:
 
 def _figures(summary: EpochSummary) -> str:
     """Write what was measured of an epoch, to stand behind the bar until the next one has figures of its own."""
-    figures = (summary.val.named("val_") if summary.val else summary.train.named()).items()
-    return ", ".join(f"{name} {value:.4g}" for name, value in figures)
+    return format_figures(summary.val.named("val_") if summary.val else summary.train.named())
 
 
 def _reached(totals: Totals, counts: Counts) -> StreamtrainWarning:

@@ -45,7 +45,9 @@ from streamtrain.training.batch_stream import (
 from streamtrain.training.labels.class_weights import weigh_classes
 from streamtrain.training.labels.reading import AS_STORED
 from streamtrain.training.labels.targets import TargetSettings
-from streamtrain.training.metrics.running import Metrics, RunningMetrics, Scoring
+from streamtrain.training.metrics.mistakes import losses_of_samples
+from streamtrain.training.metrics.results import Metrics, Scoring
+from streamtrain.training.metrics.running import RunningMetrics
 from streamtrain.training.metrics.user import UserMetric, check_metrics
 from streamtrain.training.preflight import (
     check_model_fits,
@@ -73,6 +75,12 @@ def _last_batch_of(stream: BatchStream, *, trains: bool = True, can_drop: bool =
     )
     # The least that a rank has of it; one that has nothing leaves the model out.
     return [replace(found, n_samples=max(1, found.n_samples // world_size_of(stream)))] if found else []
+
+
+def _rows(stream: BatchStream, start: int, n_samples: int) -> Sequence[int]:
+    """Return the rows in its dataset of the batch that a stream in stored order yielded last."""
+    found = last_batch_samples(stream)
+    return range(start, start + n_samples) if found is None else found.tolist()
 
 
 class EpochLoop:
@@ -334,7 +342,7 @@ class EpochLoop:
         self._is_checked = False
         self._small = list(_last_batch_of(stream, trains=False))
         n_classes = class_counts(stream.dataset, self.target, loss)
-        running = RunningMetrics(loss, scoring or self.scoring, full=True)
+        running, n_measured = RunningMetrics(loss, scoring or self.scoring, full=True), 0
         with preserve_mode(model), self._located(stream):
             for yielded in stream:
                 batch, (labels, weights_of_samples) = self._given(yielded, arrangement)
@@ -344,11 +352,18 @@ class EpochLoop:
                     output = model(*batch.inputs)
                     check_width(self._learner, output, batch, n_classes, may_be_wider=True)
                     with weights_named(batch, lambda: last_batch_samples(stream)):
-                        measured = loss.total(output, batch.target, batch.weight)
-                        total, weights, least = read_scalars(*measured, least_weight(batch.weight))
-                        check_least_weight(least, weights)
-                    mean = total / weights if weights else 0.0
-                    running.add(mean, output, labels, weight=weights, sample_weights=weights_of_samples)
+                        total, weights, each = loss.total_and_each(output, batch.target, batch.weight)
+                        losses = losses_of_samples(each, loss, batch.target)
+                        worst = -math.inf if losses is None else losses.max()
+                        scalars = total, weights, least_weight(batch.weight), worst
+                        summed, weight, least, most = read_scalars(*scalars)
+                        check_least_weight(least, weight)
+                    mean = summed / weight if weight else 0.0
+                    running.add(mean, output, labels, weight=weight, sample_weights=weights_of_samples)
+                    # NaN is above anything.
+                    if losses is not None and not most <= running.mistakes.least:
+                        running.mistakes.add(losses, output, labels, partial(_rows, stream, n_measured, len(labels)))
+                    n_measured += len(labels)
         return running.over(exchange).mean()
 
     def on_device(self, batch: Any) -> TrainingBatch:

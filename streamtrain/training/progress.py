@@ -104,6 +104,11 @@ class EarlyStopping:
         self._n_in_vain = 0
         self.monitor_by(_LOSS)
 
+    @property
+    def limits(self) -> dict[str, object]:
+        """Its arguments by name; None is what was not asked for."""
+        return {"until_loss": self.until_loss, "patience": self.patience, "min_delta": self._min_delta or None}
+
     def monitor_by(self, monitor: Monitor) -> None:
         """Look at another value than the loss, from the first epoch on."""
         self._monitor = monitor

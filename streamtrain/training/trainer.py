@@ -47,7 +47,7 @@ from streamtrain.training.labels.from_data import is_known
 from streamtrain.training.labels.learned import LearnedData
 from streamtrain.training.labels.targets import TargetOptions
 from streamtrain.training.loop import EpochLoop
-from streamtrain.training.metrics.running import Metrics
+from streamtrain.training.metrics.results import Metrics
 from streamtrain.training.metrics.user import UserMetric
 from streamtrain.training.preflight import check_fields, check_fit, warn_of_batch_dependent_modules, working_memory
 from streamtrain.training.progress import Counts, Totals
@@ -396,10 +396,11 @@ class Trainer(PredictsInTraining):
         self._begin(loader, val, plan.totals, watch.mode)
         description = self.describe(loader)
         check_ranks(self._rule.exchange, self.model, description, loader, val)
+        config = self._config(description, loader, watch, plan)
         before, self._watch = self._watch, watch
         streams = (stream_identity(loader), None if val is None else stream_identity(val))
         with (
-            open_run(checkpoint, self._config(description, loader), plan.resumes, self._rule.exchange) as run,
+            open_run(checkpoint, config, plan.resumes, self._rule.exchange) as run,
             watch.over(streams, run, lambda: self.counts, before=before),
             in_stored_order(loader) if self._rule.in_stored_order else nullcontext(loader) as stream,
             nullcontext(val) if val is None else in_stored_order(val) as measured,

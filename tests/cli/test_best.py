@@ -55,7 +55,7 @@ def epochs(run: Path) -> list[dict[str, Any]]:
 def test_train_ends_with_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = out_of(capsys, *words(data, "--val", data / "v", "--out", tmp_path / "a"))
     first = epochs(tmp_path / "a")[0]
-    told = f"best    epoch 1 of 4: val_loss {first['val_loss']:.4g}, val_accuracy {first['val_accuracy']:.4g}"
+    told = f"best    epoch 1 of 4: val_loss {first['val_loss']:.4f}, val_accuracy {first['val_accuracy']:.4f}"
     assert out.splitlines()[-1] == told
     # A run that has nothing left says it again.
     assert out_of(capsys, *words(data, "--val", data / "v", "--out", tmp_path / "a", "--resume")).endswith(f"{told}\n")

@@ -35,7 +35,7 @@ def test_lines_for_people() -> None:
     assert time_lines(speed) == [first]
     with verbosity("--verbose"):
         assert memory_line(memory) == f"{short}, step 4.1 KB"
-        second = "threads 2.0 s of work: disk 25%, decode 12%, gather 50%, index 12%"
+        second = "threads 2.0 s of work: disk 25.0%, decode 12.5%, gather 50.0%, index 12.5%"
         assert time_lines(speed) == [first, second]
 
 

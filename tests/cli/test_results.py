@@ -47,7 +47,7 @@ def test_a_quantity_is_learnt_in_units_of_its_spread(capsys: pytest.CaptureFixtu
     out, _ = train(capsys, "q", "--val", "q", "--optimizer", "sgd", "--out", "run", "--epochs", "8")
     assert re.search(r"target  \(y [+-] [\d.]+\) / 1,\d{3}: loss is in these units, rmse and mae in those of y\n", out)
     assert re.search(
-        r"val     rmse \d+\.\d+ \(1\d{3}\.\d+ by always answering -?[\d.]+\)(?: after the last epoch)?\n", out
+        r"val     rmse [\d,]+\.\d+ \(1,\d{3}\.\d by always answering -?[\d.]+\)(?: after the last epoch)?\n", out
     ), "sgd at its own rate"
     told = evaluated(capsys, "run", "q")
     y = np.array([float(line.split(",")[2]) for line in Path("q.csv").read_text().splitlines()[1:]])

@@ -15,12 +15,13 @@ from torch import nn
 import streamtrain as st
 from streamtrain.comparison import compare as contest_room
 from streamtrain.comparison.compare import compare
-from streamtrain.comparison.report import comparison_page, format_metric, format_number, write_comparison
+from streamtrain.comparison.report import comparison_page, write_comparison
 from streamtrain.comparison.results import Comparison
 from streamtrain.comparison.run import TimedStream
 from streamtrain.comparison.surface import Snapshot, principal_plane
 from streamtrain.comparison.variance import UpdateVariance
 from streamtrain.errors import ResourceError, UsageError
+from streamtrain.system.units import format_figure, format_number
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -204,8 +205,8 @@ def test_numbers_of_a_table_are_short_and_whole_ones_in_full() -> None:
     assert [format_number(float(epochs)) for epochs in (3, 1101, 1102, 1500)] == ["3", "1,101", "1,102", "1,500"]
     texts = ["1,101.5", "0.2222", "142,857", "1e+20"]
     assert [format_number(value) for value in (1101.5, 2 / 9, 1e6 / 7, 1e20)] == texts
-    texts = ["0.2500", "99999.0000", "-99999.0000", "1.2346e+05"]
-    assert [format_metric(loss) for loss in (0.25, 99_999.0, -99_999.0, 123_456.0)] == texts
+    texts = ["0.2500", "99,999.0", "-99,999.0", "123,456.0"]
+    assert [format_figure(loss) for loss in (0.25, 99_999.0, -99_999.0, 123_456.0)] == texts
 
 
 def test_names_that_no_encoding_knows_cost_no_comparison(data: st.Dataset, tmp_path: Path) -> None:

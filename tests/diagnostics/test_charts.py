@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from streamtrain.diagnostics import charts
+from streamtrain.diagnostics import charts, grids
 from streamtrain.diagnostics.charts import (
     Axis,
     Bar,
@@ -22,12 +22,12 @@ from streamtrain.diagnostics.charts import (
     Curve,
     LineChart,
     ReferenceLine,
-    SurfaceChart,
     draw,
     format_tick,
     is_wide,
     printable,
 )
+from streamtrain.diagnostics.grids import PairChart, SurfaceChart, draw_pairs, draw_surface, shades_of
 
 HOSTILE = '<script>alert("&$x$")</script>'
 SVG = "{http://www.w3.org/2000/svg}"
@@ -104,7 +104,7 @@ def test_wide_values_ask_for_a_logarithmic_axis() -> None:
 
 
 def test_shades_go_from_dark_to_light() -> None:
-    lightness = [sum(int(shade[at : at + 2], 16) for at in (1, 3, 5)) for shade in charts._RELIEF]
+    lightness = [sum(int(shade[at : at + 2], 16) for at in (1, 3, 5)) for shade in grids.RELIEF]
     assert lightness == sorted(lightness)
 
 
@@ -127,9 +127,13 @@ def hostile_charts() -> list[LineChart | BarChart | SurfaceChart]:
     ]
 
 
+def svg_of(chart: LineChart | BarChart | SurfaceChart) -> str:
+    return (draw_surface(chart) if isinstance(chart, SurfaceChart) else draw(chart)).svg
+
+
 @pytest.mark.parametrize(("number", "n_texts"), [(0, 7), (1, 3), (2, 4)], ids=["lines", "bars", "surface"])
 def test_texts_are_escaped_and_mathematics_is_not_set(number: int, n_texts: int) -> None:
-    svg = draw(hostile_charts()[number]).svg
+    svg = svg_of(hostile_charts()[number])
     assert "<script" not in svg
     texts = ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
     assert len([text for text in texts if "<script" in text]) == n_texts
@@ -138,9 +142,9 @@ def test_texts_are_escaped_and_mathematics_is_not_set(number: int, n_texts: int)
 
 
 def test_a_chart_is_the_same_text_whatever_style_a_user_has() -> None:
-    before = [draw(chart).svg for chart in hostile_charts()]
+    before = [svg_of(chart) for chart in hostile_charts()]
     with matplotlib.rc_context({"svg.fonttype": "path", "axes.grid": True, "font.size": 20, "axes.facecolor": "red"}):
-        assert [draw(chart).svg for chart in hostile_charts()] == before
+        assert [svg_of(chart) for chart in hostile_charts()] == before
         assert matplotlib.rcParams["font.size"] == 20, "and the style is put back"
 
 
@@ -174,10 +178,14 @@ def test_no_finite_numbers_are_too_large_or_small_to_draw(values: tuple[float, .
     ],
 )
 def test_a_surface_of_any_heights_is_drawn(heights: list[list[float]]) -> None:
-    figure = figure_of(charts._surface_figure, surface(heights))
-    (mesh,) = (each for each in figure.axes[0].collections if hasattr(each, "get_coordinates"))
-    white = np.ma.getmaskarray(mesh.get_array())
-    np.testing.assert_array_equal(white, ~(np.abs(heights) <= 1e150))
+    figure = figure_of(grids._surface_figure, surface(heights))
+    shades, edges = shades_of(heights)
+    is_placed = np.abs(heights) <= 1e150
+    np.testing.assert_array_equal(shades >= 0, is_placed)
+    areas = [patch.get_path().to_polygons() for patch in figure.axes[0].patches]
+    assert sum(np.ptp(box[:, 0]) * np.ptp(box[:, 1]) for boxes in areas for box in boxes) == is_placed.sum()
+    measured = {0.0 if abs(height) < 1e-150 else height for row in heights for height in row}
+    assert set(edges) <= measured, "nothing is said of a height between those that were measured"
 
 
 def test_a_lone_point_is_drawn_and_many_have_no_markers() -> None:
@@ -215,6 +223,51 @@ def test_bars_are_as_long_as_their_amounts_and_their_texts_inside_the_picture() 
     assert [text.get_text() for text in figure.legends[0].texts] == ["a", "b"]
     lone = BarChart(title="", bars=[Bar(label="", pieces={"one": 1.0})], format=str)
     assert not figure_of(charts._bar_figure, lone).legends
+
+
+def test_a_name_too_long_for_its_place_stands_whole_above_its_bar() -> None:
+    name = "sample, adam, lr 0.001 (diverged)"
+    figure = figure_of(charts._bar_figure, BarChart(title="", bars=[Bar(label=name, pieces={"a": 1.0})], format=str))
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == []
+    (above,) = (text for text in axes.texts if text.get_text() == name)
+    (bar,) = axes.patches
+    assert above.get_window_extent().y0 >= bar.get_window_extent().y1
+    assert above.get_window_extent().x1 <= figure.bbox.width
+
+
+def test_a_drawing_says_what_many_marks_have_in_common_once() -> None:
+    svg = svg_of(hostile_charts()[0])
+    root = ElementTree.fromstring(svg)
+    marks = list(root.iter(f"{SVG}use"))
+    assert len(marks) > 20, "no mark was lost with its group"
+    styles = "".join(style.text or "" for style in root.iter(f"{SVG}style"))
+    used = {each.get("class") for each in root.iter() if each.get("class")}
+    assert used
+    assert all(f".{name}{{" in styles for name in used)
+    assert not [each for each in root.iter(f"{SVG}g") if not each.attrib], "a group does something"
+
+
+def test_trials_are_within_the_axis_and_a_level_is_named_in_the_legend() -> None:
+    axis = Axis(label="pass", is_counted=True)
+    curve = Curve(label="training", points=[(1, 3.0), (2, 1.0)])
+    level = ReferenceLine(label="target 2", value=2.0)
+    chart = LineChart(title="", x=axis, y=Axis(label=""), curves=[curve], levels=[level], ticks={"trial": [9.0]})
+    figure = figure_of(charts._line_figure, chart)
+    assert [text.get_text() for text in figure.legends[0].texts] == ["training", "target 2", "trial"]
+    numbers = [float(tick.get_text()) for tick in figure.axes[0].get_xticklabels() if tick.get_text()]
+    assert max(numbers) >= 8
+
+
+def test_predictions_by_what_was_true_have_a_shade_by_their_count() -> None:
+    counts = {(0, 0): 1.0, (1, 1): 10.0, (2, 2): 100.0, (2, 1): 1.0}
+    chart = PairChart(title="", label="price", low=-5.0, width=5.0, n_bins=3, counts=counts)
+    (axes,) = figure_of(grids._pair_figure, chart).axes
+    areas = {patch.get_alpha(): len(patch.get_path().to_polygons()) for patch in axes.patches}
+    assert sorted(areas.items()) == sorted(areas.items(), key=lambda each: -each[1]), "the darkest are the fewest"
+    assert sum(areas.values()) == 4
+    assert axes.get_xlim() == axes.get_ylim() == (-5.0, 10.0)
+    assert "99% of 112 samples" in draw_pairs(chart).alt or "100% of 112" in draw_pairs(chart).alt
 
 
 def test_without_matplotlib_bars_are_a_table_and_curves_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

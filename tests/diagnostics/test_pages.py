@@ -23,11 +23,11 @@ from streamtrain.diagnostics.profile_timeline import build_timeline
 from streamtrain.diagnostics.run_reader import read_run
 from streamtrain.diagnostics.run_report import run_page
 from streamtrain.system.events import EpochBegan, EpochEnded, LoaderOpened, RecordedEvent, ThreadSeconds
-from streamtrain.training.metrics.running import Metrics
+from streamtrain.training.metrics.results import Metrics
 
 EVIL = '<script>alert("&$x$")<img src=x onerror=alert(1)>'
 ALLOWED = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "table", "tr", "td", "th", "div"}
-ALLOWED |= {"figure", "svg", "defs", "g", "path", "use", "text", "clippath", "rect", "tspan"}
+ALLOWED |= {"figure", "pre", "svg", "defs", "g", "path", "use", "text", "clippath", "rect", "tspan"}
 
 
 class Reader(HTMLParser):

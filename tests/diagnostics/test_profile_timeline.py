@@ -174,9 +174,9 @@ def test_the_figures_have_everything_by_name() -> None:
     }
     assert found["epochs"][0]["thread_seconds"]["gather"] == 3.0
     text = "\n".join(profile_lines(build_timeline(RUN)))
-    assert "budget 64.0 MB, projected 48.0 MB, measured 50.0 MB (0.78 of the budget)" in text
+    assert "budget 64.0 MB, projected 48.0 MB, measured 50.0 MB (78.1% of the budget)" in text
     assert "25.0% waiting for data" in text
-    assert "disk 25%, gather 75%" in text
+    assert "disk 25.0%, gather 75.0%" in text
 
 
 def test_a_command_killed_for_memory_is_told_so() -> None:
@@ -240,8 +240,8 @@ def test_the_page_shows_epochs_and_levels() -> None:
     page = profile_page(build_timeline(RUN))
     for word in ("budget", "projected", "held before the loader", "anonymous", "share of an epoch spent waiting"):
         assert f">{word}</text>" in page, word
-    assert "budget 64.0 MB, projected 48.0 MB, measured 50.0 MB (0.78 of the budget)</td>" in page
-    row = [f"<td>{cell}</td>" for cell in ("d.zarr", "1", "100", "4.0 s", "25.0%", "1.00")]
+    assert "budget 64.0 MB, projected 48.0 MB, measured 50.0 MB (78.1% of the budget)</td>" in page
+    row = [f"<td>{cell}</td>" for cell in ("d.zarr", "1", "100", "4.0 s", "25.0%", "1.0 s")]
     assert "".join(row) in page
 
 

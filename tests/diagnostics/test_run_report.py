@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import zlib
@@ -19,9 +20,9 @@ import torch
 import streamtrain as st
 from streamtrain.cli.main import main
 from streamtrain.diagnostics.charts import LineChart
-from streamtrain.diagnostics.run_curves import _charts
+from streamtrain.diagnostics.run.curves import _charts
 from streamtrain.diagnostics.run_reader import read_run
-from streamtrain.diagnostics.run_report import run_page, write_report
+from streamtrain.diagnostics.run_report import _sampled_histogram, run_page, write_report
 from streamtrain.errors import CheckpointError
 from streamtrain.training.best.chosen_checkpoint import ChosenCheckpoint
 from streamtrain.training.best.monitor import BestEpoch
@@ -101,6 +102,18 @@ def test_names_from_data_and_configuration_are_escaped(run: Path) -> None:
     assert text.count("&lt;script&gt;") > 6
     (run / "config.json").write_text(json.dumps(config | {"dataset": PAYLOAD, "batch_size": [PAYLOAD], "seed": "x"}))
     assert "<script" not in run_page(read_run(run))
+
+
+@pytest.mark.parametrize(
+    "odd", [{"versions": [PAYLOAD]}, {"command": [PAYLOAD], "fit": PAYLOAD}, {"fit": {PAYLOAD: PAYLOAD}}]
+)
+def test_odd_versions_and_commands_have_a_page(run: Path, odd: dict[str, object]) -> None:
+    config = json.loads((run / "config.json").read_text())
+    del config["command"]
+    (run / "config.json").write_text(json.dumps(config | odd))
+    page = run_page(read_run(run))
+    assert "<script" not in page
+    assert "<h2>How to repeat it</h2>" in page or "versions" in odd
 
 
 def test_a_report_does_without_the_dataset(run: Path, stored: Path, tmp_path: Path) -> None:
@@ -274,8 +287,70 @@ def test_quantities_are_in_bins_and_a_table_has_its_columns_apart(tmp_path: Path
     assert "<h3>Samples by delay</h3>" in text, "a run of Python knows its data, too"
     assert "-20 to -16.3" in text
     assert re.search(r"<td>x</td><td>\w+</td><td>\(2,\)</td>(<td></td>){4}<td>0</td>", text)
-    assert "<td>distance</td><td>x</td><td>0</td><td>1150</td>" in text.replace("1,150", "1150")
+    assert "<td>distance</td><td>x</td><td>0</td><td>1150</td>" in text
     assert told.config["lanes"] > 0
+
+
+def test_a_regression_has_predictions_by_what_was_true_its_labels_in_bins_and_its_calls(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = {"x": rng.normal(size=(400, 2)).astype("float32"), "y": rng.normal(1e5, 2e4, 400)}
+    data = st.ingest(rows, tmp_path / "d.zarr")
+    trainer = st.Trainer("linear", optimizer="sgd", lr=0.05, normalize_target="auto", device="cpu")
+    how: dict[str, Any] = {"batch_size": 50, "seed": 3, "memory": "16MB"}
+    trainer.fit(data, max_epochs=2, patience=4, val=data, checkpoint=tmp_path / "run", progress=False, **how)
+    text = run_page(read_run(tmp_path / "run"))
+    assert "<h3>Predicted y by what was true</h3>" in text
+    assert "<h2>Largest mistakes on the validation data, epoch 2</h2>" in text
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    first = scores["mistakes"][0]
+    assert first["true"] == rows["y"][first["row"]]
+    assert f"<tr><td>{first['row']}</td><td>{first['true']:,.1f}</td><td>{first['predicted']:,.1f}</td>" in text
+    assert sum(count for _, _, count in scores["pairs"][0]["cells"]) == 400
+    assert "<h3>Samples by y</h3>" in text, "fractions have no counts of each, and are in bins all the same"
+    shares = re.search(r'aria-label="Samples by y: ([^"]*)"', text)
+    assert shares is not None
+    assert sum(float(share) for share in re.findall(r"([\d.]+)%", shares[1])) > 85, "of twelve of sixteen bins"
+    calls = text.partition("<h2>How to repeat it</h2>")[2].partition("<pre>")[2].partition("</pre>")[0]
+    told = "&#39;linear&#39;, loss=&#39;mse&#39;, optimizer=&#39;sgd&#39;, lr=0.05, normalize_target=&#39;auto&#39;"
+    assert f"trainer = st.Trainer({told})" in calls
+    assert "batch_size=50, seed=3, memory=" in calls
+    assert calls.strip().endswith("trainer.fit(loader, max_epochs=2, monitor=&#39;val_loss&#39;, patience=4)")
+    assert len(text) < 120_000
+
+
+def test_labels_of_many_blocks_are_sampled_and_the_page_says_so(tmp_path: Path) -> None:
+    y = np.random.default_rng(0).normal(size=(3000, 2))
+    data = st.ingest({"x": np.zeros((3000, 1)), "y": y}, tmp_path / "d.zarr", block=80)
+    drawings, notes = _sampled_histogram(data, "y")
+    assert [drawing.title for drawing in drawings] == ["Samples by y", "Samples by y"]
+    n_read = re.fullmatch(r"The bins are of ([\d,]+) samples, in 64 of the ([\d,]+) blocks\.", notes[0])
+    assert n_read is not None
+    assert int(n_read[2].replace(",", "")) == data.layout.n_blocks > 64
+    assert int(n_read[1].replace(",", "")) == 64 * data.layout.block_rows
+
+
+def test_a_run_of_two_classes_has_its_roc_curve_and_the_command_that_repeats_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 300)
+    x = rng.normal(size=(300, 2)) + y[:, None]
+    st.ingest({"x": x, "y": y}, tmp_path / "d.zarr")
+    monkeypatch.chdir(tmp_path)
+    args = ["train", "d.zarr", "--val", "d.zarr", "--model", "linear", "--epochs", "1", "--json"]
+    assert main([*args, "--out", "a b"]) == 0
+    text = run_page(read_run(tmp_path / "a b"))
+    auc = json.loads((tmp_path / "a b" / "scores.json").read_text())["auc"]
+    assert f"auc {auc:.4f}</text>" in text
+    assert "From the scores of all samples: every point that is drawn is exact." in text
+    again = "streamtrain train d.zarr --val d.zarr --model linear --epochs 1"
+    assert f"<pre>{again}</pre>" in text
+    assert f"<td>torch</td><td>{torch.__version__}</td>" in text
+    assert main(shlex.split(again)[1:]) == 0, "pasted, it runs"
+    scores = json.loads((tmp_path / "a b" / "scores.json").read_text())
+    binned = scores | {"auc_bound": 3e-6, "roc": scores["roc"] | {"exact": False}}
+    (tmp_path / "a b" / "scores.json").write_text(json.dumps(binned))
+    assert "from 1,048,576 bins of them. The area is wrong by at most 3e-06." in run_page(read_run(tmp_path / "a b"))
 
 
 def test_a_legend_names_no_curve_that_is_a_point(run: Path) -> None:
@@ -309,6 +384,11 @@ def test_damaged_scores_are_refused(run: Path, scores: str) -> None:
         {"errors": [{"edges": [1], "counts": [1]}, {"edges": [0, 1e308], "counts": ["x"]}, [1]], "task": PAYLOAD},
         {"errors": [{"edges": [0, 0] * 20, "counts": [0] * 39}], "targets": [{PAYLOAD: 1}, {}], "labels": [{}, [1]]},
         {"confusion": [[0, 0], [0, 0]], "measured_on": [PAYLOAD]},
+        {"roc": {"exact": PAYLOAD, "false_positive_rate": [0, 1, 2], "true_positive_rate": [0, "x"]}, "auc": PAYLOAD},
+        {"roc": [PAYLOAD], "pairs": [{}, {"low": 0.0, "width": 1.0, "bins": 10**9, "cells": [[0, 0, 1]]}]},
+        {"pairs": [{"low": 1e308, "width": 1e308, "bins": 40, "cells": [[0, 0, 1]]}, {"low": PAYLOAD}]},
+        {"pairs": [{"low": 0.0, "width": 1.0, "bins": 3, "cells": [[0, 0, 1], [9, 0, 1], [-1, 0, 1], ["x"], 3]}]},
+        {"mistakes": [{"row": PAYLOAD, "true": [PAYLOAD, 10**400], "loss": None}, {}, {"row": 1, "predicted": []}]},
     ],
 )
 def test_odd_scores_have_a_page(run: Path, scores: dict[str, object]) -> None:

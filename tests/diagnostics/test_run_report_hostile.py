@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from streamtrain.cli.main import main
 from streamtrain.diagnostics import charts
-from streamtrain.diagnostics.run_curves import _thinned
+from streamtrain.diagnostics.run.curves import _thinned
 from streamtrain.diagnostics.run_reader import RunRecord, read_run
 from streamtrain.diagnostics.run_report import run_page, write_report
 from streamtrain.errors import CheckpointError

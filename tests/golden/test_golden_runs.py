@@ -96,10 +96,10 @@ def assert_same_bytes(made: Path, expected: Path) -> None:
 def config_of(run: Path, *, whole: bool = False) -> dict[str, Any]:
     """What a run is, but for the defaults of torch's optimizers, which are another set in another version.
 
-    Facts of the labels and torch's threads were not kept by 0.1.0.
+    Facts of the labels, torch's threads, versions, and how the run was called were not kept by 0.1.0.
     """
     config: dict[str, Any] = json.loads((run / "config.json").read_bytes())
-    for name in ("task", "labels", "threads"):
+    for name in ("task", "labels", "threads", "versions", "fit", "command"):
         config.pop(name, None)
     if whole:
         return config

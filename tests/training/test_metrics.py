@@ -12,7 +12,8 @@ from torch import nn
 from streamtrain.errors import UsageError
 from streamtrain.models.losses import resolve_loss
 from streamtrain.system.events import ThreadSeconds
-from streamtrain.training.metrics.running import Metrics, RunningMetrics
+from streamtrain.training.metrics.results import Metrics
+from streamtrain.training.metrics.running import RunningMetrics
 from streamtrain.training.progress import Counts, Totals
 from streamtrain.training.records.history import EpochSummary, History, Speed, Stopwatch
 

@@ -10,6 +10,7 @@ from streamtrain.diagnostics.run_reader import RunRecord, read_run
 from streamtrain.errors import Lines
 from streamtrain.store.writing.lock import is_folder_locked
 from streamtrain.system.files import names_in
+from streamtrain.system.units import format_figures
 from streamtrain.training.best.monitor import BestEpoch, best_of
 from streamtrain.training.run.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint
 
@@ -82,8 +83,8 @@ def _last(run: RunRecord) -> str:
         return ""
     line = run.epochs[-1]
     named = ("loss", "accuracy", "f1", "rmse")
-    figures = [f"{name} {line[name]:.4g}" for base in named for name in (base, f"val_{base}") if name in line]
-    return f"{_plural(run.n_epochs, 'epoch')}: {', '.join(figures)}"
+    figures = {name: line[name] for base in named for name in (base, f"val_{base}") if name in line}
+    return f"{_plural(run.n_epochs, 'epoch')}: {format_figures(figures)}"
 
 
 def _checkpoints(path: Path) -> list[str]:

@@ -12,7 +12,7 @@ from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET
 from streamtrain.store.schema.task import LabelTask
 from streamtrain.store.statistics import Histogram
 from streamtrain.system.display.notebook_html import clipped, clipped_left, html_bars, html_table, html_title
-from streamtrain.system.units import format_bytes
+from streamtrain.system.units import format_bytes, format_share, format_value
 
 _MOST_LETTERS: Final = 100
 _LEAST_OF_PATH: Final = 12
@@ -59,9 +59,10 @@ def dataset_html(
 def _rows(columns: Mapping[str, Sequence[Any]]) -> list[list[str]]:
     found = zip(*(columns[name] for name in ("name", "role", "missing", "mean", "std", "min", "max")), strict=True)
     return [
-        [name, role, f"{share:.1%}" if share else "", *map(_figure, values)] for name, role, share, *values in found
+        [name, role, format_share(share) if share else "", *map(_figure, values)]
+        for name, role, share, *values in found
     ]
 
 
 def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    return "" if value is None else format_value(value)

@@ -11,6 +11,7 @@ from streamtrain.errors import Argument, CheckpointError, Fix, UsageError
 from streamtrain.system.arguments import is_int
 from streamtrain.system.files import is_folder, local_path, names_in
 from streamtrain.system.refusals import refusal_behind
+from streamtrain.system.units import format_figure
 from streamtrain.training.best.monitor import BestEpoch, best_of
 from streamtrain.training.run.checkpoint import (
     CHECKPOINTS,
@@ -219,4 +220,4 @@ def _is_pair(pair: object) -> bool:
 
 
 def _by(best: BestEpoch) -> str:
-    return f"{best.monitor} ({best.value:.4g})"
+    return f"{best.monitor} ({format_figure(best.value)})"

@@ -14,6 +14,7 @@ from typing import Any, Final
 from streamtrain.errors import Argument, CheckpointError, Fix, UsageError, first_line, unknown_name
 from streamtrain.system.arguments import MOST_INT, check_choice, is_int
 from streamtrain.system.json_values import whole_number
+from streamtrain.system.units import format_figures
 
 DEFAULT_MONITOR: Final = "val_loss"
 MODES: Final = ("min", "max")
@@ -123,7 +124,7 @@ class BestEpoch:
     def told(self) -> str:
         """Write the monitor and what was measured beside it."""
         others = {name: value for name, value in self.figures.items() if name != self.monitor}
-        return ", ".join(f"{name} {value:.4g}" for name, value in {self.monitor: self.value, **others}.items())
+        return format_figures({self.monitor: self.value, **others})
 
 
 def same_data(figures: Mapping[str, float], monitor: str) -> dict[str, float]:

@@ -77,6 +77,12 @@ class EpochWatch:
         return self.monitor.mode if self.monitor else None
 
     @property
+    def limits(self) -> dict[str, object]:
+        """The arguments of `fit` that it follows from; None is what was not asked for."""
+        monitor = self.monitor.name if self.monitor else None
+        return {"monitor": monitor, **self.stopping.limits}
+
+    @property
     def copy_bytes(self) -> int:
         """What the copy of the best weights takes."""
         if self._restored is None or not self._copies:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -21,6 +21,8 @@ from streamtrain.store.dataset import Dataset
 from streamtrain.system.arguments import check_flags
 from streamtrain.system.calls.public import PublicIterator, public
 from streamtrain.training.batch_stream import BatchStream
+from streamtrain.training.best.watch import EpochWatch
+from streamtrain.training.fitting import FitPlan
 from streamtrain.training.inference.predicting import PredictOptions, Predictor, hold, iterate, write
 from streamtrain.training.inference.predictions import form_of_loss
 from streamtrain.training.inference.summary import PredictionSummary
@@ -159,9 +161,13 @@ class PredictsInTraining(Predicts, BuiltLater):
             in_units=partial(in_units_of_data, normalization=normalization, is_log=takes_logarithms(self.loss)),
         )
 
-    def _config(self, described: dict[str, object], loader: BatchStream) -> dict[str, object]:
-        """Add to a run's description its labels, where its data is, its budget, and torch's threads."""
+    def _config(
+        self, described: dict[str, object], loader: BatchStream, watch: EpochWatch, plan: FitPlan
+    ) -> dict[str, object]:
+        """Add to a run's description its labels, where its data is, its budget, torch's threads, and when it ends."""
         labels = label_config(loader.dataset, self.target, self.loss, self._epoch_loop.reading)
         where = {"dataset": str(loader.dataset.path)} if isinstance(loader.dataset, Dataset) else {}
         budget = budget_config(loader, loader.memory_bytes) if isinstance(loader, StreamLoader) else {}
-        return described | labels | where | budget | {"threads": torch.get_num_threads()}
+        ends = asdict(plan.totals) | watch.limits
+        fit = {name: value for name, value in ends.items() if value is not None}
+        return described | labels | where | budget | {"threads": torch.get_num_threads(), "fit": fit}

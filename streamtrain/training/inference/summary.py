@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.system.display.notebook_html import clipped
+from streamtrain.system.units import format_figure
 from streamtrain.training.inference.predictions import Part, PredictionForm
 
 _CLEAR_SHARE: Final = 0.2
@@ -49,7 +50,7 @@ class PredictionSummary:
             most = np.argsort(-self._counts, kind="stable")[:_N_SHOWN].tolist()
             yield ", ".join(f"{self.form.class_name(n)} {self._counts[n]:,}" for n in most if self._counts[n])
         for n, (mean, std) in enumerate(list(zip(self.mean, self.std, strict=True))[:_N_SHOWN]):
-            yield f"{self._target(n)} mean {mean:.4g}, std {std:.4g}"
+            yield f"{self._target(n)} mean {format_figure(mean)}, std {format_figure(std)}"
 
     def add(self, part: Part) -> None:
         """Count a part."""
@@ -103,7 +104,8 @@ class PredictionSummary:
             yield f"share   {told}" + (f", and {len(self._counts) - _N_SHOWN} more" * (len(self._counts) > _N_SHOWN))
         for n, (mean, std) in enumerate(list(zip(self.mean, self.std, strict=True))[:_N_SHOWN]):
             name = self._target(n)
-            yield f"mean    {name} {mean:.4g}{self._before('mean', n)}, std {std:.4g}{self._before('std', n)}"
+            found = [f"{format_figure(value)}{self._before(kind, n)}" for kind, value in (("mean", mean), ("std", std))]
+            yield f"mean    {name} {', std '.join(found)}"
 
     def hint(self) -> str | None:
         """Say where predictions differ clearly from the labels of the training; None where they do not."""
@@ -122,8 +124,9 @@ class PredictionSummary:
             zip(self.mean, self.labels.get("mean", ()), self.labels.get("std", ()), strict=False)
         ):
             if abs(mean - before) > _CLEAR_MEAN * std > 0:
+                here, there = format_figure(mean), format_figure(before)
                 return (
-                    f"the mean of {self._target(n)} is {mean:.4g} here and {before:.4g} in the training's labels: "
+                    f"the mean of {self._target(n)} is {here} here and {there} in the training's labels: "
                     "other data, or a model that has not learned it"
                 )
         return None
@@ -141,4 +144,4 @@ class PredictionSummary:
 
     def _before(self, name: str, n: int) -> str:
         known = self.labels.get(name, ())
-        return f" ({known[n]:.4g} in training)" if n < len(known) else ""
+        return f" ({format_figure(known[n])} in training)" if n < len(known) else ""

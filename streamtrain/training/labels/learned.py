@@ -16,7 +16,7 @@ from streamtrain.training.batch_stream import LearnedSchema, StreamDataset, norm
 from streamtrain.training.labels.reading import AS_STORED, LabelReading, label_reading
 from streamtrain.training.labels.targets import TargetOptions, TargetSettings, class_number, names_of_rows
 from streamtrain.training.loop import EpochLoop
-from streamtrain.training.metrics.running import Scoring
+from streamtrain.training.metrics.results import Scoring
 
 
 class LearnedData:

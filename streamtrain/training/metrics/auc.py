@@ -1,4 +1,4 @@
-"""The area under the ROC curve of two classes: exact up to a million samples, above that from bins, with its bound.
+"""The ROC curve of two classes and its area: exact up to a million samples, above that from bins, with its bound.
 
 It is the chance that a sample of the positive class has a higher score than one of the other, a tie counting half
 (J. A. Hanley & B. J. McNeil, Radiology 143, 1982). A bin holds the scores that agree in the first 20 bits of their
@@ -20,6 +20,8 @@ from streamtrain.training.metrics.sums import Bins
 MOST_KEPT: Final = 10**6
 """So many scores are kept as they are."""
 _BITS: Final = 20
+_MOST_POINTS: Final = 129
+"""So many points of the curve are kept, evenly spaced along it."""
 
 _Floats = npt.NDArray[np.float64]
 
@@ -32,9 +34,12 @@ class Ranking:
         self._n_kept = 0
         self._bins: tuple[Bins, Bins] | None = None
         self._has_nan = False
+        # Made once of what there is.
+        self._sorted: tuple[_Floats, _Floats] | None = None
 
     def add(self, scores: Tensor, is_positive: Tensor, weights: Tensor | None) -> None:
         """Add float64 scores (N,), whether each is of the positive class, and float64 weights."""
+        self._sorted = None
         self._has_nan |= bool(scores.isnan().any())
         if self._bins is None:
             self._kept.append((scores, is_positive, weights))
@@ -56,6 +61,7 @@ class Ranking:
 
     def merge(self, other: Ranking) -> None:
         """Add the scores of other samples."""
+        self._sorted = None
         self._has_nan |= other._has_nan
         if other._bins is not None:
             if self._bins is None:
@@ -72,18 +78,38 @@ class Ranking:
         """Return the area and the bound of its error; NaN where one of the classes has no weight."""
         if self._has_nan or not (self._kept or self._bins):
             return math.nan, 0.0
+        negative, positive = self._by_score()
+        return _area(negative, positive), 0.0 if self._bins is None else _inside(negative, positive)
+
+    def curve(self) -> dict[str, object] | None:
+        """Return points of the curve, and whether all scores are behind it; None where it has no area."""
+        if math.isnan(self.area()[0]):
+            return None
+        # From the highest score down: the share of each class that is taken for the positive one.
+        shares = [np.concatenate(([0.0], np.cumsum(of[::-1]) / of.sum())) for of in self._by_score()]
+        walked = shares[0] + shares[1]
+        places = np.searchsorted(walked, np.linspace(0.0, walked[-1], _MOST_POINTS)).clip(0, len(walked) - 1)
+        false, true = (share[np.unique(places)].round(6).tolist() for share in shares)
+        return {"exact": self._bins is None, "false_positive_rate": false, "true_positive_rate": true}
+
+    def _by_score(self) -> tuple[_Floats, _Floats]:
+        """Return the weights of the negative and of the positive samples by score, ascending."""
+        if self._sorted is not None:
+            return self._sorted
         if self._bins is not None:
             negative, positive = (bins.value.double().numpy() for bins in self._bins)
-            return _area(negative, positive), _inside(negative, positive)
-        scores = torch.cat([part[0] for part in self._kept]).numpy()
-        is_positive = torch.cat([part[1] for part in self._kept]).numpy()
-        weighs = [torch.ones(len(part[0]), dtype=torch.float64) if part[2] is None else part[2] for part in self._kept]
-        _, places = np.unique(scores, return_inverse=True)
-        weights = torch.cat(weighs).numpy()
-        negative, positive = (
-            np.bincount(places, np.where(some, weights, 0.0)).astype(np.float64) for some in (~is_positive, is_positive)
-        )
-        return _area(negative, positive), 0.0
+        else:
+            scores = torch.cat([part[0] for part in self._kept]).numpy()
+            is_positive = torch.cat([part[1] for part in self._kept]).numpy()
+            weighs = [torch.ones(len(p[0]), dtype=torch.float64) if p[2] is None else p[2] for p in self._kept]
+            _, places = np.unique(scores, return_inverse=True)
+            weights = torch.cat(weighs).numpy()
+            negative, positive = (
+                np.bincount(places, np.where(some, weights, 0.0)).astype(np.float64)
+                for some in (~is_positive, is_positive)
+            )
+        self._sorted = negative, positive
+        return self._sorted
 
 
 def _places(scores: Tensor) -> Tensor:

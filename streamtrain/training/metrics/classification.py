@@ -157,6 +157,10 @@ class ClassTally:
         bound = 0.0 if self._ranking is None else self._ranking.area()[1]
         return {"auc": bound} if bound else {}
 
+    def curve(self) -> dict[str, object] | None:
+        """Return the ROC curve of two classes."""
+        return None if self._ranking is None else self._ranking.curve()
+
     def by_class(self) -> dict[str, Tensor]:
         """Return precision, recall, f1 and support of each class."""
         return label_scores(*self._sums())

@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from streamtrain.training.metrics.error_histogram import ErrorHistogram
+from streamtrain.training.metrics.histograms import ErrorHistogram, PairHistogram
 from streamtrain.training.metrics.sums import Total
 
 MOST_TARGETS: Final = 1000
@@ -36,6 +36,7 @@ class RegressionTally:
         self._largest: Tensor | None = None
         self._largest_of_constant: Tensor | None = None
         self.histograms: list[ErrorHistogram] = []
+        self.pairs: list[PairHistogram] = []
         # Of the targets: the sum of weights, mean and squared deviations, least and most, (k,) each.
         self._moments: tuple[Tensor, Tensor, Tensor] | None = None
         self._ends: tuple[Tensor, Tensor] | None = None
@@ -48,15 +49,17 @@ class RegressionTally:
         self._weight.add(_total(torch.ones_like(target[:, :1]), weights))
         self._squares.add(_total(errors.square(), weights))
         if self._full:
-            self._count(errors, weights)
+            self._count(errors, predicted, target, weights)
             self._add_further(errors.abs(), target, weights)
             self._ends_of_predicted = _wider(self._ends_of_predicted, (predicted.amin(0), predicted.amax(0)))
 
-    def _count(self, errors: Tensor, weights: Tensor | None) -> None:
+    def _count(self, errors: Tensor, predicted: Tensor, target: Tensor, weights: Tensor | None) -> None:
         if errors.shape[1] <= MOST_COUNTED:
             self.histograms = self.histograms or [ErrorHistogram() for _ in range(errors.shape[1])]
-            for histogram, of_target in zip(self.histograms, errors.T, strict=True):
-                histogram.add(of_target, weights)
+            self.pairs = self.pairs or [PairHistogram() for _ in range(errors.shape[1])]
+            for i, (histogram, pairs) in enumerate(zip(self.histograms, self.pairs, strict=True)):
+                histogram.add(errors[:, i], weights)
+                pairs.add(predicted[:, i], target[:, i], weights)
 
     def _add_further(self, errors: Tensor, target: Tensor, weights: Tensor | None) -> None:
         self._errors.add(_total(errors, weights))
@@ -90,6 +93,9 @@ class RegressionTally:
         for mine, theirs in zip(self.histograms, other.histograms, strict=False):
             mine.merge(theirs)
         self.histograms = self.histograms or other.histograms
+        for of_mine, of_theirs in zip(self.pairs, other.pairs, strict=False):
+            of_mine.merge(of_theirs)
+        self.pairs = self.pairs or other.pairs
         if other._moments is not None and other._ends is not None:
             self._merge_moments(other._moments, other._ends)
         for name in ("_largest", "_largest_of_constant"):

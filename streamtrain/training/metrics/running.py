@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -20,136 +19,22 @@ from streamtrain.errors import StreamtrainWarning
 from streamtrain.models.alignment import align, drop_last_axis
 from streamtrain.models.losses import Loss
 from streamtrain.models.real_view import as_real
-from streamtrain.models.target_normalization import TargetNormalization, in_units_of_data, takes_logarithms
+from streamtrain.models.target_normalization import in_units_of_data, takes_logarithms
 from streamtrain.optim.exchange import Exchange
 from streamtrain.optim.gradient_sum import ExactSum
-from streamtrain.system.display.notebook_html import clipped, html_table, html_title
-from streamtrain.training.metrics.baseline import Baseline
-from streamtrain.training.metrics.classification import MOST_IN_CONFUSION, AccuracyTally, ClassTally, largest
+from streamtrain.training.metrics.classification import AccuracyTally, ClassTally, largest
+from streamtrain.training.metrics.mistakes import Mistakes
 from streamtrain.training.metrics.multilabel import MarkTally
 from streamtrain.training.metrics.regression import RegressionTally, by_target
+from streamtrain.training.metrics.results import Metrics, ScoreTable, Scoring
 from streamtrain.training.metrics.sums import Total, wide
 from streamtrain.training.metrics.tasks import SCORE_NAMES, ScoredTask, score_name, scored_as, threshold
-from streamtrain.training.metrics.user import UserMetric, computed
+from streamtrain.training.metrics.user import computed
 
 _AT_ONCE: Final = 2**15
 """Elements of outputs that are scored at once."""
 
-_FEWEST_ROWS: Final = 2
-"""A table of one class or target says nothing more."""
-
 Tally = AccuracyTally | ClassTally | MarkTally | RegressionTally
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreTable:
-    """Scores of each class, label or target, and what else an evaluation knows of the task."""
-
-    task: ScoredTask
-    # A name for each row, where the data has names.
-    names: tuple[str, ...] | None
-    columns: Mapping[str, tuple[float, ...]]
-    # Weights of the samples by true class, a row each, and predicted class; up to 1,000 classes.
-    confusion: tuple[tuple[float, ...], ...] | None = None
-    n_ignored: int = 0
-    # Of two classes, the one whose precision and recall are among the scores.
-    positive: int | None = None
-    # Whether every prediction was the same.
-    is_alike: bool = False
-    # Of each target: the edges of bins of its errors, and the weights in them.
-    errors: tuple[Mapping[str, object], ...] = ()
-    # The largest errors of scores that are not exact.
-    bounds: Mapping[str, float] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
-
-    def name(self, row: int) -> str:
-        """Name a class, label or target."""
-        return str(row) if self.names is None or row >= len(self.names) else self.names[row]
-
-    def rows(self) -> list[dict[str, object]]:
-        """Return a row for each class, label or target by name."""
-        kind = {"classification": "class", "multilabel": "label", "regression": "target"}[self.task]
-        return [{kind: self.name(i), **{name: of[i] for name, of in self.columns.items()}} for i in range(len(self))]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metrics:
-    """Mean loss and scores over ``n_samples`` samples."""
-
-    loss: float
-    # By name; the first is that of each epoch.
-    scores: Mapping[str, float] = field(default_factory=dict)
-    n_samples: int
-    # Those of each epoch, of more that are measured.
-    brief: tuple[str, ...] | None = None
-    table: ScoreTable | None = None
-    baseline: Baseline | None = None
-    # The scores of the baseline's answer to the same samples.
-    of_baseline: Mapping[str, float] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.named(full=True).items())
-        of = f" of {self.n_samples:,} samples" if self.n_samples else ""
-        return f"Metrics({clipped(figures, 89 - len(of))}{of})"
-
-    def _repr_html_(self) -> str:
-        """Write loss and scores for a notebook, beside those of the baseline, and the table of classes or targets."""
-        baseline = self.of_baseline if self.baseline is not None else {}
-        head = ["", "value", *([f"always answering {self.baseline.told}"] if self.baseline and baseline else [])]
-        rows = [
-            [name, f"{value:.4g}", *([f"{baseline[name]:.4g}" if name in baseline else ""] if baseline else [])]
-            for name, value in self.named(full=True).items()
-        ]
-        table = [] if self.table is None or len(self.table) < _FEWEST_ROWS else self.table.rows()
-        cells = [[value if isinstance(value, str) else f"{value:.4g}" for value in row.values()] for row in table]
-        more = html_table([[*table[0]], *cells]) if table else ""
-        return f"{html_title(repr(self))}{html_table([head, *rows])}{more}"
-
-    @property
-    def score_name(self) -> str | None:
-        """The name of the task's own score; None of a loss that tells no task."""
-        return next(iter(self.scores), None)
-
-    @property
-    def score(self) -> float | None:
-        """The task's own score: accuracy, f1 or rmse."""
-        return next(iter(self.scores.values()), None)
-
-    def named(self, prefix: str = "", *, full: bool = False) -> dict[str, float]:
-        """Return loss and scores by prefixed name: those of each epoch, or all."""
-        names = self.scores if full or self.brief is None else self.brief
-        return {f"{prefix}loss": self.loss} | {f"{prefix}{name}": self.scores[name] for name in names}
-
-    def facts(self) -> dict[str, object]:
-        """Return loss, scores, baseline and tables by name, for machines."""
-        table, baseline = self.table, self.baseline
-        found: dict[str, object] = dict(self.named(full=True))
-        if baseline is not None:
-            found["baseline"] = {**baseline.config(), **self.of_baseline}
-        if table is not None:
-            kind = {"classification": "classes", "multilabel": "labels", "regression": "targets"}[table.task]
-            found |= {f"{name}_bound": bound for name, bound in table.bounds.items()}
-            found |= {"task": table.task, kind: table.rows() if len(table) <= MOST_IN_CONFUSION else None}
-            if table.errors:
-                found["errors"] = table.errors
-            if table.task == "classification":
-                found |= {"confusion": table.confusion, "ignored": table.n_ignored}
-        return found
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scoring:
-    """How outputs are scored beside the loss."""
-
-    normalization: TargetNormalization | None = None
-    baseline: Baseline | None = None
-    metrics: Mapping[str, UserMetric] = field(default_factory=dict)
-    # Of classes, labels or targets.
-    names: tuple[str, ...] | None = None
-    # The class of two whose precision, recall and auc are measured.
-    positive: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +48,7 @@ class _Share:
     task: ScoredTask | None
     tally: Tally | None
     kept: list[dict[str, Any]]
+    mistakes: Mistakes
 
 
 class RunningMetrics:
@@ -180,6 +66,7 @@ class RunningMetrics:
         self._is_weighted = False
         self._task: ScoredTask | None = None
         self._tally: Tally | None = None
+        self.mistakes = Mistakes()
         # The states of tallies that this one resumes from.
         self._kept: list[dict[str, Any]] = []
         # Not scored yet: batches whose samples are of one shape and dtype.
@@ -368,6 +255,7 @@ class RunningMetrics:
         whole = copy.copy(self)
         whole._loss_sum, whole._weight, whole._n_samples = ExactSum(), ExactSum(), 0
         whole._terms, whole._batches, whole._n_elements, whole._tally, whole._kept = [], [], 0, None, []
+        whole.mistakes = Mistakes()
         for share in exchange.gather(self._share()):
             whole._take(share)
         return whole
@@ -382,6 +270,7 @@ class RunningMetrics:
             task=self._task,
             tally=self._tally,
             kept=self._kept,
+            mistakes=self.mistakes,
         )
 
     def _take(self, share: _Share) -> None:
@@ -389,6 +278,7 @@ class RunningMetrics:
         self._weight.merge(share.weight)
         self._n_samples += share.n_samples
         self._is_weighted |= share.is_weighted
+        self.mistakes.merge(share.mistakes)
         if self._tally is None:
             self._task, self._tally = share.task or self._task, share.tally
         elif share.tally is not None:
@@ -457,6 +347,8 @@ class RunningMetrics:
             n_ignored=n_ignored,
             positive=tally.positive if isinstance(tally, ClassTally) and tally.n_classes == 2 else None,
             errors=tuple(each.facts() for each in tally.histograms) if isinstance(tally, RegressionTally) else (),
+            pairs=tuple(each.facts() for each in tally.pairs) if isinstance(tally, RegressionTally) else (),
+            curve=tally.curve() if isinstance(tally, ClassTally) else None,
             is_alike=tally.is_alike(),
             bounds=bounds,
         )
@@ -468,6 +360,7 @@ class RunningMetrics:
             table=table,
             baseline=baseline,
             of_baseline=of_baseline,
+            mistakes=self.mistakes.facts(self._loss, self._in_units, self._scoring.names),
         )
 
     def state_dict(self) -> dict[str, Any]:

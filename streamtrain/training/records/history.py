@@ -12,8 +12,9 @@ from typing import Any, Final, Protocol, Self, overload
 from streamtrain.errors import Fix, ResourceError, UsageError, unknown_name
 from streamtrain.system.display.notebook_html import clipped, html_table, html_title
 from streamtrain.system.events import ThreadSeconds
+from streamtrain.system.units import format_figure, format_figures, format_share
 from streamtrain.training.best.monitor import BestEpoch
-from streamtrain.training.metrics.running import Metrics
+from streamtrain.training.metrics.results import Metrics
 from streamtrain.training.metrics.user import METRIC_NAMES
 from streamtrain.training.progress import Counts
 
@@ -154,7 +155,7 @@ class EpochSummary:
 
     def __repr__(self) -> str:
         values = self.train.named() | (self.val.named("val_") if self.val else {})
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        figures = format_figures(values)
         cut = ", partial" * self.partial
         place = f"epoch {self.number}{cut}, {self.counts.n_steps:,} steps: "
         return f"EpochSummary({place}{clipped(figures, 86 - len(place))})"
@@ -211,12 +212,10 @@ def head_of(summary: EpochSummary) -> str:
 def epoch_line(summary: EpochSummary) -> str:
     """Write one epoch in the columns of `epoch_head`, and whether it was cut short."""
     values = summary.train.named() | (summary.val.named("val ") if summary.val else {})
-    middle = "".join(f"{value:>{max(_WIDTH, len(name) + 2)}.4f}" for name, value in values.items())
+    middle = "".join(f"{format_figure(value):>{max(_WIDTH, len(name) + 2)}}" for name, value in values.items())
     speed = summary.speed
-    return (
-        f"{summary.number:>5}{summary.counts.n_steps:>11,}{middle}"
-        f"{speed.samples_per_second:>{_WIDTH},.0f}{speed.stall_fraction:>8.1%}{'  partial' if summary.partial else ''}"
-    )
+    taken = f"{speed.samples_per_second:>{_WIDTH},.0f}{format_share(speed.stall_fraction):>8}"
+    return f"{summary.number:>5}{summary.counts.n_steps:>11,}{middle}{taken}{'  partial' * summary.partial}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

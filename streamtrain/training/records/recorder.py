@@ -14,8 +14,10 @@ from streamtrain.optim.gradients import BatchResult
 from streamtrain.optim.rules import Figures, UpdateRule
 from streamtrain.system.arguments import check_int
 from streamtrain.system.display.progress_bar import RunProgress
+from streamtrain.system.units import format_figure, format_share
 from streamtrain.training.batch_stream import BatchStream
-from streamtrain.training.metrics.running import Metrics, RunningMetrics, Scoring
+from streamtrain.training.metrics.results import Metrics, Scoring
+from streamtrain.training.metrics.running import RunningMetrics
 from streamtrain.training.progress import Counts
 from streamtrain.training.records.history import EpochSummary, Stopwatch
 from streamtrain.training.run.run_folder import Run
@@ -92,7 +94,7 @@ class EpochRecorder:
 
     def _show(self) -> None:
         stall = self._watch.speed(self._n_timed).stall_fraction
-        self._progress.say(f"loss {self.running.loss:.4f}, stall {stall:.1%}")
+        self._progress.say(f"loss {format_figure(self.running.loss)}, stall {format_share(stall)}")
 
     def _log(self, counts: Counts, *, is_trial: bool) -> None:
         loss = self.running.loss_since_last()

@@ -59,6 +59,7 @@ from streamtrain.system.refusals import (
 )
 from streamtrain.system.syscalls import with_room
 from streamtrain.system.units import format_bytes
+from streamtrain.system.versions import library_versions
 from streamtrain.training.metrics.baseline import Baseline, parse_baseline
 from streamtrain.training.records.kept_scores import KeptScores
 from streamtrain.training.run.checkpoint import (
@@ -234,7 +235,8 @@ class RunFolder:
             with translate_os_errors("look at", self.path / CONFIG):
                 is_begun = is_there(self.path / CONFIG)
             if not is_begun:
-                self._files.write_bytes(self.path / CONFIG, (json.dumps(self._config, indent=2) + "\n").encode())
+                config = {**self._config, "versions": library_versions()}
+                self._files.write_bytes(self.path / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
             with translate_os_errors("open", self.path / METRICS):
                 self._metrics = with_room(self._open_metrics)
         return self._metrics

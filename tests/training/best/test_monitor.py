@@ -165,4 +165,4 @@ def test_another_monitor_is_a_difference_and_none_is_not() -> None:
 def test_the_monitor_is_told_first() -> None:
     figures = {"val_loss": 0.27731, "val_accuracy": 0.912}
     best = BestEpoch(epoch=5, step=60, n_batches=12, monitor="val_accuracy", value=0.912, figures=figures)
-    assert best.told() == "val_accuracy 0.912, val_loss 0.2773"
+    assert best.told() == "val_accuracy 0.9120, val_loss 0.2773"

@@ -23,7 +23,7 @@ from streamtrain.system.files import Files
 from streamtrain.system.signals import Interrupted
 from streamtrain.training.best import chosen_checkpoint
 from streamtrain.training.best.chosen_checkpoint import checkpoint_of
-from streamtrain.training.metrics.running import Metrics
+from streamtrain.training.metrics.results import Metrics
 from streamtrain.training.run import run_folder
 from streamtrain.training.run.checkpoint import MODEL, newest_checkpoint
 

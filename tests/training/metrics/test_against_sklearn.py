@@ -13,7 +13,8 @@ from sklearn import metrics as sk
 
 from streamtrain.models.losses import resolve_loss
 from streamtrain.training.metrics import auc
-from streamtrain.training.metrics.running import Metrics, RunningMetrics
+from streamtrain.training.metrics.results import Metrics
+from streamtrain.training.metrics.running import RunningMetrics
 
 N = 300
 CLOSE: dict[str, float] = {"rel": 1e-12, "abs": 1e-12}
@@ -181,6 +182,29 @@ def test_an_area_from_bins_is_within_its_bound(n_kept: int, weighted: bool, monk
         assert (bound > 0) == (n_kept < N)
         assert abs(found.scores["auc"] - expected) <= bound + 1e-12
         assert bound < 1e-3
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["alike", "weighted"])
+@pytest.mark.parametrize("n_kept", [0, 10**6])
+@pytest.mark.parametrize("task", ["two classes", "one output"])
+def test_points_of_the_curve_lie_on_scikit_learns(
+    task: str, n_kept: int, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auc, "MOST_KEPT", n_kept)
+    output, target, weights = (part.numpy() for part in data(task))
+    scores = output[:, -1].astype(np.float64) - (output[:, 0] if task == "two classes" else 0)
+    some = {"sample_weight": weights} if weighted else {}
+    expected = sk.roc_curve(target, scores, **some, drop_intermediate=False)
+    for n_shares in (1, 3):
+        found = measured(task, sizes_of(40), weighted=weighted, n_shares=n_shares).facts()["roc"]
+        assert isinstance(found, dict)
+        assert found["exact"] is (n_kept > 0)
+        false, true = found["false_positive_rate"], found["true_positive_rate"]
+        assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+        assert len(false) == len(true) <= 129
+        corners = np.stack(expected[:2], 1)
+        apart = np.abs(corners[:, None] - np.stack([false, true], 1)).max(2).min(0)
+        assert apart.max() < 1e-6, "each point is one of the curve's, whatever is left out between two"
 
 
 def test_bins_are_in_the_order_of_the_numbers() -> None:

@@ -1,0 +1,1 @@
+"""The parts of the report of a run."""
