@@ -122,7 +122,7 @@ def test_several_rates_are_several_runs_and_what_diverges_names_the_next(capsys:
     assert main(words) == 0
     out = capsys.readouterr().out
     assert {run.name for run in Path("c").glob("batch-*")} == {f"batch-sgd-{lr}" for lr in ("1e+30", "0.1", "0.03")}
-    assert "Fix: a lower learning rate: --lr 3e+29." in out
+    assert "Fix: a lower learning rate: --lr 0.1." in out
     runs = json.loads(Path("c/comparison.json").read_text())["runs"]
     assert [(run["lr"], run["diverged"] is None) for run in runs] == [(1e30, False), (0.1, True), (0.03, True)]
     assert runs[1]["epochs"][0]["loss"] < 10, "targets are in units of their spread, as in train"
