@@ -200,7 +200,7 @@ def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
             out = options.out or of_run.enter_context(numbered_folder(RUNS))
             run = of_run.enter_context(RunFolder(out, config, resumes=options.resume))
             if expected := training.projection.expected:
-                few = few_lanes(dataset.layout, training.sizes, training.memory_bytes)
+                few = few_lanes(dataset.layout, training.sizes, training.memory_bytes, n_measuring=len(loaders.all) - 1)
                 first, *more = str(expected).split("; ")
                 shown = [*(more if is_verbose() else []), *([few] if few else [])]
                 say(Lines.of([f"order   {first}", *(f"        {line}" for line in shown)]))
