@@ -462,15 +462,17 @@ def _check_no_roles(options: SourceOptions, kind: str) -> None:
             raise UsageError(f"{name} does not apply to {kind}", fix=Fix("leave ", Argument(name), " out"))
 
 
-def choose_automatically(source: object, options: SourceOptions) -> tuple[SourceOptions, tuple[Argument, ...]]:
-    """Choose what takes every column of a table's files; return the arguments that say the same."""
+def choose_automatically(
+    source: object, options: SourceOptions
+) -> tuple[SourceOptions, tuple[Argument, ...], Fix | None]:
+    """Choose what takes every column of a table's files; return the arguments that say the same, and a doubt."""
     files = None if stored_datasets(source) is not None else _files_of(source)
     if files is None and frames.is_frame(source):
         return choose_for_all([frames.reader(source)], options)
     families = [] if files is None else [format_of(file, options) for file in files]
     if files is None or families[0].reader is None:
         _check_no_roles(options, "what is no table in files")
-        return options, ()
+        return options, (), None
     return choose_for_all([families[0].reader(file, options) for file in files], options)
 
 
