@@ -153,6 +153,14 @@ def _defaults(name: str, update: str) -> dict[str, object]:
     return {"lr": SGD_SAMPLE_LR if update == "sample" else SGD_LR}
 
 
+def default_rate(name: str, update: str) -> float:
+    """Return the learning rate that an optimizer has under an update rule where none is given."""
+    known = name.lower()
+    if known not in _KNOWN:
+        raise unknown_name("optimizer", name, _KNOWN)
+    return float(str(_defaults(known, update).get("lr", usual_rate(_KNOWN[known]))))
+
+
 def usual_rate(kind: type[Optimizer]) -> float:
     """Return the learning rate of a kind of optimizer by default; infinity where it has none."""
     if kind is torch.optim.SGD:
