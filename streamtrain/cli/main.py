@@ -22,6 +22,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final, TextIO
 
 import click
@@ -29,7 +30,16 @@ from click.shell_completion import CompletionItem
 
 from streamtrain.cli.commands.sections import Context, names_of
 from streamtrain.cli.commands.values import COMPLETION
-from streamtrain.cli.output import BEGAN, error_text, has_color, note, option_name, verbosity_options, warning_text
+from streamtrain.cli.output import (
+    BEGAN,
+    command_line,
+    error_text,
+    has_color,
+    note,
+    option_name,
+    verbosity_options,
+    warning_text,
+)
 from streamtrain.errors import Lines, ResourceError, StreamtrainError, nearest_name, printable, unknown_name
 from streamtrain.system.calls.argument_names import names_here
 from streamtrain.system.refusals import is_of_machine, os_failure
@@ -188,7 +198,25 @@ def _usage(error: click.UsageError) -> str:
         message = printable(" ".join(error.format_message().split()))
         if isinstance(error, click.MissingParameter) and error.param is not None and error.param.name == "model":
             message = f"{message} Fix: --model mlp, say; or linear, cnn, FILE.py:NAME."
+        message = _surplus(message, error.ctx) if error.ctx else message
     return f"{message}\nSee '{error.ctx.command_path} --help'." if error.ctx else message
+
+
+_OF_DATASETS: Final = ("train", "compare", "plan")
+"""Commands that take a dataset, and no run."""
+
+
+def _surplus(message: str, context: click.Context) -> str:
+    """Say of one argument too many, where the first is the folder of a run, which of the two is meant."""
+    # Of several arguments click tells in the plural.
+    extra, dest = re.fullmatch(r"Got unexpected extra argument \((.+)\)", message), context.params.get("dest")
+    words = [*context.find_root().obj]
+    is_one = extra is not None and context.info_name in _OF_DATASETS and str(dest) in words
+    if not is_one or not Path(str(dest), "config.json").exists():
+        return message
+    words.remove(str(dest))
+    told = f"{context.info_name} takes a dataset alone, and {dest} is the folder of a run"
+    return f"{told}. Fix: {command_line(['streamtrain', *words])}"
 
 
 def _meant(word: str, known: Sequence[str]) -> str | None:

@@ -184,6 +184,12 @@ def option_name(argument: str) -> str:
     return _OPTIONS.get(argument, argument).replace("_", "-")
 
 
+def typed_words() -> list[str]:
+    """Return the command as it was typed, without the program's name."""
+    context = click.get_current_context(silent=True)
+    return list((context.find_root().obj or ()) if context else ())
+
+
 def command_line(words: Iterable[str]) -> str:
     """Quote words for a shell; what is not printable is written so that bash reads it back."""
     return " ".join(map(_quoted, words))

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import click
 import torch
 
 from streamtrain.cli.compatibility import (
@@ -31,6 +30,7 @@ from streamtrain.cli.output import (
     note,
     progress_text,
     seconds_so_far,
+    typed_words,
 )
 from streamtrain.cli.preparation.dry_run import dry_run
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
@@ -92,15 +92,10 @@ def resume_hint(out: Path) -> Iterator[None]:
     except Interrupted as interrupt:
         if interrupt.saved is None:
             raise
-        words = _words(click.get_current_context(silent=True))
+        words = typed_words() or ["train"]
         command = words + ([] if _given(words, "--out") else ["--out", str(out)])
         command += [] if "--resume" in words else ["--resume"]
         raise Interrupted(interrupt.number, interrupt.saved, go_on=command_line(["streamtrain", *command])) from None
-
-
-def _words(context: click.Context | None) -> list[str]:
-    """Return the command as it was typed."""
-    return list((context.find_root().obj or ()) if context else ()) or ["train"]
 
 
 def _given(words: list[str], option: str) -> bool:
@@ -124,6 +119,8 @@ def run_train(*, as_json: bool, **given: Any) -> None:
         emit(as_json, found.result(), found.text())
         return
     trained = _train(begun, say)
+    if options.epochs == 0 and not trained.history.counts.n_steps:
+        note("hint: --epochs 0 takes no step: the run keeps the model as it was made, to be evaluated or trained on")
     emit(as_json, trained.result(), trained.text())
     lr = trained.lr
     off = {"--normalize": options.normalize, "--normalize-target": options.normalize_target, "--lr": lr}

@@ -116,7 +116,8 @@ class Fitting:
                     saved = state.save(loop.counts, loop.inside)
                 interrupts.stop_if_asked(saved)
             if loop.counts == Counts():
-                state.save(loop.counts)
+                with clock.during("saving"):
+                    state.save(loop.counts)
         return History(
             epochs=tuple(summaries),
             counts=loop.counts,

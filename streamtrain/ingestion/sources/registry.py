@@ -52,7 +52,7 @@ from streamtrain.ingestion.sources.recognition.recipes import recipe
 from streamtrain.ingestion.sources.sparse import is_sparse
 from streamtrain.ingestion.sources.tables import delimited, frames, parquet
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
-from streamtrain.ingestion.sources.tables.roles.choice import has_roles
+from streamtrain.ingestion.sources.tables.roles.choice import check_has_labels, has_roles
 from streamtrain.ingestion.sources.tables.roles.findings import choose_for_all, told_at_once
 from streamtrain.ingestion.sources.tables.roles.known import (
     check_fields_like,
@@ -199,6 +199,7 @@ def open_like(
     readers = None if labels is not None else readers_of(source, options)
     if readers is not None:
         like = options_behind(dataset, options) if appends else options_like(dataset.schema, options)
+        check_has_labels(readers, like.labels, str(dataset.path), appends=appends)
         return _with_clear_names(open_readers(readers, like, known_of(dataset.schema)), like), like
     opened = open_source(source, labels=labels, options=dataclasses.replace(options, classes=dataset.manifest.classes))
     if dataset.manifest.schema is not None:
