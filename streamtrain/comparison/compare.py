@@ -176,7 +176,7 @@ def compare(
     """
     _check_places(model, dataset)
     dataset, val = opened(dataset), opened(val)
-    _check_datasets(dataset, val)
+    _check_datasets(dataset, *([] if val is None else [val]))
     if about is not None and not isinstance(about, Mapping):
         raise UsageError(f"about is {about!r:.80}; it must be a mapping")
     check_functions(on_point=on_point, on_runs=on_runs, say=say)
@@ -206,8 +206,7 @@ def compare(
 
 def _check_datasets(*given: object) -> None:
     for each in given:
-        if each is not None:
-            check_dataset(each)
+        check_dataset(each)
 
 
 def _check_places(model: object, dataset: object) -> None:
