@@ -6,6 +6,7 @@
     ├── UsageError         (ValueError)   2   an argument is wrong
     │   ├── UnknownName    (LookupError)  2   a name is unknown
     │   ├── UnknownArgument  (TypeError)  2   a function has no argument of that name
+    │   ├── MissingArgument  (TypeError)  2   a function is called without what it needs
     │   ├── NotASequence     (TypeError)  2   a stream is indexed, or asked for a length it does not have
     │   └── OutOfRange     (IndexError)   2   an index is past the end
     ├── InputError         (ValueError)   3   the raw data is bad
@@ -286,6 +287,10 @@ class UnknownName(UsageError, LookupError):
 
 class UnknownArgument(UsageError, TypeError):
     """A function has no argument of that name."""
+
+
+class MissingArgument(UsageError, TypeError):
+    """A function is called without what it needs."""
 
 
 class NotASequence(UsageError, TypeError):

@@ -192,6 +192,37 @@ def test_names_of_other_libraries(data: st.Dataset, of: str, given: dict[str, An
         assert "threads of its own" in str(caught.value)
 
 
+NEEDED = {
+    "plot": (st.plot, "plot is called without history", "plot(history): what fit returned, or trainer.history"),
+    "open": (st.open, "open is called without path", "open(path): the folder of a dataset"),
+    "load": (st.load, "load is called without run", "load(run): the folder of a run"),
+    "Trainer": (st.Trainer, "Trainer is called without model", "Trainer(model): a module of torch, or a name"),
+    "ingest": (st.ingest, "ingest is called without source and dest", "ingest(source, dest): source is files"),
+    "compare": (
+        st.compare,
+        "compare is called without model and dataset",
+        "compare(model, dataset): model is a module",
+    ),
+    "fit": (
+        lambda: trainer().fit(),
+        "Trainer.fit is called without loader",
+        "Trainer.fit(loader): a dataset, its folder",
+    ),
+    "predict": (lambda: trainer().predict(), "predict is called without data", "predict(data): a dataset, files"),
+}
+
+
+@pytest.mark.parametrize("of", NEEDED)
+def test_what_a_function_needs(of: str) -> None:
+    function, what, fix = NEEDED[of]
+    with pytest.raises(st.MissingArgument) as caught:
+        function()
+    assert isinstance(caught.value, TypeError)
+    assert isinstance(caught.value, st.UsageError)
+    assert caught.value.what == what
+    assert str(caught.value.fix).startswith(fix)
+
+
 GIVEN = {
     "arrays": ("fit(x, y, max_epochs=1)", lambda: {"x": X, "y": Y}),
     "an array": ("fit(x, max_epochs=1)", lambda: {"x": X, "y": Y}),

@@ -24,11 +24,12 @@ from streamtrain.comparison.report import (
 )
 from streamtrain.comparison.results import ComparedRun, Comparison, LearningCurvePoint
 from streamtrain.comparison.run import PointCallback
-from streamtrain.comparison.settings import ComparisonSettings
+from streamtrain.comparison.settings import ComparisonSettings, rate_text
 from streamtrain.errors import Lines, UsageError
 from streamtrain.models.factory import BuiltModel, check_model_name, make_model, n_parameters
 from streamtrain.models.losses import Loss
 from streamtrain.models.model_data import describe_data
+from streamtrain.optim.optimizers import default_rate
 from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.system.arguments import check_seed
@@ -108,7 +109,7 @@ def _compare(
     data = describe_data(dataset, inputs, n_outputs(dataset, named, y), named, task=of)
     built = make_model(model, data, seed=setting.seed, model_args=dict(model_args))
     load_initial_weights(built.module, init, partial=init_partial)
-    say(_heading(dest, dataset, label_text(dataset, target, of), built, named))
+    say(_heading(dest, dataset, label_text(dataset, target, of), built, named, setting))
     with matching_was_told():
         return compare(
             built.module,
@@ -133,9 +134,32 @@ def _circumstances() -> dict[str, object]:
     return {"threads": torch.get_num_threads(), **typed_command()}
 
 
-def _heading(dest: Path, dataset: Dataset, label: str, built: BuiltModel, loss: Loss) -> str:
+def _heading(
+    dest: Path, dataset: Dataset, label: str, built: BuiltModel, loss: Loss, setting: ComparisonSettings
+) -> str:
     model = f"{built.name}, {n_parameters(built.module):,} weights, {loss.name}{built.told()}"
-    return Lines.of([f"data    {dest}: {len(dataset):,} samples", f"label   {label}", f"model   {model}", _line(_HEAD)])
+    return Lines.of(
+        [
+            f"data    {dest}: {len(dataset):,} samples",
+            f"label   {label}",
+            f"model   {model}",
+            f"rates   {'; '.join(_rates(setting, optimizer) for optimizer in setting.optimizers)}",
+            _line(_HEAD),
+        ]
+    )
+
+
+def _rates(setting: ComparisonSettings, optimizer: str) -> str:
+    """Say which learning rates an optimizer has, under which rules, and where they are from."""
+    rules: dict[str, list[str]] = {}
+    for choice in setting.choices():
+        if choice.optimizer == optimizer:
+            given = choice.lr is not None
+            rate = default_rate(optimizer, choice.rule) if choice.lr is None else choice.lr
+            rules.setdefault(f"{rate_text(rate)} ({'given' if given else 'default'})", []).append(choice.rule)
+    n_rules = len(setting.rules)
+    told = (text if len(of) == n_rules else f"{text} with {', '.join(of)}" for text, of in rules.items())
+    return f"{optimizer} {', '.join(told)}"
 
 
 _HEAD: Final = (

@@ -158,9 +158,20 @@ def _column_lines(columns: Sequence[Mapping[str, Any]], n_all: int) -> list[str]
     rows = [("column", "role", "missing", "mean", "std", "min", "max", "")]
     for column in columns:
         figures = (_figure(column[name], column["role"], name) for name in ("mean", "std", "min", "max"))
-        rows.append((column["name"], column["role"], _share(column["missing"]), *figures, _most_frequent(column)))
+        rows.append((column["name"], column["role"], _missing(column), *figures, _most_frequent(column)))
     more = [f"and {n_all - len(columns):,} more: --all"] if n_all > len(columns) else []
     return ["", *_aligned(rows), *more]
+
+
+def _missing(column: Mapping[str, Any]) -> str:
+    """Write the share of a column's values that are missing, and what it is of where that is not these rows."""
+    return f"{_share(column['missing'])}{_elsewhere(column['missing_in'], ' of ')}"
+
+
+def _elsewhere(where: str | None, word: str) -> str:
+    from streamtrain.store.schema.description import THESE_ROWS
+
+    return "" if where in (None, THESE_ROWS) else f"{word}{where}"
 
 
 def _share(share: float) -> str:
@@ -174,12 +185,22 @@ def _figure(value: float | None, role: str, name: str) -> str:
     """Write a figure in the digits that tell; dates as dates."""
     if value is None:
         return ""
-    if role.startswith("date") and name != "std":
+    if role.startswith("date") and name == "std":
+        return _span(value if role == "date" else value * _DAY)
+    if role.startswith("date"):
         return _date(value, 1 if role == "date" else _DAY)
     return format_value(value)
 
 
 _DAY: Final = 86_400
+_HOUR: Final = 3_600
+
+
+def _span(seconds: float) -> str:
+    """Write a time, such as the standard deviation of dates, in the unit that it is of the size of."""
+    units = {"days": _DAY, "hours": _HOUR, "minutes": 60}
+    name, size = next(((name, size) for name, size in units.items() if seconds >= size), ("seconds", 1))
+    return f"{seconds / size:.4g} {name}"
 
 
 def _date(value: float, unit: int) -> str:
@@ -198,7 +219,8 @@ def _most_frequent(column: Mapping[str, Any]) -> str:
     if counts is None:
         return f"{n:,} codes of a hash"
     first = [f"{name} {count:,}" for name, count in list(counts.items())[:_CATEGORIES_SHOWN]]
-    return f"{n:,}: {', '.join([*first, *(['...'] if n > len(first) else [])])}"
+    shown = ", ".join([*first, *(["..."] if n > len(first) else [])])
+    return f"{n:,}: {shown}{_elsewhere(column['counted_in'], ' in ')}"
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

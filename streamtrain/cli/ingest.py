@@ -14,6 +14,7 @@ from streamtrain.cli.commands.values import CODECS, DATASET_TEXT, FILE, MISSING,
 from streamtrain.cli.output import (
     as_command_line,
     emit,
+    error_text,
     is_quiet,
     json_option,
     label_text,
@@ -167,6 +168,21 @@ def ingest_command(
     if root is not None:
         result |= {"splits": dict(root.n_samples), "split_rule": root.rule.as_json()}
     emit(as_json, result, _text(result, dataset))
+    if (doubt := _doubt_of_task(dataset)) is not None:
+        note(f"warning: train will refuse it: {doubt}")
+
+
+def _doubt_of_task(dataset: Dataset) -> str | None:
+    """Say why labels cannot be of the task that was told; None where they can."""
+    from streamtrain.store.schema.task import check_told
+
+    task = dataset.label_task()
+    try:
+        if task is not None and task.name is not None:
+            check_told(task.labels, task.name, str(dataset.path))
+    except UsageError as error:
+        return error_text(error)
+    return None
 
 
 def _parse_list(text: str | None) -> tuple[str, ...] | None:
@@ -188,6 +204,7 @@ def _parse_dates(text: str) -> dict[str, str]:
     return {each: unit or "seconds" for name, _, unit in pairs for each in _in_range(name)}
 
 
+_CLASSES_SHOWN: Final = 20
 _TABS: Final = {"\\t": "\t", "tab": "\t"}
 _RANGE: Final = re.compile(r"(.*?)(\d+)\.\.\1(\d+)", re.DOTALL)
 _MOST_COLUMNS: Final = 1_000_000
@@ -259,8 +276,10 @@ def _text(result: dict[str, Any], dataset: Dataset) -> str:
         f"{result['shards']:,} shard files",
         f"{format_duration(result['seconds'])}, {result['mb_per_s']:,.{0 if result['mb_per_s'] >= 1 else 1}f} MB/s",
     ]
-    if result["classes"]:
-        lines.append("classes: " + ", ".join(f"{number} = {name}" for number, name in result["classes"].items()))
+    if classes := result["classes"]:
+        shown = [f"{number} = {name}" for number, name in list(classes.items())[:_CLASSES_SHOWN]]
+        more = [f"and {len(classes) - len(shown):,} more"] if len(classes) > len(shown) else []
+        lines.append(f"classes: {', '.join([*shown, *more])}")
     if label := label_text(dataset):
         lines.append(f"label   {label}")
     return Lines.of(lines)

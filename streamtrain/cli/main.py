@@ -7,7 +7,9 @@ command is imported only when it is called, so ``--help`` is fast and ``ingest``
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import importlib
 import json
 import os
@@ -15,10 +17,12 @@ import re
 import shutil
 import sys
 import textwrap
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final, TextIO
 
 import click
@@ -26,7 +30,16 @@ from click.shell_completion import CompletionItem
 
 from streamtrain.cli.commands.sections import Context, names_of
 from streamtrain.cli.commands.values import COMPLETION
-from streamtrain.cli.output import error_text, has_color, note, option_name, verbosity_options, warning_text
+from streamtrain.cli.output import (
+    BEGAN,
+    command_line,
+    error_text,
+    has_color,
+    note,
+    option_name,
+    verbosity_options,
+    warning_text,
+)
 from streamtrain.cli.ranks import does_nothing, is_first, told_to_launcher
 from streamtrain.errors import (
     Lines,
@@ -92,6 +105,10 @@ _RAN_OUT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line, by default with ``sys.argv[1:]``, and return its exit code."""
+    if args is None:
+        # At exit Python looks for cycles among all objects, which takes longer than the rest of many a command.
+        atexit.register(gc.freeze)
+    began = time.perf_counter()
     words = tuple(sys.argv[1:] if args is None else args) or ("--help",)
     _open_closed_streams()
     if instruction := os.environ.get(COMPLETION):
@@ -100,7 +117,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return answer(_cli, instruction)
     try:
         with terminated_cleanly(), _warnings_for_a_shell():
-            return _run(words)
+            return _run(words, began)
     except BrokenPipeError:
         _drop(sys.stdout)
         return EXIT_BROKEN_PIPE
@@ -131,9 +148,10 @@ def _warnings_for_a_shell() -> Iterator[None]:
             warnings.formatwarning = before
 
 
-def _run(words: tuple[str, ...]) -> int:
+def _run(words: tuple[str, ...], began: float) -> int:
     try:
         with _cli.make_context("streamtrain", list(words), obj=words, color=has_color()) as context:
+            context.meta[BEGAN] = began
             _cli.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code
@@ -193,7 +211,25 @@ def _usage(error: click.UsageError) -> str:
         message = printable(" ".join(error.format_message().split()))
         if isinstance(error, click.MissingParameter) and error.param is not None and error.param.name == "model":
             message = f"{message} Fix: --model mlp, say; or linear, cnn, FILE.py:NAME."
+        message = _surplus(message, error.ctx) if error.ctx else message
     return f"{message}\nSee '{error.ctx.command_path} --help'." if error.ctx else message
+
+
+_OF_DATASETS: Final = ("train", "compare", "plan")
+"""Commands that take a dataset, and no run."""
+
+
+def _surplus(message: str, context: click.Context) -> str:
+    """Say of one argument too many, where the first is the folder of a run, which of the two is meant."""
+    # Of several arguments click tells in the plural.
+    extra, dest = re.fullmatch(r"Got unexpected extra argument \((.+)\)", message), context.params.get("dest")
+    words = [*context.find_root().obj]
+    is_one = extra is not None and context.info_name in _OF_DATASETS and str(dest) in words
+    if not is_one or not Path(str(dest), "config.json").exists():
+        return message
+    words.remove(str(dest))
+    told = f"{context.info_name} takes a dataset alone, and {dest} is the folder of a run"
+    return f"{told}. Fix: {command_line(['streamtrain', *words])}"
 
 
 def _meant(word: str, known: Sequence[str]) -> str | None:

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from streamtrain.diagnostics.headspace import Headspace
     from streamtrain.store.dataset import Dataset
     from streamtrain.store.schema.task import TaskName
-    from streamtrain.training.records.history import Speed
+    from streamtrain.system.events import ThreadSeconds
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 """Adds ``as_json: bool`` to a command."""
 
 _VERBOSITY: Final = "streamtrain.verbosity"
+BEGAN: Final = "streamtrain.began"
+"""Where a command's context has the time at which it began."""
 
 
 def _set_verbosity(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -57,6 +60,13 @@ def is_verbose() -> bool:
 def _verbosity() -> object:
     context = click.get_current_context(silent=True)
     return context.meta.get(_VERBOSITY) if context else None
+
+
+def seconds_so_far() -> float:
+    """Return the wall time since the command began."""
+    context = click.get_current_context(silent=True)
+    now = time.perf_counter()
+    return now - (context.meta.get(BEGAN, now) if context else now)
 
 
 def progress_text(as_json: bool) -> Callable[[str], None]:
@@ -181,18 +191,18 @@ def option_name(argument: str) -> str:
     return _OPTIONS.get(argument, argument).replace("_", "-")
 
 
+def typed_words() -> list[str]:
+    """Return the command as it was typed, without the program's name."""
+    context = click.get_current_context(silent=True)
+    return list((context.find_root().obj or ()) if context else ())
+
+
 def command_line(words: Iterable[str]) -> str:
     """Quote words for a shell; what is not printable is written so that bash reads it back."""
     return " ".join(map(_quoted, words))
 
 
 _NOT_REPEATED: Final = frozenset({"--json", "--quiet", "--resume", "--verbose", "-q", "-v"})
-
-
-def typed_words() -> list[str]:
-    """Return the command's words as they were typed."""
-    context = click.get_current_context(silent=True)
-    return list((context.find_root().obj or ()) if context else ())
 
 
 def typed_command() -> dict[str, object]:
@@ -234,15 +244,13 @@ def memory_line(memory: Mapping[str, int]) -> str:
 _MEMORY_SHOWN: Final = ("budget", "projected", "measured")
 
 
-def time_lines(speed: Speed) -> list[str]:
-    """Write how the wall time of training divides; under ``--verbose``, the work of the loader's threads, too."""
-    wall = ", ".join(f"{kind} {format_share(share)}" for kind, share in _shares(speed.wall()).items())
-    lines = [f"time    {format_duration(speed.seconds)}: {wall}"]
-    if is_verbose() and speed.work.total > 0:
-        work = ", ".join(
-            f"{kind} {format_share(share)}" for kind, share in _shares(speed.work.named()).items() if share > 0
-        )
-        lines.append(f"threads {format_duration(speed.work.total)} of work: {work}")
+def time_lines(wall: Mapping[str, float], work: ThreadSeconds) -> list[str]:
+    """Write how the wall time of a run divides; under ``--verbose``, the work of the loader's threads, too."""
+    shares = ", ".join(f"{kind} {format_share(share)}" for kind, share in _shares(wall).items())
+    lines = [f"time    {format_duration(sum(wall.values()))}: {shares}"]
+    if is_verbose() and work.total > 0:
+        done = ", ".join(f"{kind} {format_share(share)}" for kind, share in _shares(work.named()).items() if share > 0)
+        lines.append(f"threads {format_duration(work.total)} of work: {done}")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,7 @@ from streamtrain.cli.commands.values import DATASET, SIZE
 from streamtrain.cli.output import emit, json_option
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.errors import Lines
-from streamtrain.system.units import format_bytes, parse_bytes
+from streamtrain.system.units import format_bytes, megabytes, parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +62,12 @@ def plan_command(
     at which batches would vary no more than those of a full random reshuffle. Batch variance is how much the labels of
     a batch vary from batch to batch, drift how far an epoch's beginning strays from the whole; less is better.
     """
-    from streamtrain.loader.budget import BUDGET_PARTS
+    from streamtrain.loader.budget_shares import (
+        check_shared_memory,
+        eval_loader_bytes,
+        smallest_budget_bytes,
+        smallest_shared_budget_bytes,
+    )
     from streamtrain.loader.plan import plan
     from streamtrain.store.dataset import open_preferred
 
@@ -69,23 +75,41 @@ def plan_command(
     dataset = open_preferred(dest)
     order: dict[str, Any] = {"lanes": lanes, "groups": groups, "seed": seed, "ranks": ranks}
     whole = parse_bytes(memory, name="memory")
-    of_validation = whole // BUDGET_PARTS if _has_validation(dest, val) else 0
+    measuring = _least_to_measure(_validation(dest, val), batch_size)
+    if measuring:
+        check_shared_memory(
+            whole, smallest_budget_bytes(dataset.layout, batch_size, lanes=lanes, groups=groups), measuring
+        )
+    of_validation = eval_loader_bytes(whole) if measuring else 0
     found = plan(dataset, batch_size=batch_size, memory=whole - of_validation, drop_last=drop_last, **order)
+    if found.enough is not None:
+        # What is named is the budget of all loaders, as --memory has it.
+        in_all = smallest_shared_budget_bytes(found.enough.memory_bytes, measuring)
+        found = replace(found, enough=replace(found.enough, memory_bytes=in_all))
     result = _result(dataset, found) | {"validation_memory": of_validation}
     emit(as_json, result, _text(dataset, found, of_validation))
 
 
-def _has_validation(dest: Path, val: Path | None) -> bool:
-    """Whether training measures on validation data: as named, else on split val of the training data."""
-    from streamtrain.store.dataset import open_preferred
+def _least_to_measure(val: Dataset | None, batch_size: int) -> list[int]:
+    """Find the least memory of the loader that measures, if there is one."""
+    from streamtrain.loader.budget_shares import smallest_budget_bytes
+    from streamtrain.system.arguments import check_batch_size
+
+    if val is None:
+        return []
+    check_batch_size(batch_size, batch_size, drop_last=False)
+    return [smallest_budget_bytes(val.layout, min(batch_size, len(val)), shuffle=False)]
+
+
+def _validation(dest: Path, val: Path | None) -> Dataset | None:
+    """Open the data that training measures on: as named, else split val of the training data; None without any."""
+    from streamtrain.store.dataset import open_dataset, open_preferred
     from streamtrain.store.split_root import VAL, chosen_split
     from streamtrain.system.files import local_path
 
     if val is None:
-        return chosen_split(local_path(dest), VAL) == VAL
-    if val != Path("none"):
-        open_preferred(val, VAL)
-    return val != Path("none")
+        return open_dataset(dest, split=VAL) if chosen_split(local_path(dest), VAL) == VAL else None
+    return None if val == Path("none") else open_preferred(val, VAL)
 
 
 def _result(dataset: Dataset, plan: Plan) -> dict[str, Any]:
@@ -206,7 +230,7 @@ def _text(dataset: Dataset, plan: Plan, of_validation: int) -> str:
         ),
         ("reads", f"about {_reads_text(plan.first)} in the first epoch"),
         ("", f"{_later_text(plan.later)} in a later one"),
-        ("lanes", few_lanes(layout, sizes, plan.projection.budget_bytes)),
+        ("lanes", few_lanes(layout, sizes, plan.projection.budget_bytes, n_measuring=int(of_validation > 0))),
         (
             "steps",
             f"{steps['batch']:,} in an epoch of batches of {sizes.batch_size:,}; {steps['sample']:,} with "
@@ -314,6 +338,6 @@ def _random_text(plan: Plan) -> str:
     if enough is None:
         return f"no memory makes batches vary as little as a full reshuffle's: at best {plan.most.variance:.3g} times"
     return (
-        f"from --memory {format_bytes(enough.memory_bytes).replace(' ', '')} on, with {_lanes(enough.lanes)}, batch "
+        f"from --memory {megabytes(enough.memory_bytes)} on, with {_lanes(enough.lanes)}, batch "
         f"variance is as good as a full reshuffle; drift is then {_against_reshuffle(enough.quality.drift)}"
     )

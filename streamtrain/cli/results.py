@@ -1,14 +1,22 @@
-"""Results in text and JSON: scores with their baseline, tables of classes, labels and targets."""
+"""Results in text and JSON: scores with their baseline, tables of classes and targets, the outcome of a training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Final
 
-from streamtrain.errors import Lines
-from streamtrain.system.units import format_figure, format_number
+from streamtrain.cli.output import headspace_line, is_quiet, memory_line, time_lines
+from streamtrain.diagnostics.headspace import Headspace
+from streamtrain.errors import Lines, ResourceError
+from streamtrain.loader.quarantine import QuarantinedBlock
+from streamtrain.system.units import format_figure, format_number, format_rate
+from streamtrain.training.best.monitor import BestEpoch
 from streamtrain.training.metrics.results import Metrics, ScoreTable
+from streamtrain.training.metrics.user import METRIC_NAMES
 from streamtrain.training.records.history import History
+from streamtrain.training.run.run_folder import last_epoch
 
 _FEW_ROWS: Final = 20
 _N_WORST: Final = 5
@@ -118,3 +126,118 @@ def _reasons(history: History, metrics: Metrics, settings: Mapping[str, object])
         yield f"{history.counts.n_steps} steps are few: more --epochs, or a smaller --batch-size"
     if not is_few or history.epochs[-1].train.loss >= history.epochs[0].train.loss:
         yield f"another --lr than {settings['--lr']:g}"
+
+
+_ENDED: Final = {
+    "until_loss": "by --until-loss",
+    "patience": "by --patience: the loss stopped falling",
+    "grad_tolerance": "by --grad-tolerance: the norm of the gradient is at most that",
+    "loss_tolerance": "by --loss-tolerance: a step lowered J by at most that",
+    "stuck": "where no step lowers J any more",
+}
+"""Ends of a run before its total, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOutcome:
+    """The outcome of a run."""
+
+    history: History
+    memory: dict[str, int]
+    # The wall time of the command, by kind; it adds up.
+    seconds: dict[str, float]
+    out: Path
+    lr: float
+    headspace: Headspace | None
+    quarantined: tuple[QuarantinedBlock, ...] = ()
+    val_quarantined: tuple[QuarantinedBlock, ...] = ()
+    unwritten: ResourceError | None = None  # memory.json; the run itself is done
+    interrupt: KeyboardInterrupt | None = None  # came while the headspace was measured
+    then: tuple[str, ...] = ()  # commands that use the run
+
+    def result(self) -> dict[str, object]:
+        """Collect everything by name, for ``--json``."""
+        speed = self.history.speed
+        return {
+            "steps": self.history.counts.n_steps,
+            "samples": self.history.counts.n_samples,
+            "loss": None,
+            "accuracy": None,
+            **self._last(),
+            "reached": self.history.reached,
+            "stopped_by": self.history.stopped_by,
+            "best": self.history.best.named() if self.history.best else None,
+            "resumed_from_batch": self.history.resumed_from_batch,
+            "memory": self.memory,
+            "samples_per_second": speed.samples_per_second,
+            "stall_fraction": speed.stall_fraction,
+            "seconds": self.seconds,
+            "stall": {"wall_seconds": speed.wall(), "thread_seconds": speed.work.named()},
+            "headspace": self.headspace.named() if self.headspace else None,
+            "quarantined": [asdict(out) for out in self.quarantined],
+            "val_quarantined": [asdict(out) for out in self.val_quarantined],
+            "checkpoint_failures": self.history.checkpoint_failures,
+            "epochs": [summary.named() for summary in self.history],
+            "run": self.out,
+        }
+
+    def _last(self) -> dict[str, object]:
+        """Return the last epoch's metrics; for a run that was complete already, from its file."""
+        last = self.history.last
+        if last is not None:
+            val = last.val.named() if last.val else None
+            return last.train.named() | {"val": val, "result": last.scores()}
+        line = last_epoch(self.out) or {}
+        val = {name.removeprefix("val_"): value for name, value in line.items() if name.startswith("val_")}
+        return {name: line[name] for name in METRIC_NAMES if name in line} | {"val": val or None}
+
+    def _ended(self) -> list[str]:
+        """Describe an end before the run's total, or a loss that was not reached."""
+        by, reached, best = self.history.stopped_by, self.history.reached, self.history.best
+        if by not in _ENDED and reached is None:
+            return []
+        how = _ENDED.get(by, f"by {by}")
+        if by == "patience" and best is not None and not best.monitor.endswith("loss"):
+            how = f"by --patience: {best.monitor} stopped improving"
+        return [f"ended   {how}{'; --until-loss was not reached' if reached is False else ''}"]
+
+    def text(self) -> str:
+        """Write the lines below the table of epochs; those of memory and time are left out under ``--quiet``."""
+        n_failed = self.history.checkpoint_failures
+        return Lines.of(
+            [
+                *self._ended(),
+                *([line] if (line := outcome_line(self.history)) else []),
+                *([] if is_quiet() else self._cost()),
+                *([headspace_line(self.headspace)] if self.headspace else []),
+                *(f"left out {out}" for out in self.quarantined),
+                *(f"left out of --val {out}" for out in self.val_quarantined),
+                *([f"checkpoints that could not be saved: {n_failed}"] if n_failed else []),
+                f"run     {self.out}",
+                *([f"best    {self._best(self.history.best)}"] if self.history.best else []),
+            ]
+        )
+
+    def _cost(self) -> list[str]:
+        """Write what the run took."""
+        speed = self.history.speed
+        rate = format_rate(speed.n_samples, speed.seconds, "samples")
+        told = f"speed   {rate}, stall fraction {speed.stall_fraction:.3f}"
+        return [memory_line(self.memory), told, *time_lines(self.seconds, speed.work)]
+
+    def _best(self, best: BestEpoch) -> str:
+        return f"epoch {best.epoch} of {self.history.counts.n_epochs}: {best.told()}"
+
+    def raise_rest(self) -> None:
+        """Raise the failed save or the Ctrl-C that ends the command after its result is printed."""
+        if self.interrupt is not None:
+            raise self.interrupt
+        if failed := self.history.unsaved or self.unwritten:
+            raise failed
+
+
+def wall_seconds(history: History, *, start: float, total: float) -> dict[str, float]:
+    """Return the wall time of a run by kind, of which some went before its first epoch: seconds that add up to it."""
+    wall = history.elapsed.wall(history.speed) if history.elapsed else {}
+    known = {"start": start} | {kind: seconds for kind, seconds in wall.items() if kind != "other"}
+    return known | {"other": max(total - sum(known.values()), 0.0)}

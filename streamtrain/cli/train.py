@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -24,14 +24,12 @@ from streamtrain.cli.output import (
     command_line,
     emit,
     error_text,
-    headspace_line,
     is_quiet,
     is_verbose,
     label_text,
-    memory_line,
     note,
     progress_text,
-    time_lines,
+    seconds_so_far,
     typed_command,
     typed_words,
 )
@@ -39,12 +37,11 @@ from streamtrain.cli.preparation.dry_run import dry_run
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.cli.preparation.threads import CoreWatch
 from streamtrain.cli.ranks import device_of_rank, is_first, launch, of_first, process_group
-from streamtrain.cli.results import no_better, outcome_line
-from streamtrain.diagnostics.headspace import Headspace, headspace, kept_bytes
+from streamtrain.cli.results import TrainOutcome, no_better, wall_seconds
+from streamtrain.diagnostics.headspace import headspace, kept_bytes
 from streamtrain.errors import Lines, ResourceError, StreamtrainError, UsageError
 from streamtrain.loader import shared_budget
 from streamtrain.loader.plan import few_lanes
-from streamtrain.loader.quarantine import QuarantinedBlock
 from streamtrain.models.factory import check_model_name, make_model, n_parameters
 from streamtrain.models.model_data import describe_data
 from streamtrain.store.dataset import Dataset, open_preferred
@@ -56,16 +53,15 @@ from streamtrain.system.events import Reserved, publish_event
 from streamtrain.system.files import local_path, numbered_folder
 from streamtrain.system.memory import held_bytes, limit_heap_growth
 from streamtrain.system.signals import Interrupted
-from streamtrain.system.units import format_bytes, format_rate
+from streamtrain.system.units import format_bytes
 from streamtrain.training.batch_stream import normalize_fields
-from streamtrain.training.best.monitor import BestEpoch
+from streamtrain.training.best.monitor import Monitor
 from streamtrain.training.best.watch import make_watch
 from streamtrain.training.labels.facts import label_config
 from streamtrain.training.labels.from_data import n_outputs
 from streamtrain.training.labels.reading import n_ignored
 from streamtrain.training.metrics.baseline import short_number
 from streamtrain.training.metrics.tasks import score_name
-from streamtrain.training.metrics.user import METRIC_NAMES
 from streamtrain.training.records.history import EpochSummary, History, epoch_head, epoch_line
 from streamtrain.training.run.run_description import budget_config
 from streamtrain.training.run.run_folder import (
@@ -75,7 +71,6 @@ from streamtrain.training.run.run_folder import (
     check_run,
     check_writable,
     is_run,
-    last_epoch,
     newest_run,
     read_config,
     write_memory,
@@ -83,110 +78,6 @@ from streamtrain.training.run.run_folder import (
 from streamtrain.training.run.run_state import ResumePoint
 from streamtrain.training.sized_loaders import SizedLoaders, make_loaders, sized_loaders
 from streamtrain.training.trainer import Trainer
-
-_ENDED: Final = {
-    "until_loss": "by --until-loss",
-    "patience": "by --patience: the loss stopped falling",
-    "grad_tolerance": "by --grad-tolerance: the norm of the gradient is at most that",
-    "loss_tolerance": "by --loss-tolerance: a step lowered J by at most that",
-    "stuck": "where no step lowers J any more",
-}
-"""Ends of a run before its total, in words."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainOutcome:
-    """The outcome of a run."""
-
-    history: History
-    memory: dict[str, int]
-    out: Path
-    lr: float
-    headspace: Headspace | None
-    quarantined: tuple[QuarantinedBlock, ...] = ()
-    val_quarantined: tuple[QuarantinedBlock, ...] = ()
-    unwritten: ResourceError | None = None  # memory.json; the run itself is done
-    interrupt: KeyboardInterrupt | None = None  # came while the headspace was measured
-    then: tuple[str, ...] = ()  # commands that use the run
-
-    def result(self) -> dict[str, object]:
-        """Collect everything by name, for ``--json``."""
-        speed = self.history.speed
-        return {
-            "steps": self.history.counts.n_steps,
-            "samples": self.history.counts.n_samples,
-            "loss": None,
-            "accuracy": None,
-            **self._last(),
-            "reached": self.history.reached,
-            "stopped_by": self.history.stopped_by,
-            "best": self.history.best.named() if self.history.best else None,
-            "resumed_from_batch": self.history.resumed_from_batch,
-            "memory": self.memory,
-            "samples_per_second": speed.samples_per_second,
-            "stall_fraction": speed.stall_fraction,
-            "stall": {"wall_seconds": speed.wall(), "thread_seconds": speed.work.named()},
-            "headspace": self.headspace.named() if self.headspace else None,
-            "quarantined": [asdict(out) for out in self.quarantined],
-            "val_quarantined": [asdict(out) for out in self.val_quarantined],
-            "checkpoint_failures": self.history.checkpoint_failures,
-            "epochs": [summary.named() for summary in self.history],
-            "run": self.out,
-        }
-
-    def _last(self) -> dict[str, object]:
-        """Return the last epoch's metrics; for a run that was complete already, from its file."""
-        last = self.history.last
-        if last is not None:
-            val = last.val.named() if last.val else None
-            return last.train.named() | {"val": val, "result": last.scores()}
-        line = last_epoch(self.out) or {}
-        val = {name.removeprefix("val_"): value for name, value in line.items() if name.startswith("val_")}
-        return {name: line[name] for name in METRIC_NAMES if name in line} | {"val": val or None}
-
-    def _ended(self) -> list[str]:
-        """Describe an end before the run's total, or a loss that was not reached."""
-        by, reached, best = self.history.stopped_by, self.history.reached, self.history.best
-        if by not in _ENDED and reached is None:
-            return []
-        how = _ENDED.get(by, f"by {by}")
-        if by == "patience" and best is not None and not best.monitor.endswith("loss"):
-            how = f"by --patience: {best.monitor} stopped improving"
-        return [f"ended   {how}{'; --until-loss was not reached' if reached is False else ''}"]
-
-    def text(self) -> str:
-        """Write the lines below the table of epochs; those of memory and time are left out under ``--quiet``."""
-        n_failed = self.history.checkpoint_failures
-        return Lines.of(
-            [
-                *self._ended(),
-                *([line] if (line := outcome_line(self.history)) else []),
-                *([] if is_quiet() else self._cost()),
-                *([headspace_line(self.headspace)] if self.headspace else []),
-                *(f"left out {out}" for out in self.quarantined),
-                *(f"left out of --val {out}" for out in self.val_quarantined),
-                *([f"checkpoints that could not be saved: {n_failed}"] if n_failed else []),
-                f"run     {self.out}",
-                *([f"best    {self._best(self.history.best)}"] if self.history.best else []),
-            ]
-        )
-
-    def _cost(self) -> list[str]:
-        """Write what the run took."""
-        speed = self.history.speed
-        rate = format_rate(speed.n_samples, speed.seconds, "samples")
-        told = f"speed   {rate}, stall fraction {speed.stall_fraction:.3f}"
-        return [memory_line(self.memory), told, *time_lines(speed)]
-
-    def _best(self, best: BestEpoch) -> str:
-        return f"epoch {best.epoch} of {self.history.counts.n_epochs}: {best.told()}"
-
-    def raise_rest(self) -> None:
-        """Raise the failed save or the Ctrl-C that ends the command after its result is printed."""
-        if self.interrupt is not None:
-            raise self.interrupt
-        if failed := self.history.unsaved or self.unwritten:
-            raise failed
 
 
 def say_resumed(out: Path, resumed: ResumePoint) -> None:
@@ -241,6 +132,8 @@ def _run_train(options: TrainOptions, *, as_json: bool) -> None:
         emit(as_json, found.result(), found.text())
         return
     trained = _train(begun, say)
+    if options.epochs == 0 and not trained.history.counts.n_steps:
+        note("hint: --epochs 0 takes no step: the run keeps the model as it was made, to be evaluated or trained on")
     emit(as_json, trained.result(), trained.text())
     lr = trained.lr
     off = {"--normalize": options.normalize, "--normalize-target": options.normalize_target, "--lr": lr}
@@ -260,6 +153,7 @@ class _Begun:
     dataset: Dataset
     val: Dataset | None
     trainer: Trainer
+    monitor: Monitor | None
     about: dict[str, object]
     cores: CoreWatch
     sizing: Callable[..., AbstractContextManager[SizedLoaders]]
@@ -289,7 +183,8 @@ def _begin(options: TrainOptions, say: Callable[[str], None]) -> _Begun:
     trainer, about, told, task = _make_trainer(options, dataset, inputs)
     limits = {name: getattr(options, name) for name in ("until_loss", "patience", "min_delta")}
     watched = (options.monitor, options.monitor_mode)
-    make_watch(trainer.loss, watched, data=dataset, target=options.target, has_val=val is not None, limits=limits)
+    of: dict[str, Any] = {"data": dataset, "target": options.target, "has_val": val is not None, "limits": limits}
+    watch = make_watch(trainer.loss, watched, **of)
 
     def say_heading() -> None:
         say(_heading(options, dataset, trainer, told, task))
@@ -299,7 +194,8 @@ def _begin(options: TrainOptions, say: Callable[[str], None]) -> _Begun:
             note(f"hint: {_NO_VAL}")
 
     sizing = partial(sized_loaders, reserved_bytes=reserved, on_checked=say_heading)
-    return _Begun(options=options, dataset=dataset, val=val, trainer=trainer, about=about, cores=cores, sizing=sizing)
+    parts: dict[str, Any] = {"trainer": trainer, "monitor": watch.monitor, "about": about, "cores": cores}
+    return _Begun(options=options, dataset=dataset, val=val, sizing=sizing, **parts)
 
 
 def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
@@ -314,7 +210,7 @@ def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
             out = options.out or (of_run.enter_context(numbered_folder(RUNS)) if is_first() else RUNS)
             run = _opened(of_run, out, config, resumes=options.resume)
             if expected := training.projection.expected:
-                few = few_lanes(dataset.layout, training.sizes, training.memory_bytes)
+                few = few_lanes(dataset.layout, training.sizes, training.memory_bytes, n_measuring=len(loaders.all) - 1)
                 first, *more = str(expected).split("; ")
                 shown = [*(more if is_verbose() else []), *([few] if few else [])]
                 say(Lines.of([f"order   {first}", *(f"        {line}" for line in shown)]))
@@ -322,13 +218,15 @@ def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
                 say(Lines.of(f"loader  {loader.projection}" for loader in loaders.all))
             begun.cores.look()
             shape = next(field.shape for field in dataset.fields if field.name == options.target)
-            say(epoch_head(score_name(trainer.loss, shape), with_val=val is not None))
+            say(epoch_head(score_name(trainer.loss, shape), with_val=val is not None, monitor=begun.monitor))
+            start = seconds_so_far()
             with resume_hint(out), matching_was_told():
                 history = _fit(begun, loaders, run, out, say)
             projected = sum(loader.projection.total_bytes for loader in loaders.all)
             names = ("training", "validation")
             terms = {name: loader.projection.terms for name, loader in zip(names, loaders.all, strict=False)}
-        trained = _outcome(history, loaders, projected, out, trainer.optimizer.param_groups[0]["lr"])
+        seconds = wall_seconds(history, start=start, total=seconds_so_far())
+        trained = _outcome(history, seconds, loaders, projected, out, trainer.optimizer.param_groups[0]["lr"])
         trained = replace(trained, then=_next_commands(out, options.dest))
         try:
             if is_first():
@@ -353,11 +251,14 @@ def _next_commands(out: Path, dest: Path) -> tuple[str, ...]:
     return tuple(command_line(["streamtrain", *words]) for words in commands)
 
 
-def _outcome(history: History, loaders: SizedLoaders, projected: int, out: Path, lr: float) -> TrainOutcome:
+def _outcome(
+    history: History, seconds: dict[str, float], loaders: SizedLoaders, projected: int, out: Path, lr: float
+) -> TrainOutcome:
     """Put together the outcome of a run whose loaders are closed."""
     taken, meter = loaders.taken, loaders.meter
     return TrainOutcome(
         history=history,
+        seconds=seconds,
         memory={
             "budget": loaders.memory_bytes,
             "projected": projected,
@@ -378,7 +279,7 @@ def _fit(begun: _Begun, loaders: SizedLoaders, run: Run, out: Path, say: Callabl
 
     def say_epoch(summary: EpochSummary) -> None:
         begun.cores.look()
-        say(epoch_line(summary))
+        say(epoch_line(summary, begun.monitor))
 
     history = begun.trainer.fit(
         loaders.training,
@@ -400,7 +301,7 @@ def _fit(begun: _Begun, loaders: SizedLoaders, run: Run, out: Path, say: Callabl
         on_resume=partial(say_resumed, out),
     )
     if history.last is not None and history.last.partial:
-        say(epoch_line(history.last))
+        say(epoch_line(history.last, begun.monitor))
     return history
 
 

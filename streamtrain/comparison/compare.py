@@ -45,6 +45,7 @@ from streamtrain.system.units import format_bytes, format_duration
 from streamtrain.system.versions import library_versions
 from streamtrain.training.labels.class_weights import ClassWeight
 from streamtrain.training.labels.reading import settled
+from streamtrain.training.trainer import Trainer
 
 Say = Callable[[str], None]
 
@@ -174,9 +175,9 @@ def compare(
     >>> [(run.rule, run.last.n_steps) for run in found]
     [('sample', 128), ('batch', 8), ('epoch', 2)]
     """
+    _check_places(model, dataset)
     dataset, val = opened(dataset), opened(val)
-    for each in (dataset, *([] if val is None else [val])):
-        check_dataset(each)
+    _check_datasets(dataset, *([] if val is None else [val]))
     if about is not None and not isinstance(about, Mapping):
         raise UsageError(f"about is {about!r:.80}; it must be a mapping")
     check_functions(on_point=on_point, on_runs=on_runs, say=say)
@@ -202,6 +203,20 @@ def compare(
     )
     with nullcontext() if out is None else sole_comparer(out, resumes=resume is not None):
         return _compare(setup, val, on_point, on_runs, say)
+
+
+def _check_datasets(*given: object) -> None:
+    for each in given:
+        check_dataset(each)
+
+
+def _check_places(model: object, dataset: object) -> None:
+    """Refuse the dataset in the place of the model, and a trainer in either place."""
+    if isinstance(model, Trainer) or isinstance(dataset, Trainer):
+        what = "compare makes a trainer for each run, and is given one"
+        raise UsageError(what, fix="compare(trainer.model, dataset), with its loss and options as arguments")
+    if isinstance(model, Dataset) or isinstance(dataset, nn.Module):
+        raise UsageError("the model and the dataset are swapped", fix="compare(model, dataset)")
 
 
 def _check_resume(resume: object, out: object) -> None:

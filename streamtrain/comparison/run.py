@@ -26,6 +26,7 @@ from streamtrain.errors import Argument, CheckpointError, DivergedError, Fix, fi
 from streamtrain.loader.batch import Batch
 from streamtrain.loader.shared_budget import non_loader_memory
 from streamtrain.loader.stream_loader import StreamLoader
+from streamtrain.optim.optimizers import usual_rate
 from streamtrain.system.json_values import objects, to_json_value
 from streamtrain.system.memory import trim_heap
 from streamtrain.training.labels.facts import label_config
@@ -34,7 +35,7 @@ from streamtrain.training.run.checkpoint import Checkpoint
 from streamtrain.training.run.run_description import budget_config
 from streamtrain.training.run.run_folder import NullRunFolder, Run, RunFolder, write_memory
 from streamtrain.training.run.serialization import pack, unpack
-from streamtrain.training.step_errors import next_lower_rate
+from streamtrain.training.step_errors import lower_rate
 from streamtrain.training.trainer import Trainer
 
 
@@ -331,7 +332,7 @@ class _RunTracker:
         self.run = replace(self.run, points=(*self.run.points, point))
 
     def _end_diverged(self, how: str) -> None:
-        found = Divergence(how=how, next_lr=next_lower_rate(self.run.lr))
+        found = Divergence(how=how, next_lr=lower_rate(self.run.lr, usual_rate(type(self._trainer.optimizer))))
         self.run = told_diverged(replace(self.run, divergence=found), self._setup)
 
     def _epochs(self) -> float:

@@ -17,21 +17,23 @@ from streamtrain.comparison.settings import ComparisonSettings, RunChoice
 from streamtrain.comparison.surface import SURFACE_BYTES_PER_WEIGHT, n_snapshots
 from streamtrain.comparison.variance import UpdateVariance
 from streamtrain.errors import Argument, Fix, UsageError
+from streamtrain.loader.budget_shares import (
+    check_shared_memory,
+    eval_loader_bytes,
+    smallest_budget_bytes,
+    smallest_shared_budget_bytes,
+    train_loader_bytes,
+)
 from streamtrain.loader.quarantine import first_rows
 from streamtrain.loader.shared_budget import (
     DEFAULT_MEMORY,
     NonLoaderMemory,
     check_memory_options,
-    check_shared_memory,
-    eval_loader_bytes,
     in_terms_of_process,
     loader_budget_bytes,
     n_preflight_rows,
     non_loader_memory,
-    smallest_budget_bytes,
-    smallest_shared_budget_bytes,
     steady_lanes,
-    train_loader_bytes,
 )
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.losses import Loss
@@ -47,6 +49,7 @@ from streamtrain.training.labels.reading import LabelReading, label_reading
 from streamtrain.training.metrics.results import Metrics
 from streamtrain.training.run.checkpoint import MOST_CHECKPOINTS, checkpoint_bytes
 from streamtrain.training.run.run_folder import check_room
+from streamtrain.training.sized_loaders import model_bytes
 from streamtrain.training.trainer import Trainer
 
 _TRAINED_ON: Final = "the training data"
@@ -147,10 +150,11 @@ class ComparisonSetup:
         memory, max_memory = self.setting.memory, self.setting.max_memory
         check_memory_options(memory, max_memory)
         size = self.setting.batch_size
-        least = [smallest_budget_bytes(data, min(size, len(data)), shuffle=False) for data in measured]
+        least = [smallest_budget_bytes(data.layout, min(size, len(data)), shuffle=False) for data in measured]
         is_shuffled = {rule != "epoch" for rule in self.setting.rules}
         training = [
-            smallest_budget_bytes(self.dataset, min(size, len(self.dataset)), shuffle=each) for each in is_shuffled
+            smallest_budget_bytes(self.dataset.layout, min(size, len(self.dataset)), shuffle=each)
+            for each in is_shuffled
         ]
         if not (max_memory and memory is None):
             check_shared_memory(parse_bytes(memory or DEFAULT_MEMORY, name="memory"), max(training), least)
@@ -177,7 +181,9 @@ class ComparisonSetup:
             trainer = self.trainer(choice, on_step=variance.stepped)
             variance.begin(trainable(trainer.model))
             with ExitStack() as stack:
-                found.append(non_loader_memory(reserved_bytes, *rehearse(self, trainer, variance, stack)))
+                meters = rehearse(self, trainer, variance, stack)
+                of_model = model_bytes(trainer.model, trainer.optimizer)
+                found.append(non_loader_memory(reserved_bytes, *meters, model_bytes=of_model))
             del trainer, variance
             trim_heap()
         most = max(found, key=lambda taken: taken.total_bytes)
@@ -187,7 +193,8 @@ class ComparisonSetup:
         paths_bytes = len(found) * (self.n_kept() + 1) * self._weights_bytes
         n_weights = sum(as_real(parameter.detach()).numel() for parameter in trainable(self.model))
         surface_bytes = paths_bytes + n_weights * SURFACE_BYTES_PER_WEIGHT
-        return replace(most, training_bytes=most.training_bytes + surface_bytes)
+        most = replace(most, training_bytes=most.training_bytes + surface_bytes)
+        return replace(most, model_bytes=most.model_bytes + surface_bytes)
 
     @property
     def _weights_bytes(self) -> int:

@@ -139,12 +139,16 @@ def _matched_by_name(base: Dataset, source: Source, say: Say | None) -> Source:
 
 def _chosen_automatically(source: object, request: IngestRequest, say: Say | None) -> IngestRequest:
     """Choose what fits the columns; tell the arguments that say the same."""
-    options, arguments = choose_automatically(source, replace(request.options, memory=request.memory))
+    options, arguments, doubt = choose_automatically(source, replace(request.options, memory=request.memory))
     text = Fix("auto stands for ", Fix.together(arguments) if arguments else "no option at all")
     if say is None:
         warnings.warn(StreamtrainWarning(text), stacklevel=5)
     else:
         say(text)
+    if doubt is not None and say is None:
+        warnings.warn(StreamtrainWarning(doubt), stacklevel=5)
+    elif doubt is not None and say is not None:
+        say(Fix("hint: ", doubt))
     table = replace(options.table, auto=False)
     return replace(request, options=replace(options, table=table, memory=request.options.memory))
 

@@ -40,6 +40,7 @@ from streamtrain.store.schema.columns import (
     Schema,
     schema_of,
 )
+from streamtrain.store.schema.matching import listed
 from streamtrain.system.arguments import check_optional_functions
 from streamtrain.system.calls.public import public
 from streamtrain.system.display.notebook_html import clipped, clipped_left
@@ -217,7 +218,7 @@ def open_rows(
         raise UsageError(what, where=str(readers[0].path), fix=Fix("leave ", Argument("labels"), " out"))
     columns = _columns_of(schema, (*inputs, *labels))
     for reader in readers:
-        _check_header(reader, columns, of)
+        _check_header(reader, columns, of, _labels_of(schema) if labels else ())
     own = _id_of(schema, readers)
     _tell_ignored(readers, {*columns, *_labels_of(schema), *_singles_of(schema), *own}, of, say)
     wanted = (*inputs, *labels, *((ID,) if own else ()))
@@ -276,8 +277,16 @@ def _id_of(schema: Schema, readers: Sequence[TableReader]) -> tuple[str, ...]:
     return (name,) if name and all(name in reader.header for reader in readers) else ()
 
 
-def _check_header(reader: TableReader, columns: Sequence[str], of: str) -> None:
+def _check_header(reader: TableReader, columns: Sequence[str], of: str, labels: Sequence[str] = ()) -> None:
     where = str(reader.path)
+    others = [name for name in columns if name not in reader.header]
+    if others and set(others) <= set(labels):
+        raise UsageError(
+            f"it has no column {listed(tuple(others))}, which holds the labels that {of} learned",
+            where=where,
+            why=f"What is predicted is compared with them. It has {listed(tuple(reader.header))}",
+            fix="data with its labels; predict takes data without",
+        )
     twice = [name for name, n in Counter(reader.header).items() if n > 1]
     if twice:
         raise UsageError(f"the header names column {twice[0]!r} twice", where=where, fix="rename one of them")

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from streamtrain.errors import BudgetError, UsageError
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, shuffle_of, solve
+from streamtrain.loader.budget_shares import whole_budget_bytes
 from streamtrain.loader.deal import Deal
 from streamtrain.loader.reading.block_reader import BlockReader
 from streamtrain.shuffle.order import I64, EpochOrder, shuffled_order
@@ -272,8 +273,11 @@ def _reads(dataset: Dataset, ratio: float, *, of: int = 1) -> ReadCounts:
     return ReadCounts(n_blocks=round(ratio * n_stored), n_stored=n_stored, stored_bytes=stored_bytes)
 
 
-def few_lanes(layout: Layout, sizes: LoaderSizes, memory: int) -> str:
-    """Explain the cost of fewer lanes than a batch has samples, and the remedy; empty where they are enough."""
+def few_lanes(layout: Layout, sizes: LoaderSizes, memory: int, *, n_measuring: int = 0) -> str:
+    """Explain the cost of fewer lanes than a batch has samples, and the remedy; empty where they are enough.
+
+    ``memory`` is the training loader's, beside those that measure; what is named is the budget of all.
+    """
     wanted = min(sizes.batch_size, layout.n_samples)
     if sizes.lanes >= wanted:
         return ""
@@ -287,7 +291,8 @@ def few_lanes(layout: Layout, sizes: LoaderSizes, memory: int) -> str:
     high = max(memory, 1)
     while not is_mended(layout, high):
         high *= 2
-    budget = _digits(_smallest(lambda some: is_mended(layout, some), high), 2)
+    enough = _smallest(lambda some: is_mended(layout, some), high)
+    budget = _digits(whole_budget_bytes(enough, n_measuring), 2)
     rows = layout.block_rows
     while rows and not is_mended(replace(layout, block_rows=rows), memory):
         rows //= 2

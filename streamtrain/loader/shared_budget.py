@@ -7,13 +7,14 @@ the measured memory of the model, its gradients, the optimizer's state and a ste
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from streamtrain.errors import Argument, BudgetError, Fix
 from streamtrain.loader.budget import BUDGET_PARTS, solve
+from streamtrain.loader.budget_shares import smallest_budget_bytes
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.store.dataset import Dataset
 from streamtrain.system.memory import MemoryMeter, at_most, held_bytes, memory_limit
@@ -22,60 +23,10 @@ from streamtrain.system.units import format_bytes, megabytes, parse_bytes
 _MOST_REHEARSED_BYTES: Final = 64_000_000
 
 
-def eval_loader_bytes(memory: int) -> int:
-    """Compute what a measuring loader may own of a budget."""
-    return memory // BUDGET_PARTS
-
-
-def train_loader_bytes(memory: int, n_measuring: int) -> int:
-    """Compute what is left for the training loader."""
-    return memory - n_measuring * eval_loader_bytes(memory)
-
-
 def n_preflight_rows(dataset: Dataset, batch_size: int) -> int:
     """Count the rows to rehearse a step on, outside any loader: a batch, or fewer where rows are large."""
     most = max(_MOST_REHEARSED_BYTES // dataset.layout.row_bytes, 2)
     return max(min(batch_size, most, len(dataset)), 1)
-
-
-def smallest_budget_bytes(
-    dataset: Dataset, batch_size: int, *, lanes: int | None = None, groups: int | None = None, shuffle: bool = True
-) -> int:
-    """Find the smallest budget that a loader of this dataset works with."""
-
-    def works(n_bytes: int) -> bool:
-        try:
-            solve(dataset.layout, batch_size=batch_size, memory=n_bytes, shuffle=shuffle, lanes=lanes, groups=groups)
-        except BudgetError:
-            return False
-        return True
-
-    low, high = 0, 1 << 20
-    while not works(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if works(middle) else (middle, high)
-    return high
-
-
-def smallest_shared_budget_bytes(training: int, measuring: Sequence[int]) -> int:
-    """Compute a budget that gives every loader its least: the training one's, and the measuring ones'."""
-    of_training = -(-training * BUDGET_PARTS // (BUDGET_PARTS - len(measuring)))
-    return max(of_training, *(least * BUDGET_PARTS for least in measuring)) if measuring else training
-
-
-def check_shared_memory(memory: int, training: int, measuring: Sequence[int]) -> None:
-    """Refuse a budget in which the training loader, or one that measures, would lack its least."""
-    in_all = smallest_shared_budget_bytes(training, measuring)
-    if memory < in_all:
-        needs = [f"training {format_bytes(training)}", *(f"measuring {format_bytes(each)}" for each in measuring)]
-        raise BudgetError(
-            f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(in_all)}",
-            why=f"It is shared: 1/{BUDGET_PARTS} for each loader that measures, the rest for the one that trains; "
-            f"the least that each works with is {', '.join(needs)}",
-            fix=Fix(Argument("memory", n_bytes=in_all)),
-        )
 
 
 DEFAULT_MEMORY: Final = "512MB"
@@ -94,14 +45,20 @@ class NonLoaderMemory:
     """Bytes that a process holds besides its loaders."""
 
     reserved_bytes: int  # before there was a model: the interpreter and the libraries
-    training_bytes: int  # the model, its gradients, and the optimizer's state
+    training_bytes: int  # what came with the model and its first step, and stays
     step_bytes: int  # what a step takes on top of that and gives back
+    model_bytes: int = 0  # of these the weights, their gradients, and the optimizer's state; the rest is of libraries
     best_bytes: int = 0  # a copy of the weights of the best epoch, where no run folder keeps them
 
     @property
     def spare_bytes(self) -> int:
         """Bytes that allocators may keep over many steps, which the few measured ones do not show."""
         return max(_LEAST_SPARE_BYTES, (self.training_bytes + self.step_bytes) // _SPARE_SHARE)
+
+    @property
+    def libraries_bytes(self) -> int:
+        """The interpreter and the libraries, with what they load for a first step."""
+        return max(0, self.reserved_bytes + self.training_bytes - self.model_bytes)
 
     @property
     def total_bytes(self) -> int:
@@ -111,18 +68,21 @@ class NonLoaderMemory:
     def __str__(self) -> str:
         best = f" + the best weights {format_bytes(self.best_bytes)}" if self.best_bytes else ""
         return (
-            f"reserved {format_bytes(self.reserved_bytes)} + model, gradients and optimizer state "
-            f"{format_bytes(self.training_bytes)} + a step {format_bytes(self.step_bytes)}{best} + "
-            f"what allocators keep {format_bytes(self.spare_bytes)}"
+            f"libraries {format_bytes(self.libraries_bytes)} + model {format_bytes(self.model_bytes)} (weights, "
+            f"gradients and the optimizer's state) + one step {format_bytes(self.step_bytes)}{best} + what allocators "
+            f"keep {format_bytes(self.spare_bytes)}"
         )
 
 
-def non_loader_memory(reserved_bytes: int, step: MemoryMeter, after: MemoryMeter) -> NonLoaderMemory:
+def non_loader_memory(
+    reserved_bytes: int, step: MemoryMeter, after: MemoryMeter, *, model_bytes: int = 0
+) -> NonLoaderMemory:
     """Sum up a rehearsed step: ``step`` watched it, ``after`` began while lasting memory was still held."""
     return NonLoaderMemory(
         reserved_bytes=reserved_bytes,
         training_bytes=max(0, after.before_bytes - reserved_bytes),
         step_bytes=max(0, step.before_bytes + step.peak_bytes - after.before_bytes),
+        model_bytes=model_bytes,
     )
 
 
@@ -214,7 +174,7 @@ def steady_lanes(dataset: Dataset, batch_size: int, n_bytes: int, *, groups: int
 
     What a process holds is measured, and varies a little from run to run; the order must not.
     """
-    least = smallest_budget_bytes(dataset, batch_size, groups=groups)
+    least = smallest_budget_bytes(dataset.layout, batch_size, groups=groups)
     stated = parse_bytes(DEFAULT_MEMORY)
     while stated > n_bytes and stated > least:
         stated //= 2

@@ -7,6 +7,7 @@ search, and ``cg``, `streamtrain.optim.conjugate_gradient`. ``SparseAdam`` is le
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -150,6 +151,23 @@ def _defaults(name: str, update: str) -> dict[str, object]:
     if name != "sgd":
         return {}
     return {"lr": SGD_SAMPLE_LR if update == "sample" else SGD_LR}
+
+
+def default_rate(name: str, update: str) -> float:
+    """Return the learning rate that an optimizer has under an update rule where none is given."""
+    known = name.lower()
+    if known not in _KNOWN:
+        raise unknown_name("optimizer", name, _KNOWN)
+    return float(str(_defaults(known, update).get("lr", usual_rate(_KNOWN[known]))))
+
+
+def usual_rate(kind: type[Optimizer]) -> float:
+    """Return the learning rate of a kind of optimizer by default; infinity where it has none."""
+    if kind is torch.optim.SGD:
+        return SGD_LR
+    known = inspect.signature(kind).parameters.get("lr")
+    rate = math.inf if known is None else known.default
+    return float(rate) if is_number(rate) else math.inf
 
 
 def _make(name: str, trained: list[torch.nn.Parameter], options: Mapping[str, object]) -> Optimizer:

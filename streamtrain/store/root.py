@@ -26,7 +26,8 @@ def read_root(folder: Path) -> Json:
     if state == "incomplete":
         raise incomplete(folder)
     if not _is_there(root):
-        what = "not a streamtrain dataset: there is no zarr.json"
+        is_run = _is_there(folder / "config.json") and _is_there(folder / "metrics.jsonl")
+        what = "the folder of a run, not a dataset" if is_run else "not a streamtrain dataset: there is no zarr.json"
         raise DatasetError(what, where=str(folder), fix="give the directory ingest wrote")
     found = load_json(read_bounded(root, _MOST_ROOT_BYTES), where=str(root))
     attributes = found.get("attributes")
@@ -62,9 +63,7 @@ def check_folder(folder: Path) -> None:
     try:
         mode = SYSTEM.stat(folder).st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        near = _near(folder.name, _names_beside(folder))
-        fix = f"did you mean {str(folder.with_name(near[0]))!r}?" if near else "check the path"
-        raise DatasetError(f"no such dataset: {error.strerror}", where=str(folder), fix=fix) from None
+        raise DatasetError(f"no such dataset: {error.strerror}", where=str(folder), fix=_meant(folder)) from None
     except OSError as error:
         raise unreadable(folder, error) from error
     if not stat.S_ISDIR(mode):
@@ -78,8 +77,27 @@ def _names_beside(folder: Path) -> list[str]:
         return []
 
 
-def _near(name: str, names: list[str]) -> list[str]:
-    """Find the name most like ``name``, compared without the suffix that all datasets share."""
-    stems = {Path(each).stem: each for each in names}
-    near = nearest_name(Path(name).stem, sorted(stems))
-    return [] if near is None else [stems[near]]
+def _meant(folder: Path) -> str:
+    """Name the dataset that was likely meant, else the raw file, which is none before it is ingested."""
+    names = [folder.with_name(name) for name in _names_beside(folder)]
+    folders = [path for path in names if path.is_dir()]
+    for known in ([path for path in folders if _is_dataset(path)], folders):
+        if near := _near(folder, known):
+            return f"did you mean {str(near)!r}?"
+    if near := _near(folder, [path for path in names if path.suffix and path.is_file()]):
+        return f"did you mean the raw file {str(near)!r}? Ingest it first, and open the result"
+    return "check the path"
+
+
+def _is_dataset(path: Path) -> bool:
+    try:
+        return is_there(path / zarr_metadata.ROOT)
+    except OSError:
+        return False
+
+
+def _near(folder: Path, others: list[Path]) -> Path | None:
+    """Find the path whose name is most like the folder's, compared without the suffix that all datasets share."""
+    stems = {each.stem: each for each in others}
+    near = nearest_name(folder.stem, sorted(stems))
+    return None if near is None else stems[near]

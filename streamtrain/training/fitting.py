@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -24,7 +25,7 @@ from streamtrain.training.best.watch import EpochWatch
 from streamtrain.training.loop import EpochLoop
 from streamtrain.training.metrics.results import Metrics
 from streamtrain.training.progress import Counts, Totals, run_length
-from streamtrain.training.records.history import EpochSummary, History, epoch_line, head_of
+from streamtrain.training.records.history import Elapsed, EpochSummary, History, epoch_line, head_of
 from streamtrain.training.records.recorder import EpochRecorder
 from streamtrain.training.run.run_folder import FollowedRun, Run, RunFolder, epochs_backwards
 from streamtrain.training.run.run_state import ResumePoint, RunState
@@ -51,6 +52,32 @@ class FitPlan:
     progress: RunProgress
 
 
+class _Clock:
+    """The wall time of a call of fit, and what of it went into validation and saving."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._seconds = {"validation": 0.0, "saving": 0.0}
+
+    @contextmanager
+    def during(self, kind: str, tell: Callable[[float], None] | None = None) -> Iterator[None]:
+        """Count the block as work of a kind, and tell its seconds."""
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
+        self._seconds[kind] += seconds
+        if tell is not None:
+            tell(seconds)
+
+    def elapsed(self) -> Elapsed:
+        """Return the time so far."""
+        return Elapsed(
+            seconds=time.perf_counter() - self._began,
+            validation_seconds=self._seconds["validation"],
+            saving_seconds=self._seconds["saving"],
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitting:
     """A trainer's parts at work on a run."""
@@ -67,7 +94,7 @@ class Fitting:
 
     def epochs(self, stream: BatchStream, plan: FitPlan) -> History:
         """Train epoch by epoch, from where the run was if it is resumed."""
-        loop, state, summaries = self.loop, self.state, list[EpochSummary]()
+        loop, state, summaries, clock = self.loop, self.state, list[EpochSummary](), _Clock()
         quiet = nullcontext(DeferredSignals())
         is_kept = isinstance(self.run, RunFolder | FollowedRun)
         with plan.progress as bar, defer_signals() if is_kept else quiet as interrupts:
@@ -84,13 +111,18 @@ class Fitting:
                     for place in batches:
                         asked = self.rule.exchange.asked_to_stop()
                         if state.is_due(loop.counts) or asked is not None:
-                            interrupts.stop(asked, state.save(loop.agreed_counts(), place()))
+                            with clock.during("saving", recorder.set_aside):
+                                saved = state.save(loop.agreed_counts(), place())
+                            interrupts.stop(asked, saved)
                 summary = recorder.summary(loop.counts, partial=loop.is_cut)
-                summaries.append(self._end_epoch(summary, plan))
+                summaries.append(self._end_epoch(summary, plan, clock))
                 asked = self.rule.exchange.asked_to_stop()
-                interrupts.stop(asked, state.save(loop.agreed_counts(), loop.inside))
+                with clock.during("saving"):
+                    saved = state.save(loop.agreed_counts(), loop.inside)
+                interrupts.stop(asked, saved)
             if loop.counts == Counts():
-                state.save(loop.counts)
+                with clock.during("saving"):
+                    state.save(loop.counts)
         return History(
             epochs=tuple(summaries),
             counts=loop.counts,
@@ -101,6 +133,7 @@ class Fitting:
             stopped_by=self.watch.ended_by(self.rule) or plan.totals.name_reached_by(loop.counts),
             best=self.watch.best,
             run=self.run.path,
+            elapsed=clock.elapsed(),
         )
 
     def _look_back(self, stream: BatchStream, plan: FitPlan) -> None:
@@ -122,10 +155,11 @@ class Fitting:
         label = f"epoch {counts.n_epochs + 1}{last}"
         plan.progress.begin_epoch(label, total=max(round(n_epochs * of_pass), 1), done=counts.n_samples)
 
-    def _end_epoch(self, summary: EpochSummary, plan: FitPlan) -> EpochSummary:
+    def _end_epoch(self, summary: EpochSummary, plan: FitPlan, clock: _Clock) -> EpochSummary:
         """Finish an epoch: validation, the best and early stopping, the line of metrics, the caller's function."""
         if self.measure is not None:
-            summary = replace(summary, val=self.measure())
+            with clock.during("validation"):
+                summary = replace(summary, val=self.measure())
         if not summary.partial:
             value = self.watch.look(summary, is_fresh=self.rule.is_fresh)
             if self.learner.schedules is not None:
@@ -134,7 +168,8 @@ class Fitting:
         self.loop.keep(summary)
         self.run.log(kind="epoch", **summary.named())
         self.run.keep_scores(summary.scores())
-        plan.progress.end_epoch(head_of(summary), epoch_line(summary), _figures(summary))
+        monitor = self.watch.monitor
+        plan.progress.end_epoch(head_of(summary, monitor), epoch_line(summary, monitor), _figures(summary))
         if plan.on_epoch is not None and not summary.partial:
             with plan.progress.aside():
                 plan.on_epoch(summary)

@@ -455,5 +455,6 @@ class EpochLoop:
                 yield
         except DivergedError as error:
             error.where = f"epoch {self.counts.n_epochs + 1}, step {self._rule.n_steps + 1}"
-            name_rate(error, self._learner.optimizer)
+            is_raw = self.targets.is_of_differences and self.targets.normalization is None
+            name_rate(error, self._learner, takes_raw_target=is_raw)
             raise

@@ -11,10 +11,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from streamtrain.errors import Argument, BudgetError, Fix, UsageError
-from streamtrain.loader import shared_budget
+from streamtrain.loader import budget_shares, shared_budget
 from streamtrain.loader.batch import tensor_bytes
+from streamtrain.loader.budget_shares import smallest_budget_bytes
 from streamtrain.loader.quarantine import first_rows
-from streamtrain.loader.shared_budget import NonLoaderMemory, smallest_budget_bytes, smallest_shared_budget_bytes
+from streamtrain.loader.shared_budget import NonLoaderMemory
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.losses import Loss
 from streamtrain.store.dataset import Dataset
@@ -23,6 +24,7 @@ from streamtrain.system.events import Reserved, publish_event
 from streamtrain.system.memory import MemoryMeter, held_bytes, memory_limit
 from streamtrain.system.units import format_bytes, megabytes, parse_bytes
 from streamtrain.training.batch_stream import BatchStream, class_counts
+from streamtrain.training.run.checkpoint import checkpoint_bytes
 
 
 class Rehearsing(Protocol):
@@ -113,11 +115,21 @@ def sized_loaders(
             del rows
             meter = stack.enter_context(MemoryMeter())
         publish_event(Reserved(held_bytes=meter.before_bytes))
-        taken = replace(shared_budget.non_loader_memory(reserved_bytes, step, meter), best_bytes=best_bytes)
+        of_model = model_bytes(trainer.model, trainer.optimizer)
+        taken = shared_budget.non_loader_memory(reserved_bytes, step, meter, model_bytes=of_model)
+        taken = replace(taken, best_bytes=best_bytes)
         options, memory = _budget(options, dataset, val, taken)
         loaders = [stack.enter_context(loader) for loader in make_loaders(options, dataset, val, memory, taken)]
         validation = loaders[1] if len(loaders) > 1 else None
         yield SizedLoaders(training=loaders[0], validation=validation, memory_bytes=memory, taken=taken, meter=meter)
+
+
+def model_bytes(model: nn.Module, optimizer: Optimizer) -> int:
+    """Compute what a model, its gradients and the optimizer's state take of the memory that the CPU has."""
+    if any(each.device.type != "cpu" for each in model.parameters()):
+        return 0
+    gradients = tensor_bytes(each for each in model.parameters() if each.requires_grad)
+    return checkpoint_bytes(model, optimizer) + gradients
 
 
 def _require_rehearsal(trainer: Rehearsing) -> None:
@@ -137,21 +149,23 @@ def _budget(
     if options.max_memory or val is not None:
         order: dict[str, Any] = {"groups": options.groups, "shuffle": options.shuffle}
         order["lanes"] = options.lanes if options.shuffle else None
-        training = smallest_budget_bytes(dataset, options.batch_size, **order)
-        measuring = (
-            [] if val is None else [smallest_budget_bytes(val, min(options.batch_size, len(val)), shuffle=False)]
-        )
-        least = smallest_shared_budget_bytes(training, measuring) if options.max_memory else 1
+        training = smallest_budget_bytes(dataset.layout, options.batch_size, **order)
+        measuring = [] if val is None else [_least_to_measure(val, options.batch_size)]
+        least = budget_shares.smallest_shared_budget_bytes(training, measuring) if options.max_memory else 1
     memory = shared_budget.loader_budget_bytes(
         options.memory, options.max_memory, taken, least_bytes=least, held_now=held_bytes()
     )
     if val is not None:
-        shared_budget.check_shared_memory(memory, training, measuring)
+        budget_shares.check_shared_memory(memory, training, measuring)
     if options.max_memory and not (options.memory or options.lanes):
-        of_training = shared_budget.train_loader_bytes(memory, 1 if val else 0)
+        of_training = budget_shares.train_loader_bytes(memory, 1 if val else 0)
         lanes = shared_budget.steady_lanes(dataset, options.batch_size, of_training, groups=options.groups)
         return replace(options, lanes=lanes), memory
     return options, memory
+
+
+def _least_to_measure(val: Dataset, batch_size: int) -> int:
+    return smallest_budget_bytes(val.layout, min(batch_size, len(val)), shuffle=False)
 
 
 def make_loaders(
@@ -170,7 +184,7 @@ def _loaders(options: LoaderOptions, dataset: Dataset, val: Dataset | None, memo
     yield StreamLoader(
         dataset,
         batch_size=options.batch_size,
-        memory=shared_budget.train_loader_bytes(memory, 1 if val else 0),
+        memory=budget_shares.train_loader_bytes(memory, 1 if val else 0),
         seed=options.seed,
         shuffle=options.shuffle,
         reshuffle=options.reshuffle,
@@ -181,7 +195,7 @@ def _loaders(options: LoaderOptions, dataset: Dataset, val: Dataset | None, memo
         on_bad_block=options.on_bad_block,
     )
     if val:
-        size, val_memory = min(options.batch_size, len(val)), shared_budget.eval_loader_bytes(memory)
+        size, val_memory = min(options.batch_size, len(val)), budget_shares.eval_loader_bytes(memory)
         yield shared_budget.make_val_loader(val, size, val_memory, options.device, options.on_bad_block)
 
 

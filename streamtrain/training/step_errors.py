@@ -16,11 +16,14 @@ from torch.optim import Optimizer
 from streamtrain.errors import Argument, DeviceError, DivergedError, Fix, StreamtrainError
 from streamtrain.loader.batch import tensor_bytes
 from streamtrain.loader.device.failures import device_failure, is_device_failure, is_out_of_memory
-from streamtrain.optim.gradients import Learner, TrainingBatch
+from streamtrain.models.normalization import NormalizedModel
+from streamtrain.optim.gradients import NO_CLIPPING, Learner, TrainingBatch
+from streamtrain.optim.optimizers import takes_closure, usual_rate
 from streamtrain.shuffle.order import I64
 from streamtrain.system.units import format_bytes
 
 _NAMED: Final = 8
+_BAD_VALUES: Final = "These samples hold values that are not finite"
 
 
 def name_bad_samples(error: DivergedError, learner: Learner, batch: TrainingBatch, samples: I64 | None) -> None:
@@ -31,12 +34,15 @@ def name_bad_samples(error: DivergedError, learner: Learner, batch: TrainingBatc
     found = samples if places is None else samples[places]
     error.samples = tuple(int(sample) for sample in found)
     error.why = f"{why}: {_listed(found)}"
+    if why == _BAD_VALUES:
+        # No rate is low enough for them.
+        error.fix = "leave these samples out, or mend their values where they are made"
 
 
 def _find(learner: Learner, batch: TrainingBatch) -> tuple[I64 | None, str]:
     bad = _bad_rows((*batch.inputs, batch.target))
     if len(bad):
-        return bad, "These samples hold values that are not finite"
+        return bad, _BAD_VALUES
     if not all(bool(torch.isfinite(parameter).all()) for parameter in learner.parameters):
         return None, "Weights are not finite since the step before; the batch is of samples"
     try:
@@ -87,28 +93,39 @@ def _listed(samples: I64) -> str:
     return named if len(samples) <= _NAMED else f"{named}, ... ({len(samples)} in all)"
 
 
-def name_rate(error: DivergedError, optimizer: Optimizer) -> None:
-    """Add to an error the learning rate that it came at, and the next lower one as its remedy."""
-    group = optimizer.param_groups[0]
+def name_rate(error: DivergedError, learner: Learner, *, takes_raw_target: bool) -> None:
+    """Add to an error the learning rate that it came at, and as its remedy a lower one, and what else may help.
+
+    ``takes_raw_target`` says that the targets could be in units of their spread, and are not.
+    """
+    if not isinstance(error.fix, Fix) or error.fix.argument("lr") is None:
+        return
+    group = learner.optimizer.param_groups[0]
     lr = float(group["lr"])
     error.why = f"The run diverged at a learning rate of {lr:g}. {error.why or ''}".strip()
-    if isinstance(error.fix, Fix) and error.fix.argument("lr") is not None:
-        # Schedules change the rate that was given.
-        lower = next_lower_rate(float(group.get("initial_lr", lr)))
-        error.fix = Fix("a lower learning rate, ", Argument("lr", lower), ", or normalized inputs")
+    # Schedules change the rate that was given.
+    lower = lower_rate(float(group.get("initial_lr", lr)), usual_rate(type(learner.optimizer)))
+    also = [part for each in _beside_rate(learner, takes_raw_target=takes_raw_target) for part in (", or ", each)]
+    error.fix = Fix("a lower learning rate, ", Argument("lr", lower), *also)
 
 
-def next_lower_rate(lr: float) -> float:
-    """Return the largest of ..., 0.01, 0.03, 0.1, 0.3, 1, ... that is at most half of a learning rate.
+def _beside_rate(learner: Learner, *, takes_raw_target: bool) -> Iterator[Argument]:
+    """Name what keeps a run from diverging that it does without."""
+    if isinstance(learner.model, NormalizedModel) and not learner.model.modules_by_input():
+        yield Argument("normalize", "auto")
+    if takes_raw_target:
+        yield Argument("normalize_target", "auto")
+    if learner.clipping == NO_CLIPPING and not takes_closure(learner.optimizer):
+        yield Argument("clip_grad_norm", 1.0)
 
-    >>> next_lower_rate(0.1), next_lower_rate(0.03), next_lower_rate(0.25)
-    (0.03, 0.01, 0.1)
+
+def lower_rate(lr: float, usual: float = math.inf) -> float:
+    """Return a rate that is likely low enough where one diverged: a tenth, or the usual one of the optimizer.
+
+    >>> lower_rate(0.1), lower_rate(0.03), lower_rate(1e30, usual=0.1)
+    (0.01, 0.003, 0.1)
     """
-    if not 0 < lr < math.inf:
-        return lr
-    power = math.floor(math.log10(lr))
-    rates = (float(f"{digit}e{power + above}") for above in (1, 0, -1) for digit in (3, 1))
-    return next((rate for rate in rates if rate <= lr / 2), lr / 2)
+    return min(float(f"{lr / 10:.1g}"), usual) if 0 < lr < math.inf else lr
 
 
 _WANTED: Final = re.compile(r"[Tt]ried to allocate ([0-9.]+) (bytes|[KMGT]iB)")

@@ -90,3 +90,24 @@ def given_batches(w: World) -> None:
         w.refused(trainer.evaluate, wrong)
     for right in (iter([(X, Y)]), {"x": X, "y": Y}, [{"x": torch.from_numpy(X), "y": np.asarray(Y)}]):
         assert trainer.evaluate(right).n_samples == 60
+
+
+@world(f"{_NAMES}missing_argument: {{}}: {{}}")
+def calls_without_what_they_need(w: World) -> None:
+    w.refused(st.open)
+    w.dataset()
+    st.open("d.zarr")
+
+
+@world(
+    "comparison/compare.py:_check_places: compare(trainer.model, dataset), with its loss and options as arguments",
+    "comparison/compare.py:_check_places: compare(model, dataset)",
+)
+def comparisons_of_what_stands_elsewhere(w: World) -> None:
+    data, model = w.dataset(), nn.Linear(4, 3)
+    how: dict[str, Any] = {"rules": ("batch",), "optimizers": ("sgd",), "max_epochs": 1, "memory": "16MB"}
+    w.refused(st.compare, data, model, **how)
+    st.compare(model, data, **how)
+    trainer = st.Trainer(model, loss="cross_entropy", device="cpu")
+    w.refused(st.compare, trainer, data, **how)
+    st.compare(trainer.model, data, loss="cross_entropy", **how)

@@ -56,7 +56,7 @@ def a_grid_without_a_surface(w: World) -> None:
 @world(
     "comparison/settings.py:ComparisonSettings.__post_init__: each one once",
     "comparison/setup.py:ComparisonSetup._check_surface: no surface",
-    "loader/shared_budget.py:check_shared_memory: memory={}",
+    "loader/budget_shares.py:check_shared_memory: memory={}",
     "comparison/record.py:_take: another out={}, or remove it",
     "comparison/record.py:check_same: compare as it was begun, or another out=",
     "cli/compare.py:run_compare: --out {}",

@@ -91,3 +91,12 @@ def validation_data_that_means_something_else(w: World) -> None:
         w.refuses(train)
     w.works("ingest b.csv b.zarr --like a.zarr --overwrite")
     w.works(train)
+
+
+@world("ingestion/sources/tables/roles/choice.py:check_has_labels: rename {}, if that is it")
+def a_label_of_another_name(w: World) -> None:
+    _based(w, "a,grade\n1,0\n2,1\n", "--label-column grade")
+    Path("b.csv").write_text("a,grades\n1,0\n2,1\n")
+    assert "'grades'" in w.refuses("ingest b.csv b.zarr --like a.zarr")
+    Path("b.csv").write_text(Path("b.csv").read_text().replace("grades", "grade"))
+    w.works("ingest b.csv b.zarr --like a.zarr")

@@ -332,3 +332,12 @@ def exports_to_other_files(w: World) -> None:
     w.refuses("export run --out folder.safetensors --overwrite")
     w.works("export run --out another.safetensors")
     w.typed("export run --out another.safetensors")
+
+
+@world("ingestion/rows.py:_check_header: data with its labels; predict takes data without")
+def rows_without_labels_to_measure(w: World) -> None:
+    table_run(w)
+    Path("u.csv").write_text("\n".join(line.rpartition(",")[0] for line in TABLE.splitlines()) + "\n")
+    w.refuses("evaluate run u.csv")
+    w.works("predict run u.csv")
+    w.works("evaluate run t.csv")

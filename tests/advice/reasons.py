@@ -26,6 +26,9 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "is given with the rate by the trainer: training/step_errors.py:name_rate": (
         "optim/gradients.py:non_finite_error: a smaller lr=, or normalized inputs",
     ),
+    "is about values that a user's own transform makes: tests/training/test_step_errors.py": (
+        "training/step_errors.py:name_bad_samples: leave these samples out, or mend their values where they are made",
+    ),
     "needs a run's folder that goes while it is trained": (
         "training/run/run_folder.py:RunFolder._check_still_there: another checkpoint=",
     ),

@@ -254,8 +254,9 @@ def a_file_that_nobody_wrote(w: World) -> None:
     "store/root.py:read_root: give the directory ingest wrote",
     "store/root.py:read_root: ingest its arrays into a dataset",
     "store/root.py:read_root: upgrade streamtrain (pip install -U streamtrain)",
-    "store/root.py:check_folder: did you mean {}?",
-    "store/root.py:check_folder: check the path",
+    "store/root.py:_meant: did you mean {}?",
+    "store/root.py:_meant: did you mean the raw file {}? Ingest it first, and open the result",
+    "store/root.py:_meant: check the path",
     "store/root.py:check_folder: ingest it first, and open the result",
 )
 def paths_that_are_no_dataset(w: World) -> None:
@@ -271,6 +272,7 @@ def paths_that_are_no_dataset(w: World) -> None:
     w.refuses("info newer.zarr")  # nothing newer is there to be installed
     assert "flights.zarr" in w.refuses("info fligths.zarr")
     w.refuses("info qqqq/zzzz")
+    assert "'x.csv'" in w.refuses("info x")
     w.refused(st.open, "x.csv")
     w.refuses("info x.csv")
     w.works("ingest x.csv x.zarr")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,20 @@ def test_a_dry_run_tells_what_a_training_takes_and_leaves_nothing(
     assert 0 < found["timed_seconds"] <= found["seconds_per_epoch"]
     assert found["seconds"] == 3 * found["seconds_per_epoch"]
     assert everything() == before
+
+
+def test_a_dry_run_and_a_refusal_name_the_same_memory(stored: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", stored, "--model", "mlp:5", "--dry-run"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert main([*words, "--max-memory", "50MB"]) == 5
+    err = capsys.readouterr().err
+    [model] = re.findall(r"^model +([\d.]+ .?B): weights, gradients and the optimizer's state$", out, re.M)
+    assert f" + model {model} (weights, gradients and the optimizer's state) + one step " in err
+    # What a process holds varies a little from one look to the next.
+    held = [float(size) for text in (out, err) for size in re.findall(r"libraries +([\d.]+) MB", text)]
+    assert held == [pytest.approx(held[0], rel=0.1)] * 2
+    assert re.search(r"(?m)^allocators [\d.]+ MB that they may keep", out)
 
 
 def test_a_dry_run_refuses_what_a_training_would(stored: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,9 @@ def test_compare_in_text(stored: Path, capsys: pytest.CaptureFixture[str]) -> No
     lines = out.splitlines()
     assert lines.pop(1) == "label   y: 3 classes, 0 to 2 (--task regression if they are quantities)"
     assert lines[1] == "model   linear, 15 weights, cross_entropy"
+    assert (
+        lines.pop(2) == "rates   sgd 0.01 (default) with sample, 0.1 (default) with batch, epoch; adam 0.001 (default)"
+    )
     assert lines[2].split()[:4] == ["rule", "optimizer", "epoch", "updates"]
     ends = [line.split()[:4] for line in lines[3:15] if line.split()[2] == "1"]
     assert ends[:3] == [["sample", "sgd", "1", "120"], ["batch", "sgd", "1", "4"], ["epoch", "sgd", "1", "1"]]
@@ -126,7 +130,7 @@ def test_several_rates_are_several_runs_and_what_diverges_names_the_next(capsys:
     assert main(words) == 0
     out = capsys.readouterr().out
     assert {run.name for run in Path("c").glob("batch-*")} == {f"batch-sgd-{lr}" for lr in ("1e+30", "0.1", "0.03")}
-    assert "Fix: a lower learning rate: --lr 3e+29." in out
+    assert "Fix: a lower learning rate: --lr 0.1." in out
     runs = json.loads(Path("c/comparison.json").read_text())["runs"]
     assert [(run["lr"], run["diverged"] is None) for run in runs] == [(1e30, False), (0.1, True), (0.03, True)]
     assert runs[1]["epochs"][0]["loss"] < 10, "targets are in units of their spread, as in train"
@@ -168,3 +172,22 @@ def test_a_comparison_resumes(
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "rates"),
+    [
+        (["--lr", "sgd=0.2"], "sgd 0.2 (given); adam 0.001 (default)"),
+        (["--lr", "0.2"], "sgd 0.2 (given); adam 0.2 (given)"),
+        (["--lr", "0.2,0.1"], "sgd 0.2 (given), 0.1 (given); adam 0.2 (given), 0.1 (given)"),
+        (["--lr", "batch:adam=0.5"], "sgd 0.1 (default); adam 0.5 (given) with batch, 0.001 (default) with epoch"),
+    ],
+)
+def test_the_heading_says_which_rates_there_are(
+    stored: Path, words: list[str], rates: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(stored), *SMALL, "--rules", "batch,epoch", *words, "--out", "c"]) == 0
+    out = capsys.readouterr().out
+    assert f"rates   {rates}\n" in out
+    used = [json.loads(Path("c/comparison.json").read_text())["runs"]][0]
+    assert {f"{run['lr']:g}" for run in used} == set(re.findall(r"([\d.]+) \(", rates))

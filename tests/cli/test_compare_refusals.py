@@ -74,7 +74,7 @@ def test_a_folder_that_is_taken_has_a_remedy_of_compare(stored: Path, capsys: py
     assert main(["compare", str(stored), *ONE, "--out", "file/c"]) == 5
     out, err = capsys.readouterr()
     assert "cannot create directory: something else is in its place" in err
-    assert len(out.splitlines()) == 4, "nothing was trained"
+    assert len(out.splitlines()) == 5, "nothing was trained"
 
 
 def test_what_interrupts_a_surface_costs_no_comparison(
@@ -101,6 +101,6 @@ def test_a_run_that_diverges_beside_a_surface(stored: Path, capsys: pytest.Captu
 def test_columns_stay_apart_however_large_the_loss(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--rules", "epoch", "--lr", "1e30", "--normalize", "none", "--val", str(stored), "--epochs", "2"]
     assert main(["compare", str(stored), *ONE, *args]) == 0
-    lines = capsys.readouterr().out.splitlines()[4:7]
+    lines = capsys.readouterr().out.splitlines()[5:8]
     assert [len(line.split()) for line in lines] == [9, 9, 10]
     assert float(lines[2].split()[5]) > 1e20

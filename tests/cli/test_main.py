@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import re
@@ -43,6 +44,16 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Raiser:
         monkeypatch.setitem(frame.COMMANDS, "work", "Raise an error.")
 
     return add
+
+
+def test_no_cycles_are_looked_for_at_exit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    at_exit: list[object] = []
+    monkeypatch.setattr(frame.atexit, "register", at_exit.append)
+    monkeypatch.setattr(sys, "argv", ["streamtrain", "--version"])
+    assert main(["--version"]) == 0
+    assert at_exit == []
+    assert main() == 0
+    assert at_exit == [gc.freeze]
 
 
 OUTCOMES: list[tuple[BaseException, int, str]] = [

@@ -21,7 +21,7 @@ from streamtrain.cli.output import (
 )
 from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
 from streamtrain.system.events import ThreadSeconds
-from streamtrain.training.records.history import Speed, epoch_head
+from streamtrain.training.records.history import epoch_head
 
 
 def test_lines_for_people() -> None:
@@ -30,13 +30,13 @@ def test_lines_for_people() -> None:
     short = "memory  budget 16.0 MB, projected 15.2 MB, measured 12.3 MB"
     assert memory_line(memory) == short
     work = ThreadSeconds(disk=0.5, decode=0.25, gather=1.0, index=0.25)
-    speed = Speed(n_samples=9, seconds=4.0, wait_seconds=0.1, work=work)
-    first = "time    4.0 s: compute 97.5%, transfer 0.0%, wait 2.5%"
-    assert time_lines(speed) == [first]
+    wall = {"start": 1.0, "compute": 2.9, "wait": 0.1}
+    first = "time    4.0 s: start 25.0%, compute 72.5%, wait 2.5%"
+    assert time_lines(wall, work) == [first]
     with verbosity("--verbose"):
         assert memory_line(memory) == f"{short}, step 4.1 KB"
         second = "threads 2.0 s of work: disk 25.0%, decode 12.5%, gather 50.0%, index 12.5%"
-        assert time_lines(speed) == [first, second]
+        assert time_lines(wall, work) == [first, second]
 
 
 def verbosity(flag: str) -> click.Context:

@@ -152,3 +152,24 @@ def test_validation_data_takes_its_part(tmp_path: Path, capsys: pytest.CaptureFi
         found = json.loads(capsys.readouterr().out)
         assert found["memory"]["budget"] + found["validation_memory"] == 40_000_000
     assert main(["plan", str(tmp_path / "whole"), "--val", str(tmp_path / "none")]) == 4
+
+
+def test_plan_and_train_name_the_same_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    source = {"x": rng.normal(size=(5_000, 40)).astype(np.float32), "y": np.arange(5_000) % 3}
+    st.ingest(source, tmp_path / "d", split={"val": 0.1}, block="20KB", progress=False)
+    data = str(tmp_path / "d")
+    train = ["train", data, "--model", "linear", "--dry-run", "--threads", "1", "--memory"]
+    said = []
+    for words in (["plan", data, "--memory", "3MB"], [*train, "3MB"]):
+        assert main(words) == 5
+        said.append(capsys.readouterr().err.splitlines()[-1])
+    assert said[0] == said[1]
+    [least] = re.findall(r"Fix: --memory (\d+MB)", said[0])
+    assert main(["plan", data, "--memory", least]) == 0
+    out = capsys.readouterr().out
+    [enough] = re.findall(r"random   from --memory (\d+MB) on", out)
+    assert parse_bytes(enough) >= parse_bytes(least)
+    for size in (least, enough):
+        assert main([*train, size]) == 0
+    assert main(["plan", data, "--memory", least, "--batch-size", "0"]) == 2

@@ -159,7 +159,7 @@ def test_evaluations_of_raw_files_are_those_of_the_dataset(trained: Path, capsys
         ("a,bb,c,t\n1,2,u,2020-01-01\n", 2, "'b' is 'bb' there"),
         ("a,b,b,c,t\n1,2,2,u,2020-01-01\n", 2, "twice"),
         ("a,b,c,t\n1,two,u,2020-01-01\n", 3, ":2: column 'b' holds 'two'"),
-        ("a,b,c,t\n1,2,never,2020-01-01\n", 0, "column 'c': 1 values are 'other'"),
+        ("a,b,c,t\n1,2,never,2020-01-01\n", 0, "column 'c': 1 value is 'other'"),
         ("a,b,c,t,y\n1,2,u,2020-01-01,maybe\n1,2,u,2020-01-01,maybe\n", 3, "2 in all: 'maybe'"),
         ("a,b,c,t,y\n1,2,u,2020-01-01,\n", 0, "weights of epoch 2"),
         ("a,b,c,t\n", 0, "weights of epoch 2"),

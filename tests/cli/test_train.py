@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,40 @@ def test_train_and_evaluate_in_text(stored: Path, capsys: pytest.CaptureFixture[
     assert f1.startswith("test f1 macro ")
     assert balanced.startswith("test balanced_accuracy ")
     assert accuracy.startswith(f"test accuracy {float(lines[6].split()[5]):.4f} (0.")
+
+
+def test_the_time_of_a_run_adds_up_to_that_of_the_command(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "linear", "--epochs", "2", "--val", f"{stored}/val-images.zarr", "--memory", "16MB"]
+    began = time.perf_counter()
+    found = train_json(capsys, f"{stored}/images.zarr", *words, "--checkpoint-every", "1")
+    took = time.perf_counter() - began
+    seconds = found["seconds"]
+    names = ["start", "compute", "transfer", "wait", "validation", "saving", "other"]
+    assert [name for name, value in seconds.items() if value >= 0] == names
+    assert all(seconds[name] > 0 for name in ("start", "compute", "validation", "saving"))
+    # What is left is the printing of the result; saving in the middle of an epoch is no part of its speed.
+    assert took - 0.5 < sum(seconds.values()) <= took
+    assert sum(epoch["seconds"] for epoch in found["epochs"]) + seconds["saving"] <= sum(seconds.values())
+
+
+@pytest.mark.parametrize(
+    ("monitor", "head"),
+    [("val_balanced_accuracy", "val balanced_accuracy (max)"), ("val_accuracy", "val accuracy (max)"), ("loss", None)],
+)
+def test_the_table_of_epochs_shows_the_monitor_and_its_direction(
+    monitor: str, head: str | None, stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", "linear", "--epochs", "2", "--val", f"{stored}/val-images.zarr", "--memory", "16MB"]
+    assert main(["train", f"{stored}/images.zarr", *words, "--monitor", monitor]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("epoch "))
+    heads = [name.strip() for name in re.split("  +", lines[place])]
+    assert [name for name in heads if "(" in name] == ([head] if head else [])
+    if head:
+        best = re.search(rf"{monitor} (\S+?),", lines[-1])
+        column = [line.split()[heads.index(head)] for line in lines[place + 1 : place + 3]]
+        assert best
+        assert f"{max(map(float, column)):.4g}" == best[1]
 
 
 def test_quiet_train_prints_its_result_alone(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:

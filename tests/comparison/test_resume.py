@@ -176,6 +176,6 @@ def test_a_run_that_diverged_is_finished(data: st.Dataset, tmp_path: Path) -> No
     again = compare(line(), data, **how, resume="auto")
     assert first.runs[0].diverged is not None
     assert str(again.runs[0].diverged) == str(first.runs[0].diverged)
-    assert "Fix: a lower learning rate: lr=3e+199." in first.runs[0].diverged
+    assert "Fix: a lower learning rate: lr=0.1." in first.runs[0].diverged
     assert [run.label for run in again] == ["batch, sgd, lr 1e+200", "batch, sgd, lr 0.01"]
     assert [run.named(0.0) for run in again] == [run.named(0.0) for run in first]

@@ -61,7 +61,7 @@ def test_a_process_stays_within_the_least_budget_that_a_refusal_names(
     error = json.loads(refused.stderr.splitlines()[-2])["error"]
     assert error["class"] == "BudgetError"
     assert error["what"].startswith("max_memory is 10.0 MB, and the loaders would need ")
-    assert "The process holds without them: reserved" in error["why"]
+    assert "The process holds without them: libraries" in error["why"]
     assert not (tmp_path / "c").exists()
     advised = error["fix"].removeprefix("--max-memory ").removesuffix(" or more")
     done = fresh(*given, "--max-memory", advised, cwd=tmp_path)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.loader.shared_budget import eval_loader_bytes, smallest_shared_budget_bytes, train_loader_bytes
+from streamtrain.loader.budget_shares import eval_loader_bytes, smallest_shared_budget_bytes, train_loader_bytes
 
 
 @given(training=st.integers(1, 10**9), measuring=st.lists(st.integers(1, 10**9), max_size=2))

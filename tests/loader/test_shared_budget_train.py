@@ -10,18 +10,20 @@ import pytest
 import streamtrain
 from streamtrain.errors import Argument, BudgetError, Fix, UsageError
 from streamtrain.loader import shared_budget
+from streamtrain.loader.budget_shares import smallest_budget_bytes
 from streamtrain.loader.shared_budget import (
     NonLoaderMemory,
     check_memory_options,
     loader_budget_bytes,
-    smallest_budget_bytes,
     steady_lanes,
 )
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.system.memory import MemoryLimit
 from streamtrain.system.units import parse_bytes
 
-TAKEN = NonLoaderMemory(reserved_bytes=300_000_000, training_bytes=90_000_000, step_bytes=10_000_000)
+TAKEN = NonLoaderMemory(
+    reserved_bytes=300_000_000, training_bytes=90_000_000, step_bytes=10_000_000, model_bytes=30_000_000
+)
 
 
 def test_what_does_not_fit_is_refused_with_every_term_and_what_would_do():
@@ -29,8 +31,8 @@ def test_what_does_not_fit_is_refused_with_every_term_and_what_would_do():
         loader_budget_bytes("200MB", "500MB", TAKEN)
     assert "max_memory is 500.0 MB, and the loaders would need 200.0 MB of it" in str(e.value)
     assert (
-        "reserved 300.0 MB + model, gradients and optimizer state 90.0 MB + a step 10.0 MB + what allocators "
-        "keep 8.3 MB = 408.3 MB"
+        "libraries 360.0 MB + model 30.0 MB (weights, gradients and the optimizer's state) + one step 10.0 MB + what "
+        "allocators keep 8.3 MB = 408.3 MB"
     ) in str(e.value)
     assert e.value.exit_code == 5
     assert loader_budget_bytes("200MB", e.value.fix.argument("max_memory").value, TAKEN) == 200_000_000
@@ -102,11 +104,11 @@ def test_a_step_that_the_kernel_would_end_is_refused_before_it_is_taken(monkeypa
 
 def test_the_least_that_a_loader_needs_is_found_to_the_byte(dataset):
     for lanes, shuffle in ((None, True), (64, True), (None, False)):
-        least = smallest_budget_bytes(dataset, 256, lanes=lanes, shuffle=shuffle)
+        least = smallest_budget_bytes(dataset.layout, 256, lanes=lanes, shuffle=shuffle)
         StreamLoader(dataset, batch_size=256, memory=least, lanes=lanes, shuffle=shuffle).close()
         with pytest.raises(BudgetError):
             StreamLoader(dataset, batch_size=256, memory=least - 1, lanes=lanes, shuffle=shuffle)
-    assert steady_lanes(dataset, 256, smallest_budget_bytes(dataset, 256)) >= 1
+    assert steady_lanes(dataset, 256, smallest_budget_bytes(dataset.layout, 256)) >= 1
 
 
 def test_a_loaders_refusal_names_the_option_that_was_given():
@@ -151,7 +153,7 @@ def test_a_run_stays_within_the_budget_of_its_process(dataset, tmp_path):
 def test_a_process_that_is_larger_than_its_budget_is_refused_before_it_begins(dataset, tmp_path):
     done = run(dataset, tmp_path, "--max-memory", "1KB")
     assert done.returncode == 5
-    assert "The process holds without them: reserved" in done.stderr
+    assert "The process holds without them: libraries" in done.stderr
     assert not (tmp_path / "run").exists()
     # The remedy can be typed as it stands, and the run then stays within it.
     advised = done.stderr.split("Fix: --max-memory ")[1].split()[0]

@@ -114,3 +114,13 @@ def test_a_path_at_which_there_is_none_is_refused(tmp_path):
     for use in (st.StreamLoader, st.plan, st.Trainer(nn.Linear(6, 3), loss="mse", device="cpu").evaluate):
         with pytest.raises(DatasetError, match="no such dataset"):
             use(str(gone))
+
+
+def test_a_budget_too_small_for_validation_names_its_share_and_what_is_enough(data):
+    how = {"val": data[1], "max_epochs": 1, "batch_size": 50, "progress": False}
+    with pytest.raises(BudgetError, match=r"1/4 for each loader that measures, .* training .* measuring ") as caught:
+        new_trainer().fit(data[0], **how, memory="1MB")
+    enough = caught.value.fix.argument("memory").n_bytes
+    new_trainer().fit(data[0], **how, memory=f"{enough}B")
+    with pytest.raises(BudgetError):
+        new_trainer().fit(data[0], **how, memory=f"{enough - 1}B")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from streamtrain.errors import DeviceError
+import streamtrain as st
+from streamtrain.errors import DeviceError, DivergedError, Fix
 from streamtrain.loader.batch import tensor_bytes
 from streamtrain.training.step_errors import explain_device, failed_allocation_bytes, suggest_batch_size
 
@@ -48,3 +50,41 @@ def test_a_tensor_of_any_layout_has_bytes(layout: torch.layout) -> None:
     dense = torch.eye(100)
     assert tensor_bytes([dense, dense]) == 80_000
     assert 100 * (4 + 8) <= tensor_bytes([dense.to_sparse(layout=layout)]) <= 100 * (4 + 16) + 8
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> st.Dataset:
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    return st.ingest({"x": x, "y": x[:, 0]}, tmp_path_factory.mktemp("data") / "d", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        ({}, "lr=0.1, or normalize='auto', or normalize_target='auto', or clip_grad_norm=1.0"),
+        ({"lr": 0.9}, "lr=0.09, or normalize='auto', or normalize_target='auto', or clip_grad_norm=1.0"),
+        ({"normalize": "auto"}, "lr=0.1, or normalize_target='auto', or clip_grad_norm=1.0"),
+        ({"normalize": "auto", "normalize_target": "auto"}, "lr=0.1, or clip_grad_norm=1.0"),
+        ({"normalize": "auto", "normalize_target": "auto", "clip_grad_value": 1e30}, "lr=0.1"),
+        ({"optimizer": "adam", "clip_grad_norm": 1.0}, "lr=0.001, or normalize='auto', or normalize_target='auto'"),
+        ({"loss": "l1"}, "lr=0.1, or normalize='auto', or normalize_target='auto', or clip_grad_norm=1.0"),
+    ],
+)
+def test_a_divergence_names_what_applies(lines: st.Dataset, options: dict[str, object], fix: str) -> None:
+    how = {"loss": "mse", "optimizer": "sgd", "lr": 1e30, "device": "cpu", **options}
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    with pytest.raises(DivergedError) as caught:
+        st.Trainer(model, **how).fit(lines, max_epochs=40, batch_size=20, memory="16MB", progress=False)
+    assert isinstance(caught.value.fix, Fix)
+    assert caught.value.fix == f"a lower learning rate, {fix}"
+    assert "diverged at a learning rate of" in str(caught.value.why)
+
+
+def test_values_that_are_not_finite_are_no_matter_of_the_rate(lines: st.Dataset) -> None:
+    loader = st.StreamLoader(
+        lines, batch_size=20, memory="16MB", transform=lambda batch: {"x": batch.x / 0, "y": batch.y}
+    )
+    with loader, pytest.raises(DivergedError) as caught:
+        st.Trainer(nn.Linear(4, 1), loss="mse", device="cpu").fit(loader, max_epochs=1, progress=False)
+    assert caught.value.fix == "leave these samples out, or mend their values where they are made"
+    assert str(caught.value.why).startswith("These samples hold values that are not finite: ")

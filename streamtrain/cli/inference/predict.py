@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from streamtrain.cli.ingest import parse_fields
 from streamtrain.cli.options import note_doubt, set_threads
-from streamtrain.cli.output import as_command_line, command_line, emit, is_verbose, note, print_text
+from streamtrain.cli.output import as_command_line, command_line, emit, is_verbose, note, print_text, typed_words
 from streamtrain.errors import Lines, UsageError
 from streamtrain.ingestion.request import source_options
 from streamtrain.ingestion.rows import open_rows
@@ -30,6 +30,7 @@ from streamtrain.training.inference.predicting import (
     Written,
     consume,
     opened_parts,
+    unseen_lines,
     write,
 )
 from streamtrain.training.inference.predictions import Part
@@ -139,8 +140,18 @@ def refuse_swapped(command: str, run: Path, sources: Sequence[str]) -> None:
     """Refuse the data in the place of the run, and the run in that of the data."""
     if len(sources) == 1 and not is_run(run) and is_run(Path(sources[0])):
         what = "the run and the data are swapped"
-        fix = command_line(["streamtrain", command, sources[0], str(run)])
-        raise UsageError(what, why=f"{sources[0]} is a run", fix=fix)
+        # With all the options that were typed.
+        words = typed_words() or [command, str(run), sources[0]]
+        run_at, data_at = (_place_of(path, words) for path in (sources[0], run))
+        if run_at and data_at:
+            words[run_at], words[data_at] = words[data_at], words[run_at]
+        raise UsageError(what, why=f"{sources[0]} is a run", fix=command_line(["streamtrain", *words]))
+
+
+def _place_of(path: Path | str, words: Sequence[str]) -> int | None:
+    """Find where a path stands among the words of a command."""
+    same = (i for i, word in enumerate(words) if i and not word.startswith("-") and Path(word) == Path(path))
+    return next(same, None)
 
 
 def opened_data(
@@ -238,14 +249,13 @@ def _cell(value: Any) -> str:
 
 
 def _keeping(run: Path, sources: Sequence[str]) -> str:
-    from streamtrain.cli.output import command_line
-
-    return f"all of them: {command_line(['streamtrain', 'predict', str(run), *sources, '--out', 'predictions.csv'])}"
+    words = typed_words() or ["predict", str(run), *sources]
+    return f"all of them: {command_line(['streamtrain', *words, '--out', 'predictions.csv'])}"
 
 
 def _tell_others(written: Written) -> None:
-    for name, n in written.unseen.items():
-        note(f"column {name!r}: {n:,} values are 'other', which the training did not have, or too rarely")
+    for line in unseen_lines(written.unseen):
+        note(line)
 
 
 def _result(

@@ -84,6 +84,7 @@ class DryRun:
                 f"libraries  {sizes['libraries']}, whatever the model",
                 f"model      {sizes['model']}: weights, gradients and the optimizer's state",
                 f"one step   {sizes['step']} more, given back after each",
+                f"allocators {sizes['allocators']} that they may keep over many steps",
                 f"loaders    {format_bytes(self.budget_bytes)} at the most, of which",
                 *(f"           {line}" for line in loaders),
                 f"steps      {n_steps:,} an epoch, {self.epochs * n_steps:,} in {self.epochs} "
@@ -119,11 +120,15 @@ def dry_run(trainer: Trainer, dataset: Dataset, loaders: SizedLoaders, epochs: i
 
 
 def _memory(trainer: Trainer, taken: NonLoaderMemory) -> dict[str, int]:
-    """Divide what a process holds beside its loaders; what torch loads with the first step is of the libraries."""
+    """Divide what a process holds beside its loaders; of a model on a device, what that holds."""
     gradients = tensor_bytes(each for each in trainer.model.parameters() if each.requires_grad)
     model = checkpoint_bytes(trainer.model, trainer.optimizer) + gradients
-    others = taken.reserved_bytes + max(0, taken.training_bytes - model)
-    return {"libraries": others, "model": model, "step": taken.step_bytes}
+    return {
+        "libraries": taken.libraries_bytes,
+        "model": model,
+        "step": taken.step_bytes,
+        "allocators": taken.spare_bytes,
+    }
 
 
 class _FirstBatches:

@@ -52,7 +52,7 @@ from streamtrain.ingestion.sources.recognition.recipes import recipe
 from streamtrain.ingestion.sources.sparse import is_sparse
 from streamtrain.ingestion.sources.tables import delimited, frames, parquet
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
-from streamtrain.ingestion.sources.tables.roles.choice import has_roles
+from streamtrain.ingestion.sources.tables.roles.choice import check_has_labels, has_roles
 from streamtrain.ingestion.sources.tables.roles.findings import choose_for_all, told_at_once
 from streamtrain.ingestion.sources.tables.roles.known import (
     check_fields_like,
@@ -199,6 +199,7 @@ def open_like(
     readers = None if labels is not None else readers_of(source, options)
     if readers is not None:
         like = options_behind(dataset, options) if appends else options_like(dataset.schema, options)
+        check_has_labels(readers, like.labels, str(dataset.path), appends=appends)
         return _with_clear_names(open_readers(readers, like, known_of(dataset.schema)), like), like
     opened = open_source(source, labels=labels, options=dataclasses.replace(options, classes=dataset.manifest.classes))
     if dataset.manifest.schema is not None:
@@ -462,15 +463,17 @@ def _check_no_roles(options: SourceOptions, kind: str) -> None:
             raise UsageError(f"{name} does not apply to {kind}", fix=Fix("leave ", Argument(name), " out"))
 
 
-def choose_automatically(source: object, options: SourceOptions) -> tuple[SourceOptions, tuple[Argument, ...]]:
-    """Choose what takes every column of a table's files; return the arguments that say the same."""
+def choose_automatically(
+    source: object, options: SourceOptions
+) -> tuple[SourceOptions, tuple[Argument, ...], Fix | None]:
+    """Choose what takes every column of a table's files; return the arguments that say the same, and a doubt."""
     files = None if stored_datasets(source) is not None else _files_of(source)
     if files is None and frames.is_frame(source):
         return choose_for_all([frames.reader(source)], options)
     families = [] if files is None else [format_of(file, options) for file in files]
     if files is None or families[0].reader is None:
         _check_no_roles(options, "data that is not a table in files")
-        return options, ()
+        return options, (), None
     return choose_for_all([families[0].reader(file, options) for file in files], options)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from streamtrain.store.layout import Field, Layout
 from streamtrain.store.manifest import Manifest
 from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET
+from streamtrain.store.schema.description import THESE_ROWS
 from streamtrain.store.schema.task import LabelTask
 from streamtrain.store.statistics import Histogram
 from streamtrain.system.display.notebook_html import clipped, clipped_left, html_bars, html_table, html_title
@@ -57,11 +58,13 @@ def dataset_html(
 
 
 def _rows(columns: Mapping[str, Sequence[Any]]) -> list[list[str]]:
-    found = zip(*(columns[name] for name in ("name", "role", "missing", "mean", "std", "min", "max")), strict=True)
-    return [
-        [name, role, format_share(share) if share else "", *map(_figure, values)]
-        for name, role, share, *values in found
-    ]
+    names = ("name", "role", "missing", "missing_in", "mean", "std", "min", "max")
+    found = zip(*(columns[name] for name in names), strict=True)
+    return [[name, role, _share(share, where), *map(_figure, values)] for name, role, share, where, *values in found]
+
+
+def _share(share: float, where: str) -> str:
+    return f"{format_share(share)}{'' if where == THESE_ROWS else f' of {where}'}" if share else ""
 
 
 def _figure(value: float | None) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from streamtrain.errors import Argument, Fix, UnknownArgument
+from streamtrain.errors import Argument, Fix, MissingArgument, UnknownArgument
 
 _ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
@@ -174,6 +174,39 @@ _AS_OURS: Final[Mapping[str, Callable[[object], object]]] = {
 def _renamed(ours: str, value: object) -> Fix:
     argument = _with_value(ours, value)
     return Fix(argument) if argument.value is not None else Fix(f"it is {ours!r} here")
+
+
+_WANTED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "history": "what fit returned, or trainer.history",
+        "source": "files, arrays, a data frame or a dataset",
+        "dest": "the folder to write",
+        "path": "the folder of a dataset",
+        "dataset": "a dataset, or its folder",
+        "loader": "a dataset, its folder, or a StreamLoader",
+        "data": "a dataset, files, arrays or a data frame",
+        "model": "a module of torch, or a name such as 'mlp:128'",
+        "run": "the folder of a run",
+    }
+)
+"""What is given for an argument that a function needs."""
+
+
+def missing_argument(missing: Sequence[str], function: str) -> MissingArgument:
+    """Build the error for a call without arguments that a function needs.
+
+    Examples
+    --------
+    >>> str(missing_argument(["history"], "plot"))
+    'plot is called without history. Fix: plot(history): what fit returned, or trainer.history.'
+    """
+    said = "; ".join(
+        f"{name} is {what}" if len(missing) > 1 else what for name in missing if (what := _WANTED.get(name))
+    )
+    call = f"{function}({', '.join(missing)})"
+    return MissingArgument(
+        f"{function} is called without {' and '.join(missing)}", fix=f"{call}: {said}" if said else call
+    )
 
 
 def surplus_argument(

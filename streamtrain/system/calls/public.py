@@ -28,7 +28,7 @@ from streamtrain.errors import (
     StreamtrainError,
     UsageError,
 )
-from streamtrain.system.calls.argument_names import is_misspelt, surplus_argument, unknown_argument
+from streamtrain.system.calls.argument_names import is_misspelt, missing_argument, surplus_argument, unknown_argument
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -37,6 +37,7 @@ _MISTAKES: Final = (
     *(UsageError, InputError, DatasetError, BudgetError, DeviceError, CheckpointError, DivergedError, LockedError),
 )
 """Errors whose place is the user's line; those of a bug, a disk or damaged blocks keep all their frames."""
+_BY_NAME: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _Explain = Callable[[Sequence[Any]], StreamtrainError]
 
 
@@ -59,6 +60,7 @@ def _wrapped(function: Callable[_Given, _Result], surplus: _Explain | None) -> C
     known = [name for name in arguments if name != "self"]
     takes_any = any(each.kind is each.VAR_KEYWORD for each in arguments.values())
     by_place = sum(each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in arguments.values())
+    needed = {name for name, each in arguments.items() if each.default is each.empty and each.kind in _BY_NAME}
     known_names, is_generator = frozenset(known), inspect.isgeneratorfunction(function)
 
     def check(given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
@@ -67,6 +69,9 @@ def _wrapped(function: Callable[_Given, _Result], surplus: _Explain | None) -> C
         if not (takes_any or named.keys() <= known_names):
             wrong = next(name for name in named if name not in known_names)
             raise unknown_argument(wrong, known, name_of(function), named[wrong])
+        there = {*list(arguments)[: len(given)], *named}
+        if not needed <= there:
+            raise missing_argument([name for name in arguments if name in needed - there], name_of(function))
 
     @functools.wraps(function)
     def call(*given: _Given.args, **named: _Given.kwargs) -> _Result:
@@ -85,7 +90,8 @@ def _wrapped(function: Callable[_Given, _Result], surplus: _Explain | None) -> C
 
 def name_of(function: Callable[..., object]) -> str:
     """Return a function's name as a user has it: that of a class for its ``__init__``."""
-    return {"open_dataset": "open"}.get(name := function.__qualname__.removesuffix(".__init__"), name)
+    name = function.__qualname__.removesuffix(".__init__").removeprefix("Predicts.")
+    return {"open_dataset": "open"}.get(name, name)
 
 
 def _is_for_user(error: StreamtrainError, caller: FrameType | None) -> bool:

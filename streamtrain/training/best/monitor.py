@@ -56,6 +56,11 @@ class Monitor:
         return (than - value if self.mode == "min" else value - than) > by
 
 
+def mode_of(name: str) -> str | None:
+    """Return whether a metric of ours is best at its smallest or its largest; None of another."""
+    return _MODE_OF.get(name.removeprefix(_VAL))
+
+
 def choose_monitor(
     name: str | None,
     mode: str | None,
@@ -93,7 +98,7 @@ def choose_monitor(
         if f"{_VAL}{chosen}" in known:
             error.fix = Fix(Argument("monitor", f"{_VAL}{chosen}"), ", which is measured on the validation data alone")
         raise error
-    mode = mode or _MODE_OF.get(bare)
+    mode = mode or mode_of(chosen)
     if mode is None:
         what = f"whether {chosen} is best at its smallest or its largest is not known"
         fix = Fix(Argument("monitor_mode", "max"), ", or ", Argument("monitor_mode", "min"))

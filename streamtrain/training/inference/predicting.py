@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import Argument, BudgetError, Fix, OutOfRange, UsageError
+from streamtrain.errors import Argument, BudgetError, Fix, OutOfRange, StreamtrainWarning, UsageError
 from streamtrain.optim.gradients import TrainingBatch
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.columns import CATEGORIES, ID, Schema
@@ -236,11 +237,27 @@ def _others(schema: Schema, codes: Tensor | None) -> dict[str, int] | None:
     return {each.name: int(n) for each, n in named if n and each.hash_size is None}
 
 
+def unseen_lines(unseen: Mapping[str, int]) -> Iterator[str]:
+    """Say of each column how many of its values are categories that the training did not have."""
+    for name, n in unseen.items():
+        values = f"{n:,} value is" if n == 1 else f"{n:,} values are"
+        yield f"column {name!r}: {values} 'other', which the training did not have, or too rarely"
+
+
+def warn_of_unseen(unseen: Mapping[str, int], *, stacklevel: int) -> None:
+    """Warn once of the categories that the training did not have, all columns together."""
+    if unseen:
+        warnings.warn(StreamtrainWarning("; ".join(unseen_lines(unseen))), stacklevel=stacklevel)
+
+
 def iterate(predictor: Predictor, data: object, options: PredictOptions) -> Iterator[dict[str, Array]]:
-    """Yield predictions as dicts of arrays."""
+    """Yield predictions as dicts of arrays; at the end, warn of categories that the training did not have."""
+    unseen = Counter[str]()
     with opened_parts(predictor, data, options) as (parts, _, _):
         for part in parts:
+            unseen.update(part.unseen or {})
             yield as_arrays(part, probabilities=options.probabilities)
+    warn_of_unseen(unseen, stacklevel=4)
 
 
 def as_arrays(part: Part, *, probabilities: bool) -> dict[str, Array]:
@@ -257,12 +274,13 @@ def as_arrays(part: Part, *, probabilities: bool) -> dict[str, Array]:
     return found
 
 
-def hold(predictor: Predictor, data: object, options: PredictOptions) -> Array:
-    """Return all predictions as one array; refuse what the memory does not hold."""
+def hold(predictor: Predictor, data: object, options: PredictOptions, unseen: Counter[str]) -> Array:
+    """Return all predictions as one array, and count unseen categories; refuse what the memory does not hold."""
     held: list[Array] = []
     n_bytes = 0
     with opened_parts(predictor, data, options) as (parts, n_rows, _):
         for part in parts:
+            unseen.update(part.unseen or {})
             values = array_of(part, probabilities=options.probabilities)
             n_bytes += values.nbytes
             known = n_rows is not None and len(values) and values.nbytes // len(values) * n_rows

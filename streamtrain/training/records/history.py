@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, Self, overload
@@ -13,7 +13,7 @@ from streamtrain.errors import Fix, ResourceError, UsageError, unknown_name
 from streamtrain.system.display.notebook_html import clipped, html_table, html_title
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.units import format_figure, format_figures, format_share
-from streamtrain.training.best.monitor import BestEpoch
+from streamtrain.training.best.monitor import BestEpoch, Monitor, mode_of
 from streamtrain.training.metrics.results import Metrics
 from streamtrain.training.metrics.user import METRIC_NAMES
 from streamtrain.training.progress import Counts
@@ -71,19 +71,36 @@ class Speed:
         return {"compute": self.compute_seconds, "transfer": self.transfer_seconds, "wait": self.wait_seconds}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elapsed:
+    """The wall time of a call of `Trainer.fit`, and what of it went beside the training passes."""
+
+    seconds: float
+    validation_seconds: float
+    saving_seconds: float
+
+    def wall(self, speed: Speed) -> dict[str, float]:
+        """Return the wall time by kind, given the speed of the passes: seconds that add up to it."""
+        beside = {"validation": self.validation_seconds, "saving": self.saving_seconds}
+        known = speed.wall() | beside
+        return known | {"other": max(self.seconds - sum(known.values()), 0.0)}
+
+
 class Stopwatch:
-    """Wall time and where it went, from construction on; the caller adds to ``transfer_seconds``."""
+    """Wall time and where it went, from construction on; the caller adds to the seconds of transfer and aside."""
 
     def __init__(self, stream: HasWaitSeconds) -> None:
         self._stream = stream
         self._waited_before = stream.wait_seconds
         self._work_before = _work(stream)
         self.transfer_seconds = 0.0
+        # Of no training: a checkpoint in the middle of a pass.
+        self.aside_seconds = 0.0
         self._start = time.perf_counter()
 
     def speed(self, n_samples: int) -> Speed:
         """Return the speed of the samples taken in so far."""
-        seconds = time.perf_counter() - self._start
+        seconds = time.perf_counter() - self._start - self.aside_seconds
         return Speed(
             n_samples=n_samples,
             seconds=seconds,
@@ -165,6 +182,10 @@ class EpochSummary:
         """The epoch's number in the run, counted from 1."""
         return self.counts.n_epochs + self.partial
 
+    def heads(self, monitor: Monitor | None = None) -> dict[str, str]:
+        """Name what a table of epochs shows, each with its head."""
+        return _columns([*self.train.named(), *(self.val.named(_VAL) if self.val else ())], monitor)
+
     def measured(self) -> dict[str, float]:
         """Return loss and all scores by name, those on validation data with ``val_`` before it."""
         return self.train.named(full=True) | (self.val.named("val_", full=True) if self.val else {})
@@ -196,23 +217,37 @@ class EpochSummary:
         }
 
 
-def epoch_head(*score_names: str | None, with_val: bool) -> str:
+def epoch_head(*score_names: str | None, with_val: bool, monitor: Monitor | None = None) -> str:
     """Write the head of the table of epochs."""
     columns = ["loss", *filter(None, score_names)]
-    columns += [f"val {name}" for name in columns if with_val]
-    middle = "".join(f"{name:>{max(_WIDTH, len(name) + 2)}}" for name in columns)
+    columns += [f"{_VAL}{name}" for name in columns if with_val]
+    middle = "".join(f"{name:>{_width(name)}}" for name in _columns(columns, monitor).values())
     return f"epoch{'steps':>11}{middle}{'samples/s':>{_WIDTH}}{'stall':>8}"
 
 
-def head_of(summary: EpochSummary) -> str:
+def _columns(names: Iterable[str], monitor: Monitor | None) -> dict[str, str]:
+    """Give what is measured its heads; the monitor is among them, with its direction, where it is not the loss."""
+    heads = {name: f"val {name.removeprefix(_VAL)}" if name.startswith(_VAL) else name for name in names}
+    if monitor is None or monitor.name.removeprefix(_VAL) == "loss":
+        return heads
+    head = heads.get(monitor.name) or _columns([monitor.name], None)[monitor.name]
+    return heads | {monitor.name: f"{head} ({monitor.mode})" if monitor.mode else head}
+
+
+def _width(head: str) -> int:
+    return max(_WIDTH, len(head) + 2)
+
+
+def head_of(summary: EpochSummary, monitor: Monitor | None = None) -> str:
     """Write the head of the table that an epoch is a line of."""
-    return epoch_head(*list(summary.train.named())[1:], with_val=summary.val is not None)
+    return epoch_head(*list(summary.train.named())[1:], with_val=summary.val is not None, monitor=monitor)
 
 
-def epoch_line(summary: EpochSummary) -> str:
+def epoch_line(summary: EpochSummary, monitor: Monitor | None = None) -> str:
     """Write one epoch in the columns of `epoch_head`, and whether it was cut short."""
-    values = summary.train.named() | (summary.val.named("val ") if summary.val else {})
-    middle = "".join(f"{format_figure(value):>{max(_WIDTH, len(name) + 2)}}" for name, value in values.items())
+    values, heads = summary.measured(), summary.heads(monitor)
+    figures = {name: format_figure(values.get(name, math.nan)) for name in heads}
+    middle = "".join(f"{figures[name]:>{_width(head)}}" for name, head in heads.items())
     speed = summary.speed
     taken = f"{speed.samples_per_second:>{_WIDTH},.0f}{format_share(speed.stall_fraction):>8}"
     return f"{summary.number:>5}{summary.counts.n_steps:>11,}{middle}{taken}{'  partial' * summary.partial}"
@@ -245,6 +280,8 @@ class History(Sequence[EpochSummary]):
         The best epoch of the run by its monitor, with its ``epoch``, ``value`` and ``checkpoint``; None without one.
     run : Path, optional
         The folder of the run; None where it keeps none.
+    elapsed : Elapsed, optional
+        The wall time of this call, and what of it went into validation and saving; None of several calls.
 
     Examples
     --------
@@ -265,19 +302,20 @@ class History(Sequence[EpochSummary]):
     stopped_by: str = "epochs"
     best: BestEpoch | None = None
     run: Path | None = None
+    elapsed: Elapsed | None = None
 
     def __repr__(self) -> str:
         if not self.epochs:
             return epoch_head(with_val=False)
-        first = self.epochs[0]
-        lines = [epoch_line(epoch) for epoch in self.epochs]
+        first, monitor = self.epochs[0], self._monitor
+        lines = [epoch_line(epoch, monitor) for epoch in self.epochs]
         if len(lines) > _MOST_LINES:
             lines = [*lines[:5], f"  ... {len(lines) - _MOST_LINES:,} more", *lines[5 - _MOST_LINES :]]
-        return "\n".join([head_of(first), *lines])
+        return "\n".join([head_of(first, monitor), *lines])
 
     def _repr_html_(self) -> str:
         """Write the table for a notebook, its best epoch marked."""
-        lines = [line.split() for line in map(epoch_line, self.epochs)]
+        lines = [epoch_line(epoch, self._monitor).split() for epoch in self.epochs]
         shown = lines if len(lines) <= _MOST_LINES else [*lines[:5], *lines[5 - _MOST_LINES :]]
         best = str(self.best.epoch) if self.best else None
         marked = next((i for i, line in enumerate(shown) if line[0] == best), None)
@@ -285,9 +323,7 @@ class History(Sequence[EpochSummary]):
         title = html_title(f"{len(self)} epoch{'s' * (len(self) != 1)}, {self.counts.n_steps:,} steps in all{told}")
         if not self.epochs:
             return title
-        first = self.epochs[0]
-        names = [*first.train.named(), *(first.val.named("val ") if first.val else {})]
-        head = ["epoch", "steps", *names, "samples/s", "stall"]
+        head = ["epoch", "steps", *self.epochs[0].heads(self._monitor).values(), "samples/s", "stall"]
         rows = [line if len(line) == len(head) else [f"{line[0]} (partial)", *line[1:-1]] for line in shown]
         return title + html_table([head, *rows], marked=marked, first=_MOST_LINES)
 
@@ -332,6 +368,11 @@ class History(Sequence[EpochSummary]):
             what = "pandas is not installed, and a data frame is of pandas"
             raise UsageError(what, fix=Fix("pip install pandas, or history.to_dict()")) from None
         return pd.DataFrame(self.to_dict())
+
+    @property
+    def _monitor(self) -> Monitor | None:
+        """What the best epoch was chosen by, where one was."""
+        return None if self.best is None else Monitor(name=self.best.monitor, mode=mode_of(self.best.monitor) or "")
 
     @property
     def last(self) -> EpochSummary | None:

@@ -65,6 +65,10 @@ class EpochRecorder:
         """Record the wall time of a batch's copy to the device."""
         self._watch.transfer_seconds += seconds
 
+    def set_aside(self, seconds: float) -> None:
+        """Leave wall time out of the speed that was not spent on training."""
+        self._watch.aside_seconds += seconds
+
     def add(self, learned: BatchResult, counts: Counts, labels: Labels) -> None:
         """Record a batch and the counts after it."""
         self._measure(learned, labels)

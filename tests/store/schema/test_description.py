@@ -89,7 +89,7 @@ def test_info_has_a_line_for_every_column(table: Dataset, capsys: pytest.Capture
     text = capsys.readouterr().out
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line}
     assert lines["a"] == ["a", "number", "25.0%", "3", "1.061", "1.5", "4.5"]
-    assert lines["t"][-3:] == ["1.479", "2020-01-01", "2020-01-05"]
+    assert lines["t"][-4:] == ["1.479", "days", "2020-01-01", "2020-01-05"]
     assert lines["c"][-5:] == ["2:", "u", "2,", "v", "1"]
     assert "50 codes of a hash" in text
     assert main(["info", str(table.path), "--json"]) == 0
@@ -97,6 +97,7 @@ def test_info_has_a_line_for_every_column(table: Dataset, capsys: pytest.Capture
     assert columns[2] == {
         **{"name": "c", "field": "cat", "role": "category", "missing": 0.25, "n_categories": 2},
         **{"mean": None, "std": None, "min": None, "max": None, "categories": {"u": 2, "v": 1}},
+        **{"missing_in": "these rows", "counted_in": "these rows"},
     }
 
 
@@ -111,3 +112,56 @@ def test_info_shows_thirty_columns_or_all(tmp_path: Path, capsys: pytest.Capture
     assert "and 10 more: --all" in text
     assert main(["info", str(tmp_path / "a.zarr"), "--all"]) == 0
     assert "p39" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of 400 rows in splits, with and without marks of the missing values."""
+    folder = tmp_path_factory.mktemp("divided")
+    rng = np.random.default_rng(0)
+    rows = [
+        f"{'' if rng.random() < 0.2 else i},{rng.choice(['u', 'v', 'w'])},2020-01-01T{i % 24:02}:00:00,{i}.5"
+        for i in range(400)
+    ]
+    (folder / "a.csv").write_text("\n".join(["a,c,t,y", *rows]) + "\n")
+    for name, marks in (("marked", True), ("plain", False)):
+        st.ingest(
+            folder / "a.csv",
+            folder / name,
+            **{"label_column": "y", "categorical": ["c"], "dates": ["t"], "na": "fill=mean", "na_mask": marks},
+            split={"val": 0.3},
+            progress=False,
+        )
+    return folder
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_is_missing_in_a_split_is_its_own_where_that_is_known(divided: Path, split: str) -> None:
+    data = st.open(divided / "marked", split=split)
+    found = data.describe()
+    assert found["missing"][0] == pytest.approx(float(data[:]["x_missing"][:, 0].mean()))
+    assert set(found["missing_in"]) == {"these rows"}
+    whole = st.open(divided / "plain", split=split).describe()
+    lines = (divided / "a.csv").read_text().splitlines()[1:]
+    assert whole["missing"][0] == sum(line.startswith(",") for line in lines) / len(lines)
+    assert whole["missing_in"][0] == "all rows of the source"
+    assert whole["missing_in"][1] == "these rows", "nothing is missing in any"
+
+
+@pytest.mark.parametrize(("split", "where"), [("train", "these rows"), ("val", "the rows they were learned from")])
+def test_categories_are_counted_in_the_training_data(divided: Path, split: str, where: str) -> None:
+    found = st.open(divided / "plain", split=split).describe()
+    place = found["name"].index("c")
+    codes = st.open(divided / "plain", split="train")[:]["cat"][:, 0]
+    assert sorted(found["categories"][place].values()) == sorted(np.bincount(codes)[2:].tolist())
+    assert found["counted_in"][place] == where
+
+
+def test_info_says_of_what_a_count_is(divided: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(divided / "plain"), "--split", "val"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert "% of all rows of the source" in lines["a"]
+    assert lines["c"].endswith(" in the rows they were learned from")
+    assert " hours " in lines["t"]
+    html = st.open(divided / "plain", split="val")._repr_html_()
+    assert "% of all rows of the source" in html

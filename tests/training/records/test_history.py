@@ -176,3 +176,16 @@ def test_a_line_of_metrics_without_numbers_is_an_epoch_of_none() -> None:
     assert math.isnan(epoch.train.loss)
     assert math.isnan(epoch.train.scores["rmse"])
     assert epoch.number == 0
+
+
+def test_the_table_of_a_history_has_the_monitor(data: st.Dataset) -> None:
+    history = make_trainer().fit(data, val=data, max_epochs=2, monitor="val_balanced_accuracy", progress=False)
+    head, *lines = repr(history).splitlines()
+    assert "val accuracy  val balanced_accuracy (max)   samples/s" in head
+    best = max(epoch.measured()["val_balanced_accuracy"] for epoch in history)
+    assert max(float(line.split()[6]) for line in lines) == pytest.approx(best, abs=1e-4)
+    assert '<th align="right">val balanced_accuracy (max)</th>' in history._repr_html_()
+    assert history.elapsed is not None
+    wall = history.elapsed.wall(history.speed)
+    assert sum(wall.values()) == pytest.approx(history.elapsed.seconds)
+    assert wall["validation"] > 0

@@ -11,6 +11,7 @@ from typing import Any, Final
 from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.ingestion.sources.base import PLAIN_TABLE, SourceOptions, TableOptions
 from streamtrain.ingestion.sources.column_names import index_columns
+from streamtrain.ingestion.sources.tables.roles.reader import TableReader
 from streamtrain.ingestion.sources.tables.table_columns import check_header, listed_header
 
 Names = tuple[str, ...]
@@ -122,3 +123,17 @@ def missing_rule(table: TableOptions) -> tuple[str, float | None]:
     if rule == "fill" and value != "mean":
         return "fill", float(value)
     return ("mean" if rule == "fill" else rule), None
+
+
+def check_has_labels(readers: Sequence[TableReader], labels: Names, of: str, *, appends: bool) -> None:
+    """Refuse tables without the labels that another dataset has, whose terms they are to take."""
+    for reader in readers:
+        if others := [name for name in labels if name not in reader.header]:
+            near = difflib.get_close_matches(others[0], reader.header, n=1)
+            otherwise = "rows with their labels" if appends else "rows with their labels; predict takes rows without"
+            raise InputError(
+                f"no label column {others[0]!r}, which {of} has",
+                where=str(reader.path),
+                why=f"It has {listed_header(reader.header)}",
+                fix=f"rename {near[0]!r}, if that is it" if near else otherwise,
+            )

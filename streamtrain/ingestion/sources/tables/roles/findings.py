@@ -29,6 +29,7 @@ from streamtrain.ingestion.sources.tables.roles.rows import missing_labels
 
 _MOST_DISTINCT: Final = 20_000
 _ROWS_A_CATEGORY: Final = 20
+_FEWEST_OF_IDS: Final = 10
 _N_TOLD: Final = 20
 _N_NAMED: Final = 50
 
@@ -42,6 +43,9 @@ class _Finding:
     n_infinite: int = 0
     least: float = np.inf
     most: float = -np.inf
+    # Of whole numbers that rise by the same from row to row, as an id does: by how much, once there are two.
+    rises_by: float | None = None
+    is_rising: bool = True
     is_number: bool = True
     is_date: bool = True
     texts: set[str] | None = field(default_factory=set)  # distinct ones; None above a limit
@@ -83,6 +87,11 @@ class Findings:
     def infinite(self) -> list[_Finding]:
         """Columns of numbers of which some are infinite."""
         return [each for each in self.columns if each.n_infinite and self._role(each) == "number"]
+
+    def ids(self) -> list[str]:
+        """Columns of whole numbers that rise by the same from row to row."""
+        is_enough = self.n_rows >= _FEWEST_OF_IDS
+        return [each.name for each in self.columns if is_enough and each.is_rising and each.rises_by is not None]
 
     def empty(self) -> list[str]:
         """Columns without a value."""
@@ -189,7 +198,7 @@ def _add_column(each: _Finding, batch: TableBatch, reader: TableReader) -> None:
             _add_numbers(each, found.values[:, 0], found.missing[:, 0])
     else:
         each.n_missing += plain.null_count
-        each.is_number = False
+        each.is_number = each.is_rising = False
         if not (types.is_timestamp(plain.type) or types.is_date(plain.type)):
             each.is_date, each.kind = False, str(plain.type)
 
@@ -202,11 +211,9 @@ def _add_text(each: _Finding, text: Any, reader: TableReader) -> None:
         return
     values = parsed(there, FLOAT64)
     if values is not None:
-        numbers = numbers_in(values)
-        each.n_infinite += int(np.isinf(numbers).sum())
-        each.least, each.most = min(each.least, float(numbers.min())), max(each.most, float(numbers.max()))
+        _add_values(each, numbers_in(values), n_missing=int(missing.sum()))
     else:
-        each.is_number = False
+        each.is_number = each.is_rising = False
     each.is_date = each.is_date and _are_dates(there)
     if each.texts is not None:
         each.texts |= distinct_texts(there)
@@ -226,9 +233,21 @@ def _add_numbers(each: _Finding, values: Any, missing: Any) -> None:
     each.n_missing += int(missing.sum())
     there = values[~missing]
     if len(there):
-        each.n_infinite += int(np.isinf(there).sum())
-        each.least, each.most = min(each.least, float(there.min())), max(each.most, float(there.max()))
+        _add_values(each, there, n_missing=len(values) - len(there))
         each.is_date = False
+
+
+def _add_values(each: _Finding, numbers: Any, *, n_missing: int) -> None:
+    each.n_infinite += int(np.isinf(numbers).sum())
+    if each.is_rising:
+        # Before the greatest is that of these rows: where they rise it is the last one.
+        steps = np.diff(numbers, prepend=each.most) if np.isfinite(each.most) else np.diff(numbers)
+        each.rises_by = float(steps[0]) if each.rises_by is None and len(steps) else each.rises_by
+        is_whole = not n_missing and bool((numbers == np.floor(numbers)).all())
+        each.is_rising = is_whole and (
+            each.rises_by is None or (each.rises_by > 0 and bool((steps == each.rises_by).all()))
+        )
+    each.least, each.most = min(each.least, float(numbers.min())), max(each.most, float(numbers.max()))
 
 
 def told_at_once(error: UnfitColumns, readers: Sequence[TableReader], options: SourceOptions) -> InputError:
@@ -278,8 +297,11 @@ def _remedy(findings: Findings, options: SourceOptions) -> list[Argument]:
 
 def choose_for_all(
     readers: Sequence[TableReader], options: SourceOptions
-) -> tuple[SourceOptions, tuple[Argument, ...]]:
-    """Choose what takes every column of these files; return the arguments that say so, beside those given."""
+) -> tuple[SourceOptions, tuple[Argument, ...], Fix | None]:
+    """Choose what takes every column of these files.
+
+    Return the arguments that say so, beside those given, and a doubt about columns that are taken and look like ids.
+    """
     findings = look(readers, options)
     texts = [each for each in findings.columns if not (each.is_number or each.is_date)]
     if forms := {each.name: form for each in texts if (form := foreign_form(each.texts))}:
@@ -313,4 +335,22 @@ def choose_for_all(
     ]
     if columns != options.columns:
         arguments.append(Argument("columns", list(columns or ())))
-    return resolved, tuple(arguments)
+    return resolved, tuple(arguments), _doubt_of_ids(findings, options)
+
+
+def _doubt_of_ids(findings: Findings, options: SourceOptions) -> Fix | None:
+    """Say which columns look like ids, and are features all the same, with the ways out."""
+    # What was named as a feature is one.
+    ids = findings.ids() if options.columns is None else []
+    if not ids:
+        return None
+    first, *others = [each for each in findings.columns if each.name in ids]
+    named = ", ".join(ids)
+    rise = f"column {named} rises by {first.rises_by:g}" if not others else f"columns {named} rise by the same"
+    aside = () if options.table.id_column else (Argument("id_column", ids[0]), f" keeps {ids[0]} beside the rows, ")
+    return Fix(
+        f"{rise} from row to row, as an id does, and {'are features' if others else 'is a feature'}: ",
+        *aside,
+        Argument("exclude", [*options.table.exclude, *ids]),
+        f" leaves {'them' if others else 'it'} out",
+    )
