@@ -32,9 +32,14 @@ from streamtrain.training.inference.writers.target import check_target, open_tar
 from streamtrain.training.preflight import forward, preserve_mode
 
 Array = npt.NDArray[Any]
-_COPIES_OF_BATCH: Final = 3
+_COPIES_OF_BATCH: Final = 4
 _FLOAT_BYTES: Final = 4
 _OTHER_CATEGORY: Final = 1
+_MOST_JOINED_BYTES: Final = 1 << 19
+"""Outputs of small batches become predictions together: turning them takes some dozen calls, however few they are."""
+_PARTS_OF_JOINED: Final = 256
+_COPIES_OF_JOINED: Final = 4
+"""The outputs, their probabilities, the numbers of the classes and the labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +66,7 @@ class PredictOptions:
     memory: int
     rows: tuple[int, int | None] = (0, None)
     writes: str | None = None  # the suffix of the file
+    tells: bool = True  # whether probabilities are taken, be it of the predicted class alone
     say: Callable[[str], None] | None = None
 
     @classmethod
@@ -92,6 +98,11 @@ class PredictOptions:
         n_numbers = self.batch_size * sum(map(math.prod, shapes))
         return min(self.memory // 4, _COPIES_OF_BATCH * _FLOAT_BYTES * n_numbers)
 
+    @property
+    def joined_bytes(self) -> int:
+        """The most bytes of outputs that become predictions together; 0 where each batch is wanted as it comes."""
+        return 0 if self.writes is None else min(_MOST_JOINED_BYTES, self.memory // _PARTS_OF_JOINED)
+
 
 def _checked_rows(rows: object) -> tuple[int, int | None]:
     if rows is None:
@@ -114,12 +125,12 @@ def opened_parts(
     """Open data, and yield its predictions, how many there will be if known, and the terms of the memory."""
     start, stop = options.rows
     of_writer = writer_terms(options.writes, options.memory)
-    work = options.work_bytes(predictor.schema, predictor.inputs)
+    work, joined = options.work_bytes(predictor.schema, predictor.inputs), _COPIES_OF_JOINED * options.joined_bytes
     wanted = Wanted(
         inputs=predictor.inputs,
         schema=predictor.schema,
         batch_size=options.batch_size,
-        memory_bytes=options.memory - sum(of_writer.values()) - work,
+        memory_bytes=options.memory - sum(of_writer.values()) - work - joined,
         device=predictor.device,
         first_row=start // options.batch_size * options.batch_size,
         of=predictor.name,
@@ -127,8 +138,8 @@ def opened_parts(
     )
     with _whole_budget(options, work), open_batches(data, wanted) as found:
         n_rows = _check_range(start, stop, found.n_rows)
-        terms = {**found.terms, **of_writer, "batch": work}
-        with closing(_between(_parts(predictor, found), start, stop)) as parts:
+        terms = {**found.terms, **of_writer, "batch": work} | ({"outputs": joined} if joined else {})
+        with closing(_between(_parts(predictor, found, options), start, stop)) as parts:
             yield parts, n_rows, terms
 
 
@@ -141,8 +152,8 @@ def _whole_budget(options: PredictOptions, work: int) -> Iterator[None]:
         argument = error.fix.argument("memory") if isinstance(error.fix, Fix) else None
         if argument is None or argument.n_bytes is None:
             raise
-        # Writing and encoding take an eighth each, at most.
-        whole = -(-(argument.n_bytes + work) * 4 // 3) + 8
+        # Writing and encoding take an eighth each, at most, and outputs that are joined a 64th.
+        whole = -(-(argument.n_bytes + work) * 64 // 47) + 8
         what = f"memory is {format_bytes(options.memory)}, and the smallest that works is {format_bytes(whole)}"
         fix = Fix(Argument("memory", n_bytes=whole))
         raise BudgetError(what, why=error.told(), fix=fix) from error
@@ -177,61 +188,116 @@ def _between(parts: Iterator[Part], start: int, stop: int | None) -> Generator[P
         raise _outside(start, stop, n_rows)
 
 
-def _parts(predictor: Predictor, found: InputBatches) -> Iterator[Part]:
-    row, widths = found.first_row, set[tuple[int, ...]]()
-    for batch in found.batches:
-        part = _part(predictor, batch, row)
-        widths.add((part.prediction if part.probabilities is None else part.probabilities).shape[1:])
-        if len(widths) > 1:
-            what = f"the model gives rows of shape {' and '.join(map(str, sorted(widths)))}"
-            raise UsageError(what, fix="a model whose rows are all of one shape")
+def _parts(predictor: Predictor, found: InputBatches, options: PredictOptions) -> Iterator[Part]:
+    row, joined, batches = found.first_row, _JoinedOutputs(options), iter(found.batches)
+    while (part := _part(predictor, batches, row, joined)) is not None:
         yield part
         row += len(part)
-        del batch, part
+        del part
     if row == found.first_row:
-        yield from _of_no_rows(predictor, row)
+        yield from _of_no_rows(predictor, row, options)
 
 
-def _part(predictor: Predictor, batch: Mapping[str, Any], row: int) -> Part:
-    fields = fields_of(batch)
-    inputs = fields_on(predictor.device, fields, predictor.inputs)
-    model = predictor.model
-    narrowed = predictor.autocast
-    tensors = tuple(inputs.values())
-    given = TrainingBatch(inputs=tensors, target=tensors[0], names=tuple(inputs))
+class _JoinedOutputs:
+    """Outputs of consecutive batches in one tensor, used again and again; those of one batch where few would fit."""
+
+    def __init__(self, options: PredictOptions) -> None:
+        self._most_bytes = options.joined_bytes
+        self._tells = options.tells
+        self._widths: set[tuple[int, ...]] = set()  # shapes of a row
+        self._room: Tensor | None = None
+        self._alone: Tensor | None = None
+        self._n_rows = 0
+        self._ids: list[Array] = []
+        self._unseen: Counter[str] = Counter()
+
+    def add(self, output: Tensor, id_: Array | None, unseen: Mapping[str, int], *, alone: bool) -> bool:
+        """Take in the outputs of a batch; say whether those of another one fit."""
+        self._widths.add(tuple(output.shape[1:]))
+        if len(self._widths) > 1:
+            what = f"the model gives rows of shape {' and '.join(map(str, sorted(self._widths)))}"
+            raise UsageError(what, fix="a model whose rows are all of one shape")
+        self._unseen.update(unseen)
+        n, row_bytes = len(output), output.element_size() * math.prod(output.shape[1:])
+        fitting = self._most_bytes // max(1, row_bytes)
+        if not self._n_rows and (alone or fitting < 2 * n):
+            self._alone, self._n_rows, self._ids = output, n, [] if id_ is None else [id_]
+            return False
+        if self._room is None or (not self._n_rows and self._room.dtype is not output.dtype):
+            self._room = output.new_empty((fitting, *output.shape[1:]))
+        self._room[self._n_rows : self._n_rows + n] = output
+        self._n_rows += n
+        # Copies: a loader may read the next batch into the same memory.
+        self._ids += [] if id_ is None else [id_.copy()]
+        return self._n_rows + n <= len(self._room)
+
+    def taken(self, form: PredictionForm, row: int) -> Part | None:
+        """Make predictions of them, and begin anew; None of nothing."""
+        output = self._alone
+        if output is None and self._room is not None and self._n_rows:
+            output = self._room[: self._n_rows]
+            # Numbers are the outputs themselves, and whoever writes them may keep them a while.
+            output = output.clone() if form.task not in ("classification", "multilabel") else output
+        if output is None:
+            return None
+        id_ = np.concatenate(self._ids) if self._ids else None
+        part = form.part(output, row, id_, probabilities=self._tells)
+        unseen, self._unseen = dict(self._unseen), Counter()
+        self._alone, self._n_rows, self._ids = None, 0, []
+        return replace(part, unseen=unseen) if unseen else part
+
+
+def _part(predictor: Predictor, batches: Iterator[Mapping[str, Any]], row: int, joined: _JoinedOutputs) -> Part | None:
+    """Predict a batch, and further ones as far as their outputs fit beside; None where there is no batch left."""
+    model, narrowed = predictor.model, predictor.autocast
     with (
         preserve_mode(model),
         torch.inference_mode(),
         torch.autocast(predictor.device.type, dtype=narrowed) if narrowed else nullcontext(),
     ):
         model.eval()
-        output = forward(model, given)
-        if narrowed and output.dtype is narrowed:
-            output = output.float()
+        for batch in batches:
+            fields = fields_of(batch)
+            inputs = fields_on(predictor.device, fields, predictor.inputs)
+            output = _output(predictor, inputs)
+            id_ = np.asarray(torch.as_tensor(fields[ID]).cpu()) if ID in fields else None
+            others = _others(predictor.schema, inputs.get(CATEGORIES))
+            has_room = joined.add(output, id_, others, alone=predictor.form.is_by_batch(output))
+            del batch, fields, inputs, output
+            if not has_room:
+                break
+        return joined.taken(predictor.form, row)
+
+
+def _output(predictor: Predictor, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the model's outputs in the data's units; refuse what is no row a sample."""
+    tensors = tuple(inputs.values())
+    given = TrainingBatch(inputs=tensors, target=tensors[0], names=tuple(inputs))
+    output = forward(predictor.model, given)
+    if predictor.autocast is not None and output.dtype is predictor.autocast:
+        output = output.float()
     if not output.ndim or len(output) != len(given):
         what = f"the model gives {tuple(output.shape)} for {len(given)} samples"
         raise UsageError(what, fix="a model that gives one row a sample")
-    id_ = np.asarray(torch.as_tensor(fields[ID]).cpu()) if ID in fields else None
-    output = output if predictor.in_units is None else predictor.in_units(output)
-    part = predictor.form.part(output, row, id_)
-    others = _others(predictor.schema, inputs.get(CATEGORIES))
-    return replace(part, unseen=others) if others else part
+    return output if predictor.in_units is None else predictor.in_units(output)
 
 
-def _of_no_rows(predictor: Predictor, row: int) -> Iterator[Part]:
+def _of_no_rows(predictor: Predictor, row: int, options: PredictOptions) -> Iterator[Part]:
     """Yield an empty part, which has the columns all the same."""
     fields = {name: predictor.schema.field(name) for name in predictor.inputs}
     if any(each is None for each in fields.values()):
         return
     # Not of none: a reshape cannot say how wide no elements are.
     one = {name: np.zeros((1, *each.shape), each.dtype) for name, each in fields.items() if each}
-    yield _part(predictor, one, row).between(row, row)
+    part = _part(predictor, iter([one]), row, _JoinedOutputs(options))
+    assert part is not None
+    yield part.between(row, row)
 
 
-def _others(schema: Schema, codes: Tensor | None) -> dict[str, int] | None:
+def _others(schema: Schema, codes: Tensor | None) -> dict[str, int]:
     """Count the categories that the training did not have, or had too rarely."""
     if codes is None or not schema.categories or codes.ndim != 2:
-        return None
+        return {}
     counts = (codes == _OTHER_CATEGORY).sum(0).tolist()
     named = zip(schema.categories, counts, strict=False)
     return {each.name: int(n) for each, n in named if n and each.hash_size is None}
@@ -278,6 +344,7 @@ def hold(predictor: Predictor, data: object, options: PredictOptions, unseen: Co
     """Return all predictions as one array, and count unseen categories; refuse what the memory does not hold."""
     held: list[Array] = []
     n_bytes = 0
+    options = replace(options, tells=options.probabilities)
     with opened_parts(predictor, data, options) as (parts, n_rows, _):
         for part in parts:
             unseen.update(part.unseen or {})
@@ -307,7 +374,8 @@ def write(predictor: Predictor, data: object, options: PredictOptions, out: str 
     """Write predictions to a file or dataset: all of them, or nothing."""
     check_flags(overwrite=overwrite)
     path = check_target(out, overwrite=overwrite, sources=paths_of(data))
-    options = replace(options, writes=path.suffix)
+    # An array holds one of them.
+    options = replace(options, writes=path.suffix, tells=options.probabilities or path.suffix.lower() != ".npy")
     with opened_parts(predictor, data, options) as (parts, n_rows, terms):
         target = open_target(
             path,

@@ -18,6 +18,7 @@ from streamtrain.store.schema.columns import TARGET, Schema
 from streamtrain.training.inference.saved_run import SavedRun, class_names
 from streamtrain.training.labels.facts import MOST_CLASSES, task_of_loss
 from streamtrain.training.labels.reading import LabelReading
+from streamtrain.training.metrics.classification import largest
 
 Array = npt.NDArray[Any]
 
@@ -30,6 +31,7 @@ class Part:
     prediction: Array  # the stored label of a class, 0 or 1 a label, numbers; (n,) or (n, k)
     probabilities: Array | None = None  # of each class, (n, K), or of each label, (n, k): float32
     class_numbers: Array | None = None  # of classification: of the class that is predicted, (n,)
+    n_classes: int | None = None
     id: Array | None = None
     unseen: Mapping[str, int] | None = None
 
@@ -84,26 +86,35 @@ class PredictionForm:
         """Return the name of a class."""
         return str(number) if self.classes is None or number >= len(self.classes) else self.classes[number]
 
-    def part(self, output: Tensor, first_row: int, id_: Array | None) -> Part:
-        """Make predictions of outputs (n, ...)."""
+    def part(self, output: Tensor, first_row: int, id_: Array | None, *, probabilities: bool = True) -> Part:
+        """Make predictions of outputs (n, ...), with the probabilities of classes and labels or without."""
         if self.task == "classification":
-            tells_two = not self.has_output_per_class and (output.ndim == 1 or output.shape[1] == 1)
-            probabilities = _of_two_classes(output) if tells_two else torch.softmax(output, 1)
-            numbers = probabilities.argmax(1).cpu().numpy()
+            by_two = _of_two_classes(output) if self._tells_two(output) else None
+            # Of the outputs, as an evaluation counts: in the probabilities, rounding makes ties.
+            numbers = (largest(output) if by_two is None else by_two.argmax(1)).cpu().numpy()
+            told = torch.softmax(output, 1) if by_two is None and probabilities else by_two
             return Part(
                 first_row=first_row,
                 prediction=self._labels(numbers),
-                probabilities=probabilities.float().cpu().numpy(),
+                probabilities=None if told is None else told.float().cpu().numpy(),
                 class_numbers=numbers,
+                n_classes=2 if by_two is not None else output.shape[1],
                 id=id_,
             )
         if self.task == "multilabel":
-            told = torch.sigmoid(output.float())
+            of_labels = torch.sigmoid(output.float()).cpu().numpy() if probabilities else None
             prediction = (output > 0).to(torch.int64).cpu().numpy()
-            return Part(first_row=first_row, prediction=prediction, probabilities=told.cpu().numpy(), id=id_)
+            return Part(first_row=first_row, prediction=prediction, probabilities=of_labels, id=id_)
         values = output[:, 0] if output.ndim == 2 and output.shape[1] == 1 and self.has_one_target else output
         values = values.float() if values.dtype == torch.bfloat16 else values
         return Part(first_row=first_row, prediction=values.cpu().numpy(), id=id_)
+
+    def is_by_batch(self, output: Tensor) -> bool:
+        """Whether a prediction depends on its place among the others, in its last bit: a sigmoid's does."""
+        return self.task == "multilabel" or (self.task == "classification" and self._tells_two(output))
+
+    def _tells_two(self, output: Tensor) -> bool:
+        return not self.has_output_per_class and (output.ndim == 1 or output.shape[1] == 1)
 
     def _labels(self, numbers: Array) -> Array:
         if self.values is None:

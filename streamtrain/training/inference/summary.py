@@ -58,9 +58,9 @@ class PredictionSummary:
         if not n_new:
             return
         if part.class_numbers is not None and part.class_numbers.ndim == 1:
-            n_classes = 0 if part.probabilities is None else part.probabilities.shape[1]
-            found = np.bincount(part.class_numbers, minlength=max(n_classes, len(self._counts)))
-            self._counts = found + np.pad(self._counts, (0, len(found) - len(self._counts)))
+            found = np.bincount(part.class_numbers, minlength=max(part.n_classes or 0, len(self._counts)))
+            found[: len(self._counts)] += self._counts
+            self._counts = found
         elif part.class_numbers is None:
             self._add_numbers(part.prediction.reshape(n_new, -1).astype(np.float64), n_new)
         self.n_rows += n_new

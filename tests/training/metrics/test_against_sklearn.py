@@ -207,6 +207,29 @@ def test_points_of_the_curve_lie_on_scikit_learns(
         assert apart.max() < 1e-6, "each point is one of the curve's, whatever is left out between two"
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["alike", "weighted"])
+def test_an_area_asked_for_on_the_way_is_that_of_the_scores_so_far(weighted: bool) -> None:
+    rng = np.random.default_rng(0)
+    ranking, other = auc.Ranking(), auc.Ranking()
+    # Of few different scores many are ties; the first samples are all of one class.
+    scores = torch.from_numpy(rng.integers(-3, 4, N).astype(np.float64))
+    is_positive = torch.from_numpy((np.arange(N) >= 50) & (rng.random(N) < 0.4))
+    weights = torch.from_numpy(rng.uniform(0.1, 3, N))
+
+    def add(to: auc.Ranking, some: slice) -> None:
+        to.add(scores[some], is_positive[some], weights[some] if weighted else None)
+
+    add(ranking, slice(50))
+    assert np.isnan(ranking.area()[0])
+    add(ranking, slice(50, 200))
+    add(other, slice(200, N))
+    for n, more in ((200, lambda: None), (N, lambda: ranking.merge(other))):
+        more()
+        w = weights[:n].numpy() if weighted else None
+        expected = sk.roc_auc_score(is_positive[:n], scores[:n], sample_weight=w)
+        assert ranking.area() == (pytest.approx(expected, **CLOSE), 0.0)
+
+
 def test_bins_are_in_the_order_of_the_numbers() -> None:
     scores = torch.tensor([-torch.inf, -1e30, -2.0, -1.0, -1e-30, -0.0, 0.0, 1e-30, 1.0, 2.0, 1e30, torch.inf])
     places = auc._places(scores.double()).tolist()

@@ -43,8 +43,8 @@ def columns_of(part: Part, form: PredictionForm, *, probabilities: bool) -> dict
         columns["prediction"] = NamedValues(numbers=part.class_numbers, names=names)
     else:
         columns["prediction"] = part.prediction
-    if part.probability is not None:
-        columns["probability"] = part.probability
+    if (probability := part.probability) is not None:
+        columns["probability"] = probability
     if probabilities and part.probabilities is not None:
         each = part.probabilities.reshape(len(part), -1)
         columns |= {f"p_{name}": each[:, n] for n, name in enumerate(_names(form, part, each.shape[1]))}

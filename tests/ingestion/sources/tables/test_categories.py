@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtrain.errors import BudgetError, InputError
+from streamtrain.ingestion.sources.tables import categories
 from streamtrain.ingestion.sources.tables.categories import CategoryCodes, CategoryMemory, CategorySurvey, hash_code
 from streamtrain.store.schema.columns import CategoryColumn
 
@@ -53,6 +54,23 @@ def test_they_are_numbered_by_falling_count_then_by_text(runs: list[list[str | N
         found = codes.of(pa.array(run, pa.string()))
         assert found.dtype == np.int32
         assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("names", [("b", "a", "é", " "), ("a", "\ud800"), ()])
+def test_codes_are_the_same_looked_up_at_once_and_one_by_one(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = CategoryColumn(name="c", names=names, counts=(1,) * len(names))
+    run = ["a", None, "", " ", "é", "c", "b", "a", "\t"]
+    expected = [names.index(text) + 2 if text in names else 0 if is_missing(text) else 1 for text in run]
+    for per_text, most in ((2, 1 << 16), (-1, 1 << 16), (2, -1)):
+        monkeypatch.setattr(categories, "_NAMES_PER_TEXT", per_text)
+        monkeypatch.setattr(categories, "_MOST_LOOKED_UP", most)
+        codes = CategoryCodes(column)
+        for values in (pa.array(run, pa.string()), pa.array(run, pa.large_string())):
+            assert codes.of(values).tolist() == expected
+            assert codes.of(values.dictionary_encode()).tolist() == expected
+        assert codes.of(pa.array([], pa.string())).tolist() == []
 
 
 @given(st.lists(texts, max_size=20), st.integers(1, 50))
