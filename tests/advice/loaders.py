@@ -16,7 +16,8 @@ from tests.advice.world import World, world
     "loader/deal.py:Deal.check: batch_size={}",
     "loader/deal.py:Deal.check: groups={}",
     "loader/stream_loader.py:StreamLoader.grad_scale: on_bad_block='error'",
-    "training/batch_stream.py:check_one_process: a loop of your own with DistributedDataParallel, or a loader of all samples: rank=0, world_size=1",
+    "training/ranks.py:exchange_over: torch.distributed.init_process_group() before, and a loader without rank= and "
+    "world_size=; or one of all samples: rank=0, world_size=1",
 )
 def ranks_that_share_an_epoch(w: World) -> None:
     data = w.dataset()

@@ -210,7 +210,7 @@ def frames_that_a_model_does_not_take(w: World) -> None:
     table_run(w)
     model = loaded()
     w.refused(model.predict, np.ones((2, 2)))
-    assert len(model.predict({"x": np.ones((2, 2)), "cat": np.ones((2, 1), np.int32)})) == 2
+    assert len(model.predict({"x": np.ones((2, 2)), "cat": np.full((2, 1), 2, np.int32)})) == 2
     good = {"a": [1.0], "b": [2.0], "c": ["u"]}
     for bad in ({"a": ["1"]}, {"c": [True]}, {"a": [float("nan")]}):
         w.refused(model.predict, pa.table({**good, **bad}))
@@ -243,8 +243,8 @@ def frames_that_a_model_does_not_take(w: World) -> None:
     "training/inference/writers/columns.py:no_probabilities: leave it out: only classes have them",
     "training/inference/predictions.py:check_probabilities: leave it out, for the probability of the predicted class",
     "training/inference/writers/store.py:StoreWriter.finish: a file: .csv",
-    f"{_PREDICT}_part: a model that gives one row a sample",
-    f"{_PREDICT}_parts: a model whose rows are all of one shape",
+    f"{_PREDICT}_output: a model that gives one row a sample",
+    f"{_PREDICT}_JoinedOutputs.add: a model whose rows are all of one shape",
 )
 def predictions_that_no_file_holds(w: World) -> None:
     array_run(w, y=X[:, 0])

@@ -260,6 +260,17 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "ingestion/sources/tables/dates.py:_no_moment: write the offset from UTC after the time, such as +01:00; or, where "
         "the times are UTC, name that zone",
     ),
+    "needs several processes, which tests/training/test_ranks.py and tests/cli/test_ranks.py start": (
+        "cli/ranks.py:does_nothing: start it without torchrun; --rows gives each of several processes rows of its own",
+        "cli/ranks.py:does_nothing: start it without torchrun",
+        "cli/ranks.py:process_group: export MASTER_PORT=29500, the same for all ranks",
+        "cli/train.py:_run_train: start it without torchrun, or no --headspace",
+        "optim/exchange.py:RankExchange._failure: its own output tells more; then resume the run",
+        "optim/exchange.py:refuse_sparse: sparse=False where the layers are made",
+        "training/ranks.py:join_ranks: update='batch'",
+        "training/ranks.py:check_ranks: the same command, data and versions on every rank",
+        "training/ranks.py:_check_memory_together: memory={} for each rank",
+    ),
     "needs a stream of the user's own": ("training/run/run_state.py:RunState._put_back: a StreamLoader",),
     "needs an optimizer of the user's own, with a state of odd objects": (
         "training/run/serialization.py:pack.packed: tensors, numbers, texts, and lists and dicts of them",

@@ -199,8 +199,8 @@ def weights_of_another_model(w: World) -> None:
 
 
 @world(
-    "training/run/run_state.py:_how_to_resume: train as it was trained, or another checkpoint=",
-    "training/run/run_state.py:_how_to_resume: the schedule as it was set up, {}, past whose end its rate rises again; or train as it was trained, or another checkpoint=",
+    "training/run/run_description.py:how_to_resume: train as it was trained, or another checkpoint=",
+    "training/run/run_description.py:how_to_resume: the schedule as it was set up, {}, past whose end its rate rises again; or train as it was trained, or another checkpoint=",
 )
 def a_checkpoint_of_another_run(w: World) -> None:
     w.dataset()
