@@ -384,6 +384,9 @@ class StreamLoader(OfOneProcess):
                     self._batch += 1
                     # Nothing here may keep the batch: its memory is lent until the caller releases it.
                     done = [batches.pop() if finish is None else finish(batches.pop())]
+                    if done[0] is EMPTY_BATCH and deal.rank.world_size > 1:
+                        # Every rank takes as many steps, whatever it has lost.
+                        done = [self._without_samples()]
                     if done[0] is not EMPTY_BATCH:
                         yield done.pop()
                         self._check_turn(turn)

@@ -210,3 +210,17 @@ def test_what_is_measured_on_leaves_its_damage_out_too(
     streamtrain.ingest(source, whole)
     assert main(["train", str(whole), *words[2:], "--out", str(tmp_path / "c")]) == 4
     assert "v.zarr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_rank_that_loses_all_of_a_batch_takes_the_step_all_the_same(harmed: Dataset, shuffle: bool) -> None:
+    how: dict[str, Any] = {"batch_size": 8, "shuffle": shuffle, "world_size": 4}
+    how |= {"lanes": 8, "groups": 4} if shuffle else {"lanes": None}
+    found: list[list[list[int]]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for rank in range(4):
+            with loader_of(harmed, rank=rank, **how) as loader:
+                found.append([y.tolist() for _, y in loader])
+    assert {len(batches) for batches in found} == {N // 8}
+    assert sum(len(y) for batches in found for y in batches) == N - len(OUT)
