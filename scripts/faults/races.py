@@ -10,6 +10,7 @@ line says so, and nothing is counted.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -87,6 +88,7 @@ WORLDS: Final[Mapping[str, World]] = {
 
 def _fork(enter: Callable[[Act], None], act: Act, *, closed: int | None = None) -> int:
     """Begin an act in a process that lives in some way, without one of our descriptors."""
+    gc.freeze()  # a collection in the child would copy all that the parent holds
     child = os.fork()
     if not child:
         code = 1
@@ -215,6 +217,7 @@ def results(rounds: int, seed: int, folder: Path) -> Iterator[dict[str, Any]]:
 def _why_not(world: World) -> str:
     if world.enter is not _as_we_are and os.geteuid() != 0:
         return "which takes root"
+    gc.freeze()  # a collection in the child would copy all that the parent holds
     child = os.fork()
     if not child:
         code = 1

@@ -9,6 +9,7 @@ shard of the journal was written again.
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -121,6 +122,7 @@ def _identity(path: Path) -> tuple[int, int]:
 def in_child(act: Callable[[], str]) -> tuple[int, str]:
     """Run a function in a process of its own; its exit status as `os.waitpid` gives it, and what it returned."""
     reading, writing = os.pipe()
+    gc.freeze()  # a collection in the child would copy all that the parent holds
     child = os.fork()
     if not child:
         # Nothing of the parent's may run here, whatever happens: not its cleaning up above all.

@@ -13,6 +13,7 @@ one JSON line per result on stdout; ends with 1 if any run differed.
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import os
@@ -170,6 +171,7 @@ def start(folder: Path, act: Callable[[], int]) -> int:
     """Begin something in a child whose output goes into files."""
     sys.stdout.flush()
     sys.stderr.flush()
+    gc.freeze()  # a collection in the child would copy all that the parent holds
     child = os.fork()
     if child:
         return child

@@ -16,6 +16,7 @@ any was.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -240,6 +241,8 @@ def fork(folder: Path, name: str, act: Callable[[], int]) -> int:
     """Begin something in a child of this process, inside a folder, its output in files of a name."""
     sys.stdout.flush()
     sys.stderr.flush()
+    # A collection in the child would copy all that the parent holds.
+    gc.freeze()
     child = os.fork()
     if child:
         return child

@@ -244,20 +244,21 @@ def _of_ranks(
     check_int(world_size, "ranks")
     layout, batch_size = dataset.layout, sizes.batch_size
     how: dict[str, Any] = {"layout": layout, "batch_size": batch_size, "shuffle": True, "drop_last": drop_last}
-    deals = [Deal(rank=Rank(rank=rank, world_size=world_size), **how) for rank in range(world_size)]
-    own, projection = deals[0].solve(sizes, whole, memory=whole.budget_bytes, rho=dataset.rho)
+    deal = Deal(rank=Rank(world_size=world_size), **how)
+    own, projection = deal.solve(sizes, whole, memory=whole.budget_bytes, rho=dataset.rho)
     assert projection.expected is not None
     first, later = (_reads(dataset, ratio, of=world_size) for ratio in projection.expected.reads)
-    n_before = (deals[0].n_batches - 1) * deals[0].local_batch_size
+    n_last = (layout.n_samples - 1) % batch_size + 1 if not drop_last else batch_size
+    ranks = (Rank(rank=rank, world_size=world_size) for rank in range(world_size))
     shared = math.gcd(batch_size, sizes.groups)
     return RankPlan(
         world_size=world_size,
-        local_batch_size=deals[0].local_batch_size,
+        local_batch_size=deal.local_batch_size,
         sizes=own,
         projection=projection,
         first=first,
         later=later,
-        last_batch=tuple(max(0, each.n_positions - n_before) for each in deals),
+        last_batch=tuple(rank.samples_of_batch(n_last, shuffled=True) for rank in ranks),
         possible=tuple(n for n in range(1, shared + 1) if shared % n == 0),
     )
 

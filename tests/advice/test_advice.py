@@ -100,6 +100,7 @@ def test_every_argument_of_a_remedy_is_an_option() -> None:
     assert [name for name, typed in ways.items() if not typed & options] == []
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("function", dict.fromkeys(WORLDS.values()), ids=lambda function: function.__name__)
 def test_a_remedy_works(function: Callable[[World], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
