@@ -32,6 +32,11 @@ def world_size_of(data: object) -> int:
     return present_rank().world_size if isinstance(data, Dataset) else getattr(data, "world_size", 1)
 
 
+def shown(progress: bool | None) -> bool | None:
+    """Say whether progress is shown; of several ranks the first one shows it for all."""
+    return False if present_rank().rank else progress
+
+
 def exchange_over(data: object, before: Exchange | None = None) -> Exchange:
     """Return the exchange of the ranks that share a stream, the one before if it is theirs.
 

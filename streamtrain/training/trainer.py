@@ -51,7 +51,7 @@ from streamtrain.training.metrics.results import Metrics
 from streamtrain.training.metrics.user import UserMetric
 from streamtrain.training.preflight import check_fields, check_fit, warn_of_batch_dependent_modules, working_memory
 from streamtrain.training.progress import Counts, Totals
-from streamtrain.training.ranks import check_ranks, exchange_over, join_ranks
+from streamtrain.training.ranks import check_ranks, exchange_over, join_ranks, shown
 from streamtrain.training.records.history import EpochSummary, History
 from streamtrain.training.records.recorder import EpochRecorder
 from streamtrain.training.run.checkpoint import load_initial_weights
@@ -358,7 +358,7 @@ class Trainer(PredictsInTraining):
             resumes=resume is not None,
             on_epoch=on_epoch,
             on_resume=on_resume,
-            progress=RunProgress(show=progress, has_lines=not isinstance(checkpoint, Run)),
+            progress=RunProgress(show=shown(progress), has_lines=not isinstance(checkpoint, Run)),
         )
         sizes: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "memory": memory, "max_memory": max_memory}
         options = LoaderOptions(device=str(self.device), **sizes)
