@@ -38,7 +38,7 @@ def launch() -> Launch | None:
     rank, world_size, address = (os.environ.get(name, "") for name in names)
     if not (rank.isdecimal() and world_size.isdecimal() and address) or int(world_size) < 2:
         return None
-    local = os.environ.get("LOCAL_RANK", "0")
+    local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     return Launch(rank=int(rank), world_size=int(world_size), local_rank=int(local) if local.isdecimal() else 0)
 
 
@@ -88,6 +88,10 @@ def process_group(device: str = "cpu") -> Iterator[None]:
         raise UsageError("MASTER_ADDR without MASTER_PORT", fix="export MASTER_PORT=29500, the same for all ranks")
     # torchrun's own process holds the store.
     is_held = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    torch: Any = importlib.import_module("torch")
+    torch_device = torch.device(device if device.startswith("cuda") else "cpu")
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
     timeout = timedelta(seconds=_SECONDS)
     store = distributed.TCPStore(
         host, int(port), found.world_size, is_master=found.rank == 0 and not is_held, timeout=timeout
@@ -102,8 +106,12 @@ def process_group(device: str = "cpu") -> Iterator[None]:
         timeout=timeout,
     )
     try:
-        yield
-        distributed.barrier()
+        from streamtrain.optim.exchange import RankExchange
+
+        exchange = RankExchange(torch_device)
+        with exchange.failing_together():
+            yield
+            exchange.meet()
     finally:
         distributed.destroy_process_group()
 

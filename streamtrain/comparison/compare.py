@@ -31,6 +31,7 @@ from streamtrain.comparison.setup import ComparisonSetup
 from streamtrain.comparison.surface import LossSurface, Snapshot, measure_surface
 from streamtrain.errors import Argument, Fix, StreamtrainError, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
+from streamtrain.loader.world import present_rank
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss, LossFunction
 from streamtrain.store.dataset import Dataset, opened
@@ -206,6 +207,12 @@ def compare(
 
 
 def _check_datasets(*given: object) -> None:
+    n_ranks = present_rank().world_size
+    if n_ranks > 1:
+        raise UsageError(
+            f"compare times its runs in one process, and torch.distributed has {n_ranks}",
+            fix="compare in one of its own",
+        )
     for each in given:
         check_dataset(each)
 

@@ -363,8 +363,7 @@ class StreamLoader(OfOneProcess):
             self._epoch, self._batch = self._epoch + 1, 0
         self._take_rank()
         self._entered = True
-        length = "len(loader) is the number of batches, len(loader.dataset) that of samples"
-        return PublicIterator(self._batches(self._turn), length=length)
+        return PublicIterator(self._batches(self._turn), length="len(loader) is the number of batches")
 
     def _batches(self, turn: int) -> Iterator[Batch]:
         self._check_turn(turn)
@@ -384,9 +383,8 @@ class StreamLoader(OfOneProcess):
                     self._batch += 1
                     # Nothing here may keep the batch: its memory is lent until the caller releases it.
                     done = [batches.pop() if finish is None else finish(batches.pop())]
-                    if done[0] is EMPTY_BATCH and deal.rank.world_size > 1:
-                        # Every rank takes as many steps, whatever it has lost.
-                        done = [self._without_samples()]
+                    if deal.rank.world_size > 1 and done[0] is EMPTY_BATCH:
+                        done = [self._without_samples()]  # every rank takes as many steps
                     if done[0] is not EMPTY_BATCH:
                         yield done.pop()
                         self._check_turn(turn)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain import errors
-from streamtrain.errors import StallError, StreamtrainError, UsageError
+from streamtrain.errors import DivergedError, StallError, StreamtrainError, UsageError, first_line
 
 _T = TypeVar("_T")
 
@@ -39,6 +39,9 @@ class Exchange:
 
     def add_tensors(self, tensors: Sequence[Tensor]) -> None:
         """Add tensors over the ranks, in place."""
+
+    def meet(self) -> None:
+        """Wait until all ranks are here."""
 
     def gather(self, value: _T) -> list[_T]:
         """Give the values of all ranks to each."""
@@ -70,6 +73,9 @@ ALONE: Final = Exchange()
 _LARGE_BYTES: Final = 1 << 20
 """Tensors from here on are added one by one, without a copy."""
 _LOOK_SECONDS: Final = 5.0
+_LOOK_EVERY: Final = 0.05
+_FAILED: Final = "streamtrain/failed/"
+_READ: Final = "streamtrain/read/"
 _SIGNALS: Final = (2, 15, 1)
 
 
@@ -82,13 +88,14 @@ class RankExchange(Exchange):
         Of any call: another rank has failed. It is the other's error, or a StallError where that rank is gone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         super().__init__()
         distributed: Any = sys.modules["torch.distributed"]
         self._distributed = distributed
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         is_on_cuda = "nccl" in distributed.get_backend()
-        self._device = torch.device("cuda", torch.cuda.current_device()) if is_on_cuda else torch.device("cpu")
+        on_cuda = device if device is not None and device.type == "cuda" else torch.device("cuda")
+        self._device = on_cuda if is_on_cuda else torch.device("cpu")
         # Objects go through host memory.
         self._of_objects = distributed.new_group(backend="gloo") if is_on_cuda else None
         self._heard: int | None = None
@@ -142,7 +149,8 @@ class RankExchange(Exchange):
 
     def copy_of_first(self, tensors: Sequence[Tensor]) -> None:
         def copy_all() -> None:
-            begun = [self._distributed.broadcast(each, src=0, async_op=True) for each in tensors]
+            given = [each for each in tensors if isinstance(each, Tensor)]
+            begun = [self._distributed.broadcast(each, src=0, async_op=True) for each in given]
             for each in begun:
                 each.wait()
 
@@ -163,6 +171,10 @@ class RankExchange(Exchange):
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
+        with suppress(RuntimeError, ValueError):
+            # What an earlier attempt left, and its caller has dealt with.
+            for key in (_FAILED, _READ):
+                self._store().delete_key(f"{key}{self.rank}")
         try:
             yield
         except StreamtrainError as error:
@@ -172,37 +184,58 @@ class RankExchange(Exchange):
             self._tell(StreamtrainError(f"{type(error).__name__}: {error}"))
             raise
 
+    def meet(self) -> None:
+        """Wait until all ranks are here."""
+        self.add(())
+
     def _all(self, act: Callable[[], None]) -> None:
         """Do what all ranks do at once; where one of them does not, raise its reason."""
         began = time.perf_counter()
         try:
             act()
         except (RuntimeError, ValueError) as error:
-            raise self._failure() from error
+            raise self._failure(error) from error
         finally:
             self.seconds += time.perf_counter() - began
 
     def _tell(self, error: StreamtrainError) -> None:
         # What another rank has told is told; a store that cannot be reached is gone with the rank that held it.
-        if not isinstance(error, _OfRank):
-            with suppress(RuntimeError, ValueError):
-                self._store().set(f"streamtrain/failed/{self.rank}", json.dumps(error.to_json()))
+        if isinstance(error, ToldByRank):
+            return
+        with suppress(RuntimeError, ValueError):
+            store = self._store()
+            store.set(f"{_FAILED}{self.rank}", json.dumps(error.to_json()))
+            if self.rank == 0:
+                # It may hold the store, which ends with it: the others read first, unless they have failed as well.
+                self._wait(lambda rank: store.check([f"{_READ}{rank}"]) or store.check([f"{_FAILED}{rank}"]))
 
-    def _failure(self) -> StreamtrainError:
+    def _wait(self, is_done: Callable[[int], bool]) -> None:
+        until, left = time.monotonic() + _LOOK_SECONDS, set(self._others)
+        while left and time.monotonic() < until:
+            left = {rank for rank in left if not is_done(rank)}
+            time.sleep(_LOOK_EVERY)
+
+    @property
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self.world_size) if rank != self.rank]
+
+    def _failure(self, error: Exception) -> StreamtrainError:
         """Find the reason why another rank does not take part."""
-        until = time.monotonic() + _LOOK_SECONDS
-        others = [rank for rank in range(self.world_size) if rank != self.rank]
-        while time.monotonic() < until:
-            for rank in others:
-                with suppress(RuntimeError, ValueError):
-                    store, key = self._store(), f"streamtrain/failed/{rank}"
-                    if store.check([key]):
-                        return _told_by(rank, json.loads(store.get(key)))
-            time.sleep(0.05)
+        until, others = time.monotonic() + _LOOK_SECONDS, self._others
+        # A store that is gone is not asked again: torch prints a page each time.
+        with suppress(RuntimeError, ValueError):
+            while time.monotonic() < until:
+                store = self._store()
+                for rank in others:
+                    if store.check([f"{_FAILED}{rank}"]):
+                        found = _told_by(rank, json.loads(store.get(f"{_FAILED}{rank}")))
+                        store.set(f"{_READ}{self.rank}", "")
+                        return found
+                time.sleep(_LOOK_EVERY)
         named = ", ".join(map(str, others))
         return StallError(
             f"rank {named} is gone or silent" if len(others) == 1 else f"one of the ranks {named} is gone or silent",
-            why="The connection to it broke, or it did not answer in time, and it left no reason",
+            why=f"It left no reason. torch says: {first_line(error)[:200]}",
             fix="its own output tells more; then resume the run",
         )
 
@@ -210,7 +243,7 @@ class RankExchange(Exchange):
         return self._distributed.distributed_c10d._get_default_store()
 
 
-class _OfRank(StreamtrainError):
+class ToldByRank(StreamtrainError):
     """The error of another rank."""
 
 
@@ -218,10 +251,14 @@ def _told_by(rank: int, told: dict[str, Any]) -> StreamtrainError:
     """Make an error of the class of another rank's, which names the rank."""
     known = getattr(errors, str(told["class"]), StreamtrainError)
     kind = next(each for each in known.__mro__ if "__init__" not in vars(each) or each is StreamtrainError)
-    here = type(kind.__name__, (kind, _OfRank), {"__module__": kind.__module__})
+    here = type(kind.__name__, (ToldByRank, kind), {"__module__": kind.__module__, "exit_code": int(told["code"])})
     where = f"rank {rank}: {told['where']}" if told["where"] else f"rank {rank}"
     found: StreamtrainError = here(told["what"], where=where, why=told["why"], fix=told["fix"])
     return found
+
+
+class DivergedElsewhere(DivergedError):
+    """A loss that is not finite, of samples that another rank has."""
 
 
 def refuse_sparse(parameters: Sequence[nn.Parameter]) -> None:

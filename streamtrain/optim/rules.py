@@ -12,6 +12,7 @@ torch's own and cancel there, as in torch; with ``reduction="sum"`` they do not.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,10 +20,10 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamtrain.models.real_view import as_real
-from streamtrain.optim.exchange import ALONE, Exchange, refuse_sparse
+from streamtrain.optim.exchange import ALONE, DivergedElsewhere, Exchange, refuse_sparse
 from streamtrain.optim.gradient_sum import GradientSum, joined_sums
 from streamtrain.optim.gradients import (
     BatchResult,
@@ -34,10 +35,16 @@ from streamtrain.optim.gradients import (
     check_finite_sum,
     grad_norm,
     gradient_sizes,
+    non_finite_error,
 )
 
 Figures = dict[str, float | None]
 """Measurements of a pass, by name: loss, score, ..."""
+
+
+def changing_buffers(model: nn.Module) -> list[Tensor]:
+    """Return the buffers that training may change, as the statistics of BatchNorm are; not the inputs' own."""
+    return list(getattr(model, "model", model).buffers())
 
 
 class UpdateRule(ABC):
@@ -162,6 +169,7 @@ class BatchRule(UpdateRule):
         self._accumulate = accumulate
         self._sum = total or GradientSum()
         self._n_waiting = 0
+        self._buffers = changing_buffers(learner.model)
 
     def options(self) -> dict[str, object]:
         return {"accumulate_grad_batches": self._accumulate} | self._sum.options() if self._accumulate > 1 else {}
@@ -190,6 +198,9 @@ class BatchRule(UpdateRule):
 
     def learn(self, batch: TrainingBatch, max_steps: int | None = None) -> BatchResult:
         is_shared = self.exchange.world_size > 1
+        if is_shared and self._buffers:
+            # As DistributedDataParallel does: statistics of the first rank's rows are everybody's.
+            self.exchange.copy_of_first(self._buffers)
         seen = batch_gradient(self.learner, batch, summed=is_shared or self._accumulate > 1, check=not is_shared)
         if is_shared:
             seen = self._exchanged(seen)
@@ -211,9 +222,16 @@ class BatchRule(UpdateRule):
             self.learner.optimizer.zero_grad(set_to_none=True)
         refuse_sparse(parameters)
         has_gradient = [float(parameter.grad is not None) for parameter in parameters]
-        told = [seen.loss * seen.weight if seen.weight else 0.0, seen.weight, float(seen.n_samples), *has_gradient]
-        loss, weight, n_samples, *n_ranks = exchange.add(told)
+        is_bad = seen.weight > 0 and not math.isfinite(seen.loss)
+        told = [seen.loss * seen.weight if seen.weight else 0.0, seen.weight, float(seen.n_samples)]
+        told += [float(is_bad), float(is_bad and exchange.rank)]
+        loss, weight, n_samples, n_bad, bad_rank, *n_ranks = exchange.add([*told, *has_gradient])
         mean = loss / weight if weight else 0.0
+        if n_bad and not is_bad:
+            on = f"rank {bad_rank:.0f}" if n_bad == 1 else f"{n_bad:.0f} other ranks"
+            raise DivergedElsewhere(f"the loss is {mean}, of samples on {on}", fix="see what is said there")
+        if n_bad:
+            raise non_finite_error(mean)
         if self._accumulate == 1 and weight:
             some = [parameter for parameter, n in zip(parameters, n_ranks, strict=True) if n]
             for parameter in some:

@@ -214,8 +214,11 @@ def samples_per_epoch(stream: BatchStream) -> int:
 
 @contextmanager
 def in_stored_order(stream: BatchStream) -> Iterator[BatchStream]:
-    """Yield the same data in stored order; a shuffled stream stays as it is, and a second one is opened."""
-    if not stream.shuffle:
+    """Yield the same data in stored order; a shuffled stream stays as it is, and a second one is opened.
+
+    So is one that ranks share, each of which then reads blocks of its own.
+    """
+    if not stream.shuffle and getattr(stream, "world_size", 1) == 1:
         yield stream
         return
     with closing(stream.sequential()) as ordered:
@@ -228,7 +231,8 @@ def every_sample(stream: BatchStream) -> Iterator[BatchStream]:
 
     A stream that is shuffled, drops the last batch, or stands inside an epoch is not touched: a second one is opened.
     """
-    if not (stream.shuffle or stream.drop_last or _is_inside_epoch(stream)):
+    is_shared = getattr(stream, "world_size", 1) > 1
+    if not (stream.shuffle or stream.drop_last or is_shared or _is_inside_epoch(stream)):
         yield stream
         return
     with closing(stream.sequential()) as ordered:

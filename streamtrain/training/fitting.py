@@ -51,6 +51,22 @@ class FitPlan:
     # Without lines where a run is handed over open: whoever does so prints a table.
     progress: RunProgress
 
+    def facts(self, watch: EpochWatch, checkpoint: object, log_every: int) -> dict[str, object]:
+        """Return what several ranks must be called with alike."""
+        stopping = watch.stopping
+        return {
+            "max_epochs": self.totals.max_epochs,
+            "max_steps": self.totals.max_steps,
+            "until_loss": stopping.until_loss,
+            "patience": stopping.patience,
+            "monitor": watch.monitor and watch.monitor.name,
+            "checkpoint_every": self.every,
+            "on_checkpoint_failure": self.on_failure,
+            "resume": self.resumes,
+            "log_every": log_every,
+            "a run's folder": checkpoint is not None,
+        }
+
 
 class _Clock:
     """The wall time of a call of fit, and what of it went into validation and saving."""
@@ -147,6 +163,20 @@ class Fitting:
         elif counts.n_steps and plan.totals.reached_by(counts):
             warnings.warn(_reached(plan.totals, counts), stacklevel=6)
 
+    def _of_ranks(self, summary: EpochSummary) -> dict[str, float]:
+        """Say how the ranks waited in an epoch, for the reader and for one another."""
+        exchange = self.rule.exchange
+        if exchange.world_size == 1:
+            return {}
+        waits = exchange.gather((exchange.seconds, summary.speed.wait_seconds))
+        exchange.seconds = 0.0
+        slowest = min(range(len(waits)), key=lambda rank: waits[rank][0])
+        return {
+            "world_size": exchange.world_size,
+            "slowest_rank": slowest,
+            "wait_seconds_max": max(of_reader for _, of_reader in waits),
+        }
+
     def _begin_bar(self, stream: BatchStream, plan: FitPlan) -> None:
         counts, of_pass = self.loop.counts, samples_per_epoch(stream)
         of_epoch = max(1, self.rule.steps_per_epoch(len(stream), of_pass))
@@ -160,13 +190,15 @@ class Fitting:
         if self.measure is not None:
             with clock.during("validation"):
                 summary = replace(summary, val=self.measure())
+        # All ranks go by the same figures, also where each has measured by itself.
+        summary = self.rule.exchange.of_first(lambda: summary)
         if not summary.partial:
             value = self.watch.look(summary, is_fresh=self.rule.is_fresh)
             if self.learner.schedules is not None:
                 summary = replace(summary, lr=self.learner.schedules.lr)
                 self.learner.schedules.after_epoch(value)
         self.loop.keep(summary)
-        self.run.log(kind="epoch", **summary.named())
+        self.run.log(kind="epoch", **summary.named(), **self._of_ranks(summary))
         self.run.keep_scores(summary.scores())
         monitor = self.watch.monitor
         plan.progress.end_epoch(head_of(summary, monitor), epoch_line(summary, monitor), _figures(summary))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from streamtrain.errors import Argument, DivergedError, Fix, StreamtrainWarning, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import random_state, seeded_random, set_random_state
-from streamtrain.optim.exchange import ALONE, Exchange
+from streamtrain.optim.exchange import ALONE, DivergedElsewhere, Exchange, ToldByRank
 from streamtrain.optim.gradients import (
     BatchResult,
     Learner,
@@ -27,7 +27,7 @@ from streamtrain.optim.gradients import (
     least_weight,
     read_scalars,
 )
-from streamtrain.optim.rules import UpdateRule
+from streamtrain.optim.rules import UpdateRule, changing_buffers
 from streamtrain.store.schema.arrangement import AS_IT_IS, Arrangement
 from streamtrain.training.batch_stream import (
     BatchStream,
@@ -205,7 +205,7 @@ class EpochLoop:
         put_in_training_mode(self._learner.model)
         key = (self.counts.n_epochs, *([exchange.rank] if exchange.rank else []))
         with seeded_random(stream.seed, *key, device=self._device), self._located(stream):
-            if inside is not None and inside.metrics:
+            if inside is not None:
                 recorder.running.load_state_dict(*inside.metrics)
             for batch in self._batches(stream, inside, totals):
                 place = partial(self._place, stream, recorder.running, n_taken)
@@ -231,6 +231,7 @@ class EpochLoop:
             if not any(exchange.gather(recorder.running.weight)):
                 raise zero_weight_error(self._weight)
             self._rule.end_epoch()
+            exchange.copy_of_first(changing_buffers(self._learner.model))
             recorder.settle(self._rule)
         self.counts = self.agreed_counts().after_epoch(n_steps=self._rule.n_steps)
 
@@ -324,6 +325,8 @@ class EpochLoop:
             with weights_named(batch, lambda: last_batch_samples(stream)):
                 return self._rule.learn(batch, max_steps)
         except DivergedError as error:
+            if isinstance(error, DivergedElsewhere | ToldByRank):
+                raise
             name_bad_samples(error, self._learner, batch, last_batch_samples(stream))
             raise
 
@@ -454,6 +457,8 @@ class EpochLoop:
             with explain_device(self._device, optimizer=self._learner.optimizer, **how):
                 yield
         except DivergedError as error:
+            if isinstance(error, ToldByRank):
+                raise
             error.where = f"epoch {self.counts.n_epochs + 1}, step {self._rule.n_steps + 1}"
             is_raw = self.targets.is_of_differences and self.targets.normalization is None
             name_rate(error, self._learner, takes_raw_target=is_raw)

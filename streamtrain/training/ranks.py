@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, Final
@@ -10,8 +11,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from streamtrain.errors import Argument, BudgetError, Fix, Lines, UsageError
+from streamtrain.errors import Argument, BudgetError, Fix, Lines, StreamtrainWarning, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.loader.world import present_rank
 from streamtrain.optim.exchange import Exchange, RankExchange
@@ -20,7 +22,8 @@ from streamtrain.store.dataset import Dataset
 from streamtrain.system.memory import memory_limit
 from streamtrain.system.units import format_bytes, megabytes
 from streamtrain.training.batch_stream import BatchStream
-from streamtrain.training.progress import Counts
+from streamtrain.training.metrics.results import Scoring
+from streamtrain.training.metrics.user import check_metrics
 from streamtrain.training.run.serialization import flatten_names
 
 _MOST_NAMED: Final = 5
@@ -37,7 +40,7 @@ def shown(progress: bool | None) -> bool | None:
     return False if present_rank().rank else progress
 
 
-def exchange_over(data: object, before: Exchange | None = None) -> Exchange:
+def exchange_over(data: object, before: Exchange | None = None, device: torch.device | None = None) -> Exchange:
     """Return the exchange of the ranks that share a stream, the one before if it is theirs.
 
     Raises
@@ -57,23 +60,39 @@ def exchange_over(data: object, before: Exchange | None = None) -> Exchange:
             fix="torch.distributed.init_process_group() before, and a loader without rank= and world_size=; "
             "or one of all samples: rank=0, world_size=1",
         )
-    return RankExchange()
+    return RankExchange(device)
 
 
 def join_ranks(
-    data: BatchStream | Dataset, rule: UpdateRule, model: nn.Module, counts: Counts, *, before: Exchange | None
+    data: BatchStream | Dataset, rule: UpdateRule, scoring: Scoring, device: torch.device, *, before: Exchange | None
 ) -> Exchange:
     """Let a rule take part with the other ranks that share its data, if there are any, from the first one's weights."""
-    exchange = exchange_over(data, before)
+    exchange = exchange_over(data, before, device)
     if exchange.world_size > 1 and rule.name == "sample":
         raise UsageError(
             f"update='sample' steps on one sample at a time, and {exchange.world_size} ranks share the batches",
             fix=Fix(Argument("update", "batch")),
         )
     rule.exchange = exchange
-    if counts == Counts():
+    if exchange.world_size > 1:
+        check_metrics(scoring.metrics)
+        model = rule.learner.model
         exchange.copy_of_first([*model.state_dict().values()])
+        _warn_of_batch_norm(exchange, model, getattr(data, "batch_size", None))
     return exchange
+
+
+def _warn_of_batch_norm(exchange: Exchange, model: nn.Module, batch_size: int | None) -> None:
+    kinds = {type(each).__name__ for each in model.modules() if isinstance(each, _BatchNorm)} - {"SyncBatchNorm"}
+    if kinds and exchange.rank == 0:
+        of = "" if batch_size is None else f", {batch_size // exchange.world_size} of {batch_size} samples of a batch"
+        warnings.warn(
+            StreamtrainWarning(
+                f"{', '.join(sorted(kinds))} takes its statistics from the rows of one rank{of}",
+                fix="torch.nn.SyncBatchNorm on GPUs, another normalization, or a larger batch_size",
+            ),
+            stacklevel=5,
+        )
 
 
 def check_ranks(
@@ -82,13 +101,14 @@ def check_ranks(
     description: Mapping[str, object],
     loader: BatchStream,
     val: BatchStream | None,
+    call: Mapping[str, object],
 ) -> None:
     """Refuse ranks that would not train the same, or whose loaders do not fit their host together."""
     if exchange.world_size == 1:
         return
     shapes = [tuple(parameter.shape) for parameter in model.parameters()]
     versions = {"streamtrain": version("streamtrain"), "torch": torch.__version__, "numpy": np.__version__}
-    facts = {**flatten_names(description), "val": getattr(val and val.dataset, "id", None)}
+    facts = {**flatten_names(description), **call, "val": getattr(val and val.dataset, "id", None)}
     if isinstance(loader, StreamLoader):
         facts |= {"lanes": loader.sizes.lanes, "groups": loader.sizes.groups}
     own = {**versions, "shapes of the weights": str(shapes), **{name: _plain(value) for name, value in facts.items()}}

@@ -366,13 +366,14 @@ class Trainer(PredictsInTraining):
         validation: BatchStream | Dataset | None = opened(val)
         check_can_train(data, validation)
         self._build_from(data, seed)
-        self._exchange = exchange = join_ranks(data, self._rule, self.model, self.counts, before=self._exchange)
+        scoring = self._epoch_loop.scoring
+        exchange = self._exchange = join_ranks(data, self._rule, scoring, self.device, before=self._exchange)
         watch = make_watch(
             self.loss,
             (monitor, monitor_mode),
             data=data,
             target=self.target,
-            own=self._epoch_loop.scoring.metrics,
+            own=scoring.metrics,
             has_val=val is not None,
             limits={"until_loss": until_loss, "patience": patience, "min_delta": min_delta},
             restored=original_model(self.model) if restore_best else None,
@@ -394,14 +395,14 @@ class Trainer(PredictsInTraining):
         log_every: int,
     ) -> History:
         self._begin(loader, val, plan.totals, watch.mode)
-        description = self.describe(loader)
-        check_ranks(self._rule.exchange, self.model, description, loader, val)
+        description, call = self.describe(loader), plan.facts(watch, checkpoint, log_every)
+        check_ranks(self._rule.exchange, self.model, description, loader, val, call)
         config = self._config(description, loader, watch, plan)
         before, self._watch = self._watch, watch
-        streams = (stream_identity(loader), None if val is None else stream_identity(val))
+        streams = (stream_identity(loader), val and stream_identity(val))
         with (
             open_run(checkpoint, config, plan.resumes, self._rule.exchange) as run,
-            watch.over(streams, run, lambda: self.counts, before=before),
+            watch.over(streams, run, lambda: self.counts, before=before, exchange=self._rule.exchange),
             in_stored_order(loader) if self._rule.in_stored_order else nullcontext(loader) as stream,
             nullcontext(val) if val is None else in_stored_order(val) as measured,
             self._told(),
@@ -439,7 +440,6 @@ class Trainer(PredictsInTraining):
         """Measure loss and scores over a stream, each sample once, in stored order; nothing is changed.
 
         Your own batches, an iterable of dicts or of tuples (inputs, target), are measured as they come.
-
         With two classes, precision and recall are those of ``positive``, by default class 1.
 
         This holds for any stream, also for one that drops the last batch or stands inside an epoch. Only samples in
@@ -461,7 +461,7 @@ class Trainer(PredictsInTraining):
         data = data if is_stream(data) else GivenBatches(data, self._epoch_loop.fields)
         arrangement = self.learned.schema.arrangement(data, self._epoch_loop.fields, stacklevel=4)
         scoring = self.learned.scoring(data.dataset, positive, arrangement)
-        exchange = exchange_over(data, self._exchange)
+        exchange = exchange_over(data, self._exchange, self.device)
         with every_sample(data) as stream, exchange.failing_together():
             return self._epoch_loop.measure(stream, scoring, arrangement, exchange)
 

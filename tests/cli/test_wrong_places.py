@@ -119,7 +119,7 @@ def test_a_quantity_of_texts_is_told_at_ingest(trained: Path, capsys: pytest.Cap
     assert out.splitlines()[-2].endswith(", and 10 more")
     [told] = re.findall(r"^warning: train will refuse it: (.+) Fix: (--task \w+)\.$", err, re.MULTILINE)
     assert told == (
-        "n: regression of name, which holds 30 classes. Classes are no quantities.",
+        "n: regression of name, which holds 30 classes. Classes are not quantities.",
         "--task classification",
     )
     assert told[0] in refused(capsys, f"train n --model linear {SMALL}")

@@ -190,7 +190,7 @@ def test_a_command_killed_for_memory_is_told_so() -> None:
 def test_a_command_without_loaders_has_no_budget() -> None:
     found = build_timeline(watched([(0.0, {7: held(5)})], []))
     assert profile_figures(found)["memory"] == []
-    assert "no loader" in profile_lines(found)[-1]
+    assert "no streamtrain loader" in profile_lines(found)[-1]
     assert "waiting" not in profile_page(found), "what is not drawn has no key"
 
 

@@ -136,7 +136,7 @@ class Acts(RuleBasedStateMachine):
         mode, rows = self.pending
         both = np.concatenate([rows, rows])
         if any((self.folder / "data").rglob("journal")):
-            with pytest.raises(DatasetError, match="otherwise"):
+            with pytest.raises(DatasetError, match="differently"):
                 self._act(mode, both, WHOLE, resume=True)
         else:
             # It was interrupted before anything of it was noted: this begins it anew.

@@ -21,11 +21,11 @@ def test_sigterm_interrupts_at_once_inside_the_block_only() -> None:
 def test_the_first_signal_is_held_back_and_the_second_interrupts() -> None:
     before = signal.getsignal(signal.SIGINT)
     with defer_signals() as interrupts:
-        interrupts.stop_if_asked(None)
+        interrupts.stop(interrupts.number, None)
         signal.raise_signal(signal.SIGTERM)
         assert interrupts.number == signal.SIGTERM
         with pytest.raises(Interrupted, match="interrupted by SIGTERM; saved run/3"):
-            interrupts.stop_if_asked(Path("run/3"))
+            interrupts.stop(interrupts.number, Path("run/3"))
         with pytest.raises(Interrupted, match="interrupted by SIGINT"):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -37,7 +37,7 @@ def test_a_signal_that_was_ignored_on_purpose_stays_ignored() -> None:
     try:
         with defer_signals() as interrupts:
             signal.raise_signal(signal.SIGINT)
-            interrupts.stop_if_asked(None)
+            interrupts.stop(interrupts.number, None)
             signal.raise_signal(signal.SIGHUP)
             assert interrupts.number == signal.SIGHUP
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

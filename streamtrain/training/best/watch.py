@@ -26,6 +26,7 @@ from streamtrain.errors import (
 )
 from streamtrain.loader.batch import tensor_bytes
 from streamtrain.models.losses import Loss
+from streamtrain.optim.exchange import ALONE, Exchange
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.store.dataset import Dataset
 from streamtrain.system.signals import Interrupted
@@ -150,7 +151,13 @@ class EpochWatch:
 
     @contextmanager
     def over(
-        self, streams: tuple[object, ...], run: Run, counts: Callable[[], Counts], *, before: EpochWatch | None
+        self,
+        streams: tuple[object, ...],
+        run: Run,
+        counts: Callable[[], Counts],
+        *,
+        before: EpochWatch | None,
+        exchange: Exchange = ALONE,
     ) -> Iterator[None]:
         """Watch a run for the block, at whose end the best weights are put in, if they are to be.
 
@@ -170,6 +177,9 @@ class EpochWatch:
                 self._restore(counts())
             raise
         self._restore(counts())
+        if self._restored is not None:
+            # Of several ranks the first one has them for sure.
+            exchange.copy_of_first([*self._restored.state_dict().values()])
 
     def _restore(self, counts: Counts) -> None:
         model = self._restored

@@ -391,8 +391,20 @@ class RunningMetrics:
         _, target, weights = self._batches[0] if self._batches else (None, torch.empty(0), None)
         return weights is None and scored_as(self._loss, tuple(target.shape[1:])) in ("classification", None)
 
-    def load_state_dict(self, state: dict[str, Any], *others: dict[str, Any]) -> None:
-        """Restore the sums of a ``state_dict``, and add those of others, such as of ranks that are no more."""
+    def load_state_dict(self, *states: dict[str, Any]) -> None:
+        """Restore the sums of a ``state_dict``, and add those of others, such as of ranks that are no more.
+
+        A new rank has none of its own, and leaves out the user's metrics as the others do.
+        """
+        if states:
+            self._load(*states)
+        if self._metrics:
+            names = ", ".join(self._metrics)
+            text = f"{names} of this epoch: left out, since what it had seen before the run was cut short is not kept"
+            warnings.warn(StreamtrainWarning(text), stacklevel=6)
+            self._metrics = {}
+
+    def _load(self, state: dict[str, Any], *others: dict[str, Any]) -> None:
         self._loss_sum, self._weight = ExactSum(*state["loss_sum"]), ExactSum(*state["weight"])
         self._terms, self._n_samples, self._kept, self._tally = [], state["n_samples"], [], None
         for each in others:
@@ -406,11 +418,6 @@ class RunningMetrics:
             if (batches := each.get("batches")) is not None:
                 self._keep(*batches)
         self._marked = (state["marked"][0], state["marked"][1])
-        if self._metrics:
-            names = ", ".join(self._metrics)
-            text = f"{names} of this epoch: left out, since what it had seen before the run was cut short is not kept"
-            warnings.warn(StreamtrainWarning(text), stacklevel=6)
-            self._metrics = {}
 
     def _of_earlier(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """Return the scores of a state that an earlier version saved: hits, and of squared errors the loss."""

@@ -8,6 +8,7 @@ the metrics. Inside an epoch that ranks share, each has sums and a random state 
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -372,7 +373,8 @@ class RunState:
             counts = Counts(**found.state["counts"])
             if not is_over(counts) and isinstance(self._run, RunFolder):
                 self._check_room(self._run)
-            _put_stream_back(self._stream, found, is_over=is_over(counts))
+            world_size = self._rule.exchange.world_size
+            _put_stream_back(self._stream, found, is_over=is_over(counts), world_size=world_size)
         except CheckpointError as error:
             error.where = str(found.path)
             raise
@@ -440,7 +442,16 @@ def _n_ranks(found: Checkpoint) -> int:
     return 1 + len(named.get(_RANKS, ()))
 
 
-def _put_stream_back(stream: ResumableStream, found: Checkpoint, *, is_over: bool) -> None:
+def _put_stream_back(stream: ResumableStream, found: Checkpoint, *, is_over: bool, world_size: int) -> None:
+    groups, batch_size = found.state["stream"].get("groups", 1), getattr(stream, "batch_size", 1)
+    shared = math.gcd(groups, batch_size)
+    if not is_over and getattr(stream, "shuffle", False) and shared % world_size:
+        possible = [str(n) for n in range(1, shared + 1) if shared % n == 0]
+        raise CheckpointError(
+            f"{world_size} ranks cannot share batches of {batch_size} samples from {groups} groups of lanes, as the "
+            "run has them",
+            fix=f"{', '.join(possible[:-1])} or {possible[-1]} ranks" if len(possible) > 1 else "one process",
+        )
     try:
         stream.load_state_dict(found.state["stream"])
     except CheckpointError:
