@@ -99,6 +99,7 @@ def workers_of_a_data_loader(w: World) -> None:
     "loader/world.py:refuse_reader: DataLoader(loader, batch_size=None), or iterate the StreamLoader itself",
     "loader/world.py:refuse_reader: give prepare() the StreamLoader itself, or leave it out there",
     "loader/augmentation.py:_by_name: return batch._replace(...) or a dict from it",
+    "training/engines/hf_trainer.py:HFLoaderState.__new__: the StreamLoader of the training",
 )
 def readers_of_other_people(w: World) -> None:
     class DataLoaderDispatcher(torch.utils.data.DataLoader[Any]):
@@ -111,6 +112,8 @@ def readers_of_other_people(w: World) -> None:
     with st.StreamLoader(data, batch_size=20, memory="16MB") as loader:
         w.refused(read, loader)
         read(loader, batch_size=None)
+        w.refused(st.HFLoaderState, data)
+        st.HFLoaderState(loader)
         list(loader)
     with st.StreamLoader(data, batch_size=20, memory="16MB", rank=0, world_size=2, groups=2) as loader:
         w.refused(read, loader, batch_size=None)
