@@ -49,10 +49,10 @@ def save(data: str, path: str) -> Ids:
     return seen
 
 
-def load(data: str, path: str) -> Ids:
+def load(data: str, path: str) -> tuple[Ids, list[float]]:
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
     found = parts(data)
     loader, model = found["loader"], found["model"]
@@ -61,9 +61,9 @@ def load(data: str, path: str) -> Ids:
     set_model_state_dict(model, weights)
     steps(loader, model, found["optimizer"])
     loader.close()
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     dist.destroy_process_group()
-    seen: Ids = model.seen
-    return seen
+    return model.seen, whole["layer.weight"].flatten().tolist() if whole else []
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +75,21 @@ def saved(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "checkpoint"
 
 
-@pytest.mark.parametrize("n_ranks", [1, 2, 4])
-def test_another_number_of_ranks_goes_on_with_the_next_batch(
-    data: str, tmp_path: Path, saved: Path, n_ranks: int
-) -> None:
-    rest = run(load, n_ranks, tmp_path, data, str(saved))
-    assert rest == [ids_in_order(data, rank, n_ranks)[AT:] for rank in range(n_ranks)]
-    before = {sample for batch in ids_in_order(data)[:AT] for sample in batch}
-    after = [sample for of_rank in rest for batch in of_rank for sample in batch]
+def test_another_number_of_ranks_goes_on_with_the_next_batch(data: str, tmp_path: Path, saved: Path) -> None:
+    weights = {}
+    before = [sample for batch in ids_in_order(data)[:AT] for sample in batch]
     assert len(before) == AT * BATCH
-    assert sorted([*before, *after]) == list(range(N))
+    for n_ranks in (1, 2, 4):
+        told = run(load, n_ranks, tmp_path, data, str(saved))
+        rest = [seen for seen, _ in told]
+        assert rest == [ids_in_order(data, rank, n_ranks)[AT:] for rank in range(n_ranks)]
+        after = [sample for of_rank in rest for batch in of_rank for sample in batch]
+        assert sorted([*before, *after]) == list(range(N))
+        weights[n_ranks] = told[0][1]
+    # The mean over ranks is the mean over the batch, in the uneven last batch too.
+    assert len(weights[1]) == 8
+    for n_ranks in (2, 4):
+        assert weights[n_ranks] == pytest.approx(weights[1], abs=1e-6)
 
 
 if __name__ == "__main__":

@@ -92,5 +92,32 @@ def test_a_checkpoint_goes_on_with_the_next_batch(
         assert seen == both[at:]
 
 
+def refused(data: str) -> list[str]:
+    """What the Trainer cannot do with a loader: skip batches, and take it for a dataset of samples."""
+    from transformers import Trainer, TrainingArguments
+
+    told = []
+    how = {"save_strategy": "steps", "save_steps": AT}
+    with new_loader(data, as_dict=True) as loader:
+        trainer = new_trainer(Model(), loader, [st.HFLoaderState(loader)], **how)
+        trainer.train()
+        try:
+            trainer.train(resume_from_checkpoint=f"out/checkpoint-{AT}")
+        except AttributeError as error:
+            told.append(str(error))
+        arguments = TrainingArguments("out", report_to=[], use_cpu=True, disable_tqdm=True)
+        try:
+            Trainer(Model(), arguments, train_dataset=loader).train()
+        except st.UsageError as error:
+            told.append(str(error))
+    return told
+
+
+def test_what_does_not_work_ends_in_an_error(data: str, tmp_path: Path) -> None:
+    skipped, batched = run(refused, 1, tmp_path, data)[0]
+    assert "sampler" in skipped
+    assert "DataLoader would put several batches" in batched
+
+
 if __name__ == "__main__":
     call_named(globals())

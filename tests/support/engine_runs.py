@@ -65,8 +65,8 @@ def ids_in_order(data: str, rank: int = 0, world_size: int = 1, *, epoch: int = 
 def run(function: Callable[..., Any], n_ranks: int, folder: Path, *words: str, seconds: float = 240) -> list[Any]:
     """Call a function of a test file in ranks of their own; return what each of them returned."""
     told = _start(function, n_ranks, folder, words, seconds)
-    for rank, (code, _, err) in enumerate(told):
-        assert code == 0, f"rank {rank}: {err}"
+    for rank, (code, out, err) in enumerate(told):
+        assert code == 0, f"rank {rank}: {out}{err}"
     return [json.loads((folder / f"{function.__name__}.{rank}.json").read_text()) for rank in range(n_ranks)]
 
 
