@@ -92,6 +92,24 @@ def test_a_checkpoint_goes_on_with_the_next_batch(
         assert seen == both[at:]
 
 
+def resume_accumulating(data: str) -> list[int]:
+    """Resume after 10 steps on 4 batches each; return the batches that came then, and the last step."""
+    how = {"save_strategy": "steps", "save_steps": 10, "gradient_accumulation_steps": 4, "ignore_data_skip": True}
+    with new_loader(data, as_dict=True) as loader:
+        new_trainer(Model(), loader, [st.HFLoaderState(loader)], **how).train()
+    model = Model()
+    with new_loader(data, as_dict=True) as loader:
+        trainer = new_trainer(model, loader, [st.HFLoaderState(loader)], **how)
+        trainer.train(resume_from_checkpoint="out/checkpoint-10")
+    assert model.seen == ids_in_order(data)[40:]
+    return [len(model.seen), trainer.state.global_step]
+
+
+def test_a_resumed_epoch_s_last_batches_take_no_step_where_they_do_not_fill_one(data: str, tmp_path: Path) -> None:
+    # Undisturbed, the Trainer takes a step on them; the manual says so.
+    assert run(resume_accumulating, 1, tmp_path, data) == [[N_BATCHES - 40, 10 + (N_BATCHES - 40) // 4]]
+
+
 def refused(data: str) -> list[str]:
     """What the Trainer cannot do with a loader: skip batches, and take it for a dataset of samples."""
     from transformers import Trainer, TrainingArguments
