@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from streamtrain.store.dataset import open_dataset as open
     from streamtrain.store.layout import Field, Layout
     from streamtrain.store.verify import repair, verify
+    from streamtrain.training.engines.hf_trainer import HFLoaderState
     from streamtrain.training.inference.model import load
     from streamtrain.training.records.history import History
     from streamtrain.training.trainer import Trainer
@@ -74,6 +75,7 @@ __all__ = [
     "DeviceError",
     "DivergedError",
     "Field",
+    "HFLoaderState",
     "History",
     "InputError",
     "Layout",
@@ -110,6 +112,7 @@ _HOMES = {
     "Batch": "loader.batch",
     "Dataset": "store.dataset",
     "Field": "store.layout",
+    "HFLoaderState": "training.engines.hf_trainer",
     "History": "training.records.history",
     "Layout": "store.layout",
     "Schedule": "optim.schedules",

@@ -41,6 +41,7 @@ PLACES = {
     "click": ("cli",),
     "matplotlib": ("diagnostics",),
     "jinja2": ("diagnostics",),
+    "transformers": ("training.engines",),
     "torch": ("loader", "models", "optim", "training", "diagnostics", "comparison", "cli"),
 }
 # Modules in those packages that work without torch all the same.
@@ -194,7 +195,7 @@ def test_libraries_stay_in_their_place(module: str) -> None:
 def test_what_is_imported_is_declared_and_used() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = {line.split(">=")[0] for line in project["dependencies"]}
-    extra = {"pyarrow", "matplotlib", "pandas"}
+    extra = {"pyarrow", "matplotlib", "pandas", "transformers"}
     type_checkers = {"_typeshed"}
     used = {name for module in MODULES for name in distributions(module)} - sys.stdlib_module_names - {"streamtrain"}
     assert used - extra - type_checkers == core

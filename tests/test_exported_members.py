@@ -103,5 +103,5 @@ def test_the_face_is_what_the_page_says() -> None:
     assert set(PUBLIC) == {
         *("ingest", "open", "rows", "verify", "repair", "Dataset", "Field", "Layout"),
         *("StreamLoader", "Batch", "plan", "uniform", "normal"),
-        *("Trainer", "Schedule", "History", "plot", "compare", "load"),
+        *("Trainer", "Schedule", "History", "plot", "compare", "load", "HFLoaderState"),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pages import FIGURES, GUIDE, GUIDE_PAGES, PAGES, ROOT, code_spans, follow
+from pages import ENGINES, FIGURES, GUIDE, GUIDE_PAGES, PAGES, ROOT, code_spans, follow
 from run_script import help_of
 
 import streamtrain
@@ -43,12 +43,16 @@ def after_concepts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", [page for page in GUIDE_PAGES if page != CONCEPTS], ids=name_of)
+@pytest.mark.parametrize("page", [page for page in GUIDE_PAGES if page not in (CONCEPTS, ENGINES)], ids=name_of)
 def test_a_page_s_commands_and_python_run(
     page: Path, after_concepts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(shutil.copytree(after_concepts, tmp_path / "here"))
     assert follow(page) > 0
+
+
+def test_the_page_on_other_trainers_runs_where_they_are() -> None:
+    assert "follow(ENGINES)" in (ROOT / "tests" / "engines" / "test_engines_page.py").read_text()
 
 
 def commands_named(page: Path) -> Iterator[tuple[str, set[str]]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -156,6 +156,27 @@ def transformed(transform: Transform, *given: Any) -> Any:
     if batch is None:
         raise UsageError("the transform returned None", fix="end it in: return batch")
     return batch
+
+
+def named(transform: Transform | None) -> Transform:
+    """Make the transform that ends in a dict of tensors by name, with as many arguments."""
+
+    def with_keys(batch: Any, keys: Tensor) -> dict[str, Tensor]:
+        return _by_name(transformed(transform, batch, keys) if transform else batch)
+
+    def alone(batch: Any) -> dict[str, Tensor]:
+        return _by_name(transformed(transform, batch) if transform else batch)
+
+    return with_keys if takes_keys(transform) else alone
+
+
+def _by_name(batch: Any) -> dict[str, Tensor]:
+    if not isinstance(batch, Mapping) and not hasattr(batch, "_asdict"):
+        raise UsageError(
+            f"as_dict=True, and the transform returned a {type(batch).__name__}, which has no names",
+            fix="return batch._replace(...) or a dict from it",
+        )
+    return dict(batch) if isinstance(batch, Mapping) else batch._asdict()
 
 
 def batch_samples(order: EpochOrder, start: int, stop: int, batch_size: int) -> Iterator[I64]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -167,6 +167,17 @@ def batch_finisher(
         return transformed(transform, batch, _beside(batch, sample_keys(seed, epoch, samples)))
 
     return finish
+
+
+def batch_without_samples(
+    layout: Layout, make: Callable[[Iterable[Tensor]], Batch], transform: Transform | None, device: torch.device | None
+) -> Any:
+    """Make a batch of no samples, for a rank whose share of the last batch is empty, transformed as any other."""
+    batch = make(torch.from_numpy(np.empty((0, *each.shape), each.dtype)).to(device) for each in layout.fields)
+    if transform is None:
+        return batch
+    keys = (torch.empty(0, dtype=torch.int64, device=device),) if takes_keys(transform) else ()
+    return transform(batch, *keys)
 
 
 def _rows(batch: Batch, kept: I64) -> Batch:

@@ -10,20 +10,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-import numpy as np
 import torch
+from torch.utils.data import IterableDataset
 
 from streamtrain.errors import Argument, DeviceError, Fix, NotASequence, UsageError
-from streamtrain.loader.augmentation import Transform, takes_keys
+from streamtrain.loader.augmentation import Transform, named
 from streamtrain.loader.batch import Batch, BatchGroup, batch_type, batches_of, groups_of
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, solve
 from streamtrain.loader.deal import Deal
 from streamtrain.loader.device.transfer import Placement, make_transfer
 from streamtrain.loader.loader_state import LOADER_STATE_VERSION, checked_state
-from streamtrain.loader.quarantine import EMPTY_BATCH, Quarantine, QuarantinedBlock, batch_finisher, reader_of
+from streamtrain.loader.quarantine import (
+    EMPTY_BATCH,
+    Quarantine,
+    QuarantinedBlock,
+    batch_finisher,
+    batch_without_samples,
+    reader_of,
+)
 from streamtrain.loader.reading.pool import Pool
 from streamtrain.loader.telemetry import LoaderTelemetry
-from streamtrain.loader.world import OfOneProcess, present_rank, refuse_worker, told_rank, warn_of_ranks
+from streamtrain.loader.world import OfOneProcess, present_rank, refuse_reader, refuse_worker, told_rank, warn_of_ranks
 from streamtrain.shuffle.order import I64, ORDER_VERSION, EpochOrder
 from streamtrain.shuffle.positions import samples_at
 from streamtrain.shuffle.share import Rank
@@ -44,10 +51,10 @@ from streamtrain.system.memory import n_cores, require_memory
 from streamtrain.system.units import format_bytes, parse_bytes
 
 _ORDER = ("seed", "batch_size", "shuffle", "reshuffle", "drop_last")
-_SAME = ("batch_size", "seed", "transform", "device", "on_bad_block", "timeout")
+_SAME = ("batch_size", "seed", "transform", "as_dict", "device", "on_bad_block", "timeout")
 
 
-class StreamLoader(OfOneProcess):
+class StreamLoader(OfOneProcess, IterableDataset[Batch]):
     """Iterate over a dataset in shuffled batches without loading it.
 
     Each ``iter()`` is the next epoch. A batch belongs to the caller: its memory is never rewritten while anything
@@ -77,6 +84,8 @@ class StreamLoader(OfOneProcess):
     transform : callable, optional
         Called with each `Batch` on the loader's device, returns what is yielded instead. One that takes two arguments
         also gets a key for each sample, for `streamtrain.uniform` and `streamtrain.normal`.
+    as_dict : bool
+        Whether batches are dicts of tensors by field name, which the Trainer of transformers needs, and not `Batch`es.
     device : str, torch.device or Placement, optional
         The device that batches are put on; ``"auto"`` is CUDA where there is any. By default they stay on the CPU.
     on_bad_block : {"error", "quarantine"}
@@ -124,6 +133,7 @@ class StreamLoader(OfOneProcess):
         lanes: int | None = None,
         groups: int | None = None,
         transform: Transform | None = None,
+        as_dict: bool = False,
         device: str | torch.device | Placement | None = None,
         on_bad_block: str = "error",
         timeout: float | None = 300.0,
@@ -135,17 +145,16 @@ class StreamLoader(OfOneProcess):
         check_batch_size(batch_size, len(dataset), drop_last=drop_last)
         check_seed(seed)
         check_reading(on_bad_block, timeout, reshuffle)
-        check_flags(shuffle=shuffle)
+        check_flags(shuffle=shuffle, as_dict=as_dict)
         check_optional_functions(transform=transform)
         self._telemetry = LoaderTelemetry()
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
-        self.shuffle = shuffle
-        self.reshuffle = reshuffle
-        self.drop_last = drop_last
+        self.shuffle, self.reshuffle, self.drop_last = shuffle, reshuffle, drop_last
         self.memory_bytes = parse_bytes(memory, name="memory")
-        self.transform = transform
+        self.transform, self.as_dict = transform, as_dict
+        self._finishing = named(transform) if as_dict else transform
         self.device = device
         self.on_bad_block = on_bad_block
         self.timeout = timeout
@@ -356,6 +365,7 @@ class StreamLoader(OfOneProcess):
         if self._closed:
             raise UsageError("the loader is closed", fix="make a new one")
         refuse_worker()
+        refuse_reader(self.world_size)
         if self._told_rank is None:
             warn_of_ranks()
         self._turn += 1
@@ -391,21 +401,11 @@ class StreamLoader(OfOneProcess):
             if self._batch < deal.n_batches:
                 # Other ranks have the last samples.
                 self._batch += 1
-                yield self._without_samples()
+                device, make = self._carrier.device if self._carrier else None, self._batch_type._make
+                yield batch_without_samples(self.dataset.layout, make, self._finishing, device)
                 self._check_turn(turn)
         self._epoch, self._batch, self._ended = self._epoch + 1, 0, self._epoch
         self._pool_at = (self._epoch, 0) if self._pool else None
-
-    def _without_samples(self) -> Any:
-        """Make a batch of no samples, for a rank whose share of the last batch is empty."""
-        fields = self.dataset.layout.fields
-        device = self._carrier.device if self._carrier else None
-        empty = [torch.from_numpy(np.empty((0, *field.shape), field.dtype)).to(device) for field in fields]
-        batch = self._batch_type._make(empty)
-        if self.transform is None:
-            return batch
-        keys = (torch.empty(0, dtype=torch.int64, device=device),) if takes_keys(self.transform) else ()
-        return self.transform(batch, *keys)
 
     def _check_turn(self, turn: int) -> None:
         if self._closed:
@@ -431,7 +431,7 @@ class StreamLoader(OfOneProcess):
         deal, start = self._deal, self._deal.start(self._batch)
         place = {"seed": self.seed, "epoch": self._epoch, "start": start, "stop": deal.n_positions}
         order = partial(self._orders(), self._epoch)
-        return batch_finisher(self._quarantine, self.transform, order, batch_size=deal.local_batch_size, **place)
+        return batch_finisher(self._quarantine, self._finishing, order, batch_size=deal.local_batch_size, **place)
 
     def _orders(self) -> Callable[[int], EpochOrder]:
         return self._deal.order_of(self._sizes, self.seed, self.reshuffle)

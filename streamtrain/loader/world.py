@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import Any, ClassVar, NoReturn, SupportsIndex
+from types import FrameType
+from typing import Any, ClassVar, Final, NoReturn, SupportsIndex
 
 from streamtrain.errors import StreamtrainWarning, UsageError
 from streamtrain.shuffle.share import Rank
 from streamtrain.system.arguments import check_int
 
 _told: list[int] = []
+_READERS: Final = ("streamtrain.", "torch.utils.data", "accelerate.")
 
 
 def told_rank(rank: int | None, world_size: int | None) -> Rank | None:
@@ -50,6 +52,26 @@ def refuse_worker() -> None:
             why="It reads with threads of its own, and every worker would read all samples",
             fix="iterate the StreamLoader itself, or num_workers=0; a Dataset's rows can be read in workers",
         )
+
+
+def refuse_reader(n_ranks: int) -> None:
+    """Refuse to be read where batches would be put together once more, or one rank would read for all."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (room := str(frame.f_globals.get("__name__"))).startswith(_READERS):
+        # A DataLoader tells what it reads nothing of itself, but it is among the callers.
+        if room == "torch.utils.data._utils.fetch" and frame.f_locals.get("auto_collation"):
+            raise UsageError(
+                "a DataLoader would put several batches of the StreamLoader together",
+                why="What it is given are whole batches, and its batch_size counts those",
+                fix="DataLoader(loader, batch_size=None), or iterate the StreamLoader itself",
+            )
+        if n_ranks > 1 and type(frame.f_locals.get("self")).__name__ == "DataLoaderDispatcher":
+            raise UsageError(
+                f"accelerate reads this DataLoader in one process for all {n_ranks}",
+                why="A StreamLoader has its own process's share of every batch, and not those of the others",
+                fix="give prepare() the StreamLoader itself, or leave it out there",
+            )
+        frame = frame.f_back
 
 
 def warn_of_ranks() -> None:

@@ -96,6 +96,38 @@ def workers_of_a_data_loader(w: World) -> None:
 
 
 @world(
+    "loader/world.py:refuse_reader: DataLoader(loader, batch_size=None), or iterate the StreamLoader itself",
+    "loader/world.py:refuse_reader: give prepare() the StreamLoader itself, or leave it out there",
+    "loader/augmentation.py:_by_name: return batch._replace(...) or a dict from it",
+    "training/engines/hf_trainer.py:HFLoaderState.__new__: the StreamLoader of the training",
+)
+def readers_of_other_people(w: World) -> None:
+    class DataLoaderDispatcher(torch.utils.data.DataLoader[Any]):
+        """It goes by the name of accelerate's, and reads in one process of two as that does."""
+
+    def read(data: Any, **how: Any) -> None:
+        list(DataLoaderDispatcher(data, **how))
+
+    data = w.dataset()
+    with st.StreamLoader(data, batch_size=20, memory="16MB") as loader:
+        w.refused(read, loader)
+        read(loader, batch_size=None)
+        w.refused(st.HFLoaderState, data)
+        st.HFLoaderState(loader)
+        list(loader)
+    with st.StreamLoader(data, batch_size=20, memory="16MB", rank=0, world_size=2, groups=2) as loader:
+        w.refused(read, loader, batch_size=None)
+        list(loader)
+    made = {"tuples": lambda batch: (batch.x, batch.y), "dicts": lambda batch: {"x": batch.x}}
+    for name, transform in {**made, "batches": lambda batch: batch._replace(x=batch.x + 1)}.items():
+        with st.StreamLoader(data, batch_size=20, memory="16MB", as_dict=True, transform=transform) as loader:
+            if name == "tuples":
+                w.refused(list, loader)
+            else:
+                list(loader)
+
+
+@world(
     "loader/stream_loader.py:StreamLoader: pass the dataset, which can be pickled, and make a loader of it there",
     "training/trainer.py:Trainer: train here, and pass its model or its checkpoints",
     "store/dataset.py:_opened_again: open it again, and pass that on",

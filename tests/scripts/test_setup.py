@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def test_every_python_that_is_promised_is_tested_by_the_same_command() -> None:
     every_python, *ends = re.split(r"^  \w+:$", text.partition("\njobs:\n")[2], flags=re.M)[1:]
     assert re.findall(r'"(3\.\d+)"', every_python) == promised
     assert re.findall(r"- run: (.*)", every_python) == ["scripts/test"]
-    assert [re.findall(r"- run: (.*)", job) for job in ends] == [["scripts/test --oldest"], ["scripts/test --newest"]]
+    others = [f"scripts/test --{environment}" for environment in ("oldest", "newest", "engines")]
+    assert [re.findall(r"- run: (.*)", job) for job in ends] == [[command] for command in others]
 
 
 def test_a_commit_is_checked_by_the_tools_of_the_whole_run() -> None:
@@ -68,10 +70,27 @@ def test_what_quick_leaves_out_is_there() -> None:
     assert (SCRIPTS / "test").read_text().count("not slow") == 1, "only --quick leaves them out"
 
 
+def test_trainers_of_other_people_have_tests_of_their_own() -> None:
+    run = (SCRIPTS / "test").read_text()
+    assert "exec .venv-engines/bin/python -m pytest tests/engines" in run
+    others = [f"--ignore={path}" for path in (ROOT / "tests").iterdir() if path.name not in ("engines", "conftest.py")]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *others]
+    for folder, expected in (("tests", False), ("tests/engines", True)):
+        told = subprocess.run([*command, folder], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+        assert ("tests/engines/test_accelerate.py::" in told) == expected, told
+
+
 def test_constraints_pin_every_requirement_once() -> None:
     pinned = constraints("constraints.txt")
     assert requirements("test", "dev").keys() <= pinned.keys()
     assert pinned["torch"] == "2.13.0"
+
+
+def test_trainers_of_other_people_are_pinned_beside_the_versions_of_the_other_tests() -> None:
+    pinned, tested = constraints("constraints-engines.txt"), constraints("constraints.txt")
+    assert requirements("engines").keys() <= pinned.keys()
+    assert {name: version for name, version in pinned.items() if tested.get(name, version) != version} == {}
+    assert "ray" not in pinned, "it is heavy, and has a script of its own"
 
 
 def test_the_oldest_versions_are_the_lower_bounds() -> None:
@@ -121,7 +140,7 @@ def checkout(tmp_path: Path) -> Path:
     """A folder with spaces in its name, and in it what setup reads."""
     folder = tmp_path / "a check out"
     (folder / "scripts").mkdir(parents=True)
-    for name in ("pyproject.toml", "scripts/setup", "scripts/constraints.txt", "scripts/constraints-oldest.txt"):
+    for name in ("pyproject.toml", "scripts/setup", *(f"scripts/{path.name}" for path in SCRIPTS.glob("constraints*"))):
         shutil.copy(ROOT / name, folder / name)
     stand_in = folder / "my python"
     stand_in.write_text(STAND_IN)
@@ -145,17 +164,21 @@ def test_setup_installs_once(checkout: Path) -> None:
     assert setup(checkout) == (0, "")
 
 
-def test_the_oldest_and_the_newest_versions_have_environments_of_their_own(checkout: Path) -> None:
+def test_other_versions_and_other_people_s_trainers_have_environments_of_their_own(checkout: Path) -> None:
     code, asked = setup(checkout, "--oldest")
     assert code == 0
     assert "--constraint scripts/constraints-oldest.txt --editable .[all] --group test" in asked
     assert setup(checkout, "--oldest") == (0, "")
+    code, asked = setup(checkout, "--engines")
+    assert code == 0
+    assert "--constraint scripts/constraints-engines.txt --editable .[all] --group engines" in asked
+    assert setup(checkout, "--engines") == (0, "")
     for _ in range(2):
         code, asked = setup(checkout, "--newest")
         assert code == 0
         assert "--upgrade --upgrade-strategy eager --editable .[all] --group test" in asked
         assert "--constraint" not in asked
-    assert {path.name for path in checkout.glob(".venv*")} == {".venv-oldest", ".venv-newest"}
+    assert {path.name for path in checkout.glob(".venv*")} == {".venv-oldest", ".venv-newest", ".venv-engines"}
     assert setup(checkout, "--latest") == (2, "")
 
 

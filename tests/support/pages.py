@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 GUIDE = ROOT / "streamtrain" / "guide"
 GUIDE_PAGES = sorted(GUIDE.glob("*.md"))
+ENGINES = GUIDE / "engines.md"
+"""It needs other people's trainers; tests/engines runs it."""
 FIGURES = ROOT / "scripts" / "README.md"
 """Its commands take hours; that they exist is all that is tested of them."""
 PAGES = [README, *GUIDE_PAGES, FIGURES]

@@ -34,8 +34,10 @@ _LONG_SECONDS: Final = 1.0
 
 
 def is_torch_dataset(value: object) -> bool:
-    """Recognize a torch ``Dataset`` with a length."""
-    return _is_of(value, "Dataset") and hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    """Recognize a torch ``Dataset`` with a length, whose samples have an index."""
+    # An IterableDataset inherits __getitem__, and it may have a length.
+    is_indexed = _is_of(value, "Dataset") and not _is_of(value, "IterableDataset")
+    return is_indexed and hasattr(value, "__len__") and hasattr(value, "__getitem__")
 
 
 def is_data_loader(value: object) -> bool:

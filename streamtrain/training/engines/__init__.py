@@ -1,0 +1,1 @@
+"""Other people's trainers: what they need of a loader beside its batches."""
