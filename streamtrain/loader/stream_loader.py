@@ -386,6 +386,8 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
             pool = self._running_pool() if first < deal.n_with_samples else None
             finish = self._carrier.finish(self._last()) if self._carrier else self._last()
             groups: list[BatchGroup] = []
+            device, make = self._carrier.device if self._carrier else None, self._batch_type._make
+            empty = partial(batch_without_samples, self.dataset.layout, make, self._finishing, device)
             while pool is not None and self._batch < deal.n_with_samples:
                 groups = groups or self._next_groups(pool)
                 batches = batches_of(groups.pop(), deal.local_batch_size, self._batch_type._make)
@@ -394,15 +396,13 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
                     # Nothing here may keep the batch: its memory is lent until the caller releases it.
                     done = [batches.pop() if finish is None else finish(batches.pop())]
                     if deal.rank.world_size > 1 and done[0] is EMPTY_BATCH:
-                        done = [self._without_samples()]  # every rank takes as many steps
+                        done = [empty()]  # every rank takes as many steps
                     if done[0] is not EMPTY_BATCH:
                         yield done.pop()
                         self._check_turn(turn)
             if self._batch < deal.n_batches:
-                # Other ranks have the last samples.
-                self._batch += 1
-                device, make = self._carrier.device if self._carrier else None, self._batch_type._make
-                yield batch_without_samples(self.dataset.layout, make, self._finishing, device)
+                self._batch += 1  # other ranks have the last samples
+                yield empty()
                 self._check_turn(turn)
         self._epoch, self._batch, self._ended = self._epoch + 1, 0, self._epoch
         self._pool_at = (self._epoch, 0) if self._pool else None
