@@ -114,7 +114,7 @@ class EpochLoop:
                 metric.to(device)
         self._learner = learner
         self._rule = rule
-        self._device = device
+        self.device = device
         self._inputs = inputs
         self.target = target
         self._weight = weight
@@ -204,7 +204,7 @@ class EpochLoop:
         self._agreed = self.counts
         put_in_training_mode(self._learner.model)
         key = (self.counts.n_epochs, *([exchange.rank] if exchange.rank else []))
-        with seeded_random(stream.seed, *key, device=self._device), self._located(stream):
+        with seeded_random(stream.seed, *key, device=self.device), self._located(stream):
             if inside is not None:
                 recorder.running.load_state_dict(*inside.metrics)
             for batch in self._batches(stream, inside, totals):
@@ -253,18 +253,18 @@ class EpochLoop:
         """Yield the batches of the epoch from the run's position on."""
         batches = self._entered(stream, inside)
         if inside is not None and inside.random is not None:
-            set_random_state(inside.random_before or inside.random, self._device)
+            set_random_state(inside.random_before or inside.random, self.device)
         for _ in itertools.count():
             left = math.inf if totals.max_steps is None else totals.max_steps - self.counts.n_steps
             may_be_cut = self._rule.ends_inside_batches and left < stream.batch_size
-            self._random_before = random_state(self._device) if may_be_cut else None
+            self._random_before = random_state(self.device) if may_be_cut else None
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             if inside is not None and inside.random_before is not None and inside.random is not None:
                 # The batch was drawn again from the state before it; now comes the state after the samples taken in.
-                set_random_state(inside.random, self._device)
+                set_random_state(inside.random, self.device)
             inside = None
             yield batch
 
@@ -314,7 +314,7 @@ class EpochLoop:
         return MidEpochState(
             n_batches=n_batches,
             metrics=(running.state_dict(),),
-            random=random_state(self._device),
+            random=random_state(self.device),
             stream=state,
             n_batch_samples=n_batch_samples,
             random_before=self._random_before if n_batch_samples else None,
@@ -375,7 +375,7 @@ class EpochLoop:
 
     def _given(self, batch: Any, arrangement: Arrangement = AS_IT_IS) -> tuple[TrainingBatch, Labels]:
         """Return what the model and the loss take of a batch, and what its outputs are scored with."""
-        fields = arrangement.of(fields_on(self._device, batch, self.fields))
+        fields = arrangement.of(fields_on(self.device, batch, self.fields))
         stored, weight = fields[self.target], fields[self._weight] if self._weight else None
         normalization, class_weights = self.targets.normalization, self.targets.class_weights
         target = self.reading(stored) if normalization is None else normalization.standardize(stored)
@@ -454,7 +454,7 @@ class EpochLoop:
         """Add the place in the run to an error, and a batch size that fits to one of device memory."""
         try:
             how = {"batch_size": stream.batch_size, "loader_bytes": device_share(stream)}
-            with explain_device(self._device, optimizer=self._learner.optimizer, **how):
+            with explain_device(self.device, optimizer=self._learner.optimizer, **how):
                 yield
         except DivergedError as error:
             if isinstance(error, ToldByRank):

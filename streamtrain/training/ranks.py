@@ -6,7 +6,7 @@ import platform
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -63,11 +63,16 @@ def exchange_over(data: object, before: Exchange | None = None, device: torch.de
     return RankExchange(device)
 
 
-def join_ranks(
-    data: BatchStream | Dataset, rule: UpdateRule, scoring: Scoring, device: torch.device, *, before: Exchange | None
-) -> Exchange:
+class HasScoring(Protocol):
+    """What joining needs of an epoch's loop."""
+
+    device: torch.device
+    scoring: Scoring
+
+
+def join_ranks(data: BatchStream | Dataset, rule: UpdateRule, loop: HasScoring, before: Exchange | None) -> Exchange:
     """Let a rule take part with the other ranks that share its data, if there are any, from the first one's weights."""
-    exchange = exchange_over(data, before, device)
+    exchange = exchange_over(data, before, loop.device)
     if exchange.world_size > 1 and rule.name == "sample":
         raise UsageError(
             f"update='sample' steps on one sample at a time, and {exchange.world_size} ranks share the batches",
@@ -75,7 +80,7 @@ def join_ranks(
         )
     rule.exchange = exchange
     if exchange.world_size > 1:
-        check_metrics(scoring.metrics)
+        check_metrics(loop.scoring.metrics)
         model = rule.learner.model
         exchange.copy_of_first([*model.state_dict().values()])
         _warn_of_batch_norm(exchange, model, getattr(data, "batch_size", None))

@@ -366,14 +366,13 @@ class Trainer(PredictsInTraining):
         validation: BatchStream | Dataset | None = opened(val)
         check_can_train(data, validation)
         self._build_from(data, seed)
-        scoring = self._epoch_loop.scoring
-        exchange = self._exchange = join_ranks(data, self._rule, scoring, self.device, before=self._exchange)
+        exchange = self._exchange = join_ranks(data, self._rule, self._epoch_loop, self._exchange)
         watch = make_watch(
             self.loss,
             (monitor, monitor_mode),
             data=data,
             target=self.target,
-            own=scoring.metrics,
+            own=self._epoch_loop.scoring.metrics,
             has_val=val is not None,
             limits={"until_loss": until_loss, "patience": patience, "min_delta": min_delta},
             restored=original_model(self.model) if restore_best else None,

@@ -270,6 +270,12 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "training/ranks.py:join_ranks: update='batch'",
         "training/ranks.py:check_ranks: the same command, data and versions on every rank",
         "training/ranks.py:_check_memory_together: memory={} for each rank",
+        "training/ranks.py:_warn_of_batch_norm: torch.nn.SyncBatchNorm on GPUs, another normalization, or a larger "
+        "batch_size",
+        "training/run/run_state.py:_put_stream_back: {} or {} ranks",
+        "training/run/run_state.py:_put_stream_back: one process",
+        "optim/rules.py:BatchRule._exchanged: see what is said there",
+        "comparison/compare.py:_check_datasets: compare in one of its own",
     ),
     "needs a stream of the user's own": ("training/run/run_state.py:RunState._put_back: a StreamLoader",),
     "needs an optimizer of the user's own, with a state of odd objects": (
