@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
+_TOGETHER: Final = 2.0
+"""Seconds in which a launcher may hand on the signal that its ranks were sent as well: it is one, and not a second."""
 _SIGNALS: Final = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -29,6 +33,7 @@ class DeferredSignals:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._came = 0.0
 
     def stop(self, number: int | None, saved: Path | None) -> None:
         """Raise `Interrupted` if a signal asked for it, here or at another rank."""
@@ -36,9 +41,10 @@ class DeferredSignals:
             raise Interrupted(number, str(saved) if saved else None)
 
     def _take(self, number: int, _: FrameType | None) -> None:
-        if self.number is not None:
+        if self.number is None:
+            self.number, self._came = number, time.monotonic()
+        elif not (number == self.number and time.monotonic() - self._came < _TOGETHER and "WORLD_SIZE" in os.environ):
             raise Interrupted(number)
-        self.number = number
 
 
 @contextmanager

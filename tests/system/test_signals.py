@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,18 @@ def test_the_first_signal_is_held_back_and_the_second_interrupts() -> None:
         with pytest.raises(Interrupted, match="interrupted by SIGINT"):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_launcher_hands_on_the_signal_that_its_ranks_were_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with defer_signals() as interrupts:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupts.number == signal.SIGTERM
+        later = time.monotonic() + 3
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        with pytest.raises(Interrupted, match="interrupted by SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_signal_that_was_ignored_on_purpose_stays_ignored() -> None:
