@@ -30,7 +30,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 _VERBOSITY: Final = "streamtrain.verbosity"
 BEGAN: Final = "streamtrain.began"
-"""Where a command's context has the time at which it began."""
+"""The key in a command's context of the time at which it began."""
 
 
 def _set_verbosity(context: click.Context, parameter: click.Parameter, value: bool) -> None:

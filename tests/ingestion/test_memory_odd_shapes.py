@@ -11,7 +11,7 @@ import pytest
 from scripts.proofs import odd_shapes
 
 FEWER = {"wide": 10, "blocks": 50, "group": 12, "categories": 16, "classes": 20}
-"""What the rows are divided by here: a shape has to be odd, and not large."""
+"""Divisors of the rows here: a shape has to be odd, and not large."""
 WITH_LOADER = {("wide", "npz"), ("long", "npz"), ("cells", "csv"), ("categories", "parquet"), ("blocks", "arrays")}
 """Shapes whose loader is measured too, in a process of its own: to it, datasets of any source are the same."""
 

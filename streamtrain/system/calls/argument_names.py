@@ -189,7 +189,7 @@ _WANTED: Final[Mapping[str, str]] = MappingProxyType(
         "run": "the folder of a run",
     }
 )
-"""What is given for an argument that a function needs."""
+"""Examples of values for arguments that a function needs."""
 
 
 def missing_argument(missing: Sequence[str], function: str) -> MissingArgument:

@@ -81,7 +81,7 @@ ON_CHECKPOINT_FAILURE: Final = ("error", "warn")
 _TRAINING: Final = "training"
 _BATCH_SAMPLES: Final = "batch_samples"
 _RANKS: Final = "ranks"
-"""What the other ranks of a training have of their own inside an epoch: rule, random state, metrics."""
+"""Rule, random state and metrics of the other ranks of a training, inside an epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
