@@ -318,21 +318,24 @@ class MemoryMeter:
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 _LARGE_BYTES: Final = 4 << 20
+_MOST_LARGE_BYTES: Final = 32 << 20  # glibc takes no more
 _KEPT_BYTES: Final = 8 << 20
+_MOST_KEPT_BYTES: Final = (1 << 31) - 1
 _HUGE_PAGES: Final = "THP_MEM_ALLOC_ENABLE"
 
 
-def limit_heap_growth() -> bool:
+def limit_heap_growth(reused_bytes: int = 0) -> bool:
     """Fix this process's allocator limits; return whether that is possible, as on Linux with glibc.
 
-    Call it before torch makes its first tensor: only then does torch check whether to use huge pages.
+    Call it before torch makes its first tensor: only then does torch check whether to use huge pages. Of memory that is
+    taken again and again, ``reused_bytes`` are kept: giving it back each time costs more than most work on it.
     """
     if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "mallopt"):
         return False
     # Torch has no other switch for huge pages.
     os.environ.setdefault(_HUGE_PAGES, "1")
-    large = library.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
-    return bool(large and library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
+    large = library.mallopt(_MMAP_THRESHOLD, min(max(_LARGE_BYTES, reused_bytes), _MOST_LARGE_BYTES))
+    return bool(large and library.mallopt(_TRIM_THRESHOLD, min(max(_KEPT_BYTES, reused_bytes), _MOST_KEPT_BYTES)))
 
 
 def trim_heap() -> bool:

@@ -29,6 +29,33 @@ print(anonymous_bytes() - before)
 """
 
 
+REUSED = """
+from streamtrain.system.memory import limit_heap_growth
+import ctypes, resource, sys
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def use():
+    held = libc.malloc(12 << 20)
+    ctypes.memset(ctypes.c_void_p(held), 1, 12 << 20)
+    libc.free(held)
+for reused in 0, 16 << 20:
+    limit_heap_growth(reused)
+    use()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        use()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its limits are glibc's")
+def test_memory_that_is_taken_again_and_again_is_kept_where_that_is_asked() -> None:
+    done = subprocess.run([sys.executable, "-c", REUSED], capture_output=True, text=True, check=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert given_back > 20 * (12 << 20) // (64 << 10), "pages are taken each time"
+    assert kept < given_back / 10
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="its limits are glibc's")
 def test_large_memory_is_given_back_though_small_memory_lies_above_it() -> None:
     done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)

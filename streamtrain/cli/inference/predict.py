@@ -95,6 +95,7 @@ def run_predict(
     with MemoryMeter() as meter:
         loaded = load(run, which, device, model)
         note(as_command_line(loaded.weights))
+        limit_heap_growth(options.work_bytes(loaded.schema, loaded.inputs))
         data = opened_data(sources, loaded.schema, loaded.inputs, of_text, _share(options), split=split)
         started = time.perf_counter()
         predictor = replace(loaded.predictor(), name="the run", autocast=narrowed)
