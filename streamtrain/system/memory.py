@@ -128,10 +128,14 @@ def at_most(name: str, n_bytes: int) -> Fix:
 
 
 def n_cores(root: Path = _ROOT) -> int:
-    """Count the cores that this process may use, by its affinity and by the quotas of its control groups."""
+    """Count the cores that this process may use, by its affinity and by the quotas of its control groups.
+
+    Processes that torchrun started together on this machine share them.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = filter(None, map(_quota, control_groups("cpu", root)))
-    return max(1, min([cores, *map(math.ceil, quotas)]))
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, min([cores, *map(math.ceil, quotas)]) // max(1, int(beside) if beside.isdecimal() else 1))
 
 
 def _quota(folder: Path) -> float | None:
