@@ -41,8 +41,10 @@ from streamtrain.ingestion.sources.indexed.stored import open_stored, stored_dat
 from streamtrain.ingestion.sources.indexed.torch_data import (
     NamedBatches,
     SampleSource,
+    StackedSamples,
     is_data_loader,
     is_torch_dataset,
+    is_torch_stream,
 )
 from streamtrain.ingestion.sources.input_files import check_file, first_bytes, look_up
 from streamtrain.ingestion.sources.iterables import IterableSource
@@ -329,6 +331,8 @@ def _open_memory(source: object, options: SourceOptions) -> Source:
         return SampleSource(source, options)
     if is_data_loader(source):
         return IterableSource(NamedBatches(source, options), options)
+    if isinstance(source, Iterable) and is_torch_stream(source):
+        return IterableSource(StackedSamples(source, options), options)
     if isinstance(source, Iterable) and not _is_listed_wrong(source):
         return IterableSource(source, options)
     raise UsageError(
