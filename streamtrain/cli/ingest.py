@@ -23,7 +23,7 @@ from streamtrain.cli.output import (
     task_facts,
 )
 from streamtrain.errors import Lines, UsageError
-from streamtrain.system.units import format_bytes, format_duration
+from streamtrain.system.units import counted, format_bytes, format_duration
 
 if TYPE_CHECKING:
     from streamtrain.store.dataset import Dataset
@@ -270,10 +270,11 @@ def _result(dataset: Dataset, seconds: float) -> dict[str, Any]:
 def _text(result: dict[str, Any], dataset: Dataset) -> str:
     fields = ", ".join(f"{name} {f['dtype']} {f['shape']}" for name, f in result["fields"].items())
     lines = [
-        f"{result['dataset']}: {result['samples']:,} samples of {fields}",
+        f"{result['dataset']}: {counted(result['samples'], 'sample')} of {fields}",
         f"{format_bytes(result['bytes'])} stored in {format_bytes(result['stored_bytes'])} ({result['codec']}), "
-        f"{result['blocks']:,} blocks of {result['block_rows']:,} samples ({format_bytes(result['block_bytes'])}), "
-        f"{result['shards']:,} shard files",
+        f"{counted(result['blocks'], 'block')} of {counted(result['block_rows'], 'sample')} "
+        f"({format_bytes(result['block_bytes'])}), "
+        f"{counted(result['shards'], 'shard file')}",
         f"{format_duration(result['seconds'])}, {result['mb_per_s']:,.{0 if result['mb_per_s'] >= 1 else 1}f} MB/s",
     ]
     if classes := result["classes"]:

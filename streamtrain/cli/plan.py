@@ -13,7 +13,7 @@ from streamtrain.cli.commands.values import DATASET, SIZE
 from streamtrain.cli.output import emit, json_option
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.errors import Lines
-from streamtrain.system.units import format_bytes, megabytes, parse_bytes
+from streamtrain.system.units import counted, format_bytes, megabytes, parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -217,7 +217,7 @@ def _text(dataset: Dataset, plan: Plan, of_validation: int) -> str:
     assert expected is not None
     steps = _steps(dataset, plan)
     stored = f"stored in {format_bytes(dataset.stored_bytes)} ({layout.codec})"
-    rows = f"{_samples(len(dataset))} in {_blocks(layout.n_blocks)} of {layout.block_rows:,}"
+    rows = f"{counted(len(dataset), 'sample')} in {counted(layout.n_blocks, 'block')} of {layout.block_rows:,}"
     share = min(sizes.lanes / layout.n_blocks, 1)
     facts = [
         ("dataset", f"{dataset.path}: {rows}, {format_bytes(dataset.nbytes)}, {stored}"),
@@ -225,7 +225,7 @@ def _text(dataset: Dataset, plan: Plan, of_validation: int) -> str:
         *(("", line) for line in _term_lines(plan)),
         (
             "shuffle",
-            f"{_lanes(sizes.lanes)} in {sizes.groups} group{'s' * (sizes.groups > 1)}, {share:.2%} of the "
+            f"{counted(sizes.lanes, 'lane')} in {sizes.groups} group{'s' * (sizes.groups > 1)}, {share:.2%} of the "
             f"blocks at a time: a batch draws its samples from all lanes; room for {sizes.prefetch:,} read ahead",
         ),
         ("reads", f"about {_reads_text(plan.first)} in the first epoch"),
@@ -268,24 +268,16 @@ def _rank_lines(ranks: RankPlan | None) -> list[str]:
     memory = f"{format_bytes(projection.total_bytes)} of {format_bytes(projection.budget_bytes)}"
     empty = "; a rank without samples takes the step as well" if 0 in last else ""
     return [
-        f"each of {ranks.world_size} has {_samples(ranks.local_batch_size)} of a batch, of the last one "
+        f"each of {ranks.world_size} has {counted(ranks.local_batch_size, 'sample')} of a batch, of the last one "
         f"{' or '.join(f'{n:,}' for n in last)}{empty}",
-        f"{_lanes(ranks.sizes.lanes)} and {memory} each",
+        f"{counted(ranks.sizes.lanes, 'lane')} and {memory} each",
         f"about {_reads_text(ranks.first)} each in the first epoch, {_later_text(ranks.later)} in a later one",
         f"{', '.join(map(str, ranks.possible))} ranks can share these batches and groups",
     ]
 
 
-def _lanes(lanes: int) -> str:
-    return f"{lanes:,} lane{'s' * (lanes != 1)}"
-
-
-def _blocks(n_blocks: int) -> str:
-    return f"{n_blocks:,} block{'s' * (n_blocks != 1)}"
-
-
 def _reads_text(reads: ReadCounts) -> str:
-    return f"{_blocks(reads.n_blocks)} ({reads.ratio:.3f} of those stored, {format_bytes(reads.stored_bytes)})"
+    return f"{counted(reads.n_blocks, 'block')} ({reads.ratio:.3f} of those stored, {format_bytes(reads.stored_bytes)})"
 
 
 def _later_text(reads: ReadCounts) -> str:
@@ -311,7 +303,9 @@ def _quality_lines(plan: Plan, expected: OrderExpectation) -> list[str]:
         return [plan.why]
     quality = plan.quality
     figures: ShuffleQuality | OrderExpectation = quality or expected
-    how = f"over {_samples(quality.n_samples)} of epoch 0" if quality else f"at the most (not measured: {plan.why})"
+    how = f"at the most (not measured: {plan.why})"
+    if quality is not None:
+        how = f"over {counted(quality.n_samples, 'sample')} of epoch 0"
     lines = [
         f"batch variance {_against_reshuffle(figures.variance)} {how}: how much labels vary from batch to batch",
         f"drift {_against_reshuffle(figures.drift)}: how far the beginning of an epoch strays from the whole",
@@ -326,10 +320,6 @@ def _against_reshuffle(ratio: float) -> str:
     return "as good as a full reshuffle" if ratio < _AS_GOOD else f"{ratio:.3g} times a full reshuffle's"
 
 
-def _samples(n: int) -> str:
-    return f"{n:,} sample{'s' * (n != 1)}"
-
-
 def _random_text(plan: Plan) -> str:
     """Describe the memory it takes to be as good as random."""
     if plan.quality is None or plan.most is None:
@@ -338,6 +328,6 @@ def _random_text(plan: Plan) -> str:
     if enough is None:
         return f"no memory makes batches vary as little as a full reshuffle's: at best {plan.most.variance:.3g} times"
     return (
-        f"from --memory {megabytes(enough.memory_bytes)} on, with {_lanes(enough.lanes)}, batch "
+        f"from --memory {megabytes(enough.memory_bytes)} on, with {counted(enough.lanes, 'lane')}, batch "
         f"variance is as good as a full reshuffle; drift is then {_against_reshuffle(enough.quality.drift)}"
     )

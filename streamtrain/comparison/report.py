@@ -29,7 +29,7 @@ from streamtrain.diagnostics.grids import SurfaceChart, draw_surface
 from streamtrain.diagnostics.html import PageSection, page
 from streamtrain.system.files import Files
 from streamtrain.system.json_values import to_json_value
-from streamtrain.system.units import format_bytes, format_duration, format_figure, format_number
+from streamtrain.system.units import counted, format_bytes, format_duration, format_figure, format_number
 
 COMPARISON_HTML: Final = "comparison.html"
 COMPARISON_JSON: Final = "comparison.json"
@@ -65,7 +65,8 @@ def comparison_page(comparison: Comparison) -> str:
     optimizers = ", ".join(dict.fromkeys(run.optimizer for run in comparison))
     title = f"{rules} with {optimizers}"
     comparison = replace(comparison, runs=comparison.best_first())
-    counts = f"{comparison.n_samples:,} samples; {comparison.n_weights:,} weights, with which each run begins."
+    n_weights = counted(comparison.n_weights, "weight")
+    counts = f"{counted(comparison.n_samples, 'sample')}; {n_weights}, with which each run begins."
     notes = [_order_and_target(comparison)]
     notes += [f"{run.label} diverged: {run.diverged}" for run in comparison if run.diverged]
     notes += [f"{run.label} is not finished" for run in comparison if not run.is_finished]

@@ -25,6 +25,7 @@ from streamtrain.store.writing.staging import check_in_no_dataset
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.files import Files, local_path
 from streamtrain.system.units import (
+    counted,
     format_bytes,
     format_cell,
     format_duration,
@@ -109,7 +110,7 @@ def _page(told: RunRecord, dataset: Dataset | None, why: str, chosen: ChosenChec
     config = told.config
     label = _label(config, dataset)
     n_samples = config.get("n_samples")
-    size = f", {n_samples:,} samples" if isinstance(n_samples, int) else ""
+    size = f", {counted(n_samples, 'sample')}" if isinstance(n_samples, int) else ""
     title = f"{label} by {short_text(config.get('model'))}{size}"
     how = f"{short_text(config.get('update'))} rule, {_optimizer(config)}; {told.path}"
     others = {name: value for name, value in config.items() if name not in _TOLD_APART}
@@ -346,7 +347,7 @@ def _shuffle(told: RunRecord, dataset: Dataset) -> list[tuple[str, str]] | str:
     except (StreamtrainError, TypeError, ValueError, OverflowError) as error:
         return f"Not measured: {error}"
     quality = _quality(found.quality) if found.quality else [("quality", found.why)]
-    return [("lanes", f"{found.sizes.lanes:,} over {dataset.layout.n_blocks:,} blocks"), *quality]
+    return [("lanes", f"{found.sizes.lanes:,} over {counted(dataset.layout.n_blocks, 'block')}"), *quality]
 
 
 def _order(config: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from streamtrain.store.layout import Layout
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.arguments import check_batch_size, check_dataset, check_int, check_seed
 from streamtrain.system.calls.public import public
-from streamtrain.system.units import format_bytes, parse_bytes
+from streamtrain.system.units import counted, format_bytes, parse_bytes
 
 
 class StoredLabels:
@@ -171,7 +171,8 @@ class Plan:
 
     def __repr__(self) -> str:
         memory = f"{format_bytes(self.projection.total_bytes)} of {format_bytes(self.projection.budget_bytes)}"
-        of = f"{self.n_batches:,} batches of {self.sizes.batch_size:,}, {self.sizes.lanes:,} lanes, {memory}"
+        batches = f"{counted(self.n_batches, 'batch', 'batches')} of {self.sizes.batch_size:,}"
+        of = f"{batches}, {counted(self.sizes.lanes, 'lane')}, {memory}"
         mixed = f", variance {self.quality.variance:.3g}, drift {self.quality.drift:.3g}" if self.quality else ""
         return f"Plan({of}{mixed})"
 
@@ -280,7 +281,8 @@ def few_lanes(layout: Layout, sizes: LoaderSizes, memory: int, *, n_measuring: i
     ``memory`` is the training loader's, beside those that measure; what is named is the budget of all.
     """
     wanted = min(sizes.batch_size, layout.n_samples)
-    if sizes.lanes >= wanted:
+    # Of a batch that is the whole dataset, all samples come whatever the lanes.
+    if sizes.lanes >= wanted or sizes.batch_size >= layout.n_samples:
         return ""
 
     def is_mended(layout: Layout, memory: int) -> bool:

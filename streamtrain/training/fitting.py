@@ -19,7 +19,7 @@ from streamtrain.optim.rules import UpdateRule
 from streamtrain.system.display.notebook_html import clipped
 from streamtrain.system.display.progress_bar import RunProgress
 from streamtrain.system.signals import DeferredSignals, defer_signals
-from streamtrain.system.units import format_figures
+from streamtrain.system.units import counted, format_figures
 from streamtrain.training.batch_stream import BatchStream, samples_per_epoch
 from streamtrain.training.best.watch import EpochWatch
 from streamtrain.training.loop import EpochLoop
@@ -33,7 +33,7 @@ from streamtrain.training.run.run_state import ResumePoint, RunState
 
 def trainer_line(model: nn.Module, loss: Loss, optimizer: Optimizer, rule: str, counts: Counts) -> str:
     """Say what a trainer is in at most 100 characters."""
-    name = f"{clipped(type(model).__name__, 22)}, {n_parameters(model):,} weights, {clipped(loss.name, 16)}"
+    name = f"{clipped(type(model).__name__, 22)}, {counted(n_parameters(model), 'weight')}, {clipped(loss.name, 16)}"
     step = f"{clipped(type(optimizer).__name__.lower(), 10)} lr {optimizer.param_groups[0]['lr']:.3g}"
     return clipped(f"Trainer({name}, {step}, {rule} rule: epoch {counts.n_epochs})", 100)
 
