@@ -184,6 +184,7 @@ def _quality(quality: ShuffleQuality | None) -> dict[str, Any] | None:
         return None
     return {
         "samples_measured": quality.n_samples,
+        "epochs_measured": quality.n_epochs,
         "batch_variance_ratio": quality.variance,
         "prefix_drift_ratio": quality.drift,
         "block_pair_coincidence": quality.coincidence,
@@ -206,8 +207,6 @@ _TERMS: Final = {
     "device": "blocks and batches on the device",
 }
 """The contents of each term of the memory."""
-_AS_GOOD: Final = 1.05
-"""A ratio to a full reshuffle below which it is called as good."""
 
 
 def _text(dataset: Dataset, plan: Plan, of_validation: int) -> str:
@@ -238,7 +237,7 @@ def _text(dataset: Dataset, plan: Plan, of_validation: int) -> str:
         ),
         ("labels", _labels_text(dataset, plan)),
         *zip(("quality", "", ""), _quality_lines(plan, expected), strict=False),
-        ("random", _random_text(plan)),
+        ("random", _random_text(plan, plan.projection.budget_bytes + of_validation)),
         *zip(("ranks", *[""] * 3), _rank_lines(plan.ranks), strict=False),
     ]
     return Lines.of(f"{name:<8} {value}" for name, value in facts if value)
@@ -305,9 +304,11 @@ def _quality_lines(plan: Plan, expected: OrderExpectation) -> list[str]:
     figures: ShuffleQuality | OrderExpectation = quality or expected
     how = f"at the most (not measured: {plan.why})"
     if quality is not None:
-        how = f"over {counted(quality.n_samples, 'sample')} of epoch 0"
+        epochs = "epoch 0" if quality.n_epochs == 1 else f"each of {quality.n_epochs} epochs"
+        how = f"over {counted(quality.n_samples, 'sample')} of {epochs}"
+    variance = _against_reshuffle(figures.variance, is_random=quality is not None and quality.is_random)
     lines = [
-        f"batch variance {_against_reshuffle(figures.variance)} {how}: how much labels vary from batch to batch",
+        f"batch variance {variance} {how}: how much labels vary from batch to batch",
         f"drift {_against_reshuffle(figures.drift)}: how far the beginning of an epoch strays from the whole",
     ]
     if quality is not None and quality.coincidence is not None:
@@ -315,19 +316,26 @@ def _quality_lines(plan: Plan, expected: OrderExpectation) -> list[str]:
     return lines
 
 
-def _against_reshuffle(ratio: float) -> str:
+def _against_reshuffle(ratio: float, *, is_random: bool = False) -> str:
     """Compare a figure of the shuffle, of which less is better, with a full reshuffle's."""
-    return "as good as a full reshuffle" if ratio < _AS_GOOD else f"{ratio:.3g} times a full reshuffle's"
+    from streamtrain.shuffle.quality import AS_GOOD
+
+    if ratio < AS_GOOD:
+        return "as good as a full reshuffle"
+    return f"{ratio:.3g} times a full reshuffle's{', which is within chance' if is_random else ''}"
 
 
-def _random_text(plan: Plan) -> str:
+def _random_text(plan: Plan, budget: int) -> str:
     """Describe the memory it takes to be as good as random."""
     if plan.quality is None or plan.most is None:
         return ""
     enough = plan.enough
     if enough is None:
-        return f"no memory makes batches vary as little as a full reshuffle's: at best {plan.most.variance:.3g} times"
+        least = min(plan.most.variance, plan.quality.variance)
+        return f"no memory makes batches vary as little as a full reshuffle's: at best {least:.3g} times"
+    is_there = enough.memory_bytes <= budget and not plan.quality.is_random
+    given = "without --lanes and --groups, " if is_there else ""
     return (
-        f"from --memory {megabytes(enough.memory_bytes)} on, with {counted(enough.lanes, 'lane')}, batch "
+        f"{given}from --memory {megabytes(enough.memory_bytes)} on, with {counted(enough.lanes, 'lane')}, batch "
         f"variance is as good as a full reshuffle; drift is then {_against_reshuffle(enough.quality.drift)}"
     )

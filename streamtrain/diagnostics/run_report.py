@@ -18,7 +18,7 @@ from streamtrain.diagnostics.run_reader import RunRecord, read_run
 from streamtrain.errors import Argument, Fix, StreamtrainError, StreamtrainWarning
 from streamtrain.loader.plan import plan
 from streamtrain.shuffle.order import ORDER_VERSION
-from streamtrain.shuffle.quality import ShuffleQuality
+from streamtrain.shuffle.quality import AS_GOOD, ShuffleQuality
 from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.writing.staging import check_in_no_dataset
@@ -360,11 +360,14 @@ def _order(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _quality(quality: ShuffleQuality) -> list[tuple[str, str]]:
-    random = "as good as random" if quality.is_random else "worse than random"
+    random = "worse than random"
+    if quality.is_random:
+        random = "as good as random" if quality.variance < AS_GOOD else "within chance, as good as random"
+    epochs = "the first epoch" if quality.n_epochs == 1 else f"each of {quality.n_epochs} epochs"
     return [
         ("batch variance", f"{quality.variance:.3g} times a full reshuffle's: {random}"),
         ("drift", f"{quality.drift:.3g} times a full reshuffle's"),
-        ("measured", f"over {quality.n_samples:,} samples of the first epoch, on their labels"),
+        ("measured", f"over {quality.n_samples:,} samples of {epochs}, on their labels"),
     ]
 
 
