@@ -24,6 +24,10 @@ from streamtrain.system.units import format_bytes, format_duration, format_rate,
 PROFILE_PNG: Final = "timeline.png"
 PROFILE_HTML: Final = "timeline.html"
 PROFILE_JSON: Final = "profile.json"
+_OF_WHOM: Final = (
+    "Budget and projection are of the loaders. Measured is the peak of the process while they were open, above what it "
+    "held before: training loop and allocator included."
+)
 _MOST_COLUMNS: Final = 6
 _MOST_ROWS: Final = 200
 
@@ -175,7 +179,7 @@ def profile_page(timeline: Timeline) -> str:
     sections = [
         PageSection(notes=[timeline_summary(timeline)]),
         PageSection(heading="Timeline", drawings=[draw_timeline(timeline)]),
-        PageSection(heading="Figures", facts=figures),
+        PageSection(heading="Figures", facts=figures, notes=[_OF_WHOM] if timeline.kept else []),
         *_tables(timeline),
     ]
     return page(f"Memory of {short}", short, sections)

@@ -18,6 +18,7 @@ from streamtrain.optim.gradients import Learner
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.system.display.notebook_html import clipped
 from streamtrain.system.display.progress_bar import RunProgress
+from streamtrain.system.memory import FreedMemory
 from streamtrain.system.signals import DeferredSignals, defer_signals
 from streamtrain.system.units import counted, format_figures
 from streamtrain.training.batch_stream import BatchStream, samples_per_epoch
@@ -111,6 +112,7 @@ class Fitting:
     def epochs(self, stream: BatchStream, plan: FitPlan) -> History:
         """Train epoch by epoch, from where the run was if it is resumed."""
         loop, state, summaries, clock = self.loop, self.state, list[EpochSummary](), _Clock()
+        freed = FreedMemory()
         quiet = nullcontext(DeferredSignals())
         is_kept = isinstance(self.run, RunFolder | FollowedRun)
         with plan.progress as bar, defer_signals() if is_kept else quiet as interrupts:
@@ -131,11 +133,13 @@ class Fitting:
                                 saved = state.save(loop.agreed_counts(), place())
                             interrupts.stop(asked, saved)
                 summary = recorder.summary(loop.counts, partial=loop.is_cut)
+                freed.give_back()
                 summaries.append(self._end_epoch(summary, plan, clock))
                 asked = self.rule.exchange.asked_to_stop()
                 with clock.during("saving"):
                     saved = state.save(loop.agreed_counts(), loop.inside)
                 interrupts.stop(asked, saved)
+                freed.give_back()
             if loop.counts == Counts():
                 with clock.during("saving"):
                     state.save(loop.counts)

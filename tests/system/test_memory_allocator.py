@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from streamtrain.system import memory
 from streamtrain.system.memory import limit_heap_growth, trim_heap
 
 FREED = """
@@ -43,3 +44,22 @@ def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert limit_heap_growth() is False
     assert trim_heap() is False
+
+
+def test_freed_memory_is_given_back_in_a_hundredth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, trims = [0.0], []
+
+    def trim() -> bool:
+        trims.append(now[0])
+        now[0] += 0.05
+        return True
+
+    monkeypatch.setattr(memory, "return_freed", trim)
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    freed = memory.FreedMemory()
+    for _ in range(1000):
+        freed.give_back()
+        now[0] += 0.1
+    assert trims[0] == 0
+    assert 19 <= len(trims) <= 21
+    assert len(trims) * 0.05 <= 0.0105 * now[0]
