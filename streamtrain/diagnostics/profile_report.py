@@ -212,7 +212,7 @@ def _tables(timeline: Timeline) -> list[PageSection]:
     ]
     if rows:
         kinds = list(timeline.work.named())
-        head = ["dataset", "epoch", "samples", "wall time", "waiting", *(f"{kind} [thread s]" for kind in kinds)]
+        head = ["dataset", "epoch", "samples", "wall time", "waiting", *(f"threads: {kind}" for kind in kinds)]
         heading = "Epochs" if len(told) <= _MOST_ROWS else f"Epochs: the first {_MOST_ROWS} of {len(told):,}"
         tables.append(PageSection(heading=heading, table=[head, *rows]))
     return tables

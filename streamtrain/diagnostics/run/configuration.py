@@ -10,6 +10,8 @@ from typing import Any, Final
 import torch
 
 from streamtrain.diagnostics.run.scores import short_text
+from streamtrain.system.arguments import is_int
+from streamtrain.system.units import format_bytes
 
 _TOLD_APART: Final = ("command", "fit", "versions")
 _FOLLOWS: Final = (
@@ -27,6 +29,7 @@ _FOLLOWS: Final = (
     *("lanes", "groups", "threads", "category_sizes", "model_sha256", "normalized", "targets", "columns"),
 )
 """What follows from the model, the data and the memory."""
+_SIZES: Final = ("memory", "max_memory")
 USUAL: Final[Mapping[str, object]] = {
     "update": "batch",
     "inputs": ["x"],
@@ -54,7 +57,8 @@ def configuration(config: Mapping[str, Any]) -> tuple[Facts, Facts]:
         if top in _TOLD_APART:
             continue
         is_usual = value == usual[name] if name in usual else value in (None, False, 0)
-        (rest if is_usual or top in _FOLLOWS else chosen).append((name, short_text(value)))
+        text = format_bytes(value) if name in _SIZES and is_int(value) else short_text(value)
+        (rest if is_usual or top in _FOLLOWS else chosen).append((name, text))
     return chosen, rest
 
 
