@@ -68,7 +68,7 @@ _WRITING: Final = "Writing"
 @option("--categorical", metavar="A,B", section=_TABLES, help="Columns that become codes, field cat.")
 @option("--category-min-count", type=int, section=_TABLES, help="Rarer categories share one code.")
 @option("--category-limit", type=int, section=_TABLES, help="The most categories of a column; by default a million.")
-@option("--hash", metavar="C=N", section=_TABLES, help="Columns that become N codes without names.")
+@option("--hash", metavar="C=N", section=_TABLES, help="Columns of too many categories: N codes by hash.")
 @option("--dates", metavar="C[=days]", section=_TABLES, help="Columns of dates, as seconds or days since 1970.")
 @option("--timezone", metavar="ZONE", section=_TABLES, help="The zone of times that name none; by default UTC.")
 @option(
@@ -81,10 +81,20 @@ _WRITING: Final = "Writing"
 @option(
     "--na-mask", is_flag=True, default=None, section=_TABLES, help="Add field x_missing: which values were filled in."
 )
-@option("--nan", type=Suggestion(("error", "keep")), section=_TABLES, help="NaN and infinity; by default error.")
+@option(
+    "--nan",
+    type=Suggestion(("error", "keep")),
+    section=_TABLES,
+    help="Refuse NaN and infinity (error, the default), or keep them.",
+)
 @option("--weight-column", metavar="C", section=_TABLES, help="The column that becomes field weight.")
 @option("--id-column", metavar="C", section=_TABLES, help="The column of whole numbers that becomes field id.")
-@option("--header", type=Suggestion(("first", "none")), section=_TEXT, help="first, or none with --names.")
+@option(
+    "--header",
+    type=Suggestion(("first", "none")),
+    section=_TEXT,
+    help="first (the default): names are in the first line; none: give --names.",
+)
 @option("--names", metavar="A,B,p1..p9", section=_TEXT, help="The names of the columns, without a header.")
 @option("--delimiter", metavar="CHAR", section=_TEXT, help="By default found among , ; | and tab.")
 @option("--encoding", metavar="NAME", section=_TEXT, help="By default utf-8.")
