@@ -308,11 +308,11 @@ def _quality_lines(plan: Plan, expected: OrderExpectation) -> list[str]:
         how = f"over {counted(quality.n_samples, 'sample')} of {epochs}"
     variance = _against_reshuffle(figures.variance, is_random=quality is not None and quality.is_random)
     lines = [
-        f"batch variance {variance} {how}: how much labels vary from batch to batch",
+        f"batch variance {variance}, {how}: how much labels vary from batch to batch",
         f"drift {_against_reshuffle(figures.drift)}: how far the beginning of an epoch strays from the whole",
     ]
     if quality is not None and quality.coincidence is not None:
-        lines.append(f"{quality.coincidence:.3g} times as often as in one, the same blocks meet in a batch")
+        lines.append(f"the same blocks meet in a batch {quality.coincidence:.3g} times as often as in a full reshuffle")
     return lines
 
 
