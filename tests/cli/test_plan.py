@@ -183,7 +183,7 @@ def test_plan_and_train_name_the_same_memory(tmp_path: Path, capsys: pytest.Capt
 TIMES = r"([\d.e+-]+) times a full reshuffle's"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     n=st_.integers(2, 400),
     labels=st_.sampled_from(["in turn", "sorted", "drawn", "numbers"]),
