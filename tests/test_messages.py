@@ -92,7 +92,7 @@ def test_the_mark_of_utf_16() -> None:
 def test_labels_called_na() -> None:
     write("n.csv", 'a,b\n1,x\n2,NA\n3,"NA"\n')
     err = refused("ingest n.csv d.zarr --label-column b")
-    assert "labels are empty" in err
+    assert "label is empty" in err
     [option] = re.findall(r"; or (--na-values '')", err)
     assert "0 = NA, 1 = x" in accepted(f"ingest n.csv d.zarr --label-column b {option}")
     assert "0 = NA, 1 = x" in accepted("ingest n.csv e.zarr --label-column b --classes NA,x")
@@ -115,7 +115,7 @@ def test_what_is_missing_in_arrays_and_parquet() -> None:
         st.ingest({"x": np.ma.masked_array(X, X > 1), "y": Y}, "d.zarr")
     st.ingest({"x": np.ma.masked_array(X, X > 1).filled(0), "y": Y}, "d.zarr")
     pq.write_table(pa.table({"a": [1.0, 2.0, 3.0], "k": ["u", "", "v"]}), "e.parquet")
-    assert "e.parquet row 1: 1 labels" in refused("ingest e.parquet e.zarr --label-column k")
+    assert "e.parquet row 1: 1 label is" in refused("ingest e.parquet e.zarr --label-column k")
     accepted("ingest e.parquet e.zarr --label-column k --drop-unlabelled")
     pd.DataFrame({"a": [1.0, 2.0, 3.0], "y": [0, 1, 0]}, index=[5, 6, 7]).to_parquet("i.parquet")
     assert "left out __index_level_0__" in accepted("ingest i.parquet i.zarr --label-column y")

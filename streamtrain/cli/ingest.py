@@ -23,7 +23,7 @@ from streamtrain.cli.output import (
     task_facts,
 )
 from streamtrain.errors import Lines, UsageError
-from streamtrain.system.units import format_bytes, format_duration
+from streamtrain.system.units import counted, format_bytes, format_duration
 
 if TYPE_CHECKING:
     from streamtrain.store.dataset import Dataset
@@ -68,7 +68,7 @@ _WRITING: Final = "Writing"
 @option("--categorical", metavar="A,B", section=_TABLES, help="Columns that become codes, field cat.")
 @option("--category-min-count", type=int, section=_TABLES, help="Rarer categories share one code.")
 @option("--category-limit", type=int, section=_TABLES, help="The most categories of a column; by default a million.")
-@option("--hash", metavar="C=N", section=_TABLES, help="Columns that become N codes without names.")
+@option("--hash", metavar="C=N", section=_TABLES, help="Columns of too many categories: N codes by hash.")
 @option("--dates", metavar="C[=days]", section=_TABLES, help="Columns of dates, as seconds or days since 1970.")
 @option("--timezone", metavar="ZONE", section=_TABLES, help="The zone of times that name none; by default UTC.")
 @option(
@@ -81,10 +81,20 @@ _WRITING: Final = "Writing"
 @option(
     "--na-mask", is_flag=True, default=None, section=_TABLES, help="Add field x_missing: which values were filled in."
 )
-@option("--nan", type=Suggestion(("error", "keep")), section=_TABLES, help="NaN and infinity; by default error.")
+@option(
+    "--nan",
+    type=Suggestion(("error", "keep")),
+    section=_TABLES,
+    help="Refuse NaN and infinity (error, the default), or keep them.",
+)
 @option("--weight-column", metavar="C", section=_TABLES, help="The column that becomes field weight.")
 @option("--id-column", metavar="C", section=_TABLES, help="The column of whole numbers that becomes field id.")
-@option("--header", type=Suggestion(("first", "none")), section=_TEXT, help="first, or none with --names.")
+@option(
+    "--header",
+    type=Suggestion(("first", "none")),
+    section=_TEXT,
+    help="first (the default): names are in the first line; none: give --names.",
+)
 @option("--names", metavar="A,B,p1..p9", section=_TEXT, help="The names of the columns, without a header.")
 @option("--delimiter", metavar="CHAR", section=_TEXT, help="By default found among , ; | and tab.")
 @option("--encoding", metavar="NAME", section=_TEXT, help="By default utf-8.")
@@ -270,10 +280,11 @@ def _result(dataset: Dataset, seconds: float) -> dict[str, Any]:
 def _text(result: dict[str, Any], dataset: Dataset) -> str:
     fields = ", ".join(f"{name} {f['dtype']} {f['shape']}" for name, f in result["fields"].items())
     lines = [
-        f"{result['dataset']}: {result['samples']:,} samples of {fields}",
+        f"{result['dataset']}: {counted(result['samples'], 'sample')} of {fields}",
         f"{format_bytes(result['bytes'])} stored in {format_bytes(result['stored_bytes'])} ({result['codec']}), "
-        f"{result['blocks']:,} blocks of {result['block_rows']:,} samples ({format_bytes(result['block_bytes'])}), "
-        f"{result['shards']:,} shard files",
+        f"{counted(result['blocks'], 'block')} of {counted(result['block_rows'], 'sample')} "
+        f"({format_bytes(result['block_bytes'])}), "
+        f"{counted(result['shards'], 'shard file')}",
         f"{format_duration(result['seconds'])}, {result['mb_per_s']:,.{0 if result['mb_per_s'] >= 1 else 1}f} MB/s",
     ]
     if classes := result["classes"]:

@@ -22,6 +22,7 @@ from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.schema.matching import warn_of_unnamed
 from streamtrain.store.schema.task import check_task
 from streamtrain.store.writing.journal import Mode
+from streamtrain.system.units import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,13 +178,17 @@ def _tell_delimiters(source: Source, say: Say | None) -> None:
 def _tell_counts(source: Source, say: Say | None) -> None:
     """Tell how many rows of a table are left out, and how many categories are "other"."""
     n_rows = sum(entry.get("rows", 0) for entry in source.provenance)
-    for name, why in (("unlabelled", "their label is missing"), ("dropped", "a number in them is missing")):
+    for name, why in (("unlabelled", "without a label"), ("dropped", "in which a number is missing")):
         n = sum(entry.get(name, 0) for entry in source.provenance)
         if n:
-            _tell(f"{n:,} of {n_rows:,} rows are left out: {why}", n > _MANY * n_rows, say)
+            _tell(f"left out {n:,} of {counted(n_rows, 'row')} {why}", n > _MANY * n_rows, say)
     unseen: Counter[str] = sum((Counter(entry.get("unseen", {})) for entry in source.provenance), Counter())
     for name, n in unseen.items():
-        _tell(f"column {name!r}: {n:,} values are 'other': the dataset has no such categories", False, say)
+        _tell(
+            f"column {name!r}: {counted(n, 'value is', 'values are')} 'other': the dataset has no such categories",
+            False,
+            say,
+        )
 
 
 def _tell_zone(source: Source, timezone: str, say: Say) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import torch
+from scipy import sparse
 
 import streamtrain as st
 from streamtrain.ingestion.sources.registry import open_source
@@ -384,6 +385,17 @@ def archives_that_are_none_of_numpy(w: World) -> None:
         w.refuses("ingest x.npz d.zarr")
     np.savez("x.npz", x=X)
     w.works("ingest x.npz d.zarr")
+
+
+@world(
+    f"{_COMPRESSED}_check_not_sparse: in Python, import scipy.sparse, streamtrain as st; "
+    'st.ingest({"x": scipy.sparse.load_npz({}).tocsr()}, "data.zarr")'
+)
+def matrices_that_scipy_saved(w: World) -> None:
+    sparse.save_npz("x.npz", sparse.coo_matrix(X.reshape(len(X), -1)))
+    fix = w.refused(ingest, "x.npz")
+    exec(fix.removeprefix("in Python, "))
+    assert len(st.open("data.zarr")) == len(X)
 
 
 @world(f"{_COMPRESSED}_check_member: write it with np.savez")

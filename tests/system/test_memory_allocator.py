@@ -5,8 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from in_memory import Arrays, Batches
+from torch import nn
 
+import streamtrain as st
+from streamtrain.system import memory
 from streamtrain.system.memory import limit_heap_growth, trim_heap
 
 FREED = """
@@ -70,3 +75,32 @@ def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert limit_heap_growth() is False
     assert trim_heap() is False
+
+
+def test_freed_memory_is_given_back_in_a_hundredth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, trims = [0.0], []
+
+    def trim() -> bool:
+        trims.append(now[0])
+        now[0] += 0.05
+        return True
+
+    monkeypatch.setattr(memory, "return_freed", trim)
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    freed = memory.FreedMemory()
+    for _ in range(1000):
+        freed.give_back()
+        now[0] += 0.1
+    assert trims[0] == 0
+    assert 19 <= len(trims) <= 21
+    assert len(trims) * 0.05 <= 0.0105 * now[0]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_training_gives_it_back_between_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_asked = [0]
+    monkeypatch.setattr(memory.FreedMemory, "give_back", lambda self: n_asked.__setitem__(0, n_asked[0] + 1))
+    rows = Arrays(x=np.ones((40, 3), np.float32), y=np.arange(40) % 2)
+    trainer = st.Trainer(nn.Linear(3, 3), loss="cross_entropy", device="cpu")
+    trainer.fit(Batches(rows, batch_size=20), val=Batches(rows, batch_size=20), max_epochs=3)
+    assert n_asked == [6]

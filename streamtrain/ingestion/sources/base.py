@@ -265,14 +265,19 @@ Probe = Callable[[Path, SourceOptions], Source]
 SUPPORTED: Final = "bool, int8-int64, uint8-uint64, float16, float32, float64"
 
 _INT64_MAX: Final = np.iinfo(np.int64).max
+_TEXT: Final = (
+    "it holds text",
+    "store numbers; text labels can come from a label column of a CSV or Parquet file, or, in Python, from an array: "
+    "labels=numpy.load(...)",
+)
 _CONVERSIONS: Final = {
     "O": ("its elements are Python objects, which only code stored in the file could rebuild", "store a numeric dtype"),
     "V": ("it is structured", "store each of its members as an array of its own"),
     "c": ("it is complex", "store the real and the imaginary part as two features"),
     "M": ("it holds dates", "store numbers: x.astype('datetime64[s]').astype('int64')"),
     "m": ("it holds durations", "store numbers: x.astype('timedelta64[s]').astype('int64')"),
-    "U": ("it holds text", "store numbers; text labels can come from a CSV or Parquet label column"),
-    "S": ("it holds text", "store numbers; text labels can come from a CSV or Parquet label column"),
+    "U": _TEXT,
+    "S": _TEXT,
 }
 
 
