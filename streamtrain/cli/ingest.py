@@ -89,7 +89,14 @@ _WRITING: Final = "Writing"
 @option("--delimiter", metavar="CHAR", section=_TEXT, help="By default found among , ; | and tab.")
 @option("--encoding", metavar="NAME", section=_TEXT, help="By default utf-8.")
 @option("--na-values", metavar="A,B", section=_TEXT, help="Words that mean missing; by default NA, NaN, null, ...")
-@option("--fields", metavar="x=A,y=B", section=_ARRAYS, help=".npz: the members that become fields x, y, ...")
+@option("--fields", metavar="x=A,y=B", section=_ARRAYS, help="Arrays of .npz, HDF5 and Zarr by field.")
+@option(
+    "--decode",
+    type=Suggestion(("cf", "raw")),
+    section=_ARRAYS,
+    help="HDF5 and Zarr: apply CF attributes (the default), or raw.",
+)
+@option("--sample-axis", type=int, section=_ARRAYS, help="HDF5 and Zarr: the axis of the samples, 0.")
 @option("--dtype", metavar="DTYPE", section=_ARRAYS, help="Raw binary: the element type.")
 @option("--shape", metavar="28,28", section=_ARRAYS, help="Raw binary: the shape of one sample.")
 @option("--split", metavar="val=0.1,test=0.1", section=_SPLITS, help="Divide the rows; the rest is split train.")
@@ -137,7 +144,8 @@ def ingest_command(
 ) -> None:
     """Turn raw files into a dataset at DEST, which must not exist without --overwrite, --append or --resume.
 
-    SRC are files of one kind, or a folder of them: .npy, .npz, idx, CSV, TSV, Parquet, or raw binary.
+    SRC are files of one kind, or a folder of them: .npy, .npz, idx, HDF5, NetCDF4, CSV, TSV, Parquet, raw
+    binary; or a Zarr directory.
     """
     from streamtrain.ingestion.ingest import ingest
     from streamtrain.store.split_root import read_splits

@@ -75,8 +75,8 @@ def ingest(
     Parameters
     ----------
     source : path, list of paths, array, dict of arrays, data frame, or iterable of dicts of arrays
-        Frames are of pandas, polars or pyarrow. Also datasets and loaders of torch, and datasets that are stored; see
-        `streamtrain.ingestion.sources.registry.open_source`.
+        Paths are of files, or of a Zarr directory. Frames are of pandas, polars or pyarrow. Also datasets and loaders
+        of torch, and datasets that are stored; see `streamtrain.ingestion.sources.registry.open_source`.
     dest : path-like
         The directory to make; nothing may be there, except with ``overwrite``, ``append`` or ``resume``.
     labels : same as source, optional
@@ -123,7 +123,8 @@ def ingest(
     say : callable, optional
         Called with a sentence on what an earlier ingest left, and on each split.
     **options
-        How to read it. Arrays: ``dtype``, ``shape``, ``fields``. Tables and frames: ``label_column``, ``columns`` or
+        How to read it. Arrays: ``dtype``, ``shape``, ``fields``; of HDF5 and Zarr ``fields={"x": "/path"}``, ``decode``
+        ("cf", or "raw": as stored) and ``sample_axis`` (0). Tables and frames: ``label_column``, ``columns`` or
         ``exclude``, ``weight_column``, ``id_column``; ``auto=True`` reads each column as what it holds, or name them:
         ``categorical`` (with ``category_min_count``, ``category_limit``, ``hash``), ``dates={"day": "days"}``
         (with ``timezone``). Missing values: ``na`` ("error", "drop", "fill=mean", "fill=0"), ``na_mask``, ``nan``,

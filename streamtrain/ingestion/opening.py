@@ -12,7 +12,7 @@ from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
 from streamtrain.ingestion.append import check_columns, in_columns_of, unnamed_columns
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.resume import Say
-from streamtrain.ingestion.sources.base import PLAIN_TABLE, RowFilter, Source, TableOptions
+from streamtrain.ingestion.sources.base import PLAIN_TABLE, RowFilter, Source, SourceOptions, TableOptions
 from streamtrain.ingestion.sources.combine import ClassCheckedSource, StrippedClasses
 from streamtrain.ingestion.sources.indexed.stored import StoredSource
 from streamtrain.ingestion.sources.registry import choose_automatically, open_like, open_source
@@ -71,8 +71,13 @@ def open_learning_from(given: Given, request: IngestRequest, learn_from: RowFilt
 
 def _opened_anew(given: Given, request: IngestRequest, learn_from: RowFilter | None) -> Source:
     known = _known_names(request, given.base)
-    options = replace(request.options, classes=known, memory=request.memory, learn_from=learn_from)
+    options = replace(_within(request), classes=known, learn_from=learn_from)
     return open_source(given.source, labels=given.labels, options=options)
+
+
+def _within(request: IngestRequest) -> SourceOptions:
+    """Return the options of a request with what a source may take of memory and threads."""
+    return replace(request.options, memory=request.memory, n_workers=request.n_workers)
 
 
 def _checked(opened: Source, request: IngestRequest) -> Source:
@@ -102,18 +107,19 @@ def _opened_like(
         fix = Fix("leave ", Argument("like"), " out")
         raise UsageError("like is given, and rows are appended", why="They are read like the dataset there", fix=fix)
     base = like if isinstance(like, Dataset) else open_preferred(like)
-    options = replace(request.options, memory=request.memory)
+    options = _within(request)
     opened, terms = open_like(given.source, base, labels=given.labels, options=options)
     opened = _matched_by_name(base, opened, say)
     n_classes = base.manifest.options.get("classes")
     classes = base.manifest.classes or (n_classes if isinstance(n_classes, int) else None)
-    options = replace(terms, table=_keeping_nan(base, terms.table), classes=request.options.classes, memory=None)
+    table = _keeping_nan(base, terms.table)
+    options = replace(terms, table=table, classes=request.options.classes, memory=None, n_workers=None)
     return replace(request, options=options, classes=classes, task=check_task(base.task), like=base.id), opened
 
 
 def _opened_behind(base: Dataset, given: Given, request: IngestRequest) -> tuple[IngestRequest, Source]:
     """Open rows to append in the terms of the dataset, which knows categories, dates, fills or several targets."""
-    options = replace(request.options, memory=request.memory)
+    options = _within(request)
     opened, terms = open_like(given.source, base, labels=given.labels, options=options, appends=True)
     return replace(request, options=replace(request.options, table=_keeping_nan(base, terms.table))), opened
 

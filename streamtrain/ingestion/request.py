@@ -27,6 +27,7 @@ from streamtrain.errors import (
     ResourceError,
     StreamtrainWarning,
     UsageError,
+    unknown_name,
 )
 from streamtrain.ingestion.append import AppendedSource, appended_layout, check_free_bytes
 from streamtrain.ingestion.row_stream import RowStream, part_rows
@@ -230,7 +231,8 @@ class IngestRequest:
         }
 
 
-_NOT_GIVEN: Final = ("classes", "memory", "learn_from", "table")
+DECODINGS: Final = ("cf", "raw")
+_NOT_GIVEN: Final = ("classes", "memory", "n_workers", "learn_from", "table")
 """Options of sources that are made of other arguments."""
 
 
@@ -261,6 +263,11 @@ def source_options(**options: object) -> SourceOptions:
             parsed["columns"] = (columns,) if isinstance(columns, str) else tuple(columns)
     except (TypeError, ValueError, OverflowError, SyntaxError) as error:
         raise UsageError(f"an option is not of its kind: {error}", fix=_OF_RAW) from None
+    if "decode" in parsed and parsed["decode"] not in DECODINGS:
+        raise unknown_name("decode", str(parsed["decode"]), DECODINGS)
+    if "sample_axis" in parsed and not is_int(parsed["sample_axis"], 0):
+        what = f"sample_axis is {parsed['sample_axis']!r:.80}; it is the number of an axis, counted from 0"
+        raise UsageError(what, fix=Fix(Argument("sample_axis", 0)))
     if "fields" in parsed:
         parsed["fields"] = _parse_fields(parsed["fields"])
     table = table_options({name: parsed.pop(name) for name in of_tables if name in parsed})
