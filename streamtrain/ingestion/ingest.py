@@ -184,7 +184,7 @@ def ingest(
     recover_interrupted_swap(path, Files())
     check_destination(path, mode, resume=resume)
     rule = _rule_at(path, rule, mode, resume=resume)
-    given = Given(source=source, labels=labels, like=like, base=_appended_to(path, mode))
+    given = Given(source=source, labels=labels, like=like, base=_appended_to(path, mode), scratch=path.parent)
     before = None if given.base is None else given.base.label_task()
     _check_same_task(before, request, dest)
     request, opened = open_requested(given, request, mode, learn_from := _train_rows(rule), say)

@@ -232,7 +232,7 @@ class IngestRequest:
 
 
 DECODINGS: Final = ("cf", "raw")
-_NOT_GIVEN: Final = ("classes", "memory", "n_workers", "learn_from", "table")
+_NOT_GIVEN: Final = ("classes", "memory", "n_workers", "scratch", "learn_from", "table")
 """Options of sources that are made of other arguments."""
 
 

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import zarr
 
+from streamtrain.system.syscalls import Syscalls
 from tests.advice.sources import ingest
 from tests.advice.world import World, X, Y, world
 
@@ -161,6 +162,16 @@ def files_that_are_damaged(w: World) -> None:
     w.refuses("ingest a.h5 e.zarr")
     path.write_bytes(whole)
     w.works("ingest a.h5 e.zarr")
+
+
+@world(f"{_IN}over_disk.py:check_room: free some space, another disk, or a larger memory=")
+def a_row_of_chunks_and_no_disk(w: World) -> None:
+    zarr.create_array("x", data=np.ones((700, 50, 60), "f4"), chunks=(650, 7, 11))
+    with w.monkeypatch.context() as patch:
+        patch.setattr(Syscalls, "free", lambda system, path: (5_000_000, None))
+        w.refuses("ingest x d.zarr --memory 30MB --block 100KB --codec lz4")
+        w.works("ingest x d.zarr --memory 60MB --block 100KB --codec lz4")
+    w.works("ingest x e.zarr --memory 30MB --block 100KB")
 
 
 @world(f"{_CHOICE}named_arrays: name arrays of one length")

@@ -144,6 +144,9 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "needs a dtype that NumPy does not have": (
         "ingestion/sources/hierarchies/hdf5.py:_dtype_of: store it as float64, or as integers",
     ),
+    "needs a disk that gives other bytes; tests/ingestion/sources/hierarchies has one": (
+        "ingestion/sources/hierarchies/over_disk.py:RowsOverDisk._read: check the disk, and ingest again",
+    ),
     "needs a file of 100,000 objects": (
         "ingestion/sources/hierarchies/hdf5.py:_walk: copy what you need into a file of its own: h5copy",
     ),

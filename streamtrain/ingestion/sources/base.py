@@ -100,6 +100,8 @@ class SourceOptions:
     # The budget of the ingest, in bytes, and its most threads; None where none is given.
     memory: int | None = None
     n_workers: int | None = None
+    # A folder for rows that have to go over disk; None where there is none.
+    scratch: Path | None = None
     # Tables: which of the rows [start, stop), left out ones not counted, means and categories are learned from.
     learn_from: RowFilter | None = None
     # Tables: what is said of them beyond the label column and the features.

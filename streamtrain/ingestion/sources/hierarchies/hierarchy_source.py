@@ -28,6 +28,7 @@ from streamtrain.ingestion.sources.base import (
 from streamtrain.ingestion.sources.hierarchies import hdf5, zarr_arrays
 from streamtrain.ingestion.sources.hierarchies.cf import PIECE_BYTES, decoding_of
 from streamtrain.ingestion.sources.hierarchies.field_choice import FieldChoice, Find, longest_arrays, named_arrays
+from streamtrain.ingestion.sources.hierarchies.over_disk import RowsOverDisk, check_room
 from streamtrain.ingestion.sources.hierarchies.slab_plan import (
     DEFAULT_MEMORY,
     Column,
@@ -38,7 +39,7 @@ from streamtrain.ingestion.sources.hierarchies.slab_plan import (
 from streamtrain.ingestion.sources.hierarchies.stored_array import Index, StoredArray
 from streamtrain.ingestion.sources.input_files import folders_status, provenance_of, refuse_options
 from streamtrain.system.memory import n_cores
-from streamtrain.system.units import format_value
+from streamtrain.system.units import format_bytes, format_value
 
 _RUN_BYTES: Final = 1 << 18
 
@@ -56,10 +57,17 @@ class HierarchySource(Source):
         self.n_samples = self._columns[0].array.grid.shape[0]
         self.seekable = all(column.array.offset is not None for column in self._columns)
         n_workers = options.n_workers or n_cores()
-        self._plans = plan_slabs(self._columns, options.memory or DEFAULT_MEMORY, n_workers)
+        self._folder = options.scratch
+        has_disk = options.scratch is not None
+        self._plans = plan_slabs(self._columns, options.memory or DEFAULT_MEMORY, n_workers, has_disk=has_disk)
         self.reading = _of_ranges(self._columns, n_workers) if self.seekable else reading_memory(self._plans)
         missing = {column.array.name: column.array.n_missing for column in self._columns if column.array.n_missing}
-        self.told = (*map(self._found, self._columns), *map(self._absent, self._columns), *_left_out(path, choice))
+        self.told = (
+            *map(self._found, self._columns),
+            *map(self._absent, self._columns),
+            *_left_out(path, choice),
+            *map(self._over_disk, self._plans),
+        )
         self.told = tuple(text for text in self.told if text)
         arrays = {column.field.name: column.array.name for column in self._columns}
         self.provenance = ({**provenance, "arrays": arrays, **({"missing_chunks": missing} if missing else {})},)
@@ -89,6 +97,16 @@ class HierarchySource(Source):
         n_chunks = f"{array.n_missing:,} of {array.grid.n_chunks:,} chunks of {array.name}"
         read_as = "NaN" if is_nan else format_value(value[0].item())
         return f"{self.path}: {n_chunks} are absent and read as {read_as}"
+
+    def _over_disk(self, plan: SlabPlan) -> str:
+        if plan.over_disk is None:
+            return ""
+        folder = None if self._folder is None else self._folder.resolve()
+        name, size = plan.column.array.name, format_bytes(plan.column.least_bytes)
+        return (
+            f"{self.path}: one row of chunks of {name} takes {size} decoded, more than the memory allows: it goes over "
+            f"disk, which needs {format_bytes(plan.over_disk.n_bytes)} in {folder} until the ingest ends"
+        )
 
     def read(self, start: int, stop: int) -> Rows:
         check_range(start, stop, self.n_samples)
@@ -124,6 +142,8 @@ class HierarchySource(Source):
         if self.seekable:
             yield from super().iter_blocks(max_bytes)
             return
+        if self._folder is not None:
+            check_room(self._folder, self._plans)
         most = max(plan.n_workers for plan in self._plans)
         with ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(most, thread_name_prefix="streamtrain-ingest"))
@@ -135,12 +155,24 @@ class HierarchySource(Source):
 
     def _slabs(self, plan: SlabPlan, pool: Executor) -> Generator[Rows, None, None]:
         column = plan.column
+        if plan.over_disk is not None:
+            yield from self._rows_over_disk(plan, pool)
+            return
         for start in range(0, self.n_samples, plan.n_rows):
             stop = min(start + plan.n_rows, self.n_samples)
             if column.array.offset is not None:
                 yield {column.field.name: self._range(column, start, stop)}
             else:
                 yield {column.field.name: self._slab(plan, start, stop, pool)}
+
+    def _rows_over_disk(self, plan: SlabPlan, pool: Executor) -> Generator[Rows, None, None]:
+        assert self._folder is not None, "which the plan took into account"
+        column, row = plan.column, 0
+        with closing(RowsOverDisk(plan, self._folder).runs(partial(self._decode, column), pool)) as runs:
+            for run in runs:
+                yield {column.field.name: self._checked(column, run, row)}
+                row += len(run)
+                del run
 
     def _slab(self, plan: SlabPlan, start: int, stop: int, pool: Executor) -> npt.NDArray[Any]:
         """Decode the chunks of whole rows of chunks, several at once."""
