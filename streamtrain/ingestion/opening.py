@@ -32,7 +32,7 @@ class Given:
     source: object
     labels: object
     like: str | os.PathLike[str] | Dataset | None
-    base: Dataset | None  # what its rows are appended to
+    base: Dataset | None = None  # what its rows are appended to
     scratch: Path | None = None  # the folder for rows that have to go over disk
 
 

@@ -70,7 +70,9 @@ class HierarchySource(Source):
         )
         self.told = tuple(text for text in self.told if text)
         arrays = {column.field.name: column.array.name for column in self._columns}
-        self.provenance = ({**provenance, "arrays": arrays, **({"missing_chunks": missing} if missing else {})},)
+        chunks = {one.array.name: one.array.grid.chunks for one in self._columns if one.array.offset is None}
+        found = {"chunks": chunks, "missing_chunks": missing}
+        self.provenance = ({**provenance, "arrays": arrays, **{name: value for name, value in found.items() if value}},)
 
     def where(self, row: int) -> str:
         return f"{self.path} row {row}"
