@@ -38,6 +38,7 @@ PLACES = {
     "zarr": ("store",),
     "pyarrow": ("ingestion", "training.inference.writers"),
     "dask": ("ingestion",),
+    "h5py": ("ingestion.sources.hierarchies",),
     "click": ("cli",),
     "matplotlib": ("diagnostics",),
     "jinja2": ("diagnostics",),
@@ -195,7 +196,7 @@ def test_libraries_stay_in_their_place(module: str) -> None:
 def test_what_is_imported_is_declared_and_used() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = {line.split(">=")[0] for line in project["dependencies"]}
-    extra = {"pyarrow", "matplotlib", "pandas", "transformers"}
+    extra = {"pyarrow", "matplotlib", "pandas", "transformers", "h5py"}
     type_checkers = {"_typeshed"}
     used = {name for module in MODULES for name in distributions(module)} - sys.stdlib_module_names - {"streamtrain"}
     assert used - extra - type_checkers == core

@@ -99,7 +99,14 @@ _WRITING: Final = "Writing"
 @option("--delimiter", metavar="CHAR", section=_TEXT, help="By default found among , ; | and tab.")
 @option("--encoding", metavar="NAME", section=_TEXT, help="By default utf-8.")
 @option("--na-values", metavar="A,B", section=_TEXT, help="Words that mean missing; by default NA, NaN, null, ...")
-@option("--fields", metavar="x=A,y=B", section=_ARRAYS, help=".npz: the members that become fields x, y, ...")
+@option("--fields", metavar="x=A,y=B", section=_ARRAYS, help="Arrays of .npz, HDF5 and Zarr by field.")
+@option(
+    "--decode",
+    type=Suggestion(("cf", "raw")),
+    section=_ARRAYS,
+    help="HDF5 and Zarr: apply CF attributes (the default), or raw.",
+)
+@option("--sample-axis", type=int, section=_ARRAYS, help="HDF5 and Zarr: the axis of the samples, 0.")
 @option("--dtype", metavar="DTYPE", section=_ARRAYS, help="Raw binary: the element type.")
 @option("--shape", metavar="28,28", section=_ARRAYS, help="Raw binary: the shape of one sample.")
 @option("--split", metavar="val=0.1,test=0.1", section=_SPLITS, help="Divide the rows; the rest is split train.")
@@ -125,6 +132,7 @@ _WRITING: Final = "Writing"
 @option("--overwrite", is_flag=True, section=_WRITING, help="Replace the dataset at DEST when the new one is complete.")
 @option("--append", is_flag=True, section=_WRITING, help="Add the rows after those of the dataset at DEST.")
 @option("--resume", is_flag=True, section=_WRITING, help="Resume an interrupted ingest; start if there is none.")
+@option("--dry-run", is_flag=True, section=_WRITING, help="Print what is found in SRC; nothing is written.")
 @json_option
 def ingest_command(
     sources: tuple[str, ...],
@@ -143,36 +151,40 @@ def ingest_command(
     hash: str | None,
     dates: str | None,
     split: str | None,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Turn raw files into a dataset at DEST, which must not exist without --overwrite, --append or --resume.
 
-    SRC are files of one kind, or a folder of them: .npy, .npz, idx, CSV, TSV, Parquet, or raw binary.
+    SRC are files of one kind, or a folder of them: .npy, .npz, idx, HDF5, NetCDF4, CSV, TSV, Parquet, raw
+    binary; or a Zarr directory.
     """
     from streamtrain.ingestion.ingest import ingest
     from streamtrain.store.split_root import read_splits
 
     started = time.perf_counter()
-    dataset = ingest(
-        list(sources) if len(sources) > 1 else sources[0],
-        dest,
-        columns=_parse_list(columns),
-        label_column=_parse_list(label_column),
-        exclude=_parse_list(exclude),
-        categorical=_parse_list(categorical),
-        hash=None if hash is None else _parse_hash(hash),
-        dates=None if dates is None else _parse_dates(dates),
-        names=_parse_list(names),
-        delimiter=_TABS.get(delimiter or "", delimiter),
-        na_values=None if na_values is None else tuple(na_values.split(",")),
-        classes=None if classes is None else _parse_classes(classes),
-        fields=None if fields is None else parse_fields(fields),
-        shape=None if shape is None else _parse_shape(shape),
-        split=None if split is None else _parse_split(split),
-        say=lambda text: note(as_command_line(text)),
-        progress=False if is_quiet() else None,
-        **options,
-    )
+    options |= {
+        "columns": _parse_list(columns),
+        "label_column": _parse_list(label_column),
+        "exclude": _parse_list(exclude),
+        "categorical": _parse_list(categorical),
+        "hash": None if hash is None else _parse_hash(hash),
+        "dates": None if dates is None else _parse_dates(dates),
+        "names": _parse_list(names),
+        "delimiter": _TABS.get(delimiter or "", delimiter),
+        "na_values": None if na_values is None else tuple(na_values.split(",")),
+        "classes": None if classes is None else _parse_classes(classes),
+        "fields": None if fields is None else parse_fields(fields),
+        "shape": None if shape is None else _parse_shape(shape),
+        "split": None if split is None else _parse_split(split),
+        "say": lambda text: note(as_command_line(text)),
+        "progress": False if is_quiet() else None,
+    }
+    source = list(sources) if len(sources) > 1 else sources[0]
+    if dry_run:
+        _print_found(as_json, source, dest, options)
+        return
+    dataset = ingest(source, dest, **options)
     root = read_splits(dataset.path.parent)
     result = _result(dataset, time.perf_counter() - started)
     if root is not None:
@@ -180,6 +192,48 @@ def ingest_command(
     emit(as_json, result, _text(result, dataset))
     if (doubt := _doubt_of_task(dataset)) is not None:
         note(f"warning: train will refuse it: {doubt}")
+
+
+def _print_found(as_json: bool, source: str | list[str], dest: str, options: dict[str, Any]) -> None:
+    """Print what an ingest finds, and what it would write."""
+    from streamtrain.ingestion.dry_run import find
+
+    found = find(source, dest, **options)
+    result: dict[str, Any] = {
+        "samples": found.n_samples,
+        "fields": {field.name: {"dtype": field.dtype.name, "shape": field.shape} for field in found.fields},
+        "classes": found.classes,
+        "bytes": found.n_bytes,
+        "block_rows": found.block_rows,
+        "sources": found.sources,
+        "split_rule": None if found.rule is None else found.rule.as_json(),
+    }
+    n_rows = "rows that only reading counts" if found.n_samples is None else f"{found.n_samples:,} samples"
+    lines = [f"{n_rows} of {_fields_text(result['fields'])}"]
+    if found.n_bytes is not None:
+        lines.append(f"{format_bytes(found.n_bytes)} in blocks of {found.block_rows:,} samples, before compression")
+    for entry in found.sources:
+        facts = [f"{name} {_fact_text(entry[name])}" for name in _FACTS if entry.get(name)]
+        lines.append(f"{entry.get('path', 'in memory')}: {', '.join([entry['format'], *facts])}")
+    if found.classes:
+        lines.append(f"classes: {', '.join(found.classes[:_CLASSES_SHOWN])}")
+    emit(as_json, result, Lines.of([*lines, "nothing was written"]))
+
+
+_FACTS: Final = ("arrays", "chunks", "missing_chunks", "rows", "columns", "label_column", "dropped")
+
+
+def _fact_text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in list(value.items())[:_CLASSES_SHOWN])
+    if isinstance(value, list | tuple):
+        more = f" and {len(value) - _CLASSES_SHOWN:,} more" if len(value) > _CLASSES_SHOWN else ""
+        return ", ".join(map(str, value[:_CLASSES_SHOWN])) + more
+    return str(value)
+
+
+def _fields_text(fields: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {field['dtype']} {field['shape']}" for name, field in fields.items())
 
 
 def _doubt_of_task(dataset: Dataset) -> str | None:
@@ -278,9 +332,8 @@ def _result(dataset: Dataset, seconds: float) -> dict[str, Any]:
 
 
 def _text(result: dict[str, Any], dataset: Dataset) -> str:
-    fields = ", ".join(f"{name} {f['dtype']} {f['shape']}" for name, f in result["fields"].items())
     lines = [
-        f"{result['dataset']}: {counted(result['samples'], 'sample')} of {fields}",
+        f"{result['dataset']}: {counted(result['samples'], 'sample')} of {_fields_text(result['fields'])}",
         f"{format_bytes(result['bytes'])} stored in {format_bytes(result['stored_bytes'])} ({result['codec']}), "
         f"{counted(result['blocks'], 'block')} of {counted(result['block_rows'], 'sample')} "
         f"({format_bytes(result['block_bytes'])}), "

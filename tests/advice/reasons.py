@@ -138,6 +138,18 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "training/step_errors.py:explain_device: batch_size={}{}",
         "training/step_errors.py:explain_device: a smaller model{}, or device='cpu'",
     ),
+    "is followed in tests/ingestion/sources/hierarchies, with h5py hidden": (
+        "ingestion/sources/hierarchies/hdf5.py:h5py: pip install 'streamtrain[hdf5]'",
+    ),
+    "needs a dtype that NumPy does not have": (
+        "ingestion/sources/hierarchies/hdf5.py:_dtype_of: store it as float64, or as integers",
+    ),
+    "needs a disk that gives other bytes; tests/ingestion/sources/hierarchies has one": (
+        "ingestion/sources/hierarchies/over_disk.py:RowsOverDisk._read: check the disk, and ingest again",
+    ),
+    "needs a file of 100,000 objects": (
+        "ingestion/sources/hierarchies/hdf5.py:_walk: copy what you need into a file of its own: h5copy",
+    ),
     "needs two threads that meet at a moment": (
         "loader/reading/pool.py:Pool.next_span: close it when no one iterates it",
     ),

@@ -296,7 +296,7 @@ def files_of_two_kinds(w: World) -> None:
     w.works("ingest x.npy d.zarr --labels y.npy")
 
 
-@world(f"{_REGISTRY}_check_distinct: give every file once")
+@world(f"{_FILES}check_distinct: give every file once")
 def a_file_twice(w: World) -> None:
     np.save("x.npy", X)
     w.refuses("ingest x.npy x.npy d.zarr")

@@ -11,7 +11,10 @@ from streamtrain.errors import UsageError
 from streamtrain.system.files import local_path
 
 _TABLES: Final = (".csv", ".tsv", ".tab", ".parquet", ".pq")
-_ARRAYS: Final = (".npy", ".npz", ".idx", ".idx.gz", "-ubyte", "-ubyte.gz", ".bin", ".raw", ".dat")
+_ARRAYS: Final = (
+    *(".npy", ".npz", ".idx", ".idx.gz", "-ubyte", "-ubyte.gz", ".bin", ".raw", ".dat"),
+    *(".h5", ".hdf5", ".nc"),
+)
 _IMAGES: Final = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 _MOST_SEEN: Final = 1000
 

@@ -93,8 +93,15 @@ class SourceOptions:
     fields: Mapping[str, str] | None = None
     # Tables: known names of classes, which are labels even if they look like missing values (NA, null).
     classes: tuple[str, ...] | None = None
-    # The budget of the ingest, in bytes; None where none is given.
+    # HDF5 and Zarr: "cf" applies the attributes by which NetCDF packs numbers, "raw" takes what is stored.
+    decode: str | None = None
+    # HDF5 and Zarr: the axis of the samples.
+    sample_axis: int | None = None
+    # The budget of the ingest, in bytes, and its most threads; None where none is given.
     memory: int | None = None
+    n_workers: int | None = None
+    # A folder for rows that have to go over disk; None where there is none.
+    scratch: Path | None = None
     # Tables: which of the rows [start, stop), left out ones not counted, means and categories are learned from.
     learn_from: RowFilter | None = None
     # Tables: what is said of them beyond the label column and the features.

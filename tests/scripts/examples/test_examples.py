@@ -69,7 +69,13 @@ def predict_table(text: str) -> None:
     assert figures(r"off by ([\d.]+)", text)[0] < 0.5 * figures(r"vary by ([\d.]+)", text)[0]
 
 
-CHECKS = (train_from_store, two_inputs, plain_loop, lbfgs, source_plugin, predict_table)
+def netcdf_grid(text: str) -> None:
+    assert text.startswith("1,209 days of float32 (12, 24), 291 to compare\n")
+    forecast, guess = figures(r"([\d.]+) K", text)
+    assert forecast < 0.5 * guess
+
+
+CHECKS = (train_from_store, two_inputs, plain_loop, lbfgs, source_plugin, predict_table, netcdf_grid)
 EXPECTED = {f"{check.__name__}.py": check for check in CHECKS}
 
 

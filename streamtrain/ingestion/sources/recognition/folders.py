@@ -1,4 +1,4 @@
-"""Folders that are no list of files of one kind: of classes, of Zarr arrays, of features and their labels."""
+"""Folders that are no list of files of one kind: of classes, of features and their labels."""
 
 from __future__ import annotations
 
@@ -10,15 +10,8 @@ from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.base import Source
 from streamtrain.ingestion.sources.combine import name_of
 from streamtrain.ingestion.sources.recognition.content import kind_of
-from streamtrain.ingestion.sources.recognition.recipes import class_folders_recipe, recipe
+from streamtrain.ingestion.sources.recognition.recipes import class_folders_recipe
 from streamtrain.system.files import names_in
-
-
-def check_not_zarr(folder: Path, names: Sequence[str]) -> None:
-    """Refuse a folder that is a Zarr group or array of somebody else's."""
-    if {"zarr.json", ".zgroup", ".zarray"} & set(names):
-        why = "A folder given as a source is a folder of files of one kind"
-        raise InputError("it looks like Zarr", where=str(folder), why=why, fix=recipe(folder, "Zarr"))
 
 
 def folder_of_folders(folder: Path, inner: Sequence[str]) -> InputError:
