@@ -185,7 +185,7 @@ def test_every_test_of_messages_is_of_a_row(file: str) -> None:
 
 
 BESIDES: Final = {
-    "test_a_zarr_of_somebody_else",
+    "test_a_zarr_without_arrays",
     "test_what_works_without_a_word",
     "test_fewer_blocks_are_not_what_one_batch_lacks",
 }
