@@ -69,7 +69,7 @@ def check_destination(path: Path, mode: Mode, *, resume: bool = False) -> None:
 
 
 def check_outside(path: Path, source: Source) -> None:
-    """Refuse source files inside the destination, or inside what becomes of it."""
+    """Refuse source files inside the destination, or inside what becomes of it, and a destination inside a source."""
     for entry in source.provenance:
         if "path" in entry:
             file = Path(entry["path"]).resolve()
@@ -77,6 +77,9 @@ def check_outside(path: Path, source: Source) -> None:
                 if file.is_relative_to(folder.resolve()):
                     fix = "give a destination elsewhere"
                     raise InputError("a source lies inside the destination", where=str(file), fix=fix)
+                if folder.resolve().is_relative_to(file):
+                    fix = "give a destination elsewhere"
+                    raise UsageError("the destination lies inside a source", where=str(file), fix=fix)
 
 
 def check_rereadable(source: Source) -> None:

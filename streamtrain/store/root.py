@@ -10,6 +10,7 @@ from streamtrain.errors import DatasetError, nearest_name
 from streamtrain.store import zarr_metadata
 from streamtrain.store.byte_ranges import RESTORE, unreadable
 from streamtrain.store.manifest import FORMAT, FORMAT_OF_TABLES, Json, load_json
+from streamtrain.store.reads.other_zarr import is_zarr
 from streamtrain.store.shard import read_bounded
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
 from streamtrain.system.files import Files, is_there, names_in
@@ -25,6 +26,8 @@ def read_root(folder: Path) -> Json:
     state = destination_state(folder)
     if state == "incomplete":
         raise incomplete(folder)
+    if not _is_there(root) and is_zarr(folder):
+        raise _of_others(folder)
     if not _is_there(root):
         is_run = _is_there(folder / "config.json") and _is_there(folder / "metrics.jsonl")
         what = "the folder of a run, not a dataset" if is_run else "not a streamtrain dataset: there is no zarr.json"
@@ -33,11 +36,7 @@ def read_root(folder: Path) -> Json:
     attributes = found.get("attributes")
     ours = attributes.get("streamtrain") if isinstance(attributes, dict) else None
     if not isinstance(ours, dict):
-        raise DatasetError(
-            "a Zarr group or array, but not a streamtrain dataset: it has no manifest",
-            where=str(folder),
-            fix="ingest its arrays into a dataset",
-        )
+        raise _of_others(folder)
     if ours.get("format") not in (FORMAT, FORMAT_OF_TABLES):
         raise DatasetError(
             f"the dataset has format {ours.get('format')!r}; this version reads formats up to {FORMAT_OF_TABLES}",
@@ -47,6 +46,11 @@ def read_root(folder: Path) -> Json:
     if found != {"attributes": {"streamtrain": ours}, "zarr_format": 3, "node_type": "group"}:
         raise DatasetError("the root is not the one that was committed", where=str(root), fix=RESTORE)
     return ours
+
+
+def _of_others(folder: Path) -> DatasetError:
+    what = "a Zarr group or array, but not a streamtrain dataset: it has no manifest"
+    return DatasetError(what, where=str(folder), fix="ingest its arrays into a dataset")
 
 
 def _is_there(path: Path) -> bool:

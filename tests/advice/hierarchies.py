@@ -270,6 +270,16 @@ def metadata(**changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@world(f"{_ARRAY}StoredArray.check_claim: memory={{}}")
+def a_chunk_larger_than_memory(w: World) -> None:
+    zarr.create_array("x", data=np.ones((60, 10), "i1"), chunks=(60, 10))
+    grid = {"name": "regular", "configuration": {"chunk_shape": [1000, 10_000]}}
+    metadata(chunk_grid=grid)
+    w.refuses("ingest x d.zarr --memory 20MB")
+    zarr.create_array("x", data=np.ones((60, 10), "i1"), chunks=(1000, 10_000), overwrite=True)
+    w.typed("ingest x d.zarr --memory 20MB")
+
+
 @world(
     f"{_ARRAY}StoredArray.check_claim: write it again with its true shape",
     f"{_ARRAY}StoredArray.check_claim: write it again with larger chunks, or memory={{}}",

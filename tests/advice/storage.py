@@ -252,7 +252,7 @@ def a_file_that_nobody_wrote(w: World) -> None:
 
 @world(
     "store/root.py:read_root: give the directory ingest wrote",
-    "store/root.py:read_root: ingest its arrays into a dataset",
+    "store/root.py:_of_others: ingest its arrays into a dataset",
     "store/root.py:read_root: upgrade streamtrain (pip install -U streamtrain)",
     "store/root.py:_meant: did you mean {}?",
     "store/root.py:_meant: did you mean the raw file {}? Ingest it first, and open the result",

@@ -23,13 +23,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, StreamtrainError
+from streamtrain.ingestion.dry_run import find
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.codec import checksum
@@ -112,6 +113,82 @@ def source_formats() -> dict[str, Format]:
         "npz": Format(files=npz, parse=parse_source),
         "csv": Format(files=(("t.csv", csv_text()),), parse=parse_source),
         "parquet": Format(files=parquet_files(), parse=parse_source),
+    }
+
+
+def read_hierarchy(path: Path) -> None:
+    """Read arrays as an ingest does: its memory is solved before rows are asked for."""
+    memory = BUDGET_BYTES
+    found = find(path, path.with_name("none.zarr"), memory=memory, block="1KB", progress=False, n_workers=1)
+    assert found.n_samples
+    n_bytes = 0
+    options = SourceOptions(memory=memory, n_workers=1)
+    for rows in open_source(path, options=options).iter_blocks(1 << 16):
+        n_bytes += sum(values.nbytes for values in rows.values())
+        if n_bytes > BUDGET_BYTES:
+            break
+
+
+def parse_hdf5(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    read_hierarchy(path)
+
+
+def hdf5_files() -> tuple[tuple[str, bytes], ...]:
+    import h5py
+
+    rng = np.random.default_rng(2)
+    x = rng.integers(0, 99, (30, 4, 3)).astype("i2")
+    files = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, options in (
+            ("plain.h5", {}),
+            ("chunks.h5", {"chunks": (7, 2, 3), "compression": "gzip", "shuffle": True, "fletcher32": True}),
+            ("lzf.h5", {"chunks": (7, 4, 3), "compression": "lzf"}),
+        ):
+            latest = name == "plain.h5"
+            with h5py.File(Path(folder, name), "w", libver="latest" if latest else None) as file:
+                made = file.create_dataset("x", data=x, **options)
+                made.attrs.update({"scale_factor": 0.5, "_FillValue": np.int16(-1)})
+                file["group/y"] = np.arange(30)
+            files.append((name, Path(folder, name).read_bytes()))
+    return tuple(files)
+
+
+def zarr_format(number: Literal[2, 3]) -> Format:
+    """The metadata and the first chunk of a small store, one of them mutated."""
+    import zarr
+
+    files: dict[str, bytes] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        group = zarr.open_group(folder, mode="w", zarr_format=number)
+        shards = {"shards": (20, 4)} if number == 3 else {}
+        group.create_array("x", data=np.arange(160.0).reshape(40, 4), chunks=(10, 2), **shards)
+        group.create_array("y", data=np.arange(40), chunks=(40,))
+        group["x"].attrs["scale_factor"] = 0.5
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            files[str(file.relative_to(folder))] = file.read_bytes()
+
+    def parse(path: Path, data: bytes) -> None:
+        store = path.with_name("x.zarr")
+        try:
+            for name, content in files.items():
+                (store / name).parent.mkdir(parents=True, exist_ok=True)
+                (store / name).write_bytes(data if name == path.name.replace("!", "/") else content)
+            read_hierarchy(store)
+        finally:
+            shutil.rmtree(store)
+
+    names = [name for name in files if name.startswith("x/")][:3]
+    changed = tuple((name.replace("/", "!"), files[name]) for name in names)
+    return Format(files=changed, parse=parse, refusal=StreamtrainError)
+
+
+def hierarchy_formats() -> dict[str, Format]:
+    return {
+        "h5": Format(files=hdf5_files(), parse=parse_hdf5, refusal=StreamtrainError),
+        "zarr v2": zarr_format(2),
+        "zarr v3": zarr_format(3),
     }
 
 
@@ -291,6 +368,13 @@ def test_a_mutated_source_is_refused_or_read(name: str, tmp_path: Path) -> None:
     assert (found.total(), failed) == (N_FAST, [])
 
 
+@pytest.mark.parametrize("name", ["h5", "zarr v2", "zarr v3"])
+def test_a_mutated_hierarchy_is_refused_or_read(name: str, tmp_path: Path) -> None:
+    found, failed = attempts(hierarchy_formats()[name], tmp_path, range(N_FAST // 3))
+    assert found["refused"] > N_FAST / 15
+    assert (found.total(), failed) == (N_FAST // 3, [])
+
+
 @pytest.mark.parametrize("name", ["manifest", "zarr.json"])
 def test_mutated_json_of_a_dataset_is_refused_or_right(name: str, tmp_path: Path) -> None:
     form = store_formats(make_whole(tmp_path / "whole.zarr"))[name]
@@ -304,7 +388,7 @@ def main() -> None:
     first, _, n = sys.argv[1].rpartition(":")
     seeds, n_wrong = range(int(first or 0), int(first or 0) + int(n)), 0
     with tempfile.TemporaryDirectory() as folder:
-        forms = source_formats() | store_formats(make_whole(Path(folder, "whole.zarr")))
+        forms = source_formats() | hierarchy_formats() | store_formats(make_whole(Path(folder, "whole.zarr")))
         for name in sys.argv[2:] or forms:
             started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             found, failed = attempts(forms[name], Path(folder), seeds)

@@ -41,6 +41,7 @@ _MOST_OBJECTS: Final = 100_000
 _MOST_DEPTH: Final = 64
 _MOST_LINKS: Final = 16
 _N_SHOWN: Final = 5
+_AT_ONCE: Final = 1 << 20  # bytes that are read at once through the library
 _PLACE: Final = np.dtype([("offset", "<i8"), ("n_bytes", "<i8"), ("skipped", "<u8")])
 
 
@@ -84,25 +85,23 @@ class Hdf5Array(StoredArray):
     has_typed_attributes = True
 
     def __init__(self, path: Path, dataset: Any) -> None:
-        shape = dataset.shape or ()
-        where = f"{path} {dataset.name}"
+        shape, where = dataset.shape or (), f"{path} {dataset.name}"
         dtype, unfit = _dtype_of(dataset, where)
-        chunks = dataset.chunks or tuple(max(1, length) for length in shape)
-        grid = ChunkGrid(shape=shape, chunks=chunks)
+        row_bytes = max(1, math.prod(shape[1:]) * dtype.itemsize)
+        at_once = tuple(max(1, min(length, _AT_ONCE // row_bytes)) for length in shape[:1])
+        grid = ChunkGrid(shape=shape, chunks=dataset.chunks or (*at_once, *shape[1:]))
         super().__init__(dataset.name, path, grid, dtype, None)
         self.is_chunked = dataset.chunks is not None
         self.unfit = unfit or _unfit(dataset, where)
-        self.is_elsewhere = bool(_is_elsewhere(dataset))
+        self.is_elsewhere = _is_elsewhere(dataset)
         self.attributes, self.is_coordinate = _attributes(dataset)
         self._codec: ChunkCodec | None = None
         if self.unfit is None:
             self.fill = dataset.fillvalue
-            self._codec = _codec_of(dataset, dtype, chunks)
-            is_shifted = bool(dataset.file.userblock_size)
-            if is_shifted:
-                self._codec = None
-            elif not self.is_chunked and not dataset.id.get_create_plist().get_external_count():
-                self.offset = dataset.id.get_offset()
+            # Behind a user's block not every release of the library counts from the same byte.
+            if _is_plain(dataset, dtype) and not dataset.file.userblock_size:
+                self._codec = _codec_of(dataset, dtype, grid.chunks)
+                self.offset = None if self.is_chunked else dataset.id.get_offset()
         self._table: npt.NDArray[Any] = np.empty(0, _PLACE)
 
     def locate(self) -> None:
@@ -115,7 +114,7 @@ class Hdf5Array(StoredArray):
         with opened(self.path) as file:
             dataset = file[self.name]
             if not self.is_chunked:
-                self.n_missing = int(not dataset.id.get_storage_size())
+                self.n_missing = 0 if dataset.id.get_storage_size() else self.grid.n_chunks
                 return
             table = np.full(self.grid.n_chunks, ABSENT, _PLACE)
             self._read_table(dataset, table)
@@ -149,7 +148,9 @@ class Hdf5Array(StoredArray):
         place = self._table[np.ravel_multi_index(index, self.grid.counts)]
         if place["offset"] == ABSENT:
             return None
-        if self._codec is None:
+        # Of chunks at an edge a writer may have left out all filters, which only the library knows.
+        is_unfiltered = self._codec is not None and place["n_bytes"] == self._codec.n_bytes and self._is_cut(index)
+        if self._codec is None or (self._codec.steps and is_unfiltered):
             return self._through_library(index)
         where = f"{self.where} chunk {index}"
         if place["n_bytes"] > self._codec.most_bytes:
@@ -158,6 +159,10 @@ class Hdf5Array(StoredArray):
         data = np.empty(int(place["n_bytes"]), np.uint8)
         read_range(self.path, int(place["offset"]), data)
         return self._codec.decode(data, where, skipped=int(place["skipped"]))
+
+    def _is_cut(self, index: Index) -> bool:
+        sides = (part.stop - part.start for part in self.grid.box(index))
+        return any(side < chunk for side, chunk in zip(sides, self.grid.chunks, strict=True))
 
     def _through_library(self, index: Index) -> npt.NDArray[Any]:
         box = self.grid.box(index)
@@ -195,8 +200,19 @@ def _dtype_of(dataset: Any, where: str) -> tuple[np.dtype[Any], InputError | Non
     return np.dtype(dtype.str), None
 
 
+def _is_plain(dataset: Any, dtype: np.dtype[Any]) -> bool:
+    """Say whether elements are stored as NumPy has them: all of their bits, in its formats of floats."""
+    library = h5py()
+    stored = dataset.id.get_type()
+    if isinstance(stored, library.h5t.TypeEnumID):
+        stored = stored.get_super()
+    own = dtype if dtype.kind != "b" else np.dtype(np.int8)
+    return bool(stored.get_size() == dtype.itemsize and stored.equal(library.h5t.py_create(own)))
+
+
 def _is_elsewhere(dataset: Any) -> bool:
-    return dataset.is_virtual or (dataset.chunks is None and dataset.id.get_create_plist().get_external_count())
+    plist = dataset.id.get_create_plist()
+    return bool(dataset.is_virtual or (dataset.chunks is None and plist.get_external_count()))
 
 
 def _unfit(dataset: Any, where: str) -> InputError | None:

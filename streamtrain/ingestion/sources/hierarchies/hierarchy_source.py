@@ -70,7 +70,7 @@ class HierarchySource(Source):
         )
         self.told = tuple(text for text in self.told if text)
         arrays = {column.field.name: column.array.name for column in self._columns}
-        chunks = {one.array.name: one.array.grid.chunks for one in self._columns if one.array.offset is None}
+        chunks = {one.array.name: one.array.grid.chunks for one in self._columns if one.array.is_chunked}
         found = {"chunks": chunks, "missing_chunks": missing}
         self.provenance = ({**provenance, "arrays": arrays, **{name: value for name, value in found.items() if value}},)
 
@@ -80,7 +80,7 @@ class HierarchySource(Source):
     def _found(self, column: Column) -> str:
         array, field = column.array, column.field
         stored = "" if array.dtype.newbyteorder("=") == field.dtype else f", stored as {array.dtype.name}"
-        chunks = f" in chunks {array.grid.chunks}" if array.offset is None else ""
+        chunks = f" in chunks {array.grid.chunks}" if array.is_chunked else ""
         return f"{self.path}: {field.name} is {array.name}, {field.dtype.name} {array.grid.shape}{chunks}{stored}"
 
     def _absent(self, column: Column) -> str:

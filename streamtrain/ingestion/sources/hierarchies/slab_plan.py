@@ -8,11 +8,10 @@ from typing import Final
 
 from streamtrain.ingestion.sources.base import ReadingMemory
 from streamtrain.ingestion.sources.hierarchies.cf import PIECE_BYTES, Decoding
-from streamtrain.ingestion.sources.hierarchies.stored_array import StoredArray
+from streamtrain.ingestion.sources.hierarchies.stored_array import COPIES, StoredArray
 from streamtrain.store.layout import Field
 
 DEFAULT_MEMORY: Final = 10**9
-_COPIES: Final = 3  # of a chunk, while it is decoded
 _SHARE: Final = 8  # of the memory: for slabs that could be smaller, and for chunks at work
 _SMALL: Final = 32 * 10**6  # of memory, where nothing is larger than it has to be
 _MOST_SLAB_BYTES: Final = 2**25
@@ -36,7 +35,7 @@ class Column:
     @property
     def bytes_at_work(self) -> int:
         """Bytes that a thread holds while it decodes a chunk."""
-        return _COPIES * self.array.chunk_bytes + PIECE_BYTES
+        return COPIES * self.array.chunk_bytes + PIECE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

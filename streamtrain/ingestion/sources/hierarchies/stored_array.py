@@ -20,7 +20,11 @@ Index = tuple[int, ...]
 PLACE_BYTES: Final = 24
 """Of the table of an array's chunks, for each: where it lies, how long it is, and what was left out of its encoding."""
 
+COPIES: Final = 3
+"""Of a chunk, while it is decoded."""
+
 ABSENT: Final = -1
+_BESIDE_BYTES: Final = 2**25  # what an ingest takes beside the source
 _IMPLAUSIBLE_BYTES: Final = 2**48
 _MOST_RATIO: Final = 1000
 
@@ -93,6 +97,8 @@ class StoredArray(ABC):
         Whether that is since its values lie elsewhere, which a file from elsewhere could choose.
     has_typed_attributes : bool
         Whether attributes have dtypes, as those of HDF5 do; JSON's numbers have none.
+    is_chunked : bool
+        Whether it is stored in the grid's chunks; else they are what is read at once.
     offset : int or None
         Where its rows lie in ``path``, one after another; None where they lie in chunks.
     """
@@ -103,6 +109,7 @@ class StoredArray(ABC):
         self.name, self.path, self.grid, self.dtype, self.fill = name, path, grid, dtype, fill
         self.attributes: Mapping[str, Any] = {}
         self.is_coordinate = False
+        self.is_chunked = True
         self.unfit: InputError | None = None
         self.is_elsewhere = False
         self.offset: int | None = None
@@ -144,12 +151,20 @@ class StoredArray(ABC):
         return out
 
     def check_claim(self, stored_bytes: int, memory: int) -> None:
-        """Refuse a shape that nothing stored can stand for, and more chunks than a table in memory can hold."""
-        claimed = self.grid.shape[0] * self.row_bytes
-        if claimed > _IMPLAUSIBLE_BYTES and claimed > _MOST_RATIO * stored_bytes:
-            there = format_bytes(stored_bytes)
-            what = f"the shape {self.grid.shape} claims {format_bytes(claimed)}, and {there} are stored"
-            raise InputError(what, where=self.where, fix="write it again with its true shape")
+        """Refuse a shape that nothing stored can stand for, and chunks that are too large, or too many, for memory."""
+        for name, shape in (("shape", self.grid.shape), ("shape of chunks", self.grid.chunks)):
+            claimed = math.prod(shape) * self.dtype.itemsize
+            if claimed > _IMPLAUSIBLE_BYTES and claimed > _MOST_RATIO * stored_bytes:
+                there = format_bytes(stored_bytes)
+                what = f"the {name} {shape} claims {format_bytes(claimed)}, and {there} are stored"
+                raise InputError(what, where=self.where, fix="write it again with its true shape")
+        if COPIES * self.chunk_bytes > memory:
+            raise BudgetError(
+                f"a chunk takes {format_bytes(self.chunk_bytes)} decoded, and memory is {format_bytes(memory)}",
+                where=self.where,
+                why=f"A chunk is decoded as a whole, which takes {COPIES} times as much",
+                fix=Fix(Argument("memory", n_bytes=(COPIES + 2) * self.chunk_bytes + _BESIDE_BYTES)),
+            )
         if self.table_bytes > memory // 4:
             raise BudgetError(
                 f"{self.grid.n_chunks:,} chunks are too many to keep track of in {format_bytes(memory)}",

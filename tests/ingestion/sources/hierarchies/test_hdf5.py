@@ -93,6 +93,33 @@ def test_a_block_of_the_user_may_stand_before_the_content(tmp_path: Path, read_a
     assert np.array_equal(rows["z"], X)
 
 
+def test_elements_that_are_not_stored_as_numpy_has_them(tmp_path: Path, read_all: Callable[..., Any]) -> None:
+    narrow = h5py.h5t.STD_I16LE.copy()
+    narrow.set_precision(12)
+    narrow.set_offset(2)
+    half = h5py.h5t.IEEE_F32LE.copy()
+    half.set_fields(15, 7, 8, 0, 7)
+    half.set_size(2)
+    half.set_ebias(127)
+    values = np.array([[-3, 5], [100, -200]])
+    for name, kind in (("narrow", narrow), ("bfloat16", half)):
+        with h5py.File(tmp_path / name, "w") as file:
+            made = h5py.h5d.create(file.id, b"x", kind, h5py.h5s.create_simple((2, 2)))
+            h5py.Dataset(made)[:] = values
+            expected = file["x"][:]
+        rows = read_all(open_source(tmp_path / name))
+        np.testing.assert_array_equal(rows["x"], expected.astype(rows["x"].dtype))
+        np.testing.assert_array_equal(rows["x"], values)
+
+
+def test_what_was_never_written_takes_no_more_memory_than_a_megabyte(tmp_path: Path, peak_of_reading: Any) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", (4000, 1000), "f4")
+    source = open_source(tmp_path / "a.h5", options=SourceOptions(memory=30_000_000, n_workers=1))
+    assert source.n_samples == 4000
+    assert peak_of_reading(source, 1 << 16) < 8_000_000
+
+
 def test_fields_are_named_by_path_in_python_and_on_the_command_line(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", **{"train/images": X, "train/labels": Y, "test/images": X[:9]})
     rows = ingest(path, tmp_path / "a.zarr", fields={"x": "/train/images", "y": "train/labels"})

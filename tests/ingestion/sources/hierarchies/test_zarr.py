@@ -15,7 +15,7 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 import streamtrain as st
-from streamtrain.errors import BudgetError, InputError
+from streamtrain.errors import BudgetError, DatasetError, InputError, UsageError
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.hierarchies.chunk_decoding import zstd_bytes
 from streamtrain.ingestion.sources.registry import open_source
@@ -73,6 +73,15 @@ def test_a_store_becomes_a_dataset_in_python_and_knows_its_sources(tmp_path: Pat
         st.ingest(path, dataset.path, progress=False, fields={"images": "/x", "y": "y"}, resume=True).id == dataset.id
     )
     assert np.array_equal(st.ingest([path, write(tmp_path / "b")], tmp_path / "e.zarr", progress=False)[100:]["x"], X)
+
+
+def test_a_store_is_neither_a_dataset_nor_a_place_for_one(tmp_path: Path) -> None:
+    for zarr_format in (2, 3):
+        path = write(tmp_path / str(zarr_format), zarr_format)
+        with pytest.raises(UsageError, match="the destination lies inside a source"):
+            st.ingest(path, path / "d.zarr", progress=False)
+        with pytest.raises(DatasetError, match="a Zarr group or array, but not a streamtrain dataset"):
+            st.open(path)
 
 
 def test_groups_in_groups(tmp_path: Path, read_all: ReadAll) -> None:
@@ -155,6 +164,8 @@ def test_hostile_shapes(tmp_path: Path) -> None:
     for number, changes, kind, what in (
         (1, {"shape": [10**15]}, InputError, "claims"),
         (2, {"shape": [10**8], "chunk_grid": single_rows}, BudgetError, "too many"),
+        (6, {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2**60]}}}, InputError, "claims"),
+        (7, {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2**33]}}}, BudgetError, "a chunk"),
         (3, {"shape": [-5]}, InputError, "not readable"),
         (4, {"data_type": "string"}, InputError, "not"),
         (5, {"codecs": [{"name": "magic"}]}, InputError, "not readable"),
