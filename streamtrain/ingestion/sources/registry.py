@@ -37,6 +37,7 @@ from streamtrain.ingestion.sources.base import (
 )
 from streamtrain.ingestion.sources.column_names import column_names
 from streamtrain.ingestion.sources.combine import concatenate, merge_blanks, name_of, with_labels
+from streamtrain.ingestion.sources.images.class_folders import check_no_images, image_folder_of, open_image_folder
 from streamtrain.ingestion.sources.indexed.stored import open_stored, stored_datasets
 from streamtrain.ingestion.sources.indexed.torch_data import (
     NamedBatches,
@@ -283,6 +284,9 @@ def _path(text: str | os.PathLike[str]) -> Path:
 
 
 def _open(source: object, options: SourceOptions) -> Source:
+    if (folder := image_folder_of(_paths_in(source) or [])) is not None:
+        return open_image_folder(folder, options)
+    check_no_images(options)
     datasets = stored_datasets(source)
     if datasets is not None:
         _check_in_memory(options, "stored datasets")
@@ -373,9 +377,9 @@ def _open_named(values: object, name: str, field: str) -> Any:
 
 
 def _files_of(source: object) -> list[Path] | None:
-    """List the files a source stands for, those in a folder included; None where it names none."""
+    """List the files a source stands for, those in a folder included; None where it names none, or images."""
     paths = _paths_in(source)
-    if paths is None:
+    if paths is None or image_folder_of(paths) is not None:
         return None
     return [file for path in paths for file in (_listed(path) if S_ISDIR(look_up(path).st_mode) else [path])]
 
