@@ -236,6 +236,21 @@ class Layout:
         lengths = {field.encoded.lengths for field in self.fields if field.encoded}
         return tuple(field for field in self.fields if field.name not in lengths)
 
+    @property
+    def batch_fields(self) -> tuple[Field, ...]:
+        """The fields of a loader's batch, as they lie in memory."""
+        return self.own_fields
+
+    @property
+    def batch_row_bytes(self) -> int:
+        """Bytes of one sample in a batch."""
+        return sum(field.row_bytes for field in self.batch_fields)
+
+    @property
+    def decoder_bytes(self) -> int:
+        """Bytes that a thread of a loader takes to decode a sample for its batch."""
+        return 0
+
 
 Capacity = Callable[[Field, int], int]
 """Bytes of the largest block of an encoded field, of so many rows."""

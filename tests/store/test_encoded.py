@@ -33,7 +33,8 @@ def dataset(paths: list[Path]) -> st.Dataset:
 def test_the_samples_are_the_bytes_of_the_files(dataset: st.Dataset, paths: list[Path]) -> None:
     files = [path.read_bytes() for path in paths]
     assert dataset[:]["image"] == files
-    assert dataset[7]["image"] == files[7] and dataset[-1]["image"] == files[-1]
+    assert dataset[7]["image"] == files[7]
+    assert dataset[-1]["image"] == files[-1]
     assert dataset[30:5:-3]["image"] == files[30:5:-3]
     assert [sample["image"] for sample in dataset] == files
     with pytest.warns(st.StreamtrainWarning, match="random indices"):
@@ -59,7 +60,8 @@ def test_stock_zarr_reads_two_plain_arrays(dataset: st.Dataset, paths: list[Path
             end += n_bytes
         assert not data[end:].any()
     assert found == [path.read_bytes() for path in paths]
-    assert blocks.shape[1] % 4096 == 0 and blocks.shape[0] == dataset.layout.n_blocks
+    assert blocks.shape[1] % 4096 == 0
+    assert blocks.shape[0] == dataset.layout.n_blocks
 
 
 def test_the_channels_have_their_statistics_every_image_counting_alike(dataset: st.Dataset, paths: list[Path]) -> None:
@@ -70,7 +72,8 @@ def test_the_channels_have_their_statistics_every_image_counting_alike(dataset: 
     np.testing.assert_allclose(stats.mean, means.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(stats.std, np.sqrt(squares.mean(axis=0) - means.mean(axis=0) ** 2), rtol=1e-10)
     assert stats.min.tolist() == np.min([image.min(axis=(0, 1)) for image in images], axis=0).tolist()
-    assert stats.images is not None and stats.images.media == {"image/jpeg": 24, "image/png": 6, "image/webp": 6}
+    assert stats.images is not None
+    assert stats.images.media == {"image/jpeg": 24, "image/png": 6, "image/webp": 6}
     assert stats.images.most_pixels == max(image.shape[0] * image.shape[1] for image in images)
 
 
@@ -89,7 +92,8 @@ def test_every_flipped_bit_of_the_stored_bytes_is_found(field: str, dataset: st.
     for at in np.linspace(0, len(data) - 1, 25).astype(int).tolist():
         shard.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
         damage = st.verify(copy, full=True).damage
-        assert damage and field in str(damage[0].where)
+        assert damage
+        assert field in str(damage[0].where)
 
 
 def test_a_layout_without_lengths_is_refused(dataset: st.Dataset, tmp_path: Path) -> None:
