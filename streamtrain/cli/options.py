@@ -270,12 +270,18 @@ class TrainOptions:
     )
     seed: int = _option(0, "Seed of order, weights and dropout.", "Model", type=int)
     device: str = _option("auto", DEVICE_HELP, "Memory", type=Suggestion(values.DEVICES), metavar="DEVICE")
+    images: str | None = _option(
+        None,
+        "Decode images to SIZE x SIZE pixels: parts at random, or center:SIZE, or none:SIZE (all of it, squeezed).",
+        "Data",
+        metavar="[CROP:]SIZE",
+    )
     normalize: str = _option(
         "auto",
-        "Rescale inputs: (x - mean) / std.",
+        "Rescale inputs: (x - mean) / std; imagenet: by the usual figures of RGB.",
         "Data",
-        metavar="auto|none",
-        type=Choice(["auto", "none"]),
+        metavar="auto|imagenet|none",
+        type=Choice(["auto", "imagenet", "none"]),
     )
     normalize_target: str = _option(
         "auto",

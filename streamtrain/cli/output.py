@@ -126,6 +126,7 @@ def note(text: str) -> None:
 
 _OPTIONS: Final = {
     "checkpoint": "out",
+    "decode": "images",
     "every": "schedule-every",
     "max_epochs": "epochs",
     "model_args": "model-arg",
@@ -169,6 +170,8 @@ def _for_a_shell(part: Argument | Call) -> str:
     if part.name in PYTHON_ONLY:
         return f"{part} in Python"
     option = f"--{option_name(part.name)}"
+    if part.name == "decode" and isinstance(part.value, dict):
+        return f"{option} {next(iter(part.value.values())).size}"
     if part.n_bytes is not None:
         return f"{option} {megabytes(part.n_bytes)}"
     if part.off:

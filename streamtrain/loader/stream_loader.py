@@ -18,7 +18,8 @@ from streamtrain.loader.augmentation import Transform, named
 from streamtrain.loader.batch import Batch, BatchGroup, batch_type, batches_of, channels_first, groups_of
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, solve
 from streamtrain.loader.deal import Deal
-from streamtrain.loader.decode.delivery import Decode, delivered_layout, gathers_of
+from streamtrain.loader.decode.delivery import Decode, gathers_of
+from streamtrain.loader.decode.image_dataset import with_images
 from streamtrain.loader.device.transfer import Placement, make_transfer
 from streamtrain.loader.loader_state import LOADER_STATE_VERSION, checked_state
 from streamtrain.loader.quarantine import (
@@ -143,15 +144,15 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        dataset = opened(dataset)
-        check_dataset(dataset)
+        check_dataset(dataset := opened(dataset))
+        dataset = with_images(dataset, decode)
         check_batch_size(batch_size, len(dataset), drop_last=drop_last)
         check_seed(seed)
         check_reading(on_bad_block, timeout, reshuffle)
         check_flags(shuffle=shuffle, as_dict=as_dict)
         check_optional_functions(transform=transform)
         self._telemetry = LoaderTelemetry()
-        self.dataset, self.decode, self._layout = dataset, decode, delivered_layout(dataset, decode)
+        self.dataset, self.decode, self._layout = dataset, getattr(dataset, "decode", None), dataset.layout
         self.batch_size, self.seed = batch_size, seed
         self.shuffle, self.reshuffle, self.drop_last = shuffle, reshuffle, drop_last
         self.memory_bytes, self.transform, self.as_dict = parse_bytes(memory, name="memory"), transform, as_dict

@@ -317,7 +317,7 @@ class Dataset:
         """Read a block at its full size, as it was encoded."""
         with self.open_shard(field, block) as shard:
             rows = np.empty((self.layout.block_rows, *shard.field.shape), shard.field.dtype)
-            expected = int(self.block_checksums[block, self.fields.index(shard.field)])
+            expected = int(self.block_checksums[block, self.layout.fields.index(shard.field)])
             try:
                 shard.decode(block, shard.check_stored(block, shard.fetch_stored(block), expected), rows)
             except DamagedBlock:
@@ -326,10 +326,10 @@ class Dataset:
         return rows
 
     def _field(self, name: str) -> Field:
-        for field in self.fields:
+        for field in self.layout.fields:
             if field.name == name:
                 return field
-        raise unknown_name("field", str(name), (field.name for field in self.fields))
+        raise unknown_name("field", str(name), (field.name for field in self.layout.own_fields))
 
     def __len__(self) -> int:
         return self.layout.n_samples
@@ -345,7 +345,7 @@ class Dataset:
 
     def read_rows(self, rows: range, fields: Sequence[Field] | None = None) -> dict[str, Array]:
         """Read some samples of all fields, or some: an array of each, those of encoded ones of objects."""
-        return {field.name: read_range(self, field, rows) for field in (self.fields if fields is None else fields)}
+        return {field.name: read_range(self, field, rows) for field in fields or self.layout.fields}
 
     def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:
         """Read samples for torch's ``DataLoader``, which asks for those of a batch so."""
