@@ -14,6 +14,7 @@ from streamtrain.cli.commands.values import CODECS, DATASET_TEXT, FILE, MISSING,
 from streamtrain.cli.output import (
     as_command_line,
     emit,
+    encoded_facts,
     error_text,
     is_quiet,
     json_option,
@@ -33,6 +34,7 @@ _LABELS: Final = "Labels and task"
 _TABLES: Final = "Columns of tables"
 _TEXT: Final = "Text: CSV and TSV"
 _ARRAYS: Final = "Arrays and raw binary"
+_IMAGES: Final = "Images"
 _STORAGE: Final = "Storage"
 _SPLITS: Final = "Splits"
 _WRITING: Final = "Writing"
@@ -92,6 +94,14 @@ _WRITING: Final = "Writing"
 @option("--fields", metavar="x=A,y=B", section=_ARRAYS, help=".npz: the members that become fields x, y, ...")
 @option("--dtype", metavar="DTYPE", section=_ARRAYS, help="Raw binary: the element type.")
 @option("--shape", metavar="28,28", section=_ARRAYS, help="Raw binary: the shape of one sample.")
+@option(
+    "--check", type=Choice(("full", "header")), section=_IMAGES, help="full decodes each image; header reads sizes."
+)
+@option("--max-pixels", type=int, metavar="N", section=_IMAGES, help="Refuse larger images; by default 64 million.")
+@option("--mode", type=Choice(("RGB", "L")), section=_IMAGES, help="Take images of other modes, which become this one.")
+@option("--max-side", type=int, metavar="N", section=_IMAGES, help="Make images smaller whose short side is longer.")
+@option("--store", type=Choice(("encoded", "decoded")), section=_IMAGES, help="As they are, or as pixels of --size.")
+@option("--size", type=int, metavar="N", section=_IMAGES, help="With --store decoded: the side of the middle square.")
 @option("--split", metavar="val=0.1,test=0.1", section=_SPLITS, help="Divide the rows; the rest is split train.")
 @option("--split-by", metavar="COLUMN", section=_SPLITS, help="Rows of equal values stay in one split.")
 @option(
@@ -137,7 +147,8 @@ def ingest_command(
 ) -> None:
     """Turn raw files into a dataset at DEST, which must not exist without --overwrite, --append or --resume.
 
-    SRC are files of one kind, or a folder of them: .npy, .npz, idx, CSV, TSV, Parquet, or raw binary.
+    SRC are files of one kind, or a folder of them: .npy, .npz, idx, CSV, TSV, Parquet, or raw binary; or a folder of
+    images, or of folders of them, one for each class.
     """
     from streamtrain.ingestion.ingest import ingest
     from streamtrain.store.split_root import read_splits
@@ -260,7 +271,10 @@ def _parse_classes(text: str) -> int | str | list[str]:
 def _result(dataset: Dataset, seconds: float) -> dict[str, Any]:
     return {
         **stored_facts(dataset),
-        "fields": {field.name: {"dtype": field.dtype.name, "shape": field.shape} for field in dataset.fields},
+        "fields": {
+            field.name: {"dtype": field.dtype.name, "shape": field.shape, **encoded_facts(dataset, field)}
+            for field in dataset.layout.own_fields
+        },
         "task": task_facts(dataset),
         "seconds": round(seconds, 3),
         "mb_per_s": round(dataset.nbytes / seconds / 1e6, 1),
@@ -268,7 +282,11 @@ def _result(dataset: Dataset, seconds: float) -> dict[str, Any]:
 
 
 def _text(result: dict[str, Any], dataset: Dataset) -> str:
-    fields = ", ".join(f"{name} {f['dtype']} {f['shape']}" for name, f in result["fields"].items())
+    statistics = dataset.manifest.statistics
+    fields = ", ".join(
+        f"{name} {f['dtype']} {f['shape']}" if "encoded" not in f else f"{name} ({statistics[name].images})"
+        for name, f in result["fields"].items()
+    )
     lines = [
         f"{result['dataset']}: {result['samples']:,} samples of {fields}",
         f"{format_bytes(result['bytes'])} stored in {format_bytes(result['stored_bytes'])} ({result['codec']}), "

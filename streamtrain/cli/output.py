@@ -22,6 +22,7 @@ from streamtrain.system.units import format_bytes, format_duration, format_share
 if TYPE_CHECKING:
     from streamtrain.diagnostics.headspace import Headspace
     from streamtrain.store.dataset import Dataset
+    from streamtrain.store.layout import Field
     from streamtrain.store.schema.task import TaskName
     from streamtrain.system.events import ThreadSeconds
 
@@ -287,6 +288,14 @@ def stored_facts(dataset: Dataset) -> dict[str, Any]:
         "shards": layout.n_shards * len(layout.fields),
         "classes": dict(enumerate(dataset.classes)) if dataset.classes else None,
     }
+
+
+def encoded_facts(dataset: Dataset, field: Field) -> dict[str, Any]:
+    """Say of a field of images as they are what is known of them, for ``--json``; nothing of any other."""
+    images = dataset.manifest.statistics[field.name].images
+    if field.encoded is None or images is None:
+        return {}
+    return {"encoded": {"check": field.encoded.check, **images.as_json()}}
 
 
 def task_facts(dataset: Dataset) -> dict[str, object] | None:

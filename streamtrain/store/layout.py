@@ -129,6 +129,11 @@ class Field:
         """Dtype and shape of a sample in memory: one object of type bytes, where it is encoded."""
         return (np.dtype(object), ()) if self.encoded else (self.dtype, self.shape)
 
+    @property
+    def kind_text(self) -> str:
+        """Dtype and shape of a sample, in words."""
+        return "images" if self.encoded else f"{self.dtype.name}{list(self.shape) or ''}"
+
     def empty(self, n_samples: int) -> npt.NDArray[Any]:
         """Make room for so many samples."""
         dtype, shape = self.sample_kind

@@ -33,6 +33,10 @@ class ImageFacts:
         """Return the facts as a manifest holds them."""
         return {"media": dict(sorted(self.media.items())), "most_pixels": self.most_pixels}
 
+    def __str__(self) -> str:
+        kinds = sorted(self.media.items(), key=lambda each: -each[1])
+        return ", ".join(f"{name.rpartition('/')[2].upper()} {count:,}" for name, count in kinds)
+
 
 def parse_image_facts(found: object) -> ImageFacts:
     """Read the facts back; ValueError where they are none."""
