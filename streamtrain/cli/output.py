@@ -135,7 +135,7 @@ _OPTIONS: Final = {
     "which": "checkpoint",
 }
 """Arguments whose option has another name."""
-PYTHON_ONLY: Final = frozenset({"pool", "timeout"})
+PYTHON_ONLY: Final = frozenset({"crop", "flip", "pool", "ratio", "resize", "scale", "timeout"})
 """Arguments that no command has an option for."""
 
 

@@ -37,7 +37,9 @@ from streamtrain.ingestion.sources.base import (
 )
 from streamtrain.ingestion.sources.column_names import column_names
 from streamtrain.ingestion.sources.combine import concatenate, merge_blanks, name_of, with_labels
-from streamtrain.ingestion.sources.images.class_folders import check_no_images, image_folder_of, open_image_folder
+from streamtrain.ingestion.sources.images import parquet_images, webdataset
+from streamtrain.ingestion.sources.images.class_folders import image_folder_of, open_image_folder
+from streamtrain.ingestion.sources.images.image_check import WITH_IMAGES, check_no_images
 from streamtrain.ingestion.sources.indexed.stored import open_stored, stored_datasets
 from streamtrain.ingestion.sources.indexed.torch_data import (
     NamedBatches,
@@ -115,12 +117,13 @@ _FORMATS: Final = (
     ),
     FileFormat(
         name="Parquet",
-        probe=parquet.probe,
+        probe=parquet_images.probe,
         reader=parquet.reader,
         suffixes=(".parquet", ".pq"),
         content=("Parquet",),
         is_table=True,
     ),
+    FileFormat(name="tar", probe=webdataset.probe, suffixes=(".tar",), content=("a tar archive",), has_names=True),
 )
 
 
@@ -286,14 +289,14 @@ def _path(text: str | os.PathLike[str]) -> Path:
 def _open(source: object, options: SourceOptions) -> Source:
     if (folder := image_folder_of(_paths_in(source) or [])) is not None:
         return open_image_folder(folder, options)
-    check_no_images(options)
     datasets = stored_datasets(source)
+    files = None if datasets is not None else _files_of(source)
+    if files is not None:
+        return _open_files(files, options)
+    check_no_images(options)
     if datasets is not None:
         _check_in_memory(options, "stored datasets")
         return concatenate(open_stored(datasets, options))
-    files = _files_of(source)
-    if files is not None:
-        return _open_files(files, options)
     if options.dtype is None and options.shape is None and options.fields is None and frames.is_frame(source):
         return _open_frame(source, options)
     _check_in_memory(options, "data in memory")
@@ -430,6 +433,8 @@ def _checked_families(files: Sequence[Path], options: SourceOptions) -> list[Fil
 
 def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
     families = _checked_families(files, options)
+    if families[0].name not in WITH_IMAGES:
+        check_no_images(options)
     if options.fields is not None and not families[0].has_names:
         raise _no_names(f"{families[0].name} files", str(files[0]))
     for file, family in zip(files, families, strict=True):

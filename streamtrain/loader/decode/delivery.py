@@ -50,9 +50,19 @@ class DecodedLayout(Layout):
         return self.image_bytes
 
 
+def check_decode(decode: object) -> Decode:
+    """Refuse what does not say how fields of images are decoded."""
+    if decode is None:
+        return {}
+    if not isinstance(decode, Mapping) or not all(isinstance(how, Images) for how in decode.values()):
+        fix = Fix(Argument("decode", {"image": Images(224)}), ", say")
+        raise UsageError(f"decode is {decode!r:.80}; it maps fields of images to how they are decoded", fix=fix)
+    return decode
+
+
 def delivered_layout(dataset: Dataset, decode: Decode | None) -> Layout:
     """Give a dataset's layout what a loader delivers; refuse images that nobody says how to decode."""
-    layout, decode = dataset.layout, {} if decode is None else decode
+    layout, decode = dataset.layout, check_decode(decode)
     _check(decode, layout)
     for field in layout.encoded_fields:
         if field.name not in decode:
@@ -74,10 +84,7 @@ def delivered_layout(dataset: Dataset, decode: Decode | None) -> Layout:
     )
 
 
-def _check(decode: object, layout: Layout) -> None:
-    if not isinstance(decode, Mapping) or not all(isinstance(how, Images) for how in decode.values()):
-        fix = Fix(Argument("decode", {"image": Images(224)}), ", say")
-        raise UsageError(f"decode is {decode!r:.80}; it maps fields of images to how they are decoded", fix=fix)
+def _check(decode: Decode, layout: Layout) -> None:
     for name in decode:
         found = next((field for field in layout.own_fields if field.name == name), None)
         if found is None:

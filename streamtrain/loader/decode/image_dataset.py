@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.loader.decode.delivery import Decode, delivered_layout
+from streamtrain.loader.decode.delivery import Decode, check_decode, delivered_layout
 from streamtrain.loader.decode.images import Images, crop_into, decode_into, images_of
 from streamtrain.store.dataset import Dataset, opened
 from streamtrain.store.layout import Field, Layout
@@ -94,9 +94,10 @@ def with_images(dataset: Dataset, decode: Decode | None) -> Dataset:
     """See a dataset with its images decoded, anew where it was seen so already; refuse images nobody decodes."""
     if decode is None and isinstance(dataset, ImageDataset):
         return dataset
-    if not decode:
+    if not check_decode(decode):
         delivered_layout(dataset, decode)
         return dataset
+    assert decode is not None, "which it is then"
     return ImageDataset(_as_stored(dataset), decode)
 
 
@@ -127,7 +128,7 @@ def decode_of_config(found: Mapping[str, Any]) -> dict[str, Images]:
 
 def decode_to_measure(decode: Decode | None) -> Decode | None:
     """Return how the images of a training are decoded where a model is measured: without chance."""
-    return None if decode is None else {name: how.centered() for name, how in decode.items()}
+    return None if decode is None else {name: how.centered() for name, how in check_decode(decode).items()}
 
 
 def _of_channels(features: Array) -> Array:

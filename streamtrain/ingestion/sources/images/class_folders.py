@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import Argument, Fix, InputError, UsageError
+from streamtrain.errors import InputError
 from streamtrain.ingestion.sources.base import (
     ImageOptions,
     ReadingMemory,
@@ -21,7 +21,7 @@ from streamtrain.ingestion.sources.base import (
     SourceOptions,
     check_range,
 )
-from streamtrain.ingestion.sources.images.image_check import ImageCheck
+from streamtrain.ingestion.sources.images.image_check import DEFAULT_MEMORY, ImageCheck
 from streamtrain.ingestion.sources.indexed.stored import is_dataset_path
 from streamtrain.ingestion.sources.input_files import first_bytes, look_up, read_range, refuse_options
 from streamtrain.ingestion.sources.recognition.content import N_SNIFFED, sniff
@@ -33,7 +33,6 @@ from streamtrain.system.files import names_in
 from streamtrain.system.refusals import read_failure
 
 IMAGE: Final = "image"
-_DEFAULT_MEMORY: Final = 10**9
 _N_TRIED: Final = 20
 """Files of a folder that are looked at to learn whether it holds images."""
 _NOT_OF_IMAGES: Final = ("label_column", "columns", "dtype", "shape", "fields")
@@ -133,7 +132,7 @@ class ImageFolder(Source):
 
     def __init__(self, folder: Path, inner: Sequence[str], options: ImageOptions, memory: int | None) -> None:
         self.files = FileList([folder / name for name in inner] or [folder])
-        self.check = ImageCheck(options, memory or _DEFAULT_MEMORY)
+        self.check = ImageCheck(options, memory or DEFAULT_MEMORY)
         self.classes = tuple(inner) or None
         self.n_samples = len(self.files)
         lengths = self._lengths()
@@ -195,12 +194,6 @@ def image_folder_of(paths: Sequence[Path]) -> Path | None:
     if len(paths) != 1 or is_dataset_path(paths[0]) or not S_ISDIR(look_up(paths[0]).st_mode):
         return None
     return paths[0] if _is_image_folder(paths[0]) else None
-
-
-def check_no_images(options: SourceOptions) -> None:
-    """Refuse options of images for what is none."""
-    for name in options.images.given():
-        raise UsageError(f"{name} applies to images only", fix=Fix("leave ", Argument(name), " out"))
 
 
 def _is_image_folder(folder: Path) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import Argument, BudgetError, Fix, InputError, UsageError, unknown_name
-from streamtrain.ingestion.sources.base import ImageOptions
+from streamtrain.ingestion.sources.base import ImageOptions, SourceOptions
 from streamtrain.ingestion.sources.recognition.content import sniff
 from streamtrain.store.layout import CHECKS
 from streamtrain.store.media.channels import MeasuredImage, measure
@@ -23,6 +23,9 @@ from streamtrain.system.units import format_bytes
 if TYPE_CHECKING:
     from streamtrain.store.media.pillow import Image
 
+DEFAULT_MEMORY: Final = 10**9
+WITH_IMAGES: Final = ("Parquet", "tar")
+"""The formats of files that may hold images."""
 Place = str
 _KINDS: Final = ("a JPEG image", "a PNG image", "a WebP image")
 _STORES: Final = ("encoded", "decoded")
@@ -50,6 +53,12 @@ def image_options(given: Mapping[str, Any]) -> ImageOptions:
         fix = Fix(Argument("store", "decoded"), " with ", Argument("size", 256), ", say")
         raise UsageError("decoded images are stored at one size, and encoded ones as they are", fix=fix)
     return options
+
+
+def check_no_images(options: SourceOptions) -> None:
+    """Refuse options of images for what is none."""
+    for name in options.images.given():
+        raise UsageError(f"{name} applies to images only", fix=Fix("leave ", Argument(name), " out"))
 
 
 _EXAMPLES: Final = {"max_pixels": 64_000_000, "max_side": 512, "size": 256}
@@ -139,7 +148,7 @@ class ImageCheck:
             raise InputError(
                 f"an image of {width:,} × {height:,} pixels is more than {self.options.max_pixels:,}",
                 where=where,
-                fix=Fix("make it smaller; or ", Argument("max_pixels", width * height)),
+                fix=Fix("make it smaller; or ", Argument("max_pixels", 2 * width * height), ", say"),
             )
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             fix = "store one of its pictures as an image of its own"
