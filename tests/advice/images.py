@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 import streamtrain as st
@@ -97,7 +100,7 @@ def images_that_cannot_be_stored(w: World) -> None:
     f"{_CHECK}DecodingRoom.room: memory={{}}, or make the image smaller",
     f"{_CHECK}image_options: {{}}, say",
     f"{_CHECK}image_options: store='decoded' with size=256, say",
-    f"{_FOLDERS}check_no_images: leave {{}} out",
+    f"{_CHECK}check_no_images: leave {{}} out",
     "ingestion/request.py:_checked_capacity: max_side={} makes large images smaller; or leave this one out",
 )
 def options_that_let_images_in(w: World) -> None:
@@ -204,3 +207,92 @@ def images_without_statistics(w: World) -> None:
 
     w.followed(fit)
     w.followed(fit, given=w.dataset("x.zarr"), decode=None, inputs="x", normalize="imagenet")
+
+
+_PARQUET = "ingestion/sources/images/parquet_images.py:"
+_TAR = "ingestion/sources/images/webdataset.py:WebDataset."
+
+
+@world(
+    f"{_PARQUET}probe: columns={{}}, with label_column=",
+    f"{_PARQUET}ParquetImages._label_values: label_column= names the column of labels",
+    f"{_PARQUET}ParquetImages._label_values: leave its row out, or write the label",
+    f"{_PARQUET}ParquetImages._images: leave its row out, or write the image's bytes into it",
+)
+def images_in_parquet(w: World) -> None:
+    files = [encoded(pixels_of(i)) for i in range(4)]
+
+    def written(name: str = "a.parquet", **changed: Any) -> str:
+        table = {"image": files, "label": [0, 1, 0, 1], "size": [1, 2, 3, 4], **changed}
+        pq.write_table(pa.table(table), name)
+        return name
+
+    written()
+    w.typed("ingest a.parquet a.zarr --columns image,size")
+    w.refuses("ingest a.parquet c.zarr --label-column kind")
+    w.works("ingest a.parquet c.zarr --label-column label")
+    written(label=[0, 1, None, 1])
+    w.refuses("ingest a.parquet e.zarr --label-column label")
+    written(image=[*files[:3], None])
+    w.refuses("ingest a.parquet e.zarr --label-column label")
+    written()
+    w.works("ingest a.parquet e.zarr --label-column label")
+
+
+@world(
+    "ingestion/sources/images/tar_members.py:_Walk._error: write or download it again",
+    "ingestion/sources/images/tar_members.py:_Walk._refused: pack plain files, under names inside their folder: "
+    "tar --dereference --sort=name -cf",
+    f"{_TAR}__init__: pack files into it",
+    f"{_TAR}_error: pack the members of a sample side by side: tar --sort=name -cf, or "
+    "fields={'image': 'jpg', 'y': 'cls'}",
+    f"{_TAR}_fields_of: write all labels as text, or all as numbers",
+    f"{_TAR}_read: bring all to one dtype and shape",
+    f"{_TAR}_array: save numbers: numpy.save(file, x)",
+    f"{_TAR}_label: fields={{'image': 'jpg', 'y': 'cls'}} names the members to read, by their suffixes; "
+    "y=json:KEY a value in JSON",
+)
+def images_in_tar_files(w: World) -> None:
+    Path("in").mkdir()
+
+    def packed(*names: str) -> None:
+        with tarfile.open("a.tar", "w") as out:
+            for name in names or sorted(path.name for path in Path("in").iterdir()):
+                out.add(f"in/{name}", name)
+
+    def array(x: Any) -> bytes:
+        np.save("x.npy", x)
+        return Path("x.npy").read_bytes()
+
+    for i in range(3):
+        (Path("in") / f"{i}.jpg").write_bytes(encoded(pixels_of(i)))
+        (Path("in") / f"{i}.cls").write_text(str(i))
+        (Path("in") / f"{i}.npy").write_bytes(array(np.arange(3 + (i == 2))))
+    Path("a.tar").write_bytes(bytes(10_240))
+    w.refuses("ingest a.tar d.zarr")
+    packed("0.jpg", "1.jpg", "1.cls", "0.cls")
+    w.refuses("ingest a.tar d.zarr")
+    packed()
+    w.works("ingest a.tar d.zarr")
+    w.refuses("ingest a.tar e.zarr --fields y=cls:kind")
+    w.works("ingest a.tar e.zarr --fields image=jpg,y=cls")
+    w.refuses("ingest a.tar f.zarr --fields x=npy")
+    (Path("in") / "2.npy").write_bytes(b"no array")
+    packed()
+    w.refuses("ingest a.tar f.zarr --fields x=npy")
+    (Path("in") / "2.npy").write_bytes(array(np.arange(3)))
+    packed()
+    w.works("ingest a.tar f.zarr --fields x=npy")
+    (Path("in") / "2.cls").write_text("cat")
+    packed()
+    w.refuses("ingest a.tar g.zarr")
+    (Path("in") / "2.cls").write_text("2")
+    Path("in/3.jpg").symlink_to("2.jpg")
+    packed()
+    w.refuses("ingest a.tar g.zarr")
+    Path("in/3.jpg").unlink()
+    packed()
+    Path("a.tar").write_bytes(Path("a.tar").read_bytes()[:2000])
+    w.refuses("ingest a.tar g.zarr")
+    packed()
+    w.works("ingest a.tar g.zarr")

@@ -111,7 +111,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "training/run/checkpoint.py:_is_there: train again",
         "training/run/checkpoint.py:_identity: train again",
         "ingestion/sources/input_files.py:open_bytes: copy it to another disk",
-        "ingestion/sources/tables/parquet.py:_reading: copy it to another disk",
+        "ingestion/sources/tables/parquet.py:reading_parquet: copy it to another disk",
     ),
     "needs a plug-in that is installed": (
         "ingestion/sources/registry.py:_plugin: install a newer version of the plug-in, or what it needs",

@@ -61,10 +61,6 @@ class ParquetImages(Source):
 
     def __init__(self, path: Path, columns: list[str], options: SourceOptions) -> None:
         refuse_options(path, "Parquet with images", options, *_NOT_OF_IMAGES, *options.table.given())
-        if len(options.labels) > 1:
-            raise UsageError(
-                "images have one label column", where=str(path), fix=Fix(Argument("label_column", "label"))
-            )
         self.path, self.check = path, ImageCheck(options.images, options.memory or DEFAULT_MEMORY)
         self._columns = {name if name.isidentifier() else "image": name for name in columns}
         self._label = options.labels[0] if options.labels else None

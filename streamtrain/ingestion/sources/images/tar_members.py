@@ -5,7 +5,7 @@ Sources: POSIX.1-2017, *pax*, "ustar Interchange Format" and "pax Header Block";
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -41,7 +41,7 @@ class TarMember:
     n_bytes: int
 
 
-def tar_members(path: Path) -> Iterator[TarMember]:
+def tar_members(path: Path) -> Generator[TarMember]:
     """Yield the files of a tar file in order; folders are passed over, and anything else is refused."""
     with open_bytes(path, buffering=1 << 16) as file:
         walk = _Walk(path, file)

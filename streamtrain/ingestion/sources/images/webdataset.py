@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -69,11 +70,17 @@ class WebDataset(Source):
 
     def _walk(self, *, may_lack: bool) -> tuple[Places, npt.NDArray[np.int64]]:
         """Find the members of every sample; ``may_lack`` leaves out a default field that no sample has."""
+        with closing(tar_members(self.path)) as members:
+            samples = ((key, list(of_sample)) for key, of_sample in groupby(members, key=_key))
+            return self._places_of(samples, may_lack=may_lack)
+
+    def _places_of(
+        self, samples: Iterable[tuple[str, list[TarMember]]], *, may_lack: bool
+    ) -> tuple[Places, npt.NDArray[np.int64]]:
         found: dict[str, tuple[list[int], list[int]]] = {name: ([], []) for name in self._wanted}
         numbers: list[int] = []
         keys: list[bytes] = []
-        for key, members in groupby(tar_members(self.path), key=_key):
-            of_sample = list(members)
+        for key, of_sample in samples:
             numbers.append(of_sample[0].number)
             keys.append(_digest(key))
             for name, suffixes in self._suffixes.items():
@@ -105,17 +112,17 @@ class WebDataset(Source):
         if not len(again):
             return
         seen: dict[int, tuple[str, int]] = {}
-        for key, members in groupby(tar_members(self.path), key=_key):
-            digest, first = int(np.frombuffer(_digest(key), np.uint64)[0]), next(members)
-            if digest not in again:
-                continue
-            if digest in seen:
-                before, number = seen[digest]
-                what = f"comes again in member {first.number}, after member {number}"
-                if before != key:
-                    what = f"and {before!r} (member {number}) differ in case only"
-                raise self._error(key, what, first)
-            seen[digest] = (key, first.number)
+        with closing(tar_members(self.path)) as members:
+            for key, of_sample in groupby(members, key=_key):
+                digest, first = int(np.frombuffer(_digest(key), np.uint64)[0]), next(of_sample)
+                if digest in seen:
+                    before, number = seen[digest]
+                    what = f"comes again in member {first.number}, after member {number}"
+                    if before != key:
+                        what = f"and {before!r} (member {number}) differ in case only"
+                    raise self._error(key, what, first)
+                if digest in again:
+                    seen[digest] = (key, first.number)
 
     def _error(self, key: str, what: str, member: TarMember) -> InputError:
         told = f"sample {key!r:.200}: {what}"
