@@ -18,7 +18,10 @@ from streamtrain.errors import Lines, unknown_name
 
 _FOLDER: Final = Path(__file__).parents[2] / "guide"
 _WIDTH: Final = 54
-_FIRST: Final = ("concepts", "commands", "ingest", "tables", "splits", "train", "update-rules", "resume", "predict")
+_FIRST: Final = (
+    *("concepts", "commands", "ingest", "tables", "images", "splits"),
+    *("train", "update-rules", "resume", "predict"),
+)
 
 
 def guide_pages() -> dict[str, Path]:

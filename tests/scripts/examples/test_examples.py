@@ -69,7 +69,13 @@ def predict_table(text: str) -> None:
     assert figures(r"off by ([\d.]+)", text)[0] < 0.5 * figures(r"vary by ([\d.]+)", text)[0]
 
 
-CHECKS = (train_from_store, two_inputs, plain_loop, lbfgs, source_plugin, predict_table)
+def images(text: str) -> None:
+    first, second = figures(r"accuracy ([\d.]+)", text)
+    assert first > 0.8, "a third of them are right by chance"
+    assert second > 0.8, "half of them"
+
+
+CHECKS = (train_from_store, two_inputs, plain_loop, lbfgs, source_plugin, predict_table, images)
 EXPECTED = {f"{check.__name__}.py": check for check in CHECKS}
 
 
