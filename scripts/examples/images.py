@@ -33,8 +33,9 @@ def store_stripes(folder: Path, *widths: int) -> st.Dataset:
     """Write JPEGs of stripes, in a folder for each width, and store them."""
     rng = np.random.default_rng(0)
     for number in range(40 * len(widths)):
-        stripes = np.indices(rng.integers(40, 60, 2)).sum(axis=0) // (width := widths[number % len(widths)]) % 2
-        (place := folder / f"{width} wide").mkdir(parents=True, exist_ok=True)
+        width, size = widths[number % len(widths)], rng.integers(40, 60, 2).tolist()
+        stripes = np.indices(size).sum(axis=0) // width % 2
+        (place := folder / f"{width}").mkdir(parents=True, exist_ok=True)
         Image.fromarray((stripes[..., None] * rng.integers(60, 255, 3)).astype(np.uint8)).save(place / f"{number}.jpg")
     return st.ingest(folder, f"{folder}.zarr", progress=False)
 
@@ -51,8 +52,7 @@ def main() -> None:
             trainer.fit(dataset, decode={"image": st.Images(24)}, max_epochs=10, batch_size=20, progress=False)
             print(f"{folder.name}: accuracy {trainer.evaluate(dataset).score:.3f}")
             torch.save(body.state_dict(), f"{folder}.pt")  # tensors, which run no code when they are read
-            body.load_state_dict(torch.load(f"{folder}.pt", weights_only=True))
-            body.requires_grad_(False)
+            body.requires_grad_(False).load_state_dict(torch.load(f"{folder}.pt", weights_only=True))
 
 
 if __name__ == "__main__":

@@ -241,11 +241,9 @@ def images_in_parquet(w: World) -> None:
 
 @world(
     "ingestion/sources/images/tar_members.py:_Walk._error: write or download it again",
-    "ingestion/sources/images/tar_members.py:_Walk._refused: pack plain files, under names inside their folder: "
-    "tar --dereference --sort=name -cf",
+    "ingestion/sources/images/tar_members.py:_Walk._refused: pack plain files, under names inside their folder, sorted by name",
     f"{_TAR}__init__: pack files into it",
-    f"{_TAR}_error: pack the members of a sample side by side: tar --sort=name -cf, or "
-    "fields={'image': 'jpg', 'y': 'cls'}",
+    f"{_TAR}_error: pack the files sorted by name (sort=name of GNU tar), or fields={{'image': 'jpg', 'y': 'cls'}}",
     f"{_TAR}_fields_of: write all labels as text, or all as numbers",
     f"{_TAR}_read: bring all to one dtype and shape",
     f"{_TAR}_array: save numbers: numpy.save(file, x)",

@@ -27,7 +27,7 @@ _OTHERS: Final = {
     _SPARSE: "a sparse file",
 }
 _AGAIN: Final = "write or download it again"
-_PLAIN: Final = "pack plain files, under names inside their folder: tar --dereference --sort=name -cf"
+_PLAIN: Final = "pack plain files, under names inside their folder, sorted by name"
 _PICKLES: Final = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
 
 

@@ -36,7 +36,7 @@ _IMAGE_SUFFIXES: Final = ("jpg", "jpeg", "png", "webp")
 _DEFAULT: Final = {"image": "|".join(_IMAGE_SUFFIXES), TARGET: "cls"}
 _NOT_OF_TAR: Final = ("label_column", "columns", "dtype", "shape")
 _MOST_LABEL_BYTES: Final = 1 << 20
-_SORTED: Final = "pack the members of a sample side by side: tar --sort=name -cf"
+_SORTED: Final = "pack the files sorted by name (sort=name of GNU tar)"
 
 Places = Mapping[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]]]
 """Of each field, where the member of every sample begins, and its bytes."""
