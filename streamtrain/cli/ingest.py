@@ -51,6 +51,7 @@ _WRITING: Final = "Writing"
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...", type=FILE)
 @click.argument("dest", metavar="DEST", type=DATASET_TEXT)
 @option("--labels", metavar="SRC", type=FILE, section=_LABELS, help="A file whose rows become field y.")
+@option("--label-key", metavar="COLUMN", section=_LABELS, help="Images: the column of file names in --labels.")
 @option("--label-column", metavar="A,B", section=_LABELS, help="The column that becomes field y, or several.")
 @option("--classes", metavar="N|A,B|auto", section=_LABELS, help="Number or names of the classes; auto: as found.")
 @option("--task", type=Choice(TASKS), section=_LABELS, help=f"{', '.join(TASKS)}; by default from y.")

@@ -113,6 +113,8 @@ class SourceOptions:
     # Tables: the column that becomes field ``y``, and those that become field ``x``, by default all the others.
     label_column: str | tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
+    # A table of labels of images: the column of the files' names.
+    label_key: str | None = None
     # Raw binary: the element type and the shape of one sample.
     dtype: np.dtype[np.generic] | None = None
     shape: tuple[int, ...] | None = None

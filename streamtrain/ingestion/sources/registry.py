@@ -40,6 +40,7 @@ from streamtrain.ingestion.sources.combine import concatenate, merge_blanks, nam
 from streamtrain.ingestion.sources.images import parquet_images, webdataset
 from streamtrain.ingestion.sources.images.class_folders import image_folder_of, open_image_folder
 from streamtrain.ingestion.sources.images.image_check import WITH_IMAGES, check_no_images
+from streamtrain.ingestion.sources.images.label_table import open_labelled_folder
 from streamtrain.ingestion.sources.indexed.stored import open_stored, stored_datasets
 from streamtrain.ingestion.sources.indexed.torch_data import (
     NamedBatches,
@@ -187,6 +188,9 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
     """
     if labels is None:
         return _with_clear_names(_open(source, options), options)
+    folder, tables = image_folder_of(_paths_in(source) or []), readers_of(labels, NO_OPTIONS)
+    if folder is not None and tables is not None:
+        return open_labelled_folder(folder, tables, options)
     own, label_options = _split_options(source, labels, options)
     _check_distinct([*(_files_of(source) or ()), *(_files_of(labels) or ())])
     opened = _open_text_labels(labels) or _open(labels, label_options)

@@ -177,6 +177,8 @@ class ImageGather:
         for place, (row, sample, key) in enumerate(zip(rows.tolist(), drawn.samples.tolist(), keys, strict=True)):
             try:
                 self._put(stored, row, target[place], key)
+            except (MemoryError, UsageError):
+                raise
             except Exception as error:  # a hostile file makes Pillow raise anything
                 damage = self._damaged(sample, error)
                 if self._forgive is None:

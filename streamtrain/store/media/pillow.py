@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 Mode = Literal["RGB", "L"]
 MODES: Final[tuple[Mode, ...]] = ("RGB", "L")
 
-MEDIA: Final[Mapping[str, str]] = MappingProxyType({"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"})
-"""What Pillow calls a format, and its media type."""
+MEDIA: Final[Mapping[str, str]] = MappingProxyType(
+    {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+)
+"""What Pillow calls a format, and its media type; an MPO is a JPEG with further ones behind it, as phones take them."""
 
 _ORIENTATION: Final = 0x0112
 _TURNED: Final = 5

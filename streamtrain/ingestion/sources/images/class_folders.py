@@ -211,7 +211,9 @@ def _holds_image(folder: Path, names: Sequence[str]) -> bool:
 
 def open_image_folder(folder: Path, options: SourceOptions) -> ImageFolder:
     """Open a folder of images, or of the folders of their classes."""
-    refuse_options(folder, "image", options, *_NOT_OF_IMAGES, *options.table.given())
+    of_labels = () if options.label_key is None else ("label_column",)
+    unfit = [name for name in _NOT_OF_IMAGES if name not in of_labels]
+    refuse_options(folder, "image", options, *unfit, *options.table.given())
     entries = _listed(folder)
     inner = [name for name in entries if S_ISDIR(look_up(folder / name).st_mode)]
     beside = sorted(set(entries) - set(inner))

@@ -57,7 +57,7 @@ def image_options(given: Mapping[str, Any]) -> ImageOptions:
 
 def check_no_images(options: SourceOptions) -> None:
     """Refuse options of images for what is none."""
-    for name in options.images.given():
+    for name in (*options.images.given(), *(["label_key"] if options.label_key else [])):
         raise UsageError(f"{name} applies to images only", fix=Fix("leave ", Argument(name), " out"))
 
 
@@ -103,19 +103,14 @@ class ImageCheck:
 
     def stored(self, data: bytes, where: Place) -> MeasuredImage:
         """Return an image as it is stored, with its measures; refuse one that nobody could train on."""
-        with self._opened(data, where) as image:
-            kept = self._smaller(image, data, where)
-            if kept is not data:
-                with self._opened(kept, where) as small:
-                    return _measured(kept, small, self.options)
+        # One after the other: a thread that waits for room holds none.
+        kept = data if self.options.max_side is None else self._kept(data, where)
+        with self._opened(kept, where) as image:
             return _measured(kept, image, self.options)
 
     def length(self, data: bytes, where: Place) -> int:
         """Return the length of an image as it is stored."""
-        if self.options.max_side is None:
-            return len(data)
-        with self._opened(data, where) as image:
-            return len(self._smaller(image, data, where))
+        return len(data if self.options.max_side is None else self._kept(data, where))
 
     def pixels(self, data: bytes, where: Place) -> npt.NDArray[np.uint8]:
         """Return an image decoded: its short side at the size that was asked for, and the square in its middle."""
@@ -137,7 +132,7 @@ class ImageCheck:
         with self.room.room(image.size, where):
             try:
                 yield image
-            except (InputError, BudgetError):
+            except (InputError, BudgetError, MemoryError):
                 raise
             except Exception as error:  # a hostile file makes Pillow raise anything
                 raise _undecodable(error, where) from error
@@ -163,6 +158,10 @@ class ImageCheck:
                 why="Images are RGB or grey (L) unless you say what others become",
                 fix=Fix(Argument("mode", "RGB")),
             )
+
+    def _kept(self, data: bytes, where: Place) -> bytes:
+        with self._opened(data, where) as image:
+            return self._smaller(image, data, where)
 
     def _smaller(self, image: Image, data: bytes, where: Place) -> bytes:
         """Encode an image anew whose short side is too long; give others as they are."""
