@@ -272,15 +272,15 @@ class TrainOptions:
     device: str = _option("auto", DEVICE_HELP, "Memory", type=Suggestion(values.DEVICES), metavar="DEVICE")
     images: str | None = _option(
         None,
-        "Decode images to SIZE x SIZE pixels: parts at random, or center:SIZE, or none:SIZE (all of it, squeezed).",
+        "Decode images to SIZE x SIZE, or center:SIZE.",
         "Data",
         metavar="[CROP:]SIZE",
     )
     normalize: str = _option(
         "auto",
-        "Rescale inputs: (x - mean) / std; imagenet: by the usual figures of RGB.",
+        "auto: (x - mean) / std of inputs; imagenet; none.",
         "Data",
-        metavar="auto|imagenet|none",
+        metavar="WAY",
         type=Choice(["auto", "imagenet", "none"]),
     )
     normalize_target: str = _option(
