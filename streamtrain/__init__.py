@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         BudgetError,
         CheckpointError,
         DamagedBlock,
+        DamagedSample,
         DatasetError,
         DeviceError,
         DivergedError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from streamtrain.ingestion.rows import rows
     from streamtrain.loader.augmentation import normal, uniform
     from streamtrain.loader.batch import Batch
+    from streamtrain.loader.decode.images import Images
     from streamtrain.loader.plan import plan
     from streamtrain.loader.stream_loader import StreamLoader
     from streamtrain.optim.schedules import Schedule
@@ -70,6 +72,7 @@ __all__ = [
     "BudgetError",
     "CheckpointError",
     "DamagedBlock",
+    "DamagedSample",
     "Dataset",
     "DatasetError",
     "DeviceError",
@@ -77,6 +80,7 @@ __all__ = [
     "Field",
     "HFLoaderState",
     "History",
+    "Images",
     "InputError",
     "Layout",
     "LockedError",
@@ -114,6 +118,7 @@ _HOMES = {
     "Field": "store.layout",
     "HFLoaderState": "training.engines.hf_trainer",
     "History": "training.records.history",
+    "Images": "loader.decode.images",
     "Layout": "store.layout",
     "Schedule": "optim.schedules",
     "StreamLoader": "loader.stream_loader",

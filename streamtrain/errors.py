@@ -12,6 +12,7 @@
     ├── InputError         (ValueError)   3   the raw data is bad
     ├── DatasetError       (OSError)      4   the dataset on disk is missing, incomplete or damaged
     │   └── DamagedBlock                  4   a stored block does not match its checksum
+    │       └── DamagedSample             4   a stored image does not decode
     ├── ResourceError      (OSError)      5   not enough memory, disk or device
     │   ├── BudgetError    (MemoryError)  5   the memory budget is too small
     │   └── DeviceError    (RuntimeError) 5   the device is missing or too small
@@ -343,6 +344,22 @@ class DamagedBlock(DatasetError):
         self.field = field
         self.block = block
         self.samples = samples
+
+
+class DamagedSample(DamagedBlock):
+    """A stored sample does not decode, although its block is what was written.
+
+    Parameters
+    ----------
+    what, where, why, fix, field, block, samples
+        As in `DamagedBlock`.
+    sample : int
+        Its number in the dataset.
+    """
+
+    def __init__(self, what: str, *, sample: int = 0, **place: Any) -> None:
+        super().__init__(what, **place)
+        self.sample = sample
 
 
 class ResourceError(StreamtrainError, OSError):

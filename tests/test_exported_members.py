@@ -102,6 +102,6 @@ def test_every_public_name_has_an_example_with_a_number(name: str) -> None:
 def test_the_face_is_what_the_page_says() -> None:
     assert set(PUBLIC) == {
         *("ingest", "open", "rows", "verify", "repair", "Dataset", "Field", "Layout"),
-        *("StreamLoader", "Batch", "plan", "uniform", "normal"),
+        *("StreamLoader", "Batch", "Images", "plan", "uniform", "normal"),
         *("Trainer", "Schedule", "History", "plot", "compare", "load", "HFLoaderState"),
     }

@@ -138,7 +138,7 @@ KINDS: dict[str, tuple[Callable[[], Any], str]] = {
     "i.webp": (lambda: image("i.webp"), "a WebP image"),
     "i.bmp": (lambda: image("i.bmp"), "a BMP image"),
     "i.tif": (lambda: image("i.tif"), "a TIFF image"),
-    "flat": (lambda: image("flat/0.jpg"), "a JPEG image"),
+    "flat": (lambda: image("flat/0.bmp"), "a BMP image"),
     "a.zip": (lambda: archive("a.zip", "a.csv"), "a zip archive"),
     "n.zip": (lambda: np.savez("n", x=X) or Path("n.npz").rename("n.zip"), "an .npz archive"),  # type: ignore[func-returns-value]
     "a.xlsx": (lambda: archive("a.xlsx", "xl/workbook.xml"), "a spreadsheet"),
@@ -176,7 +176,7 @@ def test_a_file_without_a_reader_is_named_with_a_recipe(name: str) -> None:
 
 
 def test_a_folder_of_classes() -> None:
-    for name in ("pets/cat/1.jpg", "pets/dog/2.jpg"):
+    for name in ("pets/cat/1.bmp", "pets/dog/2.bmp"):
         image(name)
     err = refused("ingest pets d.zarr").strip()
     assert "a folder of classes, 2 in all, each of images" in err

@@ -10,8 +10,9 @@ from typing import Any, Final
 import numpy as np
 
 import streamtrain as st
+from streamtrain.loader.decode.delivery import row_dtype
 from streamtrain.loader.reading.block_reader import BlockReader
-from streamtrain.loader.reading.pool_memory import Slots, row_dtype
+from streamtrain.loader.reading.pool_memory import Slots
 from streamtrain.system.buffers import aligned_bytes
 
 N_THREADS: Final = 2

@@ -13,6 +13,7 @@ import torch
 from streamtrain.cli.compatibility import check_alike, chosen_inputs, chosen_target, validation_data
 from streamtrain.cli.options import GRID, set_threads
 from streamtrain.cli.output import as_command_line, emit, label_text, note, progress_text, typed_command
+from streamtrain.cli.preparation.images import seen_as
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.cli.preparation.threads import CoreWatch
 from streamtrain.cli.train import resume_hint
@@ -29,6 +30,7 @@ from streamtrain.errors import Lines, UsageError
 from streamtrain.models.factory import BuiltModel, check_model_name, make_model, n_parameters
 from streamtrain.models.losses import Loss
 from streamtrain.models.model_data import describe_data
+from streamtrain.models.normalization import IMAGENET
 from streamtrain.optim.optimizers import default_rate
 from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.schema.matching import matching_was_told
@@ -84,6 +86,7 @@ def _compare(
     task: str | None,
     ignore_label: int | None,
     class_weight: str | dict[str, float] | None,
+    images: str | None,
     out: Path,
     resume: bool,
     surface: bool,
@@ -92,18 +95,16 @@ def _compare(
     seconds: float | None,
     **given: Any,
 ) -> Comparison:
-    if grid is not None and not surface:
-        raise UsageError("--grid without --surface", fix=f"--surface --grid {grid}")
+    given["grid"] = _grid(grid, surface=surface)
     limit_heap_growth()
     check_seed(given["seed"])
-    scaled: Any = {name: "auto" for name in ("normalize", "normalize_target") if given.pop(name) == "auto"}
-    given["grid"] = (GRID if grid is None else grid) if surface else None
+    scaled: Any = {name: "auto" for name in ("normalize", "normalize_target") if _of_data(given.pop(name))}
     given["max_epochs"] = 3 if epochs is None and seconds is None else epochs
     setting = ComparisonSettings(seconds=seconds, **given)
     check_model_name(model)
-    dataset = open_preferred(dest)
+    dataset = seen_as(open_preferred(dest), images)
     inputs = chosen_inputs(dataset, inputs, model, target)
-    if (val_dataset := validation_data(dest, val)) is not None:
+    if (val_dataset := validation_data(dest, val, dataset)) is not None:
         check_alike(dataset, val_dataset, fields=(*inputs, target))
     y, named, _, of = chosen_target(dataset, target, loss, task, ignore_label)
     data = describe_data(dataset, inputs, n_outputs(dataset, named, y), named, task=of)
@@ -132,6 +133,20 @@ def _compare(
 
 def _circumstances() -> dict[str, object]:
     return {"threads": torch.get_num_threads(), **typed_command()}
+
+
+def _grid(grid: int | None, *, surface: bool) -> int | None:
+    """Return the points on a side of the surface, if it is measured."""
+    if grid is not None and not surface:
+        raise UsageError("--grid without --surface", fix=f"--surface --grid {grid}")
+    return (GRID if grid is None else grid) if surface else None
+
+
+def _of_data(scaling: str) -> bool:
+    """Whether inputs or targets are rescaled by the data's own figures, the only ones that a comparison takes."""
+    if scaling == IMAGENET:
+        raise UsageError("--normalize imagenet with compare", why="It takes the data's own figures", fix="leave it out")
+    return scaling == "auto"
 
 
 def _heading(

@@ -10,6 +10,7 @@ import numpy as np
 
 from streamtrain.cli.output import note
 from streamtrain.errors import InputError, UsageError, unknown_name
+from streamtrain.loader.decode.image_dataset import decode_to_measure, with_images
 from streamtrain.models.factory import is_code
 from streamtrain.models.losses import IGNORED, Loss
 from streamtrain.models.model_data import category_sizes, default_inputs
@@ -82,11 +83,16 @@ def chosen_target(
 _NO_VAL: Final = Path("none")
 
 
-def validation_data(dest: Path, val: Path | None) -> Dataset | None:
-    """Open the validation data: what was named, else split val of the training data; None where there is none."""
+def validation_data(dest: Path, val: Path | None, dataset: Dataset) -> Dataset | None:
+    """Open the validation data: what was named, else split val of the training data; None where there is none.
+
+    Its images are decoded like those of the training data, but cropped in the middle.
+    """
     if val is None:
-        return open_dataset(dest, split=VAL) if chosen_split(local_path(dest), VAL) == VAL else None
-    return None if val == _NO_VAL else open_preferred(val, VAL)
+        found = open_dataset(dest, split=VAL) if chosen_split(local_path(dest), VAL) == VAL else None
+    else:
+        found = None if val == _NO_VAL else open_preferred(val, VAL)
+    return None if found is None else with_images(found, decode_to_measure(getattr(dataset, "decode", None)))
 
 
 def check_alike(

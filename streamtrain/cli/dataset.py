@@ -10,7 +10,16 @@ import click
 
 from streamtrain.cli.commands.sections import command, option
 from streamtrain.cli.commands.values import DATASET_TEXT, Split
-from streamtrain.cli.output import command_line, emit, is_quiet, json_option, label_text, stored_facts, task_facts
+from streamtrain.cli.output import (
+    command_line,
+    emit,
+    encoded_facts,
+    is_quiet,
+    json_option,
+    label_text,
+    stored_facts,
+    task_facts,
+)
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.errors import DamagedBlock, DatasetError, Lines
 from streamtrain.system.units import counted, format_bytes, format_duration, format_share, format_value
@@ -95,7 +104,7 @@ def _of_each(texts: Iterable[str]) -> Iterator[str]:
 def _info_result(dataset: Dataset) -> dict[str, Any]:
     return {
         **stored_facts(dataset),
-        "fields": {field.name: _field(dataset, field.name) for field in dataset.fields},
+        "fields": {field.name: _field(dataset, field.name) for field in dataset.layout.own_fields},
         "n_classes": dataset.n_classes,
         "histogram": _counts(dataset.label_histogram),
         "rho": dataset.rho,
@@ -108,6 +117,7 @@ def _info_result(dataset: Dataset) -> dict[str, Any]:
 def _field(dataset: Dataset, name: str) -> dict[str, Any]:
     field, overall = dataset.layout.field(name), dataset.manifest.statistics[name].overall
     return {
+        **encoded_facts(dataset, field),
         "dtype": field.dtype.name,
         "shape": field.shape,
         "row_bytes": field.row_bytes,
@@ -247,12 +257,14 @@ def _table(dataset: Dataset) -> list[str]:
     head = ("field", "dtype", "shape", "mean", "std", "min", "max")
     rows: list[tuple[str, ...]] = [head]
     columns = dataset.schema.columns
-    for field in dataset.fields:
+    for field in dataset.layout.own_fields:
         overall = dataset.manifest.statistics[field.name].overall
         numbers = map(format_value, (overall.mean, overall.std, overall.min, overall.max))
         # Unlike columns have no mean together.
         figures = ("",) * 4 if len(columns.get(field.name, ())) > 1 else numbers
-        rows.append((field.name, field.dtype.name, str(field.shape), *figures))
+        images = dataset.manifest.statistics[field.name].images
+        kind = (field.dtype.name, str(field.shape)) if images is None else ("images", str(images))
+        rows.append((field.name, *kind, *figures))
     return _aligned(rows)
 
 

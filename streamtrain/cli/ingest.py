@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -14,6 +15,7 @@ from streamtrain.cli.commands.values import CODECS, DATASET_TEXT, FILE, MISSING,
 from streamtrain.cli.output import (
     as_command_line,
     emit,
+    encoded_facts,
     error_text,
     is_quiet,
     json_option,
@@ -33,6 +35,7 @@ _LABELS: Final = "Labels and task"
 _TABLES: Final = "Columns of tables"
 _TEXT: Final = "Text: CSV and TSV"
 _ARRAYS: Final = "Arrays and raw binary"
+_IMAGES: Final = "Images"
 _STORAGE: Final = "Storage"
 _SPLITS: Final = "Splits"
 _WRITING: Final = "Writing"
@@ -49,6 +52,7 @@ _WRITING: Final = "Writing"
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...", type=FILE)
 @click.argument("dest", metavar="DEST", type=DATASET_TEXT)
 @option("--labels", metavar="SRC", type=FILE, section=_LABELS, help="A file whose rows become field y.")
+@option("--label-key", metavar="COLUMN", section=_LABELS, help="Images: the column of file names in --labels.")
 @option("--label-column", metavar="A,B", section=_LABELS, help="The column that becomes field y, or several.")
 @option("--classes", metavar="N|A,B|auto", section=_LABELS, help="Number or names of the classes; auto: as found.")
 @option("--task", type=Choice(TASKS), section=_LABELS, help=f"{', '.join(TASKS)}; by default from y.")
@@ -109,6 +113,14 @@ _WRITING: Final = "Writing"
 @option("--sample-axis", type=int, section=_ARRAYS, help="HDF5 and Zarr: the axis of the samples, 0.")
 @option("--dtype", metavar="DTYPE", section=_ARRAYS, help="Raw binary: the element type.")
 @option("--shape", metavar="28,28", section=_ARRAYS, help="Raw binary: the shape of one sample.")
+@option(
+    "--check", type=Choice(("full", "header")), section=_IMAGES, help="full decodes each image; header reads sizes."
+)
+@option("--max-pixels", type=int, metavar="N", section=_IMAGES, help="Refuse larger images; by default 64 million.")
+@option("--mode", type=Choice(("RGB", "L")), section=_IMAGES, help="Take images of other modes, which become this one.")
+@option("--max-side", type=int, metavar="N", section=_IMAGES, help="Make images smaller whose short side is longer.")
+@option("--store", type=Choice(("encoded", "decoded")), section=_IMAGES, help="As they are, or as pixels of --size.")
+@option("--size", type=int, metavar="N", section=_IMAGES, help="With --store decoded: the side of the middle square.")
 @option("--split", metavar="val=0.1,test=0.1", section=_SPLITS, help="Divide the rows; the rest is split train.")
 @option("--split-by", metavar="COLUMN", section=_SPLITS, help="Rows of equal values stay in one split.")
 @option(
@@ -156,8 +168,8 @@ def ingest_command(
 ) -> None:
     """Turn raw files into a dataset at DEST, which must not exist without --overwrite, --append or --resume.
 
-    SRC are files of one kind, or a folder of them: .npy, .npz, idx, HDF5, NetCDF4, CSV, TSV, Parquet, raw
-    binary; or a Zarr directory.
+    SRC are files of one kind, or a folder of them: .npy, .npz, idx, HDF5, NetCDF4, CSV, TSV, Parquet, raw binary, tar;
+    or a Zarr directory; or a folder of images, or of folders of them, one for each class.
     """
     from streamtrain.ingestion.ingest import ingest
     from streamtrain.store.split_root import read_splits
@@ -201,7 +213,11 @@ def _print_found(as_json: bool, source: str | list[str], dest: str, options: dic
     found = find(source, dest, **options)
     result: dict[str, Any] = {
         "samples": found.n_samples,
-        "fields": {field.name: {"dtype": field.dtype.name, "shape": field.shape} for field in found.fields},
+        "fields": {
+            field.name: {"dtype": field.dtype.name, "shape": field.shape}
+            | ({"encoded": {"check": field.encoded.check}} if field.encoded else {})
+            for field in found.fields
+        },
         "classes": found.classes,
         "bytes": found.n_bytes,
         "block_rows": found.block_rows,
@@ -232,8 +248,14 @@ def _fact_text(value: object) -> str:
     return str(value)
 
 
-def _fields_text(fields: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {field['dtype']} {field['shape']}" for name, field in fields.items())
+def _fields_text(fields: dict[str, Any], images: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Write fields for people; of images, what they are as far as it is known."""
+    return ", ".join(
+        f"{name} {field['dtype']} {field['shape']}"
+        if "encoded" not in field
+        else f"{name} ({images.get(name) or 'images'})"
+        for name, field in fields.items()
+    )
 
 
 def _doubt_of_task(dataset: Dataset) -> str | None:
@@ -324,7 +346,10 @@ def _parse_classes(text: str) -> int | str | list[str]:
 def _result(dataset: Dataset, seconds: float) -> dict[str, Any]:
     return {
         **stored_facts(dataset),
-        "fields": {field.name: {"dtype": field.dtype.name, "shape": field.shape} for field in dataset.fields},
+        "fields": {
+            field.name: {"dtype": field.dtype.name, "shape": field.shape, **encoded_facts(dataset, field)}
+            for field in dataset.layout.own_fields
+        },
         "task": task_facts(dataset),
         "seconds": round(seconds, 3),
         "mb_per_s": round(dataset.nbytes / seconds / 1e6, 1),
@@ -332,8 +357,9 @@ def _result(dataset: Dataset, seconds: float) -> dict[str, Any]:
 
 
 def _text(result: dict[str, Any], dataset: Dataset) -> str:
+    images = {name: dataset.manifest.statistics[name].images for name in result["fields"]}
     lines = [
-        f"{result['dataset']}: {counted(result['samples'], 'sample')} of {_fields_text(result['fields'])}",
+        f"{result['dataset']}: {counted(result['samples'], 'sample')} of {_fields_text(result['fields'], images)}",
         f"{format_bytes(result['bytes'])} stored in {format_bytes(result['stored_bytes'])} ({result['codec']}), "
         f"{counted(result['blocks'], 'block')} of {counted(result['block_rows'], 'sample')} "
         f"({format_bytes(result['block_bytes'])}), "

@@ -270,12 +270,18 @@ class TrainOptions:
     )
     seed: int = _option(0, "Seed of order, weights and dropout.", "Model", type=int)
     device: str = _option("auto", DEVICE_HELP, "Memory", type=Suggestion(values.DEVICES), metavar="DEVICE")
+    images: str | None = _option(
+        None,
+        "Decode images to SIZE x SIZE, or center:SIZE.",
+        "Data",
+        metavar="[CROP:]SIZE",
+    )
     normalize: str = _option(
         "auto",
-        "Rescale inputs: (x - mean) / std.",
+        "auto: (x - mean) / std of inputs; imagenet; none.",
         "Data",
-        metavar="auto|none",
-        type=Choice(["auto", "none"]),
+        metavar="WAY",
+        type=Choice(["auto", "imagenet", "none"]),
     )
     normalize_target: str = _option(
         "auto",

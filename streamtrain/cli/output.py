@@ -22,6 +22,7 @@ from streamtrain.system.units import format_bytes, format_duration, format_share
 if TYPE_CHECKING:
     from streamtrain.diagnostics.headspace import Headspace
     from streamtrain.store.dataset import Dataset
+    from streamtrain.store.layout import Field
     from streamtrain.store.schema.task import TaskName
     from streamtrain.system.events import ThreadSeconds
 
@@ -126,6 +127,7 @@ def note(text: str) -> None:
 
 _OPTIONS: Final = {
     "checkpoint": "out",
+    "decode": "images",
     "every": "schedule-every",
     "max_epochs": "epochs",
     "model_args": "model-arg",
@@ -133,7 +135,7 @@ _OPTIONS: Final = {
     "which": "checkpoint",
 }
 """Arguments whose option has another name."""
-PYTHON_ONLY: Final = frozenset({"pool", "timeout"})
+PYTHON_ONLY: Final = frozenset({"crop", "flip", "pool", "ratio", "resize", "scale", "timeout"})
 """Arguments that no command has an option for."""
 
 
@@ -169,6 +171,8 @@ def _for_a_shell(part: Argument | Call) -> str:
     if part.name in PYTHON_ONLY:
         return f"{part} in Python"
     option = f"--{option_name(part.name)}"
+    if part.name == "decode" and isinstance(part.value, dict):
+        return f"{option} {next(iter(part.value.values())).size}"
     if part.n_bytes is not None:
         return f"{option} {megabytes(part.n_bytes)}"
     if part.off:
@@ -287,6 +291,14 @@ def stored_facts(dataset: Dataset) -> dict[str, Any]:
         "shards": layout.n_shards * len(layout.fields),
         "classes": dict(enumerate(dataset.classes)) if dataset.classes else None,
     }
+
+
+def encoded_facts(dataset: Dataset, field: Field) -> dict[str, Any]:
+    """Say of a field of images as they are what is known of them, for ``--json``; nothing of any other."""
+    images = dataset.manifest.statistics[field.name].images
+    if field.encoded is None or images is None:
+        return {}
+    return {"encoded": {"check": field.encoded.check, **images.as_json()}}
 
 
 def task_facts(dataset: Dataset) -> dict[str, object] | None:

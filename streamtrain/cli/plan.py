@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 @option("--ranks", type=int, metavar="N", help="Show what each of N ranks has, which share the batches.")
 @option("--drop-last", is_flag=True, help="Leave out a short last batch.")
 @option("--seed", type=int, default=0, help="Seed of the order.")
+@option("--images", metavar="[CROP:]SIZE", help="Of images: the pixels they are decoded to, as for train.")
 @json_option
 def plan_command(
     dest: Path,
@@ -54,6 +55,7 @@ def plan_command(
     ranks: int | None,
     drop_last: bool,
     seed: int,
+    images: str | None,
     as_json: bool,
 ) -> None:
     """Show what training on the dataset DEST will take and how well it will be shuffled.
@@ -62,20 +64,25 @@ def plan_command(
     at which batches would vary no more than those of a full random reshuffle. Batch variance is how much the labels of
     a batch vary from batch to batch, drift how far an epoch's beginning strays from the whole; less is better.
     """
+    from streamtrain.cli.preparation.images import seen_as
     from streamtrain.loader.budget_shares import (
         check_shared_memory,
         eval_loader_bytes,
         smallest_budget_bytes,
         smallest_shared_budget_bytes,
     )
+    from streamtrain.loader.decode.image_dataset import decode_to_measure, with_images
     from streamtrain.loader.plan import plan
     from streamtrain.store.dataset import open_preferred
 
     refuse_raw_file(dest)
-    dataset = open_preferred(dest)
+    dataset = seen_as(open_preferred(dest), images)
     order: dict[str, Any] = {"lanes": lanes, "groups": groups, "seed": seed, "ranks": ranks}
     whole = parse_bytes(memory, name="memory")
-    measuring = _least_to_measure(_validation(dest, val), batch_size)
+    validation = _validation(dest, val)
+    if validation is not None:
+        validation = with_images(validation, decode_to_measure(getattr(dataset, "decode", None)))
+    measuring = _least_to_measure(validation, batch_size)
     if measuring:
         check_shared_memory(
             whole, smallest_budget_bytes(dataset.layout, batch_size, lanes=lanes, groups=groups), measuring

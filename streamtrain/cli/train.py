@@ -34,6 +34,7 @@ from streamtrain.cli.output import (
     typed_words,
 )
 from streamtrain.cli.preparation.dry_run import dry_run
+from streamtrain.cli.preparation.images import seen_as
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.cli.preparation.threads import CoreWatch
 from streamtrain.cli.ranks import device_of_rank, is_first, launch, of_first, process_group
@@ -45,6 +46,7 @@ from streamtrain.loader.plan import few_lanes
 from streamtrain.models.factory import check_model_name, make_model, n_parameters
 from streamtrain.models.model_data import describe_data
 from streamtrain.store.dataset import Dataset, open_preferred
+from streamtrain.store.media.pillow import pillow_version
 from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.store.schema.task import TaskName
 from streamtrain.store.split_root import TEST, chosen_split
@@ -174,10 +176,10 @@ def _begin(options: TrainOptions, say: Callable[[str], None]) -> _Begun:
     of_first(lambda: _check_out(options))
     check_model_name(options.model)
     refuse_raw_file(options.dest)
-    dataset = open_preferred(options.dest)
+    dataset = seen_as(open_preferred(options.dest), options.images)
     inputs = chosen_inputs(dataset, options.inputs, options.model, options.target, options.weight)
     options = replace(options, inputs=inputs)
-    val = validation_data(options.dest, options.val)
+    val = validation_data(options.dest, options.val, dataset)
     if val is not None:
         check_alike(dataset, val, options.weight, fields=(*inputs, options.target))
     trainer, about, told, task = _make_trainer(options, dataset, inputs)
@@ -349,7 +351,7 @@ def _make_trainer(
         inputs=inputs,
         target=options.target,
         # Made here, not by "auto" when training begins: the rows are checked before that.
-        normalize=normalize_fields(dataset, inputs) if options.normalize == "auto" else None,
+        normalize=None if options.normalize == "none" else normalize_fields(dataset, inputs, options.normalize),
         normalize_target="auto" if options.normalize_target == "auto" and not _is_unscaled(options) else None,
         class_weight=options.class_weight,
         device=options.device,
@@ -369,6 +371,7 @@ def _make_trainer(
         "dataset_id": dataset.id,
         "max_memory": options.max_memory,
         "threads": torch.get_num_threads(),
+        **({"pillow": pillow_version()} if options.images else {}),
         **typed_command(),
     }
     return trainer, about, built.told(), task

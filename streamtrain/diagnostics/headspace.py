@@ -100,7 +100,7 @@ def headspace(trainer: Trainer, loader: BatchStream, *, seconds: float = 6.0) ->
 
 def kept_bytes(data: StreamDataset) -> int:
     """The memory that the kept batches of a dataset take, about, beside the loader's own."""
-    return min(_KEPT_BYTES, len(data) * data.layout.row_bytes)
+    return min(_KEPT_BYTES, len(data) * data.layout.batch_row_bytes)
 
 
 def _train(trainer: Trainer, stream: BatchStream) -> Speed:

@@ -377,13 +377,15 @@ def _statistics(dataset: Dataset) -> PageSection:
         ("blocks", f"{layout.n_blocks:,} of {layout.block_rows:,} samples{rho}"),
     ]
     rows = [["field", "dtype", "shape", "mean", "std", "min", "max", "NaN", "infinite", "constant features"]]
-    for field in dataset.fields:
+    for field in dataset.layout.own_fields:
         overall = dataset.manifest.statistics[field.name].overall
         numbers = [format_value(value) for value in (overall.mean, overall.std, overall.min, overall.max)]
         # Unlike columns have no mean together.
         numbers = [""] * len(numbers) if _has_unlike_columns(dataset, field.name) else numbers
         counts = [f"{overall.n_nan:,}", f"{overall.n_inf:,}", _constant(dataset, field.name)]
-        rows.append([field.name, field.dtype.name, str(field.shape), *numbers, *counts])
+        images = dataset.manifest.statistics[field.name].images
+        kind = [field.dtype.name, str(field.shape)] if images is None else ["images", str(images)]
+        rows.append([field.name, *kind, *numbers, *counts])
     drawings, notes = _histogram(dataset)
     return PageSection(heading="Dataset", facts=facts, drawings=drawings, table=rows, notes=notes)
 

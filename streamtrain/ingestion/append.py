@@ -22,8 +22,9 @@ from streamtrain.ingestion.sources.tables.roles.known import known_of
 from streamtrain.ingestion.sources.tables.table_columns import TableSource, in_order
 from streamtrain.store import zarr_metadata
 from streamtrain.store.dataset import Dataset
-from streamtrain.store.layout import UNKNOWN_SAMPLES, Layout
+from streamtrain.store.layout import UNKNOWN_SAMPLES, Field, Layout
 from streamtrain.store.manifest import AUTO
+from streamtrain.store.media.encoded import largest_block
 from streamtrain.store.schema.columns import INPUT, TARGET, Schema, schema_of
 from streamtrain.store.schema.matching import first_difference, unnamed
 from streamtrain.store.shard import StoredFile, shard_exists
@@ -52,7 +53,7 @@ class AppendedSource(Source):
         """Yield the rows from ``first_row`` on, in order."""
         step = max(1, max_bytes // self.base.layout.row_bytes)
         for start in range(self.first_row, len(self.base), step):
-            yield self.base[start : start + step]
+            yield self.base.read_rows(range(start, min(start + step, len(self.base))))
         for rows in self.more.iter_blocks(max_bytes):
             yield self._coded(rows)
 
@@ -62,8 +63,8 @@ class AppendedSource(Source):
         if start >= n_before:
             return self._coded(self.more.read(start - n_before, stop - n_before))
         if stop <= n_before:
-            return self.base[start:stop]
-        before, after = self.base[start:n_before], self._coded(self.more.read(0, stop - n_before))
+            return self.base.read_rows(range(start, stop))
+        before, after = self.base.read_rows(range(start, n_before)), self._coded(self.more.read(0, stop - n_before))
         return {name: np.concatenate([before[name], after[name]]) for name in before}
 
     def _coded(self, rows: Rows) -> Rows:
@@ -149,8 +150,27 @@ def check_columns(base: Dataset, more: Source) -> None:
 
 def appended_layout(source: AppendedSource) -> Layout:
     """Give the dataset's layout as many rows as there will be."""
-    n_samples = UNKNOWN_SAMPLES if source.n_samples is None else source.n_samples
-    return replace(source.base.layout, n_samples=n_samples)
+    base = source.base.layout
+    for field in base.encoded_fields:
+        _check_capacity(source, field, base.block_rows * field.row_bytes)
+    return replace(base, n_samples=UNKNOWN_SAMPLES if source.n_samples is None else source.n_samples)
+
+
+def _check_capacity(source: AppendedSource, field: Field, capacity: int) -> None:
+    """Refuse samples that a block of the dataset, which has the bytes of its largest, would not hold."""
+    assert field.encoded is not None
+    base = source.base
+    last = range(len(base) // base.layout.block_rows * base.layout.block_rows, len(base))
+    before = base.read_rows(last, [base.layout.field(field.encoded.lengths)])[field.encoded.lengths]
+    found = largest_block(np.concatenate([before, source.more.lengths[field.name]]), base.layout.block_rows)
+    if found > capacity:
+        raise InputError(
+            f"{base.layout.block_rows} samples in a row have up to {found:,} bytes, and a block of field {field.name} "
+            f"has room for {capacity:,}",
+            where=str(base.path),
+            why="A block has the bytes of the largest when the dataset was made",
+            fix="ingest all sources together, as one dataset",
+        )
 
 
 def full_shards(base: Dataset) -> Shards:

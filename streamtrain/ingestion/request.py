@@ -34,17 +34,29 @@ from streamtrain.ingestion.row_stream import RowStream, part_rows
 from streamtrain.ingestion.sources.base import (
     MOST_PIECE_BYTES,
     NO_READING,
+    ImageOptions,
     ReadingMemory,
     Source,
     SourceOptions,
     TableOptions,
 )
 from streamtrain.ingestion.sources.combine import Classes
+from streamtrain.ingestion.sources.images.image_check import image_options
 from streamtrain.ingestion.sources.tables.column_survey import class_bytes
 from streamtrain.ingestion.sources.tables.table_options import table_options
 from streamtrain.store.codec import TRIAL_BYTES, CodecChoice, check_encodable, choose_codec, parse_codec, trial_rows
-from streamtrain.store.layout import CHECKSUM_BYTES, UNKNOWN_SAMPLES, Codec, Layout, plan_layout
+from streamtrain.store.layout import (
+    CHECKSUM_BYTES,
+    ENCODED_CODEC,
+    UNKNOWN_SAMPLES,
+    Codec,
+    Field,
+    Layout,
+    plan_layout,
+    with_capacity,
+)
 from streamtrain.store.manifest import AUTO
+from streamtrain.store.media.encoded import largest_block
 from streamtrain.store.schema.task import TaskName, check_task
 from streamtrain.store.shard import index_bytes
 from streamtrain.store.statistics import MOST_VALUES, tally_bytes, work_bytes
@@ -124,7 +136,7 @@ def project_ingest(
     shard_tally = sum(tally_bytes(field, shard_rows) for field in layout.fields)
     row_bytes = max(field.row_bytes for field in layout.fields)
     n_parts = workers if seekable else wave
-    encoded = n_parts * part if layout.codec != "none" else workers * min(part, row_bytes * layout.block_rows)
+    encoded = n_parts * part if layout.is_compressed else workers * min(part, row_bytes * layout.block_rows)
     # While rows come in: a tally per part and per shard at work or waiting. At the end: the figures made of them.
     working = n_parts * part_tally + workers * max(work_bytes(field, rows) for field in layout.fields)
     working += (workers + wave if seekable else 1) * shard_tally
@@ -220,8 +232,11 @@ class IngestRequest:
     def as_json(self) -> dict[str, Any]:
         """Return what shapes the dataset, for its manifest; budget and workers do not."""
         options = {
-            field.name: getattr(self.options, field.name) for field in fields(SourceOptions) if field.name != "table"
-        } | self.options.table.given()
+            field.name: getattr(self.options, field.name)
+            for field in fields(SourceOptions)
+            if field.name not in ("table", "images")
+        }
+        options |= self.options.table.given() | self.options.images.given()
         given = {name: value.name if isinstance(value, np.dtype) else value for name, value in options.items()}
         given |= {"classes": self.classes, "task": self.task, "like": self.like}
         return {
@@ -233,7 +248,7 @@ class IngestRequest:
 
 
 DECODINGS: Final = ("cf", "raw")
-_NOT_GIVEN: Final = ("classes", "memory", "n_workers", "scratch", "learn_from", "table")
+_NOT_GIVEN: Final = ("classes", "memory", "n_workers", "scratch", "learn_from", "table", "images")
 """Options of sources that are made of other arguments."""
 
 
@@ -241,7 +256,7 @@ def check_option_names(options: Mapping[str, object], function: Callable[..., ob
     """Refuse an option of reading that there is not, naming the nearest of those and of a function's own arguments."""
     own = [name for name, each in inspect.signature(function).parameters.items() if each.kind is not each.VAR_KEYWORD]
     known = [*(each.name for each in fields(SourceOptions) if each.name not in _NOT_GIVEN), *own]
-    known += [each.name for each in fields(TableOptions)]
+    known += [each.name for each in (*fields(TableOptions), *fields(ImageOptions))]
     for name in options:
         if name not in known:
             raise unknown_argument(name, known, name_of(function), options[name])
@@ -272,11 +287,13 @@ def source_options(**options: object) -> SourceOptions:
     if "fields" in parsed:
         parsed["fields"] = _parse_fields(parsed["fields"])
     table = table_options({name: parsed.pop(name) for name in of_tables if name in parsed})
+    of_images = [field.name for field in fields(ImageOptions)]
+    images = image_options({name: parsed.pop(name) for name in of_images if name in parsed})
     if isinstance(parsed.get("label_column"), list | tuple):
         labels = tuple(parsed["label_column"])
         check_names(label_column=labels)
         parsed["label_column"] = labels[0] if len(labels) == 1 else labels
-    return SourceOptions(**parsed, table=table)
+    return SourceOptions(**parsed, table=table, images=images)
 
 
 _MOST_THREADS: Final = 1024
@@ -362,8 +379,16 @@ def plan_ingest(source: Source, stream: RowStream | None, request: IngestRequest
     if n_samples == 0:
         raise InputError("there are no samples", fix="give at least one row")
     layout = plan_layout(
-        source.fields, n_samples, block_bytes=request.block_bytes, shard_bytes=request.shard_bytes, codec="none"
+        source.fields,
+        n_samples,
+        block_bytes=request.block_bytes,
+        shard_bytes=request.shard_bytes,
+        codec="none",
+        capacity=partial(_checked_capacity, source),
     )
+    if layout.encoded_fields and request.codec == "auto":
+        # What else there is of an image is small.
+        request = replace(request, codec=ENCODED_CODEC)
     if request.codec != "auto":
         layout = replace(layout, codec=request.codec)
         check_encodable(layout)
@@ -371,6 +396,44 @@ def plan_ingest(source: Source, stream: RowStream | None, request: IngestRequest
     # Refused, if at all, before rows are read to try the codecs on: a single one may be larger than the budget.
     sizes = sizes_for_request(replace(layout, codec="lz4"), source, stream, request)
     return replace(layout, codec=_choose_codec(source, stream, layout)), sizes
+
+
+def capacity_of(source: Source, field: Field, block_rows: int) -> int:
+    """Return the bytes of the largest block of an encoded field."""
+    return largest_block(source.lengths[field.name], block_rows)
+
+
+_MOST_UNEVEN: Final = 4
+_ALWAYS_TAKEN: Final = 2**20
+
+
+def _checked_capacity(source: Source, field: Field, block_rows: int) -> int:
+    """Return it where it is not far above what a block has on average: a loader has room for the largest everywhere."""
+    lengths = source.lengths[field.name]
+    capacity = capacity_of(source, field, block_rows)
+    mean = int(lengths.sum(dtype=np.int64)) * block_rows // len(lengths)
+    if capacity > max(_MOST_UNEVEN * mean, _ALWAYS_TAKEN):
+        largest = int(lengths.argmax())
+        raise InputError(
+            f"the largest block would have {format_bytes(capacity)}, and blocks have {format_bytes(mean)} on average",
+            where=source.where(largest),
+            why=f"This is the largest image, of {format_bytes(int(lengths[largest]))}. A loader would have room for "
+            "the largest block everywhere",
+            fix=Fix(Argument("max_side", _MAX_SIDE), " makes large images smaller; or leave this one out"),
+        )
+    return capacity
+
+
+_MAX_SIDE: Final = 512
+
+
+def layout_to_resume(layout: Layout, source: Source) -> Layout:
+    """Give the layout of an interrupted ingest the fields of its source, with the blocks that these need."""
+    block_rows, n_samples = layout.block_rows, UNKNOWN_SAMPLES if source.n_samples is None else source.n_samples
+    if isinstance(source, AppendedSource):
+        return replace(layout, fields=source.fields, n_samples=appended_layout(source).n_samples)
+    fields = tuple(with_capacity(field, block_rows, partial(capacity_of, source)) for field in source.fields)
+    return replace(layout, fields=fields, n_samples=n_samples)
 
 
 def sizes_for_request(layout: Layout, source: Source, stream: RowStream | None, request: IngestRequest) -> IngestSizes:

@@ -44,7 +44,7 @@ class RowStream:
                 return False
             # The source may use its buffer again.
             self._head.append({name: np.array(values) for name, values in run.items()})
-            self.head_bytes += sum(values.nbytes for values in run.values())
+            self.head_bytes += rows_bytes(run)
             del run
         return True
 
@@ -89,7 +89,7 @@ class RowStream:
 
     def take(self, n_rows: int) -> Rows:
         """Return the next rows, in arrays of their own; fewer than asked only at the end."""
-        stage = {field.name: np.empty((n_rows, *field.shape), field.dtype) for field in self._source.fields}
+        stage = {field.name: field.empty(n_rows) for field in self._source.fields}
         n_filled = self.fill(stage, n_rows)
         return {name: values[:n_filled] for name, values in stage.items()}
 
@@ -114,6 +114,11 @@ class RowStream:
         if run is not None:
             self._n_read += check_rows(run, self._source, self._n_read)
         return run
+
+
+def rows_bytes(rows: Rows) -> int:
+    """Count the bytes of some rows, those of encoded samples included."""
+    return sum(sum(map(len, each)) if each.dtype == object else each.nbytes for each in rows.values())
 
 
 _PART_BYTES: Final = 2**21

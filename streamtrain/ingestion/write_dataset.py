@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +19,7 @@ from streamtrain.ingestion.request import (
     IngestRequest,
     IngestSizes,
     check_disk_space,
+    layout_to_resume,
     plan_ingest,
     run_bytes,
     sizes_for_request,
@@ -195,8 +195,7 @@ def _resume(
     header, folder = interrupted.header, interrupted.folder
     base = open_dataset(path) if header.mode == "append" else None
     whole = _whole(base, source, say)
-    n_samples = UNKNOWN_SAMPLES if whole.n_samples is None else whole.n_samples
-    layout = replace(header.layout, fields=whole.fields, n_samples=n_samples)
+    layout = layout_to_resume(header.layout, whole)
     check_same_ingest(header, _header(header.mode, base, layout, whole, request), path)
     if interrupted.is_finished:
         say(f"{path}: its {header.mode} was finished, and takes its place")

@@ -81,7 +81,9 @@ def check_kept(writer: DatasetWriter, shard: int, source: ReadRows) -> None:
                     )
 
 
-def _bytes(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+def _bytes(values: npt.NDArray[np.generic]) -> npt.NDArray[Any]:
+    if values.dtype == object:
+        return values
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 

@@ -17,8 +17,6 @@ from functools import partial
 from itertools import cycle
 from types import TracebackType
 
-import numpy as np
-
 from streamtrain.ingestion.request import IngestSizes
 from streamtrain.ingestion.row_stream import RowStream, Stage, part_ranges, part_rows
 from streamtrain.ingestion.sources.base import n_rows_of
@@ -119,9 +117,7 @@ def _write_span(
 def _waves(stream: RowStream, layout: Layout, n_wave: int, start: int, stop: int) -> Iterator[tuple[Stage, int, int]]:
     """Read rows [start, stop) in waves of parts, each into the stage that the wave before it does not use."""
     capacity = min(n_wave * part_rows(layout), stop - start)
-    stages = [
-        {field.name: np.empty((capacity, *field.shape), field.dtype) for field in layout.fields} for _ in range(2)
-    ]
+    stages = [{field.name: field.empty(capacity) for field in layout.fields} for _ in range(2)]
     for stage in cycle(stages):
         ends = [end for _, (_, end) in zip(range(n_wave), part_ranges(layout, start, stop), strict=False)]
         n_filled = stream.fill(stage, min(ends[-1] - start, capacity)) if ends else 0

@@ -20,21 +20,20 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import UsageError
+from streamtrain.loader.decode.delivery import SAMPLE_KEYS
 from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.shuffle.positions import iter_positions
 from streamtrain.system.arguments import check_int, is_int
 from streamtrain.system.calls.public import public
 from streamtrain.system.counter_rng import MIX, random_key, words
 
-_SAMPLE_KEYS: Final = 4
-"""The purpose of these words. The row orders of an epoch draw the same ones; draws from a key mix it again."""
 _GAMMA: Final = 0x9E3779B97F4A7C15
 _BITS: Final = {torch.float32: 24, torch.float64: 53}
 
 
 def sample_keys(seed: int, epoch: int, samples: I64) -> Tensor:
     """Derive the key of each sample in an epoch: shape (n,), int64, all 64 bits random."""
-    return torch.from_numpy(words(random_key(seed, epoch, _SAMPLE_KEYS), samples).view(np.int64))
+    return torch.from_numpy(words(random_key(seed, epoch, SAMPLE_KEYS), samples).view(np.int64))
 
 
 @public

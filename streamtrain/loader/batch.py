@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, SupportsIndex, overload
 
 import torch
 from torch import Tensor
 
 from streamtrain.errors import unknown_name
+from streamtrain.loader.decode.delivery import Decode
+from streamtrain.store.layout import Layout
 from streamtrain.system.calls.public import public
 
 
@@ -111,6 +113,12 @@ def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
 BatchGroup = tuple[Tensor, ...]  # the fields of some batches in a row
 
 _BATCHES_AT_ONCE: Final = 512
+
+
+def channels_first(fields: Iterable[Tensor], layout: Layout, decode: Decode | None) -> Iterator[Tensor]:
+    """Turn decoded images, (n, height, width, channels), to (n, channels, height, width), without a copy."""
+    for field, tensor in zip(layout.batch_fields, fields, strict=True):
+        yield tensor.permute(0, 3, 1, 2) if decode and field.name in decode else tensor
 
 
 def groups_of(fields: Iterable[Tensor], batch_size: int) -> list[BatchGroup]:

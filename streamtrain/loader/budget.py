@@ -145,7 +145,7 @@ def project(layout: Layout, sizes: LoaderSizes, *, budget_bytes: int, rho: float
 
 def _terms(layout: Layout, sizes: LoaderSizes) -> dict[str, int]:
     span_samples = sizes.span_samples(layout.n_samples)
-    span_bytes = sum(_pages(span_samples * field.row_bytes) for field in layout.fields)
+    span_bytes = sum(_pages(span_samples * field.row_bytes) for field in layout.batch_fields)
     largest_bytes = max(field.row_bytes for field in layout.fields) * layout.block_rows
     decoder_bytes = largest_bytes + min(_DECODER_BLOCKS * largest_bytes, _DECODER_BYTES)
     pool = sum(_pages(sizes.slots * layout.block_rows * field.row_bytes) for field in layout.fields)
@@ -156,7 +156,7 @@ def _terms(layout: Layout, sizes: LoaderSizes) -> dict[str, int]:
         "prefetch": pool - lanes - cache,
         "cache": cache,
         "batches": sizes.spans * span_bytes,
-        "decoding": 0 if layout.codec == "none" else sizes.threads * decoder_bytes,
+        "decoding": sizes.threads * ((decoder_bytes if layout.is_compressed else 0) + layout.decoder_bytes),
         "order": _order_bytes(layout, sizes),
         "index work": max(sizes.index_samples, sizes.lanes) * _INDEX_SAMPLE_BYTES,
         "checksums": layout.n_blocks * len(layout.fields) * _BLOCK_FIELD_BYTES,
@@ -288,7 +288,7 @@ def epoch_orders(
 
 def _comfortable(layout: Layout, least: LoaderSizes, memory: int) -> LoaderSizes:
     """Choose sizes at which work goes in large pieces, for about a quarter of the budget besides the pool."""
-    batch_bytes = least.batch_size * layout.row_bytes
+    batch_bytes = least.batch_size * layout.batch_row_bytes
     sizes = replace(
         least,
         read_blocks=min(16, max(1, memory // 64 // layout.block_bytes)),
@@ -307,7 +307,7 @@ def _in_pieces(layout: Layout, sizes: LoaderSizes, piece_bytes: int) -> LoaderSi
     larger = replace(
         sizes,
         read_blocks=min(256, max(sizes.read_blocks, piece_bytes // layout.block_bytes)),
-        span_batches=max(sizes.span_batches, piece_bytes // 2 // (sizes.batch_size * layout.row_bytes)),
+        span_batches=max(sizes.span_batches, piece_bytes // 2 // (sizes.batch_size * layout.batch_row_bytes)),
     )
     return _with_slots(layout, larger)
 
@@ -386,6 +386,7 @@ def _pages(n_bytes: int, page_bytes: int = PAGE_BYTES) -> int:
 
 def _larger_pages_bytes(layout: Layout, sizes: LoaderSizes) -> int:
     """Count what the mappings of slots and spans take beyond their 4 KiB pages where the system's are larger."""
-    n_rows = [sizes.slots * layout.block_rows, *[sizes.span_samples(layout.n_samples)] * sizes.spans]
-    mapped = [n * field.row_bytes for n in n_rows for field in layout.fields]
+    mapped = [sizes.slots * layout.block_rows * field.row_bytes for field in layout.fields]
+    span_samples = sizes.span_samples(layout.n_samples)
+    mapped += [span_samples * field.row_bytes for field in layout.batch_fields] * sizes.spans
     return sum(_pages(n_bytes, mmap.PAGESIZE) - _pages(n_bytes) for n_bytes in mapped)

@@ -23,6 +23,8 @@ from streamtrain.errors import BudgetError, UsageError
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, shuffle_of, solve
 from streamtrain.loader.budget_shares import whole_budget_bytes
 from streamtrain.loader.deal import Deal
+from streamtrain.loader.decode.delivery import Decode
+from streamtrain.loader.decode.image_dataset import with_images
 from streamtrain.loader.reading.block_reader import BlockReader
 from streamtrain.shuffle.order import I64, EpochOrder, shuffled_order
 from streamtrain.shuffle.quality import (
@@ -101,8 +103,16 @@ class StoredLabels:
 
 def _with_labels_alone(dataset: Dataset) -> Dataset:
     """Restrict a dataset to its labels, so that no other field is read."""
-    place = [field.name for field in dataset.fields].index(TARGET)
-    layout = replace(dataset.layout, fields=(dataset.fields[place],))
+    stored = dataset.layout
+    field = stored.field(TARGET)
+    place = stored.fields.index(field)
+    layout = Layout(
+        fields=(field,),
+        n_samples=stored.n_samples,
+        block_rows=stored.block_rows,
+        shard_blocks=stored.shard_blocks,
+        codec=stored.codec,
+    )
     checksums: npt.NDArray[np.uint32] = dataset.block_checksums[:, place : place + 1]
     return Dataset(path=dataset.path, manifest=replace(dataset.manifest, layout=layout), block_checksums=checksums)
 
@@ -192,6 +202,7 @@ def plan(
     drop_last: bool = False,
     seed: int = 0,
     ranks: int | None = None,
+    decode: Decode | None = None,
 ) -> Plan:
     """Plan a shuffled run; arguments as those of `StreamLoader`, and the number of ranks that share it.
 
@@ -218,6 +229,7 @@ def plan(
     """
     dataset = opened(dataset)
     check_dataset(dataset)
+    dataset = with_images(dataset, decode)
     layout = dataset.layout
     check_batch_size(batch_size, layout.n_samples, drop_last=drop_last)
     check_seed(seed)

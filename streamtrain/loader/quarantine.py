@@ -23,7 +23,8 @@ from torch import Tensor
 
 from streamtrain.errors import DamagedBlock, StreamtrainWarning, printable
 from streamtrain.loader.augmentation import Transform, batch_samples, sample_keys, takes_keys, transformed
-from streamtrain.loader.batch import Batch
+from streamtrain.loader.batch import Batch, channels_first
+from streamtrain.loader.decode.delivery import Decode
 from streamtrain.loader.reading.block_reader import BlockReader
 from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.store.dataset import Dataset
@@ -170,10 +171,15 @@ def batch_finisher(
 
 
 def batch_without_samples(
-    layout: Layout, make: Callable[[Iterable[Tensor]], Batch], transform: Transform | None, device: torch.device | None
+    layout: Layout,
+    decode: Decode | None,
+    make: Callable[[Iterable[Tensor]], Batch],
+    transform: Transform | None,
+    device: torch.device | None,
 ) -> Any:
     """Make a batch of no samples, for a rank whose share of the last batch is empty, transformed as any other."""
-    batch = make(torch.from_numpy(np.empty((0, *each.shape), each.dtype)).to(device) for each in layout.fields)
+    fields = (torch.from_numpy(np.empty((0, *each.shape), each.dtype)).to(device) for each in layout.batch_fields)
+    batch = make(channels_first(fields, layout, decode))
     if transform is None:
         return batch
     keys = (torch.empty(0, dtype=torch.int64, device=device),) if takes_keys(transform) else ()

@@ -25,7 +25,7 @@ _MOST_REHEARSED_BYTES: Final = 64_000_000
 
 def n_preflight_rows(dataset: Dataset, batch_size: int) -> int:
     """Count the rows to rehearse a step on, outside any loader: a batch, or fewer where rows are large."""
-    most = max(_MOST_REHEARSED_BYTES // dataset.layout.row_bytes, 2)
+    most = max(_MOST_REHEARSED_BYTES // dataset.layout.batch_row_bytes, 2)
     return max(min(batch_size, most, len(dataset)), 1)
 
 

@@ -15,9 +15,11 @@ from torch.utils.data import IterableDataset
 
 from streamtrain.errors import Argument, DeviceError, Fix, NotASequence, UsageError
 from streamtrain.loader.augmentation import Transform, named
-from streamtrain.loader.batch import Batch, BatchGroup, batch_type, batches_of, groups_of
+from streamtrain.loader.batch import Batch, BatchGroup, batch_type, batches_of, channels_first, groups_of
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, solve
 from streamtrain.loader.deal import Deal
+from streamtrain.loader.decode.delivery import Decode, gathers_of
+from streamtrain.loader.decode.image_dataset import with_images
 from streamtrain.loader.device.transfer import Placement, make_transfer
 from streamtrain.loader.loader_state import LOADER_STATE_VERSION, checked_state
 from streamtrain.loader.quarantine import (
@@ -51,7 +53,7 @@ from streamtrain.system.memory import n_cores, require_memory
 from streamtrain.system.units import counted, format_bytes, parse_bytes
 
 _ORDER = ("seed", "batch_size", "shuffle", "reshuffle", "drop_last")
-_SAME = ("batch_size", "seed", "transform", "as_dict", "device", "on_bad_block", "timeout")
+_SAME = ("batch_size", "seed", "decode", "transform", "as_dict", "device", "on_bad_block", "timeout")
 
 
 class StreamLoader(OfOneProcess, IterableDataset[Batch]):
@@ -81,6 +83,8 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
         How many lanes the shuffle has, and groups they are dealt to; solved from ``memory`` by default. ``groups``
         divides ``lanes`` and ``batch_size``. With at least as many lanes as a batch has samples, best a multiple, no
         labels make batches vary more than a full reshuffle's.
+    decode : dict of str to Images, optional
+        How fields of images become pixels, ``{"image": st.Images(224)}``: (B, 3, 224, 224), uint8, channels last.
     transform : callable, optional
         Called with each `Batch` on the loader's device, returns what is yielded instead. One that takes two arguments
         also gets a key for each sample, for `streamtrain.uniform` and `streamtrain.normal`.
@@ -94,9 +98,8 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
     timeout : float, optional
         Seconds that a read may take, or that nothing may happen, before a `StallError`; None waits forever.
     rank, world_size : int, optional
-        Share each epoch between ``world_size`` ranks, of which this is one: the batches of all ranks together are the
-        same for any number. By default those of ``torch.distributed``, asked when an epoch begins. ``memory`` is that
-        of one rank.
+        Share each epoch between ``world_size`` ranks, of which this is one: all their batches together are the same for
+        any number. By default those of ``torch.distributed``, asked when an epoch begins. ``memory`` is one rank's.
 
     Raises
     ------
@@ -132,6 +135,7 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
         drop_last: bool = False,
         lanes: int | None = None,
         groups: int | None = None,
+        decode: Decode | None = None,
         transform: Transform | None = None,
         as_dict: bool = False,
         device: str | torch.device | Placement | None = None,
@@ -140,40 +144,34 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        dataset = opened(dataset)
-        check_dataset(dataset)
+        check_dataset(dataset := opened(dataset))
+        dataset = with_images(dataset, decode)
         check_batch_size(batch_size, len(dataset), drop_last=drop_last)
         check_seed(seed)
         check_reading(on_bad_block, timeout, reshuffle)
         check_flags(shuffle=shuffle, as_dict=as_dict)
         check_optional_functions(transform=transform)
         self._telemetry = LoaderTelemetry()
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.seed = seed
+        self.dataset, self.decode, self._layout = dataset, getattr(dataset, "decode", None), dataset.layout
+        self.batch_size, self.seed = batch_size, seed
         self.shuffle, self.reshuffle, self.drop_last = shuffle, reshuffle, drop_last
-        self.memory_bytes = parse_bytes(memory, name="memory")
-        self.transform, self.as_dict = transform, as_dict
+        self.memory_bytes, self.transform, self.as_dict = parse_bytes(memory, name="memory"), transform, as_dict
         self._finishing = named(transform) if as_dict else transform
-        self.device = device
-        self.on_bad_block = on_bad_block
-        self.timeout = timeout
-        self.wait_seconds = 0.0
+        self.device, self.on_bad_block, self.timeout = device, on_bad_block, timeout
         self._quarantine = Quarantine(dataset.layout) if on_bad_block == "quarantine" else None
         self._carrier = make_transfer(device, timeout=timeout)
         self._told_rank = told_rank(rank, world_size)
-        order: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last}
-        self._deal = Deal(rank=self._told_rank or Rank(), layout=dataset.layout, **order)
+        how: dict[str, Any] = {"layout": self._layout, "shuffle": shuffle, "drop_last": drop_last}
+        self._deal = Deal(rank=self._told_rank or Rank(), batch_size=batch_size, **how)
         self._solve(lanes, groups)
         require_memory(self._projection.host_bytes)
-        self._batch_type = batch_type([field.name for field in dataset.layout.fields])
+        self._batch_type = batch_type([field.name for field in self._layout.batch_fields])
         self._epoch = self._batch = self._turn = 0
         self._pool: Pool | None = None
         self._pool_at: tuple[int, int] | None = None
         self._entered = self._closed = False
         self._ended: int | None = None
-        self._work_before = ThreadSeconds()
-        self._blocks_read_before = 0
+        self._work_before, self._blocks_read_before, self.wait_seconds = ThreadSeconds(), 0, 0.0
         self._telemetry.opened(self)
         weakref.finalize(self, self._telemetry.closed)
 
@@ -188,10 +186,10 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
         raise NotASequence("a StreamLoader is a stream, and is not indexed", fix=fix)
 
     def __repr__(self) -> str:
-        order = f"{counted(self._sizes.lanes, 'lane')}" if self.shuffle else "in stored order"
+        order = counted(self._sizes.lanes, "lane") if self.shuffle else "in stored order"
         memory = format_bytes(self.memory_bytes).replace(".0 ", " ").replace(" ", "")
-        given = f"batch_size={self.batch_size}, memory='{memory}', seed={self.seed}"
-        what = f", {given}: {counted(len(self), 'batch', 'batches')}, {order}, epoch {self._epoch})"
+        place = f"{counted(len(self), 'batch', 'batches')}, {order}, epoch {self._epoch}"
+        what = f", batch_size={self.batch_size}, memory='{memory}', seed={self.seed}: {place})"
         return clipped(f"StreamLoader('{clipped_left(str(self.dataset.path), 85 - len(what))}'{what}", 100)
 
     @property
@@ -275,8 +273,7 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
     def last_samples(self) -> I64:
         """Return the row number in the dataset of each sample of the batch that was yielded last, (B,) int64."""
         epoch, batch = self._place()
-        start, stop = self._deal.start(max(batch - 1, 0)), self._deal.start(batch)
-        found = samples_at(self._orders()(epoch), start, stop)
+        found = samples_at(self._orders()(epoch), self._deal.start(max(batch - 1, 0)), self._deal.start(batch))
         kept = self._quarantine.kept(found) if self._quarantine else None
         return found if kept is None else found[kept]
 
@@ -293,7 +290,7 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
         lanes = {"lanes": self._sizes.lanes, "groups": self._sizes.groups}
         order = {name: getattr(self, name) for name in _ORDER}
         kind = {"version": LOADER_STATE_VERSION, "dataset": self.dataset.id, "order": self.order_version}
-        return {**kind, **place, **lanes, **order}
+        return kind | place | lanes | order
 
     @public
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -319,7 +316,7 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
 
     def _solve(self, lanes: int | None, groups: int | None = None) -> None:
         """Solve the sizes of the whole order, and those of this rank's pool with their projection."""
-        layout, memory, rho = self.dataset.layout, self.memory_bytes, self.dataset.rho
+        layout, memory, rho = self._layout, self.memory_bytes, self.dataset.rho
         order: dict[str, Any] = {"shuffle": self.shuffle, "lanes": lanes, "groups": groups}
         self._sizes, whole = solve(layout, batch_size=self.batch_size, memory=memory, rho=rho, **order)
         self._own_sizes, self._projection = self._deal.solve(self._sizes, whole, memory=memory, rho=rho)
@@ -354,7 +351,7 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
 
         Several ranks take a range of blocks each, so that each block is read once; their numbers of batches differ.
         """
-        same = {name: getattr(self, name) for name in _SAME}
+        same: dict[str, Any] = {name: getattr(self, name) for name in _SAME}
         ordered = StreamLoader(self.dataset, memory=self.memory_bytes, shuffle=False, **same)
         ordered._told_rank, ordered._deal = self._told_rank, replace(ordered._deal, by_blocks=True)
         ordered._quarantine = self._quarantine
@@ -387,7 +384,7 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
             finish = self._carrier.finish(self._last()) if self._carrier else self._last()
             groups: list[BatchGroup] = []
             device, make = self._carrier.device if self._carrier else None, self._batch_type._make
-            empty = partial(batch_without_samples, self.dataset.layout, make, self._finishing, device)
+            empty = partial(batch_without_samples, self._layout, self.decode, make, self._finishing, device)
             while pool is not None and self._batch < deal.n_with_samples:
                 groups = groups or self._next_groups(pool)
                 batches = batches_of(groups.pop(), deal.local_batch_size, self._batch_type._make)
@@ -417,7 +414,7 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
         """Take the next span's batches in groups, the first one last."""
         started, next_span = time.perf_counter(), partial(pool.next_span, self.timeout)
         tensors = self._carrier.take(next_span) if self._carrier else map(torch.from_numpy, next_span().arrays)
-        groups = groups_of(tensors, self._deal.local_batch_size)
+        groups = groups_of(channels_first(tensors, self._layout, self.decode), self._deal.local_batch_size)
         self.wait_seconds += time.perf_counter() - started
         if self._carrier:
             self.wait_seconds += self._carrier.waited_seconds()
@@ -426,6 +423,9 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
             self._telemetry.look()
         return groups
 
+    def _orders(self) -> Callable[[int], EpochOrder]:
+        return self._deal.order_of(self._sizes, self.seed, self.reshuffle)
+
     def _last(self) -> Callable[[Batch], Any] | None:
         """Make the function that every batch from here on goes through before it is the caller's."""
         deal, start = self._deal, self._deal.start(self._batch)
@@ -433,24 +433,24 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
         order = partial(self._orders(), self._epoch)
         return batch_finisher(self._quarantine, self._finishing, order, batch_size=deal.local_batch_size, **place)
 
-    def _orders(self) -> Callable[[int], EpochOrder]:
-        return self._deal.order_of(self._sizes, self.seed, self.reshuffle)
-
     def _running_pool(self) -> Pool:
         """Give the pool, at the next batch; no seek is needed where an epoch follows on the one before."""
         started = time.perf_counter()
         # A control group may have shrunk since; refused now, no step is lost.
         require_memory(self._projection.host_bytes, held=True)
         if self._pool is None:
+            spoilt = self._quarantine.add if self._quarantine else None
+            gathers = gathers_of(self.dataset, self._layout, self.decode, seed=self.seed, forgive=spoilt)
             pool = Pool(
                 reader_of(self.dataset, self._quarantine, besides=self._projection.host_bytes),
-                self.dataset.layout,
+                self._layout,
                 self._own_sizes,
                 self._orders(),
                 n_positions=self._deal.n_positions,
                 # At least two: one thread reads while another waits.
                 threads=min(self._own_sizes.threads, max(2, n_cores())),
-                memory=self._carrier.memory(self.dataset.layout, self._own_sizes) if self._carrier else None,
+                memory=self._carrier.memory(self._layout, self._own_sizes, gathers) if self._carrier else None,
+                gathers=gathers,
             )
             self._stop, self._pool = weakref.finalize(self, self._closer(pool)), pool
         if self._pool_at != (self._epoch, self._batch):

@@ -14,6 +14,7 @@ from streamtrain.store.layout import Field
 Shape = tuple[int, ...]
 _NO_INPUTS: Final = frozenset({"y", "id", "weight"})
 _MOST_CODE: Final = 2**31 - 1
+_IMAGE_AXES: Final = 3
 
 
 class DescribedDataset(Protocol):
@@ -89,13 +90,15 @@ def default_inputs(
 ) -> tuple[str, ...]:
     """List the fields handed over where none are named: all but labels, ids and weights.
 
-    A built-in model gets of them what it takes: the fields of a table where ``takes_fields``, else ``x`` alone.
+    A built-in model gets of them what it takes: the fields of a table where ``takes_fields``, else ``x`` alone; or, if
+    there is none of these, the only field of images.
     """
     others = [field.name for field in dataset.fields if field.name not in {*_NO_INPUTS, target, weight}]
     if takes_fields is None:
         return tuple(others) or ("x",)
     taken = tuple(name for name in (FIELDS if takes_fields else FIELDS[:1]) if name in others)
-    return taken or FIELDS[:1]
+    images = tuple(field.name for field in dataset.fields if field.name in others and len(field.shape) == _IMAGE_AXES)
+    return taken or (images if images == tuple(others) and len(images) == 1 else FIELDS[:1])
 
 
 def category_sizes(dataset: DescribedDataset) -> tuple[int, ...]:

@@ -25,6 +25,10 @@ _LEAST_OF_FLOATS: Final = 1e-12
 _WHOLE: Final = 2.0**53
 
 
+AUTO: Final = "auto"
+IMAGENET: Final = "imagenet"
+
+
 class Normalize(nn.Module):
     """Rescale one input to float32; the difference has the dtype of ``mean``, and a ``std`` of 0 counts as 1."""
 
@@ -45,9 +49,9 @@ def awaits_statistics(normalize: object) -> bool:
     """Say whether inputs are normalized by the statistics of the training data; refuse what is no normalization."""
     if normalize is None or isinstance(normalize, Mapping):
         return False
-    if isinstance(normalize, str) and normalize == "auto":
+    if isinstance(normalize, str) and normalize in (AUTO, IMAGENET):
         return True
-    raise UsageError(f"normalize is {normalize!r}", fix="None, 'auto', or a mapping of input to module")
+    raise UsageError(f"normalize is {normalize!r}", fix="None, 'auto', 'imagenet', or a mapping of input to module")
 
 
 class MeanAndStd(Protocol):
@@ -74,12 +78,20 @@ def normalize_field(field: Field, statistics: InputStatistics) -> Normalize:
     """Make the `Normalize` that fits a field.
 
     Columns of a table, samples of one axis, each have a scale of their own. Bytes, and samples of several axes such as
-    images, share one: a scale for each pixel would blow up the corners.
+    images, share one: a scale for each pixel would blow up the corners. Images that are decoded have one a channel.
     """
     is_table = len(field.shape) == 1 and field.dtype != np.uint8
-    of = statistics if is_table else statistics.overall
+    is_image = _has_channels(field, statistics)
+    of = statistics if is_table or is_image else statistics.overall
     mean, std = np.asarray(of.mean), np.asarray(of.std)
+    if is_image:
+        mean, std = mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
     if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+        if is_image:
+            raise UsageError(
+                f"the channels of field {field.name} have no statistics: its images were not decoded when stored",
+                fix=Fix(Argument("normalize", "imagenet"), ", the usual figures; or ", Argument("normalize", off=True)),
+            )
         raise UsageError(
             f"field {field.name} has a mean or standard deviation that is not finite",
             fix=Fix(Argument("normalize", off=True), ", and rescale in the model"),
@@ -88,6 +100,24 @@ def normalize_field(field: Field, statistics: InputStatistics) -> Normalize:
     is_narrow = field.dtype.name in _EXACT_IN_FLOAT32 and _fits_float32(mean, std)
     dtype = torch.float32 if is_narrow else torch.float64
     return Normalize(torch.as_tensor(mean, dtype=dtype), torch.as_tensor(std, dtype=dtype))
+
+
+def _has_channels(field: Field, statistics: InputStatistics) -> bool:
+    """Whether a field is of images, channels first, with statistics of these."""
+    return len(field.shape) == 3 and np.shape(statistics.mean) == field.shape[:1]
+
+
+_IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and std of red, green and blue, from 0 to 1, over ImageNet (O. Russakovsky et al., 2015)."""
+
+
+def normalize_as_imagenet(field: Field) -> Normalize:
+    """Make the `Normalize` that networks trained on ImageNet expect before them."""
+    if len(field.shape) != 3 or field.shape[0] != len(_IMAGENET[0]):
+        what = f"normalize='imagenet' is of RGB images, and field {field.name} has samples of shape {field.shape}"
+        raise UsageError(what, fix=Fix(Argument("normalize", "auto")))
+    mean, std = (torch.tensor(values).reshape(-1, 1, 1) * 255 for values in _IMAGENET)
+    return Normalize(mean, std)
 
 
 def _fits_float32(mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]) -> bool:

@@ -31,6 +31,7 @@ CodecChoice = Literal["auto", "none", "lz4", "zstd"]
 
 LEVELS: Final[dict[Codec, int]] = {"lz4": 5, "zstd": 3}
 SHUFFLE: Final = "bitshuffle"
+NO_SHUFFLE: Final = "noshuffle"
 MOST_ENCODABLE_BYTES: Final = 2**31 - 1 - 16
 """Blosc takes no larger buffer."""
 
@@ -43,14 +44,15 @@ _LZ4_WORTH: Final = 0.90  # of the raw size
 _ZSTD_WORTH: Final = 0.85  # of what lz4 leaves: it decodes three times slower
 
 
-def encode(block: Array, codec: Codec) -> bytes | memoryview:
+def encode(block: Array, codec: Codec, *, shuffles: bool = True) -> bytes | memoryview:
     """Encode one whole C-contiguous block, without its checksum; uncompressed it is a view."""
     if sys.byteorder == "big":
         block = block.astype(block.dtype.newbyteorder("<"))
     data = block.reshape(-1).view(np.uint8).data
     if codec == "none":
         return data
-    encoded: bytes = blosc.compress(data, codec.encode(), LEVELS[codec], blosc.BITSHUFFLE, 0, block.dtype.itemsize)
+    shuffle = blosc.BITSHUFFLE if shuffles else blosc.NOSHUFFLE
+    encoded: bytes = blosc.compress(data, codec.encode(), LEVELS[codec], shuffle, 0, block.dtype.itemsize)
     return encoded
 
 
@@ -119,7 +121,7 @@ def choose_codec(first_rows: Sequence[Array], block_rows: int) -> Codec:
 def check_encodable(layout: Layout) -> None:
     """Refuse blocks that the layout's compression cannot take."""
     largest = max(field.row_bytes for field in layout.fields) * layout.block_rows
-    if layout.codec != "none" and largest > MOST_ENCODABLE_BYTES:
+    if layout.is_compressed and largest > MOST_ENCODABLE_BYTES:
         raise UsageError(
             f"a block of {largest} bytes cannot be compressed: blosc takes at most {MOST_ENCODABLE_BYTES}",
             fix=Fix(Argument("codec", "none"), ", or a smaller ", Argument("block")),

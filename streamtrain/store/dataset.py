@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,9 @@ from streamtrain.store.manifest import (
     read_categories,
     read_checksums,
 )
+from streamtrain.store.media.encoded import unpack
 from streamtrain.store.reads.drawn import drawn_samples, row_of
+from streamtrain.store.reads.ranges import as_samples, iter_samples, read_range, sample_of
 from streamtrain.store.root import check_folder, read_root
 from streamtrain.store.schema.columns import CATEGORIES, INPUT, TARGET, CategoryColumn, Schema, reading_of, schema_of
 from streamtrain.store.schema.description import described, described_columns
@@ -252,6 +254,7 @@ class Dataset:
             histogram=summary.histogram,
             rho=summary.rho,
             facts=summary.facts,
+            images=summary.images,
         )
 
     def shard_path(self, field: str, shard: int) -> Path:
@@ -289,7 +292,7 @@ class Dataset:
         Returns
         -------
         ndarray of shape (n, *field.shape)
-            Its samples; n is ``block_rows``, or less in the last block.
+            Its samples, those of an encoded field bytes; n is ``block_rows``, or less in the last block.
 
         Raises
         ------
@@ -301,56 +304,56 @@ class Dataset:
             The bytes cannot be read now: the machine ran short of something, or its disk or network failed.
         """
         start, stop = self.layout.block_range(block)
+        rows, facts = self._decoded(field, block), self._field(field).encoded
+        if facts is None:
+            return rows[: stop - start]
+        try:
+            return unpack(rows.reshape(-1), self.read_block(facts.lengths, block))
+        except ValueError as error:
+            where = str(self.shard_path(field, block // self.layout.shard_blocks))
+            raise damaged_block(self.layout, self._field(field), block, where=where, why=str(error)) from error
+
+    def _decoded(self, field: str, block: int) -> Array:
+        """Read a block at its full size, as it was encoded."""
         with self.open_shard(field, block) as shard:
             rows = np.empty((self.layout.block_rows, *shard.field.shape), shard.field.dtype)
-            expected = int(self.block_checksums[block, self.fields.index(shard.field)])
+            expected = int(self.block_checksums[block, self.layout.fields.index(shard.field)])
             try:
                 shard.decode(block, shard.check_stored(block, shard.fetch_stored(block), expected), rows)
             except DamagedBlock:
                 self.check_not_replaced()
                 raise
-        return rows[: stop - start]
+        return rows
 
     def _field(self, name: str) -> Field:
-        for field in self.fields:
+        for field in self.layout.fields:
             if field.name == name:
                 return field
-        raise unknown_name("field", str(name), (field.name for field in self.fields))
+        raise unknown_name("field", str(name), (field.name for field in self.layout.own_fields))
 
     def __len__(self) -> int:
         return self.layout.n_samples
 
     @public
-    def __getitem__(self, key: int | slice) -> dict[str, Array]:
-        """Read some samples: one (arrays of the fields' shapes) by an int, several by a slice of any step."""
+    def __getitem__(self, key: int | slice) -> dict[str, Any]:
+        """Read some samples, arrays or (encoded) bytes: one by an int, several by a slice of any step."""
+        fields = self.layout.own_fields
         if isinstance(key, slice):
-            return {field.name: self._read(field, range(*key.indices(len(self)))) for field in self.fields}
+            return as_samples(self.read_rows(range(*key.indices(len(self))), fields))
         row = row_of(key, len(self))
-        return {field.name: self._read(field, range(row, row + 1))[0, ...] for field in self.fields}
+        return {name: sample_of(values, 0) for name, values in self.read_rows(range(row, row + 1), fields).items()}
 
-    def __getitems__(self, keys: list[int]) -> list[dict[str, Array]]:
+    def read_rows(self, rows: range, fields: Sequence[Field] | None = None) -> dict[str, Array]:
+        """Read some samples of all fields, or some: an array of each, those of encoded ones of objects."""
+        return {field.name: read_range(self, field, rows) for field in fields or self.layout.fields}
+
+    def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:
         """Read samples for torch's ``DataLoader``, which asks for those of a batch so."""
         return drawn_samples(self, [row_of(key, len(self)) for key in keys])
 
-    def __iter__(self) -> Iterator[dict[str, Array]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         """Each sample in order, a block read once."""
-        for block in range(self.layout.n_blocks):
-            rows = {field.name: self.read_block(field.name, block) for field in self.fields}
-            for row in range(len(rows[self.fields[0].name])):
-                yield {name: array[row, ...] for name, array in rows.items()}
-
-    def _read(self, field: Field, rows: range) -> Array:
-        if rows.step < 0:
-            return self._read(field, rows[::-1])[::-1]
-        out = np.empty((len(rows), *field.shape), field.dtype)
-        done = 0
-        while done < len(rows):
-            block = rows[done] // self.layout.block_rows
-            start, stop = self.layout.block_range(block)
-            places = range(rows[done] - start, stop - start, rows.step)[: len(rows) - done]
-            out[done : done + len(places)] = self.read_block(field.name, block)[places.start : places.stop : rows.step]
-            done += len(places)
-        return out
+        return iter_samples(self)
 
     def __reduce__(self) -> tuple[Callable[[str, str], Dataset], tuple[str, str]]:
         """Pickle the place and the id: whoever unpickles it opens the dataset again."""

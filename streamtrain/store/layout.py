@@ -3,20 +3,26 @@
 A dataset is a few *fields* over the same samples. A *block* is the same run of ``block_rows`` samples in every field,
 one Zarr inner chunk per field; a *shard* is one file of ``shard_blocks`` blocks of one field. The last block is stored
 at its full size, padded with zeros, as Zarr does.
+
+The samples of an *encoded* field are the bytes of a file each. A block holds them end to end, in as many bytes as the
+largest block needs; how long each is stands in a field of its own. A row of such a field is an equal share of a block,
+so that the arithmetic of rows and blocks is that of every other field.
 """
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from streamtrain.errors import UsageError
 from streamtrain.system.calls.public import public
-from streamtrain.system.json_values import whole_number
+from streamtrain.system.json_values import objects, whole_number
 
 Codec = Literal["none", "lz4", "zstd"]
 CODECS: Final[tuple[Codec, ...]] = ("none", "lz4", "zstd")
@@ -43,6 +49,28 @@ _BLOCKS_WANTED: Final = 2_000
 _RESERVED: Final = frozenset({"count", "index"})
 _DEVICES: Final = frozenset({"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))})
 _MOST_NAME_BYTES: Final = 255  # what file systems allow a name
+_ENCODED_BLOCK_BYTES: Final = 2**20
+ENCODED_CODEC: Final[Codec] = "lz4"
+"""That of encoded fields: it takes the zeros after a block's last sample, and leaves what is packed as it is."""
+
+Check = Literal["full", "header"]
+CHECKS: Final[tuple[Check, ...]] = ("full", "header")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """Facts of a field whose samples are the bytes of an image file each.
+
+    Parameters
+    ----------
+    lengths : str
+        The field that holds the length of each sample.
+    check : {"full", "header"}
+        Whether every image was decoded when it was stored, which also gave its channels' statistics, or opened only.
+    """
+
+    lengths: str
+    check: Check = "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +85,8 @@ class Field:
         A bool, integer or float type in native byte order.
     shape : tuple of int
         The shape of one sample; ``()`` for a scalar.
+    encoded : Encoded, optional
+        Where a sample is the bytes of a file: facts of it. Then ``shape`` is a sample's equal share of its block.
 
     Examples
     --------
@@ -67,6 +97,7 @@ class Field:
     name: str
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
+    encoded: Encoded | None = None
 
     @public
     def __post_init__(self) -> None:
@@ -93,8 +124,23 @@ class Field:
         """Bytes of one sample of this field."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def sample_kind(self) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """Dtype and shape of a sample in memory: one object of type bytes, where it is encoded."""
+        return (np.dtype(object), ()) if self.encoded else (self.dtype, self.shape)
 
-def parse_field(name: object, dtype: object, shape: object) -> Field:
+    @property
+    def kind_text(self) -> str:
+        """Dtype and shape of a sample, in words."""
+        return "images" if self.encoded else f"{self.dtype.name}{list(self.shape) or ''}"
+
+    def empty(self, n_samples: int) -> npt.NDArray[Any]:
+        """Make room for so many samples."""
+        dtype, shape = self.sample_kind
+        return np.empty((n_samples, *shape), dtype)
+
+
+def parse_field(name: object, dtype: object, shape: object, encoded: object = None) -> Field:
     """Make a field of what a file says of it; refuse with ValueError whatever no field of ours is."""
     if not isinstance(name, str):
         raise ValueError(f"{name!r:.60} is not the name of a field")
@@ -102,7 +148,19 @@ def parse_field(name: object, dtype: object, shape: object) -> Field:
         raise ValueError(f"{dtype!r:.60} is not a dtype that streamtrain stores")
     if not isinstance(shape, list) or len(shape) > _MOST_AXES:
         raise ValueError(f"{shape!r:.60} is not the shape of a sample")
-    return Field(name=name, dtype=np.dtype(dtype), shape=tuple(whole_number(n, 1) for n in shape))
+    sizes = tuple(whole_number(n, 1) for n in shape)
+    facts = None if encoded is None else _parse_encoded(encoded)
+    if facts is not None and (dtype != "uint8" or len(sizes) != 1):
+        raise ValueError(f"{name!r:.60} does not hold encoded samples")
+    return Field(name=name, dtype=np.dtype(dtype), shape=sizes, encoded=facts)
+
+
+def _parse_encoded(found: object) -> Encoded:
+    facts = objects([found])[0]
+    lengths, check = facts.get("lengths"), facts.get("check")
+    if facts.keys() != {"lengths", "check"} or not isinstance(lengths, str) or check not in CHECKS:
+        raise ValueError("the facts of an encoded field make no sense")
+    return Encoded(lengths=lengths, check=check)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +221,45 @@ class Layout:
         """The field of that name."""
         return next(field for field in self.fields if field.name == name)
 
+    def codec_of(self, field: Field) -> Codec:
+        """The compression of a field."""
+        return ENCODED_CODEC if field.encoded else self.codec
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether any field is."""
+        return any(self.codec_of(field) != "none" for field in self.fields)
+
+    @property
+    def encoded_fields(self) -> tuple[Field, ...]:
+        """The fields whose samples are the bytes of a file each."""
+        return tuple(field for field in self.fields if field.encoded)
+
+    @property
+    def own_fields(self) -> tuple[Field, ...]:
+        """The fields that say something of a sample: not the lengths of encoded ones."""
+        lengths = {field.encoded.lengths for field in self.fields if field.encoded}
+        return tuple(field for field in self.fields if field.name not in lengths)
+
+    @property
+    def batch_fields(self) -> tuple[Field, ...]:
+        """The fields of a loader's batch, as they lie in memory."""
+        return self.own_fields
+
+    @property
+    def batch_row_bytes(self) -> int:
+        """Bytes of one sample in a batch."""
+        return sum(field.row_bytes for field in self.batch_fields)
+
+    @property
+    def decoder_bytes(self) -> int:
+        """Bytes that a thread of a loader takes to decode a sample for its batch."""
+        return 0
+
+
+Capacity = Callable[[Field, int], int]
+"""Bytes of the largest block of an encoded field, of so many rows."""
+
 
 def plan_layout(
     fields: tuple[Field, ...],
@@ -171,23 +268,41 @@ def plan_layout(
     block_bytes: int | None = None,
     shard_bytes: int,
     codec: Codec,
+    capacity: Capacity | None = None,
 ) -> Layout:
     """Choose the rows of a block and the blocks of a shard.
 
-    A block is 512 KiB over all fields; less for small data, so that there are about 2,000 to shuffle, down to
-    16 KiB. Where a block holds enough rows, their number is such that a block of the largest field is whole
-    pages, which direct reads need to be fast.
+    A block is 512 KiB over all fields, 1 MiB where one is encoded; less for small data, so that there are about 2,000
+    to shuffle, down to 16 KiB. Where a block holds enough rows, their number is such that a block of the largest field
+    is whole pages, which direct reads need to be fast.
     """
     n_rows = UNKNOWN_SAMPLES if n_samples is None else n_samples
     _check_names(fields)
+    is_encoded = any(field.encoded for field in fields)
     row_bytes = sum(field.row_bytes for field in fields)
     largest = max(field.row_bytes for field in fields)
-    target = max(_BLOCK_BYTES_LEAST, min(_BLOCK_BYTES, row_bytes * n_rows // _BLOCKS_WANTED))
-    block_rows = _page_aligned(max(1, (block_bytes or target) // row_bytes), largest)
-    block_rows = max(1, min(block_rows, n_rows))
+    most = _ENCODED_BLOCK_BYTES if is_encoded else _BLOCK_BYTES
+    target = max(_BLOCK_BYTES_LEAST, min(most, row_bytes * n_rows // _BLOCKS_WANTED))
+    block_rows = max(1, (block_bytes or target) // row_bytes)
+    if is_encoded:
+        # A power of two, so that a row's share of whole pages is whole bytes.
+        block_rows = 1 << min(block_rows, n_rows, PAGE_BYTES).bit_length() - 1
+    else:
+        block_rows = max(1, min(_page_aligned(block_rows, largest), n_rows))
+    if capacity is not None:
+        fields = tuple(with_capacity(field, block_rows, capacity) for field in fields)
+        largest = max(field.row_bytes for field in fields)
     n_blocks = -(-n_rows // block_rows)
     shard_blocks = max(1, min(shard_bytes // (block_rows * largest), n_blocks))
     return Layout(fields=fields, n_samples=n_rows, block_rows=block_rows, shard_blocks=shard_blocks, codec=codec)
+
+
+def with_capacity(field: Field, block_rows: int, capacity: Capacity) -> Field:
+    """Give an encoded field blocks of whole pages that hold the largest; leave others as they are."""
+    if field.encoded is None:
+        return field
+    pages = max(1, -(-capacity(field, block_rows) // PAGE_BYTES))
+    return replace(field, shape=(pages * PAGE_BYTES // block_rows,))
 
 
 def _check_names(fields: tuple[Field, ...]) -> None:

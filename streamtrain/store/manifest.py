@@ -28,6 +28,7 @@ from streamtrain.store import zarr_metadata
 from streamtrain.store.byte_ranges import RESTORE, LocalFile, unreadable
 from streamtrain.store.codec import HEADER_BYTES, MOST_ENCODABLE_BYTES, header_mismatch
 from streamtrain.store.layout import CHECKSUM_BYTES, CODECS, Field, Layout, parse_field
+from streamtrain.store.media.encoded import ImageFacts, check_lengths, parse_image_facts
 from streamtrain.store.moments import Summary
 from streamtrain.store.schema.columns import CategoryColumn
 from streamtrain.store.schema.facts import MOST_VOCABULARY_BYTES, StoredFacts, parse_stored_facts, read_vocabulary
@@ -44,6 +45,9 @@ AUTO: Final[Literal["auto"]] = "auto"
 """In place of classes: the values of the labels, in order, as of a table's column."""
 FORMAT_OF_TABLES: Final = 2
 """That of a dataset whose numbers mean more than an older version knows, which would misread it."""
+FORMAT_OF_ENCODED: Final = 3
+"""That of a dataset with an encoded field."""
+FORMATS: Final = (FORMAT, FORMAT_OF_TABLES, FORMAT_OF_ENCODED)
 MOST_MANIFEST_BYTES: Final = 2**28
 
 Json = dict[str, Any]
@@ -57,6 +61,7 @@ class FieldSummary:
     histogram: Histogram | None
     rho: float | None
     facts: LabelFacts | None = None
+    images: ImageFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,8 @@ class Manifest:
     @property
     def format(self) -> int:
         """The number of the format that it is written in."""
+        if self.layout.encoded_fields:
+            return FORMAT_OF_ENCODED
         return FORMAT if self.schema is None else FORMAT_OF_TABLES
 
 
@@ -165,7 +172,7 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
 def layout_json(layout: Layout) -> Json:
     """Turn a layout into what is stored; `parse_layout` reads it back."""
     return {
-        "fields": [{"name": f.name, "dtype": f.dtype.name, "shape": list(f.shape)} for f in layout.fields],
+        "fields": [_field_json(field) for field in layout.fields],
         "n_samples": layout.n_samples,
         "block_rows": layout.block_rows,
         "shard_blocks": layout.shard_blocks,
@@ -173,9 +180,19 @@ def layout_json(layout: Layout) -> Json:
     }
 
 
+def _field_json(field: Field) -> Json:
+    facts = field.encoded
+    encoded = {} if facts is None else {"encoded": {"lengths": facts.lengths, "check": facts.check}}
+    return {"name": field.name, "dtype": field.dtype.name, "shape": list(field.shape), **encoded}
+
+
 def parse_layout(found: Json) -> Layout:
     """Read a layout back; KeyError, TypeError or ValueError where it is not one."""
-    fields = tuple(parse_field(field["name"], field["dtype"], field["shape"]) for field in objects(found["fields"]))
+    fields = tuple(
+        parse_field(field["name"], field["dtype"], field["shape"], field.get("encoded"))
+        for field in objects(found["fields"])
+    )
+    check_lengths(fields)
     if not fields or len({field.name for field in fields}) != len(fields) or found["codec"] not in CODECS:
         raise ValueError("its fields or codec are not ones streamtrain stores")
     return Layout(
@@ -207,6 +224,7 @@ def _summary_json(summary: FieldSummary) -> Json:
         "histogram": _histogram_json(histogram),
         # Only of labels whose task does not follow from their histogram; older versions leave it unread.
         **({} if summary.facts is None else {"label": _facts_json(summary.facts)}),
+        **({} if summary.images is None else {"images": summary.images.as_json()}),
     }
 
 
@@ -231,6 +249,7 @@ def _parse_summary(found: Json, field: Field) -> FieldSummary:
         histogram=None if histogram is None else _parse_histogram(histogram, field),
         rho=None if math.isnan(rho) else rho,
         facts=_parse_facts(found["label"], field) if "label" in found else None,
+        images=parse_image_facts(found["images"]) if field.encoded else None,
     )
 
 
@@ -395,9 +414,9 @@ def _lengths(layout: Layout) -> Iterator[tuple[str, int, int]]:
     for field in layout.fields:
         n_features = int(np.prod(stats_shape(field), dtype=object))
         yield _stats_key(field), 8 * _FIGURES * n_features, 8 * _FIGURES * n_features
-        decoded = layout.block_rows * field.row_bytes
-        least, most = (decoded, decoded) if layout.codec == "none" else (HEADER_BYTES, decoded + HEADER_BYTES)
-        if layout.codec != "none" and decoded > MOST_ENCODABLE_BYTES:
+        decoded, codec = layout.block_rows * field.row_bytes, layout.codec_of(field)
+        least, most = (decoded, decoded) if codec == "none" else (HEADER_BYTES, decoded + HEADER_BYTES)
+        if codec != "none" and decoded > MOST_ENCODABLE_BYTES:
             least = decoded  # which no blosc header can name
         index = index_bytes(layout.shard_blocks)
         for shard in range(layout.n_shards):
@@ -438,20 +457,21 @@ def _check_description(folder: Path, key: str, manifest: Manifest) -> None:
 
 def _describes(found: Json, field: Field, layout: Layout) -> bool:
     """Say whether a ``zarr.json`` describes the field's array."""
-    packed = [] if layout.codec == "none" else ["blosc"]
+    cname = layout.codec_of(field)
+    packed = [] if cname == "none" else ["blosc"]
     try:
         sharding = found["codecs"][0]
         codecs = sharding["configuration"]["codecs"]
         return bool(
             len(found["codecs"]) == 1
             and [codec["name"] for codec in codecs] == ["bytes", *packed, "crc32c"]
-            and all(codec["configuration"]["cname"] == layout.codec for codec in codecs if codec["name"] == "blosc")
-            and found["shape"] == [layout.n_samples, *field.shape]
+            and all(codec["configuration"]["cname"] == cname for codec in codecs if codec["name"] == "blosc")
+            and found["shape"] == [*zarr_metadata.array_shape(field, layout)]
             and found["data_type"] == field.dtype.name
             and found["chunk_grid"]["configuration"]["chunk_shape"]
-            == [layout.block_rows * layout.shard_blocks, *field.shape]
+            == [*zarr_metadata.chunk_shape(field, layout, layout.shard_blocks)]
             and sharding["name"] == "sharding_indexed"
-            and sharding["configuration"]["chunk_shape"] == [layout.block_rows, *field.shape]
+            and sharding["configuration"]["chunk_shape"] == [*zarr_metadata.chunk_shape(field, layout)]
         )
     except (KeyError, TypeError, IndexError):
         return False
@@ -461,7 +481,7 @@ def _check_claim(path: Path, field: Field, layout: Layout, file: StoredFile) -> 
     """Check the decoded size of a shard's first block where its samples would have to be packed very well."""
     first, end = layout.shard_blocks_range(0)
     decoded = layout.block_rows * field.row_bytes
-    if layout.codec == "none" or decoded * (end - first) <= _BELIEVED_RATIO * file.n_bytes:
+    if layout.codec_of(field) == "none" or decoded * (end - first) <= _BELIEVED_RATIO * file.n_bytes:
         return
     with ShardReader(LocalFile(path), layout, field, 0) as shard:
         header = shard.fetch(0, memoryview(bytearray(HEADER_BYTES)))

@@ -9,7 +9,7 @@ from typing import Final
 from streamtrain.errors import DatasetError, nearest_name
 from streamtrain.store import zarr_metadata
 from streamtrain.store.byte_ranges import RESTORE, unreadable
-from streamtrain.store.manifest import FORMAT, FORMAT_OF_TABLES, Json, load_json
+from streamtrain.store.manifest import FORMATS, Json, load_json
 from streamtrain.store.reads.other_zarr import is_zarr
 from streamtrain.store.shard import read_bounded
 from streamtrain.store.writing.staging import destination_state, incomplete, real_path, recover_interrupted_swap
@@ -37,9 +37,9 @@ def read_root(folder: Path) -> Json:
     ours = attributes.get("streamtrain") if isinstance(attributes, dict) else None
     if not isinstance(ours, dict):
         raise _of_others(folder)
-    if ours.get("format") not in (FORMAT, FORMAT_OF_TABLES):
+    if ours.get("format") not in FORMATS:
         raise DatasetError(
-            f"the dataset has format {ours.get('format')!r}; this version reads formats up to {FORMAT_OF_TABLES}",
+            f"the dataset has format {ours.get('format')!r}; this version reads formats up to {FORMATS[-1]}",
             where=str(folder),
             fix="upgrade streamtrain (pip install -U streamtrain)",
         )

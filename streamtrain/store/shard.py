@@ -36,6 +36,7 @@ from streamtrain.store.codec import (
     header_mismatch,
 )
 from streamtrain.store.layout import CHECKSUM_BYTES, Field, Layout
+from streamtrain.store.media.encoded import unpacked
 from streamtrain.system.files import FileWriter
 from streamtrain.system.refusals import refusal_behind
 from streamtrain.system.syscalls import SYSTEM
@@ -170,11 +171,11 @@ class ShardReader:
     def __init__(self, stored: ByteRanges, layout: Layout, field: Field, shard: int, *, indexed: bool = True) -> None:
         self.stored, self.field = stored, field
         self.first, self.end = layout.shard_blocks_range(shard)
-        self._layout, self._codec = layout, layout.codec
+        self._layout, self._codec = layout, layout.codec_of(field)
         self._block_bytes = layout.block_rows * field.row_bytes
         self.index: npt.NDArray[np.uint64] | None = None
         self._places: memoryview | None = None
-        if indexed or layout.codec != "none":
+        if indexed or self._codec != "none":
             try:
                 self.index = self._read_index()
             except BaseException:
@@ -340,6 +341,7 @@ def reread(
                 for run in runs:
                     run.finish()
             rows = {field.name: part for field, (part, _) in zip(layout.fields, parts, strict=True)}
+            rows = {name: values[: stop - start] for name, values in unpacked(rows, layout).items()}
             yield rows, np.array([checksums for _, checksums in parts], np.uint32).T
 
 
@@ -356,7 +358,7 @@ class _ShardReadBack:
         self._block = self._shard.first
 
     def read(self, n_rows: int) -> tuple[Array, list[int]]:
-        """Read the next rows, of whole blocks (the last may be cut), and the checksum of each block."""
+        """Read the blocks that hold the next rows, whole, and the checksum of each."""
         block_rows = self._layout.block_rows
         rows = np.empty((-(-n_rows // block_rows) * block_rows, *self._field.shape), self._field.dtype)
         checksums = []
@@ -368,7 +370,7 @@ class _ShardReadBack:
             self._take(data)
             self._block += 1
             checksums.append(int.from_bytes(data[-CHECKSUM_BYTES:], "little"))
-        return rows[:n_rows], checksums
+        return rows, checksums
 
     def finish(self) -> None:
         """Read the index too, and hold the file's checksum against what was written."""

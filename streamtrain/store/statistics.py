@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.store.layout import Field
+from streamtrain.store.media.channels import N_CHANNELS, ImageTally
+from streamtrain.store.media.encoded import ImageFacts
 from streamtrain.store.moments import MOST_LOST, IntegerSums, Moments, Summary
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.units import format_value
@@ -251,6 +253,7 @@ class FieldStats:
     histogram: Histogram | None  # of integer scalars, up to 65,536 values
     rho: float | None  # how alike two values of one block are, from -1 to 1; None if no block has two or all are equal
     facts: LabelFacts | None = None  # of labels that are floats or a matrix
+    images: ImageFacts | None = None  # of an encoded field, whose features are the channels of its images
 
     def __repr__(self) -> str:
         size, whole = math.prod(self.features.shape[1:]), self.overall
@@ -340,6 +343,9 @@ class FieldTally:
 
     def add(self, rows: Array, *, first_row: int, block_rows: int) -> None:
         """Count rows that start at a block's edge; see `tally_rows`."""
+        if self.field.encoded:
+            self._moments.add(rows)
+            return
         flat = rows.reshape(-1, count_features(self.field))
         step = max(1, self._moments.PIECE_ELEMENTS // flat.shape[1])
         for start in range(0, len(flat), step):
@@ -365,6 +371,7 @@ class FieldTally:
             histogram=self._labels.histogram() if self._labels else None,
             rho=self._labels.rho(overall.unscaled_m2()) if self._labels else None,
             facts=self._facts.finish() if self._facts else None,
+            images=self._moments.images if self.field.encoded else None,
         )
 
 
@@ -377,12 +384,16 @@ def tally_rows(rows: Array, field: Field, *, first_row: int, block_rows: int) ->
 
 def count_features(field: Field) -> int:
     """Count the figures of each kind for a field: one per feature, or one in all if there are too many."""
+    if field.encoded:
+        return N_CHANNELS
     n_features = math.prod(field.shape)
     return n_features if n_features <= MOST_FEATURES else 1
 
 
 def stats_shape(field: Field) -> tuple[int, ...]:
     """Return the shape of a field's per-feature arrays: that of a sample, or () if it has too many features."""
+    if field.encoded:
+        return (N_CHANNELS,)
     return field.shape if count_features(field) == math.prod(field.shape) else ()
 
 
@@ -393,13 +404,17 @@ def tally_bytes(field: Field, n_rows: int) -> int:
 
 
 def work_bytes(field: Field, n_rows: int) -> int:
-    """Bound the temporary memory of counting ``n_rows`` rows of a field."""
+    """Bound the temporary memory of counting ``n_rows`` rows of a field; decoded images are the source's."""
+    if field.encoded:
+        return 0
     kind = IntegerSums if _is_small(field) else Moments
     n_elements = min(kind.PIECE_ELEMENTS, n_rows * math.prod(field.shape))
     return kind.WORK_BYTES * n_elements + (64 * min(n_rows, 2 * MOST_VALUES) if field.shape == () else 0)
 
 
-def _moments(field: Field) -> IntegerSums | Moments:
+def _moments(field: Field) -> IntegerSums | Moments | ImageTally:
+    if field.encoded:
+        return ImageTally(field.encoded)
     n_columns = count_features(field)
     return IntegerSums(field.dtype, n_columns) if _is_small(field) else Moments(n_columns)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
-from streamtrain.store.codec import LEVELS, SHUFFLE
+from streamtrain.store.codec import LEVELS, NO_SHUFFLE, SHUFFLE
 from streamtrain.store.layout import Field, Layout
 
 ROOT: Final = "zarr.json"
@@ -37,21 +37,40 @@ def chunk_key(name: str, n_dims: int) -> str:
     return "/".join([name, "c", *("0" for _ in range(n_dims))])
 
 
-def field_array(field: Field, layout: Layout) -> dict[str, bytes]:
-    """Describe a field's sharded array: its ``zarr.json``, by key."""
+def array_shape(field: Field, layout: Layout) -> tuple[int, ...]:
+    """Return the shape of a field's array: of samples, or of blocks where these are encoded."""
+    if field.encoded:
+        return layout.n_blocks, layout.block_rows * field.row_bytes
+    return layout.n_samples, *field.shape
+
+
+def chunk_shape(field: Field, layout: Layout, n_blocks: int = 1) -> tuple[int, ...]:
+    """Return the shape that so many blocks have in a field's array."""
+    n_rows = 1 if field.encoded else layout.block_rows
+    return n_blocks * n_rows, *array_shape(field, layout)[1:]
+
+
+def field_array(field: Field, layout: Layout, media: Iterable[str] = ()) -> dict[str, bytes]:
+    """Describe a field's sharded array: its ``zarr.json``, by key; ``media`` are the types of encoded samples."""
     from zarr.codecs import BloscCodec, Crc32cCodec
 
     compressors: list[Any] = [Crc32cCodec()]
-    if layout.codec != "none":
-        level, size = LEVELS[layout.codec], field.dtype.itemsize
-        compressors.insert(0, BloscCodec(cname=layout.codec, clevel=level, shuffle=SHUFFLE, typesize=size))
+    codec = layout.codec_of(field)
+    if codec != "none":
+        level, size = LEVELS[codec], field.dtype.itemsize
+        shuffle: Literal["noshuffle", "bitshuffle"] = NO_SHUFFLE if field.encoded else SHUFFLE
+        compressors.insert(0, BloscCodec(cname=codec, clevel=level, shuffle=shuffle, typesize=size))
+    facts = field.encoded
+    ours = None if facts is None else {"encoded": "image", "lengths": facts.lengths, "media": sorted(media)}
     return _array(
         field.name,
-        (layout.n_samples, *field.shape),
+        array_shape(field, layout),
         field.dtype,
-        chunks=(layout.block_rows, *field.shape),
-        shards=(layout.block_rows * layout.shard_blocks, *field.shape),
+        chunks=chunk_shape(field, layout),
+        shards=chunk_shape(field, layout, layout.shard_blocks),
         compressors=compressors,
+        dimensions=("block", None) if facts else None,
+        attributes=None if ours is None else {"streamtrain": ours},
     )
 
 
@@ -78,6 +97,7 @@ def _array(
     shards: tuple[int, ...] | None = None,
     compressors: list[Any] | None = None,
     dimensions: tuple[str | None, ...] | None = None,
+    attributes: Mapping[str, Any] | None = None,
 ) -> dict[str, bytes]:
     import zarr
     from zarr.storage import MemoryStore
@@ -92,6 +112,7 @@ def _array(
         filters=None,
         compressors=compressors,
         fill_value=0,
+        attributes=None if attributes is None else dict(attributes),
         dimension_names=dimensions or ("sample", *(None for _ in shape[1:])),
     )
     return {metadata_key(name): bytes(kept[ROOT].to_bytes())}

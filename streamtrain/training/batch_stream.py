@@ -14,7 +14,14 @@ from torch import Tensor
 
 from streamtrain.errors import Argument, Fix, InputError, StreamtrainWarning, UnknownName, UsageError, unknown_name
 from streamtrain.models.losses import Loss
-from streamtrain.models.normalization import InputStatistics, Normalize, normalize_field
+from streamtrain.models.normalization import (
+    AUTO,
+    IMAGENET,
+    InputStatistics,
+    Normalize,
+    normalize_as_imagenet,
+    normalize_field,
+)
 from streamtrain.models.table_inputs import is_scaled
 from streamtrain.optim.gradients import BadWeightError, TrainingBatch, waits_for_reads
 from streamtrain.shuffle.order import I64
@@ -91,13 +98,18 @@ def missing_field(name: str, shapes: Mapping[str, tuple[int, ...]]) -> UnknownNa
     return error
 
 
-def normalize_fields(data: StreamDataset, names: tuple[str, ...]) -> dict[str, Normalize]:
-    """Return a module for each field that rescales it by the dataset's statistics; codes and marks stay as they are."""
-    known = {field.name: field for field in data.layout.fields}
+def normalize_fields(data: StreamDataset, names: tuple[str, ...], how: str = AUTO) -> dict[str, Normalize]:
+    """Return a module for each field that rescales it by the dataset's statistics; codes and marks stay as they are.
+
+    Where ``how`` is "imagenet", images are rescaled by the figures of that.
+    """
+    known = {field.name: field for field in getattr(data, "fields", data.layout.fields)}
     for name in names:
         if name not in known:
             raise missing_field(name, {each: field.shape for each, field in known.items()})
     scaled = [name for name in names if is_scaled(known[name])]
+    if how == IMAGENET:
+        return {name: normalize_as_imagenet(known[name]) for name in scaled}
     return {name: normalize_field(known[name], data.stats(name)) for name in scaled}
 
 

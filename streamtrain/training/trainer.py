@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from streamtrain.loader.decode.delivery import Decode
+from streamtrain.loader.decode.image_dataset import decode_to_measure, opened_with_images
 from streamtrain.loader.device.resolve import resolve_device
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.forward import check_autocast, is_compiled, make_forward, original_model
@@ -24,7 +26,7 @@ from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
 from streamtrain.optim.sample_rule import SampleRule
 from streamtrain.optim.schedules import Beta1, Schedule, ScheduleFactory
 from streamtrain.optim.step_options import StepOptions
-from streamtrain.store.dataset import Dataset, opened
+from streamtrain.store.dataset import Dataset
 from streamtrain.system.calls.public import naming_misspelt, public, public_explaining, refuse_other_names
 from streamtrain.system.display.progress_bar import RunProgress
 from streamtrain.system.events import RunBegan, RunEnded, publish_around
@@ -91,9 +93,9 @@ class Trainer(PredictsInTraining):
     weight : str, optional
         The field of the samples' weights, one number of at least 0 per sample: J and the metrics are weighted means;
         `streamtrain.optim.rules` describes their effect on a step on one sample.
-    normalize : None, "auto", or mapping of str to torch.nn.Module
+    normalize : None, "auto", "imagenet", or mapping of str to torch.nn.Module
         Normalization before the model: none, so that nothing is rescaled or cast; by the training data's stored
-        statistics; or by a module for each named input.
+        statistics; of images by the figures of ImageNet; or by a module for each named input.
     normalize_target : None or "auto"
         ``"auto"`` gives the losses mse, l1 and huber the targets as (y - mean) / std of the training data: J is in
         these units, every other metric in the data's own.
@@ -169,7 +171,7 @@ class Trainer(PredictsInTraining):
         init: str | Path | None = None,
         init_partial: bool = False,
         weight: str | None = None,
-        normalize: Literal["auto"] | Mapping[str, nn.Module] | None = None,
+        normalize: Literal["auto", "imagenet"] | Mapping[str, nn.Module] | None = None,
         normalize_target: Literal["auto"] | None = None,
         class_weight: ClassWeight | None = None,
         metrics: Mapping[str, UserMetric] | None = None,
@@ -273,6 +275,7 @@ class Trainer(PredictsInTraining):
         batch_size: int = 256,
         seed: int = 0,
         memory: str | None = None,
+        decode: Decode | None = None,
         max_memory: str | None = None,
         checkpoint: str | Path | Run | None = None,
         checkpoint_every: int | None = None,
@@ -306,8 +309,9 @@ class Trainer(PredictsInTraining):
             further call needs ``resume="auto"`` then. Without a run folder a copy is kept in CPU memory.
         val : StreamLoader, Dataset or path, optional
             Measured after every epoch, and where ``max_steps`` cuts one short.
-        batch_size, seed, memory : optional
-            Options of loaders made for datasets; both share ``memory``, by default 512 MB or what is left.
+        batch_size, seed, memory, decode : optional
+            Options of loaders made for datasets, that for ``val`` with images cropped in the middle. Both share
+            ``memory``, by default 512 MB or what is left.
         max_memory : str, optional
             The budget of the whole process, of which loaders made here get what training leaves; ``"auto"`` is what the
             machine allows. Your own loaders are only checked against it.
@@ -325,10 +329,8 @@ class Trainer(PredictsInTraining):
             Batches between two lines of ``metrics.jsonl``.
         progress : bool, optional
             Whether to show a bar, and a line an epoch; by default where stderr is a terminal, and in a notebook.
-        on_epoch : callable, optional
-            Called with the summary of every finished epoch.
-        on_resume : callable, optional
-            Called under ``resume`` with the resume point, before training starts.
+        on_epoch, on_resume : callable, optional
+            Called with the summary of every finished epoch; under ``resume`` with the resume point, before training.
 
         Raises
         ------
@@ -362,9 +364,8 @@ class Trainer(PredictsInTraining):
         )
         sizes: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "memory": memory, "max_memory": max_memory}
         options = LoaderOptions(device=str(self.device), **sizes)
-        data: BatchStream | Dataset = opened(loader)
-        validation: BatchStream | Dataset | None = opened(val)
-        check_can_train(data, validation)
+        data, validation = opened_with_images(loader, decode), opened_with_images(val, decode_to_measure(decode))
+        self.decode = check_can_train(data, validation)
         self._build_from(data, seed)
         exchange = self._exchange = join_ranks(data, self._rule, self._epoch_loop, self._exchange)
         watch = make_watch(
@@ -440,9 +441,8 @@ class Trainer(PredictsInTraining):
 
         Your own batches, an iterable of dicts or of tuples (inputs, target), are measured as they come.
         With two classes, precision and recall are those of ``positive``, by default class 1.
-
-        This holds for any stream, also for one that drops the last batch or stands inside an epoch. Only samples in
-        ``quarantined`` blocks are left out, which shows in the metrics' ``n_samples``.
+        This holds also for a stream that drops the last batch or stands inside an epoch. Only samples in quarantined
+        blocks are left out, which shows in the metrics' ``n_samples``.
 
         Raises
         ------
@@ -452,7 +452,7 @@ class Trainer(PredictsInTraining):
         DeviceError
             The device is out of memory; the message has the batch size that would fit.
         """
-        data: Any = opened(loader)
+        data: Any = opened_with_images(loader, decode_to_measure(self.decode))
         self._build_from(data, None)
         if isinstance(data, Dataset):
             with StreamLoader(data, shuffle=False, device=self.device) as whole:

@@ -48,7 +48,7 @@ def learning_rates(w: World) -> None:
     w.works(f"{COMPARE} --rules batch --optimizers sgd --lr 0.1")
 
 
-@world("cli/compare.py:_compare: --surface --grid {}")
+@world("cli/compare.py:_grid: --surface --grid {}")
 def a_grid_without_a_surface(w: World) -> None:
     typed(w, f"{COMPARE} --rules batch --optimizers sgd --grid 3")
 

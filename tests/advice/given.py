@@ -125,7 +125,7 @@ def a_state_of_another_seed(w: World) -> None:
 
 
 @world(
-    "ingestion/sources/registry.py:_unknown: convert it to one of those",
+    "ingestion/sources/recognition/formats.py:_unknown: convert it to one of those",
 )
 def a_file_of_a_known_kind(w: World) -> None:
     with zipfile.ZipFile("a.docx", "w") as archive:

@@ -40,6 +40,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "diagnostics/profile_charts.py:check_can_draw: pip install 'streamtrain[plot]', or png=False",
         "diagnostics/history_plot.py:plot: pip install 'streamtrain[plot]'",
         "ingestion/sources/tables/arrow.py:arrow: pip install 'streamtrain[arrow]'",
+        "store/media/pillow.py:pillow: pip install 'streamtrain[image]'",
     ),
     "the tests run as root, whom no permission keeps out": (
         "errors.py:remedy: give this user the permission (chmod, chown)",
@@ -50,7 +51,15 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "ingestion/sources/tables/frames.py:_pandas_frame: make the column one of numbers or text",
         "ingestion/sources/column_names.py:column_order: give the same columns, in any order",
     ),
+    "needs an image of 179 million pixels": ("ingestion/sources/images/image_check.py:_header: make it smaller",),
+    "needs a stored image that does not decode; tests/loader/test_images.py makes one": (
+        "loader/decode/delivery.py:ImageGather._damaged: restore it from a copy, or ingest again",
+    ),
+    "needs a folder that nobody can read": (
+        "ingestion/sources/images/class_folders.py:_listed: copy it to another disk",
+    ),
     "needs a file that changes while it is read": (
+        "ingestion/sources/images/class_folders.py:ImageFolder._bytes: ingest again when nothing writes to it",
         "ingestion/write_dataset.py:checked_statistics: ingest again when nothing writes to it",
         "ingestion/write_dataset.py:checked_statistics: give at least one row",
         "ingestion/sources/tables/table_columns.py:TableSource._changed: ingest again when nothing writes to it",
@@ -102,10 +111,10 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "training/run/checkpoint.py:_is_there: train again",
         "training/run/checkpoint.py:_identity: train again",
         "ingestion/sources/input_files.py:open_bytes: copy it to another disk",
-        "ingestion/sources/tables/parquet.py:_reading: copy it to another disk",
+        "ingestion/sources/tables/parquet.py:reading_parquet: copy it to another disk",
     ),
     "needs a plug-in that is installed": (
-        "ingestion/sources/registry.py:_plugin: install a newer version of the plug-in, or what it needs",
+        "ingestion/sources/recognition/formats.py:_plugin: install a newer version of the plug-in, or what it needs",
     ),
     "needs a text that only Arrow refuses": (
         "ingestion/sources/tables/delimited.py:_unreadable: write the file again",

@@ -24,6 +24,7 @@ _BASE = "ingestion/sources/base.py:"
 _COMBINE = "ingestion/sources/combine.py:"
 _ITERABLES = "ingestion/sources/iterables.py:"
 _REGISTRY = "ingestion/sources/registry.py:"
+_FORMATS = "ingestion/sources/recognition/formats.py:"
 _FILES = "ingestion/sources/input_files.py:"
 _BINARY = "ingestion/sources/binary.py:"
 _COMPRESSED = "ingestion/sources/compressed.py:"
@@ -224,14 +225,14 @@ def an_iterator_of_two_lengths(w: World) -> None:
     check(w, iter([{"x": X, "y": Y[:3]}]), iter([{"x": X, "y": Y}]))
 
 
-@world(f"{_REGISTRY}_unknown: convert or rename it, or give dtype and shape to read it as raw binary")
+@world(f"{_FORMATS}_unknown: convert or rename it, or give dtype and shape to read it as raw binary")
 def a_file_of_unknown_format(w: World) -> None:
     X.tofile("x.xyz")
     w.refuses("ingest x.xyz d.zarr")
     w.works("ingest x.xyz d.zarr --dtype float32 --shape 4")
 
 
-@world(f"{_REGISTRY}check_content: rename or convert it")
+@world(f"{_FORMATS}check_content: rename or convert it")
 def a_file_of_the_wrong_name(w: World) -> None:
     with Path("x.npz").open("wb") as file:
         np.save(file, X)

@@ -217,7 +217,7 @@ def whole_numbers_beside_floats(w: World) -> None:
     rewritten(w, wrong, "a,b\n9007199254740994,5\n9007199254740995,15\n", "--overwrite")
 
 
-@world(f"{_PARQUET}_reading: write or download the file again")
+@world(f"{_PARQUET}reading_parquet: write or download the file again")
 def a_damaged_parquet_file(w: World) -> None:
     pq.write_table(pa.table({"a": list(range(1000))}), "t.parquet")
     whole = Path("t.parquet").read_bytes()

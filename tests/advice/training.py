@@ -343,7 +343,7 @@ def a_run_without_an_end(w: World) -> None:
     "models/forward.py:check_model: model={}(...), with its arguments",
     "models/losses.py:_refuse_class: loss={}{}()",
     "models/normalization.py:NormalizedModel.put: a torch.nn.Module",
-    "models/normalization.py:awaits_statistics: None, 'auto', or a mapping of input to module",
+    "models/normalization.py:awaits_statistics: None, 'auto', 'imagenet', or a mapping of input to module",
     "training/labels/learned.py:LearnedData.check_known: fit first, or give the modules themselves",
     "training/labels/from_data.py:BuiltLater._not_built: fit first",
     f"{_PREFLIGHT}check_fit: resume='auto', or leave it out",

@@ -96,7 +96,7 @@ def test_incomplete(copy: Path) -> None:
 
 
 def test_newer_format(copy: Path) -> None:
-    _edit_root(copy, format=3)
+    _edit_root(copy, format=4)
     _refused(copy, "pip install -U streamtrain")
 
 

@@ -18,6 +18,9 @@ _MODEL: Final = option(
     "--model", type=Code(), help="Your own code, FILE.py:NAME or PACKAGE.MODULE:NAME, if it is asked for."
 )
 _DEVICE: Final = option("--device", default="auto", type=Suggestion(values.DEVICES), metavar="DEVICE", help=DEVICE_HELP)
+_IMAGES: Final = option(
+    "--images", metavar="[CROP:]SIZE", help="Decode images to other pixels than the middle of those of the training."
+)
 _OVERWRITE: Final = option("--overwrite", is_flag=True, help="Replace what is at --out when the new file is complete.")
 _TEXT: Final = "Raw files"
 _TEXT_OPTIONS: Final = (
@@ -62,6 +65,7 @@ def _with_text_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @_MODEL
 @option("--batch-size", type=int, default=1024, help="Samples of a batch.")
 @option("--memory", type=SIZE, default="512MB", help="Memory budget of reading and writing.")
+@_IMAGES
 @_DEVICE
 @option("--autocast", metavar="bf16", help="Compute in bfloat16 where that is good enough; else in float32.")
 @_OVERWRITE
@@ -93,6 +97,7 @@ def predict_command(as_json: bool, **given: Any) -> None:
 @option("--labels", multiple=True, metavar="FILE", type=FILE, help="Raw arrays: a file of their labels; repeatable.")
 @option("--split", type=Split(), metavar="NAME", help="The split of SRC to measure on; by default test, else val.")
 @option("--memory", type=SIZE, default="512MB", help="Memory budget of the loader.")
+@_IMAGES
 @_DEVICE
 @option("--positive", metavar="CLASS", help="With two classes, the one of precision and recall; by default class 1.")
 @option("--per-class", is_flag=True, help="Show every class, label or target, not only the worst of many.")

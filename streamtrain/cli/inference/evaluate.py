@@ -16,9 +16,11 @@ from streamtrain.cli.compatibility import check_categories, say_matched
 from streamtrain.cli.inference.predict import opened_data, refuse_swapped
 from streamtrain.cli.options import note_doubt
 from streamtrain.cli.output import as_command_line, emit, note
+from streamtrain.cli.preparation.images import decode_of
 from streamtrain.cli.results import result_lines
 from streamtrain.errors import Lines, UsageError
 from streamtrain.ingestion.rows import RawRows
+from streamtrain.loader.decode.image_dataset import with_images
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.losses import LOSS_DEFINITIONS, Loss, resolve_loss
 from streamtrain.models.table_inputs import CATEGORIES
@@ -27,9 +29,17 @@ from streamtrain.store.schema.arrangement import arrange
 from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.store.schema.task import TaskName
 from streamtrain.store.split_root import TEST, VAL, is_split_root
+from streamtrain.system.units import parse_bytes
 from streamtrain.training.batch_stream import BatchStream
+from streamtrain.training.inference.batches import most_in_batch
 from streamtrain.training.inference.raw_stream import RawStream, check_known_labels
-from streamtrain.training.inference.saved_run import SavedRun, build_module, normalize_modules, read_run
+from streamtrain.training.inference.saved_run import (
+    SavedRun,
+    build_module,
+    decode_of_run,
+    normalize_modules,
+    read_run,
+)
 from streamtrain.training.labels.reading import DEFAULT_LOSSES, reading_of_config
 from streamtrain.training.metrics.tasks import scored_as
 from streamtrain.training.run.checkpoint import load_weights
@@ -52,6 +62,7 @@ def run_evaluate(
     device: str,
     positive: str | None,
     per_class: bool,
+    images: str | None,
     as_json: bool,
     **of_text: Any,
 ) -> None:
@@ -63,6 +74,8 @@ def run_evaluate(
     fields = (saved.config["target"], *([used] if used else []))
     given = (saved.schema, saved.inputs, of_text, memory, fields)
     data = opened_data(sources, *given, labels_from=labels, split=split, preferred=(TEST, VAL))
+    if isinstance(data, Dataset):
+        data = with_images(data, decode_of_run(saved.config) if images is None else decode_of(data, images))
     loss, is_own = _loss(saved, data)
     trainer = _trained(saved, model, loss, used, device, data)
     opened = _of_dataset if isinstance(data, Dataset) else _of_rows
@@ -101,7 +114,7 @@ def _of_dataset(
         check_categories(sizes, data, str(data.path), arrangement)
     trainer.check(arrangement.of(data[: min(_CHECKED, len(data))]), trains=False)
     trainer.learned.schema.take(saved.schema, f"run {saved.path}")
-    size = min(batch_size, len(data))
+    size = min(batch_size, len(data), most_in_batch(data, parse_bytes(memory, name="memory")))
     with (
         matching_was_told(),
         StreamLoader(data, batch_size=size, memory=memory, shuffle=False, device=trainer.device) as loader,

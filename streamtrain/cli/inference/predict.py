@@ -11,12 +11,13 @@ from typing import Any, Final
 from streamtrain.cli.ingest import parse_fields
 from streamtrain.cli.options import note_doubt, set_threads
 from streamtrain.cli.output import as_command_line, command_line, emit, is_verbose, note, print_text, typed_words
+from streamtrain.cli.preparation.images import decode_of
 from streamtrain.errors import Lines, UsageError
 from streamtrain.ingestion.request import source_options
 from streamtrain.ingestion.rows import open_rows
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.models.forward import check_autocast
-from streamtrain.store.dataset import open_dataset, open_preferred
+from streamtrain.store.dataset import Dataset, open_dataset, open_preferred
 from streamtrain.store.schema.columns import TEXT_FORM, Schema
 from streamtrain.system.files import local_path
 from streamtrain.system.memory import MemoryMeter, limit_heap_growth
@@ -74,6 +75,7 @@ def run_predict(
     memory: str,
     device: str,
     autocast: str | None,
+    images: str | None,
     overwrite: bool,
     as_json: bool,
     **of_text: Any,
@@ -98,7 +100,7 @@ def run_predict(
         limit_heap_growth(options.work_bytes(loaded.schema, loaded.inputs))
         data = opened_data(sources, loaded.schema, loaded.inputs, of_text, _share(options), split=split)
         started = time.perf_counter()
-        predictor = replace(loaded.predictor(), name="the run", autocast=narrowed)
+        predictor = replace(_predictor(loaded, data, images), autocast=narrowed)
         shown: list[Part] = []
         if out is None:
             written = _show(predictor, data, options, shown)
@@ -114,13 +116,21 @@ def run_predict(
         result["predictions"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         emit(as_json, result, Lines.of([*_table(columns), _keeping(run, sources)]))
         return
-    text = Lines.of([*_lines(written, seconds, result["memory"]), *([f"out     {out}"] if out != STDOUT else [])])
+    lines = list(_lines(written, seconds, result["memory"]))
     if out == STDOUT:
-        note(text)
+        note(Lines.of(lines))
     else:
-        emit(as_json, result, text)
+        emit(as_json, result, Lines.of([*lines, f"out     {out}"]))
     if hint := written.summary.hint():
         note(f"hint: {hint}")
+
+
+def _predictor(loaded: TrainedModel, data: object, images: str | None) -> Predictor:
+    """Return what predicts, its images decoded as the command line says, if it does."""
+    found = replace(loaded.predictor(), name="the run")
+    if images is None or not isinstance(data, Dataset):
+        return found
+    return replace(found, decode=decode_of(data, images))
 
 
 def _share(options: PredictOptions) -> str:

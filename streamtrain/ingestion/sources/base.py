@@ -17,13 +17,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from streamtrain.errors import Argument, Fix, InputError, UsageError
-from streamtrain.store.layout import Field
+from streamtrain.store.layout import Check, Field
+from streamtrain.store.media.pillow import Mode
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.schema.facts import SchemaFacts
 
@@ -75,6 +77,31 @@ PLAIN_TABLE: Final = TableOptions()
 """The options of a table when none are given."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageOptions:
+    """How to check images, and what is stored of them."""
+
+    check: Check = "full"  # "full" decodes each, "header" reads its size alone
+    max_pixels: int = 64_000_000
+    mode: Mode | None = None  # what images of other modes become when they are decoded
+    max_side: int | None = None  # images whose short side is longer are encoded anew
+    # "decoded" stores pixels: the short side at ``size``, and the square in its middle.
+    store: str = "encoded"
+    size: int | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that are not the default."""
+        return {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if getattr(self, each.name) != getattr(PLAIN_IMAGES, each.name)
+        }
+
+
+PLAIN_IMAGES: Final = ImageOptions()
+"""The options of images when none are given."""
+
+
 RowFilter = Callable[[int, int], npt.NDArray[np.bool_]]
 """Says for each of the rows [start, stop) whether it is taken."""
 
@@ -86,6 +113,8 @@ class SourceOptions:
     # Tables: the column that becomes field ``y``, and those that become field ``x``, by default all the others.
     label_column: str | tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
+    # A table of labels of images: the column of the files' names.
+    label_key: str | None = None
     # Raw binary: the element type and the shape of one sample.
     dtype: np.dtype[np.generic] | None = None
     shape: tuple[int, ...] | None = None
@@ -106,6 +135,8 @@ class SourceOptions:
     learn_from: RowFilter | None = None
     # Tables: what is said of them beyond the label column and the features.
     table: TableOptions = PLAIN_TABLE
+    # Images: how they are checked and stored.
+    images: ImageOptions = PLAIN_IMAGES
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -177,6 +208,8 @@ class Source(ABC):
         What it holds besides the rows it gives; by default nothing.
     told : tuple of str
         Sentences to print before it is read.
+    lengths : dict of str to ndarray
+        Of each encoded field, the bytes of every sample: its blocks are planned before a sample is read.
 
     Examples
     --------
@@ -202,6 +235,7 @@ class Source(ABC):
     chunk_bytes: int = 0
     reading: ReadingMemory = NO_READING
     told: tuple[str, ...] = ()
+    lengths: Mapping[str, npt.NDArray[np.uint32]] = MappingProxyType({})
 
     @abstractmethod
     def where(self, row: int) -> str:
@@ -330,7 +364,7 @@ def choose_fields(known: Collection[str], options: SourceOptions, *, where: str)
 
 def kinds_of(fields: Iterable[Field]) -> Kinds:
     """Map the name of each field to its dtype and sample shape."""
-    return {field.name: (field.dtype, field.shape) for field in fields}
+    return {field.name: field.sample_kind for field in fields}
 
 
 def describe_kinds(kinds: Kinds) -> str:
@@ -340,7 +374,7 @@ def describe_kinds(kinds: Kinds) -> str:
 
 def describe_field(field: Field) -> str:
     """Write the dtype and sample shape of a field for people."""
-    return f"{field.dtype} {field.shape}"
+    return "images as they are" if field.encoded else f"{field.dtype} {field.shape}"
 
 
 def as_field(values: npt.NDArray[Any], field: Field, place: Callable[[int], str]) -> npt.NDArray[Any]:

@@ -54,6 +54,7 @@ class Concatenation(Source):
         self.chunk_bytes = max(part.chunk_bytes for part in parts)
         self.reading = reduce(ReadingMemory.then, (part.reading for part in parts))
         self.told = tuple(text for part in parts for text in part.told)
+        self.lengths = {name: np.concatenate([part.lengths[name] for part in parts]) for name in parts[0].lengths}
         counts = [part.n_samples for part in parts]
         self._starts = [0, *accumulate(n or 0 for n in counts)]
         self.n_samples = None if None in counts else self._starts[-1]
@@ -76,7 +77,7 @@ class Concatenation(Source):
         return part.read(start - first, stop - first) if stop <= end else self._read_across(start, stop)
 
     def _read_across(self, start: int, stop: int) -> Rows:
-        out = {field.name: np.empty((stop - start, *field.shape), field.dtype) for field in self.fields}
+        out = {field.name: field.empty(stop - start) for field in self.fields}
         # In small pieces, so that no part's share is held a second time.
         n_rows = rows_within(_PIECE_BYTES, self.fields)
         while start < stop:
@@ -174,7 +175,7 @@ class LabelledSource(Source):
         self.seekable = features.seekable and labels.seekable
         self.chunk_bytes = features.chunk_bytes + labels.chunk_bytes
         self.reading = features.reading.beside(labels.reading)
-        self.told = (*features.told, *labels.told)
+        self.told, self.lengths = (*features.told, *labels.told), features.lengths
 
     def where(self, row: int) -> str:
         return self.features.where(row)
@@ -266,7 +267,7 @@ class StrippedClasses(Source):
         self.source = source
         self.fields, self.n_samples, self.provenance = source.fields, source.n_samples, source.provenance
         self.seekable, self.chunk_bytes, self.reading = source.seekable, source.chunk_bytes, source.reading
-        self.schema_facts, self.told = source.schema_facts, source.told
+        self.schema_facts, self.told, self.lengths = source.schema_facts, source.told, source.lengths
         self.classes = tuple(sorted(set(stripped)))
         self._numbers = np.array([self.classes.index(name) for name in stripped], np.int64)
         changed = [name for name, other in zip(names, stripped, strict=True) if name != other]
@@ -309,7 +310,7 @@ class ClassCheckedSource(Source):
         self.source, self.allowed = source, allowed
         self.fields = tuple(_as_label(field) if field is labels else field for field in source.fields)
         self.classes = source.classes if isinstance(allowed, int) else allowed
-        self.schema_facts = source.schema_facts
+        self.schema_facts, self.lengths = source.schema_facts, source.lengths
         self.n_samples, self.provenance = source.n_samples, source.provenance
         self.seekable, self.chunk_bytes, self.reading = source.seekable, source.chunk_bytes, source.reading
         self._n_classes = allowed if isinstance(allowed, int) else len(allowed)

@@ -1,24 +1,15 @@
-"""The registry of formats and `open_source`: whatever the user gives, as one source.
-
-A file's format follows from the suffix of its name, compared with the first bytes of its content. Suffixes that are not
-ours are looked up among the installed entry points of group ``streamtrain.sources``, whose name is the suffix without
-its dot and whose value is a `Probe`.
-"""
+"""`open_source`: whatever the user gives, as one source."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import entry_points
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, Final
 
 from streamtrain.errors import Argument, Fix, InputError, UsageError
-from streamtrain.ingestion.sources import binary, compressed, idx
 from streamtrain.ingestion.sources.arrays import (
     ArraySource,
     DaskSource,
@@ -29,7 +20,6 @@ from streamtrain.ingestion.sources.arrays import (
 from streamtrain.ingestion.sources.base import (
     NO_OPTIONS,
     PLAIN_TABLE,
-    Probe,
     Source,
     SourceOptions,
     check_source,
@@ -37,7 +27,9 @@ from streamtrain.ingestion.sources.base import (
 )
 from streamtrain.ingestion.sources.column_names import column_names
 from streamtrain.ingestion.sources.combine import concatenate, merge_blanks, name_of, with_labels
-from streamtrain.ingestion.sources.hierarchies import hierarchy_source
+from streamtrain.ingestion.sources.images.class_folders import image_folder_of, open_image_folder
+from streamtrain.ingestion.sources.images.image_check import WITH_IMAGES, check_no_images
+from streamtrain.ingestion.sources.images.label_table import open_labelled_folder
 from streamtrain.ingestion.sources.indexed.stored import open_stored, stored_datasets
 from streamtrain.ingestion.sources.indexed.torch_data import (
     NamedBatches,
@@ -47,13 +39,12 @@ from streamtrain.ingestion.sources.indexed.torch_data import (
     is_torch_dataset,
     is_torch_stream,
 )
-from streamtrain.ingestion.sources.input_files import check_distinct, check_file, first_bytes, look_up, refuse_options
+from streamtrain.ingestion.sources.input_files import check_distinct, check_file, look_up, refuse_options
 from streamtrain.ingestion.sources.iterables import IterableSource
-from streamtrain.ingestion.sources.recognition.content import N_SNIFFED, is_hdf5, kind_of, sniff
 from streamtrain.ingestion.sources.recognition.folders import check_no_labels_among, folder_of_folders
-from streamtrain.ingestion.sources.recognition.recipes import recipe
+from streamtrain.ingestion.sources.recognition.formats import RAW, FileFormat, check_content, format_of
 from streamtrain.ingestion.sources.sparse import is_sparse
-from streamtrain.ingestion.sources.tables import delimited, frames, parquet
+from streamtrain.ingestion.sources.tables import frames
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
 from streamtrain.ingestion.sources.tables.roles.choice import check_has_labels, has_roles
 from streamtrain.ingestion.sources.tables.roles.findings import choose_for_all, told_at_once
@@ -75,117 +66,7 @@ from streamtrain.system.arguments import a_kind
 from streamtrain.system.files import local_path, names_in
 from streamtrain.system.refusals import read_failure
 
-ENTRY_POINT_GROUP: Final = "streamtrain.sources"
-
 _CHOOSING: Final = (Argument("columns"), " and ", Argument("label_column"), " choose")
-_CONTROL: Final = re.compile(rb"[\x00-\x08\x0e-\x1f]")
-_IDX_NAME: Final = re.compile(r"(idx\d-[a-z]+|\.idx)(\.gz)?$")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileFormat:
-    """A raw format: its name, its probe, its suffixes, and what its content may look like."""
-
-    name: str
-    probe: Probe
-    suffixes: tuple[str, ...] = ()
-    content: tuple[str, ...] = ()
-    reader: Callable[[Path, SourceOptions], TableReader] | None = None  # of a table
-    is_table: bool = False
-    is_text: bool = False
-    has_names: bool = False
-    is_hierarchy: bool = False
-
-
-RAW: Final = FileFormat(name="raw binary", probe=binary.probe_raw, suffixes=(".bin", ".raw", ".dat"))
-_FORMATS: Final = (
-    FileFormat(name="npy", probe=binary.probe_npy, suffixes=(".npy",), content=("a .npy array",)),
-    FileFormat(
-        name="npz",
-        probe=compressed.probe,
-        suffixes=(".npz",),
-        content=("a zip archive", "an empty zip archive"),
-        has_names=True,
-    ),
-    RAW,
-    FileFormat(name="idx", probe=idx.probe, suffixes=("-ubyte", ".idx", ".idx.gz"), content=("gzip data",)),
-    FileFormat(
-        name="CSV",
-        probe=delimited.probe,
-        reader=delimited.reader,
-        suffixes=(".csv", ".tsv", ".tab"),
-        is_table=True,
-        is_text=True,
-    ),
-    FileFormat(
-        name="Parquet",
-        probe=parquet.probe,
-        reader=parquet.reader,
-        suffixes=(".parquet", ".pq"),
-        content=("Parquet",),
-        is_table=True,
-    ),
-)
-# Known by their content, whatever they are called.
-_HDF5: Final = FileFormat(
-    name="HDF5", probe=hierarchy_source.probe_hdf5, content=("HDF5",), has_names=True, is_hierarchy=True
-)
-_ZARR: Final = FileFormat(name="Zarr", probe=hierarchy_source.probe_zarr, has_names=True, is_hierarchy=True)
-
-
-def format_of(path: Path, options: SourceOptions) -> FileFormat:
-    """Find the format that reads a file, or a folder of Zarr."""
-    if is_zarr(path) or is_hdf5(path):
-        return _ZARR if is_zarr(path) else _HDF5
-    name, suffix = path.name.lower(), path.suffix.lower()
-    if _IDX_NAME.search(name):
-        return next(family for family in _FORMATS if family.name == "idx")
-    known = next((family for family in _FORMATS if suffix in family.suffixes), None)
-    family = known or _plugin(suffix) or (RAW if options.dtype is not None else None)
-    if family is None:
-        raise _unknown(path, suffix)
-    return family
-
-
-def _plugin(suffix: str) -> FileFormat | None:
-    for point in entry_points(group=ENTRY_POINT_GROUP, name=suffix.removeprefix(".")) if suffix else ():
-        try:
-            return FileFormat(name=point.name, probe=point.load(), suffixes=(suffix,))
-        except ImportError as error:
-            fix = "install a newer version of the plug-in, or what it needs"
-            raise UsageError(f"the plug-in {point.value} cannot be imported: {error}", fix=fix) from error
-    return None
-
-
-def _unknown(path: Path, suffix: str) -> InputError:
-    own = [suffix for family in _FORMATS for suffix in family.suffixes]
-    others = [f".{point.name}" for point in entry_points(group=ENTRY_POINT_GROUP)]
-    found = kind_of(path) if path.is_file() else None
-    return InputError(
-        f"no reader for files named *{suffix}" if suffix else "the name has no suffix to tell the format",
-        where=str(path),
-        why=f"{f'It looks like {found}. ' if found else ''}Known: {' '.join([*own, *others])}; HDF5 and Zarr",
-        fix=(recipe(path, found) or "convert it to one of those")
-        if found
-        else "convert or rename it, or give dtype and shape to read it as raw binary",
-    )
-
-
-def check_content(path: Path, family: FileFormat) -> None:
-    """Refuse a file whose content is plainly of another format than its name."""
-    if family.is_hierarchy:
-        return
-    head = first_bytes(path, N_SNIFFED)
-    found = sniff(head)
-    # Raw bytes and unknown formats may start like anything; so may a text's first column name.
-    if found is None or family not in _FORMATS or family is RAW or (family.is_text and not _CONTROL.search(head)):
-        return
-    if found not in family.content:
-        raise InputError(
-            f"the name says {family.name}, the content is {found}",
-            where=str(path),
-            fix="rename or convert it",
-        )
 
 
 def open_source(source: object, *, labels: object = None, options: SourceOptions = NO_OPTIONS) -> Source:
@@ -197,6 +78,9 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
     """
     if labels is None:
         return _with_clear_names(_open(source, options), options)
+    folder, tables = image_folder_of(_paths_in(source) or []), readers_of(labels, NO_OPTIONS)
+    if folder is not None and tables is not None:
+        return open_labelled_folder(folder, tables, options)
     own, label_options = _split_options(source, labels, options)
     check_distinct([*(_files_of(source) or ()), *(_files_of(labels) or ())])
     opened = _open_text_labels(labels) or _open(labels, label_options)
@@ -297,13 +181,16 @@ def _path(text: str | os.PathLike[str]) -> Path:
 
 
 def _open(source: object, options: SourceOptions) -> Source:
+    if (folder := image_folder_of(_paths_in(source) or [])) is not None:
+        return open_image_folder(folder, options)
     datasets = stored_datasets(source)
+    files = None if datasets is not None else _files_of(source)
+    if files is not None:
+        return _open_files(files, options)
+    check_no_images(options)
     if datasets is not None:
         _check_in_memory(options, "stored datasets")
         return concatenate(open_stored(datasets, options))
-    files = _files_of(source)
-    if files is not None:
-        return _open_files(files, options)
     if options.dtype is None and options.shape is None and options.fields is None and frames.is_frame(source):
         return _open_frame(source, options)
     _check_in_memory(options, "data in memory")
@@ -389,9 +276,9 @@ def _open_named(values: object, name: str, field: str) -> Any:
 
 
 def _files_of(source: object) -> list[Path] | None:
-    """List the files a source stands for, those in a folder included; None where it names none."""
+    """List the files a source stands for, those in a folder included; None where it names none, or images."""
     paths = _paths_in(source)
-    if paths is None:
+    if paths is None or image_folder_of(paths) is not None:
         return None
     return [file for path in paths for file in (_listed(path) if _is_list(path) else [path])]
 
@@ -436,6 +323,8 @@ def _checked_families(files: Sequence[Path], options: SourceOptions) -> list[Fil
 
 def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
     families = _checked_families(files, options)
+    if families[0].name not in WITH_IMAGES:
+        check_no_images(options)
     if options.fields is not None and not families[0].has_names:
         raise _no_names(f"{families[0].name} files", str(files[0]))
     for file, family in zip(files, families, strict=True):

@@ -185,6 +185,7 @@ class SplitSource(Source):
         self.schema_facts = source.schema_facts
         self.n_samples = division.n_samples[split]
         self._n_piece = rows_within(_PIECE_BYTES, self.fields)
+        self.lengths = {name: lengths[self._rows_of_all()] for name, lengths in source.lengths.items()}
         # What is read of all splits, by each thread, beside what is taken of it.
         row_bytes = sum(field.row_bytes for field in self.fields)
         reading = n_workers * (2 * self._n_piece * row_bytes + _STEP_BYTES)
@@ -193,13 +194,18 @@ class SplitSource(Source):
         self._places = lru_cache(n_workers + 1)(self._step_places)
         self.reading = ReadingMemory(lasting_bytes=source.reading.lasting_bytes).beside(own)
 
+    def _rows_of_all(self) -> npt.NDArray[np.int64]:
+        """Find the rows of this split among all."""
+        n_steps = len(self._division.ends) - 1
+        return np.concatenate([step * _STEP + self._step_places(step).astype(np.int64) for step in range(n_steps)])
+
     def where(self, row: int) -> str:
         step = self._step_of(row)
         return self.source.where(step * _STEP + int(self._places(step)[row - self._before(step)]))
 
     def read(self, start: int, stop: int) -> Rows:
         check_range(start, stop, self.n_samples)
-        out = {field.name: np.empty((stop - start, *field.shape), field.dtype) for field in self.fields}
+        out = {field.name: field.empty(stop - start) for field in self.fields}
         row = start
         while row < stop:
             step = self._step_of(row)

@@ -13,7 +13,7 @@ import ctypes
 import queue
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from streamtrain.errors import StreamtrainWarning
 from streamtrain.loader.budget import LoaderSizes
+from streamtrain.loader.decode.delivery import Drawn, Gather, plain_gathers
 from streamtrain.loader.device.accelerator import Accelerator, Bytes, DeviceQueue, QueueMark
 from streamtrain.loader.device.failures import is_device_failure, is_out_of_memory
 from streamtrain.loader.device.memory_terms import (
@@ -67,7 +68,7 @@ class DeviceSpans:
 
     def __init__(self, queue: DeviceQueue, layout: Layout, sizes: LoaderSizes) -> None:
         self._queue = queue
-        self._fields = [(f.shape, torch.from_numpy(np.empty(0, f.dtype)).dtype) for f in layout.fields]
+        self._fields = [(f.shape, torch.from_numpy(np.empty(0, f.dtype)).dtype) for f in layout.batch_fields]
         self.sections = span_sections(layout, sizes)
 
     def lend(self, epoch: int, start: int, stop: int, /, *, may_wait: bool = False) -> DeviceSpan | None:
@@ -181,9 +182,13 @@ class _DeviceMemory:
 class PoolOnHost(_DeviceMemory):
     """Blocks on the host; their rows are gathered into page-locked memory and copied to the device from there."""
 
-    def __init__(self, accelerator: Accelerator, layout: Layout, sizes: LoaderSizes) -> None:
+    def __init__(
+        self, accelerator: Accelerator, layout: Layout, sizes: LoaderSizes, gathers: Sequence[Gather] = ()
+    ) -> None:
         super().__init__(accelerator)
         self.slots = Slots(layout, sizes.slots, sizes.working_slots)
+        self._shapes = [(field.dtype, field.shape) for field in layout.batch_fields]
+        self._gathers = gathers or plain_gathers(layout)
         self._spans = DeviceSpans(accelerator.copies, layout, sizes)
         self._ring = PinnedRing(accelerator, n_buffers(sizes), buffer_bytes(layout, sizes, pool_on_device=False))
         self.lend = self._spans.lend
@@ -192,13 +197,15 @@ class PoolOnHost(_DeviceMemory):
         pairs = zip(blocks.tolist(), slots.tolist(), strict=True)
         return {"disk": sum(read(block, self.slots.buffers(slot)) for block, slot in pairs)}
 
-    def gather(self, rows: I64, span: Span, start: int, /) -> Seconds:
+    def gather(self, rows: I64, span: Span, start: int, samples: I64, /) -> Seconds:
         assert isinstance(span, DeviceSpan)
         memory, some = span.memory, (start - span.start, len(rows))
+        drawn = Drawn(span.epoch, samples)
         with self._ring.buffer() as buffer:
-            for source, section in zip(self.slots.rows, self._spans.sections, strict=True):
-                target = buffer.host[section.rows(*some)].view(source.dtype)
-                np.take(source, rows, axis=0, out=target, mode="clip")
+            parts = zip(self._gathers, self._spans.sections, self._shapes, strict=True)
+            for gather, section, (dtype, shape) in parts:
+                target = buffer.host[section.rows(*some)].view(dtype).reshape(len(rows), *shape)
+                gather(self.slots.rows, rows, target, drawn)
             pieces, gathered = self._pieces(*some), buffer.tensor
             buffer.mark = self._accelerator.copies.run(
                 lambda: [self._copy(memory[piece], gathered[piece]) for piece in pieces]
@@ -228,7 +235,9 @@ class PoolOnDevice(_DeviceMemory):
     gathers, which does one after the other.
     """
 
-    def __init__(self, accelerator: Accelerator, layout: Layout, sizes: LoaderSizes) -> None:
+    def __init__(
+        self, accelerator: Accelerator, layout: Layout, sizes: LoaderSizes, gathers: Sequence[Gather] = ()
+    ) -> None:
         super().__init__(accelerator)
         self.slots = Slots(layout, sizes.slots, sizes.working_slots, on_host=False)
         self._layout = layout
@@ -268,7 +277,7 @@ class PoolOnDevice(_DeviceMemory):
             source = _in_rows(arrived[section.start : section.stop], section.row_bytes)
             _in_rows(blocks, section.row_bytes).index_copy_(0, slots, source)
 
-    def gather(self, rows: I64, span: Span, start: int, /) -> Seconds:
+    def gather(self, rows: I64, span: Span, start: int, samples: I64, /) -> Seconds:
         assert isinstance(span, DeviceSpan)
         memory, first, n = span.memory, start - span.start, len(rows)
         n_bytes = n * self._index_dtype.itemsize

@@ -79,7 +79,7 @@ def sections(row_bytes: Iterable[int], *, n_rows: int, alignment: int) -> list[S
 def span_sections(layout: Layout, sizes: LoaderSizes) -> list[Section]:
     """Lay out each field's rows in the memory of a full span."""
     n_rows = sizes.span_samples(layout.n_samples)
-    return sections((field.row_bytes for field in layout.fields), n_rows=n_rows, alignment=_DEVICE_ALIGNMENT)
+    return sections((field.row_bytes for field in layout.batch_fields), n_rows=n_rows, alignment=_DEVICE_ALIGNMENT)
 
 
 def pool_sections(layout: Layout, sizes: LoaderSizes) -> list[Section]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -14,6 +14,7 @@ from torch import Tensor
 from streamtrain.errors import Argument, BudgetError, DeviceError, Fix, StallError, UsageError
 from streamtrain.loader.batch import Batch
 from streamtrain.loader.budget import LoaderSizes
+from streamtrain.loader.decode.delivery import Gather
 from streamtrain.loader.device.accelerator import Accelerator, QueueMark, QueueWait
 from streamtrain.loader.device.device_pool import DeviceSpan, PoolOnDevice, PoolOnHost, keep
 from streamtrain.loader.device.failures import device_failure, is_device_failure, is_out_of_memory
@@ -74,9 +75,10 @@ class DeviceTransfer:
     def fit(self, layout: Layout, sizes: LoaderSizes, *, budget_bytes: int) -> tuple[LoaderSizes, Projection]:
         """Choose where the pool lies, and make room in the budget for the device's needs."""
         self._check_dtypes(layout)
+        place = self._place_of(layout)
         free = self._accelerator.free_bytes()
         how: dict[str, Any] = {"budget_bytes": budget_bytes, "traits": self._traits}
-        if self._pool == "auto" and free is not None:
+        if place == "auto" and free is not None:
             try:
                 _, projection = fit_to_device(layout, sizes, pool_on_device=True, **how)
                 self.pool_on_device = 2 * self._on_device(projection) <= free
@@ -87,6 +89,18 @@ class DeviceTransfer:
             raise self._too_small(projection, free)
         self._projection = projection
         return sizes, projection
+
+    def _place_of(self, layout: Layout) -> PoolPlace:
+        """Return where the blocks are to lie; images are decoded by the host."""
+        if not layout.decoder_bytes:
+            return self._pool
+        if self._pool == "device":
+            raise UsageError(
+                "images are decoded on the host, and so their blocks lie there",
+                where=str(self.device),
+                fix=Fix(Argument("pool", "host")),
+            )
+        return "host"
 
     def _on_device(self, projection: Projection) -> int:
         return projection.terms[self._traits.term]
@@ -104,13 +118,13 @@ class DeviceTransfer:
                 ),
             )
 
-    def memory(self, layout: Layout, sizes: LoaderSizes) -> PoolMemory:
+    def memory(self, layout: Layout, sizes: LoaderSizes, gathers: Sequence[Gather] = ()) -> PoolMemory:
         """Make the pool's memory."""
         make = PoolOnDevice if self.pool_on_device else PoolOnHost
         # A loader that was made before a fork may first be used after it.
         self._process = os.getpid()
         with self._explained():
-            return make(self._accelerator, layout, sizes)
+            return make(self._accelerator, layout, sizes, gathers)
 
     def take(self, next_span: Callable[[], Span]) -> tuple[Tensor, ...]:
         """Take the next span's fields on the device; their batches go through ``hand_over`` one by one."""

@@ -117,8 +117,8 @@ class BlockReader:
         self._dataset = dataset
         self._layout = layout
         self._drops = not keep_cached
-        self._compressed = layout.codec != "none"
-        self._decodes = self._compressed or sys.byteorder == "big"
+        self._compressed = [layout.codec_of(field) != "none" for field in layout.fields]
+        self._decodes = [compressed or sys.byteorder == "big" for compressed in self._compressed]
         self._checksums = np.ascontiguousarray(dataset.block_checksums, np.uint32).ravel().data
         self._shards: dict[tuple[int, int], _OpenShard] = {}
         _OPEN.add(self)
@@ -136,12 +136,12 @@ class BlockReader:
             for field, slot in enumerate(slots):
                 shard = self._shard(field, block)
                 started = time.perf_counter()
-                encoded = shard.fetch(block, self._buffer() if self._compressed else slot)
+                encoded = shard.fetch(block, self._buffer() if self._compressed[field] else slot)
                 if self._drops:
                     shard.drop(block)
                 seconds += time.perf_counter() - started
                 shard.check(block, encoded, self._checksums[block * len(slots) + field])
-                if self._decodes:
+                if self._decodes[field]:
                     shard.decode(block, encoded, np.frombuffer(slot, shard.field.dtype))
         except DamagedBlock:
             self._dataset.check_not_replaced()
@@ -211,7 +211,7 @@ class BlockReader:
             if (field, shard) in self._shards:
                 return self._shards[field, shard].reader
             _OPEN.make_room()
-            opened = self._dataset.open_shard(self._layout.fields[field].name, block, indexed=self._compressed)
+            opened = self._dataset.open_shard(self._layout.fields[field].name, block, indexed=self._compressed[field])
             opened.stored.expect_random()
             self._shards[field, shard] = _OpenShard(opened, now)
         return opened

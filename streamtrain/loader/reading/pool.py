@@ -13,13 +13,15 @@ on one line, so that a slot's time of need reaches across the boundary. Only the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
 from streamtrain.errors import UsageError
 from streamtrain.loader.budget import LoaderSizes
+from streamtrain.loader.decode.delivery import Gather
 from streamtrain.loader.reading.block_reader import BlockReader
 from streamtrain.loader.reading.pool_memory import HostMemory, PoolMemory, Span
 from streamtrain.loader.reading.workers import Deadline, Job, Seconds, Workers
@@ -119,6 +121,10 @@ def enter_epoch(
     return epoch
 
 
+_DECODED_AT_ONCE: Final = 16
+"""Images of one job, so that several threads decode for one batch."""
+
+
 class Pool:
     """Turns orders into spans of gathered samples, with threads.
 
@@ -135,13 +141,15 @@ class Pool:
         n_positions: int,
         threads: int,
         memory: PoolMemory | None = None,
+        gathers: Sequence[Gather] = (),
     ) -> None:
         self._reader = reader
         self._layout = layout
         self._sizes = sizes
+        self._most_gathered = _DECODED_AT_ONCE if layout.decoder_bytes else layout.n_samples
         self._order_of = order_of
         self._n_positions = n_positions
-        self._memory: PoolMemory = HostMemory(layout, sizes) if memory is None else memory
+        self._memory: PoolMemory = HostMemory(layout, sizes, gathers) if memory is None else memory
         self._slots = self._memory.slots
         self._epochs: deque[PoolEpoch] = deque()
         self._spans: deque[Span] = deque()
@@ -253,7 +261,7 @@ class Pool:
         span = self._open or self._lend(epoch, start)
         if span is None:
             return None
-        wanted = min(span.stop, epoch.pieces[0].stop)
+        wanted = min(span.stop, epoch.pieces[0].stop, start + self._most_gathered)
         stop = min(wanted, epoch.loaded)
         if stop < wanted:
             stop = self._whole(epoch, stop) if short else start
@@ -301,9 +309,12 @@ class Pool:
 
     def _gather(self, epoch: PoolEpoch, piece: SamplePositions, span: Span, start: int, stop: int) -> Seconds:
         some = slice(start - piece.start, stop - piece.start)
-        rows = epoch.base.take(piece.visits[some])
-        rows += piece.rows[some]
-        return self._memory.gather(rows, span, start)
+        visits, within = piece.visits[some], piece.rows[some]
+        rows = epoch.base.take(visits)
+        rows += within
+        # Only what is drawn for a sample depends on which it is.
+        samples = epoch.order.run_first.take(visits) + within if self._layout.decoder_bytes else within
+        return self._memory.gather(rows, span, start, samples)
 
     def _index_job(self) -> Job | None:
         epoch = next((epoch for epoch in self._epochs if epoch.indexed < epoch.stop), None)

@@ -25,16 +25,12 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.loader.budget import LoaderSizes
+from streamtrain.loader.decode.delivery import Drawn, Gather, plain_gathers, row_dtype
 from streamtrain.loader.reading.workers import Seconds
 from streamtrain.shuffle.order import I64
 from streamtrain.shuffle.read_list import NEVER
 from streamtrain.store.layout import Field, Layout
 from streamtrain.system.buffers import aligned_bytes
-
-
-def row_dtype(row_bytes: int) -> np.dtype[Any]:
-    """Choose the dtype in which whole rows move fastest: an integer of their size, else raw bytes."""
-    return np.dtype(f"u{row_bytes}") if row_bytes in (1, 2, 4, 8) else np.dtype((np.void, row_bytes))
 
 
 class Slots:
@@ -197,8 +193,8 @@ class PoolMemory(Protocol):
     def read(self, read: ReadBlock, blocks: I64, slots: I64, /) -> Seconds:
         """Read blocks into their slots."""
 
-    def gather(self, rows: I64, span: Span, start: int, /) -> Seconds:
-        """Put rows of the pool into a span, from a position on."""
+    def gather(self, rows: I64, span: Span, start: int, samples: I64, /) -> Seconds:
+        """Put rows of the pool, those of some samples, into a span, from a position on."""
 
     def close(self) -> None:
         """Release everything but the spans that are lent, once no thread works here any more."""
@@ -210,21 +206,20 @@ class PoolMemory(Protocol):
 class HostMemory:
     """Blocks and spans in the memory of the host."""
 
-    def __init__(self, layout: Layout, sizes: LoaderSizes) -> None:
+    def __init__(self, layout: Layout, sizes: LoaderSizes, gathers: Sequence[Gather] = ()) -> None:
         self.slots = Slots(layout, sizes.slots, sizes.working_slots)
-        self._spans = SpanMemory(layout.fields, sizes.span_samples(layout.n_samples), sizes.spans)
-        self._row_dtypes = [row_dtype(field.row_bytes) for field in layout.fields]
+        self._spans = SpanMemory(layout.batch_fields, sizes.span_samples(layout.n_samples), sizes.spans)
+        self._gathers = gathers or plain_gathers(layout)
         self.lend = self._spans.lend
 
     def read(self, read: ReadBlock, blocks: I64, slots: I64, /) -> Seconds:
         pairs = zip(blocks.tolist(), slots.tolist(), strict=True)
         return {"disk": sum(read(block, self.slots.buffers(slot)) for block, slot in pairs)}
 
-    def gather(self, rows: I64, span: Span, start: int, /) -> Seconds:
-        some = slice(start - span.start, start - span.start + len(rows))
-        for source, array, dtype in zip(self.slots.rows, span.arrays, self._row_dtypes, strict=True):
-            target = array.reshape(len(array), -1).view(dtype)[some, 0]
-            np.take(source, rows, axis=0, out=target, mode="clip")
+    def gather(self, rows: I64, span: Span, start: int, samples: I64, /) -> Seconds:
+        some, drawn = slice(start - span.start, start - span.start + len(rows)), Drawn(span.epoch, samples)
+        for gather, array in zip(self._gathers, span.arrays, strict=True):
+            gather(self.slots.rows, rows, array[some], drawn)
         return {}
 
     def abandon(self) -> None:

@@ -5,42 +5,30 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
-import numpy.typing as npt
 
 from streamtrain.errors import OutOfRange, StreamtrainWarning, UsageError
-from streamtrain.store.layout import Layout
-
-Array = npt.NDArray[Any]
-
-
-class BlockReads(Protocol):
-    """What samples are read from."""
-
-    @property
-    def layout(self) -> Layout: ...
-    def read_block(self, field: str, block: int) -> Array: ...
-
+from streamtrain.store.reads.ranges import BlockReads, sample_of
 
 _told: WeakSet[BlockReads] = WeakSet()
 
 
-def drawn_samples(dataset: BlockReads, rows: Sequence[int]) -> list[dict[str, Array]]:
+def drawn_samples(dataset: BlockReads, rows: Sequence[int]) -> list[dict[str, Any]]:
     """Read some rows, in their order; warn once of a dataset whose rows are drawn here and there."""
     layout = dataset.layout
     places: dict[int, list[int]] = {}
     for place, row in enumerate(rows):
         places.setdefault(row // layout.block_rows, []).append(place)
     _warn_of_draws(dataset, rows, len(places))
-    found: list[dict[str, Array]] = [{} for _ in rows]
-    for field in layout.fields:
+    found: list[dict[str, Any]] = [{} for _ in rows]
+    for field in layout.own_fields:
         for block, of_block in places.items():
             values, start = dataset.read_block(field.name, block), layout.block_range(block)[0]
             for place in of_block:
-                found[place][field.name] = values[rows[place] - start, ...].copy()
+                found[place][field.name] = sample_of(values, rows[place] - start, copies=True)
     return found
 
 

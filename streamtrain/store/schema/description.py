@@ -49,7 +49,7 @@ def described_columns(
     """Describe each column of a dataset in the order of its fields; ``classes`` are the names of its labels."""
     missing = _Missing.of(manifest)
     single = {WEIGHT: "weight_column", ID: "id_column"}
-    for field in manifest.layout.fields:
+    for field in manifest.layout.own_fields:
         names = schema.targets if field.name == TARGET and field.shape else schema.columns.get(field.name, ())
         if field.name == CATEGORIES and schema.categories:
             found = stats(field.name)

@@ -23,7 +23,7 @@ _MOST_CLASSES: Final = 20
 def dataset_line(path: Path, layout: Layout, columns: Sequence[str] | None, task: LabelTask | None) -> str:
     """Say what a dataset is in at most 100 characters."""
     kind = "no labels" if task is None else task.name or "task undecided"
-    held = _fields(layout.fields) if columns is None else f"{counted(len(columns), 'column')}"
+    held = _fields(layout.own_fields) if columns is None else f"{counted(len(columns), 'column')}"
     what = f": {counted(layout.n_samples, 'sample')}, {held}, {kind})"
     room = _MOST_LETTERS - len("Dataset('')") - len(what) + 1
     if room < _LEAST_OF_PATH:
@@ -33,7 +33,7 @@ def dataset_line(path: Path, layout: Layout, columns: Sequence[str] | None, task
 
 
 def _fields(fields: Sequence[Field]) -> str:
-    return ", ".join(f"{clipped(field.name, 24)} {field.dtype.name}{list(field.shape) or ''}" for field in fields)
+    return ", ".join(f"{clipped(field.name, 24)} {field.kind_text}" for field in fields)
 
 
 def dataset_html(
@@ -49,7 +49,12 @@ def dataset_html(
         f"{format_bytes(layout.n_bytes)}, {counted(layout.n_blocks, 'block')} of {layout.block_rows:,}, {layout.codec}"
     )
     fields = [["field", "dtype", "shape", "bytes a sample"]]
-    fields += [[each.name, each.dtype.name, str(each.shape), f"{each.row_bytes:,}"] for each in layout.fields]
+    fields += [
+        [each.name, "images", str(manifest.statistics[each.name].images), f"about {each.row_bytes:,}"]
+        if each.encoded
+        else [each.name, each.dtype.name, str(each.shape), f"{each.row_bytes:,}"]
+        for each in layout.own_fields
+    ]
     parts = [html_title(line), f"<div>{sizes}</div>", html_table(fields)]
     if any(field in (INPUT, CATEGORIES) for field in columns["field"]):
         parts.append(html_table([["column", "role", "missing", "mean", "std", "min", "max"], *_rows(columns)]))

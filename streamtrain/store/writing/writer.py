@@ -27,8 +27,9 @@ import numpy.typing as npt
 
 from streamtrain.store import zarr_metadata
 from streamtrain.store.codec import encode
-from streamtrain.store.layout import Layout
+from streamtrain.store.layout import Field, Layout
 from streamtrain.store.manifest import FieldSummary, Json, Manifest, dataset_id, dump_manifest
+from streamtrain.store.media.encoded import pack
 from streamtrain.store.schema.facts import SchemaFacts, stored_facts_of
 from streamtrain.store.shard import ShardWriter, StoredFile, file_of
 from streamtrain.store.statistics import FieldStats, FieldTally, tally_rows
@@ -124,24 +125,32 @@ def encode_part(rows: Mapping[str, Array], layout: Layout, first_row: int) -> En
     """Encode and count rows that start at a block's edge; only the last block may be short."""
     arrays = [np.ascontiguousarray(rows[field.name]) for field in layout.fields]
     return EncodedPart(
-        blocks=tuple(tuple(_encoded_blocks(array, layout)) for array in arrays),
+        blocks=tuple(
+            tuple(_encoded_blocks(array, field, layout)) for array, field in zip(arrays, layout.fields, strict=True)
+        ),
         tallies=tuple(
             tally_rows(array, field, first_row=first_row, block_rows=layout.block_rows)
             for array, field in zip(arrays, layout.fields, strict=True)
         ),
         n_rows=len(arrays[0]),
-        n_bytes=sum(array.nbytes for array in arrays),
+        n_bytes=len(arrays[0]) * layout.row_bytes,
     )
 
 
-def _encoded_blocks(rows: Array, layout: Layout) -> Iterator[bytes | memoryview]:
+def _encoded_blocks(rows: Array, field: Field, layout: Layout) -> Iterator[bytes | memoryview]:
+    codec = layout.codec_of(field)
+    if field.encoded:
+        for start in range(0, len(rows), layout.block_rows):
+            packed = pack(rows[start : start + layout.block_rows], layout.block_rows * field.row_bytes)
+            yield encode(packed, codec, shuffles=False)
+        return
     for start in range(0, len(rows), layout.block_rows):
         block = rows[start : start + layout.block_rows]
         if len(block) < layout.block_rows:
             padded = np.zeros((layout.block_rows, *rows.shape[1:]), rows.dtype)
             padded[: len(block)] = block
             block = padded
-        yield encode(block, layout.codec)
+        yield encode(block, codec)
 
 
 class OpenShard:
@@ -226,7 +235,8 @@ class DatasetWriter:
         layout = self.layout = replace(self.layout, n_samples=n_samples)
         checksums = np.concatenate([self._checksums[shard] for shard in range(layout.n_shards)])
         for field in layout.fields:
-            self._write(zarr_metadata.field_array(field, layout))
+            images = statistics[field.name].images
+            self._write(zarr_metadata.field_array(field, layout, () if images is None else images.media))
         self._write(zarr_metadata.group(zarr_metadata.PRIVATE))
         self._write(zarr_metadata.small_array(zarr_metadata.CHECKSUMS, checksums, ("block", "field")))
         self._write(zarr_metadata.group(zarr_metadata.STATISTICS))
@@ -241,7 +251,13 @@ class DatasetWriter:
             sources=sources,
             options=options,
             statistics={
-                name: FieldSummary(overall=stats.overall, histogram=stats.histogram, rho=stats.rho, facts=stats.facts)
+                name: FieldSummary(
+                    overall=stats.overall,
+                    histogram=stats.histogram,
+                    rho=stats.rho,
+                    facts=stats.facts,
+                    images=stats.images,
+                )
                 for name, stats in statistics.items()
             },
             files=self._stored,

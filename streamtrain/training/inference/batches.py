@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import StreamtrainWarning, UsageError
+from streamtrain.loader.decode.delivery import Decode
+from streamtrain.loader.decode.image_dataset import with_images
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.schema.arrangement import arrange
@@ -42,6 +44,7 @@ class Wanted:
     first_row: int = 0
     of: str = "the model"
     say: Say | None = None
+    decode: Decode | None = None
 
     def tell(self, text: str) -> None:
         """Say a sentence, or warn of it where nobody listens."""
@@ -67,7 +70,7 @@ def open_batches(data: object, wanted: Wanted) -> Iterator[InputBatches]:
     if isinstance(data, str | os.PathLike):
         data = _opened(data)
     if isinstance(data, Dataset):
-        with _of_dataset(data, wanted) as batches:
+        with _of_dataset(with_images(data, wanted.decode), wanted) as batches:
             yield batches
     elif hasattr(data, "dataset") and hasattr(data, "sequential"):
         with _of_stream(data, wanted) as batches:
@@ -105,7 +108,7 @@ def _of_dataset(data: Dataset, wanted: Wanted) -> Iterator[InputBatches]:
     )
     for text in arrangement.told:
         wanted.tell(text)
-    size = min(wanted.batch_size, len(data))
+    size = min(wanted.batch_size, len(data), most_in_batch(data, wanted.memory_bytes))
     first = wanted.first_row // size
     with _loader(data, size, wanted) as loader:
         if first:
@@ -116,6 +119,15 @@ def _of_dataset(data: Dataset, wanted: Wanted) -> Iterator[InputBatches]:
             first_row=first * size,
             terms=loader.projection.terms,
         )
+
+
+_PARTS: Final = 16
+
+
+def most_in_batch(data: Dataset, memory_bytes: int) -> int:
+    """Limit a batch of decoded images, a few of which wait in memory."""
+    layout = data.layout
+    return max(1, memory_bytes // _PARTS // layout.batch_row_bytes) if layout.decoder_bytes else len(data)
 
 
 def _loader(data: Dataset, batch_size: int, wanted: Wanted) -> StreamLoader:

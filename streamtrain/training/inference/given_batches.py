@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from streamtrain.errors import Argument, Fix, Lines, UsageError
+from streamtrain.loader.decode.delivery import Decode
 from streamtrain.models.normalization import InputStatistics
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Field, Layout
@@ -23,11 +24,15 @@ _ATTRIBUTES: Final = ("dataset", "batch_size", "seed", "shuffle")
 _BATCH: Final = 256
 
 
-def check_can_train(*streams: object) -> None:
-    """Refuse data that no epochs can be made of, such as arrays or a DataLoader; None and datasets are not."""
+def check_can_train(*streams: object) -> Decode | None:
+    """Refuse data that no epochs can be made of, such as arrays or a DataLoader; None and datasets are not.
+
+    Return how the images of the first are decoded, if they are.
+    """
     for stream in streams:
         if stream is not None and not isinstance(stream, Dataset) and not is_stream(stream):
             raise _no_epochs(a_kind(stream), _source_of(stream), _batch_size_of(stream), _label_of(stream))
+    return getattr(streams[0], "decode", None)
 
 
 def is_stream(data: object) -> bool:

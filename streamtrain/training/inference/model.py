@@ -22,7 +22,13 @@ from streamtrain.training.best.chosen_checkpoint import BEST, Which
 from streamtrain.training.inference.predicting import Predictor
 from streamtrain.training.inference.predictions import form_of_run
 from streamtrain.training.inference.predicts import Predicts
-from streamtrain.training.inference.saved_run import SavedRun, build_module, normalize_modules, read_run
+from streamtrain.training.inference.saved_run import (
+    SavedRun,
+    build_module,
+    decode_of_run,
+    normalize_modules,
+    read_run,
+)
 from streamtrain.training.run.checkpoint import load_weights
 
 _MOST_NAMES: Final = 20
@@ -125,6 +131,7 @@ class TrainedModel(Predicts, nn.Module):
             form=self._form,
             device=next((each.device for each in self.parameters()), self._device),
             labels=self.config.get("labels", {}),
+            decode=decode_of_run(self.config),
         )
 
 

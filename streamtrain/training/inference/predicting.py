@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.errors import Argument, BudgetError, Fix, OutOfRange, StreamtrainWarning, UsageError
+from streamtrain.loader.decode.delivery import Decode
 from streamtrain.optim.gradients import TrainingBatch
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.columns import CATEGORIES, ID, Schema
@@ -55,6 +56,7 @@ class Predictor:
     labels: Mapping[str, Any] = field(default_factory=dict)
     name: str = "the model"
     autocast: torch.dtype | None = None
+    decode: Decode | None = None  # how its images become pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +137,7 @@ def opened_parts(
         first_row=start // options.batch_size * options.batch_size,
         of=predictor.name,
         say=options.say,
+        decode=predictor.decode,
     )
     with _whole_budget(options, work), open_batches(data, wanted) as found:
         n_rows = _check_range(start, stop, found.n_rows)

@@ -14,11 +14,14 @@ import numpy.typing as npt
 import torch
 
 from streamtrain.errors import UsageError
+from streamtrain.loader.decode.delivery import Decode
+from streamtrain.loader.decode.image_dataset import decode_to_measure
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.forward import check_autocast
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.models.target_normalization import in_units_of_data, takes_logarithms
 from streamtrain.store.dataset import Dataset
+from streamtrain.store.media.pillow import pillow_version
 from streamtrain.system.arguments import check_flags
 from streamtrain.system.calls.public import PublicIterator, public
 from streamtrain.training.batch_stream import BatchStream
@@ -150,6 +153,7 @@ class PredictsInTraining(Predicts, BuiltLater):
 
     inputs: tuple[str, ...]
     device: Any
+    decode: Decode | None = None  # of the data that it was trained on
     _normalized_model: NormalizedModel
     _epoch_loop: EpochLoop
 
@@ -164,6 +168,7 @@ class PredictsInTraining(Predicts, BuiltLater):
             schema=schema,
             form=form_of_loss(self.loss, self._epoch_loop.reading, schema, self.target),
             device=self.device,
+            decode=decode_to_measure(self.decode),
             in_units=partial(in_units_of_data, normalization=normalization, is_log=takes_logarithms(self.loss)),
         )
 
@@ -176,4 +181,5 @@ class PredictsInTraining(Predicts, BuiltLater):
         budget = budget_config(loader, loader.memory_bytes) if isinstance(loader, StreamLoader) else {}
         ends = asdict(plan.totals) | watch.limits
         fit = {name: value for name, value in ends.items() if value is not None}
-        return described | labels | where | budget | {"threads": torch.get_num_threads(), "fit": fit}
+        images = {} if self.decode is None else {"pillow": pillow_version()}
+        return described | labels | where | budget | images | {"threads": torch.get_num_threads(), "fit": fit}

@@ -17,6 +17,9 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from streamtrain.errors import Argument, CheckpointError, Fix, StreamtrainWarning, UsageError
+from streamtrain.loader.decode.delivery import Decode
+from streamtrain.loader.decode.image_dataset import decode_of_config, decode_to_measure
+from streamtrain.loader.decode.images import Images
 from streamtrain.models.alignment import LossKind
 from streamtrain.models.factory import code_of, is_code, make_model
 from streamtrain.models.losses import LOSS_DEFINITIONS
@@ -152,12 +155,27 @@ _TYPES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "log_output": (lambda value: isinstance(value, bool), "true or false"),
     "loss_has_settings": (lambda value: isinstance(value, bool), "true or false"),
     "labels_as_float": (lambda value: isinstance(value, bool), "true or false"),
+    "decode": (lambda value: isinstance(value, dict) and _decoded(value) is not None, "images and their size"),
     "category_sizes": (lambda value: _is_list(value, _is_size), "a list of positive integers"),
     "model_args": (lambda value: isinstance(value, dict), "an object"),
     "model_sha256": (_is_text, "a text"),
     **CHECKS,
 }
 """The values of a run's configuration that are read here: their check, and its name."""
+
+
+def _decoded(found: Mapping[str, Any]) -> dict[str, Images] | None:
+    """Read how images are decoded; None where it makes no sense."""
+    try:
+        return decode_of_config(found)
+    except (TypeError, UsageError, AttributeError):
+        return None
+
+
+def decode_of_run(config: Mapping[str, Any]) -> Decode | None:
+    """Return how a run's images are decoded where its model is measured or predicts: cropped in the middle."""
+    found = config.get("decode")
+    return None if found is None else decode_to_measure(_decoded(found))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

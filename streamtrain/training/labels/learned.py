@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from streamtrain.errors import UsageError
-from streamtrain.models.normalization import NormalizedModel, awaits_statistics
+from streamtrain.models.normalization import AUTO, NormalizedModel, awaits_statistics
 from streamtrain.store.schema.arrangement import AS_IT_IS, Arrangement
 from streamtrain.training.batch_stream import LearnedSchema, StreamDataset, normalize_fields
 from streamtrain.training.labels.reading import AS_STORED, LabelReading, label_reading
@@ -27,12 +27,13 @@ class LearnedData:
         loop: EpochLoop,
         model: NormalizedModel,
         device: torch.device,
-        normalize: Literal["auto"] | Mapping[str, nn.Module] | None,
+        normalize: Literal["auto", "imagenet"] | Mapping[str, nn.Module] | None,
         targets: TargetOptions,
     ) -> None:
         self.schema = LearnedSchema()
         self._loop, self._model, self._device = loop, model, device
         self._awaits_statistics = awaits_statistics(normalize)
+        self._normalize = normalize if isinstance(normalize, str) else AUTO
         # None once they are known.
         self._targets: TargetOptions | None = targets
         if isinstance(normalize, Mapping):
@@ -41,7 +42,7 @@ class LearnedData:
     def learn(self, data: StreamDataset) -> None:
         """Learn of training data all that is not known yet."""
         if self._awaits_statistics:
-            self._model.put(normalize_fields(data, self._model.inputs), self._device)
+            self._model.put(normalize_fields(data, self._model.inputs, self._normalize), self._device)
             self._awaits_statistics = False
         self.read_labels(data)
         if self._targets is not None:
@@ -69,7 +70,7 @@ class LearnedData:
 
     def check_known(self) -> None:
         """Refuse to look at other data where statistics of training data are missing."""
-        awaited = "normalize='auto'" if self._awaits_statistics else None
+        awaited = f"normalize={self._normalize!r}" if self._awaits_statistics else None
         if self._targets is not None and self._targets.needs_statistics:
             awaited = awaited or "normalize_target or class_weight"
         if awaited is not None:

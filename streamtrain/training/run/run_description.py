@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import torch
 
 from streamtrain.errors import Argument, Fix
+from streamtrain.loader.decode.image_dataset import decode_config
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import IGNORED
@@ -39,7 +40,7 @@ def describe_run(
     rule: UpdateRule, front: NormalizedModel, stream: BatchStream, fields: Mapping[str, object]
 ) -> dict[str, object]:
     """Describe a rule, its learner and its stream as JSON values by name."""
-    learner = rule.learner
+    learner, decode = rule.learner, getattr(stream.dataset, "decode", None)
     defaults = {name: value for name, value in learner.optimizer.defaults.items() if isinstance(value, _JSON)}
     return {
         "model": type(front.model).__name__,
@@ -58,6 +59,7 @@ def describe_run(
         "reshuffle": getattr(stream, "reshuffle", "epoch"),
         "order": None if rule.in_stored_order else getattr(stream, "order_version", None),
         "seed": stream.seed,
+        **({} if decode is None else {"decode": decode_config(decode)}),
         "n_samples": len(stream.dataset),
         "dataset_id": getattr(stream.dataset, "id", None),
     }

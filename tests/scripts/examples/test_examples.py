@@ -75,7 +75,13 @@ def netcdf_grid(text: str) -> None:
     assert forecast < 0.5 * guess
 
 
-CHECKS = (train_from_store, two_inputs, plain_loop, lbfgs, source_plugin, predict_table, netcdf_grid)
+def images(text: str) -> None:
+    first, second = figures(r"accuracy ([\d.]+)", text)
+    assert first > 0.8, "a third of them are right by chance"
+    assert second > 0.8, "half of them"
+
+
+CHECKS = (train_from_store, two_inputs, plain_loop, lbfgs, source_plugin, predict_table, netcdf_grid, images)
 EXPECTED = {f"{check.__name__}.py": check for check in CHECKS}
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions, choose_fields, pieces, rows_within
 from streamtrain.store.dataset import Dataset, open_dataset
+from streamtrain.store.layout import Field
+from streamtrain.store.media.encoded import LENGTHS_SUFFIX, lengths_field
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.schema.facts import SchemaFacts
 from streamtrain.store.schema.task import TaskName, check_task
@@ -25,10 +27,18 @@ class StoredSource(Source):
 
     def __init__(self, dataset: Dataset, options: SourceOptions) -> None:
         self.dataset = dataset
-        names = [field.name for field in dataset.fields]
-        self._names = choose_fields(names, options, where=str(dataset.path))
+        names = [field.name for field in dataset.layout.own_fields]
+        self._names = dict(choose_fields(names, options, where=str(dataset.path)))
         stored = {field.name: field for field in dataset.fields}
-        self.fields = tuple(replace(stored[name], name=field) for field, name in self._names.items())
+        self.fields = tuple(
+            each for field, name in self._names.items() for each in _with_lengths(replace(stored[name], name=field))
+        )
+        self.lengths = {}
+        for field, name in list(self._names.items()):
+            if (encoded := stored[name].encoded) is not None:
+                self._names[f"{field}{LENGTHS_SUFFIX}"] = encoded.lengths
+                (lengths,) = dataset.read_rows(range(len(dataset)), [stored[encoded.lengths]]).values()
+                self.lengths = {**self.lengths, field: lengths}
         self.n_samples = len(dataset)
         self.chunk_bytes = max(self.n_bytes_of_block, 1)
         if self._names.get(TARGET) == TARGET:
@@ -79,6 +89,14 @@ class StoredSource(Source):
             yield from pieces(rows, n_rows)
             # A block goes before the next one is read.
             del rows
+
+
+def _with_lengths(field: Field) -> tuple[Field, ...]:
+    """Put the field of its samples' lengths, named after it, behind an encoded one."""
+    if field.encoded is None:
+        return (field,)
+    renamed = replace(field, encoded=replace(field.encoded, lengths=f"{field.name}{LENGTHS_SUFFIX}"))
+    return renamed, lengths_field(renamed)
 
 
 def stored_datasets(source: object) -> list[Dataset] | None:

@@ -85,7 +85,7 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
     # The footer of a wide table may be larger than all else.
     return_freed()
     facts = ({**provenance[0], **facts_of(chosen)},)
-    where = partial(_place_of, path)
+    where = partial(place_of, path)
     source = table_source(
         path, chosen, columns, n_rows, facts, partial(_runs, path, footer), where, header=partial(_names, path)
     )
@@ -103,7 +103,7 @@ def reader(path: Path, options: SourceOptions) -> TableReader:
     """Open a Parquet file for columns of any role: read its footer."""
     arrow()
     refuse_options(path, "Parquet", options, "dtype", "shape", *TEXT_OPTIONS)
-    with _reading(str(path)), _open_file(path) as file:
+    with reading_parquet(str(path)), open_file(path) as file:
         schema, footer = file.schema_arrow, file.metadata
         n_groups, n_columns, n_rows = footer.num_row_groups, footer.num_columns, footer.num_rows
         n_bytes = [footer.row_group(number).total_byte_size for number in range(n_groups)]
@@ -113,7 +113,7 @@ def reader(path: Path, options: SourceOptions) -> TableReader:
         header=tuple(schema.names),
         types={name: plain_type(kind) for name, kind in zip(schema.names, schema.types, strict=True)},
         batches=partial(_column_batches, path, max(1, _DECODED_BYTES // (2 * row_bytes))),
-        place=partial(_place_of, path),
+        place=partial(place_of, path),
         provenance=provenance_of(path, "parquet"),
         nulls=(),
         metadata=schema.metadata,
@@ -130,9 +130,9 @@ def reader(path: Path, options: SourceOptions) -> TableReader:
 def _column_batches(path: Path, n_rows: int, names: Sequence[str]) -> Iterator[TableBatch]:
     """Read columns as they are declared, a row group after another."""
     n_done = 0
-    with _reading(str(path)), _open_file(path) as file:
+    with reading_parquet(str(path)), open_file(path) as file:
         for number in range(file.num_row_groups):
-            with _reading(f"{path} row group {number}"):
+            with reading_parquet(f"{path} row group {number}"):
                 for batch in file.iter_batches(n_rows, row_groups=[number], columns=list(names), use_threads=False):
                     _check_text(batch)
                     yield TableBatch(n_rows=batch.num_rows, columns=columns_of(plain_batch(batch, str(path), n_done)))
@@ -153,7 +153,7 @@ class _Footer:
 
 def _choose(path: Path, options: SourceOptions) -> tuple[ChosenColumns, _Footer, Any]:
     """Choose columns; return with them what Arrow holds of the footer, too: in a wide table it is large."""
-    with _reading(str(path)), _open_file(path) as file:
+    with reading_parquet(str(path)), open_file(path) as file:
         schema, footer = file.schema_arrow, file.metadata
         chosen = choose_columns(schema.names, options, str(path), schema.metadata)
         check_types(str(path), schema, chosen)
@@ -167,13 +167,14 @@ def _choose(path: Path, options: SourceOptions) -> tuple[ChosenColumns, _Footer,
 
 
 def _names(path: Path) -> Sequence[str]:
-    with _reading(str(path)), _open_file(path) as file:
+    with reading_parquet(str(path)), open_file(path) as file:
         names: Sequence[str] = file.schema_arrow.names
     return names
 
 
 @contextmanager
-def _open_file(path: Path, label: str | None = None, metadata: Any = None) -> Iterator[Any]:
+def open_file(path: Path, label: str | None = None, metadata: Any = None) -> Iterator[Any]:
+    """Open a file for the block; the texts of column ``label`` stay in their dictionary."""
     parquet = arrow("pyarrow.parquet")
     # Row groups are read through a small buffer, not held whole; page checksums are compared where there are any.
     # Texts that are labels stay in their dictionary.
@@ -189,7 +190,7 @@ def _open_file(path: Path, label: str | None = None, metadata: Any = None) -> It
 
 
 @contextmanager
-def _reading(where: str) -> Iterator[None]:
+def reading_parquet(where: str) -> Iterator[None]:
     """Name the file and row group in whatever Arrow raises."""
     try:
         yield
@@ -211,7 +212,7 @@ def _survey(
             for start, batch in _batches(group, names, _DECODED_BYTES):
                 add_typed_batch(columns[first : first + len(names)], batch, n_before + start)
                 n_rows = max(n_rows, n_before + start + batch.num_rows)
-    check_no_missing(columns, lambda rows: [_place_of(path, row) for row in rows])
+    check_no_missing(columns, lambda rows: [place_of(path, row) for row in rows])
     return columns, n_rows, page_bytes
 
 
@@ -294,7 +295,7 @@ class _RowGroup:
 
 
 def _row_groups(path: Path, chosen: ChosenColumns, metadata: Any = None) -> Generator[_RowGroup, None, None]:
-    with _reading(str(path)), _open_file(path, chosen.label, metadata) as file:
+    with reading_parquet(str(path)), open_file(path, chosen.label, metadata) as file:
         label = _place_of_texts(file.schema_arrow, chosen.label)
         for number in range(file.num_row_groups):
             described = file.metadata.row_group(number)
@@ -325,7 +326,7 @@ def _n_stored(kind: Any) -> int:
 def _stored_bytes(path: Path, file: Any, group: int, name: str, place: int) -> int:
     """Return the bytes of a column in a row group, not compressed."""
     # Arrow ends the process when it is asked for a column that is described wrong. When it is to read it, it raises.
-    with _reading(f"{path} row group {group}"):
+    with reading_parquet(f"{path} row group {group}"):
         next(file.iter_batches(1, row_groups=[group], columns=[name], use_threads=False), None)
     column = file.metadata.row_group(group).column(place)
     return int(column.total_uncompressed_size) if column.path_in_schema == name else 0
@@ -359,7 +360,7 @@ def _batches(group: _RowGroup, names: list[str], max_bytes: int) -> Iterator[tup
     text_bytes = 2 * group.label_bytes // max(1, group.n_rows)
     n_rows = max(1, max_bytes // (_HELD_BYTES * len(names) + text_bytes * (group.label in names)))
     start = 0
-    with _reading(f"{group.path} row group {group.number}"):
+    with reading_parquet(f"{group.path} row group {group.number}"):
         for batch in group.file.iter_batches(n_rows, row_groups=[group.number], columns=names, use_threads=False):
             _check_text(batch)
             yield start, plain_batch(batch, f"{group.path} row group {group.number}", start)
@@ -377,5 +378,6 @@ def _check_text(batch: Any) -> None:
             batch.column(number).validate(full=True)
 
 
-def _place_of(path: Path, row: int) -> str:
+def place_of(path: Path, row: int) -> str:
+    """Name a row of a file."""
     return f"{path} row {row}"

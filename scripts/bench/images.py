@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+"""Images beside bare threads: images/s of a loader that decodes ÷ those of two threads that decode and crop alone.
+
+The threads read the same files, in order, and put the same crops into memory of their own, by the same functions; a
+``DataLoader`` over the files with two workers does so too. All alternate; a ratio is the median of the rounds' ratios.
+Beside it: the bytes of the dataset ÷ those of the files, and the loader's anonymous memory beside its budget. Then a
+table of what may be stored instead: KB an image, and images/s.
+
+Prints a table on stderr and one JSON line per result on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # streamtrain and scripts, run from anywhere
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+import streamtrain as st
+from scripts.runner import Result, median_ratio, new_parser, require_disk, rounds, run, timed
+from streamtrain.loader.decode.images import decode_into
+from streamtrain.system.memory import MemoryMeter
+from streamtrain.system.units import format_bytes, parse_bytes
+
+THREADS = 2
+CROP = 224
+BARS = {"two threads": 0.92, "DataLoader": 1.0, "stored": 1.01}
+STORED: dict[str, dict[str, Any]] = {
+    "encoded": {},
+    "short side 256": {"max_side": 256},
+    "decoded 256, none": {"store": "decoded", "size": 256, "codec": "none"},
+    "decoded 256, lz4": {"store": "decoded", "size": 256, "codec": "lz4"},
+    "decoded 256, zstd": {"store": "decoded", "size": 256, "codec": "zstd"},
+    "decoded 224, none": {"store": "decoded", "size": 224, "codec": "none"},
+}
+"""What is stored of the images -> the options of the ingest."""
+_IMAGE_BYTES = 110_000
+
+
+def main() -> None:
+    """Measure, and print each result."""
+    run(parse_arguments(), measure, describe, packages=("torch", "pillow"))
+
+
+def measure(folder: Path, arguments: argparse.Namespace) -> Iterator[Result]:
+    """Make the images, and measure each way."""
+    n_bytes = arguments.samples * _IMAGE_BYTES
+    require_disk(folder, 4 * n_bytes, fix="fewer --samples, or another --folder")
+    paths = write_images(folder / "images", arguments.samples, arguments.seed)
+    dataset = st.ingest(folder / "images", folder / "encoded", memory=arguments.memory, progress=False)
+    yield beside_threads(dataset, paths, arguments)
+    yield from stored_ways(folder, arguments)
+
+
+def write_images(folder: Path, n_samples: int, seed: int) -> list[Path]:
+    """Write JPEGs of 500 × 400, smooth shapes under noise, in ten folders; each is about as large as a photo."""
+    rng = np.random.default_rng(seed)
+    paths = []
+    for number in range(n_samples):
+        coarse = rng.integers(0, 256, (10, 13, 3), np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize((500, 400), Image.Resampling.BICUBIC), np.float32)
+        pixels = np.clip(smooth + rng.normal(0, 14, smooth.shape), 0, 255).astype(np.uint8)
+        path = folder / f"class{number % 10}" / f"{number:06}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, quality=90)
+        paths.append(path)
+    return paths
+
+
+def beside_threads(dataset: st.Dataset, paths: Sequence[Path], arguments: argparse.Namespace) -> Result:
+    """Measure the loader beside bare threads and a DataLoader over the files."""
+    how = st.Images(CROP)
+    ways: dict[str, Callable[[], object]] = {
+        "loader": lambda: None,
+        "two threads": lambda: bare(paths, how),
+        "DataLoader": lambda: over_files(paths, how, arguments.batch_size),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    torch.set_num_threads(1)
+    loader = loaded(dataset, how, arguments)
+    with MemoryMeter() as meter, loader:
+        ways["loader"] = lambda: [None for _ in loader]
+        for counts, order in rounds(list(ways), arguments.repeats):
+            for name in order:
+                took = timed(ways[name])
+                seconds[name] += [took] if counts else []
+        peak = meter.peak_bytes
+        projected = loader.projection.total_bytes
+    n_files = sum(path.stat().st_size for path in paths)
+    return {
+        "bench": "images",
+        "samples": len(paths),
+        "file_bytes": n_files // len(paths),
+        "memory": arguments.memory,
+        **{f"{name} images_s": round(len(paths) / min(each)) for name, each in seconds.items()},
+        **{f"ratio_to {name}": median_ratio(seconds[name], seconds["loader"]) for name in ways if name != "loader"},
+        "stored_to_files": round(dataset.stored_bytes / n_files, 4),
+        "projected_bytes": projected,
+        "peak_bytes": peak,
+        "bars": BARS,
+        "rounds": arguments.repeats,
+    }
+
+
+def loaded(dataset: st.Dataset, how: st.Images, arguments: argparse.Namespace) -> st.StreamLoader:
+    """Make the loader that is measured."""
+    return st.StreamLoader(
+        dataset, batch_size=arguments.batch_size, memory=arguments.memory, seed=arguments.seed, decode={"image": how}
+    )
+
+
+def bare(paths: Sequence[Path], how: st.Images) -> None:
+    """Read, decode and crop every file in two threads, in order."""
+
+    def work(first: int) -> None:
+        target = np.empty(how.shape, np.uint8)
+        for number in range(first, len(paths), THREADS):
+            decode_into(target, paths[number].read_bytes(), how, number)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+class Files(Dataset[torch.Tensor]):
+    """The files as a dataset of torch, cropped by the same functions."""
+
+    def __init__(self, paths: Sequence[Path], how: st.Images) -> None:
+        self._paths, self._how = paths, how
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        target = np.empty(self._how.shape, np.uint8)
+        decode_into(target, self._paths[number].read_bytes(), self._how, number)
+        return torch.from_numpy(target).permute(2, 0, 1)
+
+
+def over_files(paths: Sequence[Path], how: st.Images, batch_size: int) -> None:
+    """Go through the files once, shuffled, in two processes."""
+    for _ in DataLoader(Files(paths, how), batch_size=batch_size, shuffle=True, num_workers=THREADS):
+        pass
+
+
+def stored_ways(folder: Path, arguments: argparse.Namespace) -> Iterator[Result]:
+    """Measure each way to store the images: their bytes, and an epoch of the loader."""
+    for name, options in STORED.items():
+        target = folder / "stored"
+        dataset = st.ingest(
+            folder / "images", target, memory="1GB", progress=False, overwrite=target.exists(), **options
+        )
+        with loaded(dataset, st.Images(CROP), arguments) as loader:
+            took = [timed(lambda: [None for _ in loader]) for _ in range(arguments.repeats + 1)]
+        yield {
+            "bench": "images stored",
+            "stored": name,
+            "image_kb": round(dataset.stored_bytes / len(dataset) / 1000, 1),
+            "images_s": round(len(dataset) / min(took[1:])),
+            "cache": "warm",
+        }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """One line for people."""
+    if result["bench"] == "images stored":
+        return f"{result['stored']:<20} {result['image_kb']:>7.1f} KB an image  {result['images_s']:>7,} images/s"
+    rates = "  ".join(f"{name} {result[f'{name} images_s']:,}" for name in ("loader", "two threads", "DataLoader"))
+    return (
+        f"{result['samples']:,} JPEGs of {format_bytes(result['file_bytes'])}: images/s {rates}\n"
+        f"loader/threads {result['ratio_to two threads']:.2f}  loader/DataLoader {result['ratio_to DataLoader']:.2f}  "
+        f"stored/files {result['stored_to_files']:.3f}  "
+        f"memory {format_bytes(result['peak_bytes'])} of {format_bytes(parse_bytes(result['memory']))}"
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = new_parser(__doc__, samples=20_000, batch_size=64, memory="256MB", repeats=3, seed=0, folder=None)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

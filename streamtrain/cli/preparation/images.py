@@ -1,0 +1,42 @@
+"""Images of a command line: ``--images 224``, ``--images center:224``."""
+
+from __future__ import annotations
+
+from streamtrain.errors import UsageError
+from streamtrain.loader.decode.delivery import Decode, is_pixels
+from streamtrain.loader.decode.image_dataset import with_images
+from streamtrain.loader.decode.images import CROPS, Images
+from streamtrain.store.dataset import Dataset
+
+_FIX = "--images 224 (random crops, to train on), or --images center:224"
+
+
+def parse_images(text: str) -> Images:
+    """Read ``[CROP:]SIZE``."""
+    crop, _, size = text.rpartition(":")
+    if not size.isdecimal() or crop not in ("", *CROPS):
+        raise UsageError(f"--images {text!r} is not a size, or a crop and a size", fix=_FIX)
+    return Images(int(size)) if not crop else Images(int(size), crop=next(each for each in CROPS if each == crop))
+
+
+def decode_of(dataset: Dataset, text: str | None) -> Decode | None:
+    """Say how a dataset's images are decoded; refuse images without a size, and a size without images."""
+    encoded = dataset.layout.encoded_fields
+    if text is None:
+        if encoded:
+            name = encoded[0].name
+            what = f"field {name} holds images as they are stored, and a model takes pixels of one size"
+            raise UsageError(what, where=str(dataset.path), fix=_FIX)
+        return None
+    how = parse_images(text)
+    fields = encoded or tuple(field for field in dataset.layout.fields if is_pixels(field))
+    if not fields:
+        what = "--images, and the dataset has no images"
+        why = "Images are stored as they are, or as uint8 (height, width, 3)"
+        raise UsageError(what, where=str(dataset.path), why=why, fix="leave it out")
+    return {field.name: how for field in fields}
+
+
+def seen_as(dataset: Dataset, text: str | None) -> Dataset:
+    """See a dataset with its images decoded as the command line says."""
+    return with_images(dataset, decode_of(dataset, text))

@@ -1,0 +1,1 @@
+"""Images: folders of classes, tar files, and columns of tables."""

@@ -1,0 +1,1 @@
+"""Images decoded as their batch is gathered."""

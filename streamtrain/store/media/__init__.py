@@ -1,0 +1,1 @@
+"""Samples that are the bytes of image files: packed into blocks, decoded, measured."""

@@ -1,0 +1,130 @@
+"""A folder of JPEGs from the command line: ingested, trained on, evaluated, predicted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import streamtrain as st
+from streamtrain.cli.main import main
+from tests.support.images import class_folders
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    class_folders(root / "in", 20)
+    st.ingest(root / "in", root / "d", split={"val": 0.3}, say=lambda text: None)
+    return root / "d"
+
+
+@pytest.fixture(scope="module")
+def run(stored: Path) -> Path:
+    out = stored.parent / "run"
+    assert (
+        _main("train", stored, "--model", "cnn", "--images", "16", "--epochs", "3", "--batch-size", "8", "--out", out)
+        == 0
+    )
+    return out
+
+
+def _main(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def _json(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert _main(*words, "--json") == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_run_remembers_how_its_images_were_decoded(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    assert config["decode"]["image"] == st.Images(16).as_json()
+    assert config["input_shape"] == [3, 16, 16]
+    assert config["pillow"]
+    assert config["normalize"] == ["image"]
+
+
+def test_evaluate_and_predict_take_the_middle(run: Path, stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = _json(capsys, "evaluate", run, stored)
+    assert measured["split"] == "val"
+    assert measured["accuracy"] > 0.9
+    val = st.open(stored, split="val")
+    model = st.load(run, device="cpu")
+    predicted = model.predict(val)
+    assert np.mean(predicted == val[:]["y"]) == pytest.approx(measured["accuracy"])
+    assert val.classes is not None
+    named = [val.classes[number] for number in predicted[:10]]
+    shown = _json(capsys, "predict", run, stored, "--split", "val")
+    assert [row["prediction"] for row in shown["predictions"]] == named
+    smaller = _json(capsys, "predict", run, stored, "--split", "val", "--batch-size", "3", "--memory", "64MB")
+    assert [row["prediction"] for row in smaller["predictions"]] == named
+    other = _json(capsys, "evaluate", run, stored, "--images", "none:16")
+    assert other["loss"] != measured["loss"]
+
+
+def test_a_resumed_run_must_decode_alike(run: Path, stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", stored, "--model", "cnn", "--batch-size", "8", "--out", run, "--resume", "--epochs", "4"]
+    assert _main(*words, "--images", "center:16") == 6
+    assert "crop" in capsys.readouterr().err
+    assert _main(*words, "--images", "16") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "--images 224"),
+        (("--images", "big"), "is not a size"),
+        (("--images", "left:16"), "is not a size"),
+        (("--images", "0"), "size is 0"),
+    ],
+)
+def test_images_need_a_size(
+    words: tuple[str, ...], told: str, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _main("train", stored, "--model", "cnn", "--out", tmp_path / "r", *words) == 2
+    assert told in capsys.readouterr().err
+    assert _main("plan", stored, *words) == 2
+
+
+def test_a_size_needs_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    st.ingest({"x": np.zeros((20, 3)), "y": np.arange(20) % 2}, tmp_path / "d")
+    assert _main("train", tmp_path / "d", "--model", "linear", "--images", "16", "--out", tmp_path / "r") == 2
+    assert "has no images" in capsys.readouterr().err
+
+
+def test_images_that_were_not_decoded_have_no_statistics(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _main("ingest", stored.parent / "in", tmp_path / "d", "--check", "header") == 0
+    words = ["train", tmp_path / "d", "--model", "cnn", "--images", "16", "--epochs", "1", "--batch-size", "8"]
+    assert _main(*words, "--out", tmp_path / "a") == 2
+    told = capsys.readouterr().err
+    assert "--normalize imagenet" in told
+    assert "--normalize none" in told
+    assert _main(*words, "--out", tmp_path / "b", "--normalize", "imagenet") == 0
+
+
+def test_plan_and_info_know_images(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = _json(capsys, "plan", stored, "--images", "16", "--batch-size", "8")
+    terms = plan["memory"]["terms"]
+    assert terms["decoding"] > 0
+    assert terms["batches"] < 2**20
+    assert _main("info", stored) == 0
+    told = capsys.readouterr().out
+    assert "JPEG" in told
+    assert "image_bytes" not in told
+    found = _json(capsys, "info", stored / "train")
+    assert found["fields"]["image"]["encoded"]["media"]["image/jpeg"] > 0
+
+
+def test_compare_takes_images(stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", stored, "--model", "cnn", "--images", "16", "--rules", "batch", "--optimizers", "adam"]
+    assert _main(*words, "--epochs", "1", "--batch-size", "8", "--out", tmp_path / "c") == 0
+    assert _main(*words, "--normalize", "imagenet", "--out", tmp_path / "e") == 2
