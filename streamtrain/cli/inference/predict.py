@@ -112,9 +112,7 @@ def run_predict(
     _tell_others(written)
     result = _result(run, sources, out, loaded, written, seconds, options.memory, meter)
     if out is None:
-        columns = _joined(predictor, shown, options)
-        result["predictions"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        emit(as_json, result, Lines.of([*_table(columns), _keeping(run, sources)]))
+        _emit_shown(_joined(predictor, shown, options), result, as_json, _keeping(run, sources))
         return
     lines = list(_lines(written, seconds, result["memory"]))
     if out == STDOUT:
@@ -123,6 +121,12 @@ def run_predict(
         emit(as_json, result, Lines.of([*lines, f"out     {out}"]))
     if hint := written.summary.hint():
         note(f"hint: {hint}")
+
+
+def _emit_shown(columns: dict[str, list[Any]], result: dict[str, Any], as_json: bool, keeping: str) -> None:
+    """Print the first rows, and the line that keeps all."""
+    result["predictions"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    emit(as_json, result, Lines.of([*_table(columns), keeping]))
 
 
 def _predictor(loaded: TrainedModel, data: object, images: str | None) -> Predictor:
